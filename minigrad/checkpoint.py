@@ -1,0 +1,163 @@
+"""Trading time for memory: forget what a part of the forward pass saved, and run it again later.
+
+Between its inputs and its result, `checkpoint(f, *inputs)` is one node that has saved no more than
+the inputs. When a gradient arrives, f runs again, recording this time, and the gradient goes back
+through what it has recorded. So of a chain of n layers cut into sqrt(n) parts only about 2 sqrt(n)
+activations are alive at any time (Chen et al., 2016), for one more forward pass.
+
+Where f uses tensors that it was not handed, as a module uses its parameters, an observer notes them
+in the first run, and they get their gradients like inputs. It also notes the random generators that
+are drawn from, so that dropout drops the same elements again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad.engine import Node
+from minigrad.memory import WriteCell, clock
+from minigrad.mode import Observer, mode, no_grad, observe
+from minigrad.op import Op, Rule, replay
+from minigrad.tensor import Tensor
+
+if TYPE_CHECKING:
+    from minigrad.engine import Edge
+
+
+def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """f(*inputs), saving no more than the inputs, and running f again in the backward pass.
+
+    Gradients also reach the tensors that `f` closes over, such as the parameters of a module.
+
+    Args:
+        f: a function or module that returns one Tensor, the same each time; what it draws with
+            `rng=` or from the default generator is drawn again alike.
+        inputs: its arguments, Tensors or not.
+
+    Raises:
+        TypeError: if `f` returns anything but one Tensor.
+        RuntimeError: in the backward pass, if the second run gives another result.
+    """
+    watcher = _Watcher()
+    with no_grad(), observe(watcher):
+        # Without a place of their own here, the inputs cannot be taken for tensors from outside.
+        result = f(*(value.detach() if isinstance(value, Tensor) else value for value in inputs))
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            f"checkpoint: the function must return one Tensor, not {type(result).__name__}; "
+            f"concatenate several results into one"
+        )
+    arguments = list(inputs)
+    cells: list[WriteCell | None] = [None] * len(inputs)
+    edges: list[Edge] = []
+    for position, value in enumerate(inputs):
+        if isinstance(value, Tensor):
+            cells[position] = value._cell
+            arguments[position] = value.detach() if value.node is None else value.data
+            if value.node is not None:
+                edges.append((value.node, position, _NO_RULE, ()))
+    for value in watcher.outside.values():
+        assert value.node is not None
+        edges.append((value.node, len(cells), _NO_RULE, ()))
+        cells.append(value._cell)
+    result = result.detach()
+    if mode.grad_enabled and edges and result.dtype.kind == "f":
+        result.node = node = Node()
+        node.op = _CHECKPOINT
+        node.edges = edges
+        node.cells = cells
+        node.order = next(clock)
+        node.shape = result.shape
+        node.dtype = result.dtype
+        node.watched = False
+        node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
+    return result
+
+
+class _Watcher(Observer):
+    """Notes the tensors from outside that a function uses, and the generators that it draws from."""
+
+    def __init__(self) -> None:
+        self.outside: dict[Node, Tensor] = {}
+        self.states: list[tuple[np.random.Generator, Any]] = []
+
+    def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        for value in inputs:
+            if isinstance(value, Tensor) and value.node is not None:
+                self.outside[value.node] = value
+
+    def on_random(self, generator: np.random.Generator) -> None:
+        if all(generator is not known for known, _ in self.states):
+            self.states.append((generator, generator.bit_generator.state))
+
+
+@dataclass
+class _Run:
+    """All that is needed to run a function again and get the same."""
+
+    function: Callable[..., Tensor]
+    arguments: list[Any]
+    states: list[tuple[np.random.Generator, Any]]
+    fingerprint: tuple[Any, ...]
+
+    def again(self, *inputs: Any) -> Tensor:
+        with _rewound(self.states):
+            result = self.function(*inputs)
+        if _fingerprint(result) != self.fingerprint:
+            raise RuntimeError(
+                "checkpoint: the function gave another result when it was run again, so its gradient "
+                "would be wrong; did it use randomness of its own, or did something that it uses "
+                "change since?"
+            )
+        return result
+
+
+@contextmanager
+def _rewound(states: list[tuple[np.random.Generator, Any]]) -> Iterator[None]:
+    """Set generators back to earlier states, and afterwards to where they were."""
+    present = [generator.bit_generator.state for generator, _ in states]
+    try:
+        for generator, state in states:
+            generator.bit_generator.state = state
+        yield
+    finally:
+        for (generator, _), state in zip(states, present, strict=True):
+            generator.bit_generator.state = state
+
+
+def _fingerprint(result: Tensor) -> tuple[Any, ...]:
+    return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result.data).data)
+
+
+class _Checkpoint(Op[Any]):
+    """The op of a checkpoint's node: its derivative is to run the function again."""
+
+    def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
+        (run,) = node.arguments
+        inputs = {p: place for place, p, _, _ in edges if p < len(run.arguments)}
+        captured = [place for place, p, _, _ in edges if p >= len(run.arguments)]
+        return replay(run.again, run.arguments, inputs, captured, g)
+
+    def input_name(self, position: int) -> str:
+        return str(position)
+
+    def saved_cells(self, node: Node) -> Iterator[tuple[str, WriteCell]]:
+        for position, cell in enumerate(node.cells):
+            if cell is not None:
+                yield f"its input {position}", cell
+
+
+def _function(run: Any) -> Any:
+    return run.again()
+
+
+_function.__name__ = "checkpoint"
+_CHECKPOINT = _Checkpoint(_function)
+_CHECKPOINT.plain = False
+_NO_RULE = Rule(_CHECKPOINT, lambda g: g, ("g",))

@@ -1,0 +1,124 @@
+"""Tensors out of nothing. Floats are float32 unless a dtype is given."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minigrad.random import generator
+from minigrad.tensor import Tensor, as_array
+
+Shape = int | Sequence[int]
+
+
+def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of `data`: a number, nested lists of numbers, an array or a Tensor.
+
+    Python's floats become float32, its ints int64 and bools bool; arrays keep their dtype.
+
+    Raises:
+        TypeError: if `data` is not made of numbers, or is to require gradients and is not of floats.
+        ValueError: if lists are ragged.
+    """
+    return Tensor(np.array(as_array(data, dtype)), requires_grad)
+
+
+def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
+    """Zeros of a shape given as `(2, 3)` or `2, 3`."""
+    return Tensor(np.zeros(_shape(shape), dtype), requires_grad)
+
+
+def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
+    """Ones of a shape given as `(2, 3)` or `2, 3`."""
+    return Tensor(np.ones(_shape(shape), dtype), requires_grad)
+
+
+def full(
+    shape: Shape, value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
+) -> Tensor:
+    """`value` everywhere, of the dtype that `tensor(value)` has unless another is given."""
+    filling = as_array(value, dtype)
+    return Tensor(np.full(_shape((shape,)), filling, filling.dtype), requires_grad)
+
+
+def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
+    """Zeros of the shape and dtype of `x`."""
+    return Tensor(np.zeros(x.shape, dtype or x.dtype), requires_grad)
+
+
+def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
+    """Ones of the shape and dtype of `x`."""
+    return Tensor(np.ones(x.shape, dtype or x.dtype), requires_grad)
+
+
+def arange(
+    start: float,
+    stop: float | None = None,
+    step: float = 1,
+    dtype: DTypeLike | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """start, start + step, ... below `stop`; from 0 if only one number is given."""
+    first, last = (0, start) if stop is None else (start, stop)
+    values = np.arange(first, last, step)
+    if dtype is None:
+        dtype = np.float32 if values.dtype.kind == "f" else np.int64
+    return Tensor(values.astype(dtype), requires_grad)
+
+
+def linspace(
+    start: float,
+    stop: float,
+    num: int = 50,
+    dtype: DTypeLike = np.float32,
+    requires_grad: bool = False,
+) -> Tensor:
+    """`num` numbers at equal distances, from `start` to `stop` inclusive."""
+    return Tensor(np.linspace(start, stop, num).astype(dtype), requires_grad)
+
+
+def eye(
+    n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
+) -> Tensor:
+    """The identity matrix `(n, n)`, or `(n, m)` with ones on its diagonal."""
+    return Tensor(np.eye(n, m, dtype=dtype), requires_grad)
+
+
+def randn(
+    *shape: Shape,
+    dtype: DTypeLike = np.float32,
+    requires_grad: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Tensor:
+    """Draws from the standard normal distribution."""
+    return Tensor(
+        np.asarray(generator(rng).standard_normal(_shape(shape))).astype(dtype), requires_grad
+    )
+
+
+def rand(
+    *shape: Shape,
+    dtype: DTypeLike = np.float32,
+    requires_grad: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Tensor:
+    """Draws from the uniform distribution on [0, 1)."""
+    return Tensor(np.asarray(generator(rng).random(_shape(shape))).astype(dtype), requires_grad)
+
+
+def randint(
+    low: int, high: int, shape: Shape, *, rng: np.random.Generator | None = None
+) -> Tensor:
+    """Draws from the integers `low` to `high` - 1."""
+    return Tensor(np.asarray(generator(rng).integers(low, high, _shape((shape,)))))
+
+
+def _shape(sizes: tuple[Shape, ...]) -> tuple[int, ...]:
+    """`(2, 3)` for both f(2, 3) and f((2, 3))."""
+    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
+        return tuple(operator.index(size) for size in sizes[0])
+    return tuple(operator.index(size) for size in sizes)  # type: ignore[arg-type]  # ints by now

@@ -1,0 +1,533 @@
+"""An op: its forward on arrays and one derivative rule for each input, side by side.
+
+    @op
+    def multiply(x, y):
+        return np.multiply(x, y)
+
+    multiply.rule("x", lambda g, y: g * y)
+    multiply.rule("y", lambda g, x: g * x)
+
+A rule names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
+result, or `x_shape` for no more than the shape of `x`. The names are read once, here. When the op is
+called, only the rules of inputs in need of a gradient are kept, only what these rules name is saved,
+and nothing else stays alive. With a frozen weight, matmul's rule for it never exists, its product
+never runs, and the activation is not kept for it.
+
+A rule is written in ops, and an op called on plain arrays is its forward and nothing more. So an
+ordinary backward pass is numpy on arrays, while under `create_graph` the same line of code gets
+Tensors and leaves a graph of its own: derivatives of any order.
+
+Three kinds of ops need more than that:
+
+- an op of many inputs takes them as one sequence, and its rule is told the `position`;
+- inputs whose derivatives share work have one `joint_rule`, told which of them `needs` a gradient;
+- a fused op names the `composition` that it replaces. If its rule works on arrays only (a kernel),
+  `replayed=True` makes a derivative of higher order run the composition instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, cast, overload
+
+import numpy as np
+
+from minigrad.engine import Node, propagate
+from minigrad.memory import WriteCell, clock
+from minigrad.mode import grad_mode, mode
+from minigrad.tensor import Tensor, as_array
+
+if TYPE_CHECKING:
+    from minigrad.engine import Edge
+
+P = ParamSpec("P")
+
+OPS: dict[str, Op[Any]] = {}
+"""Every op of the library by name. An op of your own is a function of yours, and is not listed."""
+
+
+class Rule:
+    """A derivative, its parameters resolved to what a call has to save for it.
+
+    Attributes:
+        derivative: called as `derivative(g, *saved)`.
+        slots: for each parameter after `g`, its index among the op's parameters and then `out`, and
+            whether the shape alone is wanted.
+        select: takes what is to be saved from the values of a call, in the order of `slots`.
+    """
+
+    __slots__ = ("derivative", "select", "slots")
+
+    def __init__(
+        self, op: Op[Any], derivative: Callable[..., Any], leading: tuple[str, ...]
+    ) -> None:
+        names = tuple(inspect.signature(derivative).parameters)
+        if names[: len(leading)] != leading:
+            raise ValueError(
+                f"a rule of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}"
+            )
+        known = {name: index for index, name in enumerate((*op.parameters, "out", "position"))}
+        self.slots: list[tuple[int, bool]] = []
+        for name in names[len(leading) :]:
+            if name in known:
+                self.slots.append((known[name], False))
+            elif name.removesuffix("_shape") in known:
+                self.slots.append((known[name.removesuffix("_shape")], True))
+            else:
+                raise ValueError(
+                    f"a rule of `{op.name}` asks for {name!r}; it can have g, out and "
+                    f"{', '.join(op.parameters)}, or the shape of one, as {op.parameters[0]}_shape"
+                )
+        self.derivative = derivative
+        self.select = _selector(self.slots)
+
+
+def _selector(slots: Sequence[tuple[int, bool]]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """The fastest function that takes `slots` from a list of values: it runs in every call."""
+    if not slots:
+        return lambda values: ()
+    if any(shape_only for _, shape_only in slots):
+        return lambda values: tuple(
+            _shape(values[slot]) if shape_only else values[slot] for slot, shape_only in slots
+        )
+    if len(slots) == 1:
+        slot = slots[0][0]
+        return lambda values: (values[slot],)
+    return cast("Callable[[Sequence[Any]], tuple[Any, ...]]", itemgetter(*(s for s, _ in slots)))
+
+
+def _shape(value: Any) -> Any:
+    return [np.shape(v) for v in value] if isinstance(value, list) else np.shape(value)
+
+
+class Op(Generic[P]):
+    """A function of tensors that knows its derivatives; the decorator `op` makes one.
+
+    Called with a Tensor among its arguments it returns a Tensor, with plain arrays a plain array.
+
+    Attributes:
+        name: the name of the forward.
+        forward: the function on arrays. It returns a new array or a view, and has no side effect.
+        parameters: the names of its parameters, inputs and options alike.
+        rules: `(position, rule)` for each input that the op can be differentiated by.
+        composition: for a fused op, the same function written in other ops.
+        replayed: whether derivatives of higher order come from the composition.
+        plain: whether every input has a rule of its own.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[P, Any],
+        composition: Callable[..., Any] | None = None,
+        replayed: bool = False,
+    ) -> None:
+        if replayed and composition is None:
+            raise ValueError("an op with replayed=True must name the composition to replay")
+        self.forward = forward
+        self.composition = composition
+        self.replayed = replayed
+        self.plain = True
+        self.rules: list[tuple[int, Rule]] = []
+        parameters = inspect.signature(forward).parameters
+        self.parameters = tuple(parameters)
+        self._defaults = tuple(parameter.default for parameter in parameters.values())
+        self._takes_sequence = False
+        self.name = self.__name__ = self.__qualname__ = forward.__name__
+        self.__doc__ = forward.__doc__
+        self.__module__ = forward.__module__
+        self.__wrapped__ = forward
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}({', '.join(self.parameters)})>"
+
+    # ------------------------------------------------------------------------------------------------
+    # Rules
+    # ------------------------------------------------------------------------------------------------
+
+    @overload
+    def rule(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+    @overload
+    def rule(self, name: str, derivative: Callable[..., Any]) -> Callable[..., Any]: ...
+    def rule(self, name: str, derivative: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """Say how to differentiate by the input `name`. Without `derivative`, a decorator.
+
+        Given g = dL/d(out), a rule returns dL/d(input); broadcasting and dtypes are not its concern.
+        It is written in ops and the operators + - * / ** and comparisons, and writes to no array.
+        If it names `position`, the input is a sequence of arrays, and the rule is for one of them.
+
+        Raises:
+            ValueError: if there is no such input, it has a rule, or the rule names what there is not.
+        """
+        if derivative is None:
+            return lambda function: self.rule(name, function)
+        position = self._position(name)
+        if any(position == known for known, _ in self.rules):
+            raise ValueError(f"`{self.name}` already has a rule for {name!r}")
+        rule = Rule(self, derivative, ("g",))
+        if any(slot == len(self.parameters) + 1 for slot, _ in rule.slots):
+            if position != 0 or self.replayed:
+                raise ValueError(
+                    f"`{self.name}`: a sequence of inputs is the first parameter, and not replayed"
+                )
+            self._takes_sequence = True
+        self.rules.append((position, rule))
+        return derivative
+
+    def joint_rule(self, names: Sequence[str], derivative: Callable[..., Any]) -> None:
+        """One rule for several inputs: `derivative(g, needs, ...)` returns a gradient for each.
+
+        `needs` has a bool for each of `names`; where it is False, the gradient may be None.
+
+        Raises:
+            ValueError: if there is no such input, or the op has rules already.
+        """
+        if self.rules:
+            raise ValueError(f"`{self.name}` has rules already; a joint rule must be the only one")
+        rule = Rule(self, derivative, ("g", "needs"))
+        self.rules = [(self._position(name), rule) for name in names]
+        self.plain = False
+
+    def _position(self, name: str) -> int:
+        if name not in self.parameters:
+            raise ValueError(
+                f"`{self.name}` has no input {name!r}, only {', '.join(self.parameters)}"
+            )
+        return self.parameters.index(name)
+
+    def input_name(self, position: int) -> str:
+        """What to call the input at `position` in a message."""
+        return f"{self.parameters[0]}[{position}]" if self._takes_sequence else self.parameters[position]
+
+    # ------------------------------------------------------------------------------------------------
+    # The call
+    # ------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: P.args, **options: P.kwargs) -> Tensor:
+        """Run the forward; leave a node in the graph if an input needs a gradient."""
+        inputs: Sequence[Any] = args
+        if options or len(args) != len(self._defaults):
+            inputs = self._bind(args, options)
+        head: list[Any] | None = None
+        if self._takes_sequence:
+            # From here to the forward, the elements of the sequence are the inputs.
+            head, rest = list(inputs[0]), inputs[1:]
+            inputs = head
+        values: list[Any] = []
+        nodes: list[Node | None] = []
+        cells: list[WriteCell | None] = []
+        dtype = None
+        mixed = tracked = False
+        for value in inputs:
+            if isinstance(value, Tensor):
+                node = value.node
+                nodes.append(node)
+                cells.append(value._cell)
+                if node is not None:
+                    tracked = True
+                value = value._data
+                if value.dtype is not dtype:
+                    mixed = mixed or dtype is not None
+                    dtype = value.dtype
+            else:
+                nodes.append(None)
+                cells.append(None)
+                if value.__class__ not in _WEAK:
+                    mixed = True
+            values.append(value)
+        if dtype is not None and mixed:
+            self._agree(values, len(values) if head is not None else 0)
+        arguments = values if head is None else [values, *rest]
+        try:
+            result = self.forward(*arguments)  # type: ignore[call-arg]  # P is for the caller
+        except ValueError as error:
+            raise self._explained(error, values) from error
+        if dtype is None:  # there was no Tensor: a plain array for plain arrays
+            for observer in mode.observers:
+                observer.on_call(self, inputs, result)
+            return cast(Tensor, result)
+        if result.__class__ is not np.ndarray:
+            result = np.asarray(result)
+        if result.dtype is not dtype:
+            result = _demoted(result, values)
+        cell: WriteCell | None = None
+        for value in values:
+            if value is result:
+                result = result.view()
+        if result.base is not None:
+            result, cell = _view(result, values, cells)
+        if cell is None:
+            cell = [0]
+        output = Tensor.__new__(Tensor)
+        output._data = result
+        output._cell = cell
+        output.node = None
+        if tracked and mode.grad_enabled:
+            saveable = [*arguments, result]
+            edges: list[Edge] = []
+            if head is not None:
+                _, rule = self.rules[0]
+                edges = [
+                    (place, position, rule, rule.select([*saveable, position]))
+                    for position, place in enumerate(nodes)
+                    if place is not None
+                ]
+            else:
+                for position, rule in self.rules:
+                    place = nodes[position]
+                    if place is not None:
+                        edges.append((place, position, rule, rule.select(saveable)))
+            if edges:
+                cells.append(cell)
+                output.node = node = Node()
+                node.op = self
+                node.edges = edges
+                node.cells = cells
+                node.order = next(clock)
+                node.shape = result.shape
+                node.dtype = result.dtype
+                node.watched = False
+                if self.replayed:
+                    node.arguments = tuple(arguments)
+        for observer in mode.observers:
+            observer.on_call(self, inputs, output)
+        return output
+
+    def _bind(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[Any, ...]:
+        """All arguments in the order of the parameters, defaults filled in."""
+        if len(args) > len(self.parameters):
+            raise TypeError(
+                f"{self.name} takes {', '.join(self.parameters)}; {len(args)} arguments were given"
+            )
+        bound = [*args, *self._defaults[len(args) :]]
+        for name, value in options.items():
+            if name not in self.parameters:
+                raise TypeError(
+                    f"{self.name} has no argument {name!r}, only {', '.join(self.parameters)}"
+                )
+            position = self.parameters.index(name)
+            if position < len(args):
+                raise TypeError(f"{self.name} was given {name!r} twice")
+            bound[position] = value
+        for name, value in zip(self.parameters, bound, strict=True):
+            if value is inspect.Parameter.empty:
+                raise TypeError(f"{self.name} needs an argument {name!r}")
+        return tuple(bound)
+
+    def _agree(self, values: list[Any], sequence: int) -> None:
+        """Bring the differentiable inputs to one float dtype, in `values`.
+
+        It is the common one of the float arrays that have dimensions, else of the 0-d ones: numbers,
+        0-d arrays and integers never promote.
+        """
+        positions = range(sequence) if sequence else [position for position, _ in self.rules]
+        arrays: list[tuple[int, np.ndarray[Any, Any]]] = []
+        for position in positions:
+            value = values[position]
+            if isinstance(value, np.generic):
+                values[position] = value.item()
+            elif value.__class__ not in _WEAK:
+                if not isinstance(value, (np.ndarray, list, tuple)):
+                    raise TypeError(
+                        f"{self.name} takes tensors, arrays and numbers, not {value!r} "
+                        f"for {self.input_name(position)}"
+                    )
+                values[position] = value = as_array(value)
+                arrays.append((position, value))
+        if len(positions) < 2:
+            return
+        floats = [a for _, a in arrays if a.dtype.kind == "f"]
+        if floats:
+            target = np.result_type(*({a.dtype for a in floats if a.ndim} or {a.dtype for a in floats}))
+            for position, array in arrays:
+                if array.dtype != target:
+                    values[position] = array.astype(target)
+
+    def _explained(self, error: ValueError, values: Sequence[Any]) -> ValueError:
+        """An error of numpy's with the name of the op and its operands; one of our own as it is."""
+        if str(error).startswith(f"{self.name}: "):
+            return error
+        operands = ", ".join(
+            f"{value.shape} {value.dtype}" for value in values if isinstance(value, np.ndarray)
+        )
+        return ValueError(f"{self.name}: {error}; the operands are {operands}")
+
+    # ------------------------------------------------------------------------------------------------
+    # The backward pass, where it takes more than calling a rule on arrays
+    # ------------------------------------------------------------------------------------------------
+
+    def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
+        """The gradients for `edges`, a part of `node.edges`; `g` is a Tensor under `create_graph`."""
+        if not edges:
+            return []
+        tracked = isinstance(g, Tensor)
+        if tracked and self.replayed:
+            assert self.composition is not None
+            places = {position: place for place, position, _, _ in edges}
+            return replay(self.composition, node.arguments, places, (), g)
+        if self.plain:
+            return [
+                rule.derivative(g, *self._linked(node, rule, saved))
+                for _, _, rule, saved in edges
+            ]
+        _, _, rule, saved = edges[0]
+        wanted = {position for _, position, _, _ in edges}
+        known = [position for position, _ in self.rules]
+        results = rule.derivative(
+            g,
+            tuple(position in wanted for position in known),
+            *(self._linked(node, rule, saved) if tracked else saved),
+        )
+        if not isinstance(results, (tuple, list)) or len(results) != len(known):
+            raise TypeError(f"the joint rule of `{self.name}` must return {len(known)} gradients")
+        by_position = dict(zip(known, results, strict=True))
+        return [by_position[position] for _, position, _, _ in edges]
+
+    def _linked(self, node: Node, rule: Rule, saved: Sequence[Any]) -> list[Any]:
+        """What a rule saved, as Tensors at the places that the values had in the graph.
+
+        Tensors with the same values and no place would cut the second derivative without a word.
+        """
+        places = {position: place for place, position, _, _ in node.edges or ()}
+        linked: list[Any] = []
+        for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
+            if shape_only:
+                linked.append(value)
+            elif slot == len(self.parameters):
+                linked.append(Tensor.at(value, node, node.cells[-1]))
+            elif slot == 0 and self._takes_sequence:
+                linked.append(
+                    [
+                        Tensor.at(v, places[i], node.cells[i]) if i in places else v
+                        for i, v in enumerate(value)
+                    ]
+                )
+            elif slot in places:
+                linked.append(Tensor.at(value, places[slot], node.cells[slot]))
+            else:
+                linked.append(value)
+        return linked
+
+    def saved_cells(self, node: Node) -> Iterator[tuple[str, WriteCell]]:
+        """The memory that `node` depends on in a backward pass, each block with a description."""
+        slots = {s for edge in node.edges or () for s, shape_only in edge[2].slots if not shape_only}
+        *inputs, result = node.cells
+        for position, cell in enumerate(inputs):
+            slot = 0 if self._takes_sequence else position
+            if cell is not None and (slot in slots or self.replayed):
+                yield f"its input {self.input_name(position)}", cell
+        if len(self.parameters) in slots and result is not None:
+            yield "its result", result
+
+
+# Python's own numbers adapt to the dtype of the array beside them (and options are None).
+_WEAK = {float, int, bool, type(None)}
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+def _demoted(result: Any, values: Sequence[Any]) -> Any:
+    """float64 from no float64 array becomes float32: integers divided, or the root of an integer."""
+    if result.dtype != _FLOAT64 or any(
+        isinstance(value, np.ndarray) and value.dtype == _FLOAT64 for value in values
+    ):
+        return result
+    return result.astype(np.float32)
+
+
+def _view(
+    result: Any, values: Sequence[Any], cells: Sequence[WriteCell | None]
+) -> tuple[Any, WriteCell | None]:
+    """A result that is a view of an input shares its cell; one that can't be written is copied."""
+    if not result.flags.writeable:
+        return result.copy(), None
+    for value, cell in zip(values, cells, strict=True):
+        if isinstance(value, np.ndarray) and (result.base is value or result.base is value.base):
+            return result, cell
+    return result, None
+
+
+def replay(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    places: Mapping[int, Node],
+    captured: Sequence[Node],
+    g: Any,
+) -> list[Any]:
+    """Run `function` again, recording, and carry `g` back through what it records, and no further.
+
+    Args:
+        function: what to run.
+        arguments: its arguments, as arrays where they were tensors.
+        places: which arguments to differentiate by, and where in the outer graph they stand.
+        captured: places outside, used by `function`, to differentiate by as well.
+        g: the gradient of the result; as a Tensor, the gradients become a part of the outer graph.
+
+    Returns:
+        The gradients of the arguments in the order of `places`, then those of `captured`.
+    """
+    inputs = list(arguments)
+    ends: list[Node] = []
+    with grad_mode(True):
+        for position, place in places.items():
+            inputs[position] = linked = identity(Tensor.at(arguments[position], place))
+            assert linked.node is not None
+            ends.append(linked.node)
+        result = function(*inputs)
+    ends.extend(captured)
+    create_graph = isinstance(g, Tensor)
+    arrived: dict[Node, Any] = {}
+    if result.node is not None:
+        stop = set(ends)
+        arrived = propagate(
+            {result.node: g},
+            wanted=stop,
+            stop=stop,
+            retain_graph=create_graph,
+            create_graph=create_graph,
+        )
+    return [arrived[end] if end in arrived else np.zeros(end.shape, end.dtype) for end in ends]
+
+
+@overload
+def op(forward: Callable[P, Any]) -> Op[P]: ...
+@overload
+def op(
+    *, composition: Callable[..., Any], replayed: bool = False
+) -> Callable[[Callable[P, Any]], Op[P]]: ...
+def op(
+    forward: Callable[P, Any] | None = None,
+    *,
+    composition: Callable[..., Any] | None = None,
+    replayed: bool = False,
+) -> Op[P] | Callable[[Callable[P, Any]], Op[P]]:
+    """Make an op of a function on arrays; then give it its derivatives with `.rule`.
+
+    Args:
+        forward: the function. Parameters that get a rule are inputs, all others are options.
+        composition: for a fused op, the function of tensors that it replaces: the reference for its
+            values and, if `replayed`, the source of its derivatives of second and higher order.
+        replayed: the rules of the op work on arrays only.
+    """
+    if forward is None:
+        return lambda function: _make(function, composition, replayed)
+    return _make(forward, composition, replayed)
+
+
+def _make(
+    forward: Callable[P, Any], composition: Callable[..., Any] | None, replayed: bool
+) -> Op[P]:
+    made = Op(forward, composition, replayed)
+    if forward.__module__.startswith("minigrad.ops."):
+        OPS[made.name] = made
+    return made
+
+
+@op
+def identity(x: Any) -> Any:
+    """The link between a replay and the graph around it: the same value at a new place."""
+    return x.view()
+
+
+identity.rule("x", lambda g: g)

@@ -1,0 +1,77 @@
+"""The table of derivatives, by family. A new op is one block here and one row in tests/cases.py."""
+
+from minigrad.ops.arithmetic import (
+    add,
+    divide,
+    equal,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    multiply,
+    negative,
+    not_equal,
+    power,
+    subtract,
+)
+from minigrad.ops.elementwise import (
+    abs,
+    erf,
+    exp,
+    gelu,
+    log,
+    maximum,
+    relu,
+    sigmoid,
+    sign,
+    sqrt,
+    tanh,
+    where,
+)
+from minigrad.ops.indexing import getitem, scatter_add
+from minigrad.ops.matmul import linear, matmul
+from minigrad.ops.neural import log_softmax, softmax
+from minigrad.ops.reduction import logsumexp, max, sum
+from minigrad.ops.shape import astype, broadcast_to, clone, concatenate, reshape, transpose
+
+__all__ = [
+    "abs",
+    "add",
+    "astype",
+    "broadcast_to",
+    "clone",
+    "concatenate",
+    "divide",
+    "equal",
+    "erf",
+    "exp",
+    "gelu",
+    "getitem",
+    "greater",
+    "greater_equal",
+    "less",
+    "less_equal",
+    "linear",
+    "log",
+    "log_softmax",
+    "logsumexp",
+    "matmul",
+    "max",
+    "maximum",
+    "multiply",
+    "negative",
+    "not_equal",
+    "power",
+    "relu",
+    "reshape",
+    "scatter_add",
+    "sigmoid",
+    "sign",
+    "softmax",
+    "sqrt",
+    "subtract",
+    "sum",
+    "tanh",
+    "transpose",
+    "where",
+]

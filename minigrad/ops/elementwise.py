@@ -1,0 +1,131 @@
+"""Functions of each element on its own, and choices between elements."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minigrad.kernels import elementwise as kernels
+from minigrad.op import op
+from minigrad.tensor import Array
+
+
+@op
+def where(condition: Array, x: Array, y: Array) -> Array:
+    """x where `condition` is true, else y; the gradient goes to the one that was taken."""
+    return np.where(condition, x, y)
+
+
+where.rule("x", lambda g, condition: where(condition, g, 0.0))
+where.rule("y", lambda g, condition: where(condition, 0.0, g))
+
+
+@op
+def maximum(x: Array, y: Array) -> Array:
+    """The larger of x and y, broadcast. Where they are equal each gets half of the gradient."""
+    return np.maximum(x, y)
+
+
+maximum.rule("x", lambda g, x, y: where(x == y, 0.5 * g, where(x > y, g, 0.0)))
+maximum.rule("y", lambda g, x, y: where(x == y, 0.5 * g, where(x > y, 0.0, g)))
+
+
+@op
+def sign(x: Array) -> Array:
+    """-1, 0 or 1; its derivative is 0 everywhere, also at 0."""
+    return np.sign(x)
+
+
+sign.rule("x", lambda g: where(False, g, 0.0))
+
+
+@op
+def abs(x: Array) -> Array:
+    """|x|, with derivative 0 at 0."""
+    return np.abs(x)
+
+
+abs.rule("x", lambda g, x: g * sign(x))
+
+
+@op
+def exp(x: Array) -> Array:
+    """e^x."""
+    return np.exp(x)
+
+
+exp.rule("x", lambda g, out: g * out)
+
+
+@op
+def log(x: Array) -> Array:
+    """The natural logarithm."""
+    return np.log(x)
+
+
+log.rule("x", lambda g, x: g / x)
+
+
+@op
+def sqrt(x: Array) -> Array:
+    """The square root; its derivative at 0 is infinite."""
+    return np.sqrt(x)
+
+
+sqrt.rule("x", lambda g, out: 0.5 * g / out)
+
+
+@op
+def tanh(x: Array) -> Array:
+    """The hyperbolic tangent."""
+    return np.tanh(x)
+
+
+tanh.rule("x", lambda g, out: g * (1 - out * out))
+
+
+@op
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x), without overflow for any x."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+sigmoid.rule("x", lambda g, out: g * out * (1 - out))
+
+
+@op
+def relu(x: Array) -> Array:
+    """max(x, 0), with derivative 0 at 0."""
+    return np.maximum(x, 0)
+
+
+relu.rule("x", lambda g, out: where(out > 0, g, 0.0))
+
+
+@op
+def erf(x: Array) -> Array:
+    """The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
+    return kernels.erf(x)
+
+
+erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
+
+
+def _gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+
+
+@op(composition=_gelu)
+def gelu(x: Array) -> Array:
+    """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016)."""
+    return x * kernels.normal_cdf(x)
+
+
+gelu.rule(
+    "x",
+    lambda g, x: (
+        g * (0.5 * (1 + erf(x * math.sqrt(0.5))) + x * exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+    ),
+)

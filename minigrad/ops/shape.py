@@ -1,0 +1,80 @@
+"""The same elements in another arrangement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+from numpy.typing import DTypeLike
+
+from minigrad.op import op
+from minigrad.ops.indexing import getitem
+from minigrad.tensor import Array
+
+
+@op
+def clone(x: Array) -> Array:
+    """A copy."""
+    return x.copy()
+
+
+clone.rule("x", lambda g: g)
+
+
+@op
+def astype(x: Array, dtype: DTypeLike) -> Array:
+    """The same values as `dtype`; the gradient comes back in x's own dtype."""
+    return x.astype(dtype, copy=False)
+
+
+astype.rule("x", lambda g: g)
+
+
+@op
+def reshape(x: Array, shape: int | Sequence[int]) -> Array:
+    """The elements in row-major order, in another shape; one size may be -1."""
+    return np.reshape(x, shape)
+
+
+reshape.rule("x", lambda g, x_shape: reshape(g, x_shape))
+
+
+@op
+def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
+    """The axes in the order `axes`, or reversed."""
+    return np.transpose(x, axes)
+
+
+@transpose.rule("x")
+def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
+    return transpose(g, None if axes is None else np.argsort([a % len(axes) for a in axes]))
+
+
+@op
+def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
+    """Repeated along new leading axes and along axes of size 1."""
+    return np.broadcast_to(x, shape)
+
+
+broadcast_to.rule("x", lambda g: g)  # the engine sums over broadcast axes, as for any op
+
+
+@op
+def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
+    """Several arrays joined along an axis that they have.
+
+    Raises:
+        ValueError: if there are none, or they differ in another axis.
+    """
+    return np.concatenate(arrays, axis)
+
+
+@concatenate.rule("arrays")
+def _concatenate_one(
+    g: Array, position: int, arrays_shape: Sequence[Sequence[int]], axis: int
+) -> Array:
+    axis = normalize_axis_index(axis, len(arrays_shape[0]))
+    start = sum(shape[axis] for shape in arrays_shape[:position])
+    stop = start + arrays_shape[position][axis]
+    return getitem(g, (*[slice(None)] * axis, slice(start, stop)))

@@ -1,0 +1,38 @@
+"""Where randomness enters: one default generator, and `rng=` wherever something is drawn.
+
+Every function that draws takes a keyword `rng`. With None it draws from the default generator, which
+`manual_seed` restarts. All of them ask `generator` for it, so that a checkpoint can see which generators a
+function has used, and replay it with the same numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad.mode import mode
+
+_default = np.random.default_rng()
+
+
+def manual_seed(seed: int) -> np.random.Generator:
+    """Restart the default generator from `seed` and return it; equal seeds give equal numbers."""
+    _default.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+    return _default
+
+
+def generator(rng: np.random.Generator | None = None) -> np.random.Generator:
+    """`rng` itself, or the default generator for None.
+
+    Raises:
+        TypeError: for anything else; a seed is not a generator, `np.random.default_rng(seed)` is.
+    """
+    if rng is None:
+        rng = _default
+    elif not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"rng must be a numpy.random.Generator or None, not {rng!r}; "
+            f"numpy.random.default_rng(seed) makes one"
+        )
+    for observer in mode.observers:
+        observer.on_random(rng)
+    return rng
