@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad.engine import Node
-from minigrad.memory import WriteCell, clock
+from minigrad.memory import WriteCell
 from minigrad.mode import Observer, mode, no_grad, observe
 from minigrad.op import Op, Rule, replay
 from minigrad.tensor import Tensor
@@ -68,14 +68,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         cells.append(value._cell)
     result = result.detach()
     if mode.grad_enabled and edges and result.dtype.kind == "f":
-        result.node = node = Node()
-        node.op = _CHECKPOINT
-        node.edges = edges
-        node.cells = cells
-        node.order = next(clock)
-        node.shape = result.shape
-        node.dtype = result.dtype
-        node.watched = False
+        result.node = node = Node.of(_CHECKPOINT, edges, cells, result.data)
         node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
     return result
 

@@ -62,7 +62,7 @@ class Node:
 
     op: Op[Any] | None
     edges: Sequence[Edge] | None
-    cells: list[WriteCell | None]
+    cells: Sequence[WriteCell | None]
     order: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -73,11 +73,24 @@ class Node:
     hooks: tuple[Hook, ...] = ()
     arguments: tuple[Any, ...] = ()
 
-    def free(self) -> None:
-        """Let go of what was saved for a backward pass, and of the way to older nodes."""
-        self.edges = None
-        if self.arguments:
-            self.arguments = ()
+    @classmethod
+    def of(
+        cls,
+        op: Op[Any],
+        edges: Sequence[Edge],
+        cells: Sequence[WriteCell | None],
+        result: np.ndarray[Any, Any],
+    ) -> Node:
+        """The place of `result`, just made by `op`."""
+        node = cls()
+        node.op = op
+        node.edges = edges
+        node.cells = cells
+        node.order = next(clock)
+        node.shape = result.shape
+        node.dtype = result.dtype
+        node.watched = False
+        return node
 
     @property
     def name(self) -> str:
@@ -238,12 +251,12 @@ def propagate(
                 if op is None:
                     arrived[node] = g
                     continue
-            elif node in wanted:
-                arrived[node] = g
-            if op is None or node in stop:
-                continue
-            edges = node.edges
-            assert edges is not None
+            else:
+                if node in wanted:
+                    arrived[node] = g
+                if op is None or node in stop:
+                    continue
+            edges: Any = node.edges
             if needed is not None:
                 edges = [edge for edge in edges if edge[0] in needed]
             results = op.differentiate(node, edges, g) if create_graph or not op.plain else None
@@ -270,7 +283,9 @@ def propagate(
             if not retain_graph:
                 for observer in observers:
                     observer.on_free(node)
-                node.free()
+                node.edges = None
+                if op.replayed or not op.plain:
+                    node.arguments = ()
     return arrived
 
 

@@ -1,11 +1,12 @@
 """What a thread is doing right now: whether it records a graph, and who watches.
 
-Both are properties of the running thread, not of a tensor and not of the process: a data loader in another
+Both belong to the running thread, not to a tensor and not to the process: a data loader in another
 thread must not switch off the gradients of the training loop.
 
-`Observer` is the one place where the library can be watched. A receipt, an anomaly detector, a liveness
-report and a drawing all need the same two facts (an op was called; a rule was run), so these are announced
-here, and nothing has to be patched. When nobody watches, the cost is one test of an empty tuple.
+`Observer` is the one place where the library can be watched. A receipt, an anomaly detector, a
+liveness report and a drawing all need the same few facts (an op was called, a rule was run), so these
+are announced here, and nothing has to be patched. When nobody watches, it costs the test of an empty
+tuple.
 """
 
 from __future__ import annotations
@@ -39,8 +40,17 @@ class Observer:
 
 
 class _Mode(threading.local):
-    grad_enabled: bool = True
-    observers: tuple[Observer, ...] = ()
+    """The state of one thread: `(grad_enabled, observers)`, one tuple because each op reads both."""
+
+    state: tuple[bool, tuple[Observer, ...]] = (True, ())
+
+    @property
+    def grad_enabled(self) -> bool:
+        return self.state[0]
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        return self.state[1]
 
 
 mode = _Mode()
@@ -53,13 +63,13 @@ def is_grad_enabled() -> bool:
 
 @contextmanager
 def grad_mode(enabled: bool) -> Iterator[None]:
-    """Record a graph inside the block, or do not; what was in force before is restored in any case."""
-    previous = mode.grad_enabled
-    mode.grad_enabled = enabled
+    """Record a graph inside the block, or do not; afterwards it is as before in any case."""
+    previous, observers = mode.state
+    mode.state = (enabled, observers)
     try:
         yield
     finally:
-        mode.grad_enabled = previous
+        mode.state = (previous, observers)
 
 
 def no_grad() -> Any:
@@ -75,9 +85,9 @@ def enable_grad() -> Any:
 @contextmanager
 def observe(observer: Observer) -> Iterator[Observer]:
     """Let `observer` watch what this thread does inside the block."""
-    previous = mode.observers
-    mode.observers = (*previous, observer)
+    enabled, previous = mode.state
+    mode.state = (enabled, (*previous, observer))
     try:
         yield observer
     finally:
-        mode.observers = previous
+        mode.state = (enabled, previous)

@@ -29,15 +29,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, cast, overload
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
 import numpy as np
 
+from minigrad.call import on_sequence, write
 from minigrad.engine import Node, propagate
-from minigrad.memory import WriteCell, clock
-from minigrad.mode import grad_mode, mode
-from minigrad.tensor import Tensor, as_array
+from minigrad.memory import WriteCell
+from minigrad.mode import grad_mode
+from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
     from minigrad.engine import Edge
@@ -55,10 +56,9 @@ class Rule:
         derivative: called as `derivative(g, *saved)`.
         slots: for each parameter after `g`, its index among the op's parameters and then `out`, and
             whether the shape alone is wanted.
-        select: takes what is to be saved from the values of a call, in the order of `slots`.
     """
 
-    __slots__ = ("derivative", "select", "slots")
+    __slots__ = ("derivative", "slots")
 
     def __init__(
         self, op: Op[Any], derivative: Callable[..., Any], leading: tuple[str, ...]
@@ -81,25 +81,6 @@ class Rule:
                     f"{', '.join(op.parameters)}, or the shape of one, as {op.parameters[0]}_shape"
                 )
         self.derivative = derivative
-        self.select = _selector(self.slots)
-
-
-def _selector(slots: Sequence[tuple[int, bool]]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """The fastest function that takes `slots` from a list of values: it runs in every call."""
-    if not slots:
-        return lambda values: ()
-    if any(shape_only for _, shape_only in slots):
-        return lambda values: tuple(
-            _shape(values[slot]) if shape_only else values[slot] for slot, shape_only in slots
-        )
-    if len(slots) == 1:
-        slot = slots[0][0]
-        return lambda values: (values[slot],)
-    return cast("Callable[[Sequence[Any]], tuple[Any, ...]]", itemgetter(*(s for s, _ in slots)))
-
-
-def _shape(value: Any) -> Any:
-    return [np.shape(v) for v in value] if isinstance(value, list) else np.shape(value)
 
 
 class Op(Generic[P]):
@@ -115,6 +96,7 @@ class Op(Generic[P]):
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
         plain: whether every input has a rule of its own.
+        call: the function that a call of the op runs, without the detour over `__call__`.
     """
 
     def __init__(
@@ -130,10 +112,12 @@ class Op(Generic[P]):
         self.replayed = replayed
         self.plain = True
         self.rules: list[tuple[int, Rule]] = []
-        parameters = inspect.signature(forward).parameters
-        self.parameters = tuple(parameters)
-        self._defaults = tuple(parameter.default for parameter in parameters.values())
+        self.parameters = tuple(inspect.signature(forward).parameters)
+        for name in self.parameters:
+            if name.startswith("_") or name in ("g", "out", "needs", "position"):
+                raise ValueError(f"a parameter of an op cannot be named {name!r}")
         self._takes_sequence = False
+        self.call: Callable[..., Tensor] = self._first_call
         self.name = self.__name__ = self.__qualname__ = forward.__name__
         self.__doc__ = forward.__doc__
         self.__module__ = forward.__module__
@@ -206,152 +190,30 @@ class Op(Generic[P]):
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> Tensor:
         """Run the forward; leave a node in the graph if an input needs a gradient."""
-        inputs: Sequence[Any] = args
-        if options or len(args) != len(self._defaults):
-            inputs = self._bind(args, options)
-        head: list[Any] | None = None
+        return self.call(*args, **options)
+
+    @cached_property
+    def _written(self) -> tuple[str, Callable[..., Tensor]]:
+        return write(self)
+
+    @property
+    def source(self) -> str:
+        """The text of the function that a call of this op runs."""
+        return self._written[0]
+
+    def _first_call(self, *args: Any, **options: Any) -> Tensor:
+        """Stands in for `call` until it is needed, when all rules are known."""
         if self._takes_sequence:
-            # From here to the forward, the elements of the sequence are the inputs.
-            head, rest = list(inputs[0]), inputs[1:]
-            inputs = head
-        values: list[Any] = []
-        nodes: list[Node | None] = []
-        cells: list[WriteCell | None] = []
-        dtype = None
-        mixed = tracked = False
-        for value in inputs:
-            if isinstance(value, Tensor):
-                node = value.node
-                nodes.append(node)
-                cells.append(value._cell)
-                if node is not None:
-                    tracked = True
-                value = value._data
-                if value.dtype is not dtype:
-                    mixed = mixed or dtype is not None
-                    dtype = value.dtype
-            else:
-                nodes.append(None)
-                cells.append(None)
-                if value.__class__ not in _WEAK:
-                    mixed = True
-            values.append(value)
-        if dtype is not None and mixed:
-            self._agree(values, len(values) if head is not None else 0)
-        arguments = values if head is None else [values, *rest]
-        try:
-            result = self.forward(*arguments)  # type: ignore[call-arg]  # P is for the caller
-        except ValueError as error:
-            raise self._explained(error, values) from error
-        if dtype is None:  # there was no Tensor: a plain array for plain arrays
-            for observer in mode.observers:
-                observer.on_call(self, inputs, result)
-            return cast(Tensor, result)
-        if result.__class__ is not np.ndarray:
-            result = np.asarray(result)
-        if result.dtype is not dtype:
-            result = _demoted(result, values)
-        cell: WriteCell | None = None
-        for value in values:
-            if value is result:
-                result = result.view()
-        if result.base is not None:
-            result, cell = _view(result, values, cells)
-        if cell is None:
-            cell = [0]
-        output = Tensor.__new__(Tensor)
-        output._data = result
-        output._cell = cell
-        output.node = None
-        if tracked and mode.grad_enabled:
-            saveable = [*arguments, result]
-            edges: list[Edge] = []
-            if head is not None:
-                _, rule = self.rules[0]
-                edges = [
-                    (place, position, rule, rule.select([*saveable, position]))
-                    for position, place in enumerate(nodes)
-                    if place is not None
-                ]
-            else:
-                for position, rule in self.rules:
-                    place = nodes[position]
-                    if place is not None:
-                        edges.append((place, position, rule, rule.select(saveable)))
-            if edges:
-                cells.append(cell)
-                output.node = node = Node()
-                node.op = self
-                node.edges = edges
-                node.cells = cells
-                node.order = next(clock)
-                node.shape = result.shape
-                node.dtype = result.dtype
-                node.watched = False
-                if self.replayed:
-                    node.arguments = tuple(arguments)
-        for observer in mode.observers:
-            observer.on_call(self, inputs, output)
-        return output
+            self.call = self._on_sequence
+        else:
+            self.call = self._written[1]
+        return self.call(*args, **options)
 
-    def _bind(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[Any, ...]:
-        """All arguments in the order of the parameters, defaults filled in."""
-        if len(args) > len(self.parameters):
-            raise TypeError(
-                f"{self.name} takes {', '.join(self.parameters)}; {len(args)} arguments were given"
-            )
-        bound = [*args, *self._defaults[len(args) :]]
-        for name, value in options.items():
-            if name not in self.parameters:
-                raise TypeError(
-                    f"{self.name} has no argument {name!r}, only {', '.join(self.parameters)}"
-                )
-            position = self.parameters.index(name)
-            if position < len(args):
-                raise TypeError(f"{self.name} was given {name!r} twice")
-            bound[position] = value
-        for name, value in zip(self.parameters, bound, strict=True):
-            if value is inspect.Parameter.empty:
-                raise TypeError(f"{self.name} needs an argument {name!r}")
-        return tuple(bound)
-
-    def _agree(self, values: list[Any], sequence: int) -> None:
-        """Bring the differentiable inputs to one float dtype, in `values`.
-
-        It is the common one of the float arrays that have dimensions, else of the 0-d ones: numbers,
-        0-d arrays and integers never promote.
-        """
-        positions = range(sequence) if sequence else [position for position, _ in self.rules]
-        arrays: list[tuple[int, np.ndarray[Any, Any]]] = []
-        for position in positions:
-            value = values[position]
-            if isinstance(value, np.generic):
-                values[position] = value.item()
-            elif value.__class__ not in _WEAK:
-                if not isinstance(value, (np.ndarray, list, tuple)):
-                    raise TypeError(
-                        f"{self.name} takes tensors, arrays and numbers, not {value!r} "
-                        f"for {self.input_name(position)}"
-                    )
-                values[position] = value = as_array(value)
-                arrays.append((position, value))
-        if len(positions) < 2:
-            return
-        floats = [a for _, a in arrays if a.dtype.kind == "f"]
-        if floats:
-            target = np.result_type(*({a.dtype for a in floats if a.ndim} or {a.dtype for a in floats}))
-            for position, array in arrays:
-                if array.dtype != target:
-                    values[position] = array.astype(target)
-
-    def _explained(self, error: ValueError, values: Sequence[Any]) -> ValueError:
-        """An error of numpy's with the name of the op and its operands; one of our own as it is."""
-        if str(error).startswith(f"{self.name}: "):
-            return error
-        operands = ", ".join(
-            f"{value.shape} {value.dtype}" for value in values if isinstance(value, np.ndarray)
-        )
-        return ValueError(f"{self.name}: {error}; the operands are {operands}")
+    def _on_sequence(self, *args: Any, **options: Any) -> Tensor:
+        bound = inspect.signature(self.forward).bind(*args, **options)
+        bound.apply_defaults()
+        arrays, *rest = bound.args
+        return on_sequence(self, arrays, rest)
 
     # ------------------------------------------------------------------------------------------------
     # The backward pass, where it takes more than calling a rule on arrays
@@ -419,33 +281,6 @@ class Op(Generic[P]):
                 yield f"its input {self.input_name(position)}", cell
         if len(self.parameters) in slots and result is not None:
             yield "its result", result
-
-
-# Python's own numbers adapt to the dtype of the array beside them (and options are None).
-_WEAK = {float, int, bool, type(None)}
-
-_FLOAT64 = np.dtype(np.float64)
-
-
-def _demoted(result: Any, values: Sequence[Any]) -> Any:
-    """float64 from no float64 array becomes float32: integers divided, or the root of an integer."""
-    if result.dtype != _FLOAT64 or any(
-        isinstance(value, np.ndarray) and value.dtype == _FLOAT64 for value in values
-    ):
-        return result
-    return result.astype(np.float32)
-
-
-def _view(
-    result: Any, values: Sequence[Any], cells: Sequence[WriteCell | None]
-) -> tuple[Any, WriteCell | None]:
-    """A result that is a view of an input shares its cell; one that can't be written is copied."""
-    if not result.flags.writeable:
-        return result.copy(), None
-    for value, cell in zip(values, cells, strict=True):
-        if isinstance(value, np.ndarray) and (result.base is value or result.base is value.base):
-            return result, cell
-    return result, None
 
 
 def replay(

@@ -454,111 +454,111 @@ class Tensor:
     # ------------------------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> Tensor:
-        return ops.add(self, other)
+        return ops.add.call(self, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return ops.add(other, self)
+        return ops.add.call(other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return ops.subtract(self, other)
+        return ops.subtract.call(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return ops.subtract(other, self)
+        return ops.subtract.call(other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return ops.multiply(self, other)
+        return ops.multiply.call(self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return ops.multiply(other, self)
+        return ops.multiply.call(other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return ops.divide(self, other)
+        return ops.divide.call(self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return ops.divide(other, self)
+        return ops.divide.call(other, self)
 
     def __pow__(self, other: Any) -> Tensor:
-        return ops.power(self, other)
+        return ops.power.call(self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return ops.power(other, self)
+        return ops.power.call(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
-        return ops.matmul(self, other)
+        return ops.matmul.call(self, other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return ops.matmul(other, self)
+        return ops.matmul.call(other, self)
 
     def __neg__(self) -> Tensor:
-        return ops.negative(self)
+        return ops.negative.call(self)
 
     def __pos__(self) -> Tensor:
         return self
 
     def __abs__(self) -> Tensor:
-        return ops.abs(self)
+        return ops.abs.call(self)
 
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]  # elementwise, as in numpy
-        return ops.equal(self, other)
+        return ops.equal.call(self, other)
 
     def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]  # elementwise, as in numpy
-        return ops.not_equal(self, other)
+        return ops.not_equal.call(self, other)
 
     def __lt__(self, other: Any) -> Tensor:
-        return ops.less(self, other)
+        return ops.less.call(self, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return ops.less_equal(self, other)
+        return ops.less_equal.call(self, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return ops.greater(self, other)
+        return ops.greater.call(self, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return ops.greater_equal(self, other)
+        return ops.greater_equal.call(self, other)
 
     def __getitem__(self, index: Any) -> Tensor:
-        return ops.getitem(self, index)
+        return ops.getitem.call(self, index)
 
     @property
     def T(self) -> Tensor:
         """All axes in reverse order."""
-        return ops.transpose(self)
+        return ops.transpose.call(self)
 
     def astype(self, dtype: DTypeLike) -> Tensor:
         """The same values as `dtype`; the gradient comes back in this tensor's own."""
-        return ops.astype(self, dtype)
+        return ops.astype.call(self, dtype)
 
     def abs(self) -> Tensor:
         """|x|."""
-        return ops.abs(self)
+        return ops.abs.call(self)
 
     def exp(self) -> Tensor:
         """e^x."""
-        return ops.exp(self)
+        return ops.exp.call(self)
 
     def log(self) -> Tensor:
         """The natural logarithm."""
-        return ops.log(self)
+        return ops.log.call(self)
 
     def sqrt(self) -> Tensor:
         """The square root."""
-        return ops.sqrt(self)
+        return ops.sqrt.call(self)
 
     def tanh(self) -> Tensor:
         """The hyperbolic tangent."""
-        return ops.tanh(self)
+        return ops.tanh.call(self)
 
     def sigmoid(self) -> Tensor:
         """1 / (1 + e^-x)."""
-        return ops.sigmoid(self)
+        return ops.sigmoid.call(self)
 
     def relu(self) -> Tensor:
         """max(x, 0)."""
-        return ops.relu(self)
+        return ops.relu.call(self)
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The sum over `axis`: an int, a tuple of them, or None for all."""
-        return ops.sum(self, axis, keepdims)
+        return ops.sum.call(self, axis, keepdims)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The mean over `axis`: an int, a tuple of them, or None for all."""
@@ -566,7 +566,7 @@ class Tensor:
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The largest element over `axis`: an int, a tuple of them, or None for all."""
-        return ops.max(self, axis, keepdims)
+        return ops.max.call(self, axis, keepdims)
 
     def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
         """The variance over `axis`: an int, a tuple of them, or None for all."""
@@ -574,23 +574,23 @@ class Tensor:
 
     def softmax(self, axis: Axis = -1) -> Tensor:
         """e^x over its sum along `axis`."""
-        return ops.softmax(self, axis)
+        return ops.softmax.call(self, axis)
 
     def log_softmax(self, axis: Axis = -1) -> Tensor:
         """The logarithm of the softmax along `axis`."""
-        return ops.log_softmax(self, axis)
+        return ops.log_softmax.call(self, axis)
 
     def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """log(sum(e^x)) over `axis`."""
-        return ops.logsumexp(self, axis, keepdims)
+        return ops.logsumexp.call(self, axis, keepdims)
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
         """The same elements in another shape, given as `(2, 3)` or `2, 3`; one size may be -1."""
-        return ops.reshape(self, _sizes(shape))
+        return ops.reshape.call(self, _sizes(shape))
 
     def transpose(self, *axes: int | Sequence[int]) -> Tensor:
         """The axes in another order, given as `(1, 0)` or `1, 0`; reversed without any."""
-        return ops.transpose(self, _sizes(axes) if axes else None)
+        return ops.transpose.call(self, _sizes(axes) if axes else None)
 
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         """Two axes exchanged."""
@@ -598,7 +598,7 @@ class Tensor:
 
     def broadcast_to(self, shape: Sequence[int]) -> Tensor:
         """Repeated along new axes and along axes of size 1."""
-        return ops.broadcast_to(self, shape)
+        return ops.broadcast_to.call(self, shape)
 
     def expand_dims(self, axis: int | Sequence[int]) -> Tensor:
         """With new axes of size 1."""

@@ -1,0 +1,288 @@
+"""The call of an op, written out for that op.
+
+A small model spends its time in the calls of ops, not in their arithmetic. A call that loops over its
+arguments, looks up which of them have rules and asks each rule what to save costs about twice as much
+as one in which all this is written out. So, as `dataclass` does with `__init__`, we write the text of
+the function once for each op, and let Python compile it. `minigrad.multiply.source` shows one:
+
+    def multiply(x, y):
+        ...
+        if isinstance(x, _Tensor):
+            _x_node = x.node
+            _x_data = x._data
+        ...
+        _out = _forward(_x_data, _y_data)
+        ...
+            if _x_node is not None:
+                _edges.append((_x_node, 0, _rule_0, (_y_data, )))
+
+What the call needs besides the op's own parameters has names with an underscore.
+
+The steps are the same for all ops: take the arrays out of the Tensors, bring them to one dtype, run
+the forward, wrap its result, and, if some input needs a gradient, leave a node with an edge to each
+such input.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad.engine import Node
+from minigrad.memory import WriteCell, clock
+from minigrad.mode import mode
+from minigrad.tensor import Tensor, as_array
+
+if TYPE_CHECKING:
+    from minigrad.op import Op, Rule
+
+_UNWRAP = """
+    _{p}_node = _{p}_cell = None
+    if isinstance({p}, _Tensor):
+        _found = True
+        _{p}_node = {p}.node
+        _{p}_cell = {p}._cell
+        _{p}_data = {p}._data"""
+
+_TAKE_DTYPE = """
+        if _{p}_data.dtype is not _dtype:
+            _mixed = _mixed or _dtype is not None
+            _dtype = _{p}_data.dtype"""
+
+_ELSE = """
+    else:
+        _{p}_data = {p}"""
+
+_NOTE_MIXED = """
+        if {p}.__class__ not in _WEAK:
+            _mixed = True"""
+
+_AGREE = """
+    if _mixed and _found:
+        {inputs_data} = _agree(_op, {positions}, ({inputs_data}))
+        _dtype = None"""
+
+_RUN = """
+    try:
+        _out = _forward({all_data})
+    except ValueError as _error:
+        raise _explained(_op, _error, ({all_data},)) from _error
+    _recording, _observers = _mode.state
+    if not _found:
+        for _observer in _observers:
+            _observer.on_call(_op, ({all}), _out)
+        return _out
+    if _out.__class__ is not _ndarray:
+        _out = _asarray(_out)
+    _differentiable = True
+    if _out.dtype is not _dtype:
+        _out = _demoted(_out, ({all_data},))
+        _differentiable = _out.dtype.kind == "f"
+    _cell = [0]
+    if _out.base is not None or {aliased}:
+        _out, _cell = _view(_out, ({all_data},), ({cells}))
+    _result = _new(_Tensor)
+    _result._data = _out
+    _result._cell = _cell
+    _result.node = None"""
+
+_RECORD = """
+    if _recording and _differentiable and ({any_node}):
+        _result.node = _node = _new(_Node)
+        _node.op = _op
+        _node.edges = _edges = []
+        _node.cells = ({cells}_cell)
+        _node.order = next(_clock)
+        _node.shape = _out.shape
+        _node.dtype = _out.dtype
+        _node.watched = False"""
+
+_EDGE = """
+        if _{p}_node is not None:
+            _edges.append((_{p}_node, {position}, _rule_{position}, ({saved})))"""
+
+_KEEP_ARGUMENTS = """
+        _node.arguments = ({all_data},)"""
+
+_RETURN = """
+    for _observer in _observers:
+        _observer.on_call(_op, ({all}), _result)
+    return _result
+"""
+
+
+def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
+    """The text of the call of `op`, and the function that it defines."""
+    rules = dict(sorted(op.rules))
+    defaults = {p.name: p.default for p in inspect.signature(op.forward).parameters.values()}
+    # What has no rule but a default is an option, and never a Tensor.
+    values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in rules]
+    inputs = [op.parameters[position] for position in rules]
+    data = {p: f"_{p}_data" if p in values else p for p in op.parameters}
+    words = {
+        "all": "".join(f"{p}, " for p in op.parameters),
+        "all_data": ", ".join(data.values()),
+        "inputs_data": "".join(f"{data[p]}, " for p in inputs),
+        "cells": "".join(f"_{p}_cell, " if p in values else "None, " for p in op.parameters),
+        "aliased": " or ".join(f"_out is {data[p]}" for p in values),
+        "any_node": " or ".join(f"_{p}_node is not None" for p in inputs),
+        "positions": tuple(rules),
+    }
+    signature = ", ".join(
+        p if defaults[p] is _NO_DEFAULT else f"{p}=_default_{p}" for p in op.parameters
+    )
+    text = f"def {op.name}({signature}):\n    _found = _mixed = False\n    _dtype = None"
+    for p in values:
+        text += _UNWRAP.format(p=p)
+        text += _TAKE_DTYPE.format(p=p) if p in inputs else ""
+        text += _ELSE.format(p=p)
+        text += _NOTE_MIXED.format(p=p) if p in inputs else ""
+    text += _AGREE.format(**words) if inputs else ""
+    text += _RUN.format(**words)
+    if inputs:
+        text += _RECORD.format(**words)
+        slots = [*data.values(), "_out"]
+        for position, rule in rules.items():
+            saved = "".join(
+                f"_shape({slots[slot]}), " if shape_only else f"{slots[slot]}, "
+                for slot, shape_only in rule.slots
+            )
+            text += _EDGE.format(p=op.parameters[position], position=position, saved=saved)
+        text += _KEEP_ARGUMENTS.format(**words) if op.replayed else ""
+    text += _RETURN.format(**words)
+    namespace: dict[str, Any] = _NAMESPACE | {"_op": op, "_forward": op.forward}
+    namespace |= {f"_rule_{position}": rule for position, rule in rules.items()}
+    namespace |= {f"_default_{p}": default for p, default in defaults.items()}
+    filename = f"<the call of {op.name}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    exec(compile(text, filename, "exec"), namespace)
+    return text, namespace[op.name]
+
+
+def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Sequence[Any]) -> Tensor:
+    """The same steps for an op whose inputs are the elements of one sequence: how many, it says."""
+    arrays = list(arrays)
+    tensors = [value if isinstance(value, Tensor) else None for value in arrays]
+    data: Sequence[Any] = [value._data if isinstance(value, Tensor) else value for value in arrays]
+    cells = [None if tensor is None else tensor._cell for tensor in tensors]
+    found = any(tensor is not None for tensor in tensors)
+    if found:
+        data = agree(op, range(len(data)), data)
+    try:
+        out = op.forward(list(data), *options)
+    except ValueError as error:
+        raise explained(op, error, data) from error
+    recording, observers = mode.state
+    result: Any = out
+    if found:
+        out = demoted(np.asarray(out), data)
+        cell: WriteCell | None = [0]
+        if out.base is not None or any(out is value for value in data):
+            out, cell = view(out, data, cells)
+        result = Tensor.at(out, None, cell)
+        ((_, rule),) = op.rules
+        edges = [
+            (tensor.node, position, rule, _saved(rule, [list(data), *options, out, position]))
+            for position, tensor in enumerate(tensors)
+            if tensor is not None and tensor.node is not None
+        ]
+        if recording and edges and out.dtype.kind == "f":
+            result.node = Node.of(op, edges, (*cells, cell), out)
+    for observer in observers:
+        observer.on_call(op, arrays, result)
+    return result  # type: ignore[no-any-return]
+
+
+def _saved(rule: Rule, values: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(shape(values[slot]) if only else values[slot] for slot, only in rule.slots)
+
+
+def shape(value: Any) -> Any:
+    """The shape of an array or number, the shapes of a list of them."""
+    if isinstance(value, np.ndarray):
+        return value.shape
+    return [np.shape(v) for v in value] if isinstance(value, list) else np.shape(value)
+
+
+def agree(op: Op[Any], positions: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """The inputs of `op` at `positions`, brought to one float dtype.
+
+    It is the common one of the float arrays that have dimensions, else of the 0-d ones: numbers, 0-d
+    arrays and integers never promote.
+    """
+    values = [value.item() if isinstance(value, np.generic) else value for value in values]
+    arrays = {}
+    for i, (position, value) in enumerate(zip(positions, values, strict=True)):
+        if isinstance(value, (np.ndarray, list, tuple)):
+            arrays[i] = as_array(value)
+        elif value.__class__ not in WEAK:
+            raise TypeError(
+                f"{op.name} takes tensors, arrays and numbers, not {value!r} "
+                f"for {op.input_name(position)}"
+            )
+    floats = [array for array in arrays.values() if array.dtype.kind == "f"]
+    if floats and len(values) > 1:
+        dtypes = {a.dtype for a in floats if a.ndim} or {a.dtype for a in floats}
+        target = np.result_type(*dtypes)
+        arrays = {i: array.astype(target, copy=False) for i, array in arrays.items()}
+    return [arrays.get(i, value) for i, value in enumerate(values)]
+
+
+def demoted(out: Any, values: Sequence[Any]) -> Any:
+    """float64 out of no float64 array becomes float32: integers divided, or the root of one."""
+    if out.dtype != FLOAT64 or any(
+        isinstance(value, np.ndarray) and value.dtype == FLOAT64 for value in values
+    ):
+        return out
+    return out.astype(np.float32)
+
+
+def view(
+    out: Any, values: Sequence[Any], cells: Sequence[WriteCell | None]
+) -> tuple[Any, WriteCell]:
+    """A result in the memory of an input shares its cell; one that can't be written is copied."""
+    if not out.flags.writeable:
+        return out.copy(), [0]
+    for value, cell in zip(values, cells, strict=True):
+        if isinstance(value, np.ndarray) and cell is not None:
+            if out is value:
+                return out.view(), cell
+            if out.base is value or out.base is value.base:
+                return out, cell
+    return out, [0]
+
+
+def explained(op: Op[Any], error: ValueError, values: Sequence[Any]) -> ValueError:
+    """An error of numpy's with the op's name and its operands; one of our own as it is."""
+    if str(error).startswith(f"{op.name}: "):
+        return error
+    operands = ", ".join(f"{v.shape} {v.dtype}" for v in values if isinstance(v, np.ndarray))
+    return ValueError(f"{op.name}: {error}; the operands are {operands}")
+
+
+# Python's own numbers adapt to the dtype of the array beside them, and None is an input left out.
+WEAK = {float, int, bool, type(None)}
+
+FLOAT64 = np.dtype(np.float64)
+
+_NO_DEFAULT = inspect.Parameter.empty
+
+_NAMESPACE = {
+    "_Node": Node,
+    "_Tensor": Tensor,
+    "_WEAK": WEAK,
+    "_agree": agree,
+    "_asarray": np.asarray,
+    "_clock": clock,
+    "_demoted": demoted,
+    "_explained": explained,
+    "_mode": mode,
+    "_ndarray": np.ndarray,
+    "_new": object.__new__,
+    "_shape": shape,
+    "_view": view,
+}
