@@ -7,7 +7,7 @@ then nn, optim and trainer, which use them.
 
 from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the one import cycle
 
-# from minigrad import nn, optim
+from minigrad import nn, optim
 from minigrad.checkpoint import checkpoint
 from minigrad.creation import (
     arange,
@@ -23,7 +23,7 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-# from minigrad.diagnostics import gradcheck
+from minigrad.diagnostics import gradcheck
 from minigrad.engine import grad
 from minigrad.functional import (
     cross_entropy,

@@ -265,7 +265,7 @@ class Op(Generic[P]):
                         for i, v in enumerate(value)
                     ]
                 )
-            elif slot in places:
+            elif slot in places and not self._takes_sequence:
                 linked.append(Tensor.at(value, places[slot], node.cells[slot]))
             else:
                 linked.append(value)

@@ -413,6 +413,8 @@ class Tensor:
         self, function: Callable[..., Any], types: Any, args: Any, options: Any
     ) -> Any:
         """numpy functions that we have are an error that says so; others see plain arrays."""
+        if function in (np.shape, np.ndim, np.size):
+            return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
         if function.__module__ == "numpy" and _ours(function.__name__):
             raise TypeError(_use_instead(function.__name__))
         return function(*_unwrapped(list(args)), **_unwrapped(dict(options)))
@@ -638,7 +640,8 @@ def _unwrapped(value: Any) -> Any:
 def _ours(numpy_name: str) -> str | None:
     """What the numpy function of this name is called here, if it is here."""
     name = {"absolute": "abs", "amax": "max"}.get(numpy_name, numpy_name)
-    return name if hasattr(ops, name) or hasattr(functional, name) else None
+    found = getattr(ops, name, None) or getattr(functional, name, None)
+    return name if callable(found) else None
 
 
 def _use_instead(numpy_name: str) -> str:

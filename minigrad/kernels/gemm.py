@@ -144,7 +144,11 @@ class _Kernel:
 
     @cached_property
     def _on_threads(self) -> Callable[..., None]:
-        return jit(signature=self._signature)(loops.gemm_on_threads)
+        return jit(signature=self._signature, parallel=True)(loops.gemm_on_threads)
+
+    @cached_property
+    def _batch_on_threads(self) -> Callable[..., None]:
+        return jit(signature=self._signature, parallel=True)(loops.gemm_batch_on_threads)
 
     def run(self, x: Array, y: Array, out: Array, batch: Array, count: int, work: int) -> None:
         """Do `count` products in `work` multiply-adds; x, y and out are the first matrices."""

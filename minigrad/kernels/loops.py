@@ -70,7 +70,7 @@ def copy_corner(t: Blocks, spare: int, high: int, wide: int, C: Matrix, add: boo
             store(here, value)
 
 
-@jit()
+@jit(inline="always")
 def multiply_panels(
     t: Blocks, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: int, C: Matrix,
     add: bool, spare: int,
@@ -131,7 +131,8 @@ def multiply_piece(
     multiply_rows(t, rows, cols, depth, a, B, edge, C, add, pack, work)
 
 
-def _multiply(
+@jit(inline="always")
+def multiply(
     t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, work: Any
 ) -> None:
     """C = A B: the three outer loops. Pieces of C are cut by the shape alone."""
@@ -149,11 +150,10 @@ def _multiply(
             depth = min(t.KC, k - pc)
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             size = t.NR * depth * t.item
-            B = Panels(room, t.item, t.NR * t.item, size, True)
-            first = 0
-            if not pack_b:
-                B = Panels(block.at, b.col, b.row, t.NR * b.col, False)
-                first = cols // t.NR  # all but a narrow last panel are read in place
+            at, across, along, step, first = room, t.item, t.NR * t.item, size, 0
+            if not pack_b:  # all but a narrow last panel are read in place
+                at, across, along, step = block.at, b.col, b.row, t.NR * b.col
+                first = cols // t.NR
             for p in prange(first, panels):
                 pack_columns(t, block, cols, depth, p, room)
             for piece in prange(strips * spans):
@@ -164,15 +164,11 @@ def _multiply(
                 multiply_piece(
                     t, i_end - i, min(cols, p_end * t.NR) - j, depth,
                     Matrix(a.at + i * a.row + pc * a.col, a.row, a.col),
-                    Panels(B.at + p * B.next, B.across, B.along, B.next, B.packed),
+                    Panels(at + p * step, across, along, step, pack_b),
                     room + cols // t.NR * size,
                     Matrix(C.at + i * C.row + (jc + j) * t.item, C.row, C.col),
                     pc > 0, pack_a,
                 )
-
-
-multiply = jit()(_multiply)
-multiply_on_threads = jit(parallel=True)(_multiply)
 
 
 @jit(inline="always")
@@ -195,27 +191,6 @@ def locate(batch: Any, index: int, operand: int) -> int:
     return offset
 
 
-def _multiply_batch(
-    t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, batch: Any, count: int
-) -> None:
-    """`count` products, a run of them to each piece of work."""
-    pieces = min(count, PIECES)
-    for piece in prange(pieces):
-        work = np.empty(work_size(t, n, k), np.uint8)
-        for index in range(piece * count // pieces, (piece + 1) * count // pieces):
-            multiply(
-                t, m, n, k,
-                Matrix(a.at + locate(batch, index, 1), a.row, a.col),
-                Matrix(b.at + locate(batch, index, 2), b.row, b.col),
-                Matrix(C.at + index * m * n * t.item, C.row, C.col),
-                work,
-            )
-
-
-multiply_batch = jit()(_multiply_batch)
-multiply_batch_on_threads = jit(parallel=True)(_multiply_batch)
-
-
 @jit(inline="always")
 def matrix_of(array: Any) -> Matrix:
     """Address and steps of a two-dimensional array."""
@@ -231,30 +206,45 @@ def blocks_of(sizes: Any, array: Any) -> Blocks:
     )  # fmt: skip
 
 
-def gemm(x: Any, y: Any, out: Any, sizes: Any, batch: Any, count: int) -> None:
+@jit(inline="always")
+def multiply_one(
+    t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, batch: Any, index: int,
+    work: Any,
+) -> None:
+    """Product number `index` of a batch."""
+    multiply(
+        t, m, n, k,
+        Matrix(a.at + locate(batch, index, 1), a.row, a.col),
+        Matrix(b.at + locate(batch, index, 2), b.row, b.col),
+        Matrix(C.at + index * m * n * t.item, C.row, C.col),
+        work,
+    )  # fmt: skip
+
+
+def _gemm(x: Any, y: Any, out: Any, sizes: Any, batch: Any, count: int) -> None:
     """Write `count` products x @ y, one behind another, from the first element of `out` on.
 
     `x`, `y` and `out` are the first matrices of the batch (see `locate` for the others).
     """
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(sizes, x)
-    multiply_batch(t, m, n, k, matrix_of(x), matrix_of(y), matrix_of(out), batch, count)
+    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
+    work = np.empty(work_size(t, n, k), np.uint8)
+    for index in range(count):
+        multiply_one(t, m, n, k, a, b, C, batch, index, work)
 
+gemm = _gemm
+gemm_on_threads = _gemm
 
-def gemm_on_threads(x: Any, y: Any, out: Any, sizes: Any, batch: Any, count: int) -> None:
-    """`gemm`, on the threads of the current team."""
+@jit()
+def run_of_products(t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, batch: Any, start: int, stop: int) -> None:
+    work = np.empty(work_size(t, n, k), np.uint8)
+    for index in range(start, stop):
+        multiply_one(t, m, n, k, a, b, C, batch, index, work)
+
+def gemm_batch_on_threads(x: Any, y: Any, out: Any, sizes: Any, batch: Any, count: int) -> None:
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(sizes, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
-    if count >= PIECES:
-        multiply_batch_on_threads(t, m, n, k, a, b, C, batch, count)
-        return
-    work = np.empty(work_size(t, n, k), np.uint8)
-    for index in range(count):
-        multiply_on_threads(
-            t, m, n, k,
-            Matrix(a.at + locate(batch, index, 1), a.row, a.col),
-            Matrix(b.at + locate(batch, index, 2), b.row, b.col),
-            Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            work,
-        )
+    for piece in prange(PIECES):
+        run_of_products(t, m, n, k, a, b, C, batch, piece * count // PIECES, (piece + 1) * count // PIECES)

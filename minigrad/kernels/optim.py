@@ -1,0 +1,164 @@
+"""Optimiser steps in one pass over memory, where numpy would make one for each operation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.kernels.jit import JIT_ENABLED, jit
+
+Floats = NDArray[np.floating[Any]]
+
+
+def sgd(
+    x: Floats,
+    g: Floats,
+    velocity: Floats | None,
+    lr: float,
+    momentum: float,
+    share: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """One step of SGD in place; `share` of the gradient goes into the velocity, if there is one."""
+    number = x.dtype.type
+    if velocity is None:
+        velocity = x  # is not touched where there is no momentum
+    arrays = (x, g, velocity)
+    numbers = (number(lr), number(momentum), number(share), number(weight_decay))
+    if JIT_ENABLED and all(a.flags.c_contiguous for a in arrays):
+        _sgd(*(a.reshape(-1) for a in arrays), *numbers, nesterov)
+    else:
+        sgd_twin(*arrays, *numbers, nesterov)
+
+
+def adam(
+    x: Floats,
+    g: Floats,
+    m: Floats,
+    v: Floats,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """Step number `step` of Adam in place; decoupled weight decay makes it AdamW."""
+    number = x.dtype.type
+    arrays = (x, g, m, v)
+    numbers = (
+        number(1 - lr * weight_decay if decoupled else 1.0),
+        number(0.0 if decoupled else weight_decay),
+        number(beta1),
+        number(1 - beta1),
+        number(beta2),
+        number(1 - beta2),
+        number(lr / (1 - beta1**step)),
+        number(math.sqrt(1 - beta2**step)),
+        number(eps),
+    )
+    if JIT_ENABLED and all(a.flags.c_contiguous for a in arrays):
+        _adam(*(a.reshape(-1) for a in arrays), *numbers)
+    else:
+        adam_twin(*arrays, *numbers)
+
+
+@jit()
+def _sgd(
+    x: Floats,
+    g: Floats,
+    velocity: Floats,
+    lr: Any,
+    momentum: Any,
+    share: Any,
+    weight_decay: Any,
+    nesterov: bool,
+) -> None:
+    if momentum == 0:
+        for i in range(x.size):
+            x[i] -= lr * (g[i] + weight_decay * x[i])
+    elif nesterov:
+        for i in range(x.size):
+            gradient = g[i] + weight_decay * x[i]
+            velocity[i] = momentum * velocity[i] + share * gradient
+            x[i] -= lr * (gradient + momentum * velocity[i])
+    else:
+        for i in range(x.size):
+            velocity[i] = momentum * velocity[i] + share * (g[i] + weight_decay * x[i])
+            x[i] -= lr * velocity[i]
+
+
+def sgd_twin(
+    x: Floats,
+    g: Floats,
+    velocity: Floats,
+    lr: Any,
+    momentum: Any,
+    share: Any,
+    weight_decay: Any,
+    nesterov: bool,
+) -> None:
+    """The same in numpy: the reference, and what runs where nothing is compiled."""
+    gradient = g + weight_decay * x
+    if momentum == 0:
+        x -= lr * gradient
+        return
+    velocity *= momentum
+    velocity += share * gradient
+    x -= lr * (gradient + momentum * velocity if nesterov else velocity)
+
+
+@jit()
+def _adam(
+    x: Floats,
+    g: Floats,
+    m: Floats,
+    v: Floats,
+    keep: Any,
+    l2: Any,
+    beta1: Any,
+    rest1: Any,
+    beta2: Any,
+    rest2: Any,
+    rate: Any,
+    correction: Any,
+    eps: Any,
+) -> None:
+    for i in range(x.size):
+        value = keep * x[i]
+        gradient = g[i] + l2 * x[i]
+        first = beta1 * m[i] + rest1 * gradient
+        second = beta2 * v[i] + rest2 * (gradient * gradient)
+        m[i] = first
+        v[i] = second
+        x[i] = value - rate * first / (np.sqrt(second) / correction + eps)
+
+
+def adam_twin(
+    x: Floats,
+    g: Floats,
+    m: Floats,
+    v: Floats,
+    keep: Any,
+    l2: Any,
+    beta1: Any,
+    rest1: Any,
+    beta2: Any,
+    rest2: Any,
+    rate: Any,
+    correction: Any,
+    eps: Any,
+) -> None:
+    """The same in numpy: the reference, and what runs where nothing is compiled."""
+    gradient = g + l2 * x
+    x *= keep
+    m *= beta1
+    m += rest1 * gradient
+    v *= beta2
+    v += rest2 * (gradient * gradient)
+    x -= rate * m / (np.sqrt(v) / correction + eps)

@@ -1,0 +1,154 @@
+"""The layers that an MLP is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minigrad import functional, ops
+from minigrad.nn import init
+from minigrad.nn.module import Module, Parameter
+from minigrad.tensor import Tensor
+
+
+class Linear(Module):
+    """y = x W^T + b: `(..., d_in) -> (..., d_out)`.
+
+    Weight and bias begin uniform in +-1 / sqrt(d_in), as PyTorch's do.
+
+    Attributes:
+        weight: `(d_out, d_in)`.
+        bias: `(d_out,)`, or None.
+
+    Raises:
+        ValueError: if a size is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        if d_in < 1 or d_out < 1:
+            raise ValueError(f"Linear: sizes are positive integers, not {d_in!r} and {d_out!r}")
+        self.weight = Parameter(np.empty((d_out, d_in), dtype))
+        self.bias = Parameter(np.empty(d_out, dtype)) if bias else None
+        init.kaiming_uniform_(self.weight, a=math.sqrt(5), rng=rng)
+        if self.bias is not None:
+            init.uniform_(self.bias, 1 / math.sqrt(d_in), rng=rng)
+
+    @property
+    def d_in(self) -> int:
+        """The size of an input vector."""
+        return self.weight.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """The size of an output vector."""
+        return self.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T + b."""
+        return ops.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"{self.d_in}, {self.d_out}" + ("" if self.bias is not None else ", bias=False")
+
+
+class Dropout(Module):
+    """In training, each element is 0 with probability `p`, else x / (1 - p); x in evaluation.
+
+    Raises:
+        ValueError: if `p` is not in [0, 1].
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p is a probability, not {p!r}")
+        self.p = p
+        self.rng = rng
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`functional.dropout`."""
+        return functional.dropout(x, self.p, self.training, rng=self.rng)
+
+    def extra_repr(self) -> str:
+        """The probability."""
+        return f"p={self.p}"
+
+
+class Sequential(Module):
+    """Modules, or functions of one tensor, one after the other."""
+
+    def __init__(self, *layers: Callable[[Tensor], Tensor]) -> None:
+        self.layers = list(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """layers[-1](... layers[0](x))."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
+        return self.layers[index]
+
+
+class MLP(Module):
+    """Linear layers with an activation between each two: sizes (4, 64, 64, 1) give three layers.
+
+    Args:
+        sizes: of the input, the hidden layers and the output.
+        activation: what to put between the layers.
+        dropout: the probability of dropout after each activation.
+        dtype: of the parameters.
+        rng: where the weights (and what is dropped) are drawn from.
+
+    Raises:
+        ValueError: if there are fewer than two sizes.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: Callable[[Tensor], Tensor] = ops.relu,
+        dropout: float = 0.0,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        if len(sizes) < 2:
+            raise ValueError(f"MLP: sizes are at least those of input and output, not {sizes!r}")
+        self.activation = activation
+        self.dropout = Dropout(dropout, rng=rng) if dropout else None
+        self.layers = [
+            Linear(d_in, d_out, dtype=dtype, rng=rng)
+            for d_in, d_out in zip(sizes, sizes[1:], strict=False)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layers in turn."""
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+            if self.dropout is not None:
+                x = self.dropout(x)
+        return self.layers[-1](x)  # type: ignore[no-any-return]  # what a module returns is Any
+
+    def extra_repr(self) -> str:
+        """The activation, if it is a plain function."""
+        name = getattr(self.activation, "__name__", None)
+        return f"activation={name}" if name else ""

@@ -1,0 +1,237 @@
+"""Module: an object with parameters, found by walking its attributes.
+
+    class Affine(Module):
+        def __init__(self, d):
+            self.scale = Parameter(np.ones(d))
+            self.shift = Parameter(np.zeros(d))
+
+        def forward(self, x):
+            return x * self.scale + self.shift
+
+Nothing is registered, and no `super().__init__()` is needed. `named_parameters` looks through the
+attributes in the order of their assignment, into modules, lists, tuples and dicts, and names what it
+finds by the way it took: `layers.0.weight`. A parameter in two places is one parameter, under its
+first name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from minigrad.tensor import Tensor, as_array
+
+M = TypeVar("M", bound="Module")
+
+
+class Parameter(Tensor):
+    """A tensor that a module owns and an optimiser changes. It copies what it is made of.
+
+    Args:
+        data: an array, a Tensor or nested lists of numbers.
+        requires_grad: False for a parameter that is frozen from the start.
+        dtype: convert to this.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self, data: Any, requires_grad: bool = True, dtype: DTypeLike | None = None
+    ) -> None:
+        super().__init__(np.array(as_array(data, dtype)), requires_grad)
+
+
+class Module:
+    """Base class of layers and models: define `forward`, and assign parameters and modules."""
+
+    training: bool = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module computes; subclasses define it."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `forward`."""
+        return self.forward(*args, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------
+    # What is inside
+    # ------------------------------------------------------------------------------------------------
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module, named "", and all inside it, each once, with the way that leads there."""
+        seen: set[int] = set()
+        for name, value in _walk(self, prefix):
+            if isinstance(value, Module) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all inside it."""
+        return (module for _, module in self.named_modules())
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """All parameters, trainable or frozen, each once, with the way that leads there."""
+        seen: set[int] = set()
+        for name, value in _walk(self, prefix):
+            if isinstance(value, Parameter) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, trainable or frozen."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def trainable_parameters(self) -> list[Parameter]:
+        """Those parameters that require a gradient: what to hand to an optimiser."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def count_parameters(self, trainable_only: bool = False) -> int:
+        """How many numbers the parameters hold."""
+        return sum(p.size for p in self.parameters() if p.requires_grad or not trainable_only)
+
+    # ------------------------------------------------------------------------------------------------
+    # Switches
+    # ------------------------------------------------------------------------------------------------
+
+    def train(self: M, mode: bool = True) -> M:
+        """Set this module and all inside it to training (dropout drops), and return it."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self: M) -> M:
+        """Set this module and all inside it to evaluation, and return it."""
+        return self.train(False)
+
+    def freeze(self: M, frozen: bool = True) -> M:
+        """Let no parameter require a gradient, or let all of them again; return the module."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(not frozen)
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def astype(self: M, dtype: DTypeLike) -> M:
+        """Convert all parameters to a float dtype, dropping their gradients; return the module.
+
+        Raises:
+            TypeError: if it is not a float dtype.
+        """
+        if np.dtype(dtype).kind != "f":
+            raise TypeError(f"parameters are floats, and cannot become {np.dtype(dtype)}")
+        for parameter in self.parameters():
+            parameter.data = parameter.data.astype(dtype)
+        return self
+
+    # ------------------------------------------------------------------------------------------------
+    # State
+    # ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """A copy of every parameter's value, by name."""
+        return {name: parameter.data.copy() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Write the values of `state` into the parameters of the same names.
+
+        Nothing is changed unless everything fits.
+
+        Raises:
+            ValueError: with all that is missing, unexpected, of another shape, or not of numbers.
+        """
+        parameters = dict(self.named_parameters())
+        problems = []
+        values = {}
+        for name, parameter in parameters.items():
+            if name not in state:
+                problems.append(f"missing: {name} {parameter.shape}")
+                continue
+            try:
+                values[name] = as_array(state[name])
+            except (TypeError, ValueError) as error:
+                problems.append(f"unusable: {name}: {error}")
+                continue
+            if values[name].shape != parameter.shape:
+                problems.append(
+                    f"mis-shaped: {name} is {values[name].shape} in the state, "
+                    f"{parameter.shape} in the module"
+                )
+        for name in state:
+            if name not in parameters:
+                near = difflib.get_close_matches(name, parameters, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                problems.append(f"unexpected: {name}{hint}")
+        if problems:
+            raise ValueError(
+                f"load_state_dict: the state does not fit this {type(self).__name__}; "
+                f"nothing was loaded:\n  " + "\n  ".join(problems)
+            )
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+    # ------------------------------------------------------------------------------------------------
+    # Looks
+    # ------------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """What to print of this module between its parentheses, such as its sizes."""
+        return ""
+
+    def __repr__(self) -> str:
+        total, trainable = self.count_parameters(), self.count_parameters(trainable_only=True)
+        count = f"{total:,} parameters" if total != 1 else "1 parameter"
+        if trainable != total:
+            count += f", {trainable:,} trainable"
+        return "\n".join(_tree(self, f"  # {count}" if total else ""))
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """`value` and all modules and parameters inside it, depth first, with dotted names."""
+    yield name, value
+    if isinstance(value, Module):
+        children: Any = vars(value).items()
+    elif isinstance(value, (list, tuple)):
+        children = enumerate(value)
+    elif isinstance(value, dict):
+        children = value.items()
+    else:
+        return
+    for key, child in children:
+        if isinstance(child, (Module, Parameter, list, tuple, dict)):
+            yield from _walk(child, f"{name}.{key}" if name else str(key))
+
+
+def _tree(module: Module, note: str) -> list[str]:
+    """The lines of a module's repr: itself, and its direct children indented."""
+    children = [
+        (name, child)
+        for name, child in module.named_modules()
+        if name and not any(_inside(name, other) for other, _ in module.named_modules() if other)
+    ]
+    own = sum(
+        p.size
+        for name, p in module.named_parameters()
+        if not any(_inside(name, child) for child, _ in children)
+    )
+    if not note and own:
+        note = f"  # {own:,}"
+    head = f"{type(module).__name__}({module.extra_repr()}"
+    if not children:
+        return [f"{head}){note}"]
+    lines = [f"{head}{note}"]
+    for name, child in children:
+        first, *rest = _tree(child, "")
+        lines += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
+    return [*lines, ")"]
+
+
+def _inside(name: str, other: str) -> bool:
+    return name.startswith(other + ".")

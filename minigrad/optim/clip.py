@@ -1,0 +1,53 @@
+"""Keeping gradients within bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from minigrad.memory import mark_written
+from minigrad.tensor import Tensor
+
+
+def grad_norm(parameters: Iterable[Tensor]) -> float:
+    """The Euclidean norm of all gradients together, as one vector."""
+    return math.sqrt(
+        sum(float(np.vdot(p.grad.data, p.grad.data)) for p in parameters if p.grad is not None)
+    )
+
+
+def clip_grad_norm(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = True
+) -> float:
+    """Scale all gradients by one factor, so that their common norm is at most `max_norm`.
+
+    Args:
+        parameters: tensors; those without a gradient do not count.
+        max_norm: the largest Euclidean norm to leave.
+        error_if_nonfinite: raise where the norm is infinite or NaN, instead of spreading it.
+
+    Returns:
+        The norm as it was before.
+
+    Raises:
+        ValueError: if `max_norm` is not positive.
+        RuntimeError: if the norm is not finite; no gradient is changed then.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
+    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    norm = grad_norm(tensors)
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise RuntimeError(
+            f"clip_grad_norm: the norm of the gradients is {norm}; no factor makes that finite. "
+            f"error_if_nonfinite=False scales them all the same"
+        )
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1 or not math.isfinite(norm):
+        for tensor in tensors:
+            if tensor.grad is not None:
+                tensor.grad.data[...] *= factor
+                mark_written(tensor.grad._cell)
+    return norm

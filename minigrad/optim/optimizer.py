@@ -1,0 +1,192 @@
+"""What all optimisers share: parameters in groups, options by group, and a state for each parameter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.memory import mark_written
+from minigrad.tensor import Tensor
+
+Parameters = Iterable[Tensor] | Sequence[Mapping[str, Any]]
+State = dict[str, Any]
+
+
+class Optimizer(ABC):
+    """Base class: `step()` changes every parameter that has a gradient.
+
+    Args:
+        params: tensors, or groups of them: `[{"params": [...], "lr": 1e-3}, {"params": [...]}]`.
+        defaults: the options of groups that do not set them.
+
+    Attributes:
+        param_groups: one dict for each group, with "params" and every option; options may be changed
+            between steps.
+
+    Raises:
+        ValueError: if there are no parameters, one occurs twice, is frozen or is no leaf, or an
+            option has an impossible value.
+        TypeError: if something else than a tensor is among them, or an option is unknown.
+    """
+
+    def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
+        groups = list(params)
+        if not groups:
+            raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
+        if not isinstance(groups[0], Mapping):
+            groups = [{"params": groups}]
+        self.param_groups: list[dict[str, Any]] = []
+        self._states: dict[Tensor, State] = {}
+        seen: set[int] = set()
+        for i, group in enumerate(groups):
+            if not isinstance(group, Mapping) or "params" not in group:
+                raise TypeError(f"group {i} must be a dict with 'params', not {group!r:.80}")
+            unknown = set(group) - set(defaults) - {"params"}
+            if unknown:
+                raise TypeError(
+                    f"group {i} has unknown options {sorted(unknown)}; known are {sorted(defaults)}"
+                )
+            tensors = group["params"]
+            tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+            for k, tensor in enumerate(tensors):
+                _check(tensor, f"parameter {k} of group {i}", seen)
+            complete = {**defaults, **group, "params": tensors}
+            self.check_options(complete)
+            self.param_groups.append(complete)
+
+    @abstractmethod
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise a ValueError if an option of a group has an impossible value."""
+
+    @abstractmethod
+    def update(
+        self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]
+    ) -> None:
+        """Change the value `x` of one parameter in place, given its gradient and its state."""
+
+    def step(self) -> None:
+        """Change every parameter that has a gradient; the others, and their states, stay."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                node = parameter.node
+                if node is None or node.grad is None:
+                    continue
+                state = self._states.get(parameter)
+                if state is None:
+                    state = self._states[parameter] = {}
+                self.update(parameter._data, node.grad._data, state, group)
+                mark_written(parameter._cell)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.zero_grad()
+
+    def state_bytes(self) -> int:
+        """How many bytes the state holds: for Adam, two numbers for each trained one."""
+        return sum(
+            value.nbytes
+            for state in self._states.values()
+            for value in state.values()
+            if isinstance(value, np.ndarray)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state and the options; parameters are numbered in the order of the groups.
+
+        `{"state": {number: {...}}, "param_groups": [{"params": [numbers], "lr": ...}]}`, with arrays,
+        numbers and booleans only.
+        """
+        numbers = {p: k for k, p in enumerate(self._parameters())}
+        return {
+            "state": {
+                numbers[p]: {
+                    key: value.copy() if isinstance(value, np.ndarray) else value
+                    for key, value in state.items()
+                }
+                for p, state in self._states.items()
+            },
+            "param_groups": [
+                {**group, "params": [numbers[p] for p in group["params"]]}
+                for group in self.param_groups
+            ],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` has given, with its options.
+
+        Raises:
+            ValueError: if it belongs to other parameters; then nothing is changed.
+        """
+        parameters = self._parameters()
+        groups = state_dict["param_groups"]
+        sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
+        if sizes != expected:
+            raise ValueError(
+                f"load_state_dict: the state has groups of {sizes} parameters, this optimiser {expected}"
+            )
+        states: dict[Tensor, State] = {}
+        for number, state in state_dict["state"].items():
+            parameter = parameters[int(number)]
+            for key, value in state.items():
+                if isinstance(value, np.ndarray) and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"load_state_dict: {key} of parameter {number} has shape {value.shape}, the "
+                        f"parameter {parameter.shape}"
+                    )
+            states[parameter] = {
+                key: value.astype(parameter.dtype) if isinstance(value, np.ndarray) else value
+                for key, value in state.items()
+            }
+        loaded = []
+        for group, own in zip(groups, self.param_groups, strict=True):
+            missing, unknown = set(own) - set(group), set(group) - set(own)
+            if missing or unknown:
+                raise ValueError(
+                    f"load_state_dict: the options of a group are {sorted(own)}; the state lacks "
+                    f"{sorted(missing)} and has unknown {sorted(unknown)}"
+                )
+            self.check_options(group)
+            loaded.append({**group, "params": own["params"]})
+        for own, group in zip(self.param_groups, loaded, strict=True):
+            own.update(group)
+        self._states = states
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}("]
+        for i, group in enumerate(self.param_groups):
+            options = ", ".join(f"{k}={v}" for k, v in group.items() if k != "params")
+            count = sum(p.size for p in group["params"])
+            lines.append(f"  group {i}: {len(group['params'])} tensors, {count:,} numbers, {options}")
+        return "\n".join([*lines, ")"])
+
+
+def _check(tensor: Any, role: str, seen: set[int]) -> None:
+    """Refuse what cannot be optimised, or is there already."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{role} must be a Tensor, not {type(tensor).__name__}")
+    if not tensor.is_leaf:
+        raise ValueError(f"{role} is {tensor.describe()}; only leaves can be optimised")
+    if not tensor.requires_grad:
+        raise ValueError(
+            f"{role} is frozen ({tensor.describe()}), so it would never change; leave it out: "
+            f"model.trainable_parameters() lists the others"
+        )
+    if id(tensor) in seen:
+        raise ValueError(f"{role} occurs twice ({tensor.describe()}); it would be stepped twice")
+    seen.add(id(tensor))
+
+
+def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
+    """Raise a ValueError unless low <= value <= high (or < high); a NaN never is."""
+    if not (low <= value < high if open_end else low <= value <= high):
+        end = ")" if open_end or np.isinf(high) else "]"
+        raise ValueError(f"{name} must be in [{low}, {high}{end}, not {value!r}")

@@ -1,0 +1,82 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.kernels import optim as kernels
+from minigrad.optim.optimizer import Optimizer, Parameters, State, check_range
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum.
+
+        g <- g + weight_decay x
+        b <- momentum b + (1 - dampening) g        (b <- g in the first step)
+        x <- x - lr b                              (Nesterov: x - lr (g + momentum b))
+
+    The numbers are those of PyTorch's SGD: lr is not part of the velocity b.
+
+    Args:
+        params: tensors, or groups of them.
+        lr: the step size.
+        momentum: how much of the velocity is kept.
+        dampening: how much of the gradient is held back from the velocity.
+        weight_decay: the strength of an L2 penalty.
+        nesterov: look ahead along the velocity (Sutskever et al., 2013).
+
+    Raises:
+        ValueError: if an option has an impossible value, or `nesterov` comes without momentum or with
+            dampening.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+            },
+        )
+
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise a ValueError if an option has an impossible value."""
+        for name in ("lr", "momentum", "weight_decay"):
+            check_range(name, group[name], 0.0, np.inf, open_end=True)
+        check_range("dampening", group["dampening"], -np.inf, np.inf)
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+
+    def update(
+        self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]
+    ) -> None:
+        """One step for one parameter."""
+        momentum = group["momentum"]
+        first = momentum != 0 and "momentum_buffer" not in state
+        if first:
+            state["momentum_buffer"] = np.zeros_like(x)
+        kernels.sgd(
+            x,
+            g,
+            state.get("momentum_buffer"),
+            group["lr"],
+            momentum,
+            1.0 if first else 1.0 - group["dampening"],
+            group["weight_decay"],
+            group["nesterov"],
+        )
