@@ -81,6 +81,7 @@ from minigrad.ops import (
     where,
 )
 from minigrad.random import manual_seed
-# from minigrad.trainer import History, Trainer
+from minigrad.history import History
+from minigrad.trainer import Trainer
 
 neg = negative

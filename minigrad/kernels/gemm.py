@@ -26,8 +26,9 @@ from minigrad.kernels.threads import get_num_threads, team
 
 Array = NDArray[Any]
 
-TILES_MC, KC, NC = 8, 384, 2048  # blocks: rows of A in tiles, steps of k, columns of B
-THREADS_FROM = 2_000_000  # multiply-adds from which on a second thread pays for its start
+TILES_MC, KC, NC = 8, 512, 1024  # blocks: tiles of rows of A, steps of k, columns of B
+SECONDS = 2e-11  # for a multiply-add on one thread, or less
+THREADS_FROM = 1_000_000  # multiply-adds below which threads are not even asked for
 
 _NO_AXES = np.empty((0, 3), np.int64)  # the batch axes of a plain product
 
@@ -64,7 +65,7 @@ def _mismatch(x: Array, y: Array) -> str:
 
 
 def _numpy_matmul(x: Array, y: Array) -> Array:
-    """numpy's product: for what is not ours, and the twin of the compiled one without JIT."""
+    """The product by numpy: for what is not ours, and as the twin of ours without JIT."""
     product: Array = np.matmul(x, y)
     return product
 
@@ -132,7 +133,7 @@ class _Kernel:
 
     def __init__(self, dtype: np.dtype[Any], number: Any) -> None:
         tile = tile_shape(dtype.itemsize)
-        self._sizes = np.array([*tile, TILES_MC * tile.MR, KC, NC], np.int64)
+        self._sizes = np.array([*tile, TILES_MC * tile.MR, KC, NC, THREADS_FROM], np.int64)
         operand = types.Array(number, 2, "A", readonly=True, aligned=False)
         out = types.Array(number, 2, "C")
         sizes, batch = types.Array(types.int64, 1, "C"), types.Array(types.int64, 2, "C")
@@ -143,24 +144,29 @@ class _Kernel:
         return jit(signature=self._signature)(loops.gemm)
 
     @cached_property
-    def _on_threads(self) -> Callable[..., None]:
-        return jit(signature=self._signature, parallel=True)(loops.gemm_on_threads)
+    def _threads_share_products(self) -> Callable[..., None]:
+        return jit(signature=self._signature, parallel=True)(loops.gemm)
 
     @cached_property
-    def _batch_on_threads(self) -> Callable[..., None]:
-        return jit(signature=self._signature, parallel=True)(loops.gemm_batch_on_threads)
+    def _threads_take_products(self) -> Callable[..., None]:
+        return jit(signature=self._signature, parallel=True)(loops.gemm_batch)
 
     def run(self, x: Array, y: Array, out: Array, batch: Array, count: int, work: int) -> None:
         """Do `count` products in `work` multiply-adds; x, y and out are the first matrices."""
         if work < THREADS_FROM or get_num_threads() == 1:
             if work == 0:
-                # An empty sum is 0, and no block of k comes by to write it.
+                # An empty sum is 0, but no block of k comes by to write it.
                 np.lib.stride_tricks.as_strided(out, (count, *out.shape)).fill(0)
             else:
                 self._serial(x, y, out, self._sizes, batch, count)
             return
-        with team() as threads:
-            kernel = self._on_threads if threads > 1 else self._serial
+        with team(work * SECONDS) as threads:
+            if threads == 1:
+                kernel = self._serial
+            elif count < loops.PIECES:
+                kernel = self._threads_share_products
+            else:
+                kernel = self._threads_take_products
             kernel(x, y, out, self._sizes, batch, count)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -80,11 +81,9 @@ def jit(
         dispatcher = numba.njit(
             nogil=True, parallel=parallel, fastmath=flags or False, inline=inline
         )(function)
-        try:
+        # A RuntimeError says that no folder can be written to; then each process compiles anew.
+        with suppress(RuntimeError):
             dispatcher._cache = _PackageCache(function, (parallel, sorted(flags), inline))
-        except RuntimeError:
-            # numba found no folder it may write to. It compiles anew in each process then.
-            pass
         if signature is not None:
             dispatcher.compile(signature)
             dispatcher.disable_compile()

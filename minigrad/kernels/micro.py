@@ -2,22 +2,21 @@
 
 A core multiplies fastest when the numbers it needs are in registers already. So the product is
 cut into tiles of C that fit in the vector registers, MR rows by NR columns, and stay there while
-the loop over k runs. Each step of it loads one row of B (NR numbers, in `NV` vectors) and, for
+the loop over k runs. Each step of it loads one row of B (NR numbers, in NV = 2 vectors) and, for
 each of MR rows, one number of A, copied to every lane of a vector:
 
-        b[k, 0:NR]   ->  b0        b1            one row of B, held in NV = 2 vectors
-    a[0, k]          ->  c00 += a0 * b0     c01 += a0 * b1
-    a[1, k]          ->  c10 += a1 * b0     c11 += a1 * b1
-     ...                  ...                ...
-    a[MR-1, k]       ->  MR * NV sums, each a vector, all in registers
+         b[k, 0:NR]   ->      b0              b1           one row of B
+    a[0, k]           ->  c00 += a0 * b0  c01 += a0 * b1
+    a[1, k]           ->  c10 += a1 * b0  c11 += a1 * b1
+     ...                      ...             ...
+    a[MR-1, k]        ->      ...             ...          MR x NV sums, each in a register
 
 That is MR + NV loads for MR * NV multiply-adds, and the sums do not wait for one another: a core
 that starts two multiply-adds in each cycle and needs four cycles to finish one is kept busy.
 MR is as large as the registers allow: 14 with the 32 registers of AVX-512 or NEON, 6 with 16.
 
-No compiler finds this tile by itself, so it is emitted as LLVM code, with the vector width and
-the registers of the machine it runs on. The functions here take machine addresses (integers) and
-steps in bytes, check nothing, and are called by loops that know the bounds.
+A compiler does not find this tile by itself, so it is emitted as LLVM code (see
+`minigrad.kernels.vector` for the terms: addresses, steps in bytes, `zero` for the dtype).
 """
 
 from __future__ import annotations
@@ -26,282 +25,150 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.registry import cpu_target
 
 from minigrad.kernels.jit import intrinsic
+from minigrad.kernels.vector import ADDRESS, Emitter, vector_registers
 
-NV = 2  # vectors in one row of the tile
-
-_I32, _INTP = ir.IntType(32), ir.IntType(64)
+NV = 2  # vectors in a row of the tile
+CACHE_LINE = 64  # bytes
 
 
 class Tile(NamedTuple):
-    """The shape of the register tile for one dtype, in numbers (not bytes)."""
+    """The shape of the register tile for one dtype, counted in numbers."""
 
-    MR: int  # rows of C held in registers
+    MR: int  # rows
     NR: int  # columns: NV vectors
     VL: int  # numbers in a vector
     AR: int  # MR rounded up to whole vectors: the width of a packed panel of A
 
 
-def _vector_unit() -> tuple[int, int]:
-    """Bytes in a vector register and how many registers there are, on the target numba has."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    enabled = set(features.split(","))
-    if "+avx512f" in enabled:
-        return 64, 32
-    if "+avx" in enabled:
-        return 32, 16
-    return 16, 32 if triple.startswith(("aarch64", "arm64")) else 16
-
-
 def tile_shape(itemsize: int) -> Tile:
-    """The tile for numbers of `itemsize` bytes on this machine.
-
-    >>> tile_shape(4)  # with AVX-512; Tile(MR=6, NR=16, VL=8, AR=8) with AVX2  # doctest: +SKIP
-    Tile(MR=14, NR=32, VL=16, AR=16)
-    """
-    width, registers = _vector_unit()
+    """The tile for numbers of `itemsize` bytes: Tile(14, 32, 16, 16) for float32 on AVX-512."""
+    width, registers = vector_registers()
     VL = width // itemsize
-    MR = (registers - 2 * NV) // NV  # NV registers for the row of B, as many for what is loaded
+    MR = (registers - 2 * NV) // NV  # NV registers hold the row of B, as many what is loaded next
     return Tile(MR, NV * VL, VL, -(-MR // VL) * VL)
 
 
 def tile_heights(MR: int) -> list[int]:
-    """The heights a tile is emitted in: MR, then powers of two, so that no row is wasted."""
-    return [MR] + [h for h in (8, 4, 2, 1) if h < MR]
+    """The heights in which the tile exists: MR, and powers of two for the rows that are left."""
+    return [MR] + [height for height in (8, 4, 2, 1) if height < MR]
 
 
-class _Emitter:
-    """Writes vector code for one dtype at the end of an IR builder's current block."""
+class _Operands(NamedTuple):
+    """What a tile multiplies, as values of the code being emitted."""
 
-    def __init__(self, builder: Any, dtype: Any) -> None:
-        self.builder = builder
-        self.item = dtype.bitwidth // 8
-        self.tile = tile_shape(self.item)
-        self.scalar = ir.FloatType() if self.item == 4 else ir.DoubleType()
-        self.vector = ir.VectorType(self.scalar, self.tile.VL)
-        self.bytes = self.item * self.tile.VL  # in one vector
+    a: Any
+    a_row: Any
+    a_k: Any
+    b: Any
+    b_k: Any
+    depth: Any  # steps of k, at least 1
 
-    def at(self, address: Any, offset: int = 0) -> Any:
-        return self.builder.add(address, _INTP(offset)) if offset else address
 
-    def load(self, address: Any, type_: Any) -> Any:
-        pointer = self.builder.inttoptr(address, type_.as_pointer())
-        return self.builder.load(pointer, align=self.item)
+def _emit_sums(e: Emitter, height: int, x: _Operands) -> list[Any]:
+    """Emit the loop over k; returns the vectors of sums, NV for each row."""
+    builder = e.builder
+    before = builder.block
+    loop, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
+    # One moving address serves three rows: the processor adds a step, or twice a step, by itself.
+    bases = [e.step(x.a, x.a_row, i) for i in range(0, height, 3)]
+    builder.branch(loop)
 
-    def store(self, value: Any, address: Any) -> None:
-        pointer = self.builder.inttoptr(address, value.type.as_pointer())
-        self.builder.store(value, pointer, align=self.item)
+    builder.position_at_end(loop)
+    left = builder.phi(ADDRESS)
+    a_now = [builder.phi(ADDRESS) for _ in bases]
+    b_now = builder.phi(ADDRESS)
+    sums = [builder.phi(e.vector) for _ in range(height * NV)]
+    row = [e.load(e.step(b_now, ADDRESS(e.vector_bytes), j), e.vector) for j in range(NV)]
+    new_sums = []
+    for i in range(height):
+        number = e.load(e.step(a_now[i // 3], x.a_row, i % 3), e.scalar)
+        column = e.broadcast(number)
+        new_sums += [e.multiply_add(column, row[j], sums[i * NV + j]) for j in range(NV)]
+    one_less = builder.sub(left, ADDRESS(1))
+    zero = ir.Constant(e.vector, None)
+    from_to = [(left, x.depth, one_less), (b_now, x.b, builder.add(b_now, x.b_k))]
+    from_to += [(p, first, builder.add(p, x.a_k)) for p, first in zip(a_now, bases, strict=True)]
+    from_to += [(s, zero, new) for s, new in zip(sums, new_sums, strict=True)]
+    for phi, first, then in from_to:
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, loop)
+    builder.cbranch(builder.icmp_signed(">", one_less, ADDRESS(0)), loop, after)
 
-    def broadcast(self, scalar: Any) -> Any:
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        lane = self.builder.insert_element(undefined, scalar, _I32(0))
-        return self.shuffle(lane, undefined, [0] * self.tile.VL)
+    builder.position_at_end(after)
+    return new_sums
 
-    def shuffle(self, x: Any, y: Any, lanes: list[int]) -> Any:
-        mask = ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
-        return self.builder.shuffle_vector(x, y, mask)
 
-    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
-        # Not llvm.fma, which becomes a call of the C library where the machine has no FMA.
-        v = self.vector
-        name = f"llvm.fmuladd.v{self.tile.VL}f{8 * self.item}"
-        signature = ir.FunctionType(v, [v, v, v])
-        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        return self.builder.call(function, [x, y, z])
-
-    def product(
-        self, rows: int, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, depth: Any
-    ) -> list[Any]:
-        """Emit the k-loop (depth >= 1); returns the rows * NV sums, row by row."""
-        builder = self.builder
-        before = builder.block
-        loop = builder.append_basic_block("k")
-        after = builder.append_basic_block("k.end")
-        # Three rows share one moving address: x86 reaches row + 1 and row + 2 by addressing.
-        bases = [builder.add(a, builder.mul(a_row, _INTP(i))) for i in range(0, rows, 3)]
-        twice = builder.shl(a_row, _INTP(1))
-        builder.branch(loop)
-
-        builder.position_at_end(loop)
-        left = builder.phi(_INTP)
-        a_now = [builder.phi(_INTP) for _ in bases]
-        b_now = builder.phi(_INTP)
-        sums = [builder.phi(self.vector) for _ in range(rows * NV)]
-        b_row = [self.load(self.at(b_now, j * self.bytes), self.vector) for j in range(NV)]
-        new = []
-        for i in range(rows):
-            base = a_now[i // 3]
-            address = [base, builder.add(base, a_row), builder.add(base, twice)][i % 3]
-            number = self.broadcast(self.load(address, self.scalar))
-            for j in range(NV):
-                new.append(self.multiply_add(number, b_row[j], sums[i * NV + j]))
-        one_less = builder.sub(left, _INTP(1))
-        steps = [(left, depth, one_less), (b_now, b, builder.add(b_now, b_k))]
-        steps += [(p, p0, builder.add(p, a_k)) for p, p0 in zip(a_now, bases, strict=True)]
-        steps += [(s, ir.Constant(self.vector, None), t) for s, t in zip(sums, new, strict=True)]
-        for phi, first, then in steps:
-            phi.add_incoming(first, before)
-            phi.add_incoming(then, loop)
-        builder.cbranch(builder.icmp_signed(">", one_less, _INTP(0)), loop, after)
-
-        builder.position_at_end(after)
-        return new
-
-    def prefetch(self, rows: int, c: Any, c_row: Any) -> None:
-        """Emit a hint to fetch the tile of C, needed when the k-loop is over."""
-        flag = ir.IntType(32)
-        pointer = ir.IntType(8).as_pointer()
-        function = cgutils.get_or_insert_function(
-            self.builder.module,
-            ir.FunctionType(ir.VoidType(), [pointer, flag, flag, flag]),
-            "llvm.prefetch.p0",
-        )
-        for i in range(rows):
-            row = self.builder.add(c, self.builder.mul(c_row, _INTP(i)))
-            for byte in range(0, NV * self.bytes, 64):
-                address = self.builder.inttoptr(self.at(row, byte), pointer)
-                self.builder.call(function, [address, flag(1), flag(3), flag(1)])
-
-    def write(self, sums: list[Any], c: Any, c_row: Any, accumulate: Any) -> None:
-        """Emit C = sums, or C += sums where `accumulate` is not zero."""
-        builder = self.builder
-
-        def each(add: bool) -> None:
-            for i in range(len(sums) // NV):
-                row = builder.add(c, builder.mul(c_row, _INTP(i)))
-                for j in range(NV):
-                    address, value = self.at(row, j * self.bytes), sums[i * NV + j]
-                    if add:
-                        value = builder.fadd(self.load(address, self.vector), value)
-                    self.store(value, address)
-
-        with builder.if_else(builder.icmp_signed("!=", accumulate, _INTP(0))) as (yes, no):
-            with yes:
-                each(add=True)
-            with no:
-                each(add=False)
+def _emit_tile(e: Emitter, height: int, x: _Operands, c: Any, c_row: Any, add: Any) -> None:
+    """Emit a whole tile: C = sums, or C += sums if `add`."""
+    builder = e.builder
+    rows = [e.step(c, c_row, i) for i in range(height)]
+    for row in rows:
+        for byte in range(0, NV * e.vector_bytes, CACHE_LINE):
+            e.prefetch(e.step(row, ADDRESS(byte), 1))  # on its way while the loop runs
+    sums = _emit_sums(e, height, x)
+    places = [e.step(row, ADDRESS(e.vector_bytes), j) for row in rows for j in range(NV)]
+    with builder.if_else(builder.icmp_signed("!=", add, ADDRESS(0))) as (to_old, as_new):
+        with to_old:
+            for value, place in zip(sums, places, strict=True):
+                e.store(builder.fadd(e.load(place, e.vector), value), place)
+        with as_new:
+            for value, place in zip(sums, places, strict=True):
+                e.store(value, place)
 
 
 @intrinsic
-def tile_packed(_ctx: Any, a: Any, b: Any, depth: Any, c: Any, c_row: Any, add: Any, zero: Any) -> Any:
-    """One full tile from packed panels: C[0:MR, 0:NR] (+)= A-panel times B-panel.
+def tile_packed(
+    _typing: Any, a: Any, b: Any, depth: Any, c: Any, c_row: Any, add: Any, zero: Any
+) -> Any:
+    """C[0:MR, 0:NR] = A-panel times B-panel, or += if `add`; both panels packed.
 
-    The panels lie in memory as the loop reads them, k after k: AR numbers of A, NR numbers of B.
-    `zero` is a number of the dtype wanted.
+    Packed panels lie in memory as the loop reads them: for each k AR numbers of A, NR of B.
     """
 
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         a, b, depth, c, c_row, add, _ = args
-        e = _Emitter(builder, zero)
-        a_k, b_k = _INTP(e.tile.AR * e.item), _INTP(e.tile.NR * e.item)
-        e.prefetch(e.tile.MR, c, c_row)
-        sums = e.product(e.tile.MR, a, _INTP(e.item), a_k, b, b_k, depth)
-        e.write(sums, c, c_row, add)
-        return _context.get_dummy_value()
+        e = Emitter(builder, zero)
+        tile = tile_shape(e.item)
+        a_k, b_k = ADDRESS(tile.AR * e.item), ADDRESS(tile.NR * e.item)
+        operands = _Operands(a, ADDRESS(e.item), a_k, b, b_k, depth)
+        _emit_tile(e, tile.MR, operands, c, c_row, add)
+        return context.get_dummy_value()
 
     return types.void(*[types.intp] * 6, zero), emit
 
 
 @intrinsic
 def tile_strided(
-    _ctx: Any, rows: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, depth: Any,
+    _typing: Any, rows: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, depth: Any,
     c: Any, c_row: Any, add: Any, zero: Any,
-) -> Any:
-    """A tile of at most `rows` rows from operands in any layout; returns how many it did.
+) -> Any:  # fmt: skip
+    """A tile of the greatest height that `rows` rows fill; returns that height.
 
-    The rows of B must still be NR adjacent numbers.
+    The operands may lie in place, with any steps, but a row of B is NR adjacent numbers.
     """
 
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        rows, a, a_row, a_k, b, b_k, depth, c, c_row, add, _ = args
-        e = _Emitter(builder, zero)
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        rows, *operands, c, c_row, add, _ = args
+        e = Emitter(builder, zero)
         end = builder.append_basic_block("tile.end")
-        done = []
-        for height in tile_heights(e.tile.MR):
+        results = []
+        for height in tile_heights(tile_shape(e.item).MR):
             fits = builder.append_basic_block(f"tile.{height}")
-            smaller = builder.append_basic_block("tile.smaller")
-            builder.cbranch(builder.icmp_signed(">=", rows, _INTP(height)), fits, smaller)
+            lower = builder.append_basic_block(f"tile.below.{height}")
+            builder.cbranch(builder.icmp_signed(">=", rows, ADDRESS(height)), fits, lower)
             builder.position_at_end(fits)
-            e.write(e.product(height, a, a_row, a_k, b, b_k, depth), c, c_row, add)
-            done.append((_INTP(height), builder.block))
+            _emit_tile(e, height, _Operands(*operands), c, c_row, add)
+            results.append((ADDRESS(height), builder.block))
             builder.branch(end)
-            builder.position_at_end(smaller)
-        done.append((_INTP(0), builder.block))
+            builder.position_at_end(lower)
+        results.append((ADDRESS(0), builder.block))
         builder.branch(end)
         builder.position_at_end(end)
-        height = builder.phi(_INTP)
-        for value, block in done:
-            height.add_incoming(value, block)
-        return height
+        done = builder.phi(ADDRESS)
+        for value, block in results:
+            done.add_incoming(value, block)
+        return done
 
     return types.intp(*[types.intp] * 10, zero), emit
-
-
-@intrinsic
-def transpose_block(
-    _ctx: Any, source: Any, source_row: Any, last: Any, target: Any, target_row: Any, zero: Any
-) -> Any:
-    """Transpose VL x VL numbers. Rows of the source after `last` repeat it: they are not read."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        source, source_row, last, target, target_row, _ = args
-        e = _Emitter(builder, zero)
-        VL = e.tile.VL
-        rows = []
-        for i in range(VL):
-            inside = builder.icmp_signed("<", _INTP(i), last)
-            row = builder.select(inside, _INTP(i), last)
-            rows.append(e.load(builder.add(source, builder.mul(row, source_row)), e.vector))
-        # Swap the off-diagonal quarters of each 2d x 2d square, for d = 1, 2, 4, ...
-        d = 1
-        while d < VL:
-            upper = [lane if not lane & d else VL + lane - d for lane in range(VL)]
-            lower = [lane + d if not lane & d else VL + lane for lane in range(VL)]
-            for i in range(VL):
-                if not i & d:
-                    x, y = rows[i], rows[i + d]
-                    rows[i], rows[i + d] = e.shuffle(x, y, upper), e.shuffle(x, y, lower)
-            d *= 2
-        for i in range(VL):
-            e.store(rows[i], builder.add(target, builder.mul(target_row, _INTP(i))))
-        return _context.get_dummy_value()
-
-    return types.void(*[types.intp] * 5, zero), emit
-
-
-@intrinsic
-def copy_vector(_ctx: Any, source: Any, target: Any, zero: Any) -> Any:
-    """Copy VL adjacent numbers."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        source, target, _ = args
-        e = _Emitter(builder, zero)
-        e.store(e.load(source, e.vector), target)
-        return _context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, zero), emit
-
-
-@intrinsic
-def load(_ctx: Any, address: Any, zero: Any) -> Any:
-    """The number at `address`."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        e = _Emitter(builder, zero)
-        return e.load(args[0], e.scalar)
-
-    return zero(types.intp, zero), emit
-
-
-@intrinsic
-def store(_ctx: Any, address: Any, value: Any) -> Any:
-    """Write one number at `address`."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _Emitter(builder, value).store(args[1], args[0])
-        return _context.get_dummy_value()
-
-    return types.void(types.intp, value), emit

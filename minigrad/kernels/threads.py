@@ -3,8 +3,10 @@
 A kernel with parallel loops is compiled twice, with threads and without, and its entry asks here
 which one to run:
 
-    with team() as threads:
+    with team(seconds) as threads:
         (kernel_on_threads if threads > 1 else kernel)(...)
+
+where `seconds` is what the work takes one thread, about: little work is not worth a start.
 
 Both give the same bits: the shape of the data decides how the work is cut, threads only take
 pieces of it. So the answer may change from call to call, and does in three cases that would
@@ -26,11 +28,13 @@ from __future__ import annotations
 import operator
 import os
 import threading
+from functools import cache
 from types import TracebackType
 
 import numba
 
-_numba_config = numba.config
+WORTH_A_TEAM = 20e-6  # seconds of work, several times what a start takes
+WORTH_A_WORKQUEUE = 2e-3  # the same where the layer is `workqueue`
 
 _forked = False
 _workqueue = threading.Lock()
@@ -78,23 +82,36 @@ def get_num_threads() -> int:
     return _threads
 
 
-class team:  # noqa: N801  # reads as a function: `with team() as threads`
-    """The threads that one kernel call may use: a context whose value is their number."""
+@cache
+def _layer() -> str:
+    """The threading layer in use; it is fixed once the pool has started."""
+    layer: str = numba.threading_layer()
+    return layer
 
-    __slots__ = ("_before", "_locked")
+
+class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads`
+    """A context for one kernel call: its value is the number of threads the call may use.
+
+    `seconds` is a guess at the time one thread would take.
+    """
+
+    __slots__ = ("_before", "_locked", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._before = 0  # numba's own setting for this Python thread, if we change it
+        self._locked = False
 
     def __enter__(self) -> int:
-        self._before = 0
-        self._locked = False
         threads = _threads
-        if threads == 1 or _forked:
+        if threads == 1 or _forked or self._seconds < WORTH_A_TEAM:
             return 1
-        self._before = numba.get_num_threads()  # starts the pool at its first call
-        if numba.threading_layer() == "workqueue":
-            self._locked = _workqueue.acquire(blocking=False)
-            if not self._locked:
-                self._before = 0
+        before = numba.get_num_threads()  # starts the pool, the first time
+        if _layer() == "workqueue":
+            if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):
                 return 1
+            self._locked = True
+        self._before = before
         numba.set_num_threads(threads)
         return threads
 

@@ -1,0 +1,173 @@
+"""From tables to batches: CSV files, splits, standardisation, and mini-batches in random order."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.random import generator
+from minigrad.tensor import as_array
+
+Arrays = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Features and a target, with their names.
+
+    Attributes:
+        x: `(rows, features)`, float32.
+        y: `(rows, 1)`, float32.
+        features: the names of the columns of x.
+        target: the name of y.
+    """
+
+    x: Arrays
+    y: Arrays
+    features: tuple[str, ...]
+    target: str
+
+
+def read_csv(path: str | os.PathLike[str], target: str) -> Table:
+    """Read a CSV file of numbers with a header line; the column `target` is what to predict.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the target is no column, there are no rows, a row has another length, or a value
+            is missing, not a number, or not finite: with the line and the column.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    name = os.fspath(path)
+    if not rows:
+        raise ValueError(f"{name}: the file is empty; a header line and rows of numbers are needed")
+    header = [column.strip() for column in rows[0]]
+    if len(set(header)) != len(header):
+        raise ValueError(f"{name}: a column name occurs twice in {header}")
+    if target not in header:
+        raise ValueError(f"{name}: there is no column {target!r}; the columns are {header}")
+    if len(header) < 2:
+        raise ValueError(f"{name}: there is no column besides the target {target!r}")
+    values = np.empty((0, len(header)))
+    parsed = []
+    for line, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ValueError(f"{name}, line {line}: {len(row)} values for {len(header)} columns")
+        parsed.append([_number(text, name, line, col) for text, col in zip(row, header, strict=True)])
+    if not parsed:
+        raise ValueError(f"{name}: there are no rows below the header")
+    values = np.array(parsed, np.float32)
+    at = header.index(target)
+    return Table(
+        np.delete(values, at, axis=1),
+        values[:, [at]],
+        tuple(column for column in header if column != target),
+        target,
+    )
+
+
+def _number(text: str, name: str, line: int, column: str) -> float:
+    where = f"{name}, line {line}, column {column!r}"
+    if not text.strip():
+        raise ValueError(f"{where}: the value is missing; fill it in, or leave the row out")
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(
+            f"{where}: {text!r} is not a number; encode text columns as numbers, or leave them out"
+        ) from None
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: {text!r} is not finite; fill it in, or leave the row out")
+    return value
+
+
+def train_test_split(
+    *arrays: Any, test_size: float = 0.25, rng: np.random.Generator | None = None
+) -> list[Arrays]:
+    """Split arrays of equal length at random: `x_train, x_test, y_train, y_test`.
+
+    Args:
+        arrays: arrays with the same number of rows.
+        test_size: the share of rows for the test.
+        rng: where the order is drawn from.
+
+    Raises:
+        ValueError: if the lengths differ, or one of the two parts would be empty.
+    """
+    converted = [as_array(array) for array in arrays]
+    n = _common_length(converted)
+    n_test = round(n * test_size)
+    if not 0 < n_test < n:
+        raise ValueError(f"test_size={test_size!r} of {n} rows leaves a part empty")
+    order = generator(rng).permutation(n)
+    return [part for a in converted for part in (a[order[n_test:]], a[order[:n_test]])]
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """(x - mean) / scale by column, and back; fit it on the training rows only.
+
+    Attributes:
+        mean: the mean of each column.
+        scale: the standard deviation of each column, 1 where it is 0.
+    """
+
+    mean: Arrays
+    scale: Arrays
+
+    @classmethod
+    def fit(cls, x: Any) -> Standardizer:
+        """The standardiser of the columns of `x`.
+
+        Raises:
+            ValueError: if there are no rows, or a value is not finite.
+        """
+        values = as_array(x)
+        if len(values) == 0:
+            raise ValueError("there are no rows to standardise by")
+        if not np.isfinite(values).all():
+            raise ValueError("the data have values that are not finite; fill them in first")
+        scale = values.std(axis=0)
+        return cls(values.mean(axis=0), np.where(scale > 0, scale, np.ones_like(scale)))
+
+    def transform(self, x: Any) -> Arrays:
+        """(x - mean) / scale."""
+        return (as_array(x) - self.mean) / self.scale  # type: ignore[no-any-return]  # ndarray
+
+    def inverse(self, z: Any) -> Arrays:
+        """Z scale + mean."""
+        return as_array(z) * self.scale + self.mean  # type: ignore[no-any-return]  # ndarray
+
+
+def batches(
+    arrays: Sequence[Arrays],
+    batch_size: int,
+    *,
+    shuffle: bool = True,
+    rng: np.random.Generator | None = None,
+) -> Iterator[list[Arrays]]:
+    """The rows of several arrays in batches of `batch_size`, the last perhaps smaller."""
+    n = _common_length(arrays)
+    order = generator(rng).permutation(n) if shuffle else np.arange(n)
+    for start in range(0, n, batch_size):
+        rows = order[start : start + batch_size]
+        yield [array[rows] for array in arrays]
+
+
+def _common_length(arrays: Sequence[Arrays]) -> int:
+    lengths = {len(array) for array in arrays}
+    if len(lengths) != 1:
+        raise ValueError(f"the arrays have different numbers of rows: {sorted(lengths)}")
+    (n,) = lengths
+    if n == 0:
+        raise ValueError("the data are empty")
+    return n

@@ -1,0 +1,174 @@
+"""Instructions of our own: memory by address, vectors as wide as the machine's.
+
+numba compiles loops over arrays and leaves vector code to the optimiser. Where the exact
+instructions matter we emit them ourselves, as LLVM code for the vectors of the machine that the
+kernel will run on: 16 floats with AVX-512, 8 with AVX2, 4 with SSE2 or NEON.
+
+An intrinsic is two functions. The outer one sees the types of the arguments and gives the
+signature; the inner one emits the code, given an IR builder and the argument values. Callers see
+an ordinary function. Addresses are integers and steps are bytes; nothing is checked here.
+The argument `zero` tells the dtype: it is a number of it, and its value does not matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+
+from minigrad.kernels.jit import intrinsic
+
+I32, ADDRESS = ir.IntType(32), ir.IntType(64)
+
+
+def vector_registers() -> tuple[int, int]:
+    """Bytes in a vector register and the number of registers, on the machine numba targets."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    enabled = set(features.split(","))
+    if "+avx512f" in enabled:
+        return 64, 32
+    if "+avx" in enabled:
+        return 32, 16
+    return 16, 32 if triple.startswith(("aarch64", "arm64")) else 16
+
+
+class Emitter:
+    """Writes code for the vectors of one dtype at the current place of an IR builder."""
+
+    def __init__(self, builder: Any, dtype: Any) -> None:
+        self.builder = builder
+        self.item = dtype.bitwidth // 8
+        self.lanes = vector_registers()[0] // self.item
+        self.scalar = ir.FloatType() if self.item == 4 else ir.DoubleType()
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.vector_bytes = self.item * self.lanes
+
+    def step(self, address: Any, stride: Any, times: int) -> Any:
+        """The address `times` strides further on."""
+        return self.builder.add(address, self.builder.mul(stride, ADDRESS(times)))
+
+    def load(self, address: Any, kind: Any) -> Any:
+        """The number or vector at an address."""
+        # align=1: a view into a packed record may start anywhere, and it costs nothing to allow.
+        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
+
+    def store(self, value: Any, address: Any) -> None:
+        """Write a number or vector at an address."""
+        pointer = self.builder.inttoptr(address, value.type.as_pointer())
+        self.builder.store(value, pointer, align=1)
+
+    def broadcast(self, number: Any) -> Any:
+        """A vector with `number` in every lane."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, number, I32(0))
+        return self.shuffle(first, undefined, [0] * self.lanes)
+
+    def shuffle(self, x: Any, y: Any, lanes: list[int]) -> Any:
+        """A vector of the numbered lanes of x and y laid end to end."""
+        order = ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
+        return self.builder.shuffle_vector(x, y, order)
+
+    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
+        """The vector x * y + z, in one instruction, or in two where the machine has no such one."""
+        # llvm.fma would insist on a single rounding, and call the C library for it there.
+        v = self.vector
+        name = f"llvm.fmuladd.v{self.lanes}f{8 * self.item}"
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(v, [v, v, v]), name
+        )
+        return self.builder.call(function, [x, y, z])
+
+    def prefetch(self, address: Any) -> None:
+        """Hint that the cache line at `address` will soon be written."""
+        pointer = ir.IntType(8).as_pointer()
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]),
+            "llvm.prefetch.p0",
+        )
+        write, keep_close, data = I32(1), I32(3), I32(1)
+        self.builder.call(
+            function, [self.builder.inttoptr(address, pointer), write, keep_close, data]
+        )
+
+
+@intrinsic
+def load(_typing: Any, address: Any, zero: Any) -> Any:
+    """The number at `address`."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        e = Emitter(builder, zero)
+        return e.load(args[0], e.scalar)
+
+    return zero(types.intp, zero), emit
+
+
+@intrinsic
+def store(_typing: Any, address: Any, value: Any) -> Any:
+    """Write one number at `address`."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        Emitter(builder, value).store(args[1], args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, value), emit
+
+
+@intrinsic
+def copy_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
+    """Copy as many adjacent numbers as a vector holds."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        e = Emitter(builder, zero)
+        e.store(e.load(args[0], e.vector), args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, zero), emit
+
+
+@intrinsic
+def transpose_block(
+    _typing: Any, source: Any, source_row: Any, last: Any, target: Any, target_row: Any, zero: Any
+) -> Any:
+    """Transpose a square block, as many rows and columns as a vector has lanes.
+
+    Rows of the source after number `last` need not exist: `last` is read in their stead.
+    """
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        source, source_row, last, target, target_row, _ = args
+        e = Emitter(builder, zero)
+        rows = []
+        for i in range(e.lanes):
+            exists = builder.icmp_signed("<", ADDRESS(i), last)
+            row = builder.select(exists, ADDRESS(i), last)
+            rows.append(e.load(builder.add(source, builder.mul(row, source_row)), e.vector))
+        # In each square of 2d x 2d numbers swap the two d x d quarters off the diagonal.
+        d = 1
+        while d < e.lanes:
+            lanes = range(e.lanes)
+            upper = [e.lanes + lane - d if lane & d else lane for lane in lanes]
+            lower = [e.lanes + lane if lane & d else lane + d for lane in lanes]
+            for i in range(e.lanes):
+                if not i & d:
+                    x, y = rows[i], rows[i + d]
+                    rows[i], rows[i + d] = e.shuffle(x, y, upper), e.shuffle(x, y, lower)
+            d *= 2
+        for i, row in enumerate(rows):
+            e.store(row, e.step(target, target_row, i))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5, zero), emit
+
+
+@intrinsic
+def keep_alive(_typing: Any, array: Any) -> Any:
+    """Mention an array whose address is in use: numba frees an array after its last mention."""
+
+    def emit(context: Any, _builder: Any, _signature: Any, _args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), emit

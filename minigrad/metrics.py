@@ -1,0 +1,49 @@
+"""How good predictions of numbers are: functions of two arrays of one shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.tensor import as_array
+
+
+def mse(prediction: Any, target: Any) -> float:
+    """The mean squared error."""
+    return float(np.mean(_errors(prediction, target) ** 2))
+
+
+def rmse(prediction: Any, target: Any) -> float:
+    """The root of the mean squared error, in the unit of the target."""
+    return float(np.sqrt(mse(prediction, target)))
+
+
+def mae(prediction: Any, target: Any) -> float:
+    """The mean absolute error, in the unit of the target."""
+    return float(np.mean(np.abs(_errors(prediction, target))))
+
+
+def r2(prediction: Any, target: Any) -> float:
+    """The share of the target's variance that is explained, 1 - SS_error / SS_total.
+
+    1 is perfect, 0 as good as the mean of the target, and there is no lower bound.
+
+    Raises:
+        ValueError: if the target is constant, for which the share is not defined.
+    """
+    errors = _errors(prediction, target)
+    y = as_array(target).astype(np.float64)
+    total = float(np.sum((y - y.mean()) ** 2))
+    if total == 0:
+        raise ValueError("r2 is not defined for a target that is constant")
+    return 1.0 - float(np.sum(errors**2)) / total
+
+
+def _errors(prediction: Any, target: Any) -> Any:
+    p, y = as_array(prediction).astype(np.float64), as_array(target).astype(np.float64)
+    if p.shape != y.shape:
+        raise ValueError(f"the prediction has shape {p.shape}, the target {y.shape}")
+    if p.size == 0:
+        raise ValueError("there are no predictions to judge")
+    return p - y

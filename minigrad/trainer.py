@@ -1,0 +1,334 @@
+"""Trainer: the training loop, written once.
+
+    trainer = Trainer(model, optimizer, loss)
+    history = trainer.fit((x, y), epochs=20, validation=(x_val, y_val))
+
+In every step: predict, compare, go back, step. The rest of this file is what one wants around it:
+batches in random order, records, validation, stopping early, and files from which a run goes on as
+if it had never stopped, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad import random
+from minigrad.data import batches
+from minigrad.history import History, as_record
+from minigrad.io import load_state, save_state
+from minigrad.mode import no_grad
+from minigrad.nn.module import Module
+from minigrad.optim import Optimizer, clip_grad_norm, grad_norm
+from minigrad.tensor import Tensor, as_array
+
+Loss = Callable[[Any, Any], Tensor]
+Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+Data = tuple[Any, Any]
+
+
+class Trainer:
+    """Trains a model with an optimiser to make a loss small.
+
+    Args:
+        model: what to train.
+        optimizer: made with the parameters to change.
+        loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean.
+        batch_size: how many rows a step sees.
+        metrics: functions of two arrays, such as those of `minigrad.metrics`, for validation.
+        clip_norm: the largest gradient norm to step with.
+        patience: stop after so many epochs without a better validation loss (training loss, where
+            there is no validation), and go back to the best weights.
+        on_epoch: functions to call with the trainer after each epoch; they may call `stop()`.
+        checkpoint: a file to write after each epoch.
+        progress: show a progress bar.
+        rng: where the order of the rows is drawn from.
+
+    Attributes:
+        history: the records of all epochs so far.
+
+    Raises:
+        ValueError: if an option has an impossible value.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        loss: Loss,
+        *,
+        batch_size: int = 32,
+        metrics: Sequence[Metric] = (),
+        clip_norm: float | None = None,
+        patience: int | None = None,
+        on_epoch: Sequence[Callable[[Trainer], None]] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("patience", patience)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value!r}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = loss
+        self.batch_size = batch_size
+        self.metrics = list(metrics)
+        self.clip_norm = clip_norm
+        self.patience = patience
+        self.on_epoch = list(on_epoch)
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.rng = rng
+        self.history = History()
+        self._stopping = False
+        self._best: dict[str, NDArray[Any]] = {}
+        self._best_loss = math.inf
+        self._epochs_since_best = 0
+
+    def fit(self, train: Data, epochs: int, validation: Data | None = None) -> History:
+        """Train for `epochs` more epochs, and return the records of all so far.
+
+        Args:
+            train: features and target, `(x, y)`.
+            epochs: how many times to go through the rows.
+            validation: features and target to judge the model by after each epoch.
+
+        Raises:
+            ValueError: if the data are empty or of different lengths, or epochs is not positive.
+            FloatingPointError: if the loss is no longer finite; the weights are those before the step.
+        """
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, not {epochs!r}")
+        data = self._prepared(train, "train")
+        held_out = None if validation is None else self._prepared(validation, "validation")
+        steps = epochs * math.ceil(len(data[0]) / self.batch_size)
+        self._stopping = False
+        with _progress_bar(steps, self.progress) as bar:
+            for _ in range(epochs):
+                self._epoch(data, held_out, bar)
+                if self._stopping:
+                    break
+        if self.patience is not None and self._best:
+            self.model.load_state_dict(self._best)
+        return self.history
+
+    def stop(self) -> None:
+        """End `fit` after the present epoch."""
+        self._stopping = True
+
+    def predict(self, x: Any) -> NDArray[Any]:
+        """What the model says of `x`, in evaluation mode, as an array."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with no_grad():
+                parts = [
+                    self.model(Tensor(rows)).numpy()
+                    for (rows,) in batches([self._as_data(x)], self.batch_size, shuffle=False)
+                ]
+        finally:
+            self.model.train(was_training)
+        return np.concatenate(parts)
+
+    def evaluate(self, data: Data) -> dict[str, float]:
+        """The loss and the metrics of the model on `(x, y)`."""
+        x, y = self._prepared(data, "data")
+        prediction = self.predict(x)
+        with no_grad():
+            loss = self.loss(Tensor(prediction), y).item()
+        return {"loss": loss, **{m.__name__: m(prediction, y) for m in self.metrics}}
+
+    # ------------------------------------------------------------------------------------------------
+    # The loop
+    # ------------------------------------------------------------------------------------------------
+
+    def _epoch(self, train: list[NDArray[Any]], validation: Any, bar: Any) -> None:
+        """Go through the rows once, then judge, record and save."""
+        epoch = len(self.history.epochs) + 1
+        started = time.perf_counter()
+        losses, norms, sizes = [], [], []
+        self.model.train()
+        for x, y in batches(train, self.batch_size, rng=self.rng):
+            loss, norm, seconds = self._step(x, y)
+            losses.append(loss)
+            norms.append(norm)
+            sizes.append(len(x))
+            self.history.steps.append(
+                as_record(
+                    {
+                        "step": len(self.history.steps) + 1,
+                        "epoch": epoch,
+                        "loss": loss,
+                        "lr": self.optimizer.param_groups[0]["lr"],
+                        "grad_norm": norm,
+                        "seconds": seconds,
+                    }
+                )
+            )
+            bar.set_postfix_str(f"epoch {epoch}, loss {loss:.4g}", refresh=False)
+            bar.update()
+        record = {
+            "epoch": epoch,
+            "loss": np.average(losses, weights=sizes),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": np.mean(norms),
+            "seconds": time.perf_counter() - started,
+        }
+        if validation is not None:
+            for name, value in self.evaluate(validation).items():
+                record[f"validation_{name}"] = value
+        self.history.epochs.append(as_record(record))
+        self._watch(self.history.epochs[-1])
+        for function in self.on_epoch:
+            function(self)
+        if self.checkpoint is not None:
+            self.save(self.checkpoint)
+
+    def _step(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float, float]:
+        """One step: its loss, the norm of the gradient, and the seconds that it took."""
+        started = time.perf_counter()
+        self.optimizer.zero_grad()
+        loss = self.loss(self.model(Tensor(x)), y)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller learning "
+                f"rate, clip_norm, or data without extreme values may help"
+            )
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.clip_norm is not None:
+            norm = clip_grad_norm(parameters, self.clip_norm)
+        else:
+            norm = grad_norm(parameters)
+        self.optimizer.step()
+        return value, norm, time.perf_counter() - started
+
+    def _watch(self, record: Mapping[str, float]) -> None:
+        """Keep the best weights, and stop when they have been the best for long enough."""
+        if self.patience is None:
+            return
+        loss = record.get("validation_loss", record["loss"])
+        if loss < self._best_loss:
+            self._best_loss, self._epochs_since_best = loss, 0
+            self._best = self.model.state_dict()
+        else:
+            self._epochs_since_best += 1
+        if self._epochs_since_best >= self.patience:
+            self.stop()
+
+    def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise ValueError(f"{name} must be a pair of features and target, not {type(data).__name__}")
+        x, y = (self._as_data(part) for part in data)
+        if len(x) != len(y):
+            raise ValueError(f"{name}: {len(x)} rows of features, but {len(y)} of the target")
+        if len(x) == 0:
+            raise ValueError(f"{name}: the data are empty")
+        return [x, y]
+
+    def _as_data(self, values: Any) -> NDArray[Any]:
+        """An array; floats in the dtype of the model, which double precision would slow."""
+        array = as_array(values)
+        dtype = next((parameter.dtype for parameter in self.model.parameters()), array.dtype)
+        return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
+
+    # ------------------------------------------------------------------------------------------------
+    # Files
+    # ------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all that is needed to go on from here: weights, optimiser, generators, records."""
+        arrays = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        arrays |= {f"best.{name}": value for name, value in self._best.items()}
+        optimizer = self.optimizer.state_dict()
+        numbers: dict[str, Any] = {}
+        for number, state in optimizer["state"].items():
+            for key, value in state.items():
+                if isinstance(value, np.ndarray):
+                    arrays[f"optimizer.{number}.{key}"] = value
+                else:
+                    numbers[f"{number}.{key}"] = value
+        facts = {
+            "optimizer": type(self.optimizer).__name__,
+            "param_groups": optimizer["param_groups"],
+            "numbers": numbers,
+            "generators": [g.bit_generator.state for g in self._generators()],
+            "best_loss": self._best_loss,
+            "epochs_since_best": self._epochs_since_best,
+            "steps": self.history.steps,
+            "epochs": self.history.epochs,
+        }
+        save_state(path, arrays, {"minigrad.trainer": json.dumps(facts)})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file that `save` wrote; the next `fit` does as the saved run would have.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is cut short, no checkpoint, or one of another model or optimiser;
+                nothing is changed then.
+        """
+        arrays, metadata = load_state(path)
+        if "minigrad.trainer" not in metadata:
+            raise ValueError(f"{os.fspath(path)!r} is no checkpoint of a Trainer")
+        facts = json.loads(metadata["minigrad.trainer"])
+        generators = self._generators()
+        if facts["optimizer"] != type(self.optimizer).__name__:
+            raise ValueError(
+                f"{os.fspath(path)!r} was saved with {facts['optimizer']}, and this trainer has "
+                f"{type(self.optimizer).__name__}"
+            )
+        if len(facts["generators"]) != len(generators):
+            raise ValueError(
+                f"{os.fspath(path)!r} has the states of {len(facts['generators'])} random generators, "
+                f"this trainer and model use {len(generators)}"
+            )
+        parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "best": {}, "optimizer": {}}
+        for name, value in arrays.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        states: dict[int, dict[str, Any]] = {}
+        for name, value in {**parts["optimizer"], **facts["numbers"]}.items():
+            number, _, key = name.partition(".")
+            states.setdefault(int(number), {})[key] = value
+        groups = [
+            {key: tuple(value) if key == "betas" else value for key, value in group.items()}
+            for group in facts["param_groups"]
+        ]
+        before = self.model.state_dict()
+        self.model.load_state_dict(parts["model"])
+        try:
+            self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+            for generator, state in zip(generators, facts["generators"], strict=True):
+                generator.bit_generator.state = state
+        except Exception:
+            self.model.load_state_dict(before)
+            raise
+        self._best = parts["best"]
+        self._best_loss = facts["best_loss"]
+        self._epochs_since_best = facts["epochs_since_best"]
+        self.history = History(facts["steps"], facts["epochs"])
+
+    def _generators(self) -> list[np.random.Generator]:
+        """Every generator that a step may draw from: the default one, ours, and the modules'."""
+        own = [random.generator(), *([] if self.rng is None else [self.rng])]
+        for module in self.model.modules():
+            own += [v for v in vars(module).values() if isinstance(v, np.random.Generator)]
+        return list({id(generator): generator for generator in own}.values())
+
+
+def _progress_bar(steps: int, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=steps, unit="step", disable=not shown, dynamic_ncols=True, leave=False)
