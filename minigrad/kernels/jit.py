@@ -19,14 +19,18 @@ import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numba
+import numba.extending
 from numba.core.caching import FunctionCache
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
 
-JIT_ENABLED = not numba.config.DISABLE_JIT
+_numba: Any = numba  # whose own annotations cover a part of it, and differ between versions
+
+JIT_ENABLED = not _numba.config.DISABLE_JIT
 """Whether kernels are compiled: False under NUMBA_DISABLE_JIT=1."""
 
 
@@ -41,7 +45,7 @@ def _digest_of_sources() -> str:
 _SOURCES = _digest_of_sources()
 
 
-class _PackageCache(FunctionCache):  # type: ignore[misc, unused-ignore]  # untyped before 0.62
+class _PackageCache(FunctionCache):  # type: ignore[misc, unused-ignore]  # numba has no types
     """numba's disk cache, with the two things added to its key that ours must depend on.
 
     numba's own key knows the file a kernel is written in, and nothing of the files it calls into:
@@ -52,11 +56,12 @@ class _PackageCache(FunctionCache):  # type: ignore[misc, unused-ignore]  # unty
     """
 
     def __init__(self, function: Callable[..., Any], options: object) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call, unused-ignore]
         self._salt = (_SOURCES, repr(options))
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), self._salt)
+        key = super()._index_key(sig, codegen)  # type: ignore[no-untyped-call, unused-ignore]
+        return (*key, self._salt)
 
 
 def jit(
@@ -78,7 +83,7 @@ def jit(
         if not JIT_ENABLED:
             return function
         flags = set(fastmath)
-        dispatcher = numba.njit(
+        dispatcher = _numba.njit(
             nogil=True, parallel=parallel, fastmath=flags or False, inline=inline
         )(function)
         # A RuntimeError says that no folder can be written to; then each process compiles anew.
@@ -92,6 +97,9 @@ def jit(
     return decorate
 
 
-def intrinsic(emit: F) -> F:
-    """Make an instruction of our own out of a function that emits LLVM code (typed wrapper)."""
-    return cast(F, numba.extending.intrinsic(emit))
+def intrinsic(emit: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
+    """Make an instruction of our own from a function that emits it: numba's decorator, with types.
+
+    The first argument of `emit` is numba's typing context, which callers do not pass.
+    """
+    return cast(Callable[P, Any], _numba.extending.intrinsic(emit))

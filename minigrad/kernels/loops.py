@@ -35,7 +35,7 @@ from numba import prange
 from minigrad.kernels.jit import jit
 from minigrad.kernels.micro import CACHE_LINE, tile_packed, tile_strided
 from minigrad.kernels.pack import Blocks, Matrix, pack_columns, pack_rows
-from minigrad.kernels.vector import keep_alive, load, store
+from minigrad.kernels.vector import address_of, keep_alive, load, store
 
 PIECES = 16  # into which work is cut for threads: shared out evenly by 2, 4, 8 or 16 of them
 
@@ -53,7 +53,8 @@ class Panels(NamedTuple):
 @jit(inline="always")
 def first_line(work: Any) -> int:
     """The address of the first whole cache line in an array of bytes."""
-    return (np.intp(work.ctypes.data) + CACHE_LINE - 1) & ~(CACHE_LINE - 1)
+    address: int = address_of(work)
+    return (address + CACHE_LINE - 1) & ~(CACHE_LINE - 1)
 
 
 @jit(inline="always")
@@ -198,7 +199,7 @@ def blocks_of(sizes: Any, array: Any) -> Blocks:
 @jit(inline="always")
 def matrix_of(array: Any) -> Matrix:
     """Address and steps of a two-dimensional array."""
-    return Matrix(np.intp(array.ctypes.data), array.strides[0], array.strides[1])
+    return Matrix(address_of(array), array.strides[0], array.strides[1])
 
 
 @jit(inline="always")

@@ -30,8 +30,11 @@ import os
 import threading
 from functools import cache
 from types import TracebackType
+from typing import Any
 
 import numba
+
+_numba: Any = numba  # its own annotations leave these functions out
 
 WORTH_A_TEAM = 20e-6  # seconds of work, several times what a start takes
 WORTH_A_WORKQUEUE = 2e-3  # the same where the layer is `workqueue`
@@ -45,8 +48,8 @@ def _prefer_openmp() -> None:
     chosen = os.environ.get("NUMBA_THREADING_LAYER") or os.environ.get(
         "NUMBA_THREADING_LAYER_PRIORITY"
     )
-    if not chosen and numba.config.THREADING_LAYER == "default":
-        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    if not chosen and _numba.config.THREADING_LAYER == "default":
+        _numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
 def _after_fork_in_child() -> None:
@@ -58,13 +61,13 @@ _prefer_openmp()
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
-_threads: int = numba.config.NUMBA_NUM_THREADS
+_threads: int = _numba.config.NUMBA_NUM_THREADS
 
 
 def set_num_threads(n: int) -> None:
     """Let kernels use up to `n` threads, in the whole process; 1 means none but the caller's."""
     global _threads
-    limit = numba.config.NUMBA_NUM_THREADS
+    limit = _numba.config.NUMBA_NUM_THREADS
     try:
         count = operator.index(n)
     except TypeError:
@@ -85,7 +88,7 @@ def get_num_threads() -> int:
 @cache
 def _layer() -> str:
     """The threading layer in use; it is fixed once the pool has started."""
-    layer: str = numba.threading_layer()
+    layer: str = _numba.threading_layer()
     return layer
 
 
@@ -106,13 +109,13 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
         threads = _threads
         if threads == 1 or _forked or self._seconds < WORTH_A_TEAM:
             return 1
-        before = numba.get_num_threads()  # starts the pool, the first time
+        before = _numba.get_num_threads()  # starts the pool, the first time
         if _layer() == "workqueue":
             if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):
                 return 1
             self._locked = True
         self._before = before
-        numba.set_num_threads(threads)
+        _numba.set_num_threads(threads)
         return threads
 
     def __exit__(
@@ -122,6 +125,6 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
         trace: TracebackType | None,
     ) -> None:
         if self._before:
-            numba.set_num_threads(self._before)
+            _numba.set_num_threads(self._before)
         if self._locked:
             _workqueue.release()

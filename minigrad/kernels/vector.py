@@ -16,7 +16,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 from minigrad.kernels.jit import intrinsic
@@ -76,23 +75,29 @@ class Emitter:
         # llvm.fma would insist on a single rounding, and call the C library for it there.
         v = self.vector
         name = f"llvm.fmuladd.v{self.lanes}f{8 * self.item}"
-        function = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(v, [v, v, v]), name
-        )
+        function = self.builder.module.declare_intrinsic(name, (), ir.FunctionType(v, [v, v, v]))
         return self.builder.call(function, [x, y, z])
 
     def prefetch(self, address: Any) -> None:
         """Hint that the cache line at `address` will soon be written."""
         pointer = ir.IntType(8).as_pointer()
-        function = cgutils.get_or_insert_function(
-            self.builder.module,
-            ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]),
-            "llvm.prefetch.p0",
-        )
+        signature = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        function = self.builder.module.declare_intrinsic("llvm.prefetch.p0", (), signature)
         write, keep_close, data = I32(1), I32(3), I32(1)
         self.builder.call(
             function, [self.builder.inttoptr(address, pointer), write, keep_close, data]
         )
+
+
+@intrinsic
+def address_of(_typing: Any, array: Any) -> Any:
+    """The address of the first number of an array. See `keep_alive`."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        structure = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.ptrtoint(structure.data, ADDRESS)
+
+    return types.intp(array), emit
 
 
 @intrinsic

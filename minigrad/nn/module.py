@@ -44,6 +44,15 @@ class Parameter(Tensor):
     ) -> None:
         super().__init__(np.array(as_array(data, dtype)), requires_grad)
 
+    @classmethod
+    def sharing(cls, tensor: Tensor) -> Parameter:
+        """A frozen parameter in the memory of `tensor`, whose own flag is not touched."""
+        parameter = cls.__new__(cls)
+        parameter._data = tensor._data
+        parameter._cell = tensor._cell
+        parameter.node = None
+        return parameter
+
 
 class Module:
     """Base class of layers and models: define `forward`, and assign parameters and modules."""
@@ -226,7 +235,7 @@ def _tree(module: Module, note: str) -> list[str]:
     head = f"{type(module).__name__}({module.extra_repr()}"
     if not children:
         return [f"{head}){note}"]
-    lines = [f"{head}{note}"]
+    lines = [f"{head}{',' if module.extra_repr() and note else ''}{note}"]
     for name, child in children:
         first, *rest = _tree(child, "")
         lines += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
