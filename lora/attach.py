@@ -6,7 +6,7 @@ untouched, and so is every `requires_grad` flag; `detach` puts all of it back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ _RECORD = "_lora_attachment"
 
 @dataclass
 class _Attachment:
-    """What a model was before. (No module, so that a walk over the model does not enter it.)"""
+    """What a model was before; no module itself, so that a walk over the model passes it by."""
 
     originals: dict[str, Linear]
     flags: list[tuple[Parameter, bool]]
@@ -94,8 +94,8 @@ def attach(
         raise ValueError("the model has adapters already; lora.detach(model) takes them off")
     if isinstance(model, Linear):
         raise ValueError(
-            "the model is a single Linear, which has no parent to hold an adapter in its place; use "
-            "LoRALayer.from_linear(model, rank, alpha)"
+            "the model is a single Linear, which no parent holds, so nothing can take its place; "
+            "use LoRALayer.from_linear(model, rank, alpha)"
         )
     linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
     found = config.matches(list(linears))
@@ -136,7 +136,9 @@ def detach(model: Module) -> Module:
     """
     record = vars(model).pop(_RECORD, None)
     if record is None:
-        raise ValueError("there is nothing to detach: lora.attach has put no adapters on this model")
+        raise ValueError(
+            "there is nothing to detach: lora.attach has put no adapters on this model"
+        )
     layers = dict(adapters(model))
     _replace(model, {id(layers[name]): linear for name, linear in record.originals.items()})
     _restore_flags(record)
@@ -206,14 +208,14 @@ def _restore_flags(record: _Attachment) -> None:
             parameter.requires_grad_(flag)
 
 
-def _replace(model: Module, new: dict[int, Module]) -> None:
+def _replace(model: Module, new: Mapping[int, Module]) -> None:
     """Put modules in the place of others (which are given by id), wherever they are held."""
     for module in list(model.modules()):
         for name, value in vars(module).items():
             vars(module)[name] = _replaced(value, new)
 
 
-def _replaced(value: Any, new: dict[int, Module]) -> Any:
+def _replaced(value: Any, new: Mapping[int, Module]) -> Any:
     if isinstance(value, Module):
         return new.get(id(value), value)
     if isinstance(value, list):

@@ -26,7 +26,8 @@ class LoRAConfig:
 
     Raises:
         TypeError: if a value is of the wrong type.
-        ValueError: if the rank is not positive, alpha not positive and finite, dropout no probability,
+        ValueError: if the rank is not positive, alpha not positive and finite, dropout no
+        probability,
             there are no targets, or the regular expression is none.
     """
 
@@ -46,8 +47,8 @@ class LoRAConfig:
                 re.compile(self.targets)
             except re.error as error:
                 raise ValueError(
-                    f"targets={self.targets!r} is no regular expression: {error}; a list names layers "
-                    f"as they are"
+                    f"targets={self.targets!r} is no regular expression: {error}; a list "
+                    f"names layers as they are"
                 ) from None
         else:
             object.__setattr__(self, "targets", tuple(self.targets))
@@ -60,7 +61,8 @@ class LoRAConfig:
         """Which of `names` are targets, and by which of the patterns each was found first.
 
         Raises:
-            ValueError: if a pattern matches none of them, with all names, and the nearest to a miss.
+            ValueError: if a pattern matches none of them, with all names, and the nearest to a
+            miss.
         """
         if self.targets == ALL_LINEAR:
             if not names:

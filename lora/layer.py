@@ -4,11 +4,12 @@
 
 Fine-tuning changes a weight by a matrix of low rank, or can be made to at little loss (Hu et al.,
 2021). So instead of the d_out d_in numbers of W, only rank (d_in + d_out) are trained. B begins at
-zero: the first output is that of the base. Gradients flow into A and B, and through to x; never into
-W, for which no product runs and no activation is kept.
+zero: the first output is that of the base. Gradients flow into A and B, and through to x; never
+into W, for which no product runs and no activation is kept.
 
 For inference, `merge()` computes W + scale B A once, so that a call costs no more than one of the
-base. W itself is never written to. Hence `unmerge()` gives it back to the bit, which subtracting what
+base. W itself is never written to. Hence `unmerge()` gives it back to the bit, which subtracting
+what
 was added would not: (w + d) - d is not w in floating point.
 """
 
@@ -67,7 +68,8 @@ class LoRALayer(Module):
     """A linear layer with a low-rank adapter: `(..., d_in) -> (..., d_out)`.
 
     Args:
-        base_weight: W, `(d_out, d_in)` or flat with d_out * d_in elements; a Tensor or an array. It is
+        base_weight: W, `(d_out, d_in)` or flat with d_out * d_in elements; a Tensor or an array. It
+        is
             held as a detached view: its memory is shared, its `requires_grad` not touched.
         d_out: the size of an output vector.
         d_in: the size of an input vector.
@@ -80,13 +82,15 @@ class LoRALayer(Module):
 
     Attributes:
         base_weight: W, frozen.
-        lora_a: A, `(rank, d_in)`, Gaussian with standard deviation 1 / rank at first. Assigning copies.
+        lora_a: A, `(rank, d_in)`, Gaussian with standard deviation 1 / rank at first. Assigning
+        copies.
         lora_b: B, `(d_out, rank)`, zero at first. Assigning copies.
         scale: the factor in force, a float.
 
     Raises:
         TypeError: if the weight is not of floats, or a size is no integer.
-        ValueError: if shapes do not match, the rank is not in 1 ... min(d_out, d_in), alpha is not a
+        ValueError: if shapes do not match, the rank is not in 1 ... min(d_out, d_in), alpha is not
+        a
             positive number, or dropout no probability.
     """
 
@@ -111,8 +115,8 @@ class LoRALayer(Module):
         check_rank_and_alpha(rank, alpha)
         if rank > min(d_out, d_in):
             raise ValueError(
-                f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no more "
-                f"rank than that, so a larger one only costs"
+                f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no "
+                f"more rank than that, so a larger one only costs"
             )
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is a probability, not {dropout!r}")
@@ -121,8 +125,8 @@ class LoRALayer(Module):
             raise TypeError(f"base_weight must be of floats, not {weight.dtype}")
         if weight.shape not in ((d_out, d_in), (d_out * d_in,)):
             raise ValueError(
-                f"base_weight has shape {weight.shape}; for d_out={d_out} and d_in={d_in} it must be "
-                f"{(d_out, d_in)}, or flat with {d_out * d_in} elements"
+                f"base_weight has shape {weight.shape}; for d_out={d_out} and d_in={d_in} it must "
+                f"be {(d_out, d_in)}, or flat with {d_out * d_in} elements"
             )
         self.base_weight = Parameter.sharing(weight.detach().reshape(d_out, d_in))
         self.bias = None if bias is None else Parameter.sharing(Tensor(bias))
@@ -174,12 +178,12 @@ class LoRALayer(Module):
     @property
     def d_in(self) -> int:
         """The size of an input vector."""
-        return self.base_weight.shape[1]  # type: ignore[no-any-return]  # a Parameter
+        return self.base_weight.shape[1]
 
     @property
     def d_out(self) -> int:
         """The size of an output vector."""
-        return self.base_weight.shape[0]  # type: ignore[no-any-return]  # a Parameter
+        return self.base_weight.shape[0]
 
     def trainable_params(self) -> list[Parameter]:
         """A and B: what to hand to an optimiser."""
@@ -204,9 +208,9 @@ class LoRALayer(Module):
         dropped = functional.dropout(x, self.dropout, self.training, rng=self.rng)
         return base + ops.linear(ops.linear(dropped, self.lora_a) * self.scale, self.lora_b)
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Merging
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def merged(self) -> bool:
@@ -241,14 +245,15 @@ class LoRALayer(Module):
         changed = merged.changed(self)
         if changed:
             raise RuntimeError(
-                f"{changed} changed since merge(), so the merged weight is out of date; call merge() "
-                f"again to merge what it is now, or unmerge() to use A and B themselves"
+                f"{changed} changed since merge(), so the merged weight is out of date; call "
+                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
             )
         if mode.grad_enabled and (self.lora_a.requires_grad or self.lora_b.requires_grad):
             raise RuntimeError(
-                "the layer is merged, so no gradient would reach A and B, and training would change "
-                "nothing; call unmerge() to train, or predict under no_grad(), or freeze A and B "
-                "with requires_grad_(False)"
+                "the layer is merged, so no gradient would reach A and B, and training would "
+                "change nothing; call unmerge() to train, or predict under no_grad(), or freeze A "
+                "and B with requires_grad_(False)"
+            )"
             )
 
     def extra_repr(self) -> str:

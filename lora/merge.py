@@ -9,7 +9,8 @@ from minigrad.nn import Module
 def merge(model: Module) -> list[str]:
     """Let every adapter of `model` compute with W + scale B A; return the names of their layers.
 
-    The base weights stay beside the merged ones, so this takes memory; `lora.fold` does not keep them.
+    The base weights stay beside the merged ones, so this takes memory; `lora.fold` does not keep
+    them.
 
     Raises:
         ValueError: if there are no adapters.

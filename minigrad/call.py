@@ -1,9 +1,10 @@
 """The call of an op, written out for that op.
 
-A small model spends its time in the calls of ops, not in their arithmetic. A call that loops over its
-arguments, looks up which of them have rules and asks each rule what to save costs about twice as much
-as one in which all this is written out. So, as `dataclass` does with `__init__`, we write the text of
-the function once for each op, and let Python compile it. `minigrad.multiply.source` shows one:
+A small model spends its time in the calls of ops, not in their arithmetic. A call that loops over
+its arguments, looks up which of them have rules and asks each rule what to save costs about twice
+as much as one in which all this is written out. So, as `dataclass` does with `__init__`, we write
+the text of the function once for each op, and let Python compile it. `minigrad.multiply.source`
+shows one:
 
     def multiply(x, y):
         ...
@@ -211,8 +212,8 @@ def shape(value: Any) -> Any:
 def agree(op: Op[Any], positions: Sequence[int], values: Sequence[Any]) -> list[Any]:
     """The inputs of `op` at `positions`, brought to one float dtype.
 
-    It is the common one of the float arrays that have dimensions, else of the 0-d ones: numbers, 0-d
-    arrays and integers never promote.
+    It is the common one of the float arrays that have dimensions, else of the 0-d ones: numbers,
+    0-d arrays and integers never promote.
     """
     values = [value.item() if isinstance(value, np.generic) else value for value in values]
     arrays = {}

@@ -74,7 +74,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 class _Watcher(Observer):
-    """Notes the tensors from outside that a function uses, and the generators that it draws from."""
+    """Notes the tensors from outside that a function uses, and the generators it draws from."""
 
     def __init__(self) -> None:
         self.outside: dict[Node, Tensor] = {}
@@ -104,9 +104,9 @@ class _Run:
             result = self.function(*inputs)
         if _fingerprint(result) != self.fingerprint:
             raise RuntimeError(
-                "checkpoint: the function gave another result when it was run again, so its gradient "
-                "would be wrong; did it use randomness of its own, or did something that it uses "
-                "change since?"
+                "checkpoint: the function gave another result when it was run again, so its "
+                "gradient would be wrong; did it use randomness of its own, or did something that "
+                "it uses change since?"
             )
         return result
 

@@ -21,7 +21,8 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
     Python's floats become float32, its ints int64 and bools bool; arrays keep their dtype.
 
     Raises:
-        TypeError: if `data` is not made of numbers, or is to require gradients and is not of floats.
+        TypeError: if `data` is not made of numbers, or is to require gradients and is not of
+        floats.
         ValueError: if lists are ragged.
     """
     return Tensor(np.array(as_array(data, dtype)), requires_grad)
@@ -110,9 +111,7 @@ def rand(
     return Tensor(np.asarray(generator(rng).random(_shape(shape))).astype(dtype), requires_grad)
 
 
-def randint(
-    low: int, high: int, shape: Shape, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def randint(low: int, high: int, shape: Shape, *, rng: np.random.Generator | None = None) -> Tensor:
     """Draws from the integers `low` to `high` - 1."""
     return Tensor(np.asarray(generator(rng).integers(low, high, _shape((shape,)))))
 

@@ -40,7 +40,8 @@ def read_csv(path: str | os.PathLike[str], target: str) -> Table:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the target is no column, there are no rows, a row has another length, or a value
+        ValueError: if the target is no column, there are no rows, a row has another length, or a
+        value
             is missing, not a number, or not finite: with the line and the column.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -62,7 +63,9 @@ def read_csv(path: str | os.PathLike[str], target: str) -> Table:
             continue
         if len(row) != len(header):
             raise ValueError(f"{name}, line {line}: {len(row)} values for {len(header)} columns")
-        parsed.append([_number(text, name, line, col) for text, col in zip(row, header, strict=True)])
+        parsed.append(
+            [_number(text, name, line, col) for text, col in zip(row, header, strict=True)]
+        )
     if not parsed:
         raise ValueError(f"{name}: there are no rows below the header")
     values = np.array(parsed, np.float32)
@@ -141,11 +144,11 @@ class Standardizer:
 
     def transform(self, x: Any) -> Arrays:
         """(x - mean) / scale."""
-        return (as_array(x) - self.mean) / self.scale  # type: ignore[no-any-return]  # ndarray
+        return (as_array(x) - self.mean) / self.scale
 
     def inverse(self, z: Any) -> Arrays:
         """Z scale + mean."""
-        return as_array(z) * self.scale + self.mean  # type: ignore[no-any-return]  # ndarray
+        return as_array(z) * self.scale + self.mean
 
 
 def batches(

@@ -1,17 +1,18 @@
 """The engine: the graph that ops leave behind, and the walk back through it.
 
-Every op that touches a tensor in need of a gradient leaves a `Node`: which op it was, where its inputs came
-from, and what its derivative rules asked to keep. A backward pass visits the nodes from the newest to the
-oldest and hands each one the sum of all gradients that reach it. Newest first is a topological order, for an
-op can only be called on what exists already; so when a node is visited, all that was computed from it has been
-visited before, and its sum is complete. A walk that goes on to the inputs at once instead runs a node's rules
-with half of its gradient and then again with the whole, the classic bug:
+Every op that touches a tensor in need of a gradient leaves a `Node`: which op it was, where its
+inputs came from, and what its derivative rules asked to keep. A backward pass visits the nodes from
+the newest to the oldest and hands each one the sum of all gradients that reach it. Newest first is
+a topological order, for an op can only be called on what exists already; so when a node is visited,
+all that was computed from it has been visited before, and its sum is complete. A walk that goes on
+to the inputs at once instead runs a node's rules with half of its gradient and then again with the
+whole, the classic bug:
 
     h = 2 * x
     y = h + h      # dy/dx is 4; such a walk sends 1 and then 1 + 1 through `2 * x`, and says 6
 
-All that is not calculus is done here, once, and no rule needs to think of it: summing over broadcast axes,
-keeping dtypes, adding up, freeing, and refusing what would give a wrong number.
+All that is not calculus is done here, once, and no rule needs to think of it: summing over
+broadcast axes, keeping dtypes, adding up, freeing, and refusing what would give a wrong number.
 """
 
 from __future__ import annotations
@@ -38,15 +39,17 @@ _by_age = operator.attrgetter("order")
 class Node:
     """A place in the graph: a leaf (`op` is None), or the result of one op.
 
-    Nodes point to older nodes and never to a Tensor, so there are no reference cycles, and memory goes with the
-    last Tensor that needs it.
+    Nodes point to older nodes and never to a Tensor, so there are no reference cycles, and memory
+    goes with the last Tensor that needs it.
 
     Attributes:
         op: the op that was called, None for a leaf.
-        edges: for every input in need of a gradient `(place, position, rule, saved)`: its node, which of the
-            op's inputs it was, the rule that differentiates by it, and what that rule asked to keep.
-            None once a backward pass has freed them.
-        cells: the write cells of the op's inputs (None where an input was no Tensor) and, last, of its result.
+        edges: for every input in need of a gradient `(place, position, rule, saved)`: its node,
+        which of the
+            op's inputs it was, the rule that differentiates by it, and what that rule asked to
+            keep. None once a backward pass has freed them.
+        cells: the write cells of the op's inputs (None where an input was no Tensor) and, last, of
+        its result.
         order: when the node was made, on the clock of `minigrad.memory`.
         shape: the shape of the value, which is also that of its gradient.
         dtype: the dtype of the value, which is also that of its gradient.
@@ -136,7 +139,7 @@ def backward(
     retain_graph: bool | None = None,
     create_graph: bool = False,
 ) -> None:
-    """Add the gradient of `tensor` to the `.grad` of every leaf that it depends on; see `Tensor.backward`."""
+    """What `Tensor.backward` does."""
     seed = _seed(tensor, gradient, "backward", create_graph)
     arrived = propagate(
         {node_of(tensor, "backward"): seed},
@@ -158,12 +161,14 @@ def grad(
 ) -> Any:
     """The gradients of `outputs` by `inputs`, as new tensors; nobody's `.grad` is touched.
 
-    For outputs y_k with cotangents v_k, the result for an input x is the sum over k of (dy_k / dx)^T v_k.
+    For outputs y_k with cotangents v_k, the result for an input x is the sum over k of (dy_k /
+    dx)^T v_k.
 
     Args:
         outputs: one tensor or several.
         inputs: one tensor, or a list of them; leaves or results of ops.
-        grad_outputs: the cotangents, shaped like `outputs`; may be left out for outputs of one element.
+        grad_outputs: the cotangents, shaped like `outputs`; may be left out for outputs of one
+        element.
         create_graph: record the backward pass too, so that the result can be differentiated again.
         retain_graph: keep the graph for another pass; by default the same as `create_graph`.
         allow_unused: give zeros for an input that `outputs` do not depend on, instead of an error.
@@ -172,7 +177,8 @@ def grad(
         One tensor for one input, a tuple of tensors for a list of them.
 
     Raises:
-        RuntimeError: if an input needs no gradient or is not reached, or the graph was freed or overwritten.
+        RuntimeError: if an input needs no gradient or is not reached, or the graph was freed or
+        overwritten.
         ValueError: if a cotangent is missing or has another shape than its output.
     """
     single = isinstance(inputs, Tensor)
@@ -232,7 +238,8 @@ def propagate(
         wanted: the nodes whose gradients are asked for; None for all leaves.
         stop: nodes to end at, even where the graph goes on behind them.
         retain_graph: keep what the graph saved, for another pass.
-        create_graph: gradients are Tensors, and the rules leave a graph of their own; else they are arrays, and
+        create_graph: gradients are Tensors, and the rules leave a graph of their own; else they are
+        arrays, and
             nothing is recorded.
     """
     order = reachable(pending, stop)
@@ -290,10 +297,11 @@ def propagate(
 
 
 def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
-    """All nodes that `roots` depend on, themselves included, newest first; `stop` is not gone beyond.
+    """All nodes that `roots` depend on and themselves, newest first, ending at those of `stop`.
 
     Raises:
-        RuntimeError: if a part of the graph has been freed, or an array that it saved was written since.
+        RuntimeError: if a part of the graph has been freed, or an array that it saved was written
+        since.
     """
     seen = set(roots)
     stack = [node for node in seen if node not in stop]
@@ -301,8 +309,8 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
         node = stack.pop()
         if node.edges is None:
             raise RuntimeError(
-                f"the graph behind this result of `{node.name}` was freed by an earlier backward pass; pass "
-                f"retain_graph=True to that pass, or compute the result again"
+                f"the graph behind this result of `{node.name}` was freed by an earlier backward "
+                f"pass; pass retain_graph=True to that pass, or compute the result again"
             )
         if last_write[0] > node.order:
             _check_unwritten(node)
@@ -322,14 +330,15 @@ def _check_unwritten(node: Node) -> None:
     for description, cell in node.op.saved_cells(node):
         if cell[0] > node.order:
             raise RuntimeError(
-                f"`{node.name}` (result of shape {node.shape}) saved {description} for the backward pass, and "
-                f"that memory was written since, by an optimiser step, load_state_dict or an assignment; run "
-                f"the backward pass before the write, or compute the result again after it"
+                f"`{node.name}` (result of shape {node.shape}) saved {description} for the "
+                f"backward pass, and that memory was written since, by an optimiser step, "
+                f"load_state_dict or an assignment; run the backward pass before the write, or "
+                f"compute the result again after it"
             )
 
 
 def _leading_to(wanted: Container[Node], order: Sequence[Node]) -> set[Node]:
-    """Those of `order` from which a wanted node can be reached: the only ones whose rules need to run."""
+    """Those of `order` that lead to a wanted node: the only ones whose rules need to run."""
     needed: set[Node] = set()
     for node in reversed(order):
         if node in wanted or any(edge[0] in needed for edge in node.edges or ()):
@@ -356,17 +365,19 @@ def _show(node: Node, g: Any) -> Any:
 
 
 def _fit(result: Any, place: Node, op: Op[Any], position: int) -> Any:
-    """Bring what a rule returned to the shape and dtype of its input: the transpose of broadcasting."""
+    """Bring what a rule returned to its input's shape and dtype: the transpose of broadcasting."""
     if not isinstance(result, (np.ndarray, np.generic, Tensor)):
         raise TypeError(
-            f"the rule of `{op.name}` for its input {op.input_name(position)} returned {result!r}; a rule returns "
-            f"an array (a Tensor when its arguments are Tensors)"
+            f"the rule of `{op.name}` for its input {op.input_name(position)} returned {result!r}; "
+            f"a rule returns an array (a Tensor when its arguments are Tensors)"
         )
     if result.shape != place.shape:
         extra = result.ndim - len(place.shape)
         stretched = [
             extra + axis
-            for axis, (size, target) in enumerate(zip(result.shape[max(extra, 0) :], place.shape))
+            for axis, (size, target) in enumerate(
+                zip(result.shape[max(extra, 0) :], place.shape, strict=False)
+            )
             if target == 1 and size != 1
         ]
         if extra > 0 or stretched:
@@ -375,24 +386,26 @@ def _fit(result: Any, place: Node, op: Op[Any], position: int) -> Any:
             result = result.reshape(result.shape[extra:])
         if result.shape != place.shape:
             raise ValueError(
-                f"the rule of `{op.name}` for its input {op.input_name(position)} returned a gradient of shape "
-                f"{result.shape}, which cannot be summed to the input's {place.shape}"
+                f"the rule of `{op.name}` for its input {op.input_name(position)} returned a "
+                f"gradient of shape {result.shape}, which cannot be summed to the input's "
+                f"{place.shape}"
             )
     if result.dtype != place.dtype:
         result = result.astype(place.dtype)
     return np.asarray(result) if isinstance(result, np.generic) else result
 
 
-# What `sys.getrefcount` says of an array that only `_take` holds; measured below, for it differs between
-# versions of Python.
+# What `sys.getrefcount` says of an array that only `_take` holds; measured below, for it differs
+# between versions of Python.
 _SOLE_REFERENCE = 0
 
 
 def _take(arrived: dict[Node, Any], node: Node) -> Tensor:
     """Remove a gradient from `arrived`, as a tensor whose memory is shared with nothing.
 
-    The array itself serves if nothing else holds it. It is copied if it is a view, or is also the gradient of
-    another tensor (x and y in `x + y`), the seed of the caller, or a constant of some rule.
+    The array itself serves if nothing else holds it. It is copied if it is a view, or is also the
+    gradient of another tensor (x and y in `x + y`), the seed of the caller, or a constant of some
+    rule.
     """
     g = arrived.pop(node)
     if (
@@ -414,7 +427,7 @@ _SOLE_REFERENCE = _measure_sole_reference()
 
 
 def _copied(g: Any) -> Tensor:
-    """A tensor with the value of `g` in memory of its own, and at the place of `g` in the graph, if any."""
+    """A tensor with the value of `g` in memory of its own, at the place of `g` in the graph."""
     if isinstance(g, Tensor):
         return Tensor.at(g.data.copy(), g.node)
     return Tensor(np.array(g, order="C"))
@@ -436,8 +449,8 @@ def node_of(tensor: Any, role: str) -> Node:
         raise TypeError(f"{role} must be a Tensor, not {type(tensor).__name__}")
     if tensor.node is None:
         raise RuntimeError(
-            f"{role}: {tensor.describe()} needs no gradient and has no graph; was it made under no_grad(), by "
-            f"detach(), or from tensors without requires_grad=True?"
+            f"{role}: {tensor.describe()} needs no gradient and has no graph; was it made under "
+            f"no_grad(), by detach(), or from tensors without requires_grad=True?"
         )
     return tensor.node
 
@@ -448,16 +461,20 @@ def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
     if gradient is None:
         if value.size != 1:
             raise ValueError(
-                f"{role}: {tensor.describe()} has {value.size} elements, and only for one element is it clear what "
-                f"to start from; reduce it with .sum() or .mean(), or give a gradient of that shape"
+                f"{role}: {tensor.describe()} has {value.size} elements, and only for one element "
+                f"is it clear what to start from; reduce it with .sum() or .mean(), or give a "
+                f"gradient of that shape"
             )
         seed = np.ones_like(value)
         return Tensor(seed) if create_graph else seed
     shape = np.shape(gradient.data if isinstance(gradient, Tensor) else gradient)
     if shape != value.shape:
         raise ValueError(
-            f"{role}: the gradient has shape {shape}, the tensor {value.shape}; they must be the same"
+            f"{role}: the gradient has shape {shape}, the tensor {value.shape}; they must be "
+            f"the same"
         )
     if create_graph:
         return (gradient if isinstance(gradient, Tensor) else Tensor(gradient)).astype(value.dtype)
-    return np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient).astype(value.dtype)
+    return np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient).astype(
+        value.dtype
+    )

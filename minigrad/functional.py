@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
+from minigrad import ops
 from minigrad.ops import getitem, log_softmax, reshape, sum, transpose
 from minigrad.ops.reduction import kept
 from minigrad.random import generator
@@ -98,7 +99,7 @@ def dropout(
     if not training or p == 0:
         return x if isinstance(x, Tensor) else Tensor(x)
     keep = generator(rng).random(x.shape, np.float32) >= p
-    return x * (keep.astype(x.dtype) / (1 - p) if p < 1 else keep.astype(x.dtype))
+    return ops.multiply(x, keep.astype(x.dtype) / (1 - p) if p < 1 else keep.astype(x.dtype))
 
 
 def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tensor:
@@ -143,7 +144,7 @@ def cross_entropy(logits: Array, target: Array, reduction: Reduction = "mean") -
             f"cross_entropy: targets for logits of shape {logits.shape} have shape {expected}, "
             f"not {labels.shape}"
         )
-    if labels.size and not (0 <= labels.min() and labels.max() < classes):
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(
             f"cross_entropy: targets run from {labels.min()} to {labels.max()}, but there are "
             f"{classes} classes, 0 to {classes - 1}"

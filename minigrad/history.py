@@ -49,9 +49,7 @@ class History:
         last = ", ".join(f"{key}={value:.4g}" for key, value in self.epochs[-1].items())
         return f"History({len(self.epochs)} epochs, {len(self.steps)} steps; last: {last})"
 
-    def to_csv(
-        self, path: str | os.PathLike[str], by: Literal["epoch", "step"] = "epoch"
-    ) -> None:
+    def to_csv(self, path: str | os.PathLike[str], by: Literal["epoch", "step"] = "epoch") -> None:
         """Write the records of all epochs, or of all steps, with a header line."""
         records = {"epoch": self.epochs, "step": self.steps}.get(by)
         if records is None:

@@ -1,4 +1,4 @@
-"""State files: named arrays and a few facts, in the safetensors format, written whole or not at all.
+"""State files: named arrays and a few facts, as safetensors, written whole or not at all.
 
 safetensors is the field's format: a header of JSON, then raw arrays. It can be read without running
 code from the file, which pickle cannot.
@@ -51,9 +51,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], d
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             return arrays, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(
-            f"{os.fspath(path)!r} is no complete safetensors file: {error}"
-        ) from error
+        raise ValueError(f"{os.fspath(path)!r} is no complete safetensors file: {error}") from error
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

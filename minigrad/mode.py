@@ -4,9 +4,9 @@ Both belong to the running thread, not to a tensor and not to the process: a dat
 thread must not switch off the gradients of the training loop.
 
 `Observer` is the one place where the library can be watched. A receipt, an anomaly detector, a
-liveness report and a drawing all need the same few facts (an op was called, a rule was run), so these
-are announced here, and nothing has to be patched. When nobody watches, it costs the test of an empty
-tuple.
+liveness report and a drawing all need the same few facts (an op was called, a rule was run), so
+these are announced here, and nothing has to be patched. When nobody watches, it costs the test of
+an empty tuple.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Observer:
 
 
 class _Mode(threading.local):
-    """The state of one thread: `(grad_enabled, observers)`, one tuple because each op reads both."""
+    """The state of one thread: `(grad_enabled, observers)`, one tuple, for each op reads both."""
 
     state: tuple[bool, tuple[Observer, ...]] = (True, ())
 
@@ -73,7 +73,7 @@ def grad_mode(enabled: bool) -> Iterator[None]:
 
 
 def no_grad() -> Any:
-    """Context manager and decorator: ops inside record nothing, and their results need no gradient."""
+    """Context manager and decorator: ops inside record nothing; their results need no gradient."""
     return grad_mode(False)
 
 

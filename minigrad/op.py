@@ -8,10 +8,10 @@
     multiply.rule("y", lambda g, x: g * x)
 
 A rule names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
-result, or `x_shape` for no more than the shape of `x`. The names are read once, here. When the op is
-called, only the rules of inputs in need of a gradient are kept, only what these rules name is saved,
-and nothing else stays alive. With a frozen weight, matmul's rule for it never exists, its product
-never runs, and the activation is not kept for it.
+result, or `x_shape` for no more than the shape of `x`. The names are read once, here. When the op
+is called, only the rules of inputs in need of a gradient are kept, only what these rules name is
+saved, and nothing else stays alive. With a frozen weight, matmul's rule for it never exists, its
+product never runs, and the activation is not kept for it.
 
 A rule is written in ops, and an op called on plain arrays is its forward and nothing more. So an
 ordinary backward pass is numpy on arrays, while under `create_graph` the same line of code gets
@@ -126,9 +126,9 @@ class Op(Generic[P]):
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.parameters)})>"
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Rules
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     @overload
     def rule(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
@@ -137,12 +137,14 @@ class Op(Generic[P]):
     def rule(self, name: str, derivative: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Say how to differentiate by the input `name`. Without `derivative`, a decorator.
 
-        Given g = dL/d(out), a rule returns dL/d(input); broadcasting and dtypes are not its concern.
-        It is written in ops and the operators + - * / ** and comparisons, and writes to no array.
-        If it names `position`, the input is a sequence of arrays, and the rule is for one of them.
+        Given g = dL/d(out), a rule returns dL/d(input); broadcasting and dtypes are not its
+        concern. It is written in ops and the operators + - * / ** and comparisons, and writes to no
+        array. If it names `position`, the input is a sequence of arrays, and the rule is for one of
+        them.
 
         Raises:
-            ValueError: if there is no such input, it has a rule, or the rule names what there is not.
+            ValueError: if there is no such input, it has a rule, or the rule names what there is
+            not.
         """
         if derivative is None:
             return lambda function: self.rule(name, function)
@@ -182,11 +184,15 @@ class Op(Generic[P]):
 
     def input_name(self, position: int) -> str:
         """What to call the input at `position` in a message."""
-        return f"{self.parameters[0]}[{position}]" if self._takes_sequence else self.parameters[position]
+        return (
+            f"{self.parameters[0]}[{position}]"
+            if self._takes_sequence
+            else self.parameters[position]
+        )
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # The call
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> Tensor:
         """Run the forward; leave a node in the graph if an input needs a gradient."""
@@ -215,12 +221,12 @@ class Op(Generic[P]):
         arrays, *rest = bound.args
         return on_sequence(self, arrays, rest)
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # The backward pass, where it takes more than calling a rule on arrays
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
-        """The gradients for `edges`, a part of `node.edges`; `g` is a Tensor under `create_graph`."""
+        """The gradients for `edges`, some of `node.edges`; `g` is a Tensor under `create_graph`."""
         if not edges:
             return []
         tracked = isinstance(g, Tensor)
@@ -230,8 +236,7 @@ class Op(Generic[P]):
             return replay(self.composition, node.arguments, places, (), g)
         if self.plain:
             return [
-                rule.derivative(g, *self._linked(node, rule, saved))
-                for _, _, rule, saved in edges
+                rule.derivative(g, *self._linked(node, rule, saved)) for _, _, rule, saved in edges
             ]
         _, _, rule, saved = edges[0]
         wanted = {position for _, position, _, _ in edges}
@@ -273,7 +278,9 @@ class Op(Generic[P]):
 
     def saved_cells(self, node: Node) -> Iterator[tuple[str, WriteCell]]:
         """The memory that `node` depends on in a backward pass, each block with a description."""
-        slots = {s for edge in node.edges or () for s, shape_only in edge[2].slots if not shape_only}
+        slots = {
+            s for edge in node.edges or () for s, shape_only in edge[2].slots if not shape_only
+        }
         *inputs, result = node.cells
         for position, cell in enumerate(inputs):
             slot = 0 if self._takes_sequence else position

@@ -1,8 +1,8 @@
 """Where randomness enters: one default generator, and `rng=` wherever something is drawn.
 
-Every function that draws takes a keyword `rng`. With None it draws from the default generator, which
-`manual_seed` restarts. All of them ask `generator` for it, so that a checkpoint can see which generators a
-function has used, and replay it with the same numbers.
+Every function that draws takes a keyword `rng`. With None it draws from the default generator,
+which `manual_seed` restarts. All of them ask `generator` for it, so that a checkpoint can see which
+generators a function has used, and replay it with the same numbers.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ class Tensor:
         dtype: convert to this.
 
     Raises:
-        TypeError: if `data` is not made of numbers, or is to require gradients and is not of floats.
+        TypeError: if `data` is not made of numbers, or is to require gradients and is not of
+        floats.
     """
 
     __slots__ = ("__weakref__", "_cell", "_data", "node")
@@ -105,9 +106,9 @@ class Tensor:
         tensor.node = node
         return tensor
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # The value
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def data(self) -> NDArray[Any]:
@@ -121,8 +122,8 @@ class Tensor:
     def data(self, value: Any) -> None:
         if self.node is not None and self.node.op is not None:
             raise RuntimeError(
-                f"{self.describe()} is the result of an op, its value follows from its inputs; assign "
-                f"to a leaf, or to .detach()"
+                f"{self.describe()} is the result of an op, its value follows from its inputs; "
+                f"assign to a leaf, or to .detach()"
             )
         array = as_array(value)
         if array.shape != self._data.shape:
@@ -206,9 +207,9 @@ class Tensor:
         """The value as nested lists of Python numbers."""
         return self._data.tolist()
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # The place in the graph
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def requires_grad(self) -> bool:
@@ -232,8 +233,8 @@ class Tensor:
         elif not requires_grad and self.node is not None:
             if self.node.op is not None:
                 raise RuntimeError(
-                    f"{self.describe()} is the result of an op and needs a gradient because its inputs "
-                    f"do; use .detach() for a tensor that does not"
+                    f"{self.describe()} is the result of an op and needs a gradient because its "
+                    f"inputs do; use .detach() for a tensor that does not"
                 )
             self.node = None
         return self
@@ -284,7 +285,8 @@ class Tensor:
 
         Raises:
             ValueError: if a gradient is missing or has another shape.
-            RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier pass,
+            RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
+            pass,
                 or an array that it saved was written since.
         """
         engine.backward(self, gradient, retain_graph, create_graph)
@@ -330,14 +332,16 @@ class Tensor:
         memo[id(self)] = copied
         return copied
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Python's and numpy's protocols
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def describe(self) -> str:
         """A few words for messages: what it is, without its numbers."""
         made_by = "" if self.node is None or self.node.op is None else f", made by {self.node.name}"
-        return f"a {type(self).__name__} of shape {self._data.shape} and dtype {self.dtype}{made_by}"
+        return (
+            f"a {type(self).__name__} of shape {self._data.shape} and dtype {self.dtype}{made_by}"
+        )
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -362,8 +366,8 @@ class Tensor:
     def __bool__(self) -> bool:
         if self._data.size != 1:
             raise ValueError(
-                f"the truth of a tensor of {self._data.size} elements is not defined; reduce it to one "
-                f"element, or take .numpy().any() or .all()"
+                f"the truth of a tensor of {self._data.size} elements is not defined; reduce it to "
+                f"one element, or take .numpy().any() or .all()"
             )
         return bool(self._data.item())
 
@@ -429,10 +433,10 @@ class Tensor:
     def _in_place(self, other: Any, compute: Callable[[Any, Any], Tensor], symbol: str) -> Tensor:
         """`x += y` writes to x where no graph can notice, and is refused elsewhere."""
         needed = self.node is not None or (isinstance(other, Tensor) and other.node is not None)
-        if needed and mode.grad_enabled or not self.is_leaf:
+        if (needed and mode.grad_enabled) or not self.is_leaf:
             raise RuntimeError(
-                f"x {symbol}= y would overwrite {self.describe()}, on which gradients depend; write "
-                f"x = x {symbol} y, or do it under no_grad() on a leaf"
+                f"x {symbol}= y would overwrite {self.describe()}, on which gradients depend; "
+                f"write x = x {symbol} y, or do it under no_grad() on a leaf"
             )
         result = compute(self, other)
         if result.dtype != self.dtype:
@@ -451,9 +455,9 @@ class Tensor:
     def __itruediv__(self, other: Any) -> Tensor:
         return self._in_place(other, operator.truediv, "/")
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Operators and methods: each is one op or composition, documented there
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> Tensor:
         return ops.add.call(self, other)
@@ -522,7 +526,7 @@ class Tensor:
         return ops.getitem.call(self, index)
 
     @property
-    def T(self) -> Tensor:
+    def T(self) -> Tensor:  # noqa: N802  # the name in numpy and in every formula
         """All axes in reverse order."""
         return ops.transpose.call(self)
 
@@ -653,5 +657,6 @@ def _use_instead(numpy_name: str) -> str:
     )
 
 
-# Operators need the ops, and ops make Tensors: the one import cycle, closed here, where Tensor exists.
+# Operators need the ops, and ops make Tensors: the one import cycle, closed here, where Tensor
+# exists.
 from minigrad import engine, functional, ops  # noqa: E402

@@ -105,7 +105,8 @@ class Trainer:
 
         Raises:
             ValueError: if the data are empty or of different lengths, or epochs is not positive.
-            FloatingPointError: if the loss is no longer finite; the weights are those before the step.
+            FloatingPointError: if the loss is no longer finite; the weights are those before the
+            step.
         """
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {epochs!r}")
@@ -148,9 +149,9 @@ class Trainer:
             loss = self.loss(Tensor(prediction), y).item()
         return {"loss": loss, **{m.__name__: m(prediction, y) for m in self.metrics}}
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # The loop
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _epoch(self, train: list[NDArray[Any]], validation: Any, bar: Any) -> None:
         """Go through the rows once, then judge, record and save."""
@@ -202,8 +203,8 @@ class Trainer:
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller learning "
-                f"rate, clip_norm, or data without extreme values may help"
+                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
+                f"learning rate, clip_norm, or data without extreme values may help"
             )
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -229,7 +230,9 @@ class Trainer:
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         if not isinstance(data, (tuple, list)) or len(data) != 2:
-            raise ValueError(f"{name} must be a pair of features and target, not {type(data).__name__}")
+            raise ValueError(
+                f"{name} must be a pair of features and target, not {type(data).__name__}"
+            )
         x, y = (self._as_data(part) for part in data)
         if len(x) != len(y):
             raise ValueError(f"{name}: {len(x)} rows of features, but {len(y)} of the target")
@@ -243,9 +246,9 @@ class Trainer:
         dtype = next((parameter.dtype for parameter in self.model.parameters()), array.dtype)
         return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Files
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that is needed to go on from here: weights, optimiser, generators, records."""
@@ -291,8 +294,8 @@ class Trainer:
             )
         if len(facts["generators"]) != len(generators):
             raise ValueError(
-                f"{os.fspath(path)!r} has the states of {len(facts['generators'])} random generators, "
-                f"this trainer and model use {len(generators)}"
+                f"{os.fspath(path)!r} has the states of {len(facts['generators'])} random "
+                f"generators, this trainer and model use {len(generators)}"
             )
         parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "best": {}, "optimizer": {}}
         for name, value in arrays.items():

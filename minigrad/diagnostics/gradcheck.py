@@ -1,7 +1,7 @@
 """Is a gradient right? Compare it with differences of the function itself.
 
-A derivative is a limit of difference quotients, and a difference quotient needs no rule that could be
-wrong. With values at four points around x, the error of
+A derivative is a limit of difference quotients, and a difference quotient needs no rule that could
+be wrong. With values at four points around x, the error of
 
     f'(x) ~ (8 (f(x + h) - f(x - h)) - (f(x + 2h) - f(x - 2h))) / 12h
 
@@ -9,12 +9,14 @@ is of order h^4 from the curvature and of order eps / h from rounding; in float6
 are far below the 1e-6 that is asked for. All elements of all operands are moved, one at a time, and
 the result is contracted with a random cotangent, so that no error cancels in a sum.
 
-For order 2 the same is done to the gradient itself, as a function of the operands and the cotangent.
+For order 2 the same is done to the gradient itself, as a function of the operands and the
+cotangent.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -80,7 +82,7 @@ class GradcheckReport:
 
     @property
     def verdict(self) -> Verdict:
-        """ "agree", "disagree" or "cannot tell"."""
+        """One of "agree", "disagree" and "cannot tell"."""
         return "disagree" if self.wrong else "cannot tell" if self.undecided else "agree"
 
     def __bool__(self) -> bool:
@@ -160,7 +162,8 @@ def gradcheck(
                     out, [xs[i] for i in floats], v, create_graph=True, allow_unused=True
                 )
                 parts = [(g * w).sum() for g, w in zip(gradients, weights, strict=True)]
-                return functools.reduce(operator.add, parts)
+                total: Tensor = functools.reduce(operator.add, parts)
+                return total
 
         report = _compare(
             gradient, [*operands, cotangent], [*names, "cotangent"], np.ones(()), 2, report
@@ -183,10 +186,10 @@ def _compare(
     differentiable = [i for i, x in enumerate(tensors) if x.requires_grad]
     with grad_mode(True):
         out = f(*tensors)
-        gradients = grad(
-            out, [tensors[i] for i in differentiable], cotangent, allow_unused=True
-        )
-    magnitude = float(np.sum(np.abs(cotangent * out.data), initial=0.0, where=np.isfinite(out.data)))
+        gradients = grad(out, [tensors[i] for i in differentiable], cotangent, allow_unused=True)
+    magnitude = float(
+        np.sum(np.abs(cotangent * out.data), initial=0.0, where=np.isfinite(out.data))
+    )
     wrong, undecided = list(earlier.wrong), list(earlier.undecided)
     compared = earlier.compared
     for i, g in zip(differentiable, gradients, strict=True):
@@ -208,7 +211,7 @@ def _compare(
 def _differences(
     f: Function, operands: Sequence[NDArray[Any]], position: int, cotangent: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Difference quotients of sum(cotangent * f) by each element of one operand, and their steps."""
+    """Difference quotients of sum(cotangent * f) by each element of an operand, and their steps."""
     moved = [x.copy() for x in operands]
     x = moved[position]
     quotients, steps = np.empty(x.shape), np.empty(x.shape)
@@ -216,7 +219,7 @@ def _differences(
         for index in np.ndindex(x.shape):
             centre = x[index]
             # A power of two, so that the step that is taken is the one that is divided by.
-            h = 2.0 ** np.round(np.log2(1e-3 * max(1.0, abs(centre))))
+            h = 2.0 ** round(math.log2(1e-3 * max(1.0, abs(float(centre)))))
             at = []
             for offset in (h, -h, 2 * h, -2 * h):
                 x[index] = centre + offset

@@ -27,12 +27,11 @@ def sgd(
     number = x.dtype.type
     if velocity is None:
         velocity = x  # is not touched where there is no momentum
-    arrays = (x, g, velocity)
-    numbers = (number(lr), number(momentum), number(share), number(weight_decay))
-    if JIT_ENABLED and all(a.flags.c_contiguous for a in arrays):
-        _sgd(*(a.reshape(-1) for a in arrays), *numbers, nesterov)
+    options = (number(lr), number(momentum), number(share), number(weight_decay), nesterov)
+    if JIT_ENABLED and _in_rows(x, g, velocity):
+        _sgd(x.reshape(-1), g.reshape(-1), velocity.reshape(-1), *options)
     else:
-        sgd_twin(*arrays, *numbers, nesterov)
+        sgd_twin(x, g, velocity, *options)
 
 
 def adam(
@@ -50,8 +49,7 @@ def adam(
 ) -> None:
     """Step number `step` of Adam in place; decoupled weight decay makes it AdamW."""
     number = x.dtype.type
-    arrays = (x, g, m, v)
-    numbers = (
+    options = (
         number(1 - lr * weight_decay if decoupled else 1.0),
         number(0.0 if decoupled else weight_decay),
         number(beta1),
@@ -62,10 +60,15 @@ def adam(
         number(math.sqrt(1 - beta2**step)),
         number(eps),
     )
-    if JIT_ENABLED and all(a.flags.c_contiguous for a in arrays):
-        _adam(*(a.reshape(-1) for a in arrays), *numbers)
+    if JIT_ENABLED and _in_rows(x, g, m, v):
+        _adam(x.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), *options)
     else:
-        adam_twin(*arrays, *numbers)
+        adam_twin(x, g, m, v, *options)
+
+
+def _in_rows(*arrays: Floats) -> bool:
+    """Whether `reshape(-1)` of each array is a view, so that what is written there stays."""
+    return all(array.flags.c_contiguous for array in arrays)
 
 
 @jit()

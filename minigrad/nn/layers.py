@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -136,8 +136,7 @@ class MLP(Module):
         self.activation = activation
         self.dropout = Dropout(dropout, rng=rng) if dropout else None
         self.layers = [
-            Linear(d_in, d_out, dtype=dtype, rng=rng)
-            for d_in, d_out in zip(sizes, sizes[1:], strict=False)
+            Linear(d_in, d_out, dtype=dtype, rng=rng) for d_in, d_out in itertools.pairwise(sizes)
         ]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,8 @@
             return x * self.scale + self.shift
 
 Nothing is registered, and no `super().__init__()` is needed. `named_parameters` looks through the
-attributes in the order of their assignment, into modules, lists, tuples and dicts, and names what it
+attributes in the order of their assignment, into modules, lists, tuples and dicts, and names what
+it
 finds by the way it took: `layers.0.weight`. A parameter in two places is one parameter, under its
 first name.
 """
@@ -67,9 +68,9 @@ class Module:
         """Run `forward`."""
         return self.forward(*args, **kwargs)
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # What is inside
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module, named "", and all inside it, each once, with the way that leads there."""
@@ -103,9 +104,9 @@ class Module:
         """How many numbers the parameters hold."""
         return sum(p.size for p in self.parameters() if p.requires_grad or not trainable_only)
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Switches
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def train(self: M, mode: bool = True) -> M:
         """Set this module and all inside it to training (dropout drops), and return it."""
@@ -140,9 +141,9 @@ class Module:
             parameter.data = parameter.data.astype(dtype)
         return self
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # State
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """A copy of every parameter's value, by name."""
@@ -186,9 +187,9 @@ class Module:
         for name, value in values.items():
             parameters[name].copy_(value)
 
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Looks
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
         """What to print of this module between its parentheses, such as its sizes."""

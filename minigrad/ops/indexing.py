@@ -13,11 +13,13 @@ from minigrad.tensor import Array, Tensor
 
 @op
 def getitem(x: Array, index: Any) -> Array:
-    """x[index] with any index of numpy's: ints, slices, None, Ellipsis, booleans, integer arrays."""
+    """x[index], as in numpy: ints, slices, None, Ellipsis, booleans and integer arrays."""
     return x[plain_index(index)]
 
 
-getitem.rule("x", lambda g, x_shape, index: scatter_add(g, index, x_shape))
+@getitem.rule("x")
+def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
+    return scatter_add(g, index, x_shape)
 
 
 @op

@@ -48,7 +48,8 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
 
 @transpose.rule("x")
 def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
-    return transpose(g, None if axes is None else np.argsort([a % len(axes) for a in axes]))
+    inverse = None if axes is None else [int(i) for i in np.argsort([a % len(axes) for a in axes])]
+    return transpose(g, inverse)
 
 
 @op

@@ -63,6 +63,7 @@ class Adam(Optimizer):
         if not state:
             state.update(step=0, exp_avg=np.zeros_like(x), exp_avg_sq=np.zeros_like(x))
         state["step"] += 1
+        beta1, beta2 = group["betas"]
         kernels.adam(
             x,
             g,
@@ -70,7 +71,8 @@ class Adam(Optimizer):
             state["exp_avg_sq"],
             state["step"],
             group["lr"],
-            *group["betas"],
+            beta1,
+            beta2,
             group["eps"],
             group["weight_decay"],
             self.decoupled,

@@ -1,4 +1,4 @@
-"""What all optimisers share: parameters in groups, options by group, and a state for each parameter."""
+"""What all optimisers share: groups of parameters with options, and a state for each one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Optimizer(ABC):
         defaults: the options of groups that do not set them.
 
     Attributes:
-        param_groups: one dict for each group, with "params" and every option; options may be changed
-            between steps.
+        param_groups: one dict for each group, with "params" and every option, which may be
+            changed between steps.
 
     Raises:
         ValueError: if there are no parameters, one occurs twice, is frozen or is no leaf, or an
@@ -99,8 +99,8 @@ class Optimizer(ABC):
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state and the options; parameters are numbered in the order of the groups.
 
-        `{"state": {number: {...}}, "param_groups": [{"params": [numbers], "lr": ...}]}`, with arrays,
-        numbers and booleans only.
+        `{"state": {number: {...}}, "param_groups": [{"params": [numbers], "lr": ...}]}`, with
+        arrays, numbers and booleans only.
         """
         numbers = {p: k for k, p in enumerate(self._parameters())}
         return {
@@ -128,7 +128,8 @@ class Optimizer(ABC):
         sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
         if sizes != expected:
             raise ValueError(
-                f"load_state_dict: the state has groups of {sizes} parameters, this optimiser {expected}"
+                f"load_state_dict: the state has groups of {sizes} parameters, this optimiser "
+                f"{expected}"
             )
         states: dict[Tensor, State] = {}
         for number, state in state_dict["state"].items():
@@ -136,8 +137,8 @@ class Optimizer(ABC):
             for key, value in state.items():
                 if isinstance(value, np.ndarray) and value.shape != parameter.shape:
                     raise ValueError(
-                        f"load_state_dict: {key} of parameter {number} has shape {value.shape}, the "
-                        f"parameter {parameter.shape}"
+                        f"load_state_dict: {key} of parameter {number} has shape {value.shape}, "
+                        f"the parameter {parameter.shape}"
                     )
             states[parameter] = {
                 key: value.astype(parameter.dtype) if isinstance(value, np.ndarray) else value
@@ -165,7 +166,9 @@ class Optimizer(ABC):
         for i, group in enumerate(self.param_groups):
             options = ", ".join(f"{k}={v}" for k, v in group.items() if k != "params")
             count = sum(p.size for p in group["params"])
-            lines.append(f"  group {i}: {len(group['params'])} tensors, {count:,} numbers, {options}")
+            lines.append(
+                f"  group {i}: {len(group['params'])} tensors, {count:,} numbers, {options}"
+            )
         return "\n".join([*lines, ")"])
 
 

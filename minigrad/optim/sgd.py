@@ -30,7 +30,8 @@ class SGD(Optimizer):
         nesterov: look ahead along the velocity (Sutskever et al., 2013).
 
     Raises:
-        ValueError: if an option has an impossible value, or `nesterov` comes without momentum or with
+        ValueError: if an option has an impossible value, or `nesterov` comes without momentum or
+        with
             dampening.
     """
 
