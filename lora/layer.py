@@ -253,7 +253,6 @@ class LoRALayer(Module):
                 "the layer is merged, so no gradient would reach A and B, and training would "
                 "change nothing; call unmerge() to train, or predict under no_grad(), or freeze A "
                 "and B with requires_grad_(False)"
-            )"
             )
 
     def extra_repr(self) -> str:
