@@ -97,7 +97,11 @@ def attach(
             "the model is a single Linear, which no parent holds, so nothing can take its place; "
             "use LoRALayer.from_linear(model, rank, alpha)"
         )
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and type(module).forward is Linear.forward
+    }
     found = config.matches(list(linears))
     originals = {name: linears[name] for name in found}
     layers: dict[str, LoRALayer] = {}
@@ -114,6 +118,9 @@ def attach(
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
         layers[name].training = linear.training
+        # The very parameters, now that the flags are ours to set: a weight that is tied to another
+        # stays tied, also in a deep copy, and what is loaded or converted meets the layer itself.
+        layers[name].base_weight, layers[name].bias = linear.weight, linear.bias
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.freeze()
     _replace(model, {id(originals[name]): layer for name, layer in layers.items()})
@@ -140,6 +147,8 @@ def detach(model: Module) -> Module:
             "there is nothing to detach: lora.attach has put no adapters on this model"
         )
     layers = dict(adapters(model))
+    for name, linear in record.originals.items():
+        linear.training = layers[name].training
     _replace(model, {id(layers[name]): linear for name, linear in record.originals.items()})
     _restore_flags(record)
     return model
@@ -222,6 +231,7 @@ def _replaced(value: Any, new: Mapping[int, Module]) -> Any:
         value[:] = [_replaced(item, new) for item in value]
     elif isinstance(value, dict):
         value.update({key: _replaced(item, new) for key, item in value.items()})
-    elif type(value) is tuple:
-        return tuple(_replaced(item, new) for item in value)
+    elif isinstance(value, tuple):
+        items = [_replaced(item, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import functional, ops
-from minigrad.memory import WriteCell
+from minigrad.memory import clock, last_written
 from minigrad.mode import mode, no_grad
 from minigrad.nn import Linear, Module, Parameter, init
 from minigrad.tensor import Tensor
@@ -55,8 +55,8 @@ class _Kept:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, layer: LoRALayer, owner: type) -> Parameter:
-        return vars(layer)[self._name]  # type: ignore[no-any-return]  # it is what __set__ took
+    def __get__(self, layer: LoRALayer | None, owner: type) -> Any:
+        return self if layer is None else vars(layer)[self._name]
 
     def __set__(self, layer: LoRALayer, value: Any) -> None:
         held = vars(layer).setdefault(self._name, value)
@@ -129,16 +129,16 @@ class LoRALayer(Module):
                 f"be {(d_out, d_in)}, or flat with {d_out * d_in} elements"
             )
         self.base_weight = Parameter.sharing(weight.detach().reshape(d_out, d_in))
-        self.bias = None if bias is None else Parameter.sharing(Tensor(bias))
+        self.bias = None if bias is None else Parameter.sharing(Tensor(bias, dtype=weight.dtype))
         if self.bias is not None and self.bias.shape != (d_out,):
             raise ValueError(f"bias has shape {self.bias.shape}; it must be {(d_out,)}")
         self.lora_a = Parameter(np.empty((rank, d_in), weight.dtype))
         self.lora_b = Parameter(np.zeros((d_out, rank), weight.dtype))
         init.normal_(self.lora_a, 1 / rank, rng=rng)
-        self.rank = rank
+        self.rank = operator.index(rank)
         self.alpha = float(alpha)
         self.scaling = LoRAScaling(scaling)
-        self.scale = self.scaling.scale(self.alpha, rank)
+        self.scale = self.scaling.scale(self.alpha, self.rank)
         self.dropout = dropout
         self.rng = rng
         self.enabled = True
@@ -220,7 +220,7 @@ class LoRALayer(Module):
     def merged_weight(self) -> Tensor:
         """W + scale B A, a new tensor."""
         with no_grad():
-            return self.base_weight + (self.lora_b @ self.lora_a) * self.scale
+            return ops.add(self.base_weight, (self.lora_b @ self.lora_a) * self.scale)
 
     def merge(self) -> None:
         """Use W + scale B A from now on; W stays beside it as it is. Merging twice changes nothing.
@@ -232,8 +232,7 @@ class LoRALayer(Module):
             self.lora_a.data.copy(),
             self.lora_b.data.copy(),
             self.scale,
-            self.base_weight._cell,
-            self.base_weight._cell[0],
+            next(clock),
         )
 
     def unmerge(self) -> None:
@@ -273,8 +272,7 @@ class _Merged:
     lora_a: NDArray[Any]
     lora_b: NDArray[Any]
     scale: float
-    base_cell: WriteCell
-    base_written: int
+    time: int
 
     def changed(self, layer: LoRALayer) -> str:
         """What of `layer` is no longer as it was, or nothing.
@@ -288,8 +286,7 @@ class _Merged:
             return "lora_b"
         if self.scale != layer.scale:
             return "scale"
-        cell = layer.base_weight._cell
-        return "" if cell is self.base_cell and cell[0] == self.base_written else "base_weight"
+        return "base_weight" if last_written(layer.base_weight.data) > self.time else ""
 
 
 def _same(x: NDArray[Any], y: NDArray[Any]) -> bool:

@@ -15,7 +15,7 @@ shows one:
         _out = _forward(_x_data, _y_data)
         ...
             if _x_node is not None:
-                _edges.append((_x_node, 0, _rule_0, (_y_data, )))
+                _edges.append((_x_node, 0, _rule_0, _y_data, ))
 
 What the call needs besides the op's own parameters has names with an underscore.
 
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad.engine import Node
-from minigrad.memory import WriteCell, clock
+from minigrad.memory import clock
 from minigrad.mode import mode
 from minigrad.tensor import Tensor, as_array
 
@@ -42,11 +42,10 @@ if TYPE_CHECKING:
     from minigrad.op import Op, Rule
 
 _UNWRAP = """
-    _{p}_node = _{p}_cell = None
+    _{p}_node = None
     if isinstance({p}, _Tensor):
         _found = True
         _{p}_node = {p}.node
-        _{p}_cell = {p}._cell
         _{p}_data = {p}._data"""
 
 _TAKE_DTYPE = """
@@ -59,7 +58,11 @@ _ELSE = """
         _{p}_data = {p}"""
 
 _NOTE_MIXED = """
-        if {p}.__class__ not in _WEAK:
+        if {p}.__class__ not in _NUMBERS:
+            _mixed = True"""
+
+_NOTE_MIXED_OR_NONE = """
+        if {p} is not None and {p}.__class__ not in _NUMBERS:
             _mixed = True"""
 
 _AGREE = """
@@ -83,12 +86,10 @@ _RUN = """
     if _out.dtype is not _dtype:
         _out = _demoted(_out, ({all_data},))
         _differentiable = _out.dtype.kind == "f"
-    _cell = [0]
     if _out.base is not None or {aliased}:
-        _out, _cell = _view(_out, ({all_data},), ({cells}))
+        _out = _view(_out, ({all_data},))
     _result = _new(_Tensor)
     _result._data = _out
-    _result._cell = _cell
     _result.node = None"""
 
 _RECORD = """
@@ -96,7 +97,6 @@ _RECORD = """
         _result.node = _node = _new(_Node)
         _node.op = _op
         _node.edges = _edges = []
-        _node.cells = ({cells}_cell)
         _node.order = next(_clock)
         _node.shape = _out.shape
         _node.dtype = _out.dtype
@@ -104,7 +104,7 @@ _RECORD = """
 
 _EDGE = """
         if _{p}_node is not None:
-            _edges.append((_{p}_node, {position}, _rule_{position}, ({saved})))"""
+            _edges.append((_{p}_node, {position}, _rule_{position}, {saved}))"""
 
 _KEEP_ARGUMENTS = """
         _node.arguments = ({all_data},)"""
@@ -128,7 +128,6 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
         "all": "".join(f"{p}, " for p in op.parameters),
         "all_data": ", ".join(data.values()),
         "inputs_data": "".join(f"{data[p]}, " for p in inputs),
-        "cells": "".join(f"_{p}_cell, " if p in values else "None, " for p in op.parameters),
         "aliased": " or ".join(f"_out is {data[p]}" for p in values),
         "any_node": " or ".join(f"_{p}_node is not None" for p in inputs),
         "positions": tuple(rules),
@@ -141,7 +140,8 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
         text += _UNWRAP.format(p=p)
         text += _TAKE_DTYPE.format(p=p) if p in inputs else ""
         text += _ELSE.format(p=p)
-        text += _NOTE_MIXED.format(p=p) if p in inputs else ""
+        if p in inputs:
+            text += (_NOTE_MIXED if defaults[p] is _NO_DEFAULT else _NOTE_MIXED_OR_NONE).format(p=p)
     text += _AGREE.format(**words) if inputs else ""
     text += _RUN.format(**words)
     if inputs:
@@ -169,7 +169,6 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Sequence[Any]) -> T
     arrays = list(arrays)
     tensors = [value if isinstance(value, Tensor) else None for value in arrays]
     data: Sequence[Any] = [value._data if isinstance(value, Tensor) else value for value in arrays]
-    cells = [None if tensor is None else tensor._cell for tensor in tensors]
     found = any(tensor is not None for tensor in tensors)
     if found:
         data = agree(op, range(len(data)), data)
@@ -181,18 +180,16 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Sequence[Any]) -> T
     result: Any = out
     if found:
         out = demoted(np.asarray(out), data)
-        cell: WriteCell | None = [0]
-        if out.base is not None or any(out is value for value in data):
-            out, cell = view(out, data, cells)
-        result = Tensor.at(out, None, cell)
+        out = view(out, data)
+        result = Tensor.at(out, None)
         ((_, rule),) = op.rules
         edges = [
-            (tensor.node, position, rule, _saved(rule, [list(data), *options, out, position]))
+            (tensor.node, position, rule, *_saved(rule, [list(data), *options, out, position]))
             for position, tensor in enumerate(tensors)
             if tensor is not None and tensor.node is not None
         ]
         if recording and edges and out.dtype.kind == "f":
-            result.node = Node.of(op, edges, (*cells, cell), out)
+            result.node = Node.of(op, edges, out)
     for observer in observers:
         observer.on_call(op, arrays, result)
     return result  # type: ignore[no-any-return]
@@ -220,7 +217,7 @@ def agree(op: Op[Any], positions: Sequence[int], values: Sequence[Any]) -> list[
     for i, (position, value) in enumerate(zip(positions, values, strict=True)):
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
-        elif value.__class__ not in WEAK:
+        elif value.__class__ not in NUMBERS and (value is not None or op.is_required(position)):
             raise TypeError(
                 f"{op.name} takes tensors, arrays and numbers, not {value!r} "
                 f"for {op.input_name(position)}"
@@ -242,19 +239,11 @@ def demoted(out: Any, values: Sequence[Any]) -> Any:
     return out.astype(np.float32)
 
 
-def view(
-    out: Any, values: Sequence[Any], cells: Sequence[WriteCell | None]
-) -> tuple[Any, WriteCell]:
-    """A result in the memory of an input shares its cell; one that can't be written is copied."""
+def view(out: Any, values: Sequence[Any]) -> Any:
+    """A result that shares memory with an input: its own array, and one that can be written."""
     if not out.flags.writeable:
-        return out.copy(), [0]
-    for value, cell in zip(values, cells, strict=True):
-        if isinstance(value, np.ndarray) and cell is not None:
-            if out is value:
-                return out.view(), cell
-            if out.base is value or out.base is value.base:
-                return out, cell
-    return out, [0]
+        return out.copy()
+    return out.view() if any(out is value for value in values) else out
 
 
 def explained(op: Op[Any], error: ValueError, values: Sequence[Any]) -> ValueError:
@@ -265,8 +254,8 @@ def explained(op: Op[Any], error: ValueError, values: Sequence[Any]) -> ValueErr
     return ValueError(f"{op.name}: {error}; the operands are {operands}")
 
 
-# Python's own numbers adapt to the dtype of the array beside them, and None is an input left out.
-WEAK = {float, int, bool, type(None)}
+# Python's own numbers adapt to the dtype of the array beside them.
+NUMBERS = {float, int, bool}
 
 FLOAT64 = np.dtype(np.float64)
 
@@ -275,7 +264,7 @@ _NO_DEFAULT = inspect.Parameter.empty
 _NAMESPACE = {
     "_Node": Node,
     "_Tensor": Tensor,
-    "_WEAK": WEAK,
+    "_NUMBERS": NUMBERS,
     "_agree": agree,
     "_asarray": np.asarray,
     "_clock": clock,

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigrad.engine import Node
-from minigrad.memory import WriteCell
 from minigrad.mode import Observer, mode, no_grad, observe
 from minigrad.op import Op, Rule, replay
 from minigrad.tensor import Tensor
@@ -54,21 +54,18 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
             f"concatenate several results into one"
         )
     arguments = list(inputs)
-    cells: list[WriteCell | None] = [None] * len(inputs)
     edges: list[Edge] = []
     for position, value in enumerate(inputs):
         if isinstance(value, Tensor):
-            cells[position] = value._cell
             arguments[position] = value.detach() if value.node is None else value.data
             if value.node is not None:
-                edges.append((value.node, position, _NO_RULE, ()))
-    for value in watcher.outside.values():
+                edges.append((value.node, position, _NO_RULE, value.data))
+    for position, value in enumerate(watcher.outside.values(), start=len(inputs)):
         assert value.node is not None
-        edges.append((value.node, len(cells), _NO_RULE, ()))
-        cells.append(value._cell)
+        edges.append((value.node, position, _NO_RULE, value.data))
     result = result.detach()
     if mode.grad_enabled and edges and result.dtype.kind == "f":
-        result.node = node = Node.of(_CHECKPOINT, edges, cells, result.data)
+        result.node = node = Node.of(_CHECKPOINT, edges, result.data)
         node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
     return result
 
@@ -133,17 +130,16 @@ class _Checkpoint(Op[Any]):
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         (run,) = node.arguments
-        inputs = {p: place for place, p, _, _ in edges if p < len(run.arguments)}
-        captured = [place for place, p, _, _ in edges if p >= len(run.arguments)]
+        inputs = {p: place for place, p, *_ in edges if p < len(run.arguments)}
+        captured = [place for place, p, *_ in edges if p >= len(run.arguments)]
         return replay(run.again, run.arguments, inputs, captured, g)
 
     def input_name(self, position: int) -> str:
         return str(position)
 
-    def saved_cells(self, node: Node) -> Iterator[tuple[str, WriteCell]]:
-        for position, cell in enumerate(node.cells):
-            if cell is not None:
-                yield f"its input {position}", cell
+    def saved_arrays(self, node: Node) -> Iterator[tuple[str, NDArray[Any]]]:
+        for _, position, _, array in node.edges or ():
+            yield f"its input {position}", array
 
 
 def _function(run: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,9 +43,12 @@ def read_csv(path: str | os.PathLike[str], target: str) -> Table:
         value
             is missing, not a number, or not finite: with the line and the column.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file))
     name = os.fspath(path)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: the file is not UTF-8 text: {error}") from None
     if not rows:
         raise ValueError(f"{name}: the file is empty; a header line and rows of numbers are needed")
     header = [column.strip() for column in rows[0]]
@@ -56,7 +58,6 @@ def read_csv(path: str | os.PathLike[str], target: str) -> Table:
         raise ValueError(f"{name}: there is no column {target!r}; the columns are {header}")
     if len(header) < 2:
         raise ValueError(f"{name}: there is no column besides the target {target!r}")
-    values = np.empty((0, len(header)))
     parsed = []
     for line, row in enumerate(rows[1:], start=2):
         if not row:
@@ -88,8 +89,10 @@ def _number(text: str, name: str, line: int, column: str) -> float:
         raise ValueError(
             f"{where}: {text!r} is not a number; encode text columns as numbers, or leave them out"
         ) from None
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: {text!r} is not finite; fill it in, or leave the row out")
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(
+            f"{where}: {text!r} is not finite in float32; fill it in, scale it, or leave the row out"
+        )
     return value
 
 
@@ -121,7 +124,7 @@ class Standardizer:
 
     Attributes:
         mean: the mean of each column.
-        scale: the standard deviation of each column, 1 where it is 0.
+        scale: the standard deviation of each column, 1 where the column is constant.
     """
 
     mean: Arrays
@@ -139,8 +142,13 @@ class Standardizer:
             raise ValueError("there are no rows to standardise by")
         if not np.isfinite(values).all():
             raise ValueError("the data have values that are not finite; fill them in first")
-        scale = values.std(axis=0)
-        return cls(values.mean(axis=0), np.where(scale > 0, scale, np.ones_like(scale)))
+        # In double precision, compared with the first row: the mean of equal numbers rounds, and
+        # would leave a constant column with a tiny scale that blows up whatever else comes later.
+        constant = (values == values[0]).all(axis=0)
+        mean = np.where(constant, values[0], values.mean(axis=0, dtype=np.float64))
+        scale = np.where(constant, 1.0, values.std(axis=0, dtype=np.float64))
+        dtype = values.dtype if values.dtype.kind == "f" else np.float64
+        return cls(mean.astype(dtype), scale.astype(dtype))
 
     def transform(self, x: Any) -> Arrays:
         """(x - mean) / scale."""
@@ -158,7 +166,13 @@ def batches(
     shuffle: bool = True,
     rng: np.random.Generator | None = None,
 ) -> Iterator[list[Arrays]]:
-    """The rows of several arrays in batches of `batch_size`, the last perhaps smaller."""
+    """The rows of several arrays in batches of `batch_size`, the last perhaps smaller.
+
+    Raises:
+        ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)
     for start in range(0, n, batch_size):
@@ -167,6 +181,8 @@ def batches(
 
 
 def _common_length(arrays: Sequence[Arrays]) -> int:
+    if any(array.ndim == 0 for array in arrays):
+        raise ValueError("data must have an axis of rows; a single number has none")
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1:
         raise ValueError(f"the arrays have different numbers of rows: {sorted(lengths)}")

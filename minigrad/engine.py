@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.memory import WriteCell, clock, last_write
+from minigrad.memory import clock, last_write, last_written
 from minigrad.mode import grad_mode, mode
 from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
-    from minigrad.op import Op, Rule
+    from minigrad.op import Op
 
-    Edge = tuple["Node", int, Rule, tuple[Any, ...]]
+    Edge = tuple[Any, ...]  # (place, position, rule, *saved)
 
 _by_age = operator.attrgetter("order")
 
@@ -44,12 +44,10 @@ class Node:
 
     Attributes:
         op: the op that was called, None for a leaf.
-        edges: for every input in need of a gradient `(place, position, rule, saved)`: its node,
+        edges: for every input in need of a gradient `(place, position, rule, *saved)`: its node,
         which of the
             op's inputs it was, the rule that differentiates by it, and what that rule asked to
             keep. None once a backward pass has freed them.
-        cells: the write cells of the op's inputs (None where an input was no Tensor) and, last, of
-        its result.
         order: when the node was made, on the clock of `minigrad.memory`.
         shape: the shape of the value, which is also that of its gradient.
         dtype: the dtype of the value, which is also that of its gradient.
@@ -61,11 +59,10 @@ class Node:
 
     # `__dict__` is there for the last four, which are rarely set: as defaults of the class they
     # cost a node neither time nor memory until one is assigned.
-    __slots__ = ("__dict__", "cells", "dtype", "edges", "op", "order", "shape", "watched")
+    __slots__ = ("__dict__", "dtype", "edges", "op", "order", "shape", "watched")
 
     op: Op[Any] | None
     edges: Sequence[Edge] | None
-    cells: Sequence[WriteCell | None]
     order: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -81,14 +78,12 @@ class Node:
         cls,
         op: Op[Any],
         edges: Sequence[Edge],
-        cells: Sequence[WriteCell | None],
         result: np.ndarray[Any, Any],
     ) -> Node:
         """The place of `result`, just made by `op`."""
         node = cls()
         node.op = op
         node.edges = edges
-        node.cells = cells
         node.order = next(clock)
         node.shape = result.shape
         node.dtype = result.dtype
@@ -109,7 +104,6 @@ def leaf(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Node:
     node = Node()
     node.op = None
     node.edges = ()
-    node.cells = []
     node.order = next(clock)
     node.shape = shape
     node.dtype = dtype
@@ -267,15 +261,16 @@ def propagate(
             if needed is not None:
                 edges = [edge for edge in edges if edge[0] in needed]
             results = op.differentiate(node, edges, g) if create_graph or not op.plain else None
-            for place, position, rule, saved in edges:
+            for edge in edges:
+                place = edge[0]
                 if results is not None:
                     result = results.pop(0)
-                elif len(saved) == 1:  # calls without a star are faster, and these are most of them
-                    result = rule.derivative(g, saved[0])
-                elif saved:
-                    result = rule.derivative(g, *saved)
+                elif len(edge) == 4:  # calls without a star are faster, and these are most of them
+                    result = edge[2].derivative(g, edge[3])
+                elif len(edge) == 3:
+                    result = edge[2].derivative(g)
                 else:
-                    result = rule.derivative(g)
+                    result = edge[2].derivative(g, *edge[3:])
                 if observers:
                     for observer in observers:
                         observer.on_rule(node, place, g, result)
@@ -284,7 +279,7 @@ def propagate(
                     or result.shape != place.shape
                     or result.dtype is not place.dtype
                 ):
-                    result = _fit(result, place, op, position)
+                    result = _fit(result, place, op, edge[1])
                 earlier = pending.get(place)
                 pending[place] = result if earlier is None else earlier + result
             if not retain_graph:
@@ -327,8 +322,8 @@ def _check_unwritten(node: Node) -> None:
     """Refuse to differentiate with an array that is no longer what it was in the forward pass."""
     if node.op is None:
         return
-    for description, cell in node.op.saved_cells(node):
-        if cell[0] > node.order:
+    for description, array in node.op.saved_arrays(node):
+        if last_written(array) > node.order:
             raise RuntimeError(
                 f"`{node.name}` (result of shape {node.shape}) saved {description} for the "
                 f"backward pass, and that memory was written since, by an optimiser step, "

@@ -1,6 +1,6 @@
 """Functions that are compositions of ops, and have no derivative rule of their own.
 
-They take Tensors, arrays or numbers, as ops do.
+They take Tensors, and like ops also plain arrays.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def dropout(
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p is a probability, not {p!r}")
     if not training or p == 0:
-        return x if isinstance(x, Tensor) else Tensor(x)
+        return x
+    p = float(p)
     keep = generator(rng).random(x.shape, np.float32) >= p
     return ops.multiply(x, keep.astype(x.dtype) / (1 - p) if p < 1 else keep.astype(x.dtype))
 

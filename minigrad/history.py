@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import operator
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,12 +76,15 @@ class History:
         losses, norms = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
         epochs = self["epoch"]
         losses.plot(epochs, self["loss"], "-", label="training loss")
-        if "validation_loss" in self.epochs[0]:
-            validation = self["validation_loss"]
-            losses.plot(epochs, validation, "--", label="validation loss")
-            best = min(range(len(validation)), key=validation.__getitem__)
-            losses.plot(epochs[best], validation[best], "o", color="black", label="best validation")
-            title = f"Best validation loss {validation[best]:.4g} after epoch {epochs[best]}"
+        judged = [r for r in self.epochs if "validation_loss" in r]
+        if judged:
+            at, validation = ([r[key] for r in judged] for key in ("epoch", "validation_loss"))
+            losses.plot(at, validation, "--", label="validation loss")
+            best = min(judged, key=operator.itemgetter("validation_loss"))
+            losses.plot(
+                best["epoch"], best["validation_loss"], "o", color="black", label="best validation"
+            )
+            title = f"Best validation loss {best['validation_loss']:.4g} at epoch {best['epoch']}"
         else:
             title = f"Training loss {self['loss'][0]:.4g} to {self['loss'][-1]:.4g}"
         losses.set(title=title, ylabel="loss")

@@ -29,7 +29,7 @@ def save_state(
     from safetensors.numpy import save
 
     content = save(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+        {name: np.asarray(array, order="C") for name, array in arrays.items()},
         dict(metadata) if metadata else None,
     )
     write_atomically(path, content)

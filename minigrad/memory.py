@@ -1,10 +1,9 @@
 """When memory was last written: how a graph learns that an array it saved is no longer what it was.
 
 A backward pass multiplies with arrays that the forward pass saved. If an optimiser has written to
-one in the meantime, the result would be a wrong number without a word. So every block of memory has
-a cell that holds the time of its last write, shared by all tensors on that memory (views,
-`detach`); nodes of the graph are numbered by the same clock, and "was this written after that node
-was made?" is one comparison.
+one in the meantime, the result would be a wrong number without a word. So writes are noted here, by
+block of memory: all views of a block, and all tensors on it, see the same. Nodes of the graph are
+numbered by the same clock, and "was this written after that node was made?" is one comparison.
 
 Raw writes through `tensor.data[...] = ` are not seen: numpy does not tell.
 """
@@ -12,15 +11,41 @@ Raw writes through `tensor.data[...] = ` are not seen: numpy does not tell.
 from __future__ import annotations
 
 import itertools
+import weakref
+from typing import Any
 
-WriteCell = list[int]
+from numpy import ndarray
+
+Array = ndarray[Any, Any]
 
 # `next` on a count is atomic, so the order holds across threads too.
 clock = itertools.count(1)
 
-last_write: WriteCell = [0]
+# The time of the last write of all, in a list so that others can hold on to it. Where it is older
+# than a node, as in any plain training loop, nothing that the node saved needs a look.
+last_write = [0]
+
+# The time of the last write by the id of the array that owns the memory, for as long as it lives.
+_writes: dict[int, tuple[int, weakref.ref[Array]]] = {}
 
 
-def mark_written(cell: WriteCell) -> None:
-    """Note that the memory of `cell` is written now."""
-    cell[0] = last_write[0] = next(clock)
+def mark_written(array: Array) -> None:
+    """Note that the memory of `array` is written now."""
+    owner = _owner(array)
+    key = id(owner)
+    known = _writes.get(key)
+    reference = known[1] if known else weakref.ref(owner, lambda _: _writes.pop(key, None))
+    last_write[0] = next(clock)
+    _writes[key] = (last_write[0], reference)
+
+
+def last_written(array: Array) -> int:
+    """When the memory of `array` was last written; 0 if it never was."""
+    known = _writes.get(id(_owner(array)))
+    return known[0] if known else 0
+
+
+def _owner(array: Array) -> Array:
+    while isinstance(array.base, ndarray):
+        array = array.base
+    return array

@@ -33,10 +33,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigrad.call import on_sequence, write
 from minigrad.engine import Node, propagate
-from minigrad.memory import WriteCell
 from minigrad.mode import grad_mode
 from minigrad.tensor import Tensor
 
@@ -182,6 +182,11 @@ class Op(Generic[P]):
             )
         return self.parameters.index(name)
 
+    def is_required(self, position: int) -> bool:
+        """Whether the input at `position` cannot be left out."""
+        default = inspect.signature(self.forward).parameters[self.parameters[position]].default
+        return self._takes_sequence or default is inspect.Parameter.empty
+
     def input_name(self, position: int) -> str:
         """What to call the input at `position` in a message."""
         return (
@@ -232,14 +237,14 @@ class Op(Generic[P]):
         tracked = isinstance(g, Tensor)
         if tracked and self.replayed:
             assert self.composition is not None
-            places = {position: place for place, position, _, _ in edges}
+            places = {position: place for place, position, *_ in edges}
             return replay(self.composition, node.arguments, places, (), g)
         if self.plain:
             return [
-                rule.derivative(g, *self._linked(node, rule, saved)) for _, _, rule, saved in edges
+                rule.derivative(g, *self._linked(node, rule, saved)) for _, _, rule, *saved in edges
             ]
-        _, _, rule, saved = edges[0]
-        wanted = {position for _, position, _, _ in edges}
+        _, _, rule, *saved = edges[0]
+        wanted = {position for _, position, *_ in edges}
         known = [position for position, _ in self.rules]
         results = rule.derivative(
             g,
@@ -249,45 +254,41 @@ class Op(Generic[P]):
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
             raise TypeError(f"the joint rule of `{self.name}` must return {len(known)} gradients")
         by_position = dict(zip(known, results, strict=True))
-        return [by_position[position] for _, position, _, _ in edges]
+        return [by_position[position] for _, position, *_ in edges]
 
     def _linked(self, node: Node, rule: Rule, saved: Sequence[Any]) -> list[Any]:
         """What a rule saved, as Tensors at the places that the values had in the graph.
 
         Tensors with the same values and no place would cut the second derivative without a word.
         """
-        places = {position: place for place, position, _, _ in node.edges or ()}
+        places = {position: place for place, position, *_ in node.edges or ()}
         linked: list[Any] = []
         for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
             if shape_only:
                 linked.append(value)
             elif slot == len(self.parameters):
-                linked.append(Tensor.at(value, node, node.cells[-1]))
+                linked.append(Tensor.at(value, node))
             elif slot == 0 and self._takes_sequence:
                 linked.append(
-                    [
-                        Tensor.at(v, places[i], node.cells[i]) if i in places else v
-                        for i, v in enumerate(value)
-                    ]
+                    [Tensor.at(v, places[i]) if i in places else v for i, v in enumerate(value)]
                 )
             elif slot in places and not self._takes_sequence:
-                linked.append(Tensor.at(value, places[slot], node.cells[slot]))
+                linked.append(Tensor.at(value, places[slot]))
             else:
                 linked.append(value)
         return linked
 
-    def saved_cells(self, node: Node) -> Iterator[tuple[str, WriteCell]]:
-        """The memory that `node` depends on in a backward pass, each block with a description."""
-        slots = {
-            s for edge in node.edges or () for s, shape_only in edge[2].slots if not shape_only
-        }
-        *inputs, result = node.cells
-        for position, cell in enumerate(inputs):
-            slot = 0 if self._takes_sequence else position
-            if cell is not None and (slot in slots or self.replayed):
-                yield f"its input {self.input_name(position)}", cell
-        if len(self.parameters) in slots and result is not None:
-            yield "its result", result
+    def saved_arrays(self, node: Node) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The arrays that a backward pass through `node` would use, each with a description."""
+        names = [*(f"its input {name}" for name in self.parameters), "its result"]
+        for _, _, rule, *saved in node.edges or ():
+            for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
+                for array in value if isinstance(value, list) else (value,):
+                    if not shape_only and isinstance(array, np.ndarray):
+                        yield names[slot], array
+        for name, value in zip(names, node.arguments, strict=False):
+            if isinstance(value, np.ndarray):
+                yield name, value
 
 
 def replay(

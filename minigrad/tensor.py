@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.memory import WriteCell, mark_written
+from minigrad.memory import mark_written
 from minigrad.mode import mode
 
 if TYPE_CHECKING:
@@ -79,10 +79,9 @@ class Tensor:
         floats.
     """
 
-    __slots__ = ("__weakref__", "_cell", "_data", "node")
+    __slots__ = ("__weakref__", "_data", "node")
 
     _data: NDArray[Any]
-    _cell: WriteCell
     node: Node | None
 
     def __init__(
@@ -92,17 +91,15 @@ class Tensor:
         if not array.flags.writeable or type(array) is not np.ndarray:
             array = np.array(array)
         self._data = array
-        self._cell = data._cell if isinstance(data, Tensor) and array is data._data else [0]
         self.node = None
         if requires_grad:
             self.requires_grad_()
 
     @classmethod
-    def at(cls, array: NDArray[Any], node: Node | None, cell: WriteCell | None = None) -> Tensor:
+    def at(cls, array: NDArray[Any], node: Node | None) -> Tensor:
         """A Tensor of `array` at a given place of the graph: for the engine, not for users."""
         tensor = Tensor.__new__(Tensor)
         tensor._data = array
-        tensor._cell = [0] if cell is None else cell
         tensor.node = node
         return tensor
 
@@ -132,13 +129,13 @@ class Tensor:
             )
         if self.node is not None and array.dtype != self.node.dtype:
             _check_differentiable(array.dtype)
-        mark_written(self._cell)
+        mark_written(self._data)
         self._become(array)
 
     def _become(self, array: NDArray[Any]) -> None:
         """Take new memory; a leaf gets a new place where its dtype has changed."""
         self._data = array if array.flags.writeable else array.copy()
-        self._cell = [0]
+        mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
             self.node = engine.leaf(array.shape, array.dtype)
 
@@ -157,7 +154,7 @@ class Tensor:
                 f"cannot copy data of shape {array.shape} into a tensor of shape {self._data.shape}"
             )
         self._data[...] = array
-        mark_written(self._cell)
+        mark_written(self._data)
         return self
 
     @property
@@ -293,7 +290,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same memory outside the graph: a constant."""
-        return Tensor.at(self._data, None, self._cell)
+        return Tensor.at(self._data, None)
 
     def clone(self) -> Tensor:
         """A copy that gradients flow through."""
@@ -323,7 +320,6 @@ class Tensor:
             )
         copied = type(self).__new__(type(self))
         copied._data = self._data.copy()
-        copied._cell = [0]
         copied.node = None
         if self.node is not None:
             copied.requires_grad_()

@@ -42,7 +42,8 @@ class Trainer:
         optimizer: made with the parameters to change.
         loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean.
         batch_size: how many rows a step sees.
-        metrics: functions of two arrays, such as those of `minigrad.metrics`, for validation.
+        metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
+            for validation; a dict gives them other names than their own.
         clip_norm: the largest gradient norm to step with.
         patience: stop after so many epochs without a better validation loss (training loss, where
             there is no validation), and go back to the best weights.
@@ -65,7 +66,7 @@ class Trainer:
         loss: Loss,
         *,
         batch_size: int = 32,
-        metrics: Sequence[Metric] = (),
+        metrics: Sequence[Metric] | Mapping[str, Metric] = (),
         clip_norm: float | None = None,
         patience: int | None = None,
         on_epoch: Sequence[Callable[[Trainer], None]] = (),
@@ -74,15 +75,17 @@ class Trainer:
         rng: np.random.Generator | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("patience", patience)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value!r}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
         self.batch_size = batch_size
-        self.metrics = list(metrics)
+        if not isinstance(metrics, Mapping):
+            metrics = {getattr(m, "__name__", type(m).__name__): m for m in metrics}
+        self.metrics = dict(metrics)
         self.clip_norm = clip_norm
         self.patience = patience
         self.on_epoch = list(on_epoch)
@@ -129,7 +132,7 @@ class Trainer:
 
     def predict(self, x: Any) -> NDArray[Any]:
         """What the model says of `x`, in evaluation mode, as an array."""
-        was_training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             with no_grad():
@@ -138,7 +141,8 @@ class Trainer:
                     for (rows,) in batches([self._as_data(x)], self.batch_size, shuffle=False)
                 ]
         finally:
-            self.model.train(was_training)
+            for module, training in modes:
+                module.training = training
         return np.concatenate(parts)
 
     def evaluate(self, data: Data) -> dict[str, float]:
@@ -147,7 +151,7 @@ class Trainer:
         prediction = self.predict(x)
         with no_grad():
             loss = self.loss(Tensor(prediction), y).item()
-        return {"loss": loss, **{m.__name__: m(prediction, y) for m in self.metrics}}
+        return {"loss": loss, **{name: m(prediction, y) for name, m in self.metrics.items()}}
 
     # ----------------------------------------------------------------------------------------------
     # The loop
@@ -234,6 +238,8 @@ class Trainer:
                 f"{name} must be a pair of features and target, not {type(data).__name__}"
             )
         x, y = (self._as_data(part) for part in data)
+        if x.ndim == 0 or y.ndim == 0:
+            raise ValueError(f"{name}: features and target need an axis of rows")
         if len(x) != len(y):
             raise ValueError(f"{name}: {len(x)} rows of features, but {len(y)} of the target")
         if len(x) == 0:

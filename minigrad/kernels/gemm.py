@@ -50,8 +50,11 @@ def matmul(x: Array, y: Array) -> Array:
             raise ValueError(_mismatch(x, y))
         if not JIT_ENABLED:
             return _numpy_matmul(x, y)
+        work = m * n * k
+        if work == 0:
+            return np.zeros((m, n), x.dtype)  # an empty sum is 0
         out = np.empty((m, n), x.dtype)
-        kernel.run(x, y, out, _NO_AXES, 1, m * n * k)
+        kernel.run(x, y, out, _NO_AXES, 1, work)
         return out
     return _matmul_batch(kernel, x, y)
 
@@ -87,19 +90,19 @@ def _matmul_batch(kernel: _Kernel, x: Array, y: Array) -> Array:
         return _numpy_matmul(x, y)
     m, k, n = x.shape[-2], x.shape[-1], y.shape[-1]
     out = np.empty((*batch, m, n), x.dtype)
-    if out.size == 0:
+    work = out.size * k
+    if work == 0:
+        out.fill(0)
         return out
     if len(batch) == x.ndim - 2 and y.size == k * n and _rows_are_evenly_spaced(x):
         # One matrix y for all of x, as in a linear layer: all rows of x are one tall matrix.
-        tall = np.lib.stride_tricks.as_strided(
-            x, (out.size // n, k), x.strides[-2:], writeable=False
-        )
-        kernel.run(tall, y.reshape(k, n), out.reshape(-1, n), _NO_AXES, 1, out.size * k)
+        tall = x.reshape(out.size // n, k)  # a view, since the rows are evenly spaced
+        kernel.run(tall, y.reshape(k, n), out.reshape(-1, n), _NO_AXES, 1, work)
         return out
     axes = zip(batch, _steps(x, len(batch)), _steps(y, len(batch)), strict=True)
     table = np.array([*axes], np.int64)
     count = out.size // (m * n)
-    kernel.run(_first(x), _first(y), _first(out), table, count, out.size * k)
+    kernel.run(_first(x), _first(y), _first(out), table, count, work)
     return out
 
 
@@ -152,13 +155,13 @@ class _Kernel:
         return jit(signature=self._signature, parallel=True)(loops.gemm_batch)
 
     def run(self, x: Array, y: Array, out: Array, batch: Array, count: int, work: int) -> None:
-        """Do `count` products in `work` multiply-adds; x, y and out are the first matrices."""
+        """Do `count` products of together `work` multiply-adds, more than none.
+
+        `x`, `y` and `out` are the first matrices, `batch` says where the others are
+        (`loops.locate`).
+        """
         if work < THREADS_FROM or get_num_threads() == 1:
-            if work == 0:
-                # An empty sum is 0, but no block of k comes by to write it.
-                np.lib.stride_tricks.as_strided(out, (count, *out.shape)).fill(0)
-            else:
-                self._serial(x, y, out, self._sizes, batch, count)
+            self._serial(x, y, out, self._sizes, batch, count)
             return
         with team(work * SECONDS) as threads:
             if threads == 1:

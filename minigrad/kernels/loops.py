@@ -15,7 +15,8 @@ has come to a near level, is used as often as possible before it goes. Five loop
               C-tile = or += A-panel times B-panel            (minigrad.kernels.micro)
 
 Packing pays when what was packed is read several times: for few columns of C the rows of A are
-read in place, and for few rows of C the columns of B are.
+read in place, and for few rows of C the columns of B are. A product with too few columns to fill
+a tile is turned on its side, C^T = B^T A^T: few rows are no waste.
 
 Threads share the packing of B, and then pieces of C: strips of rows, cut into spans of columns
 too where the rows are few. Each number of C is summed in one order, whatever the cuts: blocks of
@@ -37,7 +38,7 @@ from minigrad.kernels.micro import CACHE_LINE, tile_packed, tile_strided
 from minigrad.kernels.pack import Blocks, Matrix, pack_columns, pack_rows
 from minigrad.kernels.vector import address_of, keep_alive, load, store
 
-PIECES = 16  # into which work is cut for threads: shared out evenly by 2, 4, 8 or 16 of them
+PIECES = 16
 
 
 class Panels(NamedTuple):
@@ -59,10 +60,10 @@ def first_line(work: Any) -> int:
 
 @jit(inline="always")
 def copy_corner(t: Blocks, spare: int, high: int, wide: int, C: Matrix, add: bool) -> None:
-    """Write, or add, to C the part that exists there of a tile that was computed aside."""
+    """Write or add to C the part that exists there of a tile computed in `spare`."""
     for i in range(high):
         for j in range(wide):
-            here = C.at + i * C.row + j * t.item
+            here = C.at + i * C.row + j * C.col
             value = load(spare + (i * t.NR + j) * t.item, t.zero)
             if add:
                 value += load(here, t.zero)
@@ -76,27 +77,29 @@ def multiply_panels(
 ) -> None:  # fmt: skip
     """C[:rows, :cols] = A B, or += : the two inner loops.
 
-    `edge` is the last panel of B where that is narrower than NR, and so packed; its tiles are
-    computed in `spare`, in full.
+    `edge` is the last panel of B where that is narrower than NR, and so packed. A tile that is
+    narrow, or whose rows are not contiguous in C, is computed in full in `spare` and copied.
     """
     for j in range(0, cols, t.NR):
         wide = min(t.NR, cols - j)
         full = wide == t.NR
+        straight = full and C.col == t.item
         b, b_k = (B.at + j // t.NR * B.next, B.along) if full else (edge, t.NR * t.item)
         for i in range(0, rows, t.MR):
             high = min(t.MR, rows - i)
             a = A.at + i // t.MR * A.next
-            c = C.at + i * C.row + j * t.item
-            if A.packed and B.packed and full and high == t.MR:
+            c = C.at + i * C.row + j * C.col
+            if A.packed and B.packed and straight and high == t.MR:
                 tile_packed(a, b, depth, c, C.row, add, t.zero)
                 continue
             while high > 0:
-                target, row = (c, C.row) if full else (spare, t.NR * t.item)
+                target, row = (c, C.row) if straight else (spare, t.NR * t.item)
                 done = tile_strided(
-                    high, a, A.across, A.along, b, b_k, depth, target, row, add and full, t.zero
-                )
-                if not full:
-                    copy_corner(t, spare, done, wide, Matrix(c, C.row, t.item), add)
+                    high, a, A.across, A.along, b, b_k, depth,
+                    target, row, add and straight, t.zero,
+                )  # fmt: skip
+                if not straight:
+                    copy_corner(t, spare, done, wide, Matrix(c, C.row, C.col), add)
                 high -= done
                 a += done * A.across
                 c += done * C.row
@@ -133,7 +136,7 @@ def multiply(
 
     What a piece of work is depends on the shape alone.
     """
-    pack_a = n > 4 * t.NR
+    pack_a = n > 4 * t.NR and m > 2 * t.MR  # spans pack rows of their own: few would be repeated
     pack_b = m > t.MR or b.col != t.item
     pieces = PIECES if m * n * k >= t.cut else 1
     tiles = (m + t.MR - 1) // t.MR
@@ -162,7 +165,7 @@ def multiply(
                     t, i_end - i, j_end - j, depth,
                     Matrix(a.at + i * a.row + pc * a.col, a.row, a.col),
                     Panels(at + p * step, across, along, step, pack_b), edge,
-                    Matrix(C.at + i * C.row + (jc + j) * t.item, C.row, C.col),
+                    Matrix(C.at + i * C.row + (jc + j) * C.col, C.row, C.col),
                     pc > 0, pack_a,
                 )  # fmt: skip
 
@@ -203,6 +206,12 @@ def matrix_of(array: Any) -> Matrix:
 
 
 @jit(inline="always")
+def transposed(matrix: Matrix) -> Matrix:
+    """The transpose: rows and columns change places, and nothing moves."""
+    return Matrix(matrix.at, matrix.col, matrix.row)
+
+
+@jit(inline="always")
 def multiply_run(
     x: Any, y: Any, out: Any, sizes: Any, batch: Any, start: int, stop: int
 ) -> None:  # fmt: skip
@@ -210,13 +219,17 @@ def multiply_run(
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(sizes, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
+    left, right = 1, 2
+    if 2 * n <= t.NR and n < m:  # too few columns to fill a tile: do C^T = B^T A^T
+        m, n, left, right = n, m, right, left
+        a, b, C = transposed(b), transposed(a), transposed(C)
     work = np.empty(work_size(t, n, k), np.uint8)
     room = first_line(work)
     for index in range(start, stop):
         multiply(
             t, m, n, k,
-            Matrix(a.at + locate(batch, index, 1), a.row, a.col),
-            Matrix(b.at + locate(batch, index, 2), b.row, b.col),
+            Matrix(a.at + locate(batch, index, left), a.row, a.col),
+            Matrix(b.at + locate(batch, index, right), b.row, b.col),
             Matrix(C.at + index * m * n * t.item, C.row, C.col),
             room,
         )  # fmt: skip

@@ -37,7 +37,7 @@ class Linear(Module):
         dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
     ) -> None:
-        if d_in < 1 or d_out < 1:
+        if not all(isinstance(size, (int, np.integer)) and size >= 1 for size in (d_in, d_out)):
             raise ValueError(f"Linear: sizes are positive integers, not {d_in!r} and {d_out!r}")
         self.weight = Parameter(np.empty((d_out, d_in), dtype))
         self.bias = Parameter(np.empty(d_out, dtype)) if bias else None

@@ -50,7 +50,6 @@ class Parameter(Tensor):
         """A frozen parameter in the memory of `tensor`, whose own flag is not touched."""
         parameter = cls.__new__(cls)
         parameter._data = tensor._data
-        parameter._cell = tensor._cell
         parameter.node = None
         return parameter
 
@@ -74,10 +73,8 @@ class Module:
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module, named "", and all inside it, each once, with the way that leads there."""
-        seen: set[int] = set()
-        for name, value in _walk(self, prefix):
-            if isinstance(value, Module) and id(value) not in seen:
-                seen.add(id(value))
+        for name, value in _walk(self, prefix, set()):
+            if isinstance(value, Module):
                 yield name, value
 
     def modules(self) -> Iterator[Module]:
@@ -85,11 +82,17 @@ class Module:
         return (module for _, module in self.named_modules())
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """All parameters, trainable or frozen, each once, with the way that leads there."""
-        seen: set[int] = set()
-        for name, value in _walk(self, prefix):
-            if isinstance(value, Parameter) and id(value) not in seen:
-                seen.add(id(value))
+        """All parameters, trainable or frozen, each once, with the way that leads there.
+
+        Raises:
+            ValueError: if two have one name, as with the keys 1 and "1" of a dict.
+        """
+        names: set[str] = set()
+        for name, value in _walk(self, prefix, set()):
+            if isinstance(value, Parameter):
+                if name in names:
+                    raise ValueError(f"two parameters have the name {name!r}; rename a key")
+                names.add(name)
                 yield name, value
 
     def parameters(self) -> Iterator[Parameter]:
@@ -203,8 +206,11 @@ class Module:
         return "\n".join(_tree(self, f"  # {count}" if total else ""))
 
 
-def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """`value` and all modules and parameters inside it, depth first, with dotted names."""
+def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """`value` and all modules and parameters inside it, each once, with dotted names."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
     yield name, value
     if isinstance(value, Module):
         children: Any = vars(value).items()
@@ -216,7 +222,7 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         return
     for key, child in children:
         if isinstance(child, (Module, Parameter, list, tuple, dict)):
-            yield from _walk(child, f"{name}.{key}" if name else str(key))
+            yield from _walk(child, f"{name}.{key}" if name else str(key), seen)
 
 
 def _tree(module: Module, note: str) -> list[str]:

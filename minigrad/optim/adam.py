@@ -33,6 +33,7 @@ class Adam(Optimizer):
         ValueError: if an option has an impossible value.
     """
 
+    state_names = frozenset({"step", "exp_avg", "exp_avg_sq"})
     decoupled = False
 
     def __init__(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigrad.memory import mark_written
 from minigrad.tensor import Tensor
@@ -13,9 +15,17 @@ from minigrad.tensor import Tensor
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
     """The Euclidean norm of all gradients together, as one vector."""
-    return math.sqrt(
-        sum(float(np.vdot(p.grad.data, p.grad.data)) for p in parameters if p.grad is not None)
-    )
+    return math.sqrt(sum(_square(p.grad.data) for p in parameters if p.grad is not None))
+
+
+def _square(g: NDArray[Any]) -> float:
+    """The sum of squares, in double precision where single would overflow or vanish."""
+    with np.errstate(over="ignore"):
+        total = float(np.vdot(g, g))
+    if 1e-20 < total < math.inf or g.dtype == np.float64:
+        return total
+    wide = g.astype(np.float64)
+    return float(np.vdot(wide, wide))
 
 
 def clip_grad_norm(
@@ -49,5 +59,5 @@ def clip_grad_norm(
         for tensor in tensors:
             if tensor.grad is not None:
                 tensor.grad.data[...] *= factor
-                mark_written(tensor.grad._cell)
+                mark_written(tensor.grad.data)
     return norm

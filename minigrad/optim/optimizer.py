@@ -33,11 +33,12 @@ class Optimizer(ABC):
         TypeError: if something else than a tensor is among them, or an option is unknown.
     """
 
+    state_names: frozenset[str]
+    """What the state of a parameter consists of, once it has one."""
+
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
         groups = list(params)
-        if not groups:
-            raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
-        if not isinstance(groups[0], Mapping):
+        if groups and not isinstance(groups[0], Mapping):
             groups = [{"params": groups}]
         self.param_groups: list[dict[str, Any]] = []
         self._states: dict[Tensor, State] = {}
@@ -57,6 +58,8 @@ class Optimizer(ABC):
             complete = {**defaults, **group, "params": tensors}
             self.check_options(complete)
             self.param_groups.append(complete)
+        if not seen:
+            raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
 
     @abstractmethod
     def check_options(self, group: Mapping[str, Any]) -> None:
@@ -79,7 +82,7 @@ class Optimizer(ABC):
                 if state is None:
                     state = self._states[parameter] = {}
                 self.update(parameter._data, node.grad._data, state, group)
-                mark_written(parameter._cell)
+                mark_written(parameter._data)
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -133,6 +136,16 @@ class Optimizer(ABC):
             )
         states: dict[Tensor, State] = {}
         for number, state in state_dict["state"].items():
+            if not 0 <= int(number) < len(parameters):
+                raise ValueError(
+                    f"load_state_dict: there is a state for parameter {number}, but the optimiser "
+                    f"has {len(parameters)}"
+                )
+            if state and set(state) != self.state_names:
+                raise ValueError(
+                    f"load_state_dict: the state of parameter {number} has {sorted(state)}, "
+                    f"{type(self).__name__} needs {sorted(self.state_names)}"
+                )
             parameter = parameters[int(number)]
             for key, value in state.items():
                 if isinstance(value, np.ndarray) and value.shape != parameter.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ class SGD(Optimizer):
             dampening.
     """
 
+    state_names = frozenset({"momentum_buffer"})
+
     def __init__(
         self,
         params: Parameters,
@@ -59,7 +62,8 @@ class SGD(Optimizer):
         """Raise a ValueError if an option has an impossible value."""
         for name in ("lr", "momentum", "weight_decay"):
             check_range(name, group[name], 0.0, np.inf, open_end=True)
-        check_range("dampening", group["dampening"], -np.inf, np.inf)
+        if not math.isfinite(group["dampening"]):
+            raise ValueError(f"dampening must be a finite number, not {group['dampening']!r}")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
