@@ -28,12 +28,12 @@ from __future__ import annotations
 
 import inspect
 import linecache
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.engine import Node
+from minigrad.graph import Node
 from minigrad.memory import clock
 from minigrad.mode import mode
 from minigrad.tensor import Tensor, as_array
@@ -72,7 +72,7 @@ _AGREE = """
 
 _RUN = """
     try:
-        _out = _forward({all_data})
+        _out = _forward({passed})
     except ValueError as _error:
         raise _explained(_op, _error, ({all_data},)) from _error
     _recording, _observers = _mode.state
@@ -119,7 +119,12 @@ _RETURN = """
 def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
     """The text of the call of `op`, and the function that it defines."""
     rules = dict(sorted(op.rules))
-    defaults = {p.name: p.default for p in inspect.signature(op.forward).parameters.values()}
+    signature = inspect.signature(op.forward).parameters
+    defaults = {p: parameter.default for p, parameter in signature.items()}
+    keyword_only = [p for p, parameter in signature.items() if parameter.kind is _KEYWORD_ONLY]
+    parameters = [p if defaults[p] is _NO_DEFAULT else f"{p}=_default_{p}" for p in signature]
+    if keyword_only:
+        parameters.insert(len(signature) - len(keyword_only), "*")
     # What has no rule but a default is an option, and never a Tensor.
     values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in rules]
     inputs = [op.parameters[position] for position in rules]
@@ -127,15 +132,14 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
     words = {
         "all": "".join(f"{p}, " for p in op.parameters),
         "all_data": ", ".join(data.values()),
+        "passed": ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items()),
         "inputs_data": "".join(f"{data[p]}, " for p in inputs),
         "aliased": " or ".join(f"_out is {data[p]}" for p in values),
         "any_node": " or ".join(f"_{p}_node is not None" for p in inputs),
         "positions": tuple(rules),
     }
-    signature = ", ".join(
-        p if defaults[p] is _NO_DEFAULT else f"{p}=_default_{p}" for p in op.parameters
-    )
-    text = f"def {op.name}({signature}):\n    _found = _mixed = False\n    _dtype = None"
+    name = op.name if op.name.isidentifier() else "call"  # a lambda has no name
+    text = f"def {name}({', '.join(parameters)}):\n    _found = _mixed = False\n    _dtype = None"
     for p in values:
         text += _UNWRAP.format(p=p)
         text += _TAKE_DTYPE.format(p=p) if p in inputs else ""
@@ -161,10 +165,10 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
     filename = f"<the call of {op.name}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     exec(compile(text, filename, "exec"), namespace)
-    return text, namespace[op.name]
+    return text, namespace[name]
 
 
-def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Sequence[Any]) -> Tensor:
+def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
     """The same steps for an op whose inputs are the elements of one sequence: how many, it says."""
     arrays = list(arrays)
     tensors = [value if isinstance(value, Tensor) else None for value in arrays]
@@ -173,7 +177,7 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Sequence[Any]) -> T
     if found:
         data = agree(op, range(len(data)), data)
     try:
-        out = op.forward(list(data), *options)
+        out = op.forward(list(data), **options)
     except ValueError as error:
         raise explained(op, error, data) from error
     recording, observers = mode.state
@@ -184,7 +188,12 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Sequence[Any]) -> T
         result = Tensor.at(out, None)
         ((_, rule),) = op.rules
         edges = [
-            (tensor.node, position, rule, *_saved(rule, [list(data), *options, out, position]))
+            (
+                tensor.node,
+                position,
+                rule,
+                *_saved(rule, [list(data), *options.values(), out, position]),
+            )
             for position, tensor in enumerate(tensors)
             if tensor is not None and tensor.node is not None
         ]
@@ -260,6 +269,7 @@ NUMBERS = {float, int, bool}
 FLOAT64 = np.dtype(np.float64)
 
 _NO_DEFAULT = inspect.Parameter.empty
+_KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 _NAMESPACE = {
     "_Node": Node,

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.engine import Node
+from minigrad.graph import Node
 from minigrad.mode import Observer, mode, no_grad, observe
 from minigrad.op import Op, Rule, replay
 from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
-    from minigrad.engine import Edge
+    from minigrad.graph import Edge
 
 
 def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:

@@ -97,7 +97,7 @@ def dropout(
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p is a probability, not {p!r}")
     if not training or p == 0:
-        return x
+        return x  # type: ignore[no-any-return]  # a Tensor for a Tensor
     p = float(p)
     keep = generator(rng).random(x.shape, np.float32) >= p
     return ops.multiply(x, keep.astype(x.dtype) / (1 - p) if p < 1 else keep.astype(x.dtype))

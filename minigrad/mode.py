@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from minigrad.engine import Node
+    from minigrad.graph import Node
     from minigrad.op import Op
 
 

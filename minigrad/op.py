@@ -36,12 +36,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.call import on_sequence, write
-from minigrad.engine import Node, propagate
+from minigrad.engine import propagate
+from minigrad.graph import Node
 from minigrad.mode import grad_mode
 from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
-    from minigrad.engine import Edge
+    from minigrad.graph import Edge
 
 P = ParamSpec("P")
 
@@ -112,10 +113,16 @@ class Op(Generic[P]):
         self.replayed = replayed
         self.plain = True
         self.rules: list[tuple[int, Rule]] = []
-        self.parameters = tuple(inspect.signature(forward).parameters)
-        for name in self.parameters:
+        parameters = inspect.signature(forward).parameters
+        for name, parameter in parameters.items():
             if name.startswith("_") or name in ("g", "out", "needs", "position"):
                 raise ValueError(f"a parameter of an op cannot be named {name!r}")
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise ValueError(
+                    f"an op names all its parameters; {parameter} does not (many inputs are one "
+                    f"parameter, a sequence, with a rule that names `position`)"
+                )
+        self.parameters = tuple(parameters)
         self._takes_sequence = False
         self.call: Callable[..., Tensor] = self._first_call
         self.name = self.__name__ = self.__qualname__ = forward.__name__
@@ -223,8 +230,8 @@ class Op(Generic[P]):
     def _on_sequence(self, *args: Any, **options: Any) -> Tensor:
         bound = inspect.signature(self.forward).bind(*args, **options)
         bound.apply_defaults()
-        arrays, *rest = bound.args
-        return on_sequence(self, arrays, rest)
+        arrays, *options = bound.arguments.values()
+        return on_sequence(self, arrays, dict(zip(self.parameters[1:], options, strict=True)))
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass, where it takes more than calling a rule on arrays
@@ -362,7 +369,7 @@ def _make(
     forward: Callable[P, Any], composition: Callable[..., Any] | None, replayed: bool
 ) -> Op[P]:
     made = Op(forward, composition, replayed)
-    if forward.__module__.startswith("minigrad.ops."):
+    if (forward.__module__ or "").startswith("minigrad.ops."):  # not of a module: made by exec
         OPS[made.name] = made
     return made
 

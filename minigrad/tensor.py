@@ -17,7 +17,7 @@ from minigrad.memory import mark_written
 from minigrad.mode import mode
 
 if TYPE_CHECKING:
-    from minigrad.engine import Hook, Node
+    from minigrad.graph import Hook, Node
 
 # What ops and compositions accept where an array is meant: a Tensor, an array or a number.
 Array = Any
@@ -137,7 +137,7 @@ class Tensor:
         self._data = array if array.flags.writeable else array.copy()
         mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
-            self.node = engine.leaf(array.shape, array.dtype)
+            self.node = graph.leaf(array.shape, array.dtype)
 
     def copy_(self, value: Any) -> Tensor:
         """Write `value` into this tensor's own memory, which all views of it see; return it.
@@ -226,7 +226,7 @@ class Tensor:
         """
         if requires_grad and self.node is None:
             _check_differentiable(self._data.dtype)
-            self.node = engine.leaf(self._data.shape, self._data.dtype)
+            self.node = graph.leaf(self._data.shape, self._data.dtype)
         elif not requires_grad and self.node is not None:
             if self.node.op is not None:
                 raise RuntimeError(
@@ -310,7 +310,7 @@ class Tensor:
         Raises:
             RuntimeError: if the tensor requires no gradient.
         """
-        return engine.Hook(engine.node_of(self, "register_hook()"), function)
+        return graph.Hook(engine.node_of(self, "register_hook()"), function)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if not self.is_leaf:
@@ -655,4 +655,4 @@ def _use_instead(numpy_name: str) -> str:
 
 # Operators need the ops, and ops make Tensors: the one import cycle, closed here, where Tensor
 # exists.
-from minigrad import engine, functional, ops  # noqa: E402
+from minigrad import engine, functional, graph, ops  # noqa: E402

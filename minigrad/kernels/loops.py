@@ -38,7 +38,7 @@ from minigrad.kernels.micro import CACHE_LINE, tile_packed, tile_strided
 from minigrad.kernels.pack import Blocks, Matrix, pack_columns, pack_rows
 from minigrad.kernels.vector import address_of, keep_alive, load, store
 
-PIECES = 16
+PIECES = 24  # of work to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
 
 
 class Panels(NamedTuple):

@@ -54,8 +54,8 @@ def clip_grad_norm(
             f"clip_grad_norm: the norm of the gradients is {norm}; no factor makes that finite. "
             f"error_if_nonfinite=False scales them all the same"
         )
-    factor = max_norm / (norm + 1e-6)
-    if factor < 1 or not math.isfinite(norm):
+    if not norm <= max_norm:
+        factor = max_norm / (norm + 1e-6)  # as in PyTorch, to the digit
         for tensor in tensors:
             if tensor.grad is not None:
                 tensor.grad.data[...] *= factor

@@ -1,0 +1,173 @@
+"""The graph that ops leave behind: what a node is, and the order in which nodes are visited.
+
+Every op that touches a tensor in need of a gradient leaves a `Node`: which op it was, where its
+inputs came from, and what its derivative rules asked to keep.
+
+A backward pass visits the nodes from the newest to the oldest. An op can only be called on what
+exists already, so this is a topological order: when a node is visited, all that was computed from
+it has been visited before, and the sum of the gradients that reach it is complete. A walk that goes
+on to the inputs at once instead runs a node's rules with half of its gradient and then again with
+the whole, the classic bug:
+
+    h = 2 * x
+    y = h + h      # dy/dx is 4; such a walk sends 1 and then 1 + 1 through `2 * x`, and says 6
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad.memory import clock, last_write, last_written
+
+if TYPE_CHECKING:
+    from minigrad.op import Op
+    from minigrad.tensor import Tensor
+
+Edge = tuple[Any, ...]  # (place, position, rule, *saved)
+
+_by_age = operator.attrgetter("order")
+
+
+class Node:
+    """A place in the graph: a leaf (`op` is None), or the result of one op.
+
+    Nodes point to older nodes and never to a Tensor, so there are no reference cycles, and memory
+    goes with the last Tensor that needs it.
+
+    Attributes:
+        op: the op that was called, None for a leaf.
+        edges: for every input in need of a gradient `(place, position, rule, *saved)`: its node,
+        which of the
+            op's inputs it was, the rule that differentiates by it, and what that rule asked to
+            keep. None once a backward pass has freed them.
+        order: when the node was made, on the clock of `minigrad.memory`.
+        shape: the shape of the value, which is also that of its gradient.
+        dtype: the dtype of the value, which is also that of its gradient.
+        watched: whether there are hooks, or the gradient is to be retained.
+        grad: the gradient, for leaves and where `retains_grad` asks for it.
+        hooks: the functions that see each gradient on its way.
+        arguments: what the op was called with, kept only for an op that is replayed.
+    """
+
+    # `__dict__` is there for the last four, which are rarely set: as defaults of the class they
+    # cost a node neither time nor memory until one is assigned.
+    __slots__ = ("__dict__", "dtype", "edges", "op", "order", "shape", "watched")
+
+    op: Op[Any] | None
+    edges: Sequence[Edge] | None
+    order: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    watched: bool
+
+    grad: Tensor | None = None
+    retains_grad: bool = False
+    hooks: tuple[Hook, ...] = ()
+    arguments: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        op: Op[Any],
+        edges: Sequence[Edge],
+        result: np.ndarray[Any, Any],
+    ) -> Node:
+        """The place of `result`, just made by `op`."""
+        node = cls()
+        node.op = op
+        node.edges = edges
+        node.order = next(clock)
+        node.shape = result.shape
+        node.dtype = result.dtype
+        node.watched = False
+        return node
+
+    @property
+    def name(self) -> str:
+        """The op's name, or "leaf"."""
+        return "leaf" if self.op is None else self.op.name
+
+    def __repr__(self) -> str:
+        return f"<Node {self.name} {self.shape} {self.dtype}>"
+
+
+def leaf(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Node:
+    """The place of a tensor that no op has made."""
+    node = Node()
+    node.op = None
+    node.edges = ()
+    node.order = next(clock)
+    node.shape = shape
+    node.dtype = dtype
+    node.watched = False
+    return node
+
+
+class Hook:
+    """A function that sees, and may replace, the whole gradient of one tensor."""
+
+    __slots__ = ("_node", "function")
+
+    def __init__(self, node: Node, function: Callable[[Tensor], Tensor | None]) -> None:
+        self.function = function
+        self._node = node
+        node.hooks = (*node.hooks, self)
+        node.watched = True
+
+    def remove(self) -> None:
+        """Take the hook off; doing it twice is harmless."""
+        self._node.hooks = tuple(hook for hook in self._node.hooks if hook is not self)
+
+
+def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
+    """All nodes that `roots` depend on and themselves, newest first, ending at those of `stop`.
+
+    Raises:
+        RuntimeError: if a part of the graph has been freed, or an array that it saved was written
+        since.
+    """
+    seen = set(roots)
+    stack = [node for node in seen if node not in stop]
+    while stack:
+        node = stack.pop()
+        if node.edges is None:
+            raise RuntimeError(
+                f"the graph behind this result of `{node.name}` was freed by an earlier backward "
+                f"pass; pass retain_graph=True to that pass, or compute the result again"
+            )
+        if last_write[0] > node.order:
+            _check_unwritten(node)
+        for edge in node.edges:
+            place = edge[0]
+            if place not in seen:
+                seen.add(place)
+                if place not in stop:
+                    stack.append(place)
+    return sorted(seen, key=_by_age, reverse=True)
+
+
+def _check_unwritten(node: Node) -> None:
+    """Refuse to differentiate with an array that is no longer what it was in the forward pass."""
+    if node.op is None:
+        return
+    for description, array in node.op.saved_arrays(node):
+        if last_written(array) > node.order:
+            raise RuntimeError(
+                f"`{node.name}` (result of shape {node.shape}) saved {description} for the "
+                f"backward pass, and that memory was written since, by an optimiser step, "
+                f"load_state_dict or an assignment; run the backward pass before the write, or "
+                f"compute the result again after it"
+            )
+
+
+def leading_to(wanted: Container[Node], order: Sequence[Node]) -> set[Node]:
+    """Those of `order` that lead to a wanted node: the only ones whose rules need to run."""
+    needed: set[Node] = set()
+    for node in reversed(order):
+        if node in wanted or any(edge[0] in needed for edge in node.edges or ()):
+            needed.add(node)
+    return needed
