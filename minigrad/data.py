@@ -91,7 +91,7 @@ def _number(text: str, name: str, line: int, column: str) -> float:
         ) from None
     if not abs(value) <= float(np.finfo(np.float32).max):
         raise ValueError(
-            f"{where}: {text!r} is not finite in float32; fill it in, scale it, or leave the row out"
+            f"{where}: {text!r} is not finite in float32; fill it in, scale it, or leave it out"
         )
     return value
 

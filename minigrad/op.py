@@ -230,8 +230,8 @@ class Op(Generic[P]):
     def _on_sequence(self, *args: Any, **options: Any) -> Tensor:
         bound = inspect.signature(self.forward).bind(*args, **options)
         bound.apply_defaults()
-        arrays, *options = bound.arguments.values()
-        return on_sequence(self, arrays, dict(zip(self.parameters[1:], options, strict=True)))
+        arguments = dict(bound.arguments)
+        return on_sequence(self, arguments.pop(self.parameters[0]), arguments)
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass, where it takes more than calling a rule on arrays
