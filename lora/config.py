@@ -27,8 +27,7 @@ class LoRAConfig:
     Raises:
         TypeError: if a value is of the wrong type.
         ValueError: if the rank is not positive, alpha not positive and finite, dropout no
-        probability,
-            there are no targets, or the regular expression is none.
+            probability, there are no targets, or the regular expression is none.
     """
 
     rank: int = 8

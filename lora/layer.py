@@ -69,8 +69,7 @@ class LoRALayer(Module):
 
     Args:
         base_weight: W, `(d_out, d_in)` or flat with d_out * d_in elements; a Tensor or an array. It
-        is
-            held as a detached view: its memory is shared, its `requires_grad` not touched.
+            is held as a detached view: its memory is shared, its `requires_grad` not touched.
         d_out: the size of an output vector.
         d_in: the size of an input vector.
         rank: the rank of the update, at most min(d_out, d_in).
@@ -90,8 +89,7 @@ class LoRALayer(Module):
     Raises:
         TypeError: if the weight is not of floats, or a size is no integer.
         ValueError: if shapes do not match, the rank is not in 1 ... min(d_out, d_in), alpha is not
-        a
-            positive number, or dropout no probability.
+            a positive number, or dropout no probability.
     """
 
     base_weight: Parameter

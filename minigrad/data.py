@@ -40,18 +40,18 @@ def read_csv(path: str | os.PathLike[str], target: str) -> Table:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the target is no column, there are no rows, a row has another length, or a
-        value
-            is missing, not a number, or not finite: with the line and the column.
+            value is missing, not a number, or not finite: with the line and the column.
     """
     name = os.fspath(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+            reader = csv.reader(file)
+            lines = [(reader.line_num, row) for row in reader if row]
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: the file is not UTF-8 text: {error}") from None
-    if not rows:
+    if not lines:
         raise ValueError(f"{name}: the file is empty; a header line and rows of numbers are needed")
-    header = [column.strip() for column in rows[0]]
+    header = [column.strip() for column in lines[0][1]]
     if len(set(header)) != len(header):
         raise ValueError(f"{name}: a column name occurs twice in {header}")
     if target not in header:
@@ -59,9 +59,7 @@ def read_csv(path: str | os.PathLike[str], target: str) -> Table:
     if len(header) < 2:
         raise ValueError(f"{name}: there is no column besides the target {target!r}")
     parsed = []
-    for line, row in enumerate(rows[1:], start=2):
-        if not row:
-            continue
+    for line, row in lines[1:]:
         if len(row) != len(header):
             raise ValueError(f"{name}, line {line}: {len(row)} values for {len(header)} columns")
         parsed.append(
@@ -84,7 +82,7 @@ def _number(text: str, name: str, line: int, column: str) -> float:
     if not text.strip():
         raise ValueError(f"{where}: the value is missing; fill it in, or leave the row out")
     try:
-        value = float(text)
+        value = float(text.replace("_", "?"))  # 1_000 is a number to Python only
     except ValueError:
         raise ValueError(
             f"{where}: {text!r} is not a number; encode text columns as numbers, or leave them out"
@@ -111,7 +109,7 @@ def train_test_split(
     """
     converted = [as_array(array) for array in arrays]
     n = _common_length(converted)
-    n_test = round(n * test_size)
+    n_test = round(n * test_size) if 0 < test_size < 1 else 0
     if not 0 < n_test < n:
         raise ValueError(f"test_size={test_size!r} of {n} rows leaves a part empty")
     order = generator(rng).permutation(n)
@@ -138,8 +136,7 @@ class Standardizer:
             ValueError: if there are no rows, or a value is not finite.
         """
         values = as_array(x)
-        if len(values) == 0:
-            raise ValueError("there are no rows to standardise by")
+        _common_length([values])
         if not np.isfinite(values).all():
             raise ValueError("the data have values that are not finite; fill them in first")
         # In double precision, compared with the first row: the mean of equal numbers rounds, and
@@ -171,7 +168,11 @@ def batches(
     Raises:
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if (
+        isinstance(batch_size, bool)
+        or not isinstance(batch_size, (int, np.integer))
+        or batch_size < 1
+    ):
         raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)
@@ -181,6 +182,8 @@ def batches(
 
 
 def _common_length(arrays: Sequence[Arrays]) -> int:
+    if not arrays:
+        raise ValueError("there are no arrays")
     if any(array.ndim == 0 for array in arrays):
         raise ValueError("data must have an axis of rows; a single number has none")
     lengths = {len(array) for array in arrays}

@@ -128,8 +128,7 @@ def propagate(
         stop: nodes to end at, even where the graph goes on behind them.
         retain_graph: keep what the graph saved, for another pass.
         create_graph: gradients are Tensors, and the rules leave a graph of their own; else they are
-        arrays, and
-            nothing is recorded.
+            arrays, and nothing is recorded.
     """
     order = reachable(pending, stop)
     needed = None if wanted is None else leading_to(wanted, order)

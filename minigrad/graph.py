@@ -41,9 +41,8 @@ class Node:
     Attributes:
         op: the op that was called, None for a leaf.
         edges: for every input in need of a gradient `(place, position, rule, *saved)`: its node,
-        which of the
-            op's inputs it was, the rule that differentiates by it, and what that rule asked to
-            keep. None once a backward pass has freed them.
+            which of the op's inputs it was, the rule that differentiates by it, and what that rule
+            asked to keep. None once a backward pass has freed them.
         order: when the node was made, on the clock of `minigrad.memory`.
         shape: the shape of the value, which is also that of its gradient.
         dtype: the dtype of the value, which is also that of its gradient.

@@ -25,14 +25,15 @@ def save_state(
 
     Raises:
         OSError: if it cannot be written; the old file, if any, is as it was.
+        TypeError: if an array is not of numbers.
     """
     from safetensors.numpy import save
 
-    content = save(
-        {name: np.asarray(array, order="C") for name, array in arrays.items()},
-        dict(metadata) if metadata else None,
-    )
-    write_atomically(path, content)
+    plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    for name, array in plain.items():
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be saved")
+    write_atomically(path, save(plain, dict(metadata) if metadata else None))
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -56,7 +57,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], d
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write beside the target, and take its place when all bytes are on disk."""
-    target = Path(path)
+    target = Path(path).resolve()  # a link stays a link, to the new content
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -34,10 +34,9 @@ def r2(prediction: Any, target: Any) -> float:
     """
     errors = _errors(prediction, target)
     y = as_array(target).astype(np.float64)
-    total = float(np.sum((y - y.mean()) ** 2))
-    if total == 0:
+    if (y == y.flat[0]).all():  # the mean of equal numbers rounds, so their variance may not be 0
         raise ValueError("r2 is not defined for a target that is constant")
-    return 1.0 - float(np.sum(errors**2)) / total
+    return 1.0 - float(np.sum(errors**2)) / float(np.sum((y - y.mean()) ** 2))
 
 
 def _errors(prediction: Any, target: Any) -> Any:

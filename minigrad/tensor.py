@@ -283,8 +283,7 @@ class Tensor:
         Raises:
             ValueError: if a gradient is missing or has another shape.
             RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
-            pass,
-                or an array that it saved was written since.
+                pass, or an array that it saved was written since.
         """
         engine.backward(self, gradient, retain_graph, create_graph)
 

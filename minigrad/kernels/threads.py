@@ -36,7 +36,7 @@ import numba
 
 _numba: Any = numba  # its own annotations leave these functions out
 
-WORTH_A_TEAM = 20e-6  # seconds of work, several times what a start takes
+WORTH_A_TEAM = 30e-6  # seconds of work, ten times what a start takes
 WORTH_A_WORKQUEUE = 2e-3  # the same where the layer is `workqueue`
 
 _forked = False
