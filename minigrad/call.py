@@ -73,7 +73,7 @@ _AGREE = """
 _RUN = """
     try:
         _out = _forward({passed})
-    except ValueError as _error:
+    except (TypeError, ValueError) as _error:
         raise _explained(_op, _error, ({all_data},)) from _error
     _recording, _observers = _mode.state
     if not _found:
@@ -84,7 +84,7 @@ _RUN = """
         _out = _asarray(_out)
     _differentiable = True
     if _out.dtype is not _dtype:
-        _out = _demoted(_out, ({all_data},))
+        _out = _demoted(_op, _out, ({all_data},))
         _differentiable = _out.dtype.kind == "f"
     if _out.base is not None or {aliased}:
         _out = _view(_out, ({all_data},))
@@ -178,12 +178,12 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Mapping[str, Any]) 
         data = agree(op, range(len(data)), data)
     try:
         out = op.forward(list(data), **options)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise explained(op, error, data) from error
     recording, observers = mode.state
     result: Any = out
     if found:
-        out = demoted(np.asarray(out), data)
+        out = demoted(op, np.asarray(out), data)
         out = view(out, data)
         result = Tensor.at(out, None)
         ((_, rule),) = op.rules
@@ -239,10 +239,15 @@ def agree(op: Op[Any], positions: Sequence[int], values: Sequence[Any]) -> list[
     return [arrays.get(i, value) for i, value in enumerate(values)]
 
 
-def demoted(out: Any, values: Sequence[Any]) -> Any:
-    """float64 out of no float64 array becomes float32: integers divided, or the root of one."""
-    if out.dtype != FLOAT64 or any(
-        isinstance(value, np.ndarray) and value.dtype == FLOAT64 for value in values
+def demoted(op: Op[Any], out: Any, values: Sequence[Any]) -> Any:
+    """float64 out of integers (divided, or the root of one) becomes float32, our usual float.
+
+    An op that is told a dtype, as `astype` is, knows best.
+    """
+    if (
+        out.dtype != FLOAT64
+        or "dtype" in op.parameters
+        or any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in values)
     ):
         return out
     return out.astype(np.float32)
@@ -255,12 +260,19 @@ def view(out: Any, values: Sequence[Any]) -> Any:
     return out.view() if any(out is value for value in values) else out
 
 
-def explained(op: Op[Any], error: ValueError, values: Sequence[Any]) -> ValueError:
+def explained(op: Op[Any], error: Exception, values: Sequence[Any]) -> Exception:
     """An error of numpy's with the op's name and its operands; one of our own as it is."""
     if str(error).startswith(f"{op.name}: "):
         return error
-    operands = ", ".join(f"{v.shape} {v.dtype}" for v in values if isinstance(v, np.ndarray))
-    return ValueError(f"{op.name}: {error}; the operands are {operands}")
+    operands = ", ".join(
+        f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.50}"
+        for value in values
+    )
+    text = f"{op.name}: {error}; it was called with {operands}"
+    if isinstance(error, ValueError):
+        return ValueError(text)
+    no_numbers = str(error).startswith("ufunc")  # has no loop for such types
+    return TypeError(text + ", and takes tensors, arrays and numbers" if no_numbers else text)
 
 
 # Python's own numbers adapt to the dtype of the array beside them.

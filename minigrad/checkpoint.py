@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad.graph import Node
 from minigrad.mode import Observer, mode, no_grad, observe
@@ -53,6 +52,8 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
             f"checkpoint: the function must return one Tensor, not {type(result).__name__}; "
             f"concatenate several results into one"
         )
+    if result.node is not None:  # a tensor from outside, handed through as it is
+        watcher.outside[result.node] = result
     arguments = list(inputs)
     edges: list[Edge] = []
     for position, value in enumerate(inputs):
@@ -130,15 +131,14 @@ class _Checkpoint(Op[Any]):
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         (run,) = node.arguments
-        inputs = {p: place for place, p, *_ in edges if p < len(run.arguments)}
-        captured = [place for place, p, *_ in edges if p >= len(run.arguments)]
-        return replay(run.again, run.arguments, inputs, captured, g)
+        places = {position: place for place, position, *_ in node.edges or ()}
+        return replay(run.again, run.arguments, places, [edge[1] for edge in edges], g)
 
     def input_name(self, position: int) -> str:
         return str(position)
 
-    def saved_arrays(self, node: Node) -> Iterator[tuple[str, NDArray[Any]]]:
-        for _, position, _, array in node.edges or ():
+    def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
+        for _, position, _, array in node.edges or ():  # all of them: it runs as a whole
             yield f"its input {position}", array
 
 

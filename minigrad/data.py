@@ -191,5 +191,5 @@ def _common_length(arrays: Sequence[Arrays]) -> int:
         raise ValueError(f"the arrays have different numbers of rows: {sorted(lengths)}")
     (n,) = lengths
     if n == 0:
-        raise ValueError("the data are empty")
+        raise ValueError("the data are empty: there are no rows")
     return n

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.graph import Node, leading_to, reachable
+from minigrad.graph import Node, check_unwritten, leading_to, reachable
 from minigrad.mode import grad_mode, mode
 from minigrad.tensor import Tensor
 
@@ -132,6 +132,7 @@ def propagate(
     """
     order = reachable(pending, stop)
     needed = None if wanted is None else leading_to(wanted, order)
+    check_unwritten(order, needed)
     arrived: dict[Node, Any] = {}
     with grad_mode(create_graph):
         observers = mode.observers
@@ -176,7 +177,7 @@ def propagate(
                     result = _fit(result, place, op, edge[1])
                 earlier = pending.get(place)
                 pending[place] = result if earlier is None else earlier + result
-            if not retain_graph:
+            if edges and not retain_graph:
                 for observer in observers:
                     observer.on_free(node)
                 node.edges = None
@@ -210,7 +211,8 @@ def _fit(result: Any, place: Node, op: Op[Any], position: int) -> Any:
             f"the rule of `{op.name}` for its input {op.input_name(position)} returned {result!r}; "
             f"a rule returns an array (a Tensor when its arguments are Tensors)"
         )
-    if result.shape != place.shape:
+    given = result.shape
+    if given != place.shape:
         extra = result.ndim - len(place.shape)
         stretched = [
             extra + axis
@@ -226,7 +228,7 @@ def _fit(result: Any, place: Node, op: Op[Any], position: int) -> Any:
         if result.shape != place.shape:
             raise ValueError(
                 f"the rule of `{op.name}` for its input {op.input_name(position)} returned a "
-                f"gradient of shape {result.shape}, which cannot be summed to the input's "
+                f"gradient of shape {given}, which cannot be summed to the input's "
                 f"{place.shape}"
             )
     if result.dtype != place.dtype:

@@ -16,6 +16,7 @@ the whole, the classic bug:
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ class Node:
 
     # `__dict__` is there for the last four, which are rarely set: as defaults of the class they
     # cost a node neither time nor memory until one is assigned.
-    __slots__ = ("__dict__", "dtype", "edges", "op", "order", "shape", "watched")
+    __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape", "watched")
 
     op: Op[Any] | None
     edges: Sequence[Edge] | None
@@ -113,13 +114,15 @@ class Hook:
 
     def __init__(self, node: Node, function: Callable[[Tensor], Tensor | None]) -> None:
         self.function = function
-        self._node = node
+        self._node = weakref.ref(node)  # the node holds the hook
         node.hooks = (*node.hooks, self)
         node.watched = True
 
     def remove(self) -> None:
         """Take the hook off; doing it twice is harmless."""
-        self._node.hooks = tuple(hook for hook in self._node.hooks if hook is not self)
+        node = self._node()
+        if node is not None:
+            node.hooks = tuple(hook for hook in node.hooks if hook is not self)
 
 
 def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
@@ -138,8 +141,6 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
                 f"the graph behind this result of `{node.name}` was freed by an earlier backward "
                 f"pass; pass retain_graph=True to that pass, or compute the result again"
             )
-        if last_write[0] > node.order:
-            _check_unwritten(node)
         for edge in node.edges:
             place = edge[0]
             if place not in seen:
@@ -149,18 +150,24 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
     return sorted(seen, key=_by_age, reverse=True)
 
 
-def _check_unwritten(node: Node) -> None:
-    """Refuse to differentiate with an array that is no longer what it was in the forward pass."""
-    if node.op is None:
-        return
-    for description, array in node.op.saved_arrays(node):
-        if last_written(array) > node.order:
-            raise RuntimeError(
-                f"`{node.name}` (result of shape {node.shape}) saved {description} for the "
-                f"backward pass, and that memory was written since, by an optimiser step, "
-                f"load_state_dict or an assignment; run the backward pass before the write, or "
-                f"compute the result again after it"
-            )
+def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> None:
+    """Refuse to differentiate with arrays that are no longer what they were in the forward pass.
+
+    Raises:
+        RuntimeError: if a rule that leads to a needed node saved an array that was written since.
+    """
+    for node in order:
+        if last_write[0] < node.order or node.op is None:
+            continue
+        edges = [edge for edge in node.edges or () if needed is None or edge[0] in needed]
+        for description, value in node.op.saved_values(node, edges):
+            if isinstance(value, np.ndarray) and last_written(value) > node.order:
+                raise RuntimeError(
+                    f"`{node.name}` (result of shape {node.shape}) saved {description} for the "
+                    f"backward pass, and that memory was written since, by an optimiser step, "
+                    f"load_state_dict or an assignment; run the backward pass before the write, or "
+                    f"compute the result again after it"
+                )
 
 
 def leading_to(wanted: Container[Node], order: Sequence[Node]) -> set[Node]:

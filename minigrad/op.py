@@ -33,7 +33,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad.call import on_sequence, write
 from minigrad.engine import propagate
@@ -130,6 +129,9 @@ class Op(Generic[P]):
         self.__module__ = forward.__module__
         self.__wrapped__ = forward
 
+    def __deepcopy__(self, memo: Any) -> Op[P]:
+        return self  # an op is a function: a copy of a model uses the same
+
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.parameters)})>"
 
@@ -156,16 +158,22 @@ class Op(Generic[P]):
         if derivative is None:
             return lambda function: self.rule(name, function)
         position = self._position(name)
+        if not self.plain or self._takes_sequence:
+            raise ValueError(
+                f"`{self.name}` has a rule for several inputs at once, which must be the only one"
+            )
         if any(position == known for known, _ in self.rules):
             raise ValueError(f"`{self.name}` already has a rule for {name!r}")
         rule = Rule(self, derivative, ("g",))
         if any(slot == len(self.parameters) + 1 for slot, _ in rule.slots):
-            if position != 0 or self.replayed:
+            if position != 0 or self.replayed or self.rules:
                 raise ValueError(
-                    f"`{self.name}`: a sequence of inputs is the first parameter, and not replayed"
+                    f"`{self.name}`: a sequence of inputs is the first parameter, has the only "
+                    f"rule, and is not replayed"
                 )
             self._takes_sequence = True
         self.rules.append((position, rule))
+        self._rewrite()
         return derivative
 
     def joint_rule(self, names: Sequence[str], derivative: Callable[..., Any]) -> None:
@@ -181,6 +189,12 @@ class Op(Generic[P]):
         rule = Rule(self, derivative, ("g", "needs"))
         self.rules = [(self._position(name), rule) for name in names]
         self.plain = False
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Have `call` written anew, with the rules that there are now."""
+        vars(self).pop("_written", None)
+        self.call = self._first_call
 
     def _position(self, name: str) -> int:
         if name not in self.parameters:
@@ -244,18 +258,19 @@ class Op(Generic[P]):
         tracked = isinstance(g, Tensor)
         if tracked and self.replayed:
             assert self.composition is not None
-            places = {position: place for place, position, *_ in edges}
-            return replay(self.composition, node.arguments, places, (), g)
+            places = {position: place for place, position, *_ in node.edges or ()}
+            wanted = [position for _, position, *_ in edges]
+            return replay(self.composition, node.arguments, places, wanted, g)
         if self.plain:
             return [
                 rule.derivative(g, *self._linked(node, rule, saved)) for _, _, rule, *saved in edges
             ]
         _, _, rule, *saved = edges[0]
-        wanted = {position for _, position, *_ in edges}
+        needed = {position for _, position, *_ in edges}
         known = [position for position, _ in self.rules]
         results = rule.derivative(
             g,
-            tuple(position in wanted for position in known),
+            tuple(position in needed for position in known),
             *(self._linked(node, rule, saved) if tracked else saved),
         )
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
@@ -285,59 +300,64 @@ class Op(Generic[P]):
                 linked.append(value)
         return linked
 
-    def saved_arrays(self, node: Node) -> Iterator[tuple[str, NDArray[Any]]]:
-        """The arrays that a backward pass through `node` would use, each with a description."""
-        names = [*(f"its input {name}" for name in self.parameters), "its result"]
-        for _, _, rule, *saved in node.edges or ():
+    def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
+        """What a backward pass along `edges` of `node` would use, each with a description."""
+        names = [*(f"its input {name}" for name in self.parameters), "its result", "a number"]
+        for _, _, rule, *saved in edges:
             for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
-                for array in value if isinstance(value, list) else (value,):
-                    if not shape_only and isinstance(array, np.ndarray):
-                        yield names[slot], array
-        for name, value in zip(names, node.arguments, strict=False):
-            if isinstance(value, np.ndarray):
-                yield name, value
+                if shape_only:
+                    continue
+                if isinstance(value, list):
+                    for i, array in enumerate(value):
+                        yield f"its input {self.input_name(i)}", array
+                else:
+                    yield names[slot], value
+        yield from zip(names, node.arguments, strict=False)
 
 
 def replay(
     function: Callable[..., Any],
     arguments: Sequence[Any],
     places: Mapping[int, Node],
-    captured: Sequence[Node],
+    wanted: Sequence[int],
     g: Any,
 ) -> list[Any]:
     """Run `function` again, recording, and carry `g` back through what it records, and no further.
 
     Args:
         function: what to run.
-        arguments: its arguments, as arrays where they were tensors.
-        places: which arguments to differentiate by, and where in the outer graph they stand.
-        captured: places outside, used by `function`, to differentiate by as well.
+        arguments: its arguments, as arrays where they were tensors in need of a gradient.
+        places: where these stand in the outer graph, by position. Positions beyond the arguments
+            are tensors that `function` uses without being handed them.
+        wanted: the positions to differentiate by.
         g: the gradient of the result; as a Tensor, the gradients become a part of the outer graph.
 
     Returns:
-        The gradients of the arguments in the order of `places`, then those of `captured`.
+        The gradients for `wanted`.
     """
     inputs = list(arguments)
-    ends: list[Node] = []
+    ends = dict(places)
     with grad_mode(True):
-        for position, place in places.items():
-            inputs[position] = linked = identity(Tensor.at(arguments[position], place))
-            assert linked.node is not None
-            ends.append(linked.node)
+        for position in range(len(arguments)):
+            if position in places:
+                linked = identity(Tensor.at(arguments[position], places[position]))
+                assert linked.node is not None
+                inputs[position], ends[position] = linked, linked.node
         result = function(*inputs)
-    ends.extend(captured)
     create_graph = isinstance(g, Tensor)
     arrived: dict[Node, Any] = {}
     if result.node is not None:
-        stop = set(ends)
         arrived = propagate(
             {result.node: g},
-            wanted=stop,
-            stop=stop,
+            wanted={ends[position] for position in wanted},
+            stop=set(ends.values()),
             retain_graph=create_graph,
             create_graph=create_graph,
         )
-    return [arrived[end] if end in arrived else np.zeros(end.shape, end.dtype) for end in ends]
+    return [
+        arrived[end] if end in arrived else np.zeros(end.shape, end.dtype)
+        for end in (ends[position] for position in wanted)
+    ]
 
 
 @overload

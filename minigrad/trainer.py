@@ -74,9 +74,9 @@ class Trainer:
         progress: bool = True,
         rng: np.random.Generator | None = None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("patience", patience)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        _check_positive("batch_size", batch_size)
+        if patience is not None:
+            _check_positive("patience", patience)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
         self.model = model
@@ -84,7 +84,10 @@ class Trainer:
         self.loss = loss
         self.batch_size = batch_size
         if not isinstance(metrics, Mapping):
-            metrics = {getattr(m, "__name__", type(m).__name__): m for m in metrics}
+            names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
+            if len(set(names)) != len(names):
+                raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
+            metrics = dict(zip(names, metrics, strict=True))
         self.metrics = dict(metrics)
         self.clip_norm = clip_norm
         self.patience = patience
@@ -111,8 +114,7 @@ class Trainer:
             FloatingPointError: if the loss is no longer finite; the weights are those before the
             step.
         """
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, not {epochs!r}")
+        _check_positive("epochs", epochs)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
         steps = epochs * math.ceil(len(data[0]) / self.batch_size)
@@ -278,7 +280,7 @@ class Trainer:
             "steps": self.history.steps,
             "epochs": self.history.epochs,
         }
-        save_state(path, arrays, {"minigrad.trainer": json.dumps(facts)})
+        save_state(path, arrays, {"minigrad.trainer": json.dumps(facts, default=_as_list)})
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that `save` wrote; the next `fit` does as the saved run would have.
@@ -298,10 +300,12 @@ class Trainer:
                 f"{os.fspath(path)!r} was saved with {facts['optimizer']}, and this trainer has "
                 f"{type(self.optimizer).__name__}"
             )
-        if len(facts["generators"]) != len(generators):
+        kinds = [state["bit_generator"] for state in facts["generators"]]
+        own = [generator.bit_generator.state["bit_generator"] for generator in generators]
+        if kinds != own:
             raise ValueError(
-                f"{os.fspath(path)!r} has the states of {len(facts['generators'])} random "
-                f"generators, this trainer and model use {len(generators)}"
+                f"{os.fspath(path)!r} has the states of the random generators {kinds}, this "
+                f"trainer and model use {own}"
             )
         parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "best": {}, "optimizer": {}}
         for name, value in arrays.items():
@@ -335,6 +339,16 @@ class Trainer:
         for module in self.model.modules():
             own += [v for v in vars(module).values() if isinstance(v, np.random.Generator)]
         return list({id(generator): generator for generator in own}.values())
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
+def _as_list(value: Any) -> Any:
+    """For JSON: the arrays that the states of some generators have."""
+    return value.tolist()
 
 
 def _progress_bar(steps: int, shown: bool) -> Any:

@@ -52,6 +52,8 @@ class Entry:
     def relative_difference(self) -> float:
         """|analytic - numeric| over the larger of the two."""
         scale = max(abs(self.analytic), abs(self.numeric))
+        if not math.isfinite(scale):
+            return math.inf
         return abs(self.analytic - self.numeric) / scale if scale else 0.0
 
     def __str__(self) -> str:
@@ -200,9 +202,9 @@ def _compare(
             compared += 1
             if not np.isfinite(entry.numeric):
                 undecided.append(entry)
-            elif not abs(entry.analytic - entry.numeric) <= noise[index] + earlier.tolerance * max(
-                abs(entry.analytic), abs(entry.numeric)
-            ):
+            elif not np.isfinite(entry.analytic) or abs(entry.analytic - entry.numeric) > noise[
+                index
+            ] + earlier.tolerance * max(abs(entry.analytic), abs(entry.numeric)):
                 wrong.append(entry)
     wrong.sort(key=lambda entry: -entry.relative_difference)
     return GradcheckReport(earlier.function, compared, earlier.tolerance, wrong, undecided)

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from minigrad.kernels import loops
 from minigrad.kernels.jit import JIT_ENABLED, jit
 from minigrad.kernels.micro import tile_shape
-from minigrad.kernels.threads import get_num_threads, team
+from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
 
 Array = NDArray[Any]
 
 TILES_MC, KC, NC = 8, 512, 1024  # blocks: tiles of rows of A, steps of k, columns of B
-SECONDS = 2e-11  # that a multiply-add takes on one thread: half of it on the fastest, twice on others
-THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked for
+SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
+THREADS_FROM = round(WORTH_A_TEAM / SECONDS)  # multiply-adds; below, a team is not asked for
 
 _NO_AXES = np.empty((0, 3), np.int64)  # the batch axes of a plain product
 
@@ -69,7 +69,7 @@ def _mismatch(x: Array, y: Array) -> str:
 
 def _numpy_matmul(x: Array, y: Array) -> Array:
     """The product by numpy: for what is not ours, and as the twin of ours without JIT."""
-    product: Array = np.matmul(x, y)
+    product: Array = np.matmul(x, y, order="C")
     return product
 
 

@@ -129,9 +129,7 @@ def multiply_piece(
 
 
 @jit(inline="always")
-def multiply(
-    t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, room: int
-) -> None:  # fmt: skip
+def multiply(t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, room: int) -> None:
     """C = A B: the outer loops. `room` is memory for the packed panels of B (see `work_size`).
 
     What a piece of work is depends on the shape alone.
@@ -150,6 +148,7 @@ def multiply(
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             size = t.NR * depth * t.item
             edge = room + cols // t.NR * size
+            # Numba wants a named tuple that a prange reads made in one place: choose fields here.
             at, across, along, step, first = room, t.item, t.NR * t.item, size, 0
             if not pack_b:  # all but a narrow last panel are read in place
                 at, across, along, step = block.at, b.col, b.row, t.NR * b.col
@@ -212,9 +211,7 @@ def transposed(matrix: Matrix) -> Matrix:
 
 
 @jit(inline="always")
-def multiply_run(
-    x: Any, y: Any, out: Any, sizes: Any, batch: Any, start: int, stop: int
-) -> None:  # fmt: skip
+def multiply_run(x: Any, y: Any, out: Any, sizes: Any, batch: Any, start: int, stop: int) -> None:
     """Products number `start` to `stop` of a batch."""
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = blocks_of(sizes, x)
@@ -239,7 +236,7 @@ def multiply_run(
 @jit()
 def multiply_run_alone(
     x: Any, y: Any, out: Any, sizes: Any, batch: Any, start: int, stop: int
-) -> None:  # fmt: skip
+) -> None:
     """`multiply_run` on the calling thread."""
     multiply_run(x, y, out, sizes, batch, start, stop)
 
