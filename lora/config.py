@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lora.layer import LoRAScaling, check_rank_and_alpha
@@ -49,6 +49,8 @@ class LoRAConfig:
                     f"targets={self.targets!r} is no regular expression: {error}; a list "
                     f"names layers as they are"
                 ) from None
+        elif not isinstance(self.targets, Iterable):
+            raise TypeError(f"targets are names, or one regular expression, not {self.targets!r}")
         else:
             object.__setattr__(self, "targets", tuple(self.targets))
             if not all(isinstance(target, str) for target in self.targets):
@@ -82,8 +84,10 @@ class LoRAConfig:
                 f"{miss!r}" + (f" (did you mean {near[miss][0]!r}?)" if near[miss] else "")
                 for miss in missed
             ]
+            kind = " (a string is a regular expression for a whole name, a list names layers)"
             raise ValueError(
-                f"targets that match no layer: {', '.join(hints)}; the linear layers are "
+                f"targets that match no layer: {', '.join(hints)}"
+                f"{kind if isinstance(self.targets, str) else ''}; the linear layers are "
                 f"{', '.join(names) or 'none'}"
             )
         return {name: found[name] for name in names if name in found}

@@ -230,6 +230,7 @@ class LoRALayer(Module):
             self.lora_a.data.copy(),
             self.lora_b.data.copy(),
             self.scale,
+            self.base_weight,
             next(clock),
         )
 
@@ -270,6 +271,7 @@ class _Merged:
     lora_a: NDArray[Any]
     lora_b: NDArray[Any]
     scale: float
+    base: Parameter
     time: int
 
     def changed(self, layer: LoRALayer) -> str:
@@ -284,7 +286,8 @@ class _Merged:
             return "lora_b"
         if self.scale != layer.scale:
             return "scale"
-        return "base_weight" if last_written(layer.base_weight.data) > self.time else ""
+        written = last_written(layer.base_weight.data) > self.time
+        return "base_weight" if written or layer.base_weight is not self.base else ""
 
 
 def _same(x: NDArray[Any], y: NDArray[Any]) -> bool:

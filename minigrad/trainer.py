@@ -46,7 +46,7 @@ class Trainer:
             for validation; a dict gives them other names than their own.
         clip_norm: the largest gradient norm to step with.
         patience: stop after so many epochs without a better validation loss (training loss, where
-            there is no validation), and go back to the best weights.
+            there is no validation), and then go back to the best weights.
         on_epoch: functions to call with the trainer after each epoch; they may call `stop()`.
         checkpoint: a file to write after each epoch.
         progress: show a progress bar.
@@ -124,13 +124,21 @@ class Trainer:
                 self._epoch(data, held_out, bar)
                 if self._stopping:
                     break
-        if self.patience is not None and self._best:
-            self.model.load_state_dict(self._best)
         return self.history
 
     def stop(self) -> None:
         """End `fit` after the present epoch."""
         self._stopping = True
+
+    def restore_best(self) -> None:
+        """Go back to the weights of the epoch with the best loss, as `patience` does by itself.
+
+        Raises:
+            ValueError: if there are none, for want of `patience` or of an epoch.
+        """
+        if not self._best:
+            raise ValueError("no best weights are kept; train with `patience` to keep them")
+        self.model.load_state_dict(self._best)
 
     def predict(self, x: Any) -> NDArray[Any]:
         """What the model says of `x`, in evaluation mode, as an array."""
@@ -233,6 +241,7 @@ class Trainer:
             self._epochs_since_best += 1
         if self._epochs_since_best >= self.patience:
             self.stop()
+            self.restore_best()
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         if not isinstance(data, (tuple, list)) or len(data) != 2:

@@ -7,10 +7,25 @@ gives the same bits on any number of threads.
 
 Read `vector` (vector instructions), `micro` (the register tile), `pack` and `loops` (blocks and
 caches) and `gemm` (the checked entry) for the matrix product; `jit` and `threads` hold what is
-decided once for all kernels: how they are compiled, and when they use threads.
+decided once for all kernels: how they are compiled, and when they use threads. `elementwise` and
+`optim` are what their names say.
+
+The modules are imported when they are first used, for with them comes numba, which takes longer to
+import than the rest of the library.
 """
 
-from minigrad.kernels.gemm import matmul
-from minigrad.kernels.threads import get_num_threads, set_num_threads
+from __future__ import annotations
 
-__all__ = ["get_num_threads", "matmul", "set_num_threads"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigrad.kernels import elementwise, gemm, optim, threads
+
+__all__ = ["elementwise", "gemm", "optim", "threads"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")  # which is an attribute from then on
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

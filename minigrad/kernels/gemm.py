@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from minigrad.kernels import loops
 from minigrad.kernels.jit import JIT_ENABLED, jit
 from minigrad.kernels.micro import tile_shape
-from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
+from minigrad.kernels.threads import get_num_threads, team
 
 Array = NDArray[Any]
 
 TILES_MC, KC, NC = 8, 512, 1024  # blocks: tiles of rows of A, steps of k, columns of B
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
-THREADS_FROM = round(WORTH_A_TEAM / SECONDS)  # multiply-adds; below, a team is not asked for
+THREADS_FROM = 4_000_000  # multiply-adds below which threads are not even asked for
 
 _NO_AXES = np.empty((0, 3), np.int64)  # the batch axes of a plain product
 

@@ -4,6 +4,7 @@ Every kernel of this package is decorated with `jit`, which is `numba.njit` with
 
 * The machine code is cached on disk, so that only the first run on a machine compiles.
 * The GIL is released while a kernel runs: kernels see numbers and memory, never a Python object.
+* A division by zero gives what IEEE says, as in numpy, and not an exception.
 * Fast-math flags are allowed singly. `"reassoc"` and `"contract"` let a sum be vectorised and a
   product be fused with an addition; the flags that assume away NaN and infinity stay off, since
   a library that hunts for the first NaN must not compile it out.
@@ -84,7 +85,11 @@ def jit(
             return function
         flags = set(fastmath)
         dispatcher = _numba.njit(
-            nogil=True, parallel=parallel, fastmath=flags or False, inline=inline
+            nogil=True,
+            parallel=parallel,
+            fastmath=flags or False,
+            inline=inline,
+            error_model="numpy",
         )(function)
         # A RuntimeError says that no folder can be written to; then each process compiles anew.
         with suppress(RuntimeError):

@@ -20,7 +20,7 @@ otherwise end in a crash or a hang:
   loader's thread still takes every core. Ours holds for the whole process.
 
 Of the threading layers that numba offers we ask for OpenMP first: it hands work to its waiting
-threads in about 3 us, `workqueue` takes about 85.
+threads in 3 us, in 15 where they have gone to sleep; `workqueue` takes about 85.
 """
 
 from __future__ import annotations
@@ -32,24 +32,26 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
-import numba
-
-_numba: Any = numba  # its own annotations leave these functions out
-
-WORTH_A_TEAM = 30e-6  # seconds of work, ten times what a start takes
+WORTH_A_TEAM = 80e-6  # seconds of work, several times what waking a thread takes
 WORTH_A_WORKQUEUE = 2e-3  # the same where the layer is `workqueue`
+SPIN_COUNT = 1_000  # looks for work before a thread of OpenMP sleeps: some microseconds
 
 _forked = False
 _workqueue = threading.Lock()
 
 
-def _prefer_openmp() -> None:
-    """Put OpenMP first among numba's layers, unless the user has chosen."""
+@cache
+def _numba() -> Any:
+    """numba, with OpenMP first among its layers unless the user has chosen."""
+    import numba
+
     chosen = os.environ.get("NUMBA_THREADING_LAYER") or os.environ.get(
         "NUMBA_THREADING_LAYER_PRIORITY"
     )
-    if not chosen and _numba.config.THREADING_LAYER == "default":
-        _numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    config: Any = numba.config
+    if not chosen and config.THREADING_LAYER == "default":
+        config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    return numba
 
 
 def _after_fork_in_child() -> None:
@@ -57,17 +59,16 @@ def _after_fork_in_child() -> None:
     _forked = True
 
 
-_prefer_openmp()
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
-_threads: int = _numba.config.NUMBA_NUM_THREADS
+_threads = 0  # as many as there are, until someone says how many
 
 
 def set_num_threads(n: int) -> None:
     """Let kernels use up to `n` threads, in the whole process; 1 means none but the caller's."""
     global _threads
-    limit = _numba.config.NUMBA_NUM_THREADS
+    limit = _numba().config.NUMBA_NUM_THREADS
     try:
         count = operator.index(n)
     except TypeError:
@@ -82,13 +83,30 @@ def set_num_threads(n: int) -> None:
 
 def get_num_threads() -> int:
     """How many threads a kernel may use at most (see `set_num_threads`)."""
+    global _threads
+    if not _threads:
+        _threads = _numba().config.NUMBA_NUM_THREADS
     return _threads
 
 
 @cache
 def _layer() -> str:
-    """The threading layer in use; it is fixed once the pool has started."""
-    layer: str = _numba.threading_layer()
+    """Start the pool of threads, once, and say on which layer it is.
+
+    Threads of OpenMP that wait for work spin, by default for milliseconds. That is fast while every
+    thread has a core to itself, and a disaster where another process wants one: a spinning thread
+    holds the core that the other waits for, and what takes 20 us may take 15 ms. So ours go to
+    sleep after a short while, unless the user has said how they are to wait.
+    """
+    short = not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
+    if short:
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)  # is read when the pool's library is loaded
+    try:
+        _numba().get_num_threads()  # starts the pool
+    finally:
+        if short:
+            del os.environ["GOMP_SPINCOUNT"]
+    layer: str = _numba().threading_layer()
     return layer
 
 
@@ -106,16 +124,15 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
         self._locked = False
 
     def __enter__(self) -> int:
-        threads = _threads
+        threads = get_num_threads()
         if threads == 1 or _forked or self._seconds < WORTH_A_TEAM:
             return 1
-        before = _numba.get_num_threads()  # starts the pool, the first time
         if _layer() == "workqueue":
             if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):
                 return 1
             self._locked = True
-        self._before = before
-        _numba.set_num_threads(threads)
+        self._before = _numba().get_num_threads()
+        _numba().set_num_threads(threads)
         return threads
 
     def __exit__(
@@ -125,6 +142,6 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
         trace: TracebackType | None,
     ) -> None:
         if self._before:
-            _numba.set_num_threads(self._before)
+            _numba().set_num_threads(self._before)
         if self._locked:
             _workqueue.release()

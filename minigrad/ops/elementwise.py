@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from minigrad.kernels import elementwise as kernels
+from minigrad import kernels
 from minigrad.op import op
 from minigrad.tensor import Array
 
@@ -107,7 +107,7 @@ relu.rule("x", lambda g, out: where(out > 0, g, 0.0))
 @op
 def erf(x: Array) -> Array:
     """The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
-    return kernels.erf(x)
+    return kernels.elementwise.erf(x)
 
 
 erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
@@ -120,7 +120,7 @@ def _gelu(x: Array) -> Array:
 @op(composition=_gelu)
 def gelu(x: Array) -> Array:
     """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016)."""
-    return x * kernels.normal_cdf(x)
+    return x * kernels.elementwise.normal_cdf(x)
 
 
 gelu.rule(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.kernels import optim as kernels
+from minigrad import kernels
 from minigrad.optim.optimizer import Optimizer, Parameters, State, check_range
 
 
@@ -65,7 +65,7 @@ class Adam(Optimizer):
             state.update(step=0, exp_avg=np.zeros_like(x), exp_avg_sq=np.zeros_like(x))
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        kernels.adam(
+        kernels.optim.adam(
             x,
             g,
             state["exp_avg"],

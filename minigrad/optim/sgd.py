@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.kernels import optim as kernels
+from minigrad import kernels
 from minigrad.optim.optimizer import Optimizer, Parameters, State, check_range
 
 
@@ -75,7 +75,7 @@ class SGD(Optimizer):
         first = momentum != 0 and "momentum_buffer" not in state
         if first:
             state["momentum_buffer"] = np.zeros_like(x)
-        kernels.sgd(
+        kernels.optim.sgd(
             x,
             g,
             state.get("momentum_buffer"),
