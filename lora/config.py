@@ -81,7 +81,12 @@ class LoRAConfig:
             ends = {name.rpartition(".")[2] for name in names} | set(names)
             near = {miss: difflib.get_close_matches(miss, sorted(ends), n=1) for miss in missed}
             hints = [
-                f"{miss!r}" + (f" (did you mean {near[miss][0]!r}?)" if near[miss] else "")
+                f"{miss!r}"
+                + (
+                    f" (did you mean {near[miss][0]!r}?)"
+                    if near[miss] and near[miss] != [miss]
+                    else ""
+                )
                 for miss in missed
             ]
             kind = " (a string is a regular expression for a whole name, a list names layers)"

@@ -124,6 +124,8 @@ class Trainer:
                 self._epoch(data, held_out, bar)
                 if self._stopping:
                     break
+        if self.patience is not None and self._epochs_since_best >= self.patience:
+            self.restore_best()
         return self.history
 
     def stop(self) -> None:
@@ -241,7 +243,6 @@ class Trainer:
             self._epochs_since_best += 1
         if self._epochs_since_best >= self.patience:
             self.stop()
-            self.restore_best()
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         if not isinstance(data, (tuple, list)) or len(data) != 2:
