@@ -140,7 +140,7 @@ def propagate(
             g = pending.pop(node, None)
             if g is None:
                 continue
-            if node.watched:
+            if node.watched and node not in stop:  # an end of a replay is shown by the pass outside
                 g = _show(node, g)
             op = node.op
             if wanted is None:
