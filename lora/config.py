@@ -63,7 +63,7 @@ class LoRAConfig:
 
         Raises:
             ValueError: if a pattern matches none of them, with all names, and the nearest to a
-            miss.
+                miss.
         """
         if self.targets == ALL_LINEAR:
             if not names:

@@ -82,7 +82,7 @@ class LoRALayer(Module):
     Attributes:
         base_weight: W, frozen.
         lora_a: A, `(rank, d_in)`, Gaussian with standard deviation 1 / rank at first. Assigning
-        copies.
+            copies.
         lora_b: B, `(d_out, rank)`, zero at first. Assigning copies.
         scale: the factor in force, a float.
 

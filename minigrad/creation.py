@@ -22,7 +22,7 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
 
     Raises:
         TypeError: if `data` is not made of numbers, or is to require gradients and is not of
-        floats.
+            floats.
         ValueError: if lists are ragged.
     """
     return Tensor(np.array(as_array(data, dtype)), requires_grad)

@@ -57,7 +57,7 @@ def grad(
         outputs: one tensor or several.
         inputs: one tensor, or a list of them; leaves or results of ops.
         grad_outputs: the cotangents, shaped like `outputs`; may be left out for outputs of one
-        element.
+            element.
         create_graph: record the backward pass too, so that the result can be differentiated again.
         retain_graph: keep the graph for another pass; by default the same as `create_graph`.
         allow_unused: give zeros for an input that `outputs` do not depend on, instead of an error.
@@ -67,7 +67,7 @@ def grad(
 
     Raises:
         RuntimeError: if an input needs no gradient or is not reached, or the graph was freed or
-        overwritten.
+            overwritten.
         ValueError: if a cotangent is missing or has another shape than its output.
     """
     single = isinstance(inputs, Tensor)

@@ -129,8 +129,7 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
     """All nodes that `roots` depend on and themselves, newest first, ending at those of `stop`.
 
     Raises:
-        RuntimeError: if a part of the graph has been freed, or an array that it saved was written
-        since.
+        RuntimeError: if a part of the graph has been freed.
     """
     seen = set(roots)
     stack = [node for node in seen if node not in stop]

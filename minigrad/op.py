@@ -153,7 +153,7 @@ class Op(Generic[P]):
 
         Raises:
             ValueError: if there is no such input, it has a rule, or the rule names what there is
-            not.
+                not.
         """
         if derivative is None:
             return lambda function: self.rule(name, function)

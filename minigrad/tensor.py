@@ -76,7 +76,7 @@ class Tensor:
 
     Raises:
         TypeError: if `data` is not made of numbers, or is to require gradients and is not of
-        floats.
+            floats.
     """
 
     __slots__ = ("__weakref__", "_data", "node")

@@ -112,7 +112,7 @@ class Trainer:
         Raises:
             ValueError: if the data are empty or of different lengths, or epochs is not positive.
             FloatingPointError: if the loss is no longer finite; the weights are those before the
-            step.
+                step.
         """
         _check_positive("epochs", epochs)
         data = self._prepared(train, "train")

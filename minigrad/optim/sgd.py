@@ -32,8 +32,7 @@ class SGD(Optimizer):
 
     Raises:
         ValueError: if an option has an impossible value, or `nesterov` comes without momentum or
-        with
-            dampening.
+            with dampening.
     """
 
     state_names = frozenset({"momentum_buffer"})
