@@ -134,7 +134,7 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
         "all_data": ", ".join(data.values()),
         "passed": ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items()),
         "inputs_data": "".join(f"{data[p]}, " for p in inputs),
-        "aliased": " or ".join(f"_out is {data[p]}" for p in values),
+        "aliased": " or ".join(f"_out is {data[p]}" for p in values) or "False",
         "any_node": " or ".join(f"_{p}_node is not None" for p in inputs),
         "positions": tuple(rules),
     }
