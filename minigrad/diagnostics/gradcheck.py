@@ -73,7 +73,7 @@ class GradcheckReport:
         compared: how many elements of gradients were compared.
         tolerance: the relative difference that was allowed.
         wrong: the entries that differ by more, worst first.
-        undecided: the entries of which the difference quotient is not finite.
+        undecided: the entries of which the difference quotient is not finite, or too noisy.
     """
 
     function: str
@@ -131,7 +131,7 @@ def gradcheck(
     """
     if order not in (1, 2):
         raise ValueError(f"gradcheck: order is 1 or 2, not {order!r}")
-    single = isinstance(inputs, (Tensor, np.ndarray, int, float))
+    single = isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float))
     operands = [np.array(as_array(x)) for x in ([inputs] if single else inputs)]
     operands = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in operands]
     names = [f"input {i}" for i in range(len(operands))]
@@ -189,23 +189,23 @@ def _compare(
     with grad_mode(True):
         out = f(*tensors)
         gradients = grad(out, [tensors[i] for i in differentiable], cotangent, allow_unused=True)
-    magnitude = float(
-        np.sum(np.abs(cotangent * out.data), initial=0.0, where=np.isfinite(out.data))
-    )
     wrong, undecided = list(earlier.wrong), list(earlier.undecided)
     compared = earlier.compared
     for i, g in zip(differentiable, gradients, strict=True):
-        numeric, step = _differences(f, operands, i, cotangent)
-        noise = 100 * np.finfo(np.float64).eps * magnitude / step
+        numeric, noise = _differences(f, operands, i, cotangent)
         for index in np.ndindex(g.shape):
             entry = Entry(order, names[i], index, float(g.data[index]), float(numeric[index]))
             compared += 1
-            if not np.isfinite(entry.numeric):
+            size = max(abs(entry.analytic), abs(entry.numeric))
+            if not math.isfinite(entry.numeric):
                 undecided.append(entry)
-            elif not np.isfinite(entry.analytic) or abs(entry.analytic - entry.numeric) > noise[
-                index
-            ] + earlier.tolerance * max(abs(entry.analytic), abs(entry.numeric)):
+            elif (
+                not math.isfinite(entry.analytic)
+                or abs(entry.analytic - entry.numeric) > noise[index] + earlier.tolerance * size
+            ):
                 wrong.append(entry)
+            elif noise[index] > earlier.tolerance * max(1.0, size):
+                undecided.append(entry)
     wrong.sort(key=lambda entry: -entry.relative_difference)
     return GradcheckReport(earlier.function, compared, earlier.tolerance, wrong, undecided)
 
@@ -213,20 +213,26 @@ def _compare(
 def _differences(
     f: Function, operands: Sequence[NDArray[Any]], position: int, cotangent: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Difference quotients of sum(cotangent * f) by each element of an operand, and their steps."""
+    """Difference quotients of sum(cotangent * f) by each element of an operand, and their noise.
+
+    The differences are taken before the sum: elements of f that do not move cancel exactly, however
+    large they are, and add no noise.
+    """
     moved = [x.copy() for x in operands]
     x = moved[position]
-    quotients, steps = np.empty(x.shape), np.empty(x.shape)
+    quotients, noise = np.empty(x.shape), np.empty(x.shape)
     with grad_mode(False):
         for index in np.ndindex(x.shape):
             centre = x[index]
             # A power of two, so that the step that is taken is the one that is divided by.
             h = 2.0 ** round(math.log2(1e-3 * max(1.0, abs(float(centre)))))
-            at = []
+            values = []
             for offset in (h, -h, 2 * h, -2 * h):
                 x[index] = centre + offset
-                at.append(np.sum(cotangent * f(*(Tensor(m.copy()) for m in moved)).data))
+                values.append(f(*(Tensor(m.copy()) for m in moved)).data)
             x[index] = centre
-            quotients[index] = (8 * (at[0] - at[1]) - (at[2] - at[3])) / (12 * h)
-            steps[index] = h
-    return quotients, steps
+            difference = 8 * (values[0] - values[1]) - (values[2] - values[3])
+            quotients[index] = np.sum(cotangent * difference) / (12 * h)
+            rounding = 50 * np.finfo(np.float64).eps * np.abs(cotangent * values[0])
+            noise[index] = np.sum(rounding, where=difference != 0) / h
+    return quotients, noise
