@@ -1,0 +1,254 @@
+"""State files: what goes in comes out, and a file is there whole or not at all."""
+
+import os
+import stat
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import load_file
+
+from minigrad.io import load_state, save_state, write_atomically
+
+DTYPES = [
+    *("float16", "float32", "float64", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state.safetensors"
+
+
+def same(x, y):
+    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+# ----------------------------------------------------------------------------------------------
+# There and back
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_keep_dtype_shape_and_bits(path, dtype):
+    arrays = {"x": np.arange(24).reshape(2, 3, 4).astype(dtype), "b.0": np.ones(1, dtype)}
+    save_state(path, arrays)
+    loaded, metadata = load_state(path)
+    assert set(loaded) == {"x", "b.0"}
+    assert all(same(loaded[name], arrays[name]) for name in arrays)
+    assert metadata == {}
+
+
+@hypothesis.given(
+    hnp.arrays(
+        hnp.floating_dtypes(sizes=(32, 64)), hnp.array_shapes(min_dims=0, min_side=0, max_side=4)
+    )
+)
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_any_floats_come_back_to_the_bit(tmp_path_factory, array):
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    save_state(path, {"x": array})
+    native = array.astype(array.dtype.newbyteorder("="))
+    assert same(load_state(path)[0]["x"], native)
+
+
+def test_zero_d_arrays_keep_their_shape(path):
+    save_state(path, {"x": np.array(3.5), "scalar": np.float32(2)})
+    loaded, _ = load_state(path)
+    assert loaded["x"].shape == loaded["scalar"].shape == ()
+    assert (loaded["x"], loaded["scalar"]) == (3.5, 2)
+
+
+def test_empty_arrays_keep_their_shape(path):
+    save_state(path, {"x": np.zeros((0, 3)), "y": np.zeros((2, 0), np.float32)})
+    loaded, _ = load_state(path)
+    assert (loaded["x"].shape, loaded["y"].shape) == ((0, 3), (2, 0))
+
+
+def test_arrays_that_are_not_contiguous_keep_their_elements(path):
+    x = np.arange(24.0).reshape(4, 6)
+    views = {"turned": x.T, "strided": x[::2, 1::3], "reversed": x[:, ::-1], "row": x[None, 1]}
+    save_state(path, views)
+    loaded, _ = load_state(path)
+    assert all(np.array_equal(loaded[name], view) for name, view in views.items())
+
+
+def test_special_values_keep_their_bits(path):
+    x = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 5e-324])
+    save_state(path, {"x": x})
+    assert same(load_state(path)[0]["x"], x)
+
+
+def test_a_file_without_arrays_may_hold_facts(path):
+    facts = {"name": "ünïcode ✓", "lines": "1\n2", "empty": ""}
+    save_state(path, {}, facts)
+    assert load_state(path) == ({}, facts)
+
+
+def test_what_is_loaded_is_writable_and_does_not_lead_back_to_the_file(path):
+    save_state(path, {"x": np.zeros(3)})
+    loaded, _ = load_state(path)
+    loaded["x"][...] = 1
+    assert (load_state(path)[0]["x"] == 0).all()
+
+
+def test_paths_may_be_strings(path):
+    save_state(str(path), {"x": np.ones(2)})
+    assert load_state(str(path))[0]["x"].tolist() == [1, 1]
+
+
+def test_the_format_is_safetensors(path):
+    save_state(path, {"x": np.arange(3)})
+    assert load_file(path)["x"].tolist() == [0, 1, 2]
+
+
+# ----------------------------------------------------------------------------------------------
+# Files that are none
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named(path):
+    with pytest.raises(FileNotFoundError, match=r"state\.safetensors"):
+        load_state(path)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_state(path.parent)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 60, 200, -1])
+def test_a_file_that_is_cut_short_is_an_error_that_names_it(path, length):
+    save_state(path, {"x": np.arange(100.0), "y": np.arange(3)}, {"a": "b"})
+    content = path.read_bytes()
+    path.write_bytes(content[:length])
+    with pytest.raises(ValueError, match=r"state\.safetensors.* is no complete safetensors file"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("content", [b"text\n" * 50, b"PK\x03\x04" + bytes(100), b"\x80\x04K\x01."])
+def test_a_file_of_another_kind_is_an_error_that_names_it(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.safetensors.* is no complete safetensors file"):
+        load_state(path)
+
+
+# ----------------------------------------------------------------------------------------------
+# Whole or not at all
+# ----------------------------------------------------------------------------------------------
+
+
+class Failing:
+    """A file whose writes fail halfway."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, content):
+        self.file.write(content[:10])
+        raise OSError("no space left")
+
+
+def break_call(name):
+    def fail(*args, **options):
+        raise OSError("no space left")
+
+    return lambda monkeypatch: monkeypatch.setattr(os, name, fail)
+
+
+def break_write(monkeypatch):
+    opened = os.fdopen
+    monkeypatch.setattr(os, "fdopen", lambda *args, **options: Failing(opened(*args, **options)))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["old file", "no file"])
+@pytest.mark.parametrize(
+    "spoil",
+    [break_write, *(break_call(name) for name in ("fsync", "chmod", "replace"))],
+    ids=["write", "fsync", "chmod", "replace"],
+)
+def test_a_save_that_fails_leaves_everything_as_it_was(path, monkeypatch, spoil, there):
+    if there:
+        save_state(path, {"x": np.ones(3)})
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    with monkeypatch.context() as patch:
+        spoil(patch)
+        with pytest.raises(OSError, match="no space left"):
+            save_state(path, {"x": np.zeros(1000)})
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_an_interrupt_leaves_no_file_behind(path, monkeypatch):
+    def interrupt(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"content")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_bytes_are_on_disk_before_the_file_is_replaced(path, monkeypatch):
+    calls = []
+    sync, replace = os.fsync, os.replace
+
+    def spy_sync(handle):
+        calls.append(("fsync", os.fstat(handle).st_size))
+        sync(handle)
+
+    def spy_replace(source, target):
+        calls.append(("replace", Path(source).parent == Path(target).parent))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_sync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    write_atomically(path, b"12345")
+    assert calls == [("fsync", 5), ("replace", True)]
+
+
+@pytest.mark.parametrize("values", [["text"], [None], [1j]])
+def test_arrays_that_are_not_of_numbers_are_an_error_that_names_them(path, values):
+    save_state(path, {"x": np.ones(3)})
+    with pytest.raises((TypeError, ValueError), match="wrong"):
+        save_state(path, {"fine": np.ones(1), "wrong": np.array(values)})
+    assert load_state(path)[0]["x"].tolist() == [1, 1, 1]
+
+
+def test_a_folder_that_is_not_there_is_an_error(path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        save_state(path.parent / "nowhere" / "x.safetensors", {"x": np.ones(1)})
+
+
+def test_saving_replaces_an_older_file(path):
+    save_state(path, {"x": np.ones(100)})
+    save_state(path, {"y": np.zeros(1)})
+    assert set(load_state(path)[0]) == {"y"}
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are a matter of POSIX")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_permissions_follow_the_umask(path, mask, mode):
+    before = os.umask(mask)
+    try:
+        save_state(path, {"x": np.ones(1)})
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are a matter of POSIX")
+def test_a_link_stays_a_link(path):
+    real = path.with_name("real.safetensors")
+    save_state(real, {"x": np.zeros(1)})
+    path.symlink_to(real)
+    save_state(path, {"x": np.ones(1)})
+    assert path.is_symlink()
+    assert load_state(real)[0]["x"] == 1

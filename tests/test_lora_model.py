@@ -1,0 +1,721 @@
+"""Adapters on whole models: which layers match, what trains, and that the model comes back."""
+
+import copy
+import math
+import weakref
+from typing import NamedTuple
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+import lora
+import minigrad
+from lora import LoRAConfig, LoRALayer, LoRAScaling
+from minigrad.nn import MLP, Dropout, Linear, Module, Parameter, Sequential
+from minigrad.optim import Adam
+from minigrad.trainer import Trainer
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+class Pair(NamedTuple):
+    first: Module
+    second: Module
+
+
+class Block(Module):
+    def __init__(self, n, rng):
+        self.q = Linear(n, n, dtype=np.float64, rng=rng)
+        self.v = Linear(n, n, bias=False, dtype=np.float64, rng=rng)
+        self.scale = Parameter(np.ones(n))
+
+    def forward(self, x):
+        return x + minigrad.tanh(self.q(x)) * self.scale + self.v(x)
+
+
+class Net(Module):
+    """Layers in a list, a tuple, a named tuple and a dict, and one that is used twice."""
+
+    def __init__(self, rng):
+        self.first = Linear(3, 4, dtype=np.float64, rng=rng)
+        self.blocks = [Block(4, rng), Block(4, rng)]
+        self.ways = (Linear(4, 4, dtype=np.float64, rng=rng), minigrad.tanh)
+        self.pair = Pair(Linear(4, 6, dtype=np.float64, rng=rng), Linear(6, 4, dtype=np.float64))
+        self.heads = {"eq": Linear(4, 2, dtype=np.float64, rng=rng), "deep": [self.blocks[0].q]}
+        self.shared = self.first
+        self.drop = Dropout(0.1)
+
+    def forward(self, x):
+        x = minigrad.tanh(self.first(x)) + self.shared(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.ways[1](self.ways[0](x)) + self.pair.second(self.pair.first(x))
+        return self.heads["eq"](x + self.heads["deep"][0](x))
+
+
+LINEARS = [
+    "first",
+    "blocks.0.q",
+    "blocks.0.v",
+    "blocks.1.q",
+    "blocks.1.v",
+    "ways.0",
+    "pair.0",
+    "pair.1",
+    "heads.eq",
+]
+
+
+def snapshot(model):
+    """Which objects a model is made of, which of them train and in which mode, and all bits."""
+    modules = [(name, id(m), type(m), m.training) for name, m in model.named_modules()]
+    parameters = [
+        (name, id(p), p.requires_grad, p.dtype, p.data.tobytes())
+        for name, p in model.named_parameters()
+    ]
+    return modules, parameters
+
+
+def values(model):
+    return {name: p.data.tobytes() for name, p in model.named_parameters()}
+
+
+def adapters(model):
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALayer)}
+
+
+def draw(rng, shape=(5, 3), dtype=np.float64):
+    return minigrad.tensor(rng.standard_normal(shape).astype(dtype))
+
+
+def attached(rng, b=True, **options):
+    """A Net with adapters, whose B are not zero unless b is False; and its base's output."""
+    net, x = Net(rng), draw(rng)
+    base = net.eval()(x).data
+    lora.attach(net, LoRAConfig(**{"rank": 2, "alpha": 4.0, **options}), rng=rng)
+    if b:
+        for layer in adapters(net).values():
+            layer.lora_b = rng.standard_normal(layer.lora_b.shape)
+    return net, x, base
+
+
+# ----------------------------------------------------------------------------------------------
+# Which layers
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        ("all-linear", LINEARS),
+        (["first"], ["first"]),
+        (["blocks.1.v"], ["blocks.1.v"]),
+        (["q"], ["blocks.0.q", "blocks.1.q"]),
+        (["0.q"], ["blocks.0.q"]),
+        (["v", "first"], ["first", "blocks.0.v", "blocks.1.v"]),
+        (("0",), ["ways.0", "pair.0"]),
+        (["eq", "heads.eq"], ["heads.eq"]),
+        (r"blocks\.\d\.(q|v)", ["blocks.0.q", "blocks.0.v", "blocks.1.q", "blocks.1.v"]),
+        (r".*\.q", ["blocks.0.q", "blocks.1.q"]),
+        ("first", ["first"]),
+        (".*", LINEARS),
+    ],
+)
+def test_layers_are_found_by_name_by_ending_or_by_pattern(rng, targets, names):
+    net = Net(rng)
+    report = lora.attach(net, LoRAConfig(rank=1, targets=targets))
+    assert report.names == names
+    assert list(adapters(net)) == names
+
+
+def test_the_report_says_by_which_pattern_each_layer_was_found_first(rng):
+    report = lora.attach(Net(rng), LoRAConfig(rank=1, targets=["v", "blocks.0.v", "first"]))
+    found = {match.name: match.pattern for match in report.matches}
+    assert found == {"first": "first", "blocks.0.v": "v", "blocks.1.v": "v"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "misses", "hints"),
+    [
+        (["frist"], ["frist"], ["first"]),
+        (["q", "block.0.q", "frist"], ["block.0.q", "frist"], ["blocks.0.q", "first"]),
+        (["ocks.0.q"], ["ocks.0.q"], ["blocks.0.q"]),
+        (["blocks"], ["blocks"], []),
+        (["drop"], ["drop"], []),
+        ("q", ["q"], []),
+        (r"blocks\.2\..*", [r"blocks\.2\..*"], []),
+    ],
+)
+def test_every_target_must_match(rng, targets, misses, hints):
+    net = Net(rng)
+    before = snapshot(net)
+    with pytest.raises(ValueError, match="targets that match no layer") as caught:
+        lora.attach(net, LoRAConfig(rank=1, targets=targets))
+    message = str(caught.value)
+    missed, listed = message.split("; the linear layers are ")
+    assert listed == ", ".join(LINEARS)
+    assert all(repr(miss) in missed for miss in misses)
+    assert all(f"did you mean {hint!r}?" in missed for hint in hints)
+    assert "'q'" not in missed or targets == "q"
+    assert not any(f"{miss!r} (did you mean {miss!r}?)" in missed for miss in misses)
+    assert snapshot(net) == before
+
+
+def test_a_model_without_linear_layers_is_an_error():
+    with pytest.raises(ValueError, match="no linear layer"):
+        lora.attach(Sequential(minigrad.tanh), LoRAConfig())
+    with pytest.raises(ValueError, match="the linear layers are none"):
+        lora.attach(Sequential(minigrad.tanh), LoRAConfig(targets=["q"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"targets": []}, ValueError, "targets are empty"),
+        ({"targets": ""}, ValueError, "targets are empty"),
+        ({"targets": "layers.("}, ValueError, "no regular expression"),
+        ({"targets": [1]}, TypeError, "targets are names"),
+        ({"targets": None}, TypeError, "targets"),
+        ({"rank": 0}, ValueError, "rank must be at least 1, not 0"),
+        ({"rank": 1.5}, TypeError, r"rank must be an integer, not 1\.5"),
+        ({"alpha": 0.0}, ValueError, "alpha must be a positive number"),
+        ({"alpha": math.nan}, ValueError, "alpha must be a positive number"),
+        ({"alpha": "1"}, TypeError, "alpha must be a number"),
+        ({"dropout": 1.1}, ValueError, "dropout is a probability"),
+        ({"scaling": "rs"}, ValueError, "'rs'"),
+    ],
+)
+def test_an_impossible_configuration_is_an_error(options, error, message):
+    with pytest.raises(error, match=message):
+        LoRAConfig(**options)
+
+
+def test_a_configuration_is_a_value():
+    names = ["q", "v"]
+    config = LoRAConfig(targets=names, scaling="rslora")
+    names.append("k")
+    assert config == LoRAConfig(targets=("q", "v"), scaling=LoRAScaling.RSLORA)
+    assert config.scaling is LoRAScaling.RSLORA
+    with pytest.raises(AttributeError):
+        config.rank = 3
+
+
+# ----------------------------------------------------------------------------------------------
+# Putting on
+# ----------------------------------------------------------------------------------------------
+
+
+def test_the_first_output_is_that_of_the_base_to_the_bit(rng):
+    net, x, base = attached(rng, b=False)
+    assert len(adapters(net)) == 9
+    assert np.array_equal(net(x).data, base)
+
+
+def test_a_and_b_train_and_nothing_else(rng):
+    net, _, _ = attached(rng)
+    names = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert names == {f"{layer}.lora_{letter}" for layer in LINEARS for letter in "ab"}
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_counts_of_the_report_are_those_of_closed_forms(rng, rank):
+    net = Net(rng)
+    before = net.count_parameters()
+    report = lora.attach(net, LoRAConfig(rank=rank, targets=["first", "v", "pair.0", "eq"]))
+    sizes = [(3, 4), (4, 4), (4, 4), (4, 6), (4, 2)]
+    assert [(m.d_in, m.d_out) for m in report.matches] == sizes
+    assert [m.added for m in report.matches] == [rank * (m + n) for m, n in sizes]
+    assert all(m.rank == rank for m in report.matches)
+    assert report.trainable == rank * sum(m + n for m, n in sizes)
+    assert report.total == before + report.trainable
+    assert net.count_parameters(trainable_only=True) == report.trainable
+
+
+def test_the_report_can_be_read(rng):
+    report = lora.attach(MLP([100, 50, 1]), LoRAConfig(rank=1, targets=["layers.0"]))
+    assert repr(report).splitlines() == [
+        "layer     matched by  d_in -> d_out  rank  trains",
+        "layers.0  layers.0    100 -> 50      1     150",
+        "150 of 5,251 numbers train (2.86 %)",
+    ]
+
+
+def test_the_configuration_gets_to_the_layers(rng):
+    options = {"rank": 2, "alpha": 3.0, "dropout": 0.25, "scaling": LoRAScaling.RSLORA}
+    net, _, _ = attached(rng, **options)
+    for layer in adapters(net).values():
+        assert (layer.rank, layer.alpha, layer.dropout) == (2, 3.0, 0.25)
+        assert layer.scale == 3 / math.sqrt(2)
+        assert layer.lora_a.dtype == np.float64
+        assert not layer.training  # as the layer that was there
+
+
+def test_a_layer_that_is_used_twice_gets_one_adapter_in_both_places(rng):
+    net, _, _ = attached(rng)
+    assert net.first is net.shared
+    assert net.blocks[0].q is net.heads["deep"][0]
+    assert isinstance(net.shared, LoRALayer)
+
+
+def test_layers_in_a_named_tuple_get_adapters(rng):
+    net, _, _ = attached(rng)
+    assert type(net.pair) is Pair
+    assert isinstance(net.pair.second, LoRALayer)
+    assert type(net.ways) is tuple
+    assert net.ways[1] is minigrad.tanh
+
+
+def test_equal_seeds_give_equal_adapters_and_layers_differ():
+    def first_a(seed):
+        net = MLP([4, 4, 4, 4])
+        lora.attach(net, LoRAConfig(rank=2), rng=np.random.default_rng(seed))
+        return [layer.lora_a.data for layer in adapters(net).values()]
+
+    one, again, other = first_a(1), first_a(1), first_a(2)
+    assert all(np.array_equal(x, y) for x, y in zip(one, again, strict=True))
+    assert not np.array_equal(one[0], other[0])
+    assert not np.array_equal(one[1], one[2])
+
+
+def test_attaching_twice_is_an_error_and_changes_nothing(rng):
+    net, _, _ = attached(rng, targets=["q"])
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=r"has adapters already; lora\.detach"):
+        lora.attach(net, LoRAConfig(rank=1, targets=["v"]))
+    assert snapshot(net) == before
+
+
+def test_a_rank_too_large_for_one_layer_is_an_error_and_changes_nothing(rng):
+    net = Net(rng)
+    net.blocks[0].q.weight.requires_grad_(False)
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=r"heads\.eq: rank 3 is larger than .* = 2"):
+        lora.attach(net, LoRAConfig(rank=3))
+    assert snapshot(net) == before
+    assert len(lora.attach(net, LoRAConfig(rank=3, targets=["q", "v"])).matches) == 4
+
+
+def test_a_single_linear_has_no_place_for_an_adapter():
+    with pytest.raises(ValueError, match=r"LoRALayer\.from_linear"):
+        lora.attach(Linear(2, 2), LoRAConfig(rank=1))
+
+
+class Doubled(Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Noted(Linear):
+    """A Linear with something of its own that the formula does not concern."""
+
+    note = "kept"
+
+
+def test_a_subclass_of_linear_with_its_own_forward_keeps_its_output(rng):
+    net, x = Sequential(Doubled(3, 3), Noted(3, 3)), draw(rng, dtype=np.float32)
+    base = net(x).data
+    report = lora.attach(net, LoRAConfig(rank=1))
+    assert report.names == ["layers.1"]
+    assert np.array_equal(net(x).data, base)
+    with pytest.raises(ValueError, match=r"match no layer: 'layers\.0'"):
+        lora.attach(Sequential(Doubled(3, 3)), LoRAConfig(rank=1, targets=["layers.0"]))
+
+
+def test_a_tied_weight_is_counted_once(rng):
+    net = MLP([3, 4, 1])
+    net.tied = net.layers[0].weight
+    before = net.count_parameters()
+    report = lora.attach(net, LoRAConfig(rank=1))
+    assert report.total == before + report.trainable
+
+
+# ----------------------------------------------------------------------------------------------
+# Taking off
+# ----------------------------------------------------------------------------------------------
+
+
+def leave(net, rng):
+    pass
+
+
+def train(net, rng):
+    optimizer = Adam(net.trainable_parameters(), lr=0.1)
+    net(draw(rng)).sum().backward()
+    optimizer.step()
+
+
+def merge(net, rng):
+    train(net, rng)
+    lora.merge(net)
+
+
+def unfreeze(net, rng):
+    net.freeze(False)
+
+
+@pytest.mark.parametrize("meanwhile", [leave, train, merge, unfreeze])
+@pytest.mark.parametrize("targets", ["all-linear", ["q", "first"]])
+def test_detach_gives_back_the_very_model_and_its_flags(rng, meanwhile, targets):
+    net = Net(rng)
+    net.blocks[1].freeze()
+    net.first.bias.requires_grad_(False)
+    before, x = snapshot(net), draw(rng)
+    base = net(x).data
+    lora.attach(net, LoRAConfig(rank=2, targets=targets), rng=rng)
+    assert snapshot(net) != before
+    meanwhile(net, rng)
+    assert lora.detach(net) is net
+    assert snapshot(net) == before
+    assert np.array_equal(net(x).data, base)
+    assert set(vars(net)) == set(vars(Net(rng)))
+
+
+def test_a_model_can_be_attached_to_again_after_detach(rng):
+    net, x, base = attached(rng)
+    lora.detach(net)
+    lora.attach(net, LoRAConfig(rank=1, targets=["first"]), rng=rng)
+    assert list(adapters(net)) == ["first"]
+    assert np.array_equal(net(x).data, base)
+
+
+def test_detach_keeps_the_mode(rng):
+    for mode in (True, False):
+        net, _, _ = attached(rng)
+        net.train(mode)
+        lora.detach(net)
+        assert {m.training for m in net.modules()} == {mode}
+
+
+def test_there_must_be_something_to_detach(rng):
+    net, _, _ = attached(rng)
+    lora.detach(net)
+    with pytest.raises(ValueError, match="nothing to detach"):
+        lora.detach(net)
+    net, _, _ = attached(rng)
+    lora.fold(net)
+    with pytest.raises(ValueError, match="nothing to detach"):
+        lora.detach(net)
+
+
+def test_astype_survives_detach(rng):
+    net = MLP([3, 4, 1])
+    lora.attach(net, LoRAConfig(rank=1, targets=["layers.0"]))
+    lora.detach(net.astype(np.float64))
+    assert {p.dtype for p in net.parameters()} == {np.dtype(np.float64)}
+
+
+@st.composite
+def trees(draw):
+    """Linear layers in containers of all kinds, with some of them in two places."""
+    layers = [Linear(2, 2) for _ in range(draw(st.integers(1, 4)))]
+    leaf = st.sampled_from(layers)
+    nested = st.recursive(
+        leaf,
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=1, max_size=3),
+            st.lists(inner, min_size=1, max_size=3).map(tuple),
+            st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=3),
+            st.tuples(inner, inner).map(lambda pair: Pair(*pair)),
+            inner.map(lambda value: Sequential(value)),
+        ),
+        max_leaves=6,
+    )
+    net = Module()
+    net.tree = draw(nested)
+    names = [name for name, m in net.named_modules() if isinstance(m, Linear)]
+    return net, draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+
+
+@hypothesis.given(trees())
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_any_nesting_can_be_attached_to_and_comes_back(tree):
+    net, targets = tree
+    before = snapshot(net)
+    was = {name: id(m) for name, m in net.named_modules()}
+    report = lora.attach(net, LoRAConfig(rank=1, targets=targets))
+    assert set(targets) <= set(report.names)
+    assert list(adapters(net)) == report.names
+    for name, module in net.named_modules():
+        assert isinstance(module, LoRALayer) == (name in report.names)
+        assert (id(module) == was[name]) == (name not in report.names)
+    lora.detach(net)
+    assert snapshot(net) == before
+
+
+# ----------------------------------------------------------------------------------------------
+# Merging and folding
+# ----------------------------------------------------------------------------------------------
+
+
+def test_merged_and_unmerged_models_agree(rng):
+    net, x, base = attached(rng)
+    unmerged, before = net(x).data, values(net)
+    assert abs(unmerged - base).max() > 0.1
+    assert lora.merge(net) == LINEARS
+    assert all(layer.merged for layer in adapters(net).values())
+    with minigrad.no_grad():
+        np.testing.assert_allclose(net(x).data, unmerged, rtol=1e-12, atol=1e-12)
+    assert lora.unmerge(net) == LINEARS
+    assert not any(layer.merged for layer in adapters(net).values())
+    assert np.array_equal(net(x).data, unmerged)
+    assert values(net) == before
+
+
+def test_a_merged_model_refuses_to_train(rng):
+    net, x, _ = attached(rng)
+    lora.merge(net)
+    with pytest.raises(RuntimeError, match=r"unmerge\(\)"):
+        net(x)
+
+
+def test_fold_leaves_plain_layers_with_the_merged_output(rng):
+    net, x, _ = attached(rng)
+    names = [name for name, _ in Net(rng).named_parameters()]
+    unmerged = net(x).data
+    assert lora.fold(net) is net
+    assert not adapters(net)
+    assert {type(net.first), type(net.pair.second), type(net.heads["eq"])} == {Linear}
+    assert net.first is net.shared
+    np.testing.assert_allclose(net(x).data, unmerged, rtol=1e-12, atol=1e-12)
+    assert [name for name, _ in net.named_parameters()] == names
+    assert set(vars(net)) == set(vars(Net(rng).eval()))
+
+
+def test_folding_what_is_merged_gives_the_same_bits(rng):
+    one, x, _ = attached(rng)
+    two = copy.deepcopy(one)
+    lora.merge(two)
+    with minigrad.no_grad():
+        merged = two(x).data
+    assert np.array_equal(lora.fold(one)(x).data, merged)
+    assert np.array_equal(lora.fold(two)(x).data, merged)
+
+
+def test_fold_restores_the_flags_and_the_mode(rng):
+    net = Net(rng)
+    net.blocks[1].freeze()
+    net.first.bias.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in net.named_parameters()}
+    lora.attach(net, LoRAConfig(rank=2), rng=rng)
+    net.eval()
+    lora.fold(net)
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == flags
+    assert not any(m.training for m in net.modules())
+
+
+def test_fold_lets_the_base_weights_go(rng):
+    net = MLP([3, 4, 1])
+    weights = [weakref.ref(layer.weight) for layer in net.layers]
+    arrays = [weakref.ref(layer.weight.data) for layer in net.layers]
+    lora.attach(net, LoRAConfig(rank=1))
+    lora.merge(net)
+    assert all(r() is not None for r in weights)
+    lora.fold(net)
+    assert all(r() is None for r in weights + arrays)
+
+
+def test_a_folded_model_trains_and_can_be_attached_to_again(rng):
+    net, x, _ = attached(rng)
+    lora.fold(net)
+    net(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert len(lora.attach(net, LoRAConfig(rank=1)).matches) == 9
+
+
+def test_a_single_adapter_can_be_merged_disabled_and_folded(rng):
+    linear = Linear(3, 4, dtype=np.float64, rng=rng)
+    layer, x = LoRALayer.from_linear(linear, 2, 4.0, rng=rng), draw(rng)
+    layer.lora_b = np.ones((4, 2))
+    out = layer(x).data
+    with lora.disabled(layer):
+        assert np.array_equal(layer(x).data, linear(x).data)
+    assert lora.merge(layer) == [""]
+    folded = lora.fold(layer)
+    assert type(folded) is Linear
+    np.testing.assert_allclose(folded(x).data, out, rtol=1e-12, atol=1e-12)
+    assert layer.merged
+
+
+@pytest.mark.parametrize(
+    "use", [lora.merge, lora.unmerge, lora.fold, lambda net: lora.disabled(net).__enter__()]
+)
+def test_without_adapters_there_is_nothing_to_do_that_with(rng, use):
+    with pytest.raises(ValueError, match=r"no adapters; lora\.attach"):
+        use(Net(rng))
+
+
+# ----------------------------------------------------------------------------------------------
+# Switching off
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_disabled_gives_the_output_of_the_base_to_the_bit(rng, merged):
+    net, x, base = attached(rng)
+    adapted = net(x).data
+    if merged:
+        lora.merge(net)
+    with minigrad.no_grad():
+        before = net(x).data
+        with lora.disabled(net) as inside:
+            assert inside is net
+            assert np.array_equal(net(x).data, base)
+        assert np.array_equal(net(x).data, before)
+    lora.unmerge(net)
+    assert np.array_equal(net(x).data, adapted)
+
+
+def test_disabled_drops_nothing_even_in_training(rng):
+    net, x = MLP([3, 4, 1], dtype=np.float64, rng=rng), draw(rng)
+    base = net(x).data
+    lora.attach(net, LoRAConfig(rank=1, dropout=0.5), rng=rng)
+    with lora.disabled(net):
+        assert np.array_equal(net(x).data, base)
+
+
+def test_adapters_are_switched_on_again_after_an_error(rng):
+    net, x, _ = attached(rng)
+    adapted = net(x).data
+    with pytest.raises(ZeroDivisionError), lora.disabled(net):
+        raise ZeroDivisionError
+    assert np.array_equal(net(x).data, adapted)
+
+
+def test_disabled_blocks_can_be_nested(rng):
+    net, x, base = attached(rng)
+    with lora.disabled(net):
+        with lora.disabled(net):
+            pass
+        assert np.array_equal(net(x).data, base)
+    assert not np.array_equal(net(x).data, base)
+
+
+def test_an_adapter_that_was_off_stays_off(rng):
+    net, x, _ = attached(rng)
+    net.first.enabled = False
+    before = net(x).data
+    with lora.disabled(net):
+        pass
+    assert not net.first.enabled
+    assert np.array_equal(net(x).data, before)
+
+
+def test_nothing_trains_while_disabled(rng):
+    net, x, _ = attached(rng)
+    with lora.disabled(net):
+        assert not net(x).requires_grad
+
+
+# ----------------------------------------------------------------------------------------------
+# Training
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", LoRAScaling)
+def test_training_changes_a_and_b_only_and_lowers_the_loss(rng, scaling):
+    net, x, base = attached(rng, b=False, scaling=scaling)
+    target = base + rng.standard_normal(base.shape)
+    before = values(net)
+    optimizer = Adam(net.trainable_parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = minigrad.mse(net(x), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+    changed = {name for name, value in values(net).items() if value != before[name]}
+    assert changed == {f"{layer}.lora_{letter}" for layer in LINEARS for letter in "ab"}
+    grads = {name for name, p in net.named_parameters() if p.grad is not None}
+    assert grads == changed
+    with lora.disabled(net):
+        assert np.array_equal(net(x).data, base)
+
+
+def test_a_frozen_parameter_of_an_attached_model_cannot_be_handed_to_an_optimiser(rng):
+    net, _, _ = attached(rng)
+    with pytest.raises(ValueError, match="frozen"):
+        Adam(net.parameters())
+
+
+def adapting(seed, **options):
+    """A trainer of adapters that drop, all of whose randomness comes from `seed`."""
+    net = MLP([3, 8, 1], rng=np.random.default_rng(0))
+    rng = np.random.default_rng(seed)
+    lora.attach(net, LoRAConfig(rank=1, dropout=0.3), rng=rng)
+    optimizer = Adam(net.trainable_parameters(), lr=0.05)
+    return Trainer(net, optimizer, minigrad.mse, progress=False, rng=rng, **options)
+
+
+def test_a_run_with_adapters_resumes_to_the_bit(rng, tmp_path):
+    x = rng.standard_normal((40, 3))
+    data = x, x[:, :1] * x[:, 1:2]
+    whole = adapting(1)
+    whole.fit(data, epochs=4)
+    adapting(1, checkpoint=tmp_path / "run").fit(data, epochs=2)
+    second = adapting(2)
+    second.load(tmp_path / "run")
+    second.fit(data, epochs=2)
+    assert values(second.model) == values(whole.model)
+    assert second.history["loss"] == whole.history["loss"]
+    assert whole.history["loss"][-1] < whole.history["loss"][0]
+
+
+# ----------------------------------------------------------------------------------------------
+# States and copies
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_state_has_base_and_adapters_and_can_be_loaded(rng):
+    net, x, _ = attached(rng)
+    other, _, _ = attached(rng)
+    state = net.state_dict()
+    assert {"first.base_weight", "first.bias", "first.lora_a", "first.lora_b"} <= set(state)
+    other.load_state_dict(state)
+    assert np.array_equal(other(x).data, net(x).data)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_deep_copy_is_equal_and_independent(rng, merged):
+    net, x, base = attached(rng)
+    if merged:
+        lora.merge(net)
+    twin = copy.deepcopy(net)
+    before = values(net)
+    with minigrad.no_grad():
+        adapted = net(x).data
+        assert np.array_equal(twin(x).data, adapted)
+    assert twin.first is twin.shared
+    assert twin.blocks[0].q is twin.heads["deep"][0]
+    lora.unmerge(twin)
+    train(twin, rng)
+    lora.detach(twin)
+    assert np.array_equal(twin(x).data, base)
+    with minigrad.no_grad():
+        assert np.array_equal(net(x).data, adapted)
+    assert values(net) == before
+    lora.detach(net)
+    assert np.array_equal(net(x).data, base)
+
+
+def test_detach_of_a_deep_copy_gives_back_what_it_used(rng):
+    net, x, _ = attached(rng)
+    twin = copy.deepcopy(net)
+    twin.load_state_dict({name: value + 1 for name, value in twin.state_dict().items()})
+    with lora.disabled(twin):
+        expected = twin(x).data
+    assert np.array_equal(lora.detach(twin)(x).data, expected)
+
+
+def test_loading_a_base_into_an_attached_model_survives_detach(rng):
+    net, x, _ = attached(rng)
+    net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()})
+    with lora.disabled(net):
+        expected = net(x).data
+    assert np.array_equal(lora.detach(net)(x).data, expected)

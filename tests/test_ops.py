@@ -1,0 +1,322 @@
+"""The sweep over the table of ops: see cases.py."""
+
+import contextlib
+import inspect
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad
+from minigrad import OPS, Observer, Tensor, functional, gradcheck, observe
+from tests.cases import CASES, distinct
+
+DIFFERENTIABLE = [case for case in CASES if case.order]
+SMOOTH = [case for case in DIFFERENTIABLE if case.derivative is None]
+FUSED = [case for case in SMOOTH if case.name in OPS and OPS[case.name].composition]
+
+
+def each(cases):
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def expected_warnings(request):
+    """Warnings are errors, but for the rows that say why numpy warns."""
+    case = request.node.callspec.params.get("case") if hasattr(request.node, "callspec") else None
+    with np.errstate(all="ignore") if case and case.quiet else contextlib.nullcontext():
+        yield
+
+
+def tensors(arrays):
+    return [Tensor(x.copy(), requires_grad=x.dtype.kind == "f") for x in arrays]
+
+
+def leaves(operands):
+    return [x for x in operands if x.requires_grad]
+
+
+def value_and_gradients(case, operands, create_graph=False):
+    """The result of a case, a cotangent, and the gradients of the float operands."""
+    out = case(*operands)
+    cotangent = np.random.default_rng(1).standard_normal(out.shape).astype(out.dtype)
+    gradients = minigrad.grad(out, leaves(operands), cotangent, create_graph=create_graph)
+    return out, cotangent, gradients
+
+
+# The table is complete
+
+
+def public_functions(module):
+    return {
+        name
+        for name, value in inspect.getmembers(module, inspect.isfunction)
+        if value.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def test_the_table_covers_exactly_the_ops_and_the_compositions():
+    assert {case.name for case in CASES} ^ (set(OPS) | public_functions(functional)) == set()
+
+
+def test_every_row_has_a_name_of_its_own():
+    names = [str(case) for case in CASES]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
+def test_every_op_and_composition_is_a_function_of_minigrad_itself():
+    names = set(OPS) | public_functions(functional)
+    assert {name for name in names if not callable(getattr(minigrad, name, None))} == set()
+    assert {name for name in OPS if getattr(minigrad, name) is not OPS[name]} == set()
+
+
+def test_every_rule_of_every_op_runs_in_the_sweep():
+    class Rules(Observer):
+        def __init__(self):
+            self.seen = set()
+
+        def on_rule(self, node, place, gradient, result):
+            self.seen |= {(node.op.name, edge[1]) for edge in node.edges if edge[0] is place}
+
+    with observe(Rules()) as rules, np.errstate(all="ignore"):  # rows with infinite slopes
+        for case in DIFFERENTIABLE:
+            value_and_gradients(case, tensors(case.operands()))
+    missing = {
+        (name, position) for name, op in OPS.items() for position, _ in op.rules
+    } - rules.seen
+    assert missing == set()
+
+
+# Values
+
+
+@each(CASES)
+def test_value_is_the_reference(case):
+    arrays = case.operands()
+    out = case(*tensors(arrays))
+    expected = np.asarray(case.expected(*arrays))
+    assert isinstance(out, Tensor)
+    assert out.shape == expected.shape
+    assert out.dtype == expected.dtype
+    assert_allclose(out.data, expected, rtol=1e-12, atol=1e-14)
+
+
+@each(CASES)
+def test_float32_value_is_float32_and_near_the_reference(case):
+    arrays = case.operands(np.float32)
+    out = case(*tensors(arrays))
+    wide = [x.astype(np.float64) if x.dtype.kind == "f" else x for x in arrays]
+    expected = np.asarray(case.expected(*wide))
+    dtype = case.options.get("dtype", np.float32 if expected.dtype.kind == "f" else expected.dtype)
+    assert out.dtype == dtype
+    assert_allclose(out.data, expected, rtol=1e-5, atol=1e-6)  # float32 rounds to 6e-8
+
+
+@each([case for case in CASES if case.note not in ("frozen tensor", "index is a tensor")])
+def test_plain_arrays_give_a_plain_array_of_the_same_value(case):
+    arrays = case.operands()
+    out = case(*arrays)
+    assert isinstance(out, (np.ndarray, np.generic))
+    assert out.dtype == case(*tensors(arrays)).dtype
+    assert_allclose(out, case(*tensors(arrays)).data, rtol=1e-14)
+
+
+@each(CASES)
+def test_operands_are_not_written_to(case):
+    arrays = case.operands()
+    operands = tensors(arrays)
+    out = case(*operands)
+    if case.order:
+        minigrad.grad(out, leaves(operands), np.ones_like(out.data))
+    for before, operand in zip(arrays, operands, strict=True):
+        assert_array_equal(operand.data, before)
+
+
+# Derivatives
+
+
+@each(DIFFERENTIABLE)
+def test_derivatives_of_first_and_second_order_are_right(case):
+    arrays = case.operands()
+    if case.derivative is None:
+        gradcheck(case, arrays, order=case.order, raise_on_failure=True)
+        return
+    _, cotangent, gradients = value_and_gradients(case, tensors(arrays))
+    expected = case.derivative(cotangent.astype(np.float64), *arrays)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    assert len(gradients) == len(expected)
+    for found, right in zip(gradients, expected, strict=True):
+        assert_allclose(found.data, right, rtol=1e-6, atol=1e-12)
+
+
+@each(DIFFERENTIABLE)
+def test_gradients_have_the_shape_and_dtype_of_their_operand(case):
+    for dtype in (np.float32, np.float64):
+        operands = tensors(case.operands(dtype))
+        _, _, gradients = value_and_gradients(case, operands)
+        for operand, gradient in zip(leaves(operands), gradients, strict=True):
+            assert gradient.shape == operand.shape
+            assert gradient.dtype == operand.dtype == dtype
+
+
+@each(DIFFERENTIABLE)
+def test_float32_gradient_is_near_the_float64_one(case):
+    arrays = case.operands(np.float32)
+    _, cotangent, narrow = value_and_gradients(case, tensors(arrays))
+    wide = tensors([x.astype(np.float64) if x.dtype.kind == "f" else x for x in arrays])
+    exact = minigrad.grad(case(*wide), leaves(wide), cotangent.astype(np.float64))
+    for found, right in zip(narrow, exact, strict=True):
+        assert_allclose(found.data, right.data, rtol=1e-4, atol=1e-5)  # float32 rounds to 6e-8
+
+
+@each(DIFFERENTIABLE)
+def test_gradient_of_one_operand_alone_is_the_same(case):
+    arrays = case.operands()
+    together = tensors(arrays)
+    _, cotangent, gradients = value_and_gradients(case, together)
+    positions = [i for i, x in enumerate(together) if x.requires_grad]
+    for position, right in zip(positions, gradients, strict=True):
+        alone = [Tensor(x, requires_grad=i == position) for i, x in enumerate(arrays)]
+        found = minigrad.grad(case(*alone), alone[position], cotangent)
+        assert_array_equal(found.data, right.data)
+
+
+@each(SMOOTH)
+def test_differentiable_gradients_have_the_same_values(case):
+    arrays = case.operands()
+    _, _, plain = value_and_gradients(case, tensors(arrays))
+    _, _, recorded = value_and_gradients(case, tensors(arrays), create_graph=True)
+    for found, right in zip(recorded, plain, strict=True):
+        assert_allclose(found.data, right.data, rtol=1e-12, atol=1e-14)
+
+
+# Fused ops are their compositions
+
+
+@each(FUSED)
+def test_fused_op_is_its_composition_to_second_order(case):
+    def derivatives(function):
+        operands = tensors(case.operands())
+        out = function(*operands, **case.options)
+        rng = np.random.default_rng(1)
+        first = minigrad.grad(out, operands, rng.standard_normal(out.shape), create_graph=True)
+        mixed = [(g * rng.standard_normal(g.shape)).sum() for g in first]
+        second = minigrad.grad(mixed, operands, allow_unused=True)
+        return [x.data for x in (out, *first, *second)]
+
+    op = OPS[case.name]
+    for found, right in zip(derivatives(op), derivatives(op.composition), strict=True):
+        assert_allclose(found, right, rtol=1e-9, atol=1e-12)
+
+
+# Broadcasting
+
+
+def alternating(x, y):
+    """A mask of the shape that x and y broadcast to."""
+    return np.indices(np.broadcast_shapes(x.shape, y.shape)).sum(0) % 2 == 0
+
+
+TWO_OPERANDS = {
+    name: (getattr(minigrad, name), getattr(np, name))
+    for name in ("add", "subtract", "multiply", "divide", "power", "maximum")
+} | {
+    "where": (
+        lambda x, y: minigrad.where(alternating(x, y), x, y),
+        lambda x, y: np.where(alternating(x, y), x, y),
+    )
+}
+PAIRS = [
+    ((3, 4), (3, 4)),
+    ((3, 4), (4,)),
+    ((), (3, 4)),
+    ((3, 4), (3, 1)),
+    ((3, 1), (1, 4)),
+    ((1, 1), (4,)),
+    ((1,), ()),
+    ((2, 3, 4), (3, 4)),
+]
+
+
+@pytest.mark.parametrize(("x_shape", "y_shape"), PAIRS, ids=str)
+@pytest.mark.parametrize("name", TWO_OPERANDS)
+def test_broadcast_operands_have_the_right_values_and_gradients(name, x_shape, y_shape, rng):
+    function, reference = TWO_OPERANDS[name]
+    x, y = (v + 2.5 for v in distinct(x_shape, y_shape)(rng))  # between 0.5 and 4.5
+    out = function(Tensor(x), Tensor(y))
+    assert out.shape == np.broadcast_shapes(x_shape, y_shape)
+    assert_allclose(out.data, reference(x, y), rtol=1e-14)
+    gradcheck(function, [x, y], order=2, raise_on_failure=True)
+
+
+# Layouts of memory
+
+
+def transposed(x):
+    return np.array(x.T, order="C").T
+
+
+def reversed_memory(x):
+    return np.array(np.flip(x))[(..., *[slice(None, None, -1)] * x.ndim)]
+
+
+def spread(x):
+    """Every other element of a larger array."""
+    wide = np.full([2 * size for size in x.shape], np.nan)
+    view = wide[(..., *[slice(None, None, 2)] * x.ndim)]
+    view[...] = x
+    return view
+
+
+LAYOUTS = [transposed, reversed_memory, spread]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_are_what_they_are_for(layout):
+    x = np.arange(6.0).reshape(2, 3)
+    assert_array_equal(layout(x), x)
+    assert not layout(x).flags.c_contiguous
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each(CASES)
+def test_layout_of_memory_does_not_matter(case, layout):
+    arrays = case.operands()
+    arranged = [layout(x.astype(np.float64)) if x.dtype.kind == "f" else x for x in arrays]
+    strided = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in arranged]
+    assert all(
+        np.shares_memory(t.data, x) for t, x in zip(strided, arranged, strict=True) if x.size
+    )
+    plain = tensors(arrays)
+    out, right = case(*strided), case(*plain)
+    assert_allclose(out.data, right.data, rtol=1e-13, atol=1e-15)
+    if case.order:
+        cotangent = np.random.default_rng(1).standard_normal(out.shape)
+        found = minigrad.grad(out, leaves(strided), layout(cotangent))
+        exact = minigrad.grad(right, leaves(plain), cotangent)
+        for one, other in zip(found, exact, strict=True):
+            assert_allclose(one.data, other.data, rtol=1e-12, atol=1e-14)
+
+
+@each(SMOOTH)
+def test_operand_and_cotangent_repeated_by_strides_of_zero(case):
+    arrays = [
+        np.broadcast_to(x[:1], x.shape) if x.dtype.kind == "f" and x.ndim and x.size else x
+        for x in case.operands()
+    ]
+    # as_strided, for Tensor takes a copy of what broadcast_to gives, which cannot be written
+    repeated = [
+        np.lib.stride_tricks.as_strided(np.array(x[:1]), x.shape, x.strides)
+        if 0 in x.strides
+        else x
+        for x in arrays
+    ]
+    strided = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in repeated]
+    plain = tensors([np.array(x) for x in arrays])
+    out, right = case(*strided), case(*plain)
+    assert_allclose(out.data, right.data, rtol=1e-13, atol=1e-15)
+    cotangent = np.broadcast_to(1.5, out.shape)
+    found = minigrad.grad(out, leaves(strided), cotangent)
+    exact = minigrad.grad(right, leaves(plain), np.array(cotangent))
+    for one, other in zip(found, exact, strict=True):
+        assert_allclose(one.data, other.data, rtol=1e-12, atol=1e-14)

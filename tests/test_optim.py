@@ -1,0 +1,676 @@
+"""Optimisers: PyTorch's numbers, one step worked by hand, states, and what they refuse."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import minigrad
+from minigrad.kernels import optim as kernels
+from minigrad.nn import MLP, Parameter
+from minigrad.optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm, grad_norm
+
+FIXTURE = Path(__file__).parent / "fixtures" / "optim.safetensors"
+with safe_open(FIXTURE, framework="numpy") as file:
+    REFERENCE = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+    CASES = json.loads(file.metadata()["cases"])
+    SNAPSHOTS = json.loads(file.metadata()["snapshots"])
+
+OPTIMIZERS = {
+    "sgd": lambda p: SGD(p, lr=0.1),
+    "momentum": lambda p: SGD(p, lr=0.1, momentum=0.9, dampening=0.2, weight_decay=0.1),
+    "nesterov": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: Adam(p, lr=0.1, weight_decay=0.1),
+    "adamw": lambda p: AdamW(p, lr=0.1),
+}
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=OPTIMIZERS, ids=str)
+def make(request):
+    return OPTIMIZERS[request.param]
+
+
+def parameter(values, gradient=None, dtype=np.float64):
+    p = Parameter(np.asarray(values, dtype))
+    if gradient is not None:
+        p.grad = minigrad.tensor(np.asarray(gradient, dtype))
+    return p
+
+
+def give_gradients(parameters, rng):
+    for p in parameters:
+        p.grad = minigrad.tensor(rng.standard_normal(p.shape).astype(p.dtype))
+
+
+# ----------------------------------------------------------------------------------------------
+# PyTorch's numbers
+# ----------------------------------------------------------------------------------------------
+
+
+def trajectory(optimizer_name, options, dtype):
+    """What make_optim.run does, with our optimisers."""
+    tensors = {key: minigrad.tensor(REFERENCE[key].astype(dtype)) for key in ("x", "y")}
+    x, y = tensors.values()
+    names = ("w", "b", "v", "scale", "late")
+    parameters = [parameter(REFERENCE[name], dtype=dtype) for name in names]
+    w, b, v, scale, late = parameters
+    optimizer = {"SGD": SGD, "Adam": Adam, "AdamW": AdamW}[optimizer_name](parameters, **options)
+    rows = []
+    for step in range(1, SNAPSHOTS[-1] + 1):
+        optimizer.zero_grad()
+        hidden = minigrad.tanh(x @ w.T + b)
+        out = scale * (hidden @ v.reshape(4, 1)).reshape(7)
+        loss = ((out - y) ** 2).mean()
+        if step % 3 == 0:
+            loss = loss + ((late - 0.5) ** 4).sum()
+        loss.backward()
+        optimizer.step()
+        if step in SNAPSHOTS:
+            rows.append(np.concatenate([p.data.ravel() for p in parameters]))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_hundred_steps_are_those_of_pytorch(case, dtype):
+    rows = trajectory(*CASES[case], dtype)
+    assert rows.dtype == dtype
+    tolerance = 1e-6 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(rows, REFERENCE[f"{case}; {dtype}"], rtol=0, atol=tolerance)
+
+
+def test_no_two_cases_of_the_fixture_are_alike():
+    rows = [REFERENCE[f"{case}; float64"][-1] for case in CASES]
+    for i, row in enumerate(rows):
+        for other in rows[:i]:
+            assert abs(row - other).max() > 1e-4
+
+
+# ----------------------------------------------------------------------------------------------
+# Steps worked by hand
+# ----------------------------------------------------------------------------------------------
+
+
+def two_steps(optimizer, p, gradient):
+    values = []
+    for _ in range(2):
+        p.grad = minigrad.tensor(np.array(gradient))
+        optimizer.step()
+        values.append(p.data.copy())
+    return values
+
+
+def test_sgd_by_hand():
+    p = parameter([1.0, -2.0])
+    first, second = two_steps(SGD([p], lr=0.1), p, [0.5, -1.0])
+    np.testing.assert_allclose(first, [0.95, -1.9], rtol=1e-15)
+    np.testing.assert_allclose(second, [0.9, -1.8], rtol=1e-15)
+
+
+def test_momentum_by_hand():
+    p = parameter([1.0])
+    first, second = two_steps(SGD([p], lr=0.1, momentum=0.9), p, [0.5])
+    np.testing.assert_allclose(first, [1 - 0.1 * 0.5], rtol=1e-15)
+    np.testing.assert_allclose(second, [0.95 - 0.1 * (0.9 * 0.5 + 0.5)], rtol=1e-15)
+
+
+def test_dampening_spares_the_first_step():
+    p = parameter([1.0])
+    first, second = two_steps(SGD([p], lr=0.1, momentum=0.9, dampening=0.5), p, [0.5])
+    np.testing.assert_allclose(first, [1 - 0.1 * 0.5], rtol=1e-15)
+    np.testing.assert_allclose(second, [0.95 - 0.1 * (0.9 * 0.5 + 0.5 * 0.5)], rtol=1e-15)
+
+
+def test_nesterov_by_hand():
+    p = parameter([1.0])
+    first, second = two_steps(SGD([p], lr=0.1, momentum=0.9, nesterov=True), p, [0.5])
+    np.testing.assert_allclose(first, [1 - 0.1 * (0.5 + 0.9 * 0.5)], rtol=1e-15)
+    np.testing.assert_allclose(second, first - 0.1 * (0.5 + 0.9 * 0.95), rtol=1e-15)
+
+
+def test_l2_penalty_by_hand():
+    p = parameter([2.0])
+    first, _ = two_steps(SGD([p], lr=0.1, weight_decay=0.25), p, [0.5])
+    np.testing.assert_allclose(first, [2 - 0.1 * (0.5 + 0.25 * 2)], rtol=1e-15)
+
+
+def test_first_step_of_adam_is_lr_in_the_direction_of_the_sign():
+    p = parameter([1.0, 1.0, 1.0])
+    first, _ = two_steps(Adam([p], lr=0.1, eps=0.0), p, [1e-3, -5.0, 1e4])
+    np.testing.assert_allclose(first, [0.9, 1.1, 0.9], rtol=1e-14)
+
+
+def test_eps_of_adam_is_added_to_the_corrected_root():
+    p = parameter([1.0])
+    first, _ = two_steps(Adam([p], lr=0.1, eps=1.0), p, [3.0])
+    np.testing.assert_allclose(first, [1 - 0.1 * 3 / (3 + 1)], rtol=1e-14)
+
+
+def test_adamw_decays_the_weight_and_not_the_gradient():
+    p = parameter([2.0])
+    first, _ = two_steps(AdamW([p], lr=0.1, weight_decay=0.5, eps=0.0), p, [3.0])
+    np.testing.assert_allclose(first, [2 * (1 - 0.1 * 0.5) - 0.1], rtol=1e-14)
+
+
+def test_l2_penalty_of_adam_goes_through_the_moments():
+    p = parameter([2.0])
+    first, _ = two_steps(Adam([p], lr=0.1, weight_decay=0.5, eps=1.0), p, [3.0])
+    np.testing.assert_allclose(first, [2 - 0.1 * 4 / (4 + 1)], rtol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy says so, and goes on
+def test_eps_zero_divides_as_numpy_does():
+    p = parameter([1.0, 1.0], [0.0, 1.0])
+    Adam([p], lr=0.1, eps=0.0).step()
+    np.testing.assert_array_equal(p.data, [np.nan, 0.9])
+
+
+def test_defaults_are_those_of_pytorch():
+    p = parameter([1.0])
+    options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+    sgd = {"lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
+    assert SGD([p]).param_groups == [{"params": [p], **sgd}]
+    assert Adam([p]).param_groups == [{"params": [p], **options, "weight_decay": 0}]
+    assert AdamW([p]).param_groups == [{"params": [p], **options, "weight_decay": 1e-2}]
+
+
+# ----------------------------------------------------------------------------------------------
+# Kernels and memory
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_compiled_sgd_is_its_twin(rng, monkeypatch, dtype, size, momentum, nesterov):
+    x, g, velocity = rng.standard_normal((3, size)).astype(dtype)
+    expected = x.copy(), velocity.copy()
+    options = (0.1, momentum, 0.7, 0.3)
+    kernels.sgd(x, g, velocity, *options, nesterov)
+    monkeypatch.setattr(kernels, "JIT_ENABLED", False)
+    kernels.sgd(expected[0], g, expected[1], *options, nesterov)
+    tolerance = 4 * np.finfo(dtype).eps  # a product may be fused with an addition
+    np.testing.assert_allclose(x, expected[0], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(velocity, expected[1], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_compiled_adam_is_its_twin(rng, monkeypatch, dtype, size, decoupled):
+    x, g, m, v = rng.standard_normal((4, size)).astype(dtype)
+    v = v * v
+    expected = x.copy(), m.copy(), v.copy()
+    options = (3, 0.1, 0.9, 0.99, 1e-8, 0.3, decoupled)
+    kernels.adam(x, g, m, v, *options)
+    monkeypatch.setattr(kernels, "JIT_ENABLED", False)
+    kernels.adam(expected[0], g, *expected[1:], *options)
+    for value, twin in zip((x, m, v), expected, strict=True):
+        tolerance = 8 * np.finfo(dtype).eps  # a product may be fused with an addition
+        np.testing.assert_allclose(value, twin, rtol=tolerance, atol=tolerance)
+
+
+def test_memory_that_is_not_contiguous_is_stepped_in_place(rng, make):
+    base = rng.standard_normal((6, 8))
+    strided = minigrad.Tensor(base[::2, ::2], requires_grad=True)  # shares the memory
+    plain = parameter(base[::2, ::2])
+    turned = Parameter(np.asfortranarray(plain.data))
+    untouched = base[1::2].copy()
+    assert not strided.data.flags.c_contiguous
+    assert not turned.data.flags.c_contiguous
+    optimizer = make([strided, plain, turned])
+    for _ in range(3):
+        give_gradients([plain], rng)
+        strided.grad = turned.grad = plain.grad
+        optimizer.step()
+    np.testing.assert_allclose(strided.data, plain.data, rtol=1e-13)
+    np.testing.assert_allclose(turned.data, plain.data, rtol=1e-13)
+    assert np.array_equal(base[::2, ::2], strided.data)
+    assert np.array_equal(base[1::2], untouched)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3, 4)])
+def test_parameters_of_any_shape_can_be_stepped(rng, make, shape):
+    p = parameter(rng.standard_normal(shape), rng.standard_normal(shape))
+    before, data = p.data.copy(), p.data
+    make([p]).step()
+    assert p.data is data
+    assert p.shape == shape
+    assert (p.data != before).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_parameters_and_states_keep_their_dtype(rng, make, dtype):
+    p = parameter(rng.standard_normal(3), rng.standard_normal(3), dtype)
+    optimizer = make([p])
+    optimizer.step()
+    assert p.dtype == dtype
+    arrays = [v for v in optimizer.state_dict()["state"][0].values() if isinstance(v, np.ndarray)]
+    assert all(a.dtype == dtype for a in arrays)
+
+
+def test_the_gradient_is_not_changed_by_a_step(rng, make):
+    p = parameter(rng.standard_normal(3), rng.standard_normal(3))
+    before = p.grad.data.copy()
+    make([p]).step()
+    assert np.array_equal(p.grad.data, before)
+
+
+def test_a_step_is_seen_by_a_graph_that_saved_the_parameter(make):
+    p = parameter([1.0, 2.0], [1.0, 1.0])
+    square = (p * p).sum()
+    make([p]).step()
+    with pytest.raises(RuntimeError, match=r"written|changed"):
+        square.backward()
+
+
+def test_a_skipped_parameter_is_not_marked_as_written(make):
+    stepped, skipped = parameter([1.0], [1.0]), parameter([1.0, 2.0])
+    square = (skipped * skipped).sum()
+    make([stepped, skipped]).step()
+    square.backward()
+    assert skipped.grad.tolist() == [2.0, 4.0]
+
+
+# ----------------------------------------------------------------------------------------------
+# What is stepped
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_parameter_without_a_gradient_is_skipped_and_gets_no_state(make):
+    idle, busy = parameter([1.0]), parameter([1.0], [1.0])
+    optimizer = make([idle, busy])
+    optimizer.step()
+    assert idle.data == 1.0
+    assert busy.data != 1.0
+    assert 0 not in optimizer.state_dict()["state"]
+
+
+def test_steps_without_a_gradient_do_not_count():
+    p = parameter([1.0])
+    optimizer = Adam([p])
+    for gradient in (None, [1.0], None, [1.0]):
+        p.grad = None if gradient is None else minigrad.tensor(np.array(gradient))
+        optimizer.step()
+    assert optimizer.state_dict()["state"][0]["step"] == 2
+
+
+def test_a_parameter_frozen_later_is_skipped(make):
+    p = parameter([1.0], [1.0])
+    optimizer = make([p])
+    p.requires_grad_(False)
+    optimizer.step()
+    assert p.data == 1.0
+
+
+def test_a_gradient_of_zeros_is_a_gradient():
+    p = parameter([1.0], [0.0])
+    SGD([p], lr=0.1, weight_decay=0.5).step()
+    assert p.data == 1 - 0.1 * 0.5
+
+
+def test_zero_grad_forgets_all_gradients(make):
+    p, q = parameter([1.0], [1.0]), parameter([2.0], [2.0])
+    optimizer = make([{"params": [p]}, {"params": [q]}])
+    optimizer.zero_grad()
+    assert p.grad is None
+    assert q.grad is None
+
+
+def test_any_iterable_of_tensors_will_do(make):
+    model = MLP([2, 3, 1])
+    count = len(make(model.parameters()).param_groups[0]["params"])
+    assert count == 4
+    assert len(make(iter([minigrad.ones((2,), requires_grad=True)])).param_groups) == 1
+
+
+# ----------------------------------------------------------------------------------------------
+# Groups
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [SGD, Adam, AdamW])
+def test_groups_step_as_optimisers_of_their_own(rng, cls):
+    p, q = parameter(rng.standard_normal(3)), parameter(rng.standard_normal(4))
+    p2, q2 = copy.deepcopy((p, q))
+    one = cls([{"params": [p], "lr": 0.5}, {"params": q, "weight_decay": 0.3}], lr=0.1)
+    two = [cls([p2], lr=0.5), cls([q2], lr=0.1, weight_decay=0.3)]
+    for _ in range(3):
+        give_gradients([p, q], rng)
+        p2.grad, q2.grad = p.grad, q.grad
+        for optimizer in (one, *two):
+            optimizer.step()
+    assert np.array_equal(p.data, p2.data)
+    assert np.array_equal(q.data, q2.data)
+
+
+def test_options_may_change_between_steps():
+    p = parameter([1.0], [1.0])
+    optimizer = SGD([p], lr=0.1)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.step()
+    np.testing.assert_allclose(p.data, [1 - 0.1 - 0.5], rtol=1e-15)
+
+
+def test_the_groups_that_were_handed_in_stay_as_they_are():
+    p = parameter([1.0])
+    group = {"params": [p], "lr": 0.5}
+    SGD([group]).param_groups[0]["lr"] = 0.1
+    assert group == {"params": [p], "lr": 0.5}
+
+
+def test_repr_counts_by_group():
+    optimizer = SGD([{"params": [parameter(np.ones((40, 30)))], "lr": 0.5}, {"params": []}])
+    assert "group 0: 1 tensors, 1,200 numbers, lr=0.5" in repr(optimizer)
+    assert "group 1: 0 tensors, 0 numbers, lr=0.001" in repr(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "per_number"),
+    [
+        (lambda p: SGD(p), 0),
+        (lambda p: SGD(p, momentum=0.9), 4),
+        (lambda p: Adam(p), 8),
+        (lambda p: AdamW(p), 8),
+    ],
+)
+def test_state_bytes_is_the_memory_of_the_moments(rng, make, per_number):
+    p = parameter(np.ones((4, 5)), np.ones((4, 5)), np.float32)
+    optimizer = make([p, parameter(np.ones(100), dtype=np.float32)])
+    assert optimizer.state_bytes() == 0
+    optimizer.step()
+    assert optimizer.state_bytes() == per_number * 20
+
+
+# ----------------------------------------------------------------------------------------------
+# States
+# ----------------------------------------------------------------------------------------------
+
+
+def started(make, rng, steps=3):
+    """Parameters, of which one is idle, and an optimiser after some steps."""
+    parameters = [parameter(rng.standard_normal(s)) for s in [(3, 2), (), (2,), (4,)]]
+    optimizer = make([{"params": parameters[:2], "lr": 0.3}, {"params": parameters[2:]}])
+    for _ in range(steps):
+        give_gradients(parameters[:3], rng)
+        optimizer.step()
+    return parameters, optimizer
+
+
+def test_a_state_goes_on_bit_for_bit(rng, make):
+    parameters, optimizer = started(make, rng)
+    twins = copy.deepcopy(parameters)
+    other = make([{"params": twins[:2], "lr": 0.9}, {"params": twins[2:]}])
+    other.load_state_dict(optimizer.state_dict())
+    for _ in range(3):
+        give_gradients(parameters, rng)
+        for p, twin in zip(parameters, twins, strict=True):
+            twin.grad = p.grad
+        optimizer.step()
+        other.step()
+    for p, twin in zip(parameters, twins, strict=True):
+        assert np.array_equal(p.data, twin.data)
+    assert other.param_groups[0]["lr"] == 0.3
+
+
+def test_a_state_is_a_copy_on_both_ways(rng, make):
+    parameters, optimizer = started(make, rng)
+    state = optimizer.state_dict()
+    before = copy.deepcopy(state)
+    for _ in range(2):
+        give_gradients(parameters, rng)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 7.0
+        np.testing.assert_equal(state, before)
+        optimizer.load_state_dict(state)
+
+
+def test_a_state_holds_numbers_and_arrays_only(rng, make):
+    _, optimizer = started(make, rng)
+    state = optimizer.state_dict()
+    assert [g["params"] for g in state["param_groups"]] == [[0, 1], [2, 3]]
+    assert set(state["state"]) <= {0, 1, 2}
+    for values in state["state"].values():
+        assert all(isinstance(v, (np.ndarray, int, float)) for v in values.values())
+
+
+def test_an_optimiser_and_its_model_can_be_deep_copied_together(rng, make):
+    parameters, optimizer = started(make, rng)
+    twins, other = copy.deepcopy((parameters, optimizer))
+    before = parameters[0].data.copy()
+    give_gradients(twins, rng)
+    other.step()
+    assert np.array_equal(parameters[0].data, before)
+    for p, twin in zip(parameters, twins, strict=True):
+        p.grad = twin.grad
+    optimizer.step()
+    assert np.array_equal(parameters[0].data, twins[0].data)
+
+
+def other_group_sizes(state):
+    state["param_groups"][0]["params"].append(9)
+
+
+def another_shape(state):
+    state["state"][0]["exp_avg"] = np.zeros(99)
+
+
+def unknown_parameter(state):
+    state["state"][7] = state["state"][0]
+
+
+def lacks_a_moment(state):
+    del state["state"][0]["exp_avg_sq"]
+
+
+def lacks_an_option(state):
+    del state["param_groups"][1]["lr"]
+
+
+def unknown_option(state):
+    state["param_groups"][1]["momentum"] = 0.9
+
+
+def impossible_option(state):
+    state["param_groups"][1]["lr"] = -1.0
+
+
+FAULTS = [
+    other_group_sizes,
+    another_shape,
+    unknown_parameter,
+    lacks_a_moment,
+    lacks_an_option,
+    unknown_option,
+    impossible_option,
+]
+
+
+@pytest.mark.parametrize("spoil", FAULTS, ids=lambda f: f.__name__)
+def test_a_state_that_does_not_fit_is_an_error_and_changes_nothing(rng, spoil):
+    _, optimizer = started(OPTIMIZERS["adam"], rng)
+    before = optimizer.state_dict()
+    _, longer = started(OPTIMIZERS["adam"], rng, steps=5)
+    state = longer.state_dict()
+    spoil(state)
+    with pytest.raises(ValueError, match=r"load_state_dict|lr must be"):
+        optimizer.load_state_dict(state)
+    np.testing.assert_equal(optimizer.state_dict(), before)
+
+
+def test_a_state_of_another_optimiser_is_an_error(rng):
+    _, sgd = started(OPTIMIZERS["momentum"], rng)
+    _, adam = started(OPTIMIZERS["adam"], rng)
+    with pytest.raises(ValueError, match=r"load_state_dict.*momentum"):
+        adam.load_state_dict(sgd.state_dict())
+
+
+# ----------------------------------------------------------------------------------------------
+# What is refused
+# ----------------------------------------------------------------------------------------------
+
+leaf = minigrad.ones((2,), dtype=np.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ([], ValueError, "no parameters"),
+        ([{"params": []}], ValueError, "no parameters"),
+        ([minigrad.ones((2,))], ValueError, "parameter 0 of group 0 is frozen"),
+        ([leaf, minigrad.ones((2,), dtype=int)], ValueError, "parameter 1 of group 0 is frozen"),
+        ([leaf, leaf], ValueError, "parameter 1 of group 0 occurs twice"),
+        ([{"params": [leaf]}, {"params": leaf}], ValueError, "0 of group 1 occurs twice"),
+        ([leaf * 2], ValueError, "only leaves.*"),
+        ([np.ones(2)], TypeError, "must be a Tensor, not ndarray"),
+        ([("name", leaf)], TypeError, "must be a Tensor, not tuple"),
+        ([{"lr": 0.1}], TypeError, "group 0 must be a dict with 'params'"),
+        ([{"params": [leaf]}, leaf], TypeError, "group 1 must be a dict with 'params'"),
+        (
+            [{"params": [leaf], "learning_rate": 1}],
+            TypeError,
+            r"unknown options.*learning_rate.*lr",
+        ),
+    ],
+)
+def test_parameters_that_cannot_be_trained_are_errors(make, parameters, error, message):
+    with pytest.raises(error, match=message):
+        make(parameters)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        *((cls, {"lr": lr}) for cls in (SGD, Adam) for lr in (-0.1, math.nan, math.inf)),
+        *((cls, {"weight_decay": w}) for cls in (SGD, AdamW) for w in (-0.1, math.nan, math.inf)),
+        *((SGD, {"momentum": m}) for m in (-0.1, math.nan, math.inf)),
+        *((SGD, {"momentum": 0.9, "dampening": d}) for d in (math.nan, math.inf, -math.inf)),
+        (SGD, {"nesterov": True}),
+        (SGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+        *((Adam, {"eps": eps}) for eps in (-1e-8, math.nan, math.inf)),
+        *((Adam, {"betas": b}) for b in [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, math.nan)]),
+        *((AdamW, {"betas": b}) for b in [(0.9,), (0.9, 0.9, 0.9)]),
+    ],
+)
+def test_impossible_options_are_errors(cls, options):
+    with pytest.raises(ValueError, match="|".join(options)):
+        cls([leaf], **options)
+    with pytest.raises(ValueError, match="|".join(options)):
+        cls([{"params": [leaf], **options}])
+
+
+def test_an_optimiser_of_ones_own_is_a_class_with_two_methods():
+    class SignSGD(Optimizer):
+        def __init__(self, params, lr):
+            super().__init__(params, {"lr": lr})
+
+        def check_options(self, group):
+            pass
+
+        def update(self, x, g, state, group):
+            x -= group["lr"] * np.sign(g)
+
+    p = parameter([1.0, 1.0], [3.0, -4.0])
+    SignSGD([p], 0.5).step()
+    assert p.tolist() == [0.5, 1.5]
+
+
+# ----------------------------------------------------------------------------------------------
+# Clipping
+# ----------------------------------------------------------------------------------------------
+
+
+def with_gradients(rng, dtype=np.float64):
+    shapes = [(3, 4), (), (0,), (5,)]
+    ps = [parameter(np.zeros(s), rng.standard_normal(s), dtype) for s in shapes]
+    return [*ps, parameter([1.0], dtype=dtype)]  # the last has none
+
+
+def all_gradients(parameters):
+    return np.concatenate([p.grad.data.ravel() for p in parameters if p.grad is not None])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clipping_scales_all_gradients_to_the_norm(rng, dtype):
+    parameters = with_gradients(rng, dtype)
+    before = all_gradients(parameters)
+    norm = np.linalg.norm(before.astype(np.float64))
+    assert grad_norm(parameters) == pytest.approx(norm, rel=1e-6)
+    assert clip_grad_norm(parameters, 0.5) == pytest.approx(norm, rel=1e-6)
+    after = all_gradients(parameters)
+    np.testing.assert_allclose(after, before * 0.5 / norm, rtol=1e-6)
+    assert after.dtype == dtype
+    assert parameters[-1].grad is None
+
+
+@pytest.mark.parametrize("max_norm", [1e6, math.inf])
+def test_gradients_below_the_limit_are_not_touched(rng, max_norm):
+    parameters = with_gradients(rng)
+    before = all_gradients(parameters)
+    clip_grad_norm(parameters, max_norm)
+    assert np.array_equal(all_gradients(parameters), before)
+
+
+def test_small_gradients_below_a_small_limit_are_not_touched():
+    p = parameter([1.0, 1.0], [3e-7, 4e-7])
+    clip_grad_norm([p], 1e-6)
+    assert p.grad.tolist() == [3e-7, 4e-7]
+
+
+def test_a_single_tensor_and_an_iterator_can_be_clipped():
+    p = parameter([1.0, 1.0], [3.0, 4.0])
+    assert clip_grad_norm(p, 10.0) == 5.0
+    assert clip_grad_norm(iter([p]), 1.0) == 5.0
+    np.testing.assert_allclose(p.grad.data, [0.6, 0.8], rtol=1e-6)
+
+
+def test_norm_of_large_float32_gradients():
+    p = parameter([1.0, 1.0], [3e20, 4e20], np.float32)  # whose squares are beyond float32
+    assert clip_grad_norm([p], 1.0) == pytest.approx(5e20, rel=1e-6)
+    np.testing.assert_allclose(p.grad.data, [0.6, 0.8], rtol=1e-6)
+
+
+def test_norm_without_any_gradient_is_zero():
+    assert clip_grad_norm([parameter([1.0])], 1.0) == 0.0
+    assert clip_grad_norm([], 1.0) == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_an_error_and_changes_nothing(value):
+    parameters = [parameter([1.0], [3.0]), parameter([1.0], [value])]
+    with pytest.raises(RuntimeError, match=r"norm of the gradients is (nan|inf)"):
+        clip_grad_norm(parameters, 1.0)
+    np.testing.assert_array_equal(all_gradients(parameters), [3.0, value])
+
+
+def test_a_norm_that_is_not_finite_can_be_let_pass():
+    parameters = [parameter([1.0], [3.0]), parameter([1.0], [math.nan])]
+    assert math.isnan(clip_grad_norm(parameters, 1.0, error_if_nonfinite=False))
+    assert np.isnan(all_gradients(parameters)).all()
+
+
+@pytest.mark.parametrize("max_norm", [0.0, -1.0, math.nan])
+def test_the_limit_must_be_positive(max_norm):
+    with pytest.raises(ValueError, match="max_norm must be positive"):
+        clip_grad_norm([parameter([1.0], [1.0])], max_norm)
+
+
+@pytest.mark.parametrize("cls", [SGD, Adam, AdamW])
+def test_every_optimiser_finds_the_minimum_of_a_parabola(cls):
+    p = parameter([5.0, -3.0])
+    optimizer = cls([p], lr=0.05, weight_decay=0.0)
+    for _ in range(500):
+        optimizer.zero_grad()
+        ((p - minigrad.tensor(np.array([1.0, 2.0]))) ** 2).sum().backward()
+        optimizer.step()
+    np.testing.assert_allclose(p.data, [1.0, 2.0], atol=1e-6)

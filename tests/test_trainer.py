@@ -1,0 +1,797 @@
+"""The trainer: what it records, when it stops, and that a resumed run is the run itself."""
+
+import copy
+import csv
+import functools
+import math
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import minigrad
+from minigrad import random
+from minigrad.history import History
+from minigrad.io import load_state, save_state
+from minigrad.metrics import mae, r2, rmse
+from minigrad.nn import MLP, Dropout, Linear, Module, Sequential
+from minigrad.optim import SGD, Adam, AdamW
+from minigrad.trainer import Trainer
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def data(rng):
+    x = rng.uniform(-1, 1, (40, 2)).astype(np.float32)
+    return x, np.sin(3 * x[:, :1]) + abs(x[:, 1:])
+
+
+def make(seed=0, *, optimizer=Adam, lr=0.01, loss=minigrad.mse, **options):
+    """A trainer of a small MLP, all of whose randomness comes from `seed`."""
+    model = MLP([2, 8, 1], rng=np.random.default_rng(seed))
+    options = {"progress": False, "rng": np.random.default_rng(seed), **options}
+    return Trainer(model, optimizer(model.parameters(), lr=lr), loss, **options)
+
+
+class Slope(Module):
+    """y = w x, which begins at w = 0."""
+
+    def __init__(self):
+        self.w = minigrad.nn.Parameter(np.zeros(()))
+
+    def forward(self, x):
+        return x * self.w
+
+
+def slope(lr=0.1, **options):
+    """A trainer that moves w from 0 to 1 evenly and on a known path, with data x = 1, y = 1."""
+    model = Slope()
+    options = {"progress": False, **options}
+    return Trainer(model, SGD(model.parameters(), lr=lr), minigrad.mse, **options)
+
+
+ONES = np.ones((4, 1))
+
+
+# ----------------------------------------------------------------------------------------------
+# The loop
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr"), [(functools.partial(SGD, momentum=0.9), 0.05), (Adam, 0.02), (AdamW, 0.02)]
+)
+def test_training_makes_the_loss_small(data, optimizer, lr):
+    trainer = make(optimizer=optimizer, lr=lr, batch_size=8)
+    before = trainer.evaluate(data)["loss"]
+    history = trainer.fit(data, epochs=60)
+    assert trainer.evaluate(data)["loss"] < 0.25 * before
+    assert history["loss"][-1] < 0.25 * history["loss"][0]
+
+
+def test_a_step_is_that_of_the_optimiser(data):
+    x, y = data
+    trainer = make(optimizer=SGD, batch_size=len(x))
+    model = copy.deepcopy(trainer.model)
+    optimizer = SGD(model.parameters(), lr=0.01)
+    order = np.random.default_rng(0).permutation(len(x))
+    minigrad.mse(model(minigrad.tensor(x[order])), y[order]).backward()
+    optimizer.step()
+    trainer.fit(data, epochs=1)
+    for p, q in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        assert np.array_equal(p.data, q.data)
+
+
+def test_gradients_do_not_add_up_over_steps():
+    trainer = slope(lr=0.25, batch_size=1)
+    trainer.fit((ONES, ONES), epochs=1)
+    assert trainer.model.w.item() == 1 - 0.5**4  # each step halves the error
+
+
+def test_every_epoch_sees_every_row_once_in_another_order(data):
+    x, _ = data
+    seen = []
+
+    class Spy(Linear):
+        def forward(self, x):
+            seen.append(x.numpy()[:, 0])
+            return super().forward(x)
+
+    model = Spy(2, 1)
+    trainer = Trainer(model, SGD(model.parameters()), minigrad.mse, batch_size=12, progress=False)
+    trainer.fit(data, epochs=2)
+    assert [len(rows) for rows in seen] == [12, 12, 12, 4] * 2
+    first, second = np.concatenate(seen[:4]), np.concatenate(seen[4:])
+    assert np.array_equal(np.sort(first), np.sort(x[:, 0]))
+    assert np.array_equal(np.sort(second), np.sort(x[:, 0]))
+    assert not np.array_equal(first, second)
+
+
+def test_equal_seeds_give_equal_runs(data):
+    one, two, other = (make(seed) for seed in (1, 1, 2))
+    runs = [trainer.fit(data, epochs=2)["loss"] for trainer in (one, two, other)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_without_a_generator_the_order_follows_manual_seed(data):
+    runs = []
+    for seed in (1, 1, 2):
+        trainer = make(rng=None)
+        minigrad.manual_seed(seed)
+        runs.append(trainer.fit(data, epochs=2)["loss"])
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_the_model_trains_in_training_mode_and_is_judged_in_evaluation(data):
+    modes = []
+
+    class Spy(Linear):
+        def forward(self, x):
+            modes.append((self.training, minigrad.is_grad_enabled()))
+            return super().forward(x)
+
+    model = Sequential(Spy(2, 1)).eval()
+    trainer = Trainer(model, SGD(model.parameters()), minigrad.mse, batch_size=20, progress=False)
+    trainer.fit(data, epochs=2, validation=data)
+    epoch = [(True, True)] * 2 + [(False, False)] * 2
+    assert modes == epoch * 2
+
+
+def test_clipping_bounds_the_step_and_records_the_norm_from_before(data):
+    trainer = make(optimizer=SGD, lr=1.0, clip_norm=1e-3, batch_size=40)
+    before = trainer.model.state_dict()
+    trainer.fit(data, epochs=1)
+    change = [trainer.model.state_dict()[name] - before[name] for name in before]
+    moved = math.sqrt(sum(float((c.astype(np.float64) ** 2).sum()) for c in change))
+    assert moved == pytest.approx(1e-3, rel=1e-3)  # weights of size 1 in float32 hold no more
+    unclipped = make(optimizer=SGD, lr=1.0, batch_size=40).fit(data, epochs=1)
+    assert trainer.history["grad_norm"] == unclipped["grad_norm"]
+    assert unclipped["grad_norm"][0] > 0.1
+
+
+def test_features_of_another_float_or_of_integers_are_taken(data):
+    x, y = data
+    double = make().fit((x.astype(np.float64), y.astype(np.float64)), epochs=1)
+    lists = make().fit((x.tolist(), y.tolist()), epochs=1)
+    tensors = make().fit((minigrad.tensor(x), minigrad.tensor(y)), epochs=1)
+    single = make().fit(data, epochs=1)
+    assert double["loss"] == lists["loss"] == tensors["loss"] == single["loss"]
+    whole = make().fit((np.ones((4, 2), int), np.ones((4, 1), int)), epochs=1)
+    assert whole["loss"] == make().fit((np.ones((4, 2)), np.ones((4, 1))), epochs=1)["loss"]
+
+
+def test_classes_can_be_trained_for(rng):
+    x = rng.standard_normal((60, 2)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(int) + (x[:, 1] > 0)
+    model = MLP([2, 16, 3], rng=rng)
+    trainer = Trainer(
+        model, Adam(model.parameters(), lr=0.03), minigrad.cross_entropy, progress=False, rng=rng
+    )
+    trainer.fit((x, y), epochs=60)
+    assert (trainer.predict(x).argmax(axis=1) == y).mean() > 0.9
+
+
+# ----------------------------------------------------------------------------------------------
+# Records
+# ----------------------------------------------------------------------------------------------
+
+
+def test_steps_and_epochs_are_recorded(data):
+    trainer = make(batch_size=16, metrics=[rmse, r2])
+    history = trainer.fit(data, epochs=3, validation=data)
+    assert history is trainer.history
+    assert [r["step"] for r in history.steps] == list(range(1, 10))
+    assert [r["epoch"] for r in history.steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert set(history.steps[0]) == {"step", "epoch", "loss", "lr", "grad_norm", "seconds"}
+    columns = {"epoch", "loss", "lr", "grad_norm", "seconds"}
+    judged = {"validation_loss", "validation_rmse", "validation_r2"}
+    assert all(set(record) == columns | judged for record in history.epochs)
+    assert history["epoch"] == [1, 2, 3]
+    assert len(history) == 3
+
+
+def test_the_records_are_what_happened(data):
+    trainer = make(batch_size=16, metrics=[rmse])
+    history = trainer.fit(data, epochs=2, validation=data)
+    for epoch, record in enumerate(history.epochs, start=1):
+        steps = [r for r in history.steps if r["epoch"] == epoch]
+        mean = sum(r["loss"] * n for r, n in zip(steps, [16, 16, 8], strict=True)) / 40
+        assert record["loss"] == pytest.approx(mean, rel=1e-12)
+        norms = [r["grad_norm"] for r in steps]
+        assert record["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-12)
+        assert record["lr"] == 0.01
+        assert record["seconds"] >= sum(r["seconds"] for r in steps) > 0
+    last = trainer.evaluate(data)
+    assert history["validation_loss"][-1] == last["loss"]
+    assert history["validation_rmse"][-1] == last["rmse"]
+
+
+def test_a_step_records_the_loss_and_the_gradient_it_started_from():
+    history = slope(lr=0.1).fit((ONES, 2 * ONES), epochs=2)
+    first, second = history.steps
+    assert (first["loss"], first["grad_norm"]) == (4.0, 4.0)
+    w = 0.1 * 4
+    assert second["loss"] == pytest.approx((2 - w) ** 2, rel=1e-12)
+    assert second["grad_norm"] == pytest.approx(2 * (2 - w), rel=1e-12)
+
+
+def test_a_second_fit_goes_on_with_the_same_records(data):
+    trainer = make(batch_size=20)
+    trainer.fit(data, epochs=2)
+    history = trainer.fit(data, epochs=1)
+    assert history["epoch"] == [1, 2, 3]
+    assert [r["step"] for r in history.steps] == [1, 2, 3, 4, 5, 6]
+    uninterrupted = make(batch_size=20).fit(data, epochs=3)
+    assert history["loss"] == uninterrupted["loss"]
+
+
+def test_a_missing_column_is_an_error_with_the_names_there_are(data):
+    history = make().fit(data, epochs=1)
+    with pytest.raises(KeyError, match=r"no 'validation_loss', only epoch, loss"):
+        history["validation_loss"]
+    with pytest.raises(KeyError, match="nothing yet"):
+        History()["loss"]
+
+
+def test_repr_of_a_history_has_its_last_epoch(data):
+    assert repr(History()) == "History(no epochs yet)"
+    history = make(batch_size=20).fit(data, epochs=2)
+    assert repr(history).startswith("History(2 epochs, 4 steps; last: epoch=2, loss=")
+
+
+@pytest.mark.parametrize("by", ["epoch", "step"])
+def test_records_go_to_csv_to_the_bit(data, tmp_path, by):
+    trainer = make(batch_size=20)
+    trainer.fit(data, epochs=1)
+    history = trainer.fit(data, epochs=1, validation=data)
+    history.to_csv(tmp_path / "run.csv", by)
+    with open(tmp_path / "run.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = history.epochs if by == "epoch" else history.steps
+    assert len(rows) == len(records) == (2 if by == "epoch" else 4)
+    for row, record in zip(rows, records, strict=True):
+        assert {name: float(text) for name, text in row.items() if text} == record
+    if by == "epoch":
+        assert rows[0]["validation_loss"] == ""
+
+
+def test_csv_by_anything_else_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="'epoch' or 'step', not 'batch'"):
+        History().to_csv(tmp_path / "run.csv", "batch")
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_plot_is_a_figure_and_a_picture(data, tmp_path, validation):
+    history = make().fit(data, epochs=3, validation=data if validation else None)
+    figure = history.plot(tmp_path / "run.png")
+    assert isinstance(figure, Figure)
+    losses, norms = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in losses.lines}
+    assert lines["training loss"] == history["loss"]
+    assert ("validation loss" in lines) is validation
+    assert list(norms.lines[0].get_ydata()) == history["grad_norm"]
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_plot_with_validation_in_some_epochs(data):
+    trainer = make()
+    trainer.fit(data, epochs=2)
+    trainer.fit(data, epochs=2, validation=data)
+    trainer.fit(data, epochs=1)
+    lines = {line.get_label(): line for line in trainer.history.plot().axes[0].lines}
+    assert list(lines["training loss"].get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(lines["validation loss"].get_xdata()) == [3, 4]
+    assert list(lines["validation loss"].get_ydata()) == trainer.history["validation_loss"]
+
+
+def test_there_is_nothing_to_plot_before_the_first_epoch():
+    with pytest.raises(ValueError, match="no epochs to plot"):
+        History().plot()
+
+
+# ----------------------------------------------------------------------------------------------
+# Prediction and evaluation
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 40])
+def test_predictions_are_those_of_the_model_in_the_order_of_the_rows(data, n):
+    x = data[0][:n]
+    trainer = make(batch_size=8)
+    expected = trainer.model(minigrad.tensor(x)).detach().numpy()
+    prediction = trainer.predict(x)
+    assert type(prediction) is np.ndarray
+    np.testing.assert_allclose(prediction, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_evaluation_is_the_loss_and_the_metrics_of_the_predictions(data):
+    trainer = make(batch_size=7, metrics=[rmse, mae, r2])
+    result = trainer.evaluate(data)
+    prediction, y = trainer.predict(data[0]), data[1]
+    assert list(result) == ["loss", "rmse", "mae", "r2"]
+    assert result["loss"] == pytest.approx(np.mean((prediction - y) ** 2), rel=1e-6)
+    assert result["rmse"] == rmse(prediction, y)
+    assert result["mae"] == mae(prediction, y)
+    assert result["r2"] == r2(prediction, y)
+
+
+def test_metrics_without_a_name(data):
+    class Half:
+        def __call__(self, prediction, target):
+            return 0.5
+
+    history = make(metrics=[Half(), functools.partial(rmse)]).fit(data, 1, validation=data)
+    assert 0.5 in history.epochs[0].values()
+    assert sum(name.startswith("validation_") for name in history.epochs[0]) == 3
+
+
+def test_metrics_can_be_given_names(data):
+    history = make(metrics={"a": rmse, "b": r2}).fit(data, 1, validation=data)
+    assert history["validation_a"][0] > history["validation_b"][0]
+
+
+def test_two_metrics_of_one_name_are_an_error():
+    with pytest.raises(ValueError, match="<lambda>"):
+        make(metrics=[lambda p, y: 1.0, lambda p, y: 2.0])
+
+
+def with_dropout(seed=0, hidden=8, **options):
+    """A trainer whose model drops from generators of its own, and from the default one."""
+    model = Sequential(
+        Linear(2, hidden, rng=np.random.default_rng(seed)),
+        minigrad.tanh,
+        Dropout(0.2, rng=np.random.default_rng(seed)),
+        Linear(hidden, 8, rng=np.random.default_rng(seed)),
+        Dropout(0.2),
+        Linear(8, 1, rng=np.random.default_rng(seed)),
+    )
+    optimizer = options.pop("optimizer", Adam)(model.parameters(), lr=0.02)
+    options = {"rng": np.random.default_rng(seed), "progress": False, "batch_size": 16, **options}
+    return Trainer(model, optimizer, minigrad.mse, **options)
+
+
+def generators(trainer):
+    rngs = [v for m in trainer.model.modules() for v in vars(m).values()]
+    rngs = [v for v in rngs if isinstance(v, np.random.Generator)]
+    rngs = [random.generator(), trainer.rng, *rngs]
+    return [g.bit_generator.state for g in rngs if g is not None]
+
+
+def test_prediction_is_in_evaluation_mode_and_draws_nothing(data):
+    trainer = with_dropout()
+    before = generators(trainer)
+    first = trainer.predict(data[0])
+    assert np.array_equal(trainer.predict(data[0]), first)
+    trainer.evaluate(data)
+    np.testing.assert_equal(generators(trainer), before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_as_it_was_after_prediction_and_evaluation(data, training):
+    trainer = with_dropout()
+    trainer.model.train(training)
+    trainer.predict(data[0])
+    trainer.evaluate(data)
+    assert {m.training for m in trainer.model.modules()} == {training}
+
+
+def test_predict_restores_the_mode_of_every_module(data):
+    trainer = with_dropout()
+    trainer.model[2].eval()
+    before = [m.training for m in trainer.model.modules()]
+    assert len(set(before)) == 2
+    trainer.predict(data[0])
+    assert [m.training for m in trainer.model.modules()] == before
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_as_it_was_after_an_error(data, training):
+    trainer = with_dropout()
+    trainer.model.train(training)
+    wrong = np.ones((4, 3))
+    with pytest.raises(ValueError, match=r"\(8, 2\)"):
+        trainer.predict(wrong)
+    with pytest.raises(ValueError, match=r"\(8, 2\)"):
+        trainer.evaluate((wrong, data[1][:4]))
+    assert {m.training for m in trainer.model.modules()} == {training}
+    assert minigrad.is_grad_enabled()
+
+
+# ----------------------------------------------------------------------------------------------
+# Stopping
+# ----------------------------------------------------------------------------------------------
+
+
+def test_early_stopping_goes_back_to_the_best_weights():
+    weights = []
+    # w goes from 0 to 1; the validation target 0.5 is passed in the fourth epoch.
+    trainer = slope(lr=0.1, patience=3, on_epoch=[lambda t: weights.append(t.model.w.item())])
+    history = trainer.fit((ONES, ONES), epochs=50, validation=(ONES, 0.5 * ONES))
+    best = int(np.argmin(history["validation_loss"]))
+    assert len(history) == best + 1 + 3
+    assert best > 0
+    assert trainer.model.w.item() == weights[best] != weights[-1]
+    assert trainer.evaluate((ONES, 0.5 * ONES))["loss"] == history["validation_loss"][best]
+
+
+def test_the_best_weights_come_back_on_demand_where_no_patience_ran_out():
+    weights = []
+    trainer = slope(lr=0.1, patience=100, on_epoch=[lambda t: weights.append(t.model.w.item())])
+    history = trainer.fit((ONES, ONES), epochs=6, validation=(ONES, 0.5 * ONES))
+    assert len(history) == 6
+    assert trainer.model.w.item() == weights[-1]
+    trainer.restore_best()
+    assert trainer.model.w.item() == weights[int(np.argmin(history["validation_loss"]))]
+    assert trainer.model.w.item() != weights[-1]
+
+
+def test_best_weights_that_were_not_kept_cannot_be_restored():
+    with pytest.raises(ValueError, match="patience"):
+        slope(lr=0.1).restore_best()
+
+
+def test_without_patience_the_last_weights_stay():
+    weights = []
+    trainer = slope(lr=0.1, on_epoch=[lambda t: weights.append(t.model.w.item())])
+    trainer.fit((ONES, ONES), epochs=6, validation=(ONES, 0.5 * ONES))
+    assert trainer.model.w.item() == weights[-1]
+
+
+def test_without_validation_the_training_loss_is_watched():
+    history = slope(lr=0.0, patience=2).fit((ONES, ONES), epochs=50)
+    assert len(history) == 3
+    assert len(slope(lr=0.1, patience=2).fit((ONES, ONES), epochs=20)) == 20
+
+
+def test_an_improvement_starts_the_count_anew():
+    losses = iter([5, 6, 4, 5, 5, 3, 4, 4, 4, 1])
+    trainer = slope(patience=3)
+    trainer.evaluate = lambda data: {"loss": float(next(losses))}
+    history = trainer.fit((ONES, ONES), epochs=50, validation=(ONES, ONES))
+    assert history["validation_loss"] == [5, 6, 4, 5, 5, 3, 4, 4, 4]
+
+
+def test_on_epoch_is_called_after_every_epoch_with_its_record():
+    calls = []
+    trainer = slope(
+        on_epoch=[
+            lambda t: calls.append(("first", len(t.history), t.history["validation_loss"][-1])),
+            lambda t: calls.append(("second", len(t.history))),
+        ]
+    )
+    history = trainer.fit((ONES, ONES), epochs=2, validation=(ONES, ONES))
+    judged = history["validation_loss"]
+    assert calls == [("first", 1, judged[0]), ("second", 1), ("first", 2, judged[1]), ("second", 2)]
+
+
+def test_on_epoch_may_change_the_learning_rate():
+    def halve(trainer):
+        trainer.optimizer.param_groups[0]["lr"] /= 2
+
+    history = slope(lr=0.4, on_epoch=[halve]).fit((ONES, ONES), epochs=3)
+    assert history["lr"] == [0.4, 0.2, 0.1]
+
+
+def test_stop_ends_the_fit_and_the_next_one_starts_again():
+    trainer = slope(on_epoch=[lambda t: t.stop() if len(t.history) == 2 else None])
+    assert len(trainer.fit((ONES, ONES), epochs=10)) == 2
+    assert len(trainer.fit((ONES, ONES), epochs=3)) == 5
+
+
+# ----------------------------------------------------------------------------------------------
+# Stop and resume
+# ----------------------------------------------------------------------------------------------
+
+
+def everything(trainer):
+    """All that a run depends on, and what it has given (but for the seconds)."""
+    records = [*trainer.history.steps, *trainer.history.epochs]
+    return {
+        "weights": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "generators": generators(trainer),
+        "history": [{k: v for k, v in r.items() if k != "seconds"} for r in records],
+    }
+
+
+RESUMED = {
+    "adam": {"optimizer": Adam},
+    "adamw": {"optimizer": AdamW, "clip_norm": 0.5},
+    "momentum": {"optimizer": functools.partial(SGD, momentum=0.9, nesterov=True)},
+    "early stopping": {"optimizer": Adam, "patience": 50, "metrics": [rmse]},
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_stop_and_resume_is_the_uninterrupted_run_to_the_bit(data, tmp_path, case):
+    train, validation = (data[0][:30], data[1][:30]), (data[0][30:], data[1][30:])
+    minigrad.manual_seed(11)
+    whole = with_dropout(**RESUMED[case])
+    whole.fit(train, epochs=5, validation=validation)
+    minigrad.manual_seed(11)
+    first = with_dropout(**RESUMED[case], checkpoint=tmp_path / "run")
+    first.fit(train, epochs=2, validation=validation)
+    minigrad.manual_seed(99)
+    second = with_dropout(seed=5, **RESUMED[case])  # other weights, other generators
+    second.load(tmp_path / "run")
+    second.fit(train, epochs=3, validation=validation)
+    np.testing.assert_equal(everything(second), everything(whole))
+    assert len(second.history) == 5
+
+
+def test_a_resumed_run_differs_without_the_checkpoint(data):
+    """The test above would not be worth much if runs were alike anyway."""
+    minigrad.manual_seed(11)
+    one = everything_after(with_dropout(), data)
+    two = everything_after(with_dropout(), data)  # the default generator has gone on
+    assert not np.array_equal(one["weights"]["layers.0.weight"], two["weights"]["layers.0.weight"])
+
+
+def everything_after(trainer, data):
+    trainer.fit(data, epochs=1)
+    return everything(trainer)
+
+
+def test_early_stopping_goes_on_where_it_was(tmp_path):
+    validation = (ONES, 0.5 * ONES)
+    whole = slope(lr=0.1, patience=4)
+    whole.fit((ONES, ONES), epochs=50, validation=validation)
+    best = int(np.argmin(whole.history["validation_loss"]))
+    first = slope(lr=0.1, patience=4, checkpoint=tmp_path / "run")
+    first.fit((ONES, ONES), epochs=best + 3, validation=validation)  # two epochs after the best
+    second = slope(lr=0.7, patience=4)
+    second.load(tmp_path / "run")
+    second.fit((ONES, ONES), epochs=50, validation=validation)
+    assert second.history["validation_loss"] == whole.history["validation_loss"]
+    assert second.model.w.item() == whole.model.w.item()
+
+
+def test_a_checkpoint_is_written_after_every_epoch(data, tmp_path):
+    path = tmp_path / "run"
+    lengths = []
+
+    def note(trainer):
+        if path.exists():
+            other = make(7)
+            other.load(path)
+            lengths.append(len(other.history))
+
+    make(checkpoint=path, on_epoch=[note]).fit(data, epochs=3)
+    other = make(7)
+    other.load(path)
+    assert [*lengths, len(other.history)] == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_can_be_saved_by_hand_and_keeps_all_numbers(data, tmp_path):
+    trainer = with_dropout(metrics=[rmse], patience=5)
+    trainer.fit(data, epochs=2, validation=data)
+    trainer.save(tmp_path / "run")
+    before = everything(trainer)
+    other = with_dropout(seed=3, metrics=[rmse], patience=5)
+    other.load(tmp_path / "run")
+    np.testing.assert_equal(everything(other), before)
+    assert other.history == trainer.history  # seconds too
+
+
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.Philox, np.random.SFC64])
+def test_generators_of_any_kind_can_be_resumed(data, tmp_path, kind):
+    trainer = make(rng=np.random.Generator(kind(1)), checkpoint=tmp_path / "run")
+    trainer.fit(data, epochs=1)
+    other = make(rng=np.random.Generator(kind(2)))
+    other.load(tmp_path / "run")
+    trainer.fit(data, epochs=1)
+    other.fit(data, epochs=1)
+    assert other.history["loss"] == trainer.history["loss"]
+
+
+def saved(tmp_path, data, trainer=None):
+    path = tmp_path / "run"
+    trainer = with_dropout() if trainer is None else trainer
+    trainer.fit(data, epochs=1)
+    trainer.save(path)
+    return path
+
+
+def another_model():
+    model = Sequential(Linear(2, 1), Dropout(0.1, rng=np.random.default_rng(0)))
+    rng = np.random.default_rng(0)
+    return Trainer(model, Adam(model.parameters()), minigrad.mse, rng=rng, progress=False)
+
+
+def another_size():
+    return with_dropout(hidden=9)
+
+
+def another_optimizer():
+    return with_dropout(optimizer=AdamW)
+
+
+def fewer_parameters():
+    trainer = with_dropout()
+    trainer.optimizer = Adam(list(trainer.model.parameters())[:-1])
+    return trainer
+
+
+def another_number_of_generators():
+    return with_dropout(rng=None)
+
+
+def another_kind_of_generator():
+    trainer = with_dropout()
+    trainer.model[2].rng = np.random.Generator(np.random.MT19937(0))
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (another_model, r"does not fit this Sequential(.|\n)*unexpected: layers\.5\.weight"),
+        (another_size, r"mis-shaped: layers\.0\.weight"),
+        (another_optimizer, "saved with Adam, and this trainer has AdamW"),
+        (fewer_parameters, r"groups of .* parameters"),
+        (another_number_of_generators, "random generators"),
+        (another_kind_of_generator, r"PCG64|MT19937"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_an_error_and_changes_nothing(
+    data, tmp_path, build, message
+):
+    path = saved(tmp_path, data)
+    trainer = build()
+    trainer.fit(data, epochs=2)
+    before = everything(trainer)
+    with pytest.raises(ValueError, match=message):
+        trainer.load(path)
+    np.testing.assert_equal(everything(trainer), before)
+    trainer.fit(data, epochs=1)
+    assert len(trainer.history) == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_checkpoint_cut_short_is_an_error_and_changes_nothing(data, tmp_path, share):
+    path = saved(tmp_path, data)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    trainer = with_dropout()
+    before = everything(trainer)
+    with pytest.raises(ValueError, match="run' is no complete safetensors file"):
+        trainer.load(path)
+    np.testing.assert_equal(everything(trainer), before)
+
+
+def test_a_file_that_is_no_checkpoint_is_an_error(data, tmp_path):
+    trainer = with_dropout()
+    save_state(tmp_path / "weights", trainer.model.state_dict(), {"format": "pt"})
+    with pytest.raises(ValueError, match="weights' is no checkpoint of a Trainer"):
+        trainer.load(tmp_path / "weights")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        trainer.load(tmp_path / "nothing")
+
+
+def test_a_checkpoint_that_lacks_a_part_is_an_error_and_changes_nothing(data, tmp_path):
+    path = saved(tmp_path, data)
+    arrays, facts = load_state(path)
+    del arrays["optimizer.0.exp_avg"]
+    save_state(path, arrays, facts)
+    trainer = with_dropout()
+    before = everything(trainer)
+    with pytest.raises(ValueError, match="exp_avg"):
+        trainer.load(path)
+    np.testing.assert_equal(everything(trainer), before)
+
+
+# ----------------------------------------------------------------------------------------------
+# What is refused
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_an_error_before_the_step(value):
+    y = np.array([[1.0], [1.0], [value], [1.0]], np.float32)
+    trainer = slope(lr=0.25, batch_size=1, rng=np.random.default_rng(1))
+    place = np.random.default_rng(1).permutation(4).tolist().index(2)
+    assert place > 0
+    with pytest.raises(FloatingPointError, match=f"the loss became {value} at step {place + 1}"):
+        trainer.fit((ONES, y), epochs=1)
+    assert trainer.model.w.item() == 1 - 0.5**place
+    assert len(trainer.history.steps) == place
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.ones((0, 2)), np.ones((0, 1)), "train: the data are empty"),
+        (np.ones((3, 2)), np.ones((4, 1)), "train: 3 rows of features, but 4 of the target"),
+        (np.float32(1), np.ones((1, 1)), r"train: .* axis of rows"),
+        (np.ones((1, 2)), 1.0, r"train: .* axis of rows"),
+        (np.ones((3, 3)), np.ones((3, 1)), r"x of shape \(3, 3\)"),
+        (np.ones((3, 2)), np.ones(3), r"the prediction has shape \(3, 1\), the target \(3,\)"),
+    ],
+)
+def test_data_that_do_not_fit_are_an_error_and_change_nothing(x, y, message):
+    trainer = make()
+    before = trainer.model.state_dict()
+    with pytest.raises(ValueError, match=message):
+        trainer.fit((x, y), epochs=1)
+    np.testing.assert_equal(trainer.model.state_dict(), before)
+    assert len(trainer.history) == 0
+
+
+@pytest.mark.parametrize(
+    "x", [[["a", "b"]], np.array([[None, 1]]), np.ones((1, 2)) * 1j, [[1.0, 2.0], [1.0]]]
+)
+def test_data_that_are_no_numbers_are_an_error(x):
+    with pytest.raises((TypeError, ValueError), match="tensor"):
+        make().fit((x, np.ones((1, 1))), epochs=1)
+
+
+@pytest.mark.parametrize("train", [np.ones((3, 2)), (np.ones((3, 2)),), "xy", None, 3])
+def test_data_that_are_no_pair_are_an_error(train):
+    with pytest.raises(
+        (TypeError, ValueError), match="train must be a pair of features and target"
+    ):
+        make().fit(train, epochs=1)
+
+
+def test_validation_data_are_checked_before_training(data):
+    trainer = make()
+    with pytest.raises(ValueError, match="validation: 3 rows of features, but 4"):
+        trainer.fit(data, epochs=1, validation=(np.ones((3, 2)), np.ones((4, 1))))
+    assert trainer.history.steps == []
+
+
+def test_nothing_can_be_predicted_of_nothing():
+    with pytest.raises(ValueError, match="empty"):
+        make().predict(np.ones((0, 2)))
+    with pytest.raises(ValueError, match="data: the data are empty"):
+        make().evaluate((np.ones((0, 2)), np.ones((0, 1))))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"batch_size": value} for value in (0, -1, 2.5)),
+        *({"patience": value} for value in (0, -1, 2.5)),
+        *({"clip_norm": value} for value in (0.0, -1.0, math.nan)),
+    ],
+)
+def test_impossible_options_are_errors(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        make(**options)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 1.5])
+def test_epochs_must_be_a_positive_integer(data, epochs):
+    trainer = make()
+    with pytest.raises((TypeError, ValueError), match="epochs must be"):
+        trainer.fit(data, epochs=epochs)
+    assert trainer.history.steps == []
+
+
+# ----------------------------------------------------------------------------------------------
+# The progress bar
+# ----------------------------------------------------------------------------------------------
+
+
+def test_the_progress_bar_is_on_stderr_only(data, capsys):
+    make(progress=True).fit(data, epochs=2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "4/4" in err or "step" in err
+
+
+def test_without_a_progress_bar_nothing_is_printed(data, capsys):
+    make(progress=False).fit(data, epochs=2, validation=data)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_predict_and_evaluate_print_nothing(data, capsys):
+    trainer = make(progress=True)
+    trainer.predict(data[0])
+    trainer.evaluate(data)
+    assert capsys.readouterr() == ("", "")
