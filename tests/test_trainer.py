@@ -550,6 +550,23 @@ def test_early_stopping_goes_on_where_it_was(tmp_path):
     assert second.model.w.item() == whole.model.w.item()
 
 
+def test_a_run_that_is_saved_by_hand_goes_on_too(tmp_path):
+    validation = (ONES, 0.5 * ONES)
+    whole = slope(lr=0.1, patience=20)
+    whole.fit((ONES, ONES), epochs=8, validation=validation)
+    first = slope(lr=0.1, patience=20)
+    first.fit((ONES, ONES), epochs=6, validation=validation)  # past the best epoch
+    first.save(tmp_path / "run")
+    second = slope(lr=0.7, patience=20)
+    second.load(tmp_path / "run")
+    first.fit((ONES, ONES), epochs=2, validation=validation)
+    second.fit((ONES, ONES), epochs=2, validation=validation)
+    assert first.history["loss"] == second.history["loss"] == whole.history["loss"]
+    for trainer in (first, second, whole):
+        trainer.restore_best()
+    assert first.model.w.item() == second.model.w.item() == whole.model.w.item()
+
+
 def test_a_checkpoint_is_written_after_every_epoch(data, tmp_path):
     path = tmp_path / "run"
     lengths = []

@@ -1,1 +1,1 @@
-"""Benchmarks: our time beside that of the peers, measured in one run. `python -m tests.benchmarks`."""
+"""Benchmarks: our times beside those of the peers, in one run. `python -m tests.benchmarks`."""

@@ -31,7 +31,9 @@ def main() -> None:
         print(driver.table(results[name], workload))
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"conditions": _conditions(options.threads), "results": results}, file, indent=1)
+            json.dump(
+                {"conditions": _conditions(options.threads), "results": results}, file, indent=1
+            )
 
 
 def _conditions(threads: int) -> str:

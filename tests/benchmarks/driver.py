@@ -1,7 +1,7 @@
 """Compares contenders fairly: each in a process of its own, in rounds that alternate.
 
-Two thread pools that spin in one process slow each other down many times over, so every contender
-runs alone in a process, with the same number of threads (and on one core, for one thread). It waits
+Two thread pools that spin in one process slow each other down many times over, so each contender
+runs in a process of its own, with equal threads, and on one core for one thread. It waits
 for a line, runs one round, and answers with the median time of a call in that round. The rounds go
 around between the contenders, so that a machine that slows down slows all of them; the result is the
 median of the rounds. The first call, which may compile, is timed on its own.
@@ -93,7 +93,8 @@ def _start(name: str, contender: str, threads: int) -> subprocess.Popen[str]:
 
 
 def _ask(process: subprocess.Popen[str]) -> float:
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write("run\n")
     process.stdin.flush()
     answer = process.stdout.readline()

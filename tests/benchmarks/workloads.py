@@ -6,6 +6,7 @@ A contender's function imports what it needs, prepares, and returns what is to b
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -114,7 +115,7 @@ def _mlp_torch() -> Run:
     import torch
 
     layers: list[Any] = []
-    for d_in, d_out in zip(SIZES[:-1], SIZES[1:], strict=True):
+    for d_in, d_out in itertools.pairwise(SIZES):
         layers += [torch.nn.Linear(d_in, d_out), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
