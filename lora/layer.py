@@ -132,7 +132,7 @@ class LoRALayer(Module):
             raise ValueError(f"bias has shape {self.bias.shape}; it must be {(d_out,)}")
         self.lora_a = Parameter(np.empty((rank, d_in), weight.dtype))
         self.lora_b = Parameter(np.zeros((d_out, rank), weight.dtype))
-        init.normal_(self.lora_a, 1 / rank, rng=rng)
+        init.normal_(self.lora_a, 0.0, 1 / rank, rng=rng)
         self.rank = operator.index(rank)
         self.alpha = float(alpha)
         self.scaling = LoRAScaling(scaling)
@@ -156,8 +156,8 @@ class LoRALayer(Module):
         """An adapter on `linear`, whose weight and bias it shares and does not change."""
         return cls(
             linear.weight,
-            linear.d_out,
-            linear.d_in,
+            linear.out_features,
+            linear.in_features,
             rank,
             alpha,
             scaling=scaling,

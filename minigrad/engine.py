@@ -9,6 +9,7 @@ and refusing what would give a wrong number.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -274,14 +275,19 @@ def _copied(g: Any) -> Tensor:
     return Tensor(np.array(g, order="C"))
 
 
+# Two threads that go back to one leaf must not read its gradient at once, add, and write in turn.
+_accumulating = threading.Lock()
+
+
 def _accumulate(node: Node, g: Tensor) -> None:
     """Add to `.grad`, into new memory: the earlier gradient may be held by the user."""
-    if node.grad is None:
-        node.grad = g
-    elif g.node is None:
-        node.grad = Tensor(node.grad.data + g.data)
-    else:
-        node.grad = node.grad + g
+    with _accumulating:
+        if node.grad is None:
+            node.grad = g
+        elif g.node is None:
+            node.grad = Tensor(node.grad.data + g.data)
+        else:
+            node.grad = node.grad + g
 
 
 def node_of(tensor: Any, role: str) -> Node:

@@ -11,16 +11,21 @@ an empty tuple.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import numpy as np
 
 if TYPE_CHECKING:
     from minigrad.graph import Node
     from minigrad.op import Op
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Observer:
@@ -61,25 +66,66 @@ def is_grad_enabled() -> bool:
     return mode.grad_enabled
 
 
-@contextmanager
-def grad_mode(enabled: bool) -> Iterator[None]:
-    """Record a graph inside the block, or do not; afterwards it is as before in any case."""
-    previous, observers = mode.state
-    mode.state = (enabled, observers)
-    try:
-        yield
-    finally:
-        mode.state = (previous, observers)
+class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
+    """Record a graph inside the block or the decorated function, or do not.
+
+    Afterwards it is as before in any case. One object may be entered many times.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._before: list[bool] = []
+
+    def __enter__(self) -> None:
+        before, observers = mode.state
+        self._before.append(before)
+        mode.state = (self._enabled, observers)
+
+    def __exit__(self, *_: object) -> None:
+        mode.state = (self._before.pop(), mode.observers)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """`function`, in this mode.
+
+        Raises:
+            TypeError: for a generator, whose body runs in between, when others have the word.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"{function.__name__} does not run from start to end in one go, so it cannot be "
+                f"decorated; write `with` around the parts of its body that need it"
+            )
+
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            with grad_mode(self._enabled):
+                return function(*args, **kwargs)
+
+        return wrapped
 
 
-def no_grad() -> Any:
-    """Context manager and decorator: ops inside record nothing; their results need no gradient."""
-    return grad_mode(False)
+@overload
+def no_grad() -> grad_mode: ...
+@overload
+def no_grad(function: Callable[P, R]) -> Callable[P, R]: ...
+def no_grad(function: Callable[..., Any] | None = None) -> Any:
+    """Ops inside record nothing, and their results need no gradient.
+
+    `with no_grad():`, or as a decorator, `@no_grad` or `@no_grad()`.
+    """
+    return grad_mode(False) if function is None else grad_mode(False)(function)
 
 
-def enable_grad() -> Any:
-    """Context manager and decorator: ops inside record again, also within a `no_grad`."""
-    return grad_mode(True)
+@overload
+def enable_grad() -> grad_mode: ...
+@overload
+def enable_grad(function: Callable[P, R]) -> Callable[P, R]: ...
+def enable_grad(function: Callable[..., Any] | None = None) -> Any:
+    """Ops inside record again, also within a `no_grad`.
+
+    `with enable_grad():`, or as a decorator, `@enable_grad` or `@enable_grad()`.
+    """
+    return grad_mode(True) if function is None else grad_mode(True)(function)
 
 
 @contextmanager

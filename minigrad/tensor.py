@@ -37,6 +37,8 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """
     if isinstance(data, Tensor):
         array = data._data
+    elif isinstance(data, np.ma.MaskedArray):
+        raise TypeError("a tensor has no mask; fill the array in first, with .filled(value)")
     elif isinstance(data, (np.ndarray, np.generic)):
         array = np.asarray(data)
     else:
@@ -79,9 +81,11 @@ class Tensor:
             floats.
     """
 
-    __slots__ = ("__weakref__", "_data", "node")
+    # `_leaf` is set by `requires_grad_` only: the place to come back to.
+    __slots__ = ("__weakref__", "_data", "_leaf", "node")
 
     _data: NDArray[Any]
+    _leaf: Node
     node: Node | None
 
     def __init__(
@@ -220,20 +224,26 @@ class Tensor:
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Switch the need for a gradient on or off, for a leaf, and return it. Off drops `.grad`.
 
+        Graphs that were recorded before know the tensor again when it is switched on again.
+
         Raises:
             TypeError: for a tensor of integers or booleans.
             RuntimeError: if it is to be switched off for the result of an op.
         """
         if requires_grad and self.node is None:
             _check_differentiable(self._data.dtype)
-            self.node = graph.leaf(self._data.shape, self._data.dtype)
+            known = getattr(self, "_leaf", None)
+            if known is None or known.dtype != self._data.dtype:
+                known = graph.leaf(self._data.shape, self._data.dtype)
+            self.node = known
         elif not requires_grad and self.node is not None:
             if self.node.op is not None:
                 raise RuntimeError(
                     f"{self.describe()} is the result of an op and needs a gradient because its "
                     f"inputs do; use .detach() for a tensor that does not"
                 )
-            self.node = None
+            self._leaf, self.node = self.node, None
+            self._leaf.grad = None
         return self
 
     @property
@@ -392,6 +402,8 @@ class Tensor:
         np.divide: operator.truediv,
         np.power: operator.pow,
         np.matmul: operator.matmul,
+        np.bitwise_and: operator.and_,
+        np.bitwise_or: operator.or_,
         np.equal: operator.eq,
         np.not_equal: operator.ne,
         np.less: operator.lt,
@@ -446,6 +458,12 @@ class Tensor:
 
     def __imul__(self, other: Any) -> Tensor:
         return self._in_place(other, operator.mul, "*")
+
+    def __ipow__(self, other: Any) -> Tensor:
+        return self._in_place(other, operator.pow, "**")
+
+    def __imatmul__(self, other: Any) -> Tensor:
+        return self._in_place(other, operator.matmul, "@")
 
     def __itruediv__(self, other: Any) -> Tensor:
         return self._in_place(other, operator.truediv, "/")
@@ -517,6 +535,21 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return ops.greater_equal.call(self, other)
 
+    def __and__(self, other: Any) -> Tensor:
+        return ops.logical_and.call(self, other)
+
+    def __rand__(self, other: Any) -> Tensor:
+        return ops.logical_and.call(other, self)
+
+    def __or__(self, other: Any) -> Tensor:
+        return ops.logical_or.call(self, other)
+
+    def __ror__(self, other: Any) -> Tensor:
+        return ops.logical_or.call(other, self)
+
+    def __invert__(self) -> Tensor:
+        return ops.logical_not.call(self)
+
     def __getitem__(self, index: Any) -> Tensor:
         return ops.getitem.call(self, index)
 
@@ -557,6 +590,10 @@ class Tensor:
         """max(x, 0)."""
         return ops.relu.call(self)
 
+    def gelu(self) -> Tensor:
+        """x Phi(x)."""
+        return ops.gelu.call(self)
+
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The sum over `axis`: an int, a tuple of them, or None for all."""
         return ops.sum.call(self, axis, keepdims)
@@ -589,9 +626,9 @@ class Tensor:
         """The same elements in another shape, given as `(2, 3)` or `2, 3`; one size may be -1."""
         return ops.reshape.call(self, _sizes(shape))
 
-    def transpose(self, *axes: int | Sequence[int]) -> Tensor:
+    def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
         """The axes in another order, given as `(1, 0)` or `1, 0`; reversed without any."""
-        return ops.transpose.call(self, _sizes(axes) if axes else None)
+        return ops.transpose.call(self, None if axes in ((), (None,)) else _sizes(axes))
 
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         """Two axes exchanged."""

@@ -279,6 +279,11 @@ CASES = [
         Case(name, fixed([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]), getattr(np, name), order=0)
         for name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
     ],
+    *[
+        Case(name, lambda rng: (MASK, MASK[:, ::-1]), getattr(np, name), order=0)
+        for name in ("logical_and", "logical_or")
+    ],
+    Case("logical_not", lambda rng: (MASK,), np.logical_not, order=0),
     # Elementwise
     Case("where", lambda rng: (MASK, *normal((2, 3), (2, 3))(rng)), np.where),
     Case("where", lambda rng: (MASK[0], *normal((2, 3), (1,))(rng)), np.where, note="broadcast"),
@@ -512,6 +517,11 @@ CASES = [
     # Matrix products
     Case("matmul", normal((2, 3), (3, 4)), np.matmul),
     Case("matmul", normal((2, 3)), lambda x: x @ x.T, function=lambda x: x @ x.T, note="own T"),
+    Case("matmul", normal((3,), (3,)), np.matmul, note="vectors"),
+    Case("matmul", normal((3,), (3, 2)), np.matmul, note="vector and matrix"),
+    Case("matmul", normal((2, 3), (3,)), np.matmul, note="matrix and vector"),
+    Case("matmul", normal((3,), (2, 3, 2)), np.matmul, note="vector and batch"),
+    Case("matmul", normal((2, 2, 3), (3,)), np.matmul, note="batch and vector"),
     Case("matmul", normal((2, 2, 3), (2, 3, 2)), np.matmul, note="batch"),
     Case("matmul", normal((2, 2, 3), (3, 2)), np.matmul, note="batch and matrix"),
     Case("matmul", normal((3, 2), (2, 2, 3)), np.matmul, note="matrix and batch"),

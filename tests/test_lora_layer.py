@@ -866,7 +866,7 @@ def test_to_linear_is_a_plain_layer_that_shares_nothing(rng, bias):
     layer = make(rng, **({} if bias else {"bias": None}))
     linear = layer.to_linear()
     assert type(linear) is Linear
-    assert (linear.d_in, linear.d_out) == (D_IN, D_OUT)
+    assert (linear.in_features, linear.out_features) == (D_IN, D_OUT)
     x = draw(rng, (4, D_IN))
     np.testing.assert_allclose(linear(x).data, layer(x).data, rtol=1e-12, atol=1e-12)
     assert all(p.requires_grad for p in linear.parameters())

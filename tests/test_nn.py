@@ -86,7 +86,7 @@ def test_modules_are_found_in_order_the_module_itself_first():
 
 def test_names_can_have_a_prefix():
     assert [name for name, _ in Scale(1).named_parameters("a.b")] == ["a.b.factor"]
-    assert [name for name, _ in Sequential(Scale(1)).named_modules("m")] == ["m", "m.layers.0"]
+    assert [name for name, _ in Sequential(Scale(1)).named_modules("m")] == ["m", "m.0"]
 
 
 def test_what_is_shared_is_found_once_under_its_first_name():
@@ -106,9 +106,9 @@ def test_attributes_assigned_later_are_found():
 
 def test_a_module_that_knows_its_parent_is_walked_once():
     net = Sequential(Scale(2))
-    net.layers[0].parent = net
-    assert [name for name, _ in net.named_parameters()] == ["layers.0.factor"]
-    assert [name for name, _ in net.named_modules()] == ["", "layers.0"]
+    net[0].parent = net
+    assert [name for name, _ in net.named_parameters()] == ["0.factor"]
+    assert [name for name, _ in net.named_modules()] == ["", "0"]
 
 
 def test_equal_names_are_an_error():
@@ -283,7 +283,7 @@ def test_a_state_may_be_of_tensors_lists_and_other_floats():
     net = Sequential(Scale(2), Scale(2), Scale(2))
     dtypes = [p.dtype for p in net.parameters()]
     values = [minigrad.tensor([1.0, 2.0]), [3, 4], np.array([5, 6], np.float16)]
-    net.load_state_dict({f"layers.{i}.factor": value for i, value in enumerate(values)})
+    net.load_state_dict({f"{i}.factor": value for i, value in enumerate(values)})
     assert [p.tolist() for p in net.parameters()] == [[1, 2], [3, 4], [5, 6]]
     assert [p.dtype for p in net.parameters()] == dtypes
 
@@ -387,11 +387,11 @@ def test_repr_is_a_tree_with_counts():
     net = Sequential(Linear(40, 50), nn.ReLU(), Sequential(Linear(50, 2, bias=False), Dropout(0.1)))
     assert repr(net).splitlines() == [
         "Sequential(  # 2,150 parameters",
-        "  (layers.0): Linear(40, 50)  # 2,050",
-        "  (layers.1): ReLU()",
-        "  (layers.2): Sequential(",
-        "    (layers.0): Linear(50, 2, bias=False)  # 100",
-        "    (layers.1): Dropout(p=0.1)",
+        "  (0): Linear(40, 50)  # 2,050",
+        "  (1): ReLU()",
+        "  (2): Sequential(",
+        "    (0): Linear(50, 2, bias=False)  # 100",
+        "    (1): Dropout(p=0.1)",
         "  )",
         ")",
     ]
@@ -427,7 +427,7 @@ def test_linear_is_x_w_transposed_plus_b(rng, shape, bias, dtype):
         expected = expected + layer.bias.data
     out = layer(minigrad.tensor(x))
     assert out.dtype == dtype
-    assert (layer.d_in, layer.d_out) == (5, 3)
+    assert (layer.in_features, layer.out_features) == (5, 3)
     tolerance = 1e-6 if dtype == np.float32 else 1e-14
     np.testing.assert_allclose(out.data, expected, rtol=tolerance, atol=tolerance)
 
@@ -503,7 +503,7 @@ def test_mlp_has_its_activation_between_layers_and_none_at_the_end(rng):
         out = out @ layer.weight.data.T + layer.bias.data
         out = np.tanh(out) if i < 2 else out
     np.testing.assert_allclose(net(minigrad.tensor(x)).data, out, rtol=1e-12)
-    assert [(m.d_in, m.d_out) for m in net.layers] == [(3, 4), (4, 5), (5, 2)]
+    assert [(m.in_features, m.out_features) for m in net.layers] == [(3, 4), (4, 5), (5, 2)]
 
 
 def test_mlp_is_of_relus_unless_told_otherwise():
@@ -723,7 +723,7 @@ def drawn(fill, rng, **options):
         (init.kaiming_uniform_, {"nonlinearity": "tanh"}, 25 / 9 / D_IN),
         (init.xavier_uniform_, {}, 2 / (D_IN + D_OUT)),
         (init.xavier_uniform_, {"gain": 3.0}, 18 / (D_IN + D_OUT)),
-        (init.uniform_, {"bound": 0.3}, 0.03),
+        (init.uniform_, {"a": -0.3, "b": 0.3}, 0.03),
     ],
 )
 def test_uniform_weights(rng, fill, options, variance):
@@ -741,6 +741,7 @@ def test_uniform_weights(rng, fill, options, variance):
     ("fill", "options", "variance"),
     [
         (init.kaiming_normal_, {}, 2 / D_IN),
+        (init.kaiming_normal_, {"mode": "fan_out"}, 2 / D_OUT),
         (init.kaiming_normal_, {"a": 1.0}, 1 / D_IN),
         (init.kaiming_normal_, {"nonlinearity": "sigmoid"}, 1 / D_IN),
         (init.xavier_normal_, {}, 2 / (D_IN + D_OUT)),

@@ -16,6 +16,7 @@ import numpy as np
 from minigrad.random import generator
 from minigrad.tensor import Tensor
 
+Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu"]
 
 
@@ -44,49 +45,60 @@ def gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
 def kaiming_uniform_(
     tensor: Tensor,
     a: float = 0.0,
+    mode: Mode = "fan_in",
     nonlinearity: Nonlinearity = "leaky_relu",
     *,
     rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """Uniform in +-gain sqrt(3 / fan_in)."""
-    fan_in, _ = _fans(tensor)
-    return uniform_(tensor, gain(nonlinearity, a) * math.sqrt(3.0 / fan_in), rng=rng)
+    """Uniform in +-gain sqrt(3 / fan), with the fan that `mode` names."""
+    bound = gain(nonlinearity, a) * math.sqrt(3.0 / _fan(tensor, mode))
+    return uniform_(tensor, -bound, bound, rng=rng)
 
 
 def kaiming_normal_(
     tensor: Tensor,
     a: float = 0.0,
+    mode: Mode = "fan_in",
     nonlinearity: Nonlinearity = "leaky_relu",
     *,
     rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """Normal with standard deviation gain / sqrt(fan_in)."""
-    fan_in, _ = _fans(tensor)
-    return normal_(tensor, gain(nonlinearity, a) / math.sqrt(fan_in), rng=rng)
+    """Normal with standard deviation gain / sqrt(fan), with the fan that `mode` names."""
+    return normal_(tensor, 0.0, gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode)), rng=rng)
 
 
 def xavier_uniform_(
     tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
 ) -> Tensor:
     """Uniform in +-gain sqrt(6 / (fan_in + fan_out))."""
-    return uniform_(tensor, gain * math.sqrt(6.0 / sum(_fans(tensor))), rng=rng)
+    bound = gain * math.sqrt(6.0 / sum(_fans(tensor)))
+    return uniform_(tensor, -bound, bound, rng=rng)
 
 
 def xavier_normal_(
     tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
 ) -> Tensor:
     """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out))."""
-    return normal_(tensor, gain * math.sqrt(2.0 / sum(_fans(tensor))), rng=rng)
+    return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans(tensor))), rng=rng)
 
 
-def uniform_(tensor: Tensor, bound: float, *, rng: np.random.Generator | None = None) -> Tensor:
-    """Uniform in [-bound, bound)."""
-    return tensor.copy_(generator(rng).uniform(-bound, bound, tensor.shape))
+def uniform_(
+    tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: np.random.Generator | None = None
+) -> Tensor:
+    """Uniform in [a, b)."""
+    return tensor.copy_(generator(rng).uniform(a, b, tensor.shape))
 
 
-def normal_(tensor: Tensor, std: float = 1.0, *, rng: np.random.Generator | None = None) -> Tensor:
-    """Normal with mean 0 and the given standard deviation."""
-    return tensor.copy_(generator(rng).normal(0.0, std, tensor.shape))
+def normal_(
+    tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: np.random.Generator | None = None
+) -> Tensor:
+    """Normal with the given mean and standard deviation."""
+    return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
+
+
+def constant_(tensor: Tensor, value: float) -> Tensor:
+    """The same number everywhere."""
+    return tensor.copy_(np.full(tensor.shape, value))
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -97,6 +109,13 @@ def zeros_(tensor: Tensor) -> Tensor:
 def ones_(tensor: Tensor) -> Tensor:
     """All ones."""
     return tensor.copy_(np.ones(tensor.shape))
+
+
+def _fan(tensor: Tensor, mode: Mode) -> int:
+    fans = dict(zip(("fan_in", "fan_out"), _fans(tensor), strict=True))
+    if mode not in fans:
+        raise ValueError(f"mode is 'fan_in' or 'fan_out', not {mode!r}")
+    return fans[mode]
 
 
 def _fans(tensor: Tensor) -> tuple[int, int]:

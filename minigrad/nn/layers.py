@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -16,13 +17,13 @@ from minigrad.tensor import Tensor
 
 
 class Linear(Module):
-    """y = x W^T + b: `(..., d_in) -> (..., d_out)`.
+    """y = x W^T + b: `(..., in_features) -> (..., out_features)`.
 
-    Weight and bias begin uniform in +-1 / sqrt(d_in), as PyTorch's do.
+    Weight and bias begin uniform in +-1 / sqrt(in_features), as PyTorch's do.
 
     Attributes:
-        weight: `(d_out, d_in)`.
-        bias: `(d_out,)`, or None.
+        weight: `(out_features, in_features)`.
+        bias: `(out_features,)`, or None.
 
     Raises:
         ValueError: if a size is not a positive integer.
@@ -30,28 +31,34 @@ class Linear(Module):
 
     def __init__(
         self,
-        d_in: int,
-        d_out: int,
+        in_features: int,
+        out_features: int,
         bias: bool = True,
         *,
         dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
     ) -> None:
-        if not all(isinstance(size, (int, np.integer)) and size >= 1 for size in (d_in, d_out)):
-            raise ValueError(f"Linear: sizes are positive integers, not {d_in!r} and {d_out!r}")
-        self.weight = Parameter(np.empty((d_out, d_in), dtype))
-        self.bias = Parameter(np.empty(d_out, dtype)) if bias else None
+        if not all(
+            isinstance(size, (int, np.integer)) and size >= 1
+            for size in (in_features, out_features)
+        ):
+            raise ValueError(
+                f"Linear: sizes are positive integers, not {in_features!r} and {out_features!r}"
+            )
+        self.weight = Parameter(np.empty((out_features, in_features), dtype))
+        self.bias = Parameter(np.empty(out_features, dtype)) if bias else None
         init.kaiming_uniform_(self.weight, a=math.sqrt(5), rng=rng)
         if self.bias is not None:
-            init.uniform_(self.bias, 1 / math.sqrt(d_in), rng=rng)
+            bound = 1 / math.sqrt(in_features)
+            init.uniform_(self.bias, -bound, bound, rng=rng)
 
     @property
-    def d_in(self) -> int:
+    def in_features(self) -> int:
         """The size of an input vector."""
         return self.weight.shape[1]
 
     @property
-    def d_out(self) -> int:
+    def out_features(self) -> int:
         """The size of an output vector."""
         return self.weight.shape[0]
 
@@ -61,7 +68,9 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         """The sizes."""
-        return f"{self.d_in}, {self.d_out}" + ("" if self.bias is not None else ", bias=False")
+        return f"{self.in_features}, {self.out_features}" + (
+            "" if self.bias is not None else ", bias=False"
+        )
 
 
 class Dropout(Module):
@@ -87,25 +96,31 @@ class Dropout(Module):
 
 
 class Sequential(Module):
-    """Modules, or functions of one tensor, one after the other."""
+    """Modules, or functions of one tensor, one after the other; they are named "0", "1", ...
+
+    Raises:
+        TypeError: if one cannot be called.
+    """
 
     def __init__(self, *layers: Callable[[Tensor], Tensor]) -> None:
-        self.layers = list(layers)
+        for i, layer in enumerate(layers):
+            _check_callable(layer, f"Sequential: layer {i}")
+            vars(self)[str(i)] = layer
+
+    def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        return (layer for name, layer in vars(self).items() if name.isdigit())
 
     def forward(self, x: Tensor) -> Tensor:
         """layers[-1](... layers[0](x))."""
-        for layer in self.layers:
+        for layer in self:
             x = layer(x)
         return x
 
     def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        return iter(self.layers)
+        return sum(1 for _ in self)
 
     def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
-        return self.layers[index]
+        return list(self)[index]
 
 
 class MLP(Module):
@@ -120,6 +135,7 @@ class MLP(Module):
 
     Raises:
         ValueError: if there are fewer than two sizes.
+        TypeError: if the sizes are no sequence, or the activation cannot be called.
     """
 
     def __init__(
@@ -131,6 +147,9 @@ class MLP(Module):
         dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
     ) -> None:
+        if not isinstance(sizes, Sequence):
+            raise TypeError(f"MLP: sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
+        _check_callable(activation, "MLP: the activation")
         if len(sizes) < 2:
             raise ValueError(f"MLP: sizes are at least those of input and output, not {sizes!r}")
         self.activation = activation
@@ -151,3 +170,10 @@ class MLP(Module):
         """The activation, if it is a plain function."""
         name = getattr(self.activation, "__name__", None)
         return f"activation={name}" if name else ""
+
+
+def _check_callable(layer: Any, role: str) -> None:
+    if isinstance(layer, type):
+        raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
+    if not callable(layer):
+        raise TypeError(f"{role} must be a module or a function of a tensor, not {layer!r:.60}")

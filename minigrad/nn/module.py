@@ -159,7 +159,10 @@ class Module:
 
         Raises:
             ValueError: with all that is missing, unexpected, of another shape, or not of numbers.
+            TypeError: if the state is no dict.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict: the state is a dict of arrays, not {state!r:.60}")
         parameters = dict(self.named_parameters())
         problems = []
         values = {}

@@ -82,6 +82,42 @@ def _power_y(g: Array, x: Array, out: Array) -> Array:
 
 
 @op
+def logical_and(x: Array, y: Array) -> Array:
+    """Whether both are true, for booleans.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    return np.logical_and(_booleans("logical_and", x), _booleans("logical_and", y))
+
+
+@op
+def logical_or(x: Array, y: Array) -> Array:
+    """Whether one of two is true, for booleans.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    return np.logical_or(_booleans("logical_or", x), _booleans("logical_or", y))
+
+
+@op
+def logical_not(x: Array) -> Array:
+    """Whether it is false, for booleans.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    return np.logical_not(_booleans("logical_not", x))
+
+
+def _booleans(name: str, x: Array) -> Array:
+    if np.asarray(x).dtype != np.bool_:
+        raise TypeError(f"{name}: takes booleans, as comparisons give, not {np.asarray(x).dtype}")
+    return x
+
+
+@op
 def equal(x: Array, y: Array) -> Array:
     """x == y, as booleans."""
     return np.equal(x, y)

@@ -23,12 +23,15 @@ where.rule("y", lambda g, condition: where(condition, 0.0, g))
 
 @op
 def maximum(x: Array, y: Array) -> Array:
-    """The larger of x and y, broadcast. Where they are equal each gets half of the gradient."""
+    """The larger of x and y, broadcast. Where they are equal each gets half of the gradient.
+
+    Where one is nan, the result is, and the gradient goes to both.
+    """
     return np.maximum(x, y)
 
 
-maximum.rule("x", lambda g, x, y: where(x == y, 0.5 * g, where(x > y, g, 0.0)))
-maximum.rule("y", lambda g, x, y: where(x == y, 0.5 * g, where(x > y, 0.0, g)))
+maximum.rule("x", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
+maximum.rule("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
 
 
 @op
@@ -101,7 +104,7 @@ def relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-relu.rule("x", lambda g, out: where(out > 0, g, 0.0))
+relu.rule("x", lambda g, out: where(out <= 0, 0.0, g))  # a nan does not come back as a 0
 
 
 @op

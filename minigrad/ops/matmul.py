@@ -21,26 +21,48 @@ def swap_last(x: Array) -> Array:
 def matmul(x: Array, y: Array) -> Array:
     """The matrix product `(..., m, k) @ (..., k, n) -> (..., m, n)`, leading axes broadcast.
 
+    As in numpy, a vector is a row on the left and a column on the right, and the result lacks its
+    axis: `(k,) @ (k,)` is a number.
+
     Raises:
-        ValueError: if an operand is not a matrix, or the sizes do not match.
+        ValueError: if an operand is a number, or the sizes do not match.
     """
     x, y = np.asarray(x), np.asarray(y)
-    if x.ndim < 2 or y.ndim < 2:
-        raise ValueError(
-            f"matmul: takes matrices or stacks of them, not shapes {x.shape} and {y.shape}; "
-            f"x.reshape(1, -1) makes a row of a vector"
-        )
-    if x.shape[-1] != y.shape[-2]:
-        hint = "; did you mean y.T?" if x.shape[-1] == y.shape[-1] else ""
+    if x.ndim == 0 or y.ndim == 0:
+        raise ValueError("matmul: takes vectors, matrices or stacks of them; for a number use *")
+    row, column = x.ndim == 1, y.ndim == 1
+    rows, columns = x[None] if row else x, y[:, None] if column else y
+    if rows.shape[-1] != columns.shape[-2]:
+        hint = "; did you mean y.T?" if y.ndim == 2 and x.shape[-1] == y.shape[-1] else ""
         raise ValueError(
             f"matmul: shapes {x.shape} and {y.shape} do not align: "
-            f"{x.shape[-1]} != {y.shape[-2]}{hint}"
+            f"{rows.shape[-1]} != {columns.shape[-2]}{hint}"
         )
-    return kernels.gemm.matmul(x, y)
+    out = kernels.gemm.matmul(rows, columns)
+    if row or column:
+        out = out.reshape(out.shape[:-2] + out.shape[-2:][row : 2 - column])
+    return out
 
 
-matmul.rule("x", lambda g, y: matmul(g, swap_last(y)))
-matmul.rule("y", lambda g, x: matmul(swap_last(x), g))
+@matmul.rule("x")
+def _matmul_x(g: Array, x_shape: tuple[int, ...], y: Array) -> Array:
+    g = _with_axes(g, len(x_shape) == 1, y.ndim == 1)
+    return matmul(g, swap_last(reshape(y, (-1, 1)) if y.ndim == 1 else y))
+
+
+@matmul.rule("y")
+def _matmul_y(g: Array, x: Array, y_shape: tuple[int, ...]) -> Array:
+    g = _with_axes(g, x.ndim == 1, len(y_shape) == 1)
+    product = matmul(swap_last(reshape(x, (1, -1)) if x.ndim == 1 else x), g)
+    return reshape(product, product.shape[:-1]) if len(y_shape) == 1 else product
+
+
+def _with_axes(g: Array, row: bool, column: bool) -> Array:
+    """The gradient of a product with the axes that vectors had left out."""
+    if not (row or column):
+        return g
+    size = g.ndim - (not column)
+    return reshape(g, (*g.shape[:size], *([1] * row), *g.shape[size:], *([1] * column)))
 
 
 def _linear(x: Array, weight: Array, bias: Array = None) -> Array:

@@ -25,7 +25,7 @@ clone.rule("x", lambda g: g)
 @op
 def astype(x: Array, dtype: DTypeLike) -> Array:
     """The same values as `dtype`; the gradient comes back in x's own dtype."""
-    return x.astype(dtype, copy=False)
+    return x.astype(dtype)
 
 
 astype.rule("x", lambda g: g)
@@ -68,6 +68,8 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     Raises:
         ValueError: if there are none, or they differ in another axis.
     """
+    if axis is None:
+        raise ValueError("concatenate: axis=None is not supported; reshape each to (-1,) first")
     return np.concatenate(arrays, axis)
 
 
