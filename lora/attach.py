@@ -141,12 +141,14 @@ def detach(model: Module) -> Module:
     Raises:
         ValueError: if `attach` has put none on.
     """
-    record = vars(model).pop(_RECORD, None)
+    record = vars(model).get(_RECORD)
     if record is None:
         raise ValueError(
             "there is nothing to detach: lora.attach has put no adapters on this model"
         )
     layers = dict(adapters(model))
+    _check_in_place(record, layers)
+    del vars(model)[_RECORD]
     for name, linear in record.originals.items():
         linear.training = layers[name].training
     _replace(model, {id(layers[name]): linear for name, linear in record.originals.items()})
@@ -163,15 +165,20 @@ def fold(model: Module) -> Module:
     Raises:
         ValueError: if there are no adapters.
     """
-    folded = {id(layer): layer.to_linear() for _, layer in adapters(model)}
+    layers = dict(adapters(model))
+    record = vars(model).get(_RECORD)
+    if record is not None:
+        _check_in_place(record, layers)
+    folded = {id(layer): layer.to_linear() for layer in layers.values()}
     if isinstance(model, LoRALayer):
         return folded[id(model)]
-    record = vars(model).pop(_RECORD, None)
+    for layer in layers.values():
+        folded[id(layer)].training = layer.training
     if record is not None:
+        del vars(model)[_RECORD]
         flags = {id(parameter): flag for parameter, flag in record.flags}
-        for name, layer in adapters(model):
-            linear, original = folded[id(layer)], record.originals[name]
-            linear.training = layer.training
+        for name, original in record.originals.items():
+            linear = folded[id(layers[name])]
             linear.weight.requires_grad_(flags[id(original.weight)])
             if linear.bias is not None and original.bias is not None:
                 linear.bias.requires_grad_(flags[id(original.bias)])
@@ -209,6 +216,16 @@ def adapters(model: Module) -> list[tuple[str, LoRALayer]]:
             "the model has no adapters; lora.attach(model, LoRAConfig(...)) puts some on"
         )
     return found
+
+
+def _check_in_place(record: _Attachment, layers: Mapping[str, LoRALayer]) -> None:
+    """Refuse to take off what is no longer where it was put."""
+    gone = [name for name in record.originals if name not in layers]
+    if gone:
+        raise ValueError(
+            f"the adapters of {', '.join(gone)} are no longer in the model; put the layers that "
+            f"lora.attach had placed there back first"
+        )
 
 
 def _restore_flags(record: _Attachment) -> None:

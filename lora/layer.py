@@ -133,10 +133,9 @@ class LoRALayer(Module):
         self.lora_a = Parameter(np.empty((rank, d_in), weight.dtype))
         self.lora_b = Parameter(np.zeros((d_out, rank), weight.dtype))
         init.normal_(self.lora_a, 0.0, 1 / rank, rng=rng)
-        self.rank = operator.index(rank)
-        self.alpha = float(alpha)
-        self.scaling = LoRAScaling(scaling)
-        self.scale = self.scaling.scale(self.alpha, self.rank)
+        self._alpha = float(alpha)
+        self._scaling = LoRAScaling(scaling)
+        self.scale = self._scaling.scale(self._alpha, self.rank)
         self.dropout = dropout
         self.rng = rng
         self.enabled = True
@@ -167,11 +166,32 @@ class LoRALayer(Module):
         )
 
     def to_linear(self) -> Linear:
-        """A plain layer with the weight W + scale B A, and nothing shared."""
+        """A plain layer with the weight W + scale B A, and nothing shared.
+
+        Raises:
+            RuntimeError: if the layer is merged, and A, B, W or the scale were changed since.
+        """
+        if self._merged is not None:
+            self._check_fresh(self._merged)
         linear = Linear.__new__(Linear)
         linear.weight = Parameter(self.merged_weight())
         linear.bias = None if self.bias is None else Parameter(self.bias)
         return linear
+
+    @property
+    def rank(self) -> int:
+        """The rank of the update."""
+        return len(self.lora_a.data)
+
+    @property
+    def alpha(self) -> float:
+        """The strength that the layer was made with; to change what is in force, assign `scale`."""
+        return self._alpha
+
+    @property
+    def scaling(self) -> LoRAScaling:
+        """How the first scale was made from alpha and the rank."""
+        return self._scaling
 
     @property
     def d_in(self) -> int:
@@ -198,7 +218,8 @@ class LoRALayer(Module):
         # Detached: no gradient gets to the base, even if someone has set its flag.
         bias = None if self.bias is None else self.bias.detach()
         if self.enabled and self._merged is not None:
-            self._check_merged(self._merged)
+            self._check_fresh(self._merged)
+            self._check_not_training()
             return ops.linear(x, self._merged.weight, bias)
         base = ops.linear(x, self.base_weight.detach(), bias)
         if not self.enabled:
@@ -238,14 +259,17 @@ class LoRALayer(Module):
         """Use W, A and B again, and drop the merged weight. Unmerging twice changes nothing."""
         self._merged = None
 
-    def _check_merged(self, merged: _Merged) -> None:
-        """Refuse to compute with a weight that is out of date, or to lose a gradient."""
+    def _check_fresh(self, merged: _Merged) -> None:
+        """Refuse to compute with a merged weight that is out of date."""
         changed = merged.changed(self)
         if changed:
             raise RuntimeError(
                 f"{changed} changed since merge(), so the merged weight is out of date; call "
                 f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
             )
+
+    def _check_not_training(self) -> None:
+        """Refuse to lose a gradient: none gets from the merged weight to A and B."""
         if mode.grad_enabled and (self.lora_a.requires_grad or self.lora_b.requires_grad):
             raise RuntimeError(
                 "the layer is merged, so no gradient would reach A and B, and training would "

@@ -7,7 +7,7 @@ then nn, optim and trainer, which use them.
 
 from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the one import cycle
 
-from minigrad import nn, optim
+from minigrad import data, io, metrics, nn, optim
 from minigrad.checkpoint import checkpoint
 from minigrad.creation import (
     arange,
@@ -105,6 +105,7 @@ __all__ = [
     "clone",
     "concatenate",
     "cross_entropy",
+    "data",
     "divide",
     "dropout",
     "enable_grad",
@@ -121,6 +122,7 @@ __all__ = [
     "gradcheck",
     "greater",
     "greater_equal",
+    "io",
     "is_grad_enabled",
     "l1",
     "less",
@@ -138,6 +140,7 @@ __all__ = [
     "max",
     "maximum",
     "mean",
+    "metrics",
     "mse",
     "multiply",
     "neg",

@@ -81,7 +81,7 @@ _RUN = """
             _observer.on_call(_op, ({all}), _out)
         return _out
     if _out.__class__ is not _ndarray:
-        _out = _asarray(_out)
+        _out = _as_output(_op, _out)
     _differentiable = True
     if _out.dtype is not _dtype:
         _out = _demoted(_op, _out, ({all_data},))
@@ -91,6 +91,10 @@ _RUN = """
     _result = _new(_Tensor)
     _result._data = _out
     _result.node = None"""
+
+_REFUSE = """
+    if _recording and ({any_ruleless}) and _out.dtype.kind == "f":
+        raise _without_rule(_op, {ruleless})"""
 
 _RECORD = """
     if _recording and _differentiable and ({any_node}):
@@ -137,6 +141,8 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
         "aliased": " or ".join(f"_out is {data[p]}" for p in values) or "False",
         "any_node": " or ".join(f"_{p}_node is not None" for p in inputs),
         "positions": tuple(rules),
+        "ruleless": [p for p in values if p not in inputs],
+        "any_ruleless": " or ".join(f"_{p}_node is not None" for p in values if p not in inputs),
     }
     name = op.name if op.name.isidentifier() else "call"  # a lambda has no name
     text = f"def {name}({', '.join(parameters)}):\n    _found = _mixed = False\n    _dtype = None"
@@ -148,6 +154,7 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
             text += (_NOTE_MIXED if defaults[p] is _NO_DEFAULT else _NOTE_MIXED_OR_NONE).format(p=p)
     text += _AGREE.format(**words) if inputs else ""
     text += _RUN.format(**words)
+    text += _REFUSE.format(**words) if words["ruleless"] else ""
     if inputs:
         text += _RECORD.format(**words)
         slots = [*data.values(), "_out"]
@@ -183,7 +190,7 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Mapping[str, Any]) 
     recording, observers = mode.state
     result: Any = out
     if found:
-        out = demoted(op, np.asarray(out), data)
+        out = demoted(op, as_output(op, out), data)
         out = view(out, data)
         result = Tensor.at(out, None)
         ((_, rule),) = op.rules
@@ -253,6 +260,23 @@ def demoted(op: Op[Any], out: Any, values: Sequence[Any]) -> Any:
     return out.astype(np.float32)
 
 
+def as_output(op: Op[Any], out: Any) -> Any:
+    """The result of a forward that is no plain array: numpy's reductions give numbers."""
+    if isinstance(out, (np.ndarray, np.generic, int, float)):
+        return np.asarray(out)
+    raise TypeError(
+        f"the forward of `{op.name}` returned {out!r:.60}; an op has one output, an array"
+    )
+
+
+def without_rule(op: Op[Any], names: Sequence[str]) -> TypeError:
+    """An input is to get a gradient, and nobody has said how: not a case for silence."""
+    return TypeError(
+        f"`{op.name}` has no rule for {' or '.join(names)}, which requires a gradient; add one "
+        f"with {op.name}.rule({names[0]!r}, ...), or pass {names[0]}.detach()"
+    )
+
+
 def view(out: Any, values: Sequence[Any]) -> Any:
     """A result that shares memory with an input: its own array, and one that can be written."""
     if not out.flags.writeable:
@@ -288,7 +312,7 @@ _NAMESPACE = {
     "_Tensor": Tensor,
     "_NUMBERS": NUMBERS,
     "_agree": agree,
-    "_asarray": np.asarray,
+    "_as_output": as_output,
     "_clock": clock,
     "_demoted": demoted,
     "_explained": explained,
@@ -297,4 +321,5 @@ _NAMESPACE = {
     "_new": object.__new__,
     "_shape": shape,
     "_view": view,
+    "_without_rule": without_rule,
 }

@@ -24,7 +24,8 @@ class History:
     Attributes:
         steps: for each step its number, epoch, loss, learning rate, gradient norm and seconds.
         epochs: for each epoch its number, the mean loss over the training rows, the learning rate,
-            the mean gradient norm, seconds, and with validation data their loss and metrics.
+            the mean gradient norm, seconds, the metrics, and with validation data their loss and
+            metrics as "validation_...".
     """
 
     steps: list[Record] = field(default_factory=list)

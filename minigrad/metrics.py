@@ -27,16 +27,17 @@ def mae(prediction: Any, target: Any) -> float:
 def r2(prediction: Any, target: Any) -> float:
     """The share of the target's variance that is explained, 1 - SS_error / SS_total.
 
-    1 is perfect, 0 as good as the mean of the target, and there is no lower bound.
+    1 is perfect, 0 as good as the mean of the target (of each column, if there are several), and
+    there is no lower bound.
 
     Raises:
         ValueError: if the target is constant, for which the share is not defined.
     """
     errors = _errors(prediction, target)
     y = as_array(target).astype(np.float64)
-    if (y == y.flat[0]).all():  # the mean of equal numbers rounds, so their variance may not be 0
+    if (y == y[:1]).all():  # the mean of equal numbers rounds, so their variance may not be 0
         raise ValueError("r2 is not defined for a target that is constant")
-    return 1.0 - float(np.sum(errors**2)) / float(np.sum((y - y.mean()) ** 2))
+    return 1.0 - float(np.sum(errors**2)) / float(np.sum((y - y.mean(axis=0)) ** 2))
 
 
 def _errors(prediction: Any, target: Any) -> Any:

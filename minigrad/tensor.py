@@ -45,7 +45,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         try:
             array = np.asarray(data)
         except ValueError as error:
-            raise ValueError(f"cannot make a tensor of {data!r}: {error}") from None
+            raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
         if array.dtype == np.float64 and not _holds_numpy(data):
             array = array.astype(np.float32)
         elif array.dtype.kind == "i" and not _holds_numpy(data):

@@ -43,7 +43,8 @@ class Trainer:
         loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean.
         batch_size: how many rows a step sees.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
-            for validation; a dict gives them other names than their own.
+            to record after each epoch, for the training rows and for those of the validation; a
+            dict gives them other names than their own.
         clip_norm: the largest gradient norm to step with.
         patience: stop after so many epochs without a better validation loss (training loss, where
             there is no validation), and then go back to the best weights.
@@ -69,7 +70,7 @@ class Trainer:
         metrics: Sequence[Metric] | Mapping[str, Metric] = (),
         clip_norm: float | None = None,
         patience: int | None = None,
-        on_epoch: Sequence[Callable[[Trainer], None]] = (),
+        on_epoch: Sequence[Callable[[Trainer], object]] | Callable[[Trainer], object] = (),
         checkpoint: str | os.PathLike[str] | None = None,
         progress: bool = True,
         rng: np.random.Generator | None = None,
@@ -83,6 +84,9 @@ class Trainer:
         self.optimizer = optimizer
         self.loss = loss
         self.batch_size = batch_size
+        own = {id(parameter) for parameter in model.parameters()}
+        if not all(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("the optimiser has parameters that are not the model's")
         if not isinstance(metrics, Mapping):
             names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
             if len(set(names)) != len(names):
@@ -91,7 +95,7 @@ class Trainer:
         self.metrics = dict(metrics)
         self.clip_norm = clip_norm
         self.patience = patience
-        self.on_epoch = list(on_epoch)
+        self.on_epoch = [on_epoch] if callable(on_epoch) else list(on_epoch)
         self.checkpoint = checkpoint
         self.progress = progress
         self.rng = rng
@@ -119,6 +123,8 @@ class Trainer:
         held_out = None if validation is None else self._prepared(validation, "validation")
         steps = epochs * math.ceil(len(data[0]) / self.batch_size)
         self._stopping = False
+        if self.patience is not None and self._epochs_since_best >= self.patience:
+            self._epochs_since_best = 0  # it was stopped, and is to go on all the same
         with _progress_bar(steps, self.progress) as bar:
             for _ in range(epochs):
                 self._epoch(data, held_out, bar)
@@ -165,6 +171,12 @@ class Trainer:
             loss = self.loss(Tensor(prediction), y).item()
         return {"loss": loss, **{name: m(prediction, y) for name, m in self.metrics.items()}}
 
+    def __repr__(self) -> str:
+        return (
+            f"Trainer({type(self.model).__name__}, {type(self.optimizer).__name__}, "
+            f"batch_size={self.batch_size}, {self.history!r})"
+        )
+
     # ----------------------------------------------------------------------------------------------
     # The loop
     # ----------------------------------------------------------------------------------------------
@@ -201,9 +213,10 @@ class Trainer:
             "grad_norm": np.mean(norms),
             "seconds": time.perf_counter() - started,
         }
+        if self.metrics:
+            record |= {k: v for k, v in self.evaluate((train[0], train[1])).items() if k != "loss"}
         if validation is not None:
-            for name, value in self.evaluate(validation).items():
-                record[f"validation_{name}"] = value
+            record |= {f"validation_{k}": v for k, v in self.evaluate(validation).items()}
         self.history.epochs.append(as_record(record))
         self._watch(self.history.epochs[-1])
         for function in self.on_epoch:
@@ -303,32 +316,30 @@ class Trainer:
         arrays, metadata = load_state(path)
         if "minigrad.trainer" not in metadata:
             raise ValueError(f"{os.fspath(path)!r} is no checkpoint of a Trainer")
-        facts = json.loads(metadata["minigrad.trainer"])
         generators = self._generators()
-        if facts["optimizer"] != type(self.optimizer).__name__:
+        try:
+            facts = json.loads(metadata["minigrad.trainer"])
+            states, groups, parts = _unpacked(arrays, facts)
+            history = History(facts["steps"], facts["epochs"])
+            best_loss, since_best = facts["best_loss"], facts["epochs_since_best"]
+            kinds = [state["bit_generator"] for state in facts["generators"]]
+            optimizer_name = facts["optimizer"]
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{os.fspath(path)!r} was saved with {facts['optimizer']}, and this trainer has "
+                f"{os.fspath(path)!r} is no checkpoint of a Trainer, or one of another version: "
+                f"{error!r}"
+            ) from error
+        if optimizer_name != type(self.optimizer).__name__:
+            raise ValueError(
+                f"{os.fspath(path)!r} was saved with {optimizer_name}, and this trainer has "
                 f"{type(self.optimizer).__name__}"
             )
-        kinds = [state["bit_generator"] for state in facts["generators"]]
         own = [generator.bit_generator.state["bit_generator"] for generator in generators]
         if kinds != own:
             raise ValueError(
                 f"{os.fspath(path)!r} has the states of the random generators {kinds}, this "
                 f"trainer and model use {own}"
             )
-        parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "best": {}, "optimizer": {}}
-        for name, value in arrays.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = value
-        states: dict[int, dict[str, Any]] = {}
-        for name, value in {**parts["optimizer"], **facts["numbers"]}.items():
-            number, _, key = name.partition(".")
-            states.setdefault(int(number), {})[key] = value
-        groups = [
-            {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-            for group in facts["param_groups"]
-        ]
         before = self.model.state_dict()
         self.model.load_state_dict(parts["model"])
         try:
@@ -339,9 +350,9 @@ class Trainer:
             self.model.load_state_dict(before)
             raise
         self._best = parts["best"]
-        self._best_loss = facts["best_loss"]
-        self._epochs_since_best = facts["epochs_since_best"]
-        self.history = History(facts["steps"], facts["epochs"])
+        self._best_loss = best_loss
+        self._epochs_since_best = since_best
+        self.history = history
 
     def _generators(self) -> list[np.random.Generator]:
         """Every generator that a step may draw from: the default one, ours, and the modules'."""
@@ -351,9 +362,26 @@ class Trainer:
         return list({id(generator): generator for generator in own}.values())
 
 
+def _unpacked(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Any:
+    """What a checkpoint holds: the optimiser's states and groups, and the arrays by their use."""
+    parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "best": {}, "optimizer": {}}
+    for name, value in arrays.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    states: dict[int, dict[str, Any]] = {}
+    for name, value in {**parts["optimizer"], **facts["numbers"]}.items():
+        number, _, key = name.partition(".")
+        states.setdefault(int(number), {})[key] = value
+    groups = [
+        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
+        for group in facts["param_groups"]
+    ]
+    return states, groups, parts
+
+
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        raise ValueError(f"{name} must be a positive integer, not {value!r:.60}")
 
 
 def _as_list(value: Any) -> Any:

@@ -1374,26 +1374,46 @@ def test_an_input_that_is_left_out_has_no_gradient():
     assert grad(shifted(x, shift=shift).sum(), shift).item() == 2.0
 
 
-def test_an_op_without_rules_cuts_the_graph():
+def test_an_op_without_a_rule_for_what_needs_a_gradient_is_an_error():
     @op
     def rounded(x):
         return np.round(x)
 
-    assert not rounded(leaf(1.4, 2.6)).requires_grad
+    with pytest.raises(TypeError, match=r"`rounded` has no rule for x(.|\n)*x\.detach\(\)"):
+        rounded(leaf(1.4, 2.6))
+    assert_array_equal(rounded(leaf(1.4, 2.6).detach()).data, [1.0, 3.0])
+    with minigrad.no_grad():
+        assert not rounded(leaf(1.4, 2.6)).requires_grad
 
 
-def test_an_input_without_a_rule_is_a_constant():
+def test_an_op_that_returns_no_floats_needs_no_rule():
+    @op
+    def positive(x):
+        return x > 0
+
+    assert positive(leaf(1.4, -2.6)).data.tolist() == [True, False]
+
+
+def test_an_input_without_a_rule_must_be_a_constant():
     @op
     def weighed(x, weight):
         return x * weight
 
     weighed.rule("x", lambda g, weight: g * weight)
     x, weight = leaf(1.0, 2.0), leaf(3.0, 4.0)
-    y = weighed(x, weight).sum()
-    with pytest.raises(RuntimeError, match="do not depend on input 0"):
-        grad(y, weight, retain_graph=True)
-    assert_array_equal(grad(y, x).data, [3.0, 4.0])
-    assert not weighed(Tensor(np.ones(2)), weight).requires_grad
+    with pytest.raises(TypeError, match="no rule for weight"):
+        weighed(x, weight)
+    assert_array_equal(grad(weighed(x, weight.detach()).sum(), x).data, [3.0, 4.0])
+
+
+@pytest.mark.parametrize("result", [(1.0, 2.0), None, "text", [np.ones(2)]])
+def test_a_forward_must_return_one_array(result):
+    @op
+    def odd(x):
+        return result
+
+    with pytest.raises(TypeError, match="an op has one output, an array"):
+        odd(leaf(1.0))
 
 
 def test_a_forward_that_returns_its_input_gives_a_new_tensor():
@@ -1418,7 +1438,7 @@ def test_a_rule_given_after_the_first_call_counts():
         return x * 3
 
     x = leaf(1.0, 2.0)
-    assert not late(x).requires_grad
+    assert_array_equal(late(x.detach()).data, [3.0, 6.0])
     late.rule("x", lambda g: g * 3)
     assert_array_equal(grad(late(x).sum(), x).data, [3.0, 3.0])
 
@@ -1467,7 +1487,7 @@ def joint_product():
 
 def test_a_joint_rule_gives_all_gradients_at_once():
     product = joint_product()
-    x, y, z = leaf(2.0), leaf(3.0), leaf(5.0)
+    x, y, z = leaf(2.0), leaf(3.0), Tensor(5.0)
     assert [g.item() for g in grad(product(x, y, z), [x, y])] == [15.0, 10.0]
     assert product.told == [(True, True)]
 

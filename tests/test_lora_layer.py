@@ -63,9 +63,11 @@ def test_the_parts_are_named_as_in_the_formula(rng):
     assert [p.requires_grad for p in layer.parameters()] == [False, False, True, True]
 
 
-def test_merged_cannot_be_assigned(rng):
-    with pytest.raises(AttributeError, match="merged"):
-        make(rng).merged = True
+@pytest.mark.parametrize("name", ["merged", "rank", "alpha", "scaling", "d_in", "d_out"])
+def test_what_follows_from_the_rest_cannot_be_assigned(rng, name):
+    layer = make(rng)
+    with pytest.raises(AttributeError, match=name):
+        setattr(layer, name, getattr(layer, name))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 5])
@@ -874,6 +876,16 @@ def test_to_linear_is_a_plain_layer_that_shares_nothing(rng, bias):
     assert not any(np.shares_memory(p.data, h) for p in linear.parameters() for h in held)
     layer.merge()
     assert np.array_equal(layer.to_linear().weight.data, linear.weight.data)
+
+
+def test_to_linear_of_a_merged_layer_that_is_out_of_date_is_an_error(rng):
+    layer = make(rng)
+    layer.merge()
+    layer.lora_b = np.ones((D_OUT, RANK))
+    with pytest.raises(RuntimeError, match=r"lora_b changed since merge\(\)"):
+        layer.to_linear()
+    layer.unmerge()
+    assert np.array_equal(layer.to_linear().weight.data, layer.merged_weight().data)
 
 
 # ----------------------------------------------------------------------------------------------

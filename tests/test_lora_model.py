@@ -402,6 +402,33 @@ def test_there_must_be_something_to_detach(rng):
         lora.detach(net)
 
 
+@pytest.mark.parametrize("take_off", [lora.detach, lora.fold])
+def test_an_adapter_that_is_gone_is_an_error_and_changes_nothing(rng, take_off):
+    net, _, _ = attached(rng)
+    adapter, net.first = net.first, Linear(3, 4, dtype=np.float64)
+    net.shared = net.first
+    before = snapshot(net)
+    with pytest.raises(ValueError, match="adapters of first are no longer in the model"):
+        take_off(net)
+    assert snapshot(net) == before
+    net.first = net.shared = adapter
+    take_off(net)
+    assert not adapters(net)
+
+
+def test_adapters_that_were_placed_by_hand_can_be_folded(rng):
+    linear = Linear(3, 3, dtype=np.float64, rng=rng)
+    net, x = Sequential(LoRALayer.from_linear(linear, 1, 1.0, rng=rng)), draw(rng)
+    net[0].lora_b = np.ones((3, 1))
+    out = net.eval()(x).data
+    lora.fold(net)
+    assert type(net[0]) is Linear
+    assert not net[0].training
+    np.testing.assert_allclose(net(x).data, out, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="nothing to detach"):
+        lora.detach(Sequential(LoRALayer.from_linear(linear, 1, 1.0)))
+
+
 def test_astype_survives_detach(rng):
     net = MLP([3, 4, 1])
     lora.attach(net, LoRAConfig(rank=1, targets=["layers.0"]))

@@ -48,10 +48,24 @@ def test_r2_is_one_for_the_target_and_zero_for_its_mean(rng):
     assert r2(-3 * target, target) < -10
 
 
-def test_several_columns_are_one_long_one(rng):
+def test_errors_of_several_columns_are_those_of_one_long_one(rng):
     prediction, target = rng.standard_normal((2, 10, 3))
-    for metric in METRICS:
-        assert metric(prediction, target) == metric(prediction.ravel(), target.ravel())
+    for metric in (mse, rmse, mae):
+        flat = metric(prediction.ravel(), target.ravel())
+        assert metric(prediction, target) == pytest.approx(flat, rel=1e-14)
+
+
+def test_r2_of_several_columns_compares_each_with_its_own_mean(rng):
+    target = rng.standard_normal((10, 3))
+    target[:, 1] += 100
+    prediction = target + rng.standard_normal((10, 3))
+    expected = sklearn_metrics.r2_score(target, prediction, multioutput="variance_weighted")
+    assert r2(prediction, target) == pytest.approx(expected, rel=1e-12)
+    assert r2(np.broadcast_to(target.mean(axis=0), (10, 3)), target) == pytest.approx(0, abs=1e-14)
+    target[:, 2] = 0.1  # constant, but not all columns are
+    assert r2(target, target) == 1
+    with pytest.raises(ValueError, match="constant"):
+        r2(prediction, np.broadcast_to([0.1, 0.2, 0.3], (10, 3)))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e8 + 0.1])

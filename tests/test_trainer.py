@@ -188,7 +188,7 @@ def test_steps_and_epochs_are_recorded(data):
     assert [r["epoch"] for r in history.steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert set(history.steps[0]) == {"step", "epoch", "loss", "lr", "grad_norm", "seconds"}
     columns = {"epoch", "loss", "lr", "grad_norm", "seconds"}
-    judged = {"validation_loss", "validation_rmse", "validation_r2"}
+    judged = {"rmse", "r2", "validation_loss", "validation_rmse", "validation_r2"}
     assert all(set(record) == columns | judged for record in history.epochs)
     assert history["epoch"] == [1, 2, 3]
     assert len(history) == 3

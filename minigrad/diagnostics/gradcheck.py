@@ -20,6 +20,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -73,7 +74,8 @@ class GradcheckReport:
         compared: how many elements of gradients were compared.
         tolerance: the relative difference that was allowed.
         wrong: the entries that differ by more, worst first.
-        undecided: the entries of which the difference quotient is not finite, or too noisy.
+        undecided: the entries that difference quotients cannot judge: at a kink, or where they are
+            not finite or too noisy.
     """
 
     function: str
@@ -85,7 +87,9 @@ class GradcheckReport:
     @property
     def verdict(self) -> Verdict:
         """One of "agree", "disagree" and "cannot tell"."""
-        return "disagree" if self.wrong else "cannot tell" if self.undecided else "agree"
+        if self.wrong:
+            return "disagree"
+        return "cannot tell" if self.undecided else "agree"
 
     def __bool__(self) -> bool:
         return self.verdict == "agree"
@@ -145,7 +149,7 @@ def gradcheck(
     if not isinstance(result, Tensor) or result.dtype.kind != "f":
         what = result.describe() if isinstance(result, Tensor) else type(result).__name__
         raise TypeError(f"gradcheck: the function must return a Tensor of floats, not {what}")
-    report = GradcheckReport(getattr(f, "__name__", repr(f)), 0, tolerance)
+    report = GradcheckReport(getattr(f, "__name__", type(f).__name__), 0, tolerance)
     cotangent = rng.standard_normal(result.shape)
     report = _compare(f, operands, names, cotangent, 1, report)
     if order == 2:
@@ -192,47 +196,92 @@ def _compare(
     wrong, undecided = list(earlier.wrong), list(earlier.undecided)
     compared = earlier.compared
     for i, g in zip(differentiable, gradients, strict=True):
-        numeric, noise = _differences(f, operands, i, cotangent)
+        # What an element far smaller than the largest owes to cancellation inside f, nobody can see.
+        floor = 1e-8 * float(np.max(np.abs(g.data), initial=0.0, where=np.isfinite(g.data)))
         for index in np.ndindex(g.shape):
-            entry = Entry(order, names[i], index, float(g.data[index]), float(numeric[index]))
+            analytic = float(g.data[index])
+            difference = partial(_difference, f, operands, i, index, cotangent)
+            verdict, numeric = _judge(analytic, difference, earlier.tolerance, floor)
             compared += 1
-            size = max(abs(entry.analytic), abs(entry.numeric))
-            if not math.isfinite(entry.numeric):
-                undecided.append(entry)
-            elif (
-                not math.isfinite(entry.analytic)
-                or abs(entry.analytic - entry.numeric) > noise[index] + earlier.tolerance * size
-            ):
-                wrong.append(entry)
-            elif noise[index] > earlier.tolerance * max(1.0, size):
-                undecided.append(entry)
+            if verdict != "agree":
+                entry = Entry(order, names[i], index, analytic, numeric)
+                (wrong if verdict == "disagree" else undecided).append(entry)
     wrong.sort(key=lambda entry: -entry.relative_difference)
     return GradcheckReport(earlier.function, compared, earlier.tolerance, wrong, undecided)
 
 
-def _differences(
-    f: Function, operands: Sequence[NDArray[Any]], position: int, cotangent: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Difference quotients of sum(cotangent * f) by each element of an operand, and their noise.
+@dataclass(frozen=True)
+class _Difference:
+    """A difference quotient, what rounding may have added to it, and what it says of a kink.
+
+    Attributes:
+        quotient: the central one, of fourth order.
+        noise: a bound on its error from rounding.
+        bend: the slope to the right less the slope to the left.
+    """
+
+    quotient: float
+    noise: float
+    bend: float
+
+
+def _judge(
+    analytic: float, difference: Callable[[float], _Difference], tolerance: float, floor: float
+) -> tuple[Verdict, float]:
+    """Whether a derivative agrees with difference quotients, and the last of these.
+
+    Beside a singularity, or across a kink, a quotient is wrong by itself. So one that differs is
+    taken again with smaller steps. The derivative is wrong if two quotients agree with one another
+    and not with it; at a kink, where the slopes on the two sides stay apart, nothing can be told.
+    """
+    earlier: _Difference | None = None
+    now = difference(1.0)
+    for shrink in (1.0, 1 / 8, 1 / 64, 1 / 512, 1 / 4096):
+        now = now if earlier is None else difference(shrink)
+        size = max(abs(analytic), abs(now.quotient))
+        if math.isfinite(now.quotient):
+            if not math.isfinite(analytic):
+                return "disagree", now.quotient
+            clear = now.noise <= tolerance * max(1.0, size)
+            if abs(analytic - now.quotient) <= floor + now.noise + tolerance * size:
+                return ("agree" if clear else "cannot tell"), now.quotient
+            if earlier is not None and abs(now.quotient - earlier.quotient) <= (
+                now.noise + earlier.noise + tolerance * size
+            ):
+                kink = abs(now.bend) > max(0.5 * abs(earlier.bend), 10 * now.noise)
+                return ("cannot tell" if kink else "disagree"), now.quotient
+        earlier = now
+    return "cannot tell", now.quotient
+
+
+def _difference(
+    f: Function,
+    operands: Sequence[NDArray[Any]],
+    position: int,
+    index: tuple[int, ...],
+    cotangent: NDArray[Any],
+    shrink: float,
+) -> _Difference:
+    """The difference quotient of sum(cotangent * f) by one element of an operand.
 
     The differences are taken before the sum: elements of f that do not move cancel exactly, however
     large they are, and add no noise.
     """
     moved = [x.copy() for x in operands]
     x = moved[position]
-    quotients, noise = np.empty(x.shape), np.empty(x.shape)
-    with grad_mode(False):
-        for index in np.ndindex(x.shape):
-            centre = x[index]
-            # A power of two, so that the step that is taken is the one that is divided by.
-            h = 2.0 ** round(math.log2(1e-3 * max(1.0, abs(float(centre)))))
-            values = []
-            for offset in (h, -h, 2 * h, -2 * h):
-                x[index] = centre + offset
-                values.append(f(*(Tensor(m.copy()) for m in moved)).data)
-            x[index] = centre
-            difference = 8 * (values[0] - values[1]) - (values[2] - values[3])
-            quotients[index] = np.sum(cotangent * difference) / (12 * h)
-            rounding = 50 * np.finfo(np.float64).eps * np.abs(cotangent * values[0])
-            noise[index] = np.sum(rounding, where=difference != 0) / h
-    return quotients, noise
+    centre = float(x[index])
+    # A power of two, so that the step that is taken is the one that is divided by.
+    h = 2.0 ** round(math.log2(1e-3 * shrink * max(1.0, abs(centre))))
+    values = []
+    with grad_mode(False), np.errstate(all="ignore"):
+        for offset in (0.0, h, -h, 2 * h, -2 * h):
+            x[index] = centre + offset
+            values.append(f(*(Tensor(m.copy()) for m in moved)).data)
+        middle, right, left, far_right, far_left = values
+        difference = 8 * (right - left) - (far_right - far_left)
+        rounding = 50 * np.finfo(np.float64).eps * np.abs(cotangent * middle)
+        return _Difference(
+            float(np.sum(cotangent * difference) / (12 * h)),
+            float(np.sum(rounding, where=difference != 0) / h),
+            float(np.sum(cotangent * ((right - middle) - (middle - left))) / h),
+        )

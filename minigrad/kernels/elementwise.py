@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 from minigrad.kernels.jit import jit
 
 
-def _flat(x: NDArray[Any]) -> NDArray[np.floating]:
-    """All elements in a row, as floats: integers become float64."""
-    return np.asarray(x, None if x.dtype.kind == "f" else np.float64).ravel()
+def _flat(x: NDArray[Any]) -> NDArray[Any]:
+    """All elements in a row, as float32 where they are, else as float64."""
+    dtype = np.float32 if x.dtype == np.float32 else np.float64
+    return np.asarray(x).astype(dtype, copy=False).ravel()
+
+
+def _like(out: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    return out.reshape(np.shape(x)).astype(
+        x.dtype if x.dtype.kind == "f" else out.dtype, copy=False
+    )
 
 
 @jit()
@@ -27,7 +34,7 @@ def erf(x: NDArray[np.floating]) -> NDArray[np.floating]:
     flat = _flat(x)
     out = np.empty_like(flat)
     _erf(flat, out)
-    return out.reshape(np.shape(x))
+    return _like(out, x)
 
 
 @jit()
@@ -42,4 +49,4 @@ def normal_cdf(x: NDArray[np.floating]) -> NDArray[np.floating]:
     flat = _flat(x)
     out = np.empty_like(flat)
     _normal_cdf(flat, out)
-    return out.reshape(np.shape(x))
+    return _like(out, x)

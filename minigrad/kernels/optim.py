@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from minigrad.kernels.jit import JIT_ENABLED, jit
 
+SERVED = (np.dtype(np.float32), np.dtype(np.float64))
+
 Floats = NDArray[np.floating[Any]]
 
 
@@ -67,8 +69,11 @@ def adam(
 
 
 def _in_rows(*arrays: Floats) -> bool:
-    """Whether `reshape(-1)` of each array is a view, so that what is written there stays."""
-    return all(array.flags.c_contiguous for array in arrays)
+    """Whether the kernels serve: for floats of 4 or 8 bytes that lie one behind another.
+
+    Only then `reshape(-1)` is a view, so that what is written there stays.
+    """
+    return all(array.flags.c_contiguous and array.dtype in SERVED for array in arrays)
 
 
 @jit()

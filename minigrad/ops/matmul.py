@@ -82,10 +82,16 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     Raises:
         ValueError: if the sizes do not match.
     """
+    x, weight = np.asarray(x), np.asarray(weight)
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"linear: x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
             f"shapes are (..., d_in) and (d_out, d_in)"
+        )
+    if bias is not None and np.shape(bias) != weight.shape[:1]:
+        raise ValueError(
+            f"linear: a bias of shape {np.shape(bias)} does not go with a weight of shape "
+            f"{weight.shape}; it must be {weight.shape[:1]}"
         )
     out = kernels.gemm.matmul(_rows(x), weight.T)
     if bias is not None:

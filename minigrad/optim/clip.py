@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.memory import mark_written
 from minigrad.tensor import Tensor
 
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
-    """The Euclidean norm of all gradients together, as one vector."""
-    return math.sqrt(sum(_square(p.grad.data) for p in parameters if p.grad is not None))
+    """The Euclidean norm of all gradients together, as one vector; a tensor counts once."""
+    return math.sqrt(sum(_square(p.grad.data) for p in _distinct(parameters) if p.grad is not None))
+
+
+def _distinct(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"the parameters are tensors, not {type(tensor).__name__}")
+    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def _square(g: NDArray[Any]) -> float:
@@ -37,6 +44,7 @@ def clip_grad_norm(
         parameters: tensors; those without a gradient do not count.
         max_norm: the largest Euclidean norm to leave.
         error_if_nonfinite: raise where the norm is infinite or NaN, instead of spreading it.
+            (The default of PyTorch's function is False.)
 
     Returns:
         The norm as it was before.
@@ -47,7 +55,7 @@ def clip_grad_norm(
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
-    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    tensors = _distinct(parameters)
     norm = grad_norm(tensors)
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
@@ -58,6 +66,6 @@ def clip_grad_norm(
         factor = max_norm / (norm + 1e-6)  # as in PyTorch, to the digit
         for tensor in tensors:
             if tensor.grad is not None:
-                tensor.grad.data[...] *= factor
-                mark_written(tensor.grad.data)
+                # A new tensor: the old one may be held by someone, or be another's gradient too.
+                tensor.grad = Tensor(tensor.grad.data * factor)
     return norm

@@ -37,6 +37,10 @@ class Optimizer(ABC):
     """What the state of a parameter consists of, once it has one."""
 
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: the parameters are a list, as in [tensor], not one tensor"
+            )
         groups = list(params)
         if groups and not isinstance(groups[0], Mapping):
             groups = [{"params": groups}]
@@ -81,6 +85,9 @@ class Optimizer(ABC):
                 state = self._states.get(parameter)
                 if state is None:
                     state = self._states[parameter] = {}
+                for key, value in state.items():
+                    if isinstance(value, np.ndarray) and value.dtype != parameter._data.dtype:
+                        state[key] = value.astype(parameter._data.dtype)  # the model was converted
                 self.update(parameter._data, node.grad._data, state, group)
                 mark_written(parameter._data)
 
@@ -127,6 +134,10 @@ class Optimizer(ABC):
             ValueError: if it belongs to other parameters; then nothing is changed.
         """
         parameters = self._parameters()
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+            raise ValueError(
+                "load_state_dict: a state of an optimiser is a dict with 'state' and 'param_groups'"
+            )
         groups = state_dict["param_groups"]
         sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
         if sizes != expected:
@@ -203,6 +214,8 @@ def _check(tensor: Any, role: str, seen: set[int]) -> None:
 
 def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
     """Raise a ValueError unless low <= value <= high (or < high); a NaN never is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} must be a number, not {value!r}")
     if not (low <= value < high if open_end else low <= value <= high):
         end = ")" if open_end or np.isinf(high) else "]"
         raise ValueError(f"{name} must be in [{low}, {high}{end}, not {value!r}")

@@ -3,8 +3,8 @@
 Two thread pools that spin in one process slow each other down many times over, so each contender
 runs in a process of its own, with equal threads, and on one core for one thread. It waits
 for a line, runs one round, and answers with the median time of a call in that round. The rounds go
-around between the contenders, so that a machine that slows down slows all of them; the result is the
-median of the rounds. The first call, which may compile, is timed on its own.
+around between the contenders, so that a machine that slows down slows all of them; the result is
+the median of the rounds. The first call, which may compile, is timed on its own.
 """
 
 from __future__ import annotations
