@@ -9,8 +9,7 @@ into W, for which no product runs and no activation is kept.
 
 For inference, `merge()` computes W + scale B A once, so that a call costs no more than one of the
 base. W itself is never written to. Hence `unmerge()` gives it back to the bit, which subtracting
-what
-was added would not: (w + d) - d is not w in floating point.
+what was added would not: (w + d) - d is not w in floating point.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fal
 
 
 def full(
-    shape: Shape, value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
+    shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
 ) -> Tensor:
-    """`value` everywhere, of the dtype that `tensor(value)` has unless another is given."""
-    filling = as_array(value, dtype)
+    """One value everywhere, of the dtype that `tensor(fill_value)` has unless another is given."""
+    filling = as_array(fill_value, dtype)
     return Tensor(np.full(_shape((shape,)), filling, filling.dtype), requires_grad)
 
 

@@ -152,7 +152,7 @@ class Standardizer:
         return (as_array(x) - self.mean) / self.scale
 
     def inverse(self, z: Any) -> Arrays:
-        """Z scale + mean."""
+        """Back from z: z scale + mean."""
         return as_array(z) * self.scale + self.mean
 
 

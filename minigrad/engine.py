@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad.graph import Node, check_unwritten, leading_to, reachable
+from minigrad.memory import last_write
 from minigrad.mode import grad_mode, mode
 from minigrad.tensor import Tensor
 
@@ -134,6 +135,7 @@ def propagate(
     order = reachable(pending, stop)
     needed = None if wanted is None else leading_to(wanted, order)
     check_unwritten(order, needed)
+    checked = last_write[0]
     arrived: dict[Node, Any] = {}
     with grad_mode(create_graph):
         observers = mode.observers
@@ -141,6 +143,8 @@ def propagate(
             g = pending.pop(node, None)
             if g is None:
                 continue
+            if last_write[0] != checked:  # by a hook, in the middle of the pass
+                check_unwritten([node], needed)
             if node.watched and node not in stop:  # an end of a replay is shown by the pass outside
                 g = _show(node, g)
             op = node.op

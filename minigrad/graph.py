@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,13 +160,24 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
             continue
         edges = [edge for edge in node.edges or () if needed is None or edge[0] in needed]
         for description, value in node.op.saved_values(node, edges):
-            if isinstance(value, np.ndarray) and last_written(value) > node.order:
+            if any(last_written(array) > node.order for array in _arrays_in(value)):
                 raise RuntimeError(
                     f"`{node.name}` (result of shape {node.shape}) saved {description} for the "
                     f"backward pass, and that memory was written since, by an optimiser step, "
                     f"load_state_dict or an assignment; run the backward pass before the write, or "
                     f"compute the result again after it"
                 )
+
+
+def _arrays_in(value: Any) -> Iterator[np.ndarray[Any, Any]]:
+    """The arrays in what a rule saved: itself, or those in an index of several parts."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _arrays_in(part)
+    elif hasattr(value, "_data"):  # a Tensor in an index
+        yield value._data
 
 
 def leading_to(wanted: Container[Node], order: Sequence[Node]) -> set[Node]:

@@ -307,7 +307,7 @@ class Op(Generic[P]):
             for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
                 if shape_only:
                     continue
-                if isinstance(value, list):
+                if self._takes_sequence and slot == 0:
                     for i, array in enumerate(value):
                         yield f"its input {self.input_name(i)}", array
                 else:

@@ -418,6 +418,9 @@ class Tensor:
         if compute is not None and method == "__call__" and not options:
             x, y = (value if isinstance(value, Tensor) else Tensor(value) for value in inputs)
             return compute(x, y)
+        if compute is not None and method == "__call__" and set(options) == {"out"}:
+            # `w.data -= lr * w.grad`: arithmetic on an array, with a tensor that needs no gradient.
+            return ufunc(*_unwrapped(inputs), **_unwrapped(options))
         raise TypeError(_use_instead(ufunc.__name__))
 
     def __array_function__(

@@ -214,7 +214,7 @@ def shared(g, x, axis=None):
 MASK = np.array([[True, False, True], [False, False, True]])
 TIED = [[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]
 HUGE = [[1000.0, 1001.0, 999.0], [-1000.0, -1003.0, -1001.0]]
-INF = math.inf
+INF, NAN = math.inf, math.nan
 
 CASES = [
     # Arithmetic
@@ -303,6 +303,13 @@ CASES = [
         note="tie: each gets half",
         derivative=lambda g, x, y: (g * [0.5, 0, 1], g * [0.5, 1, 0]),
     ),
+    Case(
+        "maximum",
+        fixed([NAN, 1.0], [2.0, NAN]),
+        np.maximum,
+        note="nan: goes to both",
+        derivative=lambda g, x, y: (g, g),
+    ),
     Case("sign", nonzero((2, 3)), np.sign),
     Case("sign", fixed([0.0]), np.sign, note="kink", derivative=lambda g, x: 0 * g),
     Case("abs", nonzero((2, 3)), np.abs),
@@ -347,6 +354,13 @@ CASES = [
         lambda x: np.maximum(x, 0),
         note="kink: 0 at 0",
         derivative=lambda g, x: g * [0, 0, 1],
+    ),
+    Case(
+        "relu",
+        fixed([NAN, 1.0]),
+        lambda x: np.maximum(x, 0),
+        note="nan",
+        derivative=lambda g, x: g,
     ),
     Case("erf", normal((2, 3)), erf),
     Case("gelu", normal((2, 3)), gelu),

@@ -268,7 +268,7 @@ SHARING = {
     "slices of one gradient": lambda x, y: minigrad.concatenate([x, y]).sum().backward(),
     "the caller's array": lambda x, y: (x + y).backward(GIVEN),
     "the caller's tensor": lambda x, y: (x + y).backward(Tensor(GIVEN)),
-    "create_graph": lambda x, y: (x * 2 + y * 2).sum().backward(create_graph=True),
+    "create_graph": lambda x, y: (x + y).sum().backward(create_graph=True),
 }
 
 
@@ -931,6 +931,15 @@ def test_hooks_run_in_the_order_of_registration_and_see_what_earlier_ones_made()
     assert_array_equal(x.grad.data, [30.0, 30.0])
 
 
+def test_a_hook_records_under_create_graph_only():
+    seen = []
+    x = leaf(2.0)
+    x.register_hook(lambda g: seen.append(minigrad.is_grad_enabled()))
+    (x * x).backward()
+    grad(x * x, x, create_graph=True)
+    assert seen == [False, True]
+
+
 def test_what_a_hook_returns_goes_on():
     x = leaf(1.0, 2.0)
     h = x * 2
@@ -1030,19 +1039,37 @@ def test_no_grad_records_nothing():
 def test_no_grad_and_enable_grad_are_decorators():
     x = leaf(1.0)
 
-    @no_grad()
-    def frozen(x):
-        return x * 2, trained(x)
+    for off, on in ((no_grad, enable_grad), (no_grad(), enable_grad())):
 
-    @enable_grad()
-    def trained(x):
-        return x * 2
+        @on
+        def trained(x):
+            return x * 2
 
+        @off
+        def frozen(x, trained=trained):
+            return x * 2, trained(x)
+
+        for _ in range(2):
+            outer, inner = frozen(x)
+            assert not outer.requires_grad
+            assert inner.requires_grad
+        assert frozen.__name__ == "frozen"
+
+
+def test_one_no_grad_can_be_entered_many_times():
+    frozen = no_grad()
     for _ in range(2):
-        outer, inner = frozen(x)
-        assert not outer.requires_grad
-        assert inner.requires_grad
-    assert frozen.__name__ == "frozen"
+        with frozen, enable_grad(), frozen:
+            assert not minigrad.is_grad_enabled()
+        assert minigrad.is_grad_enabled()
+
+
+def test_generators_cannot_be_decorated():
+    with pytest.raises(TypeError, match="does not run from start to end in one go"):
+
+        @no_grad
+        def batches():
+            yield 1
 
 
 @pytest.mark.parametrize("change", [no_grad, enable_grad])
@@ -1425,6 +1452,7 @@ def test_a_forward_that_returns_its_input_gives_a_new_tensor():
     x = leaf(1.0, 2.0)
     y = same(x)
     assert y is not x
+    assert y.data is not x.data
     z = (y * y).sum()
     assert_array_equal(grad(z, x, retain_graph=True).data, [2.0, 4.0])
     x.copy_([0.0, 0.0])  # the same memory, so y has changed
@@ -1904,4 +1932,47 @@ smooth_expressions = st.lists(
 def test_random_graphs_are_right_at_second_order(steps, seed):
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal(shape) for shape in (SQUARE, (2,), ())]
-    gradcheck(lambda *xs: run(steps, xs, 1)[-1], arrays, order=2, raise_on_failure=True)
+    report = gradcheck(lambda *xs: run(steps, xs, 1)[-1], arrays, order=2)
+    assert report.wrong == [], report
+    assert len(report.undecided) < report.compared / 2  # where a tanh is flat, little can be told
+
+
+def test_a_write_by_a_hook_in_the_middle_of_a_pass_is_seen():
+    x, w = leaf(1.0, 2.0), leaf(2.0, 3.0)
+    h = x * w
+    h.register_hook(lambda g: None if w.copy_([100.0, 100.0]) is w else g)
+    with pytest.raises(RuntimeError, match="written since"):
+        (h * 1).sum().backward()
+    assert x.grad is None
+
+
+def test_a_written_index_is_seen_also_in_a_tuple():
+    x, i = leaf(1.0, 2.0), Tensor([0, 0, 1])
+    y = x[(i,)].sum()
+    i.copy_([1, 1, 1])
+    with pytest.raises(RuntimeError, match="written since"):
+        y.backward()
+
+
+def test_threads_that_share_a_leaf_lose_no_gradient():
+    w = Tensor(np.ones(50_000), requires_grad=True)
+
+    def work():
+        for _ in range(50):
+            (w * 1.0).sum().backward()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (w.grad.data == 200).all()
+
+
+def test_a_leaf_that_was_switched_off_and_on_is_the_same_to_earlier_graphs():
+    x = leaf(1.0, 2.0)
+    y = (x * x).sum()
+    x.requires_grad_(False)
+    x.requires_grad_()
+    y.backward()
+    assert_array_equal(x.grad.data, [2.0, 4.0])

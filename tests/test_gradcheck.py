@@ -238,7 +238,9 @@ def test_report_lists_the_worst_first_and_not_all():
     differences = [entry.relative_difference for entry in report.wrong]
     assert len(differences) == 7
     assert differences == sorted(differences, reverse=True)
-    assert repr(report).endswith("... and 2 more wrong")
+    lines = repr(report).splitlines()
+    assert len(lines) == 1 + 5 + 1
+    assert lines[-1].endswith("... and 2 more wrong")
 
 
 def test_failure_raises_on_request_with_the_report_as_message():

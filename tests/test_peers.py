@@ -44,9 +44,10 @@ def of_the_same_name(name):
 # when they run, for most runs do without.
 ELEMENTWISE = ("negative", "abs", "exp", "log", "sqrt", "tanh", "sigmoid", "relu", "erf", "sign")
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "not_equal")
+BOOLEAN = ("logical_and", "logical_or", "logical_not")
 OTHERS = ("subtract", "multiply", "divide", "matmul", "where", "reshape", "clone")
 PYTORCH = {
-    **{name: of_the_same_name(name) for name in (*ELEMENTWISE, *COMPARISONS, *OTHERS)},
+    **{name: of_the_same_name(name) for name in (*ELEMENTWISE, *COMPARISONS, *BOOLEAN, *OTHERS)},
     "add": lambda t, x, y: t.add(x, y),
     "equal": lambda t, x, y: t.eq(x, y),
     "power": lambda t, x, y: t.pow(x, t.from_numpy(y) if isinstance(y, np.ndarray) else y),
@@ -93,7 +94,7 @@ def compare(ours, name, arrays, options):
     """Value and gradients of two functions, to a relative 1e-6."""
     torch = pytest.importorskip("torch")
     xs = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in arrays]
-    ts = [torch.tensor(x, requires_grad=x.dtype.kind == "f") for x in arrays]
+    ts = [torch.tensor(x.copy(), requires_grad=x.dtype.kind == "f") for x in arrays]
     out, right = ours(*xs), PYTORCH[name](torch, *ts, **options)
     assert out.shape == tuple(right.shape)
     assert_allclose(out.data, right.detach().numpy(), rtol=1e-6, atol=1e-12)

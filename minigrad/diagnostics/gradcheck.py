@@ -6,8 +6,10 @@ be wrong. With values at four points around x, the error of
     f'(x) ~ (8 (f(x + h) - f(x - h)) - (f(x + 2h) - f(x - 2h))) / 12h
 
 is of order h^4 from the curvature and of order eps / h from rounding; in float64 with h = 1e-3 both
-are far below the 1e-6 that is asked for. All elements of all operands are moved, one at a time, and
-the result is contracted with a random cotangent, so that no error cancels in a sum.
+are far below the 1e-6 that is asked for. Where they are not, beside a singularity, smaller steps
+tell more; at a kink, and where rounding hides the answer, none does, and the report says so. All
+elements of all operands are moved, one at a time, and the result is contracted with a random
+cotangent, so that no error cancels in a sum.
 
 For order 2 the same is done to the gradient itself, as a function of the operands and the
 cotangent.
@@ -30,6 +32,10 @@ from minigrad.engine import grad
 from minigrad.mode import grad_mode
 from minigrad.random import generator
 from minigrad.tensor import Tensor, as_array
+
+STEP = 1e-3  # relative to x, or to 1: where curvature and rounding both stay far below 1e-6
+SHRINK = (1.0, 1 / 8, 1 / 64, 1 / 512, 1 / 4096)  # of the step, where a quotient differs
+ROUNDING = 50 * np.finfo(np.float64).eps  # what a value of f may be off by, relative to it
 
 Verdict = Literal["agree", "disagree", "cannot tell"]
 Function = Callable[..., Tensor]
@@ -196,7 +202,7 @@ def _compare(
     wrong, undecided = list(earlier.wrong), list(earlier.undecided)
     compared = earlier.compared
     for i, g in zip(differentiable, gradients, strict=True):
-        # What an element far smaller than the largest owes to cancellation inside f, nobody can see.
+        # An element far smaller than the largest may owe all of its error to rounding inside f.
         floor = 1e-8 * float(np.max(np.abs(g.data), initial=0.0, where=np.isfinite(g.data)))
         for index in np.ndindex(g.shape):
             analytic = float(g.data[index])
@@ -236,7 +242,7 @@ def _judge(
     """
     earlier: _Difference | None = None
     now = difference(1.0)
-    for shrink in (1.0, 1 / 8, 1 / 64, 1 / 512, 1 / 4096):
+    for shrink in SHRINK:
         now = now if earlier is None else difference(shrink)
         size = max(abs(analytic), abs(now.quotient))
         if math.isfinite(now.quotient):
@@ -271,7 +277,7 @@ def _difference(
     x = moved[position]
     centre = float(x[index])
     # A power of two, so that the step that is taken is the one that is divided by.
-    h = 2.0 ** round(math.log2(1e-3 * shrink * max(1.0, abs(centre))))
+    h = 2.0 ** round(math.log2(STEP * shrink * max(1.0, abs(centre))))
     values = []
     with grad_mode(False), np.errstate(all="ignore"):
         for offset in (0.0, h, -h, 2 * h, -2 * h):
@@ -279,7 +285,7 @@ def _difference(
             values.append(f(*(Tensor(m.copy()) for m in moved)).data)
         middle, right, left, far_right, far_left = values
         difference = 8 * (right - left) - (far_right - far_left)
-        rounding = 50 * np.finfo(np.float64).eps * np.abs(cotangent * middle)
+        rounding = ROUNDING * np.abs(cotangent * middle)
         return _Difference(
             float(np.sum(cotangent * difference) / (12 * h)),
             float(np.sum(rounding, where=difference != 0) / h),

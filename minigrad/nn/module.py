@@ -10,9 +10,8 @@
 
 Nothing is registered, and no `super().__init__()` is needed. `named_parameters` looks through the
 attributes in the order of their assignment, into modules, lists, tuples and dicts, and names what
-it
-finds by the way it took: `layers.0.weight`. A parameter in two places is one parameter, under its
-first name.
+it finds by the way it took: `layers.0.weight`. A parameter in two places is one parameter, under
+its first name.
 """
 
 from __future__ import annotations
