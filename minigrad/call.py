@@ -272,8 +272,8 @@ def as_output(op: Op[Any], out: Any) -> Any:
 def without_rule(op: Op[Any], names: Sequence[str]) -> TypeError:
     """An input is to get a gradient, and nobody has said how: not a case for silence."""
     return TypeError(
-        f"`{op.name}` has no rule for {' or '.join(names)}, which requires a gradient; add one "
-        f"with {op.name}.rule({names[0]!r}, ...), or pass {names[0]}.detach()"
+        f"`{op.name}` has no rule for {' or '.join(names)}, which requires a gradient; pass "
+        f"{names[0]}.detach() if it is meant as a constant (an op of your own can be given a rule)"
     )
 
 

@@ -38,6 +38,12 @@ def backward(
         create_graph=create_graph,
     )
     del seed
+    for node in arrived:
+        if node.outdated:
+            raise RuntimeError(
+                f"backward: a leaf of shape {node.shape} was {node.dtype} in the forward pass and "
+                f"has been converted since; this gradient is not its own, compute the result again"
+            )
     for node in list(arrived):
         _accumulate(node, _take(arrived, node))
 
@@ -143,10 +149,10 @@ def propagate(
             g = pending.pop(node, None)
             if g is None:
                 continue
-            if last_write[0] != checked:  # by a hook, in the middle of the pass
-                check_unwritten([node], needed)
             if node.watched and node not in stop:  # an end of a replay is shown by the pass outside
                 g = _show(node, g)
+            if last_write[0] != checked:  # by a hook, in the middle of the pass
+                check_unwritten([node], needed)
             op = node.op
             if wanted is None:
                 if op is None:

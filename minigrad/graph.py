@@ -51,9 +51,10 @@ class Node:
         grad: the gradient, for leaves and where `retains_grad` asks for it.
         hooks: the functions that see each gradient on its way.
         arguments: what the op was called with, kept only for an op that is replayed.
+        outdated: whether the leaf has another place now, for it was converted to another dtype.
     """
 
-    # `__dict__` is there for the last four, which are rarely set: as defaults of the class they
+    # `__dict__` is there for the last five, which are rarely set: as defaults of the class they
     # cost a node neither time nor memory until one is assigned.
     __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape", "watched")
 
@@ -68,6 +69,7 @@ class Node:
     retains_grad: bool = False
     hooks: tuple[Hook, ...] = ()
     arguments: tuple[Any, ...] = ()
+    outdated: bool = False
 
     @classmethod
     def of(

@@ -141,6 +141,7 @@ class Tensor:
         self._data = array if array.flags.writeable else array.copy()
         mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
+            self.node.outdated = True
             self.node = graph.leaf(array.shape, array.dtype)
 
     def copy_(self, value: Any) -> Tensor:
@@ -235,6 +236,7 @@ class Tensor:
             known = getattr(self, "_leaf", None)
             if known is None or known.dtype != self._data.dtype:
                 known = graph.leaf(self._data.shape, self._data.dtype)
+            known.grad = None  # of what has arrived there while it was switched off
             self.node = known
         elif not requires_grad and self.node is not None:
             if self.node.op is not None:

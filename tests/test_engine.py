@@ -1974,5 +1974,9 @@ def test_a_leaf_that_was_switched_off_and_on_is_the_same_to_earlier_graphs():
     y = (x * x).sum()
     x.requires_grad_(False)
     x.requires_grad_()
-    y.backward()
+    y.backward(retain_graph=True)
     assert_array_equal(x.grad.data, [2.0, 4.0])
+    x.requires_grad_(False)
+    y.backward()
+    x.requires_grad_()
+    assert x.grad is None

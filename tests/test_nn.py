@@ -788,3 +788,12 @@ def test_gains():
 def test_only_a_matrix_has_a_fan(fill, shape):
     with pytest.raises(ValueError, match=r"\(d_out, d_in\)"):
         fill(minigrad.zeros(shape))
+
+
+def test_a_gradient_for_a_module_that_was_converted_since_is_refused():
+    layer = Linear(2, 2)
+    y = layer(minigrad.ones(1, 2)).sum()
+    layer.astype(np.float64)
+    with pytest.raises(RuntimeError, match="converted since"):
+        y.backward()
+    assert layer.weight.grad is None

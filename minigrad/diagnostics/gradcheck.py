@@ -202,7 +202,7 @@ def _compare(
     wrong, undecided = list(earlier.wrong), list(earlier.undecided)
     compared = earlier.compared
     for i, g in zip(differentiable, gradients, strict=True):
-        # An element far smaller than the largest may owe all of its error to rounding inside f.
+        # What is far smaller than the largest element may come from rounding inside f.
         floor = 1e-8 * float(np.max(np.abs(g.data), initial=0.0, where=np.isfinite(g.data)))
         for index in np.ndindex(g.shape):
             analytic = float(g.data[index])
@@ -249,10 +249,14 @@ def _judge(
             if not math.isfinite(analytic):
                 return "disagree", now.quotient
             clear = now.noise <= tolerance * max(1.0, size)
-            if abs(analytic - now.quotient) <= floor + now.noise + tolerance * size:
+            if abs(analytic - now.quotient) <= now.noise + tolerance * size:
                 return ("agree" if clear else "cannot tell"), now.quotient
-            if earlier is not None and abs(now.quotient - earlier.quotient) <= (
-                now.noise + earlier.noise + tolerance * size
+            hidden = abs(analytic - now.quotient) <= floor
+            if (
+                earlier is not None
+                and not hidden
+                and abs(now.quotient - earlier.quotient)
+                <= now.noise + earlier.noise + tolerance * size
             ):
                 kink = abs(now.bend) > max(0.5 * abs(earlier.bend), 10 * now.noise)
                 return ("cannot tell" if kink else "disagree"), now.quotient
