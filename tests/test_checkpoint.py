@@ -161,6 +161,13 @@ def test_arguments_that_are_no_tensors_are_handed_on():
     assert_array_equal(x.grad.data, [[2.0] * 3, [3.0] * 3])
 
 
+def test_tensors_within_a_list_get_their_gradients():
+    x, y = drawn(3), drawn(3, seed=1)
+    checkpoint(lambda pair: pair[0] * pair[1], [x, y]).sum().backward()
+    assert_array_equal(x.grad.data, y.data)
+    assert_array_equal(y.grad.data, x.data)
+
+
 def test_constant_tensors_stay_constant():
     x, mask = drawn(3), Tensor(np.array([True, False, True]))
     out = checkpoint(lambda x, mask: minigrad.where(mask, x, 0.0), x, mask)
@@ -382,6 +389,16 @@ def test_a_gradient_by_one_input_depends_on_the_others_and_on_what_is_closed_ove
     found = grad(first.sum(), [x, y, w])
     for one, other in zip(found, grad(right.sum(), [x, y, w]), strict=True):
         assert_allclose(one.data, other.data, rtol=1e-12)
+
+
+def test_second_order_replays_the_same_draws():
+    x = Tensor(np.ones(50), requires_grad=True)
+    y = checkpoint(lambda x: dropped(x * x), x)
+    first = grad(y.sum(), x, create_graph=True)
+    minigrad.rand(3)
+    second = grad(first.sum(), x)
+    assert_array_equal(first.data, 2 * y.data)
+    assert_array_equal(second.data, 2 * y.data)
 
 
 def test_third_order_is_right():

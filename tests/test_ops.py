@@ -112,6 +112,11 @@ def test_float32_value_is_float32_and_near_the_reference(case):
     assert_allclose(out.data, expected, rtol=1e-5, atol=1e-6)  # float32 rounds to 6e-8
 
 
+def test_logsumexp_of_nothing_but_minus_infinity_is_minus_infinity():
+    x = Tensor(np.array([[-np.inf, -np.inf], [0.0, -np.inf]]))
+    assert_array_equal(minigrad.logsumexp(x, axis=1).data, [-np.inf, 0.0])
+
+
 @each([case for case in CASES if case.note not in ("frozen tensor", "index is a tensor")])
 def test_plain_arrays_give_a_plain_array_of_the_same_value(case):
     arrays = case.operands()
@@ -320,3 +325,28 @@ def test_operand_and_cotangent_repeated_by_strides_of_zero(case):
     exact = minigrad.grad(right, leaves(plain), np.array(cotangent))
     for one, other in zip(found, exact, strict=True):
         assert_allclose(one.data, other.data, rtol=1e-12, atol=1e-14)
+
+
+# Ways to name an axis
+
+
+@pytest.mark.parametrize(
+    "name", ["sum", "mean", "var", "max", "logsumexp", "softmax", "log_softmax"]
+)
+def test_axes_may_be_lists_and_numpy_integers(name, rng):
+    x = Tensor(rng.standard_normal((2, 3, 4)), requires_grad=True)
+    function = getattr(minigrad, name)
+    for axis, same in (([0, -1], (0, -1)), (np.int64(1), 1), ((np.int64(0), 2), (0, 2))):
+        found, right = function(x, axis=axis), function(x, axis=same)
+        assert_array_equal(found.data, right.data)
+        v = rng.standard_normal(right.shape)
+        assert_array_equal(minigrad.grad(found, x, v).data, minigrad.grad(right, x, v).data)
+
+
+def test_new_and_dropped_axes_may_be_lists_and_numpy_integers():
+    x = minigrad.zeros(2, 1, 3)
+    assert minigrad.expand_dims(x, [0, -1]).shape == (1, 2, 1, 3, 1)
+    assert minigrad.expand_dims(x, np.int64(1)).shape == (2, 1, 1, 3)
+    assert minigrad.squeeze(x, [1]).shape == minigrad.squeeze(x, np.int64(1)).shape == (2, 3)
+    assert minigrad.swapaxes(x, np.int64(0), 2).shape == (3, 1, 2)
+    assert minigrad.transpose(x, [2, 0, 1]).shape == (3, 2, 1)

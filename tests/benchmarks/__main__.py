@@ -8,23 +8,29 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from tests.benchmarks import driver
+from tests.benchmarks import driver, memory
 from tests.benchmarks.workloads import WORKLOADS
+
+MEMORY = "memory"
+NAMES = (*WORKLOADS, MEMORY)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(WORKLOADS)}; all by default")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", metavar="FILE", help="write the results there as well")
     options = parser.parse_args()
-    unknown = [name for name in options.names if name not in WORKLOADS]
+    unknown = [name for name in options.names if name not in NAMES]
     if unknown:
-        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(NAMES)}")
     print(_conditions(options.threads))
     results = {}
-    for name in options.names or WORKLOADS:
+    for name in options.names or NAMES:
+        if name == MEMORY:
+            print(f"\n{name}: of the graph of a chain of additions of 4x4\n{memory.report()}")
+            continue
         workload = WORKLOADS[name]
         results[name] = driver.compare(name, workload, options.threads, options.rounds)
         print(f"\n{name}: {workload.title}")
