@@ -22,7 +22,7 @@ import numpy as np
 
 from minigrad.graph import Node
 from minigrad.mode import Observer, mode, no_grad, observe
-from minigrad.op import Op, Rule, replay
+from minigrad.op import Op, replay
 from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         if isinstance(value, Tensor):
             arguments[position] = value.detach() if value.node is None else value.data
             if value.node is not None:
-                edges.append((value.node, position, _NO_RULE, value.data))
+                edges.append((value.node, position, None, value.data))
     for position, value in enumerate(watcher.outside.values(), start=len(inputs)):
         assert value.node is not None
-        edges.append((value.node, position, _NO_RULE, value.data))
+        edges.append((value.node, position, None, value.data))
     result = result.detach()
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(_CHECKPOINT, edges, result.data)
@@ -126,8 +126,17 @@ def _fingerprint(result: Tensor) -> tuple[Any, ...]:
     return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result.data).data)
 
 
+def _forward(run: _Run) -> Tensor:
+    return run.again(*run.arguments)
+
+
 class _Checkpoint(Op[Any]):
-    """The op of a checkpoint's node: its derivative is to run the function again."""
+    """The op of a checkpoint: it has no rules, its derivative is to run the function again."""
+
+    def __init__(self) -> None:
+        super().__init__(_forward)
+        self.name = "checkpoint"
+        self.plain = False
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         (run,) = node.arguments
@@ -142,11 +151,4 @@ class _Checkpoint(Op[Any]):
             yield f"its input {position}", array
 
 
-def _function(run: Any) -> Any:
-    return run.again()
-
-
-_function.__name__ = "checkpoint"
-_CHECKPOINT = _Checkpoint(_function)
-_CHECKPOINT.plain = False
-_NO_RULE = Rule(_CHECKPOINT, lambda g: g, ("g",))
+_CHECKPOINT = _Checkpoint()

@@ -31,7 +31,7 @@ def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
 
 def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
     """New axes of size 1, at the positions `axis` of the result."""
-    count = x.ndim + (1 if isinstance(axis, int) else len(axis))
+    count = x.ndim + np.size(axis)
     axes = normalize_axis_tuple(axis, count)
     sizes = iter(x.shape)
     return reshape(x, tuple(1 if i in axes else next(sizes) for i in range(count)))

@@ -595,9 +595,9 @@ class Tensor:
         """max(x, 0)."""
         return ops.relu.call(self)
 
-    def gelu(self) -> Tensor:
-        """x Phi(x)."""
-        return ops.gelu.call(self)
+    def gelu(self, approximate: str = "none") -> Tensor:
+        """x Phi(x), or its approximation by "tanh"."""
+        return ops.gelu.call(self, approximate)
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The sum over `axis`: an int, a tuple of them, or None for all."""

@@ -364,6 +364,12 @@ CASES = [
     ),
     Case("erf", normal((2, 3)), erf),
     Case("gelu", normal((2, 3)), gelu),
+    Case(
+        "gelu",
+        normal((2, 3)),
+        lambda x, approximate: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        {"approximate": "tanh"},
+    ),
     Case("gelu", normal(()), gelu, note="0-d"),
     Case("gelu", normal((0, 2)), gelu, note="empty"),
     Case(

@@ -262,6 +262,16 @@ def test_a_layer_that_is_used_twice_gets_one_adapter_in_both_places(rng):
     assert isinstance(net.shared, LoRALayer)
 
 
+def test_lists_and_dicts_that_others_hold_too_see_the_adapters(rng):
+    net = Net(rng)
+    deep, heads = net.heads["deep"], net.heads
+    lora.attach(net, LoRAConfig(rank=1))
+    assert net.heads is heads
+    assert heads["deep"] is deep
+    assert deep[0] is net.blocks[0].q
+    assert isinstance(heads["eq"], LoRALayer)
+
+
 def test_layers_in_a_named_tuple_get_adapters(rng):
     net, _, _ = attached(rng)
     assert type(net.pair) is Pair

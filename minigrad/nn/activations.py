@@ -16,11 +16,18 @@ class ReLU(Module):
 
 
 class GELU(Module):
-    """x Phi(x)."""
+    """x Phi(x), or its approximation by "tanh"."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
         """`ops.gelu`."""
-        return ops.gelu(x)
+        return ops.gelu(x, self.approximate)
+
+    def extra_repr(self) -> str:
+        """The approximation, if there is one."""
+        return "" if self.approximate == "none" else f"approximate={self.approximate!r}"
 
 
 class Tanh(Module):

@@ -45,7 +45,7 @@ sign.rule("x", lambda g: where(False, g, 0.0))
 
 @op
 def abs(x: Array) -> Array:
-    """|x|, with derivative 0 at 0."""
+    """The absolute value |x|, with derivative sign(x), which is 0 at 0."""
     return np.abs(x)
 
 
@@ -54,7 +54,7 @@ abs.rule("x", lambda g, x: g * sign(x))
 
 @op
 def exp(x: Array) -> Array:
-    """e^x."""
+    """e^x, which is its own derivative."""
     return np.exp(x)
 
 
@@ -63,7 +63,7 @@ exp.rule("x", lambda g, out: g * out)
 
 @op
 def log(x: Array) -> Array:
-    """The natural logarithm."""
+    """The natural logarithm, with derivative 1 / x."""
     return np.log(x)
 
 
@@ -72,7 +72,7 @@ log.rule("x", lambda g, x: g / x)
 
 @op
 def sqrt(x: Array) -> Array:
-    """The square root; its derivative at 0 is infinite."""
+    """The square root, with derivative 0.5 / out, infinite at 0."""
     return np.sqrt(x)
 
 
@@ -81,7 +81,7 @@ sqrt.rule("x", lambda g, out: 0.5 * g / out)
 
 @op
 def tanh(x: Array) -> Array:
-    """The hyperbolic tangent."""
+    """The hyperbolic tangent, with derivative 1 - out^2."""
     return np.tanh(x)
 
 
@@ -90,7 +90,7 @@ tanh.rule("x", lambda g, out: g * (1 - out * out))
 
 @op
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + e^-x), without overflow for any x."""
+    """s = 1 / (1 + e^-x), without overflow for any x; the derivative is s (1 - s)."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
 
@@ -100,7 +100,7 @@ sigmoid.rule("x", lambda g, out: g * out * (1 - out))
 
 @op
 def relu(x: Array) -> Array:
-    """max(x, 0), with derivative 0 at 0."""
+    """max(x, 0), with derivative 1 above 0, and 0 at and below it."""
     return np.maximum(x, 0)
 
 
@@ -109,26 +109,43 @@ relu.rule("x", lambda g, out: where(out <= 0, 0.0, g))  # a nan does not come ba
 
 @op
 def erf(x: Array) -> Array:
-    """The error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
+    """The integral of 2 / sqrt(pi) e^(-t^2) from 0 to x; the derivative is the integrand at x."""
     return kernels.elementwise.erf(x)
 
 
 erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
 
 
-def _gelu(x: Array) -> Array:
+def _gelu(x: Array, approximate: str = "none") -> Array:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + tanh(_ROOT * (x + 0.044715 * x * x * x)))
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
+_ROOT = math.sqrt(2 / math.pi)
+
+
 @op(composition=_gelu)
-def gelu(x: Array) -> Array:
-    """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016)."""
-    return x * kernels.elementwise.normal_cdf(x)
+def gelu(x: Array, approximate: str = "none") -> Array:
+    """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016).
+
+    With `approximate="tanh"`, x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as in GPT-2.
+    The derivative is Phi(x) + x phi(x), with phi the normal density.
+
+    Raises:
+        ValueError: for another approximation.
+    """
+    if approximate == "none":
+        return x * kernels.elementwise.normal_cdf(x)
+    if approximate != "tanh":
+        raise ValueError(f"gelu: approximate is 'none' or 'tanh', not {approximate!r}")
+    return 0.5 * x * (1 + np.tanh(_ROOT * (x + 0.044715 * x * x * x)))
 
 
-gelu.rule(
-    "x",
-    lambda g, x: (
-        g * (0.5 * (1 + erf(x * math.sqrt(0.5))) + x * exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
-    ),
-)
+@gelu.rule("x")
+def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
+    if approximate == "tanh":
+        t = tanh(_ROOT * (x + 0.044715 * x * x * x))
+        return g * 0.5 * (1 + t + x * (1 - t * t) * _ROOT * (1 + 3 * 0.044715 * x * x))
+    cdf = 0.5 * (1 + erf(x * math.sqrt(0.5)))
+    return g * (cdf + x * exp(-0.5 * x * x) / math.sqrt(2 * math.pi))

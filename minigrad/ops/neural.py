@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad.op import op
 from minigrad.ops.elementwise import exp, log
-from minigrad.ops.reduction import max, sum
+from minigrad.ops.reduction import axes_of, max, sum
 from minigrad.tensor import Array, Axis
 
 
@@ -18,8 +18,9 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
 @op(composition=_softmax)
 def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow."""
-    e = np.exp(x - np.max(x, axis=axis, keepdims=True))
-    e /= np.sum(e, axis=axis, keepdims=True)
+    axes = axes_of(axis)
+    e = np.exp(x - np.max(x, axis=axes, keepdims=True))
+    e /= np.sum(e, axis=axes, keepdims=True)
     return e
 
 
@@ -33,8 +34,9 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
 @op(composition=_log_softmax)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
-    shifted = x - np.max(x, axis=axis, keepdims=True)
-    shifted -= np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
+    axes = axes_of(axis)
+    shifted = x - np.max(x, axis=axes, keepdims=True)
+    shifted -= np.log(np.sum(np.exp(shifted), axis=axes, keepdims=True))
     return shifted
 
 

@@ -25,14 +25,15 @@ def kept(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
     return tuple(1 if i in axes else size for i, size in enumerate(shape))
 
 
-def _tuple(axis: Axis) -> Any:
+def axes_of(axis: Axis) -> Any:
+    """The axes as numpy takes them, which is not in a list."""
     return tuple(axis) if isinstance(axis, list) else axis
 
 
 @op
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The sum over `axis`."""
-    return _sum(x, axis=_tuple(axis), keepdims=keepdims)
+    return _sum(x, axis=axes_of(axis), keepdims=keepdims)
 
 
 sum.rule("x", lambda g, x_shape, axis: broadcast_to(reshape(g, kept(x_shape, axis)), x_shape))
@@ -45,7 +46,7 @@ def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     Raises:
         ValueError: if there is nothing to choose from.
     """
-    return _max(x, axis=_tuple(axis), keepdims=keepdims)
+    return _max(x, axis=axes_of(axis), keepdims=keepdims)
 
 
 @max.rule("x")
@@ -62,10 +63,11 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     Raises:
         ValueError: if there is nothing to sum.
     """
-    axis = _tuple(axis)
+    axis = axes_of(axis)
     top = np.max(x, axis=axis, keepdims=True)
     top = np.where(np.isfinite(top), top, 0).astype(top.dtype)
-    out = np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)) + top
+    with np.errstate(divide="ignore"):  # the logarithm of an empty sum is -inf
+        out = np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)) + top
     return out if keepdims else out.reshape(np.squeeze(out, axis=axis).shape)
 
 
