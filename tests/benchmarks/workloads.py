@@ -45,10 +45,20 @@ def _small_array() -> np.ndarray[Any, Any]:
     return (0.1 * np.random.default_rng(0).standard_normal((4, 4))).astype(np.float32)
 
 
-def _chain_minigrad() -> Run:
+def _leaf_minigrad() -> Any:
     import minigrad
 
-    x = minigrad.tensor(_small_array(), requires_grad=True)
+    return minigrad.tensor(_small_array(), requires_grad=True)
+
+
+def _leaf_torch() -> Any:
+    import torch
+
+    return torch.tensor(_small_array(), requires_grad=True)
+
+
+def _chain(x: Any) -> Run:
+    """For any library with PyTorch's names."""
 
     def run() -> None:
         x.grad = None
@@ -60,16 +70,14 @@ def _chain_minigrad() -> Run:
     return run
 
 
-def _chain_torch() -> Run:
-    import torch
-
-    x = torch.tensor(_small_array(), requires_grad=True)
+def _deep(x: Any) -> Run:
+    """For any library with PyTorch's names."""
 
     def run() -> None:
         x.grad = None
         y = x
-        for _ in range(20):
-            y = y * x + x
+        for _ in range(DEEP):
+            y = y + x
         y.sum().backward()
 
     return run
@@ -90,6 +98,7 @@ def _chain_autograd() -> Run:
     return lambda: gradient(x)
 
 
+DEEP = 100_000
 SIZES = (64, 64, 64, 1)
 BATCH = 64
 
@@ -129,37 +138,6 @@ def _mlp_torch() -> Run:
     return run
 
 
-DEEP = 100_000
-
-
-def _deep_minigrad() -> Run:
-    import minigrad
-
-    x = minigrad.tensor(_small_array(), requires_grad=True)
-
-    def run() -> None:
-        y = x
-        for _ in range(DEEP):
-            y = y + x
-        y.sum().backward()
-
-    return run
-
-
-def _deep_torch() -> Run:
-    import torch
-
-    x = torch.tensor(_small_array(), requires_grad=True)
-
-    def run() -> None:
-        y = x
-        for _ in range(DEEP):
-            y = y + x
-        y.sum().backward()
-
-    return run
-
-
 def _matmul(product: Callable[[Any, Any], Any], convert: Callable[[Any], Any]) -> Run:
     rng = np.random.default_rng(0)
     x, y = (convert(rng.standard_normal((512, 512)).astype(np.float32)) for _ in range(2))
@@ -186,7 +164,11 @@ def _import(name: str) -> Callable[[], Run]:
 WORKLOADS = {
     "chain": Workload(
         "y = y * x + x twenty times over a 4x4, sum, backward (41 ops)",
-        {"minigrad": _chain_minigrad, "torch": _chain_torch, "autograd": _chain_autograd},
+        {
+            "minigrad": lambda: _chain(_leaf_minigrad()),
+            "torch": lambda: _chain(_leaf_torch()),
+            "autograd": _chain_autograd,
+        },
         {"torch": 1.35, "autograd": 3.3},
     ),
     "mlp": Workload(
@@ -196,7 +178,7 @@ WORKLOADS = {
     ),
     "deep": Workload(
         f"forward and backward through a chain of {DEEP:,} additions of 4x4",
-        {"minigrad": _deep_minigrad, "torch": _deep_torch},
+        {"minigrad": lambda: _deep(_leaf_minigrad()), "torch": lambda: _deep(_leaf_torch())},
         warm_up=0,
     ),
     "matmul": Workload(
