@@ -52,7 +52,7 @@ PYTORCH = {
     "equal": lambda t, x, y: t.eq(x, y),
     "power": lambda t, x, y: t.pow(x, t.from_numpy(y) if isinstance(y, np.ndarray) else y),
     "maximum": lambda t, x, y: t.maximum(x, t.as_tensor(y, dtype=x.dtype)),
-    "gelu": lambda t, x: t.nn.functional.gelu(x),
+    "gelu": lambda t, x, approximate="none": t.nn.functional.gelu(x, approximate=approximate),
     "linear": lambda t, *xs: t.nn.functional.linear(*xs),
     "sum": lambda t, x, axis=None, keepdims=False: t.sum(x, axis, keepdims),
     "mean": lambda t, x, axis=None, keepdims=False: t.mean(x, axis, keepdims),
