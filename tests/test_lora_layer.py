@@ -139,6 +139,8 @@ def test_vectors_come_as_arrays_and_lists_too(rng):
     assert bits(layer(x.tolist())) == bits(expected)
     strided = np.asfortranarray(np.repeat(x, 2, axis=0))[::2]
     np.testing.assert_allclose(layer(strided).data, expected.data, rtol=1e-6, atol=1e-6)
+    layer.dropout = 0.5
+    assert layer(x.tolist()).shape == (4, D_OUT)
 
 
 @pytest.mark.parametrize("shape", [(), (D_OUT,), (D_IN, 4)])

@@ -613,6 +613,14 @@ def test_clipping_scales_all_gradients_to_the_norm(rng, dtype):
     assert parameters[-1].grad is None
 
 
+def test_clipping_does_not_write_into_a_gradient_that_someone_holds():
+    p, q = parameter([1.0], [3.0]), parameter([1.0])
+    held = q.grad = p.grad
+    clip_grad_norm([p, q], 1.0)
+    assert held.tolist() == [3.0]
+    np.testing.assert_allclose([p.grad.item(), q.grad.item()], 0.5**0.5, rtol=1e-6)
+
+
 @pytest.mark.parametrize("max_norm", [1e6, math.inf])
 def test_gradients_below_the_limit_are_not_touched(rng, max_norm):
     parameters = with_gradients(rng)
