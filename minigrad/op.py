@@ -132,6 +132,9 @@ class Op(Generic[P]):
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
 
+    def __reduce__(self) -> str:
+        return self.name  # likewise: it is found by its name in its module
+
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.parameters)})>"
 

@@ -98,7 +98,7 @@ class Trainer:
         self.on_epoch = [on_epoch] if callable(on_epoch) else list(on_epoch)
         self.checkpoint = checkpoint
         self.progress = progress
-        self.rng = rng
+        self.rng = None if rng is None else random.generator(rng)
         self.history = History()
         self._stopping = False
         self._best: dict[str, NDArray[Any]] = {}
@@ -229,6 +229,9 @@ class Trainer:
         started = time.perf_counter()
         self.optimizer.zero_grad()
         loss = self.loss(self.model(Tensor(x)), y)
+        if not isinstance(loss, Tensor) or loss.size != 1:
+            what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
+            raise TypeError(f"the loss must return a Tensor of one element, not {what}")
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -341,6 +344,12 @@ class Trainer:
                 f"trainer and model use {own}"
             )
         before = self.model.state_dict()
+        for name, value in parts["model"].items():
+            if name in before and value.dtype != before[name].dtype:
+                raise ValueError(
+                    f"{os.fspath(path)!r} has {name} as {value.dtype}, and this model as "
+                    f"{before[name].dtype}; convert the model with astype first"
+                )
         self.model.load_state_dict(parts["model"])
         try:
             self.optimizer.load_state_dict({"state": states, "param_groups": groups})

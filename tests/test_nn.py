@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -367,6 +368,25 @@ def test_a_deep_copy_keeps_ties():
     assert twin.decoder.weight is twin.encoder.weight
     assert twin.again is twin.encoder
     assert twin.encoder.weight is not net.encoder.weight
+
+
+def test_an_op_in_a_module_is_the_same_op_in_its_copy():
+    net = Sequential(MLP([2, 3, 1]), minigrad.tanh)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert twin[0].activation is minigrad.relu
+        assert twin[1] is minigrad.tanh
+        x = minigrad.ones((4, 2))
+        assert np.array_equal(twin(x).data, net(x).data)
+
+
+def test_a_pickled_module_keeps_ties_flags_and_mode():
+    net = Tied().eval()
+    net.decoder.bias.requires_grad_(False)
+    twin = pickle.loads(pickle.dumps(net))
+    assert twin.decoder.weight is twin.encoder.weight
+    assert [p.requires_grad for p in twin.parameters()] == [True, True, False]
+    assert not twin.training
+    assert all(np.array_equal(net.state_dict()[n], v) for n, v in twin.state_dict().items())
 
 
 def test_a_write_to_a_deep_copy_does_not_concern_graphs_of_the_original():

@@ -702,6 +702,16 @@ def test_a_checkpoint_that_lacks_a_part_is_an_error_and_changes_nothing(data, tm
     np.testing.assert_equal(everything(trainer), before)
 
 
+def test_a_checkpoint_of_another_precision_is_an_error_and_changes_nothing(data, tmp_path):
+    path = saved(tmp_path, data)
+    trainer = with_dropout()
+    trainer.model.astype(np.float64)
+    before = everything(trainer)
+    with pytest.raises(ValueError, match=r"float32.*float64|float64.*float32"):
+        trainer.load(path)
+    np.testing.assert_equal(everything(trainer), before)
+
+
 # ----------------------------------------------------------------------------------------------
 # What is refused
 # ----------------------------------------------------------------------------------------------
@@ -780,6 +790,19 @@ def test_nothing_can_be_predicted_of_nothing():
 def test_impossible_options_are_errors(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         make(**options)
+
+
+def test_a_seed_is_no_generator():
+    with pytest.raises(TypeError, match="default_rng"):
+        make(rng=0)
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda p, y: 1.0, lambda p, y: minigrad.mse(p, y, "none"), lambda p, y: None]
+)
+def test_a_loss_that_is_no_single_number_is_an_error_that_says_so(data, loss):
+    with pytest.raises((TypeError, ValueError), match="loss"):
+        make(loss=loss).fit(data, epochs=1)
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 1.5])
