@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lora.layer import LoRAScaling, check_rank_and_alpha
+from minigrad.random import check_probability
 
 ALL_LINEAR = "all-linear"
 
@@ -38,8 +39,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         check_rank_and_alpha(self.rank, self.alpha)
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout is a probability, not {self.dropout!r}")
+        check_probability("dropout", self.dropout)
         object.__setattr__(self, "scaling", LoRAScaling(self.scaling))
         if isinstance(self.targets, str):
             try:

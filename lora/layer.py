@@ -28,6 +28,7 @@ from minigrad import functional, ops
 from minigrad.memory import clock, last_written
 from minigrad.mode import mode, no_grad
 from minigrad.nn import Linear, Module, Parameter, init
+from minigrad.random import check_probability
 from minigrad.tensor import Tensor
 
 
@@ -115,8 +116,7 @@ class LoRALayer(Module):
                 f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no "
                 f"more rank than that, so a larger one only costs"
             )
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is a probability, not {dropout!r}")
+        check_probability("dropout", dropout)
         weight = Tensor(base_weight)
         if weight.dtype.kind != "f":
             raise TypeError(f"base_weight must be of floats, not {weight.dtype}")

@@ -123,7 +123,7 @@ _RETURN = """
 def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
     """The text of the call of `op`, and the function that it defines."""
     rules = dict(sorted(op.rules))
-    signature = inspect.signature(op.forward).parameters
+    signature = op.signature.parameters
     defaults = {p: parameter.default for p, parameter in signature.items()}
     keyword_only = [p for p, parameter in signature.items() if parameter.kind is _KEYWORD_ONLY]
     parameters = [p if defaults[p] is _NO_DEFAULT else f"{p}=_default_{p}" for p in signature]

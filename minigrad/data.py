@@ -168,17 +168,18 @@ def batches(
     Raises:
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
     """
-    if (
-        isinstance(batch_size, bool)
-        or not isinstance(batch_size, (int, np.integer))
-        or batch_size < 1
-    ):
-        raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
+    check_positive("batch_size", batch_size)
     n = _common_length(arrays)
     order = generator(rng).permutation(n) if shuffle else np.arange(n)
     for start in range(0, n, batch_size):
         rows = order[start : start + batch_size]
         yield [array[rows] for array in arrays]
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r:.60}")
 
 
 def _common_length(arrays: Sequence[Arrays]) -> int:

@@ -12,10 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from minigrad import ops
+from minigrad import ops, random
 from minigrad.ops import getitem, log_softmax, reshape, sum, transpose
 from minigrad.ops.reduction import kept
-from minigrad.random import generator
 from minigrad.tensor import Array, Axis, Tensor, as_array
 
 Reduction = Literal["mean", "sum", "none"]
@@ -94,12 +93,11 @@ def dropout(
     Raises:
         ValueError: if `p` is not in [0, 1].
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout: p is a probability, not {p!r}")
+    random.check_probability("dropout: p", p)
     if not training or p == 0:
         return x  # type: ignore[no-any-return]  # a Tensor for a Tensor
     p = float(p)
-    keep = generator(rng).random(x.shape, np.float32) >= p
+    keep = random.generator(rng).random(x.shape, np.float32) >= p
     return ops.multiply(x, keep.astype(x.dtype) / (1 - p) if p < 1 else keep.astype(x.dtype))
 
 

@@ -91,7 +91,8 @@ class Op(Generic[P]):
     Attributes:
         name: the name of the forward.
         forward: the function on arrays. It returns a new array or a view, and has no side effect.
-        parameters: the names of its parameters, inputs and options alike.
+        signature: the forward's parameters, inputs and options alike.
+        parameters: their names.
         rules: `(position, rule)` for each input that the op can be differentiated by.
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
@@ -112,8 +113,8 @@ class Op(Generic[P]):
         self.replayed = replayed
         self.plain = True
         self.rules: list[tuple[int, Rule]] = []
-        parameters = inspect.signature(forward).parameters
-        for name, parameter in parameters.items():
+        self.signature = inspect.signature(forward)
+        for name, parameter in self.signature.parameters.items():
             if name.startswith("_") or name in ("g", "out", "needs", "position"):
                 raise ValueError(f"a parameter of an op cannot be named {name!r}")
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -121,7 +122,7 @@ class Op(Generic[P]):
                     f"an op names all its parameters; {parameter} does not (many inputs are one "
                     f"parameter, a sequence, with a rule that names `position`)"
                 )
-        self.parameters = tuple(parameters)
+        self.parameters = tuple(self.signature.parameters)
         self._takes_sequence = False
         self.call: Callable[..., Tensor] = self._first_call
         self.name = self.__name__ = self.__qualname__ = forward.__name__
@@ -208,7 +209,7 @@ class Op(Generic[P]):
 
     def is_required(self, position: int) -> bool:
         """Whether the input at `position` cannot be left out."""
-        default = inspect.signature(self.forward).parameters[self.parameters[position]].default
+        default = self.signature.parameters[self.parameters[position]].default
         return self._takes_sequence or default is inspect.Parameter.empty
 
     def input_name(self, position: int) -> str:
@@ -245,7 +246,7 @@ class Op(Generic[P]):
         return self.call(*args, **options)
 
     def _on_sequence(self, *args: Any, **options: Any) -> Tensor:
-        bound = inspect.signature(self.forward).bind(*args, **options)
+        bound = self.signature.bind(*args, **options)
         bound.apply_defaults()
         arguments = dict(bound.arguments)
         return on_sequence(self, arguments.pop(self.parameters[0]), arguments)

@@ -20,6 +20,12 @@ def manual_seed(seed: int) -> np.random.Generator:
     return _default
 
 
+def check_probability(name: str, p: float) -> None:
+    """Raise a ValueError unless `p` is in [0, 1]; a nan is not."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name} is a probability, not {p!r}")
+
+
 def generator(rng: np.random.Generator | None = None) -> np.random.Generator:
     """`rng` itself, or the default generator for None.
 

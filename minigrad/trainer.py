@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.data import batches
+from minigrad.data import batches, check_positive
 from minigrad.history import History, as_record
 from minigrad.io import load_state, save_state
 from minigrad.mode import no_grad
@@ -75,9 +75,9 @@ class Trainer:
         progress: bool = True,
         rng: np.random.Generator | None = None,
     ) -> None:
-        _check_positive("batch_size", batch_size)
+        check_positive("batch_size", batch_size)
         if patience is not None:
-            _check_positive("patience", patience)
+            check_positive("patience", patience)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
         self.model = model
@@ -118,7 +118,7 @@ class Trainer:
             FloatingPointError: if the loss is no longer finite; the weights are those before the
                 step.
         """
-        _check_positive("epochs", epochs)
+        check_positive("epochs", epochs)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
         steps = epochs * math.ceil(len(data[0]) / self.batch_size)
@@ -386,11 +386,6 @@ def _unpacked(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> A
         for group in facts["param_groups"]
     ]
     return states, groups, parts
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r:.60}")
 
 
 def _as_list(value: Any) -> Any:
