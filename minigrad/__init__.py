@@ -7,7 +7,7 @@ then nn, optim and trainer, which use them.
 
 from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the one import cycle
 
-from minigrad import data, io, metrics, nn, optim
+from minigrad import data, functional, io, metrics, nn, ops, optim
 from minigrad.checkpoint import checkpoint
 from minigrad.creation import (
     arange,
@@ -25,69 +25,16 @@ from minigrad.creation import (
 )
 from minigrad.diagnostics import gradcheck
 from minigrad.engine import grad
-from minigrad.functional import (
-    cross_entropy,
-    dropout,
-    expand_dims,
-    l1,
-    mean,
-    mse,
-    squeeze,
-    swapaxes,
-    var,
-)
+from minigrad.functional import *
 from minigrad.history import History
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.mode import Observer, enable_grad, is_grad_enabled, no_grad, observe
 from minigrad.op import OPS, Op, op
-from minigrad.ops import (
-    abs,
-    add,
-    astype,
-    broadcast_to,
-    clone,
-    concatenate,
-    divide,
-    equal,
-    erf,
-    exp,
-    gelu,
-    getitem,
-    greater,
-    greater_equal,
-    less,
-    less_equal,
-    linear,
-    log,
-    log_softmax,
-    logical_and,
-    logical_not,
-    logical_or,
-    logsumexp,
-    matmul,
-    max,
-    maximum,
-    multiply,
-    negative,
-    not_equal,
-    power,
-    relu,
-    reshape,
-    scatter_add,
-    sigmoid,
-    sign,
-    softmax,
-    sqrt,
-    subtract,
-    sum,
-    tanh,
-    transpose,
-    where,
-)
+from minigrad.ops import *
 from minigrad.random import manual_seed
 from minigrad.trainer import Trainer
 
-neg = negative
+neg = ops.negative
 
 __all__ = [
     "OPS",
@@ -96,84 +43,35 @@ __all__ = [
     "Op",
     "Tensor",
     "Trainer",
-    "abs",
-    "add",
     "arange",
-    "astype",
-    "broadcast_to",
     "checkpoint",
-    "clone",
-    "concatenate",
-    "cross_entropy",
     "data",
-    "divide",
-    "dropout",
     "enable_grad",
-    "equal",
-    "erf",
-    "exp",
-    "expand_dims",
     "eye",
     "full",
-    "gelu",
     "get_num_threads",
-    "getitem",
     "grad",
     "gradcheck",
-    "greater",
-    "greater_equal",
     "io",
     "is_grad_enabled",
-    "l1",
-    "less",
-    "less_equal",
-    "linear",
     "linspace",
-    "log",
-    "log_softmax",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "logsumexp",
     "manual_seed",
-    "matmul",
-    "max",
-    "maximum",
-    "mean",
     "metrics",
-    "mse",
-    "multiply",
     "neg",
-    "negative",
     "nn",
     "no_grad",
-    "not_equal",
     "observe",
     "ones",
     "ones_like",
     "op",
     "optim",
-    "power",
     "rand",
     "randint",
     "randn",
-    "relu",
-    "reshape",
-    "scatter_add",
     "set_num_threads",
-    "sigmoid",
-    "sign",
-    "softmax",
-    "sqrt",
-    "squeeze",
-    "subtract",
-    "sum",
-    "swapaxes",
-    "tanh",
     "tensor",
-    "transpose",
-    "var",
-    "where",
     "zeros",
     "zeros_like",
 ]
+__all__ += functional.__all__
+__all__ += ops.__all__

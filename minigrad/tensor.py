@@ -1,7 +1,7 @@
 """Tensor: an array that can be differentiated by.
 
-A tensor holds its data, and where it stands in the graph. Everything that computes is an op of its
-own module; the operators and methods here are calls of these, one line each.
+A tensor holds its data, and where it stands in the graph. Everything that computes is an op of a
+module of its own; `methods.py` has the operators and methods that call them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minigrad import methods
 from minigrad.memory import mark_written
+from minigrad.methods import TensorMethods
 from minigrad.mode import mode
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def _holds_numpy(data: Any) -> bool:
     return isinstance(data, (np.ndarray, np.generic, Tensor))
 
 
-class Tensor:
+class Tensor(TensorMethods):
     """An n-dimensional array with a place in the graph.
 
     `Tensor(array)` takes the array as it is, sharing its memory (a read-only one is copied);
@@ -374,7 +376,7 @@ class Tensor:
         if self._data.size != 1:
             raise ValueError(
                 f"the truth of a tensor of {self._data.size} elements is not defined; reduce it to "
-                f"one element, or take .numpy().any() or .all()"
+                f"one element, as .any() and .all() do for booleans"
             )
         return bool(self._data.item())
 
@@ -402,6 +404,8 @@ class Tensor:
         np.subtract: operator.sub,
         np.multiply: operator.mul,
         np.divide: operator.truediv,
+        np.floor_divide: operator.floordiv,
+        np.remainder: operator.mod,
         np.power: operator.pow,
         np.matmul: operator.matmul,
         np.bitwise_and: operator.and_,
@@ -470,193 +474,14 @@ class Tensor:
     def __imatmul__(self, other: Any) -> Tensor:
         return self._in_place(other, operator.matmul, "@")
 
+    def __ifloordiv__(self, other: Any) -> Tensor:
+        return self._in_place(other, operator.floordiv, "//")
+
+    def __imod__(self, other: Any) -> Tensor:
+        return self._in_place(other, operator.mod, "%")
+
     def __itruediv__(self, other: Any) -> Tensor:
         return self._in_place(other, operator.truediv, "/")
-
-    # ----------------------------------------------------------------------------------------------
-    # Operators and methods: each is one op or composition, documented there
-    # ----------------------------------------------------------------------------------------------
-
-    def __add__(self, other: Any) -> Tensor:
-        return ops.add.call(self, other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return ops.add.call(other, self)
-
-    def __sub__(self, other: Any) -> Tensor:
-        return ops.subtract.call(self, other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return ops.subtract.call(other, self)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return ops.multiply.call(self, other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return ops.multiply.call(other, self)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return ops.divide.call(self, other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return ops.divide.call(other, self)
-
-    def __pow__(self, other: Any) -> Tensor:
-        return ops.power.call(self, other)
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return ops.power.call(other, self)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return ops.matmul.call(self, other)
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return ops.matmul.call(other, self)
-
-    def __neg__(self) -> Tensor:
-        return ops.negative.call(self)
-
-    def __pos__(self) -> Tensor:
-        return self
-
-    def __abs__(self) -> Tensor:
-        return ops.abs.call(self)
-
-    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]  # elementwise, as in numpy
-        return ops.equal.call(self, other)
-
-    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]  # elementwise, as in numpy
-        return ops.not_equal.call(self, other)
-
-    def __lt__(self, other: Any) -> Tensor:
-        return ops.less.call(self, other)
-
-    def __le__(self, other: Any) -> Tensor:
-        return ops.less_equal.call(self, other)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return ops.greater.call(self, other)
-
-    def __ge__(self, other: Any) -> Tensor:
-        return ops.greater_equal.call(self, other)
-
-    def __and__(self, other: Any) -> Tensor:
-        return ops.logical_and.call(self, other)
-
-    def __rand__(self, other: Any) -> Tensor:
-        return ops.logical_and.call(other, self)
-
-    def __or__(self, other: Any) -> Tensor:
-        return ops.logical_or.call(self, other)
-
-    def __ror__(self, other: Any) -> Tensor:
-        return ops.logical_or.call(other, self)
-
-    def __invert__(self) -> Tensor:
-        return ops.logical_not.call(self)
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return ops.getitem.call(self, index)
-
-    @property
-    def T(self) -> Tensor:  # noqa: N802  # the name in numpy and in every formula
-        """All axes in reverse order."""
-        return ops.transpose.call(self)
-
-    def astype(self, dtype: DTypeLike) -> Tensor:
-        """The same values as `dtype`; the gradient comes back in this tensor's own."""
-        return ops.astype.call(self, dtype)
-
-    def abs(self) -> Tensor:
-        """|x|."""
-        return ops.abs.call(self)
-
-    def exp(self) -> Tensor:
-        """e^x."""
-        return ops.exp.call(self)
-
-    def log(self) -> Tensor:
-        """The natural logarithm."""
-        return ops.log.call(self)
-
-    def sqrt(self) -> Tensor:
-        """The square root."""
-        return ops.sqrt.call(self)
-
-    def tanh(self) -> Tensor:
-        """The hyperbolic tangent."""
-        return ops.tanh.call(self)
-
-    def sigmoid(self) -> Tensor:
-        """1 / (1 + e^-x)."""
-        return ops.sigmoid.call(self)
-
-    def relu(self) -> Tensor:
-        """max(x, 0)."""
-        return ops.relu.call(self)
-
-    def gelu(self, approximate: str = "none") -> Tensor:
-        """x Phi(x), or its approximation by "tanh"."""
-        return ops.gelu.call(self, approximate)
-
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """The sum over `axis`: an int, a tuple of them, or None for all."""
-        return ops.sum.call(self, axis, keepdims)
-
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """The mean over `axis`: an int, a tuple of them, or None for all."""
-        return functional.mean(self, axis, keepdims)
-
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """The largest element over `axis`: an int, a tuple of them, or None for all."""
-        return ops.max.call(self, axis, keepdims)
-
-    def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
-        """The variance over `axis`: an int, a tuple of them, or None for all."""
-        return functional.var(self, axis, ddof, keepdims)
-
-    def softmax(self, axis: Axis = -1) -> Tensor:
-        """e^x over its sum along `axis`."""
-        return ops.softmax.call(self, axis)
-
-    def log_softmax(self, axis: Axis = -1) -> Tensor:
-        """The logarithm of the softmax along `axis`."""
-        return ops.log_softmax.call(self, axis)
-
-    def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """log(sum(e^x)) over `axis`."""
-        return ops.logsumexp.call(self, axis, keepdims)
-
-    def reshape(self, *shape: int | Sequence[int]) -> Tensor:
-        """The same elements in another shape, given as `(2, 3)` or `2, 3`; one size may be -1."""
-        return ops.reshape.call(self, _sizes(shape))
-
-    def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
-        """The axes in another order, given as `(1, 0)` or `1, 0`; reversed without any."""
-        return ops.transpose.call(self, None if axes in ((), (None,)) else _sizes(axes))
-
-    def swapaxes(self, axis1: int, axis2: int) -> Tensor:
-        """Two axes exchanged."""
-        return functional.swapaxes(self, axis1, axis2)
-
-    def broadcast_to(self, shape: Sequence[int]) -> Tensor:
-        """Repeated along new axes and along axes of size 1."""
-        return ops.broadcast_to.call(self, shape)
-
-    def expand_dims(self, axis: int | Sequence[int]) -> Tensor:
-        """With new axes of size 1."""
-        return functional.expand_dims(self, axis)
-
-    def squeeze(self, axis: Axis = None) -> Tensor:
-        """Without axes of size 1: all of them, or those given."""
-        return functional.squeeze(self, axis)
-
-
-def _sizes(values: Sequence[Any]) -> tuple[int, ...]:
-    """`(2, 3)` for both f(2, 3) and f((2, 3))."""
-    if len(values) == 1 and isinstance(values[0], (tuple, list)):
-        values = values[0]
-    return tuple(operator.index(value) for value in values)
 
 
 def _check_differentiable(dtype: np.dtype[Any]) -> None:
@@ -680,7 +505,7 @@ def _unwrapped(value: Any) -> Any:
 
 def _ours(numpy_name: str) -> str | None:
     """What the numpy function of this name is called here, if it is here."""
-    name = {"absolute": "abs", "amax": "max"}.get(numpy_name, numpy_name)
+    name = {"absolute": "abs", "amax": "max", "amin": "min"}.get(numpy_name, numpy_name)
     found = getattr(ops, name, None) or getattr(functional, name, None)
     return name if callable(found) else None
 
@@ -697,3 +522,5 @@ def _use_instead(numpy_name: str) -> str:
 # Operators need the ops, and ops make Tensors: the one import cycle, closed here, where Tensor
 # exists.
 from minigrad import engine, functional, graph, ops  # noqa: E402
+
+vars(methods).update(ops=ops, functional=functional)

@@ -1,83 +1,42 @@
 """The table of derivatives, by family. A new op is one block here and one row in tests/cases.py."""
 
-from minigrad.ops.arithmetic import (
-    add,
-    divide,
-    equal,
-    greater,
-    greater_equal,
-    less,
-    less_equal,
-    logical_and,
-    logical_not,
-    logical_or,
-    multiply,
-    negative,
-    not_equal,
-    power,
-    subtract,
+from minigrad.ops import (
+    activation,
+    arithmetic,
+    comparison,
+    elementwise,
+    indexing,
+    linalg,
+    normalization,
+    ordering,
+    products,
+    reduction,
+    shape,
+    trigonometric,
 )
-from minigrad.ops.elementwise import (
-    abs,
-    erf,
-    exp,
-    gelu,
-    log,
-    maximum,
-    relu,
-    sigmoid,
-    sign,
-    sqrt,
-    tanh,
-    where,
-)
-from minigrad.ops.indexing import getitem, scatter_add
-from minigrad.ops.matmul import linear, matmul
-from minigrad.ops.neural import log_softmax, softmax
-from minigrad.ops.reduction import logsumexp, max, sum
-from minigrad.ops.shape import astype, broadcast_to, clone, concatenate, reshape, transpose
+from minigrad.ops.activation import *
+from minigrad.ops.arithmetic import *
+from minigrad.ops.comparison import *
+from minigrad.ops.elementwise import *
+from minigrad.ops.indexing import *
+from minigrad.ops.linalg import *
+from minigrad.ops.normalization import *
+from minigrad.ops.ordering import *
+from minigrad.ops.products import *
+from minigrad.ops.reduction import *
+from minigrad.ops.shape import *
+from minigrad.ops.trigonometric import *
 
-__all__ = [
-    "abs",
-    "add",
-    "astype",
-    "broadcast_to",
-    "clone",
-    "concatenate",
-    "divide",
-    "equal",
-    "erf",
-    "exp",
-    "gelu",
-    "getitem",
-    "greater",
-    "greater_equal",
-    "less",
-    "less_equal",
-    "linear",
-    "log",
-    "log_softmax",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "logsumexp",
-    "matmul",
-    "max",
-    "maximum",
-    "multiply",
-    "negative",
-    "not_equal",
-    "power",
-    "relu",
-    "reshape",
-    "scatter_add",
-    "sigmoid",
-    "sign",
-    "softmax",
-    "sqrt",
-    "subtract",
-    "sum",
-    "tanh",
-    "transpose",
-    "where",
-]
+__all__: list[str] = []
+__all__ += activation.__all__
+__all__ += arithmetic.__all__
+__all__ += comparison.__all__
+__all__ += elementwise.__all__
+__all__ += indexing.__all__
+__all__ += linalg.__all__
+__all__ += normalization.__all__
+__all__ += ordering.__all__
+__all__ += products.__all__
+__all__ += reduction.__all__
+__all__ += shape.__all__
+__all__ += trigonometric.__all__

@@ -1,4 +1,4 @@
-"""The arithmetic operators, and the comparisons, which have no derivative."""
+"""The arithmetic operators."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ import numpy as np
 from minigrad.op import op
 from minigrad.ops.elementwise import log, where
 from minigrad.tensor import Array
+
+__all__ = [
+    "add",
+    "divide",
+    "floor_divide",
+    "multiply",
+    "negative",
+    "power",
+    "remainder",
+    "subtract",
+]
 
 
 @op
@@ -50,6 +61,26 @@ divide.rule("y", lambda g, y, out: -g * out / y)
 
 
 @op
+def floor_divide(x: Array, y: Array) -> Array:
+    """floor(x / y), broadcast: a staircase, of derivative 0 wherever it has one."""
+    return np.floor_divide(x, y)
+
+
+floor_divide.rule("x", lambda g: where(False, g, 0.0))
+floor_divide.rule("y", lambda g: where(False, g, 0.0))
+
+
+@op
+def remainder(x: Array, y: Array) -> Array:
+    """x - y floor(x / y), broadcast: it has the sign of y, as Python's % has."""
+    return np.remainder(x, y)
+
+
+remainder.rule("x", lambda g: g)
+remainder.rule("y", lambda g, x, y: -g * floor_divide(x, y))
+
+
+@op
 def negative(x: Array) -> Array:
     """-x."""
     return np.negative(x)
@@ -79,75 +110,3 @@ def _power_x(g: Array, x: Array, y: Array) -> Array:
 def _power_y(g: Array, x: Array, out: Array) -> Array:
     zero = x == 0
     return where(zero, 0.0, g * out * log(where(zero, 1.0, x)))
-
-
-@op
-def logical_and(x: Array, y: Array) -> Array:
-    """Whether both are true, for booleans.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    return np.logical_and(_booleans("logical_and", x), _booleans("logical_and", y))
-
-
-@op
-def logical_or(x: Array, y: Array) -> Array:
-    """Whether one of two is true, for booleans.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    return np.logical_or(_booleans("logical_or", x), _booleans("logical_or", y))
-
-
-@op
-def logical_not(x: Array) -> Array:
-    """Whether it is false, for booleans.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    return np.logical_not(_booleans("logical_not", x))
-
-
-def _booleans(name: str, x: Array) -> Array:
-    if np.asarray(x).dtype != np.bool_:
-        raise TypeError(f"{name}: takes booleans, as comparisons give, not {np.asarray(x).dtype}")
-    return x
-
-
-@op
-def equal(x: Array, y: Array) -> Array:
-    """x == y, as booleans."""
-    return np.equal(x, y)
-
-
-@op
-def not_equal(x: Array, y: Array) -> Array:
-    """x != y, as booleans."""
-    return np.not_equal(x, y)
-
-
-@op
-def less(x: Array, y: Array) -> Array:
-    """x < y, as booleans."""
-    return np.less(x, y)
-
-
-@op
-def less_equal(x: Array, y: Array) -> Array:
-    """x <= y, as booleans."""
-    return np.less_equal(x, y)
-
-
-@op
-def greater(x: Array, y: Array) -> Array:
-    """x > y, as booleans."""
-    return np.greater(x, y)
-
-
-@op
-def greater_equal(x: Array, y: Array) -> Array:
-    """x >= y, as booleans."""
-    return np.greater_equal(x, y)

@@ -8,7 +8,35 @@ import numpy as np
 
 from minigrad import kernels
 from minigrad.op import op
+from minigrad.ops.comparison import logical_and, logical_or
 from minigrad.tensor import Array
+
+__all__ = [
+    "abs",
+    "ceil",
+    "clip",
+    "erf",
+    "exp",
+    "expm1",
+    "floor",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "maximum",
+    "minimum",
+    "reciprocal",
+    "round",
+    "rsqrt",
+    "sign",
+    "sqrt",
+    "square",
+    "where",
+]
+
+# --------------------------------------------------------------------------------------------------
+# Choices
+# --------------------------------------------------------------------------------------------------
 
 
 @op
@@ -35,12 +63,93 @@ maximum.rule("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
 
 
 @op
+def minimum(x: Array, y: Array) -> Array:
+    """The smaller of x and y, broadcast. Where they are equal each gets half of the gradient.
+
+    Where one is nan, the result is, and the gradient goes to both.
+    """
+    return np.minimum(x, y)
+
+
+minimum.rule("x", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
+minimum.rule("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
+
+
+@op
+def clip(x: Array, min: Array = None, max: Array = None) -> Array:
+    """min(max(x, `min`), `max`), broadcast; None is no bound.
+
+    The gradient goes to what was taken: to x between the bounds and also on them, where it is
+    nan, and else to the bound.
+    """
+    return np.clip(x, min, max)
+
+
+@clip.rule("x")
+def _clip_x(g: Array, x: Array, min: Array, max: Array) -> Array:
+    if min is not None:
+        g = where(x < min, 0.0, g)
+    return g if max is None else where(_above(x, min, max), 0.0, g)
+
+
+@clip.rule("min")
+def _clip_min(g: Array, x: Array, min: Array, max: Array) -> Array:
+    taken = x < min if max is None else logical_and(x < min, min <= max)
+    return where(taken, g, 0.0)
+
+
+clip.rule("max", lambda g, x, min, max: where(_above(x, min, max), g, 0.0))
+
+
+def _above(x: Array, min: Array, max: Array) -> Array:
+    """Where `max` was taken: above it, and wherever it is the smaller bound."""
+    return x > max if min is None else logical_or(x > max, min > max)
+
+
+# --------------------------------------------------------------------------------------------------
+# Staircases
+# --------------------------------------------------------------------------------------------------
+
+
+@op
 def sign(x: Array) -> Array:
     """-1, 0 or 1; its derivative is 0 everywhere, also at 0."""
     return np.sign(x)
 
 
 sign.rule("x", lambda g: where(False, g, 0.0))
+
+
+@op
+def floor(x: Array) -> Array:
+    """The largest integer that is not above x; the derivative is 0, also at the steps."""
+    return np.floor(x)
+
+
+floor.rule("x", lambda g: where(False, g, 0.0))
+
+
+@op
+def ceil(x: Array) -> Array:
+    """The smallest integer that is not below x; the derivative is 0, also at the steps."""
+    return np.ceil(x)
+
+
+ceil.rule("x", lambda g: where(False, g, 0.0))
+
+
+@op
+def round(x: Array, decimals: int = 0) -> Array:
+    """The nearest number with so many decimals, an even one of two; the derivative is 0."""
+    return np.round(x, decimals)
+
+
+round.rule("x", lambda g: where(False, g, 0.0))
+
+
+# --------------------------------------------------------------------------------------------------
+# Powers, exponentials and logarithms
+# --------------------------------------------------------------------------------------------------
 
 
 @op
@@ -53,21 +162,12 @@ abs.rule("x", lambda g, x: g * sign(x))
 
 
 @op
-def exp(x: Array) -> Array:
-    """e^x, which is its own derivative."""
-    return np.exp(x)
+def square(x: Array) -> Array:
+    """x^2, with derivative 2 x."""
+    return np.square(x)
 
 
-exp.rule("x", lambda g, out: g * out)
-
-
-@op
-def log(x: Array) -> Array:
-    """The natural logarithm, with derivative 1 / x."""
-    return np.log(x)
-
-
-log.rule("x", lambda g, x: g / x)
+square.rule("x", lambda g, x: 2.0 * g * x)
 
 
 @op
@@ -80,31 +180,75 @@ sqrt.rule("x", lambda g, out: 0.5 * g / out)
 
 
 @op
-def tanh(x: Array) -> Array:
-    """The hyperbolic tangent, with derivative 1 - out^2."""
-    return np.tanh(x)
+def rsqrt(x: Array) -> Array:
+    """1 / sqrt(x), with derivative -0.5 / x^1.5."""
+    return 1.0 / np.sqrt(x)
 
 
-tanh.rule("x", lambda g, out: g * (1 - out * out))
-
-
-@op
-def sigmoid(x: Array) -> Array:
-    """s = 1 / (1 + e^-x), without overflow for any x; the derivative is s (1 - s)."""
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
-
-
-sigmoid.rule("x", lambda g, out: g * out * (1 - out))
+rsqrt.rule("x", lambda g, x, out: -0.5 * g * out / x)
 
 
 @op
-def relu(x: Array) -> Array:
-    """max(x, 0), with derivative 1 above 0, and 0 at and below it."""
-    return np.maximum(x, 0)
+def reciprocal(x: Array) -> Array:
+    """1 / x, of integers too, with derivative -1 / x^2."""
+    return 1.0 / x
 
 
-relu.rule("x", lambda g, out: where(out <= 0, 0.0, g))  # a nan does not come back as a 0
+reciprocal.rule("x", lambda g, out: -g * out * out)
+
+
+@op
+def exp(x: Array) -> Array:
+    """e^x, which is its own derivative."""
+    return np.exp(x)
+
+
+exp.rule("x", lambda g, out: g * out)
+
+
+@op
+def expm1(x: Array) -> Array:
+    """e^x - 1, exact also near 0, with derivative e^x."""
+    return np.expm1(x)
+
+
+expm1.rule("x", lambda g, x: g * exp(x))
+
+
+@op
+def log(x: Array) -> Array:
+    """The natural logarithm, with derivative 1 / x."""
+    return np.log(x)
+
+
+log.rule("x", lambda g, x: g / x)
+
+
+@op
+def log1p(x: Array) -> Array:
+    """log(1 + x), exact also near 0, with derivative 1 / (1 + x)."""
+    return np.log1p(x)
+
+
+log1p.rule("x", lambda g, x: g / (1.0 + x))
+
+
+@op
+def log2(x: Array) -> Array:
+    """The logarithm to base 2, with derivative 1 / (x log 2)."""
+    return np.log2(x)
+
+
+log2.rule("x", lambda g, x: g / (x * math.log(2)))
+
+
+@op
+def log10(x: Array) -> Array:
+    """The logarithm to base 10, with derivative 1 / (x log 10)."""
+    return np.log10(x)
+
+
+log10.rule("x", lambda g, x: g / (x * math.log(10)))
 
 
 @op
@@ -114,38 +258,3 @@ def erf(x: Array) -> Array:
 
 
 erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
-
-
-def _gelu(x: Array, approximate: str = "none") -> Array:
-    if approximate == "tanh":
-        return 0.5 * x * (1 + tanh(_ROOT * (x + 0.044715 * x * x * x)))
-    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
-
-
-_ROOT = math.sqrt(2 / math.pi)
-
-
-@op(composition=_gelu)
-def gelu(x: Array, approximate: str = "none") -> Array:
-    """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016).
-
-    With `approximate="tanh"`, x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as in GPT-2.
-    The derivative is Phi(x) + x phi(x), with phi the normal density.
-
-    Raises:
-        ValueError: for another approximation.
-    """
-    if approximate == "none":
-        return x * kernels.elementwise.normal_cdf(x)
-    if approximate != "tanh":
-        raise ValueError(f"gelu: approximate is 'none' or 'tanh', not {approximate!r}")
-    return 0.5 * x * (1 + np.tanh(_ROOT * (x + 0.044715 * x * x * x)))
-
-
-@gelu.rule("x")
-def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
-    if approximate == "tanh":
-        t = tanh(_ROOT * (x + 0.044715 * x * x * x))
-        return g * 0.5 * (1 + t + x * (1 - t * t) * _ROOT * (1 + 3 * 0.044715 * x * x))
-    cdf = 0.5 * (1 + erf(x * math.sqrt(0.5)))
-    return g * (cdf + x * exp(-0.5 * x * x) / math.sqrt(2 * math.pi))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from minigrad import kernels
 from minigrad.op import op
 from minigrad.tensor import Array, Tensor
+
+__all__ = ["getitem", "scatter_add"]
 
 
 @op
@@ -25,16 +29,50 @@ def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
 @op
 def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     """Zeros of `shape` with `values` added at `index`; an index that is repeated adds up."""
+    values = np.asarray(values)
     out = np.zeros(shape, values.dtype)
     index = plain_index(index)
-    if _may_repeat(index):
-        np.add.at(out, index, values)
-    else:
+    if not _may_repeat(index):
         out[index] = values
+        return out
+    rows = _rows(index, out.shape) if values.size >= _MANY else None
+    if rows is None:
+        np.add.at(out, index, values)
+        return out
+    places, count = rows
+    width = math.prod(out.shape[count:])
+    values = np.broadcast_to(values, (*places.shape, *out.shape[count:]))
+    kernels.indexing.add_rows(
+        out.reshape(-1, width), places.ravel(), values.reshape(places.size, width)
+    )
     return out
 
 
 scatter_add.rule("values", lambda g, index: getitem(g, index))
+
+
+_MANY = 4096  # elements, from which on it pays to find the rows of an index
+
+
+def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
+    """For an index of integer arrays only: the places in the first axes, taken as one axis.
+
+    Returns:
+        The places, and how many axes they are in; None for any other index.
+    """
+    parts = [np.asarray(part) for part in (index if isinstance(index, tuple) else (index,))]
+    if len(parts) > len(shape) or any(part.dtype.kind not in "iu" for part in parts):
+        return None
+    sizes = shape[: len(parts)]
+    checked = []
+    for axis, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        if part.size and not (part.min() >= -size and part.max() < size):
+            raise IndexError(
+                f"scatter_add: indices run from {part.min()} to {part.max()}, which is out of "
+                f"bounds for axis {axis} of shape {shape}"
+            )
+        checked.append(np.where(part < 0, part + size, part))
+    return np.ravel_multi_index(tuple(np.broadcast_arrays(*checked)), sizes), len(parts)
 
 
 def plain_index(index: Any) -> Any:

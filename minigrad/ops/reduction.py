@@ -1,7 +1,11 @@
-"""Reductions over axes: `axis` is an int, a tuple of ints, or None for all of them."""
+"""Reductions over axes, and running sums and products along one.
+
+`axis` is an int, a tuple of ints, or None for all of them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,25 +13,29 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigrad.op import op
+from minigrad.ops.axes import axes_of, kept
+from minigrad.ops.comparison import all
 from minigrad.ops.elementwise import exp
-from minigrad.ops.shape import astype, broadcast_to, reshape
+from minigrad.ops.indexing import getitem
+from minigrad.ops.shape import astype, broadcast_to, concatenate, flip, reshape, transpose
 from minigrad.tensor import Array, Axis
 
-# What np.sum and np.max end in, without the way there, which takes longer than a small array does.
-# Any, for numpy's stubs know `keepdims` as a literal only.
+__all__ = [
+    "cumprod",
+    "cumsum",
+    "logsumexp",
+    "max",
+    "min",
+    "prod",
+    "sum",
+]
+
+# What np.sum and its like end in, without the way there, which takes longer than a small array
+# does. Any, for numpy's stubs know `keepdims` as a literal only.
 _sum: Any = np.add.reduce
+_prod: Any = np.multiply.reduce
 _max: Any = np.maximum.reduce
-
-
-def kept(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
-    """The shape of a reduction over `axis` with keepdims."""
-    axes = range(len(shape)) if axis is None else normalize_axis_tuple(axis, len(shape))
-    return tuple(1 if i in axes else size for i, size in enumerate(shape))
-
-
-def axes_of(axis: Axis) -> Any:
-    """The axes as numpy takes them, which is not in a list."""
-    return tuple(axis) if isinstance(axis, list) else axis
+_min: Any = np.minimum.reduce
 
 
 @op
@@ -49,11 +57,22 @@ def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return _max(x, axis=axes_of(axis), keepdims=keepdims)
 
 
+@op
+def min(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """The smallest element over `axis`; where several are the smallest, they share the gradient.
+
+    Raises:
+        ValueError: if there is nothing to choose from.
+    """
+    return _min(x, axis=axes_of(axis), keepdims=keepdims)
+
+
 @max.rule("x")
-def _max_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
+@min.rule("x")
+def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = kept(x.shape, axis)
-    largest = astype(x == reshape(out, shape), g.dtype)
-    return largest * (reshape(g, shape) / sum(largest, axis, keepdims=True))
+    chosen = astype(x == reshape(out, shape), g.dtype)
+    return chosen * (reshape(g, shape) / sum(chosen, axis, keepdims=True))
 
 
 @op
@@ -75,3 +94,93 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = kept(x.shape, axis)
     return reshape(g, shape) * exp(x - reshape(out, shape))
+
+
+@op
+def cumsum(x: Array, axis: int | None = None) -> Array:
+    """The sums of the first 1, 2, ... elements along `axis`, or of all elements in a row."""
+    return np.cumsum(x, axis)
+
+
+cumsum.rule("x", lambda g, x_shape, axis: reshape(_sums_from_the_end(g, axis), x_shape))
+
+
+def _sums_from_the_end(g: Array, axis: int | None) -> Array:
+    return flip(cumsum(flip(g, axis), axis), axis)
+
+
+@op
+def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """The product over `axis`; the derivative is the product of the others, also where some are 0.
+
+    Of none, it is 1.
+    """
+    return _prod(x, axis=axes_of(axis), keepdims=keepdims)
+
+
+@prod.rule("x")
+def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
+    g = reshape(g, kept(x.shape, axis))
+    if all(x != 0):
+        return g * (reshape(out, g.shape) / x)
+    rows = _rows(x, axis)
+    before = cumprod(_shifted(rows, 1, 1.0), -1)
+    after = flip(cumprod(flip(_shifted(rows, -1, 1.0), -1), -1), -1)
+    return g * _from_rows(before * after, x.shape, axis)
+
+
+@op
+def cumprod(x: Array, axis: int | None = None) -> Array:
+    """The products of the first 1, 2, ... elements along `axis`, or of all elements in a row.
+
+    The derivative is right also where some are 0.
+    """
+    return np.cumprod(x, axis)
+
+
+@cumprod.rule("x")
+def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
+    if all(x != 0):
+        return reshape(_sums_from_the_end(g * out, axis), x.shape) / x
+    # Without a division: all that comes before x[i], times s[i] = g[i] + x[i+1] s[i+1]. Stretches
+    # of this recurrence are joined to ones of twice the length until they are whole rows.
+    rows = _rows(x, axis)
+    before = cumprod(_shifted(rows, 1, 1.0), -1)
+    s = _rows(reshape(g, x.shape), axis)
+    factor = _shifted(rows, -1, 0.0)
+    length = 1
+    while length < rows.shape[-1]:
+        s = s + factor * _shifted(s, -length, 0.0)
+        factor = factor * _shifted(factor, -length, 0.0)
+        length *= 2
+    return _from_rows(before * s, x.shape, axis)
+
+
+def _rows(x: Array, axis: Axis) -> Array:
+    """The axes that are reduced, as one axis at the end."""
+    order, count = _rows_last(x.ndim, axis)
+    moved = transpose(x, order)
+    sizes = moved.shape[:count]
+    return reshape(moved, (*sizes, math.prod(moved.shape[count:])))
+
+
+def _from_rows(rows: Array, shape: Sequence[int], axis: Axis) -> Array:
+    """The inverse of `_rows`, for an array of `shape`."""
+    order, _ = _rows_last(len(shape), axis)
+    moved = reshape(rows, [shape[i] for i in order])
+    return transpose(moved, [order.index(i) for i in range(len(shape))])
+
+
+def _rows_last(ndim: int, axis: Axis) -> tuple[list[int], int]:
+    """The order of axes in which those of `axis` come last, and how many come before them."""
+    reduced = normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
+    others = [i for i in range(ndim) if i not in reduced]
+    return [*others, *reduced], len(others)
+
+
+def _shifted(x: Array, steps: int, filling: float) -> Array:
+    """What stands `steps` places before along the last axis (behind, for a negative number)."""
+    filler = np.full((*x.shape[:-1], abs(steps)), filling, x.dtype)
+    if steps > 0:
+        return concatenate([filler, getitem(x, (..., slice(None, -steps)))], -1)
+    return concatenate([getitem(x, (..., slice(-steps, None))), filler], -1)

@@ -9,8 +9,20 @@ from numpy.lib.array_utils import normalize_axis_index
 from numpy.typing import DTypeLike
 
 from minigrad.op import op
+from minigrad.ops.axes import axes_of
 from minigrad.ops.indexing import getitem
-from minigrad.tensor import Array
+from minigrad.tensor import Array, Axis
+
+__all__ = [
+    "astype",
+    "broadcast_to",
+    "clone",
+    "concatenate",
+    "flip",
+    "reshape",
+    "roll",
+    "transpose",
+]
 
 
 @op
@@ -50,6 +62,27 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
 def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
     inverse = None if axes is None else [int(i) for i in np.argsort([a % len(axes) for a in axes])]
     return transpose(g, inverse)
+
+
+@op
+def flip(x: Array, axis: Axis = None) -> Array:
+    """In reverse order along `axis`: an int, a tuple of ints, or None for all."""
+    return np.flip(x, axes_of(axis))
+
+
+flip.rule("x", lambda g, axis: flip(g, axis))
+
+
+@op
+def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
+    """Shifted by `shift` places along `axis`; what leaves at the end comes in at the beginning.
+
+    With `axis=None` it runs over all elements in a row. Several axes have a shift each, or one.
+    """
+    return np.roll(x, shift, axis)
+
+
+roll.rule("x", lambda g, shift, axis: roll(g, np.negative(shift), axis))
 
 
 @op

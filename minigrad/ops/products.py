@@ -11,6 +11,8 @@ from minigrad.op import op
 from minigrad.ops.shape import reshape, transpose
 from minigrad.tensor import Array
 
+__all__ = ["linear", "matmul"]
+
 
 def swap_last(x: Array) -> Array:
     """The transpose of each matrix in a stack of them."""

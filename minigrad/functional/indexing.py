@@ -1,0 +1,97 @@
+"""Elements by their places: along an axis, in order of size, or by class."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+from minigrad.ops import argsort, getitem, reshape
+from minigrad.tensor import Array, Tensor, as_array
+
+__all__ = ["TopK", "one_hot", "sort", "take_along_axis", "topk"]
+
+
+def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
+    """out[i, j, k] = x[i, indices[i, j, k], k], for `axis=1` and likewise for others.
+
+    Shapes are broadcast but for `axis`. With `axis=None`, x is taken as one row.
+
+    Raises:
+        ValueError: if the numbers of axes differ.
+        TypeError: if the indices are not integers.
+        IndexError: if one is out of range.
+    """
+    if axis is None:
+        x, axis = reshape(x, -1), 0
+    axis = normalize_axis_index(axis, x.ndim)
+    places = _integers("take_along_axis: indices", indices)
+    if places.ndim != x.ndim:
+        raise ValueError(
+            f"take_along_axis: x of shape {x.shape} and indices of shape {places.shape} differ in "
+            f"the number of their axes"
+        )
+    index: list[Any] = list(np.indices(x.shape, sparse=True))
+    index[axis] = places
+    return getitem(x, tuple(index))
+
+
+def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
+    """The elements along `axis` from small to large, each with its gradient.
+
+    With `axis=None`, all elements in a row. A nan counts as the largest; equals keep their order.
+    """
+    return take_along_axis(x, argsort(x, axis, descending), axis)
+
+
+class TopK(NamedTuple):
+    """What `topk` returns."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
+    """The k largest (or smallest) elements along `axis`, in order, and where they are.
+
+    The gradient goes to the elements that were taken; of equals, to the first.
+
+    Raises:
+        ValueError: if there are fewer than k.
+    """
+    axis = normalize_axis_index(axis, x.ndim)
+    if not 0 <= k <= x.shape[axis]:
+        raise ValueError(f"topk: k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]}")
+    order = argsort(x, axis, descending=largest)
+    indices = getitem(order, (*[slice(None)] * axis, slice(k)))
+    return TopK(take_along_axis(x, indices, axis), indices)
+
+
+def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
+    """Integers `(...)` as rows `(..., num_classes)` of zeros with a 1 at the class, as int64.
+
+    Args:
+        labels: the classes.
+        num_classes: how many there are; None for one more than the largest label.
+
+    Raises:
+        TypeError: if the labels are not integers.
+        ValueError: if one is not among the classes.
+    """
+    places = _integers("one_hot: labels", labels)
+    count = int(places.max(initial=-1)) + 1 if num_classes is None else num_classes
+    if places.size and not (places.min() >= 0 and places.max() < count):
+        raise ValueError(
+            f"one_hot: labels run from {places.min()} to {places.max()}, but there are {count} "
+            f"classes, 0 to {count - 1}"
+        )
+    rows = places[..., None] == np.arange(count)
+    return Tensor(rows.astype(np.int64)) if isinstance(labels, Tensor) else rows.astype(np.int64)
+
+
+def _integers(role: str, values: Array) -> Any:
+    array = as_array(values)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{role} must be integers, not {array.dtype}")
+    return array

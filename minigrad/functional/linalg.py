@@ -1,0 +1,88 @@
+"""Norms, diagonals and traces."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
+
+from minigrad.functional.shape import moveaxis
+from minigrad.functional.statistics import root
+from minigrad.ops import abs, getitem, max, min, scatter_add, square, sum
+from minigrad.tensor import Array, Axis, Tensor
+
+__all__ = ["diag", "diagonal", "norm", "trace"]
+
+
+def norm(
+    x: Array, ord: float | str | None = None, axis: Axis = None, keepdims: bool = False
+) -> Tensor:
+    """The norm of vectors along one axis, or of matrices along two.
+
+    Of a vector: (sum |x|^p)^(1/p) for `ord` = p >= 1, the largest |x| for inf, the smallest for
+    -inf; of a matrix: the largest (smallest) sum of |x| over a column for 1 (-1), over a row for
+    inf (-inf). None is the root of the sum of squares of either; for a matrix it is also called
+    "fro". With `axis=None`, those of x, or with `ord=None` all its elements in a row. Where the
+    norm is 0, so is the gradient.
+
+    Raises:
+        ValueError: for another order, among them those of a matrix that need singular values.
+    """
+    axes = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
+    count = len(axes)
+    if (ord is None and (axis is None or count in (1, 2))) or (ord == "fro" and count == 2):
+        return root(sum(square(x), axes, keepdims))
+    known = {1: "p >= 1, inf, -inf or None", 2: "1, -1, inf, -inf, 'fro' or None"}
+    if count not in known:
+        raise ValueError(f"norm: takes vectors or matrices, not {count} axes of shape {x.shape}")
+    if ord is not None and not isinstance(ord, str):
+        extreme = max if ord > 0 else min
+        if count == 1 and np.isinf(ord):
+            return extreme(abs(x), axes, keepdims)
+        if count == 1 and ord == 2:
+            return root(sum(square(x), axes, keepdims))
+        if count == 1 and ord >= 1:
+            return root(sum(abs(x) ** ord, axes, keepdims), ord)
+        if count == 2 and ord in (1, -1, np.inf, -np.inf):
+            row, column = axes
+            sums = sum(abs(x), row if np.abs(ord) == 1 else column, keepdims=True)
+            return extreme(sums, axes, keepdims)
+    raise ValueError(
+        f"norm: ord is {known[count]} for {'vectors' if count == 1 else 'matrices'}, not {ord!r}"
+    )
+
+
+def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
+    """The diagonal of the matrices along `axis1` and `axis2`, as a last axis: x[i, i + offset].
+
+    Raises:
+        ValueError: if the axes are the same or not there.
+    """
+    x = moveaxis(x, (axis1, axis2), (-2, -1))
+    rows, columns = x.shape[-2:]
+    first, last = np.maximum(-offset, 0), np.minimum(rows, columns - offset)
+    places = np.arange(first, np.maximum(first, last))
+    return getitem(x, (..., places, places + offset))
+
+
+def trace(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
+    """The sum of the diagonal of the matrices along `axis1` and `axis2`.
+
+    Raises:
+        ValueError: if the axes are the same or not there.
+    """
+    return sum(diagonal(x, offset, axis1, axis2), -1)
+
+
+def diag(x: Array, k: int = 0) -> Tensor:
+    """The k-th diagonal of a matrix, or of a vector the matrix with it on the k-th diagonal.
+
+    Raises:
+        ValueError: for an array of another number of axes.
+    """
+    if x.ndim == 2:
+        return diagonal(x, k)
+    if x.ndim != 1:
+        raise ValueError(f"diag: takes a vector or a matrix, not an array of shape {x.shape}")
+    size = x.shape[0] + int(np.abs(k))
+    places = np.arange(x.shape[0])
+    return scatter_add(x, (places + np.maximum(-k, 0), places + np.maximum(k, 0)), (size, size))

@@ -1,0 +1,173 @@
+"""Products of arrays that come down to a matrix product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.functional.linalg import diagonal
+from minigrad.functional.shape import moveaxis
+from minigrad.ops import broadcast_to, matmul, multiply, reshape, sum, transpose
+from minigrad.tensor import Array, Tensor, as_array
+
+__all__ = ["dot", "einsum", "outer"]
+
+
+def outer(x: Array, y: Array) -> Tensor:
+    """x[i] y[j], of the elements of x and of y in a row."""
+    return multiply(reshape(x, (-1, 1)), reshape(y, -1))
+
+
+def dot(x: Array, y: Array) -> Tensor:
+    """The sum over the last axis of x and the last but one of y (its only one, for a vector).
+
+    For vectors and matrices that is `x @ y`; with a number it is `x * y`. Further axes stand side
+    by side: `(a, b, k)` and `(c, k, d)` give `(a, b, c, d)`.
+
+    Raises:
+        ValueError: if the sizes do not match.
+    """
+    if np.ndim(x) == 0 or np.ndim(y) == 0:
+        return multiply(x, y)
+    if y.ndim <= 2:
+        return matmul(x, y)
+    if x.shape[-1] != y.shape[-2]:
+        raise ValueError(f"dot: shapes {x.shape} and {y.shape} do not align")
+    columns = reshape(moveaxis(y, -2, 0), (y.shape[-2], -1))
+    return reshape(matmul(x, columns), (*x.shape[:-1], *y.shape[:-2], y.shape[-1]))
+
+
+def einsum(subscripts: str, *operands: Array) -> Tensor:
+    """Products summed over indices, in Einstein's notation: `einsum("bij,bjk->bik", x, y)`.
+
+    Each operand has a letter for every axis. A letter that the output lacks is summed over; one
+    that an operand repeats takes its diagonal; `...` stands for further axes, which are broadcast.
+    Without `->`, the output has the letters that occur once, in alphabetical order.
+
+    Operands are combined two at a time, in the order that `numpy.einsum_path` finds, each pair by
+    one matrix product on our own kernels.
+
+    Raises:
+        ValueError: if the subscripts do not describe the operands, or sizes do not match.
+    """
+    values = [x if isinstance(x, Tensor) else as_array(x) for x in operands]
+    inputs, output = _parsed(subscripts, [x.shape for x in values])
+    sizes = _sizes(subscripts, inputs, [x.shape for x in values])
+    terms = [_distinct(x, axes, sizes) for x, axes in zip(values, inputs, strict=True)]
+    order: Sequence[Any] = [tuple(range(len(terms)))]
+    if len(terms) > 2:
+        order = np.einsum_path(subscripts, *(np.broadcast_to(0, x.shape) for x in values))[0][1:]
+    for places in order:
+        chosen = [terms.pop(place) for place in sorted(places, reverse=True)][::-1]
+        while len(chosen) > 1:
+            y, x = chosen.pop(), chosen.pop()
+            needed = {*output, *(axis for _, axes in (*terms, *chosen) for axis in axes)}
+            chosen.append(_product(*x, *y, needed, sizes))
+        terms.append(chosen[0])
+    ((out, axes),) = terms
+    out, axes = _summed(out, axes, set(output))
+    return transpose(out, [axes.index(axis) for axis in output])
+
+
+# An axis is known by its letter, those of an ellipsis by their distance from its end: "-1", "-2".
+Axes = list[str]
+
+
+def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Axes], Axes]:
+    """The axes of each operand, and those of the output."""
+    left, arrow, right = subscripts.replace(" ", "").partition("->")
+    parts = left.split(",")
+    if len(parts) != len(shapes):
+        raise ValueError(
+            f"einsum: {subscripts!r} describes {len(parts)} operands, but {len(shapes)} were given"
+        )
+    inputs = []
+    for part, shape in zip(parts, shapes, strict=True):
+        letters = part.replace("...", "", 1)
+        hidden = len(shape) - len(letters)
+        if not (letters.isalpha() or not letters) or hidden < 0 or (hidden and letters == part):
+            raise ValueError(
+                f"einsum: {part!r} in {subscripts!r} does not describe an operand of shape {shape};"
+                f" it has a letter for each axis, and at most one ... for further ones"
+            )
+        before, _, after = part.partition("...")
+        inputs.append([*before, *(str(i) for i in range(-hidden, 0)), *after])
+    ellipsis = sorted({axis for axes in inputs for axis in axes if not axis.isalpha()}, key=int)
+    known = [axis for axes in inputs for axis in axes]
+    if not arrow:
+        return inputs, [*ellipsis, *sorted(a for a in known if a.isalpha() and known.count(a) == 1)]
+    before, dots, after = right.partition("...")
+    output = [*before, *(ellipsis if dots else []), *after]
+    if len(set(output)) != len(output) or not set(output) <= set(known):
+        raise ValueError(
+            f"einsum: the output {right!r} of {subscripts!r} must name axes of the operands, "
+            f"each once"
+        )
+    return inputs, output
+
+
+def _sizes(
+    subscripts: str, inputs: Sequence[Axes], shapes: Sequence[tuple[int, ...]]
+) -> dict[str, int]:
+    """The size of each axis; one operand may have size 1 where another has more."""
+    found: dict[str, set[int]] = {}
+    for axes, shape in zip(inputs, shapes, strict=True):
+        for axis, size in zip(axes, shape, strict=True):
+            found.setdefault(axis, set()).add(size)
+    for axis, sizes in found.items():
+        if len(sizes - {1}) > 1:
+            raise ValueError(
+                f"einsum: axis {axis!r} of {subscripts!r} has sizes {sorted(sizes)} in operands of "
+                f"shapes {list(shapes)}"
+            )
+    return {axis: next(iter(sizes - {1}), 1) for axis, sizes in found.items()}
+
+
+def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]:
+    """The operand at its full size, and with the diagonal for an axis that is named twice."""
+    shape = tuple(sizes[axis] for axis in axes)
+    if x.shape != shape:
+        x = broadcast_to(x, shape)
+    for axis in axes:
+        while axes.count(axis) > 1:
+            first = axes.index(axis)
+            second = axes.index(axis, first + 1)
+            x = diagonal(x, 0, first, second)
+            axes = [a for i, a in enumerate(axes) if i not in (first, second)] + [axis]
+    return x, axes
+
+
+def _summed(x: Array, axes: Axes, needed: set[str]) -> tuple[Array, Axes]:
+    """x without the axes that nothing needs any more."""
+    places = tuple(i for i, axis in enumerate(axes) if axis not in needed)
+    return (sum(x, places) if places else x), [axis for axis in axes if axis in needed]
+
+
+def _product(
+    x: Array, x_axes: Axes, y: Array, y_axes: Axes, needed: set[str], sizes: dict[str, int]
+) -> tuple[Array, Axes]:
+    """The product of two operands, summed over the axes that they share and nothing else needs."""
+    x, x_axes = _summed(x, x_axes, needed | set(y_axes))
+    y, y_axes = _summed(y, y_axes, needed | set(x_axes))
+    batch = [axis for axis in x_axes if axis in y_axes and axis in needed]
+    inner = [axis for axis in x_axes if axis in y_axes and axis not in needed]
+    rows = [axis for axis in x_axes if axis not in y_axes]
+    columns = [axis for axis in y_axes if axis not in x_axes]
+
+    def grouped(value: Array, axes: Axes, *groups: Axes) -> Array:
+        """With one axis for each axis of the batch, and one for each further group."""
+        ordered = transpose(
+            value, [axes.index(axis) for group in (batch, *groups) for axis in group]
+        )
+        return reshape(ordered, [*(sizes[axis] for axis in batch), *map(size, groups)])
+
+    def size(group: Axes) -> int:
+        return math.prod(sizes[axis] for axis in group)
+
+    left, right = grouped(x, x_axes, rows, inner), grouped(y, y_axes, inner, columns)
+    out = matmul(left, right) if inner else multiply(left, right)
+    axes = [*batch, *rows, *columns]
+    return reshape(out, [sizes[axis] for axis in axes]), axes

@@ -1,0 +1,188 @@
+"""The same elements in another arrangement, and arrays put together or taken apart."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+
+from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
+from minigrad.tensor import Array, Axis, Tensor
+
+__all__ = [
+    "expand_dims",
+    "moveaxis",
+    "pad",
+    "repeat",
+    "split",
+    "squeeze",
+    "stack",
+    "swapaxes",
+    "tile",
+    "tril",
+    "triu",
+]
+
+
+def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
+    """Two axes exchanged."""
+    axes = list(range(x.ndim))
+    i, j = (normalize_axis_index(axis, x.ndim) for axis in (axis1, axis2))
+    axes[i], axes[j] = axes[j], axes[i]
+    return transpose(x, axes)
+
+
+def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
+    """The axes `source` at the places `destination`, the others in their order around them.
+
+    Raises:
+        ValueError: if there is no such axis, one is repeated, or the numbers of both differ.
+    """
+    sources = normalize_axis_tuple(source, x.ndim, "source")
+    destinations = normalize_axis_tuple(destination, x.ndim, "destination")
+    if len(sources) != len(destinations):
+        raise ValueError(f"moveaxis: {len(sources)} axes cannot go to {len(destinations)} places")
+    order = [axis for axis in range(x.ndim) if axis not in sources]
+    for place, axis in sorted(zip(destinations, sources, strict=True)):
+        order.insert(place, axis)
+    return transpose(x, order)
+
+
+def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
+    """New axes of size 1, at the positions `axis` of the result."""
+    count = x.ndim + np.size(axis)
+    axes = normalize_axis_tuple(axis, count)
+    sizes = iter(x.shape)
+    return reshape(x, tuple(1 if i in axes else next(sizes) for i in range(count)))
+
+
+def squeeze(x: Array, axis: Axis = None) -> Tensor:
+    """Without the axes of size 1: all of them, or those given.
+
+    Raises:
+        ValueError: if an axis that is given has another size.
+    """
+    axes = None if axis is None else normalize_axis_tuple(axis, x.ndim)
+    for i in axes or ():
+        if x.shape[i] != 1:
+            raise ValueError(f"squeeze: axis {i} of shape {x.shape} has size {x.shape[i]}, not 1")
+    dropped = range(x.ndim) if axes is None else axes
+    return reshape(
+        x, tuple(size for i, size in enumerate(x.shape) if not (i in dropped and size == 1))
+    )
+
+
+def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
+    """Several arrays of one shape joined along a new axis.
+
+    Raises:
+        ValueError: if there are none, or their shapes differ.
+    """
+    arrays = list(arrays)
+    shapes = {np.shape(array) for array in arrays}
+    if len(shapes) != 1:
+        raise ValueError(
+            f"stack: takes arrays of one shape, not of {sorted(shapes) if shapes else 'none'}"
+        )
+    axis = normalize_axis_index(axis, len(shapes.pop()) + 1)
+    return concatenate([expand_dims(array, axis) for array in arrays], axis)
+
+
+def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+    """The parts of x along `axis`: so many equal ones, or those between the given indices.
+
+    Raises:
+        ValueError: if x cannot be divided into so many equal parts.
+    """
+    axis = normalize_axis_index(axis, x.ndim)
+    size = x.shape[axis]
+    if isinstance(indices_or_sections, Sequence):
+        bounds = list(indices_or_sections)
+    else:
+        count = operator.index(indices_or_sections)
+        if count <= 0 or size % count:
+            raise ValueError(f"split: {size} elements cannot be divided into {count} equal parts")
+        bounds = [size // count * i for i in range(1, count)]
+    edges = zip([None, *bounds], [*bounds, None], strict=True)
+    return [getitem(x, (*[slice(None)] * axis, slice(start, stop))) for start, stop in edges]
+
+
+def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
+    """Copies of x side by side, `reps` of them along each axis (the last ones, if fewer)."""
+    counts = tuple(reps) if isinstance(reps, Sequence) else (reps,)
+    ndim = max(x.ndim, len(counts))
+    sizes = (1,) * (ndim - x.ndim) + x.shape
+    counts = (1,) * (ndim - len(counts)) + counts
+    apart = reshape(x, [n for size in sizes for n in (1, size)])
+    repeated = broadcast_to(apart, [n for pair in zip(counts, sizes, strict=True) for n in pair])
+    return reshape(repeated, [count * size for count, size in zip(counts, sizes, strict=True)])
+
+
+def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> Tensor:
+    """Each element along `axis` so many times, the same for all or one number for each.
+
+    With `axis=None`, the elements of x in a row.
+
+    Raises:
+        ValueError: if there is neither one number nor one for each element, or one is negative.
+    """
+    if axis is None:
+        x, axis = reshape(x, -1), 0
+    axis = normalize_axis_index(axis, x.ndim)
+    places = np.repeat(np.arange(x.shape[axis]), repeats)
+    return getitem(x, (*[slice(None)] * axis, places))
+
+
+def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float = 0.0) -> Tensor:
+    """Wider at the ends of its axes, as `numpy.pad` does it.
+
+    Args:
+        x: what to pad.
+        pad_width: how much before and after, `((2, 1), (0, 3))`, or `(before, after)` or one
+            number for all axes.
+        mode: "constant", or "edge", "reflect", "symmetric" or "wrap", which repeat elements of x,
+            and add up their gradients.
+        constant_values: what to fill in, for "constant".
+
+    Raises:
+        ValueError: for another mode, a negative width, or a shape that does not match.
+    """
+    widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2)).tolist()
+    if any(width < 0 for pair in widths for width in pair):
+        raise ValueError(f"pad: widths are not negative, unlike {pad_width!r}; use an index to cut")
+    if mode == "constant":
+        shape = [b + size + a for (b, a), size in zip(widths, x.shape, strict=True)]
+        inside = tuple(slice(b, b + size) for (b, _), size in zip(widths, x.shape, strict=True))
+        padded = scatter_add(x, inside, shape)
+        if constant_values == 0:
+            return padded
+        filled = np.ones(shape, bool)
+        filled[inside] = False
+        return where(filled, constant_values, padded)
+    if mode not in ("edge", "reflect", "symmetric", "wrap"):
+        raise ValueError(
+            f"pad: mode is 'constant', 'edge', 'reflect', 'symmetric' or 'wrap', not {mode!r}"
+        )
+    for axis, width in enumerate(widths):
+        places: Any = np.pad(np.arange(x.shape[axis]), width, mode)  # type: ignore[call-overload]
+        x = getitem(x, (*[slice(None)] * axis, places))
+    return x  # type: ignore[no-any-return]
+
+
+def tril(x: Array, k: int = 0) -> Tensor:
+    """The lower triangle of each matrix, with 0 above the k-th diagonal."""
+    return where(np.tri(*_matrix("tril", x), k, dtype=bool), x, 0.0)
+
+
+def triu(x: Array, k: int = 0) -> Tensor:
+    """The upper triangle of each matrix, with 0 below the k-th diagonal."""
+    return where(np.tri(*_matrix("triu", x), k - 1, dtype=bool), 0.0, x)
+
+
+def _matrix(name: str, x: Array) -> tuple[int, int]:
+    if x.ndim < 2:
+        raise ValueError(f"{name}: takes matrices (..., m, n), not an array of shape {x.shape}")
+    return x.shape[-2:]  # type: ignore[no-any-return]

@@ -1,0 +1,142 @@
+"""Comparisons and logic: booleans, which have no derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.op import op
+from minigrad.ops.axes import axes_of
+from minigrad.tensor import Array, Axis
+
+__all__ = [
+    "all",
+    "any",
+    "equal",
+    "greater",
+    "greater_equal",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "less",
+    "less_equal",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "not_equal",
+]
+
+# Any, for numpy's stubs know `keepdims` as a literal only.
+_any: Any = np.logical_or.reduce
+_all: Any = np.logical_and.reduce
+
+
+@op
+def equal(x: Array, y: Array) -> Array:
+    """x == y, as booleans."""
+    return np.equal(x, y)
+
+
+@op
+def not_equal(x: Array, y: Array) -> Array:
+    """x != y, as booleans."""
+    return np.not_equal(x, y)
+
+
+@op
+def less(x: Array, y: Array) -> Array:
+    """x < y, as booleans."""
+    return np.less(x, y)
+
+
+@op
+def less_equal(x: Array, y: Array) -> Array:
+    """x <= y, as booleans."""
+    return np.less_equal(x, y)
+
+
+@op
+def greater(x: Array, y: Array) -> Array:
+    """x > y, as booleans."""
+    return np.greater(x, y)
+
+
+@op
+def greater_equal(x: Array, y: Array) -> Array:
+    """x >= y, as booleans."""
+    return np.greater_equal(x, y)
+
+
+@op
+def isfinite(x: Array) -> Array:
+    """Whether it is neither infinite nor nan."""
+    return np.isfinite(x)
+
+
+@op
+def isinf(x: Array) -> Array:
+    """Whether it is infinite."""
+    return np.isinf(x)
+
+
+@op
+def isnan(x: Array) -> Array:
+    """Whether it is not a number."""
+    return np.isnan(x)
+
+
+@op
+def logical_and(x: Array, y: Array) -> Array:
+    """Whether both are true, for booleans.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    return np.logical_and(_booleans("logical_and", x), _booleans("logical_and", y))
+
+
+@op
+def logical_or(x: Array, y: Array) -> Array:
+    """Whether one of two is true, for booleans.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    return np.logical_or(_booleans("logical_or", x), _booleans("logical_or", y))
+
+
+@op
+def logical_not(x: Array) -> Array:
+    """Whether it is false, for booleans.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    return np.logical_not(_booleans("logical_not", x))
+
+
+@op
+def any(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Whether one element over `axis` is true, for booleans; of none, False.
+
+    Raises:
+        TypeError: for anything else than booleans.
+    """
+    return _any(_booleans("any", x), axis=axes_of(axis), keepdims=keepdims)
+
+
+@op
+def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Whether every element over `axis` is true, for booleans; of none, True.
+
+    Raises:
+        TypeError: for anything else than booleans.
+    """
+    return _all(_booleans("all", x), axis=axes_of(axis), keepdims=keepdims)
+
+
+def _booleans(name: str, x: Array) -> Array:
+    if np.asarray(x).dtype != np.bool_:
+        raise TypeError(f"{name}: takes booleans, as comparisons give, not {np.asarray(x).dtype}")
+    return x

@@ -1,0 +1,183 @@
+"""Linear algebra of square matrices, on LAPACK through numpy; the last two axes are the matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minigrad.op import op
+from minigrad.ops.indexing import getitem
+from minigrad.ops.products import matmul, swap_last
+from minigrad.ops.shape import reshape
+from minigrad.tensor import Array, Tensor
+
+__all__ = ["cholesky", "det", "inv", "solve"]
+
+
+@op
+def inv(a: Array) -> Array:
+    """The inverse of each matrix in `(..., n, n)`: d(A^-1) = -A^-1 dA A^-1.
+
+    Raises:
+        ValueError: if the matrices are not square, or one is singular.
+    """
+    return _regular("inv", np.linalg.inv, a)
+
+
+@inv.rule("a")
+def _inv_a(g: Array, out: Array) -> Array:
+    transposed = swap_last(out)
+    return -matmul(matmul(transposed, g), transposed)
+
+
+@op
+def solve(a: Array, b: Array) -> Array:
+    """The x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
+
+    Leading axes are broadcast. As in numpy, b is a vector only if it has one axis.
+
+    Raises:
+        ValueError: if the matrices are not square, one is singular, or the sizes do not match.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    if b.ndim == 0 or a.ndim < 2 or b.shape[-2 if b.ndim > 1 else 0] != a.shape[-1]:
+        raise ValueError(
+            f"solve: a of shape {a.shape} does not go with b of shape {b.shape}; shapes are "
+            f"(..., n, n) and (..., n, k) or (n,)"
+        )
+    return _regular("solve", np.linalg.solve, a, b)
+
+
+solve.rule("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
+
+
+@solve.rule("a")
+def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], out: Array) -> Array:
+    vector = len(b_shape) == 1
+    adjoint = _solved_for(swap_last(a), g, vector)
+    if vector:
+        adjoint, out = (reshape(v, (*v.shape, 1)) for v in (adjoint, out))
+    return -matmul(adjoint, swap_last(out))
+
+
+def _solved_for(a: Array, b: Array, vector: bool) -> Array:
+    """solve, for a b that is a stack of vectors if the op was called with a vector."""
+    if not vector:
+        return solve(a, b)
+    solution = solve(a, reshape(b, (*b.shape, 1)))
+    return reshape(solution, solution.shape[:-1])
+
+
+@op
+def det(a: Array) -> Array:
+    """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
+
+    For a regular matrix that is det(A) A^-T. Where one is singular, or nearly so, each cofactor is
+    computed as a determinant, which takes O(n^5) and is offered up to n = 24.
+
+    Raises:
+        ValueError: if the matrices are not square; in the backward pass, if one is singular and
+            larger than that.
+    """
+    return np.linalg.det(_square("det", a))
+
+
+@det.rule("a")
+def _det_a(g: Array, a: Array, out: Array) -> Array:
+    g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
+    n = a.shape[-1]
+    inverse = _trusted_inverse(a, to_half_the_digits=n <= _MOST_COFACTORS)
+    if inverse is not None:
+        return g * out * swap_last(inverse)
+    if n > _MOST_COFACTORS:
+        raise ValueError(
+            f"det: the derivative at a singular matrix is offered up to {_MOST_COFACTORS} x "
+            f"{_MOST_COFACTORS}, not for {n} x {n}"
+        )
+    return g * _cofactors(a)
+
+
+_MOST_COFACTORS = 24  # the minors of one matrix of float64 take 8 n^4 bytes, 3 MB
+
+
+def _trusted_inverse(a: Array, to_half_the_digits: bool) -> Array:
+    """The inverse, or None if the condition number leaves it few digits that are right, or none."""
+    try:
+        inverse = inv(a)
+    except ValueError:
+        return None
+    values, inverses = (v.data if isinstance(v, Tensor) else v for v in (a, inverse))
+    condition = np.abs(values).sum(-2).max(-1, initial=0) * np.abs(inverses).sum(-2).max(
+        -1, initial=0
+    )
+    eps = np.finfo(values.dtype).eps
+    limit = 1 / (math.sqrt(eps) if to_half_the_digits else a.shape[-1] * eps)
+    return None if np.any(condition > limit) else inverse
+
+
+def _cofactors(a: Array) -> Array:
+    """(-1)^(i + j) times the determinant of `a` without row i and column j."""
+    n = a.shape[-1]
+    others = np.array([[k for k in range(n) if k != i] for i in range(n)], int).reshape(n, n - 1)
+    minors = getitem(a, (..., others[:, None, :, None], others[None, :, None, :]))
+    signs = (-1.0) ** np.add.outer(np.arange(n), np.arange(n))
+    return det(minors) * signs.astype(a.dtype)
+
+
+@op
+def cholesky(a: Array) -> Array:
+    """The lower triangular L with L L^T = A, for symmetric positive definite `(..., n, n)`.
+
+    It is the factor of (A + A^T) / 2, so both triangles of A count, and share the gradient
+    (Murray, 2016, section 3).
+
+    Raises:
+        ValueError: if the matrices are not square, or one is not positive definite.
+    """
+    a = _square("cholesky", a)
+    symmetric = 0.5 * (a + np.swapaxes(a, -1, -2))
+    try:
+        return np.linalg.cholesky(symmetric)
+    except np.linalg.LinAlgError:
+        lowest = np.linalg.eigvalsh(symmetric)[..., 0]
+        where = np.unravel_index(np.argmin(lowest), lowest.shape)
+        raise ValueError(
+            f"cholesky: {_the_matrix(where)} is not positive definite; its smallest eigenvalue is "
+            f"{lowest[where]:.3g}"
+        ) from None
+
+
+@cholesky.rule("a")
+def _cholesky_a(g: Array, out: Array) -> Array:
+    n = out.shape[-1]
+    lower = np.tril(np.ones((n, n), out.dtype))
+    transposed = swap_last(out)
+    inner = matmul(transposed, g * lower) * (lower - 0.5 * np.eye(n, dtype=out.dtype))
+    half = swap_last(solve(transposed, inner))  # of L^-T inner L^-1, the left side is done
+    whole = solve(transposed, half)
+    return 0.5 * (whole + swap_last(whole))
+
+
+def _regular(name: str, function: Callable[..., Array], a: Array, *others: Array) -> Array:
+    """What a function of numpy's gives for square matrices, none of them singular."""
+    a = _square(name, a)
+    try:
+        return function(a, *others)
+    except np.linalg.LinAlgError:
+        size = np.linalg.slogdet(a)[1]
+        where = np.unravel_index(np.argmin(size), size.shape)
+        raise ValueError(f"{name}: {_the_matrix(where)} is singular") from None
+
+
+def _square(name: str, a: Array) -> Array:
+    a = np.asarray(a)
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
+        raise ValueError(f"{name}: takes square matrices (..., n, n), not an array of {a.shape}")
+    return a
+
+
+def _the_matrix(where: tuple[Any, ...]) -> str:
+    return f"the matrix at {tuple(map(int, where))} of the stack" if where else "the matrix"

@@ -1,0 +1,156 @@
+"""Normalisation over the last axes.
+
+One rule serves all inputs of an op, for their derivatives share the standardised x. It is computed
+again there, from x alone, so that nothing but x and the weight is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from minigrad.op import op
+from minigrad.ops.elementwise import rsqrt
+from minigrad.ops.reduction import sum
+from minigrad.tensor import Array
+
+__all__ = ["layer_norm", "rms_norm"]
+
+Sizes = int | Sequence[int]
+
+
+def _layer_norm(
+    x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
+) -> Array:
+    standard, _ = _standardised(x, normalized_shape, eps)
+    out = standard if weight is None else standard * weight
+    return out if bias is None else out + bias
+
+
+@op(composition=_layer_norm)
+def layer_norm(
+    x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
+) -> Array:
+    """(x - mean) / sqrt(var + eps) over the last axes, times `weight`, plus `bias`.
+
+    From Ba et al., 2016. The variance is that of all n elements, not of n - 1.
+
+    Args:
+        x: `(..., *normalized_shape)`.
+        normalized_shape: the sizes of the axes over which mean and variance are taken.
+        weight: of that shape, or None.
+        bias: of that shape, or None.
+        eps: what keeps the root away from 0.
+
+    Raises:
+        ValueError: if the shapes do not match, or there is nothing to normalise.
+    """
+    axes = _last_axes("layer_norm", x, normalized_shape, weight, bias)
+    out = x - np.mean(x, axes, keepdims=True)
+    out /= np.sqrt(np.mean(out * out, axes, keepdims=True) + eps)
+    if weight is not None:
+        out *= weight
+    return out if bias is None else out + bias
+
+
+def _layer_norm_inputs(
+    g: Array, needs: Sequence[bool], x: Array, normalized_shape: Sizes, weight: Array, eps: float
+) -> Sequence[Array]:
+    standard, scale = _standardised(x, normalized_shape, eps)
+    dx = None
+    if needs[0]:
+        axes = tuple(range(-np.size(normalized_shape), 0))
+        d = g if weight is None else g * weight
+        dx = scale * (d - _mean(d, axes) - standard * _mean(d * standard, axes))
+    return dx, g * standard if needs[1] else None, g
+
+
+layer_norm.joint_rule(("x", "weight", "bias"), _layer_norm_inputs)
+
+
+def _standardised(x: Array, normalized_shape: Sizes, eps: float) -> tuple[Array, Array]:
+    """(x - mean) / sqrt(var + eps), and 1 / sqrt(var + eps)."""
+    axes = tuple(range(-np.size(normalized_shape), 0))
+    deviation = x - _mean(x, axes)
+    scale = rsqrt(_mean(deviation * deviation, axes) + eps)
+    return deviation * scale, scale
+
+
+def _rms_norm(
+    x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
+) -> Array:
+    out = x * _inverse_rms(x, normalized_shape, eps)
+    return out if weight is None else out * weight
+
+
+@op(composition=_rms_norm)
+def rms_norm(
+    x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
+) -> Array:
+    """x / sqrt(mean(x^2) + eps) over the last axes, times `weight` (Zhang and Sennrich, 2019).
+
+    Args:
+        x: `(..., *normalized_shape)`.
+        normalized_shape: the sizes of the axes over which the mean is taken.
+        weight: of that shape, or None.
+        eps: what keeps the root away from 0; None for the distance from 1 to the next number of
+            the dtype of x.
+
+    Raises:
+        ValueError: if the shapes do not match, or there is nothing to normalise.
+    """
+    axes = _last_axes("rms_norm", x, normalized_shape, weight)
+    eps = np.finfo(x.dtype).eps.item() if eps is None else eps
+    out = x / np.sqrt(np.mean(x * x, axes, keepdims=True) + eps)
+    return out if weight is None else out * weight
+
+
+def _rms_norm_inputs(
+    g: Array,
+    needs: Sequence[bool],
+    x: Array,
+    normalized_shape: Sizes,
+    weight: Array,
+    eps: float | None,
+) -> Sequence[Array]:
+    scale = _inverse_rms(x, normalized_shape, eps)
+    standard = x * scale
+    dx = None
+    if needs[0]:
+        d = g if weight is None else g * weight
+        axes = tuple(range(-np.size(normalized_shape), 0))
+        dx = scale * (d - standard * _mean(d * standard, axes))
+    return dx, g * standard if needs[1] else None
+
+
+rms_norm.joint_rule(("x", "weight"), _rms_norm_inputs)
+
+
+def _inverse_rms(x: Array, normalized_shape: Sizes, eps: float | None) -> Array:
+    """1 / sqrt(mean(x^2) + eps)."""
+    eps = np.finfo(x.dtype).eps.item() if eps is None else eps
+    return rsqrt(_mean(x * x, tuple(range(-np.size(normalized_shape), 0))) + eps)
+
+
+def _mean(x: Array, axes: tuple[int, ...]) -> Array:
+    return sum(x, axes, keepdims=True) * (1.0 / math.prod(x.shape[axis] for axis in axes))
+
+
+def _last_axes(name: str, x: Array, normalized_shape: Sizes, *parameters: Array) -> tuple[int, ...]:
+    """The axes to normalise over, when everything fits."""
+    sizes = (
+        tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    )
+    if not sizes or math.prod(sizes) == 0:
+        raise ValueError(f"{name}: there is nothing to normalise in a shape {sizes}")
+    if np.shape(x)[-len(sizes) :] != sizes:
+        raise ValueError(f"{name}: x of shape {np.shape(x)} does not end in {sizes}")
+    for parameter in parameters:
+        if parameter is not None and np.shape(parameter) != sizes:
+            raise ValueError(
+                f"{name}: weight and bias have the shape that is normalised, {sizes}, "
+                f"not {np.shape(parameter)}"
+            )
+    return tuple(range(-len(sizes), 0))

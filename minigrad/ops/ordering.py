@@ -1,0 +1,47 @@
+"""Where elements stand in order of size: integers, which have no derivative.
+
+What is made of them (`sort`, `topk`) takes the elements at these places, and the gradient with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad.op import op
+from minigrad.tensor import Array
+
+__all__ = ["argmax", "argmin", "argsort"]
+
+
+@op
+def argmax(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    """The place of the largest element along `axis`, or among all in a row; of equals, the first.
+
+    Raises:
+        ValueError: if there is nothing to choose from.
+    """
+    return np.argmax(x, axis, keepdims=keepdims)
+
+
+@op
+def argmin(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    """The place of the smallest element along `axis`, or among all in a row; of equals, the first.
+
+    Raises:
+        ValueError: if there is nothing to choose from.
+    """
+    return np.argmin(x, axis, keepdims=keepdims)
+
+
+@op
+def argsort(x: Array, axis: int | None = -1, descending: bool = False) -> Array:
+    """The places of the elements along `axis` from small to large; equals keep their order.
+
+    With `axis=None`, those of all elements in a row. A nan counts as the largest.
+    """
+    if axis is None:
+        x, axis = np.ravel(x), -1
+    if not descending:
+        return np.argsort(x, axis, kind="stable")
+    backwards = np.argsort(np.flip(x, axis), axis, kind="stable")
+    return np.flip(x.shape[axis] - 1 - backwards, axis)

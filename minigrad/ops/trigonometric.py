@@ -1,0 +1,121 @@
+"""Trigonometric and hyperbolic functions; angles are in radians."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad.op import op
+from minigrad.ops.elementwise import sqrt
+from minigrad.tensor import Array
+
+__all__ = [
+    "arccos",
+    "arcsin",
+    "arctan",
+    "arctan2",
+    "cos",
+    "cosh",
+    "sin",
+    "sinh",
+    "tan",
+    "tanh",
+]
+
+
+@op
+def sin(x: Array) -> Array:
+    """The sine, with derivative cos(x)."""
+    return np.sin(x)
+
+
+@sin.rule("x")
+def _sin_x(g: Array, x: Array) -> Array:
+    return g * cos(x)
+
+
+@op
+def cos(x: Array) -> Array:
+    """The cosine, with derivative -sin(x)."""
+    return np.cos(x)
+
+
+cos.rule("x", lambda g, x: -g * sin(x))
+
+
+@op
+def tan(x: Array) -> Array:
+    """The tangent, with derivative 1 + out^2."""
+    return np.tan(x)
+
+
+tan.rule("x", lambda g, out: g * (1.0 + out * out))
+
+
+@op
+def arcsin(x: Array) -> Array:
+    """The angle in [-pi/2, pi/2] with sine x; the derivative 1 / sqrt(1 - x^2) is inf at +-1."""
+    return np.arcsin(x)
+
+
+arcsin.rule("x", lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)))
+
+
+@op
+def arccos(x: Array) -> Array:
+    """The angle in [0, pi] with cosine x; the derivative -1 / sqrt(1 - x^2) is -inf at +-1."""
+    return np.arccos(x)
+
+
+arccos.rule("x", lambda g, x: -g / sqrt((1.0 - x) * (1.0 + x)))
+
+
+@op
+def arctan(x: Array) -> Array:
+    """The angle in (-pi/2, pi/2) with tangent x, with derivative 1 / (1 + x^2)."""
+    return np.arctan(x)
+
+
+arctan.rule("x", lambda g, x: g / (1.0 + x * x))
+
+
+@op
+def arctan2(y: Array, x: Array) -> Array:
+    """The angle in [-pi, pi] of the point (x, y), broadcast.
+
+    The derivatives are x / (x^2 + y^2) in y and -y / (x^2 + y^2) in x; at the origin, which has no
+    angle, they are nan.
+    """
+    return np.arctan2(y, x)
+
+
+arctan2.rule("y", lambda g, y, x: g * (x / (x * x + y * y)))
+arctan2.rule("x", lambda g, y, x: -g * (y / (x * x + y * y)))
+
+
+@op
+def sinh(x: Array) -> Array:
+    """The hyperbolic sine (e^x - e^-x) / 2, with derivative cosh(x)."""
+    return np.sinh(x)
+
+
+@sinh.rule("x")
+def _sinh_x(g: Array, x: Array) -> Array:
+    return g * cosh(x)
+
+
+@op
+def cosh(x: Array) -> Array:
+    """The hyperbolic cosine (e^x + e^-x) / 2, with derivative sinh(x)."""
+    return np.cosh(x)
+
+
+cosh.rule("x", lambda g, x: g * sinh(x))
+
+
+@op
+def tanh(x: Array) -> Array:
+    """The hyperbolic tangent sinh(x) / cosh(x), with derivative 1 - out^2."""
+    return np.tanh(x)
+
+
+tanh.rule("x", lambda g, out: g * (1 - out * out))
