@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad import functional
-from minigrad.functional import Reduction
+from minigrad.functional.losses import Reduction
 from minigrad.nn.module import Module
 from minigrad.tensor import Array, Tensor
 
