@@ -435,8 +435,8 @@ class Tensor(TensorMethods):
         """numpy functions that we have are an error that says so; others see plain arrays."""
         if function in (np.shape, np.ndim, np.size):
             return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
-        if function.__module__ == "numpy" and _ours(function.__name__):
-            raise TypeError(_use_instead(function.__name__))
+        if function.__module__ in ("numpy", "numpy.linalg") and _ours(function.__name__):
+            raise TypeError(_use_instead(function.__name__, function.__module__))
         return function(*_unwrapped(list(args)), **_unwrapped(dict(options)))
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -510,12 +510,12 @@ def _ours(numpy_name: str) -> str | None:
     return name if callable(found) else None
 
 
-def _use_instead(numpy_name: str) -> str:
+def _use_instead(numpy_name: str, module: str = "numpy") -> str:
     ours = _ours(numpy_name)
-    instead = f"minigrad.{ours}, which has a gradient, or " if ours else ""
+    instead = f"minigrad.{ours}, or " if ours else ""
     return (
-        f"numpy.{numpy_name} does not take Tensors; use {instead}numpy.{numpy_name} of "
-        f"tensor.detach().numpy(), which has none"
+        f"{module}.{numpy_name} does not take Tensors; use {instead}{module}.{numpy_name} of "
+        f"tensor.detach().numpy(), which has no gradient"
     )
 
 
