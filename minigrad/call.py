@@ -73,7 +73,7 @@ _AGREE = """
 _RUN = """
     try:
         _out = _forward({passed})
-    except (TypeError, ValueError) as _error:
+    except (IndexError, TypeError, ValueError) as _error:
         raise _explained(_op, _error, ({all_data},)) from _error
     _recording, _observers = _mode.state
     if not _found:
@@ -185,7 +185,7 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Mapping[str, Any]) 
         data = agree(op, range(len(data)), data)
     try:
         out = op.forward(list(data), **options)
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise explained(op, error, data) from error
     recording, observers = mode.state
     result: Any = out
@@ -293,8 +293,8 @@ def explained(op: Op[Any], error: Exception, values: Sequence[Any]) -> Exception
         for value in values
     )
     text = f"{op.name}: {error}; it was called with {operands}"
-    if isinstance(error, ValueError):
-        return ValueError(text)
+    if isinstance(error, (IndexError, ValueError)):
+        return ValueError(text) if isinstance(error, ValueError) else IndexError(text)
     no_numbers = str(error).startswith("ufunc")  # has no loop for such types
     return TypeError(text + ", and takes tensors, arrays and numbers" if no_numbers else text)
 

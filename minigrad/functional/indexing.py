@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 
 from minigrad.ops import argsort, getitem, reshape
+from minigrad.ops.axes import axis_from_zero
 from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = ["TopK", "one_hot", "sort", "take_along_axis", "topk"]
@@ -25,7 +25,7 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
     """
     if axis is None:
         x, axis = reshape(x, -1), 0
-    axis = normalize_axis_index(axis, x.ndim)
+    axis = axis_from_zero("take_along_axis", axis, x.ndim)
     places = _integers("take_along_axis: indices", indices)
     if places.ndim != x.ndim:
         raise ValueError(
@@ -60,7 +60,7 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
     Raises:
         ValueError: if there are fewer than k.
     """
-    axis = normalize_axis_index(axis, x.ndim)
+    axis = axis_from_zero("topk", axis, x.ndim)
     if not 0 <= k <= x.shape[axis]:
         raise ValueError(f"topk: k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]}")
     order = argsort(x, axis, descending=largest)

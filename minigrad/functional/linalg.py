@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigrad.functional.shape import moveaxis
 from minigrad.functional.statistics import root
 from minigrad.ops import abs, getitem, max, min, scatter_add, square, sum
+from minigrad.ops.axes import axes_from_zero
 from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = ["diag", "diagonal", "norm", "trace"]
@@ -27,7 +27,7 @@ def norm(
     Raises:
         ValueError: for another order, among them those of a matrix that need singular values.
     """
-    axes = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
+    axes = axes_from_zero("norm", axis, x.ndim)
     count = len(axes)
     if (ord is None and (axis is None or count in (1, 2))) or (ord == "fro" and count == 2):
         return root(sum(square(x), axes, keepdims))
@@ -57,7 +57,7 @@ def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tenso
     Raises:
         ValueError: if the axes are the same or not there.
     """
-    x = moveaxis(x, (axis1, axis2), (-2, -1))
+    x = moveaxis(x, axes_from_zero("diagonal", (axis1, axis2), x.ndim), (-2, -1))
     rows, columns = x.shape[-2:]
     first, last = np.maximum(-offset, 0), np.minimum(rows, columns - offset)
     places = np.arange(first, np.maximum(first, last))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
+from minigrad.ops.axes import axes_from_zero, axis_from_zero
 from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
     """Two axes exchanged."""
     axes = list(range(x.ndim))
-    i, j = (normalize_axis_index(axis, x.ndim) for axis in (axis1, axis2))
+    i, j = (axis_from_zero("swapaxes", axis, x.ndim) for axis in (axis1, axis2))
     axes[i], axes[j] = axes[j], axes[i]
     return transpose(x, axes)
 
@@ -41,8 +41,8 @@ def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[
     Raises:
         ValueError: if there is no such axis, one is repeated, or the numbers of both differ.
     """
-    sources = normalize_axis_tuple(source, x.ndim, "source")
-    destinations = normalize_axis_tuple(destination, x.ndim, "destination")
+    sources = axes_from_zero("moveaxis", source, x.ndim)
+    destinations = axes_from_zero("moveaxis", destination, x.ndim)
     if len(sources) != len(destinations):
         raise ValueError(f"moveaxis: {len(sources)} axes cannot go to {len(destinations)} places")
     order = [axis for axis in range(x.ndim) if axis not in sources]
@@ -54,7 +54,7 @@ def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[
 def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
     """New axes of size 1, at the positions `axis` of the result."""
     count = x.ndim + np.size(axis)
-    axes = normalize_axis_tuple(axis, count)
+    axes = axes_from_zero("expand_dims", axis, count)
     sizes = iter(x.shape)
     return reshape(x, tuple(1 if i in axes else next(sizes) for i in range(count)))
 
@@ -65,7 +65,7 @@ def squeeze(x: Array, axis: Axis = None) -> Tensor:
     Raises:
         ValueError: if an axis that is given has another size.
     """
-    axes = None if axis is None else normalize_axis_tuple(axis, x.ndim)
+    axes = None if axis is None else axes_from_zero("squeeze", axis, x.ndim)
     for i in axes or ():
         if x.shape[i] != 1:
             raise ValueError(f"squeeze: axis {i} of shape {x.shape} has size {x.shape[i]}, not 1")
@@ -87,7 +87,7 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
         raise ValueError(
             f"stack: takes arrays of one shape, not of {sorted(shapes) if shapes else 'none'}"
         )
-    axis = normalize_axis_index(axis, len(shapes.pop()) + 1)
+    axis = axis_from_zero("stack", axis, len(shapes.pop()) + 1)
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
 
 
@@ -97,7 +97,7 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
     Raises:
         ValueError: if x cannot be divided into so many equal parts.
     """
-    axis = normalize_axis_index(axis, x.ndim)
+    axis = axis_from_zero("split", axis, x.ndim)
     size = x.shape[axis]
     if isinstance(indices_or_sections, Sequence):
         bounds = list(indices_or_sections)
@@ -111,8 +111,14 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
 
 
 def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
-    """Copies of x side by side, `reps` of them along each axis (the last ones, if fewer)."""
+    """Copies of x side by side, `reps` of them along each axis (the last ones, if fewer).
+
+    Raises:
+        ValueError: if one is negative.
+    """
     counts = tuple(reps) if isinstance(reps, Sequence) else (reps,)
+    if any(count < 0 for count in counts):
+        raise ValueError(f"tile: reps are not negative, unlike {reps!r}")
     ndim = max(x.ndim, len(counts))
     sizes = (1,) * (ndim - x.ndim) + x.shape
     counts = (1,) * (ndim - len(counts)) + counts
@@ -131,8 +137,15 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
     """
     if axis is None:
         x, axis = reshape(x, -1), 0
-    axis = normalize_axis_index(axis, x.ndim)
-    places = np.repeat(np.arange(x.shape[axis]), repeats)
+    axis = axis_from_zero("repeat", axis, x.ndim)
+    size = x.shape[axis]
+    counts = np.asarray(repeats)
+    if counts.shape not in ((), (1,), (size,)) or (counts < 0).any():
+        raise ValueError(
+            f"repeat: takes a number of repeats, or one for each of {size} elements, none of them "
+            f"negative; not {repeats!r:.60}"
+        )
+    places = np.repeat(np.arange(size), counts)
     return getitem(x, (*[slice(None)] * axis, places))
 
 
@@ -150,7 +163,10 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
     Raises:
         ValueError: for another mode, a negative width, or a shape that does not match.
     """
-    widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2)).tolist()
+    given = np.asarray(pad_width)
+    if given.shape not in ((), (1,), (2,), (1, 2), (x.ndim, 2), (x.ndim, 1)):
+        raise ValueError(f"pad: a width of {pad_width!r:.60} does not go with shape {x.shape}")
+    widths = np.broadcast_to(given, (x.ndim, 2)).tolist()
     if any(width < 0 for pair in widths for width in pair):
         raise ValueError(f"pad: widths are not negative, unlike {pad_width!r}; use an index to cut")
     if mode == "constant":

@@ -17,7 +17,8 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Raises:
         ValueError: if there is nothing to average.
     """
-    return sum(x, axis, keepdims) / _count("mean", x.shape, axis)
+    count = _count("mean", x.shape, axis)
+    return sum(x, axis, keepdims) / count
 
 
 def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
@@ -51,7 +52,7 @@ def root(x: Array, p: float = 2.0) -> Tensor:
 
 def _count(name: str, shape: tuple[int, ...], axis: Axis) -> int:
     """How many elements a reduction over `axis` combines into one."""
-    axes = kept(shape, axis)
+    axes = kept(shape, axis, name)
     count = math.prod(size for size, target in zip(shape, axes, strict=True) if target == 1)
     if count == 0:
         raise ValueError(f"{name}: shape {shape} has no elements along axis {axis}")

@@ -1,4 +1,4 @@
-"""How reductions name axes: an int, a tuple or list of ints, or None for all of them."""
+"""How functions name axes: an int, a tuple or list of ints, or None for all of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,35 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from minigrad.tensor import Axis
 
 
-def kept(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
+def axes_from_zero(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes counted from the front, of an array of `ndim`.
+
+    Raises:
+        ValueError: if one is not there or is repeated; `name` is that of the function.
+    """
+    try:
+        return normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
+    except ValueError as error:
+        wrong = f"out of bounds for an array of {ndim} axes"
+        if not hasattr(error, "axis"):  # as numpy's AxisError has
+            wrong = "repeated"
+        raise ValueError(f"{name}: axis {axis} is {wrong}") from None
+
+
+def axis_from_zero(name: str, axis: int, ndim: int) -> int:
+    """One axis counted from the front.
+
+    Raises:
+        ValueError: if it is not there; `name` is that of the function.
+    """
+    return axes_from_zero(name, (axis,), ndim)[0]
+
+
+def kept(shape: Sequence[int], axis: Axis, name: str = "a reduction") -> tuple[int, ...]:
     """The shape of a reduction over `axis` with keepdims."""
-    axes = range(len(shape)) if axis is None else normalize_axis_tuple(axis, len(shape))
+    if axis is None:
+        return (1,) * len(shape)
+    axes = axes_from_zero(name, axis, len(shape))
     return tuple(1 if i in axes else size for i, size in enumerate(shape))
 
 

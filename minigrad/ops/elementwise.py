@@ -81,7 +81,12 @@ def clip(x: Array, min: Array = None, max: Array = None) -> Array:
 
     The gradient goes to what was taken: to x between the bounds and also on them, where it is
     nan, and else to the bound.
+
+    Raises:
+        ValueError: if there is no bound.
     """
+    if min is None and max is None:
+        raise ValueError("clip: there must be a bound, min or max")
     return np.clip(x, min, max)
 
 

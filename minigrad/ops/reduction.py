@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigrad.op import op
-from minigrad.ops.axes import axes_of, kept
+from minigrad.ops.axes import axes_from_zero, axes_of, kept
 from minigrad.ops.comparison import all
 from minigrad.ops.elementwise import exp
 from minigrad.ops.indexing import getitem
@@ -173,7 +172,7 @@ def _from_rows(rows: Array, shape: Sequence[int], axis: Axis) -> Array:
 
 def _rows_last(ndim: int, axis: Axis) -> tuple[list[int], int]:
     """The order of axes in which those of `axis` come last, and how many come before them."""
-    reduced = normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
+    reduced = axes_from_zero("prod", axis, ndim)
     others = [i for i in range(ndim) if i not in reduced]
     return [*others, *reduced], len(others)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 from numpy.typing import DTypeLike
 
 from minigrad.op import op
-from minigrad.ops.axes import axes_of
+from minigrad.ops.axes import axes_of, axis_from_zero
 from minigrad.ops.indexing import getitem
 from minigrad.tensor import Array, Axis
 
@@ -110,7 +109,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
 def _concatenate_one(
     g: Array, position: int, arrays_shape: Sequence[Sequence[int]], axis: int
 ) -> Array:
-    axis = normalize_axis_index(axis, len(arrays_shape[0]))
+    axis = axis_from_zero("concatenate", axis, len(arrays_shape[0]))
     start = sum(shape[axis] for shape in arrays_shape[:position])
     stop = start + arrays_shape[position][axis]
     return getitem(g, (*[slice(None)] * axis, slice(start, stop)))
