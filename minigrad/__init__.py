@@ -2,7 +2,7 @@
 
 The files in reading order: tensor (what a tensor is), op (what an op is), ops (the table of
 derivatives), engine (the graph and the walk back through it), functional (what is composed of ops),
-then nn, optim and trainer, which use them.
+transforms (derivatives of functions), then nn, optim and trainer, which use them.
 """
 
 from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the one import cycle
@@ -33,6 +33,7 @@ from minigrad.op import OPS, Op, op
 from minigrad.ops import *
 from minigrad.random import manual_seed
 from minigrad.trainer import Trainer
+from minigrad.transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 neg = ops.negative
 
@@ -52,8 +53,12 @@ __all__ = [
     "get_num_threads",
     "grad",
     "gradcheck",
+    "hessian",
+    "hvp",
     "io",
     "is_grad_enabled",
+    "jacobian",
+    "jvp",
     "linspace",
     "manual_seed",
     "metrics",
@@ -70,6 +75,8 @@ __all__ = [
     "randn",
     "set_num_threads",
     "tensor",
+    "value_and_grad",
+    "vjp",
     "zeros",
     "zeros_like",
 ]

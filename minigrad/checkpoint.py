@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad.graph import Node
+from minigrad.memory import clock
 from minigrad.mode import Observer, mode, no_grad, observe
 from minigrad.op import Op, replay
 from minigrad.tensor import Tensor
@@ -75,12 +76,18 @@ class _Watcher(Observer):
     """Notes the tensors from outside that a function uses, and the generators it draws from."""
 
     def __init__(self) -> None:
+        self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
         self.states: list[tuple[np.random.Generator, Any]] = []
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         for value in inputs:
-            if isinstance(value, Tensor) and value.node is not None:
+            # What is newer was recorded in this run, by a derivative that the function takes.
+            if (
+                isinstance(value, Tensor)
+                and value.node is not None
+                and value.node.order < self._start
+            ):
                 self.outside[value.node] = value
 
     def on_random(self, generator: np.random.Generator) -> None:

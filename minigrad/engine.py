@@ -45,7 +45,7 @@ def backward(
                 f"has been converted since; this gradient is not its own, compute the result again"
             )
     for node in list(arrived):
-        _accumulate(node, _take(arrived, node))
+        _accumulate(node, take(arrived, node))
 
 
 def grad(
@@ -109,7 +109,7 @@ def grad(
     for i, (source, node) in enumerate(zip(sources, wanted, strict=True)):
         if node in arrived:
             last_use = node not in wanted[i + 1 :]
-            gradients.append(_take(arrived, node) if last_use else _copied(arrived[node]))
+            gradients.append(take(arrived, node) if last_use else _copied(arrived[node]))
         elif allow_unused:
             gradients.append(Tensor(np.zeros(node.shape, node.dtype)))
         else:
@@ -247,12 +247,12 @@ def _fit(result: Any, place: Node, op: Op[Any], position: int) -> Any:
     return np.asarray(result) if isinstance(result, np.generic) else result
 
 
-# What `sys.getrefcount` says of an array that only `_take` holds; measured below, for it differs
+# What `sys.getrefcount` says of an array that only `take` holds; measured below, for it differs
 # between versions of Python.
 _SOLE_REFERENCE = 0
 
 
-def _take(arrived: dict[Node, Any], node: Node) -> Tensor:
+def take(arrived: dict[Node, Any], node: Node) -> Tensor:
     """Remove a gradient from `arrived`, as a tensor whose memory is shared with nothing.
 
     The array itself serves if nothing else holds it. It is copied if it is a view, or is also the

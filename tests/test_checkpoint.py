@@ -520,3 +520,16 @@ def test_a_result_of_integers_needs_no_gradient():
 
 def test_the_result_says_what_it_is():
     assert "op=checkpoint" in repr(checkpoint(minigrad.tanh, drawn(3)))
+
+
+def test_a_derivative_that_the_function_takes_itself_is_not_something_from_outside():
+    def penalised(x):
+        inner = Tensor(x.data, requires_grad=True)
+        with minigrad.enable_grad():
+            slope = minigrad.grad((inner**3).sum(), inner)
+        return x * slope
+
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    result = checkpoint(penalised, x)
+    assert [edge[0] for edge in result.node.edges] == [x.node]
+    assert_allclose(minigrad.grad(result.sum(), x).data, [3.0, 12.0])

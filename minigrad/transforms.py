@@ -1,0 +1,388 @@
+"""Functions of functions: gradients, Jacobians, Hessians, and products with these.
+
+`minigrad.grad` differentiates a result that is there. A transform is handed the function itself:
+
+    value, gradient = value_and_grad(lambda x: x**3)(2.0)           # 8 and 12
+    H = hessian(lambda x: (x**3).sum())(np.array([1.0, 2.0]))       # [[6, 0], [0, 12]]
+
+Two rules make transforms right when they are nested.
+
+- f runs on inputs of its own: the same values at new places in the graph, linked to the old ones.
+  So a tensor that f is handed and the same tensor that f closes over are two things, and the
+  derivative by one does not leak into that by the other (perturbation confusion, Siskind and
+  Pearlmutter, 2005), while an outer derivative finds its way through both.
+- A result is a part of the graph if something outside can ask for its derivative: grad mode is on,
+  and what f computed depends on a place that is older than f's inputs, be it an argument that
+  requires a gradient, a tensor that f closes over, or the input of an outer transform. Else the
+  result is detached, and the backward pass is the plain one, on arrays. So to differentiate a
+  model by its input alone, do it under `no_grad()`.
+
+The arguments that f is differentiated by are Tensors, arrays or numbers, of floats. f is handed a
+Tensor for each of them and for any other positional array of floats; all else, and what is passed
+by keyword, it is handed as it is. An argument that the result does not depend on has derivative
+zero. Nobody's `.grad` and nobody's `requires_grad` is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.engine import propagate, take
+from minigrad.graph import Node, reachable
+from minigrad.memory import clock
+from minigrad.mode import grad_mode, is_grad_enabled
+from minigrad.op import identity
+from minigrad.ops import concatenate, reshape, transpose
+from minigrad.tensor import Array, Tensor
+
+Function = Callable[..., Any]
+Argnums = int | Sequence[int]
+
+# What a column of a Jacobian costs in rows, about: it takes a derivative of second order.
+_ROWS_PER_COLUMN = 3
+
+
+def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Function:
+    """A function of f's arguments that returns `(f(x), df/dx)`.
+
+    Args:
+        f: a function that returns a Tensor of one element.
+        argnums: the position of the argument to differentiate by; for several positions, the
+            gradient is a tuple.
+        has_aux: f returns `(value, aux)`, and the result is `((value, aux), gradient)`. Tensors in
+            `aux`, also within tuples, lists and dicts, are detached under the same rule as `value`.
+
+    Raises:
+        TypeError: when called, if `argnums` are not ints, the argument is not of floats, or f
+            returns anything but a Tensor of floats.
+        ValueError: when called, if `argnums` are repeated or out of range, or f returns more than
+            one element.
+    """
+    return lambda *args, **kwargs: _value_and_grad(
+        "value_and_grad", f, argnums, args, kwargs, has_aux
+    )
+
+
+def vjp(f: Function, *primals: Array) -> tuple[Tensor, Callable[[Array], tuple[Tensor, ...]]]:
+    """The value of f at `primals` and its pullback, v -> v^T J with J = df/dx.
+
+    `pullback(v)` takes v of the value's shape and returns a tuple, one Tensor for each primal. It
+    may be called any number of times, and keeps the graph of f.
+
+        value, pullback = vjp(minigrad.tanh, x)
+        (gradient,) = pullback(minigrad.ones_like(value))
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: if there are no primals; in the pullback, if v has another shape.
+    """
+    run = _Run("vjp", f, range(len(primals)), primals)
+    out = _checked("vjp", run.out)
+    wanted = run.is_wanted(out)
+
+    def pullback(v: Array) -> tuple[Tensor, ...]:
+        cotangent = _tensor(v, "vjp: the pullback's v", like=out)
+        record = is_grad_enabled() and (wanted or cotangent.requires_grad)
+        return run.pull([out], [cotangent], run.inputs, record, retain=True)
+
+    return (out if wanted else out.detach()), pullback
+
+
+def jvp(f: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    """The value of f at `primals` and J v, its derivative in the direction of the tangents v.
+
+    Both are a tensor each, or a tuple or list each. It takes two backward passes and no rules of
+    forward mode: the vjp u^T J is linear in u, and its derivative by u in the direction v is J v
+    (the double-backward trick, Townsend, 2017).
+
+        value, derivative = jvp(minigrad.exp, x, v)        # exp(x) and exp(x) * v
+
+    Raises:
+        TypeError: as `value_and_grad`, or if one is a tuple and the other is not.
+        ValueError: if primals and tangents differ in number or shape.
+    """
+    xs, vs = _paired("jvp", primals, tangents)
+    run = _Run("jvp", f, range(len(xs)), xs)
+    out = _checked("jvp", run.out)
+    wanted = run.is_wanted(out)
+    u, pulled = run.transposed(out)
+    (product,) = run.pull(pulled, vs, [u], wanted or run.is_wanted(*vs))
+    return (out if wanted else out.detach()), product
+
+
+def hvp(f: Function, primals: Any, tangents: Any) -> Any:
+    """H v, the Hessian of a scalar f at `primals` times the tangents v, without forming H.
+
+    It is the gradient of <df/dx, v>, a backward pass through a backward pass, and costs a few times
+    what f does (Pearlmutter, 1994). Primals and tangents are a tensor each, or a tuple or list
+    each, for which H v is a tuple.
+
+        curvature = (v * hvp(loss, x, v)).sum()
+
+    Raises:
+        TypeError: as `jvp`.
+        ValueError: as `jvp`, or if f returns more than one element.
+    """
+    xs, vs = _paired("hvp", primals, tangents)
+    run = _Run("hvp", _gradients_of("hvp", f, range(len(xs))), range(len(xs)), xs)
+    products = run.pull(run.out, vs, run.inputs, run.is_wanted(*run.out, *vs))
+    return products if isinstance(primals, (tuple, list)) else products[0]
+
+
+def jacobian(f: Function, argnums: Argnums = 0) -> Function:
+    """A function of f's arguments that returns J[i, j] = df_i / dx_j, of shape f's + x's.
+
+    For several `argnums` it returns a tuple. A row is a vjp; where x has far fewer elements than
+    the value, J is computed by columns instead, each a jvp.
+
+        J = jacobian(lambda x: A @ x)(x)        # A
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: when called, if `argnums` are repeated or out of range.
+    """
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        run = _Run("jacobian", f, argnums, args, kwargs)
+        out = _checked("jacobian", run.out)
+        record = run.is_wanted(out)
+        if out.size <= _ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
+            return _as_asked(run.rows(out, run.inputs, record), argnums)
+        u, pulled = run.transposed(out)
+        columns = [run.rows(g, [u], record)[0] for g in pulled]
+        n = out.ndim  # axes to bring to the front
+        blocks = [transpose(c, (*range(c.ndim - n, c.ndim), *range(c.ndim - n))) for c in columns]
+        return _as_asked(blocks, argnums)
+
+    return transformed
+
+
+def hessian(f: Function, argnums: Argnums = 0) -> Function:
+    """A function of f's arguments that returns H[i, j] = d^2 f / dx_i dx_j, of shape x's + x's.
+
+    It is the Jacobian of the gradient. For several `argnums` it returns a tuple of tuples of
+    blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`.
+
+    Raises:
+        TypeError: as `value_and_grad`.
+        ValueError: as `value_and_grad`.
+    """
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        run = _Run("hessian", _gradients_of("hessian", f, argnums), argnums, args, kwargs)
+        record = run.is_wanted(*run.out)
+        blocks = [_as_asked(run.rows(g, run.inputs, record), argnums) for g in run.out]
+        return _as_asked(blocks, argnums)
+
+    return transformed
+
+
+class _Run:
+    """A run of f on inputs at places of their own.
+
+    Attributes:
+        inputs: what to differentiate by, as f was handed it.
+        older: the places that were there before; none depends on `inputs`, so walks end there.
+        out: what f returned.
+    """
+
+    def __init__(
+        self, name: str, f: Function, argnums: Argnums, args: Sequence[Any], kwargs: Any = None
+    ) -> None:
+        if not callable(f):
+            raise TypeError(
+                f"{name}: f must be a function of tensors, not {_described(f)}; "
+                f"minigrad.grad(output, input) differentiates a result"
+            )
+        positions = _positions(name, argnums, len(args))
+        arguments = [
+            Tensor(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in args
+        ]
+        for i in positions:
+            arguments[i] = _tensor(args[i], f"{name}: argument {i}")
+        self.enabled = is_grad_enabled()
+        self.older = _Before(next(clock))
+        with grad_mode(True):
+            for i in positions:
+                x = arguments[i]
+                arguments[i] = identity(x) if x.requires_grad else Tensor(x, requires_grad=True)
+            self.inputs: list[Tensor] = [arguments[i] for i in positions]
+            self.out: Any = f(*arguments, **(kwargs or {}))
+
+    def is_wanted(self, *results: Tensor) -> bool:
+        """Whether something outside can ask for the derivative of one of `results`."""
+        roots = [result.node for result in results if result.node is not None]
+        return self.enabled and any(node in self.older for node in reachable(roots, self.older))
+
+    def detached(self, value: Any) -> Any:
+        """`value`, in which Tensors are detached unless something outside wants them."""
+        if isinstance(value, Tensor):
+            return value if self.is_wanted(value) else value.detach()
+        if type(value) in (tuple, list):
+            return type(value)(map(self.detached, value))
+        return {k: self.detached(v) for k, v in value.items()} if type(value) is dict else value
+
+    def pull(
+        self,
+        outputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        record: bool,
+        retain: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """The sum over `outputs` of v^T J for each input, part of the graph if `record` is set."""
+        pending: dict[Node, Any] = {}
+        for output, cotangent in zip(outputs, cotangents, strict=True):
+            if (node := output.node) is not None:
+                v = cotangent if record else cotangent.data
+                pending[node] = pending[node] + v if node in pending else v
+        ends: list[Any] = [x.node for x in inputs]
+        arrived = propagate(
+            pending,
+            wanted=set(ends),
+            stop=self.older,
+            retain_graph=retain or record,
+            create_graph=record,
+        )
+        return tuple(
+            take(arrived, end) if end in arrived else Tensor(np.zeros(end.shape, end.dtype))
+            for end in ends
+        )
+
+    def transposed(self, out: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """A leaf u, and u^T J to be differentiated by it; the value of u does not matter."""
+        u = Tensor(np.zeros_like(out.data), requires_grad=True)
+        return u, self.pull([out], [u], self.inputs, record=True)
+
+    def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
+        """The Jacobian of `out` by each input, row by row."""
+        pulled = []
+        for i in range(out.size):
+            v = np.zeros_like(out.data)
+            v.flat[i] = 1
+            pulled.append(self.pull([out], [Tensor(v)], inputs, record, retain=True))
+        jacobians = []
+        for k, x in enumerate(inputs):
+            none = Tensor(np.zeros(0, x.dtype))  # for an output without elements
+            row_after_row = concatenate([none, *(reshape(row[k], x.size) for row in pulled)])
+            jacobians.append(reshape(row_after_row, out.shape + x.shape))
+        return jacobians
+
+
+class _Before(Container[Node]):
+    """All nodes that were made before a time on the clock of `minigrad.memory`."""
+
+    def __init__(self, time: int) -> None:
+        self._time = time
+
+    def __contains__(self, node: Any) -> bool:
+        return bool(node.order < self._time)
+
+
+def _value_and_grad(
+    name: str,
+    f: Function,
+    argnums: Argnums,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    has_aux: bool = False,
+) -> tuple[Any, Any]:
+    run = _Run(name, f, argnums, args, kwargs)
+    out, aux = run.out, None
+    if has_aux:
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(f"{name}: with has_aux, f must return (value, aux), not {out!r:.60}")
+        out, aux = out
+    if _checked(name, out).size != 1:
+        raise ValueError(
+            f"{name}: f must return one element, not {out.describe()}; reduce it with .sum() or "
+            f".mean(), or take the derivatives of all elements with `jacobian`"
+        )
+    record = run.is_wanted(out)
+    value = out if record else out.detach()
+    one = Tensor(np.ones_like(out.data))
+    # `aux` may lie on the same graph, and must not find it freed.
+    gradients = run.pull([out], [one], run.inputs, record, retain=has_aux)
+    return (value, run.detached(aux)) if has_aux else value, _as_asked(gradients, argnums)
+
+
+def _gradients_of(name: str, f: Function, argnums: Argnums) -> Function:
+    """A function of f's arguments that returns the tuple of gradients."""
+    several = argnums if isinstance(argnums, Sequence) else (argnums,)
+    return lambda *args, **kwargs: _value_and_grad(name, f, several, args, kwargs)[1]
+
+
+def _as_asked(results: Sequence[Any], argnums: Argnums) -> Any:
+    """A tuple for several `argnums`, one result for one."""
+    return tuple(results) if isinstance(argnums, Sequence) else results[0]
+
+
+def _positions(name: str, argnums: Any, count: int) -> list[int]:
+    """`argnums` as a list of positions among `count` arguments, counted from the front."""
+    numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
+        raise TypeError(f"{name}: argnums is an int or a tuple of ints, not {argnums!r:.60}")
+    if not numbers or not all(-count <= n < count for n in numbers):
+        raise ValueError(
+            f"{name}: argnums is {argnums}, and there are {count} positional arguments; name at "
+            f"least one of these (an argument passed by keyword is not one)"
+        )
+    positions = [n % count for n in numbers]
+    if len(set(positions)) < len(positions):
+        raise ValueError(f"{name}: argnums {argnums} names an argument twice")
+    return positions
+
+
+def _paired(name: str, primals: Any, tangents: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Primals and tangents, checked against each other, as lists."""
+    several = isinstance(primals, (tuple, list))
+    if several != isinstance(tangents, (tuple, list)):
+        raise TypeError(
+            f"{name}: primals and tangents are one tensor each or one tuple each, not "
+            f"{_described(primals)} and {_described(tangents)}"
+        )
+    if not several:
+        primals, tangents = [primals], [tangents]
+    if len(primals) != len(tangents):
+        raise ValueError(f"{name}: {len(primals)} primals, but {len(tangents)} tangents")
+    xs = [_tensor(x, f"{name}: argument {i}") for i, x in enumerate(primals)]
+    vs = [_tensor(v, f"{name}: tangent {i}", like=xs[i]) for i, v in enumerate(tangents)]
+    return xs, vs
+
+
+def _tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
+    """`value` as a Tensor of floats, or as a vector that goes with `like`, in its dtype."""
+    if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
+        raise TypeError(
+            f"{role} must be a Tensor, an array or a number, not {_described(value)}; pass several "
+            f"tensors as several arguments"
+        )
+    tensor = value if isinstance(value, Tensor) else Tensor(value)
+    if like is None:
+        if tensor.dtype.kind != "f":
+            raise TypeError(
+                f"{role} is of {tensor.dtype}, and only floats can be differentiated by; convert "
+                f"it (3.0 for 3, .astype('float32')), or differentiate by others only"
+            )
+    elif tensor.shape != like.shape:
+        raise ValueError(f"{role} must have shape {like.shape}, not {tensor.shape}")
+    elif tensor.dtype != like.dtype:
+        return tensor.astype(like.dtype)
+    return tensor
+
+
+def _checked(name: str, out: Any) -> Tensor:
+    """What f returned, if it is a Tensor of floats."""
+    if not isinstance(out, Tensor) or out.dtype.kind != "f":
+        raise TypeError(
+            f"{name}: f must return a Tensor of floats, not {_described(out)}; concatenate several "
+            f"results into one"
+        )
+    return out
+
+
+def _described(value: Any) -> str:
+    return value.describe() if isinstance(value, Tensor) else f"a {type(value).__name__}"
