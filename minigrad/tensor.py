@@ -48,10 +48,9 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
             array = np.asarray(data)
         except ValueError as error:
             raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
-        if array.dtype == np.float64 and not _holds_numpy(data):
-            array = array.astype(np.float32)
-        elif array.dtype.kind == "i" and not _holds_numpy(data):
-            array = array.astype(np.int64)
+        if dtype is None and not _holds_numpy(data):
+            usual = {"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype)
+            array = array.astype(usual, copy=False)
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"

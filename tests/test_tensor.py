@@ -974,3 +974,17 @@ def test_no_grad_on_a_generator_is_refused():
         @minigrad.no_grad
         def numbers():
             yield 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: minigrad.tensor(0.1, dtype=np.float64),
+        lambda: Tensor([0.1], dtype=np.float64),
+        lambda: minigrad.full((2,), 0.1, dtype=np.float64),
+        lambda: minigrad.nn.Parameter([[0.1]], dtype=np.float64),
+    ],
+)
+def test_a_number_that_is_to_be_float64_keeps_all_its_digits(make):
+    assert make().dtype == np.float64
+    assert (make().data == 0.1).all()

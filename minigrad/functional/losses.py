@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.functional.statistics import mean
-from minigrad.ops import abs, getitem, log_softmax, multiply, softplus, sum, where
+from minigrad.ops import abs, getitem, log_softmax, softplus, sum, where
 from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = [
@@ -252,7 +252,8 @@ def binary_cross_entropy_with_logits(
         )
     positive = t * softplus(-logits)
     if pos_weight is not None:
-        positive = multiply(positive, pos_weight)
+        factor = pos_weight if isinstance(pos_weight, Tensor) else as_array(pos_weight)
+        positive = positive * factor.astype(positive.dtype)
     return _reduced(positive + (1 - t) * softplus(logits), reduction, name)
 
 
