@@ -320,3 +320,18 @@ def test_what_hides_beside_a_large_gradient_is_not_called_right():
 
     cube.rule("x", lambda g, x: g * 3 * x * x * minigrad.where(abs(x) < 10, 10.0, 1.0))
     assert gradcheck(cube, np.array([1e6, 1.0])).verdict != "agree"
+
+
+def test_rounding_where_the_derivative_is_zero_is_no_error():
+    assert gradcheck(minigrad.std, [np.array([0.3, 1.7])], order=2)  # |a - b| / 2 is linear
+    assert gradcheck(minigrad.cumprod, [np.array([0.3])], order=2)
+
+
+@pytest.mark.parametrize("slope", [1e-12, -3.0])
+def test_a_derivative_of_what_does_not_move_is_an_error(slope):
+    @op
+    def step(x):
+        return np.floor(x)
+
+    step.rule("x", lambda g: g * slope)
+    assert gradcheck(step, np.array([0.5, 7.5])).verdict == "disagree"

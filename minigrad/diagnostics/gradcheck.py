@@ -290,8 +290,11 @@ def _difference(
         middle, right, left, far_right, far_left = values
         difference = 8 * (right - left) - (far_right - far_left)
         rounding = ROUNDING * np.abs(cotangent * middle)
+        noise = np.sum(rounding, where=difference != 0) / h
+        if not difference.any():  # no more than rounding is to be seen of a derivative then
+            noise = np.minimum(np.sum(rounding), ROUNDING)
         return _Difference(
             float(np.sum(cotangent * difference) / (12 * h)),
-            float(np.sum(rounding, where=difference != 0) / h),
+            float(noise),
             float(np.sum(cotangent * ((right - middle) - (middle - left))) / h),
         )

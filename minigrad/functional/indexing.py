@@ -80,7 +80,7 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         ValueError: if one is not among the classes.
     """
     places = _integers("one_hot: labels", labels)
-    count = int(places.max(initial=-1)) + 1 if num_classes is None else num_classes
+    count = (int(places.max()) + 1 if places.size else 0) if num_classes is None else num_classes
     if places.size and not (places.min() >= 0 and places.max() < count):
         raise ValueError(
             f"one_hot: labels run from {places.min()} to {places.max()}, but there are {count} "
