@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.graph import Node, check_unwritten, leading_to, reachable
+from minigrad.graph import Node, Older, check_unwritten, leading_to, reachable
 from minigrad.memory import last_write
 from minigrad.mode import grad_mode, mode
 from minigrad.tensor import Tensor
@@ -102,6 +102,7 @@ def grad(
     arrived = propagate(
         pending,
         wanted=set(wanted),
+        stop=Older(min((node.order for node in wanted), default=0)),
         retain_graph=create_graph if retain_graph is None else retain_graph,
         create_graph=create_graph,
     )

@@ -127,6 +127,18 @@ class Hook:
             node.hooks = tuple(hook for hook in node.hooks if hook is not self)
 
 
+class Older(Container[Node]):
+    """All nodes that were made before a time on the clock: they depend on none that came after."""
+
+    __slots__ = ("_time",)
+
+    def __init__(self, time: int) -> None:
+        self._time = time
+
+    def __contains__(self, node: Any) -> bool:
+        return bool(node.order < self._time)
+
+
 def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
     """All nodes that `roots` depend on and themselves, newest first, ending at those of `stop`.
 

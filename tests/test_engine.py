@@ -1983,3 +1983,12 @@ def test_a_leaf_that_was_switched_off_and_on_is_the_same_to_earlier_graphs():
     y.backward()
     x.requires_grad_()
     assert x.grad is None
+
+
+def test_grad_does_not_walk_beyond_what_it_is_asked_for():
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    h = x * x
+    (h * 2).sum().backward()  # which frees the graph behind h
+    assert_array_equal(grad((h**3).sum(), h).data, [3.0, 48.0])
+    with pytest.raises(RuntimeError, match="freed by an earlier backward pass"):
+        grad((h**3).sum(), [h, x])
