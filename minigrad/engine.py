@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.graph import Node, Older, check_unwritten, leading_to, reachable
+from minigrad.graph import Node, check_unwritten, leading_to, reachable
 from minigrad.memory import last_write
 from minigrad.mode import grad_mode, mode
 from minigrad.tensor import Tensor
@@ -102,7 +102,7 @@ def grad(
     arrived = propagate(
         pending,
         wanted=set(wanted),
-        stop=Older(min((node.order for node in wanted), default=0)),
+        oldest=min((node.order for node in wanted), default=-1),
         retain_graph=create_graph if retain_graph is None else retain_graph,
         create_graph=create_graph,
     )
@@ -126,6 +126,7 @@ def propagate(
     *,
     wanted: Container[Node] | None = None,
     stop: Container[Node] = (),
+    oldest: int = -1,
     retain_graph: bool = False,
     create_graph: bool = False,
 ) -> dict[Node, Any]:
@@ -135,11 +136,12 @@ def propagate(
         pending: the gradient of each node to start from; emptied on the way.
         wanted: the nodes whose gradients are asked for; None for all leaves.
         stop: nodes to end at, even where the graph goes on behind them.
+        oldest: the time of the oldest wanted node, behind which no other can be.
         retain_graph: keep what the graph saved, for another pass.
         create_graph: gradients are Tensors, and the rules leave a graph of their own; else they are
             arrays, and nothing is recorded.
     """
-    order = reachable(pending, stop)
+    order = reachable(pending, stop, oldest)
     needed = None if wanted is None else leading_to(wanted, order)
     check_unwritten(order, needed)
     checked = last_write[0]
@@ -166,7 +168,7 @@ def propagate(
                     continue
             edges: Any = node.edges
             if needed is not None:
-                edges = [edge for edge in edges if edge[0] in needed]
+                edges = [edge for edge in edges or () if edge[0] in needed]
             results = op.differentiate(node, edges, g) if create_graph or not op.plain else None
             for edge in edges:
                 place = edge[0]

@@ -127,20 +127,10 @@ class Hook:
             node.hooks = tuple(hook for hook in node.hooks if hook is not self)
 
 
-class Older(Container[Node]):
-    """All nodes that were made before a time on the clock: they depend on none that came after."""
+def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -1) -> list[Node]:
+    """All nodes that `roots` depend on and themselves, newest first.
 
-    __slots__ = ("_time",)
-
-    def __init__(self, time: int) -> None:
-        self._time = time
-
-    def __contains__(self, node: Any) -> bool:
-        return bool(node.order < self._time)
-
-
-def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
-    """All nodes that `roots` depend on and themselves, newest first, ending at those of `stop`.
+    The walk ends at the nodes of `stop`, and at those made at the time `oldest` or before.
 
     Raises:
         RuntimeError: if a part of the graph has been freed.
@@ -149,6 +139,8 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
     stack = [node for node in seen if node not in stop]
     while stack:
         node = stack.pop()
+        if node.order <= oldest:
+            continue
         if node.edges is None:
             raise RuntimeError(
                 f"the graph behind this result of `{node.name}` was freed by an earlier backward "

@@ -25,13 +25,13 @@ zero. Nobody's `.grad` and nobody's `requires_grad` is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from minigrad.engine import propagate, take
-from minigrad.graph import Node, Older, reachable
+from minigrad.graph import Node, reachable
 from minigrad.memory import clock
 from minigrad.mode import grad_mode, is_grad_enabled
 from minigrad.op import identity
@@ -204,7 +204,7 @@ class _Run:
         for i in positions:
             arguments[i] = _tensor(args[i], f"{name}: argument {i}")
         self.enabled = is_grad_enabled()
-        self.older = Older(next(clock))
+        self.older = _Older(next(clock))
         with grad_mode(True):
             for i in positions:
                 x = arguments[i]
@@ -270,6 +270,16 @@ class _Run:
             row_after_row = concatenate([none, *(reshape(row[k], x.size) for row in pulled)])
             jacobians.append(reshape(row_after_row, out.shape + x.shape))
         return jacobians
+
+
+class _Older(Container[Node]):
+    """All nodes that were made before a time on the clock."""
+
+    def __init__(self, time: int) -> None:
+        self._time = time
+
+    def __contains__(self, node: Any) -> bool:
+        return bool(node.order < self._time)
 
 
 def _value_and_grad(
