@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad.functional.composition import composition
 from minigrad.ops import argsort, getitem, reshape
 from minigrad.ops.axes import axis_from_zero
 from minigrad.tensor import Array, Tensor, as_array
@@ -13,6 +14,7 @@ from minigrad.tensor import Array, Tensor, as_array
 __all__ = ["TopK", "one_hot", "sort", "take_along_axis", "topk"]
 
 
+@composition
 def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
     """out[i, j, k] = x[i, indices[i, j, k], k], for `axis=1` and likewise for others.
 
@@ -27,16 +29,20 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
         x, axis = reshape(x, -1), 0
     axis = axis_from_zero("take_along_axis", axis, x.ndim)
     places = _integers("take_along_axis: indices", indices)
-    if places.ndim != x.ndim:
+    if places.ndim != x.ndim or any(
+        i != axis and 1 != a != b != 1
+        for i, (a, b) in enumerate(zip(places.shape, x.shape, strict=True))
+    ):
         raise ValueError(
-            f"take_along_axis: x of shape {x.shape} and indices of shape {places.shape} differ in "
-            f"the number of their axes"
+            f"take_along_axis: indices of shape {places.shape} do not go with x of shape {x.shape};"
+            f" all sizes but that of axis {axis} must be the same, or 1"
         )
     index: list[Any] = list(np.indices(x.shape, sparse=True))
     index[axis] = places
     return getitem(x, tuple(index))
 
 
+@composition
 def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
     """The elements along `axis` from small to large, each with its gradient.
 
@@ -52,6 +58,7 @@ class TopK(NamedTuple):
     indices: Tensor
 
 
+@composition
 def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
     """The k largest (or smallest) elements along `axis`, in order, and where they are.
 
@@ -61,6 +68,8 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
         ValueError: if there are fewer than k.
     """
     axis = axis_from_zero("topk", axis, x.ndim)
+    if not isinstance(k, (int, np.integer)):
+        raise TypeError(f"topk: k is an integer, not {k!r}")
     if not 0 <= k <= x.shape[axis]:
         raise ValueError(f"topk: k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]}")
     order = argsort(x, axis, descending=largest)
@@ -68,6 +77,7 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
     return TopK(take_along_axis(x, indices, axis), indices)
 
 
+@composition
 def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
     """Integers `(...)` as rows `(..., num_classes)` of zeros with a 1 at the class, as int64.
 
@@ -80,7 +90,13 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         ValueError: if one is not among the classes.
     """
     places = _integers("one_hot: labels", labels)
-    count = (int(places.max()) + 1 if places.size else 0) if num_classes is None else num_classes
+    if num_classes is None:
+        num_classes = int(places.max()) + 1 if places.size else 0
+    count = num_classes
+    if not isinstance(count, (int, np.integer)):
+        raise TypeError(f"one_hot: num_classes is an integer, not {count!r}")
+    if count < 0:
+        raise ValueError(f"one_hot: num_classes is not negative, unlike {count}")
     if places.size and not (places.min() >= 0 and places.max() < count):
         raise ValueError(
             f"one_hot: labels run from {places.min()} to {places.max()}, but there are {count} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad.functional.composition import composition
 from minigrad.functional.shape import moveaxis
 from minigrad.functional.statistics import root
 from minigrad.ops import abs, getitem, max, min, scatter_add, square, sum
@@ -13,6 +14,7 @@ from minigrad.tensor import Array, Axis, Tensor
 __all__ = ["diag", "diagonal", "norm", "trace"]
 
 
+@composition
 def norm(
     x: Array, ord: float | str | None = None, axis: Axis = None, keepdims: bool = False
 ) -> Tensor:
@@ -51,6 +53,7 @@ def norm(
     )
 
 
+@composition
 def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     """The diagonal of the matrices along `axis1` and `axis2`, as a last axis: x[i, i + offset].
 
@@ -64,6 +67,7 @@ def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tenso
     return getitem(x, (..., places, places + offset))
 
 
+@composition
 def trace(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     """The sum of the diagonal of the matrices along `axis1` and `axis2`.
 
@@ -73,6 +77,7 @@ def trace(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     return sum(diagonal(x, offset, axis1, axis2), -1)
 
 
+@composition
 def diag(x: Array, k: int = 0) -> Tensor:
     """The k-th diagonal of a matrix, or of a vector the matrix with it on the k-th diagonal.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.functional.composition import composition
 from minigrad.functional.statistics import mean
 from minigrad.ops import abs, getitem, log_softmax, softplus, sum, where
 from minigrad.tensor import Array, Tensor, as_array
@@ -27,6 +28,7 @@ Reduction = Literal["mean", "sum", "none"]
 # --------------------------------------------------------------------------------------------------
 
 
+@composition
 def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tensor:
     """The squared error (prediction - target)^2: its mean, its sum, or each.
 
@@ -37,6 +39,7 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
     return _reduced(difference * difference, reduction, "mse")
 
 
+@composition
 def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tensor:
     """The absolute error |prediction - target|: its mean, its sum, or each.
 
@@ -46,6 +49,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
     return _reduced(abs(prediction - _like(prediction, target, "l1")), reduction, "l1")
 
 
+@composition
 def huber(
     prediction: Array, target: Array, reduction: Reduction = "mean", delta: float = 1.0
 ) -> Tensor:
@@ -67,6 +71,7 @@ def huber(
 # --------------------------------------------------------------------------------------------------
 
 
+@composition
 def cross_entropy(
     logits: Array,
     target: Array,
@@ -112,6 +117,7 @@ def cross_entropy(
     return _reduced(losses, reduction, name)
 
 
+@composition
 def nll(
     log_probabilities: Array,
     target: Array,
@@ -222,6 +228,7 @@ def _class_weights(name: str, weight: Array, scores: Array, axis: int) -> NDArra
     return values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
 
 
+@composition
 def binary_cross_entropy_with_logits(
     logits: Array,
     target: Array,
@@ -253,6 +260,10 @@ def binary_cross_entropy_with_logits(
     positive = t * softplus(-logits)
     if pos_weight is not None:
         factor = pos_weight if isinstance(pos_weight, Tensor) else as_array(pos_weight)
+        if np.broadcast_shapes(factor.shape, t.shape) != t.shape:
+            raise ValueError(
+                f"{name}: pos_weight of shape {factor.shape} does not go with {t.shape}"
+            )
         positive = positive * factor.astype(positive.dtype)
     return _reduced(positive + (1 - t) * softplus(logits), reduction, name)
 

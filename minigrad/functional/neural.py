@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
+from minigrad.functional.composition import composition
 from minigrad.functional.shape import swapaxes
 from minigrad.ops import getitem, matmul, multiply, softmax, where
 from minigrad.tensor import Array, Tensor, as_array
@@ -15,6 +16,7 @@ from minigrad.tensor import Array, Tensor, as_array
 __all__ = ["dropout", "embedding", "scaled_dot_product_attention"]
 
 
+@composition
 def dropout(
     x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | None = None
 ) -> Tensor:
@@ -33,6 +35,7 @@ def dropout(
     return multiply(x, keep.astype(x.dtype) / (1 - p) if p < 1 else keep.astype(x.dtype))
 
 
+@composition
 def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> Tensor:
     """The rows of `weight` at `indices`: `(...)` and `(count, d)` give `(..., d)`.
 
@@ -66,6 +69,7 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     return where((places == padding_idx % count)[..., None], constant, rows)
 
 
+@composition
 def scaled_dot_product_attention(
     query: Array,
     key: Array,
@@ -99,6 +103,7 @@ def scaled_dot_product_attention(
         TypeError: if the mask is neither of booleans nor of floats.
     """
     name = "scaled_dot_product_attention"
+    random.check_probability(f"{name}: dropout_p", dropout_p)
     shape = _attention_shape(name, query, key, value)
     allowed, mask = _mask(name, attn_mask, is_causal, shape)
     scores = matmul(query, swapaxes(key, -1, -2))
@@ -124,8 +129,8 @@ def _attention_shape(name: str, query: Array, key: Array, value: Array) -> tuple
             f"{name}: query, key and value have shapes (..., L, d), (..., S, d) and (..., S, d_v), "
             f"not {shapes}"
         )
-    if key.shape[-2] == 0:
-        raise ValueError(f"{name}: there are no keys to attend to, in shape {key.shape}")
+    if 0 in key.shape[-2:]:
+        raise ValueError(f"{name}: there is nothing to attend to in shapes {shapes}")
     try:
         leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
     except ValueError:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.functional.composition import composition
 from minigrad.functional.linalg import diagonal
 from minigrad.functional.shape import moveaxis
 from minigrad.ops import broadcast_to, matmul, multiply, reshape, sum, transpose
@@ -16,11 +17,13 @@ from minigrad.tensor import Array, Tensor, as_array
 __all__ = ["dot", "einsum", "outer"]
 
 
+@composition
 def outer(x: Array, y: Array) -> Tensor:
     """x[i] y[j], of the elements of x and of y in a row."""
     return multiply(reshape(x, (-1, 1)), reshape(y, -1))
 
 
+@composition
 def dot(x: Array, y: Array) -> Tensor:
     """The sum over the last axis of x and the last but one of y (its only one, for a vector).
 
@@ -40,6 +43,7 @@ def dot(x: Array, y: Array) -> Tensor:
     return reshape(matmul(x, columns), (*x.shape[:-1], *y.shape[:-2], y.shape[-1]))
 
 
+@composition
 def einsum(subscripts: str, *operands: Array) -> Tensor:
     """Products summed over indices, in Einstein's notation: `einsum("bij,bjk->bik", x, y)`.
 
@@ -51,8 +55,11 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
     one matrix product on our own kernels.
 
     Raises:
+        TypeError: if the subscripts are no text.
         ValueError: if the subscripts do not describe the operands, or sizes do not match.
     """
+    if not isinstance(subscripts, str):
+        raise TypeError(f"einsum: subscripts come first, as in 'ij,jk->ik', not {subscripts!r:.60}")
     values = [x if isinstance(x, Tensor) else as_array(x) for x in operands]
     inputs, output = _parsed(subscripts, [x.shape for x in values])
     sizes = _sizes(subscripts, inputs, [x.shape for x in values])

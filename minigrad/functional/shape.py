@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.functional.composition import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
 from minigrad.ops.axes import axes_from_zero, axis_from_zero
 from minigrad.tensor import Array, Axis, Tensor
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@composition
 def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
     """Two axes exchanged."""
     axes = list(range(x.ndim))
@@ -35,6 +37,7 @@ def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
     return transpose(x, axes)
 
 
+@composition
 def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     """The axes `source` at the places `destination`, the others in their order around them.
 
@@ -51,6 +54,7 @@ def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[
     return transpose(x, order)
 
 
+@composition
 def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
     """New axes of size 1, at the positions `axis` of the result."""
     count = x.ndim + np.size(axis)
@@ -59,6 +63,7 @@ def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
     return reshape(x, tuple(1 if i in axes else next(sizes) for i in range(count)))
 
 
+@composition
 def squeeze(x: Array, axis: Axis = None) -> Tensor:
     """Without the axes of size 1: all of them, or those given.
 
@@ -75,6 +80,7 @@ def squeeze(x: Array, axis: Axis = None) -> Tensor:
     )
 
 
+@composition
 def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     """Several arrays of one shape joined along a new axis.
 
@@ -91,6 +97,7 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
 
 
+@composition
 def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     """The parts of x along `axis`: so many equal ones, or those between the given indices.
 
@@ -110,6 +117,7 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
     return [getitem(x, (*[slice(None)] * axis, slice(start, stop))) for start, stop in edges]
 
 
+@composition
 def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
     """Copies of x side by side, `reps` of them along each axis (the last ones, if fewer).
 
@@ -127,6 +135,7 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
     return reshape(repeated, [count * size for count, size in zip(counts, sizes, strict=True)])
 
 
+@composition
 def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> Tensor:
     """Each element along `axis` so many times, the same for all or one number for each.
 
@@ -140,6 +149,8 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
     axis = axis_from_zero("repeat", axis, x.ndim)
     size = x.shape[axis]
     counts = np.asarray(repeats)
+    if counts.dtype.kind not in "iu":
+        raise TypeError(f"repeat: takes integers, not {repeats!r:.60}")
     if counts.shape not in ((), (1,), (size,)) or (counts < 0).any():
         raise ValueError(
             f"repeat: takes a number of repeats, or one for each of {size} elements, none of them "
@@ -149,6 +160,7 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
     return getitem(x, (*[slice(None)] * axis, places))
 
 
+@composition
 def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float = 0.0) -> Tensor:
     """Wider at the ends of its axes, as `numpy.pad` does it.
 
@@ -164,6 +176,8 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         ValueError: for another mode, a negative width, or a shape that does not match.
     """
     given = np.asarray(pad_width)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"pad: widths are integers, not {pad_width!r:.60}")
     if given.shape not in ((), (1,), (2,), (1, 2), (x.ndim, 2), (x.ndim, 1)):
         raise ValueError(f"pad: a width of {pad_width!r:.60} does not go with shape {x.shape}")
     widths = np.broadcast_to(given, (x.ndim, 2)).tolist()
@@ -182,17 +196,21 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         raise ValueError(
             f"pad: mode is 'constant', 'edge', 'reflect', 'symmetric' or 'wrap', not {mode!r}"
         )
+    if 0 in x.shape:
+        raise ValueError(f"pad: there is nothing to repeat in an array of shape {x.shape}")
     for axis, width in enumerate(widths):
         places: Any = np.pad(np.arange(x.shape[axis]), width, mode)  # type: ignore[call-overload]
         x = getitem(x, (*[slice(None)] * axis, places))
     return x  # type: ignore[no-any-return]
 
 
+@composition
 def tril(x: Array, k: int = 0) -> Tensor:
     """The lower triangle of each matrix, with 0 above the k-th diagonal."""
     return where(np.tri(*_matrix("tril", x), k, dtype=bool), x, 0.0)
 
 
+@composition
 def triu(x: Array, k: int = 0) -> Tensor:
     """The upper triangle of each matrix, with 0 below the k-th diagonal."""
     return where(np.tri(*_matrix("triu", x), k - 1, dtype=bool), 0.0, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from minigrad.functional.composition import composition
 from minigrad.ops import sqrt, sum, where
 from minigrad.ops.axes import kept
 from minigrad.tensor import Array, Axis, Tensor
@@ -11,6 +12,7 @@ from minigrad.tensor import Array, Axis, Tensor
 __all__ = ["mean", "std", "var"]
 
 
+@composition
 def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`: an int, a tuple of ints, or None for all.
 
@@ -21,6 +23,7 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return sum(x, axis, keepdims) / count
 
 
+@composition
 def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """The variance over `axis`, sum((x - mean)^2) / (n - ddof).
 
@@ -34,6 +37,7 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     return sum(deviation * deviation, axis, keepdims) / (count - ddof)
 
 
+@composition
 def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """The standard deviation over `axis`, the root of `var`; where that is 0, so is the gradient.
 

@@ -78,7 +78,13 @@ def _silu_x(g: Array, x: Array) -> Array:
 
 @op
 def softplus(x: Array, beta: float = 1.0) -> Array:
-    """log(1 + e^(beta x)) / beta, without overflow; the derivative is sigmoid(beta x)."""
+    """log(1 + e^(beta x)) / beta, without overflow; the derivative is sigmoid(beta x).
+
+    Raises:
+        ValueError: if `beta` is not positive.
+    """
+    if not beta > 0:
+        raise ValueError(f"softplus: beta must be positive, not {beta!r}")
     return np.logaddexp(beta * x, 0.0) / beta
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from numpy.exceptions import AxisError
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigrad.tensor import Axis
@@ -18,11 +19,13 @@ def axes_from_zero(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     """
     try:
         return normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
-    except ValueError as error:
+    except TypeError:
+        raise TypeError(f"{name}: axis is an int or several of them, not {axis!r}") from None
+    except AxisError:
         wrong = f"out of bounds for an array of {ndim} axes"
-        if not hasattr(error, "axis"):  # as numpy's AxisError has
-            wrong = "repeated"
-        raise ValueError(f"{name}: axis {axis} is {wrong}") from None
+    except ValueError:
+        wrong = "repeated"
+    raise ValueError(f"{name}: axis {axis} is {wrong}")
 
 
 def axis_from_zero(name: str, axis: int, ndim: int) -> int:
@@ -31,7 +34,7 @@ def axis_from_zero(name: str, axis: int, ndim: int) -> int:
     Raises:
         ValueError: if it is not there; `name` is that of the function.
     """
-    return axes_from_zero(name, (axis,), ndim)[0]
+    return axes_from_zero(name, axis, ndim)[0]
 
 
 def kept(shape: Sequence[int], axis: Axis, name: str = "a reduction") -> tuple[int, ...]:

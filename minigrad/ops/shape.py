@@ -77,7 +77,12 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
     """Shifted by `shift` places along `axis`; what leaves at the end comes in at the beginning.
 
     With `axis=None` it runs over all elements in a row. Several axes have a shift each, or one.
+
+    Raises:
+        TypeError: if a shift is no integer.
     """
+    if np.asarray(shift).dtype.kind not in "iu":
+        raise TypeError(f"roll: a shift is an integer, not {shift!r}")
     return np.roll(x, shift, axis)
 
 
