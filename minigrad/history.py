@@ -22,10 +22,11 @@ class History:
     """The records of a run.
 
     Attributes:
-        steps: for each step its number, epoch, loss, learning rate, gradient norm and seconds.
-        epochs: for each epoch its number, the mean loss over the training rows, the learning rate,
-            the mean gradient norm, seconds, the metrics, and with validation data their loss and
-            metrics as "validation_...".
+        steps: for each step of the optimiser its number, epoch, loss, learning rate (of the first
+            group), gradient norm and seconds.
+        epochs: for each epoch its number, the mean loss over the training rows, the learning rate
+            of its last step, the mean gradient norm, seconds, the metrics, and with validation data
+            their loss and metrics as "validation_...".
     """
 
     steps: list[Record] = field(default_factory=list)

@@ -10,23 +10,22 @@ if it had never stopped, to the bit.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import random
+from minigrad import random, trainer_state
 from minigrad.data import batches, check_positive
 from minigrad.history import History, as_record
-from minigrad.io import load_state, save_state
 from minigrad.mode import no_grad
 from minigrad.nn.module import Module
-from minigrad.optim import Optimizer, clip_grad_norm, grad_norm
+from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.tensor import Tensor, as_array
 
 Loss = Callable[[Any, Any], Tensor]
@@ -41,7 +40,9 @@ class Trainer:
         model: what to train.
         optimizer: made with the parameters to change.
         loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean.
-        batch_size: how many rows a step sees.
+        batch_size: how many rows go through the model at once.
+        accumulation_steps: how many such batches a step of the optimiser sees. Their gradients add
+            up to that of one batch of all their rows, in the memory of one of them.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
             to record after each epoch, for the training rows and for those of the validation; a
             dict gives them other names than their own.
@@ -50,6 +51,10 @@ class Trainer:
             there is no validation), and then go back to the best weights.
         on_epoch: functions to call with the trainer after each epoch; they may call `stop()`.
         checkpoint: a file to write after each epoch.
+        scheduler: made with the same optimiser; sets its lr after each step of it, not each epoch.
+        ema: averages of the model's weights, updated after each step. They are what is validated,
+            measured by the metrics and kept as the best weights. The model itself holds its own
+            weights all the while, also in `on_epoch` and after `fit`; see `EMA.applied`.
         progress: show a progress bar.
         rng: where the order of the rows is drawn from.
 
@@ -57,7 +62,10 @@ class Trainer:
         history: the records of all epochs so far.
 
     Raises:
-        ValueError: if an option has an impossible value.
+        ValueError: if an option has an impossible value, or the optimiser, the scheduler and the
+            averages do not belong together.
+        TypeError: if `scheduler` or `ema` is something else.
+        FileNotFoundError: if the folder of the checkpoint does not exist.
     """
 
     def __init__(
@@ -67,15 +75,19 @@ class Trainer:
         loss: Loss,
         *,
         batch_size: int = 32,
+        accumulation_steps: int = 1,
         metrics: Sequence[Metric] | Mapping[str, Metric] = (),
         clip_norm: float | None = None,
         patience: int | None = None,
         on_epoch: Sequence[Callable[[Trainer], object]] | Callable[[Trainer], object] = (),
         checkpoint: str | os.PathLike[str] | None = None,
+        scheduler: LRScheduler | None = None,
+        ema: EMA | None = None,
         progress: bool = True,
         rng: np.random.Generator | None = None,
     ) -> None:
         check_positive("batch_size", batch_size)
+        check_positive("accumulation_steps", accumulation_steps)
         if patience is not None:
             check_positive("patience", patience)
         if clip_norm is not None and not clip_norm > 0:
@@ -84,9 +96,15 @@ class Trainer:
         self.optimizer = optimizer
         self.loss = loss
         self.batch_size = batch_size
+        self.accumulation_steps = accumulation_steps
         own = {id(parameter) for parameter in model.parameters()}
         if not all(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimiser has parameters that are not the model's")
+        self.scheduler = scheduler
+        self.ema = ema
+        self._check_companions()
+        if checkpoint is not None:
+            trainer_state.check_folder(checkpoint)
         if not isinstance(metrics, Mapping):
             names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
             if len(set(names)) != len(names):
@@ -121,7 +139,7 @@ class Trainer:
         check_positive("epochs", epochs)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
-        steps = epochs * math.ceil(len(data[0]) / self.batch_size)
+        steps = epochs * math.ceil(len(data[0]) / (self.batch_size * self.accumulation_steps))
         self._stopping = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
             self._epochs_since_best = 0  # it was stopped, and is to go on all the same
@@ -164,7 +182,7 @@ class Trainer:
         return np.concatenate(parts)
 
     def evaluate(self, data: Data) -> dict[str, float]:
-        """The loss and the metrics of the model on `(x, y)`."""
+        """The loss and the metrics of the model, with the weights it holds, on `(x, y)`."""
         x, y = self._prepared(data, "data")
         prediction = self.predict(x)
         with no_grad():
@@ -185,67 +203,71 @@ class Trainer:
         """Go through the rows once, then judge, record and save."""
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
-        losses, norms, sizes = [], [], []
+        sizes = []
         self.model.train()
-        for x, y in batches(train, self.batch_size, rng=self.rng):
-            loss, norm, seconds = self._step(x, y)
-            losses.append(loss)
-            norms.append(norm)
+        for x, y in batches(train, self.batch_size * self.accumulation_steps, rng=self.rng):
+            step = {"step": len(self.history.steps) + 1, "epoch": epoch, **self._step(x, y)}
+            self.history.steps.append(as_record(step))
             sizes.append(len(x))
-            self.history.steps.append(
-                as_record(
-                    {
-                        "step": len(self.history.steps) + 1,
-                        "epoch": epoch,
-                        "loss": loss,
-                        "lr": self.optimizer.param_groups[0]["lr"],
-                        "grad_norm": norm,
-                        "seconds": seconds,
-                    }
-                )
-            )
-            bar.set_postfix_str(f"epoch {epoch}, loss {loss:.4g}", refresh=False)
+            bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
+        steps = self.history.steps[-len(sizes) :]
         record = {
             "epoch": epoch,
-            "loss": np.average(losses, weights=sizes),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": np.mean(norms),
+            "loss": np.average([step["loss"] for step in steps], weights=sizes),
+            "lr": steps[-1]["lr"],
+            "grad_norm": np.mean([step["grad_norm"] for step in steps]),
             "seconds": time.perf_counter() - started,
         }
-        if self.metrics:
-            record |= {k: v for k, v in self.evaluate((train[0], train[1])).items() if k != "loss"}
-        if validation is not None:
-            record |= {f"validation_{k}": v for k, v in self.evaluate(validation).items()}
-        self.history.epochs.append(as_record(record))
-        self._watch(self.history.epochs[-1])
+        with nullcontext() if self.ema is None else self.ema.applied():
+            if self.metrics:
+                judged = self.evaluate((train[0], train[1]))
+                record |= {name: value for name, value in judged.items() if name != "loss"}
+            if validation is not None:
+                record |= {f"validation_{k}": v for k, v in self.evaluate(validation).items()}
+            self.history.epochs.append(as_record(record))
+            self._watch(self.history.epochs[-1])
         for function in self.on_epoch:
             function(self)
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
-    def _step(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float, float]:
-        """One step: its loss, the norm of the gradient, and the seconds that it took."""
+    def _step(self, x: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
+        """One step of the optimiser, and what to record of it."""
         started = time.perf_counter()
+        lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad()
-        loss = self.loss(self.model(Tensor(x)), y)
-        if not isinstance(loss, Tensor) or loss.size != 1:
-            what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
-            raise TypeError(f"the loss must return a Tensor of one element, not {what}")
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
-                f"learning rate, clip_norm, or data without extreme values may help"
-            )
-        loss.backward()
+        loss = 0.0
+        for start in range(0, len(x), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            loss += self._backward(x[rows], y[rows], len(x[rows]) / len(x))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.clip_norm is not None:
             norm = clip_grad_norm(parameters, self.clip_norm)
         else:
             norm = grad_norm(parameters)
         self.optimizer.step()
-        return value, norm, time.perf_counter() - started
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update()
+        seconds = time.perf_counter() - started
+        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}
+
+    def _backward(self, x: NDArray[Any], y: NDArray[Any], share: float) -> float:
+        """Add the gradient of `share` times the loss of a batch, and return that product."""
+        loss = self.loss(self.model(Tensor(x)), y)
+        if not isinstance(loss, Tensor) or loss.size != 1:
+            what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
+            raise TypeError(f"the loss must return a Tensor of one element, not {what}")
+        value = float(loss.item())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
+                f"learning rate, clip_norm, or data without extreme values may help"
+            )
+        loss.backward(np.full(loss.shape, share, loss.dtype))
+        return value * share
 
     def _watch(self, record: Mapping[str, float]) -> None:
         """Keep the best weights, and stop when they have been the best for long enough."""
@@ -259,6 +281,25 @@ class Trainer:
             self._epochs_since_best += 1
         if self._epochs_since_best >= self.patience:
             self.stop()
+
+    def _check_companions(self) -> None:
+        """Raise an error unless the scheduler and the averages are those of this optimiser."""
+        scheduler, ema = self.scheduler, self.ema
+        if not isinstance(scheduler, LRScheduler | None):
+            raise TypeError(f"scheduler must be an LRScheduler or None, not {scheduler!r:.60}")
+        if scheduler is not None and scheduler.optimizer is not self.optimizer:
+            raise ValueError("the scheduler was made with another optimiser than the trainer's")
+        if not isinstance(ema, EMA | None):
+            raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
+        if ema is not None:
+            own = {id(parameter) for parameter in ema.parameters.values()}
+            groups = self.optimizer.param_groups
+            missing = sum(id(p) not in own for group in groups for p in group["params"])
+            if missing:
+                raise ValueError(
+                    f"ema has no average of {missing} parameters of the optimiser; make it of the "
+                    f"same model, when all that is to be trained requires a gradient"
+                )
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         if not isinstance(data, (tuple, list)) or len(data) != 2:
@@ -285,112 +326,18 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is needed to go on from here: weights, optimiser, generators, records."""
-        arrays = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        arrays |= {f"best.{name}": value for name, value in self._best.items()}
-        optimizer = self.optimizer.state_dict()
-        numbers: dict[str, Any] = {}
-        for number, state in optimizer["state"].items():
-            for key, value in state.items():
-                if isinstance(value, np.ndarray):
-                    arrays[f"optimizer.{number}.{key}"] = value
-                else:
-                    numbers[f"{number}.{key}"] = value
-        facts = {
-            "optimizer": type(self.optimizer).__name__,
-            "param_groups": optimizer["param_groups"],
-            "numbers": numbers,
-            "generators": [g.bit_generator.state for g in self._generators()],
-            "best_loss": self._best_loss,
-            "epochs_since_best": self._epochs_since_best,
-            "steps": self.history.steps,
-            "epochs": self.history.epochs,
-        }
-        save_state(path, arrays, {"minigrad.trainer": json.dumps(facts, default=_as_list)})
+        """Write all that is needed to go on from here: weights, states, generators, records."""
+        trainer_state.save(self, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that `save` wrote; the next `fit` does as the saved run would have.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is cut short, no checkpoint, or one of another model or optimiser;
-                nothing is changed then.
+            ValueError: if it is cut short, no checkpoint, or one of another model, optimiser,
+                scheduler or average; nothing is changed then.
         """
-        arrays, metadata = load_state(path)
-        if "minigrad.trainer" not in metadata:
-            raise ValueError(f"{os.fspath(path)!r} is no checkpoint of a Trainer")
-        generators = self._generators()
-        try:
-            facts = json.loads(metadata["minigrad.trainer"])
-            states, groups, parts = _unpacked(arrays, facts)
-            history = History(facts["steps"], facts["epochs"])
-            best_loss, since_best = facts["best_loss"], facts["epochs_since_best"]
-            kinds = [state["bit_generator"] for state in facts["generators"]]
-            optimizer_name = facts["optimizer"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} is no checkpoint of a Trainer, or one of another version: "
-                f"{error!r}"
-            ) from error
-        if optimizer_name != type(self.optimizer).__name__:
-            raise ValueError(
-                f"{os.fspath(path)!r} was saved with {optimizer_name}, and this trainer has "
-                f"{type(self.optimizer).__name__}"
-            )
-        own = [generator.bit_generator.state["bit_generator"] for generator in generators]
-        if kinds != own:
-            raise ValueError(
-                f"{os.fspath(path)!r} has the states of the random generators {kinds}, this "
-                f"trainer and model use {own}"
-            )
-        before = self.model.state_dict()
-        for name, value in parts["model"].items():
-            if name in before and value.dtype != before[name].dtype:
-                raise ValueError(
-                    f"{os.fspath(path)!r} has {name} as {value.dtype}, and this model as "
-                    f"{before[name].dtype}; convert the model with astype first"
-                )
-        self.model.load_state_dict(parts["model"])
-        try:
-            self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-            for generator, state in zip(generators, facts["generators"], strict=True):
-                generator.bit_generator.state = state
-        except Exception:
-            self.model.load_state_dict(before)
-            raise
-        self._best = parts["best"]
-        self._best_loss = best_loss
-        self._epochs_since_best = since_best
-        self.history = history
-
-    def _generators(self) -> list[np.random.Generator]:
-        """Every generator that a step may draw from: the default one, ours, and the modules'."""
-        own = [random.generator(), *([] if self.rng is None else [self.rng])]
-        for module in self.model.modules():
-            own += [v for v in vars(module).values() if isinstance(v, np.random.Generator)]
-        return list({id(generator): generator for generator in own}.values())
-
-
-def _unpacked(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Any:
-    """What a checkpoint holds: the optimiser's states and groups, and the arrays by their use."""
-    parts: dict[str, dict[str, NDArray[Any]]] = {"model": {}, "best": {}, "optimizer": {}}
-    for name, value in arrays.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = value
-    states: dict[int, dict[str, Any]] = {}
-    for name, value in {**parts["optimizer"], **facts["numbers"]}.items():
-        number, _, key = name.partition(".")
-        states.setdefault(int(number), {})[key] = value
-    groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-        for group in facts["param_groups"]
-    ]
-    return states, groups, parts
-
-
-def _as_list(value: Any) -> Any:
-    """For JSON: the arrays that the states of some generators have."""
-    return value.tolist()
+        trainer_state.load(self, path)
 
 
 def _progress_bar(steps: int, shown: bool) -> Any:

@@ -12,13 +12,22 @@ from safetensors import safe_open
 import minigrad
 from minigrad.kernels import optim as kernels
 from minigrad.nn import MLP, Parameter
-from minigrad.optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm, grad_norm
+from minigrad.optim import (
+    SGD,
+    Adam,
+    AdamW,
+    Optimizer,
+    clip_grad_norm,
+    clip_grad_value,
+    grad_norm,
+)
 
 FIXTURE = Path(__file__).parent / "fixtures" / "optim.safetensors"
 with safe_open(FIXTURE, framework="numpy") as file:
     REFERENCE = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     CASES = json.loads(file.metadata()["cases"])
     SNAPSHOTS = json.loads(file.metadata()["snapshots"])
+    CLIP_VALUES = json.loads(file.metadata()["clip values"])
 
 OPTIMIZERS = {
     "sgd": lambda p: SGD(p, lr=0.1),
@@ -26,6 +35,7 @@ OPTIMIZERS = {
     "nesterov": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True),
     "adam": lambda p: Adam(p, lr=0.1, weight_decay=0.1),
     "adamw": lambda p: AdamW(p, lr=0.1),
+    "amsgrad": lambda p: AdamW(p, lr=0.1, amsgrad=True),
 }
 
 
@@ -167,6 +177,32 @@ def test_l2_penalty_of_adam_goes_through_the_moments():
     np.testing.assert_allclose(first, [2 - 0.1 * 4 / (4 + 1)], rtol=1e-14)
 
 
+def test_amsgrad_divides_by_the_highest_moment():
+    p = parameter([0.0, 0.0])
+    optimizer = Adam([p], lr=0.1, betas=(0.0, 0.5), eps=0.0, amsgrad=True)
+    values = []
+    for gradient in ([4.0, 1.0], [1.0, 4.0]):
+        p.grad = minigrad.tensor(np.array(gradient))
+        optimizer.step()
+        values.append(p.data.copy())
+    # v is [8, 0.5], then [4.5, 8.25]; the correction of step 2 is 1 - 0.5^2 for either maximum.
+    np.testing.assert_allclose(values[0], [-0.1, -0.1], rtol=1e-14)
+    second = -0.1 * np.array([1.0, 4.0]) / np.sqrt(np.array([8.0, 8.25]) / 0.75)
+    np.testing.assert_allclose(values[1] - values[0], second, rtol=1e-14)
+    highest = optimizer.state_dict()["state"][0]["max_exp_avg_sq"]
+    np.testing.assert_allclose(highest, [8.0, 8.25], rtol=1e-14)
+
+
+@pytest.mark.parametrize("gradients", [(math.nan, 1.0), (1.0, math.nan)])
+def test_a_nan_stays_in_the_highest_moment(gradients):
+    p = parameter([0.0])
+    optimizer = Adam([p], betas=(0.0, 0.0), amsgrad=True)
+    for gradient in gradients:
+        p.grad = minigrad.tensor(np.array([gradient]))
+        optimizer.step()
+    assert math.isnan(optimizer.state_dict()["state"][0]["max_exp_avg_sq"][0])
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy says so, and goes on
 def test_eps_zero_divides_as_numpy_does():
     p = parameter([1.0, 1.0], [0.0, 1.0])
@@ -176,7 +212,7 @@ def test_eps_zero_divides_as_numpy_does():
 
 def test_defaults_are_those_of_pytorch():
     p = parameter([1.0])
-    options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+    options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False}
     sgd = {"lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
     assert SGD([p]).param_groups == [{"params": [p], **sgd}]
     assert Adam([p]).param_groups == [{"params": [p], **options, "weight_decay": 0}]
@@ -206,17 +242,32 @@ def test_compiled_sgd_is_its_twin(rng, monkeypatch, dtype, size, momentum, neste
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1, 5, 1000])
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_compiled_adam_is_its_twin(rng, monkeypatch, dtype, size, decoupled):
-    x, g, m, v = rng.standard_normal((4, size)).astype(dtype)
-    v = v * v
-    expected = x.copy(), m.copy(), v.copy()
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_compiled_adam_is_its_twin(rng, monkeypatch, dtype, size, decoupled, amsgrad):
+    x, g, m, v, highest = rng.standard_normal((5, size)).astype(dtype)
+    v, highest = v * v, highest * highest
     options = (3, 0.1, 0.9, 0.99, 1e-8, 0.3, decoupled)
-    kernels.adam(x, g, m, v, *options)
+    ours, twins = ([a.copy() for a in (x, m, v, highest)] for _ in range(2))
+    kernels.adam(ours[0], g, *ours[1:3], *options, ours[3] if amsgrad else None)
     monkeypatch.setattr(kernels, "JIT_ENABLED", False)
-    kernels.adam(expected[0], g, *expected[1:], *options)
-    for value, twin in zip((x, m, v), expected, strict=True):
+    kernels.adam(twins[0], g, *twins[1:3], *options, twins[3] if amsgrad else None)
+    for value, twin in zip(ours, twins, strict=True):
         tolerance = 8 * np.finfo(dtype).eps  # a product may be fused with an addition
         np.testing.assert_allclose(value, twin, rtol=tolerance, atol=tolerance)
+    assert np.array_equal(twins[3], np.maximum(highest, twins[2]) if amsgrad else highest)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_compiled_average_is_its_twin(rng, monkeypatch, dtype, size):
+    average, x = rng.standard_normal((2, size)).astype(dtype)
+    ours, twin = average.copy(), average.copy()
+    kernels.ema(ours, x, 0.9)
+    monkeypatch.setattr(kernels, "JIT_ENABLED", False)
+    kernels.ema(twin, x, 0.9)
+    tolerance = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(ours, twin, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(twin, 0.9 * average + 0.1 * x, rtol=1e-5, atol=1e-6)
 
 
 def test_memory_that_is_not_contiguous_is_stepped_in_place(rng, make):
@@ -236,6 +287,14 @@ def test_memory_that_is_not_contiguous_is_stepped_in_place(rng, make):
     np.testing.assert_allclose(turned.data, plain.data, rtol=1e-13)
     assert np.array_equal(base[::2, ::2], strided.data)
     assert np.array_equal(base[1::2], untouched)
+
+
+def test_a_highest_moment_in_another_order_is_kept_in_place(rng):
+    x, g = rng.standard_normal((2, 3, 4))
+    m, v, highest = np.zeros((3, 4)), np.zeros((3, 4)), np.zeros((3, 4), order="F")
+    kernels.adam(x, g, m, v, 1, 0.1, 0.9, 0.99, 1e-8, 0.0, False, highest)
+    assert v.all()
+    assert np.array_equal(highest, v)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3, 4)])
@@ -326,6 +385,16 @@ def test_zero_grad_forgets_all_gradients(make):
     assert q.grad is None
 
 
+def test_zero_grad_can_leave_zeros_in_new_memory(make):
+    p, q, idle = parameter([[1.0, 2.0]], [[3.0, 4.0]], np.float32), parameter([1.0]), parameter(1.0)
+    held = p.grad
+    q.grad = minigrad.tensor(np.array([5.0]))
+    make([p, q, idle]).zero_grad(set_to_none=False)
+    assert (p.grad.tolist(), q.grad.tolist(), idle.grad) == ([[0.0, 0.0]], [0.0], None)
+    assert p.grad.dtype == np.float32
+    assert held.tolist() == [[3.0, 4.0]]
+
+
 def test_any_iterable_of_tensors_will_do(make):
     model = MLP([2, 3, 1])
     count = len(make(model.parameters()).param_groups[0]["params"])
@@ -351,6 +420,48 @@ def test_groups_step_as_optimisers_of_their_own(rng, cls):
             optimizer.step()
     assert np.array_equal(p.data, p2.data)
     assert np.array_equal(q.data, q2.data)
+
+
+def test_a_group_that_is_added_is_stepped_as_if_it_had_been_there(rng, make):
+    p, q = parameter(rng.standard_normal(3)), parameter(rng.standard_normal(4))
+    p2, q2 = copy.deepcopy((p, q))
+    grown, whole = make([p]), make([{"params": [p2]}, {"params": [q2], "lr": 0.3}])
+    assert grown.add_param_group({"params": q, "lr": 0.3}) is None
+    assert [{**g, "params": 0} for g in grown.param_groups] == [
+        {**g, "params": 0} for g in whole.param_groups
+    ]
+    for _ in range(3):
+        give_gradients([p, q], rng)
+        p2.grad, q2.grad = p.grad, q.grad
+        grown.step()
+        whole.step()
+    assert np.array_equal(p.data, p2.data)
+    assert np.array_equal(q.data, q2.data)
+    assert set(grown.state_dict()["state"]) == set(whole.state_dict()["state"])
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [
+        (lambda p, q: [q], TypeError, "group 1 must be a dict with 'params'"),
+        (lambda p, q: {"lr": 0.1}, TypeError, "group 1 must be a dict with 'params'"),
+        (lambda p, q: {"params": [q], "rate": 1}, TypeError, r"group 1 has unknown.*rate.*lr"),
+        (lambda p, q: {"params": [q, "w"]}, TypeError, "parameter 1 of group 1 must be a Tensor"),
+        (lambda p, q: {"params": [q, p]}, ValueError, "parameter 1 of group 1 occurs twice"),
+        (lambda p, q: {"params": [q, q]}, ValueError, "parameter 1 of group 1 occurs twice"),
+        (lambda p, q: {"params": [q * 1]}, ValueError, "parameter 0 of group 1 .* only leaves"),
+        (lambda p, q: {"params": [q.detach()]}, ValueError, "parameter 0 of group 1 is frozen"),
+        (lambda p, q: {"params": [q], "lr": -1}, ValueError, "lr must be in"),
+    ],
+)
+def test_a_group_that_cannot_be_added_is_an_error_and_changes_nothing(make, group, error, message):
+    p, q = parameter([1.0]), parameter([2.0])
+    optimizer = make([p])
+    with pytest.raises(error, match=message):
+        optimizer.add_param_group(group(p, q))
+    assert [g["params"] for g in optimizer.param_groups] == [[p]]
+    optimizer.add_param_group({"params": [q]})
+    assert [g["params"] for g in optimizer.param_groups] == [[p], [q]]
 
 
 def test_options_may_change_between_steps():
@@ -382,6 +493,7 @@ def test_repr_counts_by_group():
         (lambda p: SGD(p, momentum=0.9), 4),
         (lambda p: Adam(p), 8),
         (lambda p: AdamW(p), 8),
+        (lambda p: AdamW(p, amsgrad=True), 12),
     ],
 )
 def test_state_bytes_is_the_memory_of_the_moments(rng, make, per_number):
@@ -508,6 +620,60 @@ def test_a_state_that_does_not_fit_is_an_error_and_changes_nothing(rng, spoil):
     np.testing.assert_equal(optimizer.state_dict(), before)
 
 
+def with_amsgrad(rng, first, second):
+    """An Adam of two groups after a step."""
+    p, q = parameter(rng.standard_normal(3)), parameter(rng.standard_normal(2))
+    optimizer = Adam([{"params": p, "amsgrad": first}, {"params": q, "amsgrad": second}])
+    give_gradients([p, q], rng)
+    optimizer.step()
+    return optimizer
+
+
+def test_the_highest_moments_are_kept_where_amsgrad_is_on(rng):
+    state = with_amsgrad(rng, True, False).state_dict()
+    names = {"step", "exp_avg", "exp_avg_sq"}
+    assert set(state["state"][0]) == names | {"max_exp_avg_sq"}
+    assert set(state["state"][1]) == names
+    other = with_amsgrad(rng, False, True)
+    other.load_state_dict(state)
+    np.testing.assert_equal(other.state_dict(), state)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_state_must_fit_amsgrad_of_its_group(rng, number):
+    optimizer = with_amsgrad(rng, True, False)
+    state = optimizer.state_dict()
+    before = copy.deepcopy(state)
+    state["param_groups"][number]["amsgrad"] = not state["param_groups"][number]["amsgrad"]
+    with pytest.raises(ValueError, match=rf"state of parameter {number} has .*exp_avg_sq"):
+        optimizer.load_state_dict(state)
+    np.testing.assert_equal(optimizer.state_dict(), before)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_amsgrad_cannot_be_switched_after_a_step(rng, first):
+    optimizer = with_amsgrad(rng, first, first)
+    p = optimizer.param_groups[0]["params"][0]
+    value, state = p.data.copy(), optimizer.state_dict()["state"]
+    optimizer.param_groups[0]["amsgrad"] = not first
+    with pytest.raises(ValueError, match="amsgrad cannot be switched"):
+        optimizer.step()
+    assert np.array_equal(p.data, value)
+    np.testing.assert_equal(optimizer.state_dict()["state"], state)
+
+
+def test_a_switch_that_a_state_does_not_know_is_off(rng):
+    parameters, optimizer = started(OPTIMIZERS["adam"], rng)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["amsgrad"]
+    optimizer.load_state_dict(state)
+    assert [g["amsgrad"] for g in optimizer.param_groups] == [False, False]
+    amsgrad = Adam([{"params": parameters[:2]}, {"params": parameters[2:]}], amsgrad=True)
+    with pytest.raises(ValueError, match=r"lacks \['amsgrad'\]"):
+        amsgrad.load_state_dict(state)
+
+
 def test_a_state_of_another_optimiser_is_an_error(rng):
     _, sgd = started(OPTIMIZERS["momentum"], rng)
     _, adam = started(OPTIMIZERS["adam"], rng)
@@ -567,6 +733,30 @@ def test_impossible_options_are_errors(cls, options):
         cls([leaf], **options)
     with pytest.raises(ValueError, match="|".join(options)):
         cls([{"params": [leaf], **options}])
+
+
+@pytest.mark.parametrize("cls", [Adam, AdamW])
+@pytest.mark.parametrize("betas", [0.9, None, {0.9: 0, 0.99: 0}])
+def test_betas_that_are_no_pair_are_an_error_that_says_so(cls, betas):
+    message = r"betas must be two numbers, as in \(0.9, 0.999\), not"
+    with pytest.raises(TypeError, match=message):
+        cls([{"params": [leaf], "betas": betas}])
+    if not isinstance(betas, dict):
+        with pytest.raises(TypeError, match=message):
+            cls([leaf], betas=betas)
+
+
+def test_betas_in_a_list_are_a_pair_too():
+    assert Adam([leaf], betas=[0.8, 0.9]).param_groups[0]["betas"] == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), [(Adam, "amsgrad"), (AdamW, "amsgrad"), (SGD, "nesterov")]
+)
+def test_a_switch_is_true_or_false(cls, name):
+    for value in (1, None, "yes"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False"):
+            cls([leaf], **{name: value})
 
 
 def test_an_optimiser_of_ones_own_is_a_class_with_two_methods():
@@ -671,6 +861,45 @@ def test_a_norm_that_is_not_finite_can_be_let_pass():
 def test_the_limit_must_be_positive(max_norm):
     with pytest.raises(ValueError, match="max_norm must be positive"):
         clip_grad_norm([parameter([1.0], [1.0])], max_norm)
+
+
+def test_a_limit_of_numpys_kind_keeps_the_dtype():
+    p = parameter([1.0], [3.0], np.float32)
+    clip_grad_norm([p], np.float64(2.0))
+    clip_grad_value([p], np.float64(1.0))
+    assert p.grad.dtype == np.float32
+    assert p.grad.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("limit", CLIP_VALUES)
+def test_elements_are_clipped_as_by_pytorch(dtype, limit):
+    p = parameter(np.zeros(REFERENCE["gradient"].shape), REFERENCE["gradient"], dtype)
+    idle = parameter([1.0])
+    assert clip_grad_value(iter([p, idle]), limit) is None
+    expected = REFERENCE[f"gradient, clipped to {limit}"].astype(dtype)
+    np.testing.assert_array_equal(p.grad.data, expected)
+    assert p.grad.dtype == dtype
+    assert idle.grad is None
+    clip_grad_value(p, 0.25)
+    assert np.nanmax(abs(p.grad.data)) == 0.25
+
+
+def test_clipping_by_value_does_not_write_into_a_gradient_that_someone_holds():
+    p, q = parameter([1.0], [3.0]), parameter([1.0])
+    held = q.grad = p.grad
+    clip_grad_value([p, q], 1.0)
+    assert held.tolist() == [3.0]
+    assert p.grad.tolist() == q.grad.tolist() == [1.0]
+    assert not np.shares_memory(p.grad.data, q.grad.data)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_the_value_to_clip_at_must_be_positive(value):
+    p = parameter([1.0], [3.0])
+    with pytest.raises(ValueError, match="clip_value must be positive"):
+        clip_grad_value([p], value)
+    assert p.grad.tolist() == [3.0]
 
 
 @pytest.mark.parametrize("cls", [SGD, Adam, AdamW])

@@ -3,6 +3,7 @@
 import copy
 import csv
 import functools
+import json
 import math
 
 import numpy as np
@@ -15,7 +16,16 @@ from minigrad.history import History
 from minigrad.io import load_state, save_state
 from minigrad.metrics import mae, r2, rmse
 from minigrad.nn import MLP, Dropout, Linear, Module, Sequential
-from minigrad.optim import SGD, Adam, AdamW
+from minigrad.optim import (
+    EMA,
+    SGD,
+    Adam,
+    AdamW,
+    CosineAnnealingLR,
+    LambdaLR,
+    StepLR,
+    WarmupCosineLR,
+)
 from minigrad.trainer import Trainer
 
 
@@ -115,6 +125,81 @@ def test_equal_seeds_give_equal_runs(data):
     one, two, other = (make(seed) for seed in (1, 1, 2))
     runs = [trainer.fit(data, epochs=2)["loss"] for trainer in (one, two, other)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def in_double(optimizer=SGD, **options):
+    """A trainer in float64 that makes no difference between batches but by their rows."""
+    model = MLP([2, 8, 1], rng=np.random.default_rng(0)).astype(np.float64)
+    options = {"progress": False, "rng": np.random.default_rng(0), **options}
+    return Trainer(model, optimizer(model.parameters(), lr=0.05), minigrad.mse, **options)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "accumulation_steps"),
+    [
+        (40, 10, 2),  # all are complete
+        (39, 4, 4),  # the last step has 7 rows: 4 and 3
+        (33, 4, 4),  # the last step has one row
+        (40, 7, 1),
+        (5, 3, 9),  # one step of 3 and 2 rows
+    ],
+)
+def test_accumulated_steps_are_those_of_the_big_batch(
+    rng, optimizer, rows, batch_size, accumulation_steps
+):
+    x = rng.uniform(-1, 1, (rows, 2))
+    y = np.sin(3 * x[:, :1]) + rng.standard_normal((rows, 1))  # rows that differ much
+    sizes = []
+
+    class Spy(MLP):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    small = in_double(
+        optimizer, batch_size=batch_size, accumulation_steps=accumulation_steps, clip_norm=0.3
+    )
+    small.model.__class__ = Spy
+    big = in_double(optimizer, batch_size=batch_size * accumulation_steps, clip_norm=0.3)
+    small.fit((x, y), epochs=3)
+    big.fit((x, y), epochs=3)
+    assert max(sizes) <= batch_size
+    assert len(small.history.steps) == len(big.history.steps)
+    for name, value in big.model.state_dict().items():
+        np.testing.assert_allclose(small.model.state_dict()[name], value, rtol=0, atol=1e-12)
+    for kind in ("steps", "epochs"):
+        for ours, theirs in zip(*(getattr(t.history, kind) for t in (small, big)), strict=True):
+            assert ours.keys() == theirs.keys()
+            for key in ours.keys() - {"seconds"}:
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-12), key
+
+
+def test_a_loss_of_one_element_in_any_shape_can_be_accumulated():
+    def loss(prediction, target):
+        return minigrad.mse(prediction, target).reshape(1, 1)
+
+    model = Slope()
+    trainer = Trainer(
+        model,
+        SGD(model.parameters(), lr=0.25),
+        loss,
+        batch_size=1,
+        accumulation_steps=4,
+        progress=False,
+    )
+    trainer.fit((ONES, ONES), epochs=1)
+    assert model.w.item() == 0.5
+    assert [r["loss"] for r in trainer.history.steps] == [1.0]
+
+
+def test_a_step_after_one_that_failed_starts_from_no_gradient():
+    trainer = slope(lr=0.25, batch_size=1, accumulation_steps=4)
+    y = np.array([[1.0], [1.0], [1.0], [np.nan]])
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        trainer.fit((ONES, y), epochs=1)
+    trainer.fit((ONES, ONES), epochs=1)
+    assert trainer.model.w.item() == 0.5
 
 
 def test_without_a_generator_the_order_follows_manual_seed(data):
@@ -350,6 +435,9 @@ def with_dropout(seed=0, hidden=8, **options):
         Linear(8, 1, rng=np.random.default_rng(seed)),
     )
     optimizer = options.pop("optimizer", Adam)(model.parameters(), lr=0.02)
+    for name, part in (("scheduler", optimizer), ("ema", model)):
+        if name in options:
+            options[name] = options[name](part)
     options = {"rng": np.random.default_rng(seed), "progress": False, "batch_size": 16, **options}
     return Trainer(model, optimizer, minigrad.mse, **options)
 
@@ -476,6 +564,88 @@ def test_on_epoch_may_change_the_learning_rate():
     assert history["lr"] == [0.4, 0.2, 0.1]
 
 
+# ----------------------------------------------------------------------------------------------
+# Schedules and averages
+# ----------------------------------------------------------------------------------------------
+
+
+def with_scheduler(build, lr=0.1, **options):
+    """A slope whose optimiser has a scheduler."""
+    model = Slope()
+    optimizer = SGD(model.parameters(), lr=lr)
+    options = {"progress": False, "batch_size": 2, **options}
+    return Trainer(model, optimizer, minigrad.mse, scheduler=build(optimizer), **options)
+
+
+def test_the_scheduler_is_stepped_after_every_step_of_the_optimiser():
+    trainer = with_scheduler(lambda o: LambdaLR(o, lambda step: 2.0**-step))
+    history = trainer.fit((ONES, ONES), epochs=2)
+    assert [r["lr"] for r in history.steps] == [0.1, 0.05, 0.025, 0.0125]
+    assert history["lr"] == [0.05, 0.0125]  # of the last step, not of the next
+    assert trainer.scheduler.last_epoch == 4
+    w = 0.0
+    for record in history.steps:
+        assert record["loss"] == pytest.approx((1 - w) ** 2, rel=1e-12)
+        w += record["lr"] * 2 * (1 - w)
+    assert trainer.model.w.item() == pytest.approx(w, rel=1e-12)
+
+
+def test_an_accumulated_step_is_one_step_of_scheduler_and_averages():
+    model = Slope()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(
+        model,
+        optimizer,
+        minigrad.mse,
+        batch_size=1,
+        accumulation_steps=2,
+        scheduler=StepLR(optimizer, 1, 0.5),
+        ema=EMA(model),
+        progress=False,
+    )
+    history = trainer.fit((ONES, ONES), epochs=2)
+    assert [r["lr"] for r in history.steps] == [0.1, 0.05, 0.025, 0.0125]
+    assert trainer.scheduler.last_epoch == trainer.ema.updates == 4
+
+
+def averaged_slope(decay=0.5, lr=0.1, **options):
+    model = Slope()
+    options = {"progress": False, **options}
+    optimizer = SGD(model.parameters(), lr=lr)
+    return Trainer(model, optimizer, minigrad.mse, ema=EMA(model, decay), **options)
+
+
+def test_the_averages_are_judged_and_the_weights_trained():
+    seen = []
+    trainer = averaged_slope(metrics=[rmse], on_epoch=lambda t: seen.append(t.model.w.item()))
+    target = (ONES, 3 * ONES)
+    history = trainer.fit((ONES, ONES), epochs=4, validation=target)
+    plain = slope(lr=0.1).fit((ONES, ONES), epochs=4)
+    assert history["loss"] == plain["loss"]  # training does not know of the averages
+    w = average = 0.0
+    for epoch in range(4):
+        w += 0.1 * 2 * (1 - w)
+        average += 0.5 * (w - average)
+        assert seen[epoch] == pytest.approx(w, rel=1e-12)
+        assert history["validation_loss"][epoch] == pytest.approx((3 - average) ** 2, rel=1e-12)
+        assert history["validation_rmse"][epoch] == pytest.approx(3 - average, rel=1e-12)
+        assert history["rmse"][epoch] == pytest.approx(1 - average, rel=1e-12)
+    assert trainer.model.w.item() == pytest.approx(w, rel=1e-12)
+    assert trainer.ema.state_dict()["averages"]["w"] == pytest.approx(average, rel=1e-12)
+
+
+def test_the_best_weights_are_averages():
+    best = []
+    trainer = averaged_slope(
+        patience=3, on_epoch=lambda t: best.append(t.ema.state_dict()["averages"]["w"].item())
+    )
+    history = trainer.fit((ONES, ONES), epochs=50, validation=(ONES, 0.5 * ONES))
+    place = int(np.argmin(history["validation_loss"]))
+    assert 0 < place == len(history) - 4
+    assert trainer.model.w.item() == best[place]
+    assert trainer.evaluate((ONES, 0.5 * ONES))["loss"] == history["validation_loss"][place]
+
+
 def test_stop_ends_the_fit_and_the_next_one_starts_again():
     trainer = slope(on_epoch=[lambda t: t.stop() if len(t.history) == 2 else None])
     assert len(trainer.fit((ONES, ONES), epochs=10)) == 2
@@ -490,7 +660,9 @@ def test_stop_ends_the_fit_and_the_next_one_starts_again():
 def everything(trainer):
     """All that a run depends on, and what it has given (but for the seconds)."""
     records = [*trainer.history.steps, *trainer.history.epochs]
+    parts = {"scheduler": trainer.scheduler, "ema": trainer.ema}
     return {
+        **{name: part.state_dict() for name, part in parts.items() if part is not None},
         "weights": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "generators": generators(trainer),
@@ -503,6 +675,22 @@ RESUMED = {
     "adamw": {"optimizer": AdamW, "clip_norm": 0.5},
     "momentum": {"optimizer": functools.partial(SGD, momentum=0.9, nesterov=True)},
     "early stopping": {"optimizer": Adam, "patience": 50, "metrics": [rmse]},
+    "amsgrad": {"optimizer": functools.partial(Adam, amsgrad=True)},
+    "accumulation": {"optimizer": Adam, "batch_size": 4, "accumulation_steps": 3},
+    "scheduler": {
+        "optimizer": AdamW,
+        "scheduler": lambda o: WarmupCosineLR(o, warmup_steps=3, total_steps=9),
+    },
+    "averages": {"optimizer": Adam, "ema": lambda m: EMA(m, decay=0.8, warmup=True)},
+    "all": {
+        "optimizer": functools.partial(AdamW, amsgrad=True),
+        "batch_size": 4,
+        "accumulation_steps": 2,
+        "scheduler": lambda o: CosineAnnealingLR(o, T_max=4),
+        "ema": lambda m: EMA(m, decay=0.6),
+        "patience": 50,
+        "metrics": [rmse],
+    },
 }
 
 
@@ -644,9 +832,19 @@ def another_kind_of_generator():
     return trainer
 
 
+def scheduled(**options):
+    return with_dropout(scheduler=lambda o: StepLR(o, 1), **options)
+
+
+def averaged(**options):
+    return with_dropout(ema=EMA, **options)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (scheduled, "saved with no scheduler, and this trainer has StepLR"),
+        (averaged, "saved with no ema, and this trainer has EMA"),
         (another_model, r"does not fit this Sequential(.|\n)*unexpected: 5\.weight"),
         (another_size, r"mis-shaped: 0\.weight"),
         (another_optimizer, "saved with Adam, and this trainer has AdamW"),
@@ -667,6 +865,75 @@ def test_a_checkpoint_of_another_run_is_an_error_and_changes_nothing(
     np.testing.assert_equal(everything(trainer), before)
     trainer.fit(data, epochs=1)
     assert len(trainer.history) == 3
+
+
+def half_averaged():
+    trainer = averaged()
+    trainer.ema = EMA([*trainer.model.parameters()])
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (scheduled, with_dropout, "saved with StepLR, and this trainer has none"),
+        (averaged, with_dropout, "saved with EMA, and this trainer has none"),
+        (
+            scheduled,
+            lambda: with_dropout(scheduler=lambda o: CosineAnnealingLR(o, 3)),
+            "saved with StepLR, and this trainer has CosineAnnealingLR",
+        ),
+        (averaged, half_averaged, r"lacks averages of \['0', '1'"),
+    ],
+)
+def test_a_checkpoint_of_other_companions_is_an_error_and_changes_nothing(
+    data, tmp_path, first, second, message
+):
+    path = saved(tmp_path, data, first())
+    trainer = second()
+    trainer.fit(data, epochs=2)
+    before = everything(trainer)
+    with pytest.raises(ValueError, match=message):
+        trainer.load(path)
+    np.testing.assert_equal(everything(trainer), before)
+
+
+@pytest.mark.parametrize("part", ["generators", "ema", "scheduler_state"])
+def test_a_checkpoint_with_one_impossible_part_changes_nothing(data, tmp_path, part):
+    def build():
+        return averaged(scheduler=lambda o: StepLR(o, 1))
+
+    path = saved(tmp_path, data, build())
+    arrays, metadata = load_state(path)
+    facts = json.loads(metadata["minigrad.trainer"])
+    if part == "generators":
+        facts[part][-1]["state"] = {"state": "none", "inc": 3}
+    else:
+        facts[part]["unheard of"] = 3
+    save_state(path, arrays, {"minigrad.trainer": json.dumps(facts)})
+    trainer = build()
+    trainer.fit(data, epochs=2)
+    before = everything(trainer)
+    with pytest.raises((TypeError, ValueError)):
+        trainer.load(path)
+    np.testing.assert_equal(everything(trainer), before)
+    trainer.fit(data, epochs=1)
+
+
+def test_a_checkpoint_that_knows_nothing_of_what_is_not_used_can_be_loaded(data, tmp_path):
+    path = saved(tmp_path, data)
+    arrays, metadata = load_state(path)
+    facts = json.loads(metadata["minigrad.trainer"])
+    assert not {"scheduler", "ema"} & set(facts)
+    for group in facts["param_groups"]:
+        del group["amsgrad"]
+    save_state(path, arrays, {"minigrad.trainer": json.dumps(facts)})
+    trainer = with_dropout(seed=3)
+    trainer.load(path)
+    assert len(trainer.history) == 1
+    for name, value in trainer.model.state_dict().items():
+        assert np.array_equal(value, arrays[f"model.{name}"])
+    trainer.fit(data, epochs=1)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
@@ -783,6 +1050,7 @@ def test_nothing_can_be_predicted_of_nothing():
     "options",
     [
         *({"batch_size": value} for value in (0, -1, 2.5)),
+        *({"accumulation_steps": value} for value in (0, -1, 2.5, True)),
         *({"patience": value} for value in (0, -1, 2.5)),
         *({"clip_norm": value} for value in (0.0, -1.0, math.nan)),
     ],
@@ -790,6 +1058,40 @@ def test_nothing_can_be_predicted_of_nothing():
 def test_impossible_options_are_errors(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         make(**options)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="missing/run' does not exist; make it first"):
+        make(checkpoint=tmp_path / "missing" / "run")
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        make(checkpoint=tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "missing" / "run")
+    with pytest.raises(FileNotFoundError, match="link' does not exist"):
+        make(checkpoint=link)
+    monkeypatch.chdir(tmp_path)
+    assert make(checkpoint="run").checkpoint == "run"
+    assert list(tmp_path.iterdir()) == [link]
+
+
+@pytest.mark.parametrize("name", ["scheduler", "ema"])
+@pytest.mark.parametrize("value", [0.9, "cosine", StepLR])
+def test_something_else_is_no_scheduler_and_no_average(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be an? .* or None, not"):
+        make(**{name: value})
+
+
+def test_scheduler_and_averages_must_be_those_of_the_run():
+    other = make()
+    with pytest.raises(ValueError, match="scheduler was made with another optimiser"):
+        make(scheduler=StepLR(other.optimizer, 1))
+    with pytest.raises(ValueError, match="no average of 4 parameters of the optimiser"):
+        make(ema=EMA(other.model))
+    other.model.layers[0].freeze()
+    ema = EMA(other.model)
+    other.model.freeze(False)
+    with pytest.raises(ValueError, match="no average of 2 parameters of the optimiser"):
+        Trainer(other.model, other.optimizer, minigrad.mse, ema=ema)
 
 
 def test_a_seed_is_no_generator():
@@ -823,6 +1125,11 @@ def test_the_progress_bar_is_on_stderr_only(data, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "4/4" in err or "step" in err
+
+
+def test_the_progress_bar_counts_steps_of_the_optimiser(data, capsys):
+    make(progress=True, batch_size=8, accumulation_steps=2).fit(data, epochs=1)
+    assert "0/3" in capsys.readouterr().err
 
 
 def test_without_a_progress_bar_nothing_is_printed(data, capsys):

@@ -48,8 +48,12 @@ def adam(
     eps: float,
     weight_decay: float,
     decoupled: bool,
+    highest: Floats | None = None,
 ) -> None:
-    """Step number `step` of Adam in place; decoupled weight decay makes it AdamW."""
+    """Step number `step` of Adam in place; decoupled weight decay makes it AdamW.
+
+    With the `highest` v of all steps so far it is AMSGrad.
+    """
     number = x.dtype.type
     options = (
         number(1 - lr * weight_decay if decoupled else 1.0),
@@ -62,18 +66,31 @@ def adam(
         number(math.sqrt(1 - beta2**step)),
         number(eps),
     )
-    if JIT_ENABLED and _in_rows(x, g, m, v):
-        _adam(x.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), *options)
+    if JIT_ENABLED and _in_rows(x, g, m, v) and (highest is None or _in_rows(highest)):
+        flat = None if highest is None else highest.reshape(-1)
+        _adam(x.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1), flat, *options)
     else:
-        adam_twin(x, g, m, v, *options)
+        adam_twin(x, g, m, v, highest, *options)
+
+
+def ema(average: Floats, x: Floats, decay: float) -> None:
+    """average <- decay average + (1 - decay) x, in place."""
+    rest = average.dtype.type(1 - decay)
+    if JIT_ENABLED and _in_rows(average, x):
+        _ema(average.reshape(-1), x.reshape(-1), rest)
+    else:
+        ema_twin(average, x, rest)
 
 
 def _in_rows(*arrays: Floats) -> bool:
-    """Whether the kernels serve: for floats of 4 or 8 bytes that lie one behind another.
+    """Whether the kernels serve arrays of one dtype: floats of 4 or 8 bytes, one behind another.
 
     Only then `reshape(-1)` is a view, so that what is written there stays.
     """
-    return all(array.flags.c_contiguous and array.dtype in SERVED for array in arrays)
+    for array in arrays:  # all() takes longer, and steps of small parameters count
+        if not array.flags.c_contiguous:
+            return False
+    return arrays[0].dtype in SERVED
 
 
 @jit()
@@ -127,6 +144,7 @@ def _adam(
     g: Floats,
     m: Floats,
     v: Floats,
+    highest: Floats | None,
     keep: Any,
     l2: Any,
     beta1: Any,
@@ -144,6 +162,9 @@ def _adam(
         second = beta2 * v[i] + rest2 * (gradient * gradient)
         m[i] = first
         v[i] = second
+        if highest is not None:  # numba compiles the two cases apart
+            second = np.maximum(highest[i], second)
+            highest[i] = second
         x[i] = value - rate * first / (np.sqrt(second) / correction + eps)
 
 
@@ -152,6 +173,7 @@ def adam_twin(
     g: Floats,
     m: Floats,
     v: Floats,
+    highest: Floats | None,
     keep: Any,
     l2: Any,
     beta1: Any,
@@ -169,4 +191,17 @@ def adam_twin(
     m += rest1 * gradient
     v *= beta2
     v += rest2 * (gradient * gradient)
+    if highest is not None:
+        v = np.maximum(highest, v, out=highest)
     x -= rate * m / (np.sqrt(v) / correction + eps)
+
+
+@jit()
+def _ema(average: Floats, x: Floats, rest: Any) -> None:
+    for i in range(x.size):
+        average[i] += rest * (x[i] - average[i])
+
+
+def ema_twin(average: Floats, x: Floats, rest: Any) -> None:
+    """The same in numpy: the reference, and what runs where nothing is compiled."""
+    average += rest * (x - average)

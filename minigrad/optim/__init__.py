@@ -1,8 +1,32 @@
-"""Optimisers, and what is done to gradients before a step."""
+"""Optimisers, schedules of their learning rates, and averages of the weights they find."""
 
 from minigrad.optim.adam import Adam, AdamW
-from minigrad.optim.clip import clip_grad_norm, grad_norm
+from minigrad.optim.clip import clip_grad_norm, clip_grad_value, grad_norm
+from minigrad.optim.ema import EMA
 from minigrad.optim.optimizer import Optimizer
+from minigrad.optim.schedulers import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    StepLR,
+    WarmupCosineLR,
+)
 from minigrad.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "clip_grad_norm", "grad_norm"]
+__all__ = [
+    "EMA",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CosineAnnealingLR",
+    "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
+    "Optimizer",
+    "StepLR",
+    "WarmupCosineLR",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "grad_norm",
+]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.optim.optimizer import Optimizer, Parameters, State, check_range
+from minigrad.optim.optimizer import Optimizer, Parameters, State, check_flag, check_range
 
 
 class Adam(Optimizer):
@@ -20,7 +20,9 @@ class Adam(Optimizer):
         v <- beta2 v + (1 - beta2) g^2
         x <- x - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    The numbers are those of PyTorch's Adam; eps is added to the corrected root.
+    The numbers are those of PyTorch's Adam; eps is added to the corrected root. With `amsgrad`
+    (Reddi et al., 2018) the highest v that an element has had so far takes the place of v in the
+    last line, corrected in the same way: a large gradient is not forgotten.
 
     Args:
         params: tensors, or groups of them.
@@ -28,12 +30,13 @@ class Adam(Optimizer):
         betas: how much of the two moments is kept.
         eps: keeps the division finite.
         weight_decay: the strength of an L2 penalty.
+        amsgrad: keep the highest v. It cannot be switched once there have been steps.
 
     Raises:
         ValueError: if an option has an impossible value.
+        TypeError: if an option is of another kind, such as one number for `betas`.
     """
 
-    state_names = frozenset({"step", "exp_avg", "exp_avg_sq"})
     decoupled = False
 
     def __init__(
@@ -43,19 +46,36 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
     ) -> None:
         super().__init__(
-            params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+            params,
+            {
+                "lr": lr,
+                "betas": tuple(betas) if isinstance(betas, Iterable) else betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
+            },
         )
 
     def check_options(self, group: Mapping[str, Any]) -> None:
-        """Raise a ValueError if an option has an impossible value."""
+        """Raise an error if an option has an impossible value."""
         for name in ("lr", "eps", "weight_decay"):
-            check_range(name, group[name], 0.0, np.inf, open_end=True)
-        if len(group["betas"]) != 2:
-            raise ValueError(f"betas must be two numbers, not {group['betas']!r}")
-        for beta in group["betas"]:
+            check_range(name, group[name], 0.0, np.inf)
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)):
+            raise TypeError(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
+        for beta in betas:
             check_range("each of betas", beta, 0.0, 1.0, open_end=True)
+        check_flag("amsgrad", group["amsgrad"])
+
+    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+        """What the state of a parameter in this group consists of."""
+        highest = {"max_exp_avg_sq"} if group["amsgrad"] else set()
+        return {"step", "exp_avg", "exp_avg_sq"} | highest
 
     def update(
         self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]
@@ -63,6 +83,11 @@ class Adam(Optimizer):
         """One step for one parameter."""
         if not state:
             state.update(step=0, exp_avg=np.zeros_like(x), exp_avg_sq=np.zeros_like(x))
+            if group["amsgrad"]:
+                state["max_exp_avg_sq"] = np.zeros_like(x)
+        highest = state.get("max_exp_avg_sq")
+        if (highest is not None) != group["amsgrad"]:
+            raise ValueError("amsgrad cannot be switched after a step; make a new optimiser")
         state["step"] += 1
         beta1, beta2 = group["betas"]
         kernels.optim.adam(
@@ -77,6 +102,7 @@ class Adam(Optimizer):
             group["eps"],
             group["weight_decay"],
             self.decoupled,
+            highest,
         )
 
 
@@ -91,6 +117,7 @@ class AdamW(Adam):
         betas: how much of the two moments is kept.
         eps: keeps the division finite.
         weight_decay: the share of lr by which weights shrink in each step.
+        amsgrad: keep the highest v. It cannot be switched once there have been steps.
     """
 
     decoupled = True
@@ -102,5 +129,6 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)

@@ -63,9 +63,28 @@ def clip_grad_norm(
             f"error_if_nonfinite=False scales them all the same"
         )
     if not norm <= max_norm:
-        factor = max_norm / (norm + 1e-6)  # as in PyTorch, to the digit
+        factor = float(max_norm) / (norm + 1e-6)  # as in PyTorch, to the digit
         for tensor in tensors:
             if tensor.grad is not None:
                 # A new tensor: the old one may be held by someone, or be another's gradient too.
                 tensor.grad = Tensor(tensor.grad.data * factor)
     return norm
+
+
+def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Bring every element of every gradient into [-clip_value, clip_value]; a NaN stays one.
+
+    Args:
+        parameters: tensors; those without a gradient are passed over.
+        clip_value: the largest absolute value to leave.
+
+    Raises:
+        ValueError: if `clip_value` is not positive.
+    """
+    if not clip_value > 0:
+        raise ValueError(f"clip_grad_value: clip_value must be positive, not {clip_value!r}")
+    limit = float(clip_value)  # a number of numpy's would widen float32 gradients
+    for tensor in _distinct(parameters):
+        if tensor.grad is not None:
+            # A new tensor, for the reason given above.
+            tensor.grad = Tensor(np.clip(tensor.grad.data, -limit, limit))

@@ -19,6 +19,9 @@ State = dict[str, Any]
 class Optimizer(ABC):
     """Base class: `step()` changes every parameter that has a gradient.
 
+    An optimiser of one's own defines `check_options`, `update` and, if it keeps a state,
+    `state_names`.
+
     Args:
         params: tensors, or groups of them: `[{"params": [...], "lr": 1e-3}, {"params": [...]}]`.
         defaults: the options of groups that do not set them.
@@ -26,6 +29,7 @@ class Optimizer(ABC):
     Attributes:
         param_groups: one dict for each group, with "params" and every option, which may be
             changed between steps.
+        defaults: the options of groups that do not set them.
 
     Raises:
         ValueError: if there are no parameters, one occurs twice, is frozen or is no leaf, or an
@@ -33,41 +37,59 @@ class Optimizer(ABC):
         TypeError: if something else than a tensor is among them, or an option is unknown.
     """
 
-    state_names: frozenset[str]
-    """What the state of a parameter consists of, once it has one."""
-
     def __init__(self, params: Parameters, defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Tensor):
             raise TypeError(
                 f"{type(self).__name__}: the parameters are a list, as in [tensor], not one tensor"
             )
-        groups = list(params)
+        groups: list[Any] = list(params)
         if groups and not isinstance(groups[0], Mapping):
             groups = [{"params": groups}]
+        self.defaults = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self._states: dict[Tensor, State] = {}
-        seen: set[int] = set()
-        for i, group in enumerate(groups):
-            if not isinstance(group, Mapping) or "params" not in group:
-                raise TypeError(f"group {i} must be a dict with 'params', not {group!r:.80}")
-            unknown = set(group) - set(defaults) - {"params"}
-            if unknown:
-                raise TypeError(
-                    f"group {i} has unknown options {sorted(unknown)}; known are {sorted(defaults)}"
-                )
-            tensors = group["params"]
-            tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-            for k, tensor in enumerate(tensors):
-                _check(tensor, f"parameter {k} of group {i}", seen)
-            complete = {**defaults, **group, "params": tensors}
-            self.check_options(complete)
-            self.param_groups.append(complete)
-        if not seen:
+        for group in groups:
+            self.add_param_group(group)
+        if not self._parameters():
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Optimise more parameters from here on, such as those of layers that were frozen so far.
+
+        Args:
+            group: a dict with "params" and any options; the others are the defaults.
+
+        Raises:
+            ValueError: if a parameter is optimised already, is frozen or is no leaf, or an option
+                has an impossible value; then nothing is changed.
+            TypeError: if it is no such dict, something else than a tensor is among the parameters,
+                or an option is unknown.
+        """
+        i = len(self.param_groups)
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"group {i} must be a dict with 'params', not {group!r:.80}")
+        unknown = set(group) - set(self.defaults) - {"params"}
+        if unknown:
+            raise TypeError(
+                f"group {i} has unknown options {sorted(unknown)}; known are "
+                f"{sorted(self.defaults)}"
+            )
+        tensors = group["params"]
+        tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        seen = {id(parameter) for parameter in self._parameters()}
+        for k, tensor in enumerate(tensors):
+            _check(tensor, f"parameter {k} of group {i}", seen)
+        complete = {**self.defaults, **group, "params": tensors}
+        self.check_options(complete)
+        self.param_groups.append(complete)
 
     @abstractmethod
     def check_options(self, group: Mapping[str, Any]) -> None:
-        """Raise a ValueError if an option of a group has an impossible value."""
+        """Raise a ValueError or a TypeError if an option of a group has an impossible value."""
+
+    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+        """What the state of a parameter consists of, once it has one, under a group's options."""
+        return set()
 
     @abstractmethod
     def update(
@@ -91,11 +113,16 @@ class Optimizer(ABC):
                 self.update(parameter._data, node.grad._data, state, group)
                 mark_written(parameter._data)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters, or with False make zeros of those there are.
+
+        A parameter without a gradient is not stepped; one with zeros is, by momentum and decay.
+        """
+        for parameter in self._parameters():
+            if set_to_none or parameter.grad is None:
                 parameter.zero_grad()
+            else:  # a new tensor: the old one may be held by someone
+                parameter.grad = Tensor(np.zeros(parameter.shape, parameter.dtype))
 
     def state_bytes(self) -> int:
         """How many bytes the state holds: for Adam, two numbers for each trained one."""
@@ -130,6 +157,8 @@ class Optimizer(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` has given, with its options.
 
+        Options that it does not know are taken for switched off, if they are off here too.
+
         Raises:
             ValueError: if it belongs to other parameters; then nothing is changed.
         """
@@ -145,17 +174,30 @@ class Optimizer(ABC):
                 f"load_state_dict: the state has groups of {sizes} parameters, this optimiser "
                 f"{expected}"
             )
+        loaded = []
+        for group, own in zip(groups, self.param_groups, strict=True):
+            missing = {key for key, value in own.items() if key not in group and value is not False}
+            unknown = set(group) - set(own)
+            if missing or unknown:
+                raise ValueError(
+                    f"load_state_dict: the options of a group are {sorted(own)}; the state lacks "
+                    f"{sorted(missing)} and has unknown {sorted(unknown)}"
+                )
+            loaded.append({**own, **group, "params": own["params"]})
+            self.check_options(loaded[-1])
         states: dict[Tensor, State] = {}
+        options = [group for group in loaded for _ in group["params"]]
         for number, state in state_dict["state"].items():
             if not 0 <= int(number) < len(parameters):
                 raise ValueError(
                     f"load_state_dict: there is a state for parameter {number}, but the optimiser "
                     f"has {len(parameters)}"
                 )
-            if state and set(state) != self.state_names:
+            names = self.state_names(options[int(number)])
+            if state and set(state) != names:
                 raise ValueError(
                     f"load_state_dict: the state of parameter {number} has {sorted(state)}, "
-                    f"{type(self).__name__} needs {sorted(self.state_names)}"
+                    f"{type(self).__name__} with the options of its group needs {sorted(names)}"
                 )
             parameter = parameters[int(number)]
             for key, value in state.items():
@@ -168,16 +210,6 @@ class Optimizer(ABC):
                 key: value.astype(parameter.dtype) if isinstance(value, np.ndarray) else value
                 for key, value in state.items()
             }
-        loaded = []
-        for group, own in zip(groups, self.param_groups, strict=True):
-            missing, unknown = set(own) - set(group), set(group) - set(own)
-            if missing or unknown:
-                raise ValueError(
-                    f"load_state_dict: the options of a group are {sorted(own)}; the state lacks "
-                    f"{sorted(missing)} and has unknown {sorted(unknown)}"
-                )
-            self.check_options(group)
-            loaded.append({**group, "params": own["params"]})
         for own, group in zip(self.param_groups, loaded, strict=True):
             own.update(group)
         self._states = states
@@ -212,10 +244,23 @@ def _check(tensor: Any, role: str, seen: set[int]) -> None:
     seen.add(id(tensor))
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is an integer of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be an integer of at least 0, not {value!r:.60}")
+
+
 def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
-    """Raise a ValueError unless low <= value <= high (or < high); a NaN never is."""
+    """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name} must be a number, not {value!r}")
+    open_end = open_end or np.isinf(high)
     if not (low <= value < high if open_end else low <= value <= high):
-        end = ")" if open_end or np.isinf(high) else "]"
+        end = ")" if open_end else "]"
         raise ValueError(f"{name} must be in [{low}, {high}{end}, not {value!r}")

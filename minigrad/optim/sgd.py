@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.optim.optimizer import Optimizer, Parameters, State, check_range
+from minigrad.optim.optimizer import Optimizer, Parameters, State, check_flag, check_range
 
 
 class SGD(Optimizer):
@@ -35,8 +35,6 @@ class SGD(Optimizer):
             with dampening.
     """
 
-    state_names = frozenset({"momentum_buffer"})
-
     def __init__(
         self,
         params: Parameters,
@@ -58,13 +56,18 @@ class SGD(Optimizer):
         )
 
     def check_options(self, group: Mapping[str, Any]) -> None:
-        """Raise a ValueError if an option has an impossible value."""
+        """Raise an error if an option has an impossible value."""
         for name in ("lr", "momentum", "weight_decay"):
-            check_range(name, group[name], 0.0, np.inf, open_end=True)
+            check_range(name, group[name], 0.0, np.inf)
         if not math.isfinite(group["dampening"]):
             raise ValueError(f"dampening must be a finite number, not {group['dampening']!r}")
+        check_flag("nesterov", group["nesterov"])
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+
+    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+        """What the state of a parameter consists of once it has been stepped with momentum."""
+        return {"momentum_buffer"}
 
     def update(
         self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]

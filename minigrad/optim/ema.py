@@ -1,0 +1,216 @@
+"""EMA: an exponential moving average of the weights, which is often better than the last weights.
+
+    ema = EMA(model, decay=0.999)
+    for x, y in batches:
+        ...
+        optimizer.step()
+        ema.update()
+    with ema.applied():
+        ...  # the model computes with the averages
+
+Training goes on with the weights themselves, which the averages only watch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad import kernels
+from minigrad.memory import last_write, last_written
+from minigrad.nn.module import Module
+from minigrad.optim.optimizer import check_count, check_flag, check_range
+from minigrad.tensor import Tensor, as_array
+
+
+class EMA:
+    """An average of each weight in which older values fade, after Polyak and Juditsky (1992).
+
+        average <- decay average + (1 - decay) weight
+
+    The averages start as the weights are when this is made, and each update counts. (The first
+    update of PyTorch's AveragedModel copies the weights instead of averaging.) Parameters that are
+    frozen when this is made have no average, and must stay frozen.
+
+    Args:
+        model_or_parameters: a module, or tensors.
+        decay: how much of an average is kept in an update.
+        warmup: keep less at first, min(decay, (1 + n) / (10 + n)) after n updates, so that the
+            first weights are soon forgotten.
+
+    Attributes:
+        parameters: what is averaged, by name (by number, where no module names it).
+        updates: the number of updates made.
+
+    Raises:
+        TypeError: if something else than a tensor is among the parameters.
+        ValueError: if one is no leaf, none requires a gradient, or `decay` is not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model_or_parameters: Module | Iterable[Tensor],
+        decay: float = 0.999,
+        warmup: bool = False,
+    ) -> None:
+        _check_options(decay, warmup)
+        self.decay = decay
+        self.warmup = warmup
+        self.updates = 0
+        named = _named(model_or_parameters)
+        self.parameters = {name: p for name, p in named.items() if p.requires_grad}
+        self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
+        if not self.parameters:
+            raise ValueError("EMA: none of the parameters requires a gradient, so none will change")
+        self._averages = {name: p.data.copy() for name, p in self.parameters.items()}
+        self._applied = False
+
+    def update(self) -> None:
+        """Take the present weights into the averages; to be called after `optimizer.step()`.
+
+        Raises:
+            RuntimeError: inside `applied()`, or if a parameter was unfrozen that has no average;
+                then nothing is changed.
+        """
+        self._check_outside("update()")
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                raise RuntimeError(
+                    f"EMA: {name} was frozen when the averages were started, so it has none, and "
+                    f"now it requires a gradient; make a new EMA, next time before freezing"
+                )
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        for name, parameter in self.parameters.items():
+            average = self._averages[name]
+            if average.dtype != parameter.dtype:  # the model was converted
+                average = self._averages[name] = average.astype(parameter.dtype)
+            kernels.optim.ema(average, parameter.data, decay)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the parameters hold the averages in a `with` block, and their weights again after.
+
+        To validate, predict or save; not to train: what is written to the parameters inside, by
+        an optimiser say, is lost at the end. Graphs recorded before must not be gone back through
+        afterwards, as after any write.
+
+        Raises:
+            RuntimeError: if it is used inside itself, or at the end if a parameter was written
+                inside; the weights are restored all the same.
+        """
+        self._check_outside("applied()")
+        weights = {name: parameter.data.copy() for name, parameter in self.parameters.items()}
+        self._applied = True
+        try:
+            self._write(self._averages)
+            now = last_write[0]
+            yield
+            written = [n for n in weights if last_written(self.parameters[n].data) > now]
+        finally:
+            self._applied = False
+            self._write(weights)
+        if written:
+            raise RuntimeError(
+                f"EMA: {', '.join(written):.200} changed inside applied(), and the change is lost, "
+                f"for the weights from before are back; train and load outside"
+            )
+
+    def copy_to(self) -> None:
+        """Write the averages into the parameters for good.
+
+        Raises:
+            RuntimeError: inside `applied()`.
+        """
+        self._check_outside("copy_to()")
+        self._write(self._averages)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the averages by name, the number of updates and the options."""
+        return {
+            "averages": {name: average.copy() for name, average in self._averages.items()},
+            "updates": self.updates,
+            "decay": self.decay,
+            "warmup": self.warmup,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` has given, with its options.
+
+        Raises:
+            ValueError: if it belongs to other parameters, or has an impossible value; then nothing
+                is changed.
+            TypeError: likewise.
+            RuntimeError: inside `applied()`.
+        """
+        self._check_outside("load_state_dict()")
+        known = {"averages", "updates", "decay", "warmup"}
+        if not isinstance(state_dict, Mapping) or set(state_dict) != known:
+            found = sorted(state_dict) if isinstance(state_dict, Mapping) else repr(state_dict)[:60]
+            raise ValueError(
+                f"load_state_dict: a state of an EMA is a dict of {sorted(known)}, not {found}"
+            )
+        check_count("load_state_dict: updates", state_dict["updates"])
+        _check_options(state_dict["decay"], state_dict["warmup"])
+        given = state_dict["averages"]
+        missing, unknown = set(self.parameters) - set(given), set(given) - set(self.parameters)
+        if missing or unknown:
+            raise ValueError(
+                f"load_state_dict: the state lacks averages of {sorted(missing)} and has unknown "
+                f"{sorted(unknown)}"
+            )
+        averages = {}
+        for name, value in given.items():
+            parameter, average = self.parameters[name], as_array(value)
+            if average.shape != parameter.shape:
+                raise ValueError(
+                    f"load_state_dict: the average of {name} has shape {average.shape}, the "
+                    f"parameter {parameter.shape}"
+                )
+            averages[name] = np.array(average, parameter.dtype, order="C")
+        self._averages = averages
+        self.updates = state_dict["updates"]
+        self.decay, self.warmup = state_dict["decay"], state_dict["warmup"]
+
+    def _write(self, values: Mapping[str, NDArray[Any]]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
+
+    def _check_outside(self, what: str) -> None:
+        if self._applied:
+            raise RuntimeError(
+                f"EMA: {what} inside applied(), where the parameters hold the averages; leave the "
+                f"`with` block first"
+            )
+
+    def __repr__(self) -> str:
+        count = sum(parameter.size for parameter in self.parameters.values())
+        return (
+            f"EMA({len(self.parameters)} tensors, {count:,} numbers, decay={self.decay}, "
+            f"warmup={self.warmup}, updates={self.updates})"
+        )
+
+
+def _named(model_or_parameters: Module | Iterable[Tensor]) -> dict[str, Tensor]:
+    if isinstance(model_or_parameters, Module):
+        return dict(model_or_parameters.named_parameters())
+    if isinstance(model_or_parameters, Tensor):
+        raise TypeError("EMA: the parameters are a list, as in [tensor], not one tensor")
+    named = {str(k): tensor for k, tensor in enumerate(model_or_parameters)}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"EMA: parameter {name} must be a Tensor, not {type(tensor).__name__}")
+        if not tensor.is_leaf:
+            raise ValueError(f"EMA: parameter {name} is {tensor.describe()}, and no leaf")
+    return named
+
+
+def _check_options(decay: Any, warmup: Any) -> None:
+    check_range("EMA: decay", decay, 0, 1)
+    check_flag("EMA: warmup", warmup)

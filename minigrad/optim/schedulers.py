@@ -1,0 +1,295 @@
+"""Schedulers: the learning rate as a function of the number of steps made.
+
+    scheduler = WarmupCosineLR(optimizer, warmup_steps=100, total_steps=1000)
+    for x, y in batches:
+        ...
+        optimizer.step()
+        scheduler.step()
+
+There is one concept: a scheduler says in closed form which lr a group has after so many steps,
+given the lr that the group began with. PyTorch derives each lr from the one before; the numbers
+are the same but for rounding, and here a rounding error does not grow, an lr that someone else sets
+between two steps has no effect on those that follow, and any step can be asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from minigrad.data import check_positive
+from minigrad.optim.optimizer import Optimizer, check_count, check_range
+
+
+class LRScheduler(ABC):
+    """Base class: sets the lr of every group of an optimiser, at once and after each step.
+
+    A scheduler of one's own defines `lr`, and `check_options` if it has options.
+
+    Args:
+        optimizer: whose groups to set. Their lr is the one that the schedule starts from.
+        options: what the schedule depends on.
+
+    Attributes:
+        options: the same, by name.
+        base_lrs: the lr that each group began with.
+        last_epoch: the number of steps made; PyTorch's name, whatever a step is.
+
+    Raises:
+        TypeError: if it is no optimiser, or an option is of another kind.
+        ValueError: if an option has an impossible value, or no group has an lr above 0.
+    """
+
+    def __init__(self, optimizer: Optimizer, **options: Any) -> None:
+        name = type(self).__name__
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{name} needs an optimiser, not {optimizer!r:.60}")
+        if "lr" not in optimizer.defaults:
+            raise ValueError(f"{name}: {type(optimizer).__name__} has no option lr to set")
+        self.check_options(options)
+        self.optimizer = optimizer
+        self.options = options
+        self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        if not any(self.base_lrs):
+            raise ValueError(
+                f"{name}: the lr of every group is 0, and would stay so; if another scheduler has "
+                f"set it, give each group its own lr again first"
+            )
+        self.last_epoch = 0
+        self._set(0)
+
+    @abstractmethod
+    def lr(self, step: int, base_lr: float) -> float:
+        """The lr after `step` steps of a group that began with `base_lr`."""
+
+    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027  # none may be right
+        """Raise a ValueError or a TypeError if an option has an impossible value."""
+
+    def step(self) -> None:
+        """Count a step, and set the lr for the next one; to be called after `optimizer.step()`.
+
+        Raises:
+            ValueError: if the optimiser has another number of groups by now, or the schedule gives
+                an lr that is negative or not finite; then nothing is changed.
+        """
+        self._set(self.last_epoch + 1)
+
+    def _set(self, step: int) -> None:
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.base_lrs):
+            raise ValueError(
+                f"{type(self).__name__} was made for {len(self.base_lrs)} groups of parameters, "
+                f"and the optimiser has {len(groups)}; make a new scheduler after add_param_group"
+            )
+        rates = [self.lr(step, base_lr) for base_lr in self.base_lrs]
+        for rate in rates:
+            check_range(f"{type(self).__name__}: the lr at step {step}", rate, 0, math.inf)
+        self.last_epoch = step
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = float(rate)
+
+    def get_last_lr(self) -> list[float]:
+        """The lr of each group after the steps so far."""
+        return [float(self.lr(self.last_epoch, base_lr)) for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The options, `last_epoch` and a copy of `base_lrs`: numbers only."""
+        return {**self.options, "base_lrs": list(self.base_lrs), "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` has given, with its options.
+
+        The optimiser's present lr is part of the optimiser's own state, and is not touched here.
+
+        Raises:
+            ValueError: if it belongs to another scheduler or to other groups, or has an impossible
+                value; then nothing is changed.
+            TypeError: likewise.
+        """
+        name = type(self).__name__
+        known = set(self.state_dict())
+        if not isinstance(state_dict, Mapping) or set(state_dict) != known:
+            found = sorted(state_dict) if isinstance(state_dict, Mapping) else repr(state_dict)[:60]
+            raise ValueError(
+                f"load_state_dict: a state of {name} is a dict of {sorted(known)}, not {found}"
+            )
+        options = {key: state_dict[key] for key in self.options}
+        base_lrs, step = state_dict["base_lrs"], state_dict["last_epoch"]
+        if not isinstance(base_lrs, (list, tuple)) or len(base_lrs) != len(self.base_lrs):
+            raise ValueError(
+                f"load_state_dict: {name} has {len(self.base_lrs)} groups of parameters, the state "
+                f"has base_lrs={base_lrs!r:.60}"
+            )
+        for base_lr in base_lrs:
+            check_range("load_state_dict: each of base_lrs", base_lr, 0, math.inf)
+        check_count("load_state_dict: last_epoch", step)
+        self.check_options(options)
+        self.options, self.base_lrs, self.last_epoch = options, list(base_lrs), step
+
+    def __repr__(self) -> str:
+        options = "".join(f"{key}={value}, " for key, value in self.options.items())
+        rates = ", ".join(f"{rate:.4g}" for rate in self.get_last_lr())
+        return f"{type(self).__name__}({options}last_epoch={self.last_epoch}, lr=[{rates}])"
+
+
+class LambdaLR(LRScheduler):
+    """lr = base_lr factor(step).
+
+    Args:
+        optimizer: whose groups to set.
+        factor: a function of the number of steps made. It is no part of the state: a scheduler that
+            goes on from a saved one is made with the same function.
+
+    Raises:
+        TypeError: if `factor` is no function.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        if not callable(factor):
+            raise TypeError(f"LambdaLR: factor is a function of the step, not {factor!r:.60}")
+        self.factor = factor
+        super().__init__(optimizer)
+
+    def lr(self, step: int, base_lr: float) -> float:
+        """The lr after `step` steps of a group that began with `base_lr`."""
+        factor = self.factor(step)
+        check_range(f"LambdaLR: factor({step})", factor, 0, math.inf)
+        return base_lr * factor
+
+
+class StepLR(LRScheduler):
+    """lr = base_lr gamma^floor(step / step_size): every `step_size` steps it is multiplied.
+
+    Args:
+        optimizer: whose groups to set.
+        step_size: how many steps an lr is kept.
+        gamma: the factor.
+    """
+
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
+        super().__init__(optimizer, step_size=step_size, gamma=gamma)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise an error unless the size is a positive integer and gamma is not negative."""
+        check_positive("StepLR: step_size", options["step_size"])
+        check_range("StepLR: gamma", options["gamma"], 0, math.inf)
+
+    def lr(self, step: int, base_lr: float) -> float:
+        """The lr after `step` steps of a group that began with `base_lr`."""
+        return float(base_lr * self.options["gamma"] ** (step // self.options["step_size"]))
+
+
+class CosineAnnealingLR(LRScheduler):
+    """lr = eta_min + (base_lr - eta_min) (1 + cos(pi step / T_max)) / 2.
+
+    Half a cosine down to `eta_min` after `T_max` steps (Loshchilov and Hutter, 2017), and then up
+    again, as in PyTorch; `WarmupCosineLR` stays down.
+
+    Args:
+        optimizer: whose groups to set.
+        T_max: how many steps the way down takes.
+        eta_min: the lowest lr.
+    """
+
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
+        super().__init__(optimizer, T_max=T_max, eta_min=eta_min)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise an error unless T_max is a positive integer and eta_min is not negative."""
+        check_positive("CosineAnnealingLR: T_max", options["T_max"])
+        check_range("CosineAnnealingLR: eta_min", options["eta_min"], 0, math.inf)
+
+    def lr(self, step: int, base_lr: float) -> float:
+        """The lr after `step` steps of a group that began with `base_lr`."""
+        return _half_cosine(step / self.options["T_max"], base_lr, self.options["eta_min"])
+
+
+class LinearLR(LRScheduler):
+    """lr = base_lr (start_factor + (end_factor - start_factor) min(step / total_iters, 1)).
+
+    The usual warm-up: a straight line from a part of the lr to all of it.
+
+    Args:
+        optimizer: whose groups to set.
+        start_factor: the part to begin with, above 0, at which the first step would be wasted.
+        end_factor: the part to end with.
+        total_iters: how many steps it takes to get there.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        start_factor: float = 1 / 3,
+        end_factor: float = 1.0,
+        total_iters: int = 5,
+    ) -> None:
+        super().__init__(
+            optimizer, start_factor=start_factor, end_factor=end_factor, total_iters=total_iters
+        )
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise an error unless both factors are parts of 1 and the count is positive."""
+        for name in ("start_factor", "end_factor"):
+            check_range(f"LinearLR: {name}", options[name], 0, 1)
+        if options["start_factor"] == 0:
+            raise ValueError("LinearLR: start_factor must be above 0; the first step would be lost")
+        check_positive("LinearLR: total_iters", options["total_iters"])
+
+    def lr(self, step: int, base_lr: float) -> float:
+        """The lr after `step` steps of a group that began with `base_lr`."""
+        start, end = self.options["start_factor"], self.options["end_factor"]
+        return float(base_lr * (start + (end - start) * min(step / self.options["total_iters"], 1)))
+
+
+class WarmupCosineLR(LRScheduler):
+    """A straight line up from 0, half a cosine down: how transformers are mostly trained.
+
+        lr = base_lr step / warmup_steps                                   up to warmup_steps,
+        lr = eta_min + (base_lr - eta_min) (1 + cos(pi progress)) / 2      up to total_steps,
+        lr = eta_min                                                       from there on,
+        progress = (step - warmup_steps) / (total_steps - warmup_steps)
+
+    With eta_min = 0 it is `get_cosine_schedule_with_warmup` of Hugging Face's transformers, number
+    by number up to total_steps, and so its first step is made with lr = 0: it changes no weight,
+    and gives Adam's moments a start.
+
+    Args:
+        optimizer: whose groups to set.
+        warmup_steps: how many steps the way up takes; 0 for none.
+        total_steps: how many steps both ways take.
+        eta_min: the lowest lr after the warm-up.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, warmup_steps: int, total_steps: int, eta_min: float = 0.0
+    ) -> None:
+        super().__init__(
+            optimizer, warmup_steps=warmup_steps, total_steps=total_steps, eta_min=eta_min
+        )
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise an error unless 0 <= warmup_steps < total_steps and eta_min is not negative."""
+        warmup_steps, total_steps = options["warmup_steps"], options["total_steps"]
+        check_positive("WarmupCosineLR: total_steps", total_steps)
+        check_count("WarmupCosineLR: warmup_steps", warmup_steps)
+        if warmup_steps >= total_steps:
+            raise ValueError(
+                f"WarmupCosineLR: warmup_steps={warmup_steps} must be less than "
+                f"total_steps={total_steps}, which counts both ways"
+            )
+        check_range("WarmupCosineLR: eta_min", options["eta_min"], 0, math.inf)
+
+    def lr(self, step: int, base_lr: float) -> float:
+        """The lr after `step` steps of a group that began with `base_lr`."""
+        warmup_steps, total_steps = self.options["warmup_steps"], self.options["total_steps"]
+        if step < warmup_steps:
+            return float(base_lr * step / warmup_steps)
+        progress = (step - warmup_steps) / (total_steps - warmup_steps)
+        return _half_cosine(min(progress, 1.0), base_lr, self.options["eta_min"])
+
+
+def _half_cosine(progress: float, high: float, low: float) -> float:
+    """From `high` at 0 to `low` at 1, level at both ends."""
+    return low + (high - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
