@@ -70,6 +70,10 @@ _AGREE = """
         {inputs_data} = _agree(_op, {positions}, ({inputs_data}))
         _dtype = None"""
 
+_FLOATS = """
+    if _{p}_data.__class__ is _ndarray and _{p}_data.dtype.kind != "f":
+        _{p}_data = _{p}_data.astype(_FLOAT32)"""
+
 _RUN = """
     try:
         _out = _forward({passed})
@@ -153,6 +157,7 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
         if p in inputs:
             text += (_NOTE_MIXED if defaults[p] is _NO_DEFAULT else _NOTE_MIXED_OR_NONE).format(p=p)
     text += _AGREE.format(**words) if inputs else ""
+    text += "".join(_FLOATS.format(p=p) for p in inputs if op.floats)
     text += _RUN.format(**words)
     text += _REFUSE.format(**words) if words["ruleless"] else ""
     if inputs:
@@ -302,6 +307,7 @@ def explained(op: Op[Any], error: Exception, values: Sequence[Any]) -> Exception
 # Python's own numbers adapt to the dtype of the array beside them.
 NUMBERS = {float, int, bool}
 
+FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 
 _NO_DEFAULT = inspect.Parameter.empty
@@ -310,6 +316,7 @@ _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 _NAMESPACE = {
     "_Node": Node,
     "_Tensor": Tensor,
+    "_FLOAT32": FLOAT32,
     "_NUMBERS": NUMBERS,
     "_agree": agree,
     "_as_output": as_output,

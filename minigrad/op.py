@@ -96,6 +96,7 @@ class Op(Generic[P]):
         rules: `(position, rule)` for each input that the op can be differentiated by.
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
+        floats: whether it is a function of floats, and integers among its inputs are turned.
         plain: whether every input has a rule of its own.
         call: the function that a call of the op runs, without the detour over `__call__`.
     """
@@ -105,12 +106,14 @@ class Op(Generic[P]):
         forward: Callable[P, Any],
         composition: Callable[..., Any] | None = None,
         replayed: bool = False,
+        floats: bool = False,
     ) -> None:
         if replayed and composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
         self.forward = forward
         self.composition = composition
         self.replayed = replayed
+        self.floats = floats
         self.plain = True
         self.rules: list[tuple[int, Rule]] = []
         self.signature = inspect.signature(forward)
@@ -368,13 +371,17 @@ def replay(
 def op(forward: Callable[P, Any]) -> Op[P]: ...
 @overload
 def op(
-    *, composition: Callable[..., Any], replayed: bool = False
+    *,
+    composition: Callable[..., Any] | None = None,
+    replayed: bool = False,
+    floats: bool = False,
 ) -> Callable[[Callable[P, Any]], Op[P]]: ...
 def op(
     forward: Callable[P, Any] | None = None,
     *,
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
+    floats: bool = False,
 ) -> Op[P] | Callable[[Callable[P, Any]], Op[P]]:
     """Make an op of a function on arrays; then give it its derivatives with `.rule`.
 
@@ -383,16 +390,20 @@ def op(
         composition: for a fused op, the function of tensors that it replaces: the reference for its
             values and, if `replayed`, the source of its derivatives of second and higher order.
         replayed: the rules of the op work on arrays only.
+        floats: it is a function of floats: integers and booleans become float32 before it is run.
     """
     if forward is None:
-        return lambda function: _make(function, composition, replayed)
-    return _make(forward, composition, replayed)
+        return lambda function: _make(function, composition, replayed, floats)
+    return _make(forward, composition, replayed, floats)
 
 
 def _make(
-    forward: Callable[P, Any], composition: Callable[..., Any] | None, replayed: bool
+    forward: Callable[P, Any],
+    composition: Callable[..., Any] | None,
+    replayed: bool,
+    floats: bool,
 ) -> Op[P]:
-    made = Op(forward, composition, replayed)
+    made = Op(forward, composition, replayed, floats)
     if (forward.__module__ or "").startswith("minigrad.ops."):  # not of a module: made by exec
         OPS[made.name] = made
     return made

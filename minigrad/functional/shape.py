@@ -106,10 +106,11 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
     """
     axis = axis_from_zero("split", axis, x.ndim)
     size = x.shape[axis]
-    if isinstance(indices_or_sections, Sequence):
-        bounds = list(indices_or_sections)
+    given: Any = indices_or_sections
+    if np.ndim(given) == 1:
+        bounds = [operator.index(i) for i in given]
     else:
-        count = operator.index(indices_or_sections)
+        count = operator.index(given)
         if count <= 0 or size % count:
             raise ValueError(f"split: {size} elements cannot be divided into {count} equal parts")
         bounds = [size // count * i for i in range(1, count)]
@@ -124,7 +125,7 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
     Raises:
         ValueError: if one is negative.
     """
-    counts = tuple(reps) if isinstance(reps, Sequence) else (reps,)
+    counts = tuple(operator.index(count) for count in np.atleast_1d(reps))
     if any(count < 0 for count in counts):
         raise ValueError(f"tile: reps are not negative, unlike {reps!r}")
     ndim = max(x.ndim, len(counts))

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-@op
+@op(floats=True)
 def sigmoid(x: Array) -> Array:
     """s = 1 / (1 + e^-x), without overflow for any x; the derivative is s (1 - s)."""
     e = np.exp(-np.abs(x))
@@ -46,7 +46,7 @@ def relu(x: Array) -> Array:
 relu.rule("x", lambda g, out: where(out <= 0, 0.0, g))  # a nan does not come back as a 0
 
 
-@op
+@op(floats=True)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x above 0, else `negative_slope` x, which also gives the derivative at 0."""
     return np.where(x > 0, x, negative_slope * x)
@@ -55,7 +55,7 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
 leaky_relu.rule("x", lambda g, x, negative_slope: where(x > 0, g, negative_slope * g))
 
 
-@op
+@op(floats=True)
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016); the derivative at 0 is `alpha`."""
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
@@ -64,7 +64,7 @@ def elu(x: Array, alpha: float = 1.0) -> Array:
 elu.rule("x", lambda g, x, alpha: where(x > 0, g, alpha * g * exp(where(x > 0, 0.0, x))))
 
 
-@op
+@op(floats=True)
 def silu(x: Array) -> Array:
     """x s, s = sigmoid(x) (Elfwing et al., 2018), with derivative s (1 + x (1 - s))."""
     return x * sigmoid(x)
@@ -76,7 +76,7 @@ def _silu_x(g: Array, x: Array) -> Array:
     return g * (s * (1.0 + x * (1.0 - s)))
 
 
-@op
+@op(floats=True)
 def softplus(x: Array, beta: float = 1.0) -> Array:
     """log(1 + e^(beta x)) / beta, without overflow; the derivative is sigmoid(beta x).
 
@@ -100,7 +100,7 @@ def _gelu(x: Array, approximate: str = "none") -> Array:
 _ROOT = math.sqrt(2 / math.pi)
 
 
-@op(composition=_gelu)
+@op(composition=_gelu, floats=True)
 def gelu(x: Array, approximate: str = "none") -> Array:
     """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016).
 
@@ -131,7 +131,7 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
     return e / sum(e, axis, keepdims=True)
 
 
-@op(composition=_softmax)
+@op(composition=_softmax, floats=True)
 def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow."""
     axes = axes_of(axis)
@@ -147,7 +147,7 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
     return log(_softmax(x, axis))
 
 
-@op(composition=_log_softmax)
+@op(composition=_log_softmax, floats=True)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
     axes = axes_of(axis)

@@ -175,7 +175,7 @@ def square(x: Array) -> Array:
 square.rule("x", lambda g, x: 2.0 * g * x)
 
 
-@op
+@op(floats=True)
 def sqrt(x: Array) -> Array:
     """The square root, with derivative 0.5 / out, infinite at 0."""
     return np.sqrt(x)
@@ -184,7 +184,7 @@ def sqrt(x: Array) -> Array:
 sqrt.rule("x", lambda g, out: 0.5 * g / out)
 
 
-@op
+@op(floats=True)
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x), with derivative -0.5 / x^1.5."""
     return 1.0 / np.sqrt(x)
@@ -193,7 +193,7 @@ def rsqrt(x: Array) -> Array:
 rsqrt.rule("x", lambda g, x, out: -0.5 * g * out / x)
 
 
-@op
+@op(floats=True)
 def reciprocal(x: Array) -> Array:
     """1 / x, of integers too, with derivative -1 / x^2."""
     return 1.0 / x
@@ -202,7 +202,7 @@ def reciprocal(x: Array) -> Array:
 reciprocal.rule("x", lambda g, out: -g * out * out)
 
 
-@op
+@op(floats=True)
 def exp(x: Array) -> Array:
     """e^x, which is its own derivative."""
     return np.exp(x)
@@ -211,7 +211,7 @@ def exp(x: Array) -> Array:
 exp.rule("x", lambda g, out: g * out)
 
 
-@op
+@op(floats=True)
 def expm1(x: Array) -> Array:
     """e^x - 1, exact also near 0, with derivative e^x."""
     return np.expm1(x)
@@ -220,7 +220,7 @@ def expm1(x: Array) -> Array:
 expm1.rule("x", lambda g, x: g * exp(x))
 
 
-@op
+@op(floats=True)
 def log(x: Array) -> Array:
     """The natural logarithm, with derivative 1 / x."""
     return np.log(x)
@@ -229,7 +229,7 @@ def log(x: Array) -> Array:
 log.rule("x", lambda g, x: g / x)
 
 
-@op
+@op(floats=True)
 def log1p(x: Array) -> Array:
     """log(1 + x), exact also near 0, with derivative 1 / (1 + x)."""
     return np.log1p(x)
@@ -238,7 +238,7 @@ def log1p(x: Array) -> Array:
 log1p.rule("x", lambda g, x: g / (1.0 + x))
 
 
-@op
+@op(floats=True)
 def log2(x: Array) -> Array:
     """The logarithm to base 2, with derivative 1 / (x log 2)."""
     return np.log2(x)
@@ -247,7 +247,7 @@ def log2(x: Array) -> Array:
 log2.rule("x", lambda g, x: g / (x * math.log(2)))
 
 
-@op
+@op(floats=True)
 def log10(x: Array) -> Array:
     """The logarithm to base 10, with derivative 1 / (x log 10)."""
     return np.log10(x)
@@ -256,7 +256,7 @@ def log10(x: Array) -> Array:
 log10.rule("x", lambda g, x: g / (x * math.log(10)))
 
 
-@op
+@op(floats=True)
 def erf(x: Array) -> Array:
     """The integral of 2 / sqrt(pi) e^(-t^2) from 0 to x; the derivative is the integrand at x."""
     return kernels.elementwise.erf(x)

@@ -17,7 +17,7 @@ from minigrad.tensor import Array, Tensor
 __all__ = ["cholesky", "det", "inv", "solve"]
 
 
-@op
+@op(floats=True)
 def inv(a: Array) -> Array:
     """The inverse of each matrix in `(..., n, n)`: d(A^-1) = -A^-1 dA A^-1.
 
@@ -33,7 +33,7 @@ def _inv_a(g: Array, out: Array) -> Array:
     return -matmul(matmul(transposed, g), transposed)
 
 
-@op
+@op(floats=True)
 def solve(a: Array, b: Array) -> Array:
     """The x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
 
@@ -71,7 +71,7 @@ def _solved_for(a: Array, b: Array, vector: bool) -> Array:
     return reshape(solution, solution.shape[:-1])
 
 
-@op
+@op(floats=True)
 def det(a: Array) -> Array:
     """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
 
@@ -127,7 +127,7 @@ def _cofactors(a: Array) -> Array:
     return det(minors) * signs.astype(a.dtype)
 
 
-@op
+@op(floats=True)
 def cholesky(a: Array) -> Array:
     """The lower triangular L with L L^T = A, for symmetric positive definite `(..., n, n)`.
 

@@ -29,7 +29,7 @@ def _layer_norm(
     return out if bias is None else out + bias
 
 
-@op(composition=_layer_norm)
+@op(composition=_layer_norm, floats=True)
 def layer_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
 ) -> Array:
@@ -85,7 +85,7 @@ def _rms_norm(
     return out if weight is None else out * weight
 
 
-@op(composition=_rms_norm)
+@op(composition=_rms_norm, floats=True)
 def rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:

@@ -74,7 +74,7 @@ def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     return chosen * (reshape(g, shape) / sum(chosen, axis, keepdims=True))
 
 
-@op
+@op(floats=True)
 def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """log(sum(e^x)) over `axis`, without overflow.
 

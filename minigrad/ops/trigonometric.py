@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-@op
+@op(floats=True)
 def sin(x: Array) -> Array:
     """The sine, with derivative cos(x)."""
     return np.sin(x)
@@ -33,7 +33,7 @@ def _sin_x(g: Array, x: Array) -> Array:
     return g * cos(x)
 
 
-@op
+@op(floats=True)
 def cos(x: Array) -> Array:
     """The cosine, with derivative -sin(x)."""
     return np.cos(x)
@@ -42,7 +42,7 @@ def cos(x: Array) -> Array:
 cos.rule("x", lambda g, x: -g * sin(x))
 
 
-@op
+@op(floats=True)
 def tan(x: Array) -> Array:
     """The tangent, with derivative 1 + out^2."""
     return np.tan(x)
@@ -51,7 +51,7 @@ def tan(x: Array) -> Array:
 tan.rule("x", lambda g, out: g * (1.0 + out * out))
 
 
-@op
+@op(floats=True)
 def arcsin(x: Array) -> Array:
     """The angle in [-pi/2, pi/2] with sine x; the derivative 1 / sqrt(1 - x^2) is inf at +-1."""
     return np.arcsin(x)
@@ -60,7 +60,7 @@ def arcsin(x: Array) -> Array:
 arcsin.rule("x", lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)))
 
 
-@op
+@op(floats=True)
 def arccos(x: Array) -> Array:
     """The angle in [0, pi] with cosine x; the derivative -1 / sqrt(1 - x^2) is -inf at +-1."""
     return np.arccos(x)
@@ -69,7 +69,7 @@ def arccos(x: Array) -> Array:
 arccos.rule("x", lambda g, x: -g / sqrt((1.0 - x) * (1.0 + x)))
 
 
-@op
+@op(floats=True)
 def arctan(x: Array) -> Array:
     """The angle in (-pi/2, pi/2) with tangent x, with derivative 1 / (1 + x^2)."""
     return np.arctan(x)
@@ -78,7 +78,7 @@ def arctan(x: Array) -> Array:
 arctan.rule("x", lambda g, x: g / (1.0 + x * x))
 
 
-@op
+@op(floats=True)
 def arctan2(y: Array, x: Array) -> Array:
     """The angle in [-pi, pi] of the point (x, y), broadcast.
 
@@ -92,7 +92,7 @@ arctan2.rule("y", lambda g, y, x: g * (x / (x * x + y * y)))
 arctan2.rule("x", lambda g, y, x: -g * (y / (x * x + y * y)))
 
 
-@op
+@op(floats=True)
 def sinh(x: Array) -> Array:
     """The hyperbolic sine (e^x - e^-x) / 2, with derivative cosh(x)."""
     return np.sinh(x)
@@ -103,7 +103,7 @@ def _sinh_x(g: Array, x: Array) -> Array:
     return g * cosh(x)
 
 
-@op
+@op(floats=True)
 def cosh(x: Array) -> Array:
     """The hyperbolic cosine (e^x + e^-x) / 2, with derivative sinh(x)."""
     return np.cosh(x)
@@ -112,7 +112,7 @@ def cosh(x: Array) -> Array:
 cosh.rule("x", lambda g, x: g * sinh(x))
 
 
-@op
+@op(floats=True)
 def tanh(x: Array) -> Array:
     """The hyperbolic tangent sinh(x) / cosh(x), with derivative 1 - out^2."""
     return np.tanh(x)
