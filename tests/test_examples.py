@@ -11,7 +11,7 @@ pytest.importorskip("sklearn", reason="the examples need the `examples` extra")
 
 from matplotlib.image import imread
 
-from examples import lora_regression, lora_regression_data, toy_regression
+from examples import character_transformer, lora_regression, lora_regression_data, toy_regression
 from examples.lora_regression_report import FULL, LORA, NONE, compare
 
 
@@ -275,3 +275,33 @@ def test_the_smallest_demo(tmp_path, capsys, quick):
     assert error < 0.1
     assert f"{error:.3f}" in capsys.readouterr().out
     assert is_picture(out, width=1000, height=550)
+
+
+# ------------------------------------------------------------------------------------------------
+# The language model
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.full)])
+def test_the_language_model(capsys, quick):
+    result = character_transformer.main(quick)
+    assert result.transformer < result.bigram - (0.3 if quick else 0.8)
+    assert 2 < result.bigram < result.unigram < 4
+    assert (0.9e6 < result.parameters < 1.1e6) != quick
+    assert len(result.sample) == (81 if quick else 501)
+    assert f"{result.transformer:.2f}" in capsys.readouterr().out
+
+
+def test_the_tables_are_judged_by_the_characters_that_follow():
+    known = np.array([0, 1] * 500 + [2])
+    before, after = character_transformer.in_rows(np.array([0, 1, 0, 1, 0, 1, 2]), 2)
+    assert before.tolist() == [[0, 1], [0, 1], [0, 1]]
+    assert after.tolist() == [[1, 0], [1, 0], [1, 2]]
+    unigram, bigram = character_transformer.by_counting(known, before, after, 3)
+    assert unigram == pytest.approx((5 * np.log(2) + np.log(1004 / 2)) / 6, rel=0.01)
+    assert bigram == pytest.approx(np.log(503 / 2) / 6, rel=0.02)  # the last pair is one of 500
+
+
+def test_the_text_has_no_paragraph_twice():
+    paragraphs = character_transformer.manual().split("\n\n")
+    assert len(set(paragraphs)) == len(paragraphs) > 1000

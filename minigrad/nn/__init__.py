@@ -1,25 +1,63 @@
 """Layers and models: `Module`, what is made of it, and how weights begin."""
 
 from minigrad.nn import init
-from minigrad.nn.activations import GELU, ReLU, Sigmoid, Softmax, Tanh
-from minigrad.nn.layers import MLP, Dropout, Linear, Sequential
-from minigrad.nn.losses import CrossEntropyLoss, L1Loss, MSELoss
+from minigrad.nn.activations import (
+    ELU,
+    GELU,
+    Identity,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from minigrad.nn.attention import MultiHeadAttention
+from minigrad.nn.containers import MLP, Sequential
+from minigrad.nn.layers import Dropout, Embedding, Flatten, Linear
+from minigrad.nn.losses import (
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+)
 from minigrad.nn.module import Module, Parameter
+from minigrad.nn.normalization import LayerNorm, RMSNorm
+from minigrad.nn.transformer import TransformerBlock
 
 __all__ = [
+    "ELU",
     "GELU",
     "MLP",
+    "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "Dropout",
+    "Embedding",
+    "Flatten",
+    "HuberLoss",
+    "Identity",
     "L1Loss",
+    "LayerNorm",
+    "LeakyReLU",
     "Linear",
+    "LogSoftmax",
     "MSELoss",
     "Module",
+    "MultiHeadAttention",
+    "NLLLoss",
     "Parameter",
+    "RMSNorm",
     "ReLU",
     "Sequential",
+    "SiLU",
     "Sigmoid",
     "Softmax",
+    "Softplus",
     "Tanh",
+    "TransformerBlock",
     "init",
 ]

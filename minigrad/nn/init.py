@@ -13,18 +13,19 @@ from typing import Literal
 
 import numpy as np
 
-from minigrad.random import generator
+from minigrad.random import check_probability, generator
 from minigrad.tensor import Tensor
 
 Mode = Literal["fan_in", "fan_out"]
-Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu"]
+Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 
 
 def gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
     """The factor that makes up for what an activation takes from the variance.
 
     Args:
-        nonlinearity: "linear", "sigmoid" (1), "tanh" (5/3), "relu" (sqrt 2) or "leaky_relu".
+        nonlinearity: "linear", "sigmoid" (1), "tanh" (5/3), "relu" (sqrt 2), "leaky_relu" or "selu"
+            (3/4).
         a: the negative slope of leaky_relu, sqrt(2 / (1 + a^2)).
 
     Raises:
@@ -36,6 +37,7 @@ def gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
         "tanh": 5.0 / 3.0,
         "relu": math.sqrt(2.0),
         "leaky_relu": math.sqrt(2.0 / (1 + a * a)),
+        "selu": 0.75,
     }
     if nonlinearity not in gains:
         raise ValueError(f"nonlinearity is one of {', '.join(gains)}, not {nonlinearity!r}")
@@ -96,6 +98,86 @@ def normal_(
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 
 
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    *,
+    rng: np.random.Generator | None = None,
+) -> Tensor:
+    """Normal with the given mean and standard deviation, on condition that it is in [a, b].
+
+    What falls outside is drawn again, so the distribution is exact.
+
+    Raises:
+        ValueError: if `std` is not positive, or less than a thousandth of the draws would be in
+            [a, b].
+    """
+    if not std > 0:
+        raise ValueError(f"trunc_normal_: std must be positive, not {std!r}")
+    root = std * math.sqrt(2)
+    share = (math.erf((b - mean) / root) - math.erf((a - mean) / root)) / 2
+    if not share >= 1e-3:
+        raise ValueError(
+            f"trunc_normal_: of a normal distribution with mean {mean} and standard deviation "
+            f"{std}, the share {share:.1g} is in [{a}, {b}]; move the bounds, or use uniform_"
+        )
+    rng = generator(rng)
+    values = rng.normal(mean, std, tensor.shape)
+    while (outside := (values < a) | (values > b)).any():
+        values[outside] = rng.normal(mean, std, np.count_nonzero(outside))
+    return tensor.copy_(values)
+
+
+def orthogonal_(
+    tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
+) -> Tensor:
+    """A matrix whose rows (or columns, if there are fewer) are orthogonal, of length `gain`.
+
+    It is drawn evenly from all of them: the Q of a Gaussian matrix, with R's diagonal made positive
+    (Saxe et al., 2014; Mezzadri, 2007).
+
+    Raises:
+        ValueError: if the tensor is no matrix.
+    """
+    rows, columns = _matrix("orthogonal_", tensor)
+    gaussian = generator(rng).standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(gaussian)
+    q *= gain * np.copysign(1.0, np.diagonal(r))
+    return tensor.copy_(q if rows >= columns else q.T)
+
+
+def sparse_(
+    tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: np.random.Generator | None = None
+) -> Tensor:
+    """Normal with standard deviation `std`, but for the share `sparsity` of zeros in each column.
+
+    The number of zeros is rounded up. From Martens, 2010.
+
+    Raises:
+        ValueError: if the tensor is no matrix, or `sparsity` is not in [0, 1].
+    """
+    rows, columns = _matrix("sparse_", tensor)
+    check_probability("sparse_: sparsity", sparsity)
+    rng = generator(rng)
+    values = rng.normal(0.0, std, (rows, columns))
+    # The ranks of random numbers are a random order, one for each column.
+    order = rng.random((rows, columns)).argsort(axis=0)
+    values[order < math.ceil(sparsity * rows)] = 0
+    return tensor.copy_(values)
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    """1 on the diagonal of a matrix and 0 elsewhere: the identity, as far as it goes.
+
+    Raises:
+        ValueError: if the tensor is no matrix.
+    """
+    return tensor.copy_(np.eye(*_matrix("eye_", tensor)))
+
+
 def constant_(tensor: Tensor, value: float) -> Tensor:
     """The same number everywhere."""
     return tensor.copy_(np.full(tensor.shape, value))
@@ -109,6 +191,12 @@ def zeros_(tensor: Tensor) -> Tensor:
 def ones_(tensor: Tensor) -> Tensor:
     """All ones."""
     return tensor.copy_(np.ones(tensor.shape))
+
+
+def _matrix(name: str, tensor: Tensor) -> tuple[int, int]:
+    if tensor.ndim != 2:
+        raise ValueError(f"{name}: fills matrices (d_out, d_in), not {tensor.describe()}")
+    return tensor.shape[0], tensor.shape[1]
 
 
 def _fan(tensor: Tensor, mode: Mode) -> int:

@@ -1,19 +1,19 @@
-"""The layers that an MLP is made of."""
+"""The layers that most models are made of."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import operator
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops, random
+from minigrad.data import check_positive
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
-from minigrad.tensor import Tensor
+from minigrad.tensor import Array, Tensor
 
 
 class Linear(Module):
@@ -38,13 +38,8 @@ class Linear(Module):
         dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
     ) -> None:
-        if not all(
-            isinstance(size, (int, np.integer)) and size >= 1
-            for size in (in_features, out_features)
-        ):
-            raise ValueError(
-                f"Linear: sizes are positive integers, not {in_features!r} and {out_features!r}"
-            )
+        check_positive("Linear: in_features", in_features)
+        check_positive("Linear: out_features", out_features)
         self.weight = Parameter(np.empty((out_features, in_features), dtype))
         self.bias = Parameter(np.empty(out_features, dtype)) if bias else None
         init.kaiming_uniform_(self.weight, a=math.sqrt(5), rng=rng)
@@ -73,6 +68,71 @@ class Linear(Module):
         )
 
 
+class Embedding(Module):
+    """A vector for each integer below `num_embeddings`: `(...) -> (..., embedding_dim)`.
+
+    The vectors begin standard normal, as PyTorch's do.
+
+    Args:
+        num_embeddings: how many vectors there are.
+        embedding_dim: their size.
+        padding_idx: an integer whose vector begins at zero and gets no gradient; a negative one
+            counts from the end.
+        dtype: of the weight.
+        rng: where the weight is drawn from.
+
+    Attributes:
+        weight: `(num_embeddings, embedding_dim)`, a vector in each row.
+        padding_idx: from 0 to num_embeddings - 1, or None.
+
+    Raises:
+        ValueError: if a size is not a positive integer, or there is no row `padding_idx`.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        check_positive("Embedding: num_embeddings", num_embeddings)
+        check_positive("Embedding: embedding_dim", embedding_dim)
+        if padding_idx is not None:
+            if not -num_embeddings <= operator.index(padding_idx) < num_embeddings:
+                raise ValueError(
+                    f"Embedding: padding_idx = {padding_idx}, but there are {num_embeddings} rows"
+                )
+            padding_idx %= num_embeddings
+        self.weight = Parameter(np.empty((num_embeddings, embedding_dim), dtype))
+        init.normal_(self.weight, rng=rng)
+        self.padding_idx = padding_idx
+        if padding_idx is not None:
+            self.weight.data[padding_idx] = 0
+
+    @property
+    def num_embeddings(self) -> int:
+        """How many vectors there are."""
+        return self.weight.shape[0]
+
+    @property
+    def embedding_dim(self) -> int:
+        """The size of a vector."""
+        return self.weight.shape[1]
+
+    def forward(self, indices: Array) -> Tensor:
+        """`functional.embedding`."""
+        return functional.embedding(indices, self.weight, self.padding_idx)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"{self.num_embeddings}, {self.embedding_dim}" + (
+            "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        )
+
+
 class Dropout(Module):
     """In training, each element is 0 with probability `p`, else x / (1 - p); x in evaluation.
 
@@ -94,85 +154,29 @@ class Dropout(Module):
         return f"p={self.p}"
 
 
-class Sequential(Module):
-    """Modules, or functions of one tensor, one after the other; they are named "0", "1", ...
+class Flatten(Module):
+    """The axes from `start_dim` to `end_dim` as one: `(n, a, b, ...) -> (n, a * b * ...)`."""
 
-    Raises:
-        TypeError: if one cannot be called.
-    """
-
-    def __init__(self, *layers: Callable[[Tensor], Tensor]) -> None:
-        for i, layer in enumerate(layers):
-            _check_callable(layer, f"Sequential: layer {i}")
-            vars(self)[str(i)] = layer
-
-    def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        return (layer for name, layer in vars(self).items() if name.isdigit())
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        self.start_dim = start_dim
+        self.end_dim = end_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """layers[-1](... layers[0](x))."""
-        for layer in self:
-            x = layer(x)
-        return x
+        """`ops.reshape`.
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
-        return list(self)[index]
-
-
-class MLP(Module):
-    """Linear layers with an activation between each two: sizes (4, 64, 64, 1) give three layers.
-
-    Args:
-        sizes: of the input, the hidden layers and the output.
-        activation: what to put between the layers.
-        dropout: the probability of dropout after each activation.
-        dtype: of the parameters.
-        rng: where the weights (and what is dropped) are drawn from.
-
-    Raises:
-        ValueError: if there are fewer than two sizes.
-        TypeError: if the sizes are no sequence, or the activation cannot be called.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        activation: Callable[[Tensor], Tensor] = ops.relu,
-        dropout: float = 0.0,
-        *,
-        dtype: DTypeLike = np.float32,
-        rng: np.random.Generator | None = None,
-    ) -> None:
-        if not isinstance(sizes, Sequence):
-            raise TypeError(f"MLP: sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
-        _check_callable(activation, "MLP: the activation")
-        if len(sizes) < 2:
-            raise ValueError(f"MLP: sizes are at least those of input and output, not {sizes!r}")
-        self.activation = activation
-        self.dropout = Dropout(dropout, rng=rng) if dropout else None
-        self.layers = [
-            Linear(d_in, d_out, dtype=dtype, rng=rng) for d_in, d_out in itertools.pairwise(sizes)
-        ]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The layers in turn."""
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-            if self.dropout is not None:
-                x = self.dropout(x)
-        return self.layers[-1](x)  # type: ignore[no-any-return]  # what a module returns is Any
+        Raises:
+            ValueError: if x has no such axes, or they are in the wrong order.
+        """
+        start = normalize_axis_index(self.start_dim, x.ndim)
+        end = normalize_axis_index(self.end_dim, x.ndim) + 1
+        if start >= end:
+            raise ValueError(
+                f"Flatten: start_dim = {self.start_dim} comes after end_dim = {self.end_dim} in "
+                f"shape {x.shape}"
+            )
+        shape = (*x.shape[:start], math.prod(x.shape[start:end]), *x.shape[end:])
+        return ops.reshape(x, shape)
 
     def extra_repr(self) -> str:
-        """The activation, if it is a plain function."""
-        name = getattr(self.activation, "__name__", None)
-        return f"activation={name}" if name else ""
-
-
-def _check_callable(layer: Any, role: str) -> None:
-    if isinstance(layer, type):
-        raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
-    if not callable(layer):
-        raise TypeError(f"{role} must be a module or a function of a tensor, not {layer!r:.60}")
+        """The first and the last axis."""
+        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"

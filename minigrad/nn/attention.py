@@ -1,0 +1,171 @@
+"""Attention: each vector of a sequence gets a mean of others, weighted by what it looks for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minigrad import functional, ops, random
+from minigrad.data import check_positive
+from minigrad.nn import init
+from minigrad.nn.layers import Linear
+from minigrad.nn.module import Module
+from minigrad.tensor import Array, Tensor, as_array
+
+
+class MultiHeadAttention(Module):
+    """Attention in several heads at once (Vaswani et al., 2017, section 3.2.2).
+
+        head_i = softmax(Q_i K_i^T / sqrt(d) + mask) V_i,    out = [head_1 ... head_h] W^T + b
+
+    Q, K and V are linear maps of query, key and value to `embed_dim` numbers, of which each head
+    has its own d = embed_dim / num_heads.
+
+    The parameters begin as those of PyTorch's MultiheadAttention, which differs in three things: it
+    keeps the maps of query, key and value in one matrix, `in_proj_weight`, where they lie below
+    each other in this order; True in a boolean mask forbids there, and allows here, as in its
+    scaled_dot_product_attention; and the batch does not come first unless asked.
+
+    Args:
+        embed_dim: the size of the vectors of the query and of the output.
+        num_heads: how many heads share it.
+        bias: whether the four linear maps have one.
+        dropout: the probability with which an attention weight is dropped, in training.
+        kdim: the size of the vectors of the key; None for embed_dim.
+        vdim: the size of the vectors of the value; None for embed_dim.
+        dtype: of the parameters.
+        rng: where the weights (and what is dropped) are drawn from.
+
+    Attributes:
+        q_proj, k_proj, v_proj, out_proj: the four maps, each a `Linear`.
+
+    Raises:
+        ValueError: if a size is not a positive integer, `num_heads` does not divide `embed_dim`, or
+            dropout is no probability.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        bias: bool = True,
+        dropout: float = 0.0,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        kdim = embed_dim if kdim is None else kdim
+        vdim = embed_dim if vdim is None else vdim
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "kdim": kdim, "vdim": vdim}
+        for name, size in sizes.items():
+            check_positive(f"MultiHeadAttention: {name}", size)
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"MultiHeadAttention: num_heads divides embed_dim, but {embed_dim} is no multiple "
+                f"of {num_heads}"
+            )
+        random.check_probability("MultiHeadAttention: dropout", dropout)
+        self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.kdim, self.vdim = kdim, vdim
+        self.dropout = dropout
+        self.rng = rng
+        self.q_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
+        self.k_proj = Linear(kdim, embed_dim, bias, dtype=dtype, rng=rng)
+        self.v_proj = Linear(vdim, embed_dim, bias, dtype=dtype, rng=rng)
+        self.out_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
+        # As one matrix, three equal maps have three times the fan out.
+        gain = math.sqrt(1 / 2) if kdim == vdim == embed_dim else 1.0
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            init.xavier_uniform_(projection.weight, gain, rng=rng)
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            if layer.bias is not None:
+                init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        query: Array,
+        key: Array = None,
+        value: Array = None,
+        attn_mask: Array = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """What each of L vectors gets from S others: `(..., L, embed_dim)`.
+
+        Args:
+            query: `(..., L, embed_dim)`, with any leading axes or none.
+            key: `(..., S, kdim)`; None for the query: self-attention.
+            value: `(..., S, vdim)`; None for the key.
+            attn_mask: booleans, True where a query may attend to a key, or floats that are added to
+                the scores. `(L, S)` for all alike; otherwise with every leading axis and one for
+                the heads, where size 1 stands for all: `(batch, 1, L, S)`, or `(batch, 1, 1, S)`
+                for keys that are padding. A query that may attend to nothing gets out_proj's bias.
+            is_causal: query i attends to keys 0 to i only, and of these to those that a mask
+                allows.
+
+        Raises:
+            ValueError: if shapes do not match, or a mask has another number of axes, as
+                `(batch, L, S)`, which would be taken for one of heads.
+            TypeError: if the mask is neither of booleans nor of floats.
+        """
+        key = query if key is None else key
+        value = key if value is None else value
+        q = self._heads("query", query, self.q_proj, self.embed_dim)
+        k = self._heads("key", key, self.k_proj, self.kdim)
+        v = self._heads("value", value, self.v_proj, self.vdim)
+        if attn_mask is not None:
+            _check_mask(attn_mask, max(q.ndim, k.ndim, v.ndim))
+            if is_causal:
+                attn_mask = _without_future(attn_mask, q.shape[-2], k.shape[-2])
+                is_causal = False
+        out = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask, self.dropout if self.training else 0.0, is_causal, rng=self.rng
+        )
+        out = functional.swapaxes(out, -2, -3)
+        joined = ops.reshape(out, (*out.shape[:-2], self.embed_dim))
+        return self.out_proj(joined)  # type: ignore[no-any-return]  # what a module returns is Any
+
+    def _heads(self, name: str, x: Array, projection: Linear, size: int) -> Tensor:
+        """The linear map of x, cut into heads: `(..., L, size) -> (..., heads, L, d)`."""
+        if x.ndim < 2 or x.shape[-1] != size:
+            raise ValueError(
+                f"MultiHeadAttention: the {name} has shape (..., length, {size}), not {x.shape}"
+            )
+        y = projection(x)
+        heads = ops.reshape(y, (*y.shape[:-1], self.num_heads, self.embed_dim // self.num_heads))
+        return functional.swapaxes(heads, -2, -3)
+
+    def extra_repr(self) -> str:
+        """The sizes, and the probability of dropout."""
+        usual = {"kdim": self.embed_dim, "vdim": self.embed_dim, "dropout": 0}
+        facts = [
+            f"{name}={getattr(self, name)}"
+            for name, value in usual.items()
+            if getattr(self, name) != value
+        ]
+        return ", ".join([f"{self.embed_dim}, num_heads={self.num_heads}", *facts])
+
+
+def _check_mask(mask: Array, ndim: int) -> None:
+    values = as_array(mask)
+    if values.dtype.kind not in "bf":
+        raise TypeError(
+            f"MultiHeadAttention: a mask is of booleans or of floats, not of {values.dtype}"
+        )
+    if values.ndim not in (2, ndim):
+        raise ValueError(
+            f"MultiHeadAttention: a mask is (L, S), or has all {ndim} axes of the scores, "
+            f"(..., heads, L, S), not {values.shape}; mask[..., None, :, :] gives it an axis for "
+            f"the heads"
+        )
+
+
+def _without_future(mask: Array, length: int, keys: int) -> Array:
+    """A mask that also forbids query i the keys beyond i."""
+    past = np.tri(length, keys, dtype=np.bool_)
+    if as_array(mask).dtype == np.bool_:
+        return ops.logical_and(mask, past)
+    return ops.where(past, mask, -math.inf)

@@ -1,0 +1,199 @@
+"""First weights: their distributions, and what cannot be filled."""
+
+import math
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad.nn import Linear, init
+
+D_OUT, D_IN = 200, 300
+
+
+def drawn(fill, rng, **options):
+    tensor = minigrad.zeros((D_OUT, D_IN), requires_grad=True)
+    assert fill(tensor, rng=rng, **options) is tensor
+    assert tensor.dtype == np.float32
+    assert tensor.is_leaf
+    return tensor.data.astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("fill", "options", "variance"),
+    [
+        (init.kaiming_uniform_, {}, 2 / D_IN),
+        (init.kaiming_uniform_, {"a": math.sqrt(5)}, 1 / 3 / D_IN),
+        (init.kaiming_uniform_, {"nonlinearity": "linear"}, 1 / D_IN),
+        (init.kaiming_uniform_, {"mode": "fan_out"}, 2 / D_OUT),
+        (init.kaiming_uniform_, {"nonlinearity": "tanh"}, 25 / 9 / D_IN),
+        (init.xavier_uniform_, {}, 2 / (D_IN + D_OUT)),
+        (init.xavier_uniform_, {"gain": 3.0}, 18 / (D_IN + D_OUT)),
+        (init.uniform_, {"a": -0.3, "b": 0.3}, 0.03),
+    ],
+)
+def test_uniform_weights(rng, fill, options, variance):
+    values = drawn(fill, rng, **options)
+    bound = math.sqrt(3 * variance)
+    assert abs(values).max() <= bound * (1 + 1e-6)
+    assert values.min() < -0.999 * bound  # the extremes of 60,000 draws
+    assert values.max() > 0.999 * bound  # the extremes of 60,000 draws
+    assert abs(values.mean()) < 4 * math.sqrt(variance / values.size)  # a draw of a fixed seed
+    assert values.var() == pytest.approx(variance, rel=0.02)  # whose own deviation is 0.004
+    assert (values**4).mean() == pytest.approx(1.8 * variance**2, rel=0.03)  # 3 for a Gaussian
+
+
+@pytest.mark.parametrize(
+    ("fill", "options", "variance"),
+    [
+        (init.kaiming_normal_, {}, 2 / D_IN),
+        (init.kaiming_normal_, {"mode": "fan_out"}, 2 / D_OUT),
+        (init.kaiming_normal_, {"a": 1.0}, 1 / D_IN),
+        (init.kaiming_normal_, {"nonlinearity": "sigmoid"}, 1 / D_IN),
+        (init.xavier_normal_, {}, 2 / (D_IN + D_OUT)),
+        (init.xavier_normal_, {"gain": 0.5}, 0.5 / (D_IN + D_OUT)),
+        (init.normal_, {}, 1.0),
+        (init.normal_, {"std": 0.1}, 0.01),
+    ],
+)
+def test_normal_weights(rng, fill, options, variance):
+    values = drawn(fill, rng, **options)
+    assert abs(values.mean()) < 4 * math.sqrt(variance / values.size)  # a draw of a fixed seed
+    assert values.var() == pytest.approx(variance, rel=0.03)  # whose own deviation is 0.006
+    assert (values**4).mean() == pytest.approx(3 * variance**2, rel=0.1)  # 1.8 for a uniform one
+
+
+def test_constant_weights():
+    tensor = minigrad.ones((2, 3), requires_grad=True)
+    assert init.zeros_(tensor) is tensor
+    assert (tensor.data == 0).all()
+    assert (init.ones_(tensor).data == 1).all()
+    assert (init.constant_(tensor, 0.5).data == 0.5).all()
+
+
+def test_weights_around_another_mean(rng):
+    uniform = drawn(init.uniform_, rng, a=2.0, b=4.0)
+    assert uniform.min() >= 2
+    assert uniform.max() <= 4
+    assert uniform.mean() == pytest.approx(3, rel=0.01)  # whose own deviation is 0.0008
+    normal = drawn(init.normal_, rng, mean=-5.0, std=2.0)
+    assert normal.mean() == pytest.approx(-5, rel=0.01)  # whose own deviation is 0.0016
+
+
+def test_an_unknown_fan_is_an_error():
+    for fill in (init.kaiming_uniform_, init.kaiming_normal_):
+        with pytest.raises(ValueError, match="'fan_in' or 'fan_out', not 'fan_mean'"):
+            fill(minigrad.zeros((2, 3)), mode="fan_mean")
+
+
+def test_weights_are_written_into_the_memory_that_is_there(rng):
+    layer = Linear(3, 4)
+    data = layer.weight.data
+    init.xavier_normal_(layer.weight, rng=rng)
+    assert layer.weight.data is data
+
+
+def test_gains():
+    assert init.gain("relu") == math.sqrt(2)
+    assert init.gain("tanh") == 5 / 3
+    assert init.gain("linear") == init.gain("sigmoid") == 1
+    assert init.gain("leaky_relu", 2.0) == math.sqrt(2 / 5)
+    assert init.gain("selu") == 3 / 4
+    with pytest.raises(ValueError, match=r"selu, not 'swish'"):
+        init.gain("swish")
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 3)])
+@pytest.mark.parametrize(
+    "fill",
+    [init.kaiming_uniform_, init.kaiming_normal_, init.xavier_uniform_, init.xavier_normal_],
+)
+def test_only_a_matrix_has_a_fan(fill, shape):
+    with pytest.raises(ValueError, match=r"\(d_out, d_in\)"):
+        fill(minigrad.zeros(shape))
+
+
+def test_truncated_normal_weights_have_the_moments_of_the_formula(rng):
+    a, b = -1.0, 2.5  # in standard deviations
+    values = (drawn(init.trunc_normal_, rng, mean=3.0, std=2.0, a=1.0, b=8.0) - 3) / 2
+    assert a <= values.min() < a + 0.001  # the extremes of 60,000 draws
+    assert b - 0.01 < values.max() <= b
+    density = [math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in (a, b)]
+    share = (math.erf(b / math.sqrt(2)) - math.erf(a / math.sqrt(2))) / 2
+    mean = (density[0] - density[1]) / share
+    variance = 1 + (a * density[0] - b * density[1]) / share - mean**2
+    assert values.mean() == pytest.approx(mean, abs=0.01)  # whose own deviation is 0.003
+    assert values.var() == pytest.approx(variance, rel=0.02)  # whose own deviation is 0.006
+
+
+def test_truncated_normal_weights_are_within_two_unless_told_otherwise(rng):
+    values = drawn(init.trunc_normal_, rng)
+    assert -2 <= values.min() < -1.99
+    assert 1.99 < values.max() <= 2
+    assert values.std() == pytest.approx(0.8796, rel=0.01)  # of the distribution
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"a": 4.0, "b": 5.0}, r"the share 3e-05 is in \[4.0, 5.0\]; move the bounds"),
+        ({"a": 1.0, "b": -1.0}, "the share -0.7"),
+        ({"std": 0.0}, "std must be positive, not 0.0"),
+        ({"mean": math.nan}, "share nan"),
+    ],
+)
+def test_a_truncated_normal_with_next_to_nothing_between_its_bounds_is_an_error(options, message):
+    tensor = minigrad.ones((2, 3))
+    with pytest.raises(ValueError, match=message):
+        init.trunc_normal_(tensor, **options)
+    assert (tensor.data == 1).all()
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.5, -2.0])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 3)])
+def test_orthogonal_weights_are_orthogonal(rng, shape, gain):
+    w = init.orthogonal_(minigrad.zeros(shape, dtype=np.float64), gain, rng=rng).data
+    gram = w @ w.T if shape[0] <= shape[1] else w.T @ w
+    np.testing.assert_allclose(gram, gain**2 * np.eye(min(shape)), atol=1e-13)
+
+
+def test_orthogonal_weights_favour_no_direction():
+    """Each element has mean 0 and variance 1 / n; without the signs of R they have not."""
+    rng = np.random.default_rng(0)
+    draws = [init.orthogonal_(minigrad.zeros((3, 3)), rng=rng).data for _ in range(3000)]
+    mean, square = np.mean(draws, axis=0), np.mean(np.square(draws), axis=0)
+    assert abs(mean).max() < 4 / math.sqrt(3 * 3000)
+    assert abs(square - 1 / 3).max() < 0.03  # whose own deviation is 0.005
+
+
+@pytest.mark.parametrize(("sparsity", "zeros"), [(0.0, 0), (0.1, 20), (0.333, 67), (1.0, 200)])
+def test_sparse_weights_have_their_zeros_in_each_column(rng, sparsity, zeros):
+    values = drawn(init.sparse_, rng, sparsity=sparsity, std=0.5)
+    empty = values == 0
+    assert (empty.sum(axis=0) == zeros).all()
+    if 0 < sparsity < 1:  # they are elsewhere in each column, and anywhere
+        assert len({column.tobytes() for column in empty.T}) == D_IN
+        assert empty.any(axis=1).all()
+    if sparsity < 1:
+        assert values[~empty].std() == pytest.approx(0.5, rel=0.03)  # of 39,900 draws at least
+
+
+def test_a_sparsity_is_a_share():
+    with pytest.raises(ValueError, match=r"sparsity is a probability, not 1\.5"):
+        init.sparse_(minigrad.zeros((2, 3)), 1.5)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3), (3, 2)])
+def test_eye(shape):
+    tensor = minigrad.ones(shape, requires_grad=True)
+    assert init.eye_(tensor) is tensor
+    assert np.array_equal(tensor.data, np.eye(*shape))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])
+@pytest.mark.parametrize(
+    "fill", [init.eye_, init.orthogonal_, lambda tensor: init.sparse_(tensor, 0.5)]
+)
+def test_what_fills_matrices_refuses_others(fill, shape):
+    with pytest.raises(ValueError, match=r"fills matrices \(d_out, d_in\)"):
+        fill(minigrad.zeros(shape))

@@ -1,0 +1,195 @@
+"""Losses as modules."""
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import nn
+
+
+def cross_entropies(logits, target):
+    """-log softmax(logits)[target] by row, with classes last."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return -np.take_along_axis(logs, target[..., None], -1)[..., 0]
+
+
+X = np.random.default_rng(3).standard_normal((2, 2, 3))
+REDUCTIONS = {"mean": np.mean, "sum": np.sum, "none": lambda x: x}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_losses_of_numbers(rng, reduction):
+    p, y = rng.standard_normal((2, 4, 3))
+    reduce = REDUCTIONS[reduction]
+    for loss, each in ((nn.MSELoss, (p - y) ** 2), (nn.L1Loss, abs(p - y))):
+        out = loss(reduction)(minigrad.tensor(p), minigrad.tensor(y))
+        np.testing.assert_allclose(out.data, reduce(each), rtol=1e-13)
+        assert np.array_equal(loss(reduction)(minigrad.tensor(p), y).data, out.data)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_losses_of_classes(rng, reduction):
+    logits = 10 * rng.standard_normal((6, 4))
+    target = rng.integers(0, 4, 6)
+    expected = REDUCTIONS[reduction](cross_entropies(logits, target))
+    out = nn.CrossEntropyLoss(reduction)(minigrad.tensor(logits), target)
+    np.testing.assert_allclose(out.data, expected, rtol=1e-12)
+
+
+def test_cross_entropy_has_its_classes_on_axis_one(rng):
+    logits = rng.standard_normal((2, 4, 3, 5))
+    target = rng.integers(0, 4, (2, 3, 5))
+    expected = cross_entropies(np.moveaxis(logits, 1, -1), target).mean()
+    out = nn.CrossEntropyLoss()(minigrad.tensor(logits), target)
+    assert out.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_cross_entropy_is_finite_for_logits_that_overflow_an_exponential():
+    out = nn.CrossEntropyLoss("none")(minigrad.tensor([[1e4, 0.0], [1e4, 0.0]]), [0, 1])
+    assert out.tolist() == [0.0, 1e4]
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss, nn.L1Loss, nn.CrossEntropyLoss])
+def test_an_unknown_reduction_is_an_error(loss):
+    with pytest.raises(ValueError, match="'mean', 'sum' or 'none', not 'average'"):
+        loss("average")
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss()])
+def test_a_column_is_not_compared_with_a_row(loss):
+    with pytest.raises(ValueError, match=r"\(4, 1\).*\(4,\)"):
+        loss(minigrad.ones((4, 1)), np.ones(4))
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss()])
+def test_a_float64_target_does_not_widen_a_float32_model(loss):
+    prediction = minigrad.zeros((2,), requires_grad=True)
+    out = loss(prediction, np.ones(2))
+    assert out.dtype == np.float32
+    out.backward()
+    assert prediction.grad.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ([0.0, 1.0], TypeError, "integer classes"),
+        ([0, 3], ValueError, r"there are 3 classes"),
+        ([-1, 0], ValueError, r"from -1 to 0"),
+        ([[0], [1]], ValueError, r"have shape \(2,\), not \(2, 1\)"),
+    ],
+)
+def test_targets_that_are_no_classes_are_errors(target, error, message):
+    with pytest.raises(error, match=message):
+        nn.CrossEntropyLoss()(minigrad.zeros((2, 3)), target)
+
+
+def test_huber_is_square_near_zero_and_linear_beyond(rng):
+    p, y = 3 * rng.standard_normal((2, 4, 5))
+    d = abs(p - y)
+    for delta in (1.0, 2.5):
+        assert (d < delta).any()
+        assert (d > delta).any()
+        each = np.where(d <= delta, d**2 / 2, delta * (d - delta / 2))
+        for reduction, reduce in REDUCTIONS.items():
+            out = nn.HuberLoss(reduction, delta)(minigrad.tensor(p), y)
+            np.testing.assert_allclose(out.data, reduce(each), rtol=1e-13)
+    assert nn.HuberLoss()(minigrad.tensor([3.0]), [0.0]).item() == 2.5
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("pos_weight", [None, 3.0, [1.0, 2.0, 0.5]])
+def test_binary_cross_entropy_of_logits(rng, reduction, pos_weight):
+    logits = 3 * rng.standard_normal((4, 3))
+    target = rng.uniform(size=(4, 3))
+    s = 1 / (1 + np.exp(-logits))
+    weight = 1.0 if pos_weight is None else np.array(pos_weight)
+    each = -weight * target * np.log(s) - (1 - target) * np.log(1 - s)
+    loss = nn.BCEWithLogitsLoss(
+        reduction, pos_weight=None if pos_weight is None else minigrad.tensor(pos_weight)
+    )
+    out = loss(minigrad.tensor(logits), target)
+    np.testing.assert_allclose(out.data, REDUCTIONS[reduction](each), rtol=1e-12)
+
+
+CLASS_WEIGHTS = np.array([1.0, 0.5, 2.0, 0.25])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weight", [None, CLASS_WEIGHTS])
+def test_classes_with_weights_some_ignored(rng, reduction, weight):
+    logits = rng.standard_normal((6, 4))
+    target = np.array([0, 3, 7, 2, 7, 1])  # 7 is no class, and ignored
+    counted = target != 7
+    factors = (np.ones(4) if weight is None else weight)[target * counted] * counted
+    each = factors * cross_entropies(logits, target * counted)
+    expected = {"mean": each.sum() / factors.sum(), "sum": each.sum(), "none": each}[reduction]
+    x = minigrad.tensor(logits)
+    out = nn.CrossEntropyLoss(reduction, weight=weight, ignore_index=7)(x, target)
+    np.testing.assert_allclose(out.data, expected, rtol=1e-12)
+    out = nn.NLLLoss(reduction, weight=weight, ignore_index=7)(minigrad.log_softmax(x), target)
+    np.testing.assert_allclose(out.data, expected, rtol=1e-12)
+
+
+def test_targets_of_minus_hundred_are_ignored_unless_told_otherwise(rng):
+    x = minigrad.tensor(rng.standard_normal((3, 4)))
+    for loss in (nn.CrossEntropyLoss, nn.NLLLoss):
+        expected = loss()(x[1:], [2, 0]).item()
+        assert loss()(x, [-100, 2, 0]).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_smoothed_labels_are_probabilities_of_classes(rng):
+    logits, target = rng.standard_normal((5, 4)), np.array([0, 3, 1, 1, 2])
+    probabilities = np.full((5, 4), 0.1 / 4)
+    probabilities[np.arange(5), target] += 0.9
+    each = -(probabilities * np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))).sum(1)
+    x = minigrad.tensor(logits)
+    smoothed = nn.CrossEntropyLoss("none", label_smoothing=0.1)(x, target)
+    np.testing.assert_allclose(smoothed.data, each, rtol=1e-12)
+    given = nn.CrossEntropyLoss("none")(x, probabilities)
+    np.testing.assert_allclose(given.data, each, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (nn.MSELoss(), X[0] + 1),
+        (nn.L1Loss(), X[0] + 1),
+        (nn.HuberLoss(delta=0.5), X[0] + 1),
+        (nn.BCEWithLogitsLoss(pos_weight=np.array([0.5, 2.0, 1.0])), abs(np.sin(X[0]))),
+        (nn.CrossEntropyLoss(weight=CLASS_WEIGHTS[:3], label_smoothing=0.2), [0, 2]),
+        (nn.CrossEntropyLoss(ignore_index=2), [0, 2]),
+        (nn.NLLLoss(weight=CLASS_WEIGHTS[:3]), [0, 2]),
+    ],
+    ids=repr,
+)
+def test_losses_have_the_gradient_of_their_values(loss, target):
+    assert minigrad.gradcheck(lambda x: loss(x, np.array(target)), X[1], order=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.HuberLoss(delta=0.0), "HuberLoss: delta must be positive, not 0.0"),
+        (lambda: nn.HuberLoss(delta=float("nan")), "delta must be positive"),
+        (lambda: nn.CrossEntropyLoss(label_smoothing=1.1), "label_smoothing is a probability"),
+        *(
+            (lambda loss=loss: loss("average"), "'mean', 'sum' or 'none', not 'average'")
+            for loss in (nn.HuberLoss, nn.BCEWithLogitsLoss, nn.NLLLoss)
+        ),
+    ],
+)
+def test_losses_that_cannot_be_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_repr_of_losses():
+    assert repr(nn.HuberLoss("sum", 2.0)) == "HuberLoss(reduction='sum', delta=2.0)"
+    assert repr(nn.BCEWithLogitsLoss()) == "BCEWithLogitsLoss(reduction='mean')"
+    assert repr(nn.NLLLoss(ignore_index=0)) == "NLLLoss(reduction='mean', ignore_index=0)"
+    assert repr(nn.CrossEntropyLoss(ignore_index=0, label_smoothing=0.1)) == (
+        "CrossEntropyLoss(reduction='mean', ignore_index=0, label_smoothing=0.1)"
+    )
+    assert repr(nn.CrossEntropyLoss("none")) == "CrossEntropyLoss(reduction='none')"
