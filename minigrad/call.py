@@ -29,6 +29,7 @@ from __future__ import annotations
 import inspect
 import linecache
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,17 +68,20 @@ _NOTE_MIXED_OR_NONE = """
 
 _AGREE = """
     if _mixed and _found:
-        {inputs_data} = _agree(_op, {positions}, ({inputs_data}))
+        {inputs_data} = _agree(_op, {positions}, ({inputs_data}), ({inputs}))
         _dtype = None"""
 
 _FLOATS = """
-    if _{p}_data.__class__ is _ndarray and _{p}_data.dtype.kind != "f":
-        _{p}_data = _{p}_data.astype(_FLOAT32)"""
+    if _{p}_data.__class__ is not _ndarray:
+        if not _found and {p} is not None:
+            _{p}_data = _as_floats(_op, {p})
+    elif _{p}_data.dtype is not _FLOAT32 and _{p}_data.dtype is not _FLOAT64:
+        _{p}_data = _as_floats(_op, _{p}_data)"""
 
 _RUN = """
     try:
         _out = _forward({passed})
-    except (IndexError, TypeError, ValueError) as _error:
+    except (IndexError, OverflowError, TypeError, ValueError) as _error:
         raise _explained(_op, _error, ({all_data},)) from _error
     _recording, _observers = _mode.state
     if not _found:
@@ -88,7 +92,7 @@ _RUN = """
         _out = _as_output(_op, _out)
     _differentiable = True
     if _out.dtype is not _dtype:
-        _out = _demoted(_op, _out, ({all_data},))
+        _out = _demoted(_op, _out, ({inputs}))
         _differentiable = _out.dtype.kind == "f"
     if _out.base is not None or {aliased}:
         _out = _view(_out, ({all_data},))
@@ -141,6 +145,7 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
         "all": "".join(f"{p}, " for p in op.parameters),
         "all_data": ", ".join(data.values()),
         "passed": ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items()),
+        "inputs": "".join(f"{p}, " for p in inputs),
         "inputs_data": "".join(f"{data[p]}, " for p in inputs),
         "aliased": " or ".join(f"_out is {data[p]}" for p in values) or "False",
         "any_node": " or ".join(f"_{p}_node is not None" for p in inputs),
@@ -187,26 +192,23 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Mapping[str, Any]) 
     data: Sequence[Any] = [value._data if isinstance(value, Tensor) else value for value in arrays]
     found = any(tensor is not None for tensor in tensors)
     if found:
-        data = agree(op, range(len(data)), data)
+        data = agree(op, range(len(data)), data, arrays)
     try:
         out = op.forward(list(data), **options)
-    except (IndexError, TypeError, ValueError) as error:
+    except (IndexError, OverflowError, TypeError, ValueError) as error:
         raise explained(op, error, data) from error
     recording, observers = mode.state
     result: Any = out
     if found:
-        out = demoted(op, as_output(op, out), data)
+        out = demoted(op, as_output(op, out), arrays)
         out = view(out, data)
         result = Tensor.at(out, None)
         ((_, rule),) = op.rules
+        # What all edges share is saved once: as much for each of n inputs would be n^2.
+        saved = _saved(rule, [list(data), *options.values(), out, _POSITION])
         edges = [
-            (
-                tensor.node,
-                position,
-                rule,
-                *_saved(rule, [list(data), *options.values(), out, position]),
-            )
-            for position, tensor in enumerate(tensors)
+            (tensor.node, i, rule, *(i if value is _POSITION else value for value in saved))
+            for i, tensor in enumerate(tensors)
             if tensor is not None and tensor.node is not None
         ]
         if recording and edges and out.dtype.kind == "f":
@@ -214,6 +216,9 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Mapping[str, Any]) 
     for observer in observers:
         observer.on_call(op, arrays, result)
     return result  # type: ignore[no-any-return]
+
+
+_POSITION = object()  # stands for the position of an input, until it is known
 
 
 def _saved(rule: Rule, values: Sequence[Any]) -> tuple[Any, ...]:
@@ -224,45 +229,87 @@ def shape(value: Any) -> Any:
     """The shape of an array or number, the shapes of a list of them."""
     if isinstance(value, np.ndarray):
         return value.shape
-    return [np.shape(v) for v in value] if isinstance(value, list) else np.shape(value)
+    return Shapes(map(np.shape, value)) if isinstance(value, list) else np.shape(value)
 
 
-def agree(op: Op[Any], positions: Sequence[int], values: Sequence[Any]) -> list[Any]:
+class Shapes(tuple[tuple[int, ...], ...]):
+    """The shapes of the inputs of an op of many."""
+
+    def starts(self, axis: int) -> list[int]:
+        """Where each begins when they are joined along `axis`; computed once for all of them."""
+        known: dict[int, list[int]] = vars(self).setdefault("known", {})
+        if axis not in known:
+            known[axis] = list(accumulate((s[axis] for s in self), initial=0))
+        return known[axis]
+
+
+def agree(
+    op: Op[Any], positions: Sequence[int], values: Sequence[Any], given: Sequence[Any]
+) -> list[Any]:
     """The inputs of `op` at `positions`, brought to one float dtype.
 
-    It is the common one of the float arrays that have dimensions, else of the 0-d ones: numbers,
-    0-d arrays and integers never promote.
+    It is the common one of the Tensors and arrays of floats that have dimensions, else of the
+    Tensors without: numbers, 0-d arrays, lists of numbers and integers never promote.
+
+    Args:
+        op: whose inputs they are.
+        positions: theirs among its parameters.
+        values: with arrays for the Tensors.
+        given: as they came.
     """
-    values = [value.item() if isinstance(value, np.generic) else value for value in values]
+    agreed = [
+        value.item()
+        if isinstance(value, np.generic) or (isinstance(came, np.ndarray) and not came.ndim)
+        else value
+        for value, came in zip(values, given, strict=True)
+    ]
     arrays = {}
-    for i, (position, value) in enumerate(zip(positions, values, strict=True)):
+    for i, (position, value) in enumerate(zip(positions, agreed, strict=True)):
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
         elif value.__class__ not in NUMBERS and (value is not None or op.is_required(position)):
             raise TypeError(
-                f"{op.name} takes tensors, arrays and numbers, not {value!r} "
+                f"{op.name}: takes tensors, arrays and numbers, not {value!r} "
                 f"for {op.input_name(position)}"
             )
-    floats = [array for array in arrays.values() if array.dtype.kind == "f"]
-    if floats and len(values) > 1:
-        dtypes = {a.dtype for a in floats if a.ndim} or {a.dtype for a in floats}
-        target = np.result_type(*dtypes)
-        arrays = {i: array.astype(target, copy=False) for i, array in arrays.items()}
-    return [arrays.get(i, value) for i, value in enumerate(values)]
+    firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]
+    target = common_float(firm or list(arrays.values()))
+    if target is not None and len(values) > 1:
+        # From the list itself, which may have more digits than the usual float.
+        arrays = {i: as_array(agreed[i], target) for i in arrays}
+    return [arrays.get(i, value) for i, value in enumerate(agreed)]
 
 
-def demoted(op: Op[Any], out: Any, values: Sequence[Any]) -> Any:
-    """float64 out of integers (divided, or the root of one) becomes float32, our usual float.
+def common_float(arrays: Sequence[Any]) -> np.dtype[Any] | None:
+    """The dtype in which arrays of floats, those with dimensions first, compute with each other."""
+    floats = [x for x in arrays if x.dtype.kind == "f"]
+    dtypes = {x.dtype for x in floats if x.ndim} or {x.dtype for x in floats}
+    return np.result_type(*dtypes) if dtypes else None
 
-    An op that is told a dtype, as `astype` is, knows best.
+
+def as_floats(op: Op[Any], value: Any) -> Any:
+    """What a function of floats computes with: float64 for integers, float32 for half of it.
+
+    What it returns is narrowed again (see `demoted`).
     """
-    if (
-        out.dtype != FLOAT64
-        or "dtype" in op.parameters
-        or any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in values)
-    ):
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{op.name}: takes tensors, arrays and numbers, not {value!r:.60}")
+    return array.astype(np.float32 if array.dtype == np.float16 else np.float64, copy=False)
+
+
+def demoted(op: Op[Any], out: Any, given: Sequence[Any]) -> Any:
+    """The result in the dtype that its op should have computed in.
+
+    That is the common one of the inputs that are floats. Where there are none, float64 out of
+    integers (divided, or the root of one) becomes float32, our usual float. An op that is told a
+    dtype, as `astype` is, knows best.
+    """
+    if out.dtype.kind != "f" or "dtype" in op.parameters:
         return out
-    return out.astype(np.float32)
+    arrays = [x for x in given if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.ndim)]
+    usual = common_float(arrays) or FLOAT32
+    return out.astype(usual) if out.dtype.itemsize > usual.itemsize else out
 
 
 def as_output(op: Op[Any], out: Any) -> Any:
@@ -298,8 +345,10 @@ def explained(op: Op[Any], error: Exception, values: Sequence[Any]) -> Exception
         for value in values
     )
     text = f"{op.name}: {error}; it was called with {operands}"
-    if isinstance(error, (IndexError, ValueError)):
-        return ValueError(text) if isinstance(error, ValueError) else IndexError(text)
+    if isinstance(error, (OverflowError, ValueError)):
+        return ValueError(text)
+    if isinstance(error, IndexError):
+        return IndexError(text)
     no_numbers = str(error).startswith("ufunc")  # has no loop for such types
     return TypeError(text + ", and takes tensors, arrays and numbers" if no_numbers else text)
 
@@ -318,7 +367,9 @@ _NAMESPACE = {
     "_Tensor": Tensor,
     "_FLOAT32": FLOAT32,
     "_NUMBERS": NUMBERS,
+    "_FLOAT64": FLOAT64,
     "_agree": agree,
+    "_as_floats": as_floats,
     "_as_output": as_output,
     "_clock": clock,
     "_demoted": demoted,

@@ -18,6 +18,7 @@ import numpy as np
 from minigrad.graph import Node, check_unwritten, leading_to, reachable
 from minigrad.memory import last_write
 from minigrad.mode import grad_mode, mode
+from minigrad.summation import sum_over
 from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -236,7 +237,11 @@ def _fit(result: Any, place: Node, op: Op[Any], position: int) -> Any:
             if target == 1 and size != 1
         ]
         if extra > 0 or stretched:
-            result = result.sum(axis=(*range(extra), *stretched), keepdims=True)
+            axes = (*range(extra), *stretched)
+            if isinstance(result, Tensor):
+                result = result.sum(axes, keepdims=True)
+            else:
+                result = sum_over(result, axes, keepdims=True)
         if extra > 0:
             result = result.reshape(result.shape[extra:])
         if result.shape != place.shape:

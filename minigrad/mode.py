@@ -74,15 +74,15 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
-        self._before: list[bool] = []
+        self._thread = threading.local()  # for several threads may be inside at once
 
     def __enter__(self) -> None:
         before, observers = mode.state
-        self._before.append(before)
+        vars(self._thread).setdefault("before", []).append(before)
         mode.state = (self._enabled, observers)
 
     def __exit__(self, *_: object) -> None:
-        mode.state = (self._before.pop(), mode.observers)
+        mode.state = (self._thread.before.pop(), mode.observers)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, in this mode.

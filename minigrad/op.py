@@ -96,7 +96,7 @@ class Op(Generic[P]):
         rules: `(position, rule)` for each input that the op can be differentiated by.
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
-        floats: whether it is a function of floats, and integers among its inputs are turned.
+        floats: whether it is a function of floats, and computes with floats also of integers.
         plain: whether every input has a rule of its own.
         call: the function that a call of the op runs, without the detour over `__call__`.
     """
@@ -263,14 +263,15 @@ class Op(Generic[P]):
         if not edges:
             return []
         tracked = isinstance(g, Tensor)
+        places = {position: place for place, position, *_ in node.edges or ()} if tracked else {}
         if tracked and self.replayed:
             assert self.composition is not None
-            places = {position: place for place, position, *_ in node.edges or ()}
             wanted = [position for _, position, *_ in edges]
             return replay(self.composition, node.arguments, places, wanted, g)
         if self.plain:
             return [
-                rule.derivative(g, *self._linked(node, rule, saved)) for _, _, rule, *saved in edges
+                rule.derivative(g, *self._linked(node, rule, saved, places))
+                for _, _, rule, *saved in edges
             ]
         _, _, rule, *saved = edges[0]
         needed = {position for _, position, *_ in edges}
@@ -278,19 +279,20 @@ class Op(Generic[P]):
         results = rule.derivative(
             g,
             tuple(position in needed for position in known),
-            *(self._linked(node, rule, saved) if tracked else saved),
+            *(self._linked(node, rule, saved, places) if tracked else saved),
         )
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
             raise TypeError(f"the joint rule of `{self.name}` must return {len(known)} gradients")
         by_position = dict(zip(known, results, strict=True))
         return [by_position[position] for _, position, *_ in edges]
 
-    def _linked(self, node: Node, rule: Rule, saved: Sequence[Any]) -> list[Any]:
+    def _linked(
+        self, node: Node, rule: Rule, saved: Sequence[Any], places: Mapping[int, Node]
+    ) -> list[Any]:
         """What a rule saved, as Tensors at the places that the values had in the graph.
 
         Tensors with the same values and no place would cut the second derivative without a word.
         """
-        places = {position: place for place, position, *_ in node.edges or ()}
         linked: list[Any] = []
         for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
             if shape_only:
@@ -390,7 +392,8 @@ def op(
         composition: for a fused op, the function of tensors that it replaces: the reference for its
             values and, if `replayed`, the source of its derivatives of second and higher order.
         replayed: the rules of the op work on arrays only.
-        floats: it is a function of floats: integers and booleans become float32 before it is run.
+        floats: it is a function of floats: it computes with float64 for integers, and with float32
+            for float16; its result, if a Tensor, is of float32 or of float16 then.
     """
     if forward is None:
         return lambda function: _make(function, composition, replayed, floats)

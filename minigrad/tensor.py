@@ -386,7 +386,7 @@ class Tensor(TensorMethods):
         return int(self.item())
 
     def __index__(self) -> int:
-        if self._data.dtype.kind not in "iu":
+        if self._data.dtype.kind not in "iu" or self._data.ndim:
             raise TypeError(f"an index must be an integer, not {self.describe()}")
         return operator.index(self.item())
 
@@ -398,31 +398,31 @@ class Tensor(TensorMethods):
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
-    _ARRAY_OPERATORS: ClassVar[dict[np.ufunc, Callable[[Any, Any], Any]]] = {
-        np.add: operator.add,
-        np.subtract: operator.sub,
-        np.multiply: operator.mul,
-        np.divide: operator.truediv,
-        np.floor_divide: operator.floordiv,
-        np.remainder: operator.mod,
-        np.power: operator.pow,
-        np.matmul: operator.matmul,
-        np.bitwise_and: operator.and_,
-        np.bitwise_or: operator.or_,
-        np.equal: operator.eq,
-        np.not_equal: operator.ne,
-        np.less: operator.lt,
-        np.less_equal: operator.le,
-        np.greater: operator.gt,
-        np.greater_equal: operator.ge,
+    # The operators of numpy's arrays, and our names for them.
+    _ARRAY_OPERATORS: ClassVar[dict[np.ufunc, str]] = {
+        np.add: "add",
+        np.subtract: "subtract",
+        np.multiply: "multiply",
+        np.divide: "divide",
+        np.floor_divide: "floor_divide",
+        np.remainder: "remainder",
+        np.power: "power",
+        np.matmul: "matmul",
+        np.bitwise_and: "logical_and",
+        np.bitwise_or: "logical_or",
+        np.equal: "equal",
+        np.not_equal: "not_equal",
+        np.less: "less",
+        np.less_equal: "less_equal",
+        np.greater: "greater",
+        np.greater_equal: "greater_equal",
     }
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         """`array * tensor` is a Tensor; `np.exp(tensor)` is an error that says what to call."""
         compute = self._ARRAY_OPERATORS.get(ufunc)
         if compute is not None and method == "__call__" and not options:
-            x, y = (value if isinstance(value, Tensor) else Tensor(value) for value in inputs)
-            return compute(x, y)
+            return getattr(ops, compute).call(*inputs)
         if compute is not None and method == "__call__" and set(options) == {"out"}:
             # `w.data -= lr * w.grad`: arithmetic on an array, with a tensor that needs no gradient.
             return ufunc(*_unwrapped(inputs), **_unwrapped(options))

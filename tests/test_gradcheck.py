@@ -335,3 +335,8 @@ def test_a_derivative_of_what_does_not_move_is_an_error(slope):
 
     step.rule("x", lambda g: g * slope)
     assert gradcheck(step, np.array([0.5, 7.5])).verdict == "disagree"
+
+
+def test_terms_that_cancel_leave_rounding_which_is_no_error():
+    x, y = np.array([0.3, -1.7]), np.array([2.1, 0.4])
+    assert gradcheck(lambda x, y: (x + y) + (x - (x + y)), [x, y], order=2)

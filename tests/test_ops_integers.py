@@ -1,8 +1,12 @@
-"""Integers and booleans as operands: functions of floats compute in float32, others keep them."""
+"""Integers, booleans and half precision as operands.
+
+Functions of floats compute in float64 for integers, and give a Tensor of float32; all others keep
+integers as they are.
+"""
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad import OPS, Tensor
@@ -29,14 +33,52 @@ def options(name):
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("name", OF_FLOATS)
-@pytest.mark.parametrize("kind", [Tensor, np.asarray])
-def test_a_function_of_floats_takes_integers_for_float32(name, dtype, kind):
+def test_a_function_of_floats_computes_with_all_digits_of_integers(name, dtype):
     function = getattr(minigrad, name)
     xs = operands(name, dtype)
-    found = function(*map(kind, xs), **options(name))
-    right = function(*(kind(x.astype(np.float32)) for x in xs), **options(name))
+    right = function(*(x.astype(np.float64) for x in xs), **options(name))
+    plain = function(*xs, **options(name))
+    assert plain.dtype == np.float64
+    assert_array_equal(plain, right)
+    found = function(*map(Tensor, xs), **options(name))
     assert found.dtype == np.float32
-    assert_array_equal(np.asarray(found), np.asarray(right))
+    assert_array_equal(found.data, np.asarray(right).astype(np.float32))
+
+
+def test_large_integers_are_not_rounded_on_the_way():
+    large = 2**24 + 1  # which float32 cannot tell from 2**24
+    assert minigrad.sin(minigrad.tensor(large)).item() == pytest.approx(np.sin(large))
+    assert minigrad.det(minigrad.tensor([[3, large], [1, 2**24 // 3]])).item() == -2
+    assert minigrad.softmax(minigrad.tensor([large, large - 1])).data[0] > 0.7
+
+
+@pytest.mark.parametrize("name", OF_FLOATS)
+def test_half_precision_is_computed_with_in_single(name):
+    if name in MATRICES:
+        pytest.skip("LAPACK has no half precision, and these refuse it in numpy too")
+    function = getattr(minigrad, name)
+    xs = operands(name, np.float16)
+    right = function(*(x.astype(np.float32) for x in xs), **options(name))
+    tensors = [Tensor(x, requires_grad=True) for x in xs]
+    found = function(*tensors, **options(name))
+    assert found.dtype == np.float16
+    assert_array_equal(found.data, right.astype(np.float16))
+    if np.isfinite(found.data).all():
+        with np.errstate(all="ignore"):  # sqrt at 0
+            gradients = minigrad.grad(found, tensors, np.ones_like(found.data))
+        assert all(g.dtype == np.float16 for g in gradients)
+
+
+def test_half_precision_neither_overflows_nor_vanishes_in_means_and_norms():
+    x = Tensor(np.float16([300, -300, 600, 1]))
+    expected = minigrad.layer_norm(x.astype(np.float32), 4)
+    assert_allclose(minigrad.layer_norm(x, 4).data, expected.data, atol=1e-3)  # rounds to 5e-4
+    ones = Tensor(np.ones(100_000, np.float16))
+    assert minigrad.mean(ones).item() == 1
+    assert minigrad.std(Tensor(np.float16([60_000, -60_000]))).item() == 60_000
+    logits = Tensor(np.zeros((70_000, 2), np.float16))
+    loss = minigrad.cross_entropy(logits, np.zeros(70_000, int))
+    assert loss.item() == pytest.approx(np.log(2), abs=1e-3)
 
 
 def test_large_bytes_neither_wrap_round_nor_overflow():
@@ -45,6 +87,22 @@ def test_large_bytes_neither_wrap_round_nor_overflow():
     for function in (minigrad.softmax, minigrad.log_softmax, minigrad.sigmoid, minigrad.exp):
         with np.errstate(over="ignore"):  # e^200 is too large for float32
             assert_array_equal(function(x).data, function(wide).data)
+
+
+def test_a_number_too_large_for_its_integers_is_refused():
+    x = Tensor(np.int8([1, 2]))
+    with pytest.raises(ValueError, match="where: .*300 out of bounds"):
+        minigrad.where(x > 1, x, 300)
+    with pytest.raises(ValueError, match="add: .*300 out of bounds"):
+        x + 300
+
+
+def test_triangles_keep_integers_and_booleans():
+    x = np.array([[1, 2], [3, 2**24 + 1]])
+    assert_array_equal(minigrad.tril(Tensor(x)).data, np.tril(x))
+    assert_array_equal(minigrad.triu(Tensor(x)).data, np.triu(x))
+    assert minigrad.tril(Tensor(x)).dtype == x.dtype
+    assert minigrad.triu(Tensor(x > 1)).dtype == bool
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])

@@ -270,7 +270,7 @@ def test_astype_converts_and_keeps_the_graph():
 def test_strange_operands_are_refused_by_name(bad):
     x = tensor([1.0, 2.0])
     for compute in (operator.add, operator.mul):
-        with pytest.raises(TypeError, match=r"(add|multiply) takes tensors, arrays and numbers"):
+        with pytest.raises(TypeError, match=r"(add|multiply): takes tensors, arrays and numbers"):
             compute(x, bad)
     with pytest.raises(TypeError, match=r"^less: "):
         operator.lt(x, bad)

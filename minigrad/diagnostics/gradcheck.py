@@ -291,8 +291,8 @@ def _difference(
         difference = 8 * (right - left) - (far_right - far_left)
         rounding = ROUNDING * np.abs(cotangent * middle)
         noise = np.sum(rounding, where=difference != 0) / h
-        if not difference.any():  # no more than rounding is to be seen of a derivative then
-            noise = np.minimum(np.sum(rounding), ROUNDING)
+        if not difference.any():  # terms of the size of the cotangents may have cancelled
+            noise = np.float64(ROUNDING)
         return _Difference(
             float(np.sum(cotangent * difference) / (12 * h)),
             float(noise),

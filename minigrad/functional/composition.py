@@ -1,29 +1,69 @@
-"""What a composition is: a function whose errors bear its own name, whichever op raised them."""
+"""The decorator of compositions: what they take, and in whose name they refuse it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from minigrad.op import OPS
+from minigrad.tensor import Tensor, as_array
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_NAMES: set[str] = set()
+
 
 def composition(function: Callable[P, R]) -> Callable[P, R]:
-    """Put the name of `function` before what the ops inside it say of bad input."""
+    """A function of Tensors, written in ops, that takes arrays, lists and numbers as well.
+
+    Parameters annotated as `Array` may be any of these. An error, of the function itself or of an
+    op inside it, begins with the name of the function that was called.
+    """
     name = function.__name__
+    _NAMES.add(name)
+    parameters = list(inspect.signature(function).parameters.values())
+    arrays = {p.name for p in parameters if p.annotation == "Array"}
+    takes = [p.name in arrays for p in parameters]
+    takes_more = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL and takes[-1]
 
     @wraps(function)
     def named(*args: P.args, **options: P.kwargs) -> R:
         try:
-            return function(*args, **options)
+            given: list[Any] = list(args)
+            for i, value in enumerate(given):
+                if not isinstance(value, _ARRAYS) and (takes[i] if i < len(takes) else takes_more):
+                    given[i] = _array(value, given)
+            for key, value in options.items():
+                if key in arrays and not isinstance(value, _ARRAYS):
+                    options[key] = _array(value, given)
+            return function(*given, **options)
         except (IndexError, TypeError, ValueError) as error:
-            if str(error).startswith(f"{name}: "):
+            called, colon, message = str(error).partition(": ")
+            if called == name:
                 raise
+            if not colon or not (called in _NAMES or called in OPS):
+                message = str(error)
             for kind in (ValueError, IndexError, TypeError):  # the first one, for numpy's AxisError
                 if isinstance(error, kind):
-                    raise kind(f"{name}: {error}") from error
+                    raise kind(f"{name}: {message}") from error
             raise
 
     return named
+
+
+_ARRAYS = (Tensor, np.ndarray, type(None))
+
+
+def _array(value: Any, others: list[Any]) -> Any:
+    """A list or number as an array, with all its digits where another array has as many."""
+    array = as_array(value)
+    if array.dtype == np.float32 and any(
+        isinstance(other, _ARRAYS[:2]) and other.dtype == np.float64 for other in others
+    ):
+        return as_array(value, np.float64)
+    return array

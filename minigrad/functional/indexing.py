@@ -8,7 +8,7 @@ import numpy as np
 
 from minigrad.functional.composition import composition
 from minigrad.ops import argsort, getitem, reshape
-from minigrad.ops.axes import axis_from_zero
+from minigrad.ops.axes import normalize_axis
 from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = ["TopK", "one_hot", "sort", "take_along_axis", "topk"]
@@ -27,14 +27,14 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
     """
     if axis is None:
         x, axis = reshape(x, -1), 0
-    axis = axis_from_zero("take_along_axis", axis, x.ndim)
-    places = _integers("take_along_axis: indices", indices)
+    axis = normalize_axis(axis, x.ndim)
+    places = _integers("indices", indices)
     if places.ndim != x.ndim or any(
         i != axis and 1 != a != b != 1
         for i, (a, b) in enumerate(zip(places.shape, x.shape, strict=True))
     ):
         raise ValueError(
-            f"take_along_axis: indices of shape {places.shape} do not go with x of shape {x.shape};"
+            f"indices of shape {places.shape} do not go with x of shape {x.shape};"
             f" all sizes but that of axis {axis} must be the same, or 1"
         )
     index: list[Any] = list(np.indices(x.shape, sparse=True))
@@ -67,11 +67,11 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
     Raises:
         ValueError: if there are fewer than k.
     """
-    axis = axis_from_zero("topk", axis, x.ndim)
+    axis = normalize_axis(axis, x.ndim)
     if not isinstance(k, (int, np.integer)):
-        raise TypeError(f"topk: k is an integer, not {k!r}")
+        raise TypeError(f"k is an integer, not {k!r}")
     if not 0 <= k <= x.shape[axis]:
-        raise ValueError(f"topk: k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]}")
+        raise ValueError(f"k = {k}, but axis {axis} of shape {x.shape} has {x.shape[axis]}")
     order = argsort(x, axis, descending=largest)
     indices = getitem(order, (*[slice(None)] * axis, slice(k)))
     return TopK(take_along_axis(x, indices, axis), indices)
@@ -89,17 +89,17 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         TypeError: if the labels are not integers.
         ValueError: if one is not among the classes.
     """
-    places = _integers("one_hot: labels", labels)
+    places = _integers("labels", labels)
     if num_classes is None:
         num_classes = int(places.max()) + 1 if places.size else 0
     count = num_classes
     if not isinstance(count, (int, np.integer)):
-        raise TypeError(f"one_hot: num_classes is an integer, not {count!r}")
+        raise TypeError(f"num_classes is an integer, not {count!r}")
     if count < 0:
-        raise ValueError(f"one_hot: num_classes is not negative, unlike {count}")
+        raise ValueError(f"num_classes is not negative, unlike {count}")
     if places.size and not (places.min() >= 0 and places.max() < count):
         raise ValueError(
-            f"one_hot: labels run from {places.min()} to {places.max()}, but there are {count} "
+            f"labels run from {places.min()} to {places.max()}, but there are {count} "
             f"classes, 0 to {count - 1}"
         )
     rows = places[..., None] == np.arange(count)

@@ -8,7 +8,7 @@ from minigrad.functional.composition import composition
 from minigrad.functional.shape import moveaxis
 from minigrad.functional.statistics import root
 from minigrad.ops import abs, getitem, max, min, scatter_add, square, sum
-from minigrad.ops.axes import axes_from_zero
+from minigrad.ops.axes import normalize_axes
 from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = ["diag", "diagonal", "norm", "trace"]
@@ -29,13 +29,13 @@ def norm(
     Raises:
         ValueError: for another order, among them those of a matrix that need singular values.
     """
-    axes = axes_from_zero("norm", axis, x.ndim)
+    axes = normalize_axes(axis, x.ndim)
     count = len(axes)
     if (ord is None and (axis is None or count in (1, 2))) or (ord == "fro" and count == 2):
         return root(sum(square(x), axes, keepdims))
     known = {1: "p >= 1, inf, -inf or None", 2: "1, -1, inf, -inf, 'fro' or None"}
     if count not in known:
-        raise ValueError(f"norm: takes vectors or matrices, not {count} axes of shape {x.shape}")
+        raise ValueError(f"takes vectors or matrices, not {count} axes of shape {x.shape}")
     if ord is not None and not isinstance(ord, str):
         extreme = max if ord > 0 else min
         if count == 1 and np.isinf(ord):
@@ -49,7 +49,7 @@ def norm(
             sums = sum(abs(x), row if np.abs(ord) == 1 else column, keepdims=True)
             return extreme(sums, axes, keepdims)
     raise ValueError(
-        f"norm: ord is {known[count]} for {'vectors' if count == 1 else 'matrices'}, not {ord!r}"
+        f"ord is {known[count]} for {'vectors' if count == 1 else 'matrices'}, not {ord!r}"
     )
 
 
@@ -60,7 +60,7 @@ def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tenso
     Raises:
         ValueError: if the axes are the same or not there.
     """
-    x = moveaxis(x, axes_from_zero("diagonal", (axis1, axis2), x.ndim), (-2, -1))
+    x = moveaxis(x, normalize_axes((axis1, axis2), x.ndim), (-2, -1))
     rows, columns = x.shape[-2:]
     first, last = np.maximum(-offset, 0), np.minimum(rows, columns - offset)
     places = np.arange(first, np.maximum(first, last))
@@ -87,7 +87,7 @@ def diag(x: Array, k: int = 0) -> Tensor:
     if x.ndim == 2:
         return diagonal(x, k)
     if x.ndim != 1:
-        raise ValueError(f"diag: takes a vector or a matrix, not an array of shape {x.shape}")
+        raise ValueError(f"takes a vector or a matrix, not an array of shape {x.shape}")
     size = x.shape[0] + int(np.abs(k))
     places = np.arange(x.shape[0])
     return scatter_add(x, (places + np.maximum(-k, 0), places + np.maximum(k, 0)), (size, size))

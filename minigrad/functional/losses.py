@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad import random
 from minigrad.functional.composition import composition
 from minigrad.functional.statistics import mean
-from minigrad.ops import abs, getitem, log_softmax, softplus, sum, where
+from minigrad.ops import abs, clip, getitem, log_softmax, softplus, sum, where
 from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = [
@@ -35,18 +37,22 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
     Raises:
         ValueError: if the shapes differ; they are not broadcast, that is a mistake too often.
     """
-    difference = prediction - _like(prediction, target, "mse")
-    return _reduced(difference * difference, reduction, "mse")
+    _check_reduction(reduction)
+    difference = prediction - _like(prediction, target)
+    return _reduced(difference * difference, reduction)
 
 
 @composition
 def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tensor:
     """The absolute error |prediction - target|: its mean, its sum, or each.
 
+    Where there is no error, the gradient is 0.
+
     Raises:
         ValueError: if the shapes differ; they are not broadcast, that is a mistake too often.
     """
-    return _reduced(abs(prediction - _like(prediction, target, "l1")), reduction, "l1")
+    _check_reduction(reduction)
+    return _reduced(abs(prediction - _like(prediction, target)), reduction)
 
 
 @composition
@@ -58,12 +64,12 @@ def huber(
     Raises:
         ValueError: if the shapes differ, or `delta` is not positive.
     """
+    _check_reduction(reduction)
     if not delta > 0:
-        raise ValueError(f"huber: delta must be positive, not {delta!r}")
-    d = prediction - _like(prediction, target, "huber")
-    size = abs(d)
-    losses = where(size <= delta, 0.5 * d * d, delta * (size - 0.5 * delta))
-    return _reduced(losses, reduction, "huber")
+        raise ValueError(f"delta must be positive, not {delta!r}")
+    d = prediction - _like(prediction, target)
+    near = clip(d, -delta, delta)
+    return _reduced(near * (d - 0.5 * near), reduction)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -99,22 +105,22 @@ def cross_entropy(
         ValueError: if the shapes do not match, a target is not among the classes, `label_smoothing`
             is not in [0, 1], or no target is left to take the mean of.
     """
-    name = "cross_entropy"
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"{name}: label_smoothing is in [0, 1], not {label_smoothing!r}")
-    axis = _class_axis(name, logits)
-    target = target if isinstance(target, Tensor) else as_array(target)
-    if target.dtype.kind != "f" or target.shape != logits.shape:
-        labels = _Labels(name, logits, target, weight, ignore_index)
-        return labels.loss(log_softmax(logits, axis), reduction, label_smoothing)
-    probabilities = _like(logits, target, name)
-    if label_smoothing:
-        share = label_smoothing / logits.shape[axis]
-        probabilities = (1 - label_smoothing) * probabilities + share
-    terms = log_softmax(logits, axis) * probabilities
-    weights = _class_weights(name, weight, logits, axis)
-    losses = -sum(terms if weights is None else terms * weights, axis)
-    return _reduced(losses, reduction, name)
+    _check_reduction(reduction)
+    random.check_probability("label_smoothing", label_smoothing)
+    label_smoothing = float(label_smoothing)
+    axis = _class_axis(logits)
+    weights = _class_weights(weight, logits, axis)
+    if target.dtype.kind == "f" and target.shape == logits.shape:
+        if ignore_index >= 0:
+            raise ValueError("ignore_index is for integer targets, and these are probabilities")
+        probabilities = _like(logits, target)
+        if label_smoothing:
+            share = label_smoothing / logits.shape[axis]
+            probabilities = (1 - label_smoothing) * probabilities + share
+        terms = log_softmax(logits, axis) * probabilities
+        return _reduced(-sum(terms if weights is None else terms * weights, axis), reduction)
+    labels = _Labels.checked(logits, axis, target, weights, ignore_index, reduction)
+    return labels.loss(log_softmax(logits, axis), reduction, label_smoothing)
 
 
 @composition
@@ -140,92 +146,11 @@ def nll(
         ValueError: if the shapes do not match, a target is not among the classes, or no target is
             left to take the mean of.
     """
-    labels = _Labels("nll", log_probabilities, target, weight, ignore_index)
-    return labels.loss(log_probabilities, reduction, 0.0)
-
-
-class _Labels:
-    """The classes that are right, checked against the scores that they are to be found in."""
-
-    def __init__(
-        self, name: str, scores: Array, target: Array, weight: Array, ignore_index: int
-    ) -> None:
-        self.name = name
-        self.axis = _class_axis(name, scores)
-        self.classes = scores.shape[self.axis]
-        self.class_weights = _class_weights(name, weight, scores, self.axis)
-        labels = as_array(target)
-        if labels.dtype.kind not in "iu":
-            hint = f", or floats of shape {scores.shape}" if name == "cross_entropy" else ""
-            raise TypeError(
-                f"{name}: targets are integer classes{hint}, not {labels.dtype} of shape "
-                f"{labels.shape}"
-            )
-        expected = scores.shape[: self.axis] + scores.shape[self.axis + 1 :]
-        if labels.shape != expected:
-            raise ValueError(
-                f"{name}: targets for scores of shape {scores.shape} have shape {expected}, "
-                f"not {labels.shape}"
-            )
-        self.counted = labels != ignore_index
-        self.all_count = bool(self.counted.all())
-        self.labels = labels if self.all_count else np.where(self.counted, labels, 0)
-        if labels.size and not (self.labels.min() >= 0 and self.labels.max() < self.classes):
-            raise ValueError(
-                f"{name}: targets run from {self.labels.min()} to {self.labels.max()}, but there "
-                f"are {self.classes} classes, 0 to {self.classes - 1}"
-            )
-
-    def loss(self, log_probabilities: Array, reduction: Reduction, smoothing: float) -> Tensor:
-        """The weighted losses, those of ignored targets being 0."""
-        places: list[Any] = list(np.indices(self.labels.shape, sparse=True))
-        places.insert(self.axis, self.labels)
-        losses = -getitem(log_probabilities, tuple(places))
-        if self.class_weights is None and self.all_count and not smoothing:
-            return _reduced(losses, reduction, self.name)
-        weights = self._weights(log_probabilities.dtype)
-        losses = where(weights == 0, 0.0, losses) * weights  # an infinite loss times 0 is 0 here
-        if smoothing:
-            terms = log_probabilities
-            if self.class_weights is not None:
-                terms = terms * self.class_weights
-            spread = where(self.counted, -sum(terms, self.axis), 0.0)
-            losses = (1 - smoothing) * losses + (smoothing / self.classes) * spread
-        if reduction != "mean":
-            return _reduced(losses, reduction, self.name)
-        total = weights.sum()
-        if total == 0:
-            raise ValueError(
-                f"{self.name}: no target counts, so there is no mean; see ignore_index"
-            )
-        return sum(losses) / float(total)
-
-    def _weights(self, dtype: Any) -> NDArray[Any]:
-        """How much each target counts."""
-        counted: NDArray[Any] = self.counted.astype(dtype)
-        if self.class_weights is not None:
-            counted *= self.class_weights.reshape(-1)[self.labels]
-        return counted
-
-
-def _class_axis(name: str, scores: Array) -> int:
-    if scores.ndim == 0:
-        raise ValueError(f"{name}: scores have an axis of classes; a number has none")
-    return 1 if scores.ndim > 1 else 0
-
-
-def _class_weights(name: str, weight: Array, scores: Array, axis: int) -> NDArray[Any] | None:
-    """The weights of the classes, shaped to be multiplied with the scores."""
-    if weight is None:
-        return None
-    if isinstance(weight, Tensor) and weight.requires_grad:
-        raise TypeError(f"{name}: the weights of classes are constants; pass weight.detach()")
-    values = as_array(weight).astype(scores.dtype)
-    if values.shape != scores.shape[axis : axis + 1]:
-        raise ValueError(
-            f"{name}: there are {scores.shape[axis]} classes, but weights of shape {values.shape}"
-        )
-    return values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
+    _check_reduction(reduction)
+    axis = _class_axis(log_probabilities)
+    weights = _class_weights(weight, log_probabilities, axis)
+    labels = _Labels.checked(log_probabilities, axis, target, weights, ignore_index, reduction)
+    return labels.loss(log_probabilities, reduction, smoothing=0.0)
 
 
 @composition
@@ -249,23 +174,118 @@ def binary_cross_entropy_with_logits(
     Raises:
         ValueError: if the shapes differ, or a target is not in [0, 1].
     """
-    name = "binary_cross_entropy_with_logits"
-    t = _like(logits, target, name)
+    _check_reduction(reduction)
+    t = _like(logits, target)
     values = t.data if isinstance(t, Tensor) else t
     if not np.all((values >= 0) & (values <= 1)):
         raise ValueError(
-            f"{name}: targets are probabilities, from 0 to 1; these run from {values.min()} to "
+            f"targets are probabilities, from 0 to 1; these run from {values.min()} to "
             f"{values.max()}"
         )
+    if pos_weight is not None:
+        if np.broadcast_shapes(pos_weight.shape, t.shape) != t.shape:
+            raise ValueError(f"pos_weight of shape {pos_weight.shape} does not go with {t.shape}")
+        pos_weight = pos_weight.astype(t.dtype)
     positive = t * softplus(-logits)
     if pos_weight is not None:
-        factor = pos_weight if isinstance(pos_weight, Tensor) else as_array(pos_weight)
-        if np.broadcast_shapes(factor.shape, t.shape) != t.shape:
-            raise ValueError(
-                f"{name}: pos_weight of shape {factor.shape} does not go with {t.shape}"
+        positive = positive * pos_weight
+    return _reduced(positive + (1 - t) * softplus(logits), reduction)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The classes that are right, and how much each of them counts.
+
+    Attributes:
+        labels: one for each score that is to be found; where it is ignored, 0.
+        axis: where the classes are among the axes of the scores.
+        counted: which are not ignored.
+        weights: how much each counts, 0 where it is ignored; None for 1 each.
+        class_weights: how much each class counts, shaped to be multiplied with the scores.
+    """
+
+    labels: NDArray[Any]
+    axis: int
+    counted: NDArray[np.bool_]
+    weights: NDArray[Any] | None
+    class_weights: NDArray[Any] | None
+
+    @classmethod
+    def checked(
+        cls,
+        scores: Array,
+        axis: int,
+        target: Array,
+        class_weights: NDArray[Any] | None,
+        ignore_index: int,
+        reduction: Reduction,
+    ) -> _Labels:
+        """Those of `target`, if they go with the scores."""
+        labels, classes = as_array(target), scores.shape[axis]
+        if labels.dtype.kind not in "iu":
+            raise TypeError(
+                f"targets are integer classes (or, for cross_entropy, floats of shape "
+                f"{scores.shape}), not {labels.dtype} of shape {labels.shape}"
             )
-        positive = positive * factor.astype(positive.dtype)
-    return _reduced(positive + (1 - t) * softplus(logits), reduction, name)
+        expected = scores.shape[:axis] + scores.shape[axis + 1 :]
+        if labels.shape != expected:
+            raise ValueError(
+                f"targets for scores of shape {scores.shape} have shape {expected}, "
+                f"not {labels.shape}"
+            )
+        counted = labels != ignore_index
+        labels = np.where(counted, labels, 0)
+        if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+            raise ValueError(
+                f"targets run from {labels.min()} to {labels.max()}, but there are {classes} "
+                f"classes, 0 to {classes - 1}"
+            )
+        weights = None
+        if class_weights is not None:
+            weights = counted * class_weights.reshape(-1)[labels]
+        elif not counted.all():
+            weights = counted.astype(scores.dtype)
+        if reduction == "mean" and weights is not None and weights.sum() == 0:
+            raise ValueError("no target counts, so there is no mean; see ignore_index")
+        return cls(labels, axis, counted, weights, class_weights)
+
+    def loss(self, log_probabilities: Array, reduction: Reduction, smoothing: float) -> Tensor:
+        """The losses of all of them, reduced."""
+        places: list[Any] = list(np.indices(self.labels.shape, sparse=True))
+        places.insert(self.axis, self.labels)
+        losses = -getitem(log_probabilities, tuple(places))
+        if self.weights is not None:  # an infinite loss times 0 is 0 here
+            losses = where(self.weights == 0, 0.0, losses) * self.weights
+        if smoothing:
+            terms = log_probabilities
+            if self.class_weights is not None:
+                terms = terms * self.class_weights
+            spread = where(self.counted, -sum(terms, self.axis), 0.0)
+            share = smoothing / log_probabilities.shape[self.axis]
+            losses = (1 - smoothing) * losses + share * spread
+        if reduction == "mean" and self.weights is not None:
+            return sum(losses) / float(self.weights.sum())
+        return _reduced(losses, reduction)
+
+
+def _class_axis(scores: Array) -> int:
+    if scores.ndim == 0:
+        raise ValueError("scores have an axis of classes; a number has none")
+    return 1 if scores.ndim > 1 else 0
+
+
+def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | None:
+    """The weights of the classes, shaped to be multiplied with the scores."""
+    if weight is None:
+        return None
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        raise TypeError("the weights of classes are constants; pass weight.detach()")
+    if weight.shape != scores.shape[axis : axis + 1]:
+        raise ValueError(
+            f"there are {scores.shape[axis]} classes, but weights of shape {weight.shape}"
+        )
+    values: NDArray[Any] = as_array(weight, scores.dtype)
+    return values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -273,23 +293,23 @@ def binary_cross_entropy_with_logits(
 # --------------------------------------------------------------------------------------------------
 
 
-def _like(prediction: Array, target: Array, name: str) -> Array:
+def _like(prediction: Array, target: Array) -> Array:
     """The target, checked, and in the prediction's dtype: data in float64 does not slow a model."""
-    value = target if isinstance(target, Tensor) else as_array(target)
-    if value.shape != np.shape(prediction):
+    if target.shape != prediction.shape:
         raise ValueError(
-            f"{name}: the prediction has shape {np.shape(prediction)}, the target {value.shape}; "
-            f"they must be the same"
+            f"the prediction has shape {prediction.shape}, the target {target.shape}; they must be "
+            f"the same"
         )
-    dtype = getattr(prediction, "dtype", value.dtype)
-    return value.astype(dtype) if value.dtype != dtype and dtype.kind == "f" else value
+    wanted = prediction.dtype
+    return target.astype(wanted) if target.dtype != wanted and wanted.kind == "f" else target
 
 
-def _reduced(losses: Any, reduction: str, name: str) -> Tensor:
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}")
+
+
+def _reduced(losses: Any, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return losses  # type: ignore[no-any-return]
-    if reduction == "sum":
-        return sum(losses)
-    if reduction == "mean":
-        return mean(losses)
-    raise ValueError(f"{name}: reduction is 'mean', 'sum' or 'none', not {reduction!r}")
+    return sum(losses) if reduction == "sum" else mean(losses)

@@ -27,12 +27,13 @@ def dropout(
     Raises:
         ValueError: if `p` is not in [0, 1].
     """
-    random.check_probability("dropout: p", p)
+    random.check_probability("p", p)
     if not training or p == 0:
         return x  # type: ignore[no-any-return]  # a Tensor for a Tensor
-    p = float(p)
     keep = random.generator(rng).random(x.shape, np.float32) >= p
-    return multiply(x, keep.astype(x.dtype) / (1 - p) if p < 1 else keep.astype(x.dtype))
+    scale = 1 / (1 - float(p)) if p < 1 else 0.0
+    dtype = x.dtype if x.dtype.kind == "f" else np.float32
+    return multiply(x, np.where(keep, scale, 0.0).astype(dtype))
 
 
 @composition
@@ -50,21 +51,21 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
         IndexError: if there is no row for an index; negative ones do not count from the end.
     """
     if weight.ndim != 2:
-        raise ValueError(f"embedding: weight has shape (count, d), not {weight.shape}")
+        raise ValueError(f"weight has shape (count, d), not {weight.shape}")
     count = weight.shape[0]
     places = as_array(indices)
     if places.dtype.kind not in "iu":
-        raise TypeError(f"embedding: indices are integers, not {places.dtype}")
+        raise TypeError(f"indices are integers, not {places.dtype}")
     if places.size and not (places.min() >= 0 and places.max() < count):
         raise IndexError(
-            f"embedding: indices run from {places.min()} to {places.max()}, but there are {count} "
+            f"indices run from {places.min()} to {places.max()}, but there are {count} "
             f"rows, 0 to {count - 1}"
         )
+    if padding_idx is not None and not -count <= padding_idx < count:
+        raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
     rows = getitem(weight, places)
     if padding_idx is None:
         return rows
-    if not -count <= padding_idx < count:
-        raise ValueError(f"embedding: padding_idx = {padding_idx}, but there are {count} rows")
     constant = rows.detach() if isinstance(rows, Tensor) else rows
     return where((places == padding_idx % count)[..., None], constant, rows)
 
@@ -102,10 +103,9 @@ def scaled_dot_product_attention(
             given.
         TypeError: if the mask is neither of booleans nor of floats.
     """
-    name = "scaled_dot_product_attention"
-    random.check_probability(f"{name}: dropout_p", dropout_p)
-    shape = _attention_shape(name, query, key, value)
-    allowed, mask = _mask(name, attn_mask, is_causal, shape)
+    random.check_probability("dropout_p", dropout_p)
+    shape = _attention_shape(query, key, value)
+    allowed, mask = _mask(attn_mask, is_causal, shape)
     scores = matmul(query, swapaxes(key, -1, -2))
     scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if mask is not None:
@@ -119,34 +119,34 @@ def scaled_dot_product_attention(
     return matmul(dropout(weights, dropout_p, rng=rng), value)
 
 
-def _attention_shape(name: str, query: Array, key: Array, value: Array) -> tuple[int, ...]:
+def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
     """The shape of the scores, `(..., L, S)`, when everything fits."""
     shapes = query.shape, key.shape, value.shape
     if any(len(shape) < 2 for shape in shapes):
-        raise ValueError(f"{name}: takes stacks of vectors (..., L, d), not shapes {shapes}")
+        raise ValueError(f"takes stacks of vectors (..., L, d), not shapes {shapes}")
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise ValueError(
-            f"{name}: query, key and value have shapes (..., L, d), (..., S, d) and (..., S, d_v), "
+            f"query, key and value have shapes (..., L, d), (..., S, d) and (..., S, d_v), "
             f"not {shapes}"
         )
     if 0 in key.shape[-2:]:
-        raise ValueError(f"{name}: there is nothing to attend to in shapes {shapes}")
+        raise ValueError(f"there is nothing to attend to in shapes {shapes}")
     try:
         leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
     except ValueError:
-        raise ValueError(f"{name}: the leading axes of {shapes} do not broadcast") from None
+        raise ValueError(f"the leading axes of {shapes} do not broadcast") from None
     return (*leading, query.shape[-2], key.shape[-2])
 
 
 def _mask(
-    name: str, attn_mask: Array, is_causal: bool, shape: tuple[int, ...]
+    attn_mask: Array, is_causal: bool, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.bool_] | None, Array]:
     """Where attention may go, or None for everywhere; and what to add to the scores, or None."""
     if is_causal:
         if attn_mask is not None:
             raise ValueError(
-                f"{name}: give a mask or is_causal, not both; for both, put the mask and a lower "
-                f"triangle together with &"
+                "give a mask or is_causal, not both; for both, put the mask and a lower "
+                "triangle together with &"
             )
         return np.tri(*shape[-2:], dtype=np.bool_), None
     if attn_mask is None:
@@ -157,12 +157,10 @@ def _mask(
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(
-            f"{name}: a mask of shape {values.shape} does not go with scores of shape {shape}"
-        )
+        raise ValueError(f"a mask of shape {values.shape} does not go with scores of shape {shape}")
     if values.dtype == np.bool_:
         return values, None
     if values.dtype.kind != "f":
-        raise TypeError(f"{name}: a mask is of booleans or of floats, not of {values.dtype}")
+        raise TypeError(f"a mask is of booleans or of floats, not of {values.dtype}")
     forbidden = np.isneginf(values)
     return ~forbidden if forbidden.any() else None, attn_mask

@@ -38,7 +38,7 @@ def dot(x: Array, y: Array) -> Tensor:
     if y.ndim <= 2:
         return matmul(x, y)
     if x.shape[-1] != y.shape[-2]:
-        raise ValueError(f"dot: shapes {x.shape} and {y.shape} do not align")
+        raise ValueError(f"shapes {x.shape} and {y.shape} do not align")
     columns = reshape(moveaxis(y, -2, 0), (y.shape[-2], -1))
     return reshape(matmul(x, columns), (*x.shape[:-1], *y.shape[:-2], y.shape[-1]))
 
@@ -59,7 +59,7 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
         ValueError: if the subscripts do not describe the operands, or sizes do not match.
     """
     if not isinstance(subscripts, str):
-        raise TypeError(f"einsum: subscripts come first, as in 'ij,jk->ik', not {subscripts!r:.60}")
+        raise TypeError(f"subscripts come first, as in 'ij,jk->ik', not {subscripts!r:.60}")
     values = [x if isinstance(x, Tensor) else as_array(x) for x in operands]
     inputs, output = _parsed(subscripts, [x.shape for x in values])
     sizes = _sizes(subscripts, inputs, [x.shape for x in values])
@@ -89,7 +89,7 @@ def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Ax
     parts = left.split(",")
     if len(parts) != len(shapes):
         raise ValueError(
-            f"einsum: {subscripts!r} describes {len(parts)} operands, but {len(shapes)} were given"
+            f"{subscripts!r} describes {len(parts)} operands, but {len(shapes)} were given"
         )
     inputs = []
     for part, shape in zip(parts, shapes, strict=True):
@@ -97,7 +97,7 @@ def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Ax
         hidden = len(shape) - len(letters)
         if not (letters.isalpha() or not letters) or hidden < 0 or (hidden and letters == part):
             raise ValueError(
-                f"einsum: {part!r} in {subscripts!r} does not describe an operand of shape {shape};"
+                f"{part!r} in {subscripts!r} does not describe an operand of shape {shape};"
                 f" it has a letter for each axis, and at most one ... for further ones"
             )
         before, _, after = part.partition("...")
@@ -110,8 +110,7 @@ def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Ax
     output = [*before, *(ellipsis if dots else []), *after]
     if len(set(output)) != len(output) or not set(output) <= set(known):
         raise ValueError(
-            f"einsum: the output {right!r} of {subscripts!r} must name axes of the operands, "
-            f"each once"
+            f"the output {right!r} of {subscripts!r} must name axes of the operands, each once"
         )
     return inputs, output
 
@@ -127,7 +126,7 @@ def _sizes(
     for axis, sizes in found.items():
         if len(sizes - {1}) > 1:
             raise ValueError(
-                f"einsum: axis {axis!r} of {subscripts!r} has sizes {sorted(sizes)} in operands of "
+                f"axis {axis!r} of {subscripts!r} has sizes {sorted(sizes)} in operands of "
                 f"shapes {list(shapes)}"
             )
     return {axis: next(iter(sizes - {1}), 1) for axis, sizes in found.items()}

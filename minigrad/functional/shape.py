@@ -10,7 +10,7 @@ import numpy as np
 
 from minigrad.functional.composition import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
-from minigrad.ops.axes import axes_from_zero, axis_from_zero
+from minigrad.ops.axes import normalize_axes, normalize_axis
 from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
     """Two axes exchanged."""
     axes = list(range(x.ndim))
-    i, j = (axis_from_zero("swapaxes", axis, x.ndim) for axis in (axis1, axis2))
+    i, j = (normalize_axis(axis, x.ndim) for axis in (axis1, axis2))
     axes[i], axes[j] = axes[j], axes[i]
     return transpose(x, axes)
 
@@ -44,10 +44,10 @@ def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[
     Raises:
         ValueError: if there is no such axis, one is repeated, or the numbers of both differ.
     """
-    sources = axes_from_zero("moveaxis", source, x.ndim)
-    destinations = axes_from_zero("moveaxis", destination, x.ndim)
+    sources = normalize_axes(source, x.ndim)
+    destinations = normalize_axes(destination, x.ndim)
     if len(sources) != len(destinations):
-        raise ValueError(f"moveaxis: {len(sources)} axes cannot go to {len(destinations)} places")
+        raise ValueError(f"{len(sources)} axes cannot go to {len(destinations)} places")
     order = [axis for axis in range(x.ndim) if axis not in sources]
     for place, axis in sorted(zip(destinations, sources, strict=True)):
         order.insert(place, axis)
@@ -58,7 +58,7 @@ def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[
 def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
     """New axes of size 1, at the positions `axis` of the result."""
     count = x.ndim + np.size(axis)
-    axes = axes_from_zero("expand_dims", axis, count)
+    axes = normalize_axes(axis, count)
     sizes = iter(x.shape)
     return reshape(x, tuple(1 if i in axes else next(sizes) for i in range(count)))
 
@@ -70,10 +70,10 @@ def squeeze(x: Array, axis: Axis = None) -> Tensor:
     Raises:
         ValueError: if an axis that is given has another size.
     """
-    axes = None if axis is None else axes_from_zero("squeeze", axis, x.ndim)
+    axes = None if axis is None else normalize_axes(axis, x.ndim)
     for i in axes or ():
         if x.shape[i] != 1:
-            raise ValueError(f"squeeze: axis {i} of shape {x.shape} has size {x.shape[i]}, not 1")
+            raise ValueError(f"axis {i} of shape {x.shape} has size {x.shape[i]}, not 1")
     dropped = range(x.ndim) if axes is None else axes
     return reshape(
         x, tuple(size for i, size in enumerate(x.shape) if not (i in dropped and size == 1))
@@ -91,9 +91,9 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     shapes = {np.shape(array) for array in arrays}
     if len(shapes) != 1:
         raise ValueError(
-            f"stack: takes arrays of one shape, not of {sorted(shapes) if shapes else 'none'}"
+            f"takes arrays of one shape, not of {sorted(shapes) if shapes else 'none'}"
         )
-    axis = axis_from_zero("stack", axis, len(shapes.pop()) + 1)
+    axis = normalize_axis(axis, len(shapes.pop()) + 1)
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
 
 
@@ -104,7 +104,7 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
     Raises:
         ValueError: if x cannot be divided into so many equal parts.
     """
-    axis = axis_from_zero("split", axis, x.ndim)
+    axis = normalize_axis(axis, x.ndim)
     size = x.shape[axis]
     given: Any = indices_or_sections
     if np.ndim(given) == 1:
@@ -112,7 +112,7 @@ def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> 
     else:
         count = operator.index(given)
         if count <= 0 or size % count:
-            raise ValueError(f"split: {size} elements cannot be divided into {count} equal parts")
+            raise ValueError(f"{size} elements cannot be divided into {count} equal parts")
         bounds = [size // count * i for i in range(1, count)]
     edges = zip([None, *bounds], [*bounds, None], strict=True)
     return [getitem(x, (*[slice(None)] * axis, slice(start, stop))) for start, stop in edges]
@@ -127,7 +127,7 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
     """
     counts = tuple(operator.index(count) for count in np.atleast_1d(reps))
     if any(count < 0 for count in counts):
-        raise ValueError(f"tile: reps are not negative, unlike {reps!r}")
+        raise ValueError(f"reps are not negative, unlike {reps!r}")
     ndim = max(x.ndim, len(counts))
     sizes = (1,) * (ndim - x.ndim) + x.shape
     counts = (1,) * (ndim - len(counts)) + counts
@@ -147,16 +147,21 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
     """
     if axis is None:
         x, axis = reshape(x, -1), 0
-    axis = axis_from_zero("repeat", axis, x.ndim)
+    axis = normalize_axis(axis, x.ndim)
     size = x.shape[axis]
     counts = np.asarray(repeats)
     if counts.dtype.kind not in "iu":
-        raise TypeError(f"repeat: takes integers, not {repeats!r:.60}")
+        raise TypeError(f"takes integers, not {repeats!r:.60}")
     if counts.shape not in ((), (1,), (size,)) or (counts < 0).any():
         raise ValueError(
-            f"repeat: takes a number of repeats, or one for each of {size} elements, none of them "
+            f"takes a number of repeats, or one for each of {size} elements, none of them "
             f"negative; not {repeats!r:.60}"
         )
+    if counts.size == 1:  # without an index, whose gradient would be added up element by element
+        count = int(counts.reshape(()))
+        before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
+        apart = broadcast_to(reshape(x, (*before, 1, *after)), (*before, count, *after))
+        return reshape(apart, (*before[:-1], size * count, *after))
     places = np.repeat(np.arange(size), counts)
     return getitem(x, (*[slice(None)] * axis, places))
 
@@ -178,12 +183,16 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
     """
     given = np.asarray(pad_width)
     if given.dtype.kind not in "iu":
-        raise TypeError(f"pad: widths are integers, not {pad_width!r:.60}")
+        raise TypeError(f"widths are integers, not {pad_width!r:.60}")
     if given.shape not in ((), (1,), (2,), (1, 2), (x.ndim, 2), (x.ndim, 1)):
-        raise ValueError(f"pad: a width of {pad_width!r:.60} does not go with shape {x.shape}")
+        raise ValueError(f"a width of {pad_width!r:.60} does not go with shape {x.shape}")
     widths = np.broadcast_to(given, (x.ndim, 2)).tolist()
     if any(width < 0 for pair in widths for width in pair):
-        raise ValueError(f"pad: widths are not negative, unlike {pad_width!r}; use an index to cut")
+        raise ValueError(f"widths are not negative, unlike {pad_width!r}; use an index to cut")
+    if not isinstance(constant_values, (int, float, np.number)):
+        raise TypeError(f"constant_values is one number, not {constant_values!r:.60}")
+    if mode != "constant" and constant_values != 0:
+        raise ValueError(f"constant_values is for mode 'constant', not for {mode!r}")
     if mode == "constant":
         shape = [b + size + a for (b, a), size in zip(widths, x.shape, strict=True)]
         inside = tuple(slice(b, b + size) for (b, _), size in zip(widths, x.shape, strict=True))
@@ -195,10 +204,10 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
         return where(filled, constant_values, padded)
     if mode not in ("edge", "reflect", "symmetric", "wrap"):
         raise ValueError(
-            f"pad: mode is 'constant', 'edge', 'reflect', 'symmetric' or 'wrap', not {mode!r}"
+            f"mode is 'constant', 'edge', 'reflect', 'symmetric' or 'wrap', not {mode!r}"
         )
     if 0 in x.shape:
-        raise ValueError(f"pad: there is nothing to repeat in an array of shape {x.shape}")
+        raise ValueError(f"there is nothing to repeat in an array of shape {x.shape}")
     for axis, width in enumerate(widths):
         places: Any = np.pad(np.arange(x.shape[axis]), width, mode)  # type: ignore[call-overload]
         x = getitem(x, (*[slice(None)] * axis, places))
@@ -208,16 +217,19 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
 @composition
 def tril(x: Array, k: int = 0) -> Tensor:
     """The lower triangle of each matrix, with 0 above the k-th diagonal."""
-    return where(np.tri(*_matrix("tril", x), k, dtype=bool), x, 0.0)
+    return where(np.tri(*_matrix(x), k, dtype=bool), x, _ZERO)
 
 
 @composition
 def triu(x: Array, k: int = 0) -> Tensor:
     """The upper triangle of each matrix, with 0 below the k-th diagonal."""
-    return where(np.tri(*_matrix("triu", x), k - 1, dtype=bool), 0.0, x)
+    return where(np.tri(*_matrix(x), k - 1, dtype=bool), _ZERO, x)
 
 
-def _matrix(name: str, x: Array) -> tuple[int, int]:
+_ZERO = False  # which is 0 in every dtype, and changes none
+
+
+def _matrix(x: Array) -> tuple[int, int]:
     if x.ndim < 2:
-        raise ValueError(f"{name}: takes matrices (..., m, n), not an array of shape {x.shape}")
+        raise ValueError(f"takes matrices (..., m, n), not an array of shape {x.shape}")
     return x.shape[-2:]  # type: ignore[no-any-return]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from minigrad.functional.composition import composition
-from minigrad.ops import sqrt, sum, where
+from minigrad.ops import astype, sqrt, sum, where
 from minigrad.ops.axes import kept
 from minigrad.tensor import Array, Axis, Tensor
 
@@ -19,8 +21,8 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Raises:
         ValueError: if there is nothing to average.
     """
-    count = _count("mean", x.shape, axis)
-    return sum(x, axis, keepdims) / count
+    count = _count(x.shape, axis)
+    return _narrow(sum(_wide(x), axis, keepdims) / count, x)
 
 
 @composition
@@ -30,11 +32,12 @@ def var(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     Raises:
         ValueError: if n <= ddof.
     """
-    count = _count("var", x.shape, axis)
+    count = _count(x.shape, axis)
     if count <= ddof:
-        raise ValueError(f"var: {count} elements are too few for ddof={ddof}")
-    deviation = x - mean(x, axis, keepdims=True)
-    return sum(deviation * deviation, axis, keepdims) / (count - ddof)
+        raise ValueError(f"{count} elements are too few for ddof={ddof}")
+    wide = _wide(x)
+    deviation = wide - sum(wide, axis, keepdims=True) / count
+    return _narrow(sum(deviation * deviation, axis, keepdims) / (count - ddof), x)
 
 
 @composition
@@ -44,7 +47,7 @@ def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
     Raises:
         ValueError: if n <= ddof.
     """
-    return root(var(x, axis, ddof, keepdims))
+    return _narrow(root(var(_wide(x), axis, ddof, keepdims)), x)
 
 
 def root(x: Array, p: float = 2.0) -> Tensor:
@@ -54,10 +57,20 @@ def root(x: Array, p: float = 2.0) -> Tensor:
     return where(zero, 0.0, sqrt(positive) if p == 2 else positive ** (1 / p))
 
 
-def _count(name: str, shape: tuple[int, ...], axis: Axis) -> int:
+def _wide(x: Array) -> Array:
+    """float16 as float32, in which sums and squares neither overflow nor vanish."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def _narrow(result: Tensor, x: Array) -> Tensor:
+    """The result in the dtype of x, where that is float16."""
+    return astype(result, np.float16) if x.dtype == np.float16 else result
+
+
+def _count(shape: tuple[int, ...], axis: Axis) -> int:
     """How many elements a reduction over `axis` combines into one."""
-    axes = kept(shape, axis, name)
+    axes = kept(shape, axis)
     count = math.prod(size for size, target in zip(shape, axes, strict=True) if target == 1)
     if count == 0:
-        raise ValueError(f"{name}: shape {shape} has no elements along axis {axis}")
+        raise ValueError(f"shape {shape} has no elements along axis {axis}")
     return count

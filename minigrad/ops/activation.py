@@ -8,8 +8,8 @@ import numpy as np
 
 from minigrad import kernels
 from minigrad.op import op
-from minigrad.ops.axes import axes_of
-from minigrad.ops.elementwise import erf, exp, log, where
+from minigrad.ops.axes import as_tuple
+from minigrad.ops.elementwise import exp, log, normal_cdf, where
 from minigrad.ops.reduction import max, sum
 from minigrad.ops.trigonometric import tanh
 from minigrad.tensor import Array, Axis
@@ -94,7 +94,7 @@ softplus.rule("x", lambda g, x, beta: g * sigmoid(beta * x))
 def _gelu(x: Array, approximate: str = "none") -> Array:
     if approximate == "tanh":
         return 0.5 * x * (1 + tanh(_ROOT * (x + 0.044715 * x * x * x)))
-    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+    return x * normal_cdf(x)
 
 
 _ROOT = math.sqrt(2 / math.pi)
@@ -104,8 +104,10 @@ _ROOT = math.sqrt(2 / math.pi)
 def gelu(x: Array, approximate: str = "none") -> Array:
     """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016).
 
-    With `approximate="tanh"`, x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as in GPT-2.
     The derivative is Phi(x) + x phi(x), with phi the normal density.
+
+    With `approximate="tanh"`, it is x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as in GPT-2,
+    and the derivative is that of this.
 
     Raises:
         ValueError: for another approximation.
@@ -122,8 +124,7 @@ def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
     if approximate == "tanh":
         t = tanh(_ROOT * (x + 0.044715 * x * x * x))
         return g * 0.5 * (1 + t + x * (1 - t * t) * _ROOT * (1 + 3 * 0.044715 * x * x))
-    cdf = 0.5 * (1 + erf(x * math.sqrt(0.5)))
-    return g * (cdf + x * exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+    return g * (normal_cdf(x) + x * exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
 
 
 def _softmax(x: Array, axis: Axis = -1) -> Array:
@@ -134,7 +135,7 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
 @op(composition=_softmax, floats=True)
 def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow."""
-    axes = axes_of(axis)
+    axes = as_tuple(axis)
     e = np.exp(x - np.max(x, axis=axes, keepdims=True))
     e /= np.sum(e, axis=axes, keepdims=True)
     return e
@@ -150,7 +151,7 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
 @op(composition=_log_softmax, floats=True)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
-    axes = axes_of(axis)
+    axes = as_tuple(axis)
     shifted = x - np.max(x, axis=axes, keepdims=True)
     shifted -= np.log(np.sum(np.exp(shifted), axis=axes, keepdims=True))
     return shifted

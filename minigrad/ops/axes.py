@@ -5,46 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.exceptions import AxisError
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from minigrad.tensor import Axis
 
 
-def axes_from_zero(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes counted from the front, of an array of `ndim`.
+def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes counted from the front, of an array with `ndim` of them.
 
     Raises:
-        ValueError: if one is not there or is repeated; `name` is that of the function.
+        TypeError: if one is no integer.
+        ValueError: if one is not there or is repeated.
     """
     try:
         return normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
     except TypeError:
-        raise TypeError(f"{name}: axis is an int or several of them, not {axis!r}") from None
+        raise TypeError(f"axis is an int or several of them, not {axis!r}") from None
     except AxisError:
         wrong = f"out of bounds for an array of {ndim} axes"
     except ValueError:
         wrong = "repeated"
-    raise ValueError(f"{name}: axis {axis} is {wrong}")
+    raise ValueError(f"axis {axis} is {wrong}")
 
 
-def axis_from_zero(name: str, axis: int, ndim: int) -> int:
+def normalize_axis(axis: int, ndim: int) -> int:
     """One axis counted from the front.
 
     Raises:
-        ValueError: if it is not there; `name` is that of the function.
+        TypeError: if it is no integer.
+        ValueError: if it is not there.
     """
-    return axes_from_zero(name, axis, ndim)[0]
+    if not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis is an int, not {axis!r}")
+    return normalize_axes(axis, ndim)[0]
 
 
-def kept(shape: Sequence[int], axis: Axis, name: str = "a reduction") -> tuple[int, ...]:
+def kept(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
     """The shape of a reduction over `axis` with keepdims."""
     if axis is None:
         return (1,) * len(shape)
-    axes = axes_from_zero(name, axis, len(shape))
+    axes = normalize_axes(axis, len(shape))
     return tuple(1 if i in axes else size for i, size in enumerate(shape))
 
 
-def axes_of(axis: Axis) -> Any:
-    """The axes as numpy takes them, which is not in a list."""
+def as_tuple(axis: Axis) -> Any:
+    """`axis` as numpy's functions take it: they want a tuple where we allow a list."""
     return tuple(axis) if isinstance(axis, list) else axis

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.op import op
-from minigrad.ops.axes import axes_of
+from minigrad.ops.axes import as_tuple
 from minigrad.tensor import Array, Axis
 
 __all__ = [
@@ -123,7 +123,7 @@ def any(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     Raises:
         TypeError: for anything else than booleans.
     """
-    return _any(_booleans("any", x), axis=axes_of(axis), keepdims=keepdims)
+    return _any(_booleans("any", x), axis=as_tuple(axis), keepdims=keepdims)
 
 
 @op
@@ -133,7 +133,7 @@ def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     Raises:
         TypeError: for anything else than booleans.
     """
-    return _all(_booleans("all", x), axis=axes_of(axis), keepdims=keepdims)
+    return _all(_booleans("all", x), axis=as_tuple(axis), keepdims=keepdims)
 
 
 def _booleans(name: str, x: Array) -> Array:

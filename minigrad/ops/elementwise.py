@@ -25,6 +25,7 @@ __all__ = [
     "log10",
     "maximum",
     "minimum",
+    "normal_cdf",
     "reciprocal",
     "round",
     "rsqrt",
@@ -41,8 +42,19 @@ __all__ = [
 
 @op
 def where(condition: Array, x: Array, y: Array) -> Array:
-    """x where `condition` is true, else y; the gradient goes to the one that was taken."""
-    return np.where(condition, x, y)
+    """x where `condition` is true, else y; the gradient goes to the one that was taken.
+
+    Raises:
+        ValueError: if a number beside integers is too large for their dtype.
+    """
+    return np.where(condition, _beside(x, y), _beside(y, x))
+
+
+def _beside(number: Array, array: Array) -> Array:
+    """A number in the dtype of integers beside it, which `np.where` would wrap round to fit."""
+    if number.__class__ is int and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
+        return np.asarray(number, array.dtype)
+    return number
 
 
 where.rule("x", lambda g, condition: where(condition, g, 0.0))
@@ -116,13 +128,18 @@ def _above(x: Array, min: Array, max: Array) -> Array:
 # --------------------------------------------------------------------------------------------------
 
 
+def flat(g: Array) -> Array:
+    """The derivative rule of a staircase: 0, whatever arrives."""
+    return where(False, g, 0.0)
+
+
 @op
 def sign(x: Array) -> Array:
     """-1, 0 or 1; its derivative is 0 everywhere, also at 0."""
     return np.sign(x)
 
 
-sign.rule("x", lambda g: where(False, g, 0.0))
+sign.rule("x", flat)
 
 
 @op
@@ -131,7 +148,7 @@ def floor(x: Array) -> Array:
     return np.floor(x)
 
 
-floor.rule("x", lambda g: where(False, g, 0.0))
+floor.rule("x", flat)
 
 
 @op
@@ -140,7 +157,7 @@ def ceil(x: Array) -> Array:
     return np.ceil(x)
 
 
-ceil.rule("x", lambda g: where(False, g, 0.0))
+ceil.rule("x", flat)
 
 
 @op
@@ -149,7 +166,7 @@ def round(x: Array, decimals: int = 0) -> Array:
     return np.round(x, decimals)
 
 
-round.rule("x", lambda g: where(False, g, 0.0))
+round.rule("x", flat)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -263,3 +280,15 @@ def erf(x: Array) -> Array:
 
 
 erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
+
+
+@op(floats=True)
+def normal_cdf(x: Array) -> Array:
+    """The standard normal distribution function (1 + erf(x / sqrt 2)) / 2, exact in both tails.
+
+    The derivative is the density e^(-x^2 / 2) / sqrt(2 pi).
+    """
+    return kernels.elementwise.normal_cdf(x)
+
+
+normal_cdf.rule("x", lambda g, x: g * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi)))

@@ -71,6 +71,7 @@ def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
                 f"scatter_add: indices run from {part.min()} to {part.max()}, which is out of "
                 f"bounds for axis {axis} of shape {shape}"
             )
+        part = part.astype(np.intp, copy=False)  # bytes could not hold a place beyond 255
         checked.append(np.where(part < 0, part + size, part))
     return np.ravel_multi_index(tuple(np.broadcast_arrays(*checked)), sizes), len(parts)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.op import op
-from minigrad.ops.indexing import getitem
+from minigrad.ops.indexing import getitem, scatter_add
 from minigrad.ops.products import matmul, swap_last
 from minigrad.ops.shape import reshape
 from minigrad.tensor import Array, Tensor
@@ -76,7 +76,7 @@ def det(a: Array) -> Array:
     """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
 
     For a regular matrix that is det(A) A^-T. Where one is singular, or nearly so, each cofactor is
-    computed as a determinant, which takes O(n^5) and is offered up to n = 24.
+    computed as a determinant, which takes O(n^5) and is offered up to n = 16.
 
     Raises:
         ValueError: if the matrices are not square; in the backward pass, if one is singular and
@@ -89,33 +89,36 @@ def det(a: Array) -> Array:
 def _det_a(g: Array, a: Array, out: Array) -> Array:
     g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     n = a.shape[-1]
-    inverse = _trusted_inverse(a, to_half_the_digits=n <= _MOST_COFACTORS)
-    if inverse is not None:
-        return g * out * swap_last(inverse)
+    singular = _nearly_singular(a.data if isinstance(a, Tensor) else a)
+    if not singular.any():
+        return g * out * swap_last(inv(a))
     if n > _MOST_COFACTORS:
         raise ValueError(
             f"det: the derivative at a singular matrix is offered up to {_MOST_COFACTORS} x "
             f"{_MOST_COFACTORS}, not for {n} x {n}"
         )
-    return g * _cofactors(a)
+    flat = reshape(a, (-1, n, n))
+    few, many = np.flatnonzero(singular), np.flatnonzero(~singular)
+    cofactors = scatter_add(_cofactors(getitem(flat, few)), few, flat.shape)
+    if many.size:
+        inverses = swap_last(inv(getitem(flat, many)))
+        regular = getitem(reshape(out, (-1, 1, 1)), many) * inverses
+        cofactors = cofactors + scatter_add(regular, many, flat.shape)
+    return g * reshape(cofactors, a.shape)
 
 
-_MOST_COFACTORS = 24  # the minors of one matrix of float64 take 8 n^4 bytes, 3 MB
+_MOST_COFACTORS = 16  # the minors of one matrix of float64 take 8 n^4 bytes, half a megabyte
 
 
-def _trusted_inverse(a: Array, to_half_the_digits: bool) -> Array:
-    """The inverse, or None if the condition number leaves it few digits that are right, or none."""
-    try:
-        inverse = inv(a)
-    except ValueError:
-        return None
-    values, inverses = (v.data if isinstance(v, Tensor) else v for v in (a, inverse))
-    condition = np.abs(values).sum(-2).max(-1, initial=0) * np.abs(inverses).sum(-2).max(
-        -1, initial=0
-    )
-    eps = np.finfo(values.dtype).eps
-    limit = 1 / (math.sqrt(eps) if to_half_the_digits else a.shape[-1] * eps)
-    return None if np.any(condition > limit) else inverse
+def _nearly_singular(a: Array) -> Array:
+    """Which matrices have a condition number that leaves their inverse few digits, or none."""
+    n = a.shape[-1]
+    if a.size == 0:
+        return np.zeros(a.shape[:-2], bool)
+    eps = np.finfo(a.dtype).eps
+    limit = 1 / math.sqrt(eps) if n <= _MOST_COFACTORS else 1 / (n * eps)
+    with np.errstate(all="ignore"):  # the condition number of a singular matrix is infinite
+        return np.linalg.cond(a, 1) > limit
 
 
 def _cofactors(a: Array) -> Array:

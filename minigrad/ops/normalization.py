@@ -45,9 +45,9 @@ def layer_norm(
         eps: what keeps the root away from 0.
 
     Raises:
-        ValueError: if the shapes do not match, or there is nothing to normalise.
+        ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
-    axes = _last_axes("layer_norm", x, normalized_shape, weight, bias)
+    axes = _last_axes("layer_norm", x, normalized_shape, eps, weight, bias)
     out = x - np.mean(x, axes, keepdims=True)
     out /= np.sqrt(np.mean(out * out, axes, keepdims=True) + eps)
     if weight is not None:
@@ -99,10 +99,10 @@ def rms_norm(
             the dtype of x.
 
     Raises:
-        ValueError: if the shapes do not match, or there is nothing to normalise.
+        ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
-    axes = _last_axes("rms_norm", x, normalized_shape, weight)
     eps = np.finfo(x.dtype).eps.item() if eps is None else eps
+    axes = _last_axes("rms_norm", x, normalized_shape, eps, weight)
     out = x / np.sqrt(np.mean(x * x, axes, keepdims=True) + eps)
     return out if weight is None else out * weight
 
@@ -138,8 +138,12 @@ def _mean(x: Array, axes: tuple[int, ...]) -> Array:
     return sum(x, axes, keepdims=True) * (1.0 / math.prod(x.shape[axis] for axis in axes))
 
 
-def _last_axes(name: str, x: Array, normalized_shape: Sizes, *parameters: Array) -> tuple[int, ...]:
+def _last_axes(
+    name: str, x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
+) -> tuple[int, ...]:
     """The axes to normalise over, when everything fits."""
+    if not eps >= 0:
+        raise ValueError(f"{name}: eps is not negative, unlike {eps!r}")
     sizes = (
         tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     )

@@ -32,6 +32,8 @@ def matmul(x: Array, y: Array) -> Array:
     x, y = np.asarray(x), np.asarray(y)
     if x.ndim == 0 or y.ndim == 0:
         raise ValueError("matmul: takes vectors, matrices or stacks of them; for a number use *")
+    if x.ndim > 2 and y.ndim <= 2 and x.shape[-1] == y.shape[0]:  # one product for all of the stack
+        return matmul.forward(_rows(x), y).reshape(x.shape[:-1] + y.shape[1:])
     row, column = x.ndim == 1, y.ndim == 1
     rows, columns = x[None] if row else x, y[:, None] if column else y
     if rows.shape[-1] != columns.shape[-2]:
@@ -48,12 +50,21 @@ def matmul(x: Array, y: Array) -> Array:
 
 @matmul.rule("x")
 def _matmul_x(g: Array, x_shape: tuple[int, ...], y: Array) -> Array:
+    if len(x_shape) == 2 and y.ndim > 2:
+        order = (y.ndim - 2, *range(y.ndim - 2), y.ndim - 1)  # each row of g next to its kin
+        wide = reshape(transpose(g, order), (x_shape[0], -1))
+        return matmul(wide, _rows(swap_last(y)))
     g = _with_axes(g, len(x_shape) == 1, y.ndim == 1)
     return matmul(g, swap_last(reshape(y, (-1, 1)) if y.ndim == 1 else y))
 
 
 @matmul.rule("y")
 def _matmul_y(g: Array, x: Array, y_shape: tuple[int, ...]) -> Array:
+    if x.ndim > 2 and len(y_shape) <= 2:
+        # In one product: a gradient for each matrix of the stack would take a lot of memory.
+        if len(y_shape) == 1:
+            return matmul(reshape(g, -1), _rows(x))
+        return matmul(transpose(_rows(x)), _rows(g))
     g = _with_axes(g, x.ndim == 1, len(y_shape) == 1)
     product = matmul(swap_last(reshape(x, (1, -1)) if x.ndim == 1 else x), g)
     return reshape(product, product.shape[:-1]) if len(y_shape) == 1 else product

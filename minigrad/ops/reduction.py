@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from minigrad.op import op
-from minigrad.ops.axes import axes_from_zero, axes_of, kept
-from minigrad.ops.comparison import all
+from minigrad.ops.axes import as_tuple, kept, normalize_axes
+from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
 from minigrad.ops.indexing import getitem
 from minigrad.ops.shape import astype, broadcast_to, concatenate, flip, reshape, transpose
+from minigrad.summation import sum_over
 from minigrad.tensor import Array, Axis
 
 __all__ = [
@@ -29,9 +30,8 @@ __all__ = [
     "sum",
 ]
 
-# What np.sum and its like end in, without the way there, which takes longer than a small array
+# What np.prod and its like end in, without the way there, which takes longer than a small array
 # does. Any, for numpy's stubs know `keepdims` as a literal only.
-_sum: Any = np.add.reduce
 _prod: Any = np.multiply.reduce
 _max: Any = np.maximum.reduce
 _min: Any = np.minimum.reduce
@@ -40,7 +40,7 @@ _min: Any = np.minimum.reduce
 @op
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The sum over `axis`."""
-    return _sum(x, axis=axes_of(axis), keepdims=keepdims)
+    return sum_over(x, as_tuple(axis), keepdims)
 
 
 sum.rule("x", lambda g, x_shape, axis: broadcast_to(reshape(g, kept(x_shape, axis)), x_shape))
@@ -50,27 +50,34 @@ sum.rule("x", lambda g, x_shape, axis: broadcast_to(reshape(g, kept(x_shape, axi
 def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The largest element over `axis`; where several are the largest, they share the gradient.
 
+    A nan counts as the largest.
+
     Raises:
         ValueError: if there is nothing to choose from.
     """
-    return _max(x, axis=axes_of(axis), keepdims=keepdims)
+    return _max(x, axis=as_tuple(axis), keepdims=keepdims)
 
 
 @op
 def min(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The smallest element over `axis`; where several are the smallest, they share the gradient.
 
+    A nan counts as the smallest.
+
     Raises:
         ValueError: if there is nothing to choose from.
     """
-    return _min(x, axis=axes_of(axis), keepdims=keepdims)
+    return _min(x, axis=as_tuple(axis), keepdims=keepdims)
 
 
 @max.rule("x")
 @min.rule("x")
 def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = kept(x.shape, axis)
-    chosen = astype(x == reshape(out, shape), g.dtype)
+    chosen = x == reshape(out, shape)
+    if any(out != out):  # where a nan was chosen, which equals nothing
+        chosen = logical_or(chosen, x != x)
+    chosen = astype(chosen, g.dtype)
     return chosen * (reshape(g, shape) / sum(chosen, axis, keepdims=True))
 
 
@@ -81,7 +88,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     Raises:
         ValueError: if there is nothing to sum.
     """
-    axis = axes_of(axis)
+    axis = as_tuple(axis)
     top = np.max(x, axis=axis, keepdims=True)
     top = np.where(np.isfinite(top), top, 0).astype(top.dtype)
     with np.errstate(divide="ignore"):  # the logarithm of an empty sum is -inf
@@ -114,13 +121,13 @@ def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
     Of none, it is 1.
     """
-    return _prod(x, axis=axes_of(axis), keepdims=keepdims)
+    return _prod(x, axis=as_tuple(axis), keepdims=keepdims)
 
 
 @prod.rule("x")
 def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     g = reshape(g, kept(x.shape, axis))
-    if all(x != 0):
+    if _divisible(out):
         return g * (reshape(out, g.shape) / x)
     rows = _rows(x, axis)
     before = cumprod(_shifted(rows, 1, 1.0), -1)
@@ -139,7 +146,7 @@ def cumprod(x: Array, axis: int | None = None) -> Array:
 
 @cumprod.rule("x")
 def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
-    if all(x != 0):
+    if _divisible(out):
         return reshape(_sums_from_the_end(g * out, axis), x.shape) / x
     # Without a division: all that comes before x[i], times s[i] = g[i] + x[i+1] s[i+1]. Stretches
     # of this recurrence are joined to ones of twice the length until they are whole rows.
@@ -153,6 +160,11 @@ def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
         factor = factor * _shifted(factor, -length, 0.0)
         length *= 2
     return _from_rows(before * s, x.shape, axis)
+
+
+def _divisible(products: Array) -> bool:
+    """Whether one factor can be divided out again: none is 0, and no product is out of range."""
+    return bool(all(logical_and(isfinite(products), products != 0)))
 
 
 def _rows(x: Array, axis: Axis) -> Array:
@@ -172,7 +184,7 @@ def _from_rows(rows: Array, shape: Sequence[int], axis: Axis) -> Array:
 
 def _rows_last(ndim: int, axis: Axis) -> tuple[list[int], int]:
     """The order of axes in which those of `axis` come last, and how many come before them."""
-    reduced = axes_from_zero("prod", axis, ndim)
+    reduced = normalize_axes(axis, ndim)
     others = [i for i in range(ndim) if i not in reduced]
     return [*others, *reduced], len(others)
 

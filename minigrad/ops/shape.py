@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
+from minigrad.call import Shapes
 from minigrad.op import op
-from minigrad.ops.axes import axes_of, axis_from_zero
+from minigrad.ops.axes import as_tuple, normalize_axis
 from minigrad.ops.indexing import getitem
 from minigrad.tensor import Array, Axis
 
@@ -35,7 +36,13 @@ clone.rule("x", lambda g: g)
 
 @op
 def astype(x: Array, dtype: DTypeLike) -> Array:
-    """The same values as `dtype`; the gradient comes back in x's own dtype."""
+    """The same values as `dtype`; the gradient comes back in x's own dtype.
+
+    Raises:
+        TypeError: if `dtype` is not one of booleans, integers or floats.
+    """
+    if np.dtype(dtype).kind not in "biuf":
+        raise TypeError(f"astype: a tensor holds booleans, integers or floats, not {dtype!r}")
     return x.astype(dtype)
 
 
@@ -66,7 +73,7 @@ def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
 @op
 def flip(x: Array, axis: Axis = None) -> Array:
     """In reverse order along `axis`: an int, a tuple of ints, or None for all."""
-    return np.flip(x, axes_of(axis))
+    return np.flip(x, as_tuple(axis))
 
 
 flip.rule("x", lambda g, axis: flip(g, axis))
@@ -111,10 +118,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
 
 
 @concatenate.rule("arrays")
-def _concatenate_one(
-    g: Array, position: int, arrays_shape: Sequence[Sequence[int]], axis: int
-) -> Array:
-    axis = axis_from_zero("concatenate", axis, len(arrays_shape[0]))
-    start = sum(shape[axis] for shape in arrays_shape[:position])
-    stop = start + arrays_shape[position][axis]
-    return getitem(g, (*[slice(None)] * axis, slice(start, stop)))
+def _concatenate_one(g: Array, position: int, arrays_shape: Shapes, axis: int) -> Array:
+    axis = normalize_axis(axis, g.ndim)
+    part = slice(*arrays_shape.starts(axis)[position : position + 2])
+    return getitem(g, (*[slice(None)] * axis, part))

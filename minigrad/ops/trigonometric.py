@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.op import op
-from minigrad.ops.elementwise import sqrt
+from minigrad.ops.elementwise import abs, maximum, sqrt, where
 from minigrad.tensor import Array
 
 __all__ = [
@@ -83,13 +83,22 @@ def arctan2(y: Array, x: Array) -> Array:
     """The angle in [-pi, pi] of the point (x, y), broadcast.
 
     The derivatives are x / (x^2 + y^2) in y and -y / (x^2 + y^2) in x; at the origin, which has no
-    angle, they are nan.
+    angle, they are taken as 0.
     """
     return np.arctan2(y, x)
 
 
-arctan2.rule("y", lambda g, y, x: g * (x / (x * x + y * y)))
-arctan2.rule("x", lambda g, y, x: -g * (y / (x * x + y * y)))
+arctan2.rule("y", lambda g, y, x: g * _over_square(x, y))
+arctan2.rule("x", lambda g, y, x: -g * _over_square(y, x))
+
+
+def _over_square(a: Array, b: Array) -> Array:
+    """a / (a^2 + b^2), also where the squares are too large or too small; 0 at the origin."""
+    larger = maximum(abs(a), abs(b))
+    origin = larger == 0
+    scale = where(origin, 1.0, larger)
+    u, v = a / scale, b / scale
+    return u / where(origin, 1.0, u * u + v * v) / scale
 
 
 @op(floats=True)

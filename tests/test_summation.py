@@ -1,0 +1,67 @@
+"""Sums over many rows keep their digits in float32, and float16 does not overflow on the way."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad
+from minigrad import Tensor
+from minigrad.summation import sum_over
+
+SHAPES = [
+    ((5000, 3), 0),
+    ((5000, 3), -2),
+    ((50, 40, 3), (0, 1)),
+    ((50, 40, 3), (1, 0)),
+    ((3, 2049, 2), 1),
+    ((2, 1023, 2), 1),
+    ((2, 30, 40, 3), (1, 2)),
+    ((2, 30, 40, 3), (1, 3)),
+    ((5000, 3), 1),
+    ((5000, 1), 0),
+    ((5000, 3), (0, 1)),
+    ((5000, 3), None),
+    ((5000, 3), ()),
+    ((1024, 0), 0),
+    ((0, 1024), 0),
+]
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_value_shape_and_dtype_are_those_of_numpy(shape, axis, dtype, keepdims, rng):
+    x = rng.integers(-3, 4, shape).astype(dtype)
+    found = sum_over(x, axis, keepdims)
+    expected = np.sum(x, axis=axis, keepdims=keepdims)
+    assert found.dtype == expected.dtype
+    assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("arrange", [lambda x: x.T.copy().T, lambda x: x[::2], np.flip])
+def test_memory_in_another_order(arrange, rng):
+    x = arrange(rng.integers(-3, 4, (5000, 3)).astype(np.float32))
+    assert_array_equal(sum_over(x, 0), np.sum(x, axis=0))
+
+
+MANY = 10**6  # rows of 0.1; one after the other they add up to 1 % too much
+
+
+def test_a_million_rows_keep_their_digits():
+    x = Tensor(np.full((MANY, 2), 0.1, np.float32), requires_grad=True)
+    assert_allclose(minigrad.sum(x, 0).data, 0.1 * MANY, rtol=1e-5)  # float32 rounds to 6e-8
+    assert_allclose(minigrad.mean(x, 0).data, 0.1, rtol=1e-5)
+    assert_allclose(minigrad.std(x, 0).data, 0, atol=1e-5)
+
+
+def test_the_gradient_of_a_bias_keeps_its_digits():
+    bias = minigrad.zeros(2, requires_grad=True)
+    x = np.zeros((MANY, 2), np.float32)
+    (gradient,) = minigrad.grad(x + bias, [bias], np.full((MANY, 2), 0.1, np.float32))
+    assert_allclose(gradient.data, 0.1 * MANY, rtol=1e-5)  # float32 rounds to 6e-8
+
+
+def test_half_precision_is_added_up_in_single():
+    x = Tensor(np.full((5000, 2), 0.1, np.float16))
+    assert_allclose(minigrad.sum(x, 0).data, 500, rtol=1e-3)  # float16 rounds to 5e-4
+    assert minigrad.sum(x, 0).dtype == np.float16
