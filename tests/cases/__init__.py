@@ -1,0 +1,71 @@
+"""The one table of op cases: a row, or several, for every op and every public composition.
+
+A new op is one block in `minigrad/ops/` and one row here, in the file of its family. The sweep in
+test_ops.py then checks the value against `reference`, the derivatives of first and second order
+against differences, layouts of memory, float32, plain arrays, and that nothing is missing from the
+table; test_peers.py compares the row with PyTorch's function of the same name.
+
+    Case("tanh", normal((2, 3)), np.tanh)
+
+says: the function `minigrad.tanh`, called on one array of shape (2, 3), has the values of `np.tanh`
+and is twice differentiable. Differences cannot tell what a derivative is where there is a kink, a
+tie, or no neighbourhood; such a row brings the derivative that the documentation promises:
+
+    Case("relu", fixed([-1.0, 0.0]), relu, note="kink: 0 at 0", derivative=lambda g, x: 0 * g)
+"""
+
+from tests.cases import (
+    activation,
+    arithmetic,
+    elementwise,
+    indexing,
+    linalg,
+    losses,
+    neural,
+    products,
+    reduction,
+    shape,
+)
+from tests.cases.case import (
+    GIVE_FLOAT32,
+    MASK,
+    Case,
+    below,
+    classes,
+    distinct,
+    fixed,
+    fractions,
+    joined,
+    nonzero,
+    normal,
+    positive,
+)
+
+__all__ = [
+    "CASES",
+    "GIVE_FLOAT32",
+    "MASK",
+    "Case",
+    "below",
+    "classes",
+    "distinct",
+    "fixed",
+    "fractions",
+    "joined",
+    "nonzero",
+    "normal",
+    "positive",
+]
+
+CASES: list[Case] = [
+    *arithmetic.CASES,
+    *elementwise.CASES,
+    *activation.CASES,
+    *reduction.CASES,
+    *shape.CASES,
+    *indexing.CASES,
+    *products.CASES,
+    *linalg.CASES,
+    *neural.CASES,
+    *losses.CASES,
+]

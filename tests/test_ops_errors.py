@@ -1,0 +1,404 @@
+"""Bad input: each function names itself and what it was given, before it computes anything."""
+
+import math
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor
+
+X = np.array([[0.5, -1.0, 2.0], [1.5, 0.0, -0.5]])
+ROW = np.array([1.0, 2.0, 3.0])
+NUMBER = np.array(1.0)
+NONE = np.zeros((0, 3))
+STACK = np.ones((2, 2, 2))
+SQUARE = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 4.0]])
+SINGULAR = np.ones((3, 3))
+
+
+def tensors(value):
+    """Tensors for the arrays in it; those of floats require gradients."""
+    if isinstance(value, list):
+        return [tensors(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return Tensor(value.copy(), requires_grad=value.dtype.kind == "f")
+    return value
+
+
+def refused(name, args, error, *words, function=None, **options):
+    """Of tensors and of arrays, the error is the same: it names the function and the values."""
+    function = function or getattr(minigrad, name)
+    for given in (args, map(tensors, args)):
+        with pytest.raises((ValueError, TypeError, IndexError)) as caught:
+            function(*given, **options)
+        message = str(caught.value)
+        assert isinstance(caught.value, error), f"{type(caught.value).__name__}: {message}"
+        assert message.startswith(f"{name}: "), message
+        for word in words:
+            assert word in message, message
+
+
+# Axes
+
+
+def following(name, *before):
+    """The function of this name on an array and an axis, which comes after other arguments."""
+    return lambda x, axis: getattr(minigrad, name)(x, *before, axis)
+
+
+# Each takes an array of shape (2, 3) and an axis; some have one axis more in the result.
+OF_AXES = {
+    **{
+        name: following(name)
+        for name in ("sum", "mean", "var", "std", "prod", "max", "min", "logsumexp")
+    },
+    **{name: following(name) for name in ("softmax", "log_softmax", "flip", "squeeze")},
+    "any": lambda x, axis: minigrad.any(x > 0, axis),
+    "all": lambda x, axis: minigrad.all(x > 0, axis),
+    "norm": following("norm", None),
+    "roll": following("roll", 1),
+    "expand_dims": following("expand_dims"),
+}
+OF_ONE_AXIS = {
+    **{name: following(name) for name in ("argmax", "argmin", "argsort", "sort")},
+    **{name: following(name) for name in ("cumsum", "cumprod")},
+    "repeat": following("repeat", 2),
+    "split": following("split", 1),
+    "topk": following("topk", 1),
+    "take_along_axis": following("take_along_axis", np.array([[0, 1, 0]])),
+    "stack": lambda x, axis: minigrad.stack([x, x], axis),
+    "concatenate": lambda x, axis: minigrad.concatenate([x, x], axis),
+    "swapaxes": following("swapaxes", 0),
+    "moveaxis": lambda x, axis: minigrad.moveaxis(x, axis, 0),
+    "diagonal": following("diagonal", 0, 0),
+    "trace": following("trace", 0, 0),
+}
+ONCE_OR_MORE = {"roll", "expand_dims"}  # an axis may be rolled twice, a new one comes from outside
+
+
+@pytest.mark.parametrize("axis", [3, -4])
+@pytest.mark.parametrize("name", OF_AXES | OF_ONE_AXIS)
+def test_an_axis_that_is_not_there_is_refused(name, axis):
+    function = (OF_AXES | OF_ONE_AXIS)[name]
+    refused(name, (X, axis), ValueError, str(axis), function=function)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (1, -1)], ids=str)
+@pytest.mark.parametrize("name", [name for name in OF_AXES if name not in ONCE_OR_MORE])
+def test_an_axis_named_twice_is_refused(name, axes):
+    refused(name, (X, axes), ValueError, str(axes), function=OF_AXES[name])
+
+
+@pytest.mark.parametrize("name", OF_AXES | OF_ONE_AXIS)
+def test_an_axis_that_is_no_integer_is_refused(name):
+    function = (OF_AXES | OF_ONE_AXIS)[name]
+    refused(name, (X, 1.5), TypeError, function=function)
+
+
+# Nothing to reduce
+
+REDUCTIONS = ["max", "min", "argmax", "argmin", "mean", "var", "std", "logsumexp"]
+
+
+@pytest.mark.parametrize("name", [*REDUCTIONS, "softmax", "log_softmax"])
+def test_what_needs_an_element_is_refused_along_an_empty_axis(name):
+    refused(name, (NONE,), ValueError, "(0, 3)", axis=0)
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_what_needs_an_element_is_refused_for_none_at_all(name):
+    refused(name, (NONE,), ValueError, "(0, 3)")
+
+
+@pytest.mark.parametrize("name", ["mse", "l1", "huber", "binary_cross_entropy_with_logits"])
+def test_a_mean_loss_of_nothing_is_refused(name):
+    refused(name, (NONE, NONE), ValueError, "(0, 3)")
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll"])
+def test_a_mean_loss_of_no_targets_is_refused(name):
+    refused(name, (NONE, np.zeros(0, int)), ValueError)
+
+
+# Everything else
+
+
+def bad(name, args, error, *words, **options):
+    """A call that is wrong, the error that it raises, and what the message has to say."""
+    described = ",".join(
+        str(arg.tolist() if arg.dtype.kind != "f" else arg.shape)
+        if isinstance(arg, np.ndarray)
+        else str([np.shape(part) for part in arg] if isinstance(arg, list) else arg)
+        for arg in args
+    )
+    described += "".join(f",{key}={np.array(value).tolist()}" for key, value in options.items())
+    return pytest.param(name, args, error, words, options, id=f"{name}-{described}")
+
+
+def places(*values):
+    return np.array(values, dtype=np.int64)
+
+
+LABELS = places(0, 2)
+QUERY, KEY, VALUE = np.ones((2, 4)), np.ones((3, 4)), np.ones((3, 5))
+OF_CLASSES = ("cross_entropy", "nll")
+OF_NUMBERS = ("mse", "l1", "huber", "binary_cross_entropy_with_logits")
+BCE = "binary_cross_entropy_with_logits"
+ATTENTION = "scaled_dot_product_attention"
+
+SHAPES = [
+    bad("expand_dims", (X, (0, 0)), ValueError, "(0, 0)"),
+    bad("squeeze", (X, 0), ValueError, "(2, 3)", "size 2"),
+    bad("moveaxis", (X, (0, 0), (0, 1)), ValueError, "(0, 0)"),
+    bad("moveaxis", (X, 0, 5), ValueError, "5"),
+    bad("moveaxis", (X, (0, 1), 0), ValueError, "2", "1"),
+    bad("transpose", (X, (0, 0)), ValueError, "(2, 3)", "(0, 0)"),
+    bad("transpose", (X, (0,)), ValueError, "(2, 3)", "(0,)"),
+    bad("transpose", (X, (0, 5)), ValueError, "5"),
+    bad("reshape", (X, (4,)), ValueError, "(2, 3)", "(4,)"),
+    bad("broadcast_to", (X, (2, 4)), ValueError, "(2, 3)", "(2, 4)"),
+    bad("roll", (X, (1, 2, 3), (0, 1)), ValueError, "(1, 2, 3)", "(0, 1)"),
+    bad("roll", (X, 1.5, 0), TypeError, "1.5"),
+    bad("diagonal", (X, 0, 1, -1), ValueError, "(1, -1)"),
+    bad("diagonal", (ROW,), ValueError, "1"),
+    bad("trace", (X, 0, 1, -1), ValueError, "(1, -1)"),
+    bad("diag", (STACK,), ValueError, "(2, 2, 2)"),
+    bad("diag", (NUMBER,), ValueError, "()"),
+    bad("tril", (ROW,), ValueError, "(3,)"),
+    bad("triu", (ROW,), ValueError, "(3,)"),
+    bad("concatenate", ([],), ValueError),
+    bad("concatenate", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
+    bad("concatenate", ([X, SQUARE], 1), ValueError, "(2, 3)", "(3, 3)"),
+    bad("concatenate", ([X, X], None), ValueError, "None"),
+    bad("stack", ([],), ValueError, "none"),
+    bad("stack", ([X, ROW],), ValueError, "(2, 3)", "(3,)"),
+    bad("split", (X, 2, 1), ValueError, "3", "2"),
+    bad("split", (X, 0), ValueError, "0"),
+    bad("split", (X, -1), ValueError, "-1"),
+    bad("split", (X, 1.5), TypeError),
+    bad("tile", (X, -1), ValueError, "-1"),
+    bad("tile", (X, 1.5), TypeError),
+    bad("repeat", (X, -1, 0), ValueError, "-1"),
+    bad("repeat", (X, (1, 2), 1), ValueError, "3", "(1, 2)"),
+    bad("repeat", (X, 1.5), TypeError),
+    bad("pad", (X, -1), ValueError, "-1"),
+    bad("pad", (X, 1, "mirror"), ValueError, "'mirror'", "'reflect'"),
+    bad("pad", (X, ((1, 1),) * 3), ValueError, "(2, 3)", "((1, 1), (1, 1), (1, 1))"),
+    bad("pad", (X, 1.5), TypeError, "1.5"),
+    bad("pad", (NONE, 1, "edge"), ValueError, "(0, 3)"),
+    bad("pad", (NONE, 1, "reflect"), ValueError, "(0, 3)"),
+    bad("astype", (X, "number"), TypeError, "'number'"),
+]
+PLACES = [
+    bad("getitem", (X, 5), IndexError, "5", "size 2"),
+    bad("getitem", (X, places(0, -3)), IndexError, "-3", "size 2"),
+    bad("getitem", (X, (0, 0, 0)), IndexError, "2", "3"),
+    bad("getitem", (X, 1.0), IndexError, "1.0"),
+    bad("getitem", (X, ROW), IndexError, "float64"),
+    bad("getitem", (X, np.array([True, False, True])), IndexError, "2", "3"),
+    bad("getitem", (X, (places(0, 0), places(0, 0, 0))), IndexError, "(2,)", "(3,)"),
+    bad("scatter_add", (ROW, places(0, 1, 9), (3,)), IndexError, "9", "size 3"),
+    bad("scatter_add", (ROW, places(0, 1, -9), (3,)), IndexError, "-9", "size 3"),
+    bad("scatter_add", (ROW, places(0, 1), (3,)), ValueError, "(3,)", "(2,)"),
+    bad("scatter_add", (ROW, slice(2), (3,)), ValueError, "(3,)", "(2,)"),
+    bad("scatter_add", (ROW, np.array([True, True]), (3,)), IndexError, "2", "3"),
+    bad("scatter_add", (ROW, ROW, (3,)), IndexError, "float64"),
+    bad("scatter_add", (ROW, places(0, 0, 0), (-3,)), ValueError, "(-3,)"),
+    bad("take_along_axis", (X, places([0], [3]), 1), IndexError, "3"),
+    bad("take_along_axis", (X, places([0], [-4]), 1), IndexError, "-4"),
+    bad("take_along_axis", (X, places(0), 1), ValueError, "(2, 3)", "(1,)"),
+    bad("take_along_axis", (X, places([0], [0], [0]), 1), ValueError, "(2, 3)", "(3, 1)"),
+    bad("take_along_axis", (X, np.zeros((2, 1)), 1), TypeError, "float64"),
+    bad("take_along_axis", (X, np.zeros((2, 1), bool), 1), TypeError, "bool"),
+    bad("topk", (X, 4), ValueError, "4", "(2, 3)", "axis 1"),
+    bad("topk", (X, -1), ValueError, "-1"),
+    bad("topk", (X, 1.5), TypeError, "1.5"),
+    bad("topk", (NUMBER, 1), ValueError, "-1"),
+    bad("one_hot", (ROW,), TypeError, "float64"),
+    bad("one_hot", (places(0, 3), 3), ValueError, "0 to 3", "3 classes"),
+    bad("one_hot", (places(0, -1), 3), ValueError, "-1", "3 classes"),
+    bad("one_hot", (places(0, -1),), ValueError, "-1"),
+    bad("one_hot", (places(), -2), ValueError, "-2"),
+    bad("one_hot", (places(0), 1.5), TypeError, "1.5"),
+    bad("embedding", (places(0, 2), X), IndexError, "0 to 2", "2 rows"),
+    bad("embedding", (places(0, -1), X), IndexError, "-1", "2 rows"),
+    bad("embedding", (ROW, X), TypeError, "float64"),
+    bad("embedding", (np.array([True]), X), TypeError, "bool"),
+    bad("embedding", (places(0), ROW), ValueError, "(3,)"),
+    bad("embedding", (places(0), X, 2), ValueError, "2"),
+    bad("embedding", (places(0), X, -3), ValueError, "-3"),
+]
+NUMBERS = [
+    bad("add", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
+    bad("where", (X > 0, np.zeros((2, 3), np.int8), 300), ValueError, "300"),
+    bad("where", (X > 0, X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
+    bad("arctan2", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
+    bad("clip", (X,), ValueError, "min", "max"),
+    bad("clip", (X, np.ones(4)), ValueError, "(2, 3)", "(4,)"),
+    bad("round", (X, 1.5), TypeError, "1.5"),
+    bad("gelu", (X, "fast"), ValueError, "'fast'", "'tanh'"),
+    bad("softplus", (X, 0.0), ValueError, "0.0"),
+    bad("var", (ROW,), ValueError, "3 elements", "ddof=3", ddof=3),
+    bad("std", (ROW,), ValueError, "3 elements", "ddof=4", ddof=4),
+    bad("dropout", (X, 1.5), ValueError, "1.5"),
+    bad("dropout", (X, math.nan), ValueError, "nan"),
+    *[
+        bad("norm", (ROW, ord), ValueError, repr(ord), "vectors")
+        for ord in (0, 0.5, -1, math.nan, "fro")
+    ],
+    *[
+        bad("norm", (X, ord), ValueError, repr(ord), "matrices")
+        for ord in (2, 3, 0, math.nan, "nuc")
+    ],
+    bad("norm", (STACK, 1), ValueError, "3 axes", "(2, 2, 2)"),
+    bad("norm", (NONE, math.inf, 0), ValueError, "(0, 3)"),
+    *[bad(name, (X, X), TypeError, "float64") for name in ("logical_and", "logical_or")],
+    *[bad(name, (X,), TypeError, "float64") for name in ("logical_not", "any", "all")],
+]
+PRODUCTS = [
+    bad("matmul", (X, X), ValueError, "(2, 3) and (2, 3)", "y.T"),
+    bad("matmul", (X, NUMBER), ValueError),
+    bad("matmul", (STACK, np.ones((3, 2, 2))), ValueError, "(2, 2, 2)", "(3, 2, 2)"),
+    bad("linear", (X, X.T), ValueError, "(2, 3)", "(3, 2)"),
+    bad("linear", (X, SQUARE, np.ones(2)), ValueError, "(2,)", "(3, 3)"),
+    bad("linear", (X, SQUARE[None]), ValueError, "(1, 3, 3)"),
+    bad("dot", (X, X), ValueError, "(2, 3) and (2, 3)"),
+    bad("dot", (X, STACK), ValueError, "(2, 3)", "(2, 2, 2)"),
+    *[
+        bad("einsum", (subscripts, *operands), ValueError, repr(subscripts), *words)
+        for subscripts, operands, words in [
+            ("ij,jk", [X], ["2 operands", "1"]),
+            ("ij", [], ["0"]),
+            ("ij...->i", [X, ROW], ["1 operands", "2"]),
+            ("", [X], ["(2, 3)"]),
+            ("ijk->i", [X], ["'ijk'", "(2, 3)"]),
+            ("i->i", [X], ["'i'", "(2, 3)"]),
+            ("i2->i", [X], ["'i2'"]),
+            ("i.j->i", [X], ["'i.j'"]),
+            ("i...j...->i", [X], ["'i...j...'"]),
+            ("ij,jk-ik", [X, SQUARE], ["'jk-ik'"]),
+            ("ij->ik", [X], ["'ik'"]),
+            ("ij->ii", [X], ["'ii'"]),
+            ("ij->i->j", [X], ["'i->j'"]),
+            ("...->...i", [X], ["'...i'"]),
+            ("ij,jk->ik", [X, X], ["'j'", "[2, 3]", "(2, 3)"]),
+            ("ii->i", [X], ["'i'", "[2, 3]"]),
+            ("...ij,...i", [STACK, np.ones((3, 2))], ["[2, 3]"]),
+        ]
+    ],
+    bad("einsum", (X, "ij->i"), TypeError),
+]
+MATRICES = [
+    *[
+        bad(name, (a,), ValueError, str(a.shape))
+        for name in ("inv", "det", "cholesky")
+        for a in (X, ROW, NONE)
+    ],
+    bad("solve", (X, ROW), ValueError, "(2, 3)"),
+    bad("solve", (ROW, ROW), ValueError, "(3,)"),
+    bad("solve", (SQUARE, np.ones((4, 1))), ValueError, "(3, 3)", "(4, 1)"),
+    bad("solve", (SQUARE, NUMBER), ValueError, "(3, 3)", "()"),
+    bad("solve", (STACK + np.eye(2), np.ones((3, 2, 1))), ValueError, "(2, 2, 2)", "(3, 2, 1)"),
+    bad("inv", (SINGULAR,), ValueError, "singular"),
+    bad("inv", (np.stack([SQUARE, SINGULAR]),), ValueError, "(1,)", "singular"),
+    bad("solve", (SINGULAR, ROW), ValueError, "singular"),
+    bad("cholesky", (-np.eye(2),), ValueError, "positive definite", "-1"),
+    bad("cholesky", (np.stack([SQUARE, -SQUARE]),), ValueError, "(1,)", "positive definite"),
+    bad("cholesky", (np.zeros((4, 4)),), ValueError, "positive definite", "0"),
+]
+NETWORKS = [
+    *[
+        bad(name, args, ValueError, *words)
+        for name in ("layer_norm", "rms_norm")
+        for args, words in [
+            ((X, 4), ["(2, 3)", "(4,)"]),
+            ((X, (3, 2)), ["(2, 3)", "(3, 2)"]),
+            ((ROW, (1, 3)), ["(3,)", "(1, 3)"]),
+            ((X, ()), ["()"]),
+            ((np.zeros((2, 0)), 0), ["(0,)"]),
+            ((X, 3, np.ones(2)), ["(3,)", "(2,)"]),
+            ((X, 3, np.ones(1)), ["(3,)", "(1,)"]),
+        ]
+    ],
+    bad("layer_norm", (X, 3), ValueError, "-1", eps=-1),
+    bad("rms_norm", (X, 3), ValueError, "-1", eps=-1),
+    bad("layer_norm", (X, 3, None, np.ones(2)), ValueError, "(3,)", "(2,)"),
+    bad(ATTENTION, (ROW, KEY, VALUE), ValueError, "(3,)"),
+    bad(ATTENTION, (QUERY, SQUARE, VALUE), ValueError, "(2, 4)", "(3, 3)"),
+    bad(ATTENTION, (QUERY, KEY, QUERY), ValueError, "(3, 4)", "(2, 4)"),
+    bad(ATTENTION, (QUERY, np.ones((0, 4)), np.ones((0, 5))), ValueError, "(0, 4)"),
+    bad(ATTENTION, (QUERY[:, :0], KEY[:, :0], VALUE), ValueError, "(2, 0)"),
+    bad(
+        ATTENTION,
+        (np.ones((2, 2, 4)), np.ones((3, 3, 4)), VALUE),
+        ValueError,
+        "(2, 2, 4)",
+        "(3, 3, 4)",
+    ),
+    *[
+        bad(ATTENTION, (QUERY, KEY, VALUE), error, *words, **options)
+        for options, error, words in [
+            ({"attn_mask": np.ones((3, 2), bool)}, ValueError, ["(3, 2)", "(2, 3)"]),
+            ({"attn_mask": np.ones((2, 2, 3), bool)}, ValueError, ["(2, 2, 3)", "(2, 3)"]),
+            ({"attn_mask": np.ones((2, 3), int)}, TypeError, ["int64"]),
+            ({"attn_mask": np.tri(2, 3), "is_causal": True}, ValueError, ["is_causal"]),
+            ({"dropout_p": 1.5}, ValueError, ["dropout_p", "1.5"]),
+        ]
+    ],
+]
+LOSSES = [
+    *[
+        bad(name, (X, target), error, *words, **options)
+        for name in OF_CLASSES
+        for target, options, error, words in [
+            (places(0, 3), {}, ValueError, ["0 to 3", "3 classes"]),
+            (places(0, -1), {}, ValueError, ["-1", "3 classes"]),
+            (places(0, 1, 2), {}, ValueError, ["(2,)", "(3,)"]),
+            (places([0], [1]), {}, ValueError, ["(2,)", "(2, 1)"]),
+            (np.array([True, False]), {}, TypeError, ["bool"]),
+            (np.zeros(2), {}, TypeError, ["float64"]),
+            (LABELS, {"reduction": "average"}, ValueError, ["'average'", "'mean'"]),
+            (LABELS, {"weight": np.ones(2)}, ValueError, ["3 classes", "(2,)"]),
+            (LABELS, {"weight": np.array(1.0)}, ValueError, ["3 classes", "()"]),
+            (places(-100, -100), {}, ValueError, ["ignore_index"]),
+            (places(1, 1), {"weight": np.float64([1, 0, 1])}, ValueError, []),
+        ]
+    ],
+    *[bad(name, (NUMBER, places()), ValueError, "axis of classes") for name in OF_CLASSES],
+    *[
+        bad("cross_entropy", (X, LABELS), ValueError, str(amount), label_smoothing=amount)
+        for amount in (1.5, -0.1, math.nan)
+    ],
+    bad("cross_entropy", (X, X), ValueError, "3 classes", "(2,)", weight=np.ones(2)),
+    bad("cross_entropy", (X, X), ValueError, "'average'", reduction="average"),
+    bad("cross_entropy", (X, X), ValueError, "ignore_index", ignore_index=1),
+    *[bad(name, (X, np.ones((2, 1))), ValueError, "(2, 3)", "(2, 1)") for name in OF_NUMBERS],
+    *[bad(name, (X, np.ones((2, 3)), "average"), ValueError, "'average'") for name in OF_NUMBERS],
+    *[bad("huber", (X, X), ValueError, str(delta), delta=delta) for delta in (0, -1.0, math.nan)],
+    *[
+        bad(BCE, (X, target + 0 * X), ValueError, str(target), reduction=reduction)
+        for target, reduction in [(1.5, "mean"), (-0.5, "sum"), (math.nan, "none")]
+    ],
+    bad(BCE, (X, np.ones((2, 3))), ValueError, "(4,)", "(2, 3)", pos_weight=np.ones(4)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "error", "words", "options"),
+    [*SHAPES, *PLACES, *NUMBERS, *PRODUCTS, *MATRICES, *NETWORKS, *LOSSES],
+)
+def test_bad_input_is_refused(name, args, error, words, options):
+    refused(name, args, error, *words, **options)
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_weights_of_classes_are_not_learned(name):
+    weight = Tensor(np.ones(3), requires_grad=True)
+    refused(name, (X, LABELS), TypeError, "weight.detach()", weight=weight)
+
+
+def test_the_derivative_of_a_determinant_that_is_not_offered_is_refused():
+    out = minigrad.det(Tensor(np.zeros((17, 17)), requires_grad=True))
+    with pytest.raises(ValueError, match=r"det: .* up to 16 x 16, not for 17 x 17"):
+        out.backward()
