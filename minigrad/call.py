@@ -245,7 +245,7 @@ class Shapes(tuple[tuple[int, ...], ...]):
 
 def agree(
     op: Op[Any], positions: Sequence[int], values: Sequence[Any], given: Sequence[Any]
-) -> list[Any]:
+) -> Sequence[Any]:
     """The inputs of `op` at `positions`, brought to one float dtype.
 
     It is the common one of the Tensors and arrays of floats that have dimensions, else of the
@@ -257,6 +257,15 @@ def agree(
         values: with arrays for the Tensors.
         given: as they came.
     """
+    for value in values:
+        if (
+            value.__class__ is not np.ndarray
+            or value.dtype is not values[0].dtype
+            or not value.ndim
+        ):
+            break
+    else:
+        return values  # arrays of one dtype, mostly a Tensor and data
     agreed = [
         value.item()
         if isinstance(value, np.generic) or (isinstance(came, np.ndarray) and not came.ndim)

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import DTypeLike
 
 if TYPE_CHECKING:
@@ -295,8 +296,8 @@ class TensorMethods:
         return functional.squeeze(self, axis)
 
 
-def _sizes(values: Sequence[Any]) -> tuple[int, ...]:
+def _sizes(values: Any) -> tuple[int, ...]:
     """`(2, 3)` for both f(2, 3) and f((2, 3))."""
-    if len(values) == 1 and isinstance(values[0], (tuple, list)):
+    if len(values) == 1 and isinstance(values[0], (tuple, list, np.ndarray)):
         values = values[0]
     return tuple(operator.index(value) for value in values)

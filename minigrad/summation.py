@@ -16,15 +16,19 @@ from numpy.lib.array_utils import normalize_axis_tuple
 # Any, for numpy's stubs know `keepdims` as a literal only.
 _reduce: Any = np.add.reduce
 
+_HALF, _SINGLE = np.dtype(np.float16), np.dtype(np.float32)
+
 _LONG = 1024  # rows, from which on it is worth the trouble
 _BLOCK = 64
 
 
 def sum_over(x: Any, axis: Any, keepdims: bool = False) -> Any:
     """The sum over `axis`: an int, a tuple of ints, or None for all."""
-    if x.__class__ is np.ndarray and x.dtype == np.float16:
-        return _reduce(x, axis=axis, keepdims=keepdims, dtype=np.float32).astype(np.float16)
-    if x.__class__ is not np.ndarray or x.size < _LONG or x.dtype != np.float32 or axis is None:
+    if x.__class__ is not np.ndarray:
+        return _reduce(x, axis=axis, keepdims=keepdims)
+    if x.dtype is _HALF:
+        return _reduce(x, axis=axis, keepdims=keepdims, dtype=_SINGLE).astype(_HALF)
+    if x.size < _LONG or x.dtype is not _SINGLE or axis is None:
         return _reduce(x, axis=axis, keepdims=keepdims)
     axes = normalize_axis_tuple(axis, x.ndim)
     first, last = (min(axes), max(axes)) if axes else (0, -1)

@@ -204,6 +204,7 @@ def _compare(
     for i, g in zip(differentiable, gradients, strict=True):
         # What is far smaller than the largest element may come from rounding inside f.
         floor = 1e-8 * float(np.max(np.abs(g.data), initial=0.0, where=np.isfinite(g.data)))
+        floor = max(floor, ROUNDING)  # so may what is 0 among terms of the size of the cotangents
         for index in np.ndindex(g.shape):
             analytic = float(g.data[index])
             difference = partial(_difference, f, operands, i, index, cotangent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -28,19 +28,19 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     _NAMES.add(name)
     parameters = list(inspect.signature(function).parameters.values())
     arrays = {p.name for p in parameters if p.annotation == "Array"}
-    takes = [p.name in arrays for p in parameters]
-    takes_more = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL and takes[-1]
+    places = [i for i, p in enumerate(parameters) if p.name in arrays]
+    more = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL and parameters[-1].name in arrays
 
     @wraps(function)
     def named(*args: P.args, **options: P.kwargs) -> R:
         try:
-            given: list[Any] = list(args)
-            for i, value in enumerate(given):
-                if not isinstance(value, _ARRAYS) and (takes[i] if i < len(takes) else takes_more):
-                    given[i] = _array(value, given)
-            for key, value in options.items():
-                if key in arrays and not isinstance(value, _ARRAYS):
-                    options[key] = _array(value, given)
+            given: Any = args
+            for i in range(places[0], len(args)) if more else places:
+                if i < len(args) and args[i].__class__ not in _USUAL:
+                    given = (*given[:i], _array(args[i], args), *given[i + 1 :])
+            for key in options:
+                if key in arrays and options[key].__class__ not in _USUAL:
+                    options[key] = _array(options[key], args)
             return function(*given, **options)
         except (IndexError, TypeError, ValueError) as error:
             called, colon, message = str(error).partition(": ")
@@ -56,14 +56,16 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     return named
 
 
-_ARRAYS = (Tensor, np.ndarray, type(None))
+_USUAL = {Tensor, np.ndarray, type(None)}
 
 
-def _array(value: Any, others: list[Any]) -> Any:
+def _array(value: Any, others: Sequence[Any]) -> Any:
     """A list or number as an array, with all its digits where another array has as many."""
+    if isinstance(value, Tensor):  # a Parameter
+        return value
     array = as_array(value)
     if array.dtype == np.float32 and any(
-        isinstance(other, _ARRAYS[:2]) and other.dtype == np.float64 for other in others
+        isinstance(other, (Tensor, np.ndarray)) and other.dtype == np.float64 for other in others
     ):
         return as_array(value, np.float64)
     return array

@@ -57,14 +57,17 @@ def root(x: Array, p: float = 2.0) -> Tensor:
     return where(zero, 0.0, sqrt(positive) if p == 2 else positive ** (1 / p))
 
 
+_HALF = np.dtype(np.float16)
+
+
 def _wide(x: Array) -> Array:
     """float16 as float32, in which sums and squares neither overflow nor vanish."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
+    return x.astype(np.float32) if x.dtype is _HALF else x
 
 
 def _narrow(result: Tensor, x: Array) -> Tensor:
     """The result in the dtype of x, where that is float16."""
-    return astype(result, np.float16) if x.dtype == np.float16 else result
+    return astype(result, np.float16) if x.dtype is _HALF else result
 
 
 def _count(shape: tuple[int, ...], axis: Axis) -> int:

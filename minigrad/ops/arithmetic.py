@@ -53,7 +53,7 @@ multiply.rule("y", lambda g, x: g * x)
 
 @op
 def divide(x: Array, y: Array) -> Array:
-    """x / y, broadcast; integers give floats."""
+    """x / y, broadcast; integers give floats. At y = 0 it is infinite or nan, as in numpy."""
     return np.divide(x, y)
 
 
@@ -73,7 +73,10 @@ floor_divide.rule("y", flat)
 
 @op
 def remainder(x: Array, y: Array) -> Array:
-    """x - y floor(x / y), broadcast: it has the sign of y, as Python's % has."""
+    """x - y floor(x / y), broadcast: it has the sign of y, as Python's % has.
+
+    The derivatives are 1 in x and -floor(x / y) in y, also at the jumps.
+    """
     return np.remainder(x, y)
 
 

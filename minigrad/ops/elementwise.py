@@ -203,7 +203,7 @@ sqrt.rule("x", lambda g, out: 0.5 * g / out)
 
 @op(floats=True)
 def rsqrt(x: Array) -> Array:
-    """1 / sqrt(x), with derivative -0.5 / x^1.5."""
+    """1 / sqrt(x), with derivative -0.5 / x^1.5; both are infinite at 0."""
     return 1.0 / np.sqrt(x)
 
 
@@ -212,7 +212,7 @@ rsqrt.rule("x", lambda g, x, out: -0.5 * g * out / x)
 
 @op(floats=True)
 def reciprocal(x: Array) -> Array:
-    """1 / x, of integers too, with derivative -1 / x^2."""
+    """1 / x, of integers too, with derivative -1 / x^2; both are infinite at 0."""
     return 1.0 / x
 
 
@@ -239,7 +239,7 @@ expm1.rule("x", lambda g, x: g * exp(x))
 
 @op(floats=True)
 def log(x: Array) -> Array:
-    """The natural logarithm, with derivative 1 / x."""
+    """The natural logarithm, with derivative 1 / x; -inf and inf at 0, nan below."""
     return np.log(x)
 
 

@@ -85,6 +85,8 @@ def _linear(x: Array, weight: Array, bias: Array = None) -> Array:
 
 def _rows(x: Array) -> Array:
     """A stack of vectors as one matrix."""
+    if x.ndim == 2:
+        return x
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 

@@ -52,7 +52,7 @@ astype.rule("x", lambda g: g)
 @op
 def reshape(x: Array, shape: int | Sequence[int]) -> Array:
     """The elements in row-major order, in another shape; one size may be -1."""
-    return np.reshape(x, shape)
+    return np.asarray(x).reshape(shape)
 
 
 reshape.rule("x", lambda g, x_shape: reshape(g, x_shape))
