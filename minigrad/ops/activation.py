@@ -100,7 +100,7 @@ def _gelu(x: Array, approximate: str = "none") -> Array:
 _ROOT = math.sqrt(2 / math.pi)
 
 
-@op(composition=_gelu, floats=True)
+@op(composition=_gelu, replayed=True, floats=True)
 def gelu(x: Array, approximate: str = "none") -> Array:
     """x Phi(x), with Phi the normal distribution function (Hendrycks and Gimpel, 2016).
 
@@ -113,7 +113,7 @@ def gelu(x: Array, approximate: str = "none") -> Array:
         ValueError: for another approximation.
     """
     if approximate == "none":
-        return x * kernels.elementwise.normal_cdf(x)
+        return kernels.elementwise.gelu(x)
     if approximate != "tanh":
         raise ValueError(f"gelu: approximate is 'none' or 'tanh', not {approximate!r}")
     return 0.5 * x * (1 + np.tanh(_ROOT * (x + 0.044715 * x * x * x)))
@@ -121,10 +121,10 @@ def gelu(x: Array, approximate: str = "none") -> Array:
 
 @gelu.rule("x")
 def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
-    if approximate == "tanh":
-        t = tanh(_ROOT * (x + 0.044715 * x * x * x))
-        return g * 0.5 * (1 + t + x * (1 - t * t) * _ROOT * (1 + 3 * 0.044715 * x * x))
-    return g * (normal_cdf(x) + x * exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+    if approximate == "none":
+        return kernels.elementwise.gelu_gradient(g, x)
+    t = np.tanh(_ROOT * (x + 0.044715 * x * x * x))
+    return g * 0.5 * (1 + t + x * (1 - t * t) * _ROOT * (1 + 3 * 0.044715 * x * x))
 
 
 def _softmax(x: Array, axis: Axis = -1) -> Array:

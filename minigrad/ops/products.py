@@ -32,8 +32,6 @@ def matmul(x: Array, y: Array) -> Array:
     x, y = np.asarray(x), np.asarray(y)
     if x.ndim == 0 or y.ndim == 0:
         raise ValueError("matmul: takes vectors, matrices or stacks of them; for a number use *")
-    if x.ndim > 2 and y.ndim <= 2 and x.shape[-1] == y.shape[0]:  # one product for all of the stack
-        return matmul.forward(_rows(x), y).reshape(x.shape[:-1] + y.shape[1:])
     row, column = x.ndim == 1, y.ndim == 1
     rows, columns = x[None] if row else x, y[:, None] if column else y
     if rows.shape[-1] != columns.shape[-2]:

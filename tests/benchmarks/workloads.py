@@ -138,6 +138,62 @@ def _mlp_torch() -> Run:
     return run
 
 
+# Of the character transformer in examples/: about a million parameters.
+LETTERS, WIDTH, HEADS, DEPTH, ROWS, LENGTH = 85, 128, 4, 5, 8, 64
+
+
+def _text() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    before, after = rng.integers(0, LETTERS, (2, ROWS, LENGTH))
+    return before, after.reshape(-1)
+
+
+def _transformer_minigrad() -> Run:
+    import minigrad
+    from minigrad import nn, optim
+
+    letters, places = nn.Embedding(LETTERS, WIDTH), nn.Embedding(LENGTH, WIDTH)
+    blocks = [nn.TransformerBlock(WIDTH, HEADS, causal=True) for _ in range(DEPTH)]
+    end = nn.Sequential(*blocks, nn.LayerNorm(WIDTH), nn.Linear(WIDTH, LETTERS))
+    optimizer = optim.AdamW([p for m in (letters, places, end) for p in m.parameters()])
+    text, after = _text()
+
+    def run() -> None:
+        optimizer.zero_grad()
+        scores = end(letters(text) + places(np.arange(LENGTH)))
+        minigrad.cross_entropy(scores.reshape(-1, LETTERS), after).backward()
+        optimizer.step()
+
+    return run
+
+
+def _transformer_torch() -> Run:
+    import torch
+    from torch import nn
+
+    letters, places = nn.Embedding(LETTERS, WIDTH), nn.Embedding(LENGTH, WIDTH)
+    options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+    blocks = nn.ModuleList(
+        nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, **options) for _ in range(DEPTH)
+    )
+    end = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, LETTERS))
+    optimizer = torch.optim.AdamW(
+        [p for m in (letters, places, blocks, end) for p in m.parameters()]
+    )
+    mask = nn.Transformer.generate_square_subsequent_mask(LENGTH)
+    text, after = map(torch.from_numpy, _text())
+
+    def run() -> None:
+        optimizer.zero_grad()
+        x = letters(text) + places(torch.arange(LENGTH))
+        for block in blocks:
+            x = block(x, src_mask=mask, is_causal=True)
+        nn.functional.cross_entropy(end(x).reshape(-1, LETTERS), after).backward()
+        optimizer.step()
+
+    return run
+
+
 def _matmul(product: Callable[[Any, Any], Any], convert: Callable[[Any], Any]) -> Run:
     rng = np.random.default_rng(0)
     x, y = (convert(rng.standard_normal((512, 512)).astype(np.float32)) for _ in range(2))
@@ -175,6 +231,12 @@ WORKLOADS = {
         f"one training step of an MLP {'-'.join(map(str, SIZES))} at batch {BATCH} with Adam",
         {"minigrad": _mlp_minigrad, "torch": _mlp_torch},
         {"torch": 1.5},
+    ),
+    "transformer": Workload(
+        f"one training step of a causal transformer of {DEPTH} blocks of width {WIDTH}, "
+        f"{ROWS} x {LENGTH} characters, with AdamW",
+        {"minigrad": _transformer_minigrad, "torch": _transformer_torch},
+        warm_up=5,
     ),
     "deep": Workload(
         f"forward and backward through a chain of {DEEP:,} additions of 4x4",
