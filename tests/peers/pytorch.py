@@ -1,0 +1,327 @@
+"""PyTorch's side: how to call it for each of our functions, and where we differ on purpose.
+
+`t` is the module, imported when the tests run, for most runs do without.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from tests.cases import CASES, GIVE_FLOAT32, Case, fixed
+
+RENAMED = {
+    **{"axis": "dim", "axis1": "dim1", "axis2": "dim2", "keepdims": "keepdim"},
+    **{"y": "other", "k": "diagonal", "shape": "size"},
+}
+
+
+def pytorch(t, name):
+    """PyTorch's function for ours of this name."""
+    if name in PYTORCH:
+        return partial(PYTORCH[name], t)
+    places = (t, t.nn.functional, t.linalg, t.special)
+    function = next(getattr(place, name) for place in places if hasattr(place, name))
+
+    def call(*xs, **options):
+        return function(*xs, **{RENAMED.get(key, key): value for key, value in options.items()})
+
+    return call
+
+
+def another(name, *path):
+    """The same function under another name, `t.<path>.<name>`."""
+
+    def call(t, *xs, **options):
+        for part in (*path, name):
+            t = getattr(t, part)
+        return t(*xs, **{RENAMED.get(key, key): value for key, value in options.items()})
+
+    return call
+
+
+def dims(x, axis):
+    """All of them for None, which some of PyTorch's functions do not take."""
+    return tuple(range(x.ndim)) if axis is None else axis
+
+
+def over_one(name):
+    """A function of one dim, on each of several in turn, or all in a row for None."""
+
+    def call(t, x, axis=None, keepdims=False):
+        axes = sorted(np.atleast_1d(dims(x, axis)) % max(x.ndim, 1), reverse=True)
+        for i in axes:
+            x = getattr(t, name)(x, int(i), keepdims)
+        return x
+
+    return call
+
+
+def in_a_row(name):
+    """A function of one dim, where None stands for all elements in a row."""
+
+    def call(t, x, axis=None, **options):
+        if axis is None:
+            x, axis = x.reshape(-1), 0
+        return getattr(t, name)(x, dim=axis, **options)
+
+    return call
+
+
+def spread_moments(name):
+    return lambda t, x, axis=None, ddof=0, keepdims=False: getattr(t, name)(
+        x, axis, correction=ddof, keepdim=keepdims
+    )
+
+
+def expand_dims(t, x, axis):
+    count = x.ndim + np.size(axis)
+    for i in sorted(a % count for a in np.atleast_1d(axis)):
+        x = x.unsqueeze(int(i))
+    return x
+
+
+def scatter_add(t, values, index, shape):
+    """By the places in a row, which PyTorch's own functions want."""
+    places = t.arange(np.prod(shape)).reshape(shape)[index]
+    values = values.broadcast_to(places.shape)
+    zeros = t.zeros(np.prod(shape), dtype=values.dtype)
+    return zeros.index_add(0, places.reshape(-1), values.reshape(-1)).reshape(shape)
+
+
+def clip(t, x, min=None, max=None):
+    """PyTorch takes two numbers or two tensors."""
+    if isinstance(min, t.Tensor) or isinstance(max, t.Tensor):
+        min, max = (None if b is None else t.as_tensor(b, dtype=x.dtype) for b in (min, max))
+    return t.clip(x, min, max)
+
+
+def tile(t, x, reps):
+    return t.tile(x, (reps,) if isinstance(reps, int) else tuple(map(int, reps)))
+
+
+def repeat(t, x, repeats, axis=None):
+    if not isinstance(repeats, int):
+        repeats = t.as_tensor(repeats)
+    return t.repeat_interleave(x, repeats, axis)
+
+
+def roll(t, x, shift, axis=None):
+    if isinstance(shift, tuple) != isinstance(axis, tuple):
+        count = len(shift) if isinstance(shift, tuple) else np.size(axis)
+        shift, axis = (v if isinstance(v, tuple) else (v,) * count for v in (shift, axis))
+    return t.roll(x, shift, axis)
+
+
+def pad(t, x, pad_width, mode="constant", constant_values=0.0):
+    """PyTorch begins with the last axis, and repeats elements of stacks of images only."""
+    widths = np.broadcast_to(np.array(pad_width), (x.ndim, 2))[::-1].ravel().tolist()
+    if mode == "constant":
+        return t.nn.functional.pad(x, widths, mode, constant_values)
+    names = {"edge": "replicate", "wrap": "circular"}
+    return t.nn.functional.pad(x[None, None], widths, names.get(mode, mode))[0, 0]
+
+
+def norm(t, x, ord=None, axis=None, keepdims=False):
+    return t.linalg.norm(x, ord, axis, keepdims)
+
+
+def outer(t, x, y):
+    return t.outer(x.reshape(-1), y.reshape(-1))
+
+
+def dot(t, x, y):
+    """numpy's, which contracts the last axis of x with the last but one of y."""
+    if x.ndim == 0 or y.ndim == 0:
+        return t.mul(x, y)
+    return t.tensordot(x, y, ([x.ndim - 1], [max(y.ndim - 2, 0)]))
+
+
+def layer_norm(t, x, normalized_shape, **parameters):
+    sizes = np.atleast_1d(normalized_shape).tolist()
+    return t.nn.functional.layer_norm(x, sizes, **parameters)
+
+
+def rms_norm(t, x, normalized_shape, **parameters):
+    return t.nn.functional.rms_norm(x, np.atleast_1d(normalized_shape).tolist(), **parameters)
+
+
+def without_generator(name):
+    return lambda t, *xs, rng=None, **options: getattr(t.nn.functional, name)(*xs, **options)
+
+
+def one_hot(t, labels, num_classes=-1):
+    return t.nn.functional.one_hot(labels.long(), num_classes)
+
+
+def binary_cross_entropy(t, logits, target, reduction="mean", pos_weight=None):
+    if pos_weight is not None:
+        pos_weight = t.as_tensor(pos_weight, dtype=logits.dtype)
+    return t.nn.functional.binary_cross_entropy_with_logits(
+        logits, target, reduction=reduction, pos_weight=pos_weight
+    )
+
+
+def of_classes(name):
+    def call(t, scores, target, weight=None, **options):
+        weight = None if weight is None else weight.to(scores.dtype)
+        return getattr(t.nn.functional, name)(scores, target, weight, **options)
+
+    return call
+
+
+PYTORCH = {
+    "equal": another("eq"),
+    "power": lambda t, x, y: t.pow(x, y),
+    "maximum": lambda t, x, y: t.maximum(x, t.as_tensor(y, dtype=x.dtype)),
+    "minimum": lambda t, x, y: t.minimum(x, t.as_tensor(y, dtype=x.dtype)),
+    "arctan2": lambda t, y, x: t.arctan2(y, t.as_tensor(x, dtype=y.dtype)),
+    "where": lambda t, condition, x, y: t.where(t.as_tensor(condition), x, y),
+    "clip": clip,
+    "max": lambda t, x, axis=None, keepdims=False: t.amax(x, dims(x, axis), keepdims),
+    "min": lambda t, x, axis=None, keepdims=False: t.amin(x, dims(x, axis), keepdims),
+    "logsumexp": lambda t, x, axis=None, keepdims=False: t.logsumexp(x, dims(x, axis), keepdims),
+    "var": spread_moments("var"),
+    "std": spread_moments("std"),
+    "prod": over_one("prod"),
+    "cumsum": in_a_row("cumsum"),
+    "cumprod": in_a_row("cumprod"),
+    "argsort": lambda t, x, axis=-1, **options: in_a_row("argsort")(
+        t, x, axis, stable=True, **options
+    ),
+    "sort": lambda t, x, axis=-1, **options: in_a_row("sort")(t, x, axis, **options)[0],
+    "topk": lambda t, x, k, axis=-1, largest=True: t.topk(x, k, axis, largest),
+    "softmax": lambda t, x, axis=-1: t.softmax(x, axis),
+    "log_softmax": lambda t, x, axis=-1: t.log_softmax(x, axis),
+    "norm": norm,
+    "reshape": lambda t, x, shape: t.reshape(x, shape if isinstance(shape, tuple) else (shape,)),
+    "transpose": lambda t, x, axes=None: x.permute(axes or tuple(reversed(range(x.ndim)))),
+    "swapaxes": lambda t, x, axis1, axis2: t.swapaxes(x, axis1, axis2),
+    "expand_dims": expand_dims,
+    "squeeze": lambda t, x, axis=None: t.squeeze(x) if axis is None else t.squeeze(x, axis),
+    "flip": lambda t, x, axis=None: t.flip(x, np.atleast_1d(dims(x, axis)).tolist()),
+    "split": lambda t, x, indices_or_sections, axis=0: t.tensor_split(x, indices_or_sections, axis),
+    "tile": tile,
+    "repeat": repeat,
+    "roll": roll,
+    "pad": pad,
+    "astype": lambda t, x, dtype: x.to(dtype),
+    "getitem": lambda t, x, index: x[index],
+    "scatter_add": scatter_add,
+    "take_along_axis": another("take_along_dim"),
+    "trace": lambda t, x, offset=0, axis1=0, axis2=1: t.diagonal(x, offset, axis1, axis2).sum(-1),
+    "outer": outer,
+    "dot": dot,
+    "solve": another("solve", "linalg"),
+    "cholesky": another("cholesky", "linalg"),
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "dropout": without_generator("dropout"),
+    "scaled_dot_product_attention": without_generator("scaled_dot_product_attention"),
+    "one_hot": one_hot,
+    "embedding": another("embedding", "nn", "functional"),
+    "normal_cdf": another("ndtr", "special"),
+    "mse": another("mse_loss", "nn", "functional"),
+    "l1": another("l1_loss", "nn", "functional"),
+    "huber": another("huber_loss", "nn", "functional"),
+    "cross_entropy": of_classes("cross_entropy"),
+    "nll": of_classes("nll_loss"),
+    "binary_cross_entropy_with_logits": binary_cross_entropy,
+}
+
+# --------------------------------------------------------------------------------------------------
+# What is otherwise on purpose
+# --------------------------------------------------------------------------------------------------
+
+# Rows that the table cannot hold, for we refuse them, or PyTorch has a second function.
+OUTSIDE = [
+    Case(
+        "max",
+        fixed([[1.0, 1.0]]),
+        None,
+        function=lambda f, x: getattr(x.max(1), "values", x.max(1)),
+        note="the method of one axis",
+    ),
+    Case("cross_entropy", fixed([[1.0, 2.0]], [-100]), None, note="mean of ignored targets"),
+    Case("mean", fixed(np.zeros((0, 2))), None, note="of none"),
+    Case("var", fixed([1.0]), None, {"ddof": 1}, note="of one"),
+    Case("mse", fixed([[1.0, 2.0]], [3.0, 4.0]), None, note="broadcast target"),
+    Case("logical_and", fixed([1.0], [2.0]), None, note="of floats"),
+    Case("binary_cross_entropy_with_logits", fixed([1.0], [2.0]), None, note="target of 2"),
+]
+DIFFERS, WE_REFUSE, PYTORCH_REFUSES = "differs", "we refuse", "PyTorch refuses"
+DIFFERENT = {
+    # Derivatives
+    **{
+        f"{name}-nan: theirs": (DIFFERS, "to the nan that was taken; PyTorch divides 0 by 0")
+        for name in ("max", "min")
+    },
+    "clip-nan: x's": (DIFFERS, "nan is not outside of the bounds: 1, where PyTorch gives 0"),
+    **{
+        f"det-singular{row}": (DIFFERS, "the matrix of cofactors, where PyTorch gives 0")
+        for row in (": zero column", ": equal rows", " and regular ones")
+    },
+    "cholesky-not symmetric": (DIFFERS, "of the symmetric part; PyTorch reads the lower triangle"),
+    "max-the method of one axis": (DIFFERS, "ties share, as in PyTorch's amax"),
+    "topk-ties: the first": (DIFFERS, "PyTorch does not say which of equals it takes"),
+    "topk-places, True": (DIFFERS, "PyTorch does not say which of equals it takes"),
+    "topk-places, False": (DIFFERS, "PyTorch does not say which of equals it takes"),
+    "nll-an impossible class of weight 0": (DIFFERS, "0 inf is 0 here, and nan in PyTorch"),
+    **dict.fromkeys(
+        (
+            "dropout-p=0.4",
+            "scaled_dot_product_attention-dropout",
+            "scaled_dot_product_attention-dropout and mask",
+        ),
+        (DIFFERS, "other numbers are drawn"),
+    ),
+    # What we refuse
+    "cross_entropy-mean of ignored targets": (WE_REFUSE, "PyTorch gives nan"),
+    "mean-of none": (WE_REFUSE, "PyTorch gives nan"),
+    "var-of one": (WE_REFUSE, "PyTorch gives nan and a warning"),
+    "mse-broadcast target": (WE_REFUSE, "PyTorch broadcasts, and warns that it may be a mistake"),
+    "logical_and-of floats": (WE_REFUSE, "PyTorch takes all but 0 for true"),
+    "binary_cross_entropy_with_logits-target of 2": (WE_REFUSE, "PyTorch does not look"),
+    # What PyTorch does not have
+    **{
+        f"floor_divide-{row}": (PYTORCH_REFUSES, "it has no derivative there; here it is 0")
+        for row in (
+            *("both signs", "each sign", "broadcast", "by 3", "by -3", "by 1.5"),
+            *("by zero", "on a step: 0"),
+        )
+    },
+    **{
+        f"{name}-axis={axis}": (PYTORCH_REFUSES, "one axis only")
+        for name in ("softmax", "log_softmax")
+        for axis in ("(0, -1)", "None")
+    },
+    **{
+        f"{name}-axis=()": (PYTORCH_REFUSES, "() is all axes there, none here as in numpy")
+        for name in ("sum", "mean", "max", "min", "logsumexp")
+    },
+    **{
+        f"pad-pad_width={row}": (PYTORCH_REFUSES, "no such mode, or not so wide")
+        for row in (
+            "5,mode=reflect",
+            "2,mode=symmetric",
+            "7,mode=symmetric",
+            "((1, 0), (2, 1)),mode=symmetric",
+            "7,mode=wrap",
+        )
+    },
+    "getitem-negative step": (PYTORCH_REFUSES, "no negative steps"),
+    "getitem-small integers": (PYTORCH_REFUSES, "bytes are masks there, integers in numpy"),
+    "take_along_axis-bytes": (PYTORCH_REFUSES, "int64 only"),
+    "embedding-bytes": (PYTORCH_REFUSES, "int32 and int64 only"),
+    "einsum-with integers": (PYTORCH_REFUSES, "one dtype only"),
+    **{
+        str(case): (PYTORCH_REFUSES, "floats only")
+        for case in CASES
+        if case.note in GIVE_FLOAT32
+        if case.name
+        in (
+            *("leaky_relu", "elu", "silu", "gelu", "softplus", "softmax", "log_softmax"),
+            *("mean", "var", "std", "norm", "layer_norm", "rms_norm", "inv", "det", "cholesky"),
+        )
+    },
+    "binary_cross_entropy_with_logits-pos_weight is learned": (PYTORCH_REFUSES, "a constant there"),
+}
