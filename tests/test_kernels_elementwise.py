@@ -112,3 +112,59 @@ def test_twins_are_the_same_functions(name, dtype, rng):
     assert_allclose(
         elementwise.gelu_gradient(g, x), elementwise.gelu_gradient_twin(g, x), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, np.int64])
+@pytest.mark.parametrize("kinds", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("shape", [(5000,), (90, 70), (0, 3), (3, 1)])
+def test_where_is_that_of_numpy(shape, kinds, dtype, rng):
+    condition = rng.random(shape) < 0.5
+    x, y = ((10 * rng.standard_normal(shape)).astype(dtype) for _ in range(2))
+    x, y = ((x, y)[i] if kinds[i] else (0.0, -2.5)[i] for i in range(2))
+    found = elementwise.where(condition, x, y)
+    expected = np.where(condition, x, y)
+    assert found.dtype == expected.dtype
+    assert_array_equal(found, expected)
+
+
+def test_where_takes_any_layout_dtype_and_shape_that_numpy_takes(rng):
+    condition = rng.random((80, 60)) < 0.5
+    x, y = rng.standard_normal((2, 60, 80)).astype(np.float32)
+    nan = np.where(condition, np.nan, 1).astype(np.float32)
+    for operands in (
+        (condition, x.T, y.T),
+        (condition[::-1], x.T[:, ::-1], 0.0),
+        (condition, x.T, y[0, 0]),
+        (condition, np.broadcast_to(x[:, :1].T, (80, 60)), y.T),
+        (condition, x[:, 0], y.T),
+        (condition.astype(np.int8), x.T, y.T),
+        (condition, x.T.astype(np.float64), y.T),
+        (condition, nan, 0.0),
+        (condition, 1, y.T),
+        (condition, True, y.T),
+    ):
+        found, expected = elementwise.where(*operands), np.where(*operands)
+        assert found.dtype == expected.dtype
+        assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "reference"),
+    [
+        (lambda x: x**3, lambda x: np.power(x, 3)),
+        (lambda x: x**4.0, lambda x: np.power(x, 4)),
+        (minigrad.sigmoid, lambda x: np.exp(-np.logaddexp(0, -x))),
+        (minigrad.softplus, lambda x: np.logaddexp(x, 0)),
+        (minigrad.elu, lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))),
+        (minigrad.leaky_relu, lambda x: np.where(x > 0, x, 0.01 * x)),
+    ],
+    ids=["cube", "fourth power", "sigmoid", "softplus", "elu", "leaky_relu"],
+)
+def test_functions_written_for_speed_are_those_of_the_definition(function, reference):
+    x = np.concatenate([np.linspace(-30, 30, 6001), [-700.0, 700.0, -0.0]])
+    assert_allclose(function(x), reference(x), rtol=1e-12, atol=1e-300)
+    ends = np.array([np.nan, np.inf, -np.inf])
+    assert_array_equal(np.isnan(function(ends)), [True, False, False])
+    narrow = function(x[:6001].astype(np.float32))
+    assert narrow.dtype == np.float32
+    assert_allclose(narrow, reference(x[:6001]), rtol=2e-5, atol=1e-6)  # float32 rounds to 6e-8

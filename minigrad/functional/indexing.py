@@ -102,8 +102,10 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
             f"labels run from {places.min()} to {places.max()}, but there are {count} "
             f"classes, 0 to {count - 1}"
         )
-    rows = places[..., None] == np.arange(count)
-    return Tensor(rows.astype(np.int64)) if isinstance(labels, Tensor) else rows.astype(np.int64)
+    rows = np.zeros((places.size, count), np.int64)
+    rows[np.arange(places.size), places.ravel()] = 1
+    out: Any = rows.reshape(*places.shape, count)
+    return Tensor(out) if isinstance(labels, Tensor) else out
 
 
 def _integers(role: str, values: Array) -> Any:

@@ -30,8 +30,8 @@ __all__ = [
 @op(floats=True)
 def sigmoid(x: Array) -> Array:
     """s = 1 / (1 + e^-x), without overflow for any x; the derivative is s (1 - s)."""
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
+    with np.errstate(over="ignore"):  # 1 / inf is 0, as it should be
+        return 1.0 / (1.0 + np.exp(-x))
 
 
 sigmoid.rule("x", lambda g, out: g * out * (1 - out))
@@ -49,7 +49,7 @@ relu.rule("x", lambda g, out: where(out <= 0, 0.0, g))  # a nan does not come ba
 @op(floats=True)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x above 0, else `negative_slope` x, which also gives the derivative at 0."""
-    return np.where(x > 0, x, negative_slope * x)
+    return where(x > 0, x, negative_slope * x)
 
 
 leaky_relu.rule("x", lambda g, x, negative_slope: where(x > 0, g, negative_slope * g))
@@ -58,7 +58,7 @@ leaky_relu.rule("x", lambda g, x, negative_slope: where(x > 0, g, negative_slope
 @op(floats=True)
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016); the derivative at 0 is `alpha`."""
-    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+    return np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0))
 
 
 elu.rule("x", lambda g, x, alpha: where(x > 0, g, alpha * g * exp(where(x > 0, 0.0, x))))
@@ -85,7 +85,8 @@ def softplus(x: Array, beta: float = 1.0) -> Array:
     """
     if not beta > 0:
         raise ValueError(f"softplus: beta must be positive, not {beta!r}")
-    return np.logaddexp(beta * x, 0.0) / beta
+    z = beta * x
+    return (np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))) / beta
 
 
 softplus.rule("x", lambda g, x, beta: g * sigmoid(beta * x))

@@ -100,7 +100,13 @@ def power(x: Array, y: Array) -> Array:
     x^0 = 1 and has derivative 0 in x, also at x = 0. The derivative in y is out log(x), taken as 0
     where x = 0; at a negative x, where x^y is defined at isolated y only, it is nan.
     """
+    if y.__class__ in (int, float) and y in _PRODUCTS and x.__class__ is np.ndarray:
+        square = x * x
+        return square * x if y == 3 else square * square
     return x**y  # the operator, not np.power: it has fast ways for exponents such as 2 and 0.5
+
+
+_PRODUCTS = (3, 4)  # exponents for which a product takes a hundredth of the time of a power
 
 
 @power.rule("x")

@@ -47,7 +47,12 @@ def where(condition: Array, x: Array, y: Array) -> Array:
     Raises:
         ValueError: if a number beside integers is too large for their dtype.
     """
+    if condition.__class__ is np.ndarray and condition.size >= _MANY:
+        return kernels.elementwise.where(condition, _beside(x, y), _beside(y, x))
     return np.where(condition, _beside(x, y), _beside(y, x))
+
+
+_MANY = 4096  # elements, from which on a loop of our own pays
 
 
 def _beside(number: Array, array: Array) -> Array:
