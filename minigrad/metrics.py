@@ -1,4 +1,4 @@
-"""How good predictions of numbers are: functions of two arrays of one shape."""
+"""How good predictions are, of numbers or of classes: functions of prediction and target."""
 
 from __future__ import annotations
 
@@ -38,6 +38,26 @@ def r2(prediction: Any, target: Any) -> float:
     if (y == y[:1]).all():  # the mean of equal numbers rounds, so their variance may not be 0
         raise ValueError("r2 is not defined for a target that is constant")
     return 1.0 - float(np.sum(errors**2)) / float(np.sum((y - y.mean(axis=0)) ** 2))
+
+
+def accuracy(prediction: Any, target: Any) -> float:
+    """The share of targets whose class has the highest score: `(..., classes)` and `(...)`.
+
+    Raises:
+        TypeError: if the targets are not integers.
+        ValueError: if the shapes do not match, or there are none.
+    """
+    scores, classes = as_array(prediction), as_array(target)
+    if classes.dtype.kind not in "iu":
+        raise TypeError(f"accuracy: targets are integer classes, not {classes.dtype}")
+    if scores.shape[:-1] != classes.shape or scores.ndim == 0:
+        raise ValueError(
+            f"accuracy: scores (..., classes) go with targets (...), not {scores.shape} with "
+            f"{classes.shape}"
+        )
+    if scores.size == 0:
+        raise ValueError("there are no predictions to judge")
+    return float(np.mean(scores.argmax(-1) == classes))
 
 
 def _errors(prediction: Any, target: Any) -> Any:

@@ -42,7 +42,9 @@ class Trainer:
         loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean.
         batch_size: how many rows go through the model at once.
         accumulation_steps: how many such batches a step of the optimiser sees. Their gradients add
-            up to that of one batch of all their rows, in the memory of one of them.
+            up to that of one batch of all their rows, in the memory of one of them. (Where the loss
+            is a mean in which rows count differently, by weights or an `ignore_index`, each batch
+            has its own mean.)
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
             to record after each epoch, for the training rows and for those of the validation; a
             dict gives them other names than their own.

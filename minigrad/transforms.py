@@ -56,11 +56,12 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
             `aux`, also within tuples, lists and dicts, are detached under the same rule as `value`.
 
     Raises:
-        TypeError: when called, if `argnums` are not ints, the argument is not of floats, or f
+        TypeError: if `argnums` are not ints; when called, if the argument is not of floats, or f
             returns anything but a Tensor of floats.
         ValueError: when called, if `argnums` are repeated or out of range, or f returns more than
             one element.
     """
+    _numbers("value_and_grad", argnums)
     return lambda *args, **kwargs: _value_and_grad(
         "value_and_grad", f, argnums, args, kwargs, has_aux
     )
@@ -144,6 +145,7 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
         TypeError: as `value_and_grad`.
         ValueError: when called, if `argnums` are repeated or out of range.
     """
+    _numbers("jacobian", argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         run = _Run("jacobian", f, argnums, args, kwargs)
@@ -170,6 +172,7 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
         TypeError: as `value_and_grad`.
         ValueError: as `value_and_grad`.
     """
+    _numbers("hessian", argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         run = _Run("hessian", _gradients_of("hessian", f, argnums), argnums, args, kwargs)
@@ -320,11 +323,20 @@ def _as_asked(results: Sequence[Any], argnums: Argnums) -> Any:
     return tuple(results) if isinstance(argnums, Sequence) else results[0]
 
 
-def _positions(name: str, argnums: Any, count: int) -> list[int]:
-    """`argnums` as a list of positions among `count` arguments, counted from the front."""
+def _numbers(name: str, argnums: Any) -> Sequence[int]:
+    """`argnums` as a sequence; a Tensor here is mostly one that f is meant to be called on."""
     numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
     if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
-        raise TypeError(f"{name}: argnums is an int or a tuple of ints, not {argnums!r:.60}")
+        raise TypeError(
+            f"{name}: argnums is an int or a tuple of ints, not {argnums!r:.60}; the result is a "
+            f"function, as in {name}(f)(x)"
+        )
+    return numbers
+
+
+def _positions(name: str, argnums: Any, count: int) -> list[int]:
+    """`argnums` as a list of positions among `count` arguments, counted from the front."""
+    numbers = _numbers(name, argnums)
     if not numbers or not all(-count <= n < count for n in numbers):
         raise ValueError(
             f"{name}: argnums is {argnums}, and there are {count} positional arguments; name at "

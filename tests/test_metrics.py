@@ -1,4 +1,4 @@
-"""Regression metrics against their formulas and scikit-learn."""
+"""Metrics against their formulas and scikit-learn."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 import minigrad
-from minigrad.metrics import mae, mse, r2, rmse
+from minigrad.metrics import accuracy, mae, mse, r2, rmse
 
 METRICS = [mse, rmse, mae, r2]
 
@@ -107,3 +107,23 @@ def test_no_predictions_are_an_error(metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_prediction_that_is_nan_is_not_hidden(metric):
     assert math.isnan(metric([1.0, math.nan], [1.0, 2.0]))
+
+
+def test_accuracy_is_the_share_of_right_classes():
+    scores = np.array([[0.1, 0.9], [2.0, 1.0], [0.0, 3.0], [1.0, 0.5]])
+    assert accuracy(scores, [1, 0, 0, 0]) == 0.75
+    assert accuracy(scores[None], np.array([[1, 0, 1, 0]])) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "target", "error"),
+    [
+        (np.ones((2, 3)), np.zeros(3, int), ValueError),
+        (np.ones((2, 3)), np.zeros(2), TypeError),
+        (np.ones((0, 3)), np.zeros(0, int), ValueError),
+        (1.0, 1, ValueError),
+    ],
+)
+def test_accuracy_of_what_does_not_match_is_refused(scores, target, error):
+    with pytest.raises(error):
+        accuracy(scores, target)

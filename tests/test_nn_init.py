@@ -94,13 +94,13 @@ def test_weights_are_written_into_the_memory_that_is_there(rng):
 
 
 def test_gains():
-    assert init.gain("relu") == math.sqrt(2)
-    assert init.gain("tanh") == 5 / 3
-    assert init.gain("linear") == init.gain("sigmoid") == 1
-    assert init.gain("leaky_relu", 2.0) == math.sqrt(2 / 5)
-    assert init.gain("selu") == 3 / 4
+    assert init.calculate_gain("relu") == math.sqrt(2)
+    assert init.calculate_gain("tanh") == 5 / 3
+    assert init.calculate_gain("linear") == init.calculate_gain("sigmoid") == 1
+    assert init.calculate_gain("leaky_relu", 2.0) == math.sqrt(2 / 5)
+    assert init.calculate_gain("selu") == 3 / 4
     with pytest.raises(ValueError, match=r"selu, not 'swish'"):
-        init.gain("swish")
+        init.calculate_gain("swish")
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 3)])

@@ -262,8 +262,8 @@ def test_losses(torch, name, options, target, reduction):
 
 def test_gains(torch):
     for name in ("linear", "sigmoid", "tanh", "relu", "selu"):
-        assert init.gain(name) == torch.nn.init.calculate_gain(name)
-    assert init.gain("leaky_relu", 0.3) == torch.nn.init.calculate_gain("leaky_relu", 0.3)
+        assert init.calculate_gain(name) == torch.nn.init.calculate_gain(name)
+    assert init.calculate_gain("leaky_relu", 0.3) == torch.nn.init.calculate_gain("leaky_relu", 0.3)
 
 
 @pytest.mark.parametrize(

@@ -263,3 +263,33 @@ def test_bad_input_is_refused_before_any_op_has_run(call):
     with observe(Calls()) as calls, pytest.raises((TypeError, ValueError)):
         call(Tensor(X, requires_grad=True))
     assert calls.names == []
+
+
+@pytest.mark.parametrize("n", [-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 7, 8, 9, 3.0, -2.0])
+def test_whole_powers_of_both_signs_are_those_of_numpy(n, rng):
+    x = rng.standard_normal(200)
+    t = Tensor(x, requires_grad=True)
+    assert_allclose((t**n).data, np.power(x, float(n)), rtol=1e-14)
+    slope = minigrad.grad((t**n).sum(), t).data
+    assert_allclose(slope, n * np.power(x, n - 1.0), rtol=1e-13)
+    ends = np.array([0.0, -0.0, np.inf, -np.inf, np.nan])
+    with np.errstate(divide="ignore"):
+        assert_array_equal((Tensor(ends) ** n).data, np.power(ends, float(n)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: minigrad.cross_entropy(x, -X), "softmax been forgotten"),
+        (lambda x: minigrad.cross_entropy(x, T, weight=-np.ones(3)), "not negative, unlike -1"),
+        (lambda x: minigrad.cross_entropy(x, T, np.ones(3)), "passed by name, as in weight="),
+        (lambda x: minigrad.nn.CrossEntropyLoss(np.ones(3)), "passed by name, as in weight="),
+        (
+            lambda x: minigrad.binary_cross_entropy_with_logits(x, X, pos_weight=-1.0),
+            "pos_weight is not negative",
+        ),
+    ],
+)
+def test_losses_that_would_be_wrong_without_a_word_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Tensor(X, requires_grad=True))

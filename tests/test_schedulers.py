@@ -41,7 +41,7 @@ def factor(step):
 
 def build(case, optimizer):
     name, options = CASES[case]
-    options = {"factor": factor} if name == "LambdaLR" else options
+    options = {"lr_lambda": factor} if name == "LambdaLR" else options
     return getattr(optim, name)(optimizer, **options)
 
 
@@ -191,7 +191,7 @@ def test_an_optimiser_and_its_scheduler_can_be_deep_copied_together(case):
 # ----------------------------------------------------------------------------------------------
 
 OTHER_OPTIONS = {
-    "LambdaLR": {"factor": factor},
+    "LambdaLR": {"lr_lambda": factor},
     "StepLR": {"step_size": 99},
     "CosineAnnealingLR": {"T_max": 99},
     "LinearLR": {"total_iters": 99},
@@ -321,7 +321,7 @@ def test_a_schedule_on_rates_of_zero_is_an_error():
 
 @pytest.mark.parametrize("factor", [None, 0.5, [factor]])
 def test_a_factor_is_a_function(factor):
-    with pytest.raises(TypeError, match="factor is a function of the step, not"):
+    with pytest.raises(TypeError, match="lr_lambda is a function of the step, not"):
         LambdaLR(optimizer_of(), factor)
 
 
@@ -333,7 +333,7 @@ def test_a_factor_that_is_no_number_is_an_error_and_changes_nothing(value, error
     optimizer = optimizer_of([1.0])
     scheduler = LambdaLR(optimizer, lambda step: value if step == 2 else 0.5)
     scheduler.step()
-    with pytest.raises(error, match=r"factor\(2\) must be"):
+    with pytest.raises(error, match=r"lr_lambda\(2\) must be"):
         scheduler.step()
     assert scheduler.last_epoch == 1
     assert rates(optimizer) == [0.5]

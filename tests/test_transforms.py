@@ -1247,3 +1247,9 @@ def test_transforms_of_vectors_agree_with_pytorch(name, dtype):
         torch.func.hessian(squares, argnums=(0, 1))(*xs),
         dtype,
     )
+
+
+@pytest.mark.parametrize("transform", [value_and_grad, jacobian, hessian])
+def test_a_tensor_where_argnums_belong_is_refused_at_once(transform):
+    with pytest.raises(TypeError, match=r"the result is a function, as in \w+\(f\)\(x\)"):
+        transform(minigrad.exp, minigrad.ones(2))

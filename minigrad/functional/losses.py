@@ -114,6 +114,11 @@ def cross_entropy(
         if ignore_index >= 0:
             raise ValueError("ignore_index is for integer targets, and these are probabilities")
         probabilities = _like(logits, target)
+        if (as_array(target) < 0).any():
+            raise ValueError(
+                "targets of floats are probabilities, and some of these are negative; "
+                "has a softmax been forgotten?"
+            )
         if label_smoothing:
             share = label_smoothing / logits.shape[axis]
             probabilities = (1 - label_smoothing) * probabilities + share
@@ -185,6 +190,8 @@ def binary_cross_entropy_with_logits(
     if pos_weight is not None:
         if np.broadcast_shapes(pos_weight.shape, t.shape) != t.shape:
             raise ValueError(f"pos_weight of shape {pos_weight.shape} does not go with {t.shape}")
+        if (as_array(pos_weight) < 0).any():
+            raise ValueError(f"pos_weight is not negative, unlike {as_array(pos_weight).min()}")
         pos_weight = pos_weight.astype(t.dtype)
     positive = t * softplus(-logits)
     if pos_weight is not None:
@@ -285,6 +292,8 @@ def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | No
             f"there are {scores.shape[axis]} classes, but weights of shape {weight.shape}"
         )
     values: NDArray[Any] = as_array(weight, scores.dtype)
+    if (values < 0).any():
+        raise ValueError(f"weights of classes are not negative, unlike {values.min()}")
     return values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
 
 
@@ -305,8 +314,11 @@ def _like(prediction: Array, target: Array) -> Array:
 
 
 def _check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}")
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
+        raise ValueError(
+            f"reduction is 'mean', 'sum' or 'none', not {reduction!r:.60} (weights are passed by "
+            f"name, as in weight=...)"
+        )
 
 
 def _reduced(losses: Any, reduction: Reduction) -> Tensor:

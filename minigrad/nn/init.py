@@ -20,7 +20,7 @@ Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 
 
-def gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
+def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
     """The factor that makes up for what an activation takes from the variance.
 
     Args:
@@ -53,7 +53,7 @@ def kaiming_uniform_(
     rng: np.random.Generator | None = None,
 ) -> Tensor:
     """Uniform in +-gain sqrt(3 / fan), with the fan that `mode` names."""
-    bound = gain(nonlinearity, a) * math.sqrt(3.0 / _fan(tensor, mode))
+    bound = calculate_gain(nonlinearity, a) * math.sqrt(3.0 / _fan(tensor, mode))
     return uniform_(tensor, -bound, bound, rng=rng)
 
 
@@ -66,7 +66,9 @@ def kaiming_normal_(
     rng: np.random.Generator | None = None,
 ) -> Tensor:
     """Normal with standard deviation gain / sqrt(fan), with the fan that `mode` names."""
-    return normal_(tensor, 0.0, gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode)), rng=rng)
+    return normal_(
+        tensor, 0.0, calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode)), rng=rng
+    )
 
 
 def xavier_uniform_(

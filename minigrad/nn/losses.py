@@ -12,8 +12,11 @@ class _Loss(Module):
     """A loss with a reduction: "mean", "sum" or "none"."""
 
     def __init__(self, reduction: Reduction = "mean") -> None:
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}")
+        if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
+            raise ValueError(
+                f"reduction is 'mean', 'sum' or 'none', not {reduction!r:.60} (weights are passed "
+                f"by name, as in weight=...)"
+            )
         self.reduction = reduction
 
     def extra_repr(self) -> str:

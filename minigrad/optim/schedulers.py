@@ -135,27 +135,27 @@ class LRScheduler(ABC):
 
 
 class LambdaLR(LRScheduler):
-    """lr = base_lr factor(step).
+    """lr = base_lr lr_lambda(step).
 
     Args:
         optimizer: whose groups to set.
-        factor: a function of the number of steps made. It is no part of the state: a scheduler that
-            goes on from a saved one is made with the same function.
+        lr_lambda: a function of the number of steps made. It is no part of the state: a scheduler
+            that goes on from a saved one is made with the same function.
 
     Raises:
-        TypeError: if `factor` is no function.
+        TypeError: if `lr_lambda` is no function.
     """
 
-    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
-        if not callable(factor):
-            raise TypeError(f"LambdaLR: factor is a function of the step, not {factor!r:.60}")
-        self.factor = factor
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
+        if not callable(lr_lambda):
+            raise TypeError(f"LambdaLR: lr_lambda is a function of the step, not {lr_lambda!r:.60}")
+        self.lr_lambda = lr_lambda
         super().__init__(optimizer)
 
     def lr(self, step: int, base_lr: float) -> float:
         """The lr after `step` steps of a group that began with `base_lr`."""
-        factor = self.factor(step)
-        check_range(f"LambdaLR: factor({step})", factor, 0, math.inf)
+        factor = self.lr_lambda(step)
+        check_range(f"LambdaLR: lr_lambda({step})", factor, 0, math.inf)
         return base_lr * factor
 
 
