@@ -16,6 +16,7 @@ from tests.cases.case import (
     log_softmax,
     logistic,
     normal,
+    positive,
     softmax,
 )
 
@@ -251,7 +252,7 @@ CASES = [
     ],
     Case(
         "binary_cross_entropy_with_logits",
-        joined(normal((2, 3)), fractions((2, 3)), normal((3,))),
+        joined(normal((2, 3)), fractions((2, 3)), positive((3,))),
         binary_cross_entropy,
         names=("logits", "target", "pos_weight"),
         note="pos_weight is learned",
