@@ -1931,6 +1931,7 @@ smooth_expressions = st.lists(
 
 
 @hypothesis.given(steps=smooth_expressions, seed=st.integers(0, 2**32 - 1))
+@hypothesis.example(steps=[("matmul", 20, 20)], seed=75030637)  # a derivative that is all rounding
 @hypothesis.settings(max_examples=20, deadline=None)
 def test_random_graphs_are_right_at_second_order(steps, seed):
     rng = np.random.default_rng(seed)

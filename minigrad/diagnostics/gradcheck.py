@@ -201,10 +201,9 @@ def _compare(
         gradients = grad(out, [tensors[i] for i in differentiable], cotangent, allow_unused=True)
     wrong, undecided = list(earlier.wrong), list(earlier.undecided)
     compared = earlier.compared
+    # What is far smaller than the largest element of all may be what rounding inside f left of 0.
+    floor = 1e-8 * max(_largest(g.data) for g in gradients)
     for i, g in zip(differentiable, gradients, strict=True):
-        # What is far smaller than the largest element may come from rounding inside f.
-        floor = 1e-8 * float(np.max(np.abs(g.data), initial=0.0, where=np.isfinite(g.data)))
-        floor = max(floor, ROUNDING)  # so may what is 0 among terms of the size of the cotangents
         for index in np.ndindex(g.shape):
             analytic = float(g.data[index])
             difference = partial(_difference, f, operands, i, index, cotangent)
@@ -217,6 +216,10 @@ def _compare(
     return GradcheckReport(earlier.function, compared, earlier.tolerance, wrong, undecided)
 
 
+def _largest(values: NDArray[Any]) -> float:
+    return float(np.max(np.abs(values), initial=0.0, where=np.isfinite(values)))
+
+
 @dataclass(frozen=True)
 class _Difference:
     """A difference quotient, what rounding may have added to it, and what it says of a kink.
@@ -224,11 +227,13 @@ class _Difference:
     Attributes:
         quotient: the central one, of fourth order.
         noise: a bound on its error from rounding.
+        grain: the same where f has cancelled terms of the size of the cotangents, which is 1.
         bend: the slope to the right less the slope to the left.
     """
 
     quotient: float
     noise: float
+    grain: float
     bend: float
 
 
@@ -252,7 +257,7 @@ def _judge(
             clear = now.noise <= tolerance * max(1.0, size)
             if abs(analytic - now.quotient) <= now.noise + tolerance * size:
                 return ("agree" if clear else "cannot tell"), now.quotient
-            hidden = abs(analytic - now.quotient) <= floor
+            hidden = abs(analytic - now.quotient) <= max(floor, now.grain)
             if (
                 earlier is not None
                 and not hidden
@@ -291,11 +296,12 @@ def _difference(
         middle, right, left, far_right, far_left = values
         difference = 8 * (right - left) - (far_right - far_left)
         rounding = ROUNDING * np.abs(cotangent * middle)
-        noise = np.sum(rounding, where=difference != 0) / h
-        if not difference.any():  # terms of the size of the cotangents may have cancelled
-            noise = np.float64(ROUNDING)
+        noise, grain = np.sum(rounding, where=difference != 0) / h, ROUNDING / h
+        if not difference.any():
+            noise = grain = np.float64(ROUNDING)
         return _Difference(
             float(np.sum(cotangent * difference) / (12 * h)),
             float(noise),
+            float(grain),
             float(np.sum(cotangent * ((right - middle) - (middle - left))) / h),
         )
