@@ -97,15 +97,22 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         raise TypeError(f"num_classes is an integer, not {count!r}")
     if count < 0:
         raise ValueError(f"num_classes is not negative, unlike {count}")
-    if places.size and not (places.min() >= 0 and places.max() < count):
-        raise ValueError(
-            f"labels run from {places.min()} to {places.max()}, but there are {count} "
-            f"classes, 0 to {count - 1}"
-        )
+    check_below("labels", places, count, "classes")
     rows = np.zeros((places.size, count), np.int64)
     rows[np.arange(places.size), places.ravel()] = 1
     out: Any = rows.reshape(*places.shape, count)
     return Tensor(out) if isinstance(labels, Tensor) else out
+
+
+def check_below(
+    role: str, values: Any, count: int, what: str, error: type[Exception] = ValueError
+) -> None:
+    """Raise an error unless all integers are from 0 to `count` - 1, being places among `what`."""
+    if values.size and not (values.min() >= 0 and values.max() < count):
+        raise error(
+            f"{role} run from {values.min()} to {values.max()}, but there are {count} {what}, "
+            f"0 to {count - 1}"
+        )
 
 
 def _integers(role: str, values: Array) -> Any:

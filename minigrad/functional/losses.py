@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from minigrad import random
 from minigrad.functional.composition import composition
+from minigrad.functional.indexing import check_below
 from minigrad.functional.statistics import mean
 from minigrad.ops import abs, clip, getitem, log_softmax, softplus, sum, where
 from minigrad.tensor import Array, Tensor, as_array
@@ -37,7 +38,7 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
     Raises:
         ValueError: if the shapes differ; they are not broadcast, that is a mistake too often.
     """
-    _check_reduction(reduction)
+    check_reduction(reduction)
     difference = prediction - _like(prediction, target)
     return _reduced(difference * difference, reduction)
 
@@ -51,7 +52,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
     Raises:
         ValueError: if the shapes differ; they are not broadcast, that is a mistake too often.
     """
-    _check_reduction(reduction)
+    check_reduction(reduction)
     return _reduced(abs(prediction - _like(prediction, target)), reduction)
 
 
@@ -64,7 +65,7 @@ def huber(
     Raises:
         ValueError: if the shapes differ, or `delta` is not positive.
     """
-    _check_reduction(reduction)
+    check_reduction(reduction)
     if not delta > 0:
         raise ValueError(f"delta must be positive, not {delta!r}")
     d = prediction - _like(prediction, target)
@@ -105,7 +106,7 @@ def cross_entropy(
         ValueError: if the shapes do not match, a target is not among the classes, `label_smoothing`
             is not in [0, 1], or no target is left to take the mean of.
     """
-    _check_reduction(reduction)
+    check_reduction(reduction)
     random.check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
     axis = _class_axis(logits)
@@ -151,7 +152,7 @@ def nll(
         ValueError: if the shapes do not match, a target is not among the classes, or no target is
             left to take the mean of.
     """
-    _check_reduction(reduction)
+    check_reduction(reduction)
     axis = _class_axis(log_probabilities)
     weights = _class_weights(weight, log_probabilities, axis)
     labels = _Labels.checked(log_probabilities, axis, target, weights, ignore_index, reduction)
@@ -179,7 +180,7 @@ def binary_cross_entropy_with_logits(
     Raises:
         ValueError: if the shapes differ, or a target is not in [0, 1].
     """
-    _check_reduction(reduction)
+    check_reduction(reduction)
     t = _like(logits, target)
     values = t.data if isinstance(t, Tensor) else t
     if not np.all((values >= 0) & (values <= 1)):
@@ -190,8 +191,9 @@ def binary_cross_entropy_with_logits(
     if pos_weight is not None:
         if np.broadcast_shapes(pos_weight.shape, t.shape) != t.shape:
             raise ValueError(f"pos_weight of shape {pos_weight.shape} does not go with {t.shape}")
-        if (as_array(pos_weight) < 0).any():
-            raise ValueError(f"pos_weight is not negative, unlike {as_array(pos_weight).min()}")
+        factors = as_array(pos_weight)
+        if (factors < 0).any():
+            raise ValueError(f"pos_weight is not negative, unlike {factors.min()}")
         pos_weight = pos_weight.astype(t.dtype)
     positive = t * softplus(-logits)
     if pos_weight is not None:
@@ -242,11 +244,7 @@ class _Labels:
             )
         counted = labels != ignore_index
         labels = np.where(counted, labels, 0)
-        if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-            raise ValueError(
-                f"targets run from {labels.min()} to {labels.max()}, but there are {classes} "
-                f"classes, 0 to {classes - 1}"
-            )
+        check_below("targets", labels, classes, "classes")
         weights = None
         if class_weights is not None:
             weights = counted * class_weights.reshape(-1)[labels]
@@ -313,7 +311,8 @@ def _like(prediction: Array, target: Array) -> Array:
     return target.astype(wanted) if target.dtype != wanted and wanted.kind == "f" else target
 
 
-def _check_reduction(reduction: str) -> None:
+def check_reduction(reduction: str) -> None:
+    """Raise a ValueError unless it is "mean", "sum" or "none"."""
     if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f"reduction is 'mean', 'sum' or 'none', not {reduction!r:.60} (weights are passed by "

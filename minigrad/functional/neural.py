@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from minigrad import random
 from minigrad.functional.composition import composition
+from minigrad.functional.indexing import check_below
 from minigrad.functional.shape import swapaxes
 from minigrad.ops import getitem, matmul, multiply, softmax, where
 from minigrad.tensor import Array, Tensor, as_array
@@ -56,11 +57,7 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     places = as_array(indices)
     if places.dtype.kind not in "iu":
         raise TypeError(f"indices are integers, not {places.dtype}")
-    if places.size and not (places.min() >= 0 and places.max() < count):
-        raise IndexError(
-            f"indices run from {places.min()} to {places.max()}, but there are {count} "
-            f"rows, 0 to {count - 1}"
-        )
+    check_below("indices", places, count, "rows", IndexError)
     if padding_idx is not None and not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
     rows = getitem(weight, places)

@@ -53,12 +53,16 @@ class _Loop:
     def _shared(self) -> Callable[..., None]:
         return jit(signature=self._signature, parallel=True, fastmath={"contract"})(self._function)
 
-    def __call__(self, *arrays: Array) -> None:
-        with team(arrays[-1].size * SECONDS) as threads:
+    def fill(self, shape: tuple[int, ...], dtype: Any, *operands: Array) -> Array:
+        """A new array with what the loop makes of the operands."""
+        out = np.empty(shape, dtype)
+        arrays = [np.ascontiguousarray(x).reshape(-1) for x in operands]
+        with team(out.size * SECONDS) as threads:
             if threads > 1:
-                self._shared(PIECES, *arrays)
+                self._shared(PIECES, *arrays, out.reshape(-1))
             else:
-                self._alone(1, *arrays)
+                self._alone(1, *arrays, out.reshape(-1))
+        return out
 
 
 def _run(name: str, twin: Callable[..., Array], *inputs: Array) -> Array:
@@ -67,9 +71,7 @@ def _run(name: str, twin: Callable[..., Array], *inputs: Array) -> Array:
     loop = _LOOPS.get((name, x.dtype)) if JIT_ENABLED else None
     if loop is None or any(y.shape != x.shape or y.dtype != x.dtype for y in inputs):
         return twin(*inputs)
-    out = np.empty(x.shape, x.dtype)
-    loop(*(np.ascontiguousarray(y).reshape(-1) for y in inputs), out.reshape(-1))
-    return out
+    return loop.fill(x.shape, x.dtype, *inputs)
 
 
 def where(condition: Array, x: Any, y: Any) -> Array:
@@ -83,11 +85,8 @@ def where(condition: Array, x: Any, y: Any) -> Array:
     loop = _LOOPS.get((name, dtype)) if JIT_ENABLED and simple and dtype is not None else None
     if loop is None:
         return np.asarray(np.where(condition, x, y))
-    out = np.empty(condition.shape, dtype)
-    operands = [np.asarray(v, dtype) if v.__class__ is float else v for v in (x, y)]
-    flat = [np.ascontiguousarray(v).reshape(-1) for v in (condition, *operands)]
-    loop(*flat, out.reshape(-1))
-    return out
+    operands = (np.asarray(v, dtype) if v.__class__ is float else v for v in (x, y))
+    return loop.fill(condition.shape, dtype, condition, *operands)
 
 
 def erf(x: Array) -> Array:

@@ -6,13 +6,13 @@ import math
 import operator
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops, random
 from minigrad.data import check_positive
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
+from minigrad.ops.axes import normalize_axis
 from minigrad.tensor import Array, Tensor
 
 
@@ -167,8 +167,8 @@ class Flatten(Module):
         Raises:
             ValueError: if x has no such axes, or they are in the wrong order.
         """
-        start = normalize_axis_index(self.start_dim, x.ndim)
-        end = normalize_axis_index(self.end_dim, x.ndim) + 1
+        start = normalize_axis(self.start_dim, x.ndim)
+        end = normalize_axis(self.end_dim, x.ndim) + 1
         if start >= end:
             raise ValueError(
                 f"Flatten: start_dim = {self.start_dim} comes after end_dim = {self.end_dim} in "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad import functional, random
-from minigrad.functional.losses import Reduction
+from minigrad.functional.losses import Reduction, check_reduction
 from minigrad.nn.module import Module
 from minigrad.tensor import Array, Tensor
 
@@ -12,11 +12,7 @@ class _Loss(Module):
     """A loss with a reduction: "mean", "sum" or "none"."""
 
     def __init__(self, reduction: Reduction = "mean") -> None:
-        if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
-            raise ValueError(
-                f"reduction is 'mean', 'sum' or 'none', not {reduction!r:.60} (weights are passed "
-                f"by name, as in weight=...)"
-            )
+        check_reduction(reduction)
         self.reduction = reduction
 
     def extra_repr(self) -> str:

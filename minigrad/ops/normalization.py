@@ -61,7 +61,7 @@ def _layer_norm_inputs(
     standard, scale = _standardised(x, normalized_shape, eps)
     dx = None
     if needs[0]:
-        axes = tuple(range(-np.size(normalized_shape), 0))
+        axes = _axes(normalized_shape)
         d = g if weight is None else g * weight
         dx = scale * (d - _mean(d, axes) - standard * _mean(d * standard, axes))
     return dx, g * standard if needs[1] else None, g
@@ -72,7 +72,7 @@ layer_norm.joint_rule(("x", "weight", "bias"), _layer_norm_inputs)
 
 def _standardised(x: Array, normalized_shape: Sizes, eps: float) -> tuple[Array, Array]:
     """(x - mean) / sqrt(var + eps), and 1 / sqrt(var + eps)."""
-    axes = tuple(range(-np.size(normalized_shape), 0))
+    axes = _axes(normalized_shape)
     deviation = x - _mean(x, axes)
     scale = rsqrt(_mean(deviation * deviation, axes) + eps)
     return deviation * scale, scale
@@ -101,7 +101,7 @@ def rms_norm(
     Raises:
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
-    eps = np.finfo(x.dtype).eps.item() if eps is None else eps
+    eps = _least(x) if eps is None else eps
     axes = _last_axes("rms_norm", x, normalized_shape, eps, weight)
     out = x / np.sqrt(np.mean(x * x, axes, keepdims=True) + eps)
     return out if weight is None else out * weight
@@ -120,7 +120,7 @@ def _rms_norm_inputs(
     dx = None
     if needs[0]:
         d = g if weight is None else g * weight
-        axes = tuple(range(-np.size(normalized_shape), 0))
+        axes = _axes(normalized_shape)
         dx = scale * (d - standard * _mean(d * standard, axes))
     return dx, g * standard if needs[1] else None
 
@@ -130,8 +130,18 @@ rms_norm.joint_rule(("x", "weight"), _rms_norm_inputs)
 
 def _inverse_rms(x: Array, normalized_shape: Sizes, eps: float | None) -> Array:
     """1 / sqrt(mean(x^2) + eps)."""
-    eps = np.finfo(x.dtype).eps.item() if eps is None else eps
-    return rsqrt(_mean(x * x, tuple(range(-np.size(normalized_shape), 0))) + eps)
+    eps = _least(x) if eps is None else eps
+    return rsqrt(_mean(x * x, _axes(normalized_shape)) + eps)
+
+
+def _least(x: Array) -> float:
+    """The distance from 1 to the next number of the dtype of x."""
+    return float(np.finfo(x.dtype).eps)
+
+
+def _axes(normalized_shape: Sizes) -> tuple[int, ...]:
+    """As many of the last axes as there are sizes."""
+    return tuple(range(-np.size(normalized_shape), 0))
 
 
 def _mean(x: Array, axes: tuple[int, ...]) -> Array:
@@ -157,4 +167,4 @@ def _last_axes(
                 f"{name}: weight and bias have the shape that is normalised, {sizes}, "
                 f"not {np.shape(parameter)}"
             )
-    return tuple(range(-len(sizes), 0))
+    return _axes(sizes)
