@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import numba
@@ -18,51 +17,28 @@ from numba import types
 from numpy.typing import NDArray
 
 from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.threads import team
+from minigrad.kernels.kernel import Kernel
 from minigrad.kernels.vector import leading_half, power_of_two
 
 prange: Any = numba.prange
 
 Array = NDArray[Any]
 
-PIECES = 64  # that threads share out among them
 SECONDS = 1e-9  # what an element takes, about
 
 
-class _Loop:
-    """A loop over arrays, compiled for one thread and for several at its first use.
+def _loop(function: Callable[..., None], *operands: Any) -> Kernel:
+    """A kernel over arrays of these elements; the output comes last and is of the last's type."""
+    arrays = (types.Array(operand, 1, "C", readonly=True) for operand in operands)
+    return Kernel(function, (*arrays, types.Array(operands[-1], 1, "C")))
 
-    Args:
-        function: called with a number of pieces, the operands and the output.
-        operands: the types of their elements; the output is of the last one.
-    """
 
-    def __init__(self, function: Callable[..., None], *operands: Any) -> None:
-        self._function = function
-        self._signature = (
-            types.intp,
-            *(types.Array(operand, 1, "C", readonly=True) for operand in operands),
-            types.Array(operands[-1], 1, "C"),
-        )
-
-    @cached_property
-    def _alone(self) -> Callable[..., None]:
-        return jit(signature=self._signature, fastmath={"contract"})(self._function)
-
-    @cached_property
-    def _shared(self) -> Callable[..., None]:
-        return jit(signature=self._signature, parallel=True, fastmath={"contract"})(self._function)
-
-    def fill(self, shape: tuple[int, ...], dtype: Any, *operands: Array) -> Array:
-        """A new array with what the loop makes of the operands."""
-        out = np.empty(shape, dtype)
-        arrays = [np.ascontiguousarray(x).reshape(-1) for x in operands]
-        with team(out.size * SECONDS) as threads:
-            if threads > 1:
-                self._shared(PIECES, *arrays, out.reshape(-1))
-            else:
-                self._alone(1, *arrays, out.reshape(-1))
-        return out
+def _fill(kernel: Kernel, shape: tuple[int, ...], dtype: Any, *operands: Array) -> Array:
+    """A new array with what the kernel makes of the operands."""
+    out = np.empty(shape, dtype)
+    arrays = [np.ascontiguousarray(x).reshape(-1) for x in operands]
+    kernel(out.size * SECONDS, *arrays, out.reshape(-1))
+    return out
 
 
 def _run(name: str, twin: Callable[..., Array], *inputs: Array) -> Array:
@@ -71,7 +47,7 @@ def _run(name: str, twin: Callable[..., Array], *inputs: Array) -> Array:
     loop = _LOOPS.get((name, x.dtype)) if JIT_ENABLED else None
     if loop is None or any(y.shape != x.shape or y.dtype != x.dtype for y in inputs):
         return twin(*inputs)
-    return loop.fill(x.shape, x.dtype, *inputs)
+    return _fill(loop, x.shape, x.dtype, *inputs)
 
 
 def where(condition: Array, x: Any, y: Any) -> Array:
@@ -86,7 +62,7 @@ def where(condition: Array, x: Any, y: Any) -> Array:
     if loop is None:
         return np.asarray(np.where(condition, x, y))
     operands = (np.asarray(v, dtype) if v.__class__ is float else v for v in (x, y))
-    return loop.fill(condition.shape, dtype, condition, *operands)
+    return _fill(loop, condition.shape, dtype, condition, *operands)
 
 
 def erf(x: Array) -> Array:
@@ -263,22 +239,22 @@ def _wide_cdf_loop(pieces: int, x: Any, out: Any) -> None:
             outs[i] = 0.5 * math.erfc(-xs[i] * 0.7071067811865476)
 
 
-def _loops() -> dict[tuple[Any, np.dtype[Any]], _Loop]:
+def _loops() -> dict[tuple[Any, np.dtype[Any]], Kernel]:
     """Every loop, by its name and the dtype of its result."""
     single, double = np.dtype(np.float32), np.dtype(np.float64)
-    loops: dict[tuple[Any, np.dtype[Any]], _Loop] = {
-        ("erf", single): _Loop(_erf_loop, types.float32),
-        ("erf", double): _Loop(_erf_loop, types.float64),
-        ("normal_cdf", single): _Loop(_normal_cdf_loop, types.float32),
-        ("normal_cdf", double): _Loop(_wide_cdf_loop, types.float64),
-        ("gelu", single): _Loop(_gelu_loop, types.float32),
-        ("gelu_gradient", single): _Loop(_gelu_gradient_loop, *[types.float32] * 2),
+    loops: dict[tuple[Any, np.dtype[Any]], Kernel] = {
+        ("erf", single): _loop(_erf_loop, types.float32),
+        ("erf", double): _loop(_erf_loop, types.float64),
+        ("normal_cdf", single): _loop(_normal_cdf_loop, types.float32),
+        ("normal_cdf", double): _loop(_wide_cdf_loop, types.float64),
+        ("gelu", single): _loop(_gelu_loop, types.float32),
+        ("gelu_gradient", single): _loop(_gelu_gradient_loop, *[types.float32] * 2),
     }
     for dtype, number in ((single, types.float32), (double, types.float64)):
         operands = types.boolean, number, number
-        loops[("where", True, True), dtype] = _Loop(_where_loop, *operands)
-        loops[("where", True, False), dtype] = _Loop(_where_else_number_loop, *operands)
-        loops[("where", False, True), dtype] = _Loop(_where_number_loop, *operands)
+        loops[("where", True, True), dtype] = _loop(_where_loop, *operands)
+        loops[("where", True, False), dtype] = _loop(_where_else_number_loop, *operands)
+        loops[("where", False, True), dtype] = _loop(_where_number_loop, *operands)
     return loops
 
 

@@ -1,0 +1,72 @@
+"""`Kernel`: a loop that is compiled when it is first used, for one thread and for several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+from numba import types
+
+from minigrad.kernels.jit import jit
+from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
+
+PIECES = 64  # that threads share out among them
+
+KERNELS: list[Kernel] = []
+"""Every kernel of the modules imported so far."""
+
+
+class Kernel:
+    """A loop for one set of argument types, called as `kernel(seconds, *arguments)`.
+
+    `seconds` is what the work takes one thread, about. Much of it is done by threads: the function
+    is called with a number of pieces and the arguments, and cuts its work into that many in a
+    `prange` loop. What it writes must not depend on their number.
+
+    Args:
+        function: what to compile.
+        signature: the numba types of its arguments, after the number of pieces.
+        fastmath: LLVM's flags for it (see `minigrad.kernels.jit`).
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        signature: tuple[Any, ...],
+        fastmath: Iterable[str] = ("contract",),
+    ) -> None:
+        self.function = function
+        self.signature = signature
+        self.fastmath = fastmath
+        KERNELS.append(self)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(map(str, self.signature))
+        return f"<Kernel {self.function.__module__}.{self.function.__name__}({arguments})>"
+
+    @cached_property
+    def alone(self) -> Callable[..., None]:
+        """The machine code for one thread."""
+        return self._compile(parallel=False)
+
+    @cached_property
+    def shared(self) -> Callable[..., None]:
+        """The machine code for several threads."""
+        return self._compile(parallel=True)
+
+    def _compile(self, parallel: bool) -> Callable[..., None]:
+        signature = (types.intp, *self.signature)
+        decorate = jit(signature=signature, parallel=parallel, fastmath=self.fastmath)
+        return decorate(self.function)
+
+    def __call__(self, seconds: float, *arguments: Any) -> None:
+        """Run, on threads where that is worth it."""
+        if seconds < WORTH_A_TEAM or get_num_threads() == 1:
+            self.alone(1, *arguments)
+            return
+        with team(seconds) as threads:
+            if threads > 1:
+                self.shared(PIECES, *arguments)
+            else:
+                self.alone(1, *arguments)
