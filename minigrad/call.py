@@ -80,7 +80,7 @@ _FLOATS = """
 
 _RUN = """
     try:
-        _out = _forward({passed})
+        {results} = _forward({passed})
     except (IndexError, OverflowError, TypeError, ValueError) as _error:
         raise _explained(_op, _error, ({all_data},)) from _error
     _recording, _observers = _mode.state
@@ -144,6 +144,7 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
     words = {
         "all": "".join(f"{p}, " for p in op.parameters),
         "all_data": ", ".join(data.values()),
+        "results": "_out, _kept" if op.keeps else "_out",
         "passed": ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items()),
         "inputs": "".join(f"{p}, " for p in inputs),
         "inputs_data": "".join(f"{data[p]}, " for p in inputs),
@@ -167,7 +168,7 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
     text += _REFUSE.format(**words) if words["ruleless"] else ""
     if inputs:
         text += _RECORD.format(**words)
-        slots = [*data.values(), "_out"]
+        slots = [*data.values(), "_out", "", "_kept"]  # the place of `position`, of sequences
         for position, rule in rules.items():
             saved = "".join(
                 f"_shape({slots[slot]}), " if shape_only else f"{slots[slot]}, "

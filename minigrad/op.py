@@ -22,7 +22,9 @@ Three kinds of ops need more than that:
 - an op of many inputs takes them as one sequence, and its rule is told the `position`;
 - inputs whose derivatives share work have one `joint_rule`, told which of them `needs` a gradient;
 - a fused op names the `composition` that it replaces. If its rule works on arrays only (a kernel),
-  `replayed=True` makes a derivative of higher order run the composition instead.
+  `replayed=True` makes a derivative of higher order run the composition instead. What its forward
+  finds on the way and the rule would have to find again it `keeps`: it returns `(out, kept)`, and
+  a rule may name `kept`.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ class Rule:
 
     Attributes:
         derivative: called as `derivative(g, *saved)`.
-        slots: for each parameter after `g`, its index among the op's parameters and then `out`, and
-            whether the shape alone is wanted.
+        slots: for each parameter after `g`, its index among the op's parameters and then `out`,
+            `position` and `kept`, and whether the shape alone is wanted.
     """
 
     __slots__ = ("derivative", "slots")
@@ -68,7 +70,8 @@ class Rule:
             raise ValueError(
                 f"a rule of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}"
             )
-        known = {name: index for index, name in enumerate((*op.parameters, "out", "position"))}
+        special = ("out", "position", "kept") if op.keeps else ("out", "position")
+        known = {name: index for index, name in enumerate((*op.parameters, *special))}
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
             if name in known:
@@ -97,6 +100,7 @@ class Op(Generic[P]):
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
         floats: whether it is a function of floats, and computes with floats also of integers.
+        keeps: whether the forward returns a pair, the result and what it keeps for the rules.
         plain: whether every input has a rule of its own.
         call: the function that a call of the op runs, without the detour over `__call__`.
     """
@@ -107,18 +111,24 @@ class Op(Generic[P]):
         composition: Callable[..., Any] | None = None,
         replayed: bool = False,
         floats: bool = False,
+        keeps: bool = False,
     ) -> None:
         if replayed and composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
+        if keeps and not replayed:
+            raise ValueError(
+                "an op with keeps=True must be replayed: what it keeps has no place in the graph"
+            )
         self.forward = forward
         self.composition = composition
         self.replayed = replayed
         self.floats = floats
+        self.keeps = keeps
         self.plain = True
         self.rules: list[tuple[int, Rule]] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
-            if name.startswith("_") or name in ("g", "out", "needs", "position"):
+            if name.startswith("_") or name in ("g", "kept", "needs", "out", "position"):
                 raise ValueError(f"a parameter of an op cannot be named {name!r}")
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise ValueError(
@@ -311,7 +321,12 @@ class Op(Generic[P]):
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
         """What a backward pass along `edges` of `node` would use, each with a description."""
-        names = [*(f"its input {name}" for name in self.parameters), "its result", "a number"]
+        names = [
+            *(f"its input {name}" for name in self.parameters),
+            "its result",
+            "a number",
+            "what it kept",
+        ]
         for _, _, rule, *saved in edges:
             for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
                 if shape_only:
@@ -377,6 +392,7 @@ def op(
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
     floats: bool = False,
+    keeps: bool = False,
 ) -> Callable[[Callable[P, Any]], Op[P]]: ...
 def op(
     forward: Callable[P, Any] | None = None,
@@ -384,6 +400,7 @@ def op(
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
     floats: bool = False,
+    keeps: bool = False,
 ) -> Op[P] | Callable[[Callable[P, Any]], Op[P]]:
     """Make an op of a function on arrays; then give it its derivatives with `.rule`.
 
@@ -394,10 +411,12 @@ def op(
         replayed: the rules of the op work on arrays only.
         floats: it is a function of floats: it computes with float64 for integers, and with float32
             for float16; its result, if a Tensor, is of float32 or of float16 then.
+        keeps: the function returns `(out, kept)`, for rules that name `kept`. The op still returns
+            `out` alone.
     """
     if forward is None:
-        return lambda function: _make(function, composition, replayed, floats)
-    return _make(forward, composition, replayed, floats)
+        return lambda function: _make(function, composition, replayed, floats, keeps)
+    return _make(forward, composition, replayed, floats, keeps)
 
 
 def _make(
@@ -405,8 +424,9 @@ def _make(
     composition: Callable[..., Any] | None,
     replayed: bool,
     floats: bool,
+    keeps: bool,
 ) -> Op[P]:
-    made = Op(forward, composition, replayed, floats)
+    made = Op(forward, composition, replayed, floats, keeps)
     if (forward.__module__ or "").startswith("minigrad.ops."):  # not of a module: made by exec
         OPS[made.name] = made
     return made

@@ -1709,7 +1709,69 @@ def test_a_replayed_op_minds_writes_to_all_its_inputs():
         grad(g.sum(), x)
 
 
+def keeping_op(runs):
+    """tanh(x y), which keeps 1 - tanh^2 for its joint rule; `runs` counts the forwards."""
+
+    @op(composition=lambda x, y: minigrad.tanh(x * y), replayed=True, keeps=True)
+    def keeping(x, y):
+        runs.append(None)
+        t = np.tanh(x * y)
+        return t, 1 - t * t
+
+    keeping.joint_rule(("x", "y"), lambda g, needs, x, y, kept: (g * kept * y, g * kept * x))
+    return keeping
+
+
+def test_an_op_that_keeps_something_is_right_at_orders_one_and_two():
+    arrays = [np.array([0.5, -1.2]), np.array([0.7, 0.4])]
+    keeping = keeping_op([])
+    assert gradcheck(keeping, arrays, order=2)
+    assert gradcheck(lambda x: keeping(x, x), arrays[0], order=2)
+
+
+def test_what_an_op_keeps_is_no_part_of_its_result():
+    runs = []
+    keeping = keeping_op(runs)
+    assert_array_equal(keeping(np.ones(2), 0.5), np.tanh([0.5, 0.5]))
+    x = leaf(1.0, 2.0)
+    result = keeping(x, 0.5)
+    assert isinstance(result, Tensor)
+    result.sum().backward()
+    assert len(runs) == 2  # and none in the backward pass
+    assert_allclose(x.grad.data, 0.5 / np.cosh([0.5, 1.0]) ** 2, rtol=1e-12)
+
+
+def test_what_an_op_keeps_is_freed_with_the_graph():
+    kept = []
+
+    @op(composition=lambda x: x * 2.0, replayed=True, keeps=True)
+    def double(x):
+        kept.append(np.zeros(3))
+        references.append(weakref.ref(kept[-1]))
+        return x * 2.0, kept.pop()
+
+    double.rule("x", lambda g, kept: g * 2.0 + kept.sum())
+    references = []
+    loss = double(leaf(1.0, 2.0)).sum()
+    assert references[0]() is not None
+    loss.backward()
+    assert references[0]() is None
+    double(Tensor([1.0]))  # no rule will ask for it
+    assert references[1]() is None
+
+
 # Bad definitions
+
+
+def test_keeping_without_a_replay_is_refused():
+    with pytest.raises(ValueError, match="must be replayed"):
+        op(composition=lambda x: x, keeps=True)(lambda x: (x, x))
+
+
+def test_a_rule_cannot_name_what_the_op_does_not_keep():
+    fused = op(lambda x: x)
+    with pytest.raises(ValueError, match="asks for 'kept'"):
+        fused.rule("x", lambda g, kept: g)
 
 
 @op
