@@ -10,7 +10,6 @@ import pytest
 from safetensors import safe_open
 
 import minigrad
-from minigrad.kernels import optim as kernels
 from minigrad.nn import MLP, Parameter
 from minigrad.optim import (
     SGD,
@@ -220,54 +219,8 @@ def test_defaults_are_those_of_pytorch():
 
 
 # ----------------------------------------------------------------------------------------------
-# Kernels and memory
+# Memory
 # ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [1, 5, 1000])
-@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
-def test_compiled_sgd_is_its_twin(rng, monkeypatch, dtype, size, momentum, nesterov):
-    x, g, velocity = rng.standard_normal((3, size)).astype(dtype)
-    expected = x.copy(), velocity.copy()
-    options = (0.1, momentum, 0.7, 0.3)
-    kernels.sgd(x, g, velocity, *options, nesterov)
-    monkeypatch.setattr(kernels, "JIT_ENABLED", False)
-    kernels.sgd(expected[0], g, expected[1], *options, nesterov)
-    tolerance = 4 * np.finfo(dtype).eps  # a product may be fused with an addition
-    np.testing.assert_allclose(x, expected[0], rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(velocity, expected[1], rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [1, 5, 1000])
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_compiled_adam_is_its_twin(rng, monkeypatch, dtype, size, decoupled, amsgrad):
-    x, g, m, v, highest = rng.standard_normal((5, size)).astype(dtype)
-    v, highest = v * v, highest * highest
-    options = (3, 0.1, 0.9, 0.99, 1e-8, 0.3, decoupled)
-    ours, twins = ([a.copy() for a in (x, m, v, highest)] for _ in range(2))
-    kernels.adam(ours[0], g, *ours[1:3], *options, ours[3] if amsgrad else None)
-    monkeypatch.setattr(kernels, "JIT_ENABLED", False)
-    kernels.adam(twins[0], g, *twins[1:3], *options, twins[3] if amsgrad else None)
-    for value, twin in zip(ours, twins, strict=True):
-        tolerance = 8 * np.finfo(dtype).eps  # a product may be fused with an addition
-        np.testing.assert_allclose(value, twin, rtol=tolerance, atol=tolerance)
-    assert np.array_equal(twins[3], np.maximum(highest, twins[2]) if amsgrad else highest)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [1, 5, 1000])
-def test_compiled_average_is_its_twin(rng, monkeypatch, dtype, size):
-    average, x = rng.standard_normal((2, size)).astype(dtype)
-    ours, twin = average.copy(), average.copy()
-    kernels.ema(ours, x, 0.9)
-    monkeypatch.setattr(kernels, "JIT_ENABLED", False)
-    kernels.ema(twin, x, 0.9)
-    tolerance = 4 * np.finfo(dtype).eps
-    np.testing.assert_allclose(ours, twin, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(twin, 0.9 * average + 0.1 * x, rtol=1e-5, atol=1e-6)
 
 
 def test_memory_that_is_not_contiguous_is_stepped_in_place(rng, make):
@@ -287,14 +240,6 @@ def test_memory_that_is_not_contiguous_is_stepped_in_place(rng, make):
     np.testing.assert_allclose(turned.data, plain.data, rtol=1e-13)
     assert np.array_equal(base[::2, ::2], strided.data)
     assert np.array_equal(base[1::2], untouched)
-
-
-def test_a_highest_moment_in_another_order_is_kept_in_place(rng):
-    x, g = rng.standard_normal((2, 3, 4))
-    m, v, highest = np.zeros((3, 4)), np.zeros((3, 4)), np.zeros((3, 4), order="F")
-    kernels.adam(x, g, m, v, 1, 0.1, 0.9, 0.99, 1e-8, 0.0, False, highest)
-    assert v.all()
-    assert np.array_equal(highest, v)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3, 4)])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.optim.optimizer import Optimizer, Parameters, State, check_flag, check_range
+from minigrad.optim.optimizer import Optimizer, Parameters, Stepped, check_flag, check_range
 
 
 class Adam(Optimizer):
@@ -77,32 +76,34 @@ class Adam(Optimizer):
         highest = {"max_exp_avg_sq"} if group["amsgrad"] else set()
         return {"step", "exp_avg", "exp_avg_sq"} | highest
 
-    def update(
-        self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]
-    ) -> None:
-        """One step for one parameter."""
-        if not state:
-            state.update(step=0, exp_avg=np.zeros_like(x), exp_avg_sq=np.zeros_like(x))
-            if group["amsgrad"]:
-                state["max_exp_avg_sq"] = np.zeros_like(x)
-        highest = state.get("max_exp_avg_sq")
-        if (highest is not None) != group["amsgrad"]:
+    def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
+        """One step for the parameters of a group.
+
+        Raises:
+            ValueError: if amsgrad was switched since the first step; then nothing is changed.
+        """
+        amsgrad = group["amsgrad"]
+        if any(state and ("max_exp_avg_sq" in state) != amsgrad for _, _, state in parameters):
             raise ValueError("amsgrad cannot be switched after a step; make a new optimiser")
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
+        rows, steps = [], []
+        for x, g, state in parameters:
+            if not state:
+                state.update(step=0, exp_avg=np.zeros_like(x), exp_avg_sq=np.zeros_like(x))
+                if amsgrad:
+                    state["max_exp_avg_sq"] = np.zeros_like(x)
+            state["step"] += 1
+            steps.append(state["step"])
+            changed = (x, state["exp_avg"], state["exp_avg_sq"])
+            rows.append((g, (*changed, state["max_exp_avg_sq"]) if amsgrad else changed))
         kernels.optim.adam(
-            x,
-            g,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state["step"],
+            self.places(group),
+            rows,
+            steps,
             group["lr"],
-            beta1,
-            beta2,
+            group["betas"],
             group["eps"],
             group["weight_decay"],
             self.decoupled,
-            highest,
         )
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad import kernels
 from minigrad.tensor import Tensor
 
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
     """The Euclidean norm of all gradients together, as one vector; a tensor counts once."""
-    return math.sqrt(sum(_square(p.grad.data) for p in _distinct(parameters) if p.grad is not None))
+    return _norm([p.grad.data for p in _distinct(parameters) if p.grad is not None])
 
 
 def _distinct(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -25,14 +26,8 @@ def _distinct(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
-def _square(g: NDArray[Any]) -> float:
-    """The sum of squares, in double precision where single would overflow or vanish."""
-    with np.errstate(over="ignore"):
-        total = float(np.vdot(g, g))
-    if 1e-20 < total < math.inf or g.dtype == np.float64:
-        return total
-    wide = g.astype(np.float64)
-    return float(np.vdot(wide, wide))
+def _norm(gradients: Sequence[NDArray[Any]]) -> float:
+    return math.sqrt(kernels.optim.square_sums(gradients)) if gradients else 0.0
 
 
 def clip_grad_norm(
@@ -56,7 +51,8 @@ def clip_grad_norm(
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
     tensors = _distinct(parameters)
-    norm = grad_norm(tensors)
+    gradients = [tensor.grad.data for tensor in tensors if tensor.grad is not None]
+    norm = _norm(gradients)
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
             f"clip_grad_norm: the norm of the gradients is {norm}; no factor makes that finite. "
@@ -64,10 +60,12 @@ def clip_grad_norm(
         )
     if not norm <= max_norm:
         factor = float(max_norm) / (norm + 1e-6)  # as in PyTorch, to the digit
-        for tensor in tensors:
-            if tensor.grad is not None:
-                # A new tensor: the old one may be held by someone, or be another's gradient too.
-                tensor.grad = Tensor(tensor.grad.data * factor)
+        # New tensors: an old one may be held by someone, or be another's gradient too.
+        scaled = [np.empty(g.shape, g.dtype) for g in gradients]
+        kernels.optim.scale([(g, (out,)) for g, out in zip(gradients, scaled, strict=True)], factor)
+        owners = (tensor for tensor in tensors if tensor.grad is not None)
+        for tensor, out in zip(owners, scaled, strict=True):
+            tensor.grad = Tensor(out)
     return norm
 
 

@@ -68,6 +68,7 @@ class EMA:
             raise ValueError("EMA: none of the parameters requires a gradient, so none will change")
         self._averages = {name: p.data.copy() for name, p in self.parameters.items()}
         self._applied = False
+        self._places: Any = None  # made with the first update: importing kernels takes time
 
     def update(self) -> None:
         """Take the present weights into the averages; to be called after `optimizer.step()`.
@@ -86,11 +87,15 @@ class EMA:
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        if self._places is None:
+            self._places = kernels.optim.Places()
+        rows = []
         for name, parameter in self.parameters.items():
             average = self._averages[name]
             if average.dtype != parameter.dtype:  # the model was converted
                 average = self._averages[name] = average.astype(parameter.dtype)
-            kernels.optim.ema(average, parameter.data, decay)
+            rows.append((parameter.data, (average,)))
+        kernels.optim.ema(self._places, rows, decay)
         self.updates += 1
 
     @contextmanager

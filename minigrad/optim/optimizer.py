@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad import kernels
 from minigrad.memory import mark_written
 from minigrad.tensor import Tensor
 
 Parameters = Iterable[Tensor] | Sequence[Mapping[str, Any]]
 State = dict[str, Any]
+Stepped = tuple[NDArray[Any], NDArray[Any], State]
 
 
 class Optimizer(ABC):
     """Base class: `step()` changes every parameter that has a gradient.
 
     An optimiser of one's own defines `check_options`, `update` and, if it keeps a state,
-    `state_names`.
+    `state_names`; or, to step all parameters of a group in one go, `update_all` in place of
+    `update`.
 
     Args:
         params: tensors, or groups of them: `[{"params": [...], "lr": 1e-3}, {"params": [...]}]`.
@@ -48,6 +51,7 @@ class Optimizer(ABC):
         self.defaults = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self._states: dict[Tensor, State] = {}
+        self._places: dict[int, Any] = {}
         for group in groups:
             self.add_param_group(group)
         if not self._parameters():
@@ -91,27 +95,49 @@ class Optimizer(ABC):
         """What the state of a parameter consists of, once it has one, under a group's options."""
         return set()
 
-    @abstractmethod
     def update(
         self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]
     ) -> None:
         """Change the value `x` of one parameter in place, given its gradient and its state."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither update nor update_all")
+
+    def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
+        """Change the values of all parameters of a group that have a gradient, in place.
+
+        Args:
+            parameters: for each its value, its gradient and its state.
+            group: the options.
+        """
+        for x, g, state in parameters:
+            self.update(x, g, state, group)
+
+    def places(self, group: Mapping[str, Any]) -> Any:
+        """What a kernel that steps a whole group remembers of its arrays (`kernels.optim`)."""
+        known = self._places.get(id(group))
+        if known is None:
+            known = self._places[id(group)] = kernels.optim.Places()
+        return known
 
     def step(self) -> None:
         """Change every parameter that has a gradient; the others, and their states, stay."""
         for group in self.param_groups:
+            stepped: list[Stepped] = []
             for parameter in group["params"]:
                 node = parameter.node
                 if node is None or node.grad is None:
                     continue
+                x = parameter._data
                 state = self._states.get(parameter)
                 if state is None:
                     state = self._states[parameter] = {}
                 for key, value in state.items():
-                    if isinstance(value, np.ndarray) and value.dtype != parameter._data.dtype:
-                        state[key] = value.astype(parameter._data.dtype)  # the model was converted
-                self.update(parameter._data, node.grad._data, state, group)
-                mark_written(parameter._data)
+                    if value.__class__ is np.ndarray and value.dtype is not x.dtype:
+                        state[key] = value.astype(x.dtype, copy=False)  # the model was converted
+                stepped.append((x, node.grad._data, state))
+            if stepped:
+                self.update_all(stepped, group)
+                for x, _, _ in stepped:
+                    mark_written(x)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters, or with False make zeros of those there are.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.optim.optimizer import Optimizer, Parameters, State, check_flag, check_range
+from minigrad.optim.optimizer import Optimizer, Parameters, Stepped, check_flag, check_range
 
 
 class SGD(Optimizer):
@@ -69,21 +68,25 @@ class SGD(Optimizer):
         """What the state of a parameter consists of once it has been stepped with momentum."""
         return {"momentum_buffer"}
 
-    def update(
-        self, x: NDArray[Any], g: NDArray[Any], state: State, group: Mapping[str, Any]
-    ) -> None:
-        """One step for one parameter."""
-        momentum = group["momentum"]
-        first = momentum != 0 and "momentum_buffer" not in state
-        if first:
-            state["momentum_buffer"] = np.zeros_like(x)
+    def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
+        """One step for the parameters of a group."""
+        momentum, rest = group["momentum"], 1.0 - group["dampening"]
+        rows: list[Any] = []
+        shares = []
+        for x, g, state in parameters:
+            if momentum == 0:
+                rows.append((g, (x,)))
+                continue
+            shares.append(rest if state else 1.0)
+            if not state:
+                state["momentum_buffer"] = np.zeros_like(x)
+            rows.append((g, (x, state["momentum_buffer"])))
         kernels.optim.sgd(
-            x,
-            g,
-            state.get("momentum_buffer"),
+            self.places(group),
+            rows,
+            shares,
             group["lr"],
             momentum,
-            1.0 if first else 1.0 - group["dampening"],
             group["weight_decay"],
             group["nesterov"],
         )

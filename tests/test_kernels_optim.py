@@ -1,0 +1,240 @@
+"""The kernels of optimisers: each against its twin, on rows of all kinds, and never beside them."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad
+from minigrad import optim
+from minigrad.kernels import optim as kernels
+from minigrad.kernels import places
+from minigrad.kernels.places import Places
+
+SIZES = [(1,), (5,), (0,), (40, 25), (), (3, 1, 7)]
+PADDING = 8
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+class Guarded:
+    """Rows of arrays, each with canaries before and behind it."""
+
+    def __init__(self, rng, dtype, others, sizes=SIZES):
+        self.memory, self.rows = [], []
+        for shape in sizes:
+            arrays = []
+            for _ in range(1 + others):
+                size = int(np.prod(shape))
+                memory = np.full(size + 2 * PADDING, 77, dtype)
+                self.memory.append(memory)
+                arrays.append(memory[PADDING : PADDING + size].reshape(shape))
+                arrays[-1][...] = rng.standard_normal(shape)
+            self.rows.append((arrays[0], tuple(arrays[1:])))
+
+    def check(self):
+        for memory in self.memory:
+            assert (memory[:PADDING] == 77).all()
+            assert (memory[-PADDING:] == 77).all()
+
+
+STEPS = {
+    "sgd": (1, lambda rows, p: kernels.sgd(p, rows, [], 0.1, 0.0, 0.3, False)),
+    "momentum": (2, lambda rows, p: kernels.sgd(p, rows, shares(rows), 0.1, 0.7, 0.3, False)),
+    "nesterov": (2, lambda rows, p: kernels.sgd(p, rows, shares(rows), 0.1, 0.7, 0.3, True)),
+    "adam": (3, lambda rows, p: kernels.adam(p, rows, steps(rows), *ADAM, False)),
+    "adamw": (3, lambda rows, p: kernels.adam(p, rows, steps(rows), *ADAM, True)),
+    "amsgrad": (4, lambda rows, p: kernels.adam(p, rows, steps(rows), *ADAM, True)),
+    "ema": (1, lambda rows, p: kernels.ema(p, rows, 0.9)),
+    "scale": (1, lambda rows, _: kernels.scale(rows, 0.3)),
+}
+ADAM = (0.1, (0.9, 0.99), 1e-8, 0.3)
+
+
+def shares(rows):
+    return [1.0 - 0.1 * i for i in range(len(rows))]
+
+
+def steps(rows):
+    return [1 + i % 3 for i in range(len(rows))]
+
+
+@pytest.fixture(params=STEPS)
+def step(request):
+    return request.param
+
+
+def made_ready(name, rows):
+    """Second moments are not negative."""
+    for _, others in rows:
+        for array in others[2:] if name in ("adam", "adamw", "amsgrad") else ():
+            np.square(array, out=array)
+    return rows
+
+
+def copied(rows):
+    return [(g.copy(), tuple(x.copy() for x in others)) for g, others in rows]
+
+
+def by_twins(name, rows, monkeypatch):
+    rows = copied(rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "JIT_ENABLED", False)
+        STEPS[name][1](rows, Places())
+    return rows
+
+
+def assert_same(rows, others, rtol):
+    for (_, found), (_, right) in zip(rows, others, strict=True):
+        for one, other in zip(found, right, strict=True):
+            assert_allclose(one, other, rtol=rtol, atol=rtol)
+
+
+def test_kernels_are_their_twins(rng, dtype, step, monkeypatch):
+    guarded = Guarded(rng, dtype, STEPS[step][0])
+    rows = made_ready(step, guarded.rows)
+    expected = by_twins(step, rows, monkeypatch)
+    before = [g.copy() for g, _ in rows]
+    STEPS[step][1](rows, Places())
+    assert_same(rows, expected, 16 * np.finfo(dtype).eps)  # products are fused with additions
+    guarded.check()
+    for (g, _), old in zip(rows, before, strict=True):
+        assert_array_equal(g, old)
+
+
+def test_threads_change_no_bit(rng, dtype, step):
+    sizes = [(3,), (300_001,), (17, 3), (0,), (99_999,)]
+    guarded = Guarded(rng, dtype, STEPS[step][0], sizes)
+    rows = made_ready(step, guarded.rows)
+    alone = copied(rows)
+    before = minigrad.get_num_threads()
+    try:
+        minigrad.set_num_threads(1)
+        STEPS[step][1](alone, Places())
+        minigrad.set_num_threads(before)
+        STEPS[step][1](rows, Places())
+    finally:
+        minigrad.set_num_threads(before)
+    for (_, found), (_, right) in zip(rows, alone, strict=True):
+        for one, other in zip(found, right, strict=True):
+            assert_array_equal(one, other)
+    guarded.check()
+
+
+def test_rows_of_every_kind_in_one_call(rng, step, monkeypatch):
+    count = STEPS[step][0]
+    rows = [
+        *Guarded(rng, np.float32, count).rows,
+        *Guarded(rng, np.float64, count).rows,
+        *Guarded(rng, np.float16, count, [(4,)]).rows,
+    ]
+    rows = made_ready(step, rows)
+    rows.append((rng.standard_normal((3, 4)), tuple(np.ones((4, 3)).T for _ in range(count))))
+    frozen = rng.standard_normal(7)
+    frozen.flags.writeable = False
+    rows.append((frozen, tuple(np.ones(7) for _ in range(count))))
+    rows.append((rng.standard_normal((4, 3)).T, tuple(np.ones((3, 4)) for _ in range(count))))
+    expected = by_twins(step, rows, monkeypatch)
+    STEPS[step][1](rows, Places())
+    for i, (row, right) in enumerate(zip(rows, expected, strict=True)):
+        digits = np.finfo(row[0].dtype).eps
+        assert_same([row], [right], 16 * digits), i
+
+
+def test_places_notice_other_arrays(rng, dtype, step, monkeypatch):
+    count = STEPS[step][0]
+    held = Places()
+    first = made_ready(step, Guarded(rng, dtype, count).rows)
+    STEPS[step][1](first, held)
+    kept = copied(first)
+    second = made_ready(step, Guarded(rng, dtype, count).rows)
+    rows = [*first[:2], *second[2:]]  # some arrays stay, some are others
+    expected = by_twins(step, rows, monkeypatch)
+    STEPS[step][1](rows, held)
+    assert_same(rows, expected, 16 * np.finfo(dtype).eps)
+    assert_same(first[2:], kept[2:], 0)
+    fewer = [rows[4], rows[1]]
+    expected = by_twins(step, fewer, monkeypatch)
+    STEPS[step][1](fewer, held)
+    assert_same(fewer, expected, 16 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, copy.copy, lambda p: pickle.loads(pickle.dumps(p))]
+)
+def test_a_copy_of_places_remembers_nothing(rng, duplicate):
+    held = Places()
+    rows = Guarded(rng, np.float64, 1).rows
+    kernels.sgd(held, rows, [], 0.1, 0.0, 0.0, False)
+    before = copied(rows)
+    others = copied(rows)
+    kernels.sgd(duplicate(held), others, [], 0.1, 0.0, 0.0, False)
+    assert_same(rows, before, 0)
+    assert not np.array_equal(others[3][1][0], before[3][1][0])
+
+
+def test_a_copied_optimizer_steps_its_own_parameters(rng):
+    p = minigrad.nn.Parameter(np.ones(4))
+    p.grad = minigrad.Tensor(np.ones(4))
+    optimizer = optim.Adam([p], lr=0.1)
+    optimizer.step()
+    twin = copy.deepcopy(optimizer)
+    before = p.data.copy()
+    (other,) = twin.param_groups[0]["params"]
+    assert other is not p
+    other.grad = minigrad.Tensor(np.ones(4))
+    twin.step()
+    assert_array_equal(p.data, before)
+    assert_allclose(other.data, before - 0.1, rtol=1e-6)  # eps takes 1e-8 of the step
+
+
+def test_square_sums_add_up_in_double_precision(rng, dtype):
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in [(3,), (), (0, 4), (70, 301)]]
+    expected = sum(np.sum(x.astype(np.float64) ** 2) for x in arrays)
+    assert kernels.square_sums(arrays) == pytest.approx(expected, rel=1e-13)
+    huge = [np.full(100_000, 1e30, np.float32), np.full(5, 1e-30, np.float32)]
+    assert kernels.square_sums(huge[:1]) == pytest.approx(1e65, rel=1e-6)  # of 1e30 in float32
+    assert kernels.square_sums(huge[1:]) == pytest.approx(5e-60, rel=1e-6)
+    assert kernels.square_sums([]) == 0
+
+
+def test_square_sums_of_what_kernels_do_not_serve(rng):
+    half = rng.standard_normal(9).astype(np.float16)
+    turned = np.asfortranarray(rng.standard_normal((4, 5)))
+    frozen = rng.standard_normal(3)
+    frozen.flags.writeable = False
+    expected = sum(float(np.sum(x.astype(np.float64) ** 2)) for x in (half, turned, frozen))
+    assert kernels.square_sums([half, turned, frozen]) == pytest.approx(expected, rel=1e-13)
+
+
+def test_square_sums_have_the_same_bits_on_any_number_of_threads(rng, dtype):
+    arrays = [rng.standard_normal(size).astype(dtype) for size in (7, 200_003, 100_001)]
+    before = minigrad.get_num_threads()
+    try:
+        minigrad.set_num_threads(1)
+        alone = kernels.square_sums(arrays)
+        minigrad.set_num_threads(before)
+        assert kernels.square_sums(arrays) == alone
+    finally:
+        minigrad.set_num_threads(before)
+
+
+def test_nan_and_infinity_are_passed_on(step):
+    count = STEPS[step][0]
+    g = np.array([np.nan, np.inf, 1.0])
+    rows = [(g, tuple(np.ones(3) for _ in range(count)))]
+    STEPS[step][1](rows, Places())
+    x = rows[0][1][0]
+    assert np.isnan(x[0])
+    assert not np.isfinite(x[1])
+    assert np.isfinite(x[2])
