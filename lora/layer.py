@@ -220,11 +220,14 @@ class LoRALayer(Module):
             self._check_fresh(self._merged)
             self._check_not_training()
             return ops.linear(x, self._merged.weight, bias)
-        base = ops.linear(x, self.base_weight.detach(), bias)
+        weight = self.base_weight.detach()
         if not self.enabled:
-            return base
-        dropped = functional.dropout(x, self.dropout, self.training, rng=self.rng)
-        return base + ops.linear(ops.linear(dropped, self.lora_a) * self.scale, self.lora_b)
+            return ops.linear(x, weight, bias)
+        if not (self.dropout and self.training):
+            return ops.lora_linear(x, weight, self.lora_a, self.lora_b, bias, self.scale)
+        dropped = functional.dropout(x, self.dropout, rng=self.rng)
+        update = ops.linear(ops.linear(dropped, self.lora_a) * self.scale, self.lora_b)
+        return ops.linear(x, weight, bias) + update
 
     # ----------------------------------------------------------------------------------------------
     # Merging

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from minigrad.op import op
 from minigrad.ops.shape import reshape, transpose
 from minigrad.tensor import Array
 
-__all__ = ["linear", "matmul"]
+__all__ = ["linear", "lora_linear", "matmul"]
 
 
 def swap_last(x: Array) -> Array:
@@ -96,16 +97,7 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Array:
         ValueError: if the sizes do not match.
     """
     x, weight = np.asarray(x), np.asarray(weight)
-    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"linear: x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
-            f"shapes are (..., d_in) and (d_out, d_in)"
-        )
-    if bias is not None and np.shape(bias) != weight.shape[:1]:
-        raise ValueError(
-            f"linear: a bias of shape {np.shape(bias)} does not go with a weight of shape "
-            f"{weight.shape}; it must be {weight.shape[:1]}"
-        )
+    _check_linear("linear", x, weight, bias)
     out = kernels.gemm.matmul(_rows(x), weight.T)
     if bias is not None:
         out += bias
@@ -115,3 +107,101 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Array:
 linear.rule("x", lambda g, weight: linear(g, transpose(weight)))
 linear.rule("weight", lambda g, x: matmul(transpose(_rows(g)), _rows(x)))
 linear.rule("bias", lambda g: g)
+
+
+def _check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
+    """Refuse operands of a linear map that do not go together."""
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"{name}: x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
+            f"shapes are (..., d_in) and (d_out, d_in)"
+        )
+    if bias is not None and np.shape(bias) != weight.shape[:1]:
+        raise ValueError(
+            f"{name}: a bias of shape {np.shape(bias)} does not go with a weight of shape "
+            f"{weight.shape}; it must be {weight.shape[:1]}"
+        )
+
+
+def _lora_linear(
+    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array = None, scale: float = 1.0
+) -> Array:
+    return linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
+
+
+@op(composition=_lora_linear, replayed=True, keeps=True)
+def lora_linear(
+    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array = None, scale: float = 1.0
+) -> Array:
+    """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank (Hu et al., 2021).
+
+    With h = scale x A^T and d = scale g B, the derivatives are those of two thin products:
+    dA = d^T x, dB = g^T h, and dx = g W + d A. No matrix of the size of W is made, unless W itself
+    requires a gradient.
+
+    Args:
+        x: `(..., d_in)`.
+        weight: W, `(d_out, d_in)`.
+        lora_a: A, `(rank, d_in)`.
+        lora_b: B, `(d_out, rank)`.
+        bias: b, `(d_out,)`, or None.
+        scale: a number.
+
+    Returns:
+        `(..., d_out)`.
+
+    Raises:
+        ValueError: if the sizes do not match.
+    """
+    x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
+    _check_linear("lora_linear", x, weight, bias)
+    if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != lora_b.shape[1]:
+        raise ValueError(
+            f"lora_linear: A of shape {lora_a.shape} does not go with B of shape {lora_b.shape}; "
+            f"shapes are (rank, d_in) and (d_out, rank)"
+        )
+    if (lora_b.shape[0], lora_a.shape[1]) != weight.shape:
+        raise ValueError(
+            f"lora_linear: B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
+            f"of the weight, {weight.shape}"
+        )
+    rows = _rows(x)
+    h = kernels.gemm.matmul(rows, lora_a.T)
+    h *= scale
+    out = kernels.gemm.matmul(rows, weight.T)
+    if bias is not None:
+        out += bias
+    out += kernels.gemm.matmul(h, lora_b.T)
+    return out.reshape(*x.shape[:-1], weight.shape[0]), h
+
+
+def _lora_linear_inputs(
+    g: Array,
+    needs: Sequence[bool],
+    x: Array,
+    weight: Array,
+    lora_a: Array,
+    lora_b: Array,
+    scale: float,
+    kept: Array,
+) -> Sequence[Array]:
+    product = kernels.gemm.matmul
+    rows, gs = _rows(x), _rows(g)
+    dx = dw = da = db = None
+    if needs[0] or needs[2]:
+        d = product(gs, lora_b)
+        d *= scale
+        if needs[0]:
+            dx = product(gs, weight)
+            dx += product(d, lora_a)
+            dx = dx.reshape(x.shape)
+        if needs[2]:
+            da = product(d.T, rows)
+    if needs[1]:
+        dw = product(gs.T, rows)
+    if needs[3]:
+        db = product(gs.T, kept)
+    return dx, dw, da, db, g
+
+
+lora_linear.joint_rule(("x", "weight", "lora_a", "lora_b", "bias"), _lora_linear_inputs)

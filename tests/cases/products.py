@@ -9,6 +9,11 @@ def linear(x, weight, bias=0.0):
     return np.einsum("...i,oi->...o", x, weight) + bias
 
 
+def lora_linear(x, weight, lora_a, lora_b, bias=0.0, scale=1.0):
+    update = np.einsum("...i,ri,or->...o", x, lora_a, lora_b)
+    return np.einsum("...i,oi->...o", x, weight) + bias + scale * update
+
+
 EINSUMS = {
     "matrix product": ("ij,jk->ik", [(2, 3), (3, 2)]),
     "transposed output": ("ij,jk->ki", [(2, 3), (3, 2)]),
@@ -91,6 +96,20 @@ CASES = [
         for x in [(3,), (4, 3), (2, 2, 3)]
     ],
     Case("linear", normal((0, 3), (2, 3), (2,)), linear, note="empty"),
+    *[
+        Case(
+            "lora_linear",
+            normal(x, (4, 3), (2, 3), (4, 2), *bias),
+            lora_linear,
+            options={"scale": 1.5},
+            note=f"x of {len(x)} dims{note}",
+        )
+        for note, bias in {"": [(4,)], ", no bias": []}.items()
+        for x in [(3,), (5, 3), (2, 2, 3)]
+    ],
+    Case("lora_linear", normal((5, 3), (4, 3), (1, 3), (4, 1)), lora_linear, note="rank 1"),
+    Case("lora_linear", normal((5, 3), (4, 3), (6, 3), (4, 6)), lora_linear, note="rank 6"),
+    Case("lora_linear", normal((0, 3), (4, 3), (2, 3), (4, 2)), lora_linear, note="empty"),
     *[
         Case("dot", normal(x, y), np.dot, note=note)
         for note, x, y in [

@@ -224,6 +224,13 @@ def layer(rng):
     return normal((*shape(rng, rng.integers(0, 3)), d_in), (d_out, d_in), (d_out,)), {}
 
 
+def adapted(rng):
+    d_in, d_out, rank = shape(rng, 3)
+    x = (*shape(rng, rng.integers(0, 3)), d_in)
+    operands = normal(x, (d_out, d_in), (rank, d_in), (d_out, rank), (d_out,))
+    return operands, {"scale": float(rng.uniform(0.5, 2))}
+
+
 def indexed(rng):
     """For `einsum`: three operands with random letters, and a random output."""
     sizes = dict(zip("abcd", shape(rng, 4, smallest=2), strict=True))
@@ -366,6 +373,7 @@ RANDOM = {
     "outer": binary(),
     "dot": contracted,
     "linear": layer,
+    "lora_linear": adapted,
     "einsum": indexed,
     **{name: matrices(name) for name in ("inv", "solve", "det", "cholesky")},
     "layer_norm": normalised("x", "weight", "bias"),

@@ -95,6 +95,11 @@ def clip(t, x, min=None, max=None):
     return t.clip(x, min, max)
 
 
+def lora_linear(t, x, weight, lora_a, lora_b, bias=None, scale=1.0):
+    linear = t.nn.functional.linear
+    return linear(x, weight, bias) + scale * linear(linear(x, lora_a), lora_b)
+
+
 def tile(t, x, reps):
     return t.tile(x, (reps,) if isinstance(reps, int) else tuple(map(int, reps)))
 
@@ -193,6 +198,7 @@ PYTORCH = {
     "softmax": lambda t, x, axis=-1: t.softmax(x, axis),
     "log_softmax": lambda t, x, axis=-1: t.log_softmax(x, axis),
     "norm": norm,
+    "lora_linear": lora_linear,
     "reshape": lambda t, x, shape: t.reshape(x, shape if isinstance(shape, tuple) else (shape,)),
     "transpose": lambda t, x, axes=None: x.permute(axes or tuple(reversed(range(x.ndim)))),
     "swapaxes": lambda t, x, axis1, axis2: t.swapaxes(x, axis1, axis2),
