@@ -1,64 +1,155 @@
-"""`python -m tests.benchmarks [names] [--threads N] [--rounds N] [--json FILE]`."""
+"""Measure our times and the peers', print the tables, write them as JSON, Markdown and a picture.
+
+python -m tests.benchmarks [names] [--threads N[,N]] [--rounds N] [--quick]
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
-from tests.benchmarks import driver, memory
+from tqdm import tqdm
+
+from tests.benchmarks import driver, report
+from tests.benchmarks.driver import Measured
+from tests.benchmarks.machine import conditions, cores
+from tests.benchmarks.workload import Workload
 from tests.benchmarks.workloads import WORKLOADS
 
-MEMORY = "memory"
-NAMES = (*WORKLOADS, MEMORY)
+ROUNDS = 15
+QUICK_ROUNDS, QUICK_SECONDS = 3, 0.02
+
+Results = dict[int, dict[str, list[Measured]]]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for; returns 1 if a workload failed, else 0."""
+    options = _options(arguments)
+    names = options.names or list(WORKLOADS)
+    facts = conditions()
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    for line in _left_out(names):
+        print(line)
+    results: Results = {}
+    failures = 0
+    for threads in options.threads:
+        results[threads] = {}
+        print(f"\n# {threads} thread{'s'[: threads > 1]}")
+        for name in names:
+            workload = WORKLOADS[name]
+            try:
+                measured = _measure(name, workload, threads, options)
+            except driver.BenchmarkError as failure:
+                failures += 1
+                print(f"\nerror: {name}: {failure}", file=sys.stderr)
+                continue
+            results[threads][name] = measured
+            print(f"\n## {name}: {workload.title}\n")
+            print(report.table(workload, measured, threads), flush=True)
+    if any(results.values()):
+        summary = report.summary(WORKLOADS, results)
+        print(f"\n# The peer's figure over ours\n\n{summary}")
+        _write(options, facts, results, summary)
+    return int(failures > 0)
+
+
+def _options(arguments: list[str] | None) -> Any:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", metavar="FILE", help="write the results there as well")
-    options = parser.parse_args()
-    unknown = [name for name in options.names if name not in NAMES]
+    add = parser.add_argument
+    add("names", nargs="*", help=f"of {', '.join(WORKLOADS)}; all by default")
+    add("--threads", default=[1], type=_counts, metavar="N[,N]", help="of each contender; 1")
+    add("--rounds", type=_count, help=f"of each contender at each point; {ROUNDS}")
+    add("--quick", action="store_true", help="a few short rounds: does it run, roughly how fast")
+    add("--out", type=Path, default=Path("build/benchmarks"), help="the folder for what is written")
+    for kind in ("json", "md", "png"):
+        add(f"--{kind}", type=Path, metavar="FILE", help="write this one there instead")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in WORKLOADS]
     if unknown:
-        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    print(_conditions(options.threads))
-    results = {}
-    for name in options.names or NAMES:
-        if name == MEMORY:
-            print(f"\n{name}: of the graph of a chain of additions of 4x4\n{memory.report()}")
-            continue
-        workload = WORKLOADS[name]
-        results[name] = driver.compare(name, workload, options.threads, options.rounds)
-        print(f"\n{name}: {workload.title}")
-        print(driver.table(results[name], workload))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(
-                {"conditions": _conditions(options.threads), "results": results}, file, indent=1
-            )
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+    if max(options.threads) > cores():
+        parser.error(f"--threads {max(options.threads)}, but there are {cores()} cores to run on")
+    return options
 
 
-def _conditions(threads: int) -> str:
-    """On what this was measured: the processor, the versions, the threads."""
-    cpu = platform.processor() or platform.machine()
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1, not {text}")
+    return count
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _left_out(names: list[str]) -> list[str]:
+    """A line for each contender that is not installed."""
+    missing = {
+        who: contender.missing()
+        for name in names
+        for who, contender in WORKLOADS[name].contenders.items()
+        if contender.missing()
+    }
+    return [f"without {who}: there is no {', '.join(lack)}" for who, lack in missing.items()]
+
+
+def _measure(name: str, workload: Workload, threads: int, options: Any) -> list[Measured]:
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    rounds = min(rounds, workload.rounds or rounds)
+    seconds = QUICK_SECONDS if options.quick else workload.seconds
+    there = [who for who in workload.contenders.values() if not who.missing()]
+    total = rounds * len(there) * len(workload.points)
+    with tqdm(total=total, desc=name, unit="round", leave=False, file=sys.stderr) as bar:
+        return driver.measure(name, workload, threads, rounds, seconds, tick=bar.update)
+
+
+def _write(options: Any, facts: dict[str, str], results: Results, summary: str) -> None:
+    """The three files: all figures, the summary, the picture."""
+    paths = {
+        kind: getattr(options, kind) or options.out / f"benchmarks.{kind}"
+        for kind in ("json", "md", "png")
+    }
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    paths["json"].write_text(json.dumps(_plain(facts, results), indent=1) + "\n")
+    head = ", ".join(f"{name} {value}" for name, value in facts.items())
+    paths["md"].write_text(f"{head}\n\n{summary}\n")
     try:
-        with open("/proc/cpuinfo") as file:
-            cpu = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    versions = []
-    for package in ("numpy", "numba", "torch", "autograd"):
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            versions.append(f"no {package}")
-    python = f"Python {sys.version.split()[0]}"
-    return f"{cpu}; {python}, {', '.join(versions)}; {threads} thread{'s' if threads > 1 else ''}"
+        from tests.benchmarks import picture
+    except ImportError as error:
+        print(f"no picture: {error}")
+        del paths["png"]
+    else:
+        if not picture.draw(paths["png"], facts, WORKLOADS, results):
+            print("no picture: there was no peer to compare with")
+            del paths["png"]
+    print(f"\nwritten: {', '.join(map(str, paths.values()))}")
+
+
+def _plain(facts: dict[str, str], results: Results) -> dict[str, Any]:
+    """The figures as JSON has them."""
+    return {
+        "conditions": facts,
+        "results": [
+            {
+                "threads": threads,
+                "workload": name,
+                "title": WORKLOADS[name].title,
+                "unit": WORKLOADS[name].unit,
+                "points": [
+                    m._asdict() | {"figures": {k: f._asdict() for k, f in m.figures.items()}}
+                    for m in measured
+                ],
+            }
+            for threads, by_name in results.items()
+            for name, measured in by_name.items()
+        ],
+    }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

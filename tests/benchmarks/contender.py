@@ -1,58 +1,88 @@
-"""One contender in its own process: answers each line on stdin with a time. See `driver`."""
+"""One contender in its own process: does what the driver asks for on stdin, see `driver`.
+
+Asked for a point it prepares the work, and answers with the first call's time and the result after
+some calls; asked for a round it answers with the median of the calls in it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-from tests.benchmarks.workloads import WORKLOADS
+from tests.benchmarks.workload import OURS, Contender, Run, Workload, checksum
 
-ROUND_SECONDS = 0.2
-
-
-def main(name: str, contender: str, threads: int) -> None:
-    workload = WORKLOADS[name]
-    set_threads(contender, threads)
-    run = workload.contenders[contender]()
-    sys.stdin.readline()
-    started = time.perf_counter()
-    run()
-    _answer(time.perf_counter() - started)
-    for _ in range(workload.warm_up):
-        run()
-    for _ in sys.stdin:
-        _answer(round_of(run))
+REST = 0.01  # seconds in which the spinning threads of another process go to sleep
 
 
-def round_of(run: Callable[[], Any]) -> float:
-    """The median time of a call, over as many calls as a round has time for, but at least one."""
-    times: list[float] = []
-    end = time.perf_counter() + ROUND_SECONDS
-    while not times or time.perf_counter() < end:
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+def main(module: str, name: str, contender: str, threads: int) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not pass for an answer
+    workload: Workload = import_module(module).WORKLOADS[name]
+    who = workload.contenders[contender]
+    set_threads(contender, who, threads)
+    run: Run | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: Any
+        if "point" in request:
+            run = None  # so that its memory is free
+            run = who.prepare(workload.points[request["point"]].case)
+            answer = first_calls(run, workload)
+        elif run is not None:
+            answer = round_of(run, request["round"], workload.unit)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
-def set_threads(contender: str, threads: int) -> None:
-    if contender.startswith("minigrad"):
+def set_threads(contender: str, who: Contender, threads: int) -> None:
+    """Tell the libraries; the variables that the driver sets tell the rest."""
+    if contender == OURS:
         import minigrad
 
         minigrad.set_num_threads(threads)
-    elif contender == "torch":
+    if "torch" in who.needs:
         import torch
 
         torch.set_num_threads(threads)
 
 
-def _answer(seconds: float) -> None:
-    print(json.dumps(seconds), flush=True)
+def first_calls(run: Run, workload: Workload) -> dict[str, float | None]:
+    """The figure of the first call, which may compile, and the result of the last to compare."""
+    started = time.perf_counter()
+    result = run()
+    first = time.perf_counter() - started
+    for _ in range(workload.steps - 1):
+        result = run()
+    return {
+        "first": first if workload.unit == "s" else float(result),
+        "result": checksum(result) if workload.steps else None,
+    }
+
+
+def round_of(run: Run, seconds: float, unit: str) -> float:
+    """The median of the calls that there is time for, at least one.
+
+    Short work is done once before, for the caches have since held what is another process's.
+    """
+    time.sleep(REST)
+    figures: list[float] = []
+    started = time.perf_counter()
+    end = started + seconds
+    if unit == "s":
+        result = run()
+        figures.append(time.perf_counter() - started)
+        if figures[0] < seconds / 4:
+            figures.clear()
+    while not figures or time.perf_counter() < end:
+        started = time.perf_counter()
+        result = run()
+        figures.append(time.perf_counter() - started if unit == "s" else float(result))
+    return statistics.median(figures)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -1,22 +1,28 @@
 """Compares contenders fairly: each in a process of its own, in rounds that alternate.
 
 Two thread pools that spin in one process slow each other down many times over, so each contender
-runs in a process of its own, with equal threads, and on one core for one thread. It waits
-for a line, runs one round, and answers with the median time of a call in that round. The rounds go
-around between the contenders, so that a machine that slows down slows all of them; the result is
-the median of the rounds. The first call, which may compile, is timed on its own.
+runs in a process of its own, with equal threads, on as many cores. One process serves all points
+of a workload, one after the other. At each point every contender prepares, and does the first
+calls; their results must agree, for to be faster at something else is worth nothing. Then rounds go
+around between the contenders, so that a machine that slows down slows all of them. A figure is the
+median of the rounds, and a round's is the median of its calls.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-from tests.benchmarks.workloads import Workload
+from tests.benchmarks.workload import OURS, Workload
+
+MODULE = "tests.benchmarks.workloads"  # has the WORKLOADS that a contender's process looks in
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -25,86 +31,163 @@ _THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
 )
 
-Result = dict[str, Any]
+
+class BenchmarkError(RuntimeError):
+    """A workload whose figures would mean nothing: a process died, or results do not agree."""
 
 
-def compare(name: str, workload: Workload, threads: int, rounds: int) -> dict[str, Result]:
-    """The times of each contender of a workload: median, quartiles and first call, in seconds."""
-    processes = {
-        contender: _start(name, contender, threads)
-        for contender in workload.contenders
-        if workload.available(contender)
-    }
+class Figure(NamedTuple):
+    """What one contender has shown at one point, in seconds or bytes."""
+
+    median: float
+    low: float  # quartiles of the rounds
+    high: float
+    first: float
+
+
+class Measured(NamedTuple):
+    """The figures of all contenders at one point."""
+
+    label: str
+    flops: float
+    bytes: float
+    figures: dict[str, Figure]
+
+    def ratio(self, peer: str) -> float:
+        """The peer's figure over ours."""
+        return self.figures[peer].median / self.figures[OURS].median
+
+
+def measure(
+    name: str,
+    workload: Workload,
+    threads: int,
+    rounds: int,
+    seconds: float,
+    *,
+    tick: Callable[[], Any] = lambda: None,
+    module: str = MODULE,
+) -> list[Measured]:
+    """The figures of a workload at each of its points.
+
+    Args:
+        name: the workload's, under which the processes look it up.
+        workload: what is measured.
+        threads: for each contender.
+        rounds: for each contender at each point.
+        seconds: the length of a round.
+        tick: called after each round of each contender.
+        module: where the processes look.
+
+    Raises:
+        BenchmarkError: if a process dies, or results do not agree.
+    """
+    processes: dict[str, subprocess.Popen[str]] = {}
     try:
-        firsts = {contender: _ask(process) for contender, process in processes.items()}
-        times: dict[str, list[float]] = {contender: [] for contender in processes}
-        for _ in range(rounds):
-            for contender, process in processes.items():
-                times[contender].append(_ask(process))
+        for contender, who in workload.contenders.items():
+            if not who.missing():
+                processes[contender] = _start(module, name, contender, threads)
+        return [
+            _point(workload, index, processes, rounds, seconds, tick)
+            for index in range(len(workload.points))
+        ]
     finally:
         for process in processes.values():
             process.terminate()
-            process.wait()
-    return {
-        contender: {
-            "median": statistics.median(values),
-            "quartiles": statistics.quantiles(values, n=4)[::2],
-            "first_call": firsts[contender],
-        }
-        for contender, values in times.items()
-    }
+            process.communicate()
 
 
-def table(results: dict[str, Result], workload: Workload) -> str:
-    """The results as text: the time of each, and the peers' time over ours."""
-    ours = results[workload.ours]["median"]
-    rows = [("", "median", "quartiles", "first call", "over ours", "wanted")]
-    for contender, result in results.items():
-        low, high = result["quartiles"]
-        rows.append(
-            (
-                contender,
-                _seconds(result["median"]),
-                f"{_seconds(low)} - {_seconds(high)}",
-                _seconds(result["first_call"]),
-                "" if contender == workload.ours else f"{result['median'] / ours:.2f}",
-                f">= {workload.wanted[contender]}" if contender in workload.wanted else "",
+def _point(
+    workload: Workload,
+    index: int,
+    processes: Mapping[str, subprocess.Popen[str]],
+    rounds: int,
+    seconds: float,
+    tick: Callable[[], Any],
+) -> Measured:
+    label, _, flops, size = workload.points[index]
+    firsts = {who: _ask(process, who, point=index) for who, process in processes.items()}
+    check_agreement(
+        label, {who: first["result"] for who, first in firsts.items()}, workload.tolerance
+    )
+    rounds_of: dict[str, list[float]] = {who: [] for who in processes}
+    for _ in range(rounds):
+        for who, process in processes.items():
+            rounds_of[who].append(_ask(process, who, round=seconds))
+            tick()
+    figures = {who: _figure(values, firsts[who]["first"]) for who, values in rounds_of.items()}
+    return Measured(label, flops, size, figures)
+
+
+def check_agreement(label: str, results: Mapping[str, float | None], tolerance: float) -> None:
+    """Refuse results that are not finite, or differ from ours by more than `tolerance` of them.
+
+    Raises:
+        BenchmarkError: with all results. Those that are None are not compared.
+    """
+    compared = {who: result for who, result in results.items() if result is not None}
+    reference = compared.get(OURS, 0.0)
+    for result in compared.values():
+        if not math.isfinite(result) or abs(result - reference) > tolerance * abs(reference):
+            listed = ", ".join(f"{who} {value:.9g}" for who, value in compared.items())
+            raise BenchmarkError(
+                f"{label or 'the contenders'}: results differ by more than {tolerance:g}: {listed}"
             )
+
+
+def _figure(values: list[float], first: float) -> Figure:
+    low, high = values[0], values[0]
+    if len(values) > 1:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Figure(statistics.median(values), low, high, first)
+
+
+def _start(module: str, name: str, contender: str, threads: int) -> subprocess.Popen[str]:
+    arguments = [module, name, contender, str(threads)]
+    with on_cores(threads):
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.contender", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(threads),
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
 
 
-def _start(name: str, contender: str, threads: int) -> subprocess.Popen[str]:
-    environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.contender", name, contender, str(threads)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    if threads == 1 and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
-    return process
+def environment(threads: int) -> dict[str, str]:
+    """The variables of a contender's process: they give every library the same threads."""
+    variables = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    variables["JAX_PLATFORMS"] = "cpu"
+    if threads == 1:
+        # More threads it takes from the cores that it may run on.
+        alone = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        variables["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {alone}".strip()
+    return variables
 
 
-def _ask(process: subprocess.Popen[str]) -> float:
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """A process that is started here runs on the last `count` of our cores, from its birth."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[-count:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _ask(process: subprocess.Popen[str], who: str, **request: float) -> Any:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write("run\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
+    try:
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
     if not answer:
-        raise RuntimeError("a contender has stopped; its error is above")
-    return float(json.loads(answer))
-
-
-def _seconds(value: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"
+        raise BenchmarkError(f"the process of {who} has stopped; its error is above")
+    return json.loads(answer)

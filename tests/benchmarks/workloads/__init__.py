@@ -1,0 +1,14 @@
+"""What is measured, by theme. Each module has its `WORKLOADS`, by name."""
+
+from tests.benchmarks.workload import Workload
+from tests.benchmarks.workloads import engine, lora, matmul, neural, optim, process, roof
+
+WORKLOADS: dict[str, Workload] = {
+    **roof.WORKLOADS,
+    **matmul.WORKLOADS,
+    **neural.WORKLOADS,
+    **optim.WORKLOADS,
+    **lora.WORKLOADS,
+    **engine.WORKLOADS,
+    **process.WORKLOADS,
+}
