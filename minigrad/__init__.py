@@ -9,6 +9,7 @@ from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the on
 
 from minigrad import data, functional, io, metrics, nn, ops, optim
 from minigrad.checkpoint import checkpoint
+from minigrad.config import show_config
 from minigrad.creation import (
     arange,
     eye,
@@ -74,6 +75,7 @@ __all__ = [
     "randint",
     "randn",
     "set_num_threads",
+    "show_config",
     "tensor",
     "value_and_grad",
     "vjp",

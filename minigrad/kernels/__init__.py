@@ -6,9 +6,9 @@ a twin in numpy that is its oracle in the tests and its stand-in under NUMBA_DIS
 gives the same bits on any number of threads.
 
 Read `vector` (vector instructions), `micro` (the register tile), `pack` and `loops` (blocks and
-caches) and `gemm` (the checked entry) for the matrix product; `jit` and `threads` hold what is
-decided once for all kernels: how they are compiled, and when they use threads. `elementwise`,
-`indexing` and `optim` are what their names say.
+caches) and `gemm` (the checked entry) for the matrix product; `jit`, `cache`, `kernel` and
+`threads` hold what is decided once for all kernels: how they are compiled, where they are kept, and
+when they use threads. The others are what their names say.
 
 The modules are imported when they are first used, for with them comes numba, which takes longer to
 import than the rest of the library.
@@ -20,9 +20,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minigrad.kernels import elementwise, gemm, indexing, optim, threads
+    from minigrad.kernels import (
+        activation,
+        attention,
+        dropout,
+        elementwise,
+        gemm,
+        indexing,
+        lora,
+        losses,
+        normalization,
+        optim,
+        softmax,
+        threads,
+    )
 
-__all__ = ["elementwise", "gemm", "indexing", "optim", "threads"]
+__all__ = [
+    "activation",
+    "attention",
+    "dropout",
+    "elementwise",
+    "gemm",
+    "indexing",
+    "lora",
+    "losses",
+    "normalization",
+    "optim",
+    "softmax",
+    "threads",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,8 @@
 
 Every kernel of this package is decorated with `jit`, which is `numba.njit` with our choices made:
 
-* The machine code is cached on disk, so that only the first run on a machine compiles.
+* The machine code is kept on disk, so that only the first run on a machine compiles (see
+  `minigrad.kernels.cache`).
 * The GIL is released while a kernel runs: kernels see numbers and memory, never a Python object.
 * A division by zero gives what IEEE says, as in numpy, and not an exception.
 * Fast-math flags are allowed singly. `"reassoc"` and `"contract"` let a sum be vectorised and a
@@ -16,15 +17,14 @@ point serves the numpy twin of its kernel instead.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numba
 import numba.extending
-from numba.core.caching import FunctionCache
+from numba.core.registry import cpu_target
+
+from minigrad.kernels.cache import KernelCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -33,36 +33,6 @@ _numba: Any = numba  # whose own annotations cover a part of it, and differ betw
 
 JIT_ENABLED = not _numba.config.DISABLE_JIT
 """Whether kernels are compiled: False under NUMBA_DISABLE_JIT=1."""
-
-
-def _digest_of_sources() -> str:
-    """One hash over all source files of this package."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-_SOURCES = _digest_of_sources()
-
-
-class _PackageCache(FunctionCache):  # type: ignore[misc, unused-ignore]  # numba has no types
-    """numba's disk cache, with the two things added to its key that ours must depend on.
-
-    numba's own key knows the file a kernel is written in, and nothing of the files it calls into:
-    change the register tile in one file, and loops in another go on packing panels for the old
-    one. With raw addresses that is a write out of bounds, so the key holds all our sources.
-    It does not know the compile options either, but we compile one function twice, with and
-    without `parallel`.
-    """
-
-    def __init__(self, function: Callable[..., Any], options: object) -> None:
-        super().__init__(function)  # type: ignore[no-untyped-call, unused-ignore]
-        self._salt = (_SOURCES, repr(options))
-
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        key = super()._index_key(sig, codegen)  # type: ignore[no-untyped-call, unused-ignore]
-        return (*key, self._salt)
 
 
 def jit(
@@ -91,9 +61,7 @@ def jit(
             inline=inline,
             error_model="numpy",
         )(function)
-        # A RuntimeError says that no folder can be written to; then each process compiles anew.
-        with suppress(RuntimeError):
-            dispatcher._cache = _PackageCache(function, (parallel, sorted(flags), inline))
+        dispatcher._cache = KernelCache(function, (parallel, sorted(flags), inline))
         if signature is not None:
             dispatcher.compile(signature)
             dispatcher.disable_compile()
@@ -108,3 +76,9 @@ def intrinsic(emit: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
     The first argument of `emit` is numba's typing context, which callers do not pass.
     """
     return cast(Callable[P, Any], _numba.extending.intrinsic(emit))
+
+
+def processor() -> str:
+    """The name by which LLVM knows the processor that we compile for."""
+    _, name, _ = cpu_target.target_context.codegen().magic_tuple()
+    return str(name)

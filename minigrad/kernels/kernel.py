@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 from numba import types
@@ -28,6 +28,10 @@ class Kernel:
         function: what to compile.
         signature: the numba types of its arguments, after the number of pieces.
         fastmath: LLVM's flags for it (see `minigrad.kernels.jit`).
+
+    Attributes:
+        alone: the loop for one thread.
+        shared: the loop for several.
     """
 
     def __init__(
@@ -39,26 +43,29 @@ class Kernel:
         self.function = function
         self.signature = signature
         self.fastmath = fastmath
+        # Plain attributes, since they are looked up in each call.
+        self.alone: Callable[..., None] = partial(self._first_call, False)
+        self.shared: Callable[..., None] = partial(self._first_call, True)
         KERNELS.append(self)
 
     def __repr__(self) -> str:
         arguments = ", ".join(map(str, self.signature))
         return f"<Kernel {self.function.__module__}.{self.function.__name__}({arguments})>"
 
-    @cached_property
-    def alone(self) -> Callable[..., None]:
-        """The machine code for one thread."""
-        return self._compile(parallel=False)
-
-    @cached_property
-    def shared(self) -> Callable[..., None]:
-        """The machine code for several threads."""
-        return self._compile(parallel=True)
-
-    def _compile(self, parallel: bool) -> Callable[..., None]:
+    def compile(self, parallel: bool) -> Callable[..., None]:
+        """Read the machine code for one thread or for several from disk, or else compile it."""
         signature = (types.intp, *self.signature)
-        decorate = jit(signature=signature, parallel=parallel, fastmath=self.fastmath)
-        return decorate(self.function)
+        compiled = jit(signature=signature, parallel=parallel, fastmath=self.fastmath)(
+            self.function
+        )
+        if parallel:
+            self.shared = compiled
+        else:
+            self.alone = compiled
+        return compiled
+
+    def _first_call(self, parallel: bool, *arguments: Any) -> None:
+        self.compile(parallel)(*arguments)
 
     def __call__(self, seconds: float, *arguments: Any) -> None:
         """Run, on threads where that is worth it."""

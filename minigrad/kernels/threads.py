@@ -68,7 +68,7 @@ _threads = 0  # as many as there are, until someone says how many
 def set_num_threads(n: int) -> None:
     """Let kernels use up to `n` threads, in the whole process; 1 means none but the caller's."""
     global _threads
-    limit = _numba().config.NUMBA_NUM_THREADS
+    limit = get_max_threads()
     try:
         count = operator.index(n)
     except TypeError:
@@ -85,13 +85,19 @@ def get_num_threads() -> int:
     """How many threads a kernel may use at most (see `set_num_threads`)."""
     global _threads
     if not _threads:
-        _threads = _numba().config.NUMBA_NUM_THREADS
+        _threads = get_max_threads()
     return _threads
 
 
+def get_max_threads() -> int:
+    """How many threads `set_num_threads` accepts at most."""
+    limit: int = _numba().config.NUMBA_NUM_THREADS
+    return limit
+
+
 @cache
-def _layer() -> str:
-    """Start the pool of threads, once, and say on which layer it is.
+def threading_layer() -> str:
+    """Start the pool of threads, once, and say on which layer it is: "omp", "tbb", "workqueue".
 
     Threads of OpenMP that wait for work spin, by default for milliseconds. That is fast while every
     thread has a core to itself, and a disaster where another process wants one: a spinning thread
@@ -127,7 +133,7 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
         threads = get_num_threads()
         if threads == 1 or _forked or self._seconds < WORTH_A_TEAM:
             return 1
-        if _layer() == "workqueue":
+        if threading_layer() == "workqueue":
             if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):
                 return 1
             self._locked = True

@@ -1,0 +1,101 @@
+"""`python -m minigrad warmup` compiles the kernels ahead, `python -m minigrad config` shows where.
+
+What is not compiled ahead is compiled when it is first used, once on a machine; so nobody needs to
+do this. It is for the building of a container, say, or before a class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+
+import minigrad
+
+Job = tuple[str, Callable[[], object]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; `arguments` are those of the process unless given."""
+    parser = argparse.ArgumentParser("python -m minigrad", description="What minigrad runs on.")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    warm = commands.add_parser("warmup", help="compile the kernels ahead, for the next processes")
+    warm.add_argument("--all", action="store_true", help="those of float64 too")
+    commands.add_parser("config", help="show versions, processor, threads and compiled kernels")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "warmup":
+        warmup(double=chosen.all)
+    elif chosen.command == "config":
+        minigrad.show_config()
+    else:
+        parser.print_help()
+
+
+def warmup(double: bool = False) -> None:
+    """Compile the kernels of float32, and those of float64 if `double`, unless they are on disk.
+
+    A progress bar on stderr says which is being compiled, a line on stdout how many were. Where
+    this process may use threads, the forms for several threads are compiled too.
+
+    Raises:
+        SystemExit: if nothing is to be compiled, under NUMBA_DISABLE_JIT=1, or cannot be kept.
+    """
+    from tqdm.auto import tqdm
+
+    from minigrad.kernels import cache, jit
+
+    if not jit.JIT_ENABLED:
+        sys.exit("minigrad warmup: NUMBA_DISABLE_JIT is set, so that nothing is ever compiled")
+    if cache.writable_folder() is None:
+        sys.exit(f"minigrad warmup: compiled kernels are {cache.describe()}")
+    cache.announce(False)
+    start, compiled, jobs = time.perf_counter(), 0, list(_jobs(double))
+    with tqdm(jobs, unit="kernel", disable=None, dynamic_ncols=True, leave=False) as bar:
+        for name, job in bar:
+            bar.set_postfix_str(name)
+            before = len(cache.COMPILED)
+            job()
+            compiled += len(cache.COMPILED) > before
+    seconds = time.perf_counter() - start
+    print(
+        f"{compiled} kernels compiled, {len(jobs) - compiled} were there, in {seconds:.1f} s: "
+        f"{cache.describe()}"
+    )
+
+
+def _jobs(double: bool) -> Iterator[Job]:
+    """What there is to compile, each with a name."""
+    from minigrad import kernels
+    from minigrad.kernels.kernel import KERNELS
+
+    for module in kernels.__all__:
+        import_module(f"minigrad.kernels.{module}")
+    forms = (False, True) if minigrad.get_num_threads() > 1 else (False,)
+    for dtype in ("float32", "float64") if double else ("float32",):
+        yield from _products(dtype, on_threads=len(forms) > 1)
+    for kernel in KERNELS:
+        if double or "float64" not in str(kernel.signature):
+            for parallel in forms:
+                name = kernel.function.__name__.strip("_")
+                yield name + " on threads" * parallel, partial(kernel.compile, parallel)
+
+
+def _products(dtype: str, on_threads: bool) -> Iterator[Job]:
+    """One product for each loop of the matrix product, which knows best when it takes which."""
+    import numpy as np
+
+    from minigrad.kernels.gemm import matmul
+
+    shapes: dict[str, tuple[int, ...]] = {"a product": (32, 32)}
+    if on_threads:
+        shapes |= {"a large product": (256, 256), "many products": (64, 64, 64)}
+    for name, shape in shapes.items():
+        x = np.ones(shape, dtype)
+        yield f"{name} of {dtype}", partial(matmul, x, x)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What this installation runs on: versions, the processor, threads, compiled kernels."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import TextIO
+
+
+def show_config(file: TextIO | None = None) -> None:
+    """Print what this installation runs on, as a bug report or a measurement should state it.
+
+    Args:
+        file: where to; `sys.stdout` if there is none. For the facts as a dictionary see `config`.
+    """
+    facts = config()
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}", file=file or sys.stdout)
+
+
+def config() -> dict[str, str]:
+    """The facts that `show_config` prints, by name."""
+    # Here, since with these comes numba, which takes longer to import than all the rest.
+    from minigrad.kernels import cache, jit, micro, threads, vector
+
+    width, registers = vector.vector_registers()
+    tiles = {f"float{8 * size}": micro.tile_shape(size) for size in (4, 8)}
+    return {
+        "minigrad": _version("minigrad-lora"),
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        **{name: _version(name) for name in ("numpy", "numba", "llvmlite")},
+        "processor": jit.processor(),
+        "vectors": f"{width} bytes, {registers} registers",
+        "tile": ", ".join(f"{tile.MR} x {tile.NR} {name}" for name, tile in tiles.items()),
+        "compiled": "yes" if jit.JIT_ENABLED else "no, for NUMBA_DISABLE_JIT is set: numpy serves",
+        "threads": f"{threads.get_num_threads()} of {threads.get_max_threads()}",
+        "threading layer": _layer(),
+        "kernels": cache.describe(),
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _layer() -> str:
+    from minigrad.kernels.threads import threading_layer
+
+    try:
+        return threading_layer()
+    except ValueError as error:  # a layer was asked for that this machine does not have
+        return f"none: {error}"

@@ -1,0 +1,261 @@
+"""Compiled kernels, kept on disk: each in a file of its own, whose name says what it was made of.
+
+numba has a cache, and we do not use it, for four reasons:
+
+* Its key knows the file that a function is written in, and nothing of the files it calls into.
+  Change the register tile in one file, and loops in another go on packing panels for the old one:
+  with raw addresses that is a write out of bounds. Nor does it know how a function was compiled,
+  and we compile one function twice, with and without threads.
+* It numbers the files of a function in an index. Two processes that compile at once may give one
+  number to two kernels, and each then runs the machine code of the other.
+* A file that was cut short, by a full disk say, raises whatever reading it happens to raise.
+* Nothing is ever deleted.
+
+Here the name of a file is a digest of all that its machine code depends on, so there is no index,
+and nothing to get out of step: a kernel is either there or compiled. Two processes that compile
+the same kernel write the same file, each at one stroke. A file begins with a digest of the rest, so
+that a damaged one is noticed, and made again. The files made of one state of our sources lie in a
+folder of their own, and the last few such folders are kept.
+
+The key does not know the values of global variables, which numba compiles in. They may be constants
+of our sources; what depends on the machine (the size of a cache, say) must come as an argument.
+
+A kernel is looked for in all folders that `folders` names, and kept in the first that can be
+written to. So kernels that were compiled when a container was built, or by an administrator, serve
+everyone, whoever may write there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy
+from numba.core import compiler, serialize
+from numba.core.runtime.nrt import rtsys
+from numba.misc import appdirs
+
+# numba's own annotations cover a part of it, and differ between versions.
+_numba: Any = numba
+_CompileResult: Any = compiler.CompileResult
+_dumps: Any = serialize.dumps
+_AppDirs: Any = appdirs.AppDirs
+
+PACKAGE = Path(__file__).parent
+GENERATIONS = 4  # states of our sources whose kernels are kept
+
+LOADED: list[str] = []
+"""Which functions this process has read from disk."""
+
+COMPILED: list[str] = []
+"""Which functions this process has compiled, be they kernels or called by one."""
+
+_announce = True
+
+
+@cache
+def _digest(path: Path) -> str:
+    """A digest of a source file; empty if it cannot be read, as within an archive."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _digest_of_sources() -> str:
+    """A digest of all source files of this package; empty if there are none."""
+    digests = "".join(_digest(path) for path in sorted(PACKAGE.rglob("*.py")))
+    return digests and hashlib.sha256(digests.encode()).hexdigest()
+
+
+_SOURCES = _digest_of_sources()
+
+
+@cache
+def _surroundings() -> tuple[object, ...]:
+    """What machine code depends on, apart from our sources and the processor."""
+    versions = (_numba.__version__, llvmlite.__version__, numpy.__version__, sys.version)
+    options = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
+    return (*versions, *(str(getattr(_numba.config, name, None)) for name in options))
+
+
+def folders() -> list[Path]:
+    """Where compiled kernels may be, in the order in which they are looked for.
+
+    Below `NUMBA_CACHE_DIR` if that is set, else beside our sources or in the user's own folder for
+    such things. All depend on the state of our sources; there are none if these cannot be read.
+    """
+    if not _SOURCES:
+        return []
+    places = [PACKAGE / "__pycache__", Path(_AppDirs("minigrad", False).user_cache_dir)]
+    if _numba.config.CACHE_DIR:
+        places = [Path(_numba.config.CACHE_DIR, "minigrad")]
+    return [place / f"kernels-{_SOURCES[:16]}" for place in places]
+
+
+@cache
+def writable_folder() -> Path | None:
+    """The first of the `folders` that can be written to, which is made if need be; None if none."""
+    for folder in folders():
+        try:
+            is_new = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        if is_new:
+            _drop_old_generations(folder)
+        return folder
+    return None
+
+
+def _drop_old_generations(newest: Path) -> None:
+    """Delete what was compiled of older sources, but for the last few states of them."""
+    dated = []
+    for folder in newest.parent.glob("kernels-*"):
+        with suppress(OSError):  # another process may be deleting it as well
+            dated.append((folder.stat().st_mtime, folder))
+    others = sorted((item for item in dated if item[1] != newest), reverse=True)
+    for _, folder in others[GENERATIONS - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe() -> str:
+    """Where compiled kernels are kept, and how many there are."""
+    folder = writable_folder()
+    if folder is None:
+        return f"kept nowhere: no folder for them can be written to ({_tried()})"
+    sizes = [path.stat().st_size for path in folder.glob("*.nbc")]
+    return f"{len(sizes)} files of {sum(sizes) / 1e6:.1f} MB in {folder}"
+
+
+def announce(wanted: bool) -> None:
+    """Say whether the first compilation of this process is to be announced, as it is by default."""
+    global _announce
+    _announce = wanted
+
+
+class KernelCache:
+    """The files of one function, compiled with these options: takes the place of numba's cache."""
+
+    def __init__(self, function: Callable[..., Any], options: tuple[object, ...]) -> None:
+        self._function = function
+        self._options = options
+        self._source = _digest(Path(function.__code__.co_filename))
+
+    @property
+    def cache_path(self) -> str | None:
+        """Where the function is kept, for numba's statistics."""
+        folder = writable_folder()
+        return None if folder is None else str(folder)
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """The function for these argument types, if it is on disk; None if it must be compiled."""
+        # numba would call target.refresh(), which imports all that a compilation may need, and
+        # takes 0.1 to 0.2 s; code that is compiled needs no more than the memory manager.
+        rtsys.initialize(target)
+        if self._source:
+            name = self._file_name(signature, target)
+            for folder in folders():
+                content = _read(folder / name)
+                if content is not None:
+                    LOADED.append(self._function.__name__)
+                    return _CompileResult._rebuild(target, *pickle.loads(content))
+        _say_that_we_compile()
+        COMPILED.append(self._function.__name__)
+        return None
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        """Keep what has been compiled, where there is a folder to keep it in."""
+        if compiled.library.has_dynamic_globals:
+            raise TypeError(
+                f"{self._function.__qualname__}: its machine code holds an address of this process "
+                "(of a large global array, or of a function of ctypes), so that it cannot be kept "
+                "for others; make that an argument"
+            )
+        folder = writable_folder()
+        if folder is not None and self._source:
+            name = self._file_name(signature, compiled.target_context)
+            _write(folder / name, _dumps(compiled._reduce()))
+
+    def _file_name(self, signature: Any, target: Any) -> str:
+        code, closure = self._function.__code__, self._function.__closure__ or ()
+        parts = (
+            self._source,
+            code.co_firstlineno,
+            self._function.__qualname__,
+            _dumps(tuple(cell.cell_contents for cell in closure)),
+            str(signature),
+            self._options,
+            target.codegen().magic_tuple(),  # which processor, and which of its instructions
+            _SOURCES,
+            _surroundings(),
+        )
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        return f"{self._function.__name__}-{digest[:32]}.nbc"
+
+
+def _read(path: Path) -> bytes | None:
+    """What a file holds, if it is there and whole."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, rest = content[:32], content[32:]
+    return rest if hashlib.sha256(rest).digest() == digest else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file at one stroke: who reads it at the same time finds all of it, or none."""
+    draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    try:
+        draft.parent.mkdir(exist_ok=True)  # for another process may have deleted it as an old one
+        draft.write_bytes(hashlib.sha256(content).digest() + content)
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        if not os.path.exists(path):  # Windows keeps the file that another process is reading
+            _say_once(
+                "kernels that this process compiles are compiled anew in the next, for they could "
+                f"not be kept: {error}"
+            )
+
+
+def _say_that_we_compile() -> None:
+    """Say why the first call takes its time."""
+    folder = writable_folder()
+    if folder is None:
+        _say_once(
+            "compiling kernels, anew in each process, for there is no folder to keep them in that "
+            f"can be written to ({_tried()}); NUMBA_CACHE_DIR may name one"
+        )
+    elif _announce:
+        _say_once(
+            "compiling kernels for this machine, once (python -m minigrad warmup does it ahead); "
+            f"they are kept in {folder}"
+        )
+
+
+def _tried() -> str:
+    return ", ".join(map(str, folders())) or "nor can our own source files be read"
+
+
+@cache
+def _say_once(text: str) -> None:
+    # Through `logging`, so that a program can silence it or send it elsewhere; as a warning, since
+    # without any set-up only those are shown.
+    logging.getLogger("minigrad").warning("minigrad: %s", text)

@@ -1,0 +1,378 @@
+"""The first start on a machine, the next ones, and all that may be wrong with what lies between.
+
+Most tests run processes that share a folder for compiled kernels. `LORA_STEP` is what a user does;
+the other tests make do with `PROBE`, a kernel that is compiled in a moment.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import __main__ as command_line
+from minigrad.kernels import cache
+from minigrad.kernels.jit import JIT_ENABLED, jit
+from minigrad.kernels.kernel import Kernel
+
+ROOT = Path(__file__).parents[1]
+needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="nothing is compiled")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+LORA_STEP = """
+import numpy as np
+import lora, minigrad
+model = minigrad.nn.MLP([4, 8, 3], activation=minigrad.nn.GELU())
+lora.attach(model, lora.LoRAConfig(rank=2, alpha=4))
+optimizer = minigrad.optim.Adam(model.trainable_parameters(), lr=0.01)
+loss = minigrad.mse(model(minigrad.randn(5, 4)), minigrad.randn(5, 3))
+loss.backward()
+optimizer.step()
+"""
+
+PROBE = """
+import numpy as np
+from numba import prange, types
+from minigrad.kernels.kernel import Kernel
+
+def double(pieces, x, out):
+    for piece in prange(pieces):
+        for i in range(piece * x.size // pieces, (piece + 1) * x.size // pieces):
+            out[i] = 2 * x[i]
+
+KERNEL = Kernel(double, (types.Array(types.float32, 1, "C"),) * 2)
+
+def right(seconds=0.0):
+    x = np.arange(1000, dtype=np.float32)
+    out = np.empty_like(x)
+    KERNEL(seconds, x, out)
+    return np.array_equal(out, x + x)
+"""
+
+RUN_PROBE = """
+import probe
+assert probe.right()
+"""
+
+REPORT = """
+from minigrad.kernels import cache
+print(*cache.COMPILED)
+print(*cache.LOADED)
+"""
+
+
+class Machine:
+    """Processes that share a folder for compiled kernels, at first an empty one."""
+
+    def __init__(self, folder, root=ROOT):
+        self.home = folder
+        self.folder = folder / "compiled"
+        self.paths = os.pathsep.join([str(root), str(folder)])
+        (folder / "probe.py").write_text(PROBE)
+
+    def start(self, script, **environment):
+        variables = {"PYTHONPATH": self.paths, "NUMBA_CACHE_DIR": str(self.folder), **environment}
+        everything = {**os.environ, **variables}
+        return subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script) + REPORT],
+            cwd=self.home,
+            env={name: value for name, value in everything.items() if value is not None},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, process):
+        """What was compiled, what was loaded, and what was said."""
+        out, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        *_, compiled, loaded = out.split("\n")[:-1]
+        return compiled.split(), loaded.split(), said.splitlines()
+
+    def run(self, script, **environment):
+        return self.finish(self.start(script, **environment))
+
+    def files(self):
+        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@needs_jit
+def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
+    compiled, loaded, said = machine.run(LORA_STEP)
+    assert any("gelu" in name for name in compiled)
+    assert loaded == []
+    assert len(said) == 1
+    assert said[0].startswith("minigrad: compiling kernels for this machine, once")
+    assert str(machine.folder) in said[0]
+    kept = machine.files()
+    assert len(kept) == len(compiled)
+
+    compiled, loaded, said = machine.run(LORA_STEP)
+    assert (compiled, said) == ([], [])
+    assert any("gelu" in name for name in loaded)
+
+    compiled, loaded, said = machine.run("import minigrad; minigrad.gelu(minigrad.ones(4, 4))")
+    assert (compiled, said) == ([], [])
+    assert len(loaded) >= 1
+    assert all("gelu" in name for name in loaded)
+    assert machine.files() == kept
+
+
+@needs_jit
+def test_the_line_is_a_message_of_logging_and_can_be_silenced(machine):
+    quiet = 'import logging; logging.getLogger("minigrad").setLevel(logging.ERROR)'
+    compiled, _, said = machine.run(quiet + RUN_PROBE)
+    assert (compiled, said) == (["double"], [])
+
+
+@needs_jit
+def test_without_a_folder_each_process_compiles_and_says_so(machine):
+    # Below a regular file nobody can make a folder, the superuser neither.
+    machine.folder.write_text("")
+    for _ in range(2):
+        compiled, loaded, said = machine.run(RUN_PROBE)
+        assert (compiled, loaded) == (["double"], [])
+        assert len(said) == 1
+        assert "anew in each process" in said[0]
+        assert str(machine.folder) in said[0]
+
+
+@needs_jit
+def test_beside_read_only_sources_the_folder_of_the_user_serves(tmp_path):
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "minigrad", tmp_path / "site/minigrad", ignore=ignored)
+    (tmp_path / "site/minigrad/kernels/__pycache__").write_text("")
+    machine = Machine(tmp_path, root=tmp_path / "site")
+    home = tmp_path / "home"
+    place = {"NUMBA_CACHE_DIR": None, "PYTHONDONTWRITEBYTECODE": "1"}
+    place |= dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(home))
+    assert machine.run(RUN_PROBE, **place)[:2] == (["double"], [])
+    assert [path.name.split("-")[0] for path in home.rglob("*.nbc")] == ["double"]
+    assert machine.run(RUN_PROBE, **place) == ([], ["double"], [])
+
+
+@needs_jit
+def test_processes_that_compile_at_once_do_not_disturb_each_other(machine):
+    both = "import probe; assert probe.right(); probe.KERNEL.compile(parallel=True)"
+    processes = [machine.start(both) for _ in range(3)]
+    for process in processes:
+        compiled, loaded, _ = machine.finish(process)
+        assert sorted(compiled + loaded) == ["double", "double"]
+    assert len(machine.files()) == 2  # nor is a draft left
+    assert machine.run(both) == ([], ["double", "double"], [])
+
+
+@needs_jit
+@needs_fork
+def test_a_forked_child_runs_what_its_parent_has_loaded_and_what_it_has_not(machine):
+    script = """
+        import os, probe
+        assert probe.right(seconds=1.0)  # on threads, which a child has not
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if probe.right(seconds=1.0) else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert probe.right(seconds=1.0)
+    """
+    assert machine.run(script, NUMBA_NUM_THREADS="2")[0] == ["double"]
+
+
+@needs_jit
+def test_code_for_another_processor_or_numba_is_not_loaded(machine):
+    here = machine.run(RUN_PROBE)[:2]
+    assert here == (["double"], [])
+    assert machine.run(RUN_PROBE, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")[:2] == here
+    assert machine.run('import numba; numba.__version__ += ".0"' + RUN_PROBE)[:2] == here
+    assert len(machine.files()) == 3
+    assert machine.run(RUN_PROBE)[:2] == ([], ["double"])
+
+
+@needs_jit
+def test_another_source_or_constant_in_it_is_not_taken_for_the_first(machine, tmp_path):
+    machine.run(RUN_PROBE)
+    (tmp_path / "probe.py").write_text(PROBE.replace("2 * x[i]", "3 * x[i] - x[i]"))
+    assert machine.run(RUN_PROBE)[:2] == (["double"], [])
+
+
+DAMAGES = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "one bit flipped": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+    "of numba": lambda content: content[32:],
+}
+
+
+@needs_jit
+def test_a_damaged_file_is_made_anew(machine):
+    machine.run(RUN_PROBE)
+    (file,) = machine.files()
+    whole = file.read_bytes()
+    for damage in DAMAGES.values():
+        file.write_bytes(damage(whole))
+        assert cache._read(file) is None
+    assert machine.run(RUN_PROBE)[:2] == (["double"], [])
+    assert machine.run(RUN_PROBE) == ([], ["double"], [])
+
+
+def test_a_kernel_that_cannot_be_written_is_no_error(tmp_path, caplog):
+    (tmp_path / "folder").write_text("")
+    with caplog.at_level(logging.WARNING, "minigrad"):
+        cache._write(tmp_path / "folder/kernel.nbc", b"code")
+    assert "could not be kept" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.fixture
+def probe(tmp_path, monkeypatch):
+    """The module of `PROBE`, and a folder of its own for compiled kernels."""
+    (tmp_path / "a_probe.py").write_text(PROBE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cache, "folders", lambda: [tmp_path / "here/kernels-1"])
+    monkeypatch.setattr(cache, "writable_folder", cache.writable_folder.__wrapped__)
+    import a_probe
+
+    yield a_probe
+    del sys.modules["a_probe"]
+
+
+@needs_jit
+def test_one_form_of_a_kernel_is_compiled_at_its_first_call(probe, tmp_path):
+    compiled, loaded = len(cache.COMPILED), len(cache.LOADED)
+    assert list(tmp_path.rglob("*.nbc")) == []
+    assert probe.right()
+    assert probe.right()
+    assert cache.COMPILED[compiled:] == ["double"]
+    assert cache.LOADED[loaded:] == []  # the second call looks nothing up
+    assert len(list(tmp_path.rglob("*.nbc"))) == 1
+
+
+@needs_jit
+def test_kernels_are_read_where_they_cannot_be_written(probe, tmp_path, monkeypatch):
+    assert probe.right()
+    folders = [tmp_path / "nothing", tmp_path / "here/kernels-1"]
+    monkeypatch.setattr(cache, "folders", lambda: folders)
+    monkeypatch.setattr(cache, "writable_folder", lambda: None)
+    compiled, loaded = len(cache.COMPILED), len(cache.LOADED)
+    twin = Kernel(probe.KERNEL.function, probe.KERNEL.signature)
+    out = np.empty(3, np.float32)
+    twin(0.0, np.ones(3, np.float32), out)
+    assert (out == 2).all()
+    assert (len(cache.COMPILED), len(cache.LOADED)) == (compiled, loaded + 1)
+
+
+@needs_jit
+def test_code_that_holds_an_address_is_refused(probe):
+    table = np.arange(1_000_000)
+
+    def look_up(i):
+        return table[i]
+
+    from numba import types
+
+    with pytest.raises(TypeError, match=r"look_up: .* holds an address .* make that an argument"):
+        jit(signature=(types.intp,))(look_up)
+
+
+def test_only_the_last_states_of_the_sources_are_kept(tmp_path, monkeypatch):
+    for age in range(6):
+        folder = tmp_path / f"kernels-{age}"
+        folder.mkdir()
+        (folder / "kernel.nbc").write_text("")
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    (tmp_path / "something else").mkdir()
+    monkeypatch.setattr(cache, "folders", lambda: [tmp_path / "kernels-new"])
+    assert cache.writable_folder.__wrapped__() == tmp_path / "kernels-new"
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["kernels-0", "kernels-1", "kernels-2", "kernels-new", "something else"]
+
+
+# The command line, and what it shows.
+
+FACTS = ["Python", "numpy", "numba", "processor", "vectors", "tile", "threads", "kernels"]
+
+
+def test_show_config_prints_the_facts(capsys):
+    minigrad.show_config()
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("  ")[0] for line in lines]
+    assert set(FACTS) <= set(names)
+    assert any(line.split() == ["numpy", np.__version__] for line in lines)
+    command_line.main(["config"])
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_show_config_without_compilation(machine):
+    script = "import minigrad; minigrad.show_config()"
+    process = machine.start(script, NUMBA_DISABLE_JIT="1")
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+    assert "NUMBA_DISABLE_JIT is set" in out
+
+
+def test_numba_is_imported_when_a_kernel_is_used(machine):
+    machine.run("import lora, minigrad, sys; assert 'numba' not in sys.modules")
+
+
+def test_no_command_shows_the_commands(capsys):
+    command_line.main([])
+    out = capsys.readouterr().out
+    assert "warmup" in out
+    assert "config" in out
+
+
+@needs_jit
+def test_warmup_says_what_it_did(probe, tmp_path, monkeypatch, capsys):
+    jobs = [("probe", lambda: probe.KERNEL.compile(parallel=False))]
+    monkeypatch.setattr(command_line, "_jobs", lambda double: jobs)
+    for summary in ("1 kernels compiled, 0 were there", "0 kernels compiled, 1 were there"):
+        command_line.main(["warmup"])
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(summary)
+        assert last.endswith(f"MB in {tmp_path / 'here/kernels-1'}")
+
+
+@needs_jit
+def test_warmup_knows_the_kernels_and_their_forms():
+    names = [name for name, _ in command_line._jobs(double=False)]
+    more = [name for name, _ in command_line._jobs(double=True)]
+    assert any("gelu" in name for name in names)
+    assert any("adam" in name for name in names)
+    assert "a product of float32" in names
+    assert len(more) > len(names)
+    on_threads = any(name.endswith("on threads") for name in names)
+    assert on_threads == (minigrad.get_num_threads() > 1)
+
+
+def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):
+    if JIT_ENABLED:
+        monkeypatch.setattr(cache, "writable_folder", lambda: None)
+        reason = "no folder for them can be written to"
+    else:
+        reason = "NUMBA_DISABLE_JIT is set"
+    with pytest.raises(SystemExit, match=reason):
+        command_line.main(["warmup"])
+
+
+@needs_jit
+@pytest.mark.full
+def test_after_warmup_nothing_is_compiled(machine):
+    warm = "from minigrad.__main__ import main; main(['warmup', '--all'])"
+    compiled, _, said = machine.run(warm)
+    assert any("gelu" in name for name in compiled)
+    assert said == []
+    compiled, loaded, _ = machine.run(warm)
+    assert compiled == []
+    assert len(loaded) > 10
+    assert machine.run(LORA_STEP)[0] == []
