@@ -1,12 +1,20 @@
 """Matrix products of arrays: `matmul`, the checked entry to the compiled loops.
 
 Machine code that works on addresses must be told the truth about them. This module is the only
-place that calls `minigrad.kernels.loops`, and what it hands over comes from numpy's own account
-of the arrays: their shapes, their strides, and an output it has just made.
+place that calls `minigrad.kernels.loops` and `minigrad.kernels.thin`, and what it hands over comes
+from numpy's own account of the arrays: their shapes, their strides, and an output that it has made
+or checked.
 
 Arrays of any layout are served by the same machine code, compiled once for each dtype: it takes
 the most general kind of array (any strides, possibly read-only, possibly misaligned), and numba
 lets every other kind pass as one of these.
+
+Which loops a product takes, its shape and strides decide (`_Kernel.product`):
+
+    one row, or one column, of a matrix whose rows run across     thin.sweep
+    few columns, and a large matrix whose rows run along k        thin.dots
+    k much larger than m and n: pieces of k are a batch, summed   loops.gemm_batch
+    all else                                                      loops.gemm
 """
 
 from __future__ import annotations
@@ -19,44 +27,64 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from minigrad.kernels import loops
+from minigrad.kernels import loops, thin
+from minigrad.kernels.blocks import block_sizes
 from minigrad.kernels.jit import JIT_ENABLED, jit
+from minigrad.kernels.loops import PIECES
 from minigrad.kernels.micro import tile_shape
 from minigrad.kernels.threads import get_num_threads, team
 
 Array = NDArray[Any]
 
-TILES_MC, KC, NC = 8, 512, 1024  # blocks: tiles of rows of A, steps of k, columns of B
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
 THREADS_FROM = 4_000_000  # multiply-adds below which threads are not even asked for
+LONG = 32  # steps of k from which on the thin loops repay the choice
+TALL = 64  # rows from which on the thin side is worth a copy
+PAGE = 512  # bytes: rows that lie a multiple of it apart share few lines of a cache
+SPLIT = 1024  # steps of k in a piece of a split sum, at least
 
-_NO_AXES = np.empty((0, 3), np.int64)  # the batch axes of a plain product
 
-
-def matmul(x: Array, y: Array) -> Array:
-    """The matrix product x @ y, `(..., m, k) @ (..., k, n) -> (..., m, n)`, as a new array.
+def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -> Array:
+    """The matrix product x @ y, `(..., m, k) @ (..., k, n) -> (..., m, n)`.
 
     Leading axes broadcast as numpy's do. Two float32 or two float64 arrays, of any strides, are
     multiplied here; all else that `np.matmul` takes (integers, mixed dtypes, vectors, subclasses
     of ndarray) is handed to it.
+
+    Args:
+        x: the left operand.
+        y: the right operand.
+        out: a C-contiguous array to write the product to, of its shape and dtype, which shares no
+            memory with x and y; a new one if not given.
+        add: add the product to what is in `out` instead of replacing it.
+
+    Returns:
+        The product: `out` where it is given.
+
+    Raises:
+        ValueError: if shapes do not align or broadcast, if `out` cannot take the product, or if
+            there is `add` and no `out`.
     """
-    kernel = _KERNELS.get(x.dtype)
-    if kernel is None or x.dtype != y.dtype or not type(x) is type(y) is np.ndarray:
-        return _numpy_matmul(x, y)
-    if x.ndim == 2 and y.ndim == 2:
-        m, k = x.shape
-        k_y, n = y.shape
-        if k != k_y:
-            raise ValueError(_mismatch(x, y))
-        if not JIT_ENABLED:
-            return _numpy_matmul(x, y)
-        work = m * n * k
-        if work == 0:
-            return np.zeros((m, n), x.dtype)  # an empty sum is 0
-        out = np.empty((m, n), x.dtype)
-        kernel.run(x, y, out, _NO_AXES, 1, work)
-        return out
-    return _matmul_batch(kernel, x, y)
+    dtype = x.dtype
+    kernel = _KERNELS.get(dtype) if JIT_ENABLED else None
+    if kernel is None or y.dtype != dtype or not type(x) is type(y) is np.ndarray:
+        return _numpy_matmul(x, y, out, add)
+    if x.ndim != 2 or y.ndim != 2:
+        return _matmul_batch(kernel, x, y, out, add)
+    m, k = x.shape
+    k_y, n = y.shape
+    if k != k_y:
+        raise ValueError(_mismatch(x, y))
+    if out is None and not add:
+        out = np.empty((m, n), dtype)
+    else:
+        out = _checked(out, (m, n), x, y, add)
+    work = m * n * k
+    if work:
+        kernel.product(x, y, out, add, work)
+    elif not add:
+        out.fill(0)  # an empty sum is 0
+    return out
 
 
 def _mismatch(x: Array, y: Array) -> str:
@@ -67,42 +95,85 @@ def _mismatch(x: Array, y: Array) -> str:
     return message
 
 
-def _numpy_matmul(x: Array, y: Array) -> Array:
+def _checked(
+    out: Array | None, shape: tuple[int, ...], x: Array, y: Array, add: bool, dtype: Any = None
+) -> Array:
+    """`out`, if it can take a product of this shape; else an error that says why not."""
+    if out is None:
+        raise ValueError("matmul: add=True adds to `out`, and there is none: pass out=")
+    dtype = x.dtype if dtype is None else dtype
+    if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
+        kind = f"{out.dtype} array" if type(out) is np.ndarray else type(out).__name__
+        raise ValueError(
+            f"matmul: out is a {kind} of shape {np.shape(out)}, the product is "
+            f"a {dtype} array of shape {shape}"
+        )
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise ValueError(
+            "matmul: out must be C-contiguous, aligned and writable; write to such an array and "
+            "copy it with out[...] = "
+        )
+    for operand, name in ((x, "first"), (y, "second")):
+        if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
+            raise ValueError(
+                f"matmul: out shares memory with the {name} operand, which would change while it "
+                "is read; pass a copy of one of them"
+            )
+    return out
+
+
+def _numpy_matmul(x: Array, y: Array, out: Array | None, add: bool) -> Array:
     """The product by numpy: for what is not ours, and as the twin of ours without JIT."""
+    if x.ndim >= 2 and y.ndim >= 2:
+        if x.shape[-1] != y.shape[-2]:
+            raise ValueError(_mismatch(x, y))
+        _broadcast(x, y)
     product: Array = np.matmul(x, y, order="C")
-    return product
+    if out is None and not add:
+        return product
+    product = np.asarray(product)
+    out = _checked(out, product.shape, x, y, add, product.dtype)
+    out[...] = out + product if add else product
+    return out
 
 
-def _matmul_batch(kernel: _Kernel, x: Array, y: Array) -> Array:
-    """`matmul` where an operand has leading axes."""
-    if x.ndim < 2 or y.ndim < 2:
-        return _numpy_matmul(x, y)
-    if x.shape[-1] != y.shape[-2]:
-        raise ValueError(_mismatch(x, y))
+def _broadcast(x: Array, y: Array) -> tuple[int, ...]:
+    """The leading axes of the product."""
     try:
-        batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        return np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except ValueError:
         raise ValueError(
             f"matmul: the leading axes of shapes {x.shape} and {y.shape} do not broadcast: "
             f"{x.shape[:-2]} and {y.shape[:-2]} must agree, or be 1 or missing"
         ) from None
-    if not JIT_ENABLED:
-        return _numpy_matmul(x, y)
+
+
+def _matmul_batch(kernel: _Kernel, x: Array, y: Array, out: Array | None, add: bool) -> Array:
+    """`matmul` where an operand has leading axes."""
+    if x.ndim < 2 or y.ndim < 2:
+        return _numpy_matmul(x, y, out, add)
+    if x.shape[-1] != y.shape[-2]:
+        raise ValueError(_mismatch(x, y))
+    batch = _broadcast(x, y)
     m, k, n = x.shape[-2], x.shape[-1], y.shape[-1]
-    out = np.empty((*batch, m, n), x.dtype)
+    shape = (*batch, m, n)
+    if out is None and not add:
+        out = np.empty(shape, x.dtype)
+    else:
+        out = _checked(out, shape, x, y, add)
     work = out.size * k
     if work == 0:
-        out.fill(0)
+        if not add:
+            out.fill(0)
         return out
     if len(batch) == x.ndim - 2 and y.size == k * n and _rows_are_evenly_spaced(x):
         # One matrix y for all of x, as in a linear layer: all rows of x are one tall matrix.
         tall = x.reshape(out.size // n, k)  # a view, since the rows are evenly spaced
-        kernel.run(tall, y.reshape(k, n), out.reshape(-1, n), _NO_AXES, 1, work)
+        kernel.product(tall, y.reshape(k, n), out.reshape(-1, n), add, work)
         return out
     axes = zip(batch, _steps(x, len(batch)), _steps(y, len(batch)), strict=True)
-    table = np.array([*axes], np.int64)
     count = out.size // (m * n)
-    kernel.run(_first(x), _first(y), _first(out), table, count, work)
+    kernel.products(_first(x), _first(y), _first(out), add, work, count, [*axes])
     return out
 
 
@@ -131,49 +202,120 @@ def _first(x: Array) -> Array:
     return matrix
 
 
+class _Loop:
+    """A loop for one signature, compiled for one thread and for several at its first use."""
+
+    def __init__(self, function: Callable[..., None], signature: tuple[Any, ...]) -> None:
+        self._function, self._signature = function, signature
+
+    @cached_property
+    def alone(self) -> Callable[..., None]:
+        return jit(signature=self._signature)(self._function)
+
+    @cached_property
+    def shared(self) -> Callable[..., None]:
+        return jit(signature=self._signature, parallel=True)(self._function)
+
+
 class _Kernel:
-    """The compiled product for one dtype, made (or read from numba's cache) at its first use."""
+    """The compiled products for one dtype."""
 
-    def __init__(self, dtype: np.dtype[Any], number: Any) -> None:
-        tile = tile_shape(dtype.itemsize)
-        self._sizes = np.array([*tile, TILES_MC * tile.MR, KC, NC, THREADS_FROM], np.int64)
+    def __init__(self, number: Any) -> None:
+        self._item = number.bitwidth // 8
+        self._tile = tile_shape(self._item)
+        self._sizes = block_sizes(self._item)
+        self._dots = thin.dot_shapes()[0][1], self._tile.VL
+        self.plans = [self._plan(1, add, 1, []) for add in (False, True)]
         operand = types.Array(number, 2, "A", readonly=True, aligned=False)
-        out = types.Array(number, 2, "C")
-        sizes, batch = types.Array(types.int64, 1, "C"), types.Array(types.int64, 2, "C")
-        self._signature = (operand, operand, out, sizes, batch, types.intp)
+        plan = types.Array(types.int64, 1, "C")
+        signature = (operand, operand, types.Array(number, 2, "C"), plan)
+        self.gemm = _Loop(loops.gemm, signature)
+        self.gemm_shared = _Loop(loops.gemm_shared, signature)
+        self.gemm_batch = _Loop(loops.gemm_batch, signature)
+        turned = (operand, operand, types.Array(number, 2, "A"))
+        self.dots = _Loop(thin.dots, (*turned, *[types.intp] * 4))
+        self.sweep = _Loop(thin.sweep, (*turned, *[types.intp] * 2))
 
-    @cached_property
-    def _serial(self) -> Callable[..., None]:
-        return jit(signature=self._signature)(loops.gemm)
+    def _plan(self, pieces: int, add: bool, count: int, axes: list[Any]) -> Array:
+        """What `loops` must know: sizes, how to cut, and where the matrices of a batch are."""
+        head = [*self._sizes, pieces, int(add), count]
+        return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
-    @cached_property
-    def _threads_share_products(self) -> Callable[..., None]:
-        return jit(signature=self._signature, parallel=True)(loops.gemm)
+    def product(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
+        """Write x y to `out`, or add it: `work` multiply-adds, more than none."""
+        m, n = out.shape
+        k = x.shape[1]
+        few = self._tile.VL  # columns that do not fill a vector of the register tile
+        thin = k >= LONG and (m < few or n < few or (k >= PAGE and min(m, n) <= self._tile.NR))
+        if thin and (self._thin(x, y, out, add, work) or self._thin(y.T, x.T, out.T, add, work)):
+            return
+        if k >= PIECES * SPLIT and m * n <= PIECES * self._tile.MR * self._tile.NR:
+            self._split(x, y, out, add, work)
+        elif work < THREADS_FROM or get_num_threads() == 1:
+            self.gemm.alone(x, y, out, self.plans[add])
+        else:
+            self.products(x, y, out, add, work, 1, [])
 
-    @cached_property
-    def _threads_take_products(self) -> Callable[..., None]:
-        return jit(signature=self._signature, parallel=True)(loops.gemm_batch)
+    def products(
+        self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
+    ) -> None:
+        """Do `count` products, one behind another in `out`, of together `work` multiply-adds.
 
-    def run(self, x: Array, y: Array, out: Array, batch: Array, count: int, work: int) -> None:
-        """Do `count` products of together `work` multiply-adds, more than none.
-
-        `x`, `y` and `out` are the first matrices, `batch` says where the others are
+        `x`, `y` and `out` are the first matrices, `axes` say where the others are
         (`loops.locate`).
         """
-        if work < THREADS_FROM or get_num_threads() == 1:
-            self._serial(x, y, out, self._sizes, batch, count)
-            return
-        with team(work * SECONDS) as threads:
+        with team(work * SECONDS if work >= THREADS_FROM else 0) as threads:
             if threads == 1:
-                kernel = self._serial
-            elif count < loops.PIECES:
-                kernel = self._threads_share_products
+                self.gemm.alone(x, y, out, self._plan(1, add, count, axes))
+            elif count < PIECES:
+                self.gemm_shared.shared(x, y, out, self._plan(PIECES, add, count, axes))
             else:
-                kernel = self._threads_take_products
-            kernel(x, y, out, self._sizes, batch, count)
+                self.gemm_batch.shared(x, y, out, self._plan(1, add, count, axes))
+
+    def _thin(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
+        """Do the product if it is one that `minigrad.kernels.thin` takes; returns whether."""
+        (m, k), n = x.shape, y.shape[1]
+        loop, operands = self.dots, (x, y.T)
+        sizes: tuple[int, ...] = self._dots
+        if m == 1 and n > 1 and y.strides[1] == self._item:
+            loop, operands, sizes = self.sweep, (x, y), ()
+        elif n > m or x.strides[1] != self._item or not (m >= TALL or y.strides[0] == self._item):
+            return False
+        elif n >= self._tile.VL and x.strides[0] % PAGE:
+            return False  # the register tile does as well
+        elif m < TALL and k >= PIECES * SPLIT:
+            return False  # too few rows for threads
+        with team(work * SECONDS if work >= THREADS_FROM else 0) as threads:
+            if threads == 1:
+                loop.alone(*operands, out, *sizes, 1, int(add))
+            else:
+                loop.shared(*operands, out, *sizes, PIECES, int(add))
+        return True
+
+    def _split(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
+        """Cut a long sum in pieces, which threads can do, and add up what they give in order."""
+        depth = x.shape[1] // PIECES
+        rest = depth * PIECES
+        parts = np.empty((PIECES, *out.shape), out.dtype)
+        axes = [(PIECES, depth * x.strides[1], depth * y.strides[0])]
+        self.products(x[:, :depth], y[:depth], parts[0], False, work, PIECES, axes)
+        if add:
+            out += parts.sum(axis=0)
+        else:
+            parts.sum(axis=0, out=out)
+        if rest < x.shape[1]:
+            self.gemm.alone(x[:, rest:], y[rest:], out, self.plans[True])
 
 
 _KERNELS = {
-    np.dtype(np.float32): _Kernel(np.dtype(np.float32), types.float32),
-    np.dtype(np.float64): _Kernel(np.dtype(np.float64), types.float64),
+    np.dtype(np.float32): _Kernel(types.float32),
+    np.dtype(np.float64): _Kernel(types.float64),
 }
+SERVED = frozenset(_KERNELS)
+"""The dtypes whose products are done here."""
+
+
+def plans(dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """For compiled code that calls `loops`: how to write one product, and how to add one."""
+    write, add = _KERNELS[dtype].plans
+    return write, add

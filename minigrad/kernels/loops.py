@@ -34,11 +34,12 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.jit import jit
-from minigrad.kernels.micro import CACHE_LINE, tile_packed, tile_strided
-from minigrad.kernels.pack import Blocks, Matrix, pack_columns, pack_rows
+from minigrad.kernels.micro import CACHE_LINE, tile_at_edge, tile_packed
+from minigrad.kernels.pack import GROUP, Blocks, Matrix, pack_columns, pack_rows
 from minigrad.kernels.vector import address_of, keep_alive, load, store
 
 PIECES = 24  # of work to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
+STRIP = 16  # steps of k in a block of a matrix that is streamed through
 
 
 class Panels(NamedTuple):
@@ -49,6 +50,30 @@ class Panels(NamedTuple):
     along: int  # to the next k
     next: int  # to the next panel
     packed: bool
+
+
+class Way(NamedTuple):
+    """How a product goes through the blocks."""
+
+    pack_a: bool
+    pack_b: bool
+    depth: int  # steps of k in a block
+
+
+@jit(inline="always")
+def choose_way(t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix) -> Way:
+    """What is packed for a product of this shape and layout, and how deep its blocks are.
+
+    A matrix that is read a few times only is not copied first; nor is a small one.
+    """
+    size = k * n * t.item
+    wide = n > 4 * t.NR
+    pack_b = b.col != t.item or (m > t.MR and (wide or size > t.near))
+    streamed = not pack_b and size > t.far
+    # Rows a power of two apart share few lines of a cache, and would drive each other out.
+    collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
+    pack_a = (wide or collide) and m > 2 * t.MR and pack_b
+    return Way(pack_a, pack_b, STRIP if streamed else t.KC)
 
 
 @jit(inline="always")
@@ -72,32 +97,38 @@ def copy_corner(t: Blocks, spare: int, high: int, wide: int, C: Matrix, add: boo
 
 @jit(inline="always")
 def multiply_panels(
-    t: Blocks, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: int, C: Matrix,
+    t: Blocks, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
     add: bool, spare: int,
 ) -> None:  # fmt: skip
     """C[:rows, :cols] = A B, or += : the two inner loops.
 
-    `edge` is the last panel of B where that is narrower than NR, and so packed. A tile that is
-    narrow, or whose rows are not contiguous in C, is computed in full in `spare` and copied.
+    `edge` is the last panel of B where that is narrower than NR. A tile whose rows are not
+    contiguous in C is computed in `spare` and copied. A sum of many terms is more exact if runs
+    of them are added up apart, and then the runs: so a tile goes to C after each RUN steps.
     """
+    straight = C.col == t.item
     for j in range(0, cols, t.NR):
         wide = min(t.NR, cols - j)
-        full = wide == t.NR
-        straight = full and C.col == t.item
-        b, b_k = (B.at + j // t.NR * B.next, B.along) if full else (edge, t.NR * t.item)
+        b, b_k = B.at + j // t.NR * B.next, B.along
+        if wide < t.NR:
+            b, b_k = edge.at, edge.along
         for i in range(0, rows, t.MR):
             high = min(t.MR, rows - i)
             a = A.at + i // t.MR * A.next
             c = C.at + i * C.row + j * C.col
-            if A.packed and B.packed and straight and high == t.MR:
-                tile_packed(a, b, depth, c, C.row, add, t.zero)
+            if A.packed and B.packed and straight and high == t.MR and wide == t.NR:
+                for k in range(0, depth, t.RUN):
+                    steps = min(t.RUN, depth - k)
+                    tile_packed(a + k * A.along, b + k * b_k, steps, c, C.row, add or k > 0, t.zero)
                 continue
             while high > 0:
                 target, row = (c, C.row) if straight else (spare, t.NR * t.item)
-                done = tile_strided(
-                    high, a, A.across, A.along, b, b_k, depth,
-                    target, row, add and straight, t.zero,
-                )  # fmt: skip
+                done = 0
+                for k in range(0, depth, t.RUN):
+                    done = tile_at_edge(
+                        high, wide, a + k * A.along, A.across, A.along, b + k * b_k, b_k,
+                        min(t.RUN, depth - k), target, row, (add and straight) or k > 0, t.zero,
+                    )  # fmt: skip
                 if not straight:
                     copy_corner(t, spare, done, wide, Matrix(c, C.row, C.col), add)
                 high -= done
@@ -107,11 +138,11 @@ def multiply_panels(
 
 @jit()
 def multiply_piece(
-    t: Blocks, rows: int, cols: int, depth: int, a: Matrix, B: Panels, edge: int, C: Matrix,
+    t: Blocks, rows: int, cols: int, depth: int, a: Matrix, B: Panels, edge: Panels, C: Matrix,
     add: bool, pack: bool,
 ) -> None:  # fmt: skip
     """C[:rows, :cols] = A B, or += , packing MC rows of A at a time if `pack`."""
-    tile = t.MR * t.NR * t.item
+    tile = 0 if C.col == t.item else t.MR * t.NR * t.item
     panels = (min(rows, t.MC) + t.MR - 1) // t.MR if pack else 0
     work = np.empty(CACHE_LINE + tile + panels * t.AR * depth * t.item, np.uint8)
     spare = first_line(work)
@@ -129,32 +160,36 @@ def multiply_piece(
 
 
 @jit(inline="always")
-def multiply(t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, room: int) -> None:
-    """C = A B: the outer loops. `room` is memory for the packed panels of B (see `work_size`).
+def multiply(
+    t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool, way: Way,
+    room: int,
+) -> None:  # fmt: skip
+    """C = A B, or += : the outer loops. `room` is memory for packed panels of B (`work_size`).
 
     What a piece of work is depends on the shape alone.
     """
-    pack_a = n > 4 * t.NR and m > 2 * t.MR  # spans pack rows of their own: few would be repeated
-    pack_b = m > t.MR or b.col != t.item
-    pieces = PIECES if m * n * k >= t.cut else 1
     tiles = (m + t.MR - 1) // t.MR
-    strips = min(tiles, pieces * ((m + pieces * t.MC - 1) // (pieces * t.MC)))
+    strips = min(tiles, t.pieces * ((m + t.pieces * t.MC - 1) // (t.pieces * t.MC)))
     for jc in range(0, n, t.NC):
         cols = min(t.NC, n - jc)
         panels = (cols + t.NR - 1) // t.NR
-        spans = min(panels, max(1, pieces // strips))
-        for pc in range(0, k, t.KC):
-            depth = min(t.KC, k - pc)
+        spans = min(panels, max(1, t.pieces // strips))
+        for pc in range(0, k, way.depth):
+            depth = min(way.depth, k - pc)
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             size = t.NR * depth * t.item
-            edge = room + cols // t.NR * size
+            full = cols // t.NR
             # Numba wants a named tuple that a prange reads made in one place: choose fields here.
-            at, across, along, step, first = room, t.item, t.NR * t.item, size, 0
-            if not pack_b:  # all but a narrow last panel are read in place
+            at, across, along, step = room, t.item, t.NR * t.item, size
+            edge_at, edge_along = room + full * size, t.NR * t.item
+            first = 0
+            if not way.pack_b:  # read in place: of all panels, or all but a narrow one
                 at, across, along, step = block.at, b.col, b.row, t.NR * b.col
-                first = cols // t.NR
-            for p in prange(first, panels):
-                pack_columns(t, block, cols, depth, p, room)
+                first = panels if t.masks else full
+                if t.masks:
+                    edge_at, edge_along = at + full * step, along
+            for group in prange((panels - first + GROUP - 1) // GROUP):
+                pack_columns(t, block, cols, depth, first + group * GROUP, room, GROUP)
             for piece in prange(strips * spans):
                 s, q = piece // spans, piece % spans
                 i, p = s * tiles // strips * t.MR, q * panels // spans
@@ -163,39 +198,55 @@ def multiply(t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix,
                 multiply_piece(
                     t, i_end - i, j_end - j, depth,
                     Matrix(a.at + i * a.row + pc * a.col, a.row, a.col),
-                    Panels(at + p * step, across, along, step, pack_b), edge,
+                    Panels(at + p * step, across, along, step, way.pack_b),
+                    Panels(edge_at, across, edge_along, step, way.pack_b),
                     Matrix(C.at + i * C.row + (jc + j) * C.col, C.row, C.col),
-                    pc > 0, pack_a,
+                    add or pc > 0, way.pack_a,
                 )  # fmt: skip
 
 
 @jit(inline="always")
-def work_size(t: Blocks, n: int, k: int) -> int:
+def work_size(t: Blocks, n: int, k: int, way: Way) -> int:
     """Bytes that `multiply` needs for the packed panels of a block of B."""
     panels = (min(n, t.NC) + t.NR - 1) // t.NR
-    return CACHE_LINE + panels * t.NR * min(k, t.KC) * t.item
+    if not way.pack_b and (t.masks or n % t.NR == 0):
+        panels = 0
+    return CACHE_LINE + panels * t.NR * min(k, way.depth) * t.item
 
 
-@jit(inline="always")
-def locate(batch: Any, index: int, operand: int) -> int:
-    """Bytes from the first matrix of an operand to the one that product number `index` takes.
-
-    `batch` has a row for each leading axis: its length, and the step of operand 1 and operand 2.
-    """
-    offset = 0
-    for axis in range(batch.shape[0] - 1, -1, -1):
-        offset += index % batch[axis, 0] * batch[axis, operand]
-        index //= batch[axis, 0]
-    return offset
+HEADER = 14  # numbers at the head of a plan
 
 
 @jit(inline="always")
 def blocks_of(sizes: Any, array: Any) -> Blocks:
-    """The block sizes, which come as an array of integers, with the dtype of `array`."""
+    """The shape of the tile, from an array that begins with it, with the dtype of `array`."""
     return Blocks(
-        sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7],
+        sizes[0], sizes[1], sizes[2], sizes[3], 0, 0, 0, 0, 0, 0, 0, 0,
         array.itemsize, array.dtype.type(0),
     )  # fmt: skip
+
+
+@jit(inline="always")
+def all_blocks_of(plan: Any, array: Any) -> Blocks:
+    """The sizes at the head of a plan, with the dtype of `array`."""
+    return Blocks(
+        plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
+        plan[10], plan[11], array.itemsize, array.dtype.type(0),
+    )  # fmt: skip
+
+
+@jit(inline="always")
+def locate(plan: Any, index: int, operand: int) -> int:
+    """Bytes from the first matrix of an operand to the one that product number `index` takes.
+
+    After its head a plan has three numbers for each leading axis: its length, and the step of
+    operand 1 and of operand 2.
+    """
+    offset = 0
+    for axis in range(plan.size - 3, HEADER - 1, -3):
+        offset += index % plan[axis] * plan[axis + operand]
+        index //= plan[axis]
+    return offset
 
 
 @jit(inline="always")
@@ -211,47 +262,52 @@ def transposed(matrix: Matrix) -> Matrix:
 
 
 @jit(inline="always")
-def multiply_run(x: Any, y: Any, out: Any, sizes: Any, batch: Any, start: int, stop: int) -> None:
+def multiply_run(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> None:
     """Products number `start` to `stop` of a batch."""
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
-    t = blocks_of(sizes, x)
+    t = all_blocks_of(plan, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     left, right = 1, 2
-    if 2 * n <= t.NR and n < m:  # too few columns to fill a tile: do C^T = B^T A^T
+    if 2 * n <= t.NR and n < m and a.row == t.item:
+        # Few columns, and those of A contiguous: in C^T = B^T A^T the rows of A^T fill tiles.
         m, n, left, right = n, m, right, left
         a, b, C = transposed(b), transposed(a), transposed(C)
-    work = np.empty(work_size(t, n, k), np.uint8)
+    way = choose_way(t, m, n, k, a, b)
+    work = np.empty(work_size(t, n, k, way), np.uint8)
     room = first_line(work)
     for index in range(start, stop):
         multiply(
             t, m, n, k,
-            Matrix(a.at + locate(batch, index, left), a.row, a.col),
-            Matrix(b.at + locate(batch, index, right), b.row, b.col),
+            Matrix(a.at + locate(plan, index, left), a.row, a.col),
+            Matrix(b.at + locate(plan, index, right), b.row, b.col),
             Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            room,
+            plan[12] != 0, way, room,
         )  # fmt: skip
     keep_alive(work)
 
 
 @jit()
-def multiply_run_alone(
-    x: Any, y: Any, out: Any, sizes: Any, batch: Any, start: int, stop: int
-) -> None:
+def multiply_run_alone(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> None:
     """`multiply_run` on the calling thread."""
-    multiply_run(x, y, out, sizes, batch, start, stop)
+    multiply_run(x, y, out, plan, start, stop)
 
 
-def gemm(x: Any, y: Any, out: Any, sizes: Any, batch: Any, count: int) -> None:
-    """Write `count` products x @ y, one behind another, from the first number of `out` on.
+def gemm(x: Any, y: Any, out: Any, plan: Any) -> None:
+    """Write or add products x @ y, one behind another, from the first number of `out` on.
 
-    `x`, `y` and `out` are the first matrices of each; `locate` finds the others. Compiled with
-    `parallel`, threads share each product.
+    `x`, `y` and `out` are the first matrices of each; `locate` finds the others.
     """
-    multiply_run(x, y, out, sizes, batch, 0, count)
+    multiply_run_alone(x, y, out, plan, 0, plan[13])
 
 
-def gemm_batch(x: Any, y: Any, out: Any, sizes: Any, batch: Any, count: int) -> None:
-    """`gemm` for many products: compiled with `parallel`, each thread does whole ones."""
+def gemm_shared(x: Any, y: Any, out: Any, plan: Any) -> None:
+    """`gemm`, of which threads share each product when it is compiled with `parallel`."""
+    multiply_run(x, y, out, plan, 0, plan[13])
+
+
+def gemm_batch(x: Any, y: Any, out: Any, plan: Any) -> None:
+    """`gemm`, of which threads do whole products when it is compiled with `parallel`."""
+    count = plan[13]
     for piece in prange(PIECES):
         start, stop = piece * count // PIECES, (piece + 1) * count // PIECES
-        multiply_run_alone(x, y, out, sizes, batch, start, stop)
+        multiply_run_alone(x, y, out, plan, start, stop)

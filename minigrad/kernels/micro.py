@@ -15,6 +15,9 @@ That is MR + NV loads for MR * NV multiply-adds, and the sums do not wait for on
 that starts two multiply-adds in each cycle and needs four cycles to finish one is kept busy.
 MR is as large as the registers allow: 14 with the 32 registers of AVX-512 or NEON, 6 with 16.
 
+At the edges of C a tile is lower, or narrower: two vectors, one or a half, of which the last is
+masked, so that no number is computed for nothing that a narrower vector would leave out.
+
 A compiler does not find this tile by itself, so it is emitted as LLVM code (see
 `minigrad.kernels.vector` for the terms: addresses, steps in bytes, `zero` for the dtype).
 """
@@ -27,7 +30,7 @@ from llvmlite import ir
 from numba import types
 
 from minigrad.kernels.jit import intrinsic
-from minigrad.kernels.vector import ADDRESS, Emitter, vector_registers
+from minigrad.kernels.vector import ADDRESS, Emitter, masks_are_cheap, vector_registers
 
 NV = 2  # vectors in a row of the tile
 CACHE_LINE = 64  # bytes
@@ -66,8 +69,17 @@ class _Operands(NamedTuple):
     depth: Any  # steps of k, at least 1
 
 
-def _emit_sums(e: Emitter, height: int, x: _Operands) -> list[Any]:
-    """Emit the loop over k; returns the vectors of sums, NV for each row."""
+class _Shape(NamedTuple):
+    """The shape of a tile being emitted; `e` writes vectors of the width that it is made of."""
+
+    e: Emitter
+    height: int
+    vectors: int  # in a row
+
+
+def _emit_sums(shape: _Shape, x: _Operands, mask: Any) -> list[Any]:
+    """Emit the loop over k; returns the vectors of sums, row by row."""
+    e, height, vectors = shape
     builder = e.builder
     before = builder.block
     loop, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
@@ -79,13 +91,15 @@ def _emit_sums(e: Emitter, height: int, x: _Operands) -> list[Any]:
     left = builder.phi(ADDRESS)
     a_now = [builder.phi(ADDRESS) for _ in bases]
     b_now = builder.phi(ADDRESS)
-    sums = [builder.phi(e.vector) for _ in range(height * NV)]
-    row = [e.load(e.step(b_now, ADDRESS(e.vector_bytes), j), e.vector) for j in range(NV)]
+    sums = [builder.phi(e.vector) for _ in range(height * vectors)]
+    places = [e.step(b_now, ADDRESS(e.vector_bytes), j) for j in range(vectors)]
+    row = [e.load(place, e.vector) for place in places[:-1]]
+    row += [e.load(places[-1], e.vector) if mask is None else e.load_some(places[-1], mask)]
     new_sums = []
     for i in range(height):
         number = e.load(e.step(a_now[i // 3], x.a_row, i % 3), e.scalar)
         column = e.broadcast(number)
-        new_sums += [e.multiply_add(column, row[j], sums[i * NV + j]) for j in range(NV)]
+        new_sums += [e.multiply_add(column, row[j], sums[i * vectors + j]) for j in range(vectors)]
     one_less = builder.sub(left, ADDRESS(1))
     zero = ir.Constant(e.vector, None)
     from_to = [(left, x.depth, one_less), (b_now, x.b, builder.add(b_now, x.b_k))]
@@ -100,22 +114,57 @@ def _emit_sums(e: Emitter, height: int, x: _Operands) -> list[Any]:
     return new_sums
 
 
-def _emit_tile(e: Emitter, height: int, x: _Operands, c: Any, c_row: Any, add: Any) -> None:
-    """Emit a whole tile: C = sums, or C += sums if `add`."""
+def _emit_stores(
+    e: Emitter, sums: list[Any], places: list[Any], masks: list[Any], add: Any
+) -> None:
+    """Emit C = sums, or C += sums if `add`; only where there is a mask is a part written."""
     builder = e.builder
-    rows = [e.step(c, c_row, i) for i in range(height)]
-    for row in rows:
-        for byte in range(0, NV * e.vector_bytes, CACHE_LINE):
-            e.prefetch(e.step(row, ADDRESS(byte), 1))  # on its way while the loop runs
-    sums = _emit_sums(e, height, x)
-    places = [e.step(row, ADDRESS(e.vector_bytes), j) for row in rows for j in range(NV)]
+
+    def store_all(values: list[Any]) -> None:
+        for value, place, mask in zip(values, places, masks, strict=True):
+            if mask is None:
+                e.store(value, place)
+            else:
+                e.store_some(value, place, mask)
+
     with builder.if_else(builder.icmp_signed("!=", add, ADDRESS(0))) as (to_old, as_new):
         with to_old:
-            for value, place in zip(sums, places, strict=True):
-                e.store(builder.fadd(e.load(place, e.vector), value), place)
+            # All loads come first: one that follows a store to an address with the same last 12
+            # bits waits for it, and the rows of C may well lie a power of two apart.
+            old = [
+                e.load(place, e.vector) if mask is None else e.load_some(place, mask)
+                for place, mask in zip(places, masks, strict=True)
+            ]
+            store_all([builder.fadd(x, y) for x, y in zip(old, sums, strict=True)])
         with as_new:
-            for value, place in zip(sums, places, strict=True):
-                e.store(value, place)
+            store_all(sums)
+
+
+def _emit_tile(shape: _Shape, x: _Operands, c: Any, c_row: Any, add: Any, cols: Any = None) -> None:
+    """Emit a tile: C = sums, or C += sums if `add`; of `cols` columns, if not as many as it has."""
+    e, height, vectors = shape
+    builder = e.builder
+    mask = None
+    if cols is not None:
+        mask = e.first_lanes(builder.sub(cols, ADDRESS((vectors - 1) * e.lanes)))
+    rows = [e.step(c, c_row, i) for i in range(height)]
+    for row in rows:
+        for byte in range(0, vectors * e.vector_bytes, CACHE_LINE):
+            e.prefetch(builder.add(row, ADDRESS(byte)), to_write=True)  # while the loop runs
+    # Where masks are dear, B is always packed, and there is no end to be read over.
+    sums = _emit_sums(shape, x, mask if masks_are_cheap() else None)
+    places = [e.step(row, ADDRESS(e.vector_bytes), j) for row in rows for j in range(vectors)]
+    whole: list[Any] = [None] * len(places)
+    if mask is None:
+        _emit_stores(e, sums, places, whole, add)
+        return
+    masks = ([None] * (vectors - 1) + [mask]) * height
+    full = builder.icmp_signed("==", cols, ADDRESS(vectors * e.lanes))
+    with builder.if_else(full) as (all_columns, some_columns):
+        with all_columns:
+            _emit_stores(e, sums, places, whole, add)
+        with some_columns:
+            _emit_stores(e, sums, places, masks, add)
 
 
 @intrinsic
@@ -133,10 +182,36 @@ def tile_packed(
         tile = tile_shape(e.item)
         a_k, b_k = ADDRESS(tile.AR * e.item), ADDRESS(tile.NR * e.item)
         operands = _Operands(a, ADDRESS(e.item), a_k, b, b_k, depth)
-        _emit_tile(e, tile.MR, operands, c, c_row, add)
+        _emit_tile(_Shape(e, tile.MR, NV), operands, c, c_row, add)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 6, zero), emit
+
+
+def _emit_heights(
+    e: Emitter, vectors: int, rows: Any, x: _Operands, c: Any, c_row: Any, add: Any,
+    cols: Any = None,
+) -> Any:  # fmt: skip
+    """Emit tiles of all heights and the choice among them; returns the height, as a value."""
+    builder = e.builder
+    end = builder.append_basic_block("tile.end")
+    results = []
+    for height in tile_heights(tile_shape(e.item).MR):
+        fits = builder.append_basic_block(f"tile.{height}x{vectors}")
+        lower = builder.append_basic_block(f"tile.below.{height}x{vectors}")
+        builder.cbranch(builder.icmp_signed(">=", rows, ADDRESS(height)), fits, lower)
+        builder.position_at_end(fits)
+        _emit_tile(_Shape(e, height, vectors), x, c, c_row, add, cols)
+        results.append((ADDRESS(height), builder.block))
+        builder.branch(end)
+        builder.position_at_end(lower)
+    results.append((ADDRESS(0), builder.block))
+    builder.branch(end)
+    builder.position_at_end(end)
+    done = builder.phi(ADDRESS)
+    for value, block in results:
+        done.add_incoming(value, block)
+    return done
 
 
 @intrinsic
@@ -149,26 +224,49 @@ def tile_strided(
     The operands may lie in place, with any steps, but a row of B is NR adjacent numbers.
     """
 
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         rows, *operands, c, c_row, add, _ = args
         e = Emitter(builder, zero)
-        end = builder.append_basic_block("tile.end")
-        results = []
-        for height in tile_heights(tile_shape(e.item).MR):
-            fits = builder.append_basic_block(f"tile.{height}")
-            lower = builder.append_basic_block(f"tile.below.{height}")
-            builder.cbranch(builder.icmp_signed(">=", rows, ADDRESS(height)), fits, lower)
-            builder.position_at_end(fits)
-            _emit_tile(e, height, _Operands(*operands), c, c_row, add)
-            results.append((ADDRESS(height), builder.block))
-            builder.branch(end)
-            builder.position_at_end(lower)
-        results.append((ADDRESS(0), builder.block))
-        builder.branch(end)
-        builder.position_at_end(end)
-        done = builder.phi(ADDRESS)
-        for value, block in results:
-            done.add_incoming(value, block)
-        return done
+        return _emit_heights(e, NV, rows, _Operands(*operands), c, c_row, add)
 
     return types.intp(*[types.intp] * 10, zero), emit
+
+
+@intrinsic
+def tile_at_edge(
+    _typing: Any, rows: Any, cols: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any,
+    depth: Any, c: Any, c_row: Any, add: Any, zero: Any,
+) -> Any:  # fmt: skip
+    """`tile_strided` for `cols` columns of C, at most NR.
+
+    Where masks are cheap a row of B may be no longer than that.
+    """
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        rows, cols, *operands, c, c_row, add, _ = args
+        e = Emitter(builder, zero)
+        widths = [(e, vectors) for vectors in range(1, NV + 1)]
+        if e.lanes >= 8:  # half a vector takes some machines half the time
+            widths.insert(0, (Emitter(builder, zero, e.lanes // 2), 1))
+        end = builder.append_basic_block("edge.end")
+        results = []
+        for width, vectors in widths:
+            last = (width, vectors) == widths[-1]
+            wider = None
+            if not last:
+                narrow, wider = (builder.append_basic_block(n) for n in ("narrow", "wider"))
+                fits = builder.icmp_signed("<=", cols, ADDRESS(vectors * width.lanes))
+                builder.cbranch(fits, narrow, wider)
+                builder.position_at_end(narrow)
+            done = _emit_heights(width, vectors, rows, _Operands(*operands), c, c_row, add, cols)
+            results.append((done, builder.block))
+            builder.branch(end)
+            if wider is not None:
+                builder.position_at_end(wider)
+        builder.position_at_end(end)
+        height = builder.phi(ADDRESS)
+        for value, block in results:
+            height.add_incoming(value, block)
+        return height
+
+    return types.intp(*[types.intp] * 11, zero), emit

@@ -14,6 +14,9 @@ Panels of B are the same with rows and columns exchanged. This is also where eve
 one: a transposed, reversed or broadcast operand is a pair of steps here, and no copy of the whole
 of it is ever made. The common layouts, where a step along k or across is one number, are copied
 by vectors, all others number by number.
+
+A narrow last panel is filled up with some number or other. A tile may compute with that, but sums
+of different columns never meet, and what comes of it is not written to C.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from minigrad.kernels.jit import jit
-from minigrad.kernels.vector import copy_vector, load, store, transpose_block
+from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
+
+GROUP = 4  # panels of B that are packed together: a row of them is several cache lines
 
 
 class Blocks(NamedTuple):
@@ -34,7 +39,11 @@ class Blocks(NamedTuple):
     MC: int  # rows of A packed at a time
     KC: int  # steps of k in a panel
     NC: int  # columns of B packed at a time
-    cut: int  # multiply-adds from which on C is cut in pieces for threads to share
+    RUN: int  # steps of k that a tile adds up before it writes
+    near: int  # bytes of an operand that is best read in place
+    far: int  # bytes of an operand that is best read once
+    masks: int  # whether a narrow panel can be read in place
+    pieces: int  # in which a product is cut for threads to share
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 
@@ -48,54 +57,83 @@ class Matrix(NamedTuple):
 
 
 @jit()
-def pack_panel(t: Blocks, source: Matrix, rows: int, depth: int, width: int, target: int) -> None:
-    """Copy `rows` rows of `depth` numbers, side by side, into the columns of a panel.
+def pack_columns_of_runs(
+    t: Blocks, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
+) -> None:
+    """Pack a matrix whose columns are contiguous: k by k, a piece of a column for each panel.
 
-    The panel is `width` >= `rows` columns wide. The surplus ones get some number or other: a tile
-    computes with them, but what comes of it is never written to C.
+    Panels are `step` rows high and `width` >= `step` numbers wide; the surplus holds the first
+    rows of the next panel, so that whole vectors are copied.
+    """
+    line = width * t.item
+    for k in range(depth):
+        here, there = source.at + k * source.col, target + k * line
+        for i in range(0, rows, step):
+            for v in range(0, width, t.VL):
+                left = rows - i - v
+                if left >= t.VL:
+                    copy_vector(here + v * t.item, there + v * t.item, t.zero)
+                else:
+                    copy_some(here + v * t.item, there + v * t.item, max(left, 0), t.zero)
+            here += step * t.item
+            there += line * depth
+
+
+@jit()
+def pack_rows_of_runs(
+    t: Blocks, source: Matrix, rows: int, depth: int, width: int, target: int
+) -> int:
+    """Pack one panel of a matrix whose rows are contiguous; returns how many k it has done.
+
+    Square blocks of vectors are transposed on their way.
     """
     line, vector = width * t.item, t.VL * t.item
-    done = 0
-    if source.col == t.item:  # a row is contiguous: transpose blocks of vectors
-        done = depth - depth % t.VL
-        for i in range(0, rows, t.VL):
-            last = min(t.VL, rows - i) - 1
-            here, there = source.at + i * source.row, target + i * t.item
-            for _ in range(0, done, t.VL):
-                transpose_block(here, source.row, last, there, line, t.zero)
-                here += vector
-                there += t.VL * line
-    elif source.row == t.item and rows == width:  # a column is: copy it
-        done = depth
-        here, there = source.at, target
-        for _ in range(depth):
-            for v in range(width // t.VL):
-                copy_vector(here + v * vector, there + v * vector, t.zero)
-            here += source.col
-            there += line
-    for k in range(done, depth):
-        for i in range(width):
-            value = t.zero
-            if i < rows:
-                value = load(source.at + i * source.row + k * source.col, t.zero)
-            store(target + k * line + i * t.item, value)
+    done = depth - depth % t.VL
+    for i in range(0, rows, t.VL):
+        last = min(t.VL, rows - i) - 1
+        here, there = source.at + i * source.row, target + i * t.item
+        for _ in range(0, done, t.VL):
+            transpose_block(here, source.row, last, there, line, t.zero)
+            here += vector
+            there += t.VL * line
+    return done
+
+
+@jit()
+def pack(
+    t: Blocks, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
+) -> None:
+    """Copy `rows` rows of `depth` numbers into panels: `step` rows each, `width` wide."""
+    if source.row == t.item:
+        pack_columns_of_runs(t, source, rows, depth, step, width, target)
+        return
+    for i in range(0, rows, step):
+        high = min(step, rows - i)
+        panel = Matrix(source.at + i * source.row, source.row, source.col)
+        done = 0
+        if source.col == t.item:
+            done = pack_rows_of_runs(t, panel, high, depth, width, target)
+        for k in range(done, depth):
+            for r in range(width):
+                value = t.zero
+                if r < high:
+                    value = load(panel.at + r * panel.row + k * panel.col, t.zero)
+                store(target + (k * width + r) * t.item, value)
+        target += width * depth * t.item
 
 
 @jit(inline="always")
 def pack_rows(t: Blocks, a: Matrix, rows: int, depth: int, target: int) -> None:
     """Pack a block of A, MR rows to a panel."""
-    for i in range(0, rows, t.MR):
-        high = min(t.MR, rows - i)
-        if a.row == t.item and rows - i >= t.AR:
-            high = t.AR  # whole vectors: the surplus rows exist, those of the next panel
-        source = Matrix(a.at + i * a.row, a.row, a.col)
-        pack_panel(t, source, high, depth, t.AR, target + i // t.MR * t.AR * depth * t.item)
+    pack(t, a, rows, depth, t.MR, t.AR, target)
 
 
 @jit(inline="always")
-def pack_columns(t: Blocks, b: Matrix, cols: int, depth: int, panel: int, target: int) -> None:
-    """Pack panel number `panel` of a block of B, NR columns to a panel."""
+def pack_columns(
+    t: Blocks, b: Matrix, cols: int, depth: int, panel: int, target: int, count: int = 1
+) -> None:
+    """Pack `count` panels, from number `panel` on, of a block of B, NR columns to a panel."""
     j = panel * t.NR
     transposed = Matrix(b.at + j * b.col, b.col, b.row)
     place = target + j * depth * t.item
-    pack_panel(t, transposed, min(t.NR, cols - j), depth, t.NR, place)
+    pack(t, transposed, min(count * t.NR, cols - j), depth, t.NR, t.NR, place)

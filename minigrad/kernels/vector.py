@@ -34,13 +34,21 @@ def vector_registers() -> tuple[int, int]:
     return 16, 32 if triple.startswith(("aarch64", "arm64")) else 16
 
 
-class Emitter:
-    """Writes code for the vectors of one dtype at the current place of an IR builder."""
+def masks_are_cheap() -> bool:
+    """Whether the machine loads and stores a part of a vector in one instruction."""
+    return vector_registers()[0] >= 32
 
-    def __init__(self, builder: Any, dtype: Any) -> None:
+
+class Emitter:
+    """Writes code for the vectors of one dtype at the current place of an IR builder.
+
+    Its vectors are as wide as the machine's, or have as many `lanes` as it is told.
+    """
+
+    def __init__(self, builder: Any, dtype: Any, lanes: int = 0) -> None:
         self.builder = builder
         self.item = dtype.bitwidth // 8
-        self.lanes = vector_registers()[0] // self.item
+        self.lanes = lanes or vector_registers()[0] // self.item
         self.scalar = ir.FloatType() if self.item == 4 else ir.DoubleType()
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.vector_bytes = self.item * self.lanes
@@ -59,9 +67,38 @@ class Emitter:
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
         self.builder.store(value, pointer, align=1)
 
+    def first_lanes(self, count: Any) -> Any:
+        """A mask of the first `count` lanes: of all, where there are no more than that."""
+        number = ir.VectorType(I32, self.lanes)
+        limit = self._in_every_lane(self.builder.trunc(count, I32), number)
+        return self.builder.icmp_signed(
+            "<", ir.Constant(number, [I32(lane) for lane in range(self.lanes)]), limit
+        )
+
+    def load_some(self, address: Any, mask: Any) -> Any:
+        """The vector at an address; lanes outside of the mask are 0, and their memory not read."""
+        pointer = self.vector.as_pointer()
+        kinds = [pointer, I32, mask.type, self.vector]
+        signature = ir.FunctionType(self.vector, kinds)
+        name = f"llvm.masked.load.v{self.lanes}f{8 * self.item}.p0"
+        function = self.builder.module.declare_intrinsic(name, (), signature)
+        place = self.builder.inttoptr(address, pointer)
+        return self.builder.call(function, [place, I32(1), mask, ir.Constant(self.vector, None)])
+
+    def store_some(self, value: Any, address: Any, mask: Any) -> None:
+        """Write the lanes of a vector that are in the mask; no other memory is touched."""
+        pointer = self.vector.as_pointer()
+        signature = ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, mask.type])
+        name = f"llvm.masked.store.v{self.lanes}f{8 * self.item}.p0"
+        function = self.builder.module.declare_intrinsic(name, (), signature)
+        self.builder.call(function, [value, self.builder.inttoptr(address, pointer), I32(1), mask])
+
     def broadcast(self, number: Any) -> Any:
         """A vector with `number` in every lane."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        return self._in_every_lane(number, self.vector)
+
+    def _in_every_lane(self, number: Any, kind: Any) -> Any:
+        undefined = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(undefined, number, I32(0))
         return self.shuffle(first, undefined, [0] * self.lanes)
 
@@ -78,12 +115,15 @@ class Emitter:
         function = self.builder.module.declare_intrinsic(name, (), ir.FunctionType(v, [v, v, v]))
         return self.builder.call(function, [x, y, z])
 
-    def prefetch(self, address: Any) -> None:
-        """Hint that the cache line at `address` will soon be written."""
+    def prefetch(self, address: Any, to_write: bool) -> None:
+        """Hint that the cache line at `address` will soon be read, or written.
+
+        There may be no memory at that address: a hint never fails.
+        """
         pointer = ir.IntType(8).as_pointer()
         signature = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = self.builder.module.declare_intrinsic("llvm.prefetch.p0", (), signature)
-        write, keep_close, data = I32(1), I32(3), I32(1)
+        write, keep_close, data = I32(int(to_write)), I32(3), I32(1)
         self.builder.call(
             function, [self.builder.inttoptr(address, pointer), write, keep_close, data]
         )
@@ -132,6 +172,19 @@ def copy_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, zero), emit
+
+
+@intrinsic
+def copy_some(_typing: Any, source: Any, target: Any, count: Any, zero: Any) -> Any:
+    """Copy `count` adjacent numbers, fewer than a vector holds; the rest of it is set to 0."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        source, target, count, _ = args
+        e = Emitter(builder, zero)
+        e.store(e.load_some(source, e.first_lanes(count)), target)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3, zero), emit
 
 
 @intrinsic

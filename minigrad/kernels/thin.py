@@ -1,0 +1,353 @@
+"""Products of which one side is thin: few columns (LoRA's x A^T), or a single row.
+
+A product of a large matrix with a few columns does few multiply-adds for each number it reads, so
+nothing may be spent on getting that number: no packing, and memory read in the order it lies in.
+Two layouts of the large matrix, two kernels:
+
+* `dots`: its rows run along k. The sums run along k too, a vector of them for each number of C,
+  and are folded at the end. (512, 768) @ (768, 8) takes half the time of a register tile, which
+  wants the matrix transposed into panels first.
+* `sweep`: its rows run across, and there is one row in the other operand. Eight rows at a time
+  are added up into the row of the result. (1, 4096) @ (4096, 4096) takes a third of the time of a
+  register tile, which would walk down columns, from page to page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+
+from minigrad.kernels.jit import intrinsic, jit
+from minigrad.kernels.pack import Matrix
+from minigrad.kernels.vector import (
+    ADDRESS,
+    Emitter,
+    address_of,
+    copy_vector,
+    keep_alive,
+    load,
+    store,
+    vector_registers,
+)
+
+SWEPT = 8  # rows that are added up at once
+SPAN = 4096  # numbers of the result that stay in the level-1 cache meanwhile
+NEAR = 24 * 1024  # bytes of the thin side that stay in the level-1 cache while rows pass by
+HEIGHT = 64  # rows in a block
+
+
+def dot_shapes() -> list[tuple[int, int]]:
+    """The tiles of `dots`, from wide to narrow: rows of A, and columns.
+
+    A tile of R x S needs R + S loads for R * S multiply-adds, and R * S + R + 1 registers.
+    """
+    sums = vector_registers()[1] // 2
+    return [(2, sums // 2), (4, sums // 4), (4, 1)]
+
+
+def _fold(e: Emitter, vectors: list[Any]) -> list[Any]:
+    """Emit the sum over the lanes of each vector; returns them as numbers.
+
+    Neighbours are added crosswise, [x0 x1 ..] and [y0 y1 ..] to [x0+x1 y0+y1 ..], until one
+    vector holds the sums of as many as it has lanes: a quarter of the additions of folding each.
+    """
+    builder, count = e.builder, len(vectors)
+    d = 1
+    while d < e.lanes:
+        lanes = range(e.lanes)
+        if len(vectors) == 1:
+            other = e.shuffle(vectors[0], vectors[0], [lane ^ d for lane in lanes])
+            vectors = [builder.fadd(vectors[0], other)]
+        else:
+            keep = [e.lanes + lane if lane & d else lane for lane in lanes]
+            cross = [(e.lanes if lane & d else 0) + (lane ^ d) for lane in lanes]
+            vectors = [
+                builder.fadd(e.shuffle(x, y, keep), e.shuffle(x, y, cross))
+                for x, y in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        d *= 2
+    return [
+        builder.extract_element(vectors[i // e.lanes], ir.Constant(ir.IntType(32), i % e.lanes))
+        for i in range(count)
+    ]
+
+
+def _emit_dots(e: Emitter, shape: tuple[int, int], args: Any) -> None:
+    """Emit a tile of `shape`, of which `rows` rows and `cols` columns exist."""
+    rows, cols, a, a_row, b, b_row, depth, c, c_row, c_col, add = args
+    R, S = shape
+    builder = e.builder
+
+    def places(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
+        # A row that does not exist is the last one once more: its sums are written there twice.
+        last = builder.sub(exist, ADDRESS(1))
+        found = []
+        for i in range(number):
+            exists = builder.icmp_signed("<", ADDRESS(i), last)
+            found.append(
+                builder.add(first, builder.mul(step, builder.select(exists, ADDRESS(i), last)))
+            )
+        return found
+
+    a_rows, b_rows = places(a, a_row, R, rows), places(b, b_row, S, cols)
+    vector = ADDRESS(e.vector_bytes)
+    rest = builder.urem(depth, ADDRESS(e.lanes))
+    length = builder.mul(builder.sub(depth, rest), ADDRESS(e.item))
+    zero = ir.Constant(e.vector, None)
+
+    def multiply(sums: list[Any], load: Any) -> list[Any]:
+        left, right = [load(p) for p in a_rows], [load(p) for p in b_rows]
+        return [e.multiply_add(left[i // S], right[i % S], sums[i]) for i in range(R * S)]
+
+    before = builder.block
+    loop, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
+    tail, fold = builder.append_basic_block("k.rest"), builder.append_basic_block("fold")
+    builder.cbranch(builder.icmp_signed(">", length, ADDRESS(0)), loop, after)
+
+    builder.position_at_end(loop)
+    done = builder.phi(ADDRESS)
+    sums = [builder.phi(e.vector) for _ in range(R * S)]
+    new = multiply(sums, lambda p: e.load(builder.add(p, done), e.vector))
+    then = builder.add(done, vector)
+    for phi, first, following in zip(
+        [done, *sums], [ADDRESS(0)] + [zero] * R * S, [then, *new], strict=True
+    ):
+        phi.add_incoming(first, before)
+        phi.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", then, length), loop, after)
+
+    builder.position_at_end(after)
+    full = [builder.phi(e.vector) for _ in range(R * S)]
+    for phi, following in zip(full, new, strict=True):
+        phi.add_incoming(zero, before)
+        phi.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed(">", rest, ADDRESS(0)), tail, fold)
+
+    builder.position_at_end(tail)  # lanes past the end are 0 in both operands
+    mask = e.first_lanes(rest)
+    ends = multiply(full, lambda p: e.load_some(builder.add(p, length), mask))
+    tail_end = builder.block
+    builder.branch(fold)
+
+    builder.position_at_end(fold)
+    totals = [builder.phi(e.vector) for _ in range(R * S)]
+    for phi, short, long in zip(totals, full, ends, strict=True):
+        phi.add_incoming(short, after)
+        phi.add_incoming(long, tail_end)
+    numbers = _fold(e, totals)
+    c_rows, c_cols = places(c, c_row, R, rows), places(ADDRESS(0), c_col, S, cols)
+    targets = [builder.add(row, col) for row in c_rows for col in c_cols]
+    to_old, as_new, end = (builder.append_basic_block(name) for name in ("add", "new", "end"))
+    builder.cbranch(builder.icmp_signed("!=", add, ADDRESS(0)), to_old, as_new)
+    builder.position_at_end(to_old)
+    old = [e.load(place, e.scalar) for place in targets]  # all before the first store
+    for value, number, place in zip(old, numbers, targets, strict=True):
+        e.store(builder.fadd(value, number), place)
+    builder.branch(end)
+    builder.position_at_end(as_new)
+    for number, place in zip(numbers, targets, strict=True):
+        e.store(number, place)
+    builder.branch(end)
+    builder.position_at_end(end)
+
+
+@intrinsic
+def tile_of_dots(
+    _typing: Any, rows: Any, cols: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any,
+    c: Any, c_row: Any, c_col: Any, add: Any, zero: Any,
+) -> Any:  # fmt: skip
+    """C[i, j] = or += the sum of a[i, :depth] * b[j, :depth], rows of adjacent numbers.
+
+    The tile is the narrowest of `dot_shapes` that has `cols` columns, or the widest; of it
+    `rows` rows exist.
+    """
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        e = Emitter(builder, zero)
+        cols = args[1]
+        end = builder.append_basic_block("dots.end")
+        widest, *narrower = dot_shapes()
+        for shape in reversed(narrower):
+            fits = builder.append_basic_block("dots")
+            wider = builder.append_basic_block("dots.wider")
+            builder.cbranch(builder.icmp_signed("<=", cols, ADDRESS(shape[1])), fits, wider)
+            builder.position_at_end(fits)
+            _emit_dots(e, shape, args[:-1])
+            builder.branch(end)
+            builder.position_at_end(wider)
+        _emit_dots(e, widest, args[:-1])
+        builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 11, zero), emit
+
+
+@intrinsic
+def swept_rows(
+    _typing: Any, a: Any, a_k: Any, b: Any, b_row: Any, cols: Any, c: Any, add: Any, zero: Any
+) -> Any:
+    """c[:cols] = or += the sum of a[k] * b[k, :cols] over SWEPT rows, each of adjacent numbers."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        _emit_sweep(Emitter(builder, zero), SWEPT, args[:-1])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 7, zero), emit
+
+
+@intrinsic
+def swept_row(
+    _typing: Any, a: Any, a_k: Any, b: Any, b_row: Any, cols: Any, c: Any, add: Any, zero: Any
+) -> Any:
+    """`swept_rows` for a single row."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        _emit_sweep(Emitter(builder, zero), 1, args[:-1])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 7, zero), emit
+
+
+def _emit_sweep(e: Emitter, count: int, args: Any) -> None:
+    a, a_k, b, b_row, cols, c, add = args
+    builder = e.builder
+    factors = [e.broadcast(e.load(e.step(a, a_k, i), e.scalar)) for i in range(count)]
+    rows = [e.step(b, b_row, i) for i in range(count)]
+    adds = builder.icmp_signed("!=", add, ADDRESS(0))
+    rest = builder.urem(cols, ADDRESS(e.lanes))
+    length = builder.mul(builder.sub(cols, rest), ADDRESS(e.item))
+
+    def total(done: Any, load: Any) -> Any:
+        sum_ = builder.fmul(factors[0], load(builder.add(rows[0], done)))
+        for factor, row in zip(factors[1:], rows[1:], strict=True):
+            sum_ = e.multiply_add(factor, load(builder.add(row, done)), sum_)
+        return sum_
+
+    before = builder.block
+    loop, after = builder.append_basic_block("j"), builder.append_basic_block("j.end")
+    builder.cbranch(builder.icmp_signed(">", length, ADDRESS(0)), loop, after)
+    builder.position_at_end(loop)
+    done = builder.phi(ADDRESS)
+    value, place = total(done, lambda p: e.load(p, e.vector)), builder.add(c, done)
+    with builder.if_else(adds) as (to_old, as_new):
+        with to_old:
+            e.store(builder.fadd(e.load(place, e.vector), value), place)
+        with as_new:
+            e.store(value, place)
+    then = builder.add(done, ADDRESS(e.vector_bytes))
+    done.add_incoming(ADDRESS(0), before)
+    done.add_incoming(then, builder.block)
+    builder.cbranch(builder.icmp_signed("<", then, length), loop, after)
+    builder.position_at_end(after)
+    with builder.if_then(builder.icmp_signed(">", rest, ADDRESS(0))):
+        mask = e.first_lanes(rest)
+        value = total(length, lambda p: e.load_some(p, mask))
+        place = builder.add(c, length)
+        with builder.if_else(adds) as (to_old, as_new):
+            with to_old:
+                e.store_some(builder.fadd(e.load_some(place, mask), value), place, mask)
+            with as_new:
+                e.store_some(value, place, mask)
+
+
+@jit(inline="always")
+def block_depth(cols: int, widest: int, item: int) -> int:
+    """Steps of k in a block, such that the columns of a tile stay near."""
+    return NEAR // (min(cols, widest) * item)
+
+
+@jit()
+def dots_of_rows(
+    a: Matrix, b: Matrix, C: Matrix, rows: int, cols: int, k: int, add: bool, packed: bool,
+    item: int, zero: Any, widest: int,
+) -> None:  # fmt: skip
+    """C = or += A B^T for some rows of A, in blocks that stay in the caches."""
+    block = block_depth(cols, widest, item)
+    for pc in range(0, k, block):
+        depth = min(block, k - pc)
+        at, b_row = b.at + pc * item, b.row
+        if packed:
+            at, b_row = b.at + pc * cols * item, depth * item
+        for ic in range(0, rows, HEIGHT):
+            end = min(rows, ic + HEIGHT)
+            for j in range(0, cols, widest):
+                wide = min(widest, cols - j)
+                step = 2 if wide > widest // 2 else 4  # as `dot_shapes` says
+                for i in range(ic, end, step):
+                    tile_of_dots(
+                        min(step, end - i), wide,
+                        a.at + i * a.row + pc * item, a.row, at + j * b_row, b_row,
+                        depth, C.at + i * C.row + j * C.col, C.row, C.col, add or pc > 0, zero,
+                    )  # fmt: skip
+
+
+@jit()
+def pack_rows_in_blocks(
+    b: Matrix, rows: int, k: int, block: int, target: int, item: int, zero: Any, lanes: int
+) -> None:
+    """Copy rows to where they are contiguous, and all rows of a block of k are."""
+    for pc in range(0, k, block):
+        depth = min(block, k - pc)
+        for j in range(rows):
+            here = b.at + j * b.row + pc * b.col
+            done = 0
+            if b.col == item:
+                done = depth - depth % lanes
+                for p in range(0, done, lanes):
+                    copy_vector(here + p * item, target + p * item, zero)
+            for p in range(done, depth):
+                store(target + p * item, load(here + p * b.col, zero))
+            target += depth * item
+
+
+def dots(x: Any, y: Any, out: Any, widest: int, lanes: int, pieces: int, add: int) -> None:
+    """out = or += x y^T, where the rows of x are contiguous, and those of y are made so."""
+    m, k, n = x.shape[0], x.shape[1], y.shape[0]
+    item, zero = x.itemsize, x.dtype.type(0)
+    b = Matrix(address_of(y), y.strides[0], y.strides[1])
+    packed = m >= HEIGHT or b.col != item
+    work = np.empty(n * k * item if packed else 0, np.uint8)
+    at, row = b.at, b.row
+    if packed:
+        at = address_of(work)
+        pack_rows_in_blocks(b, n, k, block_depth(n, widest, item), at, item, zero, lanes)
+    a_at, a_row = address_of(x), x.strides[0]
+    c_at, c_row, c_col = address_of(out), out.strides[0], out.strides[1]
+    for piece in prange(pieces):
+        i, end = piece * m // pieces, (piece + 1) * m // pieces
+        dots_of_rows(
+            Matrix(a_at + i * a_row, a_row, item), Matrix(at, row, item),
+            Matrix(c_at + i * c_row, c_row, c_col), end - i, n, k, add != 0, packed, item, zero,
+            widest,
+        )  # fmt: skip
+    keep_alive(work)
+
+
+@jit()
+def sweep_span(a: Matrix, b: Matrix, c: int, cols: int, k: int, add: bool, zero: Any) -> None:
+    """c = or += a B, for a span of columns."""
+    done = k - k % SWEPT
+    for p in range(0, done, SWEPT):
+        swept_rows(a.at + p * a.col, a.col, b.at + p * b.row, b.row, cols, c, add or p > 0, zero)
+    for p in range(done, k):
+        swept_row(a.at + p * a.col, a.col, b.at + p * b.row, b.row, cols, c, add or p > 0, zero)
+
+
+def sweep(x: Any, y: Any, out: Any, pieces: int, add: int) -> None:
+    """out = or += x y, where x and out have one row and the rows of y are contiguous."""
+    k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)
+    a_at, a_k, b_at, b_row, c_at = (
+        address_of(x), x.strides[1], address_of(y), y.strides[0], address_of(out),
+    )  # fmt: skip
+    spans = (n + SPAN - 1) // SPAN
+    spans = max(pieces, spans)
+    for piece in prange(spans):
+        j, end = piece * n // spans, (piece + 1) * n // spans
+        sweep_span(
+            Matrix(a_at, 0, a_k), Matrix(b_at + j * item, b_row, item), c_at + j * item,
+            end - j, k, add != 0, zero,
+        )  # fmt: skip

@@ -1,0 +1,348 @@
+"""The ways of a matrix product: which a shape takes, `out` and `add`, memory, accuracy, hosts."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from minigrad.kernels import blocks, thin
+from minigrad.kernels.gemm import _KERNELS, LONG, PAGE, PIECES, SPLIT, TALL, matmul
+from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels.micro import tile_shape
+from minigrad.kernels.threads import get_num_threads, set_num_threads
+
+ROOT = Path(__file__).parents[1]
+FLOATS = (np.float32, np.float64)
+needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def operands(m, k, n, layout, dtype, rng):
+    """x and y, of which a T in the layout says that the columns are contiguous."""
+    x = rng.standard_normal((m, k) if layout[0] == "N" else (k, m)).astype(dtype)
+    y = rng.standard_normal((k, n) if layout[1] == "N" else (n, k)).astype(dtype)
+    return x if layout[0] == "N" else x.T, y if layout[1] == "N" else y.T
+
+
+def assert_close(out, x, y, start=0.0):
+    """That out is start + x @ y, to within a few roundings of each sum."""
+    wide_x, wide_y = x.astype(np.float64), y.astype(np.float64)
+    size = abs(wide_x) @ abs(wide_y) + abs(start)
+    bound = (x.shape[-1] + 3) * np.finfo(out.dtype).eps * size
+    assert (abs(out - (wide_x @ wide_y + start)) <= bound).all()
+
+
+# (m, k, n), layout, the loop that is meant for it, and a shape next to it that takes another.
+WAYS = [
+    ((100, 200, 5), "NN", "dots", (100, 200, 40)),
+    ((100, 200, 5), "NT", "dots", (100, LONG - 1, 5)),
+    ((5, 200, 100), "NT", "dots", (5, LONG - 1, 100)),
+    ((5, 200, 100), "TT", "dots", (5, 200, TALL - 1)),
+    ((70, 4 * PAGE, 1), "NN", "dots", (70, LONG - 1, 1)),
+    ((20, 2 * PAGE, 16), "NT", "dots", (20, 2 * PAGE + 3, 16)),
+    ((1, 100, 300), "NN", "sweep", (2, 100, 300)),
+    ((300, 101, 1), "TN", "sweep", (300, 101, 2)),
+    ((20, PIECES * SPLIT + 5, 17), "NN", "split", (20, PIECES * SPLIT - 1, 17)),
+]
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("shape", "layout", "way", "other"), WAYS)
+def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
+    kernel = _KERNELS[np.dtype(dtype)]
+    taken = []
+
+    def note(loop, name):
+        alone = loop.alone
+        return lambda *arguments: (taken.append(name), alone(*arguments))
+
+    before = get_num_threads()
+    set_num_threads(1)
+    try:
+        for name in ("dots", "sweep"):
+            loop = getattr(kernel, name)
+            monkeypatch.setitem(loop.__dict__, "alone", note(loop, name))
+        split = kernel._split
+        monkeypatch.setattr(kernel, "_split", lambda *a: (taken.append("split"), split(*a)))
+        x, y = operands(*shape, layout, dtype, rng)
+        out = matmul(x, y)
+        assert taken == [way]
+        assert_close(out, x, y)
+        matmul(*operands(*other, layout, dtype, rng))
+        assert taken == [way]
+    finally:
+        set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+@pytest.mark.parametrize(
+    "shape", [*[shape for shape, *_ in WAYS], (40, 50, 70), (1, 1, 1), (130, 1100, 45)]
+)
+def test_add_adds_to_what_is_there_and_out_replaces_it(shape, layout, dtype, rng):
+    m, _, n = shape
+    x, y = operands(*shape, layout, dtype, rng)
+    start = rng.standard_normal((m, n)).astype(dtype)
+    out = start.copy()
+    assert matmul(x, y, out=out, add=True) is out
+    assert_close(out, x, y, start.astype(np.float64))
+    out[...] = np.nan  # is not read
+    assert matmul(x, y, out=out) is out
+    np.testing.assert_array_equal(out, matmul(x, y))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_out_and_add_of_batches(dtype, rng):
+    x, y = (
+        rng.standard_normal((3, 4, 5)).astype(dtype),
+        rng.standard_normal((3, 5, 6)).astype(dtype),
+    )
+    empty = np.ones((4, 6), dtype)
+    matmul(x[0, :, :0], y[0, :0], out=empty, add=True)
+    assert (empty == 1).all()
+    matmul(x[0, :, :0], y[0, :0], out=empty)
+    assert (empty == 0).all()
+    for right in (y, y[:1], y[0]):
+        out = np.ones((3, 4, 6), dtype)
+        matmul(x, right, out=out, add=True)
+        np.testing.assert_allclose(out, 1 + x @ right, rtol=1e-4)  # a sum of five numbers
+        matmul(x, right, out=out)
+        np.testing.assert_allclose(out, x @ right, rtol=1e-3, atol=1e-6)  # float32, cancellation
+    out = np.ones((3, 4, 6), dtype)
+    matmul(x[:, :, :0], y[:, :0], out=out, add=True)
+    assert (out == 1).all()
+    matmul(x[:, :, :0], y[:, :0], out=out)
+    assert (out == 0).all()
+
+
+def _refused():
+    x, y = np.ones((3, 4)), np.ones((4, 5))
+    frozen = np.ones((3, 5))
+    frozen.flags.writeable = False
+    block = np.ones(40)
+    return [
+        (x, y, np.ones((3, 4)), "out is a float64 array of shape (3, 4)"),
+        (x, y, np.ones((3, 5), np.float32), "out is a float32 array"),
+        (x, y, np.ones((3, 5), ">f8"), "out is a >f8 array"),
+        (x, y, [[0.0] * 5] * 3, "out is a list"),
+        (x, y, np.ones((5, 3)).T, "out must be C-contiguous"),
+        (x, y, np.ones((3, 10))[:, ::2], "out must be C-contiguous"),
+        (x, y, frozen, "out must be C-contiguous, aligned and writable"),
+        (x, y, np.frombuffer(bytearray(121), np.float64, 15, 1).reshape(3, 5), "aligned"),
+        (block[:12].reshape(3, 4), y, block[11:26].reshape(3, 5), "memory with the first"),
+        (x, block[:20].reshape(4, 5), block[5:20].reshape(3, 5), "memory with the second"),
+    ]
+
+
+@pytest.mark.parametrize(("x", "y", "out", "message"), _refused())
+@pytest.mark.parametrize("add", [False, True])
+def test_an_out_that_cannot_take_the_product_is_refused_and_left_alone(x, y, out, message, add):
+    before = np.array(out)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        matmul(x, y, out=out, add=add)
+    np.testing.assert_array_equal(np.array(out), before)
+
+
+def test_interleaved_memory_is_not_shared_memory():
+    block = np.ones((6, 5))
+    out = block[1:2]
+    matmul(np.ones((1, 3)), block[::2], out=out)
+    np.testing.assert_array_equal(out, np.full((1, 5), 3.0))
+
+
+def test_add_without_out_is_refused():
+    with pytest.raises(ValueError, match="add=True adds to `out`, and there is none"):
+        matmul(np.ones((2, 3)), np.ones((3, 4)), add=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("shape", "layout"), [(shape, layout) for shape, layout, *_ in WAYS])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, without JIT
+def test_infinity_spreads_as_ieee_says(shape, layout, dtype, rng):
+    m, k, n = shape
+    x, y = operands(*shape, layout, dtype, rng)
+    x[m - 1, k - 1], y[k - 1, n - 1] = np.inf, 0.0
+    out = matmul(x, y)
+    assert np.isnan(out[m - 1, n - 1])  # inf * 0
+    assert np.isinf(out[m - 1, : n - 1]).all()
+    assert np.isfinite(out[: m - 1]).all()
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((4096, 300, 5), "NN"), ((1, 1500, 4100), "NN"), ((600, 1024, 16), "NT"),
+     ((20, PIECES * SPLIT + 5, 17), "NN"), ((16, 300, 2000), "NN")],
+)  # fmt: skip
+def test_bits_of_every_way_do_not_depend_on_the_number_of_threads(shape, layout, dtype, rng):
+    x, y = operands(*shape, layout, dtype, rng)
+    before = get_num_threads()
+    try:
+        set_num_threads(1)
+        alone = matmul(x, y)
+        for threads in range(2, numba.config.NUMBA_NUM_THREADS + 1):
+            set_num_threads(threads)
+            np.testing.assert_array_equal(matmul(x, y), alone)
+    finally:
+        set_num_threads(before)
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_errors_are_no_greater_than_those_of_blas(dtype, rng):
+    # The root of the mean square over many numbers; single products differ by luck.
+    shapes = [(64, 64, 64), (48, 700, 48), (33, 2048, 100), (200, 4096, 6), (1, 3000, 2000),
+              (24, 100_000, 20)]  # fmt: skip
+    ratios = []
+    for shape in shapes:
+        x, y = operands(*shape, "NN", dtype, rng)
+        exact = x.astype(np.longdouble) @ y.astype(np.longdouble)
+        ours, blas = (float(np.sqrt(np.mean((out - exact) ** 2))) for out in (matmul(x, y), x @ y))
+        ratios.append(ours / blas)
+    assert np.exp(np.mean(np.log(ratios))) <= 1.1
+    assert max(ratios) <= 1.5
+
+
+# Memory and machines: a script, which a process with other vectors runs too.
+
+FUZZ = """
+    import ctypes, mmap, sys
+    import numpy as np
+    from minigrad.kernels.gemm import matmul
+    from minigrad.kernels.vector import vector_registers
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    rng = np.random.default_rng(int(sys.argv[2]))
+
+    def guarded(count, dtype, end):
+        # numbers that end where a page begins that may not be touched, or start after one
+        size = count * np.dtype(dtype).itemsize
+        pages = -(-size // mmap.PAGESIZE) or 1
+        area = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        for guard in (0, pages + 1):
+            address = ctypes.c_void_p(start + guard * mmap.PAGESIZE)
+            assert libc.mprotect(address, mmap.PAGESIZE, 0) == 0
+        offset = mmap.PAGESIZE * (pages + 1) - size if end else mmap.PAGESIZE
+        return np.frombuffer(area, dtype, count, offset)
+
+    def matrix(rows, cols, dtype):
+        steps = rng.choice([1, 1, 1, 2, 3], 2)
+        extent = int((rows - 1) * steps[0] + 1), int((cols - 1) * steps[1] + 1)
+        order = "CF"[rng.integers(2)]
+        base = guarded(extent[0] * extent[1], dtype, rng.integers(2)).reshape(extent, order=order)
+        base[...] = np.nan  # what lies between the numbers of the operand
+        view = base[:: steps[0], :: steps[1]]
+        for axis in range(2):
+            if rng.integers(4) == 0:
+                view = np.flip(view, axis)
+        view[...] = rng.standard_normal((rows, cols))
+        return view
+
+    kinds = [(20, 20, 20), (70, 70, 70), (3, 900, 200), (200, 900, 3), (130, 40, 200),
+             (1, 300, 400), (400, 300, 1), (20, 3000, 20), (16, 26000, 16)]
+    for i in range(int(sys.argv[1])):
+        dtype = (np.float32, np.float64)[i % 2]
+        m, k, n = (int(rng.integers(1, most + 1)) for most in kinds[i // 2 % len(kinds)])
+        x, y = matrix(m, k, dtype), matrix(k, n, dtype)
+        out = guarded(m * n, dtype, rng.integers(2)).reshape(m, n)
+        start = rng.standard_normal((m, n)).astype(dtype)
+        out[...] = start
+        add = bool(rng.integers(2))
+        matmul(x, y, out=out, add=add)
+        wide = x.astype(float) @ y.astype(float) + start * add
+        bound = (k + 3) * np.finfo(dtype).eps * (abs(x.astype(float)) @ abs(y.astype(float)) + 9)
+        assert (abs(out - wide) <= bound).all(), (m, k, n, dtype, x.strides, y.strides, add)
+    print("done", *vector_registers())
+"""
+
+
+def fuzz(count, seed, tmp_path, **environment):
+    """Run FUZZ; returns bytes of a vector and number of registers that its process compiled for."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", **environment}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FUZZ), str(count), str(seed)],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    done, width, registers = result.stdout.split()
+    assert done == "done"
+    return int(width), int(registers)
+
+
+guards_memory = pytest.mark.skipif(sys.platform != "linux", reason="guards memory with mprotect")
+
+
+@needs_jit
+@guards_memory
+def test_any_views_at_the_edge_of_memory(tmp_path):
+    fuzz(180, 0, tmp_path)
+
+
+@needs_jit
+@guards_memory
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_many_views_at_the_edge_of_memory(seed, tmp_path):
+    fuzz(3000, seed, tmp_path)
+
+
+HOSTS = [
+    ("haswell", "+avx,+avx2,+fma,+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2", (32, 16)),
+    ("x86-64", "+sse,+sse2", (16, 16)),
+]
+
+
+@needs_jit
+@guards_memory
+@pytest.mark.full
+@pytest.mark.skipif(numba.core.registry.cpu_target.target_context.codegen().magic_tuple()[0][:6]
+                    != "x86_64", reason="names processors of x86-64")  # fmt: skip
+@pytest.mark.parametrize(("name", "features", "vectors"), HOSTS)
+def test_tiles_of_other_hosts(name, features, vectors, tmp_path):
+    host = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    assert fuzz(360, 7, tmp_path, **host) == vectors
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("caches", [None, *blocks.USUAL.values(), (1, 1, 1), (2**16, 2**30, 2**36)])
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_blocks_are_whole_tiles_for_any_caches(caches, itemsize, monkeypatch):
+    if caches is not None:
+        monkeypatch.setattr(blocks, "cache_sizes", lambda: blocks.Caches(*caches))
+    tile = tile_shape(itemsize)
+    *head, MC, KC, NC, RUN, near, far, _ = blocks.block_sizes(itemsize)
+    assert tuple(head) == tuple(tile)
+    assert MC >= tile.MR
+    assert NC >= tile.NR
+    assert MC % tile.MR == NC % tile.NR == KC % RUN == 0
+    assert KC >= RUN
+    assert near <= far
+
+
+def test_a_size_that_the_system_does_not_say_is_assumed(monkeypatch):
+    monkeypatch.setattr(blocks, "_ask", lambda level: 0)
+    assert tuple(blocks.cache_sizes.__wrapped__()) in blocks.USUAL.values()
+
+
+def test_tiles_of_dots_fit_the_registers():
+    for rows, cols in thin.dot_shapes():
+        assert rows * cols + rows + 1 <= blocks.vector_registers()[1]
