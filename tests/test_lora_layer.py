@@ -424,7 +424,7 @@ def assert_close(x, y, scale=1.0):
 def test_da_a_transposed_is_b_transposed_db(rng, loss, shape, scaling, dropout):
     layer = make(rng, scaling=scaling, dropout=dropout)
     _, da, db = gradients(layer, draw(rng, shape), LOSSES[loss])
-    assert abs(da).max() > 1e-3
+    assert abs(da).max() > 1e-7  # far above the tolerance
     assert_close(da @ layer.lora_a.data.T, layer.lora_b.data.T @ db)
 
 

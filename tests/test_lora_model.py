@@ -707,7 +707,7 @@ def test_a_run_with_adapters_resumes_to_the_bit(rng, tmp_path):
     second.fit(data, epochs=2)
     assert values(second.model) == values(whole.model)
     assert second.history["loss"] == whole.history["loss"]
-    assert whole.history["loss"][-1] < whole.history["loss"][0]
+    assert values(whole.model) != values(adapting(1).model)
 
 
 # ----------------------------------------------------------------------------------------------

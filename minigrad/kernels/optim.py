@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -133,8 +134,14 @@ def _run(
             table.addresses,
             table.starts,
             own,
-            np.array(options, table.dtype),
+            _constants(options, table.dtype),
         )
+
+
+@lru_cache(maxsize=64)
+def _constants(options: Numbers, dtype: np.dtype[Any]) -> Array:
+    """Options as an array, which they stay from step to step."""
+    return np.array(options, dtype)
 
 
 # --------------------------------------------------------------------------------------------------

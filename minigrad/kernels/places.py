@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from minigrad.kernels.jit import JIT_ENABLED, intrinsic, jit
 
-carray: Any = numba.carray
+_numba: Any = numba  # whose own annotations cover a part of it
+carray: Any = _numba.carray
 
 Array = NDArray[Any]
 Row = tuple[Array, tuple[Array, ...]]

@@ -165,14 +165,8 @@ def lora_linear(
             f"lora_linear: B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
             f"of the weight, {weight.shape}"
         )
-    rows = _rows(x)
-    h = kernels.gemm.matmul(rows, lora_a.T)
-    h *= scale
-    out = kernels.gemm.matmul(rows, weight.T)
-    if bias is not None:
-        out += bias
-    out += kernels.gemm.matmul(h, lora_b.T)
-    return out.reshape(*x.shape[:-1], weight.shape[0]), h
+    y, h = kernels.lora.forward(_rows(x), weight, lora_a, lora_b, bias, float(scale))
+    return y.reshape(*x.shape[:-1], weight.shape[0]), h
 
 
 def _lora_linear_inputs(
@@ -185,22 +179,12 @@ def _lora_linear_inputs(
     scale: float,
     kept: Array,
 ) -> Sequence[Array]:
-    product = kernels.gemm.matmul
     rows, gs = _rows(x), _rows(g)
-    dx = dw = da = db = None
-    if needs[0] or needs[2]:
-        d = product(gs, lora_b)
-        d *= scale
-        if needs[0]:
-            dx = product(gs, weight)
-            dx += product(d, lora_a)
-            dx = dx.reshape(x.shape)
-        if needs[2]:
-            da = product(d.T, rows)
-    if needs[1]:
-        dw = product(gs.T, rows)
-    if needs[3]:
-        db = product(gs.T, kept)
+    dx, da, db = kernels.lora.backward(
+        gs, rows, weight, lora_a, lora_b, kept, float(scale), needs[0], needs[2], needs[3]
+    )
+    dw = kernels.gemm.matmul(gs.T, rows) if needs[1] else None
+    dx = None if dx is None else dx.reshape(x.shape)
     return dx, dw, da, db, g
 
 

@@ -1,0 +1,171 @@
+"""The products of a linear map with an update of low rank, forward and backward.
+
+    h = scale x A^T          y = x W^T + b + h B^T
+    d = scale g B            dx = g W + d A       dA = d^T x       dB = g^T h
+
+Three products forward, and up to five backward, all but two of them thin. In a large layer each is
+a call of `gemm.matmul`, the second adding to what the first has written. In a small one the calls
+would take longer than the products, so there one compiled function does them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from minigrad.kernels import gemm
+from minigrad.kernels.jit import JIT_ENABLED, jit
+from minigrad.kernels.loops import multiply_run_alone
+
+Array = NDArray[Any]
+
+SMALL = 1_000_000  # multiply-adds of all rows with W, below which calls are what takes the time
+
+
+def forward(
+    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array | None, scale: float
+) -> tuple[Array, Array]:
+    """y and h, new arrays: `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)`, `(d_out, rank)`."""
+    if _is_small(x, weight, lora_a, lora_b) and (bias is None or _is_row(bias, weight)):
+        dtype = x.dtype
+        h = np.empty((len(x), len(lora_a)), dtype)
+        y = np.empty((len(x), len(weight)), dtype)
+        _forward(dtype)(
+            x, weight, lora_a, lora_b, _nothing(dtype) if bias is None else bias, scale,
+            h, h, y, *gemm.plans(dtype),
+        )  # fmt: skip
+        return y, h
+    h = gemm.matmul(x, lora_a.T)
+    h *= scale
+    y = gemm.matmul(x, weight.T)
+    if bias is not None:
+        y += bias
+    return gemm.matmul(h, lora_b.T, out=y, add=True), h
+
+
+def backward(
+    g: Array,
+    x: Array,
+    weight: Array,
+    lora_a: Array,
+    lora_b: Array,
+    h: Array,
+    scale: float,
+    wants_x: bool,
+    wants_a: bool,
+    wants_b: bool,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """dx, dA and dB, where they are wanted."""
+    if _is_small(x, weight, lora_a, lora_b, g, h):
+        dtype = x.dtype
+        d = np.empty(h.shape, dtype)
+        to_x = np.empty(x.shape if wants_x else (0, 0), dtype)
+        to_a = np.empty(lora_a.shape if wants_a else (0, 0), dtype)
+        to_b = np.empty(lora_b.shape if wants_b else (0, 0), dtype)
+        _backward(dtype)(
+            g, x, weight, lora_a, lora_b, h, scale, d, d, to_x, to_a, to_b, *gemm.plans(dtype)
+        )
+        return to_x if wants_x else None, to_a if wants_a else None, to_b if wants_b else None
+    dx: Array | None = None
+    da: Array | None = None
+    if wants_x or wants_a:
+        d = gemm.matmul(g, lora_b)
+        d *= scale
+        if wants_x:
+            dx = gemm.matmul(d, lora_a, out=gemm.matmul(g, weight), add=True)
+        if wants_a:
+            da = gemm.matmul(d.T, x)
+    return dx, da, gemm.matmul(g.T, h) if wants_b else None
+
+
+def _is_small(x: Array, weight: Array, *others: Array) -> bool:
+    """Whether the compiled functions take these: little work, but some, in one of their dtypes."""
+    dtype = x.dtype
+    if not JIT_ENABLED or dtype not in gemm.SERVED or not 0 < len(x) * weight.size < SMALL:
+        return False
+    if weight.dtype != dtype or not x.__class__ is weight.__class__ is np.ndarray:
+        return False
+    for other in others:  # all() takes longer, and small layers count
+        if other.dtype != dtype or other.__class__ is not np.ndarray or not other.size:
+            return False
+    return True
+
+
+def _is_row(bias: Array, weight: Array) -> bool:
+    return bias.__class__ is np.ndarray and bias.dtype == weight.dtype
+
+
+@cache
+def _nothing(dtype: np.dtype[Any]) -> Array:
+    """What stands for no bias."""
+    return np.empty(0, dtype)
+
+
+def _forward_loop(
+    x: Any, weight: Any, lora_a: Any, lora_b: Any, bias: Any, scale: float,
+    h: Any, same_h: Any, y: Any, write: Any, add: Any,
+) -> None:  # fmt: skip
+    """`h` comes twice, as what is written and as an operand: types that numba tells apart."""
+    multiply_run_alone(x, lora_a.T, h, write, 0, 1)
+    _multiply_by(h, scale)
+    multiply_run_alone(x, weight.T, y, write, 0, 1)
+    if bias.size:
+        for i in range(y.shape[0]):
+            for j in range(y.shape[1]):
+                y[i, j] += bias[j]
+    multiply_run_alone(same_h, lora_b.T, y, add, 0, 1)
+
+
+def _backward_loop(
+    g: Any, x: Any, weight: Any, lora_a: Any, lora_b: Any, h: Any, scale: float,
+    d: Any, same_d: Any, dx: Any, da: Any, db: Any, write: Any, add: Any,
+) -> None:  # fmt: skip
+    if dx.size or da.size:
+        multiply_run_alone(g, lora_b, d, write, 0, 1)
+        _multiply_by(d, scale)
+    if dx.size:
+        multiply_run_alone(g, weight, dx, write, 0, 1)
+        multiply_run_alone(same_d, lora_a, dx, add, 0, 1)
+    if da.size:
+        multiply_run_alone(same_d.T, x, da, write, 0, 1)
+    if db.size:
+        multiply_run_alone(g.T, h, db, write, 0, 1)
+
+
+@jit(inline="always")
+def _multiply_by(x: Any, scale: float) -> None:
+    factor = x.dtype.type(scale)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            x[i, j] *= factor
+
+
+@cache
+def _types(dtype: np.dtype[Any]) -> tuple[Any, Any, Any, Any]:
+    """An operand and an output of two dimensions, a row, and a plan of `gemm`."""
+    number = {4: types.float32, 8: types.float64}[dtype.itemsize]
+    return (
+        types.Array(number, 2, "A", readonly=True, aligned=False),
+        types.Array(number, 2, "C"),
+        types.Array(number, 1, "A", readonly=True, aligned=False),
+        types.Array(types.int64, 1, "C"),
+    )
+
+
+@cache
+def _forward(dtype: np.dtype[Any]) -> Callable[..., None]:
+    operand, out, row, plan = _types(dtype)
+    signature = (*[operand] * 4, row, types.float64, out, operand, out, plan, plan)
+    return jit(signature=signature)(_forward_loop)
+
+
+@cache
+def _backward(dtype: np.dtype[Any]) -> Callable[..., None]:
+    operand, out, _, plan = _types(dtype)
+    signature = (*[operand] * 6, types.float64, out, operand, out, out, out, plan, plan)
+    return jit(signature=signature)(_backward_loop)
