@@ -340,6 +340,5 @@ def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
         )
     if create_graph:
         return (gradient if isinstance(gradient, Tensor) else Tensor(gradient)).astype(value.dtype)
-    return np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient).astype(
-        value.dtype
-    )
+    array = np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient)
+    return array.astype(value.dtype, copy=False)  # nobody writes to it, and `take` copies

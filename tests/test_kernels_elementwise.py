@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
-from minigrad.kernels import elementwise
+from minigrad.kernels import activation, elementwise, normal
 from minigrad.kernels.jit import JIT_ENABLED
 
 FLOATS = [np.float32, np.float64]
@@ -33,13 +33,13 @@ X = np.concatenate([np.linspace(-13, 13, 20_001), np.geomspace(1e-30, 1e-3, 50)]
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_normal_distribution_has_its_digits_in_both_tails(dtype):
     x = X.astype(dtype)
-    assert_allclose(elementwise.normal_cdf(x), exact(cdf, x), rtol=ROUNDING[dtype])
+    assert_allclose(normal.normal_cdf(x), exact(cdf, x), rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_gelu_has_its_digits_in_the_tail(dtype):
     x = X.astype(dtype)
-    found = elementwise.gelu(x)
+    found = normal.gelu(x)
     assert found.dtype == dtype
     assert_allclose(found, exact(lambda v: v * cdf(v), x), rtol=2 * ROUNDING[dtype], atol=1e-37)
 
@@ -47,7 +47,7 @@ def test_gelu_has_its_digits_in_the_tail(dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_gradient_of_gelu(dtype, rng):
     x, g = X.astype(dtype), rng.standard_normal(X.size).astype(dtype)
-    found = elementwise.gelu_gradient(g, x)
+    found = normal.gelu_gradient(g, x)
     expected = g * exact(slope, x)
     assert_allclose(found, expected, rtol=0, atol=3 * ROUNDING[dtype] * np.abs(g).max())
     left = x < -2  # away from the zero of the slope, at -0.75, digits count relatively
@@ -57,19 +57,19 @@ def test_the_gradient_of_gelu(dtype, rng):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_error_function(dtype):
     x = np.linspace(-6, 6, 1001).astype(dtype)
-    assert_allclose(elementwise.erf(x), exact(math.erf, x), rtol=ROUNDING[dtype])
+    assert_allclose(normal.erf(x), exact(math.erf, x), rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_values_that_are_no_ordinary_numbers(dtype):
     x = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 40, -40, 0.0, -0.0], dtype)
     with np.errstate(all="ignore"):  # -inf times 0
-        assert_array_equal(elementwise.normal_cdf(x)[:5], np.array([np.nan, 1, 0, 1, 0], dtype))
-        assert_array_equal(elementwise.normal_cdf(x)[7:], [0.5, 0.5])
+        assert_array_equal(normal.normal_cdf(x)[:5], np.array([np.nan, 1, 0, 1, 0], dtype))
+        assert_array_equal(normal.normal_cdf(x)[7:], [0.5, 0.5])
         assert_array_equal(
-            elementwise.gelu(x)[[0, 1, 3, 5]], np.array([np.nan, np.inf, 1e30, 40], dtype)
+            normal.gelu(x)[[0, 1, 3, 5]], np.array([np.nan, np.inf, 1e30, 40], dtype)
         )
-        found = elementwise.gelu_gradient(np.ones_like(x), x)
+        found = normal.gelu_gradient(np.ones_like(x), x)
     assert_allclose(found[[0, 3, 4, 5, 6, 7]], [np.nan, 1, 0, 1, 0, 0.5], atol=1e-30)
 
 
@@ -78,40 +78,127 @@ def test_every_size_and_layout(size, rng):
     x = rng.standard_normal((3, size)).astype(np.float32)
     for arranged in (x, x[:, ::-1], np.asfortranarray(x), x[::2]):
         expected = exact(lambda v: v * cdf(v), arranged.ravel()).reshape(arranged.shape)
-        assert_allclose(elementwise.gelu(arranged), expected, rtol=1e-6, atol=1e-37)
-        found = elementwise.gelu_gradient(arranged, arranged)
+        assert_allclose(normal.gelu(arranged), expected, rtol=1e-6, atol=1e-37)
+        found = normal.gelu_gradient(arranged, arranged)
         assert found.shape == arranged.shape
     g = np.broadcast_to(np.float32(2), x.shape)
-    one = elementwise.gelu_gradient(np.ones_like(x), x)
-    assert_array_equal(elementwise.gelu_gradient(g, x), 2 * one)
+    one = normal.gelu_gradient(np.ones_like(x), x)
+    assert_array_equal(normal.gelu_gradient(g, x), 2 * one)
+
+
+OF_ONE = {  # name: options
+    "erf": (),
+    "normal_cdf": (),
+    "relu": (),
+    "leaky_relu": (0.3,),
+    "elu": (0.7,),
+    "sigmoid": (),
+    "silu": (),
+    "softplus": (1.5,),
+    "gelu": (),
+    "gelu_tanh": (),
+}
+OF_TWO = {
+    "relu_gradient": (),
+    "leaky_relu_gradient": (0.3,),
+    "elu_gradient": (0.7,),
+    "sigmoid_gradient": (),
+    "tanh_gradient": (),
+    "silu_gradient": (),
+    "softplus_gradient": (1.5,),
+    "gelu_gradient": (),
+    "gelu_tanh_gradient": (),
+}
+ALL = [(name, 1, options) for name, options in OF_ONE.items()]
+ALL += [(name, 2, options) for name, options in OF_TWO.items()]
+
+
+def named(name):
+    return getattr(normal if hasattr(normal, name) else activation, name)
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the twin has no threads")
-@pytest.mark.parametrize("name", ["normal_cdf", "gelu", "erf"])
-def test_bits_do_not_depend_on_threads_or_neighbours(name, rng):
-    x = rng.standard_normal(300_007).astype(np.float32)
-    function, before = getattr(elementwise, name), minigrad.get_num_threads()
+@pytest.mark.parametrize(
+    ("name", "count", "options"),
+    [kind for kind in ALL if kind[0] in ("erf", "relu", "elu", "gelu", "gelu_gradient")],
+)
+def test_bits_do_not_depend_on_threads_or_neighbours(name, count, options, rng):
+    arrays = rng.standard_normal((count, 1_100_007)).astype(np.float32)
+    function, before = named(name), minigrad.get_num_threads()
     try:
         minigrad.set_num_threads(1)
-        alone = function(x)
+        alone = function(*arrays, *options)
         minigrad.set_num_threads(before)
-        assert_array_equal(function(x), alone)
+        assert_array_equal(function(*arrays, *options), alone)
     finally:
         minigrad.set_num_threads(before)
-    for start in (1, 5, 299_990):
-        assert_array_equal(function(x[start:]), alone[start:])
+    for start in (1, 5, 1_099_990):
+        assert_array_equal(function(*arrays[:, start:], *options), alone[start:])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", ["erf", "normal_cdf", "gelu"])
-def test_twins_are_the_same_functions(name, dtype, rng):
-    x = rng.standard_normal(200).astype(dtype)
-    found = getattr(elementwise, name)(x)
-    assert_allclose(found, getattr(elementwise, f"{name}_twin")(x), rtol=2e-6)  # float32, 6e-8
-    g = rng.standard_normal(200).astype(dtype)
-    assert_allclose(
-        elementwise.gelu_gradient(g, x), elementwise.gelu_gradient_twin(g, x), rtol=1e-5, atol=1e-6
-    )
+@pytest.mark.parametrize(("name", "count", "options"), ALL)
+def test_twins_are_the_same_functions(name, count, options, dtype, rng):
+    arrays = (3 * rng.standard_normal((count, 40, 50))).astype(dtype)
+    found = named(name)(*arrays, *options)
+    exact = named(f"{name}_twin")(*arrays.astype(np.float64), *options)
+    assert found.dtype == dtype
+    size = np.abs(arrays[0]) + np.abs(
+        exact
+    )  # tails are small beside x, and have tests of their own
+    assert np.all(np.abs(found - exact) <= 4 * ROUNDING[dtype] * size)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("name", "count", "options"), ALL)
+def test_twins_agree_at_the_ends_of_the_range(name, count, options, dtype):
+    ends = np.array([0.0, -0.0, 100, -100, 1e30, -1e30, np.inf, -np.inf, np.nan], dtype)
+    with np.errstate(all="ignore"):
+        arrays = (ends,) if count == 1 else (np.ones_like(ends), ends)
+        found = named(name)(*arrays, *options)
+        assert_allclose(found, named(f"{name}_twin")(*arrays, *options), rtol=1e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize("function", [activation.relu, normal.gelu, normal.erf])
+def test_the_result_is_an_array_of_its_own(function, rng):
+    x = rng.standard_normal((4, 5)).astype(np.float32)
+    x.flags.writeable = False
+    for given in (x, x.T, x[:, ::2], x[0, 0, ...], x[:0]):
+        found = function(given)
+        assert found.shape == given.shape
+        assert found.flags.owndata
+        assert_allclose(found, function(given.astype(np.float64)), rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        minigrad.relu,
+        lambda x: minigrad.leaky_relu(x, 0.3),
+        lambda x: minigrad.elu(x, 0.7),
+        minigrad.sigmoid,
+        minigrad.tanh,
+        minigrad.silu,
+        lambda x: minigrad.softplus(x, 1.5),
+        minigrad.gelu,
+        lambda x: minigrad.gelu(x, "tanh"),
+        minigrad.softmax,
+        minigrad.log_softmax,
+    ],
+)
+def test_a_recorded_gradient_is_written_in_ops_and_is_the_same(function, rng):
+    x = minigrad.tensor(rng.standard_normal((3, 4)), requires_grad=True)
+    g, out = minigrad.tensor(rng.standard_normal((3, 4)), requires_grad=True), function(x)
+    recorded = minigrad.grad(out, x, g, create_graph=True)
+    assert recorded.requires_grad
+    assert_allclose(recorded.data, minigrad.grad(out, x, g).data, rtol=1e-12, atol=1e-15)
+
+
+def test_gradients_of_another_dtype_or_shape_are_left_to_numpy(rng):
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    g = rng.standard_normal(4)
+    expected = np.where(x > 0, g, 0)
+    assert_array_equal(activation.relu_gradient(g, x), expected)
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, np.int64])

@@ -4,6 +4,7 @@ They take Tensors, and like ops also plain arrays.
 """
 
 from minigrad.functional import (
+    attention,
     indexing,
     linalg,
     losses,
@@ -12,6 +13,7 @@ from minigrad.functional import (
     shape,
     statistics,
 )
+from minigrad.functional.attention import *
 from minigrad.functional.indexing import *
 from minigrad.functional.linalg import *
 from minigrad.functional.losses import *
@@ -21,6 +23,7 @@ from minigrad.functional.shape import *
 from minigrad.functional.statistics import *
 
 __all__: list[str] = []
+__all__ += attention.__all__
 __all__ += indexing.__all__
 __all__ += linalg.__all__
 __all__ += losses.__all__

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import random
+from minigrad import kernels, random
 from minigrad.functional.composition import composition
+from minigrad.functional.fused_losses import label_loss, squared_error
 from minigrad.functional.indexing import check_below
 from minigrad.functional.statistics import mean
 from minigrad.ops import abs, clip, getitem, log_softmax, softplus, sum, where
@@ -26,6 +28,8 @@ __all__ = [
 
 Reduction = Literal["mean", "sum", "none"]
 
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
 # --------------------------------------------------------------------------------------------------
 # Of numbers
 # --------------------------------------------------------------------------------------------------
@@ -39,7 +43,12 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
         ValueError: if the shapes differ; they are not broadcast, that is a mistake too often.
     """
     check_reduction(reduction)
-    difference = prediction - _like(prediction, target)
+    target = _like(prediction, target)
+    if reduction != "none" and prediction.dtype in _FLOATS and target.dtype == prediction.dtype:
+        size = prediction.size
+        if size:
+            return squared_error(prediction, target, float(size) if reduction == "mean" else 1.0)
+    difference = prediction - target
     return _reduced(difference * difference, reduction)
 
 
@@ -125,6 +134,19 @@ def cross_entropy(
             probabilities = (1 - label_smoothing) * probabilities + share
         terms = log_softmax(logits, axis) * probabilities
         return _reduced(-sum(terms if weights is None else terms * weights, axis), reduction)
+    usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
+    if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
+        places = _as_int64(target)
+        if places is not None and ignore_index.__class__ is int:
+            flat = None if weights is None else weights.reshape(-1)
+            counts, total = kernels.losses.label_weights(
+                places, logits.shape[1], ignore_index, flat, logits.dtype
+            )
+            if isfinite(total) and (
+                total or reduction != "mean"
+            ):  # else there is an error to raise
+                divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
+                return label_loss(logits, places, counts, label_smoothing, divisor)
     labels = _Labels.checked(logits, axis, target, weights, ignore_index, reduction)
     return labels.loss(log_softmax(logits, axis), reduction, label_smoothing)
 
@@ -293,6 +315,15 @@ def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | No
     if (values < 0).any():
         raise ValueError(f"weights of classes are not negative, unlike {values.min()}")
     return values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
+
+
+def _as_int64(target: Array) -> NDArray[np.int64] | None:
+    """Integer targets in the one dtype that has a kernel, if it has room for them."""
+    labels = as_array(target)
+    if labels.dtype == np.int64:
+        return labels
+    small = labels.dtype.kind in "iu" and labels.dtype != np.uint64
+    return labels.astype(np.int64) if small else None
 
 
 # --------------------------------------------------------------------------------------------------

@@ -230,25 +230,3 @@ def keep_alive(_typing: Any, array: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array), emit
-
-
-@intrinsic
-def power_of_two(_typing: Any, exponent: Any) -> Any:
-    """2^exponent as float32, for a whole number from -126 to 127 that is a float32 itself."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        whole = builder.fptosi(args[0], I32)
-        return builder.bitcast(builder.shl(builder.add(whole, I32(127)), I32(23)), ir.FloatType())
-
-    return types.float32(types.float32), emit
-
-
-@intrinsic
-def leading_half(_typing: Any, number: Any) -> Any:
-    """A float32 cut to the first 12 of its 24 binary digits, so that its square is exact."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        bits = builder.and_(builder.bitcast(args[0], I32), I32(0xFFFFF000))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return types.float32(types.float32), emit

@@ -12,7 +12,7 @@ from minigrad.ops.axes import as_tuple
 from minigrad.ops.elementwise import exp, log, normal_cdf, where
 from minigrad.ops.reduction import max, sum
 from minigrad.ops.trigonometric import tanh
-from minigrad.tensor import Array, Axis
+from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = [
     "elu",
@@ -27,53 +27,76 @@ __all__ = [
 ]
 
 
+# A rule is handed Tensors where the backward pass is recorded, and is then written in ops. Mostly
+# it gets arrays, of which a kernel makes the same in one pass.
+
+
 @op(floats=True)
 def sigmoid(x: Array) -> Array:
     """s = 1 / (1 + e^-x), without overflow for any x; the derivative is s (1 - s)."""
-    with np.errstate(over="ignore"):  # 1 / inf is 0, as it should be
-        return 1.0 / (1.0 + np.exp(-x))
+    return kernels.activation.sigmoid(x)
 
 
-sigmoid.rule("x", lambda g, out: g * out * (1 - out))
+@sigmoid.rule("x")
+def _sigmoid_x(g: Array, out: Array) -> Array:
+    if isinstance(g, Tensor):
+        return g * out * (1 - out)
+    return kernels.activation.sigmoid_gradient(g, out)
 
 
 @op
 def relu(x: Array) -> Array:
     """max(x, 0), with derivative 1 above 0, and 0 at and below it."""
+    if isinstance(x, np.ndarray):
+        return kernels.activation.relu(x)
     return np.maximum(x, 0)
 
 
-relu.rule("x", lambda g, out: where(out <= 0, 0.0, g))  # a nan does not come back as a 0
+@relu.rule("x")
+def _relu_x(g: Array, out: Array) -> Array:
+    if isinstance(g, Tensor):
+        return where(out <= 0, 0.0, g)  # a nan does not come back as a 0
+    return kernels.activation.relu_gradient(g, out)
 
 
 @op(floats=True)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x above 0, else `negative_slope` x, which also gives the derivative at 0."""
-    return where(x > 0, x, negative_slope * x)
+    return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
-leaky_relu.rule("x", lambda g, x, negative_slope: where(x > 0, g, negative_slope * g))
+@leaky_relu.rule("x")
+def _leaky_relu_x(g: Array, x: Array, negative_slope: float) -> Array:
+    if isinstance(g, Tensor):
+        return where(x > 0, g, negative_slope * g)
+    return kernels.activation.leaky_relu_gradient(g, x, float(negative_slope))
 
 
 @op(floats=True)
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016); the derivative at 0 is `alpha`."""
-    return np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0))
+    return kernels.activation.elu(x, float(alpha))
 
 
-elu.rule("x", lambda g, x, alpha: where(x > 0, g, alpha * g * exp(where(x > 0, 0.0, x))))
+@elu.rule("x")
+def _elu_x(g: Array, x: Array, alpha: float) -> Array:
+    if isinstance(g, Tensor):
+        return where(x > 0, g, alpha * g * exp(where(x > 0, 0.0, x)))
+    return kernels.activation.elu_gradient(g, x, float(alpha))
 
 
 @op(floats=True)
 def silu(x: Array) -> Array:
     """x s, s = sigmoid(x) (Elfwing et al., 2018), with derivative s (1 + x (1 - s))."""
-    return x * sigmoid(x)
+    return kernels.activation.silu(x)
 
 
 @silu.rule("x")
 def _silu_x(g: Array, x: Array) -> Array:
-    s = sigmoid(x)
-    return g * (s * (1.0 + x * (1.0 - s)))
+    if isinstance(g, Tensor):
+        s = sigmoid(x)
+        return g * (s * (1.0 + x * (1.0 - s)))
+    return kernels.activation.silu_gradient(g, x)
 
 
 @op(floats=True)
@@ -85,11 +108,14 @@ def softplus(x: Array, beta: float = 1.0) -> Array:
     """
     if not beta > 0:
         raise ValueError(f"softplus: beta must be positive, not {beta!r}")
-    z = beta * x
-    return (np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))) / beta
+    return kernels.activation.softplus(x, float(beta))
 
 
-softplus.rule("x", lambda g, x, beta: g * sigmoid(beta * x))
+@softplus.rule("x")
+def _softplus_x(g: Array, x: Array, beta: float) -> Array:
+    if isinstance(g, Tensor):
+        return g * sigmoid(beta * x)
+    return kernels.activation.softplus_gradient(g, x, float(beta))
 
 
 def _gelu(x: Array, approximate: str = "none") -> Array:
@@ -114,18 +140,17 @@ def gelu(x: Array, approximate: str = "none") -> Array:
         ValueError: for another approximation.
     """
     if approximate == "none":
-        return kernels.elementwise.gelu(x)
+        return kernels.normal.gelu(x)
     if approximate != "tanh":
         raise ValueError(f"gelu: approximate is 'none' or 'tanh', not {approximate!r}")
-    return 0.5 * x * (1 + np.tanh(_ROOT * (x + 0.044715 * x * x * x)))
+    return kernels.normal.gelu_tanh(x)
 
 
 @gelu.rule("x")
 def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
     if approximate == "none":
-        return kernels.elementwise.gelu_gradient(g, x)
-    t = np.tanh(_ROOT * (x + 0.044715 * x * x * x))
-    return g * 0.5 * (1 + t + x * (1 - t * t) * _ROOT * (1 + 3 * 0.044715 * x * x))
+        return kernels.normal.gelu_gradient(g, x)
+    return kernels.normal.gelu_tanh_gradient(g, x)
 
 
 def _softmax(x: Array, axis: Axis = -1) -> Array:
@@ -136,13 +161,16 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
 @op(composition=_softmax, floats=True)
 def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow."""
-    axes = as_tuple(axis)
-    e = np.exp(x - np.max(x, axis=axes, keepdims=True))
-    e /= np.sum(e, axis=axes, keepdims=True)
-    return e
+    if _is_last(axis, x):
+        return kernels.softmax.softmax(x)
+    return kernels.softmax.softmax_twin(x, as_tuple(axis))
 
 
-softmax.rule("x", lambda g, axis, out: out * (g - sum(g * out, axis, keepdims=True)))
+@softmax.rule("x")
+def _softmax_x(g: Array, axis: Axis, out: Array) -> Array:
+    if isinstance(g, Tensor) or not _is_last(axis, out):
+        return out * (g - sum(g * out, axis, keepdims=True))
+    return kernels.softmax.softmax_gradient(g, out)
 
 
 def _log_softmax(x: Array, axis: Axis = -1) -> Array:
@@ -152,10 +180,18 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
 @op(composition=_log_softmax, floats=True)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
-    axes = as_tuple(axis)
-    shifted = x - np.max(x, axis=axes, keepdims=True)
-    shifted -= np.log(np.sum(np.exp(shifted), axis=axes, keepdims=True))
-    return shifted
+    if _is_last(axis, x):
+        return kernels.softmax.log_softmax(x)
+    return kernels.softmax.log_softmax_twin(x, as_tuple(axis))
 
 
-log_softmax.rule("x", lambda g, axis, out: g - exp(out) * sum(g, axis, keepdims=True))
+@log_softmax.rule("x")
+def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
+    if isinstance(g, Tensor) or not _is_last(axis, out):
+        return g - exp(out) * sum(g, axis, keepdims=True)
+    return kernels.softmax.log_softmax_gradient(g, out)
+
+
+def _is_last(axis: Axis, x: Array) -> bool:
+    """Whether the rows along `axis` lie one behind the other."""
+    return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)

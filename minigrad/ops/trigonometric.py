@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad import kernels
 from minigrad.op import op
 from minigrad.ops.elementwise import abs, maximum, sqrt, where
-from minigrad.tensor import Array
+from minigrad.tensor import Array, Tensor
 
 __all__ = [
     "arccos",
@@ -127,4 +128,8 @@ def tanh(x: Array) -> Array:
     return np.tanh(x)
 
 
-tanh.rule("x", lambda g, out: g * (1 - out * out))
+@tanh.rule("x")
+def _tanh_x(g: Array, out: Array) -> Array:
+    if isinstance(g, Tensor):
+        return g * (1 - out * out)
+    return kernels.activation.tanh_gradient(g, out)

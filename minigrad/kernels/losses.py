@@ -1,0 +1,297 @@
+"""Losses: cross entropy row by row, and the sum of squared errors, without arrays in between.
+
+With h the highest number of a row and z = sum(e^(x - h)), the cross entropy of class y and its
+gradient are
+
+    log z - (x[y] - h)      dx = g (e^(x - h - log z) - [y])
+
+float32 has loops; float64 has the twins, which are numpy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from minigrad.kernels import maths
+from minigrad.kernels.elementwise import LINE, loops, piece, run_gradient
+from minigrad.kernels.jit import JIT_ENABLED, jit
+from minigrad.kernels.kernel import Kernel
+from minigrad.kernels.softmax import (
+    READ,
+    SECONDS,
+    SINGLE,
+    STRETCH,
+    WRITTEN,
+    highest_of,
+    rows,
+    served,
+    sum_of_exponentials,
+)
+
+prange: Any = numba.prange
+
+Array = NDArray[Any]
+
+# --------------------------------------------------------------------------------------------------
+# Cross entropy
+# --------------------------------------------------------------------------------------------------
+
+
+def label_weights(
+    labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
+) -> tuple[Array, float]:
+    """How much each label counts, and the sum of that.
+
+    It is the weight of its class, or 1; 0 if the label is `ignored`; nan if there is no such class.
+    """
+    if not JIT_ENABLED or labels.dtype != np.int64 or dtype != SINGLE:
+        return label_weights_twin(labels, classes, ignored, class_weights, dtype)
+    weights, total = np.empty(labels.size, SINGLE), np.empty(1)
+    known = _NO_WEIGHTS if class_weights is None else class_weights
+    _LABEL_WEIGHTS(0.0, labels.ravel(), classes, ignored, known, weights, total)
+    return weights, total.item()
+
+
+def cross_entropy(
+    logits: Array, labels: Array, weights: Array, smoothing: float
+) -> tuple[Array, Array]:
+    """The loss of each row, and its h and log z, which the gradient needs.
+
+    Args:
+        logits: `(n, classes)`.
+        labels: `(n,)`, each in range where its weight is not 0.
+        weights: `(n,)`; where one is 0 the loss is, whatever the logits are.
+        smoothing: how much of the label's probability is spread over all classes.
+
+    Returns:
+        `(n,)` and `(n, 2)`.
+    """
+    if not served(logits) or labels.dtype != np.int64:
+        return cross_entropy_twin(logits, labels, weights, smoothing)
+    losses, sums = np.empty(len(logits), SINGLE), np.empty((len(logits), 2), SINGLE)
+    _CROSS_ENTROPY(
+        logits.size * SECONDS, rows(logits), labels.ravel(), weights, smoothing, losses, sums
+    )
+    return losses, sums
+
+
+def cross_entropy_gradient(
+    g: Array, logits: Array, labels: Array, weights: Array, smoothing: float, sums: Array
+) -> Array:
+    """The gradient of `cross_entropy`, for g `(n,)`."""
+    if not served(g, logits) or labels.dtype != np.int64:
+        return cross_entropy_gradient_twin(g, logits, labels, weights, smoothing, sums)
+    out = np.empty(logits.shape, SINGLE)
+    _CROSS_ENTROPY_GRADIENT(
+        logits.size * SECONDS,
+        g.ravel(),
+        rows(logits),
+        labels.ravel(),
+        weights,
+        smoothing,
+        sums,
+        out,
+    )
+    return out
+
+
+def label_weights_twin(
+    labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
+) -> tuple[Array, float]:
+    """`label_weights` in numpy."""
+    there = (labels >= 0) & (labels < classes)
+    if class_weights is None:
+        weights = np.ones(labels.shape, dtype)
+    else:
+        weights = class_weights.astype(dtype)[np.where(there, labels, 0)]
+    weights = np.where(there, weights, np.nan)
+    weights = np.where(labels == ignored, 0, weights).astype(dtype)
+    return weights, float(weights.sum(dtype=np.float64))
+
+
+def cross_entropy_twin(
+    logits: Array, labels: Array, weights: Array, smoothing: float
+) -> tuple[Array, Array]:
+    """`cross_entropy` in numpy."""
+    top = np.max(logits, axis=1)
+    shifted = logits - top[:, None]
+    logs = np.log(np.sum(np.exp(shifted), axis=1))
+    chosen = shifted[np.arange(len(labels)), np.where(weights != 0, labels, 0)]
+    losses = logs - (1 - smoothing) * chosen
+    if smoothing:
+        losses -= smoothing * np.mean(shifted, axis=1)
+    losses = np.where(weights != 0, losses * weights, 0).astype(logits.dtype)
+    return losses, np.stack([top, logs], axis=1)
+
+
+def cross_entropy_gradient_twin(
+    g: Array, logits: Array, labels: Array, weights: Array, smoothing: float, sums: Array
+) -> Array:
+    """`cross_entropy_gradient` in numpy."""
+    out = np.exp((logits - sums[:, :1]) - sums[:, 1:])
+    out -= smoothing / logits.shape[1]
+    out[np.arange(len(labels)), np.where(weights != 0, labels, 0)] -= 1 - smoothing
+    return np.where(weights[:, None] != 0, out * (g * weights)[:, None], 0).astype(logits.dtype)
+
+
+_ONE = np.float32(1)
+
+
+def _label_weights_loop(
+    _pieces: int,
+    labels: Any,
+    classes: int,
+    ignored: int,
+    class_weights: Any,
+    weights: Any,
+    total: Any,
+) -> None:
+    sums = 0.0
+    for i in range(labels.size):
+        label = labels[i]
+        weight: Any = _ONE
+        if label == ignored:
+            weight = np.float32(0)
+        elif not 0 <= label < classes:
+            weight = np.float32(np.nan)
+        elif class_weights.size:
+            weight = class_weights[label]
+        weights[i] = weight
+        sums += weight
+    total[0] = sums
+
+
+def _cross_entropy_loop(
+    pieces: int, logits: Any, labels: Any, weights: Any, smoothing: Any, losses: Any, sums: Any
+) -> None:
+    n = len(logits)
+    for number in prange(pieces):
+        for i in range(number * n // pieces, (number + 1) * n // pieces):
+            row = logits[i]
+            highest = highest_of(row)
+            log = maths.log(sum_of_exponentials(row, highest))
+            sums[i, 0], sums[i, 1] = highest, log
+            losses[i] = 0
+            if weights[i] != 0:  # where it is 0 an infinite loss does not count
+                loss = log - (_ONE - smoothing) * (row[labels[i]] - highest)
+                if smoothing:
+                    spread = 0.0
+                    for start in range(0, row.size, STRETCH):
+                        spread += _sum_differences(row[start : start + STRETCH], highest)
+                    loss -= smoothing * np.float32(spread / row.size)
+                losses[i] = weights[i] * loss
+
+
+@jit(fastmath={"contract", "reassoc"})
+def _sum_differences(row: Any, highest: Any) -> Any:
+    total = np.float32(0)
+    for j in range(row.size):
+        total += row[j] - highest
+    return total
+
+
+def _cross_entropy_gradient_loop(
+    pieces: int,
+    g: Any,
+    logits: Any,
+    labels: Any,
+    weights: Any,
+    smoothing: Any,
+    sums: Any,
+    dx: Any,
+) -> None:
+    n = len(logits)
+    for number in prange(pieces):
+        for i in range(number * n // pieces, (number + 1) * n // pieces):
+            row, result = logits[i], dx[i]
+            if weights[i] == 0:
+                result[:] = 0
+            else:
+                factor, highest, log = weights[i] * g[i], sums[i, 0], sums[i, 1]
+                share = smoothing / np.float32(row.size)
+                for j in range(row.size):
+                    result[j] = factor * (maths.exp_below((row[j] - highest) - log) - share)
+                result[labels[i]] -= factor * (_ONE - smoothing)
+
+
+_READ_ROW = types.Array(types.float32, 1, "C", readonly=True)
+_WRITTEN_ROW = types.Array(types.float32, 1, "C")
+_LABELS = types.Array(types.int64, 1, "C", readonly=True)
+_SUMS = types.Array(types.float64, 1, "C")
+_NO_WEIGHTS = np.empty(0, SINGLE)
+
+_LABEL_WEIGHTS = Kernel(
+    _label_weights_loop, (_LABELS, types.intp, types.intp, _READ_ROW, _WRITTEN_ROW, _SUMS)
+)
+_CROSS_ENTROPY = Kernel(
+    _cross_entropy_loop, (READ, _LABELS, _READ_ROW, types.float32, _WRITTEN_ROW, WRITTEN)
+)
+_CROSS_ENTROPY_GRADIENT = Kernel(
+    _cross_entropy_gradient_loop,
+    (_READ_ROW, READ, _LABELS, _READ_ROW, types.float32, READ, WRITTEN),
+)
+
+# --------------------------------------------------------------------------------------------------
+# Squared error
+# --------------------------------------------------------------------------------------------------
+
+
+def squared_error(x: Array, y: Array) -> float:
+    """The sum of (x - y)^2, of two arrays of one shape and dtype."""
+    if not served(x, y):
+        return squared_error_twin(x, y)
+    sums = np.empty(-(-x.size // STRETCH))
+    _SQUARED_ERROR(x.size * LINE, x.ravel(), y.ravel(), sums)
+    return sums.item() if sums.size == 1 else float(sums.sum())
+
+
+def scaled_difference(x: Array, y: Array, factor: float) -> Array:
+    """(x - y) factor, the gradient of `squared_error` by x for a factor of 2 g."""
+    return run_gradient(_SCALED_DIFFERENCE, LINE, scaled_difference_twin, x, y, factor)
+
+
+def squared_error_twin(x: Array, y: Array) -> float:
+    """`squared_error` in numpy."""
+    return float(np.sum(np.square(x - y)))
+
+
+def scaled_difference_twin(x: Array, y: Array, factor: float) -> Array:
+    """`scaled_difference` in numpy."""
+    return np.asarray((x - y) * factor)
+
+
+@jit(fastmath={"contract", "reassoc"})
+def _sum_squares(x: Any, y: Any) -> Any:
+    total = np.float32(0)
+    for i in range(x.size):
+        difference = x[i] - y[i]
+        total += difference * difference
+    return total
+
+
+def _squared_error_loop(pieces: int, x: Any, y: Any, sums: Any) -> None:
+    n = sums.size
+    for number in prange(pieces):
+        for i in range(number * n // pieces, (number + 1) * n // pieces):
+            stretch = slice(i * STRETCH, (i + 1) * STRETCH)
+            sums[i] = _sum_squares(x[stretch], y[stretch])
+
+
+def _scaled_difference_loop(pieces: int, x: Any, y: Any, factor: Any, out: Any) -> None:
+    for number in prange(pieces):
+        xs, ys, outs = (
+            piece(number, pieces, x),
+            piece(number, pieces, y),
+            piece(number, pieces, out),
+        )
+        for i in range(xs.size):
+            outs[i] = (xs[i] - ys[i]) * factor
+
+
+_SQUARED_ERROR = Kernel(_squared_error_loop, (_READ_ROW, _READ_ROW, _SUMS))
+_SCALED_DIFFERENCE = loops(_scaled_difference_loop, _scaled_difference_loop, operands=2, options=1)
