@@ -8,6 +8,7 @@ generators a function has used, and replay it with the same numbers.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minigrad.mode import mode
 
@@ -42,3 +43,17 @@ def generator(rng: np.random.Generator | None = None) -> np.random.Generator:
     for observer in mode.observers:
         observer.on_random(rng)
     return rng
+
+
+# Those whose raw numbers have 64 bits; of MT19937 they have 32, and of others who knows.
+_WHOLE = (np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
+
+
+def words(rng: np.random.Generator, count: int) -> NDArray[np.uint16]:
+    """`count` random numbers of 16 bits, four of which take no longer than one `rng.random()`."""
+    size = -(-count // 4)
+    if isinstance(rng.bit_generator, _WHOLE):
+        drawn = rng.bit_generator.random_raw(size)
+    else:
+        drawn = rng.integers(0, 2**64 - 1, size, np.uint64, endpoint=True)
+    return drawn.view(np.uint16)[:count]

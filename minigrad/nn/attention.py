@@ -113,14 +113,20 @@ class MultiHeadAttention(Module):
         """
         key = query if key is None else key
         value = key if value is None else value
-        q = self._heads("query", query, self.q_proj, self.embed_dim)
-        k = self._heads("key", key, self.k_proj, self.kdim)
-        v = self._heads("value", value, self.v_proj, self.vdim)
+        sizes = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
+        for x, (name, size) in zip((query, key, value), sizes.items(), strict=True):
+            if x.ndim < 2 or x.shape[-1] != size:
+                raise ValueError(
+                    f"MultiHeadAttention: the {name} has shape (..., length, {size}), not {x.shape}"
+                )
         if attn_mask is not None:
-            _check_mask(attn_mask, max(q.ndim, k.ndim, v.ndim))
+            _check_mask(attn_mask, self.num_heads, query.shape, key.shape, value.shape)
             if is_causal:
-                attn_mask = _without_future(attn_mask, q.shape[-2], k.shape[-2])
+                attn_mask = _without_future(attn_mask, query.shape[-2], key.shape[-2])
                 is_causal = False
+        q = self._heads(self.q_proj(query))
+        k = self._heads(self.k_proj(key))
+        v = self._heads(self.v_proj(value))
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask, self.dropout if self.training else 0.0, is_causal, rng=self.rng
         )
@@ -128,13 +134,8 @@ class MultiHeadAttention(Module):
         joined = ops.reshape(out, (*out.shape[:-2], self.embed_dim))
         return self.out_proj(joined)  # type: ignore[no-any-return]  # what a module returns is Any
 
-    def _heads(self, name: str, x: Array, projection: Linear, size: int) -> Tensor:
-        """The linear map of x, cut into heads: `(..., L, size) -> (..., heads, L, d)`."""
-        if x.ndim < 2 or x.shape[-1] != size:
-            raise ValueError(
-                f"MultiHeadAttention: the {name} has shape (..., length, {size}), not {x.shape}"
-            )
-        y = projection(x)
+    def _heads(self, y: Tensor) -> Tensor:
+        """Vectors cut into heads, as a view: `(..., L, embed_dim) -> (..., heads, L, d)`."""
         heads = ops.reshape(y, (*y.shape[:-1], self.num_heads, self.embed_dim // self.num_heads))
         return functional.swapaxes(heads, -2, -3)
 
@@ -149,17 +150,29 @@ class MultiHeadAttention(Module):
         return ", ".join([f"{self.embed_dim}, num_heads={self.num_heads}", *facts])
 
 
-def _check_mask(mask: Array, ndim: int) -> None:
+def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
+    """Refuse a mask that does not go with the scores of query, key and value of these shapes."""
     values = as_array(mask)
     if values.dtype.kind not in "bf":
         raise TypeError(
             f"MultiHeadAttention: a mask is of booleans or of floats, not of {values.dtype}"
         )
+    ndim = max(map(len, shapes)) + 1
     if values.ndim not in (2, ndim):
         raise ValueError(
             f"MultiHeadAttention: a mask is (L, S), or has all {ndim} axes of the scores, "
             f"(..., heads, L, S), not {values.shape}; mask[..., None, :, :] gives it an axis for "
             f"the heads"
+        )
+    try:
+        leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
+    except ValueError:
+        return  # sequences that do not go together are refused by name later
+    scores = (*leading, heads, shapes[0][-2], shapes[1][-2])
+    if any(n not in (1, size) for n, size in zip(values.shape[::-1], scores[::-1], strict=False)):
+        raise ValueError(
+            f"MultiHeadAttention: a mask of shape {values.shape} does not go with scores of shape "
+            f"{scores}"
         )
 
 

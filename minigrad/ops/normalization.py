@@ -1,7 +1,8 @@
 """Normalisation over the last axes.
 
-One rule serves all inputs of an op, for their derivatives share the standardised x. It is computed
-again there, from x alone, so that nothing but x and the weight is kept.
+Both ops are one loop over rows each way (see `minigrad.kernels.normalization`). One rule serves all
+inputs of an op, for their derivatives share the standardised x. It is computed again there, from x
+alone, so that nothing but x and the weight is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minigrad import kernels
 from minigrad.op import op
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
@@ -24,12 +26,14 @@ Sizes = int | Sequence[int]
 def _layer_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
 ) -> Array:
-    standard, _ = _standardised(x, normalized_shape, eps)
-    out = standard if weight is None else standard * weight
+    axes = _axes(normalized_shape)
+    deviation = x - _mean(x, axes)
+    out = deviation * rsqrt(_mean(deviation * deviation, axes) + eps)
+    out = out if weight is None else out * weight
     return out if bias is None else out + bias
 
 
-@op(composition=_layer_norm, floats=True)
+@op(composition=_layer_norm, replayed=True, floats=True)
 def layer_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
 ) -> Array:
@@ -47,45 +51,29 @@ def layer_norm(
     Raises:
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
-    axes = _last_axes("layer_norm", x, normalized_shape, eps, weight, bias)
-    out = x - np.mean(x, axes, keepdims=True)
-    out /= np.sqrt(np.mean(out * out, axes, keepdims=True) + eps)
-    if weight is not None:
-        out *= weight
-    return out if bias is None else out + bias
+    sizes = _checked_sizes("layer_norm", x, normalized_shape, eps, weight, bias)
+    return kernels.normalization.norm(x, sizes, weight, bias, eps, True)
 
 
 def _layer_norm_inputs(
     g: Array, needs: Sequence[bool], x: Array, normalized_shape: Sizes, weight: Array, eps: float
 ) -> Sequence[Array]:
-    standard, scale = _standardised(x, normalized_shape, eps)
-    dx = None
-    if needs[0]:
-        axes = _axes(normalized_shape)
-        d = g if weight is None else g * weight
-        dx = scale * (d - _mean(d, axes) - standard * _mean(d * standard, axes))
-    return dx, g * standard if needs[1] else None, g
+    sizes = x.shape[x.ndim - np.size(normalized_shape) :]
+    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, True, needs)
 
 
 layer_norm.joint_rule(("x", "weight", "bias"), _layer_norm_inputs)
 
 
-def _standardised(x: Array, normalized_shape: Sizes, eps: float) -> tuple[Array, Array]:
-    """(x - mean) / sqrt(var + eps), and 1 / sqrt(var + eps)."""
-    axes = _axes(normalized_shape)
-    deviation = x - _mean(x, axes)
-    scale = rsqrt(_mean(deviation * deviation, axes) + eps)
-    return deviation * scale, scale
-
-
 def _rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:
-    out = x * _inverse_rms(x, normalized_shape, eps)
+    eps = _least(x) if eps is None else eps
+    out = x * rsqrt(_mean(x * x, _axes(normalized_shape)) + eps)
     return out if weight is None else out * weight
 
 
-@op(composition=_rms_norm, floats=True)
+@op(composition=_rms_norm, replayed=True, floats=True)
 def rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:
@@ -102,9 +90,8 @@ def rms_norm(
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
     eps = _least(x) if eps is None else eps
-    axes = _last_axes("rms_norm", x, normalized_shape, eps, weight)
-    out = x / np.sqrt(np.mean(x * x, axes, keepdims=True) + eps)
-    return out if weight is None else out * weight
+    sizes = _checked_sizes("rms_norm", x, normalized_shape, eps, weight)
+    return kernels.normalization.norm(x, sizes, weight, None, eps, False)
 
 
 def _rms_norm_inputs(
@@ -115,23 +102,14 @@ def _rms_norm_inputs(
     weight: Array,
     eps: float | None,
 ) -> Sequence[Array]:
-    scale = _inverse_rms(x, normalized_shape, eps)
-    standard = x * scale
-    dx = None
-    if needs[0]:
-        d = g if weight is None else g * weight
-        axes = _axes(normalized_shape)
-        dx = scale * (d - standard * _mean(d * standard, axes))
-    return dx, g * standard if needs[1] else None
+    eps = _least(x) if eps is None else eps
+    sizes = x.shape[x.ndim - np.size(normalized_shape) :]
+    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, False, (*needs, False))[
+        :2
+    ]
 
 
 rms_norm.joint_rule(("x", "weight"), _rms_norm_inputs)
-
-
-def _inverse_rms(x: Array, normalized_shape: Sizes, eps: float | None) -> Array:
-    """1 / sqrt(mean(x^2) + eps)."""
-    eps = _least(x) if eps is None else eps
-    return rsqrt(_mean(x * x, _axes(normalized_shape)) + eps)
 
 
 def _least(x: Array) -> float:
@@ -148,10 +126,10 @@ def _mean(x: Array, axes: tuple[int, ...]) -> Array:
     return sum(x, axes, keepdims=True) * (1.0 / math.prod(x.shape[axis] for axis in axes))
 
 
-def _last_axes(
+def _checked_sizes(
     name: str, x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
 ) -> tuple[int, ...]:
-    """The axes to normalise over, when everything fits."""
+    """The sizes of the axes to normalise over, when everything fits."""
     if not eps >= 0:
         raise ValueError(f"{name}: eps is not negative, unlike {eps!r}")
     sizes = (
@@ -167,4 +145,4 @@ def _last_axes(
                 f"{name}: weight and bias have the shape that is normalised, {sizes}, "
                 f"not {np.shape(parameter)}"
             )
-    return _axes(sizes)
+    return sizes

@@ -22,7 +22,10 @@ def rms_norm(x, normalized_shape, weight=1.0, eps=None):
 def dropout(x, p, training=True, *, rng=None):
     if not training or p == 0:
         return x
-    keep = rng.random(x.shape, np.float32) >= p
+    bits = rng.integers(0, 2**64 - 1, (x.size + 3) // 4, np.uint64, endpoint=True)
+    words = [int(b) >> shift & 0xFFFF for b in bits for shift in (0, 16, 32, 48)][: x.size]
+    threshold = math.floor(65536 * p + rng.random())
+    keep = np.reshape([word >= threshold for word in words], x.shape)
     return np.where(keep, x / max(1 - p, 1e-9), 0)
 
 

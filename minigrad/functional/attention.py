@@ -1,0 +1,188 @@
+"""Attention: a mean of vectors, weighted by how well each one's key fits a query."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad import kernels, random
+from minigrad.functional.composition import composition
+from minigrad.functional.neural import dropout
+from minigrad.functional.shape import swapaxes
+from minigrad.op import op
+from minigrad.ops import matmul, softmax, where
+from minigrad.tensor import Array, Tensor, as_array
+
+__all__ = ["scaled_dot_product_attention"]
+
+Booleans = NDArray[np.bool_]
+
+
+def _weights(
+    query: Array,
+    key: Array,
+    allowed: Booleans | None,
+    added: Array,
+    is_causal: bool,
+    scale: float,
+) -> Tensor:
+    """softmax(q k^T scale + added) of what is allowed, `(..., L, S)`; a row of nothing is of 0."""
+    scores = matmul(query, swapaxes(key, -1, -2)) * scale
+    if added is not None:
+        scores = scores + added.astype(scores.dtype)
+        forbidden = np.isneginf(as_array(added))
+        if forbidden.any():
+            allowed = ~forbidden
+    if is_causal:
+        past = np.tri(*scores.shape[-2:], dtype=np.bool_)
+        allowed = past if allowed is None else allowed & past
+    if allowed is None:
+        return softmax(scores)
+    # The least number, not -inf: a row of nothing else would become nan.
+    weights = softmax(where(allowed, scores, float(np.finfo(scores.dtype).min)))
+    return weights if allowed.any(-1).all() else where(allowed, weights, 0.0)
+
+
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Booleans | None = None,
+    added: Array = None,
+    is_causal: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    return matmul(_weights(query, key, allowed, added, is_causal, scale), value)
+
+
+@op(composition=_attention, replayed=True, keeps=True)
+def fused_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Booleans | None = None,
+    added: Array = None,
+    is_causal: bool = False,
+    scale: float = 1.0,
+) -> tuple[Array, Array]:
+    """Attention without its weights in memory (see `minigrad.kernels.heads`).
+
+    It keeps one number for each query, log(sum(e^scores)).
+    """
+    return kernels.attention.attention(query, key, value, allowed, added, is_causal, scale)
+
+
+def _inputs(
+    g: Array,
+    needs: Sequence[bool],
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Booleans | None,
+    added: Array,
+    is_causal: bool,
+    scale: float,
+    out: Array,
+    kept: Array,
+) -> Sequence[Array]:
+    return kernels.attention.attention_gradients(
+        g, query, key, value, allowed, added, is_causal, scale, out, kept, needs
+    )
+
+
+fused_attention.joint_rule(("query", "key", "value", "added"), _inputs)
+
+
+@composition
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    rng: np.random.Generator | None = None,
+) -> Tensor:
+    """softmax(q k^T scale + mask) v (Vaswani et al., 2017, section 3.2.1).
+
+    Neither the scores nor the weights are kept in memory, unless some weights are dropped. The
+    gradient of a mask of floats is as large as the scores.
+
+    Shapes are `(..., L, d)`, `(..., S, d)` and `(..., S, d_v)`, and give `(..., L, d_v)`.
+
+    Args:
+        query: L vectors that ask.
+        key: S vectors that are compared with each of them.
+        value: S vectors, of which each asking one gets a weighted mean.
+        attn_mask: what goes with `(..., L, S)`: booleans, True where attention may go, or floats
+            to add to the scores. A query that may attend to nothing gets 0.
+        dropout_p: the probability with which a weight is dropped. It is applied whenever it is not
+            0: pass 0 in evaluation.
+        is_causal: query i attends to keys 0 to i only; not together with a mask.
+        scale: the factor of the scores; None for 1 / sqrt(d).
+        rng: where the dropped ones are drawn from.
+
+    Raises:
+        ValueError: if shapes do not match, there are no keys, or both a mask and `is_causal` are
+            given.
+        TypeError: if the mask is neither of booleans nor of floats.
+    """
+    random.check_probability("dropout_p", dropout_p)
+    shape = _attention_shape(query, key, value)
+    allowed, added = _mask(attn_mask, is_causal, shape)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if dropout_p == 0 and kernels.attention.serves(query, key, value):
+        if added is not None and added.dtype != query.dtype:
+            added = added.astype(query.dtype)
+        return fused_attention(query, key, value, allowed, added, is_causal, scale)
+    weights = _weights(query, key, allowed, added, is_causal, scale)
+    return matmul(dropout(weights, dropout_p, rng=rng), value)
+
+
+def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
+    """The shape of the scores, `(..., L, S)`, when everything fits."""
+    shapes = query.shape, key.shape, value.shape
+    if any(len(shape) < 2 for shape in shapes):
+        raise ValueError(f"takes stacks of vectors (..., L, d), not shapes {shapes}")
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise ValueError(
+            f"query, key and value have shapes (..., L, d), (..., S, d) and (..., S, d_v), "
+            f"not {shapes}"
+        )
+    if 0 in key.shape[-2:]:
+        raise ValueError(f"there is nothing to attend to in shapes {shapes}")
+    try:
+        leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
+    except ValueError:
+        raise ValueError(f"the leading axes of {shapes} do not broadcast") from None
+    return (*leading, query.shape[-2], key.shape[-2])
+
+
+def _mask(
+    attn_mask: Array, is_causal: bool, shape: tuple[int, ...]
+) -> tuple[NDArray[np.bool_] | None, Array]:
+    """Where attention may go, or None for everywhere; and what to add to the scores, or None."""
+    if attn_mask is None:
+        return None, None
+    if is_causal:
+        raise ValueError(
+            "give a mask or is_causal, not both; for both, put the mask and a lower triangle "
+            "together with &"
+        )
+    values = as_array(attn_mask)
+    try:
+        fits = np.broadcast_shapes(values.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"a mask of shape {values.shape} does not go with scores of shape {shape}")
+    if values.dtype == np.bool_:
+        return values, None
+    if values.dtype.kind != "f":
+        raise TypeError(f"a mask is of booleans or of floats, not of {values.dtype}")
+    return None, attn_mask

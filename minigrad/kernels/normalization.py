@@ -1,0 +1,368 @@
+"""Layer norm and rms norm over rows, forward and backward, each in one pass over memory.
+
+A row is short enough to stay in the nearest cache, so that what its mean, its scale and its
+result take three readings of is fetched once. The backward computes mean and scale again in the
+same way: that costs less than to keep them.
+
+    standard = (x - mean) scale,   scale = 1 / sqrt(mean((x - mean)^2) + eps),   d = g weight
+    dx = scale (d - mean(d) - standard mean(d standard))
+    dweight = sum over rows of g standard,   dbias = sum over rows of g
+
+Without `centred` the mean is taken for 0 everywhere: that is rms norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from minigrad.kernels.jit import JIT_ENABLED, jit
+from minigrad.kernels.kernel import Kernel
+
+prange: Any = numba.prange
+
+Array = NDArray[Any]
+
+SECONDS = 3e-10  # what a number takes in the forward, about
+STRETCH = 1024  # numbers that are summed in their own precision; stretches are, in float64
+ROWS = 32  # whose shares of dweight and dbias are summed at a time
+
+
+def norm(
+    x: Array, shape: tuple[int, ...], weight: Array | None, bias: Array | None, eps: float,
+    centred: bool,
+) -> Array:  # fmt: skip
+    """`weight` standard + `bias`, over as many of the last axes as `shape`, theirs, has.
+
+    Args:
+        x: `(..., *shape)`, not of size 0 in `shape`.
+        shape: the sizes of the axes.
+        weight: of that shape, or None for 1.
+        bias: of that shape, or None for 0.
+        eps: what is added to the variance.
+        centred: whether the mean is subtracted.
+    """
+    kernel = _served("norm", x, weight, bias)
+    if kernel is None:
+        return norm_twin(x, shape, weight, bias, eps, centred)
+    out = np.empty(x.shape, x.dtype)
+    size = math.prod(shape)
+    none = _NONE[x.dtype]
+    kernel(
+        out.size * SECONDS,
+        _rows(x, size),
+        np.ones(size, x.dtype) if weight is None else _flat(weight),
+        none if bias is None else _flat(bias),
+        eps,
+        centred,
+        out.reshape(-1, size),
+    )
+    return out
+
+
+def norm_gradients(
+    g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
+    needs: Sequence[bool],
+) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+    """The gradients of `norm` by x, weight and bias, of those that `needs` asks for."""
+    kernel = _served("gradients", x, g, weight)
+    if kernel is None:
+        return norm_gradients_twin(g, x, shape, weight, eps, centred, needs)
+    size = math.prod(shape)
+    none = _NONE[x.dtype]
+    dx = np.empty(x.shape, x.dtype) if needs[0] else None
+    dweight, dbias = (np.empty(shape, x.dtype) if need else None for need in needs[1:])
+    kernel(
+        2 * x.size * SECONDS,
+        _rows(g, size),
+        _rows(x, size),
+        np.ones(size, x.dtype) if weight is None else _flat(weight),
+        eps,
+        centred,
+        ROWS,
+        _NO_ROWS[x.dtype] if dx is None else dx.reshape(-1, size),
+        none if dweight is None else dweight.reshape(-1),
+        none if dbias is None else dbias.reshape(-1),
+    )
+    return dx, dweight, dbias
+
+
+def _served(name: str, x: Array, *others: Array | None) -> Kernel | None:
+    """The kernel of this name for arrays of one dtype, or None if there is none."""
+    if not JIT_ENABLED or x.__class__ is not np.ndarray:
+        return None
+    for other in others:
+        if other is not None and (other.__class__ is not np.ndarray or other.dtype != x.dtype):
+            return None
+    return _KERNELS.get((name, x.dtype))
+
+
+def _rows(x: Array, size: int) -> Array:
+    """x as a contiguous matrix."""
+    return (x if x.flags.c_contiguous else np.ascontiguousarray(x)).reshape(-1, size)
+
+
+def _flat(x: Array) -> Array:
+    return x if x.ndim == 1 and x.flags.c_contiguous else np.ascontiguousarray(x).reshape(-1)
+
+
+# The twins: the references, and what runs where nothing is compiled. They compute in float64.
+
+
+def norm_twin(
+    x: Array, shape: tuple[int, ...], weight: Array | None, bias: Array | None, eps: float,
+    centred: bool,
+) -> Array:  # fmt: skip
+    """`norm` in numpy."""
+    out, _ = _standardised(x, shape, eps, centred)
+    if weight is not None:
+        out = out * weight
+    if bias is not None:
+        out = out + bias
+    return out.astype(np.result_type(*(y for y in (x, weight, bias) if y is not None)))
+
+
+def norm_gradients_twin(
+    g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
+    needs: Sequence[bool],
+) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+    """`norm_gradients` in numpy."""
+    axes = tuple(range(-len(shape), 0))
+    leading = tuple(range(x.ndim - len(shape)))
+    standard, scale = _standardised(x, shape, eps, centred)
+    dx = dweight = dbias = None
+    if needs[0]:
+        d = g.astype(np.float64) if weight is None else g * weight.astype(np.float64)
+        dx = d - standard * np.mean(d * standard, axes, keepdims=True)
+        if centred:
+            dx -= np.mean(d, axes, keepdims=True)
+        dx = (dx * scale).astype(x.dtype)
+    if needs[1]:
+        dweight = np.sum(g * standard, leading).astype(x.dtype)
+    if needs[2]:
+        dbias = np.sum(g, leading, np.float64).astype(x.dtype)
+    return dx, dweight, dbias
+
+
+def _standardised(
+    x: Array, shape: tuple[int, ...], eps: float, centred: bool
+) -> tuple[Array, Array]:
+    """(x - mean) scale and scale, in float64."""
+    axes = tuple(range(-len(shape), 0))
+    rest = x.astype(np.float64)
+    if centred:
+        rest -= np.mean(rest, axes, keepdims=True)
+    scale = 1 / np.sqrt(np.mean(rest * rest, axes, keepdims=True) + eps)
+    return rest * scale, scale
+
+
+# --------------------------------------------------------------------------------------------------
+# Sums of a row. They are in functions of their own, for their order is left to the compiler:
+# "reassoc" lets it keep as many sums at once as the vectors have lanes, and several vectors
+# --------------------------------------------------------------------------------------------------
+
+
+@jit(fastmath={"reassoc", "contract"})
+def _sums(x: Any, pivot: Any) -> Any:
+    """The sums of x - pivot and of its square."""
+    total, squares = x.dtype.type(0), x.dtype.type(0)
+    for i in range(x.size):
+        rest = x[i] - pivot
+        total += rest
+        squares += rest * rest
+    return total, squares
+
+
+@jit(fastmath={"reassoc", "contract"})
+def _sums_with_slopes(x: Any, pivot: Any, g: Any, weight: Any) -> Any:
+    """The same, and the sums of d = g weight and of d (x - pivot)."""
+    zero = x.dtype.type(0)
+    total, squares, slopes, products = zero, zero, zero, zero
+    for i in range(x.size):
+        rest = x[i] - pivot
+        d = g[i] * weight[i]
+        total += rest
+        squares += rest * rest
+        slopes += d
+        products += d * rest
+    return total, squares, slopes, products
+
+
+@jit(inline="always")
+def _pivot(x: Any, centred: bool) -> Any:
+    """A number near the mean: that of eight, where there are as many."""
+    if not centred:
+        return x.dtype.type(0)
+    if x.size < 8:
+        return x[0]
+    few = ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
+    return few * x.dtype.type(0.125)
+
+
+# One reading of the row gives mean and variance, by sums about the pivot: with off = mean - pivot,
+# the variance is mean((x - pivot)^2) - off^2. Where the pivot is so bad that this loses digits, it
+# is done again about the mean.
+
+
+class _Moments(NamedTuple):
+    """How a row is standardised: (x - pivot) scale - shift, numbers of its dtype."""
+
+    pivot: Any
+    scale: Any
+    shift: Any
+
+
+@jit(inline="always")
+def _moments(x: Any, eps: float, centred: bool) -> _Moments:
+    pivot, again, share = _pivot(x, centred), centred, 1 / x.size
+    while True:
+        total, squares = 0.0, 0.0
+        for start in range(0, x.size, STRETCH):
+            sums = _sums(x[start : start + STRETCH], pivot)
+            total += sums[0]
+            squares += sums[1]
+        off = total * share if centred else 0.0
+        variance = squares * share - off * off
+        if not (again and off * off > variance):
+            break
+        pivot, again = x.dtype.type(pivot + off), False
+    scale = _scale(variance, eps)
+    return _Moments(pivot, x.dtype.type(scale), x.dtype.type(off * scale))
+
+
+class _Slopes(NamedTuple):
+    """How a row of dx comes about: scale d - (x - pivot) bend - level, numbers of its dtype."""
+
+    bend: Any
+    level: Any
+
+
+@jit(inline="always")
+def _slopes(x: Any, eps: float, centred: bool, g: Any, weight: Any) -> Any:
+    """The moments of a row, and what else dx needs."""
+    pivot, again, share = _pivot(x, centred), centred, 1 / x.size
+    while True:
+        total, squares, slopes, products = 0.0, 0.0, 0.0, 0.0
+        for start in range(0, x.size, STRETCH):
+            end = start + STRETCH
+            sums = _sums_with_slopes(x[start:end], pivot, g[start:end], weight[start:end])
+            total += sums[0]
+            squares += sums[1]
+            slopes += sums[2]
+            products += sums[3]
+        off = total * share if centred else 0.0
+        variance = squares * share - off * off
+        if not (again and off * off > variance):
+            break
+        pivot, again = x.dtype.type(pivot + off), False
+    scale = _scale(variance, eps)
+    bend = scale * scale * scale * (products - off * slopes) * share
+    level = (scale * slopes * share if centred else 0.0) - off * bend
+    number = x.dtype.type
+    moments = _Moments(pivot, number(scale), number(off * scale))
+    return moments, _Slopes(number(bend), number(level))
+
+
+@jit(inline="always")
+def _scale(variance: float, eps: float) -> float:
+    if variance < 0:  # of a constant row, by rounding
+        variance = 0.0
+    return 1 / math.sqrt(variance + eps)
+
+
+# --------------------------------------------------------------------------------------------------
+# Loops
+# --------------------------------------------------------------------------------------------------
+
+
+def _norm_loop(
+    pieces: int, x: Any, weight: Any, bias: Any, eps: float, centred: bool, out: Any
+) -> None:
+    rows = x.shape[0]
+    for number in prange(pieces):
+        for row in range(number * rows // pieces, (number + 1) * rows // pieces):
+            xs, outs = x[row], out[row]
+            pivot, scale, shift = _moments(xs, eps, centred)
+            if bias.size:
+                for i in range(xs.size):
+                    outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i] + bias[i]
+            else:
+                for i in range(xs.size):
+                    outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i]
+
+
+def _gradients_loop(
+    pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, height: int, dx: Any,
+    dweight: Any, dbias: Any,
+) -> None:  # fmt: skip
+    # Rows are summed by blocks of `height`, and then the blocks: no piece of work cuts a block.
+    rows, size = x.shape
+    blocks = (rows + height - 1) // height
+    of_weight = np.zeros((blocks if dweight.size else 0, size), x.dtype)
+    of_bias = np.zeros((blocks if dbias.size else 0, size), x.dtype)
+    for number in prange(pieces):
+        for block in range(number * blocks // pieces, (number + 1) * blocks // pieces):
+            for row in range(block * height, min(rows, (block + 1) * height)):
+                gs, xs = g[row], x[row]
+                if not dx.size:
+                    pivot, scale, shift = _moments(xs, eps, centred)
+                else:
+                    moments, slopes = _slopes(xs, eps, centred, gs, weight)
+                    pivot, scale, shift = moments
+                    bend, level = slopes
+                    dxs = dx[row]
+                    for i in range(xs.size):
+                        dxs[i] = scale * (gs[i] * weight[i]) - (xs[i] - pivot) * bend - level
+                if dweight.size:
+                    sums = of_weight[block]
+                    for i in range(xs.size):
+                        sums[i] += gs[i] * ((xs[i] - pivot) * scale - shift)
+                if dbias.size:
+                    sums = of_bias[block]
+                    for i in range(xs.size):
+                        sums[i] += gs[i]
+    if dweight.size:
+        _add_up(of_weight, dweight)
+    if dbias.size:
+        _add_up(of_bias, dbias)
+
+
+@jit()
+def _add_up(shares: Any, out: Any) -> None:
+    """The sum of the rows of `shares`, a stretch of columns at a time."""
+    sums = np.empty(STRETCH, np.float64)
+    for start in range(0, out.size, STRETCH):
+        outs = out[start : start + STRETCH]
+        sums[: outs.size] = 0.0
+        for row in range(shares.shape[0]):
+            share = shares[row, start : start + STRETCH]
+            for i in range(outs.size):
+                sums[i] += share[i]
+        for i in range(outs.size):
+            outs[i] = sums[i]
+
+
+def _kernels() -> dict[tuple[str, np.dtype[Any]], Kernel]:
+    """The loops by name and dtype."""
+    made = {}
+    for number in (types.float32, types.float64):
+        row, rows = types.Array(number, 1, "C"), types.Array(number, 2, "C")
+        some, many = (types.Array(number, ndim, "C", readonly=True) for ndim in (1, 2))
+        dtype = np.dtype(str(number))
+        options = types.float64, types.boolean
+        made["norm", dtype] = Kernel(_norm_loop, (many, some, some, *options, rows))
+        made["gradients", dtype] = Kernel(
+            _gradients_loop, (many, many, some, *options, types.intp, rows, row, row)
+        )
+    return made
+
+
+_KERNELS = _kernels()
+_NONE = {dtype: np.empty(0, dtype) for _, dtype in _KERNELS}
+_NO_ROWS = {dtype: np.empty((0, 0), dtype) for _, dtype in _KERNELS}
