@@ -281,20 +281,54 @@ def _scale(variance: float, eps: float) -> float:
 # --------------------------------------------------------------------------------------------------
 
 
+# Rows are done by functions of their own, so that they are the same code with threads and without.
+
+
+@jit(fastmath={"contract"})
+def _norm_rows(
+    first: int, end: int, x: Any, weight: Any, bias: Any, eps: float, centred: bool, out: Any
+) -> None:
+    for row in range(first, end):
+        xs, outs = x[row], out[row]
+        pivot, scale, shift = _moments(xs, eps, centred)
+        if bias.size:
+            for i in range(xs.size):
+                outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i] + bias[i]
+        else:
+            for i in range(xs.size):
+                outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i]
+
+
 def _norm_loop(
     pieces: int, x: Any, weight: Any, bias: Any, eps: float, centred: bool, out: Any
 ) -> None:
     rows = x.shape[0]
     for number in prange(pieces):
-        for row in range(number * rows // pieces, (number + 1) * rows // pieces):
-            xs, outs = x[row], out[row]
+        first, end = number * rows // pieces, (number + 1) * rows // pieces
+        _norm_rows(first, end, x, weight, bias, eps, centred, out)
+
+
+@jit(fastmath={"contract"})
+def _gradients_of_rows(
+    first: int, end: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, dx: Any,
+    of_weight: Any, of_bias: Any,
+) -> None:  # fmt: skip
+    """Write rows of dx, and add to the shares of dweight and dbias, but for those of size 0."""
+    for row in range(first, end):
+        gs, xs = g[row], x[row]
+        if not dx.size:
             pivot, scale, shift = _moments(xs, eps, centred)
-            if bias.size:
-                for i in range(xs.size):
-                    outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i] + bias[i]
-            else:
-                for i in range(xs.size):
-                    outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i]
+        else:
+            moments, slopes = _slopes(xs, eps, centred, gs, weight)
+            pivot, scale, shift = moments
+            bend, level = slopes
+            dxs = dx[row]
+            for i in range(xs.size):
+                dxs[i] = scale * (gs[i] * weight[i]) - (xs[i] - pivot) * bend - level
+        for i in range(of_weight.size):
+            of_weight[i] += gs[i] * ((xs[i] - pivot) * scale - shift)
+        for i in range(of_bias.size):
+            of_bias[i] += gs[i]
 
 
 def _gradients_loop(
@@ -302,35 +336,18 @@ def _gradients_loop(
     dweight: Any, dbias: Any,
 ) -> None:  # fmt: skip
     # Rows are summed by blocks of `height`, and then the blocks: no piece of work cuts a block.
-    rows, size = x.shape
+    rows = x.shape[0]
     blocks = (rows + height - 1) // height
-    of_weight = np.zeros((blocks if dweight.size else 0, size), x.dtype)
-    of_bias = np.zeros((blocks if dbias.size else 0, size), x.dtype)
+    of_weight = np.zeros((blocks, dweight.size), x.dtype)
+    of_bias = np.zeros((blocks, dbias.size), x.dtype)
     for number in prange(pieces):
         for block in range(number * blocks // pieces, (number + 1) * blocks // pieces):
-            for row in range(block * height, min(rows, (block + 1) * height)):
-                gs, xs = g[row], x[row]
-                if not dx.size:
-                    pivot, scale, shift = _moments(xs, eps, centred)
-                else:
-                    moments, slopes = _slopes(xs, eps, centred, gs, weight)
-                    pivot, scale, shift = moments
-                    bend, level = slopes
-                    dxs = dx[row]
-                    for i in range(xs.size):
-                        dxs[i] = scale * (gs[i] * weight[i]) - (xs[i] - pivot) * bend - level
-                if dweight.size:
-                    sums = of_weight[block]
-                    for i in range(xs.size):
-                        sums[i] += gs[i] * ((xs[i] - pivot) * scale - shift)
-                if dbias.size:
-                    sums = of_bias[block]
-                    for i in range(xs.size):
-                        sums[i] += gs[i]
-    if dweight.size:
-        _add_up(of_weight, dweight)
-    if dbias.size:
-        _add_up(of_bias, dbias)
+            first, end = block * height, min(rows, (block + 1) * height)
+            _gradients_of_rows(
+                first, end, g, x, weight, eps, centred, dx, of_weight[block], of_bias[block]
+            )
+    _add_up(of_weight, dweight)
+    _add_up(of_bias, dbias)
 
 
 @jit()
