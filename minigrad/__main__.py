@@ -78,7 +78,7 @@ def _jobs(double: bool) -> Iterator[Job]:
         yield from _products(dtype, on_threads=len(forms) > 1)
     for kernel in KERNELS:
         if double or "float64" not in str(kernel.signature):
-            for parallel in forms:
+            for parallel in forms if kernel.threads else forms[:1]:
                 name = kernel.function.__name__.strip("_")
                 yield name + " on threads" * parallel, partial(kernel.compile, parallel)
 

@@ -28,6 +28,7 @@ class Kernel:
         function: what to compile.
         signature: the numba types of its arguments, after the number of pieces.
         fastmath: LLVM's flags for it (see `minigrad.kernels.jit`).
+        threads: whether there is anything for threads to share: False without a `prange`.
 
     Attributes:
         alone: the loop for one thread.
@@ -39,10 +40,12 @@ class Kernel:
         function: Callable[..., None],
         signature: tuple[Any, ...],
         fastmath: Iterable[str] = ("contract",),
+        threads: bool = True,
     ) -> None:
         self.function = function
         self.signature = signature
         self.fastmath = fastmath
+        self.threads = threads
         # Plain attributes, since they are looked up in each call.
         self.alone: Callable[..., None] = partial(self._first_call, False)
         self.shared: Callable[..., None] = partial(self._first_call, True)
@@ -69,7 +72,7 @@ class Kernel:
 
     def __call__(self, seconds: float, *arguments: Any) -> None:
         """Run, on threads where that is worth it."""
-        if seconds < WORTH_A_TEAM or get_num_threads() == 1:
+        if seconds < WORTH_A_TEAM or not self.threads or get_num_threads() == 1:
             self.alone(1, *arguments)
             return
         with team(seconds) as threads:

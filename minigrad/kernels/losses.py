@@ -226,7 +226,9 @@ _SUMS = types.Array(types.float64, 1, "C")
 _NO_WEIGHTS = np.empty(0, SINGLE)
 
 _LABEL_WEIGHTS = Kernel(
-    _label_weights_loop, (_LABELS, types.intp, types.intp, _READ_ROW, _WRITTEN_ROW, _SUMS)
+    _label_weights_loop,
+    (_LABELS, types.intp, types.intp, _READ_ROW, _WRITTEN_ROW, _SUMS),
+    threads=False,
 )
 _CROSS_ENTROPY = Kernel(
     _cross_entropy_loop, (READ, _LABELS, _READ_ROW, types.float32, _WRITTEN_ROW, WRITTEN)
