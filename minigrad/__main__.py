@@ -89,12 +89,17 @@ def _products(dtype: str, on_threads: bool) -> Iterator[Job]:
 
     from minigrad.kernels.gemm import matmul
 
-    shapes: dict[str, tuple[int, ...]] = {"a product": (32, 32)}
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+        "a product": ((32, 32), (32, 32)),
+        "a thin product": ((64, 512), (512, 8)),
+        "a row times a matrix": ((1, 256), (256, 256)),
+    }
     if on_threads:
-        shapes |= {"a large product": (256, 256), "many products": (64, 64, 64)}
-    for name, shape in shapes.items():
-        x = np.ones(shape, dtype)
-        yield f"{name} of {dtype}", partial(matmul, x, x)
+        shapes["a large product"] = (256, 256), (256, 256)
+        shapes["many products"] = (64, 64, 64), (64, 64, 64)
+        shapes["a large thin product"] = (1024, 1024), (1024, 8)
+    for name, (x, y) in shapes.items():
+        yield f"{name} of {dtype}", partial(matmul, np.ones(x, dtype), np.ones(y, dtype))
 
 
 if __name__ == "__main__":

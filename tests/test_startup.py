@@ -368,7 +368,7 @@ def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):
 @needs_jit
 @pytest.mark.full
 def test_after_warmup_nothing_is_compiled(machine):
-    warm = "from minigrad.__main__ import main; main(['warmup', '--all'])"
+    warm = "from minigrad.__main__ import main; main(['warmup'])"
     compiled, _, said = machine.run(warm)
     assert any("gelu" in name for name in compiled)
     assert said == []

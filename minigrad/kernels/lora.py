@@ -10,7 +10,6 @@ would take longer than the products, so there one compiled function does them al
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from minigrad.kernels import gemm
 from minigrad.kernels.jit import JIT_ENABLED, jit
+from minigrad.kernels.kernel import Kernel
 from minigrad.kernels.loops import multiply_run_alone
 
 Array = NDArray[Any]
@@ -35,8 +35,8 @@ def forward(
         dtype = x.dtype
         h = np.empty((len(x), len(lora_a)), dtype)
         y = np.empty((len(x), len(weight)), dtype)
-        _forward(dtype)(
-            x, weight, lora_a, lora_b, _nothing(dtype) if bias is None else bias, scale,
+        _FORWARD[dtype](
+            0.0, x, weight, lora_a, lora_b, _nothing(dtype) if bias is None else bias, scale,
             h, h, y, *gemm.plans(dtype),
         )  # fmt: skip
         return y, h
@@ -67,8 +67,8 @@ def backward(
         to_x = np.empty(x.shape if wants_x else (0, 0), dtype)
         to_a = np.empty(lora_a.shape if wants_a else (0, 0), dtype)
         to_b = np.empty(lora_b.shape if wants_b else (0, 0), dtype)
-        _backward(dtype)(
-            g, x, weight, lora_a, lora_b, h, scale, d, d, to_x, to_a, to_b, *gemm.plans(dtype)
+        _BACKWARD[dtype](
+            0.0, g, x, weight, lora_a, lora_b, h, scale, d, d, to_x, to_a, to_b, *gemm.plans(dtype)
         )
         return to_x if wants_x else None, to_a if wants_a else None, to_b if wants_b else None
     dx: Array | None = None
@@ -107,7 +107,7 @@ def _nothing(dtype: np.dtype[Any]) -> Array:
 
 
 def _forward_loop(
-    x: Any, weight: Any, lora_a: Any, lora_b: Any, bias: Any, scale: float,
+    _pieces: int, x: Any, weight: Any, lora_a: Any, lora_b: Any, bias: Any, scale: float,
     h: Any, same_h: Any, y: Any, write: Any, add: Any,
 ) -> None:  # fmt: skip
     """`h` comes twice, as what is written and as an operand: types that numba tells apart."""
@@ -122,7 +122,7 @@ def _forward_loop(
 
 
 def _backward_loop(
-    g: Any, x: Any, weight: Any, lora_a: Any, lora_b: Any, h: Any, scale: float,
+    _pieces: int, g: Any, x: Any, weight: Any, lora_a: Any, lora_b: Any, h: Any, scale: float,
     d: Any, same_d: Any, dx: Any, da: Any, db: Any, write: Any, add: Any,
 ) -> None:  # fmt: skip
     if dx.size or da.size:
@@ -145,27 +145,20 @@ def _multiply_by(x: Any, scale: float) -> None:
             x[i, j] *= factor
 
 
-@cache
-def _types(dtype: np.dtype[Any]) -> tuple[Any, Any, Any, Any]:
-    """An operand and an output of two dimensions, a row, and a plan of `gemm`."""
-    number = {4: types.float32, 8: types.float64}[dtype.itemsize]
-    return (
-        types.Array(number, 2, "A", readonly=True, aligned=False),
-        types.Array(number, 2, "C"),
-        types.Array(number, 1, "A", readonly=True, aligned=False),
-        types.Array(types.int64, 1, "C"),
-    )
+def _kernels() -> tuple[dict[np.dtype[Any], Kernel], dict[np.dtype[Any], Kernel]]:
+    """The two loops for each dtype. They are for little work, which threads do not share."""
+    forward, backward = {}, {}
+    for number in (types.float32, types.float64):
+        operand = types.Array(number, 2, "A", readonly=True, aligned=False)
+        row = types.Array(number, 1, "A", readonly=True, aligned=False)
+        out = types.Array(number, 2, "C")
+        plans = (types.Array(types.int64, 1, "C"),) * 2
+        f64, dtype = types.float64, np.dtype(str(number))
+        operands = (*[operand] * 4, row, f64, out, operand, out, *plans)
+        forward[dtype] = Kernel(_forward_loop, operands, threads=False)
+        operands = (*[operand] * 6, f64, out, operand, out, out, out, *plans)
+        backward[dtype] = Kernel(_backward_loop, operands, threads=False)
+    return forward, backward
 
 
-@cache
-def _forward(dtype: np.dtype[Any]) -> Callable[..., None]:
-    operand, out, row, plan = _types(dtype)
-    signature = (*[operand] * 4, row, types.float64, out, operand, out, plan, plan)
-    return jit(signature=signature)(_forward_loop)
-
-
-@cache
-def _backward(dtype: np.dtype[Any]) -> Callable[..., None]:
-    operand, out, _, plan = _types(dtype)
-    signature = (*[operand] * 6, types.float64, out, operand, out, out, out, plan, plan)
-    return jit(signature=signature)(_backward_loop)
+_FORWARD, _BACKWARD = _kernels()
