@@ -146,9 +146,8 @@ def test_rows_of_every_kind_in_one_call(rng, step, monkeypatch):
     rows.append((rng.standard_normal((4, 3)).T, tuple(np.ones((3, 4)) for _ in range(count))))
     expected = by_twins(step, rows, monkeypatch)
     STEPS[step][1](rows, Places())
-    for i, (row, right) in enumerate(zip(rows, expected, strict=True)):
-        digits = np.finfo(row[0].dtype).eps
-        assert_same([row], [right], 16 * digits), i
+    for row, right in zip(rows, expected, strict=True):
+        assert_same([row], [right], 16 * np.finfo(row[0].dtype).eps)
 
 
 def test_places_notice_other_arrays(rng, dtype, step, monkeypatch):

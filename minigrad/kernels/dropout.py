@@ -33,8 +33,7 @@ def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> A
     if kernel is None:
         return drop_twin(x, words, threshold, scale)
     out = np.empty(x.shape, x.dtype)
-    flat = (x if x.flags.c_contiguous else np.ascontiguousarray(x)).reshape(-1)
-    kernel(out.size * SECONDS, flat, words, threshold, scale, out.reshape(-1))
+    kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())
     return out
 
 

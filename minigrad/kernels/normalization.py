@@ -57,8 +57,8 @@ def norm(
     kernel(
         out.size * SECONDS,
         _rows(x, size),
-        np.ones(size, x.dtype) if weight is None else _flat(weight),
-        none if bias is None else _flat(bias),
+        np.ones(size, x.dtype) if weight is None else weight.ravel(),
+        none if bias is None else bias.ravel(),
         eps,
         centred,
         out.reshape(-1, size),
@@ -82,7 +82,7 @@ def norm_gradients(
         2 * x.size * SECONDS,
         _rows(g, size),
         _rows(x, size),
-        np.ones(size, x.dtype) if weight is None else _flat(weight),
+        np.ones(size, x.dtype) if weight is None else weight.ravel(),
         eps,
         centred,
         ROWS,
@@ -105,11 +105,7 @@ def _served(name: str, x: Array, *others: Array | None) -> Kernel | None:
 
 def _rows(x: Array, size: int) -> Array:
     """x as a contiguous matrix."""
-    return (x if x.flags.c_contiguous else np.ascontiguousarray(x)).reshape(-1, size)
-
-
-def _flat(x: Array) -> Array:
-    return x if x.ndim == 1 and x.flags.c_contiguous else np.ascontiguousarray(x).reshape(-1)
+    return x.ravel().reshape(-1, size)
 
 
 # The twins: the references, and what runs where nothing is compiled. They compute in float64.

@@ -265,23 +265,14 @@ def _squares_loop(_pieces: int, at: Any, starts: Any, like: Any, sums: Any) -> N
             sums[block] += _square_sum(elements(at[row, 0], low, size, like))
 
 
-@jit(inline="always")
+@jit(fastmath={"contract", "reassoc"})
 def _square_sum(x: Any) -> Any:
-    """The sum of the squares, in eight sums that do not wait for one another: in one vector."""
-    a = b = c = d = e = f = g = h = 0.0
-    whole = x.size - x.size % 8
-    for i in range(0, whole, 8):
-        a += np.float64(x[i]) * np.float64(x[i])
-        b += np.float64(x[i + 1]) * np.float64(x[i + 1])
-        c += np.float64(x[i + 2]) * np.float64(x[i + 2])
-        d += np.float64(x[i + 3]) * np.float64(x[i + 3])
-        e += np.float64(x[i + 4]) * np.float64(x[i + 4])
-        f += np.float64(x[i + 5]) * np.float64(x[i + 5])
-        g += np.float64(x[i + 6]) * np.float64(x[i + 6])
-        h += np.float64(x[i + 7]) * np.float64(x[i + 7])
-    for i in range(whole, x.size):
-        a += np.float64(x[i]) * np.float64(x[i])
-    return ((a + b) + (c + d)) + ((e + f) + (g + h))
+    """The sum of the squares: in vectors of sums, in an order that its length alone decides."""
+    total = 0.0
+    for i in range(x.size):
+        wide = np.float64(x[i])
+        total += wide * wide
+    return total
 
 
 def _kernels() -> dict[tuple[str, np.dtype[Any]], Kernel]:

@@ -13,6 +13,7 @@ float32 has loops; float64 has the twins, which are numpy. A nan or inf in a row
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -37,26 +38,22 @@ SINGLE = np.dtype(np.float32)
 
 def softmax(x: Array) -> Array:
     """e^x / sum(e^x) along the last axis."""
-    return _run(_SOFTMAX, x) if served(x) else softmax_twin(x)
+    return _run(_SOFTMAX, softmax_twin, x)
 
 
 def softmax_gradient(g: Array, out: Array) -> Array:
     """out (g - sum(g out)) along the last axis."""
-    if served(g, out):
-        return _run(_SOFTMAX_GRADIENT, g, out)
-    return softmax_gradient_twin(g, out)
+    return _run(_SOFTMAX_GRADIENT, softmax_gradient_twin, g, out)
 
 
 def log_softmax(x: Array) -> Array:
     """x - log(sum(e^x)) along the last axis."""
-    return _run(_LOG_SOFTMAX, x) if served(x) else log_softmax_twin(x)
+    return _run(_LOG_SOFTMAX, log_softmax_twin, x)
 
 
 def log_softmax_gradient(g: Array, out: Array) -> Array:
     """g - e^out sum(g) along the last axis."""
-    if served(g, out):
-        return _run(_LOG_SOFTMAX_GRADIENT, g, out)
-    return log_softmax_gradient_twin(g, out)
+    return _run(_LOG_SOFTMAX_GRADIENT, log_softmax_gradient_twin, g, out)
 
 
 def served(*arrays: Array) -> bool:
@@ -76,7 +73,10 @@ def rows(x: Array) -> Array:
     return x.ravel().reshape(-1, x.shape[-1])
 
 
-def _run(kernel: Kernel, *arrays: Array) -> Array:
+def _run(kernel: Kernel, twin: Callable[..., Array], *arrays: Array) -> Array:
+    """What the kernel makes of arrays that it takes, else what the twin does."""
+    if not served(*arrays):
+        return twin(*arrays)
     out = np.empty(arrays[0].shape, SINGLE)
     kernel(out.size * SECONDS, *map(rows, arrays), out if out.ndim == 2 else rows(out))
     return out
