@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import functional, ops
+from minigrad import functional, kernels, ops
 from minigrad.memory import clock, last_written
 from minigrad.mode import mode, no_grad
 from minigrad.nn import Linear, Module, Parameter, init
@@ -139,6 +139,7 @@ class LoRALayer(Module):
         self.rng = rng
         self.enabled = True
         self._merged: _Merged | None = None
+        self._panels: Any = None
 
     @classmethod
     def from_linear(
@@ -224,7 +225,11 @@ class LoRALayer(Module):
         if not self.enabled:
             return ops.linear(x, weight, bias)
         if not (self.dropout and self.training):
-            return ops.lora_linear(x, weight, self.lora_a, self.lora_b, bias, self.scale)
+            # W stays as it is from step to step, so what is prepared for its products may stay too.
+            self._panels = kernels.panels.panels_of(weight._data)
+            return ops.lora_linear(
+                x, weight, self.lora_a, self.lora_b, bias, self.scale, self._panels
+            )
         dropped = functional.dropout(x, self.dropout, rng=self.rng)
         update = ops.linear(ops.linear(dropped, self.lora_a) * self.scale, self.lora_b)
         return ops.linear(x, weight, bias) + update
@@ -312,7 +317,7 @@ class _Merged:
             return "lora_b"
         if self.scale != layer.scale:
             return "scale"
-        written = last_written(layer.base_weight.data) > self.time
+        written = last_written(layer.base_weight._data) > self.time
         return "base_weight" if written or layer.base_weight is not self.base else ""
 
 

@@ -74,33 +74,12 @@ def _jobs(double: bool) -> Iterator[Job]:
     for module in kernels.__all__:
         import_module(f"minigrad.kernels.{module}")
     forms = (False, True) if minigrad.get_num_threads() > 1 else (False,)
-    for dtype in ("float32", "float64") if double else ("float32",):
-        yield from _products(dtype, on_threads=len(forms) > 1)
     for kernel in KERNELS:
         numbers = str(kernel.signature)  # those of float32 may have a scale in float64
         if double or "float32" in numbers or "float64" not in numbers:
             for parallel in forms if kernel.threads else forms[:1]:
                 name = kernel.function.__name__.strip("_")
                 yield name + " on threads" * parallel, partial(kernel.compile, parallel)
-
-
-def _products(dtype: str, on_threads: bool) -> Iterator[Job]:
-    """One product for each loop of the matrix product, which knows best when it takes which."""
-    import numpy as np
-
-    from minigrad.kernels.gemm import matmul
-
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-        "a product": ((32, 32), (32, 32)),
-        "a thin product": ((64, 512), (512, 8)),
-        "a row times a matrix": ((1, 256), (256, 256)),
-    }
-    if on_threads:
-        shapes["a large product"] = (256, 256), (256, 256)
-        shapes["many products"] = (64, 64, 64), (64, 64, 64)
-        shapes["a large thin product"] = (1024, 1024), (1024, 8)
-    for name, (x, y) in shapes.items():
-        yield f"{name} of {dtype}", partial(matmul, np.ones(x, dtype), np.ones(y, dtype))
 
 
 if __name__ == "__main__":

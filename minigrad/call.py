@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad.graph import Node
-from minigrad.memory import clock
+from minigrad.memory import clock, writable
 from minigrad.mode import mode
 from minigrad.tensor import Tensor, as_array
 
@@ -341,8 +341,7 @@ def without_rule(op: Op[Any], names: Sequence[str]) -> TypeError:
 
 def view(out: Any, values: Sequence[Any]) -> Any:
     """A result that shares memory with an input: its own array, and one that can be written."""
-    if not out.flags.writeable:
-        return out.copy()
+    out = writable(out)
     return out.view() if any(out is value for value in values) else out
 
 

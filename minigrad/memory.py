@@ -6,13 +6,17 @@ block of memory: all views of a block, and all tensors on it, see the same. Node
 numbered by the same clock, and "was this written after that node was made?" is one comparison.
 
 Raw writes through `tensor.data[...] = ` are not seen: numpy does not tell.
+
+Where something is derived from an array and kept, such as a packed copy of a frozen weight, that
+would not do. There the memory is held: made read-only, until `release` or `writable` tells the
+holder that it is about to change.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from numpy import ndarray
 
@@ -48,4 +52,66 @@ def last_written(array: Array) -> int:
 def _owner(array: Array) -> Array:
     while isinstance(array.base, ndarray):
         array = array.base
+    return array
+
+
+class Holder(Protocol):
+    """Who keeps what is derived from an array."""
+
+    def let_go(self) -> None:
+        """Is called when the memory is about to be writable again."""
+
+
+class _Hold(NamedTuple):
+    arrays: list[Array]  # that were made read-only: views before what they are views of
+    holders: weakref.WeakSet[Any]
+    owner: weakref.ref[Array]
+
+
+# By the id of the array that owns the memory, for as long as it lives.
+_holds: dict[int, _Hold] = {}
+
+
+def hold(array: Array, holder: Holder) -> None:
+    """Make the memory of `array` read-only, until `release`: then `holder.let_go()` is called.
+
+    A view that was taken before stays writable, and a write through it is not seen.
+    """
+    owner = _owner(array)
+    key = id(owner)
+    known = _holds.get(key)
+    if known is None:
+        reference = weakref.ref(owner, lambda _: _holds.pop(key, None))
+        known = _holds[key] = _Hold([], weakref.WeakSet(), reference)
+    known.holders.add(holder)
+    view: Any = array
+    while isinstance(view, ndarray):
+        if view.flags.writeable:
+            view.flags.writeable = False
+            if view is not owner:
+                known.arrays.insert(0, view)
+        view = view.base
+
+
+def release(array: Array) -> bool:
+    """End what `hold` began, so that the memory can be written to; returns whether it was held."""
+    owner = _owner(array)
+    known = _holds.pop(id(owner), None)
+    if known is None:
+        return False
+    owner.flags.writeable = True
+    for view in known.arrays:
+        view.flags.writeable = True
+    for holder in list(known.holders):
+        holder.let_go()
+    return True
+
+
+def writable(array: Array) -> Array:
+    """`array` itself, released if it was held; a copy if it is read-only for another reason."""
+    if array.flags.writeable:
+        return array
+    if not release(array):
+        return array.copy()
+    array.flags.writeable = True
     return array

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad import methods
-from minigrad.memory import mark_written
+from minigrad.memory import mark_written, writable
 from minigrad.methods import TensorMethods
 from minigrad.mode import mode
 
@@ -94,7 +94,7 @@ class Tensor(TensorMethods):
     ) -> None:
         array = as_array(data, dtype)
         if not array.flags.writeable or type(array) is not np.ndarray:
-            array = np.array(array)
+            array = writable(array) if type(array) is np.ndarray else np.array(array)
         self._data = array
         self.node = None
         if requires_grad:
@@ -118,7 +118,7 @@ class Tensor(TensorMethods):
 
         Assigning replaces the value of a leaf, and graphs that saved the old one refuse to go on.
         """
-        return self._data
+        return self._data if self._data.flags.writeable else writable(self._data)
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -139,7 +139,7 @@ class Tensor(TensorMethods):
 
     def _become(self, array: NDArray[Any]) -> None:
         """Take new memory; a leaf gets a new place where its dtype has changed."""
-        self._data = array if array.flags.writeable else array.copy()
+        self._data = writable(array)
         mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
             self.node.outdated = True
@@ -159,7 +159,7 @@ class Tensor(TensorMethods):
             raise ValueError(
                 f"cannot copy data of shape {array.shape} into a tensor of shape {self._data.shape}"
             )
-        self._data[...] = array
+        self.data[...] = array
         mark_written(self._data)
         return self
 
@@ -194,7 +194,7 @@ class Tensor(TensorMethods):
                 f"{self.describe()} requires a gradient, which cannot follow it into an array; use "
                 f".detach().numpy()"
             )
-        return self._data
+        return self.data
 
     def item(self) -> Any:
         """The only element, as a Python number.

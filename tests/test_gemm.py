@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minigrad.kernels import blocks, thin
-from minigrad.kernels.gemm import _KERNELS, LONG, PAGE, PIECES, SPLIT, TALL, matmul
+from minigrad.kernels.gemm import LONG, PAGE, PIECES, PRODUCTS, SPLIT, TALL, matmul
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.micro import tile_shape
 from minigrad.kernels.threads import get_num_threads, set_num_threads
@@ -60,7 +60,7 @@ WAYS = [
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("shape", "layout", "way", "other"), WAYS)
 def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
-    kernel = _KERNELS[np.dtype(dtype)]
+    kernel = PRODUCTS[np.dtype(dtype)]
     taken = []
 
     def note(loop, name):
@@ -220,7 +220,8 @@ def test_errors_are_no_greater_than_those_of_blas(dtype, rng):
 FUZZ = """
     import ctypes, mmap, sys
     import numpy as np
-    from minigrad.kernels.gemm import matmul
+    from minigrad.kernels.gemm import PRODUCTS, matmul
+    from minigrad.kernels.panels import _MULTIPLY, _PACK, packed_bytes
     from minigrad.kernels.vector import vector_registers
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -265,6 +266,18 @@ FUZZ = """
         wide = x.astype(float) @ y.astype(float) + start * add
         bound = (k + 3) * np.finfo(dtype).eps * (abs(x.astype(float)) @ abs(y.astype(float)) + 9)
         assert (abs(out - wide) <= bound).all(), (m, k, n, dtype, x.strides, y.strides, add)
+
+        rank = int(rng.integers(20))
+        left, right = matrix(m, rank or 1, dtype)[:, :rank], matrix(rank or 1, n, dtype)[:rank]
+        products = PRODUCTS[np.dtype(dtype)]
+        room = guarded(packed_bytes(y), np.uint8, rng.integers(2))
+        _PACK[np.dtype(dtype)](0.0, y, room, products.plans[False])
+        out[...] = start
+        operands = x, room, n, left, right, out, products.plans[add]
+        _MULTIPLY[np.dtype(dtype)](0.0, *operands)
+        wide += left.astype(float) @ right.astype(float)
+        bound += (rank + 3) * np.finfo(dtype).eps * (abs(left.astype(float)) @ abs(right) + 9)
+        assert (abs(out - wide) <= bound).all(), (m, k, n, rank, dtype, x.strides, y.strides, add)
     print("done", *vector_registers())
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis.extra import numpy as hnp
 
-from minigrad.kernels.gemm import _KERNELS, matmul
+from minigrad.kernels.gemm import PRODUCTS, matmul
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.micro import tile_shape
 from minigrad.kernels.threads import get_num_threads, set_num_threads
@@ -59,7 +59,7 @@ def assert_product(x, y, out=None):
 def shapes():
     tile = tile_shape(4)
     MR, NR = tile.MR, tile.NR
-    KC, NC = _KERNELS[np.dtype(np.float32)]._sizes[5:7]
+    KC, NC = PRODUCTS[np.dtype(np.float32)]._sizes[5:7]
     return [
         (1, 1, 1),
         (1, 7, 1),
@@ -264,7 +264,7 @@ def test_nothing_is_written_outside_the_output(m, k, n, count, dtype, parallel, 
     buffer = np.full(count * m * n + 2 * border, canary, dtype)
     out = buffer[border:-border].reshape(count, m, n)
     batch = [(count, x.strides[0], y.strides[0])]
-    _KERNELS[np.dtype(dtype)].products(x[0], y[0], out[0], False, count * m * n * k, count, batch)
+    PRODUCTS[np.dtype(dtype)].products(x[0], y[0], out[0], False, count * m * n * k, count, batch)
     assert_product(x, y, out)
     assert (buffer[:border] == canary).all()
     assert (buffer[-border:] == canary).all()
@@ -475,7 +475,7 @@ CACHE_STATISTICS = """
     x = np.ones((3, 4), np.float32)
     assert (gemm.matmul(x, x.T) == 4).all()
     assert (gemm.matmul(np.asfortranarray(x)[::-1], x.T) == 4).all()
-    stats = gemm._KERNELS[x.dtype].gemm.alone.stats
+    stats = gemm.PRODUCTS[x.dtype].gemm.alone.stats
     hits, misses = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
     print(hits, misses, stats.cache_path is not None)
 """

@@ -19,6 +19,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from minigrad.kernels.heap import keep_freed_memory
+
 if TYPE_CHECKING:
     from minigrad.kernels import (
         activation,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         normal,
         normalization,
         optim,
+        panels,
         softmax,
         threads,
     )
@@ -48,6 +51,7 @@ __all__ = [
     "normal",
     "normalization",
     "optim",
+    "panels",
     "softmax",
     "threads",
 ]
@@ -55,5 +59,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
+        keep_freed_memory()
         return import_module(f"{__name__}.{name}")  # which is an attribute from then on
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,18 +9,18 @@ Arrays of any layout are served by the same machine code, compiled once for each
 the most general kind of array (any strides, possibly read-only, possibly misaligned), and numba
 lets every other kind pass as one of these.
 
-Which loops a product takes, its shape and strides decide (`_Kernel.product`):
+Which loops a product takes, its shape and strides decide (`Products.product`):
 
     one row, or one column, of a matrix whose rows run across     thin.sweep
     few columns, and a large matrix whose rows run along k        thin.dots
     k much larger than m and n: pieces of k are a batch, summed   loops.gemm_batch
     all else                                                      loops.gemm
+
+For a matrix that is multiplied with again and again see `minigrad.kernels.panels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,16 @@ from numpy.typing import NDArray
 
 from minigrad.kernels import loops, thin
 from minigrad.kernels.blocks import block_sizes
-from minigrad.kernels.jit import JIT_ENABLED, jit
+from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels.kernel import Kernel
 from minigrad.kernels.loops import PIECES
 from minigrad.kernels.micro import tile_shape
-from minigrad.kernels.threads import get_num_threads, team
+from minigrad.kernels.threads import get_num_threads
 
 Array = NDArray[Any]
 
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
-THREADS_FROM = 4_000_000  # multiply-adds below which threads are not even asked for
+THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked for
 LONG = 32  # steps of k from which on the thin loops repay the choice
 TALL = 64  # rows from which on the thin side is worth a copy
 PAGE = 512  # bytes: rows that lie a multiple of it apart share few lines of a cache
@@ -66,7 +67,7 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
             there is `add` and no `out`.
     """
     dtype = x.dtype
-    kernel = _KERNELS.get(dtype) if JIT_ENABLED else None
+    kernel = PRODUCTS.get(dtype) if JIT_ENABLED else None
     if kernel is None or y.dtype != dtype or not type(x) is type(y) is np.ndarray:
         return _numpy_matmul(x, y, out, add)
     if x.ndim != 2 or y.ndim != 2:
@@ -148,7 +149,7 @@ def _broadcast(x: Array, y: Array) -> tuple[int, ...]:
         ) from None
 
 
-def _matmul_batch(kernel: _Kernel, x: Array, y: Array, out: Array | None, add: bool) -> Array:
+def _matmul_batch(kernel: Products, x: Array, y: Array, out: Array | None, add: bool) -> Array:
     """`matmul` where an operand has leading axes."""
     if x.ndim < 2 or y.ndim < 2:
         return _numpy_matmul(x, y, out, add)
@@ -202,59 +203,49 @@ def _first(x: Array) -> Array:
     return matrix
 
 
-class _Loop:
-    """A loop for one signature, compiled for one thread and for several at its first use."""
+class Products:
+    """The compiled products of one dtype.
 
-    def __init__(self, function: Callable[..., None], signature: tuple[Any, ...]) -> None:
-        self._function, self._signature = function, signature
-
-    @cached_property
-    def alone(self) -> Callable[..., None]:
-        return jit(signature=self._signature)(self._function)
-
-    @cached_property
-    def shared(self) -> Callable[..., None]:
-        return jit(signature=self._signature, parallel=True)(self._function)
-
-
-class _Kernel:
-    """The compiled products for one dtype."""
+    Attributes:
+        tile: the shape of the register tile.
+        plans: what `loops` must know to write one product, and to add one.
+    """
 
     def __init__(self, number: Any) -> None:
         self._item = number.bitwidth // 8
-        self._tile = tile_shape(self._item)
+        self.tile = tile_shape(self._item)
         self._sizes = block_sizes(self._item)
-        self._dots = thin.dot_shapes()[0][1], self._tile.VL
-        self.plans = [self._plan(1, add, 1, []) for add in (False, True)]
+        self._dots = thin.dot_shapes()[0][1], self.tile.VL
+        self.plans = [self._plan(add, 1, []) for add in (False, True)]
         operand = types.Array(number, 2, "A", readonly=True, aligned=False)
         plan = types.Array(types.int64, 1, "C")
         signature = (operand, operand, types.Array(number, 2, "C"), plan)
-        self.gemm = _Loop(loops.gemm, signature)
-        self.gemm_shared = _Loop(loops.gemm_shared, signature)
-        self.gemm_batch = _Loop(loops.gemm_batch, signature)
+        self.gemm = Kernel(loops.gemm, signature, pieces=0)
+        self.gemm_batch = Kernel(loops.gemm_batch, signature)
         turned = (operand, operand, types.Array(number, 2, "A"))
-        self.dots = _Loop(thin.dots, (*turned, *[types.intp] * 4))
-        self.sweep = _Loop(thin.sweep, (*turned, *[types.intp] * 2))
+        sizes = (types.intp, types.intp)
+        self.dots = Kernel(thin.dots, (*turned, *sizes, types.boolean), pieces=0)
+        self.sweep = Kernel(thin.sweep, (*turned, types.boolean), pieces=0)
 
-    def _plan(self, pieces: int, add: bool, count: int, axes: list[Any]) -> Array:
-        """What `loops` must know: sizes, how to cut, and where the matrices of a batch are."""
-        head = [*self._sizes, pieces, int(add), count]
+    def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
+        """What `loops` must know: sizes, and where the matrices of a batch are."""
+        head = [*self._sizes, int(add), count]
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
     def product(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
         """Write x y to `out`, or add it: `work` multiply-adds, more than none."""
         m, n = out.shape
         k = x.shape[1]
-        few = self._tile.VL  # columns that do not fill a vector of the register tile
-        thin = k >= LONG and (m < few or n < few or (k >= PAGE and min(m, n) <= self._tile.NR))
+        few = self.tile.VL  # columns that do not fill a vector of the register tile
+        thin = k >= LONG and (m < few or n < few or (k >= PAGE and min(m, n) <= self.tile.NR))
         if thin and (self._thin(x, y, out, add, work) or self._thin(y.T, x.T, out.T, add, work)):
             return
-        if k >= PIECES * SPLIT and m * n <= PIECES * self._tile.MR * self._tile.NR:
+        if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
             self._split(x, y, out, add, work)
-        elif work < THREADS_FROM or get_num_threads() == 1:
-            self.gemm.alone(x, y, out, self.plans[add])
+        elif work < THREADS_FROM:
+            self.gemm.alone(1, x, y, out, self.plans[add])
         else:
-            self.products(x, y, out, add, work, 1, [])
+            self.gemm(work * SECONDS, x, y, out, self.plans[add])
 
     def products(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
@@ -264,32 +255,26 @@ class _Kernel:
         `x`, `y` and `out` are the first matrices, `axes` say where the others are
         (`loops.locate`).
         """
-        with team(work * SECONDS if work >= THREADS_FROM else 0) as threads:
-            if threads == 1:
-                self.gemm.alone(x, y, out, self._plan(1, add, count, axes))
-            elif count < PIECES:
-                self.gemm_shared.shared(x, y, out, self._plan(PIECES, add, count, axes))
-            else:
-                self.gemm_batch.shared(x, y, out, self._plan(1, add, count, axes))
+        plan = self._plan(add, count, axes)
+        if count < PIECES or work < THREADS_FROM or get_num_threads() == 1:
+            self.gemm(work * SECONDS, x, y, out, plan)
+        else:
+            self.gemm_batch(work * SECONDS, x, y, out, plan)
 
     def _thin(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
         """Do the product if it is one that `minigrad.kernels.thin` takes; returns whether."""
         (m, k), n = x.shape, y.shape[1]
-        loop, operands = self.dots, (x, y.T)
-        sizes: tuple[int, ...] = self._dots
+        seconds = work * SECONDS
         if m == 1 and n > 1 and y.strides[1] == self._item:
-            loop, operands, sizes = self.sweep, (x, y), ()
-        elif n > m or x.strides[1] != self._item or not (m >= TALL or y.strides[0] == self._item):
+            self.sweep(seconds, x, y, out, add)
+            return True
+        if n > m or x.strides[1] != self._item or not (m >= TALL or y.strides[0] == self._item):
             return False
-        elif n >= self._tile.VL and x.strides[0] % PAGE:
+        if n >= self.tile.VL and x.strides[0] % PAGE:
             return False  # the register tile does as well
-        elif m < TALL and k >= PIECES * SPLIT:
+        if m < TALL and k >= PIECES * SPLIT:
             return False  # too few rows for threads
-        with team(work * SECONDS if work >= THREADS_FROM else 0) as threads:
-            if threads == 1:
-                loop.alone(*operands, out, *sizes, 1, int(add))
-            else:
-                loop.shared(*operands, out, *sizes, PIECES, int(add))
+        self.dots(seconds, x, y.T, out, *self._dots, add)
         return True
 
     def _split(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
@@ -304,18 +289,11 @@ class _Kernel:
         else:
             parts.sum(axis=0, out=out)
         if rest < x.shape[1]:
-            self.gemm.alone(x[:, rest:], y[rest:], out, self.plans[True])
+            self.gemm.alone(1, x[:, rest:], y[rest:], out, self.plans[True])
 
 
-_KERNELS = {
-    np.dtype(np.float32): _Kernel(types.float32),
-    np.dtype(np.float64): _Kernel(types.float64),
+PRODUCTS = {
+    np.dtype(np.float32): Products(types.float32),
+    np.dtype(np.float64): Products(types.float64),
 }
-SERVED = frozenset(_KERNELS)
-"""The dtypes whose products are done here."""
-
-
-def plans(dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """For compiled code that calls `loops`: how to write one product, and how to add one."""
-    write, add = _KERNELS[dtype].plans
-    return write, add
+"""By dtype: those whose products are done here."""

@@ -22,13 +22,14 @@ class Kernel:
 
     `seconds` is what the work takes one thread, about. Much of it is done by threads: the function
     is called with a number of pieces and the arguments, and cuts its work into that many in a
-    `prange` loop. What it writes must not depend on their number.
+    `prange` loop. What it writes must not depend on their number; one thread has one piece.
 
     Args:
         function: what to compile.
         signature: the numba types of its arguments, after the number of pieces.
         fastmath: LLVM's flags for it (see `minigrad.kernels.jit`).
         threads: whether there is anything for threads to share: False without a `prange`.
+        pieces: how many there are for several threads; 0 means one for each.
 
     Attributes:
         alone: the loop for one thread.
@@ -41,11 +42,13 @@ class Kernel:
         signature: tuple[Any, ...],
         fastmath: Iterable[str] = ("contract",),
         threads: bool = True,
+        pieces: int = PIECES,
     ) -> None:
         self.function = function
         self.signature = signature
         self.fastmath = fastmath
         self.threads = threads
+        self.pieces = pieces
         # Plain attributes, since they are looked up in each call.
         self.alone: Callable[..., None] = partial(self._first_call, False)
         self.shared: Callable[..., None] = partial(self._first_call, True)
@@ -77,6 +80,6 @@ class Kernel:
             return
         with team(seconds) as threads:
             if threads > 1:
-                self.shared(PIECES, *arguments)
+                self.shared(self.pieces or threads, *arguments)
             else:
                 self.alone(1, *arguments)

@@ -18,10 +18,14 @@ Packing pays when what was packed is read several times: for few columns of C th
 read in place, and for few rows of C the columns of B are. A product with too few columns to fill
 a tile is turned on its side, C^T = B^T A^T: few rows are no waste.
 
-Threads share the packing of B, and then pieces of C: strips of rows, cut into spans of columns
-too where the rows are few. Each number of C is summed in one order, whatever the cuts: blocks of
-KC from the first to the last, and within one k after k. So neither the cuts nor the number of
-threads can change a bit of it.
+Threads share the packing of B, and then C: a piece for each, a strip of rows, cut into spans of
+columns too where the rows are few. Each number of C is summed in one order, whatever the cuts:
+blocks of KC from the first to the last, and within one k after k. So neither the cuts nor the
+number of threads can change a bit of it.
+
+A matrix B that is multiplied with again and again may have been packed once and for all
+(`minigrad.kernels.panels`). And to a product may be added another one of few steps, A2 B2, while
+the strip of C is still near: the update of low rank in LoRA, which costs a pass over C elsewhere.
 
 Everything here works on addresses that `minigrad.kernels.gemm` took from arrays it has checked.
 """
@@ -38,7 +42,7 @@ from minigrad.kernels.micro import CACHE_LINE, tile_at_edge, tile_packed
 from minigrad.kernels.pack import GROUP, Blocks, Matrix, pack_columns, pack_rows
 from minigrad.kernels.vector import address_of, keep_alive, load, store
 
-PIECES = 24  # of work to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
+PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
 STRIP = 16  # steps of k in a block of a matrix that is streamed through
 
 
@@ -52,6 +56,24 @@ class Panels(NamedTuple):
     packed: bool
 
 
+class Term(NamedTuple):
+    """A product to add to a piece of C: rows of A times panels of B, over `depth` steps of k."""
+
+    depth: int
+    a: Matrix
+    B: Panels
+    edge: Panels  # the last panel of B, where that is narrower than NR
+    pack: bool  # whether A is packed
+
+
+class Thin(NamedTuple):
+    """Two matrices whose product, over `depth` steps, is added to another; none if that is 0."""
+
+    depth: int
+    a: Matrix
+    b: Matrix
+
+
 class Way(NamedTuple):
     """How a product goes through the blocks."""
 
@@ -61,14 +83,14 @@ class Way(NamedTuple):
 
 
 @jit(inline="always")
-def choose_way(t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix) -> Way:
+def choose_way(t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, kept: int) -> Way:
     """What is packed for a product of this shape and layout, and how deep its blocks are.
 
     A matrix that is read a few times only is not copied first; nor is a small one.
     """
     size = k * n * t.item
     wide = n > 4 * t.NR
-    pack_b = b.col != t.item or (m > t.MR and (wide or size > t.near))
+    pack_b = kept != 0 or b.col != t.item or (m > t.MR and (wide or size > t.near))
     streamed = not pack_b and size > t.far
     # Rows a power of two apart share few lines of a cache, and would drive each other out.
     collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
@@ -136,85 +158,145 @@ def multiply_panels(
                 c += done * C.row
 
 
+@jit(inline="always")
+def packed_size(t: Blocks, n: int, k: int, way: Way, kept: int) -> int:
+    """Bytes of the panels of B that `multiply` packs at a time."""
+    panels = (min(n, t.NC) + t.NR - 1) // t.NR
+    if kept or (not way.pack_b and (t.masks or n % t.NR == 0)):
+        panels = 0
+    size: int = panels * t.NR * min(k, way.depth) * t.item
+    return size
+
+
+@jit(inline="always")
+def work_size(t: Blocks, n: int, k: int, way: Way, kept: int, thin: int) -> int:
+    """Bytes that `multiply` needs, with `thin` steps of a second product."""
+    panels = (min(n, t.NC) + t.NR - 1) // t.NR
+    size: int = CACHE_LINE + packed_size(t, n, k, way, kept) + panels * t.NR * thin * t.item
+    return size
+
+
+@jit(inline="always")
+def strip_height(t: Blocks, rows: int, depth: int) -> int:
+    """The rows of A that are packed at a time: as many numbers as MC x KC, in equal strips."""
+    tiles = (rows + t.MR - 1) // t.MR
+    most = max(1, t.MC * t.KC // (t.MR * depth))
+    strips = (tiles + most - 1) // most
+    height: int = (tiles + strips - 1) // strips * t.MR
+    return height
+
+
 @jit()
 def multiply_piece(
-    t: Blocks, rows: int, cols: int, depth: int, a: Matrix, B: Panels, edge: Panels, C: Matrix,
-    add: bool, pack: bool,
-) -> None:  # fmt: skip
-    """C[:rows, :cols] = A B, or += , packing MC rows of A at a time if `pack`."""
+    t: Blocks, rows: int, cols: int, C: Matrix, add: bool, main: Term, more: Term
+) -> None:
+    """C[:rows, :cols] = A B, or +=, and then += the second term, one strip of rows at a time."""
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
-    panels = (min(rows, t.MC) + t.MR - 1) // t.MR if pack else 0
-    work = np.empty(CACHE_LINE + tile + panels * t.AR * depth * t.item, np.uint8)
+    strip = strip_height(t, rows, main.depth)
+    panels = strip // t.MR if main.pack else 0
+    work = np.empty(CACHE_LINE + tile + panels * t.AR * main.depth * t.item, np.uint8)
     spare = first_line(work)
     packed = spare + tile
-    for i in range(0, rows, t.MC):
-        high = min(t.MC, rows - i)
-        source = Matrix(a.at + i * a.row, a.row, a.col)
-        A = Panels(source.at, a.row, a.col, t.MR * a.row, False)
-        if pack:
-            pack_rows(t, source, high, depth, packed)
-            A = Panels(packed, t.item, t.AR * t.item, t.AR * depth * t.item, True)
+    for i in range(0, rows, strip):
+        high = min(strip, rows - i)
         corner = Matrix(C.at + i * C.row, C.row, C.col)
-        multiply_panels(t, high, cols, depth, A, B, edge, corner, add, spare)
+        for number in range(2):
+            term, adds = main, add
+            if number == 1:
+                term, adds = more, True
+            if term.depth == 0:
+                continue
+            source = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
+            A = Panels(source.at, source.row, source.col, t.MR * source.row, False)
+            if term.pack:
+                pack_rows(t, source, high, term.depth, packed)
+                A = Panels(packed, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
+            multiply_panels(t, high, cols, term.depth, A, term.B, term.edge, corner, adds, spare)
     keep_alive(work)
+
+
+@jit(inline="always")
+def cut_rows(t: Blocks, m: int) -> int:
+    """The number of strips for `t.pieces` threads: a divisor of it that leaves strips of MC rows.
+
+    The other factor cuts the columns: each thread packs the rows of A that it needs, so that one
+    which shares them with another does work twice.
+    """
+    strips = min(t.pieces, max(1, m // t.MC))
+    while t.pieces % strips:
+        strips -= 1
+    return strips
 
 
 @jit(inline="always")
 def multiply(
     t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool, way: Way,
-    room: int,
+    room: int, kept: int, more: Thin,
 ) -> None:  # fmt: skip
-    """C = A B, or += : the outer loops. `room` is memory for packed panels of B (`work_size`).
+    """C = A B, or +=, and += a thin product: the outer loops.
 
-    What a piece of work is depends on the shape alone.
+    `room` is memory for packed panels (`work_size`), `kept` the address of all panels of B if they
+    are packed already, else 0.
     """
     tiles = (m + t.MR - 1) // t.MR
-    strips = min(tiles, t.pieces * ((m + t.pieces * t.MC - 1) // (t.pieces * t.MC)))
+    strips = cut_rows(t, m)
     for jc in range(0, n, t.NC):
         cols = min(t.NC, n - jc)
         panels = (cols + t.NR - 1) // t.NR
-        spans = min(panels, max(1, t.pieces // strips))
+        spans = min(panels, t.pieces // strips)
+        full = cols // t.NR
+        thin = room + packed_size(t, n, k, way, kept)
+        thin_size = t.NR * more.depth * t.item
+        # Numba wants numbers, or a named tuple made in one place, as what a prange reads.
+        thin_at, thin_row, thin_col = more.a.at, more.a.row, more.a.col
+        if more.depth:
+            block = Matrix(more.b.at + jc * more.b.col, more.b.row, more.b.col)
+            pack_columns(t, block, cols, more.depth, 0, thin, panels)
         for pc in range(0, k, way.depth):
             depth = min(way.depth, k - pc)
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             size = t.NR * depth * t.item
-            full = cols // t.NR
-            # Numba wants a named tuple that a prange reads made in one place: choose fields here.
             at, across, along, step = room, t.item, t.NR * t.item, size
-            edge_at, edge_along = room + full * size, t.NR * t.item
             first = 0
+            if kept:
+                at = kept + (jc * k + panels * t.NR * pc) * t.item
+                first = panels
+            edge_at, edge_along = at + full * size, t.NR * t.item
             if not way.pack_b:  # read in place: of all panels, or all but a narrow one
                 at, across, along, step = block.at, b.col, b.row, t.NR * b.col
                 first = panels if t.masks else full
                 if t.masks:
                     edge_at, edge_along = at + full * step, along
-            for group in prange((panels - first + GROUP - 1) // GROUP):
-                pack_columns(t, block, cols, depth, first + group * GROUP, room, GROUP)
+            thin_depth = more.depth if pc + depth == k else 0
+            if first < panels:
+                for group in prange((panels - first + GROUP - 1) // GROUP):
+                    pack_columns(t, block, cols, depth, first + group * GROUP, room, GROUP)
             for piece in prange(strips * spans):
                 s, q = piece // spans, piece % spans
                 i, p = s * tiles // strips * t.MR, q * panels // spans
                 i_end = min(m, (s + 1) * tiles // strips * t.MR)
                 j, j_end = p * t.NR, min(cols, (q + 1) * panels // spans * t.NR)
                 multiply_piece(
-                    t, i_end - i, j_end - j, depth,
-                    Matrix(a.at + i * a.row + pc * a.col, a.row, a.col),
-                    Panels(at + p * step, across, along, step, way.pack_b),
-                    Panels(edge_at, across, edge_along, step, way.pack_b),
-                    Matrix(C.at + i * C.row + (jc + j) * C.col, C.row, C.col),
-                    add or pc > 0, way.pack_a,
+                    t, i_end - i, j_end - j,
+                    Matrix(C.at + i * C.row + (jc + j) * C.col, C.row, C.col), add or pc > 0,
+                    Term(
+                        depth,
+                        Matrix(a.at + i * a.row + pc * a.col, a.row, a.col),
+                        Panels(at + p * step, across, along, step, way.pack_b),
+                        Panels(edge_at, across, edge_along, step, way.pack_b),
+                        way.pack_a,
+                    ),
+                    Term(
+                        thin_depth,
+                        Matrix(thin_at + i * thin_row, thin_row, thin_col),
+                        Panels(thin + p * thin_size, t.item, t.NR * t.item, thin_size, True),
+                        Panels(thin + full * thin_size, t.item, t.NR * t.item, thin_size, True),
+                        False,
+                    ),
                 )  # fmt: skip
 
 
-@jit(inline="always")
-def work_size(t: Blocks, n: int, k: int, way: Way) -> int:
-    """Bytes that `multiply` needs for the packed panels of a block of B."""
-    panels = (min(n, t.NC) + t.NR - 1) // t.NR
-    if not way.pack_b and (t.masks or n % t.NR == 0):
-        panels = 0
-    return CACHE_LINE + panels * t.NR * min(k, way.depth) * t.item
-
-
-HEADER = 14  # numbers at the head of a plan
+HEADER = 13  # numbers at the head of a plan
 
 
 @jit(inline="always")
@@ -227,12 +309,19 @@ def blocks_of(sizes: Any, array: Any) -> Blocks:
 
 
 @jit(inline="always")
-def all_blocks_of(plan: Any, array: Any) -> Blocks:
+def all_blocks_of(plan: Any, array: Any, pieces: int) -> Blocks:
     """The sizes at the head of a plan, with the dtype of `array`."""
     return Blocks(
         plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
-        plan[10], plan[11], array.itemsize, array.dtype.type(0),
+        plan[10], pieces, array.itemsize, array.dtype.type(0),
     )  # fmt: skip
+
+
+@jit(inline="always")
+def adds(plan: Any) -> bool:
+    """Whether a product is added to what is there, as a plan says."""
+    wanted: bool = plan[11] != 0
+    return wanted
 
 
 @jit(inline="always")
@@ -262,18 +351,18 @@ def transposed(matrix: Matrix) -> Matrix:
 
 
 @jit(inline="always")
-def multiply_run(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> None:
-    """Products number `start` to `stop` of a batch."""
+def multiply_run(x: Any, y: Any, out: Any, plan: Any, pieces: int, start: int, stop: int) -> None:
+    """Products number `start` to `stop` of a batch, each cut into pieces."""
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
-    t = all_blocks_of(plan, x)
+    t = all_blocks_of(plan, x, pieces)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     left, right = 1, 2
     if 2 * n <= t.NR and n < m and a.row == t.item:
         # Few columns, and those of A contiguous: in C^T = B^T A^T the rows of A^T fill tiles.
         m, n, left, right = n, m, right, left
         a, b, C = transposed(b), transposed(a), transposed(C)
-    way = choose_way(t, m, n, k, a, b)
-    work = np.empty(work_size(t, n, k, way), np.uint8)
+    way = choose_way(t, m, n, k, a, b, 0)
+    work = np.empty(work_size(t, n, k, way, 0, 0), np.uint8)
     room = first_line(work)
     for index in range(start, stop):
         multiply(
@@ -281,7 +370,7 @@ def multiply_run(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> 
             Matrix(a.at + locate(plan, index, left), a.row, a.col),
             Matrix(b.at + locate(plan, index, right), b.row, b.col),
             Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            plan[12] != 0, way, room,
+            adds(plan), way, room, 0, Thin(0, a, b),
         )  # fmt: skip
     keep_alive(work)
 
@@ -289,25 +378,54 @@ def multiply_run(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> 
 @jit()
 def multiply_run_alone(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> None:
     """`multiply_run` on the calling thread."""
-    multiply_run(x, y, out, plan, start, stop)
+    multiply_run(x, y, out, plan, 1, start, stop)
 
 
-def gemm(x: Any, y: Any, out: Any, plan: Any) -> None:
+def gemm(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
     """Write or add products x @ y, one behind another, from the first number of `out` on.
 
-    `x`, `y` and `out` are the first matrices of each; `locate` finds the others.
+    `x`, `y` and `out` are the first matrices of each; `locate` finds the others. Threads share each
+    product.
     """
-    multiply_run_alone(x, y, out, plan, 0, plan[13])
+    multiply_run(x, y, out, plan, pieces, 0, plan[12])
 
 
-def gemm_shared(x: Any, y: Any, out: Any, plan: Any) -> None:
-    """`gemm`, of which threads share each product when it is compiled with `parallel`."""
-    multiply_run(x, y, out, plan, 0, plan[13])
-
-
-def gemm_batch(x: Any, y: Any, out: Any, plan: Any) -> None:
-    """`gemm`, of which threads do whole products when it is compiled with `parallel`."""
-    count = plan[13]
-    for piece in prange(PIECES):
-        start, stop = piece * count // PIECES, (piece + 1) * count // PIECES
+def gemm_batch(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
+    """`gemm`, of which threads do whole products."""
+    count = plan[12]
+    for piece in prange(pieces):
+        start, stop = piece * count // pieces, (piece + 1) * count // pieces
         multiply_run_alone(x, y, out, plan, start, stop)
+
+
+def pack_all(_pieces: int, y: Any, panels: Any, plan: Any) -> None:
+    """Pack all of y, as `multiply` wants it, into an array of bytes."""
+    t = all_blocks_of(plan, y, 1)
+    b, (k, n) = matrix_of(y), y.shape
+    first = first_line(panels)
+    for jc in range(0, n, t.NC):
+        cols = min(t.NC, n - jc)
+        count = (cols + t.NR - 1) // t.NR
+        for pc in range(0, k, t.KC):
+            depth = min(t.KC, k - pc)
+            block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
+            at = first + (jc * k + count * t.NR * pc) * t.item
+            for group in prange((count + GROUP - 1) // GROUP):
+                pack_columns(t, block, cols, depth, group * GROUP, at, GROUP)
+    keep_alive(panels)
+
+
+def gemm_packed(
+    pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, out: Any, plan: Any
+) -> None:
+    """out = or += x y + x2 y2, of the panels that `pack_all` has made of the n columns of y."""
+    m, k, thin = x.shape[0], x.shape[1], x2.shape[1]
+    t = all_blocks_of(plan, x, pieces)
+    a, C = matrix_of(x), matrix_of(out)
+    kept = first_line(panels)
+    way = choose_way(t, m, n, k, a, a, kept)
+    work = np.empty(work_size(t, n, k, way, kept, thin), np.uint8)
+    more = Thin(thin, matrix_of(x2), matrix_of(y2))
+    multiply(t, m, n, k, a, a, C, adds(plan), way, first_line(work), kept, more)
+    keep_alive(work)
+    keep_alive(panels)

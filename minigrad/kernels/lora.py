@@ -3,9 +3,11 @@
     h = scale x A^T          y = x W^T + b + h B^T
     d = scale g B            dx = g W + d A       dA = d^T x       dB = g^T h
 
-Three products forward, and up to five backward, all but two of them thin. In a large layer each is
-a call of `gemm.matmul`, the second adding to what the first has written. In a small one the calls
-would take longer than the products, so there one compiled function does them all.
+Three products forward, and up to five backward, all but two of them thin. In a small layer the
+calls would take longer than the products, so there one compiled function does them all. In a large
+one each is a call of `gemm.matmul`, the second adding to what the first has written. Where W is
+frozen its panels can be kept (`minigrad.kernels.panels`), and what is thin is added while a strip
+of the result is near, the bias as one more step: [h 1] [B b]^T.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from minigrad.kernels import gemm
 from minigrad.kernels.jit import JIT_ENABLED, jit
 from minigrad.kernels.kernel import Kernel
 from minigrad.kernels.loops import multiply_run_alone
+from minigrad.kernels.panels import Panels
 
 Array = NDArray[Any]
 
@@ -28,20 +31,32 @@ SMALL = 1_000_000  # multiply-adds of all rows with W, below which calls are wha
 
 
 def forward(
-    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array | None, scale: float
+    x: Array,
+    weight: Array,
+    lora_a: Array,
+    lora_b: Array,
+    bias: Array | None,
+    scale: float,
+    panels: Panels | None = None,
 ) -> tuple[Array, Array]:
-    """y and h, new arrays: `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)`, `(d_out, rank)`."""
+    """y and h: `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)`, `(d_out, rank)`."""
     if _is_small(x, weight, lora_a, lora_b) and (bias is None or _is_row(bias, weight)):
         dtype = x.dtype
         h = np.empty((len(x), len(lora_a)), dtype)
         y = np.empty((len(x), len(weight)), dtype)
-        _FORWARD[dtype](
-            0.0, x, weight, lora_a, lora_b, _nothing(dtype) if bias is None else bias, scale,
-            h, h, y, *gemm.plans(dtype),
-        )  # fmt: skip
+        operands = x, weight, lora_a, lora_b, _nothing(dtype) if bias is None else bias, scale
+        _FORWARD[dtype].alone(1, *operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale
+    if panels is not None and panels.matrix is weight and _alike(weight, lora_a, lora_b, bias):
+        left, right = h, lora_b
+        if bias is not None:
+            left = np.concatenate([h, np.ones((len(h), 1), h.dtype)], axis=1)
+            right = np.concatenate([lora_b, bias[:, None]], axis=1)
+        out = panels.matmul(x, True, left, right.T)
+        if out is not None:
+            return out, h
     y = gemm.matmul(x, weight.T)
     if bias is not None:
         y += bias
@@ -59,6 +74,7 @@ def backward(
     wants_x: bool,
     wants_a: bool,
     wants_b: bool,
+    panels: Panels | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """dx, dA and dB, where they are wanted."""
     if _is_small(x, weight, lora_a, lora_b, g, h):
@@ -67,9 +83,9 @@ def backward(
         to_x = np.empty(x.shape if wants_x else (0, 0), dtype)
         to_a = np.empty(lora_a.shape if wants_a else (0, 0), dtype)
         to_b = np.empty(lora_b.shape if wants_b else (0, 0), dtype)
-        _BACKWARD[dtype](
-            0.0, g, x, weight, lora_a, lora_b, h, scale, d, d, to_x, to_a, to_b, *gemm.plans(dtype)
-        )
+        operands = g, x, weight, lora_a, lora_b, h, scale
+        plans = gemm.PRODUCTS[dtype].plans
+        _BACKWARD[dtype].alone(1, *operands, d, d, to_x, to_a, to_b, *plans)
         return to_x if wants_x else None, to_a if wants_a else None, to_b if wants_b else None
     dx: Array | None = None
     da: Array | None = None
@@ -77,7 +93,10 @@ def backward(
         d = gemm.matmul(g, lora_b)
         d *= scale
         if wants_x:
-            dx = gemm.matmul(d, lora_a, out=gemm.matmul(g, weight), add=True)
+            if panels is not None and panels.matrix is weight and _alike(weight, d, lora_a):
+                dx = panels.matmul(g, False, d, lora_a)
+            if dx is None:
+                dx = gemm.matmul(d, lora_a, out=gemm.matmul(g, weight), add=True)
         if wants_a:
             da = gemm.matmul(d.T, x)
     return dx, da, gemm.matmul(g.T, h) if wants_b else None
@@ -86,7 +105,7 @@ def backward(
 def _is_small(x: Array, weight: Array, *others: Array) -> bool:
     """Whether the compiled functions take these: little work, but some, in one of their dtypes."""
     dtype = x.dtype
-    if not JIT_ENABLED or dtype not in gemm.SERVED or not 0 < len(x) * weight.size < SMALL:
+    if not JIT_ENABLED or dtype not in gemm.PRODUCTS or not 0 < len(x) * weight.size < SMALL:
         return False
     if weight.dtype != dtype or not x.__class__ is weight.__class__ is np.ndarray:
         return False
@@ -98,6 +117,11 @@ def _is_small(x: Array, weight: Array, *others: Array) -> bool:
 
 def _is_row(bias: Array, weight: Array) -> bool:
     return bias.__class__ is np.ndarray and bias.dtype == weight.dtype
+
+
+def _alike(weight: Array, *others: Array | None) -> bool:
+    """Whether all are arrays of the dtype of W."""
+    return all(x is None or _is_row(x, weight) for x in others)
 
 
 @cache

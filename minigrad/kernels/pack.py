@@ -43,7 +43,7 @@ class Blocks(NamedTuple):
     near: int  # bytes of an operand that is best read in place
     far: int  # bytes of an operand that is best read once
     masks: int  # whether a narrow panel can be read in place
-    pieces: int  # in which a product is cut for threads to share
+    pieces: int  # in which a product is cut: the threads that share it
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 

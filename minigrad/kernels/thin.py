@@ -304,7 +304,7 @@ def pack_rows_in_blocks(
             target += depth * item
 
 
-def dots(x: Any, y: Any, out: Any, widest: int, lanes: int, pieces: int, add: int) -> None:
+def dots(pieces: int, x: Any, y: Any, out: Any, widest: int, lanes: int, add: bool) -> None:
     """out = or += x y^T, where the rows of x are contiguous, and those of y are made so."""
     m, k, n = x.shape[0], x.shape[1], y.shape[0]
     item, zero = x.itemsize, x.dtype.type(0)
@@ -321,7 +321,7 @@ def dots(x: Any, y: Any, out: Any, widest: int, lanes: int, pieces: int, add: in
         i, end = piece * m // pieces, (piece + 1) * m // pieces
         dots_of_rows(
             Matrix(a_at + i * a_row, a_row, item), Matrix(at, row, item),
-            Matrix(c_at + i * c_row, c_row, c_col), end - i, n, k, add != 0, packed, item, zero,
+            Matrix(c_at + i * c_row, c_row, c_col), end - i, n, k, add, packed, item, zero,
             widest,
         )  # fmt: skip
     keep_alive(work)
@@ -337,7 +337,7 @@ def sweep_span(a: Matrix, b: Matrix, c: int, cols: int, k: int, add: bool, zero:
         swept_row(a.at + p * a.col, a.col, b.at + p * b.row, b.row, cols, c, add or p > 0, zero)
 
 
-def sweep(x: Any, y: Any, out: Any, pieces: int, add: int) -> None:
+def sweep(pieces: int, x: Any, y: Any, out: Any, add: bool) -> None:
     """out = or += x y, where x and out have one row and the rows of y are contiguous."""
     k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)
     a_at, a_k, b_at, b_row, c_at = (
@@ -349,5 +349,5 @@ def sweep(x: Any, y: Any, out: Any, pieces: int, add: int) -> None:
         j, end = piece * n // spans, (piece + 1) * n // spans
         sweep_span(
             Matrix(a_at, 0, a_k), Matrix(b_at + j * item, b_row, item), c_at + j * item,
-            end - j, k, add != 0, zero,
+            end - j, k, add, zero,
         )  # fmt: skip

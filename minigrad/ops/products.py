@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -124,14 +125,26 @@ def _check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
 
 
 def _lora_linear(
-    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array = None, scale: float = 1.0
+    x: Array,
+    weight: Array,
+    lora_a: Array,
+    lora_b: Array,
+    bias: Array = None,
+    scale: float = 1.0,
+    panels: Any = None,
 ) -> Array:
     return linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
 
 
 @op(composition=_lora_linear, replayed=True, keeps=True)
 def lora_linear(
-    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array = None, scale: float = 1.0
+    x: Array,
+    weight: Array,
+    lora_a: Array,
+    lora_b: Array,
+    bias: Array = None,
+    scale: float = 1.0,
+    panels: Any = None,
 ) -> Array:
     """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank (Hu et al., 2021).
 
@@ -146,6 +159,7 @@ def lora_linear(
         lora_b: B, `(d_out, rank)`.
         bias: b, `(d_out,)`, or None.
         scale: a number.
+        panels: of a W that does not change, those of `kernels.panels.panels_of(W)`; or None.
 
     Returns:
         `(..., d_out)`.
@@ -165,7 +179,7 @@ def lora_linear(
             f"lora_linear: B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
             f"of the weight, {weight.shape}"
         )
-    y, h = kernels.lora.forward(_rows(x), weight, lora_a, lora_b, bias, float(scale))
+    y, h = kernels.lora.forward(_rows(x), weight, lora_a, lora_b, bias, float(scale), panels)
     return y.reshape(*x.shape[:-1], weight.shape[0]), h
 
 
@@ -177,11 +191,12 @@ def _lora_linear_inputs(
     lora_a: Array,
     lora_b: Array,
     scale: float,
+    panels: Any,
     kept: Array,
 ) -> Sequence[Array]:
     rows, gs = _rows(x), _rows(g)
     dx, da, db = kernels.lora.backward(
-        gs, rows, weight, lora_a, lora_b, kept, float(scale), needs[0], needs[2], needs[3]
+        gs, rows, weight, lora_a, lora_b, kept, float(scale), needs[0], needs[2], needs[3], panels
     )
     dw = kernels.gemm.matmul(gs.T, rows) if needs[1] else None
     dx = None if dx is None else dx.reshape(x.shape)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.memory import mark_written
+from minigrad.memory import mark_written, release
 from minigrad.tensor import Tensor
 
 Parameters = Iterable[Tensor] | Sequence[Mapping[str, Any]]
@@ -127,6 +127,8 @@ class Optimizer(ABC):
                 if node is None or node.grad is None:
                     continue
                 x = parameter._data
+                if not x.flags.writeable:
+                    release(x)
                 state = self._states.get(parameter)
                 if state is None:
                     state = self._states[parameter] = {}
