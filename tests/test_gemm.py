@@ -272,10 +272,13 @@ FUZZ = """
         products = PRODUCTS[np.dtype(dtype)]
         room = guarded(packed_bytes(y), np.uint8, rng.integers(2))
         _PACK[np.dtype(dtype)](0.0, y, room, products.plans[False])
-        out[...] = start
-        operands = x, room, n, left, right, out, products.plans[add]
+        out[...] = np.nan
+        row = guarded(n, dtype, rng.integers(2))[: n * int(rng.integers(2))]
+        row[...] = rng.standard_normal(row.size)
+        operands = x, room, n, left, right, row, out, products.plans[False]
         _MULTIPLY[np.dtype(dtype)](0.0, *operands)
-        wide += left.astype(float) @ right.astype(float)
+        wide = x.astype(float) @ y.astype(float) + left.astype(float) @ right.astype(float)
+        wide += row if row.size else 0
         bound += (rank + 3) * np.finfo(dtype).eps * (abs(left.astype(float)) @ abs(right) + 9)
         assert (abs(out - wide) <= bound).all(), (m, k, n, rank, dtype, x.strides, y.strides, add)
     print("done", *vector_registers())

@@ -13,6 +13,7 @@ Which loops a product takes, its shape and strides decide (`Products.product`):
 
     one row, or one column, of a matrix whose rows run across     thin.sweep
     few columns, and a large matrix whose rows run along k        thin.dots
+    few rows, and a large matrix whose rows run across            thin.stream
     k much larger than m and n: pieces of k are a batch, summed   loops.gemm_batch
     all else                                                      loops.gemm
 
@@ -41,6 +42,7 @@ SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-51
 THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked for
 LONG = 32  # steps of k from which on the thin loops repay the choice
 TALL = 64  # rows from which on the thin side is worth a copy
+STREAMED = 64  # rows of the other operand, at most, for which a matrix is not packed
 PAGE = 512  # bytes: rows that lie a multiple of it apart share few lines of a cache
 SPLIT = 1024  # steps of k in a piece of a split sum, at least
 
@@ -215,6 +217,7 @@ class Products:
         self._item = number.bitwidth // 8
         self.tile = tile_shape(self._item)
         self._sizes = block_sizes(self._item)
+        self._near = self._sizes[-3]
         self._dots = thin.dot_shapes()[0][1], self.tile.VL
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         operand = types.Array(number, 2, "A", readonly=True, aligned=False)
@@ -225,6 +228,7 @@ class Products:
         turned = (operand, operand, types.Array(number, 2, "A"))
         sizes = (types.intp, types.intp)
         self.dots = Kernel(thin.dots, (*turned, *sizes, types.boolean), pieces=0)
+        self.stream = Kernel(thin.stream, (*turned, plan, types.boolean), pieces=0)
         self.sweep = Kernel(thin.sweep, (*turned, types.boolean), pieces=0)
 
     def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
@@ -268,14 +272,32 @@ class Products:
         if m == 1 and n > 1 and y.strides[1] == self._item:
             self.sweep(seconds, x, y, out, add)
             return True
+        long = k >= PIECES * SPLIT
+        if m <= STREAMED and y.strides[1] == self._item and y.size * self._item > self._near:
+            if long:
+                return False
+            self._stream(x, y, out, add, seconds)
+            return True
         if n > m or x.strides[1] != self._item or not (m >= TALL or y.strides[0] == self._item):
             return False
         if n >= self.tile.VL and x.strides[0] % PAGE:
             return False  # the register tile does as well
-        if m < TALL and k >= PIECES * SPLIT:
+        if m < TALL and long:
             return False  # too few rows for threads
         self.dots(seconds, x, y.T, out, *self._dots, add)
         return True
+
+    def _stream(self, x: Array, y: Array, out: Array, add: bool, seconds: float) -> None:
+        """Stream through y, for an output of any layout."""
+        if out.strides[1] == self._item:
+            self.stream(seconds, x, y, out, self.plans[0], add)
+            return
+        rows = np.empty(out.shape, out.dtype)
+        self.stream(seconds, x, y, rows, self.plans[0], False)
+        if add:
+            out += rows
+        else:
+            out[...] = rows
 
     def _split(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
         """Cut a long sum in pieces, which threads can do, and add up what they give in order."""

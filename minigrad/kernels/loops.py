@@ -24,8 +24,8 @@ blocks of KC from the first to the last, and within one k after k. So neither th
 number of threads can change a bit of it.
 
 A matrix B that is multiplied with again and again may have been packed once and for all
-(`minigrad.kernels.panels`). And to a product may be added another one of few steps, A2 B2, while
-the strip of C is still near: the update of low rank in LoRA, which costs a pass over C elsewhere.
+(`minigrad.kernels.panels`). And to a product may be added a bias, and another product of few steps,
+A2 B2, while the strip of C is near: the update of low rank in LoRA, where each costs a pass over C.
 
 Everything here works on addresses that `minigrad.kernels.gemm` took from arrays it has checked.
 """
@@ -40,7 +40,7 @@ from numba import prange
 from minigrad.kernels.jit import jit
 from minigrad.kernels.micro import CACHE_LINE, tile_at_edge, tile_packed
 from minigrad.kernels.pack import GROUP, Blocks, Matrix, pack_columns, pack_rows
-from minigrad.kernels.vector import address_of, keep_alive, load, store
+from minigrad.kernels.vector import address_of, copy_vector, keep_alive, load, store
 
 PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
 STRIP = 16  # steps of k in a block of a matrix that is streamed through
@@ -66,12 +66,13 @@ class Term(NamedTuple):
     pack: bool  # whether A is packed
 
 
-class Thin(NamedTuple):
-    """Two matrices whose product, over `depth` steps, is added to another; none if that is 0."""
+class Extra(NamedTuple):
+    """What is added to a product: a thin one over `depth` steps, and a row; each if not 0."""
 
     depth: int
     a: Matrix
     b: Matrix
+    row: int  # the address of n adjacent numbers
 
 
 class Way(NamedTuple):
@@ -117,7 +118,7 @@ def copy_corner(t: Blocks, spare: int, high: int, wide: int, C: Matrix, add: boo
             store(here, value)
 
 
-@jit(inline="always")
+@jit()
 def multiply_panels(
     t: Blocks, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
     add: bool, spare: int,
@@ -129,14 +130,17 @@ def multiply_panels(
     of them are added up apart, and then the runs: so a tile goes to C after each RUN steps.
     """
     straight = C.col == t.item
+    step = t.MR
+    if not A.packed and t.MR < rows <= 2 * t.MR and rows & (rows - 1) == 0:
+        step = rows // 2  # two equal tiles, where the second would be a low one
     for j in range(0, cols, t.NR):
         wide = min(t.NR, cols - j)
         b, b_k = B.at + j // t.NR * B.next, B.along
         if wide < t.NR:
             b, b_k = edge.at, edge.along
-        for i in range(0, rows, t.MR):
-            high = min(t.MR, rows - i)
-            a = A.at + i // t.MR * A.next
+        for i in range(0, rows, step):
+            high = min(step, rows - i)
+            a = A.at + i // t.MR * A.next if A.packed else A.at + i * A.across
             c = C.at + i * C.row + j * C.col
             if A.packed and B.packed and straight and high == t.MR and wide == t.NR:
                 for k in range(0, depth, t.RUN):
@@ -188,9 +192,9 @@ def strip_height(t: Blocks, rows: int, depth: int) -> int:
 
 @jit()
 def multiply_piece(
-    t: Blocks, rows: int, cols: int, C: Matrix, add: bool, main: Term, more: Term
+    t: Blocks, rows: int, cols: int, C: Matrix, add: bool, main: Term, more: Term, row: int
 ) -> None:
-    """C[:rows, :cols] = A B, or +=, and then += the second term, one strip of rows at a time."""
+    """C[:rows, :cols] = A B, or +=, and += the second term and a row, a strip at a time."""
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
     strip = strip_height(t, rows, main.depth)
     panels = strip // t.MR if main.pack else 0
@@ -200,8 +204,10 @@ def multiply_piece(
     for i in range(0, rows, strip):
         high = min(strip, rows - i)
         corner = Matrix(C.at + i * C.row, C.row, C.col)
+        if row:
+            fill_rows(t, corner, high, cols, row)
         for number in range(2):
-            term, adds = main, add
+            term, adds = main, add or row != 0
             if number == 1:
                 term, adds = more, True
             if term.depth == 0:
@@ -213,6 +219,18 @@ def multiply_piece(
                 A = Panels(packed, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
             multiply_panels(t, high, cols, term.depth, A, term.B, term.edge, corner, adds, spare)
     keep_alive(work)
+
+
+@jit(inline="always")
+def fill_rows(t: Blocks, C: Matrix, rows: int, cols: int, row: int) -> None:
+    """C[:rows, :cols] = the same row everywhere; its numbers are adjacent."""
+    done = cols - cols % t.VL
+    for i in range(rows):
+        here = C.at + i * C.row
+        for j in range(0, done, t.VL):
+            copy_vector(row + j * t.item, here + j * t.item, t.zero)
+        for j in range(done, cols):
+            store(here + j * t.item, load(row + j * t.item, t.zero))
 
 
 @jit(inline="always")
@@ -231,9 +249,9 @@ def cut_rows(t: Blocks, m: int) -> int:
 @jit(inline="always")
 def multiply(
     t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool, way: Way,
-    room: int, kept: int, more: Thin,
+    room: int, kept: int, more: Extra,
 ) -> None:  # fmt: skip
-    """C = A B, or +=, and += a thin product: the outer loops.
+    """C = A B, or +=, and += what is extra: the outer loops.
 
     `room` is memory for packed panels (`work_size`), `kept` the address of all panels of B if they
     are packed already, else 0.
@@ -268,6 +286,7 @@ def multiply(
                 if t.masks:
                     edge_at, edge_along = at + full * step, along
             thin_depth = more.depth if pc + depth == k else 0
+            row = more.row + jc * t.item if more.row and pc == 0 else 0
             if first < panels:
                 for group in prange((panels - first + GROUP - 1) // GROUP):
                     pack_columns(t, block, cols, depth, first + group * GROUP, room, GROUP)
@@ -293,6 +312,7 @@ def multiply(
                         Panels(thin + full * thin_size, t.item, t.NR * t.item, thin_size, True),
                         False,
                     ),
+                    row + j * t.item if row else 0,
                 )  # fmt: skip
 
 
@@ -370,7 +390,7 @@ def multiply_run(x: Any, y: Any, out: Any, plan: Any, pieces: int, start: int, s
             Matrix(a.at + locate(plan, index, left), a.row, a.col),
             Matrix(b.at + locate(plan, index, right), b.row, b.col),
             Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            adds(plan), way, room, 0, Thin(0, a, b),
+            adds(plan), way, room, 0, Extra(0, a, b, 0),
         )  # fmt: skip
     keep_alive(work)
 
@@ -416,16 +436,20 @@ def pack_all(_pieces: int, y: Any, panels: Any, plan: Any) -> None:
 
 
 def gemm_packed(
-    pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, out: Any, plan: Any
+    pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, row: Any, out: Any, plan: Any
 ) -> None:
-    """out = or += x y + x2 y2, of the panels that `pack_all` has made of the n columns of y."""
+    """out = x y + x2 y2 + row, of the panels that `pack_all` has made of the n columns of y.
+
+    There may be no row: one of length 0.
+    """
     m, k, thin = x.shape[0], x.shape[1], x2.shape[1]
     t = all_blocks_of(plan, x, pieces)
     a, C = matrix_of(x), matrix_of(out)
     kept = first_line(panels)
     way = choose_way(t, m, n, k, a, a, kept)
     work = np.empty(work_size(t, n, k, way, kept, thin), np.uint8)
-    more = Thin(thin, matrix_of(x2), matrix_of(y2))
-    multiply(t, m, n, k, a, a, C, adds(plan), way, first_line(work), kept, more)
+    more = Extra(thin, matrix_of(x2), matrix_of(y2), address_of(row) if row.size else 0)
+    multiply(t, m, n, k, a, a, C, False, way, first_line(work), kept, more)
     keep_alive(work)
     keep_alive(panels)
+    keep_alive(row)

@@ -6,8 +6,8 @@
 Three products forward, and up to five backward, all but two of them thin. In a small layer the
 calls would take longer than the products, so there one compiled function does them all. In a large
 one each is a call of `gemm.matmul`, the second adding to what the first has written. Where W is
-frozen its panels can be kept (`minigrad.kernels.panels`), and what is thin is added while a strip
-of the result is near, the bias as one more step: [h 1] [B b]^T.
+frozen its panels can be kept (`minigrad.kernels.panels`), and the bias and what is thin are added
+while a strip of the result is near.
 """
 
 from __future__ import annotations
@@ -50,11 +50,7 @@ def forward(
     h = gemm.matmul(x, lora_a.T)
     h *= scale
     if panels is not None and panels.matrix is weight and _alike(weight, lora_a, lora_b, bias):
-        left, right = h, lora_b
-        if bias is not None:
-            left = np.concatenate([h, np.ones((len(h), 1), h.dtype)], axis=1)
-            right = np.concatenate([lora_b, bias[:, None]], axis=1)
-        out = panels.matmul(x, True, left, right.T)
+        out = panels.matmul(x, True, h, lora_b.T, bias)
         if out is not None:
             return out, h
     y = gemm.matmul(x, weight.T)

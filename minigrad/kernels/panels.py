@@ -11,6 +11,7 @@ next product packs anew.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -59,8 +60,10 @@ class Panels:
         _kept_bytes -= sum(panels.nbytes for panels in self._packed.values())
         self._packed = {}
 
-    def matmul(self, x: Array, transpose: bool, left: Array, right: Array) -> Array | None:
-        """x W^T, or x W, plus the product of a thin pair: `left @ right`.
+    def matmul(
+        self, x: Array, transpose: bool, left: Array, right: Array, row: Array | None = None
+    ) -> Array | None:
+        """x W^T, or x W, plus the product of a thin pair, `left @ right`, plus a row.
 
         None where that is not for panels: for few rows, or where these would exceed the limit.
         """
@@ -75,7 +78,8 @@ class Panels:
         (k, n), products = matrix.shape, gemm.PRODUCTS[x.dtype]
         out = np.empty((len(x), n), x.dtype)
         seconds = gemm.SECONDS * len(x) * n * k
-        _MULTIPLY[x.dtype](seconds, x, panels, n, left, right, out, products.plans[False])
+        row = _no_row(x.dtype) if row is None else np.ascontiguousarray(row)
+        _MULTIPLY[x.dtype](seconds, x, panels, n, left, right, row, out, products.plans[False])
         return out
 
     def _pack(self, matrix: Array, transpose: bool) -> Array | None:
@@ -90,6 +94,11 @@ class Panels:
         hold(self.matrix, self)
         self._packed[transpose] = panels
         return panels
+
+
+@cache
+def _no_row(dtype: np.dtype[Any]) -> Array:
+    return np.empty(0, dtype)
 
 
 def packed_bytes(matrix: Array) -> int:
@@ -122,9 +131,10 @@ def _kernels() -> tuple[dict[np.dtype[Any], Kernel], dict[np.dtype[Any], Kernel]
         out = types.Array(number, 2, "C")
         room, plan = types.Array(types.uint8, 1, "C"), types.Array(types.int64, 1, "C")
         pack[dtype] = Kernel(loops.pack_all, (operand, room, plan))
-        thin = (operand, operand)
+        row = types.Array(number, 1, "C", readonly=True)
+        extra = (operand, operand, row)
         multiply[dtype] = Kernel(
-            loops.gemm_packed, (operand, room, types.intp, *thin, out, plan), pieces=0
+            loops.gemm_packed, (operand, room, types.intp, *extra, out, plan), pieces=0
         )
     return pack, multiply
 

@@ -2,11 +2,13 @@
 
 A product of a large matrix with a few columns does few multiply-adds for each number it reads, so
 nothing may be spent on getting that number: no packing, and memory read in the order it lies in.
-Two layouts of the large matrix, two kernels:
+Two layouts of the large matrix, three kernels:
 
 * `dots`: its rows run along k. The sums run along k too, a vector of them for each number of C,
   and are folded at the end. (512, 768) @ (768, 8) takes half the time of a register tile, which
   wants the matrix transposed into panels first.
+* `stream`: its rows run across, and there are some rows in the other operand. The register tile
+  walks along a strip of rows, and hints at the strip to come, which the processor would not guess.
 * `sweep`: its rows run across, and there is one row in the other operand. Eight rows at a time
   are added up into the row of the result. (1, 4096) @ (4096, 4096) takes a third of the time of a
   register tile, which would walk down columns, from page to page.
@@ -21,7 +23,9 @@ from llvmlite import ir
 from numba import prange, types
 
 from minigrad.kernels.jit import intrinsic, jit
-from minigrad.kernels.pack import Matrix
+from minigrad.kernels.loops import Panels, all_blocks_of, matrix_of, multiply_panels
+from minigrad.kernels.micro import CACHE_LINE
+from minigrad.kernels.pack import Blocks, Matrix
 from minigrad.kernels.vector import (
     ADDRESS,
     Emitter,
@@ -29,12 +33,14 @@ from minigrad.kernels.vector import (
     copy_vector,
     keep_alive,
     load,
+    prefetch,
     store,
     vector_registers,
 )
 
 SWEPT = 8  # rows that are added up at once
 SPAN = 4096  # numbers of the result that stay in the level-1 cache meanwhile
+STRIP = 64  # rows of a matrix that is streamed through
 NEAR = 24 * 1024  # bytes of the thin side that stay in the level-1 cache while rows pass by
 HEIGHT = 64  # rows in a block
 
@@ -110,6 +116,9 @@ def _emit_dots(e: Emitter, shape: tuple[int, int], args: Any) -> None:
     builder.position_at_end(loop)
     done = builder.phi(ADDRESS)
     sums = [builder.phi(e.vector) for _ in range(R * S)]
+    for place in a_rows:  # the rows that come next, since a row is too short to be guessed from
+        next_rows = builder.add(place, builder.mul(a_row, ADDRESS(R)))
+        e.prefetch(builder.add(next_rows, done), to_write=False)
     new = multiply(sums, lambda p: e.load(builder.add(p, done), e.vector))
     then = builder.add(done, vector)
     for phi, first, following in zip(
@@ -325,6 +334,42 @@ def dots(pieces: int, x: Any, y: Any, out: Any, widest: int, lanes: int, add: bo
             widest,
         )  # fmt: skip
     keep_alive(work)
+
+
+@jit()
+def stream_span(
+    t: Blocks, m: int, cols: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool
+) -> None:
+    """C = or += A B for a span of columns, a strip of rows of B after the other."""
+    for pc in range(0, k, STRIP):
+        depth, then = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
+        A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
+        hinted = 0
+        for j in range(0, cols, t.NR):
+            wide = min(t.NR, cols - j)
+            here = b.at + pc * b.row + j * t.item
+            while hinted * cols < then * (j + wide):  # rows in the order in which they lie
+                ahead = b.at + (pc + STRIP + hinted) * b.row
+                for byte in range(0, cols * t.item, CACHE_LINE):
+                    prefetch(ahead + byte)
+                hinted += 1
+            B = Panels(here, t.item, b.row, 0, False)
+            place = Matrix(C.at + j * t.item, C.row, C.col)
+            multiply_panels(t, m, wide, depth, A, B, B, place, add or pc > 0, 0)
+
+
+def stream(pieces: int, x: Any, y: Any, out: Any, plan: Any, add: bool) -> None:
+    """out = or += x y, where x has some rows, and those of y and out are contiguous."""
+    m, k, n = x.shape[0], x.shape[1], y.shape[1]
+    t = all_blocks_of(plan, x, 1)
+    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
+    for piece in prange(pieces):
+        panels = (n + t.NR - 1) // t.NR
+        j, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
+        stream_span(
+            t, m, end - j, k, Matrix(a.at, a.row, a.col),
+            Matrix(b.at + j * t.item, b.row, b.col), Matrix(C.at + j * t.item, C.row, C.col), add,
+        )  # fmt: skip
 
 
 @jit()

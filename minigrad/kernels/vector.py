@@ -130,6 +130,17 @@ class Emitter:
 
 
 @intrinsic
+def prefetch(_typing: Any, address: Any) -> Any:
+    """Hint that the cache line at `address` will soon be read; there may be no memory there."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        Emitter(builder, types.float32).prefetch(args[0], to_write=False)
+        return context.get_dummy_value()
+
+    return types.void(types.intp), emit
+
+
+@intrinsic
 def address_of(_typing: Any, array: Any) -> Any:
     """The address of the first number of an array. See `keep_alive`."""
 
