@@ -72,10 +72,11 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
     kernel = PRODUCTS.get(dtype) if JIT_ENABLED else None
     if kernel is None or y.dtype != dtype or not type(x) is type(y) is np.ndarray:
         return _numpy_matmul(x, y, out, add)
-    if x.ndim != 2 or y.ndim != 2:
+    x_shape, y_shape = x.shape, y.shape
+    if len(x_shape) != 2 or len(y_shape) != 2:
         return _matmul_batch(kernel, x, y, out, add)
-    m, k = x.shape
-    k_y, n = y.shape
+    m, k = x_shape
+    k_y, n = y_shape
     if k != k_y:
         raise ValueError(_mismatch(x, y))
     if out is None and not add:
@@ -83,10 +84,12 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
     else:
         out = _checked(out, (m, n), x, y, add)
     work = m * n * k
-    if work:
+    few = kernel.few
+    if work < THREADS_FROM and k < PAGE and m >= few and n >= few:
+        # What `product` would choose too; but small products are many, and calls are dear.
+        kernel.gemm.alone(1, x, y, out, kernel.plans[add])
+    else:
         kernel.product(x, y, out, add, work)
-    elif not add:
-        out.fill(0)  # an empty sum is 0
     return out
 
 
@@ -210,6 +213,7 @@ class Products:
 
     Attributes:
         tile: the shape of the register tile.
+        few: rows or columns that do not fill a vector of it.
         plans: what `loops` must know to write one product, and to add one.
     """
 
@@ -217,6 +221,7 @@ class Products:
         self._item = number.bitwidth // 8
         self.tile = tile_shape(self._item)
         self._sizes = block_sizes(self._item)
+        self.few = self.tile.VL
         self._near = self._sizes[-3]
         self._dots = thin.dot_shapes()[0][1], self.tile.VL
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
@@ -237,11 +242,15 @@ class Products:
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
     def product(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
-        """Write x y to `out`, or add it: `work` multiply-adds, more than none."""
+        """Write x y to `out`, or add it: `work` multiply-adds."""
+        if not work:
+            if not add:
+                out.fill(0)  # an empty sum is 0
+            return
         m, n = out.shape
         k = x.shape[1]
-        few = self.tile.VL  # columns that do not fill a vector of the register tile
-        thin = k >= LONG and (m < few or n < few or (k >= PAGE and min(m, n) <= self.tile.NR))
+        thin = m < self.few or n < self.few or (k >= PAGE and min(m, n) <= self.tile.NR)
+        thin = thin and k >= LONG
         if thin and (self._thin(x, y, out, add, work) or self._thin(y.T, x.T, out.T, add, work)):
             return
         if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:

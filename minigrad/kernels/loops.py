@@ -38,7 +38,7 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.jit import jit
-from minigrad.kernels.micro import CACHE_LINE, tile_at_edge, tile_packed
+from minigrad.kernels.micro import CACHE_LINE, tile_at_edge, tile_packed, tile_strided
 from minigrad.kernels.pack import GROUP, Blocks, Matrix, pack_columns, pack_rows
 from minigrad.kernels.vector import address_of, copy_vector, keep_alive, load, store
 
@@ -151,10 +151,18 @@ def multiply_panels(
                 target, row = (c, C.row) if straight else (spare, t.NR * t.item)
                 done = 0
                 for k in range(0, depth, t.RUN):
-                    done = tile_at_edge(
-                        high, wide, a + k * A.along, A.across, A.along, b + k * b_k, b_k,
-                        min(t.RUN, depth - k), target, row, (add and straight) or k > 0, t.zero,
-                    )  # fmt: skip
+                    a_now, b_now, steps = a + k * A.along, b + k * b_k, min(t.RUN, depth - k)
+                    adds = (add and straight) or k > 0
+                    if wide == t.NR:
+                        done = tile_strided(
+                            high, a_now, A.across, A.along, b_now, b_k, steps, target, row, adds,
+                            t.zero,
+                        )  # fmt: skip
+                    else:
+                        done = tile_at_edge(
+                            high, wide, a_now, A.across, A.along, b_now, b_k, steps, target, row,
+                            adds, t.zero,
+                        )  # fmt: skip
                 if not straight:
                     copy_corner(t, spare, done, wide, Matrix(c, C.row, C.col), add)
                 high -= done

@@ -137,8 +137,10 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
             if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):
                 return 1
             self._locked = True
-        self._before = _numba().get_num_threads()
-        _numba().set_num_threads(threads)
+        before = _numba().get_num_threads()
+        if before != threads:
+            self._before = before
+            _numba().set_num_threads(threads)
         return threads
 
     def __exit__(

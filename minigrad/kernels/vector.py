@@ -69,6 +69,13 @@ class Emitter:
 
     def first_lanes(self, count: Any) -> Any:
         """A mask of the first `count` lanes: of all, where there are no more than that."""
+        if vector_registers()[0] == 64 and self.lanes >= 8:
+            # As bits, which AVX-512 has registers for. LLVM would move a comparison into the loop.
+            most = self.builder.icmp_signed("<", count, ADDRESS(self.lanes))
+            bits = self.builder.select(most, count, ADDRESS(self.lanes))
+            bits = self.builder.sub(self.builder.shl(ADDRESS(1), bits), ADDRESS(1))
+            mask = self.builder.trunc(bits, ir.IntType(self.lanes))
+            return self.builder.bitcast(mask, ir.VectorType(ir.IntType(1), self.lanes))
         number = ir.VectorType(I32, self.lanes)
         limit = self._in_every_lane(self.builder.trunc(count, I32), number)
         return self.builder.icmp_signed(
