@@ -226,10 +226,8 @@ class LoRALayer(Module):
             return ops.linear(x, weight, bias)
         if not (self.dropout and self.training):
             # W stays as it is from step to step, so what is prepared for its products may stay too.
-            self._panels = kernels.panels.panels_of(weight._data)
-            return ops.lora_linear(
-                x, weight, self.lora_a, self.lora_b, bias, self.scale, self._panels
-            )
+            self._panels = panels = kernels.panels.panels_of(weight._data)
+            return ops.lora_linear(x, weight, self.lora_a, self.lora_b, bias, self.scale, panels)
         dropped = functional.dropout(x, self.dropout, rng=self.rng)
         update = ops.linear(ops.linear(dropped, self.lora_a) * self.scale, self.lora_b)
         return ops.linear(x, weight, bias) + update

@@ -274,7 +274,7 @@ def take(arrived: dict[Node, Any], node: Node) -> Tensor:
         or not (g.flags.owndata and g.flags.c_contiguous and g.flags.writeable)
     ):
         return _copied(g)
-    return Tensor(g)
+    return Tensor.at(g, None)
 
 
 def _measure_sole_reference() -> int:
@@ -330,7 +330,7 @@ def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
                 f"is it clear what to start from; reduce it with .sum() or .mean(), or give a "
                 f"gradient of that shape"
             )
-        seed = np.ones_like(value)
+        seed = np.ones(value.shape, value.dtype) if value.ndim else np.array(1, value.dtype)
         return Tensor(seed) if create_graph else seed
     shape = np.shape(gradient.data if isinstance(gradient, Tensor) else gradient)
     if shape != value.shape:

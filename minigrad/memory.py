@@ -33,14 +33,18 @@ last_write = [0]
 _writes: dict[int, tuple[int, weakref.ref[Array]]] = {}
 
 
-def mark_written(array: Array) -> None:
-    """Note that the memory of `array` is written now."""
-    owner = _owner(array)
+def mark_written(*arrays: Array) -> None:
+    """Note that the memory of these arrays is written now."""
+    now = last_write[0] = next(clock)
+    for array in arrays:
+        owner = array if array.base is None else _owner(array)
+        known = _writes.get(id(owner))
+        _writes[id(owner)] = (now, known[1] if known else _until_gone(owner))
+
+
+def _until_gone(owner: Array) -> weakref.ref[Array]:
     key = id(owner)
-    known = _writes.get(key)
-    reference = known[1] if known else weakref.ref(owner, lambda _: _writes.pop(key, None))
-    last_write[0] = next(clock)
-    _writes[key] = (last_write[0], reference)
+    return weakref.ref(owner, lambda _: _writes.pop(key, None))
 
 
 def last_written(array: Array) -> int:

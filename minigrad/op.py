@@ -273,6 +273,8 @@ class Op(Generic[P]):
         if not edges:
             return []
         tracked = isinstance(g, Tensor)
+        if not (tracked or self.plain):
+            return self._jointly(edges, g, edges[0][3:])
         places = {position: place for place, position, *_ in node.edges or ()} if tracked else {}
         if tracked and self.replayed:
             assert self.composition is not None
@@ -284,17 +286,16 @@ class Op(Generic[P]):
                 for _, _, rule, *saved in edges
             ]
         _, _, rule, *saved = edges[0]
-        needed = {position for _, position, *_ in edges}
+        return self._jointly(edges, g, self._linked(node, rule, saved, places))
+
+    def _jointly(self, edges: Sequence[Edge], g: Any, saved: Sequence[Any]) -> list[Any]:
+        """What the joint rule makes of `g`, for each edge."""
+        needed = [edge[1] for edge in edges]
         known = [position for position, _ in self.rules]
-        results = rule.derivative(
-            g,
-            tuple(position in needed for position in known),
-            *(self._linked(node, rule, saved, places) if tracked else saved),
-        )
+        results = edges[0][2].derivative(g, tuple([p in needed for p in known]), *saved)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
             raise TypeError(f"the joint rule of `{self.name}` must return {len(known)} gradients")
-        by_position = dict(zip(known, results, strict=True))
-        return [by_position[position] for _, position, *_ in edges]
+        return [results[known.index(position)] for position in needed]
 
     def _linked(
         self, node: Node, rule: Rule, saved: Sequence[Any], places: Mapping[int, Node]

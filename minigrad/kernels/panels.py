@@ -114,10 +114,12 @@ _PANELS: WeakValueDictionary[int, Panels] = WeakValueDictionary()
 
 def panels_of(matrix: Array) -> Panels | None:
     """The panels of a matrix, one object for all who ask; None for what is not served."""
+    if matrix.size < SIZE:
+        return None
     known = _PANELS.get(id(matrix))
     if known is not None:
         return known
-    if not JIT_ENABLED or matrix.size < SIZE or matrix.dtype not in gemm.PRODUCTS:
+    if not JIT_ENABLED or matrix.dtype not in gemm.PRODUCTS:
         return None
     made = _PANELS[id(matrix)] = Panels(matrix)
     return made

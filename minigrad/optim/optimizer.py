@@ -132,14 +132,22 @@ class Optimizer(ABC):
                 state = self._states.get(parameter)
                 if state is None:
                     state = self._states[parameter] = {}
-                for key, value in state.items():
-                    if value.__class__ is np.ndarray and value.dtype is not x.dtype:
-                        state[key] = value.astype(x.dtype, copy=False)  # the model was converted
+                for value in state.values():
+                    if value.__class__ is np.ndarray:
+                        if value.dtype is not x.dtype:
+                            self._convert(state, x.dtype)
+                        break  # they are all of one dtype
                 stepped.append((x, node.grad._data, state))
             if stepped:
                 self.update_all(stepped, group)
-                for x, _, _ in stepped:
-                    mark_written(x)
+                mark_written(*[x for x, _, _ in stepped])
+
+    @staticmethod
+    def _convert(state: State, dtype: np.dtype[Any]) -> None:
+        """Follow a model that was converted."""
+        for key, value in state.items():
+            if isinstance(value, np.ndarray):
+                state[key] = value.astype(dtype, copy=False)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters, or with False make zeros of those there are.

@@ -1,0 +1,81 @@
+"""Freed memory stays with the process, unless the user has settings of their own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+STEPS = """
+    import resource, sys
+    import numpy as np
+    from minigrad.kernels import heap
+
+    told = heap.keep_freed_memory()
+
+    def step():
+        arrays = [np.ones(100_000) for _ in range(10)]  # 8 MB, of which the last is freed first
+        return sum(array[0] for array in arrays)
+
+    for _ in range(3):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        step()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    print(int(told), faults)
+"""
+
+glibc = pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}),
+    reason="other C libraries are left alone",
+)
+
+
+def run(**variables):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC", "GLI"))}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STEPS)],
+        env={**kept, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told, faults = map(int, result.stdout.split())
+    return bool(told), faults
+
+
+@glibc
+def test_steps_that_allocate_the_same_arrays_get_the_same_pages():
+    told, faults = run()
+    assert told
+    assert faults < 200  # of 40,000 pages
+
+
+@glibc
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"MALLOC_TRIM_THRESHOLD_": "65536"},
+        {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"},
+    ],
+)
+def test_the_user_s_own_settings_stay(setting):
+    told, faults = run(**setting)
+    assert not told
+    assert faults > 10_000
+
+
+def test_a_c_library_without_such_settings_is_left_alone(monkeypatch):
+    from minigrad.kernels import heap
+
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "confstr_names", {}, raising=False)
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("it was asked for"))
+    assert heap.keep_freed_memory.__wrapped__() is False
