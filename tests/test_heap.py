@@ -37,7 +37,8 @@ glibc = pytest.mark.skipif(
 
 
 def run(**variables):
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC", "GLI"))}
+    theirs = ("MALLOC_", "GLIBC_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(theirs)}
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(STEPS)],
         env={**kept, "PYTHONPATH": str(ROOT), **variables},

@@ -6,9 +6,11 @@ a twin in numpy that is its oracle in the tests and its stand-in under NUMBA_DIS
 gives the same bits on any number of threads.
 
 Read `vector` (vector instructions), `micro` (the register tile), `pack` and `loops` (blocks and
-caches) and `gemm` (the checked entry) for the matrix product; `jit`, `cache`, `kernel` and
-`threads` hold what is decided once for all kernels: how they are compiled, where they are kept, and
-when they use threads. The others are what their names say.
+caches), `products` (whole ones and batches) and `gemm` (the checked entry) for the matrix product,
+`dots` and `streams` for thin ones, `panels` for a weight that stays as it is. `jit`, `cache`,
+`kernel`, `threads` and `heap` hold what is decided once for all kernels: how they are compiled,
+where they are kept, when they use threads, and what becomes of freed memory. The others are what
+their names say.
 
 The modules are imported when they are first used, for with them comes numba, which takes longer to
 import than the rest of the library.

@@ -1,7 +1,7 @@
 """Matrix products of arrays: `matmul`, the checked entry to the compiled loops.
 
 Machine code that works on addresses must be told the truth about them. This module is the only
-place that calls `minigrad.kernels.loops` and `minigrad.kernels.thin`, and what it hands over comes
+place that calls `minigrad.kernels.products`, `dots` and `streams`, and what it hands over comes
 from numpy's own account of the arrays: their shapes, their strides, and an output that it has made
 or checked.
 
@@ -11,11 +11,11 @@ lets every other kind pass as one of these.
 
 Which loops a product takes, its shape and strides decide (`Products.product`):
 
-    one row, or one column, of a matrix whose rows run across     thin.sweep
-    few columns, and a large matrix whose rows run along k        thin.dots
-    few rows, and a large matrix whose rows run across            thin.stream
-    k much larger than m and n: pieces of k are a batch, summed   loops.gemm_batch
-    all else                                                      loops.gemm
+    one row, or one column, and a matrix whose rows run across    streams.sweep
+    few columns, and a large matrix whose rows run along k        dots.dots
+    few rows, and a large matrix whose rows run across            streams.stream
+    k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
+    all else                                                      products.gemm
 
 For a matrix that is multiplied with again and again see `minigrad.kernels.panels`.
 """
@@ -28,11 +28,10 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from minigrad.kernels import loops, thin
+from minigrad.kernels import dots, products, streams
 from minigrad.kernels.blocks import block_sizes
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.kernel import Kernel
-from minigrad.kernels.loops import PIECES
 from minigrad.kernels.micro import tile_shape
 from minigrad.kernels.threads import get_num_threads
 
@@ -43,6 +42,7 @@ THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked
 LONG = 32  # steps of k from which on the thin loops repay the choice
 TALL = 64  # rows from which on the thin side is worth a copy
 STREAMED = 64  # rows of the other operand, at most, for which a matrix is not packed
+PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
 PAGE = 512  # bytes: rows that lie a multiple of it apart share few lines of a cache
 SPLIT = 1024  # steps of k in a piece of a split sum, at least
 
@@ -214,7 +214,7 @@ class Products:
     Attributes:
         tile: the shape of the register tile.
         few: rows or columns that do not fill a vector of it.
-        plans: what `loops` must know to write one product, and to add one.
+        plans: what `products` must know to write one product, and to add one.
     """
 
     def __init__(self, number: Any) -> None:
@@ -223,21 +223,21 @@ class Products:
         self._sizes = block_sizes(self._item)
         self.few = self.tile.VL
         self._near = self._sizes[-3]
-        self._dots = thin.dot_shapes()[0][1], self.tile.VL
+        self._dots = dots.dot_shapes()[0][1], self.tile.VL
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         operand = types.Array(number, 2, "A", readonly=True, aligned=False)
         plan = types.Array(types.int64, 1, "C")
         signature = (operand, operand, types.Array(number, 2, "C"), plan)
-        self.gemm = Kernel(loops.gemm, signature, pieces=0)
-        self.gemm_batch = Kernel(loops.gemm_batch, signature)
+        self.gemm = Kernel(products.gemm, signature, pieces=0)
+        self.gemm_batch = Kernel(products.gemm_batch, signature)
         turned = (operand, operand, types.Array(number, 2, "A"))
         sizes = (types.intp, types.intp)
-        self.dots = Kernel(thin.dots, (*turned, *sizes, types.boolean), pieces=0)
-        self.stream = Kernel(thin.stream, (*turned, plan, types.boolean), pieces=0)
-        self.sweep = Kernel(thin.sweep, (*turned, types.boolean), pieces=0)
+        self.dots = Kernel(dots.dots, (*turned, *sizes, types.boolean), pieces=0)
+        self.stream = Kernel(streams.stream, (*turned, plan, types.boolean), pieces=0)
+        self.sweep = Kernel(streams.sweep, (*turned, types.boolean), pieces=0)
 
     def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
-        """What `loops` must know: sizes, and where the matrices of a batch are."""
+        """What `products` must know: sizes, and where the matrices of a batch are."""
         head = [*self._sizes, int(add), count]
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
@@ -266,7 +266,7 @@ class Products:
         """Do `count` products, one behind another in `out`, of together `work` multiply-adds.
 
         `x`, `y` and `out` are the first matrices, `axes` say where the others are
-        (`loops.locate`).
+        (`products.locate`).
         """
         plan = self._plan(add, count, axes)
         if count < PIECES or work < THREADS_FROM or get_num_threads() == 1:
@@ -275,7 +275,7 @@ class Products:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
     def _thin(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
-        """Do the product if it is one that `minigrad.kernels.thin` takes; returns whether."""
+        """Do the product if it is one for `dots` or `streams`; returns whether."""
         (m, k), n = x.shape, y.shape[1]
         seconds = work * SECONDS
         if m == 1 and n > 1 and y.strides[1] == self._item:

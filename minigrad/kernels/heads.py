@@ -28,9 +28,9 @@ import numba
 import numpy as np
 
 from minigrad.kernels.jit import jit
-from minigrad.kernels.loops import blocks_of
 from minigrad.kernels.micro import CACHE_LINE, tile_strided
 from minigrad.kernels.pack import Blocks, Matrix, pack_columns
+from minigrad.kernels.products import blocks_of
 from minigrad.kernels.scores import (
     Mask,
     exponentials,

@@ -27,7 +27,8 @@ A matrix B that is multiplied with again and again may have been packed once and
 (`minigrad.kernels.panels`). And to a product may be added a bias, and another product of few steps,
 A2 B2, while the strip of C is near: the update of low rank in LoRA, where each costs a pass over C.
 
-Everything here works on addresses that `minigrad.kernels.gemm` took from arrays it has checked.
+Everything here works on addresses, which `minigrad.kernels.products` takes from arrays that
+`minigrad.kernels.gemm` has checked.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from minigrad.kernels.micro import CACHE_LINE, tile_at_edge, tile_packed, tile_s
 from minigrad.kernels.pack import GROUP, Blocks, Matrix, pack_columns, pack_rows
 from minigrad.kernels.vector import address_of, copy_vector, keep_alive, load, store
 
-PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
 STRIP = 16  # steps of k in a block of a matrix that is streamed through
 
 
@@ -322,142 +322,3 @@ def multiply(
                     ),
                     row + j * t.item if row else 0,
                 )  # fmt: skip
-
-
-HEADER = 13  # numbers at the head of a plan
-
-
-@jit(inline="always")
-def blocks_of(sizes: Any, array: Any) -> Blocks:
-    """The shape of the tile, from an array that begins with it, with the dtype of `array`."""
-    return Blocks(
-        sizes[0], sizes[1], sizes[2], sizes[3], 0, 0, 0, 0, 0, 0, 0, 0,
-        array.itemsize, array.dtype.type(0),
-    )  # fmt: skip
-
-
-@jit(inline="always")
-def all_blocks_of(plan: Any, array: Any, pieces: int) -> Blocks:
-    """The sizes at the head of a plan, with the dtype of `array`."""
-    return Blocks(
-        plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
-        plan[10], pieces, array.itemsize, array.dtype.type(0),
-    )  # fmt: skip
-
-
-@jit(inline="always")
-def adds(plan: Any) -> bool:
-    """Whether a product is added to what is there, as a plan says."""
-    wanted: bool = plan[11] != 0
-    return wanted
-
-
-@jit(inline="always")
-def locate(plan: Any, index: int, operand: int) -> int:
-    """Bytes from the first matrix of an operand to the one that product number `index` takes.
-
-    After its head a plan has three numbers for each leading axis: its length, and the step of
-    operand 1 and of operand 2.
-    """
-    offset = 0
-    for axis in range(plan.size - 3, HEADER - 1, -3):
-        offset += index % plan[axis] * plan[axis + operand]
-        index //= plan[axis]
-    return offset
-
-
-@jit(inline="always")
-def matrix_of(array: Any) -> Matrix:
-    """Address and steps of a two-dimensional array."""
-    return Matrix(address_of(array), array.strides[0], array.strides[1])
-
-
-@jit(inline="always")
-def transposed(matrix: Matrix) -> Matrix:
-    """The transpose: rows and columns change places, and nothing moves."""
-    return Matrix(matrix.at, matrix.col, matrix.row)
-
-
-@jit(inline="always")
-def multiply_run(x: Any, y: Any, out: Any, plan: Any, pieces: int, start: int, stop: int) -> None:
-    """Products number `start` to `stop` of a batch, each cut into pieces."""
-    m, k, n = x.shape[0], x.shape[1], y.shape[1]
-    t = all_blocks_of(plan, x, pieces)
-    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
-    left, right = 1, 2
-    if 2 * n <= t.NR and n < m and a.row == t.item:
-        # Few columns, and those of A contiguous: in C^T = B^T A^T the rows of A^T fill tiles.
-        m, n, left, right = n, m, right, left
-        a, b, C = transposed(b), transposed(a), transposed(C)
-    way = choose_way(t, m, n, k, a, b, 0)
-    work = np.empty(work_size(t, n, k, way, 0, 0), np.uint8)
-    room = first_line(work)
-    for index in range(start, stop):
-        multiply(
-            t, m, n, k,
-            Matrix(a.at + locate(plan, index, left), a.row, a.col),
-            Matrix(b.at + locate(plan, index, right), b.row, b.col),
-            Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            adds(plan), way, room, 0, Extra(0, a, b, 0),
-        )  # fmt: skip
-    keep_alive(work)
-
-
-@jit()
-def multiply_run_alone(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> None:
-    """`multiply_run` on the calling thread."""
-    multiply_run(x, y, out, plan, 1, start, stop)
-
-
-def gemm(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
-    """Write or add products x @ y, one behind another, from the first number of `out` on.
-
-    `x`, `y` and `out` are the first matrices of each; `locate` finds the others. Threads share each
-    product.
-    """
-    multiply_run(x, y, out, plan, pieces, 0, plan[12])
-
-
-def gemm_batch(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
-    """`gemm`, of which threads do whole products."""
-    count = plan[12]
-    for piece in prange(pieces):
-        start, stop = piece * count // pieces, (piece + 1) * count // pieces
-        multiply_run_alone(x, y, out, plan, start, stop)
-
-
-def pack_all(_pieces: int, y: Any, panels: Any, plan: Any) -> None:
-    """Pack all of y, as `multiply` wants it, into an array of bytes."""
-    t = all_blocks_of(plan, y, 1)
-    b, (k, n) = matrix_of(y), y.shape
-    first = first_line(panels)
-    for jc in range(0, n, t.NC):
-        cols = min(t.NC, n - jc)
-        count = (cols + t.NR - 1) // t.NR
-        for pc in range(0, k, t.KC):
-            depth = min(t.KC, k - pc)
-            block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
-            at = first + (jc * k + count * t.NR * pc) * t.item
-            for group in prange((count + GROUP - 1) // GROUP):
-                pack_columns(t, block, cols, depth, group * GROUP, at, GROUP)
-    keep_alive(panels)
-
-
-def gemm_packed(
-    pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, row: Any, out: Any, plan: Any
-) -> None:
-    """out = x y + x2 y2 + row, of the panels that `pack_all` has made of the n columns of y.
-
-    There may be no row: one of length 0.
-    """
-    m, k, thin = x.shape[0], x.shape[1], x2.shape[1]
-    t = all_blocks_of(plan, x, pieces)
-    a, C = matrix_of(x), matrix_of(out)
-    kept = first_line(panels)
-    way = choose_way(t, m, n, k, a, a, kept)
-    work = np.empty(work_size(t, n, k, way, kept, thin), np.uint8)
-    more = Extra(thin, matrix_of(x2), matrix_of(y2), address_of(row) if row.size else 0)
-    multiply(t, m, n, k, a, a, C, False, way, first_line(work), kept, more)
-    keep_alive(work)
-    keep_alive(panels)
-    keep_alive(row)

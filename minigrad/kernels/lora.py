@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from minigrad.kernels import gemm
 from minigrad.kernels.jit import JIT_ENABLED, jit
 from minigrad.kernels.kernel import Kernel
-from minigrad.kernels.loops import multiply_run_alone
 from minigrad.kernels.panels import Panels
+from minigrad.kernels.products import multiply_run_alone
 
 Array = NDArray[Any]
 

@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from minigrad.kernels import gemm, loops
+from minigrad.kernels import gemm, products
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.kernel import Kernel
 from minigrad.kernels.micro import CACHE_LINE
@@ -132,11 +132,11 @@ def _kernels() -> tuple[dict[np.dtype[Any], Kernel], dict[np.dtype[Any], Kernel]
         operand = types.Array(number, 2, "A", readonly=True, aligned=False)
         out = types.Array(number, 2, "C")
         room, plan = types.Array(types.uint8, 1, "C"), types.Array(types.int64, 1, "C")
-        pack[dtype] = Kernel(loops.pack_all, (operand, room, plan))
+        pack[dtype] = Kernel(products.pack_all, (operand, room, plan))
         row = types.Array(number, 1, "C", readonly=True)
         extra = (operand, operand, row)
         multiply[dtype] = Kernel(
-            loops.gemm_packed, (operand, room, types.intp, *extra, out, plan), pieces=0
+            products.gemm_packed, (operand, room, types.intp, *extra, out, plan), pieces=0
         )
     return pack, multiply
 
