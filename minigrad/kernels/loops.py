@@ -118,7 +118,7 @@ def copy_corner(t: Blocks, spare: int, high: int, wide: int, C: Matrix, add: boo
             store(here, value)
 
 
-@jit()
+@jit(inline="always")
 def multiply_panels(
     t: Blocks, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
     add: bool, spare: int,
