@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.benchmarks.workload import OURS, Contender, Run, Workload, checksum
 
-REST = 0.01  # seconds in which the spinning threads of another process go to sleep
+REST = 0.05  # seconds in which spinning threads of others go to sleep: OpenBLAS needs 26 ms
 
 
 def main(module: str, name: str, contender: str, threads: int) -> None:
