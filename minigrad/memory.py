@@ -76,12 +76,16 @@ class _Hold(NamedTuple):
 _holds: dict[int, _Hold] = {}
 
 
-def hold(array: Array, holder: Holder) -> None:
+def hold(array: Array, holder: Holder) -> bool:
     """Make the memory of `array` read-only, until `release`: then `holder.let_go()` is called.
 
-    A view that was taken before stays writable, and a write through it is not seen.
+    A view that was taken before stays writable, and a write through it is not seen. Returns False
+    where it cannot be, since numpy would not let it be undone: on the memory of a bytes object, as
+    arrays have it that were unpickled.
     """
     owner = _owner(array)
+    if owner.base is not None and not _is_writable_buffer(owner.base):
+        return False
     key = id(owner)
     known = _holds.get(key)
     if known is None:
@@ -95,6 +99,14 @@ def hold(array: Array, holder: Holder) -> None:
             if view is not owner:
                 known.arrays.insert(0, view)
         view = view.base
+    return True
+
+
+def _is_writable_buffer(base: object) -> bool:
+    try:
+        return not memoryview(base).readonly  # type: ignore[arg-type]  # that is the question
+    except (BufferError, TypeError):
+        return False
 
 
 def release(array: Array) -> bool:

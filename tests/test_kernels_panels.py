@@ -198,6 +198,31 @@ def test_a_copy_of_a_layer_has_panels_of_its_own(rng, packed):
     assert pickle.loads(pickle.dumps(Panels(np.ones((3, 4), np.float32)))) is None
 
 
+def test_a_weight_that_could_not_be_made_writable_again_is_not_held(rng, packed):
+    # numpy puts an unpickled array on the memory of a bytes object, and marks it writable.
+    made, x = pickle.loads(pickle.dumps(layer(rng))), rng.standard_normal((100, 210))
+    x = x.astype(np.float32)
+    assert_right(made, x)
+    assert packed() == 0
+    made.base_weight.data[...] *= 2
+    assert_right(made, x)
+
+
+def test_panels_that_someone_wrote_under_are_not_kept(rng, packed, monkeypatch):
+    made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
+    pack = panels._PACK[x.dtype]
+
+    def interrupted(*arguments):
+        pack(*arguments)
+        made.base_weight.data[...] *= 2  # as another thread might
+
+    monkeypatch.setitem(panels._PACK, x.dtype, interrupted)
+    made(x)
+    assert packed() == 0
+    monkeypatch.undo()
+    assert_right(made, x)
+
+
 def test_no_more_than_the_limit_is_kept(rng, packed, monkeypatch):
     x = rng.standard_normal((100, 210)).astype(np.float32)
     first, second = layer(rng), layer(rng)

@@ -45,9 +45,10 @@ class Panels:
     def __init__(self, matrix: Array) -> None:
         self.matrix = matrix
         self._packed: dict[bool, Array] = {}  # by whether it is W^T
+        self._writes = 0  # how often someone wanted to write to W
 
     def __del__(self) -> None:
-        if self._packed:
+        if self._packed:  # then it is held
             release(self.matrix)
             self.let_go()
 
@@ -59,13 +60,15 @@ class Panels:
         global _kept_bytes
         _kept_bytes -= sum(panels.nbytes for panels in self._packed.values())
         self._packed = {}
+        self._writes += 1
 
     def matmul(
         self, x: Array, transpose: bool, left: Array, right: Array, row: Array | None = None
     ) -> Array | None:
         """x W^T, or x W, plus the product of a thin pair, `left @ right`, plus a row.
 
-        None where that is not for panels: for few rows, or where these would exceed the limit.
+        None where that is not for panels: for few rows, where these would exceed the limit, or
+        where W cannot be held.
         """
         if len(x) < ROWS or x.dtype != self.matrix.dtype:
             return None
@@ -88,10 +91,14 @@ class Panels:
         if _kept_bytes + size > LIMIT:
             return None
         panels = np.empty(size, np.uint8)
+        if not hold(self.matrix, self):
+            return None
+        writes = self._writes
         plan = gemm.PRODUCTS[matrix.dtype].plans[False]
         _PACK[matrix.dtype](SECONDS * size, matrix, panels, plan)
+        if self._writes != writes:
+            return None  # another thread wants to write to W: then these are for nobody
         _kept_bytes += size
-        hold(self.matrix, self)
         self._packed[transpose] = panels
         return panels
 
