@@ -69,7 +69,8 @@ class LoRALayer(Module):
 
     Args:
         base_weight: W, `(d_out, d_in)` or flat with d_out * d_in elements; a Tensor or an array. It
-            is held as a detached view: its memory is shared, its `requires_grad` not touched.
+            is held as a detached view: its memory is shared, its `requires_grad` not touched. While
+            the layer keeps it packed the memory is read-only; `base_weight.data` ends that.
         d_out: the size of an output vector.
         d_in: the size of an input vector.
         rank: the rank of the update, at most min(d_out, d_in).

@@ -34,12 +34,14 @@ _writes: dict[int, tuple[int, weakref.ref[Array]]] = {}
 
 
 def mark_written(*arrays: Array) -> None:
-    """Note that the memory of these arrays is written now."""
+    """Note that the memory of these arrays was written now."""
     now = last_write[0] = next(clock)
     for array in arrays:
         owner = array if array.base is None else _owner(array)
         known = _writes.get(id(owner))
         _writes[id(owner)] = (now, known[1] if known else _until_gone(owner))
+        if _holds:  # through a view that stayed writable, perhaps
+            release(owner)
 
 
 def _until_gone(owner: Array) -> weakref.ref[Array]:
@@ -67,7 +69,7 @@ class Holder(Protocol):
 
 
 class _Hold(NamedTuple):
-    arrays: list[Array]  # that were made read-only: views before what they are views of
+    views: list[weakref.ref[Array]]  # that were made read-only
     holders: weakref.WeakSet[Any]
     owner: weakref.ref[Array]
 
@@ -79,26 +81,28 @@ _holds: dict[int, _Hold] = {}
 def hold(array: Array, holder: Holder) -> bool:
     """Make the memory of `array` read-only, until `release`: then `holder.let_go()` is called.
 
-    A view that was taken before stays writable, and a write through it is not seen. Returns False
-    where it cannot be, since numpy would not let it be undone: on the memory of a bytes object, as
-    arrays have it that were unpickled.
+    A view that was taken before stays writable: a write through it is seen if it is marked, and not
+    if it is numpy's own. Returns False where the memory cannot be held: where it is read-only
+    already, or numpy would not let it be undone (on a bytes object, as after unpickling).
     """
     owner = _owner(array)
     if owner.base is not None and not _is_writable_buffer(owner.base):
         return False
     key = id(owner)
     known = _holds.get(key)
+    if known is None and not owner.flags.writeable:
+        return False  # for a reason of its own, that stays
     if known is None:
         reference = weakref.ref(owner, lambda _: _holds.pop(key, None))
         known = _holds[key] = _Hold([], weakref.WeakSet(), reference)
     known.holders.add(holder)
     view: Any = array
-    while isinstance(view, ndarray):
+    while view is not owner:
         if view.flags.writeable:
             view.flags.writeable = False
-            if view is not owner:
-                known.arrays.insert(0, view)
+            known.views.append(weakref.ref(view))
         view = view.base
+    owner.flags.writeable = False
     return True
 
 
@@ -116,8 +120,10 @@ def release(array: Array) -> bool:
     if known is None:
         return False
     owner.flags.writeable = True
-    for view in known.arrays:
-        view.flags.writeable = True
+    for reference in reversed(known.views):  # what a view is a view of comes before it
+        view = reference()
+        if view is not None:
+            view.flags.writeable = True
     for holder in list(known.holders):
         holder.let_go()
     return True
@@ -125,9 +131,6 @@ def release(array: Array) -> bool:
 
 def writable(array: Array) -> Array:
     """`array` itself, released if it was held; a copy if it is read-only for another reason."""
-    if array.flags.writeable:
-        return array
-    if not release(array):
-        return array.copy()
-    array.flags.writeable = True
-    return array
+    if not array.flags.writeable:
+        release(array)
+    return array if array.flags.writeable else array.copy()

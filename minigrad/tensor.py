@@ -118,7 +118,9 @@ class Tensor(TensorMethods):
 
         Assigning replaces the value of a leaf, and graphs that saved the old one refuse to go on.
         """
-        return self._data if self._data.flags.writeable else writable(self._data)
+        if not self._data.flags.writeable:
+            self._data = writable(self._data)
+        return self._data
 
     @data.setter
     def data(self, value: Any) -> None:

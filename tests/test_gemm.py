@@ -105,6 +105,16 @@ def test_add_adds_to_what_is_there_and_out_replaces_it(shape, layout, dtype, rng
     np.testing.assert_array_equal(out, matmul(x, y))
 
 
+@pytest.mark.parametrize("shape", [(64, 0, 64), (0, 64, 64), (64, 64, 0), (100, 0, 3), (1, 0, 1)])
+def test_empty_products(shape):
+    m, k, n = shape
+    out = np.full((m, n), np.nan, np.float32)
+    x, y = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+    matmul(x, y, out=out)
+    np.testing.assert_array_equal(out, np.zeros((m, n)))
+    np.testing.assert_array_equal(matmul(x, y, out=out + 1, add=True), np.ones((m, n)))
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_out_and_add_of_batches(dtype, rng):
     x, y = (

@@ -3,13 +3,14 @@
 import copy
 import gc
 import pickle
+import threading
 
 import numpy as np
 import pytest
 
 import lora
 import minigrad
-from minigrad import nn, optim
+from minigrad import memory, nn, optim
 from minigrad.kernels import panels
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.panels import Panels, panels_of
@@ -108,6 +109,11 @@ def raw_through_a_view(made, new):
     made.base_weight.detach().T.data[...] = new.T
 
 
+def copied_in_two_parts(made, new):
+    made.base_weight.detach()[:80].copy_(new[:80])
+    made.base_weight.detach()[80:].copy_(new[80:])
+
+
 def copied(made, new):
     made.base_weight.copy_(new)
 
@@ -127,7 +133,17 @@ def stepped(made, new):
 
 
 @pytest.mark.parametrize(
-    "write", [raw, raw_through_numpy, raw_through_a_view, copied, assigned, loaded, stepped]
+    "write",
+    [
+        raw,
+        raw_through_numpy,
+        raw_through_a_view,
+        copied,
+        copied_in_two_parts,
+        assigned,
+        loaded,
+        stepped,
+    ],
 )
 def test_panels_are_never_out_of_date(write, rng):
     made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
@@ -223,6 +239,84 @@ def test_panels_that_someone_wrote_under_are_not_kept(rng, packed, monkeypatch):
     assert_right(made, x)
 
 
+def test_writes_through_tensors_of_other_views_are_seen(rng):
+    new, x = (rng.standard_normal(s).astype(np.float32) for s in ((160, 210), (100, 210)))
+    flat = rng.standard_normal(2 * 160 * 210).astype(np.float32)
+    for weight in (
+        minigrad.tensor(new.T * 3).T,
+        minigrad.Tensor(flat[: new.size].reshape(160, 210)),
+        minigrad.Tensor(np.asfortranarray(new * 2)),
+    ):
+        view = minigrad.Tensor(weight._data[:])
+        made = lora.LoRALayer(weight, 160, 210, 5, 10.0, bias=np.zeros(160, np.float32))
+        made.lora_b = 0.1 * rng.standard_normal((160, 5))
+        assert_right(made, x)
+        view.copy_(new)
+        np.testing.assert_array_equal(made.base_weight._data, new)
+        assert_right(made, x)
+        view.requires_grad_()
+        view.grad = minigrad.tensor(np.ones_like(new))
+        optim.SGD([view], lr=1.0).step()
+        np.testing.assert_allclose(made.base_weight._data, new - 1, rtol=1e-6)
+        assert_right(made, x)
+
+
+def test_threads_that_pack_at_once_leave_nothing_behind(rng, packed):
+    x = rng.standard_normal((100, 210)).astype(np.float32)
+    for _ in range(5):
+        made = layer(rng)
+        threads = [threading.Thread(target=lambda made=made: made(x)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert_right(made, x)
+    del made, threads, thread
+    gc.collect()
+    assert packed() == 0
+
+
+def test_packing_that_fails_leaves_the_weight_writable_and_nothing_held(rng, monkeypatch):
+    before = len(memory._holds)
+    made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
+
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(panels._PACK, x.dtype, fail)
+    with pytest.raises(KeyboardInterrupt):
+        made(x)
+    assert made.base_weight._data.flags.writeable
+    assert len(memory._holds) == before
+
+
+def test_what_repeats_numbers_of_a_held_weight_is_a_copy_still(rng):
+    made = layer(rng)
+    made(rng.standard_normal((100, 210)).astype(np.float32))
+    weight = made.base_weight._data.copy()
+    stack = minigrad.broadcast_to(made.base_weight.detach(), (2, 160, 210))
+    stack.copy_(np.zeros((2, 160, 210)))
+    np.testing.assert_array_equal(made.base_weight._data, weight)
+
+
+def test_a_read_only_view_stays_one_and_its_tensor_has_a_copy(rng):
+    weight = rng.standard_normal((160, 210)).astype(np.float32)
+    fixed = weight.view()
+    fixed.flags.writeable = False
+    made = lora.LoRALayer(weight, 160, 210, 5, 10.0)
+    made(rng.standard_normal((100, 210)).astype(np.float32))
+    tensor = minigrad.Tensor(fixed)
+    assert not np.shares_memory(tensor._data, weight)
+    assert not fixed.flags.writeable
+
+
+def test_a_tensor_on_read_only_memory_takes_what_is_written_to_it():
+    tensor = minigrad.tensor([1.0, 2.0])
+    tensor._data.flags.writeable = False
+    tensor.copy_([3.0, 4.0])
+    assert tensor.tolist() == [3.0, 4.0]
+
+
 def test_no_more_than_the_limit_is_kept(rng, packed, monkeypatch):
     x = rng.standard_normal((100, 210)).astype(np.float32)
     first, second = layer(rng), layer(rng)
@@ -272,8 +366,6 @@ def test_what_is_read_only_for_another_reason_is_copied():
 
 
 def test_a_held_array_that_goes_leaves_nothing_behind():
-    from minigrad import memory
-
     array, holder = np.zeros(3), Holder()
     before = len(memory._holds)
     hold(array, holder)

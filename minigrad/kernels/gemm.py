@@ -1,7 +1,7 @@
 """Matrix products of arrays: `matmul`, the checked entry to the compiled loops.
 
-Machine code that works on addresses must be told the truth about them. This module is the only
-place that calls `minigrad.kernels.products`, `dots` and `streams`, and what it hands over comes
+Machine code that works on addresses must be told the truth about them. What this module hands over
+to `minigrad.kernels.products`, `dots` and `streams` comes
 from numpy's own account of the arrays: their shapes, their strides, and an output that it has made
 or checked.
 
@@ -85,7 +85,7 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
         out = _checked(out, (m, n), x, y, add)
     work = m * n * k
     few = kernel.few
-    if work < THREADS_FROM and k < PAGE and m >= few and n >= few:
+    if 0 < work < THREADS_FROM and k < PAGE and m >= few and n >= few:
         # What `product` would choose too; but small products are many, and calls are dear.
         kernel.gemm.alone(1, x, y, out, kernel.plans[add])
     else:
@@ -222,7 +222,7 @@ class Products:
         self.tile = tile_shape(self._item)
         self._sizes = block_sizes(self._item)
         self.few = self.tile.VL
-        self._near = self._sizes[-3]
+        self._near, self._masks = self._sizes[-3], self._sizes[-1]
         self._dots = dots.dot_shapes()[0][1], self.tile.VL
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         operand = types.Array(number, 2, "A", readonly=True, aligned=False)
@@ -282,7 +282,8 @@ class Products:
             self.sweep(seconds, x, y, out, add)
             return True
         long = k >= PIECES * SPLIT
-        if m <= STREAMED and y.strides[1] == self._item and y.size * self._item > self._near:
+        large = y.strides[1] == self._item and y.size * self._item > self._near
+        if large and m <= STREAMED and (self._masks or n % self.tile.NR == 0):
             if long:
                 return False
             self._stream(x, y, out, add, seconds)

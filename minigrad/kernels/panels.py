@@ -11,6 +11,8 @@ next product packs anew.
 
 from __future__ import annotations
 
+import os
+import threading
 from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
@@ -33,6 +35,17 @@ SIZE = 1 << 14  # numbers in W, for fewer of which it does not pay either
 SECONDS = 5e-11  # what a byte takes to be packed, about
 
 _kept_bytes = 0
+_packing = threading.RLock()
+
+
+def _unlock_in_child() -> None:
+    """In a process made by fork, the thread that had the lock is gone."""
+    global _packing
+    _packing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 class Panels:
@@ -58,9 +71,10 @@ class Panels:
     def let_go(self) -> None:
         """Forget all panels, since someone is about to write to W."""
         global _kept_bytes
-        _kept_bytes -= sum(panels.nbytes for panels in self._packed.values())
-        self._packed = {}
-        self._writes += 1
+        with _packing:
+            _kept_bytes -= sum(panels.nbytes for panels in self._packed.values())
+            self._packed = {}
+            self._writes += 1
 
     def matmul(
         self, x: Array, transpose: bool, left: Array, right: Array, row: Array | None = None
@@ -88,18 +102,25 @@ class Panels:
     def _pack(self, matrix: Array, transpose: bool) -> Array | None:
         global _kept_bytes
         size = packed_bytes(matrix)
-        if _kept_bytes + size > LIMIT:
-            return None
-        panels = np.empty(size, np.uint8)
-        if not hold(self.matrix, self):
-            return None
-        writes = self._writes
-        plan = gemm.PRODUCTS[matrix.dtype].plans[False]
-        _PACK[matrix.dtype](SECONDS * size, matrix, panels, plan)
-        if self._writes != writes:
-            return None  # another thread wants to write to W: then these are for nobody
-        _kept_bytes += size
-        self._packed[transpose] = panels
+        with _packing:
+            if transpose in self._packed:  # by another thread, meanwhile
+                return self._packed[transpose]
+            if _kept_bytes + size > LIMIT:
+                return None
+            panels = np.empty(size, np.uint8)
+            if not hold(self.matrix, self):
+                return None
+            writes = self._writes
+            try:
+                plan = gemm.PRODUCTS[matrix.dtype].plans[False]
+                _PACK[matrix.dtype](SECONDS * size, matrix, panels, plan)
+            except BaseException:
+                release(self.matrix)
+                raise
+            if self._writes != writes:
+                return None  # someone has written to W meanwhile: these are for nobody
+            _kept_bytes += size
+            self._packed[transpose] = panels
         return panels
 
 

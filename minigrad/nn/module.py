@@ -149,7 +149,7 @@ class Module:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """A copy of every parameter's value, by name."""
-        return {name: parameter.data.copy() for name, parameter in self.named_parameters()}
+        return {name: parameter._data.copy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Write the values of `state` into the parameters of the same names.

@@ -111,13 +111,13 @@ class EMA:
                 inside; the weights are restored all the same.
         """
         self._check_outside("applied()")
-        weights = {name: parameter.data.copy() for name, parameter in self.parameters.items()}
+        weights = {name: parameter._data.copy() for name, parameter in self.parameters.items()}
         self._applied = True
         try:
             self._write(self._averages)
             now = last_write[0]
             yield
-            written = [n for n in weights if last_written(self.parameters[n].data) > now]
+            written = [n for n in weights if last_written(self.parameters[n]._data) > now]
         finally:
             self._applied = False
             self._write(weights)
