@@ -12,7 +12,6 @@ while a strip of the result is near.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from minigrad.kernels import gemm
 from minigrad.kernels.jit import JIT_ENABLED, jit
 from minigrad.kernels.kernel import Kernel
-from minigrad.kernels.panels import Panels
+from minigrad.kernels.panels import Panels, no_row
 from minigrad.kernels.products import multiply_run_alone
 
 Array = NDArray[Any]
@@ -44,7 +43,7 @@ def forward(
         dtype = x.dtype
         h = np.empty((len(x), len(lora_a)), dtype)
         y = np.empty((len(x), len(weight)), dtype)
-        operands = x, weight, lora_a, lora_b, _nothing(dtype) if bias is None else bias, scale
+        operands = x, weight, lora_a, lora_b, no_row(dtype) if bias is None else bias, scale
         _FORWARD[dtype].alone(1, *operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
         return y, h
     h = gemm.matmul(x, lora_a.T)
@@ -118,12 +117,6 @@ def _is_row(bias: Array, weight: Array) -> bool:
 def _alike(weight: Array, *others: Array | None) -> bool:
     """Whether all are arrays of the dtype of W."""
     return all(x is None or _is_row(x, weight) for x in others)
-
-
-@cache
-def _nothing(dtype: np.dtype[Any]) -> Array:
-    """What stands for no bias."""
-    return np.empty(0, dtype)
 
 
 def _forward_loop(

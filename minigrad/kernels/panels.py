@@ -95,7 +95,7 @@ class Panels:
         (k, n), products = matrix.shape, gemm.PRODUCTS[x.dtype]
         out = np.empty((len(x), n), x.dtype)
         seconds = gemm.SECONDS * len(x) * n * k
-        row = _no_row(x.dtype) if row is None else np.ascontiguousarray(row)
+        row = no_row(x.dtype) if row is None else np.ascontiguousarray(row)
         _MULTIPLY[x.dtype](seconds, x, panels, n, left, right, row, out, products.plans[False])
         return out
 
@@ -125,7 +125,8 @@ class Panels:
 
 
 @cache
-def _no_row(dtype: np.dtype[Any]) -> Array:
+def no_row(dtype: np.dtype[Any]) -> Array:
+    """What stands for no bias in a kernel's call."""
     return np.empty(0, dtype)
 
 
