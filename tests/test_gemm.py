@@ -231,26 +231,14 @@ def test_errors_are_no_greater_than_those_of_blas(dtype, rng):
 # Memory and machines: a script, which a process with other vectors runs too.
 
 FUZZ = """
-    import ctypes, mmap, sys
+    import sys
     import numpy as np
     from minigrad.kernels.gemm import PRODUCTS, matmul
     from minigrad.kernels.panels import _MULTIPLY, _PACK, packed_bytes
     from minigrad.kernels.vector import vector_registers
+    from tests.guarded import guarded
 
-    libc = ctypes.CDLL(None, use_errno=True)
     rng = np.random.default_rng(int(sys.argv[2]))
-
-    def guarded(count, dtype, end):
-        # numbers that end where a page begins that may not be touched, or start after one
-        size = count * np.dtype(dtype).itemsize
-        pages = -(-size // mmap.PAGESIZE) or 1
-        area = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-        for guard in (0, pages + 1):
-            address = ctypes.c_void_p(start + guard * mmap.PAGESIZE)
-            assert libc.mprotect(address, mmap.PAGESIZE, 0) == 0
-        offset = mmap.PAGESIZE * (pages + 1) - size if end else mmap.PAGESIZE
-        return np.frombuffer(area, dtype, count, offset)
 
     def matrix(rows, cols, dtype):
         steps = rng.choice([1, 1, 1, 2, 3], 2)

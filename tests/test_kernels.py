@@ -287,24 +287,12 @@ def test_what_lies_around_the_operands_has_no_influence(dtype, transposed, rng):
 @pytest.mark.skipif(sys.platform != "linux", reason="guards the end of memory with mprotect")
 def test_nothing_is_read_beyond_the_end_of_an_operand():
     script = """
-        import ctypes, mmap
         import numpy as np
         from minigrad.kernels.gemm import matmul
-
-        libc = ctypes.CDLL(None, use_errno=True)
+        from tests.guarded import guarded
 
         def at_the_edge(shape, dtype, order, end):
-            # an array that ends where a page begins that may not be read, or starts after one
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            pages = -(-size // mmap.PAGESIZE)
-            area = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
-            start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-            for guard in (0, pages + 1):
-                address = ctypes.c_void_p(start + guard * mmap.PAGESIZE)
-                assert libc.mprotect(address, mmap.PAGESIZE, 0) == 0
-            offset = mmap.PAGESIZE * (pages + 1) - size if end else mmap.PAGESIZE
-            array = np.frombuffer(area, dtype, int(np.prod(shape)), offset)
-            array = array.reshape(shape, order=order)
+            array = guarded(int(np.prod(shape)), dtype, end).reshape(shape, order=order)
             array[...] = 1.0
             return array
 

@@ -1,0 +1,68 @@
+"""Arrays at the edge of memory: who reads or writes beyond them dies of it.
+
+For scripts that tests run in a process of their own.
+"""
+
+import ctypes
+import mmap
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+
+_C = ctypes.CDLL(None, use_errno=True)
+
+
+def guarded(count, dtype, end):
+    """Numbers that end where a page begins that may not be touched, or start after one."""
+    size = count * np.dtype(dtype).itemsize
+    pages = -(-size // mmap.PAGESIZE) or 1
+    area = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    for guard in (0, pages + 1):
+        address = ctypes.c_void_p(start + guard * mmap.PAGESIZE)
+        assert _C.mprotect(address, mmap.PAGESIZE, 0) == 0
+    offset = mmap.PAGESIZE * (pages + 1) - size if end else mmap.PAGESIZE
+    return np.frombuffer(area, dtype, count, offset)
+
+
+def guarded_copy(x, end):
+    """The same numbers at the edge of memory, contiguous."""
+    out = guarded(x.size, x.dtype, end).reshape(x.shape)
+    out[...] = x
+    return out
+
+
+@contextmanager
+def new_arrays_guarded(rng):
+    """Here arrays made by `np.empty`, `np.zeros` and their like are at the edge of memory.
+
+    Yields a list whose only number counts them.
+    """
+    count = [0]
+
+    def empty(shape, dtype=float, order="C", **_rest):
+        count[0] += 1
+        shape = tuple(np.atleast_1d(np.asarray(shape, int))) if np.ndim(shape) else (int(shape),)
+        numbers = guarded(int(np.prod(shape)), dtype, rng.integers(2))
+        if numbers.dtype.kind == "f":
+            numbers[...] = np.nan  # what is left unwritten shows
+        return numbers.reshape(shape, order="F" if order == "F" else "C")
+
+    def zeros(shape, dtype=float, order="C", **_rest):
+        out = empty(shape, dtype, order)
+        out[...] = 0
+        return out
+
+    def like(make):
+        def made(x, dtype=None, order="K", **_rest):
+            x = np.asarray(x)
+            fortran = order == "F" or (order in "KA" and x.flags.fnc)
+            return make(x.shape, dtype or x.dtype, "F" if fortran else "C")
+
+        return made
+
+    with mock.patch.multiple(
+        np, empty=empty, zeros=zeros, empty_like=like(empty), zeros_like=like(zeros)
+    ):
+        yield count

@@ -1,0 +1,126 @@
+"""Every op between pages that may not be touched, forward and backward, in loops of our own.
+
+The operands are at the edge of memory, and so is what the library makes room for.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigrad.kernels.jit import JIT_ENABLED
+
+SCRIPT = """
+import faulthandler, sys
+from functools import partial
+import numpy as np
+import minigrad
+from minigrad import Tensor
+from tests.cases import CASES
+from tests.guarded import guarded_copy, new_arrays_guarded
+
+faulthandler.enable()
+rng = np.random.default_rng(int(sys.argv[1]))
+made = 0
+
+
+def check(name, f, arrays, dtype):
+    "Values and gradients at the edge of memory are those elsewhere."
+    global made
+    def run(arrays):
+        operands = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in arrays]
+        out = f(*operands)
+        leaves = [x for x in operands if x.requires_grad]
+        if not (leaves and out.requires_grad):
+            return [out.data.copy()]
+        g = np.random.default_rng(3).standard_normal(out.shape).astype(out.dtype)
+        gradients = minigrad.grad(out, leaves, guarded_copy(g, rng.integers(2)))
+        return [out.data.copy(), *(x.data.copy() for x in gradients)]
+    print(name, np.dtype(dtype), flush=True)
+    plain = run([x.copy() for x in arrays])
+    with new_arrays_guarded(rng) as count:
+        edge = run([guarded_copy(x, rng.integers(2)) for x in arrays])
+    made += count[0]
+    for one, other in zip(edge, plain, strict=True):
+        scale = max(1.0, float(np.nanmax(abs(np.where(np.isfinite(other), other, 0)), initial=0)))
+        bound = 64 * np.finfo(dtype).eps * scale  # edges decide in what order sums run
+        np.testing.assert_allclose(one, other, rtol=0, atol=bound)
+
+
+with np.errstate(all="ignore"):  # rows with infinite slopes
+    for case in CASES:
+        for dtype in (np.float32, np.float64):
+            check(str(case), case, case.operands(dtype), dtype)
+
+
+def sizes(*most):
+    return [int(rng.integers(1, n + 1)) for n in most]
+
+
+def attention(q, k, v):
+    return minigrad.scaled_dot_product_attention(q, k, v, is_causal=bool(len(q.shape) % 2))
+
+
+for _ in range(int(sys.argv[2])):
+    rows, columns, classes = sizes(40, 150, 40)
+    queries, keys, d, d_v = sizes(70, 150, 40, 40)
+    lead = tuple(sizes(3, 3)[: rng.integers(3)])
+    for dtype in (np.float32, np.float64):
+        x = rng.standard_normal((rows, columns)).astype(dtype)
+        w, b = (rng.standard_normal(columns).astype(dtype) for _ in range(2))
+        for name in ("softmax", "log_softmax", "logsumexp"):
+            axis = int(rng.integers(2))
+            check(name, lambda x: getattr(minigrad, name)(x, axis), [x], dtype)
+        shape = (columns,)
+        check("layer_norm", lambda x, *wb: minigrad.layer_norm(x, shape, *wb), [x, w, b], dtype)
+        check("rms_norm", lambda x, w: minigrad.rms_norm(x, shape, w), [x, w], dtype)
+        for name in ("gelu", "silu", "tanh", "sigmoid", "relu", "erf", "exp", "softplus", "elu"):
+            check(name, getattr(minigrad, name), [x], dtype)
+        labels = rng.integers(0, columns, rows)
+        check("cross_entropy", lambda x: minigrad.cross_entropy(x, labels), [x], dtype)
+        arrays = [rng.standard_normal((*lead, *size)).astype(dtype)
+                  for size in ((queries, d), (keys, d), (keys, d_v))]
+        check("attention", attention, arrays, dtype)
+        W = rng.standard_normal((classes, columns)).astype(dtype)
+        A, B = (rng.standard_normal(s).astype(dtype) for s in ((3, columns), (classes, 3)))
+        bias = rng.standard_normal(classes).astype(dtype)
+        check("linear", minigrad.linear, [x, W, bias], dtype)
+        lora = partial(minigrad.lora_linear, scale=0.5)
+        check("lora_linear", lora, [x, W, A, B, bias], dtype)
+print("done", made)
+"""
+
+
+def at_the_edge(seed, rounds, **environment):
+    root = Path(__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(seed), str(rounds)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    *before, last = result.stdout.splitlines() or [""]
+    assert result.returncode == 0, f"in {last}\n{result.stderr}"
+    done, made = last.split()
+    assert done == "done"
+    assert int(made) > len(before)  # each line is a check, which makes arrays of its own
+
+
+pytestmark = [
+    pytest.mark.skipif(not JIT_ENABLED, reason="numpy checks its own bounds"),
+    pytest.mark.skipif(sys.platform != "linux", reason="guards memory with mprotect"),
+]
+
+
+def test_no_op_touches_memory_around_its_arrays():
+    at_the_edge(0, 3)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_no_op_touches_memory_around_arrays_of_many_sizes(seed):
+    at_the_edge(seed, 60)
