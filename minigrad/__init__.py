@@ -24,7 +24,7 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.diagnostics import gradcheck
+from minigrad.diagnostics import assert_gradients, gradcheck
 from minigrad.engine import grad
 from minigrad.functional import *
 from minigrad.history import History
@@ -46,6 +46,7 @@ __all__ = [
     "Tensor",
     "Trainer",
     "arange",
+    "assert_gradients",
     "checkpoint",
     "data",
     "enable_grad",

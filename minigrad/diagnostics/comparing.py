@@ -1,0 +1,262 @@
+"""Entry by entry: each element of each operand is moved, and the gradients are judged by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from minigrad.diagnostics.differences import Judgement, Line, judge
+from minigrad.diagnostics.narrow import Gradients
+from minigrad.diagnostics.problem import Problem
+from minigrad.diagnostics.report import Comparison, Entry, GradcheckReport
+from minigrad.diagnostics.subject import FLOAT64, Array, Vector, copied, largest_of
+
+DIRECTIONS = 8  # in which a sampled operand is moved as a whole
+NEIGHBOURS = 24  # of a kink, at which slopes are taken: each order of three ties, most likely
+NEAR, STEP_THERE = 2.0**-10, 2.0**-20  # how far they are, and the step, relative to x or 1
+
+DOUBT = {"agree": 0, "cannot tell": 1, "disagree": 2}
+
+Move = Callable[[list[Array], float], list[Array]]
+
+
+def compare(
+    problem: Problem,
+    report: GradcheckReport,
+    samples: int | None,
+    rng: np.random.Generator,
+    progress: bool,
+) -> GradcheckReport:
+    """The report, with what is found in this problem.
+
+    Args:
+        problem: whose gradients to compare.
+        report: of what came before.
+        samples: how many elements of an operand to compare at most.
+        rng: where samples are drawn from.
+        progress: show a progress bar if it takes long.
+    """
+    from tqdm.auto import tqdm
+
+    comparing = _Comparing(problem, rng)
+    sizes = [problem.operands[i].size for i in problem.moved]
+    chosen = [_chosen(size, samples, rng) for size in sizes]
+    sampled = [len(picks) for picks, size in zip(chosen, sizes, strict=True) if len(picks) < size]
+    with tqdm(
+        total=sum(map(len, chosen)), unit="entry", desc=f"gradcheck, order {problem.order}",
+        leave=False, delay=1.0, disable=None if progress else True,
+    ) as bar:  # fmt: skip
+        for at, picks in enumerate(chosen):
+            for pick in picks:
+                comparing.entry(at, int(pick))
+                bar.update()
+            if len(picks) < sizes[at]:
+                comparing.directions(at)
+    comparing.ties()
+    wrong = [*report.wrong, *problem.shared, *comparing.wrong]
+    return replace(
+        report,
+        compared=report.compared + sum(map(len, chosen)),
+        total=report.total + sum(sizes),
+        wrong=sorted(wrong, key=lambda entry: -entry.relative_difference),
+        undecided=[*report.undecided, *comparing.undecided],
+        comparisons=[*report.comparisons, *comparing.comparisons()],
+        directions=DIRECTIONS if sampled else report.directions,
+        fewest=min([report.fewest, *sampled]),
+    )
+
+
+def _chosen(size: int, samples: int | None, rng: np.random.Generator) -> Sequence[int]:
+    """The places of the elements to compare."""
+    if samples is None or size <= samples:
+        return range(size)
+    return [int(n) for n in np.sort(rng.choice(size, samples, replace=False))]
+
+
+class _Comparing:
+    """Moves operands, asks the judge, and notes what does not agree."""
+
+    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
+        self.problem = problem
+        self.wrong: list[Entry] = []
+        self.undecided: list[Entry] = []
+        self._rng = rng
+        self._kinks = False
+        exact = problem.dtype == FLOAT64
+        root = math.sqrt(float(np.finfo(problem.dtype).eps))
+        self._tolerance = problem.tolerance if exact else max(problem.tolerance, 3 * root)
+        # What is far smaller than the largest element of all may be what rounding left of 0.
+        self._floor = (1e-8 if exact else 0.3 * root) * largest_of(problem.ways["grad"])
+        self._gradients = {str(problem.dtype): problem.ways["grad"]}
+        if problem.narrow is not None:
+            self._gradients[str(problem.narrow.dtype)] = problem.narrow.gradients
+        shapes = [problem.operands[i].shape for i in problem.moved]
+        self._numeric = [np.full(shape, np.nan) for shape in shapes]
+        self._doubt = {
+            dtype: [np.full(shape, np.nan) for shape in shapes] for dtype in self._gradients
+        }
+
+    # ----------------------------------------------------------------------------------------------
+    # Moves
+    # ----------------------------------------------------------------------------------------------
+
+    def entry(self, at: int, place: int) -> None:
+        """Compare one element of one operand."""
+        problem, i = self.problem, self.problem.moved[at]
+        index = tuple(int(n) for n in np.unravel_index(place, problem.operands[i].shape))
+
+        def move(operands: list[Array], t: float) -> list[Array]:
+            moved = copied(operands[i])
+            moved[index] += t
+            return [*operands[:i], moved, *operands[i + 1 :]]
+
+        name = f"{problem.names[i]}{list(index) or ''}"
+        line = self._line(move, name, float(problem.operands[i][index]), problem.operands)
+        analytic = {way: float(g[at][index]) for way, g in problem.ways.items()}
+        judgement = self._judged(analytic, line, move)
+        for way, found in judgement.items():
+            self._note(found, i, index, analytic[way], str(problem.dtype))
+        plain = judgement["grad"]
+        self._numeric[at][index] = plain.numeric
+        worst = max(judgement.values(), key=lambda j: DOUBT[j.verdict])
+        self._doubt[str(problem.dtype)][at][index] = DOUBT[worst.verdict]
+        if problem.narrow is not None:
+            value, spread = (
+                float(x[at][index]) for x in (problem.narrow.gradients, problem.narrow.spread)
+            )
+            low = problem.narrow.judge(value, spread, plain)
+            self._doubt[str(problem.narrow.dtype)][at][index] = DOUBT[low.verdict]
+            self._note(low, i, index, value, str(problem.narrow.dtype))
+
+    def directions(self, at: int) -> None:
+        """Compare the slope in random directions of one operand."""
+        name = f"{self.problem.names[self.problem.moved[at]]} in a random direction"
+        for _ in range(DIRECTIONS):
+            direction = self._rng.standard_normal(self._numeric[at].shape)
+            self._direction({at: direction / np.abs(direction).max()}, name)
+
+    def ties(self) -> None:
+        """Where some operand is at a kink, compare slopes that ties leave smooth.
+
+        The maximum of two equal numbers has a kink in each of them, but none when both are moved
+        alike; and then the shares that it gives to each must add up.
+        """
+        if not self._kinks or self.problem.order != 1:
+            return
+        ones = [np.ones(x.shape) for x in self._numeric]
+        for at, direction in enumerate(ones):
+            name = f"{self.problem.names[self.problem.moved[at]]}, all elements alike"
+            self._direction({at: direction}, name, at_kinks=False)
+        if len(ones) > 1:
+            self._direction(dict(enumerate(ones)), "all operands alike", at_kinks=False)
+
+    def _direction(self, directions: dict[int, Array], name: str, at_kinks: bool = True) -> None:
+        """Compare the slope where some operands move as a whole; at a kink too, or not there."""
+        problem = self.problem
+
+        def move(operands: list[Array], t: float) -> list[Array]:
+            moved = list(operands)
+            for at, direction in directions.items():
+                i = problem.moved[at]
+                moved[i] = copied(operands[i])
+                moved[i] += (t * direction).astype(moved[i].dtype)
+            return moved
+
+        def along(gradients: Gradients) -> float:
+            return float(sum(np.sum(gradients[at] * d) for at, d in directions.items()))
+
+        size = largest_of([problem.operands[problem.moved[at]] for at in directions])
+        line = self._line(move, name, size, problem.operands)
+        analytic = {way: along(g) for way, g in problem.ways.items()}
+        judgement = self._judged(analytic, line, move)
+        for way, found in judgement.items():
+            if at_kinks or (found.verdict == "disagree" and not found.kink):
+                self._note(found, name, None, analytic[way], str(problem.dtype))
+        narrow = problem.narrow
+        if narrow is not None and judgement["grad"].verdict == "agree":
+            spread = sum(np.sum(narrow.spread[at] * np.abs(d)) for at, d in directions.items())
+            value = along(narrow.gradients)
+            low = narrow.judge(value, float(spread), judgement["grad"])
+            self._note(low, name, None, value, str(narrow.dtype))
+
+    def _line(self, move: Move, name: str, x: float, operands: list[Array]) -> Line:
+        def values(t: float) -> Vector:
+            with self.problem.subject.explained(f"with {name} moved by {t:g}"):
+                return self.problem.values(move(operands, t))
+
+        return Line(values, self.problem.weights, x, self.problem.dtype)
+
+    # ----------------------------------------------------------------------------------------------
+    # Judgements
+    # ----------------------------------------------------------------------------------------------
+
+    def _judged(self, analytic: dict[str, float], line: Line, move: Move) -> dict[str, Judgement]:
+        """What is to be said of the plain gradient, and of each way that leads to another one."""
+        plain = analytic["grad"]
+        judged = {"grad": self._judge(plain, line, move)}
+        for way, value in analytic.items():
+            close = abs(value - plain) <= max(1e-9 * abs(plain), self._floor)
+            if not (close or value == plain or (math.isnan(value) and math.isnan(plain))):
+                found = self._judge(value, line, move)
+                reason = "; ".join(filter(None, (f"by {way}", found.reason)))
+                judged[way] = replace(found, reason=reason)
+        return judged
+
+    def _judge(self, analytic: float, line: Line, move: Move) -> Judgement:
+        judgement = judge(analytic, line, self._tolerance, self._floor)
+        self._kinks |= judgement.kink
+        if judgement.kink and judgement.verdict == "disagree" and self._is_a_limit(analytic, move):
+            return replace(judgement, verdict="cannot tell")
+        return judgement
+
+    def _is_a_limit(self, analytic: float, move: Move) -> bool:
+        """Whether a slope at a kink is between slopes at points near it (Clarke, 1975).
+
+        Where three numbers tie, moving the middle one shows the slopes of the first and the last
+        place only, and a sort may yet have given it that of the middle.
+        """
+        problem, slopes = self.problem, []
+        for _ in range(NEIGHBOURS):
+            near = list(problem.operands)
+            for i in problem.moved:
+                noise = self._rng.uniform(-NEAR, NEAR, near[i].shape)
+                near[i] = copied(near[i])
+                near[i] += (noise * max(1.0, largest_of([near[i]]))).astype(near[i].dtype)
+            line = self._line(move, "a point near a kink", 0.0, near)
+            slopes.append(line.quotient(STEP_THERE).value)
+        known = [slope for slope in slopes if math.isfinite(slope)]
+        margin = 0.01 * max(map(abs, known), default=0.0)  # slopes change a little on the way
+        return not known or min(known) - margin <= analytic <= max(known) + margin
+
+    def _note(
+        self,
+        judgement: Judgement,
+        operand: int | str,
+        index: tuple[int, ...] | None,
+        analytic: float,
+        dtype: str,
+    ) -> None:
+        if judgement.verdict == "agree":
+            return
+        name = operand if isinstance(operand, str) else self.problem.names[operand]
+        numeric, error, reason = judgement.numeric, judgement.error, judgement.reason
+        entry = Entry(self.problem.order, name, index, analytic, numeric, error, dtype, reason)
+        (self.wrong if judgement.verdict == "disagree" else self.undecided).append(entry)
+
+    def comparisons(self) -> list[Comparison]:
+        """The gradients of each operand as a whole."""
+        return [
+            Comparison(
+                self.problem.order,
+                self.problem.names[i],
+                dtype,
+                gradients[at],
+                self._numeric[at],
+                self._doubt[dtype][at],
+            )
+            for at, i in enumerate(self.problem.moved)
+            for dtype, gradients in self._gradients.items()
+        ]

@@ -1,0 +1,94 @@
+"""Gradients that were computed with fewer digits than the differences they are held against.
+
+A right rule in float32 is off by rounding, by how much nobody can say for all functions. Three
+things bound it: three times the root of its eps, 0.1 %, relative to the element itself; the size of
+the largest element, since small ones may be what is left of large ones; and what an element changes
+by when the operands change by one unit in the last place, for no more than that was known of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.diagnostics.differences import Judgement
+from minigrad.diagnostics.subject import Array, Subject, copied, largest_of
+
+Gradients = list[NDArray[np.float64]]
+
+NUDGES = 3  # by a unit in the last place, to see what rounding does to a gradient
+
+
+@dataclass
+class Narrow:
+    """Gradients that were computed in the dtype of the inputs.
+
+    Attributes:
+        dtype: the least exact of them.
+        gradients: by each operand.
+        spread: how much they change when the operands change by a unit in the last place.
+        finite: whether the values of f are finite in this dtype.
+    """
+
+    dtype: np.dtype[Any]
+    gradients: Gradients
+    spread: Gradients
+    finite: bool
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        gradients_at: Callable[[Sequence[Array]], Gradients],
+        rng: np.random.Generator,
+    ) -> Narrow:
+        """Those that `gradients_at` gives for the operands as they came."""
+        operands = subject.operands
+        dtypes = [x.dtype for x in subject.of_floats(operands)]
+        gradients = gradients_at(operands)
+        spread = [np.zeros(g.shape) for g in gradients]
+        for _ in range(NUDGES):
+            nudged = [_nudged(x, rng) if x.dtype.kind == "f" else x for x in operands]
+            for known, g, other in zip(spread, gradients, gradients_at(nudged), strict=True):
+                with np.errstate(all="ignore"):
+                    np.fmax(known, np.abs(g - other), out=known)
+        return cls(
+            max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps)),
+            gradients,
+            spread,
+            bool(np.isfinite(subject.values(operands)).all()),
+        )
+
+    def judge(self, value: float, spread: float, exact: Judgement) -> Judgement:
+        """Whether a number, with its spread, agrees with what differences say exactly."""
+        info = np.finfo(self.dtype)
+        numeric, hidden = exact.numeric, f"below what {self.dtype} can resolve"
+        if exact.verdict == "cannot tell" or exact.kink:
+            return exact
+        if not math.isfinite(value):
+            if abs(numeric) > float(info.max) and value == math.copysign(math.inf, numeric):
+                return replace(exact, verdict="agree", reason="")
+            fair = self.finite and abs(numeric) < 0.01 * float(info.max)
+            reason = f"not finite in {self.dtype}"
+            return replace(exact, verdict="disagree" if fair else "cannot tell", reason=reason)
+        root = math.sqrt(float(info.eps))
+        largest = largest_of(self.gradients)
+        distance, size = abs(value - numeric), max(abs(value), abs(numeric))
+        near = max(64 * float(info.eps) * largest, 4 * float(info.smallest_normal))
+        if distance <= exact.error + max(3 * root * size, near):
+            return replace(exact, verdict="agree", reason="")
+        if distance <= exact.error + 0.3 * root * largest + 16 * spread or exact.error > 0.1 * size:
+            return replace(exact, verdict="cannot tell", reason=hidden)
+        return replace(exact, verdict="disagree", reason="")
+
+
+def _nudged(x: Array, rng: np.random.Generator) -> Array:
+    """Each element one unit in the last place up or down, as chance has it."""
+    out = copied(x)
+    out[...] = np.nextafter(x, np.where(rng.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype))
+    return out

@@ -1,0 +1,199 @@
+"""What is compared: a function of operands, and its gradient by every way that leads to one.
+
+`grad`, a second pass through the same graph, `backward` (twice, which adds up), and a pass that is
+recorded for a derivative of higher order must all give the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from minigrad.diagnostics.narrow import Gradients, Narrow
+from minigrad.diagnostics.report import Entry
+from minigrad.diagnostics.subject import FLOAT64, Array, Subject, Vector, computes_in, copied, flat
+from minigrad.engine import grad
+from minigrad.mode import grad_mode
+from minigrad.tensor import Tensor
+
+
+@dataclass
+class Problem:
+    """A vector function of operands, and its gradients as the rules give them.
+
+    Attributes:
+        subject: what it comes from.
+        order: 1 for f itself, 2 for its gradient.
+        operands: the point, in float64 where f can be computed in it.
+        moved: the positions of those that are moved.
+        names: of the operands.
+        values: the function.
+        weights: of its elements in the sum that is differentiated.
+        ways: the gradient of that sum by each operand in `moved`, for each way that leads to it.
+        dtype: in which f computes, at the worst.
+        tolerance: relative, in float64.
+        cotangents: of the results of f.
+        narrow: the gradient in the dtype that the inputs came in, if that is not float64.
+        shared: gradients that share memory with what they must not.
+    """
+
+    subject: Subject
+    order: int
+    operands: list[Array]
+    moved: list[int]
+    names: list[str]
+    values: Callable[[Sequence[Array]], Vector]
+    weights: Vector
+    ways: dict[str, Gradients]
+    dtype: np.dtype[Any]
+    tolerance: float
+    cotangents: list[Array]
+    narrow: Narrow | None = None
+    shared: list[Entry] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, subject: Subject, rng: np.random.Generator, tolerance: float) -> Problem:
+        """The problem of first order."""
+        narrow = any(subject.operands[i].dtype != FLOAT64 for i in subject.floats)
+        operands = [copied(x, FLOAT64) for x in subject.operands] if narrow else subject.operands
+        try:
+            with grad_mode(True):
+                results = subject(subject.leaves(operands))
+        except Exception:
+            if not narrow:
+                raise
+            operands = subject.operands  # f insists on the dtype
+            with grad_mode(True):
+                results = subject(subject.leaves(operands))
+        # As many digits as float32 has, so that they are the same numbers in both.
+        cotangents = [rng.standard_normal(x.shape, np.float32).astype(np.float64) for x in results]
+        ways, shared = ways_to_gradient(subject, operands, cotangents)
+        problem = cls(
+            subject,
+            1,
+            operands,
+            subject.floats,
+            subject.names,
+            subject.values,
+            flat(cotangents),
+            ways,
+            computes_in(results),
+            tolerance,
+            cotangents,
+            shared=shared,
+        )
+        if narrow:
+            problem.narrow = Narrow.of(
+                subject,
+                lambda x: ways_to_gradient(subject, x, cotangents, every_way=False)[0]["grad"],
+                rng,
+            )
+        return problem
+
+    def derived(self, rng: np.random.Generator) -> Problem:
+        """The problem of second order: the gradient, by the operands and the cotangents."""
+        subject, count = self.subject, len(self.operands)
+        moved = [*self.moved, *range(count, count + len(self.cotangents))]
+        weights = [
+            rng.standard_normal(self.operands[i].shape, np.float32).astype(np.float64)
+            for i in self.moved
+        ]
+        names = ["cotangent"] if len(self.cotangents) == 1 else []
+        names = names or [f"cotangent {k}" for k in range(len(self.cotangents))]
+        problem = replace(
+            self,
+            order=2,
+            operands=[*self.operands, *self.cotangents],
+            moved=moved,
+            names=[*self.names, *names],
+            values=lambda x: subject.gradient(x[:count], x[count:]),
+            weights=flat(weights),
+            ways={"grad": second_gradient(subject, self.operands, self.cotangents, weights)},
+            shared=[],
+        )
+        if self.narrow is not None:
+            problem.narrow = Narrow.of(
+                subject, lambda x: second_gradient(subject, x, self.cotangents, weights), rng
+            )
+        return problem
+
+
+def ways_to_gradient(
+    subject: Subject, operands: Sequence[Array], cotangents: Sequence[Array], every_way: bool = True
+) -> tuple[dict[str, Gradients], list[Entry]]:
+    """The gradient of first order by every way there is, and what shares memory and must not."""
+    ways: dict[str, Gradients] = {}
+    with grad_mode(True):
+        leaves = subject.leaves(operands)
+        results = subject(leaves)
+        floats = subject.of_floats(leaves)
+
+        def pulled(**options: bool) -> Gradients:
+            gradients = grad(results, floats, cotangents, allow_unused=True, **options)
+            return [np.array(g._data, FLOAT64) for g in gradients]
+
+        ways["grad"] = pulled(retain_graph=True)
+        if not every_way:
+            return ways, []
+        ways["a second pass"] = pulled(retain_graph=True)
+        ways["a recorded pass"] = pulled(create_graph=True)
+        held = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
+        for _ in range(2):
+            for result, cotangent in zip(results, held, strict=True):
+                if result.requires_grad:
+                    result.backward(cotangent, retain_graph=True)
+        summed = [x.grad for x in floats]
+        ways["backward, twice"] = [
+            np.zeros(x.shape) if g is None else g._data.astype(FLOAT64) / 2
+            for x, g in zip(floats, summed, strict=True)
+        ]
+    places = [
+        (f"the gradient of {subject.names[i]}", g)
+        for i, g in zip(subject.floats, summed, strict=True)
+    ]
+    arrays = [(name, g._data) for name, g in places if g is not None]
+    arrays += [("a cotangent", x) for x in held] + [
+        (name, x) for name, x in zip(subject.names, operands, strict=True)
+    ]
+    gradients = sum(g is not None for g in summed)
+    shared = [
+        Entry(1, name.removeprefix("the gradient of "), None, math.nan, math.nan,
+              reason=f"its gradient shares memory with {other}, so a write to one changes both")
+        for k, (name, one) in enumerate(arrays[:gradients])
+        for other, two in arrays[k + 1 :]
+        if np.shares_memory(one, two)
+    ]  # fmt: skip
+    return ways, shared
+
+
+def second_gradient(
+    subject: Subject,
+    operands: Sequence[Array],
+    cotangents: Sequence[Array],
+    weights: Sequence[Array],
+) -> Gradients:
+    """The gradient of sum(weights * gradient) by the float operands and the cotangents."""
+    with (
+        grad_mode(True),
+        subject.explained(
+            "and recorded its gradient for order 2; order=1 checks the first derivative only",
+        ),
+    ):
+        leaves = subject.leaves(operands)
+        results = subject(leaves)
+        floats = subject.of_floats(leaves)
+        seeds = [
+            Tensor(v.astype(x.dtype), requires_grad=True)
+            for v, x in zip(cotangents, results, strict=True)
+        ]
+        gradients = grad(results, floats, seeds, create_graph=True, allow_unused=True)
+        parts = [(g * w).sum() for g, w in zip(gradients, weights, strict=True)]
+        total: Tensor = functools.reduce(operator.add, parts)
+        again = grad(total, [*floats, *seeds], allow_unused=True)
+        return [np.array(g._data, FLOAT64) for g in again]

@@ -1,0 +1,203 @@
+"""What a gradcheck found, to read in a terminal or to look at in a notebook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.diagnostics.differences import Verdict
+from minigrad.diagnostics.heatmap import heatmap
+
+LISTED = 5  # entries of a kind that a repr lists
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One element of a gradient, computed in two ways.
+
+    Attributes:
+        order: 1 for the gradient, 2 for the gradient of the gradient.
+        operand: the input, parameter or cotangent that was moved.
+        index: of the element in it; None for a move of many elements at once.
+        analytic: what the rules say.
+        numeric: what differences say.
+        error: the error bar of `numeric`.
+        dtype: in which the rules computed.
+        reason: why it is undecided, or what else is to be said.
+    """
+
+    order: int
+    operand: str
+    index: tuple[int, ...] | None
+    analytic: float
+    numeric: float
+    error: float = 0.0
+    dtype: str = "float64"
+    reason: str = ""
+
+    @property
+    def relative_difference(self) -> float:
+        """|analytic - numeric| over the larger of the two."""
+        scale = max(abs(self.analytic), abs(self.numeric))
+        if not math.isfinite(scale):
+            return math.inf
+        return abs(self.analytic - self.numeric) / scale if scale else 0.0
+
+    def __str__(self) -> str:
+        place = self.operand + (str(list(self.index)) if self.index else "")
+        if math.isnan(self.analytic) and math.isnan(self.numeric):
+            return f"order {self.order}, {place}: {self.reason}"
+        place += "" if self.dtype == "float64" else f" in {self.dtype}"
+        text = (
+            f"order {self.order}, {place}: analytic {self.analytic:.9g}, numeric {self.numeric:.9g}"
+            f" +- {self.error:.1g}"
+        )
+        if self.reason:
+            return f"{text}; {self.reason}"
+        return f"{text}, relative difference {self.relative_difference:.2g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The gradient by one operand, computed in two ways.
+
+    Attributes:
+        order: 1 for the gradient, 2 for the gradient of the gradient.
+        operand: the name of the operand.
+        dtype: in which the rules computed.
+        analytic: what the rules say, an array shaped like the operand.
+        numeric: what differences say; nan where they were not taken, or say nothing.
+        doubt: 0 where both agree, 1 where it cannot be told, 2 where they disagree, and nan where
+            they were not compared.
+    """
+
+    order: int
+    operand: str
+    dtype: str
+    analytic: NDArray[np.float64]
+    numeric: NDArray[np.float64]
+    doubt: NDArray[np.float64]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class GradcheckReport:
+    """What a gradcheck found. It is true only if all that was compared agrees.
+
+    Attributes:
+        function: the name of the function.
+        compared: how many numbers were compared.
+        total: how many there are; more than were compared if entries were sampled.
+        tolerance: the relative difference that was allowed in float64.
+        wrong: the entries that differ by more, worst first.
+        undecided: the entries that differences cannot judge, each with the reason.
+        reason: why nothing at all could be told.
+        comparisons: the gradients by each operand, whole.
+        directions: in how many random directions each sampled operand was moved as a whole.
+        fewest: the least number of entries that were sampled of an operand; inf if all were taken.
+    """
+
+    function: str
+    tolerance: float
+    compared: int = 0
+    total: int = 0
+    wrong: list[Entry] = field(default_factory=list)
+    undecided: list[Entry] = field(default_factory=list)
+    reason: str = ""
+    comparisons: list[Comparison] = field(default_factory=list)
+    directions: int = 0
+    fewest: float = math.inf
+
+    @property
+    def verdict(self) -> Verdict:
+        """One of "agree", "disagree" and "cannot tell"."""
+        if self.reason:
+            return "cannot tell"
+        if self.wrong:
+            return "disagree"
+        return "cannot tell" if self.undecided else "agree"
+
+    def __bool__(self) -> bool:
+        return self.verdict == "agree"
+
+    def missed(self, share: float) -> float:
+        """The probability that sampling has overlooked that a share of some operand is wrong.
+
+        If this share of the entries of an operand is wrong, each of n sampled entries misses it
+        with probability 1 - share. (Random directions, in which all entries move at once, are sure
+        to see a fault that changes the gradient as a whole by more than the tolerance; they are
+        left out here.) 0 if all entries were compared.
+        """
+        return 0.0 if math.isinf(self.fewest) else float((1 - share) ** self.fewest)
+
+    @property
+    def headline(self) -> str:
+        """The verdict and the counts, in one line."""
+        compared = f"{self.compared} entries compared"
+        if self.total > self.compared:
+            compared = f"{self.compared:,} of {self.total:,} entries compared"
+        return (
+            f"gradcheck of {self.function}: {self.verdict} ({compared}, {len(self.wrong)} wrong, "
+            f"{len(self.undecided)} undecided, tolerance {self.tolerance:g})"
+        )
+
+    def _sampling(self) -> str:
+        return (
+            f"sampled: that 1 % of the entries of an operand are wrong is overlooked with "
+            f"probability {self.missed(0.01):.2g}; what is wrong with a gradient as a whole shows "
+            f"in each of {self.directions} random directions"
+        )
+
+    def __repr__(self) -> str:
+        lines = [self.headline]
+        if self.reason:
+            lines.append(f"  {self.reason}")
+        if self.total > self.compared:
+            lines.append(f"  {self._sampling()}")
+        for title, entries in (("wrong", self.wrong), ("undecided", self.undecided)):
+            lines += [f"  {title}: {entry}" for entry in entries[:LISTED]]
+            if len(entries) > LISTED:
+                lines.append(f"  ... and {len(entries) - LISTED} more {title}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        colour = {"agree": "#1a7f37", "disagree": "#cf222e", "cannot tell": "#9a6700"}[self.verdict]
+        parts = [
+            f'<div style="font-family:sans-serif"><p><b style="color:{colour}">'
+            f"{escape(self.headline)}</b></p>"
+        ]
+        notes = [self.reason] if self.reason else []
+        notes += [self._sampling()] if self.total > self.compared else []
+        notes += [f"wrong: {entry}" for entry in self.wrong[:LISTED]]
+        notes += [f"undecided: {entry}" for entry in self.undecided[:LISTED]]
+        parts += [f"<p>{escape(note)}</p>" for note in notes]
+        rows = [comparison_row(c) for c in self.comparisons if c.analytic.size]
+        if rows:
+            heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
+            head = "".join(f"<th>{name}</th>" for name in heads)
+            parts.append(f"<table><tr>{head}</tr>{''.join(rows)}</table>")
+        return "".join(parts) + "</div>"
+
+
+def comparison_row(c: Comparison) -> str:
+    """The row of a table: the operand, and pictures of both gradients and of their difference."""
+    largest = _largest([c.analytic, c.numeric])
+    with np.errstate(all="ignore"):
+        difference = np.abs(c.analytic - c.numeric) / (largest or 1.0)
+    name = f"{c.operand}<br><small>order {c.order}, {c.dtype}, {c.analytic.shape}</small>"
+    pictures = [
+        heatmap(c.analytic, -largest, largest, "signed"),
+        heatmap(c.numeric, -largest, largest, "signed"),
+        heatmap(difference, 1e-12, 1.0, "logarithmic"),
+        heatmap(c.doubt, 0.0, 2.0, "doubt"),
+    ]
+    return f"<tr><td>{name}</td>" + "".join(f"<td>{p}</td>" for p in pictures) + "</tr>"
+
+
+def _largest(arrays: Sequence[NDArray[Any]]) -> float:
+    return max(float(np.max(np.abs(x), initial=0.0, where=np.isfinite(x))) for x in arrays)
