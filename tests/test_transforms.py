@@ -13,9 +13,9 @@ import minigrad
 from minigrad import (
     Observer,
     Tensor,
+    assert_gradients,
     checkpoint,
     grad,
-    assert_gradients,
     is_grad_enabled,
     nn,
     no_grad,

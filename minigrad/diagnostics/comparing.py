@@ -16,7 +16,7 @@ from minigrad.diagnostics.subject import FLOAT64, Array, Vector, copied, largest
 
 DIRECTIONS = 8  # in which a sampled operand is moved as a whole
 NEIGHBOURS = 24  # of a kink, at which slopes are taken: each order of three ties, most likely
-NEAR, STEP_THERE = 2.0**-10, 2.0**-20  # how far they are, and the step, relative to x or 1
+NEAR, STEP_THERE = 2.0**-17, 2.0**-26  # how far they are, and the step, relative to x or 1
 
 DOUBT = {"agree": 0, "cannot tell": 1, "disagree": 2}
 
@@ -228,7 +228,7 @@ class _Comparing:
             line = self._line(move, "a point near a kink", 0.0, near)
             slopes.append(line.quotient(STEP_THERE).value)
         known = [slope for slope in slopes if math.isfinite(slope)]
-        margin = 0.01 * max(map(abs, known), default=0.0)  # slopes change a little on the way
+        margin = 1e-4 * max(map(abs, known), default=0.0)  # slopes change a little on the way
         return not known or min(known) - margin <= analytic <= max(known) + margin
 
     def _note(

@@ -123,13 +123,15 @@ class Line:
             rounding = ROUNDING * float(np.finfo(self.dtype).eps)
             sizes = np.abs(self._weights * np.maximum(np.abs(right), np.abs(left)))
             noise = rounding * float(np.sum(sizes, where=moved)) / step
+            largest = float(np.max(sizes, initial=0.0, where=np.isfinite(sizes)))
             narrow, wide = total(near) / (2 * step), total(far) / (4 * step)
             return Quotient(
                 step=step,
                 value=total(8 * near - far) / (12 * step),
                 correction=abs(narrow - wide) / 3,
-                noise=noise if moved.any() else rounding,
-                grain=rounding / step if moved.any() else rounding,
+                noise=noise,
+                grain=rounding * largest / step,
+                hidden=rounding * max(1.0, largest) / step,
                 left=total(4 * less(y, left) - less(y, far_left)) / (2 * step),
                 right=total(4 * less(right, y) - less(far_right, y)) / (2 * step),
             )
@@ -144,7 +146,8 @@ class Quotient:
         value: Richardson's.
         correction: that it makes to the plain one: a bound on what curvature leaves in it.
         noise: a bound on what rounding leaves in it.
-        grain: the same where f has cancelled terms of the size of the weights, which is 1.
+        grain: the same where f has cancelled terms of the size of its largest value.
+        hidden: the same where they were at least of size 1.
         left: the slope on the left, of second order.
         right: the slope on the right.
     """
@@ -154,6 +157,7 @@ class Quotient:
     correction: float
     noise: float
     grain: float
+    hidden: float
     left: float
     right: float
 
@@ -192,16 +196,18 @@ def _judge(analytic: float, line: Line, tolerance: float, floor: float) -> Judge
         error = now.noise + now.correction
         before = seen[-2] if len(seen) > 1 and math.isfinite(seen[-2].value) else None
         if distance <= now.noise + tolerance * size:
-            straight = abs(now.bend) <= 1e-3 * size + 10 * now.noise
+            straight = abs(now.bend) <= 1e-3 * size + 10 * max(now.noise, now.grain)
             if before is not None and not straight and not _bends(before, now):
                 straight = True
             if straight and now.noise <= tolerance * max(1.0, size):
                 return Judgement("agree", now.value, error)
             # A quotient across a kink is the mean of two slopes, and may be right by chance.
             continue
+        if len(seen) == 1 and distance <= now.grain <= tolerance * max(1.0, size):
+            return Judgement("agree", now.value, now.grain)
         if before is None:
             continue
-        if _diverges(seen) or distance <= max(floor, now.grain):
+        if _diverges(seen) or distance <= max(floor, now.hidden):
             continue
         allowed = now.noise + before.noise + tolerance * size
         if abs(now.value - before.value) > allowed or distance <= error:
@@ -220,7 +226,8 @@ def _diverges(seen: list[Quotient]) -> bool:
         return False
     series = ([abs(getattr(q, name)) for q in seen[-3:]] for name in ("value", "left", "right"))
     return any(
-        math.isfinite(a) and a > 0 and b > GROWTH * a and c > GROWTH * b for a, b, c in series
+        math.isfinite(a) and a > 0 and b > GROWTH * a and c > max(GROWTH * b, seen[-1].hidden)
+        for a, b, c in series
     )
 
 
@@ -231,7 +238,7 @@ def _tends_to(analytic: float, finite: list[Quotient], floor: float) -> bool:
     return (
         len(finite) > 3
         and all(b <= 0.5 * a for a, b in pairwise(distances))
-        and distances[-1] <= max(floor, last.grain, last.noise + last.correction)
+        and distances[-1] <= max(floor, last.hidden, last.noise + last.correction)
     )
 
 
@@ -262,8 +269,6 @@ def _undecided(
         return _one_sided(analytic, seen, tolerance)
     best = min(finite, key=lambda q: q.noise + q.correction)
     error = best.noise + best.correction
-    if _tends_to(analytic, finite, floor):
-        return Judgement("agree", best.value, error)
     if _diverges(seen):
         reason = "not smooth here: the slope grows without bound as the step shrinks"
         return Judgement("cannot tell", finite[-1].value, math.inf, reason)
@@ -272,6 +277,8 @@ def _undecided(
     if len(finite) > 1 and _bends(*finite[-2:]):
         judgement = _at_kink(analytic, finite[-2], finite[-1], finite[-1].noise)
         return judgement or Judgement("cannot tell", best.value, math.inf, "not smooth here")
+    if _tends_to(analytic, finite, floor):
+        return Judgement("agree", best.value, error)
     if abs(analytic - best.value) <= floor:
         reason = "both are so small that they may be what rounding inside f has left of 0"
         return Judgement("cannot tell", best.value, error, reason)
@@ -288,8 +295,7 @@ def _one_sided(analytic: float, seen: list[Quotient], tolerance: float) -> Judge
         (before, _), (slope, noise) = slopes[-2:]
         error = abs(slope - before) + (noise if math.isfinite(noise) else 0.0)
         reason = f"f is finite on the {side} only"
-        clear = error <= 0.01 * max(abs(slope), tolerance)
-        if clear and not abs(analytic - slope) <= 4 * error + tolerance * abs(slope):
+        if math.isfinite(analytic) and abs(analytic - slope) > 10 * error + tolerance * abs(slope):
             return Judgement("disagree", slope, error, f"{reason}, with slope {slope:.6g}")
         return Judgement("cannot tell", slope, error, reason)
     return Judgement("cannot tell", math.nan, math.inf, "f is not finite around this point")

@@ -73,7 +73,7 @@ def gradcheck(
             unstable = _instability(subject)
         if unstable:
             return replace(report, reason=unstable)
-        problem = Problem.of(subject, rng, tolerance)
+        problem = Problem.of(subject, order, rng, tolerance)
         report = compare(problem, report, samples, rng, progress)
         if order == 2:
             report = compare(problem.derived(rng), report, samples, rng, progress)

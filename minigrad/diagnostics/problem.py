@@ -22,6 +22,8 @@ from minigrad.engine import grad
 from minigrad.mode import grad_mode
 from minigrad.tensor import Tensor
 
+RECORDING = "and recorded its gradient for order 2; order=1 checks the first derivative only"
+
 
 @dataclass
 class Problem:
@@ -58,8 +60,10 @@ class Problem:
     shared: list[Entry] = field(default_factory=list)
 
     @classmethod
-    def of(cls, subject: Subject, rng: np.random.Generator, tolerance: float) -> Problem:
-        """The problem of first order."""
+    def of(
+        cls, subject: Subject, order: int, rng: np.random.Generator, tolerance: float
+    ) -> Problem:
+        """The problem of first order; `order` says whether one of second order comes after it."""
         narrow = any(subject.operands[i].dtype != FLOAT64 for i in subject.floats)
         operands = [copied(x, FLOAT64) for x in subject.operands] if narrow else subject.operands
         try:
@@ -73,7 +77,7 @@ class Problem:
                 results = subject(subject.leaves(operands))
         # As many digits as float32 has, so that they are the same numbers in both.
         cotangents = [rng.standard_normal(x.shape, np.float32).astype(np.float64) for x in results]
-        ways, shared = ways_to_gradient(subject, operands, cotangents)
+        ways, shared = ways_to_gradient(subject, operands, cotangents, recorded=order == 2)
         problem = cls(
             subject,
             1,
@@ -91,7 +95,7 @@ class Problem:
         if narrow:
             problem.narrow = Narrow.of(
                 subject,
-                lambda x: ways_to_gradient(subject, x, cotangents, every_way=False)[0]["grad"],
+                lambda x: _split(subject.gradient(x, cotangents), subject.of_floats(x)),
                 rng,
             )
         return problem
@@ -125,9 +129,12 @@ class Problem:
 
 
 def ways_to_gradient(
-    subject: Subject, operands: Sequence[Array], cotangents: Sequence[Array], every_way: bool = True
+    subject: Subject, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool
 ) -> tuple[dict[str, Gradients], list[Entry]]:
-    """The gradient of first order by every way there is, and what shares memory and must not."""
+    """The gradient of first order by every way there is, and what shares memory and must not.
+
+    `recorded` says whether to go the way that is recorded for a derivative of higher order.
+    """
     ways: dict[str, Gradients] = {}
     with grad_mode(True):
         leaves = subject.leaves(operands)
@@ -139,37 +146,37 @@ def ways_to_gradient(
             return [np.array(g._data, FLOAT64) for g in gradients]
 
         ways["grad"] = pulled(retain_graph=True)
-        if not every_way:
-            return ways, []
         ways["a second pass"] = pulled(retain_graph=True)
-        ways["a recorded pass"] = pulled(create_graph=True)
-        held = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
+        if recorded:
+            with subject.explained(RECORDING):
+                ways["a recorded pass"] = pulled(create_graph=True)
+        seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
         for _ in range(2):
-            for result, cotangent in zip(results, held, strict=True):
+            for result, seed in zip(results, seeds, strict=True):
                 if result.requires_grad:
-                    result.backward(cotangent, retain_graph=True)
-        summed = [x.grad for x in floats]
-        ways["backward, twice"] = [
-            np.zeros(x.shape) if g is None else g._data.astype(FLOAT64) / 2
-            for x, g in zip(floats, summed, strict=True)
-        ]
-    places = [
-        (f"the gradient of {subject.names[i]}", g)
-        for i, g in zip(subject.floats, summed, strict=True)
+                    result.backward(seed, retain_graph=True)
+    ways["backward, twice"] = [
+        np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2 for x in floats
     ]
-    arrays = [(name, g._data) for name, g in places if g is not None]
-    arrays += [("a cotangent", x) for x in held] + [
-        (name, x) for name, x in zip(subject.names, operands, strict=True)
-    ]
-    gradients = sum(g is not None for g in summed)
+    names = subject.of_floats(subject.names)
+    known = {n: x.grad._data for n, x in zip(names, floats, strict=True) if x.grad is not None}
+    others = {f"the gradient of {name}": gradient for name, gradient in known.items()}
+    others |= dict(zip(subject.names, operands, strict=True))
+    others |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
     shared = [
-        Entry(1, name.removeprefix("the gradient of "), None, math.nan, math.nan,
-              reason=f"its gradient shares memory with {other}, so a write to one changes both")
-        for k, (name, one) in enumerate(arrays[:gradients])
-        for other, two in arrays[k + 1 :]
-        if np.shares_memory(one, two)
-    ]  # fmt: skip
+        Entry(1, name, None, math.nan, math.nan, reason=f"its gradient shares memory with {other}")
+        for name, gradient in known.items()
+        for other, array in others.items()
+        if array is not gradient and np.shares_memory(gradient, array)
+    ]
     return ways, shared
+
+
+def _split(gradient: Vector, operands: Sequence[Array]) -> Gradients:
+    """One vector as arrays of the shapes of the operands."""
+    ends = np.cumsum([x.size for x in operands])
+    parts = np.split(gradient, ends[:-1])
+    return [part.reshape(x.shape) for part, x in zip(parts, operands, strict=True)]
 
 
 def second_gradient(
@@ -181,9 +188,7 @@ def second_gradient(
     """The gradient of sum(weights * gradient) by the float operands and the cotangents."""
     with (
         grad_mode(True),
-        subject.explained(
-            "and recorded its gradient for order 2; order=1 checks the first derivative only",
-        ),
+        subject.explained(RECORDING),
     ):
         leaves = subject.leaves(operands)
         results = subject(leaves)
