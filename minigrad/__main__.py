@@ -1,12 +1,12 @@
-"""`python -m minigrad warmup` compiles the kernels ahead, `python -m minigrad config` shows where.
+"""The command line: `python -m minigrad check`, `warmup` and `config`.
 
-What is not compiled ahead is compiled when it is first used, once on a machine; so nobody needs to
-do this. It is for the building of a container, say, or before a class.
+`check` runs gradcheck on a function in a file. `warmup` compiles the kernels ahead, `config` shows
+where they are. What is not compiled ahead is compiled when it is first used, once on a machine; so
+nobody needs to do this. It is for the building of a container, say, or before a class.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +14,23 @@ from functools import partial
 from importlib import import_module
 
 import minigrad
+from minigrad.diagnostics import command
 
 Job = tuple[str, Callable[[], object]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` are those of the process unless given."""
-    parser = argparse.ArgumentParser("python -m minigrad", description="What minigrad runs on.")
+    parser = command.Parser("python -m minigrad", description="Check gradients; what it runs on.")
     commands = parser.add_subparsers(dest="command", metavar="command")
+    checked = commands.add_parser("check", help="compare the gradients of a function in a file")
+    command.add_arguments(checked)
     warm = commands.add_parser("warmup", help="compile the kernels ahead, for the next processes")
     warm.add_argument("--all", action="store_true", help="those of float64 too")
     commands.add_parser("config", help="show versions, processor, threads and compiled kernels")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "check":
+        sys.exit(command.check(chosen))
     if chosen.command == "warmup":
         warmup(double=chosen.all)
     elif chosen.command == "config":

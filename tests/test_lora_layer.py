@@ -360,7 +360,8 @@ def test_gradients_of_both_orders_agree_with_differences(rng, shape, scaling):
         return layer(x)
 
     operands = [rng.standard_normal(s) for s in ((2, 3), (4, 2), shape)]
-    report = minigrad.gradcheck(output, operands, order=2, raise_on_failure=True)
+    report = minigrad.gradcheck(output, operands)
+    assert report
     n = sum(x.size for x in operands)
     assert report.compared == 2 * n + 4 * math.prod(shape[:-1])  # and the cotangent's
 

@@ -1,0 +1,142 @@
+"""`python -m minigrad check module.py:function --shapes 3x4,4x5`: gradcheck without writing code.
+
+The exit status is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if it cannot be
+told, and 3 if there is nothing to check, for the file or the function is not there or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from minigrad.diagnostics.gradcheck import gradcheck
+
+STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
+FAILED = 3
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors end with the status of what could not be run."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(FAILED, f"{self.prog}: {message}\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument(
+        "target", help="file.py:function or package.module:function; a Module will do as well"
+    )
+    parser.add_argument(
+        "--shapes", required=True, type=shapes,
+        help="of the inputs, as in 3x4,4x5; () is a number, and an empty text stands for none",
+    )  # fmt: skip
+    parser.add_argument("--order", type=int, choices=(1, 2), default=2, help="up to which (2)")
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32", "float16"), default="float64", help="(float64)"
+    )
+    parser.add_argument(
+        "--range", type=interval, metavar="LOW,HIGH",
+        help="draw the inputs evenly from here, not from the normal distribution",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, help="elements of an operand to compare (all)")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="in float64 (1e-6)")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
+
+
+def shapes(text: str) -> list[tuple[int, ...]]:
+    """The shapes that "3x4,4x5" stands for."""
+    found = []
+    for part in text.replace(" ", "").split(",") if text.strip() else []:
+        try:
+            sizes = () if part == "()" else tuple(int(size) for size in part.split("x"))
+        except ValueError:
+            sizes = (-1,)
+        if min(sizes, default=0) < 0:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no shape; 3x4 is one, 5 is a vector and () a number"
+            )
+        found.append(sizes)
+    return found
+
+
+def interval(text: str) -> tuple[float, float]:
+    """The two numbers that "0.5,2" stands for."""
+    try:
+        low, high = (float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, as in 0.5,2") from None
+    return low, high
+
+
+def check(options: argparse.Namespace) -> int:
+    """Print the report, and return the exit status."""
+    try:
+        f = load(options.target)
+        rng = np.random.default_rng(options.seed)
+        inputs = [
+            rng.standard_normal(shape)
+            if options.range is None
+            else rng.uniform(*options.range, shape)
+            for shape in options.shapes
+        ]
+        report = gradcheck(
+            f,
+            [np.asarray(x).astype(options.dtype) for x in inputs],
+            options.order,
+            tolerance=options.tolerance,
+            samples=options.samples,
+        )
+    except Exception as error:
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
+        return FAILED
+    print(report)
+    return STATUS[report.verdict]
+
+
+def load(target: str) -> Any:
+    """What `file.py:function` or `package.module:function` names.
+
+    Raises:
+        ValueError: if it is not of that form, or there is no such thing that can be called.
+        FileNotFoundError: if there is no such file.
+    """
+    place, colon, name = target.rpartition(":")
+    if not (colon and place and name):
+        raise ValueError(f"{target!r} is not of the form file.py:function")
+    if place.endswith(".py"):
+        path = Path(place).resolve()
+        if not path.is_file():
+            near = sorted(str(other.name) for other in path.parent.glob("*.py"))
+            raise FileNotFoundError(f"there is no {place}; beside it there are {near}")
+        sys.path.insert(0, str(path.parent))  # so that it can import what is beside it
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    found: Any = module
+    for part in name.split("."):
+        known = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{place} has no {name!r}, only {', '.join(known)}{hint}")
+        found = getattr(found, part)
+    if not callable(found) or isinstance(found, type):
+        what = "a class; name an instance of it" if isinstance(found, type) else repr(found)[:60]
+        raise ValueError(f"{target} cannot be checked: it is {what}")
+    return found

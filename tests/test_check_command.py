@@ -1,0 +1,111 @@
+"""`python -m minigrad check`."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from minigrad.__main__ import main
+
+SOURCE = """
+import numpy as np
+import minigrad as mg
+from beside import factor
+
+def product(x, y):
+    return mg.tanh(x @ y) * factor
+
+def root(x):
+    return mg.sqrt(x)
+
+def kink(x):
+    return mg.relu(x)
+
+@mg.op
+def wrong(x):
+    return x * x
+
+wrong.rule("x", lambda g, x: 2.02 * g * x)
+model = mg.nn.Linear(4, 2)
+Model = mg.nn.Linear
+number = 3
+
+def broken(x):
+    raise KeyError("mine")
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(textwrap.dedent(SOURCE))
+    (tmp_path / "beside.py").write_text("factor = 2.0")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield str(tmp_path / "mine.py")
+    for name in ("mine", "beside"):
+        sys.modules.pop(name, None)
+
+
+def status(*arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(["check", *arguments])
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "code", "said"),
+    [
+        ("product", ["--shapes", "3x4,4x5"], 0, "gradcheck of product: agree (79 entries"),
+        ("product", ["--shapes", "3x4,4x5", "--dtype", "float32", "--order", "1"], 0, "agree (32"),
+        ("wrong", ["--shapes", "3"], 1, "gradcheck of wrong: disagree"),
+        ("wrong", ["--shapes", "3", "--tolerance", "0.02", "--order", "1"], 0, "tolerance 0.02"),
+        ("kink", ["--shapes", "2", "--range", "0,0"], 2, "gradcheck of kink: cannot tell"),
+        ("model", ["--shapes", "3x4"], 0, "gradcheck of Linear: agree"),
+        ("root", ["--shapes", "()", "--range", "0.5,2"], 0, "agree (3 entries"),
+        ("root", ["--shapes", "100", "--range", "1,2", "--samples", "5"], 0, "of 300 entries"),
+    ],
+)
+def test_the_report_is_printed_and_the_status_is_the_verdict(
+    name, options, code, said, file, capsys
+):
+    assert status(f"{file}:{name}", *options) == code
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "said"),
+    [
+        ("{file}:prodct", [], "did you mean product?"),
+        ("{file}:Model", [], "it is a class; name an instance of it"),
+        ("{file}:number", [], "cannot be checked: it is 3"),
+        ("{file}:broken", [], "raised while gradcheck called broken"),
+        ("{file}", [], "is not of the form file.py:function"),
+        ("{folder}/other.py:f", [], "beside it there are ['beside.py', 'mine.py']"),
+        ("no.such.module:f", [], "ModuleNotFoundError"),
+        ("{file}:product", ["--shapes", "3y4"], "'3y4' is no shape; 3x4 is one"),
+        ("{file}:product", ["--shapes", "3x-4"], "is no shape"),
+        ("{file}:root", ["--range", "5"], "is not two numbers"),
+        ("{file}:product", ["--order", "3"], "invalid choice: 3"),
+        ("{file}:product", ["--shapes", "3x4,5x4"], "matmul"),
+        ("{file}:root", ["--shapes", ""], "no input is of floats"),
+    ],
+)
+def test_what_cannot_be_checked_has_a_status_of_its_own(target, options, said, file, capsys):
+    target = target.format(file=file, folder=file.removesuffix("/mine.py"))
+    options = options if "--shapes" in options else ["--shapes", "3", *options]
+    assert status(target, *options) == 3
+    assert said in capsys.readouterr().err
+
+
+def test_shapes_must_be_given(file, capsys):
+    assert status(f"{file}:root") == 3
+    assert "--shapes" in capsys.readouterr().err
+
+
+def test_it_is_a_command(tmp_path):
+    run = [sys.executable, "-m", "minigrad", "check", "minigrad:tanh", "--shapes", "2x2"]
+    result = subprocess.run(run, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout == (
+        "gradcheck of tanh: agree (12 entries compared, 0 wrong, 0 undecided, tolerance 1e-06)\n"
+    )
