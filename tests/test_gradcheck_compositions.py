@@ -82,7 +82,7 @@ BINARY = {
     "minimum": mg.minimum,
     "where": lambda x, y: mg.where(x > y, x, 0.5 * y),
     "arctan2": lambda x, y: mg.arctan2(x, mg.square(y) + 0.5),
-    "mse": lambda x, y: mg.mse(x, y, reduction="none"),
+    "mse": lambda x, y: mg.mse(x, mg.broadcast_to(y, x.shape), reduction="none"),
 }
 JOINED = {
     "matmul": lambda x, y: mg.matmul(x.reshape(-1, 1), y.reshape(1, -1)[:, :4]),

@@ -83,12 +83,9 @@ def check(options: argparse.Namespace) -> int:
     try:
         f = load(options.target)
         rng = np.random.default_rng(options.seed)
-        inputs = [
-            rng.standard_normal(shape)
-            if options.range is None
-            else rng.uniform(*options.range, shape)
-            for shape in options.shapes
-        ]
+        low, high = options.range or (0.0, 1.0)
+        draw = rng.standard_normal if options.range is None else rng.random
+        inputs = [low + (high - low) * draw(shape) for shape in options.shapes]
         report = gradcheck(
             f,
             [np.asarray(x).astype(options.dtype) for x in inputs],

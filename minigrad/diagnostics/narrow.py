@@ -79,10 +79,13 @@ class Narrow:
         root = math.sqrt(float(info.eps))
         largest = largest_of(self.gradients)
         distance, size = abs(value - numeric), max(abs(value), abs(numeric))
-        near = max(64 * float(info.eps) * largest, 4 * float(info.smallest_normal))
+        near = max(16 * float(info.eps) * largest, 4 * float(info.smallest_normal))
         if distance <= exact.error + max(3 * root * size, near):
             return replace(exact, verdict="agree", reason="")
-        if distance <= exact.error + 0.3 * root * largest + 16 * spread or exact.error > 0.1 * size:
+        if (
+            distance <= exact.error + 256 * float(info.eps) * largest + 16 * spread
+            or exact.error > 0.1 * size
+        ):
             return replace(exact, verdict="cannot tell", reason=hidden)
         return replace(exact, verdict="disagree", reason="")
 
