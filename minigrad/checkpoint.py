@@ -69,6 +69,8 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(_CHECKPOINT, edges, result.data)
         node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
+    for observer in mode.observers:  # one of these may be the watcher of a checkpoint around this
+        observer.on_call(_CHECKPOINT, inputs, result)
     return result
 
 
