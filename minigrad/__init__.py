@@ -24,7 +24,7 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.diagnostics import gradcheck
+from minigrad.diagnostics import gradcheck, receipt
 from minigrad.engine import grad
 from minigrad.functional import *
 from minigrad.history import History
@@ -74,6 +74,7 @@ __all__ = [
     "rand",
     "randint",
     "randn",
+    "receipt",
     "set_num_threads",
     "show_config",
     "tensor",
