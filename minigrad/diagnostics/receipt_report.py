@@ -172,32 +172,28 @@ class Receipt:
     def _cells(self) -> list[tuple[str, ...]]:
         cells: list[tuple[str, ...]] = []
         for phase in _PHASES:
-            rows = [row for row in self.rows if row.phase == phase]
+            rows = [row for row in self.rows if row.phase == phase and row.flops]
             cells += [(phase, r.op, r.input, f"{r.calls:,}", in_flops(r.flops)) for r in rows]
             if len(rows) > 1:
                 cells.append((phase, "in all", "", "", in_flops(self.flops_of(phase))))
         return cells
 
     def _facts(self) -> list[tuple[str, str]]:
-        facts = []
-        if self.peak is None:
-            facts.append(("saved for backward", "nothing"))
-        else:
-            peak = self.peak
-            facts = [
-                (
-                    "saved for backward",
-                    f"{in_bytes(self.saved_bytes)}; {in_bytes(peak.saved_bytes)} at the peak, "
-                    f"{peak.phase}, at {peak.op}; {in_bytes(self.kept_bytes)} at the end",
-                ),
-                ("over time", self.chart()),
-                ("parameters and inputs held as well", in_bytes(self.input_bytes)),
-            ]
-        facts += [
+        saved, over_time = "nothing", []
+        if self.peak is not None:
+            saved = (
+                f"{in_bytes(self.saved_bytes)}; {in_bytes(self.peak_saved_bytes)} at the peak, "
+                f"{self.peak.phase}, at {self.peak.op}; {in_bytes(self.kept_bytes)} at the end"
+            )
+            over_time = [("over time", self.chart())]
+        return [
+            ("saved for backward", saved),
+            *over_time,
+            ("parameters and inputs held as well", in_bytes(self.input_bytes)),
             ("gradients", f"{in_bytes(self.gradient_bytes)}, of {self.trained:,} numbers"),
             ("optimiser state", in_bytes(self.optimizer_bytes)),
+            *(("not counted", f"{count} x {what}") for what, count in self.uncounted.items()),
         ]
-        return facts + [("not counted", f"{n} x {what}") for what, n in self.uncounted.items()]
 
 
 _HEAD = ("phase", "op", "input", "calls", "FLOPs")

@@ -46,7 +46,7 @@ def _by_values(call: Call) -> int:
 
 
 def _attention(call: Call) -> int:
-    masked = call.has("added") + call.has("allowed")
+    masked = call.has("added") + call.has("allowed") + bool(call.option("is_causal"))
     return _by_keys(call) + _by_values(call) + (6 + masked) * _scores(call)  # softmax is 5
 
 

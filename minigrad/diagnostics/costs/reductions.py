@@ -42,21 +42,25 @@ def _means(call: Call) -> int:
     return call.out // (math.prod(sizes) if isinstance(sizes, tuple) else sizes)
 
 
-def _norm(standardise: Count, to_x: Count) -> Cost:
+def _norm(standardise: Count, to_x: Count, **bias: Count) -> Cost:
     """x is standardised forward, and again backward, for the gradients of x and the weight."""
     return Cost(
         lambda c: standardise(c) + (c.has("weight") + c.has("bias")) * c.out,
         {
             "x": lambda c: to_x(c) + c.has("weight") * c.out,
             "weight": times_out(2),
-            "bias": times_out(1),
+            **bias,
         },
         shared=lambda c, needed: standardise(c) if {"x", "weight"} & set(needed) else 0,
     )
 
 
 NORMALIZATION = {
-    "layer_norm": _norm(lambda c: 5 * c.out + 4 * _means(c), lambda c: 7 * c.out + 2 * _means(c)),
+    "layer_norm": _norm(
+        lambda c: 5 * c.out + 4 * _means(c),
+        lambda c: 7 * c.out + 2 * _means(c),
+        bias=times_out(1),
+    ),
     "rms_norm": _norm(lambda c: 3 * c.out + 3 * _means(c), lambda c: 5 * c.out + _means(c)),
 }
 
