@@ -117,10 +117,16 @@ def test_layers_below_all_that_trains_have_no_backward_at_all():
     assert of_inputs(r, "backward", "linear") == {"weight": second, "bias": N * 8}
 
 
-def test_nothing_is_spared_where_no_backward_pass_follows():
+def test_a_product_of_what_is_all_frozen_is_spared_once_and_by_a_backward_pass_only():
+    x, y, trained = drawn(N, 12), drawn(12, 20), drawn(5, requires_grad=True)
     with receipt() as r:
-        drawn(N, 12) @ drawn(12, 20)
-    assert r.skipped_flops == 0
+        x @ y
+        assert r.skipped_flops == 0
+        with no_grad():
+            x @ y
+        trained.exp().sum().backward()
+        trained.exp().sum().backward()
+    assert of_inputs(r, "not done", "matmul") == {"x": 2 * N * 12 * 20, "y": 2 * N * 12 * 20}
 
 
 def test_matrix_products_of_stacks():

@@ -79,8 +79,6 @@ class SavedMemory:
         for _, value in op.saved_values(node, node.edges or ()):
             for array in arrays_in(value):
                 block = owner_of(array)
-                if id(block) in keys:
-                    continue
                 keys.append(id(block))
                 made = self._note_made(block, given)
                 held = self._blocks.setdefault(id(block), _Block(block.nbytes, made))
