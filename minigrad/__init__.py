@@ -24,7 +24,7 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.diagnostics import assert_gradients, gradcheck
+from minigrad.diagnostics import assert_gradients, gradcheck, receipt
 from minigrad.engine import grad
 from minigrad.functional import *
 from minigrad.history import History
@@ -75,6 +75,7 @@ __all__ = [
     "rand",
     "randint",
     "randn",
+    "receipt",
     "set_num_threads",
     "show_config",
     "tensor",

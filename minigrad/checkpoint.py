@@ -67,8 +67,10 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         edges.append((value.node, position, None, value.data))
     result = result.detach()
     if mode.grad_enabled and edges and result.dtype.kind == "f":
-        result.node = node = Node.of(_CHECKPOINT, edges, result.data)
+        result.node = node = Node.of(CHECKPOINT, edges, result.data)
         node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
+    for observer in mode.observers:  # one of these may be the watcher of a checkpoint around this
+        observer.on_call(CHECKPOINT, inputs, result)
     return result
 
 
@@ -158,4 +160,4 @@ class _Checkpoint(Op[Any]):
             yield f"its input {position}", array
 
 
-_CHECKPOINT = _Checkpoint()
+CHECKPOINT = _Checkpoint()

@@ -17,7 +17,7 @@ import numpy as np
 
 from minigrad.graph import Node, check_unwritten, leading_to, reachable
 from minigrad.memory import last_write
-from minigrad.mode import grad_mode, mode
+from minigrad.mode import backward_pass, mode
 from minigrad.summation import sum_over
 from minigrad.tensor import Tensor
 
@@ -147,7 +147,7 @@ def propagate(
     check_unwritten(order, needed)
     checked = last_write[0]
     arrived: dict[Node, Any] = {}
-    with grad_mode(create_graph):
+    with backward_pass(create_graph):
         observers = mode.observers
         for node in order:
             g = pending.pop(node, None)

@@ -166,7 +166,7 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
             continue
         edges = [edge for edge in node.edges or () if needed is None or edge[0] in needed]
         for description, value in node.op.saved_values(node, edges):
-            if any(last_written(array) > node.order for array in _arrays_in(value)):
+            if any(last_written(array) > node.order for array in arrays_in(value)):
                 raise RuntimeError(
                     f"`{node.name}` (result of shape {node.shape}) saved {description} for the "
                     f"backward pass, and that memory was written since, by an optimiser step, "
@@ -175,13 +175,13 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
                 )
 
 
-def _arrays_in(value: Any) -> Iterator[np.ndarray[Any, Any]]:
+def arrays_in(value: Any) -> Iterator[np.ndarray[Any, Any]]:
     """The arrays in what a rule saved: itself, or those in an index of several parts."""
     if isinstance(value, np.ndarray):
         yield value
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _arrays_in(part)
+            yield from arrays_in(part)
     elif hasattr(value, "_data"):  # a Tensor in an index
         yield value._data
 

@@ -37,7 +37,7 @@ def mark_written(*arrays: Array) -> None:
     """Note that the memory of these arrays was written now."""
     now = last_write[0] = next(clock)
     for array in arrays:
-        owner = array if array.base is None else _owner(array)
+        owner = array if array.base is None else owner_of(array)
         known = _writes.get(id(owner))
         _writes[id(owner)] = (now, known[1] if known else _until_gone(owner))
         if _holds:  # through a view that stayed writable, perhaps
@@ -51,11 +51,12 @@ def _until_gone(owner: Array) -> weakref.ref[Array]:
 
 def last_written(array: Array) -> int:
     """When the memory of `array` was last written; 0 if it never was."""
-    known = _writes.get(id(_owner(array)))
+    known = _writes.get(id(owner_of(array)))
     return known[0] if known else 0
 
 
-def _owner(array: Array) -> Array:
+def owner_of(array: Array) -> Array:
+    """The array whose memory this one is a view of; itself where it has its own."""
     while isinstance(array.base, ndarray):
         array = array.base
     return array
@@ -85,7 +86,7 @@ def hold(array: Array, holder: Holder) -> bool:
     if it is numpy's own. Returns False where the memory cannot be held: where it is read-only
     already, or numpy would not let it be undone (on a bytes object, as after unpickling).
     """
-    owner = _owner(array)
+    owner = owner_of(array)
     if owner.base is not None and not _is_writable_buffer(owner.base):
         return False
     key = id(owner)
@@ -115,7 +116,7 @@ def _is_writable_buffer(base: object) -> bool:
 
 def release(array: Array) -> bool:
     """End what `hold` began, so that the memory can be written to; returns whether it was held."""
-    owner = _owner(array)
+    owner = owner_of(array)
     known = _holds.pop(id(owner), None)
     if known is None:
         return False

@@ -23,6 +23,7 @@ import numpy as np
 if TYPE_CHECKING:
     from minigrad.graph import Node
     from minigrad.op import Op
+    from minigrad.optim import Optimizer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +40,15 @@ class Observer:
 
     def on_free(self, node: Node) -> None:
         """`node` is about to let go of the arrays it saved for backward."""
+
+    def on_pass(self, begins: bool) -> None:
+        """A backward pass begins, or has ended; it may run inside another one.
+
+        `is_grad_enabled()` tells whether it is recorded. Its end is announced also after an error.
+        """
+
+    def on_step(self, optimizer: Optimizer) -> None:
+        """`optimizer` has changed its parameters; their gradients are still there."""
 
     def on_random(self, generator: np.random.Generator) -> None:
         """`generator` is about to be drawn from."""
@@ -102,6 +112,20 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
                 return function(*args, **kwargs)
 
         return wrapped
+
+
+class backward_pass(grad_mode):  # noqa: N801  # as above
+    """The mode of a backward pass, recorded or not, which observers are told of."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        for observer in mode.observers:
+            observer.on_pass(True)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        for observer in mode.observers:
+            observer.on_pass(False)
 
 
 @overload

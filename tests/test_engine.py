@@ -1286,6 +1286,38 @@ def test_observer_sees_plain_calls_and_no_grad_calls_too():
     assert log.calls == ["exp", "exp", "concatenate", "concatenate"]
 
 
+class Passes(Observer):
+    def __init__(self):
+        self.seen = []
+
+    def on_pass(self, begins):
+        self.seen.append((begins, minigrad.is_grad_enabled()) if begins else begins)
+
+
+def test_observer_sees_backward_passes_begin_and_end():
+    x = leaf(1.0)
+    with observe(Passes()) as passes:
+        y = x.exp()
+        y.backward(retain_graph=True)
+        assert passes.seen == [(True, False), False]
+        grad(y, x, create_graph=True)
+    assert passes.seen == [(True, False), False, (True, True), False]
+
+
+def test_observer_sees_a_pass_inside_another_and_the_end_of_one_that_fails():
+    x = leaf(1.0)
+    with observe(Passes()) as passes:
+        minigrad.checkpoint(minigrad.exp, x).backward()
+    assert passes.seen == [(True, False), (True, False), False, False]
+
+    y = x.exp()
+    y.register_hook(lambda gradient: 1 / 0)
+    with observe(Passes()) as passes, pytest.raises(ZeroDivisionError):
+        y.backward()
+    assert passes.seen == [(True, False), False]
+    assert minigrad.is_grad_enabled()
+
+
 def test_several_observers_see_the_same_and_each_stops_at_its_end():
     x = leaf(1.0)
     with observe(Log()) as outer:

@@ -11,7 +11,13 @@ pytest.importorskip("sklearn", reason="the examples need the `examples` extra")
 
 from matplotlib.image import imread
 
-from examples import character_transformer, lora_regression, lora_regression_data, toy_regression
+from examples import (
+    character_transformer,
+    lora_regression,
+    lora_regression_data,
+    toy_regression,
+    why_lora_is_not_faster,
+)
 from examples.lora_regression_report import FULL, LORA, NONE, compare
 
 
@@ -274,6 +280,24 @@ def test_the_smallest_demo(tmp_path, capsys, quick):
     error = toy_regression.main(quick, out)
     assert error < 0.1
     assert f"{error:.3f}" in capsys.readouterr().out
+    assert is_picture(out, width=1000, height=550)
+
+
+# ------------------------------------------------------------------------------------------------
+# The receipt
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.full)])
+def test_why_lora_is_not_faster(tmp_path, capsys, quick):
+    out = tmp_path / "saved.png"
+    compared = why_lora_is_not_faster.main(quick, out)
+    # Of three products of each weight two remain, and those of the adapters come on top.
+    assert 0.6 < compared.ratio("LoRA", "flops") < 0.75
+    assert compared.value("LoRA", "trained") == (3 if quick else 6) * 4 * 8 * (64 if quick else 256)
+    printed = capsys.readouterr().out
+    assert "LoRA does 0." in printed
+    assert printed.count("ms a step") == 3
     assert is_picture(out, width=1000, height=550)
 
 

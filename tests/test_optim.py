@@ -856,3 +856,19 @@ def test_every_optimiser_finds_the_minimum_of_a_parabola(cls):
         ((p - minigrad.tensor(np.array([1.0, 2.0]))) ** 2).sum().backward()
         optimizer.step()
     np.testing.assert_allclose(p.data, [1.0, 2.0], atol=1e-6)
+
+
+def test_observers_are_told_of_a_step_while_its_gradients_are_there():
+    class Steps(minigrad.Observer):
+        def __init__(self):
+            self.seen = []
+
+        def on_step(self, optimizer):
+            self.seen.append((optimizer, p.data.tolist(), p.grad.tolist()))
+
+    p = parameter([1.0], [2.0])
+    optimizer = SGD([p], lr=0.25)
+    with minigrad.observe(Steps()) as steps:
+        optimizer.step()
+    optimizer.step()
+    assert steps.seen == [(optimizer, [0.5], [2.0])]

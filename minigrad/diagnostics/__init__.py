@@ -1,6 +1,18 @@
 """Instruments that show whether gradients are right, and where they go."""
 
 from minigrad.diagnostics.gradcheck import GradientError, assert_gradients, gradcheck
+from minigrad.diagnostics.receipt import receipt
+from minigrad.diagnostics.receipt_comparison import Comparison, compare
+from minigrad.diagnostics.receipt_report import Receipt
 from minigrad.diagnostics.report import GradcheckReport
 
-__all__ = ["GradcheckReport", "GradientError", "assert_gradients", "gradcheck"]
+__all__ = [
+    "Comparison",
+    "GradcheckReport",
+    "GradientError",
+    "Receipt",
+    "assert_gradients",
+    "compare",
+    "gradcheck",
+    "receipt",
+]

@@ -3,13 +3,14 @@
 A right rule in float32 is off by rounding, by how much nobody can say for all functions. Three
 things bound it: three times the root of its eps, 0.1 %, relative to the element itself; the size of
 the largest element, since small ones may be what is left of large ones; and what an element changes
-by when the operands change by one unit in the last place, for no more than that was known of them.
+by when operands and intermediate results change by a unit in the last place, up or down as chance
+has it, as they would if they were rounded in another way (Vignes, 1993).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from minigrad.diagnostics.differences import Judgement
 from minigrad.diagnostics.subject import Array, Subject, copied, largest_of
+from minigrad.mode import Observer, observe
+from minigrad.tensor import Tensor
 
 Gradients = list[NDArray[np.float64]]
 
@@ -31,7 +34,7 @@ class Narrow:
     Attributes:
         dtype: the least exact of them.
         gradients: by each operand.
-        spread: how much they change when the operands change by a unit in the last place.
+        spread: how much they change when all numbers change by a unit in the last place.
         finite: whether the values of f are finite in this dtype.
     """
 
@@ -54,8 +57,8 @@ class Narrow:
         spread = [np.zeros(g.shape) for g in gradients]
         for _ in range(NUDGES):
             nudged = [_nudged(x, rng) if x.dtype.kind == "f" else x for x in operands]
-            for known, g, other in zip(spread, gradients, gradients_at(nudged), strict=True):
-                with np.errstate(all="ignore"):
+            for others in _rounded_otherwise(gradients_at, nudged, rng):
+                for known, g, other in zip(spread, gradients, others, strict=True):
                     np.fmax(known, np.abs(g - other), out=known)
         return cls(
             max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps)),
@@ -95,3 +98,37 @@ def _nudged(x: Array, rng: np.random.Generator) -> Array:
     out = copied(x)
     out[...] = np.nextafter(x, np.where(rng.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype))
     return out
+
+
+def _rounded_otherwise(
+    gradients_at: Callable[[Sequence[Array]], Gradients],
+    operands: Sequence[Array],
+    rng: np.random.Generator,
+) -> Iterator[Gradients]:
+    """The gradients from these operands, and from other roundings on the way."""
+    yield gradients_at(operands)
+    try:
+        with observe(_Rounding(rng)):
+            yield gradients_at(operands)
+    except RuntimeError:  # from a checkpoint, which finds that its results have changed
+        return
+
+
+class _Rounding(Observer):
+    """Changes each result of an op or a rule by a unit in the last place, and leaves 0 as it is."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def on_call(self, op: Any, inputs: Sequence[Any], result: Any) -> None:
+        self._change(result._data if isinstance(result, Tensor) else result)
+
+    def on_rule(self, node: Any, place: Any, gradient: Any, result: Any) -> None:
+        if result is not gradient:
+            self._change(result._data if isinstance(result, Tensor) else result)
+
+    def _change(self, x: Any) -> None:
+        """In place, which the graph that has saved it sees too; views have been changed before."""
+        if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.flags.owndata:
+            eps = float(np.finfo(x.dtype).eps)
+            x *= np.where(self._rng.random(x.shape) < 0.5, 1 - eps, 1 + eps).astype(x.dtype)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from minigrad import kernels
 from minigrad.memory import mark_written, release
+from minigrad.mode import mode
 from minigrad.tensor import Tensor
 
 Parameters = Iterable[Tensor] | Sequence[Mapping[str, Any]]
@@ -141,6 +142,8 @@ class Optimizer(ABC):
             if stepped:
                 self.update_all(stepped, group)
                 mark_written(*[x for x, _, _ in stepped])
+        for observer in mode.observers:
+            observer.on_step(self)
 
     @staticmethod
     def _convert(state: State, dtype: np.dtype[Any]) -> None:

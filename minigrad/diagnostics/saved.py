@@ -1,0 +1,128 @@
+"""The memory that the graph holds for backward passes, block by block.
+
+Several nodes save the same array, or views of it; what stays in memory is the block that they are
+views of, for as long as one of them is neither freed nor gone. So blocks are counted, each once.
+
+Blocks that the graph holds, but that were not made by an op (parameters, and the inputs of the
+model) would be there without it, and are counted apart.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from minigrad.graph import arrays_in
+from minigrad.memory import owner_of
+from minigrad.tensor import Tensor
+
+if TYPE_CHECKING:
+    from minigrad.graph import Node
+    from minigrad.op import Op
+
+
+@dataclass
+class _Block:
+    nbytes: int
+    made: bool  # by an op
+    holders: int = 0  # nodes
+
+
+class SavedMemory:
+    """Follows what nodes save, from the calls that make them to the end of each.
+
+    Args:
+        on_drop: is called with the name of an op whose node is gone without having been freed.
+
+    Attributes:
+        alive: bytes that are held.
+        total: bytes that have been held so far, of each block once.
+        freed: bytes of these that no node holds any more.
+        inputs: bytes of parameters and inputs that are held.
+    """
+
+    def __init__(self, on_drop: Callable[[str], None]) -> None:
+        self.alive = self.total = self.freed = self.inputs = 0
+        self._on_drop = on_drop
+        # By the id of the array that owns the memory, for as long as that lives.
+        self._made: dict[int, weakref.ref[Any]] = {}
+        self._blocks: dict[int, _Block] = {}
+        # By the order of a node: no two have the same, and it keeps none alive.
+        self._nodes: dict[int, tuple[weakref.ref[Node], list[int]]] = {}
+
+    def add(self, op: Op[Any], inputs: Sequence[Any], result: Any, own: Sequence[str]) -> None:
+        """Note a call of `op`; `own` names the inputs that are there for this call alone."""
+        given = {
+            id(owner_of(array))
+            for name, value in zip(_names(op, inputs), inputs, strict=True)
+            if name not in own
+            for array in arrays_in(value)
+        }
+        for array in arrays_in(result):
+            self._note_made(owner_of(array), given)
+        if isinstance(result, Tensor) and result.node is not None and result.node.op is op:
+            self._add_node(op, result.node, given)
+
+    def _note_made(self, block: Any, given: set[int]) -> bool:
+        """Whether a block was made by an op: it is known to be, or did not come with an input."""
+        key = id(block)
+        if key not in self._made and key not in given:
+            made = self._made  # not self: the callback lives as long as the block
+            made[key] = weakref.ref(block, lambda _: made.pop(key, None))
+        return key in self._made
+
+    def _add_node(self, op: Op[Any], node: Node, given: set[int]) -> None:
+        keys: list[int] = []
+        for _, value in op.saved_values(node, node.edges or ()):
+            for array in arrays_in(value):
+                block = owner_of(array)
+                keys.append(id(block))
+                made = self._note_made(block, given)
+                held = self._blocks.setdefault(id(block), _Block(block.nbytes, made))
+                held.holders += 1
+                if held.holders == 1:
+                    self._count(held, held.nbytes)
+        if keys:
+            gone = partial(self._drop, node.order, op.name)
+            self._nodes[node.order] = weakref.ref(node, gone), keys
+
+    def _count(self, block: _Block, change: int) -> None:
+        if not block.made:
+            self.inputs += change
+            return
+        self.alive += change
+        if change > 0:
+            self.total += change
+        else:
+            self.freed -= change
+
+    def free(self, node: Node) -> None:
+        """Note that `node` lets go of what it saved."""
+        self._release(node.order)
+
+    def _drop(self, order: int, name: str, _: Any) -> None:
+        self._release(order)
+        self._on_drop(name)
+
+    def _release(self, order: int) -> None:
+        _, keys = self._nodes.pop(order, (None, ()))
+        for key in keys:
+            block = self._blocks[key]
+            block.holders -= 1
+            if not block.holders:
+                del self._blocks[key]
+                self._count(block, -block.nbytes)
+
+    def close(self) -> None:
+        """Follow nothing any more."""
+        self._nodes.clear()
+        self._blocks.clear()
+        self._made.clear()
+
+
+def _names(op: Op[Any], inputs: Sequence[Any]) -> Sequence[str]:
+    """The names of the inputs of a call; an op of many inputs is called with these alone."""
+    return op.parameters if len(op.parameters) == len(inputs) else [""] * len(inputs)

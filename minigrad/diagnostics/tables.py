@@ -1,0 +1,44 @@
+"""Tables of text and of HTML, and numbers with units."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+
+def in_flops(count: float) -> str:
+    """FLOPs with a unit: 1 kFLOP is 1000."""
+    return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
+
+
+def in_bytes(count: float) -> str:
+    """Bytes with a unit: 1 KiB is 1024."""
+    return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(count: float, base: int, units: Sequence[str]) -> str:
+    power = 0
+    while count >= base ** (power + 1) and power + 1 < len(units):
+        power += 1
+    return f"{count / base**power:{'.4g' if power else '.0f'}} {units[power]}"
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """The lines of a table: its first `left` columns begin at the left, the others end right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    ]
+
+
+def as_html(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table for a notebook."""
+    lines = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        for tag, row in (("th", head), *(("td", row) for row in rows))
+    ]
+    return f"<table><caption>{html.escape(caption)}</caption>{''.join(lines)}</table>"
