@@ -24,7 +24,7 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.diagnostics import gradcheck
+from minigrad.diagnostics import gradcheck, liveness
 from minigrad.engine import grad
 from minigrad.functional import *
 from minigrad.history import History
@@ -61,6 +61,7 @@ __all__ = [
     "jacobian",
     "jvp",
     "linspace",
+    "liveness",
     "manual_seed",
     "metrics",
     "neg",

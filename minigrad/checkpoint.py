@@ -47,7 +47,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     watcher = _Watcher()
     with no_grad(), observe(watcher):
         # Without a place of their own here, the inputs cannot be taken for tensors from outside.
-        result = f(*(value.detach() if isinstance(value, Tensor) else value for value in inputs))
+        result = f(*map(_constant, inputs))
     if not isinstance(result, Tensor):
         raise TypeError(
             f"checkpoint: the function must return one Tensor, not {type(result).__name__}; "
@@ -59,17 +59,22 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     edges: list[Edge] = []
     for position, value in enumerate(inputs):
         if isinstance(value, Tensor):
-            arguments[position] = value.detach() if value.node is None else value.data
+            arguments[position] = _constant(value) if value.node is None else value._data
             if value.node is not None:
-                edges.append((value.node, position, None, value.data))
+                edges.append((value.node, position, None, value._data))
     for position, value in enumerate(watcher.outside.values(), start=len(inputs)):
         assert value.node is not None
-        edges.append((value.node, position, None, value.data))
-    result = result.detach()
+        edges.append((value.node, position, None, value._data))
+    result = Tensor.at(result._data, None)
     if mode.grad_enabled and edges and result.dtype.kind == "f":
-        result.node = node = Node.of(_CHECKPOINT, edges, result.data)
+        result.node = node = Node.of(_CHECKPOINT, edges, result._data)
         node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
     return result
+
+
+def _constant(value: Any) -> Any:
+    """A Tensor of the same memory without a place in the graph; anything else as it is."""
+    return Tensor.at(value._data, None) if isinstance(value, Tensor) else value
 
 
 class _Watcher(Observer):
@@ -130,7 +135,7 @@ def _rewound(states: list[tuple[np.random.Generator, Any]]) -> Iterator[None]:
 
 
 def _fingerprint(result: Tensor) -> tuple[Any, ...]:
-    return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result.data).data)
+    return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result._data).data)
 
 
 def _forward(run: _Run) -> Tensor:

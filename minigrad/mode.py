@@ -23,6 +23,7 @@ import numpy as np
 if TYPE_CHECKING:
     from minigrad.graph import Node
     from minigrad.op import Op
+    from minigrad.tensor import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +40,9 @@ class Observer:
 
     def on_free(self, node: Node) -> None:
         """`node` is about to let go of the arrays it saved for backward."""
+
+    def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
+        """`how`, such as "detach()", gave `value` out of `tensor`: no gradient follows it there."""
 
     def on_random(self, generator: np.random.Generator) -> None:
         """`generator` is about to be drawn from."""
