@@ -132,8 +132,8 @@ class LivenessReport:
         first = dead[0]
         remedy = "" if ": " in first.reason else f"; {_REMEDIES[first.state]}"
         return (
-            f"{what} does not train: of {len(required)} that require a gradient, "
-            f"{_count(len(dead), 'is', 'are')} not live. {first.name} is {first.state}: "
+            f"{what} does not train: {len(dead)} of {len(required)} parameters that require a "
+            f"gradient get none that moves them. {first.name} is {first.state}: "
             f"{first.why}{remedy}."
         )
 

@@ -1,13 +1,10 @@
-"""The ways from parameters to a loss, and back: where they end, and where a gradient becomes zero.
+"""The ways of values from parameters to a loss, and where they end for a gradient.
 
 `Paths` follows values through the forward pass. With each it keeps which parameters it was computed
 from, which of these a gradient can get back to, and the places where one way of the two went on
 without the other: an op under `no_grad`, one that gives integers, a `detach()`. Values are known by
 their node in the graph, else by their memory: a detached tensor shares that of the original. What
 is copied by other means than an op is lost sight of.
-
-`Steps` follows gradients through the backward pass. Where a rule is handed a gradient and returns
-nothing but zeros, a way back ends, too.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ from __future__ import annotations
 import functools
 import operator
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -252,58 +248,3 @@ def _owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Where a gradient became all zero.
-
-    Attributes:
-        node: the result of the op that was handed the gradient.
-        factors: the positions of the op's inputs that the rule computes with.
-        inside: False for a checkpoint, whose rule is the backward pass of what it runs again.
-    """
-
-    node: Node
-    factors: frozenset[int]
-    inside: bool
-
-
-class Steps(Observer):
-    """Follows gradients backward."""
-
-    def __init__(self) -> None:
-        self._steps: dict[Node, list[Node | Stop]] = {}
-
-    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
-        """Note whether a gradient arrived, and whether one went on."""
-        if not _any(gradient):
-            self._steps.setdefault(place, []).append(node)
-        elif not _any(result):
-            self._steps.setdefault(place, []).append(_stop(node, place))
-
-    def stops(self, place: Node) -> list[Stop]:
-        """Where the gradients on their ways to `place` became all zero, the nearest to it first."""
-        found: list[Stop] = []
-        seen, queue = {place}, deque([place])
-        while queue:
-            for step in self._steps.get(queue.popleft(), ()):
-                if isinstance(step, Stop):
-                    found.append(step)
-                elif step not in seen:
-                    seen.add(step)
-                    queue.append(step)
-        return [stop for stop in found if stop.inside] or found
-
-
-def _any(gradient: Any) -> bool:
-    return bool(np.any(gradient._data if isinstance(gradient, Tensor) else gradient))
-
-
-def _stop(node: Node, place: Node) -> Stop:
-    assert node.op is not None
-    rules = [edge[2] for edge in node.edges or () if edge[0] is place]
-    slots = {slot for rule in rules if rule is not None for slot, shape in rule.slots if not shape}
-    if len(node.op.parameters) + 1 in slots:  # `position`: the inputs are one sequence
-        slots |= set(range(len(node.edges or ())))
-    return Stop(node, frozenset(slots), None not in rules)
