@@ -128,9 +128,9 @@ class Paths(Observer):
         zeros = {i: t.zero for i, t in traces if t.zero is not None}
         zero = None
         if result.dtype.kind == "f" and result.size and not result._data.any():
-            known = [z for z in zeros.values() if z.parameters or z.place]
             zero = Zero(0, place)
             if zeros:
+                known = zeros.values()
                 parameters = functools.reduce(operator.or_, (z.parameters for z in known), 0)
                 zero = Zero(parameters, next((z.place for z in known if z.place), None))
         linked = 0
