@@ -313,7 +313,7 @@ class Tensor(TensorMethods):
     def detach(self) -> Tensor:
         """The same memory outside the graph: a constant."""
         constant = Tensor.at(self._data, None)
-        if mode.state[1]:
+        if self.node is not None and mode.state[1]:
             _announce(self, constant, "detach()")
         return constant
 

@@ -484,15 +484,24 @@ def test_two_zeros_in_a_row_that_both_come_to_life(batch, rng):
 
 
 def test_zeros_among_the_inputs_of_an_op_of_many(batch):
-    class Einsum(nn.Module):
+    @minigrad.op
+    def product(factors):
+        return np.prod(np.broadcast_arrays(*factors), axis=0)
+
+    product.rule(
+        "factors",
+        lambda g, factors, position: math.prod([g, *factors[:position], *factors[position + 1 :]]),
+    )
+
+    class Product(nn.Module):
         def __init__(self):
-            self.p = nn.Parameter(np.ones((3, 3), np.float32))
-            self.q = nn.Parameter(np.zeros((3, 2), np.float32))
+            self.p = nn.Parameter(np.ones(3, np.float32))
+            self.q = nn.Parameter(np.zeros(3, np.float32))
 
         def forward(self, x):
-            return minigrad.einsum("ij,jk,kl->il", x, self.p, self.q)
+            return product([x, x, x, self.p, self.q])
 
-    report = liveness(Einsum(), minigrad.mse, batch)
+    report = liveness(Product(), lambda y: y.sum(), batch[0])
     assert report["p"].state == "zero by construction"
     assert report["p"].reason == "q is all zeros, and multiplies it"
 
@@ -963,6 +972,15 @@ def test_many_rows_are_cut_short(rng, batch):
     assert "layers.0.weight" not in text
     assert "layers.15.weight" in text
     assert "layers.16.weight" not in text
+
+
+def test_many_adapters_are_cut_short(rng, batch):
+    model = nn.MLP([3] * 16, activation=nn.Tanh(), rng=rng)
+    lora.attach(model, LoRAConfig(rank=1, alpha=1), rng=rng)
+    model.layers[14].scale = 0.0
+    text = repr(liveness(model, lambda y: y.sum(), batch[0]))
+    assert "... 2 more: trains B only, and A once B has moved" in text
+    assert "layers.14  1       0       0        does not train: the scale" in text
 
 
 def test_the_notebook_table_is_escaped(batch):

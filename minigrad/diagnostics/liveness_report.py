@@ -11,7 +11,7 @@ from minigrad.diagnostics.origin import Origin
 
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
 
-MOST_ROWS = 12  # of one state that are printed
+MOST_ROWS = 12  # of one state, or one verdict, that are printed
 MOST_FROZEN = 3
 
 _REMEDIES: dict[State, str] = {
@@ -178,11 +178,18 @@ class LivenessReport:
         return table
 
     def _adapter_table(self) -> list[tuple[str, ...]]:
+        """The adapters as text, cut short where many have one verdict."""
         ranks = ("rank A", "rank B", "rank BA")
         table: list[tuple[str, ...]] = [("adapter", *ranks, "verdict")]
+        kinds: dict[str, int] = {}
         for a in self.adapters:
             found = ("?" if r is None else str(r) for r in (a.rank_a, a.rank_b, a.rank_ba))
-            table.append((a.name or "(the model)", *found, a.verdict))
+            kinds[a.verdict] = kinds.get(a.verdict, 0) + 1
+            if kinds[a.verdict] <= MOST_ROWS:
+                table.append((a.name or "(the model)", *found, a.verdict))
+        for verdict, count in kinds.items():
+            if count > MOST_ROWS:
+                table.append((f"... {count - MOST_ROWS} more: {verdict}",))
         return table
 
 

@@ -67,6 +67,6 @@ def _stop(node: Node, place: Node) -> Stop:
     assert node.op is not None
     rules = [edge[2] for edge in node.edges or () if edge[0] is place]
     slots = {slot for rule in rules if rule is not None for slot, shape in rule.slots if not shape}
-    if len(node.op.parameters) + 1 in slots:  # `position`: the inputs are one sequence
-        slots |= set(range(len(node.edges or ())))
+    if {0, len(node.op.parameters) + 1} <= slots:  # `position`: the inputs are one sequence
+        slots |= set(range(1 + max(edge[1] for edge in node.edges or ())))
     return Stop(node, frozenset(slots), None not in rules)
