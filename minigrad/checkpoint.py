@@ -44,7 +44,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         TypeError: if `f` returns anything but one Tensor.
         RuntimeError: in the backward pass, if the second run gives another result.
     """
-    watcher = _Watcher()
+    watcher = DryRun(mode.grad_enabled)
     with no_grad(), observe(watcher):
         # Without a place of their own here, the inputs cannot be taken for tensors from outside.
         result = f(*map(_constant, inputs))
@@ -77,15 +77,21 @@ def _constant(value: Any) -> Any:
     return Tensor.at(value._data, None) if isinstance(value, Tensor) else value
 
 
-class _Watcher(Observer):
-    """Notes the tensors from outside that a function uses, and the generators it draws from."""
+class DryRun(Observer):
+    """Notes the tensors from outside that a function uses, and the generators it draws from.
 
-    def __init__(self) -> None:
+    Attributes:
+        recorded: whether the result gets a place in the graph, although the run records nothing.
+    """
+
+    def __init__(self, recorded: bool) -> None:
+        self.recorded = recorded
         self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
         self.states: list[tuple[np.random.Generator, Any]] = []
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Note the tensors from outside among the inputs."""
         for value in inputs:
             # What is newer was recorded in this run, by a derivative that the function takes.
             if (
@@ -96,6 +102,7 @@ class _Watcher(Observer):
                 self.outside[value.node] = value
 
     def on_random(self, generator: np.random.Generator) -> None:
+        """Note the state of a generator that is drawn from for the first time."""
         if all(generator is not known for known, _ in self.states):
             self.states.append((generator, generator.bit_generator.state))
 

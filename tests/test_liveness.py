@@ -771,8 +771,26 @@ def test_what_is_cut_inside_a_checkpoint(batch):
     def loss(model, batch):
         return minigrad.mse(checkpoint(model, batch[0]), batch[1])
 
-    row = liveness(model, loss, batch)["first.weight"]
-    assert (row.state, row.op, row.origin.line) == ("cut", "detach()", line_of("inside"))
+    assert_cut(liveness(model, loss, batch), "first.weight", "detach()", "inside")
+
+
+@pytest.mark.parametrize("how", ["detach()", "exp"])
+def test_what_is_cut_between_a_checkpoint_and_the_one_around_it(how, batch):
+    class Nested(Two):
+        def forward(self, x):
+            h = checkpoint(self.first, x)
+            if how == "detach()":
+                return self.second(h.detach())  # <between detach()>
+            with no_grad():
+                h = h.exp()  # <between exp>
+            return self.second(h)
+
+    def loss(model, batch):
+        return minigrad.mse(checkpoint(model, batch[0]), batch[1])
+
+    report = liveness(Nested(None), loss, batch)
+    assert_cut(report, "first.weight", how, f"between {how}")
+    assert report["second.weight"].state == "live"
 
 
 def test_what_is_cut_behind_a_checkpoint(batch):

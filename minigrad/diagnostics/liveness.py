@@ -68,7 +68,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
         )
     adapters = [(name, module) for name, module in model.named_modules() if is_adapter(module)]
     # In grad mode a merged adapter raises, so that nobody trains nothing; without flags it runs.
-    merged = [p for _, a in adapters if is_merged(a) for p in (a.lora_a, a.lora_b) if p.node]
+    merged = [p for _, a in adapters if is_merged(a) for p in (a.lora_a, a.lora_b)]
     rehearsal = Rehearsal(model, loss_fn, batch, list(parameters.values()))
     with frozen(merged):
         run = rehearsal.run()
@@ -136,7 +136,7 @@ class _Judge:
             parameter.shape,
             parameter.size,
             state,
-            self._run.norms[i],
+            None if state == "cut" else self._run.norms[i],  # a checkpoint hands on zeros
             reason,
             place.what if place else None,
             place.origin if place else None,

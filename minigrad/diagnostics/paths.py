@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.checkpoint import DryRun
 from minigrad.diagnostics.origin import Origin, origin
 from minigrad.graph import Node
-from minigrad.mode import Observer, is_grad_enabled
+from minigrad.mode import Observer, is_grad_enabled, mode
 from minigrad.op import Op
 from minigrad.tensor import Tensor
 
@@ -133,7 +134,7 @@ class Paths(Observer):
                 known = zeros.values()
                 parameters = functools.reduce(operator.or_, (z.parameters for z in known), 0)
                 zero = Zero(parameters, next((z.place for z in known if z.place), None))
-        linked = 0
+        linked = came if _is_dry_run() else 0
         if result.node is not None:
             nodes = [v.node for _, v in _values(inputs) if isinstance(v, Tensor)]
             linked = self._linked(node for node in nodes if node is not None)
@@ -242,6 +243,11 @@ def _values(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         elif isinstance(value, (tuple, list)):
             for _, part in _values(value):
                 yield position, part
+
+
+def _is_dry_run() -> bool:
+    """Whether a checkpoint runs that gets its place in the graph, and its graph, later."""
+    return any(isinstance(o, DryRun) and o.recorded for o in mode.observers)
 
 
 def _owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
