@@ -42,7 +42,10 @@ class Observer:
         """`node` is about to let go of the arrays it saved for backward."""
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
-        """`how`, such as "detach()", gave `value` out of `tensor`: no gradient follows it there."""
+        """`how`, such as "detach()", gave `value` out of `tensor`: no gradient follows it there.
+
+        `value` is a Tensor or an array in the same memory, or None where it is given as numbers.
+        """
 
     def on_random(self, generator: np.random.Generator) -> None:
         """`generator` is about to be drawn from."""

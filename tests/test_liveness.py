@@ -270,10 +270,19 @@ def test_reading_the_value(how, batch):
 
 def test_an_array_that_is_used_in_place(batch):
     def between(h):
+        assert np.tanh(h.data).size  # which goes where nobody sees it
         array = h.data  # <array>
         return minigrad.multiply(array, 2) + minigrad.zeros(5, 4)
 
     assert_cut(liveness(Two(between), minigrad.mse, batch), "first.weight", ".data", "array")
+
+
+def test_a_number_for_the_log_is_not_taken_for_the_end(batch):
+    def between(h):
+        assert h.sum().item()
+        return Tensor(np.tanh(h.data))  # <not the log>
+
+    assert_cut(liveness(Two(between), minigrad.mse, batch), "first.weight", ".data", "not the log")
 
 
 def test_numpy_of_a_detached_tensor(batch):

@@ -97,7 +97,8 @@ class Paths(Observer):
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.ends: list[End] = []
         self.used = 0
-        self._gone = 0  # the ends whose values were handed to where they cannot be followed
+        self._gone = 0  # the ends whose values were given away as arrays, out of sight
+        self._told = 0  # those whose values were given away as numbers, which may be for a log only
         self._last: dict[int, Place] = {}  # by the parameters that the op was handed
         self._nodes: weakref.WeakKeyDictionary[Node, Trace] = weakref.WeakKeyDictionary()
         self._calls: weakref.WeakKeyDictionary[Node, Call] = weakref.WeakKeyDictionary()
@@ -164,7 +165,9 @@ class Paths(Observer):
             if isinstance(value, Tensor):
                 self._hold(value, trace)
             self._keep(tensor._data, trace)
-        if not isinstance(value, Tensor):
+        if value is None:
+            self._told |= trace.ends
+        elif not isinstance(value, Tensor):
             self._gone |= trace.ends
 
     # ----------------------------------------------------------------------------------------------
@@ -193,7 +196,7 @@ class Paths(Observer):
     def end_of(self, bit: int, loss: Tensor) -> End | None:
         """Where the way of a parameter to the loss ends; None if nobody has seen it."""
         behind = self.trace(loss).ends
-        for wanted in (behind, self._gone):
+        for wanted in (behind, self._gone, self._told):
             for position, end in enumerate(self.ends):
                 if wanted >> position & 1 and end.lost & bit:
                     return end
