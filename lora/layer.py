@@ -182,7 +182,7 @@ class LoRALayer(Module):
     @property
     def rank(self) -> int:
         """The rank of the update."""
-        return len(self.lora_a.data)
+        return len(self.lora_a._data)
 
     @property
     def alpha(self) -> float:
@@ -254,8 +254,8 @@ class LoRALayer(Module):
         """
         self._merged = _Merged(
             self.merged_weight(),
-            self.lora_a.data.copy(),
-            self.lora_b.data.copy(),
+            self.lora_a._data.copy(),
+            self.lora_b._data.copy(),
             self.scale,
             self.base_weight,
             next(clock),
@@ -310,9 +310,9 @@ class _Merged:
         A and B are compared with copies, which a raw write cannot escape; W, which may be large, by
         the time of its last write.
         """
-        if not _same(self.lora_a, layer.lora_a.data):
+        if not _same(self.lora_a, layer.lora_a._data):
             return "lora_a"
-        if not _same(self.lora_b, layer.lora_b.data):
+        if not _same(self.lora_b, layer.lora_b._data):
             return "lora_b"
         if self.scale != layer.scale:
             return "scale"

@@ -24,7 +24,7 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.diagnostics import assert_gradients, gradcheck, receipt
+from minigrad.diagnostics import assert_gradients, gradcheck, liveness, receipt
 from minigrad.engine import grad
 from minigrad.functional import *
 from minigrad.history import History
@@ -62,6 +62,7 @@ __all__ = [
     "jacobian",
     "jvp",
     "linspace",
+    "liveness",
     "manual_seed",
     "metrics",
     "neg",

@@ -44,10 +44,10 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         TypeError: if `f` returns anything but one Tensor.
         RuntimeError: in the backward pass, if the second run gives another result.
     """
-    watcher = _Watcher()
+    watcher = DryRun(mode.grad_enabled)
     with no_grad(), observe(watcher):
         # Without a place of their own here, the inputs cannot be taken for tensors from outside.
-        result = f(*(value.detach() if isinstance(value, Tensor) else value for value in inputs))
+        result = f(*map(_constant, inputs))
     if not isinstance(result, Tensor):
         raise TypeError(
             f"checkpoint: the function must return one Tensor, not {type(result).__name__}; "
@@ -59,30 +59,41 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     edges: list[Edge] = []
     for position, value in enumerate(inputs):
         if isinstance(value, Tensor):
-            arguments[position] = value.detach() if value.node is None else value.data
+            arguments[position] = _constant(value) if value.node is None else value._data
             if value.node is not None:
-                edges.append((value.node, position, None, value.data))
+                edges.append((value.node, position, None, value._data))
     for position, value in enumerate(watcher.outside.values(), start=len(inputs)):
         assert value.node is not None
-        edges.append((value.node, position, None, value.data))
-    result = result.detach()
+        edges.append((value.node, position, None, value._data))
+    result = Tensor.at(result._data, None)
     if mode.grad_enabled and edges and result.dtype.kind == "f":
-        result.node = node = Node.of(CHECKPOINT, edges, result.data)
+        result.node = node = Node.of(CHECKPOINT, edges, result._data)
         node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
     for observer in mode.observers:  # one of these may be the watcher of a checkpoint around this
-        observer.on_call(CHECKPOINT, inputs, result)
+        observer.on_call(CHECKPOINT, [*inputs, *watcher.outside.values()], result)
     return result
 
 
-class _Watcher(Observer):
-    """Notes the tensors from outside that a function uses, and the generators it draws from."""
+def _constant(value: Any) -> Any:
+    """A Tensor of the same memory without a place in the graph; anything else as it is."""
+    return Tensor.at(value._data, None) if isinstance(value, Tensor) else value
 
-    def __init__(self) -> None:
+
+class DryRun(Observer):
+    """Notes the tensors from outside that a function uses, and the generators it draws from.
+
+    Attributes:
+        recorded: whether the result gets a place in the graph, although the run records nothing.
+    """
+
+    def __init__(self, recorded: bool) -> None:
+        self.recorded = recorded
         self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
         self.states: list[tuple[np.random.Generator, Any]] = []
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Note the tensors from outside among the inputs."""
         for value in inputs:
             # What is newer was recorded in this run, by a derivative that the function takes.
             if (
@@ -93,6 +104,7 @@ class _Watcher(Observer):
                 self.outside[value.node] = value
 
     def on_random(self, generator: np.random.Generator) -> None:
+        """Note the state of a generator that is drawn from for the first time."""
         if all(generator is not known for known, _ in self.states):
             self.states.append((generator, generator.bit_generator.state))
 
@@ -132,7 +144,7 @@ def _rewound(states: list[tuple[np.random.Generator, Any]]) -> Iterator[None]:
 
 
 def _fingerprint(result: Tensor) -> tuple[Any, ...]:
-    return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result.data).data)
+    return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result._data).data)
 
 
 def _forward(run: _Run) -> Tensor:

@@ -289,7 +289,7 @@ _SOLE_REFERENCE = _measure_sole_reference()
 def _copied(g: Any) -> Tensor:
     """A tensor with the value of `g` in memory of its own, at the place of `g` in the graph."""
     if isinstance(g, Tensor):
-        return Tensor.at(g.data.copy(), g.node)
+        return Tensor.at(g._data.copy(), g.node)
     return Tensor(np.array(g, order="C"))
 
 
@@ -322,7 +322,7 @@ def node_of(tensor: Any, role: str) -> Node:
 
 def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
     """The gradient to start from: ones for a single element, else what the caller gave, checked."""
-    value = tensor.data
+    value = tensor._data
     if gradient is None:
         if value.size != 1:
             raise ValueError(
@@ -332,7 +332,7 @@ def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
             )
         seed = np.ones(value.shape, value.dtype) if value.ndim else np.array(1, value.dtype)
         return Tensor(seed) if create_graph else seed
-    shape = np.shape(gradient.data if isinstance(gradient, Tensor) else gradient)
+    shape = np.shape(gradient._data if isinstance(gradient, Tensor) else gradient)
     if shape != value.shape:
         raise ValueError(
             f"{role}: the gradient has shape {shape}, the tensor {value.shape}; they must be "
@@ -340,5 +340,5 @@ def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
         )
     if create_graph:
         return (gradient if isinstance(gradient, Tensor) else Tensor(gradient)).astype(value.dtype)
-    array = np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient)
+    array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
     return array.astype(value.dtype, copy=False)  # nobody writes to it, and `take` copies

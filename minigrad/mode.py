@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minigrad.graph import Node
     from minigrad.op import Op
     from minigrad.optim import Optimizer
+    from minigrad.tensor import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +50,12 @@ class Observer:
 
     def on_step(self, optimizer: Optimizer) -> None:
         """`optimizer` has changed its parameters; their gradients are still there."""
+
+    def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
+        """`how`, such as "detach()", gave `value` out of `tensor`: no gradient follows it there.
+
+        `value` is a Tensor or an array in the same memory, or None where it is given as numbers.
+        """
 
     def on_random(self, generator: np.random.Generator) -> None:
         """`generator` is about to be drawn from."""

@@ -39,6 +39,8 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """
     if isinstance(data, Tensor):
         array = data._data
+        if mode.state[1]:
+            _announce(data, array, "Tensor()")
     elif isinstance(data, np.ma.MaskedArray):
         raise TypeError("a tensor has no mask; fill the array in first, with .filled(value)")
     elif isinstance(data, (np.ndarray, np.generic)):
@@ -118,6 +120,8 @@ class Tensor(TensorMethods):
 
         Assigning replaces the value of a leaf, and graphs that saved the old one refuse to go on.
         """
+        if mode.state[1]:
+            _announce(self, self._data, ".data")
         if not self._data.flags.writeable:
             self._data = writable(self._data)
         return self._data
@@ -206,10 +210,14 @@ class Tensor(TensorMethods):
         """
         if self._data.size != 1:
             raise ValueError(f"item() needs a tensor of one element, not {self.describe()}")
+        if mode.state[1]:
+            _announce(self, None, "item()")
         return self._data.item()
 
     def tolist(self) -> Any:
         """The value as nested lists of Python numbers."""
+        if mode.state[1]:
+            _announce(self, None, "tolist()")
         return self._data.tolist()
 
     # ----------------------------------------------------------------------------------------------
@@ -304,7 +312,10 @@ class Tensor(TensorMethods):
 
     def detach(self) -> Tensor:
         """The same memory outside the graph: a constant."""
-        return Tensor.at(self._data, None)
+        constant = Tensor.at(self._data, None)
+        if self.node is not None and mode.state[1]:
+            _announce(self, constant, "detach()")
+        return constant
 
     def clone(self) -> Tensor:
         """A copy that gradients flow through."""
@@ -379,6 +390,8 @@ class Tensor(TensorMethods):
                 f"the truth of a tensor of {self._data.size} elements is not defined; reduce it to "
                 f"one element, as .any() and .all() do for booleans"
             )
+        if mode.state[1]:
+            _announce(self, None, "bool()")
         return bool(self._data.item())
 
     def __float__(self) -> float:
@@ -393,7 +406,11 @@ class Tensor(TensorMethods):
         return operator.index(self.item())
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec else repr(self)
+        if not spec:
+            return repr(self)
+        if self._data.size != 1:
+            raise ValueError(f"a format needs a tensor of one element, not {self.describe()}")
+        return format(self._data.item(), spec)
 
     __hash__ = object.__hash__
 
@@ -483,6 +500,12 @@ class Tensor(TensorMethods):
 
     def __itruediv__(self, other: Any) -> Tensor:
         return self._in_place(other, operator.truediv, "/")
+
+
+def _announce(tensor: Tensor, value: Any, how: str) -> None:
+    """Tell who watches that a value goes where no gradient follows."""
+    for observer in mode.observers:
+        observer.on_leave(tensor, value, how)
 
 
 def _check_differentiable(dtype: np.dtype[Any]) -> None:

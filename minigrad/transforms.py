@@ -240,7 +240,7 @@ class _Run:
         pending: dict[Node, Any] = {}
         for output, cotangent in zip(outputs, cotangents, strict=True):
             if (node := output.node) is not None:
-                v = cotangent if record else cotangent.data
+                v = cotangent if record else cotangent._data
                 pending[node] = pending[node] + v if node in pending else v
         ends: list[Any] = [x.node for x in inputs]
         arrived = propagate(
@@ -257,14 +257,14 @@ class _Run:
 
     def transposed(self, out: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """A leaf u, and u^T J to be differentiated by it; the value of u does not matter."""
-        u = Tensor(np.zeros_like(out.data), requires_grad=True)
+        u = Tensor(np.zeros_like(out._data), requires_grad=True)
         return u, self.pull([out], [u], self.inputs, record=True)
 
     def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
         """The Jacobian of `out` by each input, row by row."""
         pulled = []
         for i in range(out.size):
-            v = np.zeros_like(out.data)
+            v = np.zeros_like(out._data)
             v.flat[i] = 1
             pulled.append(self.pull([out], [Tensor(v)], inputs, record, retain=True))
         jacobians = []
@@ -306,7 +306,7 @@ def _value_and_grad(
         )
     record = run.is_wanted(out)
     value = out if record else out.detach()
-    one = Tensor(np.ones_like(out.data))
+    one = Tensor(np.ones_like(out._data))
     # `aux` may lie on the same graph, and must not find it freed.
     gradients = run.pull([out], [one], run.inputs, record, retain=has_aux)
     return (value, run.detached(aux)) if has_aux else value, _as_asked(gradients, argnums)

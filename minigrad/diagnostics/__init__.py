@@ -1,6 +1,8 @@
 """Instruments that show whether gradients are right, and where they go."""
 
 from minigrad.diagnostics.gradcheck import GradientError, assert_gradients, gradcheck
+from minigrad.diagnostics.liveness import liveness
+from minigrad.diagnostics.liveness_report import LivenessReport
 from minigrad.diagnostics.receipt import receipt
 from minigrad.diagnostics.receipt_comparison import Comparison, compare
 from minigrad.diagnostics.receipt_report import Receipt
@@ -10,9 +12,11 @@ __all__ = [
     "Comparison",
     "GradcheckReport",
     "GradientError",
+    "LivenessReport",
     "Receipt",
     "assert_gradients",
     "compare",
     "gradcheck",
+    "liveness",
     "receipt",
 ]

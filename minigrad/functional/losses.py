@@ -204,7 +204,7 @@ def binary_cross_entropy_with_logits(
     """
     check_reduction(reduction)
     t = _like(logits, target)
-    values = t.data if isinstance(t, Tensor) else t
+    values = t._data if isinstance(t, Tensor) else t
     if not np.all((values >= 0) & (values <= 1)):
         raise ValueError(
             f"targets are probabilities, from 0 to 1; these run from {values.min()} to "

@@ -77,5 +77,5 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     rows = getitem(weight, places)
     if padding_idx is None:
         return rows
-    constant = rows.detach() if isinstance(rows, Tensor) else rows
+    constant = rows._data if isinstance(rows, Tensor) else rows
     return where((places == padding_idx % count)[..., None], constant, rows)

@@ -89,7 +89,7 @@ def det(a: Array) -> Array:
 def _det_a(g: Array, a: Array, out: Array) -> Array:
     g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     n = a.shape[-1]
-    singular = _nearly_singular(a.data if isinstance(a, Tensor) else a)
+    singular = _nearly_singular(a._data if isinstance(a, Tensor) else a)
     if not singular.any():
         return g * out * swap_last(inv(a))
     if n > _MOST_COFACTORS:

@@ -1,0 +1,173 @@
+"""A step of training without the step: run as often as asked, and nothing is changed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.diagnostics.paths import Paths
+from minigrad.diagnostics.step import Loss, loss_of
+from minigrad.diagnostics.steps import Steps
+from minigrad.engine import propagate
+from minigrad.graph import Node
+from minigrad.mode import Observer, grad_mode, observe
+from minigrad.nn.module import Module, Parameter
+from minigrad.tensor import Tensor
+
+MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros that has moved
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one forward and one backward pass have shown.
+
+    Attributes:
+        loss: the result.
+        paths: the ways forward.
+        steps: the ways back.
+        forward_ends: how many of `paths.ends` are of the forward pass; the others are of what a
+            checkpoint runs again.
+        norms: of each parameter's gradient; None where none arrived.
+        alive: the parameters, as bits, whose gradient is not zero in every element.
+    """
+
+    loss: Tensor
+    paths: Paths
+    steps: Steps
+    forward_ends: int
+    norms: list[float | None]
+    alive: int
+
+    def is_zero(self, position: int) -> bool:
+        """Whether a gradient arrived at a parameter, and it is zero in every element."""
+        return self.norms[position] is not None and not self.alive >> position & 1
+
+
+class Rehearsal:
+    """Runs the step of a model on a batch: the forward pass and the backward pass.
+
+    It leaves parameters, gradients and flags alone, and sets each random generator that the library
+    has drawn from back to where it was: every run draws the same.
+    """
+
+    def __init__(
+        self, model: Module, loss_fn: Loss, batch: Any, parameters: Sequence[Parameter]
+    ) -> None:
+        self.parameters = parameters
+        self._step = model, loss_fn, batch
+        self._generators = _Generators()
+
+    def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> Run:
+        """One run, with other values for the parameters at the positions in `moved`."""
+        paths, steps = Paths(self.parameters), Steps()
+        values = [(self.parameters[i], value) for i, value in (moved or {}).items()]
+        arrived: dict[Node, Any] = {}
+        try:
+            with grad_mode(True), _replaced(values), observe(self._generators), observe(paths):
+                loss = loss_of(*self._step)
+                forward_ends = len(paths.ends)
+                if loss.node is not None:
+                    with observe(steps):
+                        arrived = propagate(
+                            {loss.node: np.ones(loss.shape, loss.dtype)},
+                            wanted={p.node for p in self.parameters if p.node is not None},
+                            retain_graph=True,  # a part of it may be the user's
+                        )
+        finally:
+            self._generators.restore()
+        gradients = [None if p.node is None else arrived.get(p.node) for p in self.parameters]
+        alive = sum(1 << i for i, g in enumerate(gradients) if g is not None and g.any())
+        return Run(loss, paths, steps, forward_ends, [_norm(g) for g in gradients], alive)
+
+    def zero_by_construction(self, first: Run) -> dict[int, int]:
+        """Of the parameters whose gradient is zero in `first`, those that are so by construction.
+
+        Returns:
+            By their positions, the parameters (as bits) that were all zeros and made them so.
+        """
+        asleep = [i for i in range(len(self.parameters)) if first.is_zero(i)]
+        suspects = dict.fromkeys(asleep, 0)
+        moved: dict[int, NDArray[Any]] = {}
+        found: dict[int, int] = {}
+        rng = np.random.default_rng(0)
+        run = first
+        while asleep:
+            for i in asleep:
+                suspects[i] |= self._zero_factors(i, run) & run.alive & ~(1 << i)
+            new = [
+                k
+                for k in range(len(self.parameters))
+                if k not in moved and any(suspects[i] >> k & 1 for i in asleep)
+            ]
+            if not new:
+                break
+            for k in new:
+                q = self.parameters[k]
+                moved[k] = (MOVE * rng.standard_normal(q.shape)).astype(q.dtype)
+            run = self.run(moved)
+            # Behind a layer that has moved there may be another one of zeros, so look once more.
+            found |= {i: suspects[i] for i in asleep if suspects[i] and run.alive >> i & 1}
+            asleep = [i for i in asleep if i not in found]
+        return found
+
+    def _zero_factors(self, position: int, run: Run) -> int:
+        """The parameters of zeros by which the gradient of another was multiplied, as bits."""
+        node = self.parameters[position].node
+        assert node is not None
+        factors = 0
+        for stop in run.steps.stops(node):
+            for i, zero in run.paths.call(stop.node).zeros.items():
+                factors |= zero.parameters if i in stop.factors else 0
+        return factors
+
+
+class _Generators(Observer):
+    """The random generators that were drawn from, and their states before."""
+
+    def __init__(self) -> None:
+        self._states: list[tuple[np.random.Generator, Any]] = []
+
+    def on_random(self, generator: np.random.Generator) -> None:
+        """Note the state of a generator that is drawn from for the first time."""
+        if all(generator is not known for known, _ in self._states):
+            self._states.append((generator, generator.bit_generator.state))
+
+    def restore(self) -> None:
+        """Set all of them back."""
+        for generator, state in self._states:
+            generator.bit_generator.state = state
+
+
+@contextmanager
+def _replaced(values: Sequence[tuple[Parameter, NDArray[Any]]]) -> Iterator[None]:
+    """Other values for some parameters; their own memory is not written to."""
+    before = [parameter._data for parameter, _ in values]
+    try:
+        for parameter, value in values:
+            parameter._data = value
+        yield
+    finally:
+        for (parameter, _), value in zip(values, before, strict=True):
+            parameter._data = value
+
+
+@contextmanager
+def frozen(parameters: Sequence[Parameter]) -> Iterator[None]:
+    """Without a place in the graph for a while; `requires_grad_(False)` would drop gradients."""
+    before = [parameter.node for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.node = None
+        yield
+    finally:
+        for parameter, node in zip(parameters, before, strict=True):
+            parameter.node = node
+
+
+def _norm(gradient: NDArray[Any] | None) -> float | None:
+    return None if gradient is None else float(np.linalg.norm(gradient.astype(np.float64)))

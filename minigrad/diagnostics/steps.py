@@ -1,0 +1,72 @@
+"""The ways of gradients back through a graph, and where on them nothing but zeros is left.
+
+Where a rule is handed a gradient and returns only zeros, a way back ends, although the graph goes
+on: a relu of negative numbers, a product with zeros.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minigrad.graph import Node
+from minigrad.mode import Observer
+from minigrad.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a gradient became all zero.
+
+    Attributes:
+        node: the result of the op that was handed the gradient.
+        factors: the positions of the op's inputs that the rule computes with.
+        inside: False for a checkpoint, whose rule is the backward pass of what it runs again.
+    """
+
+    node: Node
+    factors: frozenset[int]
+    inside: bool
+
+
+class Steps(Observer):
+    """Follows gradients backward."""
+
+    def __init__(self) -> None:
+        self._steps: dict[Node, list[Node | Stop]] = {}
+
+    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+        """Note whether a gradient arrived, and whether one went on."""
+        if not _any(gradient):
+            self._steps.setdefault(place, []).append(node)
+        elif not _any(result):
+            self._steps.setdefault(place, []).append(_stop(node, place))
+
+    def stops(self, place: Node) -> list[Stop]:
+        """Where the gradients on their ways to `place` became all zero, the nearest to it first."""
+        found: list[Stop] = []
+        seen, queue = {place}, deque([place])
+        while queue:
+            for step in self._steps.get(queue.popleft(), ()):
+                if isinstance(step, Stop):
+                    found.append(step)
+                elif step not in seen:
+                    seen.add(step)
+                    queue.append(step)
+        return [stop for stop in found if stop.inside] or found
+
+
+def _any(gradient: Any) -> bool:
+    return bool(np.any(gradient._data if isinstance(gradient, Tensor) else gradient))
+
+
+def _stop(node: Node, place: Node) -> Stop:
+    assert node.op is not None
+    rules = [edge[2] for edge in node.edges or () if edge[0] is place]
+    slots = {slot for rule in rules if rule is not None for slot, shape in rule.slots if not shape}
+    if {0, len(node.op.parameters) + 1} <= slots:  # `position`: the inputs are one sequence
+        slots |= set(range(1 + max(edge[1] for edge in node.edges or ())))
+    return Stop(node, frozenset(slots), None not in rules)
