@@ -68,7 +68,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     result = result.detach()
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(_CHECKPOINT, edges, result.data)
-        node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
+        node.arguments = (Run(f, arguments, watcher.states, _fingerprint(result)),)
     return result
 
 
@@ -96,7 +96,7 @@ class _Watcher(Observer):
 
 
 @dataclass
-class _Run:
+class Run:
     """All that is needed to run a function again and get the same."""
 
     function: Callable[..., Tensor]
@@ -105,6 +105,7 @@ class _Run:
     fingerprint: tuple[Any, ...]
 
     def again(self, *inputs: Any) -> Tensor:
+        """The result once more, from inputs at other places of a graph."""
         with _rewound(self.states):
             result = self.function(*inputs)
         if _fingerprint(result) != self.fingerprint:
@@ -133,7 +134,7 @@ def _fingerprint(result: Tensor) -> tuple[Any, ...]:
     return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result.data).data)
 
 
-def _forward(run: _Run) -> Tensor:
+def _forward(run: Run) -> Tensor:
     return run.again(*run.arguments)
 
 
