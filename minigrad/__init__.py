@@ -24,7 +24,7 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.diagnostics import gradcheck
+from minigrad.diagnostics import detect_anomaly, gradcheck
 from minigrad.engine import grad
 from minigrad.functional import *
 from minigrad.history import History
@@ -48,6 +48,7 @@ __all__ = [
     "arange",
     "checkpoint",
     "data",
+    "detect_anomaly",
     "enable_grad",
     "eye",
     "full",
