@@ -17,9 +17,9 @@ import numpy as np
 from lora import identities
 from lora.attach import adapters
 from lora.checks import Check, VerifyReport
-from lora.identities import Draws, Subject, Use
 from lora.layer import LoRALayer
 from lora.rounding import Array, Comparison
+from lora.subject import Draws, Subject, Use
 from minigrad.diagnostics.step import Loss, loss_of
 from minigrad.mode import enable_grad, is_grad_enabled
 from minigrad.nn import Module
