@@ -4,19 +4,23 @@
 """
 
 from lora.attach import AttachReport, attach, detach, disabled, fold
+from lora.checks import VerifyReport
 from lora.config import LoRAConfig
 from lora.layer import LoRALayer, LoRAScaling
 from lora.merge import merge, unmerge
+from lora.verify import verify
 
 __all__ = [
     "AttachReport",
     "LoRAConfig",
     "LoRALayer",
     "LoRAScaling",
+    "VerifyReport",
     "attach",
     "detach",
     "disabled",
     "fold",
     "merge",
     "unmerge",
+    "verify",
 ]

@@ -24,7 +24,13 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.diagnostics import assert_gradients, gradcheck, liveness, receipt
+from minigrad.diagnostics import (
+    assert_gradients,
+    detect_anomaly,
+    gradcheck,
+    liveness,
+    receipt,
+)
 from minigrad.engine import grad
 from minigrad.functional import *
 from minigrad.history import History
@@ -49,6 +55,7 @@ __all__ = [
     "assert_gradients",
     "checkpoint",
     "data",
+    "detect_anomaly",
     "enable_grad",
     "eye",
     "full",

@@ -68,7 +68,7 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     result = Tensor.at(result._data, None)
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(CHECKPOINT, edges, result._data)
-        node.arguments = (_Run(f, arguments, watcher.states, _fingerprint(result)),)
+        node.arguments = (Run(f, arguments, watcher.states, _fingerprint(result)),)
     for observer in mode.observers:  # one of these may be the watcher of a checkpoint around this
         observer.on_call(CHECKPOINT, [*inputs, *watcher.outside.values()], result)
     return result
@@ -110,7 +110,7 @@ class DryRun(Observer):
 
 
 @dataclass
-class _Run:
+class Run:
     """All that is needed to run a function again and get the same."""
 
     function: Callable[..., Tensor]
@@ -119,6 +119,7 @@ class _Run:
     fingerprint: tuple[Any, ...]
 
     def again(self, *inputs: Any) -> Tensor:
+        """The result once more, from inputs at other places of a graph."""
         with _rewound(self.states):
             result = self.function(*inputs)
         if _fingerprint(result) != self.fingerprint:
@@ -147,7 +148,7 @@ def _fingerprint(result: Tensor) -> tuple[Any, ...]:
     return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result._data).data)
 
 
-def _forward(run: _Run) -> Tensor:
+def _forward(run: Run) -> Tensor:
     return run.again(*run.arguments)
 
 

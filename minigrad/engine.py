@@ -33,8 +33,11 @@ def backward(
 ) -> None:
     """What `Tensor.backward` does."""
     seed = _seed(tensor, gradient, "backward", create_graph)
+    place = node_of(tensor, "backward")
+    for observer in mode.observers:
+        observer.on_backward(tensor, seed)
     arrived = propagate(
-        {node_of(tensor, "backward"): seed},
+        {place: seed},
         retain_graph=create_graph if retain_graph is None else retain_graph,
         create_graph=create_graph,
     )
@@ -99,6 +102,8 @@ def grad(
             continue
         place = node_of(result, f"grad: output {k}")
         seed = _seed(result, cotangent, f"grad: output {k}", create_graph)
+        for observer in mode.observers:
+            observer.on_backward(result, seed)
         pending[place] = pending[place] + seed if place in pending else seed
     arrived = propagate(
         pending,
@@ -154,7 +159,7 @@ def propagate(
             if g is None:
                 continue
             if node.watched and node not in stop:  # an end of a replay is shown by the pass outside
-                g = _show(node, g)
+                g = show(node, g)
             if last_write[0] != checked:  # by a hook, in the middle of the pass
                 check_unwritten([node], needed)
             op = node.op
@@ -201,7 +206,7 @@ def propagate(
     return arrived
 
 
-def _show(node: Node, g: Any) -> Any:
+def show(node: Node, g: Any) -> Any:
     """Hand the gradient to each hook in turn, where a tensor that it returns takes its place."""
     tensor = _copied(g) if not isinstance(g, Tensor) else g
     for hook in node.hooks:

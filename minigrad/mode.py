@@ -39,6 +39,9 @@ class Observer:
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """In a backward pass, a rule of `node.op` turned the arriving `gradient` into `place`'s."""
 
+    def on_backward(self, output: Tensor, gradient: Any) -> None:
+        """A backward pass is about to start from `output`, with `gradient`."""
+
     def on_free(self, node: Node) -> None:
         """`node` is about to let go of the arrays it saved for backward."""
 
@@ -107,11 +110,7 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
         Raises:
             TypeError: for a generator, whose body runs in between, when others have the word.
         """
-        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
-            raise TypeError(
-                f"{function.__name__} does not run from start to end in one go, so it cannot be "
-                f"decorated; write `with` around the parts of its body that need it"
-            )
+        check_decorable(function)
 
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -133,6 +132,19 @@ class backward_pass(grad_mode):  # noqa: N801  # as above
         super().__exit__()
         for observer in mode.observers:
             observer.on_pass(False)
+
+
+def check_decorable(function: Callable[..., Any]) -> None:
+    """Refuse to put a function under a mode that does not run from start to end in one go.
+
+    Raises:
+        TypeError: for a generator or a coroutine.
+    """
+    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{function.__name__} does not run from start to end in one go, so it cannot be "
+            f"decorated; write `with` around the parts of its body that need it"
+        )
 
 
 @overload

@@ -1247,6 +1247,23 @@ def test_observer_sees_calls_rules_and_freeing():
     assert log.freed == ["sum", "multiply", "exp"]
 
 
+def test_observer_is_told_where_a_backward_pass_starts_and_from_what():
+    class Starts(Observer):
+        def __init__(self):
+            self.seen = []
+
+        def on_backward(self, output, gradient):
+            self.seen.append((output, gradient))
+
+    x = leaf(1.0, 2.0)
+    y, z = x * 2, x.sum()
+    with observe(Starts()) as starts:
+        y.backward(np.float32([3.0, 4.0]), retain_graph=True)
+        grad([y, z], x, [np.float32([5.0, 6.0]), None])
+    assert [output for output, _ in starts.seen] == [y, y, z]
+    assert [gradient.tolist() for _, gradient in starts.seen] == [[3, 4], [5, 6], 1]
+
+
 def test_observer_is_told_inputs_result_and_gradients():
     class Watch(Observer):
         def on_call(self, op, inputs, result):

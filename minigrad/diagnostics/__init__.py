@@ -1,5 +1,6 @@
 """Instruments that show whether gradients are right, and where they go."""
 
+from minigrad.diagnostics.anomaly import AnomalyError, detect_anomaly
 from minigrad.diagnostics.gradcheck import GradientError, assert_gradients, gradcheck
 from minigrad.diagnostics.liveness import liveness
 from minigrad.diagnostics.liveness_report import LivenessReport
@@ -9,6 +10,7 @@ from minigrad.diagnostics.receipt_report import Receipt
 from minigrad.diagnostics.report import GradcheckReport
 
 __all__ = [
+    "AnomalyError",
     "Comparison",
     "GradcheckReport",
     "GradientError",
@@ -16,6 +18,7 @@ __all__ = [
     "Receipt",
     "assert_gradients",
     "compare",
+    "detect_anomaly",
     "gradcheck",
     "liveness",
     "receipt",

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 
 _PACKAGE = Path(__file__).parents[1]
 # The library's own files: frames of these are not what the user wrote.
@@ -36,12 +37,17 @@ class Origin:
         return f"{place}: {self.text}" if self.text else place
 
 
+def is_of_the_library(code: CodeType) -> bool:
+    """Whether it is code of the library itself, which a user does not look for."""
+    return code.co_filename.startswith((*_OURS, _WRITTEN))
+
+
 def origin() -> Origin | None:
     """The line nearest to here that is not of the library itself; None if there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if not code.co_filename.startswith((*_OURS, _WRITTEN)):
+        if not is_of_the_library(code):
             text = linecache.getline(code.co_filename, frame.f_lineno, frame.f_globals)
             return Origin(code.co_filename, frame.f_lineno, code.co_name, text.strip())
         frame = frame.f_back  # type: ignore[assignment]

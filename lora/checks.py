@@ -1,0 +1,124 @@
+"""What a verification says: one check for each identity of each layer, and a report of all."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Verdict = Literal["holds", "fails", "cannot tell"]
+
+_COLUMNS = ("layer", "identity", "in", "deviation", "bound", "verdict")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One identity of one layer.
+
+    Attributes:
+        layer: the name of the layer in the model.
+        identity: what was compared.
+        dtype: in which precision it was computed.
+        deviation: the difference that comes nearest to its bound, or exceeds it most.
+        bound: what rounding explains at that element; 0 where the identity is exact.
+        verdict: "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger
+            than rounding.
+        note: at which A and B, where not at the layer's own; or why nothing can be told.
+    """
+
+    layer: str
+    identity: str
+    dtype: str
+    deviation: float
+    bound: float
+    verdict: Verdict
+    note: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The columns of the table, and the note behind the verdict."""
+        verdict = f"{self.verdict} ({self.note})" if self.note else self.verdict
+        return (
+            self.layer or "the layer",
+            self.identity,
+            self.dtype,
+            f"{self.deviation:.2g}",
+            f"{self.bound:.2g}",
+            verdict,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class VerifyReport:
+    """What `verify` found. It is true only if every identity of every layer holds.
+
+    Printed, it is a sentence and a table: layer, identity, precision, the largest deviation, the
+    bound that rounding explains, and the verdict.
+
+    Attributes:
+        checks: one for each layer and identity.
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The identities that do not hold."""
+        return [check for check in self.checks if check.verdict == "fails"]
+
+    @property
+    def undecided(self) -> list[Check]:
+        """The identities that could not be checked."""
+        return [check for check in self.checks if check.verdict == "cannot tell"]
+
+    @property
+    def verdict(self) -> Verdict:
+        """One of "holds", "fails" and "cannot tell"."""
+        if self.failed:
+            return "fails"
+        return "cannot tell" if self.undecided or not self.checks else "holds"
+
+    def __bool__(self) -> bool:
+        return self.verdict == "holds"
+
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence."""
+        layers = list(dict.fromkeys(check.layer for check in self.checks))
+        what = f"{len(self.checks)} checks of {len(layers)} layer{'s' * (len(layers) != 1)}"
+        if self.verdict == "holds":
+            return f"LoRA's identities hold: {what}."
+        found = [f"{len(self.failed)} fail"] * bool(self.failed)
+        found += [f"{len(self.undecided)} cannot be told"] * bool(self.undecided)
+        return f"LoRA's identities: of {what}, {' and '.join(found)}."
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The rows of the table; of several layers, one in which all holds is one row."""
+        rows = []
+        layers = list(dict.fromkeys(check.layer for check in self.checks))
+        for layer in layers:
+            checks = [check for check in self.checks if check.layer == layer]
+            if len(layers) > 1 and all(check.verdict == "holds" for check in checks):
+                nearest = max(checks, key=lambda c: c.deviation / c.bound if c.bound else 0.0)
+                what = f"all {len(checks)}, nearest: {nearest.identity}"
+                checks = [replace(nearest, identity=what)]
+            rows += [check.cells for check in checks]
+        return rows
+
+    def __repr__(self) -> str:
+        rows = [_COLUMNS, *self.rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([self.sentence, *lines])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self.rows
+        )
+        return f"<p>{html.escape(self.sentence)}</p><table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,199 @@
+"""A copy of a LoRA layer to experiment on: its runs, and how far rounding may take them.
+
+Every run is on the same inputs and with the same gradients arriving, and draws the same random
+numbers, so that two runs can be compared. Matrices of the reference are multiplied by numpy, not by
+the kernels that are checked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora.layer import LoRALayer
+from lora.rounding import Array, Rounding
+from minigrad import functional, ops
+from minigrad.engine import grad
+from minigrad.mode import Observer, enable_grad, no_grad, observe
+from minigrad.tensor import Tensor
+
+Forward = Callable[[Tensor], Tensor]
+Use = tuple[Array, Array]  # an input of the layer, and the gradient that arrived at its output
+
+FEW = 16  # roundings of one term besides its sums: scale, bias, dropout, adding up
+
+
+class Draws(Observer):
+    """Remembers the generators that are drawn from, and lets every run draw the same."""
+
+    def __init__(self) -> None:
+        self._states: list[tuple[np.random.Generator, Any]] = []
+
+    def on_random(self, generator: np.random.Generator) -> None:
+        """Note where `generator` is before it is drawn from first."""
+        if all(generator is not known for known, _ in self._states):
+            self._states.append((generator, generator.bit_generator.state))
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """Afterwards all generators are where they were before."""
+        try:
+            with observe(self):
+                yield
+        finally:
+            for generator, state in self._states:
+                generator.bit_generator.state = state
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outputs of a layer, and the gradients of sum(G y), by the names of what they are of."""
+
+    y: Array
+    gradients: dict[str, Array]
+
+
+class Subject:
+    """A copy of a layer in one precision, and what the loss did with it.
+
+    Args:
+        layer: not changed.
+        uses: what it was called on, and the gradients that arrived.
+        dtype: the precision.
+        draws: of all runs.
+    """
+
+    def __init__(
+        self, layer: LoRALayer, uses: Sequence[Use], dtype: np.dtype[Any], draws: Draws
+    ) -> None:
+        self.layer = copy.deepcopy(layer)
+        self.layer.unmerge()
+        self.layer.enabled = True
+        # In the order of its memory, which a kernel may depend on, and a copy does not keep.
+        self.layer.base_weight.data = np.array(layer.base_weight._data, order="K")
+        if self.layer.lora_a.dtype != dtype:
+            self.layer.astype(dtype)
+        self.rounding = Rounding.of(dtype)
+        self.uses = [(x.astype(dtype), g.astype(dtype)) for x, g in uses]
+        self.draws = draws
+        self.rows = sum(x[..., 0].size for x, _ in uses)
+        self.x = stacked([x for x, _ in self.uses], self.layer.d_in)
+        self.g = stacked([g for _, g in self.uses], self.layer.d_out)
+
+    # ----------------------------------------------------------------------------------------------
+    # Runs
+    # ----------------------------------------------------------------------------------------------
+
+    def set(self, a: Array, b: Array) -> None:
+        """Let the layer have these A and B."""
+        self.layer.lora_a, self.layer.lora_b = a, b
+
+    def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> Run:
+        """Run the layer, or `forward` in its place, and differentiate by x and by `inputs`."""
+        forward = self.layer if forward is None else forward
+        xs = [Tensor(x.copy(), requires_grad=True) for x, _ in self.uses]
+        with enable_grad(), self.draws.alike():
+            outputs = [forward(x) for x in xs]
+        cotangents = [g for _, g in self.uses]
+        gradients = grad(outputs, [*xs, *inputs.values()], cotangents, allow_unused=True)
+        arrays = [gradient.data for gradient in gradients]
+        found = dict(zip(inputs, arrays[len(xs) :], strict=True))
+        found["x"] = stacked(arrays[: len(xs)], self.layer.d_in)
+        return Run(stacked([y.data for y in outputs], self.layer.d_out), found)
+
+    def trained(self) -> Run:
+        """The layer as it is, differentiated by A, B and x."""
+        parameters = {"A": self.layer.lora_a, "B": self.layer.lora_b}
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        return self.run(parameters)
+
+    def composed(self) -> Run:
+        """x (W + s B A)^T + b as two plain ops, with dA and dB from the gradient of the product."""
+        layer = self.layer
+        a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
+        bias = None if layer.bias is None else layer.bias.data
+        product = layer.scale * (b @ a)
+        if self.dropout:
+            dense = Tensor(product.astype(w.dtype), requires_grad=True)
+
+            def forward(x: Tensor) -> Tensor:
+                dropped = functional.dropout(x, layer.dropout, rng=layer.rng)
+                return ops.linear(x, w, bias) + ops.linear(dropped, dense)
+        else:
+            dense = Tensor((w + product).astype(w.dtype), requires_grad=True)
+
+            def forward(x: Tensor) -> Tensor:
+                return ops.linear(x, dense, bias)
+
+        run = self.run({"W": dense}, forward)
+        dw = run.gradients.pop("W")
+        run.gradients["A"] = layer.scale * (b.T @ dw)
+        run.gradients["B"] = layer.scale * (dw @ a.T)
+        return run
+
+    def plain(self) -> Array:
+        """The outputs without gradients."""
+        with no_grad(), self.draws.alike():
+            outputs = [self.layer(Tensor(x.copy())).data for x, _ in self.uses]
+        return stacked(outputs, self.layer.d_out)
+
+    def base(self) -> Array:
+        """The outputs of the layer that was adapted."""
+        layer = self.layer
+        bias = None if layer.bias is None else layer.bias.data
+        outputs = [ops.linear(x, layer.base_weight.data, bias) for x, _ in self.uses]
+        return stacked([np.asarray(y) for y in outputs], layer.d_out)
+
+    # ----------------------------------------------------------------------------------------------
+    # Sizes of the terms
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def dropout(self) -> bool:
+        """Whether elements of x are dropped on their way to A."""
+        return bool(self.layer.dropout and self.layer.training)
+
+    @property
+    def strength(self) -> float:
+        """|s|, and what dropout multiplies the elements by that it leaves."""
+        p = self.layer.dropout if self.dropout else 0.0
+        return abs(self.layer.scale) * (1 / (1 - p) if p < 1 else 0.0)
+
+    def sizes(self) -> dict[str, Array]:
+        """What an error in y, dA, dB or dx is relative to: the sum of absolute values of terms."""
+        layer, size = self.layer, self.rounding.size
+        a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
+        s = self.strength
+        bias = 0.0 if layer.bias is None else np.abs(layer.bias.data)
+        return {
+            "y": size(self.x, w.T) + bias + s * size(self.x, a.T, b.T),
+            "A": s * size(b.T, self.g.T, self.x),
+            "B": s * size(self.g.T, self.x, a.T),
+            "x": size(self.g, w) + s * size(self.g, b, a),
+        }
+
+    def roundings(self) -> dict[str, int]:
+        """How many roundings there are on the way of each term of y, dA, dB and dx."""
+        layer = self.layer
+        return {
+            "y": layer.d_in + layer.rank + FEW,
+            "A": layer.d_out + self.rows + layer.rank + FEW,
+            "B": layer.d_in + self.rows + layer.rank + FEW,
+            "x": layer.d_out + layer.rank + FEW,
+        }
+
+    def bounds(self) -> dict[str, Array]:
+        """How far y, dA, dB and dx may be from what is exact."""
+        gamma, roundings = self.rounding.gamma, self.roundings()
+        return {name: gamma(roundings[name]) * size for name, size in self.sizes().items()}
+
+
+def stacked(arrays: Sequence[Array], width: int) -> Array:
+    """All vectors as the rows of one matrix."""
+    return np.concatenate([x.reshape(-1, width) for x in arrays])

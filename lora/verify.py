@@ -1,0 +1,203 @@
+"""Is a LoRA layer what it says it is? Check the identities that hold for every loss.
+
+A derivative can be compared with differences, which are never exact. LoRA's structure gives more:
+equations between its gradients that hold to rounding, or to the bit, whatever the loss. A scale
+that is missing somewhere, a branch that is dropped, a transpose, or a gradient that leaks into the
+base breaks one of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lora import identities
+from lora.attach import adapters
+from lora.checks import Check, VerifyReport
+from lora.layer import LoRALayer
+from lora.rounding import Array, Comparison
+from lora.subject import Draws, Subject, Use
+from minigrad.diagnostics.step import Loss, loss_of
+from minigrad.mode import enable_grad, is_grad_enabled
+from minigrad.nn import Module
+from minigrad.tensor import Tensor
+
+Identity = Callable[[Subject], Comparison]
+
+DOUBLE = np.dtype(np.float64)
+
+# Rounding of single precision would hide small errors in these, and they are the same formulas.
+_IN_DOUBLE: dict[str, Identity] = {
+    "dA A^T = B^T dB": identities.inner_products,
+    "y, dA, dB under (B C^-1, C A)": identities.change_of_basis,
+    "y, dx, dA, dB of x (W + s B A)^T + b": identities.composition,
+}
+_AS_IT_IS: dict[str, Identity] = {
+    "B = 0: y is the base's": identities.first_output,
+    "B = 0: dA = 0, dB is not": identities.first_gradients,
+    "no gradient reaches W and b": identities.frozen_base,
+    "merged y = unmerged y": identities.merging,
+    "unmerging restores every bit": identities.unmerging,
+}
+_PRECISION = "y, dx, dA, dB as in float64"
+
+
+def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
+    """Check LoRA's exact identities on a layer, or on each `LoRALayer` of a model.
+
+    The loss is computed once, on a copy, to see what each layer is called on, X, and what gradient
+    G arrives at its output. With the derivatives of sum(G y) then, which are those of the loss,
+
+    - `dA A^T = B^T dB`, for both are s B^T G^T X A^T;
+    - with C invertible, (B C^-1, C A) gives the same y, and the gradients C^-T dA and dB C^T;
+    - y, dx, `dA = s B^T dW` and `dB = s dW A^T` are those of x (W + s B A)^T + b;
+    - at B = 0, y is that of the base, and to the bit the same for any A;
+    - at B = 0, `dA = 0` exactly, and `dB` is not 0;
+    - no gradient reaches W and b, though both are told to require one;
+    - merged and unmerged outputs agree, and unmerging gives W and the outputs back to the bit.
+
+    The first three are checked in float64, where rounding hides nothing, the others in the layer's
+    own dtype, in which y, dx, dA and dB are compared with those in float64 as well. The bounds
+    follow from the number of roundings and from the sizes of the terms (see `lora.rounding`). Where
+    A and B are such that nothing exceeds its bound, as at B = 0, the check is made at random ones;
+    the report says so. With dropout in training, all runs drop the same elements.
+
+    What the loss does with A and B besides calling the layer, such as a penalty on them, is not
+    looked at. The model is not changed, merged or not: all is done on copies of it, and the
+    generators that are drawn from are set back.
+
+    Args:
+        layer: a LoRALayer, or a model with some.
+        loss_fn: called in one of these ways: `loss_fn(model, batch)`; `loss_fn(model(x), y)` for a
+            batch `(x, y)`, if it is a loss of the library or cannot take a model; or
+            `loss_fn(model(batch))` if it takes one argument. It must use the model it is handed.
+        batch: what the loss is computed on.
+
+    Raises:
+        TypeError: if `layer` is no Module, or the loss is no Tensor of floats with one element.
+        ValueError: if there are no adapters.
+        RuntimeError: if the model holds the result of an op, and so cannot be copied.
+    """
+    if not isinstance(layer, Module):
+        raise TypeError(f"verify takes a LoRALayer or a model with some, not {layer!r:.60}")
+    draws = Draws()
+    checks: list[Check] = []
+    uses = _uses(layer, loss_fn, batch, draws)
+    for name, adapter in adapters(layer):
+        checks += _checks(name, adapter, uses[name], draws)
+    return VerifyReport(tuple(checks))
+
+
+def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, list[Use]]:
+    """What each adapter is called on, and the gradient that arrives at its output."""
+    adapters(model)
+    copied = copy.deepcopy(model)
+    found = adapters(copied)
+    calls: dict[str, list[tuple[Array, Tensor]]] = {name: [] for name, _ in found}
+    for name, adapter in found:
+        adapter.unmerge()
+        adapter.enabled = True
+        adapter.lora_a.requires_grad_()
+        adapter.lora_b.requires_grad_()
+        vars(adapter)["forward"] = _noting(adapter.forward, calls[name])
+    with enable_grad(), draws.alike():
+        loss = loss_of(copied, loss_fn, batch)
+        if loss.requires_grad:
+            loss.backward()
+    return {name: [(x, _arrived(y)) for x, y in calls[name]] for name in calls}
+
+
+def _arrived(y: Tensor) -> Array:
+    """The gradient of an output. Where the layer has cut it off, any other shows that it did."""
+    if not y.requires_grad:
+        return np.random.default_rng(0).standard_normal(y.shape)
+    return np.zeros_like(y.data) if y.grad is None else y.grad.data
+
+
+def _noting(
+    forward: Callable[[Any], Tensor], calls: list[tuple[Array, Tensor]]
+) -> Callable[[Any], Tensor]:
+    def noted(x: Any) -> Tensor:
+        y = forward(x)
+        if is_grad_enabled():  # a checkpoint calls it once without, and again in the backward pass
+            if y.requires_grad:
+                y.retain_grad()
+            calls.append((np.array(x.data if isinstance(x, Tensor) else x), y))
+        return y
+
+    return noted
+
+
+def _checks(name: str, layer: LoRALayer, uses: Sequence[Use], draws: Draws) -> list[Check]:
+    own = layer.lora_a.dtype
+    checks = []
+    for identity, function in _IN_DOUBLE.items():
+        checks.append(_check(name, identity, function, layer, uses, DOUBLE, draws))
+    if own != DOUBLE:
+
+        def precision(subject: Subject) -> Comparison:
+            wide = Subject(subject.layer, subject.uses, DOUBLE, draws)
+            return identities.precision(subject, wide)
+
+        checks.append(_check(name, _PRECISION, precision, layer, uses, own, draws))
+    for identity, function in _AS_IT_IS.items():
+        checks.append(_check(name, identity, function, layer, uses, own, draws))
+    return checks
+
+
+def _check(
+    name: str,
+    identity: str,
+    function: Identity,
+    layer: LoRALayer,
+    uses: Sequence[Use],
+    dtype: np.dtype[Any],
+    draws: Draws,
+) -> Check:
+    """One identity at the layer's own A and B, or at random ones where those can tell nothing."""
+    note = _obstacle(uses)
+    if note:
+        return Check(name, identity, str(dtype), 0.0, 0.0, "cannot tell", note)
+    comparison = function(Subject(layer, uses, dtype, draws))
+    if comparison.verdict == "cannot tell":
+        subject = Subject(layer, uses, dtype, draws)
+        subject.set(*_random(subject.layer))
+        comparison = function(subject)
+        note = "at a random A and B"
+    if comparison.verdict == "cannot tell":
+        note = "all is below rounding" if _any_gradient(uses) else "no gradient arrives"
+    return Check(
+        name,
+        identity,
+        str(dtype),
+        comparison.deviation,
+        comparison.bound,
+        comparison.verdict,
+        note,
+    )
+
+
+def _obstacle(uses: Sequence[Use]) -> str:
+    if not uses:
+        return "the loss does not use it"
+    if not all(np.isfinite(array).all() for use in uses for array in use):
+        return "x or the gradient is not finite"
+    return ""
+
+
+def _any_gradient(uses: Sequence[Use]) -> bool:
+    return any(g.any() for _, g in uses)
+
+
+def _random(layer: LoRALayer) -> tuple[Array, Array]:
+    """An A and a B whose update is about as large as W."""
+    rng = np.random.default_rng(0)
+    weight = layer.base_weight.data
+    a = rng.standard_normal(layer.lora_a.shape) / np.sqrt(layer.d_in)
+    size = float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
+    b = rng.standard_normal(layer.lora_b.shape)
+    b *= size * np.sqrt(layer.d_in / layer.rank) / abs(layer.scale or 1.0)
+    return a.astype(weight.dtype), b.astype(weight.dtype)

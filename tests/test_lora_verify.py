@@ -1,0 +1,580 @@
+"""lora.verify: right layers pass, every planted fault is found, and nothing is claimed in vain."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import lora
+import minigrad
+from lora import LoRALayer, LoRAScaling, verify
+from lora.rounding import Comparison, Rounding
+from minigrad import Tensor, checkpoint, kernels, nn, ops
+
+MSE = minigrad.functional.mse
+SHAPES = [(5,), (7, 5), (2, 3, 5)]
+
+
+def make(kind=LoRALayer, d_out=6, d_in=5, rank=2, dtype=np.float32, trained=True, **options):
+    rng = np.random.default_rng(1)
+    options = {"bias": rng.standard_normal(d_out).astype(dtype), "rng": rng, **options}
+    weight = rng.standard_normal((d_out, d_in)).astype(dtype)
+    layer = kind(weight, d_out, d_in, rank, 6.0, **options)
+    if trained:
+        layer.lora_b = rng.standard_normal((d_out, rank))
+    return layer
+
+
+def batch_for(layer, shape=(7, 5), seed=2):
+    rng = np.random.default_rng(seed)
+    dtype = layer.lora_a.dtype
+    shape = (*shape[:-1], layer.d_in)
+    y = rng.standard_normal((*shape[:-1], layer.d_out))
+    return rng.standard_normal(shape).astype(dtype), y.astype(dtype)
+
+
+def failures(report):
+    return {check.identity for check in report.failed}
+
+
+# Right layers
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scaling", LoRAScaling)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("trained", [False, True])
+def test_every_kind_of_layer_holds(shape, dtype, scaling, dropout, trained):
+    for bias in (None, np.ones(6)):
+        layer = make(dtype=dtype, scaling=scaling, dropout=dropout, bias=bias, trained=trained)
+        report = verify(layer, MSE, batch_for(layer, shape))
+        assert report, report
+
+
+@pytest.mark.parametrize("rank", range(1, 6))
+def test_every_rank_holds(rank):
+    layer = make(rank=rank)
+    assert verify(layer, MSE, batch_for(layer))
+
+
+LAYOUTS = [
+    lambda w: np.array(w.T, order="C").T,
+    lambda w: np.repeat(np.repeat(w, 2, 0), 2, 1)[::2, ::2],
+    lambda w: w[::-1, ::-1].copy()[::-1, ::-1],
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_the_weight_hold(layout):
+    w = layout(np.random.default_rng(0).standard_normal((6, 5)))
+    layer = LoRALayer(w, 6, 5, 2, 4.0)
+    assert verify(layer, MSE, batch_for(layer))
+
+
+def test_the_copies_have_the_layout_of_the_weight():
+    seen = set()
+
+    class Notes(LoRALayer):
+        def forward(self, x):
+            seen.add(self.base_weight._data.flags.f_contiguous)
+            return super().forward(x)
+
+    w = np.asfortranarray(np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32))
+    layer = Notes(w, 6, 5, 2, 4.0)
+    report = verify(layer, lambda y: y.sum(), batch_for(layer)[0])
+    assert report
+    assert seen == {False, True}  # the first copy, on which the loss runs, is a plain one
+
+
+def test_a_faulty_layer_does_not_get_to_the_weight_of_the_user():
+    layer = make(Subtracting)
+    before = layer.base_weight.data.copy()
+    assert not verify(layer, MSE, batch_for(layer))
+    np.testing.assert_array_equal(layer.base_weight.data, before)
+
+
+def test_a_weight_that_is_kept_packed_stays_so():
+    layer = make(d_out=256, d_in=256)
+    x = batch_for(layer, (64, 256))[0]
+    layer(x)
+    held = not layer.base_weight._data.flags.writeable
+    assert verify(layer, lambda y: y.sum(), x)
+    assert layer.base_weight._data.flags.writeable != held
+
+
+def test_half_precision_holds():
+    layer = make(dtype=np.float16)
+    assert verify(layer, MSE, batch_for(layer))
+
+
+@pytest.mark.parametrize("size", [(96, 64, 8, 300), (256, 256, 16, 8)], ids=str)
+def test_larger_layers_hold_in_single_precision(size):
+    d_out, d_in, rank, n = size
+    layer = make(d_out=d_out, d_in=d_in, rank=rank)
+    report = verify(layer, lambda y: (y * y).mean(), batch_for(layer, (n, d_in))[0])
+    assert report, report
+
+
+def test_rounding_that_adds_up_in_one_direction_stays_in_its_bound():
+    layer = make(d_out=3, d_in=4, rank=1)
+    layer.lora_a, layer.lora_b = np.full((1, 4), 0.1), np.full((3, 1), 0.3)
+    x = np.full((20_000, 4), 0.7, np.float32)
+    report = verify(layer, lambda y: y.sum(), x)
+    assert report, report
+
+
+@pytest.mark.parametrize("magnitude", [1e-42, 1e-36, 1e-20, 1e15])
+def test_magnitudes_near_the_ends_of_the_range_are_no_fault(magnitude):
+    layer = make()
+    x, _ = batch_for(layer)
+    report = verify(layer, lambda y: y.sum(), x * np.float32(magnitude))
+    assert not report.failed, report
+
+
+def test_each_layer_of_a_model_is_reported_by_name():
+    model = nn.Sequential(nn.TransformerBlock(8, 2, dropout=0.2), nn.Linear(8, 3))
+    lora.attach(model, lora.LoRAConfig(rank=2, dropout=0.1, scaling=LoRAScaling.RSLORA))
+    x = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
+    report = verify(model, lambda model, x: (model(x) ** 2).sum(), x)
+    assert report, report
+    names = [name for name, m in model.named_modules() if isinstance(m, LoRALayer)]
+    assert list(dict.fromkeys(check.layer for check in report.checks)) == names
+    assert len(report.checks) == 9 * len(names)
+    lines = repr(report).splitlines()
+    assert len(lines) == 2 + len(names)
+    assert lines[2].startswith(f"{names[0]} ")
+    assert "all 9, nearest: " in lines[2]
+
+
+def test_a_perceptron_with_a_loss_of_predictions_holds():
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    lora.attach(model, lora.LoRAConfig(rank=2))
+    x = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
+    assert verify(model, nn.CrossEntropyLoss(), (x, np.arange(9) % 3))
+
+
+def test_a_layer_that_is_used_twice_and_one_in_a_checkpoint_hold():
+    class Twice(nn.Module):
+        def __init__(self):
+            self.inner = make(d_out=5, dropout=0.3)
+
+        def forward(self, x):
+            return checkpoint(self.inner, minigrad.tanh(self.inner(x))) + self.inner(x[0])
+
+    model = Twice()
+    report = verify(model, lambda model, x: (model(x) ** 2).sum(), batch_for(model.inner)[0])
+    assert report, report
+
+
+@pytest.mark.parametrize("entry", ["merged", "stale", "disabled", "frozen", "no_grad", "eval"])
+def test_the_state_of_the_layer_on_entry_does_not_matter(entry):
+    layer = make(dropout=0.2)
+    if entry in ("merged", "stale"):
+        layer.merge()
+    if entry == "stale":
+        layer.lora_a = layer.lora_a.data * 2
+    layer.enabled = entry != "disabled"
+    layer.train(entry != "eval")
+    if entry == "frozen":
+        layer.freeze()
+    with minigrad.no_grad() if entry == "no_grad" else minigrad.enable_grad():
+        assert verify(layer, MSE, batch_for(layer))
+        assert minigrad.is_grad_enabled() == (entry != "no_grad")
+    assert layer.merged == (entry in ("merged", "stale"))
+    assert layer.enabled == (entry != "disabled")
+    assert layer.training == (entry != "eval")
+
+
+# Planted faults
+
+
+def backward_times(**factors):
+    """Plant factors in what the kernel of the LoRA product gives for dx, dA and dB."""
+
+    def plant(patch):
+        right = kernels.lora.backward
+
+        def wrong(g, x, weight, a, b, h, scale, *rest):
+            dx, da, db = right(g, x, weight, a, b, h, scale, *rest)
+            words = {"scale": scale, "rows": len(x), "dtype": x.dtype, "h": h, "g": g, "x": x}
+            found = {"dx": dx, "da": da, "db": db}
+            for name, factor in factors.items():
+                if found[name] is not None:
+                    found[name] = (found[name] * factor(words)).astype(x.dtype)
+            return found["dx"], found["da"], found["db"]
+
+        patch.setattr(kernels.lora, "backward", wrong)
+
+    return plant
+
+
+def only_base_in_dx(patch):
+    right = kernels.lora.backward
+
+    def wrong(g, x, weight, *rest):
+        dx, da, db = right(g, x, weight, *rest)
+        return (None if dx is None else g @ weight), da, db
+
+    patch.setattr(kernels.lora, "backward", wrong)
+
+
+RULES = {
+    "no scale in dA": backward_times(da=lambda v: 1 / v["scale"]),
+    "no scale in dB": backward_times(db=lambda v: 1 / v["scale"]),
+    "the scale twice in both": backward_times(da=lambda v: v["scale"], db=lambda v: v["scale"]),
+    "a mean over rows": backward_times(da=lambda v: 1 / v["rows"], db=lambda v: 1 / v["rows"]),
+    "a sign in dA": backward_times(da=lambda v: -1),
+    "dA is 0": backward_times(da=lambda v: 0),
+    "dB is 0": backward_times(db=lambda v: 0),
+    "both are 0": backward_times(da=lambda v: 0, db=lambda v: 0),
+    "both are nan": backward_times(da=lambda v: np.nan, db=lambda v: np.nan),
+    "a small error in dB": backward_times(db=lambda v: 1 + 1e-9),
+    "a wrong dx": backward_times(dx=lambda v: 1 + 1e-9),
+    "no update in dx": only_base_in_dx,
+    "in float32 only": backward_times(db=lambda v: 1.01 if v["dtype"] == np.float32 else 1),
+}
+
+
+@pytest.mark.parametrize("fault", RULES)
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_fault_in_the_rules_is_found(fault, trained, monkeypatch):
+    layer = make(trained=trained)
+    assert verify(layer, MSE, batch_for(layer))
+    RULES[fault](monkeypatch)
+    report = verify(layer, MSE, batch_for(layer))
+    assert report.verdict == "fails", report
+
+
+def parts(layer, x):
+    """W, b and A, B as the layer's own forward has them."""
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    bias = None if layer.bias is None else layer.bias.detach()
+    return x, layer.base_weight.detach(), bias, layer.lora_a, layer.lora_b
+
+
+class Unmerged(LoRALayer):
+    """A layer whose forward is written out, wrongly, in subclasses; merged it is right."""
+
+    def forward(self, x):
+        return super().forward(x) if self.merged else self.wrong(*parts(self, x))
+
+
+class NoScale(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.linear(x, w, b) + ops.linear(ops.linear(x, lora_a), lora_b)
+
+
+class NoUpdate(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.linear(x, w, b) + 0.0 * ops.linear(ops.linear(x, lora_a), lora_b)
+
+
+class DetachedUpdate(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.linear(x, w, b) + (ops.linear(ops.linear(x, lora_a), lora_b)).detach()
+
+
+class DetachedA(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        h = ops.linear(x, lora_a.detach()) * self.scale
+        return ops.linear(x, w, b) + ops.linear(h, lora_b)
+
+
+class Swapped(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.linear(x, w, b) + ((x @ lora_b) * self.scale) @ lora_a
+
+
+class TransposedBase(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.linear(x, w.T, b) + ops.linear(ops.linear(x, lora_a) * self.scale, lora_b)
+
+
+class LeakIntoW(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.lora_linear(x, self.base_weight, lora_a, lora_b, b, self.scale)
+
+
+class LeakIntoBias(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.lora_linear(x, w, lora_a, lora_b, self.bias, self.scale)
+
+
+class BiasTwice(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.lora_linear(x, w, lora_a, lora_b, b, self.scale) + b
+
+
+class NotTheBase(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.lora_linear(x, w, lora_a, lora_b, b, self.scale) * (1 + 2e-7)
+
+
+class UpdateAtZero(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        return ops.lora_linear(x, w, lora_a, lora_b + 1e-7, b, self.scale)
+
+
+class TimesTheNormOfA(Unmerged):
+    def wrong(self, x, w, b, lora_a, lora_b):
+        h = ops.linear(x, lora_a) * (self.scale * (lora_a * lora_a).sum())
+        return ops.linear(x, w, b) + ops.linear(h, lora_b)
+
+
+class NoBiasMerged(LoRALayer):
+    def forward(self, x):
+        return ops.linear(x, self._merged.weight) if self.merged else super().forward(x)
+
+
+class MergedWithoutScale(LoRALayer):
+    def merged_weight(self):
+        return self.base_weight.detach() + self.lora_b.detach() @ self.lora_a.detach()
+
+
+class MergedTransposed(LoRALayer):
+    def merged_weight(self):
+        return self.base_weight.detach() + (self.lora_b @ self.lora_a).detach().T * self.scale
+
+
+class Subtracting(LoRALayer):
+    """Merges into W itself, and takes the update off again."""
+
+    inside = False
+
+    def _update(self):
+        return (self.lora_b.data @ self.lora_a.data * self.scale).astype(self.lora_a.dtype)
+
+    def merge(self):
+        self.base_weight.data[...] += self._update()
+        self.inside = True
+
+    def unmerge(self):
+        if self.inside:
+            self.base_weight.data[...] -= self._update()
+        self.inside = False
+
+    def forward(self, x):
+        if not self.inside:
+            return super().forward(x)
+        return ops.linear(x, self.base_weight.detach(), self.bias)
+
+
+class NeverUnmerged(LoRALayer):
+    def unmerge(self):
+        pass
+
+
+class DropoutOnAll(LoRALayer):
+    def forward(self, x):
+        if self.merged:
+            return super().forward(x)
+        x, w, b, lora_a, lora_b = parts(self, x)
+        x = minigrad.dropout(x, self.dropout, self.training, rng=self.rng)
+        return ops.lora_linear(x, w, lora_a, lora_b, b, self.scale)
+
+
+class UnscaledDropout(LoRALayer):
+    def forward(self, x):
+        if self.merged:
+            return super().forward(x)
+        x, w, b, lora_a, lora_b = parts(self, x)
+        dropped = minigrad.dropout(x, self.dropout, self.training, rng=self.rng)
+        h = ops.linear(dropped, lora_a) * (self.scale * (1 - self.dropout))
+        return ops.linear(x, w, b) + ops.linear(h, lora_b)
+
+
+COMPOSED = "y, dx, dA, dB of x (W + s B A)^T + b"
+FAULTS = [
+    (NoScale, COMPOSED),
+    (NoUpdate, COMPOSED),
+    (DetachedUpdate, "B = 0: dA = 0, dB is not"),
+    (DetachedA, "dA A^T = B^T dB"),
+    (Swapped, COMPOSED),
+    (TransposedBase, "B = 0: y is the base's"),
+    (LeakIntoW, "no gradient reaches W and b"),
+    (LeakIntoBias, "no gradient reaches W and b"),
+    (BiasTwice, "B = 0: y is the base's"),
+    (NotTheBase, COMPOSED),
+    (UpdateAtZero, "B = 0: y is the base's"),
+    (TimesTheNormOfA, "y, dA, dB under (B C^-1, C A)"),
+    (TimesTheNormOfA, "dA A^T = B^T dB"),
+    (NoBiasMerged, "merged y = unmerged y"),
+    (MergedWithoutScale, "merged y = unmerged y"),
+    (MergedTransposed, "merged y = unmerged y"),
+    (Subtracting, "unmerging restores every bit"),
+    (NeverUnmerged, "unmerging restores every bit"),
+    (DropoutOnAll, "B = 0: y is the base's"),
+    (UnscaledDropout, COMPOSED),
+]
+
+
+@pytest.mark.parametrize(("kind", "identity"), FAULTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_fault_in_the_layer_is_found(kind, identity, dtype, trained):
+    dropout = 0.3 if "Dropout" in kind.__name__ else 0.0
+    layer = make(kind, d_out=5, rank=2, dtype=dtype, trained=trained, dropout=dropout)
+    report = verify(layer, MSE, batch_for(layer))
+    assert report.verdict == "fails", report
+    assert identity in failures(report), report
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_fault_is_the_only_thing_that_is_wrong_with_a_faulty_layer(dropout):
+    layer = make(d_out=5, dropout=dropout)
+    assert verify(layer, MSE, batch_for(layer))
+
+
+def test_one_faulty_layer_of_a_model_is_named():
+    model = nn.Sequential(make(d_out=5), make(NoScale, d_out=5))
+    report = verify(model, MSE, batch_for(model[0]))
+    assert {check.layer for check in report.failed} == {"1"}
+    assert "fail" in repr(report).splitlines()[0]
+
+
+# What cannot be told
+
+
+@pytest.mark.parametrize(
+    ("loss", "why"),
+    [
+        (lambda layer, batch: Tensor(np.ones(())), "the loss does not use it"),
+        (lambda layer, batch: layer(batch[0]).detach().sum(), "no gradient arrives"),
+        (lambda layer, batch: (layer(batch[0]) * 0.0).sum(), "no gradient arrives"),
+        (lambda layer, batch: layer(batch[0] * 0.0).sum(), "all is below rounding"),
+        (lambda layer, batch: layer(batch[0] * np.nan).sum(), "not finite"),
+        (lambda layer, batch: (layer(batch[0]) * np.inf).sum(), "not finite"),
+        (lambda layer, batch: layer(batch[0][:0]).sum(), "no gradient arrives"),
+    ],
+)
+def test_what_cannot_be_told_is_never_said_to_hold(loss, why):
+    layer = make()
+    with np.errstate(invalid="ignore"):
+        report = verify(layer, loss, batch_for(layer))
+    assert not report
+    assert report.verdict == "cannot tell"
+    assert any(why in check.note for check in report.undecided), report
+    gradients = [c for c in report.checks if "dA" in c.identity or "gradient" in c.identity]
+    assert all(check.verdict == "cannot tell" for check in gradients), report
+
+
+def test_one_that_uses_another_model_than_it_is_handed_cannot_be_told():
+    layer = make()
+    x, y = batch_for(layer)
+    report = verify(layer, lambda model, batch: MSE(layer(x), y), (x, y))
+    assert {check.note for check in report.checks} == {"the loss does not use it"}
+
+
+# Nothing is changed
+
+
+def photograph(model, *generators):
+    return {
+        "values": {k: v.tobytes() for k, v in model.state_dict().items()},
+        "nodes": [p.node for p in model.parameters()],
+        "grads": [None if p.grad is None else p.grad for p in model.parameters()],
+        "training": [m.training for m in model.modules()],
+        "attributes": [sorted(vars(m)) for m in model.modules()],
+        "merged": [m._merged for m in model.modules() if isinstance(m, LoRALayer)],
+        "drawn": [copy.deepcopy(g.bit_generator.state) for g in generators],
+    }
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_and_the_generators_are_left_as_they_were(merged, fails):
+    default, own = minigrad.manual_seed(3), np.random.default_rng(4)
+    model = nn.Sequential(make(d_out=5, dropout=0.4, rng=own), nn.Dropout(0.5), make(d_out=5))
+    model[1].eval()
+    model[0].lora_a.grad = Tensor(np.ones((2, 5), np.float32))
+    model[2].lora_a.requires_grad_(False)
+    if merged:
+        model[2].merge()
+    own_of_the_loss = np.random.default_rng(5)
+
+    def loss(model, batch):
+        y = minigrad.dropout(model(batch), 0.5, rng=own_of_the_loss)
+        if fails:
+            raise KeyError("the user's own")
+        return (y * y).sum()
+
+    before = photograph(model, default, own, own_of_the_loss)
+    if fails:
+        with pytest.raises(KeyError, match="the user's own"):
+            verify(model, loss, batch_for(model[0])[0])
+    else:
+        assert verify(model, loss, batch_for(model[0])[0])
+    after = photograph(model, default, own, own_of_the_loss)
+    assert after == before
+    assert minigrad.mode.mode.observers == ()
+
+
+def test_what_is_no_layer_is_an_error():
+    with pytest.raises(TypeError, match="takes a LoRALayer or a model with some, not 3"):
+        verify(3, MSE, None)
+    with pytest.raises(ValueError, match="no adapters"):
+        verify(nn.Linear(2, 2), MSE, None)
+    layer = make()
+    with pytest.raises(TypeError, match="must return a Tensor of floats with one element"):
+        verify(layer, lambda y: y, batch_for(layer)[0])
+
+
+# The report
+
+
+def test_the_report_is_a_sentence_and_a_table():
+    layer = make()
+    report = verify(layer, MSE, batch_for(layer))
+    lines = repr(report).splitlines()
+    assert lines[0] == "LoRA's identities hold: 9 checks of 1 layer."
+    assert lines[1].split() == ["layer", "identity", "in", "deviation", "bound", "verdict"]
+    assert lines[2].startswith("the layer  dA A^T = B^T dB ")
+    assert lines[2].endswith("holds")
+    assert all(0 <= check.deviation <= check.bound for check in report.checks)
+    html = report._repr_html_()
+    assert html.count("<tr>") == 10
+    assert "identities hold" in html
+    faulty = verify(make(NoScale), MSE, batch_for(layer))
+    assert f"{len(faulty.failed)} fail" in faulty.sentence
+    assert not lora.VerifyReport(())
+
+
+def test_a_check_at_other_matrices_than_the_layers_own_says_so():
+    layer = make(trained=False)
+    notes = {check.identity: check.note for check in verify(layer, MSE, batch_for(layer)).checks}
+    assert notes["dA A^T = B^T dB"] == "at a random A and B"
+    assert notes["B = 0: dA = 0, dB is not"] == ""
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sum_stays_in_its_bound_and_the_bound_is_not_idle(dtype, rng):
+    rounding = Rounding.of(dtype)
+    u = np.finfo(dtype).eps / 2
+    assert rounding.gamma(1) == pytest.approx(u)
+    assert rounding.gamma(10) == pytest.approx(10 * u)
+    assert rounding.gamma(10_000) == pytest.approx(800 * u, rel=1e-3)
+    x = rng.uniform(0.5, 1, 1000).astype(dtype)
+    total = dtype(0)
+    for value in x:
+        total += value
+    exact = np.sum(x.astype(np.longdouble))
+    error = abs(float(total - exact))
+    assert error <= rounding.gamma(1000) * float(exact)
+    assert error > rounding.gamma(1) * float(exact) / 100
+
+
+def test_a_comparison_needs_something_larger_than_its_bound():
+    one, bound = np.ones(3), np.full(3, 0.1)
+    assert Comparison.of(one, one, bound, one).verdict == "holds"
+    assert Comparison.of(one + 0.09, one, bound, one).verdict == "holds"
+    assert Comparison.of(one + 0.11, one, bound, one).verdict == "fails"
+    assert Comparison.of(one, one, bound, one * 0.09).verdict == "cannot tell"
+    assert Comparison.of(one * np.nan, one, bound, one).verdict == "fails"
+    assert Comparison.of(one, one * np.inf, bound, one).verdict == "cannot tell"
+    assert Comparison.of(one[:0], one[:0], bound[:0], one[:0]).verdict == "cannot tell"
+    found = Comparison.of(np.array([1.0, 1.05, 1.0]), one, bound, one)
+    assert (found.deviation, found.bound) == (pytest.approx(0.05), 0.1)
