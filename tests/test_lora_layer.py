@@ -348,6 +348,22 @@ def test_seeds_and_layers_differ_and_equal_seeds_do_not():
 # ----------------------------------------------------------------------------------------------
 
 
+# Small and large, thin and not, with panels kept and without: all ways that a product may take.
+SIZES = [(16, 16), (33, 70), (64, 64), (96, 64), (300, 40), (256, 256), (512, 768)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_first_output_is_that_of_the_base_to_the_bit_at_any_size(size, bias, dtype, rng):
+    linear = Linear(size[1], size[0], bias, dtype=dtype, rng=rng)
+    layer = LoRALayer.from_linear(linear, 4, 8.0, rng=rng)
+    for rows in (1, 2, 7, 16, 32, 33, 300):
+        x = minigrad.tensor(rng.standard_normal((rows, size[1])).astype(dtype))
+        for _ in range(2):  # the second time with what was kept of the first
+            np.testing.assert_array_equal(layer(x).data, linear(x).data)
+
+
 @pytest.mark.parametrize("scaling", LoRAScaling)
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3)])
 def test_gradients_of_both_orders_agree_with_differences(rng, shape, scaling):

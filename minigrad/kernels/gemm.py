@@ -249,8 +249,7 @@ class Products:
             return
         m, n = out.shape
         k = x.shape[1]
-        thin = m < self.few or n < self.few or (k >= PAGE and min(m, n) <= self.tile.NR)
-        thin = thin and k >= LONG
+        thin = self.is_thin(m, n, k)
         if thin and (self._thin(x, y, out, add, work) or self._thin(y.T, x.T, out.T, add, work)):
             return
         if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
@@ -259,6 +258,11 @@ class Products:
             self.gemm.alone(1, x, y, out, self.plans[add])
         else:
             self.gemm(work * SECONDS, x, y, out, self.plans[add])
+
+    def is_thin(self, m: int, n: int, k: int) -> bool:
+        """Whether a product of this shape may take the loops of thin ones."""
+        few = m < self.few or n < self.few or (k >= PAGE and min(m, n) <= self.tile.NR)
+        return few and k >= LONG
 
     def products(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]

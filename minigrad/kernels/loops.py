@@ -41,7 +41,7 @@ from numba import prange
 from minigrad.kernels.jit import jit
 from minigrad.kernels.micro import CACHE_LINE, tile_at_edge, tile_packed, tile_strided
 from minigrad.kernels.pack import GROUP, Blocks, Matrix, pack_columns, pack_rows
-from minigrad.kernels.vector import address_of, copy_vector, keep_alive, load, store
+from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
 
 STRIP = 16  # steps of k in a block of a matrix that is streamed through
 
@@ -202,7 +202,7 @@ def strip_height(t: Blocks, rows: int, depth: int) -> int:
 def multiply_piece(
     t: Blocks, rows: int, cols: int, C: Matrix, add: bool, main: Term, more: Term, row: int
 ) -> None:
-    """C[:rows, :cols] = A B, or +=, and += the second term and a row, a strip at a time."""
+    """C[:rows, :cols] = A B, or +=, and += a row and the second term, a strip at a time."""
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
     strip = strip_height(t, rows, main.depth)
     panels = strip // t.MR if main.pack else 0
@@ -212,12 +212,12 @@ def multiply_piece(
     for i in range(0, rows, strip):
         high = min(strip, rows - i)
         corner = Matrix(C.at + i * C.row, C.row, C.col)
-        if row:
-            fill_rows(t, corner, high, cols, row)
         for number in range(2):
-            term, adds = main, add or row != 0
+            term, adds = main, add
             if number == 1:
                 term, adds = more, True
+                if row:
+                    add_row(t, corner, high, cols, row)
             if term.depth == 0:
                 continue
             source = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
@@ -230,15 +230,19 @@ def multiply_piece(
 
 
 @jit(inline="always")
-def fill_rows(t: Blocks, C: Matrix, rows: int, cols: int, row: int) -> None:
-    """C[:rows, :cols] = the same row everywhere; its numbers are adjacent."""
+def add_row(t: Blocks, C: Matrix, rows: int, cols: int, row: int) -> None:
+    """C[:rows, :cols] += the same row everywhere; its numbers are adjacent.
+
+    After the sums, as in a product without: so a layer's output has the bits of the plain one.
+    """
     done = cols - cols % t.VL
     for i in range(rows):
         here = C.at + i * C.row
         for j in range(0, done, t.VL):
-            copy_vector(row + j * t.item, here + j * t.item, t.zero)
+            add_vector(row + j * t.item, here + j * t.item, t.zero)
         for j in range(done, cols):
-            store(here + j * t.item, load(row + j * t.item, t.zero))
+            at = here + j * t.item
+            store(at, load(at, t.zero) + load(row + j * t.item, t.zero))
 
 
 @jit(inline="always")
@@ -294,7 +298,7 @@ def multiply(
                 if t.masks:
                     edge_at, edge_along = at + full * step, along
             thin_depth = more.depth if pc + depth == k else 0
-            row = more.row + jc * t.item if more.row and pc == 0 else 0
+            row = more.row + jc * t.item if more.row and pc + depth == k else 0
             if first < panels:
                 for group in prange((panels - first + GROUP - 1) // GROUP):
                     pack_columns(t, block, cols, depth, first + group * GROUP, room, GROUP)

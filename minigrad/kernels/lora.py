@@ -39,8 +39,11 @@ def forward(
     panels: Panels | None = None,
 ) -> tuple[Array, Array]:
     """y and h: `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)`, `(d_out, rank)`."""
-    if _is_small(x, weight, lora_a, lora_b) and (bias is None or _is_row(bias, weight)):
-        dtype = x.dtype
+    dtype = x.dtype
+    # Thin loops add in another order, and where B is 0 the bits are to be those of the base.
+    thin = dtype in gemm.PRODUCTS and gemm.PRODUCTS[dtype].is_thin(len(x), *weight.shape)
+    small = not thin and _is_small(x, weight, lora_a, lora_b)
+    if small and (bias is None or _is_row(bias, weight)):
         h = np.empty((len(x), len(lora_a)), dtype)
         y = np.empty((len(x), len(weight)), dtype)
         operands = x, weight, lora_a, lora_b, no_row(dtype) if bias is None else bias, scale
@@ -48,7 +51,9 @@ def forward(
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale
-    if panels is not None and panels.matrix is weight and _alike(weight, lora_a, lora_b, bias):
+    kept = panels is not None and panels.matrix is weight and not thin
+    if kept and _alike(weight, lora_a, lora_b, bias):
+        assert panels is not None
         out = panels.matmul(x, True, h, lora_b.T, bias)
         if out is not None:
             return out, h

@@ -193,6 +193,19 @@ def copy_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
 
 
 @intrinsic
+def add_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
+    """Add as many adjacent numbers as a vector holds to those at `target`."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        e = Emitter(builder, zero)
+        total = builder.fadd(e.load(args[0], e.vector), e.load(args[1], e.vector))
+        e.store(total, args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, zero), emit
+
+
+@intrinsic
 def copy_some(_typing: Any, source: Any, target: Any, count: Any, zero: Any) -> Any:
     """Copy `count` adjacent numbers, fewer than a vector holds; the rest of it is set to 0."""
 
