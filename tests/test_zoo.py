@@ -5,7 +5,9 @@
 prints the matrix of mutants and checks.
 """
 
+import json
 import sys
+from dataclasses import replace
 from types import FunctionType
 
 import numpy as np
@@ -15,7 +17,7 @@ import minigrad
 from minigrad import Tensor
 from minigrad.mode import mode
 from minigrad.op import Op
-from tests.zoo import FAULTS, MUTANTS, suite, verdict
+from tests.zoo import FAULTS, MUTANTS, __main__, suite, verdict
 from tests.zoo.matrix import KILLED, NOT_THERE, SURVIVES, UNSURE, Row, markdown, totals
 from tests.zoo.mutant import copied, edited, misled, replaced, spoiled, wrong, wrong_together
 
@@ -100,6 +102,17 @@ def test_the_suite_kills_the_mutant(mutant):
     assert suite.kills(mutant)
 
 
+@pytest.mark.full
+def test_tests_that_look_elsewhere_kill_nothing():
+    assert not suite.kills(replace(MUTANTS[0], suite=("tests/test_metrics.py",), rows="accuracy"))
+
+
+@pytest.mark.full
+def test_tests_that_do_not_run_are_an_error_and_no_kill():
+    with pytest.raises(RuntimeError, match="ended with 4"):
+        suite.kills(replace(MUTANTS[0], suite=("tests/not_there.py",), rows=""))
+
+
 # What is planted is taken out again
 
 
@@ -126,9 +139,12 @@ PACKAGES = ("minigrad", "lora")
 
 @each
 def test_a_mutant_is_gone_afterwards(mutant):
+    run = lambda: mutant.f(*map(Tensor, map(copied, mutant.inputs)))
+    run()  # which may import a kernel
     before = planted_places()
     with mutant.plant():
         assert planted_places() != before
+        run()  # which may leave a mode behind
     assert planted_places() == before
 
 
@@ -197,3 +213,14 @@ def test_totals_leave_out_what_a_check_cannot_be_shown():
     assert len(lines) == 2 + len(rows) + 1
     assert "2 of 3" in lines[-1]
     assert all(row.mutant.name in line for row, line in zip(rows, lines[2:], strict=False))
+
+
+def test_the_command_prints_the_matrix_and_writes_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(__main__, "MUTANTS", MUTANTS[:2])
+    said = {MUTANTS[0].name: KILLED, MUTANTS[1].name: SURVIVES}
+    monkeypatch.setattr(__main__, "columns", lambda quick: {"check": lambda m: said[m.name]})
+    __main__.main(["--out", str(tmp_path / "new")])
+    assert capsys.readouterr().out == (tmp_path / "new" / "zoo.md").read_text()
+    found = json.loads((tmp_path / "new" / "zoo.json").read_text())
+    assert found["killed"] == {"check": [1, 2]}
+    assert [m["said"] for m in found["mutants"]] == [{"check": KILLED}, {"check": SURVIVES}]

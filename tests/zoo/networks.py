@@ -36,6 +36,7 @@ def first(x: Any) -> Any:
 
 
 def inverse(m: Any, x: Any) -> Any:
+    """x^-1, which has another name in each of the libraries."""
     return m.inv(x) if m is minigrad else m.linalg.inv(x)
 
 
@@ -43,6 +44,7 @@ LORA = normal((2, 4)), normal((3, 4)), normal((2, 4)), normal((3, 2))  # x, W, A
 
 
 def lora(x: Any, w: Any, a: Any, b: Any) -> Any:
+    """The product with a scale other than 1."""
     return minigrad.lora_linear(x, w, a, b, scale=2.0)
 
 
@@ -128,7 +130,7 @@ MUTANTS: list[Mutant] = [
         lambda op: edited(linalg._inv_a, ("transposed = swap_last(out)", "transposed = out")),
         normal((3, 3)) + 3 * np.eye(3),
         port=Port(
-            lambda m, x: m.linalg.inv(x) if m is not minigrad else m.inv(x),
+            inverse,
             lambda m, g, x: -m.matmul(m.matmul(inverse(m, x).T, g), inverse(m, x).T),
             lambda m, g, x: -m.matmul(m.matmul(inverse(m, x), g), inverse(m, x)),
         ),
