@@ -22,20 +22,21 @@ def op_of(name: str, port: Port) -> Op[Any]:
     forward.__name__ = "".join(c if c.isalnum() else "_" for c in name)
     vars(forward)["__signature__"] = inspect.Signature(parameters)
     made: Op[Any] = minigrad.op(forward)
-    made.joint_rule([p.name for p in parameters], _joint(port.right, parameters))
+    made.joint_rule(made.parameters, _joint(port.right, made.parameters))
     return made
 
 
-def _joint(gradients: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Any:
+def _joint(gradients: Callable[..., Any], parameters: Sequence[str]) -> Any:
     """The gradients of a port as a joint rule."""
 
     def rule(g: Any, needs: Sequence[bool], *xs: Any) -> Any:
         found = gradients(minigrad, g, *xs)
         return found if isinstance(found, tuple) else (found,)
 
-    first = [inspect.Parameter(p, inspect.Parameter.POSITIONAL_ONLY) for p in ("g", "needs")]
-    rest = [p.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for p in parameters]
-    vars(rule)["__signature__"] = inspect.Signature([*first, *rest])
+    names = ("g", "needs", *parameters)
+    vars(rule)["__signature__"] = inspect.Signature(
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
+    )
     return rule
 
 
@@ -43,7 +44,6 @@ def own(name: str, fault: str, *inputs: Any, order: int = 1, **functions: Any) -
     """A mutant of an op of a user's; `functions` are those of its port."""
     port = Port(**functions)
     op = op_of(name, port)
-    parameters = [inspect.Parameter(p, inspect.Parameter.POSITIONAL_ONLY) for p in op.parameters]
-    plant = partial(wrong_together, op, _joint(port.wrong, parameters))
+    plant = partial(wrong_together, op, _joint(port.wrong, op.parameters))
     f = partial(port.around, minigrad, op)
     return Mutant(name, fault, "rule", plant, f, inputs, order, op, port, suite=())
