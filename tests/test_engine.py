@@ -321,6 +321,13 @@ def test_gradient_of_a_broadcast_leaf_has_its_shape():
     assert number.grad.item() == 6.0
 
 
+def test_gradient_of_a_leaf_broadcast_over_many_rows_counts_them_all():
+    for rows in (1023, 1024, 1050, 2**12 + 1):
+        x = Tensor(np.zeros(2, np.float32), requires_grad=True)
+        (x + np.ones((rows, 2), np.float32)).backward(np.ones((rows, 2), np.float32))
+        assert x.grad.tolist() == [rows, rows]
+
+
 def test_grad_can_be_assigned():
     x = leaf(1.0, 2.0)
     x.grad = Tensor(np.array([5.0, 6.0]))

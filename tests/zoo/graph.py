@@ -1,0 +1,163 @@
+"""Faults of the engine: what is saved, where it stands in the graph, and who shares it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+import lora
+import minigrad
+from minigrad import call, engine, mode
+from minigrad.checkpoint import _Watcher
+from minigrad.op import Op, replay
+from minigrad.tensor import Tensor
+from tests.zoo.mutant import Mutant, edited, fault
+
+_rng = np.random.default_rng(6)
+normal = _rng.standard_normal
+
+
+def written_gradient(x: Tensor) -> Tensor:
+    """x, after someone has written to a gradient that has the value of x."""
+    w = Tensor(np.zeros(x.shape), requires_grad=True)
+    with minigrad.enable_grad():
+        gradient = minigrad.grad(w + 1.0, w, x.detach())
+    gradient.data[...] *= 2
+    return 1.0 * x
+
+
+def two_passes(x: Tensor) -> Tensor:
+    """The gradient of x w + x^2 w by w, as a function of x, in two passes."""
+    w = Tensor(np.ones(x.shape), requires_grad=True)
+    with minigrad.enable_grad():
+        x = x if x.requires_grad else Tensor(x, requires_grad=True)
+        (x * w).sum().backward(create_graph=True)
+        (x * x * w).sum().backward(create_graph=True)
+        x.grad = None
+    assert w.grad is not None
+    return w.grad
+
+
+def adapted(a: Tensor) -> Tensor:
+    """A LoRA layer at a fixed input, as a function of its A."""
+    x, w, b = (np.random.default_rng(i).standard_normal(s) for i, s in enumerate(SHAPES))
+    layer = lora.LoRALayer(w, 3, 4, rank=2, alpha=3)
+    layer.lora_b = b
+    vars(layer)["lora_a"] = a
+    return layer(x)  # type: ignore[no-any-return]
+
+
+SHAPES = (2, 4), (3, 4), (3, 2)
+
+
+MUTANTS: list[Mutant] = [
+    # What is saved, and where it stands in the graph
+    fault(
+        "a saved input comes back as a constant",
+        "wrong only at second order",
+        partial(
+            edited,
+            Op._linked,
+            (
+                "linked.append(Tensor.at(value, places[slot]))",
+                "linked.append(Tensor.at(value, None))",
+            ),
+        ),
+        lambda x: x * x,
+        normal(3),
+        order=2,
+    ),
+    fault(
+        "a saved result comes back as a new leaf",
+        "wrong only at second order",
+        partial(
+            edited,
+            Op._linked,
+            ("Tensor.at(value, node)", "Tensor(value, requires_grad=True)"),
+        ),
+        minigrad.exp,
+        normal(3),
+        order=2,
+    ),
+    fault(
+        "a replay starts from new leaves",
+        "wrong only at second order",
+        partial(
+            edited,
+            replay,
+            (
+                "identity(Tensor.at(arguments[position], places[position]))",
+                "identity(Tensor(arguments[position], requires_grad=True))",
+            ),
+        ),
+        minigrad.gelu,
+        normal(3),
+        order=2,
+    ),
+    fault(
+        "every part of a concatenation gets the gradient of the first",
+        "wrong place",
+        partial(edited, call.on_sequence, ("*(i if value is", "*(0 if value is")),
+        lambda x, y: minigrad.concatenate([x, y]),
+        normal(3),
+        normal(3),
+    ),
+    fault(
+        "no_grad does not end",
+        "cut graph",
+        partial(
+            edited,
+            mode.grad_mode.__exit__,
+            (
+                "mode.state = (self._thread.before.pop(), mode.observers)",
+                "self._thread.before.pop()",
+            ),
+        ),
+        lambda x: x * minigrad.no_grad()(lambda: x.detach() * 0 + 2)(),
+        normal(3),
+    ),
+    fault(
+        "a checkpoint forgets the tensors that it was not handed",
+        "cut graph",
+        partial(edited, _Watcher.on_call, ("self.outside[value.node] = value", "pass")),
+        lambda x, w: minigrad.checkpoint(lambda x: x * w, x),
+        normal(3),
+        normal(3),
+        suite=("tests/test_checkpoint.py",),
+    ),
+    # What is handed to the user
+    fault(
+        "a gradient shares memory with the cotangent",
+        "aliasing",
+        partial(edited, engine.take, ("return _copied(g)", "return Tensor(g)")),
+        written_gradient,
+        normal(3),
+    ),
+    fault(
+        "a second pass is added to .grad as a constant",
+        "cut graph",
+        partial(
+            edited,
+            engine._accumulate,
+            ("node.grad = node.grad + g", "node.grad = node.grad + g.detach()"),
+        ),
+        two_passes,
+        normal(3),
+    ),
+    fault(
+        "the adapter is left out of the graph",
+        "cut graph",
+        partial(
+            edited,
+            lora.LoRALayer.forward,
+            (
+                "weight, self.lora_a, self.lora_b, bias",
+                "weight, self.lora_a.detach(), self.lora_b.detach(), bias",
+            ),
+        ),
+        adapted,
+        normal((2, 4)),
+        suite=("tests/test_lora_layer.py",),
+    ),
+]

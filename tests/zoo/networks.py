@@ -1,0 +1,281 @@
+"""Wrong rules in the library's own table of derivatives: products, layers and losses."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import minigrad
+from minigrad import kernels
+from minigrad.functional.attention import fused_attention
+from minigrad.functional.fused_losses import _label_loss_logits, label_loss, squared_error
+from minigrad.functional.neural import dropped
+from minigrad.ops import linalg
+from minigrad.ops.products import swap_last
+from tests.zoo.mutant import (
+    Mutant,
+    Port,
+    edited,
+    misled,
+    replaced,
+    rule,
+    spoiled,
+    wrong,
+    wrong_together,
+)
+
+_rng = np.random.default_rng(3)
+normal = _rng.standard_normal
+
+
+def first(x: Any) -> Any:
+    """The first matrix of a stack."""
+    return x[(0,) * (x.ndim - 2)]
+
+
+def inverse(m: Any, x: Any) -> Any:
+    """x^-1, which has another name in each of the libraries."""
+    return m.inv(x) if m is minigrad else m.linalg.inv(x)
+
+
+LORA = normal((2, 4)), normal((3, 4)), normal((2, 4)), normal((3, 2))  # x, W, A, B
+
+
+def lora(x: Any, w: Any, a: Any, b: Any) -> Any:
+    """The product with a scale other than 1."""
+    return minigrad.lora_linear(x, w, a, b, scale=2.0)
+
+
+def _lora_port(scale: float) -> Port:
+    """x W^T + 2 (x A^T) B^T, where the way back to A and x has another scale."""
+
+    def gradients(scale: float, m: Any, g: Any, x: Any, w: Any, a: Any, b: Any) -> Any:
+        d = scale * m.matmul(g, b)
+        return (
+            m.matmul(g, w) + m.matmul(d, a),
+            m.matmul(g.T, x),
+            m.matmul(d.T, x),
+            2 * m.matmul(g.T, m.matmul(x, a.T)),
+        )
+
+    def forward(m: Any, x: Any, w: Any, a: Any, b: Any) -> Any:
+        return m.matmul(x, w.T) + 2 * m.matmul(m.matmul(x, a.T), b.T)
+
+    return Port(forward, partial(gradients, 2.0), partial(gradients, scale))
+
+
+MUTANTS: list[Mutant] = [
+    # Products
+    rule(
+        "matmul: y is not transposed for the gradient of x",
+        "lost transpose",
+        minigrad.matmul,
+        lambda op: wrong(op, "x", lambda g, y: minigrad.matmul(g, y)),
+        normal((3, 3)),
+        normal((3, 3)),
+        port=Port(
+            lambda m, x, y: m.matmul(x, y),
+            lambda m, g, x, y: (m.matmul(g, y.T), m.matmul(x.T, g)),
+            lambda m, g, x, y: (m.matmul(g, y), m.matmul(x.T, g)),
+        ),
+    ),
+    rule(
+        "matmul: a matrix that serves a whole stack gets the gradient of its first",
+        "missing reduction over a broadcast axis",
+        minigrad.matmul,
+        lambda op: wrong(
+            op,
+            "y",
+            lambda g, x: minigrad.matmul(swap_last(first(x)), first(g)),
+        ),
+        normal((2, 3, 3)),
+        normal((3, 3)),
+    ),
+    rule(
+        "matmul: the outer product of a row's gradient is transposed",
+        "lost transpose",
+        minigrad.matmul,
+        lambda op: wrong(op, "y", lambda g, x: minigrad.outer(g, x)),
+        normal(3),
+        normal((3, 3)),
+        port=Port(
+            lambda m, x, y: m.matmul(x, y),
+            lambda m, g, x, y: (m.matmul(y, g), x[:, None] * g),
+            lambda m, g, x, y: (m.matmul(y, g), g[:, None] * x),
+        ),
+    ),
+    rule(
+        "linear: the bias is summed over the wrong axis",
+        "missing reduction over a broadcast axis",
+        minigrad.linear,
+        lambda op: wrong(op, "bias", lambda g: minigrad.sum(g, -1)),
+        normal((3, 3)),
+        normal((3, 3)),
+        normal(3),
+    ),
+    rule(
+        "linear: the gradient of the weight is transposed",
+        "lost transpose",
+        minigrad.linear,
+        lambda op: spoiled(op, "weight", minigrad.transpose),
+        normal((4, 3)),
+        normal((3, 3)),
+    ),
+    rule(
+        "inv: not transposed",
+        "lost transpose",
+        minigrad.inv,
+        lambda op: edited(linalg._inv_a, ("transposed = swap_last(out)", "transposed = out")),
+        normal((3, 3)) + 3 * np.eye(3),
+        port=Port(
+            inverse,
+            lambda m, g, x: -m.matmul(m.matmul(inverse(m, x).T, g), inverse(m, x).T),
+            lambda m, g, x: -m.matmul(m.matmul(inverse(m, x), g), inverse(m, x)),
+        ),
+    ),
+    rule(
+        "cholesky: the two triangles do not share the gradient",
+        "wrong formula",
+        minigrad.cholesky,
+        lambda op: edited(
+            linalg._cholesky_a, ("return 0.5 * (whole + swap_last(whole))", "return whole")
+        ),
+        np.eye(3) + 0.1 * np.ones((3, 3)),
+    ),
+    # LoRA
+    rule(
+        "lora_linear: the scale is dropped on the way back to A and x",
+        "dropped scale",
+        minigrad.lora_linear,
+        lambda op: misled(op, scale=1.0),
+        *LORA,
+        f=lora,
+        port=_lora_port(1.0),
+    ),
+    rule(
+        "lora_linear: the columns of the gradient of B are swapped",
+        "wrong place",
+        minigrad.lora_linear,
+        lambda op: spoiled(op, "lora_b", lambda gradient: gradient[:, ::-1]),
+        *LORA,
+        f=lora,
+    ),
+    rule(
+        "lora_linear: the composition that is replayed lacks the scale",
+        "wrong only at second order",
+        minigrad.lora_linear,
+        lambda op: replaced(
+            [op],
+            "composition",
+            lambda x, w, a, b, bias=None, scale=1.0, panels=None: (
+                minigrad.linear(x, w, bias) + minigrad.linear(minigrad.linear(x, a), b)
+            ),
+        ),
+        *LORA,
+        f=lora,
+        order=2,
+    ),
+    # Layers
+    rule(
+        "layer_norm: differentiated as rms_norm, without the mean",
+        "wrong formula",
+        minigrad.layer_norm,
+        lambda op: wrong_together(
+            op,
+            lambda g, needs, x, normalized_shape, weight, eps: kernels.normalization.norm_gradients(
+                g, x, x.shape[x.ndim - np.size(normalized_shape) :], weight, eps, False, needs
+            ),
+        ),
+        normal((2, 4)),
+        normal(4),
+        f=lambda x, weight: minigrad.layer_norm(x, 4, weight),
+    ),
+    rule(
+        "layer_norm: another eps in the backward pass",
+        "wrong option",
+        minigrad.layer_norm,
+        lambda op: misled(op, eps=1e-2),
+        normal((2, 4)),
+        f=lambda x: minigrad.layer_norm(x, 4),
+    ),
+    rule(
+        "rms_norm: the weight gets the mean over two rows, not the sum",
+        "mean for sum",
+        minigrad.rms_norm,
+        lambda op: spoiled(op, "weight", lambda gradient: gradient / 2),
+        normal((2, 4)),
+        normal(4),
+        f=lambda x, weight: minigrad.rms_norm(x, 4, weight),
+    ),
+    rule(
+        "dropout: other elements are dropped in the backward pass",
+        "wrong place",
+        dropped,
+        lambda op: misled(op, words=lambda words: words[::-1].copy()),
+        normal(8),
+        f=lambda x: minigrad.dropout(x, 0.5, rng=np.random.default_rng(0)),
+    ),
+    rule(
+        "scaled_dot_product_attention: the backward pass has no scale",
+        "dropped scale",
+        fused_attention,
+        lambda op: misled(op, scale=1.0),
+        normal((3, 4)),
+        normal((3, 4)),
+        normal((3, 2)),
+        f=minigrad.scaled_dot_product_attention,
+    ),
+    rule(
+        "scaled_dot_product_attention: the causal mask is lost in the backward pass",
+        "wrong option",
+        fused_attention,
+        lambda op: misled(op, is_causal=False),
+        normal((3, 4)),
+        normal((3, 4)),
+        normal((3, 2)),
+        f=lambda q, k, v: minigrad.scaled_dot_product_attention(q, k, v, is_causal=True),
+    ),
+    # Losses
+    rule(
+        "cross_entropy: 1/n is dropped",
+        "dropped scale",
+        label_loss,
+        lambda op: misled(op, divisor=lambda divisor: divisor and 1.0),
+        normal((3, 4)),
+        f=lambda x: minigrad.cross_entropy(x, np.array([1, 0, 3])),
+    ),
+    rule(
+        "cross_entropy: ignored rows count in the mean",
+        "wrong formula",
+        label_loss,
+        lambda op: wrong(
+            op,
+            "logits",
+            lambda g, logits, labels, weights, smoothing, divisor, kept: _label_loss_logits(
+                g, logits, labels, weights, smoothing, divisor and len(labels), kept
+            ),
+        ),
+        normal((3, 4)),
+        f=lambda x: minigrad.cross_entropy(x, np.array([1, -100, 3])),
+    ),
+    rule(
+        "mse: the gradient is that of the sum",
+        "mean for sum",
+        squared_error,
+        lambda op: misled(op, divisor=1.0),
+        normal(3),
+        normal(3),
+        f=minigrad.mse,
+    ),
+    rule(
+        "mse: the target gets the gradient of the prediction",
+        "wrong formula",
+        squared_error,
+        lambda op: spoiled(op, "target", lambda gradient: -gradient),
+        normal(3),
+        normal(3),
+        f=minigrad.mse,
+    ),
+]

@@ -1,0 +1,59 @@
+"""The mutants that PyTorch can have, as autograd Functions, and what its gradcheck says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tests.zoo.mutant import Mutant, Port
+
+
+def kills(mutant: Mutant, planted: bool = True) -> bool | None:
+    """Whether `torch.autograd.gradcheck` sees that it is wrong; None for a mutant it cannot have.
+
+    The inputs are of float64, which it asks for, the settings its own. `gradgradcheck` is called
+    too if the fault is one of second order.
+    """
+    import torch
+
+    port = mutant.port
+    if port is None or not port.torch:
+        return None
+    f = partial(port.around, torch, _function(port, port.wrong if planted else port.right))
+    checks = [torch.autograd.gradcheck]
+    if mutant.order == 2:
+        checks.append(torch.autograd.gradgradcheck)
+    return not all(_passes(check, f, mutant) for check in checks)
+
+
+def _passes(check: Callable[..., bool], f: Any, mutant: Mutant) -> bool:
+    import torch
+    from torch.autograd.gradcheck import GradcheckError
+
+    xs = [
+        torch.tensor(np.array(x, np.float64, order="C"), requires_grad=True) for x in mutant.inputs
+    ]
+    try:
+        return bool(check(f, xs))
+    except GradcheckError:
+        return False
+
+
+def _function(port: Port, gradients: Callable[..., Any]) -> Any:
+    """`port.forward` with these gradients."""
+    import torch
+
+    class Ported(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *xs: Any) -> Any:
+            ctx.save_for_backward(*xs)
+            return port.forward(torch, *xs)
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            return gradients(torch, g, *ctx.saved_tensors)
+
+    return Ported.apply

@@ -1,0 +1,194 @@
+"""Faults of the engine: what the walk back makes of gradients that the rules get right."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+import minigrad
+from minigrad import engine, graph, summation
+from minigrad.tensor import Tensor
+from tests.zoo.mutant import Mutant, edited, fault, replaced
+
+_rng = np.random.default_rng(4)
+normal = _rng.standard_normal
+
+
+def penalty(x: Tensor) -> Tensor:
+    """x^3 times its own slope, so that a pass over the slope goes over x^3 a second time."""
+    with minigrad.enable_grad():  # also where gradcheck wants the value only
+        x = x if x.requires_grad else Tensor(x, requires_grad=True)
+        cube = x * x * x
+        return cube * minigrad.grad(cube.sum(), x, create_graph=True)  # type: ignore[no-any-return]
+
+
+def _at_once(pending: Any, *, wanted: Any = None, stop: Any = (), **_: Any) -> Any:
+    """The walk of a textbook: each op passes on at once what it has got so far, all of it again."""
+    totals: dict[Any, Any] = {}
+    arrived: dict[Any, Any] = {}
+
+    def visit(node: Any, g: Any) -> None:
+        totals[node] = totals[node] + g if node in totals else g
+        if (wanted is None and node.op is None) or (wanted is not None and node in wanted):
+            arrived[node] = totals[node]
+        if node.op is None or node in stop:
+            return
+        results = None
+        if isinstance(g, Tensor) or not node.op.plain:
+            results = node.op.differentiate(node, node.edges, totals[node])
+        for i, edge in enumerate(node.edges):
+            place, position, rule, *saved = edge
+            result = results[i] if results else rule.derivative(totals[node], *saved)
+            visit(place, engine._fit(result, place, node.op, position))
+
+    for node, g in pending.items():
+        visit(node, g)
+    return arrived
+
+
+BROADCAST = (lambda x, y: x * y, normal((3, 1)), normal((3, 4)))
+
+
+MUTANTS: list[Mutant] = [
+    # The walk
+    fault(
+        "a value that is used twice passes its gradient on twice",
+        "double count on reuse",
+        partial(replaced, [engine, import_module("minigrad.op")], "propagate", _at_once),
+        lambda x: (lambda h: h + h)(2 * x),
+        normal(3),
+    ),
+    fault(
+        "of several uses of a value only the last counts",
+        "double count on reuse",
+        partial(
+            edited, engine.propagate, ("result if earlier is None else earlier + result", "result")
+        ),
+        lambda x: x * x,
+        normal(3),
+    ),
+    fault(
+        "nodes are visited before their gradient is complete",
+        "double count on reuse",
+        partial(
+            edited,
+            graph.reachable,
+            ("seen = set(roots)", "seen = dict.fromkeys(roots)"),
+            ("seen.add(place)", "seen[place] = None"),
+            ("return sorted(seen, key=_by_age, reverse=True)", "return list(seen)"),
+        ),
+        lambda x: (lambda h: h + h * h)(2 * x),
+        normal(3),
+    ),
+    fault(
+        "gradients are added up in place, where others hold them",
+        "aliasing",
+        partial(
+            edited,
+            engine.propagate,
+            (
+                "earlier + result",
+                "np.add(earlier, result, out=earlier if type(earlier) is np.ndarray "
+                "and earlier.flags.writeable else None) if type(result) is np.ndarray "
+                "else earlier + result",
+            ),
+        ),
+        lambda x, y: x * x + (x + y),
+        normal(3),
+        normal(3),
+    ),
+    fault(
+        "inner nodes keep the gradient of the pass before",
+        "stale inner gradient",
+        partial(
+            edited,
+            engine.propagate,
+            (
+                "g = pending.pop(node, None)",
+                "g = pending.pop(node, None)\n"
+                "            if g is not None and node.op is not None:\n"
+                "                g = g + vars(node).get('stale', 0)\n"
+                "                node.stale = getattr(g, '_data', g)",
+            ),
+        ),
+        penalty,
+        normal(3),
+    ),
+    fault(
+        "a node counts as leading to a leaf only if all of its inputs do",
+        "cut graph",
+        partial(edited, graph.leading_to, ("or any(", "or (node.edges or ()) and all(")),
+        lambda x: 2.0 * (x * Tensor(np.array([1.0, -2.0, 3.0]), requires_grad=True)),
+        normal(3),
+    ),
+    fault(
+        "every pass starts from ones",
+        "wrong formula",
+        partial(
+            edited,
+            engine._seed,
+            (
+                "return array.astype(value.dtype, copy=False)",
+                "return np.ones(value.shape, value.dtype)",
+            ),
+        ),
+        lambda x: x * x,
+        normal(3),
+    ),
+    # Broadcasting and dtypes
+    fault(
+        "a broadcast axis gets the gradient of its first place",
+        "missing reduction over a broadcast axis",
+        partial(
+            edited,
+            engine._fit,
+            (
+                "sum_over(result, axes, keepdims=True)",
+                "result[tuple(slice(1) if i in axes else slice(None) for i in range(result.ndim))]",
+            ),
+        ),
+        *BROADCAST,
+    ),
+    fault(
+        "a broadcast axis gets the mean",
+        "mean for sum",
+        partial(
+            edited,
+            engine._fit,
+            ("sum_over(result, axes, keepdims=True)", "result.mean(axes, keepdims=True)"),
+        ),
+        *BROADCAST,
+    ),
+    fault(
+        "the sum over a broadcast axis is a constant in a recorded pass",
+        "cut graph",
+        partial(
+            edited,
+            engine._fit,
+            ("result.sum(axes, keepdims=True)", "result.detach().sum(axes, keepdims=True)"),
+        ),
+        *BROADCAST,
+        order=2,
+    ),
+    fault(
+        "a gradient keeps the dtype of the result",
+        "wrong only for one dtype",
+        partial(edited, engine._fit, ("result = result.astype(place.dtype)", "pass")),
+        lambda x: minigrad.square(x.astype(np.float64)),
+        normal(3).astype(np.float32),
+    ),
+    fault(
+        "a long float32 sum loses the rows after its last whole block",
+        "wrong only for one dtype",
+        partial(
+            edited,
+            summation.sum_over,
+            ("rows = np.concatenate([blocks, rest], axis=1)", "rows = blocks"),
+        ),
+        lambda bias: bias + np.ones((1050, 2), np.float32),
+        normal(2).astype(np.float32),
+    ),
+]
