@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import minigrad
-from minigrad import Tensor, assert_gradients, gradcheck, nn, op
+from minigrad import Tensor, assert_gradients, engine, gradcheck, nn, op
 from minigrad.diagnostics import GradcheckReport, GradientError
 
 X = np.array([[0.3, -1.2, 0.8], [1.5, 0.4, -0.6]])
@@ -619,6 +619,22 @@ def test_a_gradient_that_differs_the_second_time_is_found():
     report = gradcheck(square_with_rule(derivative), X, order=1)
     assert report.verdict == "disagree"
     assert "by a second pass" in repr(report)
+
+
+def test_gradients_that_share_memory_are_found(monkeypatch):
+    monkeypatch.setattr(engine, "take", lambda arrived, node: Tensor(arrived.pop(node)))
+    report = gradcheck(lambda x, y: x + y, [X, Y], order=1)
+    assert report.verdict == "disagree"
+    assert "input 0: its gradient shares memory with the gradient of input 1" in repr(report)
+    assert "input 1: its gradient shares memory with cotangent 0" in repr(report)
+
+
+def test_a_gradient_of_another_dtype_is_found(monkeypatch):
+    fit = engine._fit
+    monkeypatch.setattr(engine, "_fit", lambda g, place, *rest: fit(g, place, *rest).astype(float))
+    report = gradcheck(lambda x: x.astype(np.float64) ** 2, X.astype(np.float32), order=1)
+    assert "input 0: its gradient is float64, the operand float32" in repr(report)
+    assert report.verdict == "disagree"
 
 
 # Sampling

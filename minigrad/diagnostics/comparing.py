@@ -56,7 +56,7 @@ def compare(
             if len(picks) < sizes[at]:
                 comparing.directions(at)
     comparing.ties()
-    wrong = [*report.wrong, *problem.shared, *comparing.wrong]
+    wrong = [*report.wrong, *problem.flaws, *comparing.wrong]
     return replace(
         report,
         compared=report.compared + sum(map(len, chosen)),

@@ -42,7 +42,7 @@ class Problem:
         tolerance: relative, in float64.
         cotangents: of the results of f.
         narrow: the gradient in the dtype that the inputs came in, if that is not float64.
-        shared: gradients that share memory with what they must not.
+        flaws: gradients that share memory with what they must not, or are of another dtype.
     """
 
     subject: Subject
@@ -57,7 +57,7 @@ class Problem:
     tolerance: float
     cotangents: list[Array]
     narrow: Narrow | None = None
-    shared: list[Entry] = field(default_factory=list)
+    flaws: list[Entry] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -77,7 +77,7 @@ class Problem:
                 results = subject(subject.leaves(operands))
         # As many digits as float32 has, so that they are the same numbers in both.
         cotangents = [rng.standard_normal(x.shape, np.float32).astype(np.float64) for x in results]
-        ways, shared = ways_to_gradient(subject, operands, cotangents, recorded=order == 2)
+        ways = ways_to_gradient(subject, operands, cotangents, recorded=order == 2)
         problem = cls(
             subject,
             1,
@@ -90,7 +90,7 @@ class Problem:
             computes_in(results),
             tolerance,
             cotangents,
-            shared=shared,
+            flaws=flaws_of_gradients(subject, cotangents),
         )
         if narrow:
             problem.narrow = Narrow.of(
@@ -119,7 +119,7 @@ class Problem:
             values=lambda x: subject.gradient(x[:count], x[count:]),
             weights=flat(weights),
             ways={"grad": second_gradient(subject, self.operands, self.cotangents, weights)},
-            shared=[],
+            flaws=[],
         )
         if self.narrow is not None:
             problem.narrow = Narrow.of(
@@ -130,8 +130,8 @@ class Problem:
 
 def ways_to_gradient(
     subject: Subject, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool
-) -> tuple[dict[str, Gradients], list[Entry]]:
-    """The gradient of first order by every way there is, and what shares memory and must not.
+) -> dict[str, Gradients]:
+    """The gradient of first order by every way there is.
 
     `recorded` says whether to go the way that is recorded for a derivative of higher order.
     """
@@ -150,26 +150,50 @@ def ways_to_gradient(
         if recorded:
             with subject.explained(RECORDING):
                 ways["a recorded pass"] = pulled(create_graph=True)
-        seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
         for _ in range(2):
-            for result, seed in zip(results, seeds, strict=True):
-                if result.requires_grad:
-                    result.backward(seed, retain_graph=True)
+            _backward(results, cotangents)
     ways["backward, twice"] = [
         np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2 for x in floats
     ]
-    names = subject.of_floats(subject.names)
-    known = {n: x.grad._data for n, x in zip(names, floats, strict=True) if x.grad is not None}
+    return ways
+
+
+def _backward(results: Sequence[Tensor], seeds: Sequence[Array]) -> None:
+    for result, seed in zip(results, seeds, strict=True):
+        if result.requires_grad:
+            result.backward(seed, retain_graph=True)
+
+
+def flaws_of_gradients(subject: Subject, cotangents: Sequence[Array]) -> list[Entry]:
+    """What is wrong with gradients as arrays: shared memory, and dtypes.
+
+    A write to one must not change another, or a cotangent, or an operand.
+    """
+    with grad_mode(True):
+        leaves = subject.leaves(subject.operands)
+        results = subject(leaves)
+        seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
+        _backward(results, seeds)
+    known = {
+        name: leaf.grad._data
+        for name, leaf in zip(subject.names, leaves, strict=True)
+        if leaf.grad is not None
+    }
     others = {f"the gradient of {name}": gradient for name, gradient in known.items()}
-    others |= dict(zip(subject.names, operands, strict=True))
+    others |= {name: leaf._data for name, leaf in zip(subject.names, leaves, strict=True)}
     others |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
-    shared = [
-        Entry(1, name, None, math.nan, math.nan, reason=f"its gradient shares memory with {other}")
+    flaws = [
+        (name, f"its gradient shares memory with {other}")
         for name, gradient in known.items()
         for other, array in others.items()
-        if array is not gradient and np.shares_memory(gradient, array)
+        if other != f"the gradient of {name}" and np.shares_memory(gradient, array)
     ]
-    return ways, shared
+    flaws += [
+        (name, f"its gradient is {gradient.dtype}, the operand {others[name].dtype}")
+        for name, gradient in known.items()
+        if gradient.dtype != others[name].dtype
+    ]
+    return [Entry(1, name, None, math.nan, math.nan, reason=reason) for name, reason in flaws]
 
 
 def _split(gradient: Vector, operands: Sequence[Array]) -> Gradients:
