@@ -121,14 +121,21 @@ class _Rounding(Observer):
         self._rng = rng
 
     def on_call(self, op: Any, inputs: Sequence[Any], result: Any) -> None:
-        self._change(result._data if isinstance(result, Tensor) else result)
+        self._change(result, inputs)
 
     def on_rule(self, node: Any, place: Any, gradient: Any, result: Any) -> None:
-        if result is not gradient:
-            self._change(result._data if isinstance(result, Tensor) else result)
+        self._change(result, [gradient])
 
-    def _change(self, x: Any) -> None:
-        """In place, which the graph that has saved it sees too; views have been changed before."""
-        if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.flags.owndata:
+    def _change(self, result: Any, sources: Sequence[Any]) -> None:
+        """In place, which the graph that has saved it sees too; what is a view has been changed."""
+        x = _array(result)
+        if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.flags.writeable:
+            return
+        others = [array for array in map(_array, sources) if isinstance(array, np.ndarray)]
+        if not any(np.may_share_memory(x, other) for other in others):
             eps = float(np.finfo(x.dtype).eps)
             x *= np.where(self._rng.random(x.shape) < 0.5, 1 - eps, 1 + eps).astype(x.dtype)
+
+
+def _array(value: Any) -> Any:
+    return value._data if isinstance(value, Tensor) else value
