@@ -127,12 +127,17 @@ class _Rounding(Observer):
         self._change(result, [gradient])
 
     def _change(self, result: Any, sources: Sequence[Any]) -> None:
-        """In place, which the graph that has saved it sees too; what is a view has been changed."""
+        """In place, which the graph that has saved it sees too.
+
+        Not what is a view, nor what was only picked out, as by `max`: nothing has been rounded
+        there, and a rule may look for the very number.
+        """
         x = _array(result)
         if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.flags.writeable:
             return
         others = [array for array in map(_array, sources) if isinstance(array, np.ndarray)]
-        if not any(np.may_share_memory(x, other) for other in others):
+        picked = bool(others) and np.isin(x, np.concatenate([y.ravel() for y in others])).all()
+        if not picked and not any(np.may_share_memory(x, other) for other in others):
             eps = float(np.finfo(x.dtype).eps)
             x *= np.where(self._rng.random(x.shape) < 0.5, 1 - eps, 1 + eps).astype(x.dtype)
 
