@@ -4,11 +4,10 @@
 """
 
 from lora.attach import AttachReport, attach, detach, disabled, fold
-from lora.checks import VerifyReport
 from lora.config import LoRAConfig
 from lora.layer import LoRALayer, LoRAScaling
 from lora.merge import merge, unmerge
-from lora.verify import verify
+from lora.verify import VerifyReport, verify
 
 __all__ = [
     "AttachReport",

@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 
 import minigrad
-from minigrad.diagnostics import command
+from minigrad.diagnostics.gradcheck import command
 
 Job = tuple[str, Callable[[], object]]
 

@@ -13,7 +13,7 @@ import minigrad
 from lora import LoRAConfig, LoRALayer
 from minigrad import Observer, Tensor, checkpoint, liveness, nn, no_grad, observe
 from minigrad.diagnostics import LivenessReport
-from minigrad.diagnostics.adapters import ranks
+from minigrad.diagnostics.liveness.adapters import ranks
 from minigrad.mode import mode
 
 

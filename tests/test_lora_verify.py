@@ -8,7 +8,7 @@ import pytest
 import lora
 import minigrad
 from lora import LoRALayer, LoRAScaling, verify
-from lora.rounding import Comparison, Rounding
+from lora.verify.rounding import Comparison, Rounding
 from minigrad import Tensor, checkpoint, kernels, nn, ops
 
 MSE = minigrad.functional.mse

@@ -5,7 +5,7 @@ import pytest
 
 import minigrad
 from minigrad import OPS, Observer, Tensor, grad, observe, receipt
-from minigrad.diagnostics.costs import COSTS, STEP_COSTS, Call, Cost, per_element
+from minigrad.diagnostics.receipt.costs import COSTS, STEP_COSTS, Call, Cost, per_element
 from minigrad.optim import SGD, Adam, AdamW
 from tests.cases import CASES
 

@@ -1,13 +1,18 @@
-"""Instruments that show whether gradients are right, and where they go."""
+"""Instruments that show whether gradients are right, and where they go.
+
+Each is a folder: gradcheck, liveness, receipt, anomaly. What they share: origin (the user's line),
+step (one step's worth of work), tables (aligned text).
+"""
 
 from minigrad.diagnostics.anomaly import AnomalyError, detect_anomaly
-from minigrad.diagnostics.gradcheck import GradientError, assert_gradients, gradcheck
-from minigrad.diagnostics.liveness import liveness
-from minigrad.diagnostics.liveness_report import LivenessReport
-from minigrad.diagnostics.receipt import receipt
-from minigrad.diagnostics.receipt_comparison import Comparison, compare
-from minigrad.diagnostics.receipt_report import Receipt
-from minigrad.diagnostics.report import GradcheckReport
+from minigrad.diagnostics.gradcheck import (
+    GradcheckReport,
+    GradientError,
+    assert_gradients,
+    gradcheck,
+)
+from minigrad.diagnostics.liveness import LivenessReport, liveness
+from minigrad.diagnostics.receipt import Comparison, Receipt, compare, receipt
 
 __all__ = [
     "AnomalyError",

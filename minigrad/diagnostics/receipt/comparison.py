@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minigrad.diagnostics.receipt_report import Receipt
+from minigrad.diagnostics.receipt.report import Receipt
 from minigrad.diagnostics.tables import aligned, as_html, in_bytes, in_flops
 
 

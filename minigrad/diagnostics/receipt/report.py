@@ -23,7 +23,7 @@ class Row(NamedTuple):
         input: the input whose gradient it is, "shared" for what serves several of them; empty in a
             forward pass.
         calls: how many calls or rules.
-        flops: how many FLOPs they took; by the conventions of `minigrad.diagnostics.costs`.
+        flops: how many FLOPs they took; by the conventions of `minigrad.diagnostics.receipt.costs`.
     """
 
     phase: Phase

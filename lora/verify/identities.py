@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora.rounding import Array, Comparison
-from lora.subject import FEW, Run, Subject
+from lora.verify.rounding import Array, Comparison
+from lora.verify.subject import FEW, Run, Subject
 from minigrad.nn import Parameter
 
 

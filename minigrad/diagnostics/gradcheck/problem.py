@@ -15,9 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.diagnostics.narrow import Gradients, Narrow
-from minigrad.diagnostics.report import Entry
-from minigrad.diagnostics.subject import FLOAT64, Array, Subject, Vector, computes_in, copied, flat
+from minigrad.diagnostics.gradcheck.narrow import Gradients, Narrow
+from minigrad.diagnostics.gradcheck.report import Entry
+from minigrad.diagnostics.gradcheck.subject import (
+    FLOAT64,
+    Array,
+    Subject,
+    Vector,
+    computes_in,
+    copied,
+    flat,
+)
 from minigrad.engine import grad
 from minigrad.mode import grad_mode
 from minigrad.tensor import Tensor

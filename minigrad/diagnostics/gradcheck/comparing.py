@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from minigrad.diagnostics.differences import Judgement, Line, judge
-from minigrad.diagnostics.narrow import Gradients
-from minigrad.diagnostics.problem import Problem
-from minigrad.diagnostics.report import Comparison, Entry, GradcheckReport
-from minigrad.diagnostics.subject import FLOAT64, Array, Vector, copied, largest_of
+from minigrad.diagnostics.gradcheck.differences import Judgement, Line, judge
+from minigrad.diagnostics.gradcheck.narrow import Gradients
+from minigrad.diagnostics.gradcheck.problem import Problem
+from minigrad.diagnostics.gradcheck.report import Comparison, Entry, GradcheckReport
+from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Vector, copied, largest_of
 
 DIRECTIONS = 8  # in which a sampled operand is moved as a whole
 NEIGHBOURS = 24  # of a kink, at which slopes are taken: each order of three ties, most likely

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lora.layer import LoRALayer
-from lora.rounding import Array, Rounding
+from lora.verify.rounding import Array, Rounding
 from minigrad import functional, ops
 from minigrad.engine import grad
 from minigrad.mode import Observer, enable_grad, no_grad, observe

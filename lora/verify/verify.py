@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lora import identities
 from lora.attach import adapters
-from lora.checks import Check, VerifyReport
 from lora.layer import LoRALayer
-from lora.rounding import Array, Comparison
-from lora.subject import Draws, Subject, Use
+from lora.verify import identities
+from lora.verify.checks import Check, VerifyReport
+from lora.verify.rounding import Array, Comparison
+from lora.verify.subject import Draws, Subject, Use
 from minigrad.diagnostics.step import Loss, loss_of
 from minigrad.mode import enable_grad, is_grad_enabled
 from minigrad.nn import Module

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minigrad.checkpoint import CHECKPOINT
-from minigrad.diagnostics.costs import COSTS, STEP_COSTS, Call, Cost
-from minigrad.diagnostics.receipt_report import Moment, Phase, Receipt
-from minigrad.diagnostics.saved import SavedMemory
+from minigrad.diagnostics.receipt.costs import COSTS, STEP_COSTS, Call, Cost
+from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
+from minigrad.diagnostics.receipt.saved import SavedMemory
 from minigrad.mode import Observer, is_grad_enabled, observe
 from minigrad.tensor import Tensor
 

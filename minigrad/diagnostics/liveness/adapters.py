@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.diagnostics.liveness_report import AdapterRow, ParameterRow
+from minigrad.diagnostics.liveness.report import AdapterRow, ParameterRow
 from minigrad.nn.module import Module, Parameter
 from minigrad.tensor import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from minigrad.diagnostics.costs.cost import Call, Cost, Count, nothing
+from minigrad.diagnostics.receipt.costs.cost import Call, Cost, Count, nothing
 
 
 def _matmul(call: Call) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from minigrad.diagnostics.costs.cost import (
+from minigrad.diagnostics.receipt.costs.cost import (
     Call,
     Cost,
     Count,

@@ -18,10 +18,10 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from minigrad.diagnostics.adapters import adapter_row, hindrance, is_adapter, is_merged
-from minigrad.diagnostics.liveness_report import LivenessReport, ParameterRow, State
-from minigrad.diagnostics.paths import End, Place
-from minigrad.diagnostics.rehearsal import Rehearsal, Run, frozen
+from minigrad.diagnostics.liveness.adapters import adapter_row, hindrance, is_adapter, is_merged
+from minigrad.diagnostics.liveness.paths import End, Place
+from minigrad.diagnostics.liveness.rehearsal import Rehearsal, Run, frozen
+from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, State
 from minigrad.diagnostics.step import Loss
 from minigrad.nn.module import Module, Parameter
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.diagnostics.comparing import compare
-from minigrad.diagnostics.problem import Problem
-from minigrad.diagnostics.report import GradcheckReport
-from minigrad.diagnostics.subject import Subject, largest_of
+from minigrad.diagnostics.gradcheck.comparing import compare
+from minigrad.diagnostics.gradcheck.problem import Problem
+from minigrad.diagnostics.gradcheck.report import GradcheckReport
+from minigrad.diagnostics.gradcheck.subject import Subject, largest_of
 from minigrad.random import generator
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.diagnostics.differences import Judgement
-from minigrad.diagnostics.subject import Array, Subject, copied, largest_of
+from minigrad.diagnostics.gradcheck.differences import Judgement
+from minigrad.diagnostics.gradcheck.subject import Array, Subject, copied, largest_of
 from minigrad.mode import Observer, observe
 from minigrad.tensor import Tensor
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from minigrad.checkpoint import CHECKPOINT
-from minigrad.diagnostics.costs.cost import Call, Cost, per_element
-from minigrad.diagnostics.costs.elements import ELEMENTS, MOVES
-from minigrad.diagnostics.costs.products import LINEAR_ALGEBRA, PRODUCTS
-from minigrad.diagnostics.costs.reductions import LOSSES, NORMALIZATION, REDUCTIONS
+from minigrad.diagnostics.receipt.costs.cost import Call, Cost, per_element
+from minigrad.diagnostics.receipt.costs.elements import ELEMENTS, MOVES
+from minigrad.diagnostics.receipt.costs.products import LINEAR_ALGEBRA, PRODUCTS
+from minigrad.diagnostics.receipt.costs.reductions import LOSSES, NORMALIZATION, REDUCTIONS
 from minigrad.functional.attention import fused_attention
 from minigrad.functional.fused_losses import label_loss, squared_error
 from minigrad.functional.neural import dropped

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.diagnostics.paths import Paths
+from minigrad.diagnostics.liveness.paths import Paths
+from minigrad.diagnostics.liveness.steps import Steps
 from minigrad.diagnostics.step import Loss, loss_of
-from minigrad.diagnostics.steps import Steps
 from minigrad.engine import propagate
 from minigrad.graph import Node
 from minigrad.mode import Observer, grad_mode, observe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minigrad.diagnostics.costs.cost import Call, Cost, nothing, per_element, times_out
+from minigrad.diagnostics.receipt.costs.cost import Call, Cost, nothing, per_element, times_out
 
 # --------------------------------------------------------------------------------------------------
 # Elements

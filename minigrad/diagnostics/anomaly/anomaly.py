@@ -19,8 +19,8 @@ import numpy as np
 
 from minigrad import engine
 from minigrad.checkpoint import Run
-from minigrad.diagnostics.causes import cause_of, cause_of_gradient
-from minigrad.diagnostics.operand import Operand, is_numeric, values_of
+from minigrad.diagnostics.anomaly.causes import cause_of, cause_of_gradient
+from minigrad.diagnostics.anomaly.operand import Operand, is_numeric, values_of
 from minigrad.diagnostics.origin import Origin, is_of_the_library, origin
 from minigrad.graph import Node
 from minigrad.mode import Observer, check_decorable, mode

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lora.checks import Verdict
+from lora.verify.checks import Verdict
 
 Array = NDArray[Any]
 
