@@ -54,14 +54,14 @@ def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     - `dA A^T = B^T dB`, for both are s B^T G^T X A^T;
     - with C invertible, (B C^-1, C A) gives the same y, and the gradients C^-T dA and dB C^T;
     - y, dx, `dA = s B^T dW` and `dB = s dW A^T` are those of x (W + s B A)^T + b;
-    - at B = 0, y is that of the base, and to the bit the same for any A;
+    - at B = 0, y is that of the base to the bit, for any A;
     - at B = 0, `dA = 0` exactly, and `dB` is not 0;
     - no gradient reaches W and b, though both are told to require one;
     - merged and unmerged outputs agree, and unmerging gives W and the outputs back to the bit.
 
     The first three are checked in float64, where rounding hides nothing, the others in the layer's
     own dtype, in which y, dx, dA and dB are compared with those in float64 as well. The bounds
-    follow from the number of roundings and from the sizes of the terms (see `lora.rounding`). Where
+    follow from the number of roundings and from the sizes of the terms (see `lora.verify.rounding`). Where
     A and B are such that nothing exceeds its bound, as at B = 0, the check is made at random ones;
     the report says so. With dropout in training, all runs drop the same elements.
 

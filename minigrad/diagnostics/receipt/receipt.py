@@ -11,7 +11,7 @@ gradient and no state. But the forward pass, and the way of the gradient back th
 weight to the adapters below, remain.
 
 A receipt watches through `Observer`. What a call costs is said in `costs`, which memory the graph
-holds is followed in `saved`, and `receipt_report` has what comes out.
+holds is followed in `saved`, and `report` has what comes out.
 """
 
 from __future__ import annotations
