@@ -10,7 +10,9 @@ README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["tour", "functions", "writing an op", "gradcheck", "liveness", "receipt"])
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=["tour", "functions", "writing an op", "gradcheck", "liveness", "receipt"]
+)
 def test_the_code_prints_what_it_shows(block):
     example = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", 0)
     assert example.examples

@@ -61,9 +61,10 @@ def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
 
     The first three are checked in float64, where rounding hides nothing, the others in the layer's
     own dtype, in which y, dx, dA and dB are compared with those in float64 as well. The bounds
-    follow from the number of roundings and from the sizes of the terms (see `lora.verify.rounding`). Where
-    A and B are such that nothing exceeds its bound, as at B = 0, the check is made at random ones;
-    the report says so. With dropout in training, all runs drop the same elements.
+    follow from the number of roundings and from the sizes of the terms (see
+    `lora.verify.rounding`). Where A and B are such that nothing exceeds its bound, as at B = 0, the
+    check is made at random ones; the report says so. With dropout in training, all runs drop the
+    same elements.
 
     What the loss does with A and B besides calling the layer, such as a penalty on them, is not
     looked at. The model is not changed, merged or not: all is done on copies of it, and the

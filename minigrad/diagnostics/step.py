@@ -42,12 +42,14 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         return loss_fn(model(batch))
     try:
         return loss_fn(model, batch)
-    except (AttributeError, TypeError) as error:
+    except Exception as error:
         if not pair:
             raise
-        # A loss of predictions does not know what to do with a model.
+        # A loss of predictions does not know what to do with a model. But a fault in the model
+        # itself shows here as well, and then it is that which is told.
+        prediction = model(batch[0])
         try:
-            return loss_fn(model(batch[0]), batch[1])
+            return loss_fn(prediction, batch[1])
         except Exception:
             raise error from None
 

@@ -1,0 +1,69 @@
+"""How the instruments call a user's loss."""
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import nn
+from minigrad.diagnostics.step import loss_of
+
+X, Y = np.ones((3, 2), np.float32), np.zeros((3, 1), np.float32)
+
+
+@pytest.fixture
+def model(rng):
+    return nn.Linear(2, 1, rng=rng)
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch"),
+    [
+        (lambda model, batch: minigrad.mse(model(batch[0]), batch[1]), (X, Y)),
+        (lambda p, y: ((p - y) ** 2).mean(), (X, Y)),
+        (minigrad.mse, (X, Y)),
+        (nn.MSELoss(), [X, Y]),
+        (lambda p: (p**2).mean(), X),
+        (lambda model, x: (model(x) ** 2).mean(), X),
+    ],
+)
+def test_a_loss_of_the_model_or_of_predictions(loss, batch, model):
+    assert loss_of(model, loss, batch).item() == pytest.approx(
+        (model(X).data ** 2).mean(), rel=1e-6
+    )
+
+
+def test_a_loss_of_predictions_may_refuse_a_model_in_its_own_way(model):
+    def loss(prediction, target):
+        assert prediction.shape == target.shape
+        return ((prediction - target) ** 2).mean()
+
+    assert loss_of(model, loss, (X, Y)).size == 1
+
+
+def test_a_fault_in_the_model_is_told_as_it_is(rng):
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x.no_such_thing
+
+    for loss in (minigrad.mse, lambda p, y: minigrad.mse(p, y), lambda p: p):
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            loss_of(Broken(), loss, (X, Y))
+
+
+def test_a_fault_in_the_loss_is_told_as_it_is(model):
+    def loss(model, batch):
+        return model(batch[0]).mean() + {}["missing"]
+
+    with pytest.raises(KeyError, match="missing"):
+        loss_of(model, loss, (X, Y))
+
+
+@pytest.mark.parametrize("result", [3.0, None, minigrad.ones(2), minigrad.tensor(3)])
+def test_what_is_no_loss_is_refused(result, model):
+    with pytest.raises(TypeError, match="must return a Tensor of floats with one element"):
+        loss_of(model, lambda model, batch: result, (X, Y))
+
+
+def test_a_loss_is_a_function(model):
+    with pytest.raises(TypeError, match="loss_fn must be a function, not 3"):
+        loss_of(model, 3, (X, Y))
