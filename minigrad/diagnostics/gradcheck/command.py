@@ -93,7 +93,7 @@ def check(options: argparse.Namespace) -> int:
             tolerance=options.tolerance,
             samples=options.samples,
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # what a script does on import is no verdict
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
         return FAILED

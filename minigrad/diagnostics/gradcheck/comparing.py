@@ -9,14 +9,20 @@ from dataclasses import replace
 import numpy as np
 
 from minigrad.diagnostics.gradcheck.differences import Judgement, Line, judge
-from minigrad.diagnostics.gradcheck.narrow import Gradients
 from minigrad.diagnostics.gradcheck.problem import Problem
 from minigrad.diagnostics.gradcheck.report import Comparison, Entry, GradcheckReport
+from minigrad.diagnostics.gradcheck.roundings import Gradients
 from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Vector, copied, largest_of
 
 DIRECTIONS = 8  # in which a sampled operand is moved as a whole
 NEIGHBOURS = 24  # of a kink, at which slopes are taken: each order of three ties, most likely
 NEAR, STEP_THERE = 2.0**-17, 2.0**-26  # how far they are, and the step, relative to x or 1
+
+ROOTS = 3  # of eps: the tolerance for functions that do not compute in float64
+# The error bar of an element of a gradient: what it changes by with other roundings, so many times;
+# at least some eps of the largest element, for what goes on inside an op; at most a share of that,
+# or some eps of 1, where all is what rounding has left of 0.
+OWN_SPREADS, OWN_EPS, MOST_OWN, MOST_OWN_ROOTS = 8, 64, 1e-8, 0.3
 
 DOUBT = {"agree": 0, "cannot tell": 1, "disagree": 2}
 
@@ -61,6 +67,8 @@ def compare(
         report,
         compared=report.compared + sum(map(len, chosen)),
         total=report.total + sum(sizes),
+        tolerance=max(report.tolerance, comparing.tolerance),
+        others=max(report.others, problem.others),
         wrong=sorted(wrong, key=lambda entry: -entry.relative_difference),
         undecided=[*report.undecided, *comparing.undecided],
         comparisons=[*report.comparisons, *comparing.comparisons()],
@@ -86,10 +94,15 @@ class _Comparing:
         self._rng = rng
         self._kinks = False
         exact = problem.dtype == FLOAT64
-        root = math.sqrt(float(np.finfo(problem.dtype).eps))
-        self._tolerance = problem.tolerance if exact else max(problem.tolerance, 3 * root)
-        # What is far smaller than the largest element of all may be what rounding left of 0.
-        self._floor = (1e-8 if exact else 0.3 * root) * largest_of(problem.ways["grad"])
+        eps = float(np.finfo(problem.dtype).eps)
+        root = math.sqrt(eps)
+        self.tolerance = problem.tolerance if exact else max(problem.tolerance, ROOTS * root)
+        largest = largest_of(problem.ways["grad"])
+        self._least_own = OWN_EPS * eps * largest
+        share = MOST_OWN if exact else MOST_OWN_ROOTS * root
+        most = share * largest_of([problem.here])
+        self._noise = np.minimum(OWN_SPREADS * problem.noise(rng), most)
+        self._most_own = share * largest + OWN_EPS * eps
         self._gradients = {str(problem.dtype): problem.ways["grad"]}
         if problem.narrow is not None:
             self._gradients[str(problem.narrow.dtype)] = problem.narrow.gradients
@@ -116,7 +129,7 @@ class _Comparing:
         name = f"{problem.names[i]}{list(index) or ''}"
         line = self._line(move, name, float(problem.operands[i][index]), problem.operands)
         analytic = {way: float(g[at][index]) for way, g in problem.ways.items()}
-        judgement = self._judged(analytic, line, move)
+        judgement = self._judged(analytic, line, move, float(problem.spread[at][index]))
         for way, found in judgement.items():
             self._note(found, i, index, analytic[way], str(problem.dtype))
         plain = judgement["grad"]
@@ -129,7 +142,8 @@ class _Comparing:
             )
             low = problem.narrow.judge(value, spread, plain)
             self._doubt[str(problem.narrow.dtype)][at][index] = DOUBT[low.verdict]
-            self._note(low, i, index, value, str(problem.narrow.dtype))
+            if low is not plain:
+                self._note(low, i, index, value, str(problem.narrow.dtype))
 
     def directions(self, at: int) -> None:
         """Compare the slope in random directions of one operand."""
@@ -171,15 +185,16 @@ class _Comparing:
         size = largest_of([problem.operands[problem.moved[at]] for at in directions])
         line = self._line(move, name, size, problem.operands)
         analytic = {way: along(g) for way, g in problem.ways.items()}
-        judgement = self._judged(analytic, line, move)
+        spread = sum(float(np.sum(problem.spread[at] * abs(d))) for at, d in directions.items())
+        judgement = self._judged(analytic, line, move, spread)
         for way, found in judgement.items():
             if at_kinks or (found.verdict == "disagree" and not found.kink):
                 self._note(found, name, None, analytic[way], str(problem.dtype))
         narrow = problem.narrow
         if narrow is not None and judgement["grad"].verdict == "agree":
-            spread = sum(np.sum(narrow.spread[at] * np.abs(d)) for at, d in directions.items())
+            spread = sum(float(np.sum(narrow.spread[at] * abs(d))) for at, d in directions.items())
             value = along(narrow.gradients)
-            low = narrow.judge(value, float(spread), judgement["grad"])
+            low = narrow.judge(value, spread, judgement["grad"])
             self._note(low, name, None, value, str(narrow.dtype))
 
     def _line(self, move: Move, name: str, x: float, operands: list[Array]) -> Line:
@@ -187,26 +202,30 @@ class _Comparing:
             with self.problem.subject.explained(f"with {name} moved by {t:g}"):
                 return self.problem.values(move(operands, t))
 
-        return Line(values, self.problem.weights, x, self.problem.dtype)
+        here = self.problem.here if operands is self.problem.operands else None
+        return Line(values, self.problem.weights, x, self.problem.dtype, here, self._noise)
 
     # ----------------------------------------------------------------------------------------------
     # Judgements
     # ----------------------------------------------------------------------------------------------
 
-    def _judged(self, analytic: dict[str, float], line: Line, move: Move) -> dict[str, Judgement]:
+    def _judged(
+        self, analytic: dict[str, float], line: Line, move: Move, spread: float
+    ) -> dict[str, Judgement]:
         """What is to be said of the plain gradient, and of each way that leads to another one."""
         plain = analytic["grad"]
-        judged = {"grad": self._judge(plain, line, move)}
+        own = min(max(OWN_SPREADS * spread, self._least_own), self._most_own)
+        judged = {"grad": self._judge(plain, line, move, own)}
         for way, value in analytic.items():
-            close = abs(value - plain) <= max(1e-9 * abs(plain), self._floor)
+            close = abs(value - plain) <= max(1e-9 * abs(plain), own)
             if not (close or value == plain or (math.isnan(value) and math.isnan(plain))):
-                found = self._judge(value, line, move)
+                found = self._judge(value, line, move, own)
                 reason = "; ".join(filter(None, (f"by {way}", found.reason)))
                 judged[way] = replace(found, reason=reason)
         return judged
 
-    def _judge(self, analytic: float, line: Line, move: Move) -> Judgement:
-        judgement = judge(analytic, line, self._tolerance, self._floor)
+    def _judge(self, analytic: float, line: Line, move: Move, own: float) -> Judgement:
+        judgement = judge(analytic, line, self.tolerance, own)
         self._kinks |= judgement.kink
         if judgement.kink and judgement.verdict == "disagree" and self._is_a_limit(analytic, move):
             return replace(judgement, verdict="cannot tell")

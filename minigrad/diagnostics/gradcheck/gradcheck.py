@@ -9,7 +9,8 @@ Gradients that were computed in float32 are held against them too, with the erro
 be allowed.
 
 The parts: `subject` (a function or module, and its operands), `problem` (its gradients, by every
-way), `differences` (the judge), `narrow` (float32), `comparing` (entry by entry), `report`.
+way), `roundings` (how exact these are), `differences` (the judge), `narrow` (float32), `comparing`
+(entry by entry), `report`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.diagnostics.draws import Draws
 from minigrad.diagnostics.gradcheck.comparing import compare
 from minigrad.diagnostics.gradcheck.problem import Problem
 from minigrad.diagnostics.gradcheck.report import GradcheckReport
-from minigrad.diagnostics.gradcheck.subject import Subject, largest_of
+from minigrad.diagnostics.gradcheck.subject import Subject, Vector, flat, largest_of
 from minigrad.random import generator
 
 
@@ -49,7 +51,7 @@ def gradcheck(
         inputs: one tensor, array or number, or a sequence of them. They are copied; integers and
             booleans are handed on as constants.
         order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well.
-        tolerance: the relative difference to allow in float64.
+        tolerance: the difference to allow in float64, relative to the larger of both numbers.
         samples: of a larger operand compare only so many elements, drawn at random, and the slope
             in some random directions; `GradcheckReport.missed` says how much that can overlook.
         rng: where cotangents and samples are drawn from; by default a fixed seed.
@@ -58,25 +60,31 @@ def gradcheck(
     Raises:
         TypeError: if there is no float among the inputs, or `f` returns anything but Tensors of
             which one is of floats.
-        ValueError: for another order, or samples that are no positive number, or if `f` writes to
-            its inputs.
+        ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
+            no positive number; or if `f` or a rule writes to the inputs.
     """
-    if order not in (1, 2):
-        raise ValueError(f"gradcheck: order is 1 or 2, not {order!r}")
-    if samples is not None and not (isinstance(samples, int) and samples > 0):
-        raise ValueError(f"gradcheck: samples is a positive number of elements, not {samples!r}")
+    _check_options(order, tolerance, samples)
     rng = np.random.default_rng(0) if rng is None else generator(rng)
     subject = Subject(f, inputs)
     report = GradcheckReport(subject.name, tolerance)
-    with np.errstate(all="ignore"):  # what is not finite is in the report
+    before = [x.copy() for x in subject.operands]
+    with np.errstate(all="ignore"), Draws().put_back():  # what is not finite is in the report
         with subject.explained("with the inputs it was given"):
-            unstable = _instability(subject)
-        if unstable:
+            first, second = (subject.values(subject.operands) for _ in range(2))
+        subject.check_unwritten(before, "")
+        if unstable := _instability("two calls", first, second):
             return replace(report, reason=unstable)
         problem = Problem.of(subject, order, rng, tolerance)
-        report = compare(problem, report, samples, rng, progress)
-        if order == 2:
-            report = compare(problem.derived(rng), report, samples, rng, progress)
+        subject.check_unwritten(before, " where a gradient is required, in it or in a rule")
+        for _ in range(order):
+            problem = problem.derived(rng) if report.comparisons else problem
+            plain, repeated = flat(problem.ways["grad"]), flat(problem.repeated)
+            if unstable := _instability("two passes for its gradient", plain, repeated):
+                return replace(report, reason=unstable)
+            report = compare(problem, report, samples, rng, progress)
+        last = subject.values(subject.operands)
+        if unstable := _instability("the first call and the last", first, last):
+            return replace(report, reason=unstable)
         return report
 
 
@@ -100,23 +108,25 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **opti
         raise GradientError(repr(report))
 
 
-def _instability(subject: Subject) -> str:
+def _check_options(order: int, tolerance: float, samples: int | None) -> None:
+    if order not in (1, 2):
+        raise ValueError(f"gradcheck: order is 1 or 2, not {order!r}")
+    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+        raise ValueError(f"gradcheck: tolerance is a number between 0 and 1, not {tolerance!r}")
+    whole = isinstance(samples, (int, np.integer)) and not isinstance(samples, bool)
+    if samples is not None and not (whole and samples > 0):
+        raise ValueError(f"gradcheck: samples is a positive number of elements, not {samples!r}")
+
+
+def _instability(what: str, first: Vector, second: Vector) -> str:
     """Why f is no function of its operands, or nothing if it is one."""
-    before = [x.copy() for x in subject.operands]
-    first, second = (subject.values(subject.operands) for _ in range(2))
-    for name, old, new in zip(subject.names, before, subject.operands, strict=True):
-        if not np.array_equal(old, new, equal_nan=old.dtype.kind == "f"):
-            raise ValueError(
-                f"gradcheck: {subject.name} writes to its {name}; a gradient is that of a function "
-                f"that leaves its inputs alone, so compute a new tensor instead"
-            )
     if first.shape != second.shape:
-        return f"not deterministic: two calls gave {first.size} and {second.size} numbers"
+        return f"not deterministic: {what} gave {first.size} and {second.size} numbers"
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     difference = float(np.max(np.abs(first - second), initial=0.0, where=~same))
     if difference <= 1e-12 * largest_of([first]):  # a sum in another order, at most
         return ""
     return (
-        f"not deterministic: two calls with the same inputs differ by up to {difference:.3g}; is "
-        f"there dropout in training mode, or an rng that goes on drawing?"
+        f"not deterministic: {what} with the same inputs differ by up to {difference:.3g}; is "
+        f"there dropout in training mode, an rng that goes on drawing, or a count that goes on?"
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from minigrad.diagnostics.gradcheck.differences import Verdict
 from minigrad.diagnostics.gradcheck.heatmap import heatmap
+from minigrad.random import check_probability
 
 LISTED = 5  # entries of a kind that a repr lists
 
@@ -93,13 +94,15 @@ class GradcheckReport:
         function: the name of the function.
         compared: how many numbers were compared.
         total: how many there are; more than were compared if entries were sampled.
-        tolerance: the relative difference that was allowed in float64.
+        tolerance: the relative difference that was allowed; larger than asked for if the function
+            does not compute in float64.
         wrong: the entries that differ by more, worst first.
         undecided: the entries that differences cannot judge, each with the reason.
         reason: why nothing at all could be told.
         comparisons: the gradients by each operand, whole.
         directions: in how many random directions each sampled operand was moved as a whole.
         fewest: the least number of entries that were sampled of an operand; inf if all were taken.
+        others: how many tensors require a gradient and f depends on, but were not handed in.
     """
 
     function: str
@@ -112,6 +115,7 @@ class GradcheckReport:
     comparisons: list[Comparison] = field(default_factory=list)
     directions: int = 0
     fewest: float = math.inf
+    others: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -132,7 +136,11 @@ class GradcheckReport:
         with probability 1 - share. (Random directions, in which all entries move at once, are sure
         to see a fault that changes the gradient as a whole by more than the tolerance; they are
         left out here.) 0 if all entries were compared.
+
+        Raises:
+            ValueError: if `share` is not between 0 and 1.
         """
+        check_probability("missed: the share of wrong entries", share)
         return 0.0 if math.isinf(self.fewest) else float((1 - share) ** self.fewest)
 
     @property
@@ -146,19 +154,26 @@ class GradcheckReport:
             f"{len(self.undecided)} undecided, tolerance {self.tolerance:g})"
         )
 
-    def _sampling(self) -> str:
-        return (
-            f"sampled: that 1 % of the entries of an operand are wrong is overlooked with "
-            f"probability {self.missed(0.01):.2g}; what is wrong with a gradient as a whole shows "
-            f"in each of {self.directions} random directions"
-        )
+    @property
+    def remarks(self) -> list[str]:
+        """What else there is to say, a sentence each."""
+        found = [self.reason] if self.reason else []
+        if self.total > self.compared and not math.isinf(self.fewest):
+            found.append(
+                f"sampled: that 1 % of the entries of an operand are wrong is overlooked with "
+                f"probability {self.missed(0.01):.2g} or less, and so is a fault that hardly shows "
+                f"in the gradient as a whole, of which the slopes in {self.directions} random "
+                f"directions were compared"
+            )
+        if self.others:
+            found.append(
+                f"not checked: {self.others} more tensor{'s' * (self.others > 1)} that f depends "
+                f"on and that require a gradient; hand them in as inputs, or the Module itself as f"
+            )
+        return found
 
     def __repr__(self) -> str:
-        lines = [self.headline]
-        if self.reason:
-            lines.append(f"  {self.reason}")
-        if self.total > self.compared:
-            lines.append(f"  {self._sampling()}")
+        lines = [self.headline, *(f"  {remark}" for remark in self.remarks)]
         for title, entries in (("wrong", self.wrong), ("undecided", self.undecided)):
             lines += [f"  {title}: {entry}" for entry in entries[:LISTED]]
             if len(entries) > LISTED:
@@ -171,8 +186,7 @@ class GradcheckReport:
             f'<div style="font-family:sans-serif"><p><b style="color:{colour}">'
             f"{escape(self.headline)}</b></p>"
         ]
-        notes = [self.reason] if self.reason else []
-        notes += [self._sampling()] if self.total > self.compared else []
+        notes = list(self.remarks)
         notes += [f"wrong: {entry}" for entry in self.wrong[:LISTED]]
         notes += [f"undecided: {entry}" for entry in self.undecided[:LISTED]]
         parts += [f"<p>{escape(note)}</p>" for note in notes]

@@ -40,28 +40,31 @@ class Subject:
         operands: the inputs, and then the trainable parameters of a module.
         names: of the operands.
         floats: the positions of those operands that are of floats.
+        shapes: of the results, once they are known.
 
     Raises:
-        TypeError: if there is nothing to differentiate by.
+        TypeError: if f cannot be called or copied, an input is none, or none is of floats.
     """
 
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
         if not callable(f):
             raise TypeError(f"gradcheck: f must be a function or a Module, not {f!r:.60}")
+        if isinstance(f, type):
+            raise TypeError(f"gradcheck: f is the class {f.__name__}; pass an instance of it")
         self.name: str = getattr(f, "__name__", type(f).__name__)
-        single = isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float))
-        self.operands = [copied(as_array(x)) for x in ([inputs] if single else inputs)]
+        self.operands = [_operand(i, x) for i, x in enumerate(_sequence(inputs))]
         self.names = [f"input {i}" for i in range(len(self.operands))]
         self._inputs = len(self.operands)
         self._parameters: list[Parameter] = []
         if isinstance(f, Module):
-            f = copy.deepcopy(f)
+            f = _copy_of(f)
             for name, parameter in f.named_parameters():
                 if parameter.requires_grad:
                     self.names.append(name)
                     self.operands.append(parameter.data.copy())
                     self._parameters.append(parameter)
         self._f = f
+        self.shapes: list[tuple[int, ...]] = []
         self.floats = [i for i, x in enumerate(self.operands) if x.dtype.kind == "f"]
         if not self.floats:
             raise TypeError(
@@ -80,6 +83,12 @@ class Subject:
             raise TypeError(
                 f"gradcheck: the function must return a Tensor of floats, or a tuple, list or dict "
                 f"of Tensors, not {what}"
+            )
+        shapes = [x.shape for x in floats]
+        if self.shapes and shapes != self.shapes:
+            raise ValueError(
+                f"gradcheck: {self.name} gives results of shapes {shapes}, and {self.shapes} "
+                f"before; a function that has a gradient gives as many numbers for any values"
             )
         return floats
 
@@ -106,9 +115,17 @@ class Subject:
         try:
             yield
         except Exception as error:
-            if not str(error).startswith("gradcheck: "):
-                error.add_note(f"raised while gradcheck called {self.name} {how}")
+            error.add_note(f"raised while gradcheck called {self.name} {how}")
             raise
+
+    def check_unwritten(self, before: Sequence[Array], what: str) -> None:
+        """Raise a ValueError if an operand is not what it was."""
+        for name, old, new in zip(self.names, before, self.operands, strict=True):
+            if not np.array_equal(old, new, equal_nan=old.dtype.kind == "f"):
+                raise ValueError(
+                    f"gradcheck: {self.name} writes to its {name}{what}; a gradient is that of a "
+                    f"function that leaves its inputs alone, so compute a new tensor instead"
+                )
 
     def of_floats(self, values: Sequence[Any]) -> list[Any]:
         """Those of some values that belong to float operands."""
@@ -139,6 +156,36 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     return (
         out if np.array_equal(out, x, equal_nan=True) and 0 not in strides else np.array(x, dtype)
     )
+
+
+def _sequence(inputs: Any) -> Sequence[Any]:
+    """The inputs, if it was one alone."""
+    if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
+        return [inputs]
+    if isinstance(inputs, (list, tuple)):
+        return inputs
+    raise TypeError(
+        f"gradcheck: inputs are one tensor, array or number, or a list or tuple of them, not "
+        f"{type(inputs).__name__}"
+    )
+
+
+def _operand(i: int, x: Any) -> Array:
+    """A copy of an input."""
+    try:
+        return copied(as_array(x))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"gradcheck: input {i} must be made of numbers; {error}") from error
+
+
+def _copy_of(module: Module) -> Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise TypeError(
+            f"gradcheck: {type(module).__name__} cannot be copied ({error}), and it is left as it "
+            f"is; check a function that calls it with tensors in the place of its parameters"
+        ) from error
 
 
 @contextmanager

@@ -1,0 +1,33 @@
+"""The random generators that a run draws from, to leave them as they were, or to run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minigrad.mode import Observer, observe
+
+
+class Draws(Observer):
+    """Remembers where generators were before they were first drawn from."""
+
+    def __init__(self) -> None:
+        self._states: list[tuple[np.random.Generator, Any]] = []
+
+    def on_random(self, generator: np.random.Generator) -> None:
+        """Note the state of a generator that is not known yet."""
+        if all(generator is not known for known, _ in self._states):
+            self._states.append((generator, generator.bit_generator.state))
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """After the block all generators are where they were before it."""
+        try:
+            with observe(self):
+                yield
+        finally:
+            for generator, state in self._states:
+                generator.bit_generator.state = state
