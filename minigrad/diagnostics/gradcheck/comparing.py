@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from minigrad.diagnostics.gradcheck.differences import Judgement, Line, judge
+from minigrad.diagnostics.gradcheck.judge import Judgement, judge
 from minigrad.diagnostics.gradcheck.problem import Problem
+from minigrad.diagnostics.gradcheck.quotients import Line
 from minigrad.diagnostics.gradcheck.report import Comparison, Entry, GradcheckReport
 from minigrad.diagnostics.gradcheck.roundings import Gradients
 from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Vector, copied, largest_of

@@ -9,8 +9,8 @@ Gradients that were computed in float32 are held against them too, with the erro
 be allowed.
 
 The parts: `subject` (a function or module, and its operands), `problem` (its gradients, by every
-way), `roundings` (how exact these are), `differences` (the judge), `narrow` (float32), `comparing`
-(entry by entry), `report`.
+way), `roundings` (how exact these are), `quotients` (of differences), `judge` (what these say),
+`narrow` (float32), `comparing` (entry by entry), `report`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.diagnostics.gradcheck.differences import Judgement
+from minigrad.diagnostics.gradcheck.judge import Judgement
 from minigrad.diagnostics.gradcheck.roundings import Gradients, spread_of
 from minigrad.diagnostics.gradcheck.subject import Array, Subject, largest_of
 
