@@ -20,7 +20,7 @@ from minigrad.tensor import Tensor
 
 Gradients = list[NDArray[np.float64]]
 
-REPEATS = 3  # of a gradient with other roundings
+PAIRS = 2  # of roundings: in one of a pair all that the other rounds up is rounded down
 SAMPLED = 16  # elements of a result, which tell whether it was computed or picked out
 
 
@@ -41,23 +41,26 @@ def spread_of(
         nudged: whether to change operands too, and not only what is computed from them.
     """
     spread = [np.zeros(x.shape) for x in arrays]
-    for _ in range(REPEATS):
-        for others in _otherwise(arrays_at, operands, rng, nudged):
-            for known, x, other in zip(spread, arrays, others, strict=True):
-                np.fmax(known, np.abs(x - other), out=known)
+    for seed in (None, *map(int, rng.integers(2**63, size=PAIRS))):
+        for sign in (1, -1):
+            for others in _otherwise(arrays_at, operands, seed, sign, nudged):
+                for known, x, other in zip(spread, arrays, others, strict=True):
+                    np.fmax(known, np.abs(x - other), out=known)
     return spread
 
 
 def _otherwise(
     arrays_at: Callable[[Sequence[Array]], Gradients],
     operands: Sequence[Array],
-    rng: np.random.Generator,
+    seed: int | None,
+    sign: int,
     nudged: bool,
 ) -> Iterator[Gradients]:
     """The arrays from other operands, and from other roundings on the way."""
     if nudged:
-        yield arrays_at([_nudged(x, rng) if x.dtype.kind == "f" else x for x in operands])
-    rounding = _Rounding(rng)
+        nudge = _Nudge(seed, sign)
+        yield arrays_at([nudge(x) if x.dtype.kind == "f" else x for x in operands])
+    rounding = _Rounding(_Nudge(seed, sign))
     try:
         with rounding.undone(), observe(rounding):
             arrays = arrays_at(operands)
@@ -66,22 +69,30 @@ def _otherwise(
     yield arrays
 
 
-def _nudged(x: Array, rng: np.random.Generator) -> Array:
-    """A copy with each element one unit in the last place up or down, as chance has it."""
-    out = copied(x)
-    out[...] = np.nextafter(x, _ends(x, rng))
-    return out
+class _Nudge:
+    """Moves numbers by a unit in the last place, up or down as chance has it.
 
+    Without a seed they all move the same way, which shows where a comparison of two numbers that
+    are nearly equal decides; at random, two moves on the way may cancel.
+    """
 
-def _ends(x: Array, rng: np.random.Generator) -> Array:
-    return np.where(rng.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype)
+    def __init__(self, seed: int | None, sign: int) -> None:
+        self._rng = None if seed is None else np.random.default_rng(seed)
+        self._sign = sign
+
+    def __call__(self, x: Array) -> Array:
+        """A copy with the strides of x."""
+        out = copied(x)
+        up = np.ones(x.shape) if self._rng is None else self._rng.random(x.shape) - 0.5
+        out[...] = np.nextafter(x, np.copysign(np.inf, self._sign * up).astype(x.dtype))
+        return out
 
 
 class _Rounding(Observer):
     """Changes each result of an op or a rule by a unit in the last place, and leaves 0 as it is."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
+    def __init__(self, nudge: _Nudge) -> None:
+        self._nudge = nudge
         self._before: list[tuple[Array, Array]] = []
 
     @contextmanager
@@ -113,7 +124,7 @@ class _Rounding(Observer):
         shared = any(np.may_share_memory(x, y) for y in others)
         if x.size and not shared and not _is_picked(x, others):
             self._before.append((x, x.copy()))
-            x[...] = np.where(x == 0, x, np.nextafter(x, _ends(x, self._rng)))
+            x[...] = np.where(x == 0, x, self._nudge(x))
 
 
 def _is_picked(x: Array, sources: Sequence[Array]) -> bool:
