@@ -42,6 +42,9 @@ class Observer:
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """A backward pass is about to start from `output`, with `gradient`."""
 
+    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
+        """`gradient` is about to be added to the `.grad` of the tensor at `place`."""
+
     def on_free(self, node: Node) -> None:
         """`node` is about to let go of the arrays it saved for backward."""
 

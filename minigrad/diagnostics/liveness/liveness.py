@@ -40,10 +40,12 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     - "unused": it requires a gradient, and the forward pass never touched it;
     - "frozen": it requires none.
 
-    Parameters, gradients, flags, train and eval mode are what they were before, also after an
-    exception, and so are the generators that the library drew from (the default one, and what it
-    was given as `rng`). `loss_fn` is called once, and again where a parameter may be zero by
-    construction; hooks on tensors run as in any backward pass.
+    The model is what it was before, also after an exception: its parameters with their gradients
+    and flags, train and eval mode, and what else its modules have as attributes, such as running
+    means. So are the generators that the library drew from (the default one, and what it was given
+    as `rng`). For this, copies of all values are held meanwhile, and `.grad` is None. `loss_fn` is
+    called once, and again where a parameter may be zero by construction; hooks on tensors run as in
+    any backward pass.
 
     Args:
         model: in the mode, train or eval, that is of interest.
@@ -57,6 +59,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     Raises:
         TypeError: if `model` is no Module, or the loss no Tensor of floats with one element.
         ValueError: if the model has no parameters.
+        RuntimeError: if `loss_fn` calls `backward()` itself.
     """
     if not isinstance(model, Module):
         raise TypeError(f"liveness: the model must be a Module, not {model!r:.60}")
@@ -69,8 +72,8 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     adapters = [(name, module) for name, module in model.named_modules() if is_adapter(module)]
     # In grad mode a merged adapter raises, so that nobody trains nothing; without flags it runs.
     merged = [p for _, a in adapters if is_merged(a) for p in (a.lora_a, a.lora_b)]
-    rehearsal = Rehearsal(model, loss_fn, batch, list(parameters.values()))
     with frozen(merged):
+        rehearsal = Rehearsal(model, loss_fn, batch, list(parameters.values()))
         run = rehearsal.run()
         causes = rehearsal.zero_by_construction(run)
     judge = _Judge(parameters, run, causes, adapters, {id(p) for p in merged})
