@@ -54,6 +54,9 @@ class Observer:
         `is_grad_enabled()` tells whether it is recorded. Its end is announced also after an error.
         """
 
+    def on_rerun(self, begins: bool) -> None:
+        """In a backward pass, a checkpoint begins to run its function again, or has ended."""
+
     def on_step(self, optimizer: Optimizer) -> None:
         """`optimizer` has changed its parameters; their gradients are still there."""
 
