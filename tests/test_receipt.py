@@ -226,6 +226,7 @@ def test_checkpoints_run_their_forward_again():
     x = drawn(100, requires_grad=True)
     with receipt() as plain:
         f(x).sum().backward()
+    x.zero_grad()
     with receipt() as r:
         checkpoint(f, x).sum().backward()
     assert r.forward_flops == plain.forward_flops == 400
@@ -233,6 +234,48 @@ def test_checkpoints_run_their_forward_again():
     assert r.backward_flops == plain.backward_flops
     assert r.passes == 1
     assert [row.op for row in r.rows if row.phase == "recomputed"].count("exp") == 1
+
+
+def test_all_that_a_checkpoint_runs_again_is_recomputed():
+    w = drawn(8, 8, requires_grad=True)
+
+    def scaled(h):
+        with no_grad():
+            scale = minigrad.exp(h)
+        return (h @ w) * scale
+
+    def inner(h):
+        return checkpoint(scaled, h)
+
+    product, each = 2 * 4 * 8 * 8, 4 * 8
+    for f, times in ((scaled, 1), (inner, 2)):
+        for create_graph in (False, True):
+            with receipt() as r:
+                checkpoint(f, drawn(4, 8)).sum().backward(create_graph=create_graph)
+            assert of_inputs(r, "forward", "exp") == {"": each}
+            assert of_inputs(r, "recomputed", "exp") == {"": times * each}
+            assert of_inputs(r, "recomputed", "matmul") == {"": times * product}
+            assert flops(r, "backward", "exp") == 0
+
+
+def test_a_hook_that_records_is_no_checkpoint():
+    x = drawn(4, 8, requires_grad=True)
+    y = minigrad.tanh(x)
+    y.register_hook(lambda g: minigrad.enable_grad()(minigrad.exp)(g))
+    with receipt() as r:
+        y.sum().backward()
+    assert of_inputs(r, "backward", "exp") == {"": 32}
+    assert r.recomputed_flops == 0
+
+
+def test_what_is_added_to_an_earlier_gradient_is_counted():
+    x = drawn(4, 8, requires_grad=True)
+    with receipt() as r:
+        for _ in range(3):
+            (2 * x).sum().backward()
+        grad((2 * x).sum(), x)  # which adds to nothing
+    assert of_inputs(r, "backward", "sum of gradients") == {"": 2 * 32}
+    assert r.gradient_bytes == 4 * 32
 
 
 def test_a_hook_counts_as_a_part_of_the_backward_pass():
@@ -247,9 +290,11 @@ def test_a_hook_counts_as_a_part_of_the_backward_pass():
 def test_a_retained_graph_costs_the_same_again():
     model, x = mlp(4, 8, 2), drawn(3, 4)
     once = step(model, x)
+    model.zero_grad()
     with receipt() as r:
         loss = model(x).sum()
         loss.backward(retain_graph=True)
+        model.zero_grad()
         loss.backward()
     assert r.backward_flops == 2 * once.backward_flops
     assert r.skipped_flops == 2 * once.skipped_flops
@@ -434,6 +479,17 @@ def test_checkpoints_lower_the_peak():
     assert peak(checkpoint) == 9
 
 
+def test_a_checkpoint_holds_the_constants_that_it_was_handed():
+    w = drawn(64, 64, requires_grad=True)
+    x = drawn(64, 64)
+    with receipt() as r:
+        loss = checkpoint(lambda h, scale: (h @ w) * scale, x, minigrad.exp(x)).sum()
+        assert r.saved_bytes == x.data.nbytes  # exp(x)
+        assert r.input_bytes == 2 * x.data.nbytes
+        loss.backward()
+    assert r.kept_bytes == 0
+
+
 def test_under_no_grad_nothing_is_saved():
     with receipt() as r, no_grad():
         mlp(4, 8, 2)(drawn(3, 4))
@@ -585,6 +641,7 @@ def two(steps=1):
         optimizer = Adam(model.trainable_parameters())
         with receipt() as r:
             for _ in range(steps if adapt else 1):
+                optimizer.zero_grad()
                 model(drawn(N, WIDTHS[0])).sum().backward()
                 optimizer.step()
         receipts[name] = r

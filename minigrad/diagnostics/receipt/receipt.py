@@ -64,6 +64,7 @@ class _Pass:
     visited: int = -1  # the node whose rules are running
     edge: int = 0  # the next of its edges
     needed: list[str] = field(default_factory=list)  # its inputs whose rules have run
+    again: bool = False  # whether a checkpoint runs its function again
 
 
 class _Recorder(Observer):
@@ -112,10 +113,10 @@ class _Recorder(Observer):
         """What a call is part of; None for that of a rule on arrays."""
         if not self._passes:
             return "forward"
+        if self._passes[-1].again:
+            return "recomputed"
         if self._passes[-1].recorded:
             return "backward"
-        if is_grad_enabled():
-            return "recomputed"
         return "backward" if isinstance(result, Tensor) else None  # a hook's, of a gradient
 
     # ----------------------------------------------------------------------------------------------
@@ -132,6 +133,11 @@ class _Recorder(Observer):
         for op, cost, call in self._unrecorded:
             self._count_not_done(op, cost, call, needing=())
         self._unrecorded.clear()
+
+    def on_rerun(self, begins: bool) -> None:
+        """Note that what is called now is a part of the forward pass, once more."""
+        if self._passes:
+            self._passes[-1].again = begins
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """Count a rule, and what the engine does with its result."""
@@ -195,6 +201,11 @@ class _Recorder(Observer):
         self._receipt.count("backward", node.name, name, rule(call))
         if shared:
             self._receipt.count("backward", node.name, "shared", shared)
+
+    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
+        """Count the sum with an earlier gradient; a recorded one is an op, and seen itself."""
+        if place.grad is not None and gradient.node is None:
+            self._receipt.count("backward", "sum of gradients", "", gradient.size)
 
     def on_free(self, node: Node) -> None:
         """Note what memory is held no more."""
