@@ -306,8 +306,8 @@ def test_a_graph_recorded_before_the_receipt_is_listed_as_not_counted():
     with receipt() as r:
         y.backward()
     assert r.uncounted == {
-        "rule of exp, an op that was recorded before the receipt": 1,
-        "rule of sum, an op that was recorded before the receipt": 1,
+        "rule of exp, an op that was recorded outside of the receipt": 1,
+        "rule of sum, an op that was recorded outside of the receipt": 1,
     }
     assert "not counted: 1 x rule of exp" in repr(r)
     assert (r.saved_bytes, r.timeline) == (0, [])
@@ -532,6 +532,15 @@ def test_nothing_ran():
     assert (r.flops, r.rows, r.chart()) == (0, (), "")
 
 
+def test_a_step_without_gradients_has_no_table():
+    optimizer = Adam(mlp(4, 2).parameters())
+    with receipt() as r:
+        optimizer.step()
+    head, *facts = repr(r).splitlines()
+    assert head == "receipt of 1 step"
+    assert facts[0] == "saved for backward: nothing"
+
+
 def test_receipts_nest_and_end():
     x = drawn(10)
     with receipt() as outer:
@@ -662,7 +671,7 @@ def test_receipts_beside_each_other():
         "FLOPs backward",
         "FLOPs of the optimiser",
         "FLOPs in all",
-        "products not done, an input is frozen",
+        "products not done, no gradient needed",
         "saved for backward, at the peak",
         "gradients",
         "optimiser state",
@@ -677,6 +686,14 @@ def test_flops_are_compared_by_the_step():
     once, thrice = (compare(two(steps)) for steps in (1, 3))
     for attribute in ("flops", "forward_flops", "skipped_flops", "optimizer_bytes", "trained"):
         assert thrice.ratio("LoRA", attribute) == once.ratio("LoRA", attribute)
+
+
+def test_a_comparison_says_nothing_of_what_the_first_did_not_do():
+    model, x = mlp(4, 2), drawn(3, 4)
+    with receipt() as r, no_grad():
+        model(x)
+    sentence = compare({"prediction": r, "training": step(model, x)}).sentence("training")
+    assert sentence == "training does 2.11 of the FLOPs of prediction (forward 1.11)."
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -41,7 +41,9 @@ def receipt() -> Iterator[Receipt]:
 
     The `Receipt` fills while the block runs, and keeps what was counted if the block raises. Blocks
     may be nested: each counts all that is inside. The backward pass must run inside the block as
-    well as the forward pass it belongs to; what cannot be counted is listed in `uncounted`.
+    well as the forward pass it belongs to; what cannot be counted is listed in `uncounted`. Seen
+    are ops, their rules and the steps of optimisers; what numpy or a kernel computes beside them,
+    as in `clip_grad_norm`, is not.
     """
     result = Receipt()
     recorder = _Recorder(result)
@@ -187,7 +189,8 @@ class _Recorder(Observer):
         if node.op is CHECKPOINT:
             return  # its work is that of the ops inside, which are seen themselves
         if node.order not in self._calls:
-            why = "was recorded before the receipt" if node.op in COSTS else "COSTS does not have"
+            outside = node.op in COSTS
+            why = "was recorded outside of the receipt" if outside else "COSTS does not have"
             self._cannot_count(f"rule of {node.name}, an op that {why}")
             return
         cost, call = self._calls[node.order]
