@@ -420,6 +420,27 @@ def test_a_hook_that_makes_it_zero(batch):
     assert liveness(model, minigrad.mse, batch)
 
 
+def test_gradients_that_cancel_further_on(batch):
+    def between(h):
+        h = minigrad.tanh(h)  # <cancels>
+        return 1 + h - h
+
+    row = liveness(Two(between), minigrad.mse, batch)["first.weight"]
+    assert (row.state, row.reason) == ("zero", "the gradients of the uses of `tanh` cancel")
+    assert (row.op, row.origin.line) == ("tanh", line_of("cancels"))
+
+
+def test_a_hook_further_on_that_makes_it_zero(batch):
+    def between(h):
+        h = minigrad.tanh(h)  # <hooked>
+        h.register_hook(lambda g: g * 0)
+        return h
+
+    row = liveness(Two(between), minigrad.mse, batch)["first.weight"]
+    assert row.reason == "a hook on the result of `tanh` makes its gradient zero"
+    assert (row.state, row.op, row.origin.line) == ("zero", "tanh", line_of("hooked"))
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_the_norm_of_a_gradient_whose_squares_are_out_of_range(scale, batch):
     model = nn.Linear(3, 2, dtype=np.float64)
@@ -434,7 +455,8 @@ def test_a_gradient_that_is_not_finite(batch):
     assert report["first.weight"].state == "not finite"
     assert not math.isfinite(report["first.weight"].norm)
     assert report["second.bias"].state == "live"
-    assert "first op that gives a nan" in report.verdict
+    assert "The gradient of first.weight is not finite" in report.verdict
+    assert "under minigrad.detect_anomaly(), which names the op" in report.verdict
     assert not report
 
 
@@ -556,6 +578,14 @@ def test_two_factors_of_zero_never_train(batch):
     report = liveness(Product(), lambda y: (y + 1).square().mean(), batch[0])
     assert states(report) == {"a": "zero", "b": "zero"}
     assert "b is all zeros, gets no gradient" in report["a"].reason
+
+
+def test_several_factors_of_zero_are_named_together(batch):
+    model = Two(minigrad.tanh)
+    for parameter in model.parameters():
+        parameter.copy_(np.zeros(parameter.shape))
+    reason = liveness(model, minigrad.mse, batch)["second.weight"].reason
+    assert reason == "first.weight and first.bias are all zeros, get no gradient, and multiply it"
 
 
 # Adapters

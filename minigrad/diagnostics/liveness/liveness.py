@@ -23,6 +23,7 @@ from minigrad.diagnostics.liveness.paths import End, Place
 from minigrad.diagnostics.liveness.rehearsal import Rehearsal, Run, frozen
 from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, State
 from minigrad.diagnostics.step import Loss
+from minigrad.graph import Node
 from minigrad.nn.module import Module, Parameter
 
 
@@ -152,20 +153,17 @@ class _Judge:
         return self._made(i, "cut", _CUTS.get(end.kind, _LEFT).format(end.place.what), end.place)
 
     def _zero(self, i: int) -> ParameterRow:
-        parameter, paths = self._parameters[i], self._run.paths
-        node = parameter.node
+        paths = self._run.paths
+        node = self._parameters[i].node
         assert node is not None
         stops = self._run.steps.stops(node)
         if not stops:
-            made = (
-                "a hook on it makes it zero" if node.hooks else "the gradients of its uses cancel"
-            )
-            return self._made(i, "zero", made if parameter.size else "it has no elements")
+            return self._lost(i, node)
         stop = stops[0]
         call = paths.call(stop.node)
         causes = self._causes.get(i, 0)
         if causes:
-            reason = f"{self._named(causes)} is all zeros, and multiplies it"
+            reason = _multiplied(self._named(causes), "")
             return self._made(i, "zero by construction", reason, call.place)
         if not stop.inside:
             again = [end for end in paths.ends[self._run.forward_ends :] if end.lost >> i & 1]
@@ -175,7 +173,7 @@ class _Judge:
         for zero in zeros:
             others = zero.parameters & ~(1 << i)
             if others:
-                reason = f"{self._named(others)} is all zeros, gets no gradient, and multiplies it"
+                reason = _multiplied(self._named(others), " get no gradient,")
                 return self._made(i, "zero", reason, call.place)
         for zero in zeros:
             if zero.place is not None:
@@ -187,8 +185,32 @@ class _Judge:
             reason = f"`{call.place.what}` passes none of the gradient on"
         return self._made(i, "zero", reason, call.place)
 
-    def _named(self, bits: int) -> str:
-        return " and ".join(name for k, name in enumerate(self._names) if bits >> k & 1)
+    def _lost(self, i: int, node: Node) -> ParameterRow:
+        """The row where rules gave more than zeros, which cancelled, or a hook put zeros there."""
+        if not self._parameters[i].size:
+            return self._made(i, "zero", "it has no elements")
+        lost = self._run.steps.lost_at(node)
+        if lost is None or lost is node:
+            hooked = "a hook on it makes it zero"
+            return self._made(
+                i, "zero", hooked if node.hooks else "the gradients of its uses cancel"
+            )
+        place = self._run.paths.call(lost).place
+        if lost.hooks:
+            reason = f"a hook on the result of `{place.what}` makes its gradient zero"
+        else:
+            reason = f"the gradients of the uses of `{place.what}` cancel"
+        return self._made(i, "zero", reason, place)
+
+    def _named(self, bits: int) -> list[str]:
+        return [name for k, name in enumerate(self._names) if bits >> k & 1]
+
+
+def _multiplied(names: Sequence[str], more: str) -> str:
+    """What it means that these parameters are zeros."""
+    if len(names) == 1:
+        return f"{names[0]} is all zeros,{more.replace('get', 'gets')} and multiplies it"
+    return f"{' and '.join(names)} are all zeros,{more} and multiply it"
 
 
 BASE = "the base of an adapter is a constant: freeze it, or fold the adapter in"

@@ -16,7 +16,7 @@ MOST_FROZEN = 3
 
 _REMEDIES: dict[State, str] = {
     "zero": "change what makes it zero, or freeze it with requires_grad_(False)",
-    "not finite": "look for the first op that gives a nan or an infinity",
+    "not finite": "run the step under minigrad.detect_anomaly(), which names the op that made it",
     "cut": "let the gradient through there, or freeze it with requires_grad_(False)",
     "unused": "let the forward pass use it, or freeze it with requires_grad_(False)",
 }
@@ -130,10 +130,12 @@ class LivenessReport:
             text = f"{what} trains: {_count(len(required) - later, 'gets', 'get')} a gradient"
             return f"{text}, and {later} more will after a step." if later else f"{text}."
         first = dead[0]
+        of_it = first.state in ("zero", "not finite")
+        subject = f"The gradient of {first.name}" if of_it else first.name
         remedy = "" if ": " in first.reason else f"; {_REMEDIES[first.state]}"
         return (
             f"{what} does not train: {len(dead)} of {len(required)} parameters that require a "
-            f"gradient get none that moves them. {first.name} is {first.state}: "
+            f"gradient get none that moves them. {subject} is {first.state}: "
             f"{first.why}{remedy}."
         )
 
