@@ -97,6 +97,30 @@ def test_a_model_that_is_frozen_as_a_whole_does_not_train(batch):
     assert "no parameter requires a gradient" in report.verdict
 
 
+def test_a_tensor_that_is_no_parameter_is_told(batch):
+    class Forgotten(nn.Module):
+        def __init__(self):
+            self.layer = nn.Linear(3, 2)
+            self.layer.scale = Tensor(np.ones(2), requires_grad=True)
+            self.shift = Tensor(np.ones(2))
+
+        def forward(self, x):
+            self.last = self.layer(x) * self.layer.scale + self.shift
+            return self.last
+
+    model = Forgotten()
+    report = liveness(model, minigrad.mse, batch)
+    assert report.strays == ("layer.scale",)
+    note = (
+        "layer.scale requires a gradient, but is no Parameter, so parameters() does not list it "
+        "and no optimiser gets it from there: make it an nn.Parameter"
+    )
+    assert repr(report).endswith(f"{report.verdict}\n{note}.")
+    assert note in report._repr_html_()
+    assert liveness(model.layer, minigrad.mse, batch).strays == ("scale",)
+    assert liveness(Two(minigrad.tanh), minigrad.mse, batch).strays == ()
+
+
 def test_a_shared_parameter_is_one_row(batch):
     class Tied(nn.Module):
         def __init__(self):
@@ -917,6 +941,7 @@ class Running(nn.Module):
         self.variance = minigrad.ones(2)
         self.total = np.zeros(2)
         self.calls = 0
+        self.rng = np.random.default_rng(0)
 
     def forward(self, x):
         h = self.layer(x)
@@ -924,6 +949,7 @@ class Running(nn.Module):
         self.variance.data[...] *= 2
         self.total += 1
         self.calls += 1
+        x = x + self.rng.standard_normal(x.shape)  # which the library does not see
         self.last = h
         return h - self.mean
 
@@ -938,6 +964,7 @@ def test_what_the_forward_pass_writes_down_is_put_back(batch):
     assert_array_equal(model.total, 0)
     assert model.calls == 0
     assert not hasattr(model, "last")
+    assert model.rng.random() == np.random.default_rng(0).random()
 
 
 def test_what_the_loss_function_does_to_the_model_is_put_back(batch):

@@ -25,6 +25,7 @@ from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, S
 from minigrad.diagnostics.step import Loss
 from minigrad.graph import Node
 from minigrad.nn.module import Module, Parameter
+from minigrad.tensor import Tensor
 
 
 def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
@@ -83,6 +84,18 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
         run.loss._data.item(),
         tuple(rows.values()),
         tuple(adapter_row(name, a, rows[id(a.lora_a)], rows[id(a.lora_b)]) for name, a in adapters),
+        _strays(model),
+    )
+
+
+def _strays(model: Module) -> tuple[str, ...]:
+    """The names of attributes that ask for a gradient like parameters and are not found as such."""
+    return tuple(
+        f"{name}.{attribute}" if name else attribute
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, Tensor) and not isinstance(value, Parameter)
+        if value.requires_grad and value.is_leaf
     )
 
 

@@ -86,11 +86,14 @@ class LivenessReport:
         loss: the value of the loss.
         rows: one for each parameter, in the order of `named_parameters`.
         adapters: one for each LoRA adapter.
+        strays: names of attributes that require a gradient and are Tensors, but no Parameters, so
+            that they have no row.
     """
 
     loss: float
     rows: tuple[ParameterRow, ...]
     adapters: tuple[AdapterRow, ...] = ()
+    strays: tuple[str, ...] = ()
 
     @property
     def trains(self) -> bool:
@@ -143,13 +146,21 @@ class LivenessReport:
         lines = [f"liveness: loss {self.loss:.6g}", *_lines(self._parameter_table())]
         if self.adapters:
             lines += ["", *_lines(self._adapter_table())]
-        return "\n".join([*lines, "", self.verdict])
+        return "\n".join([*lines, "", self.verdict, *self._notes()])
 
     def _repr_html_(self) -> str:
         tables = [self._parameter_table()]
         tables += [self._adapter_table()] if self.adapters else []
         parts = [f"<p>liveness: loss {self.loss:.6g}</p>", *map(_html, tables)]
-        return "\n".join([*parts, f"<p>{html.escape(self.verdict)}</p>"])
+        text = "<br>".join(html.escape(line) for line in (self.verdict, *self._notes()))
+        return "\n".join([*parts, f"<p>{text}</p>"])
+
+    def _notes(self) -> list[str]:
+        return [
+            f"{name} requires a gradient, but is no Parameter, so parameters() does not list it "
+            f"and no optimiser gets it from there: make it an nn.Parameter."
+            for name in self.strays
+        ]
 
     def _parameter_table(self) -> list[tuple[str, ...]]:
         """The rows as text, with what is alike and long cut short."""

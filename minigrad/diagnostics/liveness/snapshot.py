@@ -19,7 +19,7 @@ from minigrad.tensor import Tensor
 
 
 class Snapshot:
-    """The attributes of all modules of a model, with the values of the arrays and tensors in them.
+    """The attributes of all modules of a model, with the values of arrays, tensors and generators.
 
     Lists, dicts and other objects in a module are looked through for parameters, as by the module
     itself; what else they hold is not kept.
@@ -31,6 +31,8 @@ class Snapshot:
         tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
         self._tensors = [_Kept.of(tensor) for tensor in {id(t): t for t in tensors}.values()]
         self._arrays = [(v, v.copy()) for v in values if isinstance(v, np.ndarray)]
+        generators = [v for v in values if isinstance(v, np.random.Generator)]
+        self._generators = [(g, g.bit_generator.state) for g in generators]
 
     def hide_gradients(self) -> None:
         """Take all gradients away until `restore`: an optimiser steps what has one."""
@@ -46,6 +48,8 @@ class Snapshot:
             kept.restore()
         for array, values in self._arrays:
             _write_back(array, values)
+        for generator, state in self._generators:
+            generator.bit_generator.state = state
 
 
 @dataclass(frozen=True)
