@@ -30,7 +30,8 @@ class Snapshot:
         values = [value for _, own in self._attributes for value in own.values()]
         tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
         self._tensors = [_Kept.of(tensor) for tensor in {id(t): t for t in tensors}.values()]
-        self._arrays = [(v, v.copy()) for v in values if isinstance(v, np.ndarray)]
+        arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
+        self._arrays = [(array, array.copy()) for array in arrays]
         generators = [v for v in values if isinstance(v, np.random.Generator)]
         self._generators = [(g, g.bit_generator.state) for g in generators]
 
@@ -74,7 +75,7 @@ class _Kept:
 
 
 def _write_back(array: NDArray[Any], values: NDArray[Any]) -> None:
-    if np.array_equal(array, values, equal_nan=values.dtype.kind == "f"):
+    if np.array_equal(array, values, equal_nan=True):
         return
     if not array.flags.writeable:
         release(array)
