@@ -179,10 +179,16 @@ def enable_grad(function: Callable[..., Any] | None = None) -> Any:
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[Observer]:
-    """Let `observer` watch what this thread does inside the block."""
-    enabled, previous = mode.state
-    mode.state = (enabled, (*previous, observer))
+    """Let `observer` watch what this thread does inside the block.
+
+    A block may end before one that began later, as in a generator: only its own observer goes.
+    """
+    mode.state = (mode.grad_enabled, (*mode.observers, observer))
     try:
         yield observer
     finally:
-        mode.state = (enabled, previous)
+        others = mode.observers
+        for i in reversed(range(len(others))):
+            if others[i] is observer:
+                mode.state = (mode.grad_enabled, others[:i] + others[i + 1 :])
+                break

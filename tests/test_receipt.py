@@ -552,6 +552,24 @@ def test_receipts_nest_and_end():
     assert mode.observers == ()
 
 
+def test_a_receipt_may_end_before_one_that_began_later():
+    def pieces():
+        with receipt() as r:
+            yield r
+            minigrad.exp(drawn(4))
+        yield r
+
+    running = pieces()
+    first = next(running)
+    with receipt() as second:
+        minigrad.exp(drawn(4))
+        next(running)
+        minigrad.exp(drawn(4))
+    minigrad.exp(drawn(4))
+    assert (first.flops, second.flops) == (2 * 4, 3 * 4)
+    assert mode.state == (True, ())
+
+
 def test_an_exception_goes_through_and_is_noted():
     x = drawn(10)
     with pytest.raises(ValueError, match="reshape"), receipt() as r:
