@@ -678,6 +678,13 @@ def test_a_frozen_adapter(adapted, batch):
     assert report  # the other one trains
 
 
+def test_a_frozen_adapter_is_told_to_train_its_factors_and_not_its_base(adapted, batch):
+    adapted.freeze()
+    verdict = liveness(adapted, minigrad.mse, batch).verdict
+    assert "call requires_grad_() on lora_a and lora_b of each adapter" in verdict
+    assert "freeze(False)" not in verdict
+
+
 def test_a_merged_adapter_is_cut_and_the_others_are_looked_at(adapted, batch):
     one_step(adapted, batch)
     layer = adapted.layers[0]

@@ -123,9 +123,12 @@ class LivenessReport:
             what = f"This model, with {len(self.adapters)} adapters,"
         required = [row for row in self.rows if row.state != "frozen"]
         if not required:
+            those = "those that are to train, or model.freeze(False)"
+            if self.adapters:  # their bases are to stay frozen
+                those = "lora_a and lora_b of each adapter that is to train"
             return (
-                f"{what} does not train: no parameter requires a gradient; call "
-                f"requires_grad_() on those that are to train, or model.freeze(False)."
+                f"{what} does not train: no parameter requires a gradient; call requires_grad_() "
+                f"on {those}."
             )
         dead = [row for row in required if not row.trains]
         if not dead:

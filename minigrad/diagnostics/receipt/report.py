@@ -59,7 +59,8 @@ class Receipt:
         saved_bytes: bytes that the graph held for backward passes, each block of memory counted
             once; not those of parameters and of the model's inputs, which are there anyway.
         freed_bytes: how many of them were held no more at the end.
-        input_bytes: bytes of parameters and inputs that the graph held as well, at most.
+        input_bytes: bytes of parameters, inputs and other arrays that no op had made, such as a
+            mask that numpy did, and that the graph held as well, at most.
         gradient_bytes: bytes of the gradients of all leaves that backward passes came to.
         trained: how many numbers these leaves have.
         optimizer_bytes: bytes of the state of the optimisers that made a step.
