@@ -224,6 +224,19 @@ def test_detach_in_one_line_is_not_taken_for_a_look_at_the_value_in_another(batc
     assert_cut(liveness(Two(between), minigrad.mse, batch), "first.weight", "detach()", "left")
 
 
+def test_a_parameter_that_is_frozen_on_the_way(batch):
+    class Freezes(Two):
+        def forward(self, x):
+            self.first.weight.requires_grad_(False)
+            return super().forward(x)
+
+    report = liveness(Freezes(minigrad.tanh), minigrad.mse, batch)
+    row = report["first.weight"]
+    assert (row.state, row.norm, row.op) == ("cut", None, None)
+    assert row.reason == "it is frozen during the step: leave out that requires_grad_(False)"
+    assert states(report)["first.bias"] == "live"
+
+
 def test_no_grad(batch):
     def between(h):
         with no_grad():

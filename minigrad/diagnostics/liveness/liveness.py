@@ -132,6 +132,9 @@ class _Judge:
         if norm is None:
             if id(parameter) in self._merged:
                 return self._made(i, "cut")
+            if self._run.frozen >> i & 1:
+                reason = "it is frozen during the step: leave out that requires_grad_(False)"
+                return self._made(i, "cut", reason)
             if not self._run.paths.used >> i & 1:
                 return self._made(i, "unused", "no op was called on it")
             return self._cut(i, self._run.paths.end_of(1 << i, self._run.loss))

@@ -36,6 +36,7 @@ class Run:
             checkpoint runs again.
         norms: of each parameter's gradient; None where none arrived.
         alive: the parameters, as bits, whose gradient is not zero in every element.
+        frozen: the parameters, as bits, that required no gradient at the end.
     """
 
     loss: Tensor
@@ -44,6 +45,7 @@ class Run:
     forward_ends: int
     norms: list[float | None]
     alive: int
+    frozen: int
 
     def is_zero(self, position: int) -> bool:
         """Whether a gradient arrived at a parameter, and it is zero in every element."""
@@ -76,6 +78,7 @@ class Rehearsal:
                 with observe(_Guard(self.parameters)):
                     loss = loss_of(*self._step)
                 forward_ends = len(paths.ends)
+                at_end = sum(1 << i for i, p in enumerate(self.parameters) if p.node is None)
                 if loss.node is not None:
                     with observe(steps):
                         arrived = propagate(
@@ -88,7 +91,8 @@ class Rehearsal:
             self._snapshot.restore()
         gradients = [None if p.node is None else arrived.get(p.node) for p in self.parameters]
         alive = sum(1 << i for i, g in enumerate(gradients) if g is not None and g.any())
-        return Run(loss, paths, steps, forward_ends, [_norm(g) for g in gradients], alive)
+        norms = [_norm(g) for g in gradients]
+        return Run(loss, paths, steps, forward_ends, norms, alive, at_end)
 
     def zero_by_construction(self, first: Run) -> dict[int, int]:
         """Of the parameters whose gradient is zero in `first`, those that are so by construction.
