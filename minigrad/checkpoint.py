@@ -120,7 +120,7 @@ class Run:
 
     def again(self, *inputs: Any) -> Tensor:
         """The result once more, from inputs at other places of a graph."""
-        with _rewound(self.states):
+        with _announced(), _rewound(self.states):
             result = self.function(*inputs)
         if _fingerprint(result) != self.fingerprint:
             raise RuntimeError(
@@ -129,6 +129,19 @@ class Run:
                 "it uses change since?"
             )
         return result
+
+
+@contextmanager
+def _announced() -> Iterator[None]:
+    """Tell observers of the second run."""
+    observers = mode.observers
+    for observer in observers:
+        observer.on_rerun(True)
+    try:
+        yield
+    finally:
+        for observer in observers:
+            observer.on_rerun(False)
 
 
 @contextmanager
@@ -171,6 +184,11 @@ class _Checkpoint(Op[Any]):
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
         for _, position, _, array in node.edges or ():  # all of them: it runs as a whole
             yield f"its input {position}", array
+        for run in node.arguments:  # none once they are freed
+            places = {edge[1] for edge in node.edges or ()}
+            for position, value in enumerate(run.arguments):
+                if position not in places:
+                    yield f"its input {position}", value
 
 
 CHECKPOINT = _Checkpoint()

@@ -304,6 +304,8 @@ _accumulating = threading.Lock()
 
 def _accumulate(node: Node, g: Tensor) -> None:
     """Add to `.grad`, into new memory: the earlier gradient may be held by the user."""
+    for observer in mode.observers:
+        observer.on_accumulate(node, g)
     with _accumulating:
         if node.grad is None:
             node.grad = g

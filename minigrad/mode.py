@@ -42,6 +42,9 @@ class Observer:
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """A backward pass is about to start from `output`, with `gradient`."""
 
+    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
+        """`gradient` is about to be added to the `.grad` of the tensor at `place`."""
+
     def on_free(self, node: Node) -> None:
         """`node` is about to let go of the arrays it saved for backward."""
 
@@ -50,6 +53,9 @@ class Observer:
 
         `is_grad_enabled()` tells whether it is recorded. Its end is announced also after an error.
         """
+
+    def on_rerun(self, begins: bool) -> None:
+        """In a backward pass, a checkpoint begins to run its function again, or has ended."""
 
     def on_step(self, optimizer: Optimizer) -> None:
         """`optimizer` has changed its parameters; their gradients are still there."""
@@ -173,10 +179,16 @@ def enable_grad(function: Callable[..., Any] | None = None) -> Any:
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[Observer]:
-    """Let `observer` watch what this thread does inside the block."""
-    enabled, previous = mode.state
-    mode.state = (enabled, (*previous, observer))
+    """Let `observer` watch what this thread does inside the block.
+
+    A block may end before one that began later, as in a generator: only its own observer goes.
+    """
+    mode.state = (mode.grad_enabled, (*mode.observers, observer))
     try:
         yield observer
     finally:
-        mode.state = (enabled, previous)
+        others = mode.observers
+        for i in reversed(range(len(others))):
+            if others[i] is observer:
+                mode.state = (mode.grad_enabled, others[:i] + others[i + 1 :])
+                break

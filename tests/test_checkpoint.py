@@ -545,3 +545,11 @@ def test_a_derivative_that_the_function_takes_itself_is_not_something_from_outsi
     result = checkpoint(penalised, x)
     assert [edge[0] for edge in result.node.edges] == [x.node]
     assert_allclose(minigrad.grad(result.sum(), x).data, [3.0, 12.0])
+
+
+def test_a_constant_that_it_was_handed_and_that_was_written_since_is_named():
+    x, scale = minigrad.ones(3, requires_grad=True), minigrad.ones(3)
+    y = checkpoint(lambda x, scale: x * scale, x, scale)
+    scale.copy_(np.zeros(3))
+    with pytest.raises(RuntimeError, match=r"`checkpoint`.* saved its input 1 .* was written"):
+        y.sum().backward()

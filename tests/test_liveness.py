@@ -97,6 +97,30 @@ def test_a_model_that_is_frozen_as_a_whole_does_not_train(batch):
     assert "no parameter requires a gradient" in report.verdict
 
 
+def test_a_tensor_that_is_no_parameter_is_told(batch):
+    class Forgotten(nn.Module):
+        def __init__(self):
+            self.layer = nn.Linear(3, 2)
+            self.layer.scale = Tensor(np.ones(2), requires_grad=True)
+            self.shift = Tensor(np.ones(2))
+
+        def forward(self, x):
+            self.last = self.layer(x) * self.layer.scale + self.shift
+            return self.last
+
+    model = Forgotten()
+    report = liveness(model, minigrad.mse, batch)
+    assert report.strays == ("layer.scale",)
+    note = (
+        "layer.scale requires a gradient, but is no Parameter, so parameters() does not list it "
+        "and no optimiser gets it from there: make it an nn.Parameter"
+    )
+    assert repr(report).endswith(f"{report.verdict}\n{note}.")
+    assert note in report._repr_html_()
+    assert liveness(model.layer, minigrad.mse, batch).strays == ("scale",)
+    assert liveness(Two(minigrad.tanh), minigrad.mse, batch).strays == ()
+
+
 def test_a_shared_parameter_is_one_row(batch):
     class Tied(nn.Module):
         def __init__(self):
@@ -198,6 +222,19 @@ def test_detach_in_one_line_is_not_taken_for_a_look_at_the_value_in_another(batc
         return left
 
     assert_cut(liveness(Two(between), minigrad.mse, batch), "first.weight", "detach()", "left")
+
+
+def test_a_parameter_that_is_frozen_on_the_way(batch):
+    class Freezes(Two):
+        def forward(self, x):
+            self.first.weight.requires_grad_(False)
+            return super().forward(x)
+
+    report = liveness(Freezes(minigrad.tanh), minigrad.mse, batch)
+    row = report["first.weight"]
+    assert (row.state, row.norm, row.op) == ("cut", None, None)
+    assert row.reason == "it is frozen during the step: leave out that requires_grad_(False)"
+    assert states(report)["first.bias"] == "live"
 
 
 def test_no_grad(batch):
@@ -420,13 +457,43 @@ def test_a_hook_that_makes_it_zero(batch):
     assert liveness(model, minigrad.mse, batch)
 
 
+def test_gradients_that_cancel_further_on(batch):
+    def between(h):
+        h = minigrad.tanh(h)  # <cancels>
+        return 1 + h - h
+
+    row = liveness(Two(between), minigrad.mse, batch)["first.weight"]
+    assert (row.state, row.reason) == ("zero", "the gradients of the uses of `tanh` cancel")
+    assert (row.op, row.origin.line) == ("tanh", line_of("cancels"))
+
+
+def test_a_hook_further_on_that_makes_it_zero(batch):
+    def between(h):
+        h = minigrad.tanh(h)  # <hooked>
+        h.register_hook(lambda g: g * 0)
+        return h
+
+    row = liveness(Two(between), minigrad.mse, batch)["first.weight"]
+    assert row.reason == "a hook on the result of `tanh` makes its gradient zero"
+    assert (row.state, row.op, row.origin.line) == ("zero", "tanh", line_of("hooked"))
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_norm_of_a_gradient_whose_squares_are_out_of_range(scale, batch):
+    model = nn.Linear(3, 2, dtype=np.float64)
+    report = liveness(model, lambda y: scale * y.sum(), batch[0])
+    assert states(report) == {"weight": "live", "bias": "live"}
+    assert report["bias"].norm / scale == pytest.approx(np.sqrt(2 * 5**2))
+
+
 def test_a_gradient_that_is_not_finite(batch):
     with np.errstate(all="ignore"):
         report = liveness(Two(lambda h: (h * 0).sqrt() + h), minigrad.mse, batch)
     assert report["first.weight"].state == "not finite"
     assert not math.isfinite(report["first.weight"].norm)
     assert report["second.bias"].state == "live"
-    assert "first op that gives a nan" in report.verdict
+    assert "The gradient of first.weight is not finite" in report.verdict
+    assert "under minigrad.detect_anomaly(), which names the op" in report.verdict
     assert not report
 
 
@@ -550,6 +617,14 @@ def test_two_factors_of_zero_never_train(batch):
     assert "b is all zeros, gets no gradient" in report["a"].reason
 
 
+def test_several_factors_of_zero_are_named_together(batch):
+    model = Two(minigrad.tanh)
+    for parameter in model.parameters():
+        parameter.copy_(np.zeros(parameter.shape))
+    reason = liveness(model, minigrad.mse, batch)["second.weight"].reason
+    assert reason == "first.weight and first.bias are all zeros, get no gradient, and multiply it"
+
+
 # Adapters
 
 
@@ -616,6 +691,13 @@ def test_a_frozen_adapter(adapted, batch):
     assert report  # the other one trains
 
 
+def test_a_frozen_adapter_is_told_to_train_its_factors_and_not_its_base(adapted, batch):
+    adapted.freeze()
+    verdict = liveness(adapted, minigrad.mse, batch).verdict
+    assert "call requires_grad_() on lora_a and lora_b of each adapter" in verdict
+    assert "freeze(False)" not in verdict
+
+
 def test_a_merged_adapter_is_cut_and_the_others_are_looked_at(adapted, batch):
     one_step(adapted, batch)
     layer = adapted.layers[0]
@@ -634,6 +716,14 @@ def test_a_merged_adapter_is_cut_and_the_others_are_looked_at(adapted, batch):
     assert layer.merged
     assert layer.lora_b.requires_grad
     assert layer.lora_b.grad is kept
+
+
+def test_a_merged_adapter_beside_one_that_is_zero_by_construction(adapted, batch):
+    adapted.layers[0].merge()
+    report = liveness(adapted, minigrad.mse, batch)  # which takes a second run
+    assert (report[A].state, report[B].state) == ("cut", "cut")
+    assert report["layers.1.lora_a"].state == "zero by construction"
+    assert adapted.layers[0].lora_a.requires_grad
 
 
 def test_a_merged_adapter_that_is_frozen_is_frozen(adapted, batch):
@@ -860,6 +950,109 @@ def test_gradients_flags_modes_and_values_stay(batch, rng):
     assert not model.u.bias.requires_grad
     assert (model.training, model.u.training) == (True, False)
     assert before == {name: p._data.tobytes() for name, p in model.named_parameters()}
+
+
+class Running(nn.Module):
+    """A layer that keeps count of what it has seen, in all the ways there are."""
+
+    def __init__(self):
+        self.layer = nn.Linear(3, 2)
+        self.mean = nn.Parameter(np.zeros(2, np.float32), requires_grad=False)
+        self.variance = minigrad.ones(2)
+        self.total = np.zeros(2)
+        self.calls = 0
+        self.rng = np.random.default_rng(0)
+        self.tokens = np.array([np.ones(2), np.ones(3), "a"], dtype=object)  # is left alone
+
+    def forward(self, x):
+        h = self.layer(x)
+        self.mean.data = 0.9 * self.mean.data + 0.1 * h.detach().data.mean(axis=0)
+        self.variance.data[...] *= 2
+        self.total += 1
+        self.calls += 1
+        x = x + self.rng.standard_normal(x.shape)  # which the library does not see
+        self.last = h
+        return h - self.mean
+
+
+def test_what_the_forward_pass_writes_down_is_put_back(batch):
+    model = Running()
+    mean = model.mean.data
+    assert liveness(model, minigrad.mse, batch)
+    assert model.mean.data is mean
+    assert_array_equal(mean, 0)
+    assert_array_equal(model.variance.data, 1)
+    assert_array_equal(model.total, 0)
+    assert model.calls == 0
+    assert not hasattr(model, "last")
+    assert model.rng.random() == np.random.default_rng(0).random()
+
+
+def test_what_the_loss_function_does_to_the_model_is_put_back(batch):
+    model = Two(minigrad.tanh)
+    minigrad.mse(model(batch[0]), batch[1]).backward()
+    before = {n: (p.data.tobytes(), p.node, p.grad) for n, p in model.named_parameters()}
+
+    def loss(model, batch):
+        model.zero_grad()
+        model.eval()
+        model.second.freeze()
+        model.first.weight.data[...] *= 2
+        model.second.bias.data = np.ones(2)
+        return minigrad.mse(model(batch[0]), batch[1])
+
+    liveness(model, loss, batch)
+    assert before == {n: (p.data.tobytes(), p.node, p.grad) for n, p in model.named_parameters()}
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_a_loss_function_that_calls_backward_is_told_that_this_is_not_its_part(retain_graph, batch):
+    model = Two(minigrad.tanh)
+    optimizer = minigrad.optim.Adam(model.parameters())
+    before = {n: p.data.tobytes() for n, p in model.named_parameters()}
+
+    def loss(model, batch):
+        result = minigrad.mse(model(batch[0]), batch[1])
+        optimizer.zero_grad()
+        result.backward(retain_graph=retain_graph)
+        optimizer.step()
+        return result
+
+    with pytest.raises(RuntimeError, match=r"loss_fn calls backward\(\).*let it return the loss"):
+        liveness(model, loss, batch)
+    assert before == {n: p.data.tobytes() for n, p in model.named_parameters()}
+    assert all(p.grad is None for p in model.parameters())
+    assert optimizer.state_bytes() == 0
+
+
+def test_an_optimiser_that_the_loss_function_steps_does_nothing(batch):
+    model = Two(minigrad.tanh)
+    optimizer = minigrad.optim.SGD(model.parameters(), lr=1, momentum=0.9)
+    minigrad.mse(model(batch[0]), batch[1]).backward()
+    before = {n: (p.data.tobytes(), p.grad) for n, p in model.named_parameters()}
+
+    def loss(model, batch):
+        optimizer.step()
+        return minigrad.mse(model(batch[0]), batch[1])
+
+    assert liveness(model, loss, batch)
+    assert before == {n: (p.data.tobytes(), p.grad) for n, p in model.named_parameters()}
+    assert optimizer.state_bytes() == 0
+
+
+def test_a_loss_function_may_take_derivatives(batch):
+    model = Two(minigrad.tanh)
+    inner = minigrad.ones(3, requires_grad=True)
+
+    def loss(model, batch):
+        (inner * inner).sum().backward()  # its own affair
+        x = Tensor(batch[0].data, requires_grad=True)
+        slope = minigrad.grad(model(x).sum(), x, create_graph=True)
+        return slope.square().sum() + model(x).sum()
+
+    assert liveness(model, loss, batch)
+    assert_array_equal(inner.grad.data, 2)
 
 
 def test_random_numbers_after_it_are_those_without_it(batch, rng):

@@ -24,6 +24,9 @@ def model(rng):
         (nn.MSELoss(), [X, Y]),
         (lambda p: (p**2).mean(), X),
         (lambda model, x: (model(x) ** 2).mean(), X),
+        (lambda p, y=0.0: ((p - y) ** 2).mean(), (X, Y)),
+        (lambda p, y=0.0: ((p - y) ** 2).mean(), X),
+        (lambda model, batch=None: minigrad.mse(model(batch[0]), batch[1]), (X, Y)),
     ],
 )
 def test_a_loss_of_the_model_or_of_predictions(loss, batch, model):
@@ -56,6 +59,30 @@ def test_a_fault_in_the_loss_is_told_as_it_is(model):
 
     with pytest.raises(KeyError, match="missing"):
         loss_of(model, loss, (X, Y))
+
+
+@pytest.mark.parametrize("batch", [X, (X, Y, Y), {"x": X, "y": Y}])
+@pytest.mark.parametrize("loss", [minigrad.mse, nn.MSELoss()])
+def test_a_loss_of_the_library_takes_pairs(loss, batch, model):
+    kind = type(batch).__name__
+    with pytest.raises(TypeError, match=rf"a loss of pred.*pair \(x, y\), not .*{kind}"):
+        loss_of(model, loss, batch)
+
+
+def test_a_function_of_the_library_of_predictions_alone(model):
+    assert loss_of(model, minigrad.mean, X).item() == pytest.approx(model(X).data.mean())
+
+
+def test_a_loss_without_arguments_is_refused(model):
+    with pytest.raises(TypeError, match=r"loss_fn takes no arguments.*loss_fn\(model, batch\)"):
+        loss_of(model, lambda: model(X).sum(), (X, Y))
+
+
+def test_a_model_that_cannot_take_the_whole_batch(model):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # it is numpy's
+        loss_of(model, lambda p: p.sum(), (X, Y))
+    (note,) = caught.value.__notes__
+    assert note.startswith("loss_fn takes one argument, so the model was called with the whole")
 
 
 @pytest.mark.parametrize("result", [3.0, None, minigrad.ones(2), minigrad.tensor(3)])

@@ -20,10 +20,11 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
     - `loss_fn(model, batch)`;
     - `loss_fn(model(x), y)` with `batch = (x, y)`, as `Trainer` calls its loss, if it is a loss of
       the library or cannot take a model;
-    - `loss_fn(model(batch))` if it takes one argument only.
+    - `loss_fn(model(batch))` if it takes one argument only, or needs one and the batch is no pair.
 
     Raises:
-        TypeError: if it returns anything but a Tensor of floats with one element.
+        TypeError: if it returns anything but a Tensor of floats with one element, takes no
+            arguments, or is a loss of the library and the batch is no pair.
     """
     loss = _called(model, loss_fn, batch)
     if not isinstance(loss, Tensor) or loss.dtype.kind != "f" or loss.size != 1:
@@ -35,11 +36,24 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
 def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, not {loss_fn!r:.60}")
+    needed, most = _arguments(loss_fn)
+    if most == 0:
+        raise TypeError(
+            "loss_fn takes no arguments; it is called as loss_fn(model, batch), or with "
+            "predictions and targets, or with predictions alone"
+        )
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    if pair and _of_the_library(loss_fn):
+    if needed == 2 and _of_the_library(loss_fn):
+        if not pair:
+            what = f"a {type(batch).__name__}"
+            what += f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise TypeError(
+                f"{_name(loss_fn)} is a loss of predictions and targets, so the batch must be a "
+                f"pair (x, y), not {what}; or pass a loss_fn(model, batch) of your own"
+            )
         return loss_fn(model(batch[0]), batch[1])
-    if _arguments(loss_fn) == 1:
-        return loss_fn(model(batch))
+    if most == 1 or (needed <= 1 and not pair):
+        return loss_fn(_of_all(model, batch, pair))
     try:
         return loss_fn(model, batch)
     except Exception as error:
@@ -54,18 +68,36 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
             raise error from None
 
 
+def _of_all(model: Module, batch: Any, pair: bool) -> Any:
+    """The predictions for a whole batch, with a word on what it is if that fails."""
+    try:
+        return model(batch)
+    except Exception as error:
+        if pair:
+            error.add_note(
+                "loss_fn takes one argument, so the model was called with the whole batch, which "
+                "is a pair; hand over x alone, or let loss_fn take predictions and targets"
+            )
+        raise
+
+
 def _of_the_library(loss_fn: Loss) -> bool:
     module = getattr(loss_fn, "__module__", None) or type(loss_fn).__module__
     return module.split(".")[0] == __name__.split(".")[0]
 
 
-def _arguments(f: Loss) -> int:
-    """How many arguments `f` has to be given; 2 if it does not say."""
+def _name(loss_fn: Loss) -> str:
+    return getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
+
+
+def _arguments(f: Loss) -> tuple[int, int]:
+    """How many arguments `f` has to be given, and how many it can be; 2 if it does not say."""
     try:
-        parameters = inspect.signature(f).parameters.values()
+        # Of a Module or an op, whose calls take anything, it is `forward` that says.
+        parameters = inspect.signature(getattr(f, "forward", f)).parameters.values()
     except (TypeError, ValueError):
-        return 2
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        return 2
-    return sum(p.kind in positional and p.default is p.empty for p in parameters)
+        return 2, 2
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 2, 2
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional), len(positional)

@@ -2,7 +2,8 @@
 
 The files in reading order: liveness (what is called), paths (where values go in the forward pass),
 steps (where gradients become zero on the way back), rehearsal (a run that changes nothing),
-adapters (ranks, and what holds an adapter up), report (what is shown).
+snapshot (the model as it was), adapters (ranks, and what holds an adapter up), report (what is
+shown).
 """
 
 from minigrad.diagnostics.liveness.liveness import liveness

@@ -23,7 +23,9 @@ from minigrad.diagnostics.liveness.paths import End, Place
 from minigrad.diagnostics.liveness.rehearsal import Rehearsal, Run, frozen
 from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, State
 from minigrad.diagnostics.step import Loss
+from minigrad.graph import Node
 from minigrad.nn.module import Module, Parameter
+from minigrad.tensor import Tensor
 
 
 def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
@@ -40,10 +42,12 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     - "unused": it requires a gradient, and the forward pass never touched it;
     - "frozen": it requires none.
 
-    Parameters, gradients, flags, train and eval mode are what they were before, also after an
-    exception, and so are the generators that the library drew from (the default one, and what it
-    was given as `rng`). `loss_fn` is called once, and again where a parameter may be zero by
-    construction; hooks on tensors run as in any backward pass.
+    The model is what it was before, also after an exception: its parameters with their gradients
+    and flags, train and eval mode, and what else its modules have as attributes, such as running
+    means. So are the generators that the library drew from (the default one, and what it was given
+    as `rng`). For this, copies of all values are held meanwhile, and `.grad` is None. `loss_fn` is
+    called once, and again where a parameter may be zero by construction; hooks on tensors run as in
+    any backward pass.
 
     Args:
         model: in the mode, train or eval, that is of interest.
@@ -57,6 +61,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     Raises:
         TypeError: if `model` is no Module, or the loss no Tensor of floats with one element.
         ValueError: if the model has no parameters.
+        RuntimeError: if `loss_fn` calls `backward()` itself.
     """
     if not isinstance(model, Module):
         raise TypeError(f"liveness: the model must be a Module, not {model!r:.60}")
@@ -69,8 +74,8 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     adapters = [(name, module) for name, module in model.named_modules() if is_adapter(module)]
     # In grad mode a merged adapter raises, so that nobody trains nothing; without flags it runs.
     merged = [p for _, a in adapters if is_merged(a) for p in (a.lora_a, a.lora_b)]
-    rehearsal = Rehearsal(model, loss_fn, batch, list(parameters.values()))
     with frozen(merged):
+        rehearsal = Rehearsal(model, loss_fn, batch, list(parameters.values()))
         run = rehearsal.run()
         causes = rehearsal.zero_by_construction(run)
     judge = _Judge(parameters, run, causes, adapters, {id(p) for p in merged})
@@ -79,6 +84,18 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
         run.loss._data.item(),
         tuple(rows.values()),
         tuple(adapter_row(name, a, rows[id(a.lora_a)], rows[id(a.lora_b)]) for name, a in adapters),
+        _strays(model),
+    )
+
+
+def _strays(model: Module) -> tuple[str, ...]:
+    """The names of attributes that ask for a gradient like parameters and are not found as such."""
+    return tuple(
+        f"{name}.{attribute}" if name else attribute
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, Tensor) and not isinstance(value, Parameter)
+        if value.requires_grad and value.is_leaf
     )
 
 
@@ -115,6 +132,9 @@ class _Judge:
         if norm is None:
             if id(parameter) in self._merged:
                 return self._made(i, "cut")
+            if self._run.frozen >> i & 1:
+                reason = "it is frozen during the step: leave out that requires_grad_(False)"
+                return self._made(i, "cut", reason)
             if not self._run.paths.used >> i & 1:
                 return self._made(i, "unused", "no op was called on it")
             return self._cut(i, self._run.paths.end_of(1 << i, self._run.loss))
@@ -149,20 +169,17 @@ class _Judge:
         return self._made(i, "cut", _CUTS.get(end.kind, _LEFT).format(end.place.what), end.place)
 
     def _zero(self, i: int) -> ParameterRow:
-        parameter, paths = self._parameters[i], self._run.paths
-        node = parameter.node
+        paths = self._run.paths
+        node = self._parameters[i].node
         assert node is not None
         stops = self._run.steps.stops(node)
         if not stops:
-            made = (
-                "a hook on it makes it zero" if node.hooks else "the gradients of its uses cancel"
-            )
-            return self._made(i, "zero", made if parameter.size else "it has no elements")
+            return self._lost(i, node)
         stop = stops[0]
         call = paths.call(stop.node)
         causes = self._causes.get(i, 0)
         if causes:
-            reason = f"{self._named(causes)} is all zeros, and multiplies it"
+            reason = _multiplied(self._named(causes), "")
             return self._made(i, "zero by construction", reason, call.place)
         if not stop.inside:
             again = [end for end in paths.ends[self._run.forward_ends :] if end.lost >> i & 1]
@@ -172,7 +189,7 @@ class _Judge:
         for zero in zeros:
             others = zero.parameters & ~(1 << i)
             if others:
-                reason = f"{self._named(others)} is all zeros, gets no gradient, and multiplies it"
+                reason = _multiplied(self._named(others), " get no gradient,")
                 return self._made(i, "zero", reason, call.place)
         for zero in zeros:
             if zero.place is not None:
@@ -184,8 +201,32 @@ class _Judge:
             reason = f"`{call.place.what}` passes none of the gradient on"
         return self._made(i, "zero", reason, call.place)
 
-    def _named(self, bits: int) -> str:
-        return " and ".join(name for k, name in enumerate(self._names) if bits >> k & 1)
+    def _lost(self, i: int, node: Node) -> ParameterRow:
+        """The row where rules gave more than zeros, which cancelled, or a hook put zeros there."""
+        if not self._parameters[i].size:
+            return self._made(i, "zero", "it has no elements")
+        lost = self._run.steps.lost_at(node)
+        if lost is None or lost is node:
+            hooked = "a hook on it makes it zero"
+            return self._made(
+                i, "zero", hooked if node.hooks else "the gradients of its uses cancel"
+            )
+        place = self._run.paths.call(lost).place
+        if lost.hooks:
+            reason = f"a hook on the result of `{place.what}` makes its gradient zero"
+        else:
+            reason = f"the gradients of the uses of `{place.what}` cancel"
+        return self._made(i, "zero", reason, place)
+
+    def _named(self, bits: int) -> list[str]:
+        return [name for k, name in enumerate(self._names) if bits >> k & 1]
+
+
+def _multiplied(names: Sequence[str], more: str) -> str:
+    """What it means that these parameters are zeros."""
+    if len(names) == 1:
+        return f"{names[0]} is all zeros,{more.replace('get', 'gets')} and multiplies it"
+    return f"{' and '.join(names)} are all zeros,{more} and multiply it"
 
 
 BASE = "the base of an adapter is a constant: freeze it, or fold the adapter in"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.diagnostics.liveness.paths import Paths
+from minigrad.diagnostics.liveness.snapshot import Snapshot
 from minigrad.diagnostics.liveness.steps import Steps
 from minigrad.diagnostics.step import Loss, loss_of
 from minigrad.engine import propagate
@@ -34,6 +36,7 @@ class Run:
             checkpoint runs again.
         norms: of each parameter's gradient; None where none arrived.
         alive: the parameters, as bits, whose gradient is not zero in every element.
+        frozen: the parameters, as bits, that required no gradient at the end.
     """
 
     loss: Tensor
@@ -42,6 +45,7 @@ class Run:
     forward_ends: int
     norms: list[float | None]
     alive: int
+    frozen: int
 
     def is_zero(self, position: int) -> bool:
         """Whether a gradient arrived at a parameter, and it is zero in every element."""
@@ -51,8 +55,8 @@ class Run:
 class Rehearsal:
     """Runs the step of a model on a batch: the forward pass and the backward pass.
 
-    It leaves parameters, gradients and flags alone, and sets each random generator that the library
-    has drawn from back to where it was: every run draws the same.
+    After each run the model is what it was (see `Snapshot`), and so is each random generator that
+    the library has drawn from: every run draws the same.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Rehearsal:
     ) -> None:
         self.parameters = parameters
         self._step = model, loss_fn, batch
+        self._snapshot = Snapshot(model)
         self._generators = _Generators()
 
     def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> Run:
@@ -67,10 +72,13 @@ class Rehearsal:
         paths, steps = Paths(self.parameters), Steps()
         values = [(self.parameters[i], value) for i, value in (moved or {}).items()]
         arrived: dict[Node, Any] = {}
+        self._snapshot.hide_gradients()
         try:
             with grad_mode(True), _replaced(values), observe(self._generators), observe(paths):
-                loss = loss_of(*self._step)
+                with observe(_Guard(self.parameters)):
+                    loss = loss_of(*self._step)
                 forward_ends = len(paths.ends)
+                at_end = sum(1 << i for i, p in enumerate(self.parameters) if p.node is None)
                 if loss.node is not None:
                     with observe(steps):
                         arrived = propagate(
@@ -80,9 +88,11 @@ class Rehearsal:
                         )
         finally:
             self._generators.restore()
+            self._snapshot.restore()
         gradients = [None if p.node is None else arrived.get(p.node) for p in self.parameters]
         alive = sum(1 << i for i, g in enumerate(gradients) if g is not None and g.any())
-        return Run(loss, paths, steps, forward_ends, [_norm(g) for g in gradients], alive)
+        norms = [_norm(g) for g in gradients]
+        return Run(loss, paths, steps, forward_ends, norms, alive, at_end)
 
     def zero_by_construction(self, first: Run) -> dict[int, int]:
         """Of the parameters whose gradient is zero in `first`, those that are so by construction.
@@ -124,6 +134,21 @@ class Rehearsal:
             for i, zero in run.paths.call(stop.node).zeros.items():
                 factors |= zero.parameters if i in stop.factors else 0
         return factors
+
+
+class _Guard(Observer):
+    """Refuses a backward pass of the loss function's own, before it has changed a gradient."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self._places = {p.node for p in parameters}
+
+    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
+        """Raise if the gradient is that of a parameter."""
+        if place in self._places:
+            raise RuntimeError(
+                "liveness: loss_fn calls backward(), which liveness does itself; let it return "
+                "the loss, and leave backward() and the optimiser's step() out"
+            )
 
 
 class _Generators(Observer):
@@ -170,4 +195,12 @@ def frozen(parameters: Sequence[Parameter]) -> Iterator[None]:
 
 
 def _norm(gradient: NDArray[Any] | None) -> float | None:
-    return None if gradient is None else float(np.linalg.norm(gradient.astype(np.float64)))
+    """The Euclidean norm, also where squares are too large or too small for a float."""
+    if gradient is None:
+        return None
+    values = gradient.astype(np.float64)
+    largest = float(np.abs(values).max(initial=0))
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    scale = 2.0 ** (math.frexp(largest)[1] - 1)  # a power of two rounds nothing
+    return scale * float(np.linalg.norm(values / scale))

@@ -16,7 +16,7 @@ MOST_FROZEN = 3
 
 _REMEDIES: dict[State, str] = {
     "zero": "change what makes it zero, or freeze it with requires_grad_(False)",
-    "not finite": "look for the first op that gives a nan or an infinity",
+    "not finite": "run the step under minigrad.detect_anomaly(), which names the op that made it",
     "cut": "let the gradient through there, or freeze it with requires_grad_(False)",
     "unused": "let the forward pass use it, or freeze it with requires_grad_(False)",
 }
@@ -86,11 +86,14 @@ class LivenessReport:
         loss: the value of the loss.
         rows: one for each parameter, in the order of `named_parameters`.
         adapters: one for each LoRA adapter.
+        strays: names of attributes that require a gradient and are Tensors, but no Parameters, so
+            that they have no row.
     """
 
     loss: float
     rows: tuple[ParameterRow, ...]
     adapters: tuple[AdapterRow, ...] = ()
+    strays: tuple[str, ...] = ()
 
     @property
     def trains(self) -> bool:
@@ -120,9 +123,12 @@ class LivenessReport:
             what = f"This model, with {len(self.adapters)} adapters,"
         required = [row for row in self.rows if row.state != "frozen"]
         if not required:
+            those = "those that are to train, or model.freeze(False)"
+            if self.adapters:  # their bases are to stay frozen
+                those = "lora_a and lora_b of each adapter that is to train"
             return (
-                f"{what} does not train: no parameter requires a gradient; call "
-                f"requires_grad_() on those that are to train, or model.freeze(False)."
+                f"{what} does not train: no parameter requires a gradient; call requires_grad_() "
+                f"on {those}."
             )
         dead = [row for row in required if not row.trains]
         if not dead:
@@ -130,10 +136,12 @@ class LivenessReport:
             text = f"{what} trains: {_count(len(required) - later, 'gets', 'get')} a gradient"
             return f"{text}, and {later} more will after a step." if later else f"{text}."
         first = dead[0]
+        of_it = first.state in ("zero", "not finite")
+        subject = f"The gradient of {first.name}" if of_it else first.name
         remedy = "" if ": " in first.reason else f"; {_REMEDIES[first.state]}"
         return (
             f"{what} does not train: {len(dead)} of {len(required)} parameters that require a "
-            f"gradient get none that moves them. {first.name} is {first.state}: "
+            f"gradient get none that moves them. {subject} is {first.state}: "
             f"{first.why}{remedy}."
         )
 
@@ -141,13 +149,21 @@ class LivenessReport:
         lines = [f"liveness: loss {self.loss:.6g}", *_lines(self._parameter_table())]
         if self.adapters:
             lines += ["", *_lines(self._adapter_table())]
-        return "\n".join([*lines, "", self.verdict])
+        return "\n".join([*lines, "", self.verdict, *self._notes()])
 
     def _repr_html_(self) -> str:
         tables = [self._parameter_table()]
         tables += [self._adapter_table()] if self.adapters else []
         parts = [f"<p>liveness: loss {self.loss:.6g}</p>", *map(_html, tables)]
-        return "\n".join([*parts, f"<p>{html.escape(self.verdict)}</p>"])
+        text = "<br>".join(html.escape(line) for line in (self.verdict, *self._notes()))
+        return "\n".join([*parts, f"<p>{text}</p>"])
+
+    def _notes(self) -> list[str]:
+        return [
+            f"{name} requires a gradient, but is no Parameter, so parameters() does not list it "
+            f"and no optimiser gets it from there: make it an nn.Parameter."
+            for name in self.strays
+        ]
 
     def _parameter_table(self) -> list[tuple[str, ...]]:
         """The rows as text, with what is alike and long cut short."""

@@ -37,6 +37,7 @@ class Steps(Observer):
 
     def __init__(self) -> None:
         self._steps: dict[Node, list[Node | Stop]] = {}
+        self._fed: set[Node] = set()  # places that a rule gave more than zeros
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """Note whether a gradient arrived, and whether one went on."""
@@ -44,19 +45,29 @@ class Steps(Observer):
             self._steps.setdefault(place, []).append(node)
         elif not _any(result):
             self._steps.setdefault(place, []).append(_stop(node, place))
+        else:
+            self._fed.add(place)
 
     def stops(self, place: Node) -> list[Stop]:
         """Where the gradients on their ways to `place` became all zero, the nearest to it first."""
-        found: list[Stop] = []
-        seen, queue = {place}, deque([place])
+        steps = [step for node in self._back_from(place) for step in self._steps.get(node, ())]
+        found = [step for step in steps if isinstance(step, Stop)]
+        return [stop for stop in found if stop.inside] or found
+
+    def lost_at(self, place: Node) -> Node | None:
+        """Where gradients that rules gave became all zero together: by cancelling, or by a hook."""
+        return next((node for node in self._back_from(place) if node in self._fed), None)
+
+    def _back_from(self, place: Node) -> list[Node]:
+        """`place`, and the nodes that had nothing but zeros to hand on to it, the nearest first."""
+        ways = dict.fromkeys([place])
+        queue = deque(ways)
         while queue:
             for step in self._steps.get(queue.popleft(), ()):
-                if isinstance(step, Stop):
-                    found.append(step)
-                elif step not in seen:
-                    seen.add(step)
+                if not isinstance(step, Stop) and step not in ways:
+                    ways[step] = None
                     queue.append(step)
-        return [stop for stop in found if stop.inside] or found
+        return list(ways)
 
 
 def _any(gradient: Any) -> bool:

@@ -30,7 +30,7 @@ _LINES = (
     _Line("FLOPs backward", "backward_flops", in_flops, True),
     _Line("FLOPs of the optimiser", "optimizer_flops", in_flops, True),
     _Line("FLOPs in all", "flops", in_flops, True),
-    _Line("products not done, an input is frozen", "skipped_flops", in_flops, True),
+    _Line("products not done, no gradient needed", "skipped_flops", in_flops, True),
     _Line("saved for backward, at the peak", "peak_saved_bytes", in_bytes),
     _Line("gradients", "gradient_bytes", in_bytes),
     _Line("optimiser state", "optimizer_bytes", in_bytes),
@@ -65,11 +65,11 @@ class Comparison:
         first = next(iter(self.receipts))
         held = ("gradient_bytes", "optimizer_bytes")
         before, after = (sum(self.value(n, line) for line in held) for n in (first, name))
-        text = (
-            f"{name} does {self.ratio(name, 'flops'):.2f} of the FLOPs of {first} "
-            f"(forward {self.ratio(name, 'forward_flops'):.2f}, "
-            f"backward {self.ratio(name, 'backward_flops'):.2f})"
-        )
+        parts = {"forward": "forward_flops", "backward": "backward_flops"}
+        shares = {part: self.ratio(name, attribute) for part, attribute in parts.items()}
+        known = ", ".join(f"{part} {share:.2f}" for part, share in shares.items() if share == share)
+        text = f"{name} does {self.ratio(name, 'flops'):.2f} of the FLOPs of {first}"
+        text += f" ({known})" if known else ""
         if before:
             text += f", with {_change(after / before)} bytes of gradients and optimiser state"
         saved = self.ratio(name, "peak_saved_bytes")

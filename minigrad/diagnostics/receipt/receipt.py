@@ -41,7 +41,9 @@ def receipt() -> Iterator[Receipt]:
 
     The `Receipt` fills while the block runs, and keeps what was counted if the block raises. Blocks
     may be nested: each counts all that is inside. The backward pass must run inside the block as
-    well as the forward pass it belongs to; what cannot be counted is listed in `uncounted`.
+    well as the forward pass it belongs to; what cannot be counted is listed in `uncounted`. Seen
+    are ops, their rules and the steps of optimisers; what numpy or a kernel computes beside them,
+    as in `clip_grad_norm`, is not.
     """
     result = Receipt()
     recorder = _Recorder(result)
@@ -64,6 +66,7 @@ class _Pass:
     visited: int = -1  # the node whose rules are running
     edge: int = 0  # the next of its edges
     needed: list[str] = field(default_factory=list)  # its inputs whose rules have run
+    again: bool = False  # whether a checkpoint runs its function again
 
 
 class _Recorder(Observer):
@@ -112,10 +115,10 @@ class _Recorder(Observer):
         """What a call is part of; None for that of a rule on arrays."""
         if not self._passes:
             return "forward"
+        if self._passes[-1].again:
+            return "recomputed"
         if self._passes[-1].recorded:
             return "backward"
-        if is_grad_enabled():
-            return "recomputed"
         return "backward" if isinstance(result, Tensor) else None  # a hook's, of a gradient
 
     # ----------------------------------------------------------------------------------------------
@@ -132,6 +135,11 @@ class _Recorder(Observer):
         for op, cost, call in self._unrecorded:
             self._count_not_done(op, cost, call, needing=())
         self._unrecorded.clear()
+
+    def on_rerun(self, begins: bool) -> None:
+        """Note that what is called now is a part of the forward pass, once more."""
+        if self._passes:
+            self._passes[-1].again = begins
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """Count a rule, and what the engine does with its result."""
@@ -181,7 +189,8 @@ class _Recorder(Observer):
         if node.op is CHECKPOINT:
             return  # its work is that of the ops inside, which are seen themselves
         if node.order not in self._calls:
-            why = "was recorded before the receipt" if node.op in COSTS else "COSTS does not have"
+            outside = node.op in COSTS
+            why = "was recorded outside of the receipt" if outside else "COSTS does not have"
             self._cannot_count(f"rule of {node.name}, an op that {why}")
             return
         cost, call = self._calls[node.order]
@@ -195,6 +204,11 @@ class _Recorder(Observer):
         self._receipt.count("backward", node.name, name, rule(call))
         if shared:
             self._receipt.count("backward", node.name, "shared", shared)
+
+    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
+        """Count the sum with an earlier gradient; a recorded one is an op, and seen itself."""
+        if place.grad is not None and gradient.node is None:
+            self._receipt.count("backward", "sum of gradients", "", gradient.size)
 
     def on_free(self, node: Node) -> None:
         """Note what memory is held no more."""

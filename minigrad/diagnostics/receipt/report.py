@@ -18,7 +18,8 @@ class Row(NamedTuple):
 
     Attributes:
         phase: "forward", "recomputed" (what a checkpoint runs again in a backward pass),
-            "backward", "optimizer", or "not done" for products that a frozen input has spared.
+            "backward", "optimizer", or "not done" for the products of inputs that need no gradient,
+            frozen weights or data.
         op: the name of an op or an optimiser; "sum of gradients" where several meet in one tensor.
         input: the input whose gradient it is, "shared" for what serves several of them; empty in a
             forward pass.
@@ -58,7 +59,8 @@ class Receipt:
         saved_bytes: bytes that the graph held for backward passes, each block of memory counted
             once; not those of parameters and of the model's inputs, which are there anyway.
         freed_bytes: how many of them were held no more at the end.
-        input_bytes: bytes of parameters and inputs that the graph held as well, at most.
+        input_bytes: bytes of parameters, inputs and other arrays that no op had made, such as a
+            mask that numpy did, and that the graph held as well, at most.
         gradient_bytes: bytes of the gradients of all leaves that backward passes came to.
         trained: how many numbers these leaves have.
         optimizer_bytes: bytes of the state of the optimisers that made a step.
@@ -117,7 +119,7 @@ class Receipt:
 
     @property
     def skipped_flops(self) -> int:
-        """FLOPs of the products that backward passes had no need to do, for an input is frozen."""
+        """FLOPs of the products that passes had no need to do: for frozen inputs, and for data."""
         return self.flops_of("not done")
 
     @property
@@ -154,7 +156,8 @@ class Receipt:
         if not self._counts and not self.uncounted:
             return f"receipt: nothing ran inside the block{self._interruption()}"
         lines = [f"receipt of {_steps(self)}{self._interruption()}"]
-        lines += aligned(_HEAD, self._cells(), left=3)
+        cells = self._cells()
+        lines += aligned(_HEAD, cells, left=3) if cells else []
         lines += [f"{title}: {text}" for title, text in self._facts()]
         return "\n".join(lines)
 
