@@ -21,9 +21,9 @@ NEAR, STEP_THERE = 2.0**-17, 2.0**-26  # how far they are, and the step, relativ
 
 ROOTS = 3  # of eps: the tolerance for functions that do not compute in float64
 # The error bar of an element of a gradient: what it changes by with other roundings, so many times;
-# at least some eps of the largest element, for what goes on inside an op; at most a share of that,
-# or some eps of 1, where all is what rounding has left of 0.
-OWN_SPREADS, OWN_EPS, MOST_OWN, MOST_OWN_ROOTS = 8, 64, 1e-8, 0.3
+# at least some eps of the largest element, for what goes on inside an op; at most a share of the
+# largest number on the way, for where a tie decides it is no rounding, or some eps of 1.
+OWN_SPREADS, OWN_EPS, MOST, MOST_ROOTS = 8, 64, 1e-8, 0.3
 
 DOUBT = {"agree": 0, "cannot tell": 1, "disagree": 2}
 
@@ -98,12 +98,11 @@ class _Comparing:
         eps = float(np.finfo(problem.dtype).eps)
         root = math.sqrt(eps)
         self.tolerance = problem.tolerance if exact else max(problem.tolerance, ROOTS * root)
-        largest = largest_of(problem.ways["grad"])
-        self._least_own = OWN_EPS * eps * largest
-        share = MOST_OWN if exact else MOST_OWN_ROOTS * root
-        most = share * largest_of([problem.here])
-        self._noise = np.minimum(OWN_SPREADS * problem.noise(rng), most)
-        self._most_own = share * largest + OWN_EPS * eps
+        share = MOST if exact else MOST_ROOTS * root
+        self._least_own = OWN_EPS * eps * largest_of(problem.ways["grad"])
+        self._most_own = share * problem.spread.largest + OWN_EPS * eps
+        noise = problem.noise(rng)
+        self._noise = np.minimum(OWN_SPREADS * noise.each[0], share * noise.largest_of_all)
         self._gradients = {str(problem.dtype): problem.ways["grad"]}
         if problem.narrow is not None:
             self._gradients[str(problem.narrow.dtype)] = problem.narrow.gradients
@@ -130,7 +129,7 @@ class _Comparing:
         name = f"{problem.names[i]}{list(index) or ''}"
         line = self._line(move, name, float(problem.operands[i][index]), problem.operands)
         analytic = {way: float(g[at][index]) for way, g in problem.ways.items()}
-        judgement = self._judged(analytic, line, move, float(problem.spread[at][index]))
+        judgement = self._judged(analytic, line, move, float(problem.spread.each[at][index]))
         for way, found in judgement.items():
             self._note(found, i, index, analytic[way], str(problem.dtype))
         plain = judgement["grad"]
@@ -186,7 +185,9 @@ class _Comparing:
         size = largest_of([problem.operands[problem.moved[at]] for at in directions])
         line = self._line(move, name, size, problem.operands)
         analytic = {way: along(g) for way, g in problem.ways.items()}
-        spread = sum(float(np.sum(problem.spread[at] * abs(d))) for at, d in directions.items())
+        spread = sum(
+            float(np.sum(problem.spread.each[at] * abs(d))) for at, d in directions.items()
+        )
         judgement = self._judged(analytic, line, move, spread)
         for way, found in judgement.items():
             if at_kinks or (found.verdict == "disagree" and not found.kink):
@@ -215,7 +216,7 @@ class _Comparing:
     ) -> dict[str, Judgement]:
         """What is to be said of the plain gradient, and of each way that leads to another one."""
         plain = analytic["grad"]
-        own = min(max(OWN_SPREADS * spread, self._least_own), self._most_own)
+        own = max(min(OWN_SPREADS * spread, self._most_own), self._least_own)
         judged = {"grad": self._judge(plain, line, move, own)}
         for way, value in analytic.items():
             close = abs(value - plain) <= max(1e-9 * abs(plain), own)

@@ -53,7 +53,7 @@ class Narrow:
         return cls(
             max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps)),
             gradients,
-            spread_of(gradients, gradients_at, operands, rng),
+            spread_of(gradients, gradients_at, operands, rng).each,
         )
 
     def judge(self, value: float, spread: float, exact: Judgement) -> Judgement:

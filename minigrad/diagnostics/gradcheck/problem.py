@@ -15,7 +15,7 @@ import numpy as np
 
 from minigrad.diagnostics.gradcheck.narrow import Narrow
 from minigrad.diagnostics.gradcheck.report import Entry
-from minigrad.diagnostics.gradcheck.roundings import Gradients, spread_of
+from minigrad.diagnostics.gradcheck.roundings import Gradients, Spread, spread_of
 from minigrad.diagnostics.gradcheck.subject import (
     FLOAT64,
     Array,
@@ -51,7 +51,7 @@ class Problem:
         values: the function.
         weights: of its elements in the sum that is differentiated.
         ways: the gradient of that sum by each operand in `moved`, for each way that leads to it.
-        spread: what rounding has left in the gradient.
+        spread: what rounding does to the gradient.
         repeated: the gradient once more, from f called anew.
         dtype: in which f computes, at the worst.
         tolerance: relative, in float64.
@@ -69,7 +69,7 @@ class Problem:
     values: Callable[[Sequence[Array]], Vector]
     weights: Vector
     ways: dict[str, Gradients]
-    spread: Gradients
+    spread: Spread
     repeated: Gradients
     dtype: np.dtype[Any]
     tolerance: float
@@ -83,12 +83,11 @@ class Problem:
         """The function at the point."""
         return self.values(self.operands)
 
-    def noise(self, rng: np.random.Generator) -> Vector:
-        """What rounding on the way leaves in each element of it."""
+    def noise(self, rng: np.random.Generator) -> Spread:
+        """What rounding on the way does to it."""
+        here = [self.here]
         with self.subject.explained(NUDGED):
-            return spread_of(
-                [self.here], lambda x: [self.values(x)], self.operands, rng, nudged=False
-            )[0]
+            return spread_of(here, lambda x: [self.values(x)], self.operands, rng, nudged=False)
 
     @classmethod
     def of(

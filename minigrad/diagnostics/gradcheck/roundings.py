@@ -7,14 +7,14 @@ down as chance has it, as they would if they were rounded in another way (Vignes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.diagnostics.gradcheck.subject import Array, copied
+from minigrad.diagnostics.gradcheck.subject import Array, copied, largest_of
 from minigrad.mode import Observer, observe
 from minigrad.tensor import Tensor
 
@@ -24,13 +24,28 @@ PAIRS = 2  # of roundings: in one of a pair all that the other rounds up is roun
 SAMPLED = 16  # elements of a result, which tell whether it was computed or picked out
 
 
+@dataclass(frozen=True)
+class Spread:
+    """What rounding does to some arrays.
+
+    Attributes:
+        each: how much each element of them changes.
+        largest: the largest number that a rule gave on the way.
+        largest_of_all: the same of rules and ops.
+    """
+
+    each: Gradients
+    largest: float
+    largest_of_all: float
+
+
 def spread_of(
     arrays: Gradients,
     arrays_at: Callable[[Sequence[Array]], Gradients],
     operands: Sequence[Array],
     rng: np.random.Generator,
     nudged: bool = True,
-) -> Gradients:
+) -> Spread:
     """By how much each element of some arrays changes where roundings change.
 
     Args:
@@ -40,33 +55,22 @@ def spread_of(
         rng: says what is rounded up, and what down.
         nudged: whether to change operands too, and not only what is computed from them.
     """
-    spread = [np.zeros(x.shape) for x in arrays]
+    each = [np.zeros(x.shape) for x in arrays]
+    largest = largest_of_all = 0.0
     for seed in (None, *map(int, rng.integers(2**63, size=PAIRS))):
         for sign in (1, -1):
-            for others in _otherwise(arrays_at, operands, seed, sign, nudged):
-                for known, x, other in zip(spread, arrays, others, strict=True):
+            rounding = _Rounding(_Nudge(seed, sign))
+            runs = [rounding.run(arrays_at, operands)]
+            largest = max(largest, rounding.of_rules)
+            largest_of_all = max(largest_of_all, largest, rounding.of_ops)
+            if nudged:
+                nudge = _Nudge(seed, sign)
+                moved = [nudge(x) if x.dtype.kind == "f" else x for x in operands]
+                runs.append(arrays_at(moved))
+            for others in runs:
+                for known, x, other in zip(each, arrays, others, strict=True):
                     np.fmax(known, np.abs(x - other), out=known)
-    return spread
-
-
-def _otherwise(
-    arrays_at: Callable[[Sequence[Array]], Gradients],
-    operands: Sequence[Array],
-    seed: int | None,
-    sign: int,
-    nudged: bool,
-) -> Iterator[Gradients]:
-    """The arrays from other operands, and from other roundings on the way."""
-    if nudged:
-        nudge = _Nudge(seed, sign)
-        yield arrays_at([nudge(x) if x.dtype.kind == "f" else x for x in operands])
-    rounding = _Rounding(_Nudge(seed, sign))
-    try:
-        with rounding.undone(), observe(rounding):
-            arrays = arrays_at(operands)
-    except RuntimeError:  # from a checkpoint, which finds that its results have changed
-        return
-    yield arrays
+    return Spread(each, largest, largest_of_all)
 
 
 class _Nudge:
@@ -89,42 +93,52 @@ class _Nudge:
 
 
 class _Rounding(Observer):
-    """Changes each result of an op or a rule by a unit in the last place, and leaves 0 as it is."""
+    """Changes each result of an op or a rule by a unit in the last place, and leaves 0 as it is.
+
+    Attributes:
+        of_ops: the largest number that an op gave.
+        of_rules: the largest one that a rule gave.
+    """
 
     def __init__(self, nudge: _Nudge) -> None:
         self._nudge = nudge
         self._before: list[tuple[Array, Array]] = []
+        self.of_ops = self.of_rules = 0.0
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        """What was changed is as before at the end: it may be an array that the user keeps."""
+    def run(
+        self, arrays_at: Callable[[Sequence[Array]], Gradients], operands: Sequence[Array]
+    ) -> Gradients:
+        """The arrays. What was changed is as before in the end: the user may keep such an array."""
         try:
-            yield
+            with observe(self):
+                return arrays_at(operands)
+        except RuntimeError:  # from a checkpoint, which finds that its results have changed
+            return arrays_at(operands)
         finally:
             for array, before in reversed(self._before):
                 array[...] = before
-            self._before.clear()
 
     def on_call(self, op: Any, inputs: Sequence[Any], result: Any) -> None:
-        self._change(result, inputs)
+        self.of_ops = max(self.of_ops, self._change(result, inputs))
 
     def on_rule(self, node: Any, place: Any, gradient: Any, result: Any) -> None:
-        self._change(result, [gradient])
+        self.of_rules = max(self.of_rules, self._change(result, [gradient]))
 
-    def _change(self, result: Any, sources: Sequence[Any]) -> None:
-        """In place, which the graph that has saved it sees too.
+    def _change(self, result: Any, sources: Sequence[Any]) -> float:
+        """In place, which the graph that has saved it sees too; and the largest number in it.
 
         Not what is a view, nor what was only picked out, as by `max`: nothing has been rounded
         there, and a rule may look for the very number.
         """
         x = _array(result)
         if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.flags.writeable:
-            return
+            return 0.0
         others = [y for y in map(_array, sources) if isinstance(y, np.ndarray) and y.size]
         shared = any(np.may_share_memory(x, y) for y in others)
         if x.size and not shared and not _is_picked(x, others):
             self._before.append((x, x.copy()))
             x[...] = np.where(x == 0, x, self._nudge(x))
+        return largest_of([x])
 
 
 def _is_picked(x: Array, sources: Sequence[Array]) -> bool:
