@@ -39,6 +39,11 @@ class Rounding:
         """That of a float dtype."""
         return cls(np.dtype(dtype))
 
+    @property
+    def largest(self) -> float:
+        """The largest number."""
+        return float(np.finfo(self.dtype).max)
+
     def gamma(self, roundings: int) -> float:
         """The relative error after so many roundings."""
         u = float(np.finfo(self.dtype).eps) / 2
@@ -76,7 +81,7 @@ class Comparison:
     def of(cls, found: Array, expected: Array, bound: Array, told_by: Array) -> Comparison:
         """Compare, where `told_by` is what would be lost if the identity were wrong."""
         if not found.size:
-            return cls(0.0, 0.0, "cannot tell")
+            return NOTHING
         with np.errstate(invalid="ignore"):
             difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
         limit = np.broadcast_to(bound, difference.shape)
@@ -101,3 +106,6 @@ class Comparison:
             comparisons,
             key=lambda c: (order[c.verdict], c.deviation / c.bound if c.bound else 0.0),
         )
+
+
+NOTHING = Comparison(0.0, 0.0, "cannot tell")

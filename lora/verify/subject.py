@@ -178,6 +178,17 @@ class Subject:
             "x": size(self.g, w) + s * size(self.g, b, a),
         }
 
+    def fits(self) -> bool:
+        """Whether no number on the way to y, dA, dB, dx or W + s B A is beyond the dtype's range.
+
+        What overflows is no fault of the layer, and cannot be told from one.
+        """
+        a, b = self.layer.lora_a.data, self.layer.lora_b.data
+        factors = (self.x, a.T), (self.g, b), (b, a)
+        sizes = [self.strength * self.rounding.size(*pair) for pair in factors]
+        sizes += self.sizes().values()
+        return max(float(size.max(initial=0.0)) for size in sizes) < self.rounding.largest / 2
+
     def roundings(self) -> dict[str, int]:
         """How many roundings there are on the way of each term of y, dA, dB and dx."""
         layer = self.layer
