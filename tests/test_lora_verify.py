@@ -678,10 +678,30 @@ def test_what_single_precision_cannot_hold_is_no_fault_and_gives_no_warning(trai
     assert not report.failed, report
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("scale", [1e-4, 1e-2])
+def test_what_single_and_half_precision_round_to_zero_is_no_fault(dtype, scale):
+    for seed in range(20):
+        layer = make(d_out=40, d_in=60, rank=9, dtype=dtype)
+        layer.scale = scale
+        small = {np.float16: 1e-4, np.float32: 1e-40}[dtype]
+        x = batch_for(layer, (3, 60), seed)[0]
+        report = verify(layer, lambda y, small=small: (minigrad.tanh(y) * small).mean(), x)
+        assert not report.failed, report
+
+
+@pytest.mark.parametrize("bias", [1.0, 1e4])
+def test_a_bias_that_is_large_beside_the_rest_leaves_nothing_untold(bias):
+    layer = make(bias=np.full(6, bias, np.float32), trained=False)
+    layer.base_weight.data[...] *= np.float32(1e-5)
+    report = verify(layer, lambda y: (y - bias).mean(), batch_for(layer)[0])
+    assert report, report
+
+
 def test_numbers_that_exceed_the_dtype_at_any_matrices_are_named():
-    layer = make(trained=False)
-    layer.scale = 1e20
-    report = verify(layer, lambda y: y.mean() * 1e25, batch_for(layer)[0])
+    layer = make()
+    with np.errstate(over="ignore"):
+        report = verify(layer, lambda y: y.sum() * 2e38, batch_for(layer)[0])
     assert {check.note for check in report.undecided} == {"the numbers exceed float32"}
     assert not report.failed, report
 

@@ -40,7 +40,7 @@ def change_of_basis(subject: Subject) -> Comparison:
     subject.set(c @ a, b @ inverse)
     after = subject.trained()
     subject.set(a, b)
-    sizes["y"] = sizes["y"] + subject.strength * size(subject.x, a.T, c.T, inverse.T, b.T)
+    sizes["y"] = sizes["y"] + size(subject.x, a.T, c.T, inverse.T, b.T, scale=subject.strength)
     sizes["A"], sizes["B"] = size(inverse.T, sizes["A"]), size(sizes["B"], c.T)
     gamma, roundings = subject.rounding.gamma, subject.roundings()
     # Twice, for both sides have errors; C A and B C^-1 are sums themselves.

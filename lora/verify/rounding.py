@@ -50,16 +50,19 @@ class Rounding:
         likely = _SURE * math.sqrt(roundings) * u + roundings * u * u / (1 - u)
         return math.expm1(min(likely, roundings * math.log1p(u)))
 
-    def size(self, *factors: Array) -> Array:
+    def size(self, *factors: Array, scale: float = 1.0) -> Array:
         """The product of the absolute values of matrices: what an error is relative to.
 
-        Each product is at least the least normal number, for below it the error is absolute.
+        Each product is at least the least normal number, for below it the error is absolute. So it
+        is before `scale` makes it smaller, or after: where a kernel multiplies by it is not known.
         """
         tiny = float(np.finfo(self.dtype).tiny)
         product = np.abs(factors[0].astype(np.float64))
+        least = np.zeros_like(product)
         for factor in factors[1:]:
-            product = product @ np.abs(factor.astype(np.float64)) + tiny
-        return product
+            absolute = np.abs(factor.astype(np.float64))
+            product, least = product @ absolute + tiny, least @ absolute + tiny
+        return scale * product + (least if scale < 1 else 0.0)
 
 
 @dataclass(frozen=True)

@@ -172,10 +172,10 @@ class Subject:
         s = self.strength
         bias = 0.0 if layer.bias is None else np.abs(layer.bias.data)
         return {
-            "y": size(self.x, w.T) + bias + s * size(self.x, a.T, b.T),
-            "A": s * size(b.T, self.g.T, self.x),
-            "B": s * size(self.g.T, self.x, a.T),
-            "x": size(self.g, w) + s * size(self.g, b, a),
+            "y": size(self.x, w.T) + bias + size(self.x, a.T, b.T, scale=s),
+            "A": size(b.T, self.g.T, self.x, scale=s),
+            "B": size(self.g.T, self.x, a.T, scale=s),
+            "x": size(self.g, w) + size(self.g, b, a, scale=s),
         }
 
     def fits(self) -> bool:
@@ -184,9 +184,9 @@ class Subject:
         What overflows is no fault of the layer, and cannot be told from one.
         """
         a, b = self.layer.lora_a.data, self.layer.lora_b.data
-        factors = (self.x, a.T), (self.g, b), (b, a)
-        sizes = [self.strength * self.rounding.size(*pair) for pair in factors]
-        sizes += self.sizes().values()
+        size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`
+        sizes = [size(*pair, scale=strength) for pair in ((self.x, a.T), (self.g, b), (b, a))]
+        sizes += [np.abs(a), np.abs(b), *self.sizes().values()]
         return max(float(size.max(initial=0.0)) for size in sizes) < self.rounding.largest / 2
 
     def roundings(self) -> dict[str, int]:

@@ -198,7 +198,7 @@ def _check(
             comparison = function(subject) if subject.fits() else NOTHING
             if comparison.verdict == "cannot tell":
                 subject = Subject(layer, uses, dtype, draws)
-                subject.set(*_random(subject.layer))
+                subject.set(*_random(subject))
                 fits = subject.fits()
                 comparison = function(subject) if fits else NOTHING
                 note = "at a random A and B"
@@ -246,12 +246,21 @@ def _silence(layer: LoRALayer, uses: Sequence[Use]) -> str:
     return "all is below rounding"
 
 
-def _random(layer: LoRALayer) -> tuple[Array, Array]:
-    """An A and a B whose update is about as large as W."""
-    rng = np.random.default_rng(0)
-    weight = layer.base_weight.data
+def _random(subject: Subject) -> tuple[Array, Array]:
+    """An A and a B whose update changes y by about as much as W and b make of it."""
+    layer, rng = subject.layer, np.random.default_rng(0)
     a = rng.standard_normal(layer.lora_a.shape) / np.sqrt(layer.d_in)
-    size = float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
-    b = rng.standard_normal(layer.lora_b.shape)
-    b *= size * np.sqrt(layer.d_in / layer.rank) / abs(layer.scale or 1.0)
-    return a.astype(weight.dtype), b.astype(weight.dtype)
+    b = rng.standard_normal(layer.lora_b.shape) / np.sqrt(layer.rank)
+    x = subject.x.astype(np.float64)
+    update = _mean_size(x @ a.T @ b.T) * abs(layer.scale)
+    base = _mean_size(x @ layer.base_weight.data.T.astype(np.float64))
+    base += 0.0 if layer.bias is None else _mean_size(layer.bias.data.astype(np.float64))
+    factor = np.sqrt(
+        (base or 1.0) / (update or 1.0)
+    )  # of both, for a dtype may not hold its square
+    dtype = layer.lora_a.dtype
+    return (factor * a).astype(dtype), (factor * b).astype(dtype)
+
+
+def _mean_size(x: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
