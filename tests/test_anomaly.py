@@ -483,6 +483,20 @@ def test_gradients_of_several_passes_whose_sum_overflows_are_told():
     assert "holds NaN already" in str(error)
 
 
+def test_many_operands_and_many_rules_are_not_all_listed():
+    arrays = [leaf([1.0]) for _ in range(40)]
+    arrays[30].data[0] = np.nan
+    error = caught(lambda: minigrad.concatenate(arrays))
+    assert len(error.operands) == 41
+    shown = [line.split(":")[0].strip() for line in str(error).splitlines()[2:-1]]
+    known = [f"input arrays[{i}]" for i in range(6)]
+    assert shown == [*known, "... 33 more", "input arrays[30]", "result"]
+    x = leaf([1e-30])
+    error = caught(lambda: sum((x * HUGE).sum() * 1e-30 for _ in range(6)).backward(1e30))
+    assert str(error).count("test_anomaly.py") == 2
+    assert "6 rules gave gradients for it, 6 of `multiply` at test_anomaly.py" in str(error)
+
+
 def test_what_a_hook_of_a_leaf_returns_is_told():
     x = leaf([1.0])
     x.register_hook(lambda g: Tensor(np.array([np.nan], np.float32)))
@@ -686,6 +700,23 @@ def test_one_inside_another_takes_its_place_and_shares_its_lines():
         assert line_of(info.value) == "y = minigrad.sqrt(x)"
         with pytest.raises(AnomalyError):
             minigrad.log(x)
+
+
+def test_two_that_end_in_another_order_than_the_reverse_leave_nothing_behind():
+    def steps(**options):
+        with detect_anomaly(**options):
+            yield
+            yield
+
+    first, second = steps(), steps(inf=False)
+    next(first)
+    next(second)
+    assert list(first) == [None]
+    minigrad.log(leaf([0.0]))  # the second is on still, and lets an Inf pass
+    with pytest.raises(AnomalyError):
+        minigrad.log(leaf([-1.0]))
+    assert list(second) == [None]
+    assert mode.state == (True, ())
 
 
 def test_it_is_a_decorator_with_or_without_brackets():

@@ -244,6 +244,8 @@ def test_a_fault_in_the_rules_is_found(fault, trained, monkeypatch):
     RULES[fault](monkeypatch)
     report = verify(layer, MSE, batch_for(layer))
     assert report.verdict == "fails", report
+    if fault == "in float32 only":
+        assert failures(report) == {"y, dx, dA, dB as in float64"}, report
 
 
 def parts(layer, x):
@@ -326,6 +328,12 @@ class MergedABitTooStrong(LoRALayer):
     def merged_weight(self):
         update = self.lora_b.detach() @ self.lora_a.detach()
         return self.base_weight.detach() + update * (1.001 * self.scale)
+
+
+class MergedWronglyInSingle(LoRALayer):
+    def merged_weight(self):
+        right = super().merged_weight()
+        return right if right.dtype == np.float64 else right * 1.001
 
 
 class WritesToB(LoRALayer):
@@ -415,6 +423,7 @@ FAULTS = [
     (NoBiasMerged, "merged y = unmerged y"),
     (MergedWithoutScale, "merged y = unmerged y"),
     (MergedTransposed, "merged y = unmerged y"),
+    (MergedABitTooStrong, "merged y = unmerged y"),
     (Subtracting, "unmerging restores every bit"),
     (NeverUnmerged, "unmerging restores every bit"),
     (DropoutOnAll, "B = 0: y is the base's"),
@@ -446,6 +455,12 @@ def test_a_fault_in_an_update_that_is_small_beside_the_base_is_found(kind, ident
     layer.lora_b = layer.lora_b.data * size
     report = verify(layer, MSE, batch_for(layer, (64, 64)))
     assert failures(report) == {identity}, report
+
+
+def test_a_merge_that_is_wrong_in_single_precision_only_is_found():
+    layer = make(MergedWronglyInSingle)
+    found = [(c.identity, c.dtype) for c in verify(layer, MSE, batch_for(layer)).failed]
+    assert found == [("merged y = unmerged y", "float32")]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -15,6 +15,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class _Active(threading.local):
+    """The detectors of one thread that have begun and not ended; the newest of them looks."""
+
+    def __init__(self) -> None:
+        self.detectors: list[Detector] = []
+
+    def watch(self) -> None:
+        """Let the newest look, and no other."""
+        others = tuple(observer for observer in mode.observers if type(observer) is not Detector)
+        mode.state = (mode.grad_enabled, (*others, *self.detectors[-1:]))
+
+
+_active = _Active()
+
+
 class _Detection:
     """What `detect_anomaly` returns: a context, and a decorator. It may be entered many times."""
 
@@ -23,16 +38,17 @@ class _Detection:
         self._thread = threading.local()  # for several threads may be inside at once
 
     def __enter__(self) -> None:
-        enabled, before = mode.state
-        vars(self._thread).setdefault("before", []).append(before)
         # Inside another one, it takes its place, and knows the lines that that one has seen.
-        outer = [observer for observer in before if isinstance(observer, Detector)]
+        outer = _active.detectors[-1:]
         detector = Detector(self._inf, outer[0].origins if outer else WeakKeyDictionary())
-        others = tuple(observer for observer in before if not isinstance(observer, Detector))
-        mode.state = (enabled, (*others, detector))
+        vars(self._thread).setdefault("entered", []).append(detector)
+        _active.detectors.append(detector)
+        _active.watch()
 
     def __exit__(self, *_: object) -> None:
-        mode.state = (mode.grad_enabled, self._thread.before.pop())
+        # Not what was before: blocks in generators may end in any order.
+        _active.detectors.remove(self._thread.entered.pop())
+        _active.watch()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, under detection.

@@ -8,6 +8,7 @@ raised at the very place, where a debugger's post mortem stands.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _LEAF = "a leaf that requires a gradient"
 _UNSEEN = " before detect_anomaly() began, or in another thread"
-_SHOWN = 3  # of the rules that lead to one leaf
+_SHOWN = 6  # of the inputs of one op, and of the rules that lead to one leaf
 
 
 class Detector(Observer):
@@ -195,11 +196,11 @@ class Detector(Observer):
         if self.is_bad(gradient):
             headline = f"the gradient of {what} holds {_kind(operands[0])}, and no rule has made it"
             routes = self.routes.get(node, [])
-            several = len(routes) > 1
-            shown = routes[:_SHOWN] + ["..."] * (len(routes) > _SHOWN)
-            hint = _joined(_hooked(node), "their sum overflowed" if several else "")
-            hint += f"; {len(routes)} rules gave gradients for it: " if several else ""
-            hint += "; ".join(shown) if several else ""
+            hint = _joined(_hooked(node), "a sum overflowed" if len(routes) > 1 else "")
+            if len(routes) > 1:
+                counted = [f"{n} of {route}" for route, n in Counter(routes).items()]
+                counted[_SHOWN:] = ["..."] * (len(counted) > _SHOWN)
+                hint += f"; {len(routes)} rules gave gradients for it, {'; '.join(counted)}"
         elif before is not None:
             with np.errstate(all="ignore"):
                 total = before._data + values_of(gradient)
@@ -263,7 +264,13 @@ def _error(
     lines = [f"{phase}: {headline}"]
     lines += [f"  at {where}"] if where else []
     lines += [f"  in {module}"] if module else []
-    lines += [f"  {operand}" for operand in operands]
+    shown = [
+        x for i, x in enumerate(operands) if i < _SHOWN or x.first is not None or x is operands[-1]
+    ]
+    left = len(operands) - len(shown)
+    listed = [f"  {operand}" for operand in shown]
+    listed[_SHOWN:_SHOWN] = [f"  ... {left} more"] * (left > 0)
+    lines += listed
     lines += [f"  {hint}"] if hint else []
     lines += [f"  an Inf came in first with {came}"] if came else []
     return AnomalyError("\n".join(lines), op, phase, where, tuple(operands))
