@@ -50,7 +50,11 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         prediction = model(batch[0])
         try:
             return loss_fn(prediction, batch[1])
-        except Exception:
+        except Exception as other:
+            error.add_note(
+                f"that was loss_fn(model, batch); loss_fn(model(x), y) raised "
+                f"{type(other).__name__}: {other}"
+            )
             raise error from None
 
 
@@ -61,6 +65,7 @@ def _of_the_library(loss_fn: Loss) -> bool:
 
 def _arguments(f: Loss) -> int:
     """How many arguments `f` has to be given; 2 if it does not say."""
+    f = f.forward if isinstance(f, Module) else f  # for its `__call__` takes anything
     try:
         parameters = inspect.signature(f).parameters.values()
     except (TypeError, ValueError):
