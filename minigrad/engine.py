@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +48,7 @@ def backward(
                 f"backward: a leaf of shape {node.shape} was {node.dtype} in the forward pass and "
                 f"has been converted since; this gradient is not its own, compute the result again"
             )
+    _announce(arrived, adding=True)
     for node in list(arrived):
         _accumulate(node, take(arrived, node))
 
@@ -112,6 +113,7 @@ def grad(
         retain_graph=create_graph if retain_graph is None else retain_graph,
         create_graph=create_graph,
     )
+    _announce(arrived, adding=False)
     gradients = []
     for i, (source, node) in enumerate(zip(sources, wanted, strict=True)):
         if node in arrived:
@@ -189,6 +191,9 @@ def propagate(
                 if observers:
                     for observer in observers:
                         observer.on_rule(node, place, g, result)
+                    result = _fit(result, place, op, edge[1])
+                    for observer in observers:
+                        observer.on_gradient(node, place, result)
                 if (
                     type(result) is not np.ndarray
                     or result.shape != place.shape
@@ -204,6 +209,13 @@ def propagate(
                 if op.replayed or not op.plain:
                     node.arguments = ()
     return arrived
+
+
+def _announce(arrived: Mapping[Node, Any], adding: bool) -> None:
+    """Show the observers what is about to be added to `.grad`, or handed to the caller."""
+    for observer in mode.observers:
+        for node, g in arrived.items():
+            observer.on_arrival(node, g, node.grad if adding else None)
 
 
 def show(node: Node, g: Any) -> Any:

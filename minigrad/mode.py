@@ -39,6 +39,16 @@ class Observer:
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """In a backward pass, a rule of `node.op` turned the arriving `gradient` into `place`'s."""
 
+    def on_gradient(self, node: Node, place: Node, gradient: Any) -> None:
+        """What that rule gave, in the shape and dtype of `place` now, is about to go on there."""
+
+    def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
+        """The whole gradient of `node`, which was asked for, is there, after its hooks.
+
+        It is about to be added to `before`, its `.grad`, if it has one. Nothing is written before
+        all that arrives in a pass has been announced.
+        """
+
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """A backward pass is about to start from `output`, with `gradient`."""
 

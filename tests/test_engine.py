@@ -1294,6 +1294,33 @@ def test_observer_is_told_inputs_result_and_gradients():
     assert_array_equal(result, [1.0, 1.0])
 
 
+def test_observer_is_told_what_goes_on_and_what_arrives_before_it_is_added():
+    class Watch(Observer):
+        def __init__(self):
+            self.went, self.came = [], []
+
+        def on_gradient(self, node, place, gradient):
+            self.went.append((node, place, gradient.shape, gradient.dtype))
+
+        def on_arrival(self, node, gradient, before):
+            self.came.append((node, gradient.tolist(), before, None if x.grad is None else 1))
+
+    x = leaf(1.0)
+    twice = np.float64([1, 1])
+    with observe(Watch()) as watch:
+        y = x + twice
+        y.backward(twice)
+        assert watch.went == [(y.node, x.node, x.shape, x.dtype)]
+        assert watch.came == [(x.node, 2.0, None, None)]
+        assert x.grad.data.flags.owndata
+        earlier = x.grad
+        (x * 3.0).backward()
+        assert watch.came[-1] == (x.node, 3.0, earlier, 1)
+        minigrad.grad(x * 4, x)
+        assert watch.came[-1] == (x.node, 4.0, None, 1)
+    assert_array_equal(x.grad.data, 5.0)
+
+
 def test_retained_graph_is_not_announced_as_freed():
     x = leaf(1.0)
     with observe(Log()) as log:

@@ -140,11 +140,11 @@ def test_each_layer_of_a_model_is_reported_by_name():
     assert report, report
     names = [name for name, m in model.named_modules() if isinstance(m, LoRALayer)]
     assert list(dict.fromkeys(check.layer for check in report.checks)) == names
-    assert len(report.checks) == 9 * len(names)
+    assert len(report.checks) == 10 * len(names)
     lines = repr(report).splitlines()
     assert len(lines) == 2 + len(names)
     assert lines[2].startswith(f"{names[0]} ")
-    assert "all 9, nearest: " in lines[2]
+    assert "all 10, nearest: " in lines[2]
 
 
 def test_a_perceptron_with_a_loss_of_predictions_holds():
@@ -244,6 +244,8 @@ def test_a_fault_in_the_rules_is_found(fault, trained, monkeypatch):
     RULES[fault](monkeypatch)
     report = verify(layer, MSE, batch_for(layer))
     assert report.verdict == "fails", report
+    if fault == "in float32 only":
+        assert failures(report) == {"y, dx, dA, dB as in float64"}, report
 
 
 def parts(layer, x):
@@ -320,6 +322,25 @@ class TimesTheNormOfA(Unmerged):
     def wrong(self, x, w, b, lora_a, lora_b):
         h = ops.linear(x, lora_a) * (self.scale * (lora_a * lora_a).sum())
         return ops.linear(x, w, b) + ops.linear(h, lora_b)
+
+
+class MergedABitTooStrong(LoRALayer):
+    def merged_weight(self):
+        update = self.lora_b.detach() @ self.lora_a.detach()
+        return self.base_weight.detach() + update * (1.001 * self.scale)
+
+
+class MergedWronglyInSingle(LoRALayer):
+    def merged_weight(self):
+        right = super().merged_weight()
+        return right if right.dtype == np.float64 else right * 1.001
+
+
+class WritesToB(LoRALayer):
+    def unmerge(self):
+        if self.merged:
+            self.lora_b = self.lora_b.data * np.float32(1.001)
+        super().unmerge()
 
 
 class NoBiasMerged(LoRALayer):
@@ -402,6 +423,7 @@ FAULTS = [
     (NoBiasMerged, "merged y = unmerged y"),
     (MergedWithoutScale, "merged y = unmerged y"),
     (MergedTransposed, "merged y = unmerged y"),
+    (MergedABitTooStrong, "merged y = unmerged y"),
     (Subtracting, "unmerging restores every bit"),
     (NeverUnmerged, "unmerging restores every bit"),
     (DropoutOnAll, "B = 0: y is the base's"),
@@ -418,6 +440,27 @@ def test_a_fault_in_the_layer_is_found(kind, identity, dtype, trained):
     report = verify(layer, MSE, batch_for(layer))
     assert report.verdict == "fails", report
     assert identity in failures(report), report
+
+
+@pytest.mark.parametrize(
+    ("kind", "identity"),
+    [
+        (MergedABitTooStrong, "merged y = unmerged y"),
+        (WritesToB, "unmerging restores every bit"),
+    ],
+)
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-7])
+def test_a_fault_in_an_update_that_is_small_beside_the_base_is_found(kind, identity, size):
+    layer = make(kind, d_out=64, d_in=64, rank=4)
+    layer.lora_b = layer.lora_b.data * size
+    report = verify(layer, MSE, batch_for(layer, (64, 64)))
+    assert failures(report) == {identity}, report
+
+
+def test_a_merge_that_is_wrong_in_single_precision_only_is_found():
+    layer = make(MergedWronglyInSingle)
+    found = [(c.identity, c.dtype) for c in verify(layer, MSE, batch_for(layer)).failed]
+    assert found == [("merged y = unmerged y", "float32")]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -457,6 +500,48 @@ def test_what_cannot_be_told_is_never_said_to_hold(loss, why):
     assert any(why in check.note for check in report.undecided), report
     gradients = [c for c in report.checks if "dA" in c.identity or "gradient" in c.identity]
     assert all(check.verdict == "cannot tell" for check in gradients), report
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("base_weight", "W is not finite"),
+        ("bias", "b is not finite"),
+        ("lora_a", "A is not finite"),
+        ("lora_b", "B is not finite"),
+        ("scale", "the scale is not finite"),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_of_the_layer_is_not_finite_is_named(name, why, value):
+    layer = make()
+    if name == "scale":
+        layer.scale = float(value)
+    else:
+        getattr(layer, name).data.flat[0] = value
+    with np.errstate(all="ignore"):
+        # Column 0 is not looked at, so the gradient is finite at least where W or b is not.
+        report = verify(layer, lambda y: y[..., 1:].sum(), batch_for(layer)[0])
+    assert {check.note for check in report.checks} == {why}
+    assert report.verdict == "cannot tell"
+
+
+def test_a_scale_of_zero_and_dropout_of_all_are_named():
+    layer = make()
+    layer.scale = 0.0
+    report = verify(layer, MSE, batch_for(layer))
+    assert {check.note for check in report.undecided} == {"the scale is 0"}
+    layer = make(dropout=1.0)
+    report = verify(layer, MSE, batch_for(layer))
+    assert {check.note for check in report.undecided} == {"dropout leaves nothing"}
+
+
+@pytest.mark.parametrize("bias", [None, np.zeros(6)])
+def test_a_base_of_zeros_holds_and_a_fault_on_it_is_found(bias):
+    for kind, verdict in ((LoRALayer, "holds"), (UpdateAtZero, "fails")):
+        layer = kind(np.zeros((6, 5), np.float32), 6, 5, 2, 4.0, bias=bias)
+        report = verify(layer, MSE, batch_for(layer))
+        assert report.verdict == verdict, report
 
 
 def test_one_that_uses_another_model_than_it_is_handed_cannot_be_told():
@@ -510,6 +595,50 @@ def test_the_model_and_the_generators_are_left_as_they_were(merged, fails):
     assert minigrad.mode.mode.observers == ()
 
 
+def test_gradients_of_what_is_outside_of_the_model_stay_as_they_were():
+    layer, teacher = make(), nn.Linear(5, 6)
+    x = Tensor(batch_for(layer)[0], requires_grad=True)
+    strength = Tensor(np.ones((), np.float32), requires_grad=True)
+    kept = teacher.weight.grad = Tensor(np.ones((6, 5), np.float32))
+    assert verify(layer, lambda layer, x: strength * MSE(layer(x), teacher(x)), x)
+    assert teacher.weight.grad is kept
+    assert teacher.bias.grad is strength.grad is x.grad is None
+
+
+class ReturnsAPair(LoRALayer):
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class ReturnsRows(LoRALayer):
+    def forward(self, x):
+        return super().forward(x).reshape(-1)
+
+
+def test_a_layer_that_returns_something_else_is_an_error_that_names_it():
+    for kind, error, found in (
+        (ReturnsAPair, TypeError, "a tuple"),
+        (ReturnsRows, ValueError, r"of shape \(7, 5\), .* of shape \(7, 5\), not \(35,\)"),
+    ):
+        model = nn.Sequential(make(d_out=5), make(kind, d_out=5))
+        with pytest.raises(error, match=f"layer '1'.* {found}"):
+            verify(model, MSE, batch_for(model[0]))
+
+
+class CannotMerge(LoRALayer):
+    def merge(self):
+        raise KeyError("not this one")
+
+
+def test_an_error_in_an_experiment_says_in_which():
+    model = nn.Sequential(make(d_out=5), make(CannotMerge, d_out=5))
+    with pytest.raises(KeyError, match="not this one") as info:
+        verify(model, MSE, batch_for(model[0]))
+    assert info.value.__notes__ == [
+        "while lora.verify checked 'merged y = unmerged y' of layer '1'"
+    ]
+
+
 def test_what_is_no_layer_is_an_error():
     with pytest.raises(TypeError, match="takes a LoRALayer or a model with some, not 3"):
         verify(3, MSE, None)
@@ -527,17 +656,69 @@ def test_the_report_is_a_sentence_and_a_table():
     layer = make()
     report = verify(layer, MSE, batch_for(layer))
     lines = repr(report).splitlines()
-    assert lines[0] == "LoRA's identities hold: 9 checks of 1 layer."
+    assert lines[0] == "LoRA's identities hold: 10 checks of 1 layer."
     assert lines[1].split() == ["layer", "identity", "in", "deviation", "bound", "verdict"]
     assert lines[2].startswith("the layer  dA A^T = B^T dB ")
     assert lines[2].endswith("holds")
     assert all(0 <= check.deviation <= check.bound for check in report.checks)
     html = report._repr_html_()
-    assert html.count("<tr>") == 10
+    assert html.count("<tr>") == 11
     assert "identities hold" in html
     faulty = verify(make(NoScale), MSE, batch_for(layer))
     assert f"{len(faulty.failed)} fail" in faulty.sentence
     assert not lora.VerifyReport(())
+
+
+def test_a_layer_of_which_nothing_can_be_told_is_one_row():
+    model = nn.Sequential(make(d_out=5), make(d_out=5))
+    report = verify(model, lambda model, x: (model[0](x) ** 2).sum(), batch_for(model[0])[0])
+    lines = repr(report).splitlines()
+    assert len(lines) == 4
+    assert lines[3].split("  ")[0] == "1"
+    assert "all 10  " in lines[3]
+    assert lines[3].endswith("cannot tell (the loss does not use it)")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_single_precision_cannot_hold_is_no_fault_and_gives_no_warning(trained):
+    layer = make(trained=trained)
+    layer.scale = 1e20
+    with np.errstate(all="raise"):
+        report = verify(layer, lambda y: y.mean() * 1e12, batch_for(layer)[0])
+    assert not report.failed, report
+    assert all(check.verdict == "holds" for check in report.checks if check.dtype == "float64")
+    layer.lora_a.data[...] = 1e30  # x A^T s is Inf, also where B is 0
+    layer.scale = 1e12
+    report = verify(layer, lambda y: y.mean(), batch_for(layer)[0])
+    assert not report.failed, report
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("scale", [1e-4, 1e-2])
+def test_what_single_and_half_precision_round_to_zero_is_no_fault(dtype, scale):
+    for seed in range(20):
+        layer = make(d_out=40, d_in=60, rank=9, dtype=dtype)
+        layer.scale = scale
+        small = {np.float16: 1e-4, np.float32: 1e-40}[dtype]
+        x = batch_for(layer, (3, 60), seed)[0]
+        report = verify(layer, lambda y, small=small: (minigrad.tanh(y) * small).mean(), x)
+        assert not report.failed, report
+
+
+@pytest.mark.parametrize("bias", [1.0, 1e4])
+def test_a_bias_that_is_large_beside_the_rest_leaves_nothing_untold(bias):
+    layer = make(bias=np.full(6, bias, np.float32), trained=False)
+    layer.base_weight.data[...] *= np.float32(1e-5)
+    report = verify(layer, lambda y: (y - bias).mean(), batch_for(layer)[0])
+    assert report, report
+
+
+def test_numbers_that_exceed_the_dtype_at_any_matrices_are_named():
+    layer = make()
+    with np.errstate(over="ignore"):
+        report = verify(layer, lambda y: y.sum() * 2e38, batch_for(layer)[0])
+    assert {check.note for check in report.undecided} == {"the numbers exceed float32"}
+    assert not report.failed, report
 
 
 def test_a_check_at_other_matrices_than_the_layers_own_says_so():

@@ -53,6 +53,21 @@ def test_a_fault_in_the_model_is_told_as_it_is(rng):
             loss_of(Broken(), loss, (X, Y))
 
 
+def test_a_loss_that_is_a_module_is_called_with_what_its_forward_takes(model):
+    class Squares(nn.Module):
+        def forward(self, prediction):
+            return (prediction**2).mean()
+
+    assert loss_of(model, Squares(), X).size == 1
+
+
+def test_a_loss_that_fails_in_both_ways_tells_both(model):
+    with pytest.raises(TypeError, match="unsupported operand") as info:
+        loss_of(model, lambda p, y: (p - y).no_such_thing(), (X, Y))
+    assert "loss_fn(model(x), y) raised AttributeError" in info.value.__notes__[0]
+    assert "no_such_thing" in info.value.__notes__[0]
+
+
 def test_a_fault_in_the_loss_is_told_as_it_is(model):
     def loss(model, batch):
         return model(batch[0]).mean() + {}["missing"]

@@ -94,7 +94,11 @@ class VerifyReport:
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """The rows of the table; of several layers, one in which all holds is one row."""
+        """The rows of the table.
+
+        A layer of which nothing can be told for one reason is one row, and of several layers one in
+        which all holds.
+        """
         rows = []
         layers = list(dict.fromkeys(check.layer for check in self.checks))
         for layer in layers:
@@ -103,6 +107,9 @@ class VerifyReport:
                 nearest = max(checks, key=lambda c: c.deviation / c.bound if c.bound else 0.0)
                 what = f"all {len(checks)}, nearest: {nearest.identity}"
                 checks = [replace(nearest, identity=what)]
+            elif {(c.verdict, c.note) for c in checks} == {("cannot tell", checks[0].note)}:
+                what = f"all {len(checks)}"
+                checks = [Check(layer, what, "any", 0.0, 0.0, "cannot tell", checks[0].note)]
             rows += [check.cells for check in checks]
         return rows
 

@@ -40,7 +40,7 @@ def change_of_basis(subject: Subject) -> Comparison:
     subject.set(c @ a, b @ inverse)
     after = subject.trained()
     subject.set(a, b)
-    sizes["y"] = sizes["y"] + subject.strength * size(subject.x, a.T, c.T, inverse.T, b.T)
+    sizes["y"] = sizes["y"] + size(subject.x, a.T, c.T, inverse.T, b.T, scale=subject.strength)
     sizes["A"], sizes["B"] = size(inverse.T, sizes["A"]), size(sizes["B"], c.T)
     gamma, roundings = subject.rounding.gamma, subject.roundings()
     # Twice, for both sides have errors; C A and B C^-1 are sums themselves.
@@ -92,7 +92,8 @@ def first_output(subject: Subject) -> Comparison:
     return Comparison.worst(
         [
             Comparison.of(found, other, bound, a),
-            Comparison.of(found, base, bound, base),
+            # A base of zeros is one too: that nothing is added to it can be told by any x.
+            Comparison.of(found, base, bound, np.concatenate([base, subject.x], axis=1)),
         ]
     )
 
@@ -137,15 +138,18 @@ def merging(subject: Subject) -> Comparison:
 
 
 def unmerging(subject: Subject) -> Comparison:
-    """After merging and unmerging, twice, W and the outputs are what they were, exactly."""
+    """After merging and unmerging, twice, W, b, A, B and the outputs are as before, exactly."""
     layer = subject.layer.eval()
-    weight, before = layer.base_weight.data.copy(), subject.plain()
+    held = [layer.base_weight, layer.lora_a, layer.lora_b]
+    held += [] if layer.bias is None else [layer.bias]
+    values, before = [parameter.data.copy() for parameter in held], subject.plain()
     for _ in range(2):
         layer.merge()
-        told_by = layer.merged_weight().data - weight
+        told_by = layer.merged_weight().data - values[0]
         subject.plain()
         layer.unmerge()
-    parts = [(layer.base_weight.data, weight), (subject.plain(), before)]
+    parts = [(parameter.data, value) for parameter, value in zip(held, values, strict=True)]
+    parts.append((subject.plain(), before))
     return Comparison.worst(
         [Comparison.of(found, right, np.zeros(()), told_by) for found, right in parts]
     )

@@ -39,22 +39,30 @@ class Rounding:
         """That of a float dtype."""
         return cls(np.dtype(dtype))
 
+    @property
+    def largest(self) -> float:
+        """The largest number."""
+        return float(np.finfo(self.dtype).max)
+
     def gamma(self, roundings: int) -> float:
         """The relative error after so many roundings."""
         u = float(np.finfo(self.dtype).eps) / 2
         likely = _SURE * math.sqrt(roundings) * u + roundings * u * u / (1 - u)
         return math.expm1(min(likely, roundings * math.log1p(u)))
 
-    def size(self, *factors: Array) -> Array:
+    def size(self, *factors: Array, scale: float = 1.0) -> Array:
         """The product of the absolute values of matrices: what an error is relative to.
 
-        Each product is at least the least normal number, for below it the error is absolute.
+        Each product is at least the least normal number, for below it the error is absolute. So it
+        is before `scale` makes it smaller, or after: where a kernel multiplies by it is not known.
         """
         tiny = float(np.finfo(self.dtype).tiny)
         product = np.abs(factors[0].astype(np.float64))
+        least = np.zeros_like(product)
         for factor in factors[1:]:
-            product = product @ np.abs(factor.astype(np.float64)) + tiny
-        return product
+            absolute = np.abs(factor.astype(np.float64))
+            product, least = product @ absolute + tiny, least @ absolute + tiny
+        return scale * product + (least if scale < 1 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Comparison:
     def of(cls, found: Array, expected: Array, bound: Array, told_by: Array) -> Comparison:
         """Compare, where `told_by` is what would be lost if the identity were wrong."""
         if not found.size:
-            return cls(0.0, 0.0, "cannot tell")
+            return NOTHING
         with np.errstate(invalid="ignore"):
             difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
         limit = np.broadcast_to(bound, difference.shape)
@@ -101,3 +109,6 @@ class Comparison:
             comparisons,
             key=lambda c: (order[c.verdict], c.deviation / c.bound if c.bound else 0.0),
         )
+
+
+NOTHING = Comparison(0.0, 0.0, "cannot tell")

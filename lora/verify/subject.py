@@ -8,8 +8,7 @@ the kernels that are checked.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,36 +17,15 @@ import numpy as np
 from lora.layer import LoRALayer
 from lora.verify.rounding import Array, Rounding
 from minigrad import functional, ops
+from minigrad.diagnostics.draws import Draws
 from minigrad.engine import grad
-from minigrad.mode import Observer, enable_grad, no_grad, observe
+from minigrad.mode import enable_grad, no_grad
 from minigrad.tensor import Tensor
 
 Forward = Callable[[Tensor], Tensor]
 Use = tuple[Array, Array]  # an input of the layer, and the gradient that arrived at its output
 
 FEW = 16  # roundings of one term besides its sums: scale, bias, dropout, adding up
-
-
-class Draws(Observer):
-    """Remembers the generators that are drawn from, and lets every run draw the same."""
-
-    def __init__(self) -> None:
-        self._states: list[tuple[np.random.Generator, Any]] = []
-
-    def on_random(self, generator: np.random.Generator) -> None:
-        """Note where `generator` is before it is drawn from first."""
-        if all(generator is not known for known, _ in self._states):
-            self._states.append((generator, generator.bit_generator.state))
-
-    @contextmanager
-    def alike(self) -> Iterator[None]:
-        """Afterwards all generators are where they were before."""
-        try:
-            with observe(self):
-                yield
-        finally:
-            for generator, state in self._states:
-                generator.bit_generator.state = state
 
 
 @dataclass(frozen=True)
@@ -97,7 +75,7 @@ class Subject:
         """Run the layer, or `forward` in its place, and differentiate by x and by `inputs`."""
         forward = self.layer if forward is None else forward
         xs = [Tensor(x.copy(), requires_grad=True) for x, _ in self.uses]
-        with enable_grad(), self.draws.alike():
+        with enable_grad(), self.draws.put_back():
             outputs = [forward(x) for x in xs]
         cotangents = [g for _, g in self.uses]
         gradients = grad(outputs, [*xs, *inputs.values()], cotangents, allow_unused=True)
@@ -139,7 +117,7 @@ class Subject:
 
     def plain(self) -> Array:
         """The outputs without gradients."""
-        with no_grad(), self.draws.alike():
+        with no_grad(), self.draws.put_back():
             outputs = [self.layer(Tensor(x.copy())).data for x, _ in self.uses]
         return stacked(outputs, self.layer.d_out)
 
@@ -172,11 +150,22 @@ class Subject:
         s = self.strength
         bias = 0.0 if layer.bias is None else np.abs(layer.bias.data)
         return {
-            "y": size(self.x, w.T) + bias + s * size(self.x, a.T, b.T),
-            "A": s * size(b.T, self.g.T, self.x),
-            "B": s * size(self.g.T, self.x, a.T),
-            "x": size(self.g, w) + s * size(self.g, b, a),
+            "y": size(self.x, w.T) + bias + size(self.x, a.T, b.T, scale=s),
+            "A": size(b.T, self.g.T, self.x, scale=s),
+            "B": size(self.g.T, self.x, a.T, scale=s),
+            "x": size(self.g, w) + size(self.g, b, a, scale=s),
         }
+
+    def fits(self) -> bool:
+        """Whether no number on the way to y, dA, dB, dx or W + s B A is beyond the dtype's range.
+
+        What overflows is no fault of the layer, and cannot be told from one.
+        """
+        a, b = self.layer.lora_a.data, self.layer.lora_b.data
+        size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`
+        sizes = [size(*pair, scale=strength) for pair in ((self.x, a.T), (self.g, b), (b, a))]
+        sizes += [np.abs(a), np.abs(b), *self.sizes().values()]
+        return max(float(size.max(initial=0.0)) for size in sizes) < self.rounding.largest / 2
 
     def roundings(self) -> dict[str, int]:
         """How many roundings there are on the way of each term of y, dA, dB and dx."""

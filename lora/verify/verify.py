@@ -18,9 +18,11 @@ from lora.attach import adapters
 from lora.layer import LoRALayer
 from lora.verify import identities
 from lora.verify.checks import Check, VerifyReport
-from lora.verify.rounding import Array, Comparison
-from lora.verify.subject import Draws, Subject, Use
+from lora.verify.rounding import NOTHING, Array, Comparison
+from lora.verify.subject import Subject, Use
+from minigrad.diagnostics.draws import Draws
 from minigrad.diagnostics.step import Loss, loss_of
+from minigrad.engine import grad
 from minigrad.mode import enable_grad, is_grad_enabled
 from minigrad.nn import Module
 from minigrad.tensor import Tensor
@@ -29,20 +31,22 @@ Identity = Callable[[Subject], Comparison]
 
 DOUBLE = np.dtype(np.float64)
 
+_PRECISION = "y, dx, dA, dB as in float64"
+_MERGING = "merged y = unmerged y"
+
 # Rounding of single precision would hide small errors in these, and they are the same formulas.
 _IN_DOUBLE: dict[str, Identity] = {
     "dA A^T = B^T dB": identities.inner_products,
     "y, dA, dB under (B C^-1, C A)": identities.change_of_basis,
     "y, dx, dA, dB of x (W + s B A)^T + b": identities.composition,
+    _MERGING: identities.merging,
 }
 _AS_IT_IS: dict[str, Identity] = {
     "B = 0: y is the base's": identities.first_output,
     "B = 0: dA = 0, dB is not": identities.first_gradients,
     "no gradient reaches W and b": identities.frozen_base,
-    "merged y = unmerged y": identities.merging,
     "unmerging restores every bit": identities.unmerging,
 }
-_PRECISION = "y, dx, dA, dB as in float64"
 
 
 def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
@@ -54,21 +58,23 @@ def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     - `dA A^T = B^T dB`, for both are s B^T G^T X A^T;
     - with C invertible, (B C^-1, C A) gives the same y, and the gradients C^-T dA and dB C^T;
     - y, dx, `dA = s B^T dW` and `dB = s dW A^T` are those of x (W + s B A)^T + b;
+    - merged and unmerged outputs agree;
     - at B = 0, y is that of the base to the bit, for any A;
     - at B = 0, `dA = 0` exactly, and `dB` is not 0;
     - no gradient reaches W and b, though both are told to require one;
-    - merged and unmerged outputs agree, and unmerging gives W and the outputs back to the bit.
+    - unmerging gives W, b, A, B and the outputs back to the bit.
 
-    The first three are checked in float64, where rounding hides nothing, the others in the layer's
-    own dtype, in which y, dx, dA and dB are compared with those in float64 as well. The bounds
-    follow from the number of roundings and from the sizes of the terms (see
-    `lora.verify.rounding`). Where A and B are such that nothing exceeds its bound, as at B = 0, the
-    check is made at random ones; the report says so. With dropout in training, all runs drop the
-    same elements.
+    The first four are checked in float64, where rounding hides nothing, the others in the layer's
+    own dtype. In that, y, dx, dA and dB are compared with those in float64 as well, and merged
+    outputs with unmerged ones. The bounds follow from the number of roundings and from the sizes of
+    the terms (see `lora.verify.rounding`). Where A and B are such that nothing exceeds its bound,
+    as at B = 0, the check is made at random ones; the report says so. With dropout in training, all
+    runs drop the same elements.
 
     What the loss does with A and B besides calling the layer, such as a penalty on them, is not
-    looked at. The model is not changed, merged or not: all is done on copies of it, and the
-    generators that are drawn from are set back.
+    looked at. The model is not changed, merged or not: all is done on copies of it, the generators
+    that are drawn from are set back, and nothing gets a gradient. An error that the layer raises in
+    one of the checks is passed on, with a note that says which.
 
     Args:
         layer: a LoRALayer, or a model with some.
@@ -78,8 +84,9 @@ def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
         batch: what the loss is computed on.
 
     Raises:
-        TypeError: if `layer` is no Module, or the loss is no Tensor of floats with one element.
-        ValueError: if there are no adapters.
+        TypeError: if `layer` is no Module, the loss is no Tensor of floats with one element, or an
+            adapter returns no Tensor.
+        ValueError: if there are no adapters, or one returns another shape than `(..., d_out)`.
         RuntimeError: if the model holds the result of an op, and so cannot be copied.
     """
     if not isinstance(layer, Module):
@@ -103,11 +110,13 @@ def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, l
         adapter.enabled = True
         adapter.lora_a.requires_grad_()
         adapter.lora_b.requires_grad_()
-        vars(adapter)["forward"] = _noting(adapter.forward, calls[name])
-    with enable_grad(), draws.alike():
+        vars(adapter)["forward"] = _noting(name, adapter, calls[name])
+    with enable_grad(), draws.put_back():
         loss = loss_of(copied, loss_fn, batch)
         if loss.requires_grad:
-            loss.backward()
+            # Not `backward`: what the loss uses besides the model keeps the gradients it has.
+            wanted = [parameter for parameter in copied.parameters() if parameter.requires_grad]
+            grad(loss, wanted, allow_unused=True)
     return {name: [(x, _arrived(y)) for x, y in calls[name]] for name in calls}
 
 
@@ -119,10 +128,13 @@ def _arrived(y: Tensor) -> Array:
 
 
 def _noting(
-    forward: Callable[[Any], Tensor], calls: list[tuple[Array, Tensor]]
+    name: str, layer: LoRALayer, calls: list[tuple[Array, Tensor]]
 ) -> Callable[[Any], Tensor]:
+    forward = layer.forward
+
     def noted(x: Any) -> Tensor:
         y = forward(x)
+        _check_result(name, layer, x, y)
         if is_grad_enabled():  # a checkpoint calls it once without, and again in the backward pass
             if y.requires_grad:
                 y.retain_grad()
@@ -130,6 +142,24 @@ def _noting(
         return y
 
     return noted
+
+
+def _check_result(name: str, layer: LoRALayer, x: Any, y: Any) -> None:
+    """Refuse a layer that does not return one vector for each that it is called on."""
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"{_named(name)} must return a Tensor, as any LoRALayer does, not a {type(y).__name__}"
+        )
+    right = (*np.shape(x)[:-1], layer.d_out)
+    if y.shape != right:
+        raise ValueError(
+            f"{_named(name)}, called on x of shape {np.shape(x)}, must return a Tensor of shape "
+            f"{right}, not {y.shape}"
+        )
+
+
+def _named(name: str) -> str:
+    return f"layer {name!r}" if name else "the layer"
 
 
 def _checks(name: str, layer: LoRALayer, uses: Sequence[Use], draws: Draws) -> list[Check]:
@@ -144,6 +174,7 @@ def _checks(name: str, layer: LoRALayer, uses: Sequence[Use], draws: Draws) -> l
             return identities.precision(subject, wide)
 
         checks.append(_check(name, _PRECISION, precision, layer, uses, own, draws))
+        checks.append(_check(name, _MERGING, identities.merging, layer, uses, own, draws))
     for identity, function in _AS_IT_IS.items():
         checks.append(_check(name, identity, function, layer, uses, own, draws))
     return checks
@@ -159,17 +190,24 @@ def _check(
     draws: Draws,
 ) -> Check:
     """One identity at the layer's own A and B, or at random ones where those can tell nothing."""
-    note = _obstacle(uses)
+    note = _obstacle(layer, uses)
     if note:
         return Check(name, identity, str(dtype), 0.0, 0.0, "cannot tell", note)
-    comparison = function(Subject(layer, uses, dtype, draws))
+    try:
+        with np.errstate(all="ignore"):  # what overflows is told by the verdict
+            subject = Subject(layer, uses, dtype, draws)
+            comparison = function(subject) if subject.fits() else NOTHING
+            if comparison.verdict == "cannot tell":
+                subject = Subject(layer, uses, dtype, draws)
+                subject.set(*_random(subject))
+                fits = subject.fits()
+                comparison = function(subject) if fits else NOTHING
+                note = "at a random A and B"
+    except Exception as error:
+        error.add_note(f"while lora.verify checked {identity!r} of {_named(name)}")
+        raise
     if comparison.verdict == "cannot tell":
-        subject = Subject(layer, uses, dtype, draws)
-        subject.set(*_random(subject.layer))
-        comparison = function(subject)
-        note = "at a random A and B"
-    if comparison.verdict == "cannot tell":
-        note = "all is below rounding" if _any_gradient(uses) else "no gradient arrives"
+        note = _silence(layer, uses) if fits else f"the numbers exceed {dtype}"
     return Check(
         name,
         identity,
@@ -181,24 +219,49 @@ def _check(
     )
 
 
-def _obstacle(uses: Sequence[Use]) -> str:
+def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
+    """Why nothing can be checked, or nothing."""
     if not uses:
         return "the loss does not use it"
-    if not all(np.isfinite(array).all() for use in uses for array in use):
-        return "x or the gradient is not finite"
+    values = {"W": layer.base_weight, "b": layer.bias, "A": layer.lora_a, "B": layer.lora_b}
+    numbers: dict[str, list[Any]] = {
+        **{name: [value._data] for name, value in values.items() if value is not None},
+        "the scale": [layer.scale],
+        "x": [x for x, _ in uses],
+        "the gradient that arrives": [g for _, g in uses],
+    }
+    for name, arrays in numbers.items():
+        if not all(np.isfinite(array).all() for array in arrays):
+            return f"{name} is not finite"
     return ""
 
 
-def _any_gradient(uses: Sequence[Use]) -> bool:
-    return any(g.any() for _, g in uses)
+def _silence(layer: LoRALayer, uses: Sequence[Use]) -> str:
+    """Why there was nothing to compare, nor at a random A and B."""
+    if not any(g.any() for _, g in uses):
+        return "no gradient arrives"
+    if layer.scale == 0:
+        return "the scale is 0"
+    if layer.training and layer.dropout == 1:
+        return "dropout leaves nothing"
+    return "all is below rounding"
 
 
-def _random(layer: LoRALayer) -> tuple[Array, Array]:
-    """An A and a B whose update is about as large as W."""
-    rng = np.random.default_rng(0)
-    weight = layer.base_weight.data
+def _random(subject: Subject) -> tuple[Array, Array]:
+    """An A and a B whose update changes y by about as much as W and b make of it."""
+    layer, rng = subject.layer, np.random.default_rng(0)
     a = rng.standard_normal(layer.lora_a.shape) / np.sqrt(layer.d_in)
-    size = float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
-    b = rng.standard_normal(layer.lora_b.shape)
-    b *= size * np.sqrt(layer.d_in / layer.rank) / abs(layer.scale or 1.0)
-    return a.astype(weight.dtype), b.astype(weight.dtype)
+    b = rng.standard_normal(layer.lora_b.shape) / np.sqrt(layer.rank)
+    x = subject.x.astype(np.float64)
+    update = _mean_size(x @ a.T @ b.T) * abs(layer.scale)
+    base = _mean_size(x @ layer.base_weight.data.T.astype(np.float64))
+    base += 0.0 if layer.bias is None else _mean_size(layer.bias.data.astype(np.float64))
+    factor = np.sqrt(
+        (base or 1.0) / (update or 1.0)
+    )  # of both, for a dtype may not hold its square
+    dtype = layer.lora_a.dtype
+    return (factor * a).astype(dtype), (factor * b).astype(dtype)
+
+
+def _mean_size(x: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0

@@ -64,7 +64,11 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         prediction = model(batch[0])
         try:
             return loss_fn(prediction, batch[1])
-        except Exception:
+        except Exception as other:
+            error.add_note(
+                f"that was loss_fn(model, batch); loss_fn(model(x), y) raised "
+                f"{type(other).__name__}: {other}"
+            )
             raise error from None
 
 

@@ -28,14 +28,19 @@ def cause_of(op: str, values: Values, result: np.ndarray[Any, Any]) -> str | Non
     return known or _too_large(values, result)
 
 
-def cause_of_gradient(op: str, values: Values, result: np.ndarray[Any, Any]) -> str | None:
+def cause_of_gradient(
+    op: str, values: Values, gradient: np.ndarray[Any, Any], result: np.ndarray[Any, Any]
+) -> str | None:
     """The usual cause for a rule, or None if none is recognised.
 
     Args:
         op: the name of the op.
         values: what its rule saved, by the names of its parameters; its result as "out".
+        gradient: what arrived.
         result: what the rule gave.
     """
+    if op in _PRODUCTS:
+        return _too_large({**values, "the gradient that arrived": gradient}, result)
     steep = _STEEP.get(op, _nothing)(values, result)
     if steep is not None and _some(np.isnan(result)):
         steep += (
@@ -55,13 +60,21 @@ def _some(condition: Any) -> bool:
 
 def _too_large(values: Values, result: np.ndarray[Any, Any]) -> str | None:
     """Finite numbers gave an Inf: what they should have given does not fit the dtype."""
-    finite = all(np.isfinite(x).all() for x in values.values() if x.dtype.kind == "f")
-    if not finite or not _some(np.isinf(result)):
+    if not _are_finite(values) or not _some(np.isinf(result)):
         return None
-    largest = f"the largest {result.dtype} is {float(np.finfo(result.dtype).max):.4g}"
-    if result.dtype == np.float16:
-        return f"overflow: {largest}; compute in float32, or scale the values down"
-    return f"overflow: {largest}; scale the values down, or use a smaller learning rate"
+    return overflow(result.dtype)
+
+
+def overflow(dtype: np.dtype[Any], what: str = "") -> str:
+    """What to say of numbers that are too large for `dtype`, in `what` if that is given."""
+    text = f"overflow{what}: the largest {dtype} is {float(np.finfo(dtype).max):.4g}; "
+    if dtype == np.float16:
+        return text + "compute in float32, or scale the values down"
+    return text + "scale the values down, or use a smaller learning rate"
+
+
+def _are_finite(values: Values) -> bool:
+    return all(np.isfinite(x).all() for x in values.values() if x.dtype.kind == "f")
 
 
 def _log(values: Values, result: np.ndarray[Any, Any]) -> str | None:
@@ -148,6 +161,29 @@ def _softmax(values: Values, result: np.ndarray[Any, Any]) -> str | None:
 def _product(values: Values, result: np.ndarray[Any, Any]) -> str | None:
     if _some(np.isnan(result)) and any(_some(np.isinf(x)) for x in values.values()):
         return "a sum of products with Inf among them: 0 * Inf and Inf - Inf are NaN"
+    if _some(np.isnan(result)) and _are_finite(values):  # then nothing else makes a NaN
+        return overflow(result.dtype, " on the way, and then 0 * Inf or Inf - Inf")
+    return None
+
+
+def _norm(values: Values, result: np.ndarray[Any, Any]) -> str | None:
+    x, eps = values["x"], values.get("eps")
+    if not np.isfinite(x).all():
+        return None
+    if _some(np.square(x, dtype=np.float64) > float(np.finfo(result.dtype).max)):
+        return overflow(result.dtype, " of the squares of x")
+    if eps is not None and eps == 0:
+        return "0 / 0 is NaN: a row whose elements are all equal, or all 0, with eps=0"
+    return None
+
+
+def _attention(values: Values, result: np.ndarray[Any, Any]) -> str | None:
+    query, key = values["query"], values["key"]
+    if not (np.isfinite(query).all() and np.isfinite(key).all() and query.size and key.size):
+        return None
+    most = float(np.abs(query).max()) * float(np.abs(key).max()) * query.shape[-1]
+    if most > float(np.finfo(result.dtype).max):
+        return overflow(result.dtype, " of the products of query and key")
     return None
 
 
@@ -175,6 +211,9 @@ _FORWARD: dict[str, Cause] = {
     "matmul": _product,
     "linear": _product,
     "lora_linear": _product,
+    "layer_norm": _norm,
+    "rms_norm": _norm,
+    "fused_attention": _attention,
     "arcsin": _unit,
     "arccos": _unit,
     "arctanh": _unit,
@@ -220,3 +259,6 @@ _STEEP: dict[str, Cause] = {
     "arcsin": _at_one,
     "arccos": _at_one,
 }
+
+# Their rules are products, which become Inf by overflow alone.
+_PRODUCTS = ("multiply", "matmul", "linear", "lora_linear")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,3 +84,26 @@ def is_numeric(value: Any) -> bool:
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return value.dtype.kind in "iuf"
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class Entries:
+    """Where the Inf came in that an array holds, for those that were passed on."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+    def note(self, value: Any, where: str) -> None:
+        """The Inf of `value`, the result of an op, came in there; kept as long as its array is."""
+        array = values_of(value)
+        key, known = id(array), self._known
+        known[key] = (weakref.ref(array, lambda _: known.pop(key, None)), where)
+
+    def first(self, values: Iterable[Any]) -> str | None:
+        """Where the first one known came in, of these."""
+        for value in values:
+            array = values_of(value)
+            for held in (array, array.base):
+                reference, where = self._known.get(id(held), (None, None))
+                if reference is not None and reference() is held:
+                    return where
+        return None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.diagnostics.draws import Draws
 from minigrad.diagnostics.liveness.paths import Paths
 from minigrad.diagnostics.liveness.snapshot import Snapshot
 from minigrad.diagnostics.liveness.steps import Steps
@@ -65,7 +66,7 @@ class Rehearsal:
         self.parameters = parameters
         self._step = model, loss_fn, batch
         self._snapshot = Snapshot(model)
-        self._generators = _Generators()
+        self._draws = Draws()
 
     def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> Run:
         """One run, with other values for the parameters at the positions in `moved`."""
@@ -74,7 +75,7 @@ class Rehearsal:
         arrived: dict[Node, Any] = {}
         self._snapshot.hide_gradients()
         try:
-            with grad_mode(True), _replaced(values), observe(self._generators), observe(paths):
+            with grad_mode(True), _replaced(values), self._draws.put_back(), observe(paths):
                 with observe(_Guard(self.parameters)):
                     loss = loss_of(*self._step)
                 forward_ends = len(paths.ends)
@@ -87,7 +88,6 @@ class Rehearsal:
                             retain_graph=True,  # a part of it may be the user's
                         )
         finally:
-            self._generators.restore()
             self._snapshot.restore()
         gradients = [None if p.node is None else arrived.get(p.node) for p in self.parameters]
         alive = sum(1 << i for i, g in enumerate(gradients) if g is not None and g.any())
@@ -149,23 +149,6 @@ class _Guard(Observer):
                 "liveness: loss_fn calls backward(), which liveness does itself; let it return "
                 "the loss, and leave backward() and the optimiser's step() out"
             )
-
-
-class _Generators(Observer):
-    """The random generators that were drawn from, and their states before."""
-
-    def __init__(self) -> None:
-        self._states: list[tuple[np.random.Generator, Any]] = []
-
-    def on_random(self, generator: np.random.Generator) -> None:
-        """Note the state of a generator that is drawn from for the first time."""
-        if all(generator is not known for known, _ in self._states):
-            self._states.append((generator, generator.bit_generator.state))
-
-    def restore(self) -> None:
-        """Set all of them back."""
-        for generator, state in self._states:
-            generator.bit_generator.state = state
 
 
 @contextmanager
