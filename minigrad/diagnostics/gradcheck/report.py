@@ -146,7 +146,7 @@ class GradcheckReport:
     @property
     def headline(self) -> str:
         """The verdict and the counts, in one line."""
-        compared = f"{self.compared} entries compared"
+        compared = f"{self.compared:,} {'entry' if self.compared == 1 else 'entries'} compared"
         if self.total > self.compared:
             compared = f"{self.compared:,} of {self.total:,} entries compared"
         return (
@@ -160,10 +160,9 @@ class GradcheckReport:
         found = [self.reason] if self.reason else []
         if self.total > self.compared and not math.isinf(self.fewest):
             found.append(
-                f"sampled: that 1 % of the entries of an operand are wrong is overlooked with "
-                f"probability {self.missed(0.01):.2g} or less, and so is a fault that hardly shows "
-                f"in the gradient as a whole, of which the slopes in {self.directions} random "
-                f"directions were compared"
+                f"sampled: if 1 % of the entries of an operand were wrong, those compared would "
+                f"miss it with probability {self.missed(0.01):.2g}; the slopes in "
+                f"{self.directions} random directions were compared besides"
             )
         if self.others:
             found.append(
