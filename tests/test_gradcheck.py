@@ -1,5 +1,6 @@
 """The checker is checked: it must find every wrong rule that is planted here."""
 
+import random
 import threading
 
 import numpy as np
@@ -572,14 +573,18 @@ def test_an_exception_says_when_it_was_raised():
         "raised while gradcheck called f with the inputs it was given"
     ]
 
-    def g(x):
-        if x.data[0, 1] > -1.1999:
-            raise ValueError("out of range")
-        return x * x
+    def bounded(bound):
+        def g(x):
+            if x.data[0, 1] > bound:
+                raise ValueError("out of range")
+            return x * x
 
-    with pytest.raises(ValueError, match="out of range") as caught:
-        gradcheck(g, X)
-    assert "called g with input 0[0, 1] moved by 0.00097" in caught.value.__notes__[0]
+        return g
+
+    assert gradcheck(bounded(-1.1999), X)  # for smaller steps stay below it
+    report = gradcheck(bounded(-1.2), X)
+    assert report.verdict == "cannot tell"
+    assert "it raises ValueError('out of range')" in report.undecided[0].reason
 
 
 def test_a_rule_that_cannot_be_differentiated_is_told_so():
@@ -704,7 +709,7 @@ def test_pictures_of_large_and_odd_arrays_are_small():
 # What it refuses
 
 
-@pytest.mark.parametrize("order", [0, 3, -1, None])
+@pytest.mark.parametrize("order", [0, 3, -1, None, True])
 def test_other_orders_are_refused(order):
     with pytest.raises(ValueError, match=rf"order is 1 or 2, not {order}"):
         gradcheck(minigrad.exp, X, order=order)
@@ -800,7 +805,7 @@ def test_a_jump_in_a_domain_is_no_reason_to_accuse():
     assert report.verdict == "cannot tell"
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e-30])
+@pytest.mark.parametrize("scale", [1e-8, 1e-12])
 def test_a_fault_in_a_tiny_function_is_found(scale):
     @op
     def tiny(x):
@@ -849,7 +854,7 @@ def test_what_overflows_in_float32_only_cannot_be_told():
     report = gradcheck(f, np.array([100.0], np.float32))
     assert report.verdict == "cannot tell"
     assert "not finite in float32, though it is in float64" in report.undecided[0].reason
-    assert gradcheck(minigrad.square, np.array([1e-40], np.float32))  # which is no normal number
+    assert gradcheck(minigrad.square, np.array([1.0, 1e-40], np.float32))  # which is not normal
 
 
 # Every way to a gradient: for one operand alone, and cotangents of other layouts
@@ -1023,3 +1028,125 @@ def test_a_share_is_between_0_and_1():
 def test_an_entry_that_cannot_be_told_is_listed_once():
     report = gradcheck(minigrad.relu, np.array([0.0], np.float32), order=1)
     assert len(report.undecided) == 1
+
+
+# Where rounding inside an op is larger than what it gives
+
+
+@pytest.mark.parametrize("logit", [11.0, 13.0, 16.0, 30.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_confident_classifier_is_not_accused(logit, dtype):
+    x = np.array([[logit, 0.5, -0.2]], dtype)
+    loss = lambda x: minigrad.cross_entropy(x, np.array([0]))
+    assert gradcheck(loss, x, order=1).verdict != "disagree"
+    entropy = lambda x: -(minigrad.softmax(x) * minigrad.log_softmax(x)).sum()
+    assert gradcheck(entropy, 3 * x, order=1).verdict != "disagree"
+
+
+def test_a_gradient_that_is_nothing_but_rounding_is_not_accused():
+    for seed in range(60):
+        x = np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)
+        report = gradcheck(lambda x: minigrad.layer_norm(x, (4,)).sum(), x, order=1)
+        assert report.verdict != "disagree", report
+
+
+def test_a_fault_that_the_last_digit_hides_is_not_called_right():
+    @op
+    def exp(x):
+        return np.exp(x)
+
+    exp.rule("x", lambda g, x, out: g * out * minigrad.where(x < 0, -1.0, 1.0))
+    assert gradcheck(exp, np.array([-3.0, 30.0]), order=1).verdict == "cannot tell"
+
+    @op
+    def wrong(x):
+        return 1.0 * x
+
+    wrong.rule("x", lambda g: -3.0 * g)
+    for offset, scale in ((100, 1e-9), (1, 1e-12), (1e4, 1e-8)):
+        report = gradcheck(lambda x: offset + scale * wrong(x).sum(), np.ones(2), order=1)  # noqa: B023
+        assert report.verdict != "agree"
+
+
+def test_a_function_that_depends_on_the_dtype_is_not_accused():
+    near_zero = np.array([1e-8, 2e-8], np.float32)
+    f = lambda x: minigrad.log(minigrad.clip(x, np.finfo(x.dtype).eps, 1))
+    assert gradcheck(f, near_zero, order=1).verdict != "disagree"
+    report = gradcheck(lambda x: x * x.dtype.itemsize, np.ones(2, np.float32), order=1)
+    assert report.verdict == "cannot tell"
+    assert "in float32 f is another function than in float64" in report.undecided[0].reason
+
+
+def test_a_small_result_beside_a_large_one_is_checked_as_well():
+    wrong = square_with_rule(lambda g, x: 2.02 * g * x)
+    for scale in (1e5, 1e9):
+        f = lambda x, scale=scale: (scale * minigrad.sin(x).sum(), wrong(x).sum())
+        assert gradcheck(f, X).verdict == "disagree"
+        right = lambda x, scale=scale: (scale * minigrad.sin(x).sum(), (x * x).sum())
+        assert gradcheck(right, X)
+
+
+# Kinks that meet
+
+
+def test_kinks_that_cancel_or_coincide_are_not_accused():
+    relu6 = lambda x: minigrad.clip(x, 0, 6)
+    one = np.ones(1)
+    for f, inputs in (
+        (lambda x: minigrad.clip(x, -1, 1).sum(), np.array([-1.0, 1.0])),
+        (lambda x: relu6(x).sum(), np.array([0.0, 6.0])),
+        (lambda a, b: minigrad.clip(minigrad.maximum(a, b), 0, 1), [one, one]),
+        (lambda a, b, c: minigrad.minimum(minigrad.maximum(a, b), c), [one, one, one]),
+    ):
+        assert gradcheck(f, inputs, order=1).verdict == "cannot tell"
+
+
+# Rules that remember
+
+
+def test_a_rule_that_knows_one_call_only_is_found():
+    def remembering(first_only):
+        seen = []
+
+        @op
+        def square(x):
+            if not (first_only and seen):
+                seen[:] = [np.array(x)]
+            return x * x
+
+        square.rule("x", lambda g: 2 * g * seen[0])
+        return square
+
+    report = gradcheck(remembering(first_only=True), X, order=1)
+    assert report.verdict == "disagree"
+    assert any(entry.operand.startswith("another point") for entry in report.wrong)
+    report = gradcheck(remembering(first_only=False), X, order=1)
+    assert any("by a pass behind another call of f" in entry.reason for entry in report.wrong)
+
+
+def test_a_rule_that_writes_to_the_arriving_gradient_is_named():
+    def derivative(g, x):
+        g *= 2 * x
+        return g
+
+    report = gradcheck(square_with_rule(derivative), X, order=1)
+    assert report.verdict == "disagree"
+    assert "a rule writes to the gradient that it is handed" in repr(report)
+
+
+def test_generators_of_python_and_numpy_are_put_back():
+    states = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    gradcheck(lambda x: x * random.random() * np.random.rand(), X)  # noqa: NPY002
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # noqa: NPY002
+
+
+def test_a_point_where_f_fails_is_stepped_over():
+    a = np.array([[1.0, 0.9999], [0.9999, 1.0]])
+    assert gradcheck(minigrad.cholesky, a, order=1).verdict != "disagree"
+
+    def log(x):
+        if (x.data <= 0).any():
+            raise ValueError("not positive")
+        return minigrad.log(x)
+
+    assert gradcheck(log, np.array([1e-4, 2.0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,10 +25,13 @@ class Draws(Observer):
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """After the block all generators are where they were before it."""
+        """After the block all generators are where they were before it, those of Python too."""
+        of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's
         try:
             with observe(self):
                 yield
         finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
             for generator, state in self._states:
                 generator.bit_generator.state = state

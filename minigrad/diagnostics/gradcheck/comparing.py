@@ -8,22 +8,34 @@ from dataclasses import replace
 
 import numpy as np
 
-from minigrad.diagnostics.gradcheck.judge import Judgement, judge
+from minigrad.diagnostics.gradcheck.judge import Allowance, Judgement, judge
 from minigrad.diagnostics.gradcheck.problem import Problem
 from minigrad.diagnostics.gradcheck.quotients import Line
 from minigrad.diagnostics.gradcheck.report import Comparison, Entry, GradcheckReport
-from minigrad.diagnostics.gradcheck.roundings import Gradients
-from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Vector, copied, largest_of
+from minigrad.diagnostics.gradcheck.roundings import Gradients, Spread
+from minigrad.diagnostics.gradcheck.subject import (
+    FLOAT64,
+    Array,
+    Vector,
+    copied,
+    flat,
+    largest_of,
+)
+from minigrad.diagnostics.gradcheck.ways import elsewhere
 
 DIRECTIONS = 8  # in which a sampled operand is moved as a whole
 NEIGHBOURS = 24  # of a kink, at which slopes are taken: each order of three ties, most likely
-NEAR, STEP_THERE = 2.0**-17, 2.0**-26  # how far they are, and the step, relative to x or 1
+ALIKE = 0.05  # slopes that differ by this share at most are of no kink
+ENOUGH = 8  # entries that were looked at for a kink, and are wrong: it is not the kinks
+# How far these points are, and the step there, relative to x or 1.
+NEARBY = {FLOAT64: (2.0**-17, 2.0**-26), np.dtype(np.float32): (2.0**-7, 2.0**-11)}
 
 ROOTS = 3  # of eps: the tolerance for functions that do not compute in float64
 # The error bar of an element of a gradient: what it changes by with other roundings, so many times;
-# at least some eps of the largest element, for what goes on inside an op; at most a share of the
-# largest number on the way, for where a tie decides it is no rounding, or some eps of 1.
+# at most a share of the largest number on the way, for where a tie decides it is no rounding, or
+# some eps of 1.
 OWN_SPREADS, OWN_EPS, MOST, MOST_ROOTS = 8, 64, 1e-8, 0.3
+DOUBT_EPS = 16  # of the largest number on the way: what may be left of it inside an op, unseen
 
 DOUBT = {"agree": 0, "cannot tell": 1, "disagree": 2}
 
@@ -63,6 +75,7 @@ def compare(
             if len(picks) < sizes[at]:
                 comparing.directions(at)
     comparing.ties()
+    comparing.elsewhere()
     wrong = [*report.wrong, *problem.flaws, *comparing.wrong]
     return replace(
         report,
@@ -76,6 +89,11 @@ def compare(
         directions=DIRECTIONS if sampled else report.directions,
         fewest=min([report.fewest, *sampled]),
     )
+
+
+def _along(spread: Spread, directions: dict[int, Array]) -> float:
+    """What rounding does to the slope in a direction, at most."""
+    return float(sum(np.sum(spread.each[at] * abs(d)) for at, d in directions.items()))
 
 
 def _chosen(size: int, samples: int | None, rng: np.random.Generator) -> Sequence[int]:
@@ -94,13 +112,22 @@ class _Comparing:
         self.undecided: list[Entry] = []
         self._rng = rng
         self._kinks = False
+        self._sure = 0  # entries that are wrong, and not at a kink
         exact = problem.dtype == FLOAT64
         eps = float(np.finfo(problem.dtype).eps)
         root = math.sqrt(eps)
         self.tolerance = problem.tolerance if exact else max(problem.tolerance, ROOTS * root)
         share = MOST if exact else MOST_ROOTS * root
-        self._least_own = OWN_EPS * eps * largest_of(problem.ways["grad"])
-        self._most_own = share * problem.spread.largest + OWN_EPS * eps
+        on_the_way = problem.spread.largest
+        self._most_own = share * on_the_way + OWN_EPS * eps
+        # What is larger than its error bar; if nothing is, all is 0 but for rounding.
+        gradients = zip(problem.ways["grad"], problem.spread.each, strict=True)
+        sharp = largest_of([g[abs(g) > OWN_SPREADS * bar] for g, bar in gradients])
+        self._allowed = Allowance(
+            self.tolerance,
+            scale=min(1.0, sharp or on_the_way) or 1.0,
+            doubt=DOUBT_EPS * eps * max(on_the_way, largest_of(problem.cotangents)),
+        )
         noise = problem.noise(rng)
         self._noise = np.minimum(OWN_SPREADS * noise.each[0], share * noise.largest_of_all)
         self._gradients = {str(problem.dtype): problem.ways["grad"]}
@@ -123,7 +150,7 @@ class _Comparing:
 
         def move(operands: list[Array], t: float) -> list[Array]:
             moved = copied(operands[i])
-            moved[index] += t
+            moved[index] += moved.dtype.type(t)
             return [*operands[:i], moved, *operands[i + 1 :]]
 
         name = f"{problem.names[i]}{list(index) or ''}"
@@ -138,12 +165,26 @@ class _Comparing:
         self._doubt[str(problem.dtype)][at][index] = DOUBT[worst.verdict]
         if problem.narrow is not None:
             value, spread = (
-                float(x[at][index]) for x in (problem.narrow.gradients, problem.narrow.spread)
+                float(x[at][index]) for x in (problem.narrow.gradients, problem.narrow.spread.each)
             )
             low = problem.narrow.judge(value, spread, plain)
+            if low.verdict == "disagree" and self._is_another_function(value, move, name, line.x):
+                reason = f"in {problem.narrow.dtype} f is another function than in float64"
+                low = replace(low, verdict="cannot tell", reason=reason)
             self._doubt[str(problem.narrow.dtype)][at][index] = DOUBT[low.verdict]
             if low is not plain:
                 self._note(low, i, index, value, str(problem.narrow.dtype))
+
+    def _is_another_function(self, analytic: float, move: Move, name: str, x: float) -> bool:
+        """Whether the function in the dtype of the inputs has another slope, and this is it."""
+        problem = self.problem
+        assert problem.narrow is not None
+        given = problem.subject.operands
+        operands = [*given, *problem.operands[len(given) :]]
+        dtype = problem.narrow.dtype
+        line = Line(lambda t: problem.values(move(operands, t)), problem.weights, x, dtype)
+        allowed = Allowance(ROOTS * math.sqrt(float(np.finfo(dtype).eps)))
+        return judge(analytic, line, allowed).verdict == "agree"
 
     def directions(self, at: int) -> None:
         """Compare the slope in random directions of one operand."""
@@ -167,17 +208,29 @@ class _Comparing:
         if len(ones) > 1:
             self._direction(dict(enumerate(ones)), "all operands alike", at_kinks=False)
 
+    def elsewhere(self) -> None:
+        """If all is right here, compare a slope at another point, which a rule may not know of."""
+        problem = self.problem
+        if problem.order != 1 or self.wrong or problem.flaws:
+            return
+        operands = elsewhere(problem.operands)
+        try:
+            gradient = problem.subject.gradient(operands, problem.cotangents)
+        except Exception:  # f may not be defined there
+            return
+        directions = [self._rng.choice([-1.0, 1.0], x.shape) for x in self._numeric]
+        move = self._move(dict(enumerate(directions)))
+        size = largest_of([operands[i] for i in problem.moved])
+        line = self._line(move, "another point", size, operands)
+        analytic = float(np.dot(gradient, flat(directions)))
+        found = self._judge(analytic, line, move, self._allowed, operands)
+        if found.verdict == "disagree":
+            name = "another point, in a random direction"
+            self._note(found, name, None, analytic, str(problem.dtype))
+
     def _direction(self, directions: dict[int, Array], name: str, at_kinks: bool = True) -> None:
         """Compare the slope where some operands move as a whole; at a kink too, or not there."""
-        problem = self.problem
-
-        def move(operands: list[Array], t: float) -> list[Array]:
-            moved = list(operands)
-            for at, direction in directions.items():
-                i = problem.moved[at]
-                moved[i] = copied(operands[i])
-                moved[i] += (t * direction).astype(moved[i].dtype)
-            return moved
+        problem, move = self.problem, self._move(directions)
 
         def along(gradients: Gradients) -> float:
             return float(sum(np.sum(gradients[at] * d) for at, d in directions.items()))
@@ -185,19 +238,30 @@ class _Comparing:
         size = largest_of([problem.operands[problem.moved[at]] for at in directions])
         line = self._line(move, name, size, problem.operands)
         analytic = {way: along(g) for way, g in problem.ways.items()}
-        spread = sum(
-            float(np.sum(problem.spread.each[at] * abs(d))) for at, d in directions.items()
-        )
+        spread = _along(problem.spread, directions)
         judgement = self._judged(analytic, line, move, spread)
         for way, found in judgement.items():
             if at_kinks or (found.verdict == "disagree" and not found.kink):
                 self._note(found, name, None, analytic[way], str(problem.dtype))
         narrow = problem.narrow
         if narrow is not None and judgement["grad"].verdict == "agree":
-            spread = sum(float(np.sum(narrow.spread[at] * abs(d))) for at, d in directions.items())
+            spread = _along(narrow.spread, directions)
             value = along(narrow.gradients)
             low = narrow.judge(value, spread, judgement["grad"])
             self._note(low, name, None, value, str(narrow.dtype))
+
+    def _move(self, directions: dict[int, Array]) -> Move:
+        """Moves some operands as a whole."""
+
+        def move(operands: list[Array], t: float) -> list[Array]:
+            moved = list(operands)
+            for at, direction in directions.items():
+                i = self.problem.moved[at]
+                moved[i] = copied(operands[i])
+                moved[i] += (t * direction).astype(moved[i].dtype)
+            return moved
+
+        return move
 
     def _line(self, move: Move, name: str, x: float, operands: list[Array]) -> Line:
         def values(t: float) -> Vector:
@@ -216,41 +280,64 @@ class _Comparing:
     ) -> dict[str, Judgement]:
         """What is to be said of the plain gradient, and of each way that leads to another one."""
         plain = analytic["grad"]
-        own = max(min(OWN_SPREADS * spread, self._most_own), self._least_own)
-        judged = {"grad": self._judge(plain, line, move, own)}
+        own = min(OWN_SPREADS * spread, self._most_own)
+        allowed = replace(self._allowed, own=own)
+        judged = {"grad": self._judge(plain, line, move, allowed)}
         for way, value in analytic.items():
             close = abs(value - plain) <= max(1e-9 * abs(plain), own)
             if not (close or value == plain or (math.isnan(value) and math.isnan(plain))):
-                found = self._judge(value, line, move, own)
+                found = self._judge(value, line, move, allowed)
                 reason = "; ".join(filter(None, (f"by {way}", found.reason)))
                 judged[way] = replace(found, reason=reason)
         return judged
 
-    def _judge(self, analytic: float, line: Line, move: Move, own: float) -> Judgement:
-        judgement = judge(analytic, line, self.tolerance, own)
+    def _judge(
+        self,
+        analytic: float,
+        line: Line,
+        move: Move,
+        allowed: Allowance,
+        point: list[Array] | None = None,
+    ) -> Judgement:
+        judgement = judge(analytic, line, allowed)
         self._kinks |= judgement.kink
-        if judgement.kink and judgement.verdict == "disagree" and self._is_a_limit(analytic, move):
-            return replace(judgement, verdict="cannot tell")
+        suspect = judgement.kink or (self.problem.order == 1 and self._sure < ENOUGH)
+        if (
+            judgement.verdict == "disagree"
+            and suspect
+            and self._is_a_limit(analytic, move, point or self.problem.operands)
+        ):
+            self._kinks = True
+            reason = judgement.reason or "a kink: slopes at points near this one are not the same"
+            return replace(judgement, verdict="cannot tell", kink=True, reason=reason)
+        self._sure += judgement.verdict == "disagree"
         return judgement
 
-    def _is_a_limit(self, analytic: float, move: Move) -> bool:
+    def _is_a_limit(self, analytic: float, move: Move, point: list[Array]) -> bool:
         """Whether a slope at a kink is between slopes at points near it (Clarke, 1975).
 
         Where three numbers tie, moving the middle one shows the slopes of the first and the last
-        place only, and a sort may yet have given it that of the middle.
+        place only, and a sort may yet have given it that of the middle. And where two kinks meet,
+        the slopes on both sides of them may be the same.
         """
-        problem, slopes = self.problem, []
+        slopes: list[float] = []
         for _ in range(NEIGHBOURS):
-            near = list(problem.operands)
-            for i in problem.moved:
-                noise = self._rng.uniform(-NEAR, NEAR, near[i].shape)
-                near[i] = copied(near[i])
-                near[i] += (noise * max(1.0, largest_of([near[i]]))).astype(near[i].dtype)
-            line = self._line(move, "a point near a kink", 0.0, near)
-            slopes.append(line.quotient(STEP_THERE).value)
-        known = [slope for slope in slopes if math.isfinite(slope)]
-        margin = 1e-4 * max(map(abs, known), default=0.0)  # slopes change a little on the way
-        return not known or min(known) - margin <= analytic <= max(known) + margin
+            slope = self._slope_nearby(move, point)
+            slopes += [slope] if math.isfinite(slope) else []
+            size = max(map(abs, slopes), default=0.0)
+        margin = 1e-4 * size  # slopes change a little on the way
+        if slopes and max(slopes) - min(slopes) <= ALIKE * size:
+            return False
+        return not slopes or min(slopes) - margin <= analytic <= max(slopes) + margin
+
+    def _slope_nearby(self, move: Move, point: list[Array]) -> float:
+        problem, near = self.problem, list(point)
+        reach, step = NEARBY.get(problem.dtype, NEARBY[np.dtype(np.float32)])
+        for i in problem.moved:
+            noise = self._rng.uniform(-reach, reach, near[i].shape)
+            near[i] = copied(near[i])
+            near[i] += (noise * max(1.0, largest_of([near[i]]))).astype(near[i].dtype)
+        return self._line(move, "a point near a kink", 0.0, near).quotient(step).value
 
     def _note(
         self,

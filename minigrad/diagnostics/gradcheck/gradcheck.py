@@ -109,7 +109,7 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **opti
 
 
 def _check_options(order: int, tolerance: float, samples: int | None) -> None:
-    if order not in (1, 2):
+    if order not in (1, 2) or isinstance(order, bool):
         raise ValueError(f"gradcheck: order is 1 or 2, not {order!r}")
     if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
         raise ValueError(f"gradcheck: tolerance is a number between 0 and 1, not {tolerance!r}")

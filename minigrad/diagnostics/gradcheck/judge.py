@@ -11,7 +11,7 @@ differences cannot see it here, and then why.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -42,65 +42,90 @@ class Judgement:
     kink: bool = False
 
 
-def judge(analytic: float, line: Line, tolerance: float, own: float = 0.0) -> Judgement:
-    """Whether `analytic` is the derivative along a line.
+@dataclass(frozen=True)
+class Allowance:
+    """What a right number may be off by.
 
-    Args:
-        analytic: the number in question.
-        line: along which f is evaluated.
-        tolerance: the relative difference to allow.
-        own: the error bar of `analytic`: what rounding has left in it.
+    Attributes:
+        tolerance: relative to the number.
+        scale: of the numbers that rules give, but 1 at most: noise of differences is compared with
+            the tolerance of it.
+        own: the error bar of the number in question: what rounding has left in it.
+        doubt: what rounding might have left in it where it could not be watched. A number that is
+            off by less is not called wrong.
     """
+
+    tolerance: float
+    scale: float = 1.0
+    own: float = 0.0
+    doubt: float = 0.0
+
+    def is_fine(self, noise: float, size: float) -> bool:
+        """Whether noise is small enough to say that a number of this size is right."""
+        return noise <= self.tolerance * max(self.scale, size)
+
+
+def judge(analytic: float, line: Line, allowed: Allowance) -> Judgement:
+    """Whether `analytic` is the derivative along a line."""
     if not math.isfinite(line.x):
         return Judgement("cannot tell", math.nan, math.inf, "the operand itself is not finite")
-    judgement = _judge(analytic, line, tolerance, own)
+    judgement = _judge(analytic, line, allowed)
     if judgement.verdict == "disagree" and not line.is_finite:
-        return Judgement("cannot tell", judgement.numeric, math.inf, "f is not finite here")
+        judgement = Judgement("cannot tell", judgement.numeric, math.inf, "f is not finite here")
+    if judgement.verdict == "cannot tell" and line.failure:
+        reason = f"{judgement.reason}; {line.failure}"
+        judgement = replace(judgement, reason=reason)
     return judgement
 
 
-def _judge(analytic: float, line: Line, tolerance: float, own: float) -> Judgement:
+def _judge(analytic: float, line: Line, allowed: Allowance) -> Judgement:
     seen: list[Quotient] = []
-    for now in line.quotients(tolerance):
+    for now in line.quotients(allowed.tolerance, allowed.scale):
         seen.append(now)
         if not math.isfinite(now.value):
             continue
         size = max(abs(analytic), abs(now.value)) if math.isfinite(analytic) else abs(now.value)
         distance = abs(analytic - now.value)
         before = seen[-2] if len(seen) > 1 and math.isfinite(seen[-2].value) else None
-        if distance <= now.noise + own + tolerance * size:
+        if distance <= now.noise + allowed.own + allowed.tolerance * size:
             # A quotient across a kink is the mean of two slopes, and may be right by chance.
             straight = abs(now.bend) <= 1e-3 * size + 10 * max(now.noise, now.grain)
             straight |= before is not None and not _bends(before, now)
-            if straight and now.noise <= tolerance * max(1.0, size):
+            if straight and allowed.is_fine(now.noise, size):
                 return Judgement("agree", now.value, now.error)
-        elif len(seen) == 1 and distance <= now.grain <= tolerance * max(1.0, size):
+        elif len(seen) == 1 and distance <= now.grain and allowed.is_fine(now.grain, size):
             return Judgement("agree", now.value, now.grain)
-        elif before is not None and _is_contradicted(analytic, seen, tolerance, own):
+        elif before is not None and _is_contradicted(analytic, seen, allowed):
             if not _bends(before, now):
                 return Judgement("disagree", now.value, now.error)
-            allowed = now.noise + before.noise + tolerance * size
-            judgement = _at_kink(analytic, before, now, allowed)
+            error = now.noise + before.noise + allowed.tolerance * size
+            judgement = _at_kink(analytic, before, now, error)
             if judgement is not None:
                 return judgement
-    return _undecided(analytic, seen, line, own)
+    return _undecided(analytic, seen, line, allowed.own)
 
 
-def _is_contradicted(analytic: float, seen: list[Quotient], tolerance: float, own: float) -> bool:
+def _is_contradicted(analytic: float, seen: list[Quotient], allowed: Allowance) -> bool:
     """Whether the last quotients agree with each other, and no bar of a finer one reaches it.
 
-    Two quotients do, or three where rounding inside f could be larger than its values show.
+    Two quotients do, or three where rounding inside f could be larger than its values show. And
+    there it is no answer that f does not move at all.
     """
     now = seen[-1]
     distance = abs(analytic - now.value)
-    last = seen[-3:] if distance <= now.hidden else seen[-2:]
-    if _diverges(seen) or len(last) < (3 if distance <= now.hidden else 2):
+    hidden = distance <= now.hidden
+    last = seen[-3:] if hidden else seen[-2:]
+    if distance <= allowed.doubt or _diverges(seen) or len(last) < (3 if hidden else 2):
+        return False
+    if hidden and all(q.value == 0 for q in last):
         return False
     alike = all(
-        abs(a.value - b.value) <= a.noise + b.noise + tolerance * min(abs(a.value), abs(b.value))
+        abs(a.value - b.value)
+        <= a.noise + b.noise + allowed.tolerance * min(abs(a.value), abs(b.value))
         for a, b in pairwise(last)
     )
-    reached = any(abs(analytic - q.value) <= q.error + own for q in seen if q.step <= now.step)
+    reach = allowed.own
+    reached = any(abs(analytic - q.value) <= q.error + reach for q in seen if q.step <= now.step)
     return alike and not reached and distance > min(q.grain for q in last)
 
 
@@ -131,9 +156,9 @@ def _bends(one: Quotient, other: Quotient) -> bool:
     return abs(fine.bend) > max(0.5 * abs(coarse.bend), 10 * fine.noise)
 
 
-def _at_kink(analytic: float, before: Quotient, now: Quotient, allowed: float) -> Judgement | None:
+def _at_kink(analytic: float, before: Quotient, now: Quotient, error: float) -> Judgement | None:
     """The judgement where the slopes on both sides stay apart; None if they are not clear."""
-    error = allowed + abs(now.left - before.left) + abs(now.right - before.right)
+    error += abs(now.left - before.left) + abs(now.right - before.right)
     if error > 0.1 * abs(now.bend):
         return None
     low, high = sorted((now.left, now.right))
@@ -162,7 +187,9 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, own: float) ->
     if _tends_to(analytic, finite, own):
         return Judgement("agree", best.value, best.error)
     good = f"differences are good to {best.error:.1g}"
-    if abs(analytic - best.value) <= best.error + own:
+    if all(q.value == 0 for q in finite):
+        reason = f"f does not move: what it changes by is below its last digit in {line.dtype}"
+    elif abs(analytic - best.value) <= best.error + own:
         reason = (
             f"below what {line.dtype} can resolve here: {good}, and the two do not differ by more"
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.diagnostics.gradcheck.judge import Judgement
-from minigrad.diagnostics.gradcheck.roundings import Gradients, spread_of
+from minigrad.diagnostics.gradcheck.roundings import Gradients, Spread, spread_of
 from minigrad.diagnostics.gradcheck.subject import Array, Subject, largest_of
 
 # What a float32 gradient may be off by and be called right: relative to itself, in roots of eps; in
@@ -23,6 +23,7 @@ from minigrad.diagnostics.gradcheck.subject import Array, Subject, largest_of
 RIGHT_ROOTS, RIGHT_SPREADS, RIGHT_SHARE = 3, 4, 1e-9
 # From what on it is called wrong: in eps of the largest element, and in spreads.
 WRONG_EPS, WRONG_SPREADS = 256, 16
+DOUBT_EPS = 16  # of the largest number on the way: what may be left of it inside an op, unseen
 
 
 @dataclass
@@ -32,18 +33,21 @@ class Narrow:
     Attributes:
         dtype: the least exact of them.
         gradients: by each operand.
-        spread: how much they change when all numbers change by a unit in the last place.
+        spread: what rounding does to them.
+        arriving: the largest number in the cotangents.
     """
 
     dtype: np.dtype[Any]
     gradients: Gradients
-    spread: Gradients
+    spread: Spread
+    arriving: float
 
     @classmethod
     def of(
         cls,
         subject: Subject,
         gradients_at: Callable[[Sequence[Array]], Gradients],
+        cotangents: Sequence[Array],
         rng: np.random.Generator,
     ) -> Narrow:
         """Those that `gradients_at` gives for the operands as they came."""
@@ -53,7 +57,8 @@ class Narrow:
         return cls(
             max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps)),
             gradients,
-            spread_of(gradients, gradients_at, operands, rng).each,
+            spread_of(gradients, gradients_at, operands, rng),
+            largest_of(cotangents),
         )
 
     def judge(self, value: float, spread: float, exact: Judgement) -> Judgement:
@@ -80,7 +85,11 @@ class Narrow:
         )
         if distance <= exact.error + right:
             return replace(exact, verdict="agree", reason="")
-        wrong = WRONG_EPS * float(info.eps) * largest + WRONG_SPREADS * spread
+        on_the_way = max(self.spread.largest, self.arriving)
+        wrong = max(
+            WRONG_EPS * float(info.eps) * largest + WRONG_SPREADS * spread,
+            DOUBT_EPS * float(info.eps) * on_the_way,
+        )
         if distance <= exact.error + wrong or exact.error > 0.1 * size:
             return replace(
                 exact, verdict="cannot tell", reason=f"below what {self.dtype} can resolve"

@@ -6,9 +6,11 @@ For order 2 the function is the gradient itself, by the operands and the cotange
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from minigrad.diagnostics.gradcheck.subject import (
     computes_in,
     copied,
     flat,
+    largest_of,
 )
 from minigrad.diagnostics.gradcheck.ways import (
     RECORDING,
@@ -97,17 +100,19 @@ class Problem:
         operands, leaves, results = _evaluated(subject)
         subject.shapes = [x.shape for x in results]
         narrow = any(subject.operands[i].dtype != FLOAT64 for i in subject.floats)
-        # As many digits as float32 has, so that they are the same numbers in both.
-        cotangents = [rng.standard_normal(x.shape, np.float32).astype(np.float64) for x in results]
+        cotangents = _cotangents(subject, operands, results, rng)
 
-        def gradients_at(operands: Sequence[Array]) -> Gradients:
-            gradient = subject.gradient(operands, cotangents)
+        def gradients_at(operands: Sequence[Array], recorded: bool = False) -> Gradients:
+            gradient = subject.gradient(operands, cotangents, recorded)
             return _split(gradient, subject.of_floats(operands))
 
         ways = ways_to_gradient(subject, operands, cotangents, recorded=order == 2)
         with subject.explained(NUDGED):
             spread = spread_of(ways["grad"], gradients_at, operands, rng)
-            in_dtype = Narrow.of(subject, gradients_at, rng) if narrow else None
+            if order == 2:  # of compositions, which show what is inside an op
+                inside = partial(gradients_at, recorded=True)
+                spread |= spread_of(ways["grad"], inside, operands, rng)
+            in_dtype = Narrow.of(subject, gradients_at, cotangents, rng) if narrow else None
         return cls(
             subject,
             1,
@@ -144,7 +149,9 @@ class Problem:
         gradients = gradients_at(self.operands)
         with subject.explained(NUDGED):
             spread = spread_of(gradients, gradients_at, self.operands, rng)
-            narrow = None if self.narrow is None else Narrow.of(subject, gradients_at, rng)
+            narrow = self.narrow
+            if narrow is not None:
+                narrow = Narrow.of(subject, gradients_at, [*self.cotangents, *weights], rng)
         return replace(
             self,
             order=2,
@@ -160,6 +167,30 @@ class Problem:
             flaws=[],
             others=0,
         )
+
+
+def _cotangents(
+    subject: Subject,
+    operands: Sequence[Array],
+    results: Sequence[Tensor],
+    rng: np.random.Generator,
+) -> list[Array]:
+    """A random one for each result, so large that the gradients of all are of like size.
+
+    They have as many digits as float32, so that they are the same numbers in both dtypes.
+    """
+    seeds = [rng.standard_normal(x.shape, np.float32).astype(np.float64) for x in results]
+    if len(seeds) == 1:
+        return seeds
+    sizes = []
+    for k in range(len(seeds)):
+        one = [v if at == k else np.zeros(v.shape) for at, v in enumerate(seeds)]
+        sizes.append(largest_of([subject.gradient(operands, one)]))
+    largest = max(sizes)
+    return [
+        v * 2.0 ** round(math.log2(largest / size)) if 0 < size < largest else v
+        for v, size in zip(seeds, sizes, strict=True)
+    ]
 
 
 def _evaluated(subject: Subject) -> tuple[list[Array], list[Tensor], list[Tensor]]:

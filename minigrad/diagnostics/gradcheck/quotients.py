@@ -44,6 +44,9 @@ class Line:
         dtype: in which f computes.
         here: y(0), if it is known.
         noise: what rounding leaves in each element of y, besides that of the element itself.
+
+    Attributes:
+        failure: what f raised at some point; there it counts as not finite.
     """
 
     def __init__(
@@ -60,12 +63,19 @@ class Line:
         self._noise = np.abs(weights) * noise
         self.x = abs(x)
         self.dtype = dtype
+        self.failure = ""
         self._step = STEPS.get(dtype, COARSEST)
         self._known: dict[float, Vector] = {} if here is None else {0.0: here}
 
     def _at(self, t: float) -> Vector:
         if t not in self._known:
-            self._known[t] = self._values(t)
+            try:
+                self._known[t] = self._values(t)
+            except Exception as error:
+                if t == 0.0 or str(error).startswith("gradcheck: "):
+                    raise
+                self.failure = f"with a step of {t:.2g} it raises {error!r}"
+                self._known[t] = np.full(self._weights.shape, np.nan)
         return self._known[t]
 
     @property
@@ -73,13 +83,13 @@ class Line:
         """Whether all values of f at the point itself are finite."""
         return bool(np.isfinite(self._at(0.0)).all())
 
-    def quotients(self, tolerance: float) -> Iterator[Quotient]:
+    def quotients(self, tolerance: float, scale: float) -> Iterator[Quotient]:
         """Quotients of one step after the other, those most likely to be exact first."""
         # A power of two, so that the step that is taken is the one that is divided by.
         first = self._step * 2.0 ** round(math.log2(max(1.0, self.x)))
         quotient = self.quotient(first)
         yield quotient
-        if quotient.noise > tolerance * max(1.0, abs(quotient.value)):
+        if quotient.noise > tolerance * max(scale, abs(quotient.value)):
             for multiple in MULTIPLES:
                 yield self.quotient(multiple * first)
             return

@@ -101,12 +101,19 @@ class Subject:
         """The operands as Tensors, of which those of floats require a gradient."""
         return [Tensor(x, requires_grad=x.dtype.kind == "f") for x in operands]
 
-    def gradient(self, operands: Sequence[Array], cotangents: Sequence[Array]) -> Vector:
-        """The gradient by all float operands, one behind the other, as a plain pass gives it."""
+    def gradient(
+        self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool = False
+    ) -> Vector:
+        """The gradient by all float operands, one behind the other.
+
+        `recorded` says whether it is computed as for a derivative of higher order.
+        """
+        seeds = [v.copy() for v in cotangents]  # for a rule might write to them
         with grad_mode(True):
             leaves = self.leaves(operands)
             results = self(leaves)
-            gradients = grad(results, self.of_floats(leaves), cotangents, allow_unused=True)
+            floats = self.of_floats(leaves)
+            gradients = grad(results, floats, seeds, create_graph=recorded, allow_unused=True)
         return flat(g._data for g in gradients)
 
     @contextmanager

@@ -1,26 +1,28 @@
 """Every way to a gradient, for all must give the same; and what else can be wrong with it.
 
 `grad`, a second pass through the same graph, `backward` (twice, which adds up), a pass that is
-recorded for a derivative of higher order, one for each operand alone, and cotangents that lie in
-memory in another order.
+recorded for a derivative of higher order, one for each operand alone, one behind another call of
+f, and cotangents that lie in memory in another order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.diagnostics.gradcheck.report import Entry
 from minigrad.diagnostics.gradcheck.roundings import Gradients
-from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Subject, largest_of
+from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Subject, copied, largest_of
 from minigrad.engine import grad
 from minigrad.graph import Node, reachable
 from minigrad.mode import grad_mode
 from minigrad.tensor import Tensor
+
+ELSEWHERE = 2.0**-6  # how far away, relative to each number, another point is taken
 
 RECORDING = "and recorded its gradient for order 2; order=1 checks the first derivative only"
 
@@ -38,7 +40,8 @@ def ways_to_gradient(
         results = subject(leaves)
         floats = subject.of_floats(leaves)
 
-        def pulled(seeds: Sequence[Array] = cotangents, **options: bool) -> Gradients:
+        def pulled(copy: Callable[[Array], Array] = np.copy, **options: bool) -> Gradients:
+            seeds = [copy(v) for v in cotangents]  # for a rule might write to them
             gradients = grad(results, floats, seeds, allow_unused=True, **options)
             return [np.array(g._data, FLOAT64) for g in gradients]
 
@@ -47,10 +50,12 @@ def ways_to_gradient(
         if recorded:
             with subject.explained(RECORDING):
                 ways["a recorded pass"] = pulled(create_graph=True)
-        reversed_seeds = [_reversed(v) for v in cotangents]
-        ways["cotangents in reversed memory"] = pulled(reversed_seeds, retain_graph=True)
+        ways["cotangents in reversed memory"] = pulled(_reversed, retain_graph=True)
+        with suppress(Exception):  # f may not be defined there
+            subject(subject.leaves(elsewhere(operands)))
+            ways["a pass behind another call of f"] = pulled(retain_graph=True)
         for _ in range(2):
-            _backward(results, cotangents, leaves)
+            _backward(results, [v.copy() for v in cotangents], leaves)
         ways["backward, twice"] = [
             np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2
             for x in floats
@@ -67,12 +72,22 @@ def _alone(
 ) -> NDArray[np.float64]:
     """The gradient by one operand, where the others are constants."""
     leaves = [Tensor(x, requires_grad=at == i) for at, x in enumerate(operands)]
-    (gradient,) = grad(subject(leaves), [leaves[i]], cotangents, allow_unused=True)
+    seeds = [v.copy() for v in cotangents]
+    (gradient,) = grad(subject(leaves), [leaves[i]], seeds, allow_unused=True)
     return np.array(gradient._data, FLOAT64)
 
 
+def elsewhere(operands: Sequence[Array]) -> list[Array]:
+    """Another point, near this one and on the same side of 0."""
+    moved = [copied(x) for x in operands]
+    for x in moved:
+        if x.dtype.kind == "f":
+            x *= x.dtype.type(1 + ELSEWHERE)
+    return moved
+
+
 def _reversed(x: Array) -> Array:
-    """An equal array, which lies in memory backwards."""
+    """A copy that lies in memory backwards."""
     out = np.empty_like(x)[(slice(None, None, -1),) * x.ndim + (...,)]
     out[...] = x
     return out
@@ -120,6 +135,11 @@ def flaws_of_gradients(subject: Subject, cotangents: Sequence[Array]) -> list[En
         for name, leaf in zip(subject.names, leaves, strict=True)
         if leaf.grad is not None
     }
+    written = [
+        (f"cotangent {k}", "a rule writes to the gradient that it is handed, which others have too")
+        for k, (seed, v) in enumerate(zip(seeds, cotangents, strict=True))
+        if not np.array_equal(seed, v.astype(seed.dtype))
+    ]
     others = {f"the gradient of {name}": gradient for name, gradient in known.items()}
     others |= {name: leaf._data for name, leaf in zip(subject.names, leaves, strict=True)}
     others |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
@@ -135,7 +155,7 @@ def flaws_of_gradients(subject: Subject, cotangents: Sequence[Array]) -> list[En
         if gradient.dtype != others[name].dtype
     ]
     flaws += [(subject.names[i], _broadcast_flaw(results, leaves[i])) for i in subject.floats]
-    flaws = [(name, reason) for name, reason in flaws if reason]
+    flaws = [*written, *((name, reason) for name, reason in flaws if reason)]
     return [Entry(1, name, None, math.nan, math.nan, reason=reason) for name, reason in flaws]
 
 
