@@ -211,7 +211,7 @@ class _Comparing:
     def elsewhere(self) -> None:
         """If all is right here, compare a slope at another point, which a rule may not know of."""
         problem = self.problem
-        if problem.order != 1 or self.wrong or problem.flaws:
+        if problem.order != 1 or self.wrong or problem.flaws or self._kinks:
             return
         operands = elsewhere(problem.operands)
         try:
@@ -224,7 +224,7 @@ class _Comparing:
         line = self._line(move, "another point", size, operands)
         analytic = float(np.dot(gradient, flat(directions)))
         found = self._judge(analytic, line, move, self._allowed, operands)
-        if found.verdict == "disagree":
+        if found.verdict == "disagree" and not found.kink:
             name = "another point, in a random direction"
             self._note(found, name, None, analytic, str(problem.dtype))
 
