@@ -111,7 +111,7 @@ class Problem:
             spread = spread_of(ways["grad"], gradients_at, operands, rng)
             if order == 2:  # of compositions, which show what is inside an op
                 inside = partial(gradients_at, recorded=True)
-                spread |= spread_of(ways["grad"], inside, operands, rng)
+                spread |= spread_of(ways["grad"], inside, operands, rng, nudged=False)
             in_dtype = Narrow.of(subject, gradients_at, cotangents, rng) if narrow else None
         return cls(
             subject,

@@ -21,7 +21,6 @@ from minigrad.tensor import Tensor
 
 Gradients = list[NDArray[np.float64]]
 
-PAIRS = 2  # of roundings: in one of a pair all that the other rounds up is rounded down
 SAMPLED = 16  # elements of a result, which tell whether it was computed or picked out
 
 
@@ -66,8 +65,8 @@ def spread_of(
     """
     each = [np.zeros(x.shape) for x in arrays]
     largest = largest_of_all = 0.0
-    for seed in (None, *map(int, rng.integers(2**63, size=PAIRS))):
-        for sign in (1, -1):
+    for seed in (None, int(rng.integers(2**63))):
+        for sign in (1, -1):  # what one run rounds up, the other rounds down
             rounding = _Rounding(_Nudge(seed, sign))
             runs = [partial(rounding.run, arrays_at, operands)]
             if nudged:
