@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -109,9 +109,17 @@ class Detector(Observer):
         self.routes.clear()
         node = output.node
         assert node is not None
+        if self.is_bad(output):
+            self._look_at_loss(output, node)
+        if self.is_bad(gradient):
+            seed = Operand.of("the gradient to start from", gradient)
+            headline = f"backward() was handed a gradient that holds {_kind(seed)}"
+            raise _error(headline, node.name, "backward", origin(), [seed])
+
+    def _look_at_loss(self, output: Tensor, node: Node) -> None:
+        """Raise an error, unless an Inf among several elements may stand for what is masked out."""
         loss = Operand.of("the loss" if output.size == 1 else "the output", output)
-        # An Inf among several elements may stand for what is masked out, as in log-probabilities.
-        if self.is_bad(output) and (loss.nan or output.size == 1):
+        if loss.nan or output.size == 1:
             known = self.origins.get(node)
             made = "is a leaf" if node.op is None else f"was made by `{node.name}`"
             headline = (
@@ -120,10 +128,6 @@ class Detector(Observer):
             )
             came, where = self.entries.first([output]), known or origin()
             raise _error(headline, node.name, "backward", where, [loss], came=came)
-        if self.is_bad(gradient):
-            seed = Operand.of("the gradient to start from", gradient)
-            headline = f"backward() was handed a gradient that holds {_kind(seed)}"
-            raise _error(headline, node.name, "backward", origin(), [seed])
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """Note what a rule was given and gave; whether it counts is seen when it goes on."""
@@ -190,6 +194,17 @@ class Detector(Observer):
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Look at a whole gradient, and at the sum that its `.grad` will be."""
+        total = gradient
+        if before is not None:
+            with np.errstate(all="ignore"):
+                total = before._data + values_of(gradient)
+        if self.is_bad(total) or self.is_bad(gradient):
+            self._look_at_arrival(node, gradient, before, total)
+
+    def _look_at_arrival(
+        self, node: Node, gradient: Any, before: Tensor | None, total: Any
+    ) -> NoReturn:
+        """Raise an error that says whether the gradient or the sum is to blame."""
         what = f"a leaf of shape {node.shape} and dtype {node.dtype}"
         what = what if node.op is None else f"the result of `{node.name}`{self._at(node)}"
         operands = [Operand.of("the gradient that arrived", gradient)]
@@ -201,11 +216,8 @@ class Detector(Observer):
                 counted = [f"{n} of {route}" for route, n in Counter(routes).items()]
                 counted[_SHOWN:] = ["..."] * (len(counted) > _SHOWN)
                 hint += f"; {len(routes)} rules gave gradients for it, {'; '.join(counted)}"
-        elif before is not None:
-            with np.errstate(all="ignore"):
-                total = before._data + values_of(gradient)
-            if not self.is_bad(total):
-                return
+        else:
+            assert before is not None
             held, whole = Operand.of("its .grad before", before), Operand.of("the sum", total)
             operands = [held, *operands, whole]
             if self.is_bad(before):
@@ -216,8 +228,6 @@ class Detector(Observer):
                     f"the gradient of {what}, added to the .grad it has, gives {_kind(whole)}"
                 )
                 hint = f"zero_grad() forgets earlier gradients; {overflow(node.dtype)}"
-        else:
-            return
         raise _error(headline, node.name, "backward", origin(), operands, hint)
 
     # ----------------------------------------------------------------------------------------------
