@@ -210,6 +210,11 @@ def test_where_it_is_finite_on_one_side_it_cannot_tell_unless_that_side_says_no(
     assert gradcheck(to_three_halves, np.array([0.0]), order=1).verdict == "disagree"
 
 
+def test_a_slope_that_grows_slowly_on_one_side_is_no_limit():
+    x, y = np.array([0.0]), np.array([1.0])  # the gradient by y is x^y log(x)
+    assert gradcheck(minigrad.power, [x, y]).verdict == "cannot tell"
+
+
 def test_works_under_no_grad():
     with minigrad.no_grad():
         assert gradcheck(minigrad.tanh, X, order=2)

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
-from minigrad import OPS, Observer, Tensor, assert_gradients, functional, observe
+from minigrad import OPS, Observer, Tensor, assert_gradients, functional, gradcheck, observe
 from tests.cases import CASES, GIVE_FLOAT32, distinct
 
 DIFFERENTIABLE = [case for case in CASES if case.order]
@@ -147,6 +147,23 @@ def test_derivatives_of_first_and_second_order_are_right(case):
     assert len(gradients) == len(expected)
     for found, right in zip(gradients, expected, strict=True):
         assert_allclose(found.data, right, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.full
+@each(SMOOTH)
+def test_derivatives_in_float32_are_right_too(case):
+    assert_gradients(case, *case.operands(np.float32), order=case.order)
+
+
+# Its gradient by the row of the padding is 0 because the documentation says so.
+KINKED = [case for case in DIFFERENTIABLE if case.derivative and "padding" not in str(case)]
+
+
+@pytest.mark.full
+@each(KINKED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_the_documentation_promises_at_a_kink_is_not_called_wrong(case, dtype):
+    assert gradcheck(case, case.operands(dtype), order=case.order).verdict != "disagree"
 
 
 @each(DIFFERENTIABLE)

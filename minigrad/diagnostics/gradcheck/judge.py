@@ -20,7 +20,7 @@ from minigrad.diagnostics.gradcheck.quotients import Line, Quotient
 Verdict = Literal["agree", "disagree", "cannot tell"]
 
 GROWTH = 1.5  # of a slope when the step becomes an eighth, from which on it has no limit
-SETTLED = 1.2  # of a slope on one side, up to which it may still have one
+SETTLED = 0.5  # of the last change of a slope on one side, if it has a limit
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,9 @@ def _one_sided(analytic: float, seen: list[Quotient]) -> Judgement:
             continue
         before, slope = slopes[-2:]
         error = abs(slope - before)
+        # A limit is approached: of x log(x) at 0 the slopes go on by as much each time.
+        settled = len(slopes) > 2 and error <= SETTLED * abs(before - slopes[-3])
         reason = f"f is finite on the {side} only"
-        settled = abs(slope) <= SETTLED * abs(before)
         if math.isfinite(analytic) and settled and abs(analytic - slope) > 10 * error:
             return Judgement("disagree", slope, error, f"{reason}, with slope {slope:.6g}")
         return Judgement("cannot tell", slope, error, reason)
