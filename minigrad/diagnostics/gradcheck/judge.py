@@ -102,7 +102,7 @@ def _judge(analytic: float, line: Line, allowed: Allowance) -> Judgement:
             judgement = _at_kink(analytic, before, now, error)
             if judgement is not None:
                 return judgement
-    return _undecided(analytic, seen, line, allowed.own)
+    return _undecided(analytic, seen, line, allowed)
 
 
 def _is_contradicted(analytic: float, seen: list[Quotient], allowed: Allowance) -> bool:
@@ -168,7 +168,7 @@ def _at_kink(analytic: float, before: Quotient, now: Quotient, error: float) -> 
     return Judgement(verdict, now.value, (high - low) / 2, slopes, kink=True)
 
 
-def _undecided(analytic: float, seen: list[Quotient], line: Line, own: float) -> Judgement:
+def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Allowance) -> Judgement:
     """The judgement where no step has decided, with the reason."""
     finite = [q for q in seen if math.isfinite(q.value)]
     if not finite:
@@ -181,24 +181,28 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, own: float) ->
         return Judgement("cannot tell", finite[-1].value, math.inf, reason)
     if not math.isfinite(analytic):
         return Judgement("disagree", best.value, best.error, "the analytic gradient is not finite")
+    unresolved = f"below what {line.dtype} can resolve here"
     if len(finite) > 1 and _bends(*finite[-2:]):
         judgement = _at_kink(analytic, finite[-2], finite[-1], finite[-1].noise)
-        return judgement or Judgement("cannot tell", best.value, math.inf, "not smooth here")
-    if _tends_to(analytic, finite, own):
+        rough = abs(finite[-1].bend) > finite[-1].hidden
+        reason = "not smooth here" if rough else unresolved
+        return judgement or Judgement("cannot tell", best.value, math.inf, reason)
+    if _tends_to(analytic, finite, allowed.own):
         return Judgement("agree", best.value, best.error)
-    good = f"differences are good to {best.error:.1g}"
+    distance, good = abs(analytic - best.value), f"differences are good to {best.error:.1g}"
+    unseen = max(allowed.doubt, min(q.grain for q in finite))
     if all(q.value == 0 for q in finite):
         reason = f"f does not move: what it changes by is below its last digit in {line.dtype}"
-    elif abs(analytic - best.value) <= best.error + own:
-        reason = (
-            f"below what {line.dtype} can resolve here: {good}, and the two do not differ by more"
-        )
+    elif distance <= best.error + allowed.own:
+        reason = f"{unresolved}: {good}, and the two do not differ by more"
+    elif distance <= unseen:
+        reason = f"{unresolved}: the last digits of larger numbers may hide up to {unseen:.1g}"
     elif best.correction > best.noise:
         reason = f"too steep, or too close to a kink, for a step of {best.step:.1g}: {good}"
     else:
         reason = (
-            f"below what {line.dtype} can resolve here: differences should be good to "
-            f"{best.error:.1g}, but those of other steps are not the same"
+            f"{unresolved}: differences should be good to {best.error:.1g}, but those of other "
+            f"steps are not the same"
         )
     return Judgement("cannot tell", best.value, best.error, reason)
 
