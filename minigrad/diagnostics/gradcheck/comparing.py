@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from minigrad.diagnostics.gradcheck.bars import Bars, tolerance_in
 from minigrad.diagnostics.gradcheck.judge import Allowance, Judgement, judge
+from minigrad.diagnostics.gradcheck.moves import Move, along, nearby, of_element
 from minigrad.diagnostics.gradcheck.problem import Problem
 from minigrad.diagnostics.gradcheck.quotients import Line
 from minigrad.diagnostics.gradcheck.report import Comparison, Entry, GradcheckReport
-from minigrad.diagnostics.gradcheck.roundings import Gradients, Spread
-from minigrad.diagnostics.gradcheck.subject import (
-    FLOAT64,
-    Array,
-    Vector,
-    copied,
-    flat,
-    largest_of,
-)
+from minigrad.diagnostics.gradcheck.roundings import Gradients
+from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Vector, flat, largest_of
 from minigrad.diagnostics.gradcheck.ways import elsewhere
 
 DIRECTIONS = 8  # in which a sampled operand is moved as a whole
@@ -30,16 +25,7 @@ ENOUGH = 8  # entries that were looked at for a kink, and are wrong: it is not t
 # How far these points are, and the step there, relative to x or 1.
 NEARBY = {FLOAT64: (2.0**-17, 2.0**-26), np.dtype(np.float32): (2.0**-7, 2.0**-11)}
 
-ROOTS = 3  # of eps: the tolerance for functions that do not compute in float64
-# The error bar of an element of a gradient: what it changes by with other roundings, so many times;
-# at most a share of the largest number on the way, for where a tie decides it is no rounding, or
-# some eps of 1.
-OWN_SPREADS, OWN_EPS, MOST, MOST_ROOTS = 8, 64, 1e-8, 0.3
-DOUBT_EPS = 16  # of the largest number on the way: what may be left of it inside an op, unseen
-
 DOUBT = {"agree": 0, "cannot tell": 1, "disagree": 2}
-
-Move = Callable[[list[Array], float], list[Array]]
 
 
 def compare(
@@ -81,7 +67,7 @@ def compare(
         report,
         compared=report.compared + sum(map(len, chosen)),
         total=report.total + sum(sizes),
-        tolerance=max(report.tolerance, comparing.tolerance),
+        tolerance=max(report.tolerance, tolerance_in(problem.dtype, problem.tolerance)),
         others=max(report.others, problem.others),
         wrong=sorted(wrong, key=lambda entry: -entry.relative_difference),
         undecided=[*report.undecided, *comparing.undecided],
@@ -91,9 +77,9 @@ def compare(
     )
 
 
-def _along(spread: Spread, directions: dict[int, Array]) -> float:
-    """What rounding does to the slope in a direction, at most."""
-    return float(sum(np.sum(spread.each[at] * abs(d)) for at, d in directions.items()))
+def _slope(gradients: Gradients, directions: Mapping[int, Array]) -> float:
+    """The slope in a direction of some operands."""
+    return float(sum(np.sum(gradients[at] * d) for at, d in directions.items()))
 
 
 def _chosen(size: int, samples: int | None, rng: np.random.Generator) -> Sequence[int]:
@@ -113,23 +99,7 @@ class _Comparing:
         self._rng = rng
         self._kinks = False
         self._sure = 0  # entries that are wrong, and not at a kink
-        exact = problem.dtype == FLOAT64
-        eps = float(np.finfo(problem.dtype).eps)
-        root = math.sqrt(eps)
-        self.tolerance = problem.tolerance if exact else max(problem.tolerance, ROOTS * root)
-        share = MOST if exact else MOST_ROOTS * root
-        on_the_way = problem.spread.largest
-        self._most_own = share * on_the_way + OWN_EPS * eps
-        # What is larger than its error bar; if nothing is, all is 0 but for rounding.
-        gradients = zip(problem.ways["grad"], problem.spread.each, strict=True)
-        sharp = largest_of([g[abs(g) > OWN_SPREADS * bar] for g, bar in gradients])
-        self._allowed = Allowance(
-            self.tolerance,
-            scale=min(1.0, sharp or on_the_way) or 1.0,
-            doubt=DOUBT_EPS * eps * max(on_the_way, largest_of(problem.cotangents)),
-        )
-        noise = problem.noise(rng)
-        self._noise = np.minimum(OWN_SPREADS * noise.each[0], share * noise.largest_of_all)
+        self._bars = Bars(problem, rng)
         self._gradients = {str(problem.dtype): problem.ways["grad"]}
         if problem.narrow is not None:
             self._gradients[str(problem.narrow.dtype)] = problem.narrow.gradients
@@ -148,12 +118,8 @@ class _Comparing:
         problem, i = self.problem, self.problem.moved[at]
         index = tuple(int(n) for n in np.unravel_index(place, problem.operands[i].shape))
 
-        def move(operands: list[Array], t: float) -> list[Array]:
-            moved = copied(operands[i])
-            moved[index] += moved.dtype.type(t)
-            return [*operands[:i], moved, *operands[i + 1 :]]
-
         name = f"{problem.names[i]}{list(index) or ''}"
+        move = of_element(i, index)
         line = self._line(move, name, float(problem.operands[i][index]), problem.operands)
         analytic = {way: float(g[at][index]) for way, g in problem.ways.items()}
         judgement = self._judged(analytic, line, move, float(problem.spread.each[at][index]))
@@ -167,24 +133,10 @@ class _Comparing:
             value, spread = (
                 float(x[at][index]) for x in (problem.narrow.gradients, problem.narrow.spread.each)
             )
-            low = problem.narrow.judge(value, spread, plain)
-            if low.verdict == "disagree" and self._is_another_function(value, move, name, line.x):
-                reason = f"in {problem.narrow.dtype} f is another function than in float64"
-                low = replace(low, verdict="cannot tell", reason=reason)
+            low = self._narrow(value, spread, plain, move, line.x)
             self._doubt[str(problem.narrow.dtype)][at][index] = DOUBT[low.verdict]
             if low is not plain:
                 self._note(low, i, index, value, str(problem.narrow.dtype))
-
-    def _is_another_function(self, analytic: float, move: Move, name: str, x: float) -> bool:
-        """Whether the function in the dtype of the inputs has another slope, and this is it."""
-        problem = self.problem
-        assert problem.narrow is not None
-        given = problem.subject.operands
-        operands = [*given, *problem.operands[len(given) :]]
-        dtype = problem.narrow.dtype
-        line = Line(lambda t: problem.values(move(operands, t)), problem.weights, x, dtype)
-        allowed = Allowance(ROOTS * math.sqrt(float(np.finfo(dtype).eps)))
-        return judge(analytic, line, allowed).verdict == "agree"
 
     def directions(self, at: int) -> None:
         """Compare the slope in random directions of one operand."""
@@ -219,57 +171,40 @@ class _Comparing:
         except Exception:  # f may not be defined there
             return
         directions = [self._rng.choice([-1.0, 1.0], x.shape) for x in self._numeric]
-        move = self._move(dict(enumerate(directions)))
+        move = along(dict(zip(problem.moved, directions, strict=True)))
         size = largest_of([operands[i] for i in problem.moved])
         line = self._line(move, "another point", size, operands)
         analytic = float(np.dot(gradient, flat(directions)))
-        found = self._judge(analytic, line, move, self._allowed, operands)
+        found = self._judge(analytic, line, move, self._bars.allowed, operands)
         if found.verdict == "disagree" and not found.kink:
             name = "another point, in a random direction"
             self._note(found, name, None, analytic, str(problem.dtype))
 
     def _direction(self, directions: dict[int, Array], name: str, at_kinks: bool = True) -> None:
         """Compare the slope where some operands move as a whole; at a kink too, or not there."""
-        problem, move = self.problem, self._move(directions)
-
-        def along(gradients: Gradients) -> float:
-            return float(sum(np.sum(gradients[at] * d) for at, d in directions.items()))
-
+        problem = self.problem
+        move = along({problem.moved[at]: direction for at, direction in directions.items()})
+        sizes = {at: abs(direction) for at, direction in directions.items()}
         size = largest_of([problem.operands[problem.moved[at]] for at in directions])
         line = self._line(move, name, size, problem.operands)
-        analytic = {way: along(g) for way, g in problem.ways.items()}
-        spread = _along(problem.spread, directions)
-        judgement = self._judged(analytic, line, move, spread)
+        analytic = {way: _slope(g, directions) for way, g in problem.ways.items()}
+        judgement = self._judged(analytic, line, move, _slope(problem.spread.each, sizes))
         for way, found in judgement.items():
             if at_kinks or (found.verdict == "disagree" and not found.kink):
                 self._note(found, name, None, analytic[way], str(problem.dtype))
         narrow = problem.narrow
         if narrow is not None and judgement["grad"].verdict == "agree":
-            spread = _along(narrow.spread, directions)
-            value = along(narrow.gradients)
-            low = narrow.judge(value, spread, judgement["grad"])
+            value, spread = _slope(narrow.gradients, directions), _slope(narrow.spread.each, sizes)
+            low = self._narrow(value, spread, judgement["grad"], move, size)
             self._note(low, name, None, value, str(narrow.dtype))
 
-    def _move(self, directions: dict[int, Array]) -> Move:
-        """Moves some operands as a whole."""
-
-        def move(operands: list[Array], t: float) -> list[Array]:
-            moved = list(operands)
-            for at, direction in directions.items():
-                i = self.problem.moved[at]
-                moved[i] = copied(operands[i])
-                moved[i] += (t * direction).astype(moved[i].dtype)
-            return moved
-
-        return move
-
-    def _line(self, move: Move, name: str, x: float, operands: list[Array]) -> Line:
+    def _line(self, move: Move, name: str, x: float, operands: Sequence[Array]) -> Line:
         def values(t: float) -> Vector:
             with self.problem.subject.explained(f"with {name} moved by {t:g}"):
                 return self.problem.values(move(operands, t))
 
         here = self.problem.here if operands is self.problem.operands else None
-        return Line(values, self.problem.weights, x, self.problem.dtype, here, self._noise)
+        return Line(values, self.problem.weights, x, self.problem.dtype, here, self._bars.noise)
 
     # ----------------------------------------------------------------------------------------------
     # Judgements
@@ -280,11 +215,10 @@ class _Comparing:
     ) -> dict[str, Judgement]:
         """What is to be said of the plain gradient, and of each way that leads to another one."""
         plain = analytic["grad"]
-        own = min(OWN_SPREADS * spread, self._most_own)
-        allowed = replace(self._allowed, own=own)
+        allowed = self._bars.of(spread)
         judged = {"grad": self._judge(plain, line, move, allowed)}
         for way, value in analytic.items():
-            close = abs(value - plain) <= max(1e-9 * abs(plain), own)
+            close = abs(value - plain) <= max(1e-9 * abs(plain), allowed.own)
             if not (close or value == plain or (math.isnan(value) and math.isnan(plain))):
                 found = self._judge(value, line, move, allowed)
                 reason = "; ".join(filter(None, (f"by {way}", found.reason)))
@@ -297,7 +231,7 @@ class _Comparing:
         line: Line,
         move: Move,
         allowed: Allowance,
-        point: list[Array] | None = None,
+        point: Sequence[Array] | None = None,
     ) -> Judgement:
         judgement = judge(analytic, line, allowed)
         self._kinks |= judgement.kink
@@ -313,7 +247,7 @@ class _Comparing:
         self._sure += judgement.verdict == "disagree"
         return judgement
 
-    def _is_a_limit(self, analytic: float, move: Move, point: list[Array]) -> bool:
+    def _is_a_limit(self, analytic: float, move: Move, point: Sequence[Array]) -> bool:
         """Whether a slope at a kink is between slopes at points near it (Clarke, 1975).
 
         Where three numbers tie, moving the middle one shows the slopes of the first and the last
@@ -330,14 +264,29 @@ class _Comparing:
             return False
         return not slopes or min(slopes) - margin <= analytic <= max(slopes) + margin
 
-    def _slope_nearby(self, move: Move, point: list[Array]) -> float:
-        problem, near = self.problem, list(point)
+    def _slope_nearby(self, move: Move, point: Sequence[Array]) -> float:
+        problem = self.problem
         reach, step = NEARBY.get(problem.dtype, NEARBY[np.dtype(np.float32)])
-        for i in problem.moved:
-            noise = self._rng.uniform(-reach, reach, near[i].shape)
-            near[i] = copied(near[i])
-            near[i] += (noise * max(1.0, largest_of([near[i]]))).astype(near[i].dtype)
+        near = nearby(point, problem.moved, reach, self._rng)
         return self._line(move, "a point near a kink", 0.0, near).quotient(step).value
+
+    def _narrow(
+        self, value: float, spread: float, exact: Judgement, move: Move, x: float
+    ) -> Judgement:
+        """What is to be said of a number in the dtype of the inputs, and its spread."""
+        problem, narrow = self.problem, self.problem.narrow
+        assert narrow is not None
+        found = narrow.judge(value, spread, exact)
+        if found.verdict != "disagree":
+            return found
+        given = problem.subject.operands
+        operands = [*given, *problem.operands[len(given) :]]
+        line = Line(lambda t: problem.values(move(operands, t)), problem.weights, x, narrow.dtype)
+        allowed = Allowance(tolerance_in(narrow.dtype, problem.tolerance))
+        if judge(value, line, allowed).verdict != "agree":
+            return found
+        reason = f"in {narrow.dtype} f is another function than in float64"
+        return replace(found, verdict="cannot tell", reason=reason)
 
     def _note(
         self,

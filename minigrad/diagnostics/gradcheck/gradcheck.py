@@ -8,9 +8,10 @@ Differences are taken in float64 if f can be computed in it, for its own roundin
 Gradients that were computed in float32 are held against them too, with the errors that float32 must
 be allowed.
 
-The parts: `subject` (a function or module, and its operands), `problem` (its gradients, by every
-way), `roundings` (how exact these are), `quotients` (of differences), `judge` (what these say),
-`narrow` (float32), `comparing` (entry by entry), `report`.
+The parts: `subject` (a function or module, and its operands), `problem` (its gradients, by all
+`ways`), `roundings` (what these do to numbers) and `bars` (how exact a right number is then),
+`moves` (of operands), `quotients` (of differences), `judge` (what these say), `narrow` (float32),
+`comparing` (entry by entry), `report`.
 """
 
 from __future__ import annotations
