@@ -13,6 +13,7 @@ import lora
 import minigrad
 from minigrad import Observer, Tensor, checkpoint, detect_anomaly, nn, observe, op, optim
 from minigrad.diagnostics import AnomalyError
+from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.mode import mode
 from tests.cases import CASES
 
@@ -92,7 +93,11 @@ def test_an_op_on_plain_arrays_is_watched_too():
             "overflow on the way",
         ),
         (lambda: nn.LayerNorm(2, eps=0.0)(leaf([1.0, 1.0])), "all equal, or all 0, with eps=0"),
-        (lambda: nn.LayerNorm(2)(leaf([HUGE, -HUGE])), "overflow of the squares"),
+        pytest.param(
+            lambda: nn.LayerNorm(2)(leaf([HUGE, -HUGE])),
+            "overflow of the squares",
+            marks=pytest.mark.skipif(not JIT_ENABLED, reason="numpy's sums are of float64 here"),
+        ),
         (lambda: nn.RMSNorm(2, eps=0.0)(leaf([0.0, 0.0])), "all equal, or all 0, with eps=0"),
         (lambda: (leaf([HUGE]) @ np.float32([1e-3])).backward(np.float32(1e5)), None),
         (

@@ -111,7 +111,8 @@ def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, l
         adapter.lora_a.requires_grad_()
         adapter.lora_b.requires_grad_()
         vars(adapter)["forward"] = _noting(name, adapter, calls[name])
-    with enable_grad(), draws.put_back():
+    # What is not finite is told by the checks, not by warnings.
+    with enable_grad(), draws.put_back(), np.errstate(all="ignore"):
         loss = loss_of(copied, loss_fn, batch)
         if loss.requires_grad:
             # Not `backward`: what the loss uses besides the model keeps the gradients it has.
