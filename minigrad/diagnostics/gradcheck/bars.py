@@ -32,6 +32,7 @@ class Bars:
 
     Attributes:
         noise: what rounding leaves in each value.
+        doubt: what it might leave there where it could not be watched, inside an op.
         allowed: what a gradient may be off by, besides its own error bar.
     """
 
@@ -39,7 +40,8 @@ class Bars:
         eps = float(np.finfo(problem.dtype).eps)
         share = SHARE if problem.dtype == FLOAT64 else SHARE_ROOTS * math.sqrt(eps)
         noise, on_the_way = problem.noise(rng), problem.spread.largest
-        self.noise = np.minimum(SPREADS * noise.each[0], share * noise.largest_of_all)
+        self.noise = np.minimum(SPREADS * noise.inner[0], share * noise.largest_of_all)
+        self.doubt = SPREADS * noise.each[0]
         self._most = share * on_the_way + EPS * eps
         # What is larger than its error bar; if nothing is, all is 0 but for rounding.
         gradients = zip(problem.ways["grad"], problem.spread.each, strict=True)
@@ -50,6 +52,10 @@ class Bars:
             doubt=DOUBT_EPS * eps * max(on_the_way, largest_of(problem.cotangents)),
         )
 
-    def of(self, spread: float) -> Allowance:
-        """What a gradient may be off by that changes by so much with other roundings."""
-        return replace(self.allowed, own=min(SPREADS * spread, self._most))
+    def of(self, spread: float, ties: bool = False) -> Allowance:
+        """What a gradient may be off by that changes by so much with other roundings.
+
+        `ties` says that it changes because ties are decided in another way, which is no rounding.
+        """
+        doubt = self.allowed.doubt if ties else max(self.allowed.doubt, SPREADS * spread)
+        return replace(self.allowed, own=min(SPREADS * spread, self._most), doubt=doubt)

@@ -122,7 +122,8 @@ class _Comparing:
         move = of_element(i, index)
         line = self._line(move, name, float(problem.operands[i][index]), problem.operands)
         analytic = {way: float(g[at][index]) for way, g in problem.ways.items()}
-        judgement = self._judged(analytic, line, move, float(problem.spread.each[at][index]))
+        allowed = self._bars.of(float(problem.spread.each[at][index]))
+        judgement = self._judged(analytic, line, move, allowed)
         for way, found in judgement.items():
             self._note(found, i, index, analytic[way], str(problem.dtype))
         plain = judgement["grad"]
@@ -188,7 +189,8 @@ class _Comparing:
         size = largest_of([problem.operands[problem.moved[at]] for at in directions])
         line = self._line(move, name, size, problem.operands)
         analytic = {way: _slope(g, directions) for way, g in problem.ways.items()}
-        judgement = self._judged(analytic, line, move, _slope(problem.spread.each, sizes))
+        allowed = self._bars.of(_slope(problem.spread.each, sizes), ties=not at_kinks)
+        judgement = self._judged(analytic, line, move, allowed)
         for way, found in judgement.items():
             if at_kinks or (found.verdict == "disagree" and not found.kink):
                 self._note(found, name, None, analytic[way], str(problem.dtype))
@@ -204,18 +206,18 @@ class _Comparing:
                 return self.problem.values(move(operands, t))
 
         here = self.problem.here if operands is self.problem.operands else None
-        return Line(values, self.problem.weights, x, self.problem.dtype, here, self._bars.noise)
+        noise, doubt = self._bars.noise, self._bars.doubt
+        return Line(values, self.problem.weights, x, self.problem.dtype, here, noise, doubt)
 
     # ----------------------------------------------------------------------------------------------
     # Judgements
     # ----------------------------------------------------------------------------------------------
 
     def _judged(
-        self, analytic: dict[str, float], line: Line, move: Move, spread: float
+        self, analytic: dict[str, float], line: Line, move: Move, allowed: Allowance
     ) -> dict[str, Judgement]:
         """What is to be said of the plain gradient, and of each way that leads to another one."""
         plain = analytic["grad"]
-        allowed = self._bars.of(spread)
         judged = {"grad": self._judge(plain, line, move, allowed)}
         for way, value in analytic.items():
             close = abs(value - plain) <= max(1e-9 * abs(plain), allowed.own)

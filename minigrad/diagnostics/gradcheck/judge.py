@@ -126,7 +126,8 @@ def _is_contradicted(analytic: float, seen: list[Quotient], allowed: Allowance) 
     )
     reach = allowed.own
     reached = any(abs(analytic - q.value) <= q.error + reach for q in seen if q.step <= now.step)
-    return alike and not reached and distance > min(q.grain for q in last)
+    unseen = max(min(q.grain for q in last), min(q.doubt for q in last))
+    return alike and not reached and distance > unseen
 
 
 def _diverges(seen: list[Quotient]) -> bool:
@@ -190,7 +191,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Allow
     if _tends_to(analytic, finite, allowed.own):
         return Judgement("agree", best.value, best.error)
     distance, good = abs(analytic - best.value), f"differences are good to {best.error:.1g}"
-    unseen = max(allowed.doubt, min(q.grain for q in finite))
+    unseen = max(allowed.doubt, min(max(q.grain, q.doubt) for q in finite))
     if all(q.value == 0 for q in finite):
         reason = f"f does not move: what it changes by is below its last digit in {line.dtype}"
     elif distance <= best.error + allowed.own:

@@ -87,10 +87,10 @@ class Problem:
         return self.values(self.operands)
 
     def noise(self, rng: np.random.Generator) -> Spread:
-        """What rounding on the way does to it."""
+        """What rounding does to it."""
         here = [self.here]
         with self.subject.explained(NUDGED):
-            return spread_of(here, lambda x: [self.values(x)], self.operands, rng, nudged=False)
+            return spread_of(here, lambda x: [self.values(x)], self.operands, rng)
 
     @classmethod
     def of(

@@ -44,6 +44,7 @@ class Line:
         dtype: in which f computes.
         here: y(0), if it is known.
         noise: what rounding leaves in each element of y, besides that of the element itself.
+        doubt: what it might leave there, unseen.
 
     Attributes:
         failure: what f raised at some point; there it counts as not finite.
@@ -57,10 +58,12 @@ class Line:
         dtype: np.dtype[Any],
         here: Vector | None = None,
         noise: Vector | float = 0.0,
+        doubt: Vector | float = 0.0,
     ) -> None:
         self._values = values
         self._weights = weights
         self._noise = np.abs(weights) * noise
+        self._doubt = float(np.linalg.norm(weights * doubt))
         self.x = abs(x)
         self.dtype = dtype
         self.failure = ""
@@ -132,6 +135,7 @@ class Line:
                 noise=noise / step,
                 grain=grain / step,
                 hidden=hidden / step,
+                doubt=self._doubt / step,
                 left=slope((2, y, left), (-1 / 2, y, far_left)),
                 right=slope((2, right, y), (-1 / 2, far_right, y)),
             )
@@ -172,6 +176,7 @@ class Quotient:
         grain: the same where terms were cancelled that are as large as the largest element that
             moves, or where those that do not move have done so by less than can be seen.
         hidden: the same where they were as large as anything in y, and at least 1.
+        doubt: what rounding might have left in it, unseen.
         left: the slope on the left, of second order.
         right: the slope on the right.
     """
@@ -182,6 +187,7 @@ class Quotient:
     noise: float
     grain: float
     hidden: float
+    doubt: float
     left: float
     right: float
 

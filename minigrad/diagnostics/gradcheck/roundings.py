@@ -30,11 +30,13 @@ class Spread:
 
     Attributes:
         each: how much each element of them changes.
+        inner: how much it does by roundings on the way alone, with operands as they are.
         largest: the largest number that a rule gave on the way.
         largest_of_all: the same of rules and ops.
     """
 
     each: Gradients
+    inner: Gradients
     largest: float
     largest_of_all: float
 
@@ -42,6 +44,7 @@ class Spread:
         """The larger of both, number by number."""
         return Spread(
             [np.maximum(one, two) for one, two in zip(self.each, other.each, strict=True)],
+            [np.maximum(one, two) for one, two in zip(self.inner, other.inner, strict=True)],
             max(self.largest, other.largest),
             max(self.largest_of_all, other.largest_of_all),
         )
@@ -63,28 +66,29 @@ def spread_of(
         rng: says what is rounded up, and what down.
         nudged: whether to change operands too, and not only what is computed from them.
     """
-    each = [np.zeros(x.shape) for x in arrays]
+    inner, outer = ([np.zeros(x.shape) for x in arrays] for _ in range(2))
     largest = largest_of_all = 0.0
     for seed in (None, int(rng.integers(2**63))):
         for sign in (1, -1):  # what one run rounds up, the other rounds down
             rounding = _Rounding(_Nudge(seed, sign))
-            runs = [partial(rounding.run, arrays_at, operands)]
+            runs = [(inner, partial(rounding.run, arrays_at, operands))]
             if nudged:
                 nudge = _Nudge(seed, sign)
                 moved = [nudge(x) if x.dtype.kind == "f" else x for x in operands]
-                runs.append(partial(arrays_at, moved))
-            for run in runs:
+                runs.append((outer, partial(arrays_at, moved)))
+            for spread, run in runs:
                 try:
                     others = run()
                 except Exception as error:  # of f here, or of a checkpoint that sees changes
                     if str(error).startswith("gradcheck: "):
                         raise
                     continue
-                for known, x, other in zip(each, arrays, others, strict=True):
+                for known, x, other in zip(spread, arrays, others, strict=True):
                     np.fmax(known, np.abs(x - other), out=known)
             largest = max(largest, rounding.of_rules)
             largest_of_all = max(largest_of_all, largest, rounding.of_ops)
-    return Spread(each, largest, largest_of_all)
+    each = [np.maximum(one, two) for one, two in zip(inner, outer, strict=True)]
+    return Spread(each, inner, largest, largest_of_all)
 
 
 class _Nudge:
