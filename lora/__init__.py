@@ -3,23 +3,35 @@
 `LoRALayer` is one adapted layer; `attach` puts them on a whole model.
 """
 
-from lora.attach import AttachReport, attach, detach, disabled, fold
+from lora.adapted import AdaptedLayer
+from lora.adapter import Adapter
+from lora.attach import attach, detach, remove
 from lora.config import LoRAConfig
-from lora.layer import LoRALayer, LoRAScaling
-from lora.merge import merge, unmerge
+from lora.embedding import LoRAEmbedding
+from lora.layer import LoRALayer
+from lora.merge import fold, merge, unmerge
+from lora.report import AttachReport
+from lora.scaling import LoRAScaling
+from lora.switch import active, disabled, switch
 from lora.verify import VerifyReport, verify
 
 __all__ = [
+    "AdaptedLayer",
+    "Adapter",
     "AttachReport",
     "LoRAConfig",
+    "LoRAEmbedding",
     "LoRALayer",
     "LoRAScaling",
     "VerifyReport",
+    "active",
     "attach",
     "detach",
     "disabled",
     "fold",
     "merge",
+    "remove",
+    "switch",
     "unmerge",
     "verify",
 ]

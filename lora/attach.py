@@ -1,254 +1,354 @@
-"""Adapters on a whole model: put on, taken off, merged, folded in, switched off for a while.
+"""Adapters on a whole model: put on, and taken off.
 
-`attach` puts a `LoRALayer` in the place of each targeted layer. The layer itself is kept aside,
-untouched, and so is every `requires_grad` flag; `detach` puts all of it back.
+`attach` puts a layer with adapters in the place of each targeted layer. The layer itself is kept
+aside, untouched, and so is every `requires_grad` flag; `detach` puts all of it back. Attaching
+again under another name gives the same layers, or others, another adapter on the same base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from lora.adapted import DEFAULT, AdaptedLayer
+from lora.adapter import Adapter
+from lora.attachment import (
+    Attached,
+    Attachment,
+    Copy,
+    keep,
+    layers_in_place,
+    put_back,
+    record_of,
+    required,
+    restore_flags,
+)
 from lora.config import LoRAConfig
-from lora.layer import LoRALayer
-from minigrad.nn import Linear, Module, Parameter
+from lora.embedding import LoRAEmbedding
+from lora.layer import LoRALayer, check_rank_fits
+from lora.replacing import places, replace
+from lora.report import AttachReport, Match
+from lora.switch import activate, check_switch
+from lora.targets import Target, find, select
+from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
 
-_RECORD = "_lora_attachment"
-
-
-@dataclass
-class _Attachment:
-    """What a model was before; no module itself, so that a walk over the model passes it by."""
-
-    originals: dict[str, Linear]
-    flags: list[tuple[Parameter, bool]]
-
-
-@dataclass(frozen=True)
-class Match:
-    """One layer that got an adapter: its name, the pattern that found it, sizes and rank."""
-
-    name: str
-    pattern: str
-    d_in: int
-    d_out: int
-    rank: int
-
-    @property
-    def added(self) -> int:
-        """How many numbers the adapter trains."""
-        return self.rank * (self.d_in + self.d_out)
-
-
-@dataclass(frozen=True, repr=False)
-class AttachReport:
-    """What `attach` did: a line for each layer that matched, and the counts.
-
-    Attributes:
-        matches: the layers that got an adapter.
-        trainable: how many numbers train now.
-        total: how many numbers the model has, adapters included.
-    """
-
-    matches: tuple[Match, ...]
-    trainable: int
-    total: int
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the layers that got an adapter."""
-        return [match.name for match in self.matches]
-
-    def __repr__(self) -> str:
-        rows = [("layer", "matched by", "d_in -> d_out", "rank", "trains")]
-        rows += [
-            (m.name, m.pattern, f"{m.d_in} -> {m.d_out}", str(m.rank), f"{m.added:,}")
-            for m in self.matches
-        ]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        share = 100 * self.trainable / self.total
-        lines.append(f"{self.trainable:,} of {self.total:,} numbers train ({share:.2f} %)")
-        return "\n".join(line.rstrip() for line in lines)
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def attach(
-    model: Module, config: LoRAConfig, *, rng: np.random.Generator | None = None
+    model: Module,
+    config: LoRAConfig,
+    *,
+    adapter: str = DEFAULT,
+    rng: np.random.Generator | None = None,
 ) -> AttachReport:
     """Put an adapter on each layer that `config` targets, and freeze everything else.
 
+    The new adapter is the active one; `lora.switch` chooses others, or several.
+
     Args:
-        model: changed in place: each targeted `Linear` gives its place to a `LoRALayer` around it.
+        model: changed in place: each targeted layer gives its place to one with adapters, which
+            shares its parameters.
         config: which layers, and what adapters.
-        rng: where the A matrices are drawn from.
+        adapter: a name for it.
+        rng: where A and B are drawn from.
 
     Raises:
-        ValueError: if a target matches nothing, a rank is too large for its layer, the model has
-            adapters already, or is itself a single layer; the model is as it was then.
+        TypeError: if there is no such module or configuration, or the name is no string.
+        ValueError: if a pattern matches nothing, a rank is too large for its layer, a weight is not
+            finite, a weight to be trained whole is tied to another, there is an adapter of that
+            name, one is merged, or the model is itself a single layer; the model is as it was then.
     """
-    if any(isinstance(module, LoRALayer) for module in model.modules()):
-        raise ValueError("the model has adapters already; lora.detach(model) takes them off")
-    if isinstance(model, Linear):
-        raise ValueError(
-            "the model is a single Linear, which no parent holds, so nothing can take its place; "
-            "use LoRALayer.from_linear(model, rank, alpha)"
+    if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
+        raise TypeError(
+            f"attach takes a Module and a LoRAConfig, not {model!r:.60}, {config!r:.60}"
         )
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and type(module).forward is Linear.forward
-    }
-    found = config.matches(list(linears))
-    originals = {name: linears[name] for name in found}
-    layers: dict[str, LoRALayer] = {}
-    for name, linear in originals.items():
-        try:
-            layers[name] = LoRALayer.from_linear(
-                linear,
-                config.rank,
-                config.alpha,
-                scaling=config.scaling,
-                dropout=config.dropout,
-                rng=rng,
-            )
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from error
-        layers[name].training = linear.training
-        # The very parameters, now that the flags are ours to set: a weight that is tied to another
-        # stays tied, also in a deep copy, and what is loaded or converted meets the layer itself.
-        layers[name].base_weight, layers[name].bias = linear.weight, linear.bias
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.freeze()
-    _replace(model, {id(originals[name]): layer for name, layer in layers.items()})
-    setattr(model, _RECORD, _Attachment(originals, flags))
+    record = record_of(model)
+    _check_place(model, record, adapter)
+    plan = _Plan(model, config, adapter, record, rng)
+    if record is None:
+        record = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
+        model.freeze()
+        keep(model, record)
+    record.originals |= plan.originals
+    replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
+    for name, update in plan.updates.items():
+        plan.layers[name].add(adapter, update)
+    record.adapters[adapter] = Attached(config, list(plan.updates), plan.copies)
+    activate(model, record, (adapter,))
     return AttachReport(
-        tuple(
-            Match(name, pattern, layers[name].d_in, layers[name].d_out, layers[name].rank)
-            for name, pattern in found.items()
-        ),
+        tuple(plan.matches),
+        tuple(plan.copies),
+        adapter,
         model.count_parameters(trainable_only=True),
         model.count_parameters(),
     )
 
 
+def _check_place(model: Module, record: Attachment | None, adapter: str) -> None:
+    """Refuse a name that is none or taken, and a model that can have no adapters now."""
+    if not isinstance(adapter, str):
+        raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
+    if not _NAME.fullmatch(adapter):
+        raise ValueError(f"an adapter's name has letters, digits, - and _ only, unlike {adapter!r}")
+    if isinstance(model, (Linear, Embedding)):
+        raise ValueError(
+            f"the model is a single {type(model).__name__}, which no parent holds, so nothing can "
+            f"take its place; put it into a Sequential, or use LoRALayer.from_linear(model, rank, "
+            f"alpha)"
+        )
+    if record is None:
+        if any(isinstance(module, AdaptedLayer) for module in model.modules()):
+            raise ValueError(
+                "the model has adapters already that lora.attach has not put there; fold or remove "
+                "them first"
+            )
+        return
+    record.check_enabled("adapters cannot be attached")
+    if adapter in record.adapters:
+        raise ValueError(
+            f"the model has an adapter {adapter!r} already; lora.attach(model, config, "
+            f"adapter=...) takes another name, lora.remove(model, {adapter!r}) takes that one off"
+        )
+    check_switch(model, record, (adapter,))
+
+
+class _Plan:
+    """All that an attachment consists of, made and checked before anything is changed."""
+
+    def __init__(
+        self,
+        model: Module,
+        config: LoRAConfig,
+        adapter: str,
+        record: Attachment | None,
+        rng: np.random.Generator | None,
+    ) -> None:
+        self._config = config
+        self._rng = rng
+        modules = dict(model.named_modules())
+        candidates = {name: module for name, module in modules.items() if _can_adapt(module)}
+        linear = [n for n, m in candidates.items() if not isinstance(m, (Embedding, LoRAEmbedding))]
+        groups = {
+            name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
+            for name, module in modules.items()
+            if isinstance(module, MultiHeadAttention)
+        }
+        targets = select(config, linear, [n for n in candidates if n not in linear], groups)
+        order = {name: i for i, name in enumerate(candidates)}
+        targets.sort(key=lambda target: order[target.name])
+        self.originals: dict[str, Module] = {}
+        self.new: dict[str, AdaptedLayer] = {}
+        self.layers: dict[str, AdaptedLayer] = {}
+        self.updates: dict[str, Adapter] = {}
+        self.matches: list[Match] = []
+        held = places(model)
+        for target in targets:
+            module = candidates[target.name]
+            if not isinstance(module, AdaptedLayer):
+                self.originals[target.name] = module
+                module = self.new[target.name] = _around(module)
+            self.layers[target.name] = module
+            try:
+                self.updates[target.name] = self._update(module, target)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{target.name}: {error}") from error
+            self.matches.append(self._match(module, target, held))
+        self.copies = _Copies(model, config, record, set(self.layers), held).made
+        self._add_biases()
+
+    def _update(self, layer: AdaptedLayer, target: Target) -> Adapter:
+        check_rank_fits(target.rank, layer.d_out, layer.d_in)
+        if not layer.weight.is_finite():
+            raise ValueError("the weight has NaN or Inf in it; mend the model first")
+        config, begin = self._config, None
+        if isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
+            begin = layer.begin(target.rank, self._rng)
+        return Adapter(
+            layer.weight,
+            target.rank,
+            target.alpha,
+            scaling=config.scaling,
+            dropout=config.dropout,
+            init=config.init,
+            use_dora=config.use_dora,
+            dora_norm_gradient=config.dora_norm_gradient,
+            begin=begin,
+            rng=self._rng,
+        )
+
+    def _match(self, layer: AdaptedLayer, target: Target, held: Mapping[int, list[str]]) -> Match:
+        others = [n for n in held.get(id(layer.base_weight), []) if not _inside(n, target.name)]
+        note = [f"tied to {', '.join(others)}"] if others else []
+        return Match(
+            target.name,
+            target.pattern,
+            layer.d_in,
+            layer.d_out,
+            target.rank,
+            sum(part.size for part in self.updates[target.name].trained()),
+            ", ".join([*layer.kind(), *note]),
+        )
+
+    def _add_biases(self) -> None:
+        if self._config.bias == "none":
+            return
+        with_bias = [name for name, layer in self.layers.items() if layer.bias is not None]
+        if not with_bias and not self.copies:
+            raise ValueError(f"bias={self._config.bias!r}, but none of the layers has a bias")
+        for i, match in enumerate(self.matches):
+            bias = self.layers[match.name].bias
+            if bias is not None:
+                self.updates[match.name].lora_bias = Parameter(bias)
+                self.matches[i] = match.with_bias(bias.size)
+
+
+class _Copies:
+    """What is trained whole: of `modules_to_save`, and with `bias="all"` the other biases."""
+
+    def __init__(
+        self,
+        model: Module,
+        config: LoRAConfig,
+        record: Attachment | None,
+        targets: set[str],
+        held: Mapping[int, list[str]],
+    ) -> None:
+        copies = [] if record is None else [c for a in record.adapters.values() for c in a.copies]
+        self._originals = {id(copy.own): copy.original for copy in copies}
+        self._held = held
+        self.made: list[Copy] = []
+        adapted = targets | {n for n, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+        parameters = list(model.named_parameters())
+        if config.modules_to_save:
+            self._save_modules(model, config, adapted)
+        if config.bias == "all":
+            done = {id(copy.original) for copy in self.made}
+            for name, parameter in parameters:
+                owner, _, last = name.rpartition(".")
+                if last == "bias" and owner not in adapted and not self._is_done(parameter, done):
+                    self._copy(name, parameter, "bias")
+
+    def _is_done(self, parameter: Parameter, done: set[int]) -> bool:
+        return id(self._originals.get(id(parameter), parameter)) in done
+
+    def _save_modules(self, model: Module, config: LoRAConfig, adapted: set[str]) -> None:
+        modules = {
+            name: module
+            for name, module in model.named_modules()
+            if name and next(module.named_parameters(), None) is not None
+        }
+        found = find("modules_to_save", config.modules_to_save, modules, {})
+        for name in found:
+            for layer in sorted(adapted):
+                if _inside(layer, name) or _inside(name, layer):
+                    raise ValueError(
+                        f"modules_to_save: {name} is to be trained whole, and {layer} has an "
+                        f"adapter; leave one of them out"
+                    )
+        done: set[int] = set()
+        for name in found:
+            for key, parameter in modules[name].named_parameters(name):
+                if self._is_done(parameter, done):
+                    continue
+                done.add(id(self._originals.get(id(parameter), parameter)))
+                others = [n for n in self._held[id(parameter)] if not _inside_any(n, found)]
+                if others:
+                    raise ValueError(
+                        f"modules_to_save: {key} is tied to {', '.join(others)}, which would not "
+                        f"follow; save the module that holds it too, or untie them"
+                    )
+                self._copy(key, parameter, "modules_to_save")
+
+    def _copy(self, name: str, parameter: Parameter, reason: str) -> None:
+        original = self._originals.get(id(parameter), parameter)
+        self.made.append(Copy(name, reason, original, Parameter(original)))
+
+
+def _can_adapt(module: Module) -> bool:
+    """Whether a module is one of those, and computes what they do."""
+    if isinstance(module, AdaptedLayer):
+        return True
+    return any(
+        isinstance(module, kind) and type(module).forward is kind.forward
+        for kind in (Linear, Embedding)
+    )
+
+
+def _around(module: Module) -> AdaptedLayer:
+    if isinstance(module, Embedding):
+        return LoRAEmbedding.around(module)
+    assert isinstance(module, Linear)
+    return LoRALayer.around(module)
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def _inside_any(name: str, modules: Iterable[str]) -> bool:
+    return any(_inside(name, module) for module in modules)
+
+
 def detach(model: Module) -> Module:
-    """Take the adapters off and return the very model as it was, `requires_grad` flags included.
+    """Take all adapters off and return the very model as it was, `requires_grad` flags included.
 
     Raises:
         ValueError: if `attach` has put none on.
     """
-    record = vars(model).get(_RECORD)
+    record = record_of(model)
     if record is None:
         raise ValueError(
             "there is nothing to detach: lora.attach has put no adapters on this model"
         )
-    layers = dict(adapters(model))
-    _check_in_place(record, layers)
-    del vars(model)[_RECORD]
-    for name, linear in record.originals.items():
-        linear.training = layers[name].training
-    _replace(model, {id(layers[name]): linear for name, linear in record.originals.items()})
-    _restore_flags(record)
+    record.check_enabled("adapters cannot be detached")
+    layers = layers_in_place(model, record)
+    for name in record.active:
+        put_back(model, record.adapters[name].copies)
+    keep(model, None)
+    _unwrap(model, layers, record.originals)
+    restore_flags(record.flags)
     return model
 
 
-def fold(model: Module) -> Module:
-    """Replace each adapter and its layer by one plain `Linear` of W + scale B A; return the model.
+def remove(model: Module, adapter: str) -> Module:
+    """Take one adapter off, with all that it has learned; return the model.
 
-    W is let go of, unless someone else holds it. Flags are as they were before `attach`. A model
-    that is itself a `LoRALayer` is not changed; its `Linear` is returned.
+    What it trained whole is as it was; a layer without another adapter is the original again. With
+    the last adapter everything is taken off, as by `detach`.
 
     Raises:
-        ValueError: if there are no adapters.
+        ValueError: if there is no such adapter, or it is merged; then nothing is changed.
     """
-    layers = dict(adapters(model))
-    record = vars(model).get(_RECORD)
-    if record is not None:
-        _check_in_place(record, layers)
-    folded = {id(layer): layer.to_linear() for layer in layers.values()}
-    if isinstance(model, LoRALayer):
-        return folded[id(model)]
-    for layer in layers.values():
-        folded[id(layer)].training = layer.training
-    if record is not None:
-        del vars(model)[_RECORD]
-        flags = {id(parameter): flag for parameter, flag in record.flags}
-        for name, original in record.originals.items():
-            linear = folded[id(layers[name])]
-            linear.weight.requires_grad_(flags[id(original.weight)])
-            if linear.bias is not None and original.bias is not None:
-                linear.bias.requires_grad_(flags[id(original.bias)])
-        _restore_flags(record)
-    _replace(model, folded)
+    record = required(model)
+    record.check_enabled("an adapter cannot be removed")
+    attached = record.get(adapter)
+    layers = layers_in_place(model, record)
+    for name in attached.layers:
+        if adapter in layers[name].merged_adapters:
+            raise ValueError(
+                f"adapter {adapter!r} is merged, and what it has learned would stay in the merged "
+                f"weights; call lora.unmerge(model) first"
+            )
+    if len(record.adapters) == 1:
+        return detach(model)
+    if adapter in record.active:
+        put_back(model, attached.copies)
+        record.active = tuple(name for name in record.active if name != adapter)
+    del record.adapters[adapter]
+    for name in attached.layers:
+        layers[name].remove(adapter)
+    bare = [name for name in attached.layers if not layers[name].adapters]
+    _unwrap(model, layers, {name: record.originals.pop(name) for name in bare})
     return model
 
 
-@contextmanager
-def disabled(model: Module) -> Iterator[Module]:
-    """Inside the block the model computes what it did without adapters, to the bit.
-
-    Raises:
-        ValueError: if there are no adapters.
-    """
-    before = [(layer, layer.enabled) for _, layer in adapters(model)]
-    try:
-        for layer, _ in before:
-            layer.enabled = False
-        yield model
-    finally:
-        for layer, enabled in before:
-            layer.enabled = enabled
-
-
-def adapters(model: Module) -> list[tuple[str, LoRALayer]]:
-    """The adapters of a model, with the names of their layers.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    found = [(name, m) for name, m in model.named_modules() if isinstance(m, LoRALayer)]
-    if not found:
-        raise ValueError(
-            "the model has no adapters; lora.attach(model, LoRAConfig(...)) puts some on"
-        )
-    return found
-
-
-def _check_in_place(record: _Attachment, layers: Mapping[str, LoRALayer]) -> None:
-    """Refuse to take off what is no longer where it was put."""
-    gone = [name for name in record.originals if name not in layers]
-    if gone:
-        raise ValueError(
-            f"the adapters of {', '.join(gone)} are no longer in the model; put the layers that "
-            f"lora.attach had placed there back first"
-        )
-
-
-def _restore_flags(record: _Attachment) -> None:
-    for parameter, flag in record.flags:
-        if parameter.requires_grad != flag:
-            parameter.requires_grad_(flag)
-
-
-def _replace(model: Module, new: Mapping[int, Module]) -> None:
-    """Put modules in the place of others (which are given by id), wherever they are held."""
-    for module in list(model.modules()):
-        for name, value in vars(module).items():
-            vars(module)[name] = _replaced(value, new)
-
-
-def _replaced(value: Any, new: Mapping[int, Module]) -> Any:
-    if isinstance(value, Module):
-        return new.get(id(value), value)
-    if isinstance(value, list):
-        value[:] = [_replaced(item, new) for item in value]
-    elif isinstance(value, dict):
-        value.update({key: _replaced(item, new) for key, item in value.items()})
-    elif isinstance(value, tuple):
-        items = [_replaced(item, new) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
+def _unwrap(
+    model: Module, layers: Mapping[str, AdaptedLayer], originals: Mapping[str, Module]
+) -> None:
+    """Put original layers back."""
+    for name, original in originals.items():
+        original.training = layers[name].training
+    replace(model, {id(layers[name]): original for name, original in originals.items()})

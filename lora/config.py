@@ -2,102 +2,125 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-from lora.layer import LoRAScaling, check_rank_and_alpha
+from lora.scaling import LoRAScaling, check_rank_and_alpha
+from lora.targets import ALL_LINEAR, Patterns, check_patterns, check_table
+from lora.variants.inits import Init, check_init
 from minigrad.random import check_probability
 
-ALL_LINEAR = "all-linear"
+Bias = Literal["none", "all", "lora_only"]
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
     """What to attach, and where.
 
+    Four choices are independent: how the base is stored (see `lora.quantize`), the form of the
+    update (LoRA, or DoRA with `use_dora`), how it begins (`init`), and its `scaling`.
+
     Args:
         rank: the rank of each update.
         alpha: its strength, before it is divided; see `LoRAScaling`.
         targets: "all-linear" for every linear layer; a sequence of names, where "q" also stands for
             every name that ends in ".q"; or one string, a regular expression for whole names.
+            Embeddings are found by name only. The name of a `MultiHeadAttention` stands for its
+            four projections.
         scaling: alpha / rank, or alpha / sqrt(rank).
         dropout: the probability of dropping an element on its way to A, in training.
+        exclude: names, or one regular expression, of targets that get none.
+        layers_to_transform: only in the layers of these indices, as 3 in "blocks.3.q"; one or more.
+        layers_pattern: what comes before that index, as "blocks", where a name has several numbers.
+        rank_pattern: other ranks, by a regular expression for a name or the end of one; of several
+            that match, the first counts.
+        alpha_pattern: other alphas, likewise.
+        bias: "lora_only" trains the biases of the layers with adapters too, "all" those of the
+            whole model.
+        modules_to_save: names of further modules, such as a new head, which are trained whole.
+        init: "gaussian", "kaiming", "orthogonal" or "pissa"; see `lora.variants.inits`.
+        use_dora: train a magnitude for each output as well (Liu et al., 2024).
+        dora_norm_gradient: take DoRA's full derivative, in place of the paper's, for which the norm
+            is a constant (section 4.3).
+
+    Biases and modules are trained as copies, which take the place of the originals while the
+    adapter is active.
 
     Raises:
         TypeError: if a value is of the wrong type.
         ValueError: if the rank is not positive, alpha not positive and finite, dropout no
-            probability, there are no targets, or the regular expression is none.
+            probability, there are no targets, a regular expression is none or matches every name,
+            `bias` or `init` is unknown, or two fields contradict each other.
     """
 
     rank: int = 8
     alpha: float = 16.0
-    targets: str | Sequence[str] = ALL_LINEAR
+    targets: Patterns = ALL_LINEAR
     scaling: LoRAScaling = LoRAScaling.STANDARD
     dropout: float = 0.0
+    exclude: Patterns = ()
+    layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    bias: Bias = "none"
+    modules_to_save: Sequence[str] = ()
+    init: Init = "gaussian"
+    use_dora: bool = False
+    dora_norm_gradient: bool = False
 
     def __post_init__(self) -> None:
         check_rank_and_alpha(self.rank, self.alpha)
         check_probability("dropout", self.dropout)
-        object.__setattr__(self, "scaling", LoRAScaling(self.scaling))
-        if isinstance(self.targets, str):
-            try:
-                re.compile(self.targets)
-            except re.error as error:
-                raise ValueError(
-                    f"targets={self.targets!r} is no regular expression: {error}; a list "
-                    f"names layers as they are"
-                ) from None
-        elif not isinstance(self.targets, Iterable):
-            raise TypeError(f"targets are names, or one regular expression, not {self.targets!r}")
-        else:
-            object.__setattr__(self, "targets", tuple(self.targets))
-            if not all(isinstance(target, str) for target in self.targets):
-                raise TypeError(f"targets are names, not {self.targets!r}")
+        check_init(self.init)
+        self._set("scaling", LoRAScaling(self.scaling))
+        self._set("targets", check_patterns("targets", self.targets))
         if not self.targets:
             raise ValueError('targets are empty; name layers, or say "all-linear"')
-
-    def matches(self, names: Sequence[str]) -> dict[str, str]:
-        """Which of `names` are targets, and by which of the patterns each was found first.
-
-        Raises:
-            ValueError: if a pattern matches none of them, with all names, and the nearest to a
-                miss.
-        """
-        if self.targets == ALL_LINEAR:
-            if not names:
-                raise ValueError('targets="all-linear", but there is no linear layer')
-            return dict.fromkeys(names, ALL_LINEAR)
-        patterns = (self.targets,) if isinstance(self.targets, str) else self.targets
-        found: dict[str, str] = {}
-        missed = []
-        for pattern in patterns:
-            hits = [name for name in names if self._is_match(pattern, name)]
-            missed += [] if hits else [pattern]
-            for name in hits:
-                found.setdefault(name, pattern)
-        if missed:
-            ends = {name.rpartition(".")[2] for name in names} | set(names)
-            near = {miss: difflib.get_close_matches(miss, sorted(ends), n=1) for miss in missed}
-            hints = [
-                f"{miss!r}"
-                + (
-                    f" (did you mean {near[miss][0]!r}?)"
-                    if near[miss] and near[miss] != [miss]
-                    else ""
-                )
-                for miss in missed
-            ]
-            kind = " (a string is a regular expression for a whole name, a list names layers)"
-            raise ValueError(
-                f"targets that match no layer: {', '.join(hints)}"
-                f"{kind if isinstance(self.targets, str) else ''}; the linear layers are "
-                f"{', '.join(names) or 'none'}"
+        self._set("exclude", check_patterns("exclude", self.exclude))
+        if self.exclude == ALL_LINEAR:
+            raise ValueError('exclude="all-linear" leaves nothing; name the layers to leave out')
+        if isinstance(self.modules_to_save, str):
+            raise TypeError(
+                f"modules_to_save are names, as in [{self.modules_to_save!r}], not one string"
             )
-        return {name: found[name] for name in names if name in found}
+        self._set("modules_to_save", check_patterns("modules_to_save", self.modules_to_save))
+        self._check_layers()
+        for role in ("rank_pattern", "alpha_pattern"):
+            self._set(role, check_table(role, getattr(self, role)))
+        for rank in self.rank_pattern.values():
+            check_rank_and_alpha(rank, self.alpha)
+        for alpha in self.alpha_pattern.values():
+            check_rank_and_alpha(self.rank, alpha)
+        if self.bias not in get_args(Bias):
+            raise ValueError(f"bias is one of {', '.join(get_args(Bias))}, not {self.bias!r}")
+        for flag in ("use_dora", "dora_norm_gradient"):
+            if not isinstance(getattr(self, flag), bool):
+                raise TypeError(f"{flag} must be True or False, not {getattr(self, flag)!r}")
+        if self.dora_norm_gradient and not self.use_dora:
+            raise ValueError("dora_norm_gradient=True is about DoRA, and needs use_dora=True")
 
-    def _is_match(self, pattern: str, name: str) -> bool:
-        if isinstance(self.targets, str):
-            return re.fullmatch(pattern, name) is not None
-        return name == pattern or name.endswith(f".{pattern}")
+    def _check_layers(self) -> None:
+        """Layers as a tuple of indices, and what comes before them as one of names."""
+        layers = self.layers_to_transform
+        if layers is not None:
+            indices = (layers,) if isinstance(layers, int) else tuple(layers)
+            if not indices:
+                raise ValueError("layers_to_transform is empty; None stands for all layers")
+            for index in indices:
+                if isinstance(index, bool) or not isinstance(index, int):
+                    raise TypeError(f"layers_to_transform are indices, not {index!r}")
+                if index < 0:
+                    raise ValueError(f"layers_to_transform count from 0, unlike {index}")
+            self._set("layers_to_transform", indices)
+        before = self.layers_pattern
+        names = check_patterns("layers_pattern", (before,) if isinstance(before, str) else before)
+        self._set("layers_pattern", names)
+        if names and layers is None:
+            raise ValueError(
+                f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from lora.attach import adapters
+from lora.adapted import AdaptedLayer
+from lora.attachment import (
+    adapters,
+    keep,
+    layers_in_place,
+    record_of,
+    restore_flags,
+)
+from lora.replacing import replace
 from minigrad.nn import Module
 
 
@@ -33,3 +41,45 @@ def unmerge(model: Module) -> list[str]:
     for _, layer in found:
         layer.unmerge()
     return [name for name, _ in found]
+
+
+def fold(model: Module) -> Module:
+    """Replace each layer with adapters by a plain one of W + dW; return the model.
+
+    W is let go of, unless someone else holds it: a weight that was tied to another is so no longer.
+    What was trained whole stays in its place. Flags are as they were before `attach`. A model that
+    is itself a layer with adapters is not changed; its plain layer is returned.
+
+    Raises:
+        ValueError: if there are no adapters, or one is not active, which would be lost.
+    """
+    layers = dict(adapters(model))
+    record = record_of(model)
+    if record is not None:
+        record.check_enabled("adapters cannot be folded in")
+        layers_in_place(model, record)
+        lost = [name for name in record.adapters if name not in record.active]
+        if lost:
+            raise ValueError(
+                f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
+                f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active"
+            )
+    folded = {id(layer): layer.plain() for layer in layers.values()}
+    if isinstance(model, AdaptedLayer):
+        return folded[id(model)]
+    for layer in layers.values():
+        folded[id(layer)].training = layer.training
+    if record is not None:
+        flags = {id(parameter): flag for parameter, flag in record.flags}
+        for name, original in record.originals.items():
+            new = dict(folded[id(layers[name])].named_parameters())
+            for key, parameter in original.named_parameters():
+                new[key].requires_grad_(flags[id(parameter)])
+        for name in record.active:
+            restore_flags(
+                (copy.own, flags[id(copy.original)]) for copy in record.adapters[name].copies
+            )
+        keep(model, None)
+        restore_flags(record.flags)
+    replace(model, folded)
+    return model

@@ -123,7 +123,6 @@ def attached(rng, b=True, **options):
         (r"blocks\.\d\.(q|v)", ["blocks.0.q", "blocks.0.v", "blocks.1.q", "blocks.1.v"]),
         (r".*\.q", ["blocks.0.q", "blocks.1.q"]),
         ("first", ["first"]),
-        (".*", LINEARS),
     ],
 )
 def test_layers_are_found_by_name_by_ending_or_by_pattern(rng, targets, names):
@@ -157,7 +156,7 @@ def test_every_target_must_match(rng, targets, misses, hints):
     with pytest.raises(ValueError, match="targets that match no layer") as caught:
         lora.attach(net, LoRAConfig(rank=1, targets=targets))
     message = str(caught.value)
-    missed, listed = message.split("; the linear layers are ")
+    missed, listed = message.split("; the layers are ")
     assert listed == ", ".join(LINEARS)
     assert all(repr(miss) in missed for miss in misses)
     assert all(f"did you mean {hint!r}?" in missed for hint in hints)
@@ -169,7 +168,7 @@ def test_every_target_must_match(rng, targets, misses, hints):
 def test_a_model_without_linear_layers_is_an_error():
     with pytest.raises(ValueError, match="no linear layer"):
         lora.attach(Sequential(minigrad.tanh), LoRAConfig())
-    with pytest.raises(ValueError, match="the linear layers are none"):
+    with pytest.raises(ValueError, match="the layers are none"):
         lora.attach(Sequential(minigrad.tanh), LoRAConfig(targets=["q"]))
 
 
@@ -295,7 +294,7 @@ def test_equal_seeds_give_equal_adapters_and_layers_differ():
 def test_attaching_twice_is_an_error_and_changes_nothing(rng):
     net, _, _ = attached(rng, targets=["q"])
     before = snapshot(net)
-    with pytest.raises(ValueError, match=r"has adapters already; lora\.detach"):
+    with pytest.raises(ValueError, match=r"an adapter 'default' already; .*lora\.remove"):
         lora.attach(net, LoRAConfig(rank=1, targets=["v"]))
     assert snapshot(net) == before
 

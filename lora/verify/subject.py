@@ -140,8 +140,8 @@ class Subject:
     @property
     def strength(self) -> float:
         """|s|, and what dropout multiplies the elements by that it leaves."""
-        p = self.layer.dropout if self.dropout else 0.0
-        return abs(self.layer.scale) * (1 / (1 - p) if p < 1 else 0.0)
+        p: float = self.layer.dropout if self.dropout else 0.0
+        return abs(float(self.layer.scale)) * (1 / (1 - p) if p < 1 else 0.0)
 
     def sizes(self) -> dict[str, Array]:
         """What an error in y, dA, dB or dx is relative to: the sum of absolute values of terms."""

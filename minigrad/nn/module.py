@@ -17,7 +17,7 @@ its first name.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,6 +69,13 @@ class Module:
     # ----------------------------------------------------------------------------------------------
     # What is inside
     # ----------------------------------------------------------------------------------------------
+
+    def _contents(self) -> Iterable[tuple[str, Any]]:
+        """Where parameters and modules are looked for, with their names: the attributes.
+
+        A module that keeps some elsewhere says so here.
+        """
+        return vars(self).items()
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module, named "", and all inside it, each once, with the way that leads there."""
@@ -215,7 +222,7 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     seen.add(id(value))
     yield name, value
     if isinstance(value, Module):
-        children: Any = vars(value).items()
+        children: Any = value._contents()
     elif isinstance(value, (list, tuple)):
         children = enumerate(value)
     elif isinstance(value, dict):

@@ -1,0 +1,455 @@
+"""AdaptedLayer: a frozen layer, and the updates of its weight by adapters with names.
+
+    W' = W + dW_1 + dW_2 + ...          over the adapters that are active
+
+There is one W for all adapters, and it is never written to. Merging computes W' once, beside W; so
+unmerging gives back every bit, which subtracting what was added would not: (w + d) - d is not w in
+floating point. While merged, an adapter that is changed, or would lose a gradient, is an error at
+the next use.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapter import Adapter
+from lora.weight import Weight
+from minigrad import ops
+from minigrad.memory import clock, last_written
+from minigrad.mode import mode
+from minigrad.nn import Module, Parameter
+from minigrad.tensor import Tensor
+
+Array = NDArray[Any]
+
+DEFAULT = "default"
+"""The adapter whose parameters are named as the layer's own: `lora_a`, not `default.lora_a`."""
+
+
+class _Own:
+    """An attribute of the one adapter that a layer has, or has active."""
+
+    def __init__(self, doc: str, settable: bool = True) -> None:
+        self.__doc__ = doc
+        self._settable = settable
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layer: AdaptedLayer | None, owner: type) -> Any:
+        return self if layer is None else getattr(layer.adapter, self._name)
+
+    def __set__(self, layer: AdaptedLayer, value: Any) -> None:
+        if not self._settable:
+            raise AttributeError(f"{self._name} follows from the rest, and cannot be assigned")
+        setattr(layer.adapter, self._name, value)
+
+
+class AdaptedLayer(Module):
+    """A layer with adapters; `LoRALayer` and `LoRAEmbedding` say what is multiplied.
+
+    Attributes:
+        base_weight: the weight of the layer that was adapted, frozen.
+        bias: its bias, frozen, or None.
+        adapters: all that there are, by name.
+        active: the names of those that take part.
+        enabled: whether any takes part.
+    """
+
+    lora_a = _Own("A, `(rank, d_in)`. Assigning copies.")
+    lora_b = _Own("B, `(d_out, rank)`. Assigning copies.")
+    lora_magnitude = _Own("DoRA's m, `(d_out,)`, or None.")
+    scale = _Own("The factor in force.")
+    dropout = _Own("The probability of dropping an element on its way to A, in training.")
+    rng = _Own("Where A, and what is dropped, are drawn from.")
+    rank = _Own("The rank of the update.", settable=False)
+    alpha = _Own(
+        "The strength it was made with; to change what is in force, assign `scale`.", False
+    )
+    scaling = _Own("How the first scale was made from alpha and the rank.", settable=False)
+
+    base_weight: Any
+    bias: Parameter | None
+
+    def __init__(self, base_weight: Any, bias: Parameter | None) -> None:
+        self.base_weight = base_weight
+        self.bias = bias
+        self.adapters: dict[str, Adapter] = {}
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self._merged: Merged | None = None
+        self._seen: tuple[Any, Weight] | None = None
+
+    # ----------------------------------------------------------------------------------------------
+    # What a kind of layer says of itself
+    # ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def weight_of(self, stored: Any) -> Weight:
+        """W, `(d_out, d_in)`, of a weight as the layer stores it."""
+
+    @abstractmethod
+    def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        """What the layer that was adapted computes, with this weight, as it stores it."""
+
+    @abstractmethod
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """x times a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
+
+    @abstractmethod
+    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+        """What dropout leaves of x, or x itself and what to multiply each output by."""
+
+    @abstractmethod
+    def plain(self) -> Module:
+        """The layer with the merged weight, that shares nothing."""
+
+    # ----------------------------------------------------------------------------------------------
+    # Adapters
+    # ----------------------------------------------------------------------------------------------
+
+    def _contents(self) -> Iterable[tuple[str, Any]]:
+        yield from vars(self).items()
+        for name, adapter in self.adapters.items():
+            prefix = "" if name == DEFAULT else f"{name}."
+            for key, part in adapter.contents():
+                yield prefix + key, part
+
+    @property
+    def adapter(self) -> Adapter:
+        """The one that is active, or else the one there is.
+
+        Raises:
+            AttributeError: if there are several.
+        """
+        names = self.active if len(self.active) == 1 else tuple(self.adapters)
+        if len(names) != 1:
+            raise AttributeError(
+                f"the layer has the adapters {', '.join(names) or '(none)'}, of which "
+                f"{', '.join(self.active) or 'none'} are active; say which one: "
+                f"layer.adapters[name].lora_a"
+            )
+        return self.adapters[names[0]]
+
+    @property
+    def weight(self) -> Weight:
+        """W, `(d_out, d_in)`, as adapters see it."""
+        stored = getattr(self.base_weight, "_data", self.base_weight)
+        if self._seen is None or self._seen[0] is not stored or self._seen[1] is None:
+            self._seen = stored, self.weight_of(stored)
+        return self._seen[1]
+
+    @property
+    def d_in(self) -> int:
+        """The size of an input vector."""
+        return self.weight.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """The size of an output vector."""
+        return self.weight.shape[0]
+
+    def trainable_params(self) -> list[Parameter]:
+        """What trains of the active adapters: A and B, and with DoRA the magnitude."""
+        return [part for name in self.active for part in self.adapters[name].trained()]
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Give the layer another adapter, which is not active yet."""
+        if name in self.adapters:
+            raise ValueError(f"there is an adapter {name!r} already")
+        self.adapters[name] = adapter
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off.
+
+        Raises:
+            ValueError: if it is merged.
+        """
+        if self._merged is not None and name in self._merged.adapters:
+            raise ValueError(
+                f"adapter {name!r} is merged, so what it has learned would stay in the merged "
+                f"weight; call unmerge() first"
+            )
+        del self.adapters[name]
+        self.active = tuple(other for other in self.active if other != name)
+
+    def use(self, names: Sequence[str]) -> None:
+        """Let these adapters be active, and no others.
+
+        Raises:
+            ValueError: if one that is merged would not be.
+        """
+        merged = () if self._merged is None else self._merged.adapters
+        left = [name for name in merged if name not in names]
+        if left:
+            raise ValueError(
+                f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
+                f"call unmerge() first"
+            )
+        self.active = tuple(names)
+
+    # ----------------------------------------------------------------------------------------------
+    # Forward
+    # ----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Any) -> Tensor:
+        """The layer with W + dW for W, over all active adapters.
+
+        Raises:
+            RuntimeError: if the layer is merged, and an adapter was changed since, or a gradient
+                would be lost.
+        """
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        # Detached: no gradient gets to the base, even if someone has set its flag.
+        bias = None if self.bias is None else self.bias.detach()
+        if not self.enabled:
+            return self.base(x, self.base_weight, bias)
+        stored = self.base_weight
+        merged: tuple[str, ...] = ()
+        if self._merged is not None:
+            self._check_fresh(self._merged)
+            self._check_not_training(self._merged)
+            stored, merged = self._merged.weight, self._merged.adapters
+        rest = [self.adapters[name] for name in self.active if name not in merged]
+        return self._summed(x, stored, self._bias(bias), rest)
+
+    def _bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias with what the active adapters have made of it."""
+        trained = [self.adapters[name].lora_bias for name in self.active]
+        own = [part for part in trained if part is not None]
+        if not own:
+            return bias
+        assert bias is not None
+        total: Tensor = own[0]
+        for other in own[1:]:
+            total = total + (other - bias)
+        return total
+
+    def _summed(
+        self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
+    ) -> Tensor:
+        """x (W + dW_1 + ...)^T + b, with `stored` for W, for adapters that are not merged."""
+        if stored is self.base_weight and len(adapters) == 1 and self._is_dora(adapters[0]):
+            y = self._updated(x, stored, None, adapters) * adapters[0].ratio(self.weight)
+            return y if bias is None else y + bias
+        linear = [a for a in adapters if a.lora_magnitude is None and not self._drops(a)]
+        y = self._updated(x, stored, bias, linear)
+        for adapter in adapters:
+            if adapter not in linear:
+                y = y + self._added(x, adapter)
+        return y
+
+    def _updated(
+        self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
+    ) -> Tensor:
+        """The base and plain updates, which are one of their ranks together."""
+        y = self.base(x, stored, bias)
+        if not adapters:
+            return y
+        a, b, scale = joined(adapters)
+        return y + ops.linear(self.product(x, a) * scale, b)
+
+    def _added(self, x: Tensor, adapter: Adapter) -> Tensor:
+        """x dW^T by itself, of what dropout leaves of x."""
+        kept = None
+        if self._drops(adapter):
+            assert adapter.drop is not None
+            x, kept = self.dropped(x, adapter.drop)
+        a, b = adapter.factors()
+        y = ops.linear(self.product(x, a) * adapter.scale, b)
+        if adapter.lora_magnitude is not None:
+            before = self.base(x, self.base_weight, None)
+            y = (before + y) * adapter.ratio(self.weight) - before
+        return y if kept is None else y * kept
+
+    def _is_dora(self, adapter: Adapter) -> bool:
+        return adapter.lora_magnitude is not None and not self._drops(adapter)
+
+    def _drops(self, adapter: Adapter) -> bool:
+        return self.training and bool(adapter.dropout)
+
+    # ----------------------------------------------------------------------------------------------
+    # Merging
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def merged(self) -> bool:
+        """Whether calls use a merged weight."""
+        return self._merged is not None
+
+    @property
+    def merged_adapters(self) -> tuple[str, ...]:
+        """Which adapters the merged weight contains."""
+        return () if self._merged is None else self._merged.adapters
+
+    def merged_rows(self, rows: slice, names: Sequence[str]) -> Array:
+        """Some rows of W + dW_1 + ... in float64, over the adapters of these names."""
+        total = self.weight.rows(rows)
+        for name in names:
+            total += self.adapters[name].update(self.weight, rows)
+        return total
+
+    def merged_weight(self) -> Tensor:
+        """W + dW_1 + ... as the layer stores W: a new tensor, computed in float64, rounded once."""
+        return self._weight_with(self.active)
+
+    def _weight_with(self, names: Sequence[str]) -> Tensor:
+        weight = self.weight
+        out = np.empty(weight.shape, weight.dtype)
+        for strip in weight.strips():
+            out[strip] = self.merged_rows(strip, names)
+        return Tensor(self.stored(out))
+
+    def stored(self, matrix: Array) -> Array:
+        """A matrix `(d_out, d_in)` as the layer stores its weight."""
+        return matrix
+
+    def merge(self, names: Sequence[str] | None = None) -> None:
+        """Use W + dW from now on; W stays beside it as it is. Merging twice changes nothing.
+
+        What was merged before an adapter was changed is merged anew.
+
+        Args:
+            names: of active adapters; None for all of them. The others are added in each call.
+
+        Raises:
+            ValueError: if one of the names is not that of an active adapter.
+        """
+        chosen = tuple(self.active if names is None else names)
+        for name in chosen:
+            if name not in self.active:
+                raise ValueError(
+                    f"{name!r} is no active adapter of the layer; active are "
+                    f"{', '.join(map(repr, self.active)) or 'none'}"
+                )
+        all_active = chosen == self.active
+        weight = self.merged_weight() if all_active else self._weight_with(chosen)
+        self._merged = Merged.of(self, weight, chosen)
+
+    def unmerge(self) -> None:
+        """Use W and the adapters again, drop the merged weight. Unmerging twice changes nothing."""
+        self._merged = None
+
+    def _check_fresh(self, merged: Merged) -> None:
+        """Refuse to compute with a merged weight that is out of date."""
+        changed = merged.changed(self)
+        if changed:
+            raise RuntimeError(
+                f"{changed} changed since merge(), so the merged weight is out of date; call "
+                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
+            )
+
+    def _check_not_training(self, merged: Merged) -> None:
+        """Refuse to lose a gradient: none gets from the merged weight to A and B."""
+        if not mode.grad_enabled:
+            return
+        parts = [part for name in merged.adapters for part in self.adapters[name].trained()]
+        if any(part.requires_grad for part in parts):
+            raise RuntimeError(
+                "the layer is merged, so no gradient would reach A and B, and training would "
+                "change nothing; call unmerge() to train, or predict under no_grad(), or freeze A "
+                "and B with requires_grad_(False)"
+            )
+
+    def extra_repr(self) -> str:
+        """The sizes, the rank and the scale, or the names of several adapters."""
+        parts = [f"{self.d_in}, {self.d_out}", *self.base_facts()]
+        if list(self.adapters) == [DEFAULT] and self.active == (DEFAULT,):
+            parts += _facts(self.adapters[DEFAULT])
+        else:
+            parts += [
+                f"{name}{'' if name in self.active else ' (off)'}: {' '.join(_facts(adapter))}"
+                for name, adapter in self.adapters.items()
+            ]
+        if self._merged is not None:
+            some = self._merged.adapters != self.active
+            parts.append(f"merged: {', '.join(self._merged.adapters)}" if some else "merged")
+        parts += [] if self.enabled else ["disabled"]
+        return ", ".join(parts)
+
+    def base_facts(self) -> list[str]:
+        """What to print of the base besides its sizes."""
+        return []
+
+    def kind(self) -> list[str]:
+        """What is special about the layer, for a report."""
+        return []
+
+
+def _facts(adapter: Adapter) -> list[str]:
+    facts = [f"rank={adapter.rank}", f"alpha={adapter.alpha:g}", f"scale={adapter.scale:.4g}"]
+    facts += [f"dropout={adapter.dropout:g}"] if adapter.dropout else []
+    facts += ["DoRA"] if adapter.lora_magnitude is not None else []
+    facts += [adapter.init] if adapter.start is not None else []
+    return facts
+
+
+def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:
+    """A, B and s of the sum of plain updates: s_1 B_1 A_1 + ... is one product of all ranks."""
+    if len(adapters) == 1:
+        return *adapters[0].factors(), adapters[0].scale
+    pairs = [adapter.factors() for adapter in adapters]
+    a = ops.concatenate([a for a, _ in pairs])
+    scaled = [b * adapter.scale for (_, b), adapter in zip(pairs, adapters, strict=True)]
+    return a, ops.concatenate(scaled, axis=1), 1.0
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged weight, and what it was made of."""
+
+    weight: Tensor
+    parts: dict[str, tuple[float, dict[str, Array]]]
+    base: Any
+    time: int
+
+    @classmethod
+    def of(cls, layer: AdaptedLayer, weight: Tensor, names: Sequence[str]) -> Merged:
+        """With copies of everything that the weight follows from, but for W."""
+        adapters = {name: layer.adapters[name] for name in names}
+        parts = {name: (adapter.scale, _values(adapter)) for name, adapter in adapters.items()}
+        return cls(weight, parts, layer.base_weight, next(clock))
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters in it."""
+        return tuple(self.parts)
+
+    def changed(self, layer: AdaptedLayer) -> str:
+        """What of `layer` is no longer as it was, or nothing.
+
+        A and B are compared with copies, which a raw write cannot escape; W, which may be large, by
+        the time of its last write.
+        """
+        for name, (scale, values) in self.parts.items():
+            adapter = layer.adapters[name]
+            own = "" if name == DEFAULT else f"{name}."
+            if scale != adapter.scale:
+                return f"{own}scale"
+            now = _values(adapter)
+            for key, value in values.items():
+                if key not in now or not _same(value, now[key]):
+                    return own + key
+        if layer.base_weight is not self.base:
+            return "base_weight"
+        written = isinstance(self.base, Tensor) and last_written(self.base._data) > self.time
+        return "base_weight" if written else ""
+
+
+def _values(adapter: Adapter) -> dict[str, Array]:
+    """Copies of the parameters of an adapter that its update follows from."""
+    return {
+        key: part._data.copy()
+        for key, part in adapter.contents()
+        if isinstance(part, Parameter) and key != "lora_bias"
+    }
+
+
+def _same(x: Array, y: Array) -> bool:
+    return x.dtype == y.dtype and np.array_equal(x, y, equal_nan=True)

@@ -1,0 +1,205 @@
+"""Adapter: the update of one weight, and what of it trains.
+
+    LoRA    dW = s B A
+    DoRA    dW = diag(m / n) (W + s B A) - W          n_j = |row j of W + s B A|
+
+A is `(rank, d_in)`, B `(d_out, rank)`, m, DoRA's magnitude, `(d_out,)`. With PiSSA's first factors
+A_0 and B_0, which stay as they are, s (B A - B_0 A_0) takes the place of s B A: that is a product
+of rank 2 r, with A_0 below A, and -B_0 beside B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.scaling import LoRAScaling, check_rank_and_alpha
+from lora.variants import dora
+from lora.variants.inits import Factors, Init, draw
+from lora.weight import Weight
+from minigrad import kernels, ops
+from minigrad.nn import Dropout, Parameter
+from minigrad.random import check_probability
+from minigrad.tensor import Tensor
+
+Array = NDArray[Any]
+
+
+class _Kept:
+    """An attribute that stays the same parameter: assigning copies into it.
+
+    So an optimiser that holds the parameter goes on training what the layer uses.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, adapter: Adapter | None, owner: type) -> Any:
+        return self if adapter is None else vars(adapter)[self._name]
+
+    def __set__(self, adapter: Adapter, value: Any) -> None:
+        held = vars(adapter).setdefault(self._name, value)
+        if held is not value:
+            held.copy_(value)
+
+
+class Adapter:
+    """The update of one weight.
+
+    Args:
+        weight: W, `(d_out, d_in)`, from which PiSSA and DoRA begin.
+        rank: of the update.
+        alpha: its strength, before it is divided.
+        scaling: alpha / rank or alpha / sqrt(rank).
+        dropout: the probability of dropping an element of the input, in training.
+        init: how A and B begin; see `lora.variants.inits`.
+        use_dora: whether it has a magnitude.
+        dora_norm_gradient: whether the norm has a gradient too.
+        begin: the first A and B, in place of what `init` would draw.
+        rng: where A and B, and what is dropped, are drawn from.
+
+    Attributes:
+        lora_a: A, `(rank, d_in)`. Assigning copies.
+        lora_b: B, `(d_out, rank)`. Assigning copies.
+        scale: s, the factor in force, a float.
+        lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
+        lora_bias: a bias that is trained in place of the layer's, or None.
+        start: A_0 and B_0, which PiSSA's update is the difference to, or None.
+
+    Raises:
+        TypeError: if the rank is no integer.
+        ValueError: if the rank or alpha is not positive, or dropout no probability.
+    """
+
+    lora_a = _Kept()
+    lora_b = _Kept()
+
+    def __init__(
+        self,
+        weight: Weight,
+        rank: int,
+        alpha: float,
+        *,
+        scaling: LoRAScaling = LoRAScaling.STANDARD,
+        dropout: float = 0.0,
+        init: Init = "gaussian",
+        use_dora: bool = False,
+        dora_norm_gradient: bool = False,
+        begin: Factors | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        check_rank_and_alpha(rank, alpha)
+        check_probability("dropout", dropout)
+        d_out, d_in = weight.shape
+        self.alpha = float(alpha)
+        self.scaling = LoRAScaling(scaling)
+        self.scale = self.scaling.scale(self.alpha, int(rank))
+        first = begin
+        if first is None:
+            first = draw(init, d_out, d_in, rank, self.scale, weight.dense, rng)
+        self.init = init
+        self._rng = rng
+        self.drop = Dropout(dropout, rng=rng) if dropout else None
+        self.lora_a = Parameter(first.a, dtype=weight.dtype)
+        self.lora_b = Parameter(first.b, dtype=weight.dtype)
+        self.start: tuple[Parameter, Parameter] | None = None
+        if first.from_start:
+            self.start = Parameter(self.lora_a, False), Parameter(self.lora_b, False)
+        self.lora_bias: Parameter | None = None
+        self.lora_magnitude: Parameter | None = None
+        self.dora_norm_gradient = dora_norm_gradient
+        if use_dora:
+            self.lora_magnitude = Parameter(self.norms(weight), dtype=weight.dtype)
+
+    @property
+    def rank(self) -> int:
+        """The rank of B A."""
+        return len(self.lora_a._data)
+
+    @property
+    def rng(self) -> np.random.Generator | None:
+        """Where what is dropped is drawn from."""
+        return self._rng
+
+    @rng.setter
+    def rng(self, rng: np.random.Generator | None) -> None:
+        self._rng = rng
+        if self.drop is not None:
+            self.drop.rng = rng
+
+    @property
+    def dropout(self) -> float:
+        """The probability of dropping an element of the input, in training."""
+        return self.drop.p if self.drop is not None else 0.0
+
+    @dropout.setter
+    def dropout(self, p: float) -> None:
+        check_probability("dropout", p)
+        if self.drop is None:
+            self.drop = Dropout(p, rng=self._rng) if p else None
+        else:
+            self.drop.p = p
+
+    def trained(self) -> list[Parameter]:
+        """What trains: A, B, and the magnitude and the bias where it has these."""
+        extra = [self.lora_magnitude, self.lora_bias]
+        return [self.lora_a, self.lora_b, *(part for part in extra if part is not None)]
+
+    def contents(self) -> Iterator[tuple[str, Any]]:
+        """What is in it, with names: parameters, trained or not, and what drops."""
+        yield "lora_a", self.lora_a
+        yield "lora_b", self.lora_b
+        if self.start is not None:
+            yield "start_a", self.start[0]
+            yield "start_b", self.start[1]
+        if self.lora_magnitude is not None:
+            yield "lora_magnitude", self.lora_magnitude
+        if self.lora_bias is not None:
+            yield "lora_bias", self.lora_bias
+        if self.drop is not None:
+            yield "drop", self.drop
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the whole update: with PiSSA, of twice the rank."""
+        if self.start is None:
+            return self.lora_a, self.lora_b
+        a, b = self.start
+        return ops.concatenate([self.lora_a, a]), ops.concatenate([self.lora_b, -b], axis=1)
+
+    # ----------------------------------------------------------------------------------------------
+    # DoRA
+    # ----------------------------------------------------------------------------------------------
+
+    def norms(self, weight: Weight) -> Array:
+        """n, the norm of each row of W + s B A: `(d_out,)`."""
+        a, b = (factor._data for factor in self.factors())
+        return dora.norms(weight, a, b, self.scale)
+
+    def ratio(self, weight: Weight) -> Tensor:
+        """m / n: what DoRA multiplies each output by. At first it is 1 exactly."""
+        assert self.lora_magnitude is not None
+        n: Any = self.norms(weight)
+        if self.dora_norm_gradient:
+            n = dora.norms_with_gradient(weight, *self.factors(), self.scale, n)
+        return ops.divide(self.lora_magnitude, n)
+
+    # ----------------------------------------------------------------------------------------------
+    # In numbers
+    # ----------------------------------------------------------------------------------------------
+
+    def update(self, weight: Weight, rows: slice) -> Array:
+        """Some rows of dW in float64."""
+        a, b = (factor._data.astype(np.float64) for factor in self.factors())
+        product = kernels.gemm.matmul(b[rows], a)
+        product *= self.scale
+        if self.lora_magnitude is None:
+            return product
+        base = weight.rows(rows)
+        product += base
+        n = np.maximum(np.linalg.norm(product, axis=1), dora.LEAST)
+        product *= (self.lora_magnitude._data[rows] / n)[:, None]
+        product -= base
+        return product

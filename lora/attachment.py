@@ -1,0 +1,174 @@
+"""What has been put on a model, kept on the model itself: so that all of it can be taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lora.adapted import AdaptedLayer
+from lora.config import LoRAConfig
+from lora.replacing import replace
+from lora.targets import near
+from minigrad.nn import Module, Parameter
+
+_RECORD = "_lora_attachment"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A parameter that an adapter trains whole: a copy, in the place of the original while active.
+
+    Attributes:
+        name: the first name of the original in the model.
+        reason: the field of the configuration that asked for it.
+        original: what the model had.
+        own: what the adapter trains.
+    """
+
+    name: str
+    reason: str
+    original: Parameter
+    own: Parameter
+
+
+@dataclass
+class Attached:
+    """One adapter of a model.
+
+    Attributes:
+        config: what it was made by; None for the result of a computation with others.
+        layers: the names of its layers.
+        copies: what it trains besides.
+        flags: of what trains in it, while it is not active.
+    """
+
+    config: LoRAConfig | None
+    layers: list[str]
+    copies: list[Copy] = field(default_factory=list)
+    flags: list[tuple[Parameter, bool]] = field(default_factory=list)
+
+
+@dataclass
+class Attachment:
+    """What a model was before, and its adapters; no module, so a walk over the model passes it by.
+
+    Attributes:
+        originals: the layers that have given their place to one with adapters.
+        flags: `requires_grad` of every parameter before.
+        adapters: by name.
+        active: the names of those that take part.
+        disabled: how many blocks of `lora.disabled` there are around.
+    """
+
+    originals: dict[str, Module]
+    flags: list[tuple[Parameter, bool]]
+    adapters: dict[str, Attached] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    disabled: int = 0
+
+    def check_enabled(self, what: str) -> None:
+        """Refuse to change what a block of `lora.disabled` is about to put back.
+
+        Raises:
+            RuntimeError: inside of one.
+        """
+        if self.disabled:
+            raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
+
+    def get(self, name: str) -> Attached:
+        """An adapter by its name.
+
+        Raises:
+            ValueError: with the names there are.
+        """
+        if name not in self.adapters:
+            raise ValueError(
+                f"there is no adapter {near(name, self.adapters)}; the model has "
+                f"{', '.join(map(repr, self.adapters))}"
+            )
+        return self.adapters[name]
+
+
+def record_of(model: Module) -> Attachment | None:
+    """What `attach` has put on a model, or None."""
+    found: Attachment | None = vars(model).get(_RECORD)
+    return found
+
+
+def required(model: Module) -> Attachment:
+    """What `attach` has put on a model.
+
+    Raises:
+        ValueError: if it has put nothing on.
+    """
+    record = record_of(model)
+    if record is None:
+        raise ValueError(
+            "lora.attach has put no adapters on this model; lora.attach(model, LoRAConfig(...)) "
+            "puts some on"
+        )
+    return record
+
+
+def keep(model: Module, record: Attachment | None) -> None:
+    """Remember what has been put on a model, or that nothing is left of it."""
+    if record is None:
+        del vars(model)[_RECORD]
+    else:
+        setattr(model, _RECORD, record)
+
+
+def adapters(model: Module) -> list[tuple[str, AdaptedLayer]]:
+    """The layers with adapters of a model, with their names.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
+    if not found:
+        raise ValueError(
+            "the model has no adapters; lora.attach(model, LoRAConfig(...)) puts some on"
+        )
+    return found
+
+
+def layers_in_place(model: Module, record: Attachment) -> dict[str, AdaptedLayer]:
+    """The layers that `attach` has placed, by name.
+
+    Raises:
+        ValueError: if one is no longer where it was put.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+    gone = [name for name in record.originals if name not in layers]
+    if gone:
+        raise ValueError(
+            f"the adapters of {', '.join(gone)} are no longer in the model; put the layers that "
+            f"lora.attach had placed there back first"
+        )
+    return layers
+
+
+def put_in(model: Module, copies: Iterable[Copy]) -> None:
+    """Let copies take the place of their originals."""
+    _exchange(model, {id(copy.original): (copy.original, copy.own) for copy in copies})
+
+
+def put_back(model: Module, copies: Iterable[Copy]) -> None:
+    """Let originals take the place of their copies again."""
+    _exchange(model, {id(copy.own): (copy.own, copy.original) for copy in copies})
+
+
+def _exchange(model: Module, pairs: Mapping[int, tuple[Parameter, Parameter]]) -> None:
+    if not pairs:
+        return
+    for old, new in pairs.values():
+        if new.dtype != old.dtype:  # the model was converted meanwhile, and this was not in it
+            new.data = new.data.astype(old.dtype)
+    replace(model, {key: new for key, (_, new) in pairs.items()})
+
+
+def restore_flags(flags: Iterable[tuple[Parameter, bool]]) -> None:
+    """Let every parameter require a gradient, or none, as it did."""
+    for parameter, flag in flags:
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)

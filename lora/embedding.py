@@ -1,0 +1,85 @@
+"""LoRAEmbedding: a frozen table of vectors, and an update of low rank beside it.
+
+    y_i = W[i] + scale B A[:, i]          A: (rank, count), B: (d, rank)
+
+An embedding is a linear map of the i-th unit vector, with the table as the transpose of its weight;
+A and B have the shapes that they have there. But A begins at zero, and B at random (as in PEFT): so
+the vector of a token that training never sees stays what it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapted import AdaptedLayer
+from lora.variants.inits import Factors
+from lora.weight import Dense, Weight
+from minigrad import functional, ops
+from minigrad.nn import Embedding, Module, Parameter
+from minigrad.random import generator
+from minigrad.tensor import Tensor
+
+
+class LoRAEmbedding(AdaptedLayer):
+    """An embedding with adapters: `(...)` integers -> `(..., embedding_dim)`.
+
+    Dropout drops the updates of whole tokens: of a unit vector there is one element to drop.
+
+    `LoRAEmbedding.around(embedding)` makes one.
+    """
+
+    padding_idx: int | None
+
+    @classmethod
+    def around(cls, embedding: Embedding) -> LoRAEmbedding:
+        """A layer without an adapter, that shares the very table of `embedding`."""
+        made = cls.__new__(cls)
+        AdaptedLayer.__init__(made, embedding.weight, None)
+        made.padding_idx = embedding.padding_idx
+        made.training = embedding.training
+        return made
+
+    def begin(self, rank: int, rng: np.random.Generator | None) -> Factors:
+        """A = 0, and B standard normal."""
+        b = generator(rng).standard_normal((self.d_out, rank))
+        return Factors(np.zeros((rank, self.d_in)), b)
+
+    def plain(self) -> Module:
+        """An `Embedding` with the merged table, and nothing shared."""
+        if self._merged is not None:
+            self._check_fresh(self._merged)
+        made = Embedding.__new__(Embedding)
+        made.weight = Parameter(self.merged_weight())
+        made.padding_idx = self.padding_idx
+        return made
+
+    def weight_of(self, stored: Any) -> Weight:
+        """The table, transposed."""
+        return Dense(stored.T)
+
+    def stored(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """A weight as a table."""
+        return np.ascontiguousarray(matrix.T)
+
+    def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        """W[x]."""
+        return functional.embedding(x, weight.detach(), self.padding_idx)
+
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """The columns of a matrix. That of padding gets no gradient."""
+        return functional.embedding(x, ops.transpose(matrix), self.padding_idx)
+
+    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+        """x itself, and which of its tokens are left."""
+        return x, drop(Tensor(np.ones((*x.shape, 1), self.weight.dtype)))
+
+    def base_facts(self) -> list[str]:
+        """The index of the padding."""
+        return [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
+
+    def kind(self) -> list[str]:
+        """That it is an embedding."""
+        return ["Embedding"]

@@ -1,0 +1,51 @@
+"""LoRAScaling: what the product B A is multiplied by."""
+
+from __future__ import annotations
+
+import enum
+import math
+import numbers
+import operator
+from typing import Any
+
+
+class LoRAScaling(enum.Enum):
+    """What the product B A is multiplied by."""
+
+    STANDARD = "standard"
+    """alpha / rank (Hu et al., 2021)."""
+
+    RSLORA = "rslora"
+    """alpha / sqrt(rank), which keeps the update's size at any rank (Kalajdzievski, 2023)."""
+
+    def scale(self, alpha: float, rank: int) -> float:
+        """The factor for an alpha and a rank."""
+        return alpha / (rank if self is LoRAScaling.STANDARD else math.sqrt(rank))
+
+
+def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
+    """Refuse a rank that is no positive integer, and an alpha that is no positive number.
+
+    Raises:
+        TypeError: if the rank is no integer, or alpha no number.
+        ValueError: if one is not positive, or alpha not finite.
+    """
+    check_size("rank", rank)
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
+        raise TypeError(f"alpha must be a number, not {alpha!r}")
+    if not 0 < float(alpha) < math.inf:
+        raise ValueError(f"alpha must be a positive number, not {alpha!r}")
+
+
+def check_size(name: str, value: Any) -> int:
+    """`value` as a positive int.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is not positive.
+    """
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if operator.index(value) < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return operator.index(value)

@@ -1,0 +1,128 @@
+"""Which adapters of a model take part: one, several, or for a while none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from lora.attachment import (
+    Attachment,
+    adapters,
+    layers_in_place,
+    put_back,
+    put_in,
+    record_of,
+    required,
+    restore_flags,
+)
+from minigrad.nn import Module, Parameter
+
+
+def switch(model: Module, *names: str) -> Module:
+    """Let these adapters be active, and no others; return the model.
+
+    The updates of several add up. Of an adapter that is not active nothing trains; its
+    `requires_grad` flags come back when it is active again. Without names, none is active.
+
+    Raises:
+        ValueError: if there is no adapter of that name, one is named twice, one that is merged
+            would be switched off, or two would train one parameter whole; then nothing is changed.
+    """
+    record = required(model)
+    record.check_enabled("adapters cannot be switched")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"switch takes names, as in switch(model, 'a', 'b'), not {name!r}")
+        record.get(name)
+    if len(set(names)) < len(names):
+        raise ValueError(f"an adapter is active once or not at all: {', '.join(map(repr, names))}")
+    check_switch(model, record, names)
+    activate(model, record, names)
+    return model
+
+
+def active(model: Module) -> tuple[str, ...]:
+    """The names of the adapters that take part.
+
+    Raises:
+        ValueError: if `attach` has put none on.
+    """
+    return required(model).active
+
+
+def check_switch(model: Module, record: Attachment, names: Sequence[str]) -> None:
+    """Refuse to switch a merged adapter off, and to have two copies of one parameter.
+
+    Raises:
+        ValueError: in these cases.
+    """
+    for place, layer in layers_in_place(model, record).items():
+        left = [name for name in layer.merged_adapters if name not in names]
+        if left:
+            raise ValueError(
+                f"adapter {', '.join(map(repr, left))} is merged in {place}, and could not be "
+                f"switched off; call lora.unmerge(model) first"
+            )
+    owners: dict[int, str] = {}
+    for name in names:
+        for copy in record.adapters[name].copies if name in record.adapters else ():
+            other = owners.setdefault(id(copy.original), name)
+            if other != name:
+                raise ValueError(
+                    f"adapters {other!r} and {name!r} both train {copy.name} whole, and cannot be "
+                    f"active together"
+                )
+
+
+def activate(model: Module, record: Attachment, names: Sequence[str]) -> None:
+    """Let these adapters be active, which has been checked to be possible."""
+    layers = layers_in_place(model, record)
+    for name in record.active:
+        if name not in names:
+            attached = record.adapters[name]
+            attached.flags = [(p, p.requires_grad) for p in _parameters(record, model, name)]
+            put_back(model, attached.copies)
+            restore_flags((p, False) for p, _ in attached.flags)
+    for layer in layers.values():
+        layer.use([name for name in names if name in layer.adapters])
+    for name in names:
+        if name not in record.active:
+            put_in(model, record.adapters[name].copies)
+            restore_flags(record.adapters[name].flags)
+    record.active = tuple(names)
+
+
+def _parameters(record: Attachment, model: Module, name: str) -> list[Parameter]:
+    """What an adapter trains in a model."""
+    attached = record.adapters[name]
+    layers = layers_in_place(model, record)
+    own = [part for layer in attached.layers for part in layers[layer].adapters[name].trained()]
+    return own + [copy.own for copy in attached.copies]
+
+
+@contextmanager
+def disabled(model: Module) -> Iterator[Module]:
+    """Inside the block the model computes what it did without adapters, to the bit.
+
+    Raises:
+        ValueError: if there are no adapters.
+    """
+    before = [(layer, layer.enabled) for _, layer in adapters(model)]
+    record = record_of(model)
+    copies = [] if record is None else [c for n in record.active for c in record.adapters[n].copies]
+    outermost = record is not None and record.disabled == 0
+    try:
+        if record is not None:
+            record.disabled += 1
+        if outermost:
+            put_back(model, copies)
+        for layer, _ in before:
+            layer.enabled = False
+        yield model
+    finally:
+        for layer, enabled in before:
+            layer.enabled = enabled
+        if outermost:
+            put_in(model, copies)
+        if record is not None:
+            record.disabled -= 1

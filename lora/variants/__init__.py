@@ -1,0 +1,1 @@
+"""The choices that LoRA leaves open: how an update begins, and what else is done with it."""

@@ -1,0 +1,60 @@
+"""DoRA: a low-rank update of the directions of a weight's rows, and a magnitude for each.
+
+    W' = diag(m / n) (W + s B A)          n_j = |row j of W + s B A|
+
+(Liu et al., 2024, equation 5, with a magnitude for each output.) At first m = n, so the output is
+that of the base. In the backward pass the paper takes n as a constant (section 4.3).
+
+W + s B A is never formed, since
+
+    n_j^2 = |w_j|^2 + 2 s b_j (A w_j) + s^2 b_j (A A^T) b_j
+
+takes one thin product with W, and |w_j|^2 is known. Where the sum is far smaller than its terms,
+rounding would be all that is left of it: such rows, of which there are few, are formed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.weight import Weight
+from minigrad import kernels, ops
+from minigrad.tensor import Tensor
+
+Array = NDArray[Any]
+
+LEAST = 1e-30  # the least norm: a row of zeros is one times something finite
+
+_CANCELLED = 1e-2  # the part that is left of the terms, below which a row is formed
+
+
+def norms(weight: Weight, a: Array, b: Array, scale: float) -> Array:
+    """n: `(d_out,)`, in the dtype of A."""
+    square = weight.squares()
+    wide = b.astype(np.float64)
+    crossed = np.einsum("jk,jk->j", wide, weight.project(a).astype(np.float64))
+    gram = kernels.gemm.matmul(a, a.T).astype(np.float64)
+    update = np.einsum("jk,jk->j", wide @ gram, wide)
+    update *= scale * scale
+    total = square + 2 * scale * crossed + update
+    for j in np.flatnonzero(total < _CANCELLED * (square + update)):
+        row = weight.rows(slice(j, j + 1))[0] + scale * (wide[j] @ a.astype(np.float64))
+        total[j] = row @ row
+    found: Array = np.maximum(np.sqrt(total), LEAST).astype(a.dtype)
+    return found
+
+
+def norms_with_gradient(weight: Weight, a: Tensor, b: Tensor, scale: float, n: Array) -> Tensor:
+    """n, whose values are known, with its derivatives by A and B.
+
+    d(n_j^2) = 2 s (w_j + s b_j A) d(b_j A), which needs A w_j and A A^T only.
+    """
+    crossed = (ops.transpose(weight.product(a)) * b).sum(axis=1)
+    update = (ops.matmul(b, ops.matmul(a, ops.transpose(a))) * b).sum(axis=1)
+    square = crossed * (2 * scale) + update * (scale * scale)
+    # The values are those of n to the bit; of the composition, the derivatives alone are used.
+    square = square - square.detach() + np.square(n)
+    return ops.sqrt(square)

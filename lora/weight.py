@@ -1,0 +1,115 @@
+"""Weight: a frozen matrix W, `(d_out, d_in)`, however it is stored, and what an adapter asks of it.
+
+There are two: dense, and in the 4 bits of NF4 (`minigrad.kernels.nf4`), of which no more than a
+strip is ever dense. An embedding's table is a dense one, seen transposed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad import kernels, ops
+from minigrad.memory import hold, release
+from minigrad.tensor import Tensor
+
+Array = NDArray[Any]
+
+STRIP = 1 << 18  # numbers that are in float64 at a time
+
+
+class Weight(ABC):
+    """What is common: rows in float64, and the squares of their norms.
+
+    Attributes:
+        shape: `(d_out, d_in)`.
+        dtype: of what is computed with it.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    @abstractmethod
+    def rows(self, rows: slice) -> Array:
+        """Some rows of W in float64, a copy."""
+
+    @abstractmethod
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b. No gradient gets to W."""
+
+    @abstractmethod
+    def project(self, a: Array) -> Array:
+        """W A^T: `(d_out, rank)`."""
+
+    @abstractmethod
+    def is_finite(self) -> bool:
+        """Whether there is no NaN and no Inf in W."""
+
+    @abstractmethod
+    def squares(self) -> Array:
+        """The squares of the norms of the rows in float64."""
+
+    def dense(self) -> Array:
+        """W in float64, whole."""
+        return self.rows(slice(None))
+
+    def strips(self) -> list[slice]:
+        """The rows in parts of no more than some megabytes."""
+        step = max(1, STRIP // self.shape[1])
+        return [slice(start, start + step) for start in range(0, self.shape[0], step)]
+
+    def _squares(self) -> Array:
+        parts = [self.rows(strip) for strip in self.strips()]
+        return np.concatenate([np.einsum("ij,ij->i", part, part) for part in parts])
+
+
+class Dense(Weight):
+    """A plain array. While the norms of its rows are known its memory is read-only.
+
+    Args:
+        matrix: W; an array that others may hold, and write to if they say so.
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        self.matrix = matrix
+        self.shape, self.dtype = matrix.shape, matrix.dtype
+        self._known: Array | None = None
+
+    def rows(self, rows: slice) -> Array:
+        """Some rows of W in float64, a copy."""
+        return self.matrix[rows].astype(np.float64)
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b."""
+        return ops.linear(x, self.matrix, bias)
+
+    def project(self, a: Array) -> Array:
+        """W A^T."""
+        return kernels.gemm.matmul(self.matrix, a.T)
+
+    def is_finite(self) -> bool:
+        """Whether there is no NaN and no Inf in W."""
+        return bool(np.isfinite(self.matrix).all())
+
+    def squares(self) -> Array:
+        """The squares of the norms of the rows, known for as long as nobody can write to W."""
+        if self._known is None:
+            squares = self._squares()
+            if not hold(self.matrix, self):
+                return squares
+            self._known = squares
+        return self._known
+
+    def let_go(self) -> None:
+        """Forget the norms, since someone is about to write to W."""
+        self._known = None
+
+    def __del__(self) -> None:
+        if self._known is not None:
+            release(self.matrix)
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # a copy of a layer looks for itself
