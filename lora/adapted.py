@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lora.adapter import Adapter
 from lora.weight import Weight
+from lora.whole import Whole
 from minigrad import ops
 from minigrad.memory import clock, last_written
 from minigrad.mode import mode
@@ -56,7 +57,7 @@ class AdaptedLayer(Module):
 
     Attributes:
         base_weight: the weight of the layer that was adapted, frozen.
-        bias: its bias, frozen, or None.
+        bias: its bias, or what an adapter trains in its place, or None.
         adapters: all that there are, by name.
         active: the names of those that take part.
         enabled: whether any takes part.
@@ -206,8 +207,7 @@ class AdaptedLayer(Module):
                 would be lost.
         """
         x = x if isinstance(x, Tensor) else Tensor(x)
-        # Detached: no gradient gets to the base, even if someone has set its flag.
-        bias = None if self.bias is None else self.bias.detach()
+        bias = self._bias()
         if not self.enabled:
             return self.base(x, self.base_weight, bias)
         stored = self.base_weight
@@ -217,19 +217,13 @@ class AdaptedLayer(Module):
             self._check_not_training(self._merged)
             stored, merged = self._merged.weight, self._merged.adapters
         rest = [self.adapters[name] for name in self.active if name not in merged]
-        return self._summed(x, stored, self._bias(bias), rest)
+        return self._summed(x, stored, bias, rest)
 
-    def _bias(self, bias: Tensor | None) -> Tensor | None:
-        """The bias with what the active adapters have made of it."""
-        trained = [self.adapters[name].lora_bias for name in self.active]
-        own = [part for part in trained if part is not None]
-        if not own:
-            return bias
-        assert bias is not None
-        total: Tensor = own[0]
-        for other in own[1:]:
-            total = total + (other - bias)
-        return total
+    def _bias(self) -> Tensor | None:
+        """The bias. No gradient gets to that of the base, even if someone has set its flag."""
+        if self.bias is None or isinstance(self.bias, Whole):
+            return self.bias
+        return self.bias.detach()
 
     def _summed(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
@@ -445,9 +439,7 @@ class Merged:
 def _values(adapter: Adapter) -> dict[str, Array]:
     """Copies of the parameters of an adapter that its update follows from."""
     return {
-        key: part._data.copy()
-        for key, part in adapter.contents()
-        if isinstance(part, Parameter) and key != "lora_bias"
+        key: part._data.copy() for key, part in adapter.contents() if isinstance(part, Parameter)
     }
 
 

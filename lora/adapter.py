@@ -66,7 +66,6 @@ class Adapter:
         lora_b: B, `(d_out, rank)`. Assigning copies.
         scale: s, the factor in force, a float.
         lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
-        lora_bias: a bias that is trained in place of the layer's, or None.
         start: A_0 and B_0, which PiSSA's update is the difference to, or None.
 
     Raises:
@@ -108,7 +107,6 @@ class Adapter:
         self.start: tuple[Parameter, Parameter] | None = None
         if first.from_start:
             self.start = Parameter(self.lora_a, False), Parameter(self.lora_b, False)
-        self.lora_bias: Parameter | None = None
         self.lora_magnitude: Parameter | None = None
         self.dora_norm_gradient = dora_norm_gradient
         if use_dora:
@@ -144,9 +142,9 @@ class Adapter:
             self.drop.p = p
 
     def trained(self) -> list[Parameter]:
-        """What trains: A, B, and the magnitude and the bias where it has these."""
-        extra = [self.lora_magnitude, self.lora_bias]
-        return [self.lora_a, self.lora_b, *(part for part in extra if part is not None)]
+        """What trains: A, B, and with DoRA the magnitude."""
+        magnitude = [] if self.lora_magnitude is None else [self.lora_magnitude]
+        return [self.lora_a, self.lora_b, *magnitude]
 
     def contents(self) -> Iterator[tuple[str, Any]]:
         """What is in it, with names: parameters, trained or not, and what drops."""
@@ -157,8 +155,6 @@ class Adapter:
             yield "start_b", self.start[1]
         if self.lora_magnitude is not None:
             yield "lora_magnitude", self.lora_magnitude
-        if self.lora_bias is not None:
-            yield "lora_bias", self.lora_bias
         if self.drop is not None:
             yield "drop", self.drop
 

@@ -8,31 +8,27 @@ again under another name gives the same layers, or others, another adapter on th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from lora.adapted import DEFAULT, AdaptedLayer
-from lora.adapter import Adapter
 from lora.attachment import (
     Attached,
     Attachment,
-    Copy,
     keep,
     layers_in_place,
-    put_back,
     record_of,
     required,
     restore_flags,
 )
 from lora.config import LoRAConfig
-from lora.embedding import LoRAEmbedding
-from lora.layer import LoRALayer, check_rank_fits
-from lora.replacing import places, replace
-from lora.report import AttachReport, Match
+from lora.plan import Plan
+from lora.replacing import replace
+from lora.report import AttachReport
 from lora.switch import activate, check_switch
-from lora.targets import Target, find, select
-from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
+from lora.whole import put_back
+from minigrad.nn import Embedding, Linear, Module
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -67,11 +63,12 @@ def attach(
         )
     record = record_of(model)
     _check_place(model, record, adapter)
-    plan = _Plan(model, config, adapter, record, rng)
+    plan = Plan(model, config, record, rng)
     if record is None:
         record = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
         keep(model, record)
+    activate(model, record, ())
     record.originals |= plan.originals
     replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
     for name, update in plan.updates.items():
@@ -113,183 +110,6 @@ def _check_place(model: Module, record: Attachment | None, adapter: str) -> None
             f"adapter=...) takes another name, lora.remove(model, {adapter!r}) takes that one off"
         )
     check_switch(model, record, (adapter,))
-
-
-class _Plan:
-    """All that an attachment consists of, made and checked before anything is changed."""
-
-    def __init__(
-        self,
-        model: Module,
-        config: LoRAConfig,
-        adapter: str,
-        record: Attachment | None,
-        rng: np.random.Generator | None,
-    ) -> None:
-        self._config = config
-        self._rng = rng
-        modules = dict(model.named_modules())
-        candidates = {name: module for name, module in modules.items() if _can_adapt(module)}
-        linear = [n for n, m in candidates.items() if not isinstance(m, (Embedding, LoRAEmbedding))]
-        groups = {
-            name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
-            for name, module in modules.items()
-            if isinstance(module, MultiHeadAttention)
-        }
-        targets = select(config, linear, [n for n in candidates if n not in linear], groups)
-        order = {name: i for i, name in enumerate(candidates)}
-        targets.sort(key=lambda target: order[target.name])
-        self.originals: dict[str, Module] = {}
-        self.new: dict[str, AdaptedLayer] = {}
-        self.layers: dict[str, AdaptedLayer] = {}
-        self.updates: dict[str, Adapter] = {}
-        self.matches: list[Match] = []
-        held = places(model)
-        for target in targets:
-            module = candidates[target.name]
-            if not isinstance(module, AdaptedLayer):
-                self.originals[target.name] = module
-                module = self.new[target.name] = _around(module)
-            self.layers[target.name] = module
-            try:
-                self.updates[target.name] = self._update(module, target)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{target.name}: {error}") from error
-            self.matches.append(self._match(module, target, held))
-        self.copies = _Copies(model, config, record, set(self.layers), held).made
-        self._add_biases()
-
-    def _update(self, layer: AdaptedLayer, target: Target) -> Adapter:
-        check_rank_fits(target.rank, layer.d_out, layer.d_in)
-        if not layer.weight.is_finite():
-            raise ValueError("the weight has NaN or Inf in it; mend the model first")
-        config, begin = self._config, None
-        if isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
-            begin = layer.begin(target.rank, self._rng)
-        return Adapter(
-            layer.weight,
-            target.rank,
-            target.alpha,
-            scaling=config.scaling,
-            dropout=config.dropout,
-            init=config.init,
-            use_dora=config.use_dora,
-            dora_norm_gradient=config.dora_norm_gradient,
-            begin=begin,
-            rng=self._rng,
-        )
-
-    def _match(self, layer: AdaptedLayer, target: Target, held: Mapping[int, list[str]]) -> Match:
-        others = [n for n in held.get(id(layer.base_weight), []) if not _inside(n, target.name)]
-        note = [f"tied to {', '.join(others)}"] if others else []
-        return Match(
-            target.name,
-            target.pattern,
-            layer.d_in,
-            layer.d_out,
-            target.rank,
-            sum(part.size for part in self.updates[target.name].trained()),
-            ", ".join([*layer.kind(), *note]),
-        )
-
-    def _add_biases(self) -> None:
-        if self._config.bias == "none":
-            return
-        with_bias = [name for name, layer in self.layers.items() if layer.bias is not None]
-        if not with_bias and not self.copies:
-            raise ValueError(f"bias={self._config.bias!r}, but none of the layers has a bias")
-        for i, match in enumerate(self.matches):
-            bias = self.layers[match.name].bias
-            if bias is not None:
-                self.updates[match.name].lora_bias = Parameter(bias)
-                self.matches[i] = match.with_bias(bias.size)
-
-
-class _Copies:
-    """What is trained whole: of `modules_to_save`, and with `bias="all"` the other biases."""
-
-    def __init__(
-        self,
-        model: Module,
-        config: LoRAConfig,
-        record: Attachment | None,
-        targets: set[str],
-        held: Mapping[int, list[str]],
-    ) -> None:
-        copies = [] if record is None else [c for a in record.adapters.values() for c in a.copies]
-        self._originals = {id(copy.own): copy.original for copy in copies}
-        self._held = held
-        self.made: list[Copy] = []
-        adapted = targets | {n for n, m in model.named_modules() if isinstance(m, AdaptedLayer)}
-        parameters = list(model.named_parameters())
-        if config.modules_to_save:
-            self._save_modules(model, config, adapted)
-        if config.bias == "all":
-            done = {id(copy.original) for copy in self.made}
-            for name, parameter in parameters:
-                owner, _, last = name.rpartition(".")
-                if last == "bias" and owner not in adapted and not self._is_done(parameter, done):
-                    self._copy(name, parameter, "bias")
-
-    def _is_done(self, parameter: Parameter, done: set[int]) -> bool:
-        return id(self._originals.get(id(parameter), parameter)) in done
-
-    def _save_modules(self, model: Module, config: LoRAConfig, adapted: set[str]) -> None:
-        modules = {
-            name: module
-            for name, module in model.named_modules()
-            if name and next(module.named_parameters(), None) is not None
-        }
-        found = find("modules_to_save", config.modules_to_save, modules, {})
-        for name in found:
-            for layer in sorted(adapted):
-                if _inside(layer, name) or _inside(name, layer):
-                    raise ValueError(
-                        f"modules_to_save: {name} is to be trained whole, and {layer} has an "
-                        f"adapter; leave one of them out"
-                    )
-        done: set[int] = set()
-        for name in found:
-            for key, parameter in modules[name].named_parameters(name):
-                if self._is_done(parameter, done):
-                    continue
-                done.add(id(self._originals.get(id(parameter), parameter)))
-                others = [n for n in self._held[id(parameter)] if not _inside_any(n, found)]
-                if others:
-                    raise ValueError(
-                        f"modules_to_save: {key} is tied to {', '.join(others)}, which would not "
-                        f"follow; save the module that holds it too, or untie them"
-                    )
-                self._copy(key, parameter, "modules_to_save")
-
-    def _copy(self, name: str, parameter: Parameter, reason: str) -> None:
-        original = self._originals.get(id(parameter), parameter)
-        self.made.append(Copy(name, reason, original, Parameter(original)))
-
-
-def _can_adapt(module: Module) -> bool:
-    """Whether a module is one of those, and computes what they do."""
-    if isinstance(module, AdaptedLayer):
-        return True
-    return any(
-        isinstance(module, kind) and type(module).forward is kind.forward
-        for kind in (Linear, Embedding)
-    )
-
-
-def _around(module: Module) -> AdaptedLayer:
-    if isinstance(module, Embedding):
-        return LoRAEmbedding.around(module)
-    assert isinstance(module, Linear)
-    return LoRALayer.around(module)
-
-
-def _inside(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")
-
-
-def _inside_any(name: str, modules: Iterable[str]) -> bool:
-    return any(_inside(name, module) for module in modules)
 
 
 def detach(model: Module) -> Module:

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lora.adapted import AdaptedLayer
 from lora.config import LoRAConfig
-from lora.replacing import replace
 from lora.targets import near
+from lora.whole import Copy
 from minigrad.nn import Module, Parameter
 
 _RECORD = "_lora_attachment"
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A parameter that an adapter trains whole: a copy, in the place of the original while active.
-
-    Attributes:
-        name: the first name of the original in the model.
-        reason: the field of the configuration that asked for it.
-        original: what the model had.
-        own: what the adapter trains.
-    """
-
-    name: str
-    reason: str
-    original: Parameter
-    own: Parameter
 
 
 @dataclass
@@ -146,25 +129,6 @@ def layers_in_place(model: Module, record: Attachment) -> dict[str, AdaptedLayer
             f"lora.attach had placed there back first"
         )
     return layers
-
-
-def put_in(model: Module, copies: Iterable[Copy]) -> None:
-    """Let copies take the place of their originals."""
-    _exchange(model, {id(copy.original): (copy.original, copy.own) for copy in copies})
-
-
-def put_back(model: Module, copies: Iterable[Copy]) -> None:
-    """Let originals take the place of their copies again."""
-    _exchange(model, {id(copy.own): (copy.own, copy.original) for copy in copies})
-
-
-def _exchange(model: Module, pairs: Mapping[int, tuple[Parameter, Parameter]]) -> None:
-    if not pairs:
-        return
-    for old, new in pairs.values():
-        if new.dtype != old.dtype:  # the model was converted meanwhile, and this was not in it
-            new.data = new.data.astype(old.dtype)
-    replace(model, {key: new for key, (_, new) in pairs.items()})
 
 
 def restore_flags(flags: Iterable[tuple[Parameter, bool]]) -> None:

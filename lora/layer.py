@@ -141,8 +141,7 @@ class LoRALayer(AdaptedLayer):
             self._check_fresh(self._merged)
         linear = Linear.__new__(Linear)
         linear.weight = Parameter(self.merged_weight())
-        bias = self._bias(self.bias)
-        linear.bias = None if bias is None else Parameter(bias)
+        linear.bias = None if self.bias is None else Parameter(self.bias)
         return linear
 
     def plain(self) -> Module:

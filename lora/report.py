@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from lora.attachment import Copy
+from lora.whole import Copy
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class Match:
     rank: int
     added: int
     note: str = ""
-
-    def with_bias(self, size: int) -> Match:
-        """The same, with a bias of so many numbers that trains too."""
-        note = ", ".join([*([self.note] if self.note else []), "bias"])
-        return replace(self, added=self.added + size, note=note)
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,12 +9,11 @@ from lora.attachment import (
     Attachment,
     adapters,
     layers_in_place,
-    put_back,
-    put_in,
     record_of,
     required,
     restore_flags,
 )
+from lora.whole import put_back, put_in
 from minigrad.nn import Module, Parameter
 
 

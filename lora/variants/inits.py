@@ -64,6 +64,18 @@ def check_init(init: Any) -> None:
         raise ValueError(f"init is one of {', '.join(get_args(Init))}, not {init!r}")
 
 
+def check_rank(init: Init, rank: int) -> None:
+    """Refuse an odd rank for orthogonal factors.
+
+    Raises:
+        ValueError: in that case.
+    """
+    if init == "orthogonal" and rank % 2:
+        raise ValueError(
+            f'init="orthogonal" shares the rank out between A and B, so it must be even, not {rank}'
+        )
+
+
 def draw(
     init: Init,
     d_out: int,
@@ -78,6 +90,7 @@ def draw(
     Raises:
         ValueError: if the rank is odd, for orthogonal factors.
     """
+    check_rank(init, rank)
     return _INITS[init](Asked(d_out, d_in, rank, scale, weight, generator(rng)))
 
 
@@ -94,11 +107,6 @@ def _kaiming(asked: Asked) -> Factors:
 
 def _orthogonal(asked: Asked) -> Factors:
     """Half of the rows of a random rotation mix A, the other half B (as PEFT's orthogonal init)."""
-    if asked.rank % 2:
-        raise ValueError(
-            f'init="orthogonal" shares the rank out between A and B, so it must be even, not '
-            f"{asked.rank}"
-        )
     half, rng = asked.rank // 2, asked.rng
     rotation = np.linalg.qr(rng.standard_normal((asked.rank, asked.rank)))[0]
     a = rotation[0::2].T @ rng.standard_normal((half, asked.d_in)) / 10

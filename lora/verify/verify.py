@@ -21,6 +21,7 @@ from lora.verify import identities
 from lora.verify.checks import Check, VerifyReport
 from lora.verify.rounding import NOTHING, Array, Comparison
 from lora.verify.subject import Subject, Use
+from lora.whole import Whole
 from minigrad.diagnostics.draws import Draws
 from minigrad.diagnostics.step import Loss, loss_of
 from minigrad.engine import grad
@@ -114,7 +115,8 @@ def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
     if len(layer.active) != 1:
         return False
     adapter = layer.adapters[layer.active[0]]
-    return adapter.lora_magnitude is None and adapter.start is None and adapter.lora_bias is None
+    plain = adapter.lora_magnitude is None and adapter.start is None
+    return plain and not isinstance(layer.bias, Whole)
 
 
 def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, list[Use]]:

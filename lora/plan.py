@@ -1,0 +1,242 @@
+"""Plan: what an attachment would consist of, made and checked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from lora.adapted import AdaptedLayer
+from lora.adapter import Adapter
+from lora.attachment import Attachment
+from lora.config import LoRAConfig
+from lora.embedding import LoRAEmbedding
+from lora.layer import LoRALayer, check_rank_fits
+from lora.replacing import places
+from lora.report import Match
+from lora.targets import Target, find, select
+from lora.variants.inits import check_rank as check_rank_of_init
+from lora.whole import Copy, Whole
+from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
+
+
+class Plan:
+    """All that an attachment consists of.
+
+    Args:
+        model: not changed.
+        config: which layers, and what adapters.
+        record: what there is already, or None.
+        rng: where A and B are drawn from, when all has been checked.
+
+    Attributes:
+        originals: the layers that will give their place away, by name.
+        new: what will take it.
+        layers: all that will get the adapter, new or not.
+        updates: what they will get.
+        copies: what will be trained whole.
+        matches: lines for the report.
+
+    Raises:
+        TypeError: if a weight is not of floats.
+        ValueError: if something does not go together; see `lora.attach`.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        config: LoRAConfig,
+        record: Attachment | None,
+        rng: np.random.Generator | None,
+    ) -> None:
+        modules = dict(model.named_modules())
+        candidates = {name: module for name, module in modules.items() if _can_adapt(module)}
+        targets = _targets(config, modules, candidates)
+        known = [] if record is None else [c for a in record.adapters.values() for c in a.copies]
+        held = places(model)
+        self.originals: dict[str, Module] = {}
+        self.new: dict[str, AdaptedLayer] = {}
+        self.layers: dict[str, AdaptedLayer] = {}
+        for target in targets:
+            module = candidates[target.name]
+            if not isinstance(module, AdaptedLayer):
+                self.originals[target.name] = module
+                module = self.new[target.name] = _around(module, known)
+            self.layers[target.name] = module
+            _check_layer(target, module, config)
+        _check_saved_by_others(record, self.new)
+        adapted = {n for n, m in candidates.items() if isinstance(m, AdaptedLayer)} | set(self.new)
+        self.copies = _Copies(model, config, known, held, adapted, self.layers).made
+        self.updates = {t.name: _update(self.layers[t.name], t, config, rng) for t in targets}
+        self.matches = [_match(self.layers[t.name], t, self.updates[t.name], held) for t in targets]
+
+
+def _targets(
+    config: LoRAConfig, modules: Mapping[str, Module], candidates: Mapping[str, Module]
+) -> list[Target]:
+    """The layers that are meant, in the order of the model."""
+    tables = [n for n, m in candidates.items() if isinstance(m, (Embedding, LoRAEmbedding))]
+    groups = {
+        name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
+        for name, module in modules.items()
+        if isinstance(module, MultiHeadAttention)
+    }
+    targets = select(config, [n for n in candidates if n not in tables], tables, groups)
+    order = list(candidates)
+    return sorted(targets, key=lambda target: order.index(target.name))
+
+
+def _check_layer(target: Target, layer: AdaptedLayer, config: LoRAConfig) -> None:
+    """Refuse what cannot be adapted in this way."""
+    try:
+        check_rank_fits(target.rank, layer.d_out, layer.d_in)
+        if not isinstance(layer, LoRAEmbedding):
+            check_rank_of_init(config.init, target.rank)
+    except ValueError as error:
+        raise ValueError(f"{target.name}: {error}") from error
+    if layer.weight.dtype.kind != "f":
+        raise TypeError(f"{target.name}: the weight must be of floats, not {layer.weight.dtype}")
+    if not layer.weight.is_finite():
+        raise ValueError(f"{target.name}: the weight has NaN or Inf in it; mend the model first")
+
+
+def _check_saved_by_others(record: Attachment | None, new: Mapping[str, AdaptedLayer]) -> None:
+    """Refuse to adapt a weight that another adapter trains whole."""
+    for adapter, attached in {} if record is None else record.adapters.items():
+        saved = {id(copy.original): copy.name for copy in attached.copies}
+        for name, layer in new.items():
+            if id(layer.base_weight) in saved:
+                raise ValueError(
+                    f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} whole, so "
+                    f"there is no one base for both; exclude it here, or remove that adapter"
+                )
+
+
+def _update(
+    layer: AdaptedLayer, target: Target, config: LoRAConfig, rng: np.random.Generator | None
+) -> Adapter:
+    begin = None
+    if isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
+        begin = layer.begin(target.rank, rng)
+    return Adapter(
+        layer.weight,
+        target.rank,
+        target.alpha,
+        scaling=config.scaling,
+        dropout=config.dropout,
+        init=config.init,
+        use_dora=config.use_dora,
+        dora_norm_gradient=config.dora_norm_gradient,
+        begin=begin,
+        rng=rng,
+    )
+
+
+def _match(
+    layer: AdaptedLayer, target: Target, update: Adapter, held: Mapping[int, list[str]]
+) -> Match:
+    others = [n for n in held.get(id(layer.base_weight), []) if not _inside(n, target.name)]
+    tied = [f"tied to {', '.join(others)}"] if others else []
+    return Match(
+        target.name,
+        target.pattern,
+        layer.d_in,
+        layer.d_out,
+        target.rank,
+        sum(part.size for part in update.trained()),
+        ", ".join([*layer.kind(), *tied]),
+    )
+
+
+class _Copies:
+    """What is trained whole: the modules to save, and biases."""
+
+    def __init__(
+        self,
+        model: Module,
+        config: LoRAConfig,
+        known: Sequence[Copy],
+        held: Mapping[int, list[str]],
+        adapted: Iterable[str],
+        targets: Mapping[str, AdaptedLayer],
+    ) -> None:
+        self._originals = {id(copy.own): copy.original for copy in known}
+        self._held = held
+        self._done: set[int] = set()
+        self.made: list[Copy] = []
+        if config.modules_to_save:
+            self._save_modules(model, config, sorted(adapted))
+        if config.bias == "none":
+            return
+        biases = [
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if name.rpartition(".")[2] == "bias"
+            and (config.bias == "all" or name.rpartition(".")[0] in targets)
+        ]
+        if not biases:
+            raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
+        for name, parameter in biases:
+            self._copy(name, parameter, "bias")
+
+    def _save_modules(self, model: Module, config: LoRAConfig, adapted: Sequence[str]) -> None:
+        modules = {
+            name: module
+            for name, module in model.named_modules()
+            if name and next(module.named_parameters(), None) is not None
+        }
+        found = find("modules_to_save", config.modules_to_save, modules, {})
+        for name in found:
+            for layer in adapted:
+                if _inside(layer, name) or _inside(name, layer):
+                    raise ValueError(
+                        f"modules_to_save: {name} is to be trained whole, but {layer} has an "
+                        f"adapter; leave one of them out"
+                    )
+        for name in found:
+            for key, parameter in modules[name].named_parameters(name):
+                others = [
+                    other
+                    for other in self._held[id(parameter)]
+                    if not any(_inside(other, saved) for saved in found)
+                ]
+                if others:
+                    raise ValueError(
+                        f"modules_to_save: {key} is tied to {', '.join(others)}, which would not "
+                        f"be alone in changing; save the module that holds it too, or untie them"
+                    )
+                self._copy(key, parameter, "modules_to_save")
+
+    def _copy(self, name: str, parameter: Parameter, reason: str) -> None:
+        original = self._originals.get(id(parameter), parameter)
+        if id(original) not in self._done:
+            self._done.add(id(original))
+            self.made.append(Copy(name, reason, original, Whole(original)))
+
+
+def _can_adapt(module: Module) -> bool:
+    """Whether a module is one of those, and computes what they do."""
+    if isinstance(module, AdaptedLayer):
+        return True
+    return any(
+        isinstance(module, kind) and type(module).forward is kind.forward
+        for kind in (Linear, Embedding)
+    )
+
+
+def _around(module: Module, known: Sequence[Copy]) -> AdaptedLayer:
+    """A layer for adapters, on what the model had, not on what another adapter trains."""
+    layer: AdaptedLayer
+    if isinstance(module, Embedding):
+        layer = LoRAEmbedding.around(module)
+    else:
+        assert isinstance(module, Linear)
+        layer = LoRALayer.around(module)
+    originals = {id(copy.own): copy.original for copy in known}
+    layer.base_weight = originals.get(id(layer.base_weight), layer.base_weight)
+    layer.bias = originals.get(id(layer.bias), layer.bias)
+    return layer
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
