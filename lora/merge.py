@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lora.adapted import AdaptedLayer
 from lora.attachment import (
     adapters,
     keep,
     layers_in_place,
     record_of,
+    required,
     restore_flags,
 )
 from lora.replacing import replace
 from minigrad.nn import Module
 
 
-def merge(model: Module) -> list[str]:
+def merge(model: Module, names: str | Sequence[str] | None = None) -> list[str]:
     """Let every adapter of `model` compute with W + scale B A; return the names of their layers.
 
     The base weights stay beside the merged ones, so this takes memory; `lora.fold` does not keep
@@ -24,9 +27,29 @@ def merge(model: Module) -> list[str]:
         ValueError: if there are no adapters.
     """
     found = adapters(model)
+    chosen = _chosen(model, names)
     for _, layer in found:
-        layer.merge()
+        layer.merge([name for name in layer.active if chosen is None or name in chosen])
     return [name for name, _ in found]
+
+
+def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """The adapters to merge, or None for all that are active.
+
+    Raises:
+        ValueError: if one is not there, or not active.
+    """
+    if names is None:
+        return None
+    record, chosen = required(model), (names,) if isinstance(names, str) else tuple(names)
+    for name in chosen:
+        record.get(name)
+        if name not in record.active:
+            raise ValueError(
+                f"adapter {name!r} is not active, and is not merged; lora.switch(model, {name!r}) "
+                f"makes it so"
+            )
+    return chosen
 
 
 def unmerge(model: Module) -> list[str]:

@@ -1,0 +1,755 @@
+"""Several adapters on one base: added, switched, summed, merged in part, and what trains whole."""
+
+import copy
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import lora
+import minigrad
+from lora import AdaptedLayer, LoRAConfig, LoRAEmbedding
+from minigrad.nn import Embedding, LayerNorm, Linear, Module, MultiHeadAttention, Parameter
+from minigrad.optim import Adam
+
+D = np.float64
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+class Net(Module):
+    def __init__(self, rng):
+        self.embed = Embedding(7, 4, dtype=D, rng=rng)
+        self.up = Linear(4, 6, dtype=D, rng=rng)
+        self.norm = LayerNorm(6, dtype=D)
+        self.down = Linear(6, 4, bias=False, dtype=D, rng=rng)
+        self.head = Linear(4, 3, dtype=D, rng=rng)
+
+    def forward(self, x):
+        h = self.embed(x)
+        return self.head(h + self.down(self.norm(minigrad.tanh(self.up(h)))))
+
+
+X = np.array([[1, 2, 3], [4, 5, 1]])
+LAYERS = ["embed", "up", "down", "head"]
+
+
+def out(net):
+    with minigrad.no_grad():
+        return net(X).data.copy()
+
+
+def layers(net):
+    return {name: m for name, m in net.named_modules() if isinstance(m, AdaptedLayer)}
+
+
+def snapshot(net):
+    modules = [(name, id(m), type(m), m.training) for name, m in net.named_modules()]
+    return modules, [
+        (name, id(p), p.requires_grad, p.data.tobytes()) for name, p in net.named_parameters()
+    ]
+
+
+def shake(net, name, rng):
+    """Let an adapter have learned something."""
+    for layer in layers(net).values():
+        if name in layer.adapters:
+            for part in layer.adapters[name].trained():
+                part.copy_(part.data + 0.3 * rng.standard_normal(part.shape))
+
+
+def put(net, name, rng, targets=("embed", "up"), **options):
+    report = lora.attach(
+        net, LoRAConfig(**{"rank": 2, "targets": targets, **options}), adapter=name, rng=rng
+    )
+    shake(net, name, rng)
+    return report
+
+
+def two(rng, **options):
+    """A net with adapters a and b, b active; and its outputs with neither, with a, and with b."""
+    net = Net(rng)
+    base = out(net)
+    put(net, "a", rng, ["embed", "up"], **options)
+    with_a = out(net)
+    put(net, "b", rng, ["up", "down"], **options)
+    return net, base, with_a, out(net)
+
+
+# ----------------------------------------------------------------------------------------------
+# Adding, switching, removing
+# ----------------------------------------------------------------------------------------------
+
+
+def test_the_newest_adapter_is_the_active_one_and_begins_at_the_base(rng):
+    net = Net(rng)
+    base = out(net)
+    put(net, "a", rng)
+    assert lora.active(net) == ("a",)
+    lora.attach(net, LoRAConfig(rank=1, targets=["up", "down"]), adapter="b")
+    assert lora.active(net) == ("b",)
+    assert np.array_equal(out(net), base)
+    assert {name: list(layer.adapters) for name, layer in layers(net).items()} == {
+        "embed": ["a"],
+        "up": ["a", "b"],
+        "down": ["b"],
+    }
+
+
+def test_switching_gives_the_output_of_each_to_the_bit(rng):
+    net, base, with_a, with_b = two(rng)
+    assert not np.array_equal(with_a, with_b)
+    for names, expected in [(["a"], with_a), (["b"], with_b), ([], base), (["a"], with_a)]:
+        assert lora.switch(net, *names) is net
+        assert lora.active(net) == tuple(names)
+        assert np.array_equal(out(net), expected)
+
+
+def test_the_updates_of_several_active_adapters_add_up(rng):
+    net, *_ = two(rng)
+    lora.switch(net, "a", "b")
+    both = copy.deepcopy(net)
+    for name, layer in layers(both).items():
+        plain = layer.weight.dense()
+        for adapter in layer.adapters.values():
+            plain += adapter.scale * adapter.lora_b.data @ adapter.lora_a.data
+        layer.use([])
+        layer.base_weight.copy_(plain.T if name == "embed" else plain)
+    np.testing.assert_allclose(out(net), out(both), rtol=1e-12, atol=1e-13)
+
+
+def test_only_the_active_adapter_trains(rng):
+    net, *_ = two(rng)
+    for active in (["a"], ["b"], ["a", "b"], []):
+        lora.switch(net, *active)
+        trains = {name for name, p in net.named_parameters() if p.requires_grad}
+        assert trains == {
+            f"{layer}.{name}.lora_{letter}"
+            for name, places in {"a": ["embed", "up"], "b": ["up", "down"]}.items()
+            for layer in places
+            for letter in "ab"
+            if name in active
+        }
+
+
+def test_what_was_frozen_in_an_adapter_is_so_again_when_it_is_back(rng):
+    net, *_ = two(rng)
+    lora.switch(net, "a")
+    net.up.adapters["a"].lora_a.requires_grad_(False)
+    lora.switch(net, "b")
+    lora.switch(net, "a")
+    assert not net.up.adapters["a"].lora_a.requires_grad
+    assert net.up.adapters["a"].lora_b.requires_grad
+    assert not net.up.adapters["b"].lora_a.requires_grad
+
+
+def test_training_one_adapter_leaves_the_others_and_the_base(rng):
+    net, base, with_a, _ = two(rng)
+    optimizer = Adam(net.trainable_parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(X) ** 2).mean().backward()
+        optimizer.step()
+    lora.switch(net, "a")
+    assert np.array_equal(out(net), with_a)
+    with lora.disabled(net):
+        assert np.array_equal(out(net), base)
+
+
+def test_there_is_one_base_array_for_all_adapters(rng):
+    net = Net(rng)
+    arrays = {name: getattr(net, name).weight.data for name in LAYERS}
+    for name in "abc":
+        put(
+            net, name, rng, LAYERS, use_dora=name == "b", init="pissa" if name == "c" else "kaiming"
+        )
+    held = {name: layer.base_weight for name, layer in layers(net).items()}
+    assert {name: w.data is arrays[name] for name, w in held.items()} == dict.fromkeys(LAYERS, True)
+    large = [
+        p.data
+        for _, p in net.named_parameters()
+        if p.data.size >= 12 and not any(p.data is a for a in arrays.values())
+    ]
+    assert not any(array.shape == a.shape for array in large for a in arrays.values())
+
+
+def test_parameters_of_other_adapters_than_the_default_have_its_name_before_theirs(rng):
+    net = Net(rng)
+    put(net, "default", rng, ["up"])
+    put(net, "fr", rng, ["up"])
+    names = [name for name, _ in net.up.named_parameters()]
+    assert names == ["base_weight", "bias", "lora_a", "lora_b", "fr.lora_a", "fr.lora_b"]
+    assert repr(net.up) == (
+        "LoRALayer(4, 6, default (off): rank=2 alpha=16 scale=8, fr: rank=2 alpha=16 scale=8)"
+        "  # 70 parameters, 20 trainable"
+    )
+
+
+def test_which_of_several_is_meant_must_be_said(rng):
+    net, *_ = two(rng)
+    assert net.up.lora_a is net.up.adapters["b"].lora_a
+    lora.switch(net, "a", "b")
+    with pytest.raises(AttributeError, match=r"has the adapters a, b.*layer\.adapters\[name\]"):
+        net.up.lora_a  # noqa: B018
+
+
+def test_removing_an_adapter_leaves_the_others_and_unwraps_what_is_bare(rng):
+    net, base, with_a, _ = two(rng)
+    embed = net.embed
+    assert lora.remove(net, "b") is net
+    assert type(net.down) is Linear
+    assert net.embed is embed
+    assert np.array_equal(out(net), base)  # none is active now
+    lora.switch(net, "a")
+    assert np.array_equal(out(net), with_a)
+    assert not any("b." in name for name, _ in net.named_parameters())
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_removing_the_last_adapter_gives_back_the_very_model(rng, order):
+    net = Net(rng)
+    net.norm.freeze()
+    before = snapshot(net)
+    put(net, "a", rng, bias="all")
+    put(net, "b", rng, LAYERS, use_dora=True)
+    for name in order:
+        lora.remove(net, name)
+    assert snapshot(net) == before
+    assert set(vars(net)) == set(vars(Net(rng)))
+
+
+def test_detach_takes_all_adapters_off(rng):
+    net = Net(rng)
+    before = snapshot(net)
+    put(net, "a", rng, bias="all", modules_to_save=["head"])
+    put(net, "b", rng, ["down", "up"], init="pissa")
+    put(net, "c", rng, ["down"], use_dora=True, modules_to_save=["norm"])
+    lora.switch(net, "b", "c")
+    assert snapshot(net) != before
+    lora.detach(net)
+    assert snapshot(net) == before
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda net: lora.switch(net, "A"), "no adapter 'A'; the model has 'a', 'b'"),
+        (lambda net: lora.switch(net, "a", "a"), "once or not at all"),
+        (lambda net: lora.remove(net, "c"), "no adapter 'c'"),
+        (lambda net: put(net, "a", np.random.default_rng(0)), "an adapter 'a' already"),
+        (lambda net: put(net, "a.b", np.random.default_rng(0)), "letters, digits"),
+        (lambda net: put(net, "", np.random.default_rng(0)), "letters, digits"),
+        (lambda net: lora.merge(net, "c"), "no adapter 'c'"),
+        (lambda net: lora.merge(net, "a"), "'a' is not active"),
+        (lambda net: lora.fold(net), "adapter 'a' is not active, and would be lost"),
+        (lambda net: put(net, "c", np.random.default_rng(0), ["x"]), "match no layer: 'x'"),
+        (lambda net: put(net, "c", np.random.default_rng(0), rank=5), "up: rank 5|embed: rank 5"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_changes_nothing(rng, use, message):
+    net, *_ = two(rng)
+    before, output = snapshot(net), out(net)
+    with pytest.raises(ValueError, match=message):
+        use(net)
+    assert snapshot(net) == before
+    assert lora.active(net) == ("b",)
+    assert np.array_equal(out(net), output)
+
+
+def test_names_must_be_strings(rng):
+    net, *_ = two(rng)
+    with pytest.raises(TypeError, match=r"switch\(model, 'a', 'b'\)"):
+        lora.switch(net, ["a", "b"])
+    with pytest.raises(TypeError, match="name of an adapter is a string"):
+        lora.attach(net, LoRAConfig(rank=1), adapter=3)
+
+
+def test_adapters_cannot_be_changed_inside_of_disabled(rng):
+    net, *_ = two(rng)
+    before = snapshot(net)
+    for use in (
+        lambda: lora.switch(net, "a"),
+        lambda: lora.remove(net, "a"),
+        lambda: lora.detach(net),
+        lambda: lora.fold(net),
+        lambda: put(net, "c", rng),
+    ):
+        with pytest.raises(RuntimeError, match="leave the block first"), lora.disabled(net):
+            use()
+        assert snapshot(net) == before
+
+
+def test_a_model_with_layers_placed_by_hand_is_not_attached_to(rng):
+    net = Net(rng)
+    net.up = lora.LoRALayer.from_linear(net.up, 1, 1.0)
+    with pytest.raises(ValueError, match=r"lora\.attach has not put there"):
+        put(net, "a", rng, ["down"])
+
+
+# ----------------------------------------------------------------------------------------------
+# Merging some
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("merged", [["a"], ["b"], ["a", "b"], None])
+def test_merging_some_leaves_the_others_in_force(rng, merged, use_dora):
+    net, *_ = two(rng, use_dora=use_dora)
+    lora.switch(net, "a", "b")
+    before = out(net)
+    lora.merge(net, merged)
+    assert [layer.merged_adapters for layer in layers(net).values()] == [
+        tuple(n for n in layer.adapters if merged is None or n in merged)
+        for layer in layers(net).values()
+    ]
+    np.testing.assert_allclose(out(net), before, rtol=1e-12, atol=1e-13)
+    shake(net, "a" if merged == ["b"] else "b", rng)
+    if merged is None or len(merged) == 2:
+        with pytest.raises(RuntimeError, match="changed since merge"):
+            out(net)
+        return
+    changed = out(net)  # what is not merged may change
+    lora.unmerge(net)
+    np.testing.assert_allclose(changed, out(net), rtol=1e-12, atol=1e-13)
+    assert abs(changed - before).max() > 1e-3
+
+
+def test_what_is_not_merged_trains_on(rng):
+    net, *_ = two(rng)
+    lora.switch(net, "a", "b")
+    lora.merge(net, "a")
+    for layer in layers(net).values():
+        for name, adapter in layer.adapters.items():
+            for part in adapter.trained():
+                part.requires_grad_(name == "b")
+    (net(X) ** 2).sum().backward()
+    assert all(p.grad is not None for p in net.trainable_parameters())
+    net.up.adapters["a"].lora_a.requires_grad_()
+    with pytest.raises(RuntimeError, match="no gradient would reach A and B"):
+        net(X)
+
+
+def test_a_merged_adapter_is_neither_switched_off_nor_removed(rng):
+    net, *_ = two(rng)
+    lora.merge(net)
+    before = snapshot(net)
+    for use in (
+        lambda: lora.switch(net, "a"),
+        lambda: lora.switch(net),
+        lambda: lora.remove(net, "b"),
+        lambda: put(net, "c", rng),
+    ):
+        with pytest.raises(ValueError, match="'b' is merged"):
+            use()
+        assert snapshot(net) == before
+    lora.switch(net, "a", "b")  # merged still, and another beside it
+    lora.remove(net, "a")
+    assert lora.active(net) == ("b",)
+
+
+def test_an_adapter_in_use_elsewhere_does_not_show_in_a_layer_without_it(rng):
+    net, *_ = two(rng)
+    lora.switch(net, "a")
+    assert net.down.active == ()
+    h = minigrad.tensor(rng.standard_normal((2, 6)))
+    assert np.array_equal(net.down(h).data, h.data @ net.down.base_weight.data.T)
+
+
+# ----------------------------------------------------------------------------------------------
+# Trained whole
+# ----------------------------------------------------------------------------------------------
+
+
+def names_of(report):
+    return [(c.name, c.reason) for c in report.copies]
+
+
+def test_biases_of_the_adapted_layers_train_with_lora_only(rng):
+    net = Net(rng)
+    report = put(net, "a", rng, ["up", "down"], bias="lora_only")
+    assert names_of(report) == [("up.bias", "bias")]
+    trains = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert "up.bias" in trains
+    assert "head.bias" not in trains
+    (net(X) ** 2).sum().backward()
+    assert abs(net.up.bias.grad.data).max() > 0
+
+
+def test_all_biases_of_the_model_train_with_all(rng):
+    net = Net(rng)
+    report = put(net, "a", rng, ["down"], bias="all")
+    assert names_of(report) == [(f"{n}.bias", "bias") for n in ("up", "norm", "head")]
+    (net(X) ** 2).sum().backward()
+    assert all(abs(p.grad.data).max() > 0 for p in net.trainable_parameters())
+
+
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"modules_to_save": ["head", "norm"]}])
+def test_disabled_and_switched_off_the_originals_are_in_force_to_the_bit(rng, options):
+    net = Net(rng)
+    base, head, bias = out(net), net.head.weight, net.head.bias
+    put(net, "a", rng, ["up"], **options)
+    for p in net.trainable_parameters():
+        p.copy_(p.data + 0.1)
+    tuned = out(net)
+    with lora.disabled(net):
+        assert np.array_equal(out(net), base)
+        with lora.disabled(net):
+            assert np.array_equal(out(net), base)
+        assert np.array_equal(out(net), base)
+    assert np.array_equal(out(net), tuned)
+    put(net, "b", rng, ["down"])
+    assert net.head.weight is head
+    assert net.head.bias is bias
+    assert not bias.requires_grad
+    lora.switch(net)
+    assert np.array_equal(out(net), base)
+    lora.switch(net, "a")
+    assert np.array_equal(out(net), tuned)
+
+
+def test_the_bias_of_a_layer_that_another_adapter_trains_is_the_originals_copy(rng):
+    net = Net(rng)
+    base = out(net)
+    put(net, "a", rng, ["up"], bias="all")
+    net.head.bias.copy_(net.head.bias.data + 1)
+    tuned = out(net)
+    put(net, "b", rng, ["head"], bias="lora_only")
+    net.head.bias.copy_(net.head.bias.data - 5)
+    with_b = out(net)
+    assert abs(with_b - base).max() > 1
+    lora.switch(net, "a")
+    assert np.array_equal(out(net), tuned)
+    (net(X) ** 2).sum().backward()
+    assert abs(net.head.bias.grad.data).max() > 0
+    with pytest.raises(ValueError, match=r"'a' and 'b' both train head\.bias whole"):
+        lora.switch(net, "a", "b")
+    assert lora.active(net) == ("a",)
+    lora.detach(net)
+    assert np.array_equal(out(net), base)
+
+
+def test_fold_keeps_what_was_trained_whole(rng):
+    net = Net(rng)
+    put(net, "a", rng, ["up"], modules_to_save=["head"], bias="all")
+    net.head.weight.copy_(net.head.weight.data * 2)
+    tuned = out(net)
+    lora.fold(net)
+    np.testing.assert_allclose(out(net), tuned, rtol=1e-12, atol=1e-13)
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_conversion_reaches_what_is_switched_off(rng):
+    net = Net(rng)
+    base = out(net)
+    put(net, "a", rng, ["up"], modules_to_save=["head"], bias="all")
+    net.astype(np.float32)
+    lora.detach(net)
+    assert {p.dtype for p in net.parameters()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(out(net), base, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modules_to_save": ["heads"]}, r"'heads' \(did you mean 'head'\?\)"),
+        ({"modules_to_save": ["up"]}, "up is to be trained whole, but up has an adapter"),
+        ({"bias": "lora_only", "targets": ["down"]}, "no bias among the layers"),
+    ],
+)
+def test_what_cannot_be_trained_whole_is_refused(rng, options, message):
+    net = Net(rng)
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=message):
+        put(net, "a", rng, **{"targets": ["up"], **options})
+    assert snapshot(net) == before
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_layer_is_not_adapted_by_one_and_trained_whole_by_another(rng, first):
+    net = Net(rng)
+    options = [{"targets": ["head"]}, {"targets": ["up"], "modules_to_save": ["head"]}]
+    put(net, "a", rng, **options[first])
+    before = snapshot(net)
+    with pytest.raises(ValueError, match="head"):
+        put(net, "b", rng, **options[not first])
+    assert snapshot(net) == before
+
+
+# ----------------------------------------------------------------------------------------------
+# Tied weights
+# ----------------------------------------------------------------------------------------------
+
+
+class Tied(Module):
+    def __init__(self, rng):
+        self.embed = Embedding(7, 4, dtype=D, rng=rng)
+        self.head = Linear(4, 7, bias=False, dtype=D, rng=rng)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(minigrad.tanh(self.embed(x)))
+
+
+@pytest.mark.parametrize("target", ["embed", "head"])
+def test_an_adapter_on_a_tied_weight_changes_its_layer_only(rng, target):
+    net = Tied(rng)
+    before = snapshot(net)
+    report = put(net, "a", rng, [target])
+    other = "head.weight" if target == "embed" else "embed.weight"
+    assert f"tied to {other}" in report.matches[0].note
+    assert f"tied to {other}" in repr(report)
+    both = [net.embed, net.head]
+    held = [m.base_weight if isinstance(m, AdaptedLayer) else m.weight for m in both]
+    assert held[0] is held[1]
+    lora.merge(net)
+    assert held[0].data.tobytes() == before[1][0][3]
+    lora.detach(net)
+    assert snapshot(net) == before
+
+
+def test_a_tied_weight_is_trained_whole_in_all_its_places_or_not_at_all(rng):
+    net = Tied(rng)
+    net.mid = Linear(4, 4, dtype=D, rng=rng)
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=r"head\.weight is tied to embed\.weight"):
+        put(net, "a", rng, ["mid"], modules_to_save=["head"])
+    assert snapshot(net) == before
+    report = put(net, "a", rng, ["mid"], modules_to_save=["head", "embed"])
+    assert len(report.copies) == 1
+    assert net.head.weight is net.embed.weight
+    assert net.head.weight.requires_grad
+
+
+# ----------------------------------------------------------------------------------------------
+# Embeddings and attention
+# ----------------------------------------------------------------------------------------------
+
+
+def test_the_vectors_of_tokens_that_training_never_sees_stay(rng):
+    net = Net(rng)
+    lora.attach(net, LoRAConfig(rank=2, targets=["embed"]), rng=rng)
+    before = net.embed(np.arange(7)).data.copy()
+    optimizer = Adam(net.trainable_parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (net(X) ** 2).sum().backward()
+        optimizer.step()
+    changed = (net.embed(np.arange(7)).data != before).any(axis=1)
+    assert [i for i in range(7) if changed[i]] == [1, 2, 3, 4, 5]
+
+
+def test_padding_gets_no_gradient(rng):
+    embedding = Embedding(5, 3, padding_idx=2, dtype=D, rng=rng)
+    layer = LoRAEmbedding.around(embedding)
+    layer.add("a", lora.Adapter(layer.weight, 2, 4.0, begin=layer.begin(2, rng)))
+    layer.use(["a"])
+    layer(np.array([1, 2, 2, 4])).sum().backward()
+    gradient = abs(layer.lora_a.grad.data).sum(axis=0)
+    assert (gradient > 0).tolist() == [False, True, False, False, True]
+
+
+def test_dropout_of_an_embedding_drops_the_updates_of_whole_tokens(rng):
+    net = Net(rng)
+    lora.attach(net, LoRAConfig(rank=2, targets=["embed"], dropout=0.5), rng=rng)
+    shake(net, "default", rng)
+    tokens = np.full((40,), 3)
+    base = net.embed.base_weight.data[3]
+    full = net.eval().embed(tokens[:1]).data[0] - base
+    found = net.train().embed(tokens).data - base
+    dropped = (abs(found) < 1e-12).all(axis=1)
+    assert 5 < dropped.sum() < 35
+    np.testing.assert_allclose(found[~dropped], np.tile(2 * full, ((~dropped).sum(), 1)))
+
+
+class Attending(Module):
+    def __init__(self, rng):
+        self.attention = MultiHeadAttention(4, 2, dtype=D, rng=rng)
+        self.out = Linear(4, 2, dtype=D, rng=rng)
+
+    def forward(self, x):
+        return self.out(self.attention(x))
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["attention"], ["q_proj", "k_proj", "v_proj", "out_proj"]),
+        (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (r"attention\.[qk]_proj", ["q_proj", "k_proj"]),
+    ],
+)
+def test_an_attention_is_named_for_its_projections(rng, targets, names):
+    net = Attending(rng)
+    x = minigrad.tensor(rng.standard_normal((2, 3, 4)))
+    base = net(x).data
+    report = lora.attach(net, LoRAConfig(rank=1, targets=targets), rng=rng)
+    assert report.names == [f"attention.{name}" for name in names]
+    assert np.array_equal(net(x).data, base)
+    shake(net, "default", rng)
+    assert minigrad.gradcheck(net, x).verdict == "agree"
+
+
+# ----------------------------------------------------------------------------------------------
+# Any program
+# ----------------------------------------------------------------------------------------------
+
+
+class Programs(RuleBasedStateMachine):
+    """Merging, editing, switching, attaching, removing in any order: outputs are those of a model
+    of dense arrays, and what was there first stays what it was to the bit."""
+
+    @initialize(seed=st.integers(0, 2**32 - 1))
+    def begin(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.net = Net(self.rng)
+        self.first = snapshot(self.net)
+        self.base = out(self.net)
+        self.twin = copy.deepcopy(self.net)
+        self.merged = ()
+        self.stale = False
+
+    @property
+    def names(self):
+        return [] if not layers(self.net) else list(self.record.adapters)
+
+    @property
+    def record(self):
+        return vars(self.net)["_lora_attachment"]
+
+    @property
+    def active(self):
+        return lora.active(self.net) if self.names else ()
+
+    @precondition(lambda self: len(self.names) < 3 and not self.merged)
+    @rule(
+        name=st.sampled_from("abc"),
+        where=st.lists(st.sampled_from(LAYERS), min_size=1, unique=True),
+        form=st.sampled_from([{}, {"use_dora": True}, {"init": "pissa"}, {"bias": "all"}]),
+    )
+    def attach(self, name, where, form):
+        if name in self.names:
+            with pytest.raises(ValueError, match="already"):
+                put(self.net, name, self.rng, where, **form)
+        else:
+            put(self.net, name, self.rng, where, **form)
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data())
+    def switch(self, data):
+        names = data.draw(st.lists(st.sampled_from(self.names), unique=True))
+        whole = [n for n in names if self.record.adapters[n].copies]
+        if not set(self.merged) <= set(names) or len(whole) > 1:
+            with pytest.raises(ValueError, match=r"merged|whole"):
+                lora.switch(self.net, *names)
+        else:
+            lora.switch(self.net, *names)
+
+    @precondition(lambda self: self.active)
+    @rule(data=st.data())
+    def merge(self, data):
+        names = data.draw(
+            st.lists(st.sampled_from(self.active), min_size=1, unique=True) | st.none()
+        )
+        lora.merge(self.net, names)
+        self.merged = self.active if names is None else tuple(names)
+        self.stale = False
+
+    @precondition(lambda self: self.merged)
+    @rule()
+    def unmerge(self):
+        lora.unmerge(self.net)
+        self.merged, self.stale = (), False
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data())
+    def edit(self, data):
+        name = data.draw(st.sampled_from(self.names))
+        shake(self.net, name, self.rng)
+        self.stale = self.stale or name in self.merged
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data())
+    def remove(self, data):
+        name = data.draw(st.sampled_from(self.names))
+        if name in self.merged:
+            with pytest.raises(ValueError, match="merged"):
+                lora.remove(self.net, name)
+        else:
+            lora.remove(self.net, name)
+
+    @precondition(lambda self: self.names)
+    @rule()
+    def disable(self):
+        with lora.disabled(self.net):
+            assert np.array_equal(out(self.net), self.base)
+
+    @precondition(lambda self: self.names)
+    @rule()
+    def detach(self):
+        lora.detach(self.net)
+        self.merged, self.stale = (), False
+        assert snapshot(self.net) == self.first
+
+    @invariant()
+    def the_base_is_what_it_was(self):
+        held = {name: layer.base_weight for name, layer in layers(self.net).items()}
+        first = {name: bits for name, _, _, bits in self.first[1]}
+        for name, weight in held.items():
+            assert weight.data.tobytes() == first[f"{name}.weight"]
+
+    @invariant()
+    def outputs_are_those_of_dense_arrays(self):
+        if self.stale:
+            with pytest.raises(RuntimeError, match="changed since merge"):
+                out(self.net)
+            return
+        self.twin.load_state_dict(dense_state(self.net))
+        np.testing.assert_allclose(out(self.net), out(self.twin), rtol=1e-9, atol=1e-9)
+
+
+def dense_state(net):
+    """The parameters of a plain model that computes the same."""
+    state = {}
+    for name in ("embed", "up", "norm", "down", "head"):
+        module = getattr(net, name)
+        if not isinstance(module, AdaptedLayer):
+            state |= {f"{name}.{key}": p.data for key, p in module.named_parameters()}
+            continue
+        table = isinstance(module, LoRAEmbedding)
+        base = module.base_weight.data.T if table else module.base_weight.data
+        total = base.copy()
+        for active in module.active:
+            adapter = module.adapters[active]
+            product = adapter.lora_b.data @ adapter.lora_a.data
+            if adapter.start is not None:
+                product = product - adapter.start[1].data @ adapter.start[0].data
+            moved = base + adapter.scale * product
+            if adapter.lora_magnitude is not None:
+                norm = np.linalg.norm(moved, axis=1, keepdims=True)
+                moved = adapter.lora_magnitude.data[:, None] * moved / norm
+            total += moved - base
+        state[f"{name}.weight"] = total.T if table else total
+        if module.bias is not None:
+            state[f"{name}.bias"] = module.bias.data
+    return state
+
+
+TestPrograms = Programs.TestCase
+TestPrograms.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.full
+class TestLongPrograms(Programs.TestCase):
+    settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
+
+
+def test_a_parameter_that_is_trained_whole_is_a_parameter(rng):
+    net = Net(rng)
+    put(net, "a", rng, ["up"], modules_to_save=["head"])
+    assert isinstance(net.head.weight, Parameter)
+    assert set(net.state_dict()) >= {"head.weight", "up.a.lora_a"}
