@@ -7,6 +7,8 @@ generators a function has used, and replay it with the same numbers.
 
 from __future__ import annotations
 
+import numbers
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +24,9 @@ def manual_seed(seed: int) -> np.random.Generator:
 
 
 def check_probability(name: str, p: float) -> None:
-    """Raise a ValueError unless `p` is in [0, 1]; a nan is not."""
+    """Raise a ValueError unless `p` is in [0, 1], which a nan is not; a TypeError for no number."""
+    if isinstance(p, bool) or not isinstance(p, numbers.Real):
+        raise TypeError(f"{name} is a probability, not {p!r}")
     if not 0 <= p <= 1:
         raise ValueError(f"{name} is a probability, not {p!r}")
 

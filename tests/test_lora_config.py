@@ -1,0 +1,206 @@
+"""Which layers a configuration means, with which ranks and alphas, and what it refuses."""
+
+import re
+from typing import get_args
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+import lora
+from lora import LoRAConfig, LoRALayer
+from lora.targets import layer_index, select
+from lora.variants.inits import Init
+from minigrad.nn import Embedding, Linear, Module
+
+LINEAR = [f"blocks.{i}.{part}" for i in range(3) for part in ("q", "v", "mlp.up")] + ["head"]
+TABLES = ["embed"]
+
+
+def chosen(**options):
+    return select(LoRAConfig(**options), LINEAR, TABLES)
+
+
+def names(**options):
+    return [target.name for target in chosen(**options)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, LINEAR),
+        ({"targets": ["q", "embed"]}, ["blocks.0.q", "blocks.1.q", "blocks.2.q", "embed"]),
+        ({"targets": "embed|head"}, ["head", "embed"]),
+        ({"exclude": ["head", "mlp.up", "v"]}, ["blocks.0.q", "blocks.1.q", "blocks.2.q"]),
+        ({"exclude": r"blocks\..*"}, ["head"]),
+        ({"layers_to_transform": 1}, ["blocks.1.q", "blocks.1.v", "blocks.1.mlp.up"]),
+        ({"targets": ["q"], "layers_to_transform": [0, 2]}, ["blocks.0.q", "blocks.2.q"]),
+        (
+            {"targets": ["q"], "layers_to_transform": (2,), "layers_pattern": "blocks"},
+            ["blocks.2.q"],
+        ),
+        (
+            {"targets": ["q", "v"], "exclude": ["blocks.1.v"], "layers_to_transform": 1},
+            None,
+        ),
+    ],
+)
+def test_layers_are_chosen_by_targets_exclusions_and_indices(options, expected):
+    if expected is None:
+        with pytest.raises(ValueError, match="nothing is left of the targets 'v'"):
+            names(**options)
+    else:
+        assert names(**options) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "index"),
+    [
+        ("blocks.3.q", (), 3),
+        ("experts.1.blocks.3.q", (), 1),
+        ("experts.1.blocks.3.q", ("blocks",), 3),
+        ("experts.1.blocks.3.q", ("h", "blocks"), 3),
+        ("experts.1.blocks.3.q", ("h",), None),
+        ("3.q", (), 3),
+        ("head", (), None),
+        ("q4.k", (), None),
+    ],
+)
+def test_the_index_of_a_layer_is_the_first_number_of_its_name(name, after, index):
+    assert layer_index(name, after) == index
+
+
+def test_ranks_and_alphas_follow_the_first_pattern_that_matches():
+    found = {
+        t.name: (t.rank, t.alpha)
+        for t in chosen(
+            rank=4,
+            alpha=8,
+            targets=["q", "head"],
+            rank_pattern={r"blocks\.0\.q": 2, "q": 3},
+            alpha_pattern={"head": 1.5},
+        )
+    }
+    assert found == {
+        "blocks.0.q": (2, 8),
+        "blocks.1.q": (3, 8),
+        "blocks.2.q": (3, 8),
+        "head": (4, 1.5),
+    }
+
+
+def test_patterns_reach_the_layers_of_a_model():
+    class Net(Module):
+        def __init__(self):
+            self.a, self.b = Linear(4, 4), Linear(4, 4)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    net = Net()
+    config = LoRAConfig(rank=2, alpha=3, rank_pattern={"b": 4}, alpha_pattern={"a": 5})
+    report = lora.attach(net, config)
+    assert [(m.name, m.rank, m.added) for m in report.matches] == [("a", 2, 16), ("b", 4, 32)]
+    assert isinstance(net.a, LoRALayer)
+    assert (net.a.scale, net.b.scale) == (5 / 2, 3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude": ["heads"]}, r"exclude that match no layer: 'heads' \(did you mean 'head'\?\)"),
+        ({"targets": ["q"], "exclude": ["v"]}, "exclude that match no layer: 'v'"),
+        ({"targets": ["q"], "exclude": ["q"]}, "nothing is left of the targets 'q'"),
+        ({"targets": ["q", "v"], "exclude": r".*\.v"}, "nothing is left of the targets 'v' "),
+        ({"layers_to_transform": 3}, r"no target is in layer 3; their layers are 0, 1, 2"),
+        ({"targets": ["head"], "layers_to_transform": 0}, "no name has an index of layers: head"),
+        ({"layers_to_transform": 0, "layers_pattern": "h"}, "no name has an index"),
+        ({"targets": ["q"], "rank_pattern": {"v": 2}}, "rank_pattern .* no target: 'v'"),
+        ({"alpha_pattern": {"hed": 2}}, r"alpha_pattern .* 'hed' \(did you mean 'head'\?\)"),
+    ],
+)
+def test_a_pattern_in_vain_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        chosen(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"targets": ".*"}, ValueError, "matches every name there can be.*'all-linear'"),
+        ({"targets": r"[\s\S]+"}, ValueError, "matches every name"),
+        ({"targets": ["q", ""]}, ValueError, "an empty one"),
+        ({"targets": {"q": 1}}, TypeError, "targets are names"),
+        ({"exclude": ".*"}, ValueError, "exclude='.*' matches every name"),
+        ({"exclude": "all-linear"}, ValueError, "leaves nothing"),
+        ({"exclude": 3}, TypeError, "exclude are names"),
+        ({"layers_to_transform": []}, ValueError, "None stands for all"),
+        ({"layers_to_transform": [True]}, TypeError, "indices, not True"),
+        ({"layers_to_transform": -1}, ValueError, "count from 0"),
+        ({"layers_pattern": "blocks"}, ValueError, "needs layers_to_transform"),
+        ({"rank_pattern": {"q": 0}}, ValueError, "rank must be at least 1"),
+        ({"rank_pattern": {"(": 1}}, ValueError, "no regular expression"),
+        ({"rank_pattern": {".*": 1}}, ValueError, "matches every name"),
+        ({"rank_pattern": ["q"]}, TypeError, "a dict"),
+        ({"alpha_pattern": {"q": -1.0}}, ValueError, "alpha must be a positive number"),
+        ({"alpha_pattern": {3: 1.0}}, TypeError, "a dict"),
+        ({"bias": "some"}, ValueError, "none, all, lora_only, not 'some'"),
+        ({"bias": True}, ValueError, "not True"),
+        ({"init": "zeros"}, ValueError, "gaussian, kaiming, orthogonal, pissa, not 'zeros'"),
+        ({"init": ["pissa"]}, ValueError, r"not \['pissa'\]"),
+        ({"use_dora": 1}, TypeError, "use_dora must be True or False, not 1"),
+        ({"dora_norm_gradient": True}, ValueError, "needs use_dora=True"),
+        ({"modules_to_save": "head"}, TypeError, r"\['head'\], not one string"),
+        ({"dropout": "0.1"}, TypeError, "dropout"),
+        ({"ranks": 3}, TypeError, "ranks"),
+    ],
+)
+def test_an_impossible_or_contradictory_field_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        LoRAConfig(**options)
+
+
+def test_what_a_configuration_was_made_of_may_change():
+    ranks, targets = {"q": 2}, ["q"]
+    config = LoRAConfig(targets=targets, rank_pattern=ranks, modules_to_save=targets)
+    ranks["q"] = 5
+    targets.append("v")
+    assert config == LoRAConfig(targets=("q",), rank_pattern={"q": 2}, modules_to_save=("q",))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("layer", ["a", "table"])
+def test_weights_that_are_not_finite_are_refused_by_name(layer, value):
+    class Net(Module):
+        def __init__(self):
+            self.first, self.a, self.table = Linear(3, 3), Linear(3, 3), Embedding(3, 3)
+
+    net = Net()
+    getattr(net, layer).weight.data[1, 2] = value
+    state = np.random.default_rng(0).bit_generator.state
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=f"{layer}: the weight has NaN or Inf"):
+        lora.attach(net, LoRAConfig(rank=1, targets=["first", layer]), rng=rng)
+    assert type(net.first) is Linear
+    assert all(p.requires_grad for p in net.parameters())
+    assert rng.bit_generator.state == state
+
+
+PARTS = st.sampled_from(["q", "v", "up", "0", "1", "blocks", "head"])
+NAMES = st.lists(
+    st.lists(PARTS, min_size=1, max_size=4).map(".".join), min_size=1, max_size=8, unique=True
+)
+
+
+@hypothesis.given(NAMES, st.data())
+def test_a_name_matches_itself_and_every_end_of_it(all_names, data):
+    name = data.draw(st.sampled_from(all_names))
+    end = name.split(".", data.draw(st.integers(0, name.count("."))))[-1]
+    found = [t.name for t in select(LoRAConfig(targets=[end]), all_names)]
+    assert name in found
+    assert found == [n for n in all_names if re.search(rf"(^|\.){re.escape(end)}$", n)]
+
+
+def test_every_init_is_known():
+    assert set(get_args(Init)) == {"gaussian", "kaiming", "orthogonal", "pissa"}
