@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants import dora
-from lora.variants.inits import Factors, Init, draw
+from lora.variants.inits import Factors, draw
 from lora.weight import Weight
 from minigrad import kernels, ops
 from minigrad.nn import Dropout, Parameter
@@ -84,7 +84,7 @@ class Adapter:
         *,
         scaling: LoRAScaling = LoRAScaling.STANDARD,
         dropout: float = 0.0,
-        init: Init = "gaussian",
+        init: str = "gaussian",
         use_dora: bool = False,
         dora_norm_gradient: bool = False,
         begin: Factors | None = None,

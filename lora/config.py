@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.targets import ALL_LINEAR, Patterns, check_patterns, check_table
-from lora.variants.inits import Init, check_init
+from lora.variants.inits import check_init
 from minigrad.random import check_probability
 
 Bias = Literal["none", "all", "lora_only"]
@@ -39,7 +39,8 @@ class LoRAConfig:
         bias: "lora_only" trains the biases of the layers with adapters too, "all" those of the
             whole model.
         modules_to_save: names of further modules, such as a new head, which are trained whole.
-        init: "gaussian", "kaiming", "orthogonal" or "pissa"; see `lora.variants.inits`.
+        init: "gaussian", "kaiming", "orthogonal", "pissa" or, for large layers, "pissa_niter_4":
+            see `lora.variants.inits`.
         use_dora: train a magnitude for each output as well (Liu et al., 2024).
         dora_norm_gradient: take DoRA's full derivative, in place of the paper's, for which the norm
             is a constant (section 4.3).
@@ -66,7 +67,7 @@ class LoRAConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     bias: Bias = "none"
     modules_to_save: Sequence[str] = ()
-    init: Init = "gaussian"
+    init: str = "gaussian"
     use_dora: bool = False
     dora_norm_gradient: bool = False
 

@@ -49,8 +49,8 @@ class Weight(ABC):
         """Whether there is no NaN and no Inf in W."""
 
     @abstractmethod
-    def squares(self) -> Array:
-        """The squares of the norms of the rows in float64."""
+    def kept_squares(self) -> Array:
+        """The squares of the norms of the rows, kept for the next time."""
 
     def dense(self) -> Array:
         """W in float64, whole."""
@@ -61,7 +61,8 @@ class Weight(ABC):
         step = max(1, STRIP // self.shape[1])
         return [slice(start, start + step) for start in range(0, self.shape[0], step)]
 
-    def _squares(self) -> Array:
+    def squares(self) -> Array:
+        """The squares of the norms of the rows in float64."""
         parts = [self.rows(strip) for strip in self.strips()]
         return np.concatenate([np.einsum("ij,ij->i", part, part) for part in parts])
 
@@ -94,10 +95,10 @@ class Dense(Weight):
         """Whether there is no NaN and no Inf in W."""
         return bool(np.isfinite(self.matrix).all())
 
-    def squares(self) -> Array:
-        """The squares of the norms of the rows, known for as long as nobody can write to W."""
+    def kept_squares(self) -> Array:
+        """The squares of the norms of the rows, kept for as long as nobody can write to W."""
         if self._known is None:
-            squares = self._squares()
+            squares = self.squares()
             if not hold(self.matrix, self):
                 return squares
             self._known = squares

@@ -1,7 +1,6 @@
 """Which layers a configuration means, with which ranks and alphas, and what it refuses."""
 
 import re
-from typing import get_args
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +10,7 @@ import pytest
 import lora
 from lora import LoRAConfig, LoRALayer
 from lora.targets import layer_index, select
-from lora.variants.inits import Init
+from lora.variants.inits import INITS
 from minigrad.nn import Embedding, Linear, Module
 
 LINEAR = [f"blocks.{i}.{part}" for i in range(3) for part in ("q", "v", "mlp.up")] + ["head"]
@@ -147,7 +146,8 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"alpha_pattern": {3: 1.0}}, TypeError, "a dict"),
         ({"bias": "some"}, ValueError, "none, all, lora_only, not 'some'"),
         ({"bias": True}, ValueError, "not True"),
-        ({"init": "zeros"}, ValueError, "gaussian, kaiming, orthogonal, pissa, not 'zeros'"),
+        ({"init": "zeros"}, ValueError, "gaussian, kaiming, orthogonal, pissa and .* not 'zeros'"),
+        ({"init": "pissa_niter_"}, ValueError, "pissa_niter_<rounds>, not 'pissa_niter_'"),
         ({"init": ["pissa"]}, ValueError, r"not \['pissa'\]"),
         ({"use_dora": 1}, TypeError, "use_dora must be True or False, not 1"),
         ({"dora_norm_gradient": True}, ValueError, "needs use_dora=True"),
@@ -203,4 +203,4 @@ def test_a_name_matches_itself_and_every_end_of_it(all_names, data):
 
 
 def test_every_init_is_known():
-    assert set(get_args(Init)) == {"gaussian", "kaiming", "orthogonal", "pissa"}
+    assert set(INITS) == {"gaussian", "kaiming", "orthogonal", "pissa"}

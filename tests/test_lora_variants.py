@@ -2,7 +2,6 @@
 
 import itertools
 import tracemalloc
-from typing import get_args
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,12 +12,13 @@ import lora
 import minigrad
 from lora import Adapter, LoRAConfig, LoRALayer, LoRAScaling
 from lora.variants import dora
-from lora.variants.inits import Init, draw
+from lora.variants.inits import INITS as NAMED
+from lora.variants.inits import draw
 from lora.weight import Dense
 from minigrad.nn import Embedding, Linear, Module, Sequential
 
 D = np.float64
-INITS = get_args(Init)
+INITS = list(NAMED)
 
 
 @pytest.fixture
@@ -97,7 +97,21 @@ def test_pissa_takes_the_principal_part_at_any_scale(rng, scale):
     np.testing.assert_allclose(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=0), rtol=1e-10)
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("size", [(30, 40), (40, 30), (5, 5)])
+def test_a_few_rounds_of_iteration_give_the_principal_part_too(rng, size):
+    u, s, v = np.linalg.svd(rng.standard_normal(size), full_matrices=False)
+    w = (u * 0.7 ** np.arange(len(s))) @ v
+    exact = first("pissa", 3, *size, 2.0, lambda: w)
+    found = first("pissa_niter_4", 3, *size, 2.0, lambda: w)
+    np.testing.assert_allclose(found.b @ found.a, exact.b @ exact.a, atol=1e-7)
+    rough = first("pissa_niter_0", 3, *size, 2.0, lambda: w)
+    assert (
+        abs(rough.b @ rough.a - exact.b @ exact.a).max()
+        >= abs(found.b @ found.a - exact.b @ exact.a).max()
+    )
+
+
+@pytest.mark.parametrize("init", [*INITS, "pissa_niter_2"])
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_the_first_output_is_that_of_the_base(rng, init, use_dora):
     linear = Linear(6, 4, dtype=D, rng=rng)

@@ -33,7 +33,7 @@ _LEFT = {2: 1e-1, 4: 1e-2, 8: 1e-4}  # of the terms, by bytes of a number: for l
 
 def norms(weight: Weight, a: Array, b: Array, scale: float) -> Array:
     """n: `(d_out,)`, in the dtype of A."""
-    square = weight.squares()
+    square = weight.kept_squares()
     wide = b.astype(np.float64)
     crossed = np.einsum("jk,jk->j", wide, weight.project(a).astype(np.float64))
     gram = kernels.gemm.matmul(a, a.T).astype(np.float64)

@@ -1,23 +1,26 @@
-"""How A and B begin: such that the first output is that of the base, in one of four ways.
+"""How A and B begin: such that the first output is that of the base.
 
     gaussian    A normal with standard deviation 1 / rank, B = 0
     kaiming     A uniform in +-1 / sqrt(d_in), B = 0, as PEFT does by default
     orthogonal  A and B normal, in rows of A and columns of B that are orthogonal: B A = 0
     pissa       s B A is the principal part of W, which is taken off at the same time
+    pissa_niter_4   the same, with singular vectors from so many rounds of subspace iteration
 
 With B = 0 only B has a gradient at first. With orthogonal factors both have one.
 
 PiSSA (Meng et al., 2024) trains the largest singular values of W and leaves the rest:
 W = U S V^T, B = U_r sqrt(S_r / s), A = sqrt(S_r / s) V_r^T. Others write W - s B A over the base.
 Here the base stays as it is, for all other adapters and for `detach`; the update is the difference
-to the first factors, s (B A - B_0 A_0), which is 0 at first.
+to the first factors, s (B A - B_0 A_0), which is 0 at first. All singular vectors of a large W take
+long; a few rounds of subspace iteration (Halko et al., 2011, algorithm 4.4) give the first ones.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +28,9 @@ from numpy.typing import NDArray
 from minigrad.random import generator
 
 Array = NDArray[Any]
-Init = Literal["gaussian", "kaiming", "orthogonal", "pissa"]
+
+_ROUNDS = re.compile(r"pissa_niter_([0-9]+)")
+_SPARE = 8  # columns beyond the rank, by which subspace iteration gets the last ones right
 
 
 class Factors(NamedTuple):
@@ -60,11 +65,13 @@ def check_init(init: Any) -> None:
     Raises:
         ValueError: with the names there are.
     """
-    if init not in get_args(Init):
-        raise ValueError(f"init is one of {', '.join(get_args(Init))}, not {init!r}")
+    if not isinstance(init, str) or (init not in INITS and not _ROUNDS.fullmatch(init)):
+        raise ValueError(
+            f"init is one of {', '.join(INITS)} and pissa_niter_<rounds>, not {init!r}"
+        )
 
 
-def check_rank(init: Init, rank: int) -> None:
+def check_rank(init: str, rank: int) -> None:
     """Refuse an odd rank for orthogonal factors.
 
     Raises:
@@ -77,7 +84,7 @@ def check_rank(init: Init, rank: int) -> None:
 
 
 def draw(
-    init: Init,
+    init: str,
     d_out: int,
     d_in: int,
     rank: int,
@@ -91,7 +98,9 @@ def draw(
         ValueError: if the rank is odd, for orthogonal factors.
     """
     check_rank(init, rank)
-    return _INITS[init](Asked(d_out, d_in, rank, scale, weight, generator(rng)))
+    asked = Asked(d_out, d_in, rank, scale, weight, generator(rng))
+    rounds = _ROUNDS.fullmatch(init)
+    return _pissa(asked, int(rounds[1])) if rounds else INITS[init](asked)
 
 
 def _gaussian(asked: Asked) -> Factors:
@@ -114,13 +123,22 @@ def _orthogonal(asked: Asked) -> Factors:
     return Factors(a, b)
 
 
-def _pissa(asked: Asked) -> Factors:
-    u, s, v = np.linalg.svd(asked.weight(), full_matrices=False)
+def _pissa(asked: Asked, rounds: int | None = None) -> Factors:
+    w = asked.weight()
+    if rounds is None:
+        u, s, v = np.linalg.svd(w, full_matrices=False)
+    else:
+        size = min(asked.rank + _SPARE, *w.shape)
+        basis = np.linalg.qr(w @ asked.rng.standard_normal((asked.d_in, size)))[0]
+        for _ in range(rounds):
+            basis = np.linalg.qr(w @ np.linalg.qr(w.T @ basis)[0])[0]
+        u, s, v = np.linalg.svd(basis.T @ w, full_matrices=False)
+        u = basis @ u
     root = np.sqrt(s[: asked.rank] / asked.scale)
     return Factors(root[:, None] * v[: asked.rank], u[:, : asked.rank] * root, from_start=True)
 
 
-_INITS: dict[str, Callable[[Asked], Factors]] = {
+INITS: dict[str, Callable[[Asked], Factors]] = {
     "gaussian": _gaussian,
     "kaiming": _kaiming,
     "orthogonal": _orthogonal,
