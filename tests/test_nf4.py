@@ -79,9 +79,11 @@ def test_each_code_is_that_of_the_nearest_level(shape, block_size, dtype, double
     matrix = NF4Matrix.of(w, block_size, double_quant)
     assert (matrix.shape, matrix.size, matrix.block_size) == (shape, w.size, block_size)
     assert matrix.double_quant is double_quant
-    pairs = zip(blocks(w, block_size), blocks(codes_of(matrix), block_size), strict=True)
-    for numbers, codes in pairs:
-        ratio = numbers.astype(np.float64) / np.float32(np.abs(numbers).max())
+    absmax = matrix._absmax(0, len(w)).ravel()
+    parts = blocks(w, block_size), blocks(codes_of(matrix), block_size), absmax
+    for numbers, codes, largest in zip(*parts, strict=True):
+        # Among numbers that are 0 all, every code is the nearest.
+        ratio = numbers.astype(np.float64) / (largest or np.inf)
         distance = np.abs(ratio[:, None] - LEVELS)
         assert_array_equal(distance[np.arange(len(codes)), codes], distance.min(1))
 
@@ -121,19 +123,24 @@ def test_the_error_on_normal_weights_is_that_of_the_published_code_book(rng):
     )
     assert abs(plain / right - 1) <= 1e-6
     # An absmax is off by a thousandth or two, whose square is small beside an error of a tenth.
-    assert -1e-4 <= double / right - 1 <= 1e-3
+    assert abs(double / right - 1) <= 3e-4
 
 
-@pytest.mark.parametrize("double_quant", [False, True])
 @hypothesis.given(st.integers(1, 40), st.integers(1, 200), st.integers(1, 130), st.integers(0, 99))
-def test_what_is_read_back_has_the_same_codes_again(double_quant, rows, cols, block_size, seed):
+def test_what_is_read_back_is_kept_as_it_is(rows, cols, block_size, seed):
     w = draw(np.random.default_rng(seed), (rows, cols))
-    once = NF4Matrix.of(w, max(block_size, 8), double_quant)
+    once = NF4Matrix.of(w, block_size, double_quant=False)
     for dtype in (np.float32, np.float64):
-        twice = NF4Matrix.of(once.dense(dtype), once.block_size, double_quant)
+        twice = NF4Matrix.of(once.dense(dtype), block_size, double_quant=False)
         assert_array_equal(codes_of(twice), codes_of(once))
-        if not double_quant:
-            assert_array_equal(twice.dense(), once.dense())
+        assert_array_equal(twice.dense(), once.dense())
+
+
+@hypothesis.given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 99))
+def test_what_is_read_back_has_the_same_codes_under_double_quantisation(rows, count, seed):
+    once = NF4Matrix.of(draw(np.random.default_rng(seed), (rows, 64 * count)))
+    for dtype in (np.float32, np.float64):
+        assert_array_equal(codes_of(NF4Matrix.of(once.dense(dtype))), codes_of(once))
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
@@ -148,14 +155,17 @@ def test_zeros_come_back_as_zeros(double_quant, rng):
     assert_array_equal(nothing.matmul(np.ones((2, 5))), 0)
 
 
-def test_no_number_changes_its_sign_where_absmax_is_far_below_that_of_its_group(rng):
+def test_no_number_is_further_off_than_zero_where_absmax_is_far_below_those_of_its_group(rng):
     w = draw(rng, (64, 256))
-    w[::2] *= 1e-9
-    back = NF4Matrix.of(w).dense()
+    w *= np.exp(3 * rng.standard_normal((64, 1))).astype(np.float32)
+    matrix = NF4Matrix.of(w)
+    back = matrix.dense()
+    assert (np.abs(back - w) <= np.abs(w)).all()
     assert (back * w >= 0).all()
-    largest = np.abs(w).reshape(-1, 64).max(1)
-    read = np.abs(back).reshape(-1, 64).max(1)
-    assert np.abs(read - largest).max() <= largest.max() / 254
+    absmax = matrix._absmax(0, 64)
+    assert (absmax >= 0).all()
+    off = np.abs(absmax - np.abs(w).reshape(64, 4, 64).max(2))
+    assert 0 < off.max() <= absmax.max() / 254
 
 
 def test_absmax_of_one_size_is_exact_under_double_quantisation(rng):
@@ -185,18 +195,17 @@ def test_a_number_takes_four_bits_and_its_share_of_absmax(rng):
     assert NF4Matrix.of(w[:, :65], 64).nbytes == rows * (33 + 2) + 2 * 4
 
 
-def test_what_is_kept_is_what_it_says(rng, peak):
+def test_what_is_kept_is_what_it_says(rng):
     w = draw(rng, (1024, 1024))
-    kept = []
     NF4Matrix.of(w[:64])  # what is made once and for all
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        kept.append(NF4Matrix.of(w))
+        matrix = NF4Matrix.of(w)
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert 0 <= held - kept[0].nbytes <= 20_000  # Python's own objects
+    assert 0 <= held - matrix.nbytes <= 20_000  # Python's own objects
 
 
 def test_repr_has_sizes_and_bytes(rng):

@@ -111,16 +111,18 @@ class NF4Matrix:
 
     @classmethod
     def of(cls, array: Array, block_size: int = 64, double_quant: bool = True) -> NF4Matrix:
-        """The matrix nearest to `array`, block by block: each number gets its nearest level.
+        """The matrix nearest to `array`: each number gets the nearest multiple of its absmax.
 
-        Nearest as in the paper: of w / absmax, with the absmax before it is quantised itself.
+        Under double quantisation that is of the absmax which is read back, where the paper goes by
+        the one before. Then no number is further off than 0 would be, even where absmax is.
         A block of zeros comes back as zeros, and so does one whose absmax is 0 in float32.
 
         Args:
             array: `(rows, cols)` of float16, float32 or float64.
             block_size: how many numbers of a row share an absmax.
-            double_quant: keep absmax in 8 bits, which for a block whose absmax is far below those
-                around it are few: it is off by up to 1/254 of the largest distance from the mean.
+            double_quant: keep absmax in 8 bits. They are few for a block whose absmax is far below
+                those of its group: each is off by up to 1/254 of the largest distance from their
+                mean. For rows of very different sizes, say False.
 
         Raises:
             TypeError: if it is no array of floats.
@@ -134,16 +136,17 @@ class NF4Matrix:
         codes = np.empty((rows, -(-cols // 2)), np.uint8)
         absmax = np.empty((rows, len(starts)), np.float32)
         for a, b in _strips(rows, cols):
-            strip = np.asarray(array[a:b], np.float64)
-            largest = np.maximum.reduceat(np.abs(strip), starts, axis=1)
+            largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
             _check_range(largest)
             absmax[a:b] = largest
-            unit = np.where(absmax[a:b] > 0, absmax[a:b], 1).astype(np.float64)
-            codes[a:b] = _packed(_nearest(strip / _spread(unit, block_size, cols)))
         flat = absmax.ravel()
-        if not double_quant:
-            return cls(codes, flat, None, None, cols, int(block_size))
-        return cls(codes, *_quantised(flat), cols, int(block_size))
+        held, offset, scale = _quantised(flat) if double_quant else (flat, None, None)
+        matrix = cls(codes, held, offset, scale, cols, int(block_size))
+        for a, b in _strips(rows, cols):  # into the memory that the matrix has a view of
+            read = matrix._absmax(a, b)
+            unit = np.where(read > 0, read, np.inf).astype(np.float64)
+            codes[a:b] = _packed(_nearest(array[a:b] / _spread(unit, block_size, cols)))
+        return matrix
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> NF4Matrix:
