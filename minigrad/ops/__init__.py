@@ -10,6 +10,7 @@ from minigrad.ops import (
     normalization,
     ordering,
     products,
+    quantized,
     reduction,
     shape,
     trigonometric,
@@ -23,6 +24,7 @@ from minigrad.ops.linalg import *
 from minigrad.ops.normalization import *
 from minigrad.ops.ordering import *
 from minigrad.ops.products import *
+from minigrad.ops.quantized import *
 from minigrad.ops.reduction import *
 from minigrad.ops.shape import *
 from minigrad.ops.trigonometric import *
@@ -37,6 +39,7 @@ __all__ += linalg.__all__
 __all__ += normalization.__all__
 __all__ += ordering.__all__
 __all__ += products.__all__
+__all__ += quantized.__all__
 __all__ += reduction.__all__
 __all__ += shape.__all__
 __all__ += trigonometric.__all__

@@ -53,7 +53,7 @@ def _matmul_x(g: Array, x_shape: tuple[int, ...], y: Array) -> Array:
     if len(x_shape) == 2 and y.ndim > 2:
         order = (y.ndim - 2, *range(y.ndim - 2), y.ndim - 1)  # each row of g next to its kin
         wide = reshape(transpose(g, order), (x_shape[0], -1))
-        return matmul(wide, _rows(swap_last(y)))
+        return matmul(wide, as_rows(swap_last(y)))
     g = _with_axes(g, len(x_shape) == 1, y.ndim == 1)
     return matmul(g, swap_last(reshape(y, (-1, 1)) if y.ndim == 1 else y))
 
@@ -63,8 +63,8 @@ def _matmul_y(g: Array, x: Array, y_shape: tuple[int, ...]) -> Array:
     if x.ndim > 2 and len(y_shape) <= 2:
         # In one product: a gradient for each matrix of the stack would take a lot of memory.
         if len(y_shape) == 1:
-            return matmul(reshape(g, -1), _rows(x))
-        return matmul(transpose(_rows(x)), _rows(g))
+            return matmul(reshape(g, -1), as_rows(x))
+        return matmul(transpose(as_rows(x)), as_rows(g))
     g = _with_axes(g, x.ndim == 1, len(y_shape) == 1)
     product = matmul(swap_last(reshape(x, (1, -1)) if x.ndim == 1 else x), g)
     return reshape(product, product.shape[:-1]) if len(y_shape) == 1 else product
@@ -79,11 +79,11 @@ def _with_axes(g: Array, row: bool, column: bool) -> Array:
 
 
 def _linear(x: Array, weight: Array, bias: Array = None) -> Array:
-    product = reshape(matmul(_rows(x), transpose(weight)), (*x.shape[:-1], weight.shape[0]))
+    product = reshape(matmul(as_rows(x), transpose(weight)), (*x.shape[:-1], weight.shape[0]))
     return product if bias is None else product + bias
 
 
-def _rows(x: Array) -> Array:
+def as_rows(x: Array) -> Array:
     """A stack of vectors as one matrix."""
     if x.ndim == 2:
         return x
@@ -98,19 +98,19 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Array:
         ValueError: if the sizes do not match.
     """
     x, weight = np.asarray(x), np.asarray(weight)
-    _check_linear("linear", x, weight, bias)
-    out = kernels.gemm.matmul(_rows(x), weight.T)
+    check_linear("linear", x, weight, bias)
+    out = kernels.gemm.matmul(as_rows(x), weight.T)
     if bias is not None:
         out += bias
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
 linear.rule("x", lambda g, weight: linear(g, transpose(weight)))
-linear.rule("weight", lambda g, x: matmul(transpose(_rows(g)), _rows(x)))
+linear.rule("weight", lambda g, x: matmul(transpose(as_rows(g)), as_rows(x)))
 linear.rule("bias", lambda g: g)
 
 
-def _check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
+def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
     """Refuse operands of a linear map that do not go together."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
@@ -168,7 +168,7 @@ def lora_linear(
         ValueError: if the sizes do not match.
     """
     x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
-    _check_linear("lora_linear", x, weight, bias)
+    check_linear("lora_linear", x, weight, bias)
     if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != lora_b.shape[1]:
         raise ValueError(
             f"lora_linear: A of shape {lora_a.shape} does not go with B of shape {lora_b.shape}; "
@@ -179,7 +179,7 @@ def lora_linear(
             f"lora_linear: B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
             f"of the weight, {weight.shape}"
         )
-    y, h = kernels.lora.forward(_rows(x), weight, lora_a, lora_b, bias, float(scale), panels)
+    y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale), panels)
     return y.reshape(*x.shape[:-1], weight.shape[0]), h
 
 
@@ -194,7 +194,7 @@ def _lora_linear_inputs(
     panels: Any,
     kept: Array,
 ) -> Sequence[Array]:
-    rows, gs = _rows(x), _rows(g)
+    rows, gs = as_rows(x), as_rows(g)
     dx, da, db = kernels.lora.backward(
         gs, rows, weight, lora_a, lora_b, kept, float(scale), needs[0], needs[2], needs[3], panels
     )

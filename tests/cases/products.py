@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minigrad.kernels.nf4 import NF4Matrix
 from tests.cases.case import Case, below, joined, normal
 
 
@@ -13,6 +14,13 @@ def lora_linear(x, weight, lora_a, lora_b, bias=0.0, scale=1.0):
     update = np.einsum("...i,ri,or->...o", x, lora_a, lora_b)
     return np.einsum("...i,oi->...o", x, weight) + bias + scale * update
 
+
+def nf4_linear(x, weight, bias=0.0):
+    return linear(x, weight.dense(np.float64), bias)
+
+
+# Blocks of 2 in rows of 3: the last one of a row is shorter, and so is the last byte.
+FOUR_BIT = NF4Matrix.of(np.array([[0.3, -1.7, 0.9], [-0.2, 0.6, 2.1]]), block_size=2)
 
 EINSUMS = {
     "matrix product": ("ij,jk->ik", [(2, 3), (3, 2)]),
@@ -110,6 +118,34 @@ CASES = [
     Case("lora_linear", normal((5, 3), (4, 3), (1, 3), (4, 1)), lora_linear, note="rank 1"),
     Case("lora_linear", normal((5, 3), (4, 3), (6, 3), (4, 6)), lora_linear, note="rank 6"),
     Case("lora_linear", normal((0, 3), (4, 3), (2, 3), (4, 2)), lora_linear, note="empty"),
+    *[
+        Case(
+            "nf4_linear",
+            normal(x, *bias),
+            nf4_linear,
+            options={"weight": FOUR_BIT},
+            names=("x", "bias")[: 1 + len(bias)],
+            note=f"x of {len(x)} dims{note}",
+        )
+        for note, bias in {"": [(2,)], ", no bias": []}.items()
+        for x in [(3,), (4, 3), (2, 2, 3)]
+    ],
+    Case(
+        "nf4_linear",
+        normal((4, 2)),
+        nf4_linear,
+        options={"weight": FOUR_BIT.T},
+        names=("x",),
+        note="transposed",
+    ),
+    Case(
+        "nf4_linear",
+        normal((0, 3)),
+        nf4_linear,
+        options={"weight": FOUR_BIT},
+        names=("x",),
+        note="empty",
+    ),
     *[
         Case("dot", normal(x, y), np.dot, note=note)
         for note, x, y in [

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minigrad.kernels.nf4 import NF4Matrix
 from tests.cases import (
     Case,
     below,
@@ -231,6 +232,13 @@ def adapted(rng):
     return operands, {"scale": float(rng.uniform(0.5, 2))}
 
 
+def in_four_bits(rng):
+    d_in, d_out = shape(rng, 2)
+    weight = NF4Matrix.of(rng.standard_normal((d_out, d_in)), int(rng.integers(1, 25)))
+    operands = normal((*shape(rng, rng.integers(0, 3)), d_in), (d_out,))
+    return operands, {"weight": weight}, ("x", "bias")
+
+
 def indexed(rng):
     """For `einsum`: three operands with random letters, and a random output."""
     sizes = dict(zip("abcd", shape(rng, 4, smallest=2), strict=True))
@@ -374,6 +382,7 @@ RANDOM = {
     "dot": contracted,
     "linear": layer,
     "lora_linear": adapted,
+    "nf4_linear": in_four_bits,
     "einsum": indexed,
     **{name: matrices(name) for name in ("inv", "solve", "det", "cholesky")},
     "layer_norm": normalised("x", "weight", "bias"),

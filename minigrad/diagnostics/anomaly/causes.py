@@ -211,6 +211,7 @@ _FORWARD: dict[str, Cause] = {
     "matmul": _product,
     "linear": _product,
     "lora_linear": _product,
+    "nf4_linear": _product,
     "layer_norm": _norm,
     "rms_norm": _norm,
     "fused_attention": _attention,
@@ -261,4 +262,4 @@ _STEEP: dict[str, Cause] = {
 }
 
 # Their rules are products, which become Inf by overflow alone.
-_PRODUCTS = ("multiply", "matmul", "linear", "lora_linear")
+_PRODUCTS = ("multiply", "matmul", "linear", "lora_linear", "nf4_linear")

@@ -16,6 +16,10 @@ def _linear(call: Call) -> int:
     return 2 * call.out * call.shape("weight")[1]
 
 
+def _nf4_linear(call: Call) -> int:
+    return _linear(call) + call.size("weight")  # each number of W is its level times an absmax
+
+
 def _down(call: Call) -> int:
     """x A^T, or d^T x for the gradient of A, or d A for that of x."""
     return 2 * call.size("x") * call.shape("lora_a")[0]
@@ -62,6 +66,11 @@ PRODUCTS = {
     "linear": Cost(
         lambda c: _linear(c) + c.has("bias") * c.out,
         {"x": _linear, "weight": _linear, "bias": nothing},
+        product=True,
+    ),
+    "nf4_linear": Cost(
+        lambda c: _nf4_linear(c) + c.has("bias") * c.out,
+        {"x": _nf4_linear, "bias": nothing},
         product=True,
     ),
     "lora_linear": Cost(

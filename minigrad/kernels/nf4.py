@@ -1,0 +1,462 @@
+"""A frozen matrix in four bits a number: NF4, the NormalFloat of QLoRA (Dettmers et al., 2023).
+
+Weights of a trained layer are about normal. So the 16 levels are quantiles of a normal distribution
+(section 3), which are equally often the nearest, scaled to [-1, 1]. A block of 64 numbers is
+divided by its largest absolute value, and each number kept as the index of its nearest level:
+
+    w ~ absmax * LEVELS[code]
+
+absmax in float32 takes half a bit a number, which double quantisation reduces to an eighth: the
+absmax of 256 blocks, less their mean, are kept as integers of 8 bits with one scale. (The paper
+takes 8-bit floats. Those of a group differ little, so that even steps serve them as well.)
+
+A product never has more of the matrix in floats than a strip of rows: each strip is read into one
+buffer and multiplied from there by `gemm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numpy.typing import DTypeLike, NDArray
+
+from minigrad.data import check_positive
+from minigrad.kernels import gemm
+from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels.kernel import Kernel
+
+prange: Any = numba.prange
+
+Array = NDArray[Any]
+
+GROUP = 256  # absmax that share an offset and a scale
+STRIP = 1 << 18  # numbers in a strip: fewer cost more passes over x, more leave the cache
+ROWS = 32  # in a strip, at least: a product with fewer is a thin one
+SECONDS = 6e-10  # what a number takes to be read, about
+
+
+def _levels() -> Array:
+    """The code book: 7 quantiles below 0, 0 itself and 8 above, the outermost at -1 and 1.
+
+    Each side goes in even steps of probability from a half, which is 0, to the mean of 1 - 1/30 and
+    1 - 1/32: half a step from the end, were all 15 or 16 steps of a side's kind.
+    """
+    last = 1 - (1 / 30 + 1 / 32) / 2
+    quantile = NormalDist().inv_cdf
+    above = [quantile(p) for p in np.linspace(0.5, last, 9)[1:]]
+    below = [-quantile(p) for p in np.linspace(0.5, last, 8)[:0:-1]]
+    return np.array([*below, 0.0, *above], np.float64) / above[-1]
+
+
+LEVELS = _levels().astype(np.float32)
+"""The 16 numbers that a code stands for, ascending."""
+
+_MIDDLES = (LEVELS[1:].astype(np.float64) + LEVELS[:-1]) / 2  # beyond which the next one is nearer
+_PAIRS = {  # the two numbers of a byte
+    np.dtype(dtype): np.stack([np.repeat(LEVELS, 16), np.tile(LEVELS, 16)], axis=1).astype(dtype)
+    for dtype in (np.float32, np.float64)
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NF4Matrix:
+    """A matrix of 4-bit codes, in blocks of a row; it cannot be changed. `of` makes one.
+
+    Args:
+        codes: `(rows, (cols + 1) // 2)` uint8, two codes in each: the first in the upper half.
+        absmax: one for each block, row by row: float32, or int8 under double quantisation.
+        offset: of each `GROUP` of these, what to add; None without double quantisation.
+        scale: and what a step of 1 / 127 is multiplied by.
+        cols: how many numbers are in a row of `codes`.
+        block_size: how many of them share an absmax; the last block of a row may be shorter.
+        is_transposed: whether this is the transpose of what the arrays hold.
+
+    Raises:
+        TypeError: if an array is of another dtype.
+        ValueError: if sizes do not match, or are not positive.
+    """
+
+    codes: Array
+    absmax: Array
+    offset: Array | None
+    scale: Array | None
+    cols: int
+    block_size: int
+    is_transposed: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive("NF4Matrix: cols", self.cols)
+        check_positive("NF4Matrix: block_size", self.block_size)
+        if (self.offset is None) != (self.scale is None):
+            raise ValueError(
+                "NF4Matrix: offset and scale belong together; pass both, or None for both"
+            )
+        double = self.offset is not None
+        rows = len(self.codes) if isinstance(self.codes, np.ndarray) and self.codes.ndim else 0
+        check_positive("NF4Matrix: the number of rows of codes", rows)
+        count = rows * self._blocks
+        groups = (-(-count // GROUP),)
+        for name, dtype, shape in (
+            ("codes", np.uint8, (rows, -(-self.cols // 2))),
+            ("absmax", np.int8 if double else np.float32, (count,)),
+            *((name, np.float32, groups) for name in ("offset", "scale") if double),
+        ):
+            object.__setattr__(self, name, _read_only(name, getattr(self, name), dtype, shape))
+
+    @classmethod
+    def of(cls, array: Array, block_size: int = 64, double_quant: bool = True) -> NF4Matrix:
+        """The matrix nearest to `array`: each number gets the nearest multiple of its absmax.
+
+        Under double quantisation that is of the absmax which is read back, where the paper goes by
+        the one before. Then no number is further off than 0 would be, even where absmax is.
+        A block of zeros comes back as zeros, and so does one whose absmax is 0 in float32.
+
+        Args:
+            array: `(rows, cols)` of float16, float32 or float64.
+            block_size: how many numbers of a row share an absmax.
+            double_quant: keep absmax in 8 bits. They are few for a block whose absmax is far below
+                those of its group: each is off by up to 1/254 of the largest distance from their
+                mean. For rows of very different sizes, say False.
+
+        Raises:
+            TypeError: if it is no array of floats.
+            ValueError: if it is no matrix, or empty, holds NaN or Inf or what float32 cannot hold,
+                or the block size is no positive integer.
+        """
+        _check_matrix(array)
+        check_positive("NF4Matrix.of: block_size", block_size)
+        rows, cols = array.shape
+        starts = range(0, cols, block_size)
+        codes = np.empty((rows, -(-cols // 2)), np.uint8)
+        absmax = np.empty((rows, len(starts)), np.float32)
+        for a, b in _strips(rows, cols):
+            largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
+            _check_range(largest)
+            absmax[a:b] = largest
+        flat = absmax.ravel()
+        held, offset, scale = _quantised(flat) if double_quant else (flat, None, None)
+        matrix = cls(codes, held, offset, scale, cols, int(block_size))
+        for a, b in _strips(rows, cols):  # into the memory that the matrix has a view of
+            read = matrix._absmax(a, b)
+            unit = np.where(read > 0, read, np.inf).astype(np.float64)
+            codes[a:b] = _packed(_nearest(array[a:b] / _spread(unit, block_size, cols)))
+        return matrix
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> NF4Matrix:
+        """The matrix whose `arrays()` these are; it shares them.
+
+        Raises:
+            TypeError: if one is of another dtype.
+            ValueError: if one is missing, too many, or of another shape.
+        """
+        double = {"offset", "scale"} & set(arrays)
+        wanted = {"codes", "absmax", "cols", "block_size", *({"offset", "scale"} if double else ())}
+        if set(arrays) != wanted:
+            raise ValueError(
+                f"NF4Matrix.from_arrays: takes what arrays() gives, {', '.join(sorted(wanted))}, "
+                f"not {', '.join(sorted(arrays)) or 'nothing'}"
+            )
+        sizes = [np.asarray(arrays[name]) for name in ("cols", "block_size")]
+        if any(size.shape != (1,) or size.dtype.kind not in "iu" for size in sizes):
+            raise ValueError(
+                "NF4Matrix.from_arrays: cols and block_size are arrays of one integer, not "
+                f"{sizes[0]!r:.60} and {sizes[1]!r:.60}"
+            )
+        cols, block_size = (int(size[0]) for size in sizes)
+        offset, scale = arrays.get("offset"), arrays.get("scale")
+        return cls(arrays["codes"], arrays["absmax"], offset, scale, cols, block_size)
+
+    def arrays(self) -> dict[str, Array]:
+        """All that it is made of, as plain arrays for a file; read-only.
+
+        Raises:
+            ValueError: if it is a transpose, which the arrays do not say.
+        """
+        if self.is_transposed:
+            raise ValueError(
+                "NF4Matrix.arrays: this is a transpose, which its arrays do not say; take those of "
+                "the matrix, `.T.arrays()`, and transpose what is made of them"
+            )
+        sizes = {"cols": np.array([self.cols]), "block_size": np.array([self.block_size])}
+        return {**self._held(), **sizes}
+
+    def __deepcopy__(self, memo: Any) -> NF4Matrix:
+        return self  # nobody can change it
+
+    def __reduce__(self) -> Any:
+        held = self._held()  # by way of the checks, which also make what is loaded read-only
+        parts = (held.get(name) for name in ("codes", "absmax", "offset", "scale"))
+        return type(self), (*parts, self.cols, self.block_size, self.is_transposed)
+
+    # ----------------------------------------------------------------------------------------------
+    # What it is
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        shape = len(self.codes), self.cols
+        return shape[::-1] if self.is_transposed else shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes, as arrays have it."""
+        return 2
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return len(self.codes) * self.cols
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all arrays that it holds."""
+        return sum(array.nbytes for array in self._held().values())
+
+    @property
+    def double_quant(self) -> bool:
+        """Whether absmax is quantised too."""
+        return self.offset is not None
+
+    @property
+    def T(self) -> NF4Matrix:  # noqa: N802  # as arrays have it
+        """The transpose: another view of the same arrays."""
+        return replace(self, is_transposed=not self.is_transposed)
+
+    def __repr__(self) -> str:
+        parts = [*map(str, self.shape), f"block_size={self.block_size}"]
+        parts += ["transposed"] if self.is_transposed else []
+        return f"NF4Matrix({', '.join(parts)}: {self.nbytes / self.size:.4g} bytes per number)"
+
+    # ----------------------------------------------------------------------------------------------
+    # Its numbers
+    # ----------------------------------------------------------------------------------------------
+
+    def dense(self, dtype: DTypeLike = np.float32) -> Array:
+        """All of it as an array of floats."""
+        return self.rows(0, self.shape[0], dtype)
+
+    def rows(self, start: int, stop: int, dtype: DTypeLike = np.float32) -> Array:
+        """The rows from `start` to before `stop` as an array of floats.
+
+        Raises:
+            ValueError: if they are not 0 <= start <= stop <= the number of rows, or the dtype is
+                not one of floats.
+        """
+        rows, cols = self.shape
+        if not 0 <= start <= stop <= rows:
+            raise ValueError(
+                f"NF4Matrix.rows: rows {start} to {stop} are not in a matrix of {rows}; it takes "
+                f"0 <= start <= stop <= {rows}"
+            )
+        dtype = np.dtype(dtype)
+        if dtype.kind != "f":
+            raise ValueError(f"NF4Matrix: its numbers are floats, and cannot be read as {dtype}")
+        out = np.empty((stop - start, cols), dtype)
+        if self.is_transposed:
+            for a, b, strip in self.T.strips(np.result_type(dtype, np.float32)):
+                out[:, a:b] = strip[:, start:stop].T
+        else:
+            for a, b in _strips(stop - start, cols):
+                self._read(start + a, out[a:b])
+        return out
+
+    def strips(self, dtype: DTypeLike) -> Iterator[tuple[int, int, Array]]:
+        """Where a strip of stored rows begins and ends, and what is in it, one after the other.
+
+        Each is read into the memory of the one before.
+        """
+        buffer: Array | None = None
+        for a, b in _strips(len(self.codes), self.cols):
+            if buffer is None:
+                buffer = np.empty((b - a, self.cols), dtype)
+            self._read(a, buffer[: b - a])
+            yield a, b, buffer[: b - a]
+
+    def matmul(self, x: Array) -> Array:
+        """x M: `(n, rows)` and `(rows, cols)` of this matrix -> `(n, cols)`, in the dtype of x.
+
+        A sum is added up strip by strip, in one order for any number of threads. float16 is
+        computed in float32 and rounded once; integers count as floats that hold them.
+
+        Raises:
+            TypeError: if x is not made of numbers.
+            ValueError: if the shapes do not align.
+        """
+        if x.ndim != 2 or x.shape[1] != self.shape[0]:
+            raise ValueError(
+                f"NF4Matrix.matmul: x of shape {x.shape} does not go with a matrix of shape "
+                f"{self.shape}; it must be (n, {self.shape[0]})"
+            )
+        if x.dtype.kind not in "biuf":
+            raise TypeError(f"NF4Matrix.matmul: x is made of real numbers, not {x.dtype}")
+        dtype = np.result_type(x.dtype, np.float32)
+        wide = np.asarray(x, dtype)
+        out = np.empty((len(x), self.shape[1]), dtype)
+        for a, b, strip in self.strips(dtype):
+            if self.is_transposed:
+                out[:, a:b] = gemm.matmul(wide, strip.T)
+            else:
+                gemm.matmul(wide[:, a:b], strip, out=out, add=a > 0)
+        return out.astype(x.dtype, copy=False) if x.dtype.kind == "f" else out
+
+    @property
+    def _blocks(self) -> int:
+        """How many blocks are in a stored row."""
+        return -(-self.cols // self.block_size)
+
+    def _held(self) -> dict[str, Array]:
+        held = {"codes": self.codes, "absmax": self.absmax}
+        if self.offset is not None and self.scale is not None:
+            held |= {"offset": self.offset, "scale": self.scale}
+        return held
+
+    def _absmax(self, start: int, stop: int) -> Array:
+        """Those of some stored rows, as they are read back: `(stop - start, blocks)` float32."""
+        a, b = start * self._blocks, stop * self._blocks
+        values = self.absmax[a:b]
+        if self.offset is not None and self.scale is not None:
+            group = np.arange(a, b) // GROUP
+            # Rounded to below 0, it would turn signs around.
+            steps = values.astype(np.float32) / np.float32(127)
+            values = np.maximum(self.offset[group] + self.scale[group] * steps, 0)
+        return values.reshape(stop - start, self._blocks)
+
+    def _read(self, start: int, out: Array) -> None:
+        """Write the stored rows from `start` on to `out`, C-contiguous `(n, cols)` of floats."""
+        codes, absmax = self.codes[start:][: len(out)], self._absmax(start, start + len(out))
+        size = min(self.block_size, self.cols)
+        if JIT_ENABLED and out.dtype in _PAIRS:
+            _READ[out.dtype](out.size * SECONDS, codes, absmax, _PAIRS[out.dtype], size, out)
+        else:
+            out[...] = read_twin(codes, absmax, size, self.cols, out.dtype)
+
+
+def read_twin(
+    codes: Array, absmax: Array, block_size: int, cols: int, dtype: np.dtype[Any]
+) -> Array:
+    """What the kernel reads, in numpy: `(n, cols)`."""
+    wide = np.result_type(dtype, np.float32)
+    pairs = np.stack([codes >> 4, codes & 15], axis=-1)
+    levels = LEVELS[pairs.reshape(len(codes), -1)[:, :cols]].astype(wide)
+    return np.asarray((levels * _spread(absmax, block_size, cols)).astype(dtype, copy=False))
+
+
+def _read_loop(pieces: int, codes: Any, absmax: Any, pairs: Any, block_size: int, out: Any) -> None:
+    rows, cols = out.shape
+    blocks = absmax.shape[1]
+    count = rows * blocks
+    for number in prange(pieces):
+        for block in range(number * count // pieces, (number + 1) * count // pieces):
+            i = block // blocks
+            begin = (block - i * blocks) * block_size
+            end = min(begin + block_size, cols)
+            largest = out.dtype.type(absmax[i, block - i * blocks])
+            if begin & 1:  # its byte began in the block before
+                out[i, begin] = pairs[codes[i, begin >> 1], 1] * largest
+            first = (begin + 1) >> 1
+            packed, numbers = codes[i, first : end >> 1], out[i, 2 * first : end]
+            for k in range(packed.size):
+                numbers[2 * k] = pairs[packed[k], 0] * largest
+                numbers[2 * k + 1] = pairs[packed[k], 1] * largest
+            if end & 1:
+                out[i, end - 1] = pairs[codes[i, end >> 1], 0] * largest
+
+
+def _kernel(number: Any) -> Kernel:
+    codes = types.Array(types.uint8, 2, "C", readonly=True)
+    absmax = types.Array(types.float32, 2, "C", readonly=True)
+    pairs = types.Array(number, 2, "C", readonly=True)
+    return Kernel(_read_loop, (codes, absmax, pairs, types.intp, types.Array(number, 2, "C")))
+
+
+_READ = {np.dtype(str(number)): _kernel(number) for number in (types.float32, types.float64)}
+
+
+def _strips(rows: int, cols: int) -> Iterator[tuple[int, int]]:
+    """Where strips of some rows begin and end: about `STRIP` numbers, and `ROWS` rows at least."""
+    step = max(ROWS, STRIP // cols)
+    return ((a, min(a + step, rows)) for a in range(0, rows, step))
+
+
+def _spread(values: Array, block_size: int, cols: int) -> Array:
+    """`(n, blocks)` -> `(n, cols)`: what is of a block, for each of its numbers."""
+    return np.repeat(values, min(block_size, cols), axis=1)[:, :cols]
+
+
+def _nearest(numbers: Array) -> Array:
+    """The code of the level that is nearest to each number."""
+    codes = np.zeros(numbers.shape, np.uint8)
+    beyond = np.empty(numbers.shape, np.bool_)
+    for middle in _MIDDLES:  # 15 passes take a tenth of the time of one binary search
+        np.greater(numbers, middle, out=beyond)
+        codes += beyond.view(np.uint8)
+    return codes
+
+
+def _packed(codes: Array) -> Array:
+    """Two codes to a byte, the first in the upper half; of an odd row the last half is 0."""
+    out = codes[:, ::2] << 4
+    out[:, : codes.shape[1] // 2] |= codes[:, 1::2]
+    return out
+
+
+def _quantised(absmax: Array) -> tuple[Array, Array, Array]:
+    """Codes of 8 bits, and the offset and scale of each group."""
+    starts = np.arange(0, len(absmax), GROUP)
+    sizes = np.diff(starts, append=len(absmax))
+    wide = absmax.astype(np.float64)
+    offset = (np.add.reduceat(wide, starts) / sizes).astype(np.float32)
+    rest = wide - np.repeat(offset, sizes)
+    scale = np.maximum.reduceat(np.abs(rest), starts).astype(np.float32)
+    unit = np.repeat(np.where(scale > 0, scale, 1).astype(np.float64), sizes)
+    codes = np.clip(np.rint(127 * rest / unit), -127, 127).astype(np.int8)
+    return codes, offset, scale
+
+
+def _read_only(name: str, array: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> Array:
+    """A view of `array` that cannot be written to, if it is what is wanted."""
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"NF4Matrix: {name} is an array of {np.dtype(dtype)}, not {kind}")
+    if array.shape != shape:
+        raise ValueError(f"NF4Matrix: {name} has shape {array.shape}; it must be {shape}")
+    view = np.ascontiguousarray(array).view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+def _check_matrix(array: Any) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"NF4Matrix.of: takes an array of floats, not {type(array).__name__}; of a Tensor, "
+            f"pass .detach().numpy()"
+        )
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"NF4Matrix.of: takes float16, float32 or float64, not {array.dtype}")
+    if array.ndim != 2 or not array.size:
+        raise ValueError(
+            f"NF4Matrix.of: takes a matrix with a row and a column at least, not shape "
+            f"{array.shape}"
+        )
+
+
+def _check_range(largest: Array) -> None:
+    """Refuse blocks that cannot be scaled, by their largest absolute values in float64."""
+    if not np.isfinite(largest).all():
+        raise ValueError(
+            "NF4Matrix.of: the array holds NaN or Inf, which no level stands for; find where they "
+            "come from, or replace them with np.nan_to_num"
+        )
+    if largest.max() > np.finfo(np.float32).max:
+        raise ValueError(
+            f"NF4Matrix.of: the array holds {largest.max():.4g}, and absmax is kept in float32, "
+            f"whose largest is {np.finfo(np.float32).max:.4g}; scale the array down"
+        )

@@ -1,0 +1,50 @@
+"""Products with a frozen weight that is kept in few bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minigrad import kernels
+from minigrad.op import op
+from minigrad.ops.products import as_rows, check_linear
+from minigrad.tensor import Array
+
+if TYPE_CHECKING:
+    from minigrad.kernels.nf4 import NF4Matrix
+
+__all__ = ["nf4_linear"]
+
+
+@op
+def nf4_linear(x: Array, weight: NF4Matrix, bias: Array = None) -> Array:
+    """x W^T + b with W in four bits a number: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
+
+    W is frozen. It is read strip by strip, forward and backward (dx = g W), and what is kept for
+    the backward pass is its codes (QLoRA, Dettmers et al., 2023, section 3, equation 5).
+
+    Args:
+        x: `(..., d_in)`; the result has its dtype.
+        weight: W, `(d_out, d_in)`; `kernels.nf4.NF4Matrix.of(array)` makes one.
+        bias: b, `(d_out,)`, or None.
+
+    Raises:
+        TypeError: if the weight is no NF4Matrix.
+        ValueError: if the sizes do not match.
+    """
+    if not isinstance(weight, kernels.nf4.NF4Matrix):
+        raise TypeError(
+            f"nf4_linear: the weight is an NF4Matrix, not {type(weight).__name__}; "
+            f"NF4Matrix.of(array) makes one, and for a weight of floats there is linear"
+        )
+    x = np.asarray(x)
+    check_linear("nf4_linear", x, weight, bias)
+    out = weight.T.matmul(as_rows(x))
+    if bias is not None:
+        out += bias
+    return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+nf4_linear.rule("x", lambda g, weight: nf4_linear(g, weight.T))
+nf4_linear.rule("bias", lambda g: g)
