@@ -10,9 +10,11 @@ from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer
 from lora.merge import fold, merge, unmerge
+from lora.quantize import QuantizeReport, quantize
 from lora.report import AttachReport
 from lora.scaling import LoRAScaling
 from lora.switch import active, disabled, switch
+from lora.variants.nf4 import NF4Linear
 from lora.verify import VerifyReport, verify
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "LoRAEmbedding",
     "LoRALayer",
     "LoRAScaling",
+    "NF4Linear",
+    "QuantizeReport",
     "VerifyReport",
     "active",
     "attach",
@@ -30,6 +34,7 @@ __all__ = [
     "disabled",
     "fold",
     "merge",
+    "quantize",
     "remove",
     "switch",
     "unmerge",

@@ -295,7 +295,8 @@ class AdaptedLayer(Module):
 
     def _weight_with(self, names: Sequence[str]) -> Tensor:
         weight = self.weight
-        out = np.empty(weight.shape, weight.dtype)
+        dtypes = [adapter.lora_a.dtype for adapter in self.adapters.values()]
+        out = np.empty(weight.shape, dtypes[0] if dtypes else weight.dtype)
         for strip in weight.strips():
             out[strip] = self.merged_rows(strip, names)
         return Tensor(self.stored(out))

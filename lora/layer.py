@@ -21,8 +21,10 @@ import numpy as np
 from lora.adapted import DEFAULT, AdaptedLayer, joined
 from lora.adapter import Adapter
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
-from lora.weight import Dense, Weight
+from lora.variants.nf4 import NF4Linear
+from lora.weight import Dense, InFourBits, Weight
 from minigrad import kernels, ops
+from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.nn import Linear, Module, Parameter
 from minigrad.random import check_probability
 from minigrad.tensor import Tensor
@@ -87,6 +89,7 @@ class LoRALayer(AdaptedLayer):
             raise ValueError(f"bias has shape {held.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), held)
         self._panels: Any = None
+        self._dtype = weight.dtype
         adapter = Adapter(
             self.weight,
             rank,
@@ -99,11 +102,12 @@ class LoRALayer(AdaptedLayer):
         self.use([DEFAULT])
 
     @classmethod
-    def around(cls, layer: Linear) -> LoRALayer:
+    def around(cls, layer: Linear | NF4Linear) -> LoRALayer:
         """A layer without an adapter, that shares the very parameters of `layer`."""
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, layer.weight, layer.bias)
         made._panels = None
+        made._dtype = layer.dtype if isinstance(layer.weight, NF4Matrix) else layer.weight.dtype
         made.training = layer.training
         return made
 
@@ -150,15 +154,27 @@ class LoRALayer(AdaptedLayer):
 
     def weight_of(self, stored: Any) -> Weight:
         """W itself."""
+        if isinstance(stored, NF4Matrix):
+            return InFourBits(stored, self._dtype)
         return Dense(stored)
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """x W^T + b."""
+        if isinstance(weight, NF4Matrix):
+            return ops.nf4_linear(x, weight, bias)
         return ops.linear(x, weight.detach(), bias)
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """x M^T."""
         return ops.linear(x, matrix)
+
+    def kind(self) -> list[str]:
+        """Whether its weight is in four bits."""
+        return ["NF4"] if isinstance(self.base_weight, NF4Matrix) else []
+
+    def base_facts(self) -> list[str]:
+        """How its weight is kept."""
+        return self.kind()
 
     def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
         """x with some elements dropped."""
@@ -168,8 +184,8 @@ class LoRALayer(AdaptedLayer):
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
     ) -> Tensor:
         """One product, with what is prepared for a frozen W."""
-        if not adapters:
-            return self.base(x, stored, bias)
+        if not adapters or isinstance(stored, NF4Matrix):
+            return super()._updated(x, stored, bias, adapters)
         a, b, scale = joined(adapters)
         weight = stored.detach()
         # W stays as it is from step to step, so what is prepared for its products may stay too.

@@ -16,6 +16,7 @@ from lora.replacing import places
 from lora.report import Match
 from lora.targets import Target, find, select
 from lora.variants.inits import check_rank as check_rank_of_init
+from lora.variants.nf4 import NF4Linear
 from lora.whole import Copy, Whole
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
 
@@ -220,7 +221,7 @@ def _can_adapt(module: Module) -> bool:
         return True
     return any(
         isinstance(module, kind) and type(module).forward is kind.forward
-        for kind in (Linear, Embedding)
+        for kind in (Linear, Embedding, NF4Linear)
     )
 
 
@@ -230,7 +231,7 @@ def _around(module: Module, known: Sequence[Copy]) -> AdaptedLayer:
     if isinstance(module, Embedding):
         layer = LoRAEmbedding.around(module)
     else:
-        assert isinstance(module, Linear)
+        assert isinstance(module, (Linear, NF4Linear))
         layer = LoRALayer.around(module)
     originals = {id(copy.own): copy.original for copy in known}
     layer.base_weight = originals.get(id(layer.base_weight), layer.base_weight)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, ops
+from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.memory import hold, release
 from minigrad.tensor import Tensor
 
@@ -114,3 +115,40 @@ class Dense(Weight):
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copy of a layer looks for itself
+
+
+class InFourBits(Weight):
+    """A matrix of NF4 codes. It cannot change, and no more than a strip of it is dense at a time.
+
+    Args:
+        matrix: W.
+        dtype: of what is computed with it.
+    """
+
+    def __init__(self, matrix: NF4Matrix, dtype: np.dtype[Any]) -> None:
+        self.matrix = matrix
+        self.shape, self.dtype = matrix.shape, dtype
+        self._known: Array | None = None
+
+    def rows(self, rows: slice) -> Array:
+        """Some rows of what the codes stand for, in float64."""
+        start, stop, _ = rows.indices(self.shape[0])
+        return self.matrix.rows(start, stop, np.float64)
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b."""
+        return ops.nf4_linear(x, self.matrix, bias)
+
+    def project(self, a: Array) -> Array:
+        """W A^T."""
+        return self.matrix.T.matmul(a).T
+
+    def is_finite(self) -> bool:
+        """That it was when it was made."""
+        return True
+
+    def kept_squares(self) -> Array:
+        """The squares of the norms of the rows, computed once."""
+        if self._known is None:
+            self._known = self.squares()
+        return self._known

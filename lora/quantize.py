@@ -1,0 +1,214 @@
+"""quantize: the frozen base of QLoRA, its linear layers in four bits (Dettmers et al., 2023).
+
+    report = quantize(model, targets=["q_proj", "v_proj"])
+
+puts an `NF4Linear` in the place of each targeted `Linear`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lora.adapted import AdaptedLayer
+from lora.config import LoRAConfig
+from lora.embedding import LoRAEmbedding
+from lora.layer import LoRALayer
+from lora.replacing import places, replace
+from lora.targets import ALL_LINEAR, Patterns, select
+from lora.variants.nf4 import NF4Linear
+from minigrad.data import check_positive
+from minigrad.diagnostics.tables import aligned, in_bytes
+from minigrad.nn import Embedding, Linear, Module
+
+if TYPE_CHECKING:
+    from minigrad.kernels.nf4 import NF4Matrix
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer that `quantize` has replaced.
+
+    Attributes:
+        name: its name in the model.
+        pattern: the target that found it.
+        shape: of its weight.
+        bytes_before: of the weight as floats.
+        bytes_after: of the weight in four bits.
+        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
+    """
+
+    name: str
+    pattern: str
+    shape: tuple[int, int]
+    bytes_before: int
+    bytes_after: int
+    error: float
+
+    @property
+    def bytes_per_number(self) -> float:
+        """Of the weight in four bits."""
+        return self.bytes_after / math.prod(self.shape)
+
+
+@dataclass(frozen=True, repr=False)
+class QuantizeReport:
+    """What `quantize` did: a line for each layer, and the totals.
+
+    Attributes:
+        layers: those that were replaced.
+    """
+
+    layers: tuple[QuantizedLayer, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the layers that were replaced."""
+        return [layer.name for layer in self.layers]
+
+    @property
+    def bytes_before(self) -> int:
+        """Of all these weights as floats."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Of all these weights in four bits."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    def __repr__(self) -> str:
+        head = ("layer", "matched by", "shape", "before", "after", "bytes/number", "error")
+        rows = [
+            (
+                layer.name,
+                layer.pattern,
+                f"{layer.shape[0]} x {layer.shape[1]}",
+                in_bytes(layer.bytes_before),
+                in_bytes(layer.bytes_after),
+                f"{layer.bytes_per_number:.4f}",
+                f"{layer.error:.4f}",
+            )
+            for layer in self.layers
+        ]
+        share = 100 * self.bytes_after / self.bytes_before
+        before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
+        total = f"{len(rows)} weights: {before} before, {after} after ({share:.1f} %)"
+        return "\n".join([*aligned(head, rows, 2), total])
+
+
+def quantize(
+    model: Module,
+    targets: Patterns = ALL_LINEAR,
+    *,
+    exclude: Patterns = (),
+    block_size: int = 64,
+    double_quant: bool = True,
+    progress: bool = True,
+) -> QuantizeReport:
+    """Put an `NF4Linear` in the place of each targeted `Linear`, and freeze it.
+
+    Adapters belong on top of the layers in four bits, so quantise first.
+
+    Args:
+        model: changed in place; nothing is, if there is an error.
+        targets: which layers, as in `LoRAConfig`.
+        exclude: which of these to leave as they are, named in the same ways.
+        block_size: how many numbers of a row share an absmax.
+        double_quant: keep absmax in 8 bits.
+        progress: show a progress bar if it takes long.
+
+    Raises:
+        ValueError: if a target matches nothing or an Embedding, nothing is left to do, a layer has
+            an adapter or a weight that is held elsewhere too or holds NaN or Inf, the block size is
+            no positive integer, or the model is itself a single layer.
+    """
+    if isinstance(model, Linear):
+        raise ValueError(
+            "quantize: the model is a single Linear, which no parent holds, so nothing can take "
+            "its place; use NF4Linear.from_linear(model)"
+        )
+    check_positive("quantize: block_size", block_size)
+    modules = dict(model.named_modules())
+    found = _found(modules, targets, exclude)
+    linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
+    held = places(model)
+    for name, linear in linears.items():
+        if len(held[id(linear.weight)]) > 1:
+            raise ValueError(
+                f"quantize: the weight of {name} is one parameter in "
+                f"{' and '.join(held[id(linear.weight)])}, and would be in floats and in four "
+                f"bits; exclude {name}, or give it a copy of its own"
+            )
+    layers: dict[str, NF4Linear] = {}
+    lines = []
+    for name in _with_bar(list(linears), progress):
+        try:
+            layers[name] = NF4Linear.from_linear(linears[name], block_size, double_quant)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"quantize: {name}: {error}; nothing was changed") from error
+        before, weight = linears[name].weight._data, layers[name].weight
+        lines.append(
+            QuantizedLayer(
+                name,
+                found[name],
+                weight.shape,
+                before.nbytes,
+                weight.nbytes,
+                _error(weight, before),
+            )
+        )
+    for name, layer in layers.items():
+        layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
+        layer.freeze()
+    replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+    return QuantizeReport(tuple(lines))
+
+
+def _found(modules: dict[str, Module], targets: Patterns, exclude: Patterns) -> dict[str, str]:
+    """The names of the layers to replace, and by which target each was found."""
+    linear = [name for name, module in modules.items() if _has_weight(module)]
+    tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
+    config = LoRAConfig(targets=targets, exclude=exclude)
+    found = {target.name: target.pattern for target in select(config, linear, tables)}
+    adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
+    if adapted:
+        raise ValueError(
+            f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
+            f"lora.detach(model) takes them off, or exclude these layers"
+        )
+    embeddings = [name for name in found if isinstance(modules[name], Embedding)]
+    if embeddings:
+        raise ValueError(
+            f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
+            f"weight of a Linear is kept in four bits, so leave these out or exclude them"
+        )
+    return found
+
+
+def _has_weight(module: Module) -> bool:
+    """Whether it is a Linear that computes what one does, or adapters around one."""
+    if isinstance(module, Linear):
+        return type(module).forward is Linear.forward
+    return isinstance(module, LoRALayer)
+
+
+def _error(matrix: NF4Matrix, weight: Any) -> float:
+    """||W - W_q||_F / ||W||_F, in float64."""
+    size = lost = 0.0
+    for a, b, strip in matrix.strips(np.float64):
+        exact = weight[a:b].astype(np.float64)
+        size += float(np.sum(np.square(exact)))
+        lost += float(np.sum(np.square(strip - exact)))
+    return math.sqrt(lost / size) if size else 0.0
+
+
+def _with_bar(names: list[str], shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        names, unit="layer", desc="quantize", leave=False, delay=1.0,
+        disable=None if shown else True,
+    )  # fmt: skip
