@@ -280,18 +280,20 @@ def test_layouts_are_of_memory_and_not_of_values():
     assert (point.flops, point.bytes) == (2 * 2 * 60, 4 * 2 * (12 + 20 + 15))
 
 
-def test_lora_trains_the_adapters_of_every_layer_and_nothing_else():
-    case = lora.Case(8, 3, 4, 2)
+@pytest.mark.parametrize("update", ["LoRA", "DoRA"])
+def test_lora_trains_the_adapters_of_every_layer_and_nothing_else(update):
+    case = lora.Case(8, 3, 4, 2, update)
     given = lora.arrays(case)
     assert len(given.weights) == 3
     assert all((b != 0).any() for b in given.b)
     run = lora.with_minigrad(case)
     losses = [run() for _ in range(3)]
-    assert losses[0] == pytest.approx(_loss_by_numpy(given), rel=1e-5)  # float32 against float64
+    first = _loss_by_numpy(given, update == "DoRA")
+    assert losses[0] == pytest.approx(first, rel=1e-5)  # float32 against float64
     assert losses[2] < losses[1] < losses[0]
 
 
-def _loss_by_numpy(given):
+def _loss_by_numpy(given, use_dora):
     from math import erf
 
     x = given.x.astype(float)
@@ -299,7 +301,10 @@ def _loss_by_numpy(given):
         zip(given.weights, given.biases, given.a, given.b, strict=True)
     ):
         x = x * (1 + np.vectorize(erf)(x / 2**0.5)) / 2 if i else x
-        x = x @ weight.T + bias + lora.ALPHA_OVER_RANK * x @ a.T @ b.T
+        changed = weight + lora.ALPHA_OVER_RANK * b.astype(float) @ a
+        if use_dora:  # each row has the norm that it had before
+            changed *= (np.linalg.norm(weight, axis=1) / np.linalg.norm(changed, axis=1))[:, None]
+        x = x @ changed.T + bias
     return ((x - given.target) ** 2).mean()
 
 

@@ -1,11 +1,11 @@
-"""LoRA: a training step of an MLP whose every linear layer has an adapter, the base frozen.
+"""LoRA and DoRA: a training step of an MLP with an adapter on every linear layer, its base frozen.
 
 All contenders begin with the same arrays, and must arrive at the same loss after some steps.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,11 @@ class Case(NamedTuple):
     layers: int
     batch: int
     rank: int
+    update: Literal["LoRA", "DoRA"] = "LoRA"
 
     @property
     def label(self) -> str:
-        return ", ".join(map(str, self))
+        return ", ".join(map(str, self[:4]))
 
 
 class Arrays(NamedTuple):
@@ -51,7 +52,7 @@ def arrays(case: Case) -> Arrays:
     def draw(*shape: int, scale: float = 1.0) -> Array:
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
-    width, layers, batch, rank = case
+    width, layers, batch, rank = case[:4]
     return Arrays(
         [draw(width, width, scale=width**-0.5) for _ in range(layers)],
         [draw(width, scale=0.1) for _ in range(layers)],
@@ -74,7 +75,10 @@ def with_minigrad(case: Case) -> Run:
         linear.load_state_dict({"weight": weight, "bias": bias})
         parts += [linear, minigrad.gelu]
     model = nn.Sequential(*parts[:-1])
-    lora.attach(model, lora.LoRAConfig(rank=case.rank, alpha=ALPHA_OVER_RANK * case.rank))
+    config = lora.LoRAConfig(
+        rank=case.rank, alpha=ALPHA_OVER_RANK * case.rank, use_dora=case.update == "DoRA"
+    )
+    lora.attach(model, config)
     layers = [module for module in model.modules() if isinstance(module, lora.LoRALayer)]
     for layer, a, b in zip(layers, given.a, given.b, strict=True):
         layer.lora_a, layer.lora_b = a, b
@@ -103,7 +107,10 @@ def with_peft(case: Case) -> Run:
         parts += [linear, torch.nn.GELU()]
     names = [str(i) for i in range(0, 2 * case.layers, 2)]
     config = LoraConfig(
-        r=case.rank, lora_alpha=int(ALPHA_OVER_RANK * case.rank), target_modules=names
+        r=case.rank,
+        lora_alpha=int(ALPHA_OVER_RANK * case.rank),
+        target_modules=names,
+        use_dora=case.update == "DoRA",
     )
     model = get_peft_model(torch.nn.Sequential(*parts[:-1]), config)
     state = {
@@ -183,6 +190,13 @@ CONTENDERS = {
     JAX: Contender(with_jax, ("jax",)),
 }
 
+
+def beside_lora(update: Literal["DoRA"]) -> list[Point]:
+    """Each case with plain LoRA and with this update, so that one run has what it costs."""
+    cases = [case._replace(update=kind) for case in CASES for kind in ("LoRA", update)]
+    return [Point(f"{case.label}, {case.update}", case) for case in cases]
+
+
 WORKLOADS = {
     "lora": Workload(
         "a training step with Adam of an MLP with gelu, every Linear adapted "
@@ -194,6 +208,14 @@ WORKLOADS = {
             Goal(PEFT, dict(zip(LABELS, (3, 3, 3, 1.5, 1.4), strict=True)), threads=2),
             Goal(JAX, 1.0),
         ],
+        steps=10,
+        tolerance=SAME_LOSS,
+        seconds=0.3,
+    ),
+    "dora": Workload(
+        "a training step as in `lora`, with LoRA and with DoRA (width, layers, batch, rank)",
+        {who: CONTENDERS[who] for who in (OURS, PEFT)},
+        beside_lora("DoRA"),
         steps=10,
         tolerance=SAME_LOSS,
         seconds=0.3,

@@ -1,0 +1,246 @@
+"""Training with adapters beside PEFT on PyTorch: the same numbers give the same curves.
+
+    python -m tests.test_lora_peers
+
+prints the largest relative differences of each case. We differ from PEFT on purpose in these:
+
+    dropout     of an embedding's adapter PEFT does nothing; we drop the updates of whole tokens
+    biases      that were trained PEFT leaves in place while adapters are disabled; we do not
+    PiSSA       PEFT writes the rest, W - s B A, over W, which is what is left when disabled; with
+                us W stays, for other adapters too. In float64 PEFT refuses to begin so.
+    several     PEFT's DoRA also scales what the adapters before it have added, so their order
+                matters; we add the change of W by each
+    merging     PEFT adds to W in place, and subtracts to undo it; we keep W
+"""
+
+import numpy as np
+import pytest
+
+import lora
+import minigrad
+from minigrad.nn import Module
+from tests.peers import lora_cases as ours
+from tests.peers.lora_cases import CASES, SAME, TOLERANCE, Case, of_losses, one, relative
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias"),
+]
+
+DTYPES = ["float32", "float64"]
+DISABLED_DIFFERS = {  # and why is said above
+    "bias of the layers",
+    "all biases",
+    "attention, all biases",
+    "PiSSA",
+    "DoRA of PiSSA",
+}
+
+
+@pytest.fixture
+def theirs():
+    for package in ("torch", "peft"):
+        pytest.importorskip(package)
+    from tests.peers import peft
+
+    return peft
+
+
+def begin(case):
+    return ours.data(case.model), ours.base(case.model), ours.start(case)
+
+
+def curves(case, dtype, theirs):
+    """What both sides compute."""
+    return ours.train(case, *begin(case), dtype), theirs.train(case, *begin(case), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_curves_outputs_and_counts_are_those_of_peft(theirs, name, dtype):
+    here, there = curves(CASES[name], dtype, theirs)
+    assert of_losses(here.losses, there.losses) <= TOLERANCE[dtype]
+    assert relative(here.output, there.output) <= SAME[dtype]
+    assert relative(here.merged, there.merged) <= SAME[dtype]
+    assert here.count == there.count
+    if name not in DISABLED_DIFFERS:
+        assert relative(here.disabled, there.disabled) <= SAME[dtype]
+
+
+# ----------------------------------------------------------------------------------------------
+# How factors begin
+# ----------------------------------------------------------------------------------------------
+
+
+def first_factors(theirs, init):
+    """A and B of wide layers, as they begin here and there."""
+    import torch
+
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(500, 300))
+    config = lora.LoRAConfig(rank=8, targets=["0"], init=init)
+    model = theirs.get_peft_model(
+        layer, theirs.translated(config, {"kaiming": True}.get(init, init))
+    )
+    there = model.base_model.model[0]
+    here = minigrad.nn.Sequential(minigrad.nn.Linear(500, 300))
+    lora.attach(here, config)
+    (adapted,) = (m for m in here.modules() if isinstance(m, lora.LoRALayer))
+    kinds = ("lora_a", "lora_b")
+    return (
+        [getattr(adapted, kind).data for kind in kinds],
+        [theirs.parameter(there, kind).detach().numpy() for kind in kinds],
+    )
+
+
+@pytest.mark.parametrize("init", ["gaussian", "kaiming"])
+def test_factors_begin_as_random_as_those_of_peft(theirs, init):
+    (here, zero), (there, _) = first_factors(theirs, init)
+    assert not zero.any()
+    assert here.shape == there.shape
+    assert here.std() == pytest.approx(there.std(), rel=0.05)  # of thousands of numbers
+    # Whether they are normal or uniform is seen in the fourth moment.
+    assert (here**4).mean() == pytest.approx((there**4).mean(), rel=0.2)
+
+
+def test_orthogonal_factors_begin_as_those_of_peft(theirs):
+    here, there = first_factors(theirs, "orthogonal")
+    for factor, right in zip(here, there, strict=True):
+        assert factor.shape == right.shape
+        assert factor.std() == pytest.approx(right.std(), rel=0.05)  # of thousands of numbers
+    for a, b in (here, there):
+        assert np.abs(b @ a).max() < 1e-6
+
+
+def test_factors_of_an_embedding_begin_as_those_of_peft(theirs):
+    import torch
+
+    config = lora.LoRAConfig(rank=8, targets=["0"])
+    table = torch.nn.Sequential(torch.nn.Embedding(50, 400))
+    there = theirs.get_peft_model(table, theirs.translated(config, True)).base_model.model[0]
+    here = minigrad.nn.Sequential(minigrad.nn.Embedding(50, 400))
+    lora.attach(here, config)
+    (adapted,) = (m for m in here.modules() if isinstance(m, lora.LoRAEmbedding))
+    assert not adapted.lora_a.data.any()
+    assert not theirs.parameter(there, "lora_a").any()
+    b = theirs.parameter(there, "lora_b").detach().numpy()
+    assert adapted.lora_b.shape == b.shape
+    assert adapted.lora_b.data.std() == pytest.approx(b.std(), rel=0.1)
+
+
+# ----------------------------------------------------------------------------------------------
+# Dropout
+# ----------------------------------------------------------------------------------------------
+
+
+class Kept(Module):
+    """In place of dropout: what is left is the same each time."""
+
+    p = 0.5
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def forward(self, x):
+        return x * self.mask
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_what_dropout_leaves_takes_the_same_way(theirs, use_dora):
+    import torch
+
+    case = one("mlp", ours.LAYERS[:1], use_dora=use_dora, dropout=0.5)
+    given, state, values = begin(case)
+    x = given["x"].astype(np.float64)
+    mask = np.random.default_rng(3).integers(0, 2, x.shape) * 2.0
+
+    class TheirKept(torch.nn.Module):
+        def forward(self, x):
+            return x * torch.tensor(mask)
+
+    here = ours.attached(case, state, "float64")
+    here.load_state_dict(here.state_dict() | ours.in_dtype(values, "float64"))
+    here.layers[0].adapter.drop = Kept(mask)
+    there = theirs.attached(case, state, "float64")
+    theirs.give(there, ours.in_dtype(values, "float64"))
+    layer = there.base_model.model.layers[0]
+    layer.lora_dropout["default"] = TheirKept()
+    dropped, right = here(minigrad.tensor(x)), there(torch.tensor(x))
+    assert relative(dropped.data, right.detach().numpy()) <= SAME["float64"]
+    dropped.sum().backward()
+    right.sum().backward()
+    for kind in ("lora_a", "lora_b", *(["lora_magnitude"] if use_dora else [])):
+        gradient = theirs.parameter(layer, kind).grad.numpy()
+        assert relative(getattr(here.layers[0], kind).grad.data, gradient) <= SAME["float64"]
+    assert relative(here.eval()(minigrad.tensor(x)).data, dropped.data) > 1e-3
+
+
+# ----------------------------------------------------------------------------------------------
+# Where we differ on purpose, it is still so
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(DISABLED_DIFFERS))
+def test_only_ours_is_the_base_when_disabled(theirs, name):
+    case = CASES[name]
+    given, state, _ = begin(case)
+    model = ours.MODELS[case.model](np.float64)
+    model.load_state_dict(ours.in_dtype(state, "float64"))
+    alone = model(minigrad.tensor(given["x"].astype(np.float64))).data
+    here, there = curves(case, "float64", theirs)
+    assert here.disabled.tobytes() == alone.tobytes()
+    assert relative(there.disabled, alone) > 1e-3
+
+
+def test_only_ours_adds_adapters_up_when_the_second_is_dora(theirs):
+    first = CASES["DoRA and LoRA"]
+    configs = list(first.adapters.values())
+    case = Case(first.model, {"default": configs[1], "other": configs[0]})
+    here, there = curves(case, "float64", theirs)
+    assert relative(here.output, there.output) > 1e-3
+    same = ours.train(first, *begin(case)[:2], exchanged(ours.start(case)), "float64")
+    assert relative(here.output, same.output) <= SAME["float64"]
+
+
+def exchanged(values):
+    """The numbers of the adapters "default" and "other", each for the other."""
+    found = {}
+    for name, value in values.items():
+        layer, _, kind = name.rpartition(".")
+        other = layer.removesuffix(".other")
+        found[f"{other}.{kind}" if other != layer else f"{layer}.other.{kind}"] = value
+    return found
+
+
+def test_only_ours_drops_updates_of_an_embedding(theirs):
+    case = one("classifier", ["embedding"], dropout=0.9)
+    given, state, values = begin(case)
+    here = ours.attached(case, state, "float32")
+    here.load_state_dict(here.state_dict() | values)
+    there = theirs.attached(case, state, "float32")
+    theirs.give(there, values)
+    x = minigrad.tensor(given["x"])
+    trained, right = here(x).data, there.train()(theirs.torch.tensor(given["x"]))
+    assert relative(here.eval()(x).data, right.detach().numpy()) <= SAME["float32"]
+    assert relative(trained, right.detach().numpy()) > 1e-3
+
+
+def main():
+    """Print the largest relative differences from PEFT of each case."""
+    from tests.peers import peft
+
+    print(f"{'':26} {'':8} {'curve':>8} {'output':>8} {'merged':>8} {'trained':>8}")
+    for name, case in CASES.items():
+        for dtype in DTYPES:
+            here, there = curves(case, dtype, peft)
+            differences = (
+                of_losses(here.losses, there.losses),
+                relative(here.output, there.output),
+                relative(here.merged, there.merged),
+            )
+            figures = " ".join(f"{difference:8.1e}" for difference in differences)
+            print(f"{name:26} {dtype:8} {figures} {here.count:8}")
+
+
+if __name__ == "__main__":
+    main()
