@@ -5,6 +5,7 @@
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
+from lora.algebra import CombineReport, combine
 from lora.attach import attach, detach, remove
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -19,6 +20,7 @@ __all__ = [
     "AdaptedLayer",
     "Adapter",
     "AttachReport",
+    "CombineReport",
     "LoRAConfig",
     "LoRAEmbedding",
     "LoRALayer",
@@ -26,6 +28,7 @@ __all__ = [
     "VerifyReport",
     "active",
     "attach",
+    "combine",
     "detach",
     "disabled",
     "fold",

@@ -11,6 +11,7 @@ of rank 2 r, with A_0 below A, and -B_0 beside B.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,43 @@ class Adapter:
         self.dora_norm_gradient = dora_norm_gradient
         if use_dora:
             self.lora_magnitude = Parameter(self.norms(weight), dtype=weight.dtype)
+
+    @classmethod
+    def of(
+        cls,
+        weight: Weight,
+        a: Array,
+        b: Array,
+        scale: float,
+        *,
+        scaling: LoRAScaling = LoRAScaling.STANDARD,
+        dropout: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> Adapter:
+        """The plain update scale B A of a weight; alpha is what this scale follows from."""
+        made = cls(
+            weight,
+            len(a),
+            scaling.alpha(scale, len(a)),
+            scaling=scaling,
+            dropout=dropout,
+            begin=Factors(a, b),
+            rng=rng,
+        )
+        made.scale = scale
+        return made
+
+    def copy(self) -> Adapter:
+        """Another of the same kind and values, all of which trains. It draws from the same rng."""
+        made = copy(self)
+        for key, part in self.contents():
+            if isinstance(part, Parameter) and key in vars(self):
+                vars(made)[key] = Parameter(part)
+        if self.start is not None:
+            a, b = self.start
+            made.start = Parameter(a, False), Parameter(b, False)
+        made.drop = Dropout(self.dropout, rng=self._rng) if self.dropout else None
+        return made
 
     @property
     def rank(self) -> int:

@@ -7,7 +7,6 @@ again under another name gives the same layers, or others, another adapter on th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -18,6 +17,7 @@ from lora.attachment import (
     Attached,
     Attachment,
     Copy,
+    check_name,
     keep,
     layers_in_place,
     put_back,
@@ -33,8 +33,6 @@ from lora.report import AttachReport, Match
 from lora.switch import activate, check_switch
 from lora.targets import Target, find, select
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
-
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def attach(
@@ -65,9 +63,13 @@ def attach(
         raise TypeError(
             f"attach takes a Module and a LoRAConfig, not {model!r:.60}, {config!r:.60}"
         )
+    check_place(model, adapter)
+    return place(model, Plan(model, config, rng), adapter)
+
+
+def place(model: Module, plan: Plan, adapter: str) -> AttachReport:
+    """Do what has been planned and checked, and let the new adapter be the active one."""
     record = record_of(model)
-    _check_place(model, record, adapter)
-    plan = _Plan(model, config, adapter, record, rng)
     if record is None:
         record = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
@@ -76,7 +78,7 @@ def attach(
     replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
-    record.adapters[adapter] = Attached(config, list(plan.updates), plan.copies)
+    record.adapters[adapter] = Attached(plan.config, list(plan.updates), plan.copies)
     activate(model, record, (adapter,))
     return AttachReport(
         tuple(plan.matches),
@@ -87,12 +89,10 @@ def attach(
     )
 
 
-def _check_place(model: Module, record: Attachment | None, adapter: str) -> None:
+def check_place(model: Module, adapter: str) -> None:
     """Refuse a name that is none or taken, and a model that can have no adapters now."""
-    if not isinstance(adapter, str):
-        raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
-    if not _NAME.fullmatch(adapter):
-        raise ValueError(f"an adapter's name has letters, digits, - and _ only, unlike {adapter!r}")
+    record = record_of(model)
+    check_name(record, adapter)
     if isinstance(model, (Linear, Embedding)):
         raise ValueError(
             f"the model is a single {type(model).__name__}, which no parent holds, so nothing can "
@@ -107,46 +107,39 @@ def _check_place(model: Module, record: Attachment | None, adapter: str) -> None
             )
         return
     record.check_enabled("adapters cannot be attached")
-    if adapter in record.adapters:
-        raise ValueError(
-            f"the model has an adapter {adapter!r} already; lora.attach(model, config, "
-            f"adapter=...) takes another name, lora.remove(model, {adapter!r}) takes that one off"
-        )
     check_switch(model, record, (adapter,))
 
 
-class _Plan:
-    """All that an attachment consists of, made and checked before anything is changed."""
+class Plan:
+    """All that an attachment consists of, made and checked before anything is changed.
+
+    Attributes:
+        config: what was asked for.
+        originals: the layers that are to give their place to one with adapters.
+        new: those with adapters that take it.
+        layers: all that get the adapter, new or not.
+        updates: the adapter of each of them.
+        matches: a line of the report for each.
+        copies: what is trained whole.
+    """
 
     def __init__(
         self,
         model: Module,
         config: LoRAConfig,
-        adapter: str,
-        record: Attachment | None,
         rng: np.random.Generator | None,
     ) -> None:
-        self._config = config
+        self.config = config
         self._rng = rng
         modules = dict(model.named_modules())
-        candidates = {name: module for name, module in modules.items() if _can_adapt(module)}
-        linear = [n for n, m in candidates.items() if not isinstance(m, (Embedding, LoRAEmbedding))]
-        groups = {
-            name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
-            for name, module in modules.items()
-            if isinstance(module, MultiHeadAttention)
-        }
-        targets = select(config, linear, [n for n in candidates if n not in linear], groups)
-        order = {name: i for i, name in enumerate(candidates)}
-        targets.sort(key=lambda target: order[target.name])
         self.originals: dict[str, Module] = {}
         self.new: dict[str, AdaptedLayer] = {}
         self.layers: dict[str, AdaptedLayer] = {}
         self.updates: dict[str, Adapter] = {}
         self.matches: list[Match] = []
         held = places(model)
-        for target in targets:
-            module = candidates[target.name]
+        for target in targets_in(model, config):
+            module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
                 self.originals[target.name] = module
                 module = self.new[target.name] = _around(module)
@@ -156,14 +149,14 @@ class _Plan:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{target.name}: {error}") from error
             self.matches.append(self._match(module, target, held))
-        self.copies = _Copies(model, config, record, set(self.layers), held).made
+        self.copies = _Copies(model, config, set(self.layers), held).made
         self._add_biases()
 
     def _update(self, layer: AdaptedLayer, target: Target) -> Adapter:
         check_rank_fits(target.rank, layer.d_out, layer.d_in)
         if not layer.weight.is_finite():
             raise ValueError("the weight has NaN or Inf in it; mend the model first")
-        config, begin = self._config, None
+        config, begin = self.config, None
         if isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
             begin = layer.begin(target.rank, self._rng)
         return Adapter(
@@ -193,11 +186,11 @@ class _Plan:
         )
 
     def _add_biases(self) -> None:
-        if self._config.bias == "none":
+        if self.config.bias == "none":
             return
         with_bias = [name for name, layer in self.layers.items() if layer.bias is not None]
         if not with_bias and not self.copies:
-            raise ValueError(f"bias={self._config.bias!r}, but none of the layers has a bias")
+            raise ValueError(f"bias={self.config.bias!r}, but none of the layers has a bias")
         for i, match in enumerate(self.matches):
             bias = self.layers[match.name].bias
             if bias is not None:
@@ -212,10 +205,10 @@ class _Copies:
         self,
         model: Module,
         config: LoRAConfig,
-        record: Attachment | None,
         targets: set[str],
         held: Mapping[int, list[str]],
     ) -> None:
+        record = record_of(model)
         copies = [] if record is None else [c for a in record.adapters.values() for c in a.copies]
         self._originals = {id(copy.own): copy.original for copy in copies}
         self._held = held
@@ -265,6 +258,20 @@ class _Copies:
     def _copy(self, name: str, parameter: Parameter, reason: str) -> None:
         original = self._originals.get(id(parameter), parameter)
         self.made.append(Copy(name, reason, original, Parameter(original)))
+
+
+def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
+    """The layers of a model that `config` means, in its order."""
+    modules = dict(model.named_modules())
+    candidates = [name for name, module in modules.items() if _can_adapt(module)]
+    linear = [n for n in candidates if not isinstance(modules[n], (Embedding, LoRAEmbedding))]
+    groups = {
+        name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
+        for name, module in modules.items()
+        if isinstance(module, MultiHeadAttention)
+    }
+    targets = select(config, linear, [n for n in candidates if n not in linear], groups)
+    return sorted(targets, key=lambda target: candidates.index(target.name))
 
 
 def _can_adapt(module: Module) -> bool:
