@@ -9,6 +9,7 @@ from lora.algebra import CombineReport, combine
 from lora.attach import attach, detach, remove
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
+from lora.extract import ExtractReport, extract
 from lora.layer import LoRALayer
 from lora.merge import fold, merge, unmerge
 from lora.report import AttachReport
@@ -21,6 +22,7 @@ __all__ = [
     "Adapter",
     "AttachReport",
     "CombineReport",
+    "ExtractReport",
     "LoRAConfig",
     "LoRAEmbedding",
     "LoRALayer",
@@ -31,6 +33,7 @@ __all__ = [
     "combine",
     "detach",
     "disabled",
+    "extract",
     "fold",
     "merge",
     "remove",

@@ -198,7 +198,10 @@ def _terms(record: Attachment, adapters: Any, weights: Any) -> dict[str, float]:
             raise ValueError(f"the weight of {name!r} must be a finite number, not {weight!r}")
         found.setdefault(name, []).append(float(weight))
     # Sums that are rounded once, and names in their own order: so no order has an influence.
-    totals = {name: math.fsum(found[name]) for name in sorted(found)}
+    try:
+        totals = {name: math.fsum(found[name]) for name in sorted(found)}
+    except OverflowError:
+        raise ValueError(f"the sum of the weights of an adapter is not finite: {found}") from None
     return {name: total for name, total in totals.items() if total} or totals
 
 
@@ -232,7 +235,7 @@ def _sum(
     if rank is not None and len(a) > rank:
         best = Approximation.of_product(a, b, min(rank, *weight.shape))
         a, b, error = best.a, best.b, scale * best.error
-        relative = best.error / best.norm if best.norm else 0.0
+        relative = best.relative_error
         _check_in_range(weight, a, b)
     elif len(a) > min(weight.shape):
         notes.append(f"rank above min(d_out, d_in) = {min(weight.shape)}")

@@ -94,8 +94,12 @@ def extract(
         base: changed as by `attach`: `detach` gives it back, to the bit.
         finetuned: a model of the same structure, or its `state_dict`.
         rank: of each update.
-        targets, exclude, modules_to_save, bias: as in `LoRAConfig`.
+        targets: the layers to look at, as in `LoRAConfig`.
+        exclude: of these, those to leave out.
         adapter: a name for it.
+        modules_to_save: modules to take over whole.
+        bias: "lora_only" takes over the biases of the layers with adapters, "all" those of the
+            whole model.
 
     Raises:
         TypeError: if there is no such module or state, or an argument is of the wrong type.
@@ -122,7 +126,7 @@ def extract(
     state = finetuned.state_dict() if isinstance(finetuned, Module) else finetuned
     pair = _Pair(base, state)
     names = [target.name for target in targets_in(base, config)]
-    modules = dict(base.named_modules())
+    modules: dict[str, Any] = dict(base.named_modules())
     differing = [name for name in names if pair.differs(f"{name}.weight")]
     if not differing:
         raise ValueError(
@@ -131,7 +135,7 @@ def extract(
         )
     sizes = {name: min(modules[name].weight.shape) for name in differing}
     plan = Plan(base, _exactly(config, differing, sizes), np.random.default_rng(0))
-    pair.check_covered(_covered(plan))
+    pair.check_covered(_covered(plan, pair))
     found = {name: _updated(plan, name, pair) for name in differing}
     for copy in plan.copies:
         copy.own.copy_(pair.value(copy.name))
@@ -166,9 +170,9 @@ def _exactly(config: LoRAConfig, names: Sequence[str], sizes: Mapping[str, int])
     )
 
 
-def _covered(plan: Plan) -> set[str]:
+def _covered(plan: Plan, pair: _Pair) -> set[str]:
     """The names of what the adapter has of the difference, whole or in part."""
-    covered = {copy.name for copy in plan.copies}
+    covered = {other for copy in plan.copies for other in pair.equal_names(copy.name)}
     for name, update in plan.updates.items():
         covered.add(f"{name}.weight")
         covered |= {f"{name}.bias"} if update.lora_bias is not None else set()
@@ -184,8 +188,7 @@ def _updated(plan: Plan, name: str, pair: _Pair) -> Extracted:
     made = plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
     if planned.lora_bias is not None:
         made.lora_bias = Parameter(pair.value(f"{name}.bias"), dtype=planned.lora_bias.dtype)
-    relative = best.error / best.norm
-    return Extracted(name, made.rank, best.error, relative, 1 - relative * relative)
+    return Extracted(name, made.rank, best.error, best.relative_error, best.energy)
 
 
 class _Pair:
@@ -200,7 +203,7 @@ class _Pair:
 
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
         parameters = {id(p): (name, p) for name, p in base.named_parameters()}
-        held = places(base)
+        self._names = held = places(base)
         self._parameters = {
             name: parameters[key][1] for key, names in held.items() for name in names
         }
@@ -241,6 +244,11 @@ class _Pair:
     def value(self, name: str) -> Array:
         """That of the finetuned model."""
         return self._values[name]
+
+    def equal_names(self, name: str) -> list[str]:
+        """The names of this parameter under which the finetuned model has this value."""
+        value, names = self._values[name], self._names[id(self._parameters[name])]
+        return [other for other in names if np.array_equal(self._values[other], value)]
 
     def differs(self, name: str) -> bool:
         """Whether the two values of a parameter differ."""

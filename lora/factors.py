@@ -33,6 +33,16 @@ class Approximation:
     error: float
     norm: float
 
+    @property
+    def relative_error(self) -> float:
+        """The error as a share of the norm; 0 for M = 0."""
+        return self.error / self.norm if self.norm else 0.0
+
+    @property
+    def energy(self) -> float:
+        """The share of the squared norm of M that B A has."""
+        return 1 - self.relative_error**2
+
     @classmethod
     def of_decomposition(cls, u: Array, s: Array, vt: Array, rank: int) -> Approximation:
         """That of U S V^T, with S in descending order; of a rank that is no larger than theirs."""
