@@ -12,6 +12,7 @@ from lora.embedding import LoRAEmbedding
 from lora.extract import ExtractReport, extract
 from lora.layer import LoRALayer
 from lora.merge import fold, merge, unmerge
+from lora.optim import param_groups, penalty
 from lora.report import AttachReport
 from lora.scaling import LoRAScaling
 from lora.switch import active, disabled, switch
@@ -36,6 +37,8 @@ __all__ = [
     "extract",
     "fold",
     "merge",
+    "param_groups",
+    "penalty",
     "remove",
     "switch",
     "unmerge",
