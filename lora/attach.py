@@ -21,6 +21,7 @@ from lora.attachment import (
     keep,
     layers_in_place,
     put_back,
+    put_in,
     record_of,
     required,
     restore_flags,
@@ -64,7 +65,16 @@ def attach(
             f"attach takes a Module and a LoRAConfig, not {model!r:.60}, {config!r:.60}"
         )
     check_place(model, adapter)
-    return place(model, Plan(model, config, rng), adapter)
+    record = record_of(model)
+    copies = [] if record is None else [c for n in record.active for c in record.adapters[n].copies]
+    # What the new adapter begins from, and what is kept aside, is the model without the others.
+    put_back(model, copies)
+    try:
+        plan = Plan(model, config, rng)
+    except BaseException:
+        put_in(model, copies)
+        raise
+    return place(model, plan, adapter)
 
 
 def place(model: Module, plan: Plan, adapter: str) -> AttachReport:
@@ -208,9 +218,6 @@ class _Copies:
         targets: set[str],
         held: Mapping[int, list[str]],
     ) -> None:
-        record = record_of(model)
-        copies = [] if record is None else [c for a in record.adapters.values() for c in a.copies]
-        self._originals = {id(copy.own): copy.original for copy in copies}
         self._held = held
         self.made: list[Copy] = []
         adapted = targets | {n for n, m in model.named_modules() if isinstance(m, AdaptedLayer)}
@@ -221,11 +228,8 @@ class _Copies:
             done = {id(copy.original) for copy in self.made}
             for name, parameter in parameters:
                 owner, _, last = name.rpartition(".")
-                if last == "bias" and owner not in adapted and not self._is_done(parameter, done):
+                if last == "bias" and owner not in adapted and id(parameter) not in done:
                     self._copy(name, parameter, "bias")
-
-    def _is_done(self, parameter: Parameter, done: set[int]) -> bool:
-        return id(self._originals.get(id(parameter), parameter)) in done
 
     def _save_modules(self, model: Module, config: LoRAConfig, adapted: set[str]) -> None:
         modules = {
@@ -244,9 +248,9 @@ class _Copies:
         done: set[int] = set()
         for name in found:
             for key, parameter in modules[name].named_parameters(name):
-                if self._is_done(parameter, done):
+                if id(parameter) in done:
                     continue
-                done.add(id(self._originals.get(id(parameter), parameter)))
+                done.add(id(parameter))
                 others = [n for n in self._held[id(parameter)] if not _inside_any(n, found)]
                 if others:
                     raise ValueError(
@@ -256,8 +260,7 @@ class _Copies:
                 self._copy(key, parameter, "modules_to_save")
 
     def _copy(self, name: str, parameter: Parameter, reason: str) -> None:
-        original = self._originals.get(id(parameter), parameter)
-        self.made.append(Copy(name, reason, original, Parameter(original)))
+        self.made.append(Copy(name, reason, parameter, Parameter(parameter)))
 
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:

@@ -8,6 +8,7 @@ root of the sum of squares of the singular values that are left out (Eckart and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,8 @@ class Approximation:
     def of_decomposition(cls, u: Array, s: Array, vt: Array, rank: int) -> Approximation:
         """That of U S V^T, with S in descending order; of a rank that is no larger than theirs."""
         root = np.sqrt(s[:rank])
-        error, norm = (float(np.linalg.norm(values)) for values in (s[rank:], s))
+        # hypot, since the square of a small number may be 0, and that of a large one infinite.
+        error, norm = math.hypot(*s[rank:]), math.hypot(*s)
         return cls(root[:, None] * vt[:rank], u[:, :rank] * root, error, norm)
 
     @classmethod

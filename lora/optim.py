@@ -50,7 +50,7 @@ def param_groups(
     Args:
         model: with adapters; what is frozen, such as those that are not active, is left out.
         lr: the learning rate of A.
-        ratio: how much faster B learns; LoRA+ recommends 16 for B = 0 at first.
+        ratio: how much faster B learns; where B begins at 0, the paper finds 16 a good start.
         weight_decay: the share of lr by which B A shrinks in a step.
 
     Raises:
@@ -102,13 +102,14 @@ def _refuse_pissa(layers: list[tuple[str, AdaptedLayer]]) -> None:
         f"{name!r} in {place}"
         for place, layer in layers
         for name, adapter in layer.adapters.items()
-        if adapter.start is not None and adapter.lora_b.requires_grad | adapter.lora_a.requires_grad
+        if adapter.start is not None
+        and (adapter.lora_a.requires_grad or adapter.lora_b.requires_grad)
     ]
     if found:
         raise ValueError(
-            f"weight_decay would draw B A to 0, but the update of PiSSA is s (B A - B_0 A_0), which "
-            f"would go to -s B_0 A_0; add c * lora.penalty(model) to the loss instead, for the "
-            f"adapter {', '.join(found)}"
+            f"weight_decay would draw B A to 0, and with it the update of PiSSA, s (B A - B_0 A_0),"
+            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead of decay, for PiSSA "
+            f"has adapter {', '.join(found)}"
         )
 
 
