@@ -373,6 +373,16 @@ def test_a_scale_that_was_assigned_counts(rng):
     assert_is_sum(net, "sum", [("a", 1), ("b", 1)])
 
 
+def test_a_scale_that_alpha_gives_but_for_rounding_is_kept_to_the_bit(rng):
+    net = Net(rng)
+    put_on(net, "a", rng, rank=3)
+    for adapter in adapters(net, "a").values():
+        adapter.scale = 0.7
+    assert 0.7 * 3 / 3 != 0.7
+    combined(net, [("a", 2)], "twice")
+    assert {adapter.scale for adapter in adapters(net, "twice").values()} == {0.7}
+
+
 def test_the_new_adapter_is_not_active_and_trains_when_it_is(rng):
     net = made(rng)
     before = lora.active(net), net(TOKENS).data
@@ -410,7 +420,9 @@ def test_a_copy_shares_nothing_and_is_of_the_same_configuration(rng):
     record = lora.attachment.required(net).adapters
     assert record["same"].config is record["a"].config
     before = bits(net, "a")
+    assert len(net.trainable_parameters()) == 4  # of c, which is active
     lora.switch(net, "same")
+    assert len(net.trainable_parameters()) == 10  # three pairs, two biases, the norm's two
     for parameter in net.trainable_parameters():
         parameter.data = parameter.data + 1
     for adapter in adapters(net, "same").values():
@@ -452,7 +464,8 @@ def test_where_only_one_adapter_of_weight_one_is_the_layer_has_a_copy(rng):
 
 
 @pytest.mark.parametrize(("x", "y"), [(1, 0), (0.5, 2), (1, 1), (-1, 0)])
-def test_what_is_trained_whole_moves_by_the_sum_of_moves(rng, x, y):
+@pytest.mark.parametrize("active", ["a", "b"])
+def test_what_is_trained_whole_moves_by_the_sum_of_moves(rng, x, y, active):
     net = Net(rng)
     start = {name: p.data.copy() for name, p in net.named_parameters()}
     put_on(net, "a", rng, targets=["q", "v"], bias="all", modules_to_save=["norm"])
@@ -467,7 +480,10 @@ def test_what_is_trained_whole_moves_by_the_sum_of_moves(rng, x, y):
             "norm.bias": net.norm.bias.data.copy(),
             "head.bias": (own["head"].lora_bias if name == "b" else net.head.bias).data.copy(),
         }
-    combined(net, [("a", x), ("b", y)], "sum")
+    lora.switch(net, active)
+    report = combined(net, [("a", x), ("b", y)], "sum")
+    whole = ["norm.weight", "norm.bias", *(["head.bias"] if y == 0 else [])]
+    assert [copy.name for copy in report.copies] == whole
     lora.switch(net, "sum")
     head = adapters(net, "sum").get("head")
     found = {
@@ -483,6 +499,27 @@ def test_what_is_trained_whole_moves_by_the_sum_of_moves(rng, x, y):
             assert np.array_equal(value.data, moved["a"][name])
     lora.detach(net)
     assert all(np.array_equal(p.data, start[name]) for name, p in net.named_parameters())
+
+
+def test_one_times_what_is_trained_whole_is_that_to_the_bit(rng):
+    net = Net(rng)
+    put_on(net, "a", rng, targets=["q"], bias="lora_only", modules_to_save=["norm"])
+    net.norm.weight.data = np.full(5, 1e-20)
+    adapters(net, "a")["q"].lora_bias.data = np.full(4, 1e-20)
+    combined(net, [("a", 1)], "same")
+    assert bits(net, "same") == bits(net, "a")
+    assert net.norm.weight.data[0] == 1e-20
+
+
+def test_pissa_counts_with_the_rank_of_its_difference(rng):
+    net = Net(rng)
+    put_on(net, "p", rng, init="pissa", rank=2, targets=["q"])
+    right = update(net, "p")["q"]
+    (row,) = combined(net, [("p", 1)], "low", rank=3).layers
+    assert (row.rank, row.ranks) == (3, (4,))
+    assert row.error == pytest.approx(np.linalg.svd(right, compute_uv=False)[3], rel=1e-9)
+    (row,) = combined(net, [("p", 1)], "same", rank=4).layers
+    assert (row.rank, row.ranks, row.note) == (2, (4,), "copy")
 
 
 def test_dropout_is_kept_where_all_terms_have_it(rng):
@@ -677,15 +714,15 @@ def test_a_layer_that_does_not_differ_gets_no_adapter(rng):
 
 def test_names_that_end_alike_are_not_confused(rng):
     base = Module()
-    base.q, base.inner = Linear(6, 6, rng=rng), Module()
-    base.inner.q = Linear(6, 2, rng=rng)
+    base.q, base.inner = Linear(6, 2, rng=rng), Module()
+    base.inner.q = Linear(6, 6, rng=rng)
     base.inner.inner = {"q": Linear(6, 6, rng=rng)}
     tuned = copy.deepcopy(base)
     for layer in (tuned.q, tuned.inner.q):
         layer.weight.data = layer.weight.data + 1 + rng.random(layer.weight.shape)
     lora.extract(base, tuned, 4)
     ranks = {place: adapter.rank for place, adapter in adapters(base, "default").items()}
-    assert ranks == {"q": 4, "inner.q": 2}
+    assert ranks == {"q": 2, "inner.q": 4}
 
 
 def test_nothing_that_differs_is_lost_without_a_word(rng):
@@ -755,6 +792,19 @@ def test_a_tie_that_was_cut_by_folding_can_be_extracted(rng):
     lora.extract(base, tied, 2, targets=["head", "table"])
     updates = {place: term(a)[0] for place, a in adapters(base, "default").items()}
     np.testing.assert_allclose(updates["table"].T, updates["head"], rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_tied_can_be_taken_over_whole(rng):
+    base = Net(rng)
+    base.head = Linear(5, 7, bias=False, dtype=np.float64, rng=rng)
+    base.head.weight = base.table.weight
+    tuned = copy.deepcopy(base)
+    for layer in (tuned.q, tuned.table):
+        layer.weight.data = layer.weight.data + 1
+    report = lora.extract(base, tuned, 1, targets=["q"], modules_to_save=["table", "head"])
+    assert report.whole == ("table.weight",)
+    assert base.head.weight is base.table.weight
+    np.testing.assert_allclose(base(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
