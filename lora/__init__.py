@@ -5,11 +5,14 @@
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
+from lora.algebra import CombineReport, combine
 from lora.attach import attach, detach, remove
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
+from lora.extract import ExtractReport, extract
 from lora.layer import LoRALayer
 from lora.merge import fold, merge, unmerge
+from lora.optim import param_groups, penalty
 from lora.quantize import QuantizeReport, quantize
 from lora.report import AttachReport
 from lora.scaling import LoRAScaling
@@ -21,6 +24,8 @@ __all__ = [
     "AdaptedLayer",
     "Adapter",
     "AttachReport",
+    "CombineReport",
+    "ExtractReport",
     "LoRAConfig",
     "LoRAEmbedding",
     "LoRALayer",
@@ -30,10 +35,14 @@ __all__ = [
     "VerifyReport",
     "active",
     "attach",
+    "combine",
     "detach",
     "disabled",
+    "extract",
     "fold",
     "merge",
+    "param_groups",
+    "penalty",
     "quantize",
     "remove",
     "switch",

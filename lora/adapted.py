@@ -287,12 +287,10 @@ class AdaptedLayer(Module):
         """Which adapters the merged weight contains."""
         return () if self._merged is None else self._merged.adapters
 
-    def merged_rows(self, rows: slice, names: Sequence[str]) -> Array:
-        """Some rows of W + dW_1 + ... in float64, over the adapters of these names."""
-        total = self.weight.rows(rows)
-        for name in names:
-            total += self.adapters[name].update(self.weight, rows)
-        return total
+    def update_rows(self, rows: slice, names: Sequence[str]) -> Array:
+        """Some rows of dW_1 + ... in float64, over the adapters of these names."""
+        updates = [self.adapters[name].update(self.weight, rows) for name in names]
+        return sum(updates[1:], updates[0]) if updates else np.zeros_like(self.weight.rows(rows))
 
     def merged_weight(self) -> Tensor:
         """W + dW_1 + ... as the layer stores W: a new tensor, computed in float64, rounded once."""
@@ -303,7 +301,7 @@ class AdaptedLayer(Module):
         dtypes = [adapter.lora_a.dtype for adapter in self.adapters.values()]
         out = np.empty(weight.shape, dtypes[0] if dtypes else weight.dtype)
         for strip in weight.strips():
-            out[strip] = self.merged_rows(strip, names)
+            out[strip] = weight.rows(strip) + self.update_rows(strip, names)
         return Tensor(self.stored(out))
 
     def stored(self, matrix: Array) -> Array:

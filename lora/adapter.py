@@ -4,13 +4,14 @@
     DoRA    dW = diag(m / n) (W + s B A) - W          n_j = |row j of W + s B A|
 
 A is `(rank, d_in)`, B `(d_out, rank)`, m, DoRA's magnitude, `(d_out,)`. With PiSSA's first factors
-A_0 and B_0, which stay as they are, s (B A - B_0 A_0) takes the place of s B A: that is a product
-of rank 2 r, with A_0 below A, and -B_0 beside B.
+A_0 and B_0, which stay as they are, s (B A - B_0 A_0) takes the place of s B A: a product of rank
+2 r, which as s ((B - B_0) A + B_0 (A - A_0)) is 0 at first to the bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,43 @@ class Adapter:
         if use_dora:
             self.lora_magnitude = Parameter(self.norms(weight), dtype=weight.dtype)
 
+    @classmethod
+    def of(
+        cls,
+        weight: Weight,
+        a: Array,
+        b: Array,
+        scale: float,
+        *,
+        scaling: LoRAScaling = LoRAScaling.STANDARD,
+        dropout: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> Adapter:
+        """The plain update scale B A of a weight; alpha is what this scale follows from."""
+        made = cls(
+            weight,
+            len(a),
+            scaling.alpha(scale, len(a)),
+            scaling=scaling,
+            dropout=dropout,
+            begin=Factors(a, b),
+            rng=rng,
+        )
+        made.scale = scale
+        return made
+
+    def copy(self) -> Adapter:
+        """Another of the same kind and values, all of which trains. It draws from the same rng."""
+        made = copy(self)
+        for key, part in self.contents():
+            if isinstance(part, Parameter) and key in vars(self):
+                vars(made)[key] = Parameter(part)
+        if self.start is not None:
+            a, b = self.start
+            made.start = Parameter(a, False), Parameter(b, False)
+        made.drop = Dropout(self.dropout, rng=self._rng) if self.dropout else None
+        return made
+
     @property
     def rank(self) -> int:
         """The rank of B A."""
@@ -163,7 +201,10 @@ class Adapter:
         if self.start is None:
             return self.lora_a, self.lora_b
         a, b = self.start
-        return ops.concatenate([self.lora_a, a]), ops.concatenate([self.lora_b, -b], axis=1)
+        return (
+            ops.concatenate([self.lora_a, self.lora_a - a]),
+            ops.concatenate([self.lora_b - b, b], axis=1),
+        )
 
     # ----------------------------------------------------------------------------------------------
     # DoRA

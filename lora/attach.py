@@ -7,7 +7,6 @@ again under another name gives the same layers, or others, another adapter on th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +15,7 @@ from lora.adapted import DEFAULT, AdaptedLayer
 from lora.attachment import (
     Attached,
     Attachment,
+    check_name,
     keep,
     layers_in_place,
     record_of,
@@ -27,10 +27,8 @@ from lora.plan import Plan
 from lora.replacing import replace
 from lora.report import AttachReport
 from lora.switch import activate, check_switch
-from lora.whole import put_back
+from lora.whole import put_back, put_in
 from minigrad.nn import Embedding, Linear, Module
-
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def attach(
@@ -61,19 +59,31 @@ def attach(
         raise TypeError(
             f"attach takes a Module and a LoRAConfig, not {model!r:.60}, {config!r:.60}"
         )
+    check_place(model, adapter)
     record = record_of(model)
-    _check_place(model, record, adapter)
-    plan = Plan(model, config, record, rng)
+    copies = [] if record is None else [c for n in record.active for c in record.adapters[n].copies]
+    # What the new adapter begins from, and what is kept aside, is the model without the others.
+    put_back(model, copies)
+    try:
+        plan = Plan(model, config, rng)
+    except BaseException:
+        put_in(model, copies)
+        raise
+    return place(model, plan, adapter)
+
+
+def place(model: Module, plan: Plan, adapter: str) -> AttachReport:
+    """Do what has been planned and checked, and let the new adapter be the active one."""
+    record = record_of(model)
     if record is None:
         record = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
         keep(model, record)
-    activate(model, record, ())
     record.originals |= plan.originals
     replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
-    record.adapters[adapter] = Attached(config, list(plan.updates), plan.copies)
+    record.adapters[adapter] = Attached(plan.config, list(plan.updates), plan.copies)
     activate(model, record, (adapter,))
     return AttachReport(
         tuple(plan.matches),
@@ -84,12 +94,10 @@ def attach(
     )
 
 
-def _check_place(model: Module, record: Attachment | None, adapter: str) -> None:
+def check_place(model: Module, adapter: str) -> None:
     """Refuse a name that is none or taken, and a model that can have no adapters now."""
-    if not isinstance(adapter, str):
-        raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
-    if not _NAME.fullmatch(adapter):
-        raise ValueError(f"an adapter's name has letters, digits, - and _ only, unlike {adapter!r}")
+    record = record_of(model)
+    check_name(record, adapter)
     if isinstance(model, (Linear, Embedding)):
         raise ValueError(
             f"the model is a single {type(model).__name__}, which no parent holds, so nothing can "
@@ -104,11 +112,6 @@ def _check_place(model: Module, record: Attachment | None, adapter: str) -> None
             )
         return
     record.check_enabled("adapters cannot be attached")
-    if adapter in record.adapters:
-        raise ValueError(
-            f"the model has an adapter {adapter!r} already; lora.attach(model, config, "
-            f"adapter=...) takes another name, lora.remove(model, {adapter!r}) takes that one off"
-        )
     check_switch(model, record, (adapter,))
 
 

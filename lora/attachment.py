@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from lora.whole import Copy
 from minigrad.nn import Module, Parameter
 
 _RECORD = "_lora_attachment"
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass
@@ -91,6 +93,24 @@ def required(model: Module) -> Attachment:
             "puts some on"
         )
     return record
+
+
+def check_name(record: Attachment | None, adapter: str) -> None:
+    """Refuse a name for a new adapter that is none, or taken.
+
+    Raises:
+        TypeError: if it is no string.
+        ValueError: if it has other characters than it may, or there is an adapter of that name.
+    """
+    if not isinstance(adapter, str):
+        raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
+    if not _NAME.fullmatch(adapter):
+        raise ValueError(f"an adapter's name has letters, digits, - and _ only, unlike {adapter!r}")
+    if record is not None and adapter in record.adapters:
+        raise ValueError(
+            f"the model has an adapter {adapter!r} already; give another name, or take that one "
+            f"off first: lora.remove(model, {adapter!r})"
+        )
 
 
 def keep(model: Module, record: Attachment | None) -> None:

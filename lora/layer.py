@@ -24,7 +24,6 @@ from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.nf4 import NF4Linear
 from lora.weight import Dense, InFourBits, Weight
 from minigrad import kernels, ops
-from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.nn import Linear, Module, Parameter
 from minigrad.random import check_probability
 from minigrad.tensor import Tensor
@@ -107,7 +106,7 @@ class LoRALayer(AdaptedLayer):
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, layer.weight, layer.bias)
         made._panels = None
-        made._dtype = layer.dtype if isinstance(layer.weight, NF4Matrix) else layer.weight.dtype
+        made._dtype = layer.dtype if isinstance(layer, NF4Linear) else layer.weight.dtype
         made.training = layer.training
         return made
 
@@ -154,15 +153,15 @@ class LoRALayer(AdaptedLayer):
 
     def weight_of(self, stored: Any) -> Weight:
         """W itself."""
-        if isinstance(stored, NF4Matrix):
-            return InFourBits(stored, self._dtype)
-        return Dense(stored)
+        if isinstance(stored, np.ndarray):
+            return Dense(stored)
+        return InFourBits(stored, self._dtype)
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """x W^T + b."""
-        if isinstance(weight, NF4Matrix):
-            return ops.nf4_linear(x, weight, bias)
-        return ops.linear(x, weight.detach(), bias)
+        if isinstance(weight, Tensor):
+            return ops.linear(x, weight.detach(), bias)
+        return ops.nf4_linear(x, weight, bias)
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """x M^T."""
@@ -170,7 +169,7 @@ class LoRALayer(AdaptedLayer):
 
     def kind(self) -> list[str]:
         """Whether its weight is in four bits."""
-        return ["NF4"] if isinstance(self.base_weight, NF4Matrix) else []
+        return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
 
     def base_facts(self) -> list[str]:
         """How its weight is kept."""
@@ -184,7 +183,7 @@ class LoRALayer(AdaptedLayer):
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
     ) -> Tensor:
         """One product, with what is prepared for a frozen W."""
-        if not adapters or isinstance(stored, NF4Matrix):
+        if not adapters or not isinstance(stored, Tensor):
             return super()._updated(x, stored, bias, adapters)
         a, b, scale = joined(adapters)
         weight = stored.detach()

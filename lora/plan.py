@@ -8,7 +8,7 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment import Attachment
+from lora.attachment import Attachment, record_of
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer, check_rank_fits
@@ -27,10 +27,10 @@ class Plan:
     Args:
         model: not changed.
         config: which layers, and what adapters.
-        record: what there is already, or None.
         rng: where A and B are drawn from, when all has been checked.
 
     Attributes:
+        config: what was asked for.
         originals: the layers that will give their place away, by name.
         new: what will take it.
         layers: all that will get the adapter, new or not.
@@ -47,44 +47,41 @@ class Plan:
         self,
         model: Module,
         config: LoRAConfig,
-        record: Attachment | None,
         rng: np.random.Generator | None,
     ) -> None:
+        self.config = config
         modules = dict(model.named_modules())
-        candidates = {name: module for name, module in modules.items() if _can_adapt(module)}
-        targets = _targets(config, modules, candidates)
-        known = [] if record is None else [c for a in record.adapters.values() for c in a.copies]
+        targets = targets_in(model, config)
         held = places(model)
         self.originals: dict[str, Module] = {}
         self.new: dict[str, AdaptedLayer] = {}
         self.layers: dict[str, AdaptedLayer] = {}
         for target in targets:
-            module = candidates[target.name]
+            module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
                 self.originals[target.name] = module
-                module = self.new[target.name] = _around(module, known)
+                module = self.new[target.name] = _around(module)
             self.layers[target.name] = module
             _check_layer(target, module, config)
-        _check_saved_by_others(record, self.new)
-        adapted = {n for n, m in candidates.items() if isinstance(m, AdaptedLayer)} | set(self.new)
-        self.copies = _Copies(model, config, known, held, adapted, self.layers).made
+        _check_saved_by_others(record_of(model), self.new)
+        adapted = {n for n, m in modules.items() if isinstance(m, AdaptedLayer)} | set(self.new)
+        self.copies = _Copies(model, config, held, adapted, self.layers).made
         self.updates = {t.name: _update(self.layers[t.name], t, config, rng) for t in targets}
         self.matches = [_match(self.layers[t.name], t, self.updates[t.name], held) for t in targets]
 
 
-def _targets(
-    config: LoRAConfig, modules: Mapping[str, Module], candidates: Mapping[str, Module]
-) -> list[Target]:
-    """The layers that are meant, in the order of the model."""
-    tables = [n for n, m in candidates.items() if isinstance(m, (Embedding, LoRAEmbedding))]
+def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
+    """The layers of a model that `config` means, in its order."""
+    modules = dict(model.named_modules())
+    candidates = [name for name, module in modules.items() if _can_adapt(module)]
+    tables = [n for n in candidates if isinstance(modules[n], (Embedding, LoRAEmbedding))]
     groups = {
         name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
         for name, module in modules.items()
         if isinstance(module, MultiHeadAttention)
     }
     targets = select(config, [n for n in candidates if n not in tables], tables, groups)
-    order = list(candidates)
-    return sorted(targets, key=lambda target: order.index(target.name))
+    return sorted(targets, key=lambda target: candidates.index(target.name))
 
 
 def _check_layer(target: Target, layer: AdaptedLayer, config: LoRAConfig) -> None:
@@ -156,12 +153,10 @@ class _Copies:
         self,
         model: Module,
         config: LoRAConfig,
-        known: Sequence[Copy],
         held: Mapping[int, list[str]],
         adapted: Iterable[str],
         targets: Mapping[str, AdaptedLayer],
     ) -> None:
-        self._originals = {id(copy.own): copy.original for copy in known}
         self._held = held
         self._done: set[int] = set()
         self.made: list[Copy] = []
@@ -209,10 +204,9 @@ class _Copies:
                 self._copy(key, parameter, "modules_to_save")
 
     def _copy(self, name: str, parameter: Parameter, reason: str) -> None:
-        original = self._originals.get(id(parameter), parameter)
-        if id(original) not in self._done:
-            self._done.add(id(original))
-            self.made.append(Copy(name, reason, original, Whole(original)))
+        if id(parameter) not in self._done:
+            self._done.add(id(parameter))
+            self.made.append(Copy(name, reason, parameter, Whole(parameter)))
 
 
 def _can_adapt(module: Module) -> bool:
@@ -225,18 +219,11 @@ def _can_adapt(module: Module) -> bool:
     )
 
 
-def _around(module: Module, known: Sequence[Copy]) -> AdaptedLayer:
-    """A layer for adapters, on what the model had, not on what another adapter trains."""
-    layer: AdaptedLayer
+def _around(module: Module) -> AdaptedLayer:
     if isinstance(module, Embedding):
-        layer = LoRAEmbedding.around(module)
-    else:
-        assert isinstance(module, (Linear, NF4Linear))
-        layer = LoRALayer.around(module)
-    originals = {id(copy.own): copy.original for copy in known}
-    layer.base_weight = originals.get(id(layer.base_weight), layer.base_weight)
-    layer.bias = originals.get(id(layer.bias), layer.bias)
-    return layer
+        return LoRAEmbedding.around(module)
+    assert isinstance(module, (Linear, NF4Linear))
+    return LoRALayer.around(module)
 
 
 def _inside(name: str, module: str) -> bool:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora.whole import Copy
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of words as lines, with the columns below each other."""
+    widths = [max(len(word) for word in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,6 @@ class AttachReport:
             (c.name, c.reason, str(c.own.shape), "", f"{c.own.size:,}", "whole")
             for c in self.copies
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         share = 100 * self.trainable / self.total
-        lines.append(f"{self.trainable:,} of {self.total:,} numbers train ({share:.2f} %)")
-        return "\n".join(line.rstrip() for line in lines)
+        total = f"{self.trainable:,} of {self.total:,} numbers train ({share:.2f} %)"
+        return f"{table(rows)}\n{total}"

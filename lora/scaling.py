@@ -20,7 +20,14 @@ class LoRAScaling(enum.Enum):
 
     def scale(self, alpha: float, rank: int) -> float:
         """The factor for an alpha and a rank."""
-        return alpha / (rank if self is LoRAScaling.STANDARD else math.sqrt(rank))
+        return alpha / self._divisor(rank)
+
+    def alpha(self, scale: float, rank: int) -> float:
+        """The alpha for a factor and a rank, but for rounding."""
+        return scale * self._divisor(rank)
+
+    def _divisor(self, rank: int) -> float:
+        return rank if self is LoRAScaling.STANDARD else math.sqrt(rank)
 
 
 def check_rank_and_alpha(rank: Any, alpha: Any) -> None:

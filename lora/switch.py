@@ -78,10 +78,8 @@ def activate(model: Module, record: Attachment, names: Sequence[str]) -> None:
     layers = layers_in_place(model, record)
     for name in record.active:
         if name not in names:
-            attached = record.adapters[name]
-            attached.flags = [(p, p.requires_grad) for p in _parameters(record, model, name)]
-            put_back(model, attached.copies)
-            restore_flags((p, False) for p, _ in attached.flags)
+            put_back(model, record.adapters[name].copies)
+            rest(model, record, name)
     for layer in layers.values():
         layer.use([name for name in names if name in layer.adapters])
     for name in names:
@@ -89,6 +87,13 @@ def activate(model: Module, record: Attachment, names: Sequence[str]) -> None:
             put_in(model, record.adapters[name].copies)
             restore_flags(record.adapters[name].flags)
     record.active = tuple(names)
+
+
+def rest(model: Module, record: Attachment, name: str) -> None:
+    """Let nothing of an adapter train until it is active again."""
+    attached = record.adapters[name]
+    attached.flags = [(p, p.requires_grad) for p in _parameters(record, model, name)]
+    restore_flags((p, False) for p, _ in attached.flags)
 
 
 def _parameters(record: Attachment, model: Module, name: str) -> list[Parameter]:

@@ -7,15 +7,17 @@ strip is ever dense. An embedding's table is a dense one, seen transposed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, ops
-from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.memory import hold, release
 from minigrad.tensor import Tensor
+
+if TYPE_CHECKING:
+    from minigrad.kernels.nf4 import NF4Matrix
 
 Array = NDArray[Any]
 

@@ -392,6 +392,30 @@ def test_a_model_can_be_attached_to_again_after_detach(rng):
     assert np.array_equal(net(x).data, base)
 
 
+def test_an_adapter_begins_from_the_model_without_what_another_trains_whole(rng):
+    net = Net(rng)
+    base = {name: p.data.copy() for name, p in net.named_parameters()}
+    before = snapshot(net)
+    whole = LoRAConfig(rank=1, targets=["first"], bias="all", modules_to_save=["pair.1"])
+    lora.attach(net, whole, adapter="whole", rng=rng)
+    for parameter in net.trainable_parameters():
+        parameter.data = parameter.data + 1
+    changed = net.pair.second.weight
+    with pytest.raises(ValueError, match="rank 3 is larger"):
+        lora.attach(net, LoRAConfig(rank=3, targets=["eq"]), adapter="late")
+    assert net.pair.second.weight is changed
+    late = LoRAConfig(rank=1, targets=["eq", "pair.0"], bias="lora_only", use_dora=True)
+    lora.attach(net, late, adapter="late", rng=rng)
+    for name, layer in (("heads.eq", net.heads["eq"]), ("pair.0", net.pair.first)):
+        adapter = layer.adapters["late"]
+        assert np.array_equal(layer.base_weight.data, base[f"{name}.weight"])
+        assert np.array_equal(layer.bias.data, base[f"{name}.bias"])
+        norms = np.linalg.norm(base[f"{name}.weight"], axis=1)
+        np.testing.assert_allclose(adapter.lora_magnitude.data, norms, rtol=1e-12)
+    lora.detach(net)
+    assert snapshot(net) == before
+
+
 def test_detach_keeps_the_mode(rng):
     for mode in (True, False):
         net, _, _ = attached(rng)

@@ -1,0 +1,322 @@
+"""Adapters as vectors: a weighted sum of them is an adapter again.
+
+    dW = w_1 dW_1 + w_2 dW_2 + ...        dW_i = s_i B_i A_i
+
+The sum of products is one product, of A_1, A_2, ... below each other and w_1 B_1, w_2 B_2, ... next
+to each other. So it is exact, and its rank is the sum of the ranks; or it is brought down to one
+that is asked for, at the least error there can be (`lora.factors`).
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapter import Adapter
+from lora.attachment import (
+    Attached,
+    Attachment,
+    check_name,
+    layers_in_place,
+    required,
+)
+from lora.factors import Approximation
+from lora.report import table
+from lora.scaling import LoRAScaling, check_size
+from lora.switch import rest
+from lora.weight import Weight
+from lora.whole import Copy, Whole
+from minigrad.nn import Module, Parameter
+
+Array = NDArray[Any]
+
+_COPY = "copy"
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The sum in one layer.
+
+    Attributes:
+        name: of the layer.
+        rank: of the adapter that was made.
+        ranks: those of the terms, with PiSSA of the difference, which is 2 r.
+        error: the Frobenius norm of what was left out to come down to the rank.
+        relative_error: the same as a share of that of the sum; 0 if the sum is 0.
+        note: what is special about it.
+    """
+
+    name: str
+    rank: int
+    ranks: tuple[int, ...]
+    error: float = 0.0
+    relative_error: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class CombineReport:
+    """What `combine` made: a line for each layer, and the sum.
+
+    Attributes:
+        layers: the layers of the new adapter.
+        copies: the parameters that it has whole.
+        adapter: its name.
+        terms: the names of the adapters in it, with their weights.
+    """
+
+    layers: tuple[Combined, ...]
+    copies: tuple[Copy, ...]
+    adapter: str
+    terms: tuple[tuple[str, float], ...]
+
+    def __repr__(self) -> str:
+        rows = [("layer", "rank", "ranks of the terms", "error", "relative", "")]
+        for row in self.layers:
+            ranks = " + ".join(map(str, row.ranks)) or "none"
+            errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}")
+            rows.append((row.name, str(row.rank), ranks, *errors, row.note))
+        rows += [(copy.name, "", "", "", "", "whole") for copy in self.copies]
+        total = " + ".join(f"{weight:g} {name}" for name, weight in self.terms)
+        return f"{table(rows)}\n{self.adapter} = {total}"
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One adapter of a layer, with its weight in the sum."""
+
+    weight: float
+    name: str
+    adapter: Adapter
+
+    @property
+    def rank(self) -> int:
+        """Of the update: with PiSSA, twice that of B A."""
+        return self.adapter.rank * (1 if self.adapter.start is None else 2)
+
+
+def combine(
+    model: Module,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    name: str,
+    *,
+    rank: int | None = None,
+) -> CombineReport:
+    """Make a new adapter whose update in every layer is w_1 dW_1 + w_2 dW_2 + ...
+
+    The new adapter is not active, as in PEFT, and nothing else changes; `lora.switch(model, name)`
+    makes it active, and then all of it trains. The order of the terms has no influence, not on a
+    single bit. An adapter that is named twice counts with the sum of its weights; with a weight of
+    0 it does not count, and a sum without any terms left is an update of zero, of rank 1.
+
+    A layer has the sum over the adapters that it has. Where that is one of weight 1, it gets a copy
+    of it, DoRA and PiSSA included; else the result is plain LoRA, of one scale: the common one, or
+    1 if they differ. It drops what all terms drop, or nothing if they differ.
+
+    Biases and modules that are trained whole are theta_0 + w_1 (theta_1 - theta_0) + ..., where
+    theta_0 is what the model had.
+
+    Args:
+        model: to which `lora.attach` has given the adapters.
+        adapters: their names.
+        weights: a number for each.
+        name: of the new adapter.
+        rank: for the best approximation of at most this rank in each layer; None for the exact
+            sum, whose rank is the sum of ranks, which may exceed min(d_out, d_in). Either is
+            rounded to the dtype of the layer, which the errors of the report do not include.
+
+    Raises:
+        TypeError: if a name is no string, a weight no number, or the rank no integer.
+        ValueError: if there is no such adapter, there are not as many weights, one is not finite,
+            the name is taken or malformed, the rank is not positive, an adapter has NaN or Inf in
+            it or the result would, or it is DoRA and there is more to do than to copy it. Nothing
+            is changed then.
+        RuntimeError: inside of `lora.disabled`.
+    """
+    record = required(model)
+    record.check_enabled("adapters cannot be combined")
+    terms = _terms(record, adapters, weights)
+    check_name(record, name)
+    if rank is not None:
+        rank = check_size("rank", rank)
+    layers = layers_in_place(model, record)
+    copies = _wholes(record, terms)
+    updates: dict[str, Adapter] = {}
+    rows = []
+    for place, layer in layers.items():
+        present = [
+            _Term(weight, term, layer.adapters[term])
+            for term, weight in terms.items()
+            if place in record.adapters[term].layers
+        ]
+        if not present:
+            continue
+        try:
+            updates[place], row = _sum(place, layer.weight, present, rank)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        rows.append(row)
+    config = record.adapters[next(iter(terms))].config if _is_copy(terms, rows) else None
+    for place, update in updates.items():
+        layers[place].add(name, update)
+    record.adapters[name] = Attached(config, list(updates), copies)
+    rest(model, record, name)
+    return CombineReport(tuple(rows), tuple(copies), name, tuple(terms.items()))
+
+
+def _terms(record: Attachment, adapters: Any, weights: Any) -> dict[str, float]:
+    """The weight of each adapter that counts, by name in the order of the names."""
+    if isinstance(adapters, str) or not isinstance(adapters, Sequence):
+        raise TypeError(f"adapters are a list of names, as in ['a', 'b'], not {adapters!r:.60}")
+    if isinstance(weights, numbers.Number):
+        raise TypeError(f"weights are a list with a number for each adapter, not {weights!r}")
+    weights = list(weights)
+    if not adapters:
+        raise ValueError(f"there are no adapters to combine; the model has {list(record.adapters)}")
+    if len(adapters) != len(weights):
+        raise ValueError(
+            f"{len(adapters)} adapters and {len(weights)} weights; each adapter needs one"
+        )
+    found: dict[str, list[float]] = {}
+    for name, weight in zip(adapters, weights, strict=True):
+        if not isinstance(name, str):
+            raise TypeError(f"the name of an adapter is a string, not {name!r}")
+        record.get(name)
+        if isinstance(weight, (bool, np.bool_)) or not isinstance(weight, numbers.Real):
+            raise TypeError(f"the weight of {name!r} must be a number, not {weight!r}")
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of {name!r} must be a finite number, not {weight!r}")
+        found.setdefault(name, []).append(float(weight))
+    # Sums that are rounded once, and names in their own order: so no order has an influence.
+    try:
+        totals = {name: math.fsum(found[name]) for name in sorted(found)}
+    except OverflowError:
+        raise ValueError(f"the sum of the weights of an adapter is not finite: {found}") from None
+    return {name: total for name, total in totals.items() if total} or totals
+
+
+def _is_copy(terms: Mapping[str, float], rows: Sequence[Combined]) -> bool:
+    """Whether the result is one of the adapters again."""
+    return list(terms.values()) == [1.0] and all(row.note == _COPY for row in rows)
+
+
+def _sum(
+    place: str, weight: Weight, terms: Sequence[_Term], rank: int | None
+) -> tuple[Adapter, Combined]:
+    """The sum in one layer, and what to report of it."""
+    for term in terms:
+        _check_finite(term)
+    first = terms[0]
+    if first.weight == 0:
+        # With A = 0 too, nothing would ever train.
+        begin = first.adapter.lora_a._data[:1], np.zeros((weight.shape[0], 1))
+        return Adapter.of(weight, *begin, 1.0), Combined(place, 1, (), note="zero")
+    ranks = tuple(term.rank for term in terms)
+    if len(terms) == 1 and first.weight == 1 and (rank is None or first.rank <= rank):
+        made = first.adapter.copy()
+        return made, Combined(place, made.rank, ranks, note=_COPY)
+    _refuse_dora(terms, rank)
+    modes = {term.adapter.scaling for term in terms}
+    drops = {term.adapter.dropout for term in terms}
+    a, b, scale = _product(terms)
+    _check_in_range(weight, a, b)
+    notes = ["no dropout, for that of the terms differs"] if len(drops) > 1 else []
+    error = relative = 0.0
+    if rank is not None and len(a) > rank:
+        best = Approximation.of_product(a, b, min(rank, *weight.shape))
+        a, b, error = best.a, best.b, scale * best.error
+        relative = best.relative_error
+        _check_in_range(weight, a, b)
+    elif len(a) > min(weight.shape):
+        notes.append(f"rank above min(d_out, d_in) = {min(weight.shape)}")
+    made = Adapter.of(
+        weight,
+        a,
+        b,
+        scale,
+        scaling=modes.pop() if len(modes) == 1 else LoRAScaling.STANDARD,
+        dropout=drops.pop() if len(drops) == 1 else 0.0,
+        rng=first.adapter.rng,
+    )
+    return made, Combined(place, made.rank, ranks, error, relative, ", ".join(notes))
+
+
+def _product(terms: Sequence[_Term]) -> tuple[Array, Array, float]:
+    """A, B and s of the sum as one product, in float64."""
+    scales = {term.adapter.scale for term in terms}
+    common = scales.pop() if len(scales) == 1 else 1.0
+    scale = common if common > 0 else 1.0
+    pairs = [[part._data.astype(np.float64) for part in t.adapter.factors()] for t in terms]
+    with np.errstate(over="ignore"):
+        shares = [term.weight * (term.adapter.scale / scale) for term in terms]
+        scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
+    return np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1), scale
+
+
+def _check_in_range(weight: Weight, *factors: Array) -> None:
+    """Refuse numbers that the layer's dtype does not have."""
+    with np.errstate(over="ignore"):
+        if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):
+            raise ValueError(
+                f"the sum is too large for {weight.dtype}; take smaller weights, or convert the "
+                f"model to float64 first"
+            )
+
+
+def _check_finite(term: _Term) -> None:
+    """Refuse to spread a NaN or an Inf."""
+    broken = [
+        key
+        for key, part in term.adapter.contents()
+        if isinstance(part, Parameter) and not np.isfinite(part._data).all()
+    ]
+    broken += [] if math.isfinite(term.adapter.scale) else ["scale"]
+    if broken:
+        raise ValueError(
+            f"{', '.join(broken)} of adapter {term.name!r} has NaN or Inf in it, and so would the "
+            f"sum; mend it first, or leave that adapter out"
+        )
+
+
+def _refuse_dora(terms: Sequence[_Term], rank: int | None) -> None:
+    dora = [term.name for term in terms if term.adapter.lora_magnitude is not None]
+    if dora:
+        what = "a sum with others or a multiple" if rank is None else f"a sum of rank {rank}"
+        raise ValueError(
+            f"adapter {', '.join(map(repr, dora))} is DoRA, whose update diag(m / n) (W + s B A) - "
+            f"W is of no low rank, so {what} cannot be an adapter exactly. Merge instead, and "
+            f"approximate: lora.fold a copy of the model with these adapters active, and "
+            f"lora.extract from that and the base"
+        )
+
+
+def _wholes(record: Attachment, terms: Mapping[str, float]) -> list[Copy]:
+    """What the sum trains whole: theta_0 + w_1 (theta_1 - theta_0) + ..."""
+    copies = {name: {id(c.original): c for c in record.adapters[name].copies} for name in terms}
+    every: dict[int, Copy] = {}
+    for listed in copies.values():
+        every |= {key: copy for key, copy in listed.items() if key not in every}
+    found = []
+    for key, copy in every.items():
+        own = [(terms[name], copies[name][key].own._data) for name in terms if key in copies[name]]
+        if len(own) == 1 and own[0][0] == 1:
+            moved = own[0][1]
+        else:
+            first = copy.original._data.astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = sum((weight * (value - first) for weight, value in own), first)
+                moved = total.astype(copy.original.dtype)
+        if not np.isfinite(moved).all():
+            raise ValueError(
+                f"{copy.name}, which is trained whole, would have NaN or Inf in it; mend the "
+                f"adapters, or take smaller weights"
+            )
+        found.append(Copy(copy.name, copy.reason, copy.original, Whole(moved)))
+    return found

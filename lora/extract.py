@@ -1,0 +1,265 @@
+"""An adapter from two models: the part of low rank of how one differs from the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapted import DEFAULT, AdaptedLayer
+from lora.adapter import Adapter
+from lora.attach import check_place, place
+from lora.attachment import record_of
+from lora.config import Bias, LoRAConfig
+from lora.factors import Approximation
+from lora.plan import Plan, targets_in
+from lora.replacing import places
+from lora.report import table
+from lora.scaling import check_size
+from lora.targets import ALL_LINEAR, Patterns, near
+from minigrad.nn import Module
+from minigrad.tensor import as_array
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """One of the targets.
+
+    Attributes:
+        name: of the layer.
+        rank: of the update; 0 for a layer that does not differ, and gets none.
+        error: the Frobenius norm of the part of the difference that the update has not.
+        relative_error: the same as a share of that of the difference.
+        energy: the share of the difference's squared norm that the update has.
+    """
+
+    name: str
+    rank: int
+    error: float = 0.0
+    relative_error: float = 0.0
+    energy: float = 1.0
+
+
+@dataclass(frozen=True, repr=False)
+class ExtractReport:
+    """What `extract` found: a line for each target.
+
+    Attributes:
+        layers: the targets, those that do not differ included.
+        whole: the names of the parameters that the adapter has whole.
+        adapter: its name.
+    """
+
+    layers: tuple[Extracted, ...]
+    whole: tuple[str, ...]
+    adapter: str
+
+    def __repr__(self) -> str:
+        rows = [("layer", "rank", "error", "relative", "energy", "")]
+        for row in self.layers:
+            errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}", f"{100 * row.energy:.4g} %")
+            note = "" if row.rank else "does not differ"
+            rows.append((row.name, str(row.rank), *(errors if row.rank else ("", "", "")), note))
+        rows += [(name, "", "", "", "", "whole") for name in self.whole]
+        return table(rows)
+
+
+def extract(
+    base: Module,
+    finetuned: Module | Mapping[str, Any],
+    rank: int,
+    *,
+    targets: Patterns = ALL_LINEAR,
+    exclude: Patterns = (),
+    adapter: str = DEFAULT,
+    modules_to_save: Sequence[str] = (),
+    bias: Bias = "none",
+) -> ExtractReport:
+    """Attach to `base` the adapter that comes nearest to a model which was trained as a whole.
+
+        W_finetuned - W = U S V^T,  B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T,  scale 1
+
+    In each layer B A is the best approximation there is of this rank, in the Frobenius norm
+    (`lora.factors`); in one whose smaller size is below the rank it has that size for a rank, and
+    is exact. Factors are rounded to the dtype of the layer, which the errors of the report do not
+    include. A target that does not differ gets no adapter. Nothing of the difference is lost
+    without a word: what is outside the targets must be equal, or be taken over whole.
+
+    Args:
+        base: changed as by `attach`: `detach` gives it back, to the bit.
+        finetuned: a model of the same structure, or its `state_dict`.
+        rank: of each update.
+        targets: the layers to look at, as in `LoRAConfig`.
+        exclude: of these, those to leave out.
+        adapter: a name for it.
+        modules_to_save: modules to take over whole.
+        bias: "lora_only" takes over the biases of the layers with adapters, "all" those of the
+            whole model.
+
+    Raises:
+        TypeError: if there is no such module or state, or an argument is of the wrong type.
+        ValueError: if names or shapes do not fit, there is NaN or Inf, something differs that the
+            adapter would not have, no target differs, or `attach` would refuse; `base` is as it was
+            then.
+    """
+    if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
+        raise TypeError(
+            f"extract takes a Module, and a Module or a state_dict, not {base!r:.60}, "
+            f"{finetuned!r:.60}"
+        )
+    rank = check_size("rank", rank)
+    _refuse_adapters(base, finetuned)
+    check_place(base, adapter)
+    config = LoRAConfig(
+        rank,
+        rank,
+        targets,
+        exclude=exclude,
+        modules_to_save=modules_to_save,
+        bias=bias,
+    )
+    state = finetuned.state_dict() if isinstance(finetuned, Module) else finetuned
+    pair = _Pair(base, state)
+    names = [target.name for target in targets_in(base, config)]
+    modules: dict[str, Any] = dict(base.named_modules())
+    differing = [name for name in names if pair.differs(f"{name}.weight")]
+    if not differing:
+        raise ValueError(
+            f"none of the targets differs from the base, so there is nothing to extract: "
+            f"{', '.join(names)}"
+        )
+    sizes = {name: min(modules[name].weight.shape) for name in differing}
+    plan = Plan(base, _exactly(config, differing, sizes), np.random.default_rng(0))
+    pair.check_covered(_covered(plan, pair))
+    found = {name: _updated(plan, name, pair) for name in differing}
+    for copy in plan.copies:
+        copy.own.copy_(pair.value(copy.name))
+    place(base, plan, adapter)
+    rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
+    return ExtractReport(rows, tuple(copy.name for copy in plan.copies), adapter)
+
+
+def _refuse_adapters(base: Module, finetuned: Module | Mapping[str, Any]) -> None:
+    if record_of(base) is not None or any(isinstance(m, AdaptedLayer) for m in base.modules()):
+        raise ValueError(
+            "the base has adapters already, and what is theirs would count as a difference; "
+            "lora.detach(base) takes them off, lora.fold(base) makes them part of it"
+        )
+    if isinstance(finetuned, Module):
+        adapted = [n for n, m in finetuned.named_modules() if isinstance(m, AdaptedLayer)]
+        if adapted:
+            raise ValueError(
+                f"the finetuned model has adapters, in {', '.join(adapted)}; lora.fold a copy of it"
+            )
+
+
+def _exactly(config: LoRAConfig, names: Sequence[str], sizes: Mapping[str, int]) -> LoRAConfig:
+    """The configuration for these layers alone, with no rank that is larger than its layer."""
+    smaller = {rf"\A{re.escape(n)}": size for n, size in sizes.items() if size < config.rank}
+    return replace(
+        config,
+        targets="|".join(map(re.escape, names)),
+        exclude=(),
+        rank_pattern=smaller,
+        alpha_pattern=smaller,
+    )
+
+
+def _covered(plan: Plan, pair: _Pair) -> set[str]:
+    """The names of what the adapter has of the difference, whole or in part."""
+    whole = {other for copy in plan.copies for other in pair.equal_names(copy.name)}
+    return whole | {f"{name}.weight" for name in plan.updates}
+
+
+def _updated(plan: Plan, name: str, pair: _Pair) -> Extracted:
+    """Let the update of a layer be the nearest to its difference; what to report of it."""
+    layer, planned = plan.layers[name], plan.updates[name]
+    tuned = layer.weight_of(pair.value(f"{name}.weight"))
+    u, s, vt = np.linalg.svd(tuned.dense() - layer.weight.dense(), full_matrices=False)
+    best = Approximation.of_decomposition(u, s, vt, planned.rank)
+    made = plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
+    return Extracted(name, made.rank, best.error, best.relative_error, best.energy)
+
+
+class _Pair:
+    """The parameters of the base, and the values of the finetuned model.
+
+    A tied parameter has several names. The state may give any of them, and where the tie was cut,
+    as by `fold`, values that differ.
+
+    Raises:
+        ValueError: with all that is missing, unexpected, of another shape, or no finite numbers.
+    """
+
+    def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
+        parameters = {id(p): (name, p) for name, p in base.named_parameters()}
+        self._names = held = places(base)
+        self._parameters = {
+            name: parameters[key][1] for key, names in held.items() for name in names
+        }
+        self._values: dict[str, Array] = {}
+        problems = list(self._read(state))
+        for key, (name, parameter) in parameters.items():
+            given = [other for other in held[key] if other in state]
+            if not given:
+                problems.append(f"missing: {name} {parameter.shape}")
+            for other in held[key]:
+                if other not in state and given and given[0] in self._values:
+                    self._values[other] = self._values[given[0]]
+        if problems:
+            raise ValueError(
+                "the finetuned model does not fit the base; nothing was changed:\n  "
+                + "\n  ".join(problems)
+            )
+
+    def _read(self, state: Mapping[str, Any]) -> Iterator[str]:
+        """Take the values of a state, and say what is wrong with it."""
+        for name, given in state.items():
+            if name not in self._parameters:
+                yield f"unexpected: {near(str(name), self._parameters)}"
+                continue
+            try:
+                value = as_array(given)
+            except (TypeError, ValueError) as error:
+                yield f"unusable: {name}: {error}"
+                continue
+            shape = self._parameters[name].shape
+            if value.shape != shape:
+                yield f"mis-shaped: {name} is {value.shape}, in the base {shape}"
+            elif not np.isfinite(value).all():
+                yield f"not finite: {name} has NaN or Inf in it"
+            else:
+                self._values[name] = value
+
+    def value(self, name: str) -> Array:
+        """That of the finetuned model."""
+        return self._values[name]
+
+    def equal_names(self, name: str) -> list[str]:
+        """The names of this parameter under which the finetuned model has this value."""
+        value, names = self._values[name], self._names[id(self._parameters[name])]
+        return [other for other in names if np.array_equal(self._values[other], value)]
+
+    def differs(self, name: str) -> bool:
+        """Whether the two values of a parameter differ."""
+        return not np.array_equal(self._values[name], self._parameters[name]._data)
+
+    def check_covered(self, covered: set[str]) -> None:
+        """Refuse to lose a difference.
+
+        Raises:
+            ValueError: with the names of all parameters that differ, and are not covered.
+        """
+        lost = [name for name in self._parameters if name not in covered and self.differs(name)]
+        if lost:
+            raise ValueError(
+                f"the finetuned model differs from the base in what the adapter would not have: "
+                f"{', '.join(lost)}; make their layers targets, take modules over with "
+                f'modules_to_save=[...], biases with bias="all"'
+            )

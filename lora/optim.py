@@ -1,0 +1,139 @@
+"""What an optimiser is told of adapters: the rates of A and B, and a decay of their product.
+
+    optimizer = AdamW(lora.param_groups(model, 1e-4, ratio=16, weight_decay=0.01))
+
+Of a wide layer, A sums over all inputs, B over the rank only. So if both learn at one rate, that is
+too slow for B or too fast for A, and a rate of B that is a multiple of A's does better (Hayou et
+al., 2024, LoRA+).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lora.adapted import AdaptedLayer
+from lora.adapter import Adapter
+from lora.attachment import adapters
+from lora.embedding import LoRAEmbedding
+from minigrad import ops
+from minigrad.nn import Module, Parameter
+from minigrad.optim.optimizer import check_range
+from minigrad.tensor import Tensor
+
+
+def param_groups(
+    model: Module, lr: float, *, ratio: float = 1.0, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """All that trains of a model, each parameter once, in groups for an optimiser.
+
+                              learning rate    weight decay
+        B                     ratio lr         weight_decay / ratio
+        A                     lr               0
+        whole, two or more axes    lr          weight_decay
+        all others            lr               0
+
+    The decay is one of the product, B A <- (1 - lr weight_decay) B A in each step: so B alone has
+    to shrink. (Decaying both would shrink B A twice, and A for no reason where B is 0.) It draws
+    a layer back to its base, with DoRA the direction alone. `AdamW` does it exactly, and `SGD`
+    without momentum; with momentum it comes spread over the steps that follow. `Adam` adds it to
+    the gradient, where it is divided by the second moment: that is no decay of anything; use
+    `penalty` there.
+
+    In an embedding A takes the place of B: there A begins at zero, and it is the factor that begins
+    at zero that has the way to go. Where of A and B one is frozen, the other decays.
+
+    Matrices that train whole, as of `modules_to_save`, decay as usual, towards zero. Magnitudes,
+    biases and the gains of norms do not.
+
+    Args:
+        model: with adapters; what is frozen, such as those that are not active, is left out.
+        lr: the learning rate of A.
+        ratio: how much faster B learns; where B begins at 0, the paper finds 16 a good start.
+        weight_decay: the share of lr by which B A shrinks in a step.
+
+    Raises:
+        TypeError: if an option is no number.
+        ValueError: if one is out of range, there are no adapters, nothing trains, or an adapter to
+            be decayed is of PiSSA.
+    """
+    check_range("lr", lr, 0.0, np.inf)
+    check_range("ratio", ratio, 0.0, np.inf)
+    check_range("weight_decay", weight_decay, 0.0, np.inf)
+    if ratio == 0:
+        raise ValueError("ratio=0 would keep B from training; freeze it, or give a positive number")
+    layers = adapters(model)
+    trained = model.trainable_parameters()
+    if not trained:
+        raise ValueError(
+            "nothing of the model trains; lora.switch(model, name) lets an adapter be active"
+        )
+    if weight_decay:
+        _refuse_pissa(layers)
+    options = {id(p): (lr, weight_decay if p.ndim > 1 else 0.0) for p in trained}
+    for _, layer in layers:
+        for adapter in layer.adapters.values():
+            decay = weight_decay
+            for factor, speed in _speeds(layer, adapter, ratio):
+                if factor.requires_grad:
+                    options[id(factor)] = lr * speed, decay / speed
+                    decay = 0.0
+    groups: dict[tuple[float, float], list[Parameter]] = {}
+    for parameter in trained:
+        groups.setdefault(options[id(parameter)], []).append(parameter)
+    return [
+        {"params": members, "lr": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
+
+
+def _speeds(
+    layer: AdaptedLayer, adapter: Adapter, ratio: float
+) -> tuple[tuple[Parameter, float], tuple[Parameter, float]]:
+    """The factor that learns faster, and the other."""
+    if isinstance(layer, LoRAEmbedding):
+        return (adapter.lora_a, ratio), (adapter.lora_b, 1.0)
+    return (adapter.lora_b, ratio), (adapter.lora_a, 1.0)
+
+
+def _refuse_pissa(layers: list[tuple[str, AdaptedLayer]]) -> None:
+    found = [
+        f"{name!r} in {place}"
+        for place, layer in layers
+        for name, adapter in layer.adapters.items()
+        if adapter.start is not None
+        and (adapter.lora_a.requires_grad or adapter.lora_b.requires_grad)
+    ]
+    if found:
+        raise ValueError(
+            f"weight_decay would draw B A to 0, and with it the update of PiSSA, s (B A - B_0 A_0),"
+            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead of decay, for PiSSA "
+            f"has adapter {', '.join(found)}"
+        )
+
+
+def penalty(model: Module) -> Tensor:
+    """The sum of |dW|^2 (Frobenius) over all layers and active adapters, to be added to a loss.
+
+        |s B A|^2 = s^2 sum((B^T B) * (A A^T))
+
+    which takes products of `(rank, rank)` only, and has gradients of all orders. It holds dW small
+    with any optimiser, where a decay of A and B by themselves does something else. dW of PiSSA is
+    s (B A - B_0 A_0), which is 0 at first to the bit.
+    Of DoRA it is the update of the direction, s B A; the magnitude is left out.
+
+    Raises:
+        ValueError: if there are no adapters.
+    """
+    layers = [layer for _, layer in adapters(model)]
+    parts = [_square(layer.adapters[name]) for layer in layers for name in layer.active]
+    return sum(parts, Tensor(np.zeros((), layers[0].weight.dtype)))
+
+
+def _square(adapter: Adapter) -> Tensor:
+    """|dW|^2."""
+    a, b = adapter.factors()
+    inner = ops.matmul(ops.transpose(b), b) * ops.matmul(a, ops.transpose(a))
+    square: Tensor = inner.sum() * adapter.scale**2
+    return square
