@@ -102,7 +102,8 @@ def round_to(x: Array, dtype: str) -> Array:
         return x.copy()
     unit = unit_of(x, dtype)
     rounded = np.rint(x / unit)
-    rounded *= unit
+    with np.errstate(over="ignore"):
+        rounded *= unit
     rounded[np.abs(rounded) > _FORMATS[dtype].largest] *= np.inf
     return rounded
 
