@@ -399,6 +399,64 @@ def test_a_weight_that_is_wrong_by_more_than_rounding_exceeds_the_bound(rng, dty
     assert moves(layer, weight, x) > bound
 
 
+def formula(layer, dtype, radius):
+    """The bound, row by row in exact sums, as the theory has it."""
+    own, wide = np.finfo(layer.w.dtype), np.finfo(computing(layer.w.dtype, dtype))
+    double, picks = np.finfo(np.float64), layer.one_hot
+    (rank, d_in), s = layer.a.shape, abs(layer.scale)
+    radius, summed, coded = 1 if picks else radius, 0 if picks else d_in, dtype == "nf4"
+
+    def size(numbers):
+        numbers = [abs(x if isinstance(x, Fraction) else Fraction(float(x))) for x in numbers]
+        return float(max(numbers)) if picks else math.sqrt(sum(x * x for x in numbers))
+
+    def gamma(n, finfo):
+        u = float(finfo.eps) / 2
+        return n * u / (1 - n * u)
+
+    apart = gamma(summed + rank + 8, own)
+    merged = gamma((0 if picks else d_in + 1) + 2 * coded, wide)
+    found = []
+    update, stored = layer.part.update(slice(0, len(layer.w))), round_to(layer.merged(), dtype)
+    for j, (w, b, v, d) in enumerate(zip(layer.w, layer.b, stored, update, strict=True)):
+        error = [Fraction(float(x)) - Fraction(float(y)) - Fraction(float(z))
+                 for x, y, z in zip(v, w, d, strict=True)]  # fmt: skip
+        spread = s * sum(abs(float(x)) * size(a) for x, a in zip(b, layer.a, strict=True))
+        thin = float(double.smallest_subnormal) * (s * rank + 1)
+        thin *= 1 if picks else math.sqrt(d_in)
+        after = sum(map(size, layer.a)) if picks else (s * d_in + 1) * sum(abs(float(x)) for x in b)
+        lost = gamma(rank + 2, double) * spread + thin
+        total = radius * (size(error) + lost + merged * size(v) + apart * (size(w) + spread))
+        total += 0 if layer.bias is None else (merged + apart) * abs(float(layer.bias[j]))
+        total += (1 + apart) * float(own.smallest_subnormal) * (summed + rank + after)
+        numbers = radius * math.sqrt(max(summed, 1)) if coded else 0
+        total += (1 + merged) * float(wide.smallest_subnormal) * (summed + numbers)
+        found.append(total)
+    return max(found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("own", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("sizes", "radius"),
+    [
+        ((1.0, 1.0, 0.01), 3.0),
+        ((1e-3, 1.0, 1.0), 0.1),
+        ((1e-30, 1e-25, 1e-20), 1e-20),  # in float32 most of it is what underflows
+        ((1e-38, 1e-20, 1e-20), 50.0),
+        ((1e-150, 1e-160, 1e-160), 1e-160),  # and in float64
+    ],
+)
+@pytest.mark.parametrize("kind", ["matrix", "table"])
+def test_the_bound_is_that_of_the_formula(rng, kind, sizes, radius, own, dtype):
+    layer = gaussian(
+        rng, 4, 70, 5, own, sizes, scale=-2.5, one_hot=kind == "table",
+        bias=None if kind == "table" else (sizes[0] * np.ones(4)).astype(own),
+    )  # fmt: skip
+    found, expected = row(layer, dtype, radius).bound, formula(layer, dtype, radius)
+    assert expected * (1 - 1e-15) <= found <= expected * (1 + 1e-9) + 2 * math.ulp(0)
+
+
 def integers(rng, d_out=8, d_in=300, rank=2):
     """A layer whose merged weight every dtype of 24 digits holds exactly."""
     w = rng.integers(-(2**20), 2**20, (d_out, d_in)).astype(np.float32)
