@@ -179,7 +179,9 @@ class _Tally:
         # A number of NF4 may underflow itself, before it is multiplied by x.
         coded = self.radius * math.sqrt(max(self.summed, 1)) if self.dtype == "nf4" else 0.0
         merged = (1 + self.gamma_merged) * (self.summed + coded)
-        return least_of(self.own) * apart + least_of(self.wide) * merged
+        # The bound is evaluated in float64, with a few products of its own.
+        evaluated = 8 * (self.radius + 1) * least_of(np.dtype(np.float64))
+        return least_of(self.own) * apart + least_of(self.wide) * merged + evaluated
 
     def _is_finite(self, w: Array, d: Array, stored: Array, kept: Array) -> bool:
         """Whether W, dW and what is stored of W + dW are, with a note of what is not."""
