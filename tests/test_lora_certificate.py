@@ -105,7 +105,9 @@ def adversaries(layer, dtype, radius, rng):
     ]
     x = np.array([direction for direction in directions if direction.any()])
     unit = x / norms(x)[:, None]
-    return (radius * (1 - 1e-6) * unit).astype(layer.w.dtype)
+    x = (radius * (1 - 1e-6) * unit).astype(layer.w.dtype)
+    x[norms(x.astype(np.float64)) > radius] = 0  # which the dtype may have rounded up
+    return x
 
 
 def moves(layer, weight, x):
@@ -662,6 +664,23 @@ def test_a_bias_may_make_outputs_overflow(rng):
     assert found.note == "outputs may overflow float32"
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["spread", "update_error", "underflows", "peak"])
+def test_a_size_that_is_not_known_leaves_no_bound(name, value):
+    unknown = value if name == "peak" else np.array([0.0, value])
+    found = certify([record(**{name: unknown})], ["float32"], progress=False).of("q", "float32")
+    assert found.bound == math.inf
+    assert "overflow" in found.note
+
+
+def test_norms_that_overflow_leave_no_figure():
+    w = np.full((2, 3), 1.7e308)
+    part = record(dtype=np.dtype(np.float64), base=lambda _: w, update=lambda _: -0.9 * w)
+    found = certify([part], ["float64"], progress=False).of("q", "float64")
+    assert found.lost == found.bound == math.inf
+    assert "norms overflow float64" in found.note
+
+
 def test_a_sum_in_float16_can_be_too_long_for_a_bound(rng):
     layer = gaussian(rng, 2, 3000, 2, np.float16)
     found = row(layer, "float16")
@@ -834,6 +853,8 @@ def record(**changed):
         ({"bias": np.ones((2, 1))}, ValueError, "bias has shape"),
         ({"update_error": np.ones(3)}, ValueError, r"update_error.*\(\) or \(2,\)"),
         ({"underflows": np.ones(3)}, ValueError, "underflows has shape"),
+        ({"spread": np.array([1.0, -1.0])}, ValueError, "'q': spread bounds a size"),
+        ({"roundings": -1}, ValueError, "roundings bounds a size, and cannot be negative"),
     ],
 )
 def test_a_record_that_does_not_fit_is_an_error(wrong, error, message):

@@ -134,6 +134,9 @@ class _Tally:
 
     def _lost(self) -> float:
         error, update = (float(norms(np.concatenate(x))) for x in (self.errors, self.updates))
+        if not math.isfinite(error) or not math.isfinite(update):
+            self.notes["norms overflow float64"] = None
+            return math.inf
         if update:
             return error / update
         self.notes["dW is 0, but storing W changes it" if error else "dW is 0"] = None
@@ -171,7 +174,11 @@ class _Tally:
         per_unit += self.gamma_merged * merged + self.gamma_apart * apart
         bounds = self.radius * per_unit + (self.gamma_merged + self.gamma_apart) * bias
         bounds += self._underflow(rows)
-        return float(upper(bounds, part.shape[1]).max())
+        found = float(upper(bounds, part.shape[1]).max())
+        if not math.isfinite(found):  # a NaN would be smaller than nothing
+            self.notes["the bound overflows float64, or dW's own error is not known"] = None
+            return math.inf
+        return found
 
     def _underflow(self, rows: slice) -> Any:
         """What the products of each output lose that are below the least normal number."""

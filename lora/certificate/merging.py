@@ -65,7 +65,8 @@ class Merging:
 
     Raises:
         TypeError: if the dtype is not float16, float32 or float64.
-        ValueError: if W is no matrix, a shape does not go with it, or a table has a bias.
+        ValueError: if W is no matrix, a shape does not go with it, a size is negative, or a table
+            has a bias.
     """
 
     name: str
@@ -106,6 +107,9 @@ class Merging:
                     f"{self._label}: {name} has shape {np.shape(value)}; for a weight of shape "
                     f"{self.shape} it must be {' or '.join(map(str, accepted))}"
                 )
+        for name in ("update_error", "spread", "roundings", "underflows", "peak"):
+            if np.any(np.asarray(getattr(self, name)) < 0):
+                raise ValueError(f"{self._label}: {name} bounds a size, and cannot be negative")
 
     @classmethod
     def low_rank(
@@ -218,10 +222,14 @@ def least_of(dtype: np.dtype[Any]) -> float:
 
 
 def norms(x: Array) -> Array:
-    """The norm of each row, whatever the size of its elements: no square over- or underflows."""
+    """The norm of each row, whatever the size of its elements: no square over- or underflows.
+
+    Where a row is not finite it is a NaN.
+    """
     largest = np.abs(x).max(axis=-1, initial=0.0)
-    scaled = x / np.where(largest > 0, largest, 1.0)[..., None]
-    found: Array = largest * np.sqrt(np.einsum("...i,...i->...", scaled, scaled))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = x / np.where(largest > 0, largest, 1.0)[..., None]
+        found: Array = largest * np.sqrt(np.einsum("...i,...i->...", scaled, scaled))
     return found
 
 
