@@ -1,0 +1,178 @@
+"""What `certify` says: a row of figures for each layer and dtype, and a certificate of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.diagnostics.tables import aligned, as_html
+
+FEW = 8  # layers, of which each has its lines in the table
+
+_FIGURES = ("absorbed", "lost", "ulp", "bound")
+
+
+class MergeError(ValueError):
+    """Merging would lose more than is allowed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What merging one layer loses if the weight is stored in one dtype.
+
+    V is what is stored of W' = W + dW, and W_t what is stored of W.
+
+    Attributes:
+        layer: its name.
+        dtype: what the weight is stored in.
+        absorbed: of the entries with dW != 0, the share with V = W_t: their update is lost.
+        lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
+            more rounding than update. Where dW is 0 it is 0, for there is nothing to be lost; what
+            storing does to W is in `bound` then.
+        ulp: the largest |V - W_t| in units in the last place of W_t, which where W_t is 0 is the
+            least positive number. See `lora.certificate.storage.unit_of`, also for NF4.
+        bound: no output of the merged layer differs by more from that of the layer as it was, as
+            both are computed, for any input x with |x| <= radius.
+        note: what is not finite, or 0, or overflows. If V does, or W or dW is not finite, `lost`,
+            `ulp` and `bound` are infinite.
+    """
+
+    layer: str
+    dtype: str
+    absorbed: float
+    lost: float
+    ulp: float
+    bound: float
+    note: str = ""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The columns of the table with numbers."""
+        return (
+            f"{100 * self.absorbed:.3g} %",
+            f"{self.lost:.2g}",
+            f"{self.ulp:.3g}",
+            f"{self.bound:.2g}",
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class MergeCertificate:
+    """What merging the layers of a model loses, in each dtype that they may be stored in.
+
+    Printed, it is a sentence and a table: a line for each layer and dtype, or, for more than a few
+    layers, one for each dtype with the layer that loses most.
+
+    `certificate[layer]` are the rows of a layer.
+
+    Attributes:
+        rows: one for each layer and dtype.
+        radius: the norm of the inputs that `bound` holds for.
+    """
+
+    rows: tuple[Row, ...]
+    radius: float
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers."""
+        return list(dict.fromkeys(row.layer for row in self.rows))
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtypes that it speaks of."""
+        return list(dict.fromkeys(row.dtype for row in self.rows))
+
+    def __getitem__(self, layer: str) -> tuple[Row, ...]:
+        _check("layer", layer, self.layers)
+        return tuple(row for row in self.rows if row.layer == layer)
+
+    def of(self, layer: str, dtype: str) -> Row:
+        """The row of a layer and a dtype.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        _check("dtype", dtype, self.dtypes)
+        return next(row for row in self[layer] if row.dtype == dtype)
+
+    def worst(self, dtype: str) -> Row:
+        """The row of the layer that loses most in a dtype, the first of several.
+
+        Raises:
+            KeyError: if the certificate does not speak of it.
+        """
+        _check("dtype", dtype, self.dtypes)
+        return max((row for row in self.rows if row.dtype == dtype), key=lambda row: row.lost)
+
+    def check(self, limit: float, dtype: str) -> None:
+        """Refuse to merge where more than `limit` of an update would be lost.
+
+        Raises:
+            KeyError: if the certificate does not speak of the dtype.
+            MergeError: if `lost` of a layer exceeds the limit.
+            ValueError: if the limit is not a number from 0 on.
+        """
+        _check("dtype", dtype, self.dtypes)
+        if not limit >= 0:
+            raise ValueError(f"limit is a share of the update, from 0 on, not {limit!r}")
+        over = [row for row in self.rows if row.dtype == dtype and row.lost > limit]
+        if not over:
+            return
+        head = ("layer", *_FIGURES)
+        lines = _table(head, [(row.layer or "the layer", *row.figures) for row in over], over)
+        fine = [name for name in self.dtypes if self.worst(name).lost <= limit]
+        advice = f"store them in {' or '.join(fine)}" if fine else "store them in a wider dtype"
+        raise MergeError(
+            f"stored in {dtype}, {len(over)} of {_count(self.layers, 'layer')} would lose more "
+            f"than {limit:g} of the update; {advice}, or keep these layers unmerged:\n"
+            + "\n".join(lines)
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence."""
+        worst = [f"{_part(self.worst(dtype).lost)} in {dtype}" for dtype in self.dtypes]
+        return (
+            f"Merging {_count(self.layers, 'layer')} loses at most this part of the update: "
+            f"{', '.join(worst)} (bounds for |x| <= {self.radius:g})."
+        )
+
+    def _lines(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], Sequence[Row]]:
+        """The head and the cells of the table, and the rows that these are of."""
+        if len(self.layers) <= FEW:
+            cells = [(row.layer or "the layer", row.dtype, *row.figures) for row in self.rows]
+            return ("layer", "stored in", *_FIGURES), cells, self.rows
+        worst = [self.worst(dtype) for dtype in self.dtypes]
+        cells = [(row.dtype, row.layer, *row.figures) for row in worst]
+        return ("stored in", f"worst of {len(self.layers)} layers", *_FIGURES), cells, worst
+
+    def __repr__(self) -> str:
+        return "\n".join([self.sentence, *_table(*self._lines())])
+
+    def _repr_html_(self) -> str:
+        head, cells, rows = self._lines()
+        noted = [(*line, row.note) for line, row in zip(cells, rows, strict=True)]
+        return as_html(self.sentence, (*head, "note"), noted)
+
+
+def _table(head: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Row]) -> list[str]:
+    """The lines of a table, with the notes behind."""
+    lines = aligned(head, cells, left=len(head) - len(_FIGURES))
+    notes = ["", *(row.note for row in rows)]
+    return [f"{line}  {note}".rstrip() for line, note in zip(lines, notes, strict=True)]
+
+
+def _part(lost: float) -> str:
+    return f"{lost:.1g}" if lost < 1 else "all"
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _check(kind: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a name that the certificate does not know."""
+    if name not in known:
+        raise KeyError(f"no {kind} {name!r} in the certificate; there are {', '.join(known)}")
