@@ -7,6 +7,7 @@ from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
 from lora.algebra import CombineReport, combine
 from lora.attach import attach, detach, remove
+from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.extract import ExtractReport, extract
@@ -30,6 +31,8 @@ __all__ = [
     "LoRAEmbedding",
     "LoRALayer",
     "LoRAScaling",
+    "MergeCertificate",
+    "MergeError",
     "NF4Linear",
     "QuantizeReport",
     "VerifyReport",

@@ -227,16 +227,46 @@ class Adapter:
     # In numbers
     # ----------------------------------------------------------------------------------------------
 
-    def update(self, weight: Weight, rows: slice) -> Array:
-        """Some rows of dW in float64."""
-        a, b = (factor._data.astype(np.float64) for factor in self.factors())
-        product = kernels.gemm.matmul(b[rows], a)
-        product *= self.scale
+    def exact_ratio(self, weight: Weight) -> Array | None:
+        """m / n in float64, of formed rows, as merging takes it; None without DoRA."""
+        if self.lora_magnitude is None:
+            return None
+        formed = (weight.rows(strip) + self._product(strip) for strip in weight.strips())
+        n = np.concatenate([np.linalg.norm(rows, axis=1) for rows in formed])
+        found: Array = self.lora_magnitude._data / np.maximum(n, dora.LEAST)
+        return found
+
+    def update(
+        self,
+        weight: Weight,
+        rows: slice,
+        columns: slice = slice(None),
+        ratio: Array | None = None,
+    ) -> Array:
+        """Some rows and columns of dW in float64.
+
+        Args:
+            weight: W.
+            rows: which ones.
+            columns: which ones.
+            ratio: what `exact_ratio` gives, where not all columns are asked for.
+        """
+        product = self._product(rows, columns)
         if self.lora_magnitude is None:
             return product
-        base = weight.rows(rows)
+        base = weight.rows(rows, columns)
         product += base
-        n = np.maximum(np.linalg.norm(product, axis=1), dora.LEAST)
-        product *= (self.lora_magnitude._data[rows] / n)[:, None]
+        if ratio is None:
+            n = np.maximum(np.linalg.norm(product, axis=1), dora.LEAST)
+            product *= (self.lora_magnitude._data[rows] / n)[:, None]
+        else:
+            product *= ratio[rows, None]
         product -= base
+        return product
+
+    def _product(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Some rows and columns of s B A in float64."""
+        a, b = (factor._data.astype(np.float64) for factor in self.factors())
+        product = kernels.gemm.matmul(b[rows], a[:, columns])
+        product *= self.scale
         return product

@@ -13,24 +13,76 @@ from lora.attachment import (
     required,
     restore_flags,
 )
+from lora.certificate.certificate import MergeCertificate
+from lora.certificate.certify import certify
+from lora.certificate.layers import merging_of
+from lora.certificate.storage import DTYPES
 from lora.replacing import replace
 from minigrad.nn import Module
 
 
-def merge(model: Module, names: str | Sequence[str] | None = None) -> list[str]:
-    """Let every adapter of `model` compute with W + scale B A; return the names of their layers.
+def merge(
+    model: Module,
+    names: str | Sequence[str] | None = None,
+    *,
+    limit: float | None = None,
+    dtype: str | None = None,
+    radius: float = 1.0,
+    dtypes: Sequence[str] = DTYPES,
+    progress: bool = True,
+) -> MergeCertificate:
+    """Let the adapters of `model` compute with W + dW, and certify what that loses.
 
     The base weights stay beside the merged ones, so this takes memory; `lora.fold` does not keep
-    them.
+    them. W + dW is computed in float64 and rounded once, to the dtype of the layer.
+
+    Args:
+        model: with adapters.
+        names: of active adapters to merge; None for all of them. Others go on beside the merged
+            weight.
+        limit: refuse to merge if in one layer a larger share of the update is lost to rounding.
+        dtype: in which this is looked at; None for the dtype of the layers.
+        radius: the norm of the inputs for which the certificate bounds the change of the outputs.
+        dtypes: what the certificate speaks of: "float64", "float32", "float16", "bfloat16", "nf4".
+        progress: show a progress bar if it takes long.
+
+    Returns:
+        For each layer and dtype the share of the update that is lost, the largest change of a
+        weight in units in the last place, and a bound on the change of the outputs.
 
     Raises:
-        ValueError: if there are no adapters.
+        TypeError: if a layer is of no dtype that can be certified.
+        ValueError: if there are no adapters, a name is not that of an active one, none is active,
+            or a merged weight would not be finite; nothing is changed then.
+        MergeError: if more than the limit would be lost; nothing is changed then.
     """
     found = adapters(model)
     chosen = _chosen(model, names)
-    for _, layer in found:
-        layer.merge([name for name in layer.active if chosen is None or name in chosen])
-    return [name for name, _ in found]
+    merged = {
+        place: (layer, [name for name in layer.active if chosen is None or name in chosen])
+        for place, layer in found
+    }
+    parts = [merging_of(place, *pair) for place, pair in merged.items() if pair[1]]
+    if not parts:
+        raise ValueError(
+            "no adapter is active, so there is nothing to merge; lora.switch(model, name) makes "
+            "one active"
+        )
+    own = {part.name: str(part.dtype) for part in parts}
+    looked_at = dict.fromkeys([*dtypes, *([] if dtype is None else [dtype]), *own.values()])
+    certificate = certify(parts, tuple(looked_at), radius, progress=progress)
+    broken = [name for name, known in own.items() if not certificate.of(name, known).is_finite]
+    if broken:
+        raise ValueError(
+            f"the merged weight would not be finite in {', '.join(map(repr, broken))}: "
+            f"{certificate.of(broken[0], own[broken[0]]).note}; nothing was merged"
+        )
+    if limit is not None:
+        for known in sorted(set(own.values())) if dtype is None else [dtype]:
+            certificate.check(limit, known)
+    for layer, its in merged.values():
+        layer.merge(its)
+    return certificate.only(dtypes)
 
 
 def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -36,8 +36,8 @@ class Weight(ABC):
     dtype: np.dtype[Any]
 
     @abstractmethod
-    def rows(self, rows: slice) -> Array:
-        """Some rows of W in float64, a copy."""
+    def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Some rows and columns of W in float64, a copy."""
 
     @abstractmethod
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,9 +82,9 @@ class Dense(Weight):
         self.shape, self.dtype = matrix.shape, matrix.dtype
         self._known: Array | None = None
 
-    def rows(self, rows: slice) -> Array:
-        """Some rows of W in float64, a copy."""
-        return self.matrix[rows].astype(np.float64)
+    def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Some rows and columns of W in float64, a copy."""
+        return self.matrix[rows, columns].astype(np.float64)
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + b."""
@@ -132,10 +132,10 @@ class InFourBits(Weight):
         self.shape, self.dtype = matrix.shape, dtype
         self._known: Array | None = None
 
-    def rows(self, rows: slice) -> Array:
-        """Some rows of what the codes stand for, in float64."""
+    def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Some rows and columns of what the codes stand for, in float64."""
         start, stop, _ = rows.indices(self.shape[0])
-        return self.matrix.rows(start, stop, np.float64)
+        return self.matrix.rows(start, stop, np.float64)[:, columns]
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x W^T + b."""

@@ -264,12 +264,15 @@ def brute_force(w, d, dtype):
     for ws, ds in zip(w.tolist(), d.tolist(), strict=True):
         merged = [x + y for x, y in zip(ws, ds, strict=True)]
         if dtype == "nf4":
-            (stored, _), (kept, units) = nf4(merged), nf4(ws)
+            (stored, units), (kept, before) = nf4(merged), nf4(ws)
+            units = list(map(max, units, before))
         elif dtype == "float64":
-            stored, kept, units = merged, ws, [math.ulp(x) for x in ws]
+            stored, kept = merged, ws
+            units = [math.ulp(max(abs(x), abs(y))) for x, y in zip(ws, merged, strict=True)]
         else:
             stored, kept = ([slowly(x, dtype) for x in row] for row in (merged, ws))
-            units = [float(unit_of(np.array([x]), dtype)[0]) for x in kept]
+            larger = [max(abs(x), abs(y)) for x, y in zip(stored, kept, strict=True)]
+            units = [float(unit_of(np.array([x]), dtype)[0]) for x in larger]
         for x, y, v, k, unit in zip(ws, ds, stored, kept, units, strict=True):
             updated += y != 0
             absorbed += y != 0 and v == k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,8 @@ class Row:
         lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
             more rounding than update. Where dW is 0 it is 0, for there is nothing to be lost; what
             storing does to W is in `bound` then.
-        ulp: the largest |V - W_t| in units in the last place of W_t, which where W_t is 0 is the
-            least positive number. See `lora.certificate.storage.unit_of`, also for NF4.
+        ulp: the largest |V - W_t| in units in the last place, of the larger one of both. See
+            `lora.certificate.storage.unit_of`, also for NF4.
         bound: no output of the merged layer differs by more from that of the layer as it was, as
             both are computed, for any input x with |x| <= radius.
         note: what is not finite, or 0, or overflows. If V does, or W or dW is not finite, `lost`,
@@ -45,6 +46,11 @@ class Row:
     ulp: float
     bound: float
     note: str = ""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the stored weight and the update are."""
+        return math.isfinite(self.lost)
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -105,6 +111,10 @@ class MergeCertificate:
         """
         _check("dtype", dtype, self.dtypes)
         return max((row for row in self.rows if row.dtype == dtype), key=lambda row: row.lost)
+
+    def only(self, dtypes: Sequence[str]) -> MergeCertificate:
+        """What it says of some dtypes."""
+        return MergeCertificate(tuple(r for r in self.rows if r.dtype in dtypes), self.radius)
 
     def check(self, limit: float, dtype: str) -> None:
         """Refuse to merge where more than `limit` of an update would be lost.

@@ -147,7 +147,8 @@ class _Tally:
         self.updated += int(np.count_nonzero(updated))
         self.absorbed += int(np.count_nonzero(updated & (stored == kept)))
         change = np.abs(stored - kept)
-        moves = np.where(change == 0, 0.0, change / unit_of(kept, self.dtype))
+        unit = np.maximum(unit_of(kept, self.dtype), unit_of(stored, self.dtype))
+        moves = np.where(change == 0, 0.0, change / unit)
         largest = float(moves.max())
         self.ulp = math.inf if math.isnan(largest) else max(self.ulp, largest)
 

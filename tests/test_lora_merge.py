@@ -1,0 +1,251 @@
+"""lora.merge: its certificate holds for the layers as they are, and it refuses what it should."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+import lora
+import minigrad
+from lora import LoRAConfig, MergeError
+from lora.certificate import round_to
+from minigrad.nn import MLP, Embedding, Linear, Sequential
+
+FORMS = [
+    {},
+    {"use_dora": True},
+    {"init": "pissa"},
+    {"init": "pissa", "use_dora": True, "scaling": "rslora"},
+    {"init": "orthogonal"},
+]
+
+
+def shake(layer, name, rng, size):
+    for part in layer.adapters[name].trained():
+        part.copy_(part.data + size * rng.standard_normal(part.shape))
+
+
+def adapted(rng, kind, forms, dtype, size=0.3, width=(24, 16)):
+    """A model of one layer with an adapter of each form, all active."""
+    layer = (
+        Embedding(width[0], width[1], dtype=dtype, rng=rng)
+        if kind == "embedding"
+        else Linear(*width, dtype=dtype, rng=rng)
+    )
+    model = Sequential(layer)
+    if kind == "nf4":
+        lora.quantize(model, block_size=8, progress=False)
+    for i, form in enumerate(forms):
+        config = LoRAConfig(rank=2, alpha=3.0, targets=["0"], **form)
+        lora.attach(model, config, adapter=f"a{i}", rng=rng)
+        shake(model[0], f"a{i}", rng, size)
+    lora.switch(model, *[f"a{i}" for i in range(len(forms))])
+    return model
+
+
+def attacks(rng, layer, kind, change, dtype):
+    """Inputs of norm 1 that are likely to show the largest change; or all tokens."""
+    if kind == "embedding":
+        return np.arange(layer.d_in)
+    d_in = layer.d_in
+    aligned = change / np.maximum(np.linalg.norm(change, axis=1, keepdims=True), 1e-300)
+    x = np.concatenate([rng.standard_normal((20, d_in)), np.eye(d_in), aligned, np.sign(change)])
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
+    return (x * (1 - 1e-6)).astype(dtype)  # rounded, it may be longer
+
+
+def outputs(layer, x, kind, table):
+    """What the layer would compute with a stored weight, in the dtype of `table`."""
+    if kind == "embedding":
+        return np.asarray(minigrad.functional.embedding(x, table))
+    bias = layer.bias.data.astype(table.dtype)
+    return np.asarray(minigrad.linear(x.astype(table.dtype), table, bias))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["dense", "nf4", "embedding"])
+@hypothesis.given(
+    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
+    size=st.sampled_from([1e-7, 1e-3, 0.3, 30.0]),
+    some=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_no_output_changes_by_more_than_the_certificate_says(kind, dtype, forms, size, some, seed):
+    rng = np.random.default_rng(seed)
+    model = adapted(rng, kind, forms, dtype, size)
+    layer, names = model[0], ["a0"] if some else None
+    x_of = {}
+    with minigrad.no_grad():
+        exact = layer.weight.dense() + layer.update_rows(
+            slice(None), layer.active[:1] if some else layer.active
+        )
+        exact = exact.T if kind == "embedding" else exact
+        others = [n for n in layer.active if some and n != "a0"]
+        for name in lora.certificate.DTYPES:
+            stored = round_to(np.ascontiguousarray(exact), name)
+            x_of[name] = attacks(rng, layer, kind, (stored - exact).reshape(exact.shape), dtype)
+        before = {name: model(x).data.copy() for name, x in x_of.items()}
+        certificate = lora.merge(model, names, progress=False)
+        own = np.dtype(dtype).name
+        for name, x in x_of.items():
+            bound = certificate.of("0", name).bound
+            if name == own:
+                changed = model(x).data
+            elif others:
+                continue
+            else:
+                wide = np.result_type(dtype, np.float64 if name == "float64" else np.float32)
+                changed = outputs(
+                    layer, x, kind, round_to(np.ascontiguousarray(exact), name).astype(wide)
+                )
+            assert abs(changed.astype(np.float64) - before[name]).max() <= bound
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("kind", ["dense", "nf4", "embedding"])
+def test_the_bound_is_not_far_from_what_can_happen(kind, form):
+    rng = np.random.default_rng(3)
+    model = adapted(rng, kind, [form], np.float32)
+    layer = model[0]
+    exact = layer.weight.dense() + layer.update_rows(slice(None), layer.active)
+    exact = np.ascontiguousarray(exact.T) if kind == "embedding" else exact
+    with minigrad.no_grad():
+        certificate = lora.merge(model, progress=False)
+        lora.unmerge(model)
+        for name in ("float16", "bfloat16", "nf4"):
+            stored = round_to(exact, name)
+            x = attacks(rng, layer, kind, stored - exact, np.float32)
+            found = outputs(layer, x, kind, stored.astype(np.float32)) - model(x).data
+            assert abs(found).max() > 0.3 * certificate.of("0", name).bound
+
+
+def test_a_weight_that_is_off_by_more_than_rounding_breaks_the_bound():
+    rng = np.random.default_rng(0)
+    model = adapted(rng, "dense", [{}], np.float32)
+    layer = model[0]
+    exact = layer.weight.dense() + layer.update_rows(slice(None), layer.active)
+    x = attacks(rng, layer, "dense", exact, np.float32)
+    bound = lora.merge(model, progress=False).of("0", "bfloat16").bound
+    lora.unmerge(model)
+    wrong = round_to(exact, "bfloat16") * 1.01
+    with minigrad.no_grad():
+        assert (
+            abs(outputs(layer, x, "dense", wrong.astype(np.float32)) - model(x).data).max() > bound
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "nf4"])
+def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
+    rng = np.random.default_rng(0)
+    model = adapted(rng, "dense", [{}], np.float32, width=(64, 32))
+    x = rng.standard_normal((50, 64)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True) * (1 + 1e-6)
+    with minigrad.no_grad():
+        before = model(x).data.copy()
+        certificate = lora.merge(model, progress=False)
+        lora.fold(model)
+        if dtype == "nf4":
+            lora.quantize(model, double_quant=False, progress=False)
+        else:
+            model[0].weight.data = model[0].weight.data.astype(np.float16).astype(np.float32)
+        change = abs(model(x).data - before).max()
+    bound = certificate.of("0", dtype).bound
+    assert 0.05 * bound < change <= bound
+
+
+def test_what_is_merged_is_rounded_once():
+    rng = np.random.default_rng(0)
+    model = adapted(rng, "dense", [{}, {}], np.float32)
+    layer = model[0]
+    exact = layer.base_weight.data.astype(np.float64)
+    for adapter in layer.adapters.values():
+        a, b = (part.data.astype(np.float64) for part in adapter.factors())
+        exact = exact + adapter.scale * (b @ a)
+    np.testing.assert_array_equal(layer.merged_weight().data, exact.astype(np.float32))
+
+
+def net(rng, size=0.3):
+    model = MLP([8, 16, 4], rng=rng)
+    lora.attach(model, LoRAConfig(rank=2), rng=rng)
+    for layer in model.layers:
+        shake(layer, "default", rng, size)
+    return model
+
+
+def test_a_line_for_each_layer_and_dtype():
+    certificate = lora.merge(net(np.random.default_rng(0)))
+    assert certificate.layers == ["layers.0", "layers.1"]
+    assert certificate.dtypes == ["float64", "float32", "float16", "bfloat16", "nf4"]
+    lost = [certificate.worst(dtype).lost for dtype in certificate.dtypes]
+    assert lost == sorted(lost)
+    assert 0 <= lost[0] < 1e-12 < lost[1] < 1e-6 < lost[2] < 1e-2 < lost[4]
+    assert "layers.1" in repr(certificate)
+    assert "nf4" in certificate._repr_html_()
+    few = lora.merge(net(np.random.default_rng(0)), dtypes=["nf4"])
+    assert few.dtypes == ["nf4"]
+
+
+def test_an_update_that_is_lost_is_told():
+    certificate = lora.merge(net(np.random.default_rng(0), size=1e-5))
+    assert certificate.worst("float32").absorbed < 0.5
+    assert certificate.worst("bfloat16").absorbed > 0.7
+    assert certificate.worst("bfloat16").lost > 1
+
+
+def test_too_much_loss_is_refused_and_nothing_is_merged():
+    model = net(np.random.default_rng(0), size=1e-4)
+    with pytest.raises(MergeError, match=r"2 of 2 layers would lose more than 0\.1.*unmerged"):
+        lora.merge(model, limit=0.1, dtype="bfloat16")
+    assert not any(layer.merged for layer in model.layers)
+    with pytest.raises(MergeError):
+        lora.merge(model, limit=0.0)
+    lora.merge(model, limit=1e-2)
+    assert all(layer.merged for layer in model.layers)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_a_merged_weight_that_is_not_finite_is_refused_by_name(value):
+    model = net(np.random.default_rng(0))
+    model.layers[1].lora_b.data[1, 0] = value
+    model.layers[1].scale = 1e3
+    with pytest.raises(ValueError, match=r"not be finite in 'layers\.1'.*nothing was merged"):
+        lora.merge(model)
+    assert not any(layer.merged for layer in model.layers)
+
+
+def test_there_must_be_something_active_to_merge():
+    model = net(np.random.default_rng(0))
+    lora.switch(model)
+    with pytest.raises(ValueError, match="no adapter is active"):
+        lora.merge(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8", "limit": 1.0}, "int8.*float64"),
+        ({"dtypes": ["float8"]}, "float8"),
+        ({"radius": 0.0}, "radius"),
+        ({"limit": -1.0}, "limit"),
+        ({"names": "other"}, "no adapter 'other'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    model = net(np.random.default_rng(0))
+    with pytest.raises(ValueError, match=message):
+        lora.merge(model, **options)
+    assert not any(layer.merged for layer in model.layers)
+
+
+def test_a_merged_adapter_can_be_merged_anew_after_a_change():
+    rng = np.random.default_rng(0)
+    model = net(rng)
+    x = rng.standard_normal((5, 8)).astype(np.float32)
+    lora.merge(model)
+    shake(model.layers[0], "default", rng, 0.1)
+    lora.merge(model)
+    with minigrad.no_grad():
+        merged = model(x).data.copy()
+        lora.unmerge(model)
+        np.testing.assert_allclose(model(x).data, merged, rtol=1e-4, atol=1e-5)
