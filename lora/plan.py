@@ -75,13 +75,18 @@ def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     modules = dict(model.named_modules())
     candidates = [name for name, module in modules.items() if _can_adapt(module)]
     tables = [n for n in candidates if isinstance(modules[n], (Embedding, LoRAEmbedding))]
-    groups = {
+    linear = [name for name in candidates if name not in tables]
+    targets = select(config, linear, tables, projections(model))
+    return sorted(targets, key=lambda target: candidates.index(target.name))
+
+
+def projections(model: Module) -> dict[str, list[str]]:
+    """The names of the four projections of each attention, by its name."""
+    return {
         name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
-        for name, module in modules.items()
+        for name, module in model.named_modules()
         if isinstance(module, MultiHeadAttention)
     }
-    targets = select(config, [n for n in candidates if n not in tables], tables, groups)
-    return sorted(targets, key=lambda target: candidates.index(target.name))
 
 
 def _check_layer(target: Target, layer: AdaptedLayer, config: LoRAConfig) -> None:

@@ -8,6 +8,7 @@ puts an `NF4Linear` in the place of each targeted `Linear`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from lora.adapted import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer
+from lora.plan import projections
 from lora.replacing import places, replace
 from lora.targets import ALL_LINEAR, Patterns, select
 from lora.variants.nf4 import NF4Linear
@@ -132,7 +134,7 @@ def quantize(
         )
     check_positive("quantize: block_size", block_size)
     modules = dict(model.named_modules())
-    found = _found(modules, targets, exclude)
+    found = _found(modules, LoRAConfig(targets=targets, exclude=exclude), projections(model))
     linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
     held = places(model)
     for name, linear in linears.items():
@@ -167,12 +169,13 @@ def quantize(
     return QuantizeReport(tuple(lines))
 
 
-def _found(modules: dict[str, Module], targets: Patterns, exclude: Patterns) -> dict[str, str]:
+def _found(
+    modules: Mapping[str, Module], config: LoRAConfig, groups: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
     """The names of the layers to replace, and by which target each was found."""
     linear = [name for name, module in modules.items() if _has_weight(module)]
     tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
-    config = LoRAConfig(targets=targets, exclude=exclude)
-    found = {target.name: target.pattern for target in select(config, linear, tables)}
+    found = {target.name: target.pattern for target in select(config, linear, tables, groups)}
     adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
     if adapted:
         raise ValueError(

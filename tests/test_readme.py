@@ -11,7 +11,18 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE |
 
 
 @pytest.mark.parametrize(
-    "block", BLOCKS, ids=["tour", "functions", "writing an op", "gradcheck", "liveness", "receipt"]
+    "block",
+    BLOCKS,
+    ids=[
+        "tour",
+        "functions",
+        "whole models",
+        "merging",
+        "writing an op",
+        "gradcheck",
+        "liveness",
+        "receipt",
+    ],
 )
 def test_the_code_prints_what_it_shows(block):
     example = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", 0)
