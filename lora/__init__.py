@@ -7,6 +7,7 @@ from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
 from lora.algebra import CombineReport, combine
 from lora.attach import attach, detach, remove
+from lora.attachment.report import AttachReport
 from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -15,7 +16,6 @@ from lora.layer import LoRALayer
 from lora.merge import fold, merge, unmerge
 from lora.optim import param_groups, penalty
 from lora.quantize import QuantizeReport, quantize
-from lora.report import AttachReport
 from lora.scaling import LoRAScaling
 from lora.switch import active, disabled, switch
 from lora.variants.nf4 import NF4Linear

@@ -12,25 +12,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.adapter import Adapter
+from lora.adapter import DEFAULT, Adapter, joined
+from lora.attachment.whole import Whole
+from lora.merged import Merged
 from lora.weight import Weight
-from lora.whole import Whole
 from minigrad import ops
-from minigrad.memory import clock, last_written
 from minigrad.mode import mode
 from minigrad.nn import Module, Parameter
 from minigrad.tensor import Tensor
 
 Array = NDArray[Any]
-
-DEFAULT = "default"
-"""The adapter whose parameters are named as the layer's own: `lora_a`, not `default.lora_a`."""
 
 
 class _Own:
@@ -328,7 +324,8 @@ class AdaptedLayer(Module):
                 )
         all_active = chosen == self.active
         weight = self.merged_weight() if all_active else self._weight_with(chosen)
-        self._merged = Merged.of(self, weight, chosen)
+        made_of = {name: self.adapters[name] for name in chosen}
+        self._merged = Merged.of(weight, self.base_weight, made_of)
 
     def unmerge(self) -> None:
         """Use W and the adapters again, drop the merged weight. Unmerging twice changes nothing."""
@@ -336,7 +333,7 @@ class AdaptedLayer(Module):
 
     def _check_fresh(self, merged: Merged) -> None:
         """Refuse to compute with a merged weight that is out of date."""
-        changed = merged.changed(self)
+        changed = merged.changed(self.base_weight, self.adapters)
         if changed:
             raise RuntimeError(
                 f"{changed} changed since merge(), so the merged weight is out of date; call "
@@ -386,66 +383,3 @@ def _facts(adapter: Adapter) -> list[str]:
     facts += ["DoRA"] if adapter.lora_magnitude is not None else []
     facts += [adapter.init] if adapter.start is not None else []
     return facts
-
-
-def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:
-    """A, B and s of the sum of plain updates: s_1 B_1 A_1 + ... is one product of all ranks."""
-    if len(adapters) == 1:
-        return *adapters[0].factors(), adapters[0].scale
-    pairs = [adapter.factors() for adapter in adapters]
-    a = ops.concatenate([a for a, _ in pairs])
-    scaled = [b * adapter.scale for (_, b), adapter in zip(pairs, adapters, strict=True)]
-    return a, ops.concatenate(scaled, axis=1), 1.0
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A merged weight, and what it was made of."""
-
-    weight: Tensor
-    parts: dict[str, tuple[float, dict[str, Array]]]
-    base: Any
-    time: int
-
-    @classmethod
-    def of(cls, layer: AdaptedLayer, weight: Tensor, names: Sequence[str]) -> Merged:
-        """With copies of everything that the weight follows from, but for W."""
-        adapters = {name: layer.adapters[name] for name in names}
-        parts = {name: (adapter.scale, _values(adapter)) for name, adapter in adapters.items()}
-        return cls(weight, parts, layer.base_weight, next(clock))
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters in it."""
-        return tuple(self.parts)
-
-    def changed(self, layer: AdaptedLayer) -> str:
-        """What of `layer` is no longer as it was, or nothing.
-
-        A and B are compared with copies, which a raw write cannot escape; W, which may be large, by
-        the time of its last write.
-        """
-        for name, (scale, values) in self.parts.items():
-            adapter = layer.adapters[name]
-            own = "" if name == DEFAULT else f"{name}."
-            if scale != adapter.scale:
-                return f"{own}scale"
-            now = _values(adapter)
-            for key, value in values.items():
-                if key not in now or not _same(value, now[key]):
-                    return own + key
-        if layer.base_weight is not self.base:
-            return "base_weight"
-        written = isinstance(self.base, Tensor) and last_written(self.base._data) > self.time
-        return "base_weight" if written else ""
-
-
-def _values(adapter: Adapter) -> dict[str, Array]:
-    """Copies of the parameters of an adapter that its update follows from."""
-    return {
-        key: part._data.copy() for key, part in adapter.contents() if isinstance(part, Parameter)
-    }
-
-
-def _same(x: Array, y: Array) -> bool:
-    return x.dtype == y.dtype and np.array_equal(x, y, equal_nan=True)

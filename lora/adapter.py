@@ -10,7 +10,7 @@ A_0 and B_0, which stay as they are, s (B A - B_0 A_0) takes the place of s B A:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -27,6 +27,9 @@ from minigrad.random import check_probability
 from minigrad.tensor import Tensor
 
 Array = NDArray[Any]
+
+DEFAULT = "default"
+"""The adapter whose parameters are named as its layer's own: `lora_a`, not `default.lora_a`."""
 
 
 class _Kept:
@@ -270,3 +273,13 @@ class Adapter:
         product = kernels.gemm.matmul(b[rows], a[:, columns])
         product *= self.scale
         return product
+
+
+def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:
+    """A, B and s of the sum of plain updates: s_1 B_1 A_1 + ... is one product of all ranks."""
+    if len(adapters) == 1:
+        return *adapters[0].factors(), adapters[0].scale
+    pairs = [adapter.factors() for adapter in adapters]
+    a = ops.concatenate([a for a, _ in pairs])
+    scaled = [b * adapter.scale for (_, b), adapter in zip(pairs, adapters, strict=True)]
+    return a, ops.concatenate(scaled, axis=1), 1.0

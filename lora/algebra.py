@@ -19,19 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
-from lora.attachment import (
+from lora.attachment.record import (
     Attached,
     Attachment,
     check_name,
     layers_in_place,
     required,
 )
+from lora.attachment.report import table
+from lora.attachment.whole import Copy, Whole
 from lora.factors import Approximation
-from lora.report import table
 from lora.scaling import LoRAScaling, check_size
 from lora.switch import rest
 from lora.weight import Weight
-from lora.whole import Copy, Whole
 from minigrad.nn import Module, Parameter
 
 Array = NDArray[Any]

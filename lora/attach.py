@@ -11,8 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lora.adapted import DEFAULT, AdaptedLayer
-from lora.attachment import (
+from lora.adapted import AdaptedLayer
+from lora.adapter import DEFAULT
+from lora.attachment.plan import Plan
+from lora.attachment.record import (
     Attached,
     Attachment,
     check_name,
@@ -22,12 +24,11 @@ from lora.attachment import (
     required,
     restore_flags,
 )
+from lora.attachment.replacing import replace
+from lora.attachment.report import AttachReport
+from lora.attachment.whole import put_back, put_in
 from lora.config import LoRAConfig
-from lora.plan import Plan
-from lora.replacing import replace
-from lora.report import AttachReport
 from lora.switch import activate, check_switch
-from lora.whole import put_back, put_in
 from minigrad.nn import Embedding, Linear, Module
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from lora.attachment.targets import ALL_LINEAR, Patterns, check_patterns, check_table
 from lora.scaling import LoRAScaling, check_rank_and_alpha
-from lora.targets import ALL_LINEAR, Patterns, check_patterns, check_table
 from lora.variants.inits import check_init
 from minigrad.random import check_probability
 

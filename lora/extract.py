@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.adapted import DEFAULT, AdaptedLayer
-from lora.adapter import Adapter
+from lora.adapted import AdaptedLayer
+from lora.adapter import DEFAULT, Adapter
 from lora.attach import check_place, place
-from lora.attachment import record_of
+from lora.attachment.plan import Plan, targets_in
+from lora.attachment.record import record_of
+from lora.attachment.replacing import places
+from lora.attachment.report import table
+from lora.attachment.targets import ALL_LINEAR, Patterns, near
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
-from lora.plan import Plan, targets_in
-from lora.replacing import places
-from lora.report import table
 from lora.scaling import check_size
-from lora.targets import ALL_LINEAR, Patterns, near
 from minigrad.nn import Module
 from minigrad.tensor import as_array
 

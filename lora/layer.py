@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapted import DEFAULT, AdaptedLayer, joined
-from lora.adapter import Adapter
+from lora.adapted import AdaptedLayer
+from lora.adapter import DEFAULT, Adapter, joined
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.nf4 import NF4Linear
 from lora.weight import Dense, InFourBits, Weight

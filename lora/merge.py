@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora.adapted import AdaptedLayer
-from lora.attachment import (
+from lora.attachment.record import (
     adapters,
     keep,
     layers_in_place,
@@ -13,11 +13,11 @@ from lora.attachment import (
     required,
     restore_flags,
 )
+from lora.attachment.replacing import replace
 from lora.certificate.certificate import MergeCertificate
 from lora.certificate.certify import certify
 from lora.certificate.layers import merging_of
 from lora.certificate.storage import DTYPES
-from lora.replacing import replace
 from minigrad.nn import Module
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment import adapters
+from lora.attachment.record import adapters
 from lora.embedding import LoRAEmbedding
 from minigrad import ops
 from minigrad.nn import Module, Parameter

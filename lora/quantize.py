@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora.adapted import AdaptedLayer
+from lora.attachment.plan import projections
+from lora.attachment.replacing import places, replace
+from lora.attachment.targets import ALL_LINEAR, Patterns, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer
-from lora.plan import projections
-from lora.replacing import places, replace
-from lora.targets import ALL_LINEAR, Patterns, select
 from lora.variants.nf4 import NF4Linear
 from minigrad.data import check_positive
 from minigrad.diagnostics.tables import aligned, in_bytes

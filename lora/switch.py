@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lora.attachment import (
+from lora.attachment.record import (
     Attachment,
     adapters,
     layers_in_place,
@@ -13,7 +13,7 @@ from lora.attachment import (
     required,
     restore_flags,
 )
-from lora.whole import put_back, put_in
+from lora.attachment.whole import put_back, put_in
 from minigrad.nn import Module, Parameter
 
 

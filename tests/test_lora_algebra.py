@@ -109,7 +109,7 @@ def everything(adapter):
 
 
 def bits(net, name):
-    copies = lora.attachment.required(net).adapters[name].copies
+    copies = lora.attachment.record.required(net).adapters[name].copies
     whole = {c.name: (c.reason, c.own.data.tobytes()) for c in copies}
     return {place: everything(a) for place, a in adapters(net, name).items()}, whole
 
@@ -117,7 +117,7 @@ def bits(net, name):
 def snapshot(net):
     state = {name: p.data.tobytes() for name, p in net.named_parameters()}
     flags = {name: p.requires_grad for name, p in net.named_parameters()}
-    record = lora.attachment.required(net)
+    record = lora.attachment.record.required(net)
     return state, flags, list(record.adapters), record.active
 
 
@@ -417,7 +417,7 @@ def test_a_copy_shares_nothing_and_is_of_the_same_configuration(rng):
     net = made(rng, dropout=0.25, bias="all", modules_to_save=["norm"])
     combined(net, [("a", 1)], "same")
     assert bits(net, "same") == bits(net, "a")
-    record = lora.attachment.required(net).adapters
+    record = lora.attachment.record.required(net).adapters
     assert record["same"].config is record["a"].config
     before = bits(net, "a")
     assert len(net.trainable_parameters()) == 4  # of c, which is active
@@ -587,7 +587,7 @@ def test_nothing_that_is_not_finite_spreads(rng, value):
     with pytest.raises(ValueError, match="v: lora_b of adapter 'b' has NaN or Inf"):
         combined(net, [("a", 1), ("b", 1)], "sum")
     adapter.lora_b = np.ones(adapter.lora_b.shape)
-    lora.attachment.required(net).adapters["b"].copies[0].own.data[:] = value
+    lora.attachment.record.required(net).adapters["b"].copies[0].own.data[:] = value
     with pytest.raises(ValueError, match=r"norm\.weight, which is trained whole, would have NaN"):
         combined(net, [("a", 1), ("b", 1)], "sum")
     adapters(net, "a")["q"].scale = value

@@ -9,7 +9,7 @@ import pytest
 
 import lora
 from lora import LoRAConfig, LoRALayer
-from lora.targets import layer_index, select
+from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
 from minigrad.nn import Embedding, Linear, Module
 

@@ -15,13 +15,13 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from lora.adapted import AdaptedLayer
-from lora.attachment import adapters
+from lora.attachment.record import adapters
+from lora.attachment.whole import Whole
 from lora.layer import LoRALayer
 from lora.verify import identities
 from lora.verify.checks import Check, VerifyReport
 from lora.verify.rounding import NOTHING, Array, Comparison
 from lora.verify.subject import Subject, Use
-from lora.whole import Whole
 from minigrad.diagnostics.draws import Draws
 from minigrad.diagnostics.step import Loss, loss_of
 from minigrad.engine import grad

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora.whole import Copy
+from lora.attachment.whole import Copy
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lora.adapted import AdaptedLayer
+from lora.attachment.targets import near
+from lora.attachment.whole import Copy
 from lora.config import LoRAConfig
-from lora.targets import near
-from lora.whole import Copy
 from minigrad.nn import Module, Parameter
 
 _RECORD = "_lora_attachment"

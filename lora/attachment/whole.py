@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lora.replacing import replace
+from lora.attachment.replacing import replace
 from minigrad.nn import Module, Parameter
 
 
