@@ -1,8 +1,13 @@
 """NF4: the published code book, nearest levels, exact products, and no dense copy at any time."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 import tracemalloc
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,8 +20,15 @@ import lora
 import minigrad
 from lora import NF4Linear, QuantizeReport, quantize
 from minigrad import assert_gradients, nf4_linear, nn
-from minigrad.kernels import nf4
-from minigrad.kernels.nf4 import LEVELS, NF4Matrix
+from minigrad.kernels import codes, nf4
+from minigrad.kernels.codes import LEVELS
+from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels.nf4 import NF4Matrix
+from tests.hosts import HOSTS, on_x86
+
+ROOT = Path(__file__).parents[1]
+
+needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 
 PUBLISHED = [
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -81,11 +93,11 @@ def test_each_code_is_that_of_the_nearest_level(shape, block_size, dtype, double
     assert matrix.double_quant is double_quant
     absmax = matrix._absmax(0, len(w)).ravel()
     parts = blocks(w, block_size), blocks(codes_of(matrix), block_size), absmax
-    for numbers, codes, largest in zip(*parts, strict=True):
+    for numbers, code, largest in zip(*parts, strict=True):
         # Among numbers that are 0 all, every code is the nearest.
         ratio = numbers.astype(np.float64) / (largest or np.inf)
         distance = np.abs(ratio[:, None] - LEVELS)
-        assert_array_equal(distance[np.arange(len(codes)), codes], distance.min(1))
+        assert_array_equal(distance[np.arange(len(code)), code], distance.min(1))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -99,7 +111,7 @@ def test_a_number_is_its_level_times_the_absmax_of_its_block(shape, block_size, 
     found = matrix.dense(dtype)
     assert (found.dtype, found.shape) == (dtype, shape)
     pairs = zip(blocks(codes_of(matrix), block_size), largest, strict=True)
-    right = [LEVELS[codes].astype(np.float64) * absmax for codes, absmax in pairs]
+    right = [LEVELS[code].astype(np.float64) * absmax for code, absmax in pairs]
     assert_array_equal(
         np.concatenate(blocks(found, block_size)), np.concatenate(right).astype(dtype)
     )
@@ -242,8 +254,51 @@ def test_rows_are_rows_of_the_whole(dtype, rng):
 def test_the_kernel_reads_what_its_twin_does(shape, block_size, double_quant, dtype, rng):
     matrix = NF4Matrix.of(draw(rng, shape), block_size, double_quant)
     absmax = matrix._absmax(0, shape[0])
-    twin = nf4.read_twin(matrix.codes, absmax, block_size, shape[1], np.dtype(dtype))
+    twin = codes.read_twin(matrix.codes, absmax, block_size, shape[1], np.dtype(dtype))
     assert_array_equal(matrix.dense(dtype), twin)
+
+
+READ = """
+    import sys
+    import numpy as np
+    from minigrad.kernels import codes
+    from minigrad.kernels.vector import vector_registers
+    from tests.guarded import guarded
+
+    rng = np.random.default_rng(0)
+
+    def drawn(shape, dtype, low, high):
+        array = guarded(int(np.prod(shape)), dtype, rng.integers(2)).reshape(shape)
+        array[...] = rng.integers(low, high, shape)
+        return array
+
+    for i in range(300):
+        rows, cols, block_size = (int(rng.integers(1, most)) for most in (5, 200, 100))
+        packed = drawn((rows, -(-cols // 2)), np.uint8, 0, 256)
+        absmax = drawn((rows, -(-cols // block_size)), np.float32, 1, 9)
+        dtype = np.dtype((np.float32, np.float64)[i % 2])
+        out = guarded(rows * cols, dtype, rng.integers(2)).reshape(rows, cols)
+        out[...] = np.nan
+        codes.read(packed, absmax, block_size, out)
+        assert (out == codes.read_twin(packed, absmax, block_size, cols, dtype)).all(), i
+    print("done", vector_registers()[0])
+"""
+
+
+@needs_jit
+@on_x86
+@pytest.mark.skipif(sys.platform != "linux", reason="guards memory with mprotect")
+@pytest.mark.parametrize(("host", "width"), [("AVX2", "32"), ("SSE2", "16")])
+def test_other_hosts_read_what_the_twin_does_and_nothing_beyond(host, width, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(READ)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **HOSTS[host]},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.stdout.split() == ["done", width], result.stderr
 
 
 @pytest.mark.parametrize("double_quant", [False, True])

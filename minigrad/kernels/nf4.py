@@ -18,50 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.data import check_positive
 from minigrad.kernels import gemm
-from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import Kernel
-
-prange: Any = numba.prange
+from minigrad.kernels.codes import GROUP, LEVELS, absmax_of, read, spread
 
 Array = NDArray[Any]
 
-GROUP = 256  # absmax that share an offset and a scale
 STRIP = 1 << 18  # numbers in a strip: fewer cost more passes over x, more leave the cache
 ROWS = 32  # in a strip, at least: a product with fewer is a thin one
-SECONDS = 6e-10  # what a number takes to be read, about
 
-
-def _levels() -> Array:
-    """The code book: 7 quantiles below 0, 0 itself and 8 above, the outermost at -1 and 1.
-
-    Each side goes in even steps of probability from a half, which is 0, to the mean of 1 - 1/30 and
-    1 - 1/32: half a step from the end, were all 15 or 16 steps of a side's kind.
-    """
-    last = 1 - (1 / 30 + 1 / 32) / 2
-    quantile = NormalDist().inv_cdf
-    above = [quantile(p) for p in np.linspace(0.5, last, 9)[1:]]
-    below = [-quantile(p) for p in np.linspace(0.5, last, 8)[:0:-1]]
-    return np.array([*below, 0.0, *above], np.float64) / above[-1]
-
-
-LEVELS = _levels().astype(np.float32)
-"""The 16 numbers that a code stands for, ascending."""
 
 _MIDDLES = (LEVELS[1:].astype(np.float64) + LEVELS[:-1]) / 2  # beyond which the next one is nearer
-_PAIRS = {  # the two numbers of a byte
-    np.dtype(dtype): np.stack([np.repeat(LEVELS, 16), np.tile(LEVELS, 16)], axis=1).astype(dtype)
-    for dtype in (np.float32, np.float64)
-}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,7 +117,7 @@ class NF4Matrix:
         for a, b in _strips(rows, cols):  # into the memory that the matrix has a view of
             read = matrix._absmax(a, b)
             unit = np.where(read > 0, read, np.inf).astype(np.float64)
-            codes[a:b] = _packed(_nearest(array[a:b] / _spread(unit, block_size, cols)))
+            codes[a:b] = _packed(_nearest(array[a:b] / spread(unit, block_size, cols)))
         return matrix
 
     @classmethod
@@ -323,72 +295,19 @@ class NF4Matrix:
         a, b = start * self._blocks, stop * self._blocks
         values = self.absmax[a:b]
         if self.offset is not None and self.scale is not None:
-            group = np.arange(a, b) // GROUP
-            # Rounded to below 0, it would turn signs around.
-            steps = values.astype(np.float32) / np.float32(127)
-            values = np.maximum(self.offset[group] + self.scale[group] * steps, 0)
+            values = absmax_of(values, a, self.offset, self.scale)
         return values.reshape(stop - start, self._blocks)
 
     def _read(self, start: int, out: Array) -> None:
         """Write the stored rows from `start` on to `out`, C-contiguous `(n, cols)` of floats."""
-        codes, absmax = self.codes[start:][: len(out)], self._absmax(start, start + len(out))
-        size = min(self.block_size, self.cols)
-        if JIT_ENABLED and out.dtype in _PAIRS:
-            _READ[out.dtype](out.size * SECONDS, codes, absmax, _PAIRS[out.dtype], size, out)
-        else:
-            out[...] = read_twin(codes, absmax, size, self.cols, out.dtype)
-
-
-def read_twin(
-    codes: Array, absmax: Array, block_size: int, cols: int, dtype: np.dtype[Any]
-) -> Array:
-    """What the kernel reads, in numpy: `(n, cols)`."""
-    wide = np.result_type(dtype, np.float32)
-    pairs = np.stack([codes >> 4, codes & 15], axis=-1)
-    levels = LEVELS[pairs.reshape(len(codes), -1)[:, :cols]].astype(wide)
-    return np.asarray((levels * _spread(absmax, block_size, cols)).astype(dtype, copy=False))
-
-
-def _read_loop(pieces: int, codes: Any, absmax: Any, pairs: Any, block_size: int, out: Any) -> None:
-    rows, cols = out.shape
-    blocks = absmax.shape[1]
-    count = rows * blocks
-    for number in prange(pieces):
-        for block in range(number * count // pieces, (number + 1) * count // pieces):
-            i = block // blocks
-            begin = (block - i * blocks) * block_size
-            end = min(begin + block_size, cols)
-            largest = out.dtype.type(absmax[i, block - i * blocks])
-            if begin & 1:  # its byte began in the block before
-                out[i, begin] = pairs[codes[i, begin >> 1], 1] * largest
-            first = (begin + 1) >> 1
-            packed, numbers = codes[i, first : end >> 1], out[i, 2 * first : end]
-            for k in range(packed.size):
-                numbers[2 * k] = pairs[packed[k], 0] * largest
-                numbers[2 * k + 1] = pairs[packed[k], 1] * largest
-            if end & 1:
-                out[i, end - 1] = pairs[codes[i, end >> 1], 0] * largest
-
-
-def _kernel(number: Any) -> Kernel:
-    codes = types.Array(types.uint8, 2, "C", readonly=True)
-    absmax = types.Array(types.float32, 2, "C", readonly=True)
-    pairs = types.Array(number, 2, "C", readonly=True)
-    return Kernel(_read_loop, (codes, absmax, pairs, types.intp, types.Array(number, 2, "C")))
-
-
-_READ = {np.dtype(str(number)): _kernel(number) for number in (types.float32, types.float64)}
+        absmax = self._absmax(start, start + len(out))
+        read(self.codes[start:][: len(out)], absmax, self.block_size, out)
 
 
 def _strips(rows: int, cols: int) -> Iterator[tuple[int, int]]:
     """Where strips of some rows begin and end: about `STRIP` numbers, and `ROWS` rows at least."""
     step = max(ROWS, STRIP // cols)
     return ((a, min(a + step, rows)) for a in range(0, rows, step))
-
-
-def _spread(values: Array, block_size: int, cols: int) -> Array:
-    """`(n, blocks)` -> `(n, cols)`: what is of a block, for each of its numbers."""
-    return np.repeat(values, min(block_size, cols), axis=1)[:, :cols]
 
 
 def _nearest(numbers: Array) -> Array:

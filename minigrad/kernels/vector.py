@@ -23,14 +23,18 @@ from minigrad.kernels.jit import intrinsic
 I32, ADDRESS = ir.IntType(32), ir.IntType(64)
 
 
+def has_feature(name: str) -> bool:
+    """Whether the machine that numba targets has this, by the name that LLVM gives it."""
+    return f"+{name}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+
+
 def vector_registers() -> tuple[int, int]:
     """Bytes in a vector register and the number of registers, on the machine numba targets."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    enabled = set(features.split(","))
-    if "+avx512f" in enabled:
+    if has_feature("avx512f"):
         return 64, 32
-    if "+avx" in enabled:
+    if has_feature("avx"):
         return 32, 16
+    triple, *_ = cpu_target.target_context.codegen().magic_tuple()
     return 16, 32 if triple.startswith(("aarch64", "arm64")) else 16
 
 
@@ -121,6 +125,35 @@ class Emitter:
         name = f"llvm.fmuladd.v{self.lanes}f{8 * self.item}"
         function = self.builder.module.declare_intrinsic(name, (), ir.FunctionType(v, [v, v, v]))
         return self.builder.call(function, [x, y, z])
+
+    def look_up(self, table: list[float], places: Any) -> Any:
+        """The numbers of a table of 16 that a vector of 16 places in it names."""
+        if vector_registers()[0] == 64:
+            return self._taken("llvm.x86.avx512.permvar.sf.512", table, places)
+        if has_feature("avx2"):
+            halves = []
+            for lanes in (list(range(8)), list(range(8, 16))):
+                half = self.shuffle(places, places, lanes)
+                first, second = (
+                    self._taken("llvm.x86.avx2.permps", part, half)  # by the last three bits
+                    for part in (table[:8], table[8:])
+                )
+                is_late = self.builder.icmp_unsigned(">", half, ir.Constant(half.type, [7] * 8))
+                halves.append(self.builder.select(is_late, second, first))
+            return self.shuffle(halves[0], halves[1], list(range(16)))
+        found = [ir.Constant(self.vector, [number] * 16) for number in table]
+        for bit in range(4):
+            bits = self.builder.and_(places, ir.Constant(places.type, [1 << bit] * 16))
+            is_set = self.builder.icmp_unsigned("!=", bits, ir.Constant(places.type, [0] * 16))
+            pairs = zip(found[1::2], found[::2], strict=True)
+            found = [self.builder.select(is_set, odd, even) for odd, even in pairs]
+        return found[0]
+
+    def _taken(self, instruction: str, table: list[float], places: Any) -> Any:
+        kind = ir.VectorType(self.scalar, len(table))
+        signature = ir.FunctionType(kind, [kind, places.type])
+        function = self.builder.module.declare_intrinsic(instruction, (), signature)
+        return self.builder.call(function, [ir.Constant(kind, table), places])
 
     def prefetch(self, address: Any, to_write: bool) -> None:
         """Hint that the cache line at `address` will soon be read, or written.
