@@ -1,10 +1,12 @@
-"""LoRA and DoRA: a training step of an MLP with an adapter on every linear layer, its base frozen.
+"""LoRA, DoRA, and LoRA in NF4: a training step of an MLP, with an adapter on every linear layer.
 
 All contenders begin with the same arrays, and must arrive at the same loss after some steps.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +30,7 @@ class Case(NamedTuple):
     batch: int
     rank: int
     update: Literal["LoRA", "DoRA"] = "LoRA"
+    base: Literal["float32", "NF4"] = "float32"
 
     @property
     def label(self) -> str:
@@ -75,6 +78,8 @@ def with_minigrad(case: Case) -> Run:
         linear.load_state_dict({"weight": weight, "bias": bias})
         parts += [linear, minigrad.gelu]
     model = nn.Sequential(*parts[:-1])
+    if case.base == "NF4":
+        lora.quantize(model, double_quant=False)  # which others do with other codes of 8 bits
     config = lora.LoRAConfig(
         rank=case.rank, alpha=ALPHA_OVER_RANK * case.rank, use_dora=case.update == "DoRA"
     )
@@ -104,7 +109,7 @@ def with_peft(case: Case) -> Run:
     for weight, bias in zip(given.weights, given.biases, strict=True):
         linear = torch.nn.Linear(case.width, case.width)
         linear.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
-        parts += [linear, torch.nn.GELU()]
+        parts += [in_nf4(linear) if case.base == "NF4" else linear, torch.nn.GELU()]
     names = [str(i) for i in range(0, 2 * case.layers, 2)]
     config = LoraConfig(
         r=case.rank,
@@ -132,6 +137,22 @@ def with_peft(case: Case) -> Run:
         return float(loss.item())
 
     return run
+
+
+def in_nf4(linear: Any) -> Any:
+    """A layer of torch with its weight in four bits, by bitsandbytes."""
+    import bitsandbytes
+    import torch
+
+    quantized = bitsandbytes.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        compute_dtype=torch.float32,
+        compress_statistics=False,
+        quant_type="nf4",
+    )
+    quantized.load_state_dict(linear.state_dict())
+    return quantized.to("cpu")
 
 
 def with_jax(case: Case) -> Run:
@@ -191,10 +212,14 @@ CONTENDERS = {
 }
 
 
-def beside_lora(update: Literal["DoRA"]) -> list[Point]:
-    """Each case with plain LoRA and with this update, so that one run has what it costs."""
-    cases = [case._replace(update=kind) for case in CASES for kind in ("LoRA", update)]
-    return [Point(f"{case.label}, {case.update}", case) for case in cases]
+WIDE = [*CASES[2:], Case(4096, 2, 16, 8)]  # the last is a matter of reading the base
+
+
+def beside(cases: Sequence[Case], **change: Any) -> list[Point]:
+    """Each case as it is and changed, so that one run has what the change costs."""
+    pairs = [(case, case._replace(**change)) for case in cases]
+    what = operator.attrgetter(*change)
+    return [Point(f"{case.label}, {what(case)}", case) for pair in pairs for case in pair]
 
 
 WORKLOADS = {
@@ -215,7 +240,20 @@ WORKLOADS = {
     "dora": Workload(
         "a training step as in `lora`, with LoRA and with DoRA (width, layers, batch, rank)",
         {who: CONTENDERS[who] for who in (OURS, PEFT)},
-        beside_lora("DoRA"),
+        beside(CASES, update="DoRA"),
+        steps=10,
+        tolerance=SAME_LOSS,
+        seconds=0.3,
+    ),
+    "nf4": Workload(
+        "a training step as in `lora`, with a base in float32 and in NF4 (width, layers, batch, "
+        "rank)",
+        {
+            OURS: Contender(with_minigrad),
+            PEFT: Contender(with_peft, ("torch", "peft", "bitsandbytes")),
+        },
+        beside(WIDE, base="NF4"),
+        [Goal(PEFT, 1.0)],
         steps=10,
         tolerance=SAME_LOSS,
         seconds=0.3,
