@@ -18,7 +18,9 @@ import pytest
 
 import lora
 import minigrad
+from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.nn import Module
+from tests.benchmarks.workloads import lora as workloads
 from tests.peers import lora_cases as ours
 from tests.peers.lora_cases import CASES, SAME, TOLERANCE, Case, of_losses, one, relative
 
@@ -173,6 +175,53 @@ def test_what_dropout_leaves_takes_the_same_way(theirs, use_dora):
         gradient = theirs.parameter(layer, kind).grad.numpy()
         assert relative(getattr(here.layers[0], kind).grad.data, gradient) <= SAME["float64"]
     assert relative(here.eval()(minigrad.tensor(x)).data, dropped.data) > 1e-3
+
+
+# ----------------------------------------------------------------------------------------------
+# A base in four bits, beside bitsandbytes
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bitsandbytes():
+    for package in ("torch", "peft"):
+        pytest.importorskip(package)
+    return pytest.importorskip("bitsandbytes")
+
+
+def read_back(bitsandbytes, weight, block_size, double_quant):
+    import torch
+
+    codes, state = bitsandbytes.functional.quantize_4bit(
+        torch.tensor(weight),
+        blocksize=block_size,
+        quant_type="nf4",
+        compress_statistics=double_quant,
+    )
+    return bitsandbytes.functional.dequantize_4bit(codes, state).numpy()
+
+
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_a_weight_in_four_bits_is_the_one_of_bitsandbytes(bitsandbytes, block_size):
+    weight = np.random.default_rng(0).standard_normal((96, 256)).astype(np.float32)
+    here = NF4Matrix.of(weight, block_size, double_quant=False).dense()
+    there = read_back(bitsandbytes, weight, block_size, double_quant=False)
+    assert relative(here, there) <= 1e-6
+    # Of absmax they keep 8-bit floats where we keep integers: one is as good as the other.
+    here = NF4Matrix.of(weight, block_size).dense()
+    there = read_back(bitsandbytes, weight, block_size, double_quant=True)
+    lost, most = (np.mean((read - weight) ** 2) for read in (here, there))
+    assert lost <= most * 1.002  # a sample of 24,576 numbers
+
+
+def test_a_curve_on_a_base_in_four_bits_is_that_of_peft(bitsandbytes):
+    case = workloads.Case(64, 3, 16, 4, base="NF4")
+    curves = []
+    for contender in (workloads.with_minigrad, workloads.with_peft):
+        step = contender(case)
+        curves.append(np.array([step() for _ in range(50)]))
+    assert curves[0][-1] < 0.9 * curves[0][0]
+    assert of_losses(*curves) <= TOLERANCE["float32"]
 
 
 # ----------------------------------------------------------------------------------------------

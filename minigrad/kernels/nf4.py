@@ -29,7 +29,7 @@ from minigrad.kernels.codes import GROUP, LEVELS, absmax_of, read, spread
 
 Array = NDArray[Any]
 
-STRIP = 1 << 18  # numbers in a strip: fewer cost more passes over x, more leave the cache
+STRIP = 1 << 19  # numbers in a strip: fewer cost more passes over x, more leave the cache
 ROWS = 32  # in a strip, at least: a product with fewer is a thin one
 
 
