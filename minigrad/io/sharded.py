@@ -1,0 +1,226 @@
+"""TensorSet: the tensors of a model, in one file or in several with an index.
+
+A large model is kept in files `model-00001-of-00003.safetensors` and an index in JSON, whose
+`weight_map` says for each tensor in which of them it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import DTypeLike, NDArray
+
+from minigrad.io.atomic import find, replacing_together
+from minigrad.io.reader import TensorFile
+from minigrad.io.tensor_info import TensorInfo
+from minigrad.io.writer import TensorWriter
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_LARGEST_INDEX = 1 << 28  # bytes; a million names take a third of it
+
+
+class TensorSet:
+    """The tensors of one file or several, as those of one.
+
+    Args:
+        files: by name.
+
+    Attributes:
+        files: by name, in order.
+        tensors: what is known of each tensor, by name.
+    """
+
+    def __init__(self, files: Mapping[str, TensorFile]) -> None:
+        self.files = dict(files)
+        self._where: dict[str, TensorFile] = {}
+        for file in self.files.values():
+            for name in file:
+                if name in self._where:
+                    raise ValueError(f"{name} is in {self._where[name].path} and in {file.path}")
+                self._where[name] = file
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """What is known of each tensor, by name."""
+        return {name: file.tensors[name] for name, file in self._where.items()}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The facts in the header of the first file."""
+        return next((file.metadata for file in self.files.values()), {})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def info(self, name: str) -> TensorInfo:
+        """What is known of a tensor; see `TensorFile.info`."""
+        return self._file_of(name).info(name)
+
+    def read(
+        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
+    ) -> NDArray[Any]:
+        """A tensor, or some of its rows; see `TensorFile.read`."""
+        return self._file_of(name).read(name, dtype, rows)
+
+    def _file_of(self, name: str) -> TensorFile:
+        if name not in self._where:
+            import difflib
+
+            close = difflib.get_close_matches(name, self._where, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise KeyError(f"there is no tensor {name!r}{hint} among {len(self._where)}")
+        return self._where[name]
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for file in self.files.values():
+            file.close()
+
+    def __enter__(self) -> TensorSet:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
+    """The tensors at a path: a safetensors file, an index, or a folder with one of the two.
+
+    A folder's are called `model.safetensors` or `model.safetensors.index.json`.
+
+    Raises:
+        FileNotFoundError: if there is nothing of that kind, or a file of an index is not there.
+        ValueError: if a file is none of safetensors, or is cut short; or the index is no index,
+            names a file outside of its folder, or contradicts the files.
+    """
+    path = Path(path)
+    if path.is_dir():
+        indexed, single = find(path, INDEX), find(path, SINGLE)
+        if indexed.is_file() and single.is_file():
+            raise ValueError(f"{os.fspath(path)!r} has both {INDEX} and {SINGLE}; name one of them")
+        if not indexed.is_file() and not single.is_file():
+            raise FileNotFoundError(f"{os.fspath(path)!r} has neither {SINGLE} nor {INDEX} in it")
+        if single.is_file():
+            return TensorSet({SINGLE: TensorFile(single)})
+        return _open_index(path, INDEX)
+    if path.name.endswith(".json"):
+        return _open_index(path.parent, path.name)
+    return TensorSet({path.name: TensorFile(path)})
+
+
+def _open_index(folder: Path, name: str) -> TensorSet:
+    weight_map = _weight_map(find(folder, name))
+    opened: dict[str, TensorFile] = {}
+    try:
+        for file in sorted(set(weight_map.values())):
+            opened[file] = TensorFile(find(folder, file))
+        _check_index(name, weight_map, opened)
+        return TensorSet(opened)
+    except BaseException:
+        for each in opened.values():
+            each.close()
+        raise
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file each tensor is in.
+
+    Raises:
+        ValueError: if it is no index, or names a file outside of the folder.
+    """
+    if index.stat().st_size > _LARGEST_INDEX:
+        raise ValueError(f"{os.fspath(index)!r} is larger than any index")
+    try:
+        content = json.loads(index.read_bytes())
+        found = content["weight_map"]
+        valid = all(isinstance(file, str) for file in found.values())
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{os.fspath(index)!r} is no index of tensors, with a weight_map: {error!r:.200}"
+        ) from None
+    if not valid:
+        raise ValueError(f"{os.fspath(index)!r}: a weight_map says the name of a file for each")
+    for name, file in found.items():
+        _check_plain(file, f"{os.fspath(index)!r} says that {name!r} is in")
+    return dict(found)
+
+
+def _check_plain(file: str, what: str) -> None:
+    """Refuse a name that is not that of a file in the very folder."""
+    plain = file == Path(file).name and "\\" not in file and "\0" not in file
+    if not plain or not file.endswith(".safetensors"):
+        raise ValueError(f"{what} {file!r}, which is no name of a safetensors file in its folder")
+
+
+def _check_index(
+    index: str, weight_map: Mapping[str, str], files: Mapping[str, TensorFile]
+) -> None:
+    wrong = [f"missing: {name} in {f}" for name, f in weight_map.items() if name not in files[f]]
+    wrong += [
+        f"not in the index: {name} of {file}"
+        for file, opened in files.items()
+        for name in opened
+        if weight_map.get(name) != file
+    ]
+    if wrong:
+        raise ValueError(f"{index} and its files contradict each other:\n  " + "\n  ".join(wrong))
+
+
+@contextmanager
+def writing_set(
+    folder: str | os.PathLike[str],
+    shards: Mapping[str, Sequence[TensorInfo]],
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[Mapping[str, TensorWriter]]:
+    """Writers for files with an index, by the name of each tensor. They appear all together.
+
+    Args:
+        folder: where they go; made if it is not there.
+        shards: the tensors of each file.
+        metadata: facts for each header.
+
+    Raises:
+        OSError: if they cannot be written; then what was there is as it was.
+        ValueError: if a name is not that of a file in the folder, a tensor is in two files, or the
+            block ends before all is written.
+    """
+    for file in shards:
+        _check_plain(file, "there cannot be a file")
+    writers: dict[str, TensorWriter] = {}
+    weight_map = {info.name: file for file, infos in shards.items() for info in infos}
+    if len(weight_map) < sum(map(len, shards.values())):
+        raise ValueError("a tensor is in one file only, but one is in several of these")
+    with replacing_together(folder, INDEX) as stage:
+        opened = {file: open(stage / file, "wb") for file in shards}  # noqa: SIM115  # see below
+        try:
+            made = [TensorWriter(opened[file], infos, metadata) for file, infos in shards.items()]
+            for writer, infos in zip(made, shards.values(), strict=True):
+                writers |= {info.name: writer for info in infos}
+            yield writers
+            for writer in made:
+                writer.finish()
+        finally:
+            for each in opened.values():
+                each.close()
+        total = sum(info.nbytes for infos in shards.values() for info in infos)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (stage / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
