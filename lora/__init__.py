@@ -12,6 +12,7 @@ from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.extract import ExtractReport, extract
+from lora.files import load, save
 from lora.layer import LoRALayer
 from lora.merge import fold, merge, unmerge
 from lora.optim import param_groups, penalty
@@ -43,11 +44,13 @@ __all__ = [
     "disabled",
     "extract",
     "fold",
+    "load",
     "merge",
     "param_groups",
     "penalty",
     "quantize",
     "remove",
+    "save",
     "switch",
     "unmerge",
     "verify",

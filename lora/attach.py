@@ -7,7 +7,7 @@ again under another name gives the same layers, or others, another adapter on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -60,13 +60,18 @@ def attach(
         raise TypeError(
             f"attach takes a Module and a LoRAConfig, not {model!r:.60}, {config!r:.60}"
         )
+    return attach_planned(model, adapter, lambda: Plan(model, config, rng))
+
+
+def attach_planned(model: Module, adapter: str, plan_of: Callable[[], Plan]) -> AttachReport:
+    """Plan on the model without its other adapters, and do it if there is no error."""
     check_place(model, adapter)
     record = record_of(model)
     copies = [] if record is None else [c for n in record.active for c in record.adapters[n].copies]
     # What the new adapter begins from, and what is kept aside, is the model without the others.
     put_back(model, copies)
     try:
-        plan = Plan(model, config, rng)
+        plan = plan_of()
     except BaseException:
         put_in(model, copies)
         raise
@@ -84,7 +89,9 @@ def place(model: Module, plan: Plan, adapter: str) -> AttachReport:
     replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
-    record.adapters[adapter] = Attached(plan.config, list(plan.updates), plan.copies)
+    record.adapters[adapter] = Attached(
+        plan.config, list(plan.updates), plan.copies, seed=plan.seed
+    )
     activate(model, record, (adapter,))
     return AttachReport(
         tuple(plan.matches),

@@ -15,12 +15,25 @@ from numpy.typing import NDArray
 from minigrad.mode import mode
 
 _default = np.random.default_rng()
+_seed: int | None = None  # of the default generator since it was restarted
 
 
 def manual_seed(seed: int) -> np.random.Generator:
     """Restart the default generator from `seed` and return it; equal seeds give equal numbers."""
+    global _seed
     _default.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+    _seed = seed
     return _default
+
+
+def seed_of(rng: np.random.Generator | None = None) -> int | None:
+    """What a generator, or the default one, began from; None where that is no single number."""
+    if (rng is None or rng is _default) and _seed is not None:
+        return _seed
+    sequence = (_default if rng is None else rng).bit_generator.seed_seq
+    entropy = getattr(sequence, "entropy", None)
+    spawned = bool(getattr(sequence, "spawn_key", ()))
+    return entropy if isinstance(entropy, int) and not spawned else None
 
 
 def check_probability(name: str, p: float) -> None:

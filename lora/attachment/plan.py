@@ -16,9 +16,11 @@ from lora.attachment.whole import Copy, Whole
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer, check_rank_fits
+from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
+from minigrad.random import seed_of
 
 
 class Plan:
@@ -28,6 +30,8 @@ class Plan:
         model: not changed.
         config: which layers, and what adapters.
         rng: where A and B are drawn from, when all has been checked.
+        targets: the layers, where others than `config` says; A and B are then 0, for their values
+            come from elsewhere, and so may ranks that are larger than any of B A.
 
     Attributes:
         config: what was asked for.
@@ -37,6 +41,7 @@ class Plan:
         updates: what they will get.
         copies: what will be trained whole.
         matches: lines for the report.
+        seed: what `rng` began from, if that is known.
 
     Raises:
         TypeError: if a weight is not of floats.
@@ -48,10 +53,13 @@ class Plan:
         model: Module,
         config: LoRAConfig,
         rng: np.random.Generator | None,
+        targets: Sequence[Target] | None = None,
     ) -> None:
         self.config = config
+        self.seed = seed_of(rng)
         modules = dict(model.named_modules())
-        targets = targets_in(model, config)
+        drawn = targets is None
+        targets = targets_in(model, config) if targets is None else targets
         held = places(model)
         self.originals: dict[str, Module] = {}
         self.new: dict[str, AdaptedLayer] = {}
@@ -62,22 +70,29 @@ class Plan:
                 self.originals[target.name] = module
                 module = self.new[target.name] = _around(module)
             self.layers[target.name] = module
-            _check_layer(target, module, config)
+            _check_layer(target, module, config if drawn else None)
         _check_saved_by_others(record_of(model), self.new)
         adapted = {n for n, m in modules.items() if isinstance(m, AdaptedLayer)} | set(self.new)
         self.copies = _Copies(model, config, held, adapted, self.layers).made
-        self.updates = {t.name: _update(self.layers[t.name], t, config, rng) for t in targets}
+        self.updates = {
+            t.name: _update(self.layers[t.name], t, config, rng, drawn) for t in targets
+        }
         self.matches = [_match(self.layers[t.name], t, self.updates[t.name], held) for t in targets]
 
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
     """The layers of a model that `config` means, in its order."""
-    modules = dict(model.named_modules())
-    candidates = [name for name, module in modules.items() if _can_adapt(module)]
-    tables = [n for n in candidates if isinstance(modules[n], (Embedding, LoRAEmbedding))]
-    linear = [name for name in candidates if name not in tables]
+    linear, tables = candidates(model)
     targets = select(config, linear, tables, projections(model))
-    return sorted(targets, key=lambda target: candidates.index(target.name))
+    order = [name for name, _ in model.named_modules()]
+    return sorted(targets, key=lambda target: order.index(target.name))
+
+
+def candidates(model: Module) -> tuple[list[str], list[str]]:
+    """The names of the linear layers that can have an adapter, and of the embeddings."""
+    found = {name: module for name, module in model.named_modules() if _can_adapt(module)}
+    tables = [name for name, m in found.items() if isinstance(m, (Embedding, LoRAEmbedding))]
+    return [name for name in found if name not in tables], tables
 
 
 def projections(model: Module) -> dict[str, list[str]]:
@@ -89,12 +104,13 @@ def projections(model: Module) -> dict[str, list[str]]:
     }
 
 
-def _check_layer(target: Target, layer: AdaptedLayer, config: LoRAConfig) -> None:
-    """Refuse what cannot be adapted in this way."""
+def _check_layer(target: Target, layer: AdaptedLayer, drawn: LoRAConfig | None) -> None:
+    """Refuse what cannot be adapted, or not in the way that A and B are to be drawn."""
     try:
-        check_rank_fits(target.rank, layer.d_out, layer.d_in)
-        if not isinstance(layer, LoRAEmbedding):
-            check_rank_of_init(config.init, target.rank)
+        if drawn is not None:
+            check_rank_fits(target.rank, layer.d_out, layer.d_in)
+        if drawn is not None and not isinstance(layer, LoRAEmbedding):
+            check_rank_of_init(drawn.init, target.rank)
     except ValueError as error:
         raise ValueError(f"{target.name}: {error}") from error
     if layer.weight.dtype.kind != "f":
@@ -116,10 +132,16 @@ def _check_saved_by_others(record: Attachment | None, new: Mapping[str, AdaptedL
 
 
 def _update(
-    layer: AdaptedLayer, target: Target, config: LoRAConfig, rng: np.random.Generator | None
+    layer: AdaptedLayer,
+    target: Target,
+    config: LoRAConfig,
+    rng: np.random.Generator | None,
+    drawn: bool,
 ) -> Adapter:
     begin = None
-    if isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
+    if not drawn:
+        begin = Factors(np.zeros((target.rank, layer.d_in)), np.zeros((layer.d_out, target.rank)))
+    elif isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
         begin = layer.begin(target.rank, rng)
     return Adapter(
         layer.weight,
@@ -140,6 +162,8 @@ def _match(
 ) -> Match:
     others = [n for n in held.get(id(layer.base_weight), []) if not _inside(n, target.name)]
     tied = [f"tied to {', '.join(others)}"] if others else []
+    most = min(layer.d_out, layer.d_in)
+    above = [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
     return Match(
         target.name,
         target.pattern,
@@ -147,7 +171,7 @@ def _match(
         layer.d_out,
         target.rank,
         sum(part.size for part in update.trained()),
-        ", ".join([*layer.kind(), *tied]),
+        ", ".join([*layer.kind(), *tied, *above]),
     )
 
 

@@ -25,12 +25,14 @@ class Attached:
         layers: the names of its layers.
         copies: what it trains besides.
         flags: of what trains in it, while it is not active.
+        seed: what A was drawn from, if that is known.
     """
 
     config: LoRAConfig | None
     layers: list[str]
     copies: list[Copy] = field(default_factory=list)
     flags: list[tuple[Parameter, bool]] = field(default_factory=list)
+    seed: int | None = None
 
 
 @dataclass

@@ -126,7 +126,10 @@ class TensorFile:
         shape, before = _part(info, rows)
         stored = np.empty(shape, stored_dtype(info.dtype))
         self._file.seek(self._data + self._starts[name] + before * stored.itemsize)
-        if stored.size and self._file.readinto(stored.reshape(-1).view(np.uint8)) < stored.nbytes:
+        if (
+            stored.size
+            and self._file.readinto(stored.reshape(-1).view(np.uint8).data) < stored.nbytes
+        ):
             raise ValueError(f"{os.fspath(self.path)!r} ends inside of {name}; it has been changed")
         if info.dtype == "bool":
             stored = stored.view(np.uint8) != 0  # a byte of another value is no bool of numpy's

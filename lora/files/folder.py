@@ -1,0 +1,174 @@
+"""AdapterFolder: an adapter in files, without a model.
+
+A key of PEFT's is `base_model.model.<layer>.<part>`. Parts of an update are
+
+    lora_A.weight, lora_B.weight            A (rank, d_in), B (d_out, rank) of a linear layer
+    lora_embedding_A, lora_embedding_B      A (rank, count), B (d, rank) of an embedding
+    lora_magnitude_vector                   m of DoRA
+
+and every other key is a parameter that was trained whole: the bias of a layer with an update is
+called `<layer>.base_layer.bias`, others as in the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import DTypeLike, NDArray
+
+from lora.files.config import CONFIG, PeftConfig, read_config
+from lora.files.facts import Facts
+from lora.files.matching import scale_of
+from minigrad.io import TensorFile, TensorInfo, find
+
+WEIGHTS = "adapter_model.safetensors"
+
+PREFIX = "base_model.model."
+
+A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
+
+_PARTS = {
+    "lora_A.weight": (A, False),
+    "lora_B.weight": (B, False),
+    "lora_embedding_A": (A, True),
+    "lora_embedding_B": (B, True),
+    "lora_magnitude_vector": (MAGNITUDE, False),
+}
+
+
+def key_of(layer: str, part: str, is_embedding: bool) -> str:
+    """What PEFT calls a part of an update."""
+    for ending, (own, of_embedding) in _PARTS.items():
+        if own == part and (of_embedding == is_embedding or part == MAGNITUDE):
+            return f"{PREFIX}{layer}.{ending}"
+    raise KeyError(part)
+
+
+def key_of_whole(name: str, has_update: bool) -> str:
+    """What PEFT calls a parameter that is trained whole, by its name in the model."""
+    if not has_update:
+        return PREFIX + name
+    layer, _, last = name.rpartition(".")
+    return f"{PREFIX}{layer}.base_layer.{last}"
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """The update of one layer in a file.
+
+    Attributes:
+        name: of the layer in the model.
+        keys: of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
+        is_embedding: whether it is one.
+        scale: what B A is multiplied by, according to the configuration.
+    """
+
+    name: str
+    keys: Mapping[str, str]
+    is_embedding: bool
+    scale: float
+
+
+class AdapterFolder:
+    """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
+
+    Args:
+        path: of the folder.
+
+    Attributes:
+        path: of the folder.
+        config: what `adapter_config.json` says.
+        facts: what the metadata of the tensors says beyond.
+        layers: the updates in the file, by the names of the layers.
+        others: the keys of all other tensors.
+
+    Raises:
+        FileNotFoundError: if one of the two files is not there.
+        ValueError: if one is not what it should be.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        _check_there(self.path)
+        self.config: PeftConfig = read_config(find(path, CONFIG))
+        self._file = TensorFile(find(path, WEIGHTS))
+        try:
+            self.facts = Facts.of(self._file.metadata)
+        except ValueError as error:
+            self._file.close()
+            raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+        self.layers, self.others = self._sorted()
+
+    def _sorted(self) -> tuple[dict[str, StoredLayer], list[str]]:
+        keys: dict[str, dict[str, str]] = {}
+        embeddings, others = set(), []
+        for key in sorted(self._file):
+            layer, part, is_embedding = _split(key)
+            if layer is None or part is None:
+                others.append(key)
+                continue
+            keys.setdefault(layer, {})[part] = key
+            if is_embedding:
+                embeddings.add(layer)
+        layers = {
+            name: StoredLayer(name, parts, name in embeddings, scale_of(self.config, name))
+            for name, parts in keys.items()
+        }
+        return layers, others
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What is known of each tensor, by key."""
+        return self._file.tensors
+
+    def read(self, key: str, dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """A tensor; bfloat16 is widened to float32."""
+        return self._file.read(key, dtype)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._file.close()
+
+    def __enter__(self) -> AdapterFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _split(key: str) -> tuple[str | None, str | None, bool]:
+    """The layer and the part that a key of an update is about."""
+    if key.startswith(PREFIX):
+        for ending, (part, is_embedding) in _PARTS.items():
+            if key.endswith(f".{ending}"):
+                return key[len(PREFIX) : -len(ending) - 1], part, is_embedding
+    return None, None, False
+
+
+def _check_there(path: Path) -> None:
+    """Say what is not there, or is there in its place."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
+    missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
+    if missing:
+        pickled = (path / "adapter_model.bin").is_file()
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no folder of "
+            f"an adapter, or one whose saving was broken off"
+            + (
+                "; adapter_model.bin is a pickle, which can run any code, and is not read: load it "
+                "with PEFT, and save it with safe_serialization=True"
+                if pickled
+                else ""
+            )
+        )

@@ -1,0 +1,311 @@
+"""load: an adapter from a folder that PEFT or `lora.save` wrote, onto a model.
+
+All of it is read and checked before anything is changed: what there must be follows from the
+configuration and the model, and each tensor of the file must be one of that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapter import DEFAULT, Adapter
+from lora.attach import attach_planned
+from lora.attachment.plan import Plan, candidates, targets_in
+from lora.attachment.report import AttachReport
+from lora.attachment.targets import Target
+from lora.config import LoRAConfig
+from lora.embedding import LoRAEmbedding
+from lora.files.facts import LayerFacts
+from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
+from lora.files.matching import (
+    alpha_of,
+    exact,
+    rank_of,
+    saved_whole,
+    scale_of,
+    targeted,
+    whole_name,
+)
+from lora.files.saving import FLOATS, fingerprint_of, with_bar
+from lora.variants.inits import draw
+from minigrad.nn import Module, Parameter
+
+Array = NDArray[Any]
+
+_SAME = 1e-9  # relative: alpha / rank is rounded, and alpha may be written with few digits
+
+
+def load(
+    model: Module,
+    folder: str | os.PathLike[str],
+    adapter: str = DEFAULT,
+    *,
+    check_base: bool = True,
+    rng: np.random.Generator | None = None,
+    progress: bool = True,
+) -> AttachReport:
+    """Put an adapter from a folder on a model, as `lora.attach` does with a new one.
+
+    The folder is one of PEFT's, or of `lora.save`. On a model that has adapters it is one more, and
+    the active one. Tensors in float16 and bfloat16 are widened; a rank larger than any that the
+    update can have is taken, and told in the report.
+
+    Args:
+        model: changed in place: the layers get the adapter, and everything else is frozen.
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        adapter: a name for it.
+        check_base: refuse a base other than that which the file says the adapter was made on. Files
+            of PEFT say nothing of it.
+        rng: where what is dropped is drawn from.
+        progress: show a progress bar if it takes long.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or a file is missing in it.
+        ValueError: if a file is not what it should be; the configuration asks for something that is
+            not implemented and would change the result; tensors are missing, unexpected, of other
+            shapes, or have NaN or Inf in them; the base is another one; or `lora.attach` would
+            refuse the name. All that is wrong is listed, and the model is as it was.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"load takes a Module, not {model!r:.60}")
+    with AdapterFolder(folder) as files:
+        return attach_planned(
+            model, adapter, lambda: _plan(model, files, check_base, rng, progress)
+        )
+
+
+def _plan(
+    model: Module,
+    files: AdapterFolder,
+    check_base: bool,
+    rng: np.random.Generator | None,
+    progress: bool,
+) -> Plan:
+    """What an attachment of the adapter consists of, with its values."""
+    targets = _targets(model, files)
+    try:
+        plan = Plan(model, _config(model, files, targets), rng, targets)
+    except ValueError as error:
+        raise ValueError(
+            f"{os.fspath(files.path)!r} does not go with the model: {error}"
+        ) from error
+    places = _places(model, plan)
+    problems = [*_problems(files, plan, places), *_scale_problems(files, plan)]
+    if check_base:
+        problems += _base_problems(files, plan, progress)
+    values = dict(_values(files, places, problems))
+    if problems:
+        raise ValueError(
+            f"{os.fspath(files.path)!r} does not go with the model; nothing was changed:\n  "
+            + "\n  ".join(problems)
+        )
+    for key, parameter in places.items():
+        parameter.data = values[key]
+    plan.seed = files.facts.seed
+    for name, update in with_bar(plan.updates.items(), "load", progress):
+        _settle(update, files, name, plan)
+    return plan
+
+
+# --------------------------------------------------------------------------------------------------
+# Which layers, and a configuration for them
+# --------------------------------------------------------------------------------------------------
+
+
+def _targets(model: Module, files: AdapterFolder) -> list[Target]:
+    """The layers of the model that have updates.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    linear, tables = candidates(model)
+    order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
+    config = files.config
+    found = targeted(config, order, linear)
+    if not found:
+        raise ValueError(
+            f"{os.fspath(files.path)!r} is of another model: its target_modules "
+            f"{config.target_modules!r:.200} are none of the layers {', '.join(order) or '(none)'}"
+            f"; it has updates of {', '.join(files.layers) or 'none'}"
+        )
+    return [
+        Target(name, pattern, rank_of(config, name), alpha_of(config, name))
+        for name, pattern in found.items()
+    ]
+
+
+def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> LoRAConfig:
+    """A configuration that means these layers, by the patterns of the file if they do here too."""
+    theirs = files.config
+    names = [name for name, _ in model.named_modules() if name]
+    inside = tuple(f"{target.name}." for target in targets)
+    whole = saved_whole(theirs, [name for name in names if not name.startswith(inside)])
+    biases = any(name.rpartition(".")[2] == "bias" for name, _ in model.named_parameters())
+    common: dict[str, Any] = {
+        "rank": theirs.r,
+        "alpha": theirs.lora_alpha,
+        "scaling": theirs.scaling,
+        "dropout": theirs.lora_dropout,
+        "bias": theirs.bias if biases else "none",
+        "modules_to_save": tuple(whole),
+        "init": _init(theirs.init_lora_weights),
+        "use_dora": theirs.use_dora,
+        "dora_norm_gradient": theirs.use_dora and files.facts.dora_norm_gradient,
+    }
+    try:
+        made = LoRAConfig(
+            targets=theirs.target_modules,
+            exclude=theirs.exclude_modules,
+            layers_to_transform=theirs.layers_to_transform or None,
+            layers_pattern=theirs.layers_pattern,
+            rank_pattern=theirs.rank_pattern,
+            alpha_pattern=theirs.alpha_pattern,
+            **common,
+        )
+        meant = targets_in(model, made)
+        if [_facts(t) for t in meant] == [_facts(t) for t in targets]:
+            return made
+    except ValueError:
+        pass  # a pattern that is in vain in this model, or finds more by the rules of `attach`
+    return LoRAConfig(
+        targets=exact([target.name for target in targets], names),
+        rank_pattern={whole_name(t.name): t.rank for t in targets if t.rank != theirs.r},
+        alpha_pattern={
+            whole_name(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha
+        },
+        **common,
+    )
+
+
+def _facts(target: Target) -> tuple[str, int, float]:
+    return target.name, target.rank, target.alpha
+
+
+def _init(theirs: bool | str) -> str:
+    """How A and B began; where it is no way of ours, how they would by default."""
+    return str(theirs) if theirs in ("gaussian", "orthogonal", "pissa") else "kaiming"
+
+
+# --------------------------------------------------------------------------------------------------
+# What there must be, and what there is
+# --------------------------------------------------------------------------------------------------
+
+
+def _places(model: Module, plan: Plan) -> dict[str, Parameter]:
+    """The parameters that the file has values for, by key."""
+    found: dict[str, Parameter] = {}
+    for name, update in plan.updates.items():
+        is_embedding = isinstance(plan.layers[name], LoRAEmbedding)
+        for part, parameter in update.contents():
+            if isinstance(parameter, Parameter):
+                found[key_of(name, part, is_embedding)] = parameter
+    for copy in plan.copies:
+        found[key_of_whole(copy.name, copy.name.rpartition(".")[0] in plan.updates)] = copy.own
+    return found
+
+
+def _problems(files: AdapterFolder, plan: Plan, places: Mapping[str, Parameter]) -> Iterator[str]:
+    """What is missing, mis-shaped or unexpected."""
+    for key, parameter in places.items():
+        if key not in files.tensors:
+            yield f"missing: {key} {parameter.shape}"
+            continue
+        info = files.tensors[key]
+        if info.shape != parameter.shape:
+            yield (
+                f"mis-shaped: {key} is {info.shape} in the file, and {parameter.shape} by its "
+                f"configuration and the model"
+            )
+        if info.dtype not in FLOATS:
+            yield f"unusable: {key} is of {info.dtype}, and not of {', '.join(FLOATS)}"
+    originals = {copy.name: copy.original for copy in plan.copies}
+    for key in files.tensors:
+        if key in places or _is_repeated(key, files):
+            continue
+        if not _is_base(key, files, plan, originals):
+            yield f"unexpected: {key} {files.tensors[key].shape}"
+
+
+def _is_repeated(key: str, files: AdapterFolder) -> bool:
+    """Whether a bias is that of a module that is trained whole, which PEFT writes three times."""
+    if files.config.bias != "all" or not key.endswith(".bias"):
+        return False
+    shortened = (
+        key.replace(f".{part}.", ".", 1) for part in ("modules_to_save", "original_module")
+    )
+    return any(each != key and each in files.tensors for each in shortened)
+
+
+def _is_base(key: str, files: AdapterFolder, plan: Plan, originals: Mapping[str, Any]) -> bool:
+    """Whether it is the very weight of the model, which PEFT may write of an embedding."""
+    name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+    layer, _, last = name.rpartition(".")
+    if last != "weight" or layer not in plan.layers:
+        return False
+    stored = getattr(plan.layers[layer].base_weight, "_data", None)
+    if stored is None or files.tensors[key].shape != stored.shape:
+        return False
+    return bool(np.array_equal(files.read(key, stored.dtype), stored))
+
+
+def _values(
+    files: AdapterFolder, places: Mapping[str, Parameter], problems: list[str]
+) -> Iterator[tuple[str, Array]]:
+    """The tensors in the dtypes of their places, as far as they can be read."""
+    for key, parameter in places.items():
+        info = files.tensors.get(key)
+        if info is None or info.shape != parameter.shape or info.dtype not in FLOATS:
+            continue
+        with np.errstate(over="ignore"):
+            value = files.read(key, parameter.dtype)
+        if not np.isfinite(value).all():
+            problems.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
+        yield key, value
+
+
+def _scale_problems(files: AdapterFolder, plan: Plan) -> Iterator[str]:
+    """Scales that the metadata and the configuration disagree on."""
+    for name, facts in files.facts.layers.items():
+        if name in plan.updates:
+            said = scale_of(files.config, name)
+            if not np.isclose(said, facts.scale, rtol=_SAME, atol=0):
+                yield (
+                    f"scale: of {name} it is {said:g} by the configuration, and {facts.scale:g} by "
+                    f"the metadata of {WEIGHTS}; one of the files has been changed, so put the "
+                    f"other back, and assign layer.scale after loading"
+                )
+
+
+def _base_problems(files: AdapterFolder, plan: Plan, progress: bool) -> Iterator[str]:
+    """Layers whose matrices are not those that the file says."""
+    known = [(n, facts) for n, facts in files.facts.layers.items() if n in plan.layers]
+    for name, facts in with_bar(known, "hash of the base", progress):
+        if facts.base is None:
+            continue
+        found = fingerprint_of(plan.layers[name])
+        if found != facts.base:
+            four_bits = " in four bits" if facts.stored == "nf4" else ""
+            yield (
+                f"another base: the weight of {name} has the sha256 {found[:12]}..., and the "
+                f"adapter was made on {facts.base[:12]}...{four_bits}; load that base, or say "
+                f"check_base=False to take this one"
+            )
+
+
+def _settle(update: Adapter, files: AdapterFolder, name: str, plan: Plan) -> None:
+    """What of an adapter is no tensor of the file."""
+    facts = files.facts.layers.get(name) or LayerFacts(
+        scale_of(files.config, name), dropout=files.config.lora_dropout
+    )
+    update.scale = facts.scale
+    update.dropout = facts.dropout
+    if files.config.init_lora_weights == "pissa":
+        weight = plan.layers[name].weight
+        first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
+        dtype = update.lora_a.dtype
+        update.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
