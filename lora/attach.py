@@ -29,6 +29,7 @@ from lora.attachment.report import AttachReport
 from lora.attachment.whole import put_back, put_in
 from lora.config import LoRAConfig
 from lora.switch import activate, check_switch
+from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module
 
 
@@ -62,7 +63,7 @@ def attach(
         )
     check_place(model, adapter)
     record = record_of(model)
-    copies = [] if record is None else [c for n in record.active for c in record.adapters[n].copies]
+    copies = [] if record is None else record.copies_in_force()
     # What the new adapter begins from, and what is kept aside, is the model without the others.
     put_back(model, copies)
     try:
@@ -99,11 +100,12 @@ def check_place(model: Module, adapter: str) -> None:
     """Refuse a name that is none or taken, and a model that can have no adapters now."""
     record = record_of(model)
     check_name(record, adapter)
-    if isinstance(model, (Linear, Embedding)):
+    if isinstance(model, (Linear, Embedding, NF4Linear)):
+        by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which no parent holds, so nothing can "
-            f"take its place; put it into a Sequential, or use LoRALayer.from_linear(model, rank, "
-            f"alpha)"
+            f"take its place; put it into a Sequential"
+            f"{by_hand if isinstance(model, Linear) else ''}"
         )
     if record is None:
         if any(isinstance(module, AdaptedLayer) for module in model.modules()):
@@ -129,8 +131,7 @@ def detach(model: Module) -> Module:
         )
     record.check_enabled("adapters cannot be detached")
     layers = layers_in_place(model, record)
-    for name in record.active:
-        put_back(model, record.adapters[name].copies)
+    put_back(model, record.copies_in_force())
     keep(model, None)
     _unwrap(model, layers, record.originals)
     restore_flags(record.flags)
@@ -165,7 +166,10 @@ def remove(model: Module, adapter: str) -> Module:
     for name in attached.layers:
         layers[name].remove(adapter)
     bare = [name for name in attached.layers if not layers[name].adapters]
+    copies = record.copies_in_force()
+    put_back(model, copies)  # what others train whole moves from the layers that go ...
     _unwrap(model, layers, {name: record.originals.pop(name) for name in bare})
+    put_in(model, copies)  # ... to their originals
     return model
 
 

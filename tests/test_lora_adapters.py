@@ -284,6 +284,35 @@ def test_adapters_cannot_be_changed_inside_of_disabled(rng):
         assert snapshot(net) == before
 
 
+def test_blocks_of_several_threads_may_overlap(rng):
+    net = Net(rng)
+    base = out(net)
+    put(net, "a", rng, modules_to_save=["head"])
+    net.head.weight.copy_(net.head.weight.data * 2)
+    tuned = out(net)
+    first, second = lora.disabled(net), lora.disabled(net)
+    for block in (first, second):
+        block.__enter__()
+    first.__exit__(None, None, None)  # the one that was entered last is left last
+    assert np.array_equal(out(net), base)
+    second.__exit__(None, None, None)
+    assert np.array_equal(out(net), tuned)
+
+
+def test_a_part_of_a_model_is_disabled_only_where_nothing_is_trained_whole_in_it(rng):
+    net = Net(rng)
+    model = Module()
+    model.net = net
+    base = out(net)
+    put(model, "a", rng, ["up"])
+    with lora.disabled(net):
+        assert np.array_equal(out(net), base)
+    put(model, "b", rng, ["up"], modules_to_save=["head"])
+    with pytest.raises(ValueError, match=r"head\.weight .* trained whole .* whole model"):
+        lora.disabled(net).__enter__()
+    assert net.up.enabled
+
+
 def test_a_model_with_layers_placed_by_hand_is_not_attached_to(rng):
     net = Net(rng)
     net.up = lora.LoRALayer.from_linear(net.up, 1, 1.0)
@@ -317,6 +346,21 @@ def test_merging_some_leaves_the_others_in_force(rng, merged, use_dora):
     lora.unmerge(net)
     np.testing.assert_allclose(changed, out(net), rtol=1e-12, atol=1e-13)
     assert abs(changed - before).max() > 1e-3
+
+
+def test_a_layer_of_which_nothing_is_merged_has_no_second_weight(rng):
+    net, *_ = two(rng)
+    lora.switch(net, "a", "b")
+    lora.merge(net)
+    lora.merge(net, "a")
+    assert {name: layer.merged for name, layer in layers(net).items()} == {
+        "embed": True,
+        "up": True,
+        "down": False,
+    }
+    with pytest.raises(ValueError, match=r"no names of adapters .* None .* all"):
+        lora.merge(net, [])
+    assert net.up.merged
 
 
 def test_what_is_not_merged_trains_on(rng):
@@ -467,6 +511,63 @@ def test_what_cannot_be_trained_whole_is_refused(rng, options, message):
     with pytest.raises(ValueError, match=message):
         put(net, "a", rng, **{"targets": ["up"], **options})
     assert snapshot(net) == before
+
+
+def test_a_copy_stays_in_a_layer_that_another_adapter_leaves(rng):
+    net = Net(rng)
+    put(net, "a", rng, ["up"])
+    put(net, "b", rng, ["down"], bias="all")
+    net.up.bias.copy_(net.up.bias.data + 1)
+    tuned = out(net)
+    lora.remove(net, "a")
+    assert type(net.up) is Linear
+    assert np.array_equal(out(net), tuned)
+    lora.switch(net)
+    lora.switch(net, "b")
+    assert np.array_equal(out(net), tuned)
+
+
+def test_after_fold_what_was_trained_whole_is_an_ordinary_parameter(rng):
+    net = Net(rng)
+    put(net, "a", rng, ["up"], modules_to_save=["head"])
+    head = net.head.weight
+    lora.fold(net)
+    assert net.head.weight is head
+    assert type(head) is Parameter
+
+
+@pytest.mark.parametrize("targets", [["up"], ["twin"]])
+def test_a_bias_that_a_layer_without_an_adapter_holds_too_is_refused(rng, targets):
+    net = Net(rng)
+    net.twin = Linear(4, 6, dtype=D, rng=rng)
+    net.twin.bias = net.up.bias
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=r"(up|twin)\.bias is tied to (twin|up)\.bias"):
+        put(net, "a", rng, [*targets, "head"], bias="lora_only")
+    assert snapshot(net) == before
+    report = put(net, "a", rng, ["up", "twin"], bias="lora_only")
+    assert names_of(report) == [("up.bias", "bias")]
+    assert net.up.bias is net.twin.bias
+    lora.detach(net)
+    assert snapshot(net) == before
+
+
+def test_a_bias_that_is_first_found_under_another_name_is_not_passed_by(rng):
+    net = Net(rng)
+    first = Module()
+    first.offset, first.net = net.head.bias, net
+    with pytest.raises(ValueError, match=r"net\.head\.bias is tied to offset"):
+        put(first, "a", rng, ["up"], bias="all")
+
+
+def test_an_integer_parameter_cannot_be_trained_whole(rng):
+    net = Net(rng)
+    net.head.positions = Parameter(np.arange(3), requires_grad=False)
+    before, state = snapshot(net), rng.bit_generator.state
+    with pytest.raises(TypeError, match=r"modules_to_save: head\.positions is of int64"):
+        put(net, "a", rng, ["up"], modules_to_save=["head"])
+    assert snapshot(net) == before
+    assert rng.bit_generator.state == state
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -202,5 +202,18 @@ def test_a_name_matches_itself_and_every_end_of_it(all_names, data):
     assert found == [n for n in all_names if re.search(rf"(^|\.){re.escape(end)}$", n)]
 
 
+def test_a_rank_that_init_has_not_is_refused_before_anything_is_drawn():
+    net = Module()
+    net.a, net.table = Linear(4, 4), Embedding(4, 4)
+    config = LoRAConfig(
+        rank=2, targets=["a", "table"], rank_pattern={"table": 3}, init="orthogonal"
+    )
+    rng = np.random.default_rng(0)
+    state = rng.bit_generator.state
+    with pytest.raises(ValueError, match=r"table: init=.orthogonal. .* even, not 3"):
+        lora.attach(net, config, rng=rng)
+    assert rng.bit_generator.state == state
+
+
 def test_every_init_is_known():
     assert set(INITS) == {"gaussian", "kaiming", "orthogonal", "pissa"}

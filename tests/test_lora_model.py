@@ -12,8 +12,8 @@ import pytest
 
 import lora
 import minigrad
-from lora import LoRAConfig, LoRALayer, LoRAScaling
-from minigrad.nn import MLP, Dropout, Linear, Module, Parameter, Sequential
+from lora import LoRAConfig, LoRALayer, LoRAScaling, NF4Linear
+from minigrad.nn import MLP, Dropout, Embedding, Linear, Module, Parameter, Sequential
 from minigrad.optim import Adam
 from minigrad.trainer import Trainer
 
@@ -309,6 +309,28 @@ def test_a_rank_too_large_for_one_layer_is_an_error_and_changes_nothing(rng):
     assert len(lora.attach(net, LoRAConfig(rank=3, targets=["q", "v"])).matches) == 4
 
 
+@pytest.mark.parametrize(
+    ("layer", "advice"),
+    [
+        (Embedding(3, 3), "put it into a Sequential$"),
+        (NF4Linear.from_linear(Linear(3, 3)), "put it into a Sequential$"),
+    ],
+)
+def test_no_single_layer_has_a_place_for_an_adapter(layer, advice):
+    before = dict(vars(layer))
+    with pytest.raises(ValueError, match=f"a single {type(layer).__name__}, .*{advice}"):
+        lora.attach(layer, LoRAConfig(rank=1, targets=["x"]))
+    assert vars(layer) == before
+
+
+def test_a_tuple_without_adapters_in_it_stays_the_very_tuple(rng):
+    net = Net(rng)
+    net.sizes = sizes = (1, (2, 3))
+    lora.attach(net, LoRAConfig(rank=1), rng=rng)
+    lora.detach(net)
+    assert net.sizes is sizes
+
+
 def test_a_single_linear_has_no_place_for_an_adapter():
     with pytest.raises(ValueError, match=r"LoRALayer\.from_linear"):
         lora.attach(Linear(2, 2), LoRAConfig(rank=1))
@@ -333,6 +355,28 @@ def test_a_subclass_of_linear_with_its_own_forward_keeps_its_output(rng):
     assert np.array_equal(net(x).data, base)
     with pytest.raises(ValueError, match="match no layer: '0'"):
         lora.attach(Sequential(Doubled(3, 3)), LoRAConfig(rank=1, targets=["0"]))
+
+
+class Watched(Linear):
+    def __call__(self, x):
+        return 3 * super().__call__(x)
+
+
+class Larger(Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.gain = Parameter(np.ones(3))
+
+
+def test_a_layer_that_computes_or_holds_more_than_a_linear_does_is_left(rng):
+    net, x = Sequential(Linear(3, 3), Watched(3, 3), Larger(3, 3)), draw(rng, dtype=np.float32)
+    patched = net[0]
+    patched.forward = lambda x: 2 * Linear.forward(patched, x)
+    net.last = Linear(3, 3)
+    base = net(x).data
+    assert lora.attach(net, LoRAConfig(rank=1)).names == ["last"]
+    assert np.array_equal(net(x).data, base)
+    assert "2.gain" in net.state_dict()
 
 
 def test_a_tied_weight_is_counted_once(rng):

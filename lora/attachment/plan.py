@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -93,8 +93,7 @@ def _check_layer(target: Target, layer: AdaptedLayer, config: LoRAConfig) -> Non
     """Refuse what cannot be adapted in this way."""
     try:
         check_rank_fits(target.rank, layer.d_out, layer.d_in)
-        if not isinstance(layer, LoRAEmbedding):
-            check_rank_of_init(config.init, target.rank)
+        check_rank_of_init(config.init, target.rank)
     except ValueError as error:
         raise ValueError(f"{target.name}: {error}") from error
     if layer.weight.dtype.kind != "f":
@@ -167,18 +166,21 @@ class _Copies:
         self.made: list[Copy] = []
         if config.modules_to_save:
             self._save_modules(model, config, sorted(adapted))
-        if config.bias == "none":
-            return
-        biases = [
-            (name, parameter)
-            for name, parameter in model.named_parameters()
-            if name.rpartition(".")[2] == "bias"
-            and (config.bias == "all" or name.rpartition(".")[0] in targets)
-        ]
+        if config.bias != "none":
+            self._save_biases(model, config, targets)
+
+    def _save_biases(
+        self, model: Module, config: LoRAConfig, targets: Mapping[str, AdaptedLayer]
+    ) -> None:
+        def is_meant(name: str) -> bool:
+            layer, _, last = name.rpartition(".")
+            return last == "bias" and (config.bias == "all" or layer in targets)
+
+        biases = [p for p in model.parameters() if any(map(is_meant, self._held[id(p)]))]
         if not biases:
             raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
-        for name, parameter in biases:
-            self._copy(name, parameter, "bias")
+        for parameter in biases:
+            self._copy(parameter, "bias", is_meant, "let the layer that holds it too have one")
 
     def _save_modules(self, model: Module, config: LoRAConfig, adapted: Sequence[str]) -> None:
         modules = {
@@ -194,33 +196,63 @@ class _Copies:
                         f"modules_to_save: {name} is to be trained whole, but {layer} has an "
                         f"adapter; leave one of them out"
                     )
-        for name in found:
-            for key, parameter in modules[name].named_parameters(name):
-                others = [
-                    other
-                    for other in self._held[id(parameter)]
-                    if not any(_inside(other, saved) for saved in found)
-                ]
-                if others:
-                    raise ValueError(
-                        f"modules_to_save: {key} is tied to {', '.join(others)}, which would not "
-                        f"be alone in changing; save the module that holds it too, or untie them"
-                    )
-                self._copy(key, parameter, "modules_to_save")
 
-    def _copy(self, name: str, parameter: Parameter, reason: str) -> None:
+        def is_meant(name: str) -> bool:
+            return any(_inside(name, saved) for saved in found)
+
+        for name in found:
+            for key, module in modules[name].named_modules(name):
+                if isinstance(module, NF4Linear):
+                    raise ValueError(
+                        f"modules_to_save: {key} is in four bits, which do not train; leave it "
+                        f"out, or exclude it from lora.quantize"
+                    )
+            for parameter in modules[name].parameters():
+                self._copy(
+                    parameter, "modules_to_save", is_meant, "save the module that holds it too"
+                )
+
+    def _copy(
+        self, parameter: Parameter, reason: str, is_meant: Callable[[str], bool], advice: str
+    ) -> None:
+        """Copy a parameter, if all the names it has are meant.
+
+        Raises:
+            ValueError: if one is not.
+            TypeError: if it is not of floats.
+        """
+        names = self._held[id(parameter)]
+        name = next(filter(is_meant, names))
+        others = [other for other in names if not is_meant(other)]
+        if others:
+            raise ValueError(
+                f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
+                f"{advice}, or untie them"
+            )
+        if parameter.dtype.kind != "f":
+            raise TypeError(
+                f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
+            )
         if id(parameter) not in self._done:
             self._done.add(id(parameter))
             self.made.append(Copy(name, reason, parameter, Whole(parameter)))
 
 
 def _can_adapt(module: Module) -> bool:
-    """Whether a module is one of those, and computes what they do."""
+    """Whether a module has adapters, or can have some."""
     if isinstance(module, AdaptedLayer):
         return True
-    return any(
-        isinstance(module, kind) and type(module).forward is kind.forward
-        for kind in (Linear, Embedding, NF4Linear)
+    return any(is_plain(module, kind) for kind in (Linear, Embedding, NF4Linear))
+
+
+def is_plain(module: Module, kind: type[Module]) -> bool:
+    """Whether a module computes what one of `kind` does, and holds no parameters beyond those."""
+    return (
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and type(module).__call__ is kind.__call__
+        and "forward" not in vars(module)
+        and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
     )
 
 

@@ -60,6 +60,10 @@ class Attachment:
         if self.disabled:
             raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
 
+    def copies_in_force(self) -> list[Copy]:
+        """What active adapters train whole."""
+        return [copy for name in self.active for copy in self.adapters[name].copies]
+
     def get(self, name: str) -> Attached:
         """An adapter by its name.
 

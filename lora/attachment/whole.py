@@ -11,12 +11,17 @@ from dataclasses import dataclass
 
 from lora.attachment.replacing import replace
 from minigrad.nn import Module, Parameter
+from minigrad.tensor import Tensor
 
 
 class Whole(Parameter):
-    """A copy that trains. In an adapted layer, too, gradients flow into it."""
+    """A copy that trains. In a frozen layer, too, gradients flow into it."""
 
     __slots__ = ()
+
+    def settle(self) -> None:
+        """Be an ordinary parameter of the model from now on."""
+        self.__class__ = Parameter  # type: ignore[assignment]  # which differs in nothing else
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,14 @@ class Copy:
     reason: str
     original: Parameter
     own: Whole
+
+
+def in_force(bias: Parameter | None) -> Tensor | None:
+    """The bias of a frozen layer: if it is no copy that trains, no gradient gets to it.
+
+    Not even if someone has set its flag.
+    """
+    return bias if bias is None or isinstance(bias, Whole) else bias.detach()
 
 
 def put_in(model: Module, copies: Iterable[Copy]) -> None:
