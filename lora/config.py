@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -34,7 +35,7 @@ class LoRAConfig:
         layers_to_transform: only in the layers of these indices, as 3 in "blocks.3.q"; one or more.
         layers_pattern: what comes before that index, as "blocks", where a name has several numbers.
         rank_pattern: other ranks, by a regular expression for a name or the end of one; of several
-            that match, the first counts.
+            that match, the first counts, and one that never does is refused.
         alpha_pattern: other alphas, likewise.
         bias: "lora_only" trains the biases of the layers with adapters too, "all" those of the
             whole model.
@@ -104,17 +105,18 @@ class LoRAConfig:
 
     def _check_layers(self) -> None:
         """Layers as a tuple of indices, and what comes before them as one of names."""
-        layers = self.layers_to_transform
+        layers: Any = self.layers_to_transform
         if layers is not None:
-            indices = (layers,) if isinstance(layers, int) else tuple(layers)
+            several = isinstance(layers, Iterable) and not isinstance(layers, str)
+            indices = tuple(layers) if several else (layers,)
             if not indices:
                 raise ValueError("layers_to_transform is empty; None stands for all layers")
             for index in indices:
-                if isinstance(index, bool) or not isinstance(index, int):
+                if isinstance(index, bool) or not hasattr(type(index), "__index__"):
                     raise TypeError(f"layers_to_transform are indices, not {index!r}")
                 if index < 0:
                     raise ValueError(f"layers_to_transform count from 0, unlike {index}")
-            self._set("layers_to_transform", indices)
+            self._set("layers_to_transform", tuple(map(operator.index, indices)))
         before = self.layers_pattern
         names = check_patterns("layers_pattern", (before,) if isinstance(before, str) else before)
         self._set("layers_pattern", names)
