@@ -61,6 +61,8 @@ def shake(net, name, rng):
         if name in layer.adapters:
             for part in layer.adapters[name].trained():
                 part.copy_(part.data + 0.3 * rng.standard_normal(part.shape))
+    for whole in vars(net)["_lora_attachment"].adapters[name].copies:
+        whole.own.copy_(whole.own.data + 0.3 * rng.standard_normal(whole.own.shape))
 
 
 def put(net, name, rng, targets=("embed", "up"), **options):
@@ -711,6 +713,7 @@ class Programs(RuleBasedStateMachine):
         self.first = snapshot(self.net)
         self.base = out(self.net)
         self.twin = copy.deepcopy(self.net)
+        self.first_state = self.net.state_dict()
         self.merged = ()
         self.stale = False
 
@@ -726,11 +729,23 @@ class Programs(RuleBasedStateMachine):
     def active(self):
         return lora.active(self.net) if self.names else ()
 
+    def copied(self):
+        """What is trained whole by the adapters that are active, wherever it is held."""
+        return {c.name: c.own.data for n in self.active for c in self.record.adapters[n].copies}
+
     @precondition(lambda self: len(self.names) < 3 and not self.merged)
     @rule(
         name=st.sampled_from("abc"),
         where=st.lists(st.sampled_from(LAYERS), min_size=1, unique=True),
-        form=st.sampled_from([{}, {"use_dora": True}, {"init": "pissa"}, {"bias": "all"}]),
+        form=st.sampled_from(
+            [
+                {},
+                {"use_dora": True},
+                {"init": "pissa"},
+                {"bias": "all"},
+                {"modules_to_save": ["norm"]},
+            ]
+        ),
     )
     def attach(self, name, where, form):
         if name in self.names:
@@ -809,18 +824,14 @@ class Programs(RuleBasedStateMachine):
             with pytest.raises(RuntimeError, match="changed since merge"):
                 out(self.net)
             return
-        self.twin.load_state_dict(dense_state(self.net))
+        self.twin.load_state_dict(self.first_state | self.copied() | dense_weights(self.net))
         np.testing.assert_allclose(out(self.net), out(self.twin), rtol=1e-9, atol=1e-9)
 
 
-def dense_state(net):
-    """The parameters of a plain model that computes the same."""
+def dense_weights(net):
+    """The weights of the adapted layers in a plain model that computes the same."""
     state = {}
-    for name in ("embed", "up", "norm", "down", "head"):
-        module = getattr(net, name)
-        if not isinstance(module, AdaptedLayer):
-            state |= {f"{name}.{key}": p.data for key, p in module.named_parameters()}
-            continue
+    for name, module in layers(net).items():
         table = isinstance(module, LoRAEmbedding)
         base = module.base_weight.data.T if table else module.base_weight.data
         total = base.copy()
@@ -835,8 +846,6 @@ def dense_state(net):
                 moved = adapter.lora_magnitude.data[:, None] * moved / norm
             total += moved - base
         state[f"{name}.weight"] = total.T if table else total
-        if module.bias is not None:
-            state[f"{name}.bias"] = module.bias.data
     return state
 
 
