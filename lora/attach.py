@@ -7,7 +7,7 @@ again under another name gives the same layers, or others, another adapter on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -78,10 +78,11 @@ def place(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Do what has been planned and checked, and let the new adapter be the active one."""
     record = record_of(model)
     if record is None:
-        record = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
+        record = Attachment({}, {}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
         keep(model, record)
     record.originals |= plan.originals
+    record.placed |= plan.new
     replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
@@ -108,10 +109,11 @@ def check_place(model: Module, adapter: str) -> None:
             f"{by_hand if isinstance(model, Linear) else ''}"
         )
     if record is None:
-        if any(isinstance(module, AdaptedLayer) for module in model.modules()):
+        strange = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
+        if strange:
             raise ValueError(
-                "the model has adapters already that lora.attach has not put there; fold or remove "
-                "them first"
+                f"{', '.join(strange)} have adapters already that lora.attach has not put there, "
+                f"or has on a part of it; fold or detach them first"
             )
         return
     record.check_enabled("adapters cannot be attached")
@@ -130,10 +132,10 @@ def detach(model: Module) -> Module:
             "there is nothing to detach: lora.attach has put no adapters on this model"
         )
     record.check_enabled("adapters cannot be detached")
-    layers = layers_in_place(model, record)
+    layers_in_place(model, record)
     put_back(model, record.copies_in_force())
     keep(model, None)
-    _unwrap(model, layers, record.originals)
+    _unwrap(model, record, list(record.originals))
     restore_flags(record.flags)
     return model
 
@@ -168,15 +170,14 @@ def remove(model: Module, adapter: str) -> Module:
     bare = [name for name in attached.layers if not layers[name].adapters]
     copies = record.copies_in_force()
     put_back(model, copies)  # what others train whole moves from the layers that go ...
-    _unwrap(model, layers, {name: record.originals.pop(name) for name in bare})
+    _unwrap(model, record, bare)
     put_in(model, copies)  # ... to their originals
     return model
 
 
-def _unwrap(
-    model: Module, layers: Mapping[str, AdaptedLayer], originals: Mapping[str, Module]
-) -> None:
+def _unwrap(model: Module, record: Attachment, names: Sequence[str]) -> None:
     """Put original layers back."""
-    for name, original in originals.items():
-        original.training = layers[name].training
-    replace(model, {id(layers[name]): original for name, original in originals.items()})
+    pairs = [(record.placed.pop(name), record.originals.pop(name)) for name in names]
+    for layer, original in pairs:
+        original.training = layer.training
+    replace(model, {id(layer): original for layer, original in pairs})

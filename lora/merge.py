@@ -154,8 +154,9 @@ def fold(model: Module) -> Module:
         flags = {id(parameter): flag for parameter, flag in record.flags}
         for name, original in record.originals.items():
             new = dict(folded[id(layers[name])].named_parameters())
-            for key, parameter in original.named_parameters():
-                new[key].requires_grad_(flags[id(parameter)])
+            own = dict(original.named_parameters())
+            for key, parameter in new.items():  # a weight in four bits was none, and did not train
+                parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in record.active:
             for copy in record.adapters[name].copies:
                 copy.own.settle()

@@ -804,6 +804,20 @@ class Programs(RuleBasedStateMachine):
         with lora.disabled(self.net):
             assert np.array_equal(out(self.net), self.base)
 
+    @precondition(lambda self: self.names and not self.stale)
+    @rule()
+    def fold_a_copy(self):
+        folded = copy.deepcopy(self.net)
+        if set(self.active) < set(self.names):
+            with pytest.raises(ValueError, match="would be lost"):
+                lora.fold(folded)
+        else:
+            lora.fold(folded)
+            assert {type(m) for m in folded.modules()} == {type(m) for m in self.twin.modules()}
+            assert {type(p) for p in folded.parameters()} == {Parameter}
+            assert all(p.requires_grad for p in folded.parameters())
+        np.testing.assert_allclose(out(folded), out(self.net), rtol=1e-9, atol=1e-9)
+
     @precondition(lambda self: self.names)
     @rule()
     def detach(self):

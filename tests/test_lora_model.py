@@ -493,6 +493,33 @@ def test_an_adapter_that_is_gone_is_an_error_and_changes_nothing(rng, take_off):
     assert not adapters(net)
 
 
+def test_layers_that_have_changed_places_are_an_error_and_nothing_is_changed():
+    net = MLP([4, 4, 4])
+    lora.attach(net, LoRAConfig(rank=1))
+    net.layers.reverse()
+    before = [*net.layers]
+    for take_off in (lora.detach, lora.fold, lambda net: lora.remove(net, "default")):
+        with pytest.raises(ValueError, match=r"layers\.0, layers\.1 are no longer in"):
+            take_off(net)
+    assert net.layers == before
+    net.layers.reverse()
+    lora.detach(net)
+
+
+def test_a_model_of_which_a_part_has_adapters_is_not_attached_to():
+    net = Sequential(MLP([4, 4, 4]), Linear(4, 4))
+    lora.attach(net[0], LoRAConfig(rank=1))
+    with pytest.raises(ValueError, match=r"0\.layers\.0, 0\.layers\.1 .* on a part of it"):
+        lora.attach(net, LoRAConfig(rank=1))
+
+
+def test_a_layer_with_adapters_knows_its_sizes_by_the_names_of_what_it_replaces():
+    net = Sequential(Embedding(5, 3), Linear(3, 2))
+    lora.attach(net, LoRAConfig(rank=1, targets=["0", "1"]))
+    assert (net[0].num_embeddings, net[0].embedding_dim) == (5, 3)
+    assert (net[1].in_features, net[1].out_features) == (3, 2)
+
+
 def test_adapters_that_were_placed_by_hand_can_be_folded(rng):
     linear = Linear(3, 3, dtype=np.float64, rng=rng)
     net, x = Sequential(LoRALayer.from_linear(linear, 1, 1.0, rng=rng)), draw(rng)

@@ -680,6 +680,14 @@ def test_a_layer_that_an_adapter_trains_whole_is_refused(active, options, rng):
     assert net[1] is head
 
 
+def test_what_was_frozen_in_four_bits_is_frozen_when_it_is_folded(rng):
+    net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
+    lora.quantize(net, ["0"])
+    lora.attach(net, lora.LoRAConfig(rank=2), rng=rng)
+    lora.fold(net)
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["1.weight", "1.bias"]
+
+
 def test_the_bias_of_a_layer_in_four_bits_can_be_trained_by_an_adapter(rng):
     net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
     lora.quantize(net)

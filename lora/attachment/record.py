@@ -38,7 +38,8 @@ class Attachment:
     """What a model was before, and its adapters; no module, so a walk over the model passes it by.
 
     Attributes:
-        originals: the layers that have given their place to one with adapters.
+        originals: the layers that have given their place to one with adapters, by name.
+        placed: what has taken it.
         flags: `requires_grad` of every parameter before.
         adapters: by name.
         active: the names of those that take part.
@@ -46,6 +47,7 @@ class Attachment:
     """
 
     originals: dict[str, Module]
+    placed: dict[str, AdaptedLayer]
     flags: list[tuple[Parameter, bool]]
     adapters: dict[str, Attached] = field(default_factory=dict)
     active: tuple[str, ...] = ()
@@ -146,11 +148,11 @@ def layers_in_place(model: Module, record: Attachment) -> dict[str, AdaptedLayer
         ValueError: if one is no longer where it was put.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
-    gone = [name for name in record.originals if name not in layers]
+    gone = [name for name, layer in record.placed.items() if layers.get(name) is not layer]
     if gone:
         raise ValueError(
-            f"the adapters of {', '.join(gone)} are no longer in the model; put the layers that "
-            f"lora.attach had placed there back first"
+            f"the adapters of {', '.join(gone)} are no longer in the model, or not where they were "
+            f"put; put the layers that lora.attach had placed there back first"
         )
     return layers
 
