@@ -26,11 +26,11 @@ from lora.attachment.record import (
 )
 from lora.attachment.replacing import replace
 from lora.attachment.report import AttachReport
-from lora.attachment.whole import put_back, put_in
 from lora.config import LoRAConfig
 from lora.switch import activate, check_switch
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module
+from minigrad.random import generator
 
 
 def attach(
@@ -63,13 +63,17 @@ def attach(
         )
     check_place(model, adapter)
     record = record_of(model)
-    copies = [] if record is None else record.copies_in_force()
-    # What the new adapter begins from, and what is kept aside, is the model without the others.
-    put_back(model, copies)
+    draws = generator(rng).bit_generator
+    state = draws.state
+    if record is not None:
+        # What the new adapter begins from, and what is kept aside, is the model without the others.
+        record.let_in(model, ())
     try:
         plan = Plan(model, config, rng)
     except BaseException:
-        put_in(model, copies)
+        draws.state = state
+        if record is not None:
+            record.let_in(model, record.active)
         raise
     return place(model, plan, adapter)
 
@@ -133,7 +137,7 @@ def detach(model: Module) -> Module:
         )
     record.check_enabled("adapters cannot be detached")
     layers_in_place(model, record)
-    put_back(model, record.copies_in_force())
+    record.let_in(model, ())
     keep(model, None)
     _unwrap(model, record, list(record.originals))
     restore_flags(record.flags)
@@ -161,17 +165,15 @@ def remove(model: Module, adapter: str) -> Module:
             )
     if len(record.adapters) == 1:
         return detach(model)
-    if adapter in record.active:
-        put_back(model, attached.copies)
-        record.active = tuple(name for name in record.active if name != adapter)
+    # What others train whole moves from layers that go to their originals.
+    record.let_in(model, ())
+    record.active = tuple(name for name in record.active if name != adapter)
     del record.adapters[adapter]
     for name in attached.layers:
         layers[name].remove(adapter)
     bare = [name for name in attached.layers if not layers[name].adapters]
-    copies = record.copies_in_force()
-    put_back(model, copies)  # what others train whole moves from the layers that go ...
     _unwrap(model, record, bare)
-    put_in(model, copies)  # ... to their originals
+    record.let_in(model, record.active)
     return model
 
 

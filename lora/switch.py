@@ -14,7 +14,7 @@ from lora.attachment.record import (
     required,
     restore_flags,
 )
-from lora.attachment.whole import Whole, put_back, put_in
+from lora.attachment.whole import Whole
 from minigrad.nn import Module, Parameter
 
 _LOCK = threading.Lock()  # blocks of `disabled` are counted, which several threads may do at once
@@ -81,15 +81,14 @@ def activate(model: Module, record: Attachment, names: Sequence[str]) -> None:
     layers = layers_in_place(model, record)
     for name in record.active:
         if name not in names:
-            put_back(model, record.adapters[name].copies)
             rest(model, record, name)
     for layer in layers.values():
         layer.use([name for name in names if name in layer.adapters])
     for name in names:
         if name not in record.active:
-            put_in(model, record.adapters[name].copies)
             restore_flags(record.adapters[name].flags)
     record.active = tuple(names)
+    record.let_in(model, names)
 
 
 def rest(model: Module, record: Attachment, name: str) -> None:
@@ -121,12 +120,11 @@ def disabled(model: Module) -> Iterator[Module]:
     record = record_of(model)
     if record is None:
         _check_originals(model)
-    copies = [] if record is None else record.copies_in_force()
     with _LOCK:
         if record is not None:
             record.disabled += 1
             if record.disabled == 1:
-                put_back(model, copies)
+                record.let_in(model, ())
         for layer in layers:
             layer.pause()
     try:
@@ -138,7 +136,7 @@ def disabled(model: Module) -> Iterator[Module]:
             if record is not None:
                 record.disabled -= 1
                 if record.disabled == 0:
-                    put_in(model, copies)
+                    record.let_in(model, record.active)
 
 
 def _check_originals(model: Module) -> None:

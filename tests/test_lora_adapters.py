@@ -529,6 +529,52 @@ def test_a_copy_stays_in_a_layer_that_another_adapter_leaves(rng):
     assert np.array_equal(out(net), tuned)
 
 
+def with_heads(rng):
+    """A net with adapters a and b that train its head whole, and c that does not."""
+    net = Net(np.random.default_rng(7))
+    put(net, "a", rng, ["up"], modules_to_save=["head"])
+    put(net, "b", rng, ["up"], bias="all")
+    put(net, "c", rng, ["up"])
+    return net
+
+
+@pytest.mark.parametrize("active", [["a"], ["b"], ["b", "c"], ["c"], []])
+def test_a_state_has_all_that_adapters_train_whole_and_the_originals(rng, active):
+    net = with_heads(rng)
+    outputs = {}
+    for names in (["a"], ["b"], ["c"], [], active):
+        lora.switch(net, *names)
+        outputs[tuple(names)] = out(net)
+    other = with_heads(np.random.default_rng(1))
+    lora.switch(other, *active)
+    other.load_state_dict(net.state_dict())
+    for names, expected in outputs.items():
+        lora.switch(other, *names)
+        assert np.array_equal(out(other), expected)
+    lora.detach(other)
+    assert np.array_equal(out(other), outputs[()])
+    assert set(vars(other)) == set(vars(Net(rng)))
+
+
+def test_a_state_does_not_fit_where_other_adapters_are_in_force(rng):
+    net = with_heads(rng)
+    state = net.state_dict()
+    lora.switch(net, "a")
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=r"missing: _lora_whole\.\(base\)\.head\.weight"):
+        net.load_state_dict(state)
+    assert snapshot(net) == before
+
+
+def test_what_a_sum_trains_whole_is_in_the_state(rng):
+    net = with_heads(rng)
+    lora.combine(net, ["a", "b"], [0.5, 0.5], "sum")
+    names = set(net.state_dict())
+    assert {"_lora_whole.a.head.weight", "_lora_whole.sum.head.weight", "head.weight"} <= names
+    lora.remove(net, "a")
+    assert not any("_lora_whole.a." in name for name in net.state_dict())
+
+
 def test_after_fold_what_was_trained_whole_is_an_ordinary_parameter(rng):
     net = Net(rng)
     put(net, "a", rng, ["up"], modules_to_save=["head"])

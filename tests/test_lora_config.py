@@ -12,6 +12,7 @@ from lora import LoRAConfig, LoRALayer
 from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
 from minigrad.nn import Embedding, Linear, Module
+from minigrad.random import generator
 
 LINEAR = [f"blocks.{i}.{part}" for i in range(3) for part in ("q", "v", "mlp.up")] + ["head"]
 TABLES = ["embed"]
@@ -231,6 +232,28 @@ def test_a_rank_that_init_has_not_is_refused_before_anything_is_drawn():
     with pytest.raises(ValueError, match=r"table: init=.orthogonal. .* even, not 3"):
         lora.attach(net, config, rng=rng)
     assert rng.bit_generator.state == state
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_error_while_drawing_takes_the_draws_back(monkeypatch, own):
+    net = Module()
+    net.a, net.b = Linear(4, 4), Linear(4, 4)
+    left = ["a"]
+
+    def failing(asked):
+        if not left:
+            raise np.linalg.LinAlgError("SVD did not converge")
+        left.pop()
+        return INITS["gaussian"](asked)
+
+    monkeypatch.setitem(INITS, "kaiming", failing)
+    rng = np.random.default_rng(0) if own else None
+    state = generator(rng).bit_generator.state
+    with pytest.raises(np.linalg.LinAlgError):
+        lora.attach(net, LoRAConfig(rank=1, init="kaiming"), rng=rng)
+    assert not left
+    assert generator(rng).bit_generator.state == state
+    assert type(net.a) is Linear
 
 
 def test_every_init_is_known():

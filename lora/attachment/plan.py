@@ -176,7 +176,11 @@ class _Copies:
             layer, _, last = name.rpartition(".")
             return last == "bias" and (config.bias == "all" or layer in targets)
 
-        biases = [p for p in model.parameters() if any(map(is_meant, self._held[id(p)]))]
+        biases = [
+            parameter
+            for parameter in model.parameters()
+            if not isinstance(parameter, Whole) and any(map(is_meant, self._held[id(parameter)]))
+        ]
         if not biases:
             raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
         for parameter in biases:

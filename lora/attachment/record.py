@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lora.adapted import AdaptedLayer
 from lora.attachment.targets import near
-from lora.attachment.whole import Copy
+from lora.attachment.whole import Copy, forget, put_in
 from lora.config import LoRAConfig
 from minigrad.nn import Module, Parameter
 
@@ -62,9 +62,9 @@ class Attachment:
         if self.disabled:
             raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
 
-    def copies_in_force(self) -> list[Copy]:
-        """What active adapters train whole."""
-        return [copy for name in self.active for copy in self.adapters[name].copies]
+    def let_in(self, model: Module, names: Sequence[str]) -> None:
+        """Let what these adapters train whole, and no others, take the place of the originals."""
+        put_in(model, {name: each.copies for name, each in self.adapters.items()}, names)
 
     def get(self, name: str) -> Attached:
         """An adapter by its name.
@@ -123,6 +123,7 @@ def keep(model: Module, record: Attachment | None) -> None:
     """Remember what has been put on a model, or that nothing is left of it."""
     if record is None:
         del vars(model)[_RECORD]
+        forget(model)
     else:
         setattr(model, _RECORD, record)
 

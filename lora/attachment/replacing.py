@@ -14,7 +14,7 @@ def replace(model: Module, new: Mapping[int, Module | Parameter]) -> None:
 
     Attributes, lists and dicts are changed in place; a tuple of such gives its place to another.
     """
-    for module in list(model.modules()):
+    for module in list(model.modules()) if new else ():
         for name, value in vars(module).items():
             vars(module)[name] = _replaced(value, new)
 

@@ -1,17 +1,22 @@
 """Parameters that an adapter trains whole, such as biases or a new head.
 
 It trains a copy, which takes the place of the original while the adapter is active: the model
-without the adapter, or with another one, is what it was.
+without the adapter, or with another one, is what it was. What has no place, the copy or the
+original, is kept on the model as `_lora_whole.<adapter>.<name>` or `_lora_whole.(base).<name>`. So
+the state of a model has both, and fits only where the same adapters are active.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora.attachment.replacing import replace
 from minigrad.nn import Module, Parameter
 from minigrad.tensor import Tensor
+
+_ASIDE = "_lora_whole"
+_BASE = "(base)"  # which no adapter can be called
 
 
 class Whole(Parameter):
@@ -49,20 +54,27 @@ def in_force(bias: Parameter | None) -> Tensor | None:
     return bias if bias is None or isinstance(bias, Whole) else bias.detach()
 
 
-def put_in(model: Module, copies: Iterable[Copy]) -> None:
-    """Let copies take the place of their originals."""
-    _exchange(model, {id(copy.original): (copy.original, copy.own) for copy in copies})
+def put_in(model: Module, copies: Mapping[str, Sequence[Copy]], names: Sequence[str]) -> None:
+    """Let the copies of some adapters, and no others, be in the place of their originals.
+
+    Args:
+        model: changed in place.
+        copies: of all adapters, by the names of these.
+        names: of those whose copies are to be in place.
+    """
+    every = [copy for each in copies.values() for copy in each]
+    replace(model, {id(copy.own): copy.original for copy in every})
+    within = [copy for name in names for copy in copies[name]]
+    replace(model, {id(copy.original): copy.own for copy in within})
+    aside = {
+        _BASE: {copy.name: copy.original for copy in within},
+        **{n: {c.name: c.own for c in each} for n, each in copies.items() if n not in names},
+    }
+    forget(model)
+    if any(aside.values()):
+        vars(model)[_ASIDE] = {name: kept for name, kept in aside.items() if kept}
 
 
-def put_back(model: Module, copies: Iterable[Copy]) -> None:
-    """Let originals take the place of their copies again."""
-    _exchange(model, {id(copy.own): (copy.own, copy.original) for copy in copies})
-
-
-def _exchange(model: Module, pairs: Mapping[int, tuple[Parameter, Parameter]]) -> None:
-    if not pairs:
-        return
-    for old, new in pairs.values():
-        if new.dtype != old.dtype:  # the model was converted meanwhile, and this was not in it
-            new.data = new.data.astype(old.dtype)
-    replace(model, {key: new for key, (_, new) in pairs.items()})
+def forget(model: Module) -> None:
+    """Keep nothing on the model any more."""
+    vars(model).pop(_ASIDE, None)
