@@ -33,7 +33,8 @@ class LoRAConfig:
         dropout: the probability of dropping an element on its way to A, in training.
         exclude: names, or one regular expression, of targets that get none.
         layers_to_transform: only in the layers of these indices, as 3 in "blocks.3.q"; one or more.
-        layers_pattern: what comes before that index, as "blocks", where a name has several numbers.
+        layers_pattern: what comes before that index, as "blocks", where a name has several numbers;
+            else the first of them counts.
         rank_pattern: other ranks, by a regular expression for a name or the end of one; of several
             that match, the first counts, and one that never does is refused.
         alpha_pattern: other alphas, likewise.

@@ -644,6 +644,19 @@ class Tied(Module):
         return self.head(minigrad.tanh(self.embed(x)))
 
 
+def test_a_model_that_reads_the_weight_of_an_adapted_layer_is_told_what_to_read(rng):
+    class Reading(Net):
+        def forward(self, x):
+            return self.embed(x) @ self.embed.weight.T
+
+    net = Reading(rng)
+    put(net, "a", rng, ["embed"])
+    with pytest.raises(AttributeError, match=r"no T; .*\.base_weight .*\.merged_weight\(\)"):
+        net(X)
+    assert not hasattr(net.embed.weight, "data")
+    copy.deepcopy(net)
+
+
 @pytest.mark.parametrize("target", ["embed", "head"])
 def test_an_adapter_on_a_tied_weight_changes_its_layer_only(rng, target):
     net = Tied(rng)
