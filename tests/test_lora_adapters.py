@@ -11,7 +11,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import lora
 import minigrad
 from lora import AdaptedLayer, LoRAConfig, LoRAEmbedding
-from minigrad.nn import Embedding, LayerNorm, Linear, Module, MultiHeadAttention, Parameter
+from minigrad.nn import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Module,
+    MultiHeadAttention,
+    Parameter,
+    Sequential,
+)
 from minigrad.optim import Adam
 
 D = np.float64
@@ -616,6 +624,40 @@ def test_an_integer_parameter_cannot_be_trained_whole(rng):
         put(net, "a", rng, ["up"], modules_to_save=["head"])
     assert snapshot(net) == before
     assert rng.bit_generator.state == state
+
+
+class Sharing(Module):
+    """One layer that is a part of both halves."""
+
+    def __init__(self, rng):
+        shared = Linear(4, 4, dtype=D, rng=rng)
+        self.left, self.right = Sequential(shared), Sequential(shared, Linear(4, 4, dtype=D))
+        self.last = Linear(4, 4, dtype=D, rng=rng)
+
+    def forward(self, x):
+        return self.last(self.left(x) + self.right(x))
+
+
+@pytest.mark.parametrize("half", ["left", "right"])
+def test_a_shared_module_is_trained_whole_by_either_of_its_names(rng, half):
+    net = Sharing(rng)
+    before = snapshot(net)
+    report = put(net, "a", rng, ["last"], modules_to_save=[half])
+    assert names_of(report)[0] == ("left.0.weight", "modules_to_save")
+    assert net.left[0] is net.right[0]
+    net(rng.standard_normal((2, 4))).sum().backward()
+    assert all(p.grad is not None for p in [net.left[0].weight, net.left[0].bias])
+    lora.detach(net)
+    assert snapshot(net) == before
+
+
+@pytest.mark.parametrize("half", ["left", "right"])
+def test_a_shared_module_with_an_adapter_is_not_trained_whole(rng, half):
+    net = Sharing(rng)
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=rf"{half} is to be trained whole, but left\.0 has an"):
+        put(net, "a", rng, ["left.0"], modules_to_save=[half])
+    assert snapshot(net) == before
 
 
 @pytest.mark.parametrize("first", [True, False])

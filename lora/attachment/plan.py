@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 
 import numpy as np
 
@@ -158,14 +158,14 @@ class _Copies:
         model: Module,
         config: LoRAConfig,
         held: Mapping[int, list[str]],
-        adapted: Iterable[str],
+        adapted: Container[str],
         targets: Mapping[str, AdaptedLayer],
     ) -> None:
         self._held = held
         self._done: set[int] = set()
         self.made: list[Copy] = []
         if config.modules_to_save:
-            self._save_modules(model, config, sorted(adapted))
+            self._save_modules(model, config, adapted)
         if config.bias != "none":
             self._save_biases(model, config, targets)
 
@@ -186,31 +186,34 @@ class _Copies:
         for parameter in biases:
             self._copy(parameter, "bias", is_meant, "let the layer that holds it too have one")
 
-    def _save_modules(self, model: Module, config: LoRAConfig, adapted: Sequence[str]) -> None:
+    def _save_modules(self, model: Module, config: LoRAConfig, adapted: Container[str]) -> None:
+        names = {id(module): name for name, module in model.named_modules()}
         modules = {
             name: module
             for name, module in model.named_modules()
             if name and next(module.named_parameters(), None) is not None
         }
         found = find("modules_to_save", config.modules_to_save, modules, {})
+        parts: set[str] = set()  # by their first names, which may be in another module
         for name in found:
-            for layer in adapted:
-                if _inside(layer, name) or _inside(name, layer):
+            for part in modules[name].modules():
+                place = names[id(part)]
+                parts.add(place)
+                if place in adapted:
                     raise ValueError(
-                        f"modules_to_save: {name} is to be trained whole, but {layer} has an "
+                        f"modules_to_save: {name} is to be trained whole, but {place} has an "
                         f"adapter; leave one of them out"
+                    )
+                if isinstance(part, NF4Linear):
+                    raise ValueError(
+                        f"modules_to_save: {place} is in four bits, which do not train; leave it "
+                        f"out, or exclude it from lora.quantize"
                     )
 
         def is_meant(name: str) -> bool:
-            return any(_inside(name, saved) for saved in found)
+            return any(_inside(name, part) for part in parts)
 
         for name in found:
-            for key, module in modules[name].named_modules(name):
-                if isinstance(module, NF4Linear):
-                    raise ValueError(
-                        f"modules_to_save: {key} is in four bits, which do not train; leave it "
-                        f"out, or exclude it from lora.quantize"
-                    )
             for parameter in modules[name].parameters():
                 self._copy(
                     parameter, "modules_to_save", is_meant, "save the module that holds it too"

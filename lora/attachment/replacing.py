@@ -35,7 +35,7 @@ def _replaced(value: Any, new: Mapping[int, Module | Parameter]) -> Any:
 
 
 def places(model: Module) -> dict[int, list[str]]:
-    """Where each parameter is held, by its id: every name that leads there, not the first alone."""
+    """Where each parameter is held, by its id: in every module, under the first name of each."""
     found: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for name, value in module._contents():
