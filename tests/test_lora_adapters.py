@@ -507,6 +507,18 @@ def test_a_conversion_reaches_what_is_switched_off(rng):
     np.testing.assert_allclose(out(net), base, rtol=1e-5, atol=1e-5)
 
 
+def test_a_conversion_of_a_part_reaches_the_originals_in_it(rng):
+    net = Net(rng)
+    put(net, "a", rng, ["up"], modules_to_save=["head"])
+    put(net, "b", rng, ["up"])
+    net.head.astype(np.float32)
+    lora.switch(net, "a")
+    assert {p.dtype for p in net.head.parameters()} == {np.dtype(np.float32)}
+    net.head.astype(D)
+    lora.detach(net)
+    assert {p.dtype for p in net.head.parameters()} == {np.dtype(D)}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -62,10 +62,11 @@ def put_in(model: Module, copies: Mapping[str, Sequence[Copy]], names: Sequence[
         copies: of all adapters, by the names of these.
         names: of those whose copies are to be in place.
     """
-    every = [copy for each in copies.values() for copy in each]
-    replace(model, {id(copy.own): copy.original for copy in every})
+    aside = vars(model).get(_ASIDE, {})
+    before = [copy for name, each in copies.items() if name not in aside for copy in each]
+    _exchange(model, [(copy.own, copy.original) for copy in before])
     within = [copy for name in names for copy in copies[name]]
-    replace(model, {id(copy.original): copy.own for copy in within})
+    _exchange(model, [(copy.original, copy.own) for copy in within])
     aside = {
         _BASE: {copy.name: copy.original for copy in within},
         **{n: {c.name: c.own for c in each} for n, each in copies.items() if n not in names},
@@ -73,6 +74,13 @@ def put_in(model: Module, copies: Mapping[str, Sequence[Copy]], names: Sequence[
     forget(model)
     if any(aside.values()):
         vars(model)[_ASIDE] = {name: kept for name, kept in aside.items() if kept}
+
+
+def _exchange(model: Module, pairs: Sequence[tuple[Parameter, Parameter]]) -> None:
+    for old, new in pairs:
+        if new.dtype != old.dtype:  # a part was converted meanwhile, and this was not in it
+            new.data = new.data.astype(old.dtype)
+    replace(model, {id(old): new for old, new in pairs})
 
 
 def forget(model: Module) -> None:
