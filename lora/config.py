@@ -92,10 +92,12 @@ class LoRAConfig:
         self._check_layers()
         for role in ("rank_pattern", "alpha_pattern"):
             self._set(role, check_table(role, getattr(self, role)))
-        for rank in self.rank_pattern.values():
-            check_rank_and_alpha(rank, self.alpha)
-        for alpha in self.alpha_pattern.values():
-            check_rank_and_alpha(self.rank, alpha)
+            for pattern, value in getattr(self, role).items():
+                pair = (value, self.alpha) if role == "rank_pattern" else (self.rank, value)
+                try:
+                    check_rank_and_alpha(*pair)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{role}[{pattern!r}]: {error}") from None
         if self.bias not in get_args(Bias):
             raise ValueError(f"bias is one of {', '.join(get_args(Bias))}, not {self.bias!r}")
         for flag in ("use_dora", "dora_norm_gradient"):

@@ -493,6 +493,12 @@ def test_an_adapter_that_is_gone_is_an_error_and_changes_nothing(rng, take_off):
     assert not adapters(net)
 
 
+@pytest.mark.parametrize("use", [lora.switch, lora.detach, lora.merge, lora.fold, lora.active])
+def test_adapters_are_on_a_module(use):
+    with pytest.raises(TypeError, match="adapters are on a Module, not on None"):
+        use(None)
+
+
 def test_layers_that_have_changed_places_are_an_error_and_nothing_is_changed():
     net = MLP([4, 4, 4])
     lora.attach(net, LoRAConfig(rank=1))

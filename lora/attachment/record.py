@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lora.adapted import AdaptedLayer
 from lora.attachment.targets import near
@@ -80,8 +81,14 @@ class Attachment:
         return self.adapters[name]
 
 
+def _check_module(model: Any) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"adapters are on a Module, not on {model!r:.60}")
+
+
 def record_of(model: Module) -> Attachment | None:
     """What `attach` has put on a model, or None."""
+    _check_module(model)
     found: Attachment | None = vars(model).get(_RECORD)
     return found
 
@@ -134,6 +141,7 @@ def adapters(model: Module) -> list[tuple[str, AdaptedLayer]]:
     Raises:
         ValueError: if there are none.
     """
+    _check_module(model)
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
     if not found:
         raise ValueError(

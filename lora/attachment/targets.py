@@ -56,7 +56,8 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
             _check_expression(role, patterns)
         return patterns
     if isinstance(patterns, Mapping) or not isinstance(patterns, Iterable):
-        raise TypeError(f"{role} are names, or one regular expression, not {patterns!r}")
+        also = ", or one regular expression" if role in ("targets", "exclude") else ""
+        raise TypeError(f"{role} are names{also}, not {patterns!r}")
     names = tuple(patterns)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"{role} are names, not {names!r}")
