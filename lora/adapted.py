@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.attachment.whole import Whole
+from lora.attachment.whole import in_force
 from lora.merged import Merged
 from lora.weight import Weight
 from minigrad import ops
@@ -80,6 +80,7 @@ class AdaptedLayer(Module):
         self.adapters: dict[str, Adapter] = {}
         self.active: tuple[str, ...] = ()
         self.enabled = True
+        self._paused: list[bool] = []
         self._merged: Merged | None = None
         self._seen: tuple[Any, Weight] | None = None
 
@@ -191,6 +192,17 @@ class AdaptedLayer(Module):
             )
         self.active = tuple(names)
 
+    def pause(self) -> None:
+        """Let no adapter take part until `resume`; as often as one likes."""
+        self._paused.append(self.enabled)
+        self.enabled = False
+
+    def resume(self) -> None:
+        """Take back one `pause`. After the last, the layer is as enabled as it was."""
+        before = self._paused.pop()
+        if not self._paused:
+            self.enabled = before
+
     # ----------------------------------------------------------------------------------------------
     # Forward
     # ----------------------------------------------------------------------------------------------
@@ -203,7 +215,7 @@ class AdaptedLayer(Module):
                 would be lost.
         """
         x = x if isinstance(x, Tensor) else Tensor(x)
-        bias = self._bias()
+        bias = in_force(self.bias)
         if not self.enabled:
             return self.base(x, self.base_weight, bias)
         stored = self.base_weight
@@ -219,12 +231,6 @@ class AdaptedLayer(Module):
             stored, merged = self._merged.weight, self._merged.adapters
         rest = [self.adapters[name] for name in self.active if name not in merged]
         return self._summed(x, stored, bias, rest)
-
-    def _bias(self) -> Tensor | None:
-        """The bias. No gradient gets to that of the base, even if someone has set its flag."""
-        if self.bias is None or isinstance(self.bias, Whole):
-            return self.bias
-        return self.bias.detach()
 
     def _summed(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]

@@ -168,6 +168,7 @@ def combine(
         layers[place].add(name, update)
     record.adapters[name] = Attached(config, list(updates), copies)
     rest(model, record, name)
+    record.let_in(model, record.active)
     return CombineReport(tuple(rows), tuple(copies), name, tuple(terms.items()))
 
 

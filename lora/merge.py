@@ -81,7 +81,10 @@ def merge(
         for known in sorted(set(own.values())) if dtype is None else [dtype]:
             certificate.check(limit, known)
     for layer, its in merged.values():
-        layer.merge(its)
+        if its:
+            layer.merge(its)
+        else:
+            layer.unmerge()  # a second weight would be the first again
     return certificate.only(dtypes)
 
 
@@ -94,6 +97,8 @@ def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...]
     if names is None:
         return None
     record, chosen = required(model), (names,) if isinstance(names, str) else tuple(names)
+    if not chosen:
+        raise ValueError("there are no names of adapters to merge; None stands for all active ones")
     for name in chosen:
         record.get(name)
         if name not in record.active:
@@ -133,7 +138,8 @@ def fold(model: Module) -> Module:
     if record is not None:
         record.check_enabled("adapters cannot be folded in")
         layers_in_place(model, record)
-        lost = [name for name in record.adapters if name not in record.active]
+    for layer in layers.values():
+        lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
             raise ValueError(
                 f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
@@ -148,12 +154,13 @@ def fold(model: Module) -> Module:
         flags = {id(parameter): flag for parameter, flag in record.flags}
         for name, original in record.originals.items():
             new = dict(folded[id(layers[name])].named_parameters())
-            for key, parameter in original.named_parameters():
-                new[key].requires_grad_(flags[id(parameter)])
+            own = dict(original.named_parameters())
+            for key, parameter in new.items():  # a weight in four bits was none, and did not train
+                parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in record.active:
-            restore_flags(
-                (copy.own, flags[id(copy.original)]) for copy in record.adapters[name].copies
-            )
+            for copy in record.adapters[name].copies:
+                copy.own.settle()
+                restore_flags([(copy.own, flags[id(copy.original)])])
         keep(model, None)
         restore_flags(record.flags)
     replace(model, folded)

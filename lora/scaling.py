@@ -18,6 +18,11 @@ class LoRAScaling(enum.Enum):
     RSLORA = "rslora"
     """alpha / sqrt(rank), which keeps the update's size at any rank (Kalajdzievski, 2023)."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        known = ", ".join(each.value for each in cls)
+        raise ValueError(f"scaling is one of {known}, not {value!r}")
+
     def scale(self, alpha: float, rank: int) -> float:
         """The factor for an alpha and a rank."""
         return alpha / self._divisor(rank)

@@ -35,6 +35,14 @@ class Weight(ABC):
     shape: tuple[int, int]
     dtype: np.dtype[Any]
 
+    if not TYPE_CHECKING:  # a model may read layer.weight, which was a Tensor before
+
+        def __getattr__(self, name):
+            raise AttributeError(
+                f"W as adapters see it has no {name}; layer.base_weight is the Tensor, and "
+                f"layer.merged_weight() one with the updates in it"
+            )
+
     @abstractmethod
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Some rows and columns of W in float64, a copy."""

@@ -722,6 +722,37 @@ def test_a_layer_with_an_adapter_is_refused_and_others_are_not(model):
     assert quantize(model, ["v"]).names == ["v"]
 
 
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"modules_to_save": ["1"]}])
+def test_a_layer_that_an_adapter_trains_whole_is_refused(active, options, rng):
+    net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
+    lora.attach(net, lora.LoRAConfig(rank=2, targets=["0"], **options), adapter="a")
+    if not active:
+        lora.switch(net)
+    head = net[1]
+    with pytest.raises(ValueError, match=r"adapter 'a' trains .*1\.bias whole"):
+        lora.quantize(net, ["1"])
+    assert net[1] is head
+
+
+def test_what_was_frozen_in_four_bits_is_frozen_when_it_is_folded(rng):
+    net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
+    lora.quantize(net, ["0"])
+    lora.attach(net, lora.LoRAConfig(rank=2), rng=rng)
+    lora.fold(net)
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["1.weight", "1.bias"]
+
+
+def test_the_bias_of_a_layer_in_four_bits_can_be_trained_by_an_adapter(rng):
+    net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
+    lora.quantize(net)
+    lora.attach(net, lora.LoRAConfig(rank=2, targets=["0"], bias="all"), rng=rng)
+    minigrad.mean(net(minigrad.randn(3, 8)) ** 2).backward()
+    assert all(p.grad is not None for p in net.trainable_parameters())
+    with pytest.raises(ValueError, match="modules_to_save: 1 is in four bits"):
+        lora.attach(net, lora.LoRAConfig(rank=2, targets=["0"], modules_to_save=["1"]), adapter="b")
+
+
 def test_a_weight_that_is_held_elsewhere_is_refused(rng):
     model = Block(rng)
     model.v.weight = model.q.weight
