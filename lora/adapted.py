@@ -61,7 +61,7 @@ class AdaptedLayer(Module):
 
     lora_a = _Own("A, `(rank, d_in)`. Assigning copies.")
     lora_b = _Own("B, `(d_out, rank)`. Assigning copies.")
-    lora_magnitude = _Own("DoRA's m, `(d_out,)`, or None.")
+    lora_magnitude = _Own("DoRA's m, `(d_out,)`, or None. Assigning copies.")
     scale = _Own("The factor in force.")
     dropout = _Own("The probability of dropping an element on its way to A, in training.")
     rng = _Own("Where A, and what is dropped, are drawn from.")
