@@ -8,7 +8,8 @@ import pytest
 import lora
 import minigrad
 from lora import LoRAConfig, MergeError
-from lora.certificate import round_to
+from lora.certificate import certify, round_to
+from lora.certificate.layers import merging_of
 from minigrad.nn import MLP, Embedding, Linear, Sequential
 
 FORMS = [
@@ -100,6 +101,57 @@ def test_no_output_changes_by_more_than_the_certificate_says(kind, dtype, forms,
                     layer, x, kind, round_to(np.ascontiguousarray(exact), name).astype(wide)
                 )
             assert abs(changed.astype(np.float64) - before[name]).max() <= bound
+
+
+def clipped(values, dtype):
+    """In a dtype, without its largest numbers."""
+    most = float(np.finfo(dtype).max) / 4
+    return np.clip(values, -most, most).astype(dtype)
+
+
+power = st.floats(-25, 25)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["dense", "embedding"])
+@hypothesis.given(
+    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
+    powers=st.lists(power, min_size=10, max_size=10),
+    seed=st.integers(0, 2**32 - 1),
+)
+@hypothesis.example([{}], [0, 0, 30, -44, *[0] * 6], 0)  # s has no digits in the layer's dtype
+@hypothesis.example([{}], [0, 19, -35, 20, *[0] * 6], 0)  # s x A^T overflows
+@hypothesis.example([{}] * 2, [0, -30, 30, 10, *[0] * 6], 0)  # s B, where ranks are joined
+@hypothesis.example([{"use_dora": True}], [-42, 0, 10, 0, *[0] * 6], 0)  # m / n has no digits
+@hypothesis.example([{"use_dora": True}], [20, 25, 0, 0, *[0] * 6], 0)  # n overflows
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_the_bound_holds_however_a_b_s_and_m_share_out_the_update(kind, dtype, forms, powers, seed):
+    rng = np.random.default_rng(seed)
+    layer = (Embedding if kind == "embedding" else Linear)(4, 2, rng=rng)
+    model = Sequential(layer).astype(dtype)
+    model[0].weight.copy_(
+        clipped(10.0 ** powers[0] * rng.standard_normal(layer.weight.shape), dtype)
+    )
+    for i, form in enumerate(forms):
+        lora.attach(model, LoRAConfig(rank=2, targets=["0"], **form), adapter=f"a{i}", rng=rng)
+        adapter = model[0].adapters[f"a{i}"]
+        for part, log in zip(adapter.trained(), powers[3 * i + 1 :], strict=False):
+            moved = part.data + np.float64(10.0) ** log * rng.standard_normal(part.shape)
+            part.copy_(clipped(moved, dtype))
+        adapter.scale = 1.5 * 10.0 ** powers[3 * i + 3]
+    lora.switch(model, *[f"a{i}" for i in range(len(forms))])
+    layer = model[0]
+    own = np.dtype(dtype).name
+    part = merging_of("0", layer, layer.active)
+    bound = certify([part], [own], progress=False).of("0", own).bound
+    with minigrad.no_grad(), np.errstate(all="ignore"):
+        exact = layer.weight.dense() + layer.update_rows(slice(None), layer.active)
+        x = attacks(rng, layer, kind, np.zeros((1, layer.d_in)), dtype)
+        before = model(x).data.astype(np.longdouble)
+        layer.merge()
+        np.testing.assert_array_equal(layer._merged.weight.data, layer.stored(exact).astype(dtype))
+        if np.isfinite(bound):
+            assert abs(model(x).data.astype(np.longdouble) - before).max() <= bound
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -276,14 +276,14 @@ def test_norms_do_not_depend_on_how_the_update_is_shared_out(rng, power):
 
 
 def test_assigning_a_magnitude_copies_into_the_parameter(rng):
-    model, layer = adapted(rng, use_dora=True)
+    _, layer = adapted(rng, use_dora=True)
     held = layer.lora_magnitude
     layer.lora_magnitude = [1.0, 2.0, 3.0, 4.0]
     assert layer.lora_magnitude is held
     assert held.data.tolist() == [1, 2, 3, 4]
     assert held.requires_grad
     _, plain = adapted(rng)
-    with pytest.raises(AttributeError, match="no DoRA, and has no lora_magnitude.*use_dora=True"):
+    with pytest.raises(AttributeError, match=r"no DoRA, and has no lora_magnitude.*use_dora=True"):
         plain.lora_magnitude = [1.0, 2.0, 3.0, 4.0]
     assert plain.lora_magnitude is None
 

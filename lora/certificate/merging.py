@@ -83,11 +83,7 @@ class Merging:
     one_hot: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(
-                f"{self._label}: layers of float16, float32 and float64 can be certified, not of "
-                f"{self.dtype}"
-            )
+        _check_float(self._label, self.dtype)
         if len(self.shape) != 2 or min(self.shape) < 1:
             raise ValueError(
                 f"{self._label}: shape is that of a matrix (d_out, d_in), not {self.shape}"
@@ -146,6 +142,7 @@ class Merging:
                 f"layer {name!r}: A of shape {a.shape} does not go with B of shape {b.shape}; "
                 f"shapes are (rank, d_in) and (d_out, rank)"
             )
+        own = _check_float(f"layer {name!r}", np.dtype(dtype))
         (rank, d_in), s = a.shape, abs(scale)
 
         def update(rows: slice) -> Array:
@@ -160,19 +157,22 @@ class Merging:
             spread = upper(s * (np.abs(b) @ sizes), rank + d_in)
             lost = least * (s * rank + 1) * (1 if one_hot else math.sqrt(d_in))
             strength = np.abs(b).sum(axis=1)
+            if s < float(np.finfo(own).tiny):  # s itself has few digits in the dtype of the layer
+                lost = lost + least_of(own) * (np.abs(b) @ sizes)
             after = sizes.sum() if one_hot else (s * d_in + 1) * strength
             ahead = np.abs(b) if one_hot else sizes
+            peak = float(upper(max(1.0, s) * np.max(ahead, initial=0.0), d_in))
         return cls(
             name=name,
             shape=(len(b), d_in),
-            dtype=np.dtype(dtype),
+            dtype=own,
             base=base,
             update=update,
             update_error=gamma(rank + 2, wide) * spread + lost,
             spread=spread,
             roundings=(0 if one_hot else d_in) + rank + _FEW,
             underflows=upper(rank + after, rank),
-            peak=float(upper(max(1.0, s) * np.max(ahead, initial=0.0), d_in)),
+            peak=peak if s <= float(np.finfo(own).max) else math.inf,
             bias=bias,
             one_hot=one_hot,
         )
@@ -208,6 +208,15 @@ class Merging:
                     f"{value.shape}; it must be {right}"
                 )
         return found
+
+
+def _check_float(label: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Refuse a dtype whose roundings are not known."""
+    if dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(
+            f"{label}: layers of float16, float32 and float64 can be certified, not of {dtype}"
+        )
+    return dtype
 
 
 def gamma(roundings: int, dtype: np.dtype[Any]) -> float:
