@@ -17,7 +17,7 @@ from lora.attachment.replacing import replace
 from lora.certificate.certificate import MergeCertificate
 from lora.certificate.certify import certify
 from lora.certificate.layers import merging_of
-from lora.certificate.storage import DTYPES
+from lora.certificate.storage import DTYPES, check_dtypes
 from minigrad.nn import Module
 
 
@@ -28,7 +28,7 @@ def merge(
     limit: float | None = None,
     dtype: str | None = None,
     radius: float = 1.0,
-    dtypes: Sequence[str] = DTYPES,
+    dtypes: str | Sequence[str] = DTYPES,
     progress: bool = True,
 ) -> MergeCertificate:
     """Let the adapters of `model` compute with W + dW, and certify what that loses.
@@ -39,7 +39,7 @@ def merge(
     Args:
         model: with adapters.
         names: of active adapters to merge; None for all of them. Others go on beside the merged
-            weight.
+            weight, also if they were merged before.
         limit: refuse to merge if in one layer a larger share of the update is lost to rounding.
         dtype: in which this is looked at; None for the dtype of the layers.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
@@ -53,10 +53,11 @@ def merge(
     Raises:
         TypeError: if a layer is of no dtype that can be certified.
         ValueError: if there are no adapters, a name is not that of an active one, none is active,
-            or a merged weight would not be finite; nothing is changed then.
+            an option makes no sense, or a merged weight would not be finite; nothing is changed
+            then.
         MergeError: if more than the limit would be lost; nothing is changed then.
     """
-    found = adapters(model)
+    found, asked = adapters(model), check_dtypes(dtypes)
     chosen = _chosen(model, names)
     merged = {
         place: (layer, [name for name in layer.active if chosen is None or name in chosen])
@@ -69,7 +70,7 @@ def merge(
             "one active"
         )
     own = {part.name: str(part.dtype) for part in parts}
-    looked_at = dict.fromkeys([*dtypes, *([] if dtype is None else [dtype]), *own.values()])
+    looked_at = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])
     certificate = certify(parts, tuple(looked_at), radius, progress=progress)
     broken = [name for name, known in own.items() if not certificate.of(name, known).is_finite]
     if broken:
@@ -81,8 +82,11 @@ def merge(
         for known in sorted(set(own.values())) if dtype is None else [dtype]:
             certificate.check(limit, known)
     for layer, its in merged.values():
-        layer.merge(its)
-    return certificate.only(dtypes)
+        if its:
+            layer.merge(its)
+        else:
+            layer.unmerge()
+    return certificate.only(asked)
 
 
 def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...] | None:

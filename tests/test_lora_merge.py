@@ -236,6 +236,24 @@ def test_a_line_for_each_layer_and_dtype():
     assert "nf4" in certificate._repr_html_()
     few = lora.merge(net(np.random.default_rng(0)), dtypes=["nf4"])
     assert few.dtypes == ["nf4"]
+    assert lora.merge(net(np.random.default_rng(0)), dtypes="nf4").dtypes == ["nf4"]
+
+
+def test_a_layer_without_the_merged_adapters_is_not_merged():
+    rng = np.random.default_rng(0)
+    model = MLP([8, 16, 4], rng=rng)
+    for place in ("layers.0", "layers.1"):
+        lora.attach(model, LoRAConfig(rank=2, targets=[place]), adapter=place[-1], rng=rng)
+    lora.switch(model, "0", "1")
+    shake(model.layers[0], "0", rng, 0.3)
+    shake(model.layers[1], "1", rng, 0.3)
+    x = rng.standard_normal((5, 8)).astype(np.float32)
+    with minigrad.no_grad():
+        before = model(x).data
+        for name, expected in (("0", [True, False]), ("1", [False, True])):
+            assert lora.merge(model, name).layers == [f"layers.{name}"]
+            assert [layer.merged for layer in model.layers] == expected
+            np.testing.assert_allclose(model(x).data, before, rtol=1e-4, atol=1e-5)  # of float32
 
 
 def test_an_update_that_is_lost_is_told():
@@ -278,6 +296,8 @@ def test_there_must_be_something_active_to_merge():
     [
         ({"dtype": "int8", "limit": 1.0}, "int8.*float64"),
         ({"dtypes": ["float8"]}, "float8"),
+        ({"dtypes": "float8"}, "cannot store weights in 'float8'"),
+        ({"dtypes": ()}, "no dtypes"),
         ({"radius": 0.0}, "radius"),
         ({"limit": -1.0}, "limit"),
         ({"names": "other"}, "no adapter 'other'"),

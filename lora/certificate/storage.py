@@ -10,6 +10,7 @@ number one of 16 levels times the largest absolute value of its block.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,18 @@ def check_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise ValueError(f"cannot store weights in {dtype!r}; there are {', '.join(DTYPES)}")
     return dtype
+
+
+def check_dtypes(dtypes: str | Sequence[str]) -> tuple[str, ...]:
+    """One dtype or several, each once.
+
+    Raises:
+        ValueError: if there are none, or a weight cannot be stored in one.
+    """
+    chosen = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
+    if not chosen:
+        raise ValueError(f"there are no dtypes to certify for; choose from {', '.join(DTYPES)}")
+    return tuple(check_dtype(dtype) for dtype in chosen)
 
 
 def computing_dtype(own: np.dtype[Any], dtype: str) -> np.dtype[Any]:
