@@ -128,9 +128,11 @@ def snapshot(net):
 
 @st.composite
 def models(draw):
-    """A model with one to three adapters of all kinds but DoRA."""
+    """A model, of floats or partly in four bits, with one to three adapters of all but DoRA."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     net = Net(rng)
+    if draw(st.booleans()):
+        lora.quantize(net, ["q", "v"], block_size=4, progress=False)
     names = draw(st.sampled_from([["a"], ["a", "b"], ["b", "a", "c"]]))
     for name in names:
         targets = draw(st.lists(st.sampled_from(LAYERS), min_size=1, unique=True))
@@ -265,6 +267,19 @@ def test_a_sum_of_nothing_is_zero_and_can_learn(model):
         assert not adapter.lora_b.data.any()
         assert adapter.lora_a.data.any()
     assert {row.note for row in report.layers} == {"zero"}
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa"])
+@pytest.mark.parametrize("place", ["table", "q"])
+def test_a_sum_of_nothing_learns_where_the_adapter_has_not_yet(rng, place, init):
+    net = Net(rng)
+    before = net(TOKENS).data
+    lora.attach(net, LoRAConfig(rank=2, targets=[place], init=init), adapter="a", rng=rng)
+    combined(net, [("a", 0.0)], "o")
+    lora.switch(net, "o")
+    assert np.array_equal(net(TOKENS).data, before)
+    (net(TOKENS) ** 2).sum().backward()
+    assert any(abs(p.grad.data).max() > 1e-6 for p in net.trainable_parameters())
 
 
 @laws
