@@ -714,6 +714,43 @@ def test_dora_and_sums_with_it_can_be_approximated(rng):
     np.testing.assert_allclose(base.eval()(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("as_state", [False, True])
+def test_of_a_base_in_four_bits_what_these_lose_is_extracted_too(rng, as_state):
+    tuned = Net(rng)
+    base = copy.deepcopy(tuned)
+    lora.quantize(base, ["q", "v"], block_size=4, progress=False)
+    held = [base.q.weight, base.v.weight]
+    change = {name: getattr(tuned, name).weight.data for name in ("q", "v")}
+    change = {name: w - getattr(base, name).weight.dense(np.float64) for name, w in change.items()}
+    report = lora.extract(base, tuned.state_dict() if as_state else tuned, 2)
+    assert [(row.name, row.rank) for row in report.layers] == [("q", 2), ("v", 2), ("head", 0)]
+    for row in report.layers[:2]:
+        s = np.linalg.svd(change[row.name], compute_uv=False)
+        assert row.error == pytest.approx(np.linalg.norm(s[2:]), rel=1e-10)
+        found = term(adapters(base, "default")[row.name])[0]
+        assert np.linalg.norm(found - change[row.name]) == pytest.approx(row.error, rel=1e-9)
+    lora.detach(base)
+    assert [base.q.weight, base.v.weight] == held
+    lora.extract(base, tuned, 9)
+    np.testing.assert_allclose(base(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
+
+
+def test_two_models_in_four_bits_differ_where_their_codes_do(rng):
+    base = Net(rng)
+    lora.quantize(base, ["q", "v"], block_size=4, progress=False)
+    tuned = copy.deepcopy(base)
+    tuned.v = Linear(4, 5, bias=False, dtype=np.float64, rng=rng)
+    lora.quantize(tuned, ["v"], block_size=4, progress=False)
+    tuned.head.weight.data = tuned.head.weight.data + 1
+    with pytest.raises(ValueError, match=r"would not have: v\.weight;"):
+        lora.extract(base, tuned, 4, targets=["q", "head"])
+    lora.extract(base, tuned, 4)
+    assert list(adapters(base, "default")) == ["v", "head"]
+    np.testing.assert_allclose(base(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"missing: q\.weight \(4, 5\)"):
+        lora.extract(lora.detach(base), tuned.state_dict(), 4)
+
+
 def test_a_layer_that_does_not_differ_gets_no_adapter(rng):
     base, tuned, _ = pair(rng, targets=["q"])
     report = lora.extract(base, tuned, 1)
