@@ -4,7 +4,8 @@ Four dtypes are of floating point, with p binary digits and a least positive num
 unit of an x with 2^(e-1) <= |x| < 2^e is 2^(e-p), at least the least number, and x is rounded to
 the nearest multiple of it, to the even one of two. This rounds once, from float64, whatever the
 dtype. The fifth is NF4 (Dettmers et al., 2023, section 3): blocks of 64 numbers of a row, each
-number one of 16 levels times the largest absolute value of its block.
+number one of 16 levels times the largest absolute value of its block, which is kept in float32. So
+it is what `lora.quantize(model, double_quant=False)` would make of the merged weight.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from minigrad.kernels.nf4 import LEVELS
 
 Array = NDArray[Any]
 
@@ -47,14 +50,7 @@ DTYPES = (*_FORMATS, "nf4")
 
 BLOCK = 64  # numbers of a row that NF4 divides by one absolute value
 
-_LEVELS = np.array(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ]
-)  # fmt: skip
+_LEVELS = LEVELS.astype(np.float64)
 _MIDDLES = (_LEVELS[1:] + _LEVELS[:-1]) / 2
 _GAPS = np.minimum(np.diff(_LEVELS, prepend=-np.inf), np.diff(_LEVELS, append=np.inf))
 
