@@ -330,6 +330,24 @@ def test_dropout_is_on_the_way_to_the_update_only(rng, use_dora):
     assert abs(np.mean(used) - 1) < 0.1
 
 
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"dropout": 0.5}], ids=str)
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+def test_no_gradient_gets_to_a_base_whose_flag_someone_has_set(rng, kind, options):
+    layer = (Embedding if kind == "embedding" else Linear)(6, 4, dtype=D, rng=rng)
+    model, layer = adapted(rng, layer, targets=["0"], **options)
+    shake(layer, rng)
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    x = np.arange(6) if kind == "embedding" else rng.standard_normal((5, 6))
+    (model(x) ** 2).sum().backward()
+    assert frozen
+    assert all(p.grad is None for p in frozen)
+    with lora.disabled(model):
+        assert not model(x).requires_grad
+    assert all(abs(p.grad.data).max() > 0 for p in layer.adapter.trained())
+
+
 # ----------------------------------------------------------------------------------------------
 # Every combination
 # ----------------------------------------------------------------------------------------------
