@@ -211,7 +211,7 @@ class Adapter:
         """A and B of the whole update: with PiSSA, of twice the rank."""
         if self.start is None:
             return self.lora_a, self.lora_b
-        a, b = self.start
+        a, b = (part.detach() for part in self.start)
         return (
             ops.concatenate([self.lora_a, self.lora_a - a]),
             ops.concatenate([self.lora_b - b, b], axis=1),

@@ -93,11 +93,13 @@ def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...]
     """The adapters to merge, or None for all that are active.
 
     Raises:
-        ValueError: if one is not there, or not active.
+        ValueError: if there are none, or one is not there, or not active.
     """
     if names is None:
         return None
     record, chosen = required(model), (names,) if isinstance(names, str) else tuple(names)
+    if not chosen:
+        raise ValueError("names are empty; None stands for all adapters that are active")
     for name in chosen:
         record.get(name)
         if name not in record.active:

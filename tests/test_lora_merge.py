@@ -301,6 +301,7 @@ def test_there_must_be_something_active_to_merge():
         ({"radius": 0.0}, "radius"),
         ({"limit": -1.0}, "limit"),
         ({"names": "other"}, "no adapter 'other'"),
+        ({"names": []}, "names are empty; None stands for all"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

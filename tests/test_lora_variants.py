@@ -330,7 +330,9 @@ def test_dropout_is_on_the_way_to_the_update_only(rng, use_dora):
     assert abs(np.mean(used) - 1) < 0.1
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"dropout": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dora": True}, {"dropout": 0.5}, {"init": "pissa"}], ids=str
+)
 @pytest.mark.parametrize("kind", ["linear", "embedding"])
 def test_no_gradient_gets_to_a_base_whose_flag_someone_has_set(rng, kind, options):
     layer = (Embedding if kind == "embedding" else Linear)(6, 4, dtype=D, rng=rng)
@@ -436,3 +438,24 @@ def test_an_adapter_can_be_put_on_a_layer_by_hand(rng):
     assert np.array_equal(layer(x).data, base)
     with pytest.raises(ValueError, match="'mine' already"):
         layer.add("mine", Adapter(layer.weight, 2, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda layer: layer.use(["a", "c"]), "no adapter 'c'; the layer has 'a', 'b'"),
+        (lambda layer: layer.use(["a", "a"]), "takes part once or not at all: 'a', 'a'"),
+        (lambda layer: layer.merge(["a", "a"]), "takes part once or not at all: 'a', 'a'"),
+        (lambda layer: layer.merge(["c"]), "no adapter 'c'"),
+        (lambda layer: layer.merge(["b"]), "'b' is no active adapter"),
+        (lambda layer: layer.remove("c"), "no adapter 'c'"),
+    ],
+)
+def test_names_that_a_layer_has_not_or_are_named_twice_change_nothing(rng, call, message):
+    layer = LoRALayer.around(Linear(6, 4, dtype=D, rng=rng))
+    for name in ("a", "b"):
+        layer.add(name, Adapter(layer.weight, 2, 3.0, rng=rng))
+    layer.use(["a"])
+    with pytest.raises(ValueError, match=message):
+        call(layer)
+    assert (list(layer.adapters), layer.active, layer.merged) == (["a", "b"], ("a",), False)
