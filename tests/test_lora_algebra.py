@@ -454,7 +454,12 @@ def test_dora_can_be_copied_and_nothing_else(rng, rank, init):
     put_on(net, "d", rng, use_dora=True, dora_norm_gradient=True, rank=1, init=init)
     put_on(net, "p", rng, targets=["v"], rank=2)
     combined(net, [("d", 1), ("p", 0)], "same", rank=rank)
-    assert bits(net, "same") == bits(net, "d")
+    mine = bits(net, "d")
+    assert bits(net, "same") == mine
+    for adapter in adapters(net, "same").values():
+        for _, part in adapter.contents():
+            part.copy_(part.data + 1)
+    assert bits(net, "d") == mine
     before = snapshot(net)
     for terms in ([("d", 2)], [("d", -1)], [("d", 1), ("p", 1)]):
         with pytest.raises(ValueError, match=r"(q|v|head): adapter 'd' is DoRA.*lora\.extract"):

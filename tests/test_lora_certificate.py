@@ -706,7 +706,7 @@ def test_a_sum_in_float16_can_be_too_long_for_a_bound(rng):
 def test_strips_change_no_figure(rng, monkeypatch):
     layer = gaussian(rng, 23, 40, bias=np.arange(23, dtype=np.float32))
     whole = certify([layer.part], progress=False).rows
-    monkeypatch.setattr("lora.certificate.merging.STRIP", 5 * 40)
+    monkeypatch.setattr("lora.weight.STRIP", 5 * 40)
     assert len(layer.part.strips()) == 5
     for found, expected in zip(certify([layer.part], progress=False).rows, whole, strict=True):
         assert found.absorbed == expected.absorbed

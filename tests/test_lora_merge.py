@@ -206,6 +206,21 @@ def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
     assert 0.05 * bound < change <= bound
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("kind", ["dense", "nf4", "embedding"])
+def test_strips_change_neither_the_certificate_nor_the_merged_weight(monkeypatch, kind, form):
+    model = adapted(np.random.default_rng(0), kind, [form, {}], np.float64)
+    whole, weight = lora.merge(model).rows, model[0].merged_weight().data
+    monkeypatch.setattr("lora.weight.STRIP", 70)
+    assert len(model[0].weight.strips()) > 4
+    strips = lora.merge(model).rows
+    for found, expected in zip(strips, whole, strict=True):
+        assert (found.absorbed, found.ulp) == (expected.absorbed, expected.ulp)
+        assert found.lost == pytest.approx(expected.lost, rel=1e-12)
+        assert found.bound == pytest.approx(expected.bound, rel=1e-12)
+    np.testing.assert_allclose(model[0].merged_weight().data, weight, rtol=1e-14, atol=1e-15)
+
+
 def test_what_is_merged_is_rounded_once():
     rng = np.random.default_rng(0)
     model = adapted(rng, "dense", [{}, {}], np.float32)

@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lora.weight import strips
 from minigrad import kernels
 
 Array = NDArray[Any]
 Rows = Callable[[slice], Array]
-
-STRIP = 1 << 18  # numbers that are looked at together
 
 # Of a term besides those of its sums: of s and of the product with it, or with B if there are
 # several adapters; of a quantised W two; of the bias, and of adding up.
@@ -183,9 +182,7 @@ class Merging:
 
     def strips(self) -> list[slice]:
         """The rows in parts of no more than some megabytes."""
-        step = max(1, STRIP // self.shape[1])
-        starts = range(0, self.shape[0], step)
-        return [slice(start, min(start + step, self.shape[0])) for start in starts]
+        return strips(self.shape)
 
     def read(self, rows: slice) -> tuple[Array, Array]:
         """Some rows of W and of dW.
