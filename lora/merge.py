@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from lora.adapted import AdaptedLayer
 from lora.attachment.record import (
     adapters,
@@ -132,7 +134,8 @@ def fold(model: Module) -> Module:
     is itself a layer with adapters is not changed; its plain layer is returned.
 
     Raises:
-        ValueError: if there are no adapters, or one is not active, which would be lost.
+        ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
+            not finite; nothing is changed then.
     """
     layers = dict(adapters(model))
     record = record_of(model)
@@ -145,7 +148,14 @@ def fold(model: Module) -> Module:
                 f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
                 f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active"
             )
-    folded = {id(layer): layer.plain() for layer in layers.values()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        folded = {id(layer): layer.plain() for layer in layers.values()}
+    broken = [name for name, layer in layers.items() if not _is_finite(folded[id(layer)])]
+    if broken:
+        raise ValueError(
+            f"the merged weight would not be finite in {', '.join(map(repr, broken))}; nothing was "
+            f"changed"
+        )
     if isinstance(model, AdaptedLayer):
         return folded[id(model)]
     for layer in layers.values():
@@ -164,3 +174,8 @@ def fold(model: Module) -> Module:
         restore_flags(record.flags)
     replace(model, folded)
     return model
+
+
+def _is_finite(layer: Module) -> bool:
+    """Whether there is no NaN and no Inf in its parameters."""
+    return all(np.isfinite(parameter._data).all() for parameter in layer.parameters())

@@ -299,6 +299,18 @@ def test_a_merged_weight_that_is_not_finite_is_refused_by_name(value):
     assert not any(layer.merged for layer in model.layers)
 
 
+@pytest.mark.parametrize("value", [np.nan, 3e38])
+def test_what_is_folded_must_be_finite(value):
+    model = net(np.random.default_rng(0))
+    model.layers[1].lora_b.data[1, 0] = value
+    model.layers[1].scale = 1e3
+    before = list(model.modules())
+    with pytest.raises(ValueError, match=r"not be finite in 'layers\.1'.*nothing was changed"):
+        lora.fold(model)
+    assert list(model.modules()) == before
+    assert lora.active(model) == ("default",)
+
+
 def test_there_must_be_something_active_to_merge():
     model = net(np.random.default_rng(0))
     lora.switch(model)
