@@ -43,7 +43,7 @@ def merge(
         names: of active adapters to merge; None for all of them. Others go on beside the merged
             weight, also if they were merged before.
         limit: refuse to merge if in one layer a larger share of the update is lost to rounding.
-        dtype: in which this is looked at; None for the dtype of the layers.
+        dtype: in which this is looked at; None for the dtype of each layer.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
         dtypes: what the certificate speaks of: "float64", "float32", "float16", "bfloat16", "nf4".
         progress: show a progress bar if it takes long.
@@ -82,7 +82,8 @@ def merge(
         )
     if limit is not None:
         for known in sorted(set(own.values())) if dtype is None else [dtype]:
-            certificate.check(limit, known)
+            rows = [row for row in certificate.rows if dtype or own[row.layer] == known]
+            MergeCertificate(tuple(rows), certificate.radius).check(limit, known)
     for layer, its in merged.values():
         if its:
             layer.merge(its)

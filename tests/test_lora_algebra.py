@@ -550,6 +550,10 @@ def test_dropout_is_kept_where_all_terms_have_it(rng):
     report = combined(net, [("a", 1), ("c", 1)], "other")
     assert adapters(net, "other")["q"].dropout == 0
     assert {row.name: row.note for row in report.layers}["q"].startswith("no dropout")
+    expected = lora.switch(net.eval(), "a")(TOKENS).data
+    combined(net, [("a", 1)], "copy")
+    np.testing.assert_array_equal(lora.switch(net, "copy")(TOKENS).data, expected)
+    assert not np.array_equal(net.train()(TOKENS).data, expected)
 
 
 def test_the_report_can_be_read(rng):

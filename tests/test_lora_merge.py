@@ -289,6 +289,21 @@ def test_too_much_loss_is_refused_and_nothing_is_merged():
     assert all(layer.merged for layer in model.layers)
 
 
+def test_without_a_dtype_the_limit_is_that_of_each_layer_in_its_own():
+    rng = np.random.default_rng(0)
+    model = Sequential(Linear(8, 8, rng=rng), Linear(8, 8, dtype=np.float64, rng=rng))
+    lora.attach(model, LoRAConfig(rank=2), rng=rng)
+    shake(model[0], "default", rng, 0.3)
+    shake(model[1], "default", rng, 1e-9)
+    lora.merge(model, limit=1e-5)
+    lora.unmerge(model)
+    with pytest.raises(MergeError, match=r"stored in float32, 1 of 2 layers"):
+        lora.merge(model, limit=1e-5, dtype="float32")
+    with pytest.raises(MergeError, match=r"stored in float32, 1 of 1 layer"):
+        lora.merge(model, limit=1e-12)
+    assert not model[1].merged
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
 def test_a_merged_weight_that_is_not_finite_is_refused_by_name(value):
     model = net(np.random.default_rng(0))
