@@ -639,6 +639,8 @@ def test_the_approximation_of_a_product_is_that_of_the_matrix(rng, d_out, d_in, 
         )
         np.testing.assert_allclose(best.b @ best.a, right.b @ right.a, rtol=1e-12, atol=1e-12)
         assert best.a.shape == (rank, d_in)
+        shared = np.linalg.norm(best.a, axis=1), np.linalg.norm(best.b, axis=0)
+        np.testing.assert_allclose(*shared, rtol=1e-12)  # each has the roots of singular values
         assert best.error == pytest.approx(right.error, rel=1e-12, abs=1e-13)
         assert best.norm == pytest.approx(np.linalg.norm(b @ a), rel=1e-12)
         assert best.energy + best.relative_error**2 == pytest.approx(1)

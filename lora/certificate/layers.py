@@ -27,7 +27,7 @@ def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> Merging:
     """
     merged = [layer.adapters[adapter] for adapter in names]
     active = [layer.adapters[adapter] for adapter in layer.active]
-    found = _summed([_low_rank(name, layer, adapter) for adapter in active], layer, active)
+    found = _summed([_low_rank(name, layer, adapter) for adapter in active], active)
     if any(adapter.lora_magnitude is not None for adapter in active):
         found = _with_dora(found, layer, active)
     ratios = {id(adapter): adapter.exact_ratio(layer.weight) for adapter in merged}
@@ -61,7 +61,7 @@ def _low_rank(name: str, layer: AdaptedLayer, adapter: Adapter) -> Merging:
     return Merging.low_rank(name, layer.weight.rows, a, b, scale, dtype=dtype, bias=bias)
 
 
-def _summed(parts: Sequence[Merging], layer: AdaptedLayer, adapters: Sequence[Adapter]) -> Merging:
+def _summed(parts: Sequence[Merging], adapters: Sequence[Adapter]) -> Merging:
     """Of several at once. Plain ones may be one of all their ranks then, with each B times its s.
 
     What that product loses below the least normal number is multiplied by x A^T.
