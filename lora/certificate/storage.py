@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.kernels.nf4 import LEVELS
+from minigrad import kernels
 
 Array = NDArray[Any]
 
@@ -50,9 +51,13 @@ DTYPES = (*_FORMATS, "nf4")
 
 BLOCK = 64  # numbers of a row that NF4 divides by one absolute value
 
-_LEVELS = LEVELS.astype(np.float64)
-_MIDDLES = (_LEVELS[1:] + _LEVELS[:-1]) / 2
-_GAPS = np.minimum(np.diff(_LEVELS, prepend=-np.inf), np.diff(_LEVELS, append=np.inf))
+
+@cache
+def _code_book() -> tuple[Array, Array, Array]:
+    """The levels, the middles between two, and how far the nearer neighbour of each is."""
+    levels = kernels.nf4.LEVELS.astype(np.float64)
+    gaps = np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf)
+    return levels, (levels[1:] + levels[:-1]) / 2, np.minimum(*gaps)
 
 
 def check_dtype(dtype: str) -> str:
@@ -130,7 +135,7 @@ def unit_of(x: Array, dtype: str) -> Array:
     """
     if dtype == "nf4":
         absmax = _absmax(x)
-        unit = _GAPS[_codes(x, absmax)] * absmax
+        unit = _code_book()[2][_codes(x, absmax)] * absmax
         least = _FORMATS["float32"].least
     else:
         unit = np.ldexp((x != 0).astype(np.float64), np.frexp(x)[1] - _FORMATS[dtype].digits)
@@ -142,7 +147,7 @@ def unit_of(x: Array, dtype: str) -> Array:
 def _nf4(x: Array) -> Array:
     absmax = _absmax(x)
     with np.errstate(invalid="ignore"):  # 0 times infinity, in a block that is beyond float32
-        return _LEVELS[_codes(x, absmax)] * absmax
+        return _code_book()[0][_codes(x, absmax)] * absmax
 
 
 def _absmax(x: Array) -> Array:
@@ -158,4 +163,4 @@ def _absmax(x: Array) -> Array:
 def _codes(x: Array, absmax: Array) -> Array:
     """Which level is the nearest to x / absmax."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.searchsorted(_MIDDLES, x / absmax)
+        return np.searchsorted(_code_book()[1], x / absmax)
