@@ -119,9 +119,11 @@ power = st.floats(-25, 25)
     powers=st.lists(power, min_size=13, max_size=13),
     seed=st.integers(0, 2**32 - 1),
 )
-@hypothesis.example([{}], [0, 0, 30, 0, -44, *[0] * 8], 0)  # s has no digits in the dtype
+@hypothesis.example([{}], [-30, 0, 30, 0, -44, *[0] * 8], 0)  # s has few digits in float32
+@hypothesis.example([{}], [0, -7, 0, 0, 10, *[0] * 8], 0)  # s overflows float16
 @hypothesis.example([{}], [0, 19, -35, 0, 20, *[0] * 8], 0)  # s x A^T overflows
-@hypothesis.example([{}] * 2, [0, -30, 30, 0, 10, *[0] * 8], 0)  # s B, where ranks are joined
+@hypothesis.example([{}] * 2, [0, *[-30, 30, 0, 10] * 3], 0)  # s B does, where ranks are joined
+@hypothesis.example([{}] * 2, [-30, *[30, -19, 0, -25] * 3], 0)  # s B has few digits
 @hypothesis.example([{"use_dora": True}], [-42, 0, -45, -10, 0, *[0] * 8], 0)  # m / n x W^T
 @hypothesis.example([{"use_dora": True}], [-25, 0, -25, 3, 0, *[0] * 8], 0)  # m / n overflows
 @hypothesis.example([{"use_dora": True}], [-4, 2, 1, -4, 0, *[0] * 8], 0)  # m / n has few digits
@@ -138,11 +140,10 @@ def test_the_bound_holds_however_a_b_s_and_m_share_out_the_update(kind, dtype, f
     for i, form in enumerate(forms):
         lora.attach(model, LoRAConfig(rank=2, targets=["0"], **form), adapter=f"a{i}", rng=rng)
         adapter = model[0].adapters[f"a{i}"]
-        own = powers[4 * i + 1 :][:4]  # of A, B, m and s
-        for part, log in zip(adapter.trained(), own, strict=False):
-            moved = part.data + np.float64(10.0) ** log * rng.standard_normal(part.shape)
-            part.copy_(clipped(moved, dtype))
-        adapter.scale = 1.5 * 10.0 ** own[3]
+        logs = powers[4 * i + 1 :][:4]  # of A, B, m and s
+        for part, log in zip(adapter.trained(), logs, strict=False):
+            part.copy_(clipped(np.float64(10.0) ** log * rng.standard_normal(part.shape), dtype))
+        adapter.scale = 1.5 * 10.0 ** logs[3]
     lora.switch(model, *[f"a{i}" for i in range(len(forms))])
     layer = model[0]
     own = np.dtype(dtype).name
