@@ -103,6 +103,35 @@ def test_no_output_changes_by_more_than_the_certificate_says(kind, dtype, forms,
             assert abs(changed.astype(np.float64) - before[name]).max() <= bound
 
 
+@pytest.mark.parametrize(
+    ("dora", "others", "expected"),
+    [  # |w| = 2, |s B A| = 3, of the other adapter 2; m / n = 7 / 5
+        (False, 0, {"spread": 3, "roundings": 1 + 1 + 8, "underflows": 1 + 3 * 0.5}),
+        (False, 1, {"spread": 3 + 2, "roundings": 1 + 2 + 8, "underflows": 2.5 + 1 + 1.5 * 4}),
+        # 1.4 (2 + 3) (2 + (2 + 3) / 5), without the w that is not counted
+        (True, 0, {"spread": 21 - 2, "roundings": 1 + 1 + 16, "underflows": 1.4 * (2.5 + 1 + 2)}),
+        # w once more, since it is taken off the DoRA's output
+        (True, 1, {"spread": 21 + 2 + 2, "roundings": 1 + 2 + 24, "underflows": 1.4 * (9.5 + 3)}),
+    ],
+)
+def test_the_terms_of_the_bound_are_those_of_the_layer(dora, others, expected):
+    model = Sequential(Linear(1, 1, bias=False))
+    model[0].weight.copy_([[2.0]])
+    lora.attach(model, LoRAConfig(rank=1, use_dora=dora), adapter="a")
+    lora.attach(model, LoRAConfig(rank=1), adapter="b")
+    lora.switch(model, *["a", "b"][: 1 + others])
+    for name, a, b, scale in (("a", 3.0, 0.5, 2.0), ("b", -1.0, 4.0, 0.5)):
+        adapter = model[0].adapters[name]
+        adapter.lora_a, adapter.lora_b, adapter.scale = [[a]], [[b]], scale
+    if dora:
+        model[0].adapters["a"].lora_magnitude = [7.0]
+    part = merging_of("0", model[0], model[0].active)
+    for name, value in expected.items():
+        # Spreads and underflows are raised by a few roundings; m / n is 1.4 in float32.
+        assert np.max(getattr(part, name)) == pytest.approx(value, rel=1e-6)
+    assert part.peak == pytest.approx(1.4 * (expected["spread"] + 4) if dora else 6, rel=1e-6)
+
+
 def clipped(values, dtype):
     """In a dtype, without its largest numbers."""
     most = float(np.finfo(dtype).max) / 4
