@@ -77,12 +77,15 @@ def test_orthogonal_factors_are_not_zero_and_their_product_is():
     np.testing.assert_allclose([a.std(), b.std()], np.sqrt(0.5) / 10, rtol=0.1)
 
 
-def test_orthogonal_factors_need_an_even_rank(rng):
-    model = Sequential(Linear(6, 4), Linear(4, 4))
-    before = list(model.modules())
+@pytest.mark.parametrize("second", [Linear(4, 4), Embedding(4, 4)], ids=["linear", "embedding"])
+def test_orthogonal_factors_need_an_even_rank(second):
+    model, rng = Sequential(Linear(6, 4), second), np.random.default_rng(0)
+    before, state = list(model.modules()), rng.bit_generator.state
+    config = LoRAConfig(rank=2, targets=["0", "1"], init="orthogonal", rank_pattern={"1": 3})
     with pytest.raises(ValueError, match=r"1: init=\"orthogonal\" .* even, not 3"):
-        lora.attach(model, LoRAConfig(rank=2, init="orthogonal", rank_pattern={"1": 3}))
+        lora.attach(model, config, rng=rng)
     assert list(model.modules()) == before
+    assert rng.bit_generator.state == state
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0, 2.0, 7.0])

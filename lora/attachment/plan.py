@@ -93,8 +93,7 @@ def _check_layer(target: Target, layer: AdaptedLayer, config: LoRAConfig) -> Non
     """Refuse what cannot be adapted in this way."""
     try:
         check_rank_fits(target.rank, layer.d_out, layer.d_in)
-        if not isinstance(layer, LoRAEmbedding):
-            check_rank_of_init(config.init, target.rank)
+        check_rank_of_init(config.init, target.rank)
     except ValueError as error:
         raise ValueError(f"{target.name}: {error}") from error
     if layer.weight.dtype.kind != "f":
