@@ -53,7 +53,8 @@ def merge(
         weight in units in the last place, and a bound on the change of the outputs.
 
     Raises:
-        TypeError: if a layer is of no dtype that can be certified.
+        TypeError: if a layer is of no dtype that can be certified, a name is no string, or the
+            limit or radius no number; nothing is changed then.
         ValueError: if there are no adapters, a name is not that of an active one, none is active,
             an option makes no sense, or a merged weight would not be finite; nothing is changed
             then.
@@ -104,6 +105,8 @@ def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...]
     if not chosen:
         raise ValueError("names are empty; None stands for all adapters that are active")
     for name in chosen:
+        if not isinstance(name, str):
+            raise TypeError(f"names are those of adapters, as in ['a', 'b'], not {name!r}")
         record.get(name)
         if name not in record.active:
             raise ValueError(

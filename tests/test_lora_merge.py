@@ -370,6 +370,10 @@ def test_there_must_be_something_active_to_merge():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"names": ["default", 3]}, r"names are those of adapters, as in \['a', 'b'\], not 3"),
+        ({"limit": "0.1"}, "limit must be a number, not '0.1'"),
+        ({"radius": "1"}, "radius must be a number, not '1'"),
+        ({"radius": True}, "radius must be a number, not True"),
         ({"dtype": "int8", "limit": 1.0}, "int8.*float64"),
         ({"dtypes": ["float8"]}, "float8"),
         ({"dtypes": "float8"}, "cannot store weights in 'float8'"),
@@ -382,7 +386,7 @@ def test_there_must_be_something_active_to_merge():
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     model = net(np.random.default_rng(0))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         lora.merge(model, **options)
     assert not any(layer.merged for layer in model.layers)
 

@@ -21,6 +21,7 @@ import numpy as np
 from lora.certificate.certificate import MergeCertificate, Row
 from lora.certificate.merging import Array, Merging, gamma, least_of, norms, upper
 from lora.certificate.storage import DTYPES, check_dtypes, computing_dtype, round_to, unit_of
+from lora.scaling import check_number
 
 
 def certify(
@@ -43,7 +44,7 @@ def certify(
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
-        TypeError: if W or dW is not of float64.
+        TypeError: if W or dW is not of float64, or the radius is no number.
         ValueError: if there are no layers, or two of one name, or no dtypes, or there is no such
             dtype, or the radius is not positive and finite, or rows of W or dW have a wrong shape.
     """
@@ -79,6 +80,7 @@ def _check(parts: Sequence[Merging], radius: float) -> None:
             f"there are several layers named {', '.join(map(repr, twice))}; each needs a name of "
             f"its own"
         )
+    check_number("radius", radius)
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be a positive number, the norm of inputs, not {radius!r}")
 
