@@ -61,7 +61,7 @@ class AdaptedLayer(Module):
 
     lora_a = _Own("A, `(rank, d_in)`. Assigning copies.")
     lora_b = _Own("B, `(d_out, rank)`. Assigning copies.")
-    lora_magnitude = _Own("DoRA's m, `(d_out,)`, or None.")
+    lora_magnitude = _Own("DoRA's m, `(d_out,)`, or None. Assigning copies.")
     scale = _Own("The factor in force.")
     dropout = _Own("The probability of dropping an element on its way to A, in training.")
     rng = _Own("Where A, and what is dropped, are drawn from.")
@@ -163,12 +163,26 @@ class AdaptedLayer(Module):
             raise ValueError(f"there is an adapter {name!r} already")
         self.adapters[name] = adapter
 
+    def _check_names(self, names: Sequence[str]) -> None:
+        """Refuse names of no adapter, and to count one twice."""
+        for name in names:
+            if name not in self.adapters:
+                raise ValueError(
+                    f"there is no adapter {name!r}; the layer has "
+                    f"{', '.join(map(repr, self.adapters)) or 'none'}"
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"an adapter takes part once or not at all: {', '.join(map(repr, names))}"
+            )
+
     def remove(self, name: str) -> None:
         """Take an adapter off.
 
         Raises:
-            ValueError: if it is merged.
+            ValueError: if there is none of this name, or it is merged.
         """
+        self._check_names([name])
         if self._merged is not None and name in self._merged.adapters:
             raise ValueError(
                 f"adapter {name!r} is merged, so what it has learned would stay in the merged "
@@ -181,8 +195,10 @@ class AdaptedLayer(Module):
         """Let these adapters be active, and no others.
 
         Raises:
-            ValueError: if one that is merged would not be.
+            ValueError: if there is no such adapter, one is named twice, or one that is merged would
+                not be active.
         """
+        self._check_names(names)
         merged = () if self._merged is None else self._merged.adapters
         left = [name for name in merged if name not in names]
         if left:
@@ -319,9 +335,10 @@ class AdaptedLayer(Module):
             names: of active adapters; None for all of them. The others are added in each call.
 
         Raises:
-            ValueError: if one of the names is not that of an active adapter.
+            ValueError: if one of the names is not that of an active adapter, or is there twice.
         """
         chosen = tuple(self.active if names is None else names)
+        self._check_names(chosen)
         for name in chosen:
             if name not in self.active:
                 raise ValueError(

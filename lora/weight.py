@@ -24,6 +24,12 @@ Array = NDArray[Any]
 STRIP = 1 << 18  # numbers that are in float64 at a time
 
 
+def strips(shape: tuple[int, int]) -> list[slice]:
+    """The rows of a matrix in parts of no more than some megabytes."""
+    rows, step = shape[0], max(1, STRIP // shape[1])
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
 class Weight(ABC):
     """What is common: rows in float64, and the squares of their norms.
 
@@ -69,8 +75,7 @@ class Weight(ABC):
 
     def strips(self) -> list[slice]:
         """The rows in parts of no more than some megabytes."""
-        step = max(1, STRIP // self.shape[1])
-        return [slice(start, start + step) for start in range(0, self.shape[0], step)]
+        return strips(self.shape)
 
     def squares(self) -> Array:
         """The squares of the norms of the rows in float64."""

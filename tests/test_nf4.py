@@ -8,6 +8,7 @@ import sys
 import textwrap
 import tracemalloc
 from pathlib import Path
+from statistics import NormalDist
 
 import hypothesis
 import hypothesis.strategies as st
@@ -30,12 +31,6 @@ ROOT = Path(__file__).parents[1]
 
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 
-PUBLISHED = [
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-]
 FLOATS = [np.float16, np.float32, np.float64]
 SHAPES = [(1, 1), (1, 9), (9, 1), (5, 64), (4, 100), (3, 129), (70, 33)]
 BLOCKS = [1, 2, 3, 7, 64, 1000]
@@ -76,9 +71,13 @@ def peak():
 # ----------------------------------------------------------------------------------------------
 
 
-def test_the_code_book_is_the_published_one():
+def test_levels_are_quantiles_of_a_normal_distribution():
+    last = 1 - (1 / 30 + 1 / 32) / 2
+    quantile = NormalDist().inv_cdf
+    above = [quantile(p) for p in np.linspace(0.5, last, 9)[1:]]
+    below = [-quantile(p) for p in np.linspace(0.5, last, 8)[:0:-1]]
     assert LEVELS.dtype == np.float32
-    assert_allclose(LEVELS, PUBLISHED, rtol=0, atol=1e-6)
+    assert_allclose(LEVELS, np.array([*below, 0, *above]) / above[-1], rtol=0, atol=1e-6)
     assert (LEVELS[0], LEVELS[7], LEVELS[15]) == (-1, 0, 1)
 
 
@@ -121,7 +120,7 @@ def published_error(w):
     """The mean squared error of the published code book in blocks of 64, in float64."""
     numbers = w.astype(np.float64).reshape(-1, 64)
     absmax = np.abs(numbers).max(1, keepdims=True)
-    levels = np.array(PUBLISHED)
+    levels = LEVELS.astype(np.float64)
     nearest = levels[np.abs(numbers[..., None] / absmax[..., None] - levels).argmin(-1)]
     return np.mean(np.square(nearest * absmax - numbers))
 
