@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.attachment.whole import Whole
+from lora.attachment.whole import in_force
 from lora.merged import Merged
 from lora.weight import Weight
 from minigrad import ops
@@ -61,7 +61,7 @@ class AdaptedLayer(Module):
 
     lora_a = _Own("A, `(rank, d_in)`. Assigning copies.")
     lora_b = _Own("B, `(d_out, rank)`. Assigning copies.")
-    lora_magnitude = _Own("DoRA's m, `(d_out,)`, or None.")
+    lora_magnitude = _Own("DoRA's m, `(d_out,)`, or None. Assigning copies.")
     scale = _Own("The factor in force.")
     dropout = _Own("The probability of dropping an element on its way to A, in training.")
     rng = _Own("Where A, and what is dropped, are drawn from.")
@@ -80,6 +80,7 @@ class AdaptedLayer(Module):
         self.adapters: dict[str, Adapter] = {}
         self.active: tuple[str, ...] = ()
         self.enabled = True
+        self._paused: list[bool] = []
         self._merged: Merged | None = None
         self._seen: tuple[Any, Weight] | None = None
 
@@ -162,12 +163,26 @@ class AdaptedLayer(Module):
             raise ValueError(f"there is an adapter {name!r} already")
         self.adapters[name] = adapter
 
+    def _check_names(self, names: Sequence[str]) -> None:
+        """Refuse names of no adapter, and to count one twice."""
+        for name in names:
+            if name not in self.adapters:
+                raise ValueError(
+                    f"there is no adapter {name!r}; the layer has "
+                    f"{', '.join(map(repr, self.adapters)) or 'none'}"
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"an adapter takes part once or not at all: {', '.join(map(repr, names))}"
+            )
+
     def remove(self, name: str) -> None:
         """Take an adapter off.
 
         Raises:
-            ValueError: if it is merged.
+            ValueError: if there is none of this name, or it is merged.
         """
+        self._check_names([name])
         if self._merged is not None and name in self._merged.adapters:
             raise ValueError(
                 f"adapter {name!r} is merged, so what it has learned would stay in the merged "
@@ -180,8 +195,10 @@ class AdaptedLayer(Module):
         """Let these adapters be active, and no others.
 
         Raises:
-            ValueError: if one that is merged would not be.
+            ValueError: if there is no such adapter, one is named twice, or one that is merged would
+                not be active.
         """
+        self._check_names(names)
         merged = () if self._merged is None else self._merged.adapters
         left = [name for name in merged if name not in names]
         if left:
@@ -190,6 +207,17 @@ class AdaptedLayer(Module):
                 f"call unmerge() first"
             )
         self.active = tuple(names)
+
+    def pause(self) -> None:
+        """Let no adapter take part until `resume`; as often as one likes."""
+        self._paused.append(self.enabled)
+        self.enabled = False
+
+    def resume(self) -> None:
+        """Take back one `pause`. After the last, the layer is as enabled as it was."""
+        before = self._paused.pop()
+        if not self._paused:
+            self.enabled = before
 
     # ----------------------------------------------------------------------------------------------
     # Forward
@@ -203,7 +231,7 @@ class AdaptedLayer(Module):
                 would be lost.
         """
         x = x if isinstance(x, Tensor) else Tensor(x)
-        bias = self._bias()
+        bias = in_force(self.bias)
         if not self.enabled:
             return self.base(x, self.base_weight, bias)
         stored = self.base_weight
@@ -219,12 +247,6 @@ class AdaptedLayer(Module):
             stored, merged = self._merged.weight, self._merged.adapters
         rest = [self.adapters[name] for name in self.active if name not in merged]
         return self._summed(x, stored, bias, rest)
-
-    def _bias(self) -> Tensor | None:
-        """The bias. No gradient gets to that of the base, even if someone has set its flag."""
-        if self.bias is None or isinstance(self.bias, Whole):
-            return self.bias
-        return self.bias.detach()
 
     def _summed(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
@@ -313,9 +335,10 @@ class AdaptedLayer(Module):
             names: of active adapters; None for all of them. The others are added in each call.
 
         Raises:
-            ValueError: if one of the names is not that of an active adapter.
+            ValueError: if one of the names is not that of an active adapter, or is there twice.
         """
         chosen = tuple(self.active if names is None else names)
+        self._check_names(chosen)
         for name in chosen:
             if name not in self.active:
                 raise ValueError(

@@ -33,7 +33,7 @@ DEFAULT = "default"
 
 
 class _Kept:
-    """An attribute that stays the same parameter: assigning copies into it.
+    """An attribute that stays the same parameter, or None: assigning copies into it.
 
     So an optimiser that holds the parameter goes on training what the layer uses.
     """
@@ -46,8 +46,14 @@ class _Kept:
 
     def __set__(self, adapter: Adapter, value: Any) -> None:
         held = vars(adapter).setdefault(self._name, value)
-        if held is not value:
-            held.copy_(value)
+        if held is value:
+            return
+        if held is None:
+            raise AttributeError(
+                f"the adapter is no DoRA, and has no {self._name} to copy into; it is made with "
+                f"use_dora=True"
+            )
+        held.copy_(value)
 
 
 class Adapter:
@@ -70,6 +76,7 @@ class Adapter:
         lora_b: B, `(d_out, rank)`. Assigning copies.
         scale: s, the factor in force, a float.
         lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
+            Assigning copies.
         start: A_0 and B_0, which PiSSA's update is the difference to, or None.
 
     Raises:
@@ -79,6 +86,7 @@ class Adapter:
 
     lora_a = _Kept()
     lora_b = _Kept()
+    lora_magnitude = _Kept()
 
     def __init__(
         self,
@@ -111,10 +119,10 @@ class Adapter:
         self.start: tuple[Parameter, Parameter] | None = None
         if first.from_start:
             self.start = Parameter(self.lora_a, False), Parameter(self.lora_b, False)
-        self.lora_magnitude: Parameter | None = None
         self.dora_norm_gradient = dora_norm_gradient
-        if use_dora:
-            self.lora_magnitude = Parameter(self.norms(weight), dtype=weight.dtype)
+        self.lora_magnitude = (
+            Parameter(self.norms(weight), dtype=weight.dtype) if use_dora else None
+        )
 
     @classmethod
     def of(
@@ -203,7 +211,7 @@ class Adapter:
         """A and B of the whole update: with PiSSA, of twice the rank."""
         if self.start is None:
             return self.lora_a, self.lora_b
-        a, b = self.start
+        a, b = (part.detach() for part in self.start)
         return (
             ops.concatenate([self.lora_a, self.lora_a - a]),
             ops.concatenate([self.lora_b - b, b], axis=1),
@@ -236,7 +244,7 @@ class Adapter:
             return None
         formed = (weight.rows(strip) + self._product(strip) for strip in weight.strips())
         n = np.concatenate([np.linalg.norm(rows, axis=1) for rows in formed])
-        found: Array = self.lora_magnitude._data / np.maximum(n, dora.LEAST)
+        found: Array = self.lora_magnitude._data / np.maximum(n, dora.least(self.lora_a.dtype))
         return found
 
     def update(
@@ -260,7 +268,7 @@ class Adapter:
         base = weight.rows(rows, columns)
         product += base
         if ratio is None:
-            n = np.maximum(np.linalg.norm(product, axis=1), dora.LEAST)
+            n = np.maximum(np.linalg.norm(product, axis=1), dora.least(self.lora_a.dtype))
             product *= (self.lora_magnitude._data[rows] / n)[:, None]
         else:
             product *= ratio[rows, None]

@@ -168,6 +168,7 @@ def combine(
         layers[place].add(name, update)
     record.adapters[name] = Attached(config, list(updates), copies)
     rest(model, record, name)
+    record.let_in(model, record.active)
     return CombineReport(tuple(rows), tuple(copies), name, tuple(terms.items()))
 
 
@@ -215,9 +216,10 @@ def _sum(
         _check_finite(term)
     first = terms[0]
     if first.weight == 0:
-        # With A = 0 too, nothing would ever train.
-        begin = first.adapter.lora_a._data[:1], np.zeros((weight.shape[0], 1))
-        return Adapter.of(weight, *begin, 1.0), Combined(place, 1, (), note="zero")
+        a, b = first.adapter.lora_a._data[:1], first.adapter.lora_b._data[:, :1]
+        # One of them is zero, but not both, for then nothing would ever train.
+        a, b = (a, np.zeros_like(b)) if a.any() else (a, b)
+        return Adapter.of(weight, a, b, 1.0), Combined(place, 1, (), note="zero")
     ranks = tuple(term.rank for term in terms)
     if len(terms) == 1 and first.weight == 1 and (rank is None or first.rank <= rank):
         made = first.adapter.copy()

@@ -7,7 +7,7 @@ again under another name gives the same layers, or others, another adapter on th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,10 +26,11 @@ from lora.attachment.record import (
 )
 from lora.attachment.replacing import replace
 from lora.attachment.report import AttachReport
-from lora.attachment.whole import put_back, put_in
 from lora.config import LoRAConfig
 from lora.switch import activate, check_switch
+from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module
+from minigrad.random import generator
 
 
 def attach(
@@ -60,20 +61,32 @@ def attach(
         raise TypeError(
             f"attach takes a Module and a LoRAConfig, not {model!r:.60}, {config!r:.60}"
         )
-    return attach_planned(model, adapter, lambda: Plan(model, config, rng))
+    return attach_planned(model, adapter, lambda: Plan(model, config, rng), rng)
 
 
-def attach_planned(model: Module, adapter: str, plan_of: Callable[[], Plan]) -> AttachReport:
-    """Plan on the model without its other adapters, and do it if there is no error."""
+def attach_planned(
+    model: Module,
+    adapter: str,
+    plan_of: Callable[[], Plan],
+    rng: np.random.Generator | None,
+) -> AttachReport:
+    """Plan on the model without its other adapters, and do it if there is no error.
+
+    After one the generator is as it was, too.
+    """
     check_place(model, adapter)
     record = record_of(model)
-    copies = [] if record is None else [c for n in record.active for c in record.adapters[n].copies]
-    # What the new adapter begins from, and what is kept aside, is the model without the others.
-    put_back(model, copies)
+    draws = generator(rng).bit_generator
+    state = draws.state
+    if record is not None:
+        # What the new adapter begins from, and what is kept aside, is the model without the others.
+        record.let_in(model, ())
     try:
         plan = plan_of()
     except BaseException:
-        put_in(model, copies)
+        draws.state = state
+        if record is not None:
+            record.let_in(model, record.active)
         raise
     return place(model, plan, adapter)
 
@@ -82,10 +95,11 @@ def place(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Do what has been planned and checked, and let the new adapter be the active one."""
     record = record_of(model)
     if record is None:
-        record = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
+        record = Attachment({}, {}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
         keep(model, record)
     record.originals |= plan.originals
+    record.placed |= plan.new
     replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
@@ -106,17 +120,19 @@ def check_place(model: Module, adapter: str) -> None:
     """Refuse a name that is none or taken, and a model that can have no adapters now."""
     record = record_of(model)
     check_name(record, adapter)
-    if isinstance(model, (Linear, Embedding)):
+    if isinstance(model, (Linear, Embedding, NF4Linear)):
+        by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
             f"the model is a single {type(model).__name__}, which no parent holds, so nothing can "
-            f"take its place; put it into a Sequential, or use LoRALayer.from_linear(model, rank, "
-            f"alpha)"
+            f"take its place; put it into a Sequential"
+            f"{by_hand if isinstance(model, Linear) else ''}"
         )
     if record is None:
-        if any(isinstance(module, AdaptedLayer) for module in model.modules()):
+        strange = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
+        if strange:
             raise ValueError(
-                "the model has adapters already that lora.attach has not put there; fold or remove "
-                "them first"
+                f"{', '.join(strange)} have adapters already that lora.attach has not put there, "
+                f"or has on a part of it; fold or detach them first"
             )
         return
     record.check_enabled("adapters cannot be attached")
@@ -135,11 +151,10 @@ def detach(model: Module) -> Module:
             "there is nothing to detach: lora.attach has put no adapters on this model"
         )
     record.check_enabled("adapters cannot be detached")
-    layers = layers_in_place(model, record)
-    for name in record.active:
-        put_back(model, record.adapters[name].copies)
+    layers_in_place(model, record)
+    record.let_in(model, ())
     keep(model, None)
-    _unwrap(model, layers, record.originals)
+    _unwrap(model, record, list(record.originals))
     restore_flags(record.flags)
     return model
 
@@ -165,21 +180,21 @@ def remove(model: Module, adapter: str) -> Module:
             )
     if len(record.adapters) == 1:
         return detach(model)
-    if adapter in record.active:
-        put_back(model, attached.copies)
-        record.active = tuple(name for name in record.active if name != adapter)
+    # What others train whole moves from layers that go to their originals.
+    record.let_in(model, ())
+    record.active = tuple(name for name in record.active if name != adapter)
     del record.adapters[adapter]
     for name in attached.layers:
         layers[name].remove(adapter)
     bare = [name for name in attached.layers if not layers[name].adapters]
-    _unwrap(model, layers, {name: record.originals.pop(name) for name in bare})
+    _unwrap(model, record, bare)
+    record.let_in(model, record.active)
     return model
 
 
-def _unwrap(
-    model: Module, layers: Mapping[str, AdaptedLayer], originals: Mapping[str, Module]
-) -> None:
+def _unwrap(model: Module, record: Attachment, names: Sequence[str]) -> None:
     """Put original layers back."""
-    for name, original in originals.items():
-        original.training = layers[name].training
-    replace(model, {id(layers[name]): original for name, original in originals.items()})
+    pairs = [(record.placed.pop(name), record.originals.pop(name)) for name in names]
+    for layer, original in pairs:
+        original.training = layer.training
+    replace(model, {id(layer): original for layer, original in pairs})

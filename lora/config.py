@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -32,9 +33,10 @@ class LoRAConfig:
         dropout: the probability of dropping an element on its way to A, in training.
         exclude: names, or one regular expression, of targets that get none.
         layers_to_transform: only in the layers of these indices, as 3 in "blocks.3.q"; one or more.
-        layers_pattern: what comes before that index, as "blocks", where a name has several numbers.
+        layers_pattern: what comes before that index, as "blocks", where a name has several numbers;
+            else the first of them counts.
         rank_pattern: other ranks, by a regular expression for a name or the end of one; of several
-            that match, the first counts.
+            that match, the first counts, and one that never does is refused.
         alpha_pattern: other alphas, likewise.
         bias: "lora_only" trains the biases of the layers with adapters too, "all" those of the
             whole model.
@@ -90,10 +92,12 @@ class LoRAConfig:
         self._check_layers()
         for role in ("rank_pattern", "alpha_pattern"):
             self._set(role, check_table(role, getattr(self, role)))
-        for rank in self.rank_pattern.values():
-            check_rank_and_alpha(rank, self.alpha)
-        for alpha in self.alpha_pattern.values():
-            check_rank_and_alpha(self.rank, alpha)
+            for pattern, value in getattr(self, role).items():
+                pair = (value, self.alpha) if role == "rank_pattern" else (self.rank, value)
+                try:
+                    check_rank_and_alpha(*pair)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{role}[{pattern!r}]: {error}") from None
         if self.bias not in get_args(Bias):
             raise ValueError(f"bias is one of {', '.join(get_args(Bias))}, not {self.bias!r}")
         for flag in ("use_dora", "dora_norm_gradient"):
@@ -104,17 +108,18 @@ class LoRAConfig:
 
     def _check_layers(self) -> None:
         """Layers as a tuple of indices, and what comes before them as one of names."""
-        layers = self.layers_to_transform
+        layers: Any = self.layers_to_transform
         if layers is not None:
-            indices = (layers,) if isinstance(layers, int) else tuple(layers)
+            several = isinstance(layers, Iterable) and not isinstance(layers, str)
+            indices = tuple(layers) if several else (layers,)
             if not indices:
                 raise ValueError("layers_to_transform is empty; None stands for all layers")
             for index in indices:
-                if isinstance(index, bool) or not isinstance(index, int):
+                if isinstance(index, bool) or not hasattr(type(index), "__index__"):
                     raise TypeError(f"layers_to_transform are indices, not {index!r}")
                 if index < 0:
                     raise ValueError(f"layers_to_transform count from 0, unlike {index}")
-            self._set("layers_to_transform", indices)
+            self._set("layers_to_transform", tuple(map(operator.index, indices)))
         before = self.layers_pattern
         names = check_patterns("layers_pattern", (before,) if isinstance(before, str) else before)
         self._set("layers_pattern", names)

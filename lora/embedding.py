@@ -42,6 +42,16 @@ class LoRAEmbedding(AdaptedLayer):
         made.training = embedding.training
         return made
 
+    @property
+    def num_embeddings(self) -> int:
+        """How many vectors there are, as an `Embedding` calls it."""
+        return self.d_in
+
+    @property
+    def embedding_dim(self) -> int:
+        """The size of a vector, as an `Embedding` calls it."""
+        return self.d_out
+
     def begin(self, rank: int, rng: np.random.Generator | None) -> Factors:
         """A = 0, and B standard normal."""
         b = generator(rng).standard_normal((self.d_out, rank))

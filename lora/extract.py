@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,12 @@ from lora.attachment.targets import ALL_LINEAR, Patterns, near
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
 from lora.scaling import check_size
-from minigrad.nn import Module
+from lora.variants.nf4 import NF4Linear
+from minigrad.nn import Module, Parameter
 from minigrad.tensor import as_array
+
+if TYPE_CHECKING:
+    from minigrad.kernels.nf4 import NF4Matrix
 
 Array = NDArray[Any]
 
@@ -93,7 +97,8 @@ def extract(
 
     Args:
         base: changed as by `attach`: `detach` gives it back, to the bit.
-        finetuned: a model of the same structure, or its `state_dict`.
+        finetuned: a model of the same structure, or its `state_dict`. Where the base is in four
+            bits (`lora.quantize`), what these have lost is part of the difference.
         rank: of each update.
         targets: the layers to look at, as in `LoRAConfig`.
         exclude: of these, those to leave out.
@@ -124,7 +129,7 @@ def extract(
         modules_to_save=modules_to_save,
         bias=bias,
     )
-    state = finetuned.state_dict() if isinstance(finetuned, Module) else finetuned
+    state = _state(finetuned) if isinstance(finetuned, Module) else finetuned
     pair = _Pair(base, state)
     names = [target.name for target in targets_in(base, config)]
     modules: dict[str, Any] = dict(base.named_modules())
@@ -171,6 +176,18 @@ def _exactly(config: LoRAConfig, names: Sequence[str], sizes: Mapping[str, int])
     )
 
 
+def _state(model: Module) -> dict[str, Any]:
+    """What `state_dict` gives, and the weights in four bits as floats."""
+    quantized = _in_four_bits(model).items()
+    return model.state_dict() | {n: layer.weight.dense(layer.dtype) for n, layer in quantized}
+
+
+def _in_four_bits(model: Module) -> dict[str, NF4Linear]:
+    """The layers whose weight is in four bits and so no parameter, by the name of the weight."""
+    modules = model.named_modules()
+    return {f"{name}.weight": m for name, m in modules if isinstance(m, NF4Linear)}
+
+
 def _covered(plan: Plan, pair: _Pair) -> set[str]:
     """The names of what the adapter has of the difference, whole or in part."""
     whole = {other for copy in plan.copies for other in pair.equal_names(copy.name)}
@@ -188,7 +205,7 @@ def _updated(plan: Plan, name: str, pair: _Pair) -> Extracted:
 
 
 class _Pair:
-    """The parameters of the base, and the values of the finetuned model.
+    """The parameters of the base, weights in four bits among them, and the finetuned values.
 
     A tied parameter has several names. The state may give any of them, and where the tie was cut,
     as by `fold`, values that differ.
@@ -198,8 +215,13 @@ class _Pair:
     """
 
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
-        parameters = {id(p): (name, p) for name, p in base.named_parameters()}
+        parameters: dict[int, tuple[str, Parameter | NF4Matrix]] = {
+            id(p): (name, p) for name, p in base.named_parameters()
+        }
         self._names = held = places(base)
+        for name, layer in _in_four_bits(base).items():
+            parameters.setdefault(id(layer.weight), (name, layer.weight))
+            held.setdefault(id(layer.weight), []).append(name)
         self._parameters = {
             name: parameters[key][1] for key, names in held.items() for name in names
         }
@@ -248,7 +270,9 @@ class _Pair:
 
     def differs(self, name: str) -> bool:
         """Whether the two values of a parameter differ."""
-        return not np.array_equal(self._values[name], self._parameters[name]._data)
+        value, parameter = self._values[name], self._parameters[name]
+        ours = parameter._data if isinstance(parameter, Parameter) else parameter.dense(value.dtype)
+        return not np.array_equal(value, ours)
 
     def check_covered(self, covered: set[str]) -> None:
         """Refuse to lose a difference.

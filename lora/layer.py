@@ -151,6 +151,16 @@ class LoRALayer(AdaptedLayer):
         """`to_linear`."""
         return self.to_linear()
 
+    @property
+    def in_features(self) -> int:
+        """The size of an input vector, as a `Linear` calls it."""
+        return self.d_in
+
+    @property
+    def out_features(self) -> int:
+        """The size of an output vector, as a `Linear` calls it."""
+        return self.d_out
+
     def weight_of(self, stored: Any) -> Weight:
         """W itself."""
         if isinstance(stored, np.ndarray):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from lora.adapted import AdaptedLayer
 from lora.attachment.record import (
     adapters,
@@ -17,7 +19,7 @@ from lora.attachment.replacing import replace
 from lora.certificate.certificate import MergeCertificate
 from lora.certificate.certify import certify
 from lora.certificate.layers import merging_of
-from lora.certificate.storage import DTYPES
+from lora.certificate.storage import DTYPES, check_dtypes
 from minigrad.nn import Module
 
 
@@ -28,7 +30,7 @@ def merge(
     limit: float | None = None,
     dtype: str | None = None,
     radius: float = 1.0,
-    dtypes: Sequence[str] = DTYPES,
+    dtypes: str | Sequence[str] = DTYPES,
     progress: bool = True,
 ) -> MergeCertificate:
     """Let the adapters of `model` compute with W + dW, and certify what that loses.
@@ -39,9 +41,9 @@ def merge(
     Args:
         model: with adapters.
         names: of active adapters to merge; None for all of them. Others go on beside the merged
-            weight.
+            weight, also if they were merged before.
         limit: refuse to merge if in one layer a larger share of the update is lost to rounding.
-        dtype: in which this is looked at; None for the dtype of the layers.
+        dtype: in which this is looked at; None for the dtype of each layer.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
         dtypes: what the certificate speaks of: "float64", "float32", "float16", "bfloat16", "nf4".
         progress: show a progress bar if it takes long.
@@ -51,12 +53,14 @@ def merge(
         weight in units in the last place, and a bound on the change of the outputs.
 
     Raises:
-        TypeError: if a layer is of no dtype that can be certified.
+        TypeError: if a layer is of no dtype that can be certified, a name is no string, or the
+            limit or radius no number; nothing is changed then.
         ValueError: if there are no adapters, a name is not that of an active one, none is active,
-            or a merged weight would not be finite; nothing is changed then.
+            an option makes no sense, or a merged weight would not be finite; nothing is changed
+            then.
         MergeError: if more than the limit would be lost; nothing is changed then.
     """
-    found = adapters(model)
+    found, asked = adapters(model), check_dtypes(dtypes)
     chosen = _chosen(model, names)
     merged = {
         place: (layer, [name for name in layer.active if chosen is None or name in chosen])
@@ -69,7 +73,7 @@ def merge(
             "one active"
         )
     own = {part.name: str(part.dtype) for part in parts}
-    looked_at = dict.fromkeys([*dtypes, *([] if dtype is None else [dtype]), *own.values()])
+    looked_at = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])
     certificate = certify(parts, tuple(looked_at), radius, progress=progress)
     broken = [name for name, known in own.items() if not certificate.of(name, known).is_finite]
     if broken:
@@ -79,22 +83,30 @@ def merge(
         )
     if limit is not None:
         for known in sorted(set(own.values())) if dtype is None else [dtype]:
-            certificate.check(limit, known)
+            rows = [row for row in certificate.rows if dtype or own[row.layer] == known]
+            MergeCertificate(tuple(rows), certificate.radius).check(limit, known)
     for layer, its in merged.values():
-        layer.merge(its)
-    return certificate.only(dtypes)
+        if its:
+            layer.merge(its)
+        else:
+            layer.unmerge()  # a second weight would be the first again
+    return certificate.only(asked)
 
 
 def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """The adapters to merge, or None for all that are active.
 
     Raises:
-        ValueError: if one is not there, or not active.
+        ValueError: if there are none, or one is not there, or not active.
     """
     if names is None:
         return None
     record, chosen = required(model), (names,) if isinstance(names, str) else tuple(names)
+    if not chosen:
+        raise ValueError("names are empty; None stands for all adapters that are active")
     for name in chosen:
+        if not isinstance(name, str):
+            raise TypeError(f"names are those of adapters, as in ['a', 'b'], not {name!r}")
         record.get(name)
         if name not in record.active:
             raise ValueError(
@@ -126,20 +138,29 @@ def fold(model: Module) -> Module:
     is itself a layer with adapters is not changed; its plain layer is returned.
 
     Raises:
-        ValueError: if there are no adapters, or one is not active, which would be lost.
+        ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
+            not finite; nothing is changed then.
     """
     layers = dict(adapters(model))
     record = record_of(model)
     if record is not None:
         record.check_enabled("adapters cannot be folded in")
         layers_in_place(model, record)
-        lost = [name for name in record.adapters if name not in record.active]
+    for layer in layers.values():
+        lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
             raise ValueError(
                 f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
                 f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active"
             )
-    folded = {id(layer): layer.plain() for layer in layers.values()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        folded = {id(layer): layer.plain() for layer in layers.values()}
+    broken = [name for name, layer in layers.items() if not _is_finite(folded[id(layer)])]
+    if broken:
+        raise ValueError(
+            f"the merged weight would not be finite in {', '.join(map(repr, broken))}; nothing was "
+            f"changed"
+        )
     if isinstance(model, AdaptedLayer):
         return folded[id(model)]
     for layer in layers.values():
@@ -148,13 +169,19 @@ def fold(model: Module) -> Module:
         flags = {id(parameter): flag for parameter, flag in record.flags}
         for name, original in record.originals.items():
             new = dict(folded[id(layers[name])].named_parameters())
-            for key, parameter in original.named_parameters():
-                new[key].requires_grad_(flags[id(parameter)])
+            own = dict(original.named_parameters())
+            for key, parameter in new.items():  # a weight in four bits was none, and did not train
+                parameter.requires_grad_(key in own and flags[id(own[key])])
         for name in record.active:
-            restore_flags(
-                (copy.own, flags[id(copy.original)]) for copy in record.adapters[name].copies
-            )
+            for copy in record.adapters[name].copies:
+                copy.own.settle()
+                restore_flags([(copy.own, flags[id(copy.original)])])
         keep(model, None)
         restore_flags(record.flags)
     replace(model, folded)
     return model
+
+
+def _is_finite(layer: Module) -> bool:
+    """Whether there is no NaN and no Inf in its parameters."""
+    return all(np.isfinite(parameter._data).all() for parameter in layer.parameters())

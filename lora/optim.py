@@ -50,7 +50,8 @@ def param_groups(
     Args:
         model: with adapters; what is frozen, such as those that are not active, is left out.
         lr: the learning rate of A.
-        ratio: how much faster B learns; where B begins at 0, the paper finds 16 a good start.
+        ratio: how much faster B learns. 16 is a usual start; which is best depends on the model and
+            the task, and harder ones want more, together with a smaller lr.
         weight_decay: the share of lr by which B A shrinks in a step.
 
     Raises:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora.adapted import AdaptedLayer
-from lora.attachment.plan import projections
+from lora.attachment.plan import is_plain, projections
+from lora.attachment.record import record_of
 from lora.attachment.replacing import places, replace
 from lora.attachment.targets import ALL_LINEAR, Patterns, select
 from lora.config import LoRAConfig
@@ -124,8 +125,9 @@ def quantize(
 
     Raises:
         ValueError: if a target matches nothing or an Embedding, nothing is left to do, a layer has
-            an adapter or a weight that is held elsewhere too or holds NaN or Inf, the block size is
-            no positive integer, or the model is itself a single layer.
+            an adapter, is trained whole by one, or has a weight that is held elsewhere too or holds
+            NaN or Inf, the block size is no positive integer, or the model is itself a single
+            layer.
     """
     if isinstance(model, Linear):
         raise ValueError(
@@ -144,6 +146,7 @@ def quantize(
                 f"{' and '.join(held[id(linear.weight)])}, and would be in floats and in four "
                 f"bits; exclude {name}, or give it a copy of its own"
             )
+    _check_not_trained_whole(model, linears)
     layers: dict[str, NF4Linear] = {}
     lines = []
     for name in _with_bar(list(linears), progress):
@@ -173,7 +176,7 @@ def _found(
     modules: Mapping[str, Module], config: LoRAConfig, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
     """The names of the layers to replace, and by which target each was found."""
-    linear = [name for name, module in modules.items() if _has_weight(module)]
+    linear = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
     tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
     found = {target.name: target.pattern for target in select(config, linear, tables, groups)}
     adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
@@ -191,11 +194,18 @@ def _found(
     return found
 
 
-def _has_weight(module: Module) -> bool:
-    """Whether it is a Linear that computes what one does, or adapters around one."""
-    if isinstance(module, Linear):
-        return type(module).forward is Linear.forward
-    return isinstance(module, LoRALayer)
+def _check_not_trained_whole(model: Module, linears: Mapping[str, Linear]) -> None:
+    """Refuse a layer that an adapter trains whole, which could not be put back or in again."""
+    record = record_of(model)
+    for adapter, attached in {} if record is None else record.adapters.items():
+        copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
+        for name, linear in linears.items():
+            whole = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
+            if whole:
+                raise ValueError(
+                    f"quantize: adapter {adapter!r} trains {', '.join(whole)} whole; exclude "
+                    f"{name}, or quantise before lora.attach"
+                )
 
 
 def _error(matrix: NF4Matrix, weight: Any) -> float:

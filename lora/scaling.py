@@ -18,6 +18,11 @@ class LoRAScaling(enum.Enum):
     RSLORA = "rslora"
     """alpha / sqrt(rank), which keeps the update's size at any rank (Kalajdzievski, 2023)."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        known = ", ".join(each.value for each in cls)
+        raise ValueError(f"scaling is one of {known}, not {value!r}")
+
     def scale(self, alpha: float, rank: int) -> float:
         """The factor for an alpha and a rank."""
         return alpha / self._divisor(rank)
@@ -38,10 +43,19 @@ def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
         ValueError: if one is not positive, or alpha not finite.
     """
     check_size("rank", rank)
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise TypeError(f"alpha must be a number, not {alpha!r}")
+    check_number("alpha", alpha)
     if not 0 < float(alpha) < math.inf:
         raise ValueError(f"alpha must be a positive number, not {alpha!r}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse what is no real number.
+
+    Raises:
+        TypeError: in that case.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 def check_size(name: str, value: Any) -> int:

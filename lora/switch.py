@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,8 +14,10 @@ from lora.attachment.record import (
     required,
     restore_flags,
 )
-from lora.attachment.whole import put_back, put_in
+from lora.attachment.whole import Whole
 from minigrad.nn import Module, Parameter
+
+_LOCK = threading.Lock()  # blocks of `disabled` are counted, which several threads may do at once
 
 
 def switch(model: Module, *names: str) -> Module:
@@ -78,15 +81,14 @@ def activate(model: Module, record: Attachment, names: Sequence[str]) -> None:
     layers = layers_in_place(model, record)
     for name in record.active:
         if name not in names:
-            put_back(model, record.adapters[name].copies)
             rest(model, record, name)
     for layer in layers.values():
         layer.use([name for name in names if name in layer.adapters])
     for name in names:
         if name not in record.active:
-            put_in(model, record.adapters[name].copies)
             restore_flags(record.adapters[name].flags)
     record.active = tuple(names)
+    record.let_in(model, names)
 
 
 def rest(model: Module, record: Attachment, name: str) -> None:
@@ -108,25 +110,40 @@ def _parameters(record: Attachment, model: Module, name: str) -> list[Parameter]
 def disabled(model: Module) -> Iterator[Module]:
     """Inside the block the model computes what it did without adapters, to the bit.
 
+    It does so for all threads, until the last of the blocks is left.
+
     Raises:
-        ValueError: if there are no adapters.
+        ValueError: if there are no adapters, or the model is a part of one, and holds what an
+            adapter of the whole trains whole.
     """
-    before = [(layer, layer.enabled) for _, layer in adapters(model)]
+    layers = [layer for _, layer in adapters(model)]
     record = record_of(model)
-    copies = [] if record is None else [c for n in record.active for c in record.adapters[n].copies]
-    outermost = record is not None and record.disabled == 0
-    try:
+    if record is None:
+        _check_originals(model)
+    with _LOCK:
         if record is not None:
             record.disabled += 1
-        if outermost:
-            put_back(model, copies)
-        for layer, _ in before:
-            layer.enabled = False
+            if record.disabled == 1:
+                record.let_in(model, ())
+        for layer in layers:
+            layer.pause()
+    try:
         yield model
     finally:
-        for layer, enabled in before:
-            layer.enabled = enabled
-        if outermost:
-            put_in(model, copies)
-        if record is not None:
-            record.disabled -= 1
+        with _LOCK:
+            for layer in layers:
+                layer.resume()
+            if record is not None:
+                record.disabled -= 1
+                if record.disabled == 0:
+                    record.let_in(model, record.active)
+
+
+def _check_originals(model: Module) -> None:
+    """Refuse a part of a model whose originals only the whole knows."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, Whole):
+            raise ValueError(
+                f"{name} is trained whole by an adapter, and its original is known to the whole "
+                f"model only; call this with the model that lora.attach was called with"
+            )

@@ -24,6 +24,12 @@ Array = NDArray[Any]
 STRIP = 1 << 18  # numbers that are in float64 at a time
 
 
+def strips(shape: tuple[int, int]) -> list[slice]:
+    """The rows of a matrix in parts of no more than some megabytes."""
+    rows, step = shape[0], max(1, STRIP // shape[1])
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
 class Weight(ABC):
     """What is common: rows in float64, and the squares of their norms.
 
@@ -34,6 +40,14 @@ class Weight(ABC):
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
+
+    if not TYPE_CHECKING:  # a model may read layer.weight, which was a Tensor before
+
+        def __getattr__(self, name):
+            raise AttributeError(
+                f"W as adapters see it has no {name}; layer.base_weight is the Tensor, and "
+                f"layer.merged_weight() one with the updates in it"
+            )
 
     @abstractmethod
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
@@ -61,8 +75,7 @@ class Weight(ABC):
 
     def strips(self) -> list[slice]:
         """The rows in parts of no more than some megabytes."""
-        step = max(1, STRIP // self.shape[1])
-        return [slice(start, start + step) for start in range(0, self.shape[0], step)]
+        return strips(self.shape)
 
     def squares(self) -> Array:
         """The squares of the norms of the rows in float64."""

@@ -726,6 +726,33 @@ def test_a_merged_adapter_beside_one_that_is_zero_by_construction(adapted, batch
     assert adapted.layers[0].lora_a.requires_grad
 
 
+@pytest.mark.parametrize("use_dora", [True, False])
+def test_each_of_several_adapters_of_a_layer_has_a_line(rng, batch, use_dora):
+    model = nn.MLP([3, 8, 2], activation=nn.GELU(), rng=rng)
+    for name in "ab":
+        config = LoRAConfig(rank=2, targets=["layers.0"], use_dora=use_dora)
+        lora.attach(model, config, adapter=name, rng=rng)
+    lora.switch(model, "a", "b")
+    lines = [(row.name, row.trains) for row in liveness(model, minigrad.mse, batch).adapters]
+    assert lines == [("layers.0.a", True), ("layers.0.b", True)]
+    with lora.disabled(model):
+        report = liveness(model, minigrad.mse, batch)
+    assert not any(row.trains for row in report.adapters)
+    assert all("lora.disabled()" in row.reason for row in report.rows if row.reason)
+    lora.merge(model, "a")
+    report = liveness(model, minigrad.mse, batch)
+    assert [row.trains for row in report.adapters] == [False, True]
+    assert report["layers.0.a.lora_b"].state == "cut"
+    assert report["layers.0.b.lora_b"].state == "live"
+
+
+def test_a_merged_magnitude_is_cut_too(rng, batch):
+    model = nn.MLP([3, 8, 2], activation=nn.GELU(), rng=rng)
+    lora.attach(model, LoRAConfig(rank=2, use_dora=True), rng=rng)
+    model.layers[0].merge()
+    assert liveness(model, minigrad.mse, batch)["layers.0.lora_magnitude"].state == "cut"
+
+
 def test_a_merged_adapter_that_is_frozen_is_frozen(adapted, batch):
     adapted.layers[0].freeze()
     adapted.layers[0].merge()

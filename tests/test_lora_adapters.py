@@ -11,7 +11,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import lora
 import minigrad
 from lora import AdaptedLayer, LoRAConfig, LoRAEmbedding
-from minigrad.nn import Embedding, LayerNorm, Linear, Module, MultiHeadAttention, Parameter
+from minigrad.nn import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Module,
+    MultiHeadAttention,
+    Parameter,
+    Sequential,
+)
 from minigrad.optim import Adam
 
 D = np.float64
@@ -61,6 +69,8 @@ def shake(net, name, rng):
         if name in layer.adapters:
             for part in layer.adapters[name].trained():
                 part.copy_(part.data + 0.3 * rng.standard_normal(part.shape))
+    for whole in vars(net)["_lora_attachment"].adapters[name].copies:
+        whole.own.copy_(whole.own.data + 0.3 * rng.standard_normal(whole.own.shape))
 
 
 def put(net, name, rng, targets=("embed", "up"), **options):
@@ -284,6 +294,35 @@ def test_adapters_cannot_be_changed_inside_of_disabled(rng):
         assert snapshot(net) == before
 
 
+def test_blocks_of_several_threads_may_overlap(rng):
+    net = Net(rng)
+    base = out(net)
+    put(net, "a", rng, modules_to_save=["head"])
+    net.head.weight.copy_(net.head.weight.data * 2)
+    tuned = out(net)
+    first, second = lora.disabled(net), lora.disabled(net)
+    for block in (first, second):
+        block.__enter__()
+    first.__exit__(None, None, None)  # the one that was entered last is left last
+    assert np.array_equal(out(net), base)
+    second.__exit__(None, None, None)
+    assert np.array_equal(out(net), tuned)
+
+
+def test_a_part_of_a_model_is_disabled_only_where_nothing_is_trained_whole_in_it(rng):
+    net = Net(rng)
+    model = Module()
+    model.net = net
+    base = out(net)
+    put(model, "a", rng, ["up"])
+    with lora.disabled(net):
+        assert np.array_equal(out(net), base)
+    put(model, "b", rng, ["up"], modules_to_save=["head"])
+    with pytest.raises(ValueError, match=r"head\.weight .* trained whole .* whole model"):
+        lora.disabled(net).__enter__()
+    assert net.up.enabled
+
+
 def test_a_model_with_layers_placed_by_hand_is_not_attached_to(rng):
     net = Net(rng)
     net.up = lora.LoRALayer.from_linear(net.up, 1, 1.0)
@@ -317,6 +356,21 @@ def test_merging_some_leaves_the_others_in_force(rng, merged, use_dora):
     lora.unmerge(net)
     np.testing.assert_allclose(changed, out(net), rtol=1e-12, atol=1e-13)
     assert abs(changed - before).max() > 1e-3
+
+
+def test_a_layer_of_which_nothing_is_merged_has_no_second_weight(rng):
+    net, *_ = two(rng)
+    lora.switch(net, "a", "b")
+    lora.merge(net)
+    lora.merge(net, "a")
+    assert {name: layer.merged for name, layer in layers(net).items()} == {
+        "embed": True,
+        "up": True,
+        "down": False,
+    }
+    with pytest.raises(ValueError, match=r"names are empty; None stands for all"):
+        lora.merge(net, [])
+    assert net.up.merged
 
 
 def test_what_is_not_merged_trains_on(rng):
@@ -453,6 +507,18 @@ def test_a_conversion_reaches_what_is_switched_off(rng):
     np.testing.assert_allclose(out(net), base, rtol=1e-5, atol=1e-5)
 
 
+def test_a_conversion_of_a_part_reaches_the_originals_in_it(rng):
+    net = Net(rng)
+    put(net, "a", rng, ["up"], modules_to_save=["head"])
+    put(net, "b", rng, ["up"])
+    net.head.astype(np.float32)
+    lora.switch(net, "a")
+    assert {p.dtype for p in net.head.parameters()} == {np.dtype(np.float32)}
+    net.head.astype(D)
+    lora.detach(net)
+    assert {p.dtype for p in net.head.parameters()} == {np.dtype(D)}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -466,6 +532,143 @@ def test_what_cannot_be_trained_whole_is_refused(rng, options, message):
     before = snapshot(net)
     with pytest.raises(ValueError, match=message):
         put(net, "a", rng, **{"targets": ["up"], **options})
+    assert snapshot(net) == before
+
+
+def test_a_copy_stays_in_a_layer_that_another_adapter_leaves(rng):
+    net = Net(rng)
+    put(net, "a", rng, ["up"])
+    put(net, "b", rng, ["down"], bias="all")
+    net.up.bias.copy_(net.up.bias.data + 1)
+    tuned = out(net)
+    lora.remove(net, "a")
+    assert type(net.up) is Linear
+    assert np.array_equal(out(net), tuned)
+    lora.switch(net)
+    lora.switch(net, "b")
+    assert np.array_equal(out(net), tuned)
+
+
+def with_heads(rng):
+    """A net with adapters a and b that train its head whole, and c that does not."""
+    net = Net(np.random.default_rng(7))
+    put(net, "a", rng, ["up"], modules_to_save=["head"])
+    put(net, "b", rng, ["up"], bias="all")
+    put(net, "c", rng, ["up"])
+    return net
+
+
+@pytest.mark.parametrize("active", [["a"], ["b"], ["b", "c"], ["c"], []])
+def test_a_state_has_all_that_adapters_train_whole_and_the_originals(rng, active):
+    net = with_heads(rng)
+    outputs = {}
+    for names in (["a"], ["b"], ["c"], [], active):
+        lora.switch(net, *names)
+        outputs[tuple(names)] = out(net)
+    other = with_heads(np.random.default_rng(1))
+    lora.switch(other, *active)
+    other.load_state_dict(net.state_dict())
+    for names, expected in outputs.items():
+        lora.switch(other, *names)
+        assert np.array_equal(out(other), expected)
+    lora.detach(other)
+    assert np.array_equal(out(other), outputs[()])
+    assert set(vars(other)) == set(vars(Net(rng)))
+
+
+def test_a_state_does_not_fit_where_other_adapters_are_in_force(rng):
+    net = with_heads(rng)
+    state = net.state_dict()
+    lora.switch(net, "a")
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=r"missing: _lora_whole\.\(base\)\.head\.weight"):
+        net.load_state_dict(state)
+    assert snapshot(net) == before
+
+
+def test_what_a_sum_trains_whole_is_in_the_state(rng):
+    net = with_heads(rng)
+    lora.combine(net, ["a", "b"], [0.5, 0.5], "sum")
+    names = set(net.state_dict())
+    assert {"_lora_whole.a.head.weight", "_lora_whole.sum.head.weight", "head.weight"} <= names
+    lora.remove(net, "a")
+    assert not any("_lora_whole.a." in name for name in net.state_dict())
+
+
+def test_after_fold_what_was_trained_whole_is_an_ordinary_parameter(rng):
+    net = Net(rng)
+    put(net, "a", rng, ["up"], modules_to_save=["head"])
+    head = net.head.weight
+    lora.fold(net)
+    assert net.head.weight is head
+    assert type(head) is Parameter
+
+
+@pytest.mark.parametrize("targets", [["up"], ["twin"]])
+def test_a_bias_that_a_layer_without_an_adapter_holds_too_is_refused(rng, targets):
+    net = Net(rng)
+    net.twin = Linear(4, 6, dtype=D, rng=rng)
+    net.twin.bias = net.up.bias
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=r"(up|twin)\.bias is tied to (twin|up)\.bias"):
+        put(net, "a", rng, [*targets, "head"], bias="lora_only")
+    assert snapshot(net) == before
+    report = put(net, "a", rng, ["up", "twin"], bias="lora_only")
+    assert names_of(report) == [("up.bias", "bias")]
+    assert net.up.bias is net.twin.bias
+    lora.detach(net)
+    assert snapshot(net) == before
+
+
+def test_a_bias_that_is_first_found_under_another_name_is_not_passed_by(rng):
+    net = Net(rng)
+    first = Module()
+    first.offset, first.net = net.head.bias, net
+    with pytest.raises(ValueError, match=r"net\.head\.bias is tied to offset"):
+        put(first, "a", rng, ["up"], bias="all")
+
+
+def test_an_integer_parameter_cannot_be_trained_whole(rng):
+    net = Net(rng)
+    net.head.positions = Parameter(np.arange(3), requires_grad=False)
+    before, state = snapshot(net), rng.bit_generator.state
+    with pytest.raises(TypeError, match=r"modules_to_save: head\.positions is of int64"):
+        put(net, "a", rng, ["up"], modules_to_save=["head"])
+    assert snapshot(net) == before
+    assert rng.bit_generator.state == state
+
+
+class Sharing(Module):
+    """One layer that is a part of both halves."""
+
+    def __init__(self, rng):
+        shared = Linear(4, 4, dtype=D, rng=rng)
+        self.left, self.right = Sequential(shared), Sequential(shared, Linear(4, 4, dtype=D))
+        self.last = Linear(4, 4, dtype=D, rng=rng)
+
+    def forward(self, x):
+        return self.last(self.left(x) + self.right(x))
+
+
+@pytest.mark.parametrize("half", ["left", "right"])
+def test_a_shared_module_is_trained_whole_by_either_of_its_names(rng, half):
+    net = Sharing(rng)
+    before = snapshot(net)
+    report = put(net, "a", rng, ["last"], modules_to_save=[half])
+    assert names_of(report)[0] == ("left.0.weight", "modules_to_save")
+    assert net.left[0] is net.right[0]
+    net(rng.standard_normal((2, 4))).sum().backward()
+    assert all(p.grad is not None for p in [net.left[0].weight, net.left[0].bias])
+    lora.detach(net)
+    assert snapshot(net) == before
+
+
+@pytest.mark.parametrize("half", ["left", "right"])
+def test_a_shared_module_with_an_adapter_is_not_trained_whole(rng, half):
+    net = Sharing(rng)
+    before = snapshot(net)
+    with pytest.raises(ValueError, match=rf"{half} is to be trained whole, but left\.0 has an"):
+        put(net, "a", rng, ["left.0"], modules_to_save=[half])
     assert snapshot(net) == before
 
 
@@ -493,6 +696,19 @@ class Tied(Module):
 
     def forward(self, x):
         return self.head(minigrad.tanh(self.embed(x)))
+
+
+def test_a_model_that_reads_the_weight_of_an_adapted_layer_is_told_what_to_read(rng):
+    class Reading(Net):
+        def forward(self, x):
+            return self.embed(x) @ self.embed.weight.T
+
+    net = Reading(rng)
+    put(net, "a", rng, ["embed"])
+    with pytest.raises(AttributeError, match=r"no T; .*\.base_weight .*\.merged_weight\(\)"):
+        net(X)
+    assert not hasattr(net.embed.weight, "data")
+    copy.deepcopy(net)
 
 
 @pytest.mark.parametrize("target", ["embed", "head"])
@@ -610,6 +826,7 @@ class Programs(RuleBasedStateMachine):
         self.first = snapshot(self.net)
         self.base = out(self.net)
         self.twin = copy.deepcopy(self.net)
+        self.first_state = self.net.state_dict()
         self.merged = ()
         self.stale = False
 
@@ -625,11 +842,23 @@ class Programs(RuleBasedStateMachine):
     def active(self):
         return lora.active(self.net) if self.names else ()
 
+    def copied(self):
+        """What is trained whole by the adapters that are active, wherever it is held."""
+        return {c.name: c.own.data for n in self.active for c in self.record.adapters[n].copies}
+
     @precondition(lambda self: len(self.names) < 3 and not self.merged)
     @rule(
         name=st.sampled_from("abc"),
         where=st.lists(st.sampled_from(LAYERS), min_size=1, unique=True),
-        form=st.sampled_from([{}, {"use_dora": True}, {"init": "pissa"}, {"bias": "all"}]),
+        form=st.sampled_from(
+            [
+                {},
+                {"use_dora": True},
+                {"init": "pissa"},
+                {"bias": "all"},
+                {"modules_to_save": ["norm"]},
+            ]
+        ),
     )
     def attach(self, name, where, form):
         if name in self.names:
@@ -688,6 +917,20 @@ class Programs(RuleBasedStateMachine):
         with lora.disabled(self.net):
             assert np.array_equal(out(self.net), self.base)
 
+    @precondition(lambda self: self.names and not self.stale)
+    @rule()
+    def fold_a_copy(self):
+        folded = copy.deepcopy(self.net)
+        if set(self.active) < set(self.names):
+            with pytest.raises(ValueError, match="would be lost"):
+                lora.fold(folded)
+        else:
+            lora.fold(folded)
+            assert {type(m) for m in folded.modules()} == {type(m) for m in self.twin.modules()}
+            assert {type(p) for p in folded.parameters()} == {Parameter}
+            assert all(p.requires_grad for p in folded.parameters())
+        np.testing.assert_allclose(out(folded), out(self.net), rtol=1e-9, atol=1e-9)
+
     @precondition(lambda self: self.names)
     @rule()
     def detach(self):
@@ -708,18 +951,14 @@ class Programs(RuleBasedStateMachine):
             with pytest.raises(RuntimeError, match="changed since merge"):
                 out(self.net)
             return
-        self.twin.load_state_dict(dense_state(self.net))
+        self.twin.load_state_dict(self.first_state | self.copied() | dense_weights(self.net))
         np.testing.assert_allclose(out(self.net), out(self.twin), rtol=1e-9, atol=1e-9)
 
 
-def dense_state(net):
-    """The parameters of a plain model that computes the same."""
+def dense_weights(net):
+    """The weights of the adapted layers in a plain model that computes the same."""
     state = {}
-    for name in ("embed", "up", "norm", "down", "head"):
-        module = getattr(net, name)
-        if not isinstance(module, AdaptedLayer):
-            state |= {f"{name}.{key}": p.data for key, p in module.named_parameters()}
-            continue
+    for name, module in layers(net).items():
         table = isinstance(module, LoRAEmbedding)
         base = module.base_weight.data.T if table else module.base_weight.data
         total = base.copy()
@@ -734,8 +973,6 @@ def dense_state(net):
                 moved = adapter.lora_magnitude.data[:, None] * moved / norm
             total += moved - base
         state[f"{name}.weight"] = total.T if table else total
-        if module.bias is not None:
-            state[f"{name}.bias"] = module.bias.data
     return state
 
 

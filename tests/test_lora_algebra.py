@@ -128,9 +128,11 @@ def snapshot(net):
 
 @st.composite
 def models(draw):
-    """A model with one to three adapters of all kinds but DoRA."""
+    """A model, of floats or partly in four bits, with one to three adapters of all but DoRA."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     net = Net(rng)
+    if draw(st.booleans()):
+        lora.quantize(net, ["q", "v"], block_size=4, progress=False)
     names = draw(st.sampled_from([["a"], ["a", "b"], ["b", "a", "c"]]))
     for name in names:
         targets = draw(st.lists(st.sampled_from(LAYERS), min_size=1, unique=True))
@@ -265,6 +267,19 @@ def test_a_sum_of_nothing_is_zero_and_can_learn(model):
         assert not adapter.lora_b.data.any()
         assert adapter.lora_a.data.any()
     assert {row.note for row in report.layers} == {"zero"}
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa"])
+@pytest.mark.parametrize("place", ["table", "q"])
+def test_a_sum_of_nothing_learns_where_the_adapter_has_not_yet(rng, place, init):
+    net = Net(rng)
+    before = net(TOKENS).data
+    lora.attach(net, LoRAConfig(rank=2, targets=[place], init=init), adapter="a", rng=rng)
+    combined(net, [("a", 0.0)], "o")
+    lora.switch(net, "o")
+    assert np.array_equal(net(TOKENS).data, before)
+    (net(TOKENS) ** 2).sum().backward()
+    assert any(abs(p.grad.data).max() > 1e-6 for p in net.trainable_parameters())
 
 
 @laws
@@ -439,7 +454,12 @@ def test_dora_can_be_copied_and_nothing_else(rng, rank, init):
     put_on(net, "d", rng, use_dora=True, dora_norm_gradient=True, rank=1, init=init)
     put_on(net, "p", rng, targets=["v"], rank=2)
     combined(net, [("d", 1), ("p", 0)], "same", rank=rank)
-    assert bits(net, "same") == bits(net, "d")
+    mine = bits(net, "d")
+    assert bits(net, "same") == mine
+    for adapter in adapters(net, "same").values():
+        for _, part in adapter.contents():
+            part.copy_(part.data + 1)
+    assert bits(net, "d") == mine
     before = snapshot(net)
     for terms in ([("d", 2)], [("d", -1)], [("d", 1), ("p", 1)]):
         with pytest.raises(ValueError, match=r"(q|v|head): adapter 'd' is DoRA.*lora\.extract"):
@@ -530,6 +550,10 @@ def test_dropout_is_kept_where_all_terms_have_it(rng):
     report = combined(net, [("a", 1), ("c", 1)], "other")
     assert adapters(net, "other")["q"].dropout == 0
     assert {row.name: row.note for row in report.layers}["q"].startswith("no dropout")
+    expected = lora.switch(net.eval(), "a")(TOKENS).data
+    combined(net, [("a", 1)], "copy")
+    np.testing.assert_array_equal(lora.switch(net, "copy")(TOKENS).data, expected)
+    assert not np.array_equal(net.train()(TOKENS).data, expected)
 
 
 def test_the_report_can_be_read(rng):
@@ -615,6 +639,8 @@ def test_the_approximation_of_a_product_is_that_of_the_matrix(rng, d_out, d_in, 
         )
         np.testing.assert_allclose(best.b @ best.a, right.b @ right.a, rtol=1e-12, atol=1e-12)
         assert best.a.shape == (rank, d_in)
+        shared = np.linalg.norm(best.a, axis=1), np.linalg.norm(best.b, axis=0)
+        np.testing.assert_allclose(*shared, rtol=1e-12)  # each has the roots of singular values
         assert best.error == pytest.approx(right.error, rel=1e-12, abs=1e-13)
         assert best.norm == pytest.approx(np.linalg.norm(b @ a), rel=1e-12)
         assert best.energy + best.relative_error**2 == pytest.approx(1)
@@ -697,6 +723,43 @@ def test_dora_and_sums_with_it_can_be_approximated(rng):
     tuned = lora.fold(net.eval())
     lora.extract(base, tuned, 4)
     np.testing.assert_allclose(base.eval()(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("as_state", [False, True])
+def test_of_a_base_in_four_bits_what_these_lose_is_extracted_too(rng, as_state):
+    tuned = Net(rng)
+    base = copy.deepcopy(tuned)
+    lora.quantize(base, ["q", "v"], block_size=4, progress=False)
+    held = [base.q.weight, base.v.weight]
+    change = {name: getattr(tuned, name).weight.data for name in ("q", "v")}
+    change = {name: w - getattr(base, name).weight.dense(np.float64) for name, w in change.items()}
+    report = lora.extract(base, tuned.state_dict() if as_state else tuned, 2)
+    assert [(row.name, row.rank) for row in report.layers] == [("q", 2), ("v", 2), ("head", 0)]
+    for row in report.layers[:2]:
+        s = np.linalg.svd(change[row.name], compute_uv=False)
+        assert row.error == pytest.approx(np.linalg.norm(s[2:]), rel=1e-10)
+        found = term(adapters(base, "default")[row.name])[0]
+        assert np.linalg.norm(found - change[row.name]) == pytest.approx(row.error, rel=1e-9)
+    lora.detach(base)
+    assert [base.q.weight, base.v.weight] == held
+    lora.extract(base, tuned, 9)
+    np.testing.assert_allclose(base(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
+
+
+def test_two_models_in_four_bits_differ_where_their_codes_do(rng):
+    base = Net(rng)
+    lora.quantize(base, ["q", "v"], block_size=4, progress=False)
+    tuned = copy.deepcopy(base)
+    tuned.v = Linear(4, 5, bias=False, dtype=np.float64, rng=rng)
+    lora.quantize(tuned, ["v"], block_size=4, progress=False)
+    tuned.head.weight.data = tuned.head.weight.data + 1
+    with pytest.raises(ValueError, match=r"would not have: v\.weight;"):
+        lora.extract(base, tuned, 4, targets=["q", "head"])
+    lora.extract(base, tuned, 4)
+    assert list(adapters(base, "default")) == ["v", "head"]
+    np.testing.assert_allclose(base(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"missing: q\.weight \(4, 5\)"):
+        lora.extract(lora.detach(base), tuned.state_dict(), 4)
 
 
 def test_a_layer_that_does_not_differ_gets_no_adapter(rng):

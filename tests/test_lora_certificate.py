@@ -23,13 +23,10 @@ from lora.certificate import (
 from lora.certificate.merging import norms, upper
 from lora.certificate.storage import unit_of
 from minigrad import ops
+from minigrad.kernels import codes
+from minigrad.kernels.nf4 import NF4Matrix
 
-LEVELS = [
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0,
-]  # fmt: skip
+LEVELS = [float(level) for level in codes.LEVELS]
 FLOATS = ["float16", "bfloat16", "float32"]
 HALVES = [*FLOATS[:2], "nf4"]
 
@@ -217,6 +214,16 @@ def nf4(row):
             stored.append(LEVELS[code] * absmax)
             units.append(max(min(beside) * absmax, 2.0**-149))
     return stored, units
+
+
+@hypothesis.given(
+    st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 200), st.integers(-44, 37)
+)
+@hypothesis.settings(deadline=None)
+def test_nf4_is_what_quantisation_makes_of_it_to_the_bit(seed, rows, cols, power):
+    x = 10.0**power * np.random.default_rng(seed).standard_normal((rows, cols))
+    quantized = NF4Matrix.of(x, double_quant=False)
+    assert np.array_equal(round_to(x, "nf4"), quantized.dense(np.float64))
 
 
 @pytest.mark.parametrize("d_in", [1, 63, 64, 65, 200])
@@ -700,7 +707,7 @@ def test_a_sum_in_float16_can_be_too_long_for_a_bound(rng):
 def test_strips_change_no_figure(rng, monkeypatch):
     layer = gaussian(rng, 23, 40, bias=np.arange(23, dtype=np.float32))
     whole = certify([layer.part], progress=False).rows
-    monkeypatch.setattr("lora.certificate.merging.STRIP", 5 * 40)
+    monkeypatch.setattr("lora.weight.STRIP", 5 * 40)
     assert len(layer.part.strips()) == 5
     for found, expected in zip(certify([layer.part], progress=False).rows, whole, strict=True):
         assert found.absorbed == expected.absorbed

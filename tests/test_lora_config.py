@@ -12,6 +12,7 @@ from lora import LoRAConfig, LoRALayer
 from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
 from minigrad.nn import Embedding, Linear, Module
+from minigrad.random import generator
 
 LINEAR = [f"blocks.{i}.{part}" for i in range(3) for part in ("q", "v", "mlp.up")] + ["head"]
 TABLES = ["embed"]
@@ -31,6 +32,13 @@ def names(**options):
         ({}, LINEAR),
         ({"targets": ["q", "embed"]}, ["blocks.0.q", "blocks.1.q", "blocks.2.q", "embed"]),
         ({"targets": "embed|head"}, ["head", "embed"]),
+        ({"targets": r"\w+"}, ["head", "embed"]),
+        ({"targets": r"(?!blocks).*"}, ["head", "embed"]),
+        ({"targets": ["q"], "layers_to_transform": np.int64(2)}, ["blocks.2.q"]),
+        (
+            {"layers_to_transform": np.arange(1), "targets": ["q", "v"]},
+            ["blocks.0.q", "blocks.0.v"],
+        ),
         ({"exclude": ["head", "mlp.up", "v"]}, ["blocks.0.q", "blocks.1.q", "blocks.2.q"]),
         ({"exclude": r"blocks\..*"}, ["head"]),
         ({"layers_to_transform": 1}, ["blocks.1.q", "blocks.1.v", "blocks.1.mlp.up"]),
@@ -114,8 +122,14 @@ def test_patterns_reach_the_layers_of_a_model():
         ({"targets": ["q", "v"], "exclude": r".*\.v"}, "nothing is left of the targets 'v' "),
         ({"layers_to_transform": 3}, r"no target is in layer 3; their layers are 0, 1, 2"),
         ({"targets": ["head"], "layers_to_transform": 0}, "no name has an index of layers: head"),
-        ({"layers_to_transform": 0, "layers_pattern": "h"}, "no name has an index"),
+        ({"layers_to_transform": 0, "layers_pattern": "h"}, "no target has an index after .h.;"),
         ({"targets": ["q"], "rank_pattern": {"v": 2}}, "rank_pattern .* no target: 'v'"),
+        ({"rank_pattern": {"q": 3, r"blocks\.0\.q": 2}}, r"rank_pattern: 'blocks.* after .* first"),
+        ({"targets": "(?!haed).*"}, r"'\(\?!haed\)\.\*' matches every layer"),
+        (
+            {"layers_to_transform": 0, "layers_pattern": ["blocks", "block"]},
+            r"layers_pattern: no target .* after 'block' \(did you mean 'blocks'\?\)",
+        ),
         ({"alpha_pattern": {"hed": 2}}, r"alpha_pattern .* 'hed' \(did you mean 'head'\?\)"),
     ],
 )
@@ -129,6 +143,11 @@ def test_a_pattern_in_vain_is_an_error(options, message):
     [
         ({"targets": ".*"}, ValueError, "matches every name there can be.*'all-linear'"),
         ({"targets": r"[\s\S]+"}, ValueError, "matches every name"),
+        ({"targets": r"[\w.]+"}, ValueError, "matches every name"),
+        ({"rank_pattern": {r"\w+": 1}}, ValueError, "matches every name"),
+        ({"layers_to_transform": 2.5}, TypeError, "indices, not 2.5"),
+        ({"layers_to_transform": "12"}, TypeError, "indices, not '12'"),
+        ({"scaling": "rs"}, ValueError, "standard, rslora, not 'rs'"),
         ({"targets": ["q", ""]}, ValueError, "an empty one"),
         ({"targets": {"q": 1}}, TypeError, "targets are names"),
         ({"exclude": ".*"}, ValueError, "exclude='.*' matches every name"),
@@ -138,11 +157,12 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"layers_to_transform": [True]}, TypeError, "indices, not True"),
         ({"layers_to_transform": -1}, ValueError, "count from 0"),
         ({"layers_pattern": "blocks"}, ValueError, "needs layers_to_transform"),
-        ({"rank_pattern": {"q": 0}}, ValueError, "rank must be at least 1"),
+        ({"rank_pattern": {"q": 0}}, ValueError, r"rank_pattern\['q'\]: rank must be at least 1"),
+        ({"rank_pattern": {"q": 2.5}}, TypeError, r"rank_pattern\['q'\]: rank must be an integer"),
         ({"rank_pattern": {"(": 1}}, ValueError, "no regular expression"),
         ({"rank_pattern": {".*": 1}}, ValueError, "matches every name"),
         ({"rank_pattern": ["q"]}, TypeError, "a dict"),
-        ({"alpha_pattern": {"q": -1.0}}, ValueError, "alpha must be a positive number"),
+        ({"alpha_pattern": {"q": -1.0}}, ValueError, r"alpha_pattern\['q'\]: alpha must be a"),
         ({"alpha_pattern": {3: 1.0}}, TypeError, "a dict"),
         ({"bias": "some"}, ValueError, "none, all, lora_only, not 'some'"),
         ({"bias": True}, ValueError, "not True"),
@@ -151,6 +171,8 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"init": ["pissa"]}, ValueError, r"not \['pissa'\]"),
         ({"use_dora": 1}, TypeError, "use_dora must be True or False, not 1"),
         ({"dora_norm_gradient": True}, ValueError, "needs use_dora=True"),
+        ({"modules_to_save": None}, TypeError, "modules_to_save are names, not None"),
+        ({"layers_pattern": 3}, TypeError, "layers_pattern are names, not 3"),
         ({"modules_to_save": "head"}, TypeError, r"\['head'\], not one string"),
         ({"dropout": "0.1"}, TypeError, "dropout"),
         ({"ranks": 3}, TypeError, "ranks"),
@@ -200,6 +222,41 @@ def test_a_name_matches_itself_and_every_end_of_it(all_names, data):
     found = [t.name for t in select(LoRAConfig(targets=[end]), all_names)]
     assert name in found
     assert found == [n for n in all_names if re.search(rf"(^|\.){re.escape(end)}$", n)]
+
+
+def test_a_rank_that_init_has_not_is_refused_before_anything_is_drawn():
+    net = Module()
+    net.a, net.table = Linear(4, 4), Embedding(4, 4)
+    config = LoRAConfig(
+        rank=2, targets=["a", "table"], rank_pattern={"table": 3}, init="orthogonal"
+    )
+    rng = np.random.default_rng(0)
+    state = rng.bit_generator.state
+    with pytest.raises(ValueError, match=r"table: init=.orthogonal. .* even, not 3"):
+        lora.attach(net, config, rng=rng)
+    assert rng.bit_generator.state == state
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_error_while_drawing_takes_the_draws_back(monkeypatch, own):
+    net = Module()
+    net.a, net.b = Linear(4, 4), Linear(4, 4)
+    left = ["a"]
+
+    def failing(asked):
+        if not left:
+            raise np.linalg.LinAlgError("SVD did not converge")
+        left.pop()
+        return INITS["gaussian"](asked)
+
+    monkeypatch.setitem(INITS, "kaiming", failing)
+    rng = np.random.default_rng(0) if own else None
+    state = generator(rng).bit_generator.state
+    with pytest.raises(np.linalg.LinAlgError):
+        lora.attach(net, LoRAConfig(rank=1, init="kaiming"), rng=rng)
+    assert not left
+    assert generator(rng).bit_generator.state == state
+    assert type(net.a) is Linear
 
 
 def test_every_init_is_known():

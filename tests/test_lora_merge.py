@@ -8,7 +8,8 @@ import pytest
 import lora
 import minigrad
 from lora import LoRAConfig, MergeError
-from lora.certificate import round_to
+from lora.certificate import certify, round_to
+from lora.certificate.layers import merging_of
 from minigrad.nn import MLP, Embedding, Linear, Sequential
 
 FORMS = [
@@ -102,6 +103,91 @@ def test_no_output_changes_by_more_than_the_certificate_says(kind, dtype, forms,
             assert abs(changed.astype(np.float64) - before[name]).max() <= bound
 
 
+@pytest.mark.parametrize(
+    ("dora", "others", "expected"),
+    [  # |w| = 2, |s B A| = 3, of the other adapter 2; m / n = 7 / 5
+        (False, 0, {"spread": 3, "roundings": 1 + 1 + 8, "underflows": 1 + 3 * 0.5}),
+        (False, 1, {"spread": 3 + 2, "roundings": 1 + 2 + 8, "underflows": 2.5 + 1 + 1.5 * 4}),
+        # 1.4 (2 + 3) (2 + (2 + 3) / 5), without the w that is not counted
+        (True, 0, {"spread": 21 - 2, "roundings": 1 + 1 + 16, "underflows": 1.4 * (2.5 + 1 + 2)}),
+        # w once more, since it is taken off the DoRA's output
+        (True, 1, {"spread": 21 + 2 + 2, "roundings": 1 + 2 + 24, "underflows": 1.4 * (9.5 + 3)}),
+    ],
+)
+def test_the_terms_of_the_bound_are_those_of_the_layer(dora, others, expected):
+    model = Sequential(Linear(1, 1, bias=False))
+    model[0].weight.copy_([[2.0]])
+    lora.attach(model, LoRAConfig(rank=1, use_dora=dora), adapter="a")
+    lora.attach(model, LoRAConfig(rank=1), adapter="b")
+    lora.switch(model, *["a", "b"][: 1 + others])
+    for name, a, b, scale in (("a", 3.0, 0.5, 2.0), ("b", -1.0, 4.0, 0.5)):
+        adapter = model[0].adapters[name]
+        adapter.lora_a, adapter.lora_b, adapter.scale = [[a]], [[b]], scale
+    if dora:
+        model[0].adapters["a"].lora_magnitude = [7.0]
+    part = merging_of("0", model[0], model[0].active)
+    for name, value in expected.items():
+        # Spreads and underflows are raised by a few roundings; m / n is 1.4 in float32.
+        assert np.max(getattr(part, name)) == pytest.approx(value, rel=1e-6)
+    assert part.peak == pytest.approx(1.4 * (expected["spread"] + 4) if dora else 6, rel=1e-6)
+
+
+def clipped(values, dtype):
+    """In a dtype, without its largest numbers."""
+    most = float(np.finfo(dtype).max) / 4
+    return np.clip(values, -most, most).astype(dtype)
+
+
+power = st.floats(-25, 25)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["dense", "embedding"])
+@hypothesis.given(
+    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
+    powers=st.lists(power, min_size=13, max_size=13),
+    seed=st.integers(0, 2**32 - 1),
+)
+@hypothesis.example([{}], [-30, 4, 30, 0, -44, *[0] * 8], 0)  # s has few digits in float32
+@hypothesis.example([{}], [0, -7, 0, 0, 10, *[0] * 8], 0)  # s overflows float16
+@hypothesis.example([{}], [0, 19, -35, 0, 20, *[0] * 8], 0)  # s x A^T overflows
+@hypothesis.example([{}] * 2, [0, *[-30, 30, 0, 10] * 3], 0)  # s B does, where ranks are joined
+@hypothesis.example([{}] * 2, [-30, *[30, -19, 0, -25] * 3], 0)  # s B has few digits
+@hypothesis.example([{"use_dora": True}], [-42, 0, -45, -10, 0, *[0] * 8], 0)  # m / n x W^T
+@hypothesis.example([{"use_dora": True}], [-25, 0, -25, 3, 0, *[0] * 8], 0)  # m / n overflows
+@hypothesis.example([{"use_dora": True}], [-4, 2, 1, -4, 0, *[0] * 8], 0)  # m / n has few digits
+@hypothesis.example([{"use_dora": True}], [0, 4, 4, -1, 0, *[0] * 8], 0)  # y, before m / n
+@hypothesis.example([{"use_dora": True}], [20, 25, 0, 0, 0, *[0] * 8], 0)  # n overflows
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_the_bound_holds_however_a_b_s_and_m_share_out_the_update(kind, dtype, forms, powers, seed):
+    rng = np.random.default_rng(seed)
+    layer = (Embedding if kind == "embedding" else Linear)(4, 2, rng=rng)
+    model = Sequential(layer).astype(dtype)
+    model[0].weight.copy_(
+        clipped(10.0 ** powers[0] * rng.standard_normal(layer.weight.shape), dtype)
+    )
+    for i, form in enumerate(forms):
+        lora.attach(model, LoRAConfig(rank=2, targets=["0"], **form), adapter=f"a{i}", rng=rng)
+        adapter = model[0].adapters[f"a{i}"]
+        logs = powers[4 * i + 1 :][:4]  # of A, B, m and s
+        for part, log in zip(adapter.trained(), logs, strict=False):
+            part.copy_(clipped(np.float64(10.0) ** log * rng.standard_normal(part.shape), dtype))
+        adapter.scale = 1.5 * 10.0 ** logs[3]
+    lora.switch(model, *[f"a{i}" for i in range(len(forms))])
+    layer = model[0]
+    own = np.dtype(dtype).name
+    part = merging_of("0", layer, layer.active)
+    bound = certify([part], [own], progress=False).of("0", own).bound
+    with minigrad.no_grad(), np.errstate(all="ignore"):
+        exact = layer.weight.dense() + layer.update_rows(slice(None), layer.active)
+        x = attacks(rng, layer, kind, np.zeros((1, layer.d_in)), dtype)
+        before = model(x).data.astype(np.longdouble)
+        layer.merge()
+        np.testing.assert_array_equal(layer._merged.weight.data, layer.stored(exact).astype(dtype))
+        if np.isfinite(bound):
+            assert abs(model(x).data.astype(np.longdouble) - before).max() <= bound
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("kind", ["dense", "nf4", "embedding"])
 def test_the_bound_is_not_far_from_what_can_happen(kind, form):
@@ -154,6 +240,21 @@ def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
     assert 0.05 * bound < change <= bound
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("kind", ["dense", "nf4", "embedding"])
+def test_strips_change_neither_the_certificate_nor_the_merged_weight(monkeypatch, kind, form):
+    model = adapted(np.random.default_rng(0), kind, [form, {}], np.float64)
+    whole, weight = lora.merge(model).rows, model[0].merged_weight().data
+    monkeypatch.setattr("lora.weight.STRIP", 70)
+    assert len(model[0].weight.strips()) > 4
+    strips = lora.merge(model).rows
+    for found, expected in zip(strips, whole, strict=True):
+        assert (found.absorbed, found.ulp) == (expected.absorbed, expected.ulp)
+        assert found.lost == pytest.approx(expected.lost, rel=1e-12)
+        assert found.bound == pytest.approx(expected.bound, rel=1e-12)
+    np.testing.assert_allclose(model[0].merged_weight().data, weight, rtol=1e-14, atol=1e-15)
+
+
 def test_what_is_merged_is_rounded_once():
     rng = np.random.default_rng(0)
     model = adapted(rng, "dense", [{}, {}], np.float32)
@@ -184,6 +285,24 @@ def test_a_line_for_each_layer_and_dtype():
     assert "nf4" in certificate._repr_html_()
     few = lora.merge(net(np.random.default_rng(0)), dtypes=["nf4"])
     assert few.dtypes == ["nf4"]
+    assert lora.merge(net(np.random.default_rng(0)), dtypes="nf4").dtypes == ["nf4"]
+
+
+def test_a_layer_without_the_merged_adapters_is_not_merged():
+    rng = np.random.default_rng(0)
+    model = MLP([8, 16, 4], rng=rng)
+    for place in ("layers.0", "layers.1"):
+        lora.attach(model, LoRAConfig(rank=2, targets=[place]), adapter=place[-1], rng=rng)
+    lora.switch(model, "0", "1")
+    shake(model.layers[0], "0", rng, 0.3)
+    shake(model.layers[1], "1", rng, 0.3)
+    x = rng.standard_normal((5, 8)).astype(np.float32)
+    with minigrad.no_grad():
+        before = model(x).data
+        for name, expected in (("0", [True, False]), ("1", [False, True])):
+            assert lora.merge(model, name).layers == [f"layers.{name}"]
+            assert [layer.merged for layer in model.layers] == expected
+            np.testing.assert_allclose(model(x).data, before, rtol=1e-4, atol=1e-5)  # of float32
 
 
 def test_an_update_that_is_lost_is_told():
@@ -204,6 +323,21 @@ def test_too_much_loss_is_refused_and_nothing_is_merged():
     assert all(layer.merged for layer in model.layers)
 
 
+def test_without_a_dtype_the_limit_is_that_of_each_layer_in_its_own():
+    rng = np.random.default_rng(0)
+    model = Sequential(Linear(8, 8, rng=rng), Linear(8, 8, dtype=np.float64, rng=rng))
+    lora.attach(model, LoRAConfig(rank=2), rng=rng)
+    shake(model[0], "default", rng, 0.3)
+    shake(model[1], "default", rng, 1e-9)
+    lora.merge(model, limit=1e-5)
+    lora.unmerge(model)
+    with pytest.raises(MergeError, match=r"stored in float32, 1 of 2 layers"):
+        lora.merge(model, limit=1e-5, dtype="float32")
+    with pytest.raises(MergeError, match=r"stored in float32, 1 of 1 layer"):
+        lora.merge(model, limit=1e-12)
+    assert not model[1].merged
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
 def test_a_merged_weight_that_is_not_finite_is_refused_by_name(value):
     model = net(np.random.default_rng(0))
@@ -212,6 +346,18 @@ def test_a_merged_weight_that_is_not_finite_is_refused_by_name(value):
     with pytest.raises(ValueError, match=r"not be finite in 'layers\.1'.*nothing was merged"):
         lora.merge(model)
     assert not any(layer.merged for layer in model.layers)
+
+
+@pytest.mark.parametrize("value", [np.nan, 3e38])
+def test_what_is_folded_must_be_finite(value):
+    model = net(np.random.default_rng(0))
+    model.layers[1].lora_b.data[1, 0] = value
+    model.layers[1].scale = 1e3
+    before = list(model.modules())
+    with pytest.raises(ValueError, match=r"not be finite in 'layers\.1'.*nothing was changed"):
+        lora.fold(model)
+    assert list(model.modules()) == before
+    assert lora.active(model) == ("default",)
 
 
 def test_there_must_be_something_active_to_merge():
@@ -224,16 +370,23 @@ def test_there_must_be_something_active_to_merge():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"names": ["default", 3]}, r"names are those of adapters, as in \['a', 'b'\], not 3"),
+        ({"limit": "0.1"}, "limit must be a number, not '0.1'"),
+        ({"radius": "1"}, "radius must be a number, not '1'"),
+        ({"radius": True}, "radius must be a number, not True"),
         ({"dtype": "int8", "limit": 1.0}, "int8.*float64"),
         ({"dtypes": ["float8"]}, "float8"),
+        ({"dtypes": "float8"}, "cannot store weights in 'float8'"),
+        ({"dtypes": ()}, "no dtypes"),
         ({"radius": 0.0}, "radius"),
         ({"limit": -1.0}, "limit"),
         ({"names": "other"}, "no adapter 'other'"),
+        ({"names": []}, "names are empty; None stands for all"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     model = net(np.random.default_rng(0))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         lora.merge(model, **options)
     assert not any(layer.merged for layer in model.layers)
 

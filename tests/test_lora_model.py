@@ -12,8 +12,8 @@ import pytest
 
 import lora
 import minigrad
-from lora import LoRAConfig, LoRALayer, LoRAScaling
-from minigrad.nn import MLP, Dropout, Linear, Module, Parameter, Sequential
+from lora import LoRAConfig, LoRALayer, LoRAScaling, NF4Linear
+from minigrad.nn import MLP, Dropout, Embedding, Linear, Module, Parameter, Sequential
 from minigrad.optim import Adam
 from minigrad.trainer import Trainer
 
@@ -309,6 +309,28 @@ def test_a_rank_too_large_for_one_layer_is_an_error_and_changes_nothing(rng):
     assert len(lora.attach(net, LoRAConfig(rank=3, targets=["q", "v"])).matches) == 4
 
 
+@pytest.mark.parametrize(
+    ("layer", "advice"),
+    [
+        (Embedding(3, 3), "put it into a Sequential$"),
+        (NF4Linear.from_linear(Linear(3, 3)), "put it into a Sequential$"),
+    ],
+)
+def test_no_single_layer_has_a_place_for_an_adapter(layer, advice):
+    before = dict(vars(layer))
+    with pytest.raises(ValueError, match=f"a single {type(layer).__name__}, .*{advice}"):
+        lora.attach(layer, LoRAConfig(rank=1, targets=["x"]))
+    assert vars(layer) == before
+
+
+def test_a_tuple_without_adapters_in_it_stays_the_very_tuple(rng):
+    net = Net(rng)
+    net.sizes = sizes = (1, (2, 3))
+    lora.attach(net, LoRAConfig(rank=1), rng=rng)
+    lora.detach(net)
+    assert net.sizes is sizes
+
+
 def test_a_single_linear_has_no_place_for_an_adapter():
     with pytest.raises(ValueError, match=r"LoRALayer\.from_linear"):
         lora.attach(Linear(2, 2), LoRAConfig(rank=1))
@@ -333,6 +355,28 @@ def test_a_subclass_of_linear_with_its_own_forward_keeps_its_output(rng):
     assert np.array_equal(net(x).data, base)
     with pytest.raises(ValueError, match="match no layer: '0'"):
         lora.attach(Sequential(Doubled(3, 3)), LoRAConfig(rank=1, targets=["0"]))
+
+
+class Watched(Linear):
+    def __call__(self, x):
+        return 3 * super().__call__(x)
+
+
+class Larger(Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.gain = Parameter(np.ones(3))
+
+
+def test_a_layer_that_computes_or_holds_more_than_a_linear_does_is_left(rng):
+    net, x = Sequential(Linear(3, 3), Watched(3, 3), Larger(3, 3)), draw(rng, dtype=np.float32)
+    patched = net[0]
+    patched.forward = lambda x: 2 * Linear.forward(patched, x)
+    net.last = Linear(3, 3)
+    base = net(x).data
+    assert lora.attach(net, LoRAConfig(rank=1)).names == ["last"]
+    assert np.array_equal(net(x).data, base)
+    assert "2.gain" in net.state_dict()
 
 
 def test_a_tied_weight_is_counted_once(rng):
@@ -447,6 +491,39 @@ def test_an_adapter_that_is_gone_is_an_error_and_changes_nothing(rng, take_off):
     net.first = net.shared = adapter
     take_off(net)
     assert not adapters(net)
+
+
+@pytest.mark.parametrize("use", [lora.switch, lora.detach, lora.merge, lora.fold, lora.active])
+def test_adapters_are_on_a_module(use):
+    with pytest.raises(TypeError, match="adapters are on a Module, not on None"):
+        use(None)
+
+
+def test_layers_that_have_changed_places_are_an_error_and_nothing_is_changed():
+    net = MLP([4, 4, 4])
+    lora.attach(net, LoRAConfig(rank=1))
+    net.layers.reverse()
+    before = [*net.layers]
+    for take_off in (lora.detach, lora.fold, lambda net: lora.remove(net, "default")):
+        with pytest.raises(ValueError, match=r"layers\.0, layers\.1 are no longer in"):
+            take_off(net)
+    assert net.layers == before
+    net.layers.reverse()
+    lora.detach(net)
+
+
+def test_a_model_of_which_a_part_has_adapters_is_not_attached_to():
+    net = Sequential(MLP([4, 4, 4]), Linear(4, 4))
+    lora.attach(net[0], LoRAConfig(rank=1))
+    with pytest.raises(ValueError, match=r"0\.layers\.0, 0\.layers\.1 .* on a part of it"):
+        lora.attach(net, LoRAConfig(rank=1))
+
+
+def test_a_layer_with_adapters_knows_its_sizes_by_the_names_of_what_it_replaces():
+    net = Sequential(Embedding(5, 3), Linear(3, 2))
+    lora.attach(net, LoRAConfig(rank=1, targets=["0", "1"]))
+    assert (net[0].num_embeddings, net[0].embedding_dim) == (5, 3)
+    assert (net[1].in_features, net[1].out_features) == (3, 2)
 
 
 def test_adapters_that_were_placed_by_hand_can_be_folded(rng):

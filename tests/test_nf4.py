@@ -8,6 +8,7 @@ import sys
 import textwrap
 import tracemalloc
 from pathlib import Path
+from statistics import NormalDist
 
 import hypothesis
 import hypothesis.strategies as st
@@ -30,12 +31,6 @@ ROOT = Path(__file__).parents[1]
 
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 
-PUBLISHED = [
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-]
 FLOATS = [np.float16, np.float32, np.float64]
 SHAPES = [(1, 1), (1, 9), (9, 1), (5, 64), (4, 100), (3, 129), (70, 33)]
 BLOCKS = [1, 2, 3, 7, 64, 1000]
@@ -76,9 +71,13 @@ def peak():
 # ----------------------------------------------------------------------------------------------
 
 
-def test_the_code_book_is_the_published_one():
+def test_levels_are_quantiles_of_a_normal_distribution():
+    last = 1 - (1 / 30 + 1 / 32) / 2
+    quantile = NormalDist().inv_cdf
+    above = [quantile(p) for p in np.linspace(0.5, last, 9)[1:]]
+    below = [-quantile(p) for p in np.linspace(0.5, last, 8)[:0:-1]]
     assert LEVELS.dtype == np.float32
-    assert_allclose(LEVELS, PUBLISHED, rtol=0, atol=1e-6)
+    assert_allclose(LEVELS, np.array([*below, 0, *above]) / above[-1], rtol=0, atol=1e-6)
     assert (LEVELS[0], LEVELS[7], LEVELS[15]) == (-1, 0, 1)
 
 
@@ -121,7 +120,7 @@ def published_error(w):
     """The mean squared error of the published code book in blocks of 64, in float64."""
     numbers = w.astype(np.float64).reshape(-1, 64)
     absmax = np.abs(numbers).max(1, keepdims=True)
-    levels = np.array(PUBLISHED)
+    levels = LEVELS.astype(np.float64)
     nearest = levels[np.abs(numbers[..., None] / absmax[..., None] - levels).argmin(-1)]
     return np.mean(np.square(nearest * absmax - numbers))
 
@@ -410,7 +409,7 @@ def test_operands_of_any_layout_are_served(rng):
 # Memory
 # ----------------------------------------------------------------------------------------------
 
-LARGE = (2048, 2048)
+LARGE = (4096, 2048)
 DENSE = 4 * LARGE[0] * LARGE[1]
 
 
@@ -422,7 +421,8 @@ def test_a_step_never_holds_a_dense_copy(rng, peak):
         (layer(x) ** 2).sum().backward()
 
     step()  # what is made once and for all
-    assert peak(step) < 0.4 * DENSE
+    share = 0.1 if JIT_ENABLED else 0.3  # a strip, of which the kernel's twin makes copies
+    assert peak(step) < share * DENSE
 
 
 def test_quantising_holds_strips_only(rng, peak):
@@ -720,6 +720,37 @@ def test_a_layer_with_an_adapter_is_refused_and_others_are_not(model):
     refused(model, "q have adapters already")
     refused(model, "q have adapters already", targets=["q", "v"])
     assert quantize(model, ["v"]).names == ["v"]
+
+
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"modules_to_save": ["1"]}])
+def test_a_layer_that_an_adapter_trains_whole_is_refused(active, options, rng):
+    net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
+    lora.attach(net, lora.LoRAConfig(rank=2, targets=["0"], **options), adapter="a")
+    if not active:
+        lora.switch(net)
+    head = net[1]
+    with pytest.raises(ValueError, match=r"adapter 'a' trains .*1\.bias whole"):
+        lora.quantize(net, ["1"])
+    assert net[1] is head
+
+
+def test_what_was_frozen_in_four_bits_is_frozen_when_it_is_folded(rng):
+    net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
+    lora.quantize(net, ["0"])
+    lora.attach(net, lora.LoRAConfig(rank=2), rng=rng)
+    lora.fold(net)
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["1.weight", "1.bias"]
+
+
+def test_the_bias_of_a_layer_in_four_bits_can_be_trained_by_an_adapter(rng):
+    net = nn.Sequential(nn.Linear(8, 8, rng=rng), nn.Linear(8, 8, rng=rng))
+    lora.quantize(net)
+    lora.attach(net, lora.LoRAConfig(rank=2, targets=["0"], bias="all"), rng=rng)
+    minigrad.mean(net(minigrad.randn(3, 8)) ** 2).backward()
+    assert all(p.grad is not None for p in net.trainable_parameters())
+    with pytest.raises(ValueError, match="modules_to_save: 1 is in four bits"):
+        lora.attach(net, lora.LoRAConfig(rank=2, targets=["0"], modules_to_save=["1"]), adapter="b")
 
 
 def test_a_weight_that_is_held_elsewhere_is_refused(rng):

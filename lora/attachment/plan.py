@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 
 import numpy as np
 
@@ -109,7 +109,6 @@ def _check_layer(target: Target, layer: AdaptedLayer, drawn: LoRAConfig | None) 
     try:
         if drawn is not None:
             check_rank_fits(target.rank, layer.d_out, layer.d_in)
-        if drawn is not None and not isinstance(layer, LoRAEmbedding):
             check_rank_of_init(drawn.init, target.rank)
     except ValueError as error:
         raise ValueError(f"{target.name}: {error}") from error
@@ -183,68 +182,108 @@ class _Copies:
         model: Module,
         config: LoRAConfig,
         held: Mapping[int, list[str]],
-        adapted: Iterable[str],
+        adapted: Container[str],
         targets: Mapping[str, AdaptedLayer],
     ) -> None:
         self._held = held
         self._done: set[int] = set()
         self.made: list[Copy] = []
         if config.modules_to_save:
-            self._save_modules(model, config, sorted(adapted))
-        if config.bias == "none":
-            return
+            self._save_modules(model, config, adapted)
+        if config.bias != "none":
+            self._save_biases(model, config, targets)
+
+    def _save_biases(
+        self, model: Module, config: LoRAConfig, targets: Mapping[str, AdaptedLayer]
+    ) -> None:
+        def is_meant(name: str) -> bool:
+            layer, _, last = name.rpartition(".")
+            return last == "bias" and (config.bias == "all" or layer in targets)
+
         biases = [
-            (name, parameter)
-            for name, parameter in model.named_parameters()
-            if name.rpartition(".")[2] == "bias"
-            and (config.bias == "all" or name.rpartition(".")[0] in targets)
+            parameter
+            for parameter in model.parameters()
+            if not isinstance(parameter, Whole) and any(map(is_meant, self._held[id(parameter)]))
         ]
         if not biases:
             raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
-        for name, parameter in biases:
-            self._copy(name, parameter, "bias")
+        for parameter in biases:
+            self._copy(parameter, "bias", is_meant, "let the layer that holds it too have one")
 
-    def _save_modules(self, model: Module, config: LoRAConfig, adapted: Sequence[str]) -> None:
+    def _save_modules(self, model: Module, config: LoRAConfig, adapted: Container[str]) -> None:
+        names = {id(module): name for name, module in model.named_modules()}
         modules = {
             name: module
             for name, module in model.named_modules()
             if name and next(module.named_parameters(), None) is not None
         }
         found = find("modules_to_save", config.modules_to_save, modules, {})
+        parts: set[str] = set()  # by their first names, which may be in another module
         for name in found:
-            for layer in adapted:
-                if _inside(layer, name) or _inside(name, layer):
+            for part in modules[name].modules():
+                place = names[id(part)]
+                parts.add(place)
+                if place in adapted:
                     raise ValueError(
-                        f"modules_to_save: {name} is to be trained whole, but {layer} has an "
+                        f"modules_to_save: {name} is to be trained whole, but {place} has an "
                         f"adapter; leave one of them out"
                     )
-        for name in found:
-            for key, parameter in modules[name].named_parameters(name):
-                others = [
-                    other
-                    for other in self._held[id(parameter)]
-                    if not any(_inside(other, saved) for saved in found)
-                ]
-                if others:
+                if isinstance(part, NF4Linear):
                     raise ValueError(
-                        f"modules_to_save: {key} is tied to {', '.join(others)}, which would not "
-                        f"be alone in changing; save the module that holds it too, or untie them"
+                        f"modules_to_save: {place} is in four bits, which do not train; leave it "
+                        f"out, or exclude it from lora.quantize"
                     )
-                self._copy(key, parameter, "modules_to_save")
 
-    def _copy(self, name: str, parameter: Parameter, reason: str) -> None:
+        def is_meant(name: str) -> bool:
+            return any(_inside(name, part) for part in parts)
+
+        for name in found:
+            for parameter in modules[name].parameters():
+                self._copy(
+                    parameter, "modules_to_save", is_meant, "save the module that holds it too"
+                )
+
+    def _copy(
+        self, parameter: Parameter, reason: str, is_meant: Callable[[str], bool], advice: str
+    ) -> None:
+        """Copy a parameter, if all the names it has are meant.
+
+        Raises:
+            ValueError: if one is not.
+            TypeError: if it is not of floats.
+        """
+        names = self._held[id(parameter)]
+        name = next(filter(is_meant, names))
+        others = [other for other in names if not is_meant(other)]
+        if others:
+            raise ValueError(
+                f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
+                f"{advice}, or untie them"
+            )
+        if parameter.dtype.kind != "f":
+            raise TypeError(
+                f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
+            )
         if id(parameter) not in self._done:
             self._done.add(id(parameter))
             self.made.append(Copy(name, reason, parameter, Whole(parameter)))
 
 
 def _can_adapt(module: Module) -> bool:
-    """Whether a module is one of those, and computes what they do."""
+    """Whether a module has adapters, or can have some."""
     if isinstance(module, AdaptedLayer):
         return True
-    return any(
-        isinstance(module, kind) and type(module).forward is kind.forward
-        for kind in (Linear, Embedding, NF4Linear)
+    return any(is_plain(module, kind) for kind in (Linear, Embedding, NF4Linear))
+
+
+def is_plain(module: Module, kind: type[Module]) -> bool:
+    """Whether a module computes what one of `kind` does, and holds no parameters beyond those."""
+    return (
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and type(module).__call__ is kind.__call__
+        and "forward" not in vars(module)
+        and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lora.adapted import AdaptedLayer
 from lora.attachment.targets import near
-from lora.attachment.whole import Copy
+from lora.attachment.whole import Copy, forget, put_in
 from lora.config import LoRAConfig
 from minigrad.nn import Module, Parameter
 
@@ -40,7 +41,8 @@ class Attachment:
     """What a model was before, and its adapters; no module, so a walk over the model passes it by.
 
     Attributes:
-        originals: the layers that have given their place to one with adapters.
+        originals: the layers that have given their place to one with adapters, by name.
+        placed: what has taken it.
         flags: `requires_grad` of every parameter before.
         adapters: by name.
         active: the names of those that take part.
@@ -48,6 +50,7 @@ class Attachment:
     """
 
     originals: dict[str, Module]
+    placed: dict[str, AdaptedLayer]
     flags: list[tuple[Parameter, bool]]
     adapters: dict[str, Attached] = field(default_factory=dict)
     active: tuple[str, ...] = ()
@@ -61,6 +64,10 @@ class Attachment:
         """
         if self.disabled:
             raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
+
+    def let_in(self, model: Module, names: Sequence[str]) -> None:
+        """Let what these adapters train whole, and no others, take the place of the originals."""
+        put_in(model, {name: each.copies for name, each in self.adapters.items()}, names)
 
     def get(self, name: str) -> Attached:
         """An adapter by its name.
@@ -76,8 +83,14 @@ class Attachment:
         return self.adapters[name]
 
 
+def _check_module(model: Any) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"adapters are on a Module, not on {model!r:.60}")
+
+
 def record_of(model: Module) -> Attachment | None:
     """What `attach` has put on a model, or None."""
+    _check_module(model)
     found: Attachment | None = vars(model).get(_RECORD)
     return found
 
@@ -119,6 +132,7 @@ def keep(model: Module, record: Attachment | None) -> None:
     """Remember what has been put on a model, or that nothing is left of it."""
     if record is None:
         del vars(model)[_RECORD]
+        forget(model)
     else:
         setattr(model, _RECORD, record)
 
@@ -129,6 +143,7 @@ def adapters(model: Module) -> list[tuple[str, AdaptedLayer]]:
     Raises:
         ValueError: if there are none.
     """
+    _check_module(model)
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
     if not found:
         raise ValueError(
@@ -144,11 +159,11 @@ def layers_in_place(model: Module, record: Attachment) -> dict[str, AdaptedLayer
         ValueError: if one is no longer where it was put.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
-    gone = [name for name in record.originals if name not in layers]
+    gone = [name for name, layer in record.placed.items() if layers.get(name) is not layer]
     if gone:
         raise ValueError(
-            f"the adapters of {', '.join(gone)} are no longer in the model; put the layers that "
-            f"lora.attach had placed there back first"
+            f"the adapters of {', '.join(gone)} are no longer in the model, or not where they were "
+            f"put; put the layers that lora.attach had placed there back first"
         )
     return layers
 

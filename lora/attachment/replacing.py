@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,9 @@ from minigrad.nn import Module, Parameter
 def replace(model: Module, new: Mapping[int, Module | Parameter]) -> None:
     """Put modules or parameters in the place of others, which are given by id.
 
-    Attributes, lists and dicts are changed in place; a tuple gives its place to another.
+    Attributes, lists and dicts are changed in place; a tuple of such gives its place to another.
     """
-    for module in list(model.modules()):
+    for module in list(model.modules()) if new else ():
         for name, value in vars(module).items():
             vars(module)[name] = _replaced(value, new)
 
@@ -27,12 +28,14 @@ def _replaced(value: Any, new: Mapping[int, Module | Parameter]) -> Any:
         value.update({key: _replaced(item, new) for key, item in value.items()})
     elif isinstance(value, tuple):
         items = [_replaced(item, new) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if all(map(operator.is_, items, value)):
+            return value
+        return value._make(items) if hasattr(value, "_make") else tuple(items)
     return value
 
 
 def places(model: Module) -> dict[int, list[str]]:
-    """Where each parameter is held, by its id: every name that leads there, not the first alone."""
+    """Where each parameter is held, by its id: in every module, under the first name of each."""
     found: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for name, value in module._contents():

@@ -46,7 +46,7 @@ class AttachReport:
         copies: the parameters that are trained whole.
         adapter: the name of the adapter.
         trainable: how many numbers train now.
-        total: how many numbers the model has, adapters included.
+        total: how many numbers the model has, adapters and the originals of copies included.
     """
 
     matches: tuple[Match, ...]

@@ -21,7 +21,10 @@ Patterns = str | Sequence[str]
 
 ALL_LINEAR = "all-linear"
 
-_NO_NAME = "\0"  # which only a pattern for any name whatever can match
+_END = r"(.*\.)?({})"  # of a name, or the whole of it, by an expression
+
+_NAMES = ("zxq", "07", "zxq.wv", "zx_q.07.Wv")  # all of which only a pattern for any name matches
+_BUT = re.compile(r"\(\?<?!")  # what a pattern has in it that says "any name but ..."
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
             _check_expression(role, patterns)
         return patterns
     if isinstance(patterns, Mapping) or not isinstance(patterns, Iterable):
-        raise TypeError(f"{role} are names, or one regular expression, not {patterns!r}")
+        also = ", or one regular expression" if role in ("targets", "exclude") else ""
+        raise TypeError(f"{role} are names{also}, not {patterns!r}")
     names = tuple(patterns)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"{role} are names, not {names!r}")
@@ -72,22 +76,27 @@ def check_table(role: str, table: Any) -> dict[str, Any]:
     if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
         raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r}")
     for pattern in table:
-        _check_expression(role, pattern)
+        _check_expression(role, pattern, _END)
     return dict(table)
 
 
-def _check_expression(role: str, pattern: str) -> None:
+def _check_expression(role: str, pattern: str, whole: str = "{}") -> None:
+    """Refuse what is no expression, or one for any name; `whole` is that for a whole name."""
     try:
-        found = re.fullmatch(pattern, _NO_NAME)
+        re.compile(pattern)
     except re.error as error:
         raise ValueError(
             f"{role}={pattern!r} is no regular expression: {error}; a list names layers as they are"
         ) from None
-    if found:
+    if _is_for_any(whole.format(pattern)) and not _BUT.search(pattern):
         raise ValueError(
             f"{role}={pattern!r} matches every name there can be; for all linear layers say "
             f"{ALL_LINEAR!r}, else say which"
         )
+
+
+def _is_for_any(pattern: str) -> bool:
+    return all(re.fullmatch(pattern, name) for name in _NAMES)
 
 
 def find(
@@ -111,6 +120,11 @@ def find(
     missed = []
     for pattern in listed:
         hits = [name for name in names if _is_match(pattern, name, expression)]
+        if expression and 0 < len(hits) == len(names) and _is_for_any(pattern):
+            raise ValueError(
+                f"{role}={pattern!r} matches every layer, as if it left none out; the layers are "
+                f"{', '.join(names)}"
+            )
         for group, members in groups.items():
             if _is_match(pattern, group, expression):
                 hits += [member for member in members if member in names]
@@ -199,6 +213,13 @@ def _in_layers(config: LoRAConfig, found: Mapping[str, str]) -> dict[str, str]:
     wanted = config.layers_to_transform
     assert isinstance(wanted, tuple)
     indices = {name: layer_index(name, tuple(config.layers_pattern)) for name in found}
+    for before in config.layers_pattern:
+        if all(layer_index(name, (before,)) is None for name in found):
+            parts = {part for name in found for part in name.split(".")}
+            raise ValueError(
+                f"layers_pattern: no target has an index after {near(before, parts)}; the targets "
+                f"are {', '.join(found)}"
+            )
     missing = [index for index in wanted if index not in indices.values()]
     if missing:
         known = sorted({index for index in indices.values() if index is not None})
@@ -225,16 +246,21 @@ def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[s
     """What the first matching pattern says of each name. A pattern may match the end of a name.
 
     Raises:
-        ValueError: if a pattern matches none.
+        ValueError: if a pattern matches none, or is the first for none.
     """
     names = list(names)
     values: dict[str, Any] = {}
     for pattern, value in table.items():
-        hits = [name for name in names if re.fullmatch(rf"(.*\.)?({pattern})", name)]
+        hits = [name for name in names if re.fullmatch(_END.format(pattern), name)]
         if not hits:
             raise ValueError(
                 f"{role} has a pattern that matches no target: {near(pattern, names)}; the "
                 f"targets are {', '.join(names)}"
+            )
+        if values.keys() >= set(hits):
+            raise ValueError(
+                f"{role}: {pattern!r} comes after patterns that match all of its layers, and of "
+                f"several the first counts; put it first, or leave it out"
             )
         for name in hits:
             values.setdefault(name, value)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora.scaling import check_number
 from minigrad.diagnostics.tables import aligned, as_html
 
 FEW = 8  # layers, of which each has its lines in the table
@@ -122,9 +123,11 @@ class MergeCertificate:
         Raises:
             KeyError: if the certificate does not speak of the dtype.
             MergeError: if `lost` of a layer exceeds the limit.
-            ValueError: if the limit is not a number from 0 on.
+            TypeError: if the limit is no number.
+            ValueError: if the limit is not from 0 on.
         """
         _check("dtype", dtype, self.dtypes)
+        check_number("limit", limit)
         if not limit >= 0:
             raise ValueError(f"limit is a share of the update, from 0 on, not {limit!r}")
         over = [row for row in self.rows if row.dtype == dtype and row.lost > limit]

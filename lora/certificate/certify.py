@@ -20,12 +20,13 @@ import numpy as np
 
 from lora.certificate.certificate import MergeCertificate, Row
 from lora.certificate.merging import Array, Merging, gamma, least_of, norms, upper
-from lora.certificate.storage import DTYPES, check_dtype, computing_dtype, round_to, unit_of
+from lora.certificate.storage import DTYPES, check_dtypes, computing_dtype, round_to, unit_of
+from lora.scaling import check_number
 
 
 def certify(
     parts: Iterable[Merging],
-    dtypes: Sequence[str] = DTYPES,
+    dtypes: str | Sequence[str] = DTYPES,
     radius: float = 1.0,
     *,
     progress: bool = True,
@@ -43,15 +44,15 @@ def certify(
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
-        TypeError: if W or dW is not of float64.
+        TypeError: if W or dW is not of float64, or the radius is no number.
         ValueError: if there are no layers, or two of one name, or no dtypes, or there is no such
             dtype, or the radius is not positive and finite, or rows of W or dW have a wrong shape.
     """
     from tqdm.auto import tqdm
 
     parts = tuple(parts)
-    chosen = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
-    _check(parts, chosen, radius)
+    chosen = check_dtypes(dtypes)
+    _check(parts, radius)
     rows: list[Row] = []
     with tqdm(
         total=sum(math.prod(part.shape) for part in parts), unit="number", unit_scale=True,
@@ -68,7 +69,7 @@ def certify(
     return MergeCertificate(tuple(rows), float(radius))
 
 
-def _check(parts: Sequence[Merging], dtypes: Sequence[str], radius: float) -> None:
+def _check(parts: Sequence[Merging], radius: float) -> None:
     """Refuse what cannot be certified."""
     if not parts:
         raise ValueError("there are no layers to certify; pass one Merging for each")
@@ -79,10 +80,7 @@ def _check(parts: Sequence[Merging], dtypes: Sequence[str], radius: float) -> No
             f"there are several layers named {', '.join(map(repr, twice))}; each needs a name of "
             f"its own"
         )
-    if not dtypes:
-        raise ValueError(f"there are no dtypes to certify for; choose from {', '.join(DTYPES)}")
-    for dtype in dtypes:
-        check_dtype(dtype)
+    check_number("radius", radius)
     if not 0 < radius < math.inf:
         raise ValueError(f"radius must be a positive number, the norm of inputs, not {radius!r}")
 

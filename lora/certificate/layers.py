@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
-from lora.certificate.merging import Array, Merging, gamma, norms, upper
+from lora.certificate.merging import Array, Merging, gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
 
 _FEW = 8  # roundings for each adapter besides those of its sums
@@ -25,33 +27,28 @@ def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> Merging:
     """
     merged = [layer.adapters[adapter] for adapter in names]
     active = [layer.adapters[adapter] for adapter in layer.active]
-    plain = _low_rank(name, layer, active)
+    found = _summed([_low_rank(name, layer, adapter) for adapter in active], active)
     if any(adapter.lora_magnitude is not None for adapter in active):
-        plain = _with_dora(plain, layer, active)
-    if len(merged) == len(active) and all(a.lora_magnitude is None for a in active):
-        return plain
+        found = _with_dora(found, layer, active)
     ratios = {id(adapter): adapter.exact_ratio(layer.weight) for adapter in merged}
 
     def update(rows: slice) -> Array:
-        parts = [
-            adapter.update(layer.weight, slice(None), rows, ratios[id(adapter)]).T
-            if isinstance(layer, LoRAEmbedding)
-            else adapter.update(layer.weight, rows, slice(None), ratios[id(adapter)])
-            for adapter in merged
-        ]
-        return sum(parts[1:], parts[0])
+        with np.errstate(all="ignore"):  # what overflows is told by the certificate
+            parts = [
+                adapter.update(layer.weight, slice(None), rows, ratios[id(adapter)]).T
+                if isinstance(layer, LoRAEmbedding)
+                else adapter.update(layer.weight, rows, slice(None), ratios[id(adapter)])
+                for adapter in merged
+            ]
+            return sum(parts[1:], parts[0])
 
-    return replace(plain, update=update)
+    return replace(found, update=update)
 
 
-def _low_rank(name: str, layer: AdaptedLayer, adapters: Sequence[Adapter]) -> Merging:
-    """As if all were plain updates: they are one of all their ranks."""
-    pairs = [[part._data.astype(np.float64) for part in a.factors()] for a in adapters]
-    a = np.concatenate([a for a, _ in pairs])
-    b = np.concatenate(
-        [adapter.scale * b for adapter, (_, b) in zip(adapters, pairs, strict=True)], axis=1
-    )
-    dtype = adapters[0].lora_a.dtype
+def _low_rank(name: str, layer: AdaptedLayer, adapter: Adapter) -> Merging:
+    """As if the adapter were a plain update, and the only one."""
+    a, b = (part._data.astype(np.float64) for part in adapter.factors())
+    dtype, scale = adapter.lora_a.dtype, adapter.scale
     if isinstance(layer, LoRAEmbedding):
         table = layer.base_weight._data
 
@@ -59,9 +56,37 @@ def _low_rank(name: str, layer: AdaptedLayer, adapters: Sequence[Adapter]) -> Me
             found: Array = table[rows].astype(np.float64)
             return found
 
-        return Merging.low_rank(name, looked_up, b.T, a.T, 1.0, dtype=dtype, one_hot=True)
+        return Merging.low_rank(name, looked_up, b.T, a.T, scale, dtype=dtype, one_hot=True)
     bias = None if layer.bias is None else layer.bias._data
-    return Merging.low_rank(name, layer.weight.rows, a, b, 1.0, dtype=dtype, bias=bias)
+    return Merging.low_rank(name, layer.weight.rows, a, b, scale, dtype=dtype, bias=bias)
+
+
+def _summed(parts: Sequence[Merging], adapters: Sequence[Adapter]) -> Merging:
+    """Of several at once. Plain ones may be one of all their ranks then, with each B times its s.
+
+    What that product loses below the least normal number is multiplied by x A^T.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    spread = np.sum([part.spread for part in parts], axis=0)
+    error: Any = sum(part.update_error for part in parts)
+    error = error + gamma(len(parts), np.dtype(np.float64)) * spread
+    peak = max(part.peak for part in parts)
+    for adapter in adapters:
+        a, b = (np.abs(part._data.astype(np.float64)) for part in adapter.factors())
+        error = error + least_of(first.dtype) * (a.sum(axis=0) if first.one_hot else norms(a).sum())
+        if abs(adapter.scale) * b.max(initial=0.0) > np.finfo(first.dtype).max:
+            peak = math.inf
+    ranks = sum(adapter.factors()[0].shape[0] for adapter in adapters[1:])
+    return replace(
+        first,
+        update_error=upper(error, len(parts)),
+        spread=upper(spread, len(parts)),
+        roundings=first.roundings + ranks,
+        underflows=upper(sum(part.underflows for part in parts), len(parts)),
+        peak=peak,
+    )
 
 
 def _with_dora(plain: Merging, layer: AdaptedLayer, adapters: Sequence[Adapter]) -> Merging:
@@ -74,15 +99,22 @@ def _with_dora(plain: Merging, layer: AdaptedLayer, adapters: Sequence[Adapter])
     weight = layer.weight
     size = np.sqrt(weight.squares())
     alone = len(adapters) == 1
-    total, largest = (np.zeros_like(size) if alone else size), 1.0
+    total, largest, peak = (np.zeros_like(size) if alone else size), 1.0, plain.peak
+    lost, finfo = 0.0, np.finfo(plain.dtype)
     for adapter in adapters:
         a, b = (part._data.astype(np.float64) for part in adapter.factors())
         own = abs(adapter.scale) * (np.abs(b) @ norms(a))
         if adapter.lora_magnitude is None:
             total = total + own
             continue
-        n = adapter.norms(weight).astype(np.float64)
+        with np.errstate(over="ignore"):
+            n = adapter.norms(weight).astype(np.float64)
         ratio = np.abs(adapter.lora_magnitude._data) / n
+        peak = max(peak, float((size + own).max()))
+        if not (np.isfinite(n) & (ratio <= finfo.max)).all():
+            peak = math.inf
+        if ratio.min() < finfo.tiny:  # it has few digits
+            lost += least_of(plain.dtype) * float((size + own).max())
         total = total + ratio * (size + own) * (2 + (size + own) / n)
         total = total if alone else total + size
         largest = max(largest, float(ratio.max()))
@@ -91,13 +123,13 @@ def _with_dora(plain: Merging, layer: AdaptedLayer, adapters: Sequence[Adapter])
     roundings = d_in + rank + _FEW * (len(adapters) + 1)
     spread = upper(np.maximum(total - size, 0.0), d_in + rank)
     if plain.one_hot:  # no element of a column is larger than the norms of its rows
-        spread = np.full(plain.shape[0], float(spread.max(initial=0.0)))
+        spread = np.full(plain.shape[0], float(spread.max()))
     wide = gamma(2 * roundings, np.dtype(np.float64))
     return replace(
         plain,
         spread=spread,
         roundings=roundings,
-        update_error=wide * (spread + float(size.max(initial=0.0))) + plain.update_error,
+        update_error=wide * (spread + float(size.max())) + largest * plain.update_error + lost,
         underflows=largest * (plain.underflows + d_in + 2),
-        peak=max(plain.peak, largest * float((total + size).max(initial=0.0))),
+        peak=max(peak, largest * float((total + size).max())),
     )

@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lora.weight import strips
 from minigrad import kernels
 
 Array = NDArray[Any]
 Rows = Callable[[slice], Array]
-
-STRIP = 1 << 18  # numbers that are looked at together
 
 # Of a term besides those of its sums: of s and of the product with it, or with B if there are
 # several adapters; of a quantised W two; of the bias, and of adding up.
@@ -83,11 +82,7 @@ class Merging:
     one_hot: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(
-                f"{self._label}: layers of float16, float32 and float64 can be certified, not of "
-                f"{self.dtype}"
-            )
+        _check_float(self._label, self.dtype)
         if len(self.shape) != 2 or min(self.shape) < 1:
             raise ValueError(
                 f"{self._label}: shape is that of a matrix (d_out, d_in), not {self.shape}"
@@ -146,6 +141,7 @@ class Merging:
                 f"layer {name!r}: A of shape {a.shape} does not go with B of shape {b.shape}; "
                 f"shapes are (rank, d_in) and (d_out, rank)"
             )
+        own = _check_float(f"layer {name!r}", np.dtype(dtype))
         (rank, d_in), s = a.shape, abs(scale)
 
         def update(rows: slice) -> Array:
@@ -160,19 +156,22 @@ class Merging:
             spread = upper(s * (np.abs(b) @ sizes), rank + d_in)
             lost = least * (s * rank + 1) * (1 if one_hot else math.sqrt(d_in))
             strength = np.abs(b).sum(axis=1)
+            if s < float(np.finfo(own).tiny):  # s itself has few digits in the dtype of the layer
+                lost = lost + least_of(own) * (np.abs(b) @ sizes)
             after = sizes.sum() if one_hot else (s * d_in + 1) * strength
             ahead = np.abs(b) if one_hot else sizes
+            peak = float(upper(max(1.0, s) * np.max(ahead, initial=0.0), d_in))
         return cls(
             name=name,
             shape=(len(b), d_in),
-            dtype=np.dtype(dtype),
+            dtype=own,
             base=base,
             update=update,
             update_error=gamma(rank + 2, wide) * spread + lost,
             spread=spread,
             roundings=(0 if one_hot else d_in) + rank + _FEW,
             underflows=upper(rank + after, rank),
-            peak=float(upper(max(1.0, s) * np.max(ahead, initial=0.0), d_in)),
+            peak=peak if s <= float(np.finfo(own).max) else math.inf,
             bias=bias,
             one_hot=one_hot,
         )
@@ -183,9 +182,7 @@ class Merging:
 
     def strips(self) -> list[slice]:
         """The rows in parts of no more than some megabytes."""
-        step = max(1, STRIP // self.shape[1])
-        starts = range(0, self.shape[0], step)
-        return [slice(start, min(start + step, self.shape[0])) for start in starts]
+        return strips(self.shape)
 
     def read(self, rows: slice) -> tuple[Array, Array]:
         """Some rows of W and of dW.
@@ -208,6 +205,15 @@ class Merging:
                     f"{value.shape}; it must be {right}"
                 )
         return found
+
+
+def _check_float(label: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Refuse a dtype whose roundings are not known."""
+    if dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(
+            f"{label}: layers of float16, float32 and float64 can be certified, not of {dtype}"
+        )
+    return dtype
 
 
 def gamma(roundings: int, dtype: np.dtype[Any]) -> float:

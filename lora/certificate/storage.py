@@ -4,17 +4,22 @@ Four dtypes are of floating point, with p binary digits and a least positive num
 unit of an x with 2^(e-1) <= |x| < 2^e is 2^(e-p), at least the least number, and x is rounded to
 the nearest multiple of it, to the even one of two. This rounds once, from float64, whatever the
 dtype. The fifth is NF4 (Dettmers et al., 2023, section 3): blocks of 64 numbers of a row, each
-number one of 16 levels times the largest absolute value of its block.
+number one of 16 levels times the largest absolute value of its block, which is kept in float32. So
+it is what `lora.quantize(model, double_quant=False)` would make of the merged weight.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from minigrad import kernels
 
 Array = NDArray[Any]
 
@@ -46,16 +51,13 @@ DTYPES = (*_FORMATS, "nf4")
 
 BLOCK = 64  # numbers of a row that NF4 divides by one absolute value
 
-_LEVELS = np.array(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ]
-)  # fmt: skip
-_MIDDLES = (_LEVELS[1:] + _LEVELS[:-1]) / 2
-_GAPS = np.minimum(np.diff(_LEVELS, prepend=-np.inf), np.diff(_LEVELS, append=np.inf))
+
+@cache
+def _code_book() -> tuple[Array, Array, Array]:
+    """The levels, the middles between two, and how far the nearer neighbour of each is."""
+    levels = kernels.codes.LEVELS.astype(np.float64)
+    gaps = np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf)
+    return levels, (levels[1:] + levels[:-1]) / 2, np.minimum(*gaps)
 
 
 def check_dtype(dtype: str) -> str:
@@ -67,6 +69,18 @@ def check_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise ValueError(f"cannot store weights in {dtype!r}; there are {', '.join(DTYPES)}")
     return dtype
+
+
+def check_dtypes(dtypes: str | Sequence[str]) -> tuple[str, ...]:
+    """One dtype or several, each once.
+
+    Raises:
+        ValueError: if there are none, or a weight cannot be stored in one.
+    """
+    chosen = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
+    if not chosen:
+        raise ValueError(f"there are no dtypes to certify for; choose from {', '.join(DTYPES)}")
+    return tuple(check_dtype(dtype) for dtype in chosen)
 
 
 def computing_dtype(own: np.dtype[Any], dtype: str) -> np.dtype[Any]:
@@ -121,7 +135,7 @@ def unit_of(x: Array, dtype: str) -> Array:
     """
     if dtype == "nf4":
         absmax = _absmax(x)
-        unit = _GAPS[_codes(x, absmax)] * absmax
+        unit = _code_book()[2][_codes(x, absmax)] * absmax
         least = _FORMATS["float32"].least
     else:
         unit = np.ldexp((x != 0).astype(np.float64), np.frexp(x)[1] - _FORMATS[dtype].digits)
@@ -133,7 +147,7 @@ def unit_of(x: Array, dtype: str) -> Array:
 def _nf4(x: Array) -> Array:
     absmax = _absmax(x)
     with np.errstate(invalid="ignore"):  # 0 times infinity, in a block that is beyond float32
-        return _LEVELS[_codes(x, absmax)] * absmax
+        return _code_book()[0][_codes(x, absmax)] * absmax
 
 
 def _absmax(x: Array) -> Array:
@@ -149,4 +163,4 @@ def _absmax(x: Array) -> Array:
 def _codes(x: Array, absmax: Array) -> Array:
     """Which level is the nearest to x / absmax."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.searchsorted(_MIDDLES, x / absmax)
+        return np.searchsorted(_code_book()[1], x / absmax)

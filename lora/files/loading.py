@@ -75,7 +75,7 @@ def load(
         raise TypeError(f"load takes a Module, not {model!r:.60}")
     with AdapterFolder(folder) as files:
         return attach_planned(
-            model, adapter, lambda: _plan(model, files, check_base, rng, progress)
+            model, adapter, lambda: _plan(model, files, check_base, rng, progress), rng
         )
 
 

@@ -26,17 +26,21 @@ from minigrad.tensor import Tensor
 
 Array = NDArray[Any]
 
-LEAST = 1e-30  # the least norm: a row of zeros is one times something finite
-
 _LEFT = {2: 1e-1, 4: 1e-2, 8: 1e-4}  # of the terms, by bytes of a number: for less, rows are formed
+
+
+def least(dtype: np.dtype[Any]) -> float:
+    """The least norm: a row of zeros is one times something finite."""
+    return max(1e-30, float(np.finfo(dtype).tiny))
 
 
 def norms(weight: Weight, a: Array, b: Array, scale: float) -> Array:
     """n: `(d_out,)`, in the dtype of A."""
     square = weight.kept_squares()
-    wide = b.astype(np.float64)
-    crossed = np.einsum("jk,jk->j", wide, weight.project(a).astype(np.float64))
-    gram = kernels.gemm.matmul(a, a.T).astype(np.float64)
+    wide, wide_a = b.astype(np.float64), a.astype(np.float64)
+    projected = weight.project(a.astype(np.promote_types(a.dtype, np.float32), copy=False))
+    crossed = np.einsum("jk,jk->j", wide, projected.astype(np.float64))
+    gram = kernels.gemm.matmul(wide_a, wide_a.T)  # float32 has not the square of each number
     update = np.einsum("jk,jk->j", wide @ gram, wide)
     update *= scale * scale
     total = square + 2 * scale * crossed + update
@@ -44,20 +48,21 @@ def norms(weight: Weight, a: Array, b: Array, scale: float) -> Array:
     cancelled = total < _LEFT[a.itemsize] * terms
     for strip in weight.strips() if cancelled.any() else ():
         if cancelled[strip].any():
-            formed = weight.rows(strip) + scale * (wide[strip] @ a.astype(np.float64))
+            formed = weight.rows(strip) + scale * (wide[strip] @ wide_a)
             total[strip] = np.einsum("ij,ij->i", formed, formed)
-    found: Array = np.maximum(np.sqrt(total), LEAST).astype(a.dtype)
+    found: Array = np.maximum(np.sqrt(total), least(a.dtype)).astype(a.dtype)
     return found
 
 
 def norms_with_gradient(weight: Weight, a: Tensor, b: Tensor, scale: float, n: Array) -> Tensor:
     """n, whose values are known, with its derivatives by A and B.
 
-    d(n_j^2) = 2 s (w_j + s b_j A) d(b_j A), which needs A w_j and A A^T only.
+    d(n_j^2) = 2 s (w_j + s b_j A) d(b_j A), which needs A w_j and A A^T only. All is divided by n
+    as soon as it can be, for the square of a norm may be no number of its dtype.
     """
-    crossed = (ops.transpose(weight.product(a)) * b).sum(axis=1)
-    update = (ops.matmul(b, ops.matmul(a, ops.transpose(a))) * b).sum(axis=1)
-    square = crossed * (2 * scale) + update * (scale * scale)
+    unit = b / n[:, None]
+    crossed = (ops.transpose(weight.product(a)) * unit).sum(axis=1) * (2 * scale) / n
+    update = (ops.matmul(unit, ops.matmul(a, ops.transpose(a))) * unit).sum(axis=1)
+    change = crossed + update * (scale * scale)
     # The values are those of n to the bit; of the composition, the derivatives alone are used.
-    square = square - square.detach() + np.square(n)
-    return ops.sqrt(square)
+    return ops.sqrt(change - change.detach() + 1.0) * n

@@ -2,7 +2,8 @@
 
     gaussian    A normal with standard deviation 1 / rank, B = 0
     kaiming     A uniform in +-1 / sqrt(d_in), B = 0, as PEFT does by default
-    orthogonal  A and B normal, in rows of A and columns of B that are orthogonal: B A = 0
+    orthogonal  A and B normal, in rows of A and columns of B that are orthogonal: B A = 0,
+                but for rounding
     pissa       s B A is the principal part of W, which is taken off at the same time
     pissa_niter_4   the same, with singular vectors from so many rounds of subspace iteration
 

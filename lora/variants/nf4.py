@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from lora.attachment.whole import in_force
 from minigrad import kernels, ops
 from minigrad.nn import Linear, Module, Parameter
 from minigrad.tensor import Tensor
@@ -96,9 +97,8 @@ class NF4Linear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + b, in the dtype of x."""
-        # Detached: the layer is frozen, even if someone has set the flag.
-        bias = None if self.bias is None else self.bias.detach()
-        return ops.nf4_linear(x if isinstance(x, Tensor) else Tensor(x), self.weight, bias)
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        return ops.nf4_linear(x, self.weight, in_force(self.bias))
 
     def extra_repr(self) -> str:
         """The sizes, and how the weight is kept."""

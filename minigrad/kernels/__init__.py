@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from minigrad.kernels import (
         activation,
         attention,
+        codes,
         dropout,
         elementwise,
         gemm,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "activation",
     "attention",
+    "codes",
     "dropout",
     "elementwise",
     "gemm",

@@ -9,7 +9,6 @@ come from memory.
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import Any
 
 import numba
@@ -31,21 +30,21 @@ GROUP = 256  # blocks whose absmax share an offset and a scale
 AT_ONCE = 16  # codes: those of 8 bytes
 
 
-def _levels() -> Array:
-    """The code book: 7 quantiles below 0, 0 itself and 8 above, the outermost at -1 and 1.
+LEVELS = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+    np.float32,
+)
+"""What codes stand for, ascending, as published (Dettmers et al., 2023, appendix E).
 
-    Each side goes in even steps of probability from a half, which is 0, to the mean of 1 - 1/30 and
-    1 - 1/32: half a step from the end, were all 15 or 16 steps of a side's kind.
-    """
-    last = 1 - (1 / 30 + 1 / 32) / 2
-    quantile = NormalDist().inv_cdf
-    above = [quantile(p) for p in np.linspace(0.5, last, 9)[1:]]
-    below = [-quantile(p) for p in np.linspace(0.5, last, 8)[:0:-1]]
-    return np.array([*below, 0.0, *above], np.float64) / above[-1]
-
-
-LEVELS = _levels().astype(np.float32)
-"""The 16 numbers that a code stands for, ascending (Dettmers et al., 2023, section 3)."""
+They are quantiles of a normal distribution, scaled to [-1, 1]: 7 below 0, 0 itself, and 8 above.
+Each side goes in even steps of probability from a half, which is 0, to the mean of 1 - 1/30 and
+1 - 1/32: half a step from the end, were all 15 or 16 steps of a side's kind.
+"""
 
 
 def read(codes: Array, absmax: Array, block_size: int, out: Array) -> None:

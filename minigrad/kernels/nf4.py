@@ -32,7 +32,6 @@ Array = NDArray[Any]
 STRIP = 1 << 19  # numbers in a strip: fewer cost more passes over x, more leave the cache
 ROWS = 32  # in a strip, at least: a product with fewer is a thin one
 
-
 _MIDDLES = (LEVELS[1:].astype(np.float64) + LEVELS[:-1]) / 2  # beyond which the next one is nearer
 
 

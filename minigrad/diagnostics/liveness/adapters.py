@@ -1,7 +1,8 @@
 """What the instruments know of LoRA adapters: how to tell one, its ranks, and what holds it up.
 
 `minigrad` does not import `lora`. An adapter is known by what it has: two matrices, `lora_a` of
-shape (rank, d_in) and `lora_b` of shape (d_out, rank), in a module.
+shape (rank, d_in) and `lora_b` of shape (d_out, rank), in a module; or in the `adapters` of one,
+where several of them are `active`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,39 @@ def is_adapter(module: Module) -> TypeGuard[Adapter]:
     """Whether a module has the matrices of an adapter."""
     factors = (getattr(module, "lora_a", None), getattr(module, "lora_b", None))
     return all(isinstance(factor, Parameter) and factor.ndim == 2 for factor in factors)
+
+
+class Share:
+    """One adapter of a module that has several active, with what they share."""
+
+    def __init__(self, layer: Any, name: str) -> None:
+        own = layer.adapters[name]
+        self.lora_a, self.lora_b, self.scale, self.dropout = (
+            getattr(own, key) for key in ("lora_a", "lora_b", "scale", "dropout")
+        )
+        self.lora_magnitude = own.lora_magnitude
+        self.base_weight, self.bias = layer.base_weight, layer.bias
+        self.enabled, self.training = layer.enabled, layer.training
+        self.merged = name in layer.merged_adapters
+
+
+def adapters_in(model: Module) -> list[tuple[str, Adapter]]:
+    """The adapters in a model, by name. Of several in a module, those that are active."""
+    found: list[tuple[str, Adapter]] = []
+    for name, module in model.named_modules():
+        if is_adapter(module):
+            found.append((name, module))
+        elif hasattr(module, "merged_adapters"):
+            active: tuple[str, ...] = getattr(module, "active", ())
+            prefix = f"{name}." if name else ""
+            found += [(f"{prefix}{key}", Share(module, key)) for key in active]
+    return found
+
+
+def trained(adapter: Any) -> list[Parameter]:
+    """What trains of an adapter: A, B, and a magnitude if there is one."""
+    magnitude = getattr(adapter, "lora_magnitude", None)
+    return [adapter.lora_a, adapter.lora_b, *([] if magnitude is None else [magnitude])]
 
 
 def is_merged(adapter: Any) -> bool:

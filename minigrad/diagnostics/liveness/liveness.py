@@ -18,7 +18,13 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from minigrad.diagnostics.liveness.adapters import adapter_row, hindrance, is_adapter, is_merged
+from minigrad.diagnostics.liveness.adapters import (
+    adapter_row,
+    adapters_in,
+    hindrance,
+    is_merged,
+    trained,
+)
 from minigrad.diagnostics.liveness.paths import End, Place
 from minigrad.diagnostics.liveness.rehearsal import Rehearsal, Run, frozen
 from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, State
@@ -71,9 +77,9 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
             f"liveness: this {type(model).__name__} has no parameters; they are found in "
             f"attributes that are Parameters, Modules, or lists, tuples and dicts of these"
         )
-    adapters = [(name, module) for name, module in model.named_modules() if is_adapter(module)]
+    adapters = adapters_in(model)
     # In grad mode a merged adapter raises, so that nobody trains nothing; without flags it runs.
-    merged = [p for _, a in adapters if is_merged(a) for p in (a.lora_a, a.lora_b)]
+    merged = [part for _, adapter in adapters if is_merged(adapter) for part in trained(adapter)]
     with frozen(merged):
         rehearsal = Rehearsal(model, loss_fn, batch, list(parameters.values()))
         run = rehearsal.run()
@@ -121,8 +127,7 @@ class _Judge:
                 self._remarks[id(getattr(adapter, name, None))] = BASE
             reason = hindrance(adapter)
             if reason is not None:
-                factors = adapter.lora_a, adapter.lora_b
-                self._remarks |= {id(factor): reason for factor in factors}
+                self._remarks |= {id(part): reason for part in trained(adapter)}
 
     def row(self, i: int) -> ParameterRow:
         """The row of the parameter at position `i`."""

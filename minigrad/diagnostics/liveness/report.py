@@ -62,7 +62,8 @@ class AdapterRow:
     """What a step does to one LoRA adapter.
 
     Attributes:
-        name: of its layer, from `named_modules`; empty for the model itself.
+        name: of its layer, from `named_modules`; empty for the model itself. Where several are
+            active in a layer, with the adapter's own after it.
         rank_a: the numerical rank of A, `(rank, d_in)`; None if a number is not finite.
         rank_b: that of B, `(d_out, rank)`.
         rank_ba: that of the update B A.
