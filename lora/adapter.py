@@ -242,8 +242,10 @@ class Adapter:
         """m / n in float64, of formed rows, as merging takes it; None without DoRA."""
         if self.lora_magnitude is None:
             return None
-        formed = (weight.rows(strip) + self._product(strip) for strip in weight.strips())
-        n = np.concatenate([np.linalg.norm(rows, axis=1) for rows in formed])
+        n = np.zeros(weight.shape[0])
+        for rows, columns in weight.blocks():
+            formed = weight.rows(rows, columns) + self._product(rows, columns)
+            n[rows] = np.hypot(n[rows], np.linalg.norm(formed, axis=1))
         found: Array = self.lora_magnitude._data / np.maximum(n, dora.least(self.lora_a.dtype))
         return found
 

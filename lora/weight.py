@@ -77,10 +77,17 @@ class Weight(ABC):
         """The rows in parts of no more than some megabytes."""
         return strips(self.shape)
 
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Rows and columns of parts that are quickly read, of no more than some megabytes."""
+        return [(strip, slice(None)) for strip in self.strips()]
+
     def squares(self) -> Array:
         """The squares of the norms of the rows in float64."""
-        parts = [self.rows(strip) for strip in self.strips()]
-        return np.concatenate([np.einsum("ij,ij->i", part, part) for part in parts])
+        total = np.zeros(self.shape[0])
+        for rows, columns in self.blocks():
+            part = self.rows(rows, columns)
+            total[rows] += np.einsum("ij,ij->i", part, part)
+        return total
 
 
 class Dense(Weight):

@@ -13,6 +13,7 @@ from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
 from lora.certificate.merging import Array, Merging, gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
+from lora.weight import Weight
 
 _FEW = 8  # roundings for each adapter besides those of its sums
 
@@ -25,40 +26,67 @@ def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> Merging:
         layer: not changed.
         names: of active adapters.
     """
-    merged = [layer.adapters[adapter] for adapter in names]
-    active = [layer.adapters[adapter] for adapter in layer.active]
-    found = _summed([_low_rank(name, layer, adapter) for adapter in active], active)
+    return merging_into(
+        name,
+        layer.weight,
+        [layer.adapters[adapter] for adapter in layer.active],
+        [layer.adapters[adapter] for adapter in names],
+        bias=None if layer.bias is None else layer.bias._data,
+        one_hot=isinstance(layer, LoRAEmbedding),
+    )
+
+
+def merging_into(
+    name: str,
+    weight: Weight,
+    active: Sequence[Adapter],
+    merged: Sequence[Adapter],
+    *,
+    bias: Array | None = None,
+    one_hot: bool = False,
+) -> Merging:
+    """The same of a weight, however it is stored, without a layer around it.
+
+    Args:
+        name: of the layer.
+        weight: W; of an embedding, the table transposed.
+        active: the adapters that take part.
+        merged: those of them that are to be merged.
+        bias: b, or None.
+        one_hot: whether it is an embedding.
+    """
+    parts = [_low_rank(name, weight, adapter, bias, one_hot) for adapter in active]
+    found = _summed(parts, active)
     if any(adapter.lora_magnitude is not None for adapter in active):
-        found = _with_dora(found, layer, active)
-    ratios = {id(adapter): adapter.exact_ratio(layer.weight) for adapter in merged}
+        found = _with_dora(found, weight, active)
+    ratios = [adapter.exact_ratio(weight) for adapter in merged]
 
     def update(rows: slice) -> Array:
         with np.errstate(all="ignore"):  # what overflows is told by the certificate
             parts = [
-                adapter.update(layer.weight, slice(None), rows, ratios[id(adapter)]).T
-                if isinstance(layer, LoRAEmbedding)
-                else adapter.update(layer.weight, rows, slice(None), ratios[id(adapter)])
-                for adapter in merged
+                adapter.update(weight, slice(None), rows, ratio).T
+                if one_hot
+                else adapter.update(weight, rows, slice(None), ratio)
+                for adapter, ratio in zip(merged, ratios, strict=True)
             ]
             return sum(parts[1:], parts[0])
 
     return replace(found, update=update)
 
 
-def _low_rank(name: str, layer: AdaptedLayer, adapter: Adapter) -> Merging:
+def _low_rank(
+    name: str, weight: Weight, adapter: Adapter, bias: Array | None, one_hot: bool
+) -> Merging:
     """As if the adapter were a plain update, and the only one."""
     a, b = (part._data.astype(np.float64) for part in adapter.factors())
     dtype, scale = adapter.lora_a.dtype, adapter.scale
-    if isinstance(layer, LoRAEmbedding):
-        table = layer.base_weight._data
+    if not one_hot:
+        return Merging.low_rank(name, weight.rows, a, b, scale, dtype=dtype, bias=bias)
 
-        def looked_up(rows: slice) -> Array:
-            found: Array = table[rows].astype(np.float64)
-            return found
+    def looked_up(rows: slice) -> Array:
+        return weight.rows(slice(None), rows).T
 
-        return Merging.low_rank(name, looked_up, b.T, a.T, scale, dtype=dtype, one_hot=True)
-    bias = None if layer.bias is None else layer.bias._data
-    return Merging.low_rank(name, layer.weight.rows, a, b, scale, dtype=dtype, bias=bias)
+    return Merging.low_rank(name, looked_up, b.T, a.T, scale, dtype=dtype, one_hot=True)
 
 
 def _summed(parts: Sequence[Merging], adapters: Sequence[Adapter]) -> Merging:
@@ -89,14 +117,13 @@ def _summed(parts: Sequence[Merging], adapters: Sequence[Adapter]) -> Merging:
     )
 
 
-def _with_dora(plain: Merging, layer: AdaptedLayer, adapters: Sequence[Adapter]) -> Merging:
+def _with_dora(plain: Merging, weight: Weight, adapters: Sequence[Adapter]) -> Merging:
     """With m / n as a factor of some, which is as exact as n.
 
     n^2 is a sum whose terms are as large as T = (|w| + |s| sum |b_k| |a_k|)^2, computed in the
     dtype of the layer; so m / n is off by gamma T / n^2, and an output of at most n |x| by
     gamma (m / n) (T / n) |x|.
     """
-    weight = layer.weight
     size = np.sqrt(weight.squares())
     alone = len(adapters) == 1
     total, largest, peak = (np.zeros_like(size) if alone else size), 1.0, plain.peak
