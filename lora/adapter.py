@@ -132,11 +132,15 @@ class Adapter:
         b: Array,
         scale: float,
         *,
+        magnitude: Array | None = None,
         scaling: LoRAScaling = LoRAScaling.STANDARD,
         dropout: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> Adapter:
-        """The plain update scale B A of a weight; alpha is what this scale follows from."""
+        """The update of a weight by these A, B and scale, and with a magnitude DoRA's.
+
+        Its alpha is what this scale follows from.
+        """
         made = cls(
             weight,
             len(a),
@@ -147,6 +151,8 @@ class Adapter:
             rng=rng,
         )
         made.scale = scale
+        if magnitude is not None:
+            vars(made)["lora_magnitude"] = Parameter(magnitude, dtype=weight.dtype)
         return made
 
     def copy(self) -> Adapter:

@@ -29,7 +29,6 @@ _WITHOUT_EFFECT = {
     # How A and B began; where this has changed the base too, `init_lora_weights` says so.
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     "qalora_group_size",  # is for use_qalora
-    "fan_in_fan_out",  # how the base is stored, which A and B do not depend on
     "velora_config",  # saves memory in training, at the price of approximate gradients
 }
 
@@ -72,6 +71,8 @@ class PeftConfig:
         bias: which biases were trained.
         modules_to_save: ends of names of modules that were trained whole.
         init_lora_weights: how A and B began, which matters where the base was changed with it.
+        fan_in_fan_out: whether the base keeps the weights of its layers as `(d_in, d_out)`. A and B
+            do not depend on it.
         base_model_name_or_path: what the base is called.
     """
 
@@ -89,6 +90,7 @@ class PeftConfig:
     bias: Bias = "none"
     modules_to_save: tuple[str, ...] = ()
     init_lora_weights: bool | str = True
+    fan_in_fan_out: bool = False
     base_model_name_or_path: str | None = None
 
     @property
@@ -128,7 +130,6 @@ class PeftConfig:
             "peft_type": "LORA",
             "task_type": None,
             "inference_mode": True,
-            "fan_in_fan_out": False,
         }
         for name, value in asdict(self).items():
             listed = list(value) if isinstance(value, tuple) else value
@@ -327,6 +328,7 @@ _TAKERS: dict[str, Callable[[Any], Any]] = {
     "bias": _bias,
     "modules_to_save": _names,
     "init_lora_weights": _init,
+    "fan_in_fan_out": _flag,
     "base_model_name_or_path": _text,
 }
 assert list(_TAKERS) == [each.name for each in fields(PeftConfig)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -190,13 +191,17 @@ def writing_set(
     folder: str | os.PathLike[str],
     shards: Mapping[str, Sequence[TensorInfo]],
     metadata: Mapping[str, str] | None = None,
+    copies: Iterable[Path] = (),
 ) -> Iterator[Mapping[str, TensorWriter]]:
-    """Writers for files with an index, by the name of each tensor. They appear all together.
+    """Writers for the files of a model, by the name of each tensor. They appear all together.
+
+    Several files get an index, and so does one that is not called `model.safetensors`.
 
     Args:
         folder: where they go; made if it is not there.
         shards: the tensors of each file.
         metadata: facts for each header.
+        copies: other files that belong to the model, which are copied.
 
     Raises:
         OSError: if they cannot be written; then what was there is as it was.
@@ -209,7 +214,10 @@ def writing_set(
     weight_map = {info.name: file for file, infos in shards.items() for info in infos}
     if len(weight_map) < sum(map(len, shards.values())):
         raise ValueError("a tensor is in one file only, but one is in several of these")
-    with replacing_together(folder, INDEX) as stage:
+    is_single = list(shards) == [SINGLE]
+    with replacing_together(folder, SINGLE if is_single else INDEX) as stage:
+        for other in copies:
+            shutil.copyfile(other, stage / other.name)
         opened = {file: open(stage / file, "wb") for file in shards}  # noqa: SIM115  # see below
         try:
             made = [TensorWriter(opened[file], infos, metadata) for file, infos in shards.items()]
@@ -221,6 +229,8 @@ def writing_set(
         finally:
             for each in opened.values():
                 each.close()
+        if is_single:
+            return
         total = sum(info.nbytes for infos in shards.values() for info in infos)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (stage / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

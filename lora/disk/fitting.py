@@ -1,0 +1,166 @@
+"""Fit: which tensors of a base an adapter is about, and what does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora.disk.stored import StoredWeight
+from lora.files.facts import fingerprint_of_rows
+from lora.files.folder import MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
+from lora.files.saving import FLOATS, with_bar
+from minigrad.io import TensorSet
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an adapter goes with a base.
+
+    Attributes:
+        weights: the weight of each layer that has an update, by the layer's name in the adapter.
+        whole: the key of each tensor that takes the place of one of the base, by the latter's name.
+        added: which of these the base has not.
+        prefix: what the base's names have before those of the adapter; "-" and what they lack.
+        problems: what does not go together.
+    """
+
+    weights: Mapping[str, StoredWeight]
+    whole: Mapping[str, str]
+    added: Sequence[str]
+    prefix: str
+    problems: Sequence[str]
+
+
+def fit(
+    files: AdapterFolder, base: TensorSet, check_base: bool = True, progress: bool = True
+) -> Fit:
+    """Find the tensors of a base that an adapter is about.
+
+    The names of a model inside of another one, as of an encoder in a classifier, have a prefix;
+    where all names fit with one and the same prefix more or less, it is taken.
+
+    Args:
+        files: the adapter.
+        base: the tensors of the base.
+        check_base: compare weights with the hashes in the adapter's metadata, if it has some.
+        progress: show a progress bar if that takes long.
+    """
+    wholes = {_name(key): key for key in files.others}
+    repeated = {f"{layer}.weight" for layer in files.layers} & wholes.keys()
+    prefix = _prefix([f"{layer}.weight" for layer in files.layers] or list(wholes), base)
+    problems: list[str] = []
+    weights: dict[str, StoredWeight] = {}
+    for layer in files.layers.values():
+        try:
+            weights[layer.name] = _weight(files, layer, base, prefix)
+        except (KeyError, ValueError) as error:
+            problems.append(str(error.args[0]))
+    for name in repeated & {f"{layer}.weight" for layer in weights}:
+        problems += _differing(files, wholes[name], base, _with(prefix, name))
+    whole = {_with(prefix, name): key for name, key in wholes.items() if name not in repeated}
+    problems += _mis_shaped(files, whole, base)
+    if check_base:
+        problems += _other_bases(files, weights, progress)
+    added = [name for name in whole if name not in base]
+    return Fit(weights, whole, added, prefix, problems)
+
+
+def _name(key: str) -> str:
+    """The name in the model of a parameter that was trained whole."""
+    for part in (".base_layer.", ".modules_to_save.", ".original_module."):
+        key = key.replace(part, ".", 1)
+    return key.removeprefix(PREFIX)
+
+
+def _with(prefix: str, name: str) -> str:
+    """A name of the adapter as the base has it."""
+    return name.removeprefix(prefix[1:]) if prefix.startswith("-") else prefix + name
+
+
+def _prefix(names: Sequence[str], base: TensorSet) -> str:
+    """The one prefix with which the base has all names, if it has none of them without."""
+    if not names or any(name in base for name in names):
+        return ""
+    longer = {each[: -len(names[0])] for each in base if each.endswith(f".{names[0]}")}
+    parts = names[0].split(".")
+    shorter = {"-" + ".".join(parts[:i]) + "." for i in range(1, len(parts))}
+    found = [
+        prefix
+        for prefix in sorted(longer | shorter)
+        if all(_with(prefix, name) in base for name in names)
+        and (prefix[0] != "-" or all(name.startswith(prefix[1:]) for name in names))
+    ]
+    return found[0] if len(found) == 1 else ""
+
+
+def _weight(files: AdapterFolder, layer: StoredLayer, base: TensorSet, prefix: str) -> StoredWeight:
+    """The weight of a layer.
+
+    Raises:
+        KeyError: if it is not in the base.
+        ValueError: if the update does not go with it.
+    """
+    missing = {A, B} - layer.keys.keys()
+    if files.config.use_dora:
+        missing |= {MAGNITUDE} - layer.keys.keys()
+    if missing:
+        raise ValueError(f"missing: {', '.join(sorted(missing))} of {layer.name}")
+    a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
+    weight = StoredWeight(base, _with(prefix, f"{layer.name}.weight"), layer.is_embedding)
+    turned = not layer.is_embedding and _fits(a, b, weight.shape[::-1])
+    # A square weight does not tell how it is stored.
+    if turned and (files.config.fan_in_fan_out or not _fits(a, b, weight.shape)):
+        weight = StoredWeight(base, weight.name, is_transposed=True)
+    if not _fits(a, b, weight.shape):
+        raise ValueError(
+            f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {weight.name} "
+            f"{base.info(weight.name).shape}"
+        )
+    if MAGNITUDE in layer.keys:
+        m = files.tensors[layer.keys[MAGNITUDE]].shape
+        if m != weight.shape[:1]:
+            raise ValueError(
+                f"mis-shaped: the magnitude {m} of {layer.name} is not {weight.shape[:1]}"
+            )
+    return weight
+
+
+def _fits(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, int]) -> bool:
+    return len(a) == len(b) == 2 and a[0] == b[1] and (b[0], a[1]) == shape
+
+
+def _mis_shaped(files: AdapterFolder, whole: Mapping[str, str], base: TensorSet) -> Iterator[str]:
+    for name, key in whole.items():
+        info = files.tensors[key]
+        if info.dtype not in FLOATS:
+            yield f"unusable: {key} is of {info.dtype}, and not of {', '.join(FLOATS)}"
+        if name in base and base.info(name).shape != info.shape:
+            yield f"mis-shaped: {key} is {info.shape}, and {name} {base.info(name).shape}"
+
+
+def _differing(files: AdapterFolder, key: str, base: TensorSet, name: str) -> Iterable[str]:
+    """A weight that an adapter repeats beside an update of it must be that of the base."""
+    is_alike = files.tensors[key].shape == base.info(name).shape
+    if is_alike and np.array_equal(files.read(key, np.float64), base.read(name, np.float64)):
+        return []
+    return [f"another base: {key} of the adapter is not {name}, which it has an update of"]
+
+
+def _other_bases(
+    files: AdapterFolder, weights: Mapping[str, StoredWeight], progress: bool
+) -> Iterator[str]:
+    """Weights that are not those the adapter was made on."""
+    known = [
+        (weight, facts.base)
+        for name, weight in weights.items()
+        if (facts := files.facts.layers.get(name)) and facts.base and facts.stored == "dense"
+    ]
+    for weight, right in with_bar(known, "hash of the base", progress):
+        found = fingerprint_of_rows(*weight.stored_rows())
+        if found != right:
+            yield (
+                f"another base: {weight.name} has the sha256 {found[:12]}..., and the adapter was "
+                f"made on {right[:12]}..."
+            )

@@ -1,0 +1,115 @@
+"""What merging needs of files, without a model: weights that stay on disk, and their adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapter import Adapter
+from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.variants.inits import draw
+from lora.weight import Weight, strips
+from minigrad import ops
+from minigrad.io import TensorSet
+from minigrad.nn import Parameter
+from minigrad.tensor import Tensor
+
+Array = NDArray[Any]
+
+
+class StoredWeight(Weight):
+    """A matrix in a file, of which no more than some rows are in memory at a time.
+
+    float16 and bfloat16 are computed with in float32.
+
+    Args:
+        tensors: where it is.
+        name: of the tensor: W, `(d_out, d_in)`, or W^T.
+        is_transposed: whether it is W^T, as in an embedding, whose rows are vectors.
+
+    Attributes:
+        name: of the tensor.
+        is_transposed: whether that is W^T.
+
+    Raises:
+        ValueError: if it is no matrix of floats.
+    """
+
+    def __init__(self, tensors: TensorSet, name: str, is_transposed: bool = False) -> None:
+        info = tensors.info(name)
+        if len(info.shape) != 2 or info.dtype not in ("float64", "float32", "float16", "bfloat16"):
+            raise ValueError(
+                f"{name} has shape {info.shape} and dtype {info.dtype}; only a matrix of floats "
+                f"can have an update"
+            )
+        self.name = name
+        self.dtype = np.dtype("float64" if info.dtype == "float64" else "float32")
+        self.is_transposed = is_transposed
+        self._tensors = tensors
+        rows, columns = info.shape
+        self.shape = (columns, rows) if is_transposed else (rows, columns)
+
+    def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Some rows and columns of W in float64."""
+        if self.is_transposed:
+            return self._tensors.read(self.name, np.float64, columns)[:, rows].T
+        return self._tensors.read(self.name, np.float64, rows)[:, columns]
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Rows and columns of parts that follow each other in the file."""
+        if self.is_transposed:
+            return [(slice(None), strip) for strip in strips(self.shape[::-1])]
+        return super().blocks()
+
+    def stored_rows(self) -> tuple[tuple[int, int], Callable[[], Iterable[Array]]]:
+        """The shape of the tensor, and a function that reads all its rows, in parts."""
+        shape = self.shape[::-1] if self.is_transposed else self.shape
+        return shape, lambda: (self._tensors.read(self.name, None, rows) for rows in strips(shape))
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b."""
+        parts = [ops.linear(x, self.rows(strip).astype(self.dtype)) for strip in self.strips()]
+        y = ops.concatenate(parts, axis=-1)
+        return y if bias is None else y + bias
+
+    def project(self, a: Array) -> Array:
+        """W A^T, in the dtype of A."""
+        total = np.zeros((self.shape[0], len(a)))
+        for rows, columns in self.blocks():
+            total[rows] += self.rows(rows, columns) @ a[:, columns].T.astype(np.float64)
+        return total.astype(a.dtype)
+
+    def is_finite(self) -> bool:
+        """Whether there is no NaN and no Inf in W."""
+        return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
+
+    def kept_squares(self) -> Array:
+        """The squares of the norms of the rows, computed anew: the file may change."""
+        return self.squares()
+
+
+def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: Weight) -> Adapter:
+    """The update of a layer on its weight.
+
+    Raises:
+        ValueError: if A and B do not go with each other or the weight.
+    """
+    a, b = (files.read(layer.keys[part]) for part in (A, B))
+    d_out, d_in = weight.shape
+    if a.shape != (len(a), d_in) or b.shape != (d_out, len(a)):
+        raise ValueError(
+            f"{layer.name}: A is {a.shape} and B {b.shape}; on a weight of {d_out} x {d_in} they "
+            f"must be (rank, {d_in}) and ({d_out}, rank)"
+        )
+    facts = files.facts.layers.get(layer.name)
+    scale = layer.scale if facts is None else facts.scale
+    magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None
+    made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=files.config.scaling)
+    if files.config.init_lora_weights == "pissa":
+        first = draw("pissa", d_out, d_in, len(a), scale, weight.dense, None)
+        dtype = weight.dtype
+        made.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
+    return made
