@@ -58,3 +58,15 @@ class Approximation:
         (left, upper), (right, lower) = np.linalg.qr(b), np.linalg.qr(a.T)
         u, s, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
         return cls.of_decomposition(left @ u, s, vt @ right.T, rank)
+
+
+def singular_values(a: Array, b: Array) -> Array:
+    """Those of B A, descending, of which no more than the rank can be other than 0.
+
+    They are NaN if there is NaN or Inf in A or B.
+    """
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return np.full(len(a), np.nan)
+    (_, upper), (_, lower) = np.linalg.qr(b), np.linalg.qr(a.T)
+    found: Array = np.linalg.svd(upper @ lower.T, compute_uv=False)
+    return found

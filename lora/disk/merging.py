@@ -23,6 +23,7 @@ from lora.disk.stored import StoredWeight, adapter_of
 from lora.files.folder import AdapterFolder
 from lora.files.saving import FLOATS
 from lora.weight import STRIP
+from minigrad.diagnostics.tables import in_bytes
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.io.tensor_info import from_stored, to_stored
 
@@ -32,7 +33,7 @@ _COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 """Endings of files beside the weights of a model: its configuration, tokenizer and card."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergedFiles:
     """What `merge_files` has written.
 
@@ -51,6 +52,15 @@ class MergedFiles:
     added: Sequence[str]
     prefix: str
     nbytes: int
+
+    def __repr__(self) -> str:
+        lines = [repr(self.certificate)]
+        if self.prefix:
+            lines.append(f"names of the base have {self.prefix!r} before those of the adapter")
+        if self.replaced:
+            added = f", {len(self.added)} of them new to it" if self.added else ""
+            lines.append(f"taken over whole: {len(self.replaced)} tensors of the adapter{added}")
+        return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
 def merge_files(

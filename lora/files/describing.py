@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
 from lora.attachment.record import Attached
-from lora.attachment.whole import Copy
 from lora.config import Bias, LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.files.config import PeftConfig
@@ -99,17 +98,17 @@ def updates_of(layers: Mapping[str, AdaptedLayer], adapter: str) -> dict[str, Up
     return {name: Update.of(name, layers[name], each, with_magnitude) for name, each in own.items()}
 
 
-def tensors_of(updates: Mapping[str, Update], copies: Sequence[Copy]) -> dict[str, Array]:
-    """All tensors, by PEFT's keys."""
+def tensors_of(updates: Mapping[str, Update], wholes: Mapping[str, Array]) -> dict[str, Array]:
+    """All tensors, by PEFT's keys: of updates by layer, of what is trained whole by its name."""
     found: dict[str, Array] = {}
     for name, update in updates.items():
         found[key_of(name, A, update.is_embedding)] = update.a
         found[key_of(name, B, update.is_embedding)] = update.b
         if update.magnitude is not None:
             found[key_of(name, MAGNITUDE, update.is_embedding)] = update.magnitude
-    for copy in copies:
-        has_update = copy.name.rpartition(".")[0] in updates
-        found[key_of_whole(copy.name, has_update)] = copy.own.data
+    for name, value in wholes.items():
+        has_update = name.rpartition(".")[0] in updates
+        found[key_of_whole(name, has_update)] = value
     return found
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from lora.adapted import AdaptedLayer
 from lora.adapter import DEFAULT
 from lora.attachment.record import Attached, layers_in_place, required
-from lora.files.config import CONFIG
+from lora.files.config import CONFIG, PeftConfig
 from lora.files.describing import Update, configuration_of, tensors_of, updates_of
 from lora.files.facts import Facts, LayerFacts, fingerprint, fingerprint_of_rows
 from lora.files.folder import WEIGHTS
@@ -61,32 +60,54 @@ def save(
             the dtype, a scale is 0, or PEFT could not tell the modules that were trained whole.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
-    if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"an adapter is saved in {', '.join(FLOATS)}, not in {dtype!r}")
+    check_stored(dtype)
     record = required(model)
     attached = record.get(adapter)
     in_place = layers_in_place(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = updates_of(layers, adapter)
-    tensors = tensors_of(updates, attached.copies)
-    infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
-    _check_finite(tensors, infos)
+    tensors = tensors_of(updates, {copy.name: copy.own.data for copy in attached.copies})
     config = configuration_of(model, attached, updates)
     config = replace(config, base_model_name_or_path=base_model)
     facts = _facts(attached, layers, updates, seed, progress)
-    with replacing_together(folder, CONFIG) as stage:
-        _write(stage / WEIGHTS, tensors, infos, facts)
-        (stage / CONFIG).write_text(config.as_json(), encoding="utf-8")
+    write_folder(folder, config, tensors, dtype, facts)
 
 
-def _write(
-    path: Path, tensors: Mapping[str, Array], infos: Sequence[TensorInfo], facts: Facts
+def check_stored(dtype: str | None) -> None:
+    """Refuse a dtype that tensors cannot be saved in."""
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"an adapter is saved in {', '.join(FLOATS)}, not in {dtype!r}")
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    config: PeftConfig,
+    tensors: Mapping[str, Array],
+    dtype: str | None,
+    facts: Facts,
 ) -> None:
-    with open(path, "wb") as file:
-        writer = TensorWriter(file, infos, facts.metadata())
-        for key, array in tensors.items():
-            writer.write(key, array)
-        writer.finish()
+    """Write the two files, or none of them.
+
+    Args:
+        folder: made if it is not there.
+        config: of the adapter.
+        tensors: by PEFT's keys.
+        dtype: to round them to; None for their own.
+        facts: for the metadata.
+
+    Raises:
+        ValueError: if there is NaN or Inf in a tensor, or would be in the dtype.
+        OSError: if they cannot be written.
+    """
+    infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
+    _check_finite(tensors, infos)
+    with replacing_together(folder, CONFIG) as stage:
+        with open(stage / WEIGHTS, "wb") as file:
+            writer = TensorWriter(file, infos, facts.metadata())
+            for key, array in tensors.items():
+                writer.write(key, array)
+            writer.finish()
+        (stage / CONFIG).write_text(config.as_json(), encoding="utf-8")
 
 
 def _check_finite(tensors: Mapping[str, Array], infos: Iterable[TensorInfo]) -> None:
@@ -125,7 +146,7 @@ def _facts(
         for name, layer in with_bar(layers.items(), "hash of the base", progress)
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
-    return Facts(found, _version(), attached.seed if seed is None else seed, gradient)
+    return Facts(found, version(), attached.seed if seed is None else seed, gradient)
 
 
 def fingerprint_of(layer: AdaptedLayer) -> str:
@@ -140,12 +161,13 @@ def _rows(weight: Weight) -> Iterable[Array]:
     return (weight.rows(strip) for strip in weight.strips())
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def version() -> str:
+    """Of this library."""
+    from importlib import metadata
 
     try:
-        return version("minigrad-lora")
-    except PackageNotFoundError:  # a checkout that is not installed
+        return metadata.version("minigrad-lora")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
         return "unknown"
 
 

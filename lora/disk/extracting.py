@@ -1,0 +1,265 @@
+"""extract_files: the adapter that comes nearest to the difference of two models in files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.attachment.report import table
+from lora.attachment.targets import near
+from lora.config import Bias
+from lora.disk.stored import StoredWeight
+from lora.extract import Extracted
+from lora.factors import Approximation
+from lora.files.config import PeftConfig
+from lora.files.describing import Update, tensors_of
+from lora.files.facts import Facts, LayerFacts, fingerprint_of_rows
+from lora.files.matching import exact, saved_whole, whole_name
+from lora.files.saving import FLOATS, check_stored, version, with_bar, write_folder
+from lora.scaling import LoRAScaling, check_size
+from minigrad.io import TensorSet, open_tensors
+
+Array = NDArray[Any]
+
+EMBEDDINGS = ("*embed*", "wte", "wpe", "shared")
+"""How tables of vectors are usually called, without the names of what they are in."""
+
+
+@dataclass(frozen=True, repr=False)
+class ExtractedFiles:
+    """What `extract_files` has written.
+
+    Attributes:
+        path: of the folder.
+        layers: those that differ, and get an update.
+        embeddings: which of these are tables of vectors.
+        whole: the tensors that the adapter has whole.
+        lost: the tensors that differ, and that it has nothing of.
+    """
+
+    path: str
+    layers: tuple[Extracted, ...]
+    embeddings: tuple[str, ...]
+    whole: tuple[str, ...]
+    lost: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        rows = [("layer", "kind", "rank", "error", "relative", "energy")]
+        rows += [
+            (
+                row.name,
+                "embedding" if row.name in self.embeddings else "linear",
+                str(row.rank),
+                f"{row.error:.3g}",
+                f"{row.relative_error:.3g}",
+                f"{100 * row.energy:.4g} %",
+            )
+            for row in self.layers
+        ]
+        rows += [(name, "whole", "", "", "", "") for name in self.whole]
+        rows += [(name, "LOST", "", "", "", "") for name in self.lost]
+        return table(rows)
+
+
+def extract_files(
+    base: str | os.PathLike[str],
+    finetuned: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    rank: int,
+    *,
+    targets: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    embeddings: Sequence[str] = EMBEDDINGS,
+    bias: Bias = "none",
+    modules_to_save: Sequence[str] = (),
+    fan_in_fan_out: bool = False,
+    lossy: bool = False,
+    dtype: str | None = None,
+    progress: bool = True,
+) -> ExtractedFiles:
+    """Write the adapter that comes nearest to a model which was trained as a whole.
+
+    In each layer B A is the best approximation there is of this rank to the difference of the
+    weights, in the Frobenius norm, and the scale is 1. See `lora.extract`, which does it for models
+    in memory. One layer is in memory at a time.
+
+    Args:
+        base: a safetensors file, an index, or a folder of a model.
+        finetuned: the same of a model with the same names and shapes.
+        out: a folder for the adapter.
+        rank: of each update; where a layer is smaller, its size.
+        targets: the layers to look at: patterns with * for their names, or the ends of these.
+        exclude: of these, those to leave out.
+        embeddings: which of them are tables of vectors: patterns for the last part of a name.
+        bias: "lora_only" takes over the biases of layers with updates, "all" every bias.
+        modules_to_save: ends of names of modules to take over whole.
+        fan_in_fan_out: whether the files have weights as `(d_in, d_out)`.
+        lossy: leave out what differs and the adapter would not have, instead of refusing.
+        dtype: to save the tensors in; None for float32, or float64 if the base is of it.
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if files are not what they should be, names or shapes differ, there is NaN or
+            Inf, nothing differs, a pattern matches nothing, or something differs that the adapter
+            would not have.
+        OSError: if it cannot be written; what was at `out` is as it was.
+    """
+    rank = check_size("rank", rank)
+    check_stored(dtype)
+    with open_tensors(base) as before, open_tensors(finetuned) as after:
+        _check_alike(before, after, modules_to_save)
+        differing = [
+            name
+            for name in with_bar(list(before), "compare", progress)
+            if name in after and not _is_same(before, after, name)
+        ]
+        layers = _layers(before, differing, targets, exclude)
+        whole = _wholes(after, differing, layers, bias, modules_to_save)
+        lost = [n for n in differing if n not in whole and n.removesuffix(".weight") not in layers]
+        _check_lost(lost, lossy)
+        tables = [name for name in layers if _matches(name.rpartition(".")[2], embeddings)]
+        updates, rows, facts = {}, [], {}
+        for name in with_bar(layers, "extract", progress):
+            is_table = name in tables
+            is_transposed = is_table or fan_in_fan_out
+            old = StoredWeight(before, f"{name}.weight", is_transposed)
+            new = StoredWeight(after, f"{name}.weight", is_transposed)
+            updates[name], row = _update(name, old, new, rank, is_table)
+            rows.append(row)
+            facts[name] = LayerFacts(1.0, fingerprint_of_rows(*old.stored_rows()))
+        modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
+        config = PeftConfig(
+            exact(list(updates), modules),
+            r=rank,
+            lora_alpha=rank,
+            rank_pattern={whole_name(n): u.rank for n, u in updates.items() if u.rank != rank},
+            alpha_pattern={whole_name(n): u.rank for n, u in updates.items() if u.rank != rank},
+            bias=bias,
+            modules_to_save=tuple(modules_to_save),
+            fan_in_fan_out=fan_in_fan_out,
+        )
+        tensors = tensors_of(updates, {name: after.read(name) for name in whole})
+        write_folder(out, config, tensors, dtype, Facts(facts, version()))
+    return ExtractedFiles(os.fspath(out), tuple(rows), tuple(tables), tuple(whole), tuple(lost))
+
+
+def _check_alike(before: TensorSet, after: TensorSet, modules: Sequence[str]) -> None:
+    """Refuse models of other names or shapes, but for modules that are taken over whole."""
+    problems = [f"missing: {name}" for name in before if name not in after]
+    for name in after:
+        if name not in before:
+            if not _is_in(name, modules):
+                problems.append(f"unexpected: {near(name, list(before))}")
+        elif before.info(name).shape != after.info(name).shape and not _is_in(name, modules):
+            shapes = before.info(name).shape, after.info(name).shape
+            problems.append(f"mis-shaped: {name} is {shapes[1]}, in the base {shapes[0]}")
+    if problems:
+        raise ValueError("the finetuned model does not fit the base:\n  " + "\n  ".join(problems))
+
+
+def _is_same(before: TensorSet, after: TensorSet, name: str) -> bool:
+    """Whether a tensor has the same numbers in both."""
+    if before.info(name).shape != after.info(name).shape:
+        return False
+    return bool(np.array_equal(before.read(name), after.read(name)))
+
+
+def _is_in(name: str, modules: Sequence[str]) -> bool:
+    """Whether a tensor is of one of these modules, by the ends of their names."""
+    return bool(saved_whole(PeftConfig((), modules_to_save=tuple(modules)), _holders(name)))
+
+
+def _holders(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern is for the name, or for its end after a dot."""
+    return any(fnmatchcase(name, p) or fnmatchcase(name, f"*.{p}") for p in patterns)
+
+
+def _layers(
+    before: TensorSet, differing: Sequence[str], targets: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
+    """The layers that get an update: matrices that differ.
+
+    Raises:
+        ValueError: if there are none, or a pattern is for none of all matrices.
+    """
+    matrices = [
+        name.removesuffix(".weight")
+        for name, info in before.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2 and info.dtype in FLOATS
+    ]
+    for kind, patterns in (("targets", targets), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(_matches(name, [pattern]) for name in matrices):
+                raise ValueError(
+                    f"{kind}: {pattern!r} matches none of the matrices "
+                    f"{', '.join(matrices) or '(none)'}"
+                )
+    meant = [n for n in matrices if _matches(n, targets) and not _matches(n, exclude)]
+    found = [name for name in meant if f"{name}.weight" in differing]
+    if not found:
+        raise ValueError(
+            "none of the targets differs from the base, so there is nothing to extract: "
+            + ", ".join(meant)
+        )
+    return found
+
+
+def _wholes(
+    after: TensorSet,
+    differing: Sequence[str],
+    layers: Sequence[str],
+    bias: Bias,
+    modules: Sequence[str],
+) -> list[str]:
+    """The tensors that the adapter has whole."""
+
+    def is_meant(name: str) -> bool:
+        if _is_in(name, modules):
+            return True
+        if not name.endswith(".bias") or bias == "none":
+            return False
+        return name.removesuffix(".bias") in layers or (bias == "all" and name in differing)
+
+    found = [name for name in after if is_meant(name)]
+    both = [name for name in found if name.removesuffix(".weight") in layers]
+    if both:
+        raise ValueError(
+            f"{', '.join(both)} would be taken over whole and have an update; exclude the layers"
+        )
+    return found
+
+
+def _check_lost(lost: Sequence[str], lossy: bool) -> None:
+    if lost and not lossy:
+        raise ValueError(
+            f"the finetuned model differs from the base in what the adapter would not have: "
+            f"{', '.join(lost)}; take biases over with bias, modules with modules_to_save, or say "
+            f"lossy to leave these out"
+        )
+
+
+def _update(
+    name: str, base: StoredWeight, tuned: StoredWeight, rank: int, is_table: bool
+) -> tuple[Update, Extracted]:
+    """The nearest update to a difference, and what to report of it."""
+    difference = tuned.dense() - base.dense()
+    if not np.isfinite(difference).all():
+        raise ValueError(f"{base.name} has NaN or Inf in it")
+    u, s, vt = np.linalg.svd(difference, full_matrices=False)
+    best = Approximation.of_decomposition(u, s, vt, min(rank, len(s)))
+    a, b = best.a.astype(base.dtype), best.b.astype(base.dtype)
+    update = Update(a, b, None, 1.0, LoRAScaling.STANDARD, 0.0, is_table)
+    row = Extracted(name, len(a), best.error, best.relative_error, best.energy)
+    return update, row
