@@ -1,0 +1,711 @@
+"""Adapters and bases in files, without a model: inspect, merge, verify and extract."""
+
+import copy
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lora
+from lora.__main__ import FAILED, WRONG, main
+from lora.disk.checking import check_adapter
+from lora.disk.extracting import extract_files
+from lora.disk.merging import merge_files
+from lora.disk.summary import summarise
+from lora.files import CONFIG, WEIGHTS
+from minigrad.io import INDEX, TensorInfo, load_state, open_tensors, save_state, writing_set
+from minigrad.nn import Embedding, LayerNorm, Linear, Module
+from tests.test_lora_files import FOLDERS, model_of
+
+ROOT = Path(__file__).parents[1]
+
+FOLDERS_OF_PEFT = sorted(each.name for each in FOLDERS.iterdir() if each.is_dir())
+
+
+class Net(Module):
+    def __init__(self, rng, dtype=np.float32):
+        self.embed = Embedding(11, 6, dtype=dtype, rng=rng)
+        self.up = Linear(6, 8, dtype=dtype, rng=rng)
+        self.norm = LayerNorm(8, dtype=dtype)
+        self.square = Linear(8, 8, dtype=dtype, rng=rng)
+        self.head = Linear(8, 3, dtype=dtype, rng=rng)
+
+    def forward(self, x):
+        return self.head(self.square(self.norm(self.up(self.embed(x)))))
+
+
+@pytest.fixture
+def net(rng):
+    return Net(rng)
+
+
+def moved(net, rng):
+    """Random values in all that trains, as after training."""
+    for parameter in net.trainable_parameters():
+        parameter.data = parameter.data + (0.1 * rng.standard_normal(parameter.shape)).astype(
+            parameter.dtype
+        )
+    return net
+
+
+def adapted(net, rng, **options):
+    """The net with an adapter that does something; the net itself is not changed."""
+    made = copy.deepcopy(net)
+    lora.attach(made, lora.LoRAConfig(**{"rank": 2, **options}), rng=rng)
+    return moved(made, rng)
+
+
+def base_of(net, folder):
+    """A folder with the net in it."""
+    folder.mkdir()
+    save_state(folder / "model.safetensors", net.state_dict(), {"format": "pt"})
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def files(net, rng, tmp_path):
+    """A base and an adapter for it."""
+    lora.save(adapted(net, rng, bias="lora_only"), tmp_path / "adapter")
+    return base_of(net, tmp_path / "base"), tmp_path / "adapter"
+
+
+def edit(path, change):
+    """Change the tensors of a file."""
+    arrays, metadata = load_state(path)
+    save_state(path, change(dict(arrays)) or arrays, metadata)
+
+
+def configure(folder, **fields):
+    content = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**content, **fields}))
+
+
+def state(path):
+    with open_tensors(path) as tensors:
+        return {name: tensors.read(name) for name in tensors}
+
+
+def snapshot(folder):
+    return {
+        str(each.relative_to(folder)): each.read_bytes()
+        for each in sorted(folder.rglob("*"))
+        if each.is_file()
+    }
+
+
+# ----------------------------------------------------------------------------------------------
+# merge
+# ----------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "LoRA": {"targets": "all-linear"},
+    "rsLoRA, a pattern": {"scaling": "rslora", "rank_pattern": {"up": 3}},
+    "embedding": {"targets": ["embed", "square"]},
+    "DoRA": {"targets": ["embed", "up", "square"], "use_dora": True},
+    "biases": {"targets": ["up"], "bias": "all"},
+    "biases of layers": {"targets": ["up", "head"], "bias": "lora_only"},
+    "modules to save": {"targets": ["up"], "modules_to_save": ["head", "norm"]},
+    "PiSSA": {"targets": ["up", "square"], "init": "pissa"},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_merged_file_is_the_folded_model_to_the_bit(name, dtype, rng, tmp_path):
+    net = Net(rng, dtype)
+    model = adapted(net, rng, **OPTIONS[name])
+    lora.save(model, tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    before = snapshot(base)
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    loaded = copy.deepcopy(net)
+    lora.load(loaded, tmp_path / "adapter")
+    right = lora.fold(loaded).state_dict()
+    found = state(tmp_path / "out")
+    assert found.keys() == right.keys()
+    assert {key: (x.dtype, x.tobytes()) for key, x in found.items()} == {
+        key: (x.dtype, x.tobytes()) for key, x in right.items()
+    }
+    assert set(merged.certificate.layers) == set(loaded_layers(tmp_path / "adapter"))
+    assert snapshot(base) == before
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def loaded_layers(folder):
+    return [layer.name for layer in summarise(folder).layers]
+
+
+@pytest.mark.parametrize("folder", FOLDERS_OF_PEFT)
+def test_what_peft_wrote_merges_as_it_loads(folder, tmp_path):
+    kind = json.loads((FOLDERS / folder / "adapter_config.json").read_text())
+    model = next(
+        made
+        for name in ("mlp", "classifier", "transformer")
+        if fits(made := model_of(name), FOLDERS / folder)
+    )
+    base = base_of(model, tmp_path / "base")
+    lora.load(model, FOLDERS / folder)
+    right = lora.fold(model).state_dict()
+    merge_files(base, FOLDERS / folder, tmp_path / "out.safetensors")
+    found = state(tmp_path / "out.safetensors")
+    assert {key: x.tobytes() for key, x in found.items()} == {
+        key: x.tobytes() for key, x in right.items()
+    }, kind
+
+
+def fits(model, folder):
+    try:
+        lora.load(copy.deepcopy(model), folder)
+    except ValueError:
+        return False
+    return True
+
+
+def sharded(net, folder):
+    """The net in two files with an index."""
+    arrays = net.state_dict()
+    infos = [TensorInfo(name, x.dtype.name, x.shape) for name, x in arrays.items()]
+    shards = {
+        "model-00001-of-00002.safetensors": infos[:3],
+        "model-00002-of-00002.safetensors": infos[3:],
+    }
+    with writing_set(folder, shards, {"format": "pt"}) as writers:
+        for name, x in arrays.items():
+            writers[name].write(name, x)
+    return folder
+
+
+def test_shards_stay_shards_or_become_one_file(net, rng, files, tmp_path):
+    whole, adapter = files
+    base = sharded(net, tmp_path / "shards")
+    merge_files(whole, adapter, tmp_path / "one")
+    merge_files(base, adapter, tmp_path / "two")
+    merge_files(base / INDEX, adapter, tmp_path / "three.safetensors")
+    assert sorted(each.name for each in (tmp_path / "two").iterdir()) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        INDEX,
+    ]
+    right = {name: x.tobytes() for name, x in state(tmp_path / "one").items()}
+    for path in ("two", "three.safetensors"):
+        assert {name: x.tobytes() for name, x in state(tmp_path / path).items()} == right
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_a_merge_is_rounded_once_to_the_dtype(dtype, net, files, tmp_path):
+    base, adapter = files
+    merged = merge_files(base, adapter, tmp_path / "out", dtype=dtype)
+    wide = tmp_path / "wide"
+    merge_files(base, adapter, wide, dtype="float64")
+    right = {
+        name: lora.certificate.storage.round_to(np.atleast_1d(x), dtype).reshape(x.shape)
+        for name, x in state(wide).items()
+    }
+    with open_tensors(tmp_path / "out") as tensors:
+        assert {info.dtype for info in tensors.tensors.values()} == {dtype}
+    for name, x in state(tmp_path / "out").items():
+        np.testing.assert_array_equal(x.astype(np.float64), right[name])
+    assert merged.certificate.dtypes == [dtype]
+
+
+def test_the_names_of_a_model_in_another_one_have_a_prefix(net, files, tmp_path):
+    base, adapter = files
+    merge_files(base, adapter, tmp_path / "plain.safetensors")
+    right = state(tmp_path / "plain.safetensors")
+    inside = tmp_path / "inside.safetensors"
+    save_state(inside, {f"model.net.{name}": x for name, x in net.state_dict().items()})
+    merged = merge_files(inside, adapter, tmp_path / "out.safetensors", check_base=False)
+    assert merged.prefix == "model.net."
+    assert "'model.net.'" in repr(merged)
+    found = state(tmp_path / "out.safetensors")
+    assert {k.removeprefix("model.net."): x.tobytes() for k, x in found.items()} == {
+        k: x.tobytes() for k, x in right.items()
+    }
+    renamed = tmp_path / "outer"
+    lora.save(wrapped(net, adapter), renamed)
+    merged = merge_files(base, renamed, tmp_path / "out2.safetensors", check_base=False)
+    assert merged.prefix == "-inner."
+    found = state(tmp_path / "out2.safetensors")
+    assert {k: x.tobytes() for k, x in found.items()} == {k: x.tobytes() for k, x in right.items()}
+
+
+def wrapped(net, adapter):
+    """A model with the net inside, adapted as the net is."""
+
+    class Outer(Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+    model = Outer(copy.deepcopy(net))
+    source = copy.deepcopy(net)
+    lora.load(source, adapter)
+    lora.attach(model, lora.LoRAConfig(rank=2, bias="lora_only"))
+    own = dict(source.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = own[name.removeprefix("inner.")].data
+    return model
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_weights_may_be_stored_transposed(use_dora, net, rng, tmp_path):
+    lora.save(
+        adapted(net, rng, targets=["up", "square"], use_dora=use_dora), tmp_path / "adapter"
+    )
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "plain")
+    turned = ("up.weight", "square.weight")
+    edit(
+        base / "model.safetensors",
+        lambda arrays: arrays | {name: arrays[name].T.copy() for name in turned},
+    )
+    configure(tmp_path / "adapter", fan_in_fan_out=True)
+    merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
+    right, found = state(tmp_path / "plain"), state(tmp_path / "out")
+    for name in turned:
+        np.testing.assert_array_equal(found[name], right[name].T)
+
+
+def test_no_more_than_some_rows_are_in_memory(tmp_path, rng):
+    rows, cols = 6000, 1000
+    arrays = {name: np.ones((rows, cols), np.float32) for name in ("a.weight", "b.weight")}
+    save_state(tmp_path / "base.safetensors", arrays)
+    largest = arrays["a.weight"].nbytes
+    del arrays
+    rank = 4
+    arrays = {
+        "base_model.model.a.lora_A.weight": rng.standard_normal((rank, cols)).astype("f4"),
+        "base_model.model.a.lora_B.weight": rng.standard_normal((rows, rank)).astype("f4"),
+    }
+    (tmp_path / "adapter").mkdir()
+    save_state(tmp_path / "adapter" / WEIGHTS, arrays)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["a"]}
+    (tmp_path / "adapter" / CONFIG).write_text(json.dumps(config))
+    merge = tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors"
+    merge_files(*merge)  # what is made once and for all
+    tracemalloc.start()
+    merge_files(*merge)
+    assert tracemalloc.get_traced_memory()[1] < 1.2 * largest
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("what", ["kill", "full disk"])
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_what_is_broken_off_leaves_what_was_there(what, name, files, tmp_path, monkeypatch):
+    base, adapter = files
+    work = tmp_path / "work"
+    work.mkdir()
+    merge_files(base, adapter, work / name)
+    before = snapshot(work)
+    configure(adapter, lora_alpha=5, alpha_pattern={})
+    edit(adapter / WEIGHTS, lambda arrays: {k: 2 * x for k, x in arrays.items()})
+    if what == "kill":
+        script = (
+            "import os, signal\n"
+            "from minigrad.io import TensorWriter\n"
+            "from lora.disk.merging import merge_files\n"
+            "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+            "TensorWriter.finish = die\n"
+            f"merge_files({str(base)!r}, {str(adapter)!r}, {str(work / name)!r}, check_base=False)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert result.returncode == -signal.SIGKILL
+    else:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("minigrad.io.writer.TensorWriter.write", full)
+        with pytest.raises(OSError, match="No space left"):
+            merge_files(base, adapter, work / name, check_base=False)
+        assert snapshot(work) == before
+    whole = {key: value for key, value in snapshot(work).items() if not Path(key).parts[-1:][0]
+             .startswith(".") and ".saving-" not in key}  # fmt: skip
+    assert whole == before
+
+
+REFUSED = {
+    "an input": (lambda base, adapter, out: (base, adapter, base), "is what is merged"),
+    "the adapter": (lambda base, adapter, out: (base, adapter, adapter), "other weights in it"),
+    "no base": (lambda base, adapter, out: (out, adapter, out), "there is no file"),
+    "no adapter": (lambda base, adapter, out: (base, out, out), "there is no folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_places_that_cannot_be(name, files, tmp_path):
+    arguments, message = REFUSED[name]
+    before = snapshot(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        merge_files(*arguments(*files, tmp_path / "out"))
+    assert snapshot(tmp_path) == before
+
+
+def without(*names):
+    return lambda arrays: {k: x for k, x in arrays.items() if k not in names}
+
+
+def replaced(name, value):
+    return lambda arrays: {**arrays, name: value}
+
+
+PREFIX = "base_model.model."
+
+BROKEN_BASES = {
+    "a missing layer": (without("up.weight"), r"no tensor 'up.weight'"),
+    "another shape": (replaced("up.weight", np.ones((9, 6), "f4")), r"do not go with up.weight"),
+    "another bias": (replaced("up.bias", np.ones(9, "f4")), r"mis-shaped: .*up.*bias is \(8,\)"),
+    "other numbers": (replaced("up.weight", np.ones((8, 6), "f4")), r"another base: up.weight"),
+    "integers": (replaced("up.weight", np.ones((8, 6), int)), r"only a matrix of floats"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_BASES)
+def test_a_base_that_the_adapter_does_not_go_with_is_refused(name, files, tmp_path):
+    base, adapter = files
+    change, message = BROKEN_BASES[name]
+    edit(base / "model.safetensors", change)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, adapter, tmp_path / "out")
+    assert snapshot(tmp_path) == before
+    found = check_adapter(adapter, base)
+    assert not found.is_right
+    assert re.search(message, repr(found))
+
+
+def test_all_that_does_not_go_together_is_told_at_once(files, tmp_path):
+    base, adapter = files
+    edit(
+        base / "model.safetensors",
+        lambda a: without("up.weight")(replaced("head.weight", np.ones((3, 9), "f4"))(a)),
+    )
+    with pytest.raises(ValueError, match=r"(?s)up.weight.*head.weight|head.weight.*up.weight"):
+        merge_files(base, adapter, tmp_path / "out")
+
+
+def test_another_base_may_be_wanted(files, net, tmp_path):
+    base, adapter = files
+    edit(base / "model.safetensors", replaced("up.weight", np.ones((8, 6), "f4")))
+    merge_files(base, adapter, tmp_path / "out", check_base=False)
+    update = state(tmp_path / "out")["up.weight"] - 1
+    assert np.linalg.matrix_rank(update, tol=1e-4) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value, files, tmp_path):
+    base, adapter = files
+
+    def broken(arrays):
+        arrays["up.weight"][1, 1] = value
+        return arrays
+
+    edit(base / "model.safetensors", broken)
+    with pytest.raises(ValueError, match=r"not be finite in up: W has NaN or Inf"):
+        merge_files(base, adapter, tmp_path / "out", check_base=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_beyond_the_dtype_are_refused(files, tmp_path):
+    base, adapter = files
+    edit(base / "model.safetensors", replaced("norm.weight", np.full(8, 1e6, "f4")))
+    with pytest.raises(ValueError, match=r"norm.weight has numbers that float16 has not"):
+        merge_files(base, adapter, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    merge_files(base, adapter, tmp_path / "out", dtype="bfloat16")
+
+
+def test_a_merge_that_loses_more_than_the_limit_is_refused(files, tmp_path):
+    base, adapter = files
+    lost = merge_files(base, adapter, tmp_path / "out", dtype="bfloat16").certificate
+    worst = lost.worst("bfloat16").lost
+    with pytest.raises(lora.MergeError, match="bfloat16"):
+        merge_files(base, adapter, tmp_path / "no", dtype="bfloat16", limit=0.9 * worst)
+    assert not (tmp_path / "no").exists()
+    merge_files(base, adapter, tmp_path / "yes", dtype="bfloat16", limit=1.1 * worst)
+
+
+def test_a_module_that_the_base_has_not_is_added(net, rng, tmp_path):
+    lora.save(
+        adapted(net, rng, targets=["up"], modules_to_save=["head"]), tmp_path / "adapter"
+    )
+    base = base_of(net, tmp_path / "base")
+    edit(base / "model.safetensors", without("head.weight", "head.bias"))
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert sorted(merged.added) == ["head.bias", "head.weight"]
+    assert "2 of them new to it" in repr(merged)
+    assert {"head.bias", "head.weight"} <= state(tmp_path / "out").keys()
+    found = check_adapter(tmp_path / "adapter", base)
+    assert found.is_right
+    assert "odd: head.bias: is trained whole, and not in the base" in repr(found)
+
+
+# ----------------------------------------------------------------------------------------------
+# inspect and verify
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_summary_has_the_figures_of_every_layer(name, net, rng, tmp_path):
+    model = adapted(net, rng, **OPTIONS[name])
+    lora.save(model, tmp_path / "adapter")
+    found = summarise(tmp_path / "adapter")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, lora.AdaptedLayer)}
+    assert [layer.name for layer in found.layers] == sorted(layers)
+    for layer in found.layers:
+        adapter = layers[layer.name].adapter
+        a, b = (part.data.astype(np.float64) for part in adapter.factors())
+        values = np.linalg.svd(adapter.scale * b @ a, compute_uv=False)
+        assert (layer.d_in, layer.d_out, layer.rank) == (a.shape[1], len(b), len(a))
+        assert layer.scale == pytest.approx(adapter.scale, rel=1e-12)
+        np.testing.assert_allclose(layer.singular_values[: len(values)], values[: len(a)], atol=1e-9)
+        assert layer.norm == pytest.approx(np.linalg.norm(values), rel=1e-9)
+        shares = values[values > 1e-12] / values.sum()
+        effective = np.exp(-(shares * np.log(shares)).sum())
+        assert layer.effective_rank == pytest.approx(effective, rel=1e-6)
+        assert layer.name in repr(found)
+    total = sum(p.size for p in model.trainable_parameters())
+    if name != "PiSSA":  # which is saved with twice the rank
+        assert found.parameters == total
+
+
+def test_an_update_of_nothing_has_no_effective_rank(net, rng, tmp_path):
+    model = copy.deepcopy(net)
+    lora.attach(model, lora.LoRAConfig(rank=2), rng=rng)
+    lora.save(model, tmp_path / "adapter")
+    assert {layer.effective_rank for layer in summarise(tmp_path / "adapter").layers} == {0.0}
+    found = check_adapter(tmp_path / "adapter")
+    assert found.is_right
+    assert repr(found).count("B is 0, so it changes nothing") == 3
+
+
+UP_A, UP_B = f"{PREFIX}up.lora_A.weight", f"{PREFIX}up.lora_B.weight"
+
+
+def scaled(arrays):
+    arrays[UP_A][0, 0] = np.nan
+    return arrays
+
+
+def deficient(arrays):
+    arrays[UP_A][1] = 2 * arrays[UP_A][0]
+    return arrays
+
+
+WRONGS = {
+    "not finite": (scaled, {}, "wrong: up: lora_a has 1 numbers that are NaN or Inf"),
+    "B is gone": (without(UP_B), {}, "wrong: up: lora_b is missing"),
+    "shapes": (replaced(UP_B, np.ones((8, 3), "f4")), {}, r"wrong: up: A is \(2, 6\) and B"),
+    "a lost pattern": (lambda a: a, {"r": 3}, "wrong: up: the rank is 2 .* 3 by the config"),
+    "a lost scale": (lambda a: a, {"lora_alpha": 77}, "wrong: up: the scale is 38.5 .* was"),
+    "a lost rsLoRA": (lambda a: a, {"use_rslora": True}, "wrong: up: the scale is"),
+    "no targets": (lambda a: a, {"target_modules": ["head"]}, "wrong: up: target_modules do not"),
+    "a stray key": (
+        replaced(f"{PREFIX}norm.weight", np.ones(8, "f4")),
+        {},
+        "wrong: base_model.model.norm.weight: is no part of an update",
+    ),
+    "no DoRA": (lambda a: a, {"use_dora": True}, "wrong: up: lora_magnitude is missing"),
+    "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),
+    "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
+    "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a is of int64"),
+    "a broken file": (None, {}, "wrong: files: .* is no complete safetensors file"),
+    "a field": (lambda a: a, {"lora_bias": True}, "wrong: files: .*lora_bias=True"),
+}
+
+
+@pytest.mark.parametrize("name", WRONGS)
+def test_what_is_wrong_with_an_adapter_is_found(name, files, capsys):
+    change, fields, message = WRONGS[name]
+    base, adapter = files
+    assert check_adapter(adapter, base).is_right
+    if change is None:
+        (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:-1])
+    else:
+        edit(adapter / WEIGHTS, change)
+    configure(adapter, **fields)
+    found = check_adapter(adapter)
+    assert re.search(message, repr(found))
+    assert found.is_right is message.startswith("odd")
+    assert main(["verify", str(adapter)]) == (0 if found.is_right else WRONG)
+    assert re.search(message, capsys.readouterr().out)
+
+
+# ----------------------------------------------------------------------------------------------
+# extract
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_was_merged_is_extracted_again(name, net, rng, tmp_path):
+    options = OPTIONS[name]
+    lora.save(adapted(net, rng, **options), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "tuned")
+    rank = 8 if options.get("use_dora") else 4
+    found = extract_files(
+        base,
+        tmp_path / "tuned",
+        tmp_path / "again",
+        rank,
+        bias=options.get("bias", "none"),
+        modules_to_save=options.get("modules_to_save", ()),
+        exclude=options.get("modules_to_save", ["head"])[:1] if "modules_to_save" in options else (),
+    )
+    assert {row.name for row in found.layers} == set(loaded_layers(tmp_path / "adapter"))
+    assert all(row.relative_error < 1e-5 for row in found.layers)  # what the merge rounded
+    assert check_adapter(tmp_path / "again", base).is_right
+    merge_files(base, tmp_path / "again", tmp_path / "twice")
+    right, twice = state(tmp_path / "tuned"), state(tmp_path / "twice")
+    for key, value in right.items():
+        np.testing.assert_allclose(twice[key], value, rtol=1e-5, atol=1e-6)  # rounded factors
+    model = copy.deepcopy(net)
+    lora.load(model, tmp_path / "again")
+
+
+def test_an_extracted_adapter_is_the_best_of_its_rank(net, rng, tmp_path):
+    base = base_of(net, tmp_path / "base")
+    tuned = copy.deepcopy(net)
+    change = rng.standard_normal((8, 8)).astype("f4")
+    tuned.square.weight.data = net.square.weight.data + change
+    base_of(tuned, tmp_path / "tuned")
+    (row,) = extract_files(base, tmp_path / "tuned", tmp_path / "out", 3).layers
+    exact = tuned.square.weight.data.astype(float) - net.square.weight.data.astype(float)
+    values = np.linalg.svd(exact, compute_uv=False)
+    assert row.error == pytest.approx(np.linalg.norm(values[3:]), rel=1e-9)
+    assert row.energy == pytest.approx((values[:3] ** 2).sum() / (values**2).sum(), rel=1e-9)
+    (layer,) = summarise(tmp_path / "out").layers
+    np.testing.assert_allclose(layer.singular_values, values[:3], rtol=1e-5)  # float32's factors
+
+
+NOTHING_LOST = {
+    "a bias": (lambda a: replaced("norm.bias", np.ones(8, "f4"))(a), {}, "norm.bias; take"),
+    "an excluded layer": (lambda a: a, {"exclude": ["square"]}, "square.weight; take"),
+    "a pattern": (lambda a: a, {"targets": ["nope"]}, "targets: 'nope' matches none of"),
+    "a name": (without("head.bias"), {}, "missing: head.bias"),
+    "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'"),
+    "a shape": (replaced("head.bias", np.ones(4, "f4")), {}, r"mis-shaped: head.bias is \(4,\)"),
+    "NaN": (replaced("up.weight", np.full((8, 6), np.nan, "f4")), {}, "up.weight has NaN"),
+    "rank": (lambda a: a, {"rank": 0}, "rank"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_LOST)
+def test_nothing_of_a_difference_is_lost_without_a_word(name, net, rng, tmp_path):
+    change, options, message = NOTHING_LOST[name]
+    base = base_of(net, tmp_path / "base")
+    tuned = copy.deepcopy(net)
+    for layer in (tuned.up, tuned.square):
+        layer.weight.data = layer.weight.data + np.float32(0.1)
+    base_of(tuned, tmp_path / "tuned")
+    edit(tmp_path / "tuned" / "model.safetensors", change)
+    options = {"rank": 2, **options}
+    with pytest.raises(ValueError, match=message):
+        extract_files(base, tmp_path / "tuned", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    if "take" in message:
+        found = extract_files(base, tmp_path / "tuned", tmp_path / "out", **options, lossy=True)
+        assert list(found.lost) == [message.removesuffix("; take")]
+        assert "LOST" in repr(found)
+
+
+def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):
+    base = base_of(net, tmp_path / "base")
+    with pytest.raises(ValueError, match="none of the targets differs"):
+        extract_files(base, base, tmp_path / "out", 2)
+
+
+# ----------------------------------------------------------------------------------------------
+# The command line
+# ----------------------------------------------------------------------------------------------
+
+
+def run(*arguments, capsys):
+    status = main([str(each) for each in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_commands_print_what_the_functions_say(files, tmp_path, capsys):
+    base, adapter = files
+    status, text, _ = run("inspect", adapter, capsys=capsys)
+    assert (status, text.strip()) == (0, repr(summarise(adapter)))
+    status, text, _ = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
+    assert status == 0
+    assert text.startswith("Merging 3 layers loses at most")
+    assert f"written: {tmp_path / 'out'}" in text
+    status, text, _ = run("verify", adapter, base, capsys=capsys)
+    assert (status, text.strip()) == (0, "3 layers and the base checked: nothing is wrong")
+    arguments = base, tmp_path / "out", tmp_path / "again", "--rank", 2, "--bias", "lora_only"
+    status, text, _ = run("extract", *arguments, capsys=capsys)
+    assert status == 0
+    assert "energy" in text
+
+
+def test_json_is_for_machines(files, tmp_path, capsys):
+    base, adapter = files
+    _, text, _ = run("inspect", adapter, "--json", capsys=capsys)
+    content = json.loads(text)
+    assert [layer["name"] for layer in content["layers"]] == ["head", "square", "up"]
+    assert content["layers"][0]["norm"] == summarise(adapter).layers[0].norm
+    _, text, _ = run("merge", base, adapter, tmp_path / "out", "--json", capsys=capsys)
+    assert {row["layer"] for row in json.loads(text)["certificate"]["rows"]} == {
+        "head",
+        "square",
+        "up",
+    }
+    edit(adapter / WEIGHTS, without(UP_B))
+    status, text, _ = run("verify", adapter, "--json", capsys=capsys)
+    assert status == WRONG
+    assert json.loads(text)["findings"][0]["where"] == "up"
+
+
+def test_the_status_says_what_happened(files, tmp_path, capsys):
+    base, adapter = files
+    arguments = "merge", base, adapter, tmp_path / "out", "--dtype", "bfloat16", "--limit", "1e-6"
+    status, text, message = run(*arguments, capsys=capsys)
+    assert (status, text) == (WRONG, "")
+    assert message.startswith("lora merge: stored in bfloat16")
+    status, text, message = run("inspect", tmp_path / "nowhere", capsys=capsys)
+    assert (status, text) == (FAILED, "")
+    assert message == f"lora inspect: there is no folder {str(tmp_path / 'nowhere')!r}\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["explode"])
+    assert ended.value.code == FAILED
+    assert "inspect" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module(files):
+    result = subprocess.run(
+        [sys.executable, "-m", "lora", "verify", str(files[1])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (0, "3 layers checked: nothing is wrong\n")
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.svg"])
+def test_the_picture_has_every_layer(name, files, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    status, text, _ = run("inspect", files[1], "--plot", tmp_path / name, capsys=capsys)
+    assert status == 0
+    assert text.endswith(f"drawn: {tmp_path / name}\n")
+    assert (tmp_path / name).stat().st_size > 1000
+    status, _, message = run("inspect", files[1], "--plot", tmp_path / "p.doc", capsys=capsys)
+    assert status == FAILED
+    assert "no picture" in message
