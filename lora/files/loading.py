@@ -20,10 +20,12 @@ from lora.attachment.report import AttachReport
 from lora.attachment.targets import Target
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
+from lora.files.config import PeftConfig
 from lora.files.facts import LayerFacts
 from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
 from lora.files.matching import (
     alpha_of,
+    ends,
     exact,
     rank_of,
     saved_whole,
@@ -144,7 +146,7 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     theirs = files.config
     names = [name for name, _ in model.named_modules() if name]
     inside = tuple(f"{target.name}." for target in targets)
-    whole = saved_whole(theirs, [name for name in names if not name.startswith(inside)])
+    outside = [name for name in names if not name.startswith(inside)]
     biases = any(name.rpartition(".")[2] == "bias" for name, _ in model.named_parameters())
     common: dict[str, Any] = {
         "rank": theirs.r,
@@ -152,7 +154,7 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
         "scaling": theirs.scaling,
         "dropout": theirs.lora_dropout,
         "bias": theirs.bias if biases else "none",
-        "modules_to_save": tuple(whole),
+        "modules_to_save": _modules_to_save(theirs, outside),
         "init": _init(theirs.init_lora_weights),
         "use_dora": theirs.use_dora,
         "dora_norm_gradient": theirs.use_dora and files.facts.dora_norm_gradient,
@@ -180,6 +182,14 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
         },
         **common,
     )
+
+
+def _modules_to_save(theirs: PeftConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """What is trained whole, by the patterns of the file if they mean the same here."""
+    whole = saved_whole(theirs, names)
+    kept = tuple(p for p in theirs.modules_to_save if any(ends(name, p) for name in names))
+    same = [name for name in names if any(ends(name, p) for p in kept)] == whole
+    return kept if same else tuple(whole)
 
 
 def _facts(target: Target) -> tuple[str, int, float]:
@@ -223,12 +233,9 @@ def _problems(files: AdapterFolder, plan: Plan, places: Mapping[str, Parameter])
             )
         if info.dtype not in FLOATS:
             yield f"unusable: {key} is of {info.dtype}, and not of {', '.join(FLOATS)}"
-    originals = {copy.name: copy.original for copy in plan.copies}
     for key in files.tensors:
-        if key in places or _is_repeated(key, files):
-            continue
-        if not _is_base(key, files, plan, originals):
-            yield f"unexpected: {key} {files.tensors[key].shape}"
+        if key not in places and not _is_repeated(key, files):
+            yield from _unexpected_problems(key, files, plan)
 
 
 def _is_repeated(key: str, files: AdapterFolder) -> bool:
@@ -241,16 +248,16 @@ def _is_repeated(key: str, files: AdapterFolder) -> bool:
     return any(each != key and each in files.tensors for each in shortened)
 
 
-def _is_base(key: str, files: AdapterFolder, plan: Plan, originals: Mapping[str, Any]) -> bool:
-    """Whether it is the very weight of the model, which PEFT may write of an embedding."""
-    name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-    layer, _, last = name.rpartition(".")
-    if last != "weight" or layer not in plan.layers:
-        return False
-    stored = getattr(plan.layers[layer].base_weight, "_data", None)
-    if stored is None or files.tensors[key].shape != stored.shape:
-        return False
-    return bool(np.array_equal(files.read(key, stored.dtype), stored))
+def _unexpected_problems(key: str, files: AdapterFolder, plan: Plan) -> Iterator[str]:
+    """What is wrong with a tensor that has no place. PEFT may write the weight of an embedding."""
+    shape = files.tensors[key].shape
+    layer = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+    held = plan.layers.get(layer)
+    stored = None if held is None else getattr(held.base_weight, "_data", None)
+    if stored is None or not key.endswith(".weight"):
+        yield f"unexpected: {key} {shape}"
+    elif shape != stored.shape or not np.array_equal(files.read(key, stored.dtype), stored):
+        yield f"another base: {key} is not the weight that the model has"
 
 
 def _values(

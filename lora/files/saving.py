@@ -15,7 +15,7 @@ from lora.adapted import AdaptedLayer
 from lora.adapter import DEFAULT
 from lora.attachment.record import Attached, layers_in_place, required
 from lora.files.config import CONFIG
-from lora.files.describing import Update, configuration_of, tensors_of, updates_of
+from lora.files.describing import Update, configuration_of, tensors_of, updates_of, wholes_of
 from lora.files.facts import Facts, LayerFacts, fingerprint, fingerprint_of_rows
 from lora.files.folder import WEIGHTS
 from lora.weight import Dense, Weight
@@ -68,7 +68,7 @@ def save(
     in_place = layers_in_place(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = updates_of(layers, adapter)
-    tensors = tensors_of(updates, attached.copies)
+    tensors = tensors_of(updates, wholes_of(model, record, adapter, updates))
     infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
     _check_finite(tensors, infos)
     config = configuration_of(model, attached, updates)
