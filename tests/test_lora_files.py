@@ -435,6 +435,22 @@ def test_what_is_merged_or_off_is_saved_as_it_is(tmp_path):
     assert np.array_equal(output(other), wanted)
 
 
+def test_dropouts_that_differ_from_layer_to_layer_come_back(tmp_path):
+    model = adapted(dropout=0.5)
+    model.layers[1].dropout = 0.125
+    lora.save(model, tmp_path)
+    other = model_of("mlp")
+    lora.load(other, tmp_path)
+    assert [other.layers[i].dropout for i in (0, 1)] == [0.5, 0.125]
+    assert config_of(tmp_path)["lora_dropout"] == 0.0  # PEFT has one for all
+    model.layers[1].dropout = 0.5
+    lora.save(model, tmp_path)
+    change(tmp_path, lora_dropout=0.25)  # who changes the configuration means it
+    other = model_of("mlp")
+    lora.load(other, tmp_path)
+    assert [other.layers[i].dropout for i in (0, 1)] == [0.25, 0.25]
+
+
 # ----------------------------------------------------------------------------------------------
 # Dtypes and facts
 # ----------------------------------------------------------------------------------------------

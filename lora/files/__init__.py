@@ -9,6 +9,7 @@ from lora.files.facts import Facts, LayerFacts, fingerprint
 from lora.files.folder import WEIGHTS, AdapterFolder, StoredLayer
 from lora.files.loading import load
 from lora.files.saving import save
+from lora.files.writing import write_folder
 
 __all__ = [
     "CONFIG",
@@ -22,4 +23,5 @@ __all__ = [
     "load",
     "read_config",
     "save",
+    "write_folder",
 ]

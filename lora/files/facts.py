@@ -32,13 +32,13 @@ class LayerFacts:
         scale: what B A is multiplied by.
         base: the fingerprint of its matrix; None if it is not known.
         stored: how that was kept: "dense" or "nf4".
-        dropout: of its inputs, in training.
+        dropout: of its inputs, in training; None for that of the configuration.
     """
 
     scale: float
     base: str | None = None
     stored: str = "dense"
-    dropout: float = 0.0
+    dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def _layer(content: Mapping[str, Any]) -> LayerFacts:
         raise ValueError(f"a scale of {facts.scale!r:.60}")
     if not isinstance(facts.base, (str, type(None))) or not isinstance(facts.stored, str):
         raise TypeError(f"a base of {facts.base!r:.60}, {facts.stored!r:.60}")
-    if not isinstance(facts.dropout, float) or not 0 <= facts.dropout <= 1:
+    dropout = 0.0 if facts.dropout is None else facts.dropout
+    if not isinstance(dropout, float) or not 0 <= dropout <= 1:
         raise ValueError(f"a dropout of {facts.dropout!r:.60}")
     return facts
 

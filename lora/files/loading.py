@@ -33,7 +33,8 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
-from lora.files.saving import FLOATS, fingerprint_of, with_bar
+from lora.files.saving import fingerprint_of, with_bar
+from lora.files.writing import FLOATS
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
 
@@ -306,11 +307,10 @@ def _base_problems(files: AdapterFolder, plan: Plan, progress: bool) -> Iterator
 
 def _settle(update: Adapter, files: AdapterFolder, name: str, plan: Plan) -> None:
     """What of an adapter is no tensor of the file."""
-    facts = files.facts.layers.get(name) or LayerFacts(
-        scale_of(files.config, name), dropout=files.config.lora_dropout
-    )
+    facts = files.facts.layers.get(name) or LayerFacts(scale_of(files.config, name))
     update.scale = facts.scale
-    update.dropout = facts.dropout
+    if facts.dropout is not None:
+        update.dropout = facts.dropout
     if files.config.init_lora_weights == "pissa":
         weight = plan.layers[name].weight
         first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)

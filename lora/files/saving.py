@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import DEFAULT
 from lora.attachment.record import Attached, layers_in_place, required
-from lora.files.config import CONFIG
 from lora.files.describing import Update, configuration_of, tensors_of, updates_of, wholes_of
 from lora.files.facts import Facts, LayerFacts, fingerprint, fingerprint_of_rows
-from lora.files.folder import WEIGHTS
+from lora.files.writing import check_tensors, write_folder
 from lora.weight import Dense, Weight
-from minigrad.io import TensorInfo, TensorWriter, replacing_together
-from minigrad.io.tensor_info import check_dtype, from_stored, to_stored
 from minigrad.nn import Module
 from minigrad.tensor import Tensor
 
 Array = NDArray[Any]
-
-FLOATS = ("float64", "float32", "float16", "bfloat16")
-"""What tensors can be saved in."""
 
 
 def save(
@@ -61,51 +53,17 @@ def save(
             the dtype, a scale is 0, or PEFT could not tell the modules that were trained whole.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
-    if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"an adapter is saved in {', '.join(FLOATS)}, not in {dtype!r}")
     record = required(model)
     attached = record.get(adapter)
     in_place = layers_in_place(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = updates_of(layers, adapter)
     tensors = tensors_of(updates, wholes_of(model, record, adapter, updates))
-    infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
-    _check_finite(tensors, infos)
+    check_tensors(tensors, dtype)
     config = configuration_of(model, attached, updates)
     config = replace(config, base_model_name_or_path=base_model)
     facts = _facts(attached, layers, updates, seed, progress)
-    with replacing_together(folder, CONFIG) as stage:
-        _write(stage / WEIGHTS, tensors, infos, facts)
-        (stage / CONFIG).write_text(config.as_json(), encoding="utf-8")
-
-
-def _write(
-    path: Path, tensors: Mapping[str, Array], infos: Sequence[TensorInfo], facts: Facts
-) -> None:
-    with open(path, "wb") as file:
-        writer = TensorWriter(file, infos, facts.metadata())
-        for key, array in tensors.items():
-            writer.write(key, array)
-        writer.finish()
-
-
-def _check_finite(tensors: Mapping[str, Array], infos: Iterable[TensorInfo]) -> None:
-    """Refuse NaN and Inf, and what would become so."""
-    broken, beyond = [], []
-    for info in infos:
-        array = tensors[info.name]
-        check_dtype(info.dtype)
-        if not np.isfinite(array).all():
-            broken.append(info.name)
-        elif not np.isfinite(from_stored(to_stored(array, info.dtype), info.dtype)).all():
-            beyond.append(f"{info.name} in {info.dtype}")
-    if broken:
-        raise ValueError(
-            f"{', '.join(broken)} would have NaN or Inf in the file; mend the adapter, or take an "
-            f"earlier one"
-        )
-    if beyond:
-        raise ValueError(f"{', '.join(beyond)} would be Inf; save in bfloat16 or float32")
+    write_folder(folder, config, tensors, facts, dtype)
 
 
 def _facts(
@@ -115,12 +73,13 @@ def _facts(
     seed: int | None,
     progress: bool,
 ) -> Facts:
+    mixed = len({update.dropout for update in updates.values()}) > 1
     found = {
         name: LayerFacts(
             updates[name].scale,
             fingerprint_of(layer),
             "dense" if isinstance(layer.weight, Dense) else "nf4",
-            float(updates[name].dropout),
+            float(updates[name].dropout) if mixed else None,
         )
         for name, layer in with_bar(layers.items(), "hash of the base", progress)
     }
