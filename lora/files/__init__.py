@@ -5,7 +5,8 @@ here, and the other way round. `save` and `load` are for models; `AdapterFolder`
 """
 
 from lora.files.config import CONFIG, PeftConfig, read_config
-from lora.files.facts import Facts, LayerFacts, fingerprint
+from lora.files.facts import Facts, LayerFacts
+from lora.files.fingerprint import fingerprint
 from lora.files.folder import WEIGHTS, AdapterFolder, StoredLayer
 from lora.files.loading import load
 from lora.files.saving import save

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-
-from numpy.typing import NDArray
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import DEFAULT
 from lora.attachment.record import Attached, layers_in_place, required
 from lora.files.describing import Update, configuration_of, tensors_of, updates_of, wholes_of
-from lora.files.facts import Facts, LayerFacts, fingerprint, fingerprint_of_rows
+from lora.files.facts import Facts, LayerFacts
+from lora.files.fingerprint import fingerprint_of
+from lora.files.progress import with_bar
 from lora.files.writing import check_tensors, write_folder
-from lora.weight import Dense, Weight
+from lora.weight import Dense
 from minigrad.nn import Module
-from minigrad.tensor import Tensor
-
-Array = NDArray[Any]
 
 
 def save(
@@ -87,18 +83,6 @@ def _facts(
     return Facts(found, _version(), attached.seed if seed is None else seed, gradient)
 
 
-def fingerprint_of(layer: AdaptedLayer) -> str:
-    """Of the matrix of a layer as it is stored; of one in four bits, of what these stand for."""
-    if isinstance(layer.base_weight, Tensor):
-        return fingerprint(layer.base_weight._data)
-    weight = layer.weight
-    return fingerprint_of_rows(weight.shape, lambda: _rows(weight))
-
-
-def _rows(weight: Weight) -> Iterable[Array]:
-    return (weight.rows(strip) for strip in weight.strips())
-
-
 def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -106,10 +90,3 @@ def _version() -> str:
         return version("minigrad-lora")
     except PackageNotFoundError:  # a checkout that is not installed
         return "unknown"
-
-
-def with_bar(items: Iterable[Any], what: str, shown: bool) -> Any:
-    """The items, with a progress bar if they take longer than a moment."""
-    from tqdm.auto import tqdm
-
-    return tqdm(list(items), desc=what, leave=False, delay=1.0, disable=None if shown else True)
