@@ -719,6 +719,14 @@ def test_how_an_adapter_began_does_not_matter(theirs, init):
     assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
 
 
+def test_pissa_leaves_embeddings_to_begin_as_always(theirs):
+    folder = theirs("head_saved")
+    change(folder, init_lora_weights="pissa")
+    model = model_of("classifier")
+    lora.load(model, folder)
+    assert relative(output(model, "classifier"), RESULTS["head_saved; output"]) <= 1e-6
+
+
 @pytest.mark.parametrize("init", ["pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "OLoRA"])
 def test_where_it_has_changed_the_base_it_is_refused(theirs, init):
     folder = theirs("linear")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter
 from lora.attach import attach_planned
@@ -19,6 +18,7 @@ from lora.attachment.plan import Plan, candidates, targets_in
 from lora.attachment.report import AttachReport
 from lora.attachment.targets import Target
 from lora.config import LoRAConfig
+from lora.embedding import LoRAEmbedding
 from lora.files.checking import (
     base_problems,
     places_of,
@@ -42,10 +42,6 @@ from lora.files.matching import (
 from lora.files.progress import with_bar
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
-
-Array = NDArray[Any]
-
-_SAME = 1e-9  # relative: alpha / rank is rounded, and alpha may be written with few digits
 
 
 def load(
@@ -213,7 +209,9 @@ def _settle(update: Adapter, files: AdapterFolder, name: str, plan: Plan) -> Non
     update.scale = facts.scale
     if facts.dropout is not None:
         update.dropout = facts.dropout
-    if files.config.init_lora_weights == "pissa":
+    is_embedding = isinstance(plan.layers[name], LoRAEmbedding)
+    if files.config.init_lora_weights == "pissa" and not is_embedding:
+        # PEFT has taken the principal part off the base; here it is what the update is relative to.
         weight = plan.layers[name].weight
         first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
         dtype = update.lora_a.dtype
