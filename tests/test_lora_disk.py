@@ -261,9 +261,7 @@ def wrapped(net, adapter):
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_weights_may_be_stored_transposed(use_dora, net, rng, tmp_path):
-    lora.save(
-        adapted(net, rng, targets=["up", "square"], use_dora=use_dora), tmp_path / "adapter"
-    )
+    lora.save(adapted(net, rng, targets=["up", "square"], use_dora=use_dora), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     merge_files(base, tmp_path / "adapter", tmp_path / "plain")
     turned = ("up.weight", "square.weight")
@@ -340,7 +338,7 @@ def test_what_is_broken_off_leaves_what_was_there(what, name, files, tmp_path, m
 
 REFUSED = {
     "an input": (lambda base, adapter, out: (base, adapter, base), "is what is merged"),
-    "the adapter": (lambda base, adapter, out: (base, adapter, adapter), "other weights in it"),
+    "the adapter": (lambda base, adapter, out: (base, adapter, adapter), "is what is merged"),
     "no base": (lambda base, adapter, out: (out, adapter, out), "there is no file"),
     "no adapter": (lambda base, adapter, out: (base, out, out), "there is no folder"),
 }
@@ -440,9 +438,7 @@ def test_a_merge_that_loses_more_than_the_limit_is_refused(files, tmp_path):
 
 
 def test_a_module_that_the_base_has_not_is_added(net, rng, tmp_path):
-    lora.save(
-        adapted(net, rng, targets=["up"], modules_to_save=["head"]), tmp_path / "adapter"
-    )
+    lora.save(adapted(net, rng, targets=["up"], modules_to_save=["head"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     edit(base / "model.safetensors", without("head.weight", "head.bias"))
     merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
@@ -472,7 +468,9 @@ def test_a_summary_has_the_figures_of_every_layer(name, net, rng, tmp_path):
         values = np.linalg.svd(adapter.scale * b @ a, compute_uv=False)
         assert (layer.d_in, layer.d_out, layer.rank) == (a.shape[1], len(b), len(a))
         assert layer.scale == pytest.approx(adapter.scale, rel=1e-12)
-        np.testing.assert_allclose(layer.singular_values[: len(values)], values[: len(a)], atol=1e-9)
+        np.testing.assert_allclose(
+            layer.singular_values[: len(values)], values[: len(a)], atol=1e-9
+        )
         assert layer.norm == pytest.approx(np.linalg.norm(values), rel=1e-9)
         shares = values[values > 1e-12] / values.sum()
         effective = np.exp(-(shares * np.log(shares)).sum())
@@ -517,14 +515,14 @@ WRONGS = {
     "a stray key": (
         replaced(f"{PREFIX}norm.weight", np.ones(8, "f4")),
         {},
-        "wrong: base_model.model.norm.weight: is no part of an update",
+        "wrong: norm.weight: is no part of an update",
     ),
     "no DoRA": (lambda a: a, {"use_dora": True}, "wrong: up: lora_magnitude is missing"),
     "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a is of int64"),
     "a broken file": (None, {}, "wrong: files: .* is no complete safetensors file"),
-    "a field": (lambda a: a, {"lora_bias": True}, "wrong: files: .*lora_bias=True"),
+    "a field": (lambda a: a, {"lora_bias": True}, "(?s)wrong: files: .*lora_bias=True"),
 }
 
 
@@ -543,6 +541,20 @@ def test_what_is_wrong_with_an_adapter_is_found(name, files, capsys):
     assert found.is_right is message.startswith("odd")
     assert main(["verify", str(adapter)]) == (0 if found.is_right else WRONG)
     assert re.search(message, capsys.readouterr().out)
+
+
+def test_an_adapter_may_repeat_the_weight_of_an_embedding(net, rng, tmp_path):
+    lora.save(adapted(net, rng, targets=["embed"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    key = f"{PREFIX}embed.base_layer.weight"
+    edit(tmp_path / "adapter" / WEIGHTS, replaced(key, net.embed.weight.data))
+    assert check_adapter(tmp_path / "adapter", base).findings == ()
+    merge_files(base, tmp_path / "adapter", tmp_path / "again")
+    assert snapshot(tmp_path / "again") == snapshot(tmp_path / "out")
+    edit(tmp_path / "adapter" / WEIGHTS, replaced(key, 2 * net.embed.weight.data))
+    with pytest.raises(ValueError, match=r"another base: .*embed.base_layer.weight"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "no")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -564,7 +576,9 @@ def test_what_was_merged_is_extracted_again(name, net, rng, tmp_path):
         rank,
         bias=options.get("bias", "none"),
         modules_to_save=options.get("modules_to_save", ()),
-        exclude=options.get("modules_to_save", ["head"])[:1] if "modules_to_save" in options else (),
+        exclude=options.get("modules_to_save", ["head"])[:1]
+        if "modules_to_save" in options
+        else (),
     )
     assert {row.name for row in found.layers} == set(loaded_layers(tmp_path / "adapter"))
     assert all(row.relative_error < 1e-5 for row in found.layers)  # what the merge rounded

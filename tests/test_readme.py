@@ -18,6 +18,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE |
         "functions",
         "whole models",
         "merging",
+        "files",
         "writing an op",
         "gradcheck",
         "liveness",

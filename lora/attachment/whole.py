@@ -8,7 +8,7 @@ the state of a model has both, and fits only where the same adapters are active.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora.attachment.replacing import replace
@@ -86,3 +86,10 @@ def _exchange(model: Module, pairs: Sequence[tuple[Parameter, Parameter]]) -> No
 def forget(model: Module) -> None:
     """Keep nothing on the model any more."""
     vars(model).pop(_ASIDE, None)
+
+
+def in_place(model: Module) -> Iterator[tuple[str, Parameter]]:
+    """The parameters of a model with their names, without what is kept aside."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(f"{_ASIDE}."):
+            yield name, parameter

@@ -14,7 +14,8 @@ from lora.disk.fitting import fit
 from lora.factors import singular_values
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.files.matching import rank_of, targeted
-from lora.files.saving import FLOATS, with_bar
+from lora.files.progress import with_bar
+from lora.files.writing import FLOATS
 from minigrad.io import open_tensors
 
 _SAME = 1e-12  # relative, of scales: rounding
@@ -120,12 +121,13 @@ def _of_keys(files: AdapterFolder) -> Iterator[Finding]:
     for name in files.facts.layers.keys() - files.layers.keys():
         yield Finding("wrong", name, "is in the metadata, and has no tensors")
     saved = files.config.modules_to_save
-    for key in files.others:
-        is_bias = key.endswith(".bias") and files.config.bias != "none"
-        if not is_bias and not any(f".{module}." in f".{key}" for module in saved):
+    for name in files.whole:
+        is_bias = name.endswith(".bias") and files.config.bias != "none"
+        is_base = name.removesuffix(".weight") in files.layers  # as PEFT may write of an embedding
+        if not is_bias and not is_base and not any(f".{m}." in f".{name}" for m in saved):
             yield Finding(
                 "wrong",
-                key,
+                name,
                 "is no part of an update, and neither bias nor modules_to_save say that it was "
                 "trained whole, so PEFT passes it by",
             )
@@ -201,7 +203,7 @@ def _of_numbers(name: str, a: np.ndarray, b: np.ndarray, m: np.ndarray | None) -
 
 
 def _of_wholes(files: AdapterFolder) -> Iterator[Finding]:
-    for key in files.others:
+    for key in files.whole.values():
         if files.tensors[key].dtype not in FLOATS:
             yield Finding("wrong", key, f"is of {files.tensors[key].dtype}, which is no float")
         elif not np.isfinite(files.read(key)).all():

@@ -19,9 +19,11 @@ from lora.extract import Extracted
 from lora.factors import Approximation
 from lora.files.config import PeftConfig
 from lora.files.describing import Update, tensors_of
-from lora.files.facts import Facts, LayerFacts, fingerprint_of_rows
+from lora.files.facts import Facts, LayerFacts, version
+from lora.files.fingerprint import fingerprint_of_rows
 from lora.files.matching import exact, saved_whole, whole_name
-from lora.files.saving import FLOATS, check_stored, version, with_bar, write_folder
+from lora.files.progress import with_bar
+from lora.files.writing import FLOATS, check_dtype, write_folder
 from lora.scaling import LoRAScaling, check_size
 from minigrad.io import TensorSet, open_tensors
 
@@ -112,7 +114,7 @@ def extract_files(
         OSError: if it cannot be written; what was at `out` is as it was.
     """
     rank = check_size("rank", rank)
-    check_stored(dtype)
+    check_dtype(dtype)
     with open_tensors(base) as before, open_tensors(finetuned) as after:
         _check_alike(before, after, modules_to_save)
         differing = [
@@ -146,7 +148,7 @@ def extract_files(
             fan_in_fan_out=fan_in_fan_out,
         )
         tensors = tensors_of(updates, {name: after.read(name) for name in whole})
-        write_folder(out, config, tensors, dtype, Facts(facts, version()))
+        write_folder(out, config, tensors, Facts(facts, version()), dtype)
     return ExtractedFiles(os.fspath(out), tuple(rows), tuple(tables), tuple(whole), tuple(lost))
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora.disk.stored import StoredWeight
-from lora.files.facts import fingerprint_of_rows
-from lora.files.folder import MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
-from lora.files.saving import FLOATS, with_bar
+from lora.files.fingerprint import fingerprint_of_rows
+from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.files.progress import with_bar
+from lora.files.writing import FLOATS
 from minigrad.io import TensorSet
 
 
@@ -47,7 +48,7 @@ def fit(
         check_base: compare weights with the hashes in the adapter's metadata, if it has some.
         progress: show a progress bar if that takes long.
     """
-    wholes = {_name(key): key for key in files.others}
+    wholes = files.whole
     repeated = {f"{layer}.weight" for layer in files.layers} & wholes.keys()
     prefix = _prefix([f"{layer}.weight" for layer in files.layers] or list(wholes), base)
     problems: list[str] = []
@@ -65,13 +66,6 @@ def fit(
         problems += _other_bases(files, weights, progress)
     added = [name for name in whole if name not in base]
     return Fit(weights, whole, added, prefix, problems)
-
-
-def _name(key: str) -> str:
-    """The name in the model of a parameter that was trained whole."""
-    for part in (".base_layer.", ".modules_to_save.", ".original_module."):
-        key = key.replace(part, ".", 1)
-    return key.removeprefix(PREFIX)
 
 
 def _with(prefix: str, name: str) -> str:

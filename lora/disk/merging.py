@@ -21,7 +21,7 @@ from lora.certificate.layers import merging_into
 from lora.disk.fitting import Fit, fit
 from lora.disk.stored import StoredWeight, adapter_of
 from lora.files.folder import AdapterFolder
-from lora.files.saving import FLOATS
+from lora.files.writing import FLOATS
 from lora.weight import STRIP
 from minigrad.diagnostics.tables import in_bytes
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set

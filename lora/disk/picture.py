@@ -54,7 +54,7 @@ def draw(summary: Summary, path: str | os.PathLike[str]) -> None:
         right.set_yscale("log")
         right.set_xticks(range(1, max(layer.rank for layer in layers) + 1))
         right.set_xlabel("number of the singular value")
-        right.set_title("Singular values of s B A, a line per layer", loc="left")
+        right.set_title("Singular values, a line for each layer", loc="left")
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, dpi=150)

@@ -69,7 +69,7 @@ class Summary:
     Attributes:
         path: of the folder.
         layers: those with an update.
-        whole: the shape of each tensor that was trained whole, by key.
+        whole: the shape of each parameter that was trained whole, by its name in the model.
         dtypes: of the tensors.
         parameters: how many numbers there are.
         nbytes: that they take in the file.
@@ -102,7 +102,7 @@ class Summary:
             )
             for layer in self.layers
         ]
-        whole = [f"whole: {key} {shape}" for key, shape in self.whole.items()]
+        whole = [f"whole: {name} {shape}" for name, shape in self.whole.items()]
         return "\n".join([table([head, *rows]), *whole, *self._facts()])
 
     def _facts(self) -> list[str]:
@@ -142,7 +142,7 @@ def summarise(folder: str | os.PathLike[str]) -> Summary:
         return Summary(
             os.fspath(folder),
             layers,
-            {key: files.tensors[key].shape for key in files.others},
+            {name: files.tensors[key].shape for name, key in files.whole.items()},
             tuple(sorted({info.dtype for info in infos})),
             sum(info.size for info in infos),
             sum(info.nbytes for info in infos),

@@ -5,10 +5,12 @@ here, and the other way round. `save` and `load` are for models; `AdapterFolder`
 """
 
 from lora.files.config import CONFIG, PeftConfig, read_config
-from lora.files.facts import Facts, LayerFacts, fingerprint
+from lora.files.facts import Facts, LayerFacts
+from lora.files.fingerprint import fingerprint
 from lora.files.folder import WEIGHTS, AdapterFolder, StoredLayer
 from lora.files.loading import load
 from lora.files.saving import save
+from lora.files.writing import write_folder
 
 __all__ = [
     "CONFIG",
@@ -22,4 +24,5 @@ __all__ = [
     "load",
     "read_config",
     "save",
+    "write_folder",
 ]

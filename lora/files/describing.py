@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.record import Attached
+from lora.attachment.record import Attached, Attachment
+from lora.attachment.whole import in_place
 from lora.config import Bias, LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.files.config import PeftConfig
@@ -98,8 +99,29 @@ def updates_of(layers: Mapping[str, AdaptedLayer], adapter: str) -> dict[str, Up
     return {name: Update.of(name, layers[name], each, with_magnitude) for name, each in own.items()}
 
 
+def wholes_of(
+    model: Module, record: Attachment, adapter: str, updates: Mapping[str, Update]
+) -> dict[str, Array]:
+    """What an adapter trains whole, by its name in the model.
+
+    A sum of adapters may have the biases of some layers only. PEFT's word for which ones is for all
+    of them, so the others are those of the model.
+    """
+    attached = record.adapters[adapter]
+    found = {copy.name: copy.own.data for copy in attached.copies}
+    bias = bias_of(attached, updates)
+    if bias != "none":
+        every = [copy for each in record.adapters.values() for copy in each.copies]
+        originals = {copy.name: copy.original for copy in every}
+        for name, parameter in in_place(model):
+            layer, _, last = name.rpartition(".")
+            if last == "bias" and (bias == "all" or layer in updates) and name not in found:
+                found[name] = originals.get(name, parameter).data
+    return found
+
+
 def tensors_of(updates: Mapping[str, Update], wholes: Mapping[str, Array]) -> dict[str, Array]:
-    """All tensors, by PEFT's keys: of updates by layer, of what is trained whole by its name."""
+    """All tensors, by PEFT's keys."""
     found: dict[str, Array] = {}
     for name, update in updates.items():
         found[key_of(name, A, update.is_embedding)] = update.a
@@ -107,8 +129,7 @@ def tensors_of(updates: Mapping[str, Update], wholes: Mapping[str, Array]) -> di
         if update.magnitude is not None:
             found[key_of(name, MAGNITUDE, update.is_embedding)] = update.magnitude
     for name, value in wholes.items():
-        has_update = name.rpartition(".")[0] in updates
-        found[key_of_whole(name, has_update)] = value
+        found[key_of_whole(name, name.rpartition(".")[0] in updates)] = value
     return found
 
 
@@ -137,7 +158,7 @@ def configuration_of(
         lora_dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         use_rslora=rslora,
         use_dora=any(update.magnitude is not None for update in updates.values()),
-        bias=_bias(attached, updates),
+        bias=bias_of(attached, updates),
         modules_to_save=_modules_to_save(model, attached, names),
         init_lora_weights=asked.init if asked is not None and asked.init == "gaussian" else True,
     )
@@ -172,7 +193,7 @@ def _alpha(update: Update, scaling: LoRAScaling) -> float:
     return alpha
 
 
-def _bias(attached: Attached, updates: Mapping[str, Update]) -> Bias:
+def bias_of(attached: Attached, updates: Mapping[str, Update]) -> Bias:
     """Whose biases are trained."""
     layers = {copy.name.rpartition(".")[0] for copy in attached.copies if copy.reason == "bias"}
     if not layers:

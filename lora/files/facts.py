@@ -6,22 +6,14 @@ matrix; the seed, if it is known; and which version wrote the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
-
 KEY = "minigrad-lora"
 """Of the metadata, whose values are strings: one of JSON."""
-
-_STRIP = 1 << 20  # numbers that are looked at together
 
 
 @dataclass(frozen=True)
@@ -32,13 +24,13 @@ class LayerFacts:
         scale: what B A is multiplied by.
         base: the fingerprint of its matrix; None if it is not known.
         stored: how that was kept: "dense" or "nf4".
-        dropout: of its inputs, in training.
+        dropout: of its inputs, in training; None for that of the configuration.
     """
 
     scale: float
     base: str | None = None
     stored: str = "dense"
-    dropout: float = 0.0
+    dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,43 +82,17 @@ def _layer(content: Mapping[str, Any]) -> LayerFacts:
         raise ValueError(f"a scale of {facts.scale!r:.60}")
     if not isinstance(facts.base, (str, type(None))) or not isinstance(facts.stored, str):
         raise TypeError(f"a base of {facts.base!r:.60}, {facts.stored!r:.60}")
-    if not isinstance(facts.dropout, float) or not 0 <= facts.dropout <= 1:
+    dropout = 0.0 if facts.dropout is None else facts.dropout
+    if not isinstance(dropout, float) or not 0 <= dropout <= 1:
         raise ValueError(f"a dropout of {facts.dropout!r:.60}")
     return facts
 
 
-def fingerprint(matrix: Array) -> str:
-    """A sha256 of the numbers in a matrix, the same in every dtype that has them.
+def version() -> str:
+    """Of this library."""
+    from importlib import metadata
 
-    Of the shape, as in "(768, 64)", and the rows as float32 in C order, little-endian; or as
-    float64, where float32 does not have all of them.
-    """
-    return fingerprint_of_rows(matrix.shape, lambda: _strips(matrix))
-
-
-def fingerprint_of_rows(shape: tuple[int, ...], strips: Any) -> str:
-    """The same of a matrix whose rows come in parts.
-
-    Args:
-        shape: of the matrix.
-        strips: a function that gives all parts anew, in order.
-    """
-    narrow = all(_is_narrow(part) for part in strips())
-    found = hashlib.sha256(str(tuple(map(int, shape))).encode())
-    for part in strips():
-        found.update(np.ascontiguousarray(part, "<f4" if narrow else "<f8").data)
-    return found.hexdigest()
-
-
-def _strips(matrix: Array) -> Iterable[Array]:
-    step = max(1, _STRIP // max(1, math.prod(matrix.shape[1:])))
-    for start in range(0, len(matrix), step):
-        yield matrix[start : start + step]
-
-
-def _is_narrow(part: Array) -> bool:
-    """Whether float32 has all the numbers."""
-    if part.dtype.itemsize <= 4:
-        return True
-    with np.errstate(over="ignore"):
-        return bool((part == part.astype(np.float32)).all())
+    try:
+        return metadata.version("minigrad-lora")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"

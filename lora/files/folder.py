@@ -85,7 +85,8 @@ class AdapterFolder:
         config: what `adapter_config.json` says.
         facts: what the metadata of the tensors says beyond.
         layers: the updates in the file, by the names of the layers.
-        others: the keys of all other tensors.
+        whole: the keys of parameters that were trained whole, by their names in the model.
+        repeated: the keys of biases that PEFT writes of a module that is trained whole, once more.
 
     Raises:
         FileNotFoundError: if one of the two files is not there.
@@ -102,15 +103,18 @@ class AdapterFolder:
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.layers, self.others = self._sorted()
+        self.layers, self.whole, self.repeated = self._sorted()
 
-    def _sorted(self) -> tuple[dict[str, StoredLayer], list[str]]:
+    def _sorted(self) -> tuple[dict[str, StoredLayer], dict[str, str], list[str]]:
         keys: dict[str, dict[str, str]] = {}
-        embeddings, others = set(), []
+        embeddings, whole, repeated = set(), {}, []
         for key in sorted(self._file):
             layer, part, is_embedding = _split(key)
             if layer is None or part is None:
-                others.append(key)
+                if self._is_repeated(key):
+                    repeated.append(key)
+                else:
+                    whole[key.removeprefix(PREFIX).replace(".base_layer.", ".")] = key
                 continue
             keys.setdefault(layer, {})[part] = key
             if is_embedding:
@@ -119,7 +123,16 @@ class AdapterFolder:
             name: StoredLayer(name, parts, name in embeddings, scale_of(self.config, name))
             for name, parts in keys.items()
         }
-        return layers, others
+        return layers, whole, repeated
+
+    def _is_repeated(self, key: str) -> bool:
+        """Whether a bias is that of a module trained whole, which PEFT writes three times."""
+        if self.config.bias != "all" or not key.endswith(".bias"):
+            return False
+        shortened = (
+            key.replace(f".{part}.", ".", 1) for part in ("modules_to_save", "original_module")
+        )
+        return any(each != key and each in self.tensors for each in shortened)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

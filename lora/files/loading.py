@@ -7,23 +7,32 @@ configuration and the model, and each tensor of the file must be one of that.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter
 from lora.attach import attach_planned
 from lora.attachment.plan import Plan, candidates, targets_in
 from lora.attachment.report import AttachReport
 from lora.attachment.targets import Target
+from lora.attachment.whole import in_place
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
+from lora.files.checking import (
+    base_problems,
+    places_of,
+    problems_of,
+    scale_problems,
+    values_of,
+)
+from lora.files.config import PeftConfig
 from lora.files.facts import LayerFacts
-from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
+from lora.files.folder import AdapterFolder
 from lora.files.matching import (
     alpha_of,
+    ends,
     exact,
     rank_of,
     saved_whole,
@@ -31,13 +40,9 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
-from lora.files.saving import FLOATS, fingerprint_of, with_bar
+from lora.files.progress import with_bar
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
-
-Array = NDArray[Any]
-
-_SAME = 1e-9  # relative: alpha / rank is rounded, and alpha may be written with few digits
 
 
 def load(
@@ -94,11 +99,11 @@ def _plan(
         raise ValueError(
             f"{os.fspath(files.path)!r} does not go with the model: {error}"
         ) from error
-    places = _places(model, plan)
-    problems = [*_problems(files, plan, places), *_scale_problems(files, plan)]
+    places = places_of(model, plan)
+    problems = [*problems_of(files, plan, places), *scale_problems(files, plan)]
     if check_base:
-        problems += _base_problems(files, plan, progress)
-    values = dict(_values(files, places, problems))
+        problems += base_problems(files, plan, progress)
+    values = dict(values_of(files, places, problems))
     if problems:
         raise ValueError(
             f"{os.fspath(files.path)!r} does not go with the model; nothing was changed:\n  "
@@ -144,15 +149,15 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     theirs = files.config
     names = [name for name, _ in model.named_modules() if name]
     inside = tuple(f"{target.name}." for target in targets)
-    whole = saved_whole(theirs, [name for name in names if not name.startswith(inside)])
-    biases = any(name.rpartition(".")[2] == "bias" for name, _ in model.named_parameters())
+    outside = [name for name in names if not name.startswith(inside)]
+    biases = any(name.rpartition(".")[2] == "bias" for name, _ in in_place(model))
     common: dict[str, Any] = {
         "rank": theirs.r,
         "alpha": theirs.lora_alpha,
         "scaling": theirs.scaling,
         "dropout": theirs.lora_dropout,
         "bias": theirs.bias if biases else "none",
-        "modules_to_save": tuple(whole),
+        "modules_to_save": _modules_to_save(theirs, outside),
         "init": _init(theirs.init_lora_weights),
         "use_dora": theirs.use_dora,
         "dora_norm_gradient": theirs.use_dora and files.facts.dora_norm_gradient,
@@ -182,6 +187,14 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     )
 
 
+def _modules_to_save(theirs: PeftConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """What is trained whole, by the patterns of the file if they mean the same here."""
+    whole = saved_whole(theirs, names)
+    kept = tuple(p for p in theirs.modules_to_save if any(ends(name, p) for name in names))
+    same = [name for name in names if any(ends(name, p) for p in kept)] == whole
+    return kept if same else tuple(whole)
+
+
 def _facts(target: Target) -> tuple[str, int, float]:
     return target.name, target.rank, target.alpha
 
@@ -191,120 +204,15 @@ def _init(theirs: bool | str) -> str:
     return str(theirs) if theirs in ("gaussian", "orthogonal", "pissa") else "kaiming"
 
 
-# --------------------------------------------------------------------------------------------------
-# What there must be, and what there is
-# --------------------------------------------------------------------------------------------------
-
-
-def _places(model: Module, plan: Plan) -> dict[str, Parameter]:
-    """The parameters that the file has values for, by key."""
-    found: dict[str, Parameter] = {}
-    for name, update in plan.updates.items():
-        is_embedding = isinstance(plan.layers[name], LoRAEmbedding)
-        for part, parameter in update.contents():
-            if isinstance(parameter, Parameter):
-                found[key_of(name, part, is_embedding)] = parameter
-    for copy in plan.copies:
-        found[key_of_whole(copy.name, copy.name.rpartition(".")[0] in plan.updates)] = copy.own
-    return found
-
-
-def _problems(files: AdapterFolder, plan: Plan, places: Mapping[str, Parameter]) -> Iterator[str]:
-    """What is missing, mis-shaped or unexpected."""
-    for key, parameter in places.items():
-        if key not in files.tensors:
-            yield f"missing: {key} {parameter.shape}"
-            continue
-        info = files.tensors[key]
-        if info.shape != parameter.shape:
-            yield (
-                f"mis-shaped: {key} is {info.shape} in the file, and {parameter.shape} by its "
-                f"configuration and the model"
-            )
-        if info.dtype not in FLOATS:
-            yield f"unusable: {key} is of {info.dtype}, and not of {', '.join(FLOATS)}"
-    originals = {copy.name: copy.original for copy in plan.copies}
-    for key in files.tensors:
-        if key in places or _is_repeated(key, files):
-            continue
-        if not _is_base(key, files, plan, originals):
-            yield f"unexpected: {key} {files.tensors[key].shape}"
-
-
-def _is_repeated(key: str, files: AdapterFolder) -> bool:
-    """Whether a bias is that of a module that is trained whole, which PEFT writes three times."""
-    if files.config.bias != "all" or not key.endswith(".bias"):
-        return False
-    shortened = (
-        key.replace(f".{part}.", ".", 1) for part in ("modules_to_save", "original_module")
-    )
-    return any(each != key and each in files.tensors for each in shortened)
-
-
-def _is_base(key: str, files: AdapterFolder, plan: Plan, originals: Mapping[str, Any]) -> bool:
-    """Whether it is the very weight of the model, which PEFT may write of an embedding."""
-    name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-    layer, _, last = name.rpartition(".")
-    if last != "weight" or layer not in plan.layers:
-        return False
-    stored = getattr(plan.layers[layer].base_weight, "_data", None)
-    if stored is None or files.tensors[key].shape != stored.shape:
-        return False
-    return bool(np.array_equal(files.read(key, stored.dtype), stored))
-
-
-def _values(
-    files: AdapterFolder, places: Mapping[str, Parameter], problems: list[str]
-) -> Iterator[tuple[str, Array]]:
-    """The tensors in the dtypes of their places, as far as they can be read."""
-    for key, parameter in places.items():
-        info = files.tensors.get(key)
-        if info is None or info.shape != parameter.shape or info.dtype not in FLOATS:
-            continue
-        with np.errstate(over="ignore"):
-            value = files.read(key, parameter.dtype)
-        if not np.isfinite(value).all():
-            problems.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
-        yield key, value
-
-
-def _scale_problems(files: AdapterFolder, plan: Plan) -> Iterator[str]:
-    """Scales that the metadata and the configuration disagree on."""
-    for name, facts in files.facts.layers.items():
-        if name in plan.updates:
-            said = scale_of(files.config, name)
-            if not np.isclose(said, facts.scale, rtol=_SAME, atol=0):
-                yield (
-                    f"scale: of {name} it is {said:g} by the configuration, and {facts.scale:g} by "
-                    f"the metadata of {WEIGHTS}; one of the files has been changed, so put the "
-                    f"other back, and assign layer.scale after loading"
-                )
-
-
-def _base_problems(files: AdapterFolder, plan: Plan, progress: bool) -> Iterator[str]:
-    """Layers whose matrices are not those that the file says."""
-    known = [(n, facts) for n, facts in files.facts.layers.items() if n in plan.layers]
-    for name, facts in with_bar(known, "hash of the base", progress):
-        if facts.base is None:
-            continue
-        found = fingerprint_of(plan.layers[name])
-        if found != facts.base:
-            four_bits = " in four bits" if facts.stored == "nf4" else ""
-            yield (
-                f"another base: the weight of {name} has the sha256 {found[:12]}..., and the "
-                f"adapter was made on {facts.base[:12]}...{four_bits}; load that base, or say "
-                f"check_base=False to take this one"
-            )
-
-
 def _settle(update: Adapter, files: AdapterFolder, name: str, plan: Plan) -> None:
     """What of an adapter is no tensor of the file."""
-    facts = files.facts.layers.get(name) or LayerFacts(
-        scale_of(files.config, name), dropout=files.config.lora_dropout
-    )
+    facts = files.facts.layers.get(name) or LayerFacts(scale_of(files.config, name))
     update.scale = facts.scale
-    update.dropout = facts.dropout
-    if files.config.init_lora_weights == "pissa":
+    if facts.dropout is not None:
+        update.dropout = facts.dropout
+    is_embedding = isinstance(plan.layers[name], LoRAEmbedding)
+    if files.config.init_lora_weights == "pissa" and not is_embedding:
+        # PEFT has taken the principal part off the base; here it is what the update is relative to.
         weight = plan.layers[name].weight
         first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
         dtype = update.lora_a.dtype

@@ -62,7 +62,7 @@ def _target(config: PeftConfig, name: str, linear: Collection[str]) -> str | Non
         if targets.lower() == _ALL_LINEAR:
             return targets if name in linear else None
         return targets if re.fullmatch(targets, name) else None
-    pattern = next((each for each in targets if _ends(name, each)), None)
+    pattern = next((each for each in targets if ends(name, each)), None)
     if pattern is None or name in targets:  # a full name is found whatever its index
         return pattern if pattern is None or name not in targets else name
     if config.layers_to_transform and _index(config, name) not in config.layers_to_transform:
@@ -88,12 +88,13 @@ def _is_left_out(config: PeftConfig, name: str) -> bool:
     if isinstance(excluded, str):
         if re.fullmatch(excluded, name):
             return True
-    elif any(_ends(name, each) for each in excluded):
+    elif any(ends(name, each) for each in excluded):
         return True
     return any(re.match(rf"(^|.*\.){each}($|\..*)", name) for each in config.modules_to_save)
 
 
-def _ends(name: str, pattern: str) -> bool:
+def ends(name: str, pattern: str) -> bool:
+    """Whether a pattern is a name, or the end of it after a dot."""
     return name == pattern or name.endswith(f".{pattern}")
 
 
@@ -105,7 +106,7 @@ def saved_whole(config: PeftConfig, names: Iterable[str]) -> list[str]:
 def exact(names: Sequence[str], among: Iterable[str]) -> str | tuple[str, ...]:
     """`names` as patterns that find none else: as a list, or if that does not do, an expression."""
     wanted = set(names)
-    if all(name in wanted or not any(_ends(name, each) for each in names) for name in among):
+    if all(name in wanted or not any(ends(name, each) for each in names) for name in among):
         return tuple(names)
     return f"({'|'.join(map(re.escape, names))})"
 

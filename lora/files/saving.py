@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import DEFAULT
 from lora.attachment.record import Attached, layers_in_place, required
-from lora.files.config import CONFIG, PeftConfig
-from lora.files.describing import Update, configuration_of, tensors_of, updates_of
-from lora.files.facts import Facts, LayerFacts, fingerprint, fingerprint_of_rows
-from lora.files.folder import WEIGHTS
-from lora.weight import Dense, Weight
-from minigrad.io import TensorInfo, TensorWriter, replacing_together
-from minigrad.io.tensor_info import check_dtype, from_stored, to_stored
+from lora.files.describing import Update, configuration_of, tensors_of, updates_of, wholes_of
+from lora.files.facts import Facts, LayerFacts, version
+from lora.files.fingerprint import fingerprint_of
+from lora.files.progress import with_bar
+from lora.files.writing import check_tensors, write_folder
+from lora.weight import Dense
 from minigrad.nn import Module
-from minigrad.tensor import Tensor
-
-Array = NDArray[Any]
-
-FLOATS = ("float64", "float32", "float16", "bfloat16")
-"""What tensors can be saved in."""
 
 
 def save(
@@ -60,73 +49,17 @@ def save(
             the dtype, a scale is 0, or PEFT could not tell the modules that were trained whole.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
-    check_stored(dtype)
     record = required(model)
     attached = record.get(adapter)
     in_place = layers_in_place(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = updates_of(layers, adapter)
-    tensors = tensors_of(updates, {copy.name: copy.own.data for copy in attached.copies})
+    tensors = tensors_of(updates, wholes_of(model, record, adapter, updates))
+    check_tensors(tensors, dtype)
     config = configuration_of(model, attached, updates)
     config = replace(config, base_model_name_or_path=base_model)
     facts = _facts(attached, layers, updates, seed, progress)
-    write_folder(folder, config, tensors, dtype, facts)
-
-
-def check_stored(dtype: str | None) -> None:
-    """Refuse a dtype that tensors cannot be saved in."""
-    if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"an adapter is saved in {', '.join(FLOATS)}, not in {dtype!r}")
-
-
-def write_folder(
-    folder: str | os.PathLike[str],
-    config: PeftConfig,
-    tensors: Mapping[str, Array],
-    dtype: str | None,
-    facts: Facts,
-) -> None:
-    """Write the two files, or none of them.
-
-    Args:
-        folder: made if it is not there.
-        config: of the adapter.
-        tensors: by PEFT's keys.
-        dtype: to round them to; None for their own.
-        facts: for the metadata.
-
-    Raises:
-        ValueError: if there is NaN or Inf in a tensor, or would be in the dtype.
-        OSError: if they cannot be written.
-    """
-    infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
-    _check_finite(tensors, infos)
-    with replacing_together(folder, CONFIG) as stage:
-        with open(stage / WEIGHTS, "wb") as file:
-            writer = TensorWriter(file, infos, facts.metadata())
-            for key, array in tensors.items():
-                writer.write(key, array)
-            writer.finish()
-        (stage / CONFIG).write_text(config.as_json(), encoding="utf-8")
-
-
-def _check_finite(tensors: Mapping[str, Array], infos: Iterable[TensorInfo]) -> None:
-    """Refuse NaN and Inf, and what would become so."""
-    broken, beyond = [], []
-    for info in infos:
-        array = tensors[info.name]
-        check_dtype(info.dtype)
-        if not np.isfinite(array).all():
-            broken.append(info.name)
-        elif not np.isfinite(from_stored(to_stored(array, info.dtype), info.dtype)).all():
-            beyond.append(f"{info.name} in {info.dtype}")
-    if broken:
-        raise ValueError(
-            f"{', '.join(broken)} would have NaN or Inf in the file; mend the adapter, or take an "
-            f"earlier one"
-        )
-    if beyond:
-        raise ValueError(f"{', '.join(beyond)} would be Inf; save in bfloat16 or float32")
+    write_folder(folder, config, tensors, facts, dtype)
 
 
 def _facts(
@@ -136,43 +69,15 @@ def _facts(
     seed: int | None,
     progress: bool,
 ) -> Facts:
+    mixed = len({update.dropout for update in updates.values()}) > 1
     found = {
         name: LayerFacts(
             updates[name].scale,
             fingerprint_of(layer),
             "dense" if isinstance(layer.weight, Dense) else "nf4",
-            float(updates[name].dropout),
+            float(updates[name].dropout) if mixed else None,
         )
         for name, layer in with_bar(layers.items(), "hash of the base", progress)
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     return Facts(found, version(), attached.seed if seed is None else seed, gradient)
-
-
-def fingerprint_of(layer: AdaptedLayer) -> str:
-    """Of the matrix of a layer as it is stored; of one in four bits, of what these stand for."""
-    if isinstance(layer.base_weight, Tensor):
-        return fingerprint(layer.base_weight._data)
-    weight = layer.weight
-    return fingerprint_of_rows(weight.shape, lambda: _rows(weight))
-
-
-def _rows(weight: Weight) -> Iterable[Array]:
-    return (weight.rows(strip) for strip in weight.strips())
-
-
-def version() -> str:
-    """Of this library."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("minigrad-lora")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"
-
-
-def with_bar(items: Iterable[Any], what: str, shown: bool) -> Any:
-    """The items, with a progress bar if they take longer than a moment."""
-    from tqdm.auto import tqdm
-
-    return tqdm(list(items), desc=what, leave=False, delay=1.0, disable=None if shown else True)

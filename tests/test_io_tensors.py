@@ -1,0 +1,573 @@
+"""Files of tensors: lazy reading, streaming writing, shards, several files replaced together."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+
+import hypothesis
+import numpy as np
+import pytest
+import safetensors
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from lora.certificate.storage import round_to
+from minigrad import io
+from minigrad.io import INDEX, TensorFile, TensorInfo, TensorSet, open_tensors, writing, writing_set
+from minigrad.io.tensor_info import CODES, from_stored, to_stored
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "x.safetensors"
+
+
+def raw(path, header, data=b""):
+    """A file with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(dtype="F32", shape=(2,), begin=0, end=8):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+# ----------------------------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------------------------
+
+
+def test_the_header_tells_names_dtypes_shapes_and_facts_without_data(path):
+    save_file({"b": np.ones((2, 3), np.float16), "a": np.arange(5)}, path, {"format": "pt"})
+    with TensorFile(path) as file:
+        assert file.tensors == {
+            "a": TensorInfo("a", "int64", (5,)),
+            "b": TensorInfo("b", "float16", (2, 3)),
+        }
+        assert file.metadata == {"format": "pt"}
+        assert (len(file), list(file), "a" in file, "c" in file) == (2, ["a", "b"], True, False)
+        assert file.info("b").nbytes == 12
+
+
+def test_bfloat16_is_widened_as_torch_does(path):
+    numbers = np.array([1.0, -2.5, 3.140625, 0.0, -0.0, np.inf, -np.inf, 1e-40], np.float32)
+    upper = (numbers.view(np.uint32) >> 16).astype("<u2")
+    raw(path, {"x": entry("BF16", (2, 4), 0, 16)}, upper.tobytes())
+    with TensorFile(path) as file:
+        x = file.read("x")
+    assert x.dtype == np.float32
+    want = (upper.astype(np.uint32) << 16).view(np.float32).reshape(2, 4)
+    assert x.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_reading_converts_when_asked(path, dtype):
+    save_file({"x": np.array([0.5, 2.0], np.float16)}, path)
+    with TensorFile(path) as file:
+        x = file.read("x", dtype)
+    assert (x.dtype, x.tolist()) == (np.dtype(dtype), [0.5, 2.0])
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(0, 2), slice(1, 3), slice(2, None), slice(3, 3), slice(2, 1), slice(None)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
+def test_rows_are_read_alone(path, rows, dtype):
+    x = np.arange(24).reshape(4, 3, 2) % 7
+    with writing(path, [TensorInfo("y", "int8", (3,)), TensorInfo("x", dtype, x.shape)]) as writer:
+        writer.write("x", x)
+        writer.write("y", np.ones(3))
+    with TensorFile(path) as file:
+        assert np.array_equal(file.read("x", rows=rows), file.read("x")[rows])
+
+
+def test_rows_with_steps_are_refused(path):
+    save_file({"x": np.ones((4, 2))}, path)
+    with TensorFile(path) as file, pytest.raises(ValueError, match="without steps"):
+        file.read("x", rows=slice(0, 4, 2))
+
+
+def test_a_tensor_that_is_not_there_is_an_error_with_the_nearest(path):
+    save_file({"weight": np.ones(1)}, path)
+    with TensorFile(path) as file, pytest.raises(KeyError, match="did you mean 'weight'"):
+        file.read("wieght")
+
+
+def test_dtypes_that_numpy_has_not_are_listed_but_not_read(path):
+    raw(path, {"x": entry("F8_E4M3", (8,))}, bytes(8))
+    with TensorFile(path) as file:
+        assert file.info("x").dtype == "F8_E4M3"
+        with pytest.raises(ValueError, match="F8_E4M3, which cannot be read"):
+            file.read("x")
+
+
+def test_a_byte_that_is_no_bool_is_true(path):
+    raw(path, {"x": entry("BOOL", (3,), 0, 3)}, b"\x00\x01\x07")
+    with TensorFile(path) as file:
+        x = file.read("x")
+    assert (x.dtype, x.view(np.uint8).tolist()) == (np.dtype(bool), [0, 1, 1])
+
+
+LIES = {
+    "more than the file": (entry(end=12, shape=(3,)), 8),
+    "less than the file": (entry(), 12),
+    "shape and place": (entry(shape=(3,)), 8),
+    "backwards": (entry(begin=8, end=0), 8),
+    "a gap": (entry(begin=4, end=12), 12),
+    "huge shape": (entry(shape=(2**62, 2**62)), 8),
+    "negative shape": (entry(shape=(-2,)), 8),
+    "negative place": (entry(begin=-8, end=0), 8),
+    "unknown dtype": (entry(dtype="F31"), 8),
+    "no shape": ({"dtype": "F32", "data_offsets": [0, 8]}, 8),
+    "shape of words": (entry(shape=["2"]), 8),
+    "no entry": (5, 8),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_header_that_lies_is_an_error_that_names_the_file(path, lie):
+    told, size = LIES[lie]
+    raw(path, {"x": told}, bytes(size))
+    with pytest.raises(ValueError, match=r"x\.safetensors' is no complete safetensors file"):
+        TensorFile(path)
+
+
+def test_tensors_that_overlap_are_an_error(path):
+    raw(path, {"x": entry(), "y": entry(begin=4, end=12)}, bytes(12))
+    with pytest.raises(ValueError, match="no complete safetensors file"):
+        TensorFile(path)
+
+
+def test_a_name_that_is_there_twice_is_an_error(path):
+    one = json.dumps(entry()).encode()
+    raw(path, b'{"x":' + one + b',"x":' + one + b"}", bytes(8))
+    with pytest.raises(ValueError, match="the same name twice"):
+        TensorFile(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[]", b"nonsense", b'{"x":NaN}', b"[" * 5000, b'{"__metadata__":{"a":1}}', b"\xff{}"],
+)
+def test_a_header_that_is_none_is_an_error(path, text):
+    raw(path, text, bytes(8))
+    with pytest.raises(ValueError, match="no complete safetensors file"):
+        TensorFile(path)
+
+
+@pytest.mark.parametrize("length", [2**63 - 1, 2**64 - 1, 2**40, 10**9])
+def test_a_header_that_claims_to_be_huge_takes_no_memory(path, length):
+    path.write_bytes(length.to_bytes(8, "little") + b"{}")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="no complete safetensors file"):
+        TensorFile(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_a_file_that_shrinks_while_it_is_open_is_an_error(path):
+    save_file({"x": np.ones(100_000)}, path)
+    with TensorFile(path) as file:
+        os.truncate(path, 1000)
+        with pytest.raises(ValueError, match="ends inside of x"):
+            file.read("x")
+
+
+def test_reading_takes_the_memory_of_one_tensor(path):
+    size = 1 << 22
+    infos = [TensorInfo(f"x{i}", "float32", (size,)) for i in range(12)]
+    with writing(path, infos) as writer:
+        for info in infos:
+            writer.write(info.name, np.zeros(size, np.float32))
+    script = f"""
+    import resource
+    from minigrad.io import TensorFile
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with TensorFile({str(path)!r}) as file:
+        for name in file:
+            file.read(name)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    code = textwrap.dedent(script)
+    grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(grown.stdout) < 2.5 * size * 4 / 1024  # KiB: one that is read, and one before it
+
+
+# ----------------------------------------------------------------------------------------------
+# Fuzz
+# ----------------------------------------------------------------------------------------------
+
+
+def mutated(rng, content):
+    """A file with some bytes changed, cut out or put in; more often where the header is."""
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 4)):
+        span = len(data) if rng.random() < 0.3 else min(len(data), 400)
+        at = int(rng.integers(0, max(1, span)))
+        kind = rng.integers(0, 5)
+        if kind == 0 and data:
+            data[min(at, len(data) - 1)] = rng.integers(0, 256)
+        elif kind == 1:
+            del data[at : at + int(rng.integers(1, 20))]
+        elif kind == 2:
+            data[at:at] = bytes(rng.integers(0, 256, rng.integers(1, 20), dtype=np.uint8))
+        elif kind == 3:
+            del data[at:]
+        elif data:
+            digit = [i for i in range(span) if i < len(data) and 48 <= data[i] < 58]
+            if digit:
+                data[digit[rng.integers(len(digit))]] = rng.integers(48, 58)
+    return bytes(data)
+
+
+def fuzz(path, rounds, seed):
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b.weight": np.ones(4, np.float16)}
+    save_file(arrays, path, {"format": "pt", "facts": '{"a": 1}'})
+    content, rng, refused = path.read_bytes(), np.random.default_rng(seed), 0
+    for _ in range(rounds):
+        path.write_bytes(mutated(rng, content))
+        try:
+            with TensorFile(path) as file:
+                read = {name: file.read(name) for name in file if file.info(name).dtype in CODES}
+        except ValueError:
+            refused += 1
+        else:
+            assert sum(x.nbytes for x in read.values()) <= 2 * len(content)
+    return refused
+
+
+def test_mutated_files_are_read_or_refused(path):
+    assert 700 < fuzz(path, 1000, 0) < 1000
+
+
+@pytest.mark.full
+def test_many_mutated_files_are_read_or_refused(path):
+    assert 14_000 < fuzz(path, 20_000, 1) < 20_000
+
+
+# ----------------------------------------------------------------------------------------------
+# Writing
+# ----------------------------------------------------------------------------------------------
+
+
+def test_tensors_are_written_in_any_order_and_the_library_reads_them(path):
+    x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(3, dtype=np.int8)
+    infos = [TensorInfo("y", "int8", (3,)), TensorInfo("x", "float32", (2, 3))]
+    with writing(path, infos, {"format": "pt"}) as writer:
+        writer.write("x", x[1:], first_row=1)
+        writer.write("y", y)
+        writer.write("x", x[:1])
+    loaded = load_file(path)
+    assert np.array_equal(loaded["x"], x)
+    assert np.array_equal(loaded["y"], y)
+    with safetensors.safe_open(path, framework="np") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_the_file_is_the_one_that_the_library_writes(path, tmp_path):
+    arrays = {"b": np.ones(3), "a": np.ones((2, 2), np.float32), "c": np.array(True)}
+    io.save_state(path, arrays, {"k": "v"})
+    save_file(arrays, tmp_path / "other", {"k": "v"})
+    ours, theirs = (TensorFile(p) for p in (path, tmp_path / "other"))
+    assert list(ours.tensors.items()) == list(theirs.tensors.items())
+    assert path.stat().st_size == (tmp_path / "other").stat().st_size
+    ours.close(), theirs.close()
+
+
+def test_tensors_begin_where_their_numbers_are_aligned(path):
+    io.save_state(path, {"a": np.ones(3, np.int8), "b": np.ones(1), "c": np.ones(5, np.float16)})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    assert length % 8 == 0
+    assert [header[name]["data_offsets"][0] for name in "bca"] == [0, 8, 18]
+
+
+HALVES = st.floats(width=64, allow_subnormal=True)
+
+
+@hypothesis.given(st.lists(HALVES, min_size=1), st.sampled_from(["float32", "float64"]))
+def test_rounding_to_bfloat16_is_that_of_the_certificate(numbers, dtype):
+    with np.errstate(over="ignore"):
+        x = np.array(numbers).astype(dtype)
+    stored = from_stored(to_stored(x, "bfloat16"), "bfloat16")
+    finite = np.isfinite(x)
+    want = np.where(finite, round_to(np.where(finite, x, 0).astype(np.float64), "bfloat16"), x)
+    assert np.array_equal(stored.astype(np.float64), want, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rounding_to_bfloat16_is_to_nearest_and_of_two_to_even(dtype):
+    x = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8], dtype)
+    got = from_stored(to_stored(x, "bfloat16"), "bfloat16")
+    assert got.tolist() == [1.0, 1 + 2**-6, 1 + 2**-7, -1.0]
+
+
+def test_rounding_from_float64_to_bfloat16_rounds_once():
+    x = np.array([1 + 2**-8 + 2**-40])  # in float32 it would be a tie, which goes to 1
+    assert from_stored(to_stored(x, "bfloat16"), "bfloat16").tolist() == [1 + 2**-7]
+
+
+def test_nan_stays_nan_in_bfloat16():
+    x = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)
+    assert np.isnan(from_stored(to_stored(x, "bfloat16"), "bfloat16")).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["x", "x"], "twice there are x"), (["__metadata__"], "where facts are")],
+)
+def test_names_that_cannot_be_are_refused(path, names, message):
+    infos = [TensorInfo(name, "int8", (1,)) for name in names]
+    with pytest.raises(ValueError, match=message), writing(path, infos):
+        pass
+    assert not path.exists()
+
+
+def test_what_was_not_announced_or_is_written_twice_is_refused(path):
+    path.write_bytes(b"old")
+    info = TensorInfo("x", "float32", (2, 2))
+    for wrong, error, message in [
+        (lambda w: w.write("y", np.ones(1)), KeyError, "no tensor 'y' was announced"),
+        (lambda w: w.write("x", np.ones((2, 3))), ValueError, r"shape \(2, 2\)"),
+        (lambda w: w.write("x", np.ones((2, 2)), first_row=1), ValueError, "from row 1"),
+        (lambda w: [w.write("x", np.ones((2, 2))) for _ in "12"], ValueError, "already"),
+        (lambda w: w.write("x", np.ones((1, 2))), ValueError, "not written: x"),
+    ]:
+        with pytest.raises(error, match=message), writing(path, [info]) as writer:
+            wrong(writer)
+    assert path.read_bytes() == b"old"
+    with (
+        pytest.raises(ValueError, match="complex64"),
+        writing(path, [TensorInfo("x", "complex64", (1,))]),
+    ):
+        pass
+    with pytest.raises(TypeError, match="strings by strings"), writing(path, [info], {"a": 1}):
+        pass
+
+
+# ----------------------------------------------------------------------------------------------
+# Shards
+# ----------------------------------------------------------------------------------------------
+
+
+def shards(folder, **changes):
+    """Two files with an index."""
+    save_file({"a": np.ones(2), "b": np.zeros(3)}, folder / "one.safetensors")
+    save_file({"c": np.arange(4)}, folder / "two.safetensors")
+    names = {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors", **changes}
+    content = {"metadata": {}, "weight_map": {k: v for k, v in names.items() if v}}
+    (folder / INDEX).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("which", ["folder", "index"])
+def test_shards_are_one_set_of_tensors(tmp_path, which):
+    folder = shards(tmp_path)
+    with open_tensors(folder if which == "folder" else folder / INDEX) as tensors:
+        assert sorted(tensors) == ["a", "b", "c"]
+        assert tensors.read("c").tolist() == [0, 1, 2, 3]
+        assert tensors.info("b") == TensorInfo("b", "float64", (3,))
+        assert list(tensors.files) == ["one.safetensors", "two.safetensors"]
+        with pytest.raises(KeyError, match="no tensor 'd'"):
+            tensors.read("d")
+
+
+@pytest.mark.parametrize("which", ["file", "folder"])
+def test_a_single_file_is_a_set_too(tmp_path, which):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.ones(2)}, path, {"format": "pt"})
+    with open_tensors(path if which == "file" else tmp_path) as tensors:
+        assert isinstance(tensors, TensorSet)
+        assert (len(tensors), "a" in tensors, tensors.metadata) == (1, True, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        *("../two.safetensors", "/etc/passwd", "a/../two.safetensors", "sub/two.safetensors", ".."),
+        *("..\\two.safetensors", "two\0.safetensors", "two.bin", "/tmp/two.safetensors"),
+    ],
+)
+def test_an_index_that_leaves_its_folder_is_refused(tmp_path, outside):
+    with pytest.raises(ValueError, match="no name of a safetensors file in its folder"):
+        open_tensors(shards(tmp_path, c=outside))
+
+
+def test_an_index_that_contradicts_its_files_is_refused_with_all_that_is_wrong(tmp_path):
+    folder = shards(tmp_path, c="one.safetensors", b=None, d="two.safetensors")
+    with pytest.raises(ValueError, match="contradict") as error:
+        open_tensors(folder)
+    for line in (
+        "missing: c in one",
+        "missing: d in two",
+        "not in the index: b of one",
+        "c of two",
+    ):
+        assert line in str(error.value)
+
+
+def test_a_file_of_an_index_that_is_not_there_is_named(tmp_path):
+    (shards(tmp_path) / "two.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"two\.safetensors"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000, "1"],
+)
+def test_an_index_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(ValueError, match="index"):
+        open_tensors(tmp_path)
+
+
+def test_a_folder_with_no_model_or_two_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor"):
+        open_tensors(tmp_path)
+    save_file({"a": np.ones(2)}, shards(tmp_path) / "model.safetensors")
+    with pytest.raises(ValueError, match="name one of them"):
+        open_tensors(tmp_path)
+
+
+def test_shards_are_written_with_their_index(tmp_path):
+    plan = {
+        "a.safetensors": [TensorInfo("x", "bfloat16", (4, 2))],
+        "b.safetensors": [TensorInfo("y", "float32", (3,)), TensorInfo("z", "int64", ())],
+    }
+    folder = tmp_path / "deep" / "out"
+    with writing_set(folder, plan, {"format": "pt"}) as writers:
+        writers["z"].write("z", np.array(7))
+        for row in range(4):
+            writers["x"].write("x", np.full((1, 2), row), row)
+        writers["y"].write("y", np.ones(3))
+    assert sorted(os.listdir(folder)) == ["a.safetensors", "b.safetensors", INDEX]
+    with open_tensors(folder) as tensors:
+        assert tensors.read("x").tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+        assert (tensors.read("z"), tensors.metadata) == (7, {"format": "pt"})
+    assert json.loads((folder / INDEX).read_text())["metadata"] == {"total_size": 36}
+
+
+def test_shards_that_are_not_complete_leave_nothing(tmp_path):
+    plan = {"a.safetensors": [TensorInfo("x", "int8", (4,))]}
+    with pytest.raises(ValueError, match="not written: x"), writing_set(tmp_path / "out", plan):
+        pass
+    assert os.listdir(tmp_path) == []
+    with (
+        pytest.raises(ValueError, match="in one file only"),
+        writing_set(tmp_path / "out", {**plan, "b.safetensors": plan["a.safetensors"]}),
+    ):
+        pass
+    with pytest.raises(ValueError, match="no name of"), writing_set(tmp_path, {"../a": []}):
+        pass
+
+
+# ----------------------------------------------------------------------------------------------
+# Several files that belong together
+# ----------------------------------------------------------------------------------------------
+
+ENTRY, OTHER = "entry", "other"
+
+
+def put(folder, text):
+    with io.replacing_together(folder, ENTRY) as stage:
+        (stage / ENTRY).write_text(text)
+        (stage / OTHER).write_text(text)
+
+
+def seen(folder):
+    """What somebody who asks `find` reads, and what others do."""
+    asked = [io.find(folder, name) for name in (ENTRY, OTHER)]
+    plain = [folder / name for name in (ENTRY, OTHER)]
+    return [
+        tuple(file.read_text() if file.is_file() else None for file in files)
+        for files in (asked, plain)
+    ]
+
+
+def test_files_appear_together_and_others_stay(tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    put(tmp_path, "one")
+    put(tmp_path, "two")
+    assert sorted(os.listdir(tmp_path)) == ["README.md", ENTRY, OTHER]
+    assert seen(tmp_path) == [("two", "two")] * 2
+
+
+KILLED = """
+import os, signal, sys
+from minigrad import io
+left = int(sys.argv[2])
+def watched(function):
+    def call(*args, **options):
+        global left
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return function(*args, **options)
+    return call
+for name in ("fsync", "rename", "unlink", "replace", "rmdir"):
+    setattr(os, name, watched(getattr(os, name)))
+with io.replacing_together(sys.argv[1], "entry") as stage:
+    (stage / "entry").write_text("new")
+    (stage / "other").write_text("new")
+print("done")
+"""
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["old files", "no files"])
+def test_a_kill_at_any_moment_leaves_the_old_files_or_the_new_ones(tmp_path, there):
+    states, old = [], ("old", "old") if there else (None, None)
+    for moment in range(12):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        if there:
+            put(folder, "old")
+        done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(moment)])
+        asked, plain = seen(folder)
+        assert asked in (old, ("new", "new"))
+        # Others see the same, or no entry, without which they look at nothing.
+        assert plain in (old, ("new", "new")) or plain[0] is None
+        states.append(asked)
+        put(folder, "newer")  # whatever was left does not stand in the way
+        assert seen(folder) == [("newer", "newer")] * 2
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    assert done.returncode == 0
+    assert states == sorted(states, key=lambda state: state == ("new", "new"))
+    assert {old, ("new", "new")} == set(states)
+
+
+@pytest.mark.parametrize("name", ["fsync", "rename"])
+@pytest.mark.parametrize("there", [True, False], ids=["old files", "no folder"])
+def test_a_failure_before_all_is_written_leaves_everything_as_it_was(
+    tmp_path, monkeypatch, name, there
+):
+    folder = tmp_path / "deep" / "out"
+    if there:
+        put(folder, "old")
+
+    def fail(*args, **options):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail)
+        with pytest.raises(OSError, match="no space left"):
+            put(folder, "new")
+    if there:
+        assert sorted(os.listdir(folder)) == [ENTRY, OTHER]
+        assert seen(folder) == [("old", "old")] * 2
+    else:
+        assert os.listdir(tmp_path) == []
+
+
+def test_the_entry_must_be_written(tmp_path):
+    with (
+        pytest.raises(ValueError, match="entry has not been written"),
+        io.replacing_together(tmp_path, ENTRY) as stage,
+    ):
+        (stage / OTHER).write_text("x")
+    assert os.listdir(tmp_path) == []
