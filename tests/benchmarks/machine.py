@@ -1,14 +1,15 @@
-"""On what a benchmark is run: the processor, the versions, the date."""
+"""On what a benchmark is run: the processor, the versions, the date, the memory of a process."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
+import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = "numpy", "numba", "torch", "peft", "jax", "autograd"
+PACKAGES = "numpy", "numba", "torch", "peft", "transformers", "bitsandbytes", "jax", "autograd"
 
 
 def conditions() -> dict[str, str]:
@@ -41,3 +42,18 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
+
+
+def most_memory() -> int:
+    """The most memory this process has had, in bytes.
+
+    The kernel's high-water mark of this very program is asked first: `ru_maxrss` goes on counting
+    from what the parent had when it forked.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            line = next(line for line in file if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
 """What is measured, by theme. Each module has its `WORKLOADS`, by name."""
 
 from tests.benchmarks.workload import Workload
-from tests.benchmarks.workloads import engine, lora, matmul, neural, optim, process, roof
+from tests.benchmarks.workloads import engine, files, lora, matmul, neural, optim, process, roof
 
 WORKLOADS: dict[str, Workload] = {
     **roof.WORKLOADS,
@@ -11,4 +11,5 @@ WORKLOADS: dict[str, Workload] = {
     **lora.WORKLOADS,
     **engine.WORKLOADS,
     **process.WORKLOADS,
+    **files.WORKLOADS,
 }

@@ -32,7 +32,7 @@ class Steps(NamedTuple):
 SMALL, LARGE = Steps(CASES[2], 1), Steps(CASES[-1], 5)
 
 
-def _output(command: list[str], cwd: Path | None = None, **variables: str) -> str:
+def output(command: list[str], cwd: Path | None = None, **variables: str) -> str:
     """What a process prints; if it fails, its errors are in the exception.
 
     Raises:
@@ -53,7 +53,7 @@ def _output(command: list[str], cwd: Path | None = None, **variables: str) -> st
 def _import(name: str) -> Callable[[None], Run]:
     def prepare(_: None) -> Run:
         def run() -> None:
-            _output(["-c", f"import {name}"])
+            output(["-c", f"import {name}"])
 
         return run
 
@@ -64,7 +64,7 @@ def _steps(contender: str, work: Steps, cwd: Path | None = None, **variables: st
     """Do the steps in a process; returns what it says of them."""
     threads = os.environ["NUMBA_NUM_THREADS"]  # which the driver has set
     arguments = [contender, json.dumps(work.case), str(work.steps), threads]
-    return json.loads(_output(["-m", "tests.benchmarks.step", *arguments], cwd, **variables))
+    return json.loads(output(["-m", "tests.benchmarks.step", *arguments], cwd, **variables))
 
 
 def _start(contender: str) -> Callable[[Steps], Run]:
