@@ -10,6 +10,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -994,6 +996,47 @@ def test_what_a_killed_save_had_completed_is_what_is_loaded(saved, tmp_path):
     model = model_of("mlp")
     lora.load(model, saved)
     assert np.array_equal(output(model), output(new))
+
+
+def two_adapters():
+    return [
+        adapted(rng=np.random.default_rng(0)),
+        adapted(rng=np.random.default_rng(0), alpha=5.0),  # of the same shapes
+    ]
+
+
+SAVING = """
+import sys
+from tests.test_lora_files import two_adapters
+import lora
+models = two_adapters()
+print("begun", flush=True)
+while True:
+    for model in models:
+        lora.save(model, sys.argv[1])
+"""
+
+
+@pytest.mark.full
+def test_a_folder_that_is_being_saved_is_read_as_one_save_or_the_other(tmp_path):
+    wanted = [output(model) for model in two_adapters()]
+    lora.save(two_adapters()[0], tmp_path)
+    saving = subprocess.Popen(
+        [sys.executable, "-c", SAVING, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    seen = [0, 0]
+    try:
+        assert saving.stdout.readline() == "begun\n"
+        for _ in range(500):
+            model = model_of("mlp")
+            lora.load(model, tmp_path)
+            which = [np.array_equal(output(model), each) for each in wanted]
+            assert sum(which) == 1
+            seen[which.index(True)] += 1
+    finally:
+        saving.kill()
+        saving.communicate()
+    assert min(seen) > 10
 
 
 # ----------------------------------------------------------------------------------------------
