@@ -306,8 +306,10 @@ def test_rounding_to_bfloat16_is_to_nearest_and_of_two_to_even(dtype):
 
 
 def test_rounding_from_float64_to_bfloat16_rounds_once():
-    x = np.array([1 + 2**-8 + 2**-40])  # in float32 it would be a tie, which goes to 1
-    assert from_stored(to_stored(x, "bfloat16"), "bfloat16").tolist() == [1 + 2**-7]
+    # In float32 these would be ties, of which the first goes to 1 and the second to 1 + 2**-6.
+    x = np.array([1 + 2**-8 + 2**-40, 1 + 3 * 2**-8 - 2**-40, -1 - 3 * 2**-8 + 2**-40])
+    got = from_stored(to_stored(x, "bfloat16"), "bfloat16")
+    assert got.tolist() == [1 + 2**-7, 1 + 2**-7, -1 - 2**-7]
 
 
 def test_nan_stays_nan_in_bfloat16():

@@ -10,6 +10,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 import lora
 import minigrad as mg
 from lora import LoRAConfig
+from lora.attachment.record import record_of
 from lora.files import (
     CONFIG,
     WEIGHTS,
@@ -329,6 +332,48 @@ def test_a_scale_that_was_assigned_comes_back(tmp_path, scale):
     assert np.isclose(scale_of(config, "layers.1"), abs(scale), rtol=1e-15, atol=0)
 
 
+def test_a_scale_that_alpha_gives_but_for_rounding_comes_back_to_the_bit(tmp_path, rng):
+    scale = next(s for s in rng.random(1000) if s * 3 / 3 != s)
+    model = adapted()
+    model.layers[0].scale = float(scale)
+    lora.save(model, tmp_path)
+    other = model_of("mlp")
+    lora.load(other, tmp_path)
+    assert other.layers[0].scale == scale != scale_of(read_config(tmp_path / CONFIG), "layers.0")
+
+
+def test_patterns_that_peft_would_sort_into_another_meaning_are_written_out(tmp_path):
+    # Of patterns that match, the first counts; PEFT sorts them when it saves a folder again.
+    lora.save(adapted(targets=["0", "1", "2"], rank_pattern={"layers.1": 2, "[12]": 1}), tmp_path)
+    config = read_config(tmp_path / CONFIG)
+    assert list(config.rank_pattern) == sorted(config.rank_pattern)
+    assert [rank_of(config, f"layers.{i}") for i in range(3)] == [3, 2, 1]
+
+
+def test_the_configuration_of_a_loaded_adapter_means_its_layers_here(theirs):
+    folder = theirs("linear")
+    # PEFT finds a full name whatever its index is; `attach` does not.
+    change(folder, layers_to_transform=[1])
+    model = model_of("mlp")
+    assert len(lora.load(model, folder).names) == 3
+    config = record_of(model).adapters["default"].config
+    assert (set(config.targets), config.layers_to_transform) == (
+        {"layers.0", "layers.1", "layers.2"},
+        None,
+    )
+
+
+def test_ranks_and_scales_of_a_name_are_not_those_of_names_that_end_so(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    fresh = copy.deepcopy(model)
+    lora.attach(model, LoRAConfig(rank=2, alpha=4, targets="all-linear"))
+    moved(model, np.random.default_rng(0))
+    model[0].scale = 0.3
+    lora.save(model, tmp_path)
+    lora.load(fresh, tmp_path)
+    assert [layer.scale for layer in (fresh[0], fresh[1][0], fresh[1][1])] == [0.3, 2.0, 2.0]
+
+
 @pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
 def test_a_scale_that_no_alpha_gives_is_refused(tmp_path, scale):
     model = adapted()
@@ -629,14 +674,29 @@ def test_saving_what_is_not_there_is_an_error(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_modules_that_peft_could_not_tell_apart_are_refused(tmp_path, rng):
-    class Two(nn.Module):
-        def __init__(self):
-            self.body = nn.Linear(4, 4, rng=rng)
-            self.prehead = nn.Linear(4, 4, rng=rng)
-            self.head = nn.Linear(4, 4, rng=rng)
+class Two(nn.Module):
+    def __init__(self, rng):
+        self.body = nn.Linear(4, 4, rng=rng)
+        self.prehead = nn.Linear(4, 4, rng=rng)
+        self.head = nn.Linear(4, 4, rng=rng)
 
-    model = Two()
+
+def test_modules_whose_names_only_end_so_are_trained_whole_as_by_peft(tmp_path, rng):
+    model = Two(rng)
+    fresh = copy.deepcopy(model)
+    options = {"rank": 2, "targets": ["body"], "modules_to_save": ["head", "prehead"]}
+    lora.attach(model, LoRAConfig(**options))
+    moved(model, rng)
+    lora.save(model, tmp_path)
+    change(tmp_path, modules_to_save=["head"])
+    lora.load(fresh, tmp_path)
+    for name in ("head", "prehead"):
+        found, wanted = (getattr(m, name).weight.data for m in (fresh, model))
+        assert np.array_equal(found, wanted)
+
+
+def test_modules_that_peft_could_not_tell_apart_are_refused(tmp_path, rng):
+    model = Two(rng)
     lora.attach(model, LoRAConfig(rank=2, targets=["body"], modules_to_save=["head"]))
     with pytest.raises(ValueError, match=r"would not train head alone, but prehead\.bias, prehead"):
         lora.save(model, tmp_path / "x")
@@ -882,7 +942,8 @@ def test_exact_patterns_find_what_they_are_given(names):
 def full_disk(limit):
     """No file can be larger than this: a write beyond fails as one to a full disk does."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
 
 
 def full_for_the_configuration(monkeypatch):
@@ -908,7 +969,7 @@ def test_a_full_disk_leaves_the_old_adapter_or_none(tmp_path, monkeypatch, limit
             with pytest.raises(OSError, match=r"No space left|File too large"):
                 lora.save(new, folder)
         finally:
-            full_disk(resource.RLIM_INFINITY)
+            full_disk(None)
     if not there:
         assert not folder.exists()
         return
@@ -936,6 +997,47 @@ def test_what_a_killed_save_had_completed_is_what_is_loaded(saved, tmp_path):
     model = model_of("mlp")
     lora.load(model, saved)
     assert np.array_equal(output(model), output(new))
+
+
+def two_adapters():
+    return [
+        adapted(rng=np.random.default_rng(0)),
+        adapted(rng=np.random.default_rng(0), alpha=5.0),  # of the same shapes
+    ]
+
+
+SAVING = """
+import sys
+from tests.test_lora_files import two_adapters
+import lora
+models = two_adapters()
+print("begun", flush=True)
+while True:
+    for model in models:
+        lora.save(model, sys.argv[1])
+"""
+
+
+@pytest.mark.full
+def test_a_folder_that_is_being_saved_is_read_as_one_save_or_the_other(tmp_path):
+    wanted = [output(model) for model in two_adapters()]
+    lora.save(two_adapters()[0], tmp_path)
+    saving = subprocess.Popen(
+        [sys.executable, "-c", SAVING, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    seen = [0, 0]
+    try:
+        assert saving.stdout.readline() == "begun\n"
+        for _ in range(500):
+            model = model_of("mlp")
+            lora.load(model, tmp_path)
+            which = [np.array_equal(output(model), each) for each in wanted]
+            assert sum(which) == 1
+            seen[which.index(True)] += 1
+    finally:
+        saving.kill()
+        saving.communicate()
+    assert min(seen) > 10
 
 
 # ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ called `<layer>.base_layer.bias`, others as in the model.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from minigrad.io import TensorFile, TensorInfo, find
 WEIGHTS = "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
+
+_TRIES, _PAUSE = 50, 0.01  # seconds, to wait for a save that moves its files to their places
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 
@@ -95,9 +98,8 @@ class AdapterFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        _check_there(self.path)
-        self.config: PeftConfig = read_config(find(path, CONFIG))
-        self._file = TensorFile(find(path, WEIGHTS))
+        _check_there(self.path, may_be_moving=True)
+        self.config, self._file = _opened(self.path)
         try:
             self.facts = Facts.of(self._file.metadata)
         except ValueError as error:
@@ -159,6 +161,30 @@ class AdapterFolder:
         self.close()
 
 
+def _opened(path: Path) -> tuple[PeftConfig, TensorFile]:
+    """The configuration and the tensors, of one save, even if another one is going on."""
+    for _ in range(_TRIES):
+        file = None
+        try:
+            before = _identity(find(path, CONFIG))
+            config = read_config(find(path, CONFIG))
+            file = TensorFile(find(path, WEIGHTS))
+            if _identity(find(path, CONFIG)) == before:
+                return config, file
+        except FileNotFoundError:  # it was moved to its place between two looks
+            pass
+        if file is not None:
+            file.close()
+        time.sleep(_PAUSE)
+    _check_there(path, may_be_moving=False)
+    raise FileNotFoundError(f"{os.fspath(path)!r} is written anew all the time; copy it meanwhile")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def _split(key: str) -> tuple[str | None, str | None, bool]:
     """The layer and the part that a key of an update is about."""
     if key.startswith(PREFIX):
@@ -168,12 +194,12 @@ def _split(key: str) -> tuple[str | None, str | None, bool]:
     return None, None, False
 
 
-def _check_there(path: Path) -> None:
-    """Say what is not there, or is there in its place."""
+def _check_there(path: Path, may_be_moving: bool) -> None:
+    """Say what is not there, or is there in its place; of two files, one may be on its way."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
     missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
-    if missing:
+    if missing and (len(missing) == 2 or not may_be_moving):
         pickled = (path / "adapter_model.bin").is_file()
         raise FileNotFoundError(
             f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no folder of "
