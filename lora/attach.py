@@ -7,6 +7,7 @@ again under another name gives the same layers, or others, another adapter on th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ from lora.switch import activate, check_switch
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.random import generator
+from minigrad.tensor import Tensor
 
 
 def attach(
@@ -97,8 +99,16 @@ def place(model: Module, plan: Plan, adapter: str) -> AttachReport:
         tuple(plan.copies),
         adapter,
         model.count_parameters(trainable_only=True),
-        model.count_parameters(),
+        model.count_parameters() + _in_four_bits(model),
     )
+
+
+def _in_four_bits(model: Module) -> int:
+    """How many numbers of a model are in four bits, and so no parameters."""
+    adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
+    plain = [m.weight for m in model.modules() if isinstance(m, NF4Linear)]
+    weights = {id(w): w for w in [*adapted, *plain] if not isinstance(w, Tensor)}
+    return sum(math.prod(weight.shape) for weight in weights.values())
 
 
 def check_place(model: Module, adapter: str) -> None:

@@ -576,6 +576,18 @@ def test_a_layer_in_evaluation_stays_there(model):
     assert (model.q.weight.block_size, model.q.weight.double_quant) == (16, False)
 
 
+def test_the_report_of_adapters_counts_the_numbers_in_four_bits(model):
+    total = model.count_parameters()
+    quantize(model, exclude=["v"], progress=False)
+    report = lora.attach(model, lora.LoRAConfig(rank=2, targets=["q"]))
+    assert report.total == total + report.trainable
+    more = lora.attach(model, lora.LoRAConfig(rank=1, targets=["q", "v"]), adapter="more")
+    assert more.total == report.total + more.trainable
+    model.again = model.heads[0]  # which is in four bits, and counts once
+    last = lora.attach(model, lora.LoRAConfig(rank=1, targets=["v"]), adapter="last")
+    assert last.total == more.total + last.trainable
+
+
 def test_the_report_counts_bytes_and_errors(model):
     weights = {name: layer.weight.data.copy() for name, layer in (("q", model.q), ("v", model.v))}
     model.v.weight.copy_(np.zeros((16, 16)))
