@@ -41,6 +41,7 @@ def attach(
     *,
     adapter: str = DEFAULT,
     rng: np.random.Generator | None = None,
+    progress: bool = True,
 ) -> AttachReport:
     """Put an adapter on each layer that `config` targets, and freeze everything else.
 
@@ -52,6 +53,7 @@ def attach(
         config: which layers, and what adapters.
         adapter: a name for it.
         rng: where A and B are drawn from.
+        progress: show a progress bar if it takes long, as the singular vectors of PiSSA do.
 
     Raises:
         TypeError: if there is no such module or configuration, or the name is no string.
@@ -71,7 +73,7 @@ def attach(
         # What the new adapter begins from, and what is kept aside, is the model without the others.
         record.let_in(model, ())
     try:
-        plan = Plan(model, config, rng)
+        plan = Plan(model, config, rng, progress)
     except BaseException:
         draws.state = state
         if record is not None:

@@ -20,6 +20,7 @@ from lora.attachment.report import table
 from lora.attachment.targets import ALL_LINEAR, Patterns, near
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
+from lora.progress import progress_bar
 from lora.scaling import check_size
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Module, Parameter
@@ -84,6 +85,7 @@ def extract(
     adapter: str = DEFAULT,
     modules_to_save: Sequence[str] = (),
     bias: Bias = "none",
+    progress: bool = True,
 ) -> ExtractReport:
     """Attach to `base` the adapter that comes nearest to a model which was trained as a whole.
 
@@ -106,6 +108,7 @@ def extract(
         modules_to_save: modules to take over whole.
         bias: "lora_only" takes over the biases of the layers with adapters, "all" those of the
             whole model.
+        progress: show a progress bar if it takes long.
 
     Raises:
         TypeError: if there is no such module or state, or an argument is of the wrong type.
@@ -142,7 +145,8 @@ def extract(
     sizes = {name: min(modules[name].weight.shape) for name in differing}
     plan = Plan(base, _exactly(config, differing, sizes), np.random.default_rng(0))
     pair.check_covered(_covered(plan, pair))
-    found = {name: _updated(plan, name, pair) for name in differing}
+    bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
+    found = {name: _updated(plan, name, pair) for name in bar}
     for copy in plan.copies:
         copy.own.copy_(pair.value(copy.name))
     place(base, plan, adapter)

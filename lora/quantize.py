@@ -22,6 +22,7 @@ from lora.attachment.targets import ALL_LINEAR, Patterns, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer
+from lora.progress import progress_bar
 from lora.variants.nf4 import NF4Linear
 from minigrad.data import check_positive
 from minigrad.diagnostics.tables import aligned, in_bytes
@@ -149,7 +150,7 @@ def quantize(
     _check_not_trained_whole(model, linears)
     layers: dict[str, NF4Linear] = {}
     lines = []
-    for name in _with_bar(list(linears), progress):
+    for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
         try:
             layers[name] = NF4Linear.from_linear(linears[name], block_size, double_quant)
         except (TypeError, ValueError) as error:
@@ -216,12 +217,3 @@ def _error(matrix: NF4Matrix, weight: Any) -> float:
         size += float(np.sum(np.square(exact)))
         lost += float(np.sum(np.square(strip - exact)))
     return math.sqrt(lost / size) if size else 0.0
-
-
-def _with_bar(names: list[str], shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(
-        names, unit="layer", desc="quantize", leave=False, delay=1.0,
-        disable=None if shown else True,
-    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from lora.attachment.whole import Copy, Whole
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer, check_rank_fits
+from lora.progress import progress_bar
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
@@ -28,6 +29,7 @@ class Plan:
         model: not changed.
         config: which layers, and what adapters.
         rng: where A and B are drawn from, when all has been checked.
+        progress: show a progress bar if it takes long.
 
     Attributes:
         config: what was asked for.
@@ -48,6 +50,7 @@ class Plan:
         model: Module,
         config: LoRAConfig,
         rng: np.random.Generator | None,
+        progress: bool = False,
     ) -> None:
         self.config = config
         modules = dict(model.named_modules())
@@ -66,7 +69,10 @@ class Plan:
         _check_saved_by_others(record_of(model), self.new)
         adapted = {n for n, m in modules.items() if isinstance(m, AdaptedLayer)} | set(self.new)
         self.copies = _Copies(model, config, held, adapted, self.layers).made
-        self.updates = {t.name: _update(self.layers[t.name], t, config, rng) for t in targets}
+        drawn: Iterable[Target] = targets
+        if config.init.startswith("pissa"):  # all else is fast
+            drawn = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
+        self.updates = {t.name: _update(self.layers[t.name], t, config, rng) for t in drawn}
         self.matches = [_match(self.layers[t.name], t, self.updates[t.name], held) for t in targets]
 
 

@@ -46,8 +46,8 @@ class AttachReport:
         copies: the parameters that are trained whole.
         adapter: the name of the adapter.
         trainable: how many numbers train now.
-        total: how many numbers the model has; adapters, the originals of copies, and weights in four
-            bits, which are no parameters, included.
+        total: how many numbers the model has; adapters, the originals of copies and weights in
+            four bits, which are no parameters, included.
     """
 
     matches: tuple[Match, ...]
