@@ -26,12 +26,12 @@ from lora.attachment.record import (
     layers_in_place,
     required,
 )
-from lora.attachment.report import table
 from lora.attachment.whole import Copy, Whole
 from lora.factors import Approximation
 from lora.scaling import LoRAScaling, check_size
 from lora.switch import rest
 from lora.weight import Weight
+from minigrad.diagnostics.tables import aligned
 from minigrad.nn import Module, Parameter
 
 Array = NDArray[Any]
@@ -77,14 +77,15 @@ class CombineReport:
     terms: tuple[tuple[str, float], ...]
 
     def __repr__(self) -> str:
-        rows = [("layer", "rank", "ranks of the terms", "error", "relative", "")]
+        head = ("layer", "rank", "ranks of the terms", "error", "relative", "")
+        rows = []
         for row in self.layers:
             ranks = " + ".join(map(str, row.ranks)) or "none"
             errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}")
             rows.append((row.name, str(row.rank), ranks, *errors, row.note))
         rows += [(copy.name, "", "", "", "", "whole") for copy in self.copies]
         total = " + ".join(f"{weight:g} {name}" for name, weight in self.terms)
-        return f"{table(rows)}\n{self.adapter} = {total}"
+        return "\n".join([*aligned(head, rows), f"{self.adapter} = {total}"])
 
 
 @dataclass(frozen=True)

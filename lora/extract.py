@@ -16,13 +16,13 @@ from lora.attach import check_place, place
 from lora.attachment.plan import Plan, targets_in
 from lora.attachment.record import record_of
 from lora.attachment.replacing import places
-from lora.attachment.report import table
 from lora.attachment.targets import ALL_LINEAR, Patterns, near
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
 from lora.progress import progress_bar
 from lora.scaling import check_size
 from lora.variants.nf4 import NF4Linear
+from minigrad.diagnostics.tables import aligned
 from minigrad.nn import Module, Parameter
 from minigrad.tensor import as_array
 
@@ -66,13 +66,14 @@ class ExtractReport:
     adapter: str
 
     def __repr__(self) -> str:
-        rows = [("layer", "rank", "error", "relative", "energy", "")]
+        head = ("layer", "rank", "error", "relative", "energy", "")
+        rows = []
         for row in self.layers:
             errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}", f"{100 * row.energy:.4g} %")
             note = "" if row.rank else "does not differ"
             rows.append((row.name, str(row.rank), *(errors if row.rank else ("", "", "")), note))
         rows += [(name, "", "", "", "", "whole") for name in self.whole]
-        return table(rows)
+        return "\n".join(aligned(head, rows))
 
 
 def extract(
