@@ -17,6 +17,7 @@ from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer, check_rank_fits
 from lora.progress import progress_bar
+from lora.scaling import LoRAScaling
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
@@ -130,7 +131,7 @@ def _update(
         layer.weight,
         target.rank,
         target.alpha,
-        scaling=config.scaling,
+        scaling=LoRAScaling(config.scaling),
         dropout=config.dropout,
         init=config.init,
         use_dora=config.use_dora,
