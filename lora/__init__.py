@@ -17,7 +17,7 @@ from lora.merge import fold, merge, unmerge
 from lora.optim import param_groups, penalty
 from lora.quantize import QuantizeReport, quantize
 from lora.scaling import LoRAScaling
-from lora.switch import active, disabled, switch
+from lora.switch import active, adapters, disabled, switch
 from lora.variants.nf4 import NF4Linear
 from lora.verify import VerifyReport, verify
 
@@ -37,6 +37,7 @@ __all__ = [
     "QuantizeReport",
     "VerifyReport",
     "active",
+    "adapters",
     "attach",
     "combine",
     "detach",

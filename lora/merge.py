@@ -8,7 +8,7 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.attachment.record import (
-    adapters,
+    adapted_layers,
     keep,
     layers_in_place,
     record_of,
@@ -60,7 +60,7 @@ def merge(
             then.
         MergeError: if more than the limit would be lost; nothing is changed then.
     """
-    found, asked = adapters(model), check_dtypes(dtypes)
+    found, asked = adapted_layers(model), check_dtypes(dtypes)
     chosen = _chosen(model, names)
     merged = {
         place: (layer, [name for name in layer.active if chosen is None or name in chosen])
@@ -124,7 +124,7 @@ def unmerge(model: Module) -> list[str]:
     Raises:
         ValueError: if there are no adapters.
     """
-    found = adapters(model)
+    found = adapted_layers(model)
     for _, layer in found:
         layer.unmerge()
     return [name for name, _ in found]
@@ -141,7 +141,7 @@ def fold(model: Module) -> Module:
         ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
             not finite; nothing is changed then.
     """
-    layers = dict(adapters(model))
+    layers = dict(adapted_layers(model))
     record = record_of(model)
     if record is not None:
         record.check_enabled("adapters cannot be folded in")

@@ -111,6 +111,21 @@ def test_the_newest_adapter_is_the_active_one_and_begins_at_the_base(rng):
     }
 
 
+def test_all_adapters_are_listed_with_what_they_were_made_by(rng):
+    net, *_ = two(rng)
+    lora.combine(net, ["a", "b"], [1, -1], "c")
+    made_by = lora.adapters(net)
+    assert list(made_by) == ["a", "b", "c"]
+    assert made_by["a"] == LoRAConfig(rank=2, targets=["embed", "up"])
+    assert made_by["c"] is None
+    made_by.clear()
+    lora.remove(net, "a")
+    assert list(lora.adapters(net)) == ["b", "c"]
+    lora.detach(net)
+    with pytest.raises(ValueError, match="has put no adapters on"):
+        lora.adapters(net)
+
+
 def test_switching_gives_the_output_of_each_to_the_bit(rng):
     net, base, with_a, with_b = two(rng)
     assert not np.array_equal(with_a, with_b)

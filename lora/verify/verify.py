@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from lora.adapted import AdaptedLayer
-from lora.attachment.record import adapters
+from lora.attachment.record import adapted_layers
 from lora.attachment.whole import Whole
 from lora.layer import LoRALayer
 from lora.verify import identities
@@ -100,7 +100,7 @@ def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     draws = Draws()
     checks: list[Check] = []
     uses = _uses(layer, loss_fn, batch, draws)
-    for name, adapter in adapters(layer):
+    for name, adapter in adapted_layers(layer):
         if _is_plain(adapter):
             checks += _checks(name, adapter, uses[name], draws)
         else:
@@ -121,9 +121,9 @@ def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
 
 def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, list[Use]]:
     """What each adapter is called on, and the gradient that arrives at its output."""
-    adapters(model)
+    adapted_layers(model)
     copied = copy.deepcopy(model)
-    found = adapters(copied)
+    found = adapted_layers(copied)
     calls: dict[str, list[tuple[Array, Tensor]]] = {name: [] for name, _ in found}
     for name, adapter in found:
         adapter.unmerge()
