@@ -106,16 +106,16 @@ def combine(
     model: Module,
     adapters: Sequence[str],
     weights: Sequence[float],
-    name: str,
+    adapter: str,
     *,
     rank: int | None = None,
 ) -> CombineReport:
     """Make a new adapter whose update in every layer is w_1 dW_1 + w_2 dW_2 + ...
 
-    The new adapter is not active, as in PEFT, and nothing else changes; `lora.switch(model, name)`
-    makes it active, and then all of it trains. The order of the terms has no influence, not on a
-    single bit. An adapter that is named twice counts with the sum of its weights; with a weight of
-    0 it does not count, and a sum without any terms left is an update of zero, of rank 1.
+    The new adapter is not active, as in PEFT, and nothing else changes; `lora.switch` makes
+    it active, and then all of it trains. The order of the terms has no influence, not on a single
+    bit. An adapter that is named twice counts with the sum of its weights; with a weight of 0 it
+    does not count, and a sum without any terms left is an update of zero, of rank 1.
 
     A layer has the sum over the adapters that it has. Where that is one of weight 1, it gets a copy
     of it, DoRA and PiSSA included; else the result is plain LoRA, of one scale: the common one, or
@@ -128,7 +128,7 @@ def combine(
         model: to which `lora.attach` has given the adapters.
         adapters: their names.
         weights: a number for each.
-        name: of the new adapter.
+        adapter: a name for the new one.
         rank: for the best approximation of at most this rank in each layer; None for the exact
             sum, whose rank is the sum of ranks, which may exceed min(d_out, d_in). Either is
             rounded to the dtype of the layer, which the errors of the report do not include.
@@ -144,7 +144,7 @@ def combine(
     record = required(model)
     record.check_enabled("adapters cannot be combined")
     terms = _terms(record, adapters, weights)
-    check_name(record, name)
+    check_name(record, adapter)
     if rank is not None:
         rank = check_size("rank", rank)
     layers = layers_in_place(model, record)
@@ -166,11 +166,11 @@ def combine(
         rows.append(row)
     config = record.adapters[next(iter(terms))].config if _is_copy(terms, rows) else None
     for place, update in updates.items():
-        layers[place].add(name, update)
-    record.adapters[name] = Attached(config, list(updates), copies)
-    rest(model, record, name)
+        layers[place].add(adapter, update)
+    record.adapters[adapter] = Attached(config, list(updates), copies)
+    rest(model, record, adapter)
     record.let_in(model, record.active)
-    return CombineReport(tuple(rows), tuple(copies), name, tuple(terms.items()))
+    return CombineReport(tuple(rows), tuple(copies), adapter, tuple(terms.items()))
 
 
 def _terms(record: Attachment, adapters: Any, weights: Any) -> dict[str, float]:

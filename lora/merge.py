@@ -25,7 +25,7 @@ from minigrad.nn import Module
 
 def merge(
     model: Module,
-    names: str | Sequence[str] | None = None,
+    adapters: str | Sequence[str] | None = None,
     *,
     limit: float | None = None,
     dtype: str | None = None,
@@ -40,8 +40,8 @@ def merge(
 
     Args:
         model: with adapters.
-        names: of active adapters to merge; None for all of them. Others go on beside the merged
-            weight, also if they were merged before.
+        adapters: names of active ones to merge; None for all of them. Others go on beside the
+            merged weight, also if they were merged before.
         limit: refuse to merge if in one layer a larger share of the update is lost to rounding.
         dtype: in which this is looked at; None for the dtype of each layer.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
@@ -61,7 +61,7 @@ def merge(
         MergeError: if more than the limit would be lost; nothing is changed then.
     """
     found, asked = adapted_layers(model), check_dtypes(dtypes)
-    chosen = _chosen(model, names)
+    chosen = _chosen(model, adapters)
     merged = {
         place: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for place, layer in found
@@ -93,20 +93,21 @@ def merge(
     return certificate.only(asked)
 
 
-def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _chosen(model: Module, adapters: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """The adapters to merge, or None for all that are active.
 
     Raises:
         ValueError: if there are none, or one is not there, or not active.
     """
-    if names is None:
+    if adapters is None:
         return None
-    record, chosen = required(model), (names,) if isinstance(names, str) else tuple(names)
+    record = required(model)
+    chosen = (adapters,) if isinstance(adapters, str) else tuple(adapters)
     if not chosen:
-        raise ValueError("names are empty; None stands for all adapters that are active")
+        raise ValueError("adapters are empty; None stands for all that are active")
     for name in chosen:
         if not isinstance(name, str):
-            raise TypeError(f"names are those of adapters, as in ['a', 'b'], not {name!r}")
+            raise TypeError(f"adapters are names, as in ['a', 'b'], not {name!r}")
         record.get(name)
         if name not in record.active:
             raise ValueError(

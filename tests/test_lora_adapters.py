@@ -383,7 +383,7 @@ def test_a_layer_of_which_nothing_is_merged_has_no_second_weight(rng):
         "up": True,
         "down": False,
     }
-    with pytest.raises(ValueError, match=r"names are empty; None stands for all"):
+    with pytest.raises(ValueError, match=r"adapters are empty; None stands for all"):
         lora.merge(net, [])
     assert net.up.merged
 
