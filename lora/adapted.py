@@ -379,10 +379,10 @@ class AdaptedLayer(Module):
         """The sizes, the rank and the scale, or the names of several adapters."""
         parts = [f"{self.d_in}, {self.d_out}", *self.base_facts()]
         if list(self.adapters) == [DEFAULT] and self.active == (DEFAULT,):
-            parts += _facts(self.adapters[DEFAULT])
+            parts += self.adapters[DEFAULT].facts()
         else:
             parts += [
-                f"{name}{'' if name in self.active else ' (off)'}: {' '.join(_facts(adapter))}"
+                f"{name}{'' if name in self.active else ' (off)'}: {' '.join(adapter.facts())}"
                 for name, adapter in self.adapters.items()
             ]
         if self._merged is not None:
@@ -398,11 +398,3 @@ class AdaptedLayer(Module):
     def kind(self) -> list[str]:
         """What is special about the layer, for a report."""
         return []
-
-
-def _facts(adapter: Adapter) -> list[str]:
-    facts = [f"rank={adapter.rank}", f"alpha={adapter.alpha:g}", f"scale={adapter.scale:.4g}"]
-    facts += [f"dropout={adapter.dropout:g}"] if adapter.dropout else []
-    facts += ["DoRA"] if adapter.lora_magnitude is not None else []
-    facts += [adapter.init] if adapter.start is not None else []
-    return facts

@@ -69,6 +69,9 @@ class Weight(ABC):
     def kept_squares(self) -> Array:
         """The squares of the norms of the rows, kept for the next time."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape}, {self.dtype})"
+
     def dense(self) -> Array:
         """W in float64, whole."""
         return self.rows(slice(None))

@@ -111,6 +111,16 @@ def test_the_newest_adapter_is_the_active_one_and_begins_at_the_base(rng):
     }
 
 
+def test_adapters_weights_and_copies_print_what_they_are(rng):
+    net = Net(rng)
+    report = put(net, "a", rng, use_dora=True, dropout=0.5, modules_to_save=["norm"])
+    assert repr(net.up.adapters["a"]) == (
+        "Adapter(rank=2, alpha=16, scale=8, dropout=0.5, DoRA, d_in=4, d_out=6)"
+    )
+    assert repr(net.up.weight) == "Dense((6, 4), float64)"
+    assert repr(report.copies[0]) == "Copy(name='norm.weight', reason='modules_to_save')"
+
+
 def test_all_adapters_are_listed_with_what_they_were_made_by(rng):
     net, *_ = two(rng)
     lora.combine(net, ["a", "b"], [1, -1], "c")
