@@ -100,7 +100,7 @@ def _speeds(
 
 def _refuse_pissa(layers: list[tuple[str, AdaptedLayer]]) -> None:
     found = [
-        f"{name!r} in {place}"
+        f"{name!r} of {place}"
         for place, layer in layers
         for name, adapter in layer.adapters.items()
         if adapter.start is not None
@@ -109,8 +109,8 @@ def _refuse_pissa(layers: list[tuple[str, AdaptedLayer]]) -> None:
     if found:
         raise ValueError(
             f"weight_decay would draw B A to 0, and with it the update of PiSSA, s (B A - B_0 A_0),"
-            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead of decay, for PiSSA "
-            f"has adapter {', '.join(found)}"
+            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead. Adapters of PiSSA: "
+            f"{', '.join(found)}"
         )
 
 

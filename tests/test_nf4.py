@@ -576,6 +576,21 @@ def test_a_layer_in_evaluation_stays_there(model):
     assert (model.q.weight.block_size, model.q.weight.double_quant) == (16, False)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["q"], "q|v", ["v", "heads.0"]])
+def test_what_is_in_four_bits_already_is_refused_as_that(model, targets):
+    quantize(model, progress=False)
+    before = kinds(model)
+    with pytest.raises(ValueError, match=r"quantize: .*(q|v).* in four bits already"):
+        quantize(model, targets, progress=False)
+    assert kinds(model) == before
+
+
+def test_all_linear_layers_are_those_that_are_left(model):
+    quantize(model, ["q"], block_size=16, progress=False)
+    assert quantize(model, progress=False).names == ["v", "heads.0"]
+    assert model.q.weight.block_size == 16
+
+
 def test_the_report_of_adapters_counts_the_numbers_in_four_bits(model):
     total = model.count_parameters()
     quantize(model, exclude=["v"], progress=False)
