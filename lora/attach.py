@@ -63,7 +63,8 @@ def attach(
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
         raise TypeError(
-            f"attach takes a Module and a LoRAConfig, not {model!r:.60}, {config!r:.60}"
+            f"attach takes a Module and a LoRAConfig, not {type(model).__name__} and "
+            f"{type(config).__name__}"
         )
     check_place(model, adapter)
     record = record_of(model)

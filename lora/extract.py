@@ -119,8 +119,8 @@ def extract(
     """
     if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
         raise TypeError(
-            f"extract takes a Module, and a Module or a state_dict, not {base!r:.60}, "
-            f"{finetuned!r:.60}"
+            f"extract takes a Module, and a Module or a state_dict, not "
+            f"{type(base).__name__} and {type(finetuned).__name__}"
         )
     rank = check_size("rank", rank)
     _refuse_adapters(base, finetuned)

@@ -736,6 +736,23 @@ def test_a_model_that_reads_the_weight_of_an_adapted_layer_is_told_what_to_read(
     copy.deepcopy(net)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        np.asarray,
+        np.linalg.norm,
+        minigrad.tensor,
+        lambda weight: weight @ np.ones(7),
+        lambda weight: np.ones((4, 7)) * weight,
+    ],
+)
+def test_a_weight_is_no_array_by_accident(rng, read):
+    net = Net(rng)
+    put(net, "a", rng, ["embed"])
+    with pytest.raises((TypeError, AttributeError), match=r"\.base_weight .*\.merged_weight\(\)"):
+        read(net.embed.weight)
+
+
 @pytest.mark.parametrize("target", ["embed", "head"])
 def test_an_adapter_on_a_tied_weight_changes_its_layer_only(rng, target):
     net = Tied(rng)
