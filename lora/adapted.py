@@ -370,9 +370,9 @@ class AdaptedLayer(Module):
         parts = [part for name in merged.adapters for part in self.adapters[name].trained()]
         if any(part.requires_grad for part in parts):
             raise RuntimeError(
-                "the layer is merged, so no gradient would reach A and B, and training would "
-                "change nothing; call unmerge() to train, or predict under no_grad(), or freeze A "
-                "and B with requires_grad_(False)"
+                f"adapter {', '.join(map(repr, merged.adapters))} is merged, so no gradient would "
+                f"reach its A and B, and training would change nothing; call unmerge() to train, "
+                f"or predict under no_grad(), or freeze A and B with requires_grad_(False)"
             )
 
     def extra_repr(self) -> str:

@@ -141,6 +141,8 @@ def fold(model: Module) -> Module:
     Raises:
         ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
             not finite; nothing is changed then.
+        RuntimeError: if a layer is merged, and an adapter of it was changed since, or inside of
+            `lora.disabled`.
     """
     layers = dict(adapted_layers(model))
     record = record_of(model)
@@ -155,7 +157,7 @@ def fold(model: Module) -> Module:
                 f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active"
             )
     with np.errstate(over="ignore", invalid="ignore"):
-        folded = {id(layer): layer.plain() for layer in layers.values()}
+        folded = {id(layer): _plain(name, layer) for name, layer in layers.items()}
     broken = [name for name, layer in layers.items() if not _is_finite(folded[id(layer)])]
     if broken:
         raise ValueError(
@@ -181,6 +183,14 @@ def fold(model: Module) -> Module:
         restore_flags(record.flags)
     replace(model, folded)
     return model
+
+
+def _plain(name: str, layer: AdaptedLayer) -> Module:
+    """The layer with the merged weight. An error has its name."""
+    try:
+        return layer.plain()
+    except RuntimeError as error:
+        raise RuntimeError(f"{name}: {error}" if name else str(error)) from error
 
 
 def _is_finite(layer: Module) -> bool:

@@ -402,3 +402,13 @@ def test_a_merged_adapter_can_be_merged_anew_after_a_change():
         merged = model(x).data.copy()
         lora.unmerge(model)
         np.testing.assert_allclose(model(x).data, merged, rtol=1e-4, atol=1e-5)
+
+
+def test_fold_names_the_layer_that_was_changed_since_it_was_merged():
+    model = net(np.random.default_rng(0))
+    lora.merge(model)
+    before = list(model.modules())
+    model.layers[1].lora_b = model.layers[1].lora_b.data + 1
+    with pytest.raises(RuntimeError, match=r"layers\.1: lora_b changed since merge\(\)"):
+        lora.fold(model)
+    assert list(model.modules()) == before
