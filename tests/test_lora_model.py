@@ -885,3 +885,16 @@ def test_a_trainer_whose_optimiser_can_change_nothing_of_the_model_says_so(after
     ):
         trainer.fit(data, epochs=1)
     assert len(trainer.history.epochs) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"rank": 3}, r"rank 3 is larger than min\(d_out, d_in\) = 2"),
+        ({"rank_pattern": {"layers.1": 1}, "init": "orthogonal"}, "must be even, not 1"),
+    ],
+)
+def test_a_rank_that_does_not_suit_a_layer_says_how_to_go_on(options, fault):
+    advice = "; rank_pattern gives the layer another one, exclude leaves it out$"
+    with pytest.raises(ValueError, match=rf"^layers\.1: .*{fault}.*{advice}"):
+        lora.attach(MLP([3, 4, 2]), LoRAConfig(**{"rank": 2, **options}))

@@ -102,7 +102,10 @@ def _check_layer(target: Target, layer: AdaptedLayer, config: LoRAConfig) -> Non
         check_rank_fits(target.rank, layer.d_out, layer.d_in)
         check_rank_of_init(config.init, target.rank)
     except ValueError as error:
-        raise ValueError(f"{target.name}: {error}") from error
+        raise ValueError(
+            f"{target.name}: {error}; rank_pattern gives the layer another one, exclude leaves it "
+            f"out"
+        ) from error
     if layer.weight.dtype.kind != "f":
         raise TypeError(f"{target.name}: the weight must be of floats, not {layer.weight.dtype}")
     if not layer.weight.is_finite():
