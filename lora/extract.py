@@ -17,6 +17,7 @@ from lora.attachment.plan import Plan, targets_in
 from lora.attachment.record import record_of
 from lora.attachment.replacing import places
 from lora.attachment.targets import ALL_LINEAR, Patterns, near
+from lora.attachment.whole import Copy
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
 from lora.progress import progress_bar
@@ -57,12 +58,12 @@ class ExtractReport:
 
     Attributes:
         layers: the targets, those that do not differ included.
-        whole: the names of the parameters that the adapter has whole.
+        copies: the parameters that the adapter has whole.
         adapter: its name.
     """
 
     layers: tuple[Extracted, ...]
-    whole: tuple[str, ...]
+    copies: tuple[Copy, ...]
     adapter: str
 
     def __repr__(self) -> str:
@@ -72,7 +73,7 @@ class ExtractReport:
             errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}", f"{100 * row.energy:.4g} %")
             note = "" if row.rank else "does not differ"
             rows.append((row.name, str(row.rank), *(errors if row.rank else ("", "", "")), note))
-        rows += [(name, "", "", "", "", "whole") for name in self.whole]
+        rows += [(copy.name, "", "", "", "", "whole") for copy in self.copies]
         return "\n".join(aligned(head, rows))
 
 
@@ -152,7 +153,7 @@ def extract(
         copy.own.copy_(pair.value(copy.name))
     place(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
-    return ExtractReport(rows, tuple(copy.name for copy in plan.copies), adapter)
+    return ExtractReport(rows, tuple(plan.copies), adapter)
 
 
 def _refuse_adapters(base: Module, finetuned: Module | Mapping[str, Any]) -> None:
