@@ -409,7 +409,7 @@ def test_operands_of_any_layout_are_served(rng):
 # Memory
 # ----------------------------------------------------------------------------------------------
 
-LARGE = (2048, 2048)
+LARGE = (4096, 2048)
 DENSE = 4 * LARGE[0] * LARGE[1]
 
 
@@ -421,7 +421,8 @@ def test_a_step_never_holds_a_dense_copy(rng, peak):
         (layer(x) ** 2).sum().backward()
 
     step()  # what is made once and for all
-    assert peak(step) < 0.4 * DENSE
+    share = 0.1 if JIT_ENABLED else 0.3  # a strip, of which the kernel's twin makes copies
+    assert peak(step) < share * DENSE
 
 
 def test_quantising_holds_strips_only(rng, peak):
