@@ -1,6 +1,15 @@
 """lora: low-rank adapters on minigrad models.
 
-`LoRALayer` is one adapted layer; `attach` puts them on a whole model.
+`LoRALayer` is one adapted layer; `attach` puts them on a whole model. In reading order:
+
+    layer, embedding            what is computed
+    adapted, adapter, weight    what these share: a frozen layer, the update, the matrix W
+    merged, scaling, variants   a weight with updates in it, the factor s, DoRA, PiSSA, NF4
+    config, attachment, attach  which layers of a model get an adapter, and how it is put on
+    switch, quantize, optim     which adapters take part; the base in four bits; LoRA+
+    merge, certificate          merging, and what it loses
+    factors, algebra, extract   sums of adapters, and adapters of differences
+    verify                      whether LoRA's identities hold
 """
 
 from lora.adapted import AdaptedLayer
@@ -18,7 +27,7 @@ from lora.merge import fold, merge, unmerge
 from lora.optim import param_groups, penalty
 from lora.quantize import QuantizeReport, quantize
 from lora.scaling import LoRAScaling
-from lora.switch import active, disabled, switch
+from lora.switch import active, adapters, disabled, switch
 from lora.variants.nf4 import NF4Linear
 from lora.verify import VerifyReport, verify
 
@@ -38,6 +47,7 @@ __all__ = [
     "QuantizeReport",
     "VerifyReport",
     "active",
+    "adapters",
     "attach",
     "combine",
     "detach",

@@ -370,19 +370,19 @@ class AdaptedLayer(Module):
         parts = [part for name in merged.adapters for part in self.adapters[name].trained()]
         if any(part.requires_grad for part in parts):
             raise RuntimeError(
-                "the layer is merged, so no gradient would reach A and B, and training would "
-                "change nothing; call unmerge() to train, or predict under no_grad(), or freeze A "
-                "and B with requires_grad_(False)"
+                f"adapter {', '.join(map(repr, merged.adapters))} is merged, so no gradient would "
+                f"reach its A and B, and training would change nothing; call unmerge() to train, "
+                f"or predict under no_grad(), or freeze A and B with requires_grad_(False)"
             )
 
     def extra_repr(self) -> str:
         """The sizes, the rank and the scale, or the names of several adapters."""
         parts = [f"{self.d_in}, {self.d_out}", *self.base_facts()]
         if list(self.adapters) == [DEFAULT] and self.active == (DEFAULT,):
-            parts += _facts(self.adapters[DEFAULT])
+            parts += self.adapters[DEFAULT].facts()
         else:
             parts += [
-                f"{name}{'' if name in self.active else ' (off)'}: {' '.join(_facts(adapter))}"
+                f"{name}{'' if name in self.active else ' (off)'}: {' '.join(adapter.facts())}"
                 for name, adapter in self.adapters.items()
             ]
         if self._merged is not None:
@@ -398,11 +398,3 @@ class AdaptedLayer(Module):
     def kind(self) -> list[str]:
         """What is special about the layer, for a report."""
         return []
-
-
-def _facts(adapter: Adapter) -> list[str]:
-    facts = [f"rank={adapter.rank}", f"alpha={adapter.alpha:g}", f"scale={adapter.scale:.4g}"]
-    facts += [f"dropout={adapter.dropout:g}"] if adapter.dropout else []
-    facts += ["DoRA"] if adapter.lora_magnitude is not None else []
-    facts += [adapter.init] if adapter.start is not None else []
-    return facts

@@ -213,6 +213,18 @@ class Adapter:
         if self.drop is not None:
             yield "drop", self.drop
 
+    def facts(self) -> list[str]:
+        """What to print of it."""
+        facts = [f"rank={self.rank}", f"alpha={self.alpha:g}", f"scale={self.scale:.4g}"]
+        facts += [f"dropout={self.dropout:g}"] if self.dropout else []
+        facts += ["DoRA"] if self.lora_magnitude is not None else []
+        facts += [self.init] if self.start is not None else []
+        return facts
+
+    def __repr__(self) -> str:
+        sizes = [f"d_in={self.lora_a.shape[1]}", f"d_out={self.lora_b.shape[0]}"]
+        return f"Adapter({', '.join([*self.facts(), *sizes])})"
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the whole update: with PiSSA, of twice the rank."""
         if self.start is None:

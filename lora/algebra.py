@@ -26,12 +26,12 @@ from lora.attachment.record import (
     layers_in_place,
     required,
 )
-from lora.attachment.report import table
 from lora.attachment.whole import Copy, Whole
 from lora.factors import Approximation
 from lora.scaling import LoRAScaling, check_size
 from lora.switch import rest
 from lora.weight import Weight
+from minigrad.diagnostics.tables import aligned
 from minigrad.nn import Module, Parameter
 
 Array = NDArray[Any]
@@ -77,14 +77,15 @@ class CombineReport:
     terms: tuple[tuple[str, float], ...]
 
     def __repr__(self) -> str:
-        rows = [("layer", "rank", "ranks of the terms", "error", "relative", "")]
+        head = ("layer", "rank", "ranks of the terms", "error", "relative", "")
+        rows = []
         for row in self.layers:
             ranks = " + ".join(map(str, row.ranks)) or "none"
             errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}")
             rows.append((row.name, str(row.rank), ranks, *errors, row.note))
         rows += [(copy.name, "", "", "", "", "whole") for copy in self.copies]
         total = " + ".join(f"{weight:g} {name}" for name, weight in self.terms)
-        return f"{table(rows)}\n{self.adapter} = {total}"
+        return "\n".join([*aligned(head, rows), f"{self.adapter} = {total}"])
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,16 @@ def combine(
     model: Module,
     adapters: Sequence[str],
     weights: Sequence[float],
-    name: str,
+    adapter: str,
     *,
     rank: int | None = None,
 ) -> CombineReport:
     """Make a new adapter whose update in every layer is w_1 dW_1 + w_2 dW_2 + ...
 
-    The new adapter is not active, as in PEFT, and nothing else changes; `lora.switch(model, name)`
-    makes it active, and then all of it trains. The order of the terms has no influence, not on a
-    single bit. An adapter that is named twice counts with the sum of its weights; with a weight of
-    0 it does not count, and a sum without any terms left is an update of zero, of rank 1.
+    The new adapter is not active, as in PEFT, and nothing else changes; `lora.switch` makes
+    it active, and then all of it trains. The order of the terms has no influence, not on a single
+    bit. An adapter that is named twice counts with the sum of its weights; with a weight of 0 it
+    does not count, and a sum without any terms left is an update of zero, of rank 1.
 
     A layer has the sum over the adapters that it has. Where that is one of weight 1, it gets a copy
     of it, DoRA and PiSSA included; else the result is plain LoRA, of one scale: the common one, or
@@ -127,7 +128,7 @@ def combine(
         model: to which `lora.attach` has given the adapters.
         adapters: their names.
         weights: a number for each.
-        name: of the new adapter.
+        adapter: a name for the new one.
         rank: for the best approximation of at most this rank in each layer; None for the exact
             sum, whose rank is the sum of ranks, which may exceed min(d_out, d_in). Either is
             rounded to the dtype of the layer, which the errors of the report do not include.
@@ -143,7 +144,7 @@ def combine(
     record = required(model)
     record.check_enabled("adapters cannot be combined")
     terms = _terms(record, adapters, weights)
-    check_name(record, name)
+    check_name(record, adapter)
     if rank is not None:
         rank = check_size("rank", rank)
     layers = layers_in_place(model, record)
@@ -165,11 +166,11 @@ def combine(
         rows.append(row)
     config = record.adapters[next(iter(terms))].config if _is_copy(terms, rows) else None
     for place, update in updates.items():
-        layers[place].add(name, update)
-    record.adapters[name] = Attached(config, list(updates), copies)
-    rest(model, record, name)
+        layers[place].add(adapter, update)
+    record.adapters[adapter] = Attached(config, list(updates), copies)
+    rest(model, record, adapter)
     record.let_in(model, record.active)
-    return CombineReport(tuple(rows), tuple(copies), name, tuple(terms.items()))
+    return CombineReport(tuple(rows), tuple(copies), adapter, tuple(terms.items()))
 
 
 def _terms(record: Attachment, adapters: Any, weights: Any) -> dict[str, float]:

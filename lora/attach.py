@@ -7,6 +7,7 @@ again under another name gives the same layers, or others, another adapter on th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ from lora.switch import activate, check_switch
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.random import generator
+from minigrad.tensor import Tensor
 
 
 def attach(
@@ -39,6 +41,7 @@ def attach(
     *,
     adapter: str = DEFAULT,
     rng: np.random.Generator | None = None,
+    progress: bool = True,
 ) -> AttachReport:
     """Put an adapter on each layer that `config` targets, and freeze everything else.
 
@@ -50,6 +53,7 @@ def attach(
         config: which layers, and what adapters.
         adapter: a name for it.
         rng: where A and B are drawn from.
+        progress: show a progress bar if it takes long, as the singular vectors of PiSSA do.
 
     Raises:
         TypeError: if there is no such module or configuration, or the name is no string.
@@ -59,9 +63,10 @@ def attach(
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
         raise TypeError(
-            f"attach takes a Module and a LoRAConfig, not {model!r:.60}, {config!r:.60}"
+            f"attach takes a Module and a LoRAConfig, not {type(model).__name__} and "
+            f"{type(config).__name__}"
         )
-    return attach_planned(model, adapter, lambda: Plan(model, config, rng), rng)
+    return attach_planned(model, adapter, lambda: Plan(model, config, rng, progress=progress), rng)
 
 
 def attach_planned(
@@ -112,8 +117,16 @@ def place(model: Module, plan: Plan, adapter: str) -> AttachReport:
         tuple(plan.copies),
         adapter,
         model.count_parameters(trainable_only=True),
-        model.count_parameters(),
+        model.count_parameters() + _in_four_bits(model),
     )
+
+
+def _in_four_bits(model: Module) -> int:
+    """How many numbers of a model are in four bits, and so no parameters."""
+    adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
+    plain = [m.weight for m in model.modules() if isinstance(m, NF4Linear)]
+    weights = {id(w): w for w in [*adapted, *plain] if not isinstance(w, Tensor)}
+    return sum(math.prod(weight.shape) for weight in weights.values())
 
 
 def check_place(model: Module, adapter: str) -> None:

@@ -4,18 +4,56 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from typing import Any, Literal, TypeVar, get_args
 
-from lora.attachment.targets import ALL_LINEAR, Patterns, check_patterns, check_table
+from lora.attachment.targets import ALL_LINEAR, Patterns, check_patterns, check_table, near
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants.inits import check_init
 from minigrad.random import check_probability
 
 Bias = Literal["none", "all", "lora_only"]
+Scaling = LoRAScaling | Literal["standard", "rslora"]
+
+C = TypeVar("C", bound=type)
+
+_IN_PEFT = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "target_modules": "targets",
+    "lora_dropout": "dropout",
+    "exclude_modules": "exclude",
+    "init_lora_weights": "init",
+    "use_rslora": "scaling='rslora'",
+}
 
 
-@dataclass(frozen=True)
+def _naming_fields(cls: C) -> C:
+    """Let a dataclass that is given a field it has not say which it has."""
+    made: Any = cls.__init__  # type: ignore[misc]  # that of this very class
+
+    @wraps(made)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        known = [each.name for each in fields(self)]
+        unknown = [name for name in named if name not in known]
+        if unknown:
+            hints = [
+                f"{name!r} (here it is {_IN_PEFT[name]})" if name in _IN_PEFT else near(name, known)
+                for name in unknown
+            ]
+            raise TypeError(
+                f"{cls.__name__} has no field{'s' * (len(unknown) > 1)} {', '.join(hints)}; the "
+                f"fields are {', '.join(known)}"
+            )
+        made(self, *values, **named)
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
+
+
+@_naming_fields
+@dataclass(frozen=True, repr=False)
 class LoRAConfig:
     """What to attach, and where.
 
@@ -29,7 +67,7 @@ class LoRAConfig:
             every name that ends in ".q"; or one string, a regular expression for whole names.
             Embeddings are found by name only. The name of a `MultiHeadAttention` stands for its
             four projections.
-        scaling: alpha / rank, or alpha / sqrt(rank).
+        scaling: "standard", which is alpha / rank, or "rslora", which is alpha / sqrt(rank).
         dropout: the probability of dropping an element on its way to A, in training.
         exclude: names, or one regular expression, of targets that get none.
         layers_to_transform: only in the layers of these indices, as 3 in "blocks.3.q"; one or more.
@@ -51,7 +89,7 @@ class LoRAConfig:
     adapter is active.
 
     Raises:
-        TypeError: if a value is of the wrong type.
+        TypeError: if there is no such field, or a value is of the wrong type.
         ValueError: if the rank is not positive, alpha not positive and finite, dropout no
             probability, there are no targets, a regular expression is none or matches every name,
             `bias` or `init` is unknown, or two fields contradict each other.
@@ -60,7 +98,7 @@ class LoRAConfig:
     rank: int = 8
     alpha: float = 16.0
     targets: Patterns = ALL_LINEAR
-    scaling: LoRAScaling = LoRAScaling.STANDARD
+    scaling: Scaling = LoRAScaling.STANDARD
     dropout: float = 0.0
     exclude: Patterns = ()
     layers_to_transform: int | Sequence[int] | None = None
@@ -127,6 +165,12 @@ class LoRAConfig:
             raise ValueError(
                 f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
             )
+
+    def __repr__(self) -> str:
+        usual = LoRAConfig()
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        changed = [f"{n}={value!r}" for n, value in given.items() if value != getattr(usual, n)]
+        return f"LoRAConfig({', '.join(changed)})"
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

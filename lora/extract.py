@@ -16,12 +16,14 @@ from lora.attach import check_place, place
 from lora.attachment.plan import Plan, targets_in
 from lora.attachment.record import record_of
 from lora.attachment.replacing import places
-from lora.attachment.report import table
 from lora.attachment.targets import ALL_LINEAR, Patterns, near
+from lora.attachment.whole import Copy
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
+from lora.progress import progress_bar
 from lora.scaling import check_size
 from lora.variants.nf4 import NF4Linear
+from minigrad.diagnostics.tables import aligned
 from minigrad.nn import Module, Parameter
 from minigrad.tensor import as_array
 
@@ -56,22 +58,23 @@ class ExtractReport:
 
     Attributes:
         layers: the targets, those that do not differ included.
-        whole: the names of the parameters that the adapter has whole.
+        copies: the parameters that the adapter has whole.
         adapter: its name.
     """
 
     layers: tuple[Extracted, ...]
-    whole: tuple[str, ...]
+    copies: tuple[Copy, ...]
     adapter: str
 
     def __repr__(self) -> str:
-        rows = [("layer", "rank", "error", "relative", "energy", "")]
+        head = ("layer", "rank", "error", "relative", "energy", "")
+        rows = []
         for row in self.layers:
             errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}", f"{100 * row.energy:.4g} %")
             note = "" if row.rank else "does not differ"
             rows.append((row.name, str(row.rank), *(errors if row.rank else ("", "", "")), note))
-        rows += [(name, "", "", "", "", "whole") for name in self.whole]
-        return table(rows)
+        rows += [(copy.name, "", "", "", "", "whole") for copy in self.copies]
+        return "\n".join(aligned(head, rows))
 
 
 def extract(
@@ -84,6 +87,7 @@ def extract(
     adapter: str = DEFAULT,
     modules_to_save: Sequence[str] = (),
     bias: Bias = "none",
+    progress: bool = True,
 ) -> ExtractReport:
     """Attach to `base` the adapter that comes nearest to a model which was trained as a whole.
 
@@ -106,6 +110,7 @@ def extract(
         modules_to_save: modules to take over whole.
         bias: "lora_only" takes over the biases of the layers with adapters, "all" those of the
             whole model.
+        progress: show a progress bar if it takes long.
 
     Raises:
         TypeError: if there is no such module or state, or an argument is of the wrong type.
@@ -115,8 +120,8 @@ def extract(
     """
     if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
         raise TypeError(
-            f"extract takes a Module, and a Module or a state_dict, not {base!r:.60}, "
-            f"{finetuned!r:.60}"
+            f"extract takes a Module, and a Module or a state_dict, not "
+            f"{type(base).__name__} and {type(finetuned).__name__}"
         )
     rank = check_size("rank", rank)
     _refuse_adapters(base, finetuned)
@@ -142,12 +147,13 @@ def extract(
     sizes = {name: min(modules[name].weight.shape) for name in differing}
     plan = Plan(base, _exactly(config, differing, sizes), np.random.default_rng(0))
     pair.check_covered(_covered(plan, pair))
-    found = {name: _updated(plan, name, pair) for name in differing}
+    bar = progress_bar(differing, what="singular vectors", unit="layer", shown=progress)
+    found = {name: _updated(plan, name, pair) for name in bar}
     for copy in plan.copies:
         copy.own.copy_(pair.value(copy.name))
     place(base, plan, adapter)
     rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
-    return ExtractReport(rows, tuple(copy.name for copy in plan.copies), adapter)
+    return ExtractReport(rows, tuple(plan.copies), adapter)
 
 
 def _refuse_adapters(base: Module, finetuned: Module | Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.attachment.record import (
-    adapters,
+    adapted_layers,
     keep,
     layers_in_place,
     record_of,
@@ -25,7 +25,7 @@ from minigrad.nn import Module
 
 def merge(
     model: Module,
-    names: str | Sequence[str] | None = None,
+    adapters: str | Sequence[str] | None = None,
     *,
     limit: float | None = None,
     dtype: str | None = None,
@@ -40,8 +40,8 @@ def merge(
 
     Args:
         model: with adapters.
-        names: of active adapters to merge; None for all of them. Others go on beside the merged
-            weight, also if they were merged before.
+        adapters: names of active ones to merge; None for all of them. Others go on beside the
+            merged weight, also if they were merged before.
         limit: refuse to merge if in one layer a larger share of the update is lost to rounding.
         dtype: in which this is looked at; None for the dtype of each layer.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
@@ -60,8 +60,8 @@ def merge(
             then.
         MergeError: if more than the limit would be lost; nothing is changed then.
     """
-    found, asked = adapters(model), check_dtypes(dtypes)
-    chosen = _chosen(model, names)
+    found, asked = adapted_layers(model), check_dtypes(dtypes)
+    chosen = _chosen(model, adapters)
     merged = {
         place: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for place, layer in found
@@ -93,20 +93,21 @@ def merge(
     return certificate.only(asked)
 
 
-def _chosen(model: Module, names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _chosen(model: Module, adapters: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """The adapters to merge, or None for all that are active.
 
     Raises:
         ValueError: if there are none, or one is not there, or not active.
     """
-    if names is None:
+    if adapters is None:
         return None
-    record, chosen = required(model), (names,) if isinstance(names, str) else tuple(names)
+    record = required(model)
+    chosen = (adapters,) if isinstance(adapters, str) else tuple(adapters)
     if not chosen:
-        raise ValueError("names are empty; None stands for all adapters that are active")
+        raise ValueError("adapters are empty; None stands for all that are active")
     for name in chosen:
         if not isinstance(name, str):
-            raise TypeError(f"names are those of adapters, as in ['a', 'b'], not {name!r}")
+            raise TypeError(f"adapters are names, as in ['a', 'b'], not {name!r}")
         record.get(name)
         if name not in record.active:
             raise ValueError(
@@ -124,7 +125,7 @@ def unmerge(model: Module) -> list[str]:
     Raises:
         ValueError: if there are no adapters.
     """
-    found = adapters(model)
+    found = adapted_layers(model)
     for _, layer in found:
         layer.unmerge()
     return [name for name, _ in found]
@@ -140,8 +141,10 @@ def fold(model: Module) -> Module:
     Raises:
         ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
             not finite; nothing is changed then.
+        RuntimeError: if a layer is merged, and an adapter of it was changed since, or inside of
+            `lora.disabled`.
     """
-    layers = dict(adapters(model))
+    layers = dict(adapted_layers(model))
     record = record_of(model)
     if record is not None:
         record.check_enabled("adapters cannot be folded in")
@@ -154,7 +157,7 @@ def fold(model: Module) -> Module:
                 f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active"
             )
     with np.errstate(over="ignore", invalid="ignore"):
-        folded = {id(layer): layer.plain() for layer in layers.values()}
+        folded = {id(layer): _plain(name, layer) for name, layer in layers.items()}
     broken = [name for name, layer in layers.items() if not _is_finite(folded[id(layer)])]
     if broken:
         raise ValueError(
@@ -180,6 +183,14 @@ def fold(model: Module) -> Module:
         restore_flags(record.flags)
     replace(model, folded)
     return model
+
+
+def _plain(name: str, layer: AdaptedLayer) -> Module:
+    """The layer with the merged weight. An error has its name."""
+    try:
+        return layer.plain()
+    except RuntimeError as error:
+        raise RuntimeError(f"{name}: {error}" if name else str(error)) from error
 
 
 def _is_finite(layer: Module) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.record import adapters
+from lora.attachment.record import adapted_layers
 from lora.embedding import LoRAEmbedding
 from minigrad import ops
 from minigrad.nn import Module, Parameter
@@ -64,7 +64,7 @@ def param_groups(
     check_range("weight_decay", weight_decay, 0.0, np.inf)
     if ratio == 0:
         raise ValueError("ratio=0 would keep B from training; freeze it, or give a positive number")
-    layers = adapters(model)
+    layers = adapted_layers(model)
     trained = model.trainable_parameters()
     if not trained:
         raise ValueError(
@@ -100,7 +100,7 @@ def _speeds(
 
 def _refuse_pissa(layers: list[tuple[str, AdaptedLayer]]) -> None:
     found = [
-        f"{name!r} in {place}"
+        f"{name!r} of {place}"
         for place, layer in layers
         for name, adapter in layer.adapters.items()
         if adapter.start is not None
@@ -109,8 +109,8 @@ def _refuse_pissa(layers: list[tuple[str, AdaptedLayer]]) -> None:
     if found:
         raise ValueError(
             f"weight_decay would draw B A to 0, and with it the update of PiSSA, s (B A - B_0 A_0),"
-            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead of decay, for PiSSA "
-            f"has adapter {', '.join(found)}"
+            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead. Adapters of PiSSA: "
+            f"{', '.join(found)}"
         )
 
 
@@ -127,7 +127,7 @@ def penalty(model: Module) -> Tensor:
     Raises:
         ValueError: if there are no adapters.
     """
-    layers = [layer for _, layer in adapters(model)]
+    layers = [layer for _, layer in adapted_layers(model)]
     parts = [_square(layer.adapters[name]) for layer in layers for name in layer.active]
     return sum(parts, Tensor(np.zeros((), layers[0].weight.dtype)))
 

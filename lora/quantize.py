@@ -22,6 +22,7 @@ from lora.attachment.targets import ALL_LINEAR, Patterns, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer
+from lora.progress import progress_bar
 from lora.variants.nf4 import NF4Linear
 from minigrad.data import check_positive
 from minigrad.diagnostics.tables import aligned, in_bytes
@@ -117,16 +118,16 @@ def quantize(
 
     Args:
         model: changed in place; nothing is, if there is an error.
-        targets: which layers, as in `LoRAConfig`.
+        targets: which layers, as in `LoRAConfig`; "all-linear" are those that are left.
         exclude: which of these to leave as they are, named in the same ways.
         block_size: how many numbers of a row share an absmax.
         double_quant: keep absmax in 8 bits.
         progress: show a progress bar if it takes long.
 
     Raises:
-        ValueError: if a target matches nothing or an Embedding, nothing is left to do, a layer has
-            an adapter, is trained whole by one, or has a weight that is held elsewhere too or holds
-            NaN or Inf, the block size is no positive integer, or the model is itself a single
+        ValueError: if a target matches nothing or an Embedding, a layer is in four bits already,
+            has an adapter, is trained whole by one, or has a weight that is held elsewhere too or
+            holds NaN or Inf, the block size is no positive integer, or the model is itself a single
             layer.
     """
     if isinstance(model, Linear):
@@ -149,7 +150,7 @@ def quantize(
     _check_not_trained_whole(model, linears)
     layers: dict[str, NF4Linear] = {}
     lines = []
-    for name in _with_bar(list(linears), progress):
+    for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
         try:
             layers[name] = NF4Linear.from_linear(linears[name], block_size, double_quant)
         except (TypeError, ValueError) as error:
@@ -177,6 +178,9 @@ def _found(
 ) -> dict[str, str]:
     """The names of the layers to replace, and by which target each was found."""
     linear = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
+    done = [name for name, module in modules.items() if isinstance(module, NF4Linear)]
+    if config.targets != ALL_LINEAR or not linear:
+        linear += done
     tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
     found = {target.name: target.pattern for target in select(config, linear, tables, groups)}
     adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
@@ -185,6 +189,9 @@ def _found(
             f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
             f"lora.detach(model) takes them off, or exclude these layers"
         )
+    again = [name for name in done if name in found]
+    if again:
+        raise ValueError(f"quantize: {', '.join(again)} are in four bits already; exclude them")
     embeddings = [name for name in found if isinstance(modules[name], Embedding)]
     if embeddings:
         raise ValueError(
@@ -216,12 +223,3 @@ def _error(matrix: NF4Matrix, weight: Any) -> float:
         size += float(np.sum(np.square(exact)))
         lost += float(np.sum(np.square(strip - exact)))
     return math.sqrt(lost / size) if size else 0.0
-
-
-def _with_bar(names: list[str], shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(
-        names, unit="layer", desc="quantize", leave=False, delay=1.0,
-        disable=None if shown else True,
-    )  # fmt: skip

@@ -23,6 +23,9 @@ class LoRAScaling(enum.Enum):
         known = ", ".join(each.value for each in cls)
         raise ValueError(f"scaling is one of {known}, not {value!r}")
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def scale(self, alpha: float, rank: int) -> float:
         """The factor for an alpha and a rank."""
         return alpha / self._divisor(rank)

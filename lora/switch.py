@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 from lora.attachment.record import (
     Attachment,
-    adapters,
+    adapted_layers,
     layers_in_place,
     record_of,
     required,
     restore_flags,
 )
 from lora.attachment.whole import Whole
+from lora.config import LoRAConfig
 from minigrad.nn import Module, Parameter
 
 _LOCK = threading.Lock()  # blocks of `disabled` are counted, which several threads may do at once
@@ -50,6 +51,15 @@ def active(model: Module) -> tuple[str, ...]:
         ValueError: if `attach` has put none on.
     """
     return required(model).active
+
+
+def adapters(model: Module) -> dict[str, LoRAConfig | None]:
+    """All adapters of a model by name, with what each was made by; None for one that was computed.
+
+    Raises:
+        ValueError: if `attach` has put none on.
+    """
+    return {name: attached.config for name, attached in required(model).adapters.items()}
 
 
 def check_switch(model: Module, record: Attachment, names: Sequence[str]) -> None:
@@ -116,7 +126,7 @@ def disabled(model: Module) -> Iterator[Module]:
         ValueError: if there are no adapters, or the model is a part of one, and holds what an
             adapter of the whole trains whole.
     """
-    layers = [layer for _, layer in adapters(model)]
+    layers = [layer for _, layer in adapted_layers(model)]
     record = record_of(model)
     if record is None:
         _check_originals(model)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+_INSTEAD = "layer.base_weight is the Tensor, and layer.merged_weight() one with the updates in it"
+
 STRIP = 1 << 18  # numbers that are in float64 at a time
 
 
@@ -44,10 +46,10 @@ class Weight(ABC):
     if not TYPE_CHECKING:  # a model may read layer.weight, which was a Tensor before
 
         def __getattr__(self, name):
-            raise AttributeError(
-                f"W as adapters see it has no {name}; layer.base_weight is the Tensor, and "
-                f"layer.merged_weight() one with the updates in it"
-            )
+            raise AttributeError(f"W as adapters see it has no {name}; {_INSTEAD}")
+
+        def __array__(self, *args, **options):
+            raise TypeError(f"W as adapters see it is no array; {_INSTEAD}")
 
     @abstractmethod
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
@@ -68,6 +70,9 @@ class Weight(ABC):
     @abstractmethod
     def kept_squares(self) -> Array:
         """The squares of the norms of the rows, kept for the next time."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape}, {self.dtype})"
 
     def dense(self) -> Array:
         """W in float64, whole."""

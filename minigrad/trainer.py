@@ -134,13 +134,15 @@ class Trainer:
             validation: features and target to judge the model by after each epoch.
 
         Raises:
-            ValueError: if the data are empty or of different lengths, or epochs is not positive.
+            ValueError: if the data are empty or of different lengths, epochs is not positive, or
+                nothing of what the optimiser has trains in the model (any more).
             FloatingPointError: if the loss is no longer finite; the weights are those before the
                 step.
         """
         check_positive("epochs", epochs)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
+        self._check_something_trains()
         steps = epochs * math.ceil(len(data[0]) / (self.batch_size * self.accumulation_steps))
         self._stopping = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
@@ -302,6 +304,15 @@ class Trainer:
                     f"ema has no average of {missing} parameters of the optimiser; make it of the "
                     f"same model, when all that is to be trained requires a gradient"
                 )
+
+    def _check_something_trains(self) -> None:
+        """Refuse to change nothing, as where the model was frozen since the optimiser was made."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if held.isdisjoint(map(id, self.model.trainable_parameters())):
+            raise ValueError(
+                "of the optimiser's parameters none is in the model and requires a gradient, so "
+                "nothing would train; make an optimiser with model.trainable_parameters()"
+            )
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         if not isinstance(data, (tuple, list)) or len(data) != 2:

@@ -111,6 +111,31 @@ def test_the_newest_adapter_is_the_active_one_and_begins_at_the_base(rng):
     }
 
 
+def test_adapters_weights_and_copies_print_what_they_are(rng):
+    net = Net(rng)
+    report = put(net, "a", rng, use_dora=True, dropout=0.5, modules_to_save=["norm"])
+    assert repr(net.up.adapters["a"]) == (
+        "Adapter(rank=2, alpha=16, scale=8, dropout=0.5, DoRA, d_in=4, d_out=6)"
+    )
+    assert repr(net.up.weight) == "Dense((6, 4), float64)"
+    assert repr(report.copies[0]) == "Copy(name='norm.weight', reason='modules_to_save')"
+
+
+def test_all_adapters_are_listed_with_what_they_were_made_by(rng):
+    net, *_ = two(rng)
+    lora.combine(net, ["a", "b"], [1, -1], "c")
+    made_by = lora.adapters(net)
+    assert list(made_by) == ["a", "b", "c"]
+    assert made_by["a"] == LoRAConfig(rank=2, targets=["embed", "up"])
+    assert made_by["c"] is None
+    made_by.clear()
+    lora.remove(net, "a")
+    assert list(lora.adapters(net)) == ["b", "c"]
+    lora.detach(net)
+    with pytest.raises(ValueError, match="has put no adapters on"):
+        lora.adapters(net)
+
+
 def test_switching_gives_the_output_of_each_to_the_bit(rng):
     net, base, with_a, with_b = two(rng)
     assert not np.array_equal(with_a, with_b)
@@ -368,7 +393,7 @@ def test_a_layer_of_which_nothing_is_merged_has_no_second_weight(rng):
         "up": True,
         "down": False,
     }
-    with pytest.raises(ValueError, match=r"names are empty; None stands for all"):
+    with pytest.raises(ValueError, match=r"adapters are empty; None stands for all"):
         lora.merge(net, [])
     assert net.up.merged
 
@@ -384,7 +409,9 @@ def test_what_is_not_merged_trains_on(rng):
     (net(X) ** 2).sum().backward()
     assert all(p.grad is not None for p in net.trainable_parameters())
     net.up.adapters["a"].lora_a.requires_grad_()
-    with pytest.raises(RuntimeError, match="no gradient would reach A and B"):
+    with pytest.raises(
+        RuntimeError, match="adapter 'a' is merged, so no gradient would reach its A"
+    ):
         net(X)
 
 
@@ -709,6 +736,23 @@ def test_a_model_that_reads_the_weight_of_an_adapted_layer_is_told_what_to_read(
         net(X)
     assert not hasattr(net.embed.weight, "data")
     copy.deepcopy(net)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        np.asarray,
+        np.linalg.norm,
+        minigrad.tensor,
+        lambda weight: weight @ np.ones(7),
+        lambda weight: np.ones((4, 7)) * weight,
+    ],
+)
+def test_a_weight_is_no_array_by_accident(rng, read):
+    net = Net(rng)
+    put(net, "a", rng, ["embed"])
+    with pytest.raises((TypeError, AttributeError), match=r"\.base_weight .*\.merged_weight\(\)"):
+        read(net.embed.weight)
 
 
 @pytest.mark.parametrize("target", ["embed", "head"])

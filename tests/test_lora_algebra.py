@@ -805,7 +805,7 @@ def test_nothing_that_differs_is_lost_without_a_word(rng):
     assert lost(bias="all") == ["table.weight"]
     assert lost(targets=["q", "table"], modules_to_save=["norm"]) == ["q.bias", "head.bias"]
     report = lora.extract(base, tuned, 1, targets=["q", "table"], bias="all")
-    assert report.whole == ("q.bias", "norm.bias", "head.bias")
+    assert [copy.name for copy in report.copies] == ["q.bias", "norm.bias", "head.bias"]
     assert np.array_equal(base.norm.bias.data, tuned.norm.bias.data)
     assert np.array_equal(base.q.bias.data, tuned.q.bias.data)
 
@@ -863,7 +863,7 @@ def test_what_is_tied_can_be_taken_over_whole(rng):
     for layer in (tuned.q, tuned.table):
         layer.weight.data = layer.weight.data + 1
     report = lora.extract(base, tuned, 1, targets=["q"], modules_to_save=["table", "head"])
-    assert report.whole == ("table.weight",)
+    assert [copy.name for copy in report.copies] == ["table.weight"]
     assert base.head.weight is base.table.weight
     np.testing.assert_allclose(base(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
 

@@ -1,5 +1,6 @@
 """Which layers a configuration means, with which ranks and alphas, and what it refuses."""
 
+import inspect
 import re
 
 import hypothesis
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import lora
-from lora import LoRAConfig, LoRALayer
+from lora import LoRAConfig, LoRALayer, LoRAScaling
 from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
 from minigrad.nn import Embedding, Linear, Module
@@ -175,12 +176,39 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"layers_pattern": 3}, TypeError, "layers_pattern are names, not 3"),
         ({"modules_to_save": "head"}, TypeError, r"\['head'\], not one string"),
         ({"dropout": "0.1"}, TypeError, "dropout"),
-        ({"ranks": 3}, TypeError, "ranks"),
+        (
+            {"ranks": 3},
+            TypeError,
+            r"no field 'ranks' \(did you mean 'rank'\?\); .* rank, ",
+        ),
+        ({"r": 8}, TypeError, r"no field 'r' \(here it is rank\)"),
+        ({"use_rslora": True}, TypeError, r"no field 'use_rslora' \(here it is scaling='rslora'\)"),
+        (
+            {"lora_alpha": 8, "target_modules": ["q"]},
+            TypeError,
+            r"fields 'lora_alpha' \(here it is alpha\), 'target_modules' \(here it is targets\);",
+        ),
+        ({"targets": ["q", "all-linear"]}, ValueError, "'all-linear' stands by itself"),
+        ({"exclude": ["all-linear"]}, ValueError, "'all-linear' stands by itself"),
     ],
 )
 def test_an_impossible_or_contradictory_field_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         LoRAConfig(**options)
+
+
+def test_a_configuration_prints_what_is_not_as_usual_and_can_be_read_back():
+    assert repr(LoRAConfig()) == "LoRAConfig()"
+    config = LoRAConfig(4, targets=["q"], scaling="rslora", rank_pattern={"q": 2}, use_dora=True)
+    assert repr(config) == (
+        "LoRAConfig(rank=4, targets=('q',), scaling=LoRAScaling.RSLORA, rank_pattern={'q': 2}, "
+        "use_dora=True)"
+    )
+    assert eval(repr(config), {"LoRAConfig": LoRAConfig, "LoRAScaling": LoRAScaling}) == config
+
+
+def test_a_signature_has_the_fields():
+    assert list(inspect.signature(LoRAConfig).parameters)[:3] == ["rank", "alpha", "targets"]
 
 
 def test_what_a_configuration_was_made_of_may_change():

@@ -370,7 +370,7 @@ def test_there_must_be_something_active_to_merge():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ["default", 3]}, r"names are those of adapters, as in \['a', 'b'\], not 3"),
+        ({"adapters": ["default", 3]}, r"adapters are names, as in \['a', 'b'\], not 3"),
         ({"limit": "0.1"}, "limit must be a number, not '0.1'"),
         ({"radius": "1"}, "radius must be a number, not '1'"),
         ({"radius": True}, "radius must be a number, not True"),
@@ -380,8 +380,8 @@ def test_there_must_be_something_active_to_merge():
         ({"dtypes": ()}, "no dtypes"),
         ({"radius": 0.0}, "radius"),
         ({"limit": -1.0}, "limit"),
-        ({"names": "other"}, "no adapter 'other'"),
-        ({"names": []}, "names are empty; None stands for all"),
+        ({"adapters": "other"}, "no adapter 'other'"),
+        ({"adapters": []}, "adapters are empty; None stands for all"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
@@ -402,3 +402,13 @@ def test_a_merged_adapter_can_be_merged_anew_after_a_change():
         merged = model(x).data.copy()
         lora.unmerge(model)
         np.testing.assert_allclose(model(x).data, merged, rtol=1e-4, atol=1e-5)
+
+
+def test_fold_names_the_layer_that_was_changed_since_it_was_merged():
+    model = net(np.random.default_rng(0))
+    lora.merge(model)
+    before = list(model.modules())
+    model.layers[1].lora_b = model.layers[1].lora_b.data + 1
+    with pytest.raises(RuntimeError, match=r"layers\.1: lora_b changed since merge\(\)"):
+        lora.fold(model)
+    assert list(model.modules()) == before

@@ -862,3 +862,39 @@ def test_loading_a_base_into_an_attached_model_survives_detach(rng):
     with lora.disabled(net):
         expected = net(x).data
     assert np.array_equal(lora.detach(net)(x).data, expected)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda model: lora.attach(model, LoRAConfig(rank=2), adapter="other"),
+        lambda model: lora.switch(model),
+        lora.detach,
+    ],
+)
+def test_a_trainer_whose_optimiser_can_change_nothing_of_the_model_says_so(after):
+    rng = np.random.default_rng(0)
+    model = MLP([3, 4, 2], rng=rng)
+    lora.attach(model, LoRAConfig(rank=2), rng=rng)
+    optimizer = Adam(model.trainable_parameters())
+    trainer = Trainer(model, optimizer, minigrad.mse, progress=False)
+    data = rng.standard_normal((8, 3)), rng.standard_normal((8, 2))
+    after(model)
+    with pytest.raises(
+        ValueError, match=r"nothing would train; .* model\.trainable_parameters\(\)"
+    ):
+        trainer.fit(data, epochs=1)
+    assert len(trainer.history.epochs) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"rank": 3}, r"rank 3 is larger than min\(d_out, d_in\) = 2"),
+        ({"rank_pattern": {"layers.1": 1}, "init": "orthogonal"}, "must be even, not 1"),
+    ],
+)
+def test_a_rank_that_does_not_suit_a_layer_says_how_to_go_on(options, fault):
+    advice = "; rank_pattern gives the layer another one, exclude leaves it out$"
+    with pytest.raises(ValueError, match=rf"^layers\.1: .*{fault}.*{advice}"):
+        lora.attach(MLP([3, 4, 2]), LoRAConfig(**{"rank": 2, **options}))

@@ -138,7 +138,7 @@ def test_b_makes_steps_that_are_the_ratio_larger(rng):
 
 def test_the_product_of_pissa_is_not_decayed(rng):
     net = made(rng, init="pissa")
-    with pytest.raises(ValueError, match=r"lora\.penalty.*'default' in table, 'default' in q"):
+    with pytest.raises(ValueError, match=r"lora\.penalty.*'default' of table, 'default' of q"):
         lora.param_groups(net, 0.1, weight_decay=0.1)
     assert lora.param_groups(net, 0.1, ratio=2)
     lora.attach(net, LoRAConfig(rank=1), adapter="plain")

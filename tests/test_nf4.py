@@ -577,6 +577,33 @@ def test_a_layer_in_evaluation_stays_there(model):
     assert (model.q.weight.block_size, model.q.weight.double_quant) == (16, False)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["q"], "q|v", ["v", "heads.0"]])
+def test_what_is_in_four_bits_already_is_refused_as_that(model, targets):
+    quantize(model, progress=False)
+    before = kinds(model)
+    with pytest.raises(ValueError, match=r"quantize: .*(q|v).* in four bits already"):
+        quantize(model, targets, progress=False)
+    assert kinds(model) == before
+
+
+def test_all_linear_layers_are_those_that_are_left(model):
+    quantize(model, ["q"], block_size=16, progress=False)
+    assert quantize(model, progress=False).names == ["v", "heads.0"]
+    assert model.q.weight.block_size == 16
+
+
+def test_the_report_of_adapters_counts_the_numbers_in_four_bits(model):
+    total = model.count_parameters()
+    quantize(model, exclude=["v"], progress=False)
+    report = lora.attach(model, lora.LoRAConfig(rank=2, targets=["q"]))
+    assert report.total == total + report.trainable
+    more = lora.attach(model, lora.LoRAConfig(rank=1, targets=["q", "v"]), adapter="more")
+    assert more.total == report.total + more.trainable
+    model.again = model.heads[0]  # which is in four bits, and counts once
+    last = lora.attach(model, lora.LoRAConfig(rank=1, targets=["v"]), adapter="last")
+    assert last.total == more.total + last.trainable
+
+
 def test_the_report_counts_bytes_and_errors(model):
     weights = {name: layer.weight.data.copy() for name, layer in (("q", model.q), ("v", model.v))}
     model.v.weight.copy_(np.zeros((16, 16)))

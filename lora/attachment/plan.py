@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from lora.attachment.whole import Copy, Whole
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer, check_rank_fits
+from lora.progress import progress_bar
+from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
@@ -32,6 +34,7 @@ class Plan:
         rng: where A and B are drawn from, when all has been checked.
         targets: the layers, where others than `config` says; A and B are then 0, for their values
             come from elsewhere, and so may ranks that are larger than any of B A.
+        progress: show a progress bar if it takes long.
 
     Attributes:
         config: what was asked for.
@@ -54,6 +57,7 @@ class Plan:
         config: LoRAConfig,
         rng: np.random.Generator | None,
         targets: Sequence[Target] | None = None,
+        progress: bool = False,
     ) -> None:
         self.config = config
         self.seed = seed_of(rng)
@@ -74,9 +78,10 @@ class Plan:
         _check_saved_by_others(record_of(model), self.new)
         adapted = {n for n, m in modules.items() if isinstance(m, AdaptedLayer)} | set(self.new)
         self.copies = _Copies(model, config, held, adapted, self.layers).made
-        self.updates = {
-            t.name: _update(self.layers[t.name], t, config, rng, drawn) for t in targets
-        }
+        listed: Iterable[Target] = targets
+        if drawn and config.init.startswith("pissa"):  # all else is fast
+            listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
+        self.updates = {t.name: _update(self.layers[t.name], t, config, rng, drawn) for t in listed}
         self.matches = [_match(self.layers[t.name], t, self.updates[t.name], held) for t in targets]
 
 
@@ -111,7 +116,10 @@ def _check_layer(target: Target, layer: AdaptedLayer, drawn: LoRAConfig | None) 
             check_rank_fits(target.rank, layer.d_out, layer.d_in)
             check_rank_of_init(drawn.init, target.rank)
     except ValueError as error:
-        raise ValueError(f"{target.name}: {error}") from error
+        raise ValueError(
+            f"{target.name}: {error}; rank_pattern gives the layer another one, exclude leaves it "
+            f"out"
+        ) from error
     if layer.weight.dtype.kind != "f":
         raise TypeError(f"{target.name}: the weight must be of floats, not {layer.weight.dtype}")
     if not layer.weight.is_finite():
@@ -146,7 +154,7 @@ def _update(
         layer.weight,
         target.rank,
         target.alpha,
-        scaling=config.scaling,
+        scaling=LoRAScaling(config.scaling),
         dropout=config.dropout,
         init=config.init,
         use_dora=config.use_dora,

@@ -137,7 +137,7 @@ def keep(model: Module, record: Attachment | None) -> None:
         setattr(model, _RECORD, record)
 
 
-def adapters(model: Module) -> list[tuple[str, AdaptedLayer]]:
+def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
     """The layers with adapters of a model, with their names.
 
     Raises:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora.attachment.whole import Copy
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of words as lines, with the columns below each other."""
-    widths = [max(len(word) for word in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+from minigrad.diagnostics.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,8 @@ class AttachReport:
         copies: the parameters that are trained whole.
         adapter: the name of the adapter.
         trainable: how many numbers train now.
-        total: how many numbers the model has, adapters and the originals of copies included.
+        total: how many numbers the model has; adapters, the originals of copies and weights in
+            four bits, which are no parameters, included.
     """
 
     matches: tuple[Match, ...]
@@ -61,8 +55,8 @@ class AttachReport:
         return [match.name for match in self.matches]
 
     def __repr__(self) -> str:
-        rows = [("layer", "matched by", "d_in -> d_out", "rank", "trains", "")]
-        rows += [
+        head = ("layer", "matched by", "d_in -> d_out", "rank", "trains", "")
+        rows = [
             (m.name, m.pattern, f"{m.d_in} -> {m.d_out}", str(m.rank), f"{m.added:,}", m.note)
             for m in self.matches
         ]
@@ -72,4 +66,4 @@ class AttachReport:
         ]
         share = 100 * self.trainable / self.total
         total = f"{self.trainable:,} of {self.total:,} numbers train ({share:.2f} %)"
-        return f"{table(rows)}\n{total}"
+        return "\n".join([*aligned(head, rows), total])

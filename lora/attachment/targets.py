@@ -61,6 +61,8 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
     names = tuple(patterns)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"{role} are names, not {names!r}")
+    if ALL_LINEAR in names and role in ("targets", "exclude"):
+        raise ValueError(f"{role}={ALL_LINEAR!r} stands by itself, not in a list of names")
     if "" in names:
         raise ValueError(f"{role} are names, and an empty one stands for nothing: {names!r}")
     return names

@@ -9,7 +9,7 @@ the state of a model has both, and fits only where the same adapters are active.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora.attachment.replacing import replace
 from minigrad.nn import Module, Parameter
@@ -42,8 +42,8 @@ class Copy:
 
     name: str
     reason: str
-    original: Parameter
-    own: Whole
+    original: Parameter = field(repr=False)
+    own: Whole = field(repr=False)
 
 
 def in_force(bias: Parameter | None) -> Tensor | None:

@@ -10,7 +10,7 @@ from typing import Any
 from lora.scaling import check_number
 from minigrad.diagnostics.tables import aligned, as_html
 
-FEW = 8  # layers, of which each has its lines in the table
+LISTED = 8  # layers at most of which each has its lines in the table
 
 _FIGURES = ("absorbed", "lost", "ulp", "bound")
 
@@ -154,7 +154,7 @@ class MergeCertificate:
 
     def _lines(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], Sequence[Row]]:
         """The head and the cells of the table, and the rows that these are of."""
-        if len(self.layers) <= FEW:
+        if len(self.layers) <= LISTED:
             cells = [(row.layer or "the layer", row.dtype, *row.figures) for row in self.rows]
             return ("layer", "stored in", *_FIGURES), cells, self.rows
         worst = [self.worst(dtype) for dtype in self.dtypes]

@@ -21,6 +21,7 @@ import numpy as np
 from lora.certificate.certificate import MergeCertificate, Row
 from lora.certificate.merging import Array, Merging, gamma, least_of, norms, upper
 from lora.certificate.storage import DTYPES, check_dtypes, computing_dtype, round_to, unit_of
+from lora.progress import progress_bar
 from lora.scaling import check_number
 
 
@@ -48,16 +49,14 @@ def certify(
         ValueError: if there are no layers, or two of one name, or no dtypes, or there is no such
             dtype, or the radius is not positive and finite, or rows of W or dW have a wrong shape.
     """
-    from tqdm.auto import tqdm
-
     parts = tuple(parts)
     chosen = check_dtypes(dtypes)
     _check(parts, radius)
     rows: list[Row] = []
-    with tqdm(
-        total=sum(math.prod(part.shape) for part in parts), unit="number", unit_scale=True,
-        desc="certifying the merge", leave=False, delay=1.0, disable=None if progress else True,
-    ) as bar:  # fmt: skip
+    numbers = sum(math.prod(part.shape) for part in parts)
+    with progress_bar(
+        what="certifying the merge", unit="number", shown=progress, total=numbers, unit_scale=True
+    ) as bar:
         for part in parts:
             tallies = [_Tally(part, dtype, float(radius)) for dtype in chosen]
             for strip in part.strips():

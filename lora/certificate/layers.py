@@ -11,11 +11,9 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
-from lora.certificate.merging import Array, Merging, gamma, least_of, norms, upper
+from lora.certificate.merging import BESIDES, Array, Merging, gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
 from lora.weight import Weight
-
-_FEW = 8  # roundings for each adapter besides those of its sums
 
 
 def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> Merging:
@@ -147,7 +145,7 @@ def _with_dora(plain: Merging, weight: Weight, adapters: Sequence[Adapter]) -> M
         largest = max(largest, float(ratio.max()))
     d_in = weight.shape[1]
     rank = sum(part._data.shape[0] for adapter in adapters for part in adapter.factors()[:1])
-    roundings = d_in + rank + _FEW * (len(adapters) + 1)
+    roundings = d_in + rank + BESIDES * (len(adapters) + 1)
     spread = upper(np.maximum(total - size, 0.0), d_in + rank)
     if plain.one_hot:  # no element of a column is larger than the norms of its rows
         spread = np.full(plain.shape[0], float(spread.max()))

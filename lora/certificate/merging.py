@@ -26,9 +26,9 @@ from minigrad import kernels
 Array = NDArray[Any]
 Rows = Callable[[slice], Array]
 
-# Of a term besides those of its sums: of s and of the product with it, or with B if there are
-# several adapters; of a quantised W two; of the bias, and of adding up.
-_FEW = 8
+# Roundings of a term besides those of its sums: of s and of the product with it, or with B if there
+# are several adapters; of a quantised W two; of the bias, and of adding up.
+BESIDES = 8
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Merging:
             update=update,
             update_error=gamma(rank + 2, wide) * spread + lost,
             spread=spread,
-            roundings=(0 if one_hot else d_in) + rank + _FEW,
+            roundings=(0 if one_hot else d_in) + rank + BESIDES,
             underflows=upper(rank + after, rank),
             peak=peak if s <= float(np.finfo(own).max) else math.inf,
             bias=bias,

@@ -14,8 +14,8 @@ from lora.disk.fitting import fit
 from lora.factors import singular_values
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.files.matching import rank_of, targeted
-from lora.files.progress import with_bar
 from lora.files.writing import FLOATS
+from lora.progress import progress_bar
 from minigrad.io import open_tensors
 
 _SAME = 1e-12  # relative, of scales: rounding
@@ -97,7 +97,9 @@ def check_adapter(
         return Findings(path, (Finding("wrong", "files", str(error)),), 0, False)
     with files:
         found = list(_of_keys(files))
-        for layer in with_bar(files.layers.values(), "verify", progress):
+        for layer in progress_bar(
+            files.layers.values(), what="verify", unit="layer", shown=progress
+        ):
             found += _of_layer(files, layer)
         found += _of_wholes(files)
         if base is not None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.attachment.report import table
 from lora.attachment.targets import near
 from lora.config import Bias
 from lora.disk.stored import StoredWeight
@@ -22,9 +21,10 @@ from lora.files.describing import Update, tensors_of
 from lora.files.facts import Facts, LayerFacts, version
 from lora.files.fingerprint import fingerprint_of_rows
 from lora.files.matching import exact, saved_whole, whole_name
-from lora.files.progress import with_bar
 from lora.files.writing import FLOATS, check_dtype, write_folder
+from lora.progress import progress_bar
 from lora.scaling import LoRAScaling, check_size
+from minigrad.diagnostics.tables import aligned
 from minigrad.io import TensorSet, open_tensors
 
 Array = NDArray[Any]
@@ -52,8 +52,8 @@ class ExtractedFiles:
     lost: tuple[str, ...]
 
     def __repr__(self) -> str:
-        rows = [("layer", "kind", "rank", "error", "relative", "energy")]
-        rows += [
+        head = ("layer", "kind", "rank", "error", "relative", "energy")
+        rows = [
             (
                 row.name,
                 "embedding" if row.name in self.embeddings else "linear",
@@ -66,7 +66,7 @@ class ExtractedFiles:
         ]
         rows += [(name, "whole", "", "", "", "") for name in self.whole]
         rows += [(name, "LOST", "", "", "", "") for name in self.lost]
-        return table(rows)
+        return "\n".join(aligned(head, rows, left=2))
 
 
 def extract_files(
@@ -119,7 +119,7 @@ def extract_files(
         _check_alike(before, after, modules_to_save)
         differing = [
             name
-            for name in with_bar(list(before), "compare", progress)
+            for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress)
             if name in after and not _is_same(before, after, name)
         ]
         layers = _layers(before, differing, targets, exclude)
@@ -128,7 +128,7 @@ def extract_files(
         _check_lost(lost, lossy)
         tables = [name for name in layers if _matches(name.rpartition(".")[2], embeddings)]
         updates, rows, facts = {}, [], {}
-        for name in with_bar(layers, "extract", progress):
+        for name in progress_bar(layers, what="extract", unit="layer", shown=progress):
             is_table = name in tables
             is_transposed = is_table or fan_in_fan_out
             old = StoredWeight(before, f"{name}.weight", is_transposed)

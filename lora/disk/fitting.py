@@ -10,8 +10,8 @@ import numpy as np
 from lora.disk.stored import StoredWeight
 from lora.files.fingerprint import fingerprint_of_rows
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from lora.files.progress import with_bar
 from lora.files.writing import FLOATS
+from lora.progress import progress_bar
 from minigrad.io import TensorSet
 
 
@@ -151,7 +151,7 @@ def _other_bases(
         for name, weight in weights.items()
         if (facts := files.facts.layers.get(name)) and facts.base and facts.stored == "dense"
     ]
-    for weight, right in with_bar(known, "hash of the base", progress):
+    for weight, right in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
         found = fingerprint_of_rows(*weight.stored_rows())
         if found != right:
             yield (

@@ -22,6 +22,7 @@ from lora.disk.fitting import Fit, fit
 from lora.disk.stored import StoredWeight, adapter_of
 from lora.files.folder import AdapterFolder
 from lora.files.writing import FLOATS
+from lora.progress import progress_bar
 from lora.weight import STRIP
 from minigrad.diagnostics.tables import in_bytes
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
@@ -174,13 +175,10 @@ class _Merge:
 
     def write(self, writers: Mapping[str, TensorWriter], progress: bool) -> None:
         """Write all tensors."""
-        from tqdm.auto import tqdm
-
-        with tqdm(
-            total=sum(self._tensors.info(name).nbytes for name in self._tensors), unit="B",
-            unit_scale=True, desc="merge", leave=False, delay=1.0,
-            disable=None if progress else True,
-        ) as bar:  # fmt: skip
+        total = sum(self._tensors.info(name).nbytes for name in self._tensors)
+        with progress_bar(
+            what="merge", unit="B", shown=progress, total=total, unit_scale=True
+        ) as bar:
             for name in [*self._tensors, *self._found.added]:
                 for first, part in self._parts(name):
                     _check_range(name, part, self._dtype)

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.attachment.report import table
 from lora.factors import singular_values
 from lora.files.config import PeftConfig
 from lora.files.facts import Facts
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from minigrad.diagnostics.tables import in_bytes
+from minigrad.diagnostics.tables import aligned, in_bytes
 
 Array = NDArray[Any]
 
@@ -103,7 +102,7 @@ class Summary:
             for layer in self.layers
         ]
         whole = [f"whole: {name} {shape}" for name, shape in self.whole.items()]
-        return "\n".join([table([head, *rows]), *whole, *self._facts()])
+        return "\n".join([*aligned(head, rows, left=3), *whole, *self._facts()])
 
     def _facts(self) -> list[str]:
         """Lines about all of it."""

@@ -13,8 +13,8 @@ from lora.embedding import LoRAEmbedding
 from lora.files.fingerprint import fingerprint_of
 from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
 from lora.files.matching import scale_of
-from lora.files.progress import with_bar
 from lora.files.writing import FLOATS
+from lora.progress import progress_bar
 from minigrad.nn import Module, Parameter
 
 Array = NDArray[Any]
@@ -97,7 +97,7 @@ def scale_problems(files: AdapterFolder, plan: Plan) -> Iterator[str]:
 def base_problems(files: AdapterFolder, plan: Plan, progress: bool) -> Iterator[str]:
     """Layers whose matrices are not those that the file says."""
     known = [(n, facts) for n, facts in files.facts.layers.items() if n in plan.layers]
-    for name, facts in with_bar(known, "hash of the base", progress):
+    for name, facts in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
         if facts.base is None:
             continue
         found = fingerprint_of(plan.layers[name])

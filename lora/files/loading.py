@@ -40,7 +40,7 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
-from lora.files.progress import with_bar
+from lora.progress import progress_bar
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
 
@@ -112,7 +112,9 @@ def _plan(
     for key, parameter in places.items():
         parameter.data = values[key]
     plan.seed = files.facts.seed
-    for name, update in with_bar(plan.updates.items(), "load", progress):
+    for name, update in progress_bar(
+        plan.updates.items(), what="load", unit="layer", shown=progress
+    ):
         _settle(update, files, name, plan)
     return plan
 

@@ -12,8 +12,8 @@ from lora.attachment.record import Attached, layers_in_place, required
 from lora.files.describing import Update, configuration_of, tensors_of, updates_of, wholes_of
 from lora.files.facts import Facts, LayerFacts, version
 from lora.files.fingerprint import fingerprint_of
-from lora.files.progress import with_bar
 from lora.files.writing import check_tensors, write_folder
+from lora.progress import progress_bar
 from lora.weight import Dense
 from minigrad.nn import Module
 
@@ -77,7 +77,9 @@ def _facts(
             "dense" if isinstance(layer.weight, Dense) else "nf4",
             float(updates[name].dropout) if mixed else None,
         )
-        for name, layer in with_bar(layers.items(), "hash of the base", progress)
+        for name, layer in progress_bar(
+            layers.items(), what="hash of the base", unit="layer", shown=progress
+        )
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     return Facts(found, version(), attached.seed if seed is None else seed, gradient)

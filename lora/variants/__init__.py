@@ -1,1 +1,4 @@
-"""The choices that LoRA leaves open: how an update begins, and what else is done with it."""
+"""The choices that LoRA leaves open.
+
+How an update begins (inits), what form it has (dora), and how the base is stored (nf4).
+"""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from minigrad.diagnostics.tables import aligned, as_html
 
 Verdict = Literal["holds", "fails", "cannot tell"]
 
@@ -114,18 +115,7 @@ class VerifyReport:
         return rows
 
     def __repr__(self) -> str:
-        rows = [_COLUMNS, *self.rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([self.sentence, *lines])
+        return "\n".join([self.sentence, *aligned(_COLUMNS, self.rows)])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self.rows
-        )
-        return f"<p>{html.escape(self.sentence)}</p><table><tr>{head}</tr>{body}</table>"
+        return as_html(self.sentence, _COLUMNS, self.rows)

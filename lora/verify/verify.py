@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from lora.adapted import AdaptedLayer
-from lora.attachment.record import adapters
+from lora.attachment.record import adapted_layers
 from lora.attachment.whole import Whole
 from lora.layer import LoRALayer
 from lora.verify import identities
@@ -55,7 +55,7 @@ _AS_IT_IS: dict[str, Identity] = {
 }
 
 
-def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
+def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     """Check LoRA's exact identities on a layer, or on each `LoRALayer` of a model.
 
     The loss is computed once, on a copy, to see what each layer is called on, X, and what gradient
@@ -83,26 +83,26 @@ def verify(layer: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     one of the checks is passed on, with a note that says which.
 
     Args:
-        layer: a LoRALayer, or a model with some.
+        model: with adapters, or a LoRALayer.
         loss_fn: called in one of these ways: `loss_fn(model, batch)`; `loss_fn(model(x), y)` for a
             batch `(x, y)`, if it is a loss of the library or cannot take a model; or
             `loss_fn(model(batch))` if it takes one argument. It must use the model it is handed.
         batch: what the loss is computed on.
 
     Raises:
-        TypeError: if `layer` is no Module, the loss is no Tensor of floats with one element, or an
-            adapter returns no Tensor.
-        ValueError: if there are no adapters, or one returns another shape than `(..., d_out)`.
+        TypeError: if `model` is no Module, the loss is no Tensor of floats with one element, or a
+            layer returns no Tensor.
+        ValueError: if there are no adapters, or a layer returns another shape than `(..., d_out)`.
         RuntimeError: if the model holds the result of an op, and so cannot be copied.
     """
-    if not isinstance(layer, Module):
-        raise TypeError(f"verify takes a LoRALayer or a model with some, not {layer!r:.60}")
+    if not isinstance(model, Module):
+        raise TypeError(f"verify takes a LoRALayer or a model with some, not {model!r:.60}")
     draws = Draws()
     checks: list[Check] = []
-    uses = _uses(layer, loss_fn, batch, draws)
-    for name, adapter in adapters(layer):
-        if _is_plain(adapter):
-            checks += _checks(name, adapter, uses[name], draws)
+    uses = _uses(model, loss_fn, batch, draws)
+    for name, layer in adapted_layers(model):
+        if _is_plain(layer):
+            checks += _checks(name, layer, uses[name], draws)
         else:
             checks.append(Check(name, "all", "any", 0.0, 0.0, "cannot tell", _NOT_PLAIN))
     return VerifyReport(tuple(checks))
@@ -120,19 +120,19 @@ def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
 
 
 def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, list[Use]]:
-    """What each adapter is called on, and the gradient that arrives at its output."""
-    adapters(model)
+    """What each layer is called on, and the gradient that arrives at its output."""
+    adapted_layers(model)
     copied = copy.deepcopy(model)
-    found = adapters(copied)
+    found = adapted_layers(copied)
     calls: dict[str, list[tuple[Array, Tensor]]] = {name: [] for name, _ in found}
-    for name, adapter in found:
-        adapter.unmerge()
-        adapter.enabled = True
-        if not _is_plain(adapter):
+    for name, layer in found:
+        layer.unmerge()
+        layer.enabled = True
+        if not _is_plain(layer):
             continue
-        adapter.lora_a.requires_grad_()
-        adapter.lora_b.requires_grad_()
-        vars(adapter)["forward"] = _noting(name, adapter, calls[name])
+        layer.lora_a.requires_grad_()
+        layer.lora_b.requires_grad_()
+        vars(layer)["forward"] = _noting(name, layer, calls[name])
     # What is not finite is told by the checks, not by warnings.
     with enable_grad(), draws.put_back(), np.errstate(all="ignore"):
         loss = loss_of(copied, loss_fn, batch)

@@ -23,8 +23,14 @@ def _scaled(count: float, base: int, units: Sequence[str]) -> str:
     return f"{count / base**power:{'.4g' if power else '.0f'}} {units[power]}"
 
 
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """The lines of a table: its first `left` columns begin at the left, the others end right."""
+def aligned(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: int | None = None
+) -> list[str]:
+    """The lines of a table: its first `left` columns begin at the left, the others end right.
+
+    None stands for all columns.
+    """
+    left = len(head) if left is None else left
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     return [
         "  ".join(

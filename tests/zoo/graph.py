@@ -35,7 +35,7 @@ def adapted(a: Tensor) -> Tensor:
     x, w, b = (np.random.default_rng(i).standard_normal(s) for i, s in enumerate(SHAPES))
     layer = lora.LoRALayer(w, 3, 4, rank=2, alpha=3)
     layer.lora_b = b
-    vars(layer)["lora_a"] = a
+    vars(layer.adapter)["lora_a"] = a
     return layer(x)  # type: ignore[no-any-return]
 
 
@@ -141,10 +141,10 @@ MUTANTS: list[Mutant] = [
         "cut graph",
         partial(
             edited,
-            lora.LoRALayer.forward,
+            lora.Adapter.factors,
             (
-                "weight, self.lora_a, self.lora_b, bias",
-                "weight, self.lora_a.detach(), self.lora_b.detach(), bias",
+                "return self.lora_a, self.lora_b",
+                "return self.lora_a.detach(), self.lora_b.detach()",
             ),
         ),
         adapted,
