@@ -192,7 +192,8 @@ class MiniLM(Module):
 
     def forward(self, ids: Ids, mask: Mask) -> Tensor:
         """The mean over a text's tokens, divided by its length: `(batch, 384)`."""
-        counts = mask.sum(axis=1)
-        of_text = np.repeat(np.arange(len(mask)), counts) == np.arange(len(mask))[:, None]
-        mean = (of_text / counts[:, None]).astype(np.float32) @ self.tokens(ids, mask)
+        tokens = self.tokens(ids, mask)
+        text, counts = np.nonzero(mask)[0], mask.sum(axis=1, keepdims=True)
+        shares = (text == np.arange(len(mask))[:, None]) / counts  # (batch, tokens)
+        mean = shares.astype(tokens.dtype) @ tokens
         return mean * mg.rsqrt((mean * mean).sum(-1, keepdims=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,61 +13,62 @@ from numpy.typing import NDArray
 # Dark and light, so that a grey copy says the same; found and missed differ in line and marker too.
 FOUND, MISSED = "#0B4F8A", "#E69F00"
 LINES = [("0.55", ":"), ("#E69F00", "--"), ("#0B4F8A", "-")]
-SHOWN, NAMED = 40, 6
+SHOWN = 30
 DEPTH = 50  # of the ranks
 
 Vectors = NDArray[np.float32]
+Ranks = NDArray[np.int64]
 
 
 def draw(
-    vectors: Mapping[str, tuple[Vectors, Vectors]],
-    ranks: Mapping[str, NDArray[np.int64]],
-    heads: Sequence[str],
-    out: str | Path,
+    vectors: Mapping[str, tuple[Vectors, Vectors]], ranks: Mapping[str, Ranks], out: str | Path
 ) -> None:
     """Save the picture.
 
     Args:
         vectors: of sentences and of heads, by way of searching; a map is drawn of each.
         ranks: of the right heads, by way of searching; a curve is drawn of each.
-        heads: in words.
         out: the file.
     """
-    figure = Figure(figsize=(15, 5.4), layout="constrained")
+    figure = Figure(figsize=(15, 5.6), layout="constrained")
     *maps, curves = figure.subplots(1, len(vectors) + 1)
-    chosen = np.random.default_rng(1).choice(len(heads), min(SHOWN, len(heads)), replace=False)
-    for axes, (way, (sentences, others)) in zip(maps, vectors.items(), strict=True):
-        draw_map(axes, sentences[chosen], others[chosen], ranks[way][chosen] == 1)
+    count = len(next(iter(ranks.values())))
+    chosen = np.random.default_rng(0).choice(count, min(SHOWN, count), replace=False)
+    shown = {way: np.stack([x[chosen] for x in both]) for way, both in vectors.items()}
+    places = plane(np.stack(list(shown.values())))  # (ways, 2, n, 2)
+    for axes, way, points in zip(maps, vectors, places, strict=True):
+        draw_map(axes, points, ranks[way][chosen] == 1)
         axes.set_title(f"{way}: {(ranks[way][chosen] == 1).sum()} of these {len(chosen)} found")
-    draw_curves(curves, ranks, len(heads))
+    figure.legend(*maps[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
+    draw_curves(curves, ranks, count)
     figure.savefig(out, dpi=120)
 
 
-def draw_map(axes: Axes, sentences: Vectors, heads: Vectors, found: NDArray[np.bool_]) -> None:
-    """Both kinds of vectors in the plane of their largest differences, each pair joined."""
-    points = plane(np.concatenate([sentences, heads]))
-    pairs = np.stack(np.split(points, 2), axis=1)  # (n, 2, 2)
-    for (a, b), hit in zip(pairs, found, strict=True):
-        style, color = ("-", FOUND) if hit else (":", MISSED)
-        axes.plot(*zip(a, b, strict=True), style, color=color, linewidth=1.6, zorder=1)
-    axes.plot(*pairs[:, 0].T, "o", color="black", markersize=6, label="a docstring's sentence")
-    axes.plot(
-        *pairs[:, 1].T, "s", color="white", markeredgecolor="black", markersize=6,
-        label="the function's head",
-    )  # fmt: skip
+def draw_map(axes: Axes, points: NDArray[np.floating], found: NDArray[np.bool_]) -> None:
+    """Sentences `points[0]` and heads `points[1]`, and a line between what belongs together."""
+    for style, color, some, label in (
+        ("-", FOUND, found, "a pair whose head comes first"),
+        (":", MISSED, ~found, "a pair whose head does not"),
+    ):
+        axes.plot(*points[:, some].T.swapaxes(1, 2), style, color=color, linewidth=1.8)
+        axes.plot([], [], style, color=color, linewidth=1.8, label=label)
+    style = {"markeredgecolor": "black", "markersize": 7, "linestyle": ""}
+    axes.plot(*points[0].T, marker="o", color="black", label="a docstring's sentence", **style)
+    axes.plot(*points[1].T, marker="s", color="white", label="a function's head", **style)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
-    axes.legend(loc="lower left", frameon=False)
 
 
 def plane(vectors: Vectors) -> NDArray[np.floating]:
-    """The first two principal components: `(n, d)` to `(n, 2)`."""
-    centred = vectors - vectors.mean(axis=0)
-    return centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    """The first two principal components of all together: `(..., d)` to `(..., 2)`."""
+    rows = vectors.reshape(-1, vectors.shape[-1])
+    centred = vectors - rows.mean(axis=0)
+    directions = np.linalg.svd(centred.reshape(rows.shape), full_matrices=False)[2]
+    return centred @ directions[:2].T  # type: ignore[no-any-return]
 
 
-def draw_curves(axes: Axes, ranks: Mapping[str, NDArray[np.int64]], count: int) -> None:
+def draw_curves(axes: Axes, ranks: Mapping[str, Ranks], count: int) -> None:
     """The share of sentences whose function is among the first k, for each k."""
     places = np.arange(1, DEPTH + 1)
     for (way, values), (color, line) in zip(ranks.items(), LINES, strict=True):
