@@ -1,7 +1,7 @@
 """What is measured, by theme. Each module has its `WORKLOADS`, by name."""
 
 from tests.benchmarks.workload import Workload
-from tests.benchmarks.workloads import engine, lora, matmul, neural, optim, process, roof
+from tests.benchmarks.workloads import engine, lora, matmul, minilm, neural, optim, process, roof
 
 WORKLOADS: dict[str, Workload] = {
     **roof.WORKLOADS,
@@ -9,6 +9,7 @@ WORKLOADS: dict[str, Workload] = {
     **neural.WORKLOADS,
     **optim.WORKLOADS,
     **lora.WORKLOADS,
+    **minilm.WORKLOADS,
     **engine.WORKLOADS,
     **process.WORKLOADS,
 }
