@@ -1,8 +1,6 @@
 """MiniLM: the reference's vectors, weights by name, adapters under PEFT's names, the search."""
 
-import ast
 import json
-import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -220,8 +218,6 @@ def test_the_library_has_pairs_and_nothing_of_a_package_is_on_both_sides():
     assert "textwrap" in known
     assert "calendar" in held_out
     assert 0.1 < np.mean([pair.held_out for pair in every]) < 0.4
-    source = Path(sysconfig.get_path("stdlib"), "fnmatch.py").read_bytes()
-    assert ast.get_docstring(ast.parse(source).body[-1])
     assert ("Test whether FILENAME matches PATTERN, including case.", "fnmatchcase(name, pat)") in [
         pair[:2] for pair in every
     ]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tqdm.auto import tqdm
 
 from examples.minilm.encoder import Ids, Mask, MiniLM, Sizes
 from minigrad import no_grad
@@ -104,7 +105,7 @@ class Texts:
         order = np.argsort([len(text) for text in texts], kind="stable")
         vectors = np.empty((len(texts), model.width), np.float32)
         with no_grad():
-            for start in range(0, len(texts), batch):
+            for start in tqdm(range(0, len(texts), batch), "reading", leave=False, unit="batch"):
                 some = order[start : start + batch]
                 vectors[some] = model(*self.encode([texts[i] for i in some])).numpy()
         return vectors

@@ -58,14 +58,12 @@ class Result:
         held_out: the pairs that were tested on.
         ranks: of the right heads, by way of searching.
         vectors: of the sentences and of the heads, before and after.
-        losses: of each step.
         model: with its adapter.
     """
 
     held_out: list[Pair]
     ranks: dict[str, Ranks]
     vectors: dict[str, tuple[Vectors, Vectors]]
-    losses: list[float]
     model: MiniLM
 
     def first(self, way: str) -> float:
@@ -88,12 +86,12 @@ def main(quick: bool = False, out: str | Path = "minilm.png") -> Result:
 
     vectors = {BEFORE: embedded(model, texts, held_out)}
     lora.attach(model, lora.LoRAConfig(rank=plan.rank, targets=ADAPTED), rng=rng)
-    losses = train(model, texts, known, plan, rng)
+    train(model, texts, known, plan, rng)
     vectors[AFTER] = embedded(model, texts, held_out)
 
     ranks = {LETTERS: ranks_of(by_letters(known, held_out))}
     ranks |= {way: ranks_of(a @ b.T) for way, (a, b) in vectors.items()}
-    result = Result(held_out, ranks, vectors, losses, model)
+    result = Result(held_out, ranks, vectors, model)
     report(result, known, plan)
     draw(result.vectors, result.ranks, out)
     assert result.mrr(AFTER) > result.mrr(BEFORE) + (0.01 if quick else 0.03)
@@ -116,10 +114,9 @@ def contrast(sentences: Tensor, heads: Tensor) -> Tensor:
 
 def train(
     model: MiniLM, texts: Texts, known: Sequence[Pair], plan: Plan, rng: np.random.Generator
-) -> list[float]:
-    """Adam at a rate that rises at first, then falls to 0; returns the loss of each step."""
+) -> None:
+    """Adam at a rate that rises at first, then falls to 0."""
     optimizer = Adam(model.trainable_parameters(), lr=plan.lr)
-    losses = []
     with tqdm(range(plan.steps), desc="fine-tuning", unit="step", leave=False) as bar:
         for step in bar:
             rise, fall = 10 * (step + 1) / plan.steps, 1 - step / plan.steps
@@ -131,9 +128,7 @@ def train(
             loss = contrast(sentences, heads)
             loss.backward()
             optimizer.step()
-            losses.append(loss.item())
-            bar.set_postfix_str(f"{losses[-1]:.2f} nats", refresh=False)
-    return losses
+            bar.set_postfix_str(f"{loss.item():.2f} nats", refresh=False)
 
 
 def by_letters(known: Sequence[Pair], some: Sequence[Pair]) -> NDArray[np.float64]:
