@@ -96,9 +96,15 @@ def attention_gradients(
 
 
 def _four(x: Array, leading: tuple[int, ...]) -> Array:
-    """A view with two leading axes."""
+    """With two leading axes, and vectors of adjacent numbers, as the loops want them."""
+    x = _adjacent(x)
     x = np.broadcast_to(x, (*leading, *x.shape[-2:])) if x.shape[:-2] != leading else x
     return x if x.ndim == 4 else x[(None,) * (4 - x.ndim)]
+
+
+def _adjacent(x: Array) -> Array:
+    """An array whose last axis takes one step from number to number: x itself, or a copy."""
+    return x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
 
 
 def _like(x: Array, size: int) -> Array:
@@ -111,10 +117,16 @@ def _like(x: Array, size: int) -> Array:
 def _masks(
     allowed: Array | None, added: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> tuple[Array, Array]:
-    first = _ANY if allowed is None else _four(np.broadcast_to(allowed, shape), shape[:-2])
+    first = _ANY if allowed is None else _mask(allowed, shape)
     if added is None:
         return first, _NO_SCORES[dtype]
-    return first, _four(np.broadcast_to(added.astype(dtype, copy=False), shape), shape[:-2])
+    return first, _mask(added.astype(dtype, copy=False), shape)
+
+
+def _mask(x: Array, shape: tuple[int, ...]) -> Array:
+    """A mask of the scores' shape; where one number stands for all keys, only these are copied."""
+    x = _adjacent(np.broadcast_to(x, (*x.shape[:-1], shape[-1])))
+    return _four(np.broadcast_to(x, shape), shape[:-2])
 
 
 # The twins: the references, and what runs where nothing is compiled

@@ -30,6 +30,7 @@ import numpy as np
 from minigrad.kernels.jit import jit
 from minigrad.kernels.micro import CACHE_LINE, tile_strided
 from minigrad.kernels.pack import Blocks, Matrix, pack_columns
+from minigrad.kernels.places import elements
 from minigrad.kernels.products import blocks_of
 from minigrad.kernels.scores import (
     Mask,
@@ -54,6 +55,12 @@ def _matrix(x: Any, b: int, h: int, row: int) -> Matrix:
     """The matrix of head h of sequence b, from a row on."""
     at = address_of(x) + b * x.strides[0] + h * x.strides[1] + row * x.strides[2]
     return Matrix(at, x.strides[2], x.strides[3])
+
+
+@jit(inline="always")
+def _vector(x: Any, b: int, h: int, i: int) -> Any:
+    """x[b, h, i], of which the compiler knows that its numbers are adjacent."""
+    return elements(_matrix(x, b, h, i).at, 0, x.shape[3], x)
 
 
 @jit()
@@ -172,7 +179,7 @@ def _forward(
                 nothing = nothing_allowed(mask, b, h, i + r, keys)
                 share = number(0 if nothing else np.nan)
                 lse[b, h, i + r] = 0 if nothing else np.nan
-            target = out[b, h, i + r]
+            target = _vector(out, b, h, i + r)
             for c in range(d_v):
                 target[c] = sums[r, c] * share
     keep_alive(columns)
@@ -200,19 +207,35 @@ def backward_loop(
             _backward(g, q, k, v, mask, scale, sizes, b, h, out, lse, dq, dk, dv, ds)
 
 
-@jit(fastmath={"reassoc", "contract"})
-def _dot(x: Any, y: Any) -> Any:
-    total = x.dtype.type(0)
-    for n in range(x.size):
-        total += x[n] * y[n]
-    return total
+@jit(fastmath={"contract"})
+def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
+    """The products of rows of g with those of `out`.
+
+    Each is summed from the first number to the last, as the tile does it: where a query has one
+    key only, the difference from its slope is then 0. Four at once, since a sum waits for itself.
+    """
+    last = means.size - 1
+    for i in range(0, means.size, 4):
+        rows = i, min(i + 1, last), min(i + 2, last), min(i + 3, last)
+        x0, y0 = _vector(g, b, h, rows[0]), _vector(out, b, h, rows[0])
+        x1, y1 = _vector(g, b, h, rows[1]), _vector(out, b, h, rows[1])
+        x2, y2 = _vector(g, b, h, rows[2]), _vector(out, b, h, rows[2])
+        x3, y3 = _vector(g, b, h, rows[3]), _vector(out, b, h, rows[3])
+        zero = g.dtype.type(0)
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        for n in range(x0.size):
+            s0 += x0[n] * y0[n]
+            s1 += x1[n] * y1[n]
+            s2 += x2[n] * y2[n]
+            s3 += x3[n] * y3[n]
+        means[rows[3]], means[rows[2]], means[rows[1]], means[i] = s3, s2, s1, s0
 
 
 @jit()
 def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, target: Any) -> None:
     """target[b, h, start + r] = scale source[r], of as many columns as the target has."""
     for r in range(rows):
-        x, y = source[r], target[b, h, start + r]
+        x, y = source[r], _vector(target, b, h, start + r)
         for c in range(y.size):
             y[c] = x[c] * scale
 
@@ -230,8 +253,7 @@ def _backward(
     wide, high = min(NARROW, _panels(t, keys)) * t.NR, min(STRIPS * t.MR, queries)
 
     mean = np.empty(queries, q.dtype)
-    for i in range(queries):
-        mean[i] = _dot(g[b, h, i], out[b, h, i])
+    _means(g, out, b, h, mean)
     q_rows = _room(queries * width // t.NR, t.NR, q)
     g_rows = _room(queries * width_v // t.NR, t.NR, q)
     _pack(t, _matrix(q, b, h, 0), queries, d, q_rows)

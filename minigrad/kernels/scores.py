@@ -18,7 +18,8 @@ from numba import types
 from minigrad.kernels import maths
 from minigrad.kernels.jit import intrinsic, jit
 from minigrad.kernels.micro import NV
-from minigrad.kernels.vector import ADDRESS, I32, Emitter
+from minigrad.kernels.places import elements
+from minigrad.kernels.vector import ADDRESS, I32, Emitter, address_of
 
 
 def _exp(x: Any) -> Any:
@@ -41,6 +42,13 @@ class Mask(NamedTuple):
     added: Any  # floats
 
 
+@jit(inline="always")
+def _stretch(x: Any, b: int, h: int, i: int, j: int, size: int) -> Any:
+    """x[b, h, i, j : j + size], of which the compiler knows that they are adjacent."""
+    at = address_of(x) + b * x.strides[0] + h * x.strides[1] + i * x.strides[2]
+    return elements(at, j, size, x)
+
+
 @jit()
 def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, keys: int) -> Any:
     """Apply scale and mask to the scores of query i with the keys from j on; -inf for none.
@@ -53,14 +61,13 @@ def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, ke
             row[n] *= scale
         scale = number(1)
     if mask.added.size:
-        added = mask.added[b, h, i, j : j + keys]
+        added = _stretch(mask.added, b, h, i, j, keys)
         for n in range(keys):
             row[n] += added[n]
     if mask.allowed.size:
-        allowed = mask.allowed[b, h, i, j : j + keys]
+        allowed = _stretch(mask.allowed, b, h, i, j, keys)
         for n in range(keys):
-            if not allowed[n]:
-                row[n] = -np.inf
+            row[n] = row[n] if allowed[n] else number(-np.inf)
     if mask.causal:
         keys = min(keys, i + 1 - j)
     for n in range(max(keys, 0), row.size):

@@ -1,7 +1,17 @@
 """What is measured, by theme. Each module has its `WORKLOADS`, by name."""
 
 from tests.benchmarks.workload import Workload
-from tests.benchmarks.workloads import engine, files, lora, matmul, neural, optim, process, roof
+from tests.benchmarks.workloads import (
+    engine,
+    files,
+    lora,
+    matmul,
+    minilm,
+    neural,
+    optim,
+    process,
+    roof,
+)
 
 WORKLOADS: dict[str, Workload] = {
     **roof.WORKLOADS,
@@ -9,6 +19,7 @@ WORKLOADS: dict[str, Workload] = {
     **neural.WORKLOADS,
     **optim.WORKLOADS,
     **lora.WORKLOADS,
+    **minilm.WORKLOADS,
     **engine.WORKLOADS,
     **process.WORKLOADS,
     **files.WORKLOADS,
