@@ -409,7 +409,7 @@ def test_operands_of_any_layout_are_served(rng):
 # Memory
 # ----------------------------------------------------------------------------------------------
 
-LARGE = (4096, 2048)
+LARGE = (8192, 2048)
 DENSE = 4 * LARGE[0] * LARGE[1]
 
 

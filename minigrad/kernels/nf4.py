@@ -29,7 +29,7 @@ from minigrad.kernels.codes import GROUP, LEVELS, absmax_of, read, spread
 
 Array = NDArray[Any]
 
-STRIP = 1 << 19  # numbers in a strip: fewer cost more passes over x, more leave the cache
+STRIP = 1 << 20  # numbers in a strip: fewer cost more passes over x, and threads more turns
 ROWS = 32  # in a strip, at least: a product with fewer is a thin one
 
 _MIDDLES = (LEVELS[1:].astype(np.float64) + LEVELS[:-1]) / 2  # beyond which the next one is nearer
@@ -106,14 +106,15 @@ class NF4Matrix:
         starts = range(0, cols, block_size)
         codes = np.empty((rows, -(-cols // 2)), np.uint8)
         absmax = np.empty((rows, len(starts)), np.float32)
-        for a, b in _strips(rows, cols):
+        strips = list(_strips(rows, 4 * cols))  # smaller ones, for there are several in float64
+        for a, b in strips:
             largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
             _check_range(largest)
             absmax[a:b] = largest
         flat = absmax.ravel()
         held, offset, scale = _quantised(flat) if double_quant else (flat, None, None)
         matrix = cls(codes, held, offset, scale, cols, int(block_size))
-        for a, b in _strips(rows, cols):  # into the memory that the matrix has a view of
+        for a, b in strips:  # into the memory that the matrix has a view of
             read = matrix._absmax(a, b)
             unit = np.where(read > 0, read, np.inf).astype(np.float64)
             codes[a:b] = _packed(_nearest(array[a:b] / spread(unit, block_size, cols)))
