@@ -17,6 +17,8 @@ import lora
 import minigrad as mg
 from examples.minilm import library, pretrained, search
 from examples.minilm.encoder import Layout, MiniLM, Sizes
+from lora.disk.checking import check_adapter
+from lora.disk.merging import merge_files
 from tests.fixtures.make_minilm import TEXTS
 from tests.test_examples import is_picture
 
@@ -62,6 +64,25 @@ def test_vectors_are_those_of_the_reference(model, reference):
 def test_texts_are_embedded_in_their_order(model, reference):
     found = pretrained.Texts().embed(model, TEXTS, batch=2)
     assert_allclose(found, reference["vectors"], rtol=0, atol=1e-5)  # as above
+
+
+@needs_weights
+def test_an_adapter_goes_into_the_file_of_the_weights_and_back(rng, tmp_path):
+    model = pretrained.load()
+    lora.attach(model, lora.LoRAConfig(rank=2, targets=search.ADAPTED), rng=rng)
+    for layer in model.encoder.layer:
+        layer.attention.self.query.lora_b = 0.05 * rng.standard_normal((384, 2))
+    batch = pretrained.Texts().encode(TEXTS[:2])
+    with mg.no_grad():
+        right = model(*batch).data
+    lora.save(model, tmp_path / "adapter")
+    assert check_adapter(tmp_path / "adapter", pretrained.folder()).is_right
+    merge_files(pretrained.folder(), tmp_path / "adapter", tmp_path / "merged")
+    again = pretrained.load()
+    lora.load(again, tmp_path / "adapter")
+    with mg.no_grad():
+        assert_array_equal(again(*batch).data, right)
+        assert_allclose(pretrained.load(tmp_path / "merged")(*batch).data, right, rtol=0, atol=1e-5)
 
 
 @needs_weights

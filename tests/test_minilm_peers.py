@@ -73,6 +73,21 @@ def test_an_adapter_fits_by_name_and_gives_the_same_vectors(both):
     assert abs(found - base).max() > 0.01
 
 
+def test_peft_loads_what_is_saved_over_the_same_model(both, tmp_path):
+    import peft
+    import torch
+    import transformers
+
+    ours, _ = both
+    lora.save(ours, tmp_path / "adapter")
+    bert = transformers.BertModel.from_pretrained(pretrained.folder(), add_pooling_layer=False)
+    theirs = peft.PeftModel.from_pretrained(bert.eval(), tmp_path / "adapter")
+    batch = pretrained.Texts().encode(TEXTS)
+    with mg.no_grad(), torch.no_grad():
+        found, right = ours(*batch).numpy(), vectors_of(theirs, *batch).numpy()
+    assert_allclose(found, right, rtol=0, atol=1e-6)
+
+
 def test_thirty_steps_have_the_losses_of_peft(both, rng):
     import torch
 

@@ -75,8 +75,10 @@ class Result:
         return float((1 / self.ranks[way]).mean())
 
 
-def main(quick: bool = False, out: str | Path = "minilm.png") -> Result:
-    """Measure, fine-tune, measure again; print the table, draw the picture."""
+def main(
+    quick: bool = False, out: str | Path = "minilm.png", adapter: str | Path | None = None
+) -> Result:
+    """Measure, fine-tune, measure again; print the table, draw the picture, save the adapter."""
     plan = QUICK if quick else Plan()
     rng = np.random.default_rng(0)
     every = pairs()
@@ -94,6 +96,8 @@ def main(quick: bool = False, out: str | Path = "minilm.png") -> Result:
     result = Result(held_out, ranks, vectors, model)
     report(result, known, plan)
     draw(result.vectors, result.ranks, out)
+    if adapter is not None:  # which PEFT loads over the same model too
+        lora.save(model, adapter, base_model="sentence-transformers/all-MiniLM-L6-v2")
     assert result.mrr(AFTER) > result.mrr(BEFORE) + (0.01 if quick else 0.03)
     assert quick or result.first(AFTER) > result.first(BEFORE) + 0.03
     return result
