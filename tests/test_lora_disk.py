@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from lora.disk.summary import summarise
 from lora.files import CONFIG, WEIGHTS
 from minigrad.io import INDEX, TensorInfo, load_state, open_tensors, save_state, writing_set
 from minigrad.nn import Embedding, LayerNorm, Linear, Module
+from tests.test_io_tensors import mutated
 from tests.test_lora_files import FOLDERS, model_of
 
 ROOT = Path(__file__).parents[1]
@@ -723,3 +725,47 @@ def test_the_picture_has_every_layer(name, files, tmp_path, capsys):
     status, _, message = run("inspect", files[1], "--plot", tmp_path / "p.doc", capsys=capsys)
     assert status == FAILED
     assert "no picture" in message
+
+
+def mutate(rounds, net, rng, tmp_path, capsys):
+    """Run all commands on files with mistakes in them; count how each of them ended."""
+    options = {"targets": ["embed", "up"], "use_dora": True, "bias": "lora_only"}
+    model = adapted(net, rng, modules_to_save=["head"], **options)
+    lora.save(model, tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "tuned")
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    paths = adapter / CONFIG, adapter / WEIGHTS, base / "model.safetensors"
+    contents = [path.read_bytes() for path in paths]
+    commands = {
+        "inspect": (adapter, "--json"),
+        "verify": (adapter, base),
+        "merge": (base, adapter, out),
+        "extract": (base, tmp_path / "tuned", out, "--rank", 2, "--lossy"),
+    }
+    ended = set()
+    for _ in range(rounds):
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        which = rng.integers(len(paths))
+        paths[which].write_bytes(mutated(rng, contents[which]))
+        for command, arguments in commands.items():
+            status, _, message = run(command, *arguments, capsys=capsys)
+            ended.add((command, status))
+            assert bool(message.strip()) == (status == FAILED)
+            if command in ("merge", "extract"):
+                assert out.exists() == (status == 0)
+            shutil.rmtree(out, ignore_errors=True)
+    return ended
+
+
+def test_files_with_mistakes_are_read_right_or_refused(net, rng, tmp_path, capsys):
+    ended = mutate(60, net, rng, tmp_path, capsys)
+    assert {(command, FAILED) for command in ("inspect", "merge", "extract")} < ended
+
+
+@pytest.mark.full
+def test_many_files_with_mistakes(net, rng, tmp_path, capsys):
+    ended = mutate(3000, net, rng, tmp_path, capsys)
+    assert {(c, s) for c in ("inspect", "merge", "extract") for s in (0, FAILED)} < ended
+    assert {("verify", status) for status in (0, WRONG, FAILED)} < ended
