@@ -10,6 +10,7 @@
     merge, certificate          merging, and what it loses
     factors, algebra, extract   sums of adapters, and adapters of differences
     verify                      whether LoRA's identities hold
+    files, disk                 PEFT's folders; and `python -m lora`, which needs no model
 """
 
 from lora.adapted import AdaptedLayer

@@ -17,10 +17,7 @@ import pytest
 
 import lora
 from lora.__main__ import FAILED, WRONG, main
-from lora.disk.checking import check_adapter
-from lora.disk.extracting import extract_files
-from lora.disk.merging import merge_files
-from lora.disk.summary import summarise
+from lora.disk import check_adapter, extract_files, merge_files, summarise
 from lora.files import CONFIG, WEIGHTS
 from minigrad.io import INDEX, TensorInfo, load_state, open_tensors, save_state, writing_set
 from minigrad.nn import Embedding, LayerNorm, Linear, Module

@@ -17,8 +17,7 @@ import lora
 import minigrad as mg
 from examples.minilm import library, pretrained, search
 from examples.minilm.encoder import Layout, MiniLM, Sizes
-from lora.disk.checking import check_adapter
-from lora.disk.merging import merge_files
+from lora.disk import check_adapter, merge_files
 from tests.fixtures.make_minilm import TEXTS
 from tests.test_examples import is_picture
 

@@ -2,5 +2,21 @@
 
 No more than some rows of a base are in memory at a time. `summary` says what an adapter is made of,
 `fitting` which tensors of a base it is about, `checking` what is wrong with it; `merging` and
-`extracting` write new files.
+`extracting` write new files. `python -m lora` is these functions on the command line.
 """
+
+from lora.disk.checking import Findings, check_adapter
+from lora.disk.extracting import ExtractedFiles, extract_files
+from lora.disk.merging import MergedFiles, merge_files
+from lora.disk.summary import Summary, summarise
+
+__all__ = [
+    "ExtractedFiles",
+    "Findings",
+    "MergedFiles",
+    "Summary",
+    "check_adapter",
+    "extract_files",
+    "merge_files",
+    "summarise",
+]
