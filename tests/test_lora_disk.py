@@ -275,6 +275,28 @@ def test_weights_may_be_stored_transposed(use_dora, net, rng, tmp_path):
         np.testing.assert_array_equal(found[name], right[name].T)
 
 
+@pytest.mark.parametrize("says", [False, True])
+@pytest.mark.parametrize("stored_turned", [False, True])
+def test_a_square_weight_is_stored_as_those_around_it(stored_turned, says, net, rng, tmp_path):
+    # PEFT's fan_in_fan_out is that of the layer it adapted last, be it a head of another kind.
+    lora.save(adapted(net, rng, targets=["square"]), tmp_path / "adapter")
+    arrays = {f"block.0.{name}": x for name, x in net.state_dict().items()}
+    save_state(tmp_path / "straight.safetensors", arrays)
+    turned = {
+        name: x.T.copy() if x.ndim == 2 and "embed" not in name else x for name, x in arrays.items()
+    }
+    save_state(tmp_path / "turned.safetensors", turned)
+    merge = {"check_base": False, "progress": False}
+    adapter, right = tmp_path / "adapter", tmp_path / "right.safetensors"
+    merge_files(tmp_path / "straight.safetensors", adapter, right, **merge)
+    configure(adapter, fan_in_fan_out=says)
+    base = tmp_path / f"{'turned' if stored_turned else 'straight'}.safetensors"
+    merge_files(base, adapter, tmp_path / "out.safetensors", **merge)
+    name = "block.0.square.weight"
+    found, right = state(tmp_path / "out.safetensors")[name], state(right)[name]
+    np.testing.assert_array_equal(found.T if stored_turned else found, right)
+
+
 def test_no_more_than_some_rows_are_in_memory(tmp_path, rng):
     rows, cols = 6000, 1000
     arrays = {name: np.ones((rows, cols), np.float32) for name in ("a.weight", "b.weight")}
@@ -369,6 +391,47 @@ BROKEN_BASES = {
     "other numbers": (replaced("up.weight", np.ones((8, 6), "f4")), r"another base: up.weight"),
     "integers": (replaced("up.weight", np.ones((8, 6), int)), r"only a matrix of floats"),
 }
+
+
+BROKEN_WHOLES = {
+    "NaN": (
+        f"{PREFIX}head.base_layer.bias",
+        np.full(3, np.nan, "f4"),
+        r"head.base_layer.bias.* has NaN or Inf",
+    ),
+    "no prefix": ("up.lora_A.weight", np.ones((2, 6), "f4"), r"unexpected: up.lora_A.weight is no"),
+    "the name of an adapter": (
+        f"{PREFIX}up.lora_A.default.weight",
+        np.ones((2, 6), "f4"),
+        r"unexpected: .*up.lora_A.default.weight is no part of an update, as base_model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_WHOLES)
+def test_what_is_no_update_and_cannot_be_taken_over_is_refused(name, files, tmp_path):
+    base, adapter = files
+    key, value, message = BROKEN_WHOLES[name]
+    edit(adapter / WEIGHTS, replaced(key, value))
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert re.search(message, repr(check_adapter(adapter, base)))
+    assert not check_adapter(adapter).is_right
+
+
+def test_what_is_taken_over_must_fit_the_dtype_of_the_base(net, rng, tmp_path):
+    model = adapted(net, rng, targets=["up"], modules_to_save=["head"])
+    model.head.bias.data[0] = 1e6
+    lora.save(model, tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    edit(base / "model.safetensors", lambda a: {k: x.astype("f2") for k, x in a.items()})
+    with pytest.raises(ValueError, match=r"head.bias has numbers that float16 has not"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
+    assert not (tmp_path / "out").exists()
+    edit(base / "model.safetensors", lambda a: {**a, "head.bias": a["head.bias"].astype(int)})
+    with pytest.raises(ValueError, match=r"unusable: head.bias is of int64 in the base"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
 
 
 @pytest.mark.parametrize("name", BROKEN_BASES)
@@ -514,7 +577,12 @@ WRONGS = {
     "a stray key": (
         replaced(f"{PREFIX}norm.weight", np.ones(8, "f4")),
         {},
-        "wrong: norm.weight: is no part of an update",
+        "odd: norm.weight: is no part of an update",
+    ),
+    "another format": (
+        replaced("up.lora_A.weight", np.ones((2, 6), "f4")),
+        {},
+        "wrong: up.lora_A.weight: is no key of PEFT's",
     ),
     "no DoRA": (lambda a: a, {"use_dora": True}, "wrong: up: lora_magnitude is missing"),
     "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),

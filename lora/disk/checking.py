@@ -12,7 +12,7 @@ import numpy as np
 
 from lora.disk.fitting import fit
 from lora.factors import singular_values
-from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.files.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.files.matching import rank_of, targeted
 from lora.files.writing import FLOATS
 from lora.progress import progress_bar
@@ -122,16 +122,18 @@ def _of_keys(files: AdapterFolder) -> Iterator[Finding]:
         yield Finding("wrong", name, "target_modules do not find it, so PEFT passes it by")
     for name in files.facts.layers.keys() - files.layers.keys():
         yield Finding("wrong", name, "is in the metadata, and has no tensors")
-    saved = files.config.modules_to_save
-    for name in files.whole:
-        is_bias = name.endswith(".bias") and files.config.bias != "none"
+    for name, key in files.whole.items():
         is_base = name.removesuffix(".weight") in files.layers  # as PEFT may write of an embedding
-        if not is_bias and not is_base and not any(f".{m}." in f".{name}" for m in saved):
+        if files.is_meant(key) or is_base:
+            continue
+        if not key.startswith(PREFIX) or ".lora_" in key:
+            yield Finding("wrong", key, f"is no key of PEFT's, which are like {KEYS}")
+        else:
             yield Finding(
-                "wrong",
+                "odd",
                 name,
                 "is no part of an update, and neither bias nor modules_to_save say that it was "
-                "trained whole, so PEFT passes it by",
+                "trained whole; PEFT puts it in the place of the model's own, if there is one",
             )
 
 

@@ -20,7 +20,7 @@ from lora.files.config import PeftConfig
 from lora.files.describing import Update, tensors_of
 from lora.files.facts import Facts, LayerFacts, version
 from lora.files.fingerprint import fingerprint_of_rows
-from lora.files.matching import exact, saved_whole, whole_name
+from lora.files.matching import exact, is_saved_whole, whole_name
 from lora.files.writing import FLOATS, check_dtype, write_folder
 from lora.progress import progress_bar
 from lora.scaling import LoRAScaling, check_size
@@ -175,12 +175,7 @@ def _is_same(before: TensorSet, after: TensorSet, name: str) -> bool:
 
 def _is_in(name: str, modules: Sequence[str]) -> bool:
     """Whether a tensor is of one of these modules, by the ends of their names."""
-    return bool(saved_whole(PeftConfig((), modules_to_save=tuple(modules)), _holders(name)))
-
-
-def _holders(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
+    return is_saved_whole(PeftConfig((), modules_to_save=tuple(modules)), name)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lora.disk.stored import StoredWeight
 from lora.files.fingerprint import fingerprint_of_rows
-from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.files.folder import KEYS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.files.writing import FLOATS
 from lora.progress import progress_bar
 from minigrad.io import TensorSet
@@ -53,15 +53,17 @@ def fit(
     prefix = _prefix([f"{layer}.weight" for layer in files.layers] or list(wholes), base)
     problems: list[str] = []
     weights: dict[str, StoredWeight] = {}
+    turned = _turned(base)
     for layer in files.layers.values():
         try:
-            weights[layer.name] = _weight(files, layer, base, prefix)
+            weights[layer.name] = _weight(files, layer, base, prefix, turned)
         except (KeyError, ValueError) as error:
             problems.append(str(error.args[0]))
     for name in repeated & {f"{layer}.weight" for layer in weights}:
         problems += _differing(files, wholes[name], base, _with(prefix, name))
     whole = {_with(prefix, name): key for name, key in wholes.items() if name not in repeated}
-    problems += _mis_shaped(files, whole, base)
+    for name, key in whole.items():
+        problems += _problems_of_whole(files, key, base, name)
     if check_base:
         problems += _other_bases(files, weights, progress)
     added = [name for name in whole if name not in base]
@@ -89,7 +91,37 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _weight(files: AdapterFolder, layer: StoredLayer, base: TensorSet, prefix: str) -> StoredWeight:
+def _turned(base: TensorSet) -> dict[str, set[bool]]:
+    """Whether the weights inside of a module are stored as W^T, by its name: both may be so.
+
+    The length of a bias tells it, unless the weight is square.
+    """
+    found: dict[str, set[bool]] = {}
+    for name, info in base.tensors.items():
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if not name.endswith(".weight") or len(info.shape) != 2 or bias not in base:
+            continue
+        rows, columns = info.shape
+        size = base.info(bias).size
+        if rows != columns and size in (rows, columns):
+            for module in _above(name):
+                found.setdefault(module, set()).add(size == columns)
+    return found
+
+
+def _above(name: str) -> list[str]:
+    """The modules that a tensor is inside of, from the nearest to the whole model, which is ""."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in reversed(range(len(parts)))]
+
+
+def _weight(
+    files: AdapterFolder,
+    layer: StoredLayer,
+    base: TensorSet,
+    prefix: str,
+    turned: Mapping[str, set[bool]],
+) -> StoredWeight:
     """The weight of a layer.
 
     Raises:
@@ -103,10 +135,14 @@ def _weight(files: AdapterFolder, layer: StoredLayer, base: TensorSet, prefix: s
         raise ValueError(f"missing: {', '.join(sorted(missing))} of {layer.name}")
     a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
     weight = StoredWeight(base, _with(prefix, f"{layer.name}.weight"), layer.is_embedding)
-    turned = not layer.is_embedding and _fits(a, b, weight.shape[::-1])
-    # A square weight does not tell how it is stored.
-    if turned and (files.config.fan_in_fan_out or not _fits(a, b, weight.shape)):
-        weight = StoredWeight(base, weight.name, is_transposed=True)
+    if not layer.is_embedding and _fits(a, b, weight.shape[::-1]):
+        is_transposed = not _fits(a, b, weight.shape)
+        if not is_transposed:
+            # A square weight does not tell how it is stored, but those around it do. PEFT's
+            # fan_in_fan_out does not always: it is that of the layer which was adapted last.
+            near = next((turned[m] for m in _above(weight.name) if m in turned), set())
+            is_transposed = files.config.fan_in_fan_out if len(near) != 1 else True in near
+        weight = StoredWeight(base, weight.name, is_transposed)
     if not _fits(a, b, weight.shape):
         raise ValueError(
             f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {weight.name} "
@@ -125,13 +161,25 @@ def _fits(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, int]) -> boo
     return len(a) == len(b) == 2 and a[0] == b[1] and (b[0], a[1]) == shape
 
 
-def _mis_shaped(files: AdapterFolder, whole: Mapping[str, str], base: TensorSet) -> Iterator[str]:
-    for name, key in whole.items():
-        info = files.tensors[key]
-        if info.dtype not in FLOATS:
-            yield f"unusable: {key} is of {info.dtype}, and not of {', '.join(FLOATS)}"
-        if name in base and base.info(name).shape != info.shape:
-            yield f"mis-shaped: {key} is {info.shape}, and {name} {base.info(name).shape}"
+def _problems_of_whole(files: AdapterFolder, key: str, base: TensorSet, name: str) -> Iterator[str]:
+    """What is wrong with a tensor that takes the place of one of the base, or is new to it."""
+    info = files.tensors[key]
+    if info.dtype not in FLOATS:
+        yield f"unusable: {key} is of {info.dtype}, and not of {', '.join(FLOATS)}"
+    elif not np.isfinite(files.read(key)).all():
+        yield f"not finite: {key} has NaN or Inf in it"
+    if name not in base:
+        if not files.is_meant(key):
+            yield (
+                f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
+                f"base"
+            )
+        return
+    own = base.info(name)
+    if own.shape != info.shape:
+        yield f"mis-shaped: {key} is {info.shape}, and {name} {own.shape}"
+    if own.dtype not in FLOATS:
+        yield f"unusable: {name} is of {own.dtype} in the base, and not of {', '.join(FLOATS)}"
 
 
 def _differing(files: AdapterFolder, key: str, base: TensorSet, name: str) -> Iterable[str]:

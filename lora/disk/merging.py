@@ -115,9 +115,10 @@ def merge_files(
         for name in found.added:
             shards[next(iter(shards))].append(files.tensors[found.whole[name]])
         infos = {file: [merge.info(i) for i in listed] for file, listed in shards.items()}
+        every = [info for listed in infos.values() for info in listed]
         with _writing(Path(out), infos, tensors.metadata, _others(Path(base))) as writers:
-            merge.write(writers, progress)
-        nbytes = sum(info.nbytes for listed in infos.values() for info in listed)
+            merge.write(writers, {info.name: info.dtype for info in every}, progress)
+        nbytes = sum(info.nbytes for info in every)
     return MergedFiles(Path(out), certificate, list(found.whole), found.added, found.prefix, nbytes)
 
 
@@ -173,15 +174,22 @@ class _Merge:
             rows += certificate.rows
         return MergeCertificate(tuple(rows), float(radius))
 
-    def write(self, writers: Mapping[str, TensorWriter], progress: bool) -> None:
-        """Write all tensors."""
+    def write(
+        self, writers: Mapping[str, TensorWriter], dtypes: Mapping[str, str], progress: bool
+    ) -> None:
+        """Write all tensors, each in its dtype.
+
+        Raises:
+            ValueError: if a finite number would not be so in it.
+        """
         total = sum(self._tensors.info(name).nbytes for name in self._tensors)
         with progress_bar(
             what="merge", unit="B", shown=progress, total=total, unit_scale=True
         ) as bar:
             for name in [*self._tensors, *self._found.added]:
                 for first, part in self._parts(name):
-                    _check_range(name, part, self._dtype)
+                    if self._dtype is not None or name in self._found.whole:
+                        _check_range(name, part, dtypes[name])
                     writers[name].write(name, part, first)
                     bar.update(part.nbytes)
 
@@ -215,9 +223,9 @@ def _strips(shape: tuple[int, ...]) -> list[slice]:
     return [slice(start, min(start + step, shape[0])) for start in starts]
 
 
-def _check_range(name: str, part: Array, dtype: str | None) -> None:
+def _check_range(name: str, part: Array, dtype: str) -> None:
     """Refuse to turn finite numbers into infinite ones."""
-    if dtype is None or part.dtype.kind != "f":
+    if part.dtype.kind != "f":
         return
     finite = np.isfinite(part)
     if not np.isfinite(from_stored(to_stored(part, dtype), dtype))[finite].all():

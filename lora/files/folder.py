@@ -24,12 +24,15 @@ from numpy.typing import DTypeLike, NDArray
 
 from lora.files.config import CONFIG, PeftConfig, read_config
 from lora.files.facts import Facts
-from lora.files.matching import scale_of
+from lora.files.matching import is_saved_whole, scale_of
 from minigrad.io import TensorFile, TensorInfo, find
 
 WEIGHTS = "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
+
+KEYS = f"{PREFIX}<layer>.lora_A.weight"
+"""What keys of updates are like, for messages."""
 
 _TRIES, _PAUSE = 50, 0.01  # seconds, to wait for a save that moves its files to their places
 
@@ -135,6 +138,15 @@ class AdapterFolder:
             key.replace(f".{part}.", ".", 1) for part in ("modules_to_save", "original_module")
         )
         return any(each != key and each in self.tensors for each in shortened)
+
+    def is_meant(self, key: str) -> bool:
+        """Whether the configuration says that a parameter was trained whole."""
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        if not key.startswith(PREFIX):
+            return False
+        if self.config.bias != "none" and name.endswith(".bias"):
+            return True
+        return is_saved_whole(self.config, name)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

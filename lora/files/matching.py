@@ -103,6 +103,12 @@ def saved_whole(config: PeftConfig, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.endswith(config.modules_to_save)]
 
 
+def is_saved_whole(config: PeftConfig, name: str) -> bool:
+    """Whether a parameter is of a module that is trained whole."""
+    parts = name.split(".")
+    return bool(saved_whole(config, (".".join(parts[:i]) for i in range(1, len(parts)))))
+
+
 def exact(names: Sequence[str], among: Iterable[str]) -> str | tuple[str, ...]:
     """`names` as patterns that find none else: as a list, or if that does not do, an expression."""
     wanted = set(names)
