@@ -362,16 +362,67 @@ REFUSED = {
     "the adapter": (lambda base, adapter, out: (base, adapter, adapter), "is what is merged"),
     "no base": (lambda base, adapter, out: (out, adapter, out), "there is no file"),
     "no adapter": (lambda base, adapter, out: (base, out, out), "there is no folder"),
+    "the file of the adapter": (
+        lambda base, adapter, out: (base, adapter, adapter / WEIGHTS),
+        "is what is merged",
+    ),
+    "a folder that is a file": (
+        lambda base, adapter, out: (base, adapter, base / "config.json"),
+        "config.json' is no folder; name one, or a file that ends in .safetensors",
+    ),
+    "a link to nothing": (lambda base, adapter, out: (base, adapter, link(out)), "is no folder"),
+    "a file that is a folder": (
+        lambda base, adapter, out: (base, adapter, made(out.with_suffix(".safetensors"))),
+        "out.safetensors' is a folder, and would be a file",
+    ),
+    "a file in no folder": (
+        lambda base, adapter, out: (base, adapter, out / "in" / "m.safetensors"),
+        "there is no folder .*out/in' for .*m.safetensors'; make it",
+    ),
+    "an old index": (
+        lambda base, adapter, out: (base, adapter, indexed(out)),
+        f"has other weights in it, {INDEX}; name a folder without",
+    ),
 }
+
+
+def made(folder):
+    folder.mkdir()
+    return folder
+
+
+def link(path):
+    path.symlink_to(path.parent / "nowhere")
+    return path
+
+
+def indexed(folder):
+    (made(folder) / INDEX).write_text("{}")
+    return folder
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_places_that_cannot_be(name, files, tmp_path):
-    arguments, message = REFUSED[name]
+    make, message = REFUSED[name]
+    arguments = make(*files, tmp_path / "out")
     before = snapshot(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        merge_files(*arguments(*files, tmp_path / "out"))
+        merge_files(*arguments)
     assert snapshot(tmp_path) == before
+
+
+def test_what_belongs_to_a_model_is_copied_and_no_adapter(files, tmp_path):
+    base, adapter = files
+    shutil.copy(adapter / CONFIG, base)
+    for name in ("tokenizer.json", "modeling_net.py", "pytorch_model.bin"):
+        (base / name).write_text("{}")
+    merge_files(base, adapter, tmp_path / "out")
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "modeling_net.py",
+        "tokenizer.json",
+    ]
 
 
 def without(*names):
@@ -590,6 +641,16 @@ WRONGS = {
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a is of int64"),
     "a broken file": (None, {}, "wrong: files: .* is no complete safetensors file"),
     "a field": (lambda a: a, {"lora_bias": True}, "(?s)wrong: files: .*lora_bias=True"),
+    "an expression": (
+        lambda a: a,
+        {"modules_to_save": ["(x"]},
+        "(?s)wrong: files: .*modules_to_save=.*no regular expression",
+    ),
+    "another expression": (
+        lambda a: a,
+        {"layers_to_transform": [0], "layers_pattern": ["(l"]},
+        "(?s)wrong: files: .*layers_pattern=.*no regular expression",
+    ),
 }
 
 

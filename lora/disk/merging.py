@@ -20,7 +20,8 @@ from lora.certificate.certify import certify
 from lora.certificate.layers import merging_into
 from lora.disk.fitting import Fit, fit
 from lora.disk.stored import StoredWeight, adapter_of
-from lora.files.folder import AdapterFolder
+from lora.files.config import CONFIG
+from lora.files.folder import WEIGHTS, AdapterFolder
 from lora.files.writing import FLOATS
 from lora.progress import progress_bar
 from lora.weight import STRIP
@@ -30,8 +31,8 @@ from minigrad.io.tensor_info import from_stored, to_stored
 
 Array = NDArray[Any]
 
-_COPIED = (".json", ".txt", ".model", ".jinja", ".md")
-"""Endings of files beside the weights of a model: its configuration, tokenizer and card."""
+_COPIED = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".md", ".py")
+"""Endings of files beside the weights of a model: its configuration, tokenizer, card and code."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,9 +94,10 @@ def merge_files(
         progress: show progress bars.
 
     Raises:
-        FileNotFoundError: if a file is not there.
+        FileNotFoundError: if a file is not there, or a folder for the one to be made.
         ValueError: if a file is not what it should be, the adapter does not go with the base, `out`
-            is one of the inputs or has other weights in it, or something would not be finite.
+            is one of the inputs, of another kind than it says, or has other weights in it, or
+            something would not be finite.
         MergeError: if more than the limit would be lost.
         OSError: if it cannot be written. Whatever the error, what was at `out` is as it was.
     """
@@ -249,21 +251,30 @@ def _shards(tensors: TensorSet, out: Path) -> dict[str, list[TensorInfo]]:
 def _check_out(
     out: Path, tensors: TensorSet, files: AdapterFolder, shards: Mapping[str, Any]
 ) -> None:
-    """Refuse to write over an input, or beside other weights."""
-    folder = out.parent if out.suffix == ".safetensors" else out
+    """Refuse to write over an input, beside other weights, or where nothing can be written."""
+    text, is_file = repr(os.fspath(out)), out.suffix == ".safetensors"
+    folder = out.parent if is_file else out
     inputs = [file.path.resolve() for file in tensors.files.values()]
     targets = {(folder / name).resolve() for name in shards}
-    if targets & {*inputs} or (out == folder and out.resolve() == files.path.resolve()):
-        raise ValueError(
-            f"{os.fspath(out)!r} is what is merged; name another place, so that it stays as it is"
-        )
-    if out.suffix == ".safetensors" or not out.is_dir():
+    mine = out.resolve() == files.path.resolve()
+    if mine or targets & {*inputs, (files.path / WEIGHTS).resolve()}:
+        raise ValueError(f"{text} is what is merged; name another place, so that it stays as it is")
+    if is_file:
+        if out.is_dir():
+            raise ValueError(f"{text} is a folder, and would be a file; name another place")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
         return
-    strange = [each.name for each in out.glob("*.safetensors") if each.name not in shards]
+    if os.path.lexists(out) and not out.is_dir():
+        raise ValueError(
+            f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
+        )
+    strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
+    if len(shards) == 1:  # an index would be older than what is beside it
+        strange |= {each.name for each in out.glob("*.safetensors.index.json")}
     if strange:
         raise ValueError(
-            f"{os.fspath(out)!r} has other weights in it, {', '.join(sorted(strange))}; name a "
-            f"folder without"
+            f"{text} has other weights in it, {', '.join(sorted(strange))}; name a folder without"
         )
 
 
@@ -293,5 +304,9 @@ def _others(base: Path) -> list[Path]:
     return [
         each
         for each in sorted(folder.iterdir())
-        if each.is_file() and each.suffix in _COPIED and not each.name.endswith(".index.json")
+        if each.is_file()
+        and each.suffix in _COPIED
+        and not each.name.endswith(".index.json")
+        # With it transformers would put an adapter on the merged model.
+        and each.name != CONFIG
     ]

@@ -148,8 +148,14 @@ def _table(take: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
     return table
 
 
-def _several(value: Any) -> tuple[str, ...]:
-    return () if value == "" else (value,) if isinstance(value, str) else _names(value)
+def _expressions(value: Any) -> tuple[str, ...]:
+    """Names that PEFT takes for expressions; one may be alone, or empty."""
+    listed = () if value == "" else (value,) if isinstance(value, str) else _names(value)
+    return tuple(map(_expression, listed))
+
+
+def _saved(value: Any) -> tuple[str, ...]:
+    return tuple(map(_expression, _names(value)))  # as which PEFT leaves their layers out
 
 
 def _indices(value: Any) -> tuple[int, ...]:
@@ -199,9 +205,9 @@ TAKERS: dict[str, Callable[[Any], Any]] = {
     "alpha_pattern": _table(_alpha),
     "exclude_modules": _patterns,
     "layers_to_transform": _indices,
-    "layers_pattern": _several,
+    "layers_pattern": _expressions,
     "bias": _bias,
-    "modules_to_save": _names,
+    "modules_to_save": _saved,
     "init_lora_weights": _init,
     "fan_in_fan_out": _flag,
     "base_model_name_or_path": _text,
