@@ -467,6 +467,22 @@ def test_shards_that_are_not_complete_leave_nothing(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_one_file_does_not_come_beside_an_index_nor_the_other_way_round(turn, tmp_path):
+    first, second = ("model.safetensors", "a.safetensors")[::turn]
+
+    def write(name):
+        with writing_set(tmp_path, {name: [TensorInfo("x", "int8", (1,))]}) as writers:
+            writers["x"].write("x", np.ones(1))
+
+    write(first)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ValueError, match=r"has model.safetensors.* in it, of other weights"):
+        write(second)
+    assert sorted(os.listdir(tmp_path)) == before
+    write(first)
+
+
 # ----------------------------------------------------------------------------------------------
 # Several files that belong together
 # ----------------------------------------------------------------------------------------------

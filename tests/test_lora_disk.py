@@ -444,6 +444,30 @@ BROKEN_BASES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("config", "has_head", "is_told"),
+    [
+        ({"vocab_size": 11, "tie_word_embeddings": True}, False, True),
+        ({"vocab_size": 11}, False, True),
+        ({"vocab_size": 11, "tie_word_embeddings": False}, False, False),
+        ({"vocab_size": 11, "tie_word_embeddings": True}, True, False),
+        ({"vocab_size": 12}, False, False),
+        ([], False, False),
+    ],
+)
+def test_an_update_of_a_tied_embedding_is_told(config, has_head, is_told, net, rng, tmp_path):
+    lora.save(adapted(net, rng, targets=["embed"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    (base / "config.json").write_text(json.dumps(config))
+    if has_head:
+        edit(base / "model.safetensors", replaced("out.weight", np.ones((11, 6), "f4")))
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    found = check_adapter(tmp_path / "adapter", base)
+    assert found.is_right
+    for told in (repr(merged), repr(found)):
+        assert ("embed.weight is likely" in told.replace(": is", " is")) is is_told
+
+
 BROKEN_WHOLES = {
     "NaN": (
         f"{PREFIX}head.base_layer.bias",

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lora.disk.fitting import fit
+from lora.disk.fitting import TIED, fit
 from lora.factors import singular_values
 from lora.files.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.files.matching import rank_of, targeted
@@ -110,6 +110,7 @@ def check_adapter(
                 Finding("odd", name, "is trained whole, and not in the base")
                 for name in fitted.added
             ]
+            found += [Finding("odd", name, TIED) for name in fitted.tied]
         return Findings(path, tuple(found), len(files.layers), base is not None)
 
 

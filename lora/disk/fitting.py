@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,11 @@ from lora.files.writing import FLOATS
 from lora.progress import progress_bar
 from minigrad.io import TensorSet
 
+TIED = (
+    "is likely to be the weight of the head too (tie_word_embeddings): merged, the update is in "
+    "both, while the adapter has it in the embedding only"
+)
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -23,6 +30,7 @@ class Fit:
         weights: the weight of each layer that has an update, by the layer's name in the adapter.
         whole: the key of each tensor that takes the place of one of the base, by the latter's name.
         added: which of these the base has not.
+        tied: weights of embeddings with an update that the model's head is likely to be too.
         prefix: what the base's names have before those of the adapter; "-" and what they lack.
         problems: what does not go together.
     """
@@ -30,6 +38,7 @@ class Fit:
     weights: Mapping[str, StoredWeight]
     whole: Mapping[str, str]
     added: Sequence[str]
+    tied: Sequence[str]
     prefix: str
     problems: Sequence[str]
 
@@ -67,7 +76,26 @@ def fit(
     if check_base:
         problems += _other_bases(files, weights, progress)
     added = [name for name in whole if name not in base]
-    return Fit(weights, whole, added, prefix, problems)
+    tables = [
+        weights[name].name
+        for name, layer in files.layers.items()
+        if layer.is_embedding and name in weights
+    ]
+    return Fit(weights, whole, added, _tied(tables, base), prefix, problems)
+
+
+def _tied(tables: Sequence[str], base: TensorSet) -> list[str]:
+    """Which embeddings are a model's head too, by the configuration beside it, and its shapes."""
+    path = next(iter(base.files.values())).path.parent / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        # transformers has left out what is so by default.
+        size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return []
+    shapes = Counter(info.shape for info in base.tensors.values())
+    found = [name for name in tables if base.info(name).shape[0] == size]
+    return [name for name in found if shapes[base.info(name).shape] == 1]
 
 
 def _with(prefix: str, name: str) -> str:

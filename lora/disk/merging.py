@@ -18,7 +18,7 @@ from lora.certificate import MergeCertificate
 from lora.certificate.certificate import Row
 from lora.certificate.certify import certify
 from lora.certificate.layers import merging_into
-from lora.disk.fitting import Fit, fit
+from lora.disk.fitting import TIED, Fit, fit
 from lora.disk.stored import StoredWeight, adapter_of
 from lora.files.config import CONFIG
 from lora.files.folder import WEIGHTS, AdapterFolder
@@ -44,7 +44,7 @@ class MergedFiles:
         certificate: what the merge loses.
         replaced: the tensors that the adapter has whole, in place of those of the base.
         added: of these, those that the base has not.
-        prefix: see `Fit`.
+        tied, prefix: see `Fit`.
         nbytes: of all tensors.
     """
 
@@ -52,6 +52,7 @@ class MergedFiles:
     certificate: MergeCertificate
     replaced: Sequence[str]
     added: Sequence[str]
+    tied: Sequence[str]
     prefix: str
     nbytes: int
 
@@ -62,6 +63,7 @@ class MergedFiles:
         if self.replaced:
             added = f", {len(self.added)} of them new to it" if self.added else ""
             lines.append(f"taken over whole: {len(self.replaced)} tensors of the adapter{added}")
+        lines += [f"{name} {TIED}" for name in self.tied]
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
@@ -121,7 +123,9 @@ def merge_files(
         with _writing(Path(out), infos, tensors.metadata, _others(Path(base))) as writers:
             merge.write(writers, {info.name: info.dtype for info in every}, progress)
         nbytes = sum(info.nbytes for info in every)
-    return MergedFiles(Path(out), certificate, list(found.whole), found.added, found.prefix, nbytes)
+    return MergedFiles(
+        Path(out), certificate, list(found.whole), found.added, found.tied, found.prefix, nbytes
+    )
 
 
 class _Merge:

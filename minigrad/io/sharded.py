@@ -205,8 +205,8 @@ def writing_set(
 
     Raises:
         OSError: if they cannot be written; then what was there is as it was.
-        ValueError: if a name is not that of a file in the folder, a tensor is in two files, or the
-            block ends before all is written.
+        ValueError: if a name is not that of a file in the folder, a tensor is in two files, the
+            folder has weights of the other kind, or the block ends before all is written.
     """
     for file in shards:
         _check_plain(file, "there cannot be a file")
@@ -215,6 +215,12 @@ def writing_set(
     if len(weight_map) < sum(map(len, shards.values())):
         raise ValueError("a tensor is in one file only, but one is in several of these")
     is_single = list(shards) == [SINGLE]
+    other_kind = INDEX if is_single else SINGLE
+    if find(folder, other_kind).is_file():
+        raise ValueError(
+            f"{os.fspath(folder)!r} has {other_kind} in it, of other weights than those to be "
+            f"written; take it away, or name another folder"
+        )
     with replacing_together(folder, SINGLE if is_single else INDEX) as stage:
         for other in copies:
             shutil.copyfile(other, stage / other.name)
