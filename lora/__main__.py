@@ -165,7 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     extract.add_argument("--dtype", choices=_DTYPES, help="of the adapter (that of the base)")
     extract.add_argument(
-        "--fan-in-fan-out", action="store_true", help="the files have weights as (d_in, d_out)"
+        "--fan-in-fan-out",
+        action="store_true",
+        help="the files have weights as (d_in, d_out), where biases do not tell",
     )
     extract.add_argument(
         "--lossy", action="store_true", help="leave out what the adapter would not have"

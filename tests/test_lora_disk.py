@@ -762,6 +762,11 @@ NOTHING_LOST = {
     "a bias": (lambda a: replaced("norm.bias", np.ones(8, "f4"))(a), {}, "norm.bias; take"),
     "an excluded layer": (lambda a: a, {"exclude": ["square"]}, "square.weight; take"),
     "a pattern": (lambda a: a, {"targets": ["nope"]}, "targets: 'nope' matches none of"),
+    "a module": (
+        lambda a: a,
+        {"modules_to_save": ["no"]},
+        "modules_to_save: 'no' is the end of no",
+    ),
     "a name": (without("head.bias"), {}, "missing: head.bias"),
     "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'"),
     "a shape": (replaced("head.bias", np.ones(4, "f4")), {}, r"mis-shaped: head.bias is \(4,\)"),
@@ -787,6 +792,57 @@ def test_nothing_of_a_difference_is_lost_without_a_word(name, net, rng, tmp_path
         found = extract_files(base, tmp_path / "tuned", tmp_path / "out", **options, lossy=True)
         assert list(found.lost) == [message.removesuffix("; take")]
         assert "LOST" in repr(found)
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_weights_that_are_stored_transposed_are_extracted_as_others(says, net, rng, tmp_path):
+    tuned = copy.deepcopy(net)
+    for layer in (tuned.up, tuned.square):
+        layer.weight.data = net.square.weight.data[:, : layer.weight.shape[1]] + layer.weight.data
+    models = {"base": net, "tuned": tuned}
+    for name, model in models.items():
+        base_of(model, tmp_path / name)
+    extract_files(tmp_path / "base", tmp_path / "tuned", tmp_path / "right", 2)
+    for name in models:
+        edit(
+            tmp_path / name / "model.safetensors",
+            lambda arrays: {
+                k: x.T.copy() if k in ("up.weight", "square.weight", "head.weight") else x
+                for k, x in arrays.items()
+            },
+        )
+    paths = tmp_path / "base", tmp_path / "tuned", tmp_path / "found"
+    extract_files(*paths, 2, fan_in_fan_out=says)
+    right, found = (load_state(tmp_path / name / WEIGHTS)[0] for name in ("right", "found"))
+    for part in ("up", "square"):
+        products = [
+            arrays[f"{PREFIX}{part}.lora_B.weight"] @ arrays[f"{PREFIX}{part}.lora_A.weight"]
+            for arrays in (right, found)
+        ]
+        np.testing.assert_allclose(*products, rtol=1e-5, atol=1e-6)  # another order of sums
+    assert json.loads((tmp_path / "found" / CONFIG).read_text())["fan_in_fan_out"]
+
+
+def test_all_biases_are_all_though_some_are_as_they_were(net, tmp_path):
+    tuned = copy.deepcopy(net)
+    tuned.up.weight.data = tuned.up.weight.data + np.float32(0.1)
+    tuned.head.bias.data = tuned.head.bias.data + np.float32(0.1)
+    base_of(net, tmp_path / "base")
+    base_of(tuned, tmp_path / "tuned")
+    found = extract_files(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", 1, bias="all")
+    assert set(found.whole) == {f"{name}.bias" for name in ("up", "norm", "square", "head")}
+    lora.load(net, tmp_path / "out")
+    np.testing.assert_array_equal(net.head.bias.data, tuned.head.bias.data)
+
+
+def test_an_extracted_update_of_a_tied_embedding_is_told(net, tmp_path):
+    tuned = copy.deepcopy(net)
+    tuned.embed.weight.data = tuned.embed.weight.data + np.float32(0.1)
+    base = base_of(net, tmp_path / "base")
+    (base / "config.json").write_text(json.dumps({"vocab_size": 11}))
+    found = extract_files(base, base_of(tuned, tmp_path / "tuned"), tmp_path / "out", 1)
+    assert found.tied == ("embed.weight",)
+    assert "embed.weight is likely to be the weight of the head too" in repr(found)
 
 
 def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):

@@ -1,8 +1,9 @@
 """Adapters and bases in files, without a model: look into them, check, merge and extract.
 
 No more than some rows of a base are in memory at a time. `summary` says what an adapter is made of,
-`fitting` which tensors of a base it is about, `checking` what is wrong with it; `merging` and
-`extracting` write new files. `python -m lora` is these functions on the command line.
+`fitting` which tensors of a base it is about, `turned` how these are stored, `checking` what is
+wrong with it; `merging` and `extracting` write new files. `python -m lora` is these functions on
+the command line.
 """
 
 from lora.disk.checking import Findings, check_adapter

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from lora.attachment.targets import near
 from lora.config import Bias
+from lora.disk.fitting import TIED, tied_tables
 from lora.disk.stored import StoredWeight
+from lora.disk.turned import Turned
 from lora.extract import Extracted
 from lora.factors import Approximation
 from lora.files.config import PeftConfig
@@ -29,7 +31,7 @@ from minigrad.io import TensorSet, open_tensors
 
 Array = NDArray[Any]
 
-EMBEDDINGS = ("*embed*", "wte", "wpe", "shared")
+EMBEDDINGS = ("*embed*", "wte", "wpe", "shared", "relative_attention_bias")
 """How tables of vectors are usually called, without the names of what they are in."""
 
 
@@ -43,6 +45,7 @@ class ExtractedFiles:
         embeddings: which of these are tables of vectors.
         whole: the tensors that the adapter has whole.
         lost: the tensors that differ, and that it has nothing of.
+        tied: weights of embeddings with an update that the model's head is likely to be too.
     """
 
     path: str
@@ -50,6 +53,7 @@ class ExtractedFiles:
     embeddings: tuple[str, ...]
     whole: tuple[str, ...]
     lost: tuple[str, ...]
+    tied: tuple[str, ...]
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")
@@ -66,7 +70,8 @@ class ExtractedFiles:
         ]
         rows += [(name, "whole", "", "", "", "") for name in self.whole]
         rows += [(name, "LOST", "", "", "", "") for name in self.lost]
-        return "\n".join(aligned(head, rows, left=2))
+        tied = [f"{name} {TIED}" for name in self.tied]
+        return "\n".join([*aligned(head, rows, left=2), *tied])
 
 
 def extract_files(
@@ -101,7 +106,7 @@ def extract_files(
         embeddings: which of them are tables of vectors: patterns for the last part of a name.
         bias: "lora_only" takes over the biases of layers with updates, "all" every bias.
         modules_to_save: ends of names of modules to take over whole.
-        fan_in_fan_out: whether the files have weights as `(d_in, d_out)`.
+        fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
         lossy: leave out what differs and the adapter would not have, instead of refusing.
         dtype: to save the tensors in; None for float32, or float64 if the base is of it.
         progress: show a progress bar.
@@ -123,14 +128,16 @@ def extract_files(
             if name in after and not _is_same(before, after, name)
         ]
         layers = _layers(before, differing, targets, exclude)
-        whole = _wholes(after, differing, layers, bias, modules_to_save)
+        whole = _wholes(after, layers, bias, modules_to_save)
         lost = [n for n in differing if n not in whole and n.removesuffix(".weight") not in layers]
         _check_lost(lost, lossy)
         tables = [name for name in layers if _matches(name.rpartition(".")[2], embeddings)]
+        linear = [name for name in layers if name not in tables]
+        turned = Turned(before)
         updates, rows, facts = {}, [], {}
         for name in progress_bar(layers, what="extract", unit="layer", shown=progress):
             is_table = name in tables
-            is_transposed = is_table or fan_in_fan_out
+            is_transposed = is_table or turned.of(f"{name}.weight", fan_in_fan_out)
             old = StoredWeight(before, f"{name}.weight", is_transposed)
             new = StoredWeight(after, f"{name}.weight", is_transposed)
             updates[name], row = _update(name, old, new, rank, is_table)
@@ -145,11 +152,14 @@ def extract_files(
             alpha_pattern={whole_name(n): u.rank for n, u in updates.items() if u.rank != rank},
             bias=bias,
             modules_to_save=tuple(modules_to_save),
-            fan_in_fan_out=fan_in_fan_out,
+            fan_in_fan_out=fan_in_fan_out or any(turned.of(f"{n}.weight", False) for n in linear),
         )
         tensors = tensors_of(updates, {name: after.read(name) for name in whole})
         write_folder(out, config, tensors, Facts(facts, version()), dtype)
-    return ExtractedFiles(os.fspath(out), tuple(rows), tuple(tables), tuple(whole), tuple(lost))
+        tied = tied_tables([f"{name}.weight" for name in tables], before)
+    return ExtractedFiles(
+        os.fspath(out), tuple(rows), tuple(tables), tuple(whole), tuple(lost), tuple(tied)
+    )
 
 
 def _check_alike(before: TensorSet, after: TensorSet, modules: Sequence[str]) -> None:
@@ -215,19 +225,28 @@ def _layers(
 
 def _wholes(
     after: TensorSet,
-    differing: Sequence[str],
     layers: Sequence[str],
     bias: Bias,
     modules: Sequence[str],
 ) -> list[str]:
-    """The tensors that the adapter has whole."""
+    """The tensors that the adapter has whole.
+
+    Raises:
+        ValueError: if there are none of a module, or one has an update too.
+    """
+    for module in modules:
+        if not any(_is_in(name, [module]) for name in after):
+            raise ValueError(
+                f"modules_to_save: {module!r} is the end of none of the modules "
+                f"{', '.join(dict.fromkeys(name.rpartition('.')[0] for name in after))}"
+            )
 
     def is_meant(name: str) -> bool:
         if _is_in(name, modules):
             return True
         if not name.endswith(".bias") or bias == "none":
             return False
-        return name.removesuffix(".bias") in layers or (bias == "all" and name in differing)
+        return bias == "all" or name.removesuffix(".bias") in layers
 
     found = [name for name in after if is_meant(name)]
     both = [name for name in found if name.removesuffix(".weight") in layers]

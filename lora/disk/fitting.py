@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora.disk.stored import StoredWeight
+from lora.disk.turned import Turned
 from lora.files.fingerprint import fingerprint_of_rows
 from lora.files.folder import KEYS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.files.writing import FLOATS
@@ -62,7 +63,7 @@ def fit(
     prefix = _prefix([f"{layer}.weight" for layer in files.layers] or list(wholes), base)
     problems: list[str] = []
     weights: dict[str, StoredWeight] = {}
-    turned = _turned(base)
+    turned = Turned(base)
     for layer in files.layers.values():
         try:
             weights[layer.name] = _weight(files, layer, base, prefix, turned)
@@ -81,10 +82,10 @@ def fit(
         for name, layer in files.layers.items()
         if layer.is_embedding and name in weights
     ]
-    return Fit(weights, whole, added, _tied(tables, base), prefix, problems)
+    return Fit(weights, whole, added, tied_tables(tables, base), prefix, problems)
 
 
-def _tied(tables: Sequence[str], base: TensorSet) -> list[str]:
+def tied_tables(tables: Sequence[str], base: TensorSet) -> list[str]:
     """Which embeddings are a model's head too, by the configuration beside it, and its shapes."""
     path = next(iter(base.files.values())).path.parent / "config.json"
     try:
@@ -119,36 +120,12 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _turned(base: TensorSet) -> dict[str, set[bool]]:
-    """Whether the weights inside of a module are stored as W^T, by its name: both may be so.
-
-    The length of a bias tells it, unless the weight is square.
-    """
-    found: dict[str, set[bool]] = {}
-    for name, info in base.tensors.items():
-        bias = f"{name.removesuffix('.weight')}.bias"
-        if not name.endswith(".weight") or len(info.shape) != 2 or bias not in base:
-            continue
-        rows, columns = info.shape
-        size = base.info(bias).size
-        if rows != columns and size in (rows, columns):
-            for module in _above(name):
-                found.setdefault(module, set()).add(size == columns)
-    return found
-
-
-def _above(name: str) -> list[str]:
-    """The modules that a tensor is inside of, from the nearest to the whole model, which is ""."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in reversed(range(len(parts)))]
-
-
 def _weight(
     files: AdapterFolder,
     layer: StoredLayer,
     base: TensorSet,
     prefix: str,
-    turned: Mapping[str, set[bool]],
+    turned: Turned,
 ) -> StoredWeight:
     """The weight of a layer.
 
@@ -166,10 +143,9 @@ def _weight(
     if not layer.is_embedding and _fits(a, b, weight.shape[::-1]):
         is_transposed = not _fits(a, b, weight.shape)
         if not is_transposed:
-            # A square weight does not tell how it is stored, but those around it do. PEFT's
-            # fan_in_fan_out does not always: it is that of the layer which was adapted last.
-            near = next((turned[m] for m in _above(weight.name) if m in turned), set())
-            is_transposed = files.config.fan_in_fan_out if len(near) != 1 else True in near
+            # Of a square weight PEFT's fan_in_fan_out does not always tell how it is stored: it
+            # is that of the layer which was adapted last.
+            is_transposed = turned.of(weight.name, files.config.fan_in_fan_out)
         weight = StoredWeight(base, weight.name, is_transposed)
     if not _fits(a, b, weight.shape):
         raise ValueError(
