@@ -18,8 +18,17 @@ import pytest
 import lora
 from lora.__main__ import FAILED, WRONG, main
 from lora.disk import check_adapter, extract_files, merge_files, summarise
+from lora.disk.stored import StoredWeight
 from lora.files import CONFIG, WEIGHTS
-from minigrad.io import INDEX, TensorInfo, load_state, open_tensors, save_state, writing_set
+from minigrad.io import (
+    INDEX,
+    TensorFile,
+    TensorInfo,
+    load_state,
+    open_tensors,
+    save_state,
+    writing_set,
+)
 from minigrad.nn import Embedding, LayerNorm, Linear, Module
 from tests.test_io_tensors import mutated
 from tests.test_lora_files import FOLDERS, model_of
@@ -297,12 +306,15 @@ def test_a_square_weight_is_stored_as_those_around_it(stored_turned, says, net, 
     np.testing.assert_array_equal(found.T if stored_turned else found, right)
 
 
-def test_no_more_than_some_rows_are_in_memory(tmp_path, rng):
+@pytest.mark.parametrize(("is_turned", "most"), [(False, 1.2), (True, 2)])
+def test_no_more_than_some_rows_are_in_memory(is_turned, most, tmp_path, rng, monkeypatch):
     rows, cols = 6000, 1000
     arrays = {name: np.ones((rows, cols), np.float32) for name in ("a.weight", "b.weight")}
     save_state(tmp_path / "base.safetensors", arrays)
     largest = arrays["a.weight"].nbytes
     del arrays
+    if is_turned:
+        rows, cols = cols, rows
     rank = 4
     arrays = {
         "base_model.model.a.lora_A.weight": rng.standard_normal((rank, cols)).astype("f4"),
@@ -310,14 +322,51 @@ def test_no_more_than_some_rows_are_in_memory(tmp_path, rng):
     }
     (tmp_path / "adapter").mkdir()
     save_state(tmp_path / "adapter" / WEIGHTS, arrays)
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["a"]}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 4,
+        "target_modules": ["a"],
+        "fan_in_fan_out": is_turned,
+    }
     (tmp_path / "adapter" / CONFIG).write_text(json.dumps(config))
     merge = tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors"
     merge_files(*merge)  # what is made once and for all
     tracemalloc.start()
     merge_files(*merge)
-    assert tracemalloc.get_traced_memory()[1] < 1.2 * largest
+    assert tracemalloc.get_traced_memory()[1] < most * largest
     tracemalloc.stop()
+    taken, read = [], TensorFile.read
+
+    def reading(*arguments):
+        found = read(*arguments)
+        taken.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(TensorFile, "read", reading)
+    merge_files(*merge)
+    assert sum(taken) < 10 * largest
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_transposed_weight_has_all_its_rows_in_any_order(dtype, rng, tmp_path, monkeypatch):
+    monkeypatch.setattr("lora.disk.stored._BAND", 40)
+    table = rng.standard_normal((10, 17)).astype(dtype)
+    save_state(tmp_path / "x.safetensors", {"x": table})
+    with open_tensors(tmp_path / "x.safetensors") as tensors:
+        weight = StoredWeight(tensors, "x", is_transposed=True)
+        slices = [slice(i, min(17, i + n)) for n in (1, 3, 5, 17) for i in range(0, 17, n)]
+        for rows in [*slices, *rng.permutation(np.array(slices, object)), slice(None)]:
+            np.testing.assert_array_equal(weight.rows(rows), table.T[rows].astype(np.float64))
+
+
+def test_an_embedding_beside_pissa_is_a_plain_update(net, rng, tmp_path):
+    lora.save(adapted(net, rng, targets=["embed"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "right")
+    configure(tmp_path / "adapter", init_lora_weights="pissa")
+    merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "right")
 
 
 @pytest.mark.parametrize("what", ["kill", "full disk"])

@@ -19,6 +19,8 @@ from minigrad.tensor import Tensor
 
 Array = NDArray[Any]
 
+_BAND = 1 << 24  # numbers of a transposed weight that one pass through its file reads
+
 
 class StoredWeight(Weight):
     """A matrix in a file, of which no more than some rows are in memory at a time.
@@ -49,14 +51,34 @@ class StoredWeight(Weight):
         self.dtype = np.dtype("float64" if info.dtype == "float64" else "float32")
         self.is_transposed = is_transposed
         self._tensors = tensors
+        self._first, self._band = 0, np.empty((info.shape[0], 0), self.dtype)
         rows, columns = info.shape
         self.shape = (columns, rows) if is_transposed else (rows, columns)
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Some rows and columns of W in float64."""
+        if self.is_transposed and columns == slice(None):
+            return self._tensor_columns(rows).T
         if self.is_transposed:
             return self._tensors.read(self.name, np.float64, columns)[:, rows].T
         return self._tensors.read(self.name, np.float64, rows)[:, columns]
+
+    def _tensor_columns(self, columns: slice) -> Array:
+        """Some columns of the tensor in float64.
+
+        They are all over the file, so those that follow are kept for the next time, up to the last.
+        """
+        count, total = self.shape[::-1]
+        start, stop, _ = columns.indices(total)
+        if not self._first <= start <= stop <= self._first + self._band.shape[1]:
+            end = min(total, max(stop, start + _BAND // max(1, count)))
+            self._first, self._band = start, np.empty((count, end - start), self.dtype)
+            for rows in strips((count, total)):
+                self._band[rows] = self._tensors.read(self.name, None, rows)[:, start:end]
+        found = self._band[:, start - self._first : stop - self._first].astype(np.float64)
+        if stop == total:
+            self._first, self._band = 0, self._band[:, :0].copy()
+        return found
 
     def blocks(self) -> list[tuple[slice, slice]]:
         """Rows and columns of parts that follow each other in the file."""
@@ -108,7 +130,8 @@ def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: Weight) -> Adap
     scale = layer.scale if facts is None else facts.scale
     magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None
     made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=files.config.scaling)
-    if files.config.init_lora_weights == "pissa":
+    # PEFT begins embeddings otherwise, whatever the configuration says.
+    if files.config.init_lora_weights == "pissa" and not layer.is_embedding:
         first = draw("pissa", d_out, d_in, len(a), scale, weight.dense, None)
         dtype = weight.dtype
         made.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
