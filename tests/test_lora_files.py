@@ -205,6 +205,19 @@ def test_base_weights_that_peft_wrote_beside_an_embedding_must_be_those_of_the_m
         lora.load(model_of("classifier"), folder)
 
 
+def test_a_head_that_peft_wrote_beside_updates_of_others_must_be_that_of_the_model(theirs):
+    # With save_embedding_layers, which it sets itself if a vocabulary has grown.
+    folder, model = theirs("names_in_vain"), model_of("transformer")
+    key, weight = "base_model.model.head.weight", model.head.weight.data
+    retensor(folder, lambda arrays: arrays.update({key: weight}))
+    lora.load(model, folder)
+    assert relative(output(model, "transformer"), RESULTS["names_in_vain; output"]) < 1e-6
+    for other in (weight + 1, weight[:1], weight.astype(int)):
+        retensor(folder, lambda arrays, other=other: arrays.update({key: other}))
+        with pytest.raises(ValueError, match=f"unexpected: {key}"):
+            lora.load(model_of("transformer"), folder)
+
+
 # ----------------------------------------------------------------------------------------------
 # There and back
 # ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.attachment.plan import Plan
+from lora.attachment.whole import in_place
 from lora.embedding import LoRAEmbedding
 from lora.files.fingerprint import fingerprint_of
 from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
@@ -35,8 +36,11 @@ def places_of(model: Module, plan: Plan) -> dict[str, Parameter]:
     return found
 
 
-def problems_of(files: AdapterFolder, plan: Plan, places: Mapping[str, Parameter]) -> Iterator[str]:
+def problems_of(
+    files: AdapterFolder, plan: Plan, places: Mapping[str, Parameter], model: Module
+) -> Iterator[str]:
     """What is missing, mis-shaped or unexpected."""
+    own = dict(in_place(model))
     for key, parameter in places.items():
         if key not in files.tensors:
             yield f"missing: {key} {parameter.shape}"
@@ -51,19 +55,35 @@ def problems_of(files: AdapterFolder, plan: Plan, places: Mapping[str, Parameter
             yield f"unusable: {key} is of {info.dtype}, and not of {', '.join(FLOATS)}"
     for key in files.tensors:
         if key not in places and key not in files.repeated:
-            yield from _unexpected_problems(key, files, plan)
+            yield from _unexpected_problems(key, files, plan, own)
 
 
-def _unexpected_problems(key: str, files: AdapterFolder, plan: Plan) -> Iterator[str]:
-    """What is wrong with a tensor that has no place. PEFT may write the weight of an embedding."""
+def _unexpected_problems(
+    key: str, files: AdapterFolder, plan: Plan, own: Mapping[str, Parameter]
+) -> Iterator[str]:
+    """What is wrong with a tensor that has no place.
+
+    PEFT may write the weights of embeddings and of the head, adapted or not; these must be those
+    that the model has.
+    """
     shape = files.tensors[key].shape
     layer = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
     held = plan.layers.get(layer)
     stored = None if held is None else getattr(held.base_weight, "_data", None)
     if stored is None or not key.endswith(".weight"):
-        yield f"unexpected: {key} {shape}"
-    elif shape != stored.shape or not np.array_equal(files.read(key, stored.dtype), stored):
+        same = own.get(key.removeprefix(PREFIX))
+        if same is None or not _is_same(files, key, same.data):
+            yield f"unexpected: {key} {shape}"
+    elif not _is_same(files, key, stored):
         yield f"another base: {key} is not the weight that the model has"
+
+
+def _is_same(files: AdapterFolder, key: str, stored: Array) -> bool:
+    """Whether a tensor has the numbers that the model has."""
+    info = files.tensors[key]
+    if info.shape != stored.shape or info.dtype not in FLOATS:
+        return False
+    return np.array_equal(files.read(key, stored.dtype), stored)
 
 
 def values_of(

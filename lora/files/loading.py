@@ -100,7 +100,7 @@ def _plan(
             f"{os.fspath(files.path)!r} does not go with the model: {error}"
         ) from error
     places = places_of(model, plan)
-    problems = [*problems_of(files, plan, places), *scale_problems(files, plan)]
+    problems = [*problems_of(files, plan, places, model), *scale_problems(files, plan)]
     if check_base:
         problems += base_problems(files, plan, progress)
     values = dict(values_of(files, places, problems))
