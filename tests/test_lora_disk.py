@@ -572,6 +572,17 @@ def test_a_base_that_the_adapter_does_not_go_with_is_refused(name, files, tmp_pa
     assert re.search(message, repr(found))
 
 
+def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
+    net.out = Linear(6, 11, rng=rng)
+    lora.save(adapted(net, rng, targets=["up", "out"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    edit(base / "model.safetensors", without("out.weight"))
+    message = r"no tensor 'out.weight' .*; if it is tied to 'embed.weight', save the base with a"
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+
+
 def test_all_that_does_not_go_together_is_told_at_once(files, tmp_path):
     base, adapter = files
     edit(
@@ -602,6 +613,9 @@ def test_weights_that_are_not_finite_are_refused(value, files, tmp_path):
     with pytest.raises(ValueError, match=r"not be finite in up: W has NaN or Inf"):
         merge_files(base, adapter, tmp_path / "out", check_base=False)
     assert not (tmp_path / "out").exists()
+    assert "wrong: up.weight: has NaN or Inf in it, in the base" in repr(
+        check_adapter(adapter, base)
+    )
 
 
 def test_numbers_beyond_the_dtype_are_refused(files, tmp_path):
@@ -718,6 +732,11 @@ WRONGS = {
         lambda a: a,
         {"modules_to_save": ["(x"]},
         "(?s)wrong: files: .*modules_to_save=.*no regular expression",
+    ),
+    "an expression in another": (
+        lambda a: a,
+        {"rank_pattern": {"(?i)UP": 2}},
+        "(?s)wrong: files: .*rank_pattern=.*no regular expression.*flags",
     ),
     "another expression": (
         lambda a: a,

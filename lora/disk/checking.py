@@ -105,6 +105,13 @@ def check_adapter(
         if base is not None:
             with open_tensors(base) as tensors:
                 fitted = fit(files, tensors, progress=progress)
+                found += [
+                    Finding("wrong", weight.name, "has NaN or Inf in it, in the base")
+                    for weight in progress_bar(
+                        fitted.weights.values(), what="base", unit="layer", shown=progress
+                    )
+                    if not weight.is_finite()
+                ]
             found += [Finding("wrong", "base", problem) for problem in fitted.problems]
             found += [
                 Finding("odd", name, "is trained whole, and not in the base")

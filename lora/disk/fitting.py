@@ -139,6 +139,7 @@ def _weight(
     if missing:
         raise ValueError(f"missing: {', '.join(sorted(missing))} of {layer.name}")
     a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
+    _check_own(_with(prefix, f"{layer.name}.weight"), a, b, base)
     weight = StoredWeight(base, _with(prefix, f"{layer.name}.weight"), layer.is_embedding)
     if not layer.is_embedding and _fits(a, b, weight.shape[::-1]):
         is_transposed = not _fits(a, b, weight.shape)
@@ -161,7 +162,21 @@ def _weight(
     return weight
 
 
-def _fits(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, int]) -> bool:
+def _check_own(name: str, a: tuple[int, ...], b: tuple[int, ...], base: TensorSet) -> None:
+    """Refuse to merge into a weight that the base has under another name only.
+
+    Raises:
+        KeyError: if it may be so.
+    """
+    alike = [each for each, info in base.tensors.items() if _fits(a, b, info.shape)]
+    if name not in base and len(alike) == 1:
+        raise KeyError(
+            f"there is no tensor {name!r} among {len(base)}; if it is tied to {alike[0]!r}, save "
+            f"the base with a copy of its own (tie_word_embeddings=False)"
+        )
+
+
+def _fits(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return len(a) == len(b) == 2 and a[0] == b[1] and (b[0], a[1]) == shape
 
 

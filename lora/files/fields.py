@@ -39,6 +39,9 @@ _REFUSED = {
     "use_qalora": "QA-LoRA pools its inputs",
 }
 
+_WITHIN = r"(.*\.)?({})$"
+"""What is around an expression that stands for the end of a name, or alike."""
+
 _INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
 
 _INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
@@ -131,9 +134,11 @@ def _patterns(value: Any) -> str | tuple[str, ...]:
     return _expression(value) if isinstance(value, str) else _names(value)
 
 
-def _expression(value: str) -> str:
+def _expression(value: str, within: str = "{}") -> str:
+    """An expression, also where PEFT has put it into a larger one."""
     try:
         re.compile(value)
+        re.compile(within.format(value))
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"it is no regular expression: {error}") from None
     return value
@@ -143,7 +148,7 @@ def _table(take: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
     def table(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise TypeError("it has a pattern for each value")
-        return {_expression(pattern): take(each) for pattern, each in value.items()}
+        return {_expression(pattern, _WITHIN): take(each) for pattern, each in value.items()}
 
     return table
 
@@ -151,11 +156,12 @@ def _table(take: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
 def _expressions(value: Any) -> tuple[str, ...]:
     """Names that PEFT takes for expressions; one may be alone, or empty."""
     listed = () if value == "" else (value,) if isinstance(value, str) else _names(value)
-    return tuple(map(_expression, listed))
+    return tuple(_expression(each, _WITHIN) for each in listed)
 
 
 def _saved(value: Any) -> tuple[str, ...]:
-    return tuple(map(_expression, _names(value)))  # as which PEFT leaves their layers out
+    # As which PEFT leaves their layers out.
+    return tuple(_expression(each, _WITHIN) for each in _names(value))
 
 
 def _indices(value: Any) -> tuple[int, ...]:
