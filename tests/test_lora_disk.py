@@ -474,6 +474,19 @@ def test_what_belongs_to_a_model_is_copied_and_no_adapter(files, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_configuration_says_the_dtype_that_was_asked_for(key, files, tmp_path):
+    base, adapter = files
+    for content in ({key: "bfloat16", "d": 1}, {"d": 1}, []):
+        text = json.dumps(content)
+        (base / "config.json").write_text(text)
+        out = merge_files(base, adapter, tmp_path / "out", dtype="float64").path / "config.json"
+        right = {key: "float64", "d": 1} if key in content else content
+        assert json.loads(out.read_text()) == right
+        merge_files(base, adapter, tmp_path / "out")
+        assert out.read_text() == text
+
+
 def without(*names):
     return lambda arrays: {k: x for k, x in arrays.items() if k not in names}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ Array = NDArray[Any]
 
 _COPIED = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".md", ".py")
 """Endings of files beside the weights of a model: its configuration, tokenizer, card and code."""
+
+_MODEL = "config.json"
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,7 +92,8 @@ def merge_files(
         adapter: a folder of PEFT's or of `lora.save`.
         out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
             has, those without weights copied.
-        dtype: to store all floats in; None for the dtype of each tensor.
+        dtype: to store all floats in, which a copied `config.json` then says too; None for the
+            dtype of each tensor.
         limit: refuse if in one layer a larger share of the update is lost to rounding.
         radius: the norm of the inputs that the certificate's bound holds for.
         check_base: refuse a base that the adapter was not made on, if its metadata says on which.
@@ -120,7 +124,7 @@ def merge_files(
             shards[next(iter(shards))].append(files.tensors[found.whole[name]])
         infos = {file: [merge.info(i) for i in listed] for file, listed in shards.items()}
         every = [info for listed in infos.values() for info in listed]
-        with _writing(Path(out), infos, tensors.metadata, _others(Path(base))) as writers:
+        with _writing(Path(out), infos, tensors.metadata, _others(Path(base), dtype)) as writers:
             merge.write(writers, {info.name: info.dtype for info in every}, progress)
         nbytes = sum(info.nbytes for info in every)
     return MergedFiles(
@@ -287,7 +291,7 @@ def _writing(
     out: Path,
     infos: Mapping[str, Sequence[TensorInfo]],
     metadata: Mapping[str, str],
-    others: Sequence[Path],
+    others: Mapping[str, Path | bytes],
 ) -> Iterator[Mapping[str, TensorWriter]]:
     """Writers for a file, or for the files of a folder, by the name of each tensor."""
     facts = {"format": "pt", **metadata}
@@ -300,17 +304,32 @@ def _writing(
         yield writers
 
 
-def _others(base: Path) -> list[Path]:
-    """The files of a model that are not its weights, if the base is a whole folder."""
+def _others(base: Path, dtype: str | None) -> dict[str, Path | bytes]:
+    """The files of a model that are not its weights, by name, if the base is a whole folder."""
     folder = base if base.is_dir() else base.parent if base.suffix == ".json" else None
     if folder is None:
-        return []
-    return [
-        each
+        return {}
+    found: dict[str, Path | bytes] = {
+        each.name: each
         for each in sorted(folder.iterdir())
         if each.is_file()
         and each.suffix in _COPIED
         and not each.name.endswith(".index.json")
         # With it transformers would put an adapter on the merged model.
         and each.name != CONFIG
-    ]
+    }
+    if dtype is not None and _MODEL in found:
+        found[_MODEL] = _in_dtype(folder / _MODEL, dtype)
+    return found
+
+
+def _in_dtype(config: Path, dtype: str) -> Path | bytes:
+    """A configuration that says a dtype if it says one: transformers loads a model in that."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # which is nothing that merging needs to know
+        return config
+    said = {"dtype", "torch_dtype"} & content.keys() if isinstance(content, dict) else set()
+    if not said:
+        return config
+    return (json.dumps({**content, **dict.fromkeys(said, dtype)}, indent=2) + "\n").encode()

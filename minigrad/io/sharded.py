@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -191,7 +191,7 @@ def writing_set(
     folder: str | os.PathLike[str],
     shards: Mapping[str, Sequence[TensorInfo]],
     metadata: Mapping[str, str] | None = None,
-    copies: Iterable[Path] = (),
+    others: Mapping[str, Path | bytes] | None = None,
 ) -> Iterator[Mapping[str, TensorWriter]]:
     """Writers for the files of a model, by the name of each tensor. They appear all together.
 
@@ -201,7 +201,7 @@ def writing_set(
         folder: where they go; made if it is not there.
         shards: the tensors of each file.
         metadata: facts for each header.
-        copies: other files that belong to the model, which are copied.
+        others: files that belong to the model besides, by name: what to copy, or what is in them.
 
     Raises:
         OSError: if they cannot be written; then what was there is as it was.
@@ -222,8 +222,11 @@ def writing_set(
             f"written; take it away, or name another folder"
         )
     with replacing_together(folder, SINGLE if is_single else INDEX) as stage:
-        for other in copies:
-            shutil.copyfile(other, stage / other.name)
+        for name, content in (others or {}).items():
+            if isinstance(content, bytes):
+                (stage / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, stage / name)
         opened = {file: open(stage / file, "wb") for file in shards}  # noqa: SIM115  # see below
         try:
             made = [TensorWriter(opened[file], infos, metadata) for file, infos in shards.items()]
