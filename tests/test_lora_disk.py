@@ -527,7 +527,9 @@ def test_an_update_of_a_tied_embedding_is_told(config, has_head, is_told, net, r
     found = check_adapter(tmp_path / "adapter", base)
     assert found.is_right
     for told in (repr(merged), repr(found)):
-        assert ("embed.weight is likely" in told.replace(": is", " is")) is is_told
+        assert (
+            "embed.weight may be the weight of the head" in told.replace(": may", " may")
+        ) is is_told
 
 
 BROKEN_WHOLES = {
@@ -923,7 +925,7 @@ def test_an_extracted_update_of_a_tied_embedding_is_told(net, tmp_path):
     (base / "config.json").write_text(json.dumps({"vocab_size": 11}))
     found = extract_files(base, base_of(tuned, tmp_path / "tuned"), tmp_path / "out", 1)
     assert found.tied == ("embed.weight",)
-    assert "embed.weight is likely to be the weight of the head too" in repr(found)
+    assert "embed.weight may be the weight of the head too" in repr(found)
 
 
 def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):

@@ -45,7 +45,7 @@ class ExtractedFiles:
         embeddings: which of these are tables of vectors.
         whole: the tensors that the adapter has whole.
         lost: the tensors that differ, and that it has nothing of.
-        tied: weights of embeddings with an update that the model's head is likely to be too.
+        tied: weights of embeddings with an update that may be the model's head too.
     """
 
     path: str

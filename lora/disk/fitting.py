@@ -18,8 +18,8 @@ from lora.progress import progress_bar
 from minigrad.io import TensorSet
 
 TIED = (
-    "is likely to be the weight of the head too (tie_word_embeddings): merged, the update is in "
-    "both, while the adapter has it in the embedding only"
+    "may be the weight of the head too (tie_word_embeddings): then the merged model has the update in "
+    "both, and one with the adapter in the embedding only"
 )
 
 
@@ -31,7 +31,7 @@ class Fit:
         weights: the weight of each layer that has an update, by the layer's name in the adapter.
         whole: the key of each tensor that takes the place of one of the base, by the latter's name.
         added: which of these the base has not.
-        tied: weights of embeddings with an update that the model's head is likely to be too.
+        tied: weights of embeddings with an update that may be the model's head too.
         prefix: what the base's names have before those of the adapter; "-" and what they lack.
         problems: what does not go together.
     """
