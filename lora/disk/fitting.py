@@ -18,8 +18,8 @@ from lora.progress import progress_bar
 from minigrad.io import TensorSet
 
 TIED = (
-    "may be the weight of the head too (tie_word_embeddings): then the merged model has the update in "
-    "both, and one with the adapter in the embedding only"
+    "may be the weight of the head too (tie_word_embeddings): then the merged model has the update "
+    "in both, and one with the adapter in the embedding only"
 )
 
 
