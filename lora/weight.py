@@ -6,6 +6,7 @@ strip is ever dense. An embedding's table is a dense one, seen transposed.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ _INSTEAD = "layer.base_weight is the Tensor, and layer.merged_weight() one with 
 STRIP = 1 << 18  # numbers that are in float64 at a time
 
 
-def strips(shape: tuple[int, int]) -> list[slice]:
-    """The rows of a matrix in parts of no more than some megabytes."""
-    rows, step = shape[0], max(1, STRIP // shape[1])
+def strips(shape: tuple[int, ...]) -> list[slice]:
+    """The rows of an array in parts of no more than some megabytes; of a number, all of it."""
+    if not shape:
+        return [slice(None)]
+    rows, step = shape[0], max(1, STRIP // max(1, math.prod(shape[1:])))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from lora.files.config import CONFIG
 from lora.files.folder import WEIGHTS, AdapterFolder
 from lora.files.writing import FLOATS
 from lora.progress import progress_bar
-from lora.weight import STRIP
+from lora.weight import strips
 from minigrad.diagnostics.tables import in_bytes
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.io.tensor_info import from_stored, to_stored
@@ -210,7 +209,7 @@ class _Merge:
             return
         update = self._updates.get(name)
         ratio = None if update is None else update[1].exact_ratio(update[0])
-        for rows in _strips(self._tensors.info(name).shape):
+        for rows in strips(self._tensors.info(name).shape):
             if update is None:
                 yield rows.start or 0, self._tensors.read(name, None, rows)
                 continue
@@ -222,15 +221,6 @@ class _Merge:
             else:
                 part = weight.rows(rows) + adapter.update(weight, rows, slice(None), ratio)
                 yield rows.start, part
-
-
-def _strips(shape: tuple[int, ...]) -> list[slice]:
-    """The rows of a tensor in parts of no more than some megabytes."""
-    if not shape:
-        return [slice(None)]
-    step = max(1, STRIP // max(1, math.prod(shape[1:])))
-    starts = range(0, shape[0], step) if shape[0] else [0]
-    return [slice(start, min(start + step, shape[0])) for start in starts]
 
 
 def _check_range(name: str, part: Array, dtype: str) -> None:

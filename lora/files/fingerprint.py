@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted import AdaptedLayer
-from lora.weight import Weight
+from lora.weight import Weight, strips
 from minigrad.tensor import Tensor
 
 Array = NDArray[Any]
-
-_STRIP = 1 << 20  # numbers that are looked at together
 
 
 def fingerprint(matrix: Array) -> str:
@@ -25,7 +22,9 @@ def fingerprint(matrix: Array) -> str:
     Of the shape, as in "(768, 64)", and the rows as float32 in C order, little-endian; or as
     float64, where float32 does not have all of them.
     """
-    return fingerprint_of_rows(matrix.shape, lambda: _strips(matrix))
+    return fingerprint_of_rows(
+        matrix.shape, lambda: (matrix[rows] for rows in strips(matrix.shape))
+    )
 
 
 def fingerprint_of_rows(shape: tuple[int, ...], strips: Callable[[], Iterable[Array]]) -> str:
@@ -40,12 +39,6 @@ def fingerprint_of_rows(shape: tuple[int, ...], strips: Callable[[], Iterable[Ar
     for part in strips():
         found.update(np.ascontiguousarray(part, "<f4" if narrow else "<f8").data)
     return found.hexdigest()
-
-
-def _strips(matrix: Array) -> Iterable[Array]:
-    step = max(1, _STRIP // max(1, math.prod(matrix.shape[1:])))
-    for start in range(0, len(matrix), step):
-        yield matrix[start : start + step]
 
 
 def _is_narrow(part: Array) -> bool:

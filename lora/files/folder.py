@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from numpy.typing import DTypeLike, NDArray
@@ -26,6 +25,7 @@ from lora.files.config import CONFIG, PeftConfig, read_config
 from lora.files.facts import Facts
 from lora.files.matching import is_saved_whole, scale_of
 from minigrad.io import TensorFile, TensorInfo, find
+from minigrad.io.tensors import Closing
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -80,7 +80,7 @@ class StoredLayer:
     scale: float
 
 
-class AdapterFolder:
+class AdapterFolder(Closing):
     """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
 
     Args:
@@ -160,17 +160,6 @@ class AdapterFolder:
     def close(self) -> None:
         """Let go of the files."""
         self._file.close()
-
-    def __enter__(self) -> AdapterFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _opened(path: Path) -> tuple[PeftConfig, TensorFile]:

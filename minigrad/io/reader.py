@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.io.tensor_info import NAMES, TensorInfo, from_stored, stored_dtype
+from minigrad.io.tensors import Tensors
 
 _LENGTH = 8  # bytes, of the length of the header
 _FACTS = "__metadata__"
 
 
-class TensorFile:
+class TensorFile(Tensors):
     """The tensors and facts of a file. `with TensorFile(path) as file:` closes it at the end.
 
     Args:
@@ -83,24 +82,10 @@ class TensorFile:
             )
         return found
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        """What the header says of a tensor.
-
-        Raises:
-            KeyError: if there is none of that name, with the nearest there is.
-        """
-        if name not in self.tensors:
-            raise KeyError(_no_tensor(name, self.tensors, self.path))
-        return self.tensors[name]
+    @property
+    def place(self) -> str:
+        """The path, in quotes."""
+        return repr(os.fspath(self.path))
 
     def read(
         self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
@@ -140,17 +125,6 @@ class TensorFile:
         """Let go of the file."""
         self._file.close()
 
-    def __enter__(self) -> TensorFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _part(info: TensorInfo, rows: slice) -> tuple[tuple[int, ...], int]:
     """The shape of some rows, and how many numbers come before them."""
@@ -162,11 +136,3 @@ def _part(info: TensorInfo, rows: slice) -> tuple[tuple[int, ...], int]:
     count = max(0, stop - start)
     each = info.size // info.shape[0] if info.shape[0] else 0
     return (count, *info.shape[1:]), start * each
-
-
-def _no_tensor(name: str, tensors: dict[str, TensorInfo], path: Path) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, tensors, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"there is no tensor {name!r}{hint} among the {len(tensors)} of {os.fspath(path)!r}"

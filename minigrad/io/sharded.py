@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from numpy.typing import DTypeLike, NDArray
@@ -20,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.io.atomic import find, replacing_together
 from minigrad.io.reader import TensorFile
 from minigrad.io.tensor_info import TensorInfo
+from minigrad.io.tensors import Tensors
 from minigrad.io.writer import TensorWriter
 
 SINGLE = "model.safetensors"
@@ -28,7 +28,7 @@ INDEX = "model.safetensors.index.json"
 _LARGEST_INDEX = 1 << 28  # bytes; a million names take a third of it
 
 
-class TensorSet:
+class TensorSet(Tensors):
     """The tensors of one file or several, as those of one.
 
     Args:
@@ -47,60 +47,29 @@ class TensorSet:
                 if name in self._where:
                     raise ValueError(f"{name} is in {self._where[name].path} and in {file.path}")
                 self._where[name] = file
-
-    @property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """What is known of each tensor, by name."""
-        return {name: file.tensors[name] for name, file in self._where.items()}
+        self.tensors = {name: file.tensors[name] for name, file in self._where.items()}
 
     @property
     def metadata(self) -> dict[str, str]:
         """The facts in the header of the first file."""
         return next((file.metadata for file in self.files.values()), {})
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._where
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def info(self, name: str) -> TensorInfo:
-        """What is known of a tensor; see `TensorFile.info`."""
-        return self._file_of(name).info(name)
+    @property
+    def place(self) -> str:
+        """The paths, in quotes."""
+        return ", ".join(file.place for file in self.files.values())
 
     def read(
         self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
     ) -> NDArray[Any]:
         """A tensor, or some of its rows; see `TensorFile.read`."""
-        return self._file_of(name).read(name, dtype, rows)
-
-    def _file_of(self, name: str) -> TensorFile:
-        if name not in self._where:
-            import difflib
-
-            close = difflib.get_close_matches(name, self._where, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise KeyError(f"there is no tensor {name!r}{hint} among {len(self._where)}")
-        return self._where[name]
+        self.info(name)
+        return self._where[name].read(name, dtype, rows)
 
     def close(self) -> None:
         """Let go of all files."""
         for file in self.files.values():
             file.close()
-
-    def __enter__(self) -> TensorSet:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
