@@ -126,8 +126,7 @@ def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: Weight) -> Adap
             f"{layer.name}: A is {a.shape} and B {b.shape}; on a weight of {d_out} x {d_in} they "
             f"must be (rank, {d_in}) and ({d_out}, rank)"
         )
-    facts = files.facts.layers.get(layer.name)
-    scale = layer.scale if facts is None else facts.scale
+    scale = files.scale(layer)
     magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None
     made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=files.config.scaling)
     # PEFT begins embeddings otherwise, whatever the configuration says.

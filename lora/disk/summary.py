@@ -160,8 +160,7 @@ def _summarised(files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
             f"{layer.name}: A is {a.shape} and B {b.shape}; they must be (rank, d_in) and "
             f"(d_out, rank)"
         )
-    facts = files.facts.layers.get(layer.name)
-    scale = layer.scale if facts is None else facts.scale
+    scale = files.scale(layer)
     kind = "embedding" if layer.is_embedding else "linear"
     return LayerSummary(
         layer.name,

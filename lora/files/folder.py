@@ -153,6 +153,11 @@ class AdapterFolder(Closing):
         """What is known of each tensor, by key."""
         return self._file.tensors
 
+    def scale(self, layer: StoredLayer) -> float:
+        """That in force: by the metadata, or where these say nothing by the configuration."""
+        facts = self.facts.layers.get(layer.name)
+        return layer.scale if facts is None else facts.scale
+
     def read(self, key: str, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """A tensor; bfloat16 is widened to float32."""
         return self._file.read(key, dtype)
