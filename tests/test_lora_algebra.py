@@ -60,12 +60,17 @@ def adapters(net, name):
 
 
 def term(adapter):
-    """dW by its definition, and the same of absolute values, which bounds what rounds."""
+    """dW by its definition, and a size that rounding errors are relative to.
+
+    With PiSSA a sum is made of (B - B_0) A + B_0 (A - A_0), so what rounds may be as large as the
+    products across, B_0 A, of which dW itself has none.
+    """
     a, b = adapter.lora_a.data, adapter.lora_b.data
     update, size = b @ a, abs(b) @ abs(a)
     if adapter.start is not None:
-        a, b = (factor.data for factor in adapter.start)
-        update, size = update - b @ a, size + abs(b) @ abs(a)
+        first_a, first_b = (factor.data for factor in adapter.start)
+        update = update - first_b @ first_a
+        size = (abs(b) + abs(first_b)) @ (abs(a) + abs(first_a))
     return adapter.scale * update, abs(adapter.scale) * size
 
 
