@@ -1,0 +1,232 @@
+"""Notebooks as files: read, run from top to bottom, stored with their outputs, compared.
+
+    python -m tests.notebooks [PATH ...]
+
+runs the walkthroughs, or the notebooks at these paths, and stores what they show.
+
+An exercise is a Markdown cell that begins with `**Exercise`. Its solution is folded away in the
+same cell, as code between `<details><summary>Solution</summary>` and `</details>`. A cell with the
+tag `varies` shows what differs between machines or runs, such as seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from minigrad.io.atomic import write_atomically
+
+ROOT = Path(__file__).parents[1]
+WALKTHROUGHS = ROOT / "examples" / "walkthroughs"
+VARIES = "varies"
+SECONDS = 300  # that a cell may take
+
+Notebook = dict[str, Any]
+Cell = dict[str, Any]
+
+_FOLDED = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL)
+_PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def read(path: Path) -> Notebook:
+    """A notebook, with each text in one piece, where the file may have a list of its lines."""
+    notebook: Notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = "".join(output["text"])
+            data = output.get("data", {})
+            data.update({kind: "".join(v) for kind, v in data.items() if isinstance(v, list)})
+    return notebook
+
+
+def code_cells(notebook: Notebook) -> list[Cell]:
+    """The cells that run."""
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def exercises(notebook: Notebook) -> list[Cell]:
+    """The cells that set the reader a task."""
+    return [
+        cell
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "markdown" and cell["source"].startswith("**Exercise")
+    ]
+
+
+def solutions(cell: Cell) -> list[str]:
+    """The code that is folded away in a Markdown cell."""
+    if cell["cell_type"] != "markdown":
+        return []
+    return [code for text in _FOLDED.findall(cell["source"]) for code in _PYTHON.findall(text)]
+
+
+# --------------------------------------------------------------------------------------------------
+# Running
+# --------------------------------------------------------------------------------------------------
+
+
+def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
+    """Run a notebook in a fresh kernel and an empty folder, and return it with what it shows now.
+
+    Args:
+        notebook: what to run; it is not changed.
+        with_solutions: run the solution of each exercise too, where it stands.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: if a cell or a solution raises.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells: list[Cell] = []
+    for cell in notebook["cells"]:
+        cells.append(json.loads(json.dumps(cell)))
+        for code in solutions(cell) if with_solutions else []:
+            cells.append(nbformat.v4.new_code_cell(code, id=f"solution-{len(cells)}"))
+    fresh = nbformat.from_dict({**notebook, "cells": cells})
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            fresh,
+            timeout=SECONDS,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": folder}},
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment |= {"PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": folder}
+        client.execute(env=environment)
+    fresh["cells"] = [cell for cell in fresh["cells"] if "solution-" not in cell["id"]]
+    tidied: Notebook = json.loads(json.dumps(fresh))
+    tidy(tidied)
+    return tidied
+
+
+def tidy(notebook: Notebook) -> None:
+    """Leave in a notebook what a reader sees, and nothing that differs from run to run."""
+    notebook["metadata"] = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    notebook["nbformat"], notebook["nbformat_minor"] = 4, 5
+    seen: dict[str, int] = {}
+    for cell in notebook["cells"]:
+        name = hashlib.sha256(cell["source"].encode()).hexdigest()[:8]
+        seen[name] = seen.get(name, 0) + 1
+        cell["id"] = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        tags = cell["metadata"].get("tags")
+        cell["metadata"] = {"tags": tags} if tags else {}
+    for count, cell in enumerate(code_cells(notebook), 1):
+        cell["execution_count"] = count
+        cell["outputs"] = _joined(cell["outputs"])
+        for output in cell["outputs"]:
+            if "metadata" in output:
+                output["metadata"] = {}
+            if "execution_count" in output:
+                output["execution_count"] = count
+
+
+def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs, where texts printed one after the other, in pieces that vary, are one."""
+    joined: list[dict[str, Any]] = []
+    for output in outputs:
+        earlier = joined[-1] if joined else {}
+        if output["output_type"] == "stream" and earlier.get("name") == output["name"]:
+            earlier["text"] += output["text"]
+        else:
+            joined.append(output)
+    return joined
+
+
+def store(path: Path) -> None:
+    """Run the notebook at `path`, without the solutions, and store it with what it shows."""
+    text = json.dumps(run(read(path)), indent=1, ensure_ascii=False, sort_keys=True)
+    write_atomically(path, (text + "\n").encode())
+
+
+# --------------------------------------------------------------------------------------------------
+# Comparing
+# --------------------------------------------------------------------------------------------------
+
+
+def differences(stored: Notebook, fresh: Notebook) -> list[str]:
+    """Where two runs of a notebook show different things; a text for each cell that does.
+
+    Texts must be equal. Pictures must have one size, to 2 %, and if it is the same to the pixel,
+    then of 200 pixels at most one may be of clearly another lightness, for letters are drawn a
+    little differently by other versions of the library. In a cell that varies, only the kinds of
+    what is shown must be the same.
+    """
+    found = []
+    for number, (old, new) in enumerate(
+        zip(code_cells(stored), code_cells(fresh), strict=True), start=1
+    ):
+        varies = VARIES in old["metadata"].get("tags", [])
+        was, now = _shown(old), _shown(new)
+        same = [kind for kind, _ in was] == [kind for kind, _ in now]
+        if same and not varies:
+            same = all(_alike(kind, a, b) for (kind, a), (_, b) in zip(was, now, strict=True))
+        if not same:
+            found.append(
+                f"code cell {number}:\n{old['source']}\n"
+                f"--- stored:\n{_described(was)}\n--- fresh:\n{_described(now)}\n"
+            )
+    return found
+
+
+def _shown(cell: Cell) -> list[tuple[str, str]]:
+    """What a cell shows: a kind and its content, for each form of each output."""
+    shown: list[tuple[str, str]] = []
+    for output in cell["outputs"]:
+        if output["output_type"] == "stream":
+            shown.append((output["name"], output["text"]))
+        elif output["output_type"] == "error":
+            shown.append(("error", f"{output['ename']}: {output['evalue']}"))
+        else:
+            shown += sorted((kind, str(content)) for kind, content in output["data"].items())
+    return shown
+
+
+def _alike(kind: str, stored: str, fresh: str) -> bool:
+    if kind != "image/png":
+        return stored == fresh
+    was, now = lightness(stored), lightness(fresh)
+    if was.shape != now.shape:
+        pairs = zip(was.shape, now.shape, strict=True)
+        return all(abs(a - b) <= 0.02 * max(a, b) for a, b in pairs)
+    return bool((abs(was - now) > 0.25).mean() <= 0.005)
+
+
+def lightness(png: str) -> Any:
+    """The pixels of a picture in base64, from 0 to 1."""
+    from matplotlib.image import imread
+
+    return imread(io.BytesIO(base64.b64decode(png)), format="png")[..., :3].mean(axis=2)
+
+
+def _described(shown: list[tuple[str, str]]) -> str:
+    parts = []
+    for kind, content in shown:
+        if kind == "image/png":
+            height, width = lightness(content).shape
+            content = f"a picture of {width} x {height} pixels"
+        parts.append(f"[{kind}] {content.rstrip()}")
+    return "\n".join(parts) or "nothing"
+
+
+if __name__ == "__main__":
+    chosen = [Path(name) for name in sys.argv[1:]] or sorted(WALKTHROUGHS.glob("*.ipynb"))
+    for path in tqdm(chosen):
+        store(path)

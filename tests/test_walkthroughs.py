@@ -1,0 +1,214 @@
+"""The walkthroughs show what their cells give, and each exercise has a solution that holds.
+
+The slow test runs them; the others look at the files, and at the comparison itself.
+"""
+
+import ast
+import base64
+import copy
+import io
+import re
+
+import numpy as np
+import pytest
+
+from tests.notebooks import (
+    ROOT,
+    WALKTHROUGHS,
+    code_cells,
+    differences,
+    exercises,
+    read,
+    run,
+    solutions,
+    tidy,
+)
+
+PATHS = sorted(WALKTHROUGHS.glob("*.ipynb"))
+each = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+
+
+# Their files
+
+
+@each
+def test_it_is_small(path):
+    assert path.stat().st_size <= 400_000
+
+
+@each
+def test_it_was_run_from_top_to_bottom(path):
+    counts = [cell["execution_count"] for cell in code_cells(read(path))]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@each
+def test_it_is_tidy(path):
+    notebook = read(path)
+    tidied = copy.deepcopy(notebook)
+    tidy(tidied)
+    assert notebook == tidied
+    for cell in notebook["cells"]:
+        assert cell["source"].strip(), "an empty cell"
+        assert not re.search(r"[ \t]$", cell["source"], re.MULTILINE), cell["source"]
+
+
+@each
+def test_no_cell_fails_warns_or_tells_of_a_machine(path):
+    for cell in code_cells(read(path)):
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error", cell["source"]
+            assert output.get("name") != "stderr", cell["source"]
+    text = re.sub(r'"image/png": "[^"]*"', "", path.read_text())
+    found = re.findall(r"(?:/home|/root|/tmp|/var|/usr|/work|/Users|[A-Z]:\\\\)[\\/][^\s\"]*", text)
+    assert found == []
+    assert str(ROOT) not in text
+
+
+@each
+def test_its_figures_are_numbered_by_no_address(path):
+    assert not re.search(r" at 0x[0-9a-f]+", path.read_text())
+
+
+@each
+def test_there_are_exercises_each_with_a_solution_that_asserts(path):
+    found = exercises(read(path))
+    assert len(found) >= 3
+    for cell in found:
+        code = solutions(cell)
+        assert code, cell["source"]
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse("".join(code))))
+
+
+@each
+def test_every_folded_part_is_the_solution_of_an_exercise(path):
+    notebook = read(path)
+    folded = [cell for cell in notebook["cells"] if "<details" in cell["source"]]
+    assert folded == exercises(notebook)
+
+
+@pytest.mark.full
+@each
+def test_it_shows_what_is_stored(path):
+    nbformat = pytest.importorskip("nbformat", reason="running notebooks needs the `full` extra")
+    nbformat.validate(nbformat.read(path, as_version=4))
+    stored = read(path)
+    found = differences(stored, run(stored, with_solutions=True))
+    assert not found, "\n".join(found)
+
+
+# The comparison
+
+
+def markdown(source):
+    return {"cell_type": "markdown", "id": "m", "metadata": {}, "source": source}
+
+
+def code(source, *outputs, tags=()):
+    return {
+        "cell_type": "code",
+        "execution_count": 1,
+        "id": "c",
+        "metadata": {"tags": list(tags)},
+        "source": source,
+        "outputs": list(outputs),
+    }
+
+
+def printed(text, name="stdout"):
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def picture(pixels):
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, np.repeat(pixels[..., None], 3, axis=2), format="png")
+    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+    return {"output_type": "display_data", "data": data, "metadata": {}}
+
+
+def notebook(*cells):
+    return {"cells": list(cells), "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def compared(stored, fresh, tags=()):
+    return differences(
+        notebook(code("show()", *stored, tags=tags)), notebook(code("show()", *fresh, tags=tags))
+    )
+
+
+def test_a_difference_names_the_cell_and_both_outputs():
+    assert compared([printed("1\n")], [printed("1\n")]) == []
+    (found,) = compared([printed("one\n")], [printed("two\n")])
+    assert "code cell 1:\nshow()" in found
+    assert "--- stored:\n[stdout] one\n--- fresh:\n[stdout] two" in found
+    assert compared([printed("1")], []) != []
+
+
+def test_where_a_cell_varies_only_the_kind_is_compared():
+    assert compared([printed("3 s")], [printed("4 s")], tags=["varies"]) == []
+    assert compared([printed("3 s")], [picture(np.ones((8, 8)))], tags=["varies"]) != []
+    assert compared([printed("3 s")], [printed("3 s", "stderr")], tags=["varies"]) != []
+
+
+def test_pictures_may_differ_in_shades_but_not_in_a_line():
+    pixels = np.ones((200, 300))
+    pixels[100, :] = 0.0
+    shaded = pixels - 0.1 * (pixels == 1)
+    moved = np.roll(pixels, 1, axis=0)
+    assert compared([picture(pixels)], [picture(shaded)]) == []
+    assert compared([picture(pixels)], [picture(moved)]) != []
+    assert compared([picture(pixels)], [picture(pixels[:, 2:])]) == []
+    assert compared([picture(pixels)], [picture(pixels[:, 9:])]) != []
+
+
+def test_tidying_joins_what_was_printed_and_numbers_the_cells():
+    made = notebook(code("a", printed("1"), printed("2")), markdown("a"), code("b"))
+    made["cells"][0] |= {"execution_count": 7, "metadata": {"execution": {"start": 0}}}
+    tidy(made)
+    assert [cell["id"] for cell in made["cells"]] == ["ca978112", "ca978112-2", "3e23e816"]
+    assert [cell["execution_count"] for cell in code_cells(made)] == [1, 2]
+    assert made["cells"][0]["outputs"] == [printed("12")]
+    assert made["cells"][0]["metadata"] == {}
+
+
+FOLDED = """**Exercise 1.** Double x.
+
+<details><summary>Solution</summary>
+
+```python
+x = 2 * x
+assert x == 6
+```
+
+</details>"""
+
+
+def test_a_solution_is_found_in_its_fold():
+    made = notebook(markdown("```python\nx = 4\n```"), markdown(FOLDED))
+    assert exercises(made) == [made["cells"][1]]
+    assert [solutions(cell) for cell in made["cells"]] == [[], ["x = 2 * x\nassert x == 6\n"]]
+
+
+@pytest.mark.full
+def test_solutions_run_where_they_stand_and_are_not_shown():
+    pytest.importorskip("nbclient", reason="running notebooks needs the `full` extra")
+    made = notebook(
+        code("x = 3"), markdown(FOLDED), markdown(FOLDED.replace("6", "12")), code("print(x)")
+    )
+    before = copy.deepcopy(made)
+    plain, solved = run(made), run(made, with_solutions=True)
+    assert made == before
+    assert [len(n["cells"]) for n in (plain, solved)] == [4, 4]
+    (found,) = differences(plain, solved)  # a solution that changes what comes after it is seen
+    assert "[stdout] 3" in found
+    assert "[stdout] 12" in found
+
+
+@pytest.mark.full
+def test_a_solution_that_does_not_hold_stops_the_run():
+    exceptions = pytest.importorskip("nbclient.exceptions")
+    made = notebook(code("x = 4"), markdown(FOLDED))
+    with pytest.raises(exceptions.CellExecutionError, match="assert x == 6"):
+        run(made, with_solutions=True)
