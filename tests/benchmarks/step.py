@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 
 from tests.benchmarks.contender import set_threads
 from tests.benchmarks.machine import most_memory
-from tests.benchmarks.workloads.lora import CONTENDERS, Case
 
 
-def main(contender: str, case: Case, steps: int, threads: int) -> None:
-    who = CONTENDERS[contender]
+def main(theme: str, contender: str, case: list[int], steps: int, threads: int) -> None:
+    """Do the steps that a module of `workloads` has the contenders and the cases of."""
+    module = import_module(f"tests.benchmarks.workloads.{theme}")
+    who = module.CONTENDERS[contender]
     set_threads(contender, who, threads)
-    run = who.prepare(case)
+    run = who.prepare(module.Case(*case))
     for _ in range(steps):
         loss = run()
     print(json.dumps({"loss": loss, "bytes": most_memory()}))
 
 
 if __name__ == "__main__":
-    _, name, case_text, steps_text, threads_text = sys.argv
-    main(name, Case(*json.loads(case_text)), int(steps_text), int(threads_text))
+    _, theme, contender, case, steps, threads = sys.argv
+    main(theme, contender, json.loads(case), int(steps), int(threads))

@@ -16,20 +16,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.benchmarks.workload import OURS, SAME_LOSS, Contender, Goal, Point, Run, Workload
-from tests.benchmarks.workloads.lora import CASES, PEFT, Case
+from tests.benchmarks.workloads import lora, minilm
+from tests.benchmarks.workloads.lora import PEFT
 
 ROOT = Path(__file__).parents[3]
 SECOND = 1.0
 
 
 class Steps(NamedTuple):
-    """What the process does: so many training steps of a LoRA model."""
+    """What the process does: so many training steps of a LoRA model.
 
-    case: Case
+    Attributes:
+        theme: the module of `workloads` that has the model.
+        case: which of its cases.
+        steps: how many.
+    """
+
+    theme: str
+    case: lora.Case | minilm.Case
     steps: int
 
 
-SMALL, LARGE = Steps(CASES[2], 1), Steps(CASES[-1], 5)
+SMALL = Steps("lora", lora.CASES[2], 1)
+LARGE = Steps("lora", lora.CASES[-1], 5)
+MINILM = Steps("minilm", minilm.CASES[0], 5)
 
 
 def output(command: list[str], cwd: Path | None = None, **variables: str) -> str:
@@ -63,7 +73,7 @@ def _import(name: str) -> Callable[[None], Run]:
 def _steps(contender: str, work: Steps, cwd: Path | None = None, **variables: str) -> Any:
     """Do the steps in a process; returns what it says of them."""
     threads = os.environ["NUMBA_NUM_THREADS"]  # which the driver has set
-    arguments = [contender, json.dumps(work.case), str(work.steps), threads]
+    arguments = [work.theme, contender, json.dumps(work.case), str(work.steps), threads]
     return json.loads(output(["-m", "tests.benchmarks.step", *arguments], cwd, **variables))
 
 
@@ -148,6 +158,18 @@ WORKLOADS = {
         _both(_memory),
         [Point("", LARGE)],
         [Goal(PEFT, 2.0)],
+        steps=0,
+        rounds=3,
+        unit="B",
+    ),
+    "memory_minilm": Workload(
+        f"the most memory of a process in {MINILM.steps} steps of MiniLM ({MINILM.case.label})",
+        {
+            OURS: Contender(_memory(OURS)),
+            PEFT: Contender(_memory(PEFT), minilm.CONTENDERS[PEFT].needs),
+        },
+        [Point("", MINILM)],
+        [Goal(PEFT, 1.0)],
         steps=0,
         rounds=3,
         unit="B",
