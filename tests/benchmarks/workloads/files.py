@@ -1,10 +1,16 @@
-"""Files: an adapter is merged into a base, from safetensors to safetensors, in a process."""
+"""Files: an adapter is merged into a base, from safetensors to safetensors, in a process.
+
+Or from the very beginning: a virtual environment is made, what is needed is installed, and then it
+is merged. Package archives that pip has kept are not fetched again.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +21,7 @@ import numpy as np
 from tests.benchmarks.merge import SHARD
 from tests.benchmarks.workload import OURS, SAME, Contender, Goal, Point, Run, Workload
 from tests.benchmarks.workloads.lora import PEFT
-from tests.benchmarks.workloads.process import SECOND, output
+from tests.benchmarks.workloads.process import ROOT, SECOND, check_compiled, output
 
 
 class Base(NamedTuple):
@@ -113,7 +119,43 @@ def _merge(contender: str, figure: Callable[[Path, dict[str, Any]], float]) -> A
     return prepare
 
 
-def _sum(out: Path, _: dict[str, Any]) -> float:
+INSTALLS = {OURS: [os.fspath(ROOT)], PEFT: ["torch", "peft", "transformers"]}
+
+
+def _fresh(contender: str, figure: Callable[[Path, Path], float]) -> Any:
+    def prepare(base: Base) -> Run:
+        kept = tempfile.TemporaryDirectory()
+        paths = write(base, Path(kept.name))
+        out, environment, cache = (Path(kept.name, part) for part in ("out", "env", "cache"))
+
+        def run() -> float:
+            for folder in (out, environment, cache):
+                shutil.rmtree(folder, ignore_errors=True)
+            _do([sys.executable, "-m", "venv", os.fspath(environment)])
+            python = os.fspath(environment / "bin" / "python")
+            _do([python, "-m", "pip", "install", "--quiet", *INSTALLS[contender]])
+            merge = [contender, *map(os.fspath, paths), os.fspath(out)]
+            _do([python, "-m", "tests.benchmarks.merge", *merge], NUMBA_CACHE_DIR=os.fspath(cache))
+            if contender == OURS:
+                check_compiled(cache)
+            return figure(out, environment)
+
+        run.kept = kept  # type: ignore[attr-defined]
+        return run
+
+    return prepare
+
+
+def _do(command: list[str], **variables: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=os.environ | variables)
+
+
+def _installed(_: Path, environment: Path) -> float:
+    """The bytes of all files in the environment."""
+    return float(sum(f.lstat().st_size for f in environment.rglob("*") if f.is_file()))
+
+
+def _sum(out: Path, _: object[str, Any]) -> float:
     """Of magnitudes in one of the merged tensors, to compare."""
     from minigrad.io import open_tensors
 
@@ -121,13 +163,17 @@ def _sum(out: Path, _: dict[str, Any]) -> float:
         return float(np.abs(tensors.read("layers.1.self_attn.q_proj.weight", np.float64)).sum())
 
 
-def _bytes(_: Path, told: dict[str, Any]) -> float:
+def _bytes(_: object, told: dict[str, Any]) -> float:
     return float(told["bytes"])
 
 
 def _both(figure: Callable[[Path, dict[str, Any]], float]) -> dict[str, Contender]:
     needs = "torch", "peft", "transformers"
     return {OURS: Contender(_merge(OURS, figure)), PEFT: Contender(_merge(PEFT, figure), needs)}
+
+
+def _both_fresh(figure: Callable[[Path, Path], float]) -> dict[str, Contender]:
+    return {name: Contender(_fresh(name, figure)) for name in INSTALLS}
 
 
 POINTS = [Point(base.label, base) for base in (SMALL, LARGE)]
@@ -149,6 +195,24 @@ WORKLOADS = {
         [Goal(PEFT, 2.0)],
         steps=0,
         rounds=2,
+        unit="B",
+    ),
+    "fresh": Workload(
+        "from no environment to a merged base",
+        _both_fresh(_sum),
+        POINTS[:1],
+        [Goal(PEFT, 1.0)],
+        tolerance=SAME,
+        seconds=SECOND,
+        rounds=3,
+    ),
+    "fresh_installed": Workload(
+        "the bytes of that environment",
+        _both_fresh(_installed),
+        POINTS[:1],
+        [Goal(PEFT, 1.0)],
+        steps=0,
+        rounds=1,
         unit="B",
     ),
 }
