@@ -32,6 +32,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
 import numpy as np
@@ -151,6 +152,12 @@ class Op(Generic[P]):
 
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.parameters)})>"
+
+    if not TYPE_CHECKING:  # else an attribute such as `node.op` would pass for a method
+
+        def __get__(self, owner, kind=None):
+            """In a class an op is a method, as any function; `help` knows functions by this."""
+            return self if owner is None else MethodType(self, owner)
 
     # ----------------------------------------------------------------------------------------------
     # Rules

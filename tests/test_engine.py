@@ -1440,6 +1440,14 @@ def test_an_op_of_ones_own_has_derivatives_of_all_orders():
     assert "cube" not in OPS
 
 
+def test_an_op_in_a_class_is_a_method_as_any_function():
+    class Two(float):
+        plus = minigrad.add
+
+    assert Two(2.0).plus(1.0) == 3.0
+    assert Two.plus is minigrad.add
+
+
 def test_a_rule_can_be_a_decorated_function_and_is_handed_back():
     @op
     def scaled(x, factor=2.0):
