@@ -10,13 +10,18 @@ that folder says whether they are all there:
 From `.saved` they move to their places, the entry last: that is the file without which no reader
 looks at the others, and the old one is removed first. Whoever asks `find` sees the old files or the
 new ones, at any time; others see these or no entry.
+
+What a kill leaves half written has a name that begins with a dot. The next save to that place
+removes it, if nobody has written to it for a day: until then it may be that of another process.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +29,8 @@ from typing import BinaryIO
 
 _SAVING = ".saving-"
 _SAVED = ".saved"
+_PARTIAL = ".partial"
+_ABANDONED = 24 * 60 * 60  # seconds without a write
 
 
 @contextmanager
@@ -34,7 +41,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: if it cannot be written; the old file, if any, is as it was.
     """
     target = Path(path).resolve()  # a link stays a link, to the new content
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    _sweep(target.parent, f".{glob.escape(target.name)}.*{_PARTIAL}")
+    handle, name = tempfile.mkstemp(_PARTIAL, f".{target.name}.", target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -57,25 +65,28 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
     """A folder to write files to, which take the places of those in `folder` all together.
 
     Args:
-        folder: made if it is not there. Files of other names in it stay.
+        folder: made if it is not there. Files of other names in it stay. Those to be written may be
+            in folders inside of it.
         entry: the name of the file without which no reader looks at the others.
 
     Raises:
-        OSError: if they cannot be written; the old files are as they were, and a folder that was
-            made is gone.
+        OSError: if they cannot be written, as where there is a folder of the name of a file; the
+            old files are as they were, and a folder that was made is gone.
         ValueError: if the entry has not been written.
     """
     target = Path(folder)
     made = _make(target)
     stage: Path | None = None
     try:
+        _sweep(target, f"{_SAVING}*")
         stage = Path(tempfile.mkdtemp(dir=target, prefix=_SAVING))
         yield stage
-        written = sorted(stage.iterdir())
-        if entry not in {file.name for file in written}:
+        written = _files(stage)
+        if Path(entry) not in written:
             raise ValueError(f"{entry} has not been written, without which nobody reads the rest")
         for file in written:
-            with open(file, "rb+") as opened:
+            _check_free(target, file)
+            with open(stage / file, "rb+") as opened:
                 _settle(opened)
         _move(target)  # what an earlier save has left when it was killed
         os.rename(stage, target / _SAVED)
@@ -104,9 +115,37 @@ def _move(target: Path, last: str | None = None) -> None:
     saved = target / _SAVED
     if not saved.is_dir():
         return
-    for file in sorted(saved.iterdir(), key=lambda file: (file.name == last, file.name)):
-        os.replace(file, target / file.name)
+    for file in sorted(_files(saved), key=lambda file: (str(file) == last, file)):
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(saved / file, target / file)
+    for emptied in sorted(saved.rglob("*"), reverse=True):
+        emptied.rmdir()
     saved.rmdir()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder and in those inside of it, relative to it."""
+    return sorted(each.relative_to(folder) for each in folder.rglob("*") if each.is_file())
+
+
+def _check_free(target: Path, file: Path) -> None:
+    """Refuse a place that a file cannot be moved to later."""
+    if (target / file).is_dir():
+        raise IsADirectoryError(f"{os.fspath(target / file)!r} is a folder, and would be a file")
+    for folder in file.parents:
+        if os.path.lexists(target / folder) and not (target / folder).is_dir():
+            raise FileExistsError(
+                f"{os.fspath(target / folder)!r} is no folder, and would be one; take it away"
+            )
+
+
+def _sweep(folder: Path, pattern: str) -> None:
+    """Remove what was abandoned half written."""
+    for left in folder.glob(pattern):
+        with suppress(OSError):  # another process may do the same
+            last = max(each.stat().st_mtime for each in (left, *left.rglob("*")))
+            if last < time.time() - _ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _make(folder: Path) -> list[Path]:
