@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import hypothesis
 import numpy as np
@@ -103,6 +104,44 @@ def test_dtypes_that_numpy_has_not_are_listed_but_not_read(path):
         assert file.info("x").dtype == "F8_E4M3"
         with pytest.raises(ValueError, match="F8_E4M3, which cannot be read"):
             file.read("x")
+
+
+OTHERS = {"F8_E4M3": (8,), "F8_E5M2": (2, 4), "F4": (4, 4), "F6_E2M3": (8,), "C64": (2,)}
+
+
+@pytest.mark.parametrize("dtype", OTHERS)
+def test_tensors_of_any_dtype_are_copied_as_they_are(dtype, path, tmp_path, monkeypatch):
+    monkeypatch.setattr("minigrad.io.reader._PART", 3)
+    shape, data = OTHERS[dtype], bytes(range(8 * 16))
+    size = {"F6_E2M3": 6, "C64": 16}.get(dtype, 8)
+    header = {
+        "x": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]},
+        "y": {"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]},
+        "none": {"dtype": dtype, "shape": [0], "data_offsets": [size + 8, size + 8]},
+    }
+    raw(path, header, data[: size + 8])
+    out = tmp_path / "out.safetensors"
+    with TensorFile(path) as file, writing(out, file.tensors.values()) as writer:
+        assert file.info("x").nbytes == size
+        for name in file:
+            writer.copy(name, file.raw(name))
+    with TensorFile(out) as again:
+        assert again.info("x") == TensorInfo("x", dtype, shape)
+        assert b"".join(again.raw("x")) == data[:size]
+        assert again.read("y").tobytes() == data[size : size + 8]
+
+
+def test_bytes_that_are_not_those_of_the_tensor_are_refused(path):
+    info = TensorInfo("x", "F8_E4M3", (4,))
+    for parts in ([b"12"], [b"123", b"45"], []):
+        with pytest.raises(ValueError, match="with 4 bytes, not"), writing(path, [info]) as writer:
+            writer.copy("x", parts)
+    with writing(path, [info]) as writer:
+        writer.copy("x", [b"1234"])
+        with pytest.raises(ValueError, match="written already"):
+            writer.copy("x", [b"1234"])
+        with pytest.raises(KeyError, match="no tensor 'y'"):
+            writer.copy("y", [b"1234"])
 
 
 def test_a_byte_that_is_no_bool_is_true(path):
@@ -487,13 +526,18 @@ def test_one_file_does_not_come_beside_an_index_nor_the_other_way_round(turn, tm
 # Several files that belong together
 # ----------------------------------------------------------------------------------------------
 
-ENTRY, OTHER = "entry", "other"
+ENTRY, OTHER = "entry", "in/side"
 
 
 def put(folder, text):
     with io.replacing_together(folder, ENTRY) as stage:
         (stage / ENTRY).write_text(text)
-        (stage / OTHER).write_text(text)
+        write_inside(stage / OTHER, text)
+
+
+def write_inside(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
 
 
 def seen(folder):
@@ -510,7 +554,7 @@ def test_files_appear_together_and_others_stay(tmp_path):
     (tmp_path / "README.md").write_text("card")
     put(tmp_path, "one")
     put(tmp_path, "two")
-    assert sorted(os.listdir(tmp_path)) == ["README.md", ENTRY, OTHER]
+    assert sorted(os.listdir(tmp_path)) == ["README.md", ENTRY, "in"]
     assert seen(tmp_path) == [("two", "two")] * 2
 
 
@@ -530,7 +574,8 @@ for name in ("fsync", "rename", "unlink", "replace", "rmdir"):
     setattr(os, name, watched(getattr(os, name)))
 with io.replacing_together(sys.argv[1], "entry") as stage:
     (stage / "entry").write_text("new")
-    (stage / "other").write_text("new")
+    (stage / "in").mkdir()
+    (stage / "in" / "side").write_text("new")
 print("done")
 """
 
@@ -538,7 +583,7 @@ print("done")
 @pytest.mark.parametrize("there", [True, False], ids=["old files", "no files"])
 def test_a_kill_at_any_moment_leaves_the_old_files_or_the_new_ones(tmp_path, there):
     states, old = [], ("old", "old") if there else (None, None)
-    for moment in range(12):
+    for moment in range(15):
         folder = tmp_path / str(moment)
         folder.mkdir()
         if there:
@@ -576,7 +621,7 @@ def test_a_failure_before_all_is_written_leaves_everything_as_it_was(
         with pytest.raises(OSError, match="no space left"):
             put(folder, "new")
     if there:
-        assert sorted(os.listdir(folder)) == [ENTRY, OTHER]
+        assert sorted(os.listdir(folder)) == [ENTRY, "in"]
         assert seen(folder) == [("old", "old")] * 2
     else:
         assert os.listdir(tmp_path) == []
@@ -587,5 +632,42 @@ def test_the_entry_must_be_written(tmp_path):
         pytest.raises(ValueError, match="entry has not been written"),
         io.replacing_together(tmp_path, ENTRY) as stage,
     ):
-        (stage / OTHER).write_text("x")
+        write_inside(stage / OTHER, "x")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("taken", "message"), [(ENTRY, "is a folder, and would be"), ("in", "is no folder, and would")]
+)
+def test_a_place_that_is_taken_is_told_before_anything_is_replaced(taken, message, tmp_path):
+    put(tmp_path, "old")
+    if taken == "in":
+        (tmp_path / OTHER).unlink()
+        (tmp_path / "in").rmdir()
+        (tmp_path / "in").write_text("a file")
+    else:
+        (tmp_path / ENTRY).unlink()
+        (tmp_path / ENTRY).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError, match=message):
+        put(tmp_path, "new")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_kill_has_left_is_removed_when_it_is_a_day_old(tmp_path):
+    old, new = tmp_path / ".saving-old", tmp_path / ".saving-new"
+    partial = [tmp_path / f".x[1].{age}.partial" for age in ("old", "new")]
+    for path in (old / "in", new / "in"):
+        path.mkdir(parents=True)
+        (path / "side").write_text("x")
+    for path in partial:
+        path.write_text("x")
+    (tmp_path / ".x1.old.partial").write_text("x")  # of another file
+    past = time.time() - 2 * 24 * 3600
+    # A folder is as new as what is in it.
+    for path in (old, old / "in", old / "in" / "side", partial[0], new, new / "in"):
+        os.utime(path, (past, past))
+    put(tmp_path, "x")
+    io.write_atomically(tmp_path / "x[1]", b"x")
+    hidden = sorted(each.name for each in tmp_path.iterdir() if each.name.startswith("."))
+    assert hidden == [".saving-new", ".x1.old.partial", ".x[1].new.partial"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from minigrad.io.tensor_info import NAMES, TensorInfo, from_stored, stored_dtype
 from minigrad.io.tensors import Tensors
 
 _LENGTH = 8  # bytes, of the length of the header
+_PART = 1 << 22  # bytes, that are copied at a time
 _FACTS = "__metadata__"
 
 
@@ -115,11 +117,31 @@ class TensorFile(Tensors):
             stored.size
             and self._file.readinto(stored.reshape(-1).view(np.uint8).data) < stored.nbytes
         ):
-            raise ValueError(f"{os.fspath(self.path)!r} ends inside of {name}; it has been changed")
+            raise self._cut(name)
         if info.dtype == "bool":
             stored = stored.view(np.uint8) != 0  # a byte of another value is no bool of numpy's
         array = from_stored(stored, info.dtype)
         return array if dtype is None else array.astype(dtype, copy=False)
+
+    def raw(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor of any dtype, as they are in the file, in parts of some megabytes.
+
+        Raises:
+            KeyError: if there is no such tensor.
+            ValueError: if the file has been cut short meanwhile.
+        """
+        left = self.info(name).nbytes
+        place = self._data + self._starts[name]
+        while left:
+            self._file.seek(place)
+            part = self._file.read(min(left, _PART))
+            if not part:
+                raise self._cut(name)
+            yield part
+            place, left = place + len(part), left - len(part)
+
+    def _cut(self, name: str) -> ValueError:
+        return ValueError(f"{os.fspath(self.path)!r} ends inside of {name}; it has been changed")
 
     def close(self) -> None:
         """Let go of the file."""

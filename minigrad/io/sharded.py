@@ -66,6 +66,11 @@ class TensorSet(Tensors):
         self.info(name)
         return self._where[name].read(name, dtype, rows)
 
+    def raw(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor of any dtype; see `TensorFile.raw`."""
+        self.info(name)
+        return self._where[name].raw(name)
+
     def close(self) -> None:
         """Let go of all files."""
         for file in self.files.values():
@@ -170,7 +175,8 @@ def writing_set(
         folder: where they go; made if it is not there.
         shards: the tensors of each file.
         metadata: facts for each header.
-        others: files that belong to the model besides, by name: what to copy, or what is in them.
+        others: files that belong to the model besides, by name, which may be that of one in a
+            folder inside: what to copy, or what is in them.
 
     Raises:
         OSError: if they cannot be written; then what was there is as it was.
@@ -192,6 +198,7 @@ def writing_set(
         )
     with replacing_together(folder, SINGLE if is_single else INDEX) as stage:
         for name, content in (others or {}).items():
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):
                 (stage / name).write_bytes(content)
             else:

@@ -34,6 +34,12 @@ CODES = {
 
 NAMES = {code: name for name, code in CODES.items()}
 
+_BITS = {
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64},
+}
+"""Of a number, in the dtypes of the format that are not read as numbers, but copied as they are."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -57,7 +63,16 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """How many bytes it takes in the file."""
-        return self.size * stored_dtype(self.dtype).itemsize
+        return self.size * bits_of(self.dtype) // 8
+
+
+def bits_of(dtype: str) -> int:
+    """How many bits a number takes in a file.
+
+    Raises:
+        ValueError: if the dtype is none of the format.
+    """
+    return _BITS.get(dtype) or 8 * stored_dtype(dtype).itemsize
 
 
 def check_dtype(dtype: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.io.atomic import replacing
-from minigrad.io.tensor_info import CODES, TensorInfo, check_dtype, stored_dtype, to_stored
+from minigrad.io.tensor_info import CODES, TensorInfo, bits_of, to_stored
 
 _ALIGNED = 8  # where tensors begin, in bytes
 
@@ -57,11 +57,11 @@ class TensorWriter:
         self._left = {name: tensor.size for name, tensor in self._tensors.items()}
         self._starts: dict[str, int] = {}
         end = 0
-        for tensor in sorted(listed, key=lambda t: (-stored_dtype(t.dtype).itemsize, t.name)):
+        for tensor in sorted(listed, key=lambda t: (-bits_of(t.dtype), t.name)):
             begin, end = end, end + tensor.nbytes
             self._starts[tensor.name] = begin
             header[tensor.name] = {
-                "dtype": CODES[check_dtype(tensor.dtype)],
+                "dtype": CODES.get(tensor.dtype, tensor.dtype),
                 "shape": list(tensor.shape),
                 "data_offsets": [begin, end],
             }
@@ -80,9 +80,7 @@ class TensorWriter:
             KeyError: if no tensor of that name was announced.
             ValueError: if its shape is another one, or a part of it has been written already.
         """
-        if name not in self._tensors:
-            raise KeyError(f"no tensor {name!r} was announced; there are {list(self._tensors)}")
-        tensor = self._tensors[name]
+        tensor = self._announced(name)
         array = np.asarray(array)
         whole = array.shape == tensor.shape and not first_row
         fits = bool(tensor.shape) and array.shape[1:] == tensor.shape[1:] and array.ndim > 0
@@ -98,6 +96,33 @@ class TensorWriter:
         self._file.seek(self._data + self._starts[name] + before * stored.itemsize)
         self._file.write(stored.reshape(-1).view(np.uint8).data)
         self._left[name] -= array.size
+
+    def copy(self, name: str, parts: Iterable[bytes]) -> None:
+        """Write a tensor of any dtype, as the bytes that it has in another file.
+
+        Raises:
+            KeyError: if no tensor of that name was announced.
+            ValueError: if there are more bytes or fewer than it has, or a part of it has been
+                written already.
+        """
+        tensor = self._announced(name)
+        if self._left[name] < tensor.size:
+            raise ValueError(f"{name} has been written already, in part or whole")
+        self._file.seek(self._data + self._starts[name])
+        left = tensor.nbytes
+        for part in parts:
+            left -= len(part)
+            if left < 0:
+                break
+            self._file.write(part)
+        if left:
+            raise ValueError(f"{name} was announced with {tensor.nbytes} bytes, not with others")
+        self._left[name] = 0
+
+    def _announced(self, name: str) -> TensorInfo:
+        if name not in self._tensors:
+            raise KeyError(f"no tensor {name!r} was announced; there are {list(self._tensors)}")
+        return self._tensors[name]
 
     def finish(self) -> None:
         """Check that all is written.
