@@ -460,18 +460,95 @@ def test_places_that_cannot_be(name, files, tmp_path):
     assert snapshot(tmp_path) == before
 
 
-def test_what_belongs_to_a_model_is_copied_and_no_adapter(files, tmp_path):
+def put(path, text="{}"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_what_belongs_to_a_model_is_copied_and_nothing_else(files, tmp_path):
     base, adapter = files
+    put(tmp_path / "secret.txt")
     shutil.copy(adapter / CONFIG, base)
-    for name in ("tokenizer.json", "modeling_net.py", "pytorch_model.bin"):
-        (base / name).write_text("{}")
-    merge_files(base, adapter, tmp_path / "out")
-    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "modeling_net.py",
-        "tokenizer.json",
+    kept = [
+        *("tokenizer.json", "modeling_net.py", "LICENSE", "1_Pooling/config.json", "a/b/c.jinja"),
+        *("2_Dense/config.json", "2_Dense/pytorch_model.bin"),
     ]
+    left_out = [
+        *("pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "openvino/model.bin"),
+        *("fp16/model.safetensors", ".git/config.json", "blob"),
+    ]
+    for name in kept + left_out:
+        put(base / name)
+    put(base / "modules.json", json.dumps([{"path": ""}, {"path": "2_Dense"}, {"path": 3}, 4]))
+    (base / "link.json").symlink_to(tmp_path / "secret.txt")
+    (base / "inside.json").symlink_to(base / "config.json")
+    (base / "elsewhere").symlink_to(tmp_path)
+    (base / "deep").mkdir()
+    (base / "deep" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    merged = merge_files(base, adapter, tmp_path / "out")
+    assert sorted(snapshot(tmp_path / "out")) == sorted(
+        [*kept, "config.json", "inside.json", "model.safetensors", "modules.json"]
+    )
+    assert not (tmp_path / "out" / "inside.json").is_symlink()
+    assert merged.left_out == (
+        *("adapter_config.json", "blob", "deep/", "elsewhere/", "fp16/", "link.json", "onnx/"),
+        *("openvino/", "pytorch_model.bin"),
+    )
+    assert "not copied, for there may be weights without the update: adapter_config" in repr(merged)
+    single = merge_files(base, adapter, tmp_path / "out.safetensors")
+    assert single.left_out == ()
+
+
+def test_links_of_the_cache_of_the_hub_are_followed(files, tmp_path):
+    base, adapter = files
+    snapshots, blobs = (tmp_path / "models--x" / name for name in ("snapshots", "blobs"))
+    for name in ("config.json", "model.safetensors", "1_Pooling/config.json"):
+        put(blobs / "text", '{"pooling": "mean"}')
+        place = snapshots / "0123" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(base / name, blobs / name) if (base / name).exists() else None
+        place.symlink_to(blobs / (name if (base / name).exists() else "text"))
+    merge_files(snapshots / "0123", adapter, tmp_path / "out")
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == '{"pooling": "mean"}'
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def narrow(path, names, dtype):
+    """Turn tensors of a file into ones of a dtype with a byte a number."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    data, out, end = content[8 + length :], bytearray(), 0
+    order = [name for name in header if name != "__metadata__"]
+    for name in sorted(order, key=lambda name: (name in names, header[name]["data_offsets"])):
+        begin, stop = header[name]["data_offsets"]
+        part = data[begin:stop]
+        if name in names:
+            header[name]["dtype"], part = dtype, part[: len(part) // 4]
+        out += part
+        header[name]["data_offsets"], end = [end, end + len(part)], end + len(part)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(out))
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("stored", ["F8_E4M3", "BOOL"])  # of the latter, bytes other than 0 and 1
+def test_what_no_adapter_changes_is_copied_whatever_its_dtype(stored, dtype, files, tmp_path):
+    base, adapter = files
+    path = base / "model.safetensors"
+    narrow(path, ["norm.weight", "embed.weight"], stored)
+    merge_files(base, adapter, tmp_path / "out", dtype=dtype)
+    with open_tensors(base) as before, open_tensors(tmp_path / "out") as after:
+        for name in ("norm.weight", "embed.weight"):
+            assert after.info(name) == before.info(name)
+            assert b"".join(after.raw(name)) == b"".join(before.raw(name))
+        assert after.info("norm.bias").dtype == (dtype or "float32")
+    assert check_adapter(adapter, base).is_right
+    lora_of = extract_files(base, tmp_path / "out", tmp_path / "again", 2, bias="all", lossy=True)
+    assert lora_of.lost == ()
+    narrow(path, ["up.weight"], "F8_E5M2")
+    with pytest.raises(ValueError, match=r"up.weight has shape \(8, 6\) and dtype F8_E5M2"):
+        merge_files(base, adapter, tmp_path / "no", check_base=False)
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
@@ -514,11 +591,20 @@ BROKEN_BASES = {
         ({"vocab_size": 11, "tie_word_embeddings": False}, False, False),
         ({"vocab_size": 11, "tie_word_embeddings": True}, True, False),
         ({"vocab_size": 12}, False, False),
+        ({"vocab_size": 11, "architectures": ["BertModel"]}, False, False),
+        ({"vocab_size": 11, "architectures": ["BertForSequenceClassification"]}, False, False),
+        ({"vocab_size": 11, "architectures": ["BertForMaskedLM"]}, False, True),
+        ({"text_config": {"vocab_size": 11}}, False, True),
+        ({"text_config": 3}, False, False),
         ([], False, False),
     ],
 )
-def test_an_update_of_a_tied_embedding_is_told(config, has_head, is_told, net, rng, tmp_path):
-    lora.save(adapted(net, rng, targets=["embed"]), tmp_path / "adapter")
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_change_of_a_tied_embedding_is_told(
+    is_whole, config, has_head, is_told, net, rng, tmp_path
+):
+    options = {"targets": ["up"], "modules_to_save": ["embed"]} if is_whole else {}
+    lora.save(adapted(net, rng, **{"targets": ["embed"], **options}), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     (base / "config.json").write_text(json.dumps(config))
     if has_head:
@@ -530,6 +616,22 @@ def test_an_update_of_a_tied_embedding_is_told(config, has_head, is_told, net, r
         assert (
             "embed.weight may be the weight of the head" in told.replace(": may", " may")
         ) is is_told
+
+
+@pytest.mark.parametrize("config", [{"vocab_size": 11, "tie_word_embeddings": True}, {}])
+def test_a_head_that_is_new_is_tied_to_nothing(config, net, rng, tmp_path):
+    net.out = Linear(6, 11, bias=False, rng=rng)
+    lora.save(adapted(net, rng, targets=["up"], modules_to_save=["out"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    edit(base / "model.safetensors", without("out.weight"))
+    (base / "config.json").write_text(json.dumps(config))
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    found = check_adapter(tmp_path / "adapter", base)
+    assert found.is_right
+    for told in (repr(merged), repr(found)):
+        assert ("is a head of its own" in told) is bool(config)
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert content == ({**config, "tie_word_embeddings": False} if config else {})
 
 
 BROKEN_WHOLES = {

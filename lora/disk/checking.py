@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lora.disk.fitting import TIED, fit
+from lora.disk.fitting import TIED, UNTIED, fit
 from lora.factors import singular_values
 from lora.files.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.files.matching import rank_of, targeted
@@ -19,6 +19,7 @@ from lora.progress import progress_bar
 from minigrad.io import open_tensors
 
 _SAME = 1e-12  # relative, of scales: rounding
+_NOT_READ = f"and not of {', '.join(FLOATS)}"
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def check_adapter(
                 for name in fitted.added
             ]
             found += [Finding("odd", name, TIED) for name in fitted.tied]
+            found += [Finding("odd", name, UNTIED) for name in fitted.heads]
         return Findings(path, tuple(found), len(files.layers), base is not None)
 
 
@@ -155,7 +157,7 @@ def _of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Finding]:
     infos = {part: files.tensors[key] for part, key in layer.keys.items()}
     unread = [part for part, info in infos.items() if info.dtype not in FLOATS]
     for part in unread:
-        yield Finding("wrong", layer.name, f"{part} is of {infos[part].dtype}, which is no float")
+        yield Finding("wrong", layer.name, f"{part} is of {infos[part].dtype}, {_NOT_READ}")
     if unread or not {A, B} <= layer.keys.keys():
         return
     arrays = {part: files.read(key, np.float64) for part, key in layer.keys.items()}
@@ -217,6 +219,6 @@ def _of_numbers(name: str, a: np.ndarray, b: np.ndarray, m: np.ndarray | None) -
 def _of_wholes(files: AdapterFolder) -> Iterator[Finding]:
     for key in files.whole.values():
         if files.tensors[key].dtype not in FLOATS:
-            yield Finding("wrong", key, f"is of {files.tensors[key].dtype}, which is no float")
+            yield Finding("wrong", key, f"is of {files.tensors[key].dtype}, {_NOT_READ}")
         elif not np.isfinite(files.read(key)).all():
             yield Finding("wrong", key, "has NaN or Inf in it")

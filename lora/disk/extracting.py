@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from lora.progress import progress_bar
 from lora.scaling import LoRAScaling, check_size
 from minigrad.diagnostics.tables import aligned
 from minigrad.io import TensorSet, open_tensors
+from minigrad.io.tensor_info import CODES
 
 Array = NDArray[Any]
 
@@ -45,7 +47,7 @@ class ExtractedFiles:
         embeddings: which of these are tables of vectors.
         whole: the tensors that the adapter has whole.
         lost: the tensors that differ, and that it has nothing of.
-        tied: weights of embeddings with an update that may be the model's head too.
+        tied: weights of embeddings that change, and may be the model's head too.
     """
 
     path: str
@@ -156,7 +158,8 @@ def extract_files(
         )
         tensors = tensors_of(updates, {name: after.read(name) for name in whole})
         write_folder(out, config, tensors, Facts(facts, version()), dtype)
-        tied = tied_tables([f"{name}.weight" for name in tables], before)
+        tables_changed = [f"{name}.weight" for name in tables] + [n for n in whole if n in before]
+        tied = tied_tables(tables_changed, before)
     return ExtractedFiles(
         os.fspath(out), tuple(rows), tuple(tables), tuple(whole), tuple(lost), tuple(tied)
     )
@@ -180,7 +183,12 @@ def _is_same(before: TensorSet, after: TensorSet, name: str) -> bool:
     """Whether a tensor has the same numbers in both."""
     if before.info(name).shape != after.info(name).shape:
         return False
-    return bool(np.array_equal(before.read(name), after.read(name)))
+    dtypes = {tensors.info(name).dtype for tensors in (before, after)}
+    if dtypes <= CODES.keys():
+        return bool(np.array_equal(before.read(name), after.read(name)))
+    # Of others it is known only whether they are the same to the bit.
+    parts = zip_longest(before.raw(name), after.raw(name))
+    return len(dtypes) == 1 and all(one == other for one, other in parts)
 
 
 def _is_in(name: str, modules: Sequence[str]) -> bool:

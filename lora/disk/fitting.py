@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,19 @@ from lora.progress import progress_bar
 from minigrad.io import TensorSet
 
 TIED = (
-    "may be the weight of the head too (tie_word_embeddings): then the merged model has the update "
-    "in both, and one with the adapter in the embedding only"
+    "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
+    "in both, and one with the adapter in the embedding only; to keep the head as it is, save the "
+    "base with a copy of its own (tie_word_embeddings=False) first"
 )
+UNTIED = (
+    "is a head of its own, where the base has that of the embedding: config.json must say "
+    "tie_word_embeddings=false, as a copied one does"
+)
+
+_WITH_HEADS = re.compile(
+    "CausalLM|MaskedLM|LMHead|ConditionalGeneration|PreTraining|DoubleHeads", re.ASCII
+)
+"""In the names of transformers' models that have a head which may be tied."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,8 @@ class Fit:
         weights: the weight of each layer that has an update, by the layer's name in the adapter.
         whole: the key of each tensor that takes the place of one of the base, by the latter's name.
         added: which of these the base has not.
-        tied: weights of embeddings with an update that may be the model's head too.
+        tied: weights of embeddings that change, and may be the model's head too.
+        heads: which of the added tensors are the weight of a head that the base has tied.
         prefix: what the base's names have before those of the adapter; "-" and what they lack.
         problems: what does not go together.
     """
@@ -40,6 +52,7 @@ class Fit:
     whole: Mapping[str, str]
     added: Sequence[str]
     tied: Sequence[str]
+    heads: Sequence[str]
     prefix: str
     problems: Sequence[str]
 
@@ -77,26 +90,32 @@ def fit(
     if check_base:
         problems += _other_bases(files, weights, progress)
     added = [name for name in whole if name not in base]
-    tables = [
-        weights[name].name
-        for name, layer in files.layers.items()
-        if layer.is_embedding and name in weights
-    ]
-    return Fit(weights, whole, added, tied_tables(tables, base), prefix, problems)
+    changed = {weight.name for weight in weights.values()} | whole.keys()
+    may_be_tied = tied_tables(list(base), base)
+    shapes = [base.info(name).shape for name in may_be_tied]
+    heads = [name for name in added if files.tensors[whole[name]].shape in shapes]
+    tied = [] if heads else [name for name in may_be_tied if name in changed]
+    return Fit(weights, whole, added, tied, heads, prefix, problems)
 
 
-def tied_tables(tables: Sequence[str], base: TensorSet) -> list[str]:
-    """Which embeddings are a model's head too, by the configuration beside it, and its shapes."""
+def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
+    """Which of some weights are a model's head too, by the configuration beside it, and shapes."""
     path = next(iter(base.files.values())).path.parent / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        config = {**(config.get("text_config") or {}), **config}
         # transformers has left out what is so by default.
         size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
+        kinds = config.get("architectures") or []
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return []
+    if kinds and not any(_WITH_HEADS.search(str(kind)) for kind in kinds):
+        return []
     shapes = Counter(info.shape for info in base.tensors.values())
-    found = [name for name in tables if base.info(name).shape[0] == size]
-    return [name for name in found if shapes[base.info(name).shape] == 1]
+    matrices = [(name, base.info(name).shape) for name in names]
+    return [
+        n for n, shape in matrices if len(shape) == 2 and shape[0] == size and shapes[shape] == 1
+    ]
 
 
 def _with(prefix: str, name: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,9 @@ from lora.certificate import MergeCertificate
 from lora.certificate.certificate import Row
 from lora.certificate.certify import certify
 from lora.certificate.layers import merging_into
-from lora.disk.fitting import TIED, Fit, fit
+from lora.disk.beside import beside
+from lora.disk.fitting import TIED, UNTIED, Fit, fit
 from lora.disk.stored import StoredWeight, adapter_of
-from lora.files.config import CONFIG
 from lora.files.folder import WEIGHTS, AdapterFolder
 from lora.files.writing import FLOATS
 from lora.progress import progress_bar
@@ -29,12 +28,10 @@ from minigrad.diagnostics.tables import in_bytes
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.io.tensor_info import from_stored, to_stored
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 Array = NDArray[Any]
-
-_COPIED = (".json", ".txt", ".model", ".tiktoken", ".jinja", ".md", ".py")
-"""Endings of files beside the weights of a model: its configuration, tokenizer, card and code."""
-
-_MODEL = "config.json"
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,7 +43,8 @@ class MergedFiles:
         certificate: what the merge loses.
         replaced: the tensors that the adapter has whole, in place of those of the base.
         added: of these, those that the base has not.
-        tied, prefix: see `Fit`.
+        tied, heads, prefix: see `Fit`.
+        left_out: files beside the base that are not copied, and folders, which end in a slash.
         nbytes: of all tensors.
     """
 
@@ -55,7 +53,9 @@ class MergedFiles:
     replaced: Sequence[str]
     added: Sequence[str]
     tied: Sequence[str]
+    heads: Sequence[str]
     prefix: str
+    left_out: Sequence[str]
     nbytes: int
 
     def __repr__(self) -> str:
@@ -66,6 +66,10 @@ class MergedFiles:
             added = f", {len(self.added)} of them new to it" if self.added else ""
             lines.append(f"taken over whole: {len(self.replaced)} tensors of the adapter{added}")
         lines += [f"{name} {TIED}" for name in self.tied]
+        lines += [f"{name} {UNTIED}" for name in self.heads]
+        if self.left_out:
+            left_out = ", ".join(self.left_out)
+            lines.append(f"not copied, for there may be weights without the update: {left_out}")
         return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
 
 
@@ -82,17 +86,17 @@ def merge_files(
 ) -> MergedFiles:
     """Write a base with the update of an adapter in it: V = W + s B A, computed in float64.
 
-    No more than some rows of a tensor are in memory at a time. What is at `out` is replaced only by
-    what is complete.
+    No more than some rows of a tensor are in memory at a time. What the adapter does not change is
+    copied to the bit, whatever its dtype. What is at `out` is replaced only by what is complete.
 
     Args:
         base: a safetensors file, an index of several, or a folder with `model.safetensors` or an
             index.
         adapter: a folder of PEFT's or of `lora.save`.
         out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
-            has, those without weights copied.
-        dtype: to store all floats in, which a copied `config.json` then says too; None for the
-            dtype of each tensor.
+            has, and copies of those without weights (`lora.disk.beside`).
+        dtype: to store all floats in that have 16 bits or more, which a copied `config.json` then
+            says too; None for the dtype of each tensor.
         limit: refuse if in one layer a larger share of the update is lost to rounding.
         radius: the norm of the inputs that the certificate's bound holds for.
         check_base: refuse a base that the adapter was not made on, if its metadata says on which.
@@ -123,11 +127,21 @@ def merge_files(
             shards[next(iter(shards))].append(files.tensors[found.whole[name]])
         infos = {file: [merge.info(i) for i in listed] for file, listed in shards.items()}
         every = [info for listed in infos.values() for info in listed]
-        with _writing(Path(out), infos, tensors.metadata, _others(Path(base), dtype)) as writers:
+        others = beside(Path(base), tensors, dtype, bool(found.heads))
+        with _writing(Path(out), infos, tensors.metadata, others.copied) as writers:
             merge.write(writers, {info.name: info.dtype for info in every}, progress)
         nbytes = sum(info.nbytes for info in every)
+    is_folder = Path(out).suffix != ".safetensors"
     return MergedFiles(
-        Path(out), certificate, list(found.whole), found.added, found.tied, found.prefix, nbytes
+        Path(out),
+        certificate,
+        list(found.whole),
+        found.added,
+        found.tied,
+        found.heads,
+        found.prefix,
+        others.left_out if is_folder else (),
+        nbytes,
     )
 
 
@@ -196,11 +210,26 @@ class _Merge:
             what="merge", unit="B", shown=progress, total=total, unit_scale=True
         ) as bar:
             for name in [*self._tensors, *self._found.added]:
+                if self._is_as_it_was(name, dtypes[name]):
+                    writers[name].copy(name, self._counted(name, bar))
+                    continue
                 for first, part in self._parts(name):
                     if self._dtype is not None or name in self._found.whole:
                         _check_range(name, part, dtypes[name])
                     writers[name].write(name, part, first)
                     bar.update(part.nbytes)
+
+    def _is_as_it_was(self, name: str, dtype: str) -> bool:
+        """Whether a tensor of the result is one of the base, to the bit."""
+        if name in self._found.whole or name in self._updates:
+            return False
+        return self._tensors.info(name).dtype == dtype
+
+    def _counted(self, name: str, bar: tqdm[Any]) -> Iterator[bytes]:
+        """The bytes of a tensor of the base, which the bar is told of."""
+        for part in self._tensors.raw(name):
+            yield part
+            bar.update(len(part))
 
     def _parts(self, name: str) -> Iterator[tuple[int, Array]]:
         """The rows of a tensor of the result, in parts, and where each begins."""
@@ -292,34 +321,3 @@ def _writing(
         return
     with writing_set(out, infos, facts, others) as writers:
         yield writers
-
-
-def _others(base: Path, dtype: str | None) -> dict[str, Path | bytes]:
-    """The files of a model that are not its weights, by name, if the base is a whole folder."""
-    folder = base if base.is_dir() else base.parent if base.suffix == ".json" else None
-    if folder is None:
-        return {}
-    found: dict[str, Path | bytes] = {
-        each.name: each
-        for each in sorted(folder.iterdir())
-        if each.is_file()
-        and each.suffix in _COPIED
-        and not each.name.endswith(".index.json")
-        # With it transformers would put an adapter on the merged model.
-        and each.name != CONFIG
-    }
-    if dtype is not None and _MODEL in found:
-        found[_MODEL] = _in_dtype(folder / _MODEL, dtype)
-    return found
-
-
-def _in_dtype(config: Path, dtype: str) -> Path | bytes:
-    """A configuration that says a dtype if it says one: transformers loads a model in that."""
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # which is nothing that merging needs to know
-        return config
-    said = {"dtype", "torch_dtype"} & content.keys() if isinstance(content, dict) else set()
-    if not said:
-        return config
-    return (json.dumps({**content, **dict.fromkeys(said, dtype)}, indent=2) + "\n").encode()
