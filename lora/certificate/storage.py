@@ -46,6 +46,9 @@ _FORMATS = {
     "bfloat16": Format(8, math.ldexp(1, -133), math.ldexp(255, 120)),
 }
 
+_EXPONENT = 0x7FF0_0000_0000_0000  # where a number of float64 has its exponent
+_LARGEST_POWER = math.ldexp(1, 1023)  # that of numbers that are not finite would be infinite
+
 DTYPES = (*_FORMATS, "nf4")
 """What a merged weight can be stored in."""
 
@@ -138,7 +141,9 @@ def unit_of(x: Array, dtype: str) -> Array:
         unit = _code_book()[2][_codes(x, absmax)] * absmax
         least = _FORMATS["float32"].least
     else:
-        unit = np.ldexp((x != 0).astype(np.float64), np.frexp(x)[1] - _FORMATS[dtype].digits)
+        # The bits of the exponent alone are the power of two below |x|, or 0 below the normal ones.
+        power = (x.view(np.int64) & _EXPONENT).view(np.float64)
+        unit = np.minimum(power, _LARGEST_POWER) * 2.0 ** (1 - _FORMATS[dtype].digits)
         least = _FORMATS[dtype].least
     found: Array = np.maximum(unit, least)
     return found
