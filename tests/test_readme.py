@@ -10,6 +10,7 @@ README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")  # by numpy, of what the detector is about
 @pytest.mark.parametrize(
     "block",
     BLOCKS,
@@ -23,6 +24,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE |
         "gradcheck",
         "liveness",
         "receipt",
+        "anomaly",
     ],
 )
 def test_the_code_prints_what_it_shows(block):
