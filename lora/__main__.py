@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lora.certificate import MergeError
 
         message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"lora {chosen.command}: {message}", file=sys.stderr)
+        print(_printable(f"lora {chosen.command}: {message}"), file=sys.stderr)
         return WRONG if isinstance(error, MergeError) else FAILED
-    print(json.dumps(_plain(content), indent=2) if chosen.json else text)
+    print(json.dumps(_plain(content), indent=2) if chosen.json else _printable(text))
     return int(status)
 
 
@@ -173,6 +173,11 @@ def _parser() -> argparse.ArgumentParser:
         "--lossy", action="store_true", help="leave out what the adapter would not have"
     )
     return parser
+
+
+def _printable(text: str) -> str:
+    """A text in which nothing that a file has for a name gives orders to the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _plain(value: Any) -> Any:

@@ -377,7 +377,6 @@ def test_what_is_broken_off_leaves_what_was_there(what, name, files, tmp_path, m
     work.mkdir()
     merge_files(base, adapter, work / name)
     before = snapshot(work)
-    configure(adapter, lora_alpha=5, alpha_pattern={})
     edit(adapter / WEIGHTS, lambda arrays: {k: 2 * x for k, x in arrays.items()})
     if what == "kill":
         script = (
@@ -839,6 +838,28 @@ WRONGS = {
         {},
         "wrong: up.lora_A.weight: is no key of PEFT's",
     ),
+    "a magnitude too many": (
+        replaced(f"{PREFIX}up.lora_magnitude_vector", np.ones(8, "f4")),
+        {},
+        "wrong: up: has a magnitude, and use_dora is not set",
+    ),
+    "an alpha that no float has": (lambda a: a, {"lora_alpha": 10**400}, "(?s)wrong: .*lora_alpha"),
+    "a rank that no array has": (lambda a: a, {"r": 10**400}, "(?s)wrong: .*r=1000.*from 1 to"),
+    "a name that gives orders": (
+        replaced(f"{PREFIX}\x1b[31m.lora_A.weight", np.ones((2, 6), "f4")),
+        {},
+        r"wrong: files: .* the key 'base_model.model.\\x1b\[31m.* cannot be printed",
+    ),
+    "a name of two lines": (
+        replaced(f"{PREFIX}up\n0 wrong.lora_A.weight", np.ones((2, 6), "f4")),
+        {},
+        r"wrong: files: .* the key 'base_model.model.up\\n0 wrong",
+    ),
+    "a name without an end": (
+        replaced(PREFIX + 1000 * "u", np.ones(1, "f4")),
+        {},
+        "wrong: files: .* is longer than 1000 characters",
+    ),
     "no DoRA": (lambda a: a, {"use_dora": True}, "wrong: up: lora_magnitude is missing"),
     "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
@@ -864,7 +885,7 @@ WRONGS = {
 
 
 @pytest.mark.parametrize("name", WRONGS)
-def test_what_is_wrong_with_an_adapter_is_found(name, files, capsys):
+def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_path, capsys):
     change, fields, message = WRONGS[name]
     base, adapter = files
     assert check_adapter(adapter, base).is_right
@@ -878,6 +899,13 @@ def test_what_is_wrong_with_an_adapter_is_found(name, files, capsys):
     assert found.is_right is message.startswith("odd")
     assert main(["verify", str(adapter)]) == (0 if found.is_right else WRONG)
     assert re.search(message, capsys.readouterr().out)
+    arguments = ["merge", str(base), str(adapter), str(tmp_path / "out"), "--any-base"]
+    assert main(arguments) == (0 if found.is_right else FAILED)
+    if not found.is_right:
+        told = re.search(
+            message.split("wrong: ")[1].removeprefix("files: "), capsys.readouterr().err
+        )
+        assert told
 
 
 def test_an_adapter_may_repeat_the_weight_of_an_embedding(net, rng, tmp_path):
@@ -1061,6 +1089,19 @@ def test_commands_print_what_the_functions_say(files, tmp_path, capsys):
     status, text, _ = run("extract", *arguments, capsys=capsys)
     assert status == 0
     assert "energy" in text
+
+
+def test_no_name_in_a_file_gives_orders_to_the_terminal(files, tmp_path, capsys):
+    base, adapter = files
+    configure(adapter, base_model_name_or_path="\x1b[2J\n0 wrong\ud800")
+    status, text, _ = run("inspect", adapter, capsys=capsys)
+    assert (status, text.count("\x1b"), text.count("\ud800")) == (0, 0, 0)
+    assert r"base: '\x1b[2J\n0 wrong\ud800'" in text
+    edit(base / "model.safetensors", replaced("up.weight\x1b[2J", np.ones(1, "f4")))
+    edit(base / "model.safetensors", without("up.weight"))
+    status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
+    assert (status, message.count("\x1b")) == (FAILED, 0)
+    assert r"up.weight\x1b[2J" in message
 
 
 def test_json_is_for_machines(files, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from lora.files.writing import FLOATS
 from lora.progress import progress_bar
 from minigrad.io import open_tensors
 
-_SAME = 1e-12  # relative, of scales: rounding
 _NOT_READ = f"and not of {', '.join(FLOATS)}"
 
 
@@ -97,12 +95,7 @@ def check_adapter(
     except (FileNotFoundError, ValueError) as error:
         return Findings(path, (Finding("wrong", "files", str(error)),), 0, False)
     with files:
-        found = list(_of_keys(files))
-        for layer in progress_bar(
-            files.layers.values(), what="verify", unit="layer", shown=progress
-        ):
-            found += _of_layer(files, layer)
-        found += _of_wholes(files)
+        found = list(findings_of(files, progress))
         if base is not None:
             with open_tensors(base) as tensors:
                 fitted = fit(files, tensors, progress=progress)
@@ -123,15 +116,34 @@ def check_adapter(
         return Findings(path, tuple(found), len(files.layers), base is not None)
 
 
+def findings_of(files: AdapterFolder, progress: bool) -> Iterator[Finding]:
+    """What is wrong or odd about an adapter alone."""
+    yield from _of_keys(files)
+    for name, said, was in files.lost_scales():
+        if name in files.layers:
+            yield Finding(
+                "wrong", name,
+                f"the scale is {said:g} by the configuration, and was {was:g} when it was saved; "
+                f"put the file back that was changed",
+            )  # fmt: skip
+    layers = files.layers.values()
+    for layer in progress_bar(layers, what="verify", unit="layer", shown=progress):
+        yield from _of_layer(files, layer)
+    yield from _of_wholes(files)
+
+
 def _of_keys(files: AdapterFolder) -> Iterator[Finding]:
     """What the configuration and the tensors say of each other."""
     if not files.layers:
         yield Finding("wrong", "files", "there is no layer with an update")
     linear = [layer.name for layer in files.layers.values() if not layer.is_embedding]
-    for name in files.layers.keys() - targeted(files.config, files.layers, linear).keys():
-        yield Finding("wrong", name, "target_modules do not find it, so PEFT passes it by")
-    for name in files.facts.layers.keys() - files.layers.keys():
-        yield Finding("wrong", name, "is in the metadata, and has no tensors")
+    found = targeted(files.config, files.layers, linear)
+    for name in files.layers:
+        if name not in found:
+            yield Finding("wrong", name, "target_modules do not find it, so PEFT passes it by")
+    for name in files.facts.layers:
+        if name not in files.layers:
+            yield Finding("wrong", name, "is in the metadata, and has no tensors")
     for name, key in files.whole.items():
         is_base = name.removesuffix(".weight") in files.layers  # as PEFT may write of an embedding
         if files.is_meant(key) or is_base:
@@ -182,18 +194,7 @@ def _of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Finding]:
             f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
             f"is another one than it was trained with, or a rank_pattern is lost",
         )  # fmt: skip
-    yield from _of_scale(files, layer)
     yield from _of_numbers(layer.name, a, b, m)
-
-
-def _of_scale(files: AdapterFolder, layer: StoredLayer) -> Iterator[Finding]:
-    facts = files.facts.layers.get(layer.name)
-    if facts is not None and not math.isclose(facts.scale, layer.scale, rel_tol=_SAME):
-        yield Finding(
-            "wrong", layer.name,
-            f"the scale is {layer.scale:g} by the configuration, and was {facts.scale:g} when it "
-            f"was saved",
-        )  # fmt: skip
 
 
 def _of_numbers(name: str, a: np.ndarray, b: np.ndarray, m: np.ndarray | None) -> Iterator[Finding]:

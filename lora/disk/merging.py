@@ -18,6 +18,7 @@ from lora.certificate.certificate import Row
 from lora.certificate.certify import certify
 from lora.certificate.layers import merging_into
 from lora.disk.beside import beside
+from lora.disk.checking import findings_of
 from lora.disk.fitting import TIED, UNTIED, Fit, fit
 from lora.disk.stored import StoredWeight, adapter_of
 from lora.files.folder import WEIGHTS, AdapterFolder
@@ -104,9 +105,10 @@ def merge_files(
 
     Raises:
         FileNotFoundError: if a file is not there, or a folder for the one to be made.
-        ValueError: if a file is not what it should be, the adapter does not go with the base, `out`
-            is one of the inputs, of another kind than it says, or has other weights in it, or
-            something would not be finite.
+        ValueError: if a file is not what it should be, something is wrong with the adapter, as
+            `check_adapter` tells it, or does not go with the base, `out` is one of the inputs, of
+            another kind than it says, or has other weights in it, or something would not be
+            finite.
         MergeError: if more than the limit would be lost.
         OSError: if it cannot be written. Whatever the error, what was at `out` is as it was.
     """
@@ -115,11 +117,16 @@ def merge_files(
     with open_tensors(base) as tensors, AdapterFolder(adapter) as files:
         shards = _shards(tensors, Path(out))
         _check_out(Path(out), tensors, files, shards)
+        wrong = [
+            f"{each.where}: {each.what}"
+            for each in findings_of(files, progress)
+            if each.level == "wrong"
+        ]
         found = fit(files, tensors, check_base, progress)
-        if found.problems:
+        if wrong or found.problems:
             raise ValueError(
                 f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}:\n  "
-                + "\n  ".join(found.problems)
+                + "\n  ".join([*wrong, *found.problems])
             )
         merge = _Merge(tensors, files, found, dtype)
         certificate = merge.certified(limit, radius, progress)

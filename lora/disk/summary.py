@@ -118,7 +118,7 @@ class Summary:
             f"{', '.join(self.dtypes) or 'nothing'}; {', '.join(asked)}"
         ]
         if config.base_model_name_or_path:
-            lines.append(f"base: {config.base_model_name_or_path}")
+            lines.append(f"base: {config.base_model_name_or_path!r}")
         if facts.version is not None:
             seed = "not known" if facts.seed is None else str(facts.seed)
             lines.append(f"written by minigrad-lora {facts.version}, seed {seed}")

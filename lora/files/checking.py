@@ -13,14 +13,11 @@ from lora.attachment.whole import in_place
 from lora.embedding import LoRAEmbedding
 from lora.files.fingerprint import fingerprint_of
 from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
-from lora.files.matching import scale_of
 from lora.files.writing import FLOATS
 from lora.progress import progress_bar
 from minigrad.nn import Module, Parameter
 
 Array = NDArray[Any]
-
-_SAME = 1e-9  # relative: alpha / rank is rounded, and alpha may be written with few digits
 
 
 def places_of(model: Module, plan: Plan) -> dict[str, Parameter]:
@@ -103,15 +100,13 @@ def values_of(
 
 def scale_problems(files: AdapterFolder, plan: Plan) -> Iterator[str]:
     """Scales that the metadata and the configuration disagree on."""
-    for name, facts in files.facts.layers.items():
+    for name, said, was in files.lost_scales():
         if name in plan.updates:
-            said = scale_of(files.config, name)
-            if not np.isclose(said, facts.scale, rtol=_SAME, atol=0):
-                yield (
-                    f"scale: of {name} it is {said:g} by the configuration, and {facts.scale:g} by "
-                    f"the metadata of {WEIGHTS}; one of the files has been changed, so put the "
-                    f"other back, and assign layer.scale after loading"
-                )
+            yield (
+                f"scale: of {name} it is {said:g} by the configuration, and {was:g} by the "
+                f"metadata of {WEIGHTS}; one of the files has been changed, so put the other back, "
+                f"and assign layer.scale after loading"
+            )
 
 
 def base_problems(files: AdapterFolder, plan: Plan, progress: bool) -> Iterator[str]:

@@ -8,8 +8,8 @@ are refused where they are set to something.
 from __future__ import annotations
 
 import difflib
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
@@ -41,6 +41,8 @@ _REFUSED = {
 
 _WITHIN = r"(.*\.)?({})$"
 """What is around an expression that stands for the end of a name, or alike."""
+
+_LARGEST = 2**31 - 1  # rank: what fits into the sizes of arrays anywhere
 
 _INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
 
@@ -105,16 +107,16 @@ def _flag(value: Any) -> bool:
 
 
 def _rank(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError("a rank is a positive integer")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        raise ValueError(f"a rank is an integer from 1 to {_LARGEST}")
     return value
 
 
 def _alpha(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError("alpha is a number")
-    if not 0 < value < math.inf:
-        raise ValueError("alpha is a positive number")
+    if not 0 < value <= sys.float_info.max:
+        raise ValueError("alpha is a positive number, and no larger than floats are")
     return value
 
 

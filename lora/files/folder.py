@@ -12,9 +12,10 @@ called `<layer>.base_layer.bias`, others as in the model.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ PREFIX = "base_model.model."
 
 KEYS = f"{PREFIX}<layer>.lora_A.weight"
 """What keys of updates are like, for messages."""
+
+_SAME = 1e-9  # relative, of scales
+
+_LONGEST = 1000  # characters of a key; those of models have some tens
 
 _TRIES, _PAUSE = 50, 0.01  # seconds, to wait for a save that moves its files to their places
 
@@ -104,6 +109,7 @@ class AdapterFolder(Closing):
         _check_there(self.path, may_be_moving=True)
         self.config, self._file = _opened(self.path)
         try:
+            _check_names(self._file)
             self.facts = Facts.of(self._file.metadata)
         except ValueError as error:
             self._file.close()
@@ -153,6 +159,16 @@ class AdapterFolder(Closing):
         """What is known of each tensor, by key."""
         return self._file.tensors
 
+    def lost_scales(self) -> Iterator[tuple[str, float, float]]:
+        """Layers whose scale is another one by the configuration than by the metadata, and both.
+
+        Both are exact but for rounding, and alpha may be written with few digits.
+        """
+        for name, facts in self.facts.layers.items():
+            said = scale_of(self.config, name)
+            if not math.isclose(said, facts.scale, rel_tol=_SAME):
+                yield name, said, facts.scale
+
     def scale(self, layer: StoredLayer) -> float:
         """That in force: by the metadata, or where these say nothing by the configuration."""
         facts = self.facts.layers.get(layer.name)
@@ -198,6 +214,20 @@ def _split(key: str) -> tuple[str | None, str | None, bool]:
             if key.endswith(f".{ending}"):
                 return key[len(PREFIX) : -len(ending) - 1], part, is_embedding
     return None, None, False
+
+
+def _check_names(keys: Iterable[str]) -> None:
+    """Refuse keys that are no names: what they would do to a terminal, and to expressions.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    for key in keys:
+        if len(key) > _LONGEST or not key.isprintable():
+            raise ValueError(
+                f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, or has "
+                f"some that cannot be printed"
+            )
 
 
 def _check_there(path: Path, may_be_moving: bool) -> None:
