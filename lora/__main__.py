@@ -2,7 +2,8 @@
 
 It works on files: adapters as PEFT and `lora.save` write them, and bases as safetensors, of which
 no more than a part is in memory. The exit status is 0 if all is well; 1 if `verify` found something
-wrong, or a merge would lose more than the limit; and 2 if it could not be done, as for bad input.
+wrong, or a merge would lose more than the limit; 2 if it could not be done, as for bad input; and
+130 if it was stopped with Ctrl-C, which leaves what was there before.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-WRONG, FAILED = 1, 2
+WRONG, FAILED, STOPPED = 1, 2, 130
 
 _BASE = "a safetensors file, an index of several, or a folder with one of the two"
 _ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors"
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         status, text, content = chosen.run(chosen)
+    except KeyboardInterrupt:
+        print(f"lora {chosen.command}: stopped; nothing was changed", file=sys.stderr)
+        return STOPPED
     except (ValueError, OSError, KeyError, ImportError) as error:
         from lora.certificate import MergeError
 

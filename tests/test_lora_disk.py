@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import lora
-from lora.__main__ import FAILED, WRONG, main
+from lora.__main__ import FAILED, STOPPED, WRONG, main
 from lora.disk import check_adapter, extract_files, merge_files, summarise
 from lora.disk.stored import StoredWeight
 from lora.files import CONFIG, WEIGHTS
@@ -699,6 +699,21 @@ def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
 
 
+def test_a_base_that_has_no_layer_of_the_adapter_is_told_once(files, tmp_path):
+    base, adapter = files
+    rename = lambda arrays: {
+        f"old.{n}" if n == "up.weight" else f"{n}_": x for n, x in arrays.items()
+    }
+    edit(base / "model.safetensors", rename)
+    message = (
+        r"has none of the 3 layers of the adapter, which are like 'head', .*save_original_format"
+    )
+    with pytest.raises(ValueError, match=message) as refused:
+        merge_files(base, adapter, tmp_path / "out")
+    assert str(refused.value).count("no tensor") == 0
+    assert re.search(message, repr(check_adapter(adapter, base)))
+
+
 def test_all_that_does_not_go_together_is_told_at_once(files, tmp_path):
     base, adapter = files
     edit(
@@ -1089,6 +1104,19 @@ def test_commands_print_what_the_functions_say(files, tmp_path, capsys):
     status, text, _ = run("extract", *arguments, capsys=capsys)
     assert status == 0
     assert "energy" in text
+
+
+def test_a_command_can_be_stopped(files, tmp_path, capsys, monkeypatch):
+    base, adapter = files
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minigrad.io.writer.TensorWriter.write", stop)
+    before = snapshot(tmp_path)
+    status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
+    assert (status, message) == (STOPPED, "lora merge: stopped; nothing was changed\n")
+    assert snapshot(tmp_path) == before
 
 
 def test_no_name_in_a_file_gives_orders_to_the_terminal(files, tmp_path, capsys):

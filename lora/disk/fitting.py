@@ -77,7 +77,10 @@ def fit(
     problems: list[str] = []
     weights: dict[str, StoredWeight] = {}
     turned = Turned(base)
-    for layer in files.layers.values():
+    is_strange = _is_strange(list(files.layers), base, prefix)
+    if is_strange:
+        problems.append(_told_strange(list(files.layers), base))
+    for layer in () if is_strange else files.layers.values():
         try:
             weights[layer.name] = _weight(files, layer, base, prefix, turned)
         except (KeyError, ValueError) as error:
@@ -137,6 +140,21 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
         and (prefix[0] != "-" or all(name.startswith(prefix[1:]) for name in names))
     ]
     return found[0] if len(found) == 1 else ""
+
+
+def _is_strange(layers: Sequence[str], base: TensorSet, prefix: str) -> bool:
+    """Whether the base has none of several layers, so that each has the same to be told."""
+    return len(layers) > 1 and not any(_with(prefix, f"{n}.weight") in base for n in layers)
+
+
+def _told_strange(layers: Sequence[str], base: TensorSet) -> str:
+    matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
+    return (
+        f"another base: it has none of the {len(layers)} layers of the adapter, which are like "
+        f"{layers[0]!r}, and its own like {', '.join(map(repr, matrices[:2])) or '(none)'}; if it "
+        f"is the right one, transformers gives the weights of this model other names when it loads "
+        f"them: save it with save_pretrained(..., save_original_format=False)"
+    )
 
 
 def _weight(

@@ -2,6 +2,9 @@
 
 A pattern that matches nothing is no error: a folder names what its model had, and its tensors say
 what there must be. And `exact` gives patterns that mean the layers they are given, and no others.
+
+Expressions are those of Python's `re`, as with PEFT. It has no limit of time, and one can be made
+to take for ever, such as `(a+)+b`: of an adapter from nobody you know, read adapter_config.json.
 """
 
 from __future__ import annotations
