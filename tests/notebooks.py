@@ -106,7 +106,11 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
         )
         environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment |= {"PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": folder}
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "IPYTHONDIR": folder,
+            "TQDM_DISABLE": "1",
+        }
         client.execute(env=environment)
     fresh["cells"] = [cell for cell in fresh["cells"] if "solution-" not in cell["id"]]
     tidied: Notebook = json.loads(json.dumps(fresh))
@@ -139,9 +143,14 @@ def tidy(notebook: Notebook) -> None:
 
 
 def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Outputs, where texts printed one after the other, in pieces that vary, are one."""
+    """Outputs, where texts printed one after the other, in pieces that vary, are one.
+
+    What the library says of itself, that it compiles on a first run, is left out.
+    """
     joined: list[dict[str, Any]] = []
     for output in outputs:
+        if output.get("name") == "stderr" and output["text"].startswith("minigrad: compiling"):
+            continue
         earlier = joined[-1] if joined else {}
         if output["output_type"] == "stream" and earlier.get("name") == output["name"]:
             earlier["text"] += output["text"]

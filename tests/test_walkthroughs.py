@@ -164,7 +164,8 @@ def test_pictures_may_differ_in_shades_but_not_in_a_line():
 
 
 def test_tidying_joins_what_was_printed_and_numbers_the_cells():
-    made = notebook(code("a", printed("1"), printed("2")), markdown("a"), code("b"))
+    compiling = printed("minigrad: compiling kernels, once", "stderr")
+    made = notebook(code("a", compiling, printed("1"), printed("2")), markdown("a"), code("b"))
     made["cells"][0] |= {"execution_count": 7, "metadata": {"execution": {"start": 0}}}
     tidy(made)
     assert [cell["id"] for cell in made["cells"]] == ["ca978112", "ca978112-2", "3e23e816"]
