@@ -119,13 +119,16 @@ def printed(text, name="stdout"):
     return {"output_type": "stream", "name": name, "text": text}
 
 
+def shown(data):
+    return {"output_type": "display_data", "data": data, "metadata": {}}
+
+
 def picture(pixels):
     from matplotlib.image import imsave
 
     file = io.BytesIO()
     imsave(file, np.repeat(pixels[..., None], 3, axis=2), format="png")
-    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
-    return {"output_type": "display_data", "data": data, "metadata": {}}
+    return shown({"image/png": base64.b64encode(file.getvalue()).decode()})
 
 
 def notebook(*cells):
@@ -150,6 +153,13 @@ def test_where_a_cell_varies_only_the_kind_is_compared():
     assert compared([printed("3 s")], [printed("4 s")], tags=["varies"]) == []
     assert compared([printed("3 s")], [picture(np.ones((8, 8)))], tags=["varies"]) != []
     assert compared([printed("3 s")], [printed("3 s", "stderr")], tags=["varies"]) != []
+
+
+def test_where_a_cell_varies_a_drawing_in_svg_may_be_missing():
+    text, svg = {"text/plain": "digraph"}, {"image/svg+xml": "<svg>"}
+    both, one = shown(text | svg), shown(text)
+    assert compared([both], [one], tags=["varies"]) == []
+    assert compared([both], [one]) != []
 
 
 def test_pictures_may_differ_in_shades_but_not_in_a_line():
@@ -184,6 +194,12 @@ assert x == 6
 ```
 
 </details>"""
+
+
+def test_tidying_takes_addresses_out():
+    made = notebook(code("a", shown({"text/plain": "<display.IFrame at 0x7f00ab>"})))
+    tidy(made)
+    assert made["cells"][0]["outputs"] == [shown({"text/plain": "<display.IFrame>"})]
 
 
 def test_a_solution_is_found_in_its_fold():
