@@ -102,6 +102,7 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
             timeout=SECONDS,
             kernel_name="python3",
             record_timing=False,
+            extra_arguments=["--log-level=ERROR"],
             resources={"metadata": {"path": folder}},
         )
         environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
