@@ -43,21 +43,28 @@ def assert_close(out, x, y, start=0.0):
     assert (abs(out - (wide_x @ wide_y + start)) <= bound).all()
 
 
+FEW = -1  # stands for as many rows as do not fill a vector, whose length is the host's
+
 # (m, k, n), layout, the loop that is meant for it, and a shape next to it that takes another.
 WAYS = [
-    ((100, 200, 5), "NN", "dots", (100, 200, 40)),
-    ((100, 200, 5), "NT", "dots", (100, LONG - 1, 5)),
-    ((5, 200, 100), "NT", "dots", (5, LONG - 1, 100)),
-    ((5, 200, 100), "TT", "dots", (5, 200, TALL - 1)),
+    ((100, 200, FEW), "NN", "dots", (100, 200, 40)),
+    ((100, 200, FEW), "NT", "dots", (100, LONG - 1, FEW)),
+    ((FEW, 200, 100), "NT", "dots", (FEW, LONG - 1, 100)),
+    ((FEW, 200, 100), "TT", "dots", (FEW, 200, TALL - 1)),
     ((70, 4 * PAGE, 1), "NN", "dots", (70, LONG - 1, 1)),
     ((20, 2 * PAGE, 16), "NT", "dots", (20, 2 * PAGE + 3, 16)),
     ((1, 100, 300), "NN", "sweep", (2, 100, 40)),
     ((300, 101, 1), "TN", "sweep", (40, 101, 2)),
-    ((5, 300, 400), "NN", "stream", (5, 300, 20)),
-    ((7, 300, 400), "TN", "stream", (7, LONG - 1, 400)),
-    ((400, 300, 5), "TT", "stream", (20, 300, 5)),
+    ((FEW, 300, 400), "NN", "stream", (FEW, 300, 20)),
+    ((FEW, 300, 400), "TN", "stream", (FEW, LONG - 1, 400)),
+    ((400, 300, FEW), "TT", "stream", (20, 300, FEW)),
     ((20, PIECES * SPLIT + 5, 17), "NN", "split", (20, PIECES * SPLIT - 1, 17)),
 ]
+
+
+def sizes(shape, dtype):
+    """The numbers of rows and columns that a shape has on this host."""
+    return [PRODUCTS[np.dtype(dtype)].few - 1 if size == FEW else size for size in shape]
 
 
 @needs_jit
@@ -65,6 +72,9 @@ WAYS = [
 @pytest.mark.parametrize(("shape", "layout", "way", "other"), WAYS)
 def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
     kernel = PRODUCTS[np.dtype(dtype)]
+    if FEW in shape and kernel.few < 3:
+        pytest.skip("on this host a single row fills half a vector, and takes a loop of its own")
+    shape, other = sizes(shape, dtype), sizes(other, dtype)
     taken = []
 
     def note(loop, name):
@@ -95,8 +105,8 @@ def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
     "shape", [*[shape for shape, *_ in WAYS], (40, 50, 70), (1, 1, 1), (130, 1100, 45)]
 )
 def test_add_adds_to_what_is_there_and_out_replaces_it(shape, layout, dtype, rng):
-    m, _, n = shape
-    x, y = operands(*shape, layout, dtype, rng)
+    m, k, n = sizes(shape, dtype)
+    x, y = operands(m, k, n, layout, dtype, rng)
     start = rng.standard_normal((m, n)).astype(dtype)
     out = start.copy()
     assert matmul(x, y, out=out, add=True) is out
@@ -184,8 +194,8 @@ def test_add_without_out_is_refused():
 @pytest.mark.parametrize(("shape", "layout"), [(shape, layout) for shape, layout, *_ in WAYS])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, without JIT
 def test_infinity_spreads_as_ieee_says(shape, layout, dtype, rng):
-    m, k, n = shape
-    x, y = operands(*shape, layout, dtype, rng)
+    m, k, n = sizes(shape, dtype)
+    x, y = operands(m, k, n, layout, dtype, rng)
     x[m - 1, k - 1], y[k - 1, n - 1] = np.inf, 0.0
     out = matmul(x, y)
     assert np.isnan(out[m - 1, n - 1])  # inf * 0
