@@ -44,6 +44,7 @@ def assert_close(out, x, y, start=0.0):
 
 
 FEW = -1  # stands for as many rows as do not fill a vector, whose length is the host's
+TILE = -2  # and this for as many as the register tile has columns
 
 # (m, k, n), layout, the loop that is meant for it, and a shape next to it that takes another.
 WAYS = [
@@ -52,7 +53,7 @@ WAYS = [
     ((FEW, 200, 100), "NT", "dots", (FEW, LONG - 1, 100)),
     ((FEW, 200, 100), "TT", "dots", (FEW, 200, TALL - 1)),
     ((70, 4 * PAGE, 1), "NN", "dots", (70, LONG - 1, 1)),
-    ((20, 2 * PAGE, 16), "NT", "dots", (20, 2 * PAGE + 3, 16)),
+    ((40, 2 * PAGE, TILE), "NT", "dots", (40, 2 * PAGE + 3, TILE)),
     ((1, 100, 300), "NN", "sweep", (2, 100, 40)),
     ((300, 101, 1), "TN", "sweep", (40, 101, 2)),
     ((FEW, 300, 400), "NN", "stream", (FEW, 300, 20)),
@@ -64,7 +65,9 @@ WAYS = [
 
 def sizes(shape, dtype):
     """The numbers of rows and columns that a shape has on this host."""
-    return [PRODUCTS[np.dtype(dtype)].few - 1 if size == FEW else size for size in shape]
+    kernel = PRODUCTS[np.dtype(dtype)]
+    own = {FEW: kernel.few - 1, TILE: kernel.tile.NR}
+    return [own.get(size, size) for size in shape]
 
 
 @needs_jit
