@@ -699,15 +699,11 @@ def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
     assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
 
 
-def test_a_base_that_has_no_layer_of_the_adapter_is_told_once(files, tmp_path):
+def test_a_base_that_has_hardly_a_layer_of_the_adapter_is_told_once(files, tmp_path):
     base, adapter = files
-    rename = lambda arrays: {
-        f"old.{n}" if n == "up.weight" else f"{n}_": x for n, x in arrays.items()
-    }
+    rename = lambda arrays: {n if "square" in n else f"{n}_": x for n, x in arrays.items()}
     edit(base / "model.safetensors", rename)
-    message = (
-        r"has none of the 3 layers of the adapter, which are like 'head', .*save_original_format"
-    )
+    message = r"has none of 2 layers of the adapter, which are like 'head', .*save_original_format"
     with pytest.raises(ValueError, match=message) as refused:
         merge_files(base, adapter, tmp_path / "out")
     assert str(refused.value).count("no tensor") == 0
@@ -1061,6 +1057,26 @@ def test_all_biases_are_all_though_some_are_as_they_were(net, tmp_path):
     assert set(found.whole) == {f"{name}.bias" for name in ("up", "norm", "square", "head")}
     lora.load(net, tmp_path / "out")
     np.testing.assert_array_equal(net.head.bias.data, tuned.head.bias.data)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_table"),
+    [
+        *[("embed_out", False), ("embeddings_project", False), ("position_embedding", True)],
+        *[("word_embeddings", True), ("embed_tokens", True), ("wte", True), ("embed_in", True)],
+    ],
+)
+def test_a_table_is_told_from_a_linear_layer_by_its_name(name, is_table, net, tmp_path):
+    weight = net.square.weight.data
+    for folder, change in (("base", 0), ("tuned", 0.1)):
+        arrays = {f"a.{name}.weight": weight + np.float32(change), "a.embeddings.bias": weight[0]}
+        (tmp_path / folder).mkdir()
+        save_state(tmp_path / folder / "model.safetensors", arrays)
+    paths = tmp_path / "base", tmp_path / "tuned", tmp_path / "out"
+    assert bool(extract_files(*paths, 1).embeddings) is is_table
+    for path in paths[:2]:
+        edit(path / "model.safetensors", replaced(f"a.{name}.bias", weight[0]))
+    assert not extract_files(*paths, 1).embeddings
 
 
 def test_an_extracted_update_of_a_tied_embedding_is_told(net, tmp_path):

@@ -33,8 +33,14 @@ from minigrad.io.tensor_info import CODES
 
 Array = NDArray[Any]
 
-EMBEDDINGS = ("*embed*", "wte", "wpe", "shared", "relative_attention_bias")
-"""How tables of vectors are usually called, without the names of what they are in."""
+EMBEDDINGS = (
+    *("*embedding", "*embeddings", "embed", "embed_tokens", "embed_positions", "embed_in"),
+    *("wte", "wpe", "shared", "relative_attention_bias"),
+)
+"""How tables of vectors are usually called, without the names of what they are in.
+
+Others are alike, and linear: `embed_out`, the head of GPT-NeoX, and `embeddings_project`.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,7 +111,8 @@ def extract_files(
         rank: of each update; where a layer is smaller, its size.
         targets: the layers to look at: patterns with * for their names, or the ends of these.
         exclude: of these, those to leave out.
-        embeddings: which of them are tables of vectors: patterns for the last part of a name.
+        embeddings: which of them are tables of vectors: patterns for the last part of a name. What
+            has a bias is none.
         bias: "lora_only" takes over the biases of layers with updates, "all" every bias.
         modules_to_save: ends of names of modules to take over whole.
         fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
@@ -133,7 +140,11 @@ def extract_files(
         whole = _wholes(after, layers, bias, modules_to_save)
         lost = [n for n in differing if n not in whole and n.removesuffix(".weight") not in layers]
         _check_lost(lost, lossy)
-        tables = [name for name in layers if _matches(name.rpartition(".")[2], embeddings)]
+        tables = [
+            name
+            for name in layers
+            if _matches(name.rpartition(".")[2], embeddings) and f"{name}.bias" not in before
+        ]
         linear = [name for name in layers if name not in tables]
         turned = Turned(before)
         updates, rows, facts = {}, [], {}

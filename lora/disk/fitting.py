@@ -77,10 +77,12 @@ def fit(
     problems: list[str] = []
     weights: dict[str, StoredWeight] = {}
     turned = Turned(base)
-    is_strange = _is_strange(list(files.layers), base, prefix)
-    if is_strange:
-        problems.append(_told_strange(list(files.layers), base))
-    for layer in () if is_strange else files.layers.values():
+    strange = _strange(list(files.layers), base, prefix)
+    if strange:
+        problems.append(_told(strange, base))
+    for layer in files.layers.values():
+        if layer.name in strange:
+            continue
         try:
             weights[layer.name] = _weight(files, layer, base, prefix, turned)
         except (KeyError, ValueError) as error:
@@ -142,15 +144,17 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _is_strange(layers: Sequence[str], base: TensorSet, prefix: str) -> bool:
-    """Whether the base has none of several layers, so that each has the same to be told."""
-    return len(layers) > 1 and not any(_with(prefix, f"{n}.weight") in base for n in layers)
+def _strange(layers: Sequence[str], base: TensorSet, prefix: str) -> list[str]:
+    """The layers that the base has not, if these are most of several: they have one cause."""
+    missing = [name for name in layers if _with(prefix, f"{name}.weight") not in base]
+    return missing if len(missing) > max(1, len(layers) / 2) else []
 
 
-def _told_strange(layers: Sequence[str], base: TensorSet) -> str:
+def _told(layers: Sequence[str], base: TensorSet) -> str:
+    """That it has none of them, and what to do."""
     matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
     return (
-        f"another base: it has none of the {len(layers)} layers of the adapter, which are like "
+        f"another base: it has none of {len(layers)} layers of the adapter, which are like "
         f"{layers[0]!r}, and its own like {', '.join(map(repr, matrices[:2])) or '(none)'}; if it "
         f"is the right one, transformers gives the weights of this model other names when it loads "
         f"them: save it with save_pretrained(..., save_original_format=False)"
