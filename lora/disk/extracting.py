@@ -103,6 +103,9 @@ def extract_files(
     In each layer B A is the best approximation there is of this rank to the difference of the
     weights, in the Frobenius norm, and the scale is 1. See `lora.extract`, which does it for models
     in memory. One layer is in memory at a time.
+    Layers are called as in the files: where transformers gives weights other names when it loads
+    them, PEFT does not find them by these, so save both models with
+    `save_pretrained(..., save_original_format=False)`.
 
     Args:
         base: a safetensors file, an index, or a folder of a model.
