@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         status, text, content = chosen.run(chosen)
+        _say(json.dumps(_plain(content), indent=2) if chosen.json else _printable(text))
     except KeyboardInterrupt:
         print(f"lora {chosen.command}: stopped; nothing was changed", file=sys.stderr)
         return STOPPED
@@ -37,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(_printable(f"lora {chosen.command}: {message}"), file=sys.stderr)
         return WRONG if isinstance(error, MergeError) else FAILED
-    print(json.dumps(_plain(content), indent=2) if chosen.json else _printable(text))
     return int(status)
 
 
@@ -124,13 +125,13 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     inspect = command("inspect", _inspect, "show what an adapter is made of, layer by layer")
-    inspect.add_argument("adapter", help=_ADAPTER)
+    inspect.add_argument("adapter", type=_path, help=_ADAPTER)
     inspect.add_argument("--plot", metavar="FILE", help="draw norms and singular values to a file")
 
     merge = command("merge", _merge, "write a base with the update of an adapter in it")
-    merge.add_argument("base", help=_BASE)
-    merge.add_argument("adapter", help=_ADAPTER)
-    merge.add_argument("out", help="a file that ends in .safetensors, or a folder")
+    merge.add_argument("base", type=_path, help=_BASE)
+    merge.add_argument("adapter", type=_path, help=_ADAPTER)
+    merge.add_argument("out", type=_path, help="a file that ends in .safetensors, or a folder")
     merge.add_argument("--dtype", choices=_DTYPES, help="of all floats (that of each tensor)")
     merge.add_argument(
         "--limit", type=float, metavar="SHARE",
@@ -146,15 +147,15 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     verify = command("verify", _verify, "look for what is wrong with an adapter, and a base for it")
-    verify.add_argument("adapter", help=_ADAPTER)
-    verify.add_argument("base", nargs="?", help=_BASE)
+    verify.add_argument("adapter", type=_path, help=_ADAPTER)
+    verify.add_argument("base", type=_path, nargs="?", help=_BASE)
 
     extract = command(
         "extract", _extract, "write the adapter that comes nearest to a model trained as a whole"
     )
-    extract.add_argument("base", help=_BASE)
-    extract.add_argument("finetuned", help="the same of the trained model")
-    extract.add_argument("out", help="a folder for the adapter")
+    extract.add_argument("base", type=_path, help=_BASE)
+    extract.add_argument("finetuned", type=_path, help="the same of the trained model")
+    extract.add_argument("out", type=_path, help="a folder for the adapter")
     extract.add_argument("--rank", type=int, required=True, help="of each update")
     names: dict[str, Any] = {"nargs": "+", "metavar": "NAME", "default": ()}
     extract.add_argument("--targets", help="ends of names of layers, or patterns with *", **names)
@@ -177,6 +178,21 @@ def _parser() -> argparse.ArgumentParser:
         "--lossy", action="store_true", help="leave out what the adapter would not have"
     )
     return parser
+
+
+def _say(text: str) -> None:
+    """Print, to a reader who may have had enough, as `head` has after some lines."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _path(text: str) -> str:
+    """A path that was given; the empty one of a variable that is not set would be the folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is empty; name a file or a folder")
+    return text
 
 
 def _printable(text: str) -> str:

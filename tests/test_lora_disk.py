@@ -1089,6 +1089,17 @@ def test_an_extracted_update_of_a_tied_embedding_is_told(net, tmp_path):
     assert "embed.weight may be the weight of the head too" in repr(found)
 
 
+@pytest.mark.parametrize("which", ["base", "tuned", "base/model.safetensors"])
+def test_no_adapter_is_put_into_the_folder_of_a_model(which, net, rng, tmp_path):
+    base, tuned = base_of(net, tmp_path / "base"), base_of(Net(rng), tmp_path / "tuned")
+    before = snapshot(tmp_path)
+    named, out = tmp_path / which, tmp_path / which.split("/")[0]
+    pair = (named, tuned) if which != "tuned" else (base, named)
+    with pytest.raises(ValueError, match="is the folder of a model; name another one"):
+        extract_files(*pair, out, 1, bias="all")
+    assert snapshot(tmp_path) == before
+
+
 def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):
     base = base_of(net, tmp_path / "base")
     with pytest.raises(ValueError, match="none of the targets differs"):
@@ -1179,6 +1190,21 @@ def test_the_status_says_what_happened(files, tmp_path, capsys):
         main(["explode"])
     assert ended.value.code == FAILED
     assert "inspect" in capsys.readouterr().err
+
+
+def test_a_path_that_is_empty_is_none(files, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", *map(str, files), ""])
+    assert ended.value.code == FAILED
+    assert "a path is empty" in capsys.readouterr().err
+
+
+def test_a_reader_may_have_had_enough(files):
+    command = [sys.executable, "-m", "lora", "inspect", str(files[1])]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
 
 
 def test_it_runs_as_a_module(files):

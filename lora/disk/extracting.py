@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES
 
 Array = NDArray[Any]
+Place = str | os.PathLike[str]
 
 EMBEDDINGS = (
     *("*embedding", "*embeddings", "embed", "embed_tokens", "embed_positions", "embed_in"),
@@ -83,9 +85,9 @@ class ExtractedFiles:
 
 
 def extract_files(
-    base: str | os.PathLike[str],
-    finetuned: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    base: Place,
+    finetuned: Place,
+    out: Place,
     rank: int,
     *,
     targets: Sequence[str] = ("*",),
@@ -103,6 +105,10 @@ def extract_files(
     In each layer B A is the best approximation there is of this rank to the difference of the
     weights, in the Frobenius norm, and the scale is 1. See `lora.extract`, which does it for models
     in memory. One layer is in memory at a time.
+
+    Layers are called as in the files. Where transformers gives weights other names when it loads
+    them, PEFT does not find them by these: save both models with
+    `save_pretrained(..., save_original_format=False)`.
     Layers are called as in the files: where transformers gives weights other names when it loads
     them, PEFT does not find them by these, so save both models with
     `save_pretrained(..., save_original_format=False)`.
@@ -126,12 +132,13 @@ def extract_files(
     Raises:
         FileNotFoundError: if a file is not there.
         ValueError: if files are not what they should be, names or shapes differ, there is NaN or
-            Inf, nothing differs, a pattern matches nothing, or something differs that the adapter
-            would not have.
+            Inf, nothing differs, a pattern matches nothing, something differs that the adapter
+            would not have, or `out` is the folder of a model.
         OSError: if it cannot be written; what was at `out` is as it was.
     """
     rank = check_size("rank", rank)
     check_dtype(dtype)
+    _check_out(out, base, finetuned)
     with open_tensors(base) as before, open_tensors(finetuned) as after:
         _check_alike(before, after, modules_to_save)
         differing = [
@@ -177,6 +184,17 @@ def extract_files(
     return ExtractedFiles(
         os.fspath(out), tuple(rows), tuple(tables), tuple(whole), tuple(lost), tuple(tied)
     )
+
+
+def _check_out(out: Place, *models: Place) -> None:
+    """Refuse the folder of a model, which transformers would take for that of an adapter then.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    for model in map(Path, models):
+        if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
+            raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
 
 
 def _check_alike(before: TensorSet, after: TensorSet, modules: Sequence[str]) -> None:
