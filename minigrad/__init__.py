@@ -5,6 +5,8 @@ derivatives), engine (the graph and the walk back through it), functional (what 
 transforms (derivatives of functions), then nn, optim and trainer, which use them.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the one import cycle
 
 from minigrad import data, functional, io, metrics, nn, ops, optim
@@ -94,3 +96,8 @@ __all__ = [
 ]
 __all__ += functional.__all__
 __all__ += ops.__all__
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Ops and compositions, which mypy does not know by a list that is put together."""

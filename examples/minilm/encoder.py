@@ -140,7 +140,7 @@ class Intermediate(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., hidden_size)` to `(..., intermediate_size)`."""
-        return mg.gelu(self.dense(x))
+        return mg.gelu(self.dense(x))  # type: ignore[no-any-return]
 
 
 class Layer(Module):
@@ -196,4 +196,4 @@ class MiniLM(Module):
         text, counts = np.nonzero(mask)[0], mask.sum(axis=1, keepdims=True)
         shares = (text == np.arange(len(mask))[:, None]) / counts  # (batch, tokens)
         mean = shares.astype(tokens.dtype) @ tokens
-        return mean * mg.rsqrt((mean * mean).sum(-1, keepdims=True))
+        return mean * mg.rsqrt((mean * mean).sum(-1, keepdims=True))  # type: ignore[no-any-return]

@@ -58,7 +58,9 @@ def pairs() -> list[Pair]:
 def functions(source: bytes) -> Iterator[tuple[str, str]]:
     """Sentence and head of each public function and method in a source file."""
     module = ast.parse(source)
-    for scope in [module, *(node for node in module.body if isinstance(node, ast.ClassDef))]:
+    scopes: list[ast.Module | ast.ClassDef] = [module]
+    scopes += [node for node in module.body if isinstance(node, ast.ClassDef)]
+    for scope in scopes:
         for node in scope.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 sentence = first_sentence(ast.get_docstring(node) or "")

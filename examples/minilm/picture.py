@@ -52,9 +52,11 @@ def draw_map(axes: Axes, points: NDArray[np.floating], found: NDArray[np.bool_])
     ):
         axes.plot(*points[:, some].T.swapaxes(1, 2), style, color=color, linewidth=1.8)
         axes.plot([], [], style, color=color, linewidth=1.8, label=label)
-    style = {"markeredgecolor": "black", "markersize": 7, "linestyle": ""}
-    axes.plot(*points[0].T, marker="o", color="black", label="a docstring's sentence", **style)
-    axes.plot(*points[1].T, marker="s", color="white", label="a function's head", **style)
+    for place, marker, color, label in (
+        (points[0], "o", "black", "a docstring's sentence"),
+        (points[1], "s", "white", "a function's head"),
+    ):
+        axes.plot(*place.T, marker, color=color, markeredgecolor="black", markersize=7, label=label)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")

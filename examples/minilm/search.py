@@ -113,7 +113,7 @@ def contrast(sentences: Tensor, heads: Tensor) -> Tensor:
     """How surprised the scores are by what belongs together, in nats."""
     scores = sentences @ heads.T * (1 / TEMPERATURE)
     right = np.arange(len(scores))
-    return (cross_entropy(scores, right) + cross_entropy(scores.T, right)) * 0.5
+    return (cross_entropy(scores, right) + cross_entropy(scores.T, right)) * 0.5  # type: ignore[no-any-return]
 
 
 def train(
@@ -145,7 +145,7 @@ def by_letters(known: Sequence[Pair], some: Sequence[Pair]) -> NDArray[np.float6
 
 def ranks_of(scores: NDArray[np.floating]) -> Ranks:
     """The place of each row's diagonal element among the row, from 1; of equals, the last."""
-    return (scores >= np.diag(scores)[:, None]).sum(axis=1)
+    return (scores >= np.diag(scores)[:, None]).sum(axis=1)  # type: ignore[no-any-return]
 
 
 def report(result: Result, known: Sequence[Pair], plan: Plan) -> None:
