@@ -72,7 +72,7 @@ def test_no_cell_fails_warns_or_tells_of_a_machine(path):
 
 
 @each
-def test_its_figures_are_numbered_by_no_address(path):
+def test_it_shows_no_address_in_memory(path):
     assert not re.search(r" at 0x[0-9a-f]+", path.read_text())
 
 
