@@ -177,6 +177,21 @@ def test_the_keys_and_the_fields_are_those_of_peft(name, tmp_path):
         assert mine[key] == its[key], key
 
 
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_layers_without_a_bias_have_none_to_load(bias, tmp_path, rng):
+    make = lambda: nn.Sequential(nn.Linear(4, 4, bias=False, rng=rng), nn.Linear(4, 4, rng=rng))
+    model = make()
+    lora.attach(model, LoRAConfig(rank=2, targets=["0"], bias="all" if bias == "all" else "none"))
+    moved(model, rng)
+    lora.save(model, tmp_path)
+    change(tmp_path, bias=bias)  # as PEFT writes it, whether there are some or not
+    again = make()
+    again.load_state_dict(lora.detach(copy.deepcopy(model)).state_dict())
+    lora.load(again, tmp_path)
+    x = mg.tensor(rng.standard_normal((3, 4)).astype(np.float32))
+    np.testing.assert_array_equal(again(x).data, model(x).data)
+
+
 def test_a_rank_that_a_layer_cannot_have_is_taken_and_told(theirs):
     folder = theirs("linear")
     model = model_of("mlp")

@@ -152,13 +152,16 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     names = [name for name, _ in model.named_modules() if name]
     inside = tuple(f"{target.name}." for target in targets)
     outside = [name for name in names if not name.startswith(inside)]
-    biases = any(name.rpartition(".")[2] == "bias" for name, _ in in_place(model))
+    parts = [name.rpartition(".") for name, _ in in_place(model)]
+    biased = {layer for layer, _, last in parts if last == "bias"}
+    if theirs.bias == "lora_only":
+        biased &= {target.name for target in targets}
     common: dict[str, Any] = {
         "rank": theirs.r,
         "alpha": theirs.lora_alpha,
         "scaling": theirs.scaling,
         "dropout": theirs.lora_dropout,
-        "bias": theirs.bias if biases else "none",
+        "bias": theirs.bias if biased else "none",
         "modules_to_save": _modules_to_save(theirs, outside),
         "init": _init(theirs.init_lora_weights),
         "use_dora": theirs.use_dora,
