@@ -116,8 +116,16 @@ def check_adapter(
         return Findings(path, tuple(found), len(files.layers), base is not None)
 
 
-def findings_of(files: AdapterFolder, progress: bool) -> Iterator[Finding]:
-    """What is wrong or odd about an adapter alone."""
+def findings_of(
+    files: AdapterFolder, progress: bool, *, with_ranks: bool = True
+) -> Iterator[Finding]:
+    """What is wrong or odd about an adapter alone.
+
+    Args:
+        files: the adapter.
+        progress: show a progress bar.
+        with_ranks: look for updates of 0 or of a low rank too, which takes the most time.
+    """
     yield from _of_keys(files)
     for name, said, was in files.lost_scales():
         if name in files.layers:
@@ -128,7 +136,7 @@ def findings_of(files: AdapterFolder, progress: bool) -> Iterator[Finding]:
             )  # fmt: skip
     layers = files.layers.values()
     for layer in progress_bar(layers, what="verify", unit="layer", shown=progress):
-        yield from _of_layer(files, layer)
+        yield from _of_layer(files, layer, with_ranks)
     yield from _of_wholes(files)
 
 
@@ -159,7 +167,7 @@ def _of_keys(files: AdapterFolder) -> Iterator[Finding]:
             )
 
 
-def _of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Finding]:
+def _of_layer(files: AdapterFolder, layer: StoredLayer, with_ranks: bool) -> Iterator[Finding]:
     """What the tensors of one layer are like."""
     wanted = {A, B, MAGNITUDE} if files.config.use_dora else {A, B}
     for part in sorted(wanted - layer.keys.keys()):
@@ -194,7 +202,8 @@ def _of_layer(files: AdapterFolder, layer: StoredLayer) -> Iterator[Finding]:
             f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
             f"is another one than it was trained with, or a rank_pattern is lost",
         )  # fmt: skip
-    yield from _of_numbers(layer.name, a, b, m)
+    if with_ranks:
+        yield from _of_numbers(layer.name, a, b, m)
 
 
 def _of_numbers(name: str, a: np.ndarray, b: np.ndarray, m: np.ndarray | None) -> Iterator[Finding]:

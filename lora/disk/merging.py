@@ -119,7 +119,7 @@ def merge_files(
         _check_out(Path(out), tensors, files, shards)
         wrong = [
             f"{each.where}: {each.what}"
-            for each in findings_of(files, progress)
+            for each in findings_of(files, progress, with_ranks=False)
             if each.level == "wrong"
         ]
         found = fit(files, tensors, check_base, progress)
