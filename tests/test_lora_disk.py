@@ -578,7 +578,7 @@ BROKEN_BASES = {
     "another shape": (replaced("up.weight", np.ones((9, 6), "f4")), r"do not go with up.weight"),
     "another bias": (replaced("up.bias", np.ones(9, "f4")), r"mis-shaped: .*up.*bias is \(8,\)"),
     "other numbers": (replaced("up.weight", np.ones((8, 6), "f4")), r"another base: up.weight"),
-    "integers": (replaced("up.weight", np.ones((8, 6), int)), r"only a matrix of floats"),
+    "integers": (replaced("up.weight", np.ones((8, 6), int)), r"only a matrix of float64"),
 }
 
 

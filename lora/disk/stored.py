@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lora.adapter import Adapter
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.files.writing import FLOATS
 from lora.variants.inits import draw
 from lora.weight import Weight, strips
 from minigrad import ops
@@ -42,10 +43,11 @@ class StoredWeight(Weight):
 
     def __init__(self, tensors: TensorSet, name: str, is_transposed: bool = False) -> None:
         info = tensors.info(name)
-        if len(info.shape) != 2 or info.dtype not in ("float64", "float32", "float16", "bfloat16"):
+        if len(info.shape) != 2 or info.dtype not in FLOATS:
             raise ValueError(
-                f"{name} has shape {info.shape} and dtype {info.dtype}; only a matrix of floats "
-                f"can have an update"
+                f"{name} has shape {info.shape} and dtype {info.dtype}; only a matrix of "
+                f"{', '.join(FLOATS)} can have an update, so save a base that is quantized in one "
+                f"of these first"
             )
         self.name = name
         self.dtype = np.dtype("float64" if info.dtype == "float64" else "float32")
