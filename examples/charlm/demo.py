@@ -46,7 +46,7 @@ class Plan:
 
 WHOLE = Plan(
     Sizes(),
-    Schedule(steps=2000, lr=3e-3, batch_size=8),
+    Schedule(steps=1600, lr=3e-3, batch_size=8),
     Schedule(steps=200, lr=5e-3, batch_size=16),
     tested=8000,
     written=400,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from examples.charlm.training import Curve, Measures
 
 STYLES = {"manual": ("#D55E00", "--", "s"), "sonnets": ("#0B4F8A", "-", "o")}
-WIDTH, LINES = 66, 14  # of a sample
+WIDTH, LINES = 74, 14  # of a sample
 
 
 def draw(
@@ -28,7 +28,7 @@ def draw(
     """
     figure = Figure(figsize=(12, 6.6), layout="constrained")
     figure.suptitle(
-        "An adapter turns a writer of manuals into one of verse; off, it leaves the base",
+        "With an adapter, a writer of manuals writes verse; off, the base is as it was",
         size="xx-large",
     )
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.3])
@@ -77,7 +77,7 @@ def draw_text(axes: Axes, text: str, title: str) -> None:
         0.965,
         "\n".join(lines[:LINES]),
         family="monospace",
-        size=10.5,
+        size=10,
         va="top",
         linespacing=1.35,
         transform=axes.transAxes,

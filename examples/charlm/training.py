@@ -29,7 +29,7 @@ class Schedule:
 
     steps: int
     lr: float
-    batch_size: int = 8
+    batch_size: int
     looks: int = 10
 
     def rate(self, step: int) -> float:

@@ -16,7 +16,7 @@ def write(
     beginning: str,
     count: int,
     rng: np.random.Generator,
-    temperature: float = 0.7,
+    temperature: float = 0.6,
 ) -> str:
     """`beginning` and `count` more characters.
 
