@@ -103,7 +103,8 @@ def main(quick: bool = False, out: str | Path = "charlm.png") -> Result:
         same_draws = np.random.default_rng(1)
         return write(model, alphabet, plan.beginning, plan.written, same_draws)
 
-    losses, samples = {}, {}
+    losses: dict[str, Measures] = {}
+    samples: dict[str, str] = {}
     losses[PAIRS] = {
         name: loss_of_pairs(known[name], held_out[name], len(alphabet)) for name in both
     }
