@@ -7,7 +7,8 @@ number: its gradient, and the two numbers that Adam keeps of it.
 
 You will see both steps counted beside each other, and the seconds that they take; and a picture of
 the memory that is held for the backward pass. Freezing alone lowers it by what only the gradients
-of frozen weights need; running each block again (`checkpoint`) lowers the peak much further.
+of frozen weights need; running each block again (`checkpoint`) lowers the peak much further. It
+takes half a minute, and draws why_lora_is_not_faster.png.
 
     python -m examples.why_lora_is_not_faster
 """
@@ -22,6 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import lora
+from examples.command_line import Parser, check_out, run
 from minigrad import Tensor, checkpoint, mse, receipt
 from minigrad.diagnostics import Comparison, Receipt, compare
 from minigrad.nn import Sequential, TransformerBlock
@@ -34,7 +36,12 @@ Step = Callable[[], None]
 
 
 def main(quick: bool = False, out: str | Path = "why_lora_is_not_faster.png") -> Comparison:
-    """Count and time a step of each kind, print the table, draw the picture."""
+    """Count and time a step of each kind, print the table, draw the picture.
+
+    Raises:
+        OptionError: if the picture could not be saved there.
+    """
+    check_out(out)
     d_model, depth, length, repeats = (64, 3, 32, 3) if quick else (256, 6, 128, 9)
     steps = {name: prepared(name, d_model, depth, length) for name in (FULL, LORA, AGAIN)}
     receipts: dict[str, Receipt] = {}
@@ -116,4 +123,4 @@ def draw(receipts: dict[str, Receipt], out: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Parser("why_lora_is_not_faster", __doc__))

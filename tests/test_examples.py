@@ -1,7 +1,9 @@
 """The examples run, hold what they claim, draw a picture, and refuse bad input in one line."""
 
+import inspect
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -11,14 +13,26 @@ pytest.importorskip("sklearn", reason="the examples need the `examples` extra")
 
 from matplotlib.image import imread
 
-from examples import (
-    character_transformer,
-    lora_regression,
-    lora_regression_data,
-    toy_regression,
-    why_lora_is_not_faster,
-)
-from examples.lora_regression_report import FULL, LORA, NONE, compare
+import lora
+import minigrad as mg
+from examples import __main__ as runner
+from examples import charlm, digits, lora_regression, toy_regression, why_lora_is_not_faster
+from examples.charlm import texts
+from examples.charlm.counting import loss_of_pairs
+from examples.charlm.demo import BASE, CONFIG, MANUAL, OFF, ON, PAIRS, SONNETS, Plan
+from examples.charlm.model import CharacterModel, Sizes
+from examples.charlm.training import Schedule, in_rows, losses_on, train
+from examples.charlm.writing import longest_copied, write
+from examples.command_line import OptionError, Parser, run
+from examples.digits.data import KINDS, split
+from examples.digits.demo import NEW
+from examples.digits.report import adapted, shares, tuned
+from examples.lora_regression import data as lora_regression_data
+from examples.lora_regression import demo as lora_regression_demo
+from examples.lora_regression.__main__ import command_line
+from examples.lora_regression.report import FULL, LORA, NONE, compare
+
+NAMES = [example.name for example in runner.found()]
 
 
 def is_picture(path, width, height):
@@ -40,6 +54,91 @@ def write_csv(path, rows=160, **columns):
     ]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+# ------------------------------------------------------------------------------------------------
+# What all examples have in common
+# ------------------------------------------------------------------------------------------------
+
+
+def test_all_examples_are_found_and_nothing_else():
+    assert NAMES == [
+        "charlm",
+        "digits",
+        "lora_regression",
+        "minilm",
+        "toy_regression",
+        "why_lora_is_not_faster",
+    ]
+
+
+def test_the_list_says_of_each_what_it_is_about_how_long_it_takes_and_what_it_draws(capsys):
+    runner.main([])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    words = " ".join(printed.split())
+    for name, purpose, takes in runner.found():
+        assert f"\n{name}  " in printed
+        assert purpose.endswith((".", "?")) or name == "why_lora_is_not_faster"
+        assert f"{purpose} {takes}" in words
+        assert takes.startswith("It takes")
+        assert takes.endswith(f"draws {name}.png.")
+
+
+def test_listing_does_not_import_the_examples():
+    code = "import sys; from examples.__main__ import main; main([]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.splitlines()[-1].split()
+    assert not {"minigrad", "numpy", "matplotlib", "examples.digits"} & set(modules)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_a_main_with_the_same_first_parameters(name):
+    place = "examples.minilm.search" if name == "minilm" else f"examples.{name}"
+    if name == "minilm":
+        pytest.importorskip("tokenizers", reason="the examples need the `examples` extra")
+    parameters = inspect.signature(import_module(place).main).parameters
+    assert parameters["quick"].default is False
+    assert parameters["out"].default == f"{name}.png"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_first():
+    for name, nearest in (("digit", "digits"), ("Char_LM", "charlm"), ("lora", "lora_regression")):
+        with pytest.raises(SystemExit) as caught:
+            runner.main([name])
+        assert str(caught.value).startswith(f"there is no example {name!r}; there are: {nearest}, ")
+        assert all(other in str(caught.value) for other in NAMES)
+
+
+def test_an_example_is_run_by_name_with_its_options(tmp_path):
+    out = tmp_path / "by_name.png"
+    command = [sys.executable, "-m", "examples", "toy_regression", "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "away from the sine" in done.stdout
+    assert is_picture(out, width=1000, height=550)
+
+
+@pytest.mark.parametrize("main", [charlm.main, digits.main, toy_regression.main])
+def test_a_picture_that_cannot_be_saved_is_refused_before_any_work(tmp_path, main):
+    with pytest.raises(OptionError, match="there is no folder"):
+        main(out=tmp_path / "none" / "picture.png")
+    with pytest.raises(OptionError, match=r"must be the name of a \.png file, not 'picture\.txt'"):
+        main(out="picture.txt")
+
+
+def test_only_errors_about_options_are_said_in_one_line(capsys):
+    def refuse():
+        raise OptionError("--out is wrong")
+
+    def fail():
+        raise ValueError("a fault of the example")
+
+    with pytest.raises(SystemExit) as caught:
+        run(refuse, Parser("name", "About it."), [])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "name: --out is wrong (see --help)\n"
+    with pytest.raises(ValueError, match="a fault"):
+        run(fail, Parser("name", "About it."), [])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -94,7 +193,7 @@ def test_the_picture_is_there(demo):
 
 
 def test_the_same_seed_gives_the_same_numbers(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(lora_regression, "draw", lambda *args: None)
+    monkeypatch.setattr(lora_regression_demo, "draw", lambda *args: None)
     again = lora_regression.main(quick=True, out=tmp_path / "again.png")
     assert [o.rmse for o in again[LORA]] == [o.rmse for o in demo[0][LORA]]
 
@@ -148,7 +247,7 @@ def test_the_main_demo_with_other_options(tmp_path, optimizer, scaling):
 def test_a_csv_file_of_ones_own(tmp_path, capsys):
     out = tmp_path / "csv.png"
     csv = write_csv(tmp_path / "own.csv")
-    lora_regression.command_line(
+    command_line(
         ["--quick", "--csv", str(csv), "--target", "y", "--shift-by", "group", "--out", str(out)]
     )
     printed = capsys.readouterr().out
@@ -185,7 +284,7 @@ def test_a_column_of_ones_and_few_zeros_can_be_shifted_by(tmp_path):
 def refusal(capsys, *arguments):
     """The one line on standard error with which a command line is refused."""
     with pytest.raises(SystemExit) as caught:
-        lora_regression.command_line(list(arguments))
+        command_line(list(arguments))
     assert caught.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -233,7 +332,7 @@ def test_bad_tables_are_refused_with_what_to_do(tmp_path, capsys):
 
 
 def test_bad_options_are_refused_before_any_work(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(lora_regression, "run", None)  # no work can be done
+    monkeypatch.setattr(lora_regression_demo, "run", None)  # no work can be done
     for arguments, says in (
         (("--rank", "0"), "rank must be at least 1"),
         (("--rank", "128"), "--rank must be below 128"),
@@ -302,30 +401,207 @@ def test_why_lora_is_not_faster(tmp_path, capsys, quick):
 
 
 # ------------------------------------------------------------------------------------------------
+# Digits
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def read_digits(tmp_path_factory):
+    """The quick form, run once: its results, and the picture."""
+    out = tmp_path_factory.mktemp("digits") / "digits.png"
+    return digits.main(quick=True, out=out), out
+
+
+def test_an_adapter_reads_new_digits_with_a_tenth_of_the_numbers_and_bytes(read_digits):
+    (result,), _ = read_digits
+    for kind in NEW:
+        full, low_rank = result[tuned(kind)], result[adapted(kind)]
+        assert low_rank.accuracy[kind] > full.accuracy[kind] - 0.03
+        assert full.trained == 64 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10
+        assert low_rank.trained == 8 * ((64 + 256) + (256 + 256) + (256 + 10))
+        assert 4 * low_rank.trained < low_rank.size < 4 * low_rank.trained + 4000
+        assert 4 * full.trained < full.size < 4 * full.trained + 1000
+
+
+def test_fine_tuning_forgets_and_switching_off_does_not(read_digits):
+    (result,), _ = read_digits
+    for kind in NEW:
+        assert result[tuned(kind)].accuracy["upright"] < result["base"].accuracy["upright"] - 0.2
+    off = result["both adapters off"]
+    assert off.accuracy == result["base"].accuracy
+    assert (off.trained, off.size) == (0, 0)
+
+
+def test_the_picture_of_digits_is_there(read_digits):
+    assert is_picture(read_digits[1], width=1200, height=550)
+
+
+def test_the_same_seed_reads_the_same_digits():
+    first, second = (digits.demo.run(np.random.default_rng(0), 1) for _ in range(2))
+    assert first == second
+
+
+def test_the_kinds_of_digits_are_of_the_same_images():
+    some = split(np.random.default_rng(0))
+    rows = {kind: some.train[kind].x.reshape(-1, 8, 8) for kind in KINDS}
+    assert rows["upright"].shape == (1198, 8, 8)
+    assert some.test["upright"].x.shape == (599, 64)
+    assert (rows["upright"].min(), rows["upright"].max()) == (-1, 1)
+    assert np.array_equal(rows["inverted"], -rows["upright"])
+    assert np.array_equal(rows["rotated"][:, 0], rows["upright"][:, :, -1])  # a quarter to the left
+    for kind in KINDS:
+        assert np.array_equal(some.train[kind].y, some.train["upright"].y)
+        seen = {row.tobytes() for row in some.train[kind].x}
+        assert not any(row.tobytes() in seen for row in some.test[kind].x)
+
+
+@pytest.mark.full
+def test_the_whole_of_digits(tmp_path):
+    out = tmp_path / "digits.png"
+    results = digits.main(out=out)
+    assert len(results) == 5
+    for kind in NEW:
+        assert shares(results, adapted(kind), kind).min() > 0.95
+    assert is_picture(out, width=1200, height=550)
+
+
+# ------------------------------------------------------------------------------------------------
 # The language model
 # ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.full)])
-def test_the_language_model(capsys, quick):
-    result = character_transformer.main(quick)
-    assert result.transformer < result.bigram - (0.3 if quick else 0.8)
-    assert 2 < result.bigram < result.unigram < 4
-    assert (0.9e6 < result.parameters < 1.1e6) != quick
-    assert len(result.sample) == (81 if quick else 501)
-    assert f"{result.transformer:.2f}" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """The quick form, run once: its result, and the picture."""
+    out = tmp_path_factory.mktemp("charlm") / "charlm.png"
+    return charlm.main(quick=True, out=out), out
 
 
-def test_the_tables_are_judged_by_the_characters_that_follow():
-    known = np.array([0, 1] * 500 + [2])
-    before, after = character_transformer.in_rows(np.array([0, 1, 0, 1, 0, 1, 2]), 2)
-    assert before.tolist() == [[0, 1], [0, 1], [0, 1]]
-    assert after.tolist() == [[1, 0], [1, 0], [1, 2]]
-    unigram, bigram = character_transformer.by_counting(known, before, after, 3)
-    assert unigram == pytest.approx((5 * np.log(2) + np.log(1004 / 2)) / 6, rel=0.01)
-    assert bigram == pytest.approx(np.log(503 / 2) / 6, rel=0.02)  # the last pair is one of 500
+def test_the_base_learns_the_manual_and_the_adapter_the_sonnets(language):
+    result, out = language
+    losses = result.losses
+    assert all(2 < loss < 3 for loss in losses[PAIRS].values())
+    assert losses[BASE][MANUAL] < losses[PAIRS][MANUAL]
+    assert losses[ON][SONNETS] < losses[BASE][SONNETS] - 0.2
+    assert result.pretraining.steps == [0, 100, 200, 300, 400]
+    assert result.pretraining.losses[MANUAL][-1] == losses[BASE][MANUAL]
+    assert result.adapting.losses[SONNETS][0] == losses[BASE][SONNETS]
+    assert result.adapting.losses[SONNETS][-1] == losses[ON][SONNETS]
+    assert is_picture(out, width=1200, height=600)
 
 
-def test_the_text_has_no_paragraph_twice():
-    paragraphs = character_transformer.manual().split("\n\n")
+def test_switched_off_the_base_writes_the_same_text_again(language):
+    result, _ = language
+    assert result.losses[OFF] == result.losses[BASE]
+    assert result.samples[OFF] == result.samples[BASE] != result.samples[ON]
+    assert all(len(text) == 5 + 60 and text.startswith("When ") for text in result.samples.values())
+
+
+def test_the_same_seed_writes_the_same_text(tmp_path, monkeypatch):
+    sizes, schedule = (
+        Sizes(d_model=8, num_heads=2, depth=1, context=8),
+        Schedule(5, 0.01, 2, looks=1),
+    )
+    plan = Plan(sizes, schedule, schedule, tested=100, written=20)
+    monkeypatch.setattr(charlm.demo, "QUICK", plan)
+    monkeypatch.setattr(charlm.demo, "check", lambda *args: None)  # so little teaches nothing
+    monkeypatch.setattr(charlm.demo, "draw", lambda *args: None)
+    first, second = (charlm.main(quick=True, out=tmp_path / "a.png") for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.full
+def test_the_whole_language_model(tmp_path, capsys):
+    out = tmp_path / "charlm.png"
+    result = charlm.main(out=out)
+    assert 0.6e6 < result.parameters < 1e6
+    assert result.trained < result.parameters / 10
+    assert result.losses[ON][SONNETS] < 2.05
+    assert len(longest_copied(result.samples[ON], texts.sonnets().known)) < 30
+    assert result.samples[ON] in capsys.readouterr().out.replace("\n  | ", "\n").replace("  | ", "")
+    assert is_picture(out, width=1200, height=600)
+
+
+def test_only_the_adapter_learns_from_the_sonnets(rng):
+    model = CharacterModel(5, Sizes(d_model=8, num_heads=2, depth=1, context=4), rng)
+    before = {name: value.tobytes() for name, value in model.state_dict().items()}
+    lora.attach(model, CONFIG, adapter="sonnets", rng=rng)
+    curve = train(
+        model, rng.integers(0, 5, 50), Schedule(3, 0.01, 2, looks=3), rng, lambda: {"a": 1.0}
+    )
+    assert (curve.steps, curve.losses) == ([0, 1, 2, 3], {"a": [1.0] * 4})
+    for name, value in lora.detach(model).state_dict().items():
+        assert value.tobytes() == before[name]
+
+
+def test_the_rate_rises_for_a_tenth_of_the_steps_and_falls_to_0():
+    schedule = Schedule(steps=100, lr=0.5, batch_size=1)
+    rates = [schedule.rate(step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.05)
+    assert np.argmax(rates) in (8, 9)
+    assert 0.44 < max(rates) < 0.5
+    assert rates[100] == 0
+
+
+def test_a_text_is_read_in_rows_and_judged_by_the_characters_that_follow(rng):
+    before, after = in_rows(np.arange(8), 3)
+    assert before.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert after.tolist() == [[1, 2, 3], [4, 5, 6]]
+    model = CharacterModel(8, Sizes(d_model=8, num_heads=2, depth=1, context=3), rng)
+    with mg.no_grad():
+        logs = mg.log_softmax(model(before)).numpy()
+    chances = np.take_along_axis(logs, after[..., None], axis=-1)
+    assert losses_on(model, {"a": np.arange(8)})["a"] == pytest.approx(-chances.mean(), rel=1e-5)
+
+
+def test_a_table_of_pairs_is_judged_by_the_characters_that_follow():
+    known, held_out = np.array([0, 1] * 500 + [2]), np.array([0, 1, 0, 1, 0, 1, 2])
+    loss = loss_of_pairs(known, held_out, 3)
+    # The last pair is one of 500, and it pays best here to add 1 to each count.
+    assert loss == pytest.approx(np.log(503 / 2) / 6, rel=0.02)
+
+
+def test_the_manual_has_no_paragraph_twice_and_its_end_is_held_out():
+    text = texts.manual()
+    paragraphs = "".join(text).split("\n\n")
     assert len(set(paragraphs)) == len(paragraphs) > 1000
+    assert len(text.held_out) == pytest.approx(len(text.known) / 9, abs=10)
+
+
+def test_sonnets_have_fourteen_lines_that_rhyme_in_number():
+    known, held_out = (part.split("\n\n") for part in texts.sonnets())
+    assert (len(known), len(held_out)) == (30, 5)
+    for poem in known + held_out:
+        lines = poem.split("\n")
+        assert len(lines) == 14
+        assert [line.startswith("  ") for line in lines] == [False] * 12 + [True] * 2
+    assert known[4].startswith("Shall I compare thee to a summer's day?\n")
+    assert held_out[1].startswith("Let me not to the marriage of true minds\n")
+
+
+def test_the_alphabet_writes_what_it_reads_and_names_what_it_lacks():
+    alphabet = texts.Alphabet("banana", "nab\n")
+    assert alphabet.letters == ["\n", "a", "b", "n"]
+    assert len(alphabet) == 4
+    assert alphabet.encode("nab").tolist() == [3, 1, 2]
+    assert alphabet.decode(alphabet.encode("bananab\n")) == "bananab\n"
+    with pytest.raises(ValueError, match="the alphabet has no 'c', 'x'"):
+        alphabet.encode("banxcx")
+
+
+def test_what_is_likely_is_written_the_more_the_colder(rng):
+    alphabet = texts.Alphabet("ab")
+    model = CharacterModel(2, Sizes(d_model=8, num_heads=2, depth=1, context=4), rng)
+    model.head.weight.data[:] = 0
+    model.head.bias.data[:] = [0.0, 1.0]  # so p(b) is e / (1 + e) at a temperature of 1
+    for temperature in (1.0, 0.5):
+        text = write(model, alphabet, "a", 500, np.random.default_rng(0), temperature)
+        assert len(text) == 501
+        chance = 1 / (1 + np.exp(-1 / temperature))
+        assert text[1:].count("b") / 500 == pytest.approx(chance, abs=0.06)
+
+
+def test_the_longest_piece_that_is_copied():
+    assert longest_copied("so thou art here", "what thou art, thou art") == " thou art"
+    assert longest_copied("abc", "abc") == "abc"
+    assert longest_copied("abc", "xyz") == ""

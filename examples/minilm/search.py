@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm.auto import tqdm
 
 import lora
+from examples.command_line import check_out
 from examples.minilm.encoder import MiniLM
 from examples.minilm.library import Pair, pairs
 from examples.minilm.picture import draw
@@ -78,7 +79,13 @@ class Result:
 def main(
     quick: bool = False, out: str | Path = "minilm.png", adapter: str | Path | None = None
 ) -> Result:
-    """Measure, fine-tune, measure again; print the table, draw the picture, save the adapter."""
+    """Measure, fine-tune, measure again; print the table, draw the picture, save the adapter.
+
+    Raises:
+        OptionError: if the picture could not be saved there.
+        ModuleNotFoundError: if the package with the weights is not installed.
+    """
+    check_out(out)
     plan = QUICK if quick else Plan()
     rng = np.random.default_rng(0)
     every = pairs()

@@ -1,4 +1,4 @@
-"""The picture of `lora_regression`: predictions to look at, how the error fell, where it ended."""
+"""The picture: predictions to look at, how the error fell, where it ended."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from examples.lora_regression_data import Task
-from examples.lora_regression_report import FULL, LORA, NONE, Results, number
+from examples.lora_regression.data import Task
+from examples.lora_regression.report import FULL, LORA, NONE, Results, number
 
 # The colours differ in lightness too, and each has a second sign: a line style, a hatch, a marker.
 COLORS = {NONE: "#C0C0C0", FULL: "#D55E00", LORA: "#0B4F8A"}

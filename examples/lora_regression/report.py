@@ -1,4 +1,4 @@
-"""What `lora_regression` measures: costs, errors, differences and their noise, and the table."""
+"""What the demo measures: costs, errors, differences and their noise, and the table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from examples.lora_regression_data import Array, Pair, Split, Task
+from examples.lora_regression.data import Array, Pair, Split, Task
 from lora import LoRAConfig
 from minigrad.metrics import r2, rmse
 from minigrad.trainer import Trainer

@@ -1,36 +1,22 @@
-"""The main demo: adapt a pretrained network to data that it has never seen, by LoRA and without.
-
-A network learns to complete handwritten digits: from the upper half of an image it predicts the
-lower half. It has never seen a seven. Then it gets 40 of them, and is adapted in three ways: not at
-all, by training all of its weights, or by LoRA: training small updates beside two of its layers.
-
-You will see a table of what each way costs and how well it does on other sevens (and on the other
-digits, which adapting makes it forget); whether the differences are larger than the noise between
-random splits; what merging the update changes; and a picture of all that.
-
-    python -m examples.lora_regression
-    python -m examples.lora_regression --rank 2 --alpha 4 --optimizer sgd --out rank2.png
-    python -m examples.lora_regression --csv houses.csv --target price --shift-by year
-"""
+"""The demo from start to end: split, pretrain, adapt in three ways, compare, merge, draw."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from tqdm.auto import tqdm
 
 import lora
 import minigrad
-from examples.lora_regression_data import Array, Parts, Task, chosen_task, split
-from examples.lora_regression_picture import draw
-from examples.lora_regression_report import (
+from examples.command_line import check_out
+from examples.lora_regression.data import Array, Parts, Task, chosen_task, split
+from examples.lora_regression.picture import draw
+from examples.lora_regression.report import (
     FULL,
     LORA,
     NONE,
@@ -221,45 +207,4 @@ def check_options(plan: Plan, seed: int, out: Path) -> None:
         raise ValueError(f"--epochs must be at least 1, not {plan.epochs}")
     if seed < 0:
         raise ValueError(f"--seed must not be negative, but is {seed}")
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out must be the name of a .png file, not {str(out)!r}")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out: there is no folder {str(out.parent)!r}; make it first")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and leave with status 2."""
-        self.exit(2, f"lora_regression: {' '.join(message.split())} (see --help)\n")
-
-
-def command_line(arguments: Sequence[str] | None = None) -> None:
-    """`main` with the options of a command line."""
-    parser = OneLineParser(
-        prog="python -m examples.lora_regression",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # what is not given is left to `main`
-    )
-    add = parser.add_argument
-    add("--rank", type=int, help="of each update (8)")
-    add("--alpha", type=float, help="the strength of an update, before it is divided (16)")
-    add("--scaling", choices=["standard", "rslora"], help="divide alpha by the rank or by its root")
-    add("--optimizer", choices=list(OPTIMIZERS), help="what adapts the networks (adam)")
-    add("--epochs", type=int, help="of adaptation (40)")
-    add("--seed", type=int, help="the first of five (0)")
-    add("--out", metavar="FILE.png", help="where the picture goes (lora_regression.png)")
-    add("--csv", metavar="FILE", help="a table of your own: a header line, then numbers")
-    add("--target", metavar="COLUMN", help="what to predict in it")
-    add("--shift-by", metavar="COLUMN", help="the rows above its median are the new group")
-    add("--quick", action="store_true", help="fewer seeds, epochs and steps: a few seconds")
-    try:
-        main(**vars(parser.parse_args(arguments)))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    command_line()
+    check_out(out)

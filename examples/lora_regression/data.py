@@ -1,4 +1,4 @@
-"""The two groups of `lora_regression`: one to pretrain on, and a new one to adapt to.
+"""The two groups of rows: one to pretrain on, and a new one to adapt to.
 
 By default the task is to complete handwritten digits, 1,797 images that scikit-learn ships: predict
 the 32 grey levels of the lower half from those of the upper half. Pretraining sees nine digits and

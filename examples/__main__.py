@@ -1,0 +1,83 @@
+"""`python -m examples` lists the examples, `python -m examples NAME [--quick] ...` runs one."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import sys
+import textwrap
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).parent
+USAGE = "python -m examples NAME [--quick] [--out FILE.png] runs one; NAME --help says more of it."
+
+
+class Example(NamedTuple):
+    """An example, as its docstring tells of it: the file is read, not run.
+
+    Attributes:
+        name: of the module or package.
+        purpose: the first line of the docstring.
+        takes: the sentence that says how long it takes and what it draws.
+    """
+
+    name: str
+    purpose: str
+    takes: str
+
+
+def found() -> list[Example]:
+    """All examples, by name: files with a function `main`, and packages with `__main__.py`."""
+    examples = []
+    for path in sorted(FOLDER.iterdir()):
+        if (path / "__main__.py").is_file():
+            examples.append(described(path.name, path / "__init__.py"))
+        elif path.suffix == ".py" and path != Path(__file__) and has_main(path):
+            examples.append(described(path.stem, path))
+    return examples
+
+
+def has_main(path: Path) -> bool:
+    """Whether a file defines a function `main`."""
+    body = ast.parse(path.read_bytes()).body
+    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body)
+
+
+def described(name: str, path: Path) -> Example:
+    """What the docstring of a file says."""
+    docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    takes = re.search(r"\bIt takes .*?\.(?= |$)", " ".join(docstring.split()))
+    return Example(name, docstring.partition("\n")[0], takes.group() if takes else "")
+
+
+def listing(examples: Sequence[Example]) -> str:
+    """A table: what each is about, how long it takes, what it draws."""
+    width = 2 + max(len(example.name) for example in examples)
+    lines = [USAGE]
+    for name, purpose, takes in examples:
+        text = textwrap.wrap(purpose, 98 - width) + textwrap.wrap(takes, 98 - width)
+        lines += ["", f"{name:{width}}{text[0]}", *(" " * width + line for line in text[1:])]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """List the examples, or run the one that is named with the arguments that follow."""
+    examples = found()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(listing(examples))
+        return
+    name, *options = arguments
+    names = [example.name for example in examples]
+    if name not in names:
+        names.sort(key=lambda other: -SequenceMatcher(None, name.lower(), other).ratio())
+        sys.exit(f"there is no example {name!r}; there are: {', '.join(names)}")
+    sys.argv = [f"python -m examples.{name}", *options]
+    runpy.run_module(f"examples.{name}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,87 @@
+"""The picture: how the losses went, and what was written before and after."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from examples.charlm.training import Curve, Measures
+
+STYLES = {"manual": ("#D55E00", "--", "s"), "sonnets": ("#0B4F8A", "-", "o")}
+WIDTH, LINES = 74, 14  # of a sample
+
+
+def draw(
+    pretraining: Curve, adapting: Curve, off: Measures, samples: tuple[str, str], out: str | Path
+) -> None:
+    """Save the picture.
+
+    Args:
+        pretraining: the losses while the base learned.
+        adapting: the losses while the adapter learned.
+        off: the losses when the adapter is switched off again.
+        samples: what the base writes, and what it writes with the adapter.
+        out: the file.
+    """
+    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    figure.suptitle(
+        "With an adapter, a writer of manuals writes verse; off, the base is as it was",
+        size="xx-large",
+    )
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.3])
+    above, below = left.subplots(2, 1)
+    draw_curve(above, pretraining, "The base learns from the manual")
+    draw_curve(below, adapting, "The adapter learns from sonnets")
+    draw_off(below, adapting.steps[-1], off)
+    above, below = right.subplots(2, 1)
+    draw_text(above, samples[0], "The base writes, and so it does with the adapter off:")
+    draw_text(below, samples[1], "The base with the adapter writes:")
+    figure.savefig(out, dpi=100)
+
+
+def draw_curve(axes: Axes, curve: Curve, title: str) -> None:
+    """The losses on both texts."""
+    for name, losses in curve.losses.items():
+        color, line, marker = STYLES[name]
+        axes.plot(
+            curve.steps, losses, line, color=color, marker=marker, linewidth=2, label=f"the {name}"
+        )
+    axes.set_title(title, loc="left")
+    axes.set(xlabel="steps", ylabel="nats a character")
+    axes.legend(frameon=False, title="on what is held out of")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_off(axes: Axes, end: int, off: Measures) -> None:
+    """Where the losses are with the adapter off, on a strip beside the curves."""
+    for name, loss in off.items():
+        color, _, marker = STYLES[name]
+        axes.plot(1.12 * end, loss, marker, color=color, markersize=9)
+    axes.axvspan(1.04 * end, 1.2 * end, color="0.92", zorder=0)
+    axes.text(1.12 * end, 0.5, "off", ha="center", transform=axes.get_xaxis_transform())
+    axes.set_xlim(right=1.2 * end)
+
+
+def draw_text(axes: Axes, text: str, title: str) -> None:
+    """A sample, in a typewriter's letters; long lines are folded."""
+    lines = [
+        piece
+        for line in text.split("\n")
+        for piece in textwrap.wrap(line, WIDTH, drop_whitespace=False) or [""]
+    ]
+    axes.text(
+        0.015,
+        0.965,
+        "\n".join(lines[:LINES]),
+        family="monospace",
+        size=10,
+        va="top",
+        linespacing=1.35,
+        transform=axes.transAxes,
+        parse_math=False,
+    )
+    axes.set_title(title, loc="left")
+    axes.set(xticks=[], yticks=[])

@@ -1,0 +1,127 @@
+"""The demo from start to end: pretrain, fine-tune, adapt, switch; and what is asserted of it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+import lora
+from examples.command_line import check_out
+from examples.digits.data import INVERTED, KINDS, ROTATED, UPRIGHT, Digits, Rows, split
+from examples.digits.picture import draw
+from examples.digits.report import (
+    BASE,
+    OFF,
+    Result,
+    adapted,
+    adapter_bytes,
+    judged,
+    shares,
+    state_bytes,
+    table,
+    tuned,
+)
+from minigrad import cross_entropy, gelu, no_grad, tensor
+from minigrad.nn import MLP
+from minigrad.optim import Adam, CosineAnnealingLR
+from minigrad.trainer import Trainer
+
+SIZES = (64, 256, 256, 10)
+CONFIG = lora.LoRAConfig(rank=8, alpha=16, targets=["layers.0", "layers.1", "layers.2"])
+NEW = (INVERTED, ROTATED)
+BATCH_SIZE = 32
+FULL_RATE, LORA_RATE = 1e-3, 1e-2  # chosen on other splits than those of `main`
+
+
+def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
+    """Run the demo with several random splits, print the table, and save the picture.
+
+    Raises:
+        OptionError: if the picture could not be saved there.
+    """
+    check_out(out)
+    seeds, epochs = (range(1), 20) if quick else (range(5), 30)
+    results = [
+        run(np.random.default_rng(seed), epochs)
+        for seed in tqdm(seeds, desc="pretraining and adapting", unit="split", leave=False)
+    ]
+    print(table(results))
+    draw(results, split(np.random.default_rng(0)).test, out)
+    print(f"\nThe picture is in {out}")
+
+    for kind in NEW:
+        known, full, low_rank = BASE, tuned(kind), adapted(kind)
+        assert shares(results, known, kind).mean() < 0.3, "it cannot read what it has not seen"
+        assert shares(results, low_rank, kind).mean() > 0.9
+        gap = shares(results, full, kind).mean() - shares(results, low_rank, kind).mean()
+        assert gap < 0.02, "the adapter does what full fine-tuning does"
+        lost = shares(results, known, UPRIGHT).mean() - shares(results, full, UPRIGHT).mean()
+        assert lost > 0.2, "full fine-tuning forgets"
+        first = results[0]
+        assert first[low_rank].trained < first[full].trained / 9
+        assert first[low_rank].size < first[full].size / 8
+    return results
+
+
+def run(rng: np.random.Generator, epochs: int) -> Result:
+    """Pretrain on upright digits, then teach the other kinds in both ways.
+
+    The asserts are what is promised of adapters on one base: each does what it did when it was
+    trained, and without them the base is what it was, to the bit.
+    """
+    digits = split(rng)
+    base = MLP(SIZES, activation=gelu, rng=rng)
+    train(base, digits.train[UPRIGHT], FULL_RATE, epochs, rng)
+    before = scores(base, digits)
+    size, count = state_bytes(base), base.count_parameters()
+    result = {BASE: judged(before, digits, count, size)}
+    for kind in NEW:
+        full = copy.deepcopy(base)
+        train(full, digits.train[kind], FULL_RATE, epochs, rng)
+        result[tuned(kind)] = judged(scores(full, digits), digits, count, size)
+
+    after = {}
+    for kind in NEW:  # from here on the base has adapters, and one more each time
+        report = lora.attach(base, CONFIG, adapter=kind, rng=rng)
+        train(base, digits.train[kind], LORA_RATE, epochs, rng)
+        after[kind] = scores(base, digits)
+        size = adapter_bytes(base, kind)
+        result[adapted(kind)] = judged(after[kind], digits, report.trainable, size)
+    for kind in NEW:
+        lora.switch(base, kind)
+        assert same(scores(base, digits), after[kind])
+    lora.switch(base)
+    assert same(scores(base, digits), before)
+    result[OFF] = judged(before, digits)
+    return result
+
+
+def train(model: MLP, rows: Rows, lr: float, epochs: int, rng: np.random.Generator) -> None:
+    """Adam, at a rate that falls to 0 along half a cosine; all that is trainable learns."""
+    optimizer = Adam(model.trainable_parameters(), lr=lr)
+    steps = epochs * -(-len(rows.x) // BATCH_SIZE)
+    trainer = Trainer(
+        model,
+        optimizer,
+        cross_entropy,
+        batch_size=BATCH_SIZE,
+        scheduler=CosineAnnealingLR(optimizer, steps),
+        progress=False,
+        rng=rng,
+    )
+    trainer.fit(rows, epochs)
+
+
+def scores(model: MLP, digits: Digits) -> dict[str, NDArray[np.float32]]:
+    """What a network says of the digits of the test: for each kind `(n, 10)`."""
+    with no_grad():
+        return {kind: model(tensor(digits.test[kind].x)).numpy() for kind in KINDS}
+
+
+def same(some: dict[str, NDArray[np.float32]], others: dict[str, NDArray[np.float32]]) -> bool:
+    """Whether scores are equal to the bit."""
+    return all(some[kind].tobytes() == others[kind].tobytes() for kind in KINDS)
