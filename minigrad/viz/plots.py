@@ -206,8 +206,9 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     shown = np.maximum.reduceat(np.where(np.isnan(norms), -1.0, norms), starts, axis=1)
     usual = shown[(shown > 0) & np.isfinite(shown)]
     low, high = (usual.min(), usual.max()) if usual.size else (0.1, 10.0)
-    if high < 10 * low:  # or differences that mean nothing would fill the scale
-        low, high = low / 3, high * 3
+    if high < FAR * low:  # or differences that mean nothing would fill the scale
+        middle, reach = np.sqrt(low * high), np.sqrt(FAR)
+        low, high = middle / reach, middle * reach
     colours = matplotlib.colormaps[SIZES].with_extremes(under="black", over=VERMILLION, bad="white")
     drawn = np.where(shown == -1, np.nan, np.where(shown == 0, low / 2, shown))
     image = axes.imshow(
