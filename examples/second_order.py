@@ -252,7 +252,7 @@ def draw(result: Result, out: str | Path) -> None:
 def draw_valley(axes: Axes, ways: Sequence[Way]) -> None:
     """Rosenbrock's function as a map, and the ways on it."""
     x, y = np.meshgrid(np.linspace(-1.6, 1.4, 200), np.linspace(-0.7, 2.1, 200))
-    height = np.log10(rosenbrock(np.stack([x, y])) + 1e-3)
+    height = np.log10(rosenbrock(Tensor(np.stack([x, y]))).numpy() + 1e-3)
     axes.contourf(x, y, height, levels=12, cmap="Greys", alpha=0.6)
     for way in ways[::-1]:
         color, line = style(way)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ Array = NDArray[np.float32]
 
 
 @minigrad.op
-def snake(x, a):  # type: ignore[no-untyped-def]  # an op's forward is handed arrays
+def snake(x: Any, a: Any) -> Any:
     """x + sin(a x)^2 / a."""
     return x + np.sin(a * x) ** 2 / a
 
@@ -51,7 +52,7 @@ by_a = snake.rule(
 
 
 @minigrad.op
-def faulty(x, a):  # type: ignore[no-untyped-def]
+def faulty(x: Any, a: Any) -> Any:
     """The same function, with a rule in which an `a` was forgotten."""
     return x + np.sin(a * x) ** 2 / a
 

@@ -40,6 +40,9 @@ def plot_singular_values(
     At the left a line for each layer, which ends at its rank: B A has no more. At the right the
     effective rank of each, exp of the entropy of its singular values, as a part of the rank.
 
+    To look at a model that was trained whole in the same way, let `lora.extract` make an adapter of
+    the difference, of a rank as high as its layers are wide.
+
     Args:
         model: with adapters.
         adapter: its name; None for the sum of all that are active.

@@ -100,6 +100,19 @@ def test_the_rank_of_a_sum_is_no_larger_than_the_weight(rng):
     assert update.rank == len(update.singular_values) == 3
 
 
+def test_a_model_that_was_trained_whole_is_drawn_by_way_of_extract(rng):
+    base, tuned = (nn.MLP([6, 5, 4], rng=np.random.default_rng(0)) for _ in range(2))
+    base, tuned = base.astype(np.float64), tuned.astype(np.float64)
+    differences = [rng.standard_normal(linear.weight.shape) for linear in base.layers]
+    for linear, difference in zip(tuned.layers, differences, strict=True):
+        linear.weight.data = linear.weight.data + difference
+    lora.extract(base, tuned, rank=6, progress=False)
+    for update, difference in zip(updates(base), differences, strict=True):
+        values = np.linalg.svd(difference, compute_uv=False)
+        np.testing.assert_allclose(update.singular_values, values)
+    assert len(viz.plot_singular_values(base).axes[0].lines) == 3
+
+
 def test_an_embedding_and_a_weight_in_four_bits(rng):
     model = nn.Sequential(nn.Embedding(20, 8, rng=rng), nn.Linear(8, 16, rng=rng))
     lora.quantize(model, ["1"])

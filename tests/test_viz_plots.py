@@ -122,6 +122,18 @@ def test_a_trainer_is_watched_from_outside_and_learns_the_same():
     np.testing.assert_allclose(total, [s["grad_norm"] for s in history.steps], rtol=1e-6)
 
 
+def test_what_is_recorded_is_what_the_optimiser_uses():
+    """Added up over the batches of a step, and clipped."""
+    rng = np.random.default_rng(0)
+    model = nn.Linear(2, 1, rng=rng)
+    options = {"batch_size": 4, "accumulation_steps": 2, "clip_norm": 0.01, "progress": False}
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.1), minigrad.mse, **options)
+    recorder = viz.GradientRecorder(model)
+    with minigrad.observe(recorder):
+        trainer.fit((rng.standard_normal((16, 2)), rng.standard_normal((16, 1))), epochs=1)
+    assert recorder.norms["Linear"] == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
 def test_steps_of_other_models_are_not_recorded():
     mine, other = nn.Linear(2, 1), nn.Linear(2, 1)
     recorder = viz.GradientRecorder(mine)
