@@ -1,7 +1,7 @@
 """Write an op of your own: its forward, its rules, the proof that they are right, and a use for it.
 
 The op is an activation, snake(x, a) = x + sin(a x)^2 / a, which goes up like x and winds around it
-at a frequency a that is learned (Ziyin, Hartwig and Ueda, 2020). It takes a forward on arrays and a
+at a frequency a that is learned (Ziyin, Hartwig and Ueda, 2020). It needs a forward on arrays and a
 derivative for each of x and a; `gradcheck` compares these with differences, and the derivatives of
 them too. You will see what it says of a rule in which one factor was forgotten, and what the op is
 good for: of a season on a trend it learns both, so that it is right also beyond the data, where a

@@ -87,7 +87,7 @@ def _described(name: str, layer: AdaptedLayer, names: tuple[str, ...]) -> LayerU
             factor_a, factor_b, scale = joined(adapters)
         a, b = (factor._data.astype(np.float64) for factor in (factor_a, factor_b))
         rank = min(len(a), *layer.weight.shape)
-        values = abs(scale) * singular_values(a, b)[:rank]
+        values = abs(scale) * singular_values(a, b)
     if not np.isfinite(values).all():
         raise ValueError(
             f"the update of {name or 'the layer'} has NaN or Inf; train it inside of "

@@ -54,17 +54,15 @@ def plot_singular_values(
         ValueError: if it has no such adapter, all updates are 0, or there is NaN or Inf in one; or
             the path is that of no picture.
     """
-    from minigrad.viz.figure import BLUE, Picture, check_picture, name_rows, open_frame
+    from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 
-    if path is not None:
-        check_picture(path)
     found = updates(model, adapter)
     if not any(update.norm for update in found):
         raise ValueError(
             "every update is 0, as it is before the first step (B is 0 then), so there are no "
             "singular values to draw; train first"
         )
-    figure = Picture(11, 2.2 + 0.28 * min(max(len(found), 9), 60))
+    figure = Picture(11, 2.2 + 0.28 * min(max(len(found), 9), 60), path)
     spectra, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     draw_spectra(spectra, found)
     places = range(len(found))
@@ -85,7 +83,7 @@ def plot_singular_values(
         f"The updates use {np.mean(effective):.1f} of {np.mean(ranks):.3g} directions, on average",
         weight="bold",
     )
-    return figure.save(path)
+    return figure.saved()
 
 
 def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
@@ -158,10 +156,8 @@ def plot_factors(
         ValueError: if it has no such adapter, or the layer does not have it, or several are active;
             or the path is that of no picture.
     """
-    from minigrad.viz.figure import Picture, check_picture
+    from minigrad.viz.figure import Picture
 
-    if path is not None:
-        check_picture(path)
     layers = {name: (where, names) for name, where, names in chosen(model, adapter)}
     if layer not in layers:
         raise ValueError(
@@ -176,7 +172,7 @@ def plot_factors(
     chosen_one = where.adapters[names[0]]
     with no_grad():
         a, b = (factor._data.astype(np.float64) for factor in chosen_one.factors())
-    figure = Picture(9, 7.5)
+    figure = Picture(9, 7.5, path)
     rank, (d_out, d_in) = len(a), where.weight.shape
     (corner, top), (left, middle) = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(1, 3))
     corner.set_axis_off()
@@ -191,7 +187,7 @@ def plot_factors(
     top.set_ylabel("direction")
     left.set(xlabel="direction", ylabel="output")
     middle.set_xlabel("input")
-    return figure.save(path)
+    return figure.saved()
 
 
 def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
@@ -227,13 +223,11 @@ def plot_change(
     """
     import matplotlib
 
-    from minigrad.viz.figure import SIZES, Picture, check_picture, name_rows
+    from minigrad.viz.figure import SIZES, Picture, name_rows
 
-    if path is not None:
-        check_picture(path)
     found = updates(model, adapter)
     depths, kinds, shares = _by_depth_and_kind(found)
-    figure = Picture(3.4 + 0.95 * max(len(kinds), 3), 2.4 + 0.34 * max(len(depths), 4))
+    figure = Picture(3.4 + 0.95 * max(len(kinds), 3), 2.4 + 0.34 * max(len(depths), 4), path)
     axes = figure.subplots()
     top = float(np.nanmax(shares, initial=0.0)) or 1.0
     image = axes.imshow(
@@ -258,7 +252,7 @@ def plot_change(
     most = max(found, key=lambda update: update.share if update.share >= 0 else -1.0)
     title = f"{most.name} changes most, by {100 * most.share:.3g} %"
     figure.suptitle(title if most.norm else "Nothing has changed yet", weight="bold")
-    return figure.save(path)
+    return figure.saved()
 
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:

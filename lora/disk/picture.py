@@ -16,13 +16,12 @@ def draw(summary: Summary, path: str | os.PathLike[str]) -> None:
         ValueError: if there are no layers, or the file's ending is that of no picture.
         FileNotFoundError: if the folder of the file does not exist.
     """
-    from minigrad.viz.figure import BLUE, Picture, check_picture, name_rows, open_frame
+    from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 
     layers = summary.layers
     if not layers:
         raise ValueError(f"{summary.path} has no layers with an update, so nothing to draw")
-    check_picture(path)
-    figure = Picture(11, 1.6 + 0.28 * min(max(len(layers), 8), 60))
+    figure = Picture(11, 1.6 + 0.28 * min(max(len(layers), 8), 60), path)
     norms, spectra = figure.subplots(1, 2, width_ratios=(3, 2))
     norms.barh(range(len(layers)), [layer.norm for layer in layers], color=BLUE)
     name_rows(norms.yaxis, [f"{x.name}  {x.effective_rank:.1f} / {x.rank}" for x in layers])
@@ -31,4 +30,4 @@ def draw(summary: Summary, path: str | os.PathLike[str]) -> None:
     norms.set_title("How much each layer changes (effective rank / rank)", loc="left")
     draw_spectra(spectra, layers)
     open_frame(norms, spectra)
-    figure.save(path)
+    figure.saved()

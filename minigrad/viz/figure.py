@@ -45,34 +45,38 @@ MOST_NAMES = 60  # of rows; of more only every so many has its name
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself."""
+    """A figure that a notebook shows by itself, and that is to be saved, if at all, in one place.
 
-    def __init__(self, width: float, height: float) -> None:
-        super().__init__(figsize=(width, height), dpi=100, layout="constrained")
-
-    def _repr_png_(self) -> bytes:
-        return rendered(self, "png")
-
-    def save(self, path: str | os.PathLike[str] | None) -> Picture:
-        """Write a PNG, SVG or PDF, as the ending says, whole or not at all; None writes nothing.
-
-        Raises:
-            ValueError: if the ending is that of no picture.
-            FileNotFoundError: if the folder does not exist.
-        """
-        if path is not None:
-            check_picture(path)
-            write_atomically(path, rendered(self, Path(path).suffix[1:].lower()))
-        return self
-
-
-def check_picture(path: str | os.PathLike[str]) -> None:
-    """Refuse a name that no picture can have, before anything is drawn.
+    Args:
+        width, height: in inches.
+        path: where `saved` puts it, a PNG, SVG or PDF, as the ending says; None for nowhere.
 
     Raises:
         ValueError: if the ending is that of no picture.
         FileNotFoundError: if the folder does not exist.
     """
+
+    def __init__(
+        self, width: float, height: float, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        if path is not None:
+            _check_picture(path)
+        super().__init__(figsize=(width, height), dpi=100, layout="constrained")
+        self._path = path
+
+    def saved(self) -> Picture:
+        """The figure itself, after it was saved: whole or not at all."""
+        if self._path is not None:
+            kind = Path(self._path).suffix[1:].lower()
+            write_atomically(self._path, rendered(self, kind))
+        return self
+
+    def _repr_png_(self) -> bytes:
+        return rendered(self, "png")
+
+
+def _check_picture(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that no picture can have, before anything is drawn."""
     endings = Figure().canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in endings:
         raise ValueError(f"{os.fspath(path)!r} is no picture; it may end in {', '.join(endings)}")

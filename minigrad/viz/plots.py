@@ -50,16 +50,14 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
     """
     from matplotlib.ticker import MaxNLocator
 
-    from minigrad.viz.figure import INK, Picture, check_picture, open_frame
+    from minigrad.viz.figure import INK, Picture, open_frame
 
     if not history.epochs:
         raise ValueError("there are no epochs to plot yet")
-    if path is not None:
-        check_picture(path)
     names = dict.fromkeys(key for record in history.epochs for key in record)
     metrics = [n for n in names if n not in _OF_ITS_OWN and not n.startswith("validation_")]
     ratios = [2.0, *(1.3 for _ in metrics), 1.0]
-    figure = Picture(7, 1.5 + 1.3 * sum(ratios))
+    figure = Picture(7, 1.5 + 1.3 * sum(ratios), path)
     losses, *judged, norms = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     _draw_losses(losses, history)
     for axes, name in zip(judged, metrics, strict=True):
@@ -73,7 +71,7 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         open_frame(axes)
-    return figure.save(path)
+    return figure.saved()
 
 
 def _draw_losses(axes: Axes, history: History) -> None:
@@ -150,13 +148,11 @@ def plot_gradients(
         ValueError: if there are no steps yet, or not equally many of each layer, or a norm is
             negative, or the path is that of no picture.
     """
-    from minigrad.viz.figure import Picture, check_picture, name_rows, open_frame
+    from minigrad.viz.figure import Picture, name_rows, open_frame
 
     names, norms = _checked(gradients)
-    if path is not None:
-        check_picture(path)
     height = 2.0 + 0.3 * min(max(len(names), 6), 40)
-    figure = Picture(11, height)
+    figure = Picture(11, height, path)
     heat, profile = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_heat(heat, norms)
     remarks = [_remark(norms, row) for row in range(len(names))]
@@ -166,7 +162,7 @@ def plot_gradients(
     heat.set_ylabel("from the first layer to the last")
     open_frame(profile)
     figure.suptitle(_headline(remarks), weight="bold")
-    return figure.save(path)
+    return figure.saved()
 
 
 def _checked(gradients: Any) -> tuple[list[str], Array]:
