@@ -209,8 +209,8 @@ def regression(decay: float) -> tuple[Loss, Array, float]:
     def loss(w: Tensor) -> Tensor:
         """The mean cross entropy, and a decay of all weights but the last, the bias."""
         logits = minigrad.reshape(x @ w[:-1] + w[-1], (-1, 1))
-        squares = (w[:-1] * w[:-1]).sum()
-        return minigrad.binary_cross_entropy_with_logits(logits, y) + decay / 2 * squares
+        entropy: Tensor = minigrad.binary_cross_entropy_with_logits(logits, y)
+        return entropy + decay / 2 * (w[:-1] * w[:-1]).sum()
 
     model = LogisticRegression(C=1 / (len(x) * decay), tol=1e-12, max_iter=10_000)
     model.fit(x, data.target)

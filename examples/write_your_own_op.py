@@ -27,7 +27,7 @@ import minigrad
 from minigrad import Tensor, Trainer, gradcheck
 from minigrad.diagnostics import GradcheckReport
 from minigrad.metrics import rmse
-from minigrad.nn import Linear, Module, Parameter, Sequential
+from minigrad.nn import Linear, Module, Parameter, Sequential, Tanh
 from minigrad.optim import Adam, CosineAnnealingLR
 
 Array = NDArray[np.float32]
@@ -79,14 +79,6 @@ class Snake(Module):
         return snake(x, self.a)
 
 
-class Tanh(Module):
-    """What it is compared with."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The hyperbolic tangent."""
-        return minigrad.tanh(x)
-
-
 @dataclass(frozen=True)
 class Result:
     """What came of it.
@@ -129,7 +121,8 @@ def main(quick: bool = False, out: str | Path = "write_your_own_op.png") -> Resu
 
 def truth(x: Array) -> Array:
     """A season on a trend."""
-    return np.sin(3 * x) + 0.3 * x
+    season: Array = np.sin(3 * x)
+    return season + 0.3 * x
 
 
 def places() -> Array:
@@ -170,12 +163,11 @@ def train(activation: Callable[[int], Module], epochs: int) -> Array:
 def draw(result: Result, out: str | Path) -> None:
     """Save the picture: the op, its slope by both rules, and what was learned."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.75))
-    function, slope = left.subplots(2, 1, sharex=True)
-    draw_op(function)
-    draw_slope(slope, result)
-    draw_fit(right.subplots(), result)
-    for axes in (function, slope, *right.axes):
+    axes_of = figure.subplot_mosaic([["op", "fit"], ["slope", "fit"]], width_ratios=(1, 1.75))
+    draw_op(axes_of["op"])
+    draw_slope(axes_of["slope"], result)
+    draw_fit(axes_of["fit"], result)
+    for axes in axes_of.values():
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=100)
 
