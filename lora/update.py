@@ -11,6 +11,7 @@ from lora.adapted import AdaptedLayer
 from lora.adapter import joined
 from lora.attachment.record import adapted_layers
 from lora.factors import singular_values
+from lora.progress import progress_bar
 from lora.spectrum import Spectral
 from minigrad.mode import no_grad
 from minigrad.nn import Module
@@ -53,7 +54,8 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
         ValueError: if it has no adapters, none of this name, or none that is active; or there is
             NaN or Inf in one.
     """
-    return [_described(name, layer, names) for name, layer, names in chosen(model, adapter)]
+    layers = progress_bar(chosen(model, adapter), what="singular values", unit="layer", shown=True)
+    return [_described(name, layer, names) for name, layer, names in layers]
 
 
 def chosen(model: Module, adapter: str | None) -> list[tuple[str, AdaptedLayer, tuple[str, ...]]]:

@@ -53,6 +53,14 @@ def test_a_history_shows_losses_metrics_and_norms():
     assert f"{min(history['validation_loss']):.4g}" in losses.get_title()
 
 
+def test_a_learning_rate_that_changes_is_drawn():
+    records = [{"epoch": n, "loss": 1.0, "grad_norm": 1.0, "lr": 0.1 / n} for n in (1, 2)]
+    figure = viz.plot_history(History(epochs=records))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "gradient norm", "lr"]
+    assert figure.axes[2].lines[0].get_ydata().tolist() == [0.1, 0.05]
+    assert figure.axes[2].get_xlabel() == "epoch"
+
+
 def test_the_steps_of_an_epoch_lie_before_its_end():
     history = trained(epochs=2, batch_size=10)
     places, values = lines(viz.plot_history(history).axes[0])["each step"]
@@ -65,6 +73,13 @@ def test_losses_below_zero_are_on_a_plain_scale():
     assert viz.plot_history(History(epochs=records)).axes[0].get_yscale() == "linear"
     positive = [{**record, "loss": 0.1} for record in records]
     assert viz.plot_history(History(epochs=positive)).axes[0].get_yscale() == "log"
+
+
+def test_what_is_no_history_is_refused():
+    with pytest.raises(TypeError, match="plot_history draws a History.* not MLP"):
+        viz.plot_history(nn.MLP([2, 1]))
+    with pytest.raises(ValueError, match="no epochs to plot yet"):
+        viz.plot_history(History())
 
 
 def test_the_method_of_a_history_draws_the_same(tmp_path):
@@ -97,7 +112,7 @@ def test_a_recorder_takes_down_the_gradients_of_each_step():
     together = np.hypot(expected[::2], expected[1::2])
     np.testing.assert_allclose(list(by_layer.norms.values()), together, rtol=1e-6)
     assert len(by_layer) == 3
-    assert repr(by_parameter) == "GradientRecorder(4 rows, 3 steps)"
+    assert repr(by_parameter) == "GradientRecorder(4 parameters, 3 steps)"
 
 
 def test_a_trainer_is_watched_from_outside_and_learns_the_same():
@@ -202,7 +217,7 @@ def test_a_recorder_is_drawn_with_its_names():
     figure = viz.plot_gradients(recorder)
     assert figure.axes[0].images[0].get_array().tolist() == [[None], [5.0]]
     assert remarks(figure) == {"layers.0": "none"}
-    assert figure.get_suptitle() == "The gradient is missing in 1 of 2 rows"
+    assert figure.get_suptitle() == "The gradient is missing in 1 of 2 layers"
 
 
 def test_what_vanishes_and_what_explodes_is_pointed_at():

@@ -34,6 +34,7 @@ class GradientRecorder(Observer):
             "parameter" takes each by itself.
 
     Attributes:
+        by: what a row is.
         norms: by name, in the order of the model, the Euclidean norm of the gradient at each step:
             nan where there was none, and inf where NaN or Inf was in it.
 
@@ -47,6 +48,7 @@ class GradientRecorder(Observer):
             raise TypeError(f"GradientRecorder watches a Module, not {model!r:.60}")
         if by not in ("layer", "parameter"):
             raise ValueError(f"by is 'layer' or 'parameter', not {by!r}")
+        self.by = by
         self._groups: dict[str, list[Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -62,7 +64,7 @@ class GradientRecorder(Observer):
         return len(next(iter(self.norms.values())))
 
     def __repr__(self) -> str:
-        return f"GradientRecorder({len(self.norms)} rows, {len(self)} steps)"
+        return f"GradientRecorder({len(self.norms)} {self.by}s, {len(self)} steps)"
 
     def record(self) -> None:
         """Take down the gradients that are there now, as one step."""

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.history import History
 from minigrad.viz.gradients import GradientRecorder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from minigrad.history import History
     from minigrad.viz.figure import Picture
 
 FAR = 1e3
 """A layer whose gradient is so many times smaller or larger than the last layer's is pointed at."""
 
 _COLUMNS = 400  # of the heat map; of more steps, each column shows the largest of several
+_HEIGHTS = {"grad_norm": 1.0, "lr": 0.7}  # of panels, and 1.3 of the others
 _OF_ITS_OWN = {"epoch", "loss", "lr", "grad_norm", "seconds"}  # columns that are no metrics
 
 _UP, _DOWN = "\N{BLACK UP-POINTING TRIANGLE}", "\N{BLACK DOWN-POINTING TRIANGLE}"
@@ -38,7 +39,7 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
     """Draw the losses, each metric and the gradient norm by epoch, below one another.
 
     The loss of each single step is a grey line behind. Losses are on a logarithmic scale if all are
-    positive.
+    positive. The learning rate is drawn too if it changes.
 
     Args:
         history: the records of a run.
@@ -46,31 +47,41 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
 
     Raises:
         ImportError: without matplotlib.
+        TypeError: if it is no History.
         ValueError: if there are no epochs yet, or the path is that of no picture.
     """
     from matplotlib.ticker import MaxNLocator
 
-    from minigrad.viz.figure import INK, Picture, open_frame
+    from minigrad.viz.figure import INK, VERMILLION, Picture, open_frame
 
+    if not isinstance(history, History):
+        raise TypeError(
+            f"plot_history draws a History, such as `fit` returns and `trainer.history` is, not "
+            f"{type(history).__name__}"
+        )
     if not history.epochs:
         raise ValueError("there are no epochs to plot yet")
     names = dict.fromkeys(key for record in history.epochs for key in record)
     metrics = [n for n in names if n not in _OF_ITS_OWN and not n.startswith("validation_")]
-    ratios = [2.0, *(1.3 for _ in metrics), 1.0]
+    rates = {record["lr"] for record in history.epochs if "lr" in record}
+    panels = [*metrics, "grad_norm", *(["lr"] if len(rates) > 1 else [])]
+    ratios = [2.0, *(_HEIGHTS.get(name, 1.3) for name in panels)]
     figure = Picture(7, 1.5 + 1.3 * sum(ratios), path)
-    losses, *judged, norms = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    losses, *others = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     _draw_losses(losses, history)
-    for axes, name in zip(judged, metrics, strict=True):
+    for axes, name in zip(others, panels, strict=True):
         _draw_column(axes, history, name, f"training {name}", "-", INK)
-        _draw_column(axes, history, f"validation_{name}", f"validation {name}", "--", "#D55E00")
-        axes.set_ylabel(name)
-        axes.legend(frameon=False)
-    norms.plot(history["epoch"], history["grad_norm"], color=INK)
-    norms.set(xlabel="epoch", ylabel="gradient norm")
-    norms.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if name in metrics:
+            validation = f"validation_{name}", f"validation {name}"
+            _draw_column(axes, history, *validation, "--", VERMILLION)
+            axes.legend(frameon=False)
+        axes.set_ylabel(name.replace("grad_norm", "gradient norm"))
+    others[-1].set_xlabel("epoch")
+    others[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         open_frame(axes)
+    figure.align_ylabels()
     return figure.saved()
 
 
@@ -161,7 +172,8 @@ def plot_gradients(
     heat.set_ylim(len(names) - 0.5, -0.5)
     heat.set_ylabel("from the first layer to the last")
     open_frame(profile)
-    figure.suptitle(_headline(remarks), weight="bold")
+    what = gradients.by if isinstance(gradients, GradientRecorder) else "row"
+    figure.suptitle(_headline(remarks, what), weight="bold")
     return figure.saved()
 
 
@@ -292,7 +304,7 @@ def _remark(norms: Array, row: int) -> str:
     return ""
 
 
-def _headline(remarks: Sequence[str]) -> str:
+def _headline(remarks: Sequence[str], what: str) -> str:
     """What to see, in a sentence."""
     few = sum(remark.startswith(_DOWN) for remark in remarks)
     many = sum(remark.startswith(_UP) for remark in remarks)
@@ -303,5 +315,5 @@ def _headline(remarks: Sequence[str]) -> str:
         if count
     ]
     if not parts:
-        return f"The gradient neither vanishes nor explodes in any of {len(remarks)} rows"
-    return f"The gradient {', '.join(parts)} of {len(remarks)} rows"
+        return f"The gradient neither vanishes nor explodes in any of {len(remarks)} {what}s"
+    return f"The gradient {', '.join(parts)} of {len(remarks)} {what}s"
