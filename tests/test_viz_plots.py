@@ -76,7 +76,7 @@ def test_losses_below_zero_are_on_a_plain_scale():
 
 
 def test_what_is_no_history_is_refused():
-    with pytest.raises(TypeError, match="plot_history draws a History.* not MLP"):
+    with pytest.raises(TypeError, match=r"plot_history draws a History.* not MLP"):
         viz.plot_history(nn.MLP([2, 1]))
     with pytest.raises(ValueError, match="no epochs to plot yet"):
         viz.plot_history(History())
