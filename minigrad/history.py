@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import operator
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,42 +64,14 @@ class History:
         write_atomically(path, text.getvalue().encode())
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the losses, and the gradient norm below; save the figure if `path` is given.
+        """Draw it: `minigrad.viz.plot_history`; save the figure if `path` is given.
 
         Raises:
             ValueError: if there are no epochs yet.
         """
-        from matplotlib.figure import Figure
+        from minigrad.viz import plot_history
 
-        if not self.epochs:
-            raise ValueError("there are no epochs to plot yet")
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        losses, norms = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-        epochs = self["epoch"]
-        losses.plot(epochs, self["loss"], "-", label="training loss")
-        judged = [r for r in self.epochs if "validation_loss" in r]
-        if judged:
-            at, validation = ([r[key] for r in judged] for key in ("epoch", "validation_loss"))
-            losses.plot(at, validation, "--", label="validation loss")
-            best = min(judged, key=operator.itemgetter("validation_loss"))
-            losses.plot(
-                best["epoch"], best["validation_loss"], "o", color="black", label="best validation"
-            )
-            title = f"Best validation loss {best['validation_loss']:.4g} at epoch {best['epoch']}"
-        else:
-            title = f"Training loss {self['loss'][0]:.4g} to {self['loss'][-1]:.4g}"
-        losses.set(title=title, ylabel="loss")
-        if min(self["loss"]) > 0:
-            losses.set_yscale("log")
-        losses.legend()
-        norms.plot(epochs, self["grad_norm"], color="black")
-        norms.set(xlabel="epoch", ylabel="gradient norm")
-        for axes in (losses, norms):
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        return plot_history(self, path)
 
 
 def as_record(values: dict[str, Any]) -> Record:

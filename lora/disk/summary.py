@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,14 @@ from lora.factors import singular_values
 from lora.files.config import PeftConfig
 from lora.files.facts import Facts
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.spectrum import Spectral
 from minigrad.diagnostics.tables import aligned, in_bytes
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class LayerSummary:
+class LayerSummary(Spectral):
     """The update s B A of one layer, where DoRA's magnitude is left aside.
 
     Attributes:
@@ -42,23 +42,6 @@ class LayerSummary:
     norm_a: float
     norm_b: float
     singular_values: tuple[float, ...]
-
-    @property
-    def norm(self) -> float:
-        """The Frobenius norm of s B A."""
-        return math.hypot(*self.singular_values)
-
-    @property
-    def effective_rank(self) -> float:
-        """exp of the entropy of the singular values as shares of their sum: from 1 to the rank.
-
-        0 for an update of 0 (Roy and Vetterli, The effective rank, 2007).
-        """
-        total = math.fsum(self.singular_values)
-        if not total or not math.isfinite(total):
-            return 0.0 if not total else math.nan
-        shares = [value / total for value in self.singular_values if value]
-        return math.exp(-math.fsum(share * math.log(share) for share in shares))
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,274 @@
+"""Newton's method against Adam: what the second derivative is worth, and what it costs.
+
+A gradient says which way is down, a Hessian how soon the slope will have changed. Newton's method
+solves H p = -g for its step p. It never forms H: conjugate gradients needs no more than products
+H v, and `minigrad.hvp` gives one for a few times the price of a gradient.
+
+You will see both ways down a bent valley (Rosenbrock's function), and on a real problem, logistic
+regression on scikit-learn's breast-cancer data, the loss above its minimum by step and by second.
+What is asserted: both get to the minima, Newton with far fewer steps, derivatives and seconds. It
+takes twenty seconds, and draws second_order.png.
+
+    python -m examples.second_order
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from tqdm.auto import tqdm
+
+import minigrad
+from minigrad import Tensor
+from minigrad.data import Standardizer
+from minigrad.optim import Adam
+
+Array = NDArray[np.float64]
+Loss = Callable[[Tensor], Tensor]
+
+DECAY = 1e-5  # of the regression's weights; the less, the more its curvatures differ
+GAP = 1e-8  # above the minimum: there a way down has arrived
+RATES = (0.1, 0.3, 1.0, 3.0)  # of Adam, of which the one that arrives first is shown
+STYLES = {"Newton": ("#0072B2", "o-"), "Adam": ("#D55E00", "--")}
+
+
+@dataclass
+class Way:
+    """A way down.
+
+    Attributes:
+        name: of the method.
+        points: the start, and where each step has led.
+        gaps: the loss there, above the minimum.
+        seconds: of the processor, until then; what else the machine does is left out.
+        gradients: how many were computed.
+        products: how many H v were.
+    """
+
+    name: str
+    points: list[Array] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    gradients: int = 0
+    products: int = 0
+
+    @property
+    def steps(self) -> int:
+        """How many it took."""
+        return len(self.points) - 1
+
+    @property
+    def arrived(self) -> bool:
+        """Whether it came down."""
+        return self.gaps[-1] <= GAP
+
+    def __str__(self) -> str:
+        end = f"in {self.steps:,} steps" if self.arrived else f"not in {self.steps:,} steps"
+        return (
+            f"{self.name:18} {end:>20}, {self.gradients:6,} gradients, {self.products:3} products "
+            f"H v, {self.seconds[-1]:6.3f} s"
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """Both ways down the valley, and both ways down the loss of the regression."""
+
+    valley: tuple[Way, Way]
+    regression: tuple[Way, Way]
+
+
+def main(quick: bool = False, out: str | Path = "second_order.png") -> Result:
+    """Go down both functions both ways, print what it took, and save the picture."""
+    rates = RATES[1:2] if quick else RATES
+    print("Rosenbrock's valley:")
+    valley = compare(rosenbrock, np.array([-1.2, 1.0]), 0.0, rates)
+    print("Logistic regression, 569 tumours, 30 features:")
+    loss, start, minimum = regression(10 * DECAY if quick else DECAY)
+    both = compare(loss, start, minimum, rates)
+    for newton, adam in (valley, both):
+        assert newton.arrived, "Newton's method should get to the minimum"
+        assert adam.arrived, "Adam should get to the minimum, with some rate"
+        assert newton.steps * 20 < adam.steps
+        assert newton.gradients + 3 * newton.products < adam.gradients
+        assert newton.seconds[-1] < adam.seconds[-1]
+    result = Result(valley, both)
+    draw(result, out)
+    return result
+
+
+# --------------------------------------------------------------------------------------------------
+# Two ways down
+# --------------------------------------------------------------------------------------------------
+
+
+def descend_by_newton(loss: Loss, start: Array, minimum: float, most: int = 100) -> Way:
+    """Newton's method: steps that would be the last if the function were a parabola."""
+    way = Way("Newton")
+    x, began = start, time.process_time()
+    gradient_of = minigrad.value_and_grad(loss)
+    while True:
+        value, gradient = (result.numpy() for result in gradient_of(x))
+        way.gradients += 1
+        note(way, x, float(value) - minimum, began)
+        if way.arrived or way.steps == most:
+            return way
+        step = solve(loss, x, -gradient, way)
+        # The parabola is only right nearby: halve the step until the loss falls well enough.
+        share, slope = 1.0, float(gradient @ step)
+        while loss(Tensor(x + share * step)).item() > value + 1e-4 * share * slope:
+            share /= 2
+        x = x + share * step
+
+
+def solve(loss: Loss, x: Array, b: Array, way: Way) -> Array:
+    """Solve H p = b by conjugate gradients, well enough for a step.
+
+    It stops where the error is small, the smaller the nearer the minimum; or where the function
+    bends down, so that its parabola has no minimum to go to.
+    """
+    p, residual = np.zeros_like(b), b
+    direction, squared = residual, float(residual @ residual)
+    enough = min(1e-4, squared**0.5) * squared
+    for _ in range(10 * b.size):
+        product = minigrad.hvp(loss, x, direction).numpy()
+        way.products += 1
+        curvature = float(direction @ product)
+        if curvature <= 0:
+            return p if p.any() else b
+        rate = squared / curvature
+        p = p + rate * direction
+        residual = residual - rate * product
+        before, squared = squared, float(residual @ residual)
+        if squared <= enough:
+            break
+        direction = residual + squared / before * direction
+    return p
+
+
+def descend_by_adam(loss: Loss, start: Array, minimum: float, lr: float, most: int = 8_000) -> Way:
+    """Adam: many cheap steps, of a length that the gradients so far suggest."""
+    way = Way(f"Adam, lr {lr:g}")
+    x = Tensor(start.copy(), requires_grad=True)
+    optimizer = Adam([x], lr=lr)
+    began = time.process_time()
+    for _ in tqdm(range(most + 1), way.name, unit="step", leave=False, dynamic_ncols=True):
+        optimizer.zero_grad()
+        value = loss(x)
+        note(way, x.detach().numpy().copy(), value.item() - minimum, began)
+        if way.arrived or way.steps == most:
+            break
+        value.backward()
+        way.gradients += 1
+        optimizer.step()
+    return way
+
+
+def note(way: Way, x: Array, gap: float, began: float) -> None:
+    """Add a point to a way."""
+    way.points.append(x)
+    way.gaps.append(gap)
+    way.seconds.append(time.process_time() - began)
+
+
+def compare(loss: Loss, start: Array, minimum: float, rates: Sequence[float]) -> tuple[Way, Way]:
+    """Newton's way down, and the shortest of Adam's."""
+    descend_by_newton(loss, start, minimum)  # a first time, since a first call prepares things
+    newton = descend_by_newton(loss, start, minimum)
+    ways = [descend_by_adam(loss, start, minimum, lr) for lr in rates]
+    for way in (newton, *ways):
+        print(f"  {way}")
+    return newton, min(ways, key=lambda way: (not way.arrived, way.steps))
+
+
+# --------------------------------------------------------------------------------------------------
+# Two functions
+# --------------------------------------------------------------------------------------------------
+
+
+def rosenbrock(x: Tensor) -> Tensor:
+    """(1 - x)^2 + 100 (y - x^2)^2, 0 at (1, 1): a bent valley with steep sides and a flat floor."""
+    return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+
+
+def regression(decay: float) -> tuple[Loss, Array, float]:
+    """The loss of a logistic regression, where to start, and its minimum as scikit-learn has it."""
+    data = load_breast_cancer()
+    x = Standardizer.fit(data.data).transform(data.data)
+    y = data.target[:, None].astype(np.float64)
+
+    def loss(w: Tensor) -> Tensor:
+        """The mean cross entropy, and a decay of all weights but the last, the bias."""
+        logits = minigrad.reshape(x @ w[:-1] + w[-1], (-1, 1))
+        entropy: Tensor = minigrad.binary_cross_entropy_with_logits(logits, y)
+        return entropy + decay / 2 * (w[:-1] * w[:-1]).sum()
+
+    model = LogisticRegression(C=1 / (len(x) * decay), tol=1e-12, max_iter=10_000)
+    model.fit(x, data.target)
+    best = np.append(model.coef_, model.intercept_)
+    return loss, np.zeros(x.shape[1] + 1), loss(Tensor(best)).item()
+
+
+# --------------------------------------------------------------------------------------------------
+# The picture
+# --------------------------------------------------------------------------------------------------
+
+
+def draw(result: Result, out: str | Path) -> None:
+    """Save the picture: the valley with both ways, and the loss by step and by second."""
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    valley, steps, seconds = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
+    draw_valley(valley, result.valley)
+    newton, adam = result.regression
+    for way in (newton, adam):
+        color, line = style(way)
+        label = f"{way.name}: {way.steps:,} steps"
+        steps.plot(way.gaps, line, color=color, markersize=4, label=label)
+        label = f"{way.name}: {way.seconds[-1]:.2g} s"
+        seconds.plot(way.seconds, way.gaps, line, color=color, markersize=4, label=label)
+    for axes in (steps, seconds):
+        axes.axhline(GAP, color="0.4", linestyle=":", linewidth=1)
+        axes.set(yscale="log", ylim=(GAP / 10, 50))
+        axes.legend(loc="upper right", frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    steps.set_xscale("symlog", linthresh=1)
+    steps.set(xlabel="step", ylabel="loss above its minimum", xlim=(0, 1.2 * adam.steps))
+    seconds.set(xlabel="seconds of the processor", xlim=(0, None))
+    seconds.text(seconds.get_xlim()[1], GAP, "arrived ", ha="right", va="top")
+    steps.set_title(f"Logistic regression: {adam.steps / newton.steps:.0f} times fewer steps")
+    seconds.set_title(f"and {adam.seconds[-1] / newton.seconds[-1]:.0f} times fewer seconds")
+    figure.savefig(out, dpi=100)
+
+
+def draw_valley(axes: Axes, ways: Sequence[Way]) -> None:
+    """Rosenbrock's function as a map, and the ways on it."""
+    x, y = np.meshgrid(np.linspace(-1.6, 1.4, 200), np.linspace(-0.7, 2.1, 200))
+    height = np.log10(rosenbrock(Tensor(np.stack([x, y]))).numpy() + 1e-3)
+    axes.contourf(x, y, height, levels=12, cmap="Greys", alpha=0.6)
+    for way in ways[::-1]:
+        color, line = style(way)
+        points = np.array(way.points).T
+        label = f"{way.name}: {way.steps:,} steps"
+        axes.plot(*points, line, color=color, markersize=4, linewidth=2, label=label)
+    axes.plot(1, 1, "*", color="black", markersize=14)
+    axes.annotate("minimum", (1, 1), xytext=(0.45, 1.05), ha="center")
+    axes.set(title="Rosenbrock's valley", xlabel="x", ylabel="y")
+    axes.legend(loc="upper center")
+
+
+def style(way: Way) -> tuple[str, str]:
+    """The colour and the line of a method."""
+    return STYLES[way.name.partition(",")[0]]
+
+
+if __name__ == "__main__":
+    main()

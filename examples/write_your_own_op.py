@@ -1,0 +1,218 @@
+"""Write an op of your own: its forward, its rules, the proof that they are right, and a use for it.
+
+The op is an activation, snake(x, a) = x + sin(a x)^2 / a, which goes up like x and winds around it
+at a frequency a that is learned (Ziyin, Hartwig and Ueda, 2020). It needs a forward on arrays and a
+derivative for each of x and a; `gradcheck` compares these with differences, and the derivatives of
+them too. You will see what it says of a rule in which one factor was forgotten, and what the op is
+good for: of a season on a trend it learns both, so that it is right also beyond the data, where a
+network with tanh, trained alike, knows nothing. It takes ten seconds, and draws
+write_your_own_op.png.
+
+    python -m examples.write_your_own_op
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+import minigrad
+from minigrad import Tensor, Trainer, gradcheck
+from minigrad.diagnostics import GradcheckReport
+from minigrad.metrics import rmse
+from minigrad.nn import Linear, Module, Parameter, Sequential, Tanh
+from minigrad.optim import Adam, CosineAnnealingLR
+
+Array = NDArray[np.float32]
+
+# --------------------------------------------------------------------------------------------------
+# The op
+# --------------------------------------------------------------------------------------------------
+
+
+@minigrad.op
+def snake(x: Any, a: Any) -> Any:
+    """x + sin(a x)^2 / a."""
+    return x + np.sin(a * x) ** 2 / a
+
+
+# A rule turns g, the gradient by the output, into that by an input. It is written in ops and plain
+# operators, so that it can be differentiated itself. Summing over broadcast axes is the engine's.
+snake.rule("x", lambda g, x, a: g * (1 + minigrad.sin(2 * a * x)))
+by_a = snake.rule(
+    "a", lambda g, x, a: g * (x * minigrad.sin(2 * a * x) - minigrad.sin(a * x) ** 2 / a) / a
+)
+
+
+@minigrad.op
+def faulty(x: Any, a: Any) -> Any:
+    """The same function, with a rule in which an `a` was forgotten."""
+    return x + np.sin(a * x) ** 2 / a
+
+
+faulty.rule("x", lambda g, x, a: g * (1 + minigrad.sin(2 * x)))  # right only where a is 1
+faulty.rule("a", by_a)
+
+
+# --------------------------------------------------------------------------------------------------
+# Its use
+# --------------------------------------------------------------------------------------------------
+
+SPAN, SHOWN, NOISE = 3.0, 6.0, 0.1  # data are between -SPAN and SPAN
+
+
+class Snake(Module):
+    """The op as a layer, with an `a` of its own for each of `width` numbers."""
+
+    def __init__(self, width: int) -> None:
+        self.a = Parameter(np.full(width, 3.0, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The op, with `a` for each column of x."""
+        return snake(x, self.a)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it.
+
+    Attributes:
+        right: what gradcheck says of the op.
+        wrong: what it says of the faulty one.
+        curves: what the networks predict for `places()`, by name.
+        beyond: how far that is from the truth where there were no data (RMSE), by name.
+    """
+
+    right: GradcheckReport
+    wrong: GradcheckReport
+    curves: dict[str, Array]
+    beyond: dict[str, float]
+
+
+def main(quick: bool = False, out: str | Path = "write_your_own_op.png") -> Result:
+    """Check the op and the faulty one, train with it and without, save the picture."""
+    x, a = np.array([[-1.5, 0.3, 2.0], [0.7, -0.2, 1.1]]), np.array([0.5, 1.0, 2.0])
+    right, wrong = gradcheck(snake, [x, a]), gradcheck(faulty, [x, a])
+    print(right, wrong, sep="\n\n", end="\n\n")
+    assert right.verdict == "agree", "both rules, and the derivatives of both"
+    assert wrong.verdict == "disagree"
+    assert {entry.operand for entry in wrong.wrong} == {"input 0"}, "the rule for a is right"
+    hidden = gradcheck(faulty, [x, np.ones(3)], order=1)
+    assert hidden.verdict == "disagree", "it also looks at another point than the one it is given"
+
+    curves, beyond = {}, {}
+    for name, activation in (("snake", Snake), ("tanh", lambda width: Tanh())):
+        curves[name] = train(activation, epochs=100 if quick else 400)
+        outside = np.abs(places()) > SPAN
+        beyond[name] = rmse(curves[name][outside], truth(places())[outside])
+        print(f"{name}: {beyond[name]:.3f} away from the truth where there were no data (RMSE)")
+    assert beyond["snake"] < beyond["tanh"] / 2, "it should go on where the data end"
+    result = Result(right, wrong, curves, beyond)
+    draw(result, out)
+    return result
+
+
+def truth(x: Array) -> Array:
+    """A season on a trend."""
+    season: Array = np.sin(3 * x)
+    return season + 0.3 * x
+
+
+def places() -> Array:
+    """Where the curves are drawn, within the data and beyond: `(n, 1)`."""
+    return np.linspace(-SHOWN, SHOWN, 601, dtype=np.float32)[:, None]
+
+
+def points(rng: np.random.Generator) -> tuple[Array, Array]:
+    """The data."""
+    x = rng.uniform(-SPAN, SPAN, (300, 1)).astype(np.float32)
+    return x, truth(x) + NOISE * rng.standard_normal(x.shape, dtype=np.float32)
+
+
+def train(activation: Callable[[int], Module], epochs: int) -> Array:
+    """A network with this activation, trained on the data: what it predicts at `places()`."""
+    rng = np.random.default_rng(0)
+    x, y = points(rng)
+    width = 32
+    model = Sequential(
+        Linear(1, width, rng=rng),
+        activation(width),
+        Linear(width, width, rng=rng),
+        activation(width),
+        Linear(width, 1, rng=rng),
+    )
+    optimizer = Adam(model.parameters(), lr=0.02)
+    scheduler = CosineAnnealingLR(optimizer, epochs * -(-len(x) // 32))
+    trainer = Trainer(model, optimizer, minigrad.mse, scheduler=scheduler, rng=rng)
+    trainer.fit((x, y), epochs)
+    return trainer.predict(places())
+
+
+# --------------------------------------------------------------------------------------------------
+# The picture
+# --------------------------------------------------------------------------------------------------
+
+
+def draw(result: Result, out: str | Path) -> None:
+    """Save the picture: the op, its slope by both rules, and what was learned."""
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    axes_of = figure.subplot_mosaic([["op", "fit"], ["slope", "fit"]], width_ratios=(1, 1.75))
+    draw_op(axes_of["op"])
+    draw_slope(axes_of["slope"], result)
+    draw_fit(axes_of["fit"], result)
+    for axes in axes_of.values():
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=100)
+
+
+def draw_op(axes: Axes) -> None:
+    """The function, for some values of a."""
+    x = np.linspace(-3, 3, 301)
+    for a, line, color in ((0.5, ":", "0.5"), (1.0, "--", "#0072B2"), (3.0, "-", "black")):
+        axes.plot(x, snake(x, a), line, color=color, label=f"a = {a:g}")
+    axes.set(title="snake(x, a) = x + sin(a x)² / a", ylabel="value")
+    axes.legend(frameon=False)
+
+
+def draw_slope(axes: Axes, result: Result) -> None:
+    """The derivative by x at a = 2: by both rules, and by differences."""
+    x, a, h = np.linspace(-3, 3, 301), 2.0, 1e-5
+    for op, report, line, color in (
+        (snake, result.right, "-", "black"),
+        (faulty, result.wrong, "--", "#D55E00"),
+    ):
+        at = minigrad.tensor(x, requires_grad=True)
+        slopes = minigrad.grad(op(at, a).sum(), at)
+        axes.plot(x, slopes, line, color=color, label=f"{op.name}: {report.verdict}")
+    some = x[::10]
+    differences = (snake(some + h, a) - snake(some - h, a)) / (2 * h)
+    axes.plot(some, differences, "o", color="#E69F00", markersize=4, label="by differences")
+    axes.set(title="The slope at a = 2, and gradcheck's verdict", xlabel="x", ylim=(-0.1, 5))
+    axes.set_ylabel("slope")
+    axes.legend(frameon=False, loc="upper left")
+
+
+def draw_fit(axes: Axes, result: Result) -> None:
+    """The data, the truth, and what the networks predict, also where there were no data."""
+    x = places()
+    axes.axvspan(-SPAN, SPAN, color="0.93", zorder=0)
+    axes.text(0, 3.6, "data", ha="center", va="top")
+    axes.plot(*points(np.random.default_rng(0)), "o", color="0.6", markersize=3)
+    axes.plot(x, truth(x), color="black", linewidth=1, label="the truth")
+    for name, line, color in (("tanh", "--", "#D55E00"), ("snake", "-", "#0072B2")):
+        label = f"{name}: {result.beyond[name]:.2f} away, beyond the data"
+        axes.plot(x, result.curves[name], line, color=color, linewidth=2.5, label=label)
+    axes.set(title="A season on a trend: a network with the new op goes on where data end")
+    axes.set(xlabel="x", ylabel="y", xlim=(-SHOWN, SHOWN), ylim=(-3.8, 3.8))
+    axes.legend(frameon=False, loc="lower right")
+
+
+if __name__ == "__main__":
+    main()

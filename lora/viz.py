@@ -1,0 +1,276 @@
+"""Pictures of what LoRA has changed: where in a model, how much, and in how many directions.
+
+They need matplotlib, which is imported by the first one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.spectrum import Spectral
+from lora.update import LayerUpdate, chosen, updates
+from minigrad.mode import no_grad
+from minigrad.nn import Module
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from minigrad.viz.figure import Picture
+
+__all__ = ["plot_change", "plot_factors", "plot_singular_values"]
+
+_MOST_LINES = 8  # that differ in their markers and have a legend
+_MOST_CELLS = 400  # that have their number in them
+_MARKERS = "os^Dv<>P"
+_SMALLEST = 1e-9  # of the largest singular value; what is below is rounding
+
+Array = NDArray[Any]
+
+
+def plot_singular_values(
+    model: Module, adapter: str | None = None, path: str | os.PathLike[str] | None = None
+) -> Picture:
+    """Draw the singular values of the update of each layer, and how many directions that is.
+
+    At the left a line for each layer, which ends at its rank: B A has no more. At the right the
+    effective rank of each, exp of the entropy of its singular values, as a part of the rank.
+
+    To look at a model that was trained whole in the same way, let `lora.extract` make an adapter of
+    the difference, of a rank as high as its layers are wide.
+
+    Args:
+        model: with adapters.
+        adapter: its name; None for the sum of all that are active.
+        path: where to save the picture, a PNG, SVG or PDF; None for nowhere.
+
+    Raises:
+        ImportError: without matplotlib.
+        TypeError: if the model is no Module.
+        ValueError: if it has no such adapter, all updates are 0, or there is NaN or Inf in one; or
+            the path is that of no picture.
+    """
+    from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
+
+    found = updates(model, adapter)
+    if not any(update.norm for update in found):
+        raise ValueError(
+            "every update is 0, as it is before the first step (B is 0 then), so there are no "
+            "singular values to draw; train first"
+        )
+    figure = Picture(11, 2.2 + 0.28 * min(max(len(found), 9), 60), path)
+    spectra, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+    draw_spectra(spectra, found)
+    places = range(len(found))
+    effective = [update.effective_rank for update in found]
+    ranks = [update.rank for update in found]
+    bars.barh(places, ranks, color="white", edgecolor="0.5", label="rank, at most")
+    bars.barh(places, effective, color=BLUE, height=0.5, label="effective rank")
+    for place, (rank, value) in enumerate(zip(ranks, effective, strict=True)):
+        bars.text(rank + 0.02 * max(ranks), place, f"{value:.1f}", va="center")
+    name_rows(bars.yaxis, [update.name for update in found])
+    bars.set_ylim(len(found) - 0.4, -0.6)
+    bars.set_title("Effective rank", loc="left")
+    bars.set_xlabel("directions")
+    bars.set_xlim(0, 1.12 * max(ranks))
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    open_frame(spectra, bars)
+    figure.suptitle(
+        f"The updates use {np.mean(effective):.1f} of {np.mean(ranks):.3g} directions, on average",
+        weight="bold",
+    )
+    return figure.saved()
+
+
+def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
+    """Draw a line of singular values for each update, and where the largest rank ends."""
+    import matplotlib
+    from matplotlib.ticker import MaxNLocator
+
+    from minigrad.viz.figure import SIZES
+
+    shades = matplotlib.colormaps[SIZES](np.linspace(0, 0.8, len(found)))
+    top = max((value for update in found for value in update.singular_values), default=0.0)
+    few = len(found) <= _MOST_LINES
+    for place, (update, shade) in enumerate(zip(found, shades, strict=True)):
+        values = [value for value in update.singular_values if value > _SMALLEST * top]
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            marker=_MARKERS[place] if few else "o",
+            color=shade,
+            markersize=5 if few else 3,
+            linewidth=1.5 if few else 1,
+            label=update.name,
+        )
+    rank = max(update.rank for update in found)
+    axes.axvline(rank + 0.5, color="0.3", linestyle="--", linewidth=1)
+    room = max(0.9, 0.18 * rank)
+    axes.axvspan(rank + 0.5, rank + 0.5 + room, color="0.92", zorder=0)
+    axes.text(
+        rank + 0.5 + room / 2,
+        0.5,
+        "0 beyond the rank",
+        rotation=90,
+        ha="center",
+        va="center",
+        transform=axes.get_xaxis_transform(),
+    )
+    axes.set_xlim(min(0.8, 1 - 0.02 * rank), rank + 0.5 + room)
+    if top > 0:
+        axes.set_yscale("log")
+    ticks = MaxNLocator(8, integer=True).tick_values(0, rank)
+    axes.set_xticks([tick for tick in {1, *ticks} if 1 <= tick <= rank])
+    axes.set(xlabel="number of the singular value", ylabel="singular value of dW")
+    if few:
+        axes.legend(frameon=False)
+        axes.set_title("Singular values, a line for each layer", loc="left")
+    else:
+        axes.set_title("Singular values, from the first layer (dark) to the last", loc="left")
+
+
+def plot_factors(
+    model: Module,
+    layer: str,
+    adapter: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Picture:
+    """Draw A, B and s B A of one layer, placed as in the product: a row of B, a column of A.
+
+    Each has a scale of its own, from minus to plus its largest number. DoRA's magnitude is left
+    aside.
+
+    Args:
+        model: with adapters.
+        layer: its name in the model.
+        adapter: its name; None for the one that is active.
+        path: where to save the picture, a PNG, SVG or PDF; None for nowhere.
+
+    Raises:
+        ImportError: without matplotlib.
+        TypeError: if the model is no Module.
+        ValueError: if it has no such adapter, or the layer does not have it, or several are active;
+            or the path is that of no picture.
+    """
+    from minigrad.viz.figure import Picture
+
+    layers = {name: (where, names) for name, where, names in chosen(model, adapter)}
+    if layer not in layers:
+        raise ValueError(
+            f"no adapter changes a layer {layer!r}; those that are changed: {', '.join(layers)}"
+        )
+    where, names = layers[layer]
+    if len(names) > 1:
+        raise ValueError(
+            f"the adapters {', '.join(map(repr, names))} are active in {layer}; say which one to "
+            f"draw: adapter={names[0]!r}"
+        )
+    chosen_one = where.adapters[names[0]]
+    with no_grad():
+        a, b = (factor._data.astype(np.float64) for factor in chosen_one.factors())
+    figure = Picture(9, 7.5, path)
+    rank, (d_out, d_in) = len(a), where.weight.shape
+    (corner, top), (left, middle) = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(1, 3))
+    corner.set_axis_off()
+    signs = (
+        f"{layer}\n\ndW = s B A\nrank {rank}, s = {chosen_one.scale:.4g}\n\ndark: below 0\n"
+        f"grey: 0\nlight: above 0"
+    )
+    corner.text(0.5, 0.5, signs, ha="center", va="center", linespacing=1.4)
+    _draw_matrix(top, a, f"A, {rank} x {d_in}")
+    _draw_matrix(left, b, f"B, {d_out} x {rank}")
+    _draw_matrix(middle, chosen_one.scale * (b @ a), f"s B A, {d_out} x {d_in}")
+    top.set_ylabel("direction")
+    left.set(xlabel="direction", ylabel="output")
+    middle.set_xlabel("input")
+    return figure.saved()
+
+
+def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from minigrad.viz.figure import SIGNED
+
+    largest = float(np.max(np.abs(matrix), initial=0.0))
+    axes.imshow(matrix, cmap=SIGNED, vmin=-largest or -1, vmax=largest or 1, aspect="auto")
+    axes.set_title(f"{title}: all 0" if not largest else f"{title}\n±{largest:.2g} at most")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def plot_change(
+    model: Module, adapter: str | None = None, path: str | os.PathLike[str] | None = None
+) -> Picture:
+    """Draw where in a model the change is: |dW| / |W| of each layer, by depth and kind.
+
+    The depth of a layer is the first number in its name, its kind what comes after: of
+    `blocks.3.attn.q_proj` 3 and `attn.q_proj`.
+
+    Args:
+        model: with adapters.
+        adapter: its name; None for the sum of all that are active.
+        path: where to save the picture, a PNG, SVG or PDF; None for nowhere.
+
+    Raises:
+        ImportError: without matplotlib.
+        TypeError: if the model is no Module.
+        ValueError: if it has no such adapter, or there is NaN or Inf in one; or the path is that of
+            no picture.
+    """
+    import matplotlib
+
+    from minigrad.viz.figure import SIZES, Picture, name_rows
+
+    found = updates(model, adapter)
+    depths, kinds, shares = _by_depth_and_kind(found)
+    figure = Picture(3.4 + 0.95 * max(len(kinds), 3), 2.4 + 0.34 * max(len(depths), 4), path)
+    axes = figure.subplots()
+    top = float(np.nanmax(shares, initial=0.0)) or 1.0
+    image = axes.imshow(
+        100 * shares,
+        cmap=matplotlib.colormaps[SIZES].with_extremes(bad="white"),
+        vmin=0,
+        vmax=100 * top,
+        aspect="auto",
+    )
+    if shares.size <= _MOST_CELLS:
+        for row, column in np.argwhere(~np.isnan(shares)):
+            share = shares[row, column]
+            ink = "white" if share < 0.5 * top else "black"
+            axes.text(column, row, f"{100 * share:.3g}", color=ink, ha="center", va="center")
+    name_rows(axes.yaxis, depths)
+    name_rows(axes.xaxis, kinds)
+    axes.tick_params(length=0)
+    axes.tick_params(axis="x", rotation=0 if max(map(len, kinds)) < 10 else 25)
+    axes.set_ylabel("depth")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="|dW| / |W|  (%)", aspect=30)
+    most = max(found, key=lambda update: update.share if update.share >= 0 else -1.0)
+    title = f"{most.name} changes most, by {100 * most.share:.3g} %"
+    figure.suptitle(title if most.norm else "Nothing has changed yet", weight="bold")
+    return figure.saved()
+
+
+def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
+    """Depths, kinds, and shares `(depths, kinds)`, nan where there is no layer."""
+    places = [_place(update.name) for update in found]
+    numbered = sorted({depth for depth, _ in places if depth is not None})
+    depths = [*([None] if any(depth is None for depth, _ in places) else []), *numbered]
+    kinds = list(dict.fromkeys(kind for _, kind in places))
+    shares = np.full((len(depths), len(kinds)), np.nan)
+    for update, (depth, kind) in zip(found, places, strict=True):
+        shares[depths.index(depth), kinds.index(kind)] = update.share
+    return ["-" if depth is None else str(depth) for depth in depths], kinds, shares
+
+
+def _place(name: str) -> tuple[int | None, str]:
+    """Depth and kind of a layer."""
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if at is None:
+        return None, name
+    return int(parts[at]), ".".join(parts[at + 1 :] or parts[:at]) or "layer"

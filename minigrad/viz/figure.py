@@ -1,0 +1,105 @@
+"""What all pictures share: a figure that a notebook shows, colours, and how it gets to a file.
+
+Import this only inside of functions that draw: it needs matplotlib, and importing the library must
+not. `pyplot` is not used, so no window opens and no backend is chosen.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigrad.io import write_atomically
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError(
+        "pictures are drawn with matplotlib; pip install 'minigrad-lora[examples]'"
+    ) from error
+
+# Of Okabe and Ito's palette, told apart by colour-blind readers; they differ in lightness too.
+INK, BLUE, ORANGE, VERMILLION, SKY, GREY = (
+    "#222222",
+    "#0072B2",
+    "#E69F00",
+    "#D55E00",
+    "#56B4E9",
+    "#8C8C8C",
+)
+
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", ["#00213F", "#0072B2", "#A6A6A6", "#F2BE4A", "#FFF6D0"]
+)
+"""Dark blue below 0, grey at 0, light yellow above: in a grey copy dark, middle and light."""
+
+SIZES = "cividis"
+"""Dark for small and light for large; its lightness rises evenly."""
+
+MOST_NAMES = 60  # of rows; of more only every so many has its name
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself, and that is to be saved, if at all, in one place.
+
+    Args:
+        width, height: in inches.
+        path: where `saved` puts it, a PNG, SVG or PDF, as the ending says; None for nowhere.
+
+    Raises:
+        ValueError: if the ending is that of no picture.
+        FileNotFoundError: if the folder does not exist.
+    """
+
+    def __init__(
+        self, width: float, height: float, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        if path is not None:
+            _check_picture(path)
+        super().__init__(figsize=(width, height), dpi=100, layout="constrained")
+        self._path = path
+
+    def saved(self) -> Picture:
+        """The figure itself, after it was saved: whole or not at all."""
+        if self._path is not None:
+            kind = Path(self._path).suffix[1:].lower()
+            write_atomically(self._path, rendered(self, kind))
+        return self
+
+    def _repr_png_(self) -> bytes:
+        return rendered(self, "png")
+
+
+def _check_picture(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that no picture can have, before anything is drawn."""
+    endings = Figure().canvas.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in endings:
+        raise ValueError(f"{os.fspath(path)!r} is no picture; it may end in {', '.join(endings)}")
+    if not Path(path).resolve().parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {os.fspath(Path(path).parent)!r} for the picture; make it first"
+        )
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """The bytes of a file of this kind."""
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=150)
+    return file.getvalue()
+
+
+def name_rows(axis: Axis, names: Sequence[str]) -> None:
+    """Put a name at each of the places 0, 1, ... of an axis, or at every so many of too many."""
+    step = -(-len(names) // MOST_NAMES)
+    axis.set_ticks(range(0, len(names), step), list(names[::step]))
+
+
+def open_frame(*several: Axes) -> None:
+    """Leave only the lines at the left and below."""
+    for axes in several:
+        axes.spines[["top", "right"]].set_visible(False)
