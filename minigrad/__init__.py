@@ -90,8 +90,8 @@ __all__ = [
     "show_config",
     "tensor",
     "value_and_grad",
-    "vjp",
     "viz",
+    "vjp",
     "zeros",
     "zeros_like",
 ]

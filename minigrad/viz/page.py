@@ -133,7 +133,7 @@ def _about_depth(first: Way, deep: Way) -> str:
         "what has arrived so far, and again with each further arrival. "
     )
     if deep.rules == first.rules:
-        return about + "In this graph every gradient takes one way only, so that makes no odds."
+        return about + "Here only one gradient arrives at each node, so that changes nothing."
     about += f"It runs {deep.rules:,} rules where {first.rules:,} do. "
     if not deep.arrived:
         about += "That is too many to run to the end, so only its beginning is shown. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,12 @@ class _Writer:
 
     def _link(self, link: Link) -> Json:
         given = [[name, *self._given(value)] for name, value in saved_by(link.target, link.edge)]
+        op = link.target.op
+        if op is not None and op.rules and not op.plain:
+            needed = {edge[1] for edge in link.target.edges or ()}
+            known = [(op.parameters[position], position in needed) for position, _ in op.rules]
+            words = ", ".join(f"{name} {'yes' if need else 'no'}" for name, need in known)
+            given.insert(0, ["needs", -1, words])
         return {
             "source": self._places[link.source],
             "target": self._places[link.target],
@@ -153,8 +160,9 @@ class _Writer:
             forward = source_of(op.forward)
             written: Json = {
                 "name": op.name,
+                "parameters": list(op.parameters),
                 "signature": f"{op.name}({signature_of(op.forward)})",
-                "doc": (inspect.getdoc(op) or "").partition("\n\n")[0].replace("\n", " "),
+                "doc": _paragraphs(inspect.getdoc(op) or ""),
                 "forward": forward.text if forward else "The source of its forward is not there.",
             }
             composition = source_of(op.composition)
@@ -221,14 +229,23 @@ class _Writer:
         }
         if sent.before is not None:
             written["before"] = self._album.add(sent.before)
+        if sent.due is not None:
+            written["due"] = self._album.add(sent.due)
         if (sent.result.shape, sent.result.dtype) != (sent.gradient.shape, sent.gradient.dtype):
             written["result"] = self._album.add(sent.result)
         rule = self._written_rules[self._rule(sent.link)]
         values = {"g": step.gradient, **dict(saved_by(sent.link.target, sent.link.edge))}
         filled = filled_in(rule.get("formula", ""), values)
-        if filled is not None and sent.result.size == 1:
-            written["filled"] = f"{filled} = {in_short(sent.result)}"
+        result = in_short(sent.result) if sent.result.size == 1 else filled
+        if filled is not None and filled != result:
+            written["filled"] = f"{filled} = {result}"
         return written
+
+
+def _paragraphs(doc: str) -> list[str]:
+    """The paragraphs of a docstring, without its sections on arguments and errors."""
+    text = re.split(r"\n\n(?:Args|Returns|Raises|Attributes):\n", doc)[0]
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
 def _rule_in_words(op: Op[Any], rule: Any) -> Json:
@@ -244,6 +261,7 @@ def _rule_in_words(op: Op[Any], rule: Any) -> Json:
     names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
     written: Json = {
         "title": f"{op.name}.{'rule' if op.plain else 'joint_rule'}({names})",
+        "inputs": list(op.parameters),
         "parameters": signature_of(rule.derivative),
     }
     source = source_of(rule.derivative)

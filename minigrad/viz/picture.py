@@ -34,15 +34,17 @@ class Album:
     side: int = LARGEST
     pictures: list[dict[str, Any]] = field(default_factory=list)
     _known: dict[str, int] = field(default_factory=dict)
+    _seen: dict[int, tuple[Any, int]] = field(default_factory=dict)  # by id, of what is held here
 
     def add(self, value: Any) -> int:
         """The index of a picture of `value`, an array or a number."""
-        picture = picture_of(np.asarray(value), self.side)
-        key = json.dumps(picture)
-        if key not in self._known:
-            self._known[key] = len(self.pictures)
-            self.pictures.append(picture)
-        return self._known[key]
+        if id(value) not in self._seen:
+            picture = picture_of(np.asarray(value), self.side)
+            index = self._known.setdefault(json.dumps(picture), len(self.pictures))
+            if index == len(self.pictures):
+                self.pictures.append(picture)
+            self._seen[id(value)] = value, index
+        return self._seen[id(value)][1]
 
 
 def picture_of(array: Array, side: int = LARGEST) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def picture_of(array: Array, side: int = LARGEST) -> dict[str, Any]:
     scale = float(np.nanmax(np.abs(cells), initial=0.0))
     picture["rows"], picture["columns"] = cells.shape
     picture["scale"] = float(f"{scale:.4g}")
-    picture["cells"] = "".join(_letter(x, scale) for x in cells.ravel())
+    picture["cells"] = _lettered(cells.ravel(), scale)
     return picture
 
 
@@ -107,7 +109,8 @@ def _blocks(matrix: Array, side: int) -> Array:
     return np.where(np.isfinite(matrix), matrix, np.nan)
 
 
-def _letter(x: float, scale: float) -> str:
-    if math.isnan(x):
-        return NOT_FINITE
-    return LETTERS[_MIDDLE + round(_MIDDLE * x / scale)] if scale else LETTERS[_MIDDLE]
+def _lettered(cells: Array, scale: float) -> str:
+    """A letter for each cell."""
+    index = np.round(_MIDDLE * np.nan_to_num(cells) / (scale or 1.0)).astype(np.int64) + _MIDDLE
+    letters = np.array(list(LETTERS))[index]
+    return "".join(np.where(np.isnan(cells), NOT_FINITE, letters))

@@ -13,10 +13,11 @@ No hook is called, and no `.grad` is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Sent:
         gradient: the same in the shape and dtype of the input.
         before: the sum of what had arrived there, or None if this is the first.
         after: the sum with this one.
+        due: what should go there instead; told only where a way goes wrong for the first time.
     """
 
     link: Link
@@ -50,6 +52,7 @@ class Sent:
     gradient: Array
     before: Array | None
     after: Array
+    due: Array | None = None
 
 
 @dataclass(eq=False)
@@ -136,11 +139,12 @@ def kept_way(scene: Scene, first: Way) -> Way:
                 continue
             g = arrived[node]
             off = not _equal(g, first.arrived[node])
+            due = _due(scene, node, first.arrived[node]) if off and fault is None else {}
             fault = len(steps) if off and fault is None else fault
             for run in _runs(rules_of(scene, node, g)):
                 step = Step("rule", node, g, arrivals=count[node])
                 step.fault = "What the first pass left here is sent on again" if off else ""
-                steps.append(_send(step, run, arrived, count))
+                steps.append(_send(step, run, arrived, count, due))
                 total += len(run)
     leaves = _leaves(scene, arrived, _grads(first))
     return Way(steps + leaves, arrived, fault, total)
@@ -196,9 +200,12 @@ class _DepthFirst:
             fault = "What has been sent on before is sent on again"
         elif not _equal(g, self._complete[node]):
             note = "It does not wait for the gradients that are still to come"
+        due = {}
+        if sent_on is not None and fault and self.fault is None:
+            due = _due(self._scene, node, g - sent_on)
         for run in _runs(rules_of(self._scene, node, g)):
             step = Step("rule", node, g, arrivals=self._count[node], fault=fault, note=note)
-            _send(step, run, self.arrived, self._count)
+            _send(step, run, self.arrived, self._count, due)
             if fault and self.fault is None:
                 self.fault = len(self.steps)
             if len(self.steps) <= SHOWN:
@@ -274,17 +281,27 @@ def _runs(seen: Sequence[_Seen]) -> Iterator[list[_Seen]]:
         yield [one for _, one in run]
 
 
+def _due(scene: Scene, node: Node, gradient: Array) -> dict[Link, Array]:
+    """What the rules of a node make of the gradient that they should run with."""
+    return {one.link: one.gradient for one in rules_of(scene, node, np.asarray(gradient))}
+
+
 def _send(
-    step: Step, run: Sequence[_Seen], arrived: dict[Node, Array], count: dict[Node, int]
+    step: Step,
+    run: Sequence[_Seen],
+    arrived: dict[Node, Array],
+    count: dict[Node, int],
+    due: Mapping[Link, Array] = MappingProxyType({}),
 ) -> Step:
     """Add what a rule returned to what has arrived at its inputs."""
     for one in run:
         source = one.link.source
         before = arrived.get(source)
-        after = one.gradient if before is None else before + one.gradient
+        after = one.gradient if before is None else np.asarray(before + one.gradient)
         arrived[source] = after
         count[source] = count.get(source, 0) + 1
-        step.sent.append(Sent(one.link, np.asarray(one.result), one.gradient, before, after))
+        result = np.asarray(one.result)
+        step.sent.append(Sent(one.link, result, one.gradient, before, after, due.get(one.link)))
     return step
 
 
@@ -297,7 +314,7 @@ def _leaves(
         if node.op is None and node in arrived:
             g = arrived[node]
             before = _grad(node) if grads is None else grads[node]
-            after = g if before is None else before + g
+            after = g if before is None else np.asarray(before + g)
             steps.append(Step("leaf", node, g, before=before, after=after))
     return steps
 

@@ -69,13 +69,13 @@ class Drawing {
     const kind = `place${leaf ? " leaf" : ""}${i === this.data.root ? " root" : ""}`;
     const card = this.card(item, kind, parent);
     svg("rect", { width: item.w, height: item.h, rx: leaf ? 18 : 6 }, card.group);
+    const name = this.nameInside(place);
     const shape = place.shape.length ? place.shape.join("×") : "";
-    svg("text", { class: "name", x: 10, y: 17 }, card.group, cut(place.name, shape && !this.opName(place) ? 19 - shape.length : 19));
-    const sub = [place.named ? this.opName(place) : "", shape].filter(Boolean).join("  ");
-    svg("text", { class: "sub", x: item.w - 10, y: 17 }, card.group, place.name.length + sub.length <= 20 ? sub : "");
-    if (place.name.length + sub.length > 20) {
-      svg("title", {}, card.group, `${place.name} ${sub}`);
-    }
+    const op = place.named ? this.opName(place) : "";
+    const sub = [`${op} ${shape}`, shape, ""].map((text) => text.trim()).find((text) => name.length + text.length <= 19 || !text);
+    svg("text", { class: "name", x: 10, y: 17 }, card.group, cut(name, 19 - sub.length));
+    svg("text", { class: "sub", x: item.w - 10, y: 17 }, card.group, sub);
+    svg("title", {}, card.group, [place.name, op, shape].filter(Boolean).join(", "));
     svg("path", { class: "rule", d: `M0,25 H${item.w} M${item.w / 2},25 V${item.h}` }, card.group);
     svg("text", { class: "label", x: 10, y: 37 }, card.group, "value");
     card.gradLabel = svg("text", { class: "label grad", x: item.w / 2 + 8, y: 37 }, card.group, "gradient");
@@ -84,6 +84,15 @@ class Drawing {
     this.drawPicture(card.value, place.value, 8, item.w / 2 - 16);
     if (place.value === undefined) svg("text", { class: "none", x: 10, y: 58 }, card.value, "not kept");
     card.shown = -1;
+  }
+
+  // The name without the way to the module that it is drawn in.
+  nameInside(thing) {
+    let way = "";
+    for (let g = thing.group; g !== -1 && this.data.groups[g].parent !== -1; g = this.data.groups[g].parent) {
+      way = `${this.data.groups[g].name}.${way}`;
+    }
+    return thing.name.startsWith(way) ? thing.name.slice(way.length) : thing.name;
   }
 
   opName(place) {
@@ -106,7 +115,8 @@ class Drawing {
     const frozen = this.data.frozen[i];
     const card = this.card(item, "frozen", parent);
     svg("rect", { width: item.w, height: item.h, rx: 20 }, card.group);
-    svg("text", { class: "name", x: item.w / 2, y: 17 }, card.group, cut(frozen.name, 16));
+    svg("text", { class: "name", x: item.w / 2, y: 17 }, card.group, cut(this.nameInside(frozen), 14));
+    svg("title", {}, card.group, frozen.name);
     const picture = frozen.value === undefined ? null : this.data.pictures[frozen.value];
     const shape = picture && picture.shape.length ? `${picture.shape.join("×")} · ` : "";
     svg("text", { class: "sub", x: item.w / 2, y: 31 }, card.group, cut(`${shape}no gradient`, 22));
@@ -118,11 +128,11 @@ class Drawing {
     const group = this.data.groups[g];
     const closed = this.closed.has(g);
     const card = this.card(item, closed ? "group closed" : "group", parent);
-    const title = group.name === group.type ? group.type : `${group.name}: ${group.type}`;
+    const title = groupTitle(group);
     svg("rect", { class: "frame", width: item.w, height: item.h, rx: 8 }, card.group);
     const head = svg("g", { class: "head" }, card.group);
     svg("rect", { width: item.w, height: closed ? item.h : HEADER, rx: 8 }, head);
-    const letters = Math.max(4, Math.floor((item.w - 30) / 6.6));
+    const letters = Math.max(4, Math.floor((item.w - 34) / 7.2));
     svg("text", { class: "name", x: 10, y: 16 }, head, `${closed ? "⊞" : "⊟"} ${cut(title, letters)}`);
     if (closed) svg("text", { class: "sub", x: 10, y: 36 }, head, this.countIn(g));
     card.group.setAttribute("aria-expanded", String(!closed));
@@ -201,6 +211,7 @@ class Drawing {
   // The edges that the gradient takes in this step, with the number on its way.
   drawFlow(state) {
     this.flow.replaceChildren();
+    for (const edge of this.flowing ?? []) edge.path.classList.remove("flowing");
     const drawn = new Map();
     for (const sent of state.step.sent ?? []) {
       const edge = this.edgeOf.get(sent.link);
@@ -212,10 +223,12 @@ class Drawing {
       const picture = this.data.pictures[sent.gradient];
       if (picture.numbers && picture.numbers.length === 1) drawn.get(edge).numbers.push(short(picture.numbers[0]));
     }
+    this.flowing = [...drawn.keys()];
+    for (const edge of this.flowing) edge.path.classList.add("flowing");
     for (const { path, numbers } of drawn.values()) {
       if (!numbers.length) continue;
       const { x, y } = path.getPointAtLength(path.getTotalLength() / 2);
-      svg("text", { x, y: y - 7 }, this.flow, numbers.join(", "));
+      svg("text", { x, y: y - 10 }, this.flow, numbers.join(", "));
     }
     const active = this.cards.get(`n${state.step.node}`);
     if (active && state.step.fault) {
@@ -233,9 +246,11 @@ class Drawing {
     return `${place.name}, ${this.opName(place) || "leaf"}, ${value}, ${grad}`;
   }
 
-  choose(id) {
-    for (const [other, { group }] of this.cards) setClass(group, "chosen", other === id);
-    if (this.cards.has(id)) this.setCurrent(id);
+  // Mark what the reader has chosen, or only let the keyboard go on from it.
+  choose(id, marked) {
+    const shown = this.layout.shown.get(id) ?? id;
+    for (const [other, { group }] of this.cards) setClass(group, "chosen", marked && other === shown);
+    if (this.cards.has(shown)) this.setCurrent(shown);
   }
 
   // --------------------------------------------------------------------------------------- keyboard
@@ -301,7 +316,13 @@ class Drawing {
     if (inSight && scale >= 0.4) return;
     const room = Math.min((w - 40) / (right - left), (h - 90) / (low - top));
     const wanted = Math.max(0.25, Math.min(room, Math.max(scale, 0.7)));
-    this.move({ scale: wanted, x: w / 2 - ((left + right) / 2) * wanted, y: (h - 28) / 2 - ((top + low) / 2) * wanted }, true);
+    // Further to the right, for the pass goes on to the left, but with no empty space beside the graph.
+    const within = (at, size, length) => length + 40 < size ? (size - length) / 2 : Math.min(20, Math.max(size - 20 - length, at));
+    this.move({
+      scale: wanted,
+      x: within(w * 0.62 - ((left + right) / 2) * wanted, w, this.layout.w * wanted),
+      y: within((h - 28) / 2 - ((top + low) / 2) * wanted, h - 28, this.layout.h * wanted),
+    }, true);
   }
 
   moveByHand() {
@@ -332,6 +353,10 @@ class Drawing {
       }
     });
   }
+}
+
+function groupTitle(group) {
+  return group.name === group.type ? group.type : `${group.name}: ${group.type}`;
 }
 
 function setClass(element, name, on) {

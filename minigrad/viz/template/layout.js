@@ -7,7 +7,7 @@
 // sorted by the mean height of their neighbours, and put as near to it as their order allows.
 
 const CARD = { w: 148, h: 74 }, PILL = { w: 112, h: 40 }, BOX = { w: 148, h: 52 };
-const GAP = { column: 54, row: 16, way: 9 }, PADDING = 14, HEADER = 24, SWEEPS = 12;
+const GAP = { column: 66, row: 16, way: 9 }, PADDING = 14, HEADER = 24, SWEEPS = 12;
 
 // The graph as it is shown when the modules in `closed` are: items by id, and edges between them.
 function visibleGraph(data, closed) {
@@ -102,7 +102,7 @@ function layOut(data, closed) {
     }
   };
   settle(-1, 0, 0);
-  const edges = graph.edges.map((edge) => ({
+  const edges = graph.edges.flatMap((edge) => apart({
     ...edge,
     points: legs.get(edge.key).flatMap(([g, , , key]) => {
       const [x, y] = origins.get(g);
@@ -110,6 +110,15 @@ function layOut(data, closed) {
     }),
   }));
   return { items, edges, w: levels.get(-1).w, h: levels.get(-1).h, shown: graph.shown };
+}
+
+// An edge for each link: h + h uses h twice, and gets a gradient twice.
+function apart(edge) {
+  if (edge.links.length < 2 || edge.s[0] !== "n" || edge.t[0] !== "n") return [edge];
+  return edge.links.map((link, i) => {
+    const shift = (i - (edge.links.length - 1) / 2) * Math.min(20, 48 / edge.links.length);
+    return { ...edge, key: `${edge.key}#${link}`, links: [link], points: edge.points.map(([x, y]) => [x, y + shift]) };
+  });
 }
 
 // One group: `edges` are pairs of a key and { a, b }, each end an item and, if that is open, a port.
@@ -175,7 +184,7 @@ function layOutLevel(given, edges, framed) {
     const edge = column.every((item) => item.kind === "in" || item.kind === "out");
     const here = !edge ? x : column[0].kind === "in" ? 0 : x - GAP.column + (framed ? PADDING : 0);
     for (const item of column) {
-      item.x = here + (w - item.w) / 2;
+      item.x = here + w - item.w;  // near to what uses it
       item.y += shift;
       item.span = [here, here + w];
     }

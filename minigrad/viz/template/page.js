@@ -11,10 +11,10 @@ const BEAT = 1100;  // milliseconds of a step
 let [way, position, picked, playing] = [data.ways[0], 0, null, null];
 
 for (const one of data.ways) {
-  one.totals = {};
+  one.ran = new Set();
   for (const index of one.steps) {
     const step = data.steps[index];
-    for (const sent of step.sent ?? []) one.totals[data.links[sent.link].source] = sent.after;
+    if (step.kind === "rule") one.ran.add(step.node);
   }
 }
 
@@ -44,7 +44,7 @@ function draw() {
   find("step").replaceChildren(...panel.step(state.step, way, position));
   const id = picked ?? `n${state.step.node}`;
   find("node").replaceChildren(...panel.node(id, state));
-  drawing.choose(drawing.layout.shown.get(id) ?? id);
+  drawing.choose(id, picked !== null);
   find("counter").textContent = `${position + 1} / ${way.steps.length}`;
   find("position").value = position;
   find("position").setAttribute("aria-valuetext", `step ${position + 1} of ${way.steps.length}`);
@@ -65,6 +65,7 @@ function goTo(k) {
 
 function take(key) {
   way = data.ways.find((one) => one.key === key);
+  for (const one of data.ways) find(`way-${one.key}`).setAttribute("aria-pressed", String(one === way));
   find("about").textContent = way.about;
   find("position").max = way.steps.length - 1;
   find("to-fault").hidden = way.fault < 0;
@@ -85,7 +86,7 @@ function stop() {
   clearInterval(playing);
   playing = null;
   find("play").setAttribute("aria-label", "Play");
-  find("play").textContent = "▶▶";
+  find("play").textContent = "▶";
 }
 
 function play() {
@@ -149,13 +150,11 @@ find("panel").addEventListener("click", (event) => {
   }
 });
 
-data.ways.forEach((one, i) => {
-  const input = html("input", { type: "radio", name: "way", value: one.key, id: `way-${one.key}` });
-  input.checked = i === 0;
-  input.addEventListener("change", () => take(one.key));
-  const label = html("label", { for: input.id }, one.fault >= 0 ? "✕ " : "", one.title);
-  find("ways").append(html("span", { class: one.fault >= 0 ? "wrong" : "" }, input, label));
-});
+for (const one of data.ways) {
+  const button = html("button", { type: "button", id: `way-${one.key}` }, one.fault >= 0 ? "✕ " : "", one.title);
+  button.addEventListener("click", () => take(one.key));
+  find("ways").append(button);
+}
 find("fold").hidden = data.groups.length === 0;
 find("legend").append(
   html("span", { class: "key way" }, "gradient"), html("span", { class: "key frozen" }, "no gradient"),

@@ -69,7 +69,7 @@ class Panel {
     if (step.fault && position === way.fault) parts.push(this.firstFault(step, way));
     else if (step.fault) parts.push(html("p", { class: "fault" }, `✕ ${step.fault}.`));
     if (step.note) parts.push(html("p", { class: "note" }, `${step.note}. It will have to be here again.`));
-    if (step.kind === "rule") parts.push(...this.rule(step));
+    if (step.kind === "rule") parts.push(...this.rule(step, way));
     else if (step.kind === "leaf") parts.push(...this.leaf(step, way));
     else parts.push(...this.seed(step));
     if (position === way.steps.length - 1) parts.push(...this.ends(way));
@@ -96,12 +96,13 @@ class Panel {
     return [html("h2", {}, this.place(step.node), " gets its gradient"), this.sum(rows)];
   }
 
-  rule(step) {
+  rule(step, way) {
     const links = step.sent.map((sent) => this.data.links[sent.link]);
     const rule = this.data.rules[links[0].rule];
     const joint = step.sent.length > 1;
     const parts = [
       html("h2", {}, this.place(step.node), " → ", ...links.flatMap((link, i) => [i ? ", " : "", this.place(link.source)])),
+      html("p", { class: "which" }, this.call(step.node)),
       html("p", { class: "which" }, rule.title),
     ];
     if (rule.formula) parts.push(html("pre", { class: "formula" }, rule.formula));
@@ -109,17 +110,59 @@ class Panel {
     if (filled && !joint) parts.push(html("p", { class: "filled" }, filled.replaceAll("-", "−")));
     if (rule.text && rule.text !== rule.formula) {
       const long = rule.formula || rule.text.split("\n").length > 14;
-      const code = html("pre", {}, rule.text);
+      const code = html("pre", { tabindex: 0 }, rule.text);
       parts.push(long ? html("details", {}, html("summary", {}, `its source (${rule.parameters})`), code) : code);
     }
     if (rule.note) parts.push(html("p", { class: "note" }, rule.note));
-    const given = [["g", this.picture(step.g, "grad"), "has arrived"]];
+    const op = this.data.ops[this.data.places[step.node].op];
+    if (!rule.formula) parts.push(...this.doc(op), ...this.composition(op));
+    const given = [["g", html("span", {}, this.picture(step.g, "grad"), this.complete(step, way))]];
     for (const [name, index, text] of links[0].given) {
-      given.push([name, index < 0 ? html("code", {}, text) : this.picture(index, ""), ""]);
+      const what = index < 0 ? html("code", {}, text) : this.picture(index, "");
+      given.push([name, html("span", {}, what, html("span", { class: "why" }, this.origin(name, rule)))]);
     }
     parts.push(html("h3", {}, "What it is given"), this.sum(given));
     step.sent.forEach((sent, i) => parts.push(...this.sent(sent, links[i])));
     return parts;
+  }
+
+  doc(op) {
+    return op.doc.filter(Boolean).map((text) => html("p", { class: "doc" }, text.replaceAll("`", "")));
+  }
+
+  composition(op) {
+    if (!op.composition) return [];
+    const code = html("pre", { tabindex: 0 }, op.composition);
+    return [html("details", {}, html("summary", {}, "the composition that this op replaces"), code)];
+  }
+
+  // The call that made a node, with the names of what it was called with.
+  call(i) {
+    const place = this.data.places[i];
+    const known = new Map(this.data.links.filter((link) => link.target === i).map((link) => [link.input, this.name(link.source)]));
+    for (const [name, f] of place.frozen) known.set(name, this.data.frozen[f].name);
+    const given = [...known].sort(([a], [b]) => this.rank(place, a) - this.rank(place, b));
+    return `${this.data.ops[place.op].name}(${given.map(([name, what]) => `${name} = ${what}`).join(", ")})`;
+  }
+
+  rank(place, input) {
+    return this.data.ops[place.op].parameters.indexOf(input.split("[")[0]) + (parseInt(input.split("[")[1]) || 0);
+  }
+
+  // What a rule knows by a name: the op's input, its result, or only a shape.
+  origin(name, rule) {
+    if (name === "out") return "the op's own result";
+    if (name === "kept") return "what the forward kept";
+    if (name === "position") return "which of the inputs";
+    return rule.inputs?.includes(name) ? `the op's input ${name}` : "";
+  }
+
+  // How many of the gradients that reach a node have arrived.
+  complete(step, way) {
+    if (way.held.length) return html("span", { class: "why" }, "");
+    const all = this.data.links.filter((link) => link.source === step.node && this.data.ways[0].ran.has(link.target)).length + (step.node === this.data.root);
+    const word = step.arrivals > all ? `arrival ${step.arrivals}, of ${all} that there should be` : `${step.arrivals} of ${all} ${all === 1 ? "has" : "have"} arrived`;
+    return html("span", { class: "why" }, word);
   }
 
   sent(sent, link) {
@@ -135,20 +178,17 @@ class Panel {
       rows.push(["+ this", this.picture(sent.gradient, "grad")]);
       rows.push(["= so far", this.picture(sent.after, "grad result")]);
     } else if (sent.result === undefined) {
-      rows.push(["the first", this.picture(sent.gradient, "grad result")]);
+      rows.push(["first to arrive", this.picture(sent.gradient, "grad result")]);
     }
-    return [html("h3", {}, "What goes to ", this.place(link.source), html("span", { class: "as" }, ` its input ${link.input}`)), this.sum(rows)];
+    return [html("h3", {}, "What goes to ", this.place(link.source), html("span", { class: "as" }, `, its input ${link.input}`)), this.sum(rows)];
   }
 
   firstFault(step, way) {
     const text = [html("strong", {}, "✕ Here the number goes wrong. "), `${step.fault}.`];
     for (const sent of step.sent) {
-      const node = this.data.links[sent.link].source;
-      const after = this.data.pictures[sent.after];
-      const right = this.data.ways[0].totals[node];
-      if (right !== undefined && after.numbers && after.numbers.length === 1) {
-        text.push(` ${this.name(node)} has ${inWords(after)} now; right is ${inWords(this.data.pictures[right])}.`);
-      }
+      const name = this.name(this.data.links[sent.link].source);
+      const [got, due] = [this.data.pictures[sent.gradient], this.data.pictures[sent.due]];
+      if (got.numbers) text.push(` ${inWords(got)} goes to ${name}, where ${inWords(due)} would be right.`);
     }
     return html("p", { class: "fault first" }, ...text);
   }
@@ -175,6 +215,11 @@ class Panel {
     return id[0] === "f" ? this.frozen(Number(id.slice(1))) : this.details(Number(id.slice(1)), state);
   }
 
+  modulePath(g) {
+    const group = this.data.groups[g];
+    return `${group.parent === -1 ? "" : `${this.modulePath(group.parent)} › `}${groupTitle(group)}`;
+  }
+
   frozen(i) {
     const frozen = this.data.frozen[i];
     const value = frozen.value === undefined ? html("span", { class: "none" }, "not kept") : this.picture(frozen.value, "");
@@ -187,6 +232,7 @@ class Panel {
     const rows = [["value", place.value === undefined ? html("span", { class: "none" }, place.missing) : this.picture(place.value, "")]];
     if (state.gradients[i] >= 0) rows.push([state.written[i] ? ".grad" : "gradient so far", this.picture(state.gradients[i], "grad")]);
     rows.push(["shape", `${place.shape.length ? place.shape.join(" × ") : "a number"}, ${place.dtype}`]);
+    if (place.group !== -1) rows.push(["module", this.modulePath(place.group)]);
     if (place.origin) rows.push(["line", html("code", {}, place.origin)]);
     const links = this.data.links.filter((link) => link.target === i);
     for (const link of links) rows.push([`input ${link.input}`, this.place(link.source)]);
@@ -198,9 +244,9 @@ class Panel {
     if (place.hooks) parts.push(html("p", { class: "note" }, "It has a hook, which backward() would call here. This page calls none, so .grad may be another."));
     parts.push(this.sum(rows));
     if (op) {
-      if (op.doc) parts.push(html("p", { class: "doc" }, op.doc.replaceAll("`", "")));
-      parts.push(html("details", {}, html("summary", {}, `forward: ${op.signature}`), html("pre", {}, op.forward)));
-      if (op.composition) parts.push(html("details", {}, html("summary", {}, "the composition that this op replaces"), html("pre", {}, op.composition)));
+      parts.push(...this.doc(op));
+      parts.push(html("details", {}, html("summary", {}, `forward: ${op.signature}`), html("pre", { tabindex: 0 }, op.forward)));
+      parts.push(...this.composition(op));
     }
     return parts;
   }
