@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ from minigrad.viz.tape import Tape
 from minigrad.viz.walk import Way, again, depth_first, kept_way, right_way
 
 LIMIT = 1_000_000  # bytes of a page
+
+_COARSEST = 4  # cells of a heat map, up and across
 
 _SCRIPTS = ("layout.js", "heatmap.js", "drawing.js", "panel.js", "page.js")
 
@@ -153,10 +156,15 @@ def _page(title: str, scene: Scene, shows: Sequence[Show]) -> bytes:
     Raises:
         ValueError: if it is too large with the coarsest.
     """
-    for side in (LARGEST, 16, 12, 8, 6, 4):
-        page = _filled(title, page_data(title, scene, shows, side))
+    side = LARGEST
+    while side >= _COARSEST:
+        data = page_data(title, scene, shows, side)
+        page = _filled(title, data)
         if len(page) <= LIMIT:
             return page
+        cells = sum(len(picture[1]) for picture in data["pictures"] if len(picture) > 2)
+        room = max(0, LIMIT - (len(page) - cells))
+        side = min(side - 1, int(side * math.sqrt(room / max(1, cells))))
     raise ValueError(
         f"explore: a graph of {len(scene.places):,} nodes is too large for a page of "
         f"{LIMIT:,} bytes; explore a part of the model, such as one layer, on a small batch"

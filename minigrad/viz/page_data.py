@@ -21,11 +21,6 @@ from minigrad.viz.walk import Sent, Step, Way
 
 Json = dict[str, Any]
 
-_NOT_KEPT = (
-    "Not kept: no rule that runs asks for it, so the graph has let it go. A tape keeps it: "
-    "with viz.record() as tape: ..."
-)
-
 
 @dataclass(frozen=True)
 class Show:
@@ -80,6 +75,7 @@ class _Writer:
             "steps": self._written_steps,
             "ops": self._written_ops,
             "rules": self._written_rules,
+            "kinds": self._album.kinds,
             "pictures": self._album.pictures,
         }
 
@@ -91,15 +87,15 @@ class _Writer:
             "shape": list(node.shape),
             "dtype": node.dtype.name,
             "group": self._group_index(place.group),
-            "frozen": [[name, self._frozen[frozen]] for name, frozen in place.frozen],
-            "options": place.options,
         }
+        if place.frozen:
+            written["frozen"] = [[name, self._frozen[frozen]] for name, frozen in place.frozen]
+        if place.options:
+            written["options"] = place.options
         if node.op is not None:
             written["op"] = self._op(node.op)
         if place.value is not None:
             written["value"] = self._album.add(place.value)
-        else:
-            written["missing"] = _NOT_KEPT
         if place.call is not None and place.call.origin is not None:
             written["origin"] = str(place.call.origin)
         if node.hooks:
@@ -198,6 +194,11 @@ class _Writer:
             "about": show.about,
             "steps": [self._step(step) for step in way.steps],
             "fault": -1 if way.first_fault is None else way.first_fault,
+            # What is said of steps with a fault or note: the same of all of them.
+            "words": {
+                name: next((text for step in way.steps if (text := getattr(step, name))), "")
+                for name in ("fault", "note")
+            },
             "ends": ends,
             "held": [[self._places[node], self._album.add(g)] for node, g in show.held.items()],
         }
@@ -217,29 +218,27 @@ class _Writer:
                 value = getattr(step, name)
                 if value is not None:
                     written[name] = self._album.add(value)
-            written |= {name: v for name in ("fault", "note") if (v := getattr(step, name))}
+            written |= {name: 1 for name in ("fault", "note") if getattr(step, name)}
             self._written_steps.append(written)
         return self._steps[id(step)]
 
-    def _sent(self, step: Step, sent: Sent) -> Json:
-        written: Json = {
-            "link": self._links[id(sent.link)],
-            "gradient": self._album.add(sent.gradient),
-            "after": self._album.add(sent.after),
-        }
-        if sent.before is not None:
-            written["before"] = self._album.add(sent.before)
+    def _sent(self, step: Step, sent: Sent) -> list[Any]:
+        """`[link, gradient, after, before or -1]`, and where there is more to say, an object."""
+        before = -1 if sent.before is None else self._album.add(sent.before)
+        index = self._links[id(sent.link)]
+        written = [index, self._album.add(sent.gradient), self._album.add(sent.after), before]
+        more: Json = {}
         if sent.due is not None:
-            written["due"] = self._album.add(sent.due)
+            more["due"] = self._album.add(sent.due)
         if (sent.result.shape, sent.result.dtype) != (sent.gradient.shape, sent.gradient.dtype):
-            written["result"] = self._album.add(sent.result)
+            more["result"] = self._album.add(sent.result)
         rule = self._written_rules[self._rule(sent.link)]
         values = {"g": step.gradient, **dict(saved_by(sent.link.target, sent.link.edge))}
         filled = filled_in(rule.get("formula", ""), values)
         result = in_short(sent.result) if sent.result.size == 1 else filled
         if filled is not None and filled != result:
-            written["filled"] = f"{filled} = {result}"
-        return written
+            more["filled"] = f"{filled} = {result}"
+        return [*written, more] if more else written
 
 
 def _paragraphs(doc: str) -> list[str]:

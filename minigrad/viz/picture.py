@@ -24,57 +24,80 @@ NOT_FINITE = "!"
 
 @dataclass
 class Album:
-    """Pictures of arrays, each once, however often it is shown.
+    """Pictures of arrays, each once, however often it is shown; ready to be written as JSON.
 
     Attributes:
         side: how many cells a heat map has at most, up and across.
-        pictures: what there is so far, ready to be written as JSON.
+        kinds: `[shape, dtype, rows, columns]` of the arrays; of few numbers without the last two.
+        pictures: of few numbers `[kind, numbers]`; of more `[kind, cells, low, high, rms, broken]`,
+            as `Picture` has them.
     """
 
     side: int = LARGEST
-    pictures: list[dict[str, Any]] = field(default_factory=list)
+    kinds: list[list[Any]] = field(default_factory=list)
+    pictures: list[list[Any]] = field(default_factory=list)
     _known: dict[str, int] = field(default_factory=dict)
     _seen: dict[int, tuple[Any, int]] = field(default_factory=dict)  # by id, of what is held here
 
     def add(self, value: Any) -> int:
         """The index of a picture of `value`, an array or a number."""
         if id(value) not in self._seen:
-            picture = picture_of(np.asarray(value), self.side)
-            index = self._known.setdefault(json.dumps(picture), len(self.pictures))
-            if index == len(self.pictures):
-                self.pictures.append(picture)
-            self._seen[id(value)] = value, index
+            array = np.asarray(value)
+            kind: list[Any] = [list(array.shape), array.dtype.name]
+            if array.size <= FEW:
+                content: list[Any] = [[exact(x) for x in array.ravel()]]
+            else:
+                picture = picture_of(array, self.side)
+                kind += [picture.rows, picture.columns]
+                known = (picture.low, picture.high, picture.rms)
+                content = [picture.cells, *(exact(np.float64(f"{x:.4g}")) for x in known)]
+                content += [picture.broken] if picture.broken else []
+            written = [self._index(self.kinds, kind), *content]
+            self._seen[id(value)] = value, self._index(self.pictures, written)
         return self._seen[id(value)][1]
 
+    def _index(self, entries: list[list[Any]], entry: list[Any]) -> int:
+        """Where an entry is among the others, the last if it is a new one."""
+        index = self._known.setdefault(f"{len(entry)} {json.dumps(entry)}", len(entries))
+        if index == len(entries):
+            entries.append(entry)
+        return index
 
-def picture_of(array: Array, side: int = LARGEST) -> dict[str, Any]:
-    """What a page needs to know of an array.
 
-    Returns:
-        `shape` and `dtype`; of few numbers `numbers`, in row-major order; of more `low`, `high`,
-        `rms`, how many are not `finite`, and a heat map: `rows`, `columns` and `cells`, one letter
-        each, of which `scale` is the largest magnitude.
+@dataclass(frozen=True)
+class Picture:
+    """A heat map.
+
+    Attributes:
+        rows: how many cells it has from top to bottom.
+        columns: how many across.
+        cells: a letter for each: the mean of a block, from the most negative to the most positive.
+        low: the least number; nan if none is finite.
+        high: the largest.
+        rms: the root of the mean square.
+        broken: how many are not finite.
     """
-    picture: dict[str, Any] = {"shape": list(array.shape), "dtype": array.dtype.name}
-    if array.size <= FEW:
-        picture["numbers"] = [exact(x) for x in array.ravel()]
-        return picture
+
+    rows: int
+    columns: int
+    cells: str
+    low: float
+    high: float
+    rms: float
+    broken: int
+
+
+def picture_of(array: Array, side: int = LARGEST) -> Picture:
+    """The heat map of an array, with at most `side` cells up and across."""
     wide = array.astype(np.float64)
-    finite = np.isfinite(wide)
-    known = wide[finite]
-    if known.size < wide.size:
-        picture["broken"] = int(wide.size - known.size)
+    known = wide[np.isfinite(wide)]
+    low = high = rms = math.nan
     if known.size:
-        picture["low"], picture["high"] = exact(array[finite].min()), exact(array[finite].max())
-        largest = float(np.abs(known).max())
+        low, high = float(known.min()), float(known.max())
+        largest = max(-low, high)
         rms = largest * math.sqrt(float(np.mean((known / largest) ** 2))) if largest else 0.0
-        picture["rms"] = float(f"{rms:.4g}")
     cells = _blocks(_as_matrix(wide), side)
-    scale = float(np.nanmax(np.abs(cells), initial=0.0))
-    picture["rows"], picture["columns"] = cells.shape
-    picture["scale"] = float(f"{scale:.4g}")
-    picture["cells"] = _lettered(cells.ravel(), scale)
-    return picture
+    return Picture(*cells.shape, _lettered(cells.ravel()), low, high, rms, wide.size - known.size)
 
 
 def exact(x: Any) -> Any:
@@ -109,8 +132,9 @@ def _blocks(matrix: Array, side: int) -> Array:
     return np.where(np.isfinite(matrix), matrix, np.nan)
 
 
-def _lettered(cells: Array, scale: float) -> str:
+def _lettered(cells: Array) -> str:
     """A letter for each cell."""
-    index = np.round(_MIDDLE * np.nan_to_num(cells) / (scale or 1.0)).astype(np.int64) + _MIDDLE
+    scale = float(np.nanmax(np.abs(cells), initial=0.0)) or 1.0
+    index = np.round(_MIDDLE * np.nan_to_num(cells) / scale).astype(np.int64) + _MIDDLE
     letters = np.array(list(LETTERS))[index]
     return "".join(np.where(np.isnan(cells), NOT_FINITE, letters))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,8 +64,13 @@ def saved_by(node: Node, edge: Edge) -> Iterator[tuple[str, Any]]:
     """What the rule of an edge is given after `g`, by the names that the rule has for it."""
     rule = edge[2]
     if rule is not None:
-        names = tuple(inspect.signature(rule.derivative).parameters)
+        names = _parameters(rule.derivative)
         yield from zip(names[len(names) - len(rule.slots) :], edge[3:], strict=True)
+
+
+@lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def saved_inputs(node: Node) -> dict[int, Any]:

@@ -3,6 +3,7 @@
 // It is built anew when a module is opened or closed. A step only changes classes, texts and images
 // of what differs from the step before.
 
+const MARGIN = 40;  // around the drawing, for what stands out of cards
 const SVG = "http://www.w3.org/2000/svg";
 
 function svg(name, attributes, parent, text) {
@@ -22,6 +23,7 @@ function cut(text, letters) {
 class Drawing {
   constructor(data, chosen, toggled) {
     this.data = data;
+    this.pane = document.getElementById("canvas");
     this.graph = document.getElementById("graph");
     this.view = document.getElementById("view");
     this.chosen = chosen;
@@ -29,7 +31,13 @@ class Drawing {
     this.closed = new Set();
     this.camera = { x: 0, y: 0, scale: 1 };
     this.current = "";
+    this.measure();
     this.moveByHand();
+  }
+
+  // The size of the pane, which is kept: to ask for it lays out the whole page.
+  measure() {
+    this.size = [this.pane.clientWidth, this.pane.clientHeight];
   }
 
   // ------------------------------------------------------------------------------------------ shape
@@ -37,6 +45,8 @@ class Drawing {
   build() {
     this.layout = layOut(this.data, this.closed);
     this.view.replaceChildren();
+    this.graph.setAttribute("width", Math.ceil(this.layout.w) + 2 * MARGIN);
+    this.graph.setAttribute("height", Math.ceil(this.layout.h) + 2 * MARGIN);
     this.cards = new Map();
     this.state = null;
     const [boxes, edges, cards] = ["boxes", "edges", "cards"].map((c) => svg("g", { class: c }, this.view));
@@ -153,10 +163,15 @@ class Drawing {
     return { ...edge, path: svg("path", { class: kind, d: curve(points) }, parent) };
   }
 
+  // Open or close a module, which stays where it is on the screen.
   toggle(g) {
+    const before = this.layout.items.get(`g${g}`);
     if (!this.closed.delete(g)) this.closed.add(g);
-    this.current = `g${g}`;
     this.toggled();
+    const after = this.layout.items.get(`g${g}`);
+    const { x, y, scale } = this.camera;
+    this.move({ scale, x: x + (before.x - after.x) * scale, y: y + (before.y - after.y) * scale }, false);
+    this.setCurrent(`g${g}`);
   }
 
   foldAll() {
@@ -213,7 +228,7 @@ class Drawing {
     this.flow.replaceChildren();
     for (const edge of this.flowing ?? []) edge.path.classList.remove("flowing");
     const drawn = new Map();
-    for (const sent of state.step.sent ?? []) {
+    for (const sent of state.step.sent) {
       const edge = this.edgeOf.get(sent.link);
       if (!edge) continue;
       if (!drawn.has(edge)) {
@@ -280,24 +295,20 @@ class Drawing {
 
   move(camera, smooth) {
     this.camera = camera;
-    setClass(this.view, "smooth", smooth);
-    this.view.style.transform = `translate(${camera.x}px, ${camera.y}px) scale(${camera.scale})`;
+    setClass(this.graph, "smooth", smooth);
+    const [x, y] = [camera.x, camera.y].map((at) => at - MARGIN * camera.scale);
+    this.graph.style.transform = `translate(${x}px, ${y}px) scale(${camera.scale})`;
     setClass(this.graph, "far", camera.scale < 0.45);
   }
 
-  size() {
-    const box = this.graph.getBoundingClientRect();
-    return [box.width, box.height];
-  }
-
   fit() {
-    const [w, h] = this.size();
+    const [w, h] = this.size;
     const scale = Math.min(1.25, (w - 40) / this.layout.w, (h - 76) / this.layout.h);
     this.move({ scale, x: (w - this.layout.w * scale) / 2, y: (h - 28 - this.layout.h * scale) / 2 }, false);
   }
 
   zoom(factor, x, y) {
-    const [w, h] = this.size();
+    const [w, h] = this.size;
     const [cx, cy] = [x ?? w / 2, y ?? h / 2];
     const scale = Math.min(4, Math.max(0.03, this.camera.scale * factor));
     const ratio = scale / this.camera.scale;
@@ -308,7 +319,7 @@ class Drawing {
   reveal(ids) {
     const items = ids.map((id) => this.layout.items.get(this.layout.shown.get(id) ?? id)).filter(Boolean);
     if (!items.length) return;
-    const [w, h] = this.size();
+    const [w, h] = this.size;
     const [left, top] = [Math.min(...items.map((i) => i.x)), Math.min(...items.map((i) => i.y))];
     const [right, low] = [Math.max(...items.map((i) => i.x + i.w)), Math.max(...items.map((i) => i.y + i.h))];
     const { x, y, scale } = this.camera;
@@ -326,17 +337,17 @@ class Drawing {
   }
 
   moveByHand() {
-    this.graph.addEventListener("wheel", (event) => {
+    this.pane.addEventListener("wheel", (event) => {
       event.preventDefault();
-      const box = this.graph.getBoundingClientRect();
+      const box = this.pane.getBoundingClientRect();
       this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), event.clientX - box.left, event.clientY - box.top);
     }, { passive: false });
     const fingers = new Map();
-    this.graph.addEventListener("pointerdown", (event) => fingers.set(event.pointerId, event));
+    this.pane.addEventListener("pointerdown", (event) => fingers.set(event.pointerId, event));
     for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
-      this.graph.addEventListener(end, (event) => fingers.delete(event.pointerId));
+      this.pane.addEventListener(end, (event) => fingers.delete(event.pointerId));
     }
-    this.graph.addEventListener("pointermove", (event) => {
+    this.pane.addEventListener("pointermove", (event) => {
       const last = fingers.get(event.pointerId);
       if (!last) return;
       fingers.set(event.pointerId, event);
@@ -344,7 +355,7 @@ class Drawing {
       if (b) {  // two fingers
         const other = event.pointerId === a.pointerId ? b : a;
         const distance = (e) => Math.hypot(e.clientX - other.clientX, e.clientY - other.clientY) || 1;
-        const box = this.graph.getBoundingClientRect();
+        const box = this.pane.getBoundingClientRect();
         const [cx, cy] = [(a.clientX + b.clientX) / 2 - box.left, (a.clientY + b.clientY) / 2 - box.top];
         this.zoom(distance(event) / distance(last), cx, cy);
       } else {

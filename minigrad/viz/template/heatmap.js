@@ -6,6 +6,12 @@ const SHADES = [[10, 36, 99], [58, 96, 158], [128, 134, 139], [222, 178, 84], [2
 const BROKEN = [200, 0, 110];
 const images = new Map();
 
+// A picture as an object; it is written as a list, to be short.
+function unpack([shape, dtype, rows, columns], [first, low, high, rms, broken]) {
+  if (rows === undefined) return { shape, dtype, numbers: first };
+  return { shape, dtype, rows, columns, cells: first, low, high, rms, broken };
+}
+
 function shade(letter) {
   if (letter === "!") return BROKEN;
   const at = (LETTERS.indexOf(letter) / (LETTERS.length - 1)) * (SHADES.length - 1);
@@ -45,6 +51,6 @@ function inWords(picture) {
     if (picture.numbers.length === 1) return short(picture.numbers[0]);
     return `[${picture.numbers.map(short).join(", ")}]`;
   }
-  const range = "low" in picture ? `from ${short(picture.low)} to ${short(picture.high)}` : "no finite number";
+  const range = picture.low !== "nan" ? `from ${short(picture.low)} to ${short(picture.high)}` : "no finite number";
   return `${shapeOf(picture)} numbers ${range}`;
 }

@@ -1,6 +1,9 @@
 // The page: which way is shown, at which step, and what keys and buttons do.
 
 const data = JSON.parse(document.getElementById("data").textContent);
+data.pictures = data.pictures.map(([kind, ...content]) => unpack(data.kinds[kind], content));
+for (const step of data.steps) step.sent = (step.sent ?? []).map(unpackSent);
+for (const place of data.places) [place.frozen, place.options] = [place.frozen ?? [], place.options ?? []];
 const find = (id) => document.getElementById(id);
 const panel = new Panel(data);
 const drawing = new Drawing(data, (id) => choose(id), () => { drawing.build(); draw(); });
@@ -18,6 +21,10 @@ for (const one of data.ways) {
   }
 }
 
+function unpackSent([link, gradient, after, before, more]) {
+  return { link, gradient, after, before: before < 0 ? undefined : before, ...more };
+}
+
 // The gradients at all nodes after the first steps of a way, and what the last of these does.
 function stateAt(shown, last) {
   const gradients = new Array(data.places.length).fill(-1);
@@ -28,13 +35,13 @@ function stateAt(shown, last) {
     const step = data.steps[shown.steps[k]];
     if (step.kind === "seed") gradients[step.node] = step.g;
     if (step.kind === "leaf") [gradients[step.node], written[step.node]] = [step.after, true];
-    for (const sent of step.sent ?? []) {
+    for (const sent of step.sent) {
       gradients[data.links[sent.link].source] = sent.after;
       sentSoFar.add(sent.link);
     }
   }
   const step = data.steps[shown.steps[last]];
-  const active = new Set([`n${step.node}`, ...(step.sent ?? []).map((sent) => `n${data.links[sent.link].source}`)]);
+  const active = new Set([`n${step.node}`, ...(step.sent).map((sent) => `n${data.links[sent.link].source}`)]);
   return { gradients, written, sent: sentSoFar, active, step };
 }
 
@@ -164,5 +171,8 @@ drawing.foldTo(MOST);
 drawing.build();
 drawing.fit();
 take(data.ways[0].key);
-addEventListener("resize", () => drawing.fit());
+addEventListener("resize", () => {
+  drawing.measure();
+  drawing.fit();
+});
 document.documentElement.dataset.ready = "";

@@ -7,6 +7,8 @@ function html(name, attributes, ...children) {
   return element;
 }
 
+const NOT_KEPT = "Not kept: no rule that runs asks for it, so the graph has let it go. A tape keeps it: with viz.record() as tape: …";
+
 class Panel {
   constructor(data) {
     this.data = data;
@@ -27,7 +29,7 @@ class Panel {
     const tall = Math.max(picture.rows * 7, 14);
     const image = html("img", { src: heatMap(picture), alt: inWords(picture), width: Math.min(168, picture.columns * 7), height: Math.min(126, tall) });
     const broken = picture.broken ? `, ${picture.broken} not finite` : "";
-    const range = "low" in picture ? `${short(picture.low)} … ${short(picture.high)}, rms ${short(picture.rms)}` : "no finite number";
+    const range = picture.low !== "nan" ? `${short(picture.low)} … ${short(picture.high)}, rms ${short(picture.rms)}` : "no finite number";
     return html("div", { class: `heat ${kind}` }, image, html("span", {}, `${shapeOf(picture)}: ${range}${broken}`));
   }
 
@@ -60,15 +62,15 @@ class Panel {
       const result = `${number(sent.gradient)} goes to ${to}`;
       return sent.before === undefined ? result : `${result}, which had ${number(sent.before)} and has ${number(sent.after)} now`;
     });
-    const fault = step.fault ? ` ${step.fault}.` : "";
+    const fault = step.fault ? ` ${way.words.fault}.` : "";
     return `At ${name}, ${number(step.g)} has arrived.${fault} ${ways.join("; ")}.`;
   }
 
   step(step, way, position) {
     const parts = [];
     if (step.fault && position === way.fault) parts.push(this.firstFault(step, way));
-    else if (step.fault) parts.push(html("p", { class: "fault" }, `✕ ${step.fault}.`));
-    if (step.note) parts.push(html("p", { class: "note" }, `${step.note}. It will have to be here again.`));
+    else if (step.fault) parts.push(html("p", { class: "fault" }, `✕ ${way.words.fault}.`));
+    if (step.note) parts.push(html("p", { class: "note" }, `${way.words.note}. It will have to be here again.`));
     if (step.kind === "rule") parts.push(...this.rule(step, way));
     else if (step.kind === "leaf") parts.push(...this.leaf(step, way));
     else parts.push(...this.seed(step));
@@ -184,7 +186,7 @@ class Panel {
   }
 
   firstFault(step, way) {
-    const text = [html("strong", {}, "✕ Here the number goes wrong. "), `${step.fault}.`];
+    const text = [html("strong", {}, "✕ Here the number goes wrong. "), `${way.words.fault}.`];
     for (const sent of step.sent) {
       const name = this.name(this.data.links[sent.link].source);
       const [got, due] = [this.data.pictures[sent.gradient], this.data.pictures[sent.due]];
@@ -229,7 +231,7 @@ class Panel {
   details(i, state) {
     const place = this.data.places[i];
     const op = place.op === undefined ? null : this.data.ops[place.op];
-    const rows = [["value", place.value === undefined ? html("span", { class: "none" }, place.missing) : this.picture(place.value, "")]];
+    const rows = [["value", place.value === undefined ? html("span", { class: "none" }, NOT_KEPT) : this.picture(place.value, "")]];
     if (state.gradients[i] >= 0) rows.push([state.written[i] ? ".grad" : "gradient so far", this.picture(state.gradients[i], "grad")]);
     rows.push(["shape", `${place.shape.length ? place.shape.join(" × ") : "a number"}, ${place.dtype}`]);
     if (place.group !== -1) rows.push(["module", this.modulePath(place.group)]);
