@@ -102,7 +102,7 @@ def test_a_failure_of_graphviz_is_told(monkeypatch):
 
 
 def test_what_has_no_graph_is_refused():
-    with pytest.raises(RuntimeError, match="draw: a Tensor .* has no graph"):
+    with pytest.raises(RuntimeError, match=r"draw: a Tensor .* has no graph"):
         mg.viz.draw(mg.tensor(1.0))
     y = mg.tensor(1.0, requires_grad=True) * 2
     y.backward()

@@ -285,7 +285,7 @@ def test_light_and_dark_have_contrast(opened, scheme):
         reader.page.click("#theme")
 
 
-BOXES = """() => [...document.querySelectorAll(".card:not(.group), .card.group.closed")].map((card) => {
+BOXES = """() => [...document.querySelectorAll(".card:not(.group), .group.closed")].map((card) => {
   const box = card.querySelector("rect").getBoundingClientRect();
   return [box.left, box.top, box.right, box.bottom];
 })"""

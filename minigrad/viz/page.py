@@ -162,9 +162,9 @@ def _page(title: str, scene: Scene, shows: Sequence[Show]) -> bytes:
         page = _filled(title, data)
         if len(page) <= LIMIT:
             return page
-        cells = sum(len(picture[1]) for picture in data["pictures"] if len(picture) > 2)
-        room = max(0, LIMIT - (len(page) - cells))
-        side = min(side - 1, int(side * math.sqrt(room / max(1, cells))))
+        maps = [picture[1] for picture in data["pictures"] if len(picture) > 2]
+        room = LIMIT - (len(page) - sum(map(len, maps)))
+        side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
     raise ValueError(
         f"explore: a graph of {len(scene.places):,} nodes is too large for a page of "
         f"{LIMIT:,} bytes; explore a part of the model, such as one layer, on a small batch"

@@ -19,6 +19,7 @@ LARGEST = 24  # cells of a heat map, up and across
 # One letter for each cell: 0 is in the middle, the largest magnitude at both ends.
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+"
 _MIDDLE = len(LETTERS) // 2
+_CODES = np.frombuffer(LETTERS.encode(), np.uint8)
 NOT_FINITE = "!"
 
 
@@ -97,7 +98,9 @@ def picture_of(array: Array, side: int = LARGEST) -> Picture:
         largest = max(-low, high)
         rms = largest * math.sqrt(float(np.mean((known / largest) ** 2))) if largest else 0.0
     cells = _blocks(_as_matrix(wide), side)
-    return Picture(*cells.shape, _lettered(cells.ravel()), low, high, rms, wide.size - known.size)
+    rows, columns = cells.shape
+    broken = wide.size - known.size
+    return Picture(rows, columns, _lettered(cells.ravel()), low, high, rms, broken)
 
 
 def exact(x: Any) -> Any:
@@ -125,6 +128,8 @@ def _blocks(matrix: Array, side: int) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         for axis, count in ((0, up), (1, across)):
             size = matrix.shape[axis]
+            if size == count:
+                continue
             starts = np.arange(count) * size // count
             lengths = np.diff(np.append(starts, size))
             shape = (-1, 1) if axis == 0 else (1, -1)
@@ -134,7 +139,9 @@ def _blocks(matrix: Array, side: int) -> Array:
 
 def _lettered(cells: Array) -> str:
     """A letter for each cell."""
-    scale = float(np.nanmax(np.abs(cells), initial=0.0)) or 1.0
-    index = np.round(_MIDDLE * np.nan_to_num(cells) / scale).astype(np.int64) + _MIDDLE
-    letters = np.array(list(LETTERS))[index]
-    return "".join(np.where(np.isnan(cells), NOT_FINITE, letters))
+    broken = np.isnan(cells)
+    known = np.where(broken, 0.0, cells)
+    scale = float(np.abs(known).max()) or 1.0
+    letters = _CODES[np.round(_MIDDLE * known / scale).astype(np.int64) + _MIDDLE]
+    letters[broken] = ord(NOT_FINITE)
+    return letters.tobytes().decode()
