@@ -165,6 +165,24 @@ def test_sum_over_what_was_broadcast_is_shown(tmp_path):
     assert numbers(data, sent[0]["gradient"]).shape == (2,)
 
 
+def test_a_graph_of_second_order_is_a_graph_like_others(tmp_path):
+    x = mg.tensor([0.5, -1.0], requires_grad=True)
+    slope = mg.grad(mg.softmax(mg.gelu(x * 2))[0], x, create_graph=True)
+    loss = (slope * slope).sum()
+    data = explored(tmp_path, loss)
+    (got, _) = next(iter(ends_of(data, "backward").values()))
+    loss.backward()
+    np.testing.assert_array_equal(got, x.grad.data)
+
+
+def test_it_makes_no_difference_where_it_is_called(tmp_path):
+    x, _, y = diamond()
+    with mg.no_grad(), mg.detect_anomaly(), mg.viz.record():
+        data = explored(tmp_path, y)
+    assert [got for got, _ in ends_of(data, "backward").values()] == [4]
+    assert x.grad is None
+
+
 def test_a_checkpoint_is_one_node_without_a_rule(tmp_path):
     x = mg.tensor([0.5, -1.0], requires_grad=True)
     loss = mg.checkpoint(lambda v: mg.tanh(mg.tanh(v)), x).sum()
@@ -614,6 +632,15 @@ def test_a_graph_that_is_too_large_is_refused(tmp_path, monkeypatch):
     ):
         mg.viz.explore(y, tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_can_never_fit_is_refused_before_it_is_walked(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "right_way", None)
+    y = mg.tensor(1.0, requires_grad=True)
+    for _ in range(5000):
+        y = y * 1.0
+    with pytest.raises(ValueError, match="5,001 nodes is too large"):
+        mg.viz.explore(y, tmp_path / "page.html")
 
 
 def _freed():

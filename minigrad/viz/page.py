@@ -29,6 +29,7 @@ from minigrad.viz.walk import Way, again, depth_first, kept_way, right_way
 
 LIMIT = 1_000_000  # bytes of a page
 
+_MOST = 4000  # nodes, of which no more fit into a page whatever they hold
 _COARSEST = 4  # cells of a heat map, up and across
 
 _SCRIPTS = ("layout.js", "heatmap.js", "drawing.js", "panel.js", "page.js")
@@ -81,6 +82,8 @@ def explore(
             f"explore: {loss.describe()} has {loss.size} elements, and a backward pass starts from "
             f"one; reduce it with .sum() or .mean()"
         )
+    if len(scene.places) > _MOST:
+        raise _too_large(scene)
     name = scene.places[scene.root].name
     heading = f"Backward pass of {name}" if title is None else title
     write_atomically(path, _page(heading, scene, _shows(scene)))
@@ -165,7 +168,11 @@ def _page(title: str, scene: Scene, shows: Sequence[Show]) -> bytes:
         maps = [picture[1] for picture in data["pictures"] if len(picture) > 2]
         room = LIMIT - (len(page) - sum(map(len, maps)))
         side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
-    raise ValueError(
+    raise _too_large(scene)
+
+
+def _too_large(scene: Scene) -> ValueError:
+    return ValueError(
         f"explore: a graph of {len(scene.places):,} nodes is too large for a page of "
         f"{LIMIT:,} bytes; explore a part of the model, such as one layer, on a small batch"
     )

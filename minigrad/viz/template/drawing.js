@@ -3,6 +3,7 @@
 // It is built anew when a module is opened or closed. A step only changes classes, texts and images
 // of what differs from the step before.
 
+const UNHURRIED = 400;  // milliseconds between two moves, under which the camera jumps
 const MARGIN = 40;  // around the drawing, for what stands out of cards
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -82,8 +83,8 @@ class Drawing {
     const name = this.nameInside(place);
     const shape = place.shape.length ? place.shape.join("×") : "";
     const op = place.named ? this.opName(place) : "";
-    const sub = [`${op} ${shape}`, shape, ""].map((text) => text.trim()).find((text) => name.length + text.length <= 19 || !text);
-    svg("text", { class: "name", x: 10, y: 17 }, card.group, cut(name, 19 - sub.length));
+    const sub = [`${op} ${shape}`, shape, ""].map((text) => text.trim()).find((text) => 7.7 * name.length + 6.6 * text.length < 126 || !text);
+    svg("text", { class: "name", x: 10, y: 17 }, card.group, cut(name, Math.floor((126 - 6.6 * sub.length) / 7.7)));
     svg("text", { class: "sub", x: item.w - 10, y: 17 }, card.group, sub);
     svg("title", {}, card.group, [place.name, op, shape].filter(Boolean).join(", "));
     svg("path", { class: "rule", d: `M0,25 H${item.w} M${item.w / 2},25 V${item.h}` }, card.group);
@@ -295,7 +296,9 @@ class Drawing {
 
   move(camera, smooth) {
     this.camera = camera;
-    setClass(this.graph, "smooth", smooth);
+    const now = performance.now();
+    setClass(this.graph, "smooth", smooth && now - (this.moved ?? -Infinity) > UNHURRIED);
+    this.moved = now;
     const [x, y] = [camera.x, camera.y].map((at) => at - MARGIN * camera.scale);
     this.graph.style.transform = `translate(${x}px, ${y}px) scale(${camera.scale})`;
     setClass(this.graph, "far", camera.scale < 0.45);

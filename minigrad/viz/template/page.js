@@ -62,11 +62,11 @@ function draw() {
 }
 
 function goTo(k) {
+  find("panel").scrollTop = 0;  // first, for it asks for a layout
   position = Math.min(way.steps.length - 1, Math.max(0, k));
   picked = null;
   const state = draw();
   drawing.reveal([...state.active]);
-  find("panel").scrollTop = 0;
   find("live").textContent = `Step ${position + 1} of ${way.steps.length}. ${panel.sentence(state.step, way)}`;
 }
 
@@ -173,6 +173,6 @@ drawing.fit();
 take(data.ways[0].key);
 addEventListener("resize", () => {
   drawing.measure();
-  drawing.fit();
+  drawing.reveal([...drawing.state.active]);
 });
 document.documentElement.dataset.ready = "";
