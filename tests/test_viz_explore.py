@@ -13,7 +13,8 @@ from minigrad.viz import page
 from minigrad.viz.picture import FEW, LETTERS, Album, picture_of
 from minigrad.viz.scene import scene_of
 from minigrad.viz.source import filled_in, source_of
-from minigrad.viz.walk import again, depth_first, kept_way, right_way
+from minigrad.viz.walk import again, right_way
+from minigrad.viz.wrong_ways import depth_first, kept_way
 
 
 def read(path):

@@ -25,14 +25,15 @@ from minigrad.viz.page_data import Show, page_data
 from minigrad.viz.picture import LARGEST
 from minigrad.viz.scene import Scene, scene_of
 from minigrad.viz.tape import Tape
-from minigrad.viz.walk import Way, again, depth_first, kept_way, right_way
+from minigrad.viz.walk import Way, again, right_way
+from minigrad.viz.wrong_ways import depth_first, kept_way
 
 LIMIT = 1_000_000  # bytes of a page
 
 _MOST = 4000  # nodes, of which no more fit into a page whatever they hold
 _COARSEST = 4  # cells of a heat map, up and across
 
-_SCRIPTS = ("layout.js", "heatmap.js", "drawing.js", "panel.js", "page.js")
+_SCRIPTS = ("layout.js", "heatmap.js", "camera.js", "drawing.js", "panel.js", "page.js")
 
 
 def explore(

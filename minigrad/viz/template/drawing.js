@@ -3,8 +3,6 @@
 // It is built anew when a module is opened or closed. A step only changes classes, texts and images
 // of what differs from the step before.
 
-const UNHURRIED = 400;  // milliseconds between two moves, under which the camera jumps
-const MARGIN = 40;  // around the drawing, for what stands out of cards
 const SVG = "http://www.w3.org/2000/svg";
 
 function svg(name, attributes, parent, text) {
@@ -24,21 +22,12 @@ function cut(text, letters) {
 class Drawing {
   constructor(data, chosen, toggled) {
     this.data = data;
-    this.pane = document.getElementById("canvas");
-    this.graph = document.getElementById("graph");
+    this.camera = new Camera(document.getElementById("canvas"), document.getElementById("graph"));
     this.view = document.getElementById("view");
     this.chosen = chosen;
     this.toggled = toggled;
     this.closed = new Set();
-    this.camera = { x: 0, y: 0, scale: 1 };
     this.current = "";
-    this.measure();
-    this.moveByHand();
-  }
-
-  // The size of the pane, which is kept: to ask for it lays out the whole page.
-  measure() {
-    this.size = [this.pane.clientWidth, this.pane.clientHeight];
   }
 
   // ------------------------------------------------------------------------------------------ shape
@@ -46,8 +35,7 @@ class Drawing {
   build() {
     this.layout = layOut(this.data, this.closed);
     this.view.replaceChildren();
-    this.graph.setAttribute("width", Math.ceil(this.layout.w) + 2 * MARGIN);
-    this.graph.setAttribute("height", Math.ceil(this.layout.h) + 2 * MARGIN);
+    this.camera.resize(this.layout.w, this.layout.h);
     this.cards = new Map();
     this.state = null;
     const [boxes, edges, cards] = ["boxes", "edges", "cards"].map((c) => svg("g", { class: c }, this.view));
@@ -170,8 +158,8 @@ class Drawing {
     if (!this.closed.delete(g)) this.closed.add(g);
     this.toggled();
     const after = this.layout.items.get(`g${g}`);
-    const { x, y, scale } = this.camera;
-    this.move({ scale, x: x + (before.x - after.x) * scale, y: y + (before.y - after.y) * scale }, false);
+    const { x, y, scale } = this.camera.at;
+    this.camera.move({ scale, x: x + (before.x - after.x) * scale, y: y + (before.y - after.y) * scale }, false);
     this.setCurrent(`g${g}`);
   }
 
@@ -179,7 +167,7 @@ class Drawing {
     if (this.closed.size) this.closed.clear();
     else this.data.groups.forEach((_, g) => this.closed.add(g));
     this.toggled();
-    this.fit();
+    this.camera.fit();
   }
 
   // Close the innermost modules until no more than `most` nodes are shown.
@@ -269,6 +257,11 @@ class Drawing {
     if (this.cards.has(shown)) this.setCurrent(shown);
   }
 
+  // Have these items in sight.
+  reveal(ids) {
+    this.camera.reveal(ids.map((id) => this.layout.items.get(this.layout.shown.get(id) ?? id)).filter(Boolean));
+  }
+
   // --------------------------------------------------------------------------------------- keyboard
 
   setCurrent(id) {
@@ -290,82 +283,6 @@ class Drawing {
     if (id[0] === "g") this.toggle(Number(id.slice(1)));
     else this.chosen(id);
     this.cards.get(this.current)?.group.focus({ preventScroll: true });
-  }
-
-  // ----------------------------------------------------------------------------------------- camera
-
-  move(camera, smooth) {
-    this.camera = camera;
-    const now = performance.now();
-    setClass(this.graph, "smooth", smooth && now - (this.moved ?? -Infinity) > UNHURRIED);
-    this.moved = now;
-    const [x, y] = [camera.x, camera.y].map((at) => at - MARGIN * camera.scale);
-    this.graph.style.transform = `translate(${x}px, ${y}px) scale(${camera.scale})`;
-    setClass(this.graph, "far", camera.scale < 0.45);
-  }
-
-  fit() {
-    const [w, h] = this.size;
-    const scale = Math.min(1.25, (w - 40) / this.layout.w, (h - 76) / this.layout.h);
-    this.move({ scale, x: (w - this.layout.w * scale) / 2, y: (h - 28 - this.layout.h * scale) / 2 }, false);
-  }
-
-  zoom(factor, x, y) {
-    const [w, h] = this.size;
-    const [cx, cy] = [x ?? w / 2, y ?? h / 2];
-    const scale = Math.min(4, Math.max(0.03, this.camera.scale * factor));
-    const ratio = scale / this.camera.scale;
-    this.move({ scale, x: cx - (cx - this.camera.x) * ratio, y: cy - (cy - this.camera.y) * ratio }, x === undefined);
-  }
-
-  // Move the camera, if need be, so that these items are in sight and can be read.
-  reveal(ids) {
-    const items = ids.map((id) => this.layout.items.get(this.layout.shown.get(id) ?? id)).filter(Boolean);
-    if (!items.length) return;
-    const [w, h] = this.size;
-    const [left, top] = [Math.min(...items.map((i) => i.x)), Math.min(...items.map((i) => i.y))];
-    const [right, low] = [Math.max(...items.map((i) => i.x + i.w)), Math.max(...items.map((i) => i.y + i.h))];
-    const { x, y, scale } = this.camera;
-    const inSight = left * scale + x > 0 && right * scale + x < w && top * scale + y > 0 && low * scale + y < h - 30;
-    if (inSight && scale >= 0.4) return;
-    const room = Math.min((w - 40) / (right - left), (h - 90) / (low - top));
-    const wanted = Math.max(0.25, Math.min(room, Math.max(scale, 0.7)));
-    // Further to the right, for the pass goes on to the left, but with no empty space beside the graph.
-    const within = (at, size, length) => length + 40 < size ? (size - length) / 2 : Math.min(20, Math.max(size - 20 - length, at));
-    this.move({
-      scale: wanted,
-      x: within(w * 0.62 - ((left + right) / 2) * wanted, w, this.layout.w * wanted),
-      y: within((h - 28) / 2 - ((top + low) / 2) * wanted, h - 28, this.layout.h * wanted),
-    }, true);
-  }
-
-  moveByHand() {
-    this.pane.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const box = this.pane.getBoundingClientRect();
-      this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), event.clientX - box.left, event.clientY - box.top);
-    }, { passive: false });
-    const fingers = new Map();
-    this.pane.addEventListener("pointerdown", (event) => fingers.set(event.pointerId, event));
-    for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
-      this.pane.addEventListener(end, (event) => fingers.delete(event.pointerId));
-    }
-    this.pane.addEventListener("pointermove", (event) => {
-      const last = fingers.get(event.pointerId);
-      if (!last) return;
-      fingers.set(event.pointerId, event);
-      const [a, b] = [...fingers.values()];
-      if (b) {  // two fingers
-        const other = event.pointerId === a.pointerId ? b : a;
-        const distance = (e) => Math.hypot(e.clientX - other.clientX, e.clientY - other.clientY) || 1;
-        const box = this.pane.getBoundingClientRect();
-        const [cx, cy] = [(a.clientX + b.clientX) / 2 - box.left, (a.clientY + b.clientY) / 2 - box.top];
-        this.zoom(distance(event) / distance(last), cx, cy);
-      } else {
-        const { x, y, scale } = this.camera;
-        this.move({ scale, x: x + event.clientX - last.clientX, y: y + event.clientY - last.clientY }, false);
-      }
-    });
   }
 }
 

@@ -123,10 +123,10 @@ const KEYS = {
   Home: () => byHand(0),
   End: () => byHand(way.steps.length - 1),
   " ": play,
-  "+": () => drawing.zoom(1.25),
-  "=": () => drawing.zoom(1.25),
-  "-": () => drawing.zoom(0.8),
-  0: () => drawing.fit(),
+  "+": () => drawing.camera.zoom(1.25),
+  "=": () => drawing.camera.zoom(1.25),
+  "-": () => drawing.camera.zoom(0.8),
+  0: () => drawing.camera.fit(),
   m: () => drawing.foldAll(),
 };
 
@@ -169,10 +169,10 @@ find("legend").append(
 
 drawing.foldTo(MOST);
 drawing.build();
-drawing.fit();
+drawing.camera.fit();
 take(data.ways[0].key);
 addEventListener("resize", () => {
-  drawing.measure();
+  drawing.camera.measure();
   drawing.reveal([...drawing.state.active]);
 });
 document.documentElement.dataset.ready = "";
