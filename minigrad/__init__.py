@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the one import cycle
 
-from minigrad import data, functional, io, metrics, nn, ops, optim
+from minigrad import data, functional, io, metrics, nn, ops, optim, viz
 from minigrad.checkpoint import checkpoint
 from minigrad.config import show_config
 from minigrad.creation import (
@@ -90,6 +90,7 @@ __all__ = [
     "show_config",
     "tensor",
     "value_and_grad",
+    "viz",
     "vjp",
     "zeros",
     "zeros_like",

@@ -22,6 +22,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from minigrad.graph import Node
+    from minigrad.nn import Module
     from minigrad.op import Op
     from minigrad.optim import Optimizer
     from minigrad.tensor import Tensor
@@ -75,6 +76,9 @@ class Observer:
 
         `value` is a Tensor or an array in the same memory, or None where it is given as numbers.
         """
+
+    def on_module(self, module: Module, begins: bool) -> None:
+        """The `forward` of `module` is about to run, or has ended, perhaps with an error."""
 
     def on_random(self, generator: np.random.Generator) -> None:
         """`generator` is about to be drawn from."""

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minigrad.mode import mode
 from minigrad.tensor import Tensor, as_array
 
 M = TypeVar("M", bound="Module")
@@ -64,7 +65,16 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`."""
-        return self.forward(*args, **kwargs)
+        observers = mode.state[1]
+        if not observers:
+            return self.forward(*args, **kwargs)
+        for observer in observers:
+            observer.on_module(self, True)
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            for observer in observers:
+                observer.on_module(self, False)
 
     # ----------------------------------------------------------------------------------------------
     # What is inside

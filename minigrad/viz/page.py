@@ -1,0 +1,203 @@
+"""The page on which a reader steps through a backward pass, forwards and back.
+
+It is one HTML file, with all that it needs inside: no network, no build step, nothing to install.
+What it shows are texts and numbers from here; the files in `template` lay them out and draw them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from minigrad.io.atomic import write_atomically
+from minigrad.nn import Module
+from minigrad.tensor import Tensor
+from minigrad.viz.page_data import Show, page_data
+from minigrad.viz.picture import LARGEST
+from minigrad.viz.scene import Scene, scene_of
+from minigrad.viz.tape import Tape
+from minigrad.viz.walk import Way, again, right_way
+from minigrad.viz.wrong_ways import depth_first, kept_way
+
+LIMIT = 1_000_000  # bytes of a page
+
+_MOST = 4000  # nodes, of which no more fit into a page whatever they hold
+_COARSEST = 4  # cells of a heat map, up and across
+
+_SCRIPTS = ("layout.js", "heatmap.js", "camera.js", "drawing.js", "panel.js", "page.js")
+
+
+def explore(
+    loss: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    tape: Tape | None = None,
+    model: Module | None = None,
+    title: str | None = None,
+) -> None:
+    """Write a page that steps through the backward pass of `loss`.
+
+    It shows the graph, each rule that runs with its source, the gradient that arrives and those
+    that leave, and what adds up where; then the pass once more, as a second one, as one of an
+    engine that does not clear what it keeps, and depth first, and where these go wrong.
+
+    The graph and every `.grad` stay as they are. No hook is called, since it might do anything; a
+    node that has one says so. All gradients of the pass are in memory at once.
+
+    The page shows the values that are still there: those that a rule saved, and those of living
+    tensors. With a tape it shows them all, and lines of source and modules too:
+
+        with mg.viz.record() as tape:
+            loss = mg.mse(model(x), y)
+        mg.viz.explore(loss, "loss.html", tape=tape)
+
+    Tensors have the names of the caller's variables that hold them; parameters those that they have
+    in their model.
+
+    Args:
+        loss: a Tensor of one element, with a graph.
+        path: the file to write, which is replaced if it is there.
+        tape: of `record`.
+        model: whose parameters to call by their names; those of a model on the tape, or in a
+            variable of the caller, are known without it.
+        title: of the page.
+
+    Raises:
+        TypeError: if `loss` is no Tensor.
+        ValueError: if it has more than one element, or its graph is too large for a page.
+        RuntimeError: if it has no graph, or a backward pass has freed that, or an array that it
+            needs was written since. Nothing is written then.
+    """
+    scene = scene_of("explore", loss, tape, model, sys._getframe(1).f_locals)
+    if loss.size != 1:
+        raise ValueError(
+            f"explore: {loss.describe()} has {loss.size} elements, and a backward pass starts from "
+            f"one; reduce it with .sum() or .mean()"
+        )
+    if len(scene.places) > _MOST:
+        raise _too_large(scene)
+    name = scene.places[scene.root].name
+    heading = f"Backward pass of {name}" if title is None else title
+    write_atomically(path, _page(heading, scene, _shows(scene)))
+
+
+def _shows(scene: Scene) -> list[Show]:
+    first = right_way(scene)
+    second, kept, deep = again(scene, first), kept_way(scene, first), depth_first(scene, first)
+    once, twice = _ends(first), _ends(second)
+    held = {node: g for node, g in first.arrived.items() if node.op is not None}
+    return [
+        Show(
+            "backward",
+            "Backward pass",
+            "Nodes are visited from the newest to the oldest. So when a rule runs, every gradient "
+            "that reaches its node has arrived, and each rule runs once.",
+            first,
+            once,
+            {},
+        ),
+        Show(
+            "again",
+            "Second pass",
+            "backward() once more, without zero_grad(). The pass itself is the same, for it keeps "
+            "nothing at inner nodes. What arrives is added to .grad, which has the first pass in "
+            "it: that is meant to be, and how small batches add up to a large one.",
+            second,
+            twice,
+            {},
+        ),
+        Show("kept", "Second pass, not cleared", _about_kept(kept), kept, twice, held),
+        Show("depth", "Depth first", _about_depth(first, deep), deep, once, {}),
+    ]
+
+
+def _ends(way: Way) -> dict[Any, Any]:
+    return {step.node: step.after for step in way.steps if step.kind == "leaf"}
+
+
+def _about_kept(kept: Way) -> str:
+    about = (
+        "A second pass in an engine that keeps gradients at inner nodes as well, and does not "
+        "clear them. What the first pass has left there is added to, and sent on once more. "
+    )
+    if kept.first_fault is None:
+        return about + "Here that changes no number: every gradient goes straight to a leaf."
+    return about + "The numbers that it gives are wrong."
+
+
+def _about_depth(first: Way, deep: Way) -> str:
+    about = (
+        "The walk that does not sort the nodes: as soon as a gradient arrives it goes on, with "
+        "what has arrived so far, and again with each further arrival. "
+    )
+    if deep.rules == first.rules:
+        return about + "Here only one gradient arrives at each node, so that changes nothing."
+    about += f"It runs {deep.rules:,} rules where {first.rules:,} do. "
+    if not deep.arrived:
+        about += "That is too many to run to the end, so only its beginning is shown. "
+    elif deep.first_fault is None:
+        about += "What is sent on again is 0 here, so no number goes wrong. "
+    return about
+
+
+# --------------------------------------------------------------------------------------------------
+# The file
+# --------------------------------------------------------------------------------------------------
+
+
+def _page(title: str, scene: Scene, shows: Sequence[Show]) -> bytes:
+    """The page, with heat maps as fine as there is room for.
+
+    Raises:
+        ValueError: if it is too large with the coarsest.
+    """
+    side = LARGEST
+    while side >= _COARSEST:
+        data = page_data(title, scene, shows, side)
+        page = _filled(title, data)
+        if len(page) <= LIMIT:
+            return page
+        maps = [picture[1] for picture in data["pictures"] if len(picture) > 2]
+        room = LIMIT - (len(page) - sum(map(len, maps)))
+        side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
+    raise _too_large(scene)
+
+
+def _too_large(scene: Scene) -> ValueError:
+    return ValueError(
+        f"explore: a graph of {len(scene.places):,} nodes is too large for a page of "
+        f"{LIMIT:,} bytes; explore a part of the model, such as one layer, on a small batch"
+    )
+
+
+def _filled(title: str, data: dict[str, Any]) -> bytes:
+    template = files("minigrad.viz") / "template"
+    style = (template / "page.css").read_text("utf-8")
+    script = "\n".join((template / name).read_text("utf-8") for name in _SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
+    # Inside a script element, `<` might end it.
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    parts = {
+        "title": html.escape(title),
+        "style": style,
+        "style-hash": _hash(style),
+        "data": text,
+        "script": script,
+        "script-hash": _hash(script),
+    }
+    page = (template / "page.html").read_text("utf-8")
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], page).encode()
+
+
+def _hash(text: str) -> str:
+    """What the page's security policy allows by: this text and no other."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,56 @@
+// Pictures of arrays: how a number is written, and a heat map as an image.
+
+const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+";
+// From the most negative by 0 to the most positive: darker to lighter, so that grey shows the sign.
+const SHADES = [[10, 36, 99], [58, 96, 158], [128, 134, 139], [222, 178, 84], [255, 236, 150]];
+const BROKEN = [200, 0, 110];
+const images = new Map();
+
+// A picture as an object; it is written as a list, to be short.
+function unpack([shape, dtype, rows, columns], [first, low, high, rms, broken]) {
+  if (rows === undefined) return { shape, dtype, numbers: first };
+  return { shape, dtype, rows, columns, cells: first, low, high, rms, broken };
+}
+
+function shade(letter) {
+  if (letter === "!") return BROKEN;
+  const at = (LETTERS.indexOf(letter) / (LETTERS.length - 1)) * (SHADES.length - 1);
+  const low = Math.min(Math.floor(at), SHADES.length - 2);
+  return SHADES[low].map((c, i) => Math.round(c + (SHADES[low + 1][i] - c) * (at - low)));
+}
+
+// The heat map of a picture as an address that an image can show.
+function heatMap(picture) {
+  if (images.has(picture)) return images.get(picture);
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [picture.columns, picture.rows];
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(picture.columns, picture.rows);
+  [...picture.cells].forEach((letter, i) => image.data.set([...shade(letter), 255], 4 * i));
+  context.putImageData(image, 0, 0);
+  images.set(picture, canvas.toDataURL());
+  return images.get(picture);
+}
+
+// A number to four digits, with a true minus sign.
+function short(x) {
+  if (typeof x === "string") return x.replace("-", "−");
+  if (typeof x === "boolean") return x ? "true" : "false";
+  const size = Math.abs(x);
+  const text = size !== 0 && (size >= 1e6 || size < 1e-4) ? x.toExponential(2) : String(Number(x.toPrecision(4)));
+  return text.replace("-", "−");
+}
+
+function shapeOf(picture) {
+  return picture.shape.length ? picture.shape.join(" × ") : "a number";
+}
+
+// What a picture shows, in words.
+function inWords(picture) {
+  if (picture.numbers) {
+    if (picture.numbers.length === 1) return short(picture.numbers[0]);
+    return `[${picture.numbers.map(short).join(", ")}]`;
+  }
+  const range = picture.low !== "nan" ? `from ${short(picture.low)} to ${short(picture.high)}` : "no finite number";
+  return `${shapeOf(picture)} numbers ${range}`;
+}

@@ -1,0 +1,178 @@
+// The page: which way is shown, at which step, and what keys and buttons do.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+data.pictures = data.pictures.map(([kind, ...content]) => unpack(data.kinds[kind], content));
+for (const step of data.steps) step.sent = (step.sent ?? []).map(unpackSent);
+for (const place of data.places) [place.frozen, place.options] = [place.frozen ?? [], place.options ?? []];
+const find = (id) => document.getElementById(id);
+const panel = new Panel(data);
+const drawing = new Drawing(data, (id) => choose(id), () => { drawing.build(); draw(); });
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const MOST = 70;  // nodes that are shown at first, if modules can be closed
+const BEAT = 1100;  // milliseconds of a step
+
+let [way, position, picked, playing] = [data.ways[0], 0, null, null];
+
+for (const one of data.ways) {
+  one.ran = new Set();
+  for (const index of one.steps) {
+    const step = data.steps[index];
+    if (step.kind === "rule") one.ran.add(step.node);
+  }
+}
+
+function unpackSent([link, gradient, after, before, more]) {
+  return { link, gradient, after, before: before < 0 ? undefined : before, ...more };
+}
+
+// The gradients at all nodes after the first steps of a way, and what the last of these does.
+function stateAt(shown, last) {
+  const gradients = new Array(data.places.length).fill(-1);
+  const written = new Array(data.places.length).fill(false);
+  const sentSoFar = new Set();
+  for (const [node, index] of shown.held) gradients[node] = index;
+  for (let k = 0; k <= last; k++) {
+    const step = data.steps[shown.steps[k]];
+    if (step.kind === "seed") gradients[step.node] = step.g;
+    if (step.kind === "leaf") [gradients[step.node], written[step.node]] = [step.after, true];
+    for (const sent of step.sent) {
+      gradients[data.links[sent.link].source] = sent.after;
+      sentSoFar.add(sent.link);
+    }
+  }
+  const step = data.steps[shown.steps[last]];
+  const active = new Set([`n${step.node}`, ...(step.sent).map((sent) => `n${data.links[sent.link].source}`)]);
+  return { gradients, written, sent: sentSoFar, active, step };
+}
+
+function draw() {
+  const state = stateAt(way, position);
+  drawing.show(state);
+  find("step").replaceChildren(...panel.step(state.step, way, position));
+  const id = picked ?? `n${state.step.node}`;
+  find("node").replaceChildren(...panel.node(id, state));
+  drawing.choose(id, picked !== null);
+  find("counter").textContent = `${position + 1} / ${way.steps.length}`;
+  find("position").value = position;
+  find("position").setAttribute("aria-valuetext", `step ${position + 1} of ${way.steps.length}`);
+  for (const [button, end] of [["first", 0], ["previous", 0], ["next", way.steps.length - 1], ["last", way.steps.length - 1]]) {
+    find(button).setAttribute("aria-disabled", String(position === end));
+  }
+  return state;
+}
+
+function goTo(k) {
+  find("panel").scrollTop = 0;  // first, for it asks for a layout
+  position = Math.min(way.steps.length - 1, Math.max(0, k));
+  picked = null;
+  const state = draw();
+  drawing.reveal([...state.active]);
+  find("live").textContent = `Step ${position + 1} of ${way.steps.length}. ${panel.sentence(state.step, way)}`;
+}
+
+function take(key) {
+  way = data.ways.find((one) => one.key === key);
+  for (const one of data.ways) find(`way-${one.key}`).setAttribute("aria-pressed", String(one === way));
+  find("about").textContent = way.about;
+  find("position").max = way.steps.length - 1;
+  find("to-fault").hidden = way.fault < 0;
+  find("mark").hidden = way.fault < 0;
+  find("mark").style.left = `${(100 * way.fault) / Math.max(1, way.steps.length - 1)}%`;
+  stop();
+  goTo(0);
+}
+
+function choose(id) {
+  picked = id;
+  draw();
+  find("live").textContent = find("node").querySelector("h2").textContent;
+  find("node").scrollIntoView({ block: "nearest" });
+}
+
+function stop() {
+  clearInterval(playing);
+  playing = null;
+  find("play").setAttribute("aria-label", "Play");
+  find("play").textContent = "▶";
+}
+
+function play() {
+  if (playing !== null) return stop();
+  if (position === way.steps.length - 1) goTo(0);
+  find("play").setAttribute("aria-label", "Pause");
+  find("play").textContent = "❚❚";
+  playing = setInterval(() => {
+    if (position === way.steps.length - 1) stop();
+    else goTo(position + 1);
+  }, BEAT);
+}
+
+function byHand(k) {
+  stop();
+  goTo(k);
+}
+
+function turn() {
+  const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+}
+
+const KEYS = {
+  ArrowRight: () => byHand(position + 1),
+  ArrowLeft: () => byHand(position - 1),
+  Home: () => byHand(0),
+  End: () => byHand(way.steps.length - 1),
+  " ": play,
+  "+": () => drawing.camera.zoom(1.25),
+  "=": () => drawing.camera.zoom(1.25),
+  "-": () => drawing.camera.zoom(0.8),
+  0: () => drawing.camera.fit(),
+  m: () => drawing.foldAll(),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const on = event.target.closest?.("button, input, summary, pre");
+  const card = event.target.closest?.(".card");
+  if (card && event.key === "ArrowDown") drawing.walk(1);
+  else if (card && event.key === "ArrowUp") drawing.walk(-1);
+  else if (card && event.key === "Enter") drawing.press(card.dataset.id);
+  else if (on && (event.key === " " || on.matches("input"))) return;
+  else if (event.key in KEYS) KEYS[event.key]();
+  else return;
+  event.preventDefault();
+});
+
+for (const [id, action] of Object.entries({
+  first: KEYS.Home, previous: KEYS.ArrowLeft, play, next: KEYS.ArrowRight, last: KEYS.End,
+  closer: KEYS["+"], farther: KEYS["-"], whole: KEYS[0], fold: KEYS.m, theme: turn,
+  "to-fault": () => byHand(way.fault),
+})) find(id).addEventListener("click", action);
+find("position").addEventListener("input", (event) => byHand(Number(event.target.value)));
+find("panel").addEventListener("click", (event) => {
+  const to = event.target.closest("[data-to]");
+  if (to) {
+    choose(to.dataset.to);
+    drawing.reveal([to.dataset.to]);
+  }
+});
+
+for (const one of data.ways) {
+  const button = html("button", { type: "button", id: `way-${one.key}` }, one.fault >= 0 ? "✕ " : "", one.title);
+  button.addEventListener("click", () => take(one.key));
+  find("ways").append(button);
+}
+find("fold").hidden = data.groups.length === 0;
+find("legend").append(
+  html("span", { class: "key way" }, "gradient"), html("span", { class: "key frozen" }, "no gradient"),
+  html("span", { class: "keys" }, "← → step · space play · + − 0 zoom · wheel, drag"));
+
+drawing.foldTo(MOST);
+drawing.build();
+drawing.camera.fit();
+take(data.ways[0].key);
+addEventListener("resize", () => {
+  drawing.camera.measure();
+  drawing.reveal([...drawing.state.active]);
+});
+document.documentElement.dataset.ready = "";

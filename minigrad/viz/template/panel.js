@@ -1,0 +1,255 @@
+// The panel beside the graph: what happens in the step, in words, formulas and numbers.
+
+function html(name, attributes, ...children) {
+  const element = document.createElement(name);
+  for (const key in attributes) element.setAttribute(key, attributes[key]);
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const NOT_KEPT = "Not kept: no rule that runs asks for it, so the graph has let it go. A tape keeps it: with viz.record() as tape: …";
+
+class Panel {
+  constructor(data) {
+    this.data = data;
+  }
+
+  // A picture of an array: its numbers, or a heat map and its range.
+  picture(index, kind) {
+    const picture = this.data.pictures[index];
+    if (picture.numbers) {
+      const columns = Math.max(1, picture.shape.length ? picture.shape[picture.shape.length - 1] : 1);
+      const rows = [];
+      for (let i = 0; i < picture.numbers.length; i += columns) {
+        rows.push(html("tr", {}, ...picture.numbers.slice(i, i + columns).map((x) =>
+          html("td", { "data-value": String(x), title: String(x) }, short(x)))));
+      }
+      return html("table", { class: `numbers ${kind}`, "aria-label": inWords(picture) }, html("tbody", {}, ...rows));
+    }
+    const tall = Math.max(picture.rows * 7, 14);
+    const image = html("img", { src: heatMap(picture), alt: inWords(picture), width: Math.min(168, picture.columns * 7), height: Math.min(126, tall) });
+    const broken = picture.broken ? `, ${picture.broken} not finite` : "";
+    const range = picture.low !== "nan" ? `${short(picture.low)} … ${short(picture.high)}, rms ${short(picture.rms)}` : "no finite number";
+    return html("div", { class: `heat ${kind}` }, image, html("span", {}, `${shapeOf(picture)}: ${range}${broken}`));
+  }
+
+  name(i) {
+    return this.data.places[i].name;
+  }
+
+  button(id, text, kind) {
+    return html("button", { type: "button", class: `to ${kind ?? ""}`, "data-to": id }, text);
+  }
+
+  place(i) {
+    return this.button(`n${i}`, this.name(i));
+  }
+
+  // ------------------------------------------------------------------------------------------- step
+
+  // One sentence on a step, which a screen reader says.
+  sentence(step, way) {
+    const number = (index) => inWords(this.data.pictures[index]);
+    const name = this.name(step.node);
+    if (step.kind === "seed") return `The pass starts at ${name}. The gradient of a number by itself is 1.`;
+    if (step.kind === "leaf") {
+      const had = step.before === undefined ? `${name} had no .grad` : `.grad of ${name} was ${number(step.before)}`;
+      return `${had}; ${number(step.g)} has arrived; now it is ${number(step.after)}.`;
+    }
+    const ways = step.sent.map((sent) => {
+      const link = this.data.links[sent.link];
+      const to = this.name(link.source);
+      const result = `${number(sent.gradient)} goes to ${to}`;
+      return sent.before === undefined ? result : `${result}, which had ${number(sent.before)} and has ${number(sent.after)} now`;
+    });
+    const fault = step.fault ? ` ${way.words.fault}.` : "";
+    return `At ${name}, ${number(step.g)} has arrived.${fault} ${ways.join("; ")}.`;
+  }
+
+  step(step, way, position) {
+    const parts = [];
+    if (step.fault && position === way.fault) parts.push(this.firstFault(step, way));
+    else if (step.fault) parts.push(html("p", { class: "fault" }, `✕ ${way.words.fault}.`));
+    if (step.note) parts.push(html("p", { class: "note" }, `${way.words.note}. It will have to be here again.`));
+    if (step.kind === "rule") parts.push(...this.rule(step, way));
+    else if (step.kind === "leaf") parts.push(...this.leaf(step, way));
+    else parts.push(...this.seed(step));
+    if (position === way.steps.length - 1) parts.push(...this.ends(way));
+    return parts;
+  }
+
+  seed(step) {
+    return [
+      html("h2", {}, "Start at ", this.place(step.node)),
+      html("p", {}, "The gradient of a number by itself is 1."),
+      this.sum([["g", this.picture(step.g, "grad")]]),
+    ];
+  }
+
+  leaf(step, way) {
+    const rows = [
+      [".grad before", step.before === undefined ? html("span", { class: "none" }, "None") : this.picture(step.before, "grad")],
+      ["+ arrived", this.picture(step.g, "grad")],
+      ["= .grad", this.picture(step.after, "grad result")],
+    ];
+    const end = way.ends.find(([node]) => node === step.node);
+    const wrong = end && end[1] !== end[2];
+    if (wrong) rows.push(["✕ should be", this.picture(end[2], "grad right")]);
+    return [html("h2", {}, this.place(step.node), " gets its gradient"), this.sum(rows)];
+  }
+
+  rule(step, way) {
+    const links = step.sent.map((sent) => this.data.links[sent.link]);
+    const rule = this.data.rules[links[0].rule];
+    const joint = step.sent.length > 1;
+    const parts = [
+      html("h2", {}, this.place(step.node), " → ", ...links.flatMap((link, i) => [i ? ", " : "", this.place(link.source)])),
+      html("p", { class: "which" }, this.call(step.node)),
+      html("p", { class: "which" }, rule.title),
+    ];
+    if (rule.formula) parts.push(html("pre", { class: "formula" }, rule.formula));
+    const filled = step.sent[0].filled;
+    if (filled && !joint) parts.push(html("p", { class: "filled" }, filled.replaceAll("-", "−")));
+    if (rule.text && rule.text !== rule.formula) {
+      const long = rule.formula || rule.text.split("\n").length > 14;
+      const code = html("pre", { tabindex: 0 }, rule.text);
+      parts.push(long ? html("details", {}, html("summary", {}, `its source (${rule.parameters})`), code) : code);
+    }
+    if (rule.note) parts.push(html("p", { class: "note" }, rule.note));
+    const op = this.data.ops[this.data.places[step.node].op];
+    if (!rule.formula) parts.push(...this.doc(op), ...this.composition(op));
+    const given = [["g", html("span", {}, this.picture(step.g, "grad"), this.complete(step, way))]];
+    for (const [name, index, text] of links[0].given) {
+      const what = index < 0 ? html("code", {}, text) : this.picture(index, "");
+      given.push([name, html("span", {}, what, html("span", { class: "why" }, this.origin(name, rule)))]);
+    }
+    parts.push(html("h3", {}, "What it is given"), this.sum(given));
+    step.sent.forEach((sent, i) => parts.push(...this.sent(sent, links[i])));
+    return parts;
+  }
+
+  doc(op) {
+    return op.doc.filter(Boolean).map((text) => html("p", { class: "doc" }, text.replaceAll("`", "")));
+  }
+
+  composition(op) {
+    if (!op.composition) return [];
+    const code = html("pre", { tabindex: 0 }, op.composition);
+    return [html("details", {}, html("summary", {}, "the composition that this op replaces"), code)];
+  }
+
+  // The call that made a node, with the names of what it was called with.
+  call(i) {
+    const place = this.data.places[i];
+    const known = new Map(this.data.links.filter((link) => link.target === i).map((link) => [link.input, this.name(link.source)]));
+    for (const [name, f] of place.frozen) known.set(name, this.data.frozen[f].name);
+    const given = [...known].sort(([a], [b]) => this.rank(place, a) - this.rank(place, b));
+    return `${this.data.ops[place.op].name}(${given.map(([name, what]) => `${name} = ${what}`).join(", ")})`;
+  }
+
+  rank(place, input) {
+    return this.data.ops[place.op].parameters.indexOf(input.split("[")[0]) + (parseInt(input.split("[")[1]) || 0);
+  }
+
+  // What a rule knows by a name: the op's input, its result, or only a shape.
+  origin(name, rule) {
+    if (name === "out") return "the op's own result";
+    if (name === "kept") return "what the forward kept";
+    if (name === "position") return "which of the inputs";
+    return rule.inputs?.includes(name) ? `the op's input ${name}` : "";
+  }
+
+  // How many of the gradients that reach a node have arrived.
+  complete(step, way) {
+    if (way.held.length) return html("span", { class: "why" }, "");
+    const all = this.data.links.filter((link) => link.source === step.node && this.data.ways[0].ran.has(link.target)).length + (step.node === this.data.root);
+    const word = step.arrivals > all ? `arrival ${step.arrivals}, of ${all} that there should be` : `${step.arrivals} of ${all} ${all === 1 ? "has" : "have"} arrived`;
+    return html("span", { class: "why" }, word);
+  }
+
+  sent(sent, link) {
+    const rows = [];
+    if (sent.result !== undefined) {
+      rows.push(["the rule gives", this.picture(sent.result, "grad")]);
+      const [a, b] = [this.data.pictures[sent.result], this.data.pictures[sent.gradient]];
+      const summed = a.shape.join() !== b.shape.join();
+      rows.push([summed ? "summed over what was broadcast" : `as ${b.dtype}`, this.picture(sent.gradient, "grad")]);
+    }
+    if (sent.before !== undefined) {
+      rows.push(["had arrived", this.picture(sent.before, "grad")]);
+      rows.push(["+ this", this.picture(sent.gradient, "grad")]);
+      rows.push(["= so far", this.picture(sent.after, "grad result")]);
+    } else if (sent.result === undefined) {
+      rows.push(["first to arrive", this.picture(sent.gradient, "grad result")]);
+    }
+    return [html("h3", {}, "What goes to ", this.place(link.source), html("span", { class: "as" }, `, its input ${link.input}`)), this.sum(rows)];
+  }
+
+  firstFault(step, way) {
+    const text = [html("strong", {}, "✕ Here the number goes wrong. "), `${way.words.fault}.`];
+    for (const sent of step.sent) {
+      const name = this.name(this.data.links[sent.link].source);
+      const [got, due] = [this.data.pictures[sent.gradient], this.data.pictures[sent.due]];
+      if (got.numbers) text.push(` ${inWords(got)} goes to ${name}, where ${inWords(due)} would be right.`);
+    }
+    return html("p", { class: "fault first" }, ...text);
+  }
+
+  ends(way) {
+    if (!way.ends.length) return [];
+    const wrong = way.ends.some(([, got, right]) => got !== right);
+    const rows = way.ends.map(([node, got, right]) => html("tr", { class: got === right ? "" : "wrong" },
+      html("th", { scope: "row" }, this.place(node)),
+      html("td", {}, this.picture(got, "grad")),
+      ...(wrong ? [html("td", {}, got === right ? "✓" : this.picture(right, "grad right"))] : [])));
+    const head = html("tr", {}, html("th", { scope: "col" }, "leaf"), html("th", { scope: "col" }, ".grad"), ...(wrong ? [html("th", { scope: "col" }, "should be")] : []));
+    return [html("h3", {}, "In the end"), html("table", { class: "ends" }, html("thead", {}, head), html("tbody", {}, ...rows))];
+  }
+
+  // Rows of a name and what is there.
+  sum(rows) {
+    return html("dl", {}, ...rows.flatMap(([name, what]) => [html("dt", {}, name), html("dd", {}, what)]));
+  }
+
+  // ------------------------------------------------------------------------------------------- node
+
+  node(id, state) {
+    return id[0] === "f" ? this.frozen(Number(id.slice(1))) : this.details(Number(id.slice(1)), state);
+  }
+
+  modulePath(g) {
+    const group = this.data.groups[g];
+    return `${group.parent === -1 ? "" : `${this.modulePath(group.parent)} › `}${groupTitle(group)}`;
+  }
+
+  frozen(i) {
+    const frozen = this.data.frozen[i];
+    const value = frozen.value === undefined ? html("span", { class: "none" }, "not kept") : this.picture(frozen.value, "");
+    return [html("h2", {}, html("span", { class: "stop" }, "⊣ "), frozen.name), html("p", {}, "No gradient goes here. ", frozen.why), this.sum([["value", value]])];
+  }
+
+  details(i, state) {
+    const place = this.data.places[i];
+    const op = place.op === undefined ? null : this.data.ops[place.op];
+    const rows = [["value", place.value === undefined ? html("span", { class: "none" }, NOT_KEPT) : this.picture(place.value, "")]];
+    if (state.gradients[i] >= 0) rows.push([state.written[i] ? ".grad" : "gradient so far", this.picture(state.gradients[i], "grad")]);
+    rows.push(["shape", `${place.shape.length ? place.shape.join(" × ") : "a number"}, ${place.dtype}`]);
+    if (place.group !== -1) rows.push(["module", this.modulePath(place.group)]);
+    if (place.origin) rows.push(["line", html("code", {}, place.origin)]);
+    const links = this.data.links.filter((link) => link.target === i);
+    for (const link of links) rows.push([`input ${link.input}`, this.place(link.source)]);
+    for (const [name, f] of place.frozen) {
+      rows.push([`input ${name}`, html("span", {}, this.button(`f${f}`, this.data.frozen[f].name, "stopped"), " ", html("span", { class: "why" }, `⊣ ${this.data.frozen[f].why}`))]);
+    }
+    for (const [name, text] of place.options) rows.push([name, html("code", {}, text)]);
+    const parts = [html("h2", {}, place.name, html("span", { class: "as" }, op ? ` ${op.name}` : " leaf"))];
+    if (place.hooks) parts.push(html("p", { class: "note" }, "It has a hook, which backward() would call here. This page calls none, so .grad may be another."));
+    parts.push(this.sum(rows));
+    if (op) {
+      parts.push(...this.doc(op));
+      parts.push(html("details", {}, html("summary", {}, `forward: ${op.signature}`), html("pre", { tabindex: 0 }, op.forward)));
+      parts.push(...this.composition(op));
+    }
+    return parts;
+  }
+}

@@ -1,0 +1,102 @@
+"""The values in a graph, as far as they are kept.
+
+A graph has its nodes, but no values: of these it keeps only what some rule asked for. What is not
+on a tape may still be in the hands of a living Tensor, or saved by a rule.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.tensor import Tensor
+from minigrad.viz.tape import Tape
+
+if TYPE_CHECKING:
+    from minigrad.graph import Edge, Node
+    from minigrad.op import Op
+
+Array = NDArray[Any]
+
+
+def values_of(nodes: Sequence[Node], tape: Tape | None) -> dict[Node, Array]:
+    """The values at these nodes that are kept: on the tape, by a Tensor, or by a rule."""
+    among = set(nodes)
+    found: dict[Node, Array] = {}
+
+    def note(node: Node | None, value: Any) -> None:
+        if (
+            node in among
+            and node not in found
+            and isinstance(value, np.ndarray)
+            and (value.shape, value.dtype) == (node.shape, node.dtype)
+        ):
+            found[node] = value
+
+    for node in nodes:
+        call = None if tape is None else tape.calls.get(node)
+        if call is not None:
+            for value in (call.result, *call.inputs):
+                if isinstance(value, Tensor):
+                    note(value.node, value._data)
+    for thing in gc.get_objects():
+        # Not `isinstance`, which asks an object for its class, and an object may answer anything.
+        if issubclass(type(thing), Tensor):
+            note(getattr(thing, "node", None), getattr(thing, "_data", None))
+    for node in nodes:
+        for edge in node.edges or ():
+            for slot, value in saved_by(node, edge):
+                if slot == "out":
+                    note(node, value)
+        known = saved_inputs(node)
+        for edge in node.edges or ():
+            note(edge[0], known.get(edge[1]))
+    return found
+
+
+def saved_by(node: Node, edge: Edge) -> Iterator[tuple[str, Any]]:
+    """What the rule of an edge is given after `g`, by the names that the rule has for it."""
+    rule = edge[2]
+    if rule is not None:
+        names = _parameters(rule.derivative)
+        yield from zip(names[len(names) - len(rule.slots) :], edge[3:], strict=True)
+
+
+@lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
+def saved_inputs(node: Node) -> dict[int, Any]:
+    """Those inputs of a node that its rules saved, by position."""
+    op = node.op
+    if op is None:
+        return {}
+    found: dict[int, Any] = dict(enumerate(node.arguments)) if op.replayed else {}
+    for edge in node.edges or ():
+        if edge[2] is None:  # a checkpoint, which saves what it was handed
+            found[edge[1]] = edge[3]
+            continue
+        for (slot, shape_only), value in zip(edge[2].slots, edge[3:], strict=True):
+            if shape_only:
+                continue
+            if slot == 0 and takes_sequence(op):
+                found.update(enumerate(value))
+            elif slot < len(op.parameters):
+                found.setdefault(slot, value)
+    return found
+
+
+def takes_sequence(op: Op[Any]) -> bool:
+    """Whether the op's inputs are the elements of one sequence: its rule is told a position."""
+    return any(
+        slot == len(op.parameters) + 1 and not shape_only
+        for _, rule in op.rules
+        for slot, shape_only in rule.slots
+    )

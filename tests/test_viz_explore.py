@@ -1,0 +1,681 @@
+"""The page that steps through a backward pass, as far as it can be tested without a browser."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import lora
+import minigrad as mg
+from minigrad.mode import mode
+from minigrad.viz import page
+from minigrad.viz.picture import FEW, LETTERS, Album, picture_of
+from minigrad.viz.scene import scene_of
+from minigrad.viz.source import filled_in, source_of
+from minigrad.viz.walk import again, right_way
+from minigrad.viz.wrong_ways import depth_first, kept_way
+
+
+def read(path):
+    text = path.read_text("utf-8")
+    (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
+    data = json.loads(found)
+    data["pictures"] = [(*data["kinds"][kind][:2], *rest) for kind, *rest in data["pictures"]]
+    for step in data["steps"]:
+        step["sent"] = [
+            dict(zip(SENT, sent[:4], strict=True)) | (sent[4] if len(sent) > 4 else {})
+            for sent in step.get("sent", ())
+        ]
+    return data
+
+
+SENT = ("link", "gradient", "after", "before")
+
+
+def explored(tmp_path, loss, **options):
+    """What the page is told; names are not looked for."""
+    path = tmp_path / "page.html"
+    mg.viz.explore(loss, path, **options)
+    return read(path)
+
+
+def way_of(data, key):
+    (way,) = [way for way in data["ways"] if way["key"] == key]
+    return way
+
+
+def ends_of(data, key):
+    """What each leaf's `.grad` is at the end of a way, and should be."""
+    return {
+        data["places"][node]["name"]: tuple(numbers(data, i) for i in pictures)
+        for node, *pictures in way_of(data, key)["ends"]
+    }
+
+
+def numbers(data, index):
+    shape, dtype, few = data["pictures"][index]
+    return np.array(few, dtype).reshape(shape)
+
+
+def frozen_of(data):
+    return {frozen["name"]: frozen["why"] for frozen in data["frozen"]}
+
+
+def diamond():
+    x = mg.tensor(3.0, requires_grad=True)
+    h = 2 * x
+    return x, h, h + h
+
+
+def many_numbers():
+    """An expression of many numbers with reuse."""
+    a = mg.tensor(-4.0, requires_grad=True, dtype=np.float64)
+    b = mg.tensor(2.0, requires_grad=True, dtype=np.float64)
+    c = a + b
+    d = a * b + b**3
+    c = c + c + 1
+    c = c + 1 + c + (-a)
+    d = d + d * 2 + mg.relu(b + a)
+    d = d + 3 * d + mg.relu(b - a)
+    e = c - d
+    f = e**2
+    return a, b, f / 2.0 + 10.0 / f
+
+
+# --------------------------------------------------------------------------------------------------
+# The right way
+# --------------------------------------------------------------------------------------------------
+
+
+def test_numbers_on_the_page_are_those_of_backward(tmp_path):
+    a, b, loss = many_numbers()
+    data = explored(tmp_path, loss)
+    loss.backward()
+    ends = ends_of(data, "backward")
+    assert set(ends) == {"a", "b"} or len(ends) == 2
+    shown = sorted(float(got) for got, _ in ends.values())
+    assert shown == sorted([a.grad.item(), b.grad.item()])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_of_small_arrays_are_exact(tmp_path, rng, dtype):
+    x = mg.tensor(rng.standard_normal((2, 3)), requires_grad=True, dtype=dtype)
+    w = mg.tensor(rng.standard_normal((3, 4)), requires_grad=True, dtype=dtype)
+    loss = mg.tanh(x @ w).sum()
+    mg.viz.explore(loss, tmp_path / "page.html")
+    data = read(tmp_path / "page.html")
+    loss.backward()
+    for name, tensor in {"x": x, "w": w}.items():
+        got, right = ends_of(data, "backward")[name]
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, tensor.grad.data)
+        np.testing.assert_array_equal(right, tensor.grad.data)
+
+
+def test_steps_of_the_diamond(tmp_path):
+    x, h, y = diamond()
+    mg.viz.explore(y, tmp_path / "page.html")
+    data = read(tmp_path / "page.html")
+    steps = [data["steps"][i] for i in way_of(data, "backward")["steps"]]
+    assert [step["kind"] for step in steps] == ["seed", "rule", "rule", "rule", "leaf"]
+    assert [data["places"][step["node"]]["name"] for step in steps] == ["y", "y", "y", "h", "x"]
+    last = steps[3]["sent"][0]
+    assert last["filled"] == "2 * 2 = 4"
+    rule = data["rules"][data["links"][last["link"]]["rule"]]
+    assert (rule["title"], rule["text"]) == ('multiply.rule("y")', "g * x")
+    first, second = (step["sent"][0] for step in steps[1:3])
+    assert first["before"] == -1
+    assert numbers(data, second["before"]) == 1
+    assert numbers(data, second["after"]) == 2
+    assert (x, h) != (None, None)  # held until here, for their names
+
+
+def test_formula_with_numbers_for_names():
+    given = {"g": np.float32(1), "out": np.array(-0.76)}
+    assert filled_in("g * (1 - out * out)", given) == "1 * (1 - (-0.76) * (-0.76))"
+    assert (
+        filled_in("where(x > y, g, 0.0)", {"g": 2.0, "x": 1, "y": 0.5}) == "where(1 > 0.5, 2, 0.0)"
+    )
+    assert filled_in("g * x", {"g": np.ones(2), "x": 1.0}) is None
+    assert filled_in("reshape(g, x_shape)", {"g": 1.0, "x_shape": (1,)}) is None
+
+
+def test_gradient_of_a_fused_op_of_several_inputs_is_one_step(tmp_path):
+    layer = lora.LoRALayer(mg.randn(3, 4), 3, 4, rank=2, alpha=4, bias=mg.randn(3))
+    layer.lora_b = mg.randn(3, 2).data
+    loss = layer(mg.randn(2, 4)).sum()
+    data = explored(tmp_path, loss, model=layer)
+    steps = [data["steps"][i] for i in way_of(data, "backward")["steps"]]
+    (joint,) = [step for step in steps if len(step["sent"]) > 1]
+    links = [data["links"][sent["link"]] for sent in joint["sent"]]
+    assert [data["places"][link["source"]]["name"] for link in links] == ["lora_a", "lora_b"]
+    assert data["rules"][links[0]["rule"]]["title"].startswith("lora_linear.joint_rule(")
+    words = {name: text for name, _, *rest in links[0]["given"] for text in rest}
+    assert words["needs"] == "x no, weight no, lora_a yes, lora_b yes, bias no"
+    loss.backward()
+    np.testing.assert_array_equal(ends_of(data, "backward")["lora_a"][0], layer.lora_a.grad.data)
+
+
+def test_sum_over_what_was_broadcast_is_shown(tmp_path):
+    b = mg.tensor([1.0, 2.0], requires_grad=True)
+    data = explored(tmp_path, (mg.ones(3, 2) * b).sum())
+    sent = [sent for step in data["steps"] for sent in step["sent"] if "result" in sent]
+    assert sent
+    assert numbers(data, sent[0]["result"]).shape == (3, 2)
+    assert numbers(data, sent[0]["gradient"]).shape == (2,)
+
+
+def test_a_graph_of_second_order_is_a_graph_like_others(tmp_path):
+    x = mg.tensor([0.5, -1.0], requires_grad=True)
+    slope = mg.grad(mg.softmax(mg.gelu(x * 2))[0], x, create_graph=True)
+    loss = (slope * slope).sum()
+    data = explored(tmp_path, loss)
+    (got, _) = next(iter(ends_of(data, "backward").values()))
+    loss.backward()
+    np.testing.assert_array_equal(got, x.grad.data)
+
+
+def test_it_makes_no_difference_where_it_is_called(tmp_path):
+    x, _, y = diamond()
+    with mg.no_grad(), mg.detect_anomaly(), mg.viz.record():
+        data = explored(tmp_path, y)
+    assert [got for got, _ in ends_of(data, "backward").values()] == [4]
+    assert x.grad is None
+
+
+def test_a_checkpoint_is_one_node_without_a_rule(tmp_path):
+    x = mg.tensor([0.5, -1.0], requires_grad=True)
+    loss = mg.checkpoint(lambda v: mg.tanh(mg.tanh(v)), x).sum()
+    data = explored(tmp_path, loss)
+    assert any(rule["title"] == "checkpoint has no rule" for rule in data["rules"])
+    (got, _) = next(iter(ends_of(data, "backward").values()))
+    loss.backward()
+    np.testing.assert_array_equal(got, x.grad.data)
+
+
+# --------------------------------------------------------------------------------------------------
+# Everything stays as it is
+# --------------------------------------------------------------------------------------------------
+
+
+def test_graph_and_gradients_are_left_alone(tmp_path):
+    x, h, y = diamond()
+    calls = []
+    h.register_hook(calls.append)
+    h.retain_grad()
+    explored(tmp_path, y)
+    assert x.grad is None
+    assert h.grad is None
+    assert calls == []
+    assert mode.observers == ()
+    y.backward()
+    assert (x.grad.item(), h.grad.item(), len(calls)) == (4.0, 2.0, 1)
+
+
+def test_a_hook_is_told_of(tmp_path):
+    _, h, y = diamond()
+    h.register_hook(lambda g: g * 2)
+    data = explored(tmp_path, y)
+    assert [place.get("hooks") for place in data["places"]] == [None, 1, None]
+
+
+def test_grad_that_is_there_already_is_added_to(tmp_path):
+    x, _, y = diamond()
+    x.grad = mg.tensor(0.5)
+    data = explored(tmp_path, y)
+    step = data["steps"][way_of(data, "backward")["steps"][-1]]
+    assert (numbers(data, step["before"]), numbers(data, step["after"])) == (0.5, 4.5)
+    assert x.grad.item() == 0.5
+
+
+# --------------------------------------------------------------------------------------------------
+# The wrong ways
+# --------------------------------------------------------------------------------------------------
+
+
+def test_depth_first_says_6_for_4(tmp_path):
+    x, h, y = diamond()
+    mg.viz.explore(y, tmp_path / "page.html")
+    data = read(tmp_path / "page.html")
+    assert ends_of(data, "depth") == {"x": (6, 4)}
+    way = way_of(data, "depth")
+    step = data["steps"][way["steps"][way["fault"]]]
+    (sent,) = step["sent"]
+    assert data["places"][step["node"]]["name"] == "h"
+    assert [numbers(data, sent[key]) for key in ("before", "gradient", "after", "due")] == [
+        2,
+        4,
+        6,
+        2,
+    ]
+    assert "4 rules where 3 do" in way["about"]
+    assert (x, h) != (None, None)
+
+
+def test_second_pass_adds_up_and_one_that_is_not_cleared_is_wrong(tmp_path):
+    x, h, y = diamond()
+    mg.viz.explore(y, tmp_path / "page.html")
+    data = read(tmp_path / "page.html")
+    assert ends_of(data, "again") == {"x": (8, 8)}
+    assert ends_of(data, "kept") == {"x": (12, 8)}
+    y.backward(retain_graph=True)
+    y.backward()
+    assert x.grad.item() == 8
+    way = way_of(data, "kept")
+    step = data["steps"][way["steps"][way["fault"]]]
+    assert (data["places"][step["node"]]["name"], numbers(data, step["g"])) == ("h", 4)
+    assert h is not None
+
+
+class Naive:
+    """Scalars in the classic wrong engines, for comparison: gradients are kept at every node."""
+
+    def __init__(self, inputs=(), slopes=()):
+        self.inputs, self.slopes, self.grad = inputs, slopes, 0.0
+
+    def __add__(self, other):
+        return Naive((self, other), (1.0, 1.0))
+
+    def scaled(self, by):
+        return Naive((self,), (by,))
+
+    def depth_first(self):
+        for node, slope in zip(self.inputs, self.slopes, strict=True):
+            node.grad += self.grad * slope
+            node.depth_first()
+
+    def pass_not_cleared(self, order):
+        order[0].grad = 1.0
+        for node in order:
+            for source, slope in zip(node.inputs, node.slopes, strict=True):
+                source.grad += node.grad * slope
+
+
+def test_wrong_ways_are_those_of_the_classic_engines():
+    x = mg.tensor(1.0, requires_grad=True)
+    a = x * 3
+    b = a + x
+    c = b + a
+    scene = scene_of("test", c, None, None, {})
+    first = right_way(scene)
+
+    def naive():
+        nx = Naive()
+        na = nx.scaled(3.0)
+        nb = na + nx
+        return nx, na, nb, nb + na
+
+    nx, *_, nc = naive()
+    nc.grad = 1.0
+    nc.depth_first()
+    assert depth_first(scene, first).arrived[x.node] == nx.grad
+    nx, na, nb, nc = naive()
+    for _ in range(2):
+        nx.pass_not_cleared([nc, nb, na, nx])
+    steps = kept_way(scene, first).steps
+    assert steps[-1].after == nx.grad
+    assert again(scene, first).steps[-1].after == 2 * first.arrived[x.node]
+
+
+def test_where_each_gradient_takes_one_way_nothing_goes_wrong(tmp_path):
+    x = mg.tensor(0.5, requires_grad=True)
+    data = explored(tmp_path, mg.tanh(mg.sin(x)))
+    assert way_of(data, "depth")["fault"] == -1
+    assert way_of(data, "kept")["fault"] > 0  # tanh's input keeps its gradient
+    data = explored(tmp_path, mg.sin(x))
+    assert way_of(data, "kept")["fault"] == -1
+
+
+def test_a_walk_of_exponentially_many_steps_is_cut_short(tmp_path):
+    x = mg.tensor(1.0, requires_grad=True)
+    y = x
+    for _ in range(60):
+        y = y + y
+    data = explored(tmp_path, y)
+    way = way_of(data, "depth")
+    assert f"{2**61 - 2:,} rules where 120 do" in way["about"]
+    assert "too many to run to the end" in way["about"]
+    assert way["ends"] == []
+    assert way["fault"] > 0
+    assert len(way["steps"]) < 1000
+
+
+# --------------------------------------------------------------------------------------------------
+# What no gradient goes to
+# --------------------------------------------------------------------------------------------------
+
+
+class Half(mg.nn.Module):
+    def __init__(self):
+        self.scale = mg.nn.Parameter([2.0, 3.0])
+        self.shift = mg.nn.Parameter([1.0, 1.0], requires_grad=False)
+
+    def forward(self, x):
+        return x * self.scale + self.shift
+
+
+def test_a_tape_tells_why_no_gradient_goes_to_an_input(tmp_path):
+    model = Half()
+    x = mg.tensor([1.0, 2.0])
+    with mg.viz.record() as tape:
+        y = model(x)
+        with mg.no_grad():
+            ahead = y * 3
+        loss = (y * y.detach() + ahead + np.array([5.0, 6.0], np.float32) + mg.exp(x)).sum() * 0.5
+    mg.viz.explore(loss, tmp_path / "page.html", tape=tape)
+    data = read(tmp_path / "page.html")
+    why = frozen_of(data)
+    assert why["shift"] == "A frozen parameter: requires_grad=False."
+    assert why["x"] == "A tensor that needs no gradient: requires_grad=False."
+    assert why["ahead"] == "`multiply` made it under no_grad(): nothing was recorded."
+    assert why["0.5"] == "A number: there is nothing to differentiate by."
+    reasons = [frozen["why"] for frozen in data["frozen"]]
+    assert "The value of y as detach() gives it: no gradient follows." in reasons
+    assert "A plain array: it has no place in a graph." in reasons
+    assert "`exp` made it of inputs of which none needs a gradient." in reasons
+
+
+def test_without_a_tape_only_what_was_saved_is_known(tmp_path):
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    data = explored(tmp_path, (x * mg.tensor([3.0, 4.0]) + mg.tensor([5.0, 6.0])).sum())
+    saved, lost = data["frozen"]
+    np.testing.assert_array_equal(numbers(data, saved["value"]), [3, 4])
+    assert "value" not in lost
+    assert all("record()" in frozen["why"] for frozen in (saved, lost))
+
+
+def test_values_that_nobody_keeps_are_said_to_be_gone(tmp_path):
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    loss = (x + 1).sum()
+    data = explored(tmp_path, loss)
+    places = {place["name"]: place for place in data["places"]}
+    assert "value" not in places["add"]
+    assert "value" in places["leaf"]
+    assert "value" in places["loss"]  # its Tensor is alive
+    with mg.viz.record() as tape:
+        loss = (x + 1).sum()
+    data = explored(tmp_path, loss, tape=tape)
+    assert all("value" in place for place in data["places"])
+
+
+def test_the_frozen_base_of_lora_is_named(tmp_path):
+    model = mg.nn.MLP([4, 5, 3])
+    lora.attach(model, lora.LoRAConfig(rank=2, alpha=4, targets=["layers.0"]))
+    loss = model(mg.randn(2, 4)).sum()
+    mg.viz.explore(loss, tmp_path / "page.html")
+    why = frozen_of(read(tmp_path / "page.html"))
+    assert why["model.layers.0.base_weight"] == "A frozen parameter: requires_grad=False."
+    why = frozen_of(explored(tmp_path, loss, model=model))
+    assert "layers.0.base_weight" in why
+
+
+def test_the_same_frozen_array_is_drawn_once(tmp_path):
+    x = mg.tensor([1.0, 2.0])
+    w = mg.tensor([3.0, 4.0], requires_grad=True)
+    with mg.viz.record() as tape:
+        loss = (w * x + mg.exp(w) * x).sum()
+    data = explored(tmp_path, loss, tape=tape)
+    assert len(data["frozen"]) == 1
+
+
+# --------------------------------------------------------------------------------------------------
+# The tape
+# --------------------------------------------------------------------------------------------------
+
+
+def test_modules_are_groups_with_their_names(tmp_path):
+    model = mg.nn.Sequential(mg.nn.Linear(3, 4), mg.nn.MLP([4, 5, 2]))
+    with mg.viz.record() as tape:
+        loss = model(mg.randn(2, 3)).sum()
+    mg.viz.explore(loss, tmp_path / "page.html", tape=tape)
+    data = read(tmp_path / "page.html")
+    groups = [(group["name"], group["type"], group["parent"]) for group in data["groups"]]
+    assert groups[:3] == [("model", "Sequential", -1), ("0", "Linear", 0), ("1", "MLP", 0)]
+    assert ("layers.0", "Linear", 2) in groups
+    inside = {place["name"]: place["group"] for place in data["places"]}
+    assert inside["0.weight"] == 1
+    assert inside["loss"] == -1
+    assert "test_viz_explore.py" in data["places"][-1]["origin"]
+
+
+class Broken(mg.nn.Module):
+    def forward(self, x):
+        raise KeyError("no")
+
+
+def test_a_module_that_fails_has_ended_too():
+    with mg.viz.record() as tape:
+        with pytest.raises(KeyError):
+            Broken()(1)
+        x = mg.tensor(1.0, requires_grad=True) * 2
+    assert tape.calls[x.node].within is None
+
+
+def test_the_tape_keeps_calls_of_the_forward_only():
+    x = mg.tensor(1.0, requires_grad=True)
+    with mg.viz.record() as tape:
+        y = mg.tanh(x) * 2
+        y.backward()
+    assert [call.op.name for call in tape.calls.values()] == ["tanh", "multiply"]
+
+
+def test_a_tape_costs_nothing_when_it_is_over():
+    with mg.viz.record():
+        pass
+    assert mode.observers == ()
+
+
+# --------------------------------------------------------------------------------------------------
+# Source
+# --------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_of_the_library_has_its_source():
+    for op in mg.OPS.values():
+        assert source_of(op.forward) is not None, op.name
+        for _, rule in op.rules:
+            assert source_of(rule.derivative) is not None, op.name
+
+
+def test_formula_of_a_rule_with_a_kernel():
+    (_, rule), *_ = mg.tanh.rules
+    source = source_of(rule.derivative)
+    assert source.formula == "g * (1 - out * out)"
+    assert source.kernel
+    assert "isinstance(g, Tensor)" in source.text
+
+
+def test_of_two_lambdas_on_a_line_the_right_one_is_found():
+    two = (lambda g, x: g * x, lambda g, x: g + x)
+    assert [source_of(f).text for f in two] == ["g * x", "g + x"]
+
+
+def test_a_function_without_source_has_none():
+    made = eval("lambda g: g")
+    assert source_of(made) is None
+    assert source_of(np.negative) is None
+
+
+@mg.op
+def doubled(x):
+    """2 x."""
+    return 2 * x
+
+
+doubled.rule("x", eval("lambda g: 2 * g"))
+
+
+def test_a_rule_whose_source_is_not_there_says_so(tmp_path):
+    x = mg.tensor(1.0, requires_grad=True)
+    data = explored(tmp_path, doubled(x))
+    (rule,) = data["rules"]
+    assert rule["note"] == "The source of this rule cannot be found."
+    assert data["ops"][0]["forward"] == "return 2 * x"
+
+
+# --------------------------------------------------------------------------------------------------
+# Pictures of arrays
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_few_numbers_are_kept_to_the_last_bit(rng, dtype):
+    x = (rng.standard_normal((4, 4)) * 10.0 ** rng.integers(-4, 4, (4, 4))).astype(dtype)
+    album = Album()
+    album.add(x)
+    ((_, few),) = json.loads(json.dumps(album.pictures))
+    np.testing.assert_array_equal(np.array(few, dtype).reshape(x.shape), x)
+    assert album.kinds == [[[4, 4], np.dtype(dtype).name]]
+
+
+def test_what_is_no_number_is_written_out():
+    album = Album()
+    album.add(np.array([np.nan, np.inf, -np.inf, 1.0]))
+    album.add(np.array([True, False]))
+    assert album.pictures == [[0, ["nan", "inf", "-inf", 1.0]], [1, [True, False]]]
+
+
+def test_a_heat_map_has_a_letter_for_each_cell(rng):
+    x = rng.standard_normal((3, 50, 7))
+    picture = picture_of(x, 24)
+    assert (picture.rows, picture.columns) == (24, 7)
+    assert len(picture.cells) == 24 * 7
+    assert set(picture.cells) <= set(LETTERS)
+    assert (picture.low, picture.high) == (x.min(), x.max())
+    assert picture.rms == pytest.approx(np.sqrt(np.mean(x**2)), rel=1e-12)
+
+
+def test_letters_go_from_the_most_negative_to_the_most_positive():
+    picture = picture_of(np.linspace(-2, 2, FEW + 1, dtype=np.float32))
+    assert picture.cells[0] == LETTERS[0]
+    assert picture.cells[-1] == LETTERS[-1]
+    assert picture.cells[FEW // 2] == LETTERS[len(LETTERS) // 2]
+    assert picture_of(np.zeros(20)).cells == LETTERS[len(LETTERS) // 2] * 20
+
+
+def test_cells_are_means_of_blocks():
+    x = np.zeros((8, 8))
+    x[:4, :4] = 2
+    x[4:, 4:] = -1
+    middle = len(LETTERS) // 2
+    half = LETTERS[middle - round(middle / 2)]
+    assert picture_of(x, 2).cells == LETTERS[-1] + 2 * LETTERS[middle] + half
+
+
+def test_cells_with_what_is_not_finite_are_marked():
+    x = np.ones((6, 6), np.float32)
+    x[0, 0] = np.nan
+    x[5, 5] = np.inf
+    picture = picture_of(x)
+    assert picture.broken == 2
+    assert (picture.cells[0], picture.cells[-1], picture.cells[1]) == ("!", "!", LETTERS[-1])
+    nothing = Album()
+    nothing.add(np.full(20, np.nan))
+    assert nothing.pictures == [[0, 20 * "!", "nan", "nan", "nan", 20]]
+
+
+def test_the_page_reads_the_letters_that_are_written():
+    script = (page.files("minigrad.viz") / "template" / "heatmap.js").read_text("utf-8")
+    assert f'const LETTERS = "{LETTERS}";' in script
+
+
+def test_an_album_has_each_picture_once(rng):
+    album = Album()
+    x = rng.standard_normal(5)
+    assert [album.add(x), album.add(x.copy()), album.add(1.0), album.add(x)] == [0, 0, 1, 0]
+
+
+# --------------------------------------------------------------------------------------------------
+# The file
+# --------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_self_contained(tmp_path):
+    _, _, y = diamond()
+    path = tmp_path / "page.html"
+    mg.viz.explore(y, path)
+    text = path.read_text("utf-8")
+    addresses = set(re.findall(r"https?://[^\s\"']+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg"}  # a name, which nobody fetches
+    assert "default-src 'none'" in text
+    assert not re.search(r"\son[a-z]+=", text)
+    assert "{{" not in text.replace("`${", "")
+
+
+@pytest.mark.parametrize("title", ["</script><script>alert(1)</script>", "a & b < c", "{{data}}"])
+def test_names_cannot_break_out_of_the_page(tmp_path, title):
+    x = mg.tensor(1.0, requires_grad=True)
+    path = tmp_path / "page.html"
+    mg.viz.explore(x * 2, path, title=title)
+    text = path.read_text("utf-8")
+    assert text.count("<script") == 2
+    assert "alert(1)</script>" not in text
+    assert read(path)["title"] == title
+
+
+def test_a_page_of_500_nodes_is_under_a_megabyte(tmp_path, rng):
+    x = mg.tensor(rng.standard_normal((16, 16)), requires_grad=True, dtype=np.float32)
+    y = x
+    for _ in range(125):
+        y = mg.tanh(y @ x) * x + y
+    path = tmp_path / "page.html"
+    mg.viz.explore(y.sum(), path)
+    assert len(read(path)["places"]) > 500
+    assert path.stat().st_size < 1_000_000
+
+
+def test_a_graph_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    _, _, y = diamond()
+    monkeypatch.setattr(page, "LIMIT", 1000)
+    with pytest.raises(
+        ValueError, match="a graph of 3 nodes is too large for a page of 1,000 bytes"
+    ):
+        mg.viz.explore(y, tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_can_never_fit_is_refused_before_it_is_walked(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "right_way", None)
+    y = mg.tensor(1.0, requires_grad=True)
+    for _ in range(5000):
+        y = y * 1.0
+    with pytest.raises(ValueError, match="5,001 nodes is too large"):
+        mg.viz.explore(y, tmp_path / "page.html")
+
+
+def _freed():
+    _, _, y = diamond()
+    y.backward()
+    return y
+
+
+def _overwritten():
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    y = (x * x).sum()
+    x.copy_(np.array([3.0, 4.0]))
+    return y
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (_freed, RuntimeError, "was freed by an earlier backward pass"),
+        (_overwritten, RuntimeError, "that memory was written since"),
+        (lambda: mg.tensor(1.0), RuntimeError, "explore: a Tensor of shape .* has no graph"),
+        (lambda: 1.0, TypeError, "explore must be a Tensor, not float"),
+        (
+            lambda: mg.ones(3) * mg.tensor(1.0, requires_grad=True),
+            ValueError,
+            "has 3 elements, and a backward pass starts from one",
+        ),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_and_nothing_is_written(tmp_path, make, error, message):
+    path = tmp_path / "page.html"
+    path.write_text("as it was")
+    loss = make()
+    with pytest.raises(error, match=message):
+        mg.viz.explore(loss, path)
+    assert path.read_text() == "as it was"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,355 @@
+"""The page in a browser: headless Chromium steps through it as a reader would."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import lora
+import minigrad as mg
+
+pytestmark = pytest.mark.full
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+if CHROMIUM is None:
+    pytest.skip("chromium is not installed", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+class Reader:
+    """Someone who has opened a page, and notes what the console says and what is fetched."""
+
+    def __init__(self, browser, path, width=1280, height=800, **options):
+        options = {"color_scheme": "light", "reduced_motion": "reduce", **options}
+        self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        self.page = self.context.new_page()
+        self.said, self.fetched = [], []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.fetched.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready]")
+
+    def press(self, key, times=1):
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    def text(self, selector):
+        return self.page.locator(selector).first.inner_text()
+
+    def card(self, name):
+        return self.page.locator(f'.card[aria-label^="{name},"]')
+
+    def numbers(self, selector):
+        cells = self.page.locator(f"{selector} td[data-value]").all()
+        return [float(cell.get_attribute("data-value")) for cell in cells]
+
+    def gradient(self, name):
+        """What the panel says of the gradient of a node, to the last digit."""
+        self.card(name).click()
+        return self.numbers("#node .numbers.grad")
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens pages, and checks in the end that the console is empty and nothing was fetched."""
+    readers = []
+
+    def open_page(explore, **options):
+        path = tmp_path / "page.html"
+        explore(path)
+        readers.append(Reader(browser, path, **options))
+        return readers[-1]
+
+    yield open_page
+    for reader in readers:
+        assert reader.said == []
+        assert [url for url in reader.fetched if not url.startswith(("file:", "data:"))] == []
+        reader.context.close()
+
+
+def diamond(path):
+    x = mg.tensor(3.0, requires_grad=True)
+    h = 2 * x
+    y = h + h
+    mg.viz.explore(y, path)
+
+
+def network(path, size=(3, 4, 2), targets=("layers.0",)):
+    """An MLP with an adapter, small enough for its numbers to be written out."""
+    model = mg.nn.MLP(list(size), activation=mg.tanh)
+    lora.attach(model, lora.LoRAConfig(rank=1, alpha=2, targets=list(targets)))
+    model.layers[0].lora_b = mg.randn(size[1], 1).data
+    with mg.viz.record() as tape:
+        loss = mg.mse(model(mg.randn(5, size[0])), mg.randn(5, size[-1]))
+    mg.viz.explore(loss, path, tape=tape)
+    loss.backward()
+    return model
+
+
+def test_keys_and_buttons_go_from_step_to_step(opened):
+    reader = opened(diamond)
+    counter, heading = "#counter", "#step h2"
+    assert (reader.text(counter), reader.text(heading)) == ("1 / 5", "Start at y")
+    reader.press("ArrowRight")
+    assert (reader.text(counter), reader.text(heading)) == ("2 / 5", "y → h")
+    reader.page.click("#next")
+    reader.page.click("#next")
+    assert (reader.text(counter), reader.text(heading)) == ("4 / 5", "h → x")
+    assert reader.text(".formula") == "g * x"
+    assert reader.text(".filled") == "2 * 2 = 4"
+    reader.press("ArrowLeft")
+    assert reader.text(heading) == "y → h"
+    reader.press("End")
+    assert reader.text(heading) == "x gets its gradient"
+    reader.press("ArrowRight")
+    assert reader.text(counter) == "5 / 5"
+    reader.press("Home")
+    assert reader.text(counter) == "1 / 5"
+    reader.page.locator("#position").fill("2")
+    assert reader.text(counter) == "3 / 5"
+
+
+def test_a_gradient_is_shown_when_it_arrives(opened):
+    reader = opened(diamond)
+    assert "no gradient yet" in reader.card("h").get_attribute("aria-label")
+    reader.press("ArrowRight")
+    assert "gradient 1" in reader.card("h").get_attribute("aria-label")
+    reader.press("ArrowRight")
+    assert "gradient 2" in reader.card("h").get_attribute("aria-label")
+    assert reader.card("h").locator(".grad .number").text_content() == "2"
+    assert "active" in reader.card("y").get_attribute("class")
+    assert "active" not in reader.card("x").get_attribute("class")
+    reader.press("ArrowLeft")
+    assert reader.card("h").locator(".grad .number").text_content() == "1"
+
+
+def test_a_screen_reader_hears_what_a_step_does(opened):
+    reader = opened(diamond)
+    reader.press("ArrowRight", 3)
+    assert reader.page.locator("[aria-live]").text_content() == (
+        "Step 4 of 5. At h, 2 has arrived. 4 goes to x."
+    )
+
+
+def test_it_plays_by_itself_and_stops_at_the_end(opened):
+    reader = opened(diamond)
+    reader.page.clock.install()
+    reader.press(" ")
+    assert reader.page.locator("#play").get_attribute("aria-label") == "Pause"
+    reader.page.clock.run_for(1200)
+    assert reader.text("#counter") == "2 / 5"
+    reader.press(" ")
+    reader.page.clock.run_for(5000)
+    assert reader.text("#counter") == "2 / 5"
+    reader.press(" ")
+    reader.page.clock.run_for(20000)
+    assert reader.text("#counter") == "5 / 5"
+    assert reader.page.locator("#play").get_attribute("aria-label") == "Play"
+
+
+def test_numbers_on_the_page_are_those_of_grad(opened):
+    models = []
+    reader = opened(lambda path: models.append(network(path)))
+    reader.press("End")
+    (model,) = models
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert reader.card(name).count() == 0
+            continue
+        shown = np.array(reader.gradient(name), np.float32).reshape(parameter.shape)
+        np.testing.assert_array_equal(shown, parameter.grad.data)
+
+
+def test_the_wrong_order_is_shown_where_it_goes_wrong(opened):
+    reader = opened(diamond)
+    assert reader.page.locator("#to-fault").is_hidden()
+    reader.page.click("#way-depth")
+    assert "4 rules where 3 do" in reader.text("#about")
+    reader.press("ArrowRight", 2)
+    assert "does not wait" in reader.text("#step .note")
+    reader.page.click("#to-fault")
+    said = reader.text(".fault.first")
+    assert "Here the number goes wrong" in said
+    assert "4 goes to x, where 2 would be right" in said
+    assert reader.gradient("x") == [6.0]
+    reader.press("End")
+    assert reader.numbers("#step .ends") == [6.0, 4.0]
+    assert reader.page.locator("tr.wrong").count() == 1
+
+
+def test_second_passes(opened):
+    reader = opened(diamond)
+    reader.page.click("#way-again")
+    reader.press("End")
+    assert reader.numbers("#step dl") == [4.0, 4.0, 8.0]
+    reader.page.click("#way-kept")
+    assert "gradient 2" in reader.card("h").get_attribute("aria-label")  # left by the first pass
+    reader.press("End")
+    assert reader.numbers("#step .ends") == [12.0, 8.0]
+
+
+def test_a_frozen_input_says_why_no_gradient_goes_there(opened):
+    reader = opened(network)
+    reader.page.locator('.card.frozen[aria-label^="layers.0.base_weight"]').click()
+    assert "No gradient goes here. A frozen parameter: requires_grad=False." in reader.text("#node")
+
+
+def test_modules_open_and_close(opened):
+    reader = opened(network)
+    count = reader.page.locator(".card.place").count()
+    layer = reader.page.locator('.card.group[aria-label^="Module layers.0"]')
+    assert layer.get_attribute("aria-expanded") == "true"
+    layer.locator(".head").click()
+    layer = reader.page.locator('.card.group[aria-label^="Module layers.0"]')
+    assert layer.get_attribute("aria-expanded") == "false"
+    assert reader.page.locator(".card.place").count() == count - 3
+    reader.press("End")  # steps inside a closed module show on it
+    assert "active" in layer.get_attribute("class")
+    reader.page.click("#fold")
+    assert reader.page.locator(".card.place").count() == count
+
+
+def test_everything_can_be_done_with_the_keyboard(opened):
+    reader = opened(network)
+    reader.page.locator('.card[tabindex="0"]').focus()
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert reader.page.evaluate(focused).startswith("loss,")
+    seen = set()
+    for _ in range(20):
+        reader.press("ArrowUp")
+        seen.add(reader.page.evaluate(focused).split(",")[0])
+    assert {"layers.0.lora_a", "tanh", "Module model: MLP"} <= seen
+    while not reader.page.evaluate(focused).startswith("Module layers.0"):
+        reader.press("ArrowDown")
+    reader.press("Enter")
+    assert reader.page.evaluate(focused) == "Module layers.0: LoRALayer, closed"
+    assert reader.text("#counter").startswith("1 /")
+    reader.press("ArrowRight")
+    assert reader.text("#counter").startswith("2 /")
+
+
+def test_every_control_has_a_name_and_can_be_seen_when_focused(opened):
+    reader = opened(network)
+    for element in reader.page.locator("button, input, [role=button], svg[role], img").all():
+        name = element.get_attribute("aria-label") or element.get_attribute("alt")
+        assert name or element.text_content().strip()
+    reader.press("Tab")
+    style = "getComputedStyle(document.activeElement).outlineStyle"
+    assert reader.page.evaluate(style) == "solid"
+    assert reader.page.locator("html").get_attribute("lang") == "en"
+
+
+LUMINANCE = """() => {
+  const parse = (c) => c.match(/[0-9.]+/g).slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  const light = (c) => { const [r, g, b] = parse(c); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const [body, panel] = [document.body, document.getElementById("panel")].map(getComputedStyle);
+  const grad = getComputedStyle(document.querySelector(".numbers.grad"));
+  const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  const soft = getComputedStyle(document.getElementById("about"));
+  return {
+    paper: light(body.backgroundColor),
+    text: ratio(light(body.color), light(body.backgroundColor)),
+    soft: ratio(light(soft.color), light(body.backgroundColor)),
+    accent: ratio(light(grad.color), light(panel.backgroundColor)),
+  };
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_have_contrast(opened, scheme):
+    reader = opened(diamond, color_scheme=scheme)
+    reader.press("ArrowRight")
+    for dark in (scheme == "dark", scheme != "dark"):
+        seen = reader.page.evaluate(LUMINANCE)
+        assert (seen["paper"] < 0.2) == dark
+        assert min(seen["text"], seen["soft"], seen["accent"]) > 4.5  # WCAG 2, level AA
+        reader.page.click("#theme")
+
+
+BOXES = """() => [...document.querySelectorAll(".card:not(.group), .group.closed")].map((card) => {
+  const box = card.querySelector("rect").getBoundingClientRect();
+  return [box.left, box.top, box.right, box.bottom];
+})"""
+
+
+def transformer(path):
+    model = mg.nn.Sequential(mg.nn.TransformerBlock(8, 2), mg.nn.TransformerBlock(8, 2))
+    with mg.viz.record() as tape:
+        loss = mg.mse(model(mg.randn(2, 5, 8)), mg.randn(2, 5, 8))
+    mg.viz.explore(loss, path, tape=tape)
+
+
+@pytest.mark.parametrize("explore", [network, transformer])
+def test_no_card_lies_on_another_open_or_closed(opened, explore):
+    reader = opened(explore)
+    for _ in range(3):
+        boxes = np.array(reader.page.evaluate(BOXES))
+        assert len(boxes) > 0
+        left, top, right, low = boxes.T
+        apart = (
+            (right[:, None] <= left + 0.01)
+            | (right <= left[:, None] + 0.01)
+            | (low[:, None] <= top + 0.01)
+            | (low <= top[:, None] + 0.01)
+        )
+        assert (apart | np.eye(len(boxes), dtype=bool)).all()
+        reader.page.click("#fold")
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_stands_out_of_the_window(opened, width):
+    reader = opened(network, width=width)
+    assert reader.page.evaluate("document.documentElement.scrollWidth") <= width
+    for button in reader.page.locator("#controls button:visible, #zoom button:visible").all():
+        box = button.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+def test_zoom_by_wheel_button_and_key(opened):
+    reader = opened(diamond)
+
+    def wide():
+        return reader.card("h").bounding_box()["width"]
+
+    first = wide()
+    reader.page.click("#closer")
+    assert wide() > first
+    reader.press("0")
+    assert wide() == pytest.approx(first, rel=0.01)
+    reader.press("-")
+    assert wide() < first
+    reader.page.mouse.move(400, 400)
+    reader.page.mouse.wheel(0, -600)
+    reader.page.wait_for_function(
+        "width => document.querySelector('.card').getBoundingClientRect().width > width", arg=first
+    )
+
+
+def test_names_are_shown_as_text(opened):
+    def explore(path):
+        x = mg.tensor(1.0, requires_grad=True)
+        mg.viz.explore(x * 2, path, title="<img src=x onerror=alert(1)> </script>")
+
+    reader = opened(explore)
+    assert reader.text("h1") == "<img src=x onerror=alert(1)> </script>"
+    assert reader.page.title() == "<img src=x onerror=alert(1)> </script>"
