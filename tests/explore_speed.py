@@ -1,6 +1,7 @@
 """How large the step-through page is, and how fast it steps, in headless Chromium.
 
     python -m tests.explore_speed
+    python -m tests.explore_speed --picture examples/explore.png   # the README's picture of a page
 
 A step is timed from the key to the end of the layout that it causes, all modules open, and a frame
 as the time between two pictures while a step is made in each of them (16.7 ms is each of them).
@@ -8,12 +9,13 @@ as the time between two pictures while a step is made in each of them (16.7 ms i
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import tempfile
 import time
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 import minigrad as mg
 
@@ -58,33 +60,56 @@ def write_page(nodes: int, path: Path) -> float:
     return time.perf_counter() - began
 
 
-def main() -> None:
+def take_picture(browser: Browser, folder: Path, out: str) -> None:
+    """A screenshot of the step in which a walk without topological order goes wrong."""
+    x = mg.tensor(3.0, requires_grad=True)
+    h = 2 * x
+    y = h + h
+    mg.viz.explore(y, folder / "order.html", title="h = 2 * x;  y = h + h")
+    page = browser.new_page(viewport={"width": 1280, "height": 640}, reduced_motion="reduce")
+    page.goto((folder / "order.html").as_uri())
+    page.click("#way-depth")
+    page.click("#to-fault")
+    page.screenshot(path=out)
+
+
+def measure(browser: Browser, folder: Path) -> None:
     """Print a table."""
+    print("nodes  page KB  written s  open ms  step ms  frame ms  all modules open ms")
+    write_page(10, folder / "warm.html")
+    for nodes in NODES:
+        path = folder / f"{nodes}.html"
+        written = write_page(nodes, path)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        began = time.perf_counter()
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        opened = 1000 * (time.perf_counter() - began)
+        fold = page.evaluate(FOLD)
+        while page.locator(".group.closed").count():  # the button closes all, or opens all
+            fold = page.evaluate(FOLD)
+        step, frame = page.evaluate(STEP), page.evaluate(FRAME)
+        print(
+            f"{nodes:5}  {path.stat().st_size / 1000:7.0f}  {written:9.2f}  {opened:7.0f}"
+            f"  {step:7.1f}  {frame:8.1f}  {fold:19.0f}"
+        )
+        page.close()
+
+
+def main() -> None:
+    """Measure, or take the picture."""
+    parser = argparse.ArgumentParser(description="The speed of the step-through page.")
+    parser.add_argument("--picture", metavar="FILE", help="take a picture of a page instead")
+    out = parser.parse_args().picture
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("chromium is not installed")
-    print("nodes  page KB  written s  open ms  step ms  frame ms  all modules open ms")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        write_page(10, Path(folder) / "warm.html")
-        for nodes in NODES:
-            path = Path(folder) / f"{nodes}.html"
-            written = write_page(nodes, path)
-            page = browser.new_page(viewport={"width": 1280, "height": 800})
-            began = time.perf_counter()
-            page.goto(path.as_uri())
-            page.wait_for_selector("html[data-ready]")
-            opened = 1000 * (time.perf_counter() - began)
-            page.evaluate(FOLD)
-            fold = page.evaluate(FOLD)
-            if page.locator(".group.closed").count():
-                fold = page.evaluate(FOLD)
-            step, frame = page.evaluate(STEP), page.evaluate(FRAME)
-            print(
-                f"{nodes:5}  {path.stat().st_size / 1000:7.0f}  {written:9.2f}  {opened:7.0f}"
-                f"  {step:7.1f}  {frame:8.1f}  {fold:19.0f}"
-            )
-            page.close()
+        if out is None:
+            measure(browser, Path(folder))
+        else:
+            take_picture(browser, Path(folder), out)
         browser.close()
 
 

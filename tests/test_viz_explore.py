@@ -625,6 +625,18 @@ def test_a_page_of_500_nodes_is_under_a_megabyte(tmp_path, rng):
     assert path.stat().st_size < 1_000_000
 
 
+def test_a_large_graph_has_heat_maps_of_few_numbers_too(tmp_path):
+    x = mg.tensor(np.linspace(0.1, 2.7, FEW), requires_grad=True, dtype=np.float64)
+    y = x
+    for _ in range(500):
+        y = mg.sin(y * 1.25)
+    path = tmp_path / "page.html"
+    mg.viz.explore(y.sum(), path)
+    data = read(path)
+    assert path.stat().st_size < 1_000_000
+    assert all(isinstance(content, str) for shape, _, content, *_ in data["pictures"] if shape)
+
+
 def test_a_graph_that_is_too_large_is_refused(tmp_path, monkeypatch):
     _, _, y = diamond()
     monkeypatch.setattr(page, "LIMIT", 1000)

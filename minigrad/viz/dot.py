@@ -29,7 +29,7 @@ _HEAD = """digraph {
 _LEAF = ', style="rounded,filled", fillcolor="#cfe3f3"'
 _LOSS = ", penwidth=2"
 _FROZEN = ', style="rounded,dashed", color="#777777", fontcolor="#555555"'
-_NO_WAY = 'style=dashed, color="#777777", arrowhead=tee'
+_NO_WAY = 'style=dashed, color="#777777", dir=back, arrowtail=tee'
 
 
 @dataclass(frozen=True)

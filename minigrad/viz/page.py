@@ -22,7 +22,7 @@ from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.tensor import Tensor
 from minigrad.viz.page_data import Show, page_data
-from minigrad.viz.picture import LARGEST
+from minigrad.viz.picture import FEW, LARGEST, Album
 from minigrad.viz.scene import Scene, scene_of
 from minigrad.viz.tape import Tape
 from minigrad.viz.walk import Way, again, right_way
@@ -49,6 +49,9 @@ def explore(
     It shows the graph, each rule that runs with its source, the gradient that arrives and those
     that leave, and what adds up where; then the pass once more, as a second one, as one of an
     engine that does not clear what it keeps, and depth first, and where these go wrong.
+
+    Arrays of up to 16 numbers are written out, to the last digit; larger ones are heat maps, of the
+    means of blocks. In a graph of more than about 500 nodes, all but single numbers are.
 
     The graph and every `.grad` stay as they are. No hook is called, since it might do anything; a
     node that has one says so. All gradients of the pass are in memory at once.
@@ -155,20 +158,21 @@ def _about_depth(first: Way, deep: Way) -> str:
 
 
 def _page(title: str, scene: Scene, shows: Sequence[Show]) -> bytes:
-    """The page, with heat maps as fine as there is room for.
+    """The page, with heat maps as fine as there is room for, also of few numbers if need be.
 
     Raises:
         ValueError: if it is too large with the coarsest.
     """
-    side = LARGEST
-    while side >= _COARSEST:
-        data = page_data(title, scene, shows, side)
-        page = _filled(title, data)
-        if len(page) <= LIMIT:
-            return page
-        maps = [picture[1] for picture in data["pictures"] if len(picture) > 2]
-        room = LIMIT - (len(page) - sum(map(len, maps)))
-        side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
+    for few in (FEW, 1):
+        side = LARGEST
+        while side >= _COARSEST:
+            album = Album(side, few)
+            page = _filled(title, page_data(title, scene, shows, album))
+            if len(page) <= LIMIT:
+                return page
+            maps = [picture[1] for picture in album.pictures if isinstance(picture[1], str)]
+            room = LIMIT - (len(page) - sum(map(len, maps)))
+            side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
     raise _too_large(scene)
 
 

@@ -43,9 +43,9 @@ class Show:
     held: dict[Node, Any]
 
 
-def page_data(title: str, scene: Scene, shows: Sequence[Show], side: int) -> Json:
-    """All that the page needs, with heat maps of at most `side` cells up and across."""
-    return _Writer(scene, Album(side)).write(title, shows)
+def page_data(title: str, scene: Scene, shows: Sequence[Show], album: Album) -> Json:
+    """All that the page needs, with the pictures that `album` makes."""
+    return _Writer(scene, album).write(title, shows)
 
 
 class _Writer:

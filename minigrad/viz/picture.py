@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-FEW = 16  # numbers, up to which they are shown themselves
+FEW = 16  # numbers, up to which they are written out
 LARGEST = 24  # cells of a heat map, up and across
 
 # One letter for each cell: 0 is in the middle, the largest magnitude at both ends.
@@ -29,12 +29,14 @@ class Album:
 
     Attributes:
         side: how many cells a heat map has at most, up and across.
+        few: how many numbers are written out.
         kinds: `[shape, dtype, rows, columns]` of the arrays; of few numbers without the last two.
         pictures: of few numbers `[kind, numbers]`; of more `[kind, cells, low, high, rms, broken]`,
             as `Picture` has them.
     """
 
     side: int = LARGEST
+    few: int = FEW
     kinds: list[list[Any]] = field(default_factory=list)
     pictures: list[list[Any]] = field(default_factory=list)
     _known: dict[str, int] = field(default_factory=dict)
@@ -45,7 +47,7 @@ class Album:
         if id(value) not in self._seen:
             array = np.asarray(value)
             kind: list[Any] = [list(array.shape), array.dtype.name]
-            if array.size <= FEW:
+            if array.size <= self.few:
                 content: list[Any] = [[exact(x) for x in array.ravel()]]
             else:
                 picture = picture_of(array, self.side)

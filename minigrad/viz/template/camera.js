@@ -39,7 +39,7 @@ class Camera {
 
   fit() {
     const [w, h] = this.size;
-    const scale = Math.min(1.25, (w - 40) / this.w, (h - 76) / this.h);
+    const scale = Math.min(1.5, (w - 40) / this.w, (h - 76) / this.h);
     this.move({ scale, x: (w - this.w * scale) / 2, y: (h - 28 - this.h * scale) / 2 }, false);
   }
 

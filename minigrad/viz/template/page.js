@@ -7,7 +7,6 @@ for (const place of data.places) [place.frozen, place.options] = [place.frozen ?
 const find = (id) => document.getElementById(id);
 const panel = new Panel(data);
 const drawing = new Drawing(data, (id) => choose(id), () => { drawing.build(); draw(); });
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const MOST = 70;  // nodes that are shown at first, if modules can be closed
 const BEAT = 1100;  // milliseconds of a step
 
@@ -165,6 +164,7 @@ for (const one of data.ways) {
 find("fold").hidden = data.groups.length === 0;
 find("legend").append(
   html("span", { class: "key way" }, "gradient"), html("span", { class: "key frozen" }, "no gradient"),
+  data.pictures.some((picture) => picture.cells) ? html("span", { class: "key scale" }, "− 0 +") : "",
   html("span", { class: "keys" }, "← → step · space play · + − 0 zoom · wheel, drag"));
 
 drawing.foldTo(MOST);
