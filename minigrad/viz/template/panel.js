@@ -18,13 +18,15 @@ class Panel {
   picture(index, kind) {
     const picture = this.data.pictures[index];
     if (picture.numbers) {
-      const columns = Math.max(1, picture.shape.length ? picture.shape[picture.shape.length - 1] : 1);
+      const [last] = picture.shape.slice(-1);
+      const columns = Math.max(1, picture.shape.length === 1 ? Math.min(4, last) : (last ?? 1));
       const rows = [];
       for (let i = 0; i < picture.numbers.length; i += columns) {
         rows.push(html("tr", {}, ...picture.numbers.slice(i, i + columns).map((x) =>
           html("td", { "data-value": String(x), title: String(x) }, short(x)))));
       }
-      return html("table", { class: `numbers ${kind}`, "aria-label": inWords(picture) }, html("tbody", {}, ...rows));
+      const wide = columns > 4 ? { tabindex: 0 } : {};  // it may have to be scrolled
+      return html("table", { class: `numbers ${kind}`, "aria-label": inWords(picture), ...wide }, html("tbody", {}, ...rows));
     }
     const tall = Math.max(picture.rows * 7, 14);
     const image = html("img", { src: heatMap(picture), alt: inWords(picture), width: Math.min(168, picture.columns * 7), height: Math.min(126, tall) });
