@@ -9,7 +9,8 @@ import pytest
 import lora
 import minigrad as mg
 from minigrad.mode import mode
-from minigrad.viz import page
+from minigrad.viz import page, tape
+from minigrad.viz.names import Names
 from minigrad.viz.picture import FEW, LETTERS, Album, picture_of
 from minigrad.viz.scene import scene_of
 from minigrad.viz.source import filled_in, source_of
@@ -341,6 +342,42 @@ def test_a_walk_of_exponentially_many_steps_is_cut_short(tmp_path):
     assert len(way["steps"]) < 1000
 
 
+def test_of_a_long_walk_the_beginning_and_the_end_are_shown(tmp_path):
+    x = mg.tensor(1.0, requires_grad=True)
+    y = x
+    for _ in range(10):
+        y = y + y
+    data = explored(tmp_path, y)
+    way = way_of(data, "depth")
+    assert f"{2**11 - 2:,} rules where 20 do. The first 401 are shown, and the end." in way["about"]
+    ((got, right),) = ends_of(data, "depth").values()
+    assert right == 2**10
+    assert got > right
+    assert data["steps"][way["steps"][-1]]["kind"] == "leaf"
+
+
+def test_what_is_sent_twice_but_zero_does_no_harm(tmp_path):
+    x = mg.tensor(0.0, requires_grad=True)
+    h = x * 1.0
+    data = explored(tmp_path, (h + h) * 0.0)
+    assert "What is sent on again is 0 here" in way_of(data, "depth")["about"]
+    assert way_of(data, "depth")["fault"] == -1
+
+
+def test_a_fault_far_down_is_shown_too(tmp_path):
+    x = mg.tensor(0.5, requires_grad=True)
+    h = 2 * x
+    y = h + h
+    for _ in range(600):
+        y = y * 1.0
+    mg.viz.explore(y, tmp_path / "page.html")
+    data = read(tmp_path / "page.html")
+    way = way_of(data, "depth")
+    step = data["steps"][way["steps"][way["fault"]]]
+    assert (data["places"][step["node"]]["name"], step["fault"]) == ("h", 1)
+    assert ends_of(data, "depth") == {"x": (6, 4)}
+
+
 # --------------------------------------------------------------------------------------------------
 # What no gradient goes to
 # --------------------------------------------------------------------------------------------------
@@ -452,12 +489,30 @@ def test_a_module_that_fails_has_ended_too():
     assert tape.calls[x.node].within is None
 
 
-def test_the_tape_keeps_calls_of_the_forward_only():
-    x = mg.tensor(1.0, requires_grad=True)
+def test_a_backward_pass_leaves_nothing_on_the_tape_unless_it_is_recorded(monkeypatch):
+    kept = []
+    monkeypatch.setattr(tape, "Call", lambda op, *facts: kept.append(op.name) or (op, *facts))
+    w = mg.tensor([[1.0, 2.0]], requires_grad=True)
+    with mg.viz.record():
+        y = mg.linear(mg.ones(1, 2), w).sum()
+        y.backward(retain_graph=True)
+        assert kept == ["linear", "sum"]
+        mg.grad(mg.tanh(w).sum(), w, create_graph=True)
+    assert len(kept) > len(["linear", "sum", "tanh", "sum"])
+
+
+def test_values_in_a_graph_of_second_order_are_on_the_tape(tmp_path):
+    x = mg.tensor([0.5, -1.0], requires_grad=True)
     with mg.viz.record() as tape:
-        y = mg.tanh(x) * 2
-        y.backward()
-    assert [call.op.name for call in tape.calls.values()] == ["tanh", "multiply"]
+        loss = mg.grad(mg.tanh(x).sum(), x, create_graph=True).sum()
+    data = explored(tmp_path, loss, tape=tape)
+    assert all("value" in place for place in data["places"])
+
+
+def test_variables_that_begin_with_an_underscore_give_no_names():
+    _hidden = mg.tensor(1.0, requires_grad=True)
+    assert Names({"_hidden": _hidden}, None).of_node(_hidden.node) == ""
+    assert Names({"shown": _hidden}, None).of_node(_hidden.node) == "shown"
 
 
 def test_a_tape_costs_nothing_when_it_is_over():
@@ -654,6 +709,30 @@ def test_a_graph_that_can_never_fit_is_refused_before_it_is_walked(tmp_path, mon
         y = y * 1.0
     with pytest.raises(ValueError, match="5,001 nodes is too large"):
         mg.viz.explore(y, tmp_path / "page.html")
+
+
+def _with(**options):
+    return lambda path: mg.viz.explore(diamond()[-1], path, **options)
+
+
+def _elsewhere(path):
+    with mg.viz.record() as other:
+        mg.tensor(1.0, requires_grad=True) * 2
+    mg.viz.explore(diamond()[-1], path, tape=other)
+
+
+@pytest.mark.parametrize(
+    ("explore", "error", "message"),
+    [
+        (_with(tape=[]), TypeError, r"tape must be what viz.record\(\) gives, not \[\]"),
+        (_with(model=3), TypeError, "model must be a Module, not 3"),
+        (_elsewhere, ValueError, "the tape has seen nothing of this graph"),
+    ],
+)
+def test_what_does_not_fit_the_graph_is_refused(tmp_path, explore, error, message):
+    with pytest.raises(error, match=message):
+        explore(tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _freed():

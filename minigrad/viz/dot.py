@@ -91,8 +91,9 @@ def draw(loss: Tensor, *, tape: Tape | None = None, model: Module | None = None)
         model: whose parameters to call by their names.
 
     Raises:
-        TypeError: if `loss` is no Tensor.
-        RuntimeError: if it has no graph, or a backward pass has freed that.
+        TypeError: if `loss` is no Tensor, `tape` no tape, or `model` no module.
+        ValueError: if the tape has seen nothing of the graph.
+        RuntimeError: if there is no graph, or a backward pass has freed that.
     """
     scene = scene_of("draw", loss, tape, model, sys._getframe(1).f_locals)
     return Drawing("\n".join([_HEAD, *_lines(scene), "}\n"]))

@@ -75,8 +75,9 @@ def explore(
         title: of the page.
 
     Raises:
-        TypeError: if `loss` is no Tensor.
-        ValueError: if it has more than one element, or its graph is too large for a page.
+        TypeError: if `loss` is no Tensor, `tape` no tape, or `model` no module.
+        ValueError: if `loss` has more than one element, its graph is too large for a page, or the
+            tape has seen nothing of it.
         RuntimeError: if it has no graph, or a backward pass has freed that, or an array that it
             needs was written since. Nothing is written then.
     """
@@ -145,9 +146,12 @@ def _about_depth(first: Way, deep: Way) -> str:
     if deep.rules == first.rules:
         return about + "Here only one gradient arrives at each node, so that changes nothing."
     about += f"It runs {deep.rules:,} rules where {first.rules:,} do. "
+    shown = sum(len(step.sent) for step in deep.steps)
     if not deep.arrived:
         about += "That is too many to run to the end, so only its beginning is shown. "
-    elif deep.first_fault is None:
+    elif shown < deep.rules:
+        about += f"The first {shown:,} are shown, and the end. "
+    if deep.arrived and deep.first_fault is None:
         about += "What is sent on again is 0 here, so no number goes wrong. "
     return about
 

@@ -123,11 +123,21 @@ def scene_of(
     """The scene of the graph behind `loss`.
 
     Raises:
-        TypeError: if it is no Tensor.
-        RuntimeError: if it has no graph, or that was freed.
+        TypeError: if it is no Tensor, the tape no tape, or the model no module.
+        ValueError: if the tape has seen nothing of the graph.
+        RuntimeError: if there is no graph, or it was freed.
     """
     root = node_of(loss, role)
+    if not isinstance(tape, Tape | None):
+        raise TypeError(f"{role}: tape must be what viz.record() gives, not {tape!r:.60}")
+    if not isinstance(model, Module | None):
+        raise TypeError(f"{role}: model must be a Module, not {model!r:.60}")
     nodes = reachable([root])[::-1]
+    if tape is not None and root.op is not None and not any(node in tape.calls for node in nodes):
+        raise ValueError(
+            f"{role}: the tape has seen nothing of this graph; compute the result in the block of "
+            f"`with viz.record() as tape:`"
+        )
     names = Names(variables, model, () if tape is None else tape.roots)
     values = values_of(nodes, tape)
     values.setdefault(root, loss._data)

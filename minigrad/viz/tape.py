@@ -88,8 +88,8 @@ class Tape(Observer):
         return None if known is None else known[1:]
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Keep a call, but not those that a rule makes in a backward pass."""
-        if self._passes:
+        """Keep a call, but not those of rules in a backward pass that leaves no graph."""
+        if self._passes and not mode.grad_enabled:
             return
         call = Call(op, tuple(inputs), result, origin(), self._running, mode.grad_enabled)
         if isinstance(result, Tensor) and result.node is not None:

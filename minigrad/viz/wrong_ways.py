@@ -33,8 +33,9 @@ from minigrad.viz.walk import (
 
 Array = NDArray[Any]
 
-SHOWN = 400  # steps of a wrong way that are shown
-RUN = 4000  # rules that are run to find where a wrong way ends
+SHOWN = 400  # steps of a walk that goes wrong
+AFTER = 20  # of these, after the first in which it does
+RUN = 4000  # rules that are run to find where a walk ends
 
 
 def kept_way(scene: Scene, first: Way) -> Way:
@@ -70,7 +71,7 @@ def depth_first(scene: Scene, first: Way) -> Way:
     total = _rules_of_all_paths(scene)
     walk = _DepthFirst(scene, first)
     with without_hooks(scene.places):
-        whole = walk.run(RUN if total <= RUN else SHOWN)
+        whole = walk.run(to_the_end=total <= RUN)
     leaves = leaves_of(scene, walk.arrived) if whole else []
     return Way(walk.steps + leaves, walk.arrived if whole else {}, walk.fault, total)
 
@@ -83,23 +84,26 @@ class _DepthFirst:
         self._complete = first.arrived
         self._sent_on: dict[Node, Array] = {}  # what the rules of a node ran with the last time
         self._count = {scene.root: 1}
-        self._done = 0
         self.arrived = {scene.root: seed_of(scene)}
         self.steps = [Step("seed", scene.root, self.arrived[scene.root])]
         self.fault: int | None = None
 
-    def run(self, bound: int) -> bool:
-        """Walk, up to `bound` rules; whether that was the whole way."""
+    def run(self, to_the_end: bool) -> bool:
+        """Walk, or only as far as is shown; whether that was the whole way."""
         stack = [self._visit(self._scene.root)]
         while stack:
             place = next(stack[-1], None)
             if place is None:
                 stack.pop()
-            elif self._done >= bound:
+            elif not (to_the_end or self._is_shown()):
                 return False
             elif place.op is not None:
                 stack.append(self._visit(place))
         return True
+
+    def _is_shown(self) -> bool:
+        """Whether the next step still is: until shortly after the first fault, at least."""
+        return len(self.steps) <= (RUN if self.fault is None else max(SHOWN, self.fault + AFTER))
 
     def _visit(self, node: Node) -> Iterator[Node]:
         """Run the rules of a node one by one, and give the inputs to go on to."""
@@ -119,9 +123,8 @@ class _DepthFirst:
             send(step, run, self.arrived, self._count, due)
             if fault and self.fault is None:
                 self.fault = len(self.steps)
-            if len(self.steps) <= SHOWN:
+            if self._is_shown():
                 self.steps.append(step)
-            self._done += len(run)
             yield from (sent.link.source for sent in step.sent)
 
 
