@@ -349,7 +349,7 @@ def test_of_a_long_walk_the_beginning_and_the_end_are_shown(tmp_path):
         y = y + y
     data = explored(tmp_path, y)
     way = way_of(data, "depth")
-    assert f"{2**11 - 2:,} rules where 20 do. The first 401 are shown, and the end." in way["about"]
+    assert f"{2**11 - 2:,} rules where 20 do. The first 400 are shown, and the end." in way["about"]
     ((got, right),) = ends_of(data, "depth").values()
     assert right == 2**10
     assert got > right
