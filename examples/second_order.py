@@ -28,6 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 import minigrad
+from examples.command_line import Parser, check_out, run
 from minigrad import Tensor
 from minigrad.data import Standardizer
 from minigrad.optim import Adam
@@ -89,6 +90,7 @@ class Result:
 
 def main(quick: bool = False, out: str | Path = "second_order.png") -> Result:
     """Go down both functions both ways, print what it took, and save the picture."""
+    check_out(out)
     rates = RATES[1:2] if quick else RATES
     print("Rosenbrock's valley:")
     valley = compare(rosenbrock, np.array([-1.2, 1.0]), 0.0, rates)
@@ -271,4 +273,4 @@ def style(way: Way) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Parser("second_order", __doc__))

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import minigrad
+from examples.command_line import Parser, check_out, run
 from minigrad import History, Trainer
 from minigrad.nn import MLP
 from minigrad.optim import Adam
@@ -59,6 +60,7 @@ class Result:
 
 def main(quick: bool = False, out: str | Path = "spirals.png") -> Result:
     """Train the network, look at it at four moments, save the picture."""
+    check_out(out)
     rng = np.random.default_rng(0)
     looks = (0, 50, 150, 250 if quick else 400)
     train, test = spirals(rng), spirals(rng)
@@ -143,4 +145,4 @@ def draw_loss(axes: Axes, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Parser("spirals", __doc__))

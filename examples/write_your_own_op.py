@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import minigrad
+from examples.command_line import Parser, check_out, run
 from minigrad import Tensor, Trainer, gradcheck
 from minigrad.diagnostics import GradcheckReport
 from minigrad.metrics import rmse
@@ -98,6 +99,7 @@ class Result:
 
 def main(quick: bool = False, out: str | Path = "write_your_own_op.png") -> Result:
     """Check the op and the faulty one, train with it and without, save the picture."""
+    check_out(out)
     x, a = np.array([[-1.5, 0.3, 2.0], [0.7, -0.2, 1.1]]), np.array([0.5, 1.0, 2.0])
     right, wrong = gradcheck(snake, [x, a]), gradcheck(faulty, [x, a])
     print(right, wrong, sep="\n\n", end="\n\n")
@@ -215,4 +217,4 @@ def draw_fit(axes: Axes, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Parser("write_your_own_op", __doc__))

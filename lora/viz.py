@@ -26,6 +26,7 @@ __all__ = ["plot_change", "plot_factors", "plot_singular_values"]
 
 _MOST_LINES = 8  # that differ in their markers and have a legend
 _MOST_CELLS = 400  # that have their number in them
+_MOST_SHOWN = 400  # rows and columns of a matrix; of more, blocks are shown
 _MARKERS = "os^Dv<>P"
 _SMALLEST = 1e-9  # of the largest singular value; what is below is rounding
 
@@ -141,7 +142,8 @@ def plot_factors(
 ) -> Picture:
     """Draw A, B and s B A of one layer, placed as in the product: a row of B, a column of A.
 
-    Each has a scale of its own, from minus to plus its largest number. DoRA's magnitude is left
+    Each has a scale of its own, from minus to plus its largest number. Of a matrix that is larger
+    than the picture, a dot is the number furthest from 0 in a block. DoRA's magnitude is left
     aside.
 
     Args:
@@ -177,10 +179,11 @@ def plot_factors(
     (corner, top), (left, middle) = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(1, 3))
     corner.set_axis_off()
     signs = (
-        f"{layer}\n\ndW = s B A\nrank {rank}, s = {chosen_one.scale:.4g}\n\ndark: below 0\n"
+        f"dW = s B A\nrank {rank}, s = {chosen_one.scale:.4g}\n\ndark: below 0\n"
         f"grey: 0\nlight: above 0"
     )
     corner.text(0.5, 0.5, signs, ha="center", va="center", linespacing=1.4)
+    figure.suptitle(layer, weight="bold")
     _draw_matrix(top, a, f"A, {rank} x {d_in}")
     _draw_matrix(left, b, f"B, {d_out} x {rank}")
     _draw_matrix(middle, chosen_one.scale * (b @ a), f"s B A, {d_out} x {d_in}")
@@ -196,10 +199,30 @@ def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
     from minigrad.viz.figure import SIGNED
 
     largest = float(np.max(np.abs(matrix), initial=0.0))
-    axes.imshow(matrix, cmap=SIGNED, vmin=-largest or -1, vmax=largest or 1, aspect="auto")
+    rows, columns = matrix.shape
+    axes.imshow(
+        _thinned(matrix),
+        cmap=SIGNED,
+        vmin=-largest or -1,
+        vmax=largest or 1,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+    )
     axes.set_title(f"{title}: all 0" if not largest else f"{title}\n±{largest:.2g} at most")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _thinned(matrix: Array) -> Array:
+    """The number that is furthest from 0 in each block of a matrix too large for a picture."""
+    for axis, count in enumerate(matrix.shape):
+        kept = min(count, _MOST_SHOWN)
+        starts = np.arange(kept) * count // kept
+        highest = np.maximum.reduceat(matrix, starts, axis)
+        lowest = np.minimum.reduceat(matrix, starts, axis)
+        matrix = np.where(highest > -lowest, highest, lowest)
+    return matrix
 
 
 def plot_change(

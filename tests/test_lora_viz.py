@@ -194,7 +194,8 @@ def test_what_is_rounding_is_not_drawn(rng):
 def test_the_factors_and_their_product_are_drawn(rng):
     model = adapted(rng)
     where = layer(model, NAMES[1])
-    corner, top, left, middle = viz.plot_factors(model, NAMES[1]).axes
+    figure = viz.plot_factors(model, NAMES[1])
+    corner, top, left, middle = figure.axes
     a, b = where.lora_a.data.astype(float), where.lora_b.data.astype(float)
     for axes, matrix in ((top, a), (left, b), (middle, where.scale * (b @ a))):
         (image,) = axes.images
@@ -203,7 +204,20 @@ def test_the_factors_and_their_product_are_drawn(rng):
         assert f"{np.abs(matrix).max():.2g}" in axes.get_title()
     assert "A, 3 x 32" in top.get_title()
     assert "B, 8 x 3" in left.get_title()
-    assert NAMES[1] in corner.texts[0].get_text()
+    assert "rank 3, s = 2" in corner.texts[0].get_text()
+    assert figure.get_suptitle() == NAMES[1]
+
+
+def test_of_a_large_matrix_no_extreme_is_lost(rng):
+    model = nn.Sequential(nn.Linear(1000, 900, rng=rng))
+    a = layer(adapted(rng, model=model, targets=["0"]), "0").lora_a
+    a.data[:, 333] = -100
+    (image,) = viz.plot_factors(model, "0").axes[1].images
+    shown = image.get_array()
+    assert shown.shape == (3, 400)
+    assert list(image.get_extent()) == [-0.5, 999.5, 2.5, -0.5]
+    assert (shown == -100).sum() == 3
+    assert shown[:, 0].tolist() == [max(row, key=abs) for row in a.data[:, :2].tolist()]
 
 
 def test_a_b_of_zeros_is_said_to_be(rng):
