@@ -21,6 +21,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE |
         "merging",
         "files",
         "writing an op",
+        "seeing it",
         "gradcheck",
         "liveness",
         "receipt",
