@@ -192,7 +192,7 @@ def test_the_wrong_order_is_shown_where_it_goes_wrong(opened):
     assert reader.gradient("x") == [6.0]
     reader.press("End")
     assert reader.numbers("#step .ends") == [6.0, 4.0]
-    assert reader.page.locator("tr.wrong").count() == 1
+    assert reader.page.locator(".ends .wrong").count() == 1
 
 
 def test_second_passes(opened):

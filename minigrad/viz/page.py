@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from minigrad.io.atomic import write_atomically
@@ -33,6 +33,7 @@ LIMIT = 1_000_000  # bytes of a page
 _MOST = 4000  # nodes, of which no more fit into a page whatever they hold
 _COARSEST = 4  # cells of a heat map, up and across
 
+_TEMPLATE = Path(__file__).with_name("template")
 _SCRIPTS = ("layout.js", "heatmap.js", "camera.js", "drawing.js", "panel.js", "page.js")
 
 
@@ -188,9 +189,8 @@ def _too_large(scene: Scene) -> ValueError:
 
 
 def _filled(title: str, data: dict[str, Any]) -> bytes:
-    template = files("minigrad.viz") / "template"
-    style = (template / "page.css").read_text("utf-8")
-    script = "\n".join((template / name).read_text("utf-8") for name in _SCRIPTS)
+    style = (_TEMPLATE / "page.css").read_text("utf-8")
+    script = "\n".join((_TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
     # Inside a script element, `<` might end it.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -202,7 +202,7 @@ def _filled(title: str, data: dict[str, Any]) -> bytes:
         "script": script,
         "script-hash": _hash(script),
     }
-    page = (template / "page.html").read_text("utf-8")
+    page = (_TEMPLATE / "page.html").read_text("utf-8")
     return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], page).encode()
 
 

@@ -32,12 +32,12 @@ function heatMap(picture) {
   return images.get(picture);
 }
 
-// A number to four digits, with a true minus sign.
-function short(x) {
+// A number to some digits, with a true minus sign.
+function short(x, digits = 4) {
   if (typeof x === "string") return x.replace("-", "−");
   if (typeof x === "boolean") return x ? "true" : "false";
   const size = Math.abs(x);
-  const text = size !== 0 && (size >= 1e6 || size < 1e-4) ? x.toExponential(2) : String(Number(x.toPrecision(4)));
+  const text = size !== 0 && (size >= 1e6 || size < 1e-4) ? x.toExponential(2) : String(Number(x.toPrecision(digits)));
   return text.replace("-", "−");
 }
 
@@ -49,7 +49,7 @@ function shapeOf(picture) {
 function inWords(picture) {
   if (picture.numbers) {
     if (picture.numbers.length === 1) return short(picture.numbers[0]);
-    return `[${picture.numbers.map(short).join(", ")}]`;
+    return `[${picture.numbers.map((x) => short(x)).join(", ")}]`;
   }
   const range = picture.low !== "nan" ? `from ${short(picture.low)} to ${short(picture.high)}` : "no finite number";
   return `${shapeOf(picture)} numbers ${range}`;

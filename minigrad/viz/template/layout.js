@@ -6,7 +6,7 @@
 // columns in between has a waypoint in each. Heights are found by sweeps over the columns: nodes are
 // sorted by the mean height of their neighbours, and put as near to it as their order allows.
 
-const CARD = { w: 148, h: 74 }, PILL = { w: 122, h: 40 }, BOX = { w: 148, h: 52 };
+const CARD = { w: 148, h: 74 }, PILL = { w: 122, h: 40 }, BOX = { w: 190, h: 52 };
 const GAP = { column: 66, row: 16, way: 9 }, PADDING = 14, HEADER = 24, SWEEPS = 12;
 
 // The graph as it is shown when the modules in `closed` are: items by id, and edges between them.

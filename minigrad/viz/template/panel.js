@@ -23,10 +23,10 @@ class Panel {
       const rows = [];
       for (let i = 0; i < picture.numbers.length; i += columns) {
         rows.push(html("tr", {}, ...picture.numbers.slice(i, i + columns).map((x) =>
-          html("td", { "data-value": String(x), title: String(x) }, short(x)))));
+          html("td", { "data-value": String(x), title: String(x) }, short(x, columns > 2 ? 3 : 4)))));
       }
       const wide = columns > 4 ? { tabindex: 0 } : {};  // it may have to be scrolled
-      return html("table", { class: `numbers ${kind}`, "aria-label": inWords(picture), ...wide }, html("tbody", {}, ...rows));
+      return html("table", { class: `numbers ${columns > 2 ? "dense" : ""} ${kind}`, "aria-label": inWords(picture), ...wide }, html("tbody", {}, ...rows));
     }
     const tall = Math.max(picture.rows * 7, 14);
     const image = html("img", { src: heatMap(picture), alt: inWords(picture), width: Math.min(168, picture.columns * 7), height: Math.min(126, tall) });
@@ -199,13 +199,12 @@ class Panel {
 
   ends(way) {
     if (!way.ends.length) return [];
-    const wrong = way.ends.some(([, got, right]) => got !== right);
-    const rows = way.ends.map(([node, got, right]) => html("tr", { class: got === right ? "" : "wrong" },
-      html("th", { scope: "row" }, this.place(node)),
-      html("td", {}, this.picture(got, "grad")),
-      ...(wrong ? [html("td", {}, got === right ? "✓" : this.picture(right, "grad right"))] : [])));
-    const head = html("tr", {}, html("th", { scope: "col" }, "leaf"), html("th", { scope: "col" }, ".grad"), ...(wrong ? [html("th", { scope: "col" }, "should be")] : []));
-    return [html("h3", {}, "In the end"), html("table", { class: "ends" }, html("thead", {}, head), html("tbody", {}, ...rows))];
+    const line = (word, what) => html("tr", {}, html("td", {}, word), html("td", {}, what));
+    const bodies = way.ends.map(([node, got, right]) => html("tbody", { class: got === right ? "" : "wrong" },
+      html("tr", {}, html("th", { scope: "rowgroup", colspan: 2 }, this.place(node))),
+      line(".grad", this.picture(got, "grad")),
+      got === right ? null : line("should be", this.picture(right, "grad right"))));
+    return [html("h3", {}, "In the end"), html("table", { class: "ends" }, ...bodies)];
   }
 
   // Rows of a name and what is there.
