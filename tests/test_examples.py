@@ -61,15 +61,10 @@ def write_csv(path, rows=160, **columns):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_all_examples_are_found_and_nothing_else():
-    assert NAMES == [
-        "charlm",
-        "digits",
-        "lora_regression",
-        "minilm",
-        "toy_regression",
-        "why_lora_is_not_faster",
-    ]
+def test_files_and_packages_that_can_be_run_are_found_and_nothing_else():
+    assert {"charlm", "digits", "lora_regression", "minilm", "toy_regression"} <= set(NAMES)
+    assert not {"__init__", "__main__", "command_line", "walkthroughs"} & set(NAMES)
+    assert sorted(NAMES) == NAMES
 
 
 def test_the_list_says_of_each_what_it_is_about_how_long_it_takes_and_what_it_draws(capsys):
@@ -79,7 +74,7 @@ def test_the_list_says_of_each_what_it_is_about_how_long_it_takes_and_what_it_dr
     words = " ".join(printed.split())
     for name, purpose, takes in runner.found():
         assert f"\n{name}  " in printed
-        assert purpose.endswith((".", "?")) or name == "why_lora_is_not_faster"
+        assert purpose.endswith((".", "?"))
         assert f"{purpose} {takes}" in words
         assert takes.startswith("It takes")
         assert takes.endswith(f"draws {name}.png.")

@@ -49,7 +49,7 @@ WHOLE = Plan(
     Schedule(steps=1600, lr=3e-3, batch_size=8),
     Schedule(steps=200, lr=5e-3, batch_size=16),
     tested=8000,
-    written=400,
+    written=520,
 )
 QUICK = Plan(
     Sizes(d_model=64, num_heads=2, depth=1, context=32),

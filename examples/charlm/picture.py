@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from examples.charlm.training import Curve, Measures
 
 STYLES = {"manual": ("#D55E00", "--", "s"), "sonnets": ("#0B4F8A", "-", "o")}
-WIDTH, LINES = 74, 14  # of a sample
+WIDTH, LINES = 74, 13  # of a sample
 
 
 def draw(
@@ -26,12 +26,12 @@ def draw(
         samples: what the base writes, and what it writes with the adapter.
         out: the file.
     """
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
     figure.suptitle(
         "With an adapter, a writer of manuals writes verse; off, the base is as it was",
         size="xx-large",
     )
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.3])
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.3])  # type: ignore[misc]
     above, below = left.subplots(2, 1)
     draw_curve(above, pretraining, "The base learns from the manual")
     draw_curve(below, adapting, "The adapter learns from sonnets")

@@ -60,7 +60,7 @@ class Curve:
 def surprise(model: CharacterModel, before: Codes, after: Codes) -> Tensor:
     """The mean of -log p(the character that follows): `(batch, length)` twice, to one number."""
     scores = model(before)
-    return cross_entropy(scores.reshape(-1, scores.shape[-1]), after.reshape(-1))
+    return cross_entropy(scores.reshape(-1, scores.shape[-1]), after.reshape(-1))  # type: ignore[no-any-return]
 
 
 def losses_on(model: CharacterModel, texts: Mapping[str, Codes]) -> Measures:

@@ -7,7 +7,7 @@ off it is what it was, to the bit.
 
 You will see a table, and a picture of it: what each network reads of the digits of all three kinds
 that it has not been trained on, how many numbers it trained, and how many bytes they are in a file.
-It takes half a minute, and draws digits.png.
+It takes a minute, and draws digits.png.
 
     python -m examples.digits
 

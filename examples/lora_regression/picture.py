@@ -26,7 +26,7 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
     full, low = (results[way][0].cost.trainable for way in (FULL, LORA))
     title = f"Adapting to {task.new_group}: full fine-tuning trains {full:,} weights, LoRA {low:,}"
     figure.suptitle(title, size="xx-large")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05], wspace=0.05)
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05], wspace=0.05)  # type: ignore[misc]
     (draw_images if task.images else draw_scatter)(left.subplots(), results, task)
     curves, bars = right.subplots(2, 1)
     draw_curves(curves, results, task)
