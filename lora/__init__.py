@@ -10,9 +10,11 @@
     merge, certificate          merging, and what it loses
     factors, algebra, extract   sums of adapters, and adapters of differences
     verify                      whether LoRA's identities hold
+    update, spectrum, viz       the numbers of an update, and pictures of them
     files, disk                 PEFT's folders; and `python -m lora`, which needs no model
 """
 
+from lora import viz
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
 from lora.algebra import CombineReport, combine
@@ -65,4 +67,5 @@ __all__ = [
     "switch",
     "unmerge",
     "verify",
+    "viz",
 ]

@@ -2,8 +2,8 @@
 
 No more than some rows of a base are in memory at a time. `summary` says what an adapter is made of,
 `fitting` which tensors of a base it is about, `turned` how these are stored, `checking` what is
-wrong with it; `merging` and `extracting` write new files. `python -m lora` is these functions on
-the command line.
+wrong with it; `merging` and `extracting` write new files, `beside` copies what lies beside a base.
+`python -m lora` is these functions on the command line.
 """
 
 from lora.disk.checking import Findings, check_adapter

@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad.graph import Node
 from minigrad.op import Op
-from minigrad.viz.picture import Album
+from minigrad.viz.shown import Album
 from minigrad.viz.scene import Frozen, Link, Place, Scene
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 from minigrad.viz.tape import ModuleCall
