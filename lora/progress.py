@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ def progress_bar(
         shown: whether there is to be a bar.
         options: others of tqdm's, such as `total`.
     """
-    from tqdm.auto import tqdm  # takes a tenth of a second to import
-
-    return tqdm(
+    # It takes a tenth of a second to import, and the bar for notebooks warns where there is none.
+    kind = import_module("tqdm.auto" if shown else "tqdm").tqdm
+    bar: tqdm[Any] = kind(
         items, desc=what, unit=unit, leave=False, delay=1.0, disable=None if shown else True,
         **options,
     )  # fmt: skip
+    return bar

@@ -11,8 +11,8 @@ import minigrad as mg
 from minigrad.mode import mode
 from minigrad.viz import page, tape
 from minigrad.viz.names import Names
-from minigrad.viz.shown import FEW, LETTERS, Album, picture_of
 from minigrad.viz.scene import scene_of
+from minigrad.viz.shown import FEW, LETTERS, Album, picture_of
 from minigrad.viz.source import filled_in, source_of
 from minigrad.viz.walk import again, right_way
 from minigrad.viz.wrong_ways import depth_first, kept_way

@@ -22,8 +22,8 @@ from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.tensor import Tensor
 from minigrad.viz.page_data import Show, page_data
-from minigrad.viz.shown import FEW, LARGEST, Album
 from minigrad.viz.scene import Scene, scene_of
+from minigrad.viz.shown import FEW, LARGEST, Album
 from minigrad.viz.tape import Tape
 from minigrad.viz.walk import Way, again, right_way
 from minigrad.viz.wrong_ways import depth_first, kept_way

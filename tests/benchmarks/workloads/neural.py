@@ -100,7 +100,7 @@ class Size(NamedTuple):
 
 
 BLOCK = Size(256, 8, 1, 8, 256)
-# Of the character transformer in examples/: about a million parameters.
+# A character transformer of about a million parameters.
 CHARACTERS = Size(128, 4, 5, 8, 64, 85)
 
 
