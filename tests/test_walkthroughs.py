@@ -40,6 +40,12 @@ def places_on_a_disk(text):
     return re.findall(pattern, text) + own
 
 
+def dead_links(path, text):
+    """The relative links in a text beside `path` that lead nowhere."""
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+    return [link for link in links if not (path.parent / link).exists()]
+
+
 @each
 def test_it_is_small(path):
     assert path.stat().st_size <= 400_000
@@ -93,6 +99,17 @@ def test_every_folded_part_is_the_solution_of_an_exercise(path):
     assert folded == exercises(notebook)
 
 
+@each
+def test_its_links_lead_to_files(path):
+    prose = [c["source"] for c in read(path)["cells"] if c["cell_type"] == "markdown"]
+    assert dead_links(path, "\n".join(prose)) == []
+
+
+def test_the_list_of_them_is_complete():
+    text = (WALKTHROUGHS / "README.md").read_text()
+    assert re.findall(r"\]\((\w+\.ipynb)\)", text) == [path.name for path in PATHS]
+
+
 @pytest.mark.full
 @each
 def test_it_shows_what_is_stored(path):
@@ -104,6 +121,11 @@ def test_it_shows_what_is_stored(path):
 
 
 # The checks themselves
+
+
+def test_dead_links_are_seen():
+    text = "[a](README.md) [b](gone.ipynb) [c](../../minigrad) [d](https://example.org/e)"
+    assert dead_links(WALKTHROUGHS / "any.ipynb", text) == ["gone.ipynb"]
 
 
 def test_absolute_paths_are_seen():
