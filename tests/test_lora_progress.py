@@ -20,7 +20,8 @@ def bars(monkeypatch):
             asked.append({"of": None if not args or args[0] is None else len(args[0]), **options})
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(tqdm.auto, "tqdm", Recorded)
+    for kind in (tqdm, tqdm.auto):
+        monkeypatch.setattr(kind, "tqdm", Recorded)
     return asked
 
 
