@@ -20,11 +20,11 @@ from lora.attachment.targets import ALL_LINEAR, Patterns, near
 from lora.attachment.whole import Copy
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
-from lora.progress import progress_bar
 from lora.scaling import check_size
 from lora.variants.nf4 import NF4Linear
 from minigrad.diagnostics.tables import aligned
 from minigrad.nn import Module, Parameter
+from minigrad.progress import progress_bar
 from minigrad.tensor import as_array
 
 if TYPE_CHECKING:

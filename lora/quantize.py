@@ -22,11 +22,11 @@ from lora.attachment.targets import ALL_LINEAR, Patterns, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer
-from lora.progress import progress_bar
 from lora.variants.nf4 import NF4Linear
 from minigrad.data import check_positive
 from minigrad.diagnostics.tables import aligned, in_bytes
 from minigrad.nn import Embedding, Linear, Module
+from minigrad.progress import progress_bar
 
 if TYPE_CHECKING:
     from minigrad.kernels.nf4 import NF4Matrix

@@ -11,10 +11,10 @@ from lora.adapted import AdaptedLayer
 from lora.adapter import joined
 from lora.attachment.record import adapted_layers
 from lora.factors import singular_values
-from lora.progress import progress_bar
 from lora.spectrum import Spectral
 from minigrad.mode import no_grad
 from minigrad.nn import Module
+from minigrad.progress import progress_bar
 
 
 @dataclass(frozen=True)

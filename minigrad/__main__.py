@@ -48,9 +48,8 @@ def warmup(double: bool = False) -> None:
     Raises:
         SystemExit: if nothing is to be compiled, under NUMBA_DISABLE_JIT=1, or cannot be kept.
     """
-    from tqdm.auto import tqdm
-
     from minigrad.kernels import cache, jit
+    from minigrad.progress import progress_bar
 
     if not jit.JIT_ENABLED:
         sys.exit("minigrad warmup: NUMBA_DISABLE_JIT is set, so that nothing is ever compiled")
@@ -58,7 +57,9 @@ def warmup(double: bool = False) -> None:
         sys.exit(f"minigrad warmup: compiled kernels are {cache.describe()}")
     cache.announce(False)
     start, compiled, jobs = time.perf_counter(), 0, list(_jobs(double))
-    with tqdm(jobs, unit="kernel", disable=None, dynamic_ncols=True, leave=False) as bar:
+    with progress_bar(
+        jobs, what="compiling", unit="kernel", shown=True, delay=0.0, dynamic_ncols=True
+    ) as bar:
         for name, job in bar:
             bar.set_postfix_str(name)
             before = len(cache.COMPILED)

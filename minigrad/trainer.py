@@ -26,6 +26,7 @@ from minigrad.history import History, as_record
 from minigrad.mode import no_grad
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
+from minigrad.progress import progress_bar
 from minigrad.tensor import Tensor, as_array
 
 Loss = Callable[[Any, Any], Tensor]
@@ -147,7 +148,10 @@ class Trainer:
         self._stopping = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
             self._epochs_since_best = 0  # it was stopped, and is to go on all the same
-        with _progress_bar(steps, self.progress) as bar:
+        with progress_bar(
+            what="training", unit="step", shown=self.progress, total=steps,
+            disable=not self.progress, delay=0.0, dynamic_ncols=True,
+        ) as bar:  # fmt: skip
             for _ in range(epochs):
                 self._epoch(data, held_out, bar)
                 if self._stopping:
@@ -351,9 +355,3 @@ class Trainer:
                 scheduler or average; nothing is changed then.
         """
         trainer_state.load(self, path)
-
-
-def _progress_bar(steps: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=steps, unit="step", disable=not shown, dynamic_ncols=True, leave=False)

@@ -113,7 +113,6 @@ def run(notebook: Notebook, with_solutions: bool = False) -> Notebook:
             "PYTHONPATH": os.pathsep.join(paths),
             "IPYTHONDIR": folder,
             "TQDM_DISABLE": "1",
-            "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, where ipywidgets is missing
         }
         client.execute(env=environment)
     fresh["cells"] = [cell for cell in fresh["cells"] if "solution-" not in cell["id"]]

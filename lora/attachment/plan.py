@@ -16,12 +16,12 @@ from lora.attachment.whole import Copy, Whole
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer, check_rank_fits
-from lora.progress import progress_bar
 from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
+from minigrad.progress import progress_bar
 from minigrad.random import seed_of
 
 

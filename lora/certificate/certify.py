@@ -21,8 +21,8 @@ import numpy as np
 from lora.certificate.certificate import MergeCertificate, Row
 from lora.certificate.merging import Array, Merging, gamma, least_of, norms, upper
 from lora.certificate.storage import DTYPES, check_dtypes, computing_dtype, round_to, unit_of
-from lora.progress import progress_bar
 from lora.scaling import check_number
+from minigrad.progress import progress_bar
 
 
 def certify(

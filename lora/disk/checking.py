@@ -14,8 +14,8 @@ from lora.factors import singular_values
 from lora.files.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.files.matching import rank_of, targeted
 from lora.files.writing import FLOATS
-from lora.progress import progress_bar
 from minigrad.io import open_tensors
+from minigrad.progress import progress_bar
 
 _NOT_READ = f"and not of {', '.join(FLOATS)}"
 

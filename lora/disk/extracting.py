@@ -26,11 +26,11 @@ from lora.files.facts import Facts, LayerFacts, version
 from lora.files.fingerprint import fingerprint_of_rows
 from lora.files.matching import exact, is_saved_whole, whole_name
 from lora.files.writing import FLOATS, check_dtype, write_folder
-from lora.progress import progress_bar
 from lora.scaling import LoRAScaling, check_size
 from minigrad.diagnostics.tables import aligned
 from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES
+from minigrad.progress import progress_bar
 
 Array = NDArray[Any]
 Place = str | os.PathLike[str]

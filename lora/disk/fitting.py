@@ -15,8 +15,8 @@ from lora.disk.turned import Turned
 from lora.files.fingerprint import fingerprint_of_rows
 from lora.files.folder import KEYS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.files.writing import FLOATS
-from lora.progress import progress_bar
 from minigrad.io import TensorSet
+from minigrad.progress import progress_bar
 
 TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "

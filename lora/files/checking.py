@@ -14,8 +14,8 @@ from lora.embedding import LoRAEmbedding
 from lora.files.fingerprint import fingerprint_of
 from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
 from lora.files.writing import FLOATS
-from lora.progress import progress_bar
 from minigrad.nn import Module, Parameter
+from minigrad.progress import progress_bar
 
 Array = NDArray[Any]
 

@@ -40,9 +40,9 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
-from lora.progress import progress_bar
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
+from minigrad.progress import progress_bar
 
 
 def load(

@@ -13,9 +13,9 @@ from lora.files.describing import Update, configuration_of, tensors_of, updates_
 from lora.files.facts import Facts, LayerFacts, version
 from lora.files.fingerprint import fingerprint_of
 from lora.files.writing import check_tensors, write_folder
-from lora.progress import progress_bar
 from lora.weight import Dense
 from minigrad.nn import Module
+from minigrad.progress import progress_bar
 
 
 def save(

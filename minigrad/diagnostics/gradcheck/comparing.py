@@ -17,6 +17,7 @@ from minigrad.diagnostics.gradcheck.report import Comparison, Entry, GradcheckRe
 from minigrad.diagnostics.gradcheck.roundings import Gradients
 from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Vector, flat, largest_of
 from minigrad.diagnostics.gradcheck.ways import elsewhere
+from minigrad.progress import progress_bar
 
 DIRECTIONS = 8  # in which a sampled operand is moved as a whole
 NEIGHBOURS = 24  # of a kink, at which slopes are taken: each order of three ties, most likely
@@ -44,16 +45,13 @@ def compare(
         rng: where samples are drawn from.
         progress: show a progress bar if it takes long.
     """
-    from tqdm.auto import tqdm
-
     comparing = _Comparing(problem, rng)
     sizes = [problem.operands[i].size for i in problem.moved]
     chosen = [_chosen(size, samples, rng) for size in sizes]
     sampled = [len(picks) for picks, size in zip(chosen, sizes, strict=True) if len(picks) < size]
-    with tqdm(
-        total=sum(map(len, chosen)), unit="entry", desc=f"gradcheck, order {problem.order}",
-        leave=False, delay=1.0, disable=None if progress else True,
-    ) as bar:  # fmt: skip
+    what = f"gradcheck, order {problem.order}"
+    total = sum(map(len, chosen))
+    with progress_bar(what=what, unit="entry", shown=progress, total=total) as bar:
         for at, picks in enumerate(chosen):
             for pick in picks:
                 comparing.entry(at, int(pick))

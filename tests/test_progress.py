@@ -20,8 +20,7 @@ def bars(monkeypatch):
             asked.append({"of": None if not args or args[0] is None else len(args[0]), **options})
             super().__init__(*args, **options)
 
-    for kind in (tqdm, tqdm.auto):
-        monkeypatch.setattr(kind, "tqdm", Recorded)
+    monkeypatch.setattr(tqdm.auto, "tqdm", Recorded)
     return asked
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,12 +20,13 @@ def progress_bar(
         what: is done.
         unit: what one item is.
         shown: whether there is to be a bar.
-        options: others of tqdm's, such as `total`.
+        options: others of tqdm's, such as `total`, or in place of these.
     """
-    # It takes a tenth of a second to import, and the bar for notebooks warns where there is none.
-    kind = import_module("tqdm.auto" if shown else "tqdm").tqdm
-    bar: tqdm[Any] = kind(
-        items, desc=what, unit=unit, leave=False, delay=1.0, disable=None if shown else True,
-        **options,
-    )  # fmt: skip
-    return bar
+    with warnings.catch_warnings():
+        # Where a notebook has no widgets, there is a bar of text instead, which needs no warning.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from tqdm.auto import tqdm  # takes a tenth of a second to import
+
+    disable = None if shown else True  # None: where it would go to a file
+    usual = {"desc": what, "unit": unit, "leave": False, "delay": 1.0, "disable": disable}
+    return tqdm(items, **{**usual, **options})
