@@ -84,6 +84,7 @@ def test_without_graphviz_there_is_the_text(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     drawing = mg.viz.draw(mg.tanh(mg.tensor(3.0, requires_grad=True)))
     assert drawing._repr_svg_() is None
+    assert repr(drawing) == str(drawing) == drawing.dot
     with pytest.raises(RuntimeError, match="needs graphviz"):
         drawing.save(tmp_path / "graph.svg")
     assert list(tmp_path.iterdir()) == []

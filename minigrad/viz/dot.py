@@ -32,9 +32,9 @@ _FROZEN = ', style="rounded,dashed", color="#777777", fontcolor="#555555"'
 _NO_WAY = 'style=dashed, color="#777777", dir=back, arrowtail=tee'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drawing:
-    """A graph in DOT. A notebook shows it as SVG, if graphviz is installed.
+    """A graph in DOT. A notebook shows it as SVG if graphviz is installed, and else as text.
 
     Attributes:
         dot: the text.
@@ -42,7 +42,7 @@ class Drawing:
 
     dot: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.dot
 
     def svg(self) -> str:
