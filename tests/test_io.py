@@ -221,8 +221,11 @@ def test_arrays_that_are_not_of_numbers_are_an_error_that_names_them(path, value
 
 
 def test_a_folder_that_is_not_there_is_an_error(path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere'; make it first"):
         save_state(path.parent / "nowhere" / "x.safetensors", {"x": np.ones(1)})
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        save_state(path.parent, {"x": np.ones(1)})
+    assert list(path.parent.iterdir()) == []
 
 
 def test_saving_replaces_an_older_file(path):

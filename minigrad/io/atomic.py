@@ -41,6 +41,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: if it cannot be written; the old file, if any, is as it was.
     """
     target = Path(path).resolve()  # a link stays a link, to the new content
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(target.parent)!r}; make it first")
+    if target.is_dir():
+        raise IsADirectoryError(f"{os.fspath(path)!r} is a folder; name a file in it")
     _sweep(target.parent, f".{glob.escape(target.name)}.*{_PARTIAL}")
     handle, name = tempfile.mkstemp(_PARTIAL, f".{target.name}.", target.parent)
     try:
