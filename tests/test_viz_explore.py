@@ -219,6 +219,7 @@ def test_a_hook_is_told_of(tmp_path):
     h.register_hook(lambda g: g * 2)
     data = explored(tmp_path, y)
     assert [place.get("hooks") for place in data["places"]] == [None, 1, None]
+    assert "No hook is called" in data["ways"][0]["about"]
 
 
 def test_grad_that_is_there_already_is_added_to(tmp_path):
@@ -417,9 +418,22 @@ def test_without_a_tape_only_what_was_saved_is_known(tmp_path):
     x = mg.tensor([1.0, 2.0], requires_grad=True)
     data = explored(tmp_path, (x * mg.tensor([3.0, 4.0]) + mg.tensor([5.0, 6.0])).sum())
     saved, lost = data["frozen"]
+    assert (saved["name"], lost["name"]) == ("input y", "input y")
     np.testing.assert_array_equal(numbers(data, saved["value"]), [3, 4])
     assert "value" not in lost
     assert all("record()" in frozen["why"] for frozen in (saved, lost))
+
+
+def test_an_array_without_a_name_is_not_called_like_another(tmp_path):
+    x = mg.tensor(1.5, requires_grad=True)
+    slope = mg.grad(mg.tanh(x), x, create_graph=True)  # 1 - out * out: of subtract, the 1 is x
+    names = [frozen["name"] for frozen in explored(tmp_path, slope * slope)["frozen"]]
+    assert "x" not in names
+    x, w = mg.tensor([1.0, 2.0]), mg.tensor([3.0, 4.0], requires_grad=True)
+    with mg.viz.record() as tape:
+        loss = (mg.exp(x) * w).sum()
+    (frozen,) = explored(tmp_path, loss, tape=tape)["frozen"]
+    assert frozen["name"] == "exp"
 
 
 def test_values_that_nobody_keeps_are_said_to_be_gone(tmp_path):
@@ -754,7 +768,7 @@ def _overwritten():
         (_freed, RuntimeError, "was freed by an earlier backward pass"),
         (_overwritten, RuntimeError, "that memory was written since"),
         (lambda: mg.tensor(1.0), RuntimeError, "explore: a Tensor of shape .* has no graph"),
-        (lambda: 1.0, TypeError, "explore must be a Tensor, not float"),
+        (lambda: 1.0, TypeError, "explore: loss must be a Tensor, not float"),
         (
             lambda: mg.ones(3) * mg.tensor(1.0, requires_grad=True),
             ValueError,

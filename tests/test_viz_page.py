@@ -127,6 +127,31 @@ def test_keys_and_buttons_go_from_step_to_step(opened):
     assert reader.text(counter) == "3 / 5"
 
 
+def test_empty_arrays_are_shown_as_such(opened):
+    def explore(path):
+        x = mg.zeros((0, 3), requires_grad=True)
+        mg.viz.explore((x * 2).sum(), path)
+
+    reader = opened(explore)
+    reader.press("End")
+    assert reader.text("#step h2") == "x gets its gradient"
+    assert "empty" in reader.text("#step")
+
+
+def test_sums_of_large_numbers_add_up_as_written(opened):
+    def explore(path):
+        x = mg.tensor(1.0, requires_grad=True)
+        mg.viz.explore(x * 145_742 + x * 7_658, path)
+
+    reader = opened(explore)
+    reader.press("End")
+    assert reader.text("#step .result") == "153400"
+    reader.press("ArrowLeft")
+    written = " ".join(reader.text("#step").split())
+    assert "145742" in written
+    assert "7658" in written
+
+
 def test_a_gradient_is_shown_when_it_arrives(opened):
     reader = opened(diamond)
     assert "no gradient yet" in reader.card("h").get_attribute("aria-label")

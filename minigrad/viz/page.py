@@ -105,7 +105,7 @@ def _shows(scene: Scene) -> list[Show]:
             "backward",
             "Backward pass",
             "Nodes are visited from the newest to the oldest. So when a rule runs, every gradient "
-            "that reaches its node has arrived, and each rule runs once.",
+            "that reaches its node has arrived, and each rule runs once." + _about_hooks(scene),
             first,
             once,
             {},
@@ -127,6 +127,14 @@ def _shows(scene: Scene) -> list[Show]:
 
 def _ends(way: Way) -> dict[Any, Any]:
     return {step.node: step.after for step in way.steps if step.kind == "leaf"}
+
+
+def _about_hooks(scene: Scene) -> str:
+    watched = [place.name for place in scene.places.values() if place.node.hooks]
+    if not watched:
+        return ""
+    names = ", ".join(watched[:3]) + (", ..." if len(watched) > 3 else "")
+    return f" No hook is called here, so numbers may differ from backward()'s. Hooks: {names}."
 
 
 def _about_kept(kept: Way) -> str:

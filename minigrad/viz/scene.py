@@ -127,6 +127,8 @@ def scene_of(
         ValueError: if the tape has seen nothing of the graph.
         RuntimeError: if there is no graph, or it was freed.
     """
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{role}: loss must be a Tensor, not {type(loss).__name__}")
     root = node_of(loss, role)
     if not isinstance(tape, Tape | None):
         raise TypeError(f"{role}: tape must be what viz.record() gives, not {tape!r:.60}")
@@ -192,7 +194,7 @@ class _Inputs:
             value = given.get(position)
             if position in ruled and position not in given:
                 if op.is_required(position):
-                    self._freeze(place, name, Frozen(name, UNKNOWN), None)
+                    self._freeze(place, name, Frozen(_unnamed(name), UNKNOWN), None)
                 else:
                     place.options.append((name, "left out, or in need of no gradient"))
             elif position in ruled and value is None:
@@ -219,7 +221,9 @@ class _Inputs:
     def _frozen(self, name: str, value: Any) -> Frozen:
         array = value._data if isinstance(value, Tensor) else value
         known = self._scene.names.of_memory(value)
-        called = name if known is None else known[0]
+        made = None if self._tape is None else self._tape.made(value)
+        called = _unnamed(name) if made is None else made.op.name
+        called = called if known is None else known[0]
         shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
         if np.ndim(array) == 0 and shown is not None:
             called = f"{np.asarray(array).item():.4g}" if known is None else called
@@ -250,6 +254,11 @@ class _Inputs:
         if isinstance(holder, Tensor) and holder.node is None:
             return "A tensor that needs no gradient: requires_grad=False."
         return UNKNOWN if self._tape is None else "A plain array: it has no place in a graph."
+
+
+def _unnamed(name: str) -> str:
+    """What to call an array that nothing names; the op's own word for it could be a variable's."""
+    return f"input {name}"
 
 
 def _in_words(value: Any) -> str:

@@ -103,7 +103,11 @@ class Drawing {
     if (index === undefined || index < 0) return;
     const picture = this.data.pictures[index];
     if (picture.numbers && picture.numbers.length === 1) {
-      svg("text", { class: "number", x: x + 2, y: 60 }, parent, short(picture.numbers[0]));
+      svg("text", { class: "number", x: x + 2, y: 60 }, parent, fitting(picture.numbers[0], 7));
+      return;
+    }
+    if (picture.numbers && !picture.numbers.length) {
+      svg("text", { class: "none", x: x + 2, y: 58 }, parent, "empty");
       return;
     }
     const image = { href: heatMap(asHeatMap(picture)), x, y: 42, width, height: 26, preserveAspectRatio: "none" };

@@ -32,13 +32,23 @@ function heatMap(picture) {
   return images.get(picture);
 }
 
-// A number to some digits, with a true minus sign.
+// A number to some digits, with a true minus sign; before the point no digit is left out, below a million.
 function short(x, digits = 4) {
   if (typeof x === "string") return x.replace("-", "−");
   if (typeof x === "boolean") return x ? "true" : "false";
   const size = Math.abs(x);
-  const text = size !== 0 && (size >= 1e6 || size < 1e-4) ? x.toExponential(2) : String(Number(x.toPrecision(digits)));
+  const places = Math.max(digits, String(Math.floor(size)).length);
+  const text = size !== 0 && (size >= 1e6 || size < 1e-4) ? x.toExponential(2) : String(Number(x.toPrecision(places)));
   return text.replace("-", "−");
+}
+
+// A number in at most so many letters, if some digits fewer can do that.
+function fitting(x, letters) {
+  for (let digits = 4; digits > 1; digits--) {
+    const text = short(x, digits);
+    if (text.length <= letters) return text;
+  }
+  return typeof x === "number" ? x.toExponential(1).replace("-", "−") : short(x);
 }
 
 function shapeOf(picture) {
@@ -49,6 +59,7 @@ function shapeOf(picture) {
 function inWords(picture) {
   if (picture.numbers) {
     if (picture.numbers.length === 1) return short(picture.numbers[0]);
+    if (!picture.numbers.length) return "empty";
     return `[${picture.numbers.map((x) => short(x)).join(", ")}]`;
   }
   const range = picture.low !== "nan" ? `from ${short(picture.low)} to ${short(picture.high)}` : "no finite number";

@@ -17,6 +17,7 @@ class Panel {
   // A picture of an array: its numbers, or a heat map and its range.
   picture(index, kind) {
     const picture = this.data.pictures[index];
+    if (picture.numbers && !picture.numbers.length) return html("span", { class: "none" }, "empty");
     if (picture.numbers) {
       const [last] = picture.shape.slice(-1);
       const columns = Math.max(1, picture.shape.length === 1 ? Math.min(4, last) : (last ?? 1));
@@ -150,7 +151,9 @@ class Panel {
   }
 
   rank(place, input) {
-    return this.data.ops[place.op].parameters.indexOf(input.split("[")[0]) + (parseInt(input.split("[")[1]) || 0);
+    const [name, index] = input.split("[");
+    const at = this.data.ops[place.op].parameters.indexOf(name);
+    return (at < 0 ? Number(name) : at) + (parseInt(index) || 0);
   }
 
   // What a rule knows by a name: the op's input, its result, or only a shape.
@@ -243,7 +246,7 @@ class Panel {
       rows.push([`input ${name}`, html("span", {}, this.button(`f${f}`, this.data.frozen[f].name, "stopped"), " ", html("span", { class: "why" }, `⊣ ${this.data.frozen[f].why}`))]);
     }
     for (const [name, text] of place.options) rows.push([name, html("code", {}, text)]);
-    const parts = [html("h2", {}, place.name, html("span", { class: "as" }, op ? ` ${op.name}` : " leaf"))];
+    const parts = [html("h2", {}, place.name, html("span", { class: "as" }, !op ? " leaf" : place.named ? ` ${op.name}` : ""))];
     if (place.hooks) parts.push(html("p", { class: "note" }, "It has a hook, which backward() would call here. This page calls none, so .grad may be another."));
     parts.push(this.sum(rows));
     if (op) {
