@@ -107,11 +107,10 @@ def test_a_few_rounds_of_iteration_give_the_principal_part_too(rng, size):
     exact = first("pissa", 3, *size, 2.0, lambda: w)
     found = first("pissa_niter_4", 3, *size, 2.0, lambda: w)
     np.testing.assert_allclose(found.b @ found.a, exact.b @ exact.a, atol=1e-7)
-    rough = first("pissa_niter_0", 3, *size, 2.0, lambda: w)
-    assert (
-        abs(rough.b @ rough.a - exact.b @ exact.a).max()
-        >= abs(found.b @ found.a - exact.b @ exact.a).max()
-    )
+    if min(size) > 5:  # else without any round there is all of the matrix, and rounding only
+        rough = first("pissa_niter_0", 3, *size, 2.0, lambda: w)
+        error, more = (abs(f.b @ f.a - exact.b @ exact.a).max() for f in (found, rough))
+        assert more > 100 * error
 
 
 @pytest.mark.parametrize("init", [*INITS, "pissa_niter_2"])
