@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import joined
@@ -90,10 +92,19 @@ def _described(name: str, layer: AdaptedLayer, names: tuple[str, ...]) -> LayerU
         a, b = (factor._data.astype(np.float64) for factor in (factor_a, factor_b))
         rank = min(len(a), *layer.weight.shape)
         values = abs(scale) * singular_values(a, b)
-    if not np.isfinite(values).all():
+    check_finite(name, values)
+    base_norm = math.sqrt(layer.weight.squares().sum())
+    return LayerUpdate(name or type(layer).__name__, rank, tuple(values.tolist()), base_norm)
+
+
+def check_finite(name: str, *parts: NDArray[Any]) -> None:
+    """Refuse an update of which nothing can be said or drawn.
+
+    Raises:
+        ValueError: if there is NaN or Inf in one of these parts of it.
+    """
+    if not all(np.isfinite(part).all() for part in parts):
         raise ValueError(
             f"the update of {name or 'the layer'} has NaN or Inf; train it inside of "
             f"minigrad.detect_anomaly() to see where that begins"
         )
-    base_norm = math.sqrt(layer.weight.squares().sum())
-    return LayerUpdate(name or type(layer).__name__, rank, tuple(values.tolist()), base_norm)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.spectrum import Spectral
-from lora.update import LayerUpdate, chosen, updates
+from lora.update import LayerUpdate, check_finite, chosen, updates
 from minigrad.mode import no_grad
 from minigrad.nn import Module
 
@@ -156,7 +156,7 @@ def plot_factors(
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
         ValueError: if it has no such adapter, or the layer does not have it, or several are active;
-            or the path is that of no picture.
+            there is NaN or Inf in it; or the path is that of no picture.
     """
     from minigrad.viz.figure import Picture
 
@@ -174,6 +174,7 @@ def plot_factors(
     chosen_one = where.adapters[names[0]]
     with no_grad():
         a, b = (factor._data.astype(np.float64) for factor in chosen_one.factors())
+    check_finite(layer, a, b)
     figure = Picture(9, 7.5, path)
     rank, (d_out, d_in) = len(a), where.weight.shape
     (corner, top), (left, middle) = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(1, 3))
@@ -264,7 +265,7 @@ def plot_change(
         for row, column in np.argwhere(~np.isnan(shares)):
             share = shares[row, column]
             ink = "white" if share < 0.5 * top else "black"
-            axes.text(column, row, f"{100 * share:.3g}", color=ink, ha="center", va="center")
+            axes.text(column, row, _percent(share), color=ink, ha="center", va="center")
     name_rows(axes.yaxis, depths)
     name_rows(axes.xaxis, kinds)
     axes.tick_params(length=0)
@@ -273,9 +274,14 @@ def plot_change(
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="|dW| / |W|  (%)", aspect=30)
     most = max(found, key=lambda update: update.share if update.share >= 0 else -1.0)
-    title = f"{most.name} changes most, by {100 * most.share:.3g} %"
+    title = f"{most.name} changes most, by {_percent(most.share)} %"
     figure.suptitle(title if most.norm else "Nothing has changed yet", weight="bold")
     return figure.saved()
+
+
+def _percent(share: float) -> str:
+    """To three digits, or to all of a large number."""
+    return f"{100 * share:,.0f}" if share >= 10 else f"{100 * share:.3g}"
 
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:

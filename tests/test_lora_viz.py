@@ -241,10 +241,22 @@ def test_the_change_is_placed_by_depth_and_kind(rng):
     expected = [100 * found[name].share for name in NAMES[:3]]
     np.testing.assert_allclose([shown[0, 0], shown[0, 1], shown[1, 0]], expected)
     assert shown.mask[1, 1]
-    assert [text.get_text() for text in axes.texts] == [f"{share:.3g}" for share in expected]
-    most = max(found.values(), key=lambda update: update.share)
-    assert figure.get_suptitle() == f"{most.name} changes most, by {100 * most.share:.3g} %"
+    written = [f"{share:,.0f}" if share >= 1000 else f"{share:.3g}" for share in expected]
+    assert [text.get_text() for text in axes.texts] == written
+    most = max(range(3), key=expected.__getitem__)
+    assert figure.get_suptitle() == f"{NAMES[most]} changes most, by {written[most]} %"
     assert "%" in bar.get_ylabel()
+
+
+def test_a_change_larger_than_the_weight_is_written_out(rng):
+    model = adapted(rng, targets=["0.attn.q_proj"])
+    layer(model, NAMES[0]).lora_b = 1e3 * layer(model, NAMES[0]).lora_b.data
+    (update,) = updates(model)
+    assert update.share > 10
+    figure = viz.plot_change(model)
+    written = f"{100 * update.share:,.0f}"
+    assert [text.get_text() for text in figure.axes[0].texts] == [written]
+    assert figure.get_suptitle().endswith(f"by {written} %")
 
 
 def test_layers_without_a_number_or_a_kind_have_a_place_too(rng):
@@ -301,6 +313,11 @@ def test_bad_input_is_refused_and_nothing_is_written(rng, tmp_path):
         (lambda: viz.plot_singular_values(fresh, path=out), ValueError, "every update is 0"),
         (
             lambda: viz.plot_singular_values(broken, path=out),
+            ValueError,
+            "the update of 1.attn.q_proj has NaN or Inf",
+        ),
+        (
+            lambda: viz.plot_factors(broken, NAMES[2], path=out),
             ValueError,
             "the update of 1.attn.q_proj has NaN or Inf",
         ),
