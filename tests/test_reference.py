@@ -10,9 +10,9 @@ import pytest
 
 import lora
 import minigrad
-from minigrad import data, diagnostics, io, metrics, nn, optim
+from minigrad import data, diagnostics, io, metrics, nn, optim, viz
 
-PACKAGES = [minigrad, nn, optim, data, io, metrics, diagnostics, lora]
+PACKAGES = [minigrad, nn, optim, data, io, metrics, diagnostics, viz, lora, lora.viz]
 REFERENCE = "pdoc", "--docformat", "google", "minigrad", "minigrad.diagnostics", "lora"
 
 
@@ -47,7 +47,7 @@ def test_pdoc_makes_pages_that_need_no_network(tmp_path):
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     pages = {p.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.rglob("*.html")}
-    for package in (minigrad, nn, optim, diagnostics, lora):
+    for package in (minigrad, nn, optim, diagnostics, viz, lora, lora.viz):
         page = pages[package.__name__.replace(".", "/") + ".html"]
         missing = [name for name in documented(package) if f'id="{name}"' not in page]
         assert missing == [], package
