@@ -255,6 +255,14 @@ def test_depth_first_says_6_for_4(tmp_path):
     assert (x, h) != (None, None)
 
 
+def test_leaves_that_are_used_twice_do_not_make_depth_first_wrong(tmp_path):
+    x = mg.tensor(3.0, requires_grad=True)
+    data = explored(tmp_path, x * x + x)
+    way = way_of(data, "depth")
+    assert way["fault"] == -1
+    assert "only one gradient arrives at each inner node" in way["about"]
+
+
 def test_second_pass_adds_up_and_one_that_is_not_cleared_is_wrong(tmp_path):
     x, h, y = diamond()
     mg.viz.explore(y, tmp_path / "page.html")

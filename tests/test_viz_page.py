@@ -138,6 +138,27 @@ def test_empty_arrays_are_shown_as_such(opened):
     assert "empty" in reader.text("#step")
 
 
+@pytest.mark.parametrize(
+    ("factor", "written"),
+    [
+        (1.2345e-5, "1.234e-5"),
+        (-2e-5, "-2e-5"),
+        (4e9, "4e+9"),
+        (123_456, "123456"),
+        (0.5, "0.5"),
+        (-1 / 3, "-0.3333"),
+    ],
+)
+def test_numbers_have_four_digits_or_all_before_the_point(opened, factor, written):
+    def explore(path):
+        x = mg.tensor(1.0, requires_grad=True, dtype=np.float64)
+        mg.viz.explore(x * factor, path)
+
+    reader = opened(explore)
+    reader.press("End")
+    assert reader.text("#step .result").replace("\N{MINUS SIGN}", "-") == written
+
+
 def test_sums_of_large_numbers_add_up_as_written(opened):
     def explore(path):
         x = mg.tensor(1.0, requires_grad=True)

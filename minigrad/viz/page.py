@@ -153,7 +153,7 @@ def _about_depth(first: Way, deep: Way) -> str:
         "what has arrived so far, and again with each further arrival. "
     )
     if deep.rules == first.rules:
-        return about + "Here only one gradient arrives at each node, so that changes nothing."
+        return about + "Here only one gradient arrives at each inner node, so that changes nothing."
     about += f"It runs {deep.rules:,} rules where {first.rules:,} do. "
     shown = sum(len(step.sent) for step in deep.steps)
     if not deep.arrived:

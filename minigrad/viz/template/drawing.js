@@ -118,7 +118,7 @@ class Drawing {
     const frozen = this.data.frozen[i];
     const card = this.card(item, "frozen", parent);
     svg("rect", { width: item.w, height: item.h, rx: 20 }, card.group);
-    svg("text", { class: "name", x: item.w / 2, y: 17 }, card.group, cut(this.nameInside(frozen), 14));
+    svg("text", { class: "name", x: item.w / 2, y: 17 }, card.group, cut(this.nameInside(frozen), 15));
     svg("title", {}, card.group, frozen.name);
     const picture = frozen.value === undefined ? null : this.data.pictures[frozen.value];
     const shape = picture && picture.shape.length ? `${picture.shape.join("×")} · ` : "";

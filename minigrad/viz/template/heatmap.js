@@ -38,8 +38,10 @@ function short(x, digits = 4) {
   if (typeof x === "boolean") return x ? "true" : "false";
   const size = Math.abs(x);
   const places = Math.max(digits, String(Math.floor(size)).length);
-  const text = size !== 0 && (size >= 1e6 || size < 1e-4) ? x.toExponential(2) : String(Number(x.toPrecision(places)));
-  return text.replace("-", "−");
+  const text = size !== 0 && (size >= 1e6 || size < 1e-4)
+    ? x.toExponential(digits - 1).replace(/\.?0+e/, "e")
+    : String(Number(x.toPrecision(places)));
+  return text.replaceAll("-", "−");
 }
 
 // A number in at most so many letters, if some digits fewer can do that.
@@ -48,7 +50,7 @@ function fitting(x, letters) {
     const text = short(x, digits);
     if (text.length <= letters) return text;
   }
-  return typeof x === "number" ? x.toExponential(1).replace("-", "−") : short(x);
+  return typeof x === "number" ? short(x, 1) : short(x);
 }
 
 function shapeOf(picture) {
