@@ -195,7 +195,8 @@ def test_gradient_of_one_operand_alone_is_the_same(case):
     for position, right in zip(positions, gradients, strict=True):
         alone = [Tensor(x, requires_grad=i == position) for i, x in enumerate(arrays)]
         found = minigrad.grad(case(*alone), alone[position], cotangent)
-        assert_array_equal(found.data, right.data)
+        # Not to the bit: where less is asked for, a loop may be compiled to add in another order.
+        assert_allclose(found.data, right.data, rtol=1e-12, atol=1e-14)
 
 
 @each(DIFFERENTIABLE)
