@@ -1,12 +1,12 @@
 """A character transformer learns from Python's manual, and by LoRA to write like Shakespeare.
 
-A transformer of 630,000 numbers reads the manual, 64 characters at a time, and learns to say after
+A transformer of 430,000 numbers reads the manual, 64 characters at a time, and learns to say after
 each of them which comes next. What it writes is manual-like. Then an adapter, a tenth of its size,
 reads 30 sonnets beside the frozen model, and what it writes looks like verse. Switched off, it
 leaves the very model from before, which writes the very text from before.
 
 You will see how surprised each is by parts of both texts that it has not read, in nats for each
-character, and what each writes. It takes a minute and a half, and draws charlm.png.
+character, and what each writes. It takes a minute, and draws charlm.png.
 
     python -m examples.charlm
 

@@ -24,7 +24,7 @@ class Sizes:
 
     d_model: int = 128
     num_heads: int = 4
-    depth: int = 3
+    depth: int = 2
     context: int = 64
 
 
