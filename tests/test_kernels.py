@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -372,12 +371,12 @@ PRODUCT = """
 """
 
 
-def run_python(script, root=ROOT, **environment):
+def run_python(script, **environment):
     """Run a script in a new process; returns what it printed last. None unsets a variable."""
-    variables = {**os.environ, "PYTHONPATH": str(root), **environment}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=root,
+        cwd=ROOT,
         env={name: value for name, value in variables.items() if value is not None},
         capture_output=True,
         text=True,
@@ -387,7 +386,6 @@ def run_python(script, root=ROOT, **environment):
     return result.stdout.strip().rpartition("\n")[2]
 
 
-IGNORED = shutil.ignore_patterns("__pycache__")
 LAYERS = ["default", "omp", "workqueue"]
 
 
@@ -454,42 +452,7 @@ def test_openmp_is_preferred_and_the_choice_of_the_user_is_respected():
         assert run_python(script, NUMBA_THREADING_LAYER="workqueue") == "workqueue"
 
 
-# Compiling, caching, and doing without.
-
-
-CACHE_STATISTICS = """
-    import numpy as np
-    from minigrad.kernels import gemm
-    x = np.ones((3, 4), np.float32)
-    assert (gemm.matmul(x, x.T) == 4).all()
-    assert (gemm.matmul(np.asfortranarray(x)[::-1], x.T) == 4).all()
-    stats = gemm.PRODUCTS[x.dtype].gemm.alone.stats
-    hits, misses = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
-    print(hits, misses, stats.cache_path is not None)
-"""
-
-
-@needs_jit
-def test_a_second_process_compiles_nothing_until_a_source_file_changes(tmp_path):
-    shutil.copytree(ROOT / "minigrad", tmp_path / "minigrad", ignore=IGNORED)
-    place = {"root": tmp_path, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    assert run_python(CACHE_STATISTICS, **place) == "0 1 True"
-    assert run_python(CACHE_STATISTICS, **place) == "1 0 True"
-    with open(tmp_path / "minigrad/kernels/micro.py", "a") as source:
-        source.write("# a file that the kernel calls into, not the one that it is written in\n")
-    assert run_python(CACHE_STATISTICS, **place) == "0 1 True"
-
-
-@needs_jit
-def test_works_without_a_folder_for_the_cache(tmp_path):
-    # Below a regular file nobody can make a folder, the superuser neither.
-    shutil.copytree(ROOT / "minigrad", tmp_path / "minigrad", ignore=IGNORED)
-    for folder in (tmp_path / "minigrad").rglob("*/"):
-        (folder / "__pycache__").write_text("")
-    nowhere = str(tmp_path / "minigrad/__init__.py/nowhere")
-    variables = ["NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"]
-    place = {"root": tmp_path, **dict.fromkeys(variables, nowhere)}
-    assert run_python(CACHE_STATISTICS, **place) == "0 1 False"
+# Doing without.
 
 
 def test_works_without_jit():

@@ -1,7 +1,8 @@
 """The first start on a machine, the next ones, and all that may be wrong with what lies between.
 
-Most tests run processes that share a folder for compiled kernels. `LORA_STEP` is what a user does;
-the other tests make do with `PROBE`, a kernel that is compiled in a moment.
+Most tests run processes that share a folder for compiled kernels. `LORA_STEP` is what a user does,
+and is long in compiling; so most tests make do with `TWO_OPS`, or with `PROBE`, a kernel that is
+compiled in a moment.
 """
 
 import logging
@@ -35,6 +36,9 @@ loss = minigrad.mse(model(minigrad.randn(5, 4)), minigrad.randn(5, 3))
 loss.backward()
 optimizer.step()
 """
+
+ONE_OP = "import minigrad; minigrad.gelu(minigrad.ones(4, 4))"
+TWO_OPS = ONE_OP + "; minigrad.softmax(minigrad.ones(4, 4))"
 
 PROBE = """
 import numpy as np
@@ -102,6 +106,12 @@ class Machine:
         return sorted(path for path in self.folder.rglob("*") if path.is_file())
 
 
+def copy_sources(folder):
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "minigrad", folder / "site/minigrad", ignore=ignored)
+    return folder / "site"
+
+
 @pytest.fixture
 def machine(tmp_path):
     return Machine(tmp_path)
@@ -109,8 +119,9 @@ def machine(tmp_path):
 
 @needs_jit
 def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
-    compiled, loaded, said = machine.run(LORA_STEP)
+    compiled, loaded, said = machine.run(TWO_OPS)
     assert any("gelu" in name for name in compiled)
+    assert any("softmax" in name for name in compiled)
     assert loaded == []
     assert len(said) == 1
     assert said[0].startswith("minigrad: compiling kernels for this machine, once")
@@ -118,11 +129,11 @@ def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
     kept = machine.files()
     assert len(kept) == len(compiled)
 
-    compiled, loaded, said = machine.run(LORA_STEP)
+    compiled, loaded, said = machine.run(TWO_OPS)
     assert (compiled, said) == ([], [])
-    assert any("gelu" in name for name in loaded)
+    assert {name.split("_")[1] for name in loaded} == {"gelu", "softmax"}
 
-    compiled, loaded, said = machine.run("import minigrad; minigrad.gelu(minigrad.ones(4, 4))")
+    compiled, loaded, said = machine.run(ONE_OP)
     assert (compiled, said) == ([], [])
     assert len(loaded) >= 1
     assert all("gelu" in name for name in loaded)
@@ -150,10 +161,9 @@ def test_without_a_folder_each_process_compiles_and_says_so(machine):
 
 @needs_jit
 def test_beside_read_only_sources_the_folder_of_the_user_serves(tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "minigrad", tmp_path / "site/minigrad", ignore=ignored)
-    (tmp_path / "site/minigrad/kernels/__pycache__").write_text("")
-    machine = Machine(tmp_path, root=tmp_path / "site")
+    sources = copy_sources(tmp_path)
+    (sources / "minigrad/kernels/__pycache__").write_text("")
+    machine = Machine(tmp_path, root=sources)
     home = tmp_path / "home"
     place = {"NUMBA_CACHE_DIR": None, "PYTHONDONTWRITEBYTECODE": "1"}
     place |= dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(home))
@@ -204,6 +214,17 @@ def test_another_source_or_constant_in_it_is_not_taken_for_the_first(machine, tm
     machine.run(RUN_PROBE)
     (tmp_path / "probe.py").write_text(PROBE.replace("2 * x[i]", "3 * x[i] - x[i]"))
     assert machine.run(RUN_PROBE)[:2] == (["double"], [])
+
+
+@needs_jit
+def test_a_change_of_a_file_that_a_kernel_calls_into_is_seen(tmp_path):
+    sources = copy_sources(tmp_path)
+    machine = Machine(tmp_path, root=sources)
+    compiled, *_ = machine.run(ONE_OP)
+    assert machine.run(ONE_OP)[:2] == ([], compiled)
+    with open(sources / "minigrad/kernels/maths.py", "a") as source:
+        source.write("# the kernel is written in another file\n")
+    assert machine.run(ONE_OP)[:2] == (compiled, [])
 
 
 DAMAGES = {
