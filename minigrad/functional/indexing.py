@@ -51,11 +51,11 @@ def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
     return take_along_axis(x, argsort(x, axis, descending), axis)
 
 
-class TopK(NamedTuple):
-    """What `topk` returns."""
+# Types as they are: annotations would be texts here, which the reference cannot look up.
+class TopK(NamedTuple("TopK", [("values", Tensor), ("indices", Tensor)])):
+    """What `topk` returns: the elements, and their places along the axis."""
 
-    values: Tensor
-    indices: Tensor
+    __slots__ = ()
 
 
 @composition
