@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
-from tqdm.auto import tqdm
 
 import minigrad
 from examples.command_line import Parser, check_out, run
 from minigrad import Tensor
 from minigrad.data import Standardizer
 from minigrad.optim import Adam
+from minigrad.progress import progress_bar
 
 Array = NDArray[np.float64]
 Loss = Callable[[Tensor], Tensor]
@@ -163,7 +163,7 @@ def descend_by_adam(loss: Loss, start: Array, minimum: float, lr: float, most: i
     x = Tensor(start.copy(), requires_grad=True)
     optimizer = Adam([x], lr=lr)
     began = time.process_time()
-    for _ in tqdm(range(most + 1), way.name, unit="step", leave=False, dynamic_ncols=True):
+    for _ in progress_bar(range(most + 1), what=way.name, unit="step", shown=True):
         optimizer.zero_grad()
         value = loss(x)
         note(way, x.detach().numpy().copy(), value.item() - minimum, began)

@@ -533,6 +533,15 @@ def test_only_the_adapter_learns_from_the_sonnets(rng):
         assert value.tobytes() == before[name]
 
 
+def test_what_goes_to_a_file_has_no_bars_in_it(rng, capsys):
+    model = CharacterModel(2, Sizes(d_model=8, num_heads=2, depth=1, context=4), rng)
+    train(model, rng.integers(0, 2, 50), Schedule(3, 0.01, 2, looks=1), rng)
+    write(model, texts.Alphabet("ab"), "a", 3, rng)
+    printed = capsys.readouterr().err
+    assert "step" not in printed
+    assert "character" not in printed
+
+
 def test_the_rate_rises_for_a_tenth_of_the_steps_and_falls_to_0():
     schedule = Schedule(steps=100, lr=0.5, batch_size=1)
     rates = [schedule.rate(step) for step in range(101)]

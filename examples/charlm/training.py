@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from examples.charlm.model import CharacterModel
 from examples.charlm.texts import Codes
 from minigrad import Tensor, cross_entropy, no_grad
 from minigrad.optim import AdamW, clip_grad_norm
+from minigrad.progress import progress_bar
 
 Measures = dict[str, float]  # the surprise by each text, by name, in nats for each character
 
@@ -84,7 +84,7 @@ def train(
     schedule: Schedule,
     rng: np.random.Generator,
     measure: Callable[[], Measures] = dict,
-    desc: str = "reading",
+    what: str = "reading",
 ) -> Curve:
     """AdamW on pieces from anywhere in the text; all that is trainable in the model learns.
 
@@ -94,14 +94,14 @@ def train(
         schedule: how long, and how fast.
         rng: where the pieces are drawn from.
         measure: what to write down from time to time; nothing, if it is not given.
-        desc: a word beside the progress bar.
+        what: a word beside the progress bar.
     """
     parameters = model.trainable_parameters()
     optimizer = AdamW(parameters, lr=schedule.lr)
     curve = Curve()
     curve.append(0, measure())
     looks = {round(i * schedule.steps / schedule.looks) for i in range(1, schedule.looks + 1)}
-    with tqdm(range(schedule.steps), desc=desc, unit="step", leave=False) as bar:
+    with progress_bar(range(schedule.steps), what=what, unit="step", shown=True) as bar:
         for step in bar:
             optimizer.param_groups[0]["lr"] = schedule.rate(step)
             starts = rng.integers(0, len(text) - model.context, schedule.batch_size)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from examples.charlm.model import CharacterModel
 from examples.charlm.texts import Alphabet
 from minigrad import no_grad
+from minigrad.progress import progress_bar
 
 
 def write(
@@ -25,7 +25,7 @@ def write(
     """
     text = alphabet.encode(beginning)
     with no_grad():
-        for _ in tqdm(range(count), desc="writing", unit="character", leave=False):
+        for _ in progress_bar(range(count), what="writing", unit="character", shown=True):
             scores = model(text[None, -model.context :]).numpy()[0, -1]
             noise = rng.gumbel(size=scores.shape)
             text = np.append(text, np.argmax(scores / temperature + noise))

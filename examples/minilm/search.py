@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
-from tqdm.auto import tqdm
 
 import lora
 from examples.command_line import check_out
@@ -28,6 +27,7 @@ from examples.minilm.picture import draw
 from examples.minilm.pretrained import Texts, load
 from minigrad import Tensor, cross_entropy
 from minigrad.optim import Adam
+from minigrad.progress import progress_bar
 
 LETTERS, BEFORE, AFTER = "letters in common", "MiniLM", "MiniLM + LoRA"
 ADAPTED = ("query", "value")  # of each attention, as in the paper that LoRA comes from
@@ -128,7 +128,7 @@ def train(
 ) -> None:
     """Adam at a rate that rises at first, then falls to 0."""
     optimizer = Adam(model.trainable_parameters(), lr=plan.lr)
-    with tqdm(range(plan.steps), desc="fine-tuning", unit="step", leave=False) as bar:
+    with progress_bar(range(plan.steps), what="fine-tuning", unit="step", shown=True) as bar:
         for step in bar:
             rise, fall = 10 * (step + 1) / plan.steps, 1 - step / plan.steps
             optimizer.param_groups[0]["lr"] = plan.lr * min(rise, fall)
