@@ -1,8 +1,9 @@
 """Notebooks as files: read, run from top to bottom, stored with their outputs, compared.
 
-    python -m tests.notebooks [PATH ...]
+    python -m tests.notebooks [NAME ...]
 
-runs the walkthroughs, or the notebooks at these paths, and stores what they show.
+runs the walkthroughs, or those that are named, by `6`, `6_lora` or a path, and stores what they
+show.
 
 An exercise is a Markdown cell that begins with `**Exercise`. Its solution is folded away in the
 same cell, as code between `<details><summary>Solution</summary>` and `</details>`. A cell with the
@@ -19,14 +20,15 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from tqdm import tqdm
 
 from minigrad.io.atomic import write_atomically
+from minigrad.progress import progress_bar
 
 ROOT = Path(__file__).parents[1]
 WALKTHROUGHS = ROOT / "examples" / "walkthroughs"
@@ -269,7 +271,31 @@ def _described(shown: list[tuple[str, str]]) -> str:
     return "\n".join(parts) or "nothing"
 
 
-if __name__ == "__main__":
-    chosen = [Path(name) for name in sys.argv[1:]] or sorted(WALKTHROUGHS.glob("*.ipynb"))
-    for path in tqdm(chosen):
+def chosen(name: str) -> Path:
+    """The notebook that is meant by its path, its name, or as much of its name's beginning.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    there = sorted(WALKTHROUGHS.glob("*.ipynb"))
+    meant = [path for path in there if path.name.startswith(Path(name).name)] if name else []
+    if len(meant) != 1:
+        names = ", ".join(path.stem for path in there)
+        raise ValueError(f"{name!r} is no notebook's path or name; there are: {names}")
+    return meant[0]
+
+
+def main(names: Sequence[str]) -> None:
+    """Run and store the notebooks that are named, or all walkthroughs."""
+    try:
+        paths = [chosen(name) for name in names] or sorted(WALKTHROUGHS.glob("*.ipynb"))
+    except ValueError as error:
+        sys.exit(str(error))
+    for path in progress_bar(paths, what="running", unit="notebook", shown=True):
         store(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

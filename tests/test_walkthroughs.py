@@ -16,9 +16,11 @@ import pytest
 from tests.notebooks import (
     ROOT,
     WALKTHROUGHS,
+    chosen,
     code_cells,
     differences,
     exercises,
+    main,
     read,
     run,
     solutions,
@@ -245,6 +247,24 @@ def test_a_solution_is_found_in_its_fold():
     made = notebook(markdown("```python\nx = 4\n```"), markdown(FOLDED))
     assert exercises(made) == [made["cells"][1]]
     assert [solutions(cell) for cell in made["cells"]] == [[], ["x = 2 * x\nassert x == 6\n"]]
+
+
+def test_a_notebook_is_named_by_its_number_name_or_path(tmp_path):
+    lora = WALKTHROUGHS / "6_lora.ipynb"
+    for name in ("6", "6_lora", "6_lora.ipynb", str(lora), "examples/walkthroughs/6_lora"):
+        assert chosen(name) == lora
+    other = tmp_path / "other.ipynb"
+    other.touch()
+    assert chosen(str(other)) == other
+
+
+@pytest.mark.parametrize("name", ["9", "lora", "", "6_lora.txt"])
+def test_a_name_of_no_notebook_is_answered_with_those_there_are(name):
+    with pytest.raises(SystemExit) as caught:
+        main([name])
+    said = str(caught.value)
+    assert said.startswith(f"{name!r} is no notebook's path or name; there are: 1_a_derivative_")
+    assert all(path.stem in said for path in PATHS)
 
 
 @pytest.mark.full
