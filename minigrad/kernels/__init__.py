@@ -10,7 +10,7 @@ caches), `products` (whole ones and batches) and `gemm` (the checked entry) for 
 `dots` and `streams` for thin ones, `panels` for a weight that stays as it is, `codes` and `nf4` for
 one kept in four bits. `jit`, `cache`, `kernel`, `threads` and `heap` hold what is decided once for
 all kernels: how they are compiled, where they are kept, when they use threads, and what becomes of
-freed memory.
+freed memory; `warmup` compiles them ahead.
 The others are what their names say.
 
 The modules are imported when they are first used, for with them comes numba, which takes longer to

@@ -1,0 +1,88 @@
+"""Compiling the kernels ahead: before a class, say, or when a container is built."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from importlib import import_module
+from multiprocessing import get_context
+
+from minigrad import kernels
+from minigrad.kernels import cache as compiled
+from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels.kernel import KERNELS, Kernel
+from minigrad.kernels.threads import get_num_threads
+from minigrad.progress import progress_bar
+
+MOST_PROCESSES = 8  # each takes some 300 MB
+
+Form = tuple[Kernel, bool]  # a kernel, and whether it is the form for several threads
+
+
+class WarmupError(Exception):
+    """Nothing would come of a warm-up."""
+
+
+def warmup(double: bool = False) -> str:
+    """Compile the kernels of float32, and those of float64 if `double`, unless they are on disk.
+
+    Where this process may use threads, the forms for several threads are compiled too. numba
+    compiles one function at a time, so as many processes as there are cores share the work.
+
+    Returns:
+        How many were compiled, how many were there, the time, and where they are.
+
+    Raises:
+        WarmupError: if nothing is to be compiled, under NUMBA_DISABLE_JIT=1, or cannot be kept.
+    """
+    if not JIT_ENABLED:
+        raise WarmupError("NUMBA_DISABLE_JIT is set, so that nothing is ever compiled")
+    if compiled.writable_folder() is None:
+        raise WarmupError(f"compiled kernels are {compiled.describe()}")
+    start, new, threads = time.perf_counter(), 0, get_num_threads() > 1
+    count = len(forms(double, threads))
+    pool = ProcessPoolExecutor(
+        min(count, os.cpu_count() or 1, MOST_PROCESSES), get_context("spawn")
+    )
+    bar = progress_bar(
+        total=count, what="compiling", unit="kernel", shown=True, delay=0.0, dynamic_ncols=True
+    )
+    try:
+        jobs = [pool.submit(compile_form, double, threads, number) for number in range(count)]
+        for job in as_completed(jobs):
+            name, is_new = job.result()
+            new += is_new
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+    finally:
+        bar.close()
+        pool.shutdown(cancel_futures=True)
+    seconds = time.perf_counter() - start
+    where = compiled.describe()
+    return f"{new} kernels compiled, {count - new} were there, in {seconds:.1f} s: {where}"
+
+
+@cache
+def forms(double: bool, threads: bool) -> list[Form]:
+    """What there is to compile, in the same order in each process."""
+    for module in kernels.__all__:
+        import_module(f"minigrad.kernels.{module}")
+    found = []
+    for kernel in KERNELS:
+        numbers = str(kernel.signature)  # those of float32 may have a scale in float64
+        if double or "float32" in numbers or "float64" not in numbers:
+            found.append((kernel, False))
+            if threads and kernel.threads:
+                found.append((kernel, True))
+    return found
+
+
+def compile_form(double: bool, threads: bool, number: int) -> tuple[str, bool]:
+    """Compile one of the `forms`: its name, and whether it was not on disk."""
+    compiled.announce(False)
+    before = len(compiled.COMPILED)
+    kernel, parallel = forms(double, threads)[number]
+    kernel.compile(parallel)
+    return kernel.function.__name__.strip("_"), len(compiled.COMPILED) > before
