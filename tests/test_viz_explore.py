@@ -10,9 +10,9 @@ import lora
 import minigrad as mg
 from minigrad.mode import mode
 from minigrad.viz import page, tape
+from minigrad.viz.album import FEW, LETTERS, Album, heat_map_of
 from minigrad.viz.names import Names
 from minigrad.viz.scene import scene_of
-from minigrad.viz.shown import FEW, LETTERS, Album, picture_of
 from minigrad.viz.source import filled_in, source_of
 from minigrad.viz.walk import again, right_way
 from minigrad.viz.wrong_ways import depth_first, kept_way
@@ -469,6 +469,25 @@ def test_the_frozen_base_of_lora_is_named(tmp_path):
     assert "layers.0.base_weight" in why
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_base_in_four_bits_is_drawn_as_one_that_no_gradient_reaches(tmp_path, recorded):
+    model = mg.nn.MLP([4, 8, 8, 2])
+    lora.quantize(model, ["layers.1"])
+    lora.attach(model, lora.LoRAConfig(rank=1, targets=["layers.0", "layers.1"]))
+    base = model.layers[1].base_weight
+    with mg.viz.record() as tape:
+        loss = model(mg.randn(3, 4)).sum()
+    data = explored(tmp_path, loss, tape=tape if recorded else None)
+    (frozen,) = [f for f in data["frozen"] if "four bits" in f["why"]]
+    assert frozen["name"] == "input weight"
+    assert frozen["why"] == (
+        "A frozen matrix in four bits a number (NF4): `nf4_linear` has no rule for it."
+    )
+    shape, _, *_ = data["pictures"][frozen["value"]]
+    assert tuple(shape) == base.shape
+    assert "input weight\\n8 x 8" in mg.viz.draw(loss, tape=tape).dot
+
+
 def test_the_same_frozen_array_is_drawn_once(tmp_path):
     x = mg.tensor([1.0, 2.0])
     w = mg.tensor([3.0, 4.0], requires_grad=True)
@@ -615,7 +634,7 @@ def test_what_is_no_number_is_written_out():
 
 def test_a_heat_map_has_a_letter_for_each_cell(rng):
     x = rng.standard_normal((3, 50, 7))
-    picture = picture_of(x, 24)
+    picture = heat_map_of(x, 24)
     assert (picture.rows, picture.columns) == (24, 7)
     assert len(picture.cells) == 24 * 7
     assert set(picture.cells) <= set(LETTERS)
@@ -624,11 +643,11 @@ def test_a_heat_map_has_a_letter_for_each_cell(rng):
 
 
 def test_letters_go_from_the_most_negative_to_the_most_positive():
-    picture = picture_of(np.linspace(-2, 2, FEW + 1, dtype=np.float32))
+    picture = heat_map_of(np.linspace(-2, 2, FEW + 1, dtype=np.float32))
     assert picture.cells[0] == LETTERS[0]
     assert picture.cells[-1] == LETTERS[-1]
     assert picture.cells[FEW // 2] == LETTERS[len(LETTERS) // 2]
-    assert picture_of(np.zeros(20)).cells == LETTERS[len(LETTERS) // 2] * 20
+    assert heat_map_of(np.zeros(20)).cells == LETTERS[len(LETTERS) // 2] * 20
 
 
 def test_cells_are_means_of_blocks():
@@ -637,14 +656,14 @@ def test_cells_are_means_of_blocks():
     x[4:, 4:] = -1
     middle = len(LETTERS) // 2
     half = LETTERS[middle - round(middle / 2)]
-    assert picture_of(x, 2).cells == LETTERS[-1] + 2 * LETTERS[middle] + half
+    assert heat_map_of(x, 2).cells == LETTERS[-1] + 2 * LETTERS[middle] + half
 
 
 def test_cells_with_what_is_not_finite_are_marked():
     x = np.ones((6, 6), np.float32)
     x[0, 0] = np.nan
     x[5, 5] = np.inf
-    picture = picture_of(x)
+    picture = heat_map_of(x)
     assert picture.broken == 2
     assert (picture.cells[0], picture.cells[-1], picture.cells[1]) == ("!", "!", LETTERS[-1])
     nothing = Album()

@@ -1,9 +1,12 @@
 """Pictures of what happens: of the graph, of the way back through it, and of training.
 
-The files in reading order: tape (what a forward pass leaves besides its graph), scene (what there
-is to be drawn, with the names and values that are known), walk and wrong_ways (ways back through a
-graph), dot (the graph as a drawing), page (the page on which a reader steps through it). Then
-gradients and plots, of a training run; only these need matplotlib, which the first one imports.
+Of a graph, in reading order: tape (what a forward pass leaves besides its graph), names and values
+(what is known of a tensor in it), scene (what there is to be drawn), dot (the graph as a drawing),
+walk and wrong_ways (ways back through it), source (rules as text), album (arrays as numbers or heat
+maps), page_data and page (the page on which a reader steps through it, with its `template`).
+
+Of a training run: gradients and plots, which draw on a figure of matplotlib. That one is imported
+when a picture is drawn, and not before.
 """
 
 from minigrad.viz.dot import Drawing, draw

@@ -21,9 +21,9 @@ from typing import Any
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.tensor import Tensor
+from minigrad.viz.album import FEW, LARGEST, Album
 from minigrad.viz.page_data import Show, page_data
 from minigrad.viz.scene import Scene, scene_of
-from minigrad.viz.shown import FEW, LARGEST, Album
 from minigrad.viz.tape import Tape
 from minigrad.viz.walk import Way, again, right_way
 from minigrad.viz.wrong_ways import depth_first, kept_way
@@ -192,7 +192,8 @@ def _page(title: str, scene: Scene, shows: Sequence[Show]) -> bytes:
 def _too_large(scene: Scene) -> ValueError:
     return ValueError(
         f"explore: a graph of {len(scene.places):,} nodes is too large for a page of "
-        f"{LIMIT:,} bytes; explore a part of the model, such as one layer, on a small batch"
+        f"{LIMIT:,} bytes, which has room for about 1,000; explore a part of the model, such as "
+        f"one layer, or fewer steps in time, or draw the graph with viz.draw"
     )
 
 

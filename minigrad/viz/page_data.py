@@ -12,8 +12,8 @@ import numpy as np
 
 from minigrad.graph import Node
 from minigrad.op import Op
+from minigrad.viz.album import Album
 from minigrad.viz.scene import Frozen, Link, Place, Scene
-from minigrad.viz.shown import Album
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 from minigrad.viz.tape import ModuleCall
 from minigrad.viz.values import saved_by

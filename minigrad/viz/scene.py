@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from minigrad.engine import node_of
 from minigrad.graph import Edge, Node, reachable
+from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.nn import Module, Parameter
 from minigrad.op import Op
 from minigrad.tensor import Tensor
@@ -201,6 +202,11 @@ class _Inputs:
                 place.options.append((name, "None"))
             elif position in ruled:
                 self._freeze(place, name, self._frozen(name, value), value)
+            elif isinstance(value, NF4Matrix):
+                why = (
+                    f"A frozen matrix in four bits a number (NF4): `{op.name}` has no rule for it."
+                )
+                self._freeze(place, name, Frozen(_unnamed(name), why, value.dense()), value.codes)
             elif isinstance(value, (Tensor, np.ndarray)):
                 why = f"`{op.name}` cannot be differentiated by its {name}, and has no rule for it."
                 frozen = self._frozen(name, value)
@@ -209,7 +215,10 @@ class _Inputs:
                 place.options.append((name, _in_words(value)))
 
     def _freeze(self, place: Place, name: str, frozen: Frozen, value: Any) -> None:
-        """Draw one and the same array once, however often it is used; numbers each by itself."""
+        """Draw one and the same array once, however often it is used; numbers each by itself.
+
+        Of what is stored in another form, `value` is the array that holds it.
+        """
         array = value._data if isinstance(value, Tensor) else value
         if isinstance(array, np.ndarray) and array.size > 1:
             key = (array.__array_interface__["data"][0], array.shape, array.strides, frozen.why)

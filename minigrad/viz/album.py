@@ -32,7 +32,7 @@ class Album:
         few: how many numbers are written out.
         kinds: `[shape, dtype, rows, columns]` of the arrays; of few numbers without the last two.
         pictures: of few numbers `[kind, numbers]`; of more `[kind, cells, low, high, rms, broken]`,
-            as `Picture` has them.
+            as `HeatMap` has them.
     """
 
     side: int = LARGEST
@@ -50,11 +50,11 @@ class Album:
             if array.size <= self.few:
                 content: list[Any] = [[exact(x) for x in array.ravel()]]
             else:
-                picture = picture_of(array, self.side)
-                kind += [picture.rows, picture.columns]
-                known = (picture.low, picture.high, picture.rms)
-                content = [picture.cells, *(exact(np.float64(f"{x:.4g}")) for x in known)]
-                content += [picture.broken] if picture.broken else []
+                heat_map = heat_map_of(array, self.side)
+                kind += [heat_map.rows, heat_map.columns]
+                known = (heat_map.low, heat_map.high, heat_map.rms)
+                content = [heat_map.cells, *(exact(np.float64(f"{x:.4g}")) for x in known)]
+                content += [heat_map.broken] if heat_map.broken else []
             written = [self._index(self.kinds, kind), *content]
             self._seen[id(value)] = value, self._index(self.pictures, written)
         return self._seen[id(value)][1]
@@ -68,7 +68,7 @@ class Album:
 
 
 @dataclass(frozen=True)
-class Picture:
+class HeatMap:
     """A heat map.
 
     Attributes:
@@ -90,7 +90,7 @@ class Picture:
     broken: int
 
 
-def picture_of(array: Array, side: int = LARGEST) -> Picture:
+def heat_map_of(array: Array, side: int = LARGEST) -> HeatMap:
     """The heat map of an array, with at most `side` cells up and across."""
     wide = array.astype(np.float64)
     known = wide[np.isfinite(wide)]
@@ -102,7 +102,7 @@ def picture_of(array: Array, side: int = LARGEST) -> Picture:
     cells = _blocks(_as_matrix(wide), side)
     rows, columns = cells.shape
     broken = wide.size - known.size
-    return Picture(rows, columns, _lettered(cells.ravel()), low, high, rms, broken)
+    return HeatMap(rows, columns, _lettered(cells.ravel()), low, high, rms, broken)
 
 
 def exact(x: Any) -> Any:
