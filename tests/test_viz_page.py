@@ -399,3 +399,168 @@ def test_names_are_shown_as_text(opened):
     reader = opened(explore)
     assert reader.text("h1") == "<img src=x onerror=alert(1)> </script>"
     assert reader.page.title() == "<img src=x onerror=alert(1)> </script>"
+
+
+def test_a_long_title_leaves_room_for_the_ways(opened):
+    def explore(path):
+        x = mg.tensor(1.0, requires_grad=True)
+        mg.viz.explore(x * 2, path, title="A very long title " * 20)
+
+    reader = opened(explore)
+    for button in reader.page.locator("#ways button").all():
+        box = button.bounding_box()
+        assert box["x"] + box["width"] <= 1280
+    reader.page.click("#way-depth")
+    assert reader.page.locator("#way-depth").get_attribute("aria-pressed") == "true"
+
+
+def test_on_a_phone_every_way_is_in_sight(opened):
+    reader = opened(diamond, width=390, height=844)
+    for button in reader.page.locator("#ways button").all():
+        box = button.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+
+APART = """(a, b) =>
+  a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top"""
+
+# Of each card that takes part in the step, whether it is in sight, and its scale.
+IN_SIGHT = f"""() => {{
+  const apart = {APART};
+  const box = (element) => element.getBoundingClientRect();
+  const [canvas, zoom] = ["canvas", "zoom"].map((id) => box(document.getElementById(id)));
+  return [...document.querySelectorAll(".card.active > rect")].map((rect) => {{
+    const at = box(rect);
+    const across = at.left >= canvas.left && at.right <= canvas.right;
+    const upright = at.top >= canvas.top && at.bottom <= canvas.bottom;
+    return [across && upright && apart(at, zoom), at.width / Number(rect.getAttribute("width"))];
+  }});
+}}"""
+
+
+def staircase(path):
+    x = mg.tensor(0.5, requires_grad=True)
+    loss = mg.tensor(0.0)
+    for i in range(12):
+        loss = loss + x * float(i)
+    mg.viz.explore(loss, path)
+
+
+@pytest.mark.parametrize("explore", [network, staircase])
+@pytest.mark.parametrize("size", [(1280, 720), (390, 844)])
+def test_each_step_is_in_sight_and_can_be_read(opened, explore, size):
+    reader = opened(explore, width=size[0], height=size[1])
+    steps = int(reader.text("#counter").split("/")[1])
+    for _ in range(steps):
+        seen = reader.page.evaluate(IN_SIGHT)
+        assert any(inside for inside, _ in seen)
+        assert all(inside for inside, _ in seen) or explore is staircase  # which is very wide
+        assert min(scale for _, scale in seen) >= 0.4
+        reader.press("ArrowRight")
+    if size[0] > 1000:
+        assert min(scale for _, scale in reader.page.evaluate(IN_SIGHT)) >= 0.6
+
+
+def branches(path):
+    x = mg.tensor([0.5, 1.0], requires_grad=True)
+    mg.viz.explore(mg.concatenate([mg.tanh(x * float(i)) for i in range(60)]).sum(), path)
+
+
+def test_of_a_step_too_large_for_the_window_the_end_is_in_sight(opened):
+    reader = opened(branches)
+    reader.press("ArrowRight", 2)
+    assert reader.text("#step h2") == "concatenate → tanh #1"
+    assert reader.page.evaluate(IN_SIGHT)[0][0]  # tanh #1, which is left of the other
+    assert reader.page.evaluate(IN_SIGHT)[0][1] >= 0.6
+
+
+def test_a_call_with_many_inputs_takes_few_lines(opened):
+    reader = opened(branches)
+    reader.press("ArrowRight", 30)
+    call = reader.text("#step .which")
+    assert call == (
+        "concatenate(arrays[0] = tanh #1, arrays[1] = tanh #2, arrays[2] = tanh #3, … 57 more)"
+    )
+    assert reader.page.locator("#node dt").count() < 12
+    assert "57 more" in reader.text("#node")
+
+
+def test_the_scale_that_a_reader_has_chosen_is_kept(opened):
+    reader = opened(transformer)
+
+    def wide():
+        return reader.card("loss").locator("rect").first.bounding_box()["width"]
+
+    reader.press("0")
+    assert reader.page.locator("#whole").get_attribute("aria-pressed") == "true"
+    whole = wide()
+    reader.press("ArrowRight", 5)
+    assert wide() == pytest.approx(whole, rel=0.03)  # the width of a border apart
+    reader.press("0")  # and back to where the step is
+    assert reader.page.locator("#whole").get_attribute("aria-pressed") == "false"
+    assert wide() > whole
+    reader.press("-")
+    small = wide()
+    reader.press("ArrowRight", 5)
+    assert wide() == pytest.approx(small, rel=0.03)
+
+
+# Of each number on an edge, its text and whether it lies on a card.
+OVERLAPS = f"""() => {{
+  const apart = {APART};
+  const all = (what) => [...document.querySelectorAll(what)];
+  const boxes = (what) => all(what).map((element) => element.getBoundingClientRect());
+  const texts = all(".flow > text").map((text) => text.textContent);
+  const cards = boxes(".card.place > rect");
+  const isClear = (box) => cards.every((card) => apart(box, card));
+  return boxes(".flow > text").map((box, i) => [texts[i], !isClear(box)]);
+}}"""
+
+
+def test_a_number_on_its_way_lies_on_no_card(opened):
+    def explore(path):
+        x = mg.tensor(0.123456, requires_grad=True)
+        y = x * -1.23456e-5
+        z = y * -123_456.0
+        mg.viz.explore(z * -0.98765, path)
+
+    reader = opened(explore)
+    texts = []
+    for _ in range(3):
+        reader.press("ArrowRight")
+        (written,) = reader.page.evaluate(OVERLAPS)
+        texts.append(written)
+    assert [overlaps for _, overlaps in texts] == [False] * 3
+    assert texts[0][0] == "\N{MINUS SIGN}0.9877"
+
+
+def test_a_screen_reader_hears_what_another_way_is(opened):
+    reader = opened(diamond)
+    reader.page.click("#way-depth")
+    said = reader.page.locator("[aria-live]").text_content()
+    assert said.startswith("Depth first. The walk that does not sort the nodes")
+    assert said.endswith(
+        "Step 1 of 6. The pass starts at y. The gradient of a number by itself is 1."
+    )
+
+
+def test_arrow_keys_scroll_source_that_is_wider_than_its_box(opened):
+    reader = opened(network)
+    while not reader.page.locator("#step pre[tabindex]").count():
+        reader.press("ArrowRight")
+    source = reader.page.locator("#step pre[tabindex]").first
+    if not source.is_visible():
+        reader.page.locator("#step summary").first.click()
+    at = reader.text("#counter")
+    source.focus()
+    reader.press("ArrowRight")
+    assert reader.text("#counter") == at
+    reader.page.wait_for_function("() => document.activeElement.scrollLeft > 0")
+
+
+def test_with_forced_colours_the_way_that_is_shown_stands_out(opened):
+    reader = opened(diamond, forced_colors="active")
+    colours = "button => getComputedStyle(button).backgroundColor"
+    shown, *others = (b.evaluate(colours) for b in reader.page.locator("#ways button").all())
+    assert shown not in others

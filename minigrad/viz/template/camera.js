@@ -3,21 +3,36 @@
 // It moves the drawing as a whole, so that nothing in it has to be laid out again.
 
 const MARGIN = 40;  // around the drawing, for what stands out of cards
+const EDGE = 20;  // between what is shown and the border of the window
 const UNHURRIED = 400;  // milliseconds between two moves, under which the camera jumps
+const LEGIBLE = 0.6;  // the scale under which names are too small to be read
+const PLEASANT = 0.85;  // the scale that the camera takes by itself
+const CROWDED = 0.4;  // the least that it takes to have all of a step in sight
 
 class Camera {
-  constructor(pane, graph) {
+  constructor(pane, graph, buttons) {
     this.pane = pane;
     this.graph = graph;
+    this.buttons = buttons;
     [this.w, this.h] = [1, 1];
     this.at = { x: 0, y: 0, scale: 1 };
+    this.hold(false, false);
     this.measure();
     this.moveByHand();
   }
 
-  // The size of the pane, which is kept: to ask for it lays out the whole page.
+  // The size of the pane without the buttons and the legend in it. It is kept: to ask for it lays
+  // out the whole page.
   measure() {
-    this.size = [this.pane.clientWidth, this.pane.clientHeight];
+    const [w, h] = [this.pane.clientWidth, this.pane.clientHeight];
+    const upright = this.buttons.offsetHeight > this.buttons.offsetWidth;
+    this.size = upright ? [w - this.buttons.offsetWidth - 10, h - 28] : [w, h - this.buttons.offsetHeight - 4];
+  }
+
+  // Whether the scale is one that the reader has chosen, and whether it is that of the whole graph.
+  hold(chosen, whole) {
+    [this.chosen, this.whole] = [chosen, whole];
+    document.getElementById("whole").setAttribute("aria-pressed", String(whole));
   }
 
   // The size of the drawing.
@@ -39,8 +54,8 @@ class Camera {
 
   fit() {
     const [w, h] = this.size;
-    const scale = Math.min(1.5, (w - 40) / this.w, (h - 76) / this.h);
-    this.move({ scale, x: (w - this.w * scale) / 2, y: (h - 28 - this.h * scale) / 2 }, false);
+    const scale = Math.min(1.5, (w - 2 * EDGE) / this.w, (h - 2 * EDGE) / this.h);
+    this.move({ scale, x: (w - this.w * scale) / 2, y: (h - this.h * scale) / 2 }, false);
   }
 
   zoom(factor, x, y) {
@@ -48,27 +63,52 @@ class Camera {
     const [cx, cy] = [x ?? w / 2, y ?? h / 2];
     const scale = Math.min(4, Math.max(0.03, this.at.scale * factor));
     const ratio = scale / this.at.scale;
+    this.hold(true, false);
     this.move({ scale, x: cx - (cx - this.at.x) * ratio, y: cy - (cy - this.at.y) * ratio }, x === undefined);
   }
 
-  // Move the camera, if need be, so that these items are in sight and can be read.
+  // Show the whole graph and stay there, or go back to where the step is.
+  turnWhole() {
+    this.hold(!this.whole, !this.whole);
+    if (this.whole) this.fit();
+  }
+
+  // Move the camera, if need be, so that these items are in sight and can be read; where they are
+  // too far apart for that, all but the first, or else the first.
   reveal(items) {
-    if (!items.length) return;
+    if (this.whole || items.length === 0) return;
     const [w, h] = this.size;
+    const around = this.around(items);
+    const { x, y, scale } = this.at;
+    const inSight = around.left * scale + x > 0 && around.right * scale + x < w && around.top * scale + y > 0 && around.low * scale + y < h;
+    if (inSight && (this.chosen || scale >= LEGIBLE)) return;
+    const wanted = this.chosen || scale >= LEGIBLE ? scale : PLEASANT;
+    const room = this.roomFor(around);
+    if (room >= wanted || (room >= CROWDED && !this.chosen)) this.centre(around, Math.min(room, wanted));
+    else {
+      const others = this.around(items.length > 1 ? items.slice(1) : items);
+      this.centre(this.roomFor(others) >= wanted ? others : this.around(items.slice(0, 1)), wanted);
+    }
+  }
+
+  around(items) {
     const [left, top] = [Math.min(...items.map((i) => i.x)), Math.min(...items.map((i) => i.y))];
     const [right, low] = [Math.max(...items.map((i) => i.x + i.w)), Math.max(...items.map((i) => i.y + i.h))];
-    const { x, y, scale } = this.at;
-    const inSight = left * scale + x > 0 && right * scale + x < w && top * scale + y > 0 && low * scale + y < h - 30;
-    if (inSight && scale >= 0.4) return;
-    const room = Math.min((w - 40) / (right - left), (h - 90) / (low - top));
-    const wanted = Math.max(0.25, Math.min(room, Math.max(scale, 0.7)));
-    // Further to the right, for the pass goes on to the left, but with no empty space beside the graph.
-    const within = (at, size, length) => length + 40 < size ? (size - length) / 2 : Math.min(20, Math.max(size - 20 - length, at));
-    this.move({
-      scale: wanted,
-      x: within(w * 0.62 - ((left + right) / 2) * wanted, w, this.w * wanted),
-      y: within((h - 28) / 2 - ((top + low) / 2) * wanted, h - 28, this.h * wanted),
-    }, true);
+    return { left, top, right, low };
+  }
+
+  // The scale at which there is room for all of this.
+  roomFor({ left, top, right, low }) {
+    const [w, h] = this.size;
+    return Math.min((w - 2 * EDGE) / (right - left), (h - 2 * EDGE) / (low - top));
+  }
+
+  // Further to the right, for the pass goes on to the left, but with no empty space beside the graph.
+  centre({ left, top, right, low }, scale) {
+    const [w, h] = this.size;
+    const x = within(0.62 * w, left * scale, right * scale, w, this.w * scale);
+    const y = within(0.5 * h, top * scale, low * scale, h, this.h * scale);
+    this.move({ scale, x, y }, true);
   }
 
   moveByHand() {
@@ -99,4 +139,12 @@ class Camera {
       }
     });
   }
+}
+
+// Where a drawing of this length begins, so that the part between `from` and `to` is near a place in
+// a window of this size, and within it.
+function within(place, from, to, size, length) {
+  if (length + 2 * EDGE < size) return (size - length) / 2;
+  const near = Math.min(EDGE, Math.max(size - EDGE - length, place - (from + to) / 2));
+  return Math.min(size - EDGE - to, Math.max(EDGE - from, near));
 }

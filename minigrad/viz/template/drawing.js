@@ -22,7 +22,7 @@ function cut(text, letters) {
 class Drawing {
   constructor(data, chosen, toggled) {
     this.data = data;
-    this.camera = new Camera(document.getElementById("canvas"), document.getElementById("graph"));
+    this.camera = new Camera(document.getElementById("canvas"), document.getElementById("graph"), document.getElementById("zoom"));
     this.view = document.getElementById("view");
     this.chosen = chosen;
     this.toggled = toggled;
@@ -171,7 +171,24 @@ class Drawing {
     if (this.closed.size) this.closed.clear();
     else this.data.groups.forEach((_, g) => this.closed.add(g));
     this.toggled();
+    this.start();
+  }
+
+  // The whole drawing if it can be read, and else the place of the step.
+  start() {
+    this.camera.hold(this.camera.whole, this.camera.whole);
     this.camera.fit();
+    this.follow();
+  }
+
+  // Have in sight what takes part in the step.
+  follow() {
+    this.reveal([...this.state.active]);
+  }
+
+  turnWhole() {
+    this.camera.turnWhole();
+    this.follow();
   }
 
   // Close the innermost modules until no more than `most` nodes are shown.
@@ -229,14 +246,14 @@ class Drawing {
         drawn.set(edge, { path, numbers: [] });
       }
       const picture = this.data.pictures[sent.gradient];
-      if (picture.numbers && picture.numbers.length === 1) drawn.get(edge).numbers.push(short(picture.numbers[0]));
+      if (picture.numbers && picture.numbers.length === 1) drawn.get(edge).numbers.push(fitting(picture.numbers[0], 7));
     }
     this.flowing = [...drawn.keys()];
     for (const edge of this.flowing) edge.path.classList.add("flowing");
-    for (const { path, numbers } of drawn.values()) {
-      if (!numbers.length) continue;
+    for (const [edge, { path, numbers }] of drawn) {
+      if (numbers.length !== 1) continue;  // there is room for one between two cards
       const { x, y } = path.getPointAtLength(path.getTotalLength() / 2);
-      svg("text", { x, y: y - 10 }, this.flow, numbers.join(", "));
+      svg("text", { x, y: edge.low ? y + 22 : y - 10 }, this.flow, numbers[0]);
     }
     const active = this.cards.get(`n${state.step.node}`);
     if (active && state.step.fault) {

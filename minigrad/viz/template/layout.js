@@ -7,7 +7,7 @@
 // sorted by the mean height of their neighbours, and put as near to it as their order allows.
 
 const CARD = { w: 148, h: 74 }, PILL = { w: 122, h: 40 }, BOX = { w: 190, h: 52 };
-const GAP = { column: 66, row: 16, way: 9 }, PADDING = 14, HEADER = 24, SWEEPS = 12;
+const GAP = { column: 74, row: 16, way: 9 }, PADDING = 14, HEADER = 24, SWEEPS = 12;
 
 // The graph as it is shown when the modules in `closed` are: items by id, and edges between them.
 function visibleGraph(data, closed) {
@@ -117,7 +117,7 @@ function apart(edge) {
   if (edge.links.length < 2 || edge.s[0] !== "n" || edge.t[0] !== "n") return [edge];
   return edge.links.map((link, i) => {
     const shift = (i - (edge.links.length - 1) / 2) * Math.min(20, 48 / edge.links.length);
-    return { ...edge, key: `${edge.key}#${link}`, links: [link], points: edge.points.map(([x, y]) => [x, y + shift]) };
+    return { ...edge, key: `${edge.key}#${link}`, links: [link], low: shift > 0, points: edge.points.map(([x, y]) => [x, y + shift]) };
   });
 }
 

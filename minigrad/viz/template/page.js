@@ -65,7 +65,7 @@ function goTo(k) {
   position = Math.min(way.steps.length - 1, Math.max(0, k));
   picked = null;
   const state = draw();
-  drawing.reveal([...state.active]);
+  drawing.follow();
   find("live").textContent = `Step ${position + 1} of ${way.steps.length}. ${panel.sentence(state.step, way)}`;
 }
 
@@ -79,6 +79,7 @@ function take(key) {
   find("mark").style.left = `${(100 * way.fault) / Math.max(1, way.steps.length - 1)}%`;
   stop();
   goTo(0);
+  find("live").textContent = `${way.title}. ${way.about} ${find("live").textContent}`;
 }
 
 function choose(id) {
@@ -125,18 +126,23 @@ const KEYS = {
   "+": () => drawing.camera.zoom(1.25),
   "=": () => drawing.camera.zoom(1.25),
   "-": () => drawing.camera.zoom(0.8),
-  0: () => drawing.camera.fit(),
+  0: () => drawing.turnWhole(),
   m: () => drawing.foldAll(),
 };
 
+// Whether keys should scroll an element, which is wider than its box.
+function scrolls(element) {
+  return element.matches("pre, .numbers") && element.scrollWidth > element.clientWidth;
+}
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const on = event.target.closest?.("button, input, summary, pre");
+  const on = event.target.closest?.("button, input, summary, pre, .numbers");
   const card = event.target.closest?.(".card");
   if (card && event.key === "ArrowDown") drawing.walk(1);
   else if (card && event.key === "ArrowUp") drawing.walk(-1);
   else if (card && event.key === "Enter") drawing.press(card.dataset.id);
-  else if (on && (event.key === " " || on.matches("input"))) return;
+  else if (on && (event.key === " " || on.matches("input") || scrolls(on))) return;
   else if (event.key in KEYS) KEYS[event.key]();
   else return;
   event.preventDefault();
@@ -170,10 +176,11 @@ find("legend").append(
 
 drawing.foldTo(MOST);
 drawing.build();
-drawing.camera.fit();
 take(data.ways[0].key);
+drawing.start();
 addEventListener("resize", () => {
   drawing.camera.measure();
-  drawing.reveal([...drawing.state.active]);
+  if (drawing.camera.whole) drawing.camera.fit();
+  drawing.follow();
 });
 document.documentElement.dataset.ready = "";

@@ -7,6 +7,14 @@ function html(name, attributes, ...children) {
   return element;
 }
 
+const MANY = 8;  // inputs of an op, above which the first stand for all
+const FIRST = 3;  // of these
+
+// The first of many, and how many more there are.
+function theFirst(all) {
+  return all.length > MANY ? [all.slice(0, FIRST), [`… ${all.length - FIRST} more`]] : [all, []];
+}
+
 const NOT_KEPT = "Not kept: no rule that runs asks for it, so the graph has let it go. A tape keeps it: with viz.record() as tape: …";
 
 class Panel {
@@ -147,7 +155,9 @@ class Panel {
     const known = new Map(this.data.links.filter((link) => link.target === i).map((link) => [link.input, this.name(link.source)]));
     for (const [name, f] of place.frozen) known.set(name, this.data.frozen[f].name);
     const given = [...known].sort(([a], [b]) => this.rank(place, a) - this.rank(place, b));
-    return `${this.data.ops[place.op].name}(${given.map(([name, what]) => `${name} = ${what}`).join(", ")})`;
+    const [shown, more] = theFirst(given);
+    const words = [...shown.map(([name, what]) => `${name} = ${what}`), ...more];
+    return `${this.data.ops[place.op].name}(${words.join(", ")})`;
   }
 
   rank(place, input) {
@@ -241,10 +251,12 @@ class Panel {
     if (place.group !== -1) rows.push(["module", this.modulePath(place.group)]);
     if (place.origin) rows.push(["line", html("code", {}, place.origin)]);
     const links = this.data.links.filter((link) => link.target === i);
-    for (const link of links) rows.push([`input ${link.input}`, this.place(link.source)]);
+    const inputs = links.map((link) => [`input ${link.input}`, this.place(link.source)]);
     for (const [name, f] of place.frozen) {
-      rows.push([`input ${name}`, html("span", {}, this.button(`f${f}`, this.data.frozen[f].name, "stopped"), " ", html("span", { class: "why" }, `⊣ ${this.data.frozen[f].why}`))]);
+      inputs.push([`input ${name}`, html("span", {}, this.button(`f${f}`, this.data.frozen[f].name, "stopped"), " ", html("span", { class: "why" }, `⊣ ${this.data.frozen[f].why}`))]);
     }
+    const [shown, more] = theFirst(inputs);
+    rows.push(...shown, ...more.map((words) => ["inputs", words]));
     for (const [name, text] of place.options) rows.push([name, html("code", {}, text)]);
     const parts = [html("h2", {}, place.name, html("span", { class: "as" }, !op ? " leaf" : place.named ? ` ${op.name}` : ""))];
     if (place.hooks) parts.push(html("p", { class: "note" }, "It has a hook, which backward() would call here. This page calls none, so .grad may be another."));
