@@ -198,9 +198,7 @@ def _too_large(scene: Scene) -> ValueError:
 
 
 def _filled(title: str, data: dict[str, Any]) -> bytes:
-    style = (_TEMPLATE / "page.css").read_text("utf-8")
-    script = "\n".join((_TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
-    script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
+    style, code = (_TEMPLATE / "page.css").read_text("utf-8"), script()
     # Inside a script element, `<` might end it.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
@@ -208,11 +206,17 @@ def _filled(title: str, data: dict[str, Any]) -> bytes:
         "style": style,
         "style-hash": _hash(style),
         "data": text,
-        "script": script,
-        "script-hash": _hash(script),
+        "script": code,
+        "script-hash": _hash(code),
     }
     page = (_TEMPLATE / "page.html").read_text("utf-8")
     return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], page).encode()
+
+
+def script() -> str:
+    """The page's script: the files of the template, one after the other, in one function."""
+    text = "\n".join((_TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
+    return f'"use strict";\n(() => {{\n{text}\n}})();\n'
 
 
 def _hash(text: str) -> str:

@@ -51,7 +51,7 @@ class Drawing {
       else this.drawGroup(item, i, this.closed.has(i) ? cards : boxes);
     }
     this.order = sorted.map((item) => item.id);
-    this.setCurrent(this.cards.has(this.current) ? this.current : this.order[this.order.length - 1]);
+    this.setCurrent(this.cards.has(this.current) ? this.current : this.order.at(-1));
   }
 
   card(item, kind, parent) {
@@ -144,15 +144,15 @@ class Drawing {
   }
 
   countIn(g) {
-    const within = (i) => i === g || (i !== -1 && within(this.data.groups[i].parent));
-    const count = this.data.places.filter((place) => within(place.group)).length;
+    const isIn = (i) => i === g || (i !== -1 && isIn(this.data.groups[i].parent));
+    const count = this.data.places.filter((place) => isIn(place.group)).length;
     return `${count} node${count === 1 ? "" : "s"} inside`;
   }
 
   drawEdge(edge, parent) {
     const kind = edge.links.length ? "edge" : "edge frozen";
     const points = edge.points.map((point) => [...point]);
-    points[points.length - 1][0] -= 2;
+    points.at(-1)[0] -= 2;
     return { ...edge, path: svg("path", { class: kind, d: curve(points) }, parent) };
   }
 
@@ -321,7 +321,7 @@ function asHeatMap(picture) {
   if (!picture.strip) {
     const numbers = picture.numbers.map((x) => (typeof x === "string" ? NaN : Number(x)));
     const scale = Math.max(...numbers.map((x) => Math.abs(x) || 0)) || 1;
-    const columns = picture.shape[picture.shape.length - 1] || 1;
+    const columns = picture.shape.at(-1) || 1;
     const middle = (LETTERS.length - 1) / 2;
     const cells = numbers.map((x) => (Number.isNaN(x) ? "!" : LETTERS[Math.round(middle + (middle * x) / scale)])).join("");
     picture.strip = { rows: numbers.length / columns, columns, cells };

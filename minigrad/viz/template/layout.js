@@ -23,7 +23,7 @@ function visibleGraph(data, closed) {
   };
   const shown = new Map();  // the item that stands for each: itself, or the outermost closed group
   for (const id of parent.keys()) {
-    const outermost = ancestors(id).filter((g) => closed.has(g)).pop();
+    const outermost = ancestors(id).findLast((g) => closed.has(g));
     shown.set(id, outermost === undefined ? id : `g${outermost}`);
   }
   const edges = new Map();
@@ -59,7 +59,7 @@ function layOut(data, closed) {
     }
     const down = below.slice(0, below.indexOf(common) < 0 ? below.length : below.indexOf(common));
     const port = `<${edge.s}`;
-    const first = down.length ? { id: `g${down[down.length - 1]}`, port } : { id: edge.t, port: null };
+    const first = down.length ? { id: `g${down.at(-1)}`, port } : { id: edge.t, port: null };
     legs.get(edge.key).push([common, from, first]);
     for (let i = down.length - 1; i >= 0; i--) {
       const to = i ? { id: `g${down[i - 1]}`, port } : { id: edge.t, port: null };
@@ -208,13 +208,13 @@ function intoColumns(items, edges) {
   for (const [, { a, b }] of edges) after.get(a.id).push(b.id);
   const depth = new Map();
   for (const start of items.keys()) {  // the longest way to the right, without recursion
-    const stack = [start];
-    while (stack.length) {
-      const id = stack[stack.length - 1];
-      const open = depth.has(id) ? [] : after.get(id).filter((next) => !depth.has(next));
-      if (open.length) stack.push(...open);
+    const open = [start];
+    while (open.length) {
+      const id = open.at(-1);
+      const unknown = depth.has(id) ? [] : after.get(id).filter((next) => !depth.has(next));
+      if (unknown.length) open.push(...unknown);
       else {
-        stack.pop();
+        open.pop();
         const out = items.get(id).kind === "out";
         const behind = after.get(id).map((next) => depth.get(next) + 1);
         if (!depth.has(id)) depth.set(id, out ? -1 : Math.max(0, ...behind));
@@ -244,7 +244,7 @@ function stack(wishes) {
       offset += above.h / 2 + gap + item.h / 2;
     }
     let pool = { sum: (wish - offset) * weight, weight, items: [[item, offset]] };
-    while (pools.length && pools[pools.length - 1].sum / pools[pools.length - 1].weight >= pool.sum / pool.weight) {
+    while (pools.length && pools.at(-1).sum / pools.at(-1).weight >= pool.sum / pool.weight) {
       const last = pools.pop();
       pool = { sum: last.sum + pool.sum, weight: last.weight + pool.weight, items: [...last.items, ...pool.items] };
     }

@@ -26,8 +26,8 @@ function unpackSent([link, gradient, after, before, more]) {
 
 // The gradients at all nodes after the first steps of a way, and what the last of these does.
 function stateAt(shown, last) {
-  const gradients = new Array(data.places.length).fill(-1);
-  const written = new Array(data.places.length).fill(false);
+  const gradients = Array.from(data.places, () => -1);
+  const written = Array.from(data.places, () => false);
   const sentSoFar = new Set();
   for (const [node, index] of shown.held) gradients[node] = index;
   for (let k = 0; k <= last; k++) {

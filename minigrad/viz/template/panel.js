@@ -163,7 +163,7 @@ class Panel {
   rank(place, input) {
     const [name, index] = input.split("[");
     const at = this.data.ops[place.op].parameters.indexOf(name);
-    return (at < 0 ? Number(name) : at) + (parseInt(index) || 0);
+    return (at < 0 ? Number(name) : at) + (Number.parseInt(index, 10) || 0);
   }
 
   // What a rule knows by a name: the op's input, its result, or only a shape.
