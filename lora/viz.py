@@ -195,9 +195,7 @@ def plot_factors(
 
 
 def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    from minigrad.viz.figure import SIGNED
+    from minigrad.viz.figure import SIGNED, ticks_at_integers
 
     largest = float(np.max(np.abs(matrix), initial=0.0))
     rows, columns = matrix.shape
@@ -212,7 +210,7 @@ def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
     )
     axes.set_title(f"{title}: all 0" if not largest else f"{title}\n±{largest:.2g} at most")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, integer=True))
+        ticks_at_integers(axis, 5)
 
 
 def _thinned(matrix: Array) -> Array:

@@ -75,6 +75,54 @@ def test_losses_below_zero_are_on_a_plain_scale():
     assert viz.plot_history(History(epochs=positive)).axes[0].get_yscale() == "log"
 
 
+def marked(line):
+    """The places of a line that have a marker."""
+    every = line.get_markevery()
+    return [] if line.get_marker() in ("None", None) else list(every)
+
+
+def test_the_only_epoch_and_those_between_gaps_are_marked_since_they_are_no_line():
+    for axes in viz.plot_history(trained(epochs=1, metrics=[right])).axes:
+        for line in axes.lines:
+            if line.get_label() not in ("each step", "best validation"):
+                assert marked(line) == [0]
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    records = [
+        {"epoch": n, "loss": loss, "grad_norm": 1.0}
+        for n, loss in enumerate([2.0, np.nan, 1.0, np.inf, 1.0, 0.5], 1)
+    ]
+    losses, norms = viz.plot_history(History(epochs=records)).axes
+    assert marked(losses.lines[0]) == [0, 2]
+    assert marked(norms.lines[0]) == []
+
+
+def test_losses_that_are_not_finite_are_marked_and_said():
+    history = trained()
+    history.epochs[0]["validation_loss"] = float("nan")
+    history.epochs[2]["loss"] = float("inf")
+    losses = viz.plot_history(history).axes[0]
+    best = int(np.argmin(history["validation_loss"][1:])) + 2
+    assert losses.get_title() == (
+        f"Loss not finite first in epoch 1; best validation loss "
+        f"{history['validation_loss'][best - 1]:.4g} at epoch {best}"
+    )
+    assert losses.get_yscale() == "log"  # all that are numbers are positive
+    assert lines(losses)["not finite"][0].tolist() == [1, 3]
+    for record in history.epochs:
+        record["loss"] = record["validation_loss"] = float("nan")
+    for step in history.steps:
+        step["loss"] = float("nan")
+    assert viz.plot_history(history).axes[0].get_title() == "Loss not finite first in epoch 1"
+
+
+def test_a_long_name_does_not_lie_on_other_panels():
+    name = "a_rather_long_name_of_a_metric_for_a_small_panel"
+    records = [{"epoch": n, "loss": 1.0, "grad_norm": 1.0, name: 0.5} for n in (1, 2)]
+    panel = viz.plot_history(History(epochs=records)).axes[1]
+    assert panel.get_ylabel() == "a_rather_…ll_panel"
+    assert f"training {name}" in lines(panel)
+
+
 def test_what_is_no_history_is_refused():
     with pytest.raises(TypeError, match=r"plot_history draws a History.* not MLP"):
         viz.plot_history(nn.MLP([2, 1]))
@@ -245,6 +293,22 @@ def test_what_vanishes_and_what_explodes_is_pointed_at():
     assert figure.get_suptitle() == "The gradient vanishes in 2, explodes in 3 of 7 rows"
     signs = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert signs == ["0", "not finite"]
+
+
+def test_of_long_names_that_part_is_shown_which_tells_them_apart():
+    name = "model.encoder.layers.{}.attention.self.output_projection_of_heads.lora_b"
+    heat = viz.plot_gradients({name.format(i): [1.0, 2.0] for i in range(3)}).axes[0]
+    shown = [label.get_text() for label in heat.get_yticklabels()]
+    assert shown == [f"…{i}.attention.self.…n_of_heads.lora_b" for i in range(3)]
+    heat = viz.plot_gradients({name: [1.0, 2.0]}).axes[0]
+    assert [label.get_text() for label in heat.get_yticklabels()] == ["…lora_b"]
+
+
+def test_the_ticks_of_a_single_step_are_at_the_step():
+    heat, profile, *_ = viz.plot_gradients({"a": [1.5], "b": [2.0]}).axes
+    assert all(float(tick).is_integer() for tick in heat.get_xticks())
+    texts = [label.get_text() for label in profile.get_xticklabels(minor=True)]
+    assert not any(texts)  # numbers between the powers of ten would lie on one another
 
 
 def test_no_step_of_a_long_run_is_lost():

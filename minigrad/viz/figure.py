@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from minigrad.io import write_atomically
@@ -18,6 +19,7 @@ try:
     from matplotlib.axis import Axis
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError(
         "pictures are drawn with matplotlib; pip install 'minigrad-lora[examples]'"
@@ -42,6 +44,7 @@ SIZES = "cividis"
 """Dark for small and light for large; its lightness rises evenly."""
 
 MOST_NAMES = 60  # of rows; of more only every so many has its name
+LONGEST = 36  # letters of the name of a row
 
 
 class Picture(Figure):
@@ -96,7 +99,31 @@ def rendered(figure: Figure, kind: str) -> bytes:
 def name_rows(axis: Axis, names: Sequence[str]) -> None:
     """Put a name at each of the places 0, 1, ... of an axis, or at every so many of too many."""
     step = -(-len(names) // MOST_NAMES)
-    axis.set_ticks(range(0, len(names), step), list(names[::step]))
+    axis.set_ticks(range(0, len(names), step), _told_apart(names)[::step])
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names, and if one is long, without the modules that all are in."""
+    if max(map(len, names), default=0) > LONGEST:
+        parts = [name.split(".") for name in names]
+        levels = zip(*(each[:-1] for each in parts), strict=False)
+        common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
+        if common:
+            names = [f"…{'.'.join(each[common:])}" for each in parts]
+    return [shortened(name, LONGEST) for name in names]
+
+
+def shortened(name: str, letters: int) -> str:
+    """A name without its middle, if it has more letters."""
+    if len(name) <= letters:
+        return name
+    end = (letters - 1) // 2
+    return f"{name[: letters - 1 - end]}…{name[-end:]}"
+
+
+def ticks_at_integers(axis: Axis, most: int = 9) -> None:
+    """No more than so many ticks, and none between two integers, even if there is only one."""
+    axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 
 def open_frame(*several: Axes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 FAR = 1e3
 """A layer whose gradient is so many times smaller or larger than the last layer's is pointed at."""
 
+_LETTERS = 18  # beside a panel
 _COLUMNS = 400  # of the heat map; of more steps, each column shows the largest of several
 _HEIGHTS = {"grad_norm": 1.0, "lr": 0.7}  # of panels, and 1.3 of the others
 _OF_ITS_OWN = {"epoch", "loss", "lr", "grad_norm", "seconds"}  # columns that are no metrics
@@ -50,9 +52,14 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
         TypeError: if it is no History.
         ValueError: if there are no epochs yet, or the path is that of no picture.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    from minigrad.viz.figure import INK, VERMILLION, Picture, open_frame
+    from minigrad.viz.figure import (
+        INK,
+        VERMILLION,
+        Picture,
+        open_frame,
+        shortened,
+        ticks_at_integers,
+    )
 
     if not isinstance(history, History):
         raise TypeError(
@@ -75,9 +82,9 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
             validation = f"validation_{name}", f"validation {name}"
             _draw_column(axes, history, *validation, "--", VERMILLION)
             axes.legend(frameon=False)
-        axes.set_ylabel(name.replace("grad_norm", "gradient norm"))
+        axes.set_ylabel(shortened(name.replace("grad_norm", "gradient norm"), _LETTERS))
     others[-1].set_xlabel("epoch")
-    others[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    ticks_at_integers(others[-1].xaxis)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         open_frame(axes)
@@ -88,34 +95,51 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
 def _draw_losses(axes: Axes, history: History) -> None:
     from minigrad.viz.figure import INK, VERMILLION
 
-    lowest = min(history["loss"])
+    drawn = history["loss"]
     if history.steps:
         places, losses = _by_epoch(history)
         axes.plot(places, losses, color="0.8", linewidth=0.8, label="each step", zorder=1)
-        lowest = min(lowest, *losses)
-    axes.plot(history["epoch"], history["loss"], "-", color=INK, label="training loss")
-    judged = [record for record in history.epochs if "validation_loss" in record]
+        drawn = drawn + losses
+    _draw_column(axes, history, "loss", "training loss", "-", INK)
     title = f"Training loss {history['loss'][0]:.4g} to {history['loss'][-1]:.4g}"
+    judged = [record for record in history.epochs if "validation_loss" in record]
     if judged:
         _draw_column(axes, history, "validation_loss", "validation loss", "--", VERMILLION)
-        best = min(judged, key=operator.itemgetter("validation_loss"))
-        lowest = min(lowest, best["validation_loss"])
-        axes.plot(best["epoch"], best["validation_loss"], "o", color=INK, label="best validation")
+        drawn = drawn + history["validation_loss"]
+    known = [record for record in judged if math.isfinite(record["validation_loss"])]
+    if known:
+        best = min(known, key=operator.itemgetter("validation_loss"))
+        at = best["epoch"], best["validation_loss"]
+        axes.plot(*at, "o", markersize=10, fillstyle="none", color=INK, label="best validation")
         title = f"Best validation loss {best['validation_loss']:.4g} at epoch {best['epoch']}"
+    broken = [record["epoch"] for record in history.epochs if not _is_finite(record)]
+    if broken:
+        (marks,) = axes.plot(broken, [1.0] * len(broken), "x", color=INK, label="not finite")
+        marks.set(transform=axes.get_xaxis_transform(), clip_on=False)  # at the top, at any scale
+        first = f"Loss not finite first in epoch {broken[0]}"
+        title = f"{first}; b{title[1:]}" if known else first
     axes.set(title=title, ylabel="loss")
-    if lowest > 0:
+    if min((loss for loss in drawn if math.isfinite(loss)), default=0.0) > 0:
         axes.set_yscale("log")
     axes.legend(frameon=False)
+
+
+def _is_finite(record: Mapping[str, float]) -> bool:
+    """Whether the losses of an epoch are numbers."""
+    return all(math.isfinite(record.get(name, 0.0)) for name in ("loss", "validation_loss"))
 
 
 def _draw_column(
     axes: Axes, history: History, name: str, label: str, line: str, color: str
 ) -> None:
-    """One column of the epochs, where they have it."""
+    """One column of the epochs, where they have it; what has no neighbour as a point."""
     records = [record for record in history.epochs if name in record]
     if records:
-        pairs = [[record[key] for record in records] for key in ("epoch", name)]
-        axes.plot(*pairs, line, color=color, label=label)
+        epochs, column = ([record[key] for record in records] for key in ("epoch", name))
+        known = np.isfinite([math.nan, *column, math.nan])
+        alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
+        marker = "o" if alone else ""
+        axes.plot(epochs, column, line + marker, markevery=alone, color=color, label=label)
 
 
 def _by_epoch(history: History) -> tuple[list[float], list[float]]:
@@ -203,9 +227,8 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     import matplotlib
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
 
-    from minigrad.viz.figure import INK, SIZES, VERMILLION
+    from minigrad.viz.figure import INK, SIZES, VERMILLION, ticks_at_integers
 
     steps = norms.shape[1]
     width = -(-steps // _COLUMNS)
@@ -239,14 +262,16 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     if found:
         axes.legend(*zip(*found, strict=True), loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     else:
-        axes.set_title("Norm of the gradient, by layer and step")
+        axes.set_title("By layer and step")
     axes.set_xlabel("step" if width == 1 else f"step (a column is the largest of {width})")
     axes.set_xlim(0.5, steps + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ticks_at_integers(axes.xaxis)
     axes.figure.colorbar(image, ax=axes, location="left", label="norm", pad=0.02, aspect=30)
 
 
 def _draw_profile(axes: Axes, norms: Array, remarks: Sequence[str]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     from minigrad.viz.figure import INK, VERMILLION
 
     middles = [_median(row) for row in norms]
@@ -274,7 +299,10 @@ def _draw_profile(axes: Axes, norms: Array, remarks: Sequence[str]) -> None:
         # From one power of ten to another, so that some are labelled.
         ends = np.floor(np.log10(usual.min())), np.floor(np.log10(usual.max())) + 1
         axes.set(xscale="log", xlim=np.power(10.0, ends))
-    axes.set(title="Median over the steps, and range", xlabel="norm of the gradient")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xticks([])
+    axes.set(title="Median and range", xlabel="norm of the gradient")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.3)
 
