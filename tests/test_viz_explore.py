@@ -767,6 +767,7 @@ def _elsewhere(path):
     [
         (_with(tape=[]), TypeError, r"tape must be what viz.record\(\) gives, not \[\]"),
         (_with(model=3), TypeError, "model must be a Module, not 3"),
+        (_with(title=3), TypeError, "title must be a string, not 3"),
         (_elsewhere, ValueError, "the tape has seen nothing of this graph"),
     ],
 )

@@ -564,3 +564,31 @@ def test_with_forced_colours_the_way_that_is_shown_stands_out(opened):
     colours = "button => getComputedStyle(button).backgroundColor"
     shown, *others = (b.evaluate(colours) for b in reader.page.locator("#ways button").all())
     assert shown not in others
+
+
+def test_the_keyboard_stays_in_the_panel_when_that_changes(opened):
+    reader = opened(network)
+    where = "document.activeElement.closest('#step, #node').id"
+    reader.press("ArrowRight")
+    reader.page.locator("#step [data-to]").last.focus()
+    reader.press("Enter")
+    assert reader.page.evaluate(where) == "node"
+    assert reader.page.evaluate("document.activeElement.textContent").startswith(
+        reader.text("#node h2").split()[0]
+    )
+    reader.press("ArrowRight")
+    assert reader.text("#counter").startswith("3 /")
+    assert reader.page.evaluate(where) == "step"
+
+
+def test_source_that_was_opened_stays_open(opened):
+    reader = opened(network)
+    while "forward: tanh" not in reader.text("#node"):
+        reader.press("ArrowRight")
+    assert not reader.page.locator("#node details[open]").count()
+    reader.page.locator("#node summary").first.click()
+    reader.press("ArrowRight", 2)
+    assert reader.text("#node h2").endswith("leaf")  # which has no source
+    reader.press("ArrowLeft")
+    assert "forward: lora_linear" in reader.text("#node details[open]")
+    assert reader.page.locator("details[open]").count() == 1

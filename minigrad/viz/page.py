@@ -76,7 +76,7 @@ def explore(
         title: of the page.
 
     Raises:
-        TypeError: if `loss` is no Tensor, `tape` no tape, or `model` no module.
+        TypeError: if `loss` is no Tensor, `tape` no tape, `model` no module, or `title` no string.
         ValueError: if `loss` has more than one element, its graph is too large for a page, or the
             tape has seen nothing of it.
         RuntimeError: if it has no graph, or a backward pass has freed that, or an array that it
@@ -90,6 +90,8 @@ def explore(
         )
     if len(scene.places) > _MOST:
         raise _too_large(scene)
+    if not isinstance(title, str | None):
+        raise TypeError(f"explore: title must be a string, not {title!r:.60}")
     name = scene.places[scene.root].name
     heading = f"Backward pass of {name}" if title is None else title
     write_atomically(path, _page(heading, scene, _shows(scene)))

@@ -10,6 +10,7 @@ const drawing = new Drawing(data, (id) => choose(id), () => { drawing.build(); d
 const MOST = 70;  // nodes that are shown at first, if modules can be closed
 const BEAT = 1100;  // milliseconds of a step
 
+const opened = {};  // whether a kind of source is open in the panel
 let [way, position, picked, playing] = [data.ways[0], 0, null, null];
 
 for (const one of data.ways) {
@@ -47,9 +48,8 @@ function stateAt(shown, last) {
 function draw() {
   const state = stateAt(way, position);
   drawing.show(state);
-  find("step").replaceChildren(...panel.step(state.step, way, position));
   const id = picked ?? `n${state.step.node}`;
-  find("node").replaceChildren(...panel.node(id, state));
+  fillPanel(panel.step(state.step, way, position), panel.node(id, state));
   drawing.choose(id, picked !== null);
   find("counter").textContent = `${position + 1} / ${way.steps.length}`;
   find("position").value = position;
@@ -58,6 +58,17 @@ function draw() {
     find(button).setAttribute("aria-disabled", String(position === end));
   }
   return state;
+}
+
+// Source that was open stays so, and a keyboard that was in the panel is there afterwards.
+function fillPanel(step, node) {
+  const inPanel = find("panel").contains(document.activeElement);
+  const kind = (details) => `${details.parentElement.id} ${details.dataset.kind}`;
+  for (const details of find("panel").querySelectorAll("details")) opened[kind(details)] = details.open;
+  find("step").replaceChildren(...step);
+  find("node").replaceChildren(...node);
+  for (const details of find("panel").querySelectorAll("details")) details.open = opened[kind(details)] ?? false;
+  if (inPanel) find(picked === null ? "step" : "node").querySelector("h2").focus({ preventScroll: true });
 }
 
 function goTo(k) {

@@ -91,7 +91,7 @@ class Panel {
 
   seed(step) {
     return [
-      html("h2", {}, "Start at ", this.place(step.node)),
+      html("h2", { tabindex: -1 }, "Start at ", this.place(step.node)),
       html("p", {}, "The gradient of a number by itself is 1."),
       this.sum([["g", this.picture(step.g, "grad")]]),
     ];
@@ -106,7 +106,7 @@ class Panel {
     const end = way.ends.find(([node]) => node === step.node);
     const wrong = end && end[1] !== end[2];
     if (wrong) rows.push(["✕ should be", this.picture(end[2], "grad right")]);
-    return [html("h2", {}, this.place(step.node), " gets its gradient"), this.sum(rows)];
+    return [html("h2", { tabindex: -1 }, this.place(step.node), " gets its gradient"), this.sum(rows)];
   }
 
   rule(step, way) {
@@ -114,7 +114,7 @@ class Panel {
     const rule = this.data.rules[links[0].rule];
     const joint = step.sent.length > 1;
     const parts = [
-      html("h2", {}, this.place(step.node), " → ", ...links.flatMap((link, i) => [i ? ", " : "", this.place(link.source)])),
+      html("h2", { tabindex: -1 }, this.place(step.node), " → ", ...links.flatMap((link, i) => [i ? ", " : "", this.place(link.source)])),
       html("p", { class: "which" }, this.call(step.node)),
       html("p", { class: "which" }, rule.title),
     ];
@@ -124,7 +124,7 @@ class Panel {
     if (rule.text && rule.text !== rule.formula) {
       const long = rule.formula || rule.text.split("\n").length > 14;
       const code = html("pre", { tabindex: 0 }, rule.text);
-      parts.push(long ? html("details", {}, html("summary", {}, `its source (${rule.parameters})`), code) : code);
+      parts.push(long ? html("details", { "data-kind": "source" }, html("summary", {}, `its source (${rule.parameters})`), code) : code);
     }
     if (rule.note) parts.push(html("p", { class: "note" }, rule.note));
     const op = this.data.ops[this.data.places[step.node].op];
@@ -146,7 +146,7 @@ class Panel {
   composition(op) {
     if (!op.composition) return [];
     const code = html("pre", { tabindex: 0 }, op.composition);
-    return [html("details", {}, html("summary", {}, "the composition that this op replaces"), code)];
+    return [html("details", { "data-kind": "composition" }, html("summary", {}, "the composition that this op replaces"), code)];
   }
 
   // The call that made a node, with the names of what it was called with.
@@ -239,7 +239,7 @@ class Panel {
   frozen(i) {
     const frozen = this.data.frozen[i];
     const value = frozen.value === undefined ? html("span", { class: "none" }, "not kept") : this.picture(frozen.value, "");
-    return [html("h2", {}, html("span", { class: "stop" }, "⊣ "), frozen.name), html("p", {}, "No gradient goes here. ", frozen.why), this.sum([["value", value]])];
+    return [html("h2", { tabindex: -1 }, html("span", { class: "stop" }, "⊣ "), frozen.name), html("p", {}, "No gradient goes here. ", frozen.why), this.sum([["value", value]])];
   }
 
   details(i, state) {
@@ -258,12 +258,12 @@ class Panel {
     const [shown, more] = theFirst(inputs);
     rows.push(...shown, ...more.map((words) => ["inputs", words]));
     for (const [name, text] of place.options) rows.push([name, html("code", {}, text)]);
-    const parts = [html("h2", {}, place.name, html("span", { class: "as" }, !op ? " leaf" : place.named ? ` ${op.name}` : ""))];
+    const parts = [html("h2", { tabindex: -1 }, place.name, html("span", { class: "as" }, !op ? " leaf" : place.named ? ` ${op.name}` : ""))];
     if (place.hooks) parts.push(html("p", { class: "note" }, "It has a hook, which backward() would call here. This page calls none, so .grad may be another."));
     parts.push(this.sum(rows));
     if (op) {
       parts.push(...this.doc(op));
-      parts.push(html("details", {}, html("summary", {}, `forward: ${op.signature}`), html("pre", { tabindex: 0 }, op.forward)));
+      parts.push(html("details", { "data-kind": "forward" }, html("summary", {}, `forward: ${op.signature}`), html("pre", { tabindex: 0 }, op.forward)));
       parts.push(...this.composition(op));
     }
     return parts;
