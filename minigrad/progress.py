@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,15 @@ def progress_bar(
         warnings.filterwarnings("ignore", message="IProgress not found")
         from tqdm.auto import tqdm  # takes a tenth of a second to import
 
-    disable = None if shown else True  # None: where it would go to a file
-    usual = {"desc": what, "unit": unit, "leave": False, "delay": 1.0, "disable": disable}
+    usual: dict[str, Any] = {"desc": what, "unit": unit, "leave": False, "delay": 1.0}
+    if not shown:
+        usual["disable"] = True
+    elif not _in_a_notebook():
+        usual["disable"] = None  # where it would go to a file; to tqdm, so does a notebook's
     return tqdm(items, **{**usual, **options})
+
+
+def _in_a_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -8,6 +8,7 @@ import tqdm.auto
 
 import lora
 from minigrad.nn import MLP
+from tests import notebooks
 
 
 @pytest.fixture
@@ -70,3 +71,21 @@ def test_there_is_a_bar_if_nothing_is_said(model, bars):
 def test_what_is_fast_has_no_bar(model, bars):
     lora.attach(model, lora.LoRAConfig(rank=2))
     assert bars == []
+
+
+def shown_in_a_notebook(environment):
+    """What a cell shows that goes through a bar, after a line of code about the environment."""
+    line = f"import os; {environment}"
+    bar = "progress_bar(range(3), what='a bar', unit='item', shown=True, delay=0.0)"
+    source = f"{line}\nfrom minigrad.progress import progress_bar\nfor _ in {bar}: pass"
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": source, "outputs": []}
+    made = {"cells": [cell | {"execution_count": None}], "metadata": {}, "nbformat": 4}
+    (ran,) = notebooks.run(made | {"nbformat_minor": 5})["cells"]
+    return str(ran["outputs"])
+
+
+@pytest.mark.full
+def test_a_notebook_shows_bars_unless_its_environment_is_against_it():
+    pytest.importorskip("nbclient", reason="running notebooks needs the `full` extra")
+    assert "a bar" in shown_in_a_notebook("del os.environ['TQDM_DISABLE']")
+    assert "a bar" not in shown_in_a_notebook("os.environ['TQDM_DISABLE'] = '1'")
