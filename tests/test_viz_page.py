@@ -592,3 +592,30 @@ def test_source_that_was_opened_stays_open(opened):
     reader.press("ArrowLeft")
     assert "forward: lora_linear" in reader.text("#node details[open]")
     assert reader.page.locator("details[open]").count() == 1
+
+
+COLLISIONS = """() => [...document.querySelectorAll(".card.place")].map((card) => {
+  const [name, sub] = [".name", ".sub"].map((what) => card.querySelector(what).getBBox());
+  const right = card.querySelector("rect").getBBox().width;
+  const isWrong = name.x + name.width > (sub.width ? sub.x : right);
+  return isWrong ? card.textContent : "";
+}).filter(Boolean)"""
+
+
+def heads(path):
+    this_is_a_VERY_WIDE_NAME = mg.randn(6, 4, 8, 8, requires_grad=True)
+    x = mg.reshape(mg.reshape(this_is_a_VERY_WIDE_NAME, (3, 8, 4, 16)), (3, 128, 2, 2))
+    mg.viz.explore(mg.transpose(x, (3, 2, 1, 0)).sum(), path)
+
+
+@pytest.mark.parametrize("explore", [heads, transformer])
+def test_the_name_of_a_card_does_not_lie_on_its_shape(opened, explore):
+    reader = opened(explore)
+    assert reader.page.evaluate(COLLISIONS) == []
+
+
+def test_a_long_formula_is_not_wider_than_the_panel(opened):
+    reader = opened(transformer)
+    while "fused_attention.joint_rule" not in reader.text("#step"):
+        reader.press("ArrowRight")
+    assert reader.page.locator("#step .formula").evaluate("e => e.scrollWidth <= e.clientWidth")

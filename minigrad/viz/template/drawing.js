@@ -19,6 +19,16 @@ function cut(text, letters) {
   return text.includes(".") ? `…${text.slice(1 - letters)}` : `${text.slice(0, letters - 1)}…`;
 }
 
+const PEN = document.createElement("canvas").getContext("2d");
+const FAMILY = getComputedStyle(document.body).fontFamily;
+const [NAME, SUB] = [`bold 12.5px ${FAMILY}`, `10.5px ${FAMILY}`];  // as in the style sheet
+
+// How wide a text is in a font; nothing is laid out for it.
+function widthOf(text, font) {
+  PEN.font = font;
+  return PEN.measureText(text).width;
+}
+
 class Drawing {
   constructor(data, chosen, toggled) {
     this.data = data;
@@ -71,8 +81,12 @@ class Drawing {
     const name = this.nameInside(place);
     const shape = place.shape.length ? place.shape.join("×") : "";
     const op = place.named ? this.opName(place) : "";
-    const sub = [`${op} ${shape}`, shape, ""].map((text) => text.trim()).find((text) => 7.7 * name.length + 6.6 * text.length < 126 || !text);
-    svg("text", { class: "name", x: 10, y: 17 }, card.group, cut(name, Math.floor((126 - 6.6 * sub.length) / 7.7)));
+    const room = item.w - 20;
+    const wide = widthOf(name, NAME);
+    const sub = [`${op} ${shape}`, shape, ""].map((text) => text.trim()).find((text) => wide + 6 + widthOf(text, SUB) < room || !text);
+    let letters = name.length;
+    while (letters > 1 && widthOf(cut(name, letters), NAME) > room) letters--;
+    svg("text", { class: "name", x: 10, y: 17 }, card.group, cut(name, letters));
     svg("text", { class: "sub", x: item.w - 10, y: 17 }, card.group, sub);
     svg("title", {}, card.group, [place.name, op, shape].filter(Boolean).join(", "));
     svg("path", { class: "rule", d: `M0,25 H${item.w} M${item.w / 2},25 V${item.h}` }, card.group);

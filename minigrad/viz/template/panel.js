@@ -118,7 +118,7 @@ class Panel {
       html("p", { class: "which" }, this.call(step.node)),
       html("p", { class: "which" }, rule.title),
     ];
-    if (rule.formula) parts.push(html("pre", { class: "formula" }, rule.formula));
+    if (rule.formula) parts.push(html("pre", { class: rule.formula.length > 60 ? "formula long" : "formula" }, rule.formula));
     const filled = step.sent[0].filled;
     if (filled && !joint) parts.push(html("p", { class: "filled" }, filled.replaceAll("-", "−")));
     if (rule.text && rule.text !== rule.formula) {
