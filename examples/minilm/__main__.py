@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from examples import minilm
-from examples.command_line import Parser, run
+from examples.command_line import OptionError, Parser, run
+from examples.minilm.pretrained import MissingWeightsError
 from examples.minilm.search import main
 
 if __name__ == "__main__":
@@ -11,4 +12,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "--adapter", metavar="FOLDER", help="where the adapter goes, as PEFT has it"
     )
-    run(main, parser)
+    run(main, parser, refusals=(OptionError, MissingWeightsError))

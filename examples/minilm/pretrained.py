@@ -35,15 +35,19 @@ UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 ARCHITECTURE = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
+class MissingWeightsError(ModuleNotFoundError):
+    """The package with the weights is not installed."""
+
+
 def folder() -> Path:
     """Where the package has its files.
 
     Raises:
-        ModuleNotFoundError: if it is not installed, with how to install it.
+        MissingWeightsError: if it is not installed, with how to install it.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"MiniLM's weights are in a package of their own: {INSTALL}")
+        raise MissingWeightsError(f"MiniLM's weights are in a package of their own: {INSTALL}")
     return Path(spec.origin).parent / "model"
 
 

@@ -83,7 +83,7 @@ def main(
 
     Raises:
         OptionError: if the picture could not be saved there.
-        ModuleNotFoundError: if the package with the weights is not installed.
+        MissingWeightsError: if the package with the weights is not installed.
     """
     check_out(out)
     plan = QUICK if quick else Plan()
