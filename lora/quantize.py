@@ -99,7 +99,8 @@ class QuantizeReport:
         ]
         share = 100 * self.bytes_after / self.bytes_before
         before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
-        total = f"{len(rows)} weights: {before} before, {after} after ({share:.1f} %)"
+        count = f"{len(rows)} weight{'s' * (len(rows) != 1)}"
+        total = f"{count}: {before} before, {after} after ({share:.1f} %)"
         return "\n".join([*aligned(head, rows, 2), total])
 
 

@@ -184,14 +184,25 @@ def plot_factors(
         f"grey: 0\nlight: above 0"
     )
     corner.text(0.5, 0.5, signs, ha="center", va="center", linespacing=1.4)
-    figure.suptitle(layer, weight="bold")
+    change = chosen_one.scale * (b @ a)
+    figure.suptitle(f"{layer}: {_most_changed(change)}", weight="bold")
     _draw_matrix(top, a, f"A, {rank} x {d_in}")
     _draw_matrix(left, b, f"B, {d_out} x {rank}")
-    _draw_matrix(middle, chosen_one.scale * (b @ a), f"s B A, {d_out} x {d_in}")
+    _draw_matrix(middle, change, f"s B A, {d_out} x {d_in}")
     top.set_ylabel("direction")
     left.set(xlabel="direction", ylabel="output")
     middle.set_xlabel("input")
     return figure.saved()
+
+
+def _most_changed(change: Array) -> str:
+    """Which row of dW changes most, and how much of it all that is."""
+    largest = np.abs(change).max(initial=0.0)
+    if not largest:
+        return "nothing has changed yet"
+    squares = np.square(change / largest).sum(axis=1)
+    most = int(np.argmax(squares))
+    return f"output {most} changes most, by {squares[most] / squares.sum():.0%} of |dW|²"
 
 
 def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:

@@ -623,6 +623,8 @@ def test_the_report_counts_bytes_and_errors(model):
     assert lines[0].split()[:3] == ["layer", "matched", "by"]
     assert [line.split()[0] for line in lines[1:3]] == ["q", "v"]
     assert lines[-1] == "2 weights: 2 KiB before, 304 B after (14.8 %)"
+    one = repr(lora.quantize(nn.Sequential(nn.Linear(16, 16)), ["0"])).splitlines()
+    assert one[-1].startswith("1 weight: ")
 
 
 # ----------------------------------------------------------------------------------------------
