@@ -1,8 +1,16 @@
 """minigrad: reverse-mode automatic differentiation from scratch, on numpy and numba.
 
-The files in reading order: tensor (what a tensor is), op (what an op is), ops (the table of
-derivatives), engine (the graph and the walk back through it), functional (what is composed of ops),
-transforms (derivatives of functions), then nn, optim and trainer, which use them.
+`Tensor` is an array whose derivatives can be asked for; `grad` computes them. In reading order:
+
+    tensor, methods      what a tensor is
+    op, ops              what an op is, and the table of derivatives
+    graph, engine, call  what ops leave behind, the walk back through it, what a call does
+    functional           what is composed of ops, and needs no rule
+    transforms           derivatives of functions
+    nn, optim, trainer   models, and how they learn
+    data, metrics, io    what they learn from, how well, and files
+    diagnostics, viz     whether a gradient is right, and pictures
+    kernels              the loops over numbers, and the only place that knows numba
 """
 
 from typing import TYPE_CHECKING, Any
