@@ -619,3 +619,15 @@ def test_a_long_formula_is_not_wider_than_the_panel(opened):
     while "fused_attention.joint_rule" not in reader.text("#step"):
         reader.press("ArrowRight")
     assert reader.page.locator("#step .formula").evaluate("e => e.scrollWidth <= e.clientWidth")
+
+
+@pytest.mark.parametrize("width", [390, 800, 1000])
+def test_every_control_is_whole_in_a_narrow_window(opened, width):
+    reader = opened(diamond, width=width)
+    reader.page.click("#way-depth")
+    stage = reader.page.locator("#stage").bounding_box()
+    for control in reader.page.locator("#controls > :visible").all():
+        box = control.bounding_box()
+        assert box["x"] + box["width"] <= stage["x"] + stage["width"]
+        assert control.evaluate("e => e.scrollWidth <= e.clientWidth")
+    assert reader.page.locator("#track").bounding_box()["width"] > 120

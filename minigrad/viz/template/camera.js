@@ -7,6 +7,7 @@ const EDGE = 20;  // between what is shown and the border of the window
 const UNHURRIED = 400;  // milliseconds between two moves, under which the camera jumps
 const LEGIBLE = 0.6;  // the scale under which names are too small to be read
 const PLEASANT = 0.85;  // the scale that the camera takes by itself
+const LARGEST = 2;  // the scale that a small graph is shown at
 const CROWDED = 0.4;  // the least that it takes to have all of a step in sight
 
 class Camera {
@@ -54,7 +55,7 @@ class Camera {
 
   fit() {
     const [w, h] = this.size;
-    const scale = Math.min(1.5, (w - 2 * EDGE) / this.w, (h - 2 * EDGE) / this.h);
+    const scale = Math.min(LARGEST, (w - 2 * EDGE) / this.w, (h - 2 * EDGE) / this.h);
     this.move({ scale, x: (w - this.w * scale) / 2, y: (h - this.h * scale) / 2 }, false);
   }
 
