@@ -5,6 +5,7 @@ import pydoc
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,8 @@ import minigrad
 from minigrad import data, diagnostics, io, metrics, nn, optim, viz
 
 PACKAGES = [minigrad, nn, optim, data, io, metrics, diagnostics, viz, lora, lora.viz]
-REFERENCE = "pdoc", "--docformat", "google", "minigrad", "minigrad.diagnostics", "lora"
+NAMED = "minigrad", "minigrad.methods", "minigrad.diagnostics", "lora"
+REFERENCE = "pdoc", "--docformat", "google", *NAMED
 
 
 def documented(package):
@@ -40,6 +42,11 @@ def test_help_shows_an_op_as_a_function():
     assert "e^x / sum(e^x)" in text
 
 
+def test_the_readme_makes_the_pages_that_are_tested():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"pdoc --docformat google -o build/reference {' '.join(NAMED)}\n" in readme
+
+
 @pytest.mark.full
 def test_pdoc_makes_pages_that_need_no_network_without_a_warning(tmp_path):
     pytest.importorskip("pdoc", reason="the reference needs the `docs` extra")
@@ -51,6 +58,9 @@ def test_pdoc_makes_pages_that_need_no_network_without_a_warning(tmp_path):
         page = pages[package.__name__.replace(".", "/") + ".html"]
         missing = [name for name in documented(package) if f'id="{name}"' not in page]
         assert missing == [], package
+    for method in (name for name in dir(minigrad.Tensor) if name[0] != "_"):
+        own, inherited = f'id="Tensor.{method}"', f'methods.html#TensorMethods.{method}"'
+        assert own in pages["minigrad.html"] or inherited in pages["minigrad.html"], method
     assert "The hyperbolic tangent sinh(x) / cosh(x)" in pages["minigrad.html"]
     for name, page in pages.items():
         assert not re.search(r'<(script|link|img)[^>]+(src|href)="(https?:)?//', page), name
