@@ -631,3 +631,17 @@ def test_every_control_is_whole_in_a_narrow_window(opened, width):
         assert box["x"] + box["width"] <= stage["x"] + stage["width"]
         assert control.evaluate("e => e.scrollWidth <= e.clientWidth")
     assert reader.page.locator("#track").bounding_box()["width"] > 120
+
+
+def test_a_drag_that_begins_on_a_card_does_not_choose_it(opened):
+    reader = opened(diamond)
+    box = reader.card("x").bounding_box()
+    mouse = reader.page.mouse
+    mouse.move(box["x"] + 20, box["y"] + 20)
+    mouse.down()
+    mouse.move(box["x"] + 60, box["y"] + 50, steps=4)
+    mouse.up()
+    assert reader.card("x").bounding_box()["x"] == pytest.approx(box["x"] + 40, abs=1)
+    assert reader.text("#node h2") == "y add"
+    reader.card("x").click()
+    assert reader.text("#node h2") == "x leaf"

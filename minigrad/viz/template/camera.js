@@ -5,6 +5,7 @@
 const MARGIN = 40;  // around the drawing, for what stands out of cards
 const EDGE = 20;  // between what is shown and the border of the window
 const UNHURRIED = 400;  // milliseconds between two moves, under which the camera jumps
+const DRAG = 5;  // pixels, beyond which a press is no click
 const LEGIBLE = 0.6;  // the scale under which names are too small to be read
 const PLEASANT = 0.85;  // the scale that the camera takes by itself
 const LARGEST = 2;  // the scale that a small graph is shown at
@@ -119,7 +120,15 @@ class Camera {
       this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), event.clientX - box.left, event.clientY - box.top);
     }, { passive: false });
     const fingers = new Map();
-    this.pane.addEventListener("pointerdown", (event) => fingers.set(event.pointerId, event));
+    let travelled = 0;  // pixels, since a finger or button was put down
+    this.pane.addEventListener("pointerdown", (event) => {
+      fingers.set(event.pointerId, event);
+      travelled = 0;
+    });
+    this.pane.addEventListener("click", (event) => {
+      const isOfPointer = event.detail > 0;
+      if (isOfPointer && travelled > DRAG) event.stopPropagation();  // a drag chooses nothing
+    }, { capture: true });
     for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
       this.pane.addEventListener(end, (event) => fingers.delete(event.pointerId));
     }
@@ -127,6 +136,7 @@ class Camera {
       const last = fingers.get(event.pointerId);
       if (!last) return;
       fingers.set(event.pointerId, event);
+      travelled += Math.hypot(event.clientX - last.clientX, event.clientY - last.clientY);
       const [a, b] = [...fingers.values()];
       if (b) {  // two fingers
         const other = event.pointerId === a.pointerId ? b : a;
