@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from minigrad.engine import node_of
 from minigrad.graph import Edge, Node, reachable
-from minigrad.kernels.nf4 import NF4Matrix
 from minigrad.nn import Module, Parameter
 from minigrad.op import Op
+from minigrad.ops import nf4_linear
 from minigrad.tensor import Tensor
 from minigrad.viz.names import Names, numbered
 from minigrad.viz.tape import Call, ModuleCall, Tape
@@ -202,7 +202,7 @@ class _Inputs:
                 place.options.append((name, "None"))
             elif position in ruled:
                 self._freeze(place, name, self._frozen(name, value), value)
-            elif isinstance(value, NF4Matrix):
+            elif op is nf4_linear and name == "weight" and value is not None:
                 why = (
                     f"A frozen matrix in four bits a number (NF4): `{op.name}` has no rule for it."
                 )
