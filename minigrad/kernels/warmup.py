@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
@@ -29,7 +28,7 @@ def warmup(double: bool = False) -> str:
     """Compile the kernels of float32, and those of float64 if `double`, unless they are on disk.
 
     Where this process may use threads, the forms for several threads are compiled too. numba
-    compiles one function at a time, so as many processes as there are cores share the work.
+    compiles one function at a time, so as many processes share the work as threads would.
 
     Returns:
         How many were compiled, how many were there, the time, and where they are.
@@ -43,9 +42,8 @@ def warmup(double: bool = False) -> str:
         raise WarmupError(f"compiled kernels are {compiled.describe()}")
     start, new, threads = time.perf_counter(), 0, get_num_threads() > 1
     count = len(forms(double, threads))
-    pool = ProcessPoolExecutor(
-        min(count, os.cpu_count() or 1, MOST_PROCESSES), get_context("spawn")
-    )
+    processes = min(count, get_num_threads(), MOST_PROCESSES)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"))
     bar = progress_bar(
         total=count, what="compiling", unit="kernel", shown=True, delay=0.0, dynamic_ncols=True
     )
