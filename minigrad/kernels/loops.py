@@ -96,7 +96,11 @@ def choose_way(t: Blocks, m: int, n: int, k: int, a: Matrix, b: Matrix, kept: in
     # Rows a power of two apart share few lines of a cache, and would drive each other out.
     collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
     pack_a = (wide or collide) and m > 2 * t.MR and pack_b
-    return Way(pack_a, pack_b, STRIP if streamed else t.KC)
+    # A prange loop reads this tuple: numba puts the loop in a function of its own, and repeats
+    # there the one call that makes the tuple. Of `return Way(..., STRIP if streamed else t.KC)`
+    # Python 3.12 and later make two calls, one in each branch, and numba finds neither.
+    depth = STRIP if streamed else t.KC
+    return Way(pack_a, pack_b, depth)
 
 
 @jit(inline="always")
@@ -277,7 +281,7 @@ def multiply(
         full = cols // t.NR
         thin = room + packed_size(t, n, k, way, kept)
         thin_size = t.NR * more.depth * t.item
-        # Numba wants numbers, or a named tuple made in one place, as what a prange reads.
+        # A prange loop may read numbers, and named tuples that one call makes (see `choose_way`).
         thin_at, thin_row, thin_col = more.a.at, more.a.row, more.a.col
         if more.depth:
             block = Matrix(more.b.at + jc * more.b.col, more.b.row, more.b.col)

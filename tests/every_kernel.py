@@ -1,0 +1,236 @@
+"""Every kernel in every form, compiled and called: on any Python, numba and processor.
+
+    python -m tests.every_kernel                    compile and call them all, and say what ran
+    python -m tests.every_kernel --save FILE        also keep digests of all results
+    python -m tests.every_kernel --compare FILE     also compare with digests of another Python
+
+The digests tell whether two interpreters on one machine compute the same bits.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+import minigrad as mg
+from lora import LoRALayer
+from minigrad.kernels import gemm, kernel, panels, threads, warmup
+from minigrad.kernels.elementwise import where
+from minigrad.kernels.kernel import KERNELS
+from minigrad.optim import EMA, SGD, Adam
+from minigrad.optim.clip import clip_grad_norm
+from tests.cases import CASES
+
+Call = Callable[[], list[np.ndarray]]
+FORMS = ("alone", "shared")
+
+
+def calls(dtype) -> Iterator[tuple[str, Call]]:
+    """Calls that between them reach every kernel of a dtype, each with a name."""
+    for case in CASES:
+        yield f"{case}", lambda case=case: derivatives(case, dtype)
+    yield from (products(dtype) | updates(dtype) | choices(dtype)).items()
+
+
+def derivatives(case, dtype):
+    """The value of a row of the table of ops, and its gradients."""
+    operands = [mg.Tensor(x, requires_grad=x.dtype.kind == "f") for x in case.operands(dtype)]
+    out = case(*operands)
+    leaves = [x for x in operands if x.requires_grad]
+    gradients = mg.grad(out, leaves, np.ones(out.shape, out.dtype)) if case.order else ()
+    return [out.data, *(g.data for g in gradients)]
+
+
+def draws(dtype, *shapes):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def products(dtype):
+    """Matrix products, one for each of the loops that a shape may take."""
+    shapes = {
+        "blocks": ((70, 90), (90, 75)),
+        "batch": ((30, 9, 8), (30, 8, 7)),
+        "few columns": ((96, 256), (256, 3)),
+        "few rows": ((3, 600), (600, 700)),
+        "one row": ((1, 90), (90, 75)),
+        "long": ((5, 30_000), (30_000, 4)),
+    }
+
+    def product(x, y):
+        return [gemm.matmul(x, y), gemm.matmul(x[..., ::-1, :], y)]
+
+    def with_kept_panels():
+        x, weight = draws(dtype, (70, 200), (100, 200))
+        layer = LoRALayer(weight, 100, 200, 4, 8.0, bias=weight[:, 0], rng=np.random.default_rng(1))
+        layer.lora_b.data[...] = weight[:, :4]
+        data = mg.Tensor(x, requires_grad=True)
+        out = layer(data)
+        assert panels.panels_of(layer.base_weight.data) is not None
+        return [out.data, *(g.data for g in mg.grad(out.sum(), [data, layer.lora_a]))]
+
+    found = {name: lambda s=s: product(*draws(dtype, *s)) for name, s in shapes.items()}
+    found["kept panels"] = with_kept_panels
+    return {f"product: {name}": call for name, call in found.items()}
+
+
+def updates(dtype):
+    """Two steps of each optimiser, an average, and a clipped gradient."""
+    optimisers = {
+        "sgd": lambda p: SGD(p, lr=0.1, weight_decay=0.01),
+        "momentum": lambda p: SGD(p, lr=0.1, momentum=0.9),
+        "nesterov": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+        "adam": lambda p: Adam(p, lr=0.1),
+        "amsgrad": lambda p: Adam(p, lr=0.1, amsgrad=True),
+    }
+
+    def train(make):
+        weights, gradients = draws(dtype, (40, 25), (40, 25))
+        weight = mg.Tensor(weights, requires_grad=True)
+        optimiser, average = make([weight]), EMA([weight], decay=0.9)
+        for sign in (1, -1):
+            weight.grad = mg.Tensor(sign * gradients)
+            clip_grad_norm([weight], 1.0)
+            optimiser.step()
+            average.update()
+        learned = weight.data.copy()
+        average.copy_to()
+        return [learned, weight.data]
+
+    return {f"optimiser: {name}": lambda m=make: train(m) for name, make in optimisers.items()}
+
+
+def choices(dtype):
+    """Elements of one array or another, of an array or a number."""
+    x, y = draws(dtype, (40, 25), (40, 25))
+    return {
+        "where: arrays": lambda: [where(x > 0, x, y)],
+        "where: else a number": lambda: [where(x > 0, x, 2.0)],
+        "where: a number": lambda: [where(x > 0, 2.0, y)],
+    }
+
+
+@contextmanager
+def threads_for_all_work_over(seconds):
+    """Let two threads share all work that takes one longer than this, however small the arrays."""
+    before = mg.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (kernel, "WORTH_A_TEAM"), (threads, "WORTH_A_TEAM"), (threads, "WORTH_A_WORKQUEUE"),
+        ):  # fmt: skip
+            patch.setattr(module, name, seconds)
+        patch.setattr(gemm, "THREADS_FROM", 0)
+        mg.set_num_threads(2)
+        try:
+            yield
+        finally:
+            mg.set_num_threads(before)
+
+
+@contextmanager
+def recorded() -> Iterator[set[tuple[int, str]]]:
+    """The forms that are called meanwhile: the number of a kernel in KERNELS, and which form."""
+    called = set()
+
+    def recording(number, form, function):
+        def call(*arguments):
+            called.add((number, form))
+            function(*arguments)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for number, each in enumerate(KERNELS):
+            for form in FORMS:
+                patch.setattr(each, form, recording(number, form, getattr(each, form)))
+        yield called
+
+
+def compile_all():
+    """Compile every form, unless it is on disk; returns how many there are."""
+    forms = warmup.forms(double=True, threads=True)
+    for each, parallel in forms:
+        each.compile(parallel)
+    return len(forms)
+
+
+def results():
+    """What all calls give, by name."""
+    with np.errstate(all="ignore"):  # some rows of the table are at infinities and NaN
+        return {
+            f"{np.dtype(dtype)} {name}": [np.array(x) for x in call()]
+            for dtype in (np.float32, np.float64)
+            for name, call in calls(dtype)
+        }
+
+
+def results_with_and_without_threads():
+    """The results of both forms: on the calling thread, and shared by two."""
+    with threads_for_all_work_over(math.inf):
+        alone = results()
+    with threads_for_all_work_over(0):
+        return alone, results()
+
+
+def differing(some, others):
+    """The names under which two sets of results are not the same bits."""
+    return [name for name in some if bits(some[name]) != bits(others[name])]
+
+
+def bits(arrays):
+    """A digest of arrays; all NaN count as one, since a sign of NaN means nothing."""
+    digest = hashlib.sha256()
+    for x in arrays:
+        x = np.where(np.isnan(x), np.array(np.nan, x.dtype), x) if x.dtype.kind == "f" else x
+        digest.update(f"{x.dtype} {x.shape}".encode() + np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
+
+
+def missing(called):
+    """The forms that were not called."""
+    return [
+        f"{each!r} for {'one thread' if form == 'alone' else 'threads'}"
+        for number, each in enumerate(KERNELS)
+        for form in FORMS
+        if (form == "alone" or each.threads) and (number, form) not in called
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--save", type=Path, metavar="FILE")
+    parser.add_argument("--compare", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    count = compile_all()
+    with recorded() as called:
+        alone, shared = results_with_and_without_threads()
+    if absent := missing(called):
+        sys.exit("not called:\n" + "\n".join(absent))
+    if wrong := differing(alone, shared):
+        sys.exit("other bits on several threads:\n" + "\n".join(wrong))
+    versions = {
+        "python": platform.python_version(), "numba": numba.__version__, "numpy": np.__version__,
+    }  # fmt: skip
+    digests = {name: bits(arrays) for name, arrays in alone.items()}
+    if arguments.save:
+        arguments.save.write_text(json.dumps({"versions": versions, "digests": digests}))
+    said = ""
+    if arguments.compare:
+        other = json.loads(arguments.compare.read_text())
+        if wrong := [name for name in digests if digests[name] != other["digests"].get(name)]:
+            sys.exit(f"other bits than {other['versions']}:\n" + "\n".join(wrong))
+        said = f", the same bits as Python {other['versions']['python']}"
+    print(f"{versions}: {count} forms of {len(KERNELS)} kernels, {len(digests)} calls{said}")
+
+
+if __name__ == "__main__":
+    main()
