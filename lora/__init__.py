@@ -14,6 +14,8 @@
     files, disk                 PEFT's folders; and `python -m lora`, which needs no model
 """
 
+import minigrad as minigrad  # isort: skip  # first, since it refuses an old Python in a sentence
+
 from lora import viz
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter

@@ -13,7 +13,14 @@
     kernels              the loops over numbers, and the only place that knows numba
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an installer's check
+    raise ImportError(
+        f"minigrad and lora need Python 3.11 or later, and this is {sys.version.split()[0]}; "
+        "make a virtual environment with a later one"
+    )
 
 from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the one import cycle
 

@@ -1,4 +1,12 @@
-"""Other machines than this one, as numba can be told to compile for them."""
+"""Other machines than this one, as numba can be told to compile for them.
+
+    python -m tests.hosts AVX2 python -m pytest tests/test_gemm.py
+
+runs a command that compiles for such a machine.
+"""
+
+import os
+import sys
 
 import numba.core.registry
 import pytest
@@ -15,3 +23,7 @@ HOSTS = {
     "SSE2": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse,+sse2"},
 }
 """Environment variables for a process that compiles for a machine with no more than these."""
+
+if __name__ == "__main__":
+    host, command, *rest = sys.argv[1:]
+    os.execvpe(command, [command, *rest], {**os.environ, **HOSTS[host]})

@@ -31,6 +31,13 @@ P = ParamSpec("P")
 
 _numba: Any = numba  # whose own annotations cover a part of it, and differ between versions
 
+OLDEST_NUMBA = (0, 61)  # as in pyproject.toml
+if _numba.version_info.short < OLDEST_NUMBA:
+    raise ImportError(
+        f"minigrad needs numba {'.'.join(map(str, OLDEST_NUMBA))} or later, and this is numba "
+        f"{_numba.__version__}: python -m pip install --upgrade numba"
+    )
+
 JIT_ENABLED = not _numba.config.DISABLE_JIT
 """Whether kernels are compiled: False under NUMBA_DISABLE_JIT=1."""
 
