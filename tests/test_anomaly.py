@@ -15,7 +15,7 @@ from minigrad import Observer, Tensor, checkpoint, detect_anomaly, nn, observe, 
 from minigrad.diagnostics import AnomalyError
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.mode import mode
-from tests.cases import CASES
+from tests.cases import CASES, each_case
 
 
 @pytest.fixture(autouse=True)
@@ -647,7 +647,7 @@ def test_a_checkpoint_is_watched_in_both_of_its_runs():
     assert line_of(error) == "y = minigrad.log(x)"
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each_case(CASES)
 def test_every_row_of_the_table_raises_if_and_only_if_something_is_not_finite(case):
     arrays = case.operands()
 

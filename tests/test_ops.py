@@ -8,15 +8,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad import OPS, Observer, Tensor, assert_gradients, functional, gradcheck, observe
-from tests.cases import CASES, GIVE_FLOAT32, distinct
+from tests.cases import CASES, GIVE_FLOAT32, distinct, each_case
 
 DIFFERENTIABLE = [case for case in CASES if case.order]
 SMOOTH = [case for case in DIFFERENTIABLE if case.derivative is None]
 FUSED = [case for case in SMOOTH if case.name in OPS and OPS[case.name].composition]
-
-
-def each(cases):
-    return pytest.mark.parametrize("case", cases, ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +81,7 @@ def test_every_rule_of_every_op_runs_in_the_sweep():
 # Values
 
 
-@each(CASES)
+@each_case(CASES)
 def test_value_is_the_reference(case):
     arrays = case.operands()
     out = case(*tensors(arrays))
@@ -97,7 +93,7 @@ def test_value_is_the_reference(case):
     assert_allclose(out.data, expected, rtol=rtol, atol=1e-14)
 
 
-@each(CASES)
+@each_case(CASES)
 def test_float32_value_is_float32_and_near_the_reference(case):
     arrays = case.operands(np.float32)
     out = case(*tensors(arrays))
@@ -112,7 +108,7 @@ def test_float32_value_is_float32_and_near_the_reference(case):
 OF_TENSORS = (*GIVE_FLOAT32, "frozen tensor", "index is a tensor")
 
 
-@each([case for case in CASES if case.note not in OF_TENSORS])
+@each_case([case for case in CASES if case.note not in OF_TENSORS])
 def test_plain_arrays_give_a_plain_array_of_the_same_value(case):
     arrays = case.operands()
     out = case(*arrays)
@@ -121,7 +117,7 @@ def test_plain_arrays_give_a_plain_array_of_the_same_value(case):
     assert_allclose(out, case(*tensors(arrays)).data, rtol=1e-14)
 
 
-@each(CASES)
+@each_case(CASES)
 def test_operands_are_not_written_to(case):
     arrays = case.operands()
     operands = tensors(arrays)
@@ -135,7 +131,7 @@ def test_operands_are_not_written_to(case):
 # Derivatives
 
 
-@each(DIFFERENTIABLE)
+@each_case(DIFFERENTIABLE)
 def test_derivatives_of_first_and_second_order_are_right(case):
     arrays = case.operands()
     if case.derivative is None:
@@ -150,7 +146,7 @@ def test_derivatives_of_first_and_second_order_are_right(case):
 
 
 @pytest.mark.full
-@each(SMOOTH)
+@each_case(SMOOTH)
 def test_derivatives_in_float32_are_right_too(case):
     assert_gradients(case, *case.operands(np.float32), order=case.order)
 
@@ -160,13 +156,13 @@ KINKED = [case for case in DIFFERENTIABLE if case.derivative and "padding" not i
 
 
 @pytest.mark.full
-@each(KINKED)
+@each_case(KINKED)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_the_documentation_promises_at_a_kink_is_not_called_wrong(case, dtype):
     assert gradcheck(case, case.operands(dtype), order=case.order).verdict != "disagree"
 
 
-@each(DIFFERENTIABLE)
+@each_case(DIFFERENTIABLE)
 def test_gradients_have_the_shape_and_dtype_of_their_operand(case):
     for dtype in (np.float32, np.float64):
         operands = tensors(case.operands(dtype))
@@ -176,7 +172,7 @@ def test_gradients_have_the_shape_and_dtype_of_their_operand(case):
             assert gradient.dtype == operand.dtype == dtype
 
 
-@each(DIFFERENTIABLE)
+@each_case(DIFFERENTIABLE)
 def test_float32_gradient_is_near_the_float64_one(case):
     arrays = case.operands(np.float32)
     _, cotangent, narrow = value_and_gradients(case, tensors(arrays))
@@ -186,7 +182,7 @@ def test_float32_gradient_is_near_the_float64_one(case):
         assert_allclose(found.data, right.data, rtol=1e-4, atol=1e-5)  # float32 rounds to 6e-8
 
 
-@each(DIFFERENTIABLE)
+@each_case(DIFFERENTIABLE)
 def test_gradient_of_one_operand_alone_is_the_same(case):
     arrays = case.operands()
     together = tensors(arrays)
@@ -199,7 +195,7 @@ def test_gradient_of_one_operand_alone_is_the_same(case):
         assert_allclose(found.data, right.data, rtol=1e-12, atol=1e-14)
 
 
-@each(DIFFERENTIABLE)
+@each_case(DIFFERENTIABLE)
 def test_differentiable_gradients_have_the_same_values(case):
     arrays = case.operands()
     _, _, plain = value_and_gradients(case, tensors(arrays))
@@ -208,7 +204,7 @@ def test_differentiable_gradients_have_the_same_values(case):
         assert_allclose(found.data, right.data, rtol=1e-12, atol=1e-14)
 
 
-@each([case for case in DIFFERENTIABLE if case.derivative and not case.quiet])
+@each_case([case for case in DIFFERENTIABLE if case.derivative and not case.quiet])
 def test_second_derivative_is_a_number_where_the_first_is(case):
     operands = tensors(case.operands())
     _, _, gradients = value_and_gradients(case, operands, create_graph=True)
@@ -223,7 +219,7 @@ def test_second_derivative_is_a_number_where_the_first_is(case):
 # Fused ops are their compositions
 
 
-@each(FUSED)
+@each_case(FUSED)
 def test_fused_op_is_its_composition_to_second_order(case):
     def derivatives(function):
         operands = tensors(case.operands())
@@ -311,7 +307,7 @@ def test_layouts_are_what_they_are_for(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@each(CASES)
+@each_case(CASES)
 def test_layout_of_memory_does_not_matter(case, layout):
     arrays = case.operands()
     arranged = [layout(x.astype(np.float64)) if x.dtype.kind == "f" else x for x in arrays]
@@ -335,7 +331,7 @@ def is_regular(case):
     return case.name in ("inv", "solve", "cholesky") and case.operands()[0].ndim == 2
 
 
-@each([case for case in SMOOTH if not is_regular(case)])
+@each_case([case for case in SMOOTH if not is_regular(case)])
 def test_operand_and_cotangent_repeated_by_strides_of_zero(case):
     arrays = [
         np.broadcast_to(x[:1], x.shape) if x.dtype.kind == "f" and x.ndim and x.size else x

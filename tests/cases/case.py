@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 
 import minigrad
 
@@ -63,6 +64,16 @@ class Case:
     def __str__(self):
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return "-".join(part for part in (self.name, self.note or options) if part)
+
+
+def each_case(cases):
+    """Run a test for each row: for the first of each function always, for the others in `full`."""
+    rows, seen = [], set()
+    for case in cases:
+        marks = [pytest.mark.full] if case.name in seen else []
+        rows.append(pytest.param(case, marks=marks, id=str(case)))
+        seen.add(case.name)
+    return pytest.mark.parametrize("case", rows)
 
 
 # Differences move an element by about 2e-3 of its size, or of 1.
