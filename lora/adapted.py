@@ -22,9 +22,9 @@ from lora.attachment.whole import in_force
 from lora.merged import Merged
 from lora.weight import Weight
 from minigrad import ops
-from minigrad.mode import mode
+from minigrad.core.grad_mode import mode
+from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
-from minigrad.tensor import Tensor
 
 Array = NDArray[Any]
 

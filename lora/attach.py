@@ -30,9 +30,9 @@ from lora.attachment.report import AttachReport
 from lora.config import LoRAConfig
 from lora.switch import activate, check_switch
 from lora.variants.nf4 import NF4Linear
+from minigrad.core.tensor import Tensor
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.random import generator
-from minigrad.tensor import Tensor
 
 
 def attach(

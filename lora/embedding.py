@@ -18,9 +18,9 @@ from lora.adapted import AdaptedLayer
 from lora.variants.inits import Factors
 from lora.weight import Dense, Weight
 from minigrad import functional, ops
+from minigrad.core.tensor import Tensor
 from minigrad.nn import Embedding, Module, Parameter
 from minigrad.random import generator
-from minigrad.tensor import Tensor
 
 
 class LoRAEmbedding(AdaptedLayer):

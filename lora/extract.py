@@ -22,10 +22,10 @@ from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
 from lora.scaling import check_size
 from lora.variants.nf4 import NF4Linear
+from minigrad.core.tensor import as_array
 from minigrad.diagnostics.tables import aligned
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
-from minigrad.tensor import as_array
 
 if TYPE_CHECKING:
     from minigrad.kernels.nf4 import NF4Matrix

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter
-from minigrad.memory import clock, last_written
+from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
-from minigrad.tensor import Tensor
+from minigrad.versions import clock, last_written
 
 Array = NDArray[Any]
 

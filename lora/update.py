@@ -14,7 +14,7 @@ from lora.adapter import joined
 from lora.attachment.record import adapted_layers
 from lora.factors import singular_values
 from lora.spectrum import Spectral
-from minigrad.mode import no_grad
+from minigrad.core.grad_mode import no_grad
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lora.spectrum import Spectral
 from lora.update import LayerUpdate, check_finite, chosen, updates
-from minigrad.mode import no_grad
+from minigrad.core.grad_mode import no_grad
 from minigrad.nn import Module
 
 if TYPE_CHECKING:

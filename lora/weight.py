@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, ops
-from minigrad.memory import hold, release
-from minigrad.tensor import Tensor
+from minigrad.core.tensor import Tensor
+from minigrad.readonly import hold, release
 
 if TYPE_CHECKING:
     from minigrad.kernels.nf4 import NF4Matrix

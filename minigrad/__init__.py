@@ -2,10 +2,10 @@
 
 `Tensor` is an array whose derivatives can be asked for; `grad` computes them. In reading order:
 
-    tensor, methods      what a tensor is
-    op, ops              what an op is, and the table of derivatives
-    graph, engine, call  what ops leave behind, the walk back through it, what a call does
+    core                 tensors, ops, the graph that ops leave behind, and the walk back through it
+    ops                  the table of derivatives
     functional           what is composed of ops, and needs no rule
+    operators            what a tensor can do
     transforms           derivatives of functions
     nn, optim, trainer   models, and how they learn
     data, metrics, io    what they learn from, how well, and files
@@ -22,11 +22,15 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
         "make a virtual environment with a later one"
     )
 
-from minigrad.tensor import Tensor  # isort: skip  # first, for it closes the one import cycle
-
 from minigrad import data, functional, io, metrics, nn, ops, optim, viz
-from minigrad.checkpoint import checkpoint
+from minigrad import operators as operators  # gives Tensor its operators and methods
 from minigrad.config import show_config
+from minigrad.core.backward import grad
+from minigrad.core.checkpoint import checkpoint
+from minigrad.core.grad_mode import enable_grad, is_grad_enabled, no_grad
+from minigrad.core.observers import Observer, observe
+from minigrad.core.op import OPS, Op, op
+from minigrad.core.tensor import Tensor
 from minigrad.creation import (
     arange,
     eye,
@@ -48,12 +52,9 @@ from minigrad.diagnostics import (
     liveness,
     receipt,
 )
-from minigrad.engine import grad
 from minigrad.functional import *
 from minigrad.history import History
 from minigrad.kernels.threads import get_num_threads, set_num_threads
-from minigrad.mode import Observer, enable_grad, is_grad_enabled, no_grad, observe
-from minigrad.op import OPS, Op, op
 from minigrad.ops import *
 from minigrad.random import manual_seed
 from minigrad.trainer import Trainer

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import generator
-from minigrad.tensor import Tensor, as_array
 
 Shape = int | Sequence[int]
 

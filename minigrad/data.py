@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.core.tensor import as_array
 from minigrad.random import generator
-from minigrad.tensor import as_array
 
 Arrays = NDArray[Any]
 

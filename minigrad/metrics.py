@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.tensor import as_array
+from minigrad.core.tensor import as_array
 
 
 def mse(prediction: Any, target: Any) -> float:

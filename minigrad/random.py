@@ -12,7 +12,7 @@ import numbers
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.mode import mode
+from minigrad.core.grad_mode import mode
 
 _default = np.random.default_rng()
 _seed: int | None = None  # of the default generator since it was restarted

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random, trainer_state
+from minigrad.core.grad_mode import no_grad
+from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches, check_positive
 from minigrad.history import History, as_record
-from minigrad.mode import no_grad
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
-from minigrad.tensor import Tensor, as_array
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]

@@ -30,13 +30,13 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.engine import propagate, take
-from minigrad.graph import Node, reachable
-from minigrad.memory import clock
-from minigrad.mode import grad_mode, is_grad_enabled
-from minigrad.op import identity
+from minigrad.core.backward import propagate, take
+from minigrad.core.grad_mode import grad_mode, is_grad_enabled
+from minigrad.core.node import Node, reachable
+from minigrad.core.op import identity
+from minigrad.core.tensor import Array, Tensor
 from minigrad.ops import concatenate, reshape, transpose
-from minigrad.tensor import Array, Tensor
+from minigrad.versions import clock
 
 Function = Callable[..., Any]
 Argnums = int | Sequence[int]

@@ -12,9 +12,9 @@ import pytest
 import lora
 import minigrad
 from minigrad import Observer, Tensor, checkpoint, detect_anomaly, nn, observe, op, optim
+from minigrad.core.grad_mode import mode
 from minigrad.diagnostics import AnomalyError
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.mode import mode
 from tests.cases import CASES, each_case
 
 

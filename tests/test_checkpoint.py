@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad import Observer, Tensor, assert_gradients, checkpoint, grad, nn, no_grad, observe
-from minigrad.mode import mode
+from minigrad.core.grad_mode import mode
 from minigrad.random import generator
 
 

@@ -27,7 +27,7 @@ from minigrad import (
     op,
     optim,
 )
-from minigrad.mode import mode
+from minigrad.core.grad_mode import mode
 
 
 def leaf(*values, dtype=np.float64):

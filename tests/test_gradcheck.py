@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import minigrad
-from minigrad import Tensor, assert_gradients, engine, gradcheck, nn, op
+from minigrad import Tensor, assert_gradients, gradcheck, nn, op
+from minigrad.core import backward as engine
 from minigrad.diagnostics import GradcheckReport, GradientError
 
 X = np.array([[0.3, -1.2, 0.8], [1.5, 0.4, -0.6]])

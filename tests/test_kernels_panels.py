@@ -10,11 +10,11 @@ import pytest
 
 import lora
 import minigrad
-from minigrad import memory, nn, optim
+from minigrad import nn, optim, readonly
 from minigrad.kernels import panels
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.panels import Panels, panels_of
-from minigrad.memory import hold, release, writable
+from minigrad.readonly import hold, release, writable
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="there are no panels without kernels")
 
@@ -277,7 +277,7 @@ def test_threads_that_pack_at_once_leave_nothing_behind(rng, packed):
 
 
 def test_packing_that_fails_leaves_the_weight_writable_and_nothing_held(rng, monkeypatch):
-    before = len(memory._holds)
+    before = len(readonly._holds)
     made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
 
     def fail(*arguments):
@@ -287,7 +287,7 @@ def test_packing_that_fails_leaves_the_weight_writable_and_nothing_held(rng, mon
     with pytest.raises(KeyboardInterrupt):
         made(x)
     assert made.base_weight._data.flags.writeable
-    assert len(memory._holds) == before
+    assert len(readonly._holds) == before
 
 
 def test_what_repeats_numbers_of_a_held_weight_is_a_copy_still(rng):
@@ -367,9 +367,9 @@ def test_what_is_read_only_for_another_reason_is_copied():
 
 def test_a_held_array_that_goes_leaves_nothing_behind():
     array, holder = np.zeros(3), Holder()
-    before = len(memory._holds)
+    before = len(readonly._holds)
     hold(array, holder)
-    assert len(memory._holds) == before + 1
+    assert len(readonly._holds) == before + 1
     del array
     gc.collect()
-    assert len(memory._holds) == before
+    assert len(readonly._holds) == before

@@ -12,9 +12,9 @@ import lora
 import minigrad
 from lora import LoRAConfig, LoRALayer
 from minigrad import Observer, Tensor, checkpoint, liveness, nn, no_grad, observe
+from minigrad.core.grad_mode import mode
 from minigrad.diagnostics import LivenessReport
 from minigrad.diagnostics.liveness.adapters import ranks
-from minigrad.mode import mode
 
 
 def line_of(mark):

@@ -592,7 +592,7 @@ def test_the_model_and_the_generators_are_left_as_they_were(merged, fails):
         assert verify(model, loss, batch_for(model[0])[0])
     after = photograph(model, default, own, own_of_the_loss)
     assert after == before
-    assert minigrad.mode.mode.observers == ()
+    assert minigrad.core.grad_mode.mode.observers == ()
 
 
 def test_gradients_of_what_is_outside_of_the_model_stay_as_they_were():

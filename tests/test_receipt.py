@@ -12,8 +12,8 @@ import pytest
 import lora
 import minigrad
 from minigrad import Tensor, checkpoint, grad, nn, no_grad, receipt
+from minigrad.core.grad_mode import mode
 from minigrad.diagnostics import Receipt, compare
-from minigrad.mode import mode
 from minigrad.optim import SGD, Adam
 
 

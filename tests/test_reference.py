@@ -14,7 +14,7 @@ import minigrad
 from minigrad import data, diagnostics, io, metrics, nn, optim, viz
 
 PACKAGES = [minigrad, nn, optim, data, io, metrics, diagnostics, viz, lora, lora.viz]
-NAMED = "minigrad", "minigrad.methods", "minigrad.diagnostics", "lora"
+NAMED = "minigrad", "minigrad.operators", "minigrad.diagnostics", "lora"
 REFERENCE = "pdoc", "--docformat", "google", *NAMED
 
 

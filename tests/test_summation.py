@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad import Tensor
-from minigrad.summation import sum_over
+from minigrad.core.blocked_sum import sum_over
 
 SHAPES = [
     ((5000, 3), 0),

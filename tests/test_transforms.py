@@ -22,7 +22,7 @@ from minigrad import (
     observe,
     op,
 )
-from minigrad.mode import mode
+from minigrad.core.grad_mode import mode
 from minigrad.transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 A = np.array([[1.0, 2.0, -1.0], [0.5, -1.5, 3.0]])
@@ -970,7 +970,7 @@ def test_an_error_in_f_comes_through_and_leaves_the_mode_as_it_was():
         raise ZeroDivisionError
 
     for enabled in (True, False):
-        with minigrad.mode.grad_mode(enabled):
+        with minigrad.core.grad_mode.grad_mode(enabled):
             for transform in (value_and_grad, jacobian, hessian):
                 with pytest.raises(ZeroDivisionError):
                     transform(fail)(X)

@@ -8,7 +8,7 @@ import pytest
 
 import lora
 import minigrad as mg
-from minigrad.mode import mode
+from minigrad.core.grad_mode import mode
 from minigrad.viz import page, tape
 from minigrad.viz.album import FEW, LETTERS, Album, heat_map_of
 from minigrad.viz.names import Names

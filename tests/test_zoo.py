@@ -15,8 +15,8 @@ import pytest
 
 import minigrad
 from minigrad import Tensor
-from minigrad.mode import mode
-from minigrad.op import Op
+from minigrad.core.grad_mode import mode
+from minigrad.core.op import Op
 from tests.zoo import FAULTS, MUTANTS, __main__, suite, verdict
 from tests.zoo.matrix import KILLED, NOT_THERE, SURVIVES, UNSURE, Row, markdown, totals
 from tests.zoo.mutant import copied, edited, misled, replaced, spoiled, wrong, wrong_together
@@ -160,7 +160,7 @@ class StopError(Exception):
         lambda: misled(minigrad.softmax, axis=0),
         lambda: spoiled(minigrad.multiply, "y", lambda gradient: -gradient),
         lambda: replaced([minigrad.gelu], "composition", minigrad.relu),
-        lambda: edited(minigrad.engine.take, ("return _copied(g)", "return g")),
+        lambda: edited(minigrad.core.backward.take, ("return _copied(g)", "return g")),
     ],
     ids=["wrong", "wrong_together", "misled", "spoiled", "replaced", "edited"],
 )
@@ -173,7 +173,7 @@ def test_a_fault_is_taken_out_after_an_exception(plant):
 
 
 def test_an_edit_of_what_is_not_there_is_refused():
-    take = minigrad.engine.take
+    take = minigrad.core.backward.take
     for old in ("what is not there", "g"):  # which is there many times
         with pytest.raises(AssertionError, match="has no single"), edited(take, (old, "")):
             pass

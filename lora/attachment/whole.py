@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora.attachment.replacing import replace
+from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
-from minigrad.tensor import Tensor
 
 _ASIDE = "_lora_whole"
 _BASE = "(base)"  # which no adapter can be called

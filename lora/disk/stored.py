@@ -14,9 +14,9 @@ from lora.files.writing import FLOATS
 from lora.variants.inits import draw
 from lora.weight import Weight, strips
 from minigrad import ops
+from minigrad.core.tensor import Tensor
 from minigrad.io import TensorSet
 from minigrad.nn import Parameter
-from minigrad.tensor import Tensor
 
 Array = NDArray[Any]
 

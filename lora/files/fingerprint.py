@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lora.adapted import AdaptedLayer
 from lora.weight import Weight, strips
-from minigrad.tensor import Tensor
+from minigrad.core.tensor import Tensor
 
 Array = NDArray[Any]
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lora.weight import Weight
 from minigrad import kernels, ops
-from minigrad.tensor import Tensor
+from minigrad.core.tensor import Tensor
 
 Array = NDArray[Any]
 

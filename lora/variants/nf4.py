@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike
 
 from lora.attachment.whole import in_force
 from minigrad import kernels, ops
+from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter
-from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
     from minigrad.kernels.nf4 import NF4Matrix

@@ -17,10 +17,10 @@ import numpy as np
 from lora.layer import LoRALayer
 from lora.verify.rounding import Array, Rounding
 from minigrad import functional, ops
+from minigrad.core.backward import grad
+from minigrad.core.grad_mode import enable_grad, no_grad
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.draws import Draws
-from minigrad.engine import grad
-from minigrad.mode import enable_grad, no_grad
-from minigrad.tensor import Tensor
 
 Forward = Callable[[Tensor], Tensor]
 Use = tuple[Array, Array]  # an input of the layer, and the gradient that arrived at its output

@@ -22,12 +22,12 @@ from lora.verify import identities
 from lora.verify.checks import Check, VerifyReport
 from lora.verify.rounding import NOTHING, Array, Comparison
 from lora.verify.subject import Subject, Use
+from minigrad.core.backward import grad
+from minigrad.core.grad_mode import enable_grad, is_grad_enabled
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.draws import Draws
 from minigrad.diagnostics.step import Loss, loss_of
-from minigrad.engine import grad
-from minigrad.mode import enable_grad, is_grad_enabled
 from minigrad.nn import Module, Parameter
-from minigrad.tensor import Tensor
 
 Identity = Callable[[Subject], Comparison]
 

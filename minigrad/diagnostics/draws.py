@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.mode import Observer, observe
+from minigrad.core.observers import Observer, observe
 
 
 class Draws(Observer):

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 
+from minigrad.core.codegen import FILENAME_PREFIX
+
 _PACKAGE = Path(__file__).parents[1]
 # The library's own files: frames of these are not what the user wrote.
 _OURS = tuple(str(_PACKAGE.with_name(name)) + os.sep for name in (_PACKAGE.name, "lora"))
-_WRITTEN = "<the call of "  # the name that `minigrad.call` gives to the text of an op's call
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Origin:
 
 def is_of_the_library(code: CodeType) -> bool:
     """Whether it is code of the library itself, which a user does not look for."""
-    return code.co_filename.startswith((*_OURS, _WRITTEN))
+    return code.co_filename.startswith((*_OURS, FILENAME_PREFIX))
 
 
 def origin() -> Origin | None:

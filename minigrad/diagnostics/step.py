@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
 
 Loss = Callable[..., Any]
 

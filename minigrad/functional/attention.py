@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, random
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.neural import dropout
 from minigrad.functional.shape import swapaxes
-from minigrad.op import op
 from minigrad.ops import matmul, softmax, where
-from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = ["scaled_dot_product_attention"]
 

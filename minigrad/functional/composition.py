@@ -9,8 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from minigrad.op import OPS
-from minigrad.tensor import Tensor, as_array
+from minigrad.core.op import OPS
+from minigrad.core.tensor import Tensor, as_array
 
 P = ParamSpec("P")
 R = TypeVar("R")

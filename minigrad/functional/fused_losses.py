@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Tensor
 from minigrad.ops import getitem, log_softmax, sum, where
-from minigrad.tensor import Array, Tensor
 
 
 @op

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.ops import argsort, getitem, reshape
 from minigrad.ops.axes import normalize_axis
-from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = ["TopK", "one_hot", "sort", "take_along_axis", "topk"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.functional.shape import moveaxis
 from minigrad.functional.statistics import root
 from minigrad.ops import abs, getitem, max, min, scatter_add, square, sum
 from minigrad.ops.axes import normalize_axes
-from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = ["diag", "diagonal", "norm", "trace"]
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, random
+from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.fused_losses import label_loss, squared_error
 from minigrad.functional.indexing import check_below
 from minigrad.functional.statistics import mean
 from minigrad.ops import abs, clip, getitem, log_softmax, softplus, sum, where
-from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = [
     "binary_cross_entropy_with_logits",

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, random
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import check_below
-from minigrad.op import op
 from minigrad.ops import getitem, where
-from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = ["dropout", "embedding"]
 

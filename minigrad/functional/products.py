@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.linalg import diagonal
 from minigrad.functional.shape import moveaxis
 from minigrad.ops import broadcast_to, matmul, multiply, reshape, sum, transpose
-from minigrad.tensor import Array, Tensor, as_array
 
 __all__ = ["dot", "einsum", "outer"]
 

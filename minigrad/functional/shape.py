@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
 from minigrad.ops.axes import normalize_axes, normalize_axis
-from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = [
     "expand_dims",

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import astype, sqrt, sum, where
 from minigrad.ops.axes import kept
-from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = ["mean", "std", "var"]
 

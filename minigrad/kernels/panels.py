@@ -5,7 +5,7 @@ time where the other operand has a hundred rows. A weight that does not change n
 is read in two layouts, one for x W^T and one for g W, each packed when it is first used.
 
 Panels that are out of date would be a wrong number without a word. So the memory of W is read-only
-while there are any (`minigrad.memory.hold`): whoever wants to write there ends it first, and the
+while there are any (`minigrad.readonly.hold`): whoever wants to write there ends it first, and the
 next product packs anew.
 """
 
@@ -25,7 +25,7 @@ from minigrad.kernels import gemm, products
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.kernel import Kernel
 from minigrad.kernels.micro import CACHE_LINE
-from minigrad.memory import hold, release
+from minigrad.readonly import hold, release
 
 Array = NDArray[Any]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from minigrad import ops
+from minigrad.core.tensor import Axis, Tensor
 from minigrad.nn.module import Module
-from minigrad.tensor import Axis, Tensor
 
 
 class ReLU(Module):

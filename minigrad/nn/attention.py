@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops, random
+from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.data import check_positive
 from minigrad.nn import init
 from minigrad.nn.layers import Linear
 from minigrad.nn.module import Module
-from minigrad.tensor import Array, Tensor, as_array
 
 
 class MultiHeadAttention(Module):

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import ops
+from minigrad.core.tensor import Tensor
 from minigrad.nn.layers import Dropout, Linear
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
 
 
 class Sequential(Module):

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from minigrad.core.tensor import Tensor
 from minigrad.random import check_probability, generator
-from minigrad.tensor import Tensor
 
 Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]

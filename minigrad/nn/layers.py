@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import functional, ops, random
+from minigrad.core.tensor import Array, Tensor
 from minigrad.data import check_positive
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops.axes import normalize_axis
-from minigrad.tensor import Array, Tensor
 
 
 class Linear(Module):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from minigrad import functional, random
+from minigrad.core.tensor import Array, Tensor
 from minigrad.functional.losses import Reduction, check_reduction
 from minigrad.nn.module import Module
-from minigrad.tensor import Array, Tensor
 
 
 class _Loss(Module):

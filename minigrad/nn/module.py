@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.mode import mode
-from minigrad.tensor import Tensor, as_array
+from minigrad.core.grad_mode import mode
+from minigrad.core.tensor import Tensor, as_array
 
 M = TypeVar("M", bound="Module")
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import ops
+from minigrad.core.tensor import Tensor
 from minigrad.data import check_positive
 from minigrad.nn.module import Module, Parameter
-from minigrad.tensor import Tensor
 
 
 class LayerNorm(Module):

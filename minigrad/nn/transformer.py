@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import ops
+from minigrad.core.tensor import Array, Tensor
 from minigrad.data import check_positive
 from minigrad.nn.attention import MultiHeadAttention
 from minigrad.nn.containers import MLP
 from minigrad.nn.layers import Dropout
 from minigrad.nn.module import Module
 from minigrad.nn.normalization import LayerNorm, RMSNorm
-from minigrad.tensor import Array, Tensor
 
 
 class TransformerBlock(Module):

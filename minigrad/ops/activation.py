@@ -7,12 +7,12 @@ import math
 import numpy as np
 
 from minigrad import kernels
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.axes import as_tuple
 from minigrad.ops.elementwise import exp, log, normal_cdf, where
 from minigrad.ops.reduction import max, sum
 from minigrad.ops.trigonometric import tanh
-from minigrad.tensor import Array, Axis, Tensor
 
 __all__ = [
     "elu",

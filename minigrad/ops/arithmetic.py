@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array
 from minigrad.ops.comparison import logical_and
 from minigrad.ops.elementwise import flat, log, where
-from minigrad.tensor import Array
 
 __all__ = [
     "add",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.exceptions import AxisError
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from minigrad.tensor import Axis
+from minigrad.core.tensor import Axis
 
 
 def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:

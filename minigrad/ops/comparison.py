@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Axis
 from minigrad.ops.axes import as_tuple
-from minigrad.tensor import Array, Axis
 
 __all__ = [
     "all",

@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from minigrad import kernels
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array
 from minigrad.ops.comparison import logical_and, logical_or
-from minigrad.tensor import Array
 
 __all__ = [
     "abs",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
-from minigrad.op import op
-from minigrad.tensor import Array, Tensor
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Tensor
 
 __all__ = ["getitem", "scatter_add"]
 

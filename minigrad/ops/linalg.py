@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Tensor
 from minigrad.ops.indexing import getitem, scatter_add
 from minigrad.ops.products import matmul, swap_last
 from minigrad.ops.shape import reshape
-from minigrad.tensor import Array, Tensor
 
 __all__ = ["cholesky", "det", "inv", "solve"]
 

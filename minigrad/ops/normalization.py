@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from minigrad import kernels
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
-from minigrad.tensor import Array
 
 __all__ = ["layer_norm", "rms_norm"]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.op import op
-from minigrad.tensor import Array
+from minigrad.core.op import op
+from minigrad.core.tensor import Array
 
 __all__ = ["argmax", "argmin", "argsort"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array
 from minigrad.ops.shape import reshape, transpose
-from minigrad.tensor import Array
 
 __all__ = ["linear", "lora_linear", "matmul"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minigrad import kernels
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array
 from minigrad.ops.products import as_rows, check_linear
-from minigrad.tensor import Array
 
 if TYPE_CHECKING:
     from minigrad.kernels.nf4 import NF4Matrix

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.op import op
+from minigrad.core.blocked_sum import sum_over
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Axis
 from minigrad.ops.axes import as_tuple, kept, normalize_axes
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
 from minigrad.ops.indexing import getitem
 from minigrad.ops.shape import astype, broadcast_to, concatenate, flip, reshape, transpose
-from minigrad.summation import sum_over
-from minigrad.tensor import Array, Axis
 
 __all__ = [
     "cumprod",

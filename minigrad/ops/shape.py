@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minigrad.call import Shapes
-from minigrad.op import op
+from minigrad.core.codegen import Shapes
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Axis
 from minigrad.ops.axes import as_tuple, normalize_axis
 from minigrad.ops.indexing import getitem
-from minigrad.tensor import Array, Axis
 
 __all__ = [
     "astype",

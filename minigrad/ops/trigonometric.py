@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import kernels
-from minigrad.op import op
+from minigrad.core.op import op
+from minigrad.core.tensor import Array, Tensor
 from minigrad.ops.elementwise import abs, maximum, sqrt, where
-from minigrad.tensor import Array, Tensor
 
 __all__ = [
     "arccos",

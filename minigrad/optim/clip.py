@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.tensor import Tensor
+from minigrad.core.tensor import Tensor
 
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.memory import last_write, last_written
+from minigrad.core.tensor import Tensor, as_array
 from minigrad.nn.module import Module
 from minigrad.optim.optimizer import check_count, check_flag, check_range
-from minigrad.tensor import Tensor, as_array
+from minigrad.versions import last_write, last_written
 
 
 class EMA:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.memory import mark_written, release
-from minigrad.mode import mode
-from minigrad.tensor import Tensor
+from minigrad.core.grad_mode import mode
+from minigrad.core.tensor import Tensor
+from minigrad.readonly import release
+from minigrad.versions import mark_written
 
 Parameters = Iterable[Tensor] | Sequence[Mapping[str, Any]]
 State = dict[str, Any]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.tensor import Tensor
 from minigrad.viz.scene import Frozen, Place, Scene, scene_of
 from minigrad.viz.tape import ModuleCall, Tape
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from minigrad.mode import Observer
+from minigrad.core.observers import Observer
 from minigrad.nn import Module, Parameter
 from minigrad.optim import grad_norm
 

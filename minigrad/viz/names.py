@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.graph import Node
+from minigrad.core.node import Node
+from minigrad.core.tensor import Tensor
 from minigrad.nn import Module
-from minigrad.tensor import Tensor
 
 
 class Names:

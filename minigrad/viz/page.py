@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.tensor import Tensor
 from minigrad.viz.album import FEW, LARGEST, Album
 from minigrad.viz.page_data import Show, page_data
 from minigrad.viz.scene import Scene, scene_of

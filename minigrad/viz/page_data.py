@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.graph import Node
-from minigrad.op import Op
+from minigrad.core.node import Node, OpLike
 from minigrad.viz.album import Album
 from minigrad.viz.scene import Frozen, Link, Place, Scene
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
@@ -150,7 +149,7 @@ class _Writer:
     # Source
     # ----------------------------------------------------------------------------------------------
 
-    def _op(self, op: Op[Any]) -> int:
+    def _op(self, op: OpLike) -> int:
         if id(op) not in self._ops:
             self._ops[id(op)] = len(self._written_ops)
             forward = source_of(op.forward)
@@ -247,7 +246,7 @@ def _paragraphs(doc: str) -> list[str]:
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
-def _rule_in_words(op: Op[Any], rule: Any) -> Json:
+def _rule_in_words(op: OpLike, rule: Any) -> Json:
     """The text of a rule, or what runs in its place."""
     if rule is None:
         return {

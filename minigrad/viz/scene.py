@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.engine import node_of
-from minigrad.graph import Edge, Node, reachable
+from minigrad.core.node import Edge, Node, OpLike, reachable
+from minigrad.core.tensor import Tensor, node_of
 from minigrad.nn import Module, Parameter
-from minigrad.op import Op
 from minigrad.ops import nf4_linear
-from minigrad.tensor import Tensor
 from minigrad.viz.names import Names, numbered
 from minigrad.viz.tape import Call, ModuleCall, Tape
 from minigrad.viz.values import saved_inputs, takes_sequence, values_of
@@ -178,7 +176,7 @@ class _Inputs:
             if place.node.op is not None:
                 self._add_inputs(place, place.node.op)
 
-    def _add_inputs(self, place: Place, op: Op[Any]) -> None:
+    def _add_inputs(self, place: Place, op: OpLike) -> None:
         edges = place.node.edges or ()
         place.links = [Link(e[0], place.node, e, op.input_name(e[1])) for e in edges]
         linked = {edge[1] for edge in edges}

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minigrad.core.grad_mode import mode
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer, observe
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.origin import Origin, origin
-from minigrad.graph import Node
-from minigrad.mode import Observer, mode, observe
-from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
+    from minigrad.core.op import Op
     from minigrad.nn import Module
-    from minigrad.op import Op
 
 
 @dataclass(eq=False)

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.tensor import Tensor
+from minigrad.core.tensor import Tensor
 from minigrad.viz.tape import Tape
 
 if TYPE_CHECKING:
-    from minigrad.graph import Edge, Node
-    from minigrad.op import Op
+    from minigrad.core.node import Edge, Node, OpLike
 
 Array = NDArray[Any]
 
@@ -93,7 +92,7 @@ def saved_inputs(node: Node) -> dict[int, Any]:
     return found
 
 
-def takes_sequence(op: Op[Any]) -> bool:
+def takes_sequence(op: OpLike) -> bool:
     """Whether the op's inputs are the elements of one sequence: its rule is told a position."""
     return any(
         slot == len(op.parameters) + 1 and not shape_only

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.engine import propagate
-from minigrad.graph import Node
-from minigrad.mode import Observer, observe
+from minigrad.core.backward import propagate
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer, observe
 from minigrad.viz.scene import Link, Place, Scene
 
 Array = NDArray[Any]

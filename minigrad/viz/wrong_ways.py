@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.graph import Node
+from minigrad.core.node import Node
 from minigrad.viz.scene import Link, Scene
 from minigrad.viz.walk import (
     Step,

@@ -8,7 +8,7 @@ import numpy as np
 
 import minigrad
 from minigrad import kernels
-from minigrad.tensor import Tensor
+from minigrad.core.tensor import Tensor
 from tests.zoo.mutant import Mutant, Port, misled, rule, spoiled, wrong
 from tests.zoo.words import in_memory
 

@@ -8,10 +8,11 @@ import numpy as np
 
 import lora
 import minigrad
-from minigrad import call, engine, mode
-from minigrad.checkpoint import DryRun
-from minigrad.op import Op, replay
-from minigrad.tensor import Tensor
+from minigrad.core import backward as engine
+from minigrad.core import codegen, grad_mode
+from minigrad.core.checkpoint import DryRun
+from minigrad.core.op import Op, replay
+from minigrad.core.tensor import Tensor
 from tests.zoo.mutant import Mutant, edited, fault
 
 _rng = np.random.default_rng(6)
@@ -89,7 +90,7 @@ MUTANTS: list[Mutant] = [
     fault(
         "every part of a concatenation gets the gradient of the first",
         "wrong place",
-        partial(edited, call.on_sequence, ("*(i if value is", "*(0 if value is")),
+        partial(edited, codegen.on_sequence, ("*(i if value is", "*(0 if value is")),
         lambda x, y: minigrad.concatenate([x, y]),
         normal(3),
         normal(3),
@@ -99,7 +100,7 @@ MUTANTS: list[Mutant] = [
         "cut graph",
         partial(
             edited,
-            mode.grad_mode.__exit__,
+            grad_mode.grad_mode.__exit__,
             (
                 "mode.state = (self._thread.before.pop(), mode.observers)",
                 "self._thread.before.pop()",

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 import minigrad
-from minigrad.mode import mode
-from minigrad.op import Op, Rule
+from minigrad.core.grad_mode import mode
+from minigrad.core.op import Op, Rule
 
 FAULTS = (
     "double count on reuse",

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import minigrad
-from minigrad.op import Op
+from minigrad.core.op import Op
 from tests.zoo.mutant import Mutant, Port, wrong_together
 
 

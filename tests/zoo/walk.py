@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 import minigrad
-from minigrad import engine, graph, summation
-from minigrad.tensor import Tensor
+from minigrad.core import backward as engine
+from minigrad.core import blocked_sum
+from minigrad.core import node as graph
+from minigrad.core.tensor import Tensor
 from tests.zoo.mutant import Mutant, edited, fault, replaced
 
 _rng = np.random.default_rng(4)
@@ -57,7 +59,7 @@ MUTANTS: list[Mutant] = [
     fault(
         "a value that is used twice passes its gradient on twice",
         "double count on reuse",
-        partial(replaced, [engine, import_module("minigrad.op")], "propagate", _at_once),
+        partial(replaced, [engine, import_module("minigrad.core.op")], "propagate", _at_once),
         lambda x: (lambda h: h + h)(2 * x),
         normal(3),
     ),
@@ -185,7 +187,7 @@ MUTANTS: list[Mutant] = [
         "wrong only for one dtype",
         partial(
             edited,
-            summation.sum_over,
+            blocked_sum.sum_over,
             ("rows = np.concatenate([blocks, rest], axis=1)", "rows = blocks"),
         ),
         lambda bias: bias + np.ones((1050, 2), np.float32),

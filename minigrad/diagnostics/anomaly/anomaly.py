@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
 
+from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.diagnostics.anomaly.detector import Detector
-from minigrad.mode import check_decorable, mode
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -15,17 +15,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from minigrad.core.node import Node, OpLike
+from minigrad.core.observers import Observer
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.anomaly.causes import cause_of, cause_of_gradient, overflow
 from minigrad.diagnostics.anomaly.error import AnomalyError
 from minigrad.diagnostics.anomaly.operand import Entries, Operand, is_numeric, values_of
 from minigrad.diagnostics.anomaly.stack import inside_a_rule, layer
 from minigrad.diagnostics.origin import Origin, origin
-from minigrad.graph import Node
-from minigrad.mode import Observer
-from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
-    from minigrad.op import Op
+    from minigrad.core.op import Op
     from minigrad.optim import Optimizer
 
 _LEAF = "a leaf that requires a gradient"
@@ -290,7 +290,7 @@ def _kind(operand: Operand) -> str:
     return "NaN" if operand.nan else "Inf"
 
 
-def _says_how(op: Op[Any], name: str, value: Any) -> bool:
+def _says_how(op: OpLike, name: str, value: Any) -> bool:
     """Whether it is a parameter that says how, as an axis: one with a default and no rule.
 
     One that is a float, as a scale or a slope, takes part in the arithmetic.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from minigrad import engine
-from minigrad.checkpoint import Run
+from minigrad.core import backward as engine
+from minigrad.core.checkpoint import Run
 from minigrad.diagnostics.origin import is_of_the_library
 from minigrad.nn.module import Module
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.core.backward import grad
+from minigrad.core.grad_mode import grad_mode
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.gradcheck.narrow import Narrow
 from minigrad.diagnostics.gradcheck.report import Entry
 from minigrad.diagnostics.gradcheck.roundings import Gradients, Spread, spread_of
@@ -34,9 +37,6 @@ from minigrad.diagnostics.gradcheck.ways import (
     strangers,
     ways_to_gradient,
 )
-from minigrad.engine import grad
-from minigrad.mode import grad_mode
-from minigrad.tensor import Tensor
 
 NUDGED = "with numbers moved by a unit in the last place, to see what rounding does"
 

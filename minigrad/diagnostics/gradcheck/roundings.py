@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.core.observers import Observer, observe
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.gradcheck.subject import Array, copied, largest_of
-from minigrad.mode import Observer, observe
-from minigrad.tensor import Tensor
 
 Gradients = list[NDArray[np.float64]]
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from minigrad.engine import grad
-from minigrad.graph import reachable
-from minigrad.mode import grad_mode
+from minigrad.core.backward import grad
+from minigrad.core.grad_mode import grad_mode
+from minigrad.core.node import reachable
+from minigrad.core.tensor import Tensor, as_array
 from minigrad.nn.module import Module, Parameter
-from minigrad.tensor import Tensor, as_array
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]

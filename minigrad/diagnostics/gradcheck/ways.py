@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.core.backward import grad
+from minigrad.core.grad_mode import grad_mode
+from minigrad.core.node import Node, reachable
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.gradcheck.report import Entry
 from minigrad.diagnostics.gradcheck.roundings import Gradients
 from minigrad.diagnostics.gradcheck.subject import FLOAT64, Array, Subject, copied, largest_of
-from minigrad.engine import grad
-from minigrad.graph import Node, reachable
-from minigrad.mode import grad_mode
-from minigrad.tensor import Tensor
 
 ELSEWHERE = 2.0**-6  # how far away, relative to each number, another point is taken
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.liveness.report import AdapterRow, ParameterRow
 from minigrad.nn.module import Module, Parameter
-from minigrad.tensor import Tensor
 
 
 class Adapter(Protocol):

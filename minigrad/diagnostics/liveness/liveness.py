@@ -18,6 +18,8 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from minigrad.core.node import Node
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.liveness.adapters import (
     adapter_row,
     adapters_in,
@@ -29,9 +31,7 @@ from minigrad.diagnostics.liveness.paths import End, Place
 from minigrad.diagnostics.liveness.rehearsal import Rehearsal, Run, frozen
 from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, State
 from minigrad.diagnostics.step import Loss
-from minigrad.graph import Node
 from minigrad.nn.module import Module, Parameter
-from minigrad.tensor import Tensor
 
 
 def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:

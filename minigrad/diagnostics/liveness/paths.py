@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.checkpoint import DryRun
+from minigrad.core.checkpoint import DryRun
+from minigrad.core.grad_mode import is_grad_enabled, mode
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer
+from minigrad.core.op import Op
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.origin import Origin, origin
-from minigrad.graph import Node
-from minigrad.mode import Observer, is_grad_enabled, mode
-from minigrad.op import Op
-from minigrad.tensor import Tensor
 
 
 @dataclass(frozen=True)

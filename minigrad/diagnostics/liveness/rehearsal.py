@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.core.backward import propagate
+from minigrad.core.grad_mode import grad_mode
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer, observe
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.draws import Draws
 from minigrad.diagnostics.liveness.paths import Paths
 from minigrad.diagnostics.liveness.snapshot import Snapshot
 from minigrad.diagnostics.liveness.steps import Steps
 from minigrad.diagnostics.step import Loss, loss_of
-from minigrad.engine import propagate
-from minigrad.graph import Node
-from minigrad.mode import Observer, grad_mode, observe
 from minigrad.nn.module import Module, Parameter
-from minigrad.tensor import Tensor
 
 MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros that has moved
 

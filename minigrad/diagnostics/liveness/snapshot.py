@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.graph import Node
-from minigrad.memory import mark_written, release
+from minigrad.core.node import Node
+from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
+from minigrad.readonly import release
+from minigrad.versions import mark_written
 
 
 class Snapshot:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.graph import Node
-from minigrad.mode import Observer
-from minigrad.tensor import Tensor
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer
+from minigrad.core.tensor import Tensor
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from minigrad.checkpoint import CHECKPOINT
+from minigrad.core.checkpoint import CHECKPOINT
+from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.observers import Observer, observe
+from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.receipt.costs import COSTS, STEP_COSTS, Call, Cost
 from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.receipt.saved import SavedMemory
-from minigrad.mode import Observer, is_grad_enabled, observe
-from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
-    from minigrad.graph import Node
-    from minigrad.op import Op
+    from minigrad.core.node import Node, OpLike
+    from minigrad.core.op import Op
     from minigrad.optim import Optimizer
 
 
@@ -77,7 +78,7 @@ class _Recorder(Observer):
         self._saved = SavedMemory(self._on_drop)
         self._passes: list[_Pass] = []
         self._calls: dict[int, tuple[Cost, Call]] = {}  # of nodes, until they are freed
-        self._unrecorded: list[tuple[Op[Any], Cost, Call]] = []  # products of what is all frozen
+        self._unrecorded: list[tuple[OpLike, Cost, Call]] = []  # products of what is all frozen
         self._leaves: set[int] = set()
         self._optimizers: dict[int, tuple[Optimizer, int, int]] = {}  # with bytes and steps
 
@@ -177,9 +178,7 @@ class _Recorder(Observer):
             needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
             self._count_not_done(node.op, *self._calls[node.order], needing)
 
-    def _count_not_done(
-        self, op: Op[Any], cost: Cost, call: Call, needing: Collection[str]
-    ) -> None:
+    def _count_not_done(self, op: OpLike, cost: Cost, call: Call, needing: Collection[str]) -> None:
         """The products of a node for the inputs that it was given and that need no gradient."""
         for name, count in cost.rules.items() if cost.product else ():
             if name not in needing and call.has(name) and count(call):

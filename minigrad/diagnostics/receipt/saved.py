@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from minigrad.graph import arrays_in
-from minigrad.memory import owner_of
-from minigrad.tensor import Tensor
+from minigrad.core.node import arrays_in
+from minigrad.core.tensor import Tensor
+from minigrad.readonly import owner_of
 
 if TYPE_CHECKING:
-    from minigrad.graph import Node
-    from minigrad.op import Op
+    from minigrad.core.node import Node
+    from minigrad.core.op import Op
 
 
 @dataclass

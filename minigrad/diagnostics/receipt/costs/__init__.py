@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from minigrad.checkpoint import CHECKPOINT
+from minigrad.core.checkpoint import CHECKPOINT
+from minigrad.core.op import OPS, identity
 from minigrad.diagnostics.receipt.costs.cost import Call, Cost, per_element
 from minigrad.diagnostics.receipt.costs.elements import ELEMENTS, MOVES
 from minigrad.diagnostics.receipt.costs.products import LINEAR_ALGEBRA, PRODUCTS
@@ -27,11 +28,10 @@ from minigrad.diagnostics.receipt.costs.reductions import LOSSES, NORMALIZATION,
 from minigrad.functional.attention import fused_attention
 from minigrad.functional.fused_losses import label_loss, squared_error
 from minigrad.functional.neural import dropped
-from minigrad.op import OPS, identity
 from minigrad.optim import SGD, Adam, AdamW
 
 if TYPE_CHECKING:
-    from minigrad.op import Op
+    from minigrad.core.op import Op
 
 __all__ = ["COSTS", "STEP_COSTS", "Call", "Cost", "per_element"]
 

@@ -1,25 +1,24 @@
 """Tensor: an array that can be differentiated by.
 
-A tensor holds its data, and where it stands in the graph. Everything that computes is an op of a
-module of its own; `methods.py` has the operators and methods that call them.
+A tensor holds its data, and its node in the graph. Everything that computes is an op of a module
+of its own. The methods that call ops are declared here, for type checkers and readers, and attached
+by `minigrad.operators`.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad import methods
-from minigrad.memory import mark_written, writable
-from minigrad.methods import TensorMethods
-from minigrad.mode import mode
-
-if TYPE_CHECKING:
-    from minigrad.graph import Hook, Node
+from minigrad.core import dtypes
+from minigrad.core.grad_mode import mode
+from minigrad.core.node import Hook, Node, leaf
+from minigrad.readonly import writable
+from minigrad.versions import mark_written
 
 # What ops and compositions accept where an array is meant: a Tensor, an array or a number.
 Array = Any
@@ -28,47 +27,15 @@ Axis = int | Sequence[int] | None
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """`data` as an array in native byte order: itself where it is one, else made from it.
-
-    Python's floats become float32, its ints int64 and bools bool; arrays and numpy's scalars keep
-    their dtype.
-
-    Raises:
-        TypeError: if it is not made of numbers (text, objects, None, complex numbers).
-        ValueError: if it is ragged.
-    """
+    """`data` as an array: the one in a Tensor, else see `minigrad.core.dtypes.as_array`."""
     if isinstance(data, Tensor):
-        array = data._data
         if mode.state[1]:
-            _announce(data, array, "Tensor()")
-    elif isinstance(data, np.ma.MaskedArray):
-        raise TypeError("a tensor has no mask; fill the array in first, with .filled(value)")
-    elif isinstance(data, (np.ndarray, np.generic)):
-        array = np.asarray(data)
-    else:
-        try:
-            array = np.asarray(data)
-        except ValueError as error:
-            raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
-        if dtype is None and not _holds_numpy(data):
-            usual = {"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype)
-            array = array.astype(usual, copy=False)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"
-        )
-    if dtype is not None or not array.dtype.isnative:
-        array = array.astype(dtype or array.dtype.newbyteorder("="), copy=False)
-    return array
+            _announce(data, data._data, "Tensor()")
+        data = data._data
+    return dtypes.as_array(data, dtype)
 
 
-def _holds_numpy(data: Any) -> bool:
-    while isinstance(data, (list, tuple)) and data:
-        data = data[0]
-    return isinstance(data, (np.ndarray, np.generic, Tensor))
-
-
-class Tensor(TensorMethods):
+class Tensor:
     """An n-dimensional array with a place in the graph.
 
     `Tensor(array)` takes the array as it is, sharing its memory (a read-only one is copied);
@@ -149,7 +116,7 @@ class Tensor(TensorMethods):
         mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
             self.node.outdated = True
-            self.node = graph.leaf(array.shape, array.dtype)
+            self.node = leaf(array.shape, array.dtype)
 
     def copy_(self, value: Any) -> Tensor:
         """Write `value` into this tensor's own memory, which all views of it see; return it.
@@ -246,7 +213,7 @@ class Tensor(TensorMethods):
             _check_differentiable(self._data.dtype)
             known = getattr(self, "_leaf", None)
             if known is None or known.dtype != self._data.dtype:
-                known = graph.leaf(self._data.shape, self._data.dtype)
+                known = leaf(self._data.shape, self._data.dtype)
             known.grad = None  # of what has arrived there while it was switched off
             self.node = known
         elif not requires_grad and self.node is not None:
@@ -290,26 +257,6 @@ class Tensor(TensorMethods):
         """Forget the gradient."""
         self.grad = None
 
-    def backward(
-        self,
-        gradient: Tensor | NDArray[Any] | None = None,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-    ) -> None:
-        """Add dL/dx to `x.grad` for every leaf x that this tensor, L, was computed from.
-
-        Args:
-            gradient: the vector v of v^T dL/dx; may be left out if L has one element.
-            retain_graph: keep the graph for another backward pass; by default as `create_graph`.
-            create_graph: make the gradients differentiable themselves.
-
-        Raises:
-            ValueError: if a gradient is missing or has another shape.
-            RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
-                pass, or an array that it saved was written since.
-        """
-        engine.backward(self, gradient, retain_graph, create_graph)
-
     def detach(self) -> Tensor:
         """The same memory outside the graph: a constant."""
         constant = Tensor.at(self._data, None)
@@ -317,13 +264,9 @@ class Tensor(TensorMethods):
             _announce(self, constant, "detach()")
         return constant
 
-    def clone(self) -> Tensor:
-        """A copy that gradients flow through."""
-        return ops.clone(self)
-
     def retain_grad(self) -> None:
         """Let backward passes keep `.grad` of this result of an op, as they do for leaves."""
-        node = engine.node_of(self, "retain_grad()")
+        node = node_of(self, "retain_grad()")
         if node.op is not None:
             node.retains_grad = node.watched = True
 
@@ -335,7 +278,7 @@ class Tensor(TensorMethods):
         Raises:
             RuntimeError: if the tensor requires no gradient.
         """
-        return graph.Hook(engine.node_of(self, "register_hook()"), function)
+        return Hook(node_of(self, "register_hook()"), function)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if not self.is_leaf:
@@ -417,46 +360,6 @@ class Tensor(TensorMethods):
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
-    # The operators of numpy's arrays, and our names for them.
-    _ARRAY_OPERATORS: ClassVar[dict[np.ufunc, str]] = {
-        np.add: "add",
-        np.subtract: "subtract",
-        np.multiply: "multiply",
-        np.divide: "divide",
-        np.floor_divide: "floor_divide",
-        np.remainder: "remainder",
-        np.power: "power",
-        np.matmul: "matmul",
-        np.bitwise_and: "logical_and",
-        np.bitwise_or: "logical_or",
-        np.equal: "equal",
-        np.not_equal: "not_equal",
-        np.less: "less",
-        np.less_equal: "less_equal",
-        np.greater: "greater",
-        np.greater_equal: "greater_equal",
-    }
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        """`array * tensor` is a Tensor; `np.exp(tensor)` is an error that says what to call."""
-        compute = self._ARRAY_OPERATORS.get(ufunc)
-        if compute is not None and method == "__call__" and not options:
-            return getattr(ops, compute).call(*inputs)
-        if compute is not None and method == "__call__" and set(options) == {"out"}:
-            # `w.data -= lr * w.grad`: arithmetic on an array, with a tensor that needs no gradient.
-            return ufunc(*_unwrapped(inputs), **_unwrapped(options))
-        raise TypeError(_use_instead(ufunc.__name__))
-
-    def __array_function__(
-        self, function: Callable[..., Any], types: Any, args: Any, options: Any
-    ) -> Any:
-        """numpy functions that we have are an error that says so; others see plain arrays."""
-        if function in (np.shape, np.ndim, np.size):
-            return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
-        if function.__module__ in ("numpy", "numpy.linalg") and _ours(function.__name__):
-            raise TypeError(_use_instead(function.__name__, function.__module__))
-        return function(*_unwrapped(list(args)), **_unwrapped(dict(options)))
-
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError(
             "tensors are not written in place, their gradients would be wrong; use "
@@ -501,6 +404,103 @@ class Tensor(TensorMethods):
     def __itruediv__(self, other: Any) -> Tensor:
         return self._in_place(other, operator.truediv, "/")
 
+    # ----------------------------------------------------------------------------------------------
+    # What `minigrad.operators` attaches, where it is documented
+    # ----------------------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:  # == and != are elementwise, as in numpy, and so no override of object's
+
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __floordiv__(self, other: Any) -> Tensor: ...
+        def __rfloordiv__(self, other: Any) -> Tensor: ...
+        def __mod__(self, other: Any) -> Tensor: ...
+        def __rmod__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __pos__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __eq__(self, other: Any) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: Any) -> Tensor: ...  # type: ignore[override]
+        def __lt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __gt__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
+        def __and__(self, other: Any) -> Tensor: ...
+        def __rand__(self, other: Any) -> Tensor: ...
+        def __or__(self, other: Any) -> Tensor: ...
+        def __ror__(self, other: Any) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def __array_ufunc__(
+            self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any
+        ) -> Any: ...
+        def __array_function__(
+            self, function: Callable[..., Any], types: Any, args: Any, options: Any
+        ) -> Any: ...
+        def backward(
+            self,
+            gradient: Tensor | NDArray[Any] | None = None,
+            retain_graph: bool | None = None,
+            create_graph: bool = False,
+        ) -> None: ...
+        def clone(self) -> Tensor: ...
+        @property
+        def T(self) -> Tensor: ...  # noqa: N802
+        def astype(self, dtype: DTypeLike) -> Tensor: ...
+        def abs(self) -> Tensor: ...
+        def square(self) -> Tensor: ...
+        def exp(self) -> Tensor: ...
+        def log(self) -> Tensor: ...
+        def sqrt(self) -> Tensor: ...
+        def rsqrt(self) -> Tensor: ...
+        def sin(self) -> Tensor: ...
+        def cos(self) -> Tensor: ...
+        def tanh(self) -> Tensor: ...
+        def sigmoid(self) -> Tensor: ...
+        def relu(self) -> Tensor: ...
+        def gelu(self, approximate: str = "none") -> Tensor: ...
+        def silu(self) -> Tensor: ...
+        def clip(self, min: Any = None, max: Any = None) -> Tensor: ...
+        def round(self, decimals: int = 0) -> Tensor: ...
+        def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def prod(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def any(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def all(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor: ...
+        def argmin(self, axis: int | None = None, keepdims: bool = False) -> Tensor: ...
+        def argsort(self, axis: int | None = -1, descending: bool = False) -> Tensor: ...
+        def cumsum(self, axis: int | None = None) -> Tensor: ...
+        def cumprod(self, axis: int | None = None) -> Tensor: ...
+        def dot(self, other: Any) -> Tensor: ...
+        def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor: ...
+        def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor: ...
+        def softmax(self, axis: Axis = -1) -> Tensor: ...
+        def log_softmax(self, axis: Axis = -1) -> Tensor: ...
+        def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def reshape(self, *shape: int | Sequence[int]) -> Tensor: ...
+        def flatten(self) -> Tensor: ...
+        def repeat(self, repeats: int | Sequence[int], axis: int | None = None) -> Tensor: ...
+        def diagonal(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor: ...
+        def trace(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor: ...
+        def transpose(self, *axes: int | Sequence[int] | None) -> Tensor: ...
+        def swapaxes(self, axis1: int, axis2: int) -> Tensor: ...
+        def broadcast_to(self, shape: Sequence[int]) -> Tensor: ...
+        def expand_dims(self, axis: int | Sequence[int]) -> Tensor: ...
+        def squeeze(self, axis: Axis = None) -> Tensor: ...
+
 
 def _announce(tensor: Tensor, value: Any, how: str) -> None:
     """Tell who watches that a value goes where no gradient follows."""
@@ -516,35 +516,13 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
         )
 
 
-def _unwrapped(value: Any) -> Any:
-    """`value` with arrays for the Tensors in it."""
-    if isinstance(value, Tensor):
-        return value.numpy()
-    if isinstance(value, (list, tuple)):
-        return type(value)(_unwrapped(v) for v in value)
-    if isinstance(value, dict):
-        return {key: _unwrapped(v) for key, v in value.items()}
-    return value
-
-
-def _ours(numpy_name: str) -> str | None:
-    """What the numpy function of this name is called here, if it is here."""
-    name = {"absolute": "abs", "amax": "max", "amin": "min"}.get(numpy_name, numpy_name)
-    found = getattr(ops, name, None) or getattr(functional, name, None)
-    return name if callable(found) else None
-
-
-def _use_instead(numpy_name: str, module: str = "numpy") -> str:
-    ours = _ours(numpy_name)
-    instead = f"minigrad.{ours}, or " if ours else ""
-    return (
-        f"{module}.{numpy_name} does not take Tensors; use {instead}{module}.{numpy_name} of "
-        f"tensor.detach().numpy(), which has no gradient"
-    )
-
-
-# Operators need the ops, and ops make Tensors: the one import cycle, closed here, where Tensor
-# exists.
-from minigrad import engine, functional, graph, ops  # noqa: E402
-
-vars(methods).update(ops=ops, functional=functional)
+def node_of(tensor: Any, role: str) -> Node:
+    """The node of a tensor, or an error that says why there is none."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{role} must be a Tensor, not {type(tensor).__name__}")
+    if tensor.node is None:
+        raise RuntimeError(
+            f"{role}: {tensor.describe()} needs no gradient and has no graph; was it made under "
+            f"no_grad(), by detach(), or from tensors without requires_grad=True?"
+        )
+    return tensor.node

@@ -37,14 +37,11 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
 import numpy as np
 
-from minigrad.call import on_sequence, write
-from minigrad.engine import propagate
-from minigrad.graph import Node
-from minigrad.mode import grad_mode
-from minigrad.tensor import Tensor
-
-if TYPE_CHECKING:
-    from minigrad.graph import Edge
+from minigrad.core.backward import propagate
+from minigrad.core.codegen import on_sequence, write
+from minigrad.core.grad_mode import grad_mode
+from minigrad.core.node import Edge, Node
+from minigrad.core.tensor import Tensor
 
 P = ParamSpec("P")
 

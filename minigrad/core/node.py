@@ -18,19 +18,43 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from inspect import Signature
+from typing import Any, Protocol
 
 import numpy as np
 
-from minigrad.memory import clock, last_write, last_written
-
-if TYPE_CHECKING:
-    from minigrad.op import Op
-    from minigrad.tensor import Tensor
+from minigrad.versions import clock, last_write, last_written
 
 Edge = tuple[Any, ...]  # (place, position, rule, *saved)
 
 _by_age = operator.attrgetter("order")
+
+
+class OpLike(Protocol):
+    """What a graph and a backward pass need to know of an op (see `minigrad.core.op.Op`)."""
+
+    name: str
+    forward: Callable[..., Any]
+    composition: Callable[..., Any] | None
+    signature: Signature
+    parameters: tuple[str, ...]
+    rules: list[tuple[int, Any]]
+    replayed: bool
+    floats: bool
+    keeps: bool
+    plain: bool
+
+    def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
+        """Compute the gradients for some edges of a node."""
+
+    def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
+        """List what a backward pass along these edges would use, each with a description."""
+
+    def input_name(self, position: int) -> str:
+        """Name the input at a position, for a message."""
+
+    def is_required(self, position: int) -> bool:
+        """Tell whether the input at a position cannot be left out."""
 
 
 class Node:
@@ -44,7 +68,7 @@ class Node:
         edges: for every input in need of a gradient `(place, position, rule, *saved)`: its node,
             which of the op's inputs it was, the rule that differentiates by it, and what that rule
             asked to keep. None once a backward pass has freed them.
-        order: when the node was made, on the clock of `minigrad.memory`.
+        order: when the node was made, on the clock of `minigrad.versions`.
         shape: the shape of the value, which is also that of its gradient.
         dtype: the dtype of the value, which is also that of its gradient.
         watched: whether there are hooks, or the gradient is to be retained.
@@ -58,14 +82,14 @@ class Node:
     # cost a node neither time nor memory until one is assigned.
     __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape", "watched")
 
-    op: Op[Any] | None
+    op: OpLike | None
     edges: Sequence[Edge] | None
     order: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     watched: bool
 
-    grad: Tensor | None = None
+    grad: Any = None  # a Tensor, whose class is built on this one
     retains_grad: bool = False
     hooks: tuple[Hook, ...] = ()
     arguments: tuple[Any, ...] = ()
@@ -74,7 +98,7 @@ class Node:
     @classmethod
     def of(
         cls,
-        op: Op[Any],
+        op: OpLike,
         edges: Sequence[Edge],
         result: np.ndarray[Any, Any],
     ) -> Node:
@@ -114,7 +138,7 @@ class Hook:
 
     __slots__ = ("_node", "function")
 
-    def __init__(self, node: Node, function: Callable[[Tensor], Tensor | None]) -> None:
+    def __init__(self, node: Node, function: Callable[[Any], Any]) -> None:
         self.function = function
         self._node = weakref.ref(node)  # the node holds the hook
         node.hooks = (*node.hooks, self)

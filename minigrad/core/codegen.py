@@ -30,17 +30,16 @@ import inspect
 import linecache
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from minigrad.graph import Node
-from minigrad.memory import clock, release
-from minigrad.mode import mode
-from minigrad.tensor import Tensor, as_array
-
-if TYPE_CHECKING:
-    from minigrad.op import Op, Rule
+from minigrad.core.dtypes import FLOAT32, FLOAT64, common_float
+from minigrad.core.grad_mode import mode
+from minigrad.core.node import Node, OpLike
+from minigrad.core.tensor import Tensor, as_array
+from minigrad.readonly import release
+from minigrad.versions import clock
 
 _UNWRAP = """
     _{p}_node = None
@@ -128,7 +127,11 @@ _RETURN = """
 """
 
 
-def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
+FILENAME_PREFIX = "<the call of "
+"""How the file names begin under which Python knows the texts of calls."""
+
+
+def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     """The text of the call of `op`, and the function that it defines."""
     rules = dict(sorted(op.rules))
     signature = op.signature.parameters
@@ -180,13 +183,13 @@ def write(op: Op[Any]) -> tuple[str, Callable[..., Tensor]]:
     namespace: dict[str, Any] = _NAMESPACE | {"_op": op, "_forward": op.forward}
     namespace |= {f"_rule_{position}": rule for position, rule in rules.items()}
     namespace |= {f"_default_{p}": default for p, default in defaults.items()}
-    filename = f"<the call of {op.name}>"
+    filename = f"{FILENAME_PREFIX}{op.name}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     exec(compile(text, filename, "exec"), namespace)
     return text, namespace[name]
 
 
-def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
+def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
     """The same steps for an op whose inputs are the elements of one sequence: how many, it says."""
     arrays = list(arrays)
     tensors = [value if isinstance(value, Tensor) else None for value in arrays]
@@ -222,7 +225,7 @@ def on_sequence(op: Op[Any], arrays: Sequence[Any], options: Mapping[str, Any]) 
 _POSITION = object()  # stands for the position of an input, until it is known
 
 
-def _saved(rule: Rule, values: Sequence[Any]) -> tuple[Any, ...]:
+def _saved(rule: Any, values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(shape(values[slot]) if only else values[slot] for slot, only in rule.slots)
 
 
@@ -245,7 +248,7 @@ class Shapes(tuple[tuple[int, ...], ...]):
 
 
 def agree(
-    op: Op[Any], positions: Sequence[int], values: Sequence[Any], given: Sequence[Any]
+    op: OpLike, positions: Sequence[int], values: Sequence[Any], given: Sequence[Any]
 ) -> Sequence[Any]:
     """The inputs of `op` at `positions`, brought to one float dtype.
 
@@ -290,14 +293,7 @@ def agree(
     return [arrays.get(i, value) for i, value in enumerate(agreed)]
 
 
-def common_float(arrays: Sequence[Any]) -> np.dtype[Any] | None:
-    """The dtype in which arrays of floats, those with dimensions first, compute with each other."""
-    floats = [x for x in arrays if x.dtype.kind == "f"]
-    dtypes = {x.dtype for x in floats if x.ndim} or {x.dtype for x in floats}
-    return np.result_type(*dtypes) if dtypes else None
-
-
-def as_floats(op: Op[Any], value: Any) -> Any:
+def as_floats(op: OpLike, value: Any) -> Any:
     """What a function of floats computes with: float64 for integers, float32 for half of it.
 
     What it returns is narrowed again (see `demoted`).
@@ -308,7 +304,7 @@ def as_floats(op: Op[Any], value: Any) -> Any:
     return array.astype(np.float32 if array.dtype == np.float16 else np.float64, copy=False)
 
 
-def demoted(op: Op[Any], out: Any, given: Sequence[Any]) -> Any:
+def demoted(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
     """The result in the dtype that its op should have computed in.
 
     That is the common one of the inputs that are floats. Where there are none, float64 out of
@@ -322,7 +318,7 @@ def demoted(op: Op[Any], out: Any, given: Sequence[Any]) -> Any:
     return out.astype(usual) if out.dtype.itemsize > usual.itemsize else out
 
 
-def as_output(op: Op[Any], out: Any) -> Any:
+def as_output(op: OpLike, out: Any) -> Any:
     """The result of a forward that is no plain array: numpy's reductions give numbers."""
     if isinstance(out, (np.ndarray, np.generic, int, float)):
         return np.asarray(out)
@@ -331,7 +327,7 @@ def as_output(op: Op[Any], out: Any) -> Any:
     )
 
 
-def without_rule(op: Op[Any], names: Sequence[str]) -> TypeError:
+def without_rule(op: OpLike, names: Sequence[str]) -> TypeError:
     """An input is to get a gradient, and nobody has said how: not a case for silence."""
     return TypeError(
         f"`{op.name}` has no rule for {' or '.join(names)}, which requires a gradient; pass "
@@ -350,7 +346,7 @@ def view(out: Any, values: Sequence[Any]) -> Any:
     return out.view() if any(out is value for value in values) else out
 
 
-def explained(op: Op[Any], error: Exception, values: Sequence[Any]) -> Exception:
+def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
     """An error of numpy's with the op's name and its operands; one of our own as it is."""
     if str(error).startswith(f"{op.name}: "):
         return error
@@ -369,9 +365,6 @@ def explained(op: Op[Any], error: Exception, values: Sequence[Any]) -> Exception
 
 # Python's own numbers adapt to the dtype of the array beside them.
 NUMBERS = {float, int, bool}
-
-FLOAT32 = np.dtype(np.float32)
-FLOAT64 = np.dtype(np.float64)
 
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY

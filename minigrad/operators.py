@@ -1,23 +1,46 @@
-"""The operators and methods of a tensor: each is one op or composition, documented there."""
+"""What a Tensor can do: its operators and methods, each one op or composition, documented there.
+
+`minigrad.core` knows no op, so `Tensor` only declares these methods there; this module writes them
+out and attaches them.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
-if TYPE_CHECKING:
-    # At run time tensor.py puts both here, at its foot: they need the class Tensor, and the class
-    # Tensor begins with this one.
-    from minigrad import functional, ops
-    from minigrad.tensor import Axis, Tensor
+from minigrad import functional, ops
+from minigrad.core.backward import backward
+from minigrad.core.op import Op
+from minigrad.core.tensor import Axis, Tensor
+
+# The operators of numpy's arrays, and the ops that take their part beside a Tensor.
+_ARRAY_OPERATORS: dict[np.ufunc, Op[Any]] = {
+    np.add: ops.add,
+    np.subtract: ops.subtract,
+    np.multiply: ops.multiply,
+    np.divide: ops.divide,
+    np.floor_divide: ops.floor_divide,
+    np.remainder: ops.remainder,
+    np.power: ops.power,
+    np.matmul: ops.matmul,
+    np.bitwise_and: ops.logical_and,
+    np.bitwise_or: ops.logical_or,
+    np.equal: ops.equal,
+    np.not_equal: ops.not_equal,
+    np.less: ops.less,
+    np.less_equal: ops.less_equal,
+    np.greater: ops.greater,
+    np.greater_equal: ops.greater_equal,
+}
 
 
-class TensorMethods:
-    """What can be computed of a tensor, in numpy's spelling."""
+class Operators(Tensor):
+    """The methods that `Tensor` gets: in a subclass, so that type checkers compare signatures."""
 
     __slots__ = ()
 
@@ -73,7 +96,7 @@ class TensorMethods:
         return ops.negative.call(self)
 
     def __pos__(self) -> Tensor:
-        return self  # type: ignore[return-value]  # a Tensor, for nothing else has these methods
+        return self
 
     def __abs__(self) -> Tensor:
         return ops.abs.call(self)
@@ -113,6 +136,50 @@ class TensorMethods:
 
     def __getitem__(self, index: Any) -> Tensor:
         return ops.getitem.call(self, index)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """`array * tensor` is a Tensor; `np.exp(tensor)` is an error that says what to call."""
+        compute = _ARRAY_OPERATORS.get(ufunc)
+        if compute is not None and method == "__call__" and not options:
+            return compute.call(*inputs)
+        if compute is not None and method == "__call__" and set(options) == {"out"}:
+            # `w.data -= lr * w.grad`: arithmetic on an array, with a tensor that needs no gradient.
+            return ufunc(*_unwrapped(inputs), **_unwrapped(options))
+        raise TypeError(_use_instead(ufunc.__name__))
+
+    def __array_function__(
+        self, function: Callable[..., Any], types: Any, args: Any, options: Any
+    ) -> Any:
+        """numpy functions that we have are an error that says so; others see plain arrays."""
+        if function in (np.shape, np.ndim, np.size):
+            return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
+        if function.__module__ in ("numpy", "numpy.linalg") and _ours(function.__name__):
+            raise TypeError(_use_instead(function.__name__, function.__module__))
+        return function(*_unwrapped(list(args)), **_unwrapped(dict(options)))
+
+    def backward(
+        self,
+        gradient: Tensor | NDArray[Any] | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+    ) -> None:
+        """Add dL/dx to `x.grad` for every leaf x that this tensor, L, was computed from.
+
+        Args:
+            gradient: the vector v of v^T dL/dx; may be left out if L has one element.
+            retain_graph: keep the graph for another backward pass; by default as `create_graph`.
+            create_graph: make the gradients differentiable themselves.
+
+        Raises:
+            ValueError: if a gradient is missing or has another shape.
+            RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
+                pass, or an array that it saved was written since.
+        """
+        backward(self, gradient, retain_graph, create_graph)
+
+    def clone(self) -> Tensor:
+        """A copy that gradients flow through."""
+        return ops.clone.call(self)
 
     @property
     def T(self) -> Tensor:  # noqa: N802  # the name in numpy and in every formula
@@ -301,3 +368,41 @@ def _sizes(values: Any) -> tuple[int, ...]:
     if len(values) == 1 and isinstance(values[0], (tuple, list, np.ndarray)):
         values = values[0]
     return tuple(operator.index(value) for value in values)
+
+
+def _unwrapped(value: Any) -> Any:
+    """`value` with arrays for the Tensors in it."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, (list, tuple)):
+        return type(value)(_unwrapped(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _unwrapped(v) for key, v in value.items()}
+    return value
+
+
+def _ours(numpy_name: str) -> str | None:
+    """What the numpy function of this name is called here, if it is here."""
+    name = {"absolute": "abs", "amax": "max", "amin": "min"}.get(numpy_name, numpy_name)
+    found = getattr(ops, name, None) or getattr(functional, name, None)
+    return name if callable(found) else None
+
+
+def _use_instead(numpy_name: str, module: str = "numpy") -> str:
+    ours = _ours(numpy_name)
+    instead = f"minigrad.{ours}, or " if ours else ""
+    return (
+        f"{module}.{numpy_name} does not take Tensors; use {instead}{module}.{numpy_name} of "
+        f"tensor.detach().numpy(), which has no gradient"
+    )
+
+
+ATTACHED = {
+    name: method
+    for name, method in vars(Operators).items()
+    if name not in ("__doc__", "__hash__", "__module__", "__slots__")
+}
+"""The methods of `Operators` by name."""
+
+for _name, _method in ATTACHED.items():
+    setattr(Tensor, _name, _method)

@@ -11,18 +11,15 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Container, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from minigrad.graph import Node, check_unwritten, leading_to, reachable
-from minigrad.memory import last_write
-from minigrad.mode import backward_pass, mode
-from minigrad.summation import sum_over
-from minigrad.tensor import Tensor
-
-if TYPE_CHECKING:
-    from minigrad.op import Op
+from minigrad.core.blocked_sum import sum_over
+from minigrad.core.grad_mode import grad_mode, mode
+from minigrad.core.node import Node, OpLike, check_unwritten, leading_to, reachable
+from minigrad.core.tensor import Tensor, node_of
+from minigrad.versions import last_write
 
 
 def backward(
@@ -127,6 +124,20 @@ def grad(
                 f"allow_unused=True gives zeros for it"
             )
     return gradients[0] if single else tuple(gradients)
+
+
+class backward_pass(grad_mode):  # noqa: N801  # reads as a function
+    """The mode of a backward pass, recorded or not, which observers are told of."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        for observer in mode.observers:
+            observer.on_pass(True)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        for observer in mode.observers:
+            observer.on_pass(False)
 
 
 def propagate(
@@ -236,7 +247,7 @@ def show(node: Node, g: Any) -> Any:
     return tensor if isinstance(g, Tensor) else tensor.data
 
 
-def _fit(result: Any, place: Node, op: Op[Any], position: int) -> Any:
+def _fit(result: Any, place: Node, op: OpLike, position: int) -> Any:
     """Bring what a rule returned to its input's shape and dtype: the transpose of broadcasting."""
     if not isinstance(result, (np.ndarray, np.generic, Tensor)):
         raise TypeError(
@@ -325,18 +336,6 @@ def _accumulate(node: Node, g: Tensor) -> None:
             node.grad = Tensor(node.grad.data + g.data)
         else:
             node.grad = node.grad + g
-
-
-def node_of(tensor: Any, role: str) -> Node:
-    """The node of a tensor, or an error that says why there is none."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{role} must be a Tensor, not {type(tensor).__name__}")
-    if tensor.node is None:
-        raise RuntimeError(
-            f"{role}: {tensor.describe()} needs no gradient and has no graph; was it made under "
-            f"no_grad(), by detach(), or from tensors without requires_grad=True?"
-        )
-    return tensor.node
 
 
 def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:

@@ -16,18 +16,16 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from minigrad.graph import Node
-from minigrad.memory import clock
-from minigrad.mode import Observer, mode, no_grad, observe
-from minigrad.op import Op, replay
-from minigrad.tensor import Tensor
-
-if TYPE_CHECKING:
-    from minigrad.graph import Edge
+from minigrad.core.grad_mode import mode, no_grad
+from minigrad.core.node import Edge, Node
+from minigrad.core.observers import Observer, observe
+from minigrad.core.op import Op, replay
+from minigrad.core.tensor import Tensor
+from minigrad.versions import clock
 
 
 def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:

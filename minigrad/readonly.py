@@ -1,58 +1,18 @@
-"""When memory was last written: how a graph learns that an array it saved is no longer what it was.
+"""Memory that must not change while something that was derived from it is kept.
 
-A backward pass multiplies with arrays that the forward pass saved. If an optimiser has written to
-one in the meantime, the result would be a wrong number without a word. So writes are noted here, by
-block of memory: all views of a block, and all tensors on it, see the same. Nodes of the graph are
-numbered by the same clock, and "was this written after that node was made?" is one comparison.
-
-Raw writes through `tensor.data[...] = ` are not seen: numpy does not tell.
-
-Where something is derived from an array and kept, such as a packed copy of a frozen weight, that
-would not do. There the memory is held: made read-only, until `release` or `writable` tells the
-holder that it is about to change.
+A packed copy of a frozen weight is an example: a write to the weight would make the copy out of
+date, and products with it wrong without a word. So the memory is held: made read-only, until
+`release` or `writable` tells the holder that it is about to change.
 """
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from typing import Any, NamedTuple, Protocol
 
 from numpy import ndarray
 
 Array = ndarray[Any, Any]
-
-# `next` on a count is atomic, so the order holds across threads too.
-clock = itertools.count(1)
-
-# The time of the last write of all, in a list so that others can hold on to it. Where it is older
-# than a node, as in any plain training loop, nothing that the node saved needs a look.
-last_write = [0]
-
-# The time of the last write by the id of the array that owns the memory, for as long as it lives.
-_writes: dict[int, tuple[int, weakref.ref[Array]]] = {}
-
-
-def mark_written(*arrays: Array) -> None:
-    """Note that the memory of these arrays was written now."""
-    now = last_write[0] = next(clock)
-    for array in arrays:
-        owner = array if array.base is None else owner_of(array)
-        known = _writes.get(id(owner))
-        _writes[id(owner)] = (now, known[1] if known else _until_gone(owner))
-        if _holds:  # through a view that stayed writable, perhaps
-            release(owner)
-
-
-def _until_gone(owner: Array) -> weakref.ref[Array]:
-    key = id(owner)
-    return weakref.ref(owner, lambda _: _writes.pop(key, None))
-
-
-def last_written(array: Array) -> int:
-    """When the memory of `array` was last written; 0 if it never was."""
-    known = _writes.get(id(owner_of(array)))
-    return known[0] if known else 0
 
 
 def owner_of(array: Array) -> Array:

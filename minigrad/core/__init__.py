@@ -1,0 +1,15 @@
+"""The engine: tensors, the graph that ops leave behind, and the way back through it.
+
+It knows no op and no layer. In reading order:
+
+    tensor       an array, and its node in the graph
+    op           an op: its forward, and a derivative rule for each input
+    codegen      the call of an op, as a function written for that op
+    node         the graph, and the order in which a backward pass visits it
+    backward     the walk back
+    checkpoint   forgetting what a part of the forward pass saved, and running it again
+    grad_mode    whether this thread records a graph
+    observers    watching what happens, for diagnostics and pictures
+    dtypes       the dtype in which inputs compute together
+    blocked_sum  sums of many rows that keep their digits
+"""
