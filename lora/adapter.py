@@ -22,9 +22,9 @@ from lora.variants import dora
 from lora.variants.inits import Factors, draw
 from lora.weight import Weight
 from minigrad import kernels, ops
+from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Dropout, Parameter
-from minigrad.random import check_probability
 
 Array = NDArray[Any]
 

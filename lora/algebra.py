@@ -31,8 +31,8 @@ from lora.factors import Approximation
 from lora.scaling import LoRAScaling, check_size
 from lora.switch import rest
 from lora.weight import Weight
-from minigrad.diagnostics.tables import aligned
 from minigrad.nn import Module, Parameter
+from minigrad.tables import aligned
 
 Array = NDArray[Any]
 

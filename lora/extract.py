@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from lora.adapted import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attach import check_place, place
+from lora.attachment.patterns import ALL_LINEAR, Patterns, near
 from lora.attachment.plan import Plan, targets_in
 from lora.attachment.record import record_of
 from lora.attachment.replacing import places
-from lora.attachment.targets import ALL_LINEAR, Patterns, near
 from lora.attachment.whole import Copy
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
 from lora.scaling import check_size
 from lora.variants.nf4 import NF4Linear
 from minigrad.core.tensor import as_array
-from minigrad.diagnostics.tables import aligned
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
+from minigrad.tables import aligned
 
 if TYPE_CHECKING:
     from minigrad.kernels.nf4 import NF4Matrix

@@ -24,9 +24,9 @@ from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.nf4 import NF4Linear
 from lora.weight import Dense, InFourBits, Weight
 from minigrad import kernels, ops
+from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter
-from minigrad.random import check_probability
 
 
 class LoRALayer(AdaptedLayer):

@@ -18,9 +18,9 @@ from lora.adapter import Adapter
 from lora.attachment.record import adapted_layers
 from lora.embedding import LoRAEmbedding
 from minigrad import ops
+from minigrad.checks import check_range
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
-from minigrad.optim.optimizer import check_range
 
 
 def param_groups(

@@ -7,7 +7,7 @@
     functional           what is composed of ops, and needs no rule
     operators            what a tensor can do
     transforms           derivatives of functions
-    nn, optim, trainer   models, and how they learn
+    nn, optim, training  models, and how they learn
     data, metrics, io    what they learn from, how well, and files
     diagnostics, viz     whether a gradient is right, and pictures
     kernels              the loops over numbers, and the only place that knows numba
@@ -53,11 +53,10 @@ from minigrad.diagnostics import (
     receipt,
 )
 from minigrad.functional import *
-from minigrad.history import History
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.ops import *
 from minigrad.random import manual_seed
-from minigrad.trainer import Trainer
+from minigrad.training import History, Trainer
 from minigrad.transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 neg = ops.negative

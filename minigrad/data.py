@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.checks import check_positive
 from minigrad.core.tensor import as_array
 from minigrad.random import generator
 
@@ -174,12 +175,6 @@ def batches(
     for start in range(0, n, batch_size):
         rows = order[start : start + batch_size]
         yield [array[rows] for array in arrays]
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r:.60}")
 
 
 def _common_length(arrays: Sequence[Arrays]) -> int:

@@ -7,8 +7,6 @@ generators a function has used, and replay it with the same numbers.
 
 from __future__ import annotations
 
-import numbers
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,14 +32,6 @@ def seed_of(rng: np.random.Generator | None = None) -> int | None:
     entropy = getattr(sequence, "entropy", None)
     spawned = bool(getattr(sequence, "spawn_key", ()))
     return entropy if isinstance(entropy, int) and not spawned else None
-
-
-def check_probability(name: str, p: float) -> None:
-    """Raise a ValueError unless `p` is in [0, 1], which a nan is not; a TypeError for no number."""
-    if isinstance(p, bool) or not isinstance(p, numbers.Real):
-        raise TypeError(f"{name} is a probability, not {p!r}")
-    if not 0 <= p <= 1:
-        raise ValueError(f"{name} is a probability, not {p!r}")
 
 
 def generator(rng: np.random.Generator | None = None) -> np.random.Generator:

@@ -15,7 +15,7 @@ import minigrad
 from lora import LoRAConfig, LoRALayer, LoRAScaling, NF4Linear
 from minigrad.nn import MLP, Dropout, Embedding, Linear, Module, Parameter, Sequential
 from minigrad.optim import Adam
-from minigrad.trainer import Trainer
+from minigrad.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 import minigrad
 from minigrad import random
-from minigrad.history import History
 from minigrad.io import load_state, save_state
 from minigrad.metrics import mae, r2, rmse
 from minigrad.nn import MLP, Dropout, Linear, Module, Sequential
@@ -26,7 +25,8 @@ from minigrad.optim import (
     StepLR,
     WarmupCosineLR,
 )
-from minigrad.trainer import Trainer
+from minigrad.training.history import History
+from minigrad.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from minigrad.metrics import rmse
 from minigrad.nn import MLP, Module
 from minigrad.optim import SGD, Adam, AdamW, Optimizer
 from minigrad.progress import progress_bar
-from minigrad.trainer import Trainer
+from minigrad.training.trainer import Trainer
 
 HIDDEN = (256, 256, 256)
 ADAPTED_LAYERS = ("layers.1", "layers.2")  # the two of 256 x 256, which hold most of the weights

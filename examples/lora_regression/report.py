@@ -10,7 +10,7 @@ import numpy as np
 from examples.lora_regression.data import Array, Pair, Split, Task
 from lora import LoRAConfig
 from minigrad.metrics import r2, rmse
-from minigrad.trainer import Trainer
+from minigrad.training.trainer import Trainer
 
 NONE, FULL, LORA = "not adapted", "full fine-tuning", "LoRA"
 

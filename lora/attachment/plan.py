@@ -8,10 +8,11 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
+from lora.attachment.patterns import find
 from lora.attachment.record import Attachment, record_of
 from lora.attachment.replacing import places
 from lora.attachment.report import Match
-from lora.attachment.targets import Target, find, select
+from lora.attachment.targets import Target, select
 from lora.attachment.whole import Copy, Whole
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora.adapted import AdaptedLayer
-from lora.attachment.targets import near
+from lora.attachment.patterns import near
 from lora.attachment.whole import Copy, forget, put_in
 from lora.config import LoRAConfig
 from minigrad.nn import Module, Parameter

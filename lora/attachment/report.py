@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora.attachment.whole import Copy
-from minigrad.diagnostics.tables import aligned
+from minigrad.tables import aligned
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora.scaling import check_number
-from minigrad.diagnostics.tables import aligned, as_html
+from minigrad.tables import aligned, as_html
 
 LISTED = 8  # layers at most of which each has its lines in the table
 

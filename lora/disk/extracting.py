@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.attachment.targets import near
+from lora.attachment.patterns import near
 from lora.config import Bias
 from lora.disk.fitting import TIED, tied_tables
 from lora.disk.stored import StoredWeight
@@ -27,10 +27,10 @@ from lora.files.fingerprint import fingerprint_of_rows
 from lora.files.matching import exact, is_saved_whole, whole_name
 from lora.files.writing import FLOATS, check_dtype, write_folder
 from lora.scaling import LoRAScaling, check_size
-from minigrad.diagnostics.tables import aligned
 from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar
+from minigrad.tables import aligned
 
 Array = NDArray[Any]
 Place = str | os.PathLike[str]

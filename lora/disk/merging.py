@@ -24,10 +24,10 @@ from lora.disk.stored import StoredWeight, adapter_of
 from lora.files.folder import WEIGHTS, AdapterFolder
 from lora.files.writing import FLOATS
 from lora.weight import strips
-from minigrad.diagnostics.tables import in_bytes
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.io.tensor_info import from_stored, to_stored
 from minigrad.progress import progress_bar
+from minigrad.tables import in_bytes
 
 if TYPE_CHECKING:
     from tqdm import tqdm

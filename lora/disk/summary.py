@@ -14,7 +14,7 @@ from lora.files.config import PeftConfig
 from lora.files.facts import Facts
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.spectrum import Spectral
-from minigrad.diagnostics.tables import aligned, in_bytes
+from minigrad.tables import aligned, in_bytes
 
 Array = NDArray[Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from minigrad.diagnostics.tables import aligned, as_html
+from minigrad.tables import aligned, as_html
 
 Verdict = Literal["holds", "fails", "cannot tell"]
 

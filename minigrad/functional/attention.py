@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import kernels, random
+from minigrad import kernels
+from minigrad.checks import check_probability
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
@@ -132,7 +133,7 @@ def scaled_dot_product_attention(
             given.
         TypeError: if the mask is neither of booleans nor of floats.
     """
-    random.check_probability("dropout_p", dropout_p)
+    check_probability("dropout_p", dropout_p)
     shape = _attention_shape(query, key, value)
     allowed, added = _mask(attn_mask, is_causal, shape)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale

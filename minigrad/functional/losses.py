@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import kernels, random
+from minigrad import kernels
+from minigrad.checks import check_probability
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.fused_losses import label_loss, squared_error
@@ -116,7 +117,7 @@ def cross_entropy(
             is not in [0, 1], or no target is left to take the mean of.
     """
     check_reduction(reduction)
-    random.check_probability("label_smoothing", label_smoothing)
+    check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
     axis = _class_axis(logits)
     weights = _class_weights(weight, logits, axis)

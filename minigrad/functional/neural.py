@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels, random
+from minigrad.checks import check_probability
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
@@ -42,7 +43,7 @@ def dropout(
     Raises:
         ValueError: if `p` is not in [0, 1].
     """
-    random.check_probability("p", p)
+    check_probability("p", p)
     if not training or p == 0:
         return x  # type: ignore[no-any-return]  # a Tensor for a Tensor
     rng = random.generator(rng)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.data import check_positive
+from minigrad.checks import check_positive
 from minigrad.kernels import gemm
 from minigrad.kernels.codes import GROUP, LEVELS, absmax_of, read, spread
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minigrad import functional, ops, random
+from minigrad import functional, ops
+from minigrad.checks import check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor, as_array
-from minigrad.data import check_positive
 from minigrad.nn import init
 from minigrad.nn.layers import Linear
 from minigrad.nn.module import Module
@@ -68,7 +68,7 @@ class MultiHeadAttention(Module):
                 f"MultiHeadAttention: num_heads divides embed_dim, but {embed_dim} is no multiple "
                 f"of {num_heads}"
             )
-        random.check_probability("MultiHeadAttention: dropout", dropout)
+        check_probability("MultiHeadAttention: dropout", dropout)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
         self.dropout = dropout

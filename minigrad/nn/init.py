@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
-from minigrad.random import check_probability, generator
+from minigrad.random import generator
 
 Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]

@@ -8,9 +8,9 @@ import operator
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minigrad import functional, ops, random
+from minigrad import functional, ops
+from minigrad.checks import check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
-from minigrad.data import check_positive
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops.axes import normalize_axis
@@ -141,7 +141,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
-        random.check_probability("Dropout: p", p)
+        check_probability("Dropout: p", p)
         self.p = p
         self.rng = rng
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from minigrad import functional, random
+from minigrad import functional
+from minigrad.checks import check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.functional.losses import Reduction, check_reduction
 from minigrad.nn.module import Module
@@ -99,7 +100,7 @@ class CrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(reduction)
-        random.check_probability("CrossEntropyLoss: label_smoothing", label_smoothing)
+        check_probability("CrossEntropyLoss: label_smoothing", label_smoothing)
         self.weight = weight
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import ops
+from minigrad.checks import check_positive
 from minigrad.core.tensor import Tensor
-from minigrad.data import check_positive
 from minigrad.nn.module import Module, Parameter
 
 

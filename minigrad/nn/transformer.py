@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad import ops
+from minigrad.checks import check_positive
 from minigrad.core.tensor import Array, Tensor
-from minigrad.data import check_positive
 from minigrad.nn.attention import MultiHeadAttention
 from minigrad.nn.containers import MLP
 from minigrad.nn.layers import Dropout

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
-from minigrad.optim.optimizer import Optimizer, Parameters, Stepped, check_flag, check_range
+from minigrad.checks import check_flag, check_range
+from minigrad.optim.optimizer import Optimizer, Parameters, Stepped
 
 
 class Adam(Optimizer):

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
+from minigrad.checks import check_count, check_flag, check_range
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.nn.module import Module
-from minigrad.optim.optimizer import check_count, check_flag, check_range
 from minigrad.versions import last_write, last_written
 
 

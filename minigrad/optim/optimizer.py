@@ -282,25 +282,3 @@ def _check(tensor: Any, role: str, seen: set[int]) -> None:
     if id(tensor) in seen:
         raise ValueError(f"{role} occurs twice ({tensor.describe()}); it would be stepped twice")
     seen.add(id(tensor))
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is True or False."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is an integer of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name} must be an integer of at least 0, not {value!r:.60}")
-
-
-def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
-    """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    open_end = open_end or np.isinf(high)
-    if not (low <= value < high if open_end else low <= value <= high):
-        end = ")" if open_end else "]"
-        raise ValueError(f"{name} must be in [{low}, {high}{end}, not {value!r}")

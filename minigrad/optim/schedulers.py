@@ -19,8 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minigrad.data import check_positive
-from minigrad.optim.optimizer import Optimizer, check_count, check_range
+from minigrad.checks import check_count, check_positive, check_range
+from minigrad.optim.optimizer import Optimizer
 
 
 class LRScheduler(ABC):

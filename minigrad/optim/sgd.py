@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from minigrad import kernels
-from minigrad.optim.optimizer import Optimizer, Parameters, Stepped, check_flag, check_range
+from minigrad.checks import check_flag, check_range
+from minigrad.optim.optimizer import Optimizer, Parameters, Stepped
 
 
 class SGD(Optimizer):

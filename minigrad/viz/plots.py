@@ -6,12 +6,11 @@ import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.history import History
 from minigrad.viz.gradients import GradientRecorder
 
 if TYPE_CHECKING:
@@ -37,7 +36,18 @@ Array = NDArray[np.float64]
 # --------------------------------------------------------------------------------------------------
 
 
-def plot_history(history: History, path: str | os.PathLike[str] | None = None) -> Picture:
+@runtime_checkable
+class Records(Protocol):
+    """The records of a training run: a `minigrad.History`, which is built on this module."""
+
+    steps: list[dict[str, float]]
+    epochs: list[dict[str, float]]
+
+    def __getitem__(self, name: str) -> list[float]:
+        """Return one column of the epochs."""
+
+
+def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -> Picture:
     """Draw the losses, each metric and the gradient norm by epoch, below one another.
 
     The loss of each single step is a grey line behind. Losses are on a logarithmic scale if all are
@@ -61,7 +71,7 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
         ticks_at_integers,
     )
 
-    if not isinstance(history, History):
+    if not isinstance(history, Records):
         raise TypeError(
             f"plot_history draws a History, such as `fit` returns and `trainer.history` is, not "
             f"{type(history).__name__}"
@@ -92,7 +102,7 @@ def plot_history(history: History, path: str | os.PathLike[str] | None = None) -
     return figure.saved()
 
 
-def _draw_losses(axes: Axes, history: History) -> None:
+def _draw_losses(axes: Axes, history: Records) -> None:
     from minigrad.viz.figure import INK, VERMILLION
 
     drawn = history["loss"]
@@ -130,7 +140,7 @@ def _is_finite(record: Mapping[str, float]) -> bool:
 
 
 def _draw_column(
-    axes: Axes, history: History, name: str, label: str, line: str, color: str
+    axes: Axes, history: Records, name: str, label: str, line: str, color: str
 ) -> None:
     """One column of the epochs, where they have it; what has no neighbour as a point."""
     records = [record for record in history.epochs if name in record]
@@ -142,7 +152,7 @@ def _draw_column(
         axes.plot(epochs, column, line + marker, markevery=alone, color=color, label=label)
 
 
-def _by_epoch(history: History) -> tuple[list[float], list[float]]:
+def _by_epoch(history: Records) -> tuple[list[float], list[float]]:
     """When each step was, in epochs, of which the first ends at 1; and its loss."""
     counts: dict[float, int] = {}
     for step in history.steps:

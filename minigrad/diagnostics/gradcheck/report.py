@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.checks import check_probability
 from minigrad.diagnostics.gradcheck.heatmap import heatmap
 from minigrad.diagnostics.gradcheck.judge import Verdict
-from minigrad.random import check_probability
 
 LISTED = 5  # entries of a kind that a repr lists
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from minigrad.diagnostics.receipt.report import Receipt
-from minigrad.diagnostics.tables import aligned, as_html, in_bytes, in_flops
+from minigrad.tables import aligned, as_html, in_bytes, in_flops
 
 
 class _Line(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from minigrad.diagnostics.tables import aligned, as_html, in_bytes, in_flops
+from minigrad.tables import aligned, as_html, in_bytes, in_flops
 
 Phase = Literal["forward", "recomputed", "backward", "not done", "optimizer", "dropped"]
 _PHASES: tuple[Phase, ...] = ("forward", "recomputed", "backward", "optimizer", "not done")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigrad.io import write_atomically
+from minigrad.viz import plot_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,8 +70,6 @@ class History:
         Raises:
             ValueError: if there are no epochs yet.
         """
-        from minigrad.viz import plot_history
-
         return plot_history(self, path)
 
 

@@ -14,20 +14,22 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad import random, trainer_state
+from minigrad import random
+from minigrad.checks import check_positive
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.data import batches, check_positive
-from minigrad.history import History, as_record
+from minigrad.data import batches
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
+from minigrad.training import checkpoint_file
+from minigrad.training.history import History, as_record
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
@@ -107,7 +109,7 @@ class Trainer:
         self.ema = ema
         self._check_companions()
         if checkpoint is not None:
-            trainer_state.check_folder(checkpoint)
+            checkpoint_file.check_folder(checkpoint)
         if not isinstance(metrics, Mapping):
             names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
             if len(set(names)) != len(names):
@@ -339,12 +341,93 @@ class Trainer:
         return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
 
     # ----------------------------------------------------------------------------------------------
-    # Files
+    # The state, and files
     # ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a later step depends on, in the form of a dictionary.
+
+        That is the weights and the best weights so far, the states of the optimiser, scheduler,
+        averages and random generators, and the records.
+        """
+        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.ema}
+        return {
+            "classes": {name: _class_name(part) for name, part in parts.items()},
+            "model": self.model.state_dict(),
+            "best": dict(self._best),
+            **{name: None if p is None else p.state_dict() for name, p in parts.items()},
+            "generators": [generator.bit_generator.state for generator in self._generators()],
+            "best_loss": self._best_loss,
+            "epochs_since_best": self._epochs_since_best,
+            "steps": list(self.history.steps),
+            "epochs": list(self.history.epochs),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, source: str = "the state") -> None:
+        """Bring the trainer and all that it uses into a state that `state_dict` returned.
+
+        Args:
+            state: the state of a trainer with parts of the same classes.
+            source: what to call it in messages.
+
+        Raises:
+            ValueError: if it is the state of another model, optimiser, scheduler or average, or of
+                other random generators; nothing is changed then.
+        """
+        generators = self._generators()
+        self._check_state(state, generators, source)
+        with ExitStack() as undo:
+            for name in ("model", "optimizer", "scheduler", "ema"):
+                part = getattr(self, name)
+                if part is not None:
+                    undo.callback(part.load_state_dict, part.state_dict())
+                    part.load_state_dict(state[name])
+            for generator, saved in zip(generators, state["generators"], strict=True):
+                bits = generator.bit_generator
+                undo.callback(setattr, bits, "state", bits.state)
+                bits.state = saved
+            undo.pop_all()  # nothing has failed, so nothing is undone
+        self._best = dict(state["best"])
+        self._best_loss = state["best_loss"]
+        self._epochs_since_best = state["epochs_since_best"]
+        self.history = History(list(state["steps"]), list(state["epochs"]))
+
+    def _check_state(
+        self, state: Mapping[str, Any], generators: Sequence[np.random.Generator], source: str
+    ) -> None:
+        """Raise a ValueError if a state belongs to a trainer with other parts than this one."""
+        for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
+            saved, own = state["classes"][name], _class_name(getattr(self, name))
+            if saved != own:
+                raise ValueError(
+                    f"{source} was saved with {saved or f'no {title}'}, and this trainer has "
+                    f"{own or 'none'}"
+                )
+        kinds = [saved["bit_generator"] for saved in state["generators"]]
+        own_kinds = [generator.bit_generator.state["bit_generator"] for generator in generators]
+        if kinds != own_kinds:
+            raise ValueError(
+                f"{source} has the states of the random generators {kinds}, this trainer and model "
+                f"use {own_kinds}"
+            )
+        weights = self.model.state_dict()
+        for name, value in state["model"].items():
+            if name in weights and value.dtype != weights[name].dtype:
+                raise ValueError(
+                    f"{source} has {name} as {value.dtype}, and this model as "
+                    f"{weights[name].dtype}; convert the model with astype first"
+                )
+
+    def _generators(self) -> list[np.random.Generator]:
+        """List every generator a step may draw from: the default, the trainer's, the modules'."""
+        own = [random.generator(), *([] if self.rng is None else [self.rng])]
+        for module in self.model.modules():
+            own += [v for v in vars(module).values() if isinstance(v, np.random.Generator)]
+        return list({id(generator): generator for generator in own}.values())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that is needed to go on from here: weights, states, generators, records."""
-        trainer_state.save(self, path)
+        checkpoint_file.write(path, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that `save` wrote; the next `fit` does as the saved run would have.
@@ -354,4 +437,8 @@ class Trainer:
             ValueError: if it is cut short, no checkpoint, or one of another model, optimiser,
                 scheduler or average; nothing is changed then.
         """
-        trainer_state.load(self, path)
+        self.load_state_dict(checkpoint_file.read(path), source=repr(os.fspath(path)))
+
+
+def _class_name(part: object) -> str | None:
+    return None if part is None else type(part).__name__

@@ -1,0 +1,44 @@
+"""Checks of arguments that many functions take, with one message for each kind of mistake."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r:.60}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is an integer of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be an integer of at least 0, not {value!r:.60}")
+
+
+def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
+    """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    open_end = open_end or np.isinf(high)
+    if not (low <= value < high if open_end else low <= value <= high):
+        end = ")" if open_end else "]"
+        raise ValueError(f"{name} must be in [{low}, {high}{end}, not {value!r}")
+
+
+def check_probability(name: str, p: float) -> None:
+    """Raise a ValueError unless `p` is in [0, 1], which a nan is not; a TypeError for no number."""
+    if isinstance(p, bool) or not isinstance(p, numbers.Real):
+        raise TypeError(f"{name} is a probability, not {p!r}")
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name} is a probability, not {p!r}")

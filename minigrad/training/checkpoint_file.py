@@ -1,0 +1,122 @@
+"""A training run in a file: the state of a `Trainer`, as arrays with names and the rest as JSON.
+
+The state holds all that a later step depends on: the weights, the states of the optimiser, the
+scheduler, the averages and the random generators, the best weights so far, and the records. Arrays
+are named by what they belong to, as in "model.0.weight" or "optimizer.3.exp_avg".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.io import load_state, save_state
+
+KEY = "minigrad.trainer"
+
+
+def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write what `Trainer.state_dict` returned."""
+    arrays = {f"model.{name}": value for name, value in state["model"].items()}
+    arrays |= {f"best.{name}": value for name, value in state["best"].items()}
+    numbers: dict[str, Any] = {}
+    for number, values in state["optimizer"]["state"].items():
+        for key, value in values.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"optimizer.{number}.{key}"] = value
+            else:
+                numbers[f"{number}.{key}"] = value
+    classes = state["classes"]
+    facts: dict[str, Any] = {
+        "optimizer": classes["optimizer"],
+        "param_groups": state["optimizer"]["param_groups"],
+        "numbers": numbers,
+        **{name: state[name] for name in _PLAIN},
+    }
+    if classes["scheduler"] is not None:
+        facts |= {"scheduler": classes["scheduler"], "scheduler_state": state["scheduler"]}
+    if state["ema"] is not None:
+        facts["ema"] = {name: v for name, v in state["ema"].items() if name != "averages"}
+        arrays |= {f"ema.{name}": value for name, value in state["ema"]["averages"].items()}
+    save_state(path, arrays, {KEY: json.dumps(facts, default=_as_list)})
+
+
+_PLAIN = ("generators", "best_loss", "epochs_since_best", "steps", "epochs")
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file that `write` wrote, as `Trainer.load_state_dict` takes it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is cut short, or no checkpoint of a Trainer.
+    """
+    arrays, metadata = load_state(path)
+    file = repr(os.fspath(path))
+    if KEY not in metadata:
+        raise ValueError(f"{file} is no checkpoint of a Trainer")
+    try:
+        return _state(arrays, json.loads(metadata[KEY]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} is no checkpoint of a Trainer, or one of another version: {error!r}"
+        ) from error
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError if no file can be at this path, before a run has taken its time.
+
+    Raises:
+        FileNotFoundError: if its folder does not exist.
+        IsADirectoryError: if it is a folder itself.
+    """
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise IsADirectoryError(
+            f"the checkpoint {os.fspath(path)!r} is a folder; name a file in it"
+        )
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"the folder of the checkpoint {os.fspath(path)!r} does not exist; make it first"
+        )
+
+
+def _state(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
+    parts: dict[str, dict[str, NDArray[Any]]] = {
+        name: {} for name in ("model", "best", "optimizer", "ema")
+    }
+    for name, value in arrays.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    optimizer: dict[int, dict[str, Any]] = {}
+    for name, value in {**parts["optimizer"], **facts["numbers"]}.items():
+        number, _, key = name.partition(".")
+        optimizer.setdefault(int(number), {})[key] = value
+    groups = [
+        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
+        for group in facts["param_groups"]
+    ]
+    return {
+        "classes": {
+            "optimizer": facts["optimizer"],
+            "scheduler": facts.get("scheduler"),
+            "ema": "EMA" if "ema" in facts else None,
+        },
+        "model": parts["model"],
+        "best": parts["best"],
+        "optimizer": {"state": optimizer, "param_groups": groups},
+        "scheduler": facts.get("scheduler_state"),
+        "ema": {**facts["ema"], "averages": parts["ema"]} if "ema" in facts else None,
+        **{name: facts[name] for name in _PLAIN},
+    }
+
+
+def _as_list(value: Any) -> Any:
+    """Turn an array into a list for JSON: the states of some generators have arrays."""
+    return value.tolist()
