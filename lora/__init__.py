@@ -5,7 +5,9 @@
     layer, embedding            what is computed
     adapted, adapter, weight    what these share: a frozen layer, the update, the matrix W
     merged, scaling, variants   a weight with updates in it, the factor s, DoRA, PiSSA, NF4
-    config, attachment, attach  which layers of a model get an adapter, and how it is put on
+    config, patterns            which layers of a model get an adapter
+    attachment, attach          how it is put on
+    surgery, full_copies        one object in the place of another; what is trained as a whole
     switch, quantize, optim     which adapters take part; the base in four bits; LoRA+
     merge, certificate          merging, and what it loses
     factors, algebra, extract   sums of adapters, and adapters of differences

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.attachment.whole import in_force
+from lora.full_copies import in_force
 from lora.merged import Merged
 from lora.weight import Weight
 from minigrad import ops

@@ -26,8 +26,8 @@ from lora.attachment.record import (
     layers_in_place,
     required,
 )
-from lora.attachment.whole import Copy, Whole
 from lora.factors import Approximation
+from lora.full_copies import Copy, Whole
 from lora.scaling import LoRAScaling, check_size
 from lora.switch import rest
 from lora.weight import Weight

@@ -25,9 +25,9 @@ from lora.attachment.record import (
     required,
     restore_flags,
 )
-from lora.attachment.replacing import replace
 from lora.attachment.report import AttachReport
 from lora.config import LoRAConfig
+from lora.surgery import replace
 from lora.switch import activate, check_switch
 from lora.variants.nf4 import NF4Linear
 from minigrad.core.tensor import Tensor

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, Literal, TypeVar, get_args
 
-from lora.attachment.patterns import ALL_LINEAR, Patterns, check_patterns, check_table, near
+from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_table, near
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants.inits import check_init
 from minigrad.checks import check_probability

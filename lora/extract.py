@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from lora.adapted import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attach import check_place, place
-from lora.attachment.patterns import ALL_LINEAR, Patterns, near
 from lora.attachment.plan import Plan, targets_in
 from lora.attachment.record import record_of
-from lora.attachment.replacing import places
-from lora.attachment.whole import Copy
 from lora.config import Bias, LoRAConfig
 from lora.factors import Approximation
+from lora.full_copies import Copy
+from lora.patterns import ALL_LINEAR, Patterns, near
 from lora.scaling import check_size
+from lora.surgery import places
 from lora.variants.nf4 import NF4Linear
 from minigrad.core.tensor import as_array
 from minigrad.nn import Module, Parameter

@@ -15,11 +15,11 @@ from lora.attachment.record import (
     required,
     restore_flags,
 )
-from lora.attachment.replacing import replace
 from lora.certificate.certificate import MergeCertificate
 from lora.certificate.certify import certify
 from lora.certificate.layers import merging_of
 from lora.certificate.storage import DTYPES, check_dtypes
+from lora.surgery import replace
 from minigrad.nn import Module
 
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora.adapted import AdaptedLayer
-from lora.attachment.patterns import ALL_LINEAR, Patterns
 from lora.attachment.plan import is_plain, projections
 from lora.attachment.record import record_of
-from lora.attachment.replacing import places, replace
 from lora.attachment.targets import select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.layer import LoRALayer
+from lora.patterns import ALL_LINEAR, Patterns
+from lora.surgery import places, replace
 from lora.variants.nf4 import NF4Linear
 from minigrad.checks import check_positive
 from minigrad.nn import Embedding, Linear, Module

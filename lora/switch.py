@@ -14,8 +14,8 @@ from lora.attachment.record import (
     required,
     restore_flags,
 )
-from lora.attachment.whole import Whole
 from lora.config import LoRAConfig
+from lora.full_copies import Whole
 from minigrad.nn import Module, Parameter
 
 _LOCK = threading.Lock()  # blocks of `disabled` are counted, which several threads may do at once

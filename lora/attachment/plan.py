@@ -8,16 +8,16 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.patterns import find
 from lora.attachment.record import Attachment, record_of
-from lora.attachment.replacing import places
 from lora.attachment.report import Match
 from lora.attachment.targets import Target, select
-from lora.attachment.whole import Copy, Whole
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
+from lora.full_copies import Copy, Whole
 from lora.layer import LoRALayer, check_rank_fits
+from lora.patterns import find
 from lora.scaling import LoRAScaling
+from lora.surgery import places
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora.adapted import AdaptedLayer
-from lora.attachment.patterns import near
-from lora.attachment.whole import Copy, forget, put_in
 from lora.config import LoRAConfig
+from lora.full_copies import Copy, forget, put_in
+from lora.patterns import near
 from minigrad.nn import Module, Parameter
 
 _RECORD = "_lora_attachment"

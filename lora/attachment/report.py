@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora.attachment.whole import Copy
+from lora.full_copies import Copy
 from minigrad.tables import aligned
 
 

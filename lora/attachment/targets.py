@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from lora.attachment.patterns import ALL_LINEAR, END_OF_NAME, find, is_match, near
 from lora.config import LoRAConfig
+from lora.patterns import ALL_LINEAR, END_OF_NAME, find, is_match, near
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.attachment.patterns import near
 from lora.config import Bias
 from lora.disk.fitting import TIED, tied_tables
 from lora.disk.stored import StoredWeight
@@ -26,6 +25,7 @@ from lora.files.facts import Facts, LayerFacts, version
 from lora.files.fingerprint import fingerprint_of_rows
 from lora.files.matching import exact, is_saved_whole, whole_name
 from lora.files.writing import FLOATS, check_dtype, write_folder
+from lora.patterns import near
 from lora.scaling import LoRAScaling, check_size
 from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.attachment.plan import Plan
-from lora.attachment.whole import in_place
 from lora.embedding import LoRAEmbedding
 from lora.files.fingerprint import fingerprint_of
 from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
 from lora.files.writing import FLOATS
+from lora.full_copies import in_place
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 

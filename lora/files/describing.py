@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from lora.adapted import AdaptedLayer
 from lora.adapter import Adapter
 from lora.attachment.record import Attached, Attachment
-from lora.attachment.whole import in_place
 from lora.config import Bias, LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.files.config import PeftConfig
@@ -33,6 +32,7 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
+from lora.full_copies import in_place
 from lora.scaling import LoRAScaling
 from minigrad.nn import Module
 

@@ -17,7 +17,6 @@ from lora.attach import attach_planned
 from lora.attachment.plan import Plan, candidates, targets_in
 from lora.attachment.report import AttachReport
 from lora.attachment.targets import Target
-from lora.attachment.whole import in_place
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.files.checking import (
@@ -40,6 +39,7 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
+from lora.full_copies import in_place
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lora.attachment.whole import in_force
+from lora.full_copies import in_force
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter

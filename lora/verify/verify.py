@@ -16,7 +16,7 @@ import numpy as np
 
 from lora.adapted import AdaptedLayer
 from lora.attachment.record import adapted_layers
-from lora.attachment.whole import Whole
+from lora.full_copies import Whole
 from lora.layer import LoRALayer
 from lora.verify import identities
 from lora.verify.checks import Check, VerifyReport

@@ -129,6 +129,7 @@ def near(miss: str, names: Iterable[str]) -> str:
 
 
 def is_match(pattern: str, name: str, expression: bool) -> bool:
+    """Tell whether a name matches: an expression the whole of it, a name its end as well."""
     if expression:
         return re.fullmatch(pattern, name) is not None
     return name == pattern or name.endswith(f".{pattern}")

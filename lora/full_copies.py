@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lora.attachment.replacing import replace
+from lora.surgery import replace
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 
