@@ -8,11 +8,25 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad import OPS, Observer, Tensor, assert_gradients, functional, gradcheck, observe
-from tests.cases import CASES, GIVE_FLOAT32, distinct, each_case
+from tests.cases import CASES, GIVE_FLOAT32, distinct, first_of_each
 
 DIFFERENTIABLE = [case for case in CASES if case.order]
 SMOOTH = [case for case in DIFFERENTIABLE if case.derivative is None]
 FUSED = [case for case in SMOOTH if case.name in OPS and OPS[case.name].composition]
+
+
+CHECKS = []
+"""The checks that `check` has seen, each with the rows that it is for."""
+
+
+def check(cases):
+    """Run a check for the first row of each function; `test_every_check_of_every_row` for all."""
+
+    def decorate(function):
+        CHECKS.append((function, {id(case) for case in cases}))
+        return pytest.mark.parametrize("case", first_of_each(cases), ids=str)(function)
+
+    return decorate
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +95,7 @@ def test_every_rule_of_every_op_runs_in_the_sweep():
 # Values
 
 
-@each_case(CASES)
+@check(CASES)
 def test_value_is_the_reference(case):
     arrays = case.operands()
     out = case(*tensors(arrays))
@@ -93,7 +107,7 @@ def test_value_is_the_reference(case):
     assert_allclose(out.data, expected, rtol=rtol, atol=1e-14)
 
 
-@each_case(CASES)
+@check(CASES)
 def test_float32_value_is_float32_and_near_the_reference(case):
     arrays = case.operands(np.float32)
     out = case(*tensors(arrays))
@@ -108,7 +122,7 @@ def test_float32_value_is_float32_and_near_the_reference(case):
 OF_TENSORS = (*GIVE_FLOAT32, "frozen tensor", "index is a tensor")
 
 
-@each_case([case for case in CASES if case.note not in OF_TENSORS])
+@check([case for case in CASES if case.note not in OF_TENSORS])
 def test_plain_arrays_give_a_plain_array_of_the_same_value(case):
     arrays = case.operands()
     out = case(*arrays)
@@ -117,7 +131,7 @@ def test_plain_arrays_give_a_plain_array_of_the_same_value(case):
     assert_allclose(out, case(*tensors(arrays)).data, rtol=1e-14)
 
 
-@each_case(CASES)
+@check(CASES)
 def test_operands_are_not_written_to(case):
     arrays = case.operands()
     operands = tensors(arrays)
@@ -131,7 +145,7 @@ def test_operands_are_not_written_to(case):
 # Derivatives
 
 
-@each_case(DIFFERENTIABLE)
+@check(DIFFERENTIABLE)
 def test_derivatives_of_first_and_second_order_are_right(case):
     arrays = case.operands()
     if case.derivative is None:
@@ -146,7 +160,7 @@ def test_derivatives_of_first_and_second_order_are_right(case):
 
 
 @pytest.mark.full
-@each_case(SMOOTH)
+@pytest.mark.parametrize("case", SMOOTH, ids=str)
 def test_derivatives_in_float32_are_right_too(case):
     assert_gradients(case, *case.operands(np.float32), order=case.order)
 
@@ -156,13 +170,13 @@ KINKED = [case for case in DIFFERENTIABLE if case.derivative and "padding" not i
 
 
 @pytest.mark.full
-@each_case(KINKED)
+@pytest.mark.parametrize("case", KINKED, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_the_documentation_promises_at_a_kink_is_not_called_wrong(case, dtype):
     assert gradcheck(case, case.operands(dtype), order=case.order).verdict != "disagree"
 
 
-@each_case(DIFFERENTIABLE)
+@check(DIFFERENTIABLE)
 def test_gradients_have_the_shape_and_dtype_of_their_operand(case):
     for dtype in (np.float32, np.float64):
         operands = tensors(case.operands(dtype))
@@ -172,7 +186,7 @@ def test_gradients_have_the_shape_and_dtype_of_their_operand(case):
             assert gradient.dtype == operand.dtype == dtype
 
 
-@each_case(DIFFERENTIABLE)
+@check(DIFFERENTIABLE)
 def test_float32_gradient_is_near_the_float64_one(case):
     arrays = case.operands(np.float32)
     _, cotangent, narrow = value_and_gradients(case, tensors(arrays))
@@ -182,7 +196,7 @@ def test_float32_gradient_is_near_the_float64_one(case):
         assert_allclose(found.data, right.data, rtol=1e-4, atol=1e-5)  # float32 rounds to 6e-8
 
 
-@each_case(DIFFERENTIABLE)
+@check(DIFFERENTIABLE)
 def test_gradient_of_one_operand_alone_is_the_same(case):
     arrays = case.operands()
     together = tensors(arrays)
@@ -195,7 +209,7 @@ def test_gradient_of_one_operand_alone_is_the_same(case):
         assert_allclose(found.data, right.data, rtol=1e-12, atol=1e-14)
 
 
-@each_case(DIFFERENTIABLE)
+@check(DIFFERENTIABLE)
 def test_differentiable_gradients_have_the_same_values(case):
     arrays = case.operands()
     _, _, plain = value_and_gradients(case, tensors(arrays))
@@ -204,7 +218,7 @@ def test_differentiable_gradients_have_the_same_values(case):
         assert_allclose(found.data, right.data, rtol=1e-12, atol=1e-14)
 
 
-@each_case([case for case in DIFFERENTIABLE if case.derivative and not case.quiet])
+@check([case for case in DIFFERENTIABLE if case.derivative and not case.quiet])
 def test_second_derivative_is_a_number_where_the_first_is(case):
     operands = tensors(case.operands())
     _, _, gradients = value_and_gradients(case, operands, create_graph=True)
@@ -219,7 +233,7 @@ def test_second_derivative_is_a_number_where_the_first_is(case):
 # Fused ops are their compositions
 
 
-@each_case(FUSED)
+@pytest.mark.parametrize("case", FUSED, ids=str)
 def test_fused_op_is_its_composition_to_second_order(case):
     def derivatives(function):
         operands = tensors(case.operands())
@@ -306,9 +320,13 @@ def test_layouts_are_what_they_are_for(layout):
     assert not layout(x).flags.c_contiguous
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@each_case(CASES)
-def test_layout_of_memory_does_not_matter(case, layout):
+@check(CASES)
+def test_layout_of_memory_does_not_matter(case):
+    for layout in LAYOUTS:
+        check_layout(case, layout)
+
+
+def check_layout(case, layout):
     arrays = case.operands()
     arranged = [layout(x.astype(np.float64)) if x.dtype.kind == "f" else x for x in arrays]
     strided = [Tensor(x, requires_grad=x.dtype.kind == "f") for x in arranged]
@@ -331,7 +349,7 @@ def is_regular(case):
     return case.name in ("inv", "solve", "cholesky") and case.operands()[0].ndim == 2
 
 
-@each_case([case for case in SMOOTH if not is_regular(case)])
+@check([case for case in SMOOTH if not is_regular(case)])
 def test_operand_and_cotangent_repeated_by_strides_of_zero(case):
     arrays = [
         np.broadcast_to(x[:1], x.shape) if x.dtype.kind == "f" and x.ndim and x.size else x
@@ -353,6 +371,17 @@ def test_operand_and_cotangent_repeated_by_strides_of_zero(case):
     exact = minigrad.grad(right, leaves(plain), np.array(cotangent))
     for one, other in zip(found, exact, strict=True):
         assert_allclose(one.data, other.data, rtol=1e-12, atol=1e-14)
+
+
+# All rows
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_check_of_every_row(case):
+    for function, cases in CHECKS:
+        if id(case) in cases:
+            function(case)
 
 
 # Ways to name an axis
