@@ -73,6 +73,7 @@ def measured(label="", ours=1.0, **peers):
     return Measured(label, 0.0, 0.0, {who: Figure(x, x, x, x) for who, x in figures.items()})
 
 
+@pytest.mark.full
 def test_contenders_alternate_each_in_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv(LOG, str(tmp_path / "log"))
     first, second = measure("order", rounds=2)
@@ -90,6 +91,7 @@ def test_contenders_alternate_each_in_a_process_of_its_own(tmp_path, monkeypatch
     assert first.ratio("peer") == 2.5
 
 
+@pytest.mark.full
 def test_different_results_are_refused():
     with pytest.raises(BenchmarkError, match=r"minigrad 1, peer 1\.001"):
         measure("other work")
@@ -105,11 +107,13 @@ def test_agreement():
         check_agreement("", {OURS: np.nan, "peer": np.nan}, 1e-6)
 
 
+@pytest.mark.full
 def test_a_dead_contender_is_named():
     with pytest.raises(BenchmarkError, match="the process of peer has stopped"):
         measure("dies")
 
 
+@pytest.mark.full
 def test_what_a_library_prints_is_no_answer():
     assert measure("loud")[0].figures[OURS].median == 1.0
 

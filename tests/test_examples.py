@@ -113,6 +113,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_first():
         assert all(other in str(caught.value) for other in NAMES)
 
 
+@pytest.mark.full
 def test_an_example_is_run_by_name_with_its_options(tmp_path):
     out = tmp_path / "by_name.png"
     command = [sys.executable, "-m", "examples", "toy_regression", "--quick", "--out", str(out)]
@@ -251,6 +252,7 @@ def test_the_main_demo_with_other_options(tmp_path, optimizer, scaling):
 # ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_csv_file_of_ones_own(tmp_path, capsys):
     out = tmp_path / "csv.png"
     csv = write_csv(tmp_path / "own.csv")
@@ -357,6 +359,7 @@ def test_bad_options_are_refused_before_any_work(tmp_path, capsys, monkeypatch):
         assert says in refusal(capsys, *arguments)
 
 
+@pytest.mark.full
 def test_as_a_script_it_leaves_with_status_2_and_no_traceback(tmp_path):
     command = [
         sys.executable,
@@ -443,6 +446,7 @@ def test_the_picture_of_digits_is_there(read_digits):
     assert is_picture(read_digits[1], width=1200, height=550)
 
 
+@pytest.mark.full
 def test_the_same_seed_reads_the_same_digits():
     first, second = (digits.demo.run(np.random.default_rng(0), 1) for _ in range(2))
     assert first == second
@@ -504,6 +508,7 @@ def test_switched_off_the_base_writes_the_same_text_again(language):
     assert all(len(text) == 5 + 60 and text.startswith("When ") for text in result.samples.values())
 
 
+@pytest.mark.full
 def test_the_same_seed_writes_the_same_text(tmp_path, monkeypatch):
     sizes, schedule = (
         Sizes(d_model=8, num_heads=2, depth=1, context=8),
@@ -605,6 +610,7 @@ def test_the_alphabet_writes_what_it_reads_and_names_what_it_lacks():
         alphabet.encode("banxcx")
 
 
+@pytest.mark.full
 def test_what_is_likely_is_written_the_more_the_colder(rng):
     alphabet = texts.Alphabet("ab")
     model = CharacterModel(2, Sizes(d_model=8, num_heads=2, depth=1, context=4), rng)

@@ -226,6 +226,7 @@ def test_bits_of_every_way_do_not_depend_on_the_number_of_threads(shape, layout,
         set_num_threads(before)
 
 
+@pytest.mark.full
 @needs_jit
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_errors_are_no_greater_than_those_of_blas(dtype, rng):
@@ -320,6 +321,7 @@ def fuzz(count, seed, tmp_path, **environment):
 guards_memory = pytest.mark.skipif(sys.platform != "linux", reason="guards memory with mprotect")
 
 
+@pytest.mark.full
 @needs_jit
 @guards_memory
 def test_any_views_at_the_edge_of_memory(tmp_path):

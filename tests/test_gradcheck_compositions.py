@@ -142,6 +142,7 @@ def check(count, **settings):
     return told
 
 
+@pytest.mark.full
 def test_compositions_are_not_accused():
     check(30, derandomize=True)
 

@@ -580,6 +580,7 @@ print("done")
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("there", [True, False], ids=["old files", "no files"])
 def test_a_kill_at_any_moment_leaves_the_old_files_or_the_new_ones(tmp_path, there):
     states, old = [], ("old", "old") if there else (None, None)

@@ -282,6 +282,7 @@ def test_what_lies_around_the_operands_has_no_influence(dtype, transposed, rng):
         assert_product(inner_x, inner_y)
 
 
+@pytest.mark.full
 @needs_jit
 @pytest.mark.skipif(sys.platform != "linux", reason="guards the end of memory with mprotect")
 def test_nothing_is_read_beyond_the_end_of_an_operand():
@@ -403,6 +404,7 @@ def _has_omp():
     return True
 
 
+@pytest.mark.full
 @needs_jit
 @pytest.mark.parametrize("layer", LAYERS)
 def test_two_python_threads_at_once(layer):
@@ -417,6 +419,7 @@ def test_two_python_threads_at_once(layer):
     assert run_python(script, **layer_environment(layer)) == "True"
 
 
+@pytest.mark.full
 @needs_jit
 @needs_fork
 @pytest.mark.parametrize("layer", LAYERS)
@@ -436,6 +439,7 @@ def test_a_forked_child_goes_on_multiplying(layer):
     assert run_python(script, **layer_environment(layer)) == "0 True"
 
 
+@pytest.mark.full
 @needs_jit
 def test_openmp_is_preferred_and_the_choice_of_the_user_is_respected():
     script = (

@@ -1021,7 +1021,7 @@ def dense_weights(net):
 
 
 TestPrograms = Programs.TestCase
-TestPrograms.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestPrograms.settings = settings(max_examples=10, stateful_step_count=15, deadline=None)
 
 
 @pytest.mark.full

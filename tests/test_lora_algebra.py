@@ -190,6 +190,7 @@ def test_the_sum_is_the_sum_of_the_updates(model, data):
     assert all(np.array_equal(before[place], now[place]) for place in LAYERS)
 
 
+@pytest.mark.full
 @laws
 @hypothesis.given(models(), st.data())
 def test_the_order_has_no_influence_on_any_bit(model, data):
@@ -202,6 +203,7 @@ def test_the_order_has_no_influence_on_any_bit(model, data):
     assert bits(net, "one") == bits(net, "other")
 
 
+@pytest.mark.full
 @laws
 @hypothesis.given(models(), st.data())
 def test_a_sum_of_sums_is_the_sum(model, data):
@@ -214,6 +216,7 @@ def test_a_sum_of_sums_is_the_sum(model, data):
     assert_is_sum(net, "nested", [(n, x * w) for n, w in first] + [(n, y * w) for n, w in second])
 
 
+@pytest.mark.full
 @laws
 @hypothesis.given(models(), st.data())
 def test_weights_of_one_adapter_add_up(model, data):
@@ -287,6 +290,7 @@ def test_a_sum_of_nothing_learns_where_the_adapter_has_not_yet(rng, place, init)
     assert any(abs(p.grad.data).max() > 1e-6 for p in net.trainable_parameters())
 
 
+@pytest.mark.full
 @laws
 @hypothesis.given(models(), st.data(), st.integers(1, 4))
 def test_of_a_lower_rank_the_sum_is_the_best_there_is(model, data, rank):
@@ -319,6 +323,7 @@ def test_of_a_lower_rank_the_sum_is_the_best_there_is(model, data, rank):
             assert np.linalg.norm(nearest - right) >= row.error - small
 
 
+@pytest.mark.full
 @laws
 @hypothesis.given(models(), st.data())
 def test_nothing_is_lost_at_the_full_rank_of_the_layer(model, data):

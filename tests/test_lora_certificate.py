@@ -351,6 +351,7 @@ def test_squares_that_no_float_holds_do_not_spoil_the_figures(rng):
 magnitudes = st.integers(-9, 6).map(lambda power: 10.0**power)
 
 
+@pytest.mark.full
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
@@ -716,6 +717,7 @@ def test_strips_change_no_figure(rng, monkeypatch):
         assert found.bound == pytest.approx(expected.bound, rel=1e-12)
 
 
+@pytest.mark.full
 def test_a_large_weight_is_never_whole_in_float64(rng):
     layer = gaussian(rng, 3000, 1000, 2)
     certify([layer.part], ["float16"], progress=False)

@@ -306,6 +306,7 @@ def test_a_square_weight_is_stored_as_those_around_it(stored_turned, says, net, 
     np.testing.assert_array_equal(found.T if stored_turned else found, right)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("is_turned", "most"), [(False, 1.2), (True, 2)])
 def test_no_more_than_some_rows_are_in_memory(is_turned, most, tmp_path, rng, monkeypatch):
     rows, cols = 6000, 1000
@@ -369,6 +370,7 @@ def test_an_embedding_beside_pissa_is_a_plain_update(net, rng, tmp_path):
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "right")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", ["kill", "full disk"])
 @pytest.mark.parametrize("name", ["out", "out.safetensors"])
 def test_what_is_broken_off_leaves_what_was_there(what, name, files, tmp_path, monkeypatch):
@@ -1199,6 +1201,7 @@ def test_a_path_that_is_empty_is_none(files, capsys):
     assert "a path is empty" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_reader_may_have_had_enough(files):
     command = [sys.executable, "-m", "lora", "inspect", str(files[1])]
     pipe = subprocess.PIPE
@@ -1261,6 +1264,7 @@ def mutate(rounds, net, rng, tmp_path, capsys):
     return ended
 
 
+@pytest.mark.full
 def test_files_with_mistakes_are_read_right_or_refused(net, rng, tmp_path, capsys):
     ended = mutate(60, net, rng, tmp_path, capsys)
     assert {(command, FAILED) for command in ("inspect", "merge", "extract")} < ended

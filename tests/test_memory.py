@@ -116,6 +116,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.full
 def test_no_op_touches_memory_around_its_arrays():
     at_the_edge(0, 3)
 

@@ -190,6 +190,7 @@ def test_without_the_package_it_says_how_to_install_it(monkeypatch):
         pretrained.folder()
 
 
+@pytest.mark.full
 def test_without_the_package_the_command_says_so_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", [])  # put back, for the runner sets it
@@ -240,6 +241,7 @@ def test_pairs_are_first_sentences_and_heads():
     ]
 
 
+@pytest.mark.full
 def test_the_library_has_pairs_and_nothing_of_a_package_is_on_both_sides():
     every = library.pairs()
     sentences, heads = ([pair[i].lower() for pair in every] for i in (0, 1))

@@ -284,6 +284,7 @@ READ = """
 """
 
 
+@pytest.mark.full
 @needs_jit
 @on_x86
 @pytest.mark.skipif(sys.platform != "linux", reason="guards memory with mprotect")

@@ -157,6 +157,7 @@ def test_orthogonal_weights_are_orthogonal(rng, shape, gain):
     np.testing.assert_allclose(gram, gain**2 * np.eye(min(shape)), atol=1e-13)
 
 
+@pytest.mark.full
 def test_orthogonal_weights_favour_no_direction():
     """Each element has mean 0 and variance 1 / n; without the signs of R they have not."""
     rng = np.random.default_rng(0)

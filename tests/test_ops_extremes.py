@@ -106,6 +106,7 @@ def peak(compute):
         tracemalloc.stop()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("join", [minigrad.concatenate, minigrad.stack])
 def test_joining_many_tensors_takes_memory_for_each_once(join, create_graph):

@@ -6,6 +6,7 @@ import hypothesis
 import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
@@ -88,6 +89,7 @@ def test_pad_fills_in_the_constant(shape, pad_width, value):
     assert_array_equal(minigrad.pad(x, pad_width, constant_values=value), expected)
 
 
+@pytest.mark.full
 @hypothesis.given(st.data(), of_dims(1))
 @many
 def test_roll(data, shape):
@@ -234,6 +236,7 @@ def contractions(draw):
     return subscripts, shapes
 
 
+@pytest.mark.full
 @hypothesis.given(contractions(), st.integers(0, 2**32 - 1))
 @hypothesis.settings(max_examples=300, deadline=None)
 def test_einsum(contraction, seed):

@@ -344,6 +344,7 @@ def near(count):
     return pytest.approx(count, rel=0.01, abs=20_000)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("adapt", [False, True])
 def test_bytes_are_those_that_the_process_holds(traced, adapt):
     model = mlp(D, D, D, D)

@@ -68,6 +68,7 @@ def test_every_op_that_any_row_of_the_cases_calls_is_counted():
     assert r.uncounted == {}
 
 
+@pytest.mark.full
 def test_a_rule_costs_what_the_ops_in_it_cost():
     """A recorded pass is made of calls, which are counted one by one, not by the rules' costs."""
     wrong, right = {}, set()

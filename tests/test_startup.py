@@ -141,6 +141,7 @@ def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
     assert machine.files() == kept
 
 
+@pytest.mark.full
 @needs_jit
 def test_the_line_is_a_message_of_logging_and_can_be_silenced(machine):
     quiet = 'import logging; logging.getLogger("minigrad").setLevel(logging.ERROR)'
@@ -148,6 +149,7 @@ def test_the_line_is_a_message_of_logging_and_can_be_silenced(machine):
     assert (compiled, said) == (["double"], [])
 
 
+@pytest.mark.full
 @needs_jit
 def test_without_a_folder_each_process_compiles_and_says_so(machine):
     # Below a regular file nobody can make a folder, the superuser neither.
@@ -160,6 +162,7 @@ def test_without_a_folder_each_process_compiles_and_says_so(machine):
         assert str(machine.folder) in said[0]
 
 
+@pytest.mark.full
 @needs_jit
 def test_beside_read_only_sources_the_folder_of_the_user_serves(tmp_path):
     sources = copy_sources(tmp_path)
@@ -173,6 +176,7 @@ def test_beside_read_only_sources_the_folder_of_the_user_serves(tmp_path):
     assert machine.run(RUN_PROBE, **place) == ([], ["double"], [])
 
 
+@pytest.mark.full
 @needs_jit
 def test_processes_that_compile_at_once_do_not_disturb_each_other(machine):
     both = "import probe; assert probe.right(); probe.KERNEL.compile(parallel=True)"
@@ -184,6 +188,7 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(machine):
     assert machine.run(both) == ([], ["double", "double"], [])
 
 
+@pytest.mark.full
 @needs_jit
 @needs_fork
 def test_a_forked_child_runs_what_its_parent_has_loaded_and_what_it_has_not(machine):
@@ -200,6 +205,7 @@ def test_a_forked_child_runs_what_its_parent_has_loaded_and_what_it_has_not(mach
     assert machine.run(script, NUMBA_NUM_THREADS="2")[0] == ["double"]
 
 
+@pytest.mark.full
 @needs_jit
 def test_code_for_another_processor_or_numba_is_not_loaded(machine):
     here = machine.run(RUN_PROBE)[:2]
@@ -210,6 +216,7 @@ def test_code_for_another_processor_or_numba_is_not_loaded(machine):
     assert machine.run(RUN_PROBE)[:2] == ([], ["double"])
 
 
+@pytest.mark.full
 @needs_jit
 def test_another_source_or_constant_in_it_is_not_taken_for_the_first(machine, tmp_path):
     machine.run(RUN_PROBE)
@@ -217,6 +224,7 @@ def test_another_source_or_constant_in_it_is_not_taken_for_the_first(machine, tm
     assert machine.run(RUN_PROBE)[:2] == (["double"], [])
 
 
+@pytest.mark.full
 @needs_jit
 def test_a_change_of_a_file_that_a_kernel_calls_into_is_seen(tmp_path):
     sources = copy_sources(tmp_path)
@@ -236,6 +244,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.full
 @needs_jit
 def test_a_damaged_file_is_made_anew(machine):
     machine.run(RUN_PROBE)

@@ -471,6 +471,7 @@ STEPS = {
 compositions = st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5)
 
 
+@pytest.mark.full
 @hypothesis.given(steps=compositions, seed=st.integers(0, 2**32 - 1))
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_the_transforms_of_a_composition_fit_each_other(steps, seed):
@@ -900,6 +901,7 @@ def test_a_plain_pass_frees_what_was_saved_as_it_goes():
     assert freed.names == ["sum", "tanh", "exp"]
 
 
+@pytest.mark.full
 def test_a_thousand_calls_leave_nothing_behind():
     run = jacobian(lambda x, y: (x * y).tanh(), argnums=(0, 1))
     run(X, V)

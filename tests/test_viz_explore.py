@@ -710,6 +710,7 @@ def test_names_cannot_break_out_of_the_page(tmp_path, title):
     assert read(path)["title"] == title
 
 
+@pytest.mark.full
 def test_a_page_of_500_nodes_is_under_a_megabyte(tmp_path, rng):
     x = mg.tensor(rng.standard_normal((16, 16)), requires_grad=True, dtype=np.float32)
     y = x
@@ -721,6 +722,7 @@ def test_a_page_of_500_nodes_is_under_a_megabyte(tmp_path, rng):
     assert path.stat().st_size < 1_000_000
 
 
+@pytest.mark.full
 def test_a_large_graph_has_heat_maps_of_few_numbers_too(tmp_path):
     x = mg.tensor(np.linspace(0.1, 2.7, FEW), requires_grad=True, dtype=np.float64)
     y = x
@@ -743,6 +745,7 @@ def test_a_graph_that_is_too_large_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_graph_that_can_never_fit_is_refused_before_it_is_walked(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "right_way", None)
     y = mg.tensor(1.0, requires_grad=True)

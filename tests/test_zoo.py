@@ -63,6 +63,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.full
 @each
 def test_a_mutant_changes_a_derivative(mutant):
     right = derivatives(mutant)
@@ -88,6 +89,7 @@ def test_gradcheck_kills_the_mutant(mutant):
     assert verdict(mutant) != "agree"
 
 
+@pytest.mark.full
 @each
 def test_gradcheck_agrees_without_the_fault(mutant):
     assert verdict(mutant, planted=False) == "agree"
@@ -137,6 +139,7 @@ def planted_places():
 PACKAGES = ("minigrad", "lora")
 
 
+@pytest.mark.full
 @each
 def test_a_mutant_is_gone_afterwards(mutant):
     run = lambda: mutant.f(*map(Tensor, map(copied, mutant.inputs)))
