@@ -233,7 +233,13 @@ def show(node: Node, g: Any) -> Any:
     """Hand the gradient to each hook in turn, where a tensor that it returns takes its place."""
     tensor = _copied(g) if not isinstance(g, Tensor) else g
     for hook in node.hooks:
-        replaced = hook.function(tensor)
+        for observer in mode.observers:
+            observer.on_hook(node, True)
+        try:
+            replaced = hook.function(tensor)
+        finally:
+            for observer in mode.observers:
+                observer.on_hook(node, False)
         if replaced is None:
             continue
         if not isinstance(replaced, Tensor) or replaced.shape != node.shape:

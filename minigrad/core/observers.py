@@ -53,6 +53,9 @@ class Observer:
         `is_grad_enabled()` tells whether it is recorded. Its end is announced also after an error.
         """
 
+    def on_hook(self, node: Node, begins: bool) -> None:
+        """A hook of the user's is about to see the gradient of `node`, or has seen it."""
+
     def on_rerun(self, begins: bool) -> None:
         """In a backward pass, a checkpoint begins to run its function again, or has ended."""
 

@@ -21,11 +21,11 @@ from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.anomaly.causes import cause_of, cause_of_gradient, overflow
 from minigrad.diagnostics.anomaly.error import AnomalyError
 from minigrad.diagnostics.anomaly.operand import Entries, Operand, is_numeric, values_of
-from minigrad.diagnostics.anomaly.stack import inside_a_rule, layer
 from minigrad.diagnostics.origin import Origin, origin
 
 if TYPE_CHECKING:
     from minigrad.core.op import Op
+    from minigrad.nn import Module
     from minigrad.optim import Optimizer
 
 _LEAF = "a leaf that requires a gradient"
@@ -43,6 +43,10 @@ class Detector(Observer):
         self.routes: WeakKeyDictionary[Node, list[str]] = WeakKeyDictionary()  # to each leaf
         self.inside: str | None = None  # the op inside the present rule that made the first
         self.given: tuple[Any, Any, str | None] = (None, None, None)  # to a rule, by it, and inside
+        # What runs now, innermost last: True for a backward pass, False for what runs inside one
+        # and is no part of it, a hook or the second forward pass of a checkpoint.
+        self.passes: list[bool] = []
+        self.modules: list[Module] = []  # that are being called, innermost last
 
     def is_bad(self, value: Any) -> bool:
         """Whether there is a NaN in it, or an Inf if these count."""
@@ -58,7 +62,7 @@ class Detector(Observer):
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Look at a result, and note the line of the call."""
         if self.is_bad(result):
-            if inside_a_rule():
+            if self.passes and self.passes[-1]:
                 # What a rule makes on its way may be masked out; what it hands on counts.
                 self.inside = self.inside or op.name
             else:
@@ -97,11 +101,48 @@ class Detector(Observer):
             values = {name: values_of(x) for name, x in given.items()}
             hint = cause_of(op.name, values, values_of(result))
         listed = [*operands.values(), made]
-        raise _error(headline, op.name, "forward", origin(), listed, hint, layer(), came)
+        raise _error(headline, op.name, "forward", origin(), listed, hint, self._layer(), came)
+
+    def on_module(self, module: Module, begins: bool) -> None:
+        """Note which modules are being called."""
+        if begins:
+            self.modules.append(module)
+        elif self.modules:  # else its call began before anyone watched
+            self.modules.pop()
+
+    def _layer(self) -> str | None:
+        """Name the innermost module that is being called by its name in the outermost, if any.
+
+        The user's line may be `model(x)`, and the model have a hundred layers.
+        """
+        if not self.modules:
+            return None
+        outer, inner = self.modules[0], self.modules[-1]
+        name = next((name for name, module in outer.named_modules() if module is inner), "")
+        kind = type(inner).__name__
+        return f"{name} ({kind}) of the {type(outer).__name__}" if name else f"the {kind}"
 
     # ----------------------------------------------------------------------------------------------
     # Backward
     # ----------------------------------------------------------------------------------------------
+
+    def on_pass(self, begins: bool) -> None:
+        """Note that ops are called by derivative rules from here on, or no longer."""
+        self._note_run(begins, is_pass=True)
+
+    def on_hook(self, node: Node, begins: bool) -> None:
+        """Note that ops are called by a hook from here on, or no longer."""
+        self._note_run(begins, is_pass=False)
+
+    def on_rerun(self, begins: bool) -> None:
+        """Note that ops are called by a checkpoint's second forward pass, or no longer."""
+        self._note_run(begins, is_pass=False)
+
+    def _note_run(self, begins: bool, is_pass: bool) -> None:
+        if begins:
+            self.passes.append(is_pass)
+        elif self.passes:  # else it began before anyone watched
+            self.passes.pop()
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """Look at the loss, and at the gradient that is put in."""
