@@ -38,6 +38,8 @@ from lora.switch import active, adapters, disabled, switch
 from lora.variants.nf4 import NF4Linear
 from lora.verify import VerifyReport, verify
 
+__version__ = minigrad.__version__  # one distribution has both packages
+
 __all__ = [
     "AdaptedLayer",
     "Adapter",

@@ -24,7 +24,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
 
 from minigrad import data, functional, io, metrics, nn, ops, optim, viz
 from minigrad import operators as operators  # gives Tensor its operators and methods
-from minigrad.config import show_config
+from minigrad.config import installed_version, show_config
 from minigrad.core.backward import grad
 from minigrad.core.checkpoint import checkpoint
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled, no_grad
@@ -58,6 +58,8 @@ from minigrad.ops import *
 from minigrad.random import manual_seed
 from minigrad.training import History, Trainer
 from minigrad.transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
+
+__version__ = installed_version("minigrad-lora")
 
 neg = ops.negative
 

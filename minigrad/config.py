@@ -28,9 +28,9 @@ def config() -> dict[str, str]:
     width, registers = vector.vector_registers()
     tiles = {f"float{8 * size}": micro.tile_shape(size) for size in (4, 8)}
     return {
-        "minigrad": _version("minigrad-lora"),
+        "minigrad": installed_version("minigrad-lora"),
         "Python": f"{platform.python_version()} on {platform.platform()}",
-        **{name: _version(name) for name in ("numpy", "numba", "llvmlite")},
+        **{name: installed_version(name) for name in ("numpy", "numba", "llvmlite")},
         "processor": jit.processor(),
         "vectors": f"{width} bytes, {registers} registers",
         "tile": ", ".join(f"{tile.MR} x {tile.NR} {name}" for name, tile in tiles.items()),
@@ -41,7 +41,8 @@ def config() -> dict[str, str]:
     }
 
 
-def _version(distribution: str) -> str:
+def installed_version(distribution: str) -> str:
+    """Return the version of an installed package, or say that it is none."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -3,10 +3,13 @@
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import lora
+import minigrad
 from minigrad.kernels.jit import OLDEST_NUMBA
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +45,10 @@ def test_an_older_numba_is_refused_in_a_sentence():
 
 def test_the_oldest_numba_is_the_one_that_is_installed_with():
     assert f"numba>={'.'.join(map(str, OLDEST_NUMBA))}" in PROJECT["dependencies"]
+
+
+def test_both_packages_know_the_version_that_is_installed():
+    assert minigrad.__version__ == lora.__version__ == version("minigrad-lora")
 
 
 def test_the_versions_in_pyproject_and_in_the_readme_are_the_same():
