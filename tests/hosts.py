@@ -1,6 +1,6 @@
 """Other machines than this one, as numba can be told to compile for them.
 
-    python -m tests.hosts AVX2 python -m pytest tests/test_gemm.py
+    python -m tests.hosts AVX2 python -m pytest tests/minigrad/kernels/test_gemm.py
 
 runs a command that compiles for such a machine.
 """

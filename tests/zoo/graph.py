@@ -116,7 +116,7 @@ MUTANTS: list[Mutant] = [
         lambda x, w: minigrad.checkpoint(lambda x: x * w, x),
         normal(3),
         normal(3),
-        suite=("tests/test_checkpoint.py",),
+        suite=("tests/minigrad/core/test_checkpoint.py",),
     ),
     # What is handed to the user
     fault(
@@ -150,6 +150,6 @@ MUTANTS: list[Mutant] = [
         ),
         adapted,
         normal((2, 4)),
-        suite=("tests/test_lora_layer.py",),
+        suite=("tests/lora/test_layer.py",),
     ),
 ]

@@ -44,6 +44,10 @@ FAULTS = (
 Planting = AbstractContextManager[None]
 
 
+TESTS_OF_OPS = "tests/minigrad/ops/test_ops.py"
+TESTS_OF_THE_ENGINE = "tests/minigrad/core/test_engine.py"
+
+
 @dataclass(frozen=True)
 class Port:
     """A function and two gradients of it, in words that `m` knows: minigrad, torch, HIPS autograd.
@@ -90,7 +94,10 @@ class Mutant:
     order: int = 1
     op: Op[Any] | None = None
     port: Port | None = None
-    suite: tuple[str, ...] = ("tests/test_ops.py", "tests/test_engine.py")
+    suite: tuple[str, ...] = (
+        "tests/minigrad/ops/test_ops.py",
+        "tests/minigrad/core/test_engine.py",
+    )
     rows: str = ""
 
     def __str__(self) -> str:
@@ -122,7 +129,10 @@ def fault(
     plant: Callable[[], Planting],
     f: Callable[..., Any],
     *inputs: Any,
-    suite: tuple[str, ...] = ("tests/test_engine.py", "tests/test_ops.py"),
+    suite: tuple[str, ...] = (
+        "tests/minigrad/core/test_engine.py",
+        "tests/minigrad/ops/test_ops.py",
+    ),
     **facts: Any,
 ) -> Mutant:
     """A mutant of the engine."""

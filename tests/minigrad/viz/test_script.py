@@ -10,7 +10,7 @@ from minigrad.viz.page import script
 
 pytestmark = pytest.mark.full
 
-RULES = Path(__file__).with_name("oxlint.json")
+RULES = Path(__file__).parents[2].joinpath("oxlint.json")
 
 
 def lint(text, tmp_path):

@@ -36,10 +36,10 @@ from lora.files.facts import KEY
 from lora.files.matching import exact, rank_of, saved_whole, scale_of, targeted
 from minigrad import nn
 from minigrad.io import TensorFile, load_state
+from tests.minigrad.io.test_tensors import mutated
 from tests.peers import lora_cases
-from tests.test_io_tensors import mutated
 
-FOLDERS = Path(__file__).parent / "fixtures" / "peft"
+FOLDERS = Path(__file__).parents[1] / "fixtures" / "peft"
 RESULTS, KINDS = load_state(FOLDERS / "results.safetensors")
 
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
@@ -1036,7 +1036,7 @@ def two_adapters():
 
 SAVING = """
 import sys
-from tests.test_lora_files import two_adapters
+from tests.lora.test_files import two_adapters
 import lora
 models = two_adapters()
 print("begun", flush=True)

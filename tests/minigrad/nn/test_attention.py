@@ -11,7 +11,7 @@ import lora
 import minigrad
 from minigrad import grad, nn
 from minigrad.nn import MultiHeadAttention, Sequential, TransformerBlock
-from tests.test_nn_layers import scatter, standardised
+from tests.minigrad.nn.test_layers import scatter, standardised
 
 
 def attention(embed_dim=4, num_heads=2, *arguments, **options):

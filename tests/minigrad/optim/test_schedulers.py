@@ -24,7 +24,7 @@ from minigrad.optim import (
     WarmupCosineLR,
 )
 
-FIXTURE = Path(__file__).parent / "fixtures" / "optim.safetensors"
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "optim.safetensors"
 with safe_open(FIXTURE, framework="numpy") as file:
     CASES = json.loads(file.metadata()["schedulers"])
     RATES = json.loads(file.metadata()["rates"])

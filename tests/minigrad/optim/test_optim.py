@@ -21,7 +21,7 @@ from minigrad.optim import (
     grad_norm,
 )
 
-FIXTURE = Path(__file__).parent / "fixtures" / "optim.safetensors"
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "optim.safetensors"
 with safe_open(FIXTURE, framework="numpy") as file:
     REFERENCE = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     CASES = json.loads(file.metadata()["cases"])

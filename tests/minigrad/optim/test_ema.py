@@ -13,7 +13,7 @@ import minigrad
 from minigrad.nn import MLP, Parameter
 from minigrad.optim import EMA, SGD, Adam
 
-FIXTURE = Path(__file__).parent / "fixtures" / "optim.safetensors"
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "optim.safetensors"
 with safe_open(FIXTURE, framework="numpy") as file:
     REFERENCE = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     FACTS = {name: json.loads(text) for name, text in file.metadata().items()}

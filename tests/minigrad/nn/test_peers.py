@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 import minigrad
 from minigrad import nn
 from minigrad.nn import init
-from tests.test_nn_layers import ACTIVATIONS
+from tests.minigrad.nn.test_layers import ACTIVATIONS
 
 pytestmark = pytest.mark.peers
 

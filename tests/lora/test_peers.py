@@ -1,6 +1,6 @@
 """Training with adapters beside PEFT on PyTorch: the same numbers give the same curves.
 
-    python -m tests.test_lora_peers
+    python -m tests.lora.test_peers
 
 prints the largest relative differences of each case. We differ from PEFT on purpose in these:
 

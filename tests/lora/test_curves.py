@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from tests.peers.lora_cases import CASES, SAME, STEPS, TOLERANCE, of_losses, relative, train
 
-REFERENCE = load_file(Path(__file__).parent / "fixtures" / "lora.safetensors")
+REFERENCE = load_file(Path(__file__).parents[1] / "fixtures" / "lora.safetensors")
 
 
 def part(name):

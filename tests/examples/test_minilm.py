@@ -19,8 +19,8 @@ from examples import __main__ as runner
 from examples.minilm import library, pretrained, search
 from examples.minilm.encoder import Layout, MiniLM, Sizes
 from lora.disk import check_adapter, merge_files
+from tests.examples.test_examples import is_picture
 from tests.fixtures.make_minilm import TEXTS
-from tests.test_examples import is_picture
 
 TINY = Sizes(20, 8, 2, 8, 16, 2, 2)
 
@@ -31,7 +31,7 @@ needs_weights = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def reference():
-    return load_file(Path(__file__).parent / "fixtures" / "minilm.safetensors")
+    return load_file(Path(__file__).parents[1] / "fixtures" / "minilm.safetensors")
 
 
 @pytest.fixture(scope="module")

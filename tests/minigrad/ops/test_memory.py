@@ -94,7 +94,7 @@ print("done", made)
 
 
 def at_the_edge(seed, rounds, **environment):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(seed), str(rounds)],
         cwd=root,

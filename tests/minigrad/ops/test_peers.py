@@ -4,7 +4,7 @@ A row of the table is compared with PyTorch's function of the same name, in valu
 so is a row with random shapes. Where PyTorch has another name or other arguments, PYTORCH says how
 to call it. Where we differ on purpose, DIFFERENT says why, and a test that it is still so.
 
-    python -m tests.test_peers
+    python -m tests.minigrad.ops.test_peers
 
 prints the largest relative difference for each op.
 """

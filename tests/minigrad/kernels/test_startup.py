@@ -23,7 +23,7 @@ from minigrad.kernels import cache, warmup
 from minigrad.kernels.jit import JIT_ENABLED, jit
 from minigrad.kernels.kernel import Kernel
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="nothing is compiled")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 

@@ -18,7 +18,7 @@ from minigrad.kernels.micro import tile_shape
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from tests.hosts import HOSTS, on_x86
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 FLOATS = (np.float32, np.float64)
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 

@@ -30,10 +30,10 @@ from minigrad.io import (
     writing_set,
 )
 from minigrad.nn import Embedding, LayerNorm, Linear, Module
-from tests.test_io_tensors import mutated
-from tests.test_lora_files import FOLDERS, model_of
+from tests.lora.test_files import FOLDERS, model_of
+from tests.minigrad.io.test_tensors import mutated
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 FOLDERS_OF_PEFT = sorted(each.name for each in FOLDERS.iterdir() if each.is_dir())
 

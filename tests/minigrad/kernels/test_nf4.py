@@ -27,7 +27,7 @@ from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.nf4 import NF4Matrix
 from tests.hosts import HOSTS, on_x86
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 

@@ -20,7 +20,7 @@ from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.micro import tile_shape
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 FLOATS = (np.float32, np.float64)
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
