@@ -94,10 +94,7 @@ class Mutant:
     order: int = 1
     op: Op[Any] | None = None
     port: Port | None = None
-    suite: tuple[str, ...] = (
-        "tests/minigrad/ops/test_ops.py",
-        "tests/minigrad/core/test_engine.py",
-    )
+    suite: tuple[str, ...] = (TESTS_OF_OPS, TESTS_OF_THE_ENGINE)
     rows: str = ""
 
     def __str__(self) -> str:
@@ -129,10 +126,7 @@ def fault(
     plant: Callable[[], Planting],
     f: Callable[..., Any],
     *inputs: Any,
-    suite: tuple[str, ...] = (
-        "tests/minigrad/core/test_engine.py",
-        "tests/minigrad/ops/test_ops.py",
-    ),
+    suite: tuple[str, ...] = (TESTS_OF_THE_ENGINE, TESTS_OF_OPS),
     **facts: Any,
 ) -> Mutant:
     """A mutant of the engine."""
