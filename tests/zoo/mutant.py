@@ -45,7 +45,7 @@ Planting = AbstractContextManager[None]
 
 
 TESTS_OF_OPS = "tests/minigrad/ops/test_ops.py"
-TESTS_OF_THE_ENGINE = "tests/minigrad/core/test_engine.py"
+TESTS_OF_THE_ENGINE = "tests/minigrad/core"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,580 @@
+"""Defining an op: its rules, joint rules, sequences of inputs, replayed ops, bad definitions."""
+
+import copy
+import weakref
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import minigrad
+from minigrad import (
+    OPS,
+    Tensor,
+    assert_gradients,
+    grad,
+    observe,
+    op,
+)
+from tests.minigrad.core.leaves import Log, leaf
+
+# ------------------------------------------------------------------------------------------------
+# Ops of one's own
+# ------------------------------------------------------------------------------------------------
+
+
+def test_an_op_of_ones_own_has_derivatives_of_all_orders():
+    @op
+    def cube(x):
+        """x^3."""
+        return x * x * x
+
+    cube.rule("x", lambda g, x: 3 * g * x * x)
+    assert_gradients(cube, np.array([0.5, -1.2]))
+    assert isinstance(cube(np.ones(2)), np.ndarray)
+    assert cube.__name__ == "cube"
+    assert cube.__doc__ == "x^3."
+    assert repr(cube) == "<op cube(x)>"
+    assert "cube" in repr(cube(leaf(1.0)))
+    assert "cube" not in OPS
+
+
+def test_an_op_in_a_class_is_a_method_as_any_function():
+    class Two(float):
+        plus = minigrad.add
+
+    assert Two(2.0).plus(1.0) == 3.0
+    assert Two.plus is minigrad.add
+
+
+def test_a_rule_can_be_a_decorated_function_and_is_handed_back():
+    @op
+    def scaled(x, factor=2.0):
+        return x * factor
+
+    @scaled.rule("x")
+    def derivative(g, factor):
+        return g * factor
+
+    assert derivative(3.0, 4.0) == 12.0
+    x = leaf(1.0, 2.0)
+    assert_array_equal(grad(scaled(x).sum(), x).data, [2.0, 2.0])
+    assert_array_equal(grad(scaled(x, 5.0).sum(), x).data, [5.0, 5.0])
+    assert_array_equal(grad(scaled(x, factor=-1.0).sum(), x).data, [-1.0, -1.0])
+    assert_array_equal(grad(scaled(factor=-1.0, x=x).sum(), x).data, [-1.0, -1.0])
+
+
+def test_an_op_can_have_keyword_only_options():
+    @op
+    def scaled(x, *, factor=2.0):
+        return x * factor
+
+    scaled.rule("x", lambda g, factor: g * factor)
+    x = leaf(1.0, 2.0)
+    assert_array_equal(grad(scaled(x).sum(), x).data, [2.0, 2.0])
+    assert_array_equal(grad(scaled(x, factor=5.0).sum(), x).data, [5.0, 5.0])
+
+
+def test_an_op_can_be_made_of_a_lambda():
+    double = op(lambda x: x * 2)
+    double.rule("x", lambda g: g * 2)
+    x = leaf(1.0, 2.0)
+    assert_array_equal(grad(double(x).sum(), x).data, [2.0, 2.0])
+
+
+def test_an_input_that_is_left_out_has_no_gradient():
+    @op
+    def shifted(x, shift=None):
+        return x * 1.0 if shift is None else x + shift
+
+    shifted.rule("x", lambda g: g)
+    shifted.rule("shift", lambda g: g)
+    x, shift = leaf(1.0, 2.0), leaf(3.0)
+    assert_array_equal(grad(shifted(x).sum(), x).data, [1.0, 1.0])
+    assert grad(shifted(x, shift).sum(), shift).item() == 2.0
+    assert grad(shifted(x, shift=shift).sum(), shift).item() == 2.0
+
+
+def test_an_op_without_a_rule_for_what_needs_a_gradient_is_an_error():
+    @op
+    def rounded(x):
+        return np.round(x)
+
+    with pytest.raises(TypeError, match=r"`rounded` has no rule for x(.|\n)*x\.detach\(\)"):
+        rounded(leaf(1.4, 2.6))
+    assert_array_equal(rounded(leaf(1.4, 2.6).detach()).data, [1.0, 3.0])
+    with minigrad.no_grad():
+        assert not rounded(leaf(1.4, 2.6)).requires_grad
+
+
+def test_an_op_that_returns_no_floats_needs_no_rule():
+    @op
+    def positive(x):
+        return x > 0
+
+    assert positive(leaf(1.4, -2.6)).data.tolist() == [True, False]
+
+
+def test_an_input_without_a_rule_must_be_a_constant():
+    @op
+    def weighed(x, weight):
+        return x * weight
+
+    weighed.rule("x", lambda g, weight: g * weight)
+    x, weight = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    with pytest.raises(TypeError, match="no rule for weight"):
+        weighed(x, weight)
+    assert_array_equal(grad(weighed(x, weight.detach()).sum(), x).data, [3.0, 4.0])
+
+
+@pytest.mark.parametrize("result", [(1.0, 2.0), None, "text", [np.ones(2)]])
+def test_a_forward_must_return_one_array(result):
+    @op
+    def odd(x):
+        return result
+
+    with pytest.raises(TypeError, match="an op has one output, an array"):
+        odd(leaf(1.0))
+
+
+def test_a_forward_that_returns_its_input_gives_a_new_tensor():
+    @op
+    def same(x):
+        return x
+
+    same.rule("x", lambda g: g)
+    x = leaf(1.0, 2.0)
+    y = same(x)
+    assert y is not x
+    assert y.data is not x.data
+    z = (y * y).sum()
+    assert_array_equal(grad(z, x, retain_graph=True).data, [2.0, 4.0])
+    x.copy_([0.0, 0.0])  # the same memory, so y has changed
+    with pytest.raises(RuntimeError, match="written since"):
+        z.backward()
+
+
+def test_a_rule_given_after_the_first_call_counts():
+    @op
+    def late(x):
+        return x * 3
+
+    x = leaf(1.0, 2.0)
+    assert_array_equal(late(x.detach()).data, [3.0, 6.0])
+    late.rule("x", lambda g: g * 3)
+    assert_array_equal(grad(late(x).sum(), x).data, [3.0, 3.0])
+
+
+def test_rules_get_arrays_and_under_create_graph_tensors():
+    seen = []
+
+    @op
+    def scaled(x, factor, shape=None):
+        return x * factor
+
+    @scaled.rule("x")
+    def _scaled_x(g, x, factor, out, x_shape, shape):
+        seen.append([type(value) for value in (g, x, factor, out, x_shape, shape)])
+        return g * factor
+
+    x = leaf(1.0, 2.0)
+    grad(scaled(x, 2.0).sum(), x)
+    grad(scaled(x, 2.0).sum(), x, create_graph=True)
+    assert seen == [[kind, kind, float, kind, tuple, type(None)] for kind in (np.ndarray, Tensor)]
+
+
+def test_a_deep_copy_of_an_op_is_the_op():
+    assert copy.deepcopy(minigrad.tanh) is minigrad.tanh
+
+
+# Joint rules
+
+
+def joint_product():
+    """x y z with one rule for x and y; it keeps what it was told to be needed."""
+
+    @op
+    def product(x, y, z):
+        return x * y * z
+
+    def derivative(g, needs, x, y, z):
+        product.told.append(needs)
+        shared = g * z
+        return shared * y if needs[0] else None, shared * x if needs[1] else None
+
+    product.told = []
+    product.joint_rule(["x", "y"], derivative)
+    return product
+
+
+def test_a_joint_rule_gives_all_gradients_at_once():
+    product = joint_product()
+    x, y, z = leaf(2.0), leaf(3.0), Tensor(5.0)
+    assert [g.item() for g in grad(product(x, y, z), [x, y])] == [15.0, 10.0]
+    assert product.told == [(True, True)]
+
+
+def test_a_joint_rule_is_told_what_is_needed():
+    product = joint_product()
+    x, y, z = leaf(2.0), leaf(3.0), Tensor(5.0)
+    product(x, y.detach(), z).backward()
+    product(x.detach(), y, z).backward()
+    grad(product(x, y, z), y)
+    assert product.told == [(True, False), (False, True), (False, True)]
+    assert x.grad.item() == 15.0
+    assert y.grad.item() == 10.0
+
+
+def test_a_joint_rule_is_right_at_second_order():
+    product = joint_product()
+    arrays = [np.array([0.5, 1.5]), np.array([-1.0, 2.0])]
+    assert_gradients(lambda x, y: product(x, y, Tensor(np.array([2.0, 3.0]))), *arrays)
+
+
+@pytest.mark.parametrize("result", [lambda g: g, lambda g: (g,), lambda g: None])
+def test_a_joint_rule_must_return_one_gradient_for_each(result):
+    @op
+    def product(x, y):
+        return x * y
+
+    product.joint_rule(["x", "y"], lambda g, needs: result(g))
+    with pytest.raises(TypeError, match="joint rule of `product` must return 2 gradients"):
+        product(leaf(1.0), leaf(2.0)).backward()
+
+
+# Sequences of inputs
+
+
+def total_op():
+    @op
+    def total(arrays, power=1):
+        return sum(a**power for a in arrays)
+
+    @total.rule("arrays")
+    def _total_one(g, position, arrays, power):
+        return g * power * arrays[position] ** (power - 1)
+
+    return total
+
+
+def test_an_op_of_a_sequence_has_a_gradient_for_each_element():
+    total = total_op()
+    x, y = leaf(2.0), leaf(3.0)
+    for arrays in ([x, y], (x, y), iter([x, y])):
+        assert [g.item() for g in grad(total(arrays, power=2), [x, y])] == [4.0, 6.0]
+
+
+def test_an_op_of_a_sequence_takes_constants_and_repetitions():
+    total = total_op()
+    x = leaf(2.0)
+    out = total([x, 10.0, np.array(1.0), x, Tensor(5.0)], power=2)
+    assert out.item() == 4 + 100 + 1 + 4 + 25
+    assert grad(out, x).item() == 8.0
+    assert not total([Tensor(1.0), 2.0]).requires_grad
+    assert isinstance(total([np.ones(2), np.ones(2)]), np.ndarray)
+
+
+def test_an_op_of_a_sequence_is_right_at_second_order():
+    total = total_op()
+    arrays = [np.array([0.5, 1.5]), np.array([1.0, 2.0]), np.array(0.7)]
+    assert_gradients(lambda *xs: total(xs, 3), *arrays)
+
+
+def test_a_written_element_of_a_sequence_is_named():
+    total = total_op()
+    x, y = leaf(2.0), leaf(3.0)
+    out = total([x, y], power=2)
+    y.copy_(0.0)
+    with pytest.raises(
+        RuntimeError, match=r"`total`.* saved its input arrays\[1\] .*written since"
+    ):
+        out.backward()
+
+
+def test_concatenate_minds_no_write_for_it_needs_shapes_only():
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    out = (minigrad.concatenate([x, y]) * np.arange(4.0)).sum()
+    y.copy_([0.0, 0.0])
+    out.backward()
+    assert_array_equal(y.grad.data, [2.0, 3.0])
+
+
+# Fused ops that are replayed
+
+
+def replayed_op():
+    """tanh(x y) x, with rules that work on arrays only."""
+
+    @op(composition=lambda x, y: minigrad.tanh(x * y) * x, replayed=True)
+    def fused(x, y):
+        return np.tanh(x * y) * x
+
+    @fused.rule("x")
+    def _fused_x(g, x, y):
+        assert type(g) is type(x) is np.ndarray
+        t = np.tanh(x * y)
+        return np.multiply(g, t + x * y * (1 - t * t))
+
+    @fused.rule("y")
+    def _fused_y(g, x, y):
+        assert type(g) is type(x) is np.ndarray
+        return np.multiply(g, x * x * (1 - np.tanh(x * y) ** 2))
+
+    return fused
+
+
+def test_a_replayed_op_is_right_at_orders_one_and_two():
+    arrays = [np.array([0.5, -1.2]), np.array([0.7, 0.4])]
+    fused = replayed_op()
+    assert_gradients(fused, *arrays)
+    assert_gradients(lambda x: fused(x, x), arrays[0])
+    assert_gradients(lambda x, y: fused(fused(x, y), y.tanh()), *arrays)
+
+
+def test_a_replayed_op_is_right_at_order_three():
+    fused = replayed_op()
+
+    def second(f):
+        def run(x, y):
+            (g,) = grad(f(x, y).sum(), [x], create_graph=True)
+            return grad(g.sum(), [x], create_graph=True)[0]
+
+        return run
+
+    x, y = leaf(0.5, -1.2), leaf(0.7, 0.4)
+    found = grad(second(fused)(x, y).sum(), [x, y])
+    right = grad(second(fused.composition)(x, y).sum(), [x, y])
+    for one, other in zip(found, right, strict=True):
+        assert_allclose(one.data, other.data, rtol=1e-12)
+
+
+def test_first_order_runs_the_rules_and_not_the_composition():
+    fused = replayed_op()
+    with observe(Log()) as log:
+        fused(leaf(1.0, 2.0), leaf(3.0, 4.0)).sum().backward()
+    assert "tanh" not in log.calls
+    assert ("fused", 0) in log.rules
+    assert ("fused", 1) in log.rules
+
+
+def work_of_second_derivative(length):
+    fused = replayed_op()
+    x, y = leaf(0.3, 0.4), leaf(0.5, 0.6)
+    h = x
+    for _ in range(length):
+        h = fused(h, y)
+    with observe(Log()) as log:
+        g = grad(h.sum(), x, create_graph=True)
+        first = len(log.calls) + len(log.rules)
+        grad(g.sum(), x)
+    return first, len(log.calls) + len(log.rules) - first
+
+
+def test_a_replay_does_not_walk_on_upstream():
+    short, long = work_of_second_derivative(10), work_of_second_derivative(20)
+    for few, many in zip(short, long, strict=True):
+        assert few < many <= 2.1 * few
+
+
+def test_a_replayed_gradient_by_one_input_depends_on_the_others_too():
+    fused = replayed_op()
+    x, y = leaf(0.5, -1.2), leaf(0.7, 0.4)
+    g = grad(fused(x, y).sum(), x, create_graph=True)  # by x alone
+    right = grad(fused.composition(x, y).sum(), x, create_graph=True)
+    assert_allclose(grad(g.sum(), y).data, grad(right.sum(), y).data, rtol=1e-12)
+
+
+def test_a_replay_with_a_constant_input_is_right():
+    fused = replayed_op()
+    y = Tensor(np.array([0.7, 0.4]))
+    assert_gradients(lambda x: fused(x, y), np.array([0.5, -1.2]))
+    assert_gradients(lambda x: fused(y, x), np.array([0.5, -1.2]))
+
+
+def test_a_replayed_op_minds_writes_to_all_its_inputs():
+    fused = replayed_op()
+    x, y = leaf(0.5, -1.2), leaf(0.7, 0.4)
+    g = grad(fused(x, y).sum(), x, create_graph=True)
+    y.copy_([0.0, 0.0])
+    with pytest.raises(RuntimeError, match="written since"):
+        grad(g.sum(), x)
+
+
+def keeping_op(runs):
+    """tanh(x y), which keeps 1 - tanh^2 for its joint rule; `runs` counts the forwards."""
+
+    @op(composition=lambda x, y: minigrad.tanh(x * y), replayed=True, keeps=True)
+    def keeping(x, y):
+        runs.append(None)
+        t = np.tanh(x * y)
+        return t, 1 - t * t
+
+    keeping.joint_rule(("x", "y"), lambda g, needs, x, y, kept: (g * kept * y, g * kept * x))
+    return keeping
+
+
+def test_an_op_that_keeps_something_is_right_at_orders_one_and_two():
+    arrays = [np.array([0.5, -1.2]), np.array([0.7, 0.4])]
+    keeping = keeping_op([])
+    assert_gradients(keeping, *arrays)
+    assert_gradients(lambda x: keeping(x, x), arrays[0])
+
+
+def test_what_an_op_keeps_is_no_part_of_its_result():
+    runs = []
+    keeping = keeping_op(runs)
+    assert_array_equal(keeping(np.ones(2), 0.5), np.tanh([0.5, 0.5]))
+    x = leaf(1.0, 2.0)
+    result = keeping(x, 0.5)
+    assert isinstance(result, Tensor)
+    result.sum().backward()
+    assert len(runs) == 2  # and none in the backward pass
+    assert_allclose(x.grad.data, 0.5 / np.cosh([0.5, 1.0]) ** 2, rtol=1e-12)
+
+
+def test_what_an_op_keeps_is_freed_with_the_graph():
+    kept = []
+
+    @op(composition=lambda x: x * 2.0, replayed=True, keeps=True)
+    def double(x):
+        kept.append(np.zeros(3))
+        references.append(weakref.ref(kept[-1]))
+        return x * 2.0, kept.pop()
+
+    double.rule("x", lambda g, kept: g * 2.0 + kept.sum())
+    references = []
+    loss = double(leaf(1.0, 2.0)).sum()
+    assert references[0]() is not None
+    loss.backward()
+    assert references[0]() is None
+    double(Tensor([1.0]))  # no rule will ask for it
+    assert references[1]() is None
+
+
+# Bad definitions
+
+
+def test_keeping_without_a_replay_is_refused():
+    with pytest.raises(ValueError, match="must be replayed"):
+        op(composition=lambda x: x, keeps=True)(lambda x: (x, x))
+
+
+def test_a_rule_cannot_name_what_the_op_does_not_keep():
+    fused = op(lambda x: x)
+    with pytest.raises(ValueError, match="asks for 'kept'"):
+        fused.rule("x", lambda g, kept: g)
+
+
+@op
+def sample(x, y, n=3):
+    return x * y * n
+
+
+@pytest.mark.parametrize(
+    ("define", "message"),
+    [
+        (lambda: sample.rule("z", lambda g: g), "`sample` has no input 'z', only x, y, n"),
+        (
+            lambda: sample.rule("x", lambda g, z: g),
+            "a rule of `sample` asks for 'z'; it can have g, out and x, y, n, "
+            "or the shape of one, as x_shape",
+        ),
+        (lambda: sample.rule("x", lambda g, z_shape: g), "asks for 'z_shape'"),
+        (lambda: sample.rule("x", lambda y, g: g), "takes g first, not y, g"),
+        (lambda: sample.rule("x", lambda: 0), "takes g first"),
+        (lambda: sample.joint_rule(["x"], lambda g, x: g), "takes g, needs first, not g, x"),
+        (lambda: sample.joint_rule(["z"], lambda g, needs: g), "has no input 'z'"),
+        (
+            lambda: sample.rule("y", lambda g, position: g),
+            "a sequence of inputs is the first parameter",
+        ),
+    ],
+)
+def test_bad_rules_are_refused_by_name(define, message):
+    with pytest.raises(ValueError, match="sample") as caught:
+        define()
+    assert message in str(caught.value)
+    assert sample.rules == []
+
+
+def product_of_two():
+    @op
+    def product(x, y):
+        return x * y
+
+    product.rule("x", lambda g, y: g * y)
+    return product
+
+
+def test_a_second_rule_for_an_input_is_refused():
+    with pytest.raises(ValueError, match="`product` already has a rule for 'x'"):
+        product_of_two().rule("x", lambda g, y: g * y)
+
+
+def test_a_joint_rule_beside_others_is_refused():
+    with pytest.raises(ValueError, match="`product` has rules already"):
+        product_of_two().joint_rule(["x", "y"], lambda g, needs, x, y: (g * y, g * x))
+    joint = joint_product()
+    with pytest.raises(ValueError, match="`product`"):
+        joint.rule("z", lambda g, x, y: g * x * y)
+
+
+def test_a_rule_beside_that_of_a_sequence_is_refused():
+    with pytest.raises(ValueError, match="`total`"):
+        total_op().rule("power", lambda g: g)
+
+
+@pytest.mark.parametrize("name", ["g", "out", "needs", "position", "_x"])
+def test_reserved_names_of_parameters_are_refused(name):
+    namespace = {"__name__": __name__}
+    exec(f"def f({name}): return {name}", namespace)
+    with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
+        op(namespace["f"])
+
+
+@pytest.mark.parametrize("text", ["def f(*x): return x", "def f(x, **y): return x"])
+def test_forwards_with_any_number_of_arguments_are_refused(text):
+    namespace = {"__name__": __name__}
+    exec(text, namespace)
+    with pytest.raises(ValueError, match=r"an op names all its parameters; \*+[xy] does not"):
+        op(namespace["f"])
+
+
+def test_replayed_without_a_composition_is_refused():
+    with pytest.raises(ValueError, match="must name the composition"):
+        op(composition=None, replayed=True)(lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (None, TypeError, "the rule of `bad` for its input x returned None"),
+        (2.0, TypeError, "the rule of `bad` for its input x returned 2.0"),
+        ((1, 2), TypeError, r"the rule of `bad` for its input x returned \(1, 2\)"),
+        (np.ones(3), ValueError, r"gradient of shape \(3,\), which cannot be summed to .* \(2,\)"),
+        (np.ones((1, 1)), ValueError, r"gradient of shape \(1, 1\), which cannot be summed"),
+    ],
+)
+def test_what_a_rule_must_not_return_is_named(returned, error, message):
+    @op
+    def bad(x):
+        return x * 1.0
+
+    bad.rule("x", lambda g: returned)
+    with pytest.raises(error, match=message):
+        bad(leaf(1.0, 2.0)).sum().backward()
+
+
+def test_what_a_call_must_not_be_given_is_named():
+    for bad in ("text", object(), [1.0, "a"], {1: 2}):
+        with pytest.raises(TypeError, match=r"add: takes tensors, arrays and numbers|tensor holds"):
+            minigrad.add(leaf(1.0), bad)
+    with pytest.raises(TypeError, match="add: takes tensors, arrays and numbers, not None for y"):
+        minigrad.add(leaf(1.0), None)
+
+
+def test_wrong_arguments_of_a_call_are_pythons_usual_error():
+    with pytest.raises(TypeError, match=r"exp\(\) missing 1 required positional argument: 'x'"):
+        minigrad.exp()
+    with pytest.raises(TypeError, match=r"sum\(\) got an unexpected keyword argument 'axes'"):
+        minigrad.sum(leaf(1.0), axes=0)
