@@ -38,6 +38,7 @@ from minigrad.core.dtypes import FLOAT32, FLOAT64, common_float
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.errors import op_error, op_of
 from minigrad.readonly import release
 from minigrad.versions import clock
 
@@ -281,9 +282,10 @@ def agree(
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
         elif value.__class__ not in NUMBERS and (value is not None or op.is_required(position)):
-            raise TypeError(
-                f"{op.name}: takes tensors, arrays and numbers, not {value!r} "
-                f"for {op.input_name(position)}"
+            raise op_error(
+                TypeError,
+                op.name,
+                f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(position)}",
             )
     firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]
     target = common_float(firm or list(arrays.values()))
@@ -300,7 +302,7 @@ def as_floats(op: OpLike, value: Any) -> Any:
     """
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{op.name}: takes tensors, arrays and numbers, not {value!r:.60}")
+        raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
     return array.astype(np.float32 if array.dtype == np.float16 else np.float64, copy=False)
 
 
@@ -348,19 +350,20 @@ def view(out: Any, values: Sequence[Any]) -> Any:
 
 def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
     """An error of numpy's with the op's name and its operands; one of our own as it is."""
-    if str(error).startswith(f"{op.name}: "):
+    if op_of(error) == op.name:
         return error
     operands = ", ".join(
         f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.50}"
         for value in values
     )
-    text = f"{op.name}: {error}; it was called with {operands}"
+    text = f"{error}; it was called with {operands}"
     if isinstance(error, (OverflowError, ValueError)):
-        return ValueError(text)
+        return op_error(ValueError, op.name, text)
     if isinstance(error, IndexError):
-        return IndexError(text)
+        return op_error(IndexError, op.name, text)
     no_numbers = str(error).startswith("ufunc")  # has no loop for such types
-    return TypeError(text + ", and takes tensors, arrays and numbers" if no_numbers else text)
+    takes = ", and takes tensors, arrays and numbers" if no_numbers else ""
+    return op_error(TypeError, op.name, text + takes)
 
 
 # Python's own numbers adapt to the dtype of the array beside them.

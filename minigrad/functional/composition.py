@@ -9,13 +9,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from minigrad.core.op import OPS
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.errors import message_of, op_error, op_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_NAMES: set[str] = set()
 
 
 def composition(function: Callable[P, R]) -> Callable[P, R]:
@@ -25,7 +23,6 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     op inside it, begins with the name of the function that was called.
     """
     name = function.__name__
-    _NAMES.add(name)
     parameters = list(inspect.signature(function).parameters.values())
     arrays = {p.name for p in parameters if p.annotation == "Array"}
     places = [i for i, p in enumerate(parameters) if p.name in arrays]
@@ -43,14 +40,11 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
                     options[key] = _array(options[key], args)
             return function(*given, **options)
         except (IndexError, TypeError, ValueError) as error:
-            called, colon, message = str(error).partition(": ")
-            if called == name:
+            if op_of(error) == name:
                 raise
-            if not colon or not (called in _NAMES or called in OPS):
-                message = str(error)
-            for kind in (ValueError, IndexError, TypeError):  # the first one, for numpy's AxisError
+            for kind in (ValueError, IndexError, TypeError):  # numpy's AxisError is two of them
                 if isinstance(error, kind):
-                    raise kind(f"{name}: {message}") from error
+                    raise op_error(kind, name, message_of(error)) from error
             raise
 
     return named

@@ -28,6 +28,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from minigrad.errors import op_error
 from minigrad.kernels import dots, products, streams
 from minigrad.kernels.blocks import block_sizes
 from minigrad.kernels.jit import JIT_ENABLED
@@ -78,7 +79,7 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
     m, k = x_shape
     k_y, n = y_shape
     if k != k_y:
-        raise ValueError(_mismatch(x, y))
+        raise _mismatch(x, y)
     if out is None and not add:
         out = np.empty((m, n), dtype)
     else:
@@ -93,12 +94,12 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
     return out
 
 
-def _mismatch(x: Array, y: Array) -> str:
+def _mismatch(x: Array, y: Array) -> ValueError:
     k, k_y = x.shape[-1], y.shape[-2]
-    message = f"matmul: shapes {x.shape} and {y.shape} do not align: {k} != {k_y}"
+    message = f"shapes {x.shape} and {y.shape} do not align: {k} != {k_y}"
     if k == y.shape[-1]:
         message += "; did you mean the transpose of the second, np.swapaxes(y, -1, -2)?"
-    return message
+    return op_error(ValueError, "matmul", message)
 
 
 def _checked(
@@ -106,24 +107,30 @@ def _checked(
 ) -> Array:
     """`out`, if it can take a product of this shape; else an error that says why not."""
     if out is None:
-        raise ValueError("matmul: add=True adds to `out`, and there is none: pass out=")
+        raise op_error(ValueError, "matmul", "add=True adds to `out`, and there is none: pass out=")
     dtype = x.dtype if dtype is None else dtype
     if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
         kind = f"{out.dtype} array" if type(out) is np.ndarray else type(out).__name__
-        raise ValueError(
-            f"matmul: out is a {kind} of shape {np.shape(out)}, the product is "
-            f"a {dtype} array of shape {shape}"
+        raise op_error(
+            ValueError,
+            "matmul",
+            f"out is a {kind} of shape {np.shape(out)}, the product is "
+            f"a {dtype} array of shape {shape}",
         )
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise ValueError(
-            "matmul: out must be C-contiguous, aligned and writable; write to such an array and "
-            "copy it with out[...] = "
+        raise op_error(
+            ValueError,
+            "matmul",
+            "out must be C-contiguous, aligned and writable; write to such an array and "
+            "copy it with out[...] = ",
         )
     for operand, name in ((x, "first"), (y, "second")):
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
-            raise ValueError(
-                f"matmul: out shares memory with the {name} operand, which would change while it "
-                "is read; pass a copy of one of them"
+            raise op_error(
+                ValueError,
+                "matmul",
+                f"out shares memory with the {name} operand, which would change while it "
+                "is read; pass a copy of one of them",
             )
     return out
 
@@ -132,7 +139,7 @@ def _numpy_matmul(x: Array, y: Array, out: Array | None, add: bool) -> Array:
     """The product by numpy: for what is not ours, and as the twin of ours without JIT."""
     if x.ndim >= 2 and y.ndim >= 2:
         if x.shape[-1] != y.shape[-2]:
-            raise ValueError(_mismatch(x, y))
+            raise _mismatch(x, y)
         _broadcast(x, y)
     product: Array = np.matmul(x, y, order="C")
     if out is None and not add:
@@ -148,9 +155,11 @@ def _broadcast(x: Array, y: Array) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except ValueError:
-        raise ValueError(
-            f"matmul: the leading axes of shapes {x.shape} and {y.shape} do not broadcast: "
-            f"{x.shape[:-2]} and {y.shape[:-2]} must agree, or be 1 or missing"
+        raise op_error(
+            ValueError,
+            "matmul",
+            f"the leading axes of shapes {x.shape} and {y.shape} do not broadcast: "
+            f"{x.shape[:-2]} and {y.shape[:-2]} must agree, or be 1 or missing",
         ) from None
 
 
@@ -159,7 +168,7 @@ def _matmul_batch(kernel: Products, x: Array, y: Array, out: Array | None, add: 
     if x.ndim < 2 or y.ndim < 2:
         return _numpy_matmul(x, y, out, add)
     if x.shape[-1] != y.shape[-2]:
-        raise ValueError(_mismatch(x, y))
+        raise _mismatch(x, y)
     batch = _broadcast(x, y)
     m, k, n = x.shape[-2], x.shape[-1], y.shape[-1]
     shape = (*batch, m, n)

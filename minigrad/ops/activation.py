@@ -9,6 +9,7 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
+from minigrad.errors import op_error
 from minigrad.ops.axes import as_tuple
 from minigrad.ops.elementwise import exp, log, normal_cdf, where
 from minigrad.ops.reduction import max, sum
@@ -107,7 +108,7 @@ def softplus(x: Array, beta: float = 1.0) -> Array:
         ValueError: if `beta` is not positive.
     """
     if not beta > 0:
-        raise ValueError(f"softplus: beta must be positive, not {beta!r}")
+        raise op_error(ValueError, "softplus", f"beta must be positive, not {beta!r}")
     return kernels.activation.softplus(x, float(beta))
 
 
@@ -142,7 +143,7 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     if approximate == "none":
         return kernels.normal.gelu(x)
     if approximate != "tanh":
-        raise ValueError(f"gelu: approximate is 'none' or 'tanh', not {approximate!r}")
+        raise op_error(ValueError, "gelu", f"approximate is 'none' or 'tanh', not {approximate!r}")
     return kernels.normal.gelu_tanh(x)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
+from minigrad.errors import op_error
 from minigrad.ops.axes import as_tuple
 
 __all__ = [
@@ -138,5 +139,7 @@ def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 def _booleans(name: str, x: Array) -> Array:
     if np.asarray(x).dtype != np.bool_:
-        raise TypeError(f"{name}: takes booleans, as comparisons give, not {np.asarray(x).dtype}")
+        raise op_error(
+            TypeError, name, f"takes booleans, as comparisons give, not {np.asarray(x).dtype}"
+        )
     return x

@@ -9,6 +9,7 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
+from minigrad.errors import op_error
 from minigrad.ops.comparison import logical_and, logical_or
 
 __all__ = [
@@ -103,7 +104,7 @@ def clip(x: Array, min: Array = None, max: Array = None) -> Array:
         ValueError: if there is no bound.
     """
     if min is None and max is None:
-        raise ValueError("clip: there must be a bound, min or max")
+        raise op_error(ValueError, "clip", "there must be a bound, min or max")
     return np.clip(x, min, max)
 
 

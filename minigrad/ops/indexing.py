@@ -11,6 +11,7 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
+from minigrad.errors import op_error
 
 __all__ = ["getitem", "scatter_add"]
 
@@ -67,9 +68,11 @@ def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
     checked = []
     for axis, (part, size) in enumerate(zip(parts, sizes, strict=True)):
         if part.size and not (part.min() >= -size and part.max() < size):
-            raise IndexError(
-                f"scatter_add: indices run from {part.min()} to {part.max()}, which is out of "
-                f"bounds for axis {axis} of shape {shape}"
+            raise op_error(
+                IndexError,
+                "scatter_add",
+                f"indices run from {part.min()} to {part.max()}, which is out of "
+                f"bounds for axis {axis} of shape {shape}",
             )
         part = part.astype(np.intp, copy=False)  # bytes could not hold a place beyond 255
         checked.append(np.where(part < 0, part + size, part))

@@ -10,6 +10,7 @@ import numpy as np
 
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
+from minigrad.errors import op_error
 from minigrad.ops.indexing import getitem, scatter_add
 from minigrad.ops.products import matmul, swap_last
 from minigrad.ops.shape import reshape
@@ -44,9 +45,11 @@ def solve(a: Array, b: Array) -> Array:
     """
     a, b = np.asarray(a), np.asarray(b)
     if b.ndim == 0 or a.ndim < 2 or b.shape[-2 if b.ndim > 1 else 0] != a.shape[-1]:
-        raise ValueError(
-            f"solve: a of shape {a.shape} does not go with b of shape {b.shape}; shapes are "
-            f"(..., n, n) and (..., n, k) or (n,)"
+        raise op_error(
+            ValueError,
+            "solve",
+            f"a of shape {a.shape} does not go with b of shape {b.shape}; shapes are "
+            f"(..., n, n) and (..., n, k) or (n,)",
         )
     return _regular("solve", np.linalg.solve, a, b)
 
@@ -93,9 +96,11 @@ def _det_a(g: Array, a: Array, out: Array) -> Array:
     if not singular.any():
         return g * out * swap_last(inv(a))
     if n > _MOST_COFACTORS:
-        raise ValueError(
-            f"det: the derivative at a singular matrix is offered up to {_MOST_COFACTORS} x "
-            f"{_MOST_COFACTORS}, not for {n} x {n}"
+        raise op_error(
+            ValueError,
+            "det",
+            f"the derivative at a singular matrix is offered up to {_MOST_COFACTORS} x "
+            f"{_MOST_COFACTORS}, not for {n} x {n}",
         )
     flat = reshape(a, (-1, n, n))
     few, many = np.flatnonzero(singular), np.flatnonzero(~singular)
@@ -147,9 +152,11 @@ def cholesky(a: Array) -> Array:
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(symmetric)[..., 0]
         where = np.unravel_index(np.argmin(lowest), lowest.shape)
-        raise ValueError(
-            f"cholesky: {_the_matrix(where)} is not positive definite; its smallest eigenvalue is "
-            f"{lowest[where]:.3g}"
+        raise op_error(
+            ValueError,
+            "cholesky",
+            f"{_the_matrix(where)} is not positive definite; its smallest eigenvalue is "
+            f"{lowest[where]:.3g}",
         ) from None
 
 
@@ -172,13 +179,15 @@ def _regular(name: str, function: Callable[..., Array], a: Array, *others: Array
     except np.linalg.LinAlgError:
         size = np.linalg.slogdet(a)[1]
         where = np.unravel_index(np.argmin(size), size.shape)
-        raise ValueError(f"{name}: {_the_matrix(where)} is singular") from None
+        raise op_error(ValueError, name, f"{_the_matrix(where)} is singular") from None
 
 
 def _square(name: str, a: Array) -> Array:
     a = np.asarray(a)
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise ValueError(f"{name}: takes square matrices (..., n, n), not an array of {a.shape}")
+        raise op_error(
+            ValueError, name, f"takes square matrices (..., n, n), not an array of {a.shape}"
+        )
     return a
 
 

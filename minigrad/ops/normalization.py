@@ -15,6 +15,7 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
+from minigrad.errors import op_error
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
 
@@ -131,18 +132,20 @@ def _checked_sizes(
 ) -> tuple[int, ...]:
     """The sizes of the axes to normalise over, when everything fits."""
     if not eps >= 0:
-        raise ValueError(f"{name}: eps is not negative, unlike {eps!r}")
+        raise op_error(ValueError, name, f"eps is not negative, unlike {eps!r}")
     sizes = (
         tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     )
     if not sizes or math.prod(sizes) == 0:
-        raise ValueError(f"{name}: there is nothing to normalise in a shape {sizes}")
+        raise op_error(ValueError, name, f"there is nothing to normalise in a shape {sizes}")
     if np.shape(x)[-len(sizes) :] != sizes:
-        raise ValueError(f"{name}: x of shape {np.shape(x)} does not end in {sizes}")
+        raise op_error(ValueError, name, f"x of shape {np.shape(x)} does not end in {sizes}")
     for parameter in parameters:
         if parameter is not None and np.shape(parameter) != sizes:
-            raise ValueError(
-                f"{name}: weight and bias have the shape that is normalised, {sizes}, "
-                f"not {np.shape(parameter)}"
+            raise op_error(
+                ValueError,
+                name,
+                f"weight and bias have the shape that is normalised, {sizes}, "
+                f"not {np.shape(parameter)}",
             )
     return sizes

@@ -11,6 +11,7 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
+from minigrad.errors import op_error
 from minigrad.ops.shape import reshape, transpose
 
 __all__ = ["linear", "lora_linear", "matmul"]
@@ -33,14 +34,18 @@ def matmul(x: Array, y: Array) -> Array:
     """
     x, y = np.asarray(x), np.asarray(y)
     if x.ndim == 0 or y.ndim == 0:
-        raise ValueError("matmul: takes vectors, matrices or stacks of them; for a number use *")
+        raise op_error(
+            ValueError, "matmul", "takes vectors, matrices or stacks of them; for a number use *"
+        )
     row, column = x.ndim == 1, y.ndim == 1
     rows, columns = x[None] if row else x, y[:, None] if column else y
     if rows.shape[-1] != columns.shape[-2]:
         hint = "; did you mean y.T?" if y.ndim == 2 and x.shape[-1] == y.shape[-1] else ""
-        raise ValueError(
-            f"matmul: shapes {x.shape} and {y.shape} do not align: "
-            f"{rows.shape[-1]} != {columns.shape[-2]}{hint}"
+        raise op_error(
+            ValueError,
+            "matmul",
+            f"shapes {x.shape} and {y.shape} do not align: "
+            f"{rows.shape[-1]} != {columns.shape[-2]}{hint}",
         )
     out = kernels.gemm.matmul(rows, columns)
     if row or column:
@@ -113,14 +118,18 @@ linear.rule("bias", lambda g: g)
 def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
     """Refuse operands of a linear map that do not go together."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"{name}: x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
-            f"shapes are (..., d_in) and (d_out, d_in)"
+        raise op_error(
+            ValueError,
+            name,
+            f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
+            f"shapes are (..., d_in) and (d_out, d_in)",
         )
     if bias is not None and np.shape(bias) != weight.shape[:1]:
-        raise ValueError(
-            f"{name}: a bias of shape {np.shape(bias)} does not go with a weight of shape "
-            f"{weight.shape}; it must be {weight.shape[:1]}"
+        raise op_error(
+            ValueError,
+            name,
+            f"a bias of shape {np.shape(bias)} does not go with a weight of shape "
+            f"{weight.shape}; it must be {weight.shape[:1]}",
         )
 
 
@@ -170,14 +179,18 @@ def lora_linear(
     x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
     check_linear("lora_linear", x, weight, bias)
     if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != lora_b.shape[1]:
-        raise ValueError(
-            f"lora_linear: A of shape {lora_a.shape} does not go with B of shape {lora_b.shape}; "
-            f"shapes are (rank, d_in) and (d_out, rank)"
+        raise op_error(
+            ValueError,
+            "lora_linear",
+            f"A of shape {lora_a.shape} does not go with B of shape {lora_b.shape}; "
+            f"shapes are (rank, d_in) and (d_out, rank)",
         )
     if (lora_b.shape[0], lora_a.shape[1]) != weight.shape:
-        raise ValueError(
-            f"lora_linear: B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
-            f"of the weight, {weight.shape}"
+        raise op_error(
+            ValueError,
+            "lora_linear",
+            f"B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
+            f"of the weight, {weight.shape}",
         )
     y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale), panels)
     return y.reshape(*x.shape[:-1], weight.shape[0]), h

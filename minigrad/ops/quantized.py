@@ -9,6 +9,7 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
+from minigrad.errors import op_error
 from minigrad.ops.products import as_rows, check_linear
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ def nf4_linear(x: Array, weight: NF4Matrix, bias: Array = None) -> Array:
         ValueError: if the sizes do not match.
     """
     if not isinstance(weight, kernels.nf4.NF4Matrix):
-        raise TypeError(
-            f"nf4_linear: the weight is an NF4Matrix, not {type(weight).__name__}; "
-            f"NF4Matrix.of(array) makes one, and for a weight of floats there is linear"
+        raise op_error(
+            TypeError,
+            "nf4_linear",
+            f"the weight is an NF4Matrix, not {type(weight).__name__}; "
+            f"NF4Matrix.of(array) makes one, and for a weight of floats there is linear",
         )
     x = np.asarray(x)
     check_linear("nf4_linear", x, weight, bias)

@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 from minigrad.core.codegen import Shapes
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
+from minigrad.errors import op_error
 from minigrad.ops.axes import as_tuple, normalize_axis
 from minigrad.ops.indexing import getitem
 
@@ -42,7 +43,9 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
         TypeError: if `dtype` is not one of booleans, integers or floats.
     """
     if np.dtype(dtype).kind not in "biuf":
-        raise TypeError(f"astype: a tensor holds booleans, integers or floats, not {dtype!r}")
+        raise op_error(
+            TypeError, "astype", f"a tensor holds booleans, integers or floats, not {dtype!r}"
+        )
     return x.astype(dtype)
 
 
@@ -89,7 +92,7 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
         TypeError: if a shift is no integer.
     """
     if np.asarray(shift).dtype.kind not in "iu":
-        raise TypeError(f"roll: a shift is an integer, not {shift!r}")
+        raise op_error(TypeError, "roll", f"a shift is an integer, not {shift!r}")
     return np.roll(x, shift, axis)
 
 
@@ -113,7 +116,9 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
         ValueError: if there are none, or they differ in another axis.
     """
     if axis is None:
-        raise ValueError("concatenate: axis=None is not supported; reshape each to (-1,) first")
+        raise op_error(
+            ValueError, "concatenate", "axis=None is not supported; reshape each to (-1,) first"
+        )
     return np.concatenate(arrays, axis)
 
 

@@ -27,6 +27,7 @@ from minigrad.diagnostics.gradcheck.comparing import compare
 from minigrad.diagnostics.gradcheck.problem import Problem
 from minigrad.diagnostics.gradcheck.report import GradcheckReport
 from minigrad.diagnostics.gradcheck.subject import Subject, Vector, flat, largest_of
+from minigrad.errors import op_error
 from minigrad.random import generator
 
 
@@ -111,12 +112,16 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **opti
 
 def _check_options(order: int, tolerance: float, samples: int | None) -> None:
     if order not in (1, 2) or isinstance(order, bool):
-        raise ValueError(f"gradcheck: order is 1 or 2, not {order!r}")
+        raise op_error(ValueError, "gradcheck", f"order is 1 or 2, not {order!r}")
     if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
-        raise ValueError(f"gradcheck: tolerance is a number between 0 and 1, not {tolerance!r}")
+        raise op_error(
+            ValueError, "gradcheck", f"tolerance is a number between 0 and 1, not {tolerance!r}"
+        )
     whole = isinstance(samples, (int, np.integer)) and not isinstance(samples, bool)
     if samples is not None and not (whole and samples > 0):
-        raise ValueError(f"gradcheck: samples is a positive number of elements, not {samples!r}")
+        raise op_error(
+            ValueError, "gradcheck", f"samples is a positive number of elements, not {samples!r}"
+        )
 
 
 def _instability(what: str, first: Vector, second: Vector) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.diagnostics.gradcheck.subject import Vector
+from minigrad.errors import op_of
 
 Mask = NDArray[np.bool_]
 
@@ -75,7 +76,7 @@ class Line:
             try:
                 self._known[t] = self._values(t)
             except Exception as error:
-                if t == 0.0 or str(error).startswith("gradcheck: "):
+                if t == 0.0 or op_of(error) == "gradcheck":
                     raise
                 self.failure = f"with a step of {t:.2g} it raises {error!r}"
                 self._known[t] = np.full(self._weights.shape, np.nan)

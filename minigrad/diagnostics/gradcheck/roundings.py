@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.gradcheck.subject import Array, copied, largest_of
+from minigrad.errors import op_of
 
 Gradients = list[NDArray[np.float64]]
 
@@ -80,7 +81,7 @@ def spread_of(
                 try:
                     others = run()
                 except Exception as error:  # of f here, or of a checkpoint that sees changes
-                    if str(error).startswith("gradcheck: "):
+                    if op_of(error) == "gradcheck":
                         raise
                     continue
                 for known, x, other in zip(spread, arrays, others, strict=True):

@@ -19,6 +19,7 @@ from minigrad.core.backward import grad
 from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import reachable
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.errors import op_error
 from minigrad.nn.module import Module, Parameter
 
 Array = NDArray[Any]
@@ -48,9 +49,13 @@ class Subject:
 
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
         if not callable(f):
-            raise TypeError(f"gradcheck: f must be a function or a Module, not {f!r:.60}")
+            raise op_error(
+                TypeError, "gradcheck", f"f must be a function or a Module, not {f!r:.60}"
+            )
         if isinstance(f, type):
-            raise TypeError(f"gradcheck: f is the class {f.__name__}; pass an instance of it")
+            raise op_error(
+                TypeError, "gradcheck", f"f is the class {f.__name__}; pass an instance of it"
+            )
         self.name: str = getattr(f, "__name__", type(f).__name__)
         self.operands = [_operand(i, x) for i, x in enumerate(_sequence(inputs))]
         self.names = [f"input {i}" for i in range(len(self.operands))]
@@ -67,9 +72,11 @@ class Subject:
         self.shapes: list[tuple[int, ...]] = []
         self.floats = [i for i, x in enumerate(self.operands) if x.dtype.kind == "f"]
         if not self.floats:
-            raise TypeError(
-                "gradcheck: no input is of floats, so there is nothing to differentiate by; the "
-                f"inputs are {[str(x.dtype) for x in self.operands]}"
+            raise op_error(
+                TypeError,
+                "gradcheck",
+                "no input is of floats, so there is nothing to differentiate by; the "
+                f"inputs are {[str(x.dtype) for x in self.operands]}",
             )
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -80,15 +87,19 @@ class Subject:
         floats = [x for x in found if isinstance(x, Tensor) and x.dtype.kind == "f"]
         if not floats or not all(isinstance(x, Tensor) for x in found):
             what = result.describe() if isinstance(result, Tensor) else type(result).__name__
-            raise TypeError(
-                f"gradcheck: the function must return a Tensor of floats, or a tuple, list or dict "
-                f"of Tensors, not {what}"
+            raise op_error(
+                TypeError,
+                "gradcheck",
+                f"the function must return a Tensor of floats, or a tuple, list or dict "
+                f"of Tensors, not {what}",
             )
         shapes = [x.shape for x in floats]
         if self.shapes and shapes != self.shapes:
-            raise ValueError(
-                f"gradcheck: {self.name} gives results of shapes {shapes}, and {self.shapes} "
-                f"before; a function that has a gradient gives as many numbers for any values"
+            raise op_error(
+                ValueError,
+                "gradcheck",
+                f"{self.name} gives results of shapes {shapes}, and {self.shapes} "
+                f"before; a function that has a gradient gives as many numbers for any values",
             )
         return floats
 
@@ -129,9 +140,11 @@ class Subject:
         """Raise a ValueError if an operand is not what it was."""
         for name, old, new in zip(self.names, before, self.operands, strict=True):
             if not np.array_equal(old, new, equal_nan=old.dtype.kind == "f"):
-                raise ValueError(
-                    f"gradcheck: {self.name} writes to its {name}{what}; a gradient is that of a "
-                    f"function that leaves its inputs alone, so compute a new tensor instead"
+                raise op_error(
+                    ValueError,
+                    "gradcheck",
+                    f"{self.name} writes to its {name}{what}; a gradient is that of a "
+                    f"function that leaves its inputs alone, so compute a new tensor instead",
                 )
 
     def of_floats(self, values: Sequence[Any]) -> list[Any]:
@@ -171,9 +184,11 @@ def _sequence(inputs: Any) -> Sequence[Any]:
         return [inputs]
     if isinstance(inputs, (list, tuple)):
         return inputs
-    raise TypeError(
-        f"gradcheck: inputs are one tensor, array or number, or a list or tuple of them, not "
-        f"{type(inputs).__name__}"
+    raise op_error(
+        TypeError,
+        "gradcheck",
+        f"inputs are one tensor, array or number, or a list or tuple of them, not "
+        f"{type(inputs).__name__}",
     )
 
 
@@ -182,16 +197,20 @@ def _operand(i: int, x: Any) -> Array:
     try:
         return copied(as_array(x))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"gradcheck: input {i} must be made of numbers; {error}") from error
+        raise op_error(
+            TypeError, "gradcheck", f"input {i} must be made of numbers; {error}"
+        ) from error
 
 
 def _copy_of(module: Module) -> Module:
     try:
         return copy.deepcopy(module)
     except Exception as error:
-        raise TypeError(
-            f"gradcheck: {type(module).__name__} cannot be copied ({error}), and it is left as it "
-            f"is; check a function that calls it with tensors in the place of its parameters"
+        raise op_error(
+            TypeError,
+            "gradcheck",
+            f"{type(module).__name__} cannot be copied ({error}), and it is left as it "
+            f"is; check a function that calls it with tensors in the place of its parameters",
         ) from error
 
 
