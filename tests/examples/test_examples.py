@@ -84,8 +84,8 @@ def test_the_list_says_of_each_what_it_is_about_how_long_it_takes_and_what_it_dr
 @pytest.mark.parametrize("name", NAMES)
 def test_what_each_draws_is_shown_in_the_readme(name):
     folder = Path(runner.__file__).parent
-    assert is_picture(folder / f"{name}.png", width=600, height=400)
-    assert f"](examples/{name}.png)" in (folder.parent / "README.md").read_text()
+    assert is_picture(folder / "pictures" / f"{name}.png", width=600, height=400)
+    assert f"](examples/pictures/{name}.png)" in (folder.parent / "README.md").read_text()
 
 
 def test_listing_does_not_import_the_examples():
