@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -400,7 +401,7 @@ def _use_instead(numpy_name: str, module: str = "numpy") -> str:
 ATTACHED = {
     name: method
     for name, method in vars(Operators).items()
-    if name not in ("__doc__", "__hash__", "__module__", "__slots__")
+    if isinstance(method, (FunctionType, property))
 }
 """The methods of `Operators` by name."""
 

@@ -16,6 +16,9 @@ import lora
 import minigrad as mg
 from tests.benchmarks.workloads import WORKLOADS
 
+# runpy warns of a module that another test has imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FOLDERS = "lora", "minigrad/diagnostics", "tests/benchmarks"
@@ -168,7 +171,6 @@ def run(module):
     return 0
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # runpy, if imported
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_commands_work(line, folder, monkeypatch, capsys):
     python, option, module, *arguments = shlex.split(line)

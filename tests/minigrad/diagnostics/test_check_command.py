@@ -85,7 +85,7 @@ def test_the_report_is_printed_and_the_status_is_the_verdict(
         ("{file}:product", ["--shapes", "3y4"], "'3y4' is no shape; 3x4 is one"),
         ("{file}:product", ["--shapes", "3x-4"], "is no shape"),
         ("{file}:root", ["--range", "5"], "is not two numbers"),
-        ("{file}:product", ["--order", "3"], "invalid choice: 3"),
+        ("{file}:product", ["--order", "3"], "argument --order: invalid choice"),
         ("{file}:product", ["--shapes", "3x4,5x4"], "matmul"),
         ("{file}:root", ["--shapes", ""], "no input is of floats"),
     ],
