@@ -1,7 +1,7 @@
 """How large the step-through page is, and how fast it steps, in headless Chromium.
 
     python -m tests.explore_speed
-    python -m tests.explore_speed --picture examples/explore.png   # the README's picture of a page
+    python -m tests.explore_speed --picture examples/pictures/explore.png   # that of the README
 
 A step is timed from the key to the end of the layout that it causes, all modules open, and a frame
 as the time between two pictures while a step is made in each of them (16.7 ms is each of them).

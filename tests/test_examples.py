@@ -61,7 +61,7 @@ def write_csv(path, rows=160, **columns):
 
 def test_files_and_packages_that_can_be_run_are_found_and_nothing_else():
     assert {"charlm", "digits", "lora_regression", "minilm", "toy_regression"} <= set(NAMES)
-    assert not {"__init__", "__main__", "command_line", "walkthroughs"} & set(NAMES)
+    assert not {"__init__", "__main__", "command_line", "pictures", "walkthroughs"} & set(NAMES)
     assert sorted(NAMES) == NAMES
 
 
@@ -81,8 +81,8 @@ def test_the_list_says_of_each_what_it_is_about_how_long_it_takes_and_what_it_dr
 @pytest.mark.parametrize("name", NAMES)
 def test_what_each_draws_is_shown_in_the_readme(name):
     folder = Path(runner.__file__).parent
-    assert is_picture(folder / f"{name}.png", width=600, height=400)
-    assert f"](examples/{name}.png)" in (folder.parent / "README.md").read_text()
+    assert is_picture(folder / "pictures" / f"{name}.png", width=600, height=400)
+    assert f"](examples/pictures/{name}.png)" in (folder.parent / "README.md").read_text()
 
 
 def test_listing_does_not_import_the_examples():
