@@ -151,6 +151,7 @@ def main(
     bar = progress.progress_bar(range(seed, seed + 5), what="adapting", unit="split", shown=True)
     splits = [one_split(task, config, optimizer, epochs, quick, s) for s in bar]
     results = {way: [split[way] for split in splits] for way in (NONE, FULL, LORA)}
+
     table = []
     for way, outcomes in results.items():
         values = np.array([list(outcome.values())[:6] for outcome in outcomes])
@@ -191,6 +192,7 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
     right.set(xlabel="epochs of adaptation", ylabel=f"RMSE on test rows ({unit})", ylim=(0, None))
     right.set(title="Mean and range of five splits", xticks=range(0, len(mean), 1 + len(mean) // 6))
     right.legend()
+
     if panels == 2:
         halves = [np.full_like(truth, np.nan), *(o[0]["shown"][2] for o in results.values()), truth]
         rows = [np.hstack([given, half])[:5].reshape(5, 8, 8) for half in halves]
@@ -205,16 +207,14 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
 
 if __name__ == "__main__":
     parser = Parser("lora_regression", __doc__)
-    option = parser.add_argument
-    option("--rank", type=int, help="of each update (8)")
-    option("--alpha", type=float, help="the strength of an update, before it is divided (16)")
-    option(
-        "--scaling", choices=["standard", "rslora"], help="alpha over the rank, or over its root"
-    )
-    option("--optimizer", choices=list(OPTIMIZERS), help="what adapts the networks (adam)")
-    option("--epochs", type=int, help="of adaptation (20)")
-    option("--seed", type=int, help="the first of five (0)")
-    option("--csv", metavar="FILE", help="a table of your own: a header line, then numbers")
-    option("--target", metavar="COLUMN", help="what to predict in it")
-    option("--shift-by", metavar="COLUMN", help="the rows above its mean are the new group")
+    add = parser.add_argument
+    add("--rank", type=int, help="of each update (8)")
+    add("--alpha", type=float, help="the strength of an update, before it is divided (16)")
+    add("--scaling", choices=["standard", "rslora"], help="alpha over the rank, or over its root")
+    add("--optimizer", choices=list(OPTIMIZERS), help="what adapts the networks (adam)")
+    add("--epochs", type=int, help="of adaptation (20)")
+    add("--seed", type=int, help="the first of five (0)")
+    add("--csv", metavar="FILE", help="a table of your own: a header line, then numbers")
+    add("--target", metavar="COLUMN", help="what to predict in it")
+    add("--shift-by", metavar="COLUMN", help="the rows above its mean are the new group")
     run(main, parser, refusals=(ValueError, OSError, FloatingPointError))

@@ -53,9 +53,9 @@ WHOLE = Plan(
 )
 QUICK = Plan(
     Sizes(d_model=64, num_heads=2, depth=1, context=32),
-    Schedule(steps=400, lr=1e-2, batch_size=8, looks=4),
-    Schedule(steps=100, lr=1e-2, batch_size=8, looks=4),
-    tested=2000,
+    Schedule(steps=280, lr=1e-2, batch_size=8, looks=4),
+    Schedule(steps=80, lr=1.5e-2, batch_size=8, looks=4),
+    tested=1000,
     written=60,
 )
 

@@ -44,7 +44,7 @@ def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
         OptionError: if the picture could not be saved there.
     """
     check_out(out)
-    seeds, epochs = (range(1), 20) if quick else (range(5), 30)
+    seeds, epochs = (range(1), 6) if quick else (range(5), 30)
     results = [
         run(np.random.default_rng(seed), epochs)
         for seed in progress_bar(seeds, what="pretraining and adapting", unit="split", shown=True)
