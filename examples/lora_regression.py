@@ -58,7 +58,9 @@ def from_csv(path: str | Path | None, target: str | None, shift_by: str | None) 
         if rows.sum() < 20 or np.ptp(table.y[rows]) == 0:
             raise ValueError(f"{rows.sum()} rows have {group}; it takes 20, and {target!r} varying")
     varied = np.ptp(table.x[~is_new], axis=0) > 0  # of other columns pretraining learns nothing
-    return table.x[:, varied | ~varied.any()], table.y, is_new, old_group, new_group, target
+    if not varied.any():
+        raise ValueError(f"all features are constant in rows with {old_group}")
+    return table.x[:, varied], table.y, is_new, old_group, new_group, target
 
 
 def one_split(
@@ -167,7 +169,6 @@ def main(
     print(f"Merging changes predictions by {merging:.0e} of the largest, unmerging changes no bit.")
     draw(results, task, out)
     print(f"The picture is in {out}")
-
     assert all(results[LORA][0][x] < results[FULL][0][x] for x in ("trains", "optimiser bytes"))
     assert merging < 1e-4
     gain, margin = compare(results, NONE, LORA)  # claimed of the digits, and of the usual adapters
@@ -192,7 +193,6 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
     right.set(xlabel="epochs of adaptation", ylabel=f"RMSE on test rows ({unit})", ylim=(0, None))
     right.set(title="Mean and range of five splits", xticks=range(0, len(mean), 1 + len(mean) // 6))
     right.legend()
-
     if panels == 2:
         halves = [np.full_like(truth, np.nan), *(o[0]["shown"][2] for o in results.values()), truth]
         rows = [np.hstack([given, half])[:5].reshape(5, 8, 8) for half in halves]
