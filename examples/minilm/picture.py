@@ -67,7 +67,7 @@ def plane(vectors: Vectors) -> NDArray[np.floating]:
     rows = vectors.reshape(-1, vectors.shape[-1])
     centred = vectors - rows.mean(axis=0)
     directions = np.linalg.svd(centred.reshape(rows.shape), full_matrices=False)[2]
-    return centred @ directions[:2].T  # type: ignore[no-any-return]
+    return np.asarray(centred @ directions[:2].T)
 
 
 def draw_curves(axes: Axes, ranks: Mapping[str, Ranks], count: int) -> None:

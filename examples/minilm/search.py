@@ -152,7 +152,7 @@ def by_letters(known: Sequence[Pair], some: Sequence[Pair]) -> NDArray[np.float6
 
 def ranks_of(scores: NDArray[np.floating]) -> Ranks:
     """The place of each row's diagonal element among the row, from 1; of equals, the last."""
-    return (scores >= np.diag(scores)[:, None]).sum(axis=1)  # type: ignore[no-any-return]
+    return np.asarray((scores >= np.diag(scores)[:, None]).sum(axis=1))
 
 
 def report(result: Result, known: Sequence[Pair], plan: Plan) -> None:

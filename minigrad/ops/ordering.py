@@ -20,7 +20,7 @@ def argmax(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     Raises:
         ValueError: if there is nothing to choose from.
     """
-    return np.argmax(x, axis, keepdims=keepdims)
+    return x.argmax(axis, keepdims=keepdims)
 
 
 @op
@@ -30,7 +30,7 @@ def argmin(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     Raises:
         ValueError: if there is nothing to choose from.
     """
-    return np.argmin(x, axis, keepdims=keepdims)
+    return x.argmin(axis, keepdims=keepdims)
 
 
 @op

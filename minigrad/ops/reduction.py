@@ -89,10 +89,10 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         ValueError: if there is nothing to sum.
     """
     axis = as_tuple(axis)
-    top = np.max(x, axis=axis, keepdims=True)
+    top = x.max(axis=axis, keepdims=True)
     top = np.where(np.isfinite(top), top, 0).astype(top.dtype)
     with np.errstate(divide="ignore"):  # the logarithm of an empty sum is -inf
-        out = np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)) + top
+        out = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
     return out if keepdims else out.reshape(np.squeeze(out, axis=axis).shape)
 
 

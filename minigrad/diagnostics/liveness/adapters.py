@@ -102,8 +102,7 @@ def ranks(adapter: Adapter) -> tuple[int | None, int | None, int | None]:
 
 def _triangle(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """R of matrix = Q R."""
-    triangle: NDArray[np.float64] = np.linalg.qr(matrix, mode="r")  # type: ignore[assignment]
-    return triangle
+    return np.asarray(np.linalg.qr(matrix, mode="r"))
 
 
 def _rank(matrix: NDArray[np.float64], like: Tensor, longest: int) -> int:
