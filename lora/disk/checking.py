@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 
 from lora.disk.fitting import TIED, UNTIED, fit
-from lora.factors import singular_values
 from lora.files.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.files.matching import rank_of, targeted
 from lora.files.writing import FLOATS
+from lora.spectra import singular_values
 from minigrad.io import open_tensors
 from minigrad.progress import progress_bar
 

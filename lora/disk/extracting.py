@@ -17,8 +17,7 @@ from lora.config import Bias
 from lora.disk.fitting import TIED, tied_tables
 from lora.disk.stored import StoredWeight
 from lora.disk.turned import Turned
-from lora.extract import Extracted
-from lora.factors import Approximation
+from lora.extraction import Extracted
 from lora.files.config import PeftConfig
 from lora.files.describing import Update, tensors_of
 from lora.files.facts import Facts, LayerFacts, version
@@ -27,6 +26,7 @@ from lora.files.matching import exact, is_saved_whole, whole_name
 from lora.files.writing import FLOATS, check_dtype, write_folder
 from lora.patterns import near
 from lora.scaling import LoRAScaling, check_size
+from lora.spectra import Approximation
 from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar

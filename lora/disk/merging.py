@@ -13,17 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
-from lora.certificate import MergeCertificate
-from lora.certificate.certificate import Row
-from lora.certificate.certify import certify
-from lora.certificate.layers import merging_into
+from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.disk.beside import beside
 from lora.disk.checking import findings_of
 from lora.disk.fitting import TIED, UNTIED, Fit, fit
 from lora.disk.stored import StoredWeight, adapter_of
 from lora.files.folder import WEIGHTS, AdapterFolder
 from lora.files.writing import FLOATS
-from lora.weight import strips
+from lora.frozen import strips
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.io.tensor_info import from_stored, to_stored
 from minigrad.progress import progress_bar
@@ -182,7 +179,7 @@ class _Merge:
         by_dtype: dict[str, list[str]] = {}
         for name in self._updates:
             by_dtype.setdefault(self.info(self._tensors.info(name)).dtype, []).append(name)
-        rows: list[Row] = []
+        rows: list[CertificateRow] = []
         for dtype, listed in by_dtype.items():
             parts = (
                 merging_into(

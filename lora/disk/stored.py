@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lora.adapter import Adapter
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.files.writing import FLOATS
+from lora.frozen import FrozenMatrix, strips
 from lora.variants.inits import draw
-from lora.weight import Weight, strips
 from minigrad import ops
 from minigrad.core.tensor import Tensor
 from minigrad.io import TensorSet
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 _BAND = 1 << 24  # numbers of a transposed weight that one pass through its file reads
 
 
-class StoredWeight(Weight):
+class StoredWeight(FrozenMatrix):
     """A matrix in a file, of which no more than some rows are in memory at a time.
 
     float16 and bfloat16 are computed with in float32.
@@ -110,12 +110,12 @@ class StoredWeight(Weight):
         """Whether there is no NaN and no Inf in W."""
         return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
 
-    def kept_squares(self) -> Array:
+    def cached_squares(self) -> Array:
         """The squares of the norms of the rows, computed anew: the file may change."""
         return self.squares()
 
 
-def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: Weight) -> Adapter:
+def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:
     """The update of a layer on its weight.
 
     Raises:

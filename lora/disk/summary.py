@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.factors import singular_values
 from lora.files.config import PeftConfig
 from lora.files.facts import Facts
 from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from lora.spectrum import Spectral
+from lora.spectra import Spectral, singular_values
 from minigrad.tables import aligned, in_bytes
 
 Array = NDArray[Any]

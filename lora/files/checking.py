@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.attachment.plan import Plan
+from lora.attachment.state import parameters_in_use
 from lora.embedding import LoRAEmbedding
 from lora.files.fingerprint import fingerprint_of
 from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
 from lora.files.writing import FLOATS
-from lora.full_copies import in_place
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -37,7 +37,7 @@ def problems_of(
     files: AdapterFolder, plan: Plan, places: Mapping[str, Parameter], model: Module
 ) -> Iterator[str]:
     """What is missing, mis-shaped or unexpected."""
-    own = dict(in_place(model))
+    own = dict(parameters_in_use(model))
     for key, parameter in places.items():
         if key not in files.tensors:
             yield f"missing: {key} {parameter.shape}"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.adapted import AdaptedLayer
-from lora.weight import Weight, strips
+from lora.adapted_layer import AdaptedLayer
+from lora.frozen import FrozenMatrix, strips
 from minigrad.core.tensor import Tensor
 
 Array = NDArray[Any]
@@ -57,5 +57,5 @@ def fingerprint_of(layer: AdaptedLayer) -> str:
     return fingerprint_of_rows(weight.shape, lambda: _rows(weight))
 
 
-def _rows(weight: Weight) -> Iterable[Array]:
+def _rows(weight: FrozenMatrix) -> Iterable[Array]:
     return (weight.rows(strip) for strip in weight.strips())

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from lora.adapter import DEFAULT, Adapter
-from lora.attach import attach_planned
-from lora.attachment.plan import Plan, candidates, targets_in
-from lora.attachment.report import AttachReport
-from lora.attachment.targets import Target
+from lora.attaching import AttachReport, attach_planned
+from lora.attachment.plan import Plan
+from lora.attachment.state import parameters_in_use
+from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.files.checking import (
@@ -39,7 +39,6 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
-from lora.full_copies import in_place
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
@@ -152,7 +151,7 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     names = [name for name, _ in model.named_modules() if name]
     inside = tuple(f"{target.name}." for target in targets)
     outside = [name for name in names if not name.startswith(inside)]
-    parts = [name.rpartition(".") for name, _ in in_place(model)]
+    parts = [name.rpartition(".") for name, _ in parameters_in_use(model)]
     biased = {layer for layer, _, last in parts if last == "bias"}
     if theirs.bias == "lora_only":
         biased &= {target.name for target in targets}

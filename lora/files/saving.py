@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lora.adapted import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT
-from lora.attachment.record import Attached, layers_in_place, required
+from lora.attachment.state import Attached, attached_layers, required_attachment
 from lora.files.describing import Update, configuration_of, tensors_of, updates_of, wholes_of
 from lora.files.facts import Facts, LayerFacts, version
 from lora.files.fingerprint import fingerprint_of
 from lora.files.writing import check_tensors, write_folder
-from lora.weight import Dense
+from lora.frozen import DenseMatrix
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 
@@ -49,9 +49,9 @@ def save(
             the dtype, a scale is 0, or PEFT could not tell the modules that were trained whole.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
-    record = required(model)
+    record = required_attachment(model)
     attached = record.get(adapter)
-    in_place = layers_in_place(model, record)
+    in_place = attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = updates_of(layers, adapter)
     tensors = tensors_of(updates, wholes_of(model, record, adapter, updates))
@@ -74,7 +74,7 @@ def _facts(
         name: LayerFacts(
             updates[name].scale,
             fingerprint_of(layer),
-            "dense" if isinstance(layer.weight, Dense) else "nf4",
+            "dense" if isinstance(layer.weight, DenseMatrix) else "nf4",
             float(updates[name].dropout) if mixed else None,
         )
         for name, layer in progress_bar(

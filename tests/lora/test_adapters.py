@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import lora
 import minigrad
 from lora import AdaptedLayer, LoRAConfig, LoRAEmbedding
+from lora.attachment.state import attachment_of
 from minigrad.nn import (
     Embedding,
     LayerNorm,
@@ -69,7 +70,7 @@ def shake(net, name, rng):
         if name in layer.adapters:
             for part in layer.adapters[name].trained():
                 part.copy_(part.data + 0.3 * rng.standard_normal(part.shape))
-    for whole in vars(net)["_lora_attachment"].adapters[name].copies:
+    for whole in attachment_of(net).adapters[name].copies:
         whole.own.copy_(whole.own.data + 0.3 * rng.standard_normal(whole.own.shape))
 
 
@@ -117,8 +118,8 @@ def test_adapters_weights_and_copies_print_what_they_are(rng):
     assert repr(net.up.adapters["a"]) == (
         "Adapter(rank=2, alpha=16, scale=8, dropout=0.5, DoRA, d_in=4, d_out=6)"
     )
-    assert repr(net.up.weight) == "Dense((6, 4), float64)"
-    assert repr(report.copies[0]) == "Copy(name='norm.weight', reason='modules_to_save')"
+    assert repr(net.up.weight) == "DenseMatrix((6, 4), float64)"
+    assert repr(report.copies[0]) == "FullCopy(name='norm.weight', reason='modules_to_save')"
 
 
 def test_all_adapters_are_listed_with_what_they_were_made_by(rng):
@@ -880,7 +881,7 @@ class Programs(RuleBasedStateMachine):
 
     @property
     def record(self):
-        return vars(self.net)["_lora_attachment"]
+        return attachment_of(self.net)
 
     @property
     def active(self):

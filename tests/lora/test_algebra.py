@@ -11,8 +11,8 @@ import pytest
 import lora
 import minigrad
 from lora import LoRAConfig, LoRAScaling
-from lora.factors import Approximation
-from lora.verify.rounding import Rounding
+from lora.identities.rounding import Rounding
+from lora.spectra import Approximation
 from minigrad.nn import Embedding, LayerNorm, Linear, Module
 
 LAYERS = ["table", "q", "v", "head"]
@@ -114,7 +114,7 @@ def everything(adapter):
 
 
 def bits(net, name):
-    copies = lora.attachment.record.required(net).adapters[name].copies
+    copies = lora.attachment.state.required_attachment(net).adapters[name].copies
     whole = {c.name: (c.reason, c.own.data.tobytes()) for c in copies}
     return {place: everything(a) for place, a in adapters(net, name).items()}, whole
 
@@ -122,7 +122,7 @@ def bits(net, name):
 def snapshot(net):
     state = {name: p.data.tobytes() for name, p in net.named_parameters()}
     flags = {name: p.requires_grad for name, p in net.named_parameters()}
-    record = lora.attachment.record.required(net)
+    record = lora.attachment.state.required_attachment(net)
     return state, flags, list(record.adapters), record.active
 
 
@@ -442,7 +442,7 @@ def test_a_copy_shares_nothing_and_is_of_the_same_configuration(rng):
     net = made(rng, dropout=0.25, bias="all", modules_to_save=["norm"])
     combined(net, [("a", 1)], "same")
     assert bits(net, "same") == bits(net, "a")
-    record = lora.attachment.record.required(net).adapters
+    record = lora.attachment.state.required_attachment(net).adapters
     assert record["same"].config is record["a"].config
     before = bits(net, "a")
     assert len(net.trainable_parameters()) == 4  # of c, which is active
@@ -621,7 +621,7 @@ def test_nothing_that_is_not_finite_spreads(rng, value):
     with pytest.raises(ValueError, match="v: lora_b of adapter 'b' has NaN or Inf"):
         combined(net, [("a", 1), ("b", 1)], "sum")
     adapter.lora_b = np.ones(adapter.lora_b.shape)
-    lora.attachment.record.required(net).adapters["b"].copies[0].own.data[:] = value
+    lora.attachment.state.required_attachment(net).adapters["b"].copies[0].own.data[:] = value
     with pytest.raises(ValueError, match=r"norm\.weight, which is trained whole, would have NaN"):
         combined(net, [("a", 1), ("b", 1)], "sum")
     adapters(net, "a")["q"].scale = value

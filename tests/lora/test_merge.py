@@ -8,8 +8,7 @@ import pytest
 import lora
 import minigrad
 from lora import LoRAConfig, MergeError
-from lora.certificate import certify, round_to
-from lora.certificate.layers import merging_of
+from lora.certificate import certify, merging_of, round_to
 from minigrad.nn import MLP, Embedding, Linear, Sequential
 
 FORMS = [
@@ -245,7 +244,7 @@ def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
 def test_strips_change_neither_the_certificate_nor_the_merged_weight(monkeypatch, kind, form):
     model = adapted(np.random.default_rng(0), kind, [form, {}], np.float64)
     whole, weight = lora.merge(model).rows, model[0].merged_weight().data
-    monkeypatch.setattr("lora.weight.STRIP", 70)
+    monkeypatch.setattr("lora.frozen.STRIP", 70)
     assert len(model[0].weight.strips()) > 4
     strips = lora.merge(model).rows
     for found, expected in zip(strips, whole, strict=True):

@@ -11,10 +11,10 @@ import pytest
 import lora
 import minigrad
 from lora import Adapter, LoRAConfig, LoRALayer, LoRAScaling
+from lora.frozen import DenseMatrix
 from lora.variants import dora
 from lora.variants.inits import INITS as NAMED
 from lora.variants.inits import draw
-from lora.weight import Dense
 from minigrad.nn import Embedding, Linear, Module, Sequential
 
 D = np.float64
@@ -219,7 +219,7 @@ def test_norms_are_those_of_the_matrix_that_is_not_formed(dtype, d_out, d_in, ra
     a = rng.standard_normal((rank, d_in)).astype(dtype)
     b = (10.0**power * rng.standard_normal((d_out, rank))).astype(dtype)
     exact = np.linalg.norm(w.astype(D) + 1.5 * b.astype(D) @ a.astype(D), axis=1)
-    found = dora.norms(Dense(w), a, b, 1.5)
+    found = dora.norms(DenseMatrix(w), a, b, 1.5)
     assert found.dtype == dtype
     # B A may cancel too, which the formed matrix would not survive either.
     size = 1.5 * abs(b).astype(D) @ np.linalg.norm(a, axis=1)
@@ -234,7 +234,7 @@ def test_norms_of_rows_that_cancel_are_right_too(rng, dtype):
     w = (-b.astype(D) @ a.astype(D) + 1e-3 * rng.standard_normal((4, 6))).astype(dtype)
     exact = np.linalg.norm(w.astype(D) + b.astype(D) @ a.astype(D), axis=1)
     assert exact.max() < 0.01
-    found = dora.norms(Dense(w), a, b, 1.0)
+    found = dora.norms(DenseMatrix(w), a, b, 1.0)
     np.testing.assert_allclose(found, exact, rtol=1e-6 if dtype == np.float32 else 1e-12)
 
 
@@ -273,7 +273,9 @@ def test_norms_do_not_depend_on_how_the_update_is_shared_out(rng, power):
     w, a, b = (rng.standard_normal(shape) for shape in ((4, 6), (2, 6), (4, 2)))
     exact = np.linalg.norm(w + b @ a, axis=1)
     a, b = a * 10.0**power, b / 10.0**power
-    found = dora.norms(Dense(w.astype(np.float32)), *(x.astype(np.float32) for x in (a, b)), 1.0)
+    found = dora.norms(
+        DenseMatrix(w.astype(np.float32)), *(x.astype(np.float32) for x in (a, b)), 1.0
+    )
     np.testing.assert_allclose(found, exact, rtol=1e-5)  # of float32
 
 
