@@ -15,15 +15,11 @@ from lora.frozen import DenseMatrix
 from lora.variants import dora
 from lora.variants.inits import INITS as NAMED
 from lora.variants.inits import draw
-from minigrad.nn import Embedding, Linear, Module, Sequential
+from minigrad.nn import Embedding, Linear, Sequential
+from tests.lora.models import KINDS, one_layer, shake
 
 D = np.float64
 INITS = list(NAMED)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 def adapted(rng, layer=None, targets="all-linear", dtype=D, **options):
@@ -33,11 +29,6 @@ def adapted(rng, layer=None, targets="all-linear", dtype=D, **options):
     options = {"rank": 2, "alpha": 3.0, **options}
     lora.attach(model, LoRAConfig(targets=targets, **options), rng=rng)
     return model, model[0]
-
-
-def shake(layer, rng, size=0.3):
-    for part in layer.trainable_params():
-        part.copy_(part.data + size * rng.standard_normal(part.shape))
 
 
 def dense_update(adapter):
@@ -260,7 +251,7 @@ def test_a_row_that_was_zero_is_merged_as_it_is_computed(rng, dtype, moved):
     linear = Linear(6, 4, rng=rng).astype(dtype)
     linear.weight.data[1] = 0
     model, layer = adapted(rng, linear, use_dora=True)
-    shake(layer, rng, moved)
+    shake(layer, rng, size=moved)
     exact = layer.weight.dense() + layer.update_rows(slice(None), ["default"])
     x = np.eye(6, dtype=dtype)
     found = model(x).data.astype(D) - layer.bias.data.astype(D)
@@ -359,25 +350,11 @@ def test_no_gradient_gets_to_a_base_whose_flag_someone_has_set(rng, kind, option
 # ----------------------------------------------------------------------------------------------
 
 
-class Tables(Module):
-    def __init__(self, rng):
-        self.table = Embedding(5, 4, dtype=D, rng=rng)
-
-    def forward(self, x):
-        return minigrad.tanh(self.table(x))
-
-
 def build(kind, rng):
+    model = Sequential(*one_layer(kind, rng), minigrad.tanh)
     if kind == "embedding":
-        return Tables(rng), ["table"], np.array([[1, 3, 0], [1, 4, 2]])
-    model = Sequential(Linear(6, 4, dtype=D, rng=rng), minigrad.tanh)
-    x = minigrad.tensor(rng.standard_normal((3, 6)), requires_grad=True)
-    if kind == "nf4":
-        lora.quantize(model, block_size=4, progress=False)
-    return model, "all-linear", x
-
-
-KINDS = ["dense", "embedding", "nf4"]
+        return model, ["0"], np.array([[1, 3, 0], [1, 4, 2]])
+    return model, "all-linear", minigrad.tensor(rng.standard_normal((3, 6)), requires_grad=True)
 
 
 @pytest.mark.parametrize("scaling", LoRAScaling)

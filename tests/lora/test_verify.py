@@ -10,19 +10,15 @@ import minigrad
 from lora import LoRALayer, LoRAScaling, verify
 from lora.identities.rounding import Agreement, Rounding
 from minigrad import Tensor, checkpoint, kernels, nn, ops
+from tests.lora.models import lora_layer
 
 MSE = minigrad.functional.mse
 SHAPES = [(5,), (7, 5), (2, 3, 5)]
 
 
 def make(kind=LoRALayer, d_out=6, d_in=5, rank=2, dtype=np.float32, trained=True, **options):
-    rng = np.random.default_rng(1)
-    options = {"bias": rng.standard_normal(d_out).astype(dtype), "rng": rng, **options}
-    weight = rng.standard_normal((d_out, d_in)).astype(dtype)
-    layer = kind(weight, d_out, d_in, rank, 6.0, **options)
-    if trained:
-        layer.lora_b = rng.standard_normal((d_out, rank))
-    return layer
+    rng, sizes = np.random.default_rng(1), {"d_out": d_out, "d_in": d_in, "rank": rank}
+    return lora_layer(rng, dtype, trained, kind=kind, **sizes, **options)
 
 
 def batch_for(layer, shape=(7, 5), seed=2):
