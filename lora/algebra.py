@@ -83,7 +83,7 @@ class CombineReport:
             ranks = " + ".join(map(str, row.ranks)) or "none"
             errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}")
             rows.append((row.name, str(row.rank), ranks, *errors, row.note))
-        rows += [(copy.name, "", "", "", "", "whole") for copy in self.copies]
+        rows += [(copy.name, "", "", "", "", "in full") for copy in self.copies]
         total = " + ".join(f"{weight:g} {name}" for name, weight in self.terms)
         return "\n".join([*aligned(head, rows), f"{self.adapter} = {total}"])
 
@@ -307,7 +307,7 @@ def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list
                 moved = total.astype(copy.original.dtype)
         if not np.isfinite(moved).all():
             raise ValueError(
-                f"{copy.name}, which is trained whole, would have NaN or Inf in it; mend the "
+                f"{copy.name}, which is trained in full, would have NaN or Inf in it; mend the "
                 f"adapters, or take smaller weights"
             )
         found.append(FullCopy(copy.name, copy.reason, copy.original, TrainedCopy(moved)))

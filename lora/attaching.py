@@ -68,11 +68,11 @@ class AttachReport:
             for m in self.matches
         ]
         rows += [
-            (c.name, c.reason, str(c.own.shape), "", f"{c.own.size:,}", "whole")
+            (c.name, c.reason, str(c.own.shape), "", f"{c.own.size:,}", "in full")
             for c in self.copies
         ]
         share = 100 * self.trainable / self.total
-        total = f"{self.trainable:,} of {self.total:,} numbers train ({share:.2f} %)"
+        total = f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)"
         return "\n".join([*aligned(head, rows), total])
 
 
@@ -144,8 +144,8 @@ def check_attachable(model: Module, adapter: str) -> None:
     if isinstance(model, (Linear, Embedding, NF4Linear)):
         by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
         raise ValueError(
-            f"the model is a single {type(model).__name__}, which no parent holds, so nothing can "
-            f"take its place; put it into a Sequential"
+            f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
+            f"replace it; put it into a Sequential"
             f"{by_hand if isinstance(model, Linear) else ''}"
         )
     if attachment is None:

@@ -73,7 +73,7 @@ class ExtractReport:
             errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}", f"{100 * row.energy:.4g} %")
             note = "" if row.rank else "does not differ"
             rows.append((row.name, str(row.rank), *(errors if row.rank else ("", "", "")), note))
-        rows += [(copy.name, "", "", "", "", "whole") for copy in self.copies]
+        rows += [(copy.name, "", "", "", "", "in full") for copy in self.copies]
         return "\n".join(aligned(head, rows))
 
 
@@ -115,8 +115,8 @@ def extract(
     Raises:
         TypeError: if there is no such module or state, or an argument is of the wrong type.
         ValueError: if names or shapes do not fit, there is NaN or Inf, something differs that the
-            adapter would not have, no target differs, or `attach` would refuse; `base` is as it was
-            then.
+            adapter would not have, no target differs, or `attach` would raise an error; `base` is
+            as it was then.
     """
     if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
         raise TypeError(

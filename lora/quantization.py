@@ -133,8 +133,8 @@ def quantize(
     """
     if isinstance(model, Linear):
         raise ValueError(
-            "quantize: the model is a single Linear, which no parent holds, so nothing can take "
-            "its place; use NF4Linear.from_linear(model)"
+            "quantize: the model is a single Linear, which has no parent, so nothing can "
+            "replace it; use NF4Linear.from_linear(model)"
         )
     check_positive("quantize: block_size", block_size)
     modules = dict(model.named_modules())
@@ -152,10 +152,10 @@ def quantize(
     for adapter, attached in {} if attachment is None else attachment.adapters.items():
         copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
         for name, linear in linears.items():
-            whole = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
-            if whole:  # it could be neither put back nor in again
+            copied = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
+            if copied:  # it could be neither put back nor in again
                 raise ValueError(
-                    f"quantize: adapter {adapter!r} trains {', '.join(whole)} whole; exclude "
+                    f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
                     f"{name}, or quantise before lora.attach"
                 )
     layers: dict[str, NF4Linear] = {}
@@ -200,7 +200,7 @@ def _found(
     if embeddings:
         raise ValueError(
             f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
-            f"weight of a Linear is kept in four bits, so leave these out or exclude them"
+            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
         )
     return found
 

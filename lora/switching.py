@@ -82,8 +82,8 @@ def check_switch(model: Module, attachment: Attachment, names: Sequence[str]) ->
             other = owners.setdefault(id(copy.original), name)
             if other != name:
                 raise ValueError(
-                    f"adapters {other!r} and {name!r} both train {copy.name} whole, and cannot be "
-                    f"active together"
+                    f"adapters {other!r} and {name!r} both train {copy.name} in full, and cannot "
+                    f"be active together"
                 )
 
 
@@ -127,8 +127,8 @@ def disabled(model: Module) -> Iterator[Module]:
     for name, parameter in model.named_parameters() if attachment is None else ():
         if isinstance(parameter, TrainedCopy):
             raise ValueError(
-                f"{name} is trained whole by an adapter, and its original is known to the whole "
-                f"model only; call this with the model that lora.attach was called with"
+                f"{name} is trained in full by an adapter, and its original is known to the "
+                f"complete model only; call this with the model that lora.attach was called with"
             )
     with _LOCK:
         if attachment is not None:

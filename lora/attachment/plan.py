@@ -109,8 +109,9 @@ class Plan:
             for name, layer in self.new.items():
                 if id(layer.base_weight) in saved:
                     raise ValueError(
-                        f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} whole, "
-                        f"so there is no one base for both; exclude it here, or remove that adapter"
+                        f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
+                        f"full, so there is no one base for both; exclude it here, or remove that "
+                        f"adapter"
                     )
         self.copies: list[FullCopy] = []
         if config.modules_to_save:
@@ -182,7 +183,7 @@ class Plan:
         if not biases:
             raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
         for parameter in biases:
-            self._copy(parameter, "bias", is_meant, "let the layer that holds it too have one")
+            self._copy(parameter, "bias", is_meant, "let the layer that shares it have one too")
 
     def _save_modules(self, modules: dict[str, Module]) -> None:
         """Copy the parameters of the modules to save."""
@@ -200,7 +201,7 @@ class Plan:
                 parts.add(own)
                 if isinstance(part, AdaptedLayer) or own in self.new:
                     raise ValueError(
-                        f"modules_to_save: {name} is to be trained whole, but {own} has an "
+                        f"modules_to_save: {name} is to be trained in full, but {own} has an "
                         f"adapter; leave one of them out"
                     )
                 if isinstance(part, NF4Linear):
@@ -212,7 +213,7 @@ class Plan:
         def is_meant(name: str) -> bool:
             return any(_inside(name, part) for part in parts)
 
-        advice = "save the module that holds it too"
+        advice = "save the module that shares it too"
         for name in found:
             for parameter in modules[name].parameters():
                 self._copy(parameter, "modules_to_save", is_meant, advice)

@@ -139,7 +139,7 @@ class MergeCertificate:
         advice = f"store them in {' or '.join(fine)}" if fine else "store them in a wider dtype"
         raise MergeError(
             f"stored in {dtype}, {len(over)} of {_count(self.layers, 'layer')} would lose more "
-            f"than {limit:g} of the update; {advice}, or keep these layers unmerged:\n"
+            f"than {limit:g} of the update; {advice}, or leave these layers unmerged:\n"
             + "\n".join(lines)
         )
 

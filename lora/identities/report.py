@@ -90,7 +90,7 @@ class VerifyReport:
         if self.verdict == "holds":
             return f"LoRA's identities hold: {what}."
         found = [f"{len(self.failed)} fail"] * bool(self.failed)
-        found += [f"{len(self.undecided)} cannot be told"] * bool(self.undecided)
+        found += [f"{len(self.undecided)} have no verdict"] * bool(self.undecided)
         return f"LoRA's identities: of {what}, {' and '.join(found)}."
 
     @property

@@ -1,4 +1,4 @@
-"""Several adapters on one base: added, switched, summed, merged in part, and what trains whole."""
+"""Several adapters on one base: added, switched, summed, merged in part; what trains in full."""
 
 import copy
 
@@ -300,7 +300,7 @@ def test_a_part_of_a_model_is_disabled_only_where_nothing_is_trained_whole_in_it
     with lora.disabled(net):
         assert np.array_equal(out(net), base)
     put(model, "b", rng, ["q"], modules_to_save=["head"])
-    with pytest.raises(ValueError, match=r"head\.weight .* trained whole .* whole model"):
+    with pytest.raises(ValueError, match=r"head\.weight .* trained in full .* complete model"):
         lora.disabled(net).__enter__()
     assert net.q.enabled
 
@@ -399,7 +399,7 @@ def test_an_adapter_in_use_elsewhere_does_not_show_in_a_layer_without_it(rng):
 
 
 # ----------------------------------------------------------------------------------------------
-# Trained whole
+# Trained in full
 # ----------------------------------------------------------------------------------------------
 
 
@@ -464,7 +464,7 @@ def test_the_bias_of_a_layer_that_another_adapter_trains_is_the_originals_copy(r
     assert np.array_equal(out(net), tuned)
     (net(TOKENS) ** 2).sum().backward()
     assert abs(net.head.bias.grad.data).max() > 0
-    with pytest.raises(ValueError, match=r"'a' and 'b' both train head\.bias whole"):
+    with pytest.raises(ValueError, match=r"'a' and 'b' both train head\.bias in full"):
         lora.switch(net, "a", "b")
     assert lora.active(net) == ("a",)
     lora.detach(net)
@@ -507,7 +507,7 @@ def test_a_conversion_of_a_part_reaches_the_originals_in_it(rng):
     ("options", "message"),
     [
         ({"modules_to_save": ["heads"]}, r"'heads' \(did you mean 'head'\?\)"),
-        ({"modules_to_save": ["q"]}, "q is to be trained whole, but q has an adapter"),
+        ({"modules_to_save": ["q"]}, "q is to be trained in full, but q has an adapter"),
         ({"bias": "lora_only", "targets": ["v"]}, "no bias among the layers"),
     ],
 )
@@ -534,7 +534,7 @@ def test_a_copy_stays_in_a_layer_that_another_adapter_leaves(rng):
 
 
 def with_heads(rng):
-    """A net with adapters a and b that train its head whole, and c that does not."""
+    """A net with adapters a and b that train its head in full, and c that does not."""
     net = TokenNet(np.random.default_rng(7))
     put(net, "a", rng, ["q"], modules_to_save=["head"])
     put(net, "b", rng, ["q"], bias="all")
@@ -651,7 +651,7 @@ def test_a_shared_module_is_trained_whole_by_either_of_its_names(rng, half):
 def test_a_shared_module_with_an_adapter_is_not_trained_whole(rng, half):
     net = Sharing(rng)
     before = snapshot(net)
-    with pytest.raises(ValueError, match=rf"{half} is to be trained whole, but left\.0 has an"):
+    with pytest.raises(ValueError, match=rf"{half} is to be trained in full, but left\.0 has an"):
         put(net, "a", rng, ["left.0"], modules_to_save=[half])
     assert snapshot(net) == before
 
@@ -844,7 +844,7 @@ class Programs(RuleBasedStateMachine):
         return lora.active(self.net) if self.names else ()
 
     def copied(self):
-        """What is trained whole by the adapters that are active, wherever it is held."""
+        """What is trained in full by the adapters that are active, wherever it is held."""
         return {c.name: c.own.data for n in self.active for c in self.record.adapters[n].copies}
 
     @precondition(lambda self: len(self.names) < 3 and not self.merged)
@@ -874,7 +874,7 @@ class Programs(RuleBasedStateMachine):
         names = data.draw(st.lists(st.sampled_from(self.names), unique=True))
         whole = [n for n in names if self.record.adapters[n].copies]
         if not set(self.merged) <= set(names) or len(whole) > 1:
-            with pytest.raises(ValueError, match=r"merged|whole"):
+            with pytest.raises(ValueError, match=r"merged|in full"):
                 lora.switch(self.net, *names)
         else:
             lora.switch(self.net, *names)

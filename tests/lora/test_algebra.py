@@ -541,8 +541,8 @@ def test_the_report_can_be_read(rng):
         "layer        rank  ranks of the terms  error  relative",
         "q            5     2 + 3               0      0         rank above min(d_out, d_in) = 4",
         "head         2     2                   0      0         copy",
-        "norm.weight                                             whole",
-        "norm.bias                                               whole",
+        "norm.weight                                             in full",
+        "norm.bias                                               in full",
         "sum = 1 a + 0.5 b",
     ]
 
@@ -588,7 +588,7 @@ def test_nothing_that_is_not_finite_spreads(rng, value):
         combined(net, [("a", 1), ("b", 1)], "sum")
     adapter.lora_b = np.ones(adapter.lora_b.shape)
     required_attachment(net).adapters["b"].copies[0].own.data[:] = value
-    with pytest.raises(ValueError, match=r"norm\.weight, which is trained whole, would have NaN"):
+    with pytest.raises(ValueError, match=r"norm\.weight, which is trained in full, would have NaN"):
         combined(net, [("a", 1), ("b", 1)], "sum")
     adapters_of(net, "a")["q"].scale = value
     before = snapshot(net)
@@ -854,7 +854,11 @@ def test_what_is_tied_can_be_taken_over_whole(rng):
         ({"targets": ["v"]}, ValueError, "none of the targets differs from the base.*: v"),
         ({"adapter": "a.b"}, ValueError, "letters, digits"),
         ({"bias": "some"}, ValueError, "bias is one of"),
-        ({"modules_to_save": ["q"]}, ValueError, "q is to be trained whole, but q has an adapter"),
+        (
+            {"modules_to_save": ["q"]},
+            ValueError,
+            "q is to be trained in full, but q has an",
+        ),
         ({"finetuned": 3}, TypeError, "extract takes a Module, and a Module or a state_dict"),
     ],
 )

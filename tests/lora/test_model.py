@@ -222,7 +222,7 @@ def test_the_report_can_be_read(rng):
     assert repr(report).splitlines() == [
         "layer     matched by  d_in -> d_out  rank  trains",
         "layers.0  layers.0    100 -> 50      1     150",
-        "150 of 5,251 numbers train (2.86 %)",
+        "150 of 5,251 parameters train (2.86 %)",
     ]
 
 
