@@ -258,8 +258,14 @@ class AdaptedLayer(Module):
         merged = self.merged_adapters
         if self._merged is not None:
             self._merged.check_fresh(self.base_weight, self.adapters)
-            if mode.grad_enabled:
-                self._check_not_training()
+            if mode.grad_enabled and any(
+                part.requires_grad for name in merged for part in self.adapters[name].trained()
+            ):
+                raise RuntimeError(
+                    f"adapter {', '.join(map(repr, merged))} is merged, so no gradient would reach "
+                    f"its A and B, and training would change nothing; call unmerge() to train, or "
+                    f"predict under no_grad(), or freeze A and B with requires_grad_(False)"
+                )
             stored = self._merged.weight
         rest = [self.adapters[name] for name in self.active if name not in merged]
         return self._summed(x, stored, bias, rest)
@@ -367,22 +373,16 @@ class AdaptedLayer(Module):
                     f"{', '.join(map(repr, self.active)) or 'none'}"
                 )
         weight = self.merged_weight() if chosen == self.active else self._weight_with(chosen)
-        parts = {name: _snapshot(self.adapters[name]) for name in chosen}
+        parts: dict[str, tuple[float, dict[str, Array]]] = {}
+        for name in chosen:
+            values = self.adapters[name].contents()
+            arrays = {key: x._data.copy() for key, x in values if isinstance(x, Parameter)}
+            parts[name] = self.adapters[name].scale, arrays
         self._merged = MergedWeight(weight, parts, self.base_weight, next(clock))
 
     def unmerge(self) -> None:
         """Use W and the adapters again, drop the merged weight. Unmerging twice changes nothing."""
         self._merged = None
-
-    def _check_not_training(self) -> None:
-        """Raise an error if a gradient would be lost: none flows from the merged weight to A, B."""
-        parts = [part for name in self.merged_adapters for part in self.adapters[name].trained()]
-        if any(part.requires_grad for part in parts):
-            raise RuntimeError(
-                f"adapter {', '.join(map(repr, self.merged_adapters))} is merged, so no gradient "
-                f"would reach its A and B, and training would change nothing; call unmerge() to "
-                f"train, or predict under no_grad(), or freeze A and B with requires_grad_(False)"
-            )
 
     def extra_repr(self) -> str:
         """Describe the sizes, the rank and the scale, or the names of several adapters."""
@@ -444,10 +444,3 @@ class MergedWeight:
                     return own + key
         written = isinstance(base, Tensor) and last_written(base._data) > self.time
         return "base_weight" if written or base is not self.base else ""
-
-
-def _snapshot(adapter: Adapter) -> tuple[float, dict[str, Array]]:
-    """Copy the scale and the parameters of an adapter."""
-    parts = adapter.contents()
-    arrays = {key: part._data.copy() for key, part in parts if isinstance(part, Parameter)}
-    return adapter.scale, arrays

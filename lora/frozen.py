@@ -73,7 +73,7 @@ class FrozenMatrix(ABC):
 
     @abstractmethod
     def cached_squares(self) -> Array:
-        """Return `squares()`, saved for the next call where W cannot change in between."""
+        """Return `squares()`, saved for the next call unless W may change in between."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.shape}, {self.dtype})"

@@ -24,7 +24,6 @@ from lora.frozen import DenseMatrix, FrozenMatrix, NF4FrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.nf4 import NF4Linear
 from minigrad import kernels, ops
-from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter
 
@@ -74,7 +73,6 @@ class LoRALayer(AdaptedLayer):
         d_out, d_in = (check_size(n, v) for n, v in (("d_out", d_out), ("d_in", d_in)))
         check_rank_and_alpha(rank, alpha)
         check_rank_fits(rank, d_out, d_in)
-        check_probability("dropout", dropout)
         weight = Tensor(base_weight)
         if weight.dtype.kind != "f":
             raise TypeError(f"base_weight must be of floats, not {weight.dtype}")

@@ -142,22 +142,19 @@ class _Tally:
     def row(self) -> CertificateRow:
         """Return the result."""
         absorbed = self.absorbed / self.updated if self.updated else 0.0
-        lost, ulp, bound = self._lost() if self.finite else math.inf, self.ulp, self.bound
-        if not self.finite:
-            ulp = bound = math.inf
+        lost, ulp, bound = math.inf, math.inf, math.inf
+        if self.finite:
+            ulp, bound = self.ulp, self.bound
+            error, update = (float(norms(np.concatenate(x))) for x in (self.errors, self.updates))
+            if not math.isfinite(error) or not math.isfinite(update):
+                self.notes["norms overflow float64"] = None
+            elif update:
+                lost = error / update
+            else:
+                lost = 0.0
+                self.notes["dW is 0, but storing W changes it" if error else "dW is 0"] = None
         notes = "; ".join(self.notes)
         return CertificateRow(self.part.name, self.dtype, absorbed, lost, ulp, bound, notes)
-
-    def _lost(self) -> float:
-        """Compute |V - W'| / |dW|."""
-        error, update = (float(norms(np.concatenate(x))) for x in (self.errors, self.updates))
-        if not math.isfinite(error) or not math.isfinite(update):
-            self.notes["norms overflow float64"] = None
-            return math.inf
-        if update:
-            return error / update
-        self.notes["dW is 0, but storing W changes it" if error else "dW is 0"] = None
-        return 0.0
 
     def _count(self, d: Array, stored: Array, base: Array) -> None:
         """Count the updates that are absorbed, and find the largest change in units."""

@@ -262,13 +262,13 @@ def _random(trial: LayerTrial) -> tuple[Array, Array]:
     a = rng.standard_normal(layer.lora_a.shape) / np.sqrt(layer.d_in)
     b = rng.standard_normal(layer.lora_b.shape) / np.sqrt(layer.rank)
     x = trial.x.astype(np.float64)
-    update = _mean_size(x @ a.T @ b.T) * abs(layer.scale)
-    base = _mean_size(x @ layer.base_weight.data.T.astype(np.float64))
-    base += 0.0 if layer.bias is None else _mean_size(layer.bias.data.astype(np.float64))
+
+    def mean_size(values: Array) -> float:
+        return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+    update = mean_size(x @ a.T @ b.T) * abs(layer.scale)
+    base = mean_size(x @ layer.base_weight.data.T.astype(np.float64))
+    base += 0.0 if layer.bias is None else mean_size(layer.bias.data.astype(np.float64))
     factor = np.sqrt((base or 1.0) / (update or 1.0))  # of both, since its square may overflow
     dtype = layer.lora_a.dtype
     return (factor * a).astype(dtype), (factor * b).astype(dtype)
-
-
-def _mean_size(x: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
