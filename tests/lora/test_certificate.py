@@ -801,7 +801,7 @@ def test_a_limit_that_is_exceeded_is_an_error_with_figures_and_advice():
         certificate.check(0.5, "bfloat16")
     text = str(error.value)
     assert "stored in bfloat16, 2 of 3 layers would lose more than 0.5" in text
-    assert "store them in float32, or keep these layers unmerged" in text
+    assert "store them in float32, or leave these layers unmerged" in text
     assert "layer0      25 %     1" in text
     assert "layer2" not in text
     with pytest.raises(MergeError, match="store them in a wider dtype"):
