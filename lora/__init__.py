@@ -1,6 +1,6 @@
 """lora: low-rank adapters on minigrad models.
 
-`LoRALayer` is one adapted layer; `attach` puts them on a whole model. In reading order:
+`LoRALayer` is one adapted layer; `attach` puts adapters on a model. In reading order:
 
     linear, embedding              what is computed
     adapted_layer, adapter, frozen what these share: the layer, its updates, the frozen matrix W

@@ -46,10 +46,10 @@ class Combined:
     Attributes:
         name: of the layer.
         rank: of the adapter that was made.
-        ranks: those of the terms; with PiSSA of the difference, which is 2 r.
+        ranks: the ranks of the terms; with PiSSA of the difference, which is 2 r.
         error: the Frobenius norm of what was left out to reduce the rank.
         relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
-        note: what is special about it.
+        note: a remark, such as "copy".
     """
 
     name: str
@@ -62,7 +62,7 @@ class Combined:
 
 @dataclass(frozen=True, repr=False)
 class CombineReport:
-    """What `combine` made: a line for each layer, and the sum.
+    """The report of `combine`: a line for each layer, and the sum.
 
     Attributes:
         layers: the layers of the new adapter.

@@ -39,7 +39,7 @@ from minigrad.tables import aligned
 
 @dataclass(frozen=True, repr=False)
 class AttachReport:
-    """What `attach` did: a line for each layer that matched, and the counts.
+    """The report of `attach`: a line for each layer that matched, and the counts.
 
     Attributes:
         matches: the layers that got an adapter.

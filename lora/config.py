@@ -1,4 +1,4 @@
-"""LoRAConfig: which layers of a model get an adapter, and of what kind."""
+"""LoRAConfig: the layers of a model that get an adapter, and its kind."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _naming_fields(cls: C) -> C:
 @_naming_fields
 @dataclass(frozen=True, repr=False)
 class LoRAConfig:
-    """Which layers of a model get adapters, and of what kind.
+    """The choice of the layers of a model that get adapters, and of their kind.
 
     Four choices are independent: how the base is stored (see `lora.quantize`), the form of the
     update (LoRA, or DoRA with `use_dora`), how it begins (`init`), and its `scaling`.

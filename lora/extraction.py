@@ -54,10 +54,10 @@ class Extracted:
 
 @dataclass(frozen=True, repr=False)
 class ExtractReport:
-    """What `extract` found: a line for each target.
+    """The report of `extract`: a line for each target.
 
     Attributes:
-        layers: the targets, those that do not differ included.
+        layers: the targets, including the ones that do not differ.
         copies: the parameters that the adapter has in full.
         adapter: its name.
     """

@@ -60,7 +60,7 @@ class QuantizedLayer:
 
 @dataclass(frozen=True, repr=False)
 class QuantizeReport:
-    """What `quantize` did: a line for each layer, and the totals.
+    """The report of `quantize`: a line for each layer, and the totals.
 
     Attributes:
         layers: the layers that were replaced.
@@ -119,7 +119,7 @@ def quantize(
 
     Args:
         model: changed in place; nothing is, if there is an error.
-        targets: which layers, as in `LoRAConfig`; "all-linear" are those that are left.
+        targets: which layers, as in `LoRAConfig`; "all-linear" means all that are left.
         exclude: which of these to leave as they are, given like `targets`.
         block_size: the number of elements of a row that share an absmax.
         double_quant: store absmax in 8 bits.

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LoRAScaling(enum.Enum):
-    """How the factor of the product B A follows from alpha and the rank."""
+    """The choice of how the factor of B A depends on alpha and the rank."""
 
     STANDARD = "standard"
     """alpha / rank (Hu et al., 2021)."""

@@ -1,4 +1,4 @@
-"""Spectra: the singular values of an update, what they say of it, and the best low-rank factors.
+"""Spectra: the singular values of an update, its effective rank, and the best low-rank factors.
 
     M = U S V^T   ->   B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T
 
@@ -85,7 +85,7 @@ class Spectral:
     Attributes:
         name: of the layer.
         rank: the largest rank that dW can have.
-        singular_values: of dW, descending; those that are left out are 0.
+        singular_values: of dW, descending; the ones that are left out are 0.
     """
 
     name: str

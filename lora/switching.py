@@ -1,4 +1,4 @@
-"""Which adapters of a model take part: one, several, or for a while none."""
+"""Choosing the adapters of a model that take part: one, several, or for a while none."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def deactivate(model: Module, attachment: Attachment, name: str) -> None:
 
 @contextmanager
 def disabled(model: Module) -> Iterator[Module]:
-    """Inside the block the model computes what it did without adapters, to the bit.
+    """Let the model compute what it did without adapters inside of the block, to the bit.
 
     It does so for all threads, until the last of the blocks is left.
 

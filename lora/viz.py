@@ -1,4 +1,4 @@
-"""Pictures of what LoRA has changed: where in a model, how much, and in how many directions.
+"""Pictures of the changes by LoRA: where in a model, how large, and in how many directions.
 
 They need matplotlib, which the first one imports.
 """

@@ -36,7 +36,7 @@ class Match:
         d_in, d_out: the sizes of its vectors.
         rank: of the update.
         added: the number of parameters of the adapter there.
-        note: what is special about it.
+        note: a remark, such as "NF4" or "tied to head.weight".
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""What has been attached to a model, stored on the model itself, so that all of it can be undone.
+"""The state of a model with adapters, stored on the model itself, so that all can be undone.
 
 Some adapters train parameters in full, such as biases or a new head. They train copies, which are
 exchanged with the originals while the adapter is active: the model without the adapter, or with
-another one, is what it was. Whichever is not in use, the copy or the original, is stored on the
+another one, is what it was. The one that is not in use, the copy or the original, is stored on the
 model as `_lora_whole.<adapter>.<name>` or `_lora_whole.(base).<name>`. So the `state_dict` of a
 model has both, and fits only where the same adapters are active.
 """

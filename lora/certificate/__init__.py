@@ -1,4 +1,4 @@
-"""The merge certificate: what merging adapters loses, for each layer and each dtype to store in.
+"""The merge certificate: the loss of merging adapters, for each layer and each dtype to store in.
 
 The files in reading order: measuring (what is called), layers (a layer whose weight is merged),
 rounding (how weights are rounded, and by how much sums may be off), report (the result).

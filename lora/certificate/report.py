@@ -21,7 +21,7 @@ class MergeError(ValueError):
 
 @dataclass(frozen=True)
 class CertificateRow:
-    """What merging one layer loses if the weight is stored in one dtype.
+    """The loss of merging one layer if the weight is stored in one dtype.
 
     V is W' = W + dW as it is stored, and W_t is W as it is stored.
 
@@ -66,7 +66,7 @@ class CertificateRow:
 
 @dataclass(frozen=True, repr=False)
 class MergeCertificate:
-    """What merging the layers of a model loses, in each dtype that they may be stored in.
+    """The loss of merging the layers of a model, in each dtype that they may be stored in.
 
     Printed, it is a sentence and a table: a line for each layer and dtype, or, for more than a few
     layers, one for each dtype with the layer that loses most.

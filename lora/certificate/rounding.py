@@ -1,4 +1,4 @@
-"""How stored weights are rounded in each dtype, and the arithmetic of rounding errors.
+"""Rounding of stored weights in each dtype, and the arithmetic of rounding errors.
 
 Four dtypes are of floating point, with p binary digits and a least positive number. In them, the
 unit of an x with 2^(e-1) <= |x| < 2^e is 2^(e-p), at least the least number, and x is rounded to
@@ -14,7 +14,7 @@ Accuracy and Stability of Numerical Algorithms, 2002, sections 2.1 and 3.1).
 
     gamma(n) = n u / (1 - n u)          u: half the distance from 1 to the next number
 
-This is a bound for the worst case, where `lora.verify` asks what is likely.
+This is a bound for the worst case, whereas `lora.verify` uses a likely one.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class IdentityCheck:
 
 @dataclass(frozen=True, repr=False)
 class VerifyReport:
-    """What `verify` found. It is true only if every identity of every layer holds.
+    """The report of `verify`. It is true only if every identity of every layer holds.
 
     Printed, it is a sentence and a table: layer, identity, precision, the largest deviation, the
     bound that rounding explains, and the verdict.

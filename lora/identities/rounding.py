@@ -1,4 +1,4 @@
-"""How far two computations of the same result may differ: bounds, and comparisons.
+"""Bounds on how far two computations of the same result may differ, and comparisons.
 
 A result that is a sum of products, computed with k roundings of each term, differs from the exact
 one by at most gamma(k) times the same sum of absolute values, in whatever order the terms are
@@ -57,7 +57,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two arrays agree that should be equal up to rounding.
+    """The agreement of two arrays that should be equal up to rounding.
 
     Attributes:
         deviation: the difference at the element where it is the largest share of its bound.

@@ -1,4 +1,4 @@
-"""How A and B begin: always such that the first output is that of the base.
+"""The first values of A and B, such that the first output is always that of the base.
 
     gaussian    A normal with standard deviation 1 / rank, B = 0
     kaiming     A uniform in +-1 / sqrt(d_in), B = 0, as PEFT does by default

@@ -29,6 +29,18 @@ class TokenNet(Module):
         return self.head(self.norm(x + self.v(minigrad.tanh(self.q(x)))))
 
 
+class TiedNet(Module):
+    """An embedding and a head that share one weight."""
+
+    def __init__(self, rng, dtype=np.float64):
+        self.table = Embedding(7, 5, dtype=dtype, rng=rng)
+        self.head = Linear(5, 7, bias=False, dtype=dtype, rng=rng)
+        self.head.weight = self.table.weight
+
+    def forward(self, x):
+        return self.head(minigrad.tanh(self.table(x)))
+
+
 def one_layer(kind, rng, dtype=np.float64, width=(6, 4), block_size=4):
     """A model of one layer, which is dense, an embedding or in four bits."""
     layer = Embedding if kind == "embedding" else Linear
