@@ -4,7 +4,7 @@
 
 An example is a file with a function `main`. If it is too long for one file, it is a package with
 `__main__.py`. `main(quick=False, out="NAME.png")` prints its results, saves the picture, and
-returns the results; `quick=True` does the same in some seconds. The first line of the docstring
+returns the results; `quick=True` does the same in a few seconds. The first line of the docstring
 says what an example shows, and a sentence that begins with "It takes" says how long it runs and
 which picture it draws. `command_line` contains what all examples share, and the folder `pictures`
 has the pictures that they draw.

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
         )
         self.name = name
-        self.add_argument("--quick", action="store_true", help="a smaller form; takes some seconds")
+        self.add_argument("--quick", action="store_true", help="a smaller form, in a few seconds")
         self.add_argument("--out", metavar="FILE.png", help=f"the file of the picture ({name}.png)")
 
     def error(self, message: str) -> NoReturn:

@@ -35,7 +35,7 @@ OPTIONS = {"sgd": {"lr": 0.06, "momentum": 0.9}, "adam": {"lr": 0.005}, "adamw":
 
 
 def digits() -> Task:
-    """Predict the lower halves of 1,797 handwritten digits from the upper halves; 7 is new."""
+    """Predict the lower halves of 1,797 handwritten digits from the upper; sevens are new."""
     images = load_digits()
     upper, lower = np.split(images.data.astype(np.float32), 2, axis=1)  # (1797, 32) each
     return upper, lower, images.target == 7, "the other digits", "sevens", "grey levels, 0 to 16"
@@ -122,9 +122,9 @@ def one_split(
     return results
 
 
-def compare(results: Results, way: str, other: str) -> tuple[float, float]:
-    """Return how much higher the RMSE of `way` is than that of `other`, and its 99 % margin."""
-    pairs = zip(results[way], results[other], strict=True)
+def compare(results: Results, method: str, other: str) -> tuple[float, float]:
+    """Return how much higher the RMSE of `method` is than that of `other`, and its 99 % margin."""
+    pairs = zip(results[method], results[other], strict=True)
     differences = [a["new: RMSE"] - b["new: RMSE"] for a, b in pairs]
     error = np.std(differences, ddof=1) / len(differences) ** 0.5
     return float(np.mean(differences)), float(4.60 * error)  # 4.60 is Student's t for five
@@ -152,19 +152,19 @@ def main(
     task = from_csv(csv, target, shift_by) if csv or target or shift_by else digits()
     bar = progress.progress_bar(range(seed, seed + 5), what="adapting", unit="split", shown=True)
     splits = [one_split(task, config, optimizer, epochs, quick, s) for s in bar]
-    results = {way: [split[way] for split in splits] for way in (NONE, FULL, LORA)}
+    results = {method: [split[method] for split in splits] for method in (NONE, FULL, LORA)}
 
     table = []
-    for way, outcomes in results.items():
+    for method, outcomes in results.items():
         values = np.array([list(outcome.values())[:6] for outcome in outcomes])
         pairs = zip(values.mean(axis=0), values.std(axis=0, ddof=1), strict=True)
-        table.append([way, *(f"{m:,.3g} ± {s:.2g}" if s else f"{m:,.0f}" for m, s in pairs)])
+        table.append([method, *(f"{m:,.3g} ± {s:.2g}" if s else f"{m:,.0f}" for m, s in pairs)])
     print("\n".join(tables.aligned(["", *list(splits[0][NONE])[:6]], table, left=1)))
     print("\nold: {}; new: {}; RMSE in {}; on test rows of five random splits.\n".format(*task[3:]))
-    for way in (NONE, FULL):
-        mean, margin = compare(results, LORA, way)
+    for other in (NONE, FULL):
+        mean, margin = compare(results, LORA, other)
         how = "clear" if abs(mean) > margin else "inside the noise"
-        print(f"LoRA of rank {rank} against {way}: RMSE {mean:+.3g} ± {margin:.2g} (99 %), {how}")
+        print(f"LoRA of rank {rank} against {other}: RMSE {mean:+.3g} ± {margin:.2g} (99 %), {how}")
     merging = max(outcome["merging"] for outcome in results[LORA])
     print(f"Merging changes predictions by {merging:.0e} of the largest; unmerging changes no bit.")
     draw(results, task, out)
@@ -183,11 +183,11 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
     given, truth, _ = results[NONE][0]["shown"]
     panels = 2 if truth.shape[1] > 1 else 1
     right = figure.add_subplot(1, panels, panels)
-    for way, color, marker in ((FULL, "#D55E00", "^"), (LORA, "#0B4F8A", "o")):
-        curves = np.array([outcome["curve"] for outcome in results[way]])  # (split, epoch, group)
+    for method, color, marker in ((FULL, "#D55E00", "^"), (LORA, "#0B4F8A", "o")):
+        curves = np.array([o["curve"] for o in results[method]])  # (split, epoch, group)
         for i, (group, line) in enumerate(((new_group, "-"), (old_group, "--"))):
             lowest, mean, highest = (f(curves[..., i], axis=0) for f in (np.min, np.mean, np.max))
-            name = f"{way}, {results[way][0]['trains']:,} parameters: {group}"
+            name = f"{method}, {results[method][0]['trains']:,} parameters: {group}"
             right.plot(mean, marker + line, color=color, linewidth=2, label=name)
             right.fill_between(np.arange(len(mean)), lowest, highest, color=color, alpha=0.2)
     right.set(xlabel="epochs of adaptation", ylabel=f"RMSE on test rows ({unit})", ylim=(0, None))
