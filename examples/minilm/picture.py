@@ -79,7 +79,7 @@ def draw_curves(axes: Axes, ranks: Mapping[str, Ranks], count: int) -> None:
         label = f"{method}: {shares[0]:.0%}"
         axes.plot(ks, shares, line, color=color, linewidth=2.5, label=label)
     axes.set(
-        title=f"Found among the first k of {count}, in unseen packages",
+        title=f"Found among the first k of {count}, unseen packages",
         xlabel="k",
         ylim=(0, 1),
         xscale="log",
