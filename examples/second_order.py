@@ -248,7 +248,7 @@ def draw(result: Result, out: str | Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     steps.set_xscale("symlog", linthresh=1)
     steps.set(xlabel="step", ylabel="loss above its minimum", xlim=(0, 1.2 * adam.steps))
-    seconds.set(xlabel="processor seconds", xlim=(0, None))
+    seconds.set(xlabel="seconds of the processor", xlim=(0, None))
     seconds.text(seconds.get_xlim()[1], GAP, "arrived ", ha="right", va="top")
     steps.set_title(f"Logistic regression: {adam.steps / newton.steps:.0f} times fewer steps")
     seconds.set_title(f"and {adam.seconds[-1] / newton.seconds[-1]:.0f} times fewer seconds")

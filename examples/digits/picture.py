@@ -96,7 +96,7 @@ def draw_sizes(axes: Axes, result: Result) -> None:
     axes.barh(rows, sizes, height=0.5, color=BAR)
     for row, (size, network) in enumerate(zip(sizes, result.values(), strict=True)):
         inside = size > sizes.max() / 2
-        text = f"{size:.0f} KiB; {network.trained:,} parameters" if network.size else "nothing more"
+        text = f"{size:.0f} KiB; {network.trained:,}" if network.size else "nothing more"
         left = sizes.max() / 50 if inside else size + sizes.max() / 50
         axes.text(left, row, text, va="center", size="large", color="white" if inside else "black")
     axes.set(
