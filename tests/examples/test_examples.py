@@ -454,7 +454,7 @@ def test_why_lora_is_not_faster(tmp_path, capsys, quick):
     assert compared.value("LoRA", "trained") == (3 if quick else 6) * 4 * 8 * (64 if quick else 256)
     printed = capsys.readouterr().out
     assert "LoRA does 0." in printed
-    assert printed.count("ms a step") == 3
+    assert printed.count("ms per step") == 3
     assert is_picture(out, width=1000, height=550)
 
 
