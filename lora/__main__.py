@@ -47,8 +47,8 @@ Result = tuple[int, str, Any]
 
 
 def _inspect(chosen: argparse.Namespace) -> Result:
-    from lora.disk.picture import draw
-    from lora.disk.summary import summarise
+    from lora.offline.picture import draw
+    from lora.offline.summary import summarise
 
     found = summarise(chosen.adapter)
     text = repr(found)
@@ -63,7 +63,7 @@ def _inspect(chosen: argparse.Namespace) -> Result:
 
 
 def _merge(chosen: argparse.Namespace) -> Result:
-    from lora.disk.merging import merge_files
+    from lora.offline.merging import merge_files
 
     found = merge_files(
         chosen.base,
@@ -79,7 +79,7 @@ def _merge(chosen: argparse.Namespace) -> Result:
 
 
 def _verify(chosen: argparse.Namespace) -> Result:
-    from lora.disk.checking import check_adapter
+    from lora.offline.checking import check_adapter
 
     found = check_adapter(chosen.adapter, chosen.base, progress=not chosen.json)
     return (
@@ -90,7 +90,7 @@ def _verify(chosen: argparse.Namespace) -> Result:
 
 
 def _extract(chosen: argparse.Namespace) -> Result:
-    from lora.disk.extracting import EMBEDDINGS, extract_files
+    from lora.offline.extracting import EMBEDDINGS, extract_files
 
     found = extract_files(
         chosen.base,

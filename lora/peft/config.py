@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.config import Bias
-from lora.files.fields import TAKERS, contradictions, problems_of
+from lora.peft.fields import TAKERS, contradictions, problems_of
 from lora.scaling import LoRAScaling
 
 CONFIG = "adapter_config.json"

@@ -22,9 +22,9 @@ from typing import Any
 
 from numpy.typing import DTypeLike, NDArray
 
-from lora.files.config import CONFIG, PeftConfig, read_config
-from lora.files.facts import Facts
-from lora.files.matching import is_saved_whole, scale_of
+from lora.peft.config import CONFIG, PeftConfig, read_config
+from lora.peft.facts import Facts
+from lora.peft.matching import is_saved_whole, scale_of
 from minigrad.io import TensorFile, TensorInfo, find
 from minigrad.io.tensors import Closing
 

@@ -22,9 +22,10 @@ from lora.adapter import Adapter
 from lora.attachment.record import Attached, Attachment
 from lora.config import Bias, LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.files.config import PeftConfig
-from lora.files.folder import MAGNITUDE, A, B, key_of, key_of_whole
-from lora.files.matching import (
+from lora.full_copies import in_place
+from lora.peft.config import PeftConfig
+from lora.peft.folder import MAGNITUDE, A, B, key_of, key_of_whole
+from lora.peft.matching import (
     exact,
     rank_of,
     saved_whole,
@@ -32,7 +33,6 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
-from lora.full_copies import in_place
 from lora.scaling import LoRAScaling
 from minigrad.nn import Module
 

@@ -19,17 +19,18 @@ from lora.attachment.report import AttachReport
 from lora.attachment.targets import Target
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.files.checking import (
+from lora.full_copies import in_place
+from lora.peft.checking import (
     base_problems,
     places_of,
     problems_of,
     scale_problems,
     values_of,
 )
-from lora.files.config import PeftConfig
-from lora.files.facts import LayerFacts
-from lora.files.folder import AdapterFolder
-from lora.files.matching import (
+from lora.peft.config import PeftConfig
+from lora.peft.facts import LayerFacts
+from lora.peft.folder import AdapterFolder
+from lora.peft.matching import (
     alpha_of,
     ends,
     exact,
@@ -39,7 +40,6 @@ from lora.files.matching import (
     targeted,
     whole_name,
 )
-from lora.full_copies import in_place
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar

@@ -4,13 +4,13 @@ A folder has two files, `adapter_config.json` and `adapter_model.safetensors`. W
 here, and the other way round. `save` and `load` are for models; `AdapterFolder` needs none.
 """
 
-from lora.files.config import CONFIG, PeftConfig, read_config
-from lora.files.facts import Facts, LayerFacts
-from lora.files.fingerprint import fingerprint
-from lora.files.folder import WEIGHTS, AdapterFolder, StoredLayer
-from lora.files.loading import load
-from lora.files.saving import save
-from lora.files.writing import write_folder
+from lora.peft.config import CONFIG, PeftConfig, read_config
+from lora.peft.facts import Facts, LayerFacts
+from lora.peft.fingerprint import fingerprint
+from lora.peft.folder import WEIGHTS, AdapterFolder, StoredLayer
+from lora.peft.loading import load
+from lora.peft.saving import save
+from lora.peft.writing import write_folder
 
 __all__ = [
     "CONFIG",

@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.config import Bias
-from lora.disk.fitting import TIED, tied_tables
-from lora.disk.stored import StoredWeight
-from lora.disk.turned import Turned
 from lora.extract import Extracted
 from lora.factors import Approximation
-from lora.files.config import PeftConfig
-from lora.files.describing import Update, tensors_of
-from lora.files.facts import Facts, LayerFacts, version
-from lora.files.fingerprint import fingerprint_of_rows
-from lora.files.matching import exact, is_saved_whole, whole_name
-from lora.files.writing import FLOATS, check_dtype, write_folder
+from lora.offline.resolve_base import TIED, tied_tables
+from lora.offline.stored_weight import StoredWeight
+from lora.offline.transposed import Turned
 from lora.patterns import near
+from lora.peft.config import PeftConfig
+from lora.peft.facts import Facts, LayerFacts, version
+from lora.peft.fingerprint import fingerprint_of_rows
+from lora.peft.matching import exact, is_saved_whole, whole_name
+from lora.peft.to_peft import Update, tensors_of
+from lora.peft.writing import FLOATS, check_dtype, write_folder
 from lora.scaling import LoRAScaling, check_size
 from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora.disk.stored import StoredWeight
-from lora.disk.turned import Turned
-from lora.files.fingerprint import fingerprint_of_rows
-from lora.files.folder import KEYS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from lora.files.writing import FLOATS
+from lora.offline.stored_weight import StoredWeight
+from lora.offline.transposed import Turned
+from lora.peft.fingerprint import fingerprint_of_rows
+from lora.peft.folder import KEYS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.peft.writing import FLOATS
 from minigrad.io import TensorSet
 from minigrad.progress import progress_bar
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from lora.files.config import PeftConfig
+from lora.peft.config import PeftConfig
 
 _ALL_LINEAR = "all-linear"
 

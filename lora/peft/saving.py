@@ -9,10 +9,10 @@ from dataclasses import replace
 from lora.adapted import AdaptedLayer
 from lora.adapter import DEFAULT
 from lora.attachment.record import Attached, layers_in_place, required
-from lora.files.describing import Update, configuration_of, tensors_of, updates_of, wholes_of
-from lora.files.facts import Facts, LayerFacts, version
-from lora.files.fingerprint import fingerprint_of
-from lora.files.writing import check_tensors, write_folder
+from lora.peft.facts import Facts, LayerFacts, version
+from lora.peft.fingerprint import fingerprint_of
+from lora.peft.to_peft import Update, configuration_of, tensors_of, updates_of, wholes_of
+from lora.peft.writing import check_tensors, write_folder
 from lora.weight import Dense
 from minigrad.nn import Module
 from minigrad.progress import progress_bar

@@ -6,10 +6,10 @@ wrong with it; `merging` and `extracting` write new files, `beside` copies what 
 `python -m lora` is these functions on the command line.
 """
 
-from lora.disk.checking import Findings, check_adapter
-from lora.disk.extracting import ExtractedFiles, extract_files
-from lora.disk.merging import MergedFiles, merge_files
-from lora.disk.summary import Summary, summarise
+from lora.offline.checking import Findings, check_adapter
+from lora.offline.extracting import ExtractedFiles, extract_files
+from lora.offline.merging import MergedFiles, merge_files
+from lora.offline.summary import Summary, summarise
 
 __all__ = [
     "ExtractedFiles",

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.factors import singular_values
-from lora.files.config import PeftConfig
-from lora.files.facts import Facts
-from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.peft.config import PeftConfig
+from lora.peft.facts import Facts
+from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.spectrum import Spectral
 from minigrad.tables import aligned, in_bytes
 

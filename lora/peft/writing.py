@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.files.config import CONFIG, PeftConfig
-from lora.files.facts import Facts
-from lora.files.folder import WEIGHTS
+from lora.peft.config import CONFIG, PeftConfig
+from lora.peft.facts import Facts
+from lora.peft.folder import WEIGHTS
 from minigrad.io import TensorInfo, TensorWriter, replacing_together
 from minigrad.io.tensor_info import from_stored, to_stored
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
-from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from lora.files.writing import FLOATS
+from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.peft.writing import FLOATS
 from lora.variants.inits import draw
 from lora.weight import Weight, strips
 from minigrad import ops

@@ -23,7 +23,7 @@ import lora
 import minigrad as mg
 from lora import LoRAConfig
 from lora.attachment.record import record_of
-from lora.files import (
+from lora.peft import (
     CONFIG,
     WEIGHTS,
     AdapterFolder,
@@ -32,8 +32,8 @@ from lora.files import (
     fingerprint,
     read_config,
 )
-from lora.files.facts import KEY
-from lora.files.matching import exact, rank_of, saved_whole, scale_of, targeted
+from lora.peft.facts import KEY
+from lora.peft.matching import exact, rank_of, saved_whole, scale_of, targeted
 from minigrad import nn
 from minigrad.io import TensorFile, load_state
 from tests.minigrad.io.test_tensors import mutated
@@ -1036,7 +1036,7 @@ def two_adapters():
 
 SAVING = """
 import sys
-from tests.lora.test_files import two_adapters
+from tests.lora.test_peft import two_adapters
 import lora
 models = two_adapters()
 print("begun", flush=True)

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from lora.disk.fitting import TIED, UNTIED, fit
 from lora.factors import singular_values
-from lora.files.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
-from lora.files.matching import rank_of, targeted
-from lora.files.writing import FLOATS
+from lora.offline.resolve_base import TIED, UNTIED, fit
+from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
+from lora.peft.matching import rank_of, targeted
+from lora.peft.writing import FLOATS
 from minigrad.io import open_tensors
 from minigrad.progress import progress_bar
 

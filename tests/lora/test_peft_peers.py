@@ -10,8 +10,8 @@ import pytest
 import lora
 import minigrad as mg
 from lora import LoRAConfig
-from lora.files import CONFIG, PeftConfig
-from lora.files.matching import rank_of, saved_whole, targeted
+from lora.peft import CONFIG, PeftConfig
+from lora.peft.matching import rank_of, saved_whole, targeted
 from tests.peers import lora_cases as ours
 from tests.peers.lora_cases import CASES, one
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora.files.config import CONFIG
+from lora.peft.config import CONFIG
 from minigrad.io import TensorSet
 
 _MODEL = "config.json"

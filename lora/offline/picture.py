@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from lora.disk.summary import Summary
+from lora.offline.summary import Summary
 from lora.viz import draw_spectra
 
 

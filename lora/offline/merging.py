@@ -17,12 +17,12 @@ from lora.certificate import MergeCertificate
 from lora.certificate.certificate import Row
 from lora.certificate.certify import certify
 from lora.certificate.layers import merging_into
-from lora.disk.beside import beside
-from lora.disk.checking import findings_of
-from lora.disk.fitting import TIED, UNTIED, Fit, fit
-from lora.disk.stored import StoredWeight, adapter_of
-from lora.files.folder import WEIGHTS, AdapterFolder
-from lora.files.writing import FLOATS
+from lora.offline.checking import findings_of
+from lora.offline.resolve_base import TIED, UNTIED, Fit, fit
+from lora.offline.sidecars import beside
+from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.peft.folder import WEIGHTS, AdapterFolder
+from lora.peft.writing import FLOATS
 from lora.weight import strips
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.io.tensor_info import from_stored, to_stored
@@ -95,7 +95,7 @@ def merge_files(
             index.
         adapter: a folder of PEFT's or of `lora.save`.
         out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
-            has, and copies of those without weights (`lora.disk.beside`).
+            has, and copies of those without weights (`lora.offline.sidecars`).
         dtype: to store all floats in that have 16 bits or more, which a copied `config.json` then
             says too; None for the dtype of each tensor.
         limit: refuse if in one layer a larger share of the update is lost to rounding.

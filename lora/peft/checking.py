@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from lora.attachment.plan import Plan
 from lora.embedding import LoRAEmbedding
-from lora.files.fingerprint import fingerprint_of
-from lora.files.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
-from lora.files.writing import FLOATS
 from lora.full_copies import in_place
+from lora.peft.fingerprint import fingerprint_of
+from lora.peft.folder import PREFIX, WEIGHTS, AdapterFolder, key_of, key_of_whole
+from lora.peft.writing import FLOATS
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 

@@ -17,9 +17,9 @@ import pytest
 
 import lora
 from lora.__main__ import FAILED, STOPPED, WRONG, main
-from lora.disk import check_adapter, extract_files, merge_files, summarise
-from lora.disk.stored import StoredWeight
-from lora.files import CONFIG, WEIGHTS
+from lora.offline import check_adapter, extract_files, merge_files, summarise
+from lora.offline.stored_weight import StoredWeight
+from lora.peft import CONFIG, WEIGHTS
 from minigrad.io import (
     INDEX,
     TensorFile,
@@ -30,7 +30,7 @@ from minigrad.io import (
     writing_set,
 )
 from minigrad.nn import Embedding, LayerNorm, Linear, Module
-from tests.lora.test_files import FOLDERS, model_of
+from tests.lora.test_peft import FOLDERS, model_of
 from tests.minigrad.io.test_tensors import mutated
 
 ROOT = Path(__file__).parents[2]
@@ -351,7 +351,7 @@ def test_no_more_than_some_rows_are_in_memory(is_turned, most, tmp_path, rng, mo
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_transposed_weight_has_all_its_rows_in_any_order(dtype, rng, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora.disk.stored._BAND", 40)
+    monkeypatch.setattr("lora.offline.stored_weight._BAND", 40)
     table = rng.standard_normal((10, 17)).astype(dtype)
     save_state(tmp_path / "x.safetensors", {"x": table})
     with open_tensors(tmp_path / "x.safetensors") as tensors:
@@ -384,7 +384,7 @@ def test_what_is_broken_off_leaves_what_was_there(what, name, files, tmp_path, m
         script = (
             "import os, signal\n"
             "from minigrad.io import TensorWriter\n"
-            "from lora.disk.merging import merge_files\n"
+            "from lora.offline.merging import merge_files\n"
             "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
             "TensorWriter.finish = die\n"
             f"merge_files({str(base)!r}, {str(adapter)!r}, {str(work / name)!r}, check_base=False)"
