@@ -47,8 +47,7 @@ Result = tuple[int, str, Any]
 
 
 def _inspect(chosen: argparse.Namespace) -> Result:
-    from lora.offline.picture import draw
-    from lora.offline.summary import summarise
+    from lora.offline.inspection import draw, summarise
 
     found = summarise(chosen.adapter)
     text = repr(found)
@@ -79,7 +78,7 @@ def _merge(chosen: argparse.Namespace) -> Result:
 
 
 def _verify(chosen: argparse.Namespace) -> Result:
-    from lora.offline.checking import check_adapter
+    from lora.offline.inspection import check_adapter
 
     found = check_adapter(chosen.adapter, chosen.base, progress=not chosen.json)
     return (
@@ -90,7 +89,8 @@ def _verify(chosen: argparse.Namespace) -> Result:
 
 
 def _extract(chosen: argparse.Namespace) -> Result:
-    from lora.offline.extracting import EMBEDDINGS, extract_files
+    from lora.offline.extracting import extract_files
+    from lora.offline.resolve_base import EMBEDDINGS
 
     found = extract_files(
         chosen.base,

@@ -1,22 +1,26 @@
-"""Fit: which tensors of a base an adapter is about, and what does not go together."""
+"""Heuristics about the model folders of others: which tensors of a base an adapter is about.
+
+The files of transformers do not say how their names and shapes relate to the layers of the model
+that PEFT has adapted. `resolve` finds it out: the prefix of the names, weights that are stored
+transposed (the Conv1D of GPT-2), tables of vectors, and heads that are tied to the embedding. All
+guesses of `lora.offline` about what the files of a model mean are in this file.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lora.offline.stored_weight import StoredWeight
-from lora.offline.transposed import Turned
-from lora.peft.fingerprint import fingerprint_of_rows
-from lora.peft.folder import KEYS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from lora.peft.writing import FLOATS
+from lora.peft.checking import base_problems, is_same, tensor_problems
+from lora.peft.facts import fingerprint_of_rows
+from lora.peft.folder import FLOATS, KEYS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from minigrad.io import TensorSet
-from minigrad.progress import progress_bar
 
 TIED = (
     "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
@@ -28,6 +32,16 @@ UNTIED = (
     "tie_word_embeddings=false, as a copied one does"
 )
 
+EMBEDDINGS = (
+    *("*embedding", "*embeddings", "embed", "embed_tokens", "embed_positions", "embed_in"),
+    *("wte", "wpe", "shared", "relative_attention_bias"),
+)
+"""The usual names of tables of vectors, without the names of the modules around them.
+
+Other names are similar, and those layers linear: `embed_out`, the head of GPT-NeoX, and
+`embeddings_project`.
+"""
+
 _WITH_HEADS = re.compile(
     "CausalLM|MaskedLM|LMHead|ConditionalGeneration|PreTraining|DoubleHeads", re.ASCII
 )
@@ -35,15 +49,15 @@ _WITH_HEADS = re.compile(
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How an adapter goes with a base.
+class ResolvedBase:
+    """The tensors of a base that an adapter is about.
 
     Attributes:
         weights: the weight of each layer that has an update, by the layer's name in the adapter.
-        whole: the key of each tensor that takes the place of one of the base, by the latter's name.
-        added: which of these the base has not.
+        whole: the key of each tensor that replaces one of the base, by the latter's name.
+        added: those of these names that the base lacks.
         tied: weights of embeddings that change, and may be the model's head too.
-        heads: which of the added tensors are the weight of a head that the base has tied.
+        heads: the added tensors that are the weight of a head that the base has tied.
         prefix: what the base's names have before those of the adapter; "-" and what they lack.
         problems: what does not go together.
     """
@@ -57,79 +71,87 @@ class Fit:
     problems: Sequence[str]
 
 
-def fit(
+def resolve(
     files: AdapterFolder, base: TensorSet, check_base: bool = True, progress: bool = True
-) -> Fit:
+) -> ResolvedBase:
     """Find the tensors of a base that an adapter is about.
 
-    The names of a model inside of another one, as of an encoder in a classifier, have a prefix;
-    where all names fit with one and the same prefix more or less, it is taken.
+    The names of a model inside of another one, as of an encoder in a classifier, have a prefix. It
+    is accepted if all names fit with the same prefix added or removed.
 
     Args:
-        files: the adapter.
+        files: the adapter. What `findings_of` finds wrong with it is not reported again.
         base: the tensors of the base.
         check_base: compare weights with the hashes in the adapter's metadata, if it has some.
         progress: show a progress bar if that takes long.
     """
-    wholes = files.whole
-    repeated = {f"{layer}.weight" for layer in files.layers} & wholes.keys()
-    prefix = _prefix([f"{layer}.weight" for layer in files.layers] or list(wholes), base)
+    names = {layer: f"{layer}.weight" for layer in files.layers}
+    prefix = _prefix(list(names.values()) or list(files.whole), base)
+    transposed = TransposedWeights(base)
     problems: list[str] = []
     weights: dict[str, StoredWeight] = {}
-    turned = Turned(base)
-    strange = _strange(list(files.layers), base, prefix)
-    if strange:
-        problems.append(_told(strange, base))
+    missing = [layer for layer, name in names.items() if _with(prefix, name) not in base]
+    has_one_cause = len(missing) > max(1, len(names) / 2)
+    if has_one_cause:
+        matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
+        problems.append(
+            f"another base: it has none of {len(missing)} layers of the adapter, which are like "
+            f"{missing[0]!r}, and its own like {', '.join(map(repr, matrices[:2])) or '(none)'}; "
+            f"if it is the right one, transformers gives the weights of this model other names "
+            f"when it loads them: save it with save_pretrained(..., save_original_format=False)"
+        )
     for layer in files.layers.values():
-        if layer.name in strange:
+        if not {A, B} <= layer.keys.keys() or (has_one_cause and layer.name in missing):
             continue
         try:
-            weights[layer.name] = _weight(files, layer, base, prefix, turned)
+            name = _with(prefix, names[layer.name])
+            weights[layer.name] = _weight(files, layer, base, name, transposed)
         except (KeyError, ValueError) as error:
             problems.append(str(error.args[0]))
-    for name in repeated & {f"{layer}.weight" for layer in weights}:
-        problems += _differing(files, wholes[name], base, _with(prefix, name))
-    whole = {_with(prefix, name): key for name, key in wholes.items() if name not in repeated}
-    for name, key in whole.items():
-        problems += _problems_of_whole(files, key, base, name)
+    whole: dict[str, str] = {}
+    for own_name, key in files.whole.items():
+        name = _with(prefix, own_name)
+        if own_name in names.values():  # PEFT may write the weight beside an update of it
+            has_weight = own_name.removesuffix(".weight") in weights
+            if has_weight and not is_same(files, key, base.read(name, np.float64)):
+                problems.append(
+                    f"another base: {key} of the adapter is not {name}, which it has an update of"
+                )
+            continue
+        whole[name] = key
+        if name in base:
+            problems += tensor_problems(files, key, base.info(name).shape, "in the base")
+            if base.info(name).dtype not in FLOATS:
+                problems.append(
+                    f"unusable: {name} is of {base.info(name).dtype} in the base, and not of "
+                    f"{', '.join(FLOATS)}"
+                )
+        elif not files.is_meant(key):
+            problems.append(
+                f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
+                f"base"
+            )
     if check_base:
-        problems += _other_bases(files, weights, progress)
+        facts = {n: fact for n, fact in files.facts.layers.items() if fact.stored == "dense"}
+        problems += base_problems(
+            facts, weights, lambda weight: fingerprint_of_rows(*weight.stored_rows()), progress
+        )
     added = [name for name in whole if name not in base]
     changed = {weight.name for weight in weights.values()} | whole.keys()
     may_be_tied = tied_tables(list(base), base)
     shapes = [base.info(name).shape for name in may_be_tied]
     heads = [name for name in added if files.tensors[whole[name]].shape in shapes]
     tied = [] if heads else [name for name in may_be_tied if name in changed]
-    return Fit(weights, whole, added, tied, heads, prefix, problems)
-
-
-def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
-    """Which of some weights are a model's head too, by the configuration beside it, and shapes."""
-    path = next(iter(base.files.values())).path.parent / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config = {**(config.get("text_config") or {}), **config}
-        # transformers has left out what is so by default.
-        size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
-        kinds = config.get("architectures") or []
-    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        return []
-    if kinds and not any(_WITH_HEADS.search(str(kind)) for kind in kinds):
-        return []
-    shapes = Counter(info.shape for info in base.tensors.values())
-    matrices = [(name, base.info(name).shape) for name in names]
-    return [
-        n for n, shape in matrices if len(shape) == 2 and shape[0] == size and shapes[shape] == 1
-    ]
+    return ResolvedBase(weights, whole, added, tied, heads, prefix, problems)
 
 
 def _with(prefix: str, name: str) -> str:
-    """A name of the adapter as the base has it."""
+    """Return the base's name for a name of the adapter."""
     return name.removeprefix(prefix[1:]) if prefix.startswith("-") else prefix + name
 
 
 def _prefix(names: Sequence[str], base: TensorSet) -> str:
-    """The one prefix with which the base has all names, if it has none of them without."""
+    """Return the one prefix with which the base has all names, if it has none of them without."""
     if not names or any(name in base for name in names):
         return ""
     longer = {each[: -len(names[0])] for each in base if each.endswith(f".{names[0]}")}
@@ -144,55 +166,41 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _strange(layers: Sequence[str], base: TensorSet, prefix: str) -> list[str]:
-    """The layers that the base has not, if these are most of several: they have one cause."""
-    missing = [name for name in layers if _with(prefix, f"{name}.weight") not in base]
-    return missing if len(missing) > max(1, len(layers) / 2) else []
-
-
-def _told(layers: Sequence[str], base: TensorSet) -> str:
-    """That it has none of them, and what to do."""
-    matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
-    return (
-        f"another base: it has none of {len(layers)} layers of the adapter, which are like "
-        f"{layers[0]!r}, and its own like {', '.join(map(repr, matrices[:2])) or '(none)'}; if it "
-        f"is the right one, transformers gives the weights of this model other names when it loads "
-        f"them: save it with save_pretrained(..., save_original_format=False)"
-    )
-
-
 def _weight(
     files: AdapterFolder,
     layer: StoredLayer,
     base: TensorSet,
-    prefix: str,
-    turned: Turned,
+    name: str,
+    transposed: TransposedWeights,
 ) -> StoredWeight:
-    """The weight of a layer.
+    """Return the weight of a layer, transposed if it is stored so.
 
     Raises:
         KeyError: if it is not in the base.
         ValueError: if the update does not go with it.
     """
-    missing = {A, B} - layer.keys.keys()
-    if files.config.use_dora:
-        missing |= {MAGNITUDE} - layer.keys.keys()
-    if missing:
-        raise ValueError(f"missing: {', '.join(sorted(missing))} of {layer.name}")
     a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
-    _check_own(_with(prefix, f"{layer.name}.weight"), a, b, base)
-    weight = StoredWeight(base, _with(prefix, f"{layer.name}.weight"), layer.is_embedding)
-    if not layer.is_embedding and _fits(a, b, weight.shape[::-1]):
-        is_transposed = not _fits(a, b, weight.shape)
-        if not is_transposed:
-            # Of a square weight PEFT's fan_in_fan_out does not always tell how it is stored: it
-            # is that of the layer which was adapted last.
-            is_transposed = turned.of(weight.name, files.config.fan_in_fan_out)
-        weight = StoredWeight(base, weight.name, is_transposed)
-    if not _fits(a, b, weight.shape):
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        return len(a) == len(b) == 2 and a[0] == b[1] and (b[0], a[1]) == shape
+
+    similar = [each for each, info in base.tensors.items() if fits(info.shape)]
+    if name not in base and len(similar) == 1:
+        raise KeyError(
+            f"there is no tensor {name!r} among {len(base)}; if it is tied to {similar[0]!r}, save "
+            f"the base with a copy of its own (tie_word_embeddings=False)"
+        )
+    weight = StoredWeight(base, name, layer.is_embedding)
+    if not layer.is_embedding and fits(weight.shape[::-1]):
+        # Of a square weight PEFT's fan_in_fan_out does not always say how it is stored: it is that
+        # of the layer which was adapted last.
+        is_square = fits(weight.shape)
+        is_transposed = not is_square or transposed.get(name, files.config.fan_in_fan_out)
+        weight = StoredWeight(base, name, is_transposed)
+    if not fits(weight.shape):
         raise ValueError(
-            f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {weight.name} "
-            f"{base.info(weight.name).shape}"
+            f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} "
+            f"{base.info(name).shape}"
         )
     if MAGNITUDE in layer.keys:
         m = files.tensors[layer.keys[MAGNITUDE]].shape
@@ -203,66 +211,56 @@ def _weight(
     return weight
 
 
-def _check_own(name: str, a: tuple[int, ...], b: tuple[int, ...], base: TensorSet) -> None:
-    """Refuse to merge into a weight that the base has under another name only.
+class TransposedWeights:
+    """The weights of a model that are stored as W^T, `(d_in, d_out)`.
 
-    Raises:
-        KeyError: if it may be so.
+    The length of a layer's bias shows it. Where it does not, since the weight is square, the
+    weight is taken to be stored as those of the nearest layers by name whose biases do show it.
+
+    Args:
+        base: the tensors of the model.
     """
-    alike = [each for each, info in base.tensors.items() if _fits(a, b, info.shape)]
-    if name not in base and len(alike) == 1:
-        raise KeyError(
-            f"there is no tensor {name!r} among {len(base)}; if it is tied to {alike[0]!r}, save "
-            f"the base with a copy of its own (tie_word_embeddings=False)"
-        )
+
+    def __init__(self, base: TensorSet) -> None:
+        self._base = base
+        self._known: dict[str, bool] = {}
+        for name, info in base.tensors.items():
+            bias = f"{name.removesuffix('.weight')}.bias"
+            if name.endswith(".weight") and len(info.shape) == 2 and bias in base:
+                rows, columns = info.shape
+                size = base.info(bias).size
+                if rows != columns and size in (rows, columns):
+                    self._known[name] = size == columns
+
+    def get(self, name: str, default: bool) -> bool:
+        """Whether a weight is transposed; `default` if the base does not show it."""
+        if name in self._known:
+            return self._known[name]
+        rows, columns = self._base.info(name).shape
+        parts = name.split(".")
+        for i in reversed(range(len(parts) if rows == columns else 0)):
+            module = "".join(f"{part}." for part in parts[:i])
+            near = {known for each, known in self._known.items() if each.startswith(module)}
+            if near:
+                return near.pop() if len(near) == 1 else default
+        return default
 
 
-def _fits(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    return len(a) == len(b) == 2 and a[0] == b[1] and (b[0], a[1]) == shape
-
-
-def _problems_of_whole(files: AdapterFolder, key: str, base: TensorSet, name: str) -> Iterator[str]:
-    """What is wrong with a tensor that takes the place of one of the base, or is new to it."""
-    info = files.tensors[key]
-    if info.dtype not in FLOATS:
-        yield f"unusable: {key} is of {info.dtype}, and not of {', '.join(FLOATS)}"
-    elif not np.isfinite(files.read(key)).all():
-        yield f"not finite: {key} has NaN or Inf in it"
-    if name not in base:
-        if not files.is_meant(key):
-            yield (
-                f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
-                f"base"
-            )
-        return
-    own = base.info(name)
-    if own.shape != info.shape:
-        yield f"mis-shaped: {key} is {info.shape}, and {name} {own.shape}"
-    if own.dtype not in FLOATS:
-        yield f"unusable: {name} is of {own.dtype} in the base, and not of {', '.join(FLOATS)}"
-
-
-def _differing(files: AdapterFolder, key: str, base: TensorSet, name: str) -> Iterable[str]:
-    """A weight that an adapter repeats beside an update of it must be that of the base."""
-    is_alike = files.tensors[key].shape == base.info(name).shape
-    if is_alike and np.array_equal(files.read(key, np.float64), base.read(name, np.float64)):
+def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
+    """Return those weights that are a model's head too, by its `config.json`, and the shapes."""
+    path = next(iter(base.files.values())).path.parent / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config = {**(config.get("text_config") or {}), **config}
+        # transformers leaves out what is so by default.
+        size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
+        kinds = list(config.get("architectures") or [])
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return []
-    return [f"another base: {key} of the adapter is not {name}, which it has an update of"]
-
-
-def _other_bases(
-    files: AdapterFolder, weights: Mapping[str, StoredWeight], progress: bool
-) -> Iterator[str]:
-    """Weights that are not those the adapter was made on."""
-    known = [
-        (weight, facts.base)
-        for name, weight in weights.items()
-        if (facts := files.facts.layers.get(name)) and facts.base and facts.stored == "dense"
+    if kinds and not any(_WITH_HEADS.search(str(kind)) for kind in kinds):
+        return []
+    shapes = Counter(info.shape for info in base.tensors.values())
+    matrices = [(name, base.info(name).shape) for name in names]
+    return [
+        n for n, shape in matrices if len(shape) == 2 and shape[0] == size and shapes[shape] == 1
     ]
-    for weight, right in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
-        found = fingerprint_of_rows(*weight.stored_rows())
-        if found != right:
-            yield (
-                f"another base: {weight.name} has the sha256 {found[:12]}..., and the adapter was "
-                f"made on {right[:12]}..."
-            )

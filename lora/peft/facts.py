@@ -1,30 +1,42 @@
-"""Facts: what our files say beyond PEFT's, in the metadata of the tensors, which PEFT passes by.
+"""Facts: additions to PEFT's format, in the metadata of the tensors, which PEFT ignores.
 
-The scale in force in each layer, to the bit; which base each update was made on, as a hash of its
-matrix; the seed, if it is known; and which version wrote the file.
+They are the exact scale of each layer; the fingerprint of the base matrix that each update was
+made on, which is the same in any dtype; the seed, if it is known; and the version that wrote the
+file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import metadata as packages
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapted import AdaptedLayer
+from lora.weight import strips
+from minigrad.core.tensor import Tensor
+
+Array = NDArray[Any]
+
 KEY = "minigrad-lora"
-"""Of the metadata, whose values are strings: one of JSON."""
+"""The name of the metadata entry, whose value is a string of JSON."""
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What is said of a layer.
+    """The facts about one layer.
 
     Attributes:
-        scale: what B A is multiplied by.
+        scale: the factor of B A.
         base: the fingerprint of its matrix; None if it is not known.
-        stored: how that was kept: "dense" or "nf4".
-        dropout: of its inputs, in training; None for that of the configuration.
+        stored: how that matrix was stored: "dense" or "nf4".
+        dropout: the dropout of its inputs, in training; None for that of the configuration.
     """
 
     scale: float
@@ -32,15 +44,25 @@ class LayerFacts:
     stored: str = "dense"
     dropout: float | None = None
 
+    def check(self) -> None:
+        """Raise a ValueError or TypeError if a value is not one that this library writes."""
+        if not isinstance(self.scale, float) or not 0 < self.scale < math.inf:
+            raise ValueError(f"a scale of {self.scale!r:.60}")
+        if not isinstance(self.base, (str, type(None))) or not isinstance(self.stored, str):
+            raise TypeError(f"a base of {self.base!r:.60}, {self.stored!r:.60}")
+        dropout = 0.0 if self.dropout is None else self.dropout
+        if not isinstance(dropout, float) or not 0 <= dropout <= 1:
+            raise ValueError(f"a dropout of {self.dropout!r:.60}")
+
 
 @dataclass(frozen=True)
 class Facts:
-    """What is said of an adapter.
+    """The facts about an adapter.
 
     Attributes:
-        layers: by name.
-        version: of the library.
-        seed: what the generator of A and of dropout was made from, or None.
+        layers: the facts about each layer, by name.
+        version: the version of the library that wrote the file.
+        seed: the seed of the generator of A and of dropout, or None.
         dora_norm_gradient: whether DoRA was trained with its full derivative.
     """
 
@@ -50,21 +72,23 @@ class Facts:
     dora_norm_gradient: bool = False
 
     def metadata(self) -> dict[str, str]:
-        """For the header of a file; "format" is what PEFT expects."""
+        """Return the metadata for the header of a file; PEFT expects the entry "format"."""
         return {"format": "pt", KEY: json.dumps(asdict(self))}
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Facts:
-        """What the header of a file says; of one by PEFT, nothing.
+        """Read the facts from the header of a file; a file that PEFT wrote has none.
 
         Raises:
-            ValueError: if it is not what `metadata` gives.
+            ValueError: if the entry is not what `metadata` returns.
         """
         if KEY not in metadata:
             return cls()
         try:
             content = json.loads(metadata[KEY])
-            layers = {name: _layer(each) for name, each in content["layers"].items()}
+            layers = {name: LayerFacts(**each) for name, each in content["layers"].items()}
+            for facts in layers.values():
+                facts.check()
             seed, version = content.get("seed"), content.get("version")
             if not isinstance(seed, (int, type(None))) or not isinstance(version, str):
                 raise TypeError(f"a seed of {seed!r:.60}, or a version of {version!r:.60}")
@@ -76,23 +100,56 @@ class Facts:
             ) from None
 
 
-def _layer(content: Mapping[str, Any]) -> LayerFacts:
-    facts = LayerFacts(**content)
-    if not isinstance(facts.scale, float) or not 0 < facts.scale < math.inf:
-        raise ValueError(f"a scale of {facts.scale!r:.60}")
-    if not isinstance(facts.base, (str, type(None))) or not isinstance(facts.stored, str):
-        raise TypeError(f"a base of {facts.base!r:.60}, {facts.stored!r:.60}")
-    dropout = 0.0 if facts.dropout is None else facts.dropout
-    if not isinstance(dropout, float) or not 0 <= dropout <= 1:
-        raise ValueError(f"a dropout of {facts.dropout!r:.60}")
-    return facts
-
-
 def version() -> str:
-    """Of this library."""
-    from importlib import metadata
-
+    """Return the version of this library."""
     try:
-        return metadata.version("minigrad-lora")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return packages.version("minigrad-lora")
+    except packages.PackageNotFoundError:  # a checkout that is not installed
         return "unknown"
+
+
+# --------------------------------------------------------------------------------------------------
+# Fingerprints
+# --------------------------------------------------------------------------------------------------
+
+
+def fingerprint(matrix: Array) -> str:
+    """Return a sha256 of the elements of a matrix, the same in every dtype that can store them.
+
+    The hash is of the shape, as in "(768, 64)", and of the rows as float32 in C order,
+    little-endian; or as float64, if float32 cannot store all of them.
+    """
+    return fingerprint_of_rows(
+        matrix.shape, lambda: (matrix[rows] for rows in strips(matrix.shape))
+    )
+
+
+def fingerprint_of_rows(shape: tuple[int, ...], parts: Callable[[], Iterable[Array]]) -> str:
+    """Return the fingerprint of a matrix whose rows come in parts.
+
+    Args:
+        shape: of the matrix.
+        parts: a function that returns all parts anew, in order.
+    """
+
+    def is_narrow(part: Array) -> bool:
+        if part.dtype.itemsize <= 4:
+            return True
+        with np.errstate(over="ignore"):
+            return bool((part == part.astype(np.float32)).all())
+
+    dtype = "<f4" if all(map(is_narrow, parts())) else "<f8"
+    found = hashlib.sha256(str(tuple(map(int, shape))).encode())
+    for part in parts():
+        found.update(np.ascontiguousarray(part, dtype).data)
+    return found.hexdigest()
+
+
+def fingerprint_of(layer: AdaptedLayer) -> str:
+    """Return the fingerprint of the matrix of a layer; of one in NF4, of its decoded values."""
+    if isinstance(layer.base_weight, Tensor):
+        return fingerprint(layer.base_weight._data)
+    weight = layer.weight
+    return fingerprint_of_rows(
+        weight.shape, lambda: (weight.rows(strip) for strip in weight.strips())
+    )

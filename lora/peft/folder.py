@@ -1,12 +1,12 @@
-"""AdapterFolder: an adapter in files, without a model.
+"""AdapterFolder: an adapter in files, without a model; `write_folder` writes one.
 
-A key of PEFT's is `base_model.model.<layer>.<part>`. Parts of an update are
+A key of PEFT's is `base_model.model.<layer>.<part>`. The parts of an update are
 
     lora_A.weight, lora_B.weight            A (rank, d_in), B (d_out, rank) of a linear layer
     lora_embedding_A, lora_embedding_B      A (rank, count), B (d, rank) of an embedding
     lora_magnitude_vector                   m of DoRA
 
-and every other key is a parameter that was trained whole: the bias of a layer with an update is
+and every other key is a parameter that was trained in full: the bias of a layer with an update is
 called `<layer>.base_layer.bias`, others as in the model.
 """
 
@@ -15,31 +15,37 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
-from lora.peft.matching import is_saved_whole, scale_of
-from minigrad.io import TensorFile, TensorInfo, find
+from minigrad.io import TensorFile, TensorInfo, TensorWriter, find, replacing_together
+from minigrad.io.tensor_info import from_stored, to_stored
 from minigrad.io.tensors import Closing
 
+Array = NDArray[Any]
+
 WEIGHTS = "adapter_model.safetensors"
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""The dtypes that the tensors of an adapter can have."""
 
 PREFIX = "base_model.model."
 
 KEYS = f"{PREFIX}<layer>.lora_A.weight"
-"""What keys of updates are like, for messages."""
+"""The form of the keys of updates, for messages."""
 
-_SAME = 1e-9  # relative, of scales
+_SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
 
 _LONGEST = 1000  # characters of a key; those of models have some tens
 
-_TRIES, _PAUSE = 50, 0.01  # seconds, to wait for a save that moves its files to their places
+_TRIES, _PAUSE = 50, 0.01  # seconds, to wait for a save that is moving its files into the folder
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 
@@ -53,19 +59,21 @@ _PARTS = {
 
 
 def key_of(layer: str, part: str, is_embedding: bool) -> str:
-    """What PEFT calls a part of an update."""
-    for ending, (own, of_embedding) in _PARTS.items():
-        if own == part and (of_embedding == is_embedding or part == MAGNITUDE):
-            return f"{PREFIX}{layer}.{ending}"
-    raise KeyError(part)
+    """Return PEFT's key of a part of an update."""
+    wanted = part, is_embedding and part != MAGNITUDE
+    ending = next(ending for ending, found in _PARTS.items() if found == wanted)
+    return f"{PREFIX}{layer}.{ending}"
 
 
-def key_of_whole(name: str, has_update: bool) -> str:
-    """What PEFT calls a parameter that is trained whole, by its name in the model."""
-    if not has_update:
-        return PREFIX + name
+def key_of_parameter(name: str, has_update: bool) -> str:
+    """Return PEFT's key of a parameter that is trained in full, by its name in the model."""
     layer, _, last = name.rpartition(".")
-    return f"{PREFIX}{layer}.base_layer.{last}"
+    return f"{PREFIX}{layer}.base_layer.{last}" if has_update else PREFIX + name
+
+
+def _parameter_of(key: str) -> str:
+    """Return the name in the model of a parameter that was trained in full."""
+    return key.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,10 @@ class StoredLayer:
     """The update of one layer in a file.
 
     Attributes:
-        name: of the layer in the model.
-        keys: of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
-        is_embedding: whether it is one.
-        scale: what B A is multiplied by, according to the configuration.
+        name: the name of the layer in the model.
+        keys: the keys of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
+        is_embedding: whether the layer is an embedding.
+        scale: the factor of B A according to the configuration.
     """
 
     name: str
@@ -89,15 +97,15 @@ class AdapterFolder(Closing):
     """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
 
     Args:
-        path: of the folder.
+        path: the folder.
 
     Attributes:
-        path: of the folder.
-        config: what `adapter_config.json` says.
-        facts: what the metadata of the tensors says beyond.
+        path: the folder.
+        config: the content of `adapter_config.json`.
+        facts: what the metadata of the tensors adds to it.
         layers: the updates in the file, by the names of the layers.
-        whole: the keys of parameters that were trained whole, by their names in the model.
-        repeated: the keys of biases that PEFT writes of a module that is trained whole, once more.
+        whole: the keys of parameters that were trained in full, by their names in the model.
+        repeated: the keys under which PEFT repeats biases of modules that were trained in full.
 
     Raises:
         FileNotFoundError: if one of the two files is not there.
@@ -106,38 +114,46 @@ class AdapterFolder(Closing):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        _check_there(self.path, may_be_moving=True)
-        self.config, self._file = _opened(self.path)
+        _check_files(self.path, may_be_moving=True)
+        self.config, self._file = _open(self.path)
         try:
-            _check_names(self._file)
+            for key in self._file:  # what it would do to a terminal, and to expressions
+                if len(key) > _LONGEST or not key.isprintable():
+                    raise ValueError(
+                        f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
+                        f"or has some that cannot be printed"
+                    )
             self.facts = Facts.of(self._file.metadata)
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.layers, self.whole, self.repeated = self._sorted()
+        self.layers: dict[str, StoredLayer] = {}
+        self.whole: dict[str, str] = {}
+        self.repeated: list[str] = []
+        self._sort_keys()
 
-    def _sorted(self) -> tuple[dict[str, StoredLayer], dict[str, str], list[str]]:
-        keys: dict[str, dict[str, str]] = {}
-        embeddings, whole, repeated = set(), {}, []
+    def _sort_keys(self) -> None:
+        """Assign every key to a layer, to a parameter that was trained in full, or to neither."""
+        updates: dict[str, dict[str, str]] = {}
+        embeddings = set()
         for key in sorted(self._file):
-            layer, part, is_embedding = _split(key)
-            if layer is None or part is None:
-                if self._is_repeated(key):
-                    repeated.append(key)
-                else:
-                    whole[key.removeprefix(PREFIX).replace(".base_layer.", ".")] = key
-                continue
-            keys.setdefault(layer, {})[part] = key
-            if is_embedding:
-                embeddings.add(layer)
-        layers = {
-            name: StoredLayer(name, parts, name in embeddings, scale_of(self.config, name))
-            for name, parts in keys.items()
-        }
-        return layers, whole, repeated
+            ending = next((e for e in _PARTS if key.endswith(f".{e}")), None)
+            if ending is not None and key.startswith(PREFIX):
+                layer = key[len(PREFIX) : -len(ending) - 1]
+                part, is_embedding = _PARTS[ending]
+                updates.setdefault(layer, {})[part] = key
+                if is_embedding:
+                    embeddings.add(layer)
+            elif self._is_repeated(key):
+                self.repeated.append(key)
+            else:
+                self.whole[_parameter_of(key)] = key
+        for name, keys in updates.items():
+            scale = self.config.scale_of(name)
+            self.layers[name] = StoredLayer(name, keys, name in embeddings, scale)
 
     def _is_repeated(self, key: str) -> bool:
-        """Whether a bias is that of a module trained whole, which PEFT writes three times."""
+        """Whether a bias belongs to a module trained in full, and PEFT has written it before."""
         if self.config.bias != "all" or not key.endswith(".bias"):
             return False
         shortened = (
@@ -146,92 +162,63 @@ class AdapterFolder(Closing):
         return any(each != key and each in self.tensors for each in shortened)
 
     def is_meant(self, key: str) -> bool:
-        """Whether the configuration says that a parameter was trained whole."""
-        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-        if not key.startswith(PREFIX):
-            return False
-        if self.config.bias != "none" and name.endswith(".bias"):
-            return True
-        return is_saved_whole(self.config, name)
+        """Whether the configuration says that a parameter was trained in full."""
+        name = _parameter_of(key)
+        is_bias = self.config.bias != "none" and name.endswith(".bias")
+        return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """What is known of each tensor, by key."""
+        """The name, dtype and shape of each tensor, by key."""
         return self._file.tensors
 
-    def lost_scales(self) -> Iterator[tuple[str, float, float]]:
-        """Layers whose scale is another one by the configuration than by the metadata, and both.
-
-        Both are exact but for rounding, and alpha may be written with few digits.
-        """
-        for name, facts in self.facts.layers.items():
-            said = scale_of(self.config, name)
-            if not math.isclose(said, facts.scale, rel_tol=_SAME):
-                yield name, said, facts.scale
-
     def scale(self, layer: StoredLayer) -> float:
-        """That in force: by the metadata, or where these say nothing by the configuration."""
+        """Return the scale of a layer by the metadata, or if they lack it by the configuration."""
         facts = self.facts.layers.get(layer.name)
         return layer.scale if facts is None else facts.scale
 
-    def read(self, key: str, dtype: DTypeLike | None = None) -> NDArray[Any]:
-        """A tensor; bfloat16 is widened to float32."""
+    def lost_scales(self) -> Iterator[tuple[str, float, float]]:
+        """Yield layers whose scale differs between configuration and metadata, and both scales."""
+        for name, facts in self.facts.layers.items():
+            scale = self.config.scale_of(name)
+            if not math.isclose(scale, facts.scale, rel_tol=_SAME):
+                yield name, scale, facts.scale
+
+    def read(self, key: str, dtype: DTypeLike | None = None) -> Array:
+        """Return a tensor; bfloat16 is widened to float32."""
         return self._file.read(key, dtype)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._file.close()
 
 
-def _opened(path: Path) -> tuple[PeftConfig, TensorFile]:
-    """The configuration and the tensors, of one save, even if another one is going on."""
+def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
+    """Return the configuration and the tensors of one save, even while another one is going on."""
+
+    def identity() -> tuple[int, ...]:
+        found = find(path, CONFIG).stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
     for _ in range(_TRIES):
         file = None
         try:
-            before = _identity(find(path, CONFIG))
+            before = identity()
             config = read_config(find(path, CONFIG))
             file = TensorFile(find(path, WEIGHTS))
-            if _identity(find(path, CONFIG)) == before:
+            if identity() == before:
                 return config, file
-        except FileNotFoundError:  # it was moved to its place between two looks
+        except FileNotFoundError:  # it was moved into the folder between two looks
             pass
         if file is not None:
             file.close()
         time.sleep(_PAUSE)
-    _check_there(path, may_be_moving=False)
+    _check_files(path, may_be_moving=False)
     raise FileNotFoundError(f"{os.fspath(path)!r} is written anew all the time; copy it meanwhile")
 
 
-def _identity(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _split(key: str) -> tuple[str | None, str | None, bool]:
-    """The layer and the part that a key of an update is about."""
-    if key.startswith(PREFIX):
-        for ending, (part, is_embedding) in _PARTS.items():
-            if key.endswith(f".{ending}"):
-                return key[len(PREFIX) : -len(ending) - 1], part, is_embedding
-    return None, None, False
-
-
-def _check_names(keys: Iterable[str]) -> None:
-    """Refuse keys that are no names: what they would do to a terminal, and to expressions.
-
-    Raises:
-        ValueError: with the first of them.
-    """
-    for key in keys:
-        if len(key) > _LONGEST or not key.isprintable():
-            raise ValueError(
-                f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, or has "
-                f"some that cannot be printed"
-            )
-
-
-def _check_there(path: Path, may_be_moving: bool) -> None:
-    """Say what is not there, or is there in its place; of two files, one may be on its way."""
+def _check_files(path: Path, may_be_moving: bool) -> None:
+    """Raise an error if there are no two files; a save may be moving one of them just now."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
     missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
@@ -247,3 +234,75 @@ def _check_there(path: Path, may_be_moving: bool) -> None:
                 else ""
             )
         )
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    config: PeftConfig,
+    tensors: Mapping[str, Array],
+    facts: Facts,
+    dtype: str | None = None,
+) -> None:
+    """Write the two files of an adapter, which appear together or not at all.
+
+    Args:
+        folder: made if it is not there; other files in it stay.
+        config: the content of `adapter_config.json`.
+        tensors: the tensors by PEFT's keys.
+        facts: the metadata of the tensors.
+        dtype: the dtype to round the tensors to, one of `FLOATS`; None for their own.
+
+    Raises:
+        ValueError: if there is no such dtype, or there is NaN or Inf in a tensor, or would be.
+        OSError: if it cannot be written; the old files, if any, are as they were.
+    """
+    infos = check_tensors(tensors, dtype)
+    with replacing_together(folder, CONFIG) as stage:
+        with open(stage / WEIGHTS, "wb") as file:
+            writer = TensorWriter(file, infos, facts.metadata())
+            for key, array in tensors.items():
+                writer.write(key, array)
+            writer.finish()
+        (stage / CONFIG).write_text(config.as_json(), encoding="utf-8")
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise an error if an adapter cannot be saved in a dtype; None is that of each tensor."""
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"an adapter is saved in {', '.join(FLOATS)}, not in {dtype!r}")
+
+
+def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> list[TensorInfo]:
+    """Return the descriptions of the tensors as they will be in a file.
+
+    Raises:
+        ValueError: for the reasons of `write_folder`.
+    """
+    infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
+    for info in infos:
+        check_dtype(info.dtype)
+    broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(
+            f"{', '.join(broken)} would have NaN or Inf in the file; mend the adapter, or take an "
+            f"earlier one"
+        )
+    beyond = [
+        f"{info.name} in {info.dtype}"
+        for info in infos
+        if not is_finite_in(tensors[info.name], info.dtype)
+    ]
+    if beyond:
+        raise ValueError(f"{', '.join(beyond)} would be Inf; save in bfloat16 or float32")
+    return infos
+
+
+def is_finite_in(array: Array, dtype: str) -> bool:
+    """Whether the finite elements of an array stay finite when they are rounded to a dtype."""
+    rounded = from_stored(to_stored(array, dtype), dtype)
+    return bool(np.isfinite(rounded)[np.isfinite(array)].all())

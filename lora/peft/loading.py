@@ -1,16 +1,17 @@
 """load: an adapter from a folder that PEFT or `lora.save` wrote, onto a model.
 
-All of it is read and checked before anything is changed: what there must be follows from the
-configuration and the model, and each tensor of the file must be one of that.
+The files are read and checked completely before anything is changed: the configuration and the
+model say which tensors there must be, and each tensor of the file must be one of them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter
 from lora.attach import attach_planned
@@ -20,29 +21,16 @@ from lora.attachment.targets import Target
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.full_copies import in_place
-from lora.peft.checking import (
-    base_problems,
-    places_of,
-    problems_of,
-    scale_problems,
-    values_of,
-)
-from lora.peft.config import PeftConfig
+from lora.patterns import exact, exact_key, is_any_match
+from lora.peft.checking import model_problems
 from lora.peft.facts import LayerFacts
-from lora.peft.folder import AdapterFolder
-from lora.peft.matching import (
-    alpha_of,
-    ends,
-    exact,
-    rank_of,
-    saved_whole,
-    scale_of,
-    targeted,
-    whole_name,
-)
+from lora.peft.folder import FLOATS, AdapterFolder, key_of, key_of_parameter
 from lora.variants.inits import draw
+from lora.weight import Weight
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
+
+Array = NDArray[Any]
 
 
 def load(
@@ -58,15 +46,15 @@ def load(
 
     The folder is one of PEFT's, or of `lora.save`. On a model that has adapters it is one more, and
     the active one. Tensors in float16 and bfloat16 are widened; a rank larger than any that the
-    update can have is taken, and told in the report.
+    update can have is accepted, and noted in the report.
 
     Args:
         model: changed in place: the layers get the adapter, and everything else is frozen.
         folder: with `adapter_config.json` and `adapter_model.safetensors`.
         adapter: a name for it.
-        check_base: refuse a base other than that which the file says the adapter was made on. Files
-            of PEFT say nothing of it.
-        rng: where what is dropped is drawn from.
+        check_base: raise an error for a base other than that which the file says the adapter was
+            made on. Files of PEFT say nothing of it.
+        rng: the generator of dropout.
         progress: show a progress bar if it takes long.
 
     Raises:
@@ -74,7 +62,7 @@ def load(
         ValueError: if a file is not what it should be; the configuration asks for something that is
             not implemented and would change the result; tensors are missing, unexpected, of other
             shapes, or have NaN or Inf in them; the base is another one; or `lora.attach` would
-            refuse the name. All that is wrong is listed, and the model is as it was.
+            not accept the name. All that is wrong is listed, and the model is as it was.
     """
     if not isinstance(model, Module):
         raise TypeError(f"load takes a Module, not {model!r:.60}")
@@ -91,32 +79,67 @@ def _plan(
     rng: np.random.Generator | None,
     progress: bool,
 ) -> Plan:
-    """What an attachment of the adapter consists of, with its values."""
+    """Return the attachment of the adapter, with its values."""
     targets = _targets(model, files)
+    mismatch = f"{os.fspath(files.path)!r} does not go with the model"
     try:
         plan = Plan(model, _config(model, files, targets), rng, targets)
     except ValueError as error:
-        raise ValueError(
-            f"{os.fspath(files.path)!r} does not go with the model: {error}"
-        ) from error
-    places = places_of(model, plan)
-    problems = [*problems_of(files, plan, places, model), *scale_problems(files, plan)]
-    if check_base:
-        problems += base_problems(files, plan, progress)
-    values = dict(values_of(files, places, problems))
+        raise ValueError(f"{mismatch}: {error}") from error
+    parameters = _parameters(plan)
+    problems = list(model_problems(files, model, plan, parameters, check_base, progress))
+    values: dict[str, Array] = {}
+    for key, parameter in parameters.items():
+        info = files.tensors.get(key)
+        if info is None or info.shape != parameter.shape or info.dtype not in FLOATS:
+            continue
+        with np.errstate(over="ignore"):
+            values[key] = files.read(key, parameter.dtype)
+        if not np.isfinite(values[key]).all():
+            problems.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
     if problems:
-        raise ValueError(
-            f"{os.fspath(files.path)!r} does not go with the model; nothing was changed:\n  "
-            + "\n  ".join(problems)
-        )
-    for key, parameter in places.items():
+        raise ValueError(f"{mismatch}; nothing was changed:\n  " + "\n  ".join(problems))
+    for key, parameter in parameters.items():
         parameter.data = values[key]
     plan.seed = files.facts.seed
     for name, update in progress_bar(
         plan.updates.items(), what="load", unit="layer", shown=progress
     ):
-        _settle(update, files, name, plan)
+        facts = files.facts.layers.get(name) or LayerFacts(files.config.scale_of(name))
+        update.scale = facts.scale
+        if facts.dropout is not None:
+            update.dropout = facts.dropout
+        layer = plan.layers[name]
+        set_pissa_start(update, files, layer.weight, isinstance(layer, LoRAEmbedding))
     return plan
+
+
+def _parameters(plan: Plan) -> Mapping[str, Parameter]:
+    """Return the parameters that need a value from the file, by key."""
+    found: dict[str, Parameter] = {}
+    for name, update in plan.updates.items():
+        is_embedding = isinstance(plan.layers[name], LoRAEmbedding)
+        for part, parameter in update.contents():
+            if isinstance(parameter, Parameter):
+                found[key_of(name, part, is_embedding)] = parameter
+    for copy in plan.copies:
+        has_update = copy.name.rpartition(".")[0] in plan.updates
+        found[key_of_parameter(copy.name, has_update)] = copy.own
+    return found
+
+
+def set_pissa_start(
+    update: Adapter, files: AdapterFolder, weight: Weight, is_embedding: bool
+) -> None:
+    """Set what an update on W is relative to, if it began as PiSSA.
+
+    PEFT subtracted the principal part of W from the base; here the update is relative to it. PEFT
+    never does so for embeddings, whatever the configuration says.
+    """
+    if files.config.init_lora_weights == "pissa" and not is_embedding:
+        first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
+        dtype = update.lora_a.dtype
+        update.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -125,7 +148,7 @@ def _plan(
 
 
 def _targets(model: Module, files: AdapterFolder) -> list[Target]:
-    """The layers of the model that have updates.
+    """Return the layers of the model that have updates.
 
     Raises:
         ValueError: if there are none.
@@ -133,7 +156,7 @@ def _targets(model: Module, files: AdapterFolder) -> list[Target]:
     linear, tables = candidates(model)
     order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
     config = files.config
-    found = targeted(config, order, linear)
+    found = config.targets_among(order, linear)
     if not found:
         raise ValueError(
             f"{os.fspath(files.path)!r} is of another model: its target_modules "
@@ -141,34 +164,34 @@ def _targets(model: Module, files: AdapterFolder) -> list[Target]:
             f"; it has updates of {', '.join(files.layers) or 'none'}"
         )
     return [
-        Target(name, pattern, rank_of(config, name), alpha_of(config, name))
+        Target(name, pattern, config.rank_of(name), config.alpha_of(name))
         for name, pattern in found.items()
     ]
 
 
 def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> LoRAConfig:
-    """A configuration that means these layers, by the patterns of the file if they do here too."""
+    """Return a configuration for these layers, with the patterns of the file if they fit here."""
     theirs = files.config
     names = [name for name, _ in model.named_modules() if name]
-    inside = tuple(f"{target.name}." for target in targets)
-    outside = [name for name in names if not name.startswith(inside)]
     parts = [name.rpartition(".") for name, _ in in_place(model)]
     biased = {layer for layer, _, last in parts if last == "bias"}
     if theirs.bias == "lora_only":
         biased &= {target.name for target in targets}
+    inits = ("gaussian", "orthogonal", "pissa")
+    init = theirs.init_lora_weights
     common: dict[str, Any] = {
         "rank": theirs.r,
         "alpha": theirs.lora_alpha,
         "scaling": theirs.scaling,
         "dropout": theirs.lora_dropout,
         "bias": theirs.bias if biased else "none",
-        "modules_to_save": _modules_to_save(theirs, outside),
-        "init": _init(theirs.init_lora_weights),
+        "modules_to_save": _modules_to_save(files, names, targets),
+        "init": init if init in inits else "kaiming",  # PEFT's default
         "use_dora": theirs.use_dora,
         "dora_norm_gradient": theirs.use_dora and files.facts.dora_norm_gradient,
     }
     try:
-        made = LoRAConfig(
+        config = LoRAConfig(
             targets=theirs.target_modules,
             exclude=theirs.exclude_modules,
             layers_to_transform=theirs.layers_to_transform or None,
@@ -177,48 +200,31 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
             alpha_pattern=theirs.alpha_pattern,
             **common,
         )
-        meant = targets_in(model, made)
-        if [_facts(t) for t in meant] == [_facts(t) for t in targets]:
-            return made
+        meant, wanted = (
+            [(target.name, target.rank, target.alpha) for target in each]
+            for each in (targets_in(model, config), targets)
+        )
+        if meant == wanted:
+            return config
     except ValueError:
-        pass  # a pattern that is in vain in this model, or finds more by the rules of `attach`
+        pass  # a pattern matches nothing in this model, or finds more by the matching of `attach`
+    ranks = {exact_key(t.name): t.rank for t in targets if t.rank != theirs.r}
+    alphas = {exact_key(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha}
     return LoRAConfig(
         targets=exact([target.name for target in targets], names),
-        rank_pattern={whole_name(t.name): t.rank for t in targets if t.rank != theirs.r},
-        alpha_pattern={
-            whole_name(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha
-        },
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
         **common,
     )
 
 
-def _modules_to_save(theirs: PeftConfig, names: Sequence[str]) -> tuple[str, ...]:
-    """What is trained whole, by the patterns of the file if they mean the same here."""
-    whole = saved_whole(theirs, names)
-    kept = tuple(p for p in theirs.modules_to_save if any(ends(name, p) for name in names))
-    same = [name for name in names if any(ends(name, p) for p in kept)] == whole
-    return kept if same else tuple(whole)
-
-
-def _facts(target: Target) -> tuple[str, int, float]:
-    return target.name, target.rank, target.alpha
-
-
-def _init(theirs: bool | str) -> str:
-    """How A and B began; where it is no way of ours, how they would by default."""
-    return str(theirs) if theirs in ("gaussian", "orthogonal", "pissa") else "kaiming"
-
-
-def _settle(update: Adapter, files: AdapterFolder, name: str, plan: Plan) -> None:
-    """What of an adapter is no tensor of the file."""
-    facts = files.facts.layers.get(name) or LayerFacts(scale_of(files.config, name))
-    update.scale = facts.scale
-    if facts.dropout is not None:
-        update.dropout = facts.dropout
-    is_embedding = isinstance(plan.layers[name], LoRAEmbedding)
-    if files.config.init_lora_weights == "pissa" and not is_embedding:
-        # PEFT has taken the principal part off the base; here it is what the update is relative to.
-        weight = plan.layers[name].weight
-        first = draw("pissa", *weight.shape, update.rank, update.scale, weight.dense, None)
-        dtype = update.lora_a.dtype
-        update.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
+def _modules_to_save(
+    files: AdapterFolder, names: Sequence[str], targets: Sequence[Target]
+) -> tuple[str, ...]:
+    """Return the modules that are trained in full, by the patterns of the file if they fit here."""
+    inside = tuple(f"{target.name}." for target in targets)
+    outside = [name for name in names if not name.startswith(inside)]
+    saved = files.config.saved_modules(outside)
+    patterns = files.config.modules_to_save
+    useful = tuple(p for p in patterns if any(is_any_match((p,), name) for name in outside))
+    return useful if [n for n in outside if is_any_match(useful, n)] == saved else tuple(saved)

@@ -23,6 +23,7 @@ import lora
 import minigrad as mg
 from lora import LoRAConfig
 from lora.attachment.record import record_of
+from lora.patterns import exact
 from lora.peft import (
     CONFIG,
     WEIGHTS,
@@ -33,7 +34,6 @@ from lora.peft import (
     read_config,
 )
 from lora.peft.facts import KEY
-from lora.peft.matching import exact, rank_of, saved_whole, scale_of, targeted
 from minigrad import nn
 from minigrad.io import TensorFile, load_state
 from tests.minigrad.io.test_tensors import mutated
@@ -357,7 +357,7 @@ def test_a_scale_that_was_assigned_comes_back(tmp_path, scale):
     assert [other.layers[i].scale for i in (0, 1)] == [model.layers[0].scale, abs(scale)]
     assert np.array_equal(output(other), output(model))
     config = read_config(tmp_path / CONFIG)
-    assert np.isclose(scale_of(config, "layers.1"), abs(scale), rtol=1e-15, atol=0)
+    assert np.isclose(config.scale_of("layers.1"), abs(scale), rtol=1e-15, atol=0)
 
 
 def test_a_scale_that_alpha_gives_but_for_rounding_comes_back_to_the_bit(tmp_path, rng):
@@ -367,7 +367,7 @@ def test_a_scale_that_alpha_gives_but_for_rounding_comes_back_to_the_bit(tmp_pat
     lora.save(model, tmp_path)
     other = model_of("mlp")
     lora.load(other, tmp_path)
-    assert other.layers[0].scale == scale != scale_of(read_config(tmp_path / CONFIG), "layers.0")
+    assert other.layers[0].scale == scale != read_config(tmp_path / CONFIG).scale_of("layers.0")
 
 
 def test_patterns_that_peft_would_sort_into_another_meaning_are_written_out(tmp_path):
@@ -375,7 +375,7 @@ def test_patterns_that_peft_would_sort_into_another_meaning_are_written_out(tmp_
     lora.save(adapted(targets=["0", "1", "2"], rank_pattern={"layers.1": 2, "[12]": 1}), tmp_path)
     config = read_config(tmp_path / CONFIG)
     assert list(config.rank_pattern) == sorted(config.rank_pattern)
-    assert [rank_of(config, f"layers.{i}") for i in range(3)] == [3, 2, 1]
+    assert [config.rank_of(f"layers.{i}") for i in range(3)] == [3, 2, 1]
 
 
 def test_the_configuration_of_a_loaded_adapter_means_its_layers_here(theirs):
@@ -406,7 +406,7 @@ def test_ranks_and_scales_of_a_name_are_not_those_of_names_that_end_so(tmp_path)
 def test_a_scale_that_no_alpha_gives_is_refused(tmp_path, scale):
     model = adapted()
     model.layers[1].adapter.scale = scale
-    with pytest.raises(ValueError, match=r"layers\.1: the scale in force is"):
+    with pytest.raises(ValueError, match=r"layers\.1: the scale is"):
         lora.save(model, tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
@@ -616,7 +616,9 @@ def test_another_base_is_refused_with_every_layer_unless_told(saved):
 
 def test_a_scale_that_was_lost_is_noticed(saved):
     change(saved, use_rslora=True)
-    with pytest.raises(ValueError, match=r"scale: of layers\.0 it is 3.4641 by the configuration"):
+    with pytest.raises(
+        ValueError, match=r"of layers\.0, the scale is 3.4641 by the configuration"
+    ):
         lora.load(model_of("mlp"), saved)
 
 
@@ -917,7 +919,7 @@ def test_configurations_are_written_and_read_back(tmp_path):
     )
     (tmp_path / CONFIG).write_text(config.as_json())
     assert read_config(tmp_path / CONFIG) == config
-    assert (rank_of(config, "x.a"), scale_of(config, "b")) == (2, 0.75)
+    assert (config.rank_of("x.a"), config.scale_of("b")) == (2, 0.75)
 
 
 NAMES = [
@@ -946,19 +948,19 @@ NAMES = [
     ],
 )
 def test_targets_are_found_by_the_rules_of_peft(options, wanted):
-    found = targeted(PeftConfig(**options), NAMES, NAMES[:2])
+    found = PeftConfig(**options).targets_among(NAMES, NAMES[:2])
     assert list(found) == [NAMES[i] for i in wanted]
 
 
 def test_modules_to_save_are_found_by_the_ends_of_their_names():
     config = PeftConfig((), modules_to_save=("head",))
-    assert saved_whole(config, NAMES) == ["head", "prehead", "x.head"]
-    assert saved_whole(PeftConfig(()), NAMES) == []
+    assert config.saved_modules(NAMES) == ["head", "prehead", "x.head"]
+    assert PeftConfig(()).saved_modules(NAMES) == []
 
 
 @pytest.mark.parametrize("names", [NAMES[:2], ["q"], ["head", "q"], NAMES])
 def test_exact_patterns_find_what_they_are_given(names):
-    found = targeted(PeftConfig(exact(names, NAMES)), NAMES, ())
+    found = PeftConfig(exact(names, NAMES)).targets_among(NAMES, ())
     assert sorted(found) == sorted(names)
 
 

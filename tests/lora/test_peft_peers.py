@@ -11,7 +11,6 @@ import lora
 import minigrad as mg
 from lora import LoRAConfig
 from lora.peft import CONFIG, PeftConfig
-from lora.peft.matching import rank_of, saved_whole, targeted
 from tests.peers import lora_cases as ours
 from tests.peers.lora_cases import CASES, one
 
@@ -251,10 +250,10 @@ def test_targets_are_those_of_peft(theirs):
             if hit and not isinstance(hit, _ExcludedModule):
                 wanted.append(name)
                 key = get_pattern_key(there.rank_pattern.keys(), name)
-                assert rank_of(here, name) == there.rank_pattern.get(key, 8)
-        assert list(targeted(here, NAMES, ())) == wanted, kept
+                assert here.rank_of(name) == there.rank_pattern.get(key, 8)
+        assert list(here.targets_among(NAMES, ())) == wanted, kept
         whole = kept.get("modules_to_save", [])
         ended = [name for name in NAMES if any(name.endswith(p) for p in whole)]
-        assert saved_whole(here, NAMES) == ended
+        assert here.saved_modules(NAMES) == ended
         some += bool(wanted)
     assert some > 200
