@@ -616,9 +616,7 @@ def test_another_base_is_refused_with_every_layer_unless_told(saved):
 
 def test_a_scale_that_was_lost_is_noticed(saved):
     change(saved, use_rslora=True)
-    with pytest.raises(
-        ValueError, match=r"of layers\.0, the scale is 3.4641 by the configuration"
-    ):
+    with pytest.raises(ValueError, match=r"of layers\.0, the scale is 3.4641 by the configuration"):
         lora.load(model_of("mlp"), saved)
 
 
