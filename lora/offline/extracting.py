@@ -17,10 +17,11 @@ from lora.offline.resolve_base import EMBEDDINGS, TIED, TransposedWeights, tied_
 from lora.offline.stored_weight import StoredWeight
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
-from lora.peft.facts import Facts, LayerFacts, fingerprint_of_rows, version
+from lora.peft.facts import Facts, LayerFacts, fingerprint_of_rows
 from lora.peft.folder import FLOATS, check_dtype, write_folder
 from lora.peft.to_peft import Update, tensors_of
 from lora.scaling import LoRAScaling, check_size
+from minigrad import __version__
 from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar
@@ -171,7 +172,7 @@ def extract_files(
             fan_in_fan_out=fan_in_fan_out or any(found_transposed),
         )
         tensors = tensors_of(updates, {name: after.read(name) for name in copied})
-        write_folder(out, config, tensors, Facts(facts, version()), dtype)
+        write_folder(out, config, tensors, Facts(facts, __version__), dtype)
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
         tied = tied_tables(changed, before)
     return ExtractedFiles(

@@ -19,7 +19,7 @@ import numpy as np
 from lora.offline.stored_weight import StoredWeight
 from lora.peft.checking import base_problems, is_same, tensor_problems
 from lora.peft.facts import fingerprint_of_rows
-from lora.peft.folder import FLOATS, KEYS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.peft.folder import FLOATS, KEYS, A, AdapterFolder, B, StoredLayer
 from minigrad.io import TensorSet
 
 TIED = (
@@ -202,12 +202,6 @@ def _weight(
             f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} "
             f"{base.info(name).shape}"
         )
-    if MAGNITUDE in layer.keys:
-        m = files.tensors[layer.keys[MAGNITUDE]].shape
-        if m != weight.shape[:1]:
-            raise ValueError(
-                f"mis-shaped: the magnitude {m} of {layer.name} is not {weight.shape[:1]}"
-            )
     return weight
 
 

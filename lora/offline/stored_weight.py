@@ -115,20 +115,10 @@ class StoredWeight(Weight):
 
 
 def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: Weight) -> Adapter:
-    """Return the update of a layer on its weight.
-
-    Raises:
-        ValueError: if A and B do not go with each other or the weight.
-    """
+    """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
     a, b = (files.read(layer.keys[part]) for part in (A, B))
-    d_out, d_in = weight.shape
-    if a.shape != (len(a), d_in) or b.shape != (d_out, len(a)):
-        raise ValueError(
-            f"{layer.name}: A is {a.shape} and B {b.shape}; on a weight of {d_out} x {d_in} they "
-            f"must be (rank, {d_in}) and ({d_out}, rank)"
-        )
-    scale = files.scale(layer)
     magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None
-    made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=files.config.scaling)
+    scale, scaling = files.scale(layer), files.config.scaling
+    made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=scaling)
     set_pissa_start(made, files, weight, layer.is_embedding)
     return made

@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata as packages
 from typing import Any
 
 import numpy as np
@@ -98,14 +97,6 @@ class Facts:
                 f"the metadata {KEY!r} of the file is not as it was written, {error!r:.200}; save "
                 f"the adapter again, or take that entry out"
             ) from None
-
-
-def version() -> str:
-    """Return the version of this library."""
-    try:
-        return packages.version("minigrad-lora")
-    except packages.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"
 
 
 # --------------------------------------------------------------------------------------------------

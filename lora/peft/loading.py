@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -178,44 +179,35 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     if theirs.bias == "lora_only":
         biased &= {target.name for target in targets}
     inits = ("gaussian", "orthogonal", "pissa")
-    init = theirs.init_lora_weights
-    common: dict[str, Any] = {
-        "rank": theirs.r,
-        "alpha": theirs.lora_alpha,
-        "scaling": theirs.scaling,
-        "dropout": theirs.lora_dropout,
-        "bias": theirs.bias if biased else "none",
-        "modules_to_save": _modules_to_save(files, names, targets),
-        "init": init if init in inits else "kaiming",  # PEFT's default
-        "use_dora": theirs.use_dora,
-        "dora_norm_gradient": theirs.use_dora and files.facts.dora_norm_gradient,
-    }
+    init = str(theirs.init_lora_weights)
+    config = LoRAConfig(
+        theirs.r,
+        theirs.lora_alpha,
+        exact([target.name for target in targets], names),
+        theirs.scaling,
+        theirs.lora_dropout,
+        rank_pattern={exact_key(t.name): t.rank for t in targets if t.rank != theirs.r},
+        alpha_pattern={exact_key(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha},
+        bias=theirs.bias if biased else "none",
+        modules_to_save=_modules_to_save(files, names, targets),
+        init=init if init in inits else "kaiming",  # PEFT's default
+        use_dora=theirs.use_dora,
+        dora_norm_gradient=theirs.use_dora and files.facts.dora_norm_gradient,
+    )
     try:
-        config = LoRAConfig(
+        same = replace(
+            config,
             targets=theirs.target_modules,
             exclude=theirs.exclude_modules,
             layers_to_transform=theirs.layers_to_transform or None,
             layers_pattern=theirs.layers_pattern,
             rank_pattern=theirs.rank_pattern,
             alpha_pattern=theirs.alpha_pattern,
-            **common,
         )
-        meant, wanted = (
-            [(target.name, target.rank, target.alpha) for target in each]
-            for each in (targets_in(model, config), targets)
-        )
-        if meant == wanted:
-            return config
-    except ValueError:
-        pass  # a pattern matches nothing in this model, or finds more by the matching of `attach`
-    ranks = {exact_key(t.name): t.rank for t in targets if t.rank != theirs.r}
-    alphas = {exact_key(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha}
-    return LoRAConfig(
-        targets=exact([target.name for target in targets], names),
-        rank_pattern=ranks,
-        alpha_pattern=alphas,
-        **common,
-    )
+        meant = [(t.name, t.rank, t.alpha) for t in targets_in(model, same)]
+    except ValueError:  # a pattern matches nothing here, or finds more by the matching of `attach`
+        return config
+    return same if meant == [(t.name, t.rank, t.alpha) for t in targets] else config
 
 
 def _modules_to_save(

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from lora.adapter import DEFAULT
 from lora.attachment.record import layers_in_place, required
-from lora.peft.facts import Facts, LayerFacts, fingerprint_of, version
+from lora.peft.facts import Facts, LayerFacts, fingerprint_of
 from lora.peft.folder import check_tensors, write_folder
 from lora.peft.to_peft import config_of, full_parameters_of, tensors_of, updates_of
 from lora.weight import Dense
+from minigrad import __version__
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 
@@ -70,4 +71,4 @@ def save(
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     seed = attached.seed if seed is None else seed
-    write_folder(folder, config, tensors, Facts(layer_facts, version(), seed, gradient), dtype)
+    write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
