@@ -26,7 +26,7 @@ _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status; without `arguments`, those of the process."""
+    """Run the command line, by default that of the process, and return the exit status."""
     chosen = _parser().parse_args(arguments)
     try:
         status, text, content = chosen.run(chosen)

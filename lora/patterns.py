@@ -124,7 +124,7 @@ def find(
         for name in hits:
             found.setdefault(name, pattern)
     if missed:
-        kind = " (a string is a regular expression for a whole name, a list names layers)"
+        kind = " (a string is a regular expression for an entire name, a list names layers)"
         hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
             f"{role} that match no layer: {hints}"

@@ -126,7 +126,7 @@ def merge_files(
         merge = _Merge(tensors, files, resolved, dtype)
         certificate = merge.certified(limit, radius, progress)
         for name in resolved.added:
-            shards[next(iter(shards))].append(files.tensors[resolved.whole[name]])
+            shards[next(iter(shards))].append(files.tensors[resolved.replaced[name]])
         infos = {file: [merge.info(i) for i in listed] for file, listed in shards.items()}
         every = [info for listed in infos.values() for info in listed]
         sidecars = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
@@ -135,7 +135,7 @@ def merge_files(
     return MergedFiles(
         target,
         certificate,
-        list(resolved.whole),
+        list(resolved.replaced),
         resolved.added,
         resolved.tied,
         resolved.heads,
@@ -166,7 +166,7 @@ class _Merge:
 
     def info(self, info: TensorInfo) -> TensorInfo:
         """Describe the result of a tensor of the base, or of one that the adapter adds to it."""
-        of_adapter = {key: name for name, key in self._resolved.whole.items()}
+        of_adapter = {key: name for name, key in self._resolved.replaced.items()}
         name = of_adapter.get(info.name, info.name)
         dtype = self._dtype if self._dtype is not None and info.dtype in FLOATS else info.dtype
         return TensorInfo(name, dtype, info.shape)
@@ -223,7 +223,7 @@ class _Merge:
                     bar.update(len(part))
 
             for name in [*self._tensors, *self._resolved.added]:
-                dtype, is_replaced = dtypes[name], name in self._resolved.whole
+                dtype, is_replaced = dtypes[name], name in self._resolved.replaced
                 is_changed = is_replaced or name in self._updates
                 if not is_changed and self._tensors.info(name).dtype == dtype:
                     writers[name].copy(name, unchanged(name))
@@ -239,8 +239,8 @@ class _Merge:
 
     def _parts(self, name: str) -> Iterator[tuple[int, Array]]:
         """Yield the rows of a tensor of the result, in parts, each with the index of its first."""
-        if name in self._resolved.whole:
-            yield 0, self._files.read(self._resolved.whole[name])
+        if name in self._resolved.replaced:
+            yield 0, self._files.read(self._resolved.replaced[name])
             return
         weight, adapter = self._updates.get(name, (None, None))
         ratio = None if weight is None or adapter is None else adapter.exact_ratio(weight)

@@ -54,7 +54,7 @@ class ResolvedBase:
 
     Attributes:
         weights: the weight of each layer that has an update, by the layer's name in the adapter.
-        whole: the key of each tensor that replaces one of the base, by the latter's name.
+        replaced: the key of each tensor that replaces one of the base, by the latter's name.
         added: those of these names that the base lacks.
         tied: weights of embeddings that change, and may be the model's head too.
         heads: the added tensors that are the weight of a head that the base has tied.
@@ -63,7 +63,7 @@ class ResolvedBase:
     """
 
     weights: Mapping[str, StoredWeight]
-    whole: Mapping[str, str]
+    replaced: Mapping[str, str]
     added: Sequence[str]
     tied: Sequence[str]
     heads: Sequence[str]
@@ -108,7 +108,7 @@ def resolve(
             weights[layer.name] = _weight(files, layer, base, name, transposed)
         except (KeyError, ValueError) as error:
             problems.append(str(error.args[0]))
-    whole: dict[str, str] = {}
+    replaced: dict[str, str] = {}
     for own_name, key in files.whole.items():
         name = _with(prefix, own_name)
         if own_name in names.values():  # PEFT may write the weight beside an update of it
@@ -118,7 +118,7 @@ def resolve(
                     f"another base: {key} of the adapter is not {name}, which it has an update of"
                 )
             continue
-        whole[name] = key
+        replaced[name] = key
         if name in base:
             problems += tensor_problems(files, key, base.info(name).shape, "in the base")
             if base.info(name).dtype not in FLOATS:
@@ -136,13 +136,13 @@ def resolve(
         problems += base_problems(
             facts, weights, lambda weight: fingerprint_of_rows(*weight.stored_rows()), progress
         )
-    added = [name for name in whole if name not in base]
-    changed = {weight.name for weight in weights.values()} | whole.keys()
+    added = [name for name in replaced if name not in base]
+    changed = {weight.name for weight in weights.values()} | replaced.keys()
     may_be_tied = tied_tables(list(base), base)
     shapes = [base.info(name).shape for name in may_be_tied]
-    heads = [name for name in added if files.tensors[whole[name]].shape in shapes]
+    heads = [name for name in added if files.tensors[replaced[name]].shape in shapes]
     tied = [] if heads else [name for name in may_be_tied if name in changed]
-    return ResolvedBase(weights, whole, added, tied, heads, prefix, problems)
+    return ResolvedBase(weights, replaced, added, tied, heads, prefix, problems)
 
 
 def _with(prefix: str, name: str) -> str:

@@ -6,7 +6,7 @@ ignored. The rest belong to methods that are not implemented here, and are error
 set.
 
 Expressions are those of Python's `re`, as in PEFT. It has no time limit, and an expression such as
-`(a+)+b` can run for ever: read the adapter_config.json of an adapter before you trust it.
+`(a+)+b` can run forever: read the adapter_config.json of an adapter before you trust it.
 """
 
 from __future__ import annotations
@@ -167,9 +167,9 @@ def _init(value: Any) -> bool | str:
 class PeftConfig:
     """The fields that matter here, with PEFT's names and defaults, each annotated with its reader.
 
-    Its methods find layers by PEFT's rules, which differ from those of `attach`: a pattern that
-    matches nothing is no error, since the configuration names the layers of the model that it was
-    made for.
+    Its methods find layers as PEFT does. Names, expressions and tables match as in `attach`, with
+    two differences: a pattern that matches nothing is no error, since the file names the layers of
+    the model that it was made for; and an index is a number between other parts of a name.
 
     Attributes:
         target_modules: the layers with updates: names, or a regular expression for entire names.

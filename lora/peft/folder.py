@@ -117,7 +117,7 @@ class AdapterFolder(Closing):
         _check_files(self.path, may_be_moving=True)
         self.config, self._file = _open(self.path)
         try:
-            for key in self._file:  # what it would do to a terminal, and to expressions
+            for key in self._file:  # others could control a terminal, or stall expressions
                 if len(key) > _LONGEST or not key.isprintable():
                     raise ValueError(
                         f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
@@ -214,7 +214,7 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
             file.close()
         time.sleep(_PAUSE)
     _check_files(path, may_be_moving=False)
-    raise FileNotFoundError(f"{os.fspath(path)!r} is written anew all the time; copy it meanwhile")
+    raise FileNotFoundError(f"{os.fspath(path)!r} is written again and again; wait, or copy it")
 
 
 def _check_files(path: Path, may_be_moving: bool) -> None:
