@@ -13,8 +13,17 @@ from lora.attachment.plan import Plan
 from lora.factors import singular_values
 from lora.full_copies import in_place
 from lora.peft.facts import LayerFacts, fingerprint_of
-from lora.peft.folder import FLOATS, KEYS, MAGNITUDE, PREFIX, WEIGHTS, A, AdapterFolder, B
-from lora.peft.folder import StoredLayer as Layer
+from lora.peft.folder import (
+    FLOATS,
+    KEYS,
+    MAGNITUDE,
+    PREFIX,
+    WEIGHTS,
+    A,
+    AdapterFolder,
+    B,
+    StoredLayer,
+)
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -103,7 +112,9 @@ def scale_problems(files: AdapterFolder) -> Iterator[tuple[str, str]]:
             )
 
 
-def _findings_of_layer(files: AdapterFolder, layer: Layer, with_ranks: bool) -> Iterator[Finding]:
+def _findings_of_layer(
+    files: AdapterFolder, layer: StoredLayer, with_ranks: bool
+) -> Iterator[Finding]:
     """Yield what is wrong or odd about the tensors of one layer."""
 
     def wrong(what: str) -> Finding:

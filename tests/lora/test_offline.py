@@ -828,6 +828,31 @@ WRONGS = {
         "wrong: files: .* is longer than 1000 characters",
     ),
     "no DoRA": (lambda a: a, {"use_dora": True}, "wrong: up: lora_magnitude is missing"),
+    "no update": (
+        lambda arrays: {key: x for key, x in arrays.items() if key.endswith("bias")},
+        {},
+        "wrong: files: there is no layer with an update",
+    ),
+    "an update that is gone": (
+        without(UP_A, UP_B),
+        {},
+        "wrong: up: is in the metadata, and has no",
+    ),
+    "a bias of integers": (
+        replaced(f"{PREFIX}head.base_layer.bias", np.zeros(3, int)),
+        {},
+        "wrong: base_model.model.head.base_layer.bias: is of int64, and not of float64",
+    ),
+    "another magnitude": (
+        replaced(f"{PREFIX}up.lora_magnitude_vector", np.ones(7, "f4")),
+        {"use_dora": True},
+        r"wrong: up: the magnitude is \(7,\); it must be \(8,\)",
+    ),
+    "a rank that no update has": (
+        lambda arrays: {**arrays, UP_A: np.eye(9, 6, dtype="f4"), UP_B: np.eye(8, 9, dtype="f4")},
+        {"rank_pattern": {"up": 9}, "alpha_pattern": {"up": 72}},
+        "odd: up: its rank 9 is larger than the layer, 6",
+    ),
     "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a is of int64"),
@@ -873,6 +898,20 @@ def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_
             message.split("wrong: ")[1].removeprefix("files: "), capsys.readouterr().err
         )
         assert told
+
+
+def test_what_cannot_be_summarised_or_checked_is_an_error(files, tmp_path):
+    base, adapter = files
+    edit(adapter / WEIGHTS, replaced(UP_B, np.ones((8, 3), "f4")))
+    with pytest.raises(ValueError, match=r"up: A is \(2, 6\) and B \(8, 3\); they must be"):
+        summarise(adapter)
+    edit(adapter / WEIGHTS, without(UP_B))
+    with pytest.raises(ValueError, match="up has no lora_b"):
+        summarise(adapter)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        check_adapter(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"merged in float64, .* not in 'int8'"):
+        merge_files(base, adapter, tmp_path / "out", dtype="int8")
 
 
 def test_an_adapter_may_repeat_the_weight_of_an_embedding(net, rng, tmp_path):
