@@ -210,9 +210,9 @@ def base_problems(
         fingerprint: a function that returns the fingerprint of one.
         progress: show a progress bar if it takes long.
     """
-    known = [(name, facts[name]) for name in weights if name in facts and facts[name].base]
-    for name, fact in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
-        found = fingerprint(weights[name])
+    known = [name for name in weights if name in facts and facts[name].base is not None]
+    for name in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
+        found, fact = fingerprint(weights[name]), facts[name]
         if found != fact.base:
             four_bits = " in four bits" if fact.stored == "nf4" else ""
             yield (
