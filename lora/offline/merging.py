@@ -159,6 +159,7 @@ class _Merge:
         self, tensors: TensorSet, files: AdapterFolder, resolved: ResolvedBase, dtype: str | None
     ) -> None:
         self._tensors, self._files, self._resolved, self._dtype = tensors, files, resolved, dtype
+        self._names = {key: name for name, key in resolved.replaced.items()}
         self._updates: dict[str, tuple[StoredWeight, Adapter]] = {
             weight.name: (weight, adapter_of(files, files.layers[layer], weight))
             for layer, weight in resolved.weights.items()
@@ -166,8 +167,7 @@ class _Merge:
 
     def info(self, info: TensorInfo) -> TensorInfo:
         """Describe the result of a tensor of the base, or of one that the adapter adds to it."""
-        of_adapter = {key: name for name, key in self._resolved.replaced.items()}
-        name = of_adapter.get(info.name, info.name)
+        name = self._names.get(info.name, info.name)
         dtype = self._dtype if self._dtype is not None and info.dtype in FLOATS else info.dtype
         return TensorInfo(name, dtype, info.shape)
 
