@@ -13,7 +13,7 @@
     factors, algebra, extract   sums of adapters, and adapters of differences
     verify                      whether LoRA's identities hold
     update, spectrum, viz       the numbers of an update, and pictures of them
-    files, disk                 PEFT's folders; and `python -m lora`, which needs no model
+    peft, offline               PEFT's folders; and `python -m lora`, which needs no model
 """
 
 import minigrad as minigrad  # isort: skip  # first, since it refuses an old Python in a sentence
@@ -28,10 +28,10 @@ from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.extract import ExtractReport, extract
-from lora.files import load, save
 from lora.layer import LoRALayer
 from lora.merge import fold, merge, unmerge
 from lora.optim import param_groups, penalty
+from lora.peft import load, save
 from lora.quantize import QuantizeReport, quantize
 from lora.scaling import LoRAScaling
 from lora.switch import active, adapters, disabled, switch
