@@ -1,10 +1,11 @@
-"""Demonstrations: each trains something small, draws it, and asserts what it claims.
+"""Demonstrations: each trains a small model, draws a picture, and asserts what it claims.
 
 `python -m examples` lists them, and `python -m examples NAME` runs one.
 
-An example is a file with a function `main`, or a package with `__main__.py`, if there is more to
-read than fits one file. `main(quick=False, out="NAME.png")` prints, saves the picture, and returns
-what came of it; `quick=True` does the same in some seconds. The first line of the docstring says
-what an example shows, and one of its sentences begins with "It takes": how long, and what is drawn.
-`command_line` is what all have in common, and `pictures` is what they draw.
+An example is a file with a function `main`. If it is too long for one file, it is a package with
+`__main__.py`. `main(quick=False, out="NAME.png")` prints its results, saves the picture, and
+returns the results; `quick=True` does the same in a few seconds. The first line of the docstring
+says what an example shows, and a sentence that begins with "It takes" says how long it runs and
+which picture it draws. `command_line` contains what all examples share, and the folder `pictures`
+has the pictures that they draw.
 """

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
-USAGE = "python -m examples NAME [--quick] [--out FILE.png] runs one; NAME --help says more of it."
+USAGE = "python -m examples NAME [--quick] [--out FILE.png] runs one; NAME --help explains it."
 
 
 class Example(NamedTuple):
-    """An example, as its docstring tells of it: the file is read, not run.
+    """An example, as its docstring describes it. The file is read, but not run.
 
     Attributes:
-        name: of the module or package.
+        name: the name of the module or package.
         purpose: the first line of the docstring.
-        takes: the sentence that says how long it takes and what it draws.
+        takes: the sentence that says how long the example takes and what it draws.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Example(NamedTuple):
 
 
 def found() -> list[Example]:
-    """All examples, by name: files with a function `main`, and packages with `__main__.py`."""
+    """Return all examples, sorted: files with a function `main`, packages with `__main__.py`."""
     examples = []
     for path in sorted(FOLDER.iterdir()):
         if (path / "__main__.py").is_file():
@@ -42,20 +42,20 @@ def found() -> list[Example]:
 
 
 def has_main(path: Path) -> bool:
-    """Whether a file defines a function `main`."""
+    """Return whether a file defines a function `main`."""
     body = ast.parse(path.read_bytes()).body
     return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body)
 
 
 def described(name: str, path: Path) -> Example:
-    """What the docstring of a file says."""
+    """Return the example that the docstring of a file describes."""
     docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
     takes = re.search(r"\bIt takes .*?\.(?= |$)", " ".join(docstring.split()))
     return Example(name, docstring.partition("\n")[0], takes.group() if takes else "")
 
 
 def listing(examples: Sequence[Example]) -> str:
-    """A table: what each is about, how long it takes, what it draws."""
+    """Return a table of what each example shows, how long it takes, and what it draws."""
     width = 2 + max(len(example.name) for example in examples)
     lines = [USAGE]
     for name, purpose, takes in examples:
@@ -65,7 +65,7 @@ def listing(examples: Sequence[Example]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """List the examples, or run the one that is named with the arguments that follow."""
+    """List the examples, or run the named one with the arguments that follow its name."""
     examples = found()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(listing(examples))

@@ -1,4 +1,4 @@
-"""The command line that all examples have: `[--quick] [--out FILE.png]`, and errors in one line."""
+"""The command line of all examples: `[--quick] [--out FILE.png]`, and errors in one line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with the two options; more can be added.
+    """A parser with these two options, to which an example can add more.
 
-    What is not given is left to the defaults of `main`. What is wrong is said in one line.
+    `main` has defaults for the options that the user does not pass. An error is one line.
 
     Args:
-        name: of the example.
-        description: what `--help` begins with: the example's docstring.
+        name: the name of the example.
+        description: the beginning of the text of `--help`, which is the example's docstring.
     """
 
     def __init__(self, name: str, description: str | None) -> None:
@@ -26,23 +26,23 @@ class Parser(argparse.ArgumentParser):
             argument_default=argparse.SUPPRESS,
         )
         self.name = name
-        self.add_argument("--quick", action="store_true", help="a smaller form, of some seconds")
-        self.add_argument("--out", metavar="FILE.png", help=f"the picture ({name}.png)")
+        self.add_argument("--quick", action="store_true", help="a smaller form, in a few seconds")
+        self.add_argument("--out", metavar="FILE.png", help=f"the file of the picture ({name}.png)")
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and leave with status 2."""
+        """Print the message and exit with status 2."""
         self.exit(2, f"{self.name}: {' '.join(message.split())} (see --help)\n")
 
 
 class OptionError(ValueError):
-    """An option that cannot be used."""
+    """An option has a value that cannot be used."""
 
 
 def check_out(out: str | Path) -> None:
-    """Refuse a picture that could not be saved when the work is done.
+    """Check that the picture can be saved when the work is done.
 
     Raises:
-        OptionError: if it is no PNG, or has no folder to go to.
+        OptionError: if its name is not that of a PNG file, or its folder does not exist.
     """
     out = Path(out)
     if out.suffix.lower() != ".png":
@@ -60,10 +60,10 @@ def run(
     """Call `main` with the options of a command line.
 
     Args:
-        main: of an example.
-        parser: what its options are.
-        arguments: those of the process, if None.
-        refusals: the errors of `main` that say what the user has to change, in one line.
+        main: the function `main` of an example.
+        parser: the parser with the options of the example.
+        arguments: the arguments to parse; if None, those of the process.
+        refusals: the errors of `main` that tell the user what to change; they become one line.
     """
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     try:

@@ -1,11 +1,11 @@
-"""The main demo: adapt a pretrained network to data that it has never seen, by LoRA and without.
+"""The main demo: adapt a pretrained network to new data, by LoRA and by full fine-tuning.
 
 A network learns to complete handwritten digits: from the upper half of an image it predicts the
-lower half. It has never seen a seven. Then it gets 40 of them, and is adapted in three ways: not at
-all, by training all of its weights, or by LoRA: training small updates beside two of its layers.
+lower half. It has never seen a seven. Then we compare three methods to adapt it to 40 sevens: not
+at all; by training all of its weights; and by LoRA, which trains small updates of two layers.
 
-You will see what each way costs, how well it does on other sevens (and on the other digits, which
-adapting makes it forget), whether the differences are larger than the noise between random splits,
+You will see what each method costs, how well it works on other sevens (and on the other digits,
+which the network forgets), whether the differences are larger than the noise between random splits,
 and what merging the update changes. It takes half a minute, and draws lora_regression.png.
 
     python -m examples.lora_regression --csv houses.csv --target price --shift-by year
@@ -24,29 +24,29 @@ from examples.command_line import Parser, check_out, run
 from minigrad import Trainer, data, metrics, mse, nn, no_grad, optim, progress, tables, tensor
 
 Array = np.ndarray[Any, Any]
-Task = tuple[Array, Array, Array, str, str, str]  # x, y, which rows are new, both groups, unit of y
-Outcome = dict[str, Any]  # of one way of adapting with one split: a row of the table, and more
+Task = tuple[Array, Array, Array, str, str, str]  # x, y, is_new, names of both groups, unit of y
+Outcome = dict[str, Any]  # one method with one split: a row of the table, and more
 Results = dict[str, list[Outcome]]
 
 NONE, FULL, LORA = "not adapted", "full fine-tuning", "LoRA"
 OPTIMIZERS: dict[str, Any] = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}
-# Chosen on other splits than those of `main`; how well either way does hardly depends on them.
+# Chosen with other splits than those of `main`. The results hardly depend on these values.
 OPTIONS = {"sgd": {"lr": 0.06, "momentum": 0.9}, "adam": {"lr": 0.005}, "adamw": {"lr": 0.005}}
 
 
 def digits() -> Task:
-    """The lower halves of 1,797 handwritten digits from their upper halves; sevens are new."""
+    """Predict the lower halves of 1,797 handwritten digits from the upper; sevens are new."""
     images = load_digits()
     upper, lower = np.split(images.data.astype(np.float32), 2, axis=1)  # (1797, 32) each
     return upper, lower, images.target == 7, "the other digits", "sevens", "grey levels, 0 to 16"
 
 
 def from_csv(path: str | Path | None, target: str | None, shift_by: str | None) -> Task:
-    """A column from the others; the rows with `shift_by` above its mean are new."""
+    """Predict a column of a file from the others; rows with `shift_by` above its mean are new."""
     if path is None or target is None:
         raise ValueError("give --csv FILE and --target COLUMN together")
     table = data.read_csv(path, target)
-    if shift_by is None:  # then by what matters most: the column that correlates with the target
+    if shift_by is None:  # take the column with the largest correlation with the target
         standard = data.Standardizer.fit(table.x).transform(table.x)
         shift_by = table.features[np.argmax(np.abs(standard.T @ (table.y - table.y.mean())))]
     if shift_by not in table.features:
@@ -57,7 +57,7 @@ def from_csv(path: str | Path | None, target: str | None, shift_by: str | None) 
     for rows, group in ((~is_new, old_group), (is_new, new_group)):
         if rows.sum() < 20 or np.ptp(table.y[rows]) == 0:
             raise ValueError(f"{rows.sum()} rows have {group}; it takes 20, and {target!r} varying")
-    varied = np.ptp(table.x[~is_new], axis=0) > 0  # of other columns pretraining learns nothing
+    varied = np.ptp(table.x[~is_new], axis=0) > 0  # other columns are useless for pretraining
     if not varied.any():
         raise ValueError(f"all features are constant in rows with {old_group}")
     return table.x[:, varied], table.y, is_new, old_group, new_group, target
@@ -66,13 +66,13 @@ def from_csv(path: str | Path | None, target: str | None, shift_by: str | None) 
 def one_split(
     task: Task, config: lora.LoRAConfig, optimizer: str, epochs: int, quick: bool, seed: int
 ) -> dict[str, Outcome]:
-    """Split at random, pretrain, adapt, merge and take it back: what came of each way."""
+    """Split at random, pretrain, adapt, merge and unmerge. Return the outcome of each method."""
     x, y, is_new, *_ = task
     rng = np.random.default_rng(seed)
     old, new = (rng.permutation(np.flatnonzero(rows)) for rows in (~is_new, is_new))
     old, old_test = np.split(old, [len(old) * 4 // 5])
-    new, new_test = np.split(new, [min(40, len(new) // 2)])  # adapting is for small data
-    # Pixels share one mean and scale: else one that is rarely grey would be the largest of all.
+    new, new_test = np.split(new, [min(40, len(new) // 2)])  # we adapt to little data
+    # Pixels share one mean and scale, otherwise a pixel that is rarely grey would be the largest.
     features = data.Standardizer.fit(x[old].reshape(-1, 1 if y.shape[1] > 1 else x.shape[1]))
     target = data.Standardizer.fit(y[old].reshape(-1, 1))
     inputs, outputs = features.transform(x), target.transform(y)
@@ -85,16 +85,16 @@ def one_split(
         return [metrics.rmse(predict(model, rows), y[rows]) for rows in (new_test, old_test)]
 
     def train(model: nn.Module, name: str, options: Any, rows: Array, n: int, size: int) -> Outcome:
-        """Train what is trainable for n epochs. Test rows are watched, and decide nothing."""
-        rule = OPTIMIZERS[name](model.trainable_parameters(), **options)
-        trainer = Trainer(model, rule, mse, batch_size=size, clip_norm=1.0, progress=False, rng=rng)
+        """Train for n epochs. The errors on the test rows are recorded, but decide nothing."""
+        opt = OPTIMIZERS[name](model.trainable_parameters(), **options)
+        trainer = Trainer(model, opt, mse, batch_size=size, clip_norm=1.0, progress=False, rng=rng)
         curve = [errors(model)]
         trainer.on_epoch.append(lambda _: curve.append(errors(model)))
         trainer.fit((inputs[rows], outputs[rows]), n)
         return {
             "trains": model.count_parameters(trainable_only=True),
             "ms/step": 1e3 * np.median([step["seconds"] for step in trainer.history.steps]),
-            "optimiser bytes": rule.state_bytes(),
+            "optimiser bytes": opt.state_bytes(),
             "new: RMSE": curve[-1][0],
             "new: R2": metrics.r2(predict(model, new_test), y[new_test]),
             "old: RMSE": curve[-1][1],
@@ -116,15 +116,15 @@ def one_split(
     merged = predict(low_rank, new_test)
     results[LORA]["merging"] = np.abs(merged - separate).max() / np.abs(separate).max()
     lora.unmerge(low_rank)
-    assert np.array_equal(predict(low_rank, new_test), separate), "unmerging changes no bit"
+    assert np.array_equal(predict(low_rank, new_test), separate), "unmerging restores every bit"
     weights = lora.detach(low_rank).state_dict()
     assert all(weights[k].tobytes() == w.tobytes() for k, w in base.state_dict().items())
     return results
 
 
-def compare(results: Results, way: str, other: str) -> tuple[float, float]:
-    """By how much the RMSE of `way` is higher than that of `other`, and the 99 % margin of that."""
-    pairs = zip(results[way], results[other], strict=True)
+def compare(results: Results, method: str, other: str) -> tuple[float, float]:
+    """Return how much higher the RMSE of `method` is than that of `other`, and its 99 % margin."""
+    pairs = zip(results[method], results[other], strict=True)
     differences = [a["new: RMSE"] - b["new: RMSE"] for a, b in pairs]
     error = np.std(differences, ddof=1) / len(differences) ** 0.5
     return float(np.mean(differences)), float(4.60 * error)  # 4.60 is Student's t for five
@@ -143,51 +143,51 @@ def main(
     target: str | None = None,
     shift_by: str | None = None,
 ) -> Results:
-    """Run the demo, print what came of it, and save the picture."""
+    """Run the demo, print the results, and save the picture."""
     check_out(out)
     config = lora.LoRAConfig(rank=rank, alpha=alpha, targets=r"layers\.[12]", scaling=scaling)
-    most = 64 if quick else 128  # from there on an update has as many numbers as its layer
+    most = 64 if quick else 128  # with this rank, an update has as many parameters as its layer
     if rank >= most or epochs < 1 or seed < 0:
         raise ValueError(f"--rank must be below {most}, --epochs at least 1, --seed not negative")
     task = from_csv(csv, target, shift_by) if csv or target or shift_by else digits()
     bar = progress.progress_bar(range(seed, seed + 5), what="adapting", unit="split", shown=True)
     splits = [one_split(task, config, optimizer, epochs, quick, s) for s in bar]
-    results = {way: [split[way] for split in splits] for way in (NONE, FULL, LORA)}
+    results = {method: [split[method] for split in splits] for method in (NONE, FULL, LORA)}
 
     table = []
-    for way, outcomes in results.items():
+    for method, outcomes in results.items():
         values = np.array([list(outcome.values())[:6] for outcome in outcomes])
         pairs = zip(values.mean(axis=0), values.std(axis=0, ddof=1), strict=True)
-        table.append([way, *(f"{m:,.3g} ± {s:.2g}" if s else f"{m:,.0f}" for m, s in pairs)])
+        table.append([method, *(f"{m:,.3g} ± {s:.2g}" if s else f"{m:,.0f}" for m, s in pairs)])
     print("\n".join(tables.aligned(["", *list(splits[0][NONE])[:6]], table, left=1)))
     print("\nold: {}; new: {}; RMSE in {}; on test rows of five random splits.\n".format(*task[3:]))
-    for way in (NONE, FULL):
-        mean, margin = compare(results, LORA, way)
+    for other in (NONE, FULL):
+        mean, margin = compare(results, LORA, other)
         how = "clear" if abs(mean) > margin else "inside the noise"
-        print(f"LoRA of rank {rank} against {way}: RMSE {mean:+.3g} ± {margin:.2g} (99 %), {how}")
+        print(f"LoRA of rank {rank} against {other}: RMSE {mean:+.3g} ± {margin:.2g} (99 %), {how}")
     merging = max(outcome["merging"] for outcome in results[LORA])
-    print(f"Merging changes predictions by {merging:.0e} of the largest, unmerging changes no bit.")
+    print(f"Merging changes predictions by {merging:.0e} of the largest; unmerging changes no bit.")
     draw(results, task, out)
     print(f"The picture is in {out}")
     assert all(results[LORA][0][x] < results[FULL][0][x] for x in ("trains", "optimiser bytes"))
     assert merging < 1e-4
-    gain, margin = compare(results, NONE, LORA)  # claimed of the digits, and of the usual adapters
+    gain, margin = compare(results, NONE, LORA)  # claimed for the digits with the default adapters
     assert gain > margin or csv or (rank, alpha, scaling) != (8, 16, "standard")
     return results
 
 
 def draw(results: Results, task: Task, out: str | Path) -> None:
-    """Save the picture: what the networks of the first split predict, and how errors went."""
+    """Save the picture: predictions of the networks of the first split, and all errors."""
     *_, old_group, new_group, unit = task
     figure = Figure(figsize=(14, 7.5), layout="constrained")
     given, truth, _ = results[NONE][0]["shown"]
     panels = 2 if truth.shape[1] > 1 else 1
     right = figure.add_subplot(1, panels, panels)
-    for way, color, marker in ((FULL, "#D55E00", "^"), (LORA, "#0B4F8A", "o")):
-        curves = np.array([outcome["curve"] for outcome in results[way]])  # (split, epoch, group)
+    for method, color, marker in ((FULL, "#D55E00", "^"), (LORA, "#0B4F8A", "o")):
+        curves = np.array([o["curve"] for o in results[method]])  # (split, epoch, group)
         for i, (group, line) in enumerate(((new_group, "-"), (old_group, "--"))):
             lowest, mean, highest = (f(curves[..., i], axis=0) for f in (np.min, np.mean, np.max))
-            name = f"{way}, {results[way][0]['trains']:,} numbers: {group}"
+            name = f"{method}, {results[method][0]['trains']:,} parameters: {group}"
             right.plot(mean, marker + line, color=color, linewidth=2, label=name)
             right.fill_between(np.arange(len(mean)), lowest, highest, color=color, alpha=0.2)
     right.set(xlabel="epochs of adaptation", ylabel=f"RMSE on test rows ({unit})", ylim=(0, None))
@@ -208,13 +208,13 @@ def draw(results: Results, task: Task, out: str | Path) -> None:
 if __name__ == "__main__":
     parser = Parser("lora_regression", __doc__)
     add = parser.add_argument
-    add("--rank", type=int, help="of each update (8)")
-    add("--alpha", type=float, help="the strength of an update, before it is divided (16)")
-    add("--scaling", choices=["standard", "rslora"], help="alpha over the rank, or over its root")
-    add("--optimizer", choices=list(OPTIMIZERS), help="what adapts the networks (adam)")
-    add("--epochs", type=int, help="of adaptation (20)")
-    add("--seed", type=int, help="the first of five (0)")
-    add("--csv", metavar="FILE", help="a table of your own: a header line, then numbers")
-    add("--target", metavar="COLUMN", help="what to predict in it")
-    add("--shift-by", metavar="COLUMN", help="the rows above its mean are the new group")
+    add("--rank", type=int, help="the rank of each update (8)")
+    add("--alpha", type=float, help="the strength of each update, which --scaling divides (16)")
+    add("--scaling", choices=["standard", "rslora"], help="alpha / rank, or alpha / sqrt(rank)")
+    add("--optimizer", choices=list(OPTIMIZERS), help="the optimiser of the adaptation (adam)")
+    add("--epochs", type=int, help="the number of epochs of adaptation (20)")
+    add("--seed", type=int, help="the first of the five seeds (0)")
+    add("--csv", metavar="FILE", help="your own table: a header line, then numbers")
+    add("--target", metavar="COLUMN", help="the column to predict")
+    add("--shift-by", metavar="COLUMN", help="the rows in which it is above its mean are new")
     run(main, parser, refusals=(ValueError, OSError, FloatingPointError))

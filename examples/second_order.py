@@ -1,13 +1,13 @@
-"""Newton's method against Adam: what the second derivative is worth, and what it costs.
+"""Newton's method against Adam: what the second derivative gains, and what it costs.
 
-A gradient says which way is down, a Hessian how soon the slope will have changed. Newton's method
-solves H p = -g for its step p. It never forms H: conjugate gradients needs no more than products
-H v, and `minigrad.hvp` gives one for a few times the price of a gradient.
+A gradient g says which direction is downhill, and the Hessian H says how the gradient changes along
+a step. Newton's method solves H p = -g for its step p. It never computes H: the method of conjugate
+gradients needs only products H v, and `minigrad.hvp` computes one for the price of a few gradients.
 
-You will see both ways down a bent valley (Rosenbrock's function), and on a real problem, logistic
-regression on scikit-learn's breast-cancer data, the loss above its minimum by step and by second.
-What is asserted: both get to the minima, Newton with far fewer steps, derivatives and seconds. It
-takes twenty seconds, and draws second_order.png.
+You will see the paths of both methods in a bent valley (Rosenbrock's function). On a real problem,
+logistic regression on scikit-learn's breast-cancer data, you will see the loss above its minimum,
+by step and by second. The demo asserts that both methods reach the minima, and that Newton's method
+needs far fewer steps, derivatives and seconds. It takes twenty seconds, and draws second_order.png.
 
     python -m examples.second_order
 """
@@ -36,23 +36,23 @@ from minigrad.progress import progress_bar
 Array = NDArray[np.float64]
 Loss = Callable[[Tensor], Tensor]
 
-DECAY = 1e-5  # of the regression's weights; the less, the more its curvatures differ
-GAP = 1e-8  # above the minimum: there a way down has arrived
-RATES = (0.1, 0.3, 1.0, 3.0)  # of Adam, of which the one that arrives first is shown
+DECAY = 1e-5  # weight decay of the regression; a smaller one makes its curvatures differ more
+GAP = 1e-8  # a descent has arrived when its loss is at most this far above the minimum
+RATES = (0.1, 0.3, 1.0, 3.0)  # Adam's learning rates; the one that arrives first is shown
 STYLES = {"Newton": ("#0072B2", "o-"), "Adam": ("#D55E00", "--")}
 
 
 @dataclass
-class Way:
-    """A way down.
+class Descent:
+    """The path of one method, and what it cost.
 
     Attributes:
-        name: of the method.
-        points: the start, and where each step has led.
-        gaps: the loss there, above the minimum.
-        seconds: of the processor, until then; what else the machine does is left out.
-        gradients: how many were computed.
-        products: how many H v were.
+        name: the name of the method.
+        points: the start, and the point after each step.
+        gaps: the loss at each point, above the minimum.
+        seconds: the processor time until each point, without other work of the machine.
+        gradients: the number of gradients that were computed.
+        products: the number of products H v that were computed.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Way:
 
     @property
     def steps(self) -> int:
-        """How many it took."""
+        """The number of steps."""
         return len(self.points) - 1
 
     @property
     def arrived(self) -> bool:
-        """Whether it came down."""
+        """Whether the loss is close enough to its minimum."""
         return self.gaps[-1] <= GAP
 
     def __str__(self) -> str:
@@ -82,14 +82,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Result:
-    """Both ways down the valley, and both ways down the loss of the regression."""
+    """The descents of both methods, Newton first, in the valley and for the regression."""
 
-    valley: tuple[Way, Way]
-    regression: tuple[Way, Way]
+    valley: tuple[Descent, Descent]
+    regression: tuple[Descent, Descent]
 
 
 def main(quick: bool = False, out: str | Path = "second_order.png") -> Result:
-    """Go down both functions both ways, print what it took, and save the picture."""
+    """Minimise both functions with both methods, print the costs, and save the picture."""
     check_out(out)
     rates = RATES[1:2] if quick else RATES
     print("Rosenbrock's valley:")
@@ -98,8 +98,8 @@ def main(quick: bool = False, out: str | Path = "second_order.png") -> Result:
     loss, start, minimum = regression(10 * DECAY if quick else DECAY)
     both = compare(loss, start, minimum, rates)
     for newton, adam in (valley, both):
-        assert newton.arrived, "Newton's method should get to the minimum"
-        assert adam.arrived, "Adam should get to the minimum, with some rate"
+        assert newton.arrived, "Newton's method should reach the minimum"
+        assert adam.arrived, "Adam should reach the minimum with one of the rates"
         assert newton.steps * 20 < adam.steps
         assert newton.gradients + 3 * newton.products < adam.gradients
         assert newton.seconds[-1] < adam.seconds[-1]
@@ -109,41 +109,41 @@ def main(quick: bool = False, out: str | Path = "second_order.png") -> Result:
 
 
 # --------------------------------------------------------------------------------------------------
-# Two ways down
+# The two methods
 # --------------------------------------------------------------------------------------------------
 
 
-def descend_by_newton(loss: Loss, start: Array, minimum: float, most: int = 100) -> Way:
-    """Newton's method: steps that would be the last if the function were a parabola."""
-    way = Way("Newton")
+def descend_by_newton(loss: Loss, start: Array, minimum: float, most: int = 100) -> Descent:
+    """Minimise by Newton's method: one step would be enough if the function were a parabola."""
+    descent = Descent("Newton")
     x, began = start, time.process_time()
     gradient_of = minigrad.value_and_grad(loss)
     while True:
         value, gradient = (result.numpy() for result in gradient_of(x))
-        way.gradients += 1
-        note(way, x, float(value) - minimum, began)
-        if way.arrived or way.steps == most:
-            return way
-        step = solve(loss, x, -gradient, way)
-        # The parabola is only right nearby: halve the step until the loss falls well enough.
+        descent.gradients += 1
+        note(descent, x, float(value) - minimum, began)
+        if descent.arrived or descent.steps == most:
+            return descent
+        step = solve(loss, x, -gradient, descent)
+        # The parabola is right only near x, so halve the step until the loss falls enough.
         share, slope = 1.0, float(gradient @ step)
         while loss(Tensor(x + share * step)).item() > value + 1e-4 * share * slope:
             share /= 2
         x = x + share * step
 
 
-def solve(loss: Loss, x: Array, b: Array, way: Way) -> Array:
-    """Solve H p = b by conjugate gradients, well enough for a step.
+def solve(loss: Loss, x: Array, b: Array, descent: Descent) -> Array:
+    """Solve H p = b by conjugate gradients, exactly enough for a step.
 
-    It stops where the error is small, the smaller the nearer the minimum; or where the function
-    bends down, so that its parabola has no minimum to go to.
+    It stops when the error is small, where the limit is lower near the minimum. It also stops when
+    the function bends down, because then its parabola has no minimum.
     """
     p, residual = np.zeros_like(b), b
     direction, squared = residual, float(residual @ residual)
     enough = min(1e-4, squared**0.5) * squared
     for _ in range(10 * b.size):
         product = minigrad.hvp(loss, x, direction).numpy()
-        way.products += 1
+        descent.products += 1
         curvature = float(direction @ product)
         if curvature <= 0:
             return p if p.any() else b
@@ -157,39 +157,43 @@ def solve(loss: Loss, x: Array, b: Array, way: Way) -> Array:
     return p
 
 
-def descend_by_adam(loss: Loss, start: Array, minimum: float, lr: float, most: int = 8_000) -> Way:
-    """Adam: many cheap steps, of a length that the gradients so far suggest."""
-    way = Way(f"Adam, lr {lr:g}")
+def descend_by_adam(
+    loss: Loss, start: Array, minimum: float, lr: float, most: int = 8_000
+) -> Descent:
+    """Minimise by Adam: many cheap steps, whose lengths depend on all gradients so far."""
+    descent = Descent(f"Adam, lr {lr:g}")
     x = Tensor(start.copy(), requires_grad=True)
     optimizer = Adam([x], lr=lr)
     began = time.process_time()
-    for _ in progress_bar(range(most + 1), what=way.name, unit="step", shown=True):
+    for _ in progress_bar(range(most + 1), what=descent.name, unit="step", shown=True):
         optimizer.zero_grad()
         value = loss(x)
-        note(way, x.detach().numpy().copy(), value.item() - minimum, began)
-        if way.arrived or way.steps == most:
+        note(descent, x.detach().numpy().copy(), value.item() - minimum, began)
+        if descent.arrived or descent.steps == most:
             break
         value.backward()
-        way.gradients += 1
+        descent.gradients += 1
         optimizer.step()
-    return way
+    return descent
 
 
-def note(way: Way, x: Array, gap: float, began: float) -> None:
-    """Add a point to a way."""
-    way.points.append(x)
-    way.gaps.append(gap)
-    way.seconds.append(time.process_time() - began)
+def note(descent: Descent, x: Array, gap: float, began: float) -> None:
+    """Add a point to a descent."""
+    descent.points.append(x)
+    descent.gaps.append(gap)
+    descent.seconds.append(time.process_time() - began)
 
 
-def compare(loss: Loss, start: Array, minimum: float, rates: Sequence[float]) -> tuple[Way, Way]:
-    """Newton's way down, and the shortest of Adam's."""
-    descend_by_newton(loss, start, minimum)  # a first time, since a first call prepares things
+def compare(
+    loss: Loss, start: Array, minimum: float, rates: Sequence[float]
+) -> tuple[Descent, Descent]:
+    """Return the descent of Newton's method, and the shortest one of Adam."""
+    descend_by_newton(loss, start, minimum)  # not timed: the first call compiles kernels
     newton = descend_by_newton(loss, start, minimum)
-    ways = [descend_by_adam(loss, start, minimum, lr) for lr in rates]
-    for way in (newton, *ways):
-        print(f"  {way}")
-    return newton, min(ways, key=lambda way: (not way.arrived, way.steps))
+    descents = [descend_by_adam(loss, start, minimum, lr) for lr in rates]
+    for descent in (newton, *descents):
+        print(f"  {descent}")
+    return newton, min(descents, key=lambda descent: (not descent.arrived, descent.steps))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -203,13 +207,13 @@ def rosenbrock(x: Tensor) -> Tensor:
 
 
 def regression(decay: float) -> tuple[Loss, Array, float]:
-    """The loss of a logistic regression, where to start, and its minimum as scikit-learn has it."""
+    """Return the loss of a logistic regression, a start, and its minimum from scikit-learn."""
     data = load_breast_cancer()
     x = Standardizer.fit(data.data).transform(data.data)
     y = data.target[:, None].astype(np.float64)
 
     def loss(w: Tensor) -> Tensor:
-        """The mean cross entropy, and a decay of all weights but the last, the bias."""
+        """Return the mean cross entropy plus a decay of all weights except the last, the bias."""
         logits = minigrad.reshape(x @ w[:-1] + w[-1], (-1, 1))
         entropy: Tensor = minigrad.binary_cross_entropy_with_logits(logits, y)
         return entropy + decay / 2 * (w[:-1] * w[:-1]).sum()
@@ -226,17 +230,17 @@ def regression(decay: float) -> tuple[Loss, Array, float]:
 
 
 def draw(result: Result, out: str | Path) -> None:
-    """Save the picture: the valley with both ways, and the loss by step and by second."""
+    """Save the picture: the valley with both descents, and the loss by step and by second."""
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     valley, steps, seconds = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
     draw_valley(valley, result.valley)
     newton, adam = result.regression
-    for way in (newton, adam):
-        color, line = style(way)
-        label = f"{way.name}: {way.steps:,} steps"
-        steps.plot(way.gaps, line, color=color, markersize=4, label=label)
-        label = f"{way.name}: {way.seconds[-1]:.2g} s"
-        seconds.plot(way.seconds, way.gaps, line, color=color, markersize=4, label=label)
+    for descent in (newton, adam):
+        color, line = style(descent)
+        label = f"{descent.name}: {descent.steps:,} steps"
+        steps.plot(descent.gaps, line, color=color, markersize=4, label=label)
+        label = f"{descent.name}: {descent.seconds[-1]:.2g} s"
+        seconds.plot(descent.seconds, descent.gaps, line, color=color, markersize=4, label=label)
     for axes in (steps, seconds):
         axes.axhline(GAP, color="0.4", linestyle=":", linewidth=1)
         axes.set(yscale="log", ylim=(GAP / 10, 50))
@@ -251,15 +255,15 @@ def draw(result: Result, out: str | Path) -> None:
     figure.savefig(out, dpi=100)
 
 
-def draw_valley(axes: Axes, ways: Sequence[Way]) -> None:
-    """Rosenbrock's function as a map, and the ways on it."""
+def draw_valley(axes: Axes, descents: Sequence[Descent]) -> None:
+    """Draw Rosenbrock's function as a map, and the descents on it."""
     x, y = np.meshgrid(np.linspace(-1.6, 1.4, 200), np.linspace(-0.7, 2.1, 200))
     height = np.log10(rosenbrock(Tensor(np.stack([x, y]))).numpy() + 1e-3)
     axes.contourf(x, y, height, levels=12, cmap="Greys", alpha=0.6)
-    for way in ways[::-1]:
-        color, line = style(way)
-        points = np.array(way.points).T
-        label = f"{way.name}: {way.steps:,} steps"
+    for descent in descents[::-1]:
+        color, line = style(descent)
+        points = np.array(descent.points).T
+        label = f"{descent.name}: {descent.steps:,} steps"
         axes.plot(*points, line, color=color, markersize=4, linewidth=2, label=label)
     axes.plot(1, 1, "*", color="black", markersize=14)
     axes.annotate("minimum", (1, 1), xytext=(0.45, 1.05), ha="center")
@@ -267,9 +271,9 @@ def draw_valley(axes: Axes, ways: Sequence[Way]) -> None:
     axes.legend(loc="upper center")
 
 
-def style(way: Way) -> tuple[str, str]:
-    """The colour and the line of a method."""
-    return STYLES[way.name.partition(",")[0]]
+def style(descent: Descent) -> tuple[str, str]:
+    """Return the colour and the line style of a method."""
+    return STYLES[descent.name.partition(",")[0]]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Two spirals, and the boundary that a small network draws between them, as it learns.
+"""Two spirals, and the boundary that a small network learns to draw between them.
 
-No straight line parts the spirals, nor any curve of low degree. A network of 4,417 numbers begins
-with a nearly straight line, bends it again and again, and ends with a boundary that winds through
-the gap. You will see four moments of that, and the loss in between; what is asserted is the
-accuracy on points that were not trained on. It takes five seconds, and draws spirals.png.
+No straight line separates the spirals, and no curve of low degree does. A network with 4,417
+parameters begins with a nearly straight line, bends it again and again, and ends with a boundary
+that follows the gap. You will see four moments of the training, and the loss in between. The demo
+asserts the accuracy on points that were not trained on. It takes five seconds, and draws
+spirals.png.
 
     python -m examples.spirals
 """
@@ -29,10 +30,10 @@ Array = NDArray[np.float32]
 POINTS = 200  # of each spiral
 TURNS = 2.25
 NOISE = 0.12
-REACH = 7.0  # from -REACH to REACH is what the picture shows
-GRID = 201  # points along a side of it
+REACH = 7.0  # the picture shows the region from -REACH to REACH
+GRID = 201  # points along each side of the picture
 COLORS, MARKERS = ("#0072B2", "#E69F00"), ("o", "^")
-SHADES = ("#7FB3D5", "#CBE1EF", "#FBEBC8", "#F2C979")  # from surely the first to surely the second
+SHADES = ("#7FB3D5", "#CBE1EF", "#FBEBC8", "#F2C979")  # certain of the first ... of the second
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Moment:
     """The network after some epochs.
 
     Attributes:
-        epoch: how many.
-        accuracy: the share of points right, of those that it does not train on.
-        probability: of the second spiral, at each place of the picture `(GRID, GRID)`.
+        epoch: the number of epochs.
+        accuracy: the share of the test points that are classified correctly.
+        probability: the probability of the second spiral at each point of a grid `(GRID, GRID)`.
     """
 
     epoch: int
@@ -52,14 +53,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it: the moments in order, before training first and after it last."""
+    """The results: the moments in order, from before the training to its end."""
 
     moments: list[Moment]
     history: History
 
 
 def main(quick: bool = False, out: str | Path = "spirals.png") -> Result:
-    """Train the network, look at it at four moments, save the picture."""
+    """Train the network, test it at four moments, and save the picture."""
     check_out(out)
     rng = np.random.default_rng(0)
     looks = (0, 50, 150, 250 if quick else 400)
@@ -84,14 +85,14 @@ def main(quick: bool = False, out: str | Path = "spirals.png") -> Result:
     for moment in moments:
         print(f"after {moment.epoch:3} epochs: {moment.accuracy:6.1%} of the test points are right")
     assert moments[0].accuracy < 0.75, "before training it cannot know the spirals"
-    assert moments[-1].accuracy > 0.97, "the boundary should wind through the gap"
+    assert moments[-1].accuracy > 0.97, "the boundary should follow the gap"
     draw(Result(moments, history), train, out)
     return Result(moments, history)
 
 
 def spirals(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Points of both spirals `(2 POINTS, 2)`, and to which each belongs `(2 POINTS, 1)`."""
-    along = np.sqrt(rng.uniform(0.02, 1, (2, POINTS)))  # so that the outer turns are as dense
+    """Draw points of both spirals `(2 POINTS, 2)`, with labels `(2 POINTS, 1)`."""
+    along = np.sqrt(rng.uniform(0.02, 1, (2, POINTS)))  # so that the density is the same everywhere
     angle = 2 * np.pi * TURNS * along + np.array([[0], [np.pi]])
     points = 6.2 * along * np.stack([np.cos(angle), np.sin(angle)])  # (2, spiral, POINTS)
     points += NOISE * rng.standard_normal(points.shape)
@@ -100,17 +101,17 @@ def spirals(rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def look(model: MLP, epoch: int, test: tuple[Array, Array]) -> Moment:
-    """Ask the network about the test points, and about each place of the picture."""
+    """Apply the network to the test points and to each point of the picture's grid."""
     axis = np.linspace(-REACH, REACH, GRID, dtype=np.float32)
-    places = np.stack(np.meshgrid(axis, axis), axis=-1)  # (GRID, GRID, 2), rows are y
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1)  # (GRID, GRID, 2), rows are y
     with minigrad.no_grad():
         right = (model(minigrad.tensor(test[0])) > 0).data == (test[1] > 0.5)
-        probability = minigrad.sigmoid(model(minigrad.tensor(places))).data[..., 0]
+        probability = minigrad.sigmoid(model(minigrad.tensor(grid))).data[..., 0]
     return Moment(epoch, float(right.mean()), probability)
 
 
 def draw(result: Result, train: tuple[Array, Array], out: str | Path) -> None:
-    """Save the picture: the moments in a row, and the loss below with a mark at each."""
+    """Save the picture: the moments in a row, and below them the loss with a mark at each."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, len(result.moments), height_ratios=(3, 1.5))
     for column, moment in enumerate(result.moments):
@@ -120,7 +121,7 @@ def draw(result: Result, train: tuple[Array, Array], out: str | Path) -> None:
 
 
 def draw_moment(axes: Axes, moment: Moment, x: Array, y: Array) -> None:
-    """The points, the boundary, and how sure the network is on either side."""
+    """Draw the points, the boundary, and how certain the network is on each side."""
     extent, levels = (-REACH, REACH, -REACH, REACH), [0, 0.1, 0.5, 0.9, 1]
     axes.contourf(moment.probability, levels, colors=SHADES, extent=extent)
     axes.contour(moment.probability, [0.5], colors="black", linewidths=1.5, extent=extent)
@@ -133,7 +134,7 @@ def draw_moment(axes: Axes, moment: Moment, x: Array, y: Array) -> None:
 
 
 def draw_loss(axes: Axes, result: Result) -> None:
-    """The loss of each epoch."""
+    """Draw the loss of each epoch."""
     epochs, losses = result.history["epoch"], result.history["loss"]
     axes.plot(epochs, losses, color="black", linewidth=1.5)
     marked = [moment.epoch for moment in result.moments if moment.epoch]

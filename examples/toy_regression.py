@@ -1,8 +1,8 @@
-"""The smallest demo: a network of 4,353 numbers learns a sine from 200 noisy points.
+"""The smallest demo: a network with 4,353 parameters learns a sine from 200 noisy points.
 
-You will see a picture of the points, of the sine behind them, and of what the network made of them;
-and the distance between the two curves, which is well below the noise of a point. It takes two
-seconds, and draws toy_regression.png.
+You will see a picture of the points, of the true sine, and of the curve that the network learned.
+You will also see the distance between the two curves, which is well below the noise of a point. It
+takes two seconds, and draws toy_regression.png.
 
     python -m examples.toy_regression
 """
@@ -25,7 +25,7 @@ def main(quick: bool = False, out: str | Path = "toy_regression.png") -> float:
     """Fit the sine, save the picture, and return the root mean square error of the fitted curve.
 
     Raises:
-        OptionError: if the picture could not be saved there.
+        OptionError: if the picture cannot be saved at `out`.
     """
     check_out(out)
     rng = np.random.default_rng(0)
@@ -40,13 +40,13 @@ def main(quick: bool = False, out: str | Path = "toy_regression.png") -> float:
     fit = trainer.predict(grid)
     error = rmse(fit, np.sin(grid))
     print(f"The fit is {error:.3f} away from the sine (RMSE); the points are {NOISE} away from it.")
-    assert error < NOISE / 2, "the network should average the noise out, not learn it"
+    assert error < NOISE / 2, "the network should average out the noise, not learn it"
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(x, y, "o", color="0.7", markersize=4, label=f"200 points, noise {NOISE}")
-    axes.plot(grid, np.sin(grid), "--", color="black", label="the sine behind them")
-    axes.plot(grid, fit, color="#0072B2", linewidth=2.5, label="what the network learnt")
+    axes.plot(grid, np.sin(grid), "--", color="black", label="the true sine")
+    axes.plot(grid, fit, color="#0072B2", linewidth=2.5, label="what the network learned")
     axes.set(title=f"The fit is {error:.3f} away from the sine (RMSE)", xlabel="x", ylabel="y")
     axes.legend()
     figure.savefig(out, dpi=150)

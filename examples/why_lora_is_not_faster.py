@@ -1,14 +1,15 @@
 """Why is LoRA not faster, and what does it save? One step of one transformer, in full and by LoRA.
 
-Full training of a weight takes three products of the same size: one forward, one for the gradient
-of what comes in, one for its own. LoRA freezes the weight, and that spares the last of them only.
-So at best a third of the work goes away. What goes away nearly whole is what belongs to a trained
-number: its gradient, and the two numbers that Adam keeps of it.
+To train a weight, a step computes three matrix products of the same size: one in the forward pass,
+one for the gradient of the layer's input, and one for the gradient of the weight. LoRA freezes the
+weight, so only the last of them is not needed. So LoRA avoids at most a third of the work. But it
+avoids nearly all of the memory that each trained parameter needs: for its gradient, and for the two
+values that Adam stores.
 
-You will see both steps counted beside each other, and the seconds that they take; and a picture of
-the memory that is held for the backward pass. Freezing alone lowers it by what only the gradients
-of frozen weights need; running each block again (`checkpoint`) lowers the peak much further. It
-takes half a minute, and draws why_lora_is_not_faster.png.
+You will see the counts of both steps side by side, the seconds that they take, and a picture of the
+memory that is saved for the backward pass. Freezing avoids saving what only the gradients of frozen
+weights need. Running each block again (`checkpoint`) lowers the peak much further. It takes half a
+minute, and draws why_lora_is_not_faster.png.
 
     python -m examples.why_lora_is_not_faster
 """
@@ -31,25 +32,25 @@ from minigrad.optim import Adam
 
 FULL, LORA, AGAIN = "full", "LoRA", "LoRA + checkpoint"
 STYLES = {FULL: ("#D55E00", "--"), LORA: ("#0B4F8A", "-"), AGAIN: ("#009E73", ":")}
-ADAPTED = ("q_proj", "v_proj")  # of each attention, as in the paper that LoRA comes from
+ADAPTED = ("q_proj", "v_proj")  # in each attention layer, as in the LoRA paper
 Step = Callable[[], None]
 
 
 def main(quick: bool = False, out: str | Path = "why_lora_is_not_faster.png") -> Comparison:
-    """Count and time a step of each kind, print the table, draw the picture.
+    """Count and time a step of each kind, print the table, and draw the picture.
 
     Raises:
-        OptionError: if the picture could not be saved there.
+        OptionError: if the picture cannot be saved at `out`.
     """
     check_out(out)
     d_model, depth, length, repeats = (64, 3, 32, 3) if quick else (256, 6, 128, 9)
     steps = {name: prepared(name, d_model, depth, length) for name in (FULL, LORA, AGAIN)}
     receipts: dict[str, Receipt] = {}
     for name, step in steps.items():
-        step()  # the first step prepares what the others use
+        step()  # the first step creates what the later steps use
         with receipt() as receipts[name]:
             step()
-    # In turn, so that what else the machine does meets all alike; the best is the least disturbed.
+    # Take turns, so that other work of the machine affects all alike, and use the best times.
     rounds = [{name: timed(step) for name, step in steps.items()} for _ in range(repeats)]
     seconds = {name: min(times[name] for times in rounds) for name in steps}
 
@@ -57,9 +58,9 @@ def main(quick: bool = False, out: str | Path = "why_lora_is_not_faster.png") ->
     print(compared, "\n")
     for name in receipts:
         share = seconds[name] / seconds[FULL]
-        print(f"{name} takes {1000 * seconds[name]:.0f} ms a step, {share:.2f} of full training.")
-    assert compared.ratio(LORA, "forward_flops") > 1, "the adapters come on top"
-    assert 1 / 3 < compared.ratio(LORA, "backward_flops") < 2 / 3, "dx stays, dW goes"
+        print(f"{name} takes {1000 * seconds[name]:.0f} ms per step, {share:.2f} of full training.")
+    assert compared.ratio(LORA, "forward_flops") > 1, "the adapters are additional work"
+    assert 1 / 3 < compared.ratio(LORA, "backward_flops") < 2 / 3, "dx is still computed, dW is not"
     assert compared.ratio(LORA, "flops") > 0.6, "so it cannot be much faster"
     assert compared.ratio(LORA, "gradient_bytes") < 0.1
     assert compared.ratio(LORA, "optimizer_bytes") < 0.1
@@ -69,7 +70,7 @@ def main(quick: bool = False, out: str | Path = "why_lora_is_not_faster.png") ->
 
 
 def prepared(name: str, d_model: int, depth: int, length: int) -> Step:
-    """A model with an optimiser and a batch, as a function that makes one step."""
+    """Return a function that does one training step, with its own model, optimiser and batch."""
     rng = np.random.default_rng(0)
     model = Sequential(*(TransformerBlock(d_model, 4, rng=rng) for _ in range(depth)))
     if name != FULL:
@@ -90,7 +91,7 @@ def prepared(name: str, d_model: int, depth: int, length: int) -> Step:
 
 
 def timed(step: Step) -> float:
-    """The seconds that one step takes."""
+    """Return the seconds that one step takes."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
@@ -103,14 +104,14 @@ def draw(receipts: dict[str, Receipt], out: str | Path) -> None:
     for name, r in receipts.items():
         forward = [0, *(m.saved_bytes for m in r.timeline if m.phase == "forward")]
         backward = [m.saved_bytes for m in r.timeline if m.phase != "forward"]
-        places = [*np.linspace(0, 1, len(forward)), *np.linspace(1, 2, len(backward) + 1)[1:]]
+        times = [*np.linspace(0, 1, len(forward)), *np.linspace(1, 2, len(backward) + 1)[1:]]
         color, line = STYLES[name]
         label = f"{name}: {r.peak_saved_bytes / 2**20:.3g} MiB at the peak"
         mebibytes = np.array([*forward, *backward]) / 2**20
-        axes.plot(places, mebibytes, line, color=color, linewidth=2.5, label=label)
+        axes.plot(times, mebibytes, line, color=color, linewidth=2.5, label=label)
     axes.axvspan(1, 2, color="0.95", zorder=0)
     axes.set(
-        title="What is held for the backward pass, during one step",
+        title="Memory saved for the backward pass, during one step",
         xlim=(0, 2),
         ylim=(0, 1.2 * max(r.peak_saved_bytes for r in receipts.values()) / 2**20),
         ylabel="MiB",

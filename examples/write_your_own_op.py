@@ -1,12 +1,12 @@
-"""Write an op of your own: its forward, its rules, the proof that they are right, and a use for it.
+"""Write an op of your own: its forward function, its VJPs, a check of them, and a use for the op.
 
-The op is an activation, snake(x, a) = x + sin(a x)^2 / a, which goes up like x and winds around it
-at a frequency a that is learned (Ziyin, Hartwig and Ueda, 2020). It needs a forward on arrays and a
-derivative for each of x and a; `gradcheck` compares these with differences, and the derivatives of
-them too. You will see what it says of a rule in which one factor was forgotten, and what the op is
-good for: of a season on a trend it learns both, so that it is right also beyond the data, where a
-network with tanh, trained alike, knows nothing. It takes ten seconds, and draws
-write_your_own_op.png.
+The op is an activation, snake(x, a) = x + sin(a x)^2 / a. It rises like x and oscillates around x
+with a frequency a that is learned (Ziyin, Hartwig and Ueda, 2020). The op needs a forward function
+on arrays, and one VJP for each of x and a. `gradcheck` compares their first and second derivatives
+with finite differences. You will see what it reports about a VJP in which one factor was forgotten.
+You will also see a use for the op: it learns both a trend and a season, so it is right even beyond
+the data, where a network with tanh, trained in the same way, is wrong. It takes ten seconds, and
+draws write_your_own_op.png.
 
     python -m examples.write_your_own_op
 """
@@ -40,12 +40,13 @@ Array = NDArray[np.float32]
 
 @minigrad.op
 def snake(x: Any, a: Any) -> Any:
-    """x + sin(a x)^2 / a."""
+    """Compute x + sin(a x)^2 / a."""
     return x + np.sin(a * x) ** 2 / a
 
 
-# A rule turns g, the gradient by the output, into that by an input. It is written in ops and plain
-# operators, so that it can be differentiated itself. Summing over broadcast axes is the engine's.
+# A VJP turns g, the gradient with respect to the output, into the gradient with respect to an
+# input. It is written with ops and plain operators, so it can itself be differentiated. If an input
+# was broadcast, the engine sums the gradient over the broadcast axes.
 snake.rule("x", lambda g, x, a: g * (1 + minigrad.sin(2 * a * x)))
 by_a = snake.rule(
     "a", lambda g, x, a: g * (x * minigrad.sin(2 * a * x) - minigrad.sin(a * x) ** 2 / a) / a
@@ -54,7 +55,7 @@ by_a = snake.rule(
 
 @minigrad.op
 def faulty(x: Any, a: Any) -> Any:
-    """The same function, with a rule in which an `a` was forgotten."""
+    """Compute the same function; an `a` was forgotten in one of its VJPs."""
     return x + np.sin(a * x) ** 2 / a
 
 
@@ -66,29 +67,29 @@ faulty.rule("a", by_a)
 # Its use
 # --------------------------------------------------------------------------------------------------
 
-SPAN, SHOWN, NOISE = 3.0, 6.0, 0.1  # data are between -SPAN and SPAN
+SPAN, SHOWN, NOISE = 3.0, 6.0, 0.1  # the data lie between -SPAN and SPAN
 
 
 class Snake(Module):
-    """The op as a layer, with an `a` of its own for each of `width` numbers."""
+    """The op as a layer, with a separate `a` for each of `width` features."""
 
     def __init__(self, width: int) -> None:
         self.a = Parameter(np.full(width, 3.0, np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The op, with `a` for each column of x."""
+        """Apply the op, with one `a` for each column of x."""
         return snake(x, self.a)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it.
+    """The results.
 
     Attributes:
-        right: what gradcheck says of the op.
-        wrong: what it says of the faulty one.
-        curves: what the networks predict for `places()`, by name.
-        beyond: how far that is from the truth where there were no data (RMSE), by name.
+        right: the report of gradcheck on the op.
+        wrong: the report of gradcheck on the faulty op.
+        curves: the predictions of the networks on `grid()`, by name.
+        beyond: the error of these predictions outside the data (RMSE), by name.
     """
 
     right: GradcheckReport
@@ -98,48 +99,48 @@ class Result:
 
 
 def main(quick: bool = False, out: str | Path = "write_your_own_op.png") -> Result:
-    """Check the op and the faulty one, train with it and without, save the picture."""
+    """Check the op and the faulty one, train with snake and with tanh, and save the picture."""
     check_out(out)
     x, a = np.array([[-1.5, 0.3, 2.0], [0.7, -0.2, 1.1]]), np.array([0.5, 1.0, 2.0])
     right, wrong = gradcheck(snake, [x, a]), gradcheck(faulty, [x, a])
     print(right, wrong, sep="\n\n", end="\n\n")
-    assert right.verdict == "agree", "both rules, and the derivatives of both"
+    assert right.verdict == "agree", "both VJPs and their derivatives are right"
     assert wrong.verdict == "disagree"
-    assert {entry.operand for entry in wrong.wrong} == {"input 0"}, "the rule for a is right"
+    assert {entry.operand for entry in wrong.wrong} == {"input 0"}, "the VJP for a is right"
     hidden = gradcheck(faulty, [x, np.ones(3)], order=1)
-    assert hidden.verdict == "disagree", "it also looks at another point than the one it is given"
+    assert hidden.verdict == "disagree", "it also checks other points than the given one"
 
     curves, beyond = {}, {}
     for name, activation in (("snake", Snake), ("tanh", lambda width: Tanh())):
         curves[name] = train(activation, epochs=100 if quick else 400)
-        outside = np.abs(places()) > SPAN
-        beyond[name] = rmse(curves[name][outside], truth(places())[outside])
+        outside = np.abs(grid()) > SPAN
+        beyond[name] = rmse(curves[name][outside], truth(grid())[outside])
         print(f"{name}: {beyond[name]:.3f} away from the truth where there were no data (RMSE)")
-    assert beyond["snake"] < beyond["tanh"] / 2, "it should go on where the data end"
+    assert beyond["snake"] < beyond["tanh"] / 2, "it should be right beyond the data"
     result = Result(right, wrong, curves, beyond)
     draw(result, out)
     return result
 
 
 def truth(x: Array) -> Array:
-    """A season on a trend."""
+    """Return the true function: a season on a trend."""
     season: Array = np.sin(3 * x)
     return season + 0.3 * x
 
 
-def places() -> Array:
-    """Where the curves are drawn, within the data and beyond: `(n, 1)`."""
+def grid() -> Array:
+    """Return the x at which the curves are drawn, inside and outside the data: `(n, 1)`."""
     return np.linspace(-SHOWN, SHOWN, 601, dtype=np.float32)[:, None]
 
 
 def points(rng: np.random.Generator) -> tuple[Array, Array]:
-    """The data."""
+    """Draw the data: x, and the true function with noise."""
     x = rng.uniform(-SPAN, SPAN, (300, 1)).astype(np.float32)
     return x, truth(x) + NOISE * rng.standard_normal(x.shape, dtype=np.float32)
 
 
 def train(activation: Callable[[int], Module], epochs: int) -> Array:
-    """A network with this activation, trained on the data: what it predicts at `places()`."""
+    """Train a network with this activation on the data, and return its predictions on `grid()`."""
     rng = np.random.default_rng(0)
     x, y = points(rng)
     width = 32
@@ -154,7 +155,7 @@ def train(activation: Callable[[int], Module], epochs: int) -> Array:
     scheduler = CosineAnnealingLR(optimizer, epochs * -(-len(x) // 32))
     trainer = Trainer(model, optimizer, minigrad.mse, scheduler=scheduler, rng=rng)
     trainer.fit((x, y), epochs)
-    return trainer.predict(places())
+    return trainer.predict(grid())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def train(activation: Callable[[int], Module], epochs: int) -> Array:
 
 
 def draw(result: Result, out: str | Path) -> None:
-    """Save the picture: the op, its slope by both rules, and what was learned."""
+    """Save the picture: the op, its slope by the right and the faulty VJP, and the fits."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     axes_of = figure.subplot_mosaic([["op", "fit"], ["slope", "fit"]], width_ratios=(1, 1.75))
     draw_op(axes_of["op"])
@@ -175,7 +176,7 @@ def draw(result: Result, out: str | Path) -> None:
 
 
 def draw_op(axes: Axes) -> None:
-    """The function, for some values of a."""
+    """Draw the function for some values of a."""
     x = np.linspace(-3, 3, 301)
     for a, line, color in ((0.5, ":", "0.5"), (1.0, "--", "#0072B2"), (3.0, "-", "black")):
         axes.plot(x, snake(x, a), line, color=color, label=f"a = {a:g}")
@@ -184,7 +185,7 @@ def draw_op(axes: Axes) -> None:
 
 
 def draw_slope(axes: Axes, result: Result) -> None:
-    """The derivative by x at a = 2: by both rules, and by differences."""
+    """Draw the derivative with respect to x at a = 2: by both VJPs, and by differences."""
     x, a, h = np.linspace(-3, 3, 301), 2.0, 1e-5
     for op, report, line, color in (
         (snake, result.right, "-", "black"),
@@ -202,8 +203,8 @@ def draw_slope(axes: Axes, result: Result) -> None:
 
 
 def draw_fit(axes: Axes, result: Result) -> None:
-    """The data, the truth, and what the networks predict, also where there were no data."""
-    x = places()
+    """Draw the data, the truth, and the predictions, inside and outside the data."""
+    x = grid()
     axes.axvspan(-SPAN, SPAN, color="0.93", zorder=0)
     axes.text(0, 3.6, "data", ha="center", va="top")
     axes.plot(*points(np.random.default_rng(0)), "o", color="0.6", markersize=3)
@@ -211,7 +212,7 @@ def draw_fit(axes: Axes, result: Result) -> None:
     for name, line, color in (("tanh", "--", "#D55E00"), ("snake", "-", "#0072B2")):
         label = f"{name}: {result.beyond[name]:.2f} away, beyond the data"
         axes.plot(x, result.curves[name], line, color=color, linewidth=2.5, label=label)
-    axes.set(title="A season on a trend: a network with the new op goes on where data end")
+    axes.set(title="A season on a trend: a network with the new op is right beyond the data")
     axes.set(xlabel="x", ylabel="y", xlim=(-SHOWN, SHOWN), ylim=(-3.8, 3.8))
     axes.legend(frameon=False, loc="lower right")
 

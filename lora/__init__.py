@@ -12,7 +12,7 @@
     algebra, extraction            sums of adapters, and adapters of differences
     identities                     whether LoRA's identities hold
     spectra, viz                   the singular values of an update, and pictures of them
-    files, disk                    PEFT's folders; and `python -m lora`, which needs no model
+    peft, offline                  PEFT's folders; and `python -m lora`, which needs no model
 """
 
 import minigrad as minigrad  # isort: skip  # first, since it refuses an old Python in a sentence
@@ -26,11 +26,11 @@ from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.extraction import ExtractReport, extract
-from lora.files import load, save
 from lora.identities import VerifyReport, verify
 from lora.linear import LoRALayer
 from lora.merging import fold, merge, unmerge
 from lora.optim import param_groups, penalty
+from lora.peft import load, save
 from lora.quantization import QuantizeReport, quantize
 from lora.scaling import LoRAScaling
 from lora.switching import active, adapters, disabled, switch

@@ -1,16 +1,16 @@
 """A character transformer learns from Python's manual, and by LoRA to write like Shakespeare.
 
-A transformer of 430,000 numbers reads the manual, 64 characters at a time, and learns to say after
-each of them which comes next. What it writes is manual-like. Then an adapter, a tenth of its size,
-reads 30 sonnets beside the frozen model, and what it writes looks like verse. Switched off, it
-leaves the very model from before, which writes the very text from before.
+A transformer with 430,000 parameters reads the manual, 64 characters at a time, and learns to
+predict the next character after each of them. Then its own text looks like the manual. Next, an
+adapter of a tenth of its size learns from 30 sonnets, while the model is frozen. Then the text
+looks like verse. With the adapter off, the model and its text are exactly the same as before.
 
-You will see how surprised each is by parts of both texts that it has not read, in nats for each
-character, and what each writes. It takes a minute, and draws charlm.png.
+You will see the loss of each model on held-out parts of both texts, in nats per character, and the
+text that each model writes. It takes a minute, and draws charlm.png.
 
     python -m examples.charlm
 
-Step by step it is:
+These are the steps:
 
     rng = np.random.default_rng(0)
     manual, sonnets = texts.manual(), texts.sonnets()
@@ -21,10 +21,11 @@ Step by step it is:
     lora.attach(model, demo.CONFIG, adapter="sonnets", rng=rng)
     train(model, alphabet.encode(sonnets.known), Schedule(200, lr=5e-3, batch_size=16), rng)
     print(write(model, alphabet, "When ", 300, rng))
-    lora.switch(model)                                      # no adapter: the base again
+    lora.switch(model)                                      # switches to no adapter
 
-In reading order: `texts` is what is read, `model` reads, `training` teaches, `writing` lets it
-write, `counting` is the simplest thing to be compared with, `demo` does all of it, `picture` draws.
+In reading order: `texts` loads the texts, `model` is the transformer, `training` trains it,
+`writing` lets it write, `counting` is the simplest baseline, `demo` runs all steps, and `picture`
+draws the results.
 """
 
 from examples.charlm.demo import main as main

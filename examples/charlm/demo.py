@@ -1,4 +1,4 @@
-"""The demo from start to end: pretrain, write, adapt, write, switch off; and what is asserted."""
+"""The demo from start to end: pretrain, write, adapt, write, switch off, check the results."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ CONFIG = lora.LoRAConfig(rank=8, alpha=16, targets="all-linear", exclude=["head"
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the model is, how long it learns, and how much it writes.
+    """The size of the model, how long it trains, and how much it writes.
 
     Attributes:
-        sizes: of the model.
-        pretraining: on the manual.
-        adapting: to the sonnets.
-        tested: the characters that the models are tested on, of each text, at most.
-        written: the characters of what each model writes.
-        beginning: of what it writes; there are sentences in both texts that begin so.
+        sizes: the sizes of the model.
+        pretraining: the training on the manual.
+        adapting: the training on the sonnets.
+        tested: the largest number of test characters of each text.
+        written: the number of characters that each model writes.
+        beginning: the beginning of what it writes; both texts have sentences that begin with it.
     """
 
     sizes: Sizes
@@ -44,7 +44,7 @@ class Plan:
     beginning: str = "When "
 
 
-WHOLE = Plan(
+FULL = Plan(
     Sizes(),
     Schedule(steps=1600, lr=3e-3, batch_size=8),
     Schedule(steps=200, lr=5e-3, batch_size=16),
@@ -62,15 +62,15 @@ QUICK = Plan(
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it.
+    """The results.
 
     Attributes:
-        parameters: the numbers of the base.
-        trained: those of the adapter.
-        losses: by who reads, then by text; nats for each character of the part held out.
-        samples: by who writes.
-        pretraining: what was measured meanwhile.
-        adapting: likewise.
+        parameters: the number of parameters of the base.
+        trained: the number of parameters of the adapter.
+        losses: by model, then by text, in nats per character of the held-out part.
+        samples: the text that each model writes, by model.
+        pretraining: the losses during the training on the manual.
+        adapting: the losses during the training on the sonnets.
     """
 
     parameters: int
@@ -82,13 +82,13 @@ class Result:
 
 
 def main(quick: bool = False, out: str | Path = "charlm.png") -> Result:
-    """Run the demo, print the losses and what was written, and save the picture.
+    """Run the demo, print the losses and the written texts, and save the picture.
 
     Raises:
-        OptionError: if the picture could not be saved there.
+        OptionError: if the picture cannot be saved at `out`.
     """
     check_out(out)
-    plan = QUICK if quick else WHOLE
+    plan = QUICK if quick else FULL
     rng = np.random.default_rng(0)
     both = {MANUAL: texts.manual(), SONNETS: texts.sonnets()}
     alphabet = texts.Alphabet(*both[MANUAL], *both[SONNETS])
@@ -118,7 +118,7 @@ def main(quick: bool = False, out: str | Path = "charlm.png") -> Result:
     losses[OFF], samples[OFF] = measures(), written()
 
     result = Result(parameters, report.trainable, losses, samples, pretraining, adapting)
-    print(told(result, both[SONNETS].known))
+    print(summary(result, both[SONNETS].known))
     draw(pretraining, adapting, losses[OFF], (samples[BASE], samples[ON]), out)
     print(f"\nThe picture is in {out}")
     check(result, quick)
@@ -137,11 +137,11 @@ def check(result: Result, quick: bool) -> None:
     assert result.samples[ON] != result.samples[BASE]
 
 
-def told(result: Result, sonnets: str) -> str:
-    """What is printed: the losses, and what was written."""
+def summary(result: Result, sonnets: str) -> str:
+    """Return the text to print: the losses, and the written texts."""
     lines = [
-        f"The base has {result.parameters:,} numbers, the adapter {result.trained:,}.",
-        "How surprised each is by what it has not read, in nats for each character:",
+        f"The base has {result.parameters:,} parameters, the adapter {result.trained:,}.",
+        "The loss of each on the held-out parts of both texts, in nats per character:",
         "",
         f"{'':20}{MANUAL:>9}{SONNETS:>9}",
         *(f"{who:20}{m[MANUAL]:9.2f}{m[SONNETS]:9.2f}" for who, m in result.losses.items()),
@@ -154,7 +154,7 @@ def told(result: Result, sonnets: str) -> str:
         [
             *lines,
             "",
-            f"The longest piece of the sonnets in that has {len(copied)} characters: {copied!r}.",
+            f"The longest part copied from the sonnets has {len(copied)} characters: {copied!r}.",
             f"With the adapter off, the base writes {same} as before, character by character.",
         ]
     )

@@ -1,4 +1,4 @@
-"""A transformer that reads characters, and says after each of them which may come next."""
+"""A transformer that reads characters, and predicts the next one after each of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minigrad.nn import Embedding, LayerNorm, Linear, Module, Sequential, Transf
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the model is.
+    """The sizes of the model.
 
     Attributes:
-        d_model: the numbers that stand for each character.
-        num_heads: of each attention.
-        depth: how many blocks.
-        context: the characters that it sees at once, at most.
+        d_model: the length of the vector of each character.
+        num_heads: the number of heads of each attention layer.
+        depth: the number of blocks.
+        context: the largest number of characters that it sees at once.
     """
 
     d_model: int = 128
@@ -29,12 +29,12 @@ class Sizes:
 
 
 class CharacterModel(Module):
-    """Scores of what comes next: `(batch, length)` codes to `(batch, length, alphabet)`.
+    """Scores of the next character: `(batch, length)` codes to `(batch, length, alphabet)`.
 
     Args:
-        alphabet: how many characters there are.
-        sizes: of the rest.
-        rng: where the weights are drawn from.
+        alphabet: the number of different characters.
+        sizes: the other sizes.
+        rng: the generator that draws the weights.
     """
 
     def __init__(self, alphabet: int, sizes: Sizes, rng: np.random.Generator) -> None:
@@ -42,7 +42,7 @@ class CharacterModel(Module):
         self.characters = Embedding(alphabet, sizes.d_model, rng=rng)
         self.positions = Embedding(sizes.context, sizes.d_model, rng=rng)
         for embedding in (self.characters, self.positions):
-            init.normal_(embedding.weight, std=0.2, rng=rng)  # so that blocks soon add as much
+            init.normal_(embedding.weight, std=0.2, rng=rng)  # so that blocks soon matter as much
         self.blocks = Sequential(
             *(
                 TransformerBlock(sizes.d_model, sizes.num_heads, causal=True, rng=rng)
@@ -53,6 +53,6 @@ class CharacterModel(Module):
         self.head = Linear(sizes.d_model, alphabet, rng=rng)
 
     def forward(self, codes: Codes) -> Tensor:
-        """The scores after each character."""
+        """Return the scores of the next character, after each character."""
         x = self.characters(codes) + self.positions(np.arange(codes.shape[1]))
         return self.head(self.norm(self.blocks(x)))  # type: ignore[no-any-return]

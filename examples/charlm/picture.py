@@ -1,4 +1,4 @@
-"""The picture: how the losses went, and what was written before and after."""
+"""The picture: the losses during training, and the texts with and without the adapter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from examples.charlm.training import Curve, Measures
 
 STYLES = {"manual": ("#D55E00", "--", "s"), "sonnets": ("#0B4F8A", "-", "o")}
-WIDTH, LINES = 74, 13  # of a sample
+WIDTH, LINES = 74, 13  # the size of a sample of text
 
 
 def draw(
@@ -24,11 +24,11 @@ def draw(
         adapting: the losses while the adapter learned.
         off: the losses when the adapter is switched off again.
         samples: what the base writes, and what it writes with the adapter.
-        out: the file.
+        out: the file of the picture.
     """
     figure = Figure(figsize=(12, 6.2), layout="constrained")
     figure.suptitle(
-        "With an adapter, a writer of manuals writes verse; off, the base is as it was",
+        "With an adapter, a model of manuals writes verse; with it off, the base is unchanged",
         size="xx-large",
     )
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.3])  # type: ignore[misc]
@@ -37,26 +37,26 @@ def draw(
     draw_curve(below, adapting, "The adapter learns from sonnets")
     draw_off(below, adapting.steps[-1], off)
     above, below = right.subplots(2, 1)
-    draw_text(above, samples[0], "The base writes, and so it does with the adapter off:")
+    draw_text(above, samples[0], "The base writes (the same with the adapter off):")
     draw_text(below, samples[1], "The base with the adapter writes:")
     figure.savefig(out, dpi=100)
 
 
 def draw_curve(axes: Axes, curve: Curve, title: str) -> None:
-    """The losses on both texts."""
+    """Draw the losses on both texts."""
     for name, losses in curve.losses.items():
         color, line, marker = STYLES[name]
         axes.plot(
             curve.steps, losses, line, color=color, marker=marker, linewidth=2, label=f"the {name}"
         )
     axes.set_title(title, loc="left")
-    axes.set(xlabel="steps", ylabel="nats a character")
-    axes.legend(frameon=False, title="on what is held out of")
+    axes.set(xlabel="steps", ylabel="nats per character")
+    axes.legend(frameon=False, title="on the held-out part of")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_off(axes: Axes, end: int, off: Measures) -> None:
-    """Where the losses are with the adapter off, on a strip beside the curves."""
+    """Draw the losses with the adapter off, on a strip to the right of the curves."""
     for name, loss in off.items():
         color, _, marker = STYLES[name]
         axes.plot(1.12 * end, loss, marker, color=color, markersize=9)
@@ -66,7 +66,7 @@ def draw_off(axes: Axes, end: int, off: Measures) -> None:
 
 
 def draw_text(axes: Axes, text: str, title: str) -> None:
-    """A sample, in a typewriter's letters; long lines are folded."""
+    """Draw a sample in a monospaced font, with long lines folded."""
     lines = [
         piece
         for line in text.split("\n")

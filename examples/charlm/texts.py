@@ -1,6 +1,6 @@
 """The two texts: Python's manual to pretrain on, and sonnets to adapt to.
 
-The manual is the language reference that comes with every Python: what `help("while")` shows. The
+The manual is the language reference that every Python contains: `help("while")` shows a part. The
 sonnets are 35 of Shakespeare's (1609), in modern spelling: numbers 1, 2, 12, 15, 18, 19, 23, 27,
 29, 30, 33, 35, 53, 54, 55, 57, 60, 64, 65, 66, 71, 73, 76, 87, 94, 97, 98, 104, 106, 107, 109, 116,
 129, 130 and 138.
@@ -15,17 +15,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Codes = NDArray[np.int64]  # each character is its place in the alphabet
+Codes = NDArray[np.int64]  # each character is its index in the alphabet
 
-HELD_OUT_SONNETS = 5  # the last ones
+HELD_OUT_SONNETS = 5  # the last ones in the file
 
 
 class Text(NamedTuple):
     """A text in two parts.
 
     Attributes:
-        known: what is trained on.
-        held_out: what is only tested on.
+        known: the part for training.
+        held_out: the part that is only used for tests.
     """
 
     known: str
@@ -33,9 +33,9 @@ class Text(NamedTuple):
 
 
 def manual() -> Text:
-    """The language reference; the last tenth is held out.
+    """Return the language reference, with the last tenth held out.
 
-    A paragraph that topics share is there once, so that none of those held out is known.
+    A paragraph that several topics share is included once, so no paragraph is in both parts.
     """
     paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
     text = "\n\n".join(dict.fromkeys(paragraphs))
@@ -44,7 +44,7 @@ def manual() -> Text:
 
 
 def sonnets() -> Text:
-    """The sonnets, with an empty line between two of them."""
+    """Return the sonnets, with an empty line between two of them."""
     text = (Path(__file__).parent / "sonnets.txt").read_text(encoding="ascii")
     poems = text.strip().split("\n\n")
     known, held_out = poems[:-HELD_OUT_SONNETS], poems[-HELD_OUT_SONNETS:]
@@ -55,7 +55,7 @@ class Alphabet:
     """The characters of some texts, and their codes 0, 1, 2, ...
 
     Args:
-        texts: what is to be written with it.
+        texts: the texts whose characters it has.
     """
 
     def __init__(self, *texts: str) -> None:
@@ -66,10 +66,10 @@ class Alphabet:
         return len(self.letters)
 
     def encode(self, text: str) -> Codes:
-        """A code for each character.
+        """Return the code of each character.
 
         Raises:
-            ValueError: if the alphabet lacks one, which is named.
+            ValueError: if the alphabet does not have a character; the message names it.
         """
         foreign = sorted(set(text) - set(self.letters))
         if foreign:
@@ -77,5 +77,5 @@ class Alphabet:
         return np.array([self._codes[letter] for letter in text], dtype=np.int64)
 
     def decode(self, codes: Codes) -> str:
-        """The text again."""
+        """Return the text of some codes."""
         return "".join(self.letters[code] for code in codes)

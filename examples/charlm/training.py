@@ -1,4 +1,4 @@
-"""How surprised a model is by a text, and how it learns to be less so."""
+"""The loss of a model on a text, and the training that lowers it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from minigrad import Tensor, cross_entropy, no_grad
 from minigrad.optim import AdamW, clip_grad_norm
 from minigrad.progress import progress_bar
 
-Measures = dict[str, float]  # the surprise by each text, by name, in nats for each character
+Measures = dict[str, float]  # the loss on each text, by name, in nats per character
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a model learns, and how fast.
+    """How long a model trains, and with which learning rate.
 
     Attributes:
-        steps: of the optimiser.
-        lr: the highest rate; it rises to it during the first tenth of the steps, then falls to 0.
+        steps: the number of steps of the optimiser.
+        lr: the highest rate. The rate rises to it in the first tenth of the steps, then falls to 0.
         batch_size: the pieces of text in a step, each as long as the model's context.
-        looks: how often the model is measured, evenly spread; and once before the first step.
+        looks: how often the model is tested, at equal distances, besides before the first step.
     """
 
     steps: int
@@ -33,38 +33,38 @@ class Schedule:
     looks: int = 10
 
     def rate(self, step: int) -> float:
-        """The rate of a step."""
+        """Return the learning rate of a step."""
         rise, fall = 10 * (step + 1) / self.steps, 1 - step / self.steps
         return self.lr * min(rise, fall)
 
 
 @dataclass
 class Curve:
-    """What was measured while a model learned.
+    """The losses that were measured during a training.
 
     Attributes:
-        steps: how many steps had been made.
-        losses: by the name of a text, one for each of `steps`.
+        steps: the number of steps before each measurement.
+        losses: the losses by the name of a text, one for each of `steps`.
     """
 
     steps: list[int] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     def append(self, step: int, measures: Measures) -> None:
-        """Add what was measured after a step."""
+        """Add the losses that were measured after a step."""
         self.steps.append(step)
         for name, loss in measures.items():
             self.losses.setdefault(name, []).append(loss)
 
 
 def surprise(model: CharacterModel, before: Codes, after: Codes) -> Tensor:
-    """The mean of -log p(the character that follows): `(batch, length)` twice, to one number."""
+    """Return the mean of -log p(next character): `(batch, length)` twice, to one number."""
     scores = model(before)
     return cross_entropy(scores.reshape(-1, scores.shape[-1]), after.reshape(-1))  # type: ignore[no-any-return]
 
 
 def losses_on(model: CharacterModel, texts: Mapping[str, Codes]) -> Measures:
-    """The surprise by texts that are read in rows of the model's context."""
+    """Return the loss on each text, which is cut into rows as long as the model's context."""
     with no_grad():
         return {
             name: surprise(model, *in_rows(codes, model.context)).item()
@@ -73,7 +73,7 @@ def losses_on(model: CharacterModel, texts: Mapping[str, Codes]) -> Measures:
 
 
 def in_rows(text: Codes, context: int) -> tuple[Codes, Codes]:
-    """The text cut into rows of `context` characters, and the character after each of them."""
+    """Cut a text into rows of `context` characters; return also the next characters."""
     size = (len(text) - 1) // context * context
     return text[:size].reshape(-1, context), text[1 : size + 1].reshape(-1, context)
 
@@ -86,15 +86,15 @@ def train(
     measure: Callable[[], Measures] = dict,
     what: str = "reading",
 ) -> Curve:
-    """AdamW on pieces from anywhere in the text; all that is trainable in the model learns.
+    """Train all trainable parameters by AdamW, on pieces from random positions in the text.
 
     Args:
-        model: changed in place.
-        text: what is learned from.
-        schedule: how long, and how fast.
-        rng: where the pieces are drawn from.
-        measure: what to write down from time to time; nothing, if it is not given.
-        what: a word beside the progress bar.
+        model: the model, which is changed in place.
+        text: the text to learn from.
+        schedule: how long to train, and with which learning rate.
+        rng: the generator that draws the pieces.
+        measure: returns the losses to record from time to time; by default there are none.
+        what: the word in front of the progress bar.
     """
     parameters = model.trainable_parameters()
     optimizer = AdamW(parameters, lr=schedule.lr)

@@ -1,4 +1,4 @@
-"""A model writes: character by character, each drawn from what it expects."""
+"""A model writes a text: it draws each character from the probabilities that it predicts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def write(
     rng: np.random.Generator,
     temperature: float = 0.6,
 ) -> str:
-    """`beginning` and `count` more characters.
+    """Return `beginning` and `count` more characters.
 
-    The scores are divided by the temperature; one below 1 favours what is likely. The largest of
-    scores with Gumbel noise is a draw from their softmax.
+    The scores are divided by the temperature; below 1, likely characters become more likely. The
+    largest score after adding Gumbel noise is a draw from the softmax of the scores.
     """
     text = alphabet.encode(beginning)
     with no_grad():
@@ -33,7 +33,7 @@ def write(
 
 
 def longest_copied(text: str, source: str) -> str:
-    """The longest piece of `text` that is in `source` too."""
+    """Return the longest part of `text` that is also in `source`."""
     longest = ""
     for start in range(len(text)):
         while text[start : start + len(longest) + 1] in source and start + len(longest) < len(text):

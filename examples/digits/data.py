@@ -1,6 +1,6 @@
 """Handwritten digits in three kinds: upright, inverted and rotated.
 
-They are the 1,797 images of 8 x 8 pixels that scikit-learn ships (Alpaydin and Kaynak, 1998).
+They are the 1,797 images of 8 x 8 pixels that scikit-learn contains (Alpaydin and Kaynak, 1998).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ KINDS: dict[str, Callable[[Images], Images]] = {
 
 
 class Rows(NamedTuple):
-    """What a network reads, and what it should say."""
+    """The inputs of a network, and the correct outputs."""
 
     x: NDArray[np.float32]  # (n, 64)
     y: Labels
 
 
 class Digits(NamedTuple):
-    """One split: two thirds of the images to train on, in each kind, and the rest to test on."""
+    """One split: two thirds of the images for training, the rest for tests, in each kind."""
 
     train: dict[str, Rows]
     test: dict[str, Rows]
@@ -42,7 +42,7 @@ class Digits(NamedTuple):
 def split(rng: np.random.Generator) -> Digits:
     """Split the images at random, and make the three kinds of both parts.
 
-    No image is in both parts, in whatever kind.
+    No image is in both parts, not even in different kinds.
     """
     digits = load_digits()
     images = (digits.images / 8 - 1).astype(np.float32)
@@ -52,7 +52,7 @@ def split(rng: np.random.Generator) -> Digits:
 
 
 def of_each_kind(images: Images, labels: Labels) -> dict[str, Rows]:
-    """The images in each kind, a row of pixels for each."""
+    """Return the images in each kind, each image as a row of pixels."""
     size = len(images)
     return {
         kind: Rows(np.ascontiguousarray(turn(images)).reshape(size, -1), labels)

@@ -1,4 +1,4 @@
-"""The demo from start to end: pretrain, fine-tune, adapt, switch; and what is asserted of it."""
+"""The demo from start to end: pretrain, fine-tune, adapt and switch, and check the results."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ SIZES = (64, 256, 256, 10)
 CONFIG = lora.LoRAConfig(rank=8, alpha=16, targets=["layers.0", "layers.1", "layers.2"])
 NEW = (INVERTED, ROTATED)
 BATCH_SIZE = 32
-FULL_RATE, LORA_RATE = 1e-3, 1e-2  # chosen on other splits than those of `main`
+FULL_RATE, LORA_RATE = 1e-3, 1e-2  # chosen with other splits than those of `main`
 
 
 def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
     """Run the demo with several random splits, print the table, and save the picture.
 
     Raises:
-        OptionError: if the picture could not be saved there.
+        OptionError: if the picture cannot be saved at `out`.
     """
     check_out(out)
     seeds, epochs = (range(1), 6) if quick else (range(5), 30)
@@ -55,10 +55,10 @@ def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
 
     for kind in NEW:
         known, full, low_rank = BASE, tuned(kind), adapted(kind)
-        assert shares(results, known, kind).mean() < 0.3, "it cannot read what it has not seen"
+        assert shares(results, known, kind).mean() < 0.3, "the base cannot read this kind"
         assert shares(results, low_rank, kind).mean() > 0.9
         gap = shares(results, full, kind).mean() - shares(results, low_rank, kind).mean()
-        assert gap < 0.02, "the adapter does what full fine-tuning does"
+        assert gap < 0.02, "the adapter is as good as full fine-tuning"
         lost = shares(results, known, UPRIGHT).mean() - shares(results, full, UPRIGHT).mean()
         assert lost > 0.2, "full fine-tuning forgets"
         first = results[0]
@@ -68,10 +68,11 @@ def main(quick: bool = False, out: str | Path = "digits.png") -> list[Result]:
 
 
 def run(rng: np.random.Generator, epochs: int) -> Result:
-    """Pretrain on upright digits, then teach the other kinds in both ways.
+    """Pretrain on upright digits, then teach the other kinds by both methods.
 
-    The asserts are what is promised of adapters on one base: each does what it did when it was
-    trained, and without them the base is what it was, to the bit.
+    The asserts check the promises about several adapters on one base: each adapter computes the
+    same as after its training, and without adapters the base computes the same as before, bit for
+    bit.
     """
     digits = split(rng)
     base = MLP(SIZES, activation=gelu, rng=rng)
@@ -85,7 +86,7 @@ def run(rng: np.random.Generator, epochs: int) -> Result:
         result[tuned(kind)] = judged(scores(full, digits), digits, count, size)
 
     after = {}
-    for kind in NEW:  # from here on the base has adapters, and one more each time
+    for kind in NEW:  # each pass adds one adapter to the base
         report = lora.attach(base, CONFIG, adapter=kind, rng=rng)
         train(base, digits.train[kind], LORA_RATE, epochs, rng)
         after[kind] = scores(base, digits)
@@ -101,7 +102,7 @@ def run(rng: np.random.Generator, epochs: int) -> Result:
 
 
 def train(model: MLP, rows: Rows, lr: float, epochs: int, rng: np.random.Generator) -> None:
-    """Adam, at a rate that falls to 0 along half a cosine; all that is trainable learns."""
+    """Train all trainable parameters by Adam, with a rate that falls to 0 along half a cosine."""
     optimizer = Adam(model.trainable_parameters(), lr=lr)
     steps = epochs * -(-len(rows.x) // BATCH_SIZE)
     trainer = Trainer(
@@ -117,11 +118,11 @@ def train(model: MLP, rows: Rows, lr: float, epochs: int, rng: np.random.Generat
 
 
 def scores(model: MLP, digits: Digits) -> dict[str, NDArray[np.float32]]:
-    """What a network says of the digits of the test: for each kind `(n, 10)`."""
+    """Return the outputs of a network for the test digits: for each kind `(n, 10)`."""
     with no_grad():
         return {kind: model(tensor(digits.test[kind].x)).numpy() for kind in KINDS}
 
 
 def same(some: dict[str, NDArray[np.float32]], others: dict[str, NDArray[np.float32]]) -> bool:
-    """Whether scores are equal to the bit."""
+    """Return whether scores are equal, bit for bit."""
     return all(some[kind].tobytes() == others[kind].tobytes() for kind in KINDS)

@@ -1,4 +1,4 @@
-"""The picture: a table of networks and kinds of digits, with digits above and bytes beside it."""
+"""The picture: a table of networks and kinds of digits, with examples and file sizes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from examples.digits.data import KINDS, Rows
 from examples.digits.report import Result, shares, shown
 
-SHOWN = (2, 4, 5, 6, 7)  # one of each
-GOOD = 0.9  # what is read as rightly as that is in bold
+SHOWN = (2, 4, 5, 6, 7)  # the digits shown, one image of each
+GOOD = 0.9  # accuracies above this are in bold
 BAR = "#0B4F8A"
 
 
@@ -22,9 +22,9 @@ def draw(results: Sequence[Result], test: Mapping[str, Rows], out: str | Path) -
     """Save the picture.
 
     Args:
-        results: of each split.
-        test: digits to show.
-        out: the file.
+        results: the result of each split.
+        test: the digits to show.
+        out: the file of the picture.
     """
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     figure.suptitle(
@@ -39,7 +39,7 @@ def draw(results: Sequence[Result], test: Mapping[str, Rows], out: str | Path) -
 
 
 def draw_digits(axes: Axes, test: Mapping[str, Rows]) -> None:
-    """Some digits of each kind, above the column of the kind."""
+    """Draw some digits of each kind, above the column of the kind."""
     gap = 0.04
     width = (1 - 2 * gap) / len(SHOWN)
     side = 0.9 * width
@@ -56,7 +56,7 @@ def draw_digits(axes: Axes, test: Mapping[str, Rows]) -> None:
 
 
 def draw_accuracies(axes: Axes, results: Sequence[Result]) -> None:
-    """A cell for each network and kind: the darker, the more digits are read rightly."""
+    """Draw a cell for each network and kind, which is darker if the accuracy is higher."""
     names = list(results[0])
     values = np.array([[shares(results, n, k).mean() for k in KINDS] for n in names])
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
@@ -78,9 +78,9 @@ def draw_accuracies(axes: Axes, results: Sequence[Result]) -> None:
     axes.set_yticks(range(len(names)), names, size="large")
     splits = f"mean and standard deviation of {len(results)}" if len(results) > 1 else "one"
     axes.set_xlabel(
-        f"digits of the test that are read rightly ({splits} random "
+        f"test digits that are read correctly ({splits} random "
         f"split{'s' * (len(results) > 1)});\n"
-        "the last row is the first one, to the bit"
+        "the last row equals the first one, bit for bit"
     )
     axes.tick_params(length=0, which="both")
     axes.set_xticks(np.arange(len(KINDS) - 1) + 0.5, minor=True)
@@ -90,17 +90,17 @@ def draw_accuracies(axes: Axes, results: Sequence[Result]) -> None:
 
 
 def draw_sizes(axes: Axes, result: Result) -> None:
-    """What each network needs in files, beside the base that the adapters share."""
+    """Draw the file size of each network; adapters do not include the base that they share."""
     sizes = np.array([network.size for network in result.values()]) / 1024
     rows = np.arange(len(sizes))
     axes.barh(rows, sizes, height=0.5, color=BAR)
     for row, (size, network) in enumerate(zip(sizes, result.values(), strict=True)):
         inside = size > sizes.max() / 2
-        text = f"{size:.0f} KiB; {network.trained:,} numbers" if network.size else "nothing more"
-        place = sizes.max() / 50 if inside else size + sizes.max() / 50
-        axes.text(place, row, text, va="center", size="large", color="white" if inside else "black")
+        text = f"{size:.0f} KiB; {network.trained:,}" if network.size else "nothing more"
+        left = sizes.max() / 50 if inside else size + sizes.max() / 50
+        axes.text(left, row, text, va="center", size="large", color="white" if inside else "black")
     axes.set(
-        title="size of the file;\nnumbers that are trained",
+        title="size of the file;\ntrained parameters",
         ylim=(len(sizes) - 0.5, -0.5),
         xlim=(0, 1.02 * sizes.max()),
         xlabel="KiB",

@@ -10,6 +10,6 @@ from examples.minilm.search import main
 if __name__ == "__main__":
     parser = Parser("minilm", minilm.__doc__)
     parser.add_argument(
-        "--adapter", metavar="FOLDER", help="where the adapter goes, as PEFT has it"
+        "--adapter", metavar="FOLDER", help="where to save the adapter, in PEFT's format"
     )
     run(main, parser, refusals=(OptionError, MissingWeightsError))

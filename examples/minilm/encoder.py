@@ -1,11 +1,11 @@
-"""The encoder of MiniLM: six layers of BERT (Devlin et al., 2019), 384 numbers a token.
+"""The encoder of MiniLM: six layers of BERT (Devlin et al., 2019), with vectors of length 384.
 
-Each module and parameter has the name that it has in transformers' BertModel, so that the file of
-weights fits by name, and so does an adapter that was made for that model.
+Each module and parameter has the same name as in transformers' BertModel. So the names match the
+file of weights, and also adapters that were made for that model.
 
-Texts of one batch differ in length, and what fills them up is not computed: all but attention works
-on the tokens that there are, one below another, `(tokens, 384)`. For attention they are laid out
-text by text, `(batch, length, 384)`, and taken back (`Layout`).
+The texts of one batch differ in length, and the encoder does not compute the padding: all layers
+except attention work on one matrix with a row for each real token, `(tokens, 384)`. `Layout` brings
+these rows into the shape `(batch, length, 384)` for attention, and back.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import minigrad as mg
 from minigrad import Tensor
 from minigrad.nn import Embedding, LayerNorm, Linear, Module
 
-Ids = NDArray[np.int64]  # of tokens, `(batch, length)`
-Mask = NDArray[np.bool_]  # where there is a token, False for padding, `(batch, length)`
+Ids = NDArray[np.int64]  # ids of tokens, `(batch, length)`
+Mask = NDArray[np.bool_]  # True for a token, False for padding, `(batch, length)`
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What config.json says of the shapes; these are those of MiniLM-L6."""
+    """The sizes in config.json. The defaults are those of MiniLM-L6."""
 
     vocab_size: int = 30522
     max_position_embeddings: int = 512
@@ -38,15 +38,15 @@ class Sizes:
 
 
 class Layout:
-    """Where the tokens of a batch are, among all places `(batch, length)`.
+    """The positions of the tokens of a batch, among all positions `(batch, length)`.
 
     Args:
-        mask: where there is a token; a text without any is refused.
+        mask: True for each token, False for padding; each text needs at least one token.
 
     Attributes:
         shape: (batch, length).
-        rows: the number of each token's place, when all places are counted.
-        keys: `(batch, 1, 1, length)`, which places may be attended to; None for all.
+        rows: the index of each token among all positions of the batch, row by row.
+        keys: `(batch, 1, 1, length)`, the positions that attention may use; None for all.
 
     Raises:
         ValueError: if the mask is not `(batch, length)`, or a text has no token.
@@ -64,17 +64,17 @@ class Layout:
         self._tokens = np.where(mask, np.cumsum(mask).reshape(mask.shape) - 1, 0)
 
     def spread(self, x: Tensor) -> Tensor:
-        """`(tokens, d)` to `(batch, length, d)`; the padding has the first token's vector."""
+        """Turn `(tokens, d)` into `(batch, length, d)`; padding gets the first token's vector."""
         return x.reshape(*self.shape, -1) if self.keys is None else x[self._tokens]
 
     def gather(self, x: Tensor) -> Tensor:
-        """`(batch, length, d)` to `(tokens, d)`."""
+        """Turn `(batch, length, d)` into `(tokens, d)`."""
         rows = x.reshape(-1, x.shape[-1])
         return rows if self.keys is None else rows[self.rows]
 
 
 class Embeddings(Module):
-    """A token's vector plus its place's plus that of its kind, brought to one scale."""
+    """The sum of the vectors of a token, of its position and of its type, normalised."""
 
     def __init__(self, sizes: Sizes) -> None:
         width = sizes.hidden_size
@@ -84,14 +84,14 @@ class Embeddings(Module):
         self.LayerNorm = LayerNorm(width, sizes.layer_norm_eps)
 
     def forward(self, ids: Ids, layout: Layout) -> Tensor:
-        """`(batch, length)` to `(tokens, hidden_size)`; all tokens are of the first kind."""
-        words, places = ids.reshape(-1)[layout.rows], layout.rows % layout.shape[1]
+        """Turn `(batch, length)` into `(tokens, hidden_size)`; all tokens have the first type."""
+        words, positions = ids.reshape(-1)[layout.rows], layout.rows % layout.shape[1]
         x = self.word_embeddings(words) + self.token_type_embeddings(np.zeros_like(words))
-        return self.LayerNorm(x + self.position_embeddings(places))  # type: ignore[no-any-return]
+        return self.LayerNorm(x + self.position_embeddings(positions))  # type: ignore[no-any-return]
 
 
 class SelfAttention(Module):
-    """Attention between the tokens of a text: minigrad.nn.MultiHeadAttention under BERT's names."""
+    """Attention between the tokens of a text: MultiHeadAttention with BERT's names."""
 
     def __init__(self, sizes: Sizes) -> None:
         width = sizes.hidden_size
@@ -99,7 +99,7 @@ class SelfAttention(Module):
         self.query, self.key, self.value = (Linear(width, width) for _ in range(3))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """What each token gets from those of its text: `(tokens, hidden_size)`, as it was."""
+        """Apply attention inside each text; the shape stays `(tokens, hidden_size)`."""
         heads = [
             layout.spread(project(x)).reshape(*layout.shape, self.num_heads, -1).swapaxes(1, 2)
             for project in (self.query, self.key, self.value)
@@ -109,14 +109,14 @@ class SelfAttention(Module):
 
 
 class AddAndNormalize(Module):
-    """LayerNorm(x W^T + b + residual): how each half of a layer ends ("post-norm")."""
+    """LayerNorm(x W^T + b + residual), the end of each half of a layer ("post-norm")."""
 
     def __init__(self, d_in: int, sizes: Sizes) -> None:
         self.dense = Linear(d_in, sizes.hidden_size)
         self.LayerNorm = LayerNorm(sizes.hidden_size, sizes.layer_norm_eps)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`(..., d_in)` and `(..., hidden_size)` to `(..., hidden_size)`."""
+        """Turn `(..., d_in)` and `(..., hidden_size)` into `(..., hidden_size)`."""
         return self.LayerNorm(self.dense(x) + residual)  # type: ignore[no-any-return]
 
 
@@ -133,13 +133,13 @@ class Attention(Module):
 
 
 class Intermediate(Module):
-    """gelu(x W^T + b), with the exact gelu."""
+    """The layer gelu(x W^T + b), with the exact gelu."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.dense = Linear(sizes.hidden_size, sizes.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., hidden_size)` to `(..., intermediate_size)`."""
+        """Turn `(..., hidden_size)` into `(..., intermediate_size)`."""
         return mg.gelu(self.dense(x))  # type: ignore[no-any-return]
 
 
@@ -158,7 +158,7 @@ class Layer(Module):
 
 
 class Encoder(Module):
-    """The layers, one after another."""
+    """All layers, one after the other."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.layer = [Layer(sizes) for _ in range(sizes.num_hidden_layers)]
@@ -171,7 +171,7 @@ class Encoder(Module):
 
 
 class MiniLM(Module):
-    """Texts to vectors of length 1: the nearer two are, the more alike is what the texts mean."""
+    """Turns texts into vectors of length 1, which are close if the texts have similar meanings."""
 
     def __init__(self, sizes: Sizes | None = None) -> None:
         sizes = Sizes() if sizes is None else sizes
@@ -180,10 +180,10 @@ class MiniLM(Module):
         self.width = sizes.hidden_size
 
     def tokens(self, ids: Ids, mask: Mask) -> Tensor:
-        """A vector for each token that is none of padding, text by text: `(tokens, 384)`.
+        """Return a vector for each token without the padding, text by text: `(tokens, 384)`.
 
         Raises:
-            ValueError: if the mask does not go with the ids, or a text has no token.
+            ValueError: if ids and mask differ in shape, or a text has no token.
         """
         if ids.shape != mask.shape:
             raise ValueError(f"ids {ids.shape} and mask {mask.shape} have one shape each")
@@ -191,7 +191,7 @@ class MiniLM(Module):
         return self.encoder(self.embeddings(ids, layout), layout)  # type: ignore[no-any-return]
 
     def forward(self, ids: Ids, mask: Mask) -> Tensor:
-        """The mean over a text's tokens, divided by its length: `(batch, 384)`."""
+        """Return the mean vector of each text's tokens, scaled to length 1: `(batch, 384)`."""
         tokens = self.tokens(ids, mask)
         text, counts = np.nonzero(mask)[0], mask.sum(axis=1, keepdims=True)
         shares = (text == np.arange(len(mask))[:, None]) / counts  # (batch, tokens)

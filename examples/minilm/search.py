@@ -1,12 +1,12 @@
 """Fine-tune MiniLM, by LoRA on query and value, to find the function that a sentence describes.
 
-A batch of pairs is its own task: which head belongs to which sentence, and the other way round?
+Each batch of pairs is a task: which head belongs to each sentence, and which sentence to each head?
 
     scores = E(sentences) E(heads)^T / t,     loss = (CE(scores, 0 1 2 ...) + CE(scores^T, ...)) / 2
 
-(van den Oord et al., 2018, with negatives from the batch; t is a temperature.) It is measured on
-packages of the library that training has seen nothing of: each sentence ranks all their heads. The
-numbers in `Plan` were chosen on other packages than those.
+(van den Oord et al., 2018, with negatives from the batch; t is a temperature.) The search is tested
+on held-out packages of the library: each sentence ranks all heads of these packages. The
+hyperparameters in `Plan` were chosen with other packages.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from minigrad.optim import Adam
 from minigrad.progress import progress_bar
 
 LETTERS, BEFORE, AFTER = "letters in common", "MiniLM", "MiniLM + LoRA"
-ADAPTED = ("query", "value")  # of each attention, as in the paper that LoRA comes from
+ADAPTED = ("query", "value")  # in each attention layer, as in the LoRA paper
 TEMPERATURE = 0.05
 
 Vectors = NDArray[np.float32]
-Ranks = NDArray[np.int64]  # of the right head for each sentence, from 1
+Ranks = NDArray[np.int64]  # the rank of the right head for each sentence, from 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long it learns, and what it is tested on."""
+    """The hyperparameters of the fine-tuning, and how many pairs are tested."""
 
     rank: int = 8
     steps: int = 80
     batch_size: int = 32
     lr: float = 1e-3
-    thinned: int = 1  # each so-manieth pair that is held out is tested
+    thinned: int = 1  # test every held-out pair if 1, every third one if 3
 
 
 QUICK = Plan(steps=25, batch_size=16, thinned=3)
@@ -53,13 +53,13 @@ QUICK = Plan(steps=25, batch_size=16, thinned=3)
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it.
+    """The results.
 
     Attributes:
-        held_out: the pairs that were tested on.
-        ranks: of the right heads, by way of searching.
-        vectors: of the sentences and of the heads, before and after.
-        model: with its adapter.
+        held_out: the test pairs.
+        ranks: the ranks of the right heads, by search method.
+        vectors: the vectors of the sentences and of the heads, before and after.
+        model: the model with its adapter.
     """
 
     held_out: list[Pair]
@@ -67,22 +67,22 @@ class Result:
     vectors: dict[str, tuple[Vectors, Vectors]]
     model: MiniLM
 
-    def first(self, way: str) -> float:
-        """The share of sentences whose function comes first."""
-        return float((self.ranks[way] == 1).mean())
+    def first(self, method: str) -> float:
+        """Return the share of sentences whose function has rank 1."""
+        return float((self.ranks[method] == 1).mean())
 
-    def mrr(self, way: str) -> float:
-        """The mean of 1 / rank."""
-        return float((1 / self.ranks[way]).mean())
+    def mrr(self, method: str) -> float:
+        """Return the mean of 1 / rank."""
+        return float((1 / self.ranks[method]).mean())
 
 
 def main(
     quick: bool = False, out: str | Path = "minilm.png", adapter: str | Path | None = None
 ) -> Result:
-    """Measure, fine-tune, measure again; print the table, draw the picture, save the adapter.
+    """Test, fine-tune and test again; print the table, draw the picture, save the adapter.
 
     Raises:
-        OptionError: if the picture could not be saved there.
+        OptionError: if the picture cannot be saved at `out`.
         MissingWeightsError: if the package with the weights is not installed.
     """
     check_out(out)
@@ -99,11 +99,11 @@ def main(
     vectors[AFTER] = embedded(model, texts, held_out)
 
     ranks = {LETTERS: ranks_of(by_letters(known, held_out))}
-    ranks |= {way: ranks_of(a @ b.T) for way, (a, b) in vectors.items()}
+    ranks |= {method: ranks_of(a @ b.T) for method, (a, b) in vectors.items()}
     result = Result(held_out, ranks, vectors, model)
     report(result, known, plan)
     draw(result.vectors, result.ranks, out)
-    if adapter is not None:  # which PEFT loads over the same model too
+    if adapter is not None:  # PEFT can load it into the same model too
         lora.save(model, adapter, base_model="sentence-transformers/all-MiniLM-L6-v2")
     assert result.mrr(AFTER) > result.mrr(BEFORE) + (0.01 if quick else 0.03)
     assert quick or result.first(AFTER) > result.first(BEFORE) + 0.03
@@ -111,13 +111,13 @@ def main(
 
 
 def embedded(model: MiniLM, texts: Texts, some: Sequence[Pair]) -> tuple[Vectors, Vectors]:
-    """The vectors of sentences and of heads."""
+    """Return the vectors of sentences and of heads."""
     sentences = texts.embed(model, [pair.sentence for pair in some])
     return sentences, texts.embed(model, [pair.head for pair in some])
 
 
 def contrast(sentences: Tensor, heads: Tensor) -> Tensor:
-    """How surprised the scores are by what belongs together, in nats."""
+    """Return the contrastive loss of pairs in the same order, in nats."""
     scores = sentences @ heads.T * (1 / TEMPERATURE)
     right = np.arange(len(scores))
     return (cross_entropy(scores, right) + cross_entropy(scores.T, right)) * 0.5  # type: ignore[no-any-return]
@@ -126,7 +126,7 @@ def contrast(sentences: Tensor, heads: Tensor) -> Tensor:
 def train(
     model: MiniLM, texts: Texts, known: Sequence[Pair], plan: Plan, rng: np.random.Generator
 ) -> None:
-    """Adam at a rate that rises at first, then falls to 0."""
+    """Train by Adam, with a learning rate that rises at first and then falls to 0."""
     optimizer = Adam(model.trainable_parameters(), lr=plan.lr)
     with progress_bar(range(plan.steps), what="fine-tuning", unit="step", shown=True) as bar:
         for step in bar:
@@ -143,7 +143,7 @@ def train(
 
 
 def by_letters(known: Sequence[Pair], some: Sequence[Pair]) -> NDArray[np.float64]:
-    """Scores by pieces of words that sentence and head share, the rarer the more (TF-IDF)."""
+    """Return scores from parts of words that sentence and head share, weighted by TF-IDF."""
     table = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
     table.fit([text for pair in known for text in pair[:2]])
     sentences, heads = (table.transform([pair[i] for pair in some]) for i in (0, 1))
@@ -151,25 +151,25 @@ def by_letters(known: Sequence[Pair], some: Sequence[Pair]) -> NDArray[np.float6
 
 
 def ranks_of(scores: NDArray[np.floating]) -> Ranks:
-    """The place of each row's diagonal element among the row, from 1; of equals, the last."""
+    """Return the rank of each row's diagonal element, from 1; among equals it is the last."""
     return np.asarray((scores >= np.diag(scores)[:, None]).sum(axis=1))
 
 
 def report(result: Result, known: Sequence[Pair], plan: Plan) -> None:
-    """Print what was learned from, and the table."""
+    """Print the size of the training, and the table of results."""
     packages = {pair.package for pair in result.held_out}
     trained = result.model.count_parameters(trainable_only=True)
     print(
-        f"{trained:,} of {result.model.count_parameters():,} numbers have learned from "
+        f"{trained:,} of {result.model.count_parameters():,} parameters were trained, with "
         f"{plan.steps * plan.batch_size:,} draws of {len(known):,} functions.\n"
-        f"Tested on {len(result.held_out)} functions of {len(packages)} packages held out. "
-        f"The right one is:\n\n{'':20}{'first':>8}{'in the first 5':>16}{'mean 1 / rank':>15}"
+        f"Tested on {len(result.held_out)} functions of {len(packages)} held-out packages. "
+        f"The right function is:\n\n{'':20}{'first':>8}{'in the first 5':>16}{'mean 1 / rank':>15}"
     )
-    for way, ranks in result.ranks.items():
+    for method, ranks in result.ranks.items():
         five = (ranks <= 5).mean()
-        print(f"{way:20}{result.first(way):8.1%}{five:16.1%}{result.mrr(way):15.3f}")
+        print(f"{method:20}{result.first(method):8.1%}{five:16.1%}{result.mrr(method):15.3f}")
     before, after = result.ranks[BEFORE] == 1, result.ranks[AFTER] == 1
     print(
-        f"\n{(after & ~before).sum()} that were not first are so after fine-tuning, "
-        f"{(before & ~after).sum()} no longer are."
+        f"\nFine-tuning moved {(after & ~before).sum()} functions to the first rank, "
+        f"and {(before & ~after).sum()} away from it."
     )

@@ -454,7 +454,7 @@ def test_why_lora_is_not_faster(tmp_path, capsys, quick):
     assert compared.value("LoRA", "trained") == (3 if quick else 6) * 4 * 8 * (64 if quick else 256)
     printed = capsys.readouterr().out
     assert "LoRA does 0." in printed
-    assert printed.count("ms a step") == 3
+    assert printed.count("ms per step") == 3
     assert is_picture(out, width=1000, height=550)
 
 
@@ -539,7 +539,8 @@ def language(tmp_path_factory):
 def test_the_base_learns_the_manual_and_the_adapter_the_sonnets(language):
     result, out = language
     losses = result.losses
-    assert all(2 < loss < 3 for loss in losses[PAIRS].values())
+    assert 2 < losses[PAIRS][SONNETS] < 3
+    assert 1 < losses[PAIRS][MANUAL] < 3  # Python 3.14's manual has more tables, drawn with - and |
     assert losses[BASE][MANUAL] < losses[PAIRS][MANUAL]
     assert losses[ON][SONNETS] < losses[BASE][SONNETS] - 0.2
     assert result.pretraining.steps == [0, 70, 140, 210, 280]

@@ -88,24 +88,24 @@ def test_conjugate_gradients_solve_a_system_in_as_many_products_as_it_has_rows()
     root = np.random.default_rng(0).standard_normal((4, 4))
     matrix = root @ root.T + np.eye(4)
     b = 1e-9 * np.ones(4)  # as near the minimum, where it must be exact
-    way = second_order.Way("Newton")
-    p = second_order.solve(lambda x: (x * (matrix @ x)).sum() / 2, np.zeros(4), b, way)
+    descent = second_order.Descent("Newton")
+    p = second_order.solve(lambda x: (x * (matrix @ x)).sum() / 2, np.zeros(4), b, descent)
     np.testing.assert_allclose(p, np.linalg.solve(matrix, b), rtol=1e-3)
-    assert way.products <= 4
+    assert descent.products <= 4
 
 
 def test_where_the_function_bends_down_the_step_is_along_the_gradient():
-    way = second_order.Way("Newton")
+    descent = second_order.Descent("Newton")
     b = np.array([1.0, 2.0])
-    p = second_order.solve(lambda x: -(x * x).sum(), np.zeros(2), b, way)
+    p = second_order.solve(lambda x: -(x * x).sum(), np.zeros(2), b, descent)
     assert p.tolist() == b.tolist()
-    assert way.products == 1
+    assert descent.products == 1
 
 
 def test_a_parabola_takes_newton_one_step():
-    way = second_order.descend_by_newton(lambda x: ((x - 3) ** 2).sum(), np.zeros(5), 0.0)
-    assert (way.steps, way.arrived, way.gradients) == (1, True, 2)
-    np.testing.assert_allclose(way.points[-1], 3)
+    descent = second_order.descend_by_newton(lambda x: ((x - 3) ** 2).sum(), np.zeros(5), 0.0)
+    assert (descent.steps, descent.arrived, descent.gradients) == (1, True, 2)
+    np.testing.assert_allclose(descent.points[-1], 3)
 
 
 def test_what_does_not_arrive_is_said_not_to():
@@ -129,7 +129,7 @@ def test_the_op_is_right_and_goes_on_where_data_end(tmp_path, capsys, quick):
     assert result.right.verdict == "agree"
     assert {entry.operand for entry in result.wrong.wrong} == {"input 0"}
     assert result.beyond["snake"] < result.beyond["tanh"] / 2
-    x = write_your_own_op.places()
+    x = write_your_own_op.grid()
     inside = np.abs(x) < write_your_own_op.SPAN
     for curve in result.curves.values():  # both know the data
         assert np.abs(curve - write_your_own_op.truth(x))[inside].mean() < 0.12

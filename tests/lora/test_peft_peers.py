@@ -10,8 +10,8 @@ import pytest
 import lora
 import minigrad as mg
 from lora import LoRAConfig
-from lora.files import CONFIG, PeftConfig
-from lora.files.matching import rank_of, saved_whole, targeted
+from lora.peft import CONFIG, PeftConfig
+from tests.lora.folders import TOLERANCE, moved, relative
 from tests.peers import lora_cases as ours
 from tests.peers.lora_cases import CASES, one
 
@@ -19,8 +19,6 @@ pytestmark = [
     pytest.mark.peers,
     pytest.mark.filterwarnings("ignore"),  # PEFT's and PyTorch's own
 ]
-
-TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
 SINGLE = {name: case for name, case in CASES.items() if len(case.adapters) == 1} | {
     "all linear": one("transformer", "all-linear", use_dora=True, dora_norm_gradient=True),
@@ -77,25 +75,13 @@ def their_output(folder, theirs, kind, dtype):
     return model(torch.tensor(inputs(kind, dtype))).detach().numpy()
 
 
-def moved(model, seed=1):
-    rng = np.random.default_rng(seed)
-    for parameter in model.trainable_parameters():
-        step = 0.1 * rng.standard_normal(parameter.shape)
-        parameter.data = parameter.data + step.astype(parameter.dtype)
-    return model
-
-
-def relative(found, wanted):
-    return np.abs(found - wanted).max() / np.abs(wanted).max()
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", SINGLE)
 def test_peft_computes_with_our_files_what_we_do(theirs, name, dtype, tmp_path):
     case = SINGLE[name]
     model = our_base(case.model, dtype)
     lora.attach(model, case.adapters["default"], rng=np.random.default_rng(2))
-    moved(model)
+    moved(model, np.random.default_rng(1))
     lora.save(model, tmp_path)
     wanted = our_output(model, case.model, dtype)
     assert relative(wanted, our_output(our_base(case.model, dtype), case.model, dtype)) > 1e-3
@@ -136,7 +122,7 @@ def saved_from(model, folder, theirs, adapter="default", dtype="float32"):
 def test_scales_that_were_assigned_are_those_of_peft(theirs, tmp_path):
     model = our_base("mlp", "float32")
     lora.attach(model, LoRAConfig(rank=3, targets="all-linear", rank_pattern={"1": 2}))
-    moved(model)
+    moved(model, np.random.default_rng(1))
     for layer, scale in zip(model.layers, (0.3, -1 / 7, 12.5), strict=True):
         layer.scale = scale
     assert saved_from(model, tmp_path, theirs) <= 1e-6
@@ -145,9 +131,9 @@ def test_scales_that_were_assigned_are_those_of_peft(theirs, tmp_path):
 def test_sums_and_extracts_are_those_of_peft(theirs, tmp_path):
     model = our_base("mlp", "float32")
     lora.attach(model, LoRAConfig(rank=3, targets=["0", "1"], scaling="rslora", bias="lora_only"))
-    moved(model)
+    moved(model, np.random.default_rng(1))
     lora.attach(model, LoRAConfig(rank=2, targets=["1", "2"], init="pissa"), adapter="b")
-    moved(model, 2)
+    moved(model, np.random.default_rng(2))
     lora.combine(model, ["default", "b"], [0.7, -1.3], "sum")
     lora.switch(model, "sum")
     assert saved_from(model, tmp_path / "sum", theirs, "sum") <= 1e-6
@@ -158,9 +144,9 @@ def test_sums_and_extracts_are_those_of_peft(theirs, tmp_path):
 def test_a_magnitude_that_was_put_in_changes_nothing_in_peft(theirs, tmp_path):
     model = our_base("mlp", "float32")
     lora.attach(model, LoRAConfig(rank=3, targets=["0"], use_dora=True))
-    moved(model)
+    moved(model, np.random.default_rng(1))
     lora.attach(model, LoRAConfig(rank=2, targets=["1"]), adapter="b")
-    moved(model, 2)
+    moved(model, np.random.default_rng(2))
     lora.combine(model, ["default", "b"], [1, 1], "both")
     lora.switch(model, "both")
     assert saved_from(model, tmp_path, theirs, "both") <= 1e-6
@@ -179,7 +165,7 @@ def test_peft_reads_narrow_files_as_we_do(theirs, tmp_path, dtype):
 def moved_dora():
     model = our_base("mlp", "float32")
     lora.attach(model, LoRAConfig(rank=3, targets="all-linear", use_dora=True))
-    return moved(model)
+    return moved(model, np.random.default_rng(1))
 
 
 def test_an_adapter_on_four_bits_is_that_of_peft_on_what_they_stand_for(theirs, tmp_path):
@@ -190,7 +176,7 @@ def test_an_adapter_on_four_bits_is_that_of_peft_on_what_they_stand_for(theirs, 
     lora.quantize(model, ["0"], progress=False)
     codes = model.layers[0].weight.dense(np.float32)
     lora.attach(model, LoRAConfig(rank=3, targets=["0", "1"], use_dora=True))
-    moved(model)
+    moved(model, np.random.default_rng(1))
     lora.save(model, tmp_path)
     base = their_base(theirs, "mlp", "float32")
     base.layers[0].weight.data = torch.tensor(codes)
@@ -207,7 +193,7 @@ def test_names_that_are_ends_of_others_find_the_same_layers(theirs, tmp_path):
     there = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Linear(4, 4)))
     there.load_state_dict({k: torch.tensor(v) for k, v in model.state_dict().items()})
     lora.attach(model, LoRAConfig(rank=2, targets="all-linear", exclude=["1.0"]))
-    moved(model)
+    moved(model, np.random.default_rng(1))
     model[0].scale = 0.3
     lora.save(model, tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["target_modules"] == "(0)"
@@ -251,10 +237,10 @@ def test_targets_are_those_of_peft(theirs):
             if hit and not isinstance(hit, _ExcludedModule):
                 wanted.append(name)
                 key = get_pattern_key(there.rank_pattern.keys(), name)
-                assert rank_of(here, name) == there.rank_pattern.get(key, 8)
-        assert list(targeted(here, NAMES, ())) == wanted, kept
+                assert here.rank_of(name) == there.rank_pattern.get(key, 8)
+        assert list(here.targets_among(NAMES, ())) == wanted, kept
         whole = kept.get("modules_to_save", [])
         ended = [name for name in NAMES if any(name.endswith(p) for p in whole)]
-        assert saved_whole(here, NAMES) == ended
+        assert here.saved_modules(NAMES) == ended
         some += bool(wanted)
     assert some > 200

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 
-from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT
-from lora.attachment.state import Attached, attached_layers, required_attachment
-from lora.files.describing import Update, configuration_of, tensors_of, updates_of, wholes_of
-from lora.files.facts import Facts, LayerFacts, version
-from lora.files.fingerprint import fingerprint_of
-from lora.files.writing import check_tensors, write_folder
+from lora.attachment.state import attached_layers, required_attachment
 from lora.frozen import DenseMatrix
+from lora.peft.facts import Facts, LayerFacts, fingerprint_of
+from lora.peft.folder import check_tensors, write_folder
+from lora.peft.to_peft import config_of, full_parameters_of, tensors_of, updates_of
+from minigrad import __version__
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
 
@@ -35,18 +33,19 @@ def save(
     is saved as the plain one of twice the rank that it is over the base.
 
     Args:
-        model: with the adapter, active or not.
+        model: the model with the adapter, which may be active or not.
         folder: made if it is not there.
         adapter: its name, which is not saved.
-        dtype: to round the tensors to: float64, float32, float16 or bfloat16; None for their own.
-        seed: what A was drawn from, to note it; None for that of the generator that `attach` was
-            given, or of the default one.
-        base_model: what the base is called, for PEFT.
+        dtype: the dtype to round the tensors to: float64, float32, float16 or bfloat16; None for
+            their own.
+        seed: the seed that A was drawn from, to note it; None for that of the generator that
+            `attach` was given, or of the default one.
+        base_model: the name of the base, for PEFT.
         progress: show a progress bar if it takes long.
 
     Raises:
         ValueError: if there is no such adapter or dtype, there is NaN or Inf in it, or would be in
-            the dtype, a scale is 0, or PEFT could not tell the modules that were trained whole.
+            the dtype, a scale is 0, or PEFT could not tell the modules that were trained in full.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
     record = required_attachment(model)
@@ -54,23 +53,12 @@ def save(
     in_place = attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = updates_of(layers, adapter)
-    tensors = tensors_of(updates, wholes_of(model, record, adapter, updates))
-    check_tensors(tensors, dtype)
-    config = configuration_of(model, attached, updates)
+    tensors = tensors_of(updates, full_parameters_of(model, record, adapter, updates))
+    check_tensors(tensors, dtype)  # before the hashes, which take longer
+    config = config_of(model, attached, updates)
     config = replace(config, base_model_name_or_path=base_model)
-    facts = _facts(attached, layers, updates, seed, progress)
-    write_folder(folder, config, tensors, facts, dtype)
-
-
-def _facts(
-    attached: Attached,
-    layers: Mapping[str, AdaptedLayer],
-    updates: Mapping[str, Update],
-    seed: int | None,
-    progress: bool,
-) -> Facts:
     mixed = len({update.dropout for update in updates.values()}) > 1
-    found = {
+    layer_facts = {
         name: LayerFacts(
             updates[name].scale,
             fingerprint_of(layer),
@@ -82,4 +70,5 @@ def _facts(
         )
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
-    return Facts(found, version(), attached.seed if seed is None else seed, gradient)
+    seed = attached.seed if seed is None else seed
+    write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)

@@ -1,4 +1,4 @@
-"""Adapters and bases in files, without a model: inspect, merge, verify and extract."""
+"""Adapters and bases in files, without a model: inspect, check, merge and extract."""
 
 import copy
 import errno
@@ -17,9 +17,9 @@ import pytest
 
 import lora
 from lora.__main__ import FAILED, STOPPED, WRONG, main
-from lora.disk import check_adapter, extract_files, merge_files, summarise
-from lora.disk.stored import StoredWeight
-from lora.files import CONFIG, WEIGHTS
+from lora.offline import check_adapter, extract_files, merge_files, summarise
+from lora.offline.stored_weight import StoredWeight
+from lora.peft import CONFIG, WEIGHTS
 from minigrad.io import (
     INDEX,
     TensorFile,
@@ -29,8 +29,20 @@ from minigrad.io import (
     save_state,
     writing_set,
 )
-from minigrad.nn import Embedding, LayerNorm, Linear, Module
-from tests.lora.test_files import FOLDERS, model_of
+from minigrad.nn import Linear, Module
+from tests.lora.folders import (
+    FOLDERS,
+    PREFIX,
+    Net,
+    adapted_copy,
+    base_of,
+    configure,
+    edit,
+    model_of,
+    replaced,
+    snapshot,
+    without,
+)
 from tests.minigrad.io.test_tensors import mutated
 
 ROOT = Path(__file__).parents[2]
@@ -38,76 +50,21 @@ ROOT = Path(__file__).parents[2]
 FOLDERS_OF_PEFT = sorted(each.name for each in FOLDERS.iterdir() if each.is_dir())
 
 
-class Net(Module):
-    def __init__(self, rng, dtype=np.float32):
-        self.embed = Embedding(11, 6, dtype=dtype, rng=rng)
-        self.up = Linear(6, 8, dtype=dtype, rng=rng)
-        self.norm = LayerNorm(8, dtype=dtype)
-        self.square = Linear(8, 8, dtype=dtype, rng=rng)
-        self.head = Linear(8, 3, dtype=dtype, rng=rng)
-
-    def forward(self, x):
-        return self.head(self.square(self.norm(self.up(self.embed(x)))))
-
-
 @pytest.fixture
 def net(rng):
     return Net(rng)
 
 
-def moved(net, rng):
-    """Random values in all that trains, as after training."""
-    for parameter in net.trainable_parameters():
-        parameter.data = parameter.data + (0.1 * rng.standard_normal(parameter.shape)).astype(
-            parameter.dtype
-        )
-    return net
-
-
-def adapted(net, rng, **options):
-    """The net with an adapter that does something; the net itself is not changed."""
-    made = copy.deepcopy(net)
-    lora.attach(made, lora.LoRAConfig(**{"rank": 2, **options}), rng=rng)
-    return moved(made, rng)
-
-
-def base_of(net, folder):
-    """A folder with the net in it."""
-    folder.mkdir()
-    save_state(folder / "model.safetensors", net.state_dict(), {"format": "pt"})
-    (folder / "config.json").write_text("{}")
-    return folder
-
-
 @pytest.fixture
 def files(net, rng, tmp_path):
     """A base and an adapter for it."""
-    lora.save(adapted(net, rng, bias="lora_only"), tmp_path / "adapter")
+    lora.save(adapted_copy(net, rng, bias="lora_only"), tmp_path / "adapter")
     return base_of(net, tmp_path / "base"), tmp_path / "adapter"
-
-
-def edit(path, change):
-    """Change the tensors of a file."""
-    arrays, metadata = load_state(path)
-    save_state(path, change(dict(arrays)) or arrays, metadata)
-
-
-def configure(folder, **fields):
-    content = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**content, **fields}))
 
 
 def state(path):
     with open_tensors(path) as tensors:
         return {name: tensors.read(name) for name in tensors}
-
-
-def snapshot(folder):
-    return {
-        str(each.relative_to(folder)): each.read_bytes()
-        for each in sorted(folder.rglob("*"))
-        if each.is_file()
-    }
 
 
 # ----------------------------------------------------------------------------------------------
@@ -130,7 +87,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_merged_file_is_the_folded_model_to_the_bit(name, dtype, rng, tmp_path):
     net = Net(rng, dtype)
-    model = adapted(net, rng, **OPTIONS[name])
+    model = adapted_copy(net, rng, **OPTIONS[name])
     lora.save(model, tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     before = snapshot(base)
@@ -269,7 +226,9 @@ def wrapped(net, adapter):
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_weights_may_be_stored_transposed(use_dora, net, rng, tmp_path):
-    lora.save(adapted(net, rng, targets=["up", "square"], use_dora=use_dora), tmp_path / "adapter")
+    lora.save(
+        adapted_copy(net, rng, targets=["up", "square"], use_dora=use_dora), tmp_path / "adapter"
+    )
     base = base_of(net, tmp_path / "base")
     merge_files(base, tmp_path / "adapter", tmp_path / "plain")
     turned = ("up.weight", "square.weight")
@@ -288,7 +247,7 @@ def test_weights_may_be_stored_transposed(use_dora, net, rng, tmp_path):
 @pytest.mark.parametrize("stored_turned", [False, True])
 def test_a_square_weight_is_stored_as_those_around_it(stored_turned, says, net, rng, tmp_path):
     # PEFT's fan_in_fan_out is that of the layer it adapted last, be it a head of another kind.
-    lora.save(adapted(net, rng, targets=["square"]), tmp_path / "adapter")
+    lora.save(adapted_copy(net, rng, targets=["square"]), tmp_path / "adapter")
     arrays = {f"block.0.{name}": x for name, x in net.state_dict().items()}
     save_state(tmp_path / "straight.safetensors", arrays)
     turned = {
@@ -351,7 +310,7 @@ def test_no_more_than_some_rows_are_in_memory(is_turned, most, tmp_path, rng, mo
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_transposed_weight_has_all_its_rows_in_any_order(dtype, rng, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora.disk.stored._BAND", 40)
+    monkeypatch.setattr("lora.offline.stored_weight.BAND", 40)
     table = rng.standard_normal((10, 17)).astype(dtype)
     save_state(tmp_path / "x.safetensors", {"x": table})
     with open_tensors(tmp_path / "x.safetensors") as tensors:
@@ -362,7 +321,7 @@ def test_a_transposed_weight_has_all_its_rows_in_any_order(dtype, rng, tmp_path,
 
 
 def test_an_embedding_beside_pissa_is_a_plain_update(net, rng, tmp_path):
-    lora.save(adapted(net, rng, targets=["embed"]), tmp_path / "adapter")
+    lora.save(adapted_copy(net, rng, targets=["embed"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     merge_files(base, tmp_path / "adapter", tmp_path / "right")
     configure(tmp_path / "adapter", init_lora_weights="pissa")
@@ -384,7 +343,7 @@ def test_what_is_broken_off_leaves_what_was_there(what, name, files, tmp_path, m
         script = (
             "import os, signal\n"
             "from minigrad.io import TensorWriter\n"
-            "from lora.disk.merging import merge_files\n"
+            "from lora.offline.merging import merge_files\n"
             "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
             "TensorWriter.finish = die\n"
             f"merge_files({str(base)!r}, {str(adapter)!r}, {str(work / name)!r}, check_base=False)"
@@ -565,21 +524,14 @@ def test_the_configuration_says_the_dtype_that_was_asked_for(key, files, tmp_pat
         assert out.read_text() == text
 
 
-def without(*names):
-    return lambda arrays: {k: x for k, x in arrays.items() if k not in names}
-
-
-def replaced(name, value):
-    return lambda arrays: {**arrays, name: value}
-
-
-PREFIX = "base_model.model."
-
 BROKEN_BASES = {
     "a missing layer": (without("up.weight"), r"no tensor 'up.weight'"),
     "another shape": (replaced("up.weight", np.ones((9, 6), "f4")), r"do not go with up.weight"),
     "another bias": (replaced("up.bias", np.ones(9, "f4")), r"mis-shaped: .*up.*bias is \(8,\)"),
-    "other numbers": (replaced("up.weight", np.ones((8, 6), "f4")), r"another base: up.weight"),
+    "other numbers": (
+        replaced("up.weight", np.ones((8, 6), "f4")),
+        "base: the weight of up has",
+    ),
     "integers": (replaced("up.weight", np.ones((8, 6), int)), r"only a matrix of float64"),
 }
 
@@ -605,7 +557,7 @@ def test_a_change_of_a_tied_embedding_is_told(
     is_whole, config, has_head, is_told, net, rng, tmp_path
 ):
     options = {"targets": ["up"], "modules_to_save": ["embed"]} if is_whole else {}
-    lora.save(adapted(net, rng, **{"targets": ["embed"], **options}), tmp_path / "adapter")
+    lora.save(adapted_copy(net, rng, **{"targets": ["embed"], **options}), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     (base / "config.json").write_text(json.dumps(config))
     if has_head:
@@ -622,7 +574,7 @@ def test_a_change_of_a_tied_embedding_is_told(
 @pytest.mark.parametrize("config", [{"vocab_size": 11, "tie_word_embeddings": True}, {}])
 def test_a_head_that_is_new_is_tied_to_nothing(config, net, rng, tmp_path):
     net.out = Linear(6, 11, bias=False, rng=rng)
-    lora.save(adapted(net, rng, targets=["up"], modules_to_save=["out"]), tmp_path / "adapter")
+    lora.save(adapted_copy(net, rng, targets=["up"], modules_to_save=["out"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     edit(base / "model.safetensors", without("out.weight"))
     (base / "config.json").write_text(json.dumps(config))
@@ -663,7 +615,7 @@ def test_what_is_no_update_and_cannot_be_taken_over_is_refused(name, files, tmp_
 
 
 def test_what_is_taken_over_must_fit_the_dtype_of_the_base(net, rng, tmp_path):
-    model = adapted(net, rng, targets=["up"], modules_to_save=["head"])
+    model = adapted_copy(net, rng, targets=["up"], modules_to_save=["head"])
     model.head.bias.data[0] = 1e6
     lora.save(model, tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
@@ -692,7 +644,7 @@ def test_a_base_that_the_adapter_does_not_go_with_is_refused(name, files, tmp_pa
 
 def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
     net.out = Linear(6, 11, rng=rng)
-    lora.save(adapted(net, rng, targets=["up", "out"]), tmp_path / "adapter")
+    lora.save(adapted_copy(net, rng, targets=["up", "out"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     edit(base / "model.safetensors", without("out.weight"))
     message = r"no tensor 'out.weight' .*; if it is tied to 'embed.weight', save the base with a"
@@ -767,7 +719,9 @@ def test_a_merge_that_loses_more_than_the_limit_is_refused(files, tmp_path):
 
 
 def test_a_module_that_the_base_has_not_is_added(net, rng, tmp_path):
-    lora.save(adapted(net, rng, targets=["up"], modules_to_save=["head"]), tmp_path / "adapter")
+    lora.save(
+        adapted_copy(net, rng, targets=["up"], modules_to_save=["head"]), tmp_path / "adapter"
+    )
     base = base_of(net, tmp_path / "base")
     edit(base / "model.safetensors", without("head.weight", "head.bias"))
     merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
@@ -776,17 +730,17 @@ def test_a_module_that_the_base_has_not_is_added(net, rng, tmp_path):
     assert {"head.bias", "head.weight"} <= state(tmp_path / "out").keys()
     found = check_adapter(tmp_path / "adapter", base)
     assert found.is_right
-    assert "odd: head.bias: is trained whole, and not in the base" in repr(found)
+    assert "odd: head.bias: is trained in full, and not in the base" in repr(found)
 
 
 # ----------------------------------------------------------------------------------------------
-# inspect and verify
+# inspect and check
 # ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_summary_has_the_figures_of_every_layer(name, net, rng, tmp_path):
-    model = adapted(net, rng, **OPTIONS[name])
+    model = adapted_copy(net, rng, **OPTIONS[name])
     lora.save(model, tmp_path / "adapter")
     found = summarise(tmp_path / "adapter")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, lora.AdaptedLayer)}
@@ -874,6 +828,31 @@ WRONGS = {
         "wrong: files: .* is longer than 1000 characters",
     ),
     "no DoRA": (lambda a: a, {"use_dora": True}, "wrong: up: lora_magnitude is missing"),
+    "no update": (
+        lambda arrays: {key: x for key, x in arrays.items() if key.endswith("bias")},
+        {},
+        "wrong: files: there is no layer with an update",
+    ),
+    "an update that is gone": (
+        without(UP_A, UP_B),
+        {},
+        "wrong: up: is in the metadata, and has no",
+    ),
+    "a bias of integers": (
+        replaced(f"{PREFIX}head.base_layer.bias", np.zeros(3, int)),
+        {},
+        "wrong: base_model.model.head.base_layer.bias: is of int64, and not of float64",
+    ),
+    "another magnitude": (
+        replaced(f"{PREFIX}up.lora_magnitude_vector", np.ones(7, "f4")),
+        {"use_dora": True},
+        r"wrong: up: the magnitude is \(7,\); it must be \(8,\)",
+    ),
+    "a rank that no update has": (
+        lambda arrays: {**arrays, UP_A: np.eye(9, 6, dtype="f4"), UP_B: np.eye(8, 9, dtype="f4")},
+        {"rank_pattern": {"up": 9}, "alpha_pattern": {"up": 72}},
+        "odd: up: its rank 9 is larger than the layer, 6",
+    ),
     "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),
     "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
     "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a is of int64"),
@@ -910,7 +889,7 @@ def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_
     found = check_adapter(adapter)
     assert re.search(message, repr(found))
     assert found.is_right is message.startswith("odd")
-    assert main(["verify", str(adapter)]) == (0 if found.is_right else WRONG)
+    assert main(["check", str(adapter)]) == (0 if found.is_right else WRONG)
     assert re.search(message, capsys.readouterr().out)
     arguments = ["merge", str(base), str(adapter), str(tmp_path / "out"), "--any-base"]
     assert main(arguments) == (0 if found.is_right else FAILED)
@@ -921,8 +900,22 @@ def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_
         assert told
 
 
+def test_what_cannot_be_summarised_or_checked_is_an_error(files, tmp_path):
+    base, adapter = files
+    edit(adapter / WEIGHTS, replaced(UP_B, np.ones((8, 3), "f4")))
+    with pytest.raises(ValueError, match=r"up: A is \(2, 6\) and B \(8, 3\); they must be"):
+        summarise(adapter)
+    edit(adapter / WEIGHTS, without(UP_B))
+    with pytest.raises(ValueError, match="up has no lora_b"):
+        summarise(adapter)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        check_adapter(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"merged in float64, .* not in 'int8'"):
+        merge_files(base, adapter, tmp_path / "out", dtype="int8")
+
+
 def test_an_adapter_may_repeat_the_weight_of_an_embedding(net, rng, tmp_path):
-    lora.save(adapted(net, rng, targets=["embed"]), tmp_path / "adapter")
+    lora.save(adapted_copy(net, rng, targets=["embed"]), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     merge_files(base, tmp_path / "adapter", tmp_path / "out")
     key = f"{PREFIX}embed.base_layer.weight"
@@ -943,7 +936,7 @@ def test_an_adapter_may_repeat_the_weight_of_an_embedding(net, rng, tmp_path):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_was_merged_is_extracted_again(name, net, rng, tmp_path):
     options = OPTIONS[name]
-    lora.save(adapted(net, rng, **options), tmp_path / "adapter")
+    lora.save(adapted_copy(net, rng, **options), tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     merge_files(base, tmp_path / "adapter", tmp_path / "tuned")
     rank = 8 if options.get("use_dora") else 4
@@ -1127,7 +1120,7 @@ def test_commands_print_what_the_functions_say(files, tmp_path, capsys):
     assert status == 0
     assert text.startswith("Merging 3 layers loses at most")
     assert f"written: {tmp_path / 'out'}" in text
-    status, text, _ = run("verify", adapter, base, capsys=capsys)
+    status, text, _ = run("check", adapter, base, capsys=capsys)
     assert (status, text.strip()) == (0, "3 layers and the base checked: nothing is wrong")
     arguments = base, tmp_path / "out", tmp_path / "again", "--rank", 2, "--bias", "lora_only"
     status, text, _ = run("extract", *arguments, capsys=capsys)
@@ -1174,7 +1167,7 @@ def test_json_is_for_machines(files, tmp_path, capsys):
         "up",
     }
     edit(adapter / WEIGHTS, without(UP_B))
-    status, text, _ = run("verify", adapter, "--json", capsys=capsys)
+    status, text, _ = run("check", adapter, "--json", capsys=capsys)
     assert status == WRONG
     assert json.loads(text)["findings"][0]["where"] == "up"
 
@@ -1210,9 +1203,10 @@ def test_a_reader_may_have_had_enough(files):
         assert (process.stderr.read(), process.wait()) == (b"", 0)
 
 
-def test_it_runs_as_a_module(files):
+@pytest.mark.parametrize("command", ["check", "verify"])  # of which the latter is the old name
+def test_it_runs_as_a_module(command, files):
     result = subprocess.run(
-        [sys.executable, "-m", "lora", "verify", str(files[1])],
+        [sys.executable, "-m", "lora", command, str(files[1])],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -1235,7 +1229,7 @@ def test_the_picture_has_every_layer(name, files, tmp_path, capsys):
 def mutate(rounds, net, rng, tmp_path, capsys):
     """Run all commands on files with mistakes in them; count how each of them ended."""
     options = {"targets": ["embed", "up"], "use_dora": True, "bias": "lora_only"}
-    model = adapted(net, rng, modules_to_save=["head"], **options)
+    model = adapted_copy(net, rng, modules_to_save=["head"], **options)
     lora.save(model, tmp_path / "adapter")
     base = base_of(net, tmp_path / "base")
     merge_files(base, tmp_path / "adapter", tmp_path / "tuned")
@@ -1244,7 +1238,7 @@ def mutate(rounds, net, rng, tmp_path, capsys):
     contents = [path.read_bytes() for path in paths]
     commands = {
         "inspect": (adapter, "--json"),
-        "verify": (adapter, base),
+        "check": (adapter, base),
         "merge": (base, adapter, out),
         "extract": (base, tmp_path / "tuned", out, "--rank", 2, "--lossy"),
     }
@@ -1274,4 +1268,4 @@ def test_files_with_mistakes_are_read_right_or_refused(net, rng, tmp_path, capsy
 def test_many_files_with_mistakes(net, rng, tmp_path, capsys):
     ended = mutate(3000, net, rng, tmp_path, capsys)
     assert {(c, s) for c in ("inspect", "merge", "extract") for s in (0, FAILED)} < ended
-    assert {("verify", status) for status in (0, WRONG, FAILED)} < ended
+    assert {("check", status) for status in (0, WRONG, FAILED)} < ended

@@ -1,4 +1,4 @@
-"""What merging needs of files, without a model: weights that stay on disk, and their adapters."""
+"""StoredWeight: a weight that stays in its file, and the update of an adapter on it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
-from lora.files.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from lora.files.writing import FLOATS
 from lora.frozen import FrozenMatrix, strips
-from lora.variants.inits import draw
+from lora.peft.folder import FLOATS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.peft.loading import set_pissa_start
 from minigrad import ops
 from minigrad.core.tensor import Tensor
 from minigrad.io import TensorSet
-from minigrad.nn import Parameter
 
 Array = NDArray[Any]
 
-_BAND = 1 << 24  # numbers of a transposed weight that one pass through its file reads
+BAND = 1 << 24  # elements of a transposed weight that one pass through its file reads
 
 
 class StoredWeight(FrozenMatrix):
@@ -29,13 +27,13 @@ class StoredWeight(FrozenMatrix):
     float16 and bfloat16 are computed with in float32.
 
     Args:
-        tensors: where it is.
-        name: of the tensor: W, `(d_out, d_in)`, or W^T.
+        tensors: the tensors of the file.
+        name: the name of the tensor: W, `(d_out, d_in)`, or W^T.
         is_transposed: whether it is W^T, as in an embedding, whose rows are vectors.
 
     Attributes:
-        name: of the tensor.
-        is_transposed: whether that is W^T.
+        name: the name of the tensor.
+        is_transposed: whether the tensor is W^T.
 
     Raises:
         ValueError: if it is no matrix of floats.
@@ -58,7 +56,7 @@ class StoredWeight(FrozenMatrix):
         self.shape = (columns, rows) if is_transposed else (rows, columns)
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
-        """Some rows and columns of W in float64."""
+        """Return some rows and columns of W in float64."""
         if self.is_transposed and columns == slice(None):
             return self._tensor_columns(rows).T
         if self.is_transposed:
@@ -66,14 +64,15 @@ class StoredWeight(FrozenMatrix):
         return self._tensors.read(self.name, np.float64, rows)[:, columns]
 
     def _tensor_columns(self, columns: slice) -> Array:
-        """Some columns of the tensor in float64.
+        """Return some columns of the tensor in float64.
 
-        They are all over the file, so those that follow are kept for the next time, up to the last.
+        They are scattered over the file, so one pass reads a band of those that follow too, which
+        stays in memory up to its last column.
         """
         count, total = self.shape[::-1]
         start, stop, _ = columns.indices(total)
         if not self._first <= start <= stop <= self._first + self._band.shape[1]:
-            end = min(total, max(stop, start + _BAND // max(1, count)))
+            end = min(total, max(stop, start + BAND // max(1, count)))
             self._first, self._band = start, np.empty((count, end - start), self.dtype)
             for rows in strips((count, total)):
                 self._band[rows] = self._tensors.read(self.name, None, rows)[:, start:end]
@@ -83,24 +82,24 @@ class StoredWeight(FrozenMatrix):
         return found
 
     def blocks(self) -> list[tuple[slice, slice]]:
-        """Rows and columns of parts that follow each other in the file."""
+        """Return rows and columns of parts that follow each other in the file."""
         if self.is_transposed:
             return [(slice(None), strip) for strip in strips(self.shape[::-1])]
         return super().blocks()
 
     def stored_rows(self) -> tuple[tuple[int, int], Callable[[], Iterable[Array]]]:
-        """The shape of the tensor, and a function that reads all its rows, in parts."""
+        """Return the shape of the tensor, and a function that reads all its rows, in parts."""
         shape = self.shape[::-1] if self.is_transposed else self.shape
         return shape, lambda: (self._tensors.read(self.name, None, rows) for rows in strips(shape))
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x W^T + b."""
+        """Return x W^T + b."""
         parts = [ops.linear(x, self.rows(strip).astype(self.dtype)) for strip in self.strips()]
         y = ops.concatenate(parts, axis=-1)
         return y if bias is None else y + bias
 
     def project(self, a: Array) -> Array:
-        """W A^T, in the dtype of A."""
+        """Return W A^T, in the dtype of A."""
         total = np.zeros((self.shape[0], len(a)))
         for rows, columns in self.blocks():
             total[rows] += self.rows(rows, columns) @ a[:, columns].T.astype(np.float64)
@@ -111,29 +110,15 @@ class StoredWeight(FrozenMatrix):
         return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
 
     def cached_squares(self) -> Array:
-        """The squares of the norms of the rows, computed anew: the file may change."""
+        """Return the squares of the norms of the rows, computed anew, since the file may change."""
         return self.squares()
 
 
 def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:
-    """The update of a layer on its weight.
-
-    Raises:
-        ValueError: if A and B do not go with each other or the weight.
-    """
+    """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
     a, b = (files.read(layer.keys[part]) for part in (A, B))
-    d_out, d_in = weight.shape
-    if a.shape != (len(a), d_in) or b.shape != (d_out, len(a)):
-        raise ValueError(
-            f"{layer.name}: A is {a.shape} and B {b.shape}; on a weight of {d_out} x {d_in} they "
-            f"must be (rank, {d_in}) and ({d_out}, rank)"
-        )
-    scale = files.scale(layer)
     magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None
-    made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=files.config.scaling)
-    # PEFT begins embeddings otherwise, whatever the configuration says.
-    if files.config.init_lora_weights == "pissa" and not layer.is_embedding:
-        first = draw("pissa", d_out, d_in, len(a), scale, weight.dense, None)
-        dtype = weight.dtype
-        made.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
+    scale, scaling = files.scale(layer), files.config.scaling
+    made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=scaling)
+    set_pissa_start(made, files, weight, layer.is_embedding)
     return made

@@ -1,4 +1,4 @@
-"""merge_files: the adapter's update added to a base, from files to files, some rows at a time."""
+"""merge_files: the update of an adapter added to a base, from files to files, by rows."""
 
 from __future__ import annotations
 
@@ -7,43 +7,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
-from lora.disk.beside import beside
-from lora.disk.checking import findings_of
-from lora.disk.fitting import TIED, UNTIED, Fit, fit
-from lora.disk.stored import StoredWeight, adapter_of
-from lora.files.folder import WEIGHTS, AdapterFolder
-from lora.files.writing import FLOATS
 from lora.frozen import strips
+from lora.offline.resolve_base import TIED, UNTIED, ResolvedBase, resolve
+from lora.offline.sidecars import find_sidecars
+from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.peft.checking import findings_of
+from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
-from minigrad.io.tensor_info import from_stored, to_stored
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, repr=False)
 class MergedFiles:
-    """What `merge_files` has written.
+    """The result of `merge_files`.
 
     Attributes:
-        path: of the file or the folder.
+        path: the file or the folder that was written.
         certificate: what the merge loses.
-        replaced: the tensors that the adapter has whole, in place of those of the base.
-        added: of these, those that the base has not.
-        tied, heads, prefix: see `Fit`.
+        replaced: the tensors that the adapter replaces by its own, trained in full.
+        added: those of them that the base lacks.
+        tied, heads, prefix: see `ResolvedBase`.
         left_out: files beside the base that are not copied, and folders, which end in a slash.
-        nbytes: of all tensors.
+        nbytes: the bytes of all tensors.
     """
 
     path: Path
@@ -62,7 +56,7 @@ class MergedFiles:
             lines.append(f"names of the base have {self.prefix!r} before those of the adapter")
         if self.replaced:
             added = f", {len(self.added)} of them new to it" if self.added else ""
-            lines.append(f"taken over whole: {len(self.replaced)} tensors of the adapter{added}")
+            lines.append(f"taken over in full: {len(self.replaced)} tensors of the adapter{added}")
         lines += [f"{name} {TIED}" for name in self.tied]
         lines += [f"{name} {UNTIED}" for name in self.heads]
         if self.left_out:
@@ -85,97 +79,103 @@ def merge_files(
     """Write a base with the update of an adapter in it: V = W + s B A, computed in float64.
 
     No more than some rows of a tensor are in memory at a time. What the adapter does not change is
-    copied to the bit, whatever its dtype. What is at `out` is replaced only by what is complete.
+    copied to the bit, whatever its dtype. Files at `out` are replaced only by complete ones.
 
     Args:
         base: a safetensors file, an index of several, or a folder with `model.safetensors` or an
             index.
         adapter: a folder of PEFT's or of `lora.save`.
         out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
-            has, and copies of those without weights (`lora.disk.beside`).
-        dtype: to store all floats in that have 16 bits or more, which a copied `config.json` then
-            says too; None for the dtype of each tensor.
-        limit: refuse if in one layer a larger share of the update is lost to rounding.
-        radius: the norm of the inputs that the certificate's bound holds for.
-        check_base: refuse a base that the adapter was not made on, if its metadata says on which.
+            has, and copies of those without weights (`lora.offline.sidecars`).
+        dtype: the dtype for all floats of 16 bits or more, which a copied `config.json` then names
+            too; None for the dtype of each tensor.
+        limit: raise an error if in one layer a larger share of the update is lost to rounding.
+        radius: the norm of the inputs that the certificate's bound is for.
+        check_base: raise an error for a base that the adapter was not made on, if its metadata
+            names one.
         progress: show progress bars.
 
     Raises:
         FileNotFoundError: if a file is not there, or a folder for the one to be made.
-        ValueError: if a file is not what it should be, something is wrong with the adapter, as
-            `check_adapter` tells it, or does not go with the base, `out` is one of the inputs, of
-            another kind than it says, or has other weights in it, or something would not be
-            finite.
+        ValueError: if a file is not what it should be, `check_adapter` finds something wrong with
+            the adapter, it does not go with the base, `out` is one of the inputs, of another kind
+            than its name says, or has other weights in it, or something would not be finite.
         MergeError: if more than the limit would be lost.
-        OSError: if it cannot be written. Whatever the error, what was at `out` is as it was.
+        OSError: if it cannot be written. Whatever the error, the files at `out` are as they were.
     """
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
+    target = Path(out)
     with open_tensors(base) as tensors, AdapterFolder(adapter) as files:
-        shards = _shards(tensors, Path(out))
-        _check_out(Path(out), tensors, files, shards)
+        shards = _shards(tensors, target)
+        _check_out(target, tensors, files, shards)
         wrong = [
             f"{each.where}: {each.what}"
             for each in findings_of(files, progress, with_ranks=False)
             if each.level == "wrong"
         ]
-        found = fit(files, tensors, check_base, progress)
-        if wrong or found.problems:
+        resolved = resolve(files, tensors, check_base, progress)
+        if wrong or resolved.problems:
             raise ValueError(
                 f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}:\n  "
-                + "\n  ".join([*wrong, *found.problems])
+                + "\n  ".join([*wrong, *resolved.problems])
             )
-        merge = _Merge(tensors, files, found, dtype)
+        merge = _Merge(tensors, files, resolved, dtype)
         certificate = merge.certified(limit, radius, progress)
-        for name in found.added:
-            shards[next(iter(shards))].append(files.tensors[found.whole[name]])
+        for name in resolved.added:
+            shards[next(iter(shards))].append(files.tensors[resolved.replaced[name]])
         infos = {file: [merge.info(i) for i in listed] for file, listed in shards.items()}
         every = [info for listed in infos.values() for info in listed]
-        others = beside(Path(base), tensors, dtype, bool(found.heads))
-        with _writing(Path(out), infos, tensors.metadata, others.copied) as writers:
+        sidecars = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
+        with _writers(target, infos, tensors.metadata, sidecars.copied) as writers:
             merge.write(writers, {info.name: info.dtype for info in every}, progress)
-        nbytes = sum(info.nbytes for info in every)
-    is_folder = Path(out).suffix != ".safetensors"
     return MergedFiles(
-        Path(out),
+        target,
         certificate,
-        list(found.whole),
-        found.added,
-        found.tied,
-        found.heads,
-        found.prefix,
-        others.left_out if is_folder else (),
-        nbytes,
+        list(resolved.replaced),
+        resolved.added,
+        resolved.tied,
+        resolved.heads,
+        resolved.prefix,
+        () if target.suffix == ".safetensors" else sidecars.left_out,
+        sum(info.nbytes for info in every),
     )
 
 
 class _Merge:
-    """All tensors of the result, one after the other."""
+    """All tensors of the result, one after the other.
+
+    Args:
+        tensors: the tensors of the base.
+        files: the adapter.
+        resolved: which of the tensors the adapter changes.
+        dtype: the dtype for all floats; None for their own.
+    """
 
     def __init__(
-        self, tensors: TensorSet, files: AdapterFolder, found: Fit, dtype: str | None
+        self, tensors: TensorSet, files: AdapterFolder, resolved: ResolvedBase, dtype: str | None
     ) -> None:
-        self._tensors, self._files, self._found, self._dtype = tensors, files, found, dtype
+        self._tensors, self._files, self._resolved, self._dtype = tensors, files, resolved, dtype
+        self._names = {key: name for name, key in resolved.replaced.items()}
         self._updates: dict[str, tuple[StoredWeight, Adapter]] = {
             weight.name: (weight, adapter_of(files, files.layers[layer], weight))
-            for layer, weight in found.weights.items()
+            for layer, weight in resolved.weights.items()
         }
 
     def info(self, info: TensorInfo) -> TensorInfo:
-        """What a tensor of the base becomes, or one of the adapter that the base has not."""
-        of_adapter = {key: name for name, key in self._found.whole.items()}
-        name = of_adapter.get(info.name, info.name)
+        """Describe the result of a tensor of the base, or of one that the adapter adds to it."""
+        name = self._names.get(info.name, info.name)
         dtype = self._dtype if self._dtype is not None and info.dtype in FLOATS else info.dtype
         return TensorInfo(name, dtype, info.shape)
 
     def certified(self, limit: float | None, radius: float, progress: bool) -> MergeCertificate:
-        """What is lost in each layer, in the dtype that its weight is stored in.
+        """Return what is lost in each layer, in the dtype that its weight is stored in.
 
         Raises:
             ValueError: if a merged weight would not be finite.
             MergeError: if more than the limit is lost.
         """
-        names = {weight.name: layer for layer, weight in self._found.weights.items()}
+        names = {weight.name: layer for layer, weight in self._resolved.weights.items()}
         by_dtype: dict[str, list[str]] = {}
         for name in self._updates:
             by_dtype.setdefault(self.info(self._tensors.info(name)).dtype, []).append(name)
@@ -207,71 +207,59 @@ class _Merge:
         """Write all tensors, each in its dtype.
 
         Raises:
-            ValueError: if a finite number would not be so in it.
+            ValueError: if a finite element would not be so in it.
         """
         total = sum(self._tensors.info(name).nbytes for name in self._tensors)
         with progress_bar(
             what="merge", unit="B", shown=progress, total=total, unit_scale=True
         ) as bar:
-            for name in [*self._tensors, *self._found.added]:
-                if self._is_as_it_was(name, dtypes[name]):
-                    writers[name].copy(name, self._counted(name, bar))
+
+            def unchanged(name: str) -> Iterator[bytes]:
+                for part in self._tensors.raw(name):
+                    yield part
+                    bar.update(len(part))
+
+            for name in [*self._tensors, *self._resolved.added]:
+                dtype, is_replaced = dtypes[name], name in self._resolved.replaced
+                is_changed = is_replaced or name in self._updates
+                if not is_changed and self._tensors.info(name).dtype == dtype:
+                    writers[name].copy(name, unchanged(name))
                     continue
                 for first, part in self._parts(name):
-                    if self._dtype is not None or name in self._found.whole:
-                        _check_range(name, part, dtypes[name])
+                    is_rounded = self._dtype is not None or is_replaced
+                    if is_rounded and part.dtype.kind == "f" and not is_finite_in(part, dtype):
+                        raise ValueError(
+                            f"{name} has numbers that {dtype} has not; take bfloat16 or float32"
+                        )
                     writers[name].write(name, part, first)
                     bar.update(part.nbytes)
 
-    def _is_as_it_was(self, name: str, dtype: str) -> bool:
-        """Whether a tensor of the result is one of the base, to the bit."""
-        if name in self._found.whole or name in self._updates:
-            return False
-        return self._tensors.info(name).dtype == dtype
-
-    def _counted(self, name: str, bar: tqdm[Any]) -> Iterator[bytes]:
-        """The bytes of a tensor of the base, which the bar is told of."""
-        for part in self._tensors.raw(name):
-            yield part
-            bar.update(len(part))
-
     def _parts(self, name: str) -> Iterator[tuple[int, Array]]:
-        """The rows of a tensor of the result, in parts, and where each begins."""
-        if name in self._found.whole:
-            yield 0, self._files.read(self._found.whole[name])
+        """Yield the rows of a tensor of the result, in parts, each with the index of its first."""
+        if name in self._resolved.replaced:
+            yield 0, self._files.read(self._resolved.replaced[name])
             return
-        update = self._updates.get(name)
-        ratio = None if update is None else update[1].exact_ratio(update[0])
+        weight, adapter = self._updates.get(name, (None, None))
+        ratio = None if weight is None or adapter is None else adapter.exact_ratio(weight)
+        every = slice(None)
         for rows in strips(self._tensors.info(name).shape):
-            if update is None:
+            if weight is None or adapter is None:
                 yield rows.start or 0, self._tensors.read(name, None, rows)
-                continue
-            weight, adapter = update
-            if weight.is_transposed:
-                every = slice(None)
+            elif weight.is_transposed:
                 part = weight.rows(every, rows) + adapter.update(weight, every, rows, ratio)
                 yield rows.start, part.T
             else:
-                part = weight.rows(rows) + adapter.update(weight, rows, slice(None), ratio)
+                part = weight.rows(rows) + adapter.update(weight, rows, every, ratio)
                 yield rows.start, part
 
 
-def _check_range(name: str, part: Array, dtype: str) -> None:
-    """Refuse to turn finite numbers into infinite ones."""
-    if part.dtype.kind != "f":
-        return
-    finite = np.isfinite(part)
-    if not np.isfinite(from_stored(to_stored(part, dtype), dtype))[finite].all():
-        raise ValueError(f"{name} has numbers that {dtype} has not; take bfloat16 or float32")
-
-
 # --------------------------------------------------------------------------------------------------
-# Where it goes
+# The files to write
 # --------------------------------------------------------------------------------------------------
 
 
 def _shards(tensors: TensorSet, out: Path) -> dict[str, list[TensorInfo]]:
-    """The tensors of each file: of those of the base, or all in one."""
+    """Return the tensors of each file to write: those of the base's files, or all in one."""
     if out.suffix == ".safetensors":
         return {out.name: list(tensors.tensors.values())}
     if len(tensors.files) == 1:
@@ -282,17 +270,17 @@ def _shards(tensors: TensorSet, out: Path) -> dict[str, list[TensorInfo]]:
 def _check_out(
     out: Path, tensors: TensorSet, files: AdapterFolder, shards: Mapping[str, Any]
 ) -> None:
-    """Refuse to write over an input, beside other weights, or where nothing can be written."""
+    """Raise an error if `out` is an input, has other weights in it, or cannot be written."""
     text, is_file = repr(os.fspath(out)), out.suffix == ".safetensors"
     folder = out.parent if is_file else out
     inputs = [file.path.resolve() for file in tensors.files.values()]
     targets = {(folder / name).resolve() for name in shards}
-    mine = out.resolve() == files.path.resolve()
-    if mine or targets & {*inputs, (files.path / WEIGHTS).resolve()}:
-        raise ValueError(f"{text} is what is merged; name another place, so that it stays as it is")
+    is_adapter = out.resolve() == files.path.resolve()
+    if is_adapter or targets & {*inputs, (files.path / WEIGHTS).resolve()}:
+        raise ValueError(f"{text} is what is merged; name another path, so that it stays as it is")
     if is_file:
         if out.is_dir():
-            raise ValueError(f"{text} is a folder, and would be a file; name another place")
+            raise ValueError(f"{text} is a folder, and would be a file; name another path")
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
         return
@@ -301,7 +289,7 @@ def _check_out(
             f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
         )
     strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
-    if len(shards) == 1:  # an index would be older than what is beside it
+    if len(shards) == 1:  # an index would be older than the files beside it
         strange |= {each.name for each in out.glob("*.safetensors.index.json")}
     if strange:
         raise ValueError(
@@ -310,18 +298,18 @@ def _check_out(
 
 
 @contextmanager
-def _writing(
+def _writers(
     out: Path,
     infos: Mapping[str, Sequence[TensorInfo]],
     metadata: Mapping[str, str],
-    others: Mapping[str, Path | bytes],
+    sidecars: Mapping[str, Path | bytes],
 ) -> Iterator[Mapping[str, TensorWriter]]:
-    """Writers for a file, or for the files of a folder, by the name of each tensor."""
-    facts = {"format": "pt", **metadata}
+    """Yield writers for a file, or for the files of a folder, by the name of each tensor."""
+    metadata = {"format": "pt", **metadata}
     if out.suffix == ".safetensors":
         (listed,) = infos.values()
-        with writing(out, listed, facts) as writer:
+        with writing(out, listed, metadata) as writer:
             yield {info.name: writer for info in listed}
         return
-    with writing_set(out, infos, facts, others) as writers:
+    with writing_set(out, infos, metadata, sidecars) as writers:
         yield writers
