@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from minigrad import functional, ops
 from minigrad.core.backward import backward
+from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 
 # Python's name of each operator of two operands, numpy's function for it, and the op of both.
-_ARITHMETIC: tuple[tuple[str, np.ufunc, Op[Any]], ...] = (
+_REFLECTED: tuple[tuple[str, np.ufunc, Op[Any]], ...] = (
     ("add", np.add, ops.add),
     ("sub", np.subtract, ops.subtract),
     ("mul", np.multiply, ops.multiply),
@@ -41,7 +42,11 @@ _COMPARISONS: tuple[tuple[str, np.ufunc, Op[Any]], ...] = (
     ("gt", np.greater, ops.greater),
     ("ge", np.greater_equal, ops.greater_equal),
 )
-_ARRAY_OPERATORS = {ufunc: op for _, ufunc, op in (*_ARITHMETIC, *_COMPARISONS)}
+_IN_PLACE = {  # their symbols: & and | are not among these, and write to nothing
+    **{"add": "+", "sub": "-", "mul": "*", "truediv": "/"},
+    **{"floordiv": "//", "mod": "%", "pow": "**", "matmul": "@"},
+}
+_ARRAY_OPERATORS = {ufunc: op for _, ufunc, op in (*_REFLECTED, *_COMPARISONS)}
 
 # The ops and the compositions that are methods under their own name.
 _OPS: tuple[Op[Any], ...] = (
@@ -63,6 +68,24 @@ def _operator(op: Op[Any]) -> Callable[..., Tensor]:
 
 def _reflected(op: Op[Any]) -> Callable[..., Tensor]:
     return lambda self, other: op.call(other, self)
+
+
+def _in_place(op: Op[Any], symbol: str) -> Callable[..., Tensor]:
+    """Make `x += y`, which writes to x where no graph can notice, and is an error elsewhere."""
+
+    def method(self: Tensor, other: Any) -> Tensor:
+        needed = self.requires_grad or (isinstance(other, Tensor) and other.requires_grad)
+        if (needed and is_grad_enabled()) or not self.is_leaf:
+            raise RuntimeError(
+                f"x {symbol}= y would overwrite {self.describe()}, on which gradients depend; "
+                f"write x = x {symbol} y, or do it under no_grad() on a leaf"
+            )
+        result = op.call(self, other)
+        if result.dtype != self.dtype:
+            raise TypeError(f"x {symbol}= y would change the dtype {self.dtype} to {result.dtype}")
+        return self.copy_(result)
+
+    return method
 
 
 def _method(op: Op[Any]) -> Callable[..., Tensor]:
@@ -185,8 +208,9 @@ def _use_instead(numpy_name: str, module: str = "numpy") -> str:
 
 
 ATTACHED: dict[str, Any] = {
-    **{f"__{name}__": _operator(op) for name, _, op in (*_ARITHMETIC, *_COMPARISONS)},
-    **{f"__r{name}__": _reflected(op) for name, _, op in _ARITHMETIC},
+    **{f"__{name}__": _operator(op) for name, _, op in (*_REFLECTED, *_COMPARISONS)},
+    **{f"__r{name}__": _reflected(op) for name, _, op in _REFLECTED},
+    **{f"__i{n}__": _in_place(op, _IN_PLACE[n]) for n, _, op in _REFLECTED if n in _IN_PLACE},
     "__getitem__": _operator(ops.getitem),
     "__neg__": _method(ops.negative),
     "__abs__": _method(ops.abs),

@@ -367,45 +367,8 @@ class Tensor:
             "outside of any graph"
         )
 
-    def _in_place(self, other: Any, compute: Callable[[Any, Any], Tensor], symbol: str) -> Tensor:
-        """`x += y` writes to x where no graph can notice, and is refused elsewhere."""
-        needed = self.node is not None or (isinstance(other, Tensor) and other.node is not None)
-        if (needed and mode.grad_enabled) or not self.is_leaf:
-            raise RuntimeError(
-                f"x {symbol}= y would overwrite {self.describe()}, on which gradients depend; "
-                f"write x = x {symbol} y, or do it under no_grad() on a leaf"
-            )
-        result = compute(self, other)
-        if result.dtype != self.dtype:
-            raise TypeError(f"x {symbol}= y would change the dtype {self.dtype} to {result.dtype}")
-        return self.copy_(result)
-
-    def __iadd__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.add, "+")
-
-    def __isub__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.sub, "-")
-
-    def __imul__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.mul, "*")
-
-    def __ipow__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.pow, "**")
-
-    def __imatmul__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.matmul, "@")
-
-    def __ifloordiv__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.floordiv, "//")
-
-    def __imod__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.mod, "%")
-
-    def __itruediv__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.truediv, "/")
-
     # ----------------------------------------------------------------------------------------------
-    # What `minigrad.operators` attaches, where it is documented
+    # The operators and methods that `minigrad.operators` attaches
     # ----------------------------------------------------------------------------------------------
 
     if TYPE_CHECKING:  # == and != are elementwise, as in numpy, and so no override of object's
@@ -426,6 +389,14 @@ class Tensor:
         def __rpow__(self, other: Any) -> Tensor: ...
         def __matmul__(self, other: Any) -> Tensor: ...
         def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __iadd__(self, other: Any) -> Tensor: ...
+        def __isub__(self, other: Any) -> Tensor: ...
+        def __imul__(self, other: Any) -> Tensor: ...
+        def __itruediv__(self, other: Any) -> Tensor: ...
+        def __ifloordiv__(self, other: Any) -> Tensor: ...
+        def __imod__(self, other: Any) -> Tensor: ...
+        def __ipow__(self, other: Any) -> Tensor: ...
+        def __imatmul__(self, other: Any) -> Tensor: ...
         def __neg__(self) -> Tensor: ...
         def __pos__(self) -> Tensor: ...
         def __abs__(self) -> Tensor: ...
