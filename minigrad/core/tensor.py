@@ -1,8 +1,8 @@
 """Tensor: an array that can be differentiated by.
 
-A tensor holds its data, and its node in the graph. Everything that computes is an op of a module
-of its own. The methods that call ops are declared here, for type checkers and readers, and attached
-by `minigrad.operators`.
+A tensor has its data, and its node in the graph. Everything that computes is an op. The operators
+and methods that call ops are declared here, for type checkers and readers, and are attached by
+`minigrad.operators`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numpy.typing import DTypeLike, NDArray
 
 from minigrad.core import dtypes
 from minigrad.core.grad_mode import mode
-from minigrad.core.node import Hook, Node, leaf
+from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
 from minigrad.versions import mark_written
 
-# What ops and compositions accept where an array is meant: a Tensor, an array or a number.
+# A Tensor, an array or a number: ops and compositions accept each of these.
 Array = Any
 
 Axis = int | Sequence[int] | None
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """`data` as an array: the one in a Tensor, else see `minigrad.core.dtypes.as_array`."""
+    """Return the array of a Tensor; for other data see `minigrad.core.dtypes.as_array`."""
     if isinstance(data, Tensor):
         if mode.state[1]:
             _announce(data, data._data, "Tensor()")
@@ -36,22 +36,22 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
 
 
 class Tensor:
-    """An n-dimensional array with a place in the graph.
+    """An n-dimensional array with a node in the graph.
 
     `Tensor(array)` takes the array as it is, sharing its memory (a read-only one is copied);
-    `minigrad.tensor(data)` copies always.
+    `minigrad.tensor(data)` always copies.
 
     Args:
         data: a number, nested lists of numbers, an array or a Tensor.
-        requires_grad: whether backward passes are to compute a gradient for it.
-        dtype: convert to this.
+        requires_grad: whether backward passes compute a gradient for the tensor.
+        dtype: the dtype to convert to.
 
     Raises:
-        TypeError: if `data` is not made of numbers, or is to require gradients and is not of
+        TypeError: if `data` is not made of numbers, or if a gradient is required and they are not
             floats.
     """
 
-    # `_leaf` is set by `requires_grad_` only: the place to come back to.
+    # `_leaf` is the node of a leaf while `requires_grad_` has switched it off.
     __slots__ = ("__weakref__", "_data", "_leaf", "node")
 
     _data: NDArray[Any]
@@ -71,7 +71,7 @@ class Tensor:
 
     @classmethod
     def at(cls, array: NDArray[Any], node: Node | None) -> Tensor:
-        """A Tensor of `array` at a given place of the graph: for the engine, not for users."""
+        """Make a Tensor of `array` at a given node of the graph: for the engine, not for users."""
         tensor = Tensor.__new__(Tensor)
         tensor._data = array
         tensor.node = node
@@ -83,9 +83,10 @@ class Tensor:
 
     @property
     def data(self) -> NDArray[Any]:
-        """The value, a writable array. Writing into it is not seen by a graph that has saved it.
+        """The value, as a writable array. A graph that has saved it does not notice a write to it.
 
-        Assigning replaces the value of a leaf, and graphs that saved the old one refuse to go on.
+        An assignment replaces the value of a leaf; a backward pass that needs the old value raises
+        an error then.
         """
         if mode.state[1]:
             _announce(self, self._data, ".data")
@@ -108,18 +109,14 @@ class Tensor:
         if self.node is not None and array.dtype != self.node.dtype:
             _check_differentiable(array.dtype)
         mark_written(self._data)
-        self._become(array)
-
-    def _become(self, array: NDArray[Any]) -> None:
-        """Take new memory; a leaf gets a new place where its dtype has changed."""
         self._data = writable(array)
         mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
             self.node.outdated = True
-            self.node = leaf(array.shape, array.dtype)
+            self.node = Node.of(None, (), array)
 
     def copy_(self, value: Any) -> Tensor:
-        """Write `value` into this tensor's own memory, which all views of it see; return it.
+        """Write `value` into this tensor's own memory, which all its views see; return the tensor.
 
         Raises:
             ValueError: if the shape is not the same.
@@ -157,10 +154,10 @@ class Tensor:
         return self._data.dtype
 
     def numpy(self) -> NDArray[Any]:
-        """The value as an array that shares memory with the tensor.
+        """Return the value as an array that shares memory with the tensor.
 
         Raises:
-            RuntimeError: if the tensor requires a gradient, which would not follow the array.
+            RuntimeError: if the tensor requires a gradient, because no gradient follows the array.
         """
         if self.node is not None:
             raise RuntimeError(
@@ -170,7 +167,7 @@ class Tensor:
         return self.data
 
     def item(self) -> Any:
-        """The only element, as a Python number.
+        """Return the only element, as a Python number.
 
         Raises:
             ValueError: if there is not exactly one element.
@@ -182,13 +179,13 @@ class Tensor:
         return self._data.item()
 
     def tolist(self) -> Any:
-        """The value as nested lists of Python numbers."""
+        """Return the value as nested lists of Python numbers."""
         if mode.state[1]:
             _announce(self, None, "tolist()")
         return self._data.tolist()
 
     # ----------------------------------------------------------------------------------------------
-    # The place in the graph
+    # The node in the graph
     # ----------------------------------------------------------------------------------------------
 
     @property
@@ -201,20 +198,20 @@ class Tensor:
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Switch the need for a gradient on or off, for a leaf, and return it. Off drops `.grad`.
+        """Set whether this leaf requires a gradient, and return it. False drops `.grad`.
 
         Graphs that were recorded before know the tensor again when it is switched on again.
 
         Raises:
-            TypeError: for a tensor of integers or booleans.
-            RuntimeError: if it is to be switched off for the result of an op.
+            TypeError: if a gradient is required of a tensor of integers or booleans.
+            RuntimeError: if the result of an op is to require none.
         """
         if requires_grad and self.node is None:
             _check_differentiable(self._data.dtype)
             known = getattr(self, "_leaf", None)
             if known is None or known.dtype != self._data.dtype:
-                known = leaf(self._data.shape, self._data.dtype)
-            known.grad = None  # of what has arrived there while it was switched off
+                known = Node.of(None, (), self._data)
+            known.grad = None  # a pass may have left one there while the tensor was switched off
             self.node = known
         elif not requires_grad and self.node is not None:
             if self.node.op is not None:
@@ -228,12 +225,12 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded op has made this tensor."""
+        """Whether this tensor is not the result of a recorded op."""
         return self.node is None or self.node.op is None
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient, added up over backward passes; None before the first one.
+        """The gradient, summed over backward passes; None before the first one.
 
         Only leaves have one, and results of ops after `retain_grad()`.
         """
@@ -254,26 +251,26 @@ class Tensor:
         self.node.grad = value
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Set the gradient to None."""
         self.grad = None
 
     def detach(self) -> Tensor:
-        """The same memory outside the graph: a constant."""
+        """Return a constant in the same memory, outside of the graph."""
         constant = Tensor.at(self._data, None)
         if self.node is not None and mode.state[1]:
             _announce(self, constant, "detach()")
         return constant
 
     def retain_grad(self) -> None:
-        """Let backward passes keep `.grad` of this result of an op, as they do for leaves."""
+        """Let backward passes set `.grad` of this result of an op, as they do for leaves."""
         node = node_of(self, "retain_grad()")
         if node.op is not None:
             node.retains_grad = node.watched = True
 
     def register_hook(self, function: Callable[[Tensor], Tensor | None]) -> Hook:
-        """Call `function` with the whole gradient of this tensor, before it goes on.
+        """Call `function` with the complete gradient of this tensor in each backward pass.
 
-        If it returns a tensor, that takes the gradient's place. `.remove()` of the result ends it.
+        If it returns a tensor, that replaces the gradient. `.remove()` of the result ends it.
 
         Raises:
             RuntimeError: if the tensor requires no gradient.
@@ -301,7 +298,7 @@ class Tensor:
     # ----------------------------------------------------------------------------------------------
 
     def describe(self) -> str:
-        """A few words for messages: what it is, without its numbers."""
+        """Describe the tensor in a few words for messages, without its values."""
         made_by = "" if self.node is None or self.node.op is None else f", made by {self.node.name}"
         return (
             f"a {type(self).__name__} of shape {self._data.shape} and dtype {self.dtype}{made_by}"
@@ -474,7 +471,7 @@ class Tensor:
 
 
 def _announce(tensor: Tensor, value: Any, how: str) -> None:
-    """Tell who watches that a value goes where no gradient follows."""
+    """Report to the observers that a value leaves the graph, so that no gradient follows it."""
     for observer in mode.observers:
         observer.on_leave(tensor, value, how)
 
@@ -488,7 +485,7 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
 
 
 def node_of(tensor: Any, role: str) -> Node:
-    """The node of a tensor, or an error that says why there is none."""
+    """Return the node of a tensor, or raise an error that says why there is none."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{role} must be a Tensor, not {type(tensor).__name__}")
     if tensor.node is None:
