@@ -261,8 +261,8 @@ def _fit(result: Any, place: Node, op: OpLike, position: int) -> Any:
     """
     if not isinstance(result, (np.ndarray, np.generic, Tensor)):
         raise TypeError(
-            f"the rule of `{op.name}` for its input {op.input_name(position)} returned {result!r}; "
-            f"a rule returns an array (a Tensor when its arguments are Tensors)"
+            f"the VJP of `{op.name}` for its input {op.input_name(position)} returned {result!r}; "
+            f"a VJP returns an array (a Tensor when its arguments are Tensors)"
         )
     given = result.shape
     if given != place.shape:
@@ -284,7 +284,7 @@ def _fit(result: Any, place: Node, op: OpLike, position: int) -> Any:
             result = result.reshape(result.shape[extra:])
         if result.shape != place.shape:
             raise ValueError(
-                f"the rule of `{op.name}` for its input {op.input_name(position)} returned a "
+                f"the VJP of `{op.name}` for its input {op.input_name(position)} returned a "
                 f"gradient of shape {given}, which cannot be summed to the input's "
                 f"{place.shape}"
             )
