@@ -26,7 +26,7 @@ from lora.files.config import CONFIG, PeftConfig, read_config
 from lora.files.facts import Facts
 from lora.files.matching import is_saved_whole, scale_of
 from minigrad.io import TensorFile, TensorInfo, find
-from minigrad.io.tensors import Closing
+from minigrad.io.reader import Closing
 
 WEIGHTS = "adapter_model.safetensors"
 
