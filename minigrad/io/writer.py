@@ -49,7 +49,7 @@ class TensorWriter:
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(f"a name stands for one tensor; twice there are {', '.join(twice)}")
         if "__metadata__" in self._tensors:
-            raise ValueError("no tensor can be called '__metadata__', the name of the facts")
+            raise ValueError("no tensor can be called '__metadata__', which is where facts are")
         for key, value in (metadata or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise TypeError(f"metadata are strings by strings, unlike {key!r}: {value!r:.60}")
@@ -90,7 +90,7 @@ class TensorWriter:
                 f"{first_row} on is no part of"
             )
         if array.size > self._left[name]:
-            raise ValueError(f"{name} has been written already, in part or whole")
+            raise ValueError(f"{name} has been written already, in part or completely")
         stored = to_stored(array, tensor.dtype)
         before = first_row * (tensor.size // tensor.shape[0]) if first_row else 0
         self._file.seek(self._data + self._starts[name] + before * stored.itemsize)
@@ -107,7 +107,7 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         if self._left[name] < tensor.size:
-            raise ValueError(f"{name} has been written already, in part or whole")
+            raise ValueError(f"{name} has been written already, in part or completely")
         self._file.seek(self._data + self._starts[name])
         left = tensor.nbytes
         for part in parts:
