@@ -34,6 +34,21 @@ _PARTIAL = ".partial"
 _ABANDONED = 24 * 60 * 60  # seconds without a write
 
 
+def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
+    """Return the file that a path leads to, checked to be one that can be written.
+
+    Raises:
+        FileNotFoundError: if its folder does not exist; `role` is the beginning of the message.
+        IsADirectoryError: if it is a folder itself.
+    """
+    target = Path(path).resolve()  # a link stays a link, to the new content
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{role}there is no folder {str(target.parent)!r}; make it first")
+    if target.is_dir():
+        raise IsADirectoryError(f"{role}{os.fspath(path)!r} is a folder; name a file in it")
+    return target
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a new file, which replaces `path` when the block ends without an error.
@@ -41,11 +56,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
         OSError: if it cannot be written; the old file, if any, is as it was.
     """
-    target = Path(path).resolve()  # a link stays a link, to the new content
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(target.parent)!r}; make it first")
-    if target.is_dir():
-        raise IsADirectoryError(f"{os.fspath(path)!r} is a folder; name a file in it")
+    target = check_target(path)
     _remove_abandoned(target.parent, f".{glob.escape(target.name)}.*{_PARTIAL}")
     handle, name = tempfile.mkstemp(_PARTIAL, f".{target.name}.", target.parent)
     try:
