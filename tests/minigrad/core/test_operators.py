@@ -11,11 +11,15 @@ from minigrad.core import tensor
 
 
 def declared():
-    """The methods that the core declares for type checkers, as the source of each."""
+    """The methods that the core declares for type checkers, by name, as the source of each."""
     tree = ast.parse(inspect.getsource(tensor))
     (body,) = (node.body for node in tree.body if getattr(node, "name", None) == "Tensor")
     (block,) = (node for node in body if isinstance(node, ast.If))
-    return {node.name: node for node in block.body}
+    functions = {node.name: node for node in block.body if isinstance(node, ast.FunctionDef)}
+    shared = [node for node in block.body if isinstance(node, ast.Assign)]
+    found = {target.id: functions[node.value.id] for node in shared for target in node.targets}
+    signatures = {node.value.id for node in shared}
+    return found | {name: node for name, node in functions.items() if name not in signatures}
 
 
 def parameters(function):
@@ -35,7 +39,7 @@ def test_a_declared_method_has_the_parameters_of_the_one_that_is_attached(name):
     scope = {}
     node = declared()[name]
     exec(f"from __future__ import annotations\n{ast.unparse(node)}", scope)
-    assert parameters(scope[name]) == parameters(operators.ATTACHED[name])
+    assert parameters(scope[node.name]) == parameters(operators.ATTACHED[name])
 
 
 def test_every_attached_method_is_documented_where_it_has_a_name_of_its_own():
