@@ -112,7 +112,7 @@ class Operators(Tensor):
         return self
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        """`array * tensor` is a Tensor; `np.exp(tensor)` is an error that says what to call."""
+        """Return a Tensor for `array * tensor`; raise an error for `np.exp(tensor)`."""
         compute = _ARRAY_OPERATORS.get(ufunc)
         if compute is not None and method == "__call__" and not options:
             return compute.call(*inputs)
@@ -124,7 +124,7 @@ class Operators(Tensor):
     def __array_function__(
         self, function: Callable[..., Any], types: Any, args: Any, options: Any
     ) -> Any:
-        """numpy functions that we have are an error that says so; others see plain arrays."""
+        """Raise an error for numpy functions that minigrad has; give plain arrays to the others."""
         if function in (np.shape, np.ndim, np.size):
             return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
         if function.__module__ in ("numpy", "numpy.linalg") and _ours(function.__name__):
@@ -153,35 +153,35 @@ class Operators(Tensor):
 
     @property
     def T(self) -> Tensor:  # noqa: N802  # the name in numpy and in every formula
-        """All axes in reverse order."""
+        """The tensor with all axes in reverse order."""
         return ops.transpose.call(self)
 
     def dot(self, other: Any) -> Tensor:
-        """The sum of products over the last axis of this and the last but one of the other."""
+        """Sum products over the last axis of this tensor and the last but one of the other."""
         return functional.dot(self, other)
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
-        """The same elements in another shape, given as `(2, 3)` or `2, 3`; one size may be -1."""
+        """Return the elements in another shape, `(2, 3)` or `2, 3`, of which one size may be -1."""
         return ops.reshape.call(self, _sizes(shape))
 
     def flatten(self) -> Tensor:
-        """All elements in a row."""
+        """Return all elements in one axis."""
         return ops.reshape.call(self, -1)
 
     def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
-        """The axes in another order, given as `(1, 0)` or `1, 0`; reversed without any."""
+        """Put the axes in another order, `(1, 0)` or `1, 0`; without any, in reverse order."""
         return ops.transpose.call(self, None if axes in ((), (None,)) else _sizes(axes))
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    """`(2, 3)` for both f(2, 3) and f((2, 3))."""
+    """Return `(2, 3)` for both f(2, 3) and f((2, 3))."""
     if len(values) == 1 and isinstance(values[0], (tuple, list, np.ndarray)):
         values = values[0]
     return tuple(operator.index(value) for value in values)
 
 
 def _unwrapped(value: Any) -> Any:
-    """`value` with arrays for the Tensors in it."""
+    """Return `value` with arrays instead of the Tensors in it."""
     if isinstance(value, Tensor):
         return value.numpy()
     if isinstance(value, (list, tuple)):
@@ -192,7 +192,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _ours(numpy_name: str) -> str | None:
-    """What the numpy function of this name is called here, if it is here."""
+    """Return the name in minigrad of a numpy function, or None if there is no such function."""
     name = {"absolute": "abs", "amax": "max", "amin": "min"}.get(numpy_name, numpy_name)
     found = getattr(ops, name, None) or getattr(functional, name, None)
     return name if callable(found) else None

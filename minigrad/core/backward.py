@@ -29,7 +29,7 @@ def backward(
     create_graph: bool = False,
 ) -> None:
     """Add the gradients of `tensor` to `.grad` of its leaves, as `Tensor.backward` documents it."""
-    seed = _seed(tensor, gradient, "backward", create_graph)
+    seed = initial_gradient(tensor, gradient, "backward", create_graph)
     root = node_of(tensor, "backward")
     for observer in mode.observers:
         observer.on_backward(tensor, seed)
@@ -47,7 +47,7 @@ def backward(
             )
     _announce(arrived, adding=True)
     for node in list(arrived):
-        _accumulate(node, take(arrived, node))
+        accumulate(node, take(arrived, node))
 
 
 def grad(
@@ -100,7 +100,7 @@ def grad(
         if result.node is None and allow_unused:
             continue
         root = node_of(result, f"grad: output {k}")
-        seed = _seed(result, cotangent, f"grad: output {k}", create_graph)
+        seed = initial_gradient(result, cotangent, f"grad: output {k}", create_graph)
         for observer in mode.observers:
             observer.on_backward(result, seed)
         pending[root] = pending[root] + seed if root in pending else seed
@@ -203,7 +203,7 @@ def propagate(
                 if observers:
                     for observer in observers:
                         observer.on_rule(node, place, g, result)
-                    result = _fit(result, place, op, edge[1])
+                    result = fit_to_input(result, place, op, edge[1])
                     for observer in observers:
                         observer.on_gradient(node, place, result)
                 if (
@@ -211,7 +211,7 @@ def propagate(
                     or result.shape != place.shape
                     or result.dtype is not place.dtype
                 ):
-                    result = _fit(result, place, op, edge[1])
+                    result = fit_to_input(result, place, op, edge[1])
                 earlier = pending.get(place)
                 pending[place] = result if earlier is None else earlier + result
             if edges and not retain_graph:
@@ -250,11 +250,11 @@ def _through_hooks(node: Node, g: Any) -> Any:
             )
         tensor = replaced.astype(node.dtype)
     if node.retains_grad:
-        _accumulate(node, _copied(tensor))
+        accumulate(node, _copied(tensor))
     return tensor if isinstance(g, Tensor) else tensor.data
 
 
-def _fit(result: Any, place: Node, op: OpLike, position: int) -> Any:
+def fit_to_input(result: Any, place: Node, op: OpLike, position: int) -> Any:
     """Sum and convert the result of a VJP to the shape and dtype of its input.
 
     The sum over the axes that broadcasting has stretched is the VJP of broadcasting.
@@ -331,7 +331,7 @@ def _copied(g: Any) -> Tensor:
 _accumulating = threading.Lock()
 
 
-def _accumulate(node: Node, g: Tensor) -> None:
+def accumulate(node: Node, g: Tensor) -> None:
     """Add to `.grad`, in new memory, because the user may still have the earlier gradient."""
     for observer in mode.observers:
         observer.on_accumulate(node, g)
@@ -344,7 +344,7 @@ def _accumulate(node: Node, g: Tensor) -> None:
             node.grad = node.grad + g
 
 
-def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
+def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
     """Return the gradient to start from: 1 for a single element, else the caller's, checked."""
     value = tensor._data
     if gradient is None:

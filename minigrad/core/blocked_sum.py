@@ -37,10 +37,10 @@ def sum_over(x: Any, axis: Any, keepdims: bool = False) -> Any:
         return _reduce(x, axis=axis, keepdims=keepdims)
     rows = x.reshape(-1, count, width)
     while count > _BLOCK:
-        whole = count // _BLOCK * _BLOCK
-        blocks = _reduce(rows[:, :whole].reshape(len(rows), -1, _BLOCK, width), axis=2)
-        rest = _reduce(rows[:, whole:], axis=1, keepdims=True)
+        complete = count // _BLOCK * _BLOCK
+        blocks = _reduce(rows[:, :complete].reshape(len(rows), -1, _BLOCK, width), axis=2)
+        rest = _reduce(rows[:, complete:], axis=1, keepdims=True)
         rows = np.concatenate([blocks, rest], axis=1)
         count = rows.shape[1]
-    kept = (1,) * len(axes) if keepdims else ()
-    return _reduce(rows, axis=1).reshape(x.shape[:first] + kept + x.shape[last + 1 :])
+    reduced = (1,) * len(axes) if keepdims else ()
+    return _reduce(rows, axis=1).reshape(x.shape[:first] + reduced + x.shape[last + 1 :])

@@ -27,8 +27,6 @@ from minigrad.versions import clock, last_write, last_written
 
 Edge = tuple[Any, ...]  # (place, position, rule, *saved)
 
-_by_age = operator.attrgetter("order")
-
 
 class OpLike(Protocol):
     """The part of an op that graphs and backward passes use (see `minigrad.core.op.Op`)."""
@@ -159,7 +157,7 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -
                 seen.add(place)
                 if place not in stop:
                     stack.append(place)
-    return sorted(seen, key=_by_age, reverse=True)
+    return sorted(seen, key=operator.attrgetter("order"), reverse=True)
 
 
 def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> None:

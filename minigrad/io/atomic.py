@@ -102,7 +102,9 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
         yield stage
         written = _files(stage)
         if Path(entry) not in written:
-            raise ValueError(f"{entry} has not been written, without which nobody reads the rest")
+            raise ValueError(
+                f"{entry} has not been written; no reader looks at the rest without it"
+            )
         for file in written:
             _check_free(target, file)
             with open(stage / file, "rb+") as opened:

@@ -175,7 +175,7 @@ class Trainer:
             ValueError: if there are none, because there was no `patience` or no epoch.
         """
         if not self._best:
-            raise ValueError("no best weights are kept; train with `patience` to keep them")
+            raise ValueError("no best weights are saved; train with `patience` to save them")
         self.model.load_state_dict(self._best)
 
     def predict(self, x: Any) -> NDArray[Any]:
