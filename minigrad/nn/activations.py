@@ -114,7 +114,7 @@ class LogSoftmax(Activation):
 
 
 class Identity(Module):
-    """x itself, where a layer or an activation is asked for and none is wanted."""
+    """The function x -> x, for code that needs a layer or an activation where none is wanted."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the input."""
