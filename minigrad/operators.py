@@ -6,7 +6,7 @@ This module makes them and attaches them; `help(Tensor.sum)` shows what the op `
 
 from __future__ import annotations
 
-import functools
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from types import FunctionType
@@ -100,7 +100,13 @@ def _method(op: Op[Any]) -> Callable[..., Tensor]:
         def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
             return op.call(self, *args, **options)
 
-    return functools.update_wrapper(method, op, assigned=("__doc__",), updated=())
+    _, *options = op.signature.parameters.values()
+    vars(method)["__signature__"] = op.signature.replace(
+        parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *options],
+        return_annotation="Tensor",
+    )
+    method.__doc__ = op.__doc__
+    return method
 
 
 class Operators(Tensor):
