@@ -14,7 +14,7 @@ from typing import Any
 from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.scene import Frozen, Place, Scene, scene_of
+from minigrad.viz.graph_view import Frozen, Place, Scene, scene_of
 from minigrad.viz.tape import ModuleCall, Tape
 
 _HEAD = """digraph {

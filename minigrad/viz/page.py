@@ -21,12 +21,12 @@ from typing import Any
 from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.album import FEW, LARGEST, Album
+from minigrad.viz.previews import FEW, LARGEST, Album
 from minigrad.viz.page_data import Show, page_data
-from minigrad.viz.scene import Scene, scene_of
+from minigrad.viz.graph_view import Scene, scene_of
 from minigrad.viz.tape import Tape
-from minigrad.viz.walk import Way, again, right_way
-from minigrad.viz.wrong_ways import depth_first, kept_way
+from minigrad.viz.replay import Way, again, right_way
+from minigrad.viz.wrong_orders import depth_first, kept_way
 
 LIMIT = 1_000_000  # bytes of a page
 

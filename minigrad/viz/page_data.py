@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from minigrad.core.node import Node, OpLike
-from minigrad.viz.album import Album
-from minigrad.viz.scene import Frozen, Link, Place, Scene
+from minigrad.viz.previews import Album
+from minigrad.viz.graph_view import Frozen, Link, Place, Scene
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 from minigrad.viz.tape import ModuleCall
 from minigrad.viz.values import saved_by
-from minigrad.viz.walk import Sent, Step, Way
+from minigrad.viz.replay import Sent, Step, Way
 
 Json = dict[str, Any]
 

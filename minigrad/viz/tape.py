@@ -18,7 +18,7 @@ from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.origin import Origin, origin
+from minigrad.diagnostics.source_line import Origin, origin
 
 if TYPE_CHECKING:
     from minigrad.core.op import Op

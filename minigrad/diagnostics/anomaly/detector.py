@@ -21,7 +21,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.anomaly.causes import cause_of, cause_of_gradient, overflow
 from minigrad.diagnostics.anomaly.error import AnomalyError
 from minigrad.diagnostics.anomaly.operand import Entries, Operand, is_numeric, values_of
-from minigrad.diagnostics.origin import Origin, origin
+from minigrad.diagnostics.source_line import Origin, origin
 
 if TYPE_CHECKING:
     from minigrad.core.op import Op

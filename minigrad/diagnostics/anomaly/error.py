@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad.diagnostics.anomaly.operand import Operand
-from minigrad.diagnostics.origin import Origin
+from minigrad.diagnostics.source_line import Origin
 
 
 class AnomalyError(FloatingPointError):

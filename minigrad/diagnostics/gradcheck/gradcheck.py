@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.diagnostics.draws import Draws
+from minigrad.diagnostics.rng_state import Draws
 from minigrad.diagnostics.gradcheck.comparing import compare
 from minigrad.diagnostics.gradcheck.problem import Problem
 from minigrad.diagnostics.gradcheck.report import GradcheckReport

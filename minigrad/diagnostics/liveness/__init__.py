@@ -6,7 +6,7 @@ snapshot (the model as it was), adapters (ranks, and what holds an adapter up), 
 shown).
 """
 
-from minigrad.diagnostics.liveness.liveness import liveness
+from minigrad.diagnostics.liveness.verdicts import liveness
 from minigrad.diagnostics.liveness.report import LivenessReport
 
 __all__ = ["LivenessReport", "liveness"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from minigrad.diagnostics.origin import Origin
+from minigrad.diagnostics.source_line import Origin
 
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
 

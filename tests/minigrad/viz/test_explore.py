@@ -11,12 +11,12 @@ import lora
 import minigrad as mg
 from minigrad.core.grad_mode import mode
 from minigrad.viz import page, tape
-from minigrad.viz.album import FEW, LETTERS, Album, heat_map_of
+from minigrad.viz.previews import FEW, LETTERS, Album, heat_map_of
 from minigrad.viz.names import Names
-from minigrad.viz.scene import scene_of
+from minigrad.viz.graph_view import scene_of
 from minigrad.viz.source import filled_in, source_of
-from minigrad.viz.walk import again, right_way
-from minigrad.viz.wrong_ways import depth_first, kept_way
+from minigrad.viz.replay import again, right_way
+from minigrad.viz.wrong_orders import depth_first, kept_way
 
 
 def read(path):

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.node import Node
-from minigrad.viz.scene import Link, Scene
-from minigrad.viz.walk import (
+from minigrad.viz.graph_view import Link, Scene
+from minigrad.viz.replay import (
     Step,
     Way,
     by_rule,

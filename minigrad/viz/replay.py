@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from minigrad.core.backward import propagate
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
-from minigrad.viz.scene import Link, Place, Scene
+from minigrad.viz.graph_view import Link, Place, Scene
 
 Array = NDArray[Any]
 

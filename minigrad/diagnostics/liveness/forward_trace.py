@@ -24,7 +24,7 @@ from minigrad.core.node import Node
 from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.origin import Origin, origin
+from minigrad.diagnostics.source_line import Origin, origin
 
 
 @dataclass(frozen=True)

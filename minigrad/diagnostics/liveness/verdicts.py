@@ -27,10 +27,10 @@ from minigrad.diagnostics.liveness.adapters import (
     is_merged,
     trained,
 )
-from minigrad.diagnostics.liveness.paths import End, Place
-from minigrad.diagnostics.liveness.rehearsal import Rehearsal, Run, frozen
+from minigrad.diagnostics.liveness.forward_trace import End, Place
+from minigrad.diagnostics.liveness.dry_run import Rehearsal, Run, frozen
 from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, State
-from minigrad.diagnostics.step import Loss
+from minigrad.diagnostics.loss_call import Loss
 from minigrad.nn.module import Module, Parameter
 
 
@@ -58,7 +58,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     Args:
         model: in the mode, train or eval, that is of interest.
         loss_fn: `loss_fn(model, batch)`, or a loss of predictions and targets, or of the
-            predictions alone (see `minigrad.diagnostics.step.loss_of`).
+            predictions alone (see `minigrad.diagnostics.loss_call.loss_of`).
         batch: what goes with it.
 
     Returns:

@@ -16,11 +16,11 @@ from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.draws import Draws
-from minigrad.diagnostics.liveness.paths import Paths
+from minigrad.diagnostics.rng_state import Draws
+from minigrad.diagnostics.liveness.forward_trace import Paths
 from minigrad.diagnostics.liveness.snapshot import Snapshot
-from minigrad.diagnostics.liveness.steps import Steps
-from minigrad.diagnostics.step import Loss, loss_of
+from minigrad.diagnostics.liveness.backward_trace import Steps
+from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.nn.module import Module, Parameter
 
 MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros that has moved
