@@ -1,4 +1,7 @@
-"""Where in the user's own source something happens: the instruments name lines, not only ops."""
+"""SourceLine: where in the user's own source something happens.
+
+The instruments name the line from which an op was called, and not only the op.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,26 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
 
 from minigrad.core.codegen import FILENAME_PREFIX
 
 _PACKAGE = Path(__file__).parents[1]
-# The library's own files: frames of these are not what the user wrote.
-_OURS = tuple(str(_PACKAGE.with_name(name)) + os.sep for name in (_PACKAGE.name, "lora"))
+# Files of the library itself, whose frames are not what the user wrote.
+_LIBRARY = (
+    *(str(_PACKAGE.with_name(name)) + os.sep for name in (_PACKAGE.name, "lora")),
+    FILENAME_PREFIX,
+)
 
 
 @dataclass(frozen=True)
-class Origin:
+class SourceLine:
     """A line of source.
 
     Attributes:
         file: the path of the file, or what stands for one in a notebook or a console.
         line: the number of the line, from 1 on.
         function: the name of the function that it is in.
-        text: the line itself, without what surrounds it; empty where the source is not there.
+        text: the line itself, without surrounding space; empty if the source cannot be read.
     """
 
     file: str
@@ -33,23 +38,18 @@ class Origin:
     text: str
 
     def __str__(self) -> str:
-        place = f"{os.path.basename(self.file)}:{self.line}"
-        place += f" in {self.function}" if self.function != "<module>" else ""
-        return f"{place}: {self.text}" if self.text else place
+        where = f"{os.path.basename(self.file)}:{self.line}"
+        where += f" in {self.function}" if self.function != "<module>" else ""
+        return f"{where}: {self.text}" if self.text else where
 
 
-def is_of_the_library(code: CodeType) -> bool:
-    """Whether it is code of the library itself, which a user does not look for."""
-    return code.co_filename.startswith((*_OURS, FILENAME_PREFIX))
-
-
-def origin() -> Origin | None:
-    """The line nearest to here that is not of the library itself; None if there is none."""
+def user_line() -> SourceLine | None:
+    """Return the innermost line on the stack that is not the library's; None if there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if not is_of_the_library(code):
+        if not code.co_filename.startswith(_LIBRARY):
             text = linecache.getline(code.co_filename, frame.f_lineno, frame.f_globals)
-            return Origin(code.co_filename, frame.f_lineno, code.co_name, text.strip())
+            return SourceLine(code.co_filename, frame.f_lineno, code.co_name, text.strip())
         frame = frame.f_back  # type: ignore[assignment]
     return None

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.recorder import ModuleCall
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.viz.graph_view import Frozen, Place, Scene, scene_of
-from minigrad.viz.tape import ModuleCall, Tape
+from minigrad.viz.tape import Tape
 
 _HEAD = """digraph {
   rankdir=LR;

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from minigrad.core.node import Edge, Node, OpLike, reachable
 from minigrad.core.tensor import Tensor, node_of
+from minigrad.diagnostics.recorder import CallRecord, ModuleCall
 from minigrad.nn import Module, Parameter
 from minigrad.ops import nf4_linear
 from minigrad.viz.names import Names, numbered
-from minigrad.viz.tape import Call, ModuleCall, Tape
+from minigrad.viz.tape import Tape
 from minigrad.viz.values import saved_inputs, takes_sequence, values_of
 
 Array = NDArray[Any]
@@ -85,7 +86,7 @@ class Place:
     name: str = ""
     named: bool = False
     value: Array | None = None
-    call: Call | None = None
+    call: CallRecord | None = None
     group: ModuleCall | None = None
     links: list[Link] = field(default_factory=list)
     frozen: list[tuple[str, Frozen]] = field(default_factory=list)
@@ -150,7 +151,7 @@ def scene_of(
             bool(names.of_node(node)),
             values.get(node),
             calls.get(node),
-            calls[node].within if node in calls else None,
+            calls[node].module if node in calls else None,
         )
         for node in nodes
     }
@@ -229,7 +230,7 @@ class _Inputs:
         array = value._data if isinstance(value, Tensor) else value
         known = self._scene.names.of_memory(value)
         made = None if self._tape is None else self._tape.made(value)
-        called = _unnamed(name) if made is None else made.op.name
+        called = _unnamed(name) if made is None else made.name
         called = called if known is None else known[0]
         shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
         if np.ndim(array) == 0 and shown is not None:
@@ -243,7 +244,7 @@ class _Inputs:
             return "A list of numbers: there is nothing to differentiate by."
         left = None if self._tape is None else self._tape.left(value)
         if left is not None:
-            tensor, how = left
+            tensor, how = left.inputs[0], left.name
             place = None if tensor.node is None else self._scene.places.get(tensor.node)
             whom = "" if place is None else f" {place.name}"
             return f"The value of{whom or ' a tensor'} as {how} gives it: no gradient follows."
@@ -255,9 +256,9 @@ class _Inputs:
             return "The value of a parameter, taken as a constant: no gradient follows."
         made = None if self._tape is None else self._tape.made(value)
         if made is not None and not made.recorded:
-            return f"`{made.op.name}` made it under no_grad(): nothing was recorded."
+            return f"`{made.name}` made it under no_grad(): nothing was recorded."
         if made is not None:
-            return f"`{made.op.name}` made it of inputs of which none needs a gradient."
+            return f"`{made.name}` made it of inputs of which none needs a gradient."
         if isinstance(holder, Tensor) and holder.node is None:
             return "A tensor that needs no gradient: requires_grad=False."
         return UNKNOWN if self._tape is None else "A plain array: it has no place in a graph."

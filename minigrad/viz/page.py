@@ -21,11 +21,11 @@ from typing import Any
 from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.previews import FEW, LARGEST, Album
-from minigrad.viz.page_data import Show, page_data
 from minigrad.viz.graph_view import Scene, scene_of
-from minigrad.viz.tape import Tape
+from minigrad.viz.page_data import Show, page_data
+from minigrad.viz.previews import FEW, LARGEST, Album
 from minigrad.viz.replay import Way, again, right_way
+from minigrad.viz.tape import Tape
 from minigrad.viz.wrong_orders import depth_first, kept_way
 
 LIMIT = 1_000_000  # bytes of a page

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from minigrad.core.node import Node, OpLike
-from minigrad.viz.previews import Album
+from minigrad.diagnostics.recorder import ModuleCall
 from minigrad.viz.graph_view import Frozen, Link, Place, Scene
-from minigrad.viz.source import filled_in, in_short, signature_of, source_of
-from minigrad.viz.tape import ModuleCall
-from minigrad.viz.values import saved_by
+from minigrad.viz.previews import Album
 from minigrad.viz.replay import Sent, Step, Way
+from minigrad.viz.source import filled_in, in_short, signature_of, source_of
+from minigrad.viz.values import saved_by
 
 Json = dict[str, Any]
 
@@ -95,8 +95,8 @@ class _Writer:
             written["op"] = self._op(node.op)
         if place.value is not None:
             written["value"] = self._album.add(place.value)
-        if place.call is not None and place.call.origin is not None:
-            written["origin"] = str(place.call.origin)
+        if place.call is not None and place.call.source_line is not None:
+            written["origin"] = str(place.call.source_line)
         if node.hooks:
             written["hooks"] = len(node.hooks)
         return written

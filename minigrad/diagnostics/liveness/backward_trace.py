@@ -1,7 +1,7 @@
-"""The ways of gradients back through a graph, and where on them nothing but zeros is left.
+"""BackwardTrace: the paths of gradients back through a graph, and where they become all zero.
 
-Where a rule is handed a gradient and returns only zeros, a way back ends, although the graph goes
-on: a relu of negative numbers, a product with zeros.
+Where the derivative of an op receives a gradient and returns only zeros, a path back ends, although
+the graph goes on: a relu of negative numbers, a product with zeros.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from minigrad.core.tensor import Tensor
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a gradient became all zero.
+    """The op at which a gradient became all zero.
 
     Attributes:
-        node: the result of the op that was handed the gradient.
-        factors: the positions of the op's inputs that the rule computes with.
-        inside: False for a checkpoint, whose rule is the backward pass of what it runs again.
+        node: the result of the op that received the gradient.
+        factors: the indices of the op's inputs that the derivative computes with.
+        inside: False for a checkpoint, whose derivative is the backward pass of what it runs again.
     """
 
     node: Node
@@ -32,51 +32,52 @@ class Stop:
     inside: bool
 
 
-class Steps(Observer):
+class BackwardTrace(Observer):
     """Follows gradients backward."""
 
     def __init__(self) -> None:
-        self._steps: dict[Node, list[Node | Stop]] = {}
-        self._fed: set[Node] = set()  # places that a rule gave more than zeros
+        # By parent node: the results whose derivatives passed zeros on, and where zeros began.
+        self._zeros: dict[Node, list[Node | Stop]] = {}
+        self._fed: set[Node] = set()  # parents that received more than zeros
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """Note whether a gradient arrived, and whether one went on."""
         if not _any(gradient):
-            self._steps.setdefault(place, []).append(node)
+            self._zeros.setdefault(place, []).append(node)
         elif not _any(result):
-            self._steps.setdefault(place, []).append(_stop(node, place))
+            self._zeros.setdefault(place, []).append(_stop(node, place))
         else:
             self._fed.add(place)
 
-    def stops(self, place: Node) -> list[Stop]:
-        """Where the gradients on their ways to `place` became all zero, the nearest to it first."""
-        steps = [step for node in self._back_from(place) for step in self._steps.get(node, ())]
+    def stops(self, node: Node) -> list[Stop]:
+        """List where the gradients on paths to `node` became zero, the nearest to it first."""
+        steps = [step for path in self._back_from(node) for step in self._zeros.get(path, ())]
         found = [step for step in steps if isinstance(step, Stop)]
         return [stop for stop in found if stop.inside] or found
 
-    def lost_at(self, place: Node) -> Node | None:
-        """Where gradients that rules gave became all zero together: by cancelling, or by a hook."""
-        return next((node for node in self._back_from(place) if node in self._fed), None)
+    def lost_at(self, node: Node) -> Node | None:
+        """Find where nonzero gradients became zero together: by cancelling, or by a hook."""
+        return next((other for other in self._back_from(node) if other in self._fed), None)
 
-    def _back_from(self, place: Node) -> list[Node]:
-        """`place`, and the nodes that had nothing but zeros to hand on to it, the nearest first."""
-        ways = dict.fromkeys([place])
-        queue = deque(ways)
+    def _back_from(self, node: Node) -> list[Node]:
+        """List `node` and the nodes that had only zeros to pass on to it, the nearest first."""
+        found = dict.fromkeys([node])
+        queue = deque(found)
         while queue:
-            for step in self._steps.get(queue.popleft(), ()):
-                if not isinstance(step, Stop) and step not in ways:
-                    ways[step] = None
+            for step in self._zeros.get(queue.popleft(), ()):
+                if not isinstance(step, Stop) and step not in found:
+                    found[step] = None
                     queue.append(step)
-        return list(ways)
+        return list(found)
 
 
 def _any(gradient: Any) -> bool:
     return bool(np.any(gradient._data if isinstance(gradient, Tensor) else gradient))
 
 
-def _stop(node: Node, place: Node) -> Stop:
+def _stop(node: Node, parent: Node) -> Stop:
     assert node.op is not None
-    rules = [edge[2] for edge in node.edges or () if edge[0] is place]
+    rules = [edge[2] for edge in node.edges or () if edge[0] is parent]
     slots = {slot for rule in rules if rule is not None for slot, shape in rule.slots if not shape}
     if {0, len(node.op.parameters) + 1} <= slots:  # `position`: the inputs are one sequence
         slots |= set(range(1 + max(edge[1] for edge in node.edges or ())))

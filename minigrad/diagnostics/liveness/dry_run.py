@@ -1,4 +1,9 @@
-"""A step of training without the step: run as often as asked, and nothing is changed by it."""
+"""A dry run: a training step without the update, run as often as asked, that changes nothing.
+
+A forward pass writes things down (running means, a count of calls), and a loss function may do what
+belongs to a training step: switch modes, drop gradients, let an optimiser step. So the model is
+saved before, and put back after each run.
+"""
 
 from __future__ import annotations
 
@@ -16,45 +21,46 @@ from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.rng_state import Draws
-from minigrad.diagnostics.liveness.forward_trace import Paths
-from minigrad.diagnostics.liveness.snapshot import Snapshot
-from minigrad.diagnostics.liveness.backward_trace import Steps
+from minigrad.diagnostics.liveness.backward_trace import BackwardTrace
+from minigrad.diagnostics.liveness.forward_trace import ForwardTrace
 from minigrad.diagnostics.loss_call import Loss, loss_of
+from minigrad.diagnostics.rng_state import Draws
 from minigrad.nn.module import Module, Parameter
+from minigrad.readonly import release
+from minigrad.versions import mark_written
 
 MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros that has moved
 
 
 @dataclass(frozen=True)
-class Run:
+class StepRun:
     """What one forward and one backward pass have shown.
 
     Attributes:
         loss: the result.
-        paths: the ways forward.
-        steps: the ways back.
-        forward_ends: how many of `paths.ends` are of the forward pass; the others are of what a
-            checkpoint runs again.
-        norms: of each parameter's gradient; None where none arrived.
+        forward: the paths of values.
+        backward: the paths of gradients.
+        forward_cuts: how many of `forward.cuts` belong to the forward pass; the others belong to
+            what a checkpoint runs again.
+        norms: the norm of each parameter's gradient; None where none arrived.
         alive: the parameters, as bits, whose gradient is not zero in every element.
         frozen: the parameters, as bits, that required no gradient at the end.
     """
 
     loss: Tensor
-    paths: Paths
-    steps: Steps
-    forward_ends: int
+    forward: ForwardTrace
+    backward: BackwardTrace
+    forward_cuts: int
     norms: list[float | None]
     alive: int
     frozen: int
 
-    def is_zero(self, position: int) -> bool:
+    def is_zero(self, index: int) -> bool:
         """Whether a gradient arrived at a parameter, and it is zero in every element."""
-        return self.norms[position] is not None and not self.alive >> position & 1
+        return self.norms[index] is not None and not self.alive >> index & 1
 
 
-class Rehearsal:
+class StepRunner:
     """Runs the step of a model on a batch: the forward pass and the backward pass.
 
     After each run the model is what it was (see `Snapshot`), and so is each random generator that
@@ -69,20 +75,20 @@ class Rehearsal:
         self._snapshot = Snapshot(model)
         self._draws = Draws()
 
-    def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> Run:
-        """One run, with other values for the parameters at the positions in `moved`."""
-        paths, steps = Paths(self.parameters), Steps()
+    def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> StepRun:
+        """Run the step once, with other values for the parameters whose indices are in `moved`."""
+        forward, backward = ForwardTrace(self.parameters), BackwardTrace()
         values = [(self.parameters[i], value) for i, value in (moved or {}).items()]
         arrived: dict[Node, Any] = {}
         self._snapshot.hide_gradients()
         try:
-            with grad_mode(True), _replaced(values), self._draws.put_back(), observe(paths):
-                with observe(_Guard(self.parameters)):
+            with grad_mode(True), _replaced(values), self._draws.put_back(), observe(forward):
+                with observe(_NoBackward(self.parameters)):
                     loss = loss_of(*self._step)
-                forward_ends = len(paths.ends)
+                forward_cuts = len(forward.cuts)
                 at_end = sum(1 << i for i, p in enumerate(self.parameters) if p.node is None)
                 if loss.node is not None:
-                    with observe(steps):
+                    with observe(backward):
                         arrived = propagate(
                             {loss.node: np.ones(loss.shape, loss.dtype)},
                             wanted={p.node for p in self.parameters if p.node is not None},
@@ -93,13 +99,13 @@ class Rehearsal:
         gradients = [None if p.node is None else arrived.get(p.node) for p in self.parameters]
         alive = sum(1 << i for i, g in enumerate(gradients) if g is not None and g.any())
         norms = [_norm(g) for g in gradients]
-        return Run(loss, paths, steps, forward_ends, norms, alive, at_end)
+        return StepRun(loss, forward, backward, forward_cuts, norms, alive, at_end)
 
-    def zero_by_construction(self, first: Run) -> dict[int, int]:
-        """Of the parameters whose gradient is zero in `first`, those that are so by construction.
+    def zero_by_construction(self, first: StepRun) -> dict[int, int]:
+        """Find the parameters whose gradient is zero in `first` by construction.
 
         Returns:
-            By their positions, the parameters (as bits) that were all zeros and made them so.
+            By their indices, the parameters (as bits) that were all zeros and made them so.
         """
         asleep = [i for i in range(len(self.parameters)) if first.is_zero(i)]
         suspects = dict.fromkeys(asleep, 0)
@@ -126,26 +132,26 @@ class Rehearsal:
             asleep = [i for i in asleep if i not in found]
         return found
 
-    def _zero_factors(self, position: int, run: Run) -> int:
-        """The parameters of zeros by which the gradient of another was multiplied, as bits."""
-        node = self.parameters[position].node
+    def _zero_factors(self, index: int, run: StepRun) -> int:
+        """Find the parameters of zeros by which another's gradient was multiplied, as bits."""
+        node = self.parameters[index].node
         assert node is not None
         factors = 0
-        for stop in run.steps.stops(node):
-            for i, zero in run.paths.call(stop.node).zeros.items():
+        for stop in run.backward.stops(node):
+            for i, zero in run.forward.zero_inputs(stop.node).items():
                 factors |= zero.parameters if i in stop.factors else 0
         return factors
 
 
-class _Guard(Observer):
-    """Refuses a backward pass of the loss function's own, before it has changed a gradient."""
+class _NoBackward(Observer):
+    """Raises an error if the loss function runs `backward()`, before a gradient has changed."""
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
-        self._places = {p.node for p in parameters}
+        self._nodes = {p.node for p in parameters}
 
     def on_accumulate(self, place: Node, gradient: Tensor) -> None:
-        """Raise if the gradient is that of a parameter."""
-        if place in self._places:
+        """Raise an error if the gradient is that of a parameter."""
+        if place in self._nodes:
             raise RuntimeError(
                 "liveness: loss_fn calls backward(), which liveness does itself; let it return "
                 "the loss, and leave backward() and the optimiser's step() out"
@@ -154,7 +160,7 @@ class _Guard(Observer):
 
 @contextmanager
 def _replaced(values: Sequence[tuple[Parameter, NDArray[Any]]]) -> Iterator[None]:
-    """Other values for some parameters; their own memory is not written to."""
+    """Give some parameters other values for a while; their own memory is not written to."""
     before = [parameter._data for parameter, _ in values]
     try:
         for parameter, value in values:
@@ -166,8 +172,8 @@ def _replaced(values: Sequence[tuple[Parameter, NDArray[Any]]]) -> Iterator[None
 
 
 @contextmanager
-def frozen(parameters: Sequence[Parameter]) -> Iterator[None]:
-    """Without a place in the graph for a while; `requires_grad_(False)` would drop gradients."""
+def without_nodes(parameters: Sequence[Parameter]) -> Iterator[None]:
+    """Freeze parameters for a while; `requires_grad_(False)` would drop their gradients."""
     before = [parameter.node for parameter in parameters]
     try:
         for parameter in parameters:
@@ -179,7 +185,7 @@ def frozen(parameters: Sequence[Parameter]) -> Iterator[None]:
 
 
 def _norm(gradient: NDArray[Any] | None) -> float | None:
-    """The Euclidean norm, also where squares are too large or too small for a float."""
+    """Compute the Euclidean norm, also where squares are too large or too small for a float."""
     if gradient is None:
         return None
     values = gradient.astype(np.float64)
@@ -188,3 +194,56 @@ def _norm(gradient: NDArray[Any] | None) -> float | None:
         return largest
     scale = 2.0 ** (math.frexp(largest)[1] - 1)  # a power of two rounds nothing
     return scale * float(np.linalg.norm(values / scale))
+
+
+# --------------------------------------------------------------------------------------------------
+# The model as it was
+# --------------------------------------------------------------------------------------------------
+
+
+class Snapshot:
+    """The attributes of all modules of a model, with the values of arrays, tensors and generators.
+
+    Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
+    whatever else they contain is not saved.
+    """
+
+    def __init__(self, model: Module) -> None:
+        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
+        values = [value for _, own in self._attributes for value in own.values()]
+        tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
+        self._tensors = [
+            (t, t._data, t._data.copy(), t.node, t.grad)
+            for t in {id(t): t for t in tensors}.values()
+        ]
+        arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
+        self._arrays = [(array, array.copy()) for array in arrays]
+        generators = [v for v in values if isinstance(v, np.random.Generator)]
+        self._generators = [(g, g.bit_generator.state) for g in generators]
+
+    def hide_gradients(self) -> None:
+        """Take all gradients away until `restore`: an optimiser steps what has one."""
+        for tensor, *_ in self._tensors:
+            tensor.zero_grad()
+
+    def restore(self) -> None:
+        """Make everything what it was; what has not changed is not written to."""
+        for module, attributes in self._attributes:
+            vars(module).clear()
+            vars(module).update(attributes)
+        for tensor, array, values, node, grad in self._tensors:
+            tensor._data, tensor.node, tensor.grad = array, node, grad
+            _write_back(array, values)
+        for array, values in self._arrays:
+            _write_back(array, values)
+        for generator, state in self._generators:
+            generator.bit_generator.state = state
+
+
+def _write_back(array: NDArray[Any], values: NDArray[Any]) -> None:
+    if np.array_equal(array, values, equal_nan=True):
+        return
+    if not array.flags.writeable:
+        release(array)
+    array[...] = values
+    mark_written(array)

@@ -11,10 +11,10 @@ from numpy.testing import assert_array_equal
 import lora
 import minigrad
 from lora import LoRAConfig, LoRALayer
+from lora.liveness import ranks
 from minigrad import Observer, Tensor, checkpoint, liveness, nn, no_grad, observe
 from minigrad.core.grad_mode import mode
 from minigrad.diagnostics import LivenessReport
-from minigrad.diagnostics.liveness.adapters import ranks
 
 
 def line_of(mark):
@@ -345,7 +345,7 @@ def test_a_value_that_is_taken_past_the_graph_without_a_word(batch):
 
     report = liveness(Two(between), minigrad.mse, batch)
     assert_cut(report, "first.weight", "multiply", "read")
-    assert "without its place in the graph" in report["first.weight"].reason
+    assert "without its node in the graph" in report["first.weight"].reason
 
 
 def test_of_two_ends_the_one_that_leads_to_the_loss_is_named(batch):
@@ -857,9 +857,9 @@ def test_ranks_are_those_that_numpy_counts(dtype, rng):
     expected = [rank(layer.lora_a.data), rank(layer.lora_b.data)]
     assert expected == [3, 3]
     product = layer.lora_b.data @ layer.lora_a.data
-    assert ranks(layer) == (3, 3, rank(product))
+    assert ranks(layer.lora_a, layer.lora_b) == (3, 3, rank(product))
     layer.lora_a.data[0, 0] = np.nan
-    assert ranks(layer) == (None, None, None)
+    assert ranks(layer.lora_a, layer.lora_b) == (None, None, None)
 
 
 # Checkpoints
