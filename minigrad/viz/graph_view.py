@@ -1,12 +1,12 @@
-"""The scene: what there is to be drawn of a graph, for the drawing and the page alike.
+"""GraphView: what there is to be drawn of a graph, for the drawing and the page alike.
 
-Places are what gradients reach, links the ways that they take. Where an input of an op has no link,
-no gradient goes there: it is a frozen one, and the scene says why.
+Its nodes are what gradients reach, its links the edges that they go along. Where an input of an op
+has no link, no gradient goes to it: it is a frozen input, and the view says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,13 +31,13 @@ UNKNOWN = (
 
 
 @dataclass(eq=False)
-class Frozen:
+class FrozenInput:
     """An input that no gradient goes to.
 
     Attributes:
         name: what it is called.
         why: why no gradient goes there, in a sentence.
-        value: an array or a number, or None where it is not kept.
+        value: an array or a number, or None if it is not saved anywhere.
         group: the module call that it is drawn in.
     """
 
@@ -49,7 +49,7 @@ class Frozen:
 
 @dataclass(eq=False)
 class Link:
-    """The way of a gradient from `target`, the result of an op, to `source`, an input of it.
+    """An edge along which a gradient goes: from the result of an op to one of its inputs.
 
     Attributes:
         source: the node of the input.
@@ -65,19 +65,19 @@ class Link:
 
 
 @dataclass(eq=False)
-class Place:
+class NodeView:
     """A node of the graph, and all that is known of it.
 
     Attributes:
         node: the node.
-        name: of the variable or parameter that holds it, or of its op, with a number if there are
+        name: the name of the variable or parameter at it, or of its op, with a number if there are
             several.
         named: whether it is the name of a variable or parameter.
-        value: its value, or None where it is not kept.
+        value: its value, or None if it is not saved anywhere.
         call: the call that made it, if it is on the tape.
-        group: the innermost module whose forward made it; for a leaf, that which all its uses have
-            in common.
-        links: the ways of its gradient to its inputs.
+        group: the innermost module call that made it; for a leaf, the innermost one that all its
+            uses have in common.
+        links: the links to its inputs.
         frozen: its inputs that no gradient goes to, by what the op calls them.
         options: what else its op was called with, as far as it is known.
     """
@@ -89,41 +89,48 @@ class Place:
     call: CallRecord | None = None
     group: ModuleCall | None = None
     links: list[Link] = field(default_factory=list)
-    frozen: list[tuple[str, Frozen]] = field(default_factory=list)
+    frozen: list[tuple[str, FrozenInput]] = field(default_factory=list)
     options: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Scene:
+class GraphView:
     """A graph, ready to be drawn.
 
     Attributes:
         root: the node of the loss.
-        places: by node, the oldest first.
+        nodes: the view of each node, the oldest first.
         frozen: the inputs that no gradient goes to, each once.
         groups: the module calls that something was made in, outer ones first.
         names: what modules and tensors are called.
     """
 
     root: Node
-    places: dict[Node, Place]
-    frozen: list[Frozen]
+    nodes: dict[Node, NodeView]
+    frozen: list[FrozenInput]
     groups: list[ModuleCall]
     names: Names
 
     @property
     def links(self) -> list[Link]:
-        """All ways that gradients take, in the order of the places."""
-        return [link for place in self.places.values() for link in place.links]
+        """All links, in the order of the nodes."""
+        return [link for view in self.nodes.values() for link in view.links]
 
 
-def scene_of(
+def view_graph(
     role: str, loss: Tensor, tape: Tape | None, model: Module | None, variables: Mapping[str, Any]
-) -> Scene:
-    """The scene of the graph behind `loss`.
+) -> GraphView:
+    """Collect what there is to be drawn of the graph behind `loss`.
+
+    Args:
+        role: the function that the user called, for error messages.
+        loss: the end of the graph.
+        tape: a tape that has seen the graph being made, or None.
+        model: a model whose parameters have their names without a prefix, or None.
+        variables: the caller's variables, which give names.
 
     Raises:
-        TypeError: if it is no Tensor, the tape no tape, or the model no module.
+        TypeError: if `loss` is no Tensor, the tape no tape, or the model no module.
         ValueError: if the tape has seen nothing of the graph.
         RuntimeError: if there is no graph, or it was freed.
     """
@@ -135,7 +142,8 @@ def scene_of(
     if not isinstance(model, Module | None):
         raise TypeError(f"{role}: model must be a Module, not {model!r:.60}")
     nodes = reachable([root])[::-1]
-    if tape is not None and root.op is not None and not any(node in tape.calls for node in nodes):
+    calls = {} if tape is None else tape.calls
+    if tape is not None and root.op is not None and not any(node in calls for node in nodes):
         raise ValueError(
             f"{role}: the tape has seen nothing of this graph; compute the result in the block of "
             f"`with viz.record() as tape:`"
@@ -143,112 +151,104 @@ def scene_of(
     names = Names(variables, model, () if tape is None else tape.roots)
     values = values_of(nodes, tape)
     values.setdefault(root, loss._data)
-    calls = {} if tape is None else tape.calls
-    places = {
-        node: Place(
-            node,
-            names.of_node(node),
-            bool(names.of_node(node)),
-            values.get(node),
-            calls.get(node),
-            calls[node].module if node in calls else None,
-        )
-        for node in nodes
-    }
-    unnamed = [place for place in places.values() if not place.name]
-    for place, name in zip(unnamed, numbered(p.node.name for p in unnamed), strict=True):
-        place.name = name
-    scene = Scene(root, places, [], [], names)
-    _Inputs(scene, tape).add()
-    _place_in_groups(scene)
-    return scene
+    graph = GraphView(root, {}, [], [], names)
+    for node in nodes:
+        name, call = names.of_node(node), calls.get(node)
+        group = None if call is None else call.module
+        graph.nodes[node] = NodeView(node, name, bool(name), values.get(node), call, group)
+    unnamed = [view for view in graph.nodes.values() if not view.name]
+    for view, name in zip(unnamed, numbered(view.node.name for view in unnamed), strict=True):
+        view.name = name
+    inputs = _Inputs(graph, tape)
+    for view in graph.nodes.values():
+        if view.node.op is not None:
+            inputs.add(view, view.node.op)
+    _group(graph)
+    return graph
 
 
 class _Inputs:
-    """Finds the inputs of each place: where its gradient goes on to, and where it does not."""
+    """Finds the inputs of each node: those that its gradient goes on to, and the frozen ones."""
 
-    def __init__(self, scene: Scene, tape: Tape | None) -> None:
-        self._scene = scene
+    def __init__(self, graph: GraphView, tape: Tape | None) -> None:
+        self._graph = graph
         self._tape = tape
-        self._known: dict[Any, Frozen] = {}
+        self._known: dict[Any, FrozenInput] = {}
 
-    def add(self) -> None:
-        for place in self._scene.places.values():
-            if place.node.op is not None:
-                self._add_inputs(place, place.node.op)
-
-    def _add_inputs(self, place: Place, op: OpLike) -> None:
-        edges = place.node.edges or ()
-        place.links = [Link(e[0], place.node, e, op.input_name(e[1])) for e in edges]
+    def add(self, view: NodeView, op: OpLike) -> None:
+        """Give a node its links, frozen inputs and options."""
+        edges = view.node.edges or ()
+        view.links = [Link(e[0], view.node, e, op.input_name(e[1])) for e in edges]
         linked = {edge[1] for edge in edges}
         many = takes_sequence(op) or not op.rules
         given: dict[int, Any]
-        if place.call is not None:
-            given = dict(enumerate(place.call.inputs))
+        if view.call is not None:
+            given = dict(enumerate(view.call.inputs))
         else:
-            given = saved_inputs(place.node)
-        positions = given if many else range(len(op.parameters))
-        ruled = set(given) if many else {position for position, _ in op.rules}
-        for position in sorted(set(positions) - linked):
-            name = op.input_name(position)
-            value = given.get(position)
-            if position in ruled and position not in given:
-                if op.is_required(position):
-                    self._freeze(place, name, Frozen(_unnamed(name), UNKNOWN), None)
+            given = saved_inputs(view.node)
+        indices = given if many else range(len(op.parameters))
+        differentiable = set(given) if many else {index for index, _ in op.rules}
+        for index in sorted(set(indices) - linked):
+            name = op.input_name(index)
+            value = given.get(index)
+            if index in differentiable and index not in given:
+                if op.is_required(index):
+                    self._freeze(view, name, FrozenInput(_unnamed(name), UNKNOWN), None)
                 else:
-                    place.options.append((name, "left out, or in need of no gradient"))
-            elif position in ruled and value is None:
-                place.options.append((name, "None"))
-            elif position in ruled:
-                self._freeze(place, name, self._frozen(name, value), value)
+                    view.options.append((name, "left out, or in need of no gradient"))
+            elif index in differentiable and value is None:
+                view.options.append((name, "None"))
+            elif index in differentiable:
+                self._freeze(view, name, self._frozen(name, value), value)
             elif op is nf4_linear and name == "weight" and value is not None:
-                why = (
-                    f"A frozen matrix in four bits a number (NF4): `{op.name}` has no rule for it."
-                )
-                self._freeze(place, name, Frozen(_unnamed(name), why, value.dense()), value.codes)
+                why = f"A frozen matrix in four bits a number (NF4): `{op.name}` has no VJP for it."
+                frozen = FrozenInput(_unnamed(name), why, value.dense())
+                self._freeze(view, name, frozen, value.codes)
             elif isinstance(value, (Tensor, np.ndarray)):
-                why = f"`{op.name}` cannot be differentiated by its {name}, and has no rule for it."
                 frozen = self._frozen(name, value)
-                self._freeze(place, name, Frozen(frozen.name, why, frozen.value), value)
-            elif position in given:
-                place.options.append((name, _in_words(value)))
+                frozen.why = (
+                    f"`{op.name}` cannot be differentiated by its {name}, and has no VJP for it."
+                )
+                self._freeze(view, name, frozen, value)
+            elif index in given:
+                view.options.append((name, in_words(value)))
 
-    def _freeze(self, place: Place, name: str, frozen: Frozen, value: Any) -> None:
+    def _freeze(self, view: NodeView, name: str, frozen: FrozenInput, value: Any) -> None:
         """Draw one and the same array once, however often it is used; numbers each by itself.
 
-        Of what is stored in another form, `value` is the array that holds it.
+        If the value is stored in another form, `value` is the array that stores it.
         """
         array = value._data if isinstance(value, Tensor) else value
         if isinstance(array, np.ndarray) and array.size > 1:
             key = (array.__array_interface__["data"][0], array.shape, array.strides, frozen.why)
             frozen = self._known.setdefault(key, frozen)
-        if frozen not in self._scene.frozen:
-            self._scene.frozen.append(frozen)
-        place.frozen.append((name, frozen))
+        if frozen not in self._graph.frozen:
+            self._graph.frozen.append(frozen)
+        view.frozen.append((name, frozen))
 
-    def _frozen(self, name: str, value: Any) -> Frozen:
+    def _frozen(self, name: str, value: Any) -> FrozenInput:
         array = value._data if isinstance(value, Tensor) else value
-        known = self._scene.names.of_memory(value)
+        known = self._graph.names.of_memory(value)
         made = None if self._tape is None else self._tape.made(value)
         called = _unnamed(name) if made is None else made.name
         called = called if known is None else known[0]
         shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
         if np.ndim(array) == 0 and shown is not None:
             called = f"{np.asarray(array).item():.4g}" if known is None else called
-        return Frozen(called, self._why(value), shown)
+        return FrozenInput(called, self._why(value), shown)
 
     def _why(self, value: Any) -> str:
+        """Say why no gradient goes to a value."""
         if isinstance(value, (bool, int, float, np.generic)):
             return "A number: there is nothing to differentiate by."
         if not isinstance(value, (Tensor, np.ndarray)):
             return "A list of numbers: there is nothing to differentiate by."
         left = None if self._tape is None else self._tape.left(value)
         if left is not None:
-            tensor, how = left.inputs[0], left.name
-            place = None if tensor.node is None else self._scene.places.get(tensor.node)
-            whom = "" if place is None else f" {place.name}"
-            return f"The value of{whom or ' a tensor'} as {how} gives it: no gradient follows."
-        known = self._scene.names.of_memory(value)
+            node = left.inputs[0].node
+            whom = self._graph.nodes[node].name if node in self._graph.nodes else "a tensor"
+            return f"The value of {whom} as {left.name} gives it: no gradient follows."
+        known = self._graph.names.of_memory(value)
         holder = value if known is None else known[1]  # of this memory
         if isinstance(holder, Parameter):
             if holder.node is None:
@@ -261,59 +261,43 @@ class _Inputs:
             return f"`{made.name}` made it of inputs of which none needs a gradient."
         if isinstance(holder, Tensor) and holder.node is None:
             return "A tensor that needs no gradient: requires_grad=False."
-        return UNKNOWN if self._tape is None else "A plain array: it has no place in a graph."
+        return UNKNOWN if self._tape is None else "A plain array: it has no node in a graph."
 
 
 def _unnamed(name: str) -> str:
-    """What to call an array that nothing names; the op's own word for it could be a variable's."""
+    """Return what to call an array without a name; the op's word alone could be a variable's."""
     return f"input {name}"
 
 
-def _in_words(value: Any) -> str:
-    """An option as a reader would write it."""
+def in_words(value: Any) -> str:
+    """Write an option as a reader would write it."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"an array of shape {value.shape}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# --------------------------------------------------------------------------------------------------
-# Groups
-# --------------------------------------------------------------------------------------------------
-
-
-def _place_in_groups(scene: Scene) -> None:
+def _group(graph: GraphView) -> None:
     """Put leaves and frozen inputs into the module that uses them, and list the modules."""
     uses: dict[Any, list[ModuleCall | None]] = {}
-    for place in scene.places.values():
-        for link in place.links:
-            uses.setdefault(link.source, []).append(place.group)
-        for _, frozen in place.frozen:
-            uses.setdefault(frozen, []).append(place.group)
-    for place in scene.places.values():
-        if place.node.op is None:
-            place.group = _common(uses.get(place.node, ()))
-    for frozen in scene.frozen:
+    for view in graph.nodes.values():
+        for link in view.links:
+            uses.setdefault(link.source, []).append(view.group)
+        for _, frozen in view.frozen:
+            uses.setdefault(frozen, []).append(view.group)
+    for view in graph.nodes.values():
+        if view.node.op is None:
+            view.group = _common(uses.get(view.node, ()))
+    for frozen in graph.frozen:
         frozen.group = _common(uses.get(frozen, ()))
-    groups: dict[ModuleCall, None] = {}
-    items: list[Place | Frozen] = [*scene.places.values(), *scene.frozen]
-    for item in items:
-        groups.update(dict.fromkeys(_chain(item.group)))
-    scene.groups = list(groups)
-
-
-def _chain(group: ModuleCall | None) -> list[ModuleCall]:
-    """A group and those around it, the outermost first."""
-    chain: list[ModuleCall] = []
-    while group is not None:
-        chain.insert(0, group)
-        group = group.parent
-    return chain
+    items: list[NodeView | FrozenInput] = [*graph.nodes.values(), *graph.frozen]
+    chains = (item.group.chain() for item in items if item.group is not None)
+    graph.groups = list(dict.fromkeys(group for chain in chains for group in chain))
 
 
 def _common(groups: Iterable[ModuleCall | None]) -> ModuleCall | None:
-    """The innermost group that all are in."""
-    chains: Sequence[Sequence[ModuleCall]] = [_chain(group) for group in groups]
+    """Return the innermost module call that all of these are in."""
+    chains = [[] if group is None else group.chain() for group in groups]
     common = None
     for level in zip(*chains, strict=False):
         if any(group is not level[0] for group in level):

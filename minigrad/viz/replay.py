@@ -1,7 +1,7 @@
-"""The way back through a graph, step by step, as `backward` takes it.
+"""A backward pass through a graph, step by step, in the order in which `backward` takes it.
 
-The rules run through the engine, so every number is the engine's own. No hook is called, and no
-`.grad` is written. Ways that go wrong are made of the same steps, in `wrong_ways`.
+The VJPs run through the engine, so every value is the engine's own. No hook is called, and no
+`.grad` is written. Orders that go wrong are made of the same steps, in `wrong_orders`.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from numpy.typing import NDArray
 from minigrad.core.backward import propagate
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
-from minigrad.viz.graph_view import Link, Place, Scene
+from minigrad.viz.graph_view import GraphView, Link, NodeView
 
 Array = NDArray[Any]
 
 
 @dataclass(eq=False)
 class Sent:
-    """A gradient on its way to one input.
+    """A gradient that a VJP sends to one input.
 
     Attributes:
-        link: the way.
-        result: what the rule returned.
+        link: the link that it goes along.
+        result: what the VJP returned.
         gradient: the same in the shape and dtype of the input.
         before: the sum of what had arrived there, or None if this is the first.
         after: the sum with this one.
-        due: what should go there instead; told only where a way goes wrong for the first time.
+        due: what should go there instead; given only where a value goes wrong for the first time.
     """
 
     link: Link
-    result: Array
-    gradient: Array
-    before: Array | None
-    after: Array
+    result: Any
+    gradient: Any = None
+    before: Array | None = None
+    after: Any = None
     due: Array | None = None
 
 
 @dataclass(eq=False)
 class Step:
-    """One rule that runs, and what it sends on; the seed, or a leaf's `.grad`, sends nothing.
+    """One VJP that runs, and what it sends on; the seed, or a leaf's `.grad`, sends nothing.
 
     Attributes:
-        kind: "seed", "rule" or "leaf".
-        node: whose rule runs, or that gets the gradient.
+        kind: "seed", "vjp" or "leaf".
+        node: the node whose VJP runs, or that gets the gradient.
         gradient: what has arrived at the node.
         sent: what goes on to its inputs.
         arrivals: how many gradients have arrived at the node so far.
         before: for a leaf, its `.grad`, or None.
         after: for a leaf, its `.grad` afterwards.
-        fault: why a number goes wrong here; empty if none does.
+        fault: why a value goes wrong here; empty if none does.
         note: what else there is to say of the step.
     """
 
@@ -73,47 +73,47 @@ class Step:
 
 
 @dataclass(eq=False)
-class Way:
-    """A whole pass.
+class Replay:
+    """A complete backward pass.
 
     Attributes:
         steps: those that are shown.
-        arrived: the gradient of each node in the end; of a wrong way that was cut short, empty.
-        first_fault: the index of the first step in which a number goes wrong, or None.
-        rules: how many rules the whole way runs.
+        arrived: the gradient of each node in the end; empty if the pass was cut short.
+        first_fault: the index of the first step in which a value goes wrong, or None.
+        vjps: how many VJPs the complete pass runs.
     """
 
     steps: list[Step]
     arrived: dict[Node, Array]
     first_fault: int | None
-    rules: int
+    vjps: int
 
 
-def right_way(scene: Scene) -> Way:
-    """The pass of the engine itself.
+def right_order(graph: GraphView) -> Replay:
+    """Run the pass of the engine itself.
 
     Raises:
-        RuntimeError: if the graph was freed, or an array that a rule saved was written since.
+        RuntimeError: if the graph was freed, or an array that a VJP saved was written since.
     """
-    seed = seed_of(scene)
-    watcher = _Watcher(scene.places.values())
-    with without_hooks(scene.places), observe(watcher):
-        propagate({scene.root: seed}, retain_graph=True)
-    arrived, count = {scene.root: seed}, {scene.root: 1}
-    steps = [Step("seed", scene.root, seed)]
-    for run in by_rule(watcher.seen):
+    seed = seed_of(graph)
+    watcher = _Watcher(graph.nodes.values())
+    with without_hooks(graph.nodes), observe(watcher):
+        propagate({graph.root: seed}, retain_graph=True)
+    arrived, count = {graph.root: seed}, {graph.root: 1}
+    steps = [Step("seed", graph.root, seed)]
+    for run in by_vjp(watcher.seen):
         node = run[0].link.target
-        step = Step("rule", node, arrived[node], arrivals=count[node])
+        step = Step("vjp", node, arrived[node], arrivals=count[node])
         steps.append(send(step, run, arrived, count))
-    steps += leaves_of(scene, arrived)
-    return Way(steps, arrived, None, len(watcher.seen))
+    steps += leaf_steps(graph, arrived)
+    return Replay(steps, arrived, None, len(watcher.seen))
 
 
-def again(scene: Scene, first: Way) -> Way:
-    """The right way a second time, without `zero_grad` in between: `.grad` adds up."""
-    leaves = leaves_of(scene, first.arrived, grads_after(first))
+def second_pass(graph: GraphView, first: Replay) -> Replay:
+    """Repeat the right order without `zero_grad` in between: `.grad` adds up."""
+    leaves = leaf_steps(graph, first.arrived, grads_after(first))
     steps = [step for step in first.steps if step.kind != "leaf"]
-    return Way(steps + leaves, first.arrived, None, first.rules)
+    return Replay(steps + leaves, first.arrived, None, first.vjps)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -121,112 +121,99 @@ def again(scene: Scene, first: Way) -> Way:
 # --------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class Seen:
-    """What one rule has been seen to return."""
-
-    link: Link
-    result: Any
-    gradient: Any
-
-
 class _Watcher(Observer):
-    """Notes what the rules return in one pass, but not in those that a rule runs itself."""
+    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself."""
 
-    def __init__(self, places: Iterable[Place]) -> None:
-        self._links = {place.node: iter(place.links) for place in places}
+    def __init__(self, views: Iterable[NodeView]) -> None:
+        self._links = {view.node: iter(view.links) for view in views}
         self._depth = 0
-        self.seen: list[Seen] = []
+        self.seen: list[Sent] = []
 
     def on_pass(self, begins: bool) -> None:
         self._depth += 1 if begins else -1
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         if self._depth == 1:
-            self.seen.append(Seen(next(self._links[node]), result, None))
+            self.seen.append(Sent(next(self._links[node]), np.asarray(result)))
 
     def on_gradient(self, node: Node, place: Node, gradient: Any) -> None:
         if self._depth == 1:
             self.seen[-1].gradient = gradient
 
 
-def rules_of(scene: Scene, node: Node, gradient: Array) -> list[Seen]:
-    """What the rules of one node make of a gradient; the engine goes no further."""
-    place = scene.places[node]
-    inputs = {link.source for link in place.links}
-    watcher = _Watcher([place])
+def sent_from(graph: GraphView, node: Node, gradient: Array) -> list[Sent]:
+    """Run the VJPs of one node on a gradient; the engine goes no further."""
+    view = graph.nodes[node]
+    inputs = {link.source for link in view.links}
+    watcher = _Watcher([view])
     with observe(watcher):
         propagate({node: gradient}, wanted=inputs, stop=inputs, retain_graph=True)
     return watcher.seen
 
 
-def by_rule(seen: Sequence[Seen]) -> Iterator[list[Seen]]:
-    """What each rule returned: one gradient, or, if it is a rule for several inputs, these."""
+def by_vjp(seen: Sequence[Sent]) -> Iterator[list[Sent]]:
+    """Yield what each VJP returned: one gradient, or several if it is a joint VJP."""
 
-    def rule_of(numbered: tuple[int, Seen]) -> Any:
-        i, one = numbered
-        op = one.link.target.op
-        return one.link.target.order, -1 if op is not None and not op.plain else i
+    def vjp_of(numbered: tuple[int, Sent]) -> Any:
+        i, sent = numbered
+        op = sent.link.target.op
+        return sent.link.target.order, -1 if op is not None and not op.plain else i
 
-    for _, run in groupby(enumerate(seen), rule_of):
-        yield [one for _, one in run]
+    for _, run in groupby(enumerate(seen), vjp_of):
+        yield [sent for _, sent in run]
 
 
 def send(
     step: Step,
-    run: Sequence[Seen],
+    run: Sequence[Sent],
     arrived: dict[Node, Array],
     count: dict[Node, int],
     due: Mapping[Link, Array] = MappingProxyType({}),
 ) -> Step:
-    """Add what a rule returned to what has arrived at its inputs."""
-    for one in run:
-        source = one.link.source
-        before = arrived.get(source)
-        after = one.gradient if before is None else np.asarray(before + one.gradient)
-        arrived[source] = after
+    """Add what a VJP returned to what has arrived at its inputs."""
+    for sent in run:
+        source = sent.link.source
+        sent.before, sent.due = arrived.get(source), due.get(sent.link)
+        sent.after = sent.gradient
+        if sent.before is not None:
+            sent.after = np.asarray(sent.before + sent.gradient)
+        arrived[source] = sent.after
         count[source] = count.get(source, 0) + 1
-        result = np.asarray(one.result)
-        step.sent.append(Sent(one.link, result, one.gradient, before, after, due.get(one.link)))
+    step.sent += run
     return step
 
 
-def leaves_of(
-    scene: Scene, arrived: dict[Node, Array], grads: dict[Node, Array] | None = None
+def leaf_steps(
+    graph: GraphView, arrived: dict[Node, Array], grads: dict[Node, Array] | None = None
 ) -> list[Step]:
-    """The end of a pass: what has arrived at the leaves is added to their `.grad`."""
+    """Return the end of a pass: what has arrived at the leaves is added to their `.grad`.
+
+    `grads` has the `.grad` of each leaf before the pass; None stands for the present ones.
+    """
     steps = []
-    for node in reversed(scene.places):
+    for node in reversed(graph.nodes):
         if node.op is None and node in arrived:
             g = arrived[node]
-            before = _grad(node) if grads is None else grads[node]
+            before = None if node.grad is None else node.grad._data
+            before = before if grads is None else grads[node]
             after = g if before is None else np.asarray(before + g)
             steps.append(Step("leaf", node, g, before=before, after=after))
     return steps
 
 
-def grads_after(first: Way) -> dict[Node, Array]:
-    """The `.grad` of each leaf after a first pass."""
+def grads_after(first: Replay) -> dict[Node, Array]:
+    """Return the `.grad` of each leaf after a first pass."""
     return {step.node: step.after for step in first.steps if step.after is not None}
 
 
-def _grad(node: Node) -> Array | None:
-    return None if node.grad is None else node.grad._data
-
-
-def seed_of(scene: Scene) -> Array:
-    """The gradient of the loss by itself."""
-    return np.ones(scene.root.shape, scene.root.dtype)
-
-
-def equal(x: Array, y: Array) -> bool:
-    """Whether all numbers are the same, nan being the same as nan."""
-    return np.array_equal(x, y, equal_nan=True)
+def seed_of(graph: GraphView) -> Array:
+    """Return the gradient of the loss with respect to itself."""
+    return np.ones(graph.root.shape, graph.root.dtype)
 
 
 @contextmanager
 def without_hooks(nodes: Iterable[Node]) -> Iterator[None]:
-    """Let no hook be called, and no result of an op retain its gradient."""
+    """Call no hook in the block, and let no result of an op retain its gradient."""
     watched = [node for node in nodes if node.watched]
     for node in watched:
         node.watched = False
