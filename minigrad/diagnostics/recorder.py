@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node
@@ -23,6 +23,8 @@ from minigrad.diagnostics.source_line import SourceLine, user_line
 if TYPE_CHECKING:
     from minigrad.core.op import Op
     from minigrad.nn import Module
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -134,3 +136,19 @@ class Recorder(Observer):
             self.running.append(kind)
         elif self.running:  # otherwise it began before anyone watched
             self.running.pop()
+
+
+class WeakIdMap(Generic[T]):
+    """A mapping by identity from arrays and Tensors, which have no hash, while they live."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[ref[Any], T]] = {}
+
+    def __setitem__(self, key: Any, value: T) -> None:
+        index, entries = id(key), self._entries
+        entries[index] = ref(key, lambda _: entries.pop(index, None)), value
+
+    def get(self, key: Any) -> T | None:
+        """Return what belongs to `key`, or None."""
+        entry = self._entries.get(id(key))
+        return None if entry is None else entry[1]

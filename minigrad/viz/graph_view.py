@@ -149,7 +149,7 @@ def view_graph(
             f"`with viz.record() as tape:`"
         )
     names = Names(variables, model, () if tape is None else tape.roots)
-    values = values_of(nodes, tape)
+    values = values_of(nodes, calls)
     values.setdefault(root, loss._data)
     graph = GraphView(root, {}, [], [], names)
     for node in nodes:
@@ -172,7 +172,8 @@ class _Inputs:
 
     def __init__(self, graph: GraphView, tape: Tape | None) -> None:
         self._graph = graph
-        self._tape = tape
+        self._tape = Tape() if tape is None else tape
+        self._plain = UNKNOWN if tape is None else "A plain array: it has no node in a graph."
         self._known: dict[Any, FrozenInput] = {}
 
     def add(self, view: NodeView, op: OpLike) -> None:
@@ -229,7 +230,7 @@ class _Inputs:
     def _frozen(self, name: str, value: Any) -> FrozenInput:
         array = value._data if isinstance(value, Tensor) else value
         known = self._graph.names.of_memory(value)
-        made = None if self._tape is None else self._tape.made(value)
+        made = self._tape.made(value)
         called = _unnamed(name) if made is None else made.name
         called = called if known is None else known[0]
         shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
@@ -243,7 +244,7 @@ class _Inputs:
             return "A number: there is nothing to differentiate by."
         if not isinstance(value, (Tensor, np.ndarray)):
             return "A list of numbers: there is nothing to differentiate by."
-        left = None if self._tape is None else self._tape.left(value)
+        left = self._tape.left(value)
         if left is not None:
             node = left.inputs[0].node
             whom = self._graph.nodes[node].name if node in self._graph.nodes else "a tensor"
@@ -254,14 +255,14 @@ class _Inputs:
             if holder.node is None:
                 return "A frozen parameter: requires_grad=False."
             return "The value of a parameter, taken as a constant: no gradient follows."
-        made = None if self._tape is None else self._tape.made(value)
+        made = self._tape.made(value)
         if made is not None and not made.recorded:
             return f"`{made.name}` made it under no_grad(): nothing was recorded."
         if made is not None:
             return f"`{made.name}` made it of inputs of which none needs a gradient."
         if isinstance(holder, Tensor) and holder.node is None:
             return "A tensor that needs no gradient: requires_grad=False."
-        return UNKNOWN if self._tape is None else "A plain array: it has no node in a graph."
+        return self._plain
 
 
 def _unnamed(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.viz.tape import Tape
+from minigrad.diagnostics.recorder import CallRecord
 
 if TYPE_CHECKING:
     from minigrad.core.node import Edge, Node, OpLike
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def values_of(nodes: Sequence[Node], tape: Tape | None) -> dict[Node, Array]:
-    """Find the values at these nodes: on the tape, of living Tensors, or saved for VJPs."""
+def values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[Node, Array]:
+    """Find the values at these nodes: of calls on a tape, of living Tensors, or saved for VJPs."""
     among = set(nodes)
     found: dict[Node, Array] = {}
 
@@ -39,7 +39,7 @@ def values_of(nodes: Sequence[Node], tape: Tape | None) -> dict[Node, Array]:
             found[node] = value
 
     for node in nodes:
-        call = None if tape is None else tape.calls.get(node)
+        call = calls.get(node)
         if call is not None:
             for value in (call.result, *call.inputs):
                 if isinstance(value, Tensor):

@@ -8,10 +8,10 @@ sought, and an error raised, inside the call itself, where a debugger's post mor
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.anomaly.causes import cause_of, cause_of_gradient, overflow
 from minigrad.diagnostics.anomaly.error import SHOWN, Operand, anomaly, values_of
-from minigrad.diagnostics.recorder import Recorder
+from minigrad.diagnostics.recorder import Recorder, WeakIdMap
 from minigrad.diagnostics.source_line import SourceLine, user_line
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class Detector(Recorder):
         if outer is not None:
             self.calls = outer.calls
         self.inf = inf
-        self._infinities = _Infinities()
-        self._routes: weakref.WeakKeyDictionary[Node, list[str]] = weakref.WeakKeyDictionary()
+        # Where each Inf entered the computation that ops have passed on since, by the array.
+        self._entries: WeakIdMap[str] = WeakIdMap()
+        self._routes: WeakKeyDictionary[Node, list[str]] = WeakKeyDictionary()
         self._inside: str | None = None  # the op inside the present derivative that made the first
         # The gradient that a derivative was given, its result, and `_inside` at its end.
         self._derivative: tuple[Any, Any, str | None] = (None, None, None)
@@ -78,14 +79,14 @@ class Detector(Recorder):
         operands = {name: Operand.of(f"input {name}", x) for name, x in given.items()}
         made = Operand.of("result", result)
         infinite = [name for name, operand in operands.items() if operand.inf]
-        entered = self._infinities.entry(given[name] for name in infinite)
+        entered = self._entry(given[name] for name in infinite)
         for name, operand in operands.items():
             if not (operand.nan if made.nan else operand.inf):
                 continue
             what = _what(given[name])
             if not made.nan and what != _LEAF:
                 where = entered or f"input {name} of `{op.name}` at {user_line()}"
-                self._infinities.note(result, where)
+                self._entries[values_of(result)] = where
                 return
             headline = (
                 f"input {name} of `{op.name}` ({what}) holds {made.kind} already: "
@@ -138,7 +139,7 @@ class Detector(Recorder):
                     f"backward() starts from {loss.name}, which is {loss.kind} already; it {made}"
                     f"{'' if node.op is None or known else _UNSEEN}"
                 )
-                entered, line = self._infinities.entry([output]), known or user_line()
+                entered, line = self._entry([output]), known or user_line()
                 raise anomaly(headline, node.name, "backward", line, [loss], entered=entered)
         if self._is_bad(gradient):
             seed = Operand.of("the gradient to start from", gradient)
@@ -204,7 +205,7 @@ class Detector(Recorder):
                 for name, value in saved.items()
             }
             hint = cause_of_gradient(op.name, values, values_of(arrived), values_of(result))
-            entered = self._infinities.entry(saved.values())
+            entered = self._entry(saved.values())
         known = self._line_of(node)
         headline += "" if known else f"; it was called{_UNSEEN}"
         raise anomaly(headline, op.name, "backward", known, operands, hint, entered=entered)
@@ -269,6 +270,15 @@ class Detector(Recorder):
                 hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
             raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
 
+    def _entry(self, values: Iterable[Any]) -> str | None:
+        """Return where an Inf entered that is in the first of these values for which it is known.
+
+        A view counts as the array that it looks into.
+        """
+        arrays = [values_of(value) for value in values]
+        known = (self._entries.get(x) or self._entries.get(x.base) for x in arrays)
+        return next((where for where in known if where is not None), None)
+
     def _line_of(self, node: Node) -> SourceLine | None:
         """Return the line of the call that left a node; None if it was not seen."""
         call = self.calls.get(node)
@@ -277,32 +287,6 @@ class Detector(Recorder):
     def _at(self, node: Node) -> str:
         known = self._line_of(node)
         return f" at {known}" if known else ""
-
-
-class _Infinities:
-    """Where each Inf entered the computation that ops have passed on since."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Any], str]] = {}  # by id, while an array lives
-
-    def note(self, value: Any, where: str) -> None:
-        """Remember where the Inf entered that is in the result of an op."""
-        array = values_of(value)
-        key, known = id(array), self._known
-        known[key] = (weakref.ref(array, lambda _: known.pop(key, None)), where)
-
-    def entry(self, values: Iterable[Any]) -> str | None:
-        """Return where an Inf entered that is in the first of these values for which it is known.
-
-        A view counts as the array that it looks into.
-        """
-        for value in values:
-            array = values_of(value)
-            for known in (array, array.base):
-                reference, where = self._known.get(id(known), (None, None))
-                if reference is not None and reference() is known:
-                    return where
-        return None
 
 
 def _is_numeric(value: Any) -> bool:

@@ -78,11 +78,11 @@ class StepRunner:
     def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> StepRun:
         """Run the step once, with other values for the parameters whose indices are in `moved`."""
         forward, backward = ForwardTrace(self.parameters), BackwardTrace()
-        values = [(self.parameters[i], value) for i, value in (moved or {}).items()]
+        data = [(self.parameters[i], value) for i, value in (moved or {}).items()]
         arrived: dict[Node, Any] = {}
         self._snapshot.hide_gradients()
         try:
-            with grad_mode(True), _replaced(values), self._draws.put_back(), observe(forward):
+            with grad_mode(True), assigned("_data", data), self._draws.put_back(), observe(forward):
                 with observe(_NoBackward(self.parameters)):
                     loss = loss_of(*self._step)
                 forward_cuts = len(forward.cuts)
@@ -159,29 +159,19 @@ class _NoBackward(Observer):
 
 
 @contextmanager
-def _replaced(values: Sequence[tuple[Parameter, NDArray[Any]]]) -> Iterator[None]:
-    """Give some parameters other values for a while; their own memory is not written to."""
-    before = [parameter._data for parameter, _ in values]
+def assigned(attribute: str, values: Sequence[tuple[Parameter, Any]]) -> Iterator[None]:
+    """Give parameters other memory, or another node, for a while; no memory is written to.
+
+    Without a node a parameter is frozen; `requires_grad_(False)` would drop its gradient.
+    """
+    before = [(parameter, getattr(parameter, attribute)) for parameter, _ in values]
     try:
         for parameter, value in values:
-            parameter._data = value
+            setattr(parameter, attribute, value)
         yield
     finally:
-        for (parameter, _), value in zip(values, before, strict=True):
-            parameter._data = value
-
-
-@contextmanager
-def without_nodes(parameters: Sequence[Parameter]) -> Iterator[None]:
-    """Freeze parameters for a while; `requires_grad_(False)` would drop their gradients."""
-    before = [parameter.node for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.node = None
-        yield
-    finally:
-        for parameter, node in zip(parameters, before, strict=True):
-            parameter.node = node
+        for parameter, value in before:
+            setattr(parameter, attribute, value)
 
 
 def _norm(gradient: NDArray[Any] | None) -> float | None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 import operator
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from minigrad.core.grad_mode import is_grad_enabled, mode
 from minigrad.core.node import Node
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import CallRecord, Recorder
+from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap
 from minigrad.readonly import owner_of
 
 
@@ -88,15 +88,16 @@ class ForwardTrace(Recorder):
         self._gone = 0  # the cuts whose values were given away as arrays, out of sight
         self._read = 0  # those whose values were given away as numbers, which may be for a log only
         self._last: dict[int, CallRecord] = {}  # by the parameters that the op was given
-        self._nodes: weakref.WeakKeyDictionary[Node, ValueTrace] = weakref.WeakKeyDictionary()
-        self._objects: dict[int, tuple[weakref.ref[Any], ValueTrace]] = {}  # by id, while they live
+        self._nodes: WeakKeyDictionary[Node, ValueTrace] = WeakKeyDictionary()
+        # By Tensor, or by the array that owns the memory.
+        self._values: WeakIdMap[ValueTrace] = WeakIdMap()
         for index, parameter in enumerate(parameters):
             bit = 1 << index
             zero = None if parameter._data.any() else ZeroValue(bit, None)
             trace = ValueTrace(bit, bit if parameter.requires_grad else 0, 0, zero)
             if parameter.node is not None:
                 self._nodes[parameter.node] = trace
-            self._remember(owner_of(parameter._data), trace)
+            self._values[owner_of(parameter._data)] = trace
 
     # ----------------------------------------------------------------------------------------------
     # What is announced
@@ -104,13 +105,13 @@ class ForwardTrace(Recorder):
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Note what the result comes from, and for which parameters the gradient is lost here."""
-        traces = [(i, self.trace(value)) for i, value in _values(inputs)]
+        traces = [(i, self.trace(value)) for i, value in _operands(inputs)]
         used, linked, cuts = (
             _union(getattr(t, name) for _, t in traces) for name in ("used", "linked", "cuts")
         )
         if not isinstance(result, Tensor):  # a derivative, or arithmetic on arrays beside the graph
             if used and isinstance(result, np.ndarray):
-                self._remember(owner_of(result), ValueTrace(used, linked, cuts))
+                self._values[owner_of(result)] = ValueTrace(used, linked, cuts)
             return
         call = self.record(op)
         zeros = {i: t.zero for i, t in traces if t.zero is not None}
@@ -122,7 +123,7 @@ class ForwardTrace(Recorder):
                 first = next((z.call for z in known if z.call), None)
                 zero = ZeroValue(_union(z.parameters for z in known), first)
         if result.node is not None:
-            nodes = [v.node for _, v in _values(inputs) if isinstance(v, Tensor)]
+            nodes = [v.node for _, v in _operands(inputs) if isinstance(v, Tensor)]
             still = _union(self._nodes.get(n, _NOTHING).linked for n in nodes if n is not None)
         else:
             # A checkpoint that runs now gets its node in the graph, and its graph, later.
@@ -137,7 +138,7 @@ class ForwardTrace(Recorder):
             self._last.pop(used, None)  # moves it to the end
             self._last[used] = call
         trace = ValueTrace(used, still, cuts, zero, zeros)
-        self._remember(owner_of(result._data), trace)
+        self._values[owner_of(result._data)] = trace
         if result.node is not None:
             self._nodes[result.node] = trace
             self.calls[result.node] = call
@@ -152,8 +153,8 @@ class ForwardTrace(Recorder):
             cut = self._cut(trace.linked, how, self.record(how))
             trace = replace(trace, linked=0, cuts=trace.cuts | cut)
             if isinstance(value, Tensor):
-                self._remember(value, trace)
-            self._remember(owner_of(tensor._data), trace)
+                self._values[value] = trace
+            self._values[owner_of(tensor._data)] = trace
         if value is None:
             self._read |= trace.cuts
         elif not isinstance(value, Tensor):
@@ -165,16 +166,14 @@ class ForwardTrace(Recorder):
 
     def trace(self, value: Any) -> ValueTrace:
         """Return where a Tensor or an array comes from."""
+        known = None
         if isinstance(value, Tensor):
             if value.node is not None:
                 return self._nodes.get(value.node, _NOTHING)  # nothing, if it was made before
-            known = self._objects.get(id(value))
-            if known is not None:
-                return known[1]
-            value = value._data
-        known = self._objects.get(id(owner_of(value)))
+            known, value = self._values.get(value), value._data
+        known = known or self._values.get(owner_of(value))
         if known is not None:
-            return known[1]
+            return known
         is_zero = value.dtype.kind == "f" and value.size and not value.any()
         return ValueTrace(zero=ZeroValue(0, None)) if is_zero else _NOTHING
 
@@ -203,20 +202,14 @@ class ForwardTrace(Recorder):
         self.cuts.append(Cut(lost, kind, call))
         return 1 << (len(self.cuts) - 1)
 
-    def _remember(self, value: Any, trace: ValueTrace) -> None:
-        """Recognise a Tensor, or the array that owns some memory, for as long as it lives."""
-        key = id(value)
-        objects = self._objects
-        objects[key] = (weakref.ref(value, lambda _: objects.pop(key, None)), trace)
 
-
-def _values(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     """Yield the Tensors and arrays among the inputs of an op with their index, lists included."""
     for index, value in enumerate(inputs):
         if isinstance(value, (Tensor, np.ndarray)):
             yield index, value
         elif isinstance(value, (tuple, list)):
-            for _, part in _values(value):
+            for _, part in _operands(value):
                 yield index, part
 
 

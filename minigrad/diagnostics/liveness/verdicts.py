@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.liveness.dry_run import StepRun, StepRunner, without_nodes
+from minigrad.diagnostics.liveness.dry_run import StepRun, StepRunner, assigned
 from minigrad.diagnostics.liveness.forward_trace import Cut
 from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, PartRow, State
 from minigrad.diagnostics.loss_call import Loss
@@ -108,7 +108,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     ]
     # In grad mode a merged adapter raises, so that nobody trains nothing; frozen it runs.
     constants = [parameter for _, part in parts for parameter in part.constants]
-    with without_nodes(constants):
+    with assigned("node", [(parameter, None) for parameter in constants]):
         runner = StepRunner(model, loss_fn, batch, list(parameters.values()))
         run = runner.run()
         causes = runner.zero_by_construction(run)
