@@ -1,4 +1,4 @@
-"""What `minigrad.liveness` reports of adapters: their ranks, and what keeps one from training.
+"""The report of `minigrad.liveness` on adapters: their ranks, and what keeps one from training.
 
 A layer with adapters answers the hook `liveness_parts` with an `AdapterPart` for each of them.
 """
@@ -41,7 +41,7 @@ class Adapted(Protocol):
 
 @dataclass(frozen=True)
 class AdapterRow(PartRow):
-    """What a step does to one LoRA adapter.
+    """The effect of a step on one LoRA adapter.
 
     Attributes:
         name: the name of its layer, from `named_modules`; empty for the model itself. If several

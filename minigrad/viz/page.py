@@ -30,10 +30,10 @@ from minigrad.viz.wrong_orders import depth_first, uncleared_pass
 
 LIMIT = 1_000_000  # bytes of a page
 
-_MOST = 4000  # nodes, of which no more fit into a page whatever they hold
+_MOST = 4000  # nodes, of which no more fit into a page whatever they contain
 _COARSEST = 4  # cells of a heat map, up and across
 
-_TEMPLATE = Path(__file__).with_name("template")
+TEMPLATE = Path(__file__).with_name("template")
 _SCRIPTS = ("layout.js", "heatmap.js", "camera.js", "drawing.js", "panel.js", "page.js")
 
 
@@ -184,7 +184,7 @@ def _too_large(graph: GraphView) -> ValueError:
 
 
 def _filled(title: str, data: dict[str, Any]) -> bytes:
-    style, code = (_TEMPLATE / "page.css").read_text("utf-8"), script()
+    style, code = (TEMPLATE / "page.css").read_text("utf-8"), script()
     # Inside a script element, `<` might end it.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
@@ -195,13 +195,13 @@ def _filled(title: str, data: dict[str, Any]) -> bytes:
         "script": code,
         "script-hash": _hash(code),
     }
-    page = (_TEMPLATE / "page.html").read_text("utf-8")
+    page = (TEMPLATE / "page.html").read_text("utf-8")
     return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], page).encode()
 
 
 def script() -> str:
     """Return the page's script: the files of the template, one after the other, in one function."""
-    text = "\n".join((_TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
+    text = "\n".join((TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
     return f'"use strict";\n(() => {{\n{text}\n}})();\n'
 
 

@@ -34,7 +34,7 @@ MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros th
 
 @dataclass(frozen=True)
 class StepRun:
-    """What one forward and one backward pass have shown.
+    """The findings of one forward and one backward pass.
 
     Attributes:
         loss: the result.

@@ -45,7 +45,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class ZeroValue:
-    """Why a value is all zeros: it came from these parameters (bits), or a call made it so."""
+    """The reason why a value is all zeros: parameters (as bits) of zeros, or a call made it so."""
 
     parameters: int
     call: CallRecord | None
@@ -53,7 +53,7 @@ class ZeroValue:
 
 @dataclass(frozen=True)
 class ValueTrace:
-    """Where a value comes from. Parameters and cuts are bits of an int, by their index.
+    """The origin of a value. Parameters and cuts are bits of an int, by their index.
 
     Attributes:
         used: the parameters that it was computed from.

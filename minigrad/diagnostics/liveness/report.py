@@ -28,7 +28,7 @@ _REMEDIES: dict[State, str] = {
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """What a step does to one parameter.
+    """The effect of a step on one parameter.
 
     Attributes:
         name: its name, from `named_parameters`.
@@ -63,7 +63,7 @@ class ParameterRow:
 
 @dataclass(frozen=True)
 class PartRow:
-    """What a step does to a part of a model that explains itself, such as a LoRA adapter.
+    """The effect of a step on a part of a model that explains itself, such as a LoRA adapter.
 
     A kind of part has a subclass with facts of its own.
 
@@ -90,7 +90,7 @@ class PartRow:
 
 @dataclass(frozen=True, repr=False)
 class LivenessReport:
-    """Which parameters a step trains. It is true only if all that require a gradient train.
+    """The parameters that a step trains. It is true only if all that require a gradient train.
 
     Attributes:
         loss: the value of the loss.

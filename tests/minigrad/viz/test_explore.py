@@ -678,7 +678,7 @@ def test_cells_with_what_is_not_finite_are_marked():
 
 
 def test_the_page_reads_the_letters_that_are_written():
-    script = (page._TEMPLATE / "heatmap.js").read_text("utf-8")
+    script = (page.TEMPLATE / "heatmap.js").read_text("utf-8")
     assert f'const LETTERS = "{LETTERS}";' in script
 
 
