@@ -121,17 +121,17 @@ class Recorder(Observer):
 
     def on_pass(self, begins: bool) -> None:
         """Note that a backward pass begins or has ended."""
-        self._note("pass", begins)
+        self._follow("pass", begins)
 
     def on_hook(self, node: Node, begins: bool) -> None:
         """Note that a hook begins or has ended."""
-        self._note("hook", begins)
+        self._follow("hook", begins)
 
     def on_rerun(self, begins: bool) -> None:
         """Note that a checkpoint begins to run its function again, or has ended."""
-        self._note("rerun", begins)
+        self._follow("rerun", begins)
 
-    def _note(self, kind: Literal["pass", "hook", "rerun"], begins: bool) -> None:
+    def _follow(self, kind: Literal["pass", "hook", "rerun"], begins: bool) -> None:
         if begins:
             self.running.append(kind)
         elif self.running:  # otherwise it began before anyone watched
