@@ -148,6 +148,9 @@ class WeakIdMap(Generic[T]):
         index, entries = id(key), self._entries
         entries[index] = ref(key, lambda _: entries.pop(index, None)), value
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def get(self, key: Any) -> T | None:
         """Return what belongs to `key`, or None."""
         entry = self._entries.get(id(key))

@@ -16,6 +16,7 @@ from lora.liveness import ranks
 from minigrad import Observer, Tensor, checkpoint, liveness, nn, no_grad, observe
 from minigrad.core.grad_mode import mode
 from minigrad.diagnostics import LivenessReport
+from minigrad.diagnostics.liveness.report import PartRow
 
 
 def line_of(mark):
@@ -862,6 +863,61 @@ def test_ranks_are_those_that_numpy_counts(dtype, rng):
     assert ranks(layer.lora_a, layer.lora_b) == (3, 3, rank(product))
     layer.lora_a.data[0, 0] = np.nan
     assert ranks(layer.lora_a, layer.lora_b) == (None, None, None)
+
+
+# Parts that explain themselves
+
+
+class Gated(nn.Module):
+    """A module of the user's with a part of its own kind."""
+
+    class Gate:
+        name = "gate"
+        constants = ()
+
+        def __init__(self, gate):
+            self.gate = gate
+
+        def remarks(self):
+            yield self.gate, "the gate is closed"
+
+        def row(self, name, row_of):
+            row = row_of(self.gate)
+            return PartRow(name, row.trains, row.why or "open")
+
+    def __init__(self, opening):
+        self.gate = nn.Parameter(np.ones(4, np.float32))
+        self.opening = opening
+
+    def forward(self, x):
+        return x * (self.gate * self.opening)
+
+    def liveness_parts(self):
+        return [Gated.Gate(self.gate)]
+
+
+@pytest.mark.parametrize("opening", [0.0, 1.0])
+def test_a_part_of_any_module_has_a_row_and_explains_its_parameters(opening, batch):
+    report = liveness(Two(Gated(opening)), minigrad.mse, batch)
+    (part,) = report.adapters
+    assert (part.name, part.trains) == ("between.gate", bool(opening))
+    assert part.verdict == ("open" if opening else report["between.gate"].why)
+    assert report["between.gate"].reason == ("" if opening else "the gate is closed")
+    assert "\npart          verdict\nbetween.gate  " in repr(report)
+    assert report.verdict.startswith("This part trains:" if opening else "This part does not train")
+    frozen = liveness(Two(Gated(1.0)).freeze(), minigrad.mse, batch)
+    assert "on those that are to train, or model.freeze(False)" in frozen.verdict
+
+
+def test_parts_of_several_kinds_have_a_table_each(batch, rng):
+    model = Two(Gated(1.0), rng)
+    lora.attach(model, LoRAConfig(rank=1, targets=["first"]), rng=rng)
+    report = liveness(model, minigrad.mse, batch)
+    text = repr(report)
+    assert "adapter  rank A  rank B  rank BA  verdict\nfirst    1       0       0" in text
+    assert "\n\npart          verdict\nbetween.gate" in text
+    assert report.verdict.startswith("This model, with 2 parts, trains")
+    assert report._repr_html_().count("<table>") == 3
 
 
 # Checkpoints
