@@ -31,9 +31,10 @@ class Tape(Recorder):
         roots: the modules that were called by no other, each once.
     """
 
+    keeps_values = True
+
     def __init__(self) -> None:
         super().__init__()
-        self.calls = {}
         self.roots: list[Module] = []
         # By the id of a result, which the tape keeps alive, so that no other object has this id.
         self._constants: dict[int, CallRecord] = {}
@@ -52,9 +53,9 @@ class Tape(Recorder):
         if "pass" in self.running and not mode.grad_enabled:
             return
         if isinstance(result, Tensor) and result.node is not None:
-            self.calls[result.node] = self.record(op, tuple(inputs), result)
+            self.calls[result.node] = self.record(op, inputs, result)
         elif isinstance(result, (Tensor, np.ndarray)):
-            self._constants[id(result)] = self.record(op, tuple(inputs), result)
+            self._constants[id(result)] = self.record(op, inputs, result)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Keep a value that was taken out of the graph, and the tensor that it was taken from."""
