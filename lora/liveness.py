@@ -21,7 +21,7 @@ BASE = "the base of an adapter is a constant: freeze it, or fold the adapter in"
 
 
 class Adapted(Protocol):
-    """A layer with adapters, as far as it is looked at here (see `lora.adapted.AdaptedLayer`)."""
+    """A layer with adapters, an `AdaptedLayer`, as far as it is looked at here."""
 
     base_weight: Any
     bias: Any
