@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def in_flops(count: float) -> str:
-    """Write FLOPs with a unit: 1 kFLOP is 1000."""
+    """Format a number of FLOPs with a unit: 1 kFLOP is 1000."""
     return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
 
 
 def in_bytes(count: float) -> str:
-    """Write bytes with a unit: 1 KiB is 1024."""
+    """Format a number of bytes with a unit: 1 KiB is 1024."""
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
@@ -26,11 +26,13 @@ def _scaled(count: float, base: int, units: Sequence[str]) -> str:
 def aligned(
     head: Sequence[str], rows: Sequence[Sequence[str]], left: int | None = None
 ) -> list[str]:
-    """Return the lines of a table, with the first `left` columns flush left, the others right.
+    """Return the lines of a table.
 
-    None stands for all columns. A row of one cell alone runs over all columns.
+    Its first `left` columns are aligned at the left, the others at the right; None for all columns
+    at the left.
     """
     left = len(head) if left is None else left
+    # A row of one cell alone runs over all columns.
     full = [head, *(row for row in rows if len(row) == len(head))]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     return [
@@ -43,7 +45,7 @@ def aligned(
 
 
 def as_html(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the same table for a notebook."""
+    """Return the same table as HTML, for a notebook."""
     lines = []
     for tag, row in (("th", head), *(("td", row) for row in rows)):
         span = f' colspan="{len(head)}"' if len(row) < len(head) else ""
