@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter, joined
 from lora.full_copies import in_force
+from lora.liveness import AdapterPart, adapter_parts
 from lora.merged import Merged
 from lora.weight import Weight
 from minigrad import ops
@@ -218,6 +219,10 @@ class AdaptedLayer(Module):
         before = self._paused.pop()
         if not self._paused:
             self.enabled = before
+
+    def liveness_parts(self) -> list[AdapterPart]:
+        """Return what `minigrad.liveness` is to report of each active adapter."""
+        return adapter_parts(self)
 
     # ----------------------------------------------------------------------------------------------
     # Forward
