@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import FrozenMatrix, frozen_bias
+from lora.liveness import AdapterPart, adapter_parts
 from minigrad import ops
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
@@ -233,6 +234,10 @@ class AdaptedLayer(Module):
         before = self._paused.pop()
         if not self._paused:
             self.enabled = before
+
+    def liveness_parts(self) -> list[AdapterPart]:
+        """Return what `minigrad.liveness` is to report of each active adapter."""
+        return adapter_parts(self)
 
     # ----------------------------------------------------------------------------------------------
     # Forward

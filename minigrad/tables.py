@@ -32,11 +32,13 @@ def aligned(
     at the left.
     """
     left = len(head) if left is None else left
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    # A row of one cell alone runs over all columns.
+    full = [head, *(row for row in rows if len(row) == len(head))]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     return [
         "  ".join(
             cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(row, widths, strict=len(row) > 1))
         ).rstrip()
         for row in (head, *rows)
     ]
@@ -44,8 +46,9 @@ def aligned(
 
 def as_html(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the same table as HTML, for a notebook."""
-    lines = [
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-        for tag, row in (("th", head), *(("td", row) for row in rows))
-    ]
+    lines = []
+    for tag, row in (("th", head), *(("td", row) for row in rows)):
+        span = f' colspan="{len(head)}"' if len(row) < len(head) else ""
+        cells = "".join(f"<{tag}{span}>{html.escape(cell)}</{tag}>" for cell in row)
+        lines.append(f"<tr>{cells}</tr>")
     return f"<table><caption>{html.escape(caption)}</caption>{''.join(lines)}</table>"

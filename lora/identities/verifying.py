@@ -25,8 +25,8 @@ from lora.linear import LoRALayer
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.draws import Draws
-from minigrad.diagnostics.step import Loss, loss_of
+from minigrad.diagnostics.loss_call import Loss, loss_of
+from minigrad.diagnostics.rng_state import Draws
 from minigrad.nn import Module, Parameter
 
 Identity = Callable[[LayerTrial], Agreement]

@@ -1,7 +1,7 @@
-"""detect_anomaly: who made the first NaN or Inf?
+"""detect_anomaly: which op made the first NaN or Inf?
 
-The files in reading order: anomaly (what is called), detector (what is looked at), operand (what is
-said of an array), stack (where in the program), causes (the usual ones, by op), error.
+The files in reading order: anomaly (the function that is called), detector (what is looked at),
+error (what is said of it), causes (the usual ones, by op).
 """
 
 from minigrad.diagnostics.anomaly.anomaly import detect_anomaly

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
-from minigrad.core.observers import Observer, observe
+from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.receipt.costs import COSTS, STEP_COSTS, Call, Cost
 from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.receipt.saved import SavedMemory
+from minigrad.diagnostics.recorder import Recorder
 
 if TYPE_CHECKING:
     from minigrad.core.node import Node, OpLike
@@ -47,7 +48,7 @@ def receipt() -> Iterator[Receipt]:
     as in `clip_grad_norm`, is not.
     """
     result = Receipt()
-    recorder = _Recorder(result)
+    recorder = _ReceiptRecorder(result)
     try:
         with observe(recorder):
             yield result
@@ -67,13 +68,13 @@ class _Pass:
     visited: int = -1  # the node whose rules are running
     edge: int = 0  # the next of its edges
     needed: list[str] = field(default_factory=list)  # its inputs whose rules have run
-    again: bool = False  # whether a checkpoint runs its function again
 
 
-class _Recorder(Observer):
+class _ReceiptRecorder(Recorder):
     """Fills a receipt. Nodes are known by `order`, so that none is kept alive."""
 
     def __init__(self, result: Receipt) -> None:
+        super().__init__()
         self._receipt = result
         self._saved = SavedMemory(self._on_drop)
         self._passes: list[_Pass] = []
@@ -116,7 +117,7 @@ class _Recorder(Observer):
         """What a call is part of; None for that of a rule on arrays."""
         if not self._passes:
             return "forward"
-        if self._passes[-1].again:
+        if [kind for kind in self.running if kind != "hook"][-1] == "rerun":
             return "recomputed"
         if self._passes[-1].recorded:
             return "backward"
@@ -128,6 +129,7 @@ class _Recorder(Observer):
 
     def on_pass(self, begins: bool) -> None:
         """Keep track of passes; what has no node at all had a product to spare for each input."""
+        super().on_pass(begins)
         if not begins:
             self._passes.pop()
             return
@@ -136,11 +138,6 @@ class _Recorder(Observer):
         for op, cost, call in self._unrecorded:
             self._count_not_done(op, cost, call, needing=())
         self._unrecorded.clear()
-
-    def on_rerun(self, begins: bool) -> None:
-        """Note that what is called now is a part of the forward pass, once more."""
-        if self._passes:
-            self._passes[-1].again = begins
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """Count a rule, and what the engine does with its result."""

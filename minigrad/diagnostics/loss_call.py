@@ -1,4 +1,4 @@
-"""One step's worth of work, as the instruments that watch a model do it."""
+"""Calling a loss function on a model and a batch, as liveness and `lora.verify` do it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Loss = Callable[..., Any]
 
 
 def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
-    """The loss of a model on a batch.
+    """Compute the loss of a model on a batch.
 
-    `loss_fn` is called in one of three ways:
+    `loss_fn` is called in one of three forms:
 
     - `loss_fn(model, batch)`;
     - `loss_fn(model(x), y)` with `batch = (x, y)`, as `Trainer` calls its loss, if it is a loss of
@@ -43,24 +43,36 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
             "predictions and targets, or with predictions alone"
         )
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    if needed == 2 and _of_the_library(loss_fn):
+    module = getattr(loss_fn, "__module__", None) or type(loss_fn).__module__
+    if needed == 2 and module.split(".")[0] == __name__.split(".")[0]:  # a loss of the library
         if not pair:
+            name = getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
             what = f"a {type(batch).__name__}"
             what += f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise TypeError(
-                f"{_name(loss_fn)} is a loss of predictions and targets, so the batch must be a "
+                f"{name} is a loss of predictions and targets, so the batch must be a "
                 f"pair (x, y), not {what}; or pass a loss_fn(model, batch) of your own"
             )
         return loss_fn(model(batch[0]), batch[1])
     if most == 1 or (needed <= 1 and not pair):
-        return loss_fn(_of_all(model, batch, pair))
+        try:
+            predictions = model(batch)
+        except Exception as error:
+            if pair:
+                error.add_note(
+                    "loss_fn takes one argument, so the model was called with the whole batch, "
+                    "which is a pair; hand over x alone, or let loss_fn take predictions and "
+                    "targets"
+                )
+            raise
+        return loss_fn(predictions)
     try:
         return loss_fn(model, batch)
     except Exception as error:
         if not pair:
             raise
         # A loss of predictions does not know what to do with a model. But a fault in the model
-        # itself shows here as well, and then it is that which is told.
+        # itself shows here as well, and then it is that fault which is reported.
         prediction = model(batch[0])
         try:
             return loss_fn(prediction, batch[1])
@@ -72,32 +84,10 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
             raise error from None
 
 
-def _of_all(model: Module, batch: Any, pair: bool) -> Any:
-    """The predictions for a whole batch, with a word on what it is if that fails."""
-    try:
-        return model(batch)
-    except Exception as error:
-        if pair:
-            error.add_note(
-                "loss_fn takes one argument, so the model was called with the whole batch, which "
-                "is a pair; hand over x alone, or let loss_fn take predictions and targets"
-            )
-        raise
-
-
-def _of_the_library(loss_fn: Loss) -> bool:
-    module = getattr(loss_fn, "__module__", None) or type(loss_fn).__module__
-    return module.split(".")[0] == __name__.split(".")[0]
-
-
-def _name(loss_fn: Loss) -> str:
-    return getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
-
-
 def _arguments(f: Loss) -> tuple[int, int]:
-    """How many arguments `f` has to be given, and how many it can be; 2 if it does not say."""
+    """Count the positional arguments that `f` requires and accepts; 2 and 2 if it does not say."""
     try:
-        # Of a Module or an op, whose calls take anything, it is `forward` that says.
+        # The calls of a Module or an op accept anything; its `forward` says what it takes.
         parameters = inspect.signature(getattr(f, "forward", f)).parameters.values()
     except (TypeError, ValueError):
         return 2, 2

@@ -24,15 +24,15 @@ NOT_FINITE = "!"
 
 
 @dataclass
-class Album:
-    """Pictures of arrays, each once, however often it is shown; ready to be written as JSON.
+class Previews:
+    """Previews of arrays, each once, however often it is shown; ready to be written as JSON.
 
     Attributes:
         side: how many cells a heat map has at most, up and across.
         few: how many numbers are written out.
-        kinds: `[shape, dtype, rows, columns]` of the arrays; of few numbers without the last two.
-        pictures: of few numbers `[kind, numbers]`; of more `[kind, cells, low, high, rms, broken]`,
-            as `HeatMap` has them.
+        kinds: `[shape, dtype, rows, columns]`: what arrays are like, and how large their heat map.
+        pictures: of one number or none `[kind, numbers]`; of few `[kind, numbers, cells]`; of more
+            `[kind, cells, low, high, rms, broken]`, as `HeatMap` has them.
     """
 
     side: int = LARGEST
@@ -40,27 +40,30 @@ class Album:
     kinds: list[list[Any]] = field(default_factory=list)
     pictures: list[list[Any]] = field(default_factory=list)
     _known: dict[str, int] = field(default_factory=dict)
-    _seen: dict[int, tuple[Any, int]] = field(default_factory=dict)  # by id, of what is held here
+    _seen: dict[int, tuple[Any, int]] = field(default_factory=dict)  # by id, of values kept alive
 
     def add(self, value: Any) -> int:
-        """The index of a picture of `value`, an array or a number."""
+        """Return the index of a preview of `value`, an array or a number."""
         if id(value) not in self._seen:
             array = np.asarray(value)
-            kind: list[Any] = [list(array.shape), array.dtype.name]
+            content: list[Any] = []
             if array.size <= self.few:
-                content: list[Any] = [[exact(x) for x in array.ravel()]]
-            else:
-                heat_map = heat_map_of(array, self.side)
+                content.append([exact(x) for x in array.ravel()])
+            heat_map = heat_map_of(array, self.side) if array.size > 1 else None
+            kind: list[Any] = [list(array.shape), array.dtype.name]
+            if heat_map is not None:
                 kind += [heat_map.rows, heat_map.columns]
-                known = (heat_map.low, heat_map.high, heat_map.rms)
-                content = [heat_map.cells, *(exact(np.float64(f"{x:.4g}")) for x in known)]
-                content += [heat_map.broken] if heat_map.broken else []
+                content.append(heat_map.cells)
+                if array.size > self.few:
+                    known = (heat_map.low, heat_map.high, heat_map.rms)
+                    content += [exact(np.float64(f"{x:.4g}")) for x in known]
+                    content += [heat_map.broken] if heat_map.broken else []
             written = [self._index(self.kinds, kind), *content]
             self._seen[id(value)] = value, self._index(self.pictures, written)
         return self._seen[id(value)][1]
 
     def _index(self, entries: list[list[Any]], entry: list[Any]) -> int:
-        """Where an entry is among the others, the last if it is a new one."""
+        """Return the index of an entry among the others; a new one is added at the end."""
         index = self._known.setdefault(f"{len(entry)} {json.dumps(entry)}", len(entries))
         if index == len(entries):
             entries.append(entry)
@@ -73,12 +76,12 @@ class HeatMap:
 
     Attributes:
         rows: how many cells it has from top to bottom.
-        columns: how many across.
+        columns: how many cells it has across.
         cells: a letter for each: the mean of a block, from the most negative to the most positive.
         low: the least number; nan if none is finite.
-        high: the largest.
+        high: the largest number.
         rms: the root of the mean square.
-        broken: how many are not finite.
+        broken: how many elements are not finite.
     """
 
     rows: int
@@ -91,7 +94,11 @@ class HeatMap:
 
 
 def heat_map_of(array: Array, side: int = LARGEST) -> HeatMap:
-    """The heat map of an array, with at most `side` cells up and across."""
+    """Draw the heat map of an array, with at most `side` cells up and across.
+
+    Its rows are those along the last axis, below each other. A cell is the mean of a block; a block
+    with an element that is not finite is marked.
+    """
     wide = array.astype(np.float64)
     known = wide[np.isfinite(wide)]
     low = high = rms = math.nan
@@ -99,14 +106,13 @@ def heat_map_of(array: Array, side: int = LARGEST) -> HeatMap:
         low, high = float(known.min()), float(known.max())
         largest = max(-low, high)
         rms = largest * math.sqrt(float(np.mean((known / largest) ** 2))) if largest else 0.0
-    cells = _blocks(_as_matrix(wide), side)
+    cells = _block_means(wide.reshape(-1, wide.shape[-1]), side)
     rows, columns = cells.shape
-    broken = wide.size - known.size
-    return HeatMap(rows, columns, _lettered(cells.ravel()), low, high, rms, broken)
+    return HeatMap(rows, columns, _letters(cells), low, high, rms, wide.size - known.size)
 
 
 def exact(x: Any) -> Any:
-    """A number as JSON can hold it: its shortest digits that give the same number in its dtype."""
+    """Return a number for JSON: the shortest digits that give the same number in its dtype."""
     if isinstance(x, np.bool_):
         return bool(x)
     if isinstance(x, np.integer):
@@ -114,15 +120,10 @@ def exact(x: Any) -> Any:
     return float(str(x)) if math.isfinite(x) else str(float(x))
 
 
-def _as_matrix(array: Array) -> Array:
-    """The rows along the last axis below each other."""
-    return array.reshape(-1, array.shape[-1])
+def _block_means(matrix: Array, side: int) -> Array:
+    """Compute the means of at most `side` x `side` blocks; of a single row, twice as many across.
 
-
-def _blocks(matrix: Array, side: int) -> Array:
-    """The means of blocks, of which there are at most `side` up and across; a row has twice.
-
-    A block with a number that is not finite is NaN.
+    The mean of a block with an element that is not finite is NaN.
     """
     rows, columns = matrix.shape
     across = min(columns, side if rows > 1 else 2 * side)
@@ -139,8 +140,8 @@ def _blocks(matrix: Array, side: int) -> Array:
     return np.where(np.isfinite(matrix), matrix, np.nan)
 
 
-def _lettered(cells: Array) -> str:
-    """A letter for each cell."""
+def _letters(cells: Array) -> str:
+    """Write a letter for each cell."""
     broken = np.isnan(cells)
     known = np.where(broken, 0.0, cells)
     scale = float(np.abs(known).max()) or 1.0

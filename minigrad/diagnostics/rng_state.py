@@ -1,4 +1,4 @@
-"""The random generators that a run draws from, to leave them as they were, or to run again."""
+"""The states of the random generators that a run draws from, to restore them after the run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from minigrad.core.observers import Observer, observe
 
 
 class Draws(Observer):
-    """Remembers where generators were before they were first drawn from."""
+    """Remembers the state that each generator had before the first draw from it."""
 
     def __init__(self) -> None:
         self._states: list[tuple[np.random.Generator, Any]] = []
 
     def on_random(self, generator: np.random.Generator) -> None:
-        """Note the state of a generator that is not known yet."""
+        """Save the state of a generator that was not seen before."""
         if all(generator is not known for known, _ in self._states):
             self._states.append((generator, generator.bit_generator.state))
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """After the block all generators are where they were before it, those of Python too."""
+        """Restore all generators after the block, those of Python and numpy included."""
         of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's
         try:
             with observe(self):

@@ -5,7 +5,7 @@ import pytest
 
 import minigrad
 from minigrad import nn
-from minigrad.diagnostics.step import loss_of
+from minigrad.diagnostics.loss_call import loss_of
 
 X, Y = np.ones((3, 2), np.float32), np.zeros((3, 1), np.float32)
 
