@@ -10,7 +10,7 @@
     switching, quantization, optim which adapters take part; the base in four bits; LoRA+
     merging, certificate           merging, and what it loses
     algebra, extraction            sums of adapters, and adapters of differences
-    identities, liveness           whether LoRA's identities hold; what keeps an adapter from training
+    identities, liveness           whether LoRA's identities hold, and adapters train
     spectra, viz                   the singular values of an update, and pictures of them
     peft, offline                  PEFT's folders; and `python -m lora`, which needs no model
 """
