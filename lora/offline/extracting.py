@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lora.config import Bias
-from lora.extract import Extracted
-from lora.factors import Approximation
+from lora.extraction import Extracted
 from lora.offline.resolve_base import EMBEDDINGS, TIED, TransposedWeights, tied_tables
 from lora.offline.stored_weight import StoredWeight
 from lora.patterns import exact, exact_key, is_glob_match, near
@@ -21,6 +20,7 @@ from lora.peft.facts import Facts, LayerFacts, fingerprint_of_rows
 from lora.peft.folder import FLOATS, check_dtype, write_folder
 from lora.peft.to_peft import Update, tensors_of
 from lora.scaling import LoRAScaling, check_size
+from lora.spectra import Approximation
 from minigrad import __version__
 from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora.factors import singular_values
 from lora.offline.resolve_base import TIED, UNTIED, resolve
 from lora.peft.checking import Finding, findings_of
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
-from lora.spectrum import Spectral
+from lora.spectra import Spectral, singular_values
 from lora.viz import draw_spectra
 from minigrad.io import open_tensors
 from minigrad.progress import progress_bar

@@ -12,16 +12,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
-from lora.certificate import MergeCertificate
-from lora.certificate.certificate import Row
-from lora.certificate.certify import certify
-from lora.certificate.layers import merging_into
+from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
+from lora.frozen import strips
 from lora.offline.resolve_base import TIED, UNTIED, ResolvedBase, resolve
 from lora.offline.sidecars import find_sidecars
 from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.peft.checking import findings_of
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
-from lora.weight import strips
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
@@ -182,7 +179,7 @@ class _Merge:
         by_dtype: dict[str, list[str]] = {}
         for name in self._updates:
             by_dtype.setdefault(self.info(self._tensors.info(name)).dtype, []).append(name)
-        rows: list[Row] = []
+        rows: list[CertificateRow] = []
         for dtype, listed in by_dtype.items():
             parts = (
                 merging_into(

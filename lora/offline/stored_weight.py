@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
+from lora.frozen import FrozenMatrix, strips
 from lora.peft.folder import FLOATS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.peft.loading import set_pissa_start
-from lora.weight import Weight, strips
 from minigrad import ops
 from minigrad.core.tensor import Tensor
 from minigrad.io import TensorSet
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 BAND = 1 << 24  # elements of a transposed weight that one pass through its file reads
 
 
-class StoredWeight(Weight):
+class StoredWeight(FrozenMatrix):
     """A matrix in a file, of which no more than some rows are in memory at a time.
 
     float16 and bfloat16 are computed with in float32.
@@ -109,12 +109,12 @@ class StoredWeight(Weight):
         """Whether there is no NaN and no Inf in W."""
         return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
 
-    def kept_squares(self) -> Array:
+    def cached_squares(self) -> Array:
         """Return the squares of the norms of the rows, computed anew, since the file may change."""
         return self.squares()
 
 
-def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: Weight) -> Adapter:
+def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:
     """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
     a, b = (files.read(layer.keys[part]) for part in (A, B))
     magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None

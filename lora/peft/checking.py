@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.attachment.plan import Plan
-from lora.factors import singular_values
-from lora.full_copies import in_place
+from lora.attachment.state import parameters_in_use
 from lora.peft.facts import LayerFacts, fingerprint_of
 from lora.peft.folder import (
     FLOATS,
@@ -24,6 +23,7 @@ from lora.peft.folder import (
     B,
     StoredLayer,
 )
+from lora.spectra import singular_values
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -246,7 +246,7 @@ def model_problems(
             continue
         source = "by its configuration and the model"
         yield from tensor_problems(files, key, parameter.shape, source)
-    own = dict(in_place(model))
+    own = dict(parameters_in_use(model))
     for key in files.tensors:
         if key in parameters or key in files.repeated:
             continue

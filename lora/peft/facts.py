@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.adapted import AdaptedLayer
-from lora.weight import strips
+from lora.adapted_layer import AdaptedLayer
+from lora.frozen import strips
 from minigrad.core.tensor import Tensor
 
 Array = NDArray[Any]

@@ -15,19 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter
-from lora.attach import attach_planned
-from lora.attachment.plan import Plan, candidates, targets_in
-from lora.attachment.report import AttachReport
-from lora.attachment.targets import Target
+from lora.attaching import AttachReport, attach_planned
+from lora.attachment.plan import Plan
+from lora.attachment.state import parameters_in_use
+from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.full_copies import in_place
+from lora.frozen import FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.checking import model_problems
 from lora.peft.facts import LayerFacts
 from lora.peft.folder import FLOATS, AdapterFolder, key_of, key_of_parameter
 from lora.variants.inits import draw
-from lora.weight import Weight
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -130,7 +129,7 @@ def _parameters(plan: Plan) -> Mapping[str, Parameter]:
 
 
 def set_pissa_start(
-    update: Adapter, files: AdapterFolder, weight: Weight, is_embedding: bool
+    update: Adapter, files: AdapterFolder, weight: FrozenMatrix, is_embedding: bool
 ) -> None:
     """Set what an update on W is relative to, if it began as PiSSA.
 
@@ -174,7 +173,7 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     """Return a configuration for these layers, with the patterns of the file if they fit here."""
     theirs = files.config
     names = [name for name, _ in model.named_modules() if name]
-    parts = [name.rpartition(".") for name, _ in in_place(model)]
+    parts = [name.rpartition(".") for name, _ in parameters_in_use(model)]
     biased = {layer for layer, _, last in parts if last == "bias"}
     if theirs.bias == "lora_only":
         biased &= {target.name for target in targets}

@@ -6,11 +6,11 @@ import os
 from dataclasses import replace
 
 from lora.adapter import DEFAULT
-from lora.attachment.record import layers_in_place, required
+from lora.attachment.state import attached_layers, required_attachment
+from lora.frozen import DenseMatrix
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
 from lora.peft.folder import check_tensors, write_folder
 from lora.peft.to_peft import config_of, full_parameters_of, tensors_of, updates_of
-from lora.weight import Dense
 from minigrad import __version__
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
@@ -48,9 +48,9 @@ def save(
             the dtype, a scale is 0, or PEFT could not tell the modules that were trained in full.
         OSError: if it cannot be written; the old files, if any, are as they were.
     """
-    record = required(model)
+    record = required_attachment(model)
     attached = record.get(adapter)
-    in_place = layers_in_place(model, record)
+    in_place = attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = updates_of(layers, adapter)
     tensors = tensors_of(updates, full_parameters_of(model, record, adapter, updates))
@@ -62,7 +62,7 @@ def save(
         name: LayerFacts(
             updates[name].scale,
             fingerprint_of(layer),
-            "dense" if isinstance(layer.weight, Dense) else "nf4",
+            "dense" if isinstance(layer.weight, DenseMatrix) else "nf4",
             float(updates[name].dropout) if mixed else None,
         )
         for name, layer in progress_bar(

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.adapted import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.record import Attached, Attachment
+from lora.attachment.state import Attached, Attachment, parameters_in_use
 from lora.config import Bias, LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.full_copies import in_place
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.folder import MAGNITUDE, A, B, key_of, key_of_parameter
@@ -114,7 +113,7 @@ def full_parameters_of(
     if bias != "none":
         every = [copy for each in record.adapters.values() for copy in each.copies]
         originals = {copy.name: copy.original for copy in every}
-        for name, parameter in in_place(model):
+        for name, parameter in parameters_in_use(model):
             layer, _, last = name.rpartition(".")
             if last == "bias" and (bias == "all" or layer in updates) and name not in found:
                 found[name] = originals.get(name, parameter).data

@@ -175,7 +175,7 @@ def test_a_merge_is_rounded_once_to_the_dtype(dtype, net, files, tmp_path):
     wide = tmp_path / "wide"
     merge_files(base, adapter, wide, dtype="float64")
     right = {
-        name: lora.certificate.storage.round_to(np.atleast_1d(x), dtype).reshape(x.shape)
+        name: lora.certificate.round_to(np.atleast_1d(x), dtype).reshape(x.shape)
         for name, x in state(wide).items()
     }
     with open_tensors(tmp_path / "out") as tensors:

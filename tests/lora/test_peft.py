@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 import lora
 import minigrad as mg
 from lora import LoRAConfig
-from lora.attachment.record import record_of
+from lora.attachment.state import attachment_of
 from lora.patterns import exact
 from lora.peft import (
     CONFIG,
@@ -339,7 +339,7 @@ def test_the_configuration_of_a_loaded_adapter_means_its_layers_here(theirs):
     configure(folder, layers_to_transform=[1])
     model = model_of("mlp")
     assert len(lora.load(model, folder).names) == 3
-    config = record_of(model).adapters["default"].config
+    config = attachment_of(model).adapters["default"].config
     assert (set(config.targets), config.layers_to_transform) == (
         {"layers.0", "layers.1", "layers.2"},
         None,

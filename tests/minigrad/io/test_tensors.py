@@ -16,7 +16,7 @@ import safetensors
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from lora.certificate.storage import round_to
+from lora.certificate import round_to
 from minigrad import io
 from minigrad.io import INDEX, TensorFile, TensorInfo, TensorSet, open_tensors, writing, writing_set
 from minigrad.io.tensor_info import CODES, from_stored, to_stored

@@ -1,8 +1,8 @@
-"""quantize: the frozen base of QLoRA, its linear layers in four bits (Dettmers et al., 2023).
+"""The frozen base of QLoRA: linear layers in four bits (Dettmers et al., 2023).
 
     report = quantize(model, targets=["q_proj", "v_proj"])
 
-puts an `NF4Linear` in the place of each targeted `Linear`.
+replaces each targeted `Linear` by an `NF4Linear`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lora.adapted import AdaptedLayer
-from lora.attachment.plan import is_plain, projections
-from lora.attachment.record import record_of
-from lora.attachment.targets import select
+from lora.adapted_layer import AdaptedLayer
+from lora.attachment.state import attachment_of
+from lora.attachment.surgery import parameter_names, replace
+from lora.attachment.targets import is_plain, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.layer import LoRALayer
+from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, Patterns
-from lora.surgery import places, replace
 from lora.variants.nf4 import NF4Linear
 from minigrad.checks import check_positive
 from minigrad.nn import Embedding, Linear, Module
@@ -39,10 +38,10 @@ class QuantizedLayer:
 
     Attributes:
         name: its name in the model.
-        pattern: the target that found it.
+        pattern: the target pattern that found it.
         shape: of its weight.
-        bytes_before: of the weight as floats.
-        bytes_after: of the weight in four bits.
+        bytes_before: the size of the weight as floats.
+        bytes_after: the size of the weight in four bits.
         error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
     """
 
@@ -55,16 +54,16 @@ class QuantizedLayer:
 
     @property
     def bytes_per_number(self) -> float:
-        """Of the weight in four bits."""
+        """The bytes of an element of the weight in four bits."""
         return self.bytes_after / math.prod(self.shape)
 
 
 @dataclass(frozen=True, repr=False)
 class QuantizeReport:
-    """What `quantize` did: a line for each layer, and the totals.
+    """The report of `quantize`: a line for each layer, and the totals.
 
     Attributes:
-        layers: those that were replaced.
+        layers: the layers that were replaced.
     """
 
     layers: tuple[QuantizedLayer, ...]
@@ -76,12 +75,12 @@ class QuantizeReport:
 
     @property
     def bytes_before(self) -> int:
-        """Of all these weights as floats."""
+        """The size of all these weights as floats."""
         return sum(layer.bytes_before for layer in self.layers)
 
     @property
     def bytes_after(self) -> int:
-        """Of all these weights in four bits."""
+        """The size of all these weights in four bits."""
         return sum(layer.bytes_after for layer in self.layers)
 
     def __repr__(self) -> str:
@@ -114,42 +113,51 @@ def quantize(
     double_quant: bool = True,
     progress: bool = True,
 ) -> QuantizeReport:
-    """Put an `NF4Linear` in the place of each targeted `Linear`, and freeze it.
+    """Replace each targeted `Linear` by a frozen `NF4Linear`.
 
     Adapters belong on top of the layers in four bits, so quantise first.
 
     Args:
         model: changed in place; nothing is, if there is an error.
-        targets: which layers, as in `LoRAConfig`; "all-linear" are those that are left.
-        exclude: which of these to leave as they are, named in the same ways.
-        block_size: how many numbers of a row share an absmax.
-        double_quant: keep absmax in 8 bits.
+        targets: which layers, as in `LoRAConfig`; "all-linear" means all that are left.
+        exclude: which of these to leave as they are, given like `targets`.
+        block_size: the number of elements of a row that share an absmax.
+        double_quant: store absmax in 8 bits.
         progress: show a progress bar if it takes long.
 
     Raises:
         ValueError: if a target matches nothing or an Embedding, a layer is in four bits already,
-            has an adapter, is trained whole by one, or has a weight that is held elsewhere too or
-            holds NaN or Inf, the block size is no positive integer, or the model is itself a single
+            has an adapter, is trained in full by one, or has a weight that is used elsewhere too or
+            has NaN or Inf, the block size is no positive integer, or the model is itself a single
             layer.
     """
     if isinstance(model, Linear):
         raise ValueError(
-            "quantize: the model is a single Linear, which no parent holds, so nothing can take "
-            "its place; use NF4Linear.from_linear(model)"
+            "quantize: the model is a single Linear, which has no parent, so nothing can "
+            "replace it; use NF4Linear.from_linear(model)"
         )
     check_positive("quantize: block_size", block_size)
     modules = dict(model.named_modules())
     found = _found(modules, LoRAConfig(targets=targets, exclude=exclude), projections(model))
     linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
-    held = places(model)
+    names = parameter_names(model)
     for name, linear in linears.items():
-        if len(held[id(linear.weight)]) > 1:
+        if len(names[id(linear.weight)]) > 1:
             raise ValueError(
                 f"quantize: the weight of {name} is one parameter in "
-                f"{' and '.join(held[id(linear.weight)])}, and would be in floats and in four "
+                f"{' and '.join(names[id(linear.weight)])}, and would be in floats and in four "
                 f"bits; exclude {name}, or give it a copy of its own"
             )
-    _check_not_trained_whole(model, linears)
+    attachment = attachment_of(model)
+    for adapter, attached in {} if attachment is None else attachment.adapters.items():
+        copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
+        for name, linear in linears.items():
+            copied = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
+            if copied:  # it could be neither put back nor in again
+                raise ValueError(
+                    f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
+                    f"{name}, or quantise before lora.attach"
+                )
     layers: dict[str, NF4Linear] = {}
     lines = []
     for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
@@ -158,15 +166,9 @@ def quantize(
         except (TypeError, ValueError) as error:
             raise type(error)(f"quantize: {name}: {error}; nothing was changed") from error
         before, weight = linears[name].weight._data, layers[name].weight
+        sizes = before.nbytes, weight.nbytes
         lines.append(
-            QuantizedLayer(
-                name,
-                found[name],
-                weight.shape,
-                before.nbytes,
-                weight.nbytes,
-                _error(weight, before),
-            )
+            QuantizedLayer(name, found[name], weight.shape, *sizes, _error(weight, before))
         )
     for name, layer in layers.items():
         layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
@@ -178,7 +180,7 @@ def quantize(
 def _found(
     modules: Mapping[str, Module], config: LoRAConfig, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """The names of the layers to replace, and by which target each was found."""
+    """Return the names of the layers to replace, each with the target pattern that found it."""
     linear = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
     done = [name for name, module in modules.items() if isinstance(module, NF4Linear)]
     if config.targets != ALL_LINEAR or not linear:
@@ -198,27 +200,13 @@ def _found(
     if embeddings:
         raise ValueError(
             f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
-            f"weight of a Linear is kept in four bits, so leave these out or exclude them"
+            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
         )
     return found
 
 
-def _check_not_trained_whole(model: Module, linears: Mapping[str, Linear]) -> None:
-    """Refuse a layer that an adapter trains whole, which could not be put back or in again."""
-    record = record_of(model)
-    for adapter, attached in {} if record is None else record.adapters.items():
-        copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
-        for name, linear in linears.items():
-            whole = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
-            if whole:
-                raise ValueError(
-                    f"quantize: adapter {adapter!r} trains {', '.join(whole)} whole; exclude "
-                    f"{name}, or quantise before lora.attach"
-                )
-
-
 def _error(matrix: NF4Matrix, weight: Any) -> float:
-    """||W - W_q||_F / ||W||_F, in float64."""
+    """Compute ||W - W_q||_F / ||W||_F in float64."""
     size = lost = 0.0
     for a, b, strip in matrix.strips(np.float64):
         exact = weight[a:b].astype(np.float64)

@@ -1,8 +1,7 @@
-"""A copy of a LoRA layer to experiment on: its runs, and how far rounding may take them.
+"""A copy of a LoRA layer to experiment on: its runs, and bounds on their rounding errors.
 
-Every run is on the same inputs and with the same gradients arriving, and draws the same random
-numbers, so that two runs can be compared. Matrices of the reference are multiplied by numpy, not by
-the kernels that are checked.
+Each run has the same inputs, output gradients and random numbers, so that two runs can be
+compared. Matrices of the reference are multiplied by numpy, not by the kernels that are checked.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lora.layer import LoRALayer
-from lora.verify.rounding import Array, Rounding
+from lora.identities.rounding import Array, Rounding
+from lora.linear import LoRALayer
 from minigrad import functional, ops
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import enable_grad, no_grad
@@ -23,27 +22,27 @@ from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.rng_state import Draws
 
 Forward = Callable[[Tensor], Tensor]
-Use = tuple[Array, Array]  # an input of the layer, and the gradient that arrived at its output
+Use = tuple[Array, Array]  # an input of the layer, and the gradient of its output
 
 FEW = 16  # roundings of one term besides its sums: scale, bias, dropout, adding up
 
 
 @dataclass(frozen=True)
-class Run:
-    """The outputs of a layer, and the gradients of sum(G y), by the names of what they are of."""
+class LayerRun:
+    """The outputs of a layer, and the gradients of sum(G y) by the names A, B, x ..."""
 
     y: Array
     gradients: dict[str, Array]
 
 
-class Subject:
-    """A copy of a layer in one precision, and what the loss did with it.
+class LayerTrial:
+    """A copy of a layer in one precision, with its inputs and output gradients.
 
     Args:
         layer: not changed.
-        uses: what it was called on, and the gradients that arrived.
+        uses: the inputs that it was called on, and the gradients of its outputs.
         dtype: the precision.
-        draws: of all runs.
+        draws: the states of random generators that all runs begin with.
     """
 
     def __init__(
@@ -52,11 +51,11 @@ class Subject:
         self.layer = copy.deepcopy(layer)
         self.layer.unmerge()
         self.layer.enabled = True
-        # In the order of its memory, which a kernel may depend on, and a copy does not keep.
+        # With the same order in memory, which a kernel may depend on, and a copy may change.
         self.layer.base_weight.data = np.array(layer.base_weight._data, order="K")
         if self.layer.lora_a.dtype != dtype:
             self.layer.astype(dtype)
-        self.rounding = Rounding.of(dtype)
+        self.rounding = Rounding(dtype)
         self.uses = [(x.astype(dtype), g.astype(dtype)) for x, g in uses]
         self.draws = draws
         self.rows = sum(x[..., 0].size for x, _ in uses)
@@ -68,11 +67,11 @@ class Subject:
     # ----------------------------------------------------------------------------------------------
 
     def set(self, a: Array, b: Array) -> None:
-        """Let the layer have these A and B."""
+        """Assign A and B."""
         self.layer.lora_a, self.layer.lora_b = a, b
 
-    def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> Run:
-        """Run the layer, or `forward` in its place, and differentiate by x and by `inputs`."""
+    def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> LayerRun:
+        """Run the layer, or else `forward`, and differentiate with respect to x and `inputs`."""
         forward = self.layer if forward is None else forward
         xs = [Tensor(x.copy(), requires_grad=True) for x, _ in self.uses]
         with enable_grad(), self.draws.put_back():
@@ -82,17 +81,17 @@ class Subject:
         arrays = [gradient.data for gradient in gradients]
         found = dict(zip(inputs, arrays[len(xs) :], strict=True))
         found["x"] = stacked(arrays[: len(xs)], self.layer.d_in)
-        return Run(stacked([y.data for y in outputs], self.layer.d_out), found)
+        return LayerRun(stacked([y.data for y in outputs], self.layer.d_out), found)
 
-    def trained(self) -> Run:
-        """The layer as it is, differentiated by A, B and x."""
+    def trained(self) -> LayerRun:
+        """Run the layer as it is, and differentiate with respect to A, B and x."""
         parameters = {"A": self.layer.lora_a, "B": self.layer.lora_b}
         for parameter in parameters.values():
             parameter.requires_grad_()
         return self.run(parameters)
 
-    def composed(self) -> Run:
-        """x (W + s B A)^T + b as two plain ops, with dA and dB from the gradient of the product."""
+    def composed(self) -> LayerRun:
+        """Run x (W + s B A)^T + b as plain ops, with dA and dB from the gradient of the product."""
         layer = self.layer
         a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
         bias = None if layer.bias is None else layer.bias.data
@@ -116,13 +115,13 @@ class Subject:
         return run
 
     def plain(self) -> Array:
-        """The outputs without gradients."""
+        """Compute the outputs without gradients."""
         with no_grad(), self.draws.put_back():
             outputs = [self.layer(Tensor(x.copy())).data for x, _ in self.uses]
         return stacked(outputs, self.layer.d_out)
 
     def base(self) -> Array:
-        """The outputs of the layer that was adapted."""
+        """Compute the outputs of the layer that was adapted."""
         layer = self.layer
         bias = None if layer.bias is None else layer.bias.data
         outputs = [ops.linear(x, layer.base_weight.data, bias) for x, _ in self.uses]
@@ -139,12 +138,12 @@ class Subject:
 
     @property
     def strength(self) -> float:
-        """|s|, and what dropout multiplies the elements by that it leaves."""
+        """|s| times the factor of the elements that dropout leaves."""
         p: float = self.layer.dropout if self.dropout else 0.0
         return abs(float(self.layer.scale)) * (1 / (1 - p) if p < 1 else 0.0)
 
     def sizes(self) -> dict[str, Array]:
-        """What an error in y, dA, dB or dx is relative to: the sum of absolute values of terms."""
+        """Sum the absolute values of the terms of y, dA, dB and dx, for relative errors."""
         layer, size = self.layer, self.rounding.size
         a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
         s = self.strength
@@ -157,18 +156,21 @@ class Subject:
         }
 
     def fits(self) -> bool:
-        """Whether no number on the way to y, dA, dB, dx or W + s B A is beyond the dtype's range.
+        """Tell whether no intermediate number of y, dA, dB, dx or W + s B A overflows the dtype.
 
-        What overflows is no fault of the layer, and cannot be told from one.
+        Overflow is no fault of the layer, but would look like one.
         """
         a, b = self.layer.lora_a.data, self.layer.lora_b.data
         size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`
         sizes = [size(*pair, scale=strength) for pair in ((self.x, a.T), (self.g, b), (b, a))]
         sizes += [np.abs(a), np.abs(b), *self.sizes().values()]
-        return max(float(size.max(initial=0.0)) for size in sizes) < self.rounding.largest / 2
+        return (
+            max(float(size.max(initial=0.0)) for size in sizes)
+            < float(np.finfo(self.rounding.dtype).max) / 2
+        )
 
     def roundings(self) -> dict[str, int]:
-        """How many roundings there are on the way of each term of y, dA, dB and dx."""
+        """Count the roundings of each term of y, dA, dB and dx."""
         layer = self.layer
         return {
             "y": layer.d_in + layer.rank + FEW,
@@ -178,11 +180,11 @@ class Subject:
         }
 
     def bounds(self) -> dict[str, Array]:
-        """How far y, dA, dB and dx may be from what is exact."""
+        """Bound the errors of y, dA, dB and dx."""
         gamma, roundings = self.rounding.gamma, self.roundings()
         return {name: gamma(roundings[name]) * size for name, size in self.sizes().items()}
 
 
 def stacked(arrays: Sequence[Array], width: int) -> Array:
-    """All vectors as the rows of one matrix."""
+    """Stack all vectors as the rows of one matrix."""
     return np.concatenate([x.reshape(-1, width) for x in arrays])

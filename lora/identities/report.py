@@ -1,4 +1,4 @@
-"""What a verification says: one check for each identity of each layer, and a report of all."""
+"""The result of a verification: a check of each identity of each layer, and a report of all."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _COLUMNS = ("layer", "identity", "in", "deviation", "bound", "verdict")
 
 
 @dataclass(frozen=True)
-class Check:
+class IdentityCheck:
     """One identity of one layer.
 
     Attributes:
         layer: the name of the layer in the model.
-        identity: what was compared.
-        dtype: in which precision it was computed.
-        deviation: the difference that comes nearest to its bound, or exceeds it most.
-        bound: what rounding explains at that element; 0 where the identity is exact.
+        identity: the name of the identity.
+        dtype: the precision in which it was computed.
+        deviation: the difference that is nearest to its bound, or exceeds it most.
+        bound: the difference that rounding explains at that element; 0 where the identity is exact.
         verdict: "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger
             than rounding.
-        note: at which A and B, where not at the layer's own; or why nothing can be told.
+        note: which A and B were used, if not the layer's own; or why there is no verdict.
     """
 
     layer: str
@@ -37,7 +37,7 @@ class Check:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The columns of the table, and the note behind the verdict."""
+        """The columns of the table, with the note after the verdict."""
         verdict = f"{self.verdict} ({self.note})" if self.note else self.verdict
         return (
             self.layer or "the layer",
@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class VerifyReport:
-    """What `verify` found. It is true only if every identity of every layer holds.
+    """The report of `verify`. It is true only if every identity of every layer holds.
 
     Printed, it is a sentence and a table: layer, identity, precision, the largest deviation, the
     bound that rounding explains, and the verdict.
@@ -60,15 +60,15 @@ class VerifyReport:
         checks: one for each layer and identity.
     """
 
-    checks: tuple[Check, ...]
+    checks: tuple[IdentityCheck, ...]
 
     @property
-    def failed(self) -> list[Check]:
+    def failed(self) -> list[IdentityCheck]:
         """The identities that do not hold."""
         return [check for check in self.checks if check.verdict == "fails"]
 
     @property
-    def undecided(self) -> list[Check]:
+    def undecided(self) -> list[IdentityCheck]:
         """The identities that could not be checked."""
         return [check for check in self.checks if check.verdict == "cannot tell"]
 
@@ -90,15 +90,15 @@ class VerifyReport:
         if self.verdict == "holds":
             return f"LoRA's identities hold: {what}."
         found = [f"{len(self.failed)} fail"] * bool(self.failed)
-        found += [f"{len(self.undecided)} cannot be told"] * bool(self.undecided)
+        found += [f"{len(self.undecided)} have no verdict"] * bool(self.undecided)
         return f"LoRA's identities: of {what}, {' and '.join(found)}."
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
         """The rows of the table.
 
-        A layer of which nothing can be told for one reason is one row, and of several layers one in
-        which all holds.
+        A layer without any verdict, for a single reason, is one row; so is one of several layers
+        in which every identity holds.
         """
         rows = []
         layers = list(dict.fromkeys(check.layer for check in self.checks))
@@ -110,7 +110,7 @@ class VerifyReport:
                 checks = [replace(nearest, identity=what)]
             elif {(c.verdict, c.note) for c in checks} == {("cannot tell", checks[0].note)}:
                 what = f"all {len(checks)}"
-                checks = [Check(layer, what, "any", 0.0, 0.0, "cannot tell", checks[0].note)]
+                checks = [replace(checks[0], identity=what, dtype="any", deviation=0.0, bound=0.0)]
             rows += [check.cells for check in checks]
         return rows
 

@@ -1,4 +1,4 @@
-"""What `certify` says: a row of figures for each layer and dtype, and a certificate of all."""
+"""The result of `certify`: figures for each layer and dtype, and a certificate of all."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class MergeError(ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
-    """What merging one layer loses if the weight is stored in one dtype.
+class CertificateRow:
+    """The loss of merging one layer if the weight is stored in one dtype.
 
-    V is what is stored of W' = W + dW, and W_t what is stored of W.
+    V is W' = W + dW as it is stored, and W_t is W as it is stored.
 
     Attributes:
         layer: its name.
-        dtype: what the weight is stored in.
+        dtype: the dtype that the weight is stored in.
         absorbed: of the entries with dW != 0, the share with V = W_t: their update is lost.
         lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
-            more rounding than update. Where dW is 0 it is 0, for there is nothing to be lost; what
-            storing does to W is in `bound` then.
+            more rounding than update. Where dW is 0 it is 0, since nothing can be lost; then
+            `bound` has the effect of storing W.
         ulp: the largest |V - W_t| in units in the last place, of the larger one of both. See
-            `lora.certificate.storage.unit_of`, also for NF4.
-        bound: no output of the merged layer differs by more from that of the layer as it was, as
-            both are computed, for any input x with |x| <= radius.
-        note: what is not finite, or 0, or overflows. If V does, or W or dW is not finite, `lost`,
-            `ulp` and `bound` are infinite.
+            `lora.certificate.rounding.unit_of`, also for NF4.
+        bound: the largest difference between an output of the merged layer and of the layer as it
+            was, as both are computed, for any input x with |x| <= radius.
+        note: says what is not finite, or 0, or overflows. If V overflows, or W or dW is not finite,
+            `lost`, `ulp` and `bound` are infinite.
     """
 
     layer: str
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the stored weight and the update are."""
+        """Whether the stored weight and the update are finite."""
         return math.isfinite(self.lost)
 
     @property
@@ -66,19 +66,19 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class MergeCertificate:
-    """What merging the layers of a model loses, in each dtype that they may be stored in.
+    """The loss of merging the layers of a model, in each dtype that they may be stored in.
 
     Printed, it is a sentence and a table: a line for each layer and dtype, or, for more than a few
     layers, one for each dtype with the layer that loses most.
 
-    `certificate[layer]` are the rows of a layer.
+    `certificate[layer]` gives the rows of a layer.
 
     Attributes:
         rows: one for each layer and dtype.
-        radius: the norm of the inputs that `bound` holds for.
+        radius: the norm of the inputs for which `bound` is valid.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[CertificateRow, ...]
     radius: float
 
     @property
@@ -88,15 +88,15 @@ class MergeCertificate:
 
     @property
     def dtypes(self) -> list[str]:
-        """The dtypes that it speaks of."""
+        """The dtypes in the rows."""
         return list(dict.fromkeys(row.dtype for row in self.rows))
 
-    def __getitem__(self, layer: str) -> tuple[Row, ...]:
+    def __getitem__(self, layer: str) -> tuple[CertificateRow, ...]:
         _check("layer", layer, self.layers)
         return tuple(row for row in self.rows if row.layer == layer)
 
-    def of(self, layer: str, dtype: str) -> Row:
-        """The row of a layer and a dtype.
+    def of(self, layer: str, dtype: str) -> CertificateRow:
+        """Return the row of a layer and a dtype.
 
         Raises:
             KeyError: if there is none.
@@ -104,24 +104,24 @@ class MergeCertificate:
         _check("dtype", dtype, self.dtypes)
         return next(row for row in self[layer] if row.dtype == dtype)
 
-    def worst(self, dtype: str) -> Row:
-        """The row of the layer that loses most in a dtype, the first of several.
+    def worst(self, dtype: str) -> CertificateRow:
+        """Return the row of the layer that loses most in a dtype, the first of several.
 
         Raises:
-            KeyError: if the certificate does not speak of it.
+            KeyError: if there are no rows of it.
         """
         _check("dtype", dtype, self.dtypes)
         return max((row for row in self.rows if row.dtype == dtype), key=lambda row: row.lost)
 
     def only(self, dtypes: Sequence[str]) -> MergeCertificate:
-        """What it says of some dtypes."""
+        """Return a certificate with the rows of some dtypes."""
         return MergeCertificate(tuple(r for r in self.rows if r.dtype in dtypes), self.radius)
 
     def check(self, limit: float, dtype: str) -> None:
-        """Refuse to merge where more than `limit` of an update would be lost.
+        """Check that merging loses no more than `limit` of the update of any layer.
 
         Raises:
-            KeyError: if the certificate does not speak of the dtype.
+            KeyError: if there are no rows of the dtype.
             MergeError: if `lost` of a layer exceeds the limit.
             TypeError: if the limit is no number.
             ValueError: if the limit is not from 0 on.
@@ -139,21 +139,23 @@ class MergeCertificate:
         advice = f"store them in {' or '.join(fine)}" if fine else "store them in a wider dtype"
         raise MergeError(
             f"stored in {dtype}, {len(over)} of {_count(self.layers, 'layer')} would lose more "
-            f"than {limit:g} of the update; {advice}, or keep these layers unmerged:\n"
+            f"than {limit:g} of the update; {advice}, or leave these layers unmerged:\n"
             + "\n".join(lines)
         )
 
     @property
     def sentence(self) -> str:
         """The result in a sentence."""
-        worst = [f"{_part(self.worst(dtype).lost)} in {dtype}" for dtype in self.dtypes]
+        lost = [self.worst(dtype).lost for dtype in self.dtypes]
+        parts = [f"{part:.1g}" if part < 1 else "all" for part in lost]
+        worst = [f"{part} in {dtype}" for part, dtype in zip(parts, self.dtypes, strict=True)]
         return (
             f"Merging {_count(self.layers, 'layer')} loses at most this part of the update: "
             f"{', '.join(worst)} (bounds for |x| <= {self.radius:g})."
         )
 
-    def _lines(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], Sequence[Row]]:
-        """The head and the cells of the table, and the rows that these are of."""
+    def _lines(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], Sequence[CertificateRow]]:
+        """Return the head and the cells of the table, and the rows that they show."""
         if len(self.layers) <= LISTED:
             cells = [(row.layer or "the layer", row.dtype, *row.figures) for row in self.rows]
             return ("layer", "stored in", *_FIGURES), cells, self.rows
@@ -170,15 +172,13 @@ class MergeCertificate:
         return as_html(self.sentence, (*head, "note"), noted)
 
 
-def _table(head: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Row]) -> list[str]:
-    """The lines of a table, with the notes behind."""
+def _table(
+    head: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[CertificateRow]
+) -> list[str]:
+    """Align a table, with the notes at the ends of its lines."""
     lines = aligned(head, cells, left=len(head) - len(_FIGURES))
     notes = ["", *(row.note for row in rows)]
     return [f"{line}  {note}".rstrip() for line, note in zip(lines, notes, strict=True)]
-
-
-def _part(lost: float) -> str:
-    return f"{lost:.1g}" if lost < 1 else "all"
 
 
 def _count(things: Sequence[Any], name: str) -> str:
@@ -186,6 +186,6 @@ def _count(things: Sequence[Any], name: str) -> str:
 
 
 def _check(kind: str, name: str, known: Sequence[str]) -> None:
-    """Refuse a name that the certificate does not know."""
+    """Raise a KeyError if the certificate has no such name."""
     if name not in known:
         raise KeyError(f"no {kind} {name!r} in the certificate; there are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Merging the adapters of a whole model, and taking that back."""
+"""Merging the adapters of a complete model, and taking that back."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora.adapted import AdaptedLayer
-from lora.attachment.record import (
+from lora.adapted_layer import AdaptedLayer
+from lora.attachment.state import (
     adapted_layers,
-    keep,
-    layers_in_place,
-    record_of,
-    required,
+    attached_layers,
+    attachment_of,
+    required_attachment,
     restore_flags,
+    store,
 )
-from lora.certificate.certificate import MergeCertificate
-from lora.certificate.certify import certify
-from lora.certificate.layers import merging_of
-from lora.certificate.storage import DTYPES, check_dtypes
-from lora.surgery import replace
+from lora.attachment.surgery import replace
+from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
 from minigrad.nn import Module
 
 
@@ -35,17 +32,17 @@ def merge(
 ) -> MergeCertificate:
     """Let the adapters of `model` compute with W + dW, and certify what that loses.
 
-    The base weights stay beside the merged ones, so this takes memory; `lora.fold` does not keep
-    them. W + dW is computed in float64 and rounded once, to the dtype of the layer.
+    The base weights stay beside the merged ones, so this takes memory; `lora.fold` drops them.
+    W + dW is computed in float64 and rounded once, to the dtype of the layer.
 
     Args:
         model: with adapters.
         adapters: names of active ones to merge; None for all of them. Others go on beside the
             merged weight, also if they were merged before.
-        limit: refuse to merge if in one layer a larger share of the update is lost to rounding.
-        dtype: in which this is looked at; None for the dtype of each layer.
+        limit: raise an error if in one layer a larger share of the update is lost to rounding.
+        dtype: the dtype for which `limit` is checked; None for the dtype of each layer.
         radius: the norm of the inputs for which the certificate bounds the change of the outputs.
-        dtypes: what the certificate speaks of: "float64", "float32", "float16", "bfloat16", "nf4".
+        dtypes: the dtypes of the certificate: "float64", "float32", "float16", "bfloat16", "nf4".
         progress: show a progress bar if it takes long.
 
     Returns:
@@ -61,20 +58,20 @@ def merge(
         MergeError: if more than the limit would be lost; nothing is changed then.
     """
     found, asked = adapted_layers(model), check_dtypes(dtypes)
-    chosen = _chosen(model, adapters)
+    chosen = None if adapters is None else _checked_names(model, adapters)
     merged = {
-        place: (layer, [name for name in layer.active if chosen is None or name in chosen])
-        for place, layer in found
+        path: (layer, [name for name in layer.active if chosen is None or name in chosen])
+        for path, layer in found
     }
-    parts = [merging_of(place, *pair) for place, pair in merged.items() if pair[1]]
+    parts = [merging_of(path, *pair) for path, pair in merged.items() if pair[1]]
     if not parts:
         raise ValueError(
             "no adapter is active, so there is nothing to merge; lora.switch(model, name) makes "
             "one active"
         )
     own = {part.name: str(part.dtype) for part in parts}
-    looked_at = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])
-    certificate = certify(parts, tuple(looked_at), radius, progress=progress)
+    certified = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])
+    certificate = certify(parts, tuple(certified), radius, progress=progress)
     broken = [name for name, known in own.items() if not certificate.of(name, known).is_finite]
     if broken:
         raise ValueError(
@@ -85,31 +82,29 @@ def merge(
         for known in sorted(set(own.values())) if dtype is None else [dtype]:
             rows = [row for row in certificate.rows if dtype or own[row.layer] == known]
             MergeCertificate(tuple(rows), certificate.radius).check(limit, known)
-    for layer, its in merged.values():
-        if its:
-            layer.merge(its)
+    for layer, names in merged.values():
+        if names:
+            layer.merge(names)
         else:
-            layer.unmerge()  # a second weight would be the first again
+            layer.unmerge()  # its merged weight would be a second copy of W
     return certificate.only(asked)
 
 
-def _chosen(model: Module, adapters: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """The adapters to merge, or None for all that are active.
+def _checked_names(model: Module, adapters: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of adapters to merge, which must be active.
 
     Raises:
         ValueError: if there are none, or one is not there, or not active.
     """
-    if adapters is None:
-        return None
-    record = required(model)
+    attachment = required_attachment(model)
     chosen = (adapters,) if isinstance(adapters, str) else tuple(adapters)
     if not chosen:
         raise ValueError("adapters are empty; None stands for all that are active")
     for name in chosen:
         if not isinstance(name, str):
             raise TypeError(f"adapters are names, as in ['a', 'b'], not {name!r}")
-        record.get(name)
-        if name not in record.active:
+        attachment.get(name)
+        if name not in attachment.active:
             raise ValueError(
                 f"adapter {name!r} is not active, and is not merged; lora.switch(model, {name!r}) "
                 f"makes it so"
@@ -134,9 +129,9 @@ def unmerge(model: Module) -> list[str]:
 def fold(model: Module) -> Module:
     """Replace each layer with adapters by a plain one of W + dW; return the model.
 
-    W is let go of, unless someone else holds it: a weight that was tied to another is so no longer.
-    What was trained whole stays in its place. Flags are as they were before `attach`. A model that
-    is itself a layer with adapters is not changed; its plain layer is returned.
+    W is freed, unless something else refers to it: a weight that was tied to another is no longer.
+    Parameters that were trained in full stay in the model. Flags are as they were before `attach`.
+    A model that is itself a layer with adapters is not changed; its plain layer is returned.
 
     Raises:
         ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
@@ -145,10 +140,10 @@ def fold(model: Module) -> Module:
             `lora.disabled`.
     """
     layers = dict(adapted_layers(model))
-    record = record_of(model)
-    if record is not None:
-        record.check_enabled("adapters cannot be folded in")
-        layers_in_place(model, record)
+    attachment = attachment_of(model)
+    if attachment is not None:
+        attachment.check_enabled("adapters cannot be folded in")
+        attached_layers(model, attachment)
     for layer in layers.values():
         lost = [name for name in layer.adapters if name not in layer.active]
         if lost:
@@ -156,9 +151,16 @@ def fold(model: Module) -> Module:
                 f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
                 f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active"
             )
-    with np.errstate(over="ignore", invalid="ignore"):
-        folded = {id(layer): _plain(name, layer) for name, layer in layers.items()}
-    broken = [name for name, layer in layers.items() if not _is_finite(folded[id(layer)])]
+    folded: dict[int, Module] = {}
+    broken = []
+    for name, layer in layers.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            try:
+                plain = folded[id(layer)] = layer.plain()
+            except RuntimeError as error:
+                raise RuntimeError(f"{name}: {error}" if name else str(error)) from error
+        if not all(np.isfinite(parameter._data).all() for parameter in plain.parameters()):
+            broken.append(name)
     if broken:
         raise ValueError(
             f"the merged weight would not be finite in {', '.join(map(repr, broken))}; nothing was "
@@ -168,31 +170,18 @@ def fold(model: Module) -> Module:
         return folded[id(model)]
     for layer in layers.values():
         folded[id(layer)].training = layer.training
-    if record is not None:
-        flags = {id(parameter): flag for parameter, flag in record.flags}
-        for name, original in record.originals.items():
+    if attachment is not None:
+        flags = {id(parameter): flag for parameter, flag in attachment.flags}
+        for name, original in attachment.originals.items():
             new = dict(folded[id(layers[name])].named_parameters())
             own = dict(original.named_parameters())
             for key, parameter in new.items():  # a weight in four bits was none, and did not train
                 parameter.requires_grad_(key in own and flags[id(own[key])])
-        for name in record.active:
-            for copy in record.adapters[name].copies:
-                copy.own.settle()
+        for name in attachment.active:
+            for copy in attachment.adapters[name].copies:
+                copy.own.unwrap()
                 restore_flags([(copy.own, flags[id(copy.original)])])
-        keep(model, None)
-        restore_flags(record.flags)
+        store(model, None)
+        restore_flags(attachment.flags)
     replace(model, folded)
     return model
-
-
-def _plain(name: str, layer: AdaptedLayer) -> Module:
-    """The layer with the merged weight. An error has its name."""
-    try:
-        return layer.plain()
-    except RuntimeError as error:
-        raise RuntimeError(f"{name}: {error}" if name else str(error)) from error
-
-
-def _is_finite(layer: Module) -> bool:
-    """Whether there is no NaN and no Inf in its parameters."""
-    return all(np.isfinite(parameter._data).all() for parameter in layer.parameters())

@@ -1,13 +1,14 @@
-"""Certify: measure what merging loses, and bound what it does to the outputs.
+"""Measuring what merging loses, and bounding how it changes the outputs.
 
-With W' = W + dW exact, V what is stored of it, |x| <= R, and m and k the roundings on the way of
-each term with the merged weight and without, output j changes by at most
+With W' = W + dW exact, V as it is stored, |x| <= R, and m and k the roundings of each term with the
+merged weight and without, output j changes by at most
 
     R (|v_j - w'_j| + gamma_m |v_j| + gamma_k (|w_j| + spread_j)) + (gamma_m + gamma_k) |b_j|
 
-by the inequality of Cauchy and Schwarz, and by what underflows. W' itself is known but for the
+by the inequality of Cauchy and Schwarz, and by what underflows. W' itself is known up to the
 rounding of dW, of which a bound is given, and of the sum W + dW, which is computed without error
-(Knuth's TwoSum; Higham, 2002, section 4.3). What float64 rounds in evaluating this bound is added.
+(Knuth's TwoSum; Higham, 2002, section 4.3). The rounding of float64 in evaluating this bound is
+added to it.
 """
 
 from __future__ import annotations
@@ -18,30 +19,40 @@ from typing import Any
 
 import numpy as np
 
-from lora.certificate.certificate import MergeCertificate, Row
-from lora.certificate.merging import Array, Merging, gamma, least_of, norms, upper
-from lora.certificate.storage import DTYPES, check_dtypes, computing_dtype, round_to, unit_of
+from lora.certificate.layers import LayerMerge
+from lora.certificate.report import CertificateRow, MergeCertificate
+from lora.certificate.rounding import (
+    DTYPES,
+    Array,
+    check_dtypes,
+    computing_dtype,
+    gamma,
+    least_of,
+    norms,
+    round_to,
+    unit_of,
+    upper,
+)
 from lora.scaling import check_number
 from minigrad.progress import progress_bar
 
 
 def certify(
-    parts: Iterable[Merging],
+    parts: Iterable[LayerMerge],
     dtypes: str | Sequence[str] = DTYPES,
     radius: float = 1.0,
     *,
     progress: bool = True,
 ) -> MergeCertificate:
-    """What merging each of the layers loses, stored in each of the dtypes.
+    """Compute what merging each of the layers loses, stored in each of the dtypes.
 
-    A merged weight is multiplied in the wider of its dtype and the layer's own. Of W and dW no more
-    than some rows are in memory at a time.
+    A merged weight is multiplied in the wider of its dtype and the layer's own. Only some rows of W
+    and dW are in memory at a time.
 
     Args:
         parts: the layers, with different names.
         dtypes: some of `DTYPES`.
-        radius: the norm of the inputs that `bound` holds for. A table (`one_hot`) has no use for
-            it.
+        radius: the norm of the inputs for which `bound` is valid. A table (`one_hot`) ignores it.
         progress: show a progress bar if it takes longer than a second or two.
 
     Raises:
@@ -51,11 +62,22 @@ def certify(
     """
     parts = tuple(parts)
     chosen = check_dtypes(dtypes)
-    _check(parts, radius)
-    rows: list[Row] = []
-    numbers = sum(math.prod(part.shape) for part in parts)
+    if not parts:
+        raise ValueError("there are no layers to certify; pass one LayerMerge for each")
+    names = [part.name for part in parts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"there are several layers named {', '.join(map(repr, twice))}; each needs a name of "
+            f"its own"
+        )
+    check_number("radius", radius)
+    if not 0 < radius < math.inf:
+        raise ValueError(f"radius must be a positive number, the norm of inputs, not {radius!r}")
+    rows: list[CertificateRow] = []
+    elements = sum(math.prod(part.shape) for part in parts)
     with progress_bar(
-        what="certifying the merge", unit="number", shown=progress, total=numbers, unit_scale=True
+        what="certifying the merge", unit="number", shown=progress, total=elements, unit_scale=True
     ) as bar:
         for part in parts:
             tallies = [_Tally(part, dtype, float(radius)) for dtype in chosen]
@@ -68,31 +90,15 @@ def certify(
     return MergeCertificate(tuple(rows), float(radius))
 
 
-def _check(parts: Sequence[Merging], radius: float) -> None:
-    """Refuse what cannot be certified."""
-    if not parts:
-        raise ValueError("there are no layers to certify; pass one Merging for each")
-    names = [part.name for part in parts]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"there are several layers named {', '.join(map(repr, twice))}; each needs a name of "
-            f"its own"
-        )
-    check_number("radius", radius)
-    if not 0 < radius < math.inf:
-        raise ValueError(f"radius must be a positive number, the norm of inputs, not {radius!r}")
-
-
 class _Tally:
-    """What merging one layer does if the weight is stored in one dtype, strip by strip."""
+    """Collects, strip by strip, what merging a layer does if its weight is stored in one dtype."""
 
-    def __init__(self, part: Merging, dtype: str, radius: float) -> None:
+    def __init__(self, part: LayerMerge, dtype: str, radius: float) -> None:
         self.part, self.dtype = part, dtype
         self.radius = 1.0 if part.one_hot else radius
         self.own, self.wide = part.dtype, computing_dtype(part.dtype, dtype)
         self.summed = 0 if part.one_hot else part.shape[1]
-        # Each number of NF4 is a product of a level, rounded too, with an absolute value.
+        # Each element of NF4 is a product of a level, rounded too, with an absolute value.
         coded = 2 if dtype == "nf4" else 0
         self.gamma_merged = gamma(coded + (0 if part.one_hot else self.summed + 1), self.wide)
         self.gamma_apart = gamma(part.roundings, self.own)
@@ -107,50 +113,61 @@ class _Tally:
             self.bound = math.inf
 
     def add(self, rows: slice, w: Array, d: Array) -> None:
-        """Take some more rows into account."""
-        with np.errstate(all="ignore"):  # what overflows is told by the notes
+        """Add some more rows to the tally."""
+        with np.errstate(all="ignore"):  # the notes report overflow
             merged = w + d
-            stored, kept = round_to(merged, self.dtype), round_to(w, self.dtype)
-            self._count(d, stored, kept)
-            if not self._is_finite(w, d, stored, kept):
+            stored, base = round_to(merged, self.dtype), round_to(w, self.dtype)
+            self._count(d, stored, base)
+            for note, x in (
+                ("W has NaN or Inf", w),
+                ("dW has NaN or Inf", d),
+                (f"W + dW overflows {self.dtype}", stored),
+                (f"W alone overflows {self.dtype}", base),
+            ):
+                if not np.isfinite(x).all():
+                    self.notes[note] = None
+                    break
+            if not np.isfinite(stored).all():
                 self.finite = False
                 return
-            error = (stored - merged) - _tail(w, d, merged)
+            # TwoSum: what is lost in rounding w + d to `merged`, exactly.
+            added = merged - w
+            tail = (w - (merged - added)) + (d - added)
+            error = (stored - merged) - tail
             self.errors.append(norms(error))
             self.updates.append(norms(d))
             if self.bound < math.inf:
                 self.bound = max(self.bound, self._bound(rows, w, stored, error))
 
-    def row(self) -> Row:
-        """The result."""
+    def row(self) -> CertificateRow:
+        """Return the result."""
         absorbed = self.absorbed / self.updated if self.updated else 0.0
-        lost, ulp, bound = self._lost() if self.finite else math.inf, self.ulp, self.bound
-        if not self.finite:
-            ulp = bound = math.inf
-        return Row(self.part.name, self.dtype, absorbed, lost, ulp, bound, "; ".join(self.notes))
+        lost, ulp, bound = math.inf, math.inf, math.inf
+        if self.finite:
+            ulp, bound = self.ulp, self.bound
+            error, update = (float(norms(np.concatenate(x))) for x in (self.errors, self.updates))
+            if not math.isfinite(error) or not math.isfinite(update):
+                self.notes["norms overflow float64"] = None
+            elif update:
+                lost = error / update
+            else:
+                lost = 0.0
+                self.notes["dW is 0, but storing W changes it" if error else "dW is 0"] = None
+        notes = "; ".join(self.notes)
+        return CertificateRow(self.part.name, self.dtype, absorbed, lost, ulp, bound, notes)
 
-    def _lost(self) -> float:
-        error, update = (float(norms(np.concatenate(x))) for x in (self.errors, self.updates))
-        if not math.isfinite(error) or not math.isfinite(update):
-            self.notes["norms overflow float64"] = None
-            return math.inf
-        if update:
-            return error / update
-        self.notes["dW is 0, but storing W changes it" if error else "dW is 0"] = None
-        return 0.0
-
-    def _count(self, d: Array, stored: Array, kept: Array) -> None:
+    def _count(self, d: Array, stored: Array, base: Array) -> None:
+        """Count the updates that are absorbed, and find the largest change in units."""
         updated = d != 0
         self.updated += int(np.count_nonzero(updated))
-        self.absorbed += int(np.count_nonzero(updated & (stored == kept)))
-        change = np.abs(stored - kept)
-        unit = np.maximum(unit_of(kept, self.dtype), unit_of(stored, self.dtype))
-        moves = np.where(change == 0, 0.0, change / unit)
-        largest = float(moves.max())
+        self.absorbed += int(np.count_nonzero(updated & (stored == base)))
+        change = np.abs(stored - base)
+        unit = np.maximum(unit_of(base, self.dtype), unit_of(stored, self.dtype))
+        largest = float(np.where(change == 0, 0.0, change / unit).max())
         self.ulp = math.inf if math.isnan(largest) else max(self.ulp, largest)
 
     def _bound(self, rows: slice, w: Array, stored: Array, error: Array) -> float:
-        """How far an output of these may move."""
+        """Bound the change of an output of these rows."""
         part = self.part
         size = _largest if part.one_hot else norms
         bias = np.zeros(len(w))
@@ -179,42 +196,22 @@ class _Tally:
         return found
 
     def _underflow(self, rows: slice) -> Any:
-        """What the products of each output lose that are below the least normal number."""
+        """Bound what products that are below the least normal number lose of each output."""
         apart = (1 + self.gamma_apart) * (self.summed + _of(self.part.underflows, rows))
-        # A number of NF4 may underflow itself, before it is multiplied by x.
+        # An element of NF4 may underflow itself, before it is multiplied by x.
         coded = self.radius * math.sqrt(max(self.summed, 1)) if self.dtype == "nf4" else 0.0
         merged = (1 + self.gamma_merged) * (self.summed + coded)
         # The bound is evaluated in float64, with a few products of its own.
         evaluated = 8 * (self.radius + 1) * least_of(np.dtype(np.float64))
         return least_of(self.own) * apart + least_of(self.wide) * merged + evaluated
 
-    def _is_finite(self, w: Array, d: Array, stored: Array, kept: Array) -> bool:
-        """Whether W, dW and what is stored of W + dW are, with a note of what is not."""
-        told = {
-            "W has NaN or Inf": w,
-            "dW has NaN or Inf": d,
-            f"W + dW overflows {self.dtype}": stored,
-            f"W alone overflows {self.dtype}": kept,
-        }
-        note = next((note for note, x in told.items() if not np.isfinite(x).all()), "")
-        if note:
-            self.notes[note] = None
-        return bool(np.isfinite(stored).all())
-
-
-def _tail(w: Array, d: Array, merged: Array) -> Array:
-    """What is lost in rounding w + d to `merged`, exactly: TwoSum."""
-    added = merged - w
-    found: Array = (w - (merged - added)) + (d - added)
-    return found
-
 
 def _largest(x: Array) -> Array:
-    """The largest absolute value of each row."""
+    """Return the largest absolute value of each row."""
     found: Array = np.abs(x).max(axis=1)
     return found
 
 
 def _of(value: Array | float, rows: slice) -> Any:
-    """Those of some rows, or the one number of all."""
+    """Select the values of some rows, or the one value of all."""
     return value[rows] if isinstance(value, np.ndarray) and value.ndim else value

@@ -1,4 +1,4 @@
-"""Putting modules and parameters in the place of others, wherever a model holds them."""
+"""Exchanging modules and parameters of a model for others, wherever the model refers to them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from minigrad.nn import Module, Parameter
 
 
 def replace(model: Module, new: Mapping[int, Module | Parameter]) -> None:
-    """Put modules or parameters in the place of others, which are given by id.
+    """Replace modules or parameters, given by id.
 
-    Attributes, lists and dicts are changed in place; a tuple of such gives its place to another.
+    Attributes, lists and dicts are changed in place; a tuple of such is replaced by another.
     """
     for module in list(model.modules()) if new else ():
         for name, value in vars(module).items():
@@ -34,21 +34,21 @@ def _replaced(value: Any, new: Mapping[int, Module | Parameter]) -> Any:
     return value
 
 
-def places(model: Module) -> dict[int, list[str]]:
-    """Where each parameter is held, by its id: in every module, under the first name of each."""
+def parameter_names(model: Module) -> dict[int, list[str]]:
+    """List all names of each parameter, by its id: one in every module that refers to it."""
     found: dict[int, list[str]] = {}
+
+    def note(value: Any, name: str) -> None:
+        if isinstance(value, Parameter):
+            found.setdefault(id(value), []).append(name)
+        elif isinstance(value, (list, tuple)):
+            for i, item in enumerate(value):
+                note(item, f"{name}.{i}")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                note(item, f"{name}.{key}")
+
     for prefix, module in model.named_modules():
         for name, value in module._contents():
-            _note(value, f"{prefix}.{name}" if prefix else name, found)
+            note(value, f"{prefix}.{name}" if prefix else name)
     return found
-
-
-def _note(value: Any, name: str, found: dict[int, list[str]]) -> None:
-    if isinstance(value, Parameter):
-        found.setdefault(id(value), []).append(name)
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            _note(item, f"{name}.{i}", found)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _note(item, f"{name}.{key}", found)
