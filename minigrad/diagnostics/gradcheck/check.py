@@ -26,7 +26,7 @@ from minigrad.diagnostics.gradcheck.checked_function import (
     largest_of,
 )
 from minigrad.diagnostics.gradcheck.compare import compare
-from minigrad.diagnostics.gradcheck.problem import GradientProblem
+from minigrad.diagnostics.gradcheck.problem import first_order, second_order
 from minigrad.diagnostics.gradcheck.report import GradcheckReport
 from minigrad.diagnostics.gradcheck.tolerances import SAME_VALUES
 from minigrad.random import generator
@@ -76,10 +76,10 @@ def gradcheck(
         function.check_unwritten("")
         if unstable := _instability("two calls", start, again):
             return replace(report, reason=unstable)
-        problem = GradientProblem.first(function, order, rng, tolerance)
+        problem = first_order(function, order == 2, rng, tolerance)
         function.check_unwritten(" where a gradient is required, in it or in a VJP")
         for _ in range(order):
-            problem = problem.second(rng) if report.comparisons else problem
+            problem = second_order(problem, rng) if report.comparisons else problem
             plain, repeated = flat(problem.paths["grad"]), flat(problem.repeated)
             if unstable := _instability("two passes for its gradient", plain, repeated):
                 return replace(report, reason=unstable)

@@ -123,7 +123,7 @@ def flaws_of_gradients(
         seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
         _backward(results, seeds, leaves)
     flaws = [
-        (f"cotangent {k}", "a VJP writes to the gradient that it is handed, which others have too")
+        (f"cotangent {k}", "a VJP writes to the gradient that it is given, which others have too")
         for k, (seed, v) in enumerate(zip(seeds, cotangents, strict=True))
         if not np.array_equal(seed, v.astype(seed.dtype))
     ]

@@ -16,6 +16,7 @@ import numpy as np
 from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import reachable
 from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.gradcheck import tolerances
 from minigrad.diagnostics.gradcheck.checked_function import (
     Array,
     CheckedFunction,
@@ -31,21 +32,12 @@ from minigrad.diagnostics.gradcheck.gradient_paths import (
     other_leaves,
 )
 from minigrad.diagnostics.gradcheck.rounding_probe import RoundingSpread, rounding_spread
-from minigrad.diagnostics.gradcheck.tolerances import (
-    FLOAT64,
-    LEAST_EPS,
-    SHARE,
-    SHARE_ROOTS,
-    SPREADS,
-    UNSEEN_EPS,
-    Tolerance,
-    relative_tolerance,
-)
+from minigrad.diagnostics.gradcheck.tolerances import FLOAT64, SPREADS, Tolerance
 
 NUDGED = "with numbers moved by a unit in the last place, to see what rounding does"
 
 
-@dataclass
+@dataclass(frozen=True)
 class NarrowGradients:
     """Gradients that were computed in the dtype of the inputs, where that is not float64.
 
@@ -54,7 +46,7 @@ class NarrowGradients:
         gradients: by each operand.
         spread: what rounding does to them.
         largest: the largest element.
-        on_the_way: the largest number in the cotangents, or that a VJP gave.
+        on_the_way: the largest number with which backpropagation started, or that a VJP gave.
     """
 
     dtype: np.dtype[Any]
@@ -62,25 +54,6 @@ class NarrowGradients:
     spread: RoundingSpread
     largest: float
     on_the_way: float
-
-    @classmethod
-    def of(
-        cls,
-        function: CheckedFunction,
-        gradients_at: Callable[[Sequence[Array]], Gradients],
-        cotangents: Sequence[Array],
-        rng: np.random.Generator,
-    ) -> NarrowGradients:
-        """Compute the gradients for the operands as they came."""
-        gradients = gradients_at(function.operands)
-        spread = rounding_spread(gradients, gradients_at, function.operands, rng)
-        return cls(
-            _least_exact([x.dtype for x in function.operands]),
-            gradients,
-            spread,
-            largest_of(gradients),
-            max(spread.largest, largest_of(cotangents)),
-        )
 
 
 @dataclass
@@ -95,15 +68,18 @@ class GradientProblem:
         values: the function.
         weights: of its elements in the sum that is differentiated.
         paths: the gradient of that sum by each operand, for each path that leads to it.
-        repeated: the gradient once more, from f called anew.
-        spread: what rounding does to the gradient.
+        gradients_at: computes the gradient anew, at any operands of f.
         dtype: in which f computes, at the worst.
         tolerance: relative, in float64.
         cotangents: of the results of f.
-        narrow: the gradient in the dtype that the inputs came in, if that is not float64.
-        rng: where the roundings are drawn from by which values are measured.
-        flaws: what is wrong with gradients as arrays.
+        rng: decides how roundings are changed.
+        inside: as `gradients_at`, from compositions, which show what is inside an op.
+        flaws: what is wrong with gradients as arrays: the operand and the reason.
         others: how many tensors require a gradient that are no operands, but f depends on.
+
+        spread: what rounding does to the gradient.
+        narrow: the gradient in the dtype that the inputs came in, if that is not float64.
+        repeated: the gradient once more.
         here: the values of the function at the point.
         noise: what rounding leaves in each value.
         unseen: what it might leave there where it could not be measured, inside an op.
@@ -117,33 +93,57 @@ class GradientProblem:
     values: Callable[[Sequence[Array]], Vector]
     weights: Vector
     paths: dict[str, Gradients]
-    repeated: Gradients
-    spread: RoundingSpread
+    gradients_at: Callable[[Sequence[Array]], Gradients]
     dtype: np.dtype[Any]
     tolerance: float
     cotangents: list[Array]
-    narrow: NarrowGradients | None
     rng: InitVar[np.random.Generator]
+    inside: InitVar[Callable[[Sequence[Array]], Gradients] | None] = None
     flaws: Sequence[tuple[str, str]] = ()
     others: int = 0
 
-    def __post_init__(self, rng: np.random.Generator) -> None:
+    def __post_init__(
+        self,
+        rng: np.random.Generator,
+        inside: Callable[[Sequence[Array]], Gradients] | None,
+    ) -> None:
+        """Measure what rounding does to the gradients, in both dtypes, and to the values."""
+        given, gradients = self.function.operands, self.paths["grad"]
+        point = self.operands[: len(given)]
+        self.narrow = None
+        with self.function.explained(NUDGED):
+            self.spread = rounding_spread(gradients, self.gradients_at, point, rng, inside)
+            if any(x.dtype != FLOAT64 for x in given):
+                narrow = self.gradients_at(given)
+                spread = rounding_spread(narrow, self.gradients_at, given, rng)
+                arriving = largest_of([self.weights, *self.cotangents])
+                self.narrow = NarrowGradients(
+                    _least_exact([x.dtype for x in given]),
+                    narrow,
+                    spread,
+                    largest=largest_of(narrow),
+                    on_the_way=max(spread.largest, arriving),
+                )
+        self.repeated = self.gradients_at(point)
         self.here = self.values(self.operands)
         with self.function.explained(NUDGED):
             values = rounding_spread([self.here], lambda x: [self.values(x)], self.operands, rng)
+
         eps, largest = float(np.finfo(self.dtype).eps), self.spread.largest
-        share = SHARE if self.dtype == FLOAT64 else SHARE_ROOTS * math.sqrt(eps)
+        share = tolerances.SHARE
+        if self.dtype != FLOAT64:
+            share = tolerances.SHARE_ROOTS * math.sqrt(eps)
         self.noise = np.minimum(SPREADS * values.inner[0], share * values.largest_of_all)
         self.unseen = SPREADS * values.each[0]
         # The gradients that are larger than their error bars; if none is, all are rounding.
-        pairs = zip(self.paths["grad"], self.spread.each, strict=True)
+        pairs = zip(gradients, self.spread.each, strict=True)
         sharp = largest_of([g[abs(g) > SPREADS * spread] for g, spread in pairs])
         self.base = Tolerance(
-            relative_tolerance(self.dtype, self.tolerance),
+            tolerances.relative_tolerance(self.dtype, self.tolerance),
             scale=min(1.0, sharp or largest) or 1.0,
-            unseen=UNSEEN_EPS * eps * max(largest, largest_of(self.cotangents)),
+            unseen=tolerances.UNSEEN_EPS * eps * max(largest, largest_of(self.cotangents)),
         )
-        self._most = share * largest + LEAST_EPS * eps
+        self._most = share * largest + tolerances.LEAST_EPS * eps
 
     def allowed(self, spread: float, ties: bool = False) -> Tolerance:
         """Return the tolerance of a derivative that other roundings change by `spread`.
@@ -154,72 +154,56 @@ class GradientProblem:
         unseen = self.base.unseen if ties else max(self.base.unseen, error)
         return replace(self.base, rounding=min(error, self._most), unseen=unseen)
 
-    @classmethod
-    def first(
-        cls, function: CheckedFunction, order: int, rng: np.random.Generator, tolerance: float
-    ) -> GradientProblem:
-        """Make the problem of first order; `order` says whether a second one comes after it."""
-        operands, leaves, results = _evaluated(function)
-        function.shapes = [x.shape for x in results]
-        cotangents = _cotangents(function, operands, results, rng)
-        gradients_at = partial(function.gradients, cotangents=cotangents)
-        paths = gradients_by_path(function, operands, cotangents, recorded=order == 2)
-        with function.explained(NUDGED):
-            inside = partial(gradients_at, recorded=True) if order == 2 else None
-            spread = rounding_spread(paths["grad"], gradients_at, operands, rng, inside)
-            narrow = None
-            if any(x.dtype != FLOAT64 for x in function.operands):
-                narrow = NarrowGradients.of(function, gradients_at, cotangents, rng)
-        nodes = reachable([x.node for x in results if x.node is not None])
-        computed = [node.dtype for node in nodes if node.op is not None]
-        return cls(
-            function,
-            1,
-            operands,
-            function.names,
-            function.values,
-            flat(cotangents),
-            paths,
-            gradients_at(operands),
-            spread,
-            _least_exact([*(x.dtype for x in results), *computed]),
-            tolerance,
-            cotangents,
-            narrow,
-            rng,
-            flaws_of_gradients(function, cotangents),
-            len(other_leaves(results, leaves)),
-        )
 
-    def second(self, rng: np.random.Generator) -> GradientProblem:
-        """Make the problem of second order: the gradient, by the operands and the cotangents."""
-        function, count, cotangents = self.function, len(self.operands), self.cotangents
-        weights = [
-            rng.standard_normal(x.shape, np.float32).astype(np.float64) for x in self.operands
-        ]
-        names = [f"cotangent {k}" for k in range(len(cotangents))]
-        gradients_at = partial(function.second_gradients, cotangents=cotangents, weights=weights)
-        gradients = gradients_at(self.operands)
-        with function.explained(NUDGED):
-            spread = rounding_spread(gradients, gradients_at, self.operands, rng)
-            narrow = self.narrow
-            if narrow is not None:
-                narrow = NarrowGradients.of(function, gradients_at, [*cotangents, *weights], rng)
-        return replace(
-            self,
-            order=2,
-            operands=[*self.operands, *cotangents],
-            names=[*self.names, *(names if len(names) > 1 else ["cotangent"])],
-            values=lambda x: flat(function.gradients(x[:count], x[count:])),
-            weights=flat(weights),
-            paths={"grad": gradients},
-            repeated=gradients_at(self.operands),
-            spread=spread,
-            narrow=narrow,
-            rng=rng,
-            flaws=(),
-            others=0,
-        )
+def first_order(
+    function: CheckedFunction, recorded: bool, rng: np.random.Generator, tolerance: float
+) -> GradientProblem:
+    """Make the problem of first order; `recorded` says whether one of second order follows."""
+    operands, leaves, results = _evaluated(function)
+    function.shapes = [x.shape for x in results]
+    cotangents = _cotangents(function, operands, results, rng)
+    gradients_at = partial(function.gradients, cotangents=cotangents)
+    nodes = reachable([x.node for x in results if x.node is not None])
+    computed = [node.dtype for node in nodes if node.op is not None]
+    return GradientProblem(
+        function,
+        1,
+        operands,
+        function.names,
+        function.values,
+        flat(cotangents),
+        gradients_by_path(function, operands, cotangents, recorded),
+        gradients_at,
+        _least_exact([*(x.dtype for x in results), *computed]),
+        tolerance,
+        cotangents,
+        rng,
+        inside=partial(gradients_at, recorded=True) if recorded else None,
+        flaws=flaws_of_gradients(function, cotangents),
+        others=len(other_leaves(results, leaves)),
+    )
+
+
+def second_order(first: GradientProblem, rng: np.random.Generator) -> GradientProblem:
+    """Make the problem of second order: the gradient, by the operands and the cotangents."""
+    function, cotangents, count = first.function, first.cotangents, len(first.operands)
+    weights = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in first.operands]
+    names = [f"cotangent {k}" for k in range(len(cotangents))]
+    gradients_at = partial(function.second_gradients, cotangents=cotangents, weights=weights)
+    return GradientProblem(
+        function,
+        2,
+        [*first.operands, *cotangents],
+        [*first.names, *(names if len(names) > 1 else ["cotangent"])],
+        lambda x: flat(function.gradients(x[:count], x[count:])),
+        flat(weights),
+        {"grad": gradients_at(first.operands)},
+        gradients_at,
+        first.dtype,
+        first.tolerance,
+        cotangents,
+        rng,
+    )
 
 
 def _evaluated(function: CheckedFunction) -> tuple[list[Array], list[Tensor], list[Tensor]]:

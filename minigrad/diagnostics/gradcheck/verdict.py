@@ -211,7 +211,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
         reason = "not smooth here" if rough else unresolved
         return judgement or Judgement("cannot tell", best.value, math.inf, reason)
     distances = [abs(analytic - q.value) for q in finite]
-    if (  # the quotients come nearer from step to step, to as near as can be told
+    if (  # the quotients come nearer from step to step, to as near as can be seen
         len(finite) > tolerances.APPROACH_QUOTIENTS
         and all(b <= tolerances.APPROACH * a for a, b in pairwise(distances))
         and distances[-1] <= max(finite[-1].hidden, finite[-1].error + allowed.rounding)
