@@ -76,10 +76,10 @@ def gradcheck(
         function.check_unwritten("")
         if unstable := _instability("two calls", start, again):
             return replace(report, reason=unstable)
-        problem = first_order(function, order == 2, rng, tolerance)
+        problem = first_order(function, rng, tolerance, recorded=order == 2)
         function.check_unwritten(" where a gradient is required, in it or in a VJP")
-        for _ in range(order):
-            problem = second_order(problem, rng) if report.comparisons else problem
+        for each_order in range(1, order + 1):
+            problem = second_order(problem, rng) if each_order == 2 else problem
             plain, repeated = flat(problem.paths["grad"]), flat(problem.repeated)
             if unstable := _instability("two passes for its gradient", plain, repeated):
                 return replace(report, reason=unstable)

@@ -156,7 +156,7 @@ class GradientProblem:
 
 
 def first_order(
-    function: CheckedFunction, recorded: bool, rng: np.random.Generator, tolerance: float
+    function: CheckedFunction, rng: np.random.Generator, tolerance: float, recorded: bool
 ) -> GradientProblem:
     """Make the problem of first order; `recorded` says whether one of second order follows."""
     operands, leaves, results = _evaluated(function)

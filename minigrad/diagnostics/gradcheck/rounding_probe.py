@@ -56,46 +56,44 @@ def rounding_spread(
     """
     inner, outer = ([np.zeros(x.shape) for x in arrays] for _ in range(2))
     largest = largest_of_all = 0.0
-    for compute in (arrays_at, inside) if inside else (arrays_at,):
-        for seed in (None, int(rng.integers(2**63))):
-            for sign in (1, -1):  # what one run rounds up, the other rounds down
-                rounding = _Rounding(_Nudge(seed, sign))
-                runs = [(inner, partial(rounding.run, compute, operands))]
-                if compute is arrays_at:
-                    nudged = [*map(_Nudge(seed, sign), operands)]
-                    runs.append((outer, partial(compute, nudged)))
-                for spread, run in runs:
-                    try:
-                        others = run()
-                    except Exception as error:  # of f here, or of a checkpoint that sees changes
-                        if op_of(error) == "gradcheck":
-                            raise
-                        continue
-                    for known, x, other in zip(spread, arrays, others, strict=True):
-                        np.fmax(known, np.abs(x - other), out=known)
-                largest = max(largest, rounding.of_vjps)
-                largest_of_all = max(largest_of_all, largest, rounding.of_ops)
-    each = [np.maximum(one, two) for one, two in zip(inner, outer, strict=True)]
+    trials = [
+        (compute, seed, sign)
+        for compute in ((arrays_at, inside) if inside else (arrays_at,))
+        for seed in (None, int(rng.integers(2**63)))
+        for sign in (1, -1)  # what one run rounds up, the other rounds down
+    ]
+    for compute, seed, sign in trials:
+        one, other = (None if seed is None else np.random.default_rng(seed) for _ in range(2))
+        rounding = _Rounding(partial(_nudged, rng=one, sign=sign))
+        runs = [(inner, partial(rounding.run, compute, operands))]
+        if compute is arrays_at:
+            nudged = [_nudged(x, other, sign) for x in operands]
+            runs.append((outer, partial(compute, nudged)))
+        for spread, run in runs:
+            try:
+                found = run()
+            except Exception as error:  # of f here, or of a checkpoint that sees changes
+                if op_of(error) == "gradcheck":
+                    raise
+                continue
+            for known, x, y in zip(spread, arrays, found, strict=True):
+                np.fmax(known, np.abs(x - y), out=known)
+        largest = max(largest, rounding.of_vjps)
+        largest_of_all = max(largest_of_all, largest, rounding.of_ops)
+    each = [np.maximum(a, b) for a, b in zip(inner, outer, strict=True)]
     return RoundingSpread(each, inner, largest, largest_of_all)
 
 
-class _Nudge:
-    """A move of all numbers by a unit in the last place, up or down at random.
+def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:
+    """Copy x with its strides, and move each element by a unit in the last place, up or down.
 
-    Without a seed all of them move in one direction, which shows where a comparison of two numbers
-    that are nearly equal decides; at random, two moves on the way may cancel.
+    Without a generator all of them move in one direction, which shows where a comparison of two
+    numbers that are nearly equal decides; at random, two moves on the way may cancel.
     """
-
-    def __init__(self, seed: int | None, sign: int) -> None:
-        self._rng = None if seed is None else np.random.default_rng(seed)
-        self._sign = sign
-
-    def __call__(self, x: Array) -> Array:
-        """Return a copy of x, with its strides, that has moved."""
-        out = copied(x)
-        up = np.ones(x.shape) if self._rng is None else self._rng.random(x.shape) - 0.5
-        out[...] = np.nextafter(x, np.copysign(np.inf, self._sign * up).astype(x.dtype))
-        return out
+    out = copied(x)
+    up = np.ones(x.shape) if rng is None else rng.random(x.shape) - 0.5
+    out[...] = np.nextafter(x, np.copysign(np.inf, sign * up).astype(x.dtype))
+    return out
 
 
 class _Rounding(Observer):
@@ -106,7 +104,7 @@ class _Rounding(Observer):
         of_vjps: the largest number that a VJP gave.
     """
 
-    def __init__(self, nudge: _Nudge) -> None:
+    def __init__(self, nudge: Callable[[Array], Array]) -> None:
         self._nudge = nudge
         self._before: list[tuple[Array, Array]] = []
         self.of_ops = self.of_vjps = 0.0
@@ -146,7 +144,7 @@ class _Rounding(Observer):
 
 
 def _is_picked(x: Array, sources: Sequence[Array]) -> bool:
-    """Return whether the elements of x are elements of the sources; some of them tell."""
+    """Return whether x, to judge by some of its elements, is made of elements of the sources."""
     some = x.ravel()[:: -(-x.size // SAMPLED)]
     known = np.zeros(some.shape, bool)
     for source in sources:
