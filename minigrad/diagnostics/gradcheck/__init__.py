@@ -10,7 +10,7 @@ What `gradcheck(f, inputs)` does, and the files in the order of its steps:
     tolerances          all thresholds with their reasons; what a right gradient may be off by
     compare             each element is moved, and its derivative compared with differences
     finite_differences  moves, and quotients along them with error bars
-    verdict             agree, disagree or cannot tell, and why
+    verdict             agree, disagree or cannot tell, and the reason
     report              what was found, as text and as a picture
     command             `python -m minigrad check`
 """

@@ -183,7 +183,7 @@ class CheckedFunction:
 
 def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return a copy with the strides of x, which may be negative or leave gaps."""
-    dtype = dtype or x.dtype
+    dtype = x.dtype if dtype is None else dtype
     reach = [stride * (n - 1) // x.itemsize for stride, n in zip(x.strides, x.shape, strict=True)]
     span = sum(map(abs, reach)) + 1
     aligned = all(stride % x.itemsize == 0 for stride in x.strides)

@@ -85,7 +85,7 @@ def compare(
 
 
 class _Comparing:
-    """Moves operands, judges the gradients by what f does, and notes what does not agree."""
+    """A comparison: it moves operands, judges the gradients, and notes what does not agree."""
 
     def __init__(self, problem: GradientProblem, rng: np.random.Generator) -> None:
         self.problem = problem
@@ -127,7 +127,7 @@ class _Comparing:
             self._compare(Move(name, {operand: direction / np.abs(direction).max()}))
 
     def ties(self) -> None:
-        """Where some operand is at a kink, compare slopes that ties leave smooth.
+        """Compare slopes that ties leave smooth, if some operand is at a kink.
 
         The maximum of two equal numbers has a kink in each of them, but none when both are moved
         alike; and then the shares that it gives to each must add up.
@@ -142,7 +142,7 @@ class _Comparing:
             self._compare(Move("all operands alike", ones), ties=True)
 
     def another_point(self) -> None:
-        """If all is right here, compare a slope at another point, which a VJP may not know of."""
+        """Compare a slope at another point, which a VJP may not know of, if all is right here."""
         problem = self.problem
         if self.wrong or problem.flaws or self._kinks:
             return
@@ -223,7 +223,7 @@ class _Comparing:
         return high - low > tolerances.ALIKE * size and low - margin <= analytic <= high + margin
 
     def _judge_narrow(self, move: Move, exact: Judgement) -> tuple[float, Judgement]:
-        """Return the slope in the dtype of the inputs, and what is to be said of it."""
+        """Return the slope in the dtype of the inputs, and its judgement."""
         problem, narrow = self.problem, self.problem.narrow
         assert narrow is not None
         value, spread = move.slope(narrow.gradients), move.spread(narrow.spread.each)

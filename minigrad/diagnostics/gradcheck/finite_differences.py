@@ -138,10 +138,10 @@ class Line:
         self.problem = problem
         self.move = move
         self.point = problem.operands if point is None else point
-        self.dtype = dtype or problem.dtype
+        self.dtype = problem.dtype if dtype is None else dtype
         self.x = move.size(self.point)
         self.failure = ""
-        noise, unseen = (0.0, 0.0) if dtype else (problem.noise, problem.unseen)
+        noise, unseen = (problem.noise, problem.unseen) if dtype is None else (0.0, 0.0)
         self._noise = np.abs(problem.weights) * noise
         self._unseen = float(np.linalg.norm(problem.weights * unseen))
         self._known: dict[float, Vector] = {0.0: problem.here} if point is None else {}
@@ -162,11 +162,11 @@ class Line:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all values of f at the point itself are finite."""
+        """True if all values of f at the point itself are finite."""
         return bool(np.isfinite(self._at(0.0)).all())
 
     def slope_nearby(self, rng: np.random.Generator) -> float:
-        """Return the slope at a random point near this one, as of a function with kinks."""
+        """Return the slope at a random point near this one, to find the slopes around a kink."""
         reach, step = NEARBY.get(self.dtype, NEARBY[FLOAT32])
         near = []
         for x in self.point:

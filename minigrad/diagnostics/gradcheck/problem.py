@@ -1,4 +1,4 @@
-"""What is compared: a vector function of operands, and its gradients by every path.
+"""The problem: a vector function of operands, and its gradients by every path.
 
 For order 1 the function is f itself, for order 2 its gradient, by the operands and the cotangents.
 """

@@ -1,4 +1,4 @@
-"""What a gradcheck found, to read in a terminal or to look at in a notebook."""
+"""The report of a gradcheck, to read in a terminal or to look at in a notebook."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class GradientEntry:
 
     @property
     def relative_difference(self) -> float:
-        """|analytic - numeric| over the larger of the two."""
+        """The difference, |analytic - numeric|, over the larger of the two."""
         scale = max(abs(self.analytic), abs(self.numeric))
         if not math.isfinite(scale):
             return math.inf
@@ -96,7 +96,7 @@ class GradientComparison:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class GradcheckReport:
-    """What a gradcheck found. It is true only if all that was compared agrees.
+    """The findings of a gradcheck. A report is true only if all that was compared agrees.
 
     Attributes:
         function: the name of the function.

@@ -1,4 +1,4 @@
-"""What rounding does to a gradient: it is computed again, with other roundings on the way.
+"""A probe of rounding: a gradient is computed again, with other roundings on the way.
 
 Nobody can say for all functions how far off a right VJP is by rounding. But it shows in how a
 gradient changes when operands and intermediate results change by a unit in the last place, up or
@@ -23,10 +23,10 @@ from minigrad.errors import op_of
 
 @dataclass(frozen=True)
 class RoundingSpread:
-    """What rounding does to some arrays.
+    """The changes that other roundings make to some arrays.
 
     Attributes:
-        each: how much each of their elements changes.
+        each: how much each of their elements changes in all.
         inner: how much it changes by roundings on the way alone, with the operands as they are.
         largest: the largest number that a VJP gave on the way.
         largest_of_all: the largest number that a VJP or an op gave.
@@ -97,7 +97,7 @@ def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:
 
 
 class _Rounding(Observer):
-    """Changes each result of an op or a VJP by a unit in the last place, and leaves 0 as it is.
+    """An observer that changes results of ops and VJPs by a unit in the last place, but never 0.
 
     Attributes:
         of_ops: the largest number that an op gave.

@@ -1,4 +1,4 @@
-"""What difference quotients say of a derivative: right, wrong, or why they cannot tell.
+"""The verdict of difference quotients on a derivative: right, wrong, or why they cannot tell.
 
 A derivative is a limit of difference quotients, and these need no VJP that could be wrong. Where a
 quotient differs from the derivative in question, other steps follow: smaller ones, where f is
@@ -27,7 +27,7 @@ Verdict = Literal["agree", "disagree", "cannot tell"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What differences say of one derivative.
+    """The answer of difference quotients about one derivative.
 
     Attributes:
         verdict: whether it is right.
@@ -68,7 +68,7 @@ def judge_narrow(
     Args:
         value: the derivative.
         spread: what it changes by with other roundings.
-        exact: what differences say of the one in float64.
+        exact: the judgement of the derivative in float64.
         narrow: the gradients that it belongs to.
     """
     info, numeric = np.finfo(narrow.dtype), exact.numeric
