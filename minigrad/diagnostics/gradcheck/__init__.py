@@ -1,6 +1,11 @@
 """gradcheck: is a gradient right? Three answers, each with a reason.
 
-What `gradcheck(f, inputs)` does, and the files in the order of its steps:
+The path from a call to a verdict: f and its inputs become a CheckedFunction. A GradientProblem has
+its gradients by every path, and what rounding may do to them. For each Move, the Quotients along a
+Line say what the derivative is; a Judgement compares it with that of the gradients, within a
+Tolerance. Each one that does not agree is a GradientEntry in the GradcheckReport.
+
+The files, in the order of these steps:
 
     check               what is called: gradcheck and assert_gradients
     checked_function    f as a function of float arrays: its values and gradients

@@ -166,18 +166,18 @@ def first_order(
     nodes = reachable([x.node for x in results if x.node is not None])
     computed = [node.dtype for node in nodes if node.op is not None]
     return GradientProblem(
-        function,
-        1,
-        operands,
-        function.names,
-        function.values,
-        flat(cotangents),
-        gradients_by_path(function, operands, cotangents, recorded),
-        gradients_at,
-        _least_exact([*(x.dtype for x in results), *computed]),
-        tolerance,
-        cotangents,
-        rng,
+        function=function,
+        order=1,
+        operands=operands,
+        names=function.names,
+        values=function.values,
+        weights=flat(cotangents),
+        paths=gradients_by_path(function, operands, cotangents, recorded),
+        gradients_at=gradients_at,
+        dtype=_least_exact([*(x.dtype for x in results), *computed]),
+        tolerance=tolerance,
+        cotangents=cotangents,
+        rng=rng,
         inside=partial(gradients_at, recorded=True) if recorded else None,
         flaws=flaws_of_gradients(function, cotangents),
         others=len(other_leaves(results, leaves)),
@@ -191,18 +191,18 @@ def second_order(first: GradientProblem, rng: np.random.Generator) -> GradientPr
     names = [f"cotangent {k}" for k in range(len(cotangents))]
     gradients_at = partial(function.second_gradients, cotangents=cotangents, weights=weights)
     return GradientProblem(
-        function,
-        2,
-        [*first.operands, *cotangents],
-        [*first.names, *(names if len(names) > 1 else ["cotangent"])],
-        lambda x: flat(function.gradients(x[:count], x[count:])),
-        flat(weights),
-        {"grad": gradients_at(first.operands)},
-        gradients_at,
-        first.dtype,
-        first.tolerance,
-        cotangents,
-        rng,
+        function=function,
+        order=2,
+        operands=[*first.operands, *cotangents],
+        names=[*first.names, *(names if len(names) > 1 else ["cotangent"])],
+        values=lambda x: flat(function.gradients(x[:count], x[count:])),
+        weights=flat(weights),
+        paths={"grad": gradients_at(first.operands)},
+        gradients_at=gradients_at,
+        dtype=first.dtype,
+        tolerance=first.tolerance,
+        cotangents=cotangents,
+        rng=rng,
     )
 
 
@@ -231,7 +231,7 @@ def _cotangents(
 
     They have as many digits as float32, so that they are the same numbers in both dtypes.
     """
-    seeds = [rng.standard_normal(x.shape, np.float32).astype(np.float64) for x in results]
+    seeds = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in results]
     if len(seeds) == 1:
         return seeds
     sizes = []
