@@ -74,12 +74,12 @@ class GradientProblem:
         cotangents: of the results of f.
         rng: decides how roundings are changed.
         inside: as `gradients_at`, from compositions, which show what is inside an op.
-        flaws: what is wrong with gradients as arrays: the operand and the reason.
         others: how many tensors require a gradient that are no operands, but f depends on.
 
         spread: what rounding does to the gradient.
         narrow: the gradient in the dtype that the inputs came in, if that is not float64.
         repeated: the gradient once more.
+        flaws: what is wrong with gradients as arrays, for order 1: the operand and the reason.
         here: the values of the function at the point.
         noise: what rounding leaves in each value.
         unseen: what it might leave there where it could not be measured, inside an op.
@@ -99,7 +99,6 @@ class GradientProblem:
     cotangents: list[Array]
     rng: InitVar[np.random.Generator]
     inside: InitVar[Callable[[Sequence[Array]], Gradients] | None] = None
-    flaws: Sequence[tuple[str, str]] = ()
     others: int = 0
 
     def __post_init__(
@@ -125,6 +124,8 @@ class GradientProblem:
                     on_the_way=max(spread.largest, arriving),
                 )
         self.repeated = self.gradients_at(point)
+        first = self.order == 1
+        self.flaws = flaws_of_gradients(self.function, self.cotangents) if first else []
         self.here = self.values(self.operands)
         with self.function.explained(NUDGED):
             values = rounding_spread([self.here], lambda x: [self.values(x)], self.operands, rng)
@@ -179,7 +180,6 @@ def first_order(
         cotangents=cotangents,
         rng=rng,
         inside=partial(gradients_at, recorded=True) if recorded else None,
-        flaws=flaws_of_gradients(function, cotangents),
         others=len(other_leaves(results, leaves)),
     )
 
