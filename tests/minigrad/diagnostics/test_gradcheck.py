@@ -1139,7 +1139,7 @@ def test_a_rule_that_writes_to_the_arriving_gradient_is_named():
 
     report = gradcheck(square_with_rule(derivative), X, order=1)
     assert report.verdict == "disagree"
-    assert "a rule writes to the gradient that it is handed" in repr(report)
+    assert "a VJP writes to the gradient that it is given" in repr(report)
 
 
 def test_generators_of_python_and_numpy_are_put_back():

@@ -1,17 +1,12 @@
-"""Is a gradient right? Compare it with differences of the function itself.
+"""gradcheck: compare the gradients of a function with differences of the function itself.
 
 Each element of each operand is moved, one at a time, and the results are contracted with random
 cotangents, so that no error cancels in a sum. For order 2 the same is done to the gradient itself,
 as a function of the operands and the cotangents.
 
-Differences are taken in float64 if f can be computed in it, for its own rounding would hide faults.
-Gradients that were computed in float32 are held against them too, with the errors that float32 must
-be allowed.
-
-The parts: `subject` (a function or module, and its operands), `problem` (its gradients, by all
-`ways`), `roundings` (what these do to numbers) and `bars` (how exact a right number is then),
-`moves` (of operands), `quotients` (of differences), `judge` (what these say), `narrow` (float32),
-`comparing` (entry by entry), `report`.
+Differences are taken in float64 if f can be computed in it, because its own rounding would hide
+faults. Gradients that were computed in float32 are compared with them too, with the errors that
+float32 must be allowed.
 """
 
 from __future__ import annotations
@@ -22,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.diagnostics.gradcheck.comparing import compare
-from minigrad.diagnostics.gradcheck.problem import Problem
+from minigrad.diagnostics.gradcheck.checked_function import (
+    CheckedFunction,
+    Vector,
+    flat,
+    gradcheck_error,
+    largest_of,
+)
+from minigrad.diagnostics.gradcheck.compare import compare
+from minigrad.diagnostics.gradcheck.problem import first_order, second_order
 from minigrad.diagnostics.gradcheck.report import GradcheckReport
-from minigrad.diagnostics.gradcheck.subject import Subject, Vector, flat, largest_of
+from minigrad.diagnostics.gradcheck.tolerances import SAME_VALUES
 from minigrad.diagnostics.rng_state import Draws
-from minigrad.errors import op_error
 from minigrad.random import generator
 
 
@@ -51,7 +52,7 @@ def gradcheck(
         f: a function of Tensors that returns a Tensor, or a tuple, list or dict of them; or a
             Module, whose trainable parameters are operands too.
         inputs: one tensor, array or number, or a sequence of them. They are copied; integers and
-            booleans are handed on as constants.
+            booleans are passed on as constants.
         order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well.
         tolerance: the difference to allow in float64, relative to the larger of both numbers.
         samples: of a larger operand compare only so many elements, drawn at random, and the slope
@@ -63,29 +64,28 @@ def gradcheck(
         TypeError: if there is no float among the inputs, or `f` returns anything but Tensors of
             which one is of floats.
         ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
-            no positive number; or if `f` or a rule writes to the inputs.
+            no positive number; or if `f` or a VJP writes to the inputs.
     """
     _check_options(order, tolerance, samples)
     rng = np.random.default_rng(0) if rng is None else generator(rng)
-    subject = Subject(f, inputs)
-    report = GradcheckReport(subject.name, tolerance)
-    before = [x.copy() for x in subject.operands]
+    function = CheckedFunction(f, inputs)
+    report = GradcheckReport(function.name, tolerance)
     with np.errstate(all="ignore"), Draws().put_back():  # what is not finite is in the report
-        with subject.explained("with the inputs it was given"):
-            first, second = (subject.values(subject.operands) for _ in range(2))
-        subject.check_unwritten(before, "")
-        if unstable := _instability("two calls", first, second):
+        with function.explained("with the inputs it was given"):
+            start, again = (function.values(function.operands) for _ in range(2))
+        function.check_unwritten("")
+        if unstable := _instability("two calls", start, again):
             return replace(report, reason=unstable)
-        problem = Problem.of(subject, order, rng, tolerance)
-        subject.check_unwritten(before, " where a gradient is required, in it or in a rule")
-        for _ in range(order):
-            problem = problem.derived(rng) if report.comparisons else problem
-            plain, repeated = flat(problem.ways["grad"]), flat(problem.repeated)
+        problem = first_order(function, rng, tolerance, recorded=order == 2)
+        function.check_unwritten(" where a gradient is required, in it or in a VJP")
+        for each_order in range(1, order + 1):
+            problem = second_order(problem, rng) if each_order == 2 else problem
+            plain, repeated = flat(problem.paths["grad"]), flat(problem.repeated)
             if unstable := _instability("two passes for its gradient", plain, repeated):
                 return replace(report, reason=unstable)
             report = compare(problem, report, samples, rng, progress)
-        last = subject.values(subject.operands)
-        if unstable := _instability("the first call and the last", first, last):
+        end = function.values(function.operands)
+        if unstable := _instability("the first call and the last", start, end):
             return replace(report, reason=unstable)
         return report
 
@@ -111,26 +111,27 @@ def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **opti
 
 
 def _check_options(order: int, tolerance: float, samples: int | None) -> None:
+    """Raise a ValueError unless the options can be used."""
     if order not in (1, 2) or isinstance(order, bool):
-        raise op_error(ValueError, "gradcheck", f"order is 1 or 2, not {order!r}")
+        raise gradcheck_error(ValueError, f"order is 1 or 2, not {order!r}")
     if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
-        raise op_error(
-            ValueError, "gradcheck", f"tolerance is a number between 0 and 1, not {tolerance!r}"
+        raise gradcheck_error(
+            ValueError, f"tolerance is a number between 0 and 1, not {tolerance!r}"
         )
-    whole = isinstance(samples, (int, np.integer)) and not isinstance(samples, bool)
-    if samples is not None and not (whole and samples > 0):
-        raise op_error(
-            ValueError, "gradcheck", f"samples is a positive number of elements, not {samples!r}"
+    integral = isinstance(samples, (int, np.integer)) and not isinstance(samples, bool)
+    if samples is not None and not (integral and samples > 0):
+        raise gradcheck_error(
+            ValueError, f"samples is a positive number of elements, not {samples!r}"
         )
 
 
 def _instability(what: str, first: Vector, second: Vector) -> str:
-    """Why f is no function of its operands, or nothing if it is one."""
+    """Say why f is no function of its operands, or nothing if it is one."""
     if first.shape != second.shape:
         return f"not deterministic: {what} gave {first.size} and {second.size} numbers"
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     difference = float(np.max(np.abs(first - second), initial=0.0, where=~same))
-    if difference <= 1e-12 * largest_of([first]):  # a sum in another order, at most
+    if difference <= SAME_VALUES * largest_of([first]):
         return ""
     return (
         f"not deterministic: {what} with the same inputs differ by up to {difference:.3g}; is "
