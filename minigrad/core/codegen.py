@@ -37,6 +37,7 @@ import numpy as np
 from minigrad.core.dtypes import FLOAT32, FLOAT64, common_float
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
+from minigrad.core.sketch import Sketch, sketched
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import op_error, op_of
 from minigrad.readonly import release
@@ -65,6 +66,10 @@ _NOTE_MIXED = """
 _NOTE_MIXED_OR_NONE = """
         if {p} is not None and {p}.__class__ not in _NUMBERS:
             _mixed = True"""
+
+_SKETCHED = """
+    if {any_sketch}:
+        return _sketched(_op, ({all}))"""
 
 _AGREE = """
     if _mixed and _found:
@@ -153,6 +158,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         "inputs": "".join(f"{p}, " for p in inputs),
         "inputs_data": "".join(f"{data[p]}, " for p in inputs),
         "aliased": " or ".join(f"_out is {data[p]}" for p in values) or "False",
+        "any_sketch": " or ".join(f"_{p}_data.__class__ is _Sketch" for p in values) or "False",
         "any_node": " or ".join(f"_{p}_node is not None" for p in inputs),
         "positions": tuple(rules),
         "ruleless": [p for p in values if p not in inputs],
@@ -166,6 +172,8 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         text += _ELSE.format(p=p)
         if p in inputs:
             text += (_NOTE_MIXED if defaults[p] is _NO_DEFAULT else _NOTE_MIXED_OR_NONE).format(p=p)
+    if op.cost is not None or op.composition is not None:
+        text += _SKETCHED.format(**words)
     text += _AGREE.format(**words) if inputs else ""
     text += "".join(_FLOATS.format(p=p) for p in inputs if op.floats)
     text += _RUN.format(**words)
@@ -232,7 +240,7 @@ def _saved(rule: Any, values: Sequence[Any]) -> tuple[Any, ...]:
 
 def shape(value: Any) -> Any:
     """The shape of an array or number, the shapes of a list of them."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, Sketch)):
         return value.shape
     return Shapes(map(np.shape, value)) if isinstance(value, list) else np.shape(value)
 
@@ -271,6 +279,8 @@ def agree(
             break
     else:
         return values  # arrays of one dtype, mostly a Tensor and data
+    if any(value.__class__ is Sketch for value in values):
+        return values
     agreed = [
         value.item()
         if isinstance(value, np.generic) or (isinstance(came, np.ndarray) and not came.ndim)
@@ -300,7 +310,7 @@ def as_floats(op: OpLike, value: Any) -> Any:
 
     What it returns is narrowed again (see `demoted`).
     """
-    array = np.asarray(value)
+    array = value if value.__class__ is Sketch else np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
     return array.astype(np.float32 if array.dtype == np.float16 else np.float64, copy=False)
@@ -324,6 +334,8 @@ def as_output(op: OpLike, out: Any) -> Any:
     """The result of a forward that is no plain array: numpy's reductions give numbers."""
     if isinstance(out, (np.ndarray, np.generic, int, float)):
         return np.asarray(out)
+    if isinstance(out, Sketch):
+        return out
     raise TypeError(
         f"the forward of `{op.name}` returned {out!r:.60}; an op has one output, an array"
     )
@@ -388,6 +400,8 @@ _NAMESPACE = {
     "_ndarray": np.ndarray,
     "_new": object.__new__,
     "_shape": shape,
+    "_Sketch": Sketch,
+    "_sketched": sketched,
     "_view": view,
     "_without_rule": without_rule,
 }

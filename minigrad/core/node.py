@@ -42,7 +42,12 @@ class OpLike(Protocol):
     replayed: bool
     floats: bool
     keeps: bool
+    cost: Any
+    shape: Callable[..., tuple[int, ...]] | None
+    nonfinite_hint: Callable[..., str | None] | None
+    gradient_hint: Callable[..., str | None] | None
     plain: bool
+    takes_sequence: bool
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         """Compute the gradients for some edges of a node."""

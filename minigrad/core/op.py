@@ -25,6 +25,10 @@ Three kinds of ops need more than that:
   `replayed=True` makes a derivative of higher order run the composition instead. What its forward
   finds on the way and the rule would have to find again it `keeps`: it returns `(out, kept)`, and
   a rule may name `kept`.
+
+An op may also say what the instruments cannot see: `cost`, the FLOPs of a kernel, and hints for
+results that are not finite. Nothing else needs to know of an op. What a rule costs is found by
+running it (see `minigrad.core.sketch`).
 """
 
 from __future__ import annotations
@@ -41,9 +45,12 @@ from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import Edge, Node
+from minigrad.core.sketch import Cost
 from minigrad.core.tensor import Tensor
 
 P = ParamSpec("P")
+
+Hint = Callable[..., str | None]
 
 OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. An op of your own is a function of yours, and is not listed."""
@@ -56,12 +63,17 @@ class Rule:
         derivative: called as `derivative(g, *saved)`.
         slots: for each parameter after `g`, its index among the op's parameters and then `out`,
             `position` and `kept`, and whether the shape alone is wanted.
+        cost: the FLOPs, by the name of an input for a joint rule; None if a run finds them.
     """
 
-    __slots__ = ("derivative", "slots")
+    __slots__ = ("cost", "derivative", "slots")
 
     def __init__(
-        self, op: Op[Any], derivative: Callable[..., Any], leading: tuple[str, ...]
+        self,
+        op: Op[Any],
+        derivative: Callable[..., Any],
+        leading: tuple[str, ...],
+        cost: Cost | Mapping[str, Cost] | None = None,
     ) -> None:
         names = tuple(inspect.signature(derivative).parameters)
         if names[: len(leading)] != leading:
@@ -82,6 +94,7 @@ class Rule:
                     f"{', '.join(op.parameters)}, or the shape of one, as {op.parameters[0]}_shape"
                 )
         self.derivative = derivative
+        self.cost = cost
 
 
 class Op(Generic[P]):
@@ -99,7 +112,9 @@ class Op(Generic[P]):
         replayed: whether derivatives of higher order come from the composition.
         floats: whether it is a function of floats, and computes with floats also of integers.
         keeps: whether the forward returns a pair, the result and what it keeps for the rules.
+        cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
         plain: whether every input has a rule of its own.
+        takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
         call: the function that a call of the op runs, without the detour over `__call__`.
     """
 
@@ -110,6 +125,12 @@ class Op(Generic[P]):
         replayed: bool = False,
         floats: bool = False,
         keeps: bool = False,
+        cost: Cost | None = None,
+        shape: Callable[..., tuple[int, ...]] | None = None,
+        product: bool = False,
+        fresh: Sequence[str] = (),
+        nonfinite_hint: Hint | None = None,
+        gradient_hint: Hint | None = None,
     ) -> None:
         if replayed and composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
@@ -122,6 +143,12 @@ class Op(Generic[P]):
         self.replayed = replayed
         self.floats = floats
         self.keeps = keeps
+        self.cost = cost
+        self.shape = shape
+        self.product = product
+        self.fresh = fresh
+        self.nonfinite_hint = nonfinite_hint
+        self.gradient_hint = gradient_hint
         self.plain = True
         self.rules: list[tuple[int, Rule]] = []
         self.signature = inspect.signature(forward)
@@ -134,12 +161,17 @@ class Op(Generic[P]):
                     f"parameter, a sequence, with a rule that names `position`)"
                 )
         self.parameters = tuple(self.signature.parameters)
-        self._takes_sequence = False
+        self.takes_sequence = False
         self.call: Callable[..., Tensor] = self._first_call
         self.name = self.__name__ = self.__qualname__ = forward.__name__
         self.__doc__ = forward.__doc__
         self.__module__ = forward.__module__
         self.__wrapped__ = forward
+        for named in (cost, shape, nonfinite_hint):
+            if callable(named):
+                self._check_names(named, "out")
+        if gradient_hint is not None:
+            self._check_names(gradient_hint, "out", "g", "gradient")
 
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
@@ -161,10 +193,20 @@ class Op(Generic[P]):
     # ----------------------------------------------------------------------------------------------
 
     @overload
-    def rule(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+    def rule(
+        self, name: str, *, cost: Cost | None = None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
     @overload
-    def rule(self, name: str, derivative: Callable[..., Any]) -> Callable[..., Any]: ...
-    def rule(self, name: str, derivative: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    def rule(
+        self, name: str, derivative: Callable[..., Any], *, cost: Cost | None = None
+    ) -> Callable[..., Any]: ...
+    def rule(
+        self,
+        name: str,
+        derivative: Callable[..., Any] | None = None,
+        *,
+        cost: Cost | None = None,
+    ) -> Callable[..., Any]:
         """Say how to differentiate by the input `name`. Without `derivative`, a decorator.
 
         Given g = dL/d(out), a rule returns dL/d(input); broadcasting and dtypes are not its
@@ -172,42 +214,65 @@ class Op(Generic[P]):
         array. If it names `position`, the input is a sequence of arrays, and the rule is for one of
         them.
 
+        Args:
+            name: the input.
+            derivative: the rule.
+            cost: the FLOPs of a rule that is not written in ops, as for `op`.
+
         Raises:
             ValueError: if there is no such input, it has a rule, or the rule names what there is
                 not.
         """
         if derivative is None:
-            return lambda function: self.rule(name, function)
+            return lambda function: self.rule(name, function, cost=cost)
         position = self._position(name)
-        if not self.plain or self._takes_sequence:
+        if not self.plain or self.takes_sequence:
             raise ValueError(
                 f"`{self.name}` has a rule for several inputs at once, which must be the only one"
             )
         if any(position == known for known, _ in self.rules):
             raise ValueError(f"`{self.name}` already has a rule for {name!r}")
-        rule = Rule(self, derivative, ("g",))
+        if callable(cost):
+            self._check_names(cost, "out")
+        rule = Rule(self, derivative, ("g",), cost)
         if any(slot == len(self.parameters) + 1 for slot, _ in rule.slots):
             if position != 0 or self.replayed or self.rules:
                 raise ValueError(
                     f"`{self.name}`: a sequence of inputs is the first parameter, has the only "
                     f"rule, and is not replayed"
                 )
-            self._takes_sequence = True
+            self.takes_sequence = True
         self.rules.append((position, rule))
         self._rewrite()
         return derivative
 
-    def joint_rule(self, names: Sequence[str], derivative: Callable[..., Any]) -> None:
+    def joint_rule(
+        self,
+        names: Sequence[str],
+        derivative: Callable[..., Any],
+        *,
+        cost: Mapping[str, Cost] | None = None,
+    ) -> None:
         """One rule for several inputs: `derivative(g, needs, ...)` returns a gradient for each.
 
         `needs` has a bool for each of `names`; where it is False, the gradient may be None.
+
+        Args:
+            names: the inputs.
+            derivative: the rule.
+            cost: the FLOPs of a rule that is not written in ops, as for `op`, by the name of an
+                input; under "shared", those that serve several inputs, from the set `needs` of the
+                names of those that need a gradient.
 
         Raises:
             ValueError: if there is no such input, or the op has rules already.
         """
         if self.rules:
             raise ValueError(f"`{self.name}` has rules already; a joint rule must be the only one")
-        rule = Rule(self, derivative, ("g", "needs"))
+        for name, each in (cost or {}).items():
+            if callable(each):
+                self._check_names(each, "out", *(["needs"] if name == "shared" else []))
+        rule = Rule(self, derivative, ("g", "needs"), cost)
         self.rules = [(self._position(name), rule) for name in names]
         self.plain = False
         self._rewrite()
@@ -216,6 +281,16 @@ class Op(Generic[P]):
         """Have `call` written anew, with the rules that there are now."""
         vars(self).pop("_written", None)
         self.call = self._first_call
+
+    def _check_names(self, function: Callable[..., Any], *others: str) -> None:
+        """Raise an error if a cost, a shape or a hint names what a call of the op does not have."""
+        for name, parameter in inspect.signature(function).parameters.items():
+            known = name in self.parameters or name in others
+            if not known and parameter.kind is not parameter.VAR_KEYWORD:  # which gets all
+                raise ValueError(
+                    f"a cost, shape or hint of `{self.name}` asks for {name!r}; it can have "
+                    f"{', '.join((*self.parameters, *others))}"
+                )
 
     def _position(self, name: str) -> int:
         if name not in self.parameters:
@@ -227,13 +302,13 @@ class Op(Generic[P]):
     def is_required(self, position: int) -> bool:
         """Whether the input at `position` cannot be left out."""
         default = self.signature.parameters[self.parameters[position]].default
-        return self._takes_sequence or default is inspect.Parameter.empty
+        return self.takes_sequence or default is inspect.Parameter.empty
 
     def input_name(self, position: int) -> str:
         """What to call the input at `position` in a message."""
         return (
             f"{self.parameters[0]}[{position}]"
-            if self._takes_sequence
+            if self.takes_sequence
             else self.parameters[position]
         )
 
@@ -256,7 +331,7 @@ class Op(Generic[P]):
 
     def _first_call(self, *args: Any, **options: Any) -> Tensor:
         """Stands in for `call` until it is needed, when all rules are known."""
-        if self._takes_sequence:
+        if self.takes_sequence:
             self.call = self._on_sequence
         else:
             self.call = self._written[1]
@@ -314,11 +389,11 @@ class Op(Generic[P]):
                 linked.append(value)
             elif slot == len(self.parameters):
                 linked.append(Tensor.at(value, node))
-            elif slot == 0 and self._takes_sequence:
+            elif slot == 0 and self.takes_sequence:
                 linked.append(
                     [Tensor.at(v, places[i]) if i in places else v for i, v in enumerate(value)]
                 )
-            elif slot in places and not self._takes_sequence:
+            elif slot in places and not self.takes_sequence:
                 linked.append(Tensor.at(value, places[slot]))
             else:
                 linked.append(value)
@@ -336,7 +411,7 @@ class Op(Generic[P]):
             for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
                 if shape_only:
                     continue
-                if self._takes_sequence and slot == 0:
+                if self.takes_sequence and slot == 0:
                     for i, array in enumerate(value):
                         yield f"its input {self.input_name(i)}", array
                 else:
@@ -398,6 +473,12 @@ def op(
     replayed: bool = False,
     floats: bool = False,
     keeps: bool = False,
+    cost: Cost | None = None,
+    shape: Callable[..., tuple[int, ...]] | None = None,
+    product: bool = False,
+    fresh: Sequence[str] = (),
+    nonfinite_hint: Hint | None = None,
+    gradient_hint: Hint | None = None,
 ) -> Callable[[Callable[P, Any]], Op[P]]: ...
 def op(
     forward: Callable[P, Any] | None = None,
@@ -406,8 +487,17 @@ def op(
     replayed: bool = False,
     floats: bool = False,
     keeps: bool = False,
+    cost: Cost | None = None,
+    shape: Callable[..., tuple[int, ...]] | None = None,
+    product: bool = False,
+    fresh: Sequence[str] = (),
+    nonfinite_hint: Hint | None = None,
+    gradient_hint: Hint | None = None,
 ) -> Op[P] | Callable[[Callable[P, Any]], Op[P]]:
     """Make an op of a function on arrays; then give it its derivatives with `.rule`.
+
+    A cost, a shape and a hint name what they need, as rules do: operands (of which they see shape
+    and dtype, in a hint also the values), options, and `out` for the result.
 
     Args:
         forward: the function. Parameters that get a rule are inputs, all others are options.
@@ -418,23 +508,29 @@ def op(
             for float16; its result, if a Tensor, is of float32 or of float16 then.
         keeps: the function returns `(out, kept)`, for rules that name `kept`. The op still returns
             `out` alone.
+        cost: the FLOPs of a call: a number for each element of the result, or a function that
+            returns their sum. If it is left out, they are those of the composition, or of the
+            functions of numpy in the forward; where these are not seen, receipts do not count it.
+        shape: beside a cost, a function that returns the shape of the result, if that is not the
+            one that the operands are broadcast to.
+        product: it is a matrix product: receipts list those that frozen inputs save.
+        fresh: inputs that are made for each call, such as a dropout mask, and so are saved memory.
+        nonfinite_hint: a function that returns the usual cause of a result that is not finite, for
+            `detect_anomaly`; None if it does not recognise the case.
+        gradient_hint: likewise for a gradient. It gets what the rule saved, and may name also `g`,
+            the gradient that arrived, and `gradient`, the one that the rule returned.
     """
-    if forward is None:
-        return lambda function: _make(function, composition, replayed, floats, keeps)
-    return _make(forward, composition, replayed, floats, keeps)
 
+    def make(function: Callable[P, Any]) -> Op[P]:
+        made = Op(
+            function, composition, replayed, floats, keeps, cost, shape, product, fresh,
+            nonfinite_hint, gradient_hint,
+        )  # fmt: skip
+        if (function.__module__ or "").startswith("minigrad.ops."):  # not one made by exec
+            OPS[made.name] = made
+        return made
 
-def _make(
-    forward: Callable[P, Any],
-    composition: Callable[..., Any] | None,
-    replayed: bool,
-    floats: bool,
-    keeps: bool,
-) -> Op[P]:
-    made = Op(forward, composition, replayed, floats, keeps)
-    if (forward.__module__ or "").startswith("minigrad.ops."):  # not of a module: made by exec
-        OPS[made.name] = made
-    return made
+    return make if forward is None else make(forward)
 
 
 @op

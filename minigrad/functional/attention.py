@@ -15,7 +15,7 @@ from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.neural import dropout
 from minigrad.functional.shape import swapaxes
-from minigrad.ops import matmul, softmax, where
+from minigrad.ops import hints, matmul, softmax, where
 
 __all__ = ["scaled_dot_product_attention"]
 
@@ -59,7 +59,44 @@ def _attention(
     return matmul(_weights(query, key, allowed, added, is_causal, scale), value)
 
 
-@op(composition=_attention, replayed=True, keeps=True)
+def _products(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
+    """The size of the scores, the FLOPs of q k^T, and those of p v."""
+    scores = out.size // value.shape[-1] * key.shape[-2]
+    return scores, 2 * scores * query.shape[-1], 2 * scores * value.shape[-1]
+
+
+def _attention_cost(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array,
+    added: Array,
+    is_causal: bool,
+    out: Array,
+) -> int:
+    """The FLOPs of the composition if nothing is masked: it decides by the values of masks."""
+    scores, by_keys, by_values = _products(query, key, value, out)
+    masked = (added is not None) + (allowed is not None) + bool(is_causal)
+    return by_keys + by_values + (6 + masked) * scores  # softmax is 5
+
+
+def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
+    if not (query.size and key.size and hints.are_finite((query, key))):
+        return None
+    most = float(np.abs(query).max()) * float(np.abs(key).max()) * query.shape[-1]
+    if most > float(np.finfo(out.dtype).max):
+        return hints.overflow(out.dtype, " of the products of query and key")
+    return None
+
+
+@op(
+    composition=_attention,
+    replayed=True,
+    keeps=True,
+    cost=_attention_cost,
+    product=True,
+    nonfinite_hint=_attention_hint,
+)
 def fused_attention(
     query: Array,
     key: Array,
@@ -94,7 +131,24 @@ def _inputs(
     )
 
 
-fused_attention.joint_rule(("query", "key", "value", "added"), _inputs)
+def _shared(needs: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
+    """The FLOPs of the weights again; and of the gradients of the scores, unless v alone trains."""
+    scores, by_keys, by_values = _products(query, key, value, out)
+    slopes = by_values + 2 * out.size + 2 * scores if needs - {"value"} else 0
+    return by_keys + 3 * scores + slopes if needs else 0
+
+
+fused_attention.joint_rule(
+    ("query", "key", "value", "added"),
+    _inputs,
+    cost={
+        "query": lambda query, key, value, out: _products(query, key, value, out)[1],
+        "key": lambda query, key, value, out: _products(query, key, value, out)[1],
+        "value": lambda query, key, value, out: _products(query, key, value, out)[2],
+        "added": 0,
+        "shared": _shared,
+    },
+)
 
 
 @composition

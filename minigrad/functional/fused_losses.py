@@ -16,7 +16,12 @@ from minigrad.core.tensor import Array, Tensor
 from minigrad.ops import getitem, log_softmax, sum, where
 
 
-@op
+def _squared_error(prediction: Array, target: Array, divisor: float = 1.0) -> Array:
+    difference = prediction - target
+    return sum(difference * difference) / divisor
+
+
+@op(composition=_squared_error)
 def squared_error(prediction: Array, target: Array, divisor: float = 1.0) -> Array:
     """sum((prediction - target)^2) / `divisor`, of floats of one shape and dtype.
 
@@ -50,7 +55,7 @@ def _label_loss(
     return losses if divisor is None else sum(losses) / divisor
 
 
-@op(composition=_label_loss, replayed=True, keeps=True)
+@op(composition=_label_loss, replayed=True, keeps=True, fresh=("weights",))
 def label_loss(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
@@ -71,7 +76,7 @@ def label_loss(
     return np.add.reduce(losses) / divisor, sums
 
 
-@label_loss.rule("logits")
+@label_loss.rule("logits", cost=lambda logits: 4 * logits.size)
 def _label_loss_logits(
     g: Array,
     logits: Array,

@@ -18,7 +18,7 @@ from minigrad.ops import getitem, where
 __all__ = ["dropout", "embedding"]
 
 
-@op(floats=True)
+@op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
 def dropped(
     x: Array, words: NDArray[np.uint16] | None = None, threshold: int = 0, scale: float = 1.0
 ) -> Array:

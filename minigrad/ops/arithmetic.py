@@ -6,6 +6,7 @@ import numpy as np
 
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
+from minigrad.ops import hints
 from minigrad.ops.comparison import logical_and
 from minigrad.ops.elementwise import flat, log, where
 
@@ -21,7 +22,12 @@ __all__ = [
 ]
 
 
-@op
+def _difference_hint(x: Array, y: Array, out: Array) -> str | None:
+    infinite = np.isinf(x).any() and np.isinf(y).any()
+    return "Inf - Inf is NaN" if infinite and np.isnan(out).any() else None
+
+
+@op(nonfinite_hint=_difference_hint)
 def add(x: Array, y: Array) -> Array:
     """x + y, broadcast."""
     return np.add(x, y)
@@ -31,7 +37,7 @@ add.rule("x", lambda g: g)
 add.rule("y", lambda g: g)
 
 
-@op
+@op(nonfinite_hint=_difference_hint)
 def subtract(x: Array, y: Array) -> Array:
     """x - y, broadcast."""
     return np.subtract(x, y)
@@ -41,7 +47,14 @@ subtract.rule("x", lambda g: g)
 subtract.rule("y", lambda g: -g)
 
 
-@op
+def _multiply_hint(x: Array, y: Array) -> str | None:
+    x, y = np.broadcast_arrays(x, y)
+    if ((x == 0) & np.isinf(y) | (y == 0) & np.isinf(x)).any():
+        return "0 * Inf is NaN: choose by `where`, not by a product with 0"
+    return None
+
+
+@op(nonfinite_hint=_multiply_hint, gradient_hint=hints.of_product_gradient)
 def multiply(x: Array, y: Array) -> Array:
     """x y, element by element, broadcast."""
     return np.multiply(x, y)
@@ -51,7 +64,20 @@ multiply.rule("x", lambda g, y: g * y)
 multiply.rule("y", lambda g, x: g * x)
 
 
-@op
+def _divide_hint(x: Array, y: Array) -> str | None:
+    x, y = np.broadcast_arrays(x, y)
+    if ((x == 0) & (y == 0)).any():
+        return "0 / 0 is NaN; add a small number to the divisor, or choose by `where` beforehand"
+    if ((x != 0) & (y == 0)).any():
+        return "division by 0; add a small number to the divisor"
+    return "Inf / Inf is NaN" if (np.isinf(x) & np.isinf(y)).any() else None
+
+
+def _divide_gradient_hint(y: Array) -> str | None:
+    return "the derivative divides by y, which has a 0" if np.any(y == 0) else None
+
+
+@op(nonfinite_hint=_divide_hint, gradient_hint=_divide_gradient_hint)
 def divide(x: Array, y: Array) -> Array:
     """x / y, broadcast; integers give floats. At y = 0 it is infinite or nan, as in numpy."""
     return np.divide(x, y)
@@ -93,7 +119,20 @@ def negative(x: Array) -> Array:
 negative.rule("x", lambda g: -g)
 
 
-@op
+def _power_hint(x: Array, y: Array) -> str | None:
+    x, y = np.broadcast_arrays(x, y)
+    if ((x < 0) & (y != np.floor(y))).any():
+        return "a negative number to a power that is no integer is NaN"
+    return "0 to a negative power is Inf: division by 0" if ((x == 0) & (y < 0)).any() else None
+
+
+def _power_gradient_hint(x: Array, y: Array) -> str | None:
+    if np.any((x == 0) & (y < 1)):
+        return "the slope of x^y is infinite at x = 0 for y < 1; (x + 1e-12)^y has one"
+    return None
+
+
+@op(nonfinite_hint=_power_hint, gradient_hint=_power_gradient_hint)
 def power(x: Array, y: Array) -> Array:
     """x ** y, broadcast.
 

@@ -50,6 +50,12 @@ def kept(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
     return tuple(1 if i in axes else size for i, size in enumerate(shape))
 
 
+def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:
+    """Return the shape of a reduction over `axis`."""
+    axes = normalize_axes(axis, len(shape))
+    return kept(shape, axis) if keepdims else tuple(n for i, n in enumerate(shape) if i not in axes)
+
+
 def as_tuple(axis: Axis) -> Any:
     """`axis` as numpy's functions take it: they want a tuple where we allow a list."""
     return tuple(axis) if isinstance(axis, list) else axis

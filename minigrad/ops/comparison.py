@@ -138,8 +138,7 @@ def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def _booleans(name: str, x: Array) -> Array:
-    if np.asarray(x).dtype != np.bool_:
-        raise op_error(
-            TypeError, name, f"takes booleans, as comparisons give, not {np.asarray(x).dtype}"
-        )
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    if dtype != np.bool_:
+        raise op_error(TypeError, name, f"takes booleans, as comparisons give, not {dtype}")
     return x

@@ -41,7 +41,7 @@ __all__ = [
 # --------------------------------------------------------------------------------------------------
 
 
-@op
+@op(cost=1)
 def where(condition: Array, x: Array, y: Array) -> Array:
     """x where `condition` is true, else y; the gradient goes to the one that was taken.
 
@@ -93,7 +93,7 @@ minimum.rule("x", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
 minimum.rule("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
 
 
-@op
+@op(cost=lambda min, max, out: ((min is not None) + (max is not None)) * out.size)
 def clip(x: Array, min: Array = None, max: Array = None) -> Array:
     """min(max(x, `min`), `max`), broadcast; None is no bound.
 
@@ -198,7 +198,17 @@ def square(x: Array) -> Array:
 square.rule("x", lambda g, x: 2.0 * g * x)
 
 
-@op(floats=True)
+def _sqrt_hint(x: Array) -> str | None:
+    return "the root of a negative number is NaN" if (x < 0).any() else None
+
+
+def _sqrt_gradient_hint(out: Array) -> str | None:
+    if (out == 0).any():
+        return "the slope of the square root is infinite at 0; sqrt(x + 1e-12) has one"
+    return None
+
+
+@op(floats=True, nonfinite_hint=_sqrt_hint, gradient_hint=_sqrt_gradient_hint)
 def sqrt(x: Array) -> Array:
     """The square root, with derivative 0.5 / out, infinite at 0."""
     return np.sqrt(x)
@@ -207,7 +217,11 @@ def sqrt(x: Array) -> Array:
 sqrt.rule("x", lambda g, out: 0.5 * g / out)
 
 
-@op(floats=True)
+def _reciprocal_hint(x: Array) -> str | None:
+    return "division by 0; add a small number to x" if (x == 0).any() else None
+
+
+@op(floats=True, cost=1, nonfinite_hint=lambda x: _sqrt_hint(x) or _reciprocal_hint(x))
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x), with derivative -0.5 / x^1.5; both are infinite at 0."""
     return 1.0 / np.sqrt(x)
@@ -216,7 +230,7 @@ def rsqrt(x: Array) -> Array:
 rsqrt.rule("x", lambda g, x, out: -0.5 * g * out / x)
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_reciprocal_hint)
 def reciprocal(x: Array) -> Array:
     """1 / x, of integers too, with derivative -1 / x^2; both are infinite at 0."""
     return 1.0 / x
@@ -225,7 +239,17 @@ def reciprocal(x: Array) -> Array:
 reciprocal.rule("x", lambda g, out: -g * out * out)
 
 
-@op(floats=True)
+def _exp_hint(x: Array, out: Array) -> str | None:
+    limit = math.log(float(np.finfo(out.dtype).max))
+    if ((x > limit) & np.isfinite(x)).any():
+        return (
+            f"e^x overflows {out.dtype} for x > {limit:.4g}; subtract the maximum first, as "
+            f"softmax and logsumexp do"
+        )
+    return None
+
+
+@op(floats=True, nonfinite_hint=_exp_hint)
 def exp(x: Array) -> Array:
     """e^x, which is its own derivative."""
     return np.exp(x)
@@ -234,7 +258,7 @@ def exp(x: Array) -> Array:
 exp.rule("x", lambda g, out: g * out)
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_exp_hint)
 def expm1(x: Array) -> Array:
     """e^x - 1, exact also near 0, with derivative e^x."""
     return np.expm1(x)
@@ -243,7 +267,22 @@ def expm1(x: Array) -> Array:
 expm1.rule("x", lambda g, x: g * exp(x))
 
 
-@op(floats=True)
+def _log_hint(x: Array) -> str | None:
+    if (x < 0).any():
+        return "the logarithm of a negative number is NaN"
+    if (x == 0).any():
+        return (
+            "the logarithm of 0 is -Inf; add a small number, or take log_softmax or a loss "
+            "`..._with_logits`, which never form the 0"
+        )
+    return None
+
+
+def _log_gradient_hint(x: Array) -> str | None:
+    return "the slope of the logarithm is infinite at 0" if (x == 0).any() else None
+
+
+@op(floats=True, nonfinite_hint=_log_hint, gradient_hint=_log_gradient_hint)
 def log(x: Array) -> Array:
     """The natural logarithm, with derivative 1 / x; -inf and inf at 0, nan below."""
     return np.log(x)
@@ -252,7 +291,13 @@ def log(x: Array) -> Array:
 log.rule("x", lambda g, x: g / x)
 
 
-@op(floats=True)
+def _log1p_hint(x: Array) -> str | None:
+    if (x < -1).any():
+        return "log1p(x) is the logarithm of 1 + x, which is negative for x < -1"
+    return "log1p(-1) is the logarithm of 0, -Inf" if (x == -1).any() else None
+
+
+@op(floats=True, nonfinite_hint=_log1p_hint)
 def log1p(x: Array) -> Array:
     """log(1 + x), exact also near 0, with derivative 1 / (1 + x)."""
     return np.log1p(x)
@@ -261,7 +306,7 @@ def log1p(x: Array) -> Array:
 log1p.rule("x", lambda g, x: g / (1.0 + x))
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_log_hint, gradient_hint=_log_gradient_hint)
 def log2(x: Array) -> Array:
     """The logarithm to base 2, with derivative 1 / (x log 2)."""
     return np.log2(x)
@@ -270,7 +315,7 @@ def log2(x: Array) -> Array:
 log2.rule("x", lambda g, x: g / (x * math.log(2)))
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_log_hint, gradient_hint=_log_gradient_hint)
 def log10(x: Array) -> Array:
     """The logarithm to base 10, with derivative 1 / (x log 10)."""
     return np.log10(x)
@@ -279,7 +324,7 @@ def log10(x: Array) -> Array:
 log10.rule("x", lambda g, x: g / (x * math.log(10)))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def erf(x: Array) -> Array:
     """The integral of 2 / sqrt(pi) e^(-t^2) from 0 to x; the derivative is the integrand at x."""
     return kernels.normal.erf(x)
@@ -288,7 +333,7 @@ def erf(x: Array) -> Array:
 erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def normal_cdf(x: Array) -> Array:
     """The standard normal distribution function (1 + erf(x / sqrt 2)) / 2, exact in both tails.
 

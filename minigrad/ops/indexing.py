@@ -16,7 +16,7 @@ from minigrad.errors import op_error
 __all__ = ["getitem", "scatter_add"]
 
 
-@op
+@op(cost=0, shape=lambda x, index: x[plain_index(index)].shape)
 def getitem(x: Array, index: Any) -> Array:
     """x[index], as in numpy: ints, slices, None, Ellipsis, booleans and integer arrays."""
     return x[plain_index(index)]
@@ -27,7 +27,7 @@ def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
     return scatter_add(g, index, x_shape)
 
 
-@op
+@op(cost=lambda values: values.size, shape=lambda shape: shape)
 def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     """Zeros of `shape` with `values` added at `index`; an index that is repeated adds up."""
     values = np.asarray(values)

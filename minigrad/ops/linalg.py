@@ -18,7 +18,14 @@ from minigrad.ops.shape import reshape
 __all__ = ["cholesky", "det", "inv", "solve"]
 
 
-@op(floats=True)
+def _cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
+    """So many n^3, and n^2, for each matrix: the leading terms of LAPACK's FLOPs."""
+    n: int = a.shape[-1]
+    matrices: int = math.prod(a.shape[:-2])
+    return matrices * (numerator * n**3 // denominator + squares * n**2)
+
+
+@op(floats=True, cost=lambda a: _cubes(a, 2))
 def inv(a: Array) -> Array:
     """The inverse of each matrix in `(..., n, n)`: d(A^-1) = -A^-1 dA A^-1.
 
@@ -34,7 +41,20 @@ def _inv_a(g: Array, out: Array) -> Array:
     return -matmul(matmul(transposed, g), transposed)
 
 
-@op(floats=True)
+def _solve_cost(a: Array, b: Array, out: Array) -> int:
+    n: int = a.shape[-1]
+    size: int = out.size
+    columns = 1 if len(b.shape) == 1 else b.shape[-1]
+    return size // max(1, n * columns) * (2 * n**3 // 3) + 2 * size * n
+
+
+def _solve_shape(a: Array, b: Array) -> tuple[int, ...]:
+    if len(b.shape) == 1:
+        return tuple(a.shape[:-1])
+    return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *b.shape[-2:])
+
+
+@op(floats=True, cost=_solve_cost, shape=_solve_shape)
 def solve(a: Array, b: Array) -> Array:
     """The x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
 
@@ -74,7 +94,7 @@ def _solved_for(a: Array, b: Array, vector: bool) -> Array:
     return reshape(solution, solution.shape[:-1])
 
 
-@op(floats=True)
+@op(floats=True, cost=lambda a: _cubes(a, 2, 3), shape=lambda a: a.shape[:-2])
 def det(a: Array) -> Array:
     """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
 
@@ -88,7 +108,7 @@ def det(a: Array) -> Array:
     return np.linalg.det(_square("det", a))
 
 
-@det.rule("a")
+@det.rule("a", cost=lambda a, out: _cubes(a, 2, squares=1) + out.size)  # if all are regular
 def _det_a(g: Array, a: Array, out: Array) -> Array:
     g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     n = a.shape[-1]
@@ -135,7 +155,7 @@ def _cofactors(a: Array) -> Array:
     return det(minors) * signs.astype(a.dtype)
 
 
-@op(floats=True)
+@op(floats=True, cost=lambda a: _cubes(a, 1, 3, squares=2))
 def cholesky(a: Array) -> Array:
     """The lower triangular L with L L^T = A, for symmetric positive definite `(..., n, n)`.
 

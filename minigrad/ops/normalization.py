@@ -16,6 +16,7 @@ from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.errors import op_error
+from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
 
@@ -34,7 +35,7 @@ def _layer_norm(
     return out if bias is None else out + bias
 
 
-@op(composition=_layer_norm, replayed=True, floats=True)
+@op(composition=_layer_norm, replayed=True, floats=True, nonfinite_hint=hints.of_norm)
 def layer_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
 ) -> Array:
@@ -63,7 +64,29 @@ def _layer_norm_inputs(
     return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, True, needs)
 
 
-layer_norm.joint_rule(("x", "weight", "bias"), _layer_norm_inputs)
+def _means(out: Array, normalized_shape: Sizes) -> int:
+    """How many means are taken: one for each row of what is normalised."""
+    count: int = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
+    return count
+
+
+def _layer_norm_shared(needs: set[str], out: Array, normalized_shape: Sizes) -> int:
+    """The FLOPs of x standardised again, which the gradients of x and the weight share."""
+    return 5 * out.size + 4 * _means(out, normalized_shape) if needs & {"x", "weight"} else 0
+
+
+layer_norm.joint_rule(
+    ("x", "weight", "bias"),
+    _layer_norm_inputs,
+    cost={
+        "x": lambda weight, normalized_shape, out: (
+            (7 + (weight is not None)) * out.size + 2 * _means(out, normalized_shape)
+        ),
+        "weight": 2,
+        "bias": 1,
+        "shared": _layer_norm_shared,
+    },
+)
 
 
 def _rms_norm(
@@ -74,7 +97,7 @@ def _rms_norm(
     return out if weight is None else out * weight
 
 
-@op(composition=_rms_norm, replayed=True, floats=True)
+@op(composition=_rms_norm, replayed=True, floats=True, nonfinite_hint=hints.of_norm)
 def rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:
@@ -110,7 +133,22 @@ def _rms_norm_inputs(
     ]
 
 
-rms_norm.joint_rule(("x", "weight"), _rms_norm_inputs)
+def _rms_norm_shared(needs: set[str], out: Array, normalized_shape: Sizes) -> int:
+    """The FLOPs of x standardised again, which the gradients of x and the weight share."""
+    return 3 * out.size + 3 * _means(out, normalized_shape) if needs & {"x", "weight"} else 0
+
+
+rms_norm.joint_rule(
+    ("x", "weight"),
+    _rms_norm_inputs,
+    cost={
+        "x": lambda weight, normalized_shape, out: (
+            (5 + (weight is not None)) * out.size + _means(out, normalized_shape)
+        ),
+        "weight": 2,
+        "shared": _rms_norm_shared,
+    },
+)
 
 
 def _least(x: Array) -> float:

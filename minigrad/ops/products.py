@@ -10,8 +10,10 @@ import numpy as np
 
 from minigrad import kernels
 from minigrad.core.op import op
+from minigrad.core.sketch import shape_of_product
 from minigrad.core.tensor import Array
 from minigrad.errors import op_error
+from minigrad.ops import hints
 from minigrad.ops.shape import reshape, transpose
 
 __all__ = ["linear", "lora_linear", "matmul"]
@@ -22,7 +24,13 @@ def swap_last(x: Array) -> Array:
     return transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
-@op
+@op(
+    cost=lambda x, out: 2 * out.size * x.shape[-1],
+    shape=lambda x, y: shape_of_product(x.shape, y.shape),
+    product=True,
+    nonfinite_hint=hints.of_product,
+    gradient_hint=hints.of_product_gradient,
+)
 def matmul(x: Array, y: Array) -> Array:
     """The matrix product `(..., m, k) @ (..., k, n) -> (..., m, n)`, leading axes broadcast.
 
@@ -95,7 +103,12 @@ def as_rows(x: Array) -> Array:
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-@op(composition=_linear)
+@op(
+    composition=_linear,
+    product=True,
+    nonfinite_hint=hints.of_product,
+    gradient_hint=hints.of_product_gradient,
+)
 def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     """x W^T + b: `(..., d_in)`, `(d_out, d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -145,7 +158,14 @@ def _lora_linear(
     return linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
 
 
-@op(composition=_lora_linear, replayed=True, keeps=True)
+@op(
+    composition=_lora_linear,
+    replayed=True,
+    keeps=True,
+    product=True,
+    nonfinite_hint=hints.of_product,
+    gradient_hint=hints.of_product_gradient,
+)
 def lora_linear(
     x: Array,
     weight: Array,
@@ -216,4 +236,21 @@ def _lora_linear_inputs(
     return dx, dw, da, db, g
 
 
-lora_linear.joint_rule(("x", "weight", "lora_a", "lora_b", "bias"), _lora_linear_inputs)
+def _lora_linear_shared(needs: set[str], lora_b: Array, out: Array) -> int:
+    """The FLOPs of d = scale g B, which the gradients of x and A share."""
+    rows, rank = out.size // lora_b.shape[0], lora_b.shape[1]
+    return 2 * out.size * rank + rows * rank if needs & {"x", "lora_a"} else 0
+
+
+lora_linear.joint_rule(
+    ("x", "weight", "lora_a", "lora_b", "bias"),
+    _lora_linear_inputs,
+    cost={
+        "x": lambda x, weight, lora_a: (2 * (len(weight) + len(lora_a)) + 1) * x.size,
+        "weight": lambda x, weight: 2 * len(weight) * x.size,
+        "lora_a": lambda x, lora_a: 2 * len(lora_a) * x.size,
+        "lora_b": lambda lora_b, out: 2 * out.size * lora_b.shape[1],
+        "bias": 0,
+        "shared": _lora_linear_shared,
+    },
+)

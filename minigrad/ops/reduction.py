@@ -14,7 +14,7 @@ import numpy as np
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
-from minigrad.ops.axes import as_tuple, kept, normalize_axes
+from minigrad.ops.axes import as_tuple, kept, normalize_axes, reduced
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
 from minigrad.ops.indexing import getitem
@@ -81,7 +81,11 @@ def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     return chosen * (reshape(g, shape) / sum(chosen, axis, keepdims=True))
 
 
-@op(floats=True)
+@op(
+    floats=True,
+    cost=lambda x, out: 4 * x.size + 2 * out.size,
+    shape=lambda x, axis, keepdims: reduced(x.shape, axis, keepdims),
+)
 def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """log(sum(e^x)) over `axis`, without overflow.
 

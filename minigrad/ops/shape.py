@@ -55,7 +55,7 @@ astype.rule("x", lambda g: g)
 @op
 def reshape(x: Array, shape: int | Sequence[int]) -> Array:
     """The elements in row-major order, in another shape; one size may be -1."""
-    return np.asarray(x).reshape(shape)
+    return x.reshape(shape) if hasattr(x, "reshape") else np.asarray(x).reshape(shape)
 
 
 reshape.rule("x", lambda g, x_shape: reshape(g, x_shape))
@@ -108,7 +108,7 @@ def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
 broadcast_to.rule("x", lambda g: g)  # the engine sums over broadcast axes, as for any op
 
 
-@op
+@op(cost=0)
 def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     """Several arrays joined along an axis that they have.
 

@@ -18,10 +18,10 @@ import numpy as np
 from minigrad.core.node import Node, OpLike
 from minigrad.core.observers import Observer
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.anomaly.causes import cause_of, cause_of_gradient, overflow
 from minigrad.diagnostics.anomaly.error import AnomalyError
 from minigrad.diagnostics.anomaly.operand import Entries, Operand, is_numeric, values_of
 from minigrad.diagnostics.origin import Origin, origin
+from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
 
 if TYPE_CHECKING:
     from minigrad.core.op import Op
@@ -99,7 +99,7 @@ class Detector(Observer):
         else:
             headline = f"`{op.name}` made the first {_kind(made)}"
             values = {name: values_of(x) for name, x in given.items()}
-            hint = cause_of(op.name, values, values_of(result))
+            hint = cause_of(op, values, values_of(result))
         listed = [*operands.values(), made]
         raise _error(headline, op.name, "forward", origin(), listed, hint, self._layer(), came)
 
@@ -227,7 +227,7 @@ class Detector(Observer):
                 "out" if name == "its result" else name.removeprefix("its input "): values_of(value)
                 for name, value in saved.items()
             }
-            hint = cause_of_gradient(op.name, values, values_of(arrived), values_of(result))
+            hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
             came = self.entries.first(saved.values())
         known = self.origins.get(node)
         headline += "" if known else f"; it was called{_UNSEEN}"

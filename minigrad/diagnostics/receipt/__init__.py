@@ -1,7 +1,7 @@
 """receipt: what a step computed and kept, and what freezing spared it.
 
-The files in reading order: receipt (what is called, and watches), costs (the FLOPs of every op and
-rule), saved (memory held for the backward pass), report and comparison (what is shown).
+The files in reading order: receipt (the function to call, and the observer), costs (the FLOPs of
+calls and rules), saved (memory kept for the backward pass), report and comparison (tables).
 """
 
 from minigrad.diagnostics.receipt.comparison import Comparison, compare

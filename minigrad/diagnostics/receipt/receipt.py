@@ -10,8 +10,8 @@ gradient is not done, the activation that only that product needs is not kept, a
 gradient and no state. But the forward pass, and the way of the gradient back through every frozen
 weight to the adapters below, remain.
 
-A receipt watches through `Observer`. What a call costs is said in `costs`, which memory the graph
-holds is followed in `saved`, and `report` has what comes out.
+A receipt watches through `Observer`. `costs` finds what a call costs, `saved` follows the memory
+that the graph keeps, and `report` shows what comes out.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.receipt.costs import COSTS, STEP_COSTS, Call, Cost
+from minigrad.diagnostics.receipt.costs import STEP_COSTS, Costs, SketchedCall
 from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.receipt.saved import SavedMemory
 
 if TYPE_CHECKING:
-    from minigrad.core.node import Node, OpLike
+    from minigrad.core.node import Edge, Node
     from minigrad.core.op import Op
     from minigrad.optim import Optimizer
 
@@ -77,8 +77,9 @@ class _Recorder(Observer):
         self._receipt = result
         self._saved = SavedMemory(self._on_drop)
         self._passes: list[_Pass] = []
-        self._calls: dict[int, tuple[Cost, Call]] = {}  # of nodes, until they are freed
-        self._unrecorded: list[tuple[OpLike, Cost, Call]] = []  # products of what is all frozen
+        self._costs = Costs()
+        self._calls: dict[int, SketchedCall] = {}  # of nodes, until they are freed
+        self._unrecorded: list[SketchedCall] = []  # products of what is all frozen
         self._leaves: set[int] = set()
         self._optimizers: dict[int, tuple[Optimizer, int, int]] = {}  # with bytes and steps
 
@@ -98,19 +99,22 @@ class _Recorder(Observer):
         phase = self._phase(result)
         if phase is None:
             return
-        cost = COSTS.get(op)
-        self._saved.add(op, inputs, result, () if cost is None else cost.own)
+        self._saved.add(op, inputs, result)
         self._note(phase, op.name)
-        if cost is None:
-            self._cannot_count(f"call of {op.name}, an op that COSTS does not have")
-            return
-        call = Call(op, inputs, result)
-        self._receipt.count(phase, op.name, "", cost.forward(call))
+        call = SketchedCall(op, inputs, result)
+        flops = self._costs.of_call(call)
+        if flops is None:
+            self._cannot_count(
+                f"call of {op.name}, an op that is not written in functions of numpy only; "
+                f"@op(cost=...) makes it count"
+            )
+        else:
+            self._receipt.count(phase, op.name, "", flops)
         node = result.node if isinstance(result, Tensor) else None
         if node is not None:
-            self._calls[node.order] = cost, call
-        elif cost.product and is_grad_enabled() and isinstance(result, Tensor):
-            self._unrecorded.append((op, cost, call))
+            self._calls[node.order] = call
+        elif op.product and is_grad_enabled() and isinstance(result, Tensor):
+            self._unrecorded.append(call)
 
     def _phase(self, result: Any) -> Phase | None:
         """What a call is part of; None for that of a rule on arrays."""
@@ -133,8 +137,8 @@ class _Recorder(Observer):
             return
         self._receipt.passes += not self._passes
         self._passes.append(_Pass(recorded=is_grad_enabled()))
-        for op, cost, call in self._unrecorded:
-            self._count_not_done(op, cost, call, needing=())
+        for call in self._unrecorded:
+            self._count_not_done(call, needing=())
         self._unrecorded.clear()
 
     def on_rerun(self, begins: bool) -> None:
@@ -148,9 +152,11 @@ class _Recorder(Observer):
         if node.order != running.visited:
             running.visited, running.edge, running.needed = node.order, 0, []
             self._count_visit(node)
-        name = self._next_input(running, node, place)
+        edge = self._next_edge(running, node, place)
         if not running.recorded:  # else all that a rule does is seen in calls
-            self._count_rule(running, node, name)
+            assert node.op is not None
+            name = node.op.input_name(edge[1])
+            self._count_rule(running, node, edge, name)
             if result.size > math.prod(place.shape):
                 self._receipt.count("backward", node.name, name, result.size, calls=0)
             if place.order in running.reached:
@@ -162,47 +168,58 @@ class _Recorder(Observer):
             self._receipt.gradient_bytes += math.prod(place.shape) * place.dtype.itemsize
 
     @staticmethod
-    def _next_input(running: _Pass, node: Node, place: Node) -> str:
-        """Which input of `node` the rule was for; one tensor may be several of them."""
+    def _next_edge(running: _Pass, node: Node, place: Node) -> Edge:
+        """Return the edge that the rule was for; one tensor may be several inputs of a node."""
         edges = node.edges or ()
         while edges[running.edge][0] is not place:
             running.edge += 1
-        position = edges[running.edge][1]
         running.edge += 1
-        assert node.op is not None
-        return node.op.input_name(position)
+        return edges[running.edge - 1]
 
     def _count_visit(self, node: Node) -> None:
         """Count what does not run, where the rules of `node` do."""
         if node.op is not None and node.order in self._calls:
             needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
-            self._count_not_done(node.op, *self._calls[node.order], needing)
+            self._count_not_done(self._calls[node.order], needing)
 
-    def _count_not_done(self, op: OpLike, cost: Cost, call: Call, needing: Collection[str]) -> None:
-        """The products of a node for the inputs that it was given and that need no gradient."""
-        for name, count in cost.rules.items() if cost.product else ():
-            if name not in needing and call.has(name) and count(call):
-                self._receipt.count("not done", op.name, name, count(call))
+    def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
+        """Count the products of a call for the inputs that were given and need no gradient."""
+        op = call.op
+        for position, rule in op.rules if op.product else ():
+            name = op.parameters[position]
+            if name not in needing and call.has(name):
+                flops = self._costs.of_rule(call, position, rule)
+                if flops:
+                    self._receipt.count("not done", op.name, name, flops)
 
-    def _count_rule(self, running: _Pass, node: Node, name: str) -> None:
-        if node.op is CHECKPOINT:
+    def _count_rule(self, running: _Pass, node: Node, edge: Edge, name: str) -> None:
+        op = node.op
+        if op is CHECKPOINT or op is None:
             return  # its work is that of the ops inside, which are seen themselves
-        if node.order not in self._calls:
-            outside = node.op in COSTS
-            why = "was recorded outside of the receipt" if outside else "COSTS does not have"
-            self._cannot_count(f"rule of {node.name}, an op that {why}")
+        call = self._calls.get(node.order)
+        if call is None:
+            self._cannot_count(f"rule of {op.name}, an op that was recorded outside of the receipt")
             return
-        cost, call = self._calls[node.order]
-        rule = cost.rules.get(name.partition("[")[0])
-        if rule is None:
-            self._cannot_count(f"rule of {node.name} for {name}, which COSTS does not have")
+        _, position, rule, *saved = edge
+        before = running.needed
+        running.needed = [*before, name]
+        flops: int | None = 0
+        shared: int | None = 0
+        if op.plain or rule.cost is not None:
+            flops = self._costs.of_rule(call, position, rule, saved)
+        if not op.plain:
+            after = self._costs.of_joint_rule(call, rule, running.needed, saved)
+            first = self._costs.of_joint_rule(call, rule, before, saved)
+            shared = None if after is None or first is None else after - first
+        if flops is None or shared is None:
+            self._cannot_count(
+                f"rule of {op.name} for {name}, which is not written in ops only; cost=... beside "
+                f"the rule makes it count"
+            )
             return
-        before = cost.shared(call, running.needed)
-        running.needed.append(name)
-        shared = cost.shared(call, running.needed) - before
-        self._receipt.count("backward", node.name, name, rule(call))
+        self._receipt.count("backward", op.name, name, flops)
         if shared:
-            self._receipt.count("backward", node.name, "shared", shared)
+            self._receipt.count("backward", op.name, "shared", shared)
 
     def on_accumulate(self, place: Node, gradient: Tensor) -> None:
         """Count the sum with an earlier gradient; a recorded one is an op, and seen itself."""

@@ -53,12 +53,13 @@ class SavedMemory:
         # By the order of a node: no two have the same, and it keeps none alive.
         self._nodes: dict[int, tuple[weakref.ref[Node], list[int]]] = {}
 
-    def add(self, op: Op[Any], inputs: Sequence[Any], result: Any, own: Sequence[str]) -> None:
-        """Note a call of `op`; `own` names the inputs that are there for this call alone."""
+    def add(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Note a call of `op`, some of whose inputs may be fresh, made for this call alone."""
+        fresh = [op.parameters.index(name) for name in op.fresh]
         given = {
             id(owner_of(array))
-            for name, value in zip(_names(op, inputs), inputs, strict=True)
-            if name not in own
+            for position, value in enumerate(inputs)
+            if position not in fresh
             for array in arrays_in(value)
         }
         for array in arrays_in(result):
@@ -121,8 +122,3 @@ class SavedMemory:
         self._nodes.clear()
         self._blocks.clear()
         self._made.clear()
-
-
-def _names(op: Op[Any], inputs: Sequence[Any]) -> Sequence[str]:
-    """The names of the inputs of a call; an op of many inputs is called with these alone."""
-    return op.parameters if len(op.parameters) == len(inputs) else [""] * len(inputs)
