@@ -113,6 +113,7 @@ class Op(Generic[P]):
         floats: whether it is a function of floats, and computes with floats also of integers.
         keeps: whether the forward returns a pair, the result and what it keeps for the rules.
         cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
+        known_flops: the FLOPs of calls and rules that were found, by signature, for receipts.
         plain: whether every input has a rule of its own.
         takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
         call: the function that a call of the op runs, without the detour over `__call__`.
@@ -149,6 +150,7 @@ class Op(Generic[P]):
         self.fresh = fresh
         self.nonfinite_hint = nonfinite_hint
         self.gradient_hint = gradient_hint
+        self.known_flops: dict[Any, int | None] = {}
         self.plain = True
         self.rules: list[tuple[int, Rule]] = []
         self.signature = inspect.signature(forward)

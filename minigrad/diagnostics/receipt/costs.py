@@ -11,8 +11,9 @@ that meet in one tensor, are the engine's work, and are counted by the receipt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,50 +28,52 @@ if TYPE_CHECKING:
 
 
 class _Array(NamedTuple):
-    """What is left of an array in a signature."""
+    """The part of an array that a signature keeps."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
+class _Object(NamedTuple):
+    """An argument that is kept as it is, in a list, which has no hash: so no memory keeps it."""
+
+    value: list[Any]
+
+
 class _Parts(NamedTuple):
-    """What is left of a list, a tuple or a slice: its kind and its parts."""
+    """The part of a list, a tuple or a slice that a signature keeps; types tell 1 from True."""
 
     kind: type
     parts: tuple[Any, ...]
+    types: tuple[type, ...] = ()
 
 
 def _outline(value: Any) -> Any:
-    """Return what a signature keeps of an argument: of an array its shape and its dtype."""
+    """Return the part of an argument that a signature keeps: shape and dtype of an array."""
     if isinstance(value, (Tensor, np.ndarray)):
         return _Array(value.shape, value.dtype)
     if isinstance(value, np.generic):
         return value.item()  # as an op takes it
     if isinstance(value, (tuple, list)):
-        return _Parts(type(value), tuple(map(_outline, value)))
+        return _Parts(type(value), tuple(map(_outline, value)), tuple(map(type, value)))
     if isinstance(value, slice):
         return _Parts(slice, (value.start, value.stop, value.step))
-    if hasattr(value, "shape") and not isinstance(value, type):  # a matrix in four bits
+    if value is None or isinstance(value, (int, float, str, type, np.dtype, EllipsisType)):
+        return value
+    if hasattr(value, "shape"):  # a matrix in four bits
         return _Array(value.shape, getattr(value, "dtype", np.dtype(np.float32)))
-    return value
-
-
-def _key(outline: Any) -> Hashable:
-    """Return what tells 1 from 1.0 and True, which are equal."""
-    if isinstance(outline, _Parts):
-        return (outline.kind, *map(_key, outline.parts))
-    return type(outline), outline
+    return _Object([value])
 
 
 def _filled(outline: Any, tally: Tally) -> Any:
-    """Return an argument for a run: with Tensors of sketches in the places of arrays."""
+    """Return an argument for a run: a Tensor of a sketch for an array."""
     if isinstance(outline, _Array):
         sketch: Any = Sketch(outline.shape, outline.dtype, tally)
         return Tensor.at(sketch, None)
     if isinstance(outline, _Parts):
         parts = [_filled(part, tally) for part in outline.parts]
         return slice(*parts) if outline.kind is slice else outline.kind(parts)
-    return outline
+    return outline.value[0] if isinstance(outline, _Object) else outline
 
 
 class SketchedCall:
@@ -116,90 +119,91 @@ class SketchedCall:
         ]
 
 
-class Costs:
-    """The FLOPs of calls and rules, as far as they are known or can be found; else None."""
+def call_flops(call: SketchedCall) -> int | None:
+    """Return the FLOPs of a call, or None if they cannot be found."""
 
-    def __init__(self) -> None:
-        self._known: dict[Hashable, int | None] = {}
+    def run(tally: Tally) -> None:
+        values = call.values(tally)
+        out = values.pop("out")
+        if call.op.cost is not None:
+            tally.flops += flops(call.op.cost, values | {"out": out})
+        elif call.op.call(**values).shape != out.shape:
+            raise TypeError("options of the call are not known")
 
-    def of_call(self, call: SketchedCall) -> int | None:
-        """Return the FLOPs of a call."""
+    return _once(call.op, call.op, (*call.arguments, call.out), run)
 
-        def run(tally: Tally) -> None:
-            values = call.values(tally)
-            out = values.pop("out")
-            if call.op.cost is not None:
-                tally.flops += flops(call.op.cost, values | {"out": out})
-            elif call.op.call(**values).shape != out.shape:
-                raise TypeError("options of the call are not known")
 
-        return self._once((call.op, *map(_key, (*call.arguments, call.out))), run)
+def rule_flops(
+    call: SketchedCall, position: int, rule: Rule, saved: Sequence[Any] | None = None
+) -> int | None:
+    """Return the FLOPs of the rule for one input, or None if they cannot be found.
 
-    def of_rule(
-        self, call: SketchedCall, position: int, rule: Rule, saved: Sequence[Any] | None = None
-    ) -> int | None:
-        """Return the FLOPs of the rule for one input.
+    Args:
+        call: the call that it belongs to.
+        position: the input.
+        rule: its rule; if that is a joint one, the part that serves this input alone.
+        saved: what the rule saved; None if it was not recorded.
+    """
+    cost = rule.cost
+    if cost is not None:
+        given = cost[call.op.parameters[position]] if isinstance(cost, Mapping) else cost
+        return flops(given, call.values(Tally()))
+    outlines = call.saved_for(rule) if saved is None else list(map(_outline, saved))
 
-        Args:
-            call: the call that it belongs to.
-            position: the input.
-            rule: its rule; if that is a joint one, the part that serves this input alone.
-            saved: what the rule saved; None if it was not recorded.
-        """
-        cost = rule.cost
-        if isinstance(cost, Mapping):
-            return self._given(call, cost[call.op.parameters[position]])
-        if cost is not None:
-            return self._given(call, cost)
-        outlines = call.saved_for(rule) if saved is None else list(map(_outline, saved))
+    def run(tally: Tally) -> None:
+        rule.derivative(_filled(call.out, tally), *(_filled(x, tally) for x in outlines))
 
-        def run(tally: Tally) -> None:
-            rule.derivative(_filled(call.out, tally), *(_filled(x, tally) for x in outlines))
+    return _once(call.op, rule, (call.out, *outlines), run)
 
-        return self._once((rule, _key(call.out), *map(_key, outlines)), run)
 
-    def of_joint_rule(
-        self, call: SketchedCall, rule: Rule, needs: Collection[str], saved: Sequence[Any]
-    ) -> int | None:
-        """Return the FLOPs of a joint rule for the inputs `needs`; of one with costs, the shared.
+def joint_rule_flops(
+    call: SketchedCall, rule: Rule, needs: Collection[str], saved: Sequence[Any]
+) -> int | None:
+    """Return the FLOPs of a joint rule, or of one with costs, those that serve several inputs.
 
-        Args:
-            call: the call that it belongs to.
-            rule: the joint rule.
-            needs: the inputs that need a gradient.
-            saved: what the rule saved.
-        """
-        if isinstance(rule.cost, Mapping):
-            shared = rule.cost.get("shared", 0)
-            return self._given(call, shared, needs=set(needs)) if needs else 0
-        outlines = list(map(_outline, saved))
-        flags = tuple(call.op.parameters[position] in needs for position, _ in call.op.rules)
+    Args:
+        call: the call that it belongs to.
+        rule: the joint rule.
+        needs: the inputs that need a gradient.
+        saved: what the rule saved.
+    """
+    if not needs:
+        return 0
+    if isinstance(rule.cost, Mapping):
+        return flops(rule.cost.get("shared", 0), call.values(Tally()) | {"needs": set(needs)})
+    outlines = list(map(_outline, saved))
+    flags = tuple(call.op.parameters[position] in needs for position, _ in call.op.rules)
 
-        def run(tally: Tally) -> None:
-            if any(flags):
-                filled = (_filled(x, tally) for x in outlines)
-                rule.derivative(_filled(call.out, tally), flags, *filled)
+    def run(tally: Tally) -> None:
+        filled = (_filled(x, tally) for x in outlines)
+        rule.derivative(_filled(call.out, tally), flags, *filled)
 
-        return self._once((rule, flags, _key(call.out), *map(_key, outlines)), run)
+    return _once(call.op, rule, (call.out, flags, *outlines), run)
 
-    def _given(self, call: SketchedCall, cost: Any, **more: Any) -> int:
-        return flops(cost, call.values(Tally()) | more)
 
-    def _once(self, key: Hashable, run: Callable[[Tally], None]) -> int | None:
-        """Return the FLOPs of a run on sketches, from memory if the signature is known."""
-        try:
-            if key in self._known:
-                return self._known[key]
-        except TypeError:  # an option that cannot be hashed
-            key = object()
-        tally = Tally()
-        try:
-            with _unobserved():
-                run(tally)
-            self._known[key] = tally.flops
-        except Exception:  # whatever a user's function does with what is no array
-            self._known[key] = None
-        return self._known[key]
+def _once(
+    op: Op[Any], what: Op[Any] | Rule, outlines: tuple[Any, ...], run: Callable[[Tally], None]
+) -> int | None:
+    """Return the FLOPs of a run on sketches, from memory if the signature is known."""
+    known, key = op.known_flops, (what, outlines, tuple(map(type, outlines)))
+    try:
+        if key in known:
+            return known[key]
+    except TypeError:  # an option that cannot be hashed
+        known = {}
+    tally = Tally()
+    found: int | None = None
+    with _unobserved(), suppress(Exception):  # whatever a user's function does with a sketch
+        run(tally)
+        found = tally.flops
+    if len(known) >= _MOST:
+        known.clear()
+    with suppress(TypeError):
+        known[key] = found
+    return found
+
+
+_MOST = 1000  # signatures of one op
 
 
 @contextmanager

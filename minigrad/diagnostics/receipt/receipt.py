@@ -26,7 +26,13 @@ from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.receipt.costs import STEP_COSTS, Costs, SketchedCall
+from minigrad.diagnostics.receipt.costs import (
+    STEP_COSTS,
+    SketchedCall,
+    call_flops,
+    joint_rule_flops,
+    rule_flops,
+)
 from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.receipt.saved import SavedMemory
 
@@ -77,7 +83,6 @@ class _Recorder(Observer):
         self._receipt = result
         self._saved = SavedMemory(self._on_drop)
         self._passes: list[_Pass] = []
-        self._costs = Costs()
         self._calls: dict[int, SketchedCall] = {}  # of nodes, until they are freed
         self._unrecorded: list[SketchedCall] = []  # products of what is all frozen
         self._leaves: set[int] = set()
@@ -102,7 +107,7 @@ class _Recorder(Observer):
         self._saved.add(op, inputs, result)
         self._note(phase, op.name)
         call = SketchedCall(op, inputs, result)
-        flops = self._costs.of_call(call)
+        flops = call_flops(call)
         if flops is None:
             self._cannot_count(
                 f"call of {op.name}, an op that is not written in functions of numpy only; "
@@ -188,7 +193,7 @@ class _Recorder(Observer):
         for position, rule in op.rules if op.product else ():
             name = op.parameters[position]
             if name not in needing and call.has(name):
-                flops = self._costs.of_rule(call, position, rule)
+                flops = rule_flops(call, position, rule)
                 if flops:
                     self._receipt.count("not done", op.name, name, flops)
 
@@ -206,10 +211,10 @@ class _Recorder(Observer):
         flops: int | None = 0
         shared: int | None = 0
         if op.plain or rule.cost is not None:
-            flops = self._costs.of_rule(call, position, rule, saved)
+            flops = rule_flops(call, position, rule, saved)
         if not op.plain:
-            after = self._costs.of_joint_rule(call, rule, running.needed, saved)
-            first = self._costs.of_joint_rule(call, rule, before, saved)
+            after = joint_rule_flops(call, rule, running.needed, saved)
+            first = joint_rule_flops(call, rule, before, saved)
             shared = None if after is None or first is None else after - first
         if flops is None or shared is None:
             self._cannot_count(
