@@ -1,4 +1,4 @@
-"""Attention: a mean of vectors, weighted by how well each one's key fits a query."""
+"""Attention: a mean of vectors, weighted by how well the key of each fits a query."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _weights(
     is_causal: bool,
     scale: float,
 ) -> Tensor:
-    """softmax(q k^T scale + added) of what is allowed, `(..., L, S)`; a row of nothing is of 0."""
+    """softmax(q k^T scale + added) where allowed, `(..., L, S)`; 0 in rows with nothing allowed."""
     scores = matmul(query, swapaxes(key, -1, -2)) * scale
     if added is not None:
         scores = scores + added.astype(scores.dtype)
@@ -42,7 +42,7 @@ def _weights(
         allowed = past if allowed is None else allowed & past
     if allowed is None:
         return softmax(scores)
-    # The least number, not -inf: a row of nothing else would become nan.
+    # The least number, not -inf: a row of -inf only would become nan.
     weights = softmax(where(allowed, scores, float(np.finfo(scores.dtype).min)))
     return weights if allowed.any(-1).all() else where(allowed, weights, 0.0)
 
@@ -60,7 +60,7 @@ def _attention(
 
 
 def _products(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
-    """The size of the scores, the FLOPs of q k^T, and those of p v."""
+    """Return the size of the scores, the FLOPs of q k^T, and those of p v."""
     scores = out.size // value.shape[-1] * key.shape[-2]
     return scores, 2 * scores * query.shape[-1], 2 * scores * value.shape[-1]
 
@@ -108,7 +108,7 @@ def fused_attention(
 ) -> tuple[Array, Array]:
     """Attention without its weights in memory (see `minigrad.kernels.heads`).
 
-    It keeps one number for each query, log(sum(e^scores)).
+    It saves one number for each query, log(sum(e^scores)).
     """
     return kernels.attention.attention(query, key, value, allowed, added, is_causal, scale)
 
@@ -165,22 +165,22 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(q k^T scale + mask) v (Vaswani et al., 2017, section 3.2.1).
 
-    Neither the scores nor the weights are kept in memory, unless some weights are dropped. The
-    gradient of a mask of floats is as large as the scores.
+    Neither the scores nor the weights stay in memory, unless some weights are dropped. The gradient
+    of a mask of floats is as large as the scores.
 
     Shapes are `(..., L, d)`, `(..., S, d)` and `(..., S, d_v)`, and give `(..., L, d_v)`.
 
     Args:
-        query: L vectors that ask.
-        key: S vectors that are compared with each of them.
-        value: S vectors, of which each asking one gets a weighted mean.
-        attn_mask: what goes with `(..., L, S)`: booleans, True where attention may go, or floats
-            to add to the scores. A query that may attend to nothing gets 0.
+        query: L vectors.
+        key: S vectors that are compared with each query.
+        value: S vectors, of which each query gets a weighted mean.
+        attn_mask: an array that can be broadcast to `(..., L, S)`: booleans, True where attention
+            is allowed, or floats to add to the scores. A query that may attend to nothing gets 0.
         dropout_p: the probability with which a weight is dropped. It is applied whenever it is not
             0: pass 0 in evaluation.
         is_causal: query i attends to keys 0 to i only; not together with a mask.
         scale: the factor of the scores; None for 1 / sqrt(d).
-        rng: where the dropped ones are drawn from.
+        rng: the generator that chooses the dropped weights.
 
     Raises:
         ValueError: if shapes do not match, there are no keys, or both a mask and `is_causal` are
@@ -200,7 +200,7 @@ def scaled_dot_product_attention(
 
 
 def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
-    """The shape of the scores, `(..., L, S)`, when everything fits."""
+    """Return the shape of the scores, `(..., L, S)`, after checking that all shapes fit."""
     shapes = query.shape, key.shape, value.shape
     if any(len(shape) < 2 for shape in shapes):
         raise ValueError(f"takes stacks of vectors (..., L, d), not shapes {shapes}")
@@ -221,7 +221,7 @@ def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
 def _mask(
     attn_mask: Array, is_causal: bool, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.bool_] | None, Array]:
-    """Where attention may go, or None for everywhere; and what to add to the scores, or None."""
+    """Split a mask: where attention is allowed, None for everywhere; and terms to add, or None."""
     if attn_mask is None:
         return None, None
     if is_causal:

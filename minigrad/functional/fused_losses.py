@@ -1,7 +1,7 @@
 """The two losses that most models are trained with, each as one op.
 
-They are parts of `mse` and `cross_entropy`, which check what they are given and serve what is rarer
-by a composition.
+They are parts of `mse` and `cross_entropy`, which check their arguments, and use a composition for
+rarer cases.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def label_loss(
 ) -> Any:
     """The cross entropy of softmax(logits) and integer classes.
 
-    Its gradient is softmax(logits) less the probabilities of the labels, times their weights.
+    Its gradient is softmax(logits) minus the probabilities of the labels, times their weights.
 
     Args:
         logits: `(n, classes)`, of float32 or float64.
         labels: `(n,)`, int64.
         weights: `(n,)`, in the dtype of `logits`; where one is 0 the label need not exist.
         smoothing: how much of the label's probability is spread over all classes.
-        divisor: of the sum of the losses; None for each of them.
+        divisor: a number that the sum of the losses is divided by; None for no sum.
     """
     losses, sums = kernels.losses.cross_entropy(logits, labels, weights, smoothing)
     if divisor is None:

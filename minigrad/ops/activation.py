@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 
-# A rule is handed Tensors where the backward pass is recorded, and is then written in ops. Mostly
-# it gets arrays, of which a kernel makes the same in one pass.
+# A rule gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
+# arrays, for which a kernel computes the same in one pass.
 
 
 @op(floats=True, cost=1)
@@ -47,7 +47,7 @@ def _sigmoid_x(g: Array, out: Array) -> Array:
 
 @op
 def relu(x: Array) -> Array:
-    """max(x, 0), with derivative 1 above 0, and 0 at and below it."""
+    """max(x, 0), with derivative 1 above 0, and 0 at 0 and below."""
     if isinstance(x, np.ndarray):
         return kernels.activation.relu(x)
     return np.maximum(x, 0)
@@ -62,7 +62,7 @@ def _relu_x(g: Array, out: Array) -> Array:
 
 @op(floats=True, cost=1)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
-    """x above 0, else `negative_slope` x, which also gives the derivative at 0."""
+    """x above 0, else `negative_slope` x; the derivative at 0 is `negative_slope`."""
     return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
@@ -205,5 +205,5 @@ def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
 
 
 def _is_last(axis: Axis, x: Array) -> bool:
-    """Whether the rows along `axis` lie one behind the other."""
+    """Return whether `axis` is the last one, along which there are kernels."""
     return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)

@@ -1,4 +1,4 @@
-"""Functions of each element on its own, and choices between elements."""
+"""Functions of each element by itself, and choices between elements."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
 
 @op(cost=1)
 def where(condition: Array, x: Array, y: Array) -> Array:
-    """x where `condition` is true, else y; the gradient goes to the one that was taken.
+    """x where `condition` is true, else y; the gradient goes to the operand that was taken.
 
     Raises:
         ValueError: if a number beside integers is too large for their dtype.
@@ -57,7 +57,7 @@ _MANY = 4096  # elements, from which on a loop of our own pays
 
 
 def _beside(number: Array, array: Array) -> Array:
-    """A number in the dtype of integers beside it, which `np.where` would wrap round to fit."""
+    """Return a number in the dtype of integers beside it; `np.where` would wrap it round to fit."""
     if number.__class__ is int and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
         return np.asarray(number, array.dtype)
     return number
@@ -69,9 +69,9 @@ where.rule("y", lambda g, condition: where(condition, 0.0, g))
 
 @op
 def maximum(x: Array, y: Array) -> Array:
-    """The larger of x and y, broadcast. Where they are equal each gets half of the gradient.
+    """The larger of x and y, broadcast. Where they are equal, each gets half of the gradient.
 
-    Where one is nan, the result is, and the gradient goes to both.
+    Where one is nan, the result is nan, and the gradient goes to both.
     """
     return np.maximum(x, y)
 
@@ -82,9 +82,9 @@ maximum.rule("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
 
 @op
 def minimum(x: Array, y: Array) -> Array:
-    """The smaller of x and y, broadcast. Where they are equal each gets half of the gradient.
+    """The smaller of x and y, broadcast. Where they are equal, each gets half of the gradient.
 
-    Where one is nan, the result is, and the gradient goes to both.
+    Where one is nan, the result is nan, and the gradient goes to both.
     """
     return np.minimum(x, y)
 
@@ -97,8 +97,8 @@ minimum.rule("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
 def clip(x: Array, min: Array = None, max: Array = None) -> Array:
     """min(max(x, `min`), `max`), broadcast; None is no bound.
 
-    The gradient goes to what was taken: to x between the bounds and also on them, where it is
-    nan, and else to the bound.
+    The gradient goes to what was taken: to x between the bounds, on a bound, and where x is nan;
+    elsewhere to the bound.
 
     Raises:
         ValueError: if there is no bound.
@@ -125,7 +125,7 @@ clip.rule("max", lambda g, x, min, max: where(_above(x, min, max), g, 0.0))
 
 
 def _above(x: Array, min: Array, max: Array) -> Array:
-    """Where `max` was taken: above it, and wherever it is the smaller bound."""
+    """Return where `max` was taken: above it, and wherever it is the smaller bound."""
     return x > max if min is None else logical_or(x > max, min > max)
 
 
@@ -135,7 +135,7 @@ def _above(x: Array, min: Array, max: Array) -> Array:
 
 
 def flat(g: Array) -> Array:
-    """The derivative rule of a staircase: 0, whatever arrives."""
+    """The derivative rule of a staircase: 0 whatever the arriving gradient is."""
     return where(False, g, 0.0)
 
 
@@ -168,7 +168,7 @@ ceil.rule("x", flat)
 
 @op
 def round(x: Array, decimals: int = 0) -> Array:
-    """The nearest number with so many decimals, an even one of two; the derivative is 0."""
+    """The nearest number with `decimals` decimals, the even one of two; the derivative is 0."""
     return np.round(x, decimals)
 
 

@@ -1,8 +1,8 @@
 """Normalisation over the last axes.
 
-Both ops are one loop over rows each way (see `minigrad.kernels.normalization`). One rule serves all
-inputs of an op, for their derivatives share the standardised x. It is computed again there, from x
-alone, so that nothing but x and the weight is kept.
+Both ops are one loop over rows, forward and backward (see `minigrad.kernels.normalization`). One
+rule serves all inputs of an op, because their derivatives share the standardised x. The rule
+computes that again from x, so that nothing but x and the weight is saved.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def layer_norm(
         normalized_shape: the sizes of the axes over which mean and variance are taken.
         weight: of that shape, or None.
         bias: of that shape, or None.
-        eps: what keeps the root away from 0.
+        eps: a small number, added so that the root is not 0.
 
     Raises:
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
@@ -65,13 +65,13 @@ def _layer_norm_inputs(
 
 
 def _means(out: Array, normalized_shape: Sizes) -> int:
-    """How many means are taken: one for each row of what is normalised."""
+    """The number of means that are taken: one for each row."""
     count: int = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
     return count
 
 
 def _layer_norm_shared(needs: set[str], out: Array, normalized_shape: Sizes) -> int:
-    """The FLOPs of x standardised again, which the gradients of x and the weight share."""
+    """The FLOPs of standardising x again, which the gradients of x and the weight share."""
     return 5 * out.size + 4 * _means(out, normalized_shape) if needs & {"x", "weight"} else 0
 
 
@@ -107,8 +107,8 @@ def rms_norm(
         x: `(..., *normalized_shape)`.
         normalized_shape: the sizes of the axes over which the mean is taken.
         weight: of that shape, or None.
-        eps: what keeps the root away from 0; None for the distance from 1 to the next number of
-            the dtype of x.
+        eps: a small number, added so that the root is not 0; None for the distance from 1 to the
+            next number of the dtype of x.
 
     Raises:
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
@@ -134,7 +134,7 @@ def _rms_norm_inputs(
 
 
 def _rms_norm_shared(needs: set[str], out: Array, normalized_shape: Sizes) -> int:
-    """The FLOPs of x standardised again, which the gradients of x and the weight share."""
+    """The FLOPs of standardising x again, which the gradients of x and the weight share."""
     return 3 * out.size + 3 * _means(out, normalized_shape) if needs & {"x", "weight"} else 0
 
 
@@ -152,12 +152,12 @@ rms_norm.joint_rule(
 
 
 def _least(x: Array) -> float:
-    """The distance from 1 to the next number of the dtype of x."""
+    """Return the distance from 1 to the next number of the dtype of x."""
     return float(np.finfo(x.dtype).eps)
 
 
 def _axes(normalized_shape: Sizes) -> tuple[int, ...]:
-    """As many of the last axes as there are sizes."""
+    """Return as many of the last axes as there are sizes."""
     return tuple(range(-np.size(normalized_shape), 0))
 
 
@@ -168,7 +168,7 @@ def _mean(x: Array, axes: tuple[int, ...]) -> Array:
 def _checked_sizes(
     name: str, x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
 ) -> tuple[int, ...]:
-    """The sizes of the axes to normalise over, when everything fits."""
+    """Return the sizes of the axes to normalise over, after checking all arguments."""
     if not eps >= 0:
         raise op_error(ValueError, name, f"eps is not negative, unlike {eps!r}")
     sizes = (

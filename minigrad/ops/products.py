@@ -20,7 +20,7 @@ __all__ = ["linear", "lora_linear", "matmul"]
 
 
 def swap_last(x: Array) -> Array:
-    """The transpose of each matrix in a stack of them."""
+    """Return the transpose of each matrix in a stack."""
     return transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
@@ -34,8 +34,8 @@ def swap_last(x: Array) -> Array:
 def matmul(x: Array, y: Array) -> Array:
     """The matrix product `(..., m, k) @ (..., k, n) -> (..., m, n)`, leading axes broadcast.
 
-    As in numpy, a vector is a row on the left and a column on the right, and the result lacks its
-    axis: `(k,) @ (k,)` is a number.
+    As in numpy, a vector is a row on the left and a column on the right, and the result does not
+    have its axis: `(k,) @ (k,)` is a number.
 
     Raises:
         ValueError: if an operand is a number, or the sizes do not match.
@@ -64,7 +64,7 @@ def matmul(x: Array, y: Array) -> Array:
 @matmul.rule("x")
 def _matmul_x(g: Array, x_shape: tuple[int, ...], y: Array) -> Array:
     if len(x_shape) == 2 and y.ndim > 2:
-        order = (y.ndim - 2, *range(y.ndim - 2), y.ndim - 1)  # each row of g next to its kin
+        order = (y.ndim - 2, *range(y.ndim - 2), y.ndim - 1)  # equal rows side by side
         wide = reshape(transpose(g, order), (x_shape[0], -1))
         return matmul(wide, as_rows(swap_last(y)))
     g = _with_axes(g, len(x_shape) == 1, y.ndim == 1)
@@ -84,7 +84,7 @@ def _matmul_y(g: Array, x: Array, y_shape: tuple[int, ...]) -> Array:
 
 
 def _with_axes(g: Array, row: bool, column: bool) -> Array:
-    """The gradient of a product with the axes that vectors had left out."""
+    """Return the gradient of a product with an axis of size 1 for each vector."""
     if not (row or column):
         return g
     size = g.ndim - (not column)
@@ -97,7 +97,7 @@ def _linear(x: Array, weight: Array, bias: Array = None) -> Array:
 
 
 def as_rows(x: Array) -> Array:
-    """A stack of vectors as one matrix."""
+    """Return a stack of vectors as one matrix."""
     if x.ndim == 2:
         return x
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
@@ -129,7 +129,7 @@ linear.rule("bias", lambda g: g)
 
 
 def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
-    """Refuse operands of a linear map that do not go together."""
+    """Raise an error if the operands of a linear map do not go together."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise op_error(
             ValueError,

@@ -1,4 +1,4 @@
-"""Products with a frozen weight that is kept in few bits."""
+"""Products with a frozen weight that is stored in few bits."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def _nf4_linear_cost(weight: NF4Matrix, bias: Array, out: Array) -> int:
     gradient_hint=hints.of_product_gradient,
 )
 def nf4_linear(x: Array, weight: NF4Matrix, bias: Array = None) -> Array:
-    """x W^T + b with W in four bits a number: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
+    """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 
-    W is frozen. It is read strip by strip, forward and backward (dx = g W), and what is kept for
-    the backward pass is its codes (QLoRA, Dettmers et al., 2023, section 3, equation 5).
+    W is frozen. It is read strip by strip, forward and backward (dx = g W), and its codes are what
+    is saved for the backward pass (QLoRA, Dettmers et al., 2023, section 3, equation 5).
 
     Args:
         x: `(..., d_in)`; the result has its dtype.

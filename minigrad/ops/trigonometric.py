@@ -102,7 +102,7 @@ arctan2.rule("x", lambda g, y, x: -g * _over_square(y, x))
 
 
 def _over_square(a: Array, b: Array) -> Array:
-    """a / (a^2 + b^2), also where the squares are too large or too small; 0 at the origin."""
+    """Compute a / (a^2 + b^2), also where the squares leave the range; it is 0 at the origin."""
     larger = maximum(abs(a), abs(b))
     origin = larger == 0
     scale = where(origin, 1.0, larger)

@@ -1,4 +1,4 @@
-"""The receipt of a training step: what was computed, what was not, and what memory that took.
+"""The receipt of a training step: the work that was done, the work that was not, and the memory.
 
     with receipt() as r:
         loss_fn(model(x), y).backward()
@@ -6,9 +6,9 @@
     print(r)
 
 It answers why LoRA is not faster, and what it saves: for a frozen weight the product for its
-gradient is not done, the activation that only that product needs is not kept, and there is no
-gradient and no state. But the forward pass, and the way of the gradient back through every frozen
-weight to the adapters below, remain.
+gradient is not done, the activation that only that product needs is not saved, and there is no
+gradient and no state. But the forward pass remains, and so does the backpropagation through every
+frozen weight to the adapters below.
 
 A receipt watches through `Observer`. `costs` finds what a call costs, `saved` follows the memory
 that the graph keeps, and `report` shows what comes out.
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 def receipt() -> Iterator[Receipt]:
     """Count the FLOPs and the bytes of what this thread does inside the block.
 
-    The `Receipt` fills while the block runs, and keeps what was counted if the block raises. Blocks
-    may be nested: each counts all that is inside. The backward pass must run inside the block as
-    well as the forward pass it belongs to; what cannot be counted is listed in `uncounted`. Seen
-    are ops, their rules and the steps of optimisers; what numpy or a kernel computes beside them,
-    as in `clip_grad_norm`, is not.
+    The `Receipt` fills while the block runs, and keeps what was counted if the block raises an
+    error. Blocks may be nested: each counts everything inside. A backward pass must run in the same
+    block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their rules and
+    the steps of optimisers are seen; what numpy or a kernel computes beside them, as in
+    `clip_grad_norm`, is not.
     """
     result = Receipt()
     recorder = _Recorder(result)
@@ -69,15 +69,15 @@ class _Pass:
     """A backward pass that is running."""
 
     recorded: bool
-    reached: set[int] = field(default_factory=set)  # places that have a gradient
+    reached: set[int] = field(default_factory=set)  # nodes that have a gradient
     visited: int = -1  # the node whose rules are running
     edge: int = 0  # the next of its edges
     needed: list[str] = field(default_factory=list)  # its inputs whose rules have run
-    again: bool = False  # whether a checkpoint runs its function again
+    again: bool = False  # a checkpoint runs its function again
 
 
 class _Recorder(Observer):
-    """Fills a receipt. Nodes are known by `order`, so that none is kept alive."""
+    """The observer that fills a receipt. It knows nodes by `order`, and so keeps none alive."""
 
     def __init__(self, result: Receipt) -> None:
         self._receipt = result
@@ -89,7 +89,7 @@ class _Recorder(Observer):
         self._optimizers: dict[int, tuple[Optimizer, int, int]] = {}  # with bytes and steps
 
     def close(self) -> None:
-        """Hold on to nothing."""
+        """Forget all calls, blocks and optimisers."""
         self._saved.close()
         self._calls.clear()
         self._unrecorded.clear()
@@ -100,7 +100,7 @@ class _Recorder(Observer):
     # ----------------------------------------------------------------------------------------------
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Count the forward of `op`, unless it is a part of a rule, whose cost is known."""
+        """Count the forward of `op`, unless a rule calls it: that is counted as one."""
         phase = self._phase(result)
         if phase is None:
             return
@@ -122,7 +122,7 @@ class _Recorder(Observer):
             self._unrecorded.append(call)
 
     def _phase(self, result: Any) -> Phase | None:
-        """What a call is part of; None for that of a rule on arrays."""
+        """Return the phase of a call; None for a call by a rule on arrays."""
         if not self._passes:
             return "forward"
         if self._passes[-1].again:
@@ -136,7 +136,7 @@ class _Recorder(Observer):
     # ----------------------------------------------------------------------------------------------
 
     def on_pass(self, begins: bool) -> None:
-        """Keep track of passes; what has no node at all had a product to spare for each input."""
+        """Keep track of passes; calls without a node had a product to avoid for each input."""
         if not begins:
             self._passes.pop()
             return
@@ -147,7 +147,7 @@ class _Recorder(Observer):
         self._unrecorded.clear()
 
     def on_rerun(self, begins: bool) -> None:
-        """Note that what is called now is a part of the forward pass, once more."""
+        """Note that calls are a part of the forward pass again, which a checkpoint repeats."""
         if self._passes:
             self._passes[-1].again = begins
 
@@ -174,7 +174,7 @@ class _Recorder(Observer):
 
     @staticmethod
     def _next_edge(running: _Pass, node: Node, place: Node) -> Edge:
-        """Return the edge that the rule was for; one tensor may be several inputs of a node."""
+        """Return the edge of the rule that ran; one tensor may be several inputs of a node."""
         edges = node.edges or ()
         while edges[running.edge][0] is not place:
             running.edge += 1
@@ -182,7 +182,7 @@ class _Recorder(Observer):
         return edges[running.edge - 1]
 
     def _count_visit(self, node: Node) -> None:
-        """Count what does not run, where the rules of `node` do."""
+        """Count the products of `node` that are not done, before its first rule runs."""
         if node.op is not None and node.order in self._calls:
             needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
             self._count_not_done(self._calls[node.order], needing)
@@ -227,12 +227,12 @@ class _Recorder(Observer):
             self._receipt.count("backward", op.name, "shared", shared)
 
     def on_accumulate(self, place: Node, gradient: Tensor) -> None:
-        """Count the sum with an earlier gradient; a recorded one is an op, and seen itself."""
+        """Count the sum with an earlier gradient; a recorded sum is an op, which is seen itself."""
         if place.grad is not None and gradient.node is None:
             self._receipt.count("backward", "sum of gradients", "", gradient.size)
 
     def on_free(self, node: Node) -> None:
-        """Note what memory is held no more."""
+        """Note which memory is freed."""
         self._calls.pop(node.order, None)
         self._saved.free(node)
         self._note("backward", node.name)
@@ -267,7 +267,7 @@ class _Recorder(Observer):
         self._note("dropped", name)
 
     def _note(self, phase: Phase, name: str) -> None:
-        """A point of the timeline, if the memory that is held has changed."""
+        """Add a point to the timeline, if the saved memory has changed."""
         memory, result = self._saved, self._receipt
         result.saved_bytes, result.freed_bytes = memory.total, memory.freed
         result.input_bytes = max(result.input_bytes, memory.inputs)
