@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from inspect import Signature
 from typing import Any, Protocol
 
@@ -26,6 +26,9 @@ import numpy as np
 from minigrad.versions import clock, last_write, last_written
 
 Edge = tuple[Any, ...]  # (place, position, rule, *saved)
+
+Hint = Mapping[str, Callable[..., Any]] | Callable[..., str | None]
+"""Texts with a condition on values by name for each, or a function of these that returns a text."""
 
 _by_age = operator.attrgetter("order")
 
@@ -44,8 +47,8 @@ class OpLike(Protocol):
     keeps: bool
     cost: Any
     shape: Callable[..., tuple[int, ...]] | None
-    nonfinite_hint: Callable[..., str | None] | None
-    gradient_hint: Callable[..., str | None] | None
+    nonfinite_hint: Hint | None
+    gradient_hint: Hint | None
     plain: bool
     takes_sequence: bool
 

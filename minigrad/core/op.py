@@ -44,13 +44,11 @@ import numpy as np
 from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import Edge, Node
+from minigrad.core.node import Edge, Hint, Node
 from minigrad.core.sketch import Cost
 from minigrad.core.tensor import Tensor
 
 P = ParamSpec("P")
-
-Hint = Callable[..., str | None]
 
 OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. An op of your own is a function of yours, and is not listed."""
@@ -119,37 +117,26 @@ class Op(Generic[P]):
         call: the function that a call of the op runs, without the detour over `__call__`.
     """
 
-    def __init__(
-        self,
-        forward: Callable[P, Any],
-        composition: Callable[..., Any] | None = None,
-        replayed: bool = False,
-        floats: bool = False,
-        keeps: bool = False,
-        cost: Cost | None = None,
-        shape: Callable[..., tuple[int, ...]] | None = None,
-        product: bool = False,
-        fresh: Sequence[str] = (),
-        nonfinite_hint: Hint | None = None,
-        gradient_hint: Hint | None = None,
-    ) -> None:
-        if replayed and composition is None:
+    composition: Callable[..., Any] | None = None
+    replayed: bool = False
+    floats: bool = False
+    keeps: bool = False
+    cost: Cost | None = None
+    shape: Callable[..., tuple[int, ...]] | None = None
+    product: bool = False
+    fresh: Sequence[str] = ()
+    nonfinite_hint: Hint | None = None
+    gradient_hint: Hint | None = None
+
+    def __init__(self, forward: Callable[P, Any], **properties: Any) -> None:
+        vars(self).update(properties)
+        if self.replayed and self.composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
-        if keeps and not replayed:
+        if self.keeps and not self.replayed:
             raise ValueError(
                 "an op with keeps=True must be replayed: what it keeps has no place in the graph"
             )
         self.forward = forward
-        self.composition = composition
-        self.replayed = replayed
-        self.floats = floats
-        self.keeps = keeps
-        self.cost = cost
-        self.shape = shape
-        self.product = product
-        self.fresh = fresh
-        self.nonfinite_hint = nonfinite_hint
-        self.gradient_hint = gradient_hint
         self.known_flops: dict[Any, int | None] = {}
         self.plain = True
         self.rules: list[tuple[int, Rule]] = []
@@ -169,11 +156,10 @@ class Op(Generic[P]):
         self.__doc__ = forward.__doc__
         self.__module__ = forward.__module__
         self.__wrapped__ = forward
-        for named in (cost, shape, nonfinite_hint):
-            if callable(named):
-                self._check_names(named, "out")
-        if gradient_hint is not None:
-            self._check_names(gradient_hint, "out", "g", "gradient")
+        for function in _functions(self.cost, self.shape, self.nonfinite_hint):
+            self._check_names(function, "out")
+        for function in _functions(self.gradient_hint):
+            self._check_names(function, "out", "g", "gradient")
 
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
@@ -234,8 +220,8 @@ class Op(Generic[P]):
             )
         if any(position == known for known, _ in self.rules):
             raise ValueError(f"`{self.name}` already has a rule for {name!r}")
-        if callable(cost):
-            self._check_names(cost, "out")
+        for function in _functions(cost):
+            self._check_names(function, "out")
         rule = Rule(self, derivative, ("g",), cost)
         if any(slot == len(self.parameters) + 1 for slot, _ in rule.slots):
             if position != 0 or self.replayed or self.rules:
@@ -271,9 +257,8 @@ class Op(Generic[P]):
         """
         if self.rules:
             raise ValueError(f"`{self.name}` has rules already; a joint rule must be the only one")
-        for name, each in (cost or {}).items():
-            if callable(each):
-                self._check_names(each, "out", *(["needs"] if name == "shared" else []))
+        for function in _functions(cost):
+            self._check_names(function, "out", "needs")
         rule = Rule(self, derivative, ("g", "needs"), cost)
         self.rules = [(self._position(name), rule) for name in names]
         self.plain = False
@@ -466,6 +451,14 @@ def replay(
     ]
 
 
+def _functions(*given: Any) -> Iterator[Callable[..., Any]]:
+    """List the functions among costs, shapes and hints, also those of a mapping."""
+    for value in given:
+        for each in value.values() if isinstance(value, Mapping) else (value,):
+            if callable(each):
+                yield each
+
+
 @overload
 def op(forward: Callable[P, Any]) -> Op[P]: ...
 @overload
@@ -517,16 +510,17 @@ def op(
             one that the operands are broadcast to.
         product: it is a matrix product: receipts list those that frozen inputs save.
         fresh: inputs that are made for each call, such as a dropout mask, and so are saved memory.
-        nonfinite_hint: a function that returns the usual cause of a result that is not finite, for
-            `detect_anomaly`; None if it does not recognise the case.
-        gradient_hint: likewise for a gradient. It gets what the rule saved, and may name also `g`,
+        nonfinite_hint: usual causes of a result that is not finite, for `detect_anomaly`: texts and
+            for each a condition on the values; or a function that returns a text or None.
+        gradient_hint: the same for a gradient. It gets what the rule saved, and may name also `g`,
             the gradient that arrived, and `gradient`, the one that the rule returned.
     """
 
     def make(function: Callable[P, Any]) -> Op[P]:
         made = Op(
-            function, composition, replayed, floats, keeps, cost, shape, product, fresh,
-            nonfinite_hint, gradient_hint,
+            function, composition=composition, replayed=replayed, floats=floats, keeps=keeps,
+            cost=cost, shape=shape, product=product, fresh=fresh,
+            nonfinite_hint=nonfinite_hint, gradient_hint=gradient_hint,
         )  # fmt: skip
         if (function.__module__ or "").startswith("minigrad.ops."):  # not one made by exec
             OPS[made.name] = made

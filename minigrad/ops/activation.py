@@ -154,15 +154,11 @@ def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
     return kernels.normal.gelu_tanh_gradient(g, x)
 
 
-def _softmax_hint(x: Array) -> str | None:
-    if np.isposinf(x).any():
-        return "Inf - Inf is NaN: softmax subtracts the maximum, which is Inf"
-    if np.isneginf(x).any():
-        return (
-            "a row of nothing but -Inf has no softmax: everything in it is masked; mask with the "
-            "least finite number, or leave such rows out"
-        )
-    return None
+_SOFTMAX_HINTS = {
+    "Inf - Inf is NaN: softmax subtracts the maximum, which is Inf": lambda x: x == math.inf,
+    "a row of nothing but -Inf has no softmax: everything in it is masked; mask with the least "
+    "finite number, or leave such rows out": lambda x: x == -math.inf,
+}
 
 
 def _softmax(x: Array, axis: Axis = -1) -> Array:
@@ -170,7 +166,7 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
     return e / sum(e, axis, keepdims=True)
 
 
-@op(composition=_softmax, floats=True, nonfinite_hint=_softmax_hint)
+@op(composition=_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow."""
     if _is_last(axis, x):
@@ -189,7 +185,7 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
     return log(_softmax(x, axis))
 
 
-@op(composition=_log_softmax, floats=True, nonfinite_hint=_softmax_hint)
+@op(composition=_log_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
     if _is_last(axis, x):

@@ -198,17 +198,19 @@ def square(x: Array) -> Array:
 square.rule("x", lambda g, x: 2.0 * g * x)
 
 
-def _sqrt_hint(x: Array) -> str | None:
-    return "the root of a negative number is NaN" if (x < 0).any() else None
+_OF_NEGATIVE = {"the root of a negative number is NaN": lambda x: x < 0}
+_OF_ZERO = {"division by 0; add a small number to x": lambda x: x == 0}
 
 
-def _sqrt_gradient_hint(out: Array) -> str | None:
-    if (out == 0).any():
-        return "the slope of the square root is infinite at 0; sqrt(x + 1e-12) has one"
-    return None
-
-
-@op(floats=True, nonfinite_hint=_sqrt_hint, gradient_hint=_sqrt_gradient_hint)
+@op(
+    floats=True,
+    nonfinite_hint=_OF_NEGATIVE,
+    gradient_hint={
+        "the slope of the square root is infinite at 0; sqrt(x + 1e-12) has one": (
+            lambda out: out == 0
+        )
+    },
+)
 def sqrt(x: Array) -> Array:
     """The square root, with derivative 0.5 / out, infinite at 0."""
     return np.sqrt(x)
@@ -217,11 +219,7 @@ def sqrt(x: Array) -> Array:
 sqrt.rule("x", lambda g, out: 0.5 * g / out)
 
 
-def _reciprocal_hint(x: Array) -> str | None:
-    return "division by 0; add a small number to x" if (x == 0).any() else None
-
-
-@op(floats=True, cost=1, nonfinite_hint=lambda x: _sqrt_hint(x) or _reciprocal_hint(x))
+@op(floats=True, cost=1, nonfinite_hint=_OF_NEGATIVE | _OF_ZERO)
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x), with derivative -0.5 / x^1.5; both are infinite at 0."""
     return 1.0 / np.sqrt(x)
@@ -230,7 +228,7 @@ def rsqrt(x: Array) -> Array:
 rsqrt.rule("x", lambda g, x, out: -0.5 * g * out / x)
 
 
-@op(floats=True, nonfinite_hint=_reciprocal_hint)
+@op(floats=True, nonfinite_hint=_OF_ZERO)
 def reciprocal(x: Array) -> Array:
     """1 / x, of integers too, with derivative -1 / x^2; both are infinite at 0."""
     return 1.0 / x
@@ -267,22 +265,15 @@ def expm1(x: Array) -> Array:
 expm1.rule("x", lambda g, x: g * exp(x))
 
 
-def _log_hint(x: Array) -> str | None:
-    if (x < 0).any():
-        return "the logarithm of a negative number is NaN"
-    if (x == 0).any():
-        return (
-            "the logarithm of 0 is -Inf; add a small number, or take log_softmax or a loss "
-            "`..._with_logits`, which never form the 0"
-        )
-    return None
+_LOG_HINTS = {
+    "the logarithm of a negative number is NaN": lambda x: x < 0,
+    "the logarithm of 0 is -Inf; add a small number, or take log_softmax or a loss "
+    "`..._with_logits`, which never form the 0": lambda x: x == 0,
+}
+_LOG_GRADIENT_HINTS = {"the slope of the logarithm is infinite at 0": lambda x: x == 0}
 
 
-def _log_gradient_hint(x: Array) -> str | None:
-    return "the slope of the logarithm is infinite at 0" if (x == 0).any() else None
-
-
-@op(floats=True, nonfinite_hint=_log_hint, gradient_hint=_log_gradient_hint)
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log(x: Array) -> Array:
     """The natural logarithm, with derivative 1 / x; -inf and inf at 0, nan below."""
     return np.log(x)
@@ -291,13 +282,13 @@ def log(x: Array) -> Array:
 log.rule("x", lambda g, x: g / x)
 
 
-def _log1p_hint(x: Array) -> str | None:
-    if (x < -1).any():
-        return "log1p(x) is the logarithm of 1 + x, which is negative for x < -1"
-    return "log1p(-1) is the logarithm of 0, -Inf" if (x == -1).any() else None
-
-
-@op(floats=True, nonfinite_hint=_log1p_hint)
+@op(
+    floats=True,
+    nonfinite_hint={
+        "log1p(x) is the logarithm of 1 + x, which is negative for x < -1": lambda x: x < -1,
+        "log1p(-1) is the logarithm of 0, -Inf": lambda x: x == -1,
+    },
+)
 def log1p(x: Array) -> Array:
     """log(1 + x), exact also near 0, with derivative 1 / (1 + x)."""
     return np.log1p(x)
@@ -306,7 +297,7 @@ def log1p(x: Array) -> Array:
 log1p.rule("x", lambda g, x: g / (1.0 + x))
 
 
-@op(floats=True, nonfinite_hint=_log_hint, gradient_hint=_log_gradient_hint)
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log2(x: Array) -> Array:
     """The logarithm to base 2, with derivative 1 / (x log 2)."""
     return np.log2(x)
@@ -315,7 +306,7 @@ def log2(x: Array) -> Array:
 log2.rule("x", lambda g, x: g / (x * math.log(2)))
 
 
-@op(floats=True, nonfinite_hint=_log_hint, gradient_hint=_log_gradient_hint)
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log10(x: Array) -> Array:
     """The logarithm to base 10, with derivative 1 / (x log 10)."""
     return np.log10(x)

@@ -1,8 +1,8 @@
 """Hints: the usual causes of a NaN or an Inf, for `detect_anomaly`.
 
-A hint looks at arrays that are known to have given a result that is not finite. It returns None
-where it does not recognise the case: a wrong hint is worse than none. Hints of one op stand in its
-block; here are those that several ops share, and those that go for all.
+A hint looks at arrays that are known to have given a result that is not finite. It says nothing if
+it does not recognise the case: a wrong hint is worse than none. Hints of one op stand in its block;
+here are those that several families share, and those that go for all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.node import OpLike
+from minigrad.core.node import Hint, OpLike
 from minigrad.core.tensor import Array
 
 
@@ -25,8 +25,7 @@ def cause_of(op: OpLike, values: Mapping[str, Array], out: Array) -> str | None:
         values: what it was called with, by the names of its parameters.
         out: the result.
     """
-    known = _asked(op.nonfinite_hint, {**values, "out": out})
-    return known or too_large(out, values.values())
+    return _asked(op.nonfinite_hint, {**values, "out": out}) or too_large(out, values.values())
 
 
 def cause_of_gradient(
@@ -50,16 +49,21 @@ def cause_of_gradient(
     return known
 
 
-def _asked(hint: Callable[..., str | None] | None, values: Mapping[str, Array]) -> str | None:
-    """Return the hint, if all that it asks for is there."""
-    if hint is None:
-        return None
-    wanted = inspect.signature(hint).parameters.values()
+def _asked(hint: Hint | None, values: Mapping[str, Array]) -> str | None:
+    """Return the text of a hint, if all that it asks for is there and it recognises the case."""
+    if isinstance(hint, Mapping):
+        return next((text for text, case in hint.items() if np.any(_called(case, values))), None)
+    return None if hint is None else _called(hint, values)
+
+
+def _called(function: Callable[..., Any], values: Mapping[str, Array]) -> Any:
+    """Call a function with the values that it names; return None if one is not there."""
+    wanted = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in wanted):
-        return hint(**values)
+        return function(**values)
     if any(p.default is p.empty and p.name not in values for p in wanted):
         return None
-    return hint(**{p.name: values[p.name] for p in wanted if p.name in values})
+    return function(**{p.name: values[p.name] for p in wanted if p.name in values})
 
 
 def overflow(dtype: np.dtype[Any], what: str = "") -> str:

@@ -52,15 +52,11 @@ def tan(x: Array) -> Array:
 tan.rule("x", lambda g, out: g * (1.0 + out * out))
 
 
-def _unit_hint(x: Array) -> str | None:
-    return "it is defined from -1 to 1 only" if (np.abs(x) > 1).any() else None
+_UNIT_HINTS = {"it is defined from -1 to 1 only": lambda x: np.abs(x) > 1}
+_UNIT_GRADIENT_HINTS = {"the slope is infinite at -1 and 1": lambda x: np.abs(x) == 1}
 
 
-def _unit_gradient_hint(x: Array) -> str | None:
-    return "the slope is infinite at -1 and 1" if (np.abs(x) == 1).any() else None
-
-
-@op(floats=True, nonfinite_hint=_unit_hint, gradient_hint=_unit_gradient_hint)
+@op(floats=True, nonfinite_hint=_UNIT_HINTS, gradient_hint=_UNIT_GRADIENT_HINTS)
 def arcsin(x: Array) -> Array:
     """The angle in [-pi/2, pi/2] with sine x; the derivative 1 / sqrt(1 - x^2) is inf at +-1."""
     return np.arcsin(x)
@@ -69,7 +65,7 @@ def arcsin(x: Array) -> Array:
 arcsin.rule("x", lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)))
 
 
-@op(floats=True, nonfinite_hint=_unit_hint, gradient_hint=_unit_gradient_hint)
+@op(floats=True, nonfinite_hint=_UNIT_HINTS, gradient_hint=_UNIT_GRADIENT_HINTS)
 def arccos(x: Array) -> Array:
     """The angle in [0, pi] with cosine x; the derivative -1 / sqrt(1 - x^2) is -inf at +-1."""
     return np.arccos(x)
