@@ -9,9 +9,9 @@
 
 A rule names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
 result, or `x_shape` for no more than the shape of `x`. The names are read once, here. When the op
-is called, only the rules of inputs in need of a gradient are kept, only what these rules name is
-saved, and nothing else stays alive. With a frozen weight, matmul's rule for it never exists, its
-product never runs, and the activation is not kept for it.
+is called, only the rules of inputs that need a gradient are recorded, only what these rules name is
+saved, and nothing else stays alive. With a frozen weight, matmul's rule for it is never recorded,
+its product never runs, and the activation is not saved for it.
 
 A rule is written in ops, and an op called on plain arrays is its forward and nothing more. So an
 ordinary backward pass is numpy on arrays, while under `create_graph` the same line of code gets
@@ -19,16 +19,17 @@ Tensors and leaves a graph of its own: derivatives of any order.
 
 Three kinds of ops need more than that:
 
-- an op of many inputs takes them as one sequence, and its rule is told the `position`;
-- inputs whose derivatives share work have one `joint_rule`, told which of them `needs` a gradient;
+- an op of many inputs takes them as one sequence, and its rule is given the `position`;
+- inputs whose derivatives share work have one `joint_rule`, which is given which of them `needs` a
+  gradient;
 - a fused op names the `composition` that it replaces. If its rule works on arrays only (a kernel),
-  `replayed=True` makes a derivative of higher order run the composition instead. What its forward
-  finds on the way and the rule would have to find again it `keeps`: it returns `(out, kept)`, and
-  a rule may name `kept`.
+  `replayed=True` makes a derivative of higher order run the composition instead. If the rule needs
+  more than the result, the forward `keeps` it: it returns `(out, kept)`, and a rule may name
+  `kept`.
 
-An op may also say what the instruments cannot see: `cost`, the FLOPs of a kernel, and hints for
-results that are not finite. Nothing else needs to know of an op. What a rule costs is found by
-running it (see `minigrad.core.sketch`).
+An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
+results that are not finite. All else they find in its block: the FLOPs of a rule, for example, by
+running it (see `minigrad.core.sketch`). So no other file needs to know an op.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ from minigrad.core.tensor import Tensor
 P = ParamSpec("P")
 
 OPS: dict[str, Op[Any]] = {}
-"""Every op of the library by name. An op of your own is a function of yours, and is not listed."""
+"""Every op of the library by name. An op that you define is a function of yours, and not listed."""
 
 
 class Rule:
-    """A derivative, its parameters resolved to what a call has to save for it.
+    """A derivative, with its parameters resolved to the values that a call has to save for it.
 
     Attributes:
         derivative: called as `derivative(g, *saved)`.
         slots: for each parameter after `g`, its index among the op's parameters and then `out`,
-            `position` and `kept`, and whether the shape alone is wanted.
+            `position` and `kept`, and whether only the shape is needed.
         cost: the FLOPs, by the name of an input for a joint rule; None if a run finds them.
     """
 
@@ -98,7 +99,7 @@ class Rule:
 class Op(Generic[P]):
     """A function of tensors that knows its derivatives; the decorator `op` makes one.
 
-    Called with a Tensor among its arguments it returns a Tensor, with plain arrays a plain array.
+    If a Tensor is among its arguments it returns a Tensor, for plain arrays a plain array.
 
     Attributes:
         name: the name of the forward.
@@ -109,12 +110,12 @@ class Op(Generic[P]):
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
         floats: whether it is a function of floats, and computes with floats also of integers.
-        keeps: whether the forward returns a pair, the result and what it keeps for the rules.
+        keeps: whether the forward returns a pair, the result and a value for the rules.
         cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
         known_flops: the FLOPs of calls and rules that were found, by signature, for receipts.
         plain: whether every input has a rule of its own.
         takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
-        call: the function that a call of the op runs, without the detour over `__call__`.
+        call: the function that a call of the op runs; calling it directly is a little faster.
     """
 
     composition: Callable[..., Any] | None = None
@@ -134,7 +135,7 @@ class Op(Generic[P]):
             raise ValueError("an op with replayed=True must name the composition to replay")
         if self.keeps and not self.replayed:
             raise ValueError(
-                "an op with keeps=True must be replayed: what it keeps has no place in the graph"
+                "an op with keeps=True must be replayed: what it keeps has no node in the graph"
             )
         self.forward = forward
         self.known_flops: dict[Any, int | None] = {}
@@ -165,7 +166,7 @@ class Op(Generic[P]):
         return self  # an op is a function: a copy of a model uses the same
 
     def __reduce__(self) -> str:
-        return self.name  # likewise: it is found by its name in its module
+        return self.name  # an unpickled one is found by its name in its module
 
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.parameters)})>"
@@ -173,7 +174,7 @@ class Op(Generic[P]):
     if not TYPE_CHECKING:  # else an attribute such as `node.op` would pass for a method
 
         def __get__(self, owner, kind=None):
-            """In a class an op is a method, as any function; `help` knows functions by this."""
+            """Make an op in a class a method, as any function; `help` knows functions by this."""
             return self if owner is None else MethodType(self, owner)
 
     # ----------------------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ class Op(Generic[P]):
         *,
         cost: Mapping[str, Cost] | None = None,
     ) -> None:
-        """One rule for several inputs: `derivative(g, needs, ...)` returns a gradient for each.
+        """Give several inputs one rule: `derivative(g, needs, ...)` returns a gradient for each.
 
         `needs` has a bool for each of `names`; where it is False, the gradient may be None.
 
@@ -265,7 +266,7 @@ class Op(Generic[P]):
         self._rewrite()
 
     def _rewrite(self) -> None:
-        """Have `call` written anew, with the rules that there are now."""
+        """Have `call` written again, with the present rules."""
         vars(self).pop("_written", None)
         self.call = self._first_call
 
@@ -287,12 +288,12 @@ class Op(Generic[P]):
         return self.parameters.index(name)
 
     def is_required(self, position: int) -> bool:
-        """Whether the input at `position` cannot be left out."""
+        """Return whether the input at `position` cannot be left out."""
         default = self.signature.parameters[self.parameters[position]].default
         return self.takes_sequence or default is inspect.Parameter.empty
 
     def input_name(self, position: int) -> str:
-        """What to call the input at `position` in a message."""
+        """Return the name of the input at `position` for a message."""
         return (
             f"{self.parameters[0]}[{position}]"
             if self.takes_sequence
@@ -317,7 +318,7 @@ class Op(Generic[P]):
         return self._written[0]
 
     def _first_call(self, *args: Any, **options: Any) -> Tensor:
-        """Stands in for `call` until it is needed, when all rules are known."""
+        """Stand in for `call` until it is needed, when all rules are known."""
         if self.takes_sequence:
             self.call = self._on_sequence
         else:
@@ -335,27 +336,30 @@ class Op(Generic[P]):
     # ----------------------------------------------------------------------------------------------
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
-        """The gradients for `edges`, some of `node.edges`; `g` is a Tensor under `create_graph`."""
+        """Return the gradients for some of the edges of a node.
+
+        `g` is a Tensor under `create_graph`.
+        """
         if not edges:
             return []
         tracked = isinstance(g, Tensor)
         if not (tracked or self.plain):
             return self._jointly(edges, g, edges[0][3:])
-        places = {position: place for place, position, *_ in node.edges or ()} if tracked else {}
+        parents = {position: parent for parent, position, *_ in node.edges or ()} if tracked else {}
         if tracked and self.replayed:
             assert self.composition is not None
             wanted = [position for _, position, *_ in edges]
-            return replay(self.composition, node.arguments, places, wanted, g)
+            return replay(self.composition, node.arguments, parents, wanted, g)
         if self.plain:
             return [
-                rule.derivative(g, *self._linked(node, rule, saved, places))
+                rule.derivative(g, *self._linked(node, rule, saved, parents))
                 for _, _, rule, *saved in edges
             ]
         _, _, rule, *saved = edges[0]
-        return self._jointly(edges, g, self._linked(node, rule, saved, places))
+        return self._jointly(edges, g, self._linked(node, rule, saved, parents))
 
     def _jointly(self, edges: Sequence[Edge], g: Any, saved: Sequence[Any]) -> list[Any]:
-        """What the joint rule makes of `g`, for each edge."""
+        """Run the joint rule, and return its gradient for each edge."""
         needed = [edge[1] for edge in edges]
         known = [position for position, _ in self.rules]
         results = edges[0][2].derivative(g, tuple([p in needed for p in known]), *saved)
@@ -364,11 +368,11 @@ class Op(Generic[P]):
         return [results[known.index(position)] for position in needed]
 
     def _linked(
-        self, node: Node, rule: Rule, saved: Sequence[Any], places: Mapping[int, Node]
+        self, node: Node, rule: Rule, saved: Sequence[Any], parents: Mapping[int, Node]
     ) -> list[Any]:
-        """What a rule saved, as Tensors at the places that the values had in the graph.
+        """Return what a rule saved, as Tensors with the nodes that the values had in the graph.
 
-        Tensors with the same values and no place would cut the second derivative without a word.
+        Tensors with the same values and no node would cut off the second derivative silently.
         """
         linked: list[Any] = []
         for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
@@ -378,16 +382,16 @@ class Op(Generic[P]):
                 linked.append(Tensor.at(value, node))
             elif slot == 0 and self.takes_sequence:
                 linked.append(
-                    [Tensor.at(v, places[i]) if i in places else v for i, v in enumerate(value)]
+                    [Tensor.at(v, parents[i]) if i in parents else v for i, v in enumerate(value)]
                 )
-            elif slot in places and not self.takes_sequence:
-                linked.append(Tensor.at(value, places[slot]))
+            elif slot in parents and not self.takes_sequence:
+                linked.append(Tensor.at(value, parents[slot]))
             else:
                 linked.append(value)
         return linked
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        """What a backward pass along `edges` of `node` would use, each with a description."""
+        """List what a backward pass along `edges` of `node` would use, with descriptions."""
         names = [
             *(f"its input {name}" for name in self.parameters),
             "its result",
@@ -409,17 +413,17 @@ class Op(Generic[P]):
 def replay(
     function: Callable[..., Any],
     arguments: Sequence[Any],
-    places: Mapping[int, Node],
+    parents: Mapping[int, Node],
     wanted: Sequence[int],
     g: Any,
 ) -> list[Any]:
-    """Run `function` again, recording, and carry `g` back through what it records, and no further.
+    """Run a function again, recording, and backpropagate `g` through what it records, no further.
 
     Args:
-        function: what to run.
-        arguments: its arguments, as arrays where they were tensors in need of a gradient.
-        places: where these stand in the outer graph, by position. Positions beyond the arguments
-            are tensors that `function` uses without being handed them.
+        function: the function to run.
+        arguments: its arguments, with arrays for tensors that need a gradient.
+        parents: the nodes of these in the outer graph, by position. Positions beyond the arguments
+            are tensors that `function` uses without getting them as arguments.
         wanted: the positions to differentiate by.
         g: the gradient of the result; as a Tensor, the gradients become a part of the outer graph.
 
@@ -427,11 +431,11 @@ def replay(
         The gradients for `wanted`.
     """
     inputs = list(arguments)
-    ends = dict(places)
+    ends = dict(parents)
     with grad_mode(True):
         for position in range(len(arguments)):
-            if position in places:
-                linked = identity(Tensor.at(arguments[position], places[position]))
+            if position in parents:
+                linked = identity(Tensor.at(arguments[position], parents[position]))
                 assert linked.node is not None
                 inputs[position], ends[position] = linked, linked.node
         result = function(*inputs)
@@ -499,10 +503,10 @@ def op(
         composition: for a fused op, the function of tensors that it replaces: the reference for its
             values and, if `replayed`, the source of its derivatives of second and higher order.
         replayed: the rules of the op work on arrays only.
-        floats: it is a function of floats: it computes with float64 for integers, and with float32
-            for float16; its result, if a Tensor, is of float32 or of float16 then.
+        floats: it is a function of floats: it computes in float64 for integers, and in float32 for
+            float16; its result, if a Tensor, is then of float32 or of float16.
         keeps: the function returns `(out, kept)`, for rules that name `kept`. The op still returns
-            `out` alone.
+            `out` only.
         cost: the FLOPs of a call: a number for each element of the result, or a function that
             returns their sum. If it is left out, they are those of the composition, or of the
             functions of numpy in the forward; where these are not seen, receipts do not count it.
@@ -531,7 +535,7 @@ def op(
 
 @op
 def identity(x: Any) -> Any:
-    """The link between a replay and the graph around it: the same value at a new place."""
+    """The same value at a new node: the link between a replay and the graph around it."""
     return x.view()
 
 

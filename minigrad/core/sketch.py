@@ -249,7 +249,7 @@ def sketched(op: OpLike, given: Sequence[Any]) -> Any:
     floats = [sketch.dtype for sketch in sketches if sketch.dtype.kind == "f"]
     out = sketches[0].made(shape, floats[0] if floats else None)
     out.tally.flops += flops(op.cost, named | {"out": out})
-    result: Any = out  # which a Tensor keeps in the place of its array
+    result: Any = out  # a Tensor keeps it instead of an array
     return Tensor.at(result, None) if any(isinstance(value, Tensor) for value in given) else out
 
 

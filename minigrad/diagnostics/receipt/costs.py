@@ -35,7 +35,7 @@ class _Array(NamedTuple):
 
 
 class _Object(NamedTuple):
-    """An argument that is kept as it is, in a list, which has no hash: so no memory keeps it."""
+    """An argument that is kept as it is, in a list: that has no hash, so no cache keeps it."""
 
     value: list[Any]
 
@@ -81,7 +81,7 @@ class SketchedCall:
 
     Attributes:
         op: the op.
-        arguments: what is left of its arguments, in the order of its parameters.
+        arguments: the outlines of its arguments, in the order of its parameters.
         out: the shape and dtype of the result.
     """
 
@@ -111,7 +111,7 @@ class SketchedCall:
         return named | {"out": _filled(self.out, tally)}
 
     def saved_for(self, rule: Rule) -> list[Any]:
-        """Return what is left of what a rule would have saved, if its input needed a gradient."""
+        """Return the outlines of what a rule would have saved, if its input needed a gradient."""
         known = [*self.arguments, self.out]
         return [
             _Parts(tuple, known[slot].shape) if shape_only else known[slot]
