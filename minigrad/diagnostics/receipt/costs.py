@@ -11,15 +11,16 @@ that meet in one tensor, are the engine's work, and are counted by the receipt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minigrad.core.codegen import Shapes
 from minigrad.core.grad_mode import mode
-from minigrad.core.sketch import Sketch, Tally, flops, shape_of
+from minigrad.core.sketch import Sketch, Tally, flops
 from minigrad.core.tensor import Tensor
 from minigrad.optim import SGD, Adam, AdamW
 
@@ -27,110 +28,110 @@ if TYPE_CHECKING:
     from minigrad.core.op import Op, Rule
 
 
-class _Array(NamedTuple):
-    """The part of an array that a signature keeps."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
-class _Object(NamedTuple):
-    """An argument that is kept as it is, in a list: that has no hash, so no cache keeps it."""
-
-    value: list[Any]
-
-
-class _Parts(NamedTuple):
-    """The part of a list, a tuple or a slice that a signature keeps; types tell 1 from True."""
-
-    kind: type
-    parts: tuple[Any, ...]
-    types: tuple[type, ...] = ()
-
-
-def _outline(value: Any) -> Any:
-    """Return the part of an argument that a signature keeps: shape and dtype of an array."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        return _Array(value.shape, value.dtype)
-    if isinstance(value, np.generic):
-        return value.item()  # as an op takes it
-    if isinstance(value, (tuple, list)):
-        return _Parts(type(value), tuple(map(_outline, value)), tuple(map(type, value)))
-    if isinstance(value, slice):
-        return _Parts(slice, (value.start, value.stop, value.step))
-    if value is None or isinstance(value, (int, float, str, type, np.dtype, EllipsisType)):
-        return value
-    if hasattr(value, "shape"):  # a matrix in four bits
-        return _Array(value.shape, getattr(value, "dtype", np.dtype(np.float32)))
-    return _Object([value])
-
-
-def _filled(outline: Any, tally: Tally) -> Any:
-    """Return an argument for a run: a Tensor of a sketch for an array."""
-    if isinstance(outline, _Array):
-        sketch: Any = Sketch(outline.shape, outline.dtype, tally)
-        return Tensor.at(sketch, None)
-    if isinstance(outline, _Parts):
-        parts = [_filled(part, tally) for part in outline.parts]
-        return slice(*parts) if outline.kind is slice else outline.kind(parts)
-    return outline.value[0] if isinstance(outline, _Object) else outline
-
-
 class SketchedCall:
-    """The signature of one call of an op. It keeps no array, so that a receipt keeps none alive.
+    """One call of an op with sketches for its arrays, so that a receipt keeps none alive.
 
     Attributes:
         op: the op.
-        arguments: the outlines of its arguments, in the order of its parameters.
-        out: the shape and dtype of the result.
+        tally: where the FLOPs of runs on these sketches are added up.
+        arguments: its arguments, in the order of its parameters.
+        out: the result.
     """
 
-    __slots__ = ("arguments", "op", "out")
+    __slots__ = ("arguments", "op", "out", "tally")
 
     def __init__(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         self.op = op
-        self.out = _Array(shape_of(result), np.dtype(getattr(result, "dtype", None)))
+        self.tally = Tally()
+        self.out = self.sketch(np.asarray(result) if np.isscalar(result) else result)
         if op.takes_sequence:  # whose calls are announced with these alone
             inputs = [inputs]
         self.arguments = [
-            value.item() if isinstance(value, np.ndarray) and not value.ndim else _outline(value)
+            value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
             for value in inputs
         ]
         for position, _ in () if op.takes_sequence else op.rules:
             if isinstance(inputs[position], (list, tuple)):  # of numbers
-                self.arguments[position] = _Array(np.shape(inputs[position]), self.out.dtype)
+                self.arguments[position] = self.sketch(np.asarray(inputs[position]))
+
+    def sketch(self, value: Any) -> Any:
+        """Return an argument with a Tensor of a sketch for each array in it."""
+        if isinstance(value, np.generic):
+            return value.item()  # as an op takes it
+        if isinstance(value, (tuple, list)):
+            parts = map(self.sketch, value)
+            return Shapes(parts) if isinstance(value, Shapes) else type(value)(parts)
+        if hasattr(value, "shape") and not isinstance(value, type):  # also a matrix in four bits
+            dtype = getattr(value, "dtype", np.dtype(np.float32))
+            sketch: Any = Sketch(value.shape, dtype, self.tally)
+            return Tensor.at(sketch, None)
+        return value
 
     def has(self, name: str) -> bool:
         """Return whether an argument was given, and is not None."""
         return self.arguments[self.op.parameters.index(name)] is not None
 
-    def values(self, tally: Tally) -> dict[str, Any]:
-        """Return the arguments and the result by name, with sketches for arrays."""
-        filled = [_filled(outline, tally) for outline in self.arguments]
-        named = dict(zip(self.op.parameters, filled, strict=False))  # a checkpoint has more inputs
-        return named | {"out": _filled(self.out, tally)}
+    @property
+    def values(self) -> dict[str, Any]:
+        """The arguments and the result by name."""
+        named = dict(zip(self.op.parameters, self.arguments, strict=False))  # checkpoints have more
+        return named | {"out": self.out}
 
     def saved_for(self, rule: Rule) -> list[Any]:
-        """Return the outlines of what a rule would have saved, if its input needed a gradient."""
+        """Return what a rule would have saved, if its input needed a gradient."""
         known = [*self.arguments, self.out]
-        return [
-            _Parts(tuple, known[slot].shape) if shape_only else known[slot]
-            for slot, shape_only in rule.slots
-        ]
+        return [known[slot].shape if only else known[slot] for slot, only in rule.slots]
+
+    def flops_of(self, what: Op[Any] | Rule, run: Callable[..., Any], *values: Any) -> int | None:
+        """Return the FLOPs of `run(*values)`, from memory if the signature is known.
+
+        Args:
+            what: the op or the rule that it runs.
+            run: a function.
+            values: its arguments.
+        """
+        known, key = self.op.known_flops, (what, *map(_key, values))
+        if key not in known:
+            before = self.tally.flops
+            if len(known) >= _MOST:
+                known.clear()
+            known[key] = None
+            with (
+                _unobserved(),
+                suppress(Exception),
+            ):  # whatever a user's function does with sketches
+                run(*values)
+                known[key] = self.tally.flops - before
+        return known[key]
+
+
+_MOST = 1000  # signatures of one op
+
+
+def _key(value: Any) -> Hashable:
+    """Return what the FLOPs can depend on: shape and dtype of an array, else the value."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, (tuple, list)):
+        return (type(value), *map(_key, value))
+    if isinstance(value, slice):
+        return slice, value.start, value.stop, value.step
+    if value is None or isinstance(value, (int, float, str, type, np.dtype, EllipsisType)):
+        return type(value), value  # to tell 1 from True
+    return object()  # never found again: the memory is to keep no object of others
 
 
 def call_flops(call: SketchedCall) -> int | None:
     """Return the FLOPs of a call, or None if they cannot be found."""
+    op = call.op
+    if op.cost is not None:
+        return flops(op.cost, call.values)
 
-    def run(tally: Tally) -> None:
-        values = call.values(tally)
-        out = values.pop("out")
-        if call.op.cost is not None:
-            tally.flops += flops(call.op.cost, values | {"out": out})
-        elif call.op.call(**values).shape != out.shape:
+    def run(*arguments: Any) -> None:
+        if op.call(**dict(zip(op.parameters, arguments, strict=False))).shape != call.out.shape:
             raise TypeError("options of the call are not known")
 
-    return _once(call.op, call.op, (*call.arguments, call.out), run)
+    return call.flops_of(op, run, *call.arguments)
 
 
 def rule_flops(
@@ -146,14 +147,10 @@ def rule_flops(
     """
     cost = rule.cost
     if cost is not None:
-        given = cost[call.op.parameters[position]] if isinstance(cost, Mapping) else cost
-        return flops(given, call.values(Tally()))
-    outlines = call.saved_for(rule) if saved is None else list(map(_outline, saved))
-
-    def run(tally: Tally) -> None:
-        rule.derivative(_filled(call.out, tally), *(_filled(x, tally) for x in outlines))
-
-    return _once(call.op, rule, (call.out, *outlines), run)
+        own = cost[call.op.parameters[position]] if isinstance(cost, Mapping) else cost
+        return flops(own, call.values)
+    values = call.saved_for(rule) if saved is None else map(call.sketch, saved)
+    return call.flops_of(rule, rule.derivative, call.out, *values)
 
 
 def joint_rule_flops(
@@ -170,40 +167,9 @@ def joint_rule_flops(
     if not needs:
         return 0
     if isinstance(rule.cost, Mapping):
-        return flops(rule.cost.get("shared", 0), call.values(Tally()) | {"needs": set(needs)})
-    outlines = list(map(_outline, saved))
+        return flops(rule.cost.get("shared", 0), call.values | {"needs": set(needs)})
     flags = tuple(call.op.parameters[position] in needs for position, _ in call.op.rules)
-
-    def run(tally: Tally) -> None:
-        filled = (_filled(x, tally) for x in outlines)
-        rule.derivative(_filled(call.out, tally), flags, *filled)
-
-    return _once(call.op, rule, (call.out, flags, *outlines), run)
-
-
-def _once(
-    op: Op[Any], what: Op[Any] | Rule, outlines: tuple[Any, ...], run: Callable[[Tally], None]
-) -> int | None:
-    """Return the FLOPs of a run on sketches, from memory if the signature is known."""
-    known, key = op.known_flops, (what, outlines, tuple(map(type, outlines)))
-    try:
-        if key in known:
-            return known[key]
-    except TypeError:  # an option that cannot be hashed
-        known = {}
-    tally = Tally()
-    found: int | None = None
-    with _unobserved(), suppress(Exception):  # whatever a user's function does with a sketch
-        run(tally)
-        found = tally.flops
-    if len(known) >= _MOST:
-        known.clear()
-    with suppress(TypeError):
-        known[key] = found
-    return found
-
-
-_MOST = 1000  # signatures of one op
+    return call.flops_of(rule, rule.derivative, call.out, flags, *map(call.sketch, saved))
 
 
 @contextmanager
