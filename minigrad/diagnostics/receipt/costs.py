@@ -59,9 +59,9 @@ class SketchedCall:
         if isinstance(value, np.generic):
             return value.item()  # as an op takes it
         if isinstance(value, (tuple, list)):
-            parts = map(self.sketch, value)
-            return Shapes(parts) if isinstance(value, Shapes) else type(value)(parts)
-        if hasattr(value, "shape") and not isinstance(value, type):  # also a matrix in four bits
+            kind = next(kind for kind in (Shapes, tuple, list) if isinstance(value, kind))
+            return kind(map(self.sketch, value))
+        if isinstance(getattr(value, "shape", None), tuple):  # also a matrix in four bits
             dtype = getattr(value, "dtype", np.dtype(np.float32))
             sketch: Any = Sketch(value.shape, dtype, self.tally)
             return Tensor.at(sketch, None)
@@ -96,11 +96,8 @@ class SketchedCall:
             if len(known) >= _MOST:
                 known.clear()
             known[key] = None
-            with (
-                _unobserved(),
-                suppress(Exception),
-            ):  # whatever a user's function does with sketches
-                run(*values)
+            with _unobserved(), suppress(Exception):
+                run(*values)  # perhaps a user's function that needs elements
                 known[key] = self.tally.flops - before
         return known[key]
 
