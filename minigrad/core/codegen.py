@@ -37,11 +37,34 @@ import numpy as np
 from minigrad.core.dtypes import FLOAT32, FLOAT64, common_float
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
-from minigrad.core.sketch import Sketch, sketched
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.errors import op_error, op_of
 from minigrad.readonly import release
 from minigrad.versions import clock
+
+
+class StandIn:
+    """Base class of what a Tensor can contain instead of an array, to find out what ops do.
+
+    It provides numpy's functions itself, by `__array_ufunc__` and `__array_function__`, and so the
+    results of ops that are written in them. Ops with a cost, which call kernels, and fused ops ask
+    it for the result.
+    """
+
+    __slots__ = ()
+
+    shape: tuple[int, ...]
+
+    def result_of(self, op: OpLike, given: Sequence[Any]) -> Any:
+        """Return the result of an op that has a cost or a composition, for these arguments."""
+        raise NotImplementedError
+
+
+def taken_over(op: OpLike, given: Sequence[Any]) -> Any:
+    """Return the result that the first stand-in among the arguments gives."""
+    data = (value._data if isinstance(value, Tensor) else value for value in given)
+    return next(value for value in data if isinstance(value, StandIn)).result_of(op, given)
+
 
 FILENAME_PREFIX = "<the call of "
 """The beginning of the file names under which Python knows the texts of calls."""
@@ -89,8 +112,11 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
             lines += [f"    if {given}{p}.__class__ not in _NUMBERS:", "        _mixed = True"]
     if op.cost is not None or op.composition is not None:
-        sketch = any_of("_{p}_data.__class__ is _Sketch", values)
-        lines += [f"if {sketch}:", f"    return _sketched(_op, ({listed(op.parameters)}))"]
+        is_other = "_{p}_data.__class__ is not _ndarray and isinstance(_{p}_data, _StandIn)"
+        lines += [
+            f"if {any_of(is_other, values)}:",
+            f"    return _taken_over(_op, ({listed(op.parameters)}))",
+        ]
     if inputs:
         inputs_data = listed(data[p] for p in inputs)
         lines += [
@@ -214,7 +240,7 @@ def _saved(rule: Any, values: Sequence[Any]) -> tuple[Any, ...]:
 
 def shape(value: Any) -> Any:
     """Return the shape of an array or number, or the shapes of a list of them."""
-    if isinstance(value, (np.ndarray, Sketch)):
+    if isinstance(value, (np.ndarray, StandIn)):
         return value.shape
     return Shapes(map(np.shape, value)) if isinstance(value, list) else np.shape(value)
 
@@ -253,7 +279,7 @@ def agree(
             break
     else:
         return values  # arrays of one dtype, mostly a Tensor and data
-    if any(value.__class__ is Sketch for value in values):
+    if any(isinstance(value, StandIn) for value in values):
         return values
     agreed = [
         value.item()
@@ -284,7 +310,7 @@ def as_floats(op: OpLike, value: Any) -> Any:
 
     The result is narrowed again (see `demoted`).
     """
-    array = value if value.__class__ is Sketch else np.asarray(value)
+    array: Any = value if isinstance(value, StandIn) else np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
     return array.astype(np.float32 if array.dtype == np.float16 else np.float64, copy=False)
@@ -308,7 +334,7 @@ def as_output(op: OpLike, out: Any) -> Any:
     """Return a result that is not a plain array as one: numpy's reductions return numbers."""
     if isinstance(out, (np.ndarray, np.generic, int, float)):
         return np.asarray(out)
-    if isinstance(out, Sketch):
+    if isinstance(out, StandIn):
         return out
     raise TypeError(
         f"the forward of `{op.name}` returned {out!r:.60}; an op has one output, an array"
@@ -374,8 +400,8 @@ _NAMESPACE = {
     "_ndarray": np.ndarray,
     "_new": object.__new__,
     "_shape": shape,
-    "_Sketch": Sketch,
-    "_sketched": sketched,
+    "_StandIn": StandIn,
+    "_taken_over": taken_over,
     "_view": view,
     "_without_rule": without_rule,
 }

@@ -27,6 +27,9 @@ from minigrad.versions import clock, last_write, last_written
 
 Edge = tuple[Any, ...]  # (place, position, rule, *saved)
 
+Cost = int | Callable[..., int]
+"""FLOPs for each element of the result, or a function that names operands, options and `out`."""
+
 Hint = Mapping[str, Callable[..., Any]] | Callable[..., str | None]
 """Texts with a condition on values by name for each, or a function of these that returns a text."""
 
@@ -45,7 +48,7 @@ class OpLike(Protocol):
     replayed: bool
     floats: bool
     keeps: bool
-    cost: Any
+    cost: Cost | None
     shape: Callable[..., tuple[int, ...]] | None
     nonfinite_hint: Hint | None
     gradient_hint: Hint | None

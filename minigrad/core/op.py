@@ -29,7 +29,7 @@ Three kinds of ops need more than that:
 
 An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
 results that are not finite. All else they find in its block: the FLOPs of a rule, for example, by
-running it (see `minigrad.core.sketch`). So no other file needs to know an op.
+running it (see `minigrad.diagnostics.receipt.sketch`). So no other file needs to know an op.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ import numpy as np
 from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import Edge, Hint, Node
-from minigrad.core.sketch import Cost
+from minigrad.core.node import Cost, Edge, Hint, Node
 from minigrad.core.tensor import Tensor
 
 P = ParamSpec("P")

@@ -10,13 +10,18 @@ import numpy as np
 
 from minigrad import kernels
 from minigrad.core.op import op
-from minigrad.core.sketch import shape_of_product
 from minigrad.core.tensor import Array
 from minigrad.errors import op_error
 from minigrad.ops import hints
 from minigrad.ops.shape import reshape, transpose
 
 __all__ = ["linear", "lora_linear", "matmul"]
+
+
+def shape_of_product(x: Sequence[int], y: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of the matrix product of arrays of these shapes."""
+    rows, columns = x[-2:-1], y[-1:] if len(y) > 1 else ()
+    return (*np.broadcast_shapes(tuple(x[:-2]), tuple(y[:-2])), *rows, *columns)
 
 
 def swap_last(x: Array) -> Array:

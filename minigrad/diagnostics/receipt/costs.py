@@ -1,9 +1,9 @@
 """The FLOPs of calls and of derivative rules, found once for each signature.
 
-A signature is what a cost can depend on: shapes, dtypes and options. What the block of an op says
-is evaluated; all else is found by running a forward, a composition or a rule on sketches (see
-`minigrad.core.sketch`, which also gives the conventions). A fused op costs what its composition
-costs, but causal attention counts as if nothing were masked.
+A signature is all that a cost can depend on: shapes, dtypes and options. A cost that the block of an
+op gives is evaluated; all others are found by running a forward, a composition or a rule on
+sketches (see `minigrad.diagnostics.receipt.sketch`, which also states the conventions). A fused op
+costs what its composition costs, but causal attention counts as if nothing were masked.
 
 A gradient that is summed over axes that were broadcast, as that of a bias, and the sum of gradients
 that meet in one tensor, are the engine's work, and are counted by the receipt.
@@ -20,8 +20,8 @@ import numpy as np
 
 from minigrad.core.codegen import Shapes
 from minigrad.core.grad_mode import mode
-from minigrad.core.sketch import Sketch, Tally, flops
 from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.receipt.sketch import Sketch, Tally, flops
 from minigrad.optim import SGD, Adam, AdamW
 
 if TYPE_CHECKING:

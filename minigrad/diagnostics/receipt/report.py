@@ -24,7 +24,7 @@ class ReceiptRow(NamedTuple):
         input: the input whose gradient it is, "shared" for work that serves several of them; empty
             in a forward pass.
         calls: how many calls or rules.
-        flops: how many FLOPs they took, by the conventions of `minigrad.core.sketch`.
+        flops: how many FLOPs they took, by the conventions in `receipt/sketch.py`.
     """
 
     phase: Phase

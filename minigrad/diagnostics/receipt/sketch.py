@@ -26,8 +26,10 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from minigrad.core.node import OpLike
+from minigrad.core.codegen import StandIn
+from minigrad.core.node import Cost, OpLike
 from minigrad.core.tensor import Tensor
+from minigrad.ops.products import shape_of_product
 
 Shape = tuple[int, ...]
 
@@ -41,7 +43,7 @@ class Tally:
         self.flops = 0
 
 
-class Sketch(NDArrayOperatorsMixin):
+class Sketch(NDArrayOperatorsMixin, StandIn):
     """An array without elements, to which numpy's own functions can be applied.
 
     Attributes:
@@ -177,6 +179,23 @@ class Sketch(NDArrayOperatorsMixin):
             return self._joined(*args, **options)
         return NotImplemented
 
+    def result_of(self, op: OpLike, given: Sequence[Any]) -> Any:
+        """Return the result of an op whose cost is given, or is that of its composition."""
+        if op.cost is None:
+            assert op.composition is not None
+            return op.composition(*given)
+        values = [value._data if isinstance(value, Tensor) else value for value in given]
+        named = dict(zip(op.parameters, values, strict=True))
+        if op.shape is None:
+            arrays = [value for value in values if hasattr(value, "shape")]
+            shape: Shape = np.broadcast_shapes(*map(shape_of, arrays))
+        else:
+            shape = call_named(op.shape, named)
+        dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
+        out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
+        self.tally.flops += flops(op.cost, named | {"out": out})
+        return Tensor.at(out, None) if any(isinstance(value, Tensor) for value in given) else out
+
     def _elementwise(self, inputs: Sequence[Any], dtype: np.dtype[Any]) -> Sketch:
         shape = np.broadcast_shapes(*map(shape_of, inputs))
         return self.made(shape, dtype, math.prod(shape))
@@ -211,50 +230,10 @@ _METHODS: dict[Any, Callable[..., Any]] = {
 }
 
 
-# --------------------------------------------------------------------------------------------------
-# Ops
-# --------------------------------------------------------------------------------------------------
-
-
 def shape_of(value: Any) -> Shape:
     """Return the shape of a sketch, an array, a number or a list of numbers."""
     shape: Shape = value.shape if hasattr(value, "shape") else np.shape(value)
     return shape
-
-
-def shape_of_product(x: Shape, y: Shape) -> Shape:
-    """Return the shape of the matrix product of arrays of these shapes."""
-    rows, columns = x[-2:-1], y[-1:] if len(y) > 1 else ()
-    return (*np.broadcast_shapes(x[:-2], y[:-2]), *rows, *columns)
-
-
-def sketched(op: OpLike, given: Sequence[Any]) -> Any:
-    """Stand in for a call of an op whose cost is given, or is that of its composition.
-
-    Args:
-        op: the op.
-        given: its arguments, some of which are sketches or Tensors of them.
-    """
-    if op.cost is None:
-        assert op.composition is not None
-        return op.composition(*given)
-    values = [value._data if isinstance(value, Tensor) else value for value in given]
-    named = dict(zip(op.parameters, values, strict=True))
-    arrays = [value for value in values if hasattr(value, "shape")]
-    sketches = [value for value in arrays if isinstance(value, Sketch)]
-    if op.shape is None:
-        shape: Shape = np.broadcast_shapes(*map(shape_of, arrays))
-    else:
-        shape = call_named(op.shape, named)
-    floats = [sketch.dtype for sketch in sketches if sketch.dtype.kind == "f"]
-    out = sketches[0].made(shape, floats[0] if floats else None)
-    out.tally.flops += flops(op.cost, named | {"out": out})
-    result: Any = out  # a Tensor keeps it instead of an array
-    return Tensor.at(result, None) if any(isinstance(value, Tensor) for value in given) else out
-
-
-Cost = int | Callable[..., int]
-"""FLOPs for each element of the result, or a function that names operands, options and `out`."""
 
 
 def flops(cost: Cost, values: Mapping[str, Any]) -> int:
