@@ -249,8 +249,8 @@ class Op(Generic[P]):
             names: the inputs.
             derivative: the rule.
             cost: the FLOPs of a rule that is not written in ops, as for `op`, by the name of an
-                input; under "shared", those that serve several inputs, from the set `needs` of the
-                names of those that need a gradient.
+                input, 0 where it is missing; under "shared", those that serve several inputs, which
+                may name `needs`, the set of the inputs that need a gradient.
 
         Raises:
             ValueError: if there is no such input, or the op has rules already.

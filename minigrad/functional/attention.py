@@ -145,7 +145,6 @@ fused_attention.joint_rule(
         "query": lambda query, key, value, out: _products(query, key, value, out)[1],
         "key": lambda query, key, value, out: _products(query, key, value, out)[1],
         "value": lambda query, key, value, out: _products(query, key, value, out)[2],
-        "added": 0,
         "shared": _shared,
     },
 )

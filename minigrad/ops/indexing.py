@@ -36,7 +36,7 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     if not _may_repeat(index):
         out[index] = values
         return out
-    rows = _rows(index, out.shape) if values.size >= _MANY else None
+    rows = _rows(index, out.shape) if values.size >= COMPILED_FROM else None
     if rows is None:
         np.add.at(out, index, values)
         return out
@@ -52,7 +52,7 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
 scatter_add.rule("values", lambda g, index: getitem(g, index))
 
 
-_MANY = 4096  # elements, from which on it pays to find the rows of an index
+COMPILED_FROM = 4096  # elements, from which on it pays to find the rows of an index
 
 
 def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:

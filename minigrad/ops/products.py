@@ -255,7 +255,6 @@ lora_linear.joint_rule(
         "weight": lambda x, weight: 2 * len(weight) * x.size,
         "lora_a": lambda x, lora_a: 2 * len(lora_a) * x.size,
         "lora_b": lambda lora_b, out: 2 * out.size * lora_b.shape[1],
-        "bias": 0,
         "shared": _lora_linear_shared,
     },
 )

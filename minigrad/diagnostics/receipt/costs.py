@@ -1,9 +1,9 @@
 """The FLOPs of calls and of derivative rules, found once for each signature.
 
-A signature is all that a cost can depend on: shapes, dtypes and options. A cost that the block of an
-op gives is evaluated; all others are found by running a forward, a composition or a rule on
-sketches (see `minigrad.diagnostics.receipt.sketch`, which also states the conventions). A fused op
-costs what its composition costs, but causal attention counts as if nothing were masked.
+A signature is all that a cost can depend on: shapes, dtypes and options. A cost in the block of an
+op is evaluated; all others are found by running a forward, a composition or a rule on sketches (see
+`minigrad.diagnostics.receipt.sketch`, which also states the conventions). A fused op costs what its
+composition costs, but causal attention counts as if nothing were masked.
 
 A gradient that is summed over axes that were broadcast, as that of a bias, and the sum of gradients
 that meet in one tensor, are the engine's work, and are counted by the receipt.
@@ -144,7 +144,7 @@ def rule_flops(
     """
     cost = rule.cost
     if cost is not None:
-        own = cost[call.op.parameters[position]] if isinstance(cost, Mapping) else cost
+        own = cost.get(call.op.parameters[position], 0) if isinstance(cost, Mapping) else cost
         return flops(own, call.values)
     values = call.saved_for(rule) if saved is None else map(call.sketch, saved)
     return call.flops_of(rule, rule.derivative, call.out, *values)

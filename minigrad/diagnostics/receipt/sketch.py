@@ -1,18 +1,18 @@
 """Sketches: arrays that have a shape and a dtype, but no elements; and the FLOPs of an op on them.
 
 An op that is called on Tensors of sketches returns a Tensor of a sketch, and adds to a tally the
-FLOPs that the call would take. So the cost of a derivative rule, of a composition and of a forward
-written in numpy need not be written down: it is found by one run, which takes microseconds
-whatever the shapes are. The conventions:
+FLOPs that the call would take. So nobody writes down the cost of a derivative rule, of a
+composition or of a forward in numpy: one run finds it, in microseconds whatever the shapes are. The
+conventions:
 
 - a multiply-add is 2 FLOPs, so a product `(m, k) @ (k, n)` is 2 m k n;
-- a function of elements is 1 for each element of its result, be it a sum or a logarithm;
-- a reduction is 1 for each element that goes in;
-- what only moves or converts elements (a view, a copy, an index) is 0.
+- a function of elements is 1 FLOP for each element of its result, for a sum as for a logarithm;
+- a reduction is 1 FLOP for each element that goes in;
+- an operation that only moves or converts elements (a view, a copy, an index) is 0.
 
-Where a forward calls a kernel, nobody sees what it does, so the block of the op gives the cost:
-`@op(cost=1)`. A rule that decides by the values of its operands is counted for ordinary ones:
-`any` of a condition is false, and `all` is true.
+The FLOPs of a kernel cannot be seen, so the block of its op gives them: `@op(cost=1)`. A rule that
+depends on the values of its operands is counted for ordinary values: `any` of a condition is false,
+and `all` is true.
 """
 
 from __future__ import annotations
