@@ -50,7 +50,8 @@ def receipt() -> Iterator[Receipt]:
     error. Blocks may be nested: each counts everything inside. A backward pass must run in the same
     block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their rules and
     the steps of optimisers are seen; what numpy or a kernel computes beside them, as in
-    `clip_grad_norm`, is not.
+    `clip_grad_norm`, is not. To find FLOPs, a forward or a rule runs once more for each signature,
+    on arrays that have a shape but no elements.
     """
     result = Receipt()
     recorder = _Recorder(result)
