@@ -1,9 +1,10 @@
-"""The command line: `python -m lora inspect`, `merge`, `verify` and `extract`.
+"""The command line: `python -m lora inspect`, `check`, `merge` and `extract`.
 
 It works on files: adapters as PEFT and `lora.save` write them, and bases as safetensors, of which
-no more than a part is in memory. The exit status is 0 if all is well; 1 if `verify` found something
+no more than a part is in memory. The exit status is 0 if all is well; 1 if `check` found something
 wrong, or a merge would lose more than the limit; 2 if it could not be done, as for bad input; and
-130 if it was stopped with Ctrl-C, which leaves what was there before.
+130 if it was stopped with Ctrl-C, which leaves the files as they were. `verify` is the old name of
+`check`; `lora.verify` is something else, and tests the identities of LoRA on a model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; `arguments` are those of the process unless given."""
+    """Run the command line, by default that of the process, and return the exit status."""
     chosen = _parser().parse_args(arguments)
     try:
         status, text, content = chosen.run(chosen)
@@ -43,12 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 Result = tuple[int, str, Any]
-"""The exit status, what is printed, and the same for machines."""
+"""The exit status, the text to print, and the same content for machines."""
 
 
 def _inspect(chosen: argparse.Namespace) -> Result:
-    from lora.disk.picture import draw
-    from lora.disk.summary import summarise
+    from lora.offline.inspection import draw, summarise
 
     found = summarise(chosen.adapter)
     text = repr(found)
@@ -63,7 +63,7 @@ def _inspect(chosen: argparse.Namespace) -> Result:
 
 
 def _merge(chosen: argparse.Namespace) -> Result:
-    from lora.disk.merging import merge_files
+    from lora.offline.merging import merge_files
 
     found = merge_files(
         chosen.base,
@@ -78,8 +78,8 @@ def _merge(chosen: argparse.Namespace) -> Result:
     return 0, repr(found), {**asdict(found), "path": str(found.path)}
 
 
-def _verify(chosen: argparse.Namespace) -> Result:
-    from lora.disk.checking import check_adapter
+def _check(chosen: argparse.Namespace) -> Result:
+    from lora.offline.inspection import check_adapter
 
     found = check_adapter(chosen.adapter, chosen.base, progress=not chosen.json)
     return (
@@ -90,7 +90,8 @@ def _verify(chosen: argparse.Namespace) -> Result:
 
 
 def _extract(chosen: argparse.Namespace) -> Result:
-    from lora.disk.extracting import EMBEDDINGS, extract_files
+    from lora.offline.extracting import extract_files
+    from lora.offline.resolve_base import EMBEDDINGS
 
     found = extract_files(
         chosen.base,
@@ -116,9 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
-    def command(name: str, run: Any, help_text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, help_text: str, *aliases: str) -> argparse.ArgumentParser:
+        description = f"{help_text[0].upper()}{help_text[1:]}."
         made: argparse.ArgumentParser = commands.add_parser(
-            name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}."
+            name, help=help_text, description=description, aliases=aliases
         )
         made.set_defaults(run=run)
         made.add_argument("--json", action="store_true", help="print JSON, for machines")
@@ -146,9 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         help="also merge into a base that the adapter was not made on",
     )  # fmt: skip
 
-    verify = command("verify", _verify, "look for what is wrong with an adapter, and a base for it")
-    verify.add_argument("adapter", type=_path, help=_ADAPTER)
-    verify.add_argument("base", type=_path, nargs="?", help=_BASE)
+    help_text = "look for what is wrong with an adapter, and a base for it"
+    check = command("check", _check, help_text, "verify")
+    check.add_argument("adapter", type=_path, help=_ADAPTER)
+    check.add_argument("base", type=_path, nargs="?", help=_BASE)
 
     extract = command(
         "extract", _extract, "write the adapter that comes nearest to a model trained as a whole"
@@ -181,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(text: str) -> None:
-    """Print, to a reader who may have had enough, as `head` has after some lines."""
+    """Print a text; a reader such as `head` may close the pipe before its end."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -189,19 +192,19 @@ def _say(text: str) -> None:
 
 
 def _path(text: str) -> str:
-    """A path that was given; the empty one of a variable that is not set would be the folder."""
+    """Return a path; an empty one, as of a variable that is not set, would be the folder."""
     if not text:
         raise argparse.ArgumentTypeError("a path is empty; name a file or a folder")
     return text
 
 
 def _printable(text: str) -> str:
-    """A text in which nothing that a file has for a name gives orders to the terminal."""
+    """Return a text without characters that control the terminal, as a name in a file may have."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and Inf: they are told as texts."""
+    """Return a value in which NaN and Inf are texts, since JSON has neither."""
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,11 +1,11 @@
-"""Adapter: the update of one weight, and what of it trains.
+"""Adapter: the update of one weight, and the parameters of it that train.
 
     LoRA    dW = s B A
     DoRA    dW = diag(m / n) (W + s B A) - W          n_j = |row j of W + s B A|
 
 A is `(rank, d_in)`, B `(d_out, rank)`, m, DoRA's magnitude, `(d_out,)`. With PiSSA's first factors
-A_0 and B_0, which stay as they are, s (B A - B_0 A_0) takes the place of s B A: a product of rank
-2 r, which as s ((B - B_0) A + B_0 (A - A_0)) is 0 at first to the bit.
+A_0 and B_0, which stay as they are, s B A becomes s (B A - B_0 A_0): a product of rank 2 r, which,
+computed as s ((B - B_0) A + B_0 (A - A_0)), is 0 at first to the bit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora.frozen import FrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants import dora
 from lora.variants.inits import Factors, draw
-from lora.weight import Weight
 from minigrad import kernels, ops
 from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
@@ -32,10 +32,10 @@ DEFAULT = "default"
 """The adapter whose parameters are named as its layer's own: `lora_a`, not `default.lora_a`."""
 
 
-class _Kept:
+class _CopiedInto:
     """An attribute that stays the same parameter, or None: assigning copies into it.
 
-    So an optimiser that holds the parameter goes on training what the layer uses.
+    So an optimiser that has the parameter continues to train what the layer uses.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -45,15 +45,15 @@ class _Kept:
         return self if adapter is None else vars(adapter)[self._name]
 
     def __set__(self, adapter: Adapter, value: Any) -> None:
-        held = vars(adapter).setdefault(self._name, value)
-        if held is value:
+        present = vars(adapter).setdefault(self._name, value)
+        if present is value:
             return
-        if held is None:
+        if present is None:
             raise AttributeError(
                 f"the adapter is no DoRA, and has no {self._name} to copy into; it is made with "
                 f"use_dora=True"
             )
-        held.copy_(value)
+        present.copy_(value)
 
 
 class Adapter:
@@ -61,36 +61,36 @@ class Adapter:
 
     Args:
         weight: W, `(d_out, d_in)`, from which PiSSA and DoRA begin.
-        rank: of the update.
-        alpha: its strength, before it is divided.
+        rank: the rank of B A.
+        alpha: the strength of the update, before it is divided.
         scaling: alpha / rank or alpha / sqrt(rank).
         dropout: the probability of dropping an element of the input, in training.
         init: how A and B begin; see `lora.variants.inits`.
         use_dora: whether it has a magnitude.
         dora_norm_gradient: whether the norm has a gradient too.
-        begin: the first A and B, in place of what `init` would draw.
-        rng: where A and B, and what is dropped, are drawn from.
+        begin: the first A and B, instead of what `init` would draw.
+        rng: the generator of A and B, and of dropout.
 
     Attributes:
         lora_a: A, `(rank, d_in)`. Assigning copies.
         lora_b: B, `(d_out, rank)`. Assigning copies.
-        scale: s, the factor in force, a float.
+        scale: s, the factor of B A, a float.
         lora_magnitude: m, `(d_out,)`, at first the norms of the rows of W; None without DoRA.
             Assigning copies.
-        start: A_0 and B_0, which PiSSA's update is the difference to, or None.
+        start: A_0 and B_0, to which PiSSA's update is the difference, or None.
 
     Raises:
         TypeError: if the rank is no integer.
         ValueError: if the rank or alpha is not positive, or dropout no probability.
     """
 
-    lora_a = _Kept()
-    lora_b = _Kept()
-    lora_magnitude = _Kept()
+    lora_a = _CopiedInto()
+    lora_b = _CopiedInto()
+    lora_magnitude = _CopiedInto()
 
     def __init__(
         self,
-        weight: Weight,
+        weight: FrozenMatrix,
         rank: int,
         alpha: float,
         *,
@@ -108,9 +108,7 @@ class Adapter:
         self.alpha = float(alpha)
         self.scaling = LoRAScaling(scaling)
         self.scale = self.scaling.scale(self.alpha, int(rank))
-        first = begin
-        if first is None:
-            first = draw(init, d_out, d_in, rank, self.scale, weight.dense, rng)
+        first = begin or draw(init, d_out, d_in, rank, self.scale, weight.dense, rng)
         self.init = init
         self._rng = rng
         self.drop = Dropout(dropout, rng=rng) if dropout else None
@@ -127,7 +125,7 @@ class Adapter:
     @classmethod
     def of(
         cls,
-        weight: Weight,
+        weight: FrozenMatrix,
         a: Array,
         b: Array,
         scale: float,
@@ -137,9 +135,9 @@ class Adapter:
         dropout: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> Adapter:
-        """The update of a weight by these A, B and scale, and with a magnitude DoRA's.
+        """Make an adapter of these A, B and scale; with a magnitude it is DoRA.
 
-        Its alpha is what this scale follows from.
+        Its alpha is the one that gives this scale.
         """
         made = cls(
             weight,
@@ -156,7 +154,7 @@ class Adapter:
         return made
 
     def copy(self) -> Adapter:
-        """Another of the same kind and values, all of which trains. It draws from the same rng."""
+        """Make an adapter of the same kind, values and generator, all of which trains."""
         made = copy(self)
         for key, part in self.contents():
             if isinstance(part, Parameter) and key in vars(self):
@@ -174,7 +172,7 @@ class Adapter:
 
     @property
     def rng(self) -> np.random.Generator | None:
-        """Where what is dropped is drawn from."""
+        """The generator that dropout draws from."""
         return self._rng
 
     @rng.setter
@@ -197,12 +195,12 @@ class Adapter:
             self.drop.p = p
 
     def trained(self) -> list[Parameter]:
-        """What trains: A, B, and with DoRA the magnitude."""
+        """Return the parameters that train: A, B, and with DoRA the magnitude."""
         magnitude = [] if self.lora_magnitude is None else [self.lora_magnitude]
         return [self.lora_a, self.lora_b, *magnitude]
 
     def contents(self) -> Iterator[tuple[str, Any]]:
-        """What is in it, with names: parameters, trained or not, and what drops."""
+        """Yield all parameters, trained or not, and the dropout layer, with their names."""
         yield "lora_a", self.lora_a
         yield "lora_b", self.lora_b
         if self.start is not None:
@@ -214,7 +212,7 @@ class Adapter:
             yield "drop", self.drop
 
     def facts(self) -> list[str]:
-        """What to print of it."""
+        """Describe it in short texts, for a `repr`."""
         facts = [f"rank={self.rank}", f"alpha={self.alpha:g}", f"scale={self.scale:.4g}"]
         facts += [f"dropout={self.dropout:g}"] if self.dropout else []
         facts += ["DoRA"] if self.lora_magnitude is not None else []
@@ -226,7 +224,7 @@ class Adapter:
         return f"Adapter({', '.join([*self.facts(), *sizes])})"
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B of the whole update: with PiSSA, of twice the rank."""
+        """Return A and B of the complete update: with PiSSA, of twice the rank."""
         if self.start is None:
             return self.lora_a, self.lora_b
         a, b = (part.detach() for part in self.start)
@@ -239,13 +237,13 @@ class Adapter:
     # DoRA
     # ----------------------------------------------------------------------------------------------
 
-    def norms(self, weight: Weight) -> Array:
-        """n, the norm of each row of W + s B A: `(d_out,)`."""
+    def norms(self, weight: FrozenMatrix) -> Array:
+        """Compute n, the norm of each row of W + s B A: `(d_out,)`."""
         a, b = (factor._data for factor in self.factors())
         return dora.norms(weight, a, b, self.scale)
 
-    def ratio(self, weight: Weight) -> Tensor:
-        """m / n: what DoRA multiplies each output by. At first it is 1 exactly."""
+    def ratio(self, weight: FrozenMatrix) -> Tensor:
+        """Compute m / n, the factor of each output in DoRA. At first it is 1 exactly."""
         assert self.lora_magnitude is not None
         n: Any = self.norms(weight)
         if self.dora_norm_gradient:
@@ -253,11 +251,11 @@ class Adapter:
         return ops.divide(self.lora_magnitude, n)
 
     # ----------------------------------------------------------------------------------------------
-    # In numbers
+    # dW in float64, for merging
     # ----------------------------------------------------------------------------------------------
 
-    def exact_ratio(self, weight: Weight) -> Array | None:
-        """m / n in float64, of formed rows, as merging takes it; None without DoRA."""
+    def exact_ratio(self, weight: FrozenMatrix) -> Array | None:
+        """Compute m / n in float64 from rows that are formed; None without DoRA."""
         if self.lora_magnitude is None:
             return None
         n = np.zeros(weight.shape[0])
@@ -269,18 +267,18 @@ class Adapter:
 
     def update(
         self,
-        weight: Weight,
+        weight: FrozenMatrix,
         rows: slice,
         columns: slice = slice(None),
         ratio: Array | None = None,
     ) -> Array:
-        """Some rows and columns of dW in float64.
+        """Compute some rows and columns of dW in float64.
 
         Args:
             weight: W.
-            rows: which ones.
-            columns: which ones.
-            ratio: what `exact_ratio` gives, where not all columns are asked for.
+            rows: which rows.
+            columns: which columns.
+            ratio: the result of `exact_ratio`, needed by DoRA where these are not all columns.
         """
         product = self._product(rows, columns)
         if self.lora_magnitude is None:
@@ -296,7 +294,7 @@ class Adapter:
         return product
 
     def _product(self, rows: slice, columns: slice = slice(None)) -> Array:
-        """Some rows and columns of s B A in float64."""
+        """Compute some rows and columns of s B A in float64."""
         a, b = (factor._data.astype(np.float64) for factor in self.factors())
         product = kernels.gemm.matmul(b[rows], a[:, columns])
         product *= self.scale
@@ -304,7 +302,7 @@ class Adapter:
 
 
 def joined(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor, float]:
-    """A, B and s of the sum of plain updates: s_1 B_1 A_1 + ... is one product of all ranks."""
+    """Return A, B and s of a sum of updates: s_1 B_1 A_1 + ... is one product of all ranks."""
     if len(adapters) == 1:
         return *adapters[0].factors(), adapters[0].scale
     pairs = [adapter.factors() for adapter in adapters]

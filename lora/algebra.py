@@ -3,8 +3,8 @@
     dW = w_1 dW_1 + w_2 dW_2 + ...        dW_i = s_i B_i A_i
 
 The sum of products is one product, of A_1, A_2, ... below each other and w_1 B_1, w_2 B_2, ... next
-to each other. So it is exact, and its rank is the sum of the ranks; or it is brought down to one
-that is asked for, at the least error there can be (`lora.factors`).
+to each other. So it is exact, and its rank is the sum of the ranks; or it is reduced to a rank that
+is asked for, with the least possible error (`lora.spectra`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
-from lora.attachment.record import (
+from lora.attachment.state import (
     Attached,
     Attachment,
+    FullCopy,
+    attached_layers,
     check_name,
-    layers_in_place,
-    required,
+    required_attachment,
 )
-from lora.factors import Approximation
-from lora.full_copies import Copy, Whole
+from lora.frozen import FrozenMatrix, TrainedCopy
 from lora.scaling import LoRAScaling, check_size
-from lora.switch import rest
-from lora.weight import Weight
+from lora.spectra import Approximation
+from lora.switching import deactivate
 from minigrad.nn import Module, Parameter
 from minigrad.tables import aligned
 
@@ -46,10 +46,10 @@ class Combined:
     Attributes:
         name: of the layer.
         rank: of the adapter that was made.
-        ranks: those of the terms, with PiSSA of the difference, which is 2 r.
-        error: the Frobenius norm of what was left out to come down to the rank.
-        relative_error: the same as a share of that of the sum; 0 if the sum is 0.
-        note: what is special about it.
+        ranks: the ranks of the terms; with PiSSA of the difference, which is 2 r.
+        error: the Frobenius norm of what was left out to reduce the rank.
+        relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
+        note: a remark, such as "copy".
     """
 
     name: str
@@ -62,17 +62,17 @@ class Combined:
 
 @dataclass(frozen=True, repr=False)
 class CombineReport:
-    """What `combine` made: a line for each layer, and the sum.
+    """The report of `combine`: a line for each layer, and the sum.
 
     Attributes:
         layers: the layers of the new adapter.
-        copies: the parameters that it has whole.
+        copies: the parameters that it has in full.
         adapter: its name.
         terms: the names of the adapters in it, with their weights.
     """
 
     layers: tuple[Combined, ...]
-    copies: tuple[Copy, ...]
+    copies: tuple[FullCopy, ...]
     adapter: str
     terms: tuple[tuple[str, float], ...]
 
@@ -83,7 +83,7 @@ class CombineReport:
             ranks = " + ".join(map(str, row.ranks)) or "none"
             errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}")
             rows.append((row.name, str(row.rank), ranks, *errors, row.note))
-        rows += [(copy.name, "", "", "", "", "whole") for copy in self.copies]
+        rows += [(copy.name, "", "", "", "", "in full") for copy in self.copies]
         total = " + ".join(f"{weight:g} {name}" for name, weight in self.terms)
         return "\n".join([*aligned(head, rows), f"{self.adapter} = {total}"])
 
@@ -98,7 +98,7 @@ class _Term:
 
     @property
     def rank(self) -> int:
-        """Of the update: with PiSSA, twice that of B A."""
+        """The rank of the update: with PiSSA, twice that of B A."""
         return self.adapter.rank * (1 if self.adapter.start is None else 2)
 
 
@@ -119,10 +119,10 @@ def combine(
 
     A layer has the sum over the adapters that it has. Where that is one of weight 1, it gets a copy
     of it, DoRA and PiSSA included; else the result is plain LoRA, of one scale: the common one, or
-    1 if they differ. It drops what all terms drop, or nothing if they differ.
+    1 if they differ. Its dropout is the common one of the terms, or 0 if they differ.
 
-    Biases and modules that are trained whole are theta_0 + w_1 (theta_1 - theta_0) + ..., where
-    theta_0 is what the model had.
+    Biases and modules that are trained in full are theta_0 + w_1 (theta_1 - theta_0) + ..., where
+    theta_0 is the original of the model.
 
     Args:
         model: to which `lora.attach` has given the adapters.
@@ -137,51 +137,54 @@ def combine(
         TypeError: if a name is no string, a weight no number, or the rank no integer.
         ValueError: if there is no such adapter, there are not as many weights, one is not finite,
             the name is taken or malformed, the rank is not positive, an adapter has NaN or Inf in
-            it or the result would, or it is DoRA and there is more to do than to copy it. Nothing
+            it or the result would, or it is DoRA and would not just be copied. Nothing
             is changed then.
         RuntimeError: inside of `lora.disabled`.
     """
-    record = required(model)
-    record.check_enabled("adapters cannot be combined")
-    terms = _terms(record, adapters, weights)
-    check_name(record, adapter)
+    attachment = required_attachment(model)
+    attachment.check_enabled("adapters cannot be combined")
+    terms = _terms(attachment, adapters, weights)
+    check_name(attachment, adapter)
     if rank is not None:
         rank = check_size("rank", rank)
-    layers = layers_in_place(model, record)
-    copies = _wholes(record, terms)
+    layers = attached_layers(model, attachment)
+    copies = _combined_copies(attachment, terms)
     updates: dict[str, Adapter] = {}
     rows = []
-    for place, layer in layers.items():
+    for path, layer in layers.items():
         present = [
             _Term(weight, term, layer.adapters[term])
             for term, weight in terms.items()
-            if place in record.adapters[term].layers
+            if path in attachment.adapters[term].layers
         ]
         if not present:
             continue
         try:
-            updates[place], row = _sum(place, layer.weight, present, rank)
+            updates[path], row = _sum(path, layer.weight, present, rank)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise ValueError(f"{path}: {error}") from error
         rows.append(row)
-    config = record.adapters[next(iter(terms))].config if _is_copy(terms, rows) else None
-    for place, update in updates.items():
-        layers[place].add(adapter, update)
-    record.adapters[adapter] = Attached(config, list(updates), copies)
-    rest(model, record, adapter)
-    record.let_in(model, record.active)
+    is_copy = list(terms.values()) == [1.0] and all(row.note == _COPY for row in rows)
+    config = attachment.adapters[next(iter(terms))].config if is_copy else None
+    for path, update in updates.items():
+        layers[path].add(adapter, update)
+    attachment.adapters[adapter] = Attached(config, list(updates), copies)
+    deactivate(model, attachment, adapter)
+    attachment.swap_in(model, attachment.active)
     return CombineReport(tuple(rows), tuple(copies), adapter, tuple(terms.items()))
 
 
-def _terms(record: Attachment, adapters: Any, weights: Any) -> dict[str, float]:
-    """The weight of each adapter that counts, by name in the order of the names."""
+def _terms(attachment: Attachment, adapters: Any, weights: Any) -> dict[str, float]:
+    """Return the weight of each adapter that counts, in the order of their names."""
     if isinstance(adapters, str) or not isinstance(adapters, Sequence):
         raise TypeError(f"adapters are a list of names, as in ['a', 'b'], not {adapters!r:.60}")
     if isinstance(weights, numbers.Number):
         raise TypeError(f"weights are a list with a number for each adapter, not {weights!r}")
     weights = list(weights)
     if not adapters:
-        raise ValueError(f"there are no adapters to combine; the model has {list(record.adapters)}")
+        raise ValueError(
+            f"there are no adapters to combine; the model has {list(attachment.adapters)}"
+        )
     if len(adapters) != len(weights):
         raise ValueError(
             f"{len(adapters)} adapters and {len(weights)} weights; each adapter needs one"
@@ -190,13 +193,13 @@ def _terms(record: Attachment, adapters: Any, weights: Any) -> dict[str, float]:
     for name, weight in zip(adapters, weights, strict=True):
         if not isinstance(name, str):
             raise TypeError(f"the name of an adapter is a string, not {name!r}")
-        record.get(name)
+        attachment.get(name)
         if isinstance(weight, (bool, np.bool_)) or not isinstance(weight, numbers.Real):
             raise TypeError(f"the weight of {name!r} must be a number, not {weight!r}")
         if not math.isfinite(weight):
             raise ValueError(f"the weight of {name!r} must be a finite number, not {weight!r}")
         found.setdefault(name, []).append(float(weight))
-    # Sums that are rounded once, and names in their own order: so no order has an influence.
+    # Sums that are rounded once, and sorted names, so that the order has no influence.
     try:
         totals = {name: math.fsum(found[name]) for name in sorted(found)}
     except OverflowError:
@@ -204,28 +207,41 @@ def _terms(record: Attachment, adapters: Any, weights: Any) -> dict[str, float]:
     return {name: total for name, total in totals.items() if total} or totals
 
 
-def _is_copy(terms: Mapping[str, float], rows: Sequence[Combined]) -> bool:
-    """Whether the result is one of the adapters again."""
-    return list(terms.values()) == [1.0] and all(row.note == _COPY for row in rows)
-
-
 def _sum(
-    place: str, weight: Weight, terms: Sequence[_Term], rank: int | None
+    path: str, weight: FrozenMatrix, terms: Sequence[_Term], rank: int | None
 ) -> tuple[Adapter, Combined]:
-    """The sum in one layer, and what to report of it."""
+    """Compute the sum in one layer, and its line of the report."""
     for term in terms:
-        _check_finite(term)
+        broken = [
+            key
+            for key, part in term.adapter.contents()
+            if isinstance(part, Parameter) and not np.isfinite(part._data).all()
+        ]
+        broken += [] if math.isfinite(term.adapter.scale) else ["scale"]
+        if broken:
+            raise ValueError(
+                f"{', '.join(broken)} of adapter {term.name!r} has NaN or Inf in it, and so would "
+                f"the sum; mend it first, or leave that adapter out"
+            )
     first = terms[0]
     if first.weight == 0:
         a, b = first.adapter.lora_a._data[:1], first.adapter.lora_b._data[:, :1]
-        # One of them is zero, but not both, for then nothing would ever train.
+        # One of them is zero, but not both, or else nothing would ever train.
         a, b = (a, np.zeros_like(b)) if a.any() else (a, b)
-        return Adapter.of(weight, a, b, 1.0), Combined(place, 1, (), note="zero")
+        return Adapter.of(weight, a, b, 1.0), Combined(path, 1, (), note="zero")
     ranks = tuple(term.rank for term in terms)
     if len(terms) == 1 and first.weight == 1 and (rank is None or first.rank <= rank):
         made = first.adapter.copy()
-        return made, Combined(place, made.rank, ranks, note=_COPY)
-    _refuse_dora(terms, rank)
+        return made, Combined(path, made.rank, ranks, note=_COPY)
+    dora = [term.name for term in terms if term.adapter.lora_magnitude is not None]
+    if dora:
+        what = "a sum with others or a multiple" if rank is None else f"a sum of rank {rank}"
+        raise ValueError(
+            f"adapter {', '.join(map(repr, dora))} is DoRA, whose update diag(m / n) (W + s B A) - "
+            f"W is of no low rank, so {what} cannot be an adapter exactly. Merge instead, and "
+            f"approximate: lora.fold a copy of the model with these adapters active, and "
+            f"lora.extract from that and the base"
+        )
     modes = {term.adapter.scaling for term in terms}
     drops = {term.adapter.dropout for term in terms}
     a, b, scale = _product(terms)
@@ -248,11 +264,11 @@ def _sum(
         dropout=drops.pop() if len(drops) == 1 else 0.0,
         rng=first.adapter.rng,
     )
-    return made, Combined(place, made.rank, ranks, error, relative, ", ".join(notes))
+    return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
 
 
 def _product(terms: Sequence[_Term]) -> tuple[Array, Array, float]:
-    """A, B and s of the sum as one product, in float64."""
+    """Return A, B and s of the sum as one product, in float64."""
     scales = {term.adapter.scale for term in terms}
     common = scales.pop() if len(scales) == 1 else 1.0
     scale = common if common > 0 else 1.0
@@ -263,8 +279,8 @@ def _product(terms: Sequence[_Term]) -> tuple[Array, Array, float]:
     return np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1), scale
 
 
-def _check_in_range(weight: Weight, *factors: Array) -> None:
-    """Refuse numbers that the layer's dtype does not have."""
+def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
+    """Raise an error if a factor overflows the layer's dtype."""
     with np.errstate(over="ignore"):
         if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):
             raise ValueError(
@@ -273,37 +289,10 @@ def _check_in_range(weight: Weight, *factors: Array) -> None:
             )
 
 
-def _check_finite(term: _Term) -> None:
-    """Refuse to spread a NaN or an Inf."""
-    broken = [
-        key
-        for key, part in term.adapter.contents()
-        if isinstance(part, Parameter) and not np.isfinite(part._data).all()
-    ]
-    broken += [] if math.isfinite(term.adapter.scale) else ["scale"]
-    if broken:
-        raise ValueError(
-            f"{', '.join(broken)} of adapter {term.name!r} has NaN or Inf in it, and so would the "
-            f"sum; mend it first, or leave that adapter out"
-        )
-
-
-def _refuse_dora(terms: Sequence[_Term], rank: int | None) -> None:
-    dora = [term.name for term in terms if term.adapter.lora_magnitude is not None]
-    if dora:
-        what = "a sum with others or a multiple" if rank is None else f"a sum of rank {rank}"
-        raise ValueError(
-            f"adapter {', '.join(map(repr, dora))} is DoRA, whose update diag(m / n) (W + s B A) - "
-            f"W is of no low rank, so {what} cannot be an adapter exactly. Merge instead, and "
-            f"approximate: lora.fold a copy of the model with these adapters active, and "
-            f"lora.extract from that and the base"
-        )
-
-
-def _wholes(record: Attachment, terms: Mapping[str, float]) -> list[Copy]:
-    """What the sum trains whole: theta_0 + w_1 (theta_1 - theta_0) + ..."""
-    copies = {name: {id(c.original): c for c in record.adapters[name].copies} for name in terms}
-    every: dict[int, Copy] = {}
+def _combined_copies(attachment: Attachment, terms: Mapping[str, float]) -> list[FullCopy]:
+    """Compute what the sum trains in full: theta_0 + w_1 (theta_1 - theta_0) + ..."""
+    copies = {n: {id(c.original): c for c in attachment.adapters[n].copies} for n in terms}
+    every: dict[int, FullCopy] = {}
     for listed in copies.values():
         every |= {key: copy for key, copy in listed.items() if key not in every}
     found = []
@@ -318,8 +307,8 @@ def _wholes(record: Attachment, terms: Mapping[str, float]) -> list[Copy]:
                 moved = total.astype(copy.original.dtype)
         if not np.isfinite(moved).all():
             raise ValueError(
-                f"{copy.name}, which is trained whole, would have NaN or Inf in it; mend the "
+                f"{copy.name}, which is trained in full, would have NaN or Inf in it; mend the "
                 f"adapters, or take smaller weights"
             )
-        found.append(Copy(copy.name, copy.reason, copy.original, Whole(moved)))
+        found.append(FullCopy(copy.name, copy.reason, copy.original, TrainedCopy(moved)))
     return found

@@ -1,4 +1,4 @@
-"""LoRAConfig: which layers of a model get an adapter, and of what kind."""
+"""LoRAConfig: the layers of a model that get an adapter, and its kind."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _IN_PEFT = {
 
 
 def _naming_fields(cls: C) -> C:
-    """Let a dataclass that is given a field it has not say which it has."""
-    made: Any = cls.__init__  # type: ignore[misc]  # that of this very class
+    """Let a dataclass list its fields if it is given one that it does not have."""
+    made: Any = cls.__init__  # type: ignore[misc]  # of this very class
 
     @wraps(made)
     def init(self: Any, *values: Any, **named: Any) -> None:
@@ -55,7 +55,7 @@ def _naming_fields(cls: C) -> C:
 @_naming_fields
 @dataclass(frozen=True, repr=False)
 class LoRAConfig:
-    """What to attach, and where.
+    """The choice of the layers of a model that get adapters, and of their kind.
 
     Four choices are independent: how the base is stored (see `lora.quantize`), the form of the
     update (LoRA, or DoRA with `use_dora`), how it begins (`init`), and its `scaling`.
@@ -64,35 +64,35 @@ class LoRAConfig:
         rank: the rank of each update.
         alpha: its strength, before it is divided; see `LoRAScaling`.
         targets: "all-linear" for every linear layer; a sequence of names, where "q" also stands for
-            every name that ends in ".q"; or one string, a regular expression for whole names.
+            every name that ends in ".q"; or one string, a regular expression for complete names.
             Embeddings are found by name only. The name of a `MultiHeadAttention` stands for its
             four projections.
         scaling: "standard", which is alpha / rank, or "rslora", which is alpha / sqrt(rank).
         dropout: the probability of dropping an element on its way to A, in training.
         exclude: names, or one regular expression, of targets that get none.
         layers_to_transform: only in the layers of these indices, as 3 in "blocks.3.q"; one or more.
-        layers_pattern: what comes before that index, as "blocks", where a name has several numbers;
-            else the first of them counts.
+        layers_pattern: the name before that index, as "blocks", where a name has several numbers;
+            without it the first of them counts.
         rank_pattern: other ranks, by a regular expression for a name or the end of one; of several
-            that match, the first counts, and one that never does is refused.
-        alpha_pattern: other alphas, likewise.
+            that match, the first counts, and one that never does is an error.
+        alpha_pattern: other alphas, given like other ranks.
         bias: "lora_only" trains the biases of the layers with adapters too, "all" those of the
-            whole model.
-        modules_to_save: names of further modules, such as a new head, which are trained whole.
+            complete model.
+        modules_to_save: names of further modules, such as a new head, which are trained in full.
         init: "gaussian", "kaiming", "orthogonal", "pissa" or, for large layers, "pissa_niter_4":
             see `lora.variants.inits`.
         use_dora: train a magnitude for each output as well (Liu et al., 2024).
-        dora_norm_gradient: take DoRA's full derivative, in place of the paper's, for which the norm
+        dora_norm_gradient: take DoRA's full derivative, instead of the paper's, in which the norm
             is a constant (section 4.3).
 
-    Biases and modules are trained as copies, which take the place of the originals while the
-    adapter is active.
+    Biases and modules are trained as copies, which replace the originals while the adapter is
+    active.
 
     Raises:
         TypeError: if there is no such field, or a value is of the wrong type.
         ValueError: if the rank is not positive, alpha not positive and finite, dropout no
-            probability, there are no targets, a regular expression is none or matches every name,
-            `bias` or `init` is unknown, or two fields contradict each other.
+            probability, there are no targets, a regular expression is invalid or matches every
+            name, `bias` or `init` is unknown, or two fields contradict each other.
     """
 
     rank: int = 8
@@ -145,7 +145,7 @@ class LoRAConfig:
             raise ValueError("dora_norm_gradient=True is about DoRA, and needs use_dora=True")
 
     def _check_layers(self) -> None:
-        """Layers as a tuple of indices, and what comes before them as one of names."""
+        """Check and normalise the fields of layers to tuples of indices and of names."""
         layers: Any = self.layers_to_transform
         if layers is not None:
             several = isinstance(layers, Iterable) and not isinstance(layers, str)

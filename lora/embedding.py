@@ -3,8 +3,8 @@
     y_i = W[i] + scale B A[:, i]          A: (rank, count), B: (d, rank)
 
 An embedding is a linear map of the i-th unit vector, with the table as the transpose of its weight;
-A and B have the shapes that they have there. But A begins at zero, and B at random (as in PEFT): so
-the vector of a token that training never sees stays what it was.
+A and B have the same shapes as in a linear layer. But A begins at zero, and B at random (as in
+PEFT): so the vector of a token that training never sees stays what it was.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.adapted import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer
+from lora.frozen import DenseMatrix, FrozenMatrix
 from lora.variants.inits import Factors
-from lora.weight import Dense, Weight
 from minigrad import functional, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Embedding, Module, Parameter
@@ -26,7 +26,7 @@ from minigrad.random import generator
 class LoRAEmbedding(AdaptedLayer):
     """An embedding with adapters: `(...)` integers -> `(..., embedding_dim)`.
 
-    Dropout drops the updates of whole tokens: of a unit vector there is one element to drop.
+    Dropout drops the complete updates of tokens, since a unit vector has one element to drop.
 
     `LoRAEmbedding.around(embedding)` makes one.
     """
@@ -35,7 +35,7 @@ class LoRAEmbedding(AdaptedLayer):
 
     @classmethod
     def around(cls, embedding: Embedding) -> LoRAEmbedding:
-        """A layer without an adapter, that shares the very table of `embedding`."""
+        """Make a layer without an adapter, which shares the very table of `embedding`."""
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, embedding.weight, None)
         made.padding_idx = embedding.padding_idx
@@ -44,7 +44,7 @@ class LoRAEmbedding(AdaptedLayer):
 
     @property
     def num_embeddings(self) -> int:
-        """How many vectors there are, as an `Embedding` calls it."""
+        """The number of vectors, as an `Embedding` calls it."""
         return self.d_in
 
     @property
@@ -53,43 +53,41 @@ class LoRAEmbedding(AdaptedLayer):
         return self.d_out
 
     def begin(self, rank: int, rng: np.random.Generator | None) -> Factors:
-        """A = 0, and B standard normal."""
+        """Draw the first factors: A = 0, and B standard normal."""
         b = generator(rng).standard_normal((self.d_out, rank))
         return Factors(np.zeros((rank, self.d_in)), b)
 
     def plain(self) -> Module:
-        """An `Embedding` with the merged table, and nothing shared."""
-        if self._merged is not None:
-            self._check_fresh(self._merged)
+        """Make an `Embedding` with the merged table, which shares nothing."""
         made = Embedding.__new__(Embedding)
-        made.weight = Parameter(self.merged_weight())
+        made.weight = Parameter(self._fresh_merged_weight())
         made.padding_idx = self.padding_idx
         return made
 
-    def weight_of(self, stored: Any) -> Weight:
-        """The table, transposed."""
-        return Dense(stored.T)
+    def weight_of(self, stored: Any) -> FrozenMatrix:
+        """Return the transposed table."""
+        return DenseMatrix(stored.T)
 
     def stored(self, matrix: NDArray[Any]) -> NDArray[Any]:
-        """A weight as a table."""
+        """Return a matrix as a table."""
         return np.ascontiguousarray(matrix.T)
 
     def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-        """W[x]."""
+        """Look up W[x]."""
         return functional.embedding(x, weight.detach(), self.padding_idx)
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """The columns of a matrix. That of padding gets no gradient."""
+        """Look up columns of a matrix; the one of the padding gets no gradient."""
         return functional.embedding(x, ops.transpose(matrix), self.padding_idx)
 
     def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
-        """x itself, and which of its tokens are left."""
+        """Return x itself, and a factor for each token, which is 0 if it is dropped."""
         return x, drop(Tensor(np.ones((*x.shape, 1), self.weight.dtype)))
 
     def base_facts(self) -> list[str]:
-        """The index of the padding."""
+        """Describe the index of the padding."""
         return [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
 
     def kind(self) -> list[str]:
-        """That it is an embedding."""
+        """Say that it is an embedding."""
         return ["Embedding"]

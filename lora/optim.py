@@ -1,4 +1,4 @@
-"""What an optimiser is told of adapters: the rates of A and B, and a decay of their product.
+"""Options of optimisers for adapters: the rates of A and B, and a decay of their product.
 
     optimizer = AdamW(lora.param_groups(model, 1e-4, ratio=16, weight_decay=0.01))
 
@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lora.adapted import AdaptedLayer
-from lora.adapter import Adapter
-from lora.attachment.record import adapted_layers
+from lora.attachment.state import adapted_layers
 from lora.embedding import LoRAEmbedding
 from minigrad import ops
 from minigrad.checks import check_range
@@ -26,33 +24,32 @@ from minigrad.nn import Module, Parameter
 def param_groups(
     model: Module, lr: float, *, ratio: float = 1.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """All that trains of a model, each parameter once, in groups for an optimiser.
+    """Divide all parameters that train into groups for an optimiser.
 
                               learning rate    weight decay
         B                     ratio lr         weight_decay / ratio
         A                     lr               0
-        whole, two or more axes    lr          weight_decay
+        others, 2 or more axes    lr           weight_decay
         all others            lr               0
 
     The decay is one of the product, B A <- (1 - lr weight_decay) B A in each step: so B alone has
     to shrink. (Decaying both would shrink B A twice, and A for no reason where B is 0.) It draws
     a layer back to its base, with DoRA the direction alone. `AdamW` does it exactly, and `SGD`
-    without momentum; with momentum it comes spread over the steps that follow. `Adam` adds it to
-    the gradient, where it is divided by the second moment: that is no decay of anything; use
-    `penalty` there.
+    without momentum; with momentum it is spread over the following steps. `Adam` adds it to the
+    gradient, where it is divided by the second moment, so that nothing decays; use `penalty` there.
 
-    In an embedding A takes the place of B: there A begins at zero, and it is the factor that begins
-    at zero that has the way to go. Where of A and B one is frozen, the other decays.
+    In an embedding A and B change roles: there A begins at zero, and the factor that begins at zero
+    is the one that has to move. Where one of A and B is frozen, the other decays.
 
-    Matrices that train whole, as of `modules_to_save`, decay as usual, towards zero. Magnitudes,
+    Matrices that train in full, as of `modules_to_save`, decay as usual, towards zero. Magnitudes,
     biases and the gains of norms do not.
 
     Args:
         model: with adapters; what is frozen, such as those that are not active, is left out.
         lr: the learning rate of A.
-        ratio: how much faster B learns. 16 is a usual start; which is best depends on the model and
-            the task, and harder ones want more, together with a smaller lr.
-        weight_decay: the share of lr by which B A shrinks in a step.
+        ratio: how much faster B learns. 16 is a usual start; the best one depends on the model and
+            the task; harder tasks need more, together with a smaller lr.
+        weight_decay: the factor of lr by which B A shrinks in a step.
 
     Raises:
         TypeError: if an option is no number.
@@ -70,13 +67,27 @@ def param_groups(
         raise ValueError(
             "nothing of the model trains; lora.switch(model, name) lets an adapter be active"
         )
-    if weight_decay:
-        _refuse_pissa(layers)
+    pissa = [
+        f"{name!r} of {path}"
+        for path, layer in layers
+        for name, adapter in layer.adapters.items()
+        if adapter.start is not None
+        and (adapter.lora_a.requires_grad or adapter.lora_b.requires_grad)
+    ]
+    if weight_decay and pissa:
+        raise ValueError(
+            f"weight_decay would draw B A to 0, and with it the update of PiSSA, s (B A - B_0 A_0),"
+            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead. Adapters of PiSSA: "
+            f"{', '.join(pissa)}"
+        )
     options = {id(p): (lr, weight_decay if p.ndim > 1 else 0.0) for p in trained}
     for _, layer in layers:
         for adapter in layer.adapters.values():
+            fast, slow = adapter.lora_b, adapter.lora_a
+            if isinstance(layer, LoRAEmbedding):
+                fast, slow = slow, fast
             decay = weight_decay
-            for factor, speed in _speeds(layer, adapter, ratio):
+            for factor, speed in ((fast, ratio), (slow, 1.0)):
                 if factor.requires_grad:
                     options[id(factor)] = lr * speed, decay / speed
                     decay = 0.0
@@ -89,52 +100,23 @@ def param_groups(
     ]
 
 
-def _speeds(
-    layer: AdaptedLayer, adapter: Adapter, ratio: float
-) -> tuple[tuple[Parameter, float], tuple[Parameter, float]]:
-    """The factor that learns faster, and the other."""
-    if isinstance(layer, LoRAEmbedding):
-        return (adapter.lora_a, ratio), (adapter.lora_b, 1.0)
-    return (adapter.lora_b, ratio), (adapter.lora_a, 1.0)
-
-
-def _refuse_pissa(layers: list[tuple[str, AdaptedLayer]]) -> None:
-    found = [
-        f"{name!r} of {place}"
-        for place, layer in layers
-        for name, adapter in layer.adapters.items()
-        if adapter.start is not None
-        and (adapter.lora_a.requires_grad or adapter.lora_b.requires_grad)
-    ]
-    if found:
-        raise ValueError(
-            f"weight_decay would draw B A to 0, and with it the update of PiSSA, s (B A - B_0 A_0),"
-            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead. Adapters of PiSSA: "
-            f"{', '.join(found)}"
-        )
-
-
 def penalty(model: Module) -> Tensor:
-    """The sum of |dW|^2 (Frobenius) over all layers and active adapters, to be added to a loss.
+    """Compute the sum of |dW|^2 (Frobenius) over all layers and active adapters, for a loss.
 
         |s B A|^2 = s^2 sum((B^T B) * (A A^T))
 
-    which takes products of `(rank, rank)` only, and has gradients of all orders. It holds dW small
-    with any optimiser, where a decay of A and B by themselves does something else. dW of PiSSA is
-    s (B A - B_0 A_0), which is 0 at first to the bit.
-    Of DoRA it is the update of the direction, s B A; the magnitude is left out.
+    which takes products of `(rank, rank)` only, and has gradients of all orders. It keeps dW small
+    with any optimiser, which a decay of A and B by themselves does not. dW of PiSSA is
+    s (B A - B_0 A_0), which is 0 at first to the bit. In DoRA it is the update of the direction,
+    s B A, without the magnitude.
 
     Raises:
         ValueError: if there are no adapters.
     """
     layers = [layer for _, layer in adapted_layers(model)]
-    parts = [_square(layer.adapters[name]) for layer in layers for name in layer.active]
-    return sum(parts, Tensor(np.zeros((), layers[0].weight.dtype)))
-
-
-def _square(adapter: Adapter) -> Tensor:
-    """|dW|^2."""
-    a, b = adapter.factors()
-    inner = ops.matmul(ops.transpose(b), b) * ops.matmul(a, ops.transpose(a))
-    square: Tensor = inner.sum() * adapter.scale**2
-    return square
+    total = Tensor(np.zeros((), layers[0].weight.dtype))
+    for adapter in (layer.adapters[name] for layer in layers for name in layer.active):
+        a, b = adapter.factors()
+        inner = ops.matmul(ops.transpose(b), b) * ops.matmul(a, ops.transpose(a))
+        total = total + inner.sum() * adapter.scale**2
+    return total

@@ -1,8 +1,9 @@
-"""Patterns for names of layers: what is one, and which names match it.
+"""Patterns for names of layers: which names match one, and which patterns are none.
 
 A pattern is a name, "q", which also stands for every name that ends in ".q"; or, where one string
-is given in place of a sequence, a regular expression for whole names. A pattern that matches
-nothing is an error with the nearest name to it: a typing error would otherwise train nothing.
+is given instead of a sequence, a regular expression for entire names. `find` is strict: a pattern
+that matches nothing is an error with the nearest name, since a typing error would otherwise train
+nothing. `PeftConfig` matches with the same functions and is lenient, as PEFT is.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+V = TypeVar("V")
 
 Patterns = str | Sequence[str]
 
 ALL_LINEAR = "all-linear"
 
-END_OF_NAME = r"(.*\.)?({})"  # of a name, or the whole of it, by an expression
+END_OF_NAME = r"(.*\.)?({})"
+"""The format of an expression that matches an entire name, or the end of one after a dot."""
 
 _NAMES = ("zxq", "07", "zxq.wv", "zx_q.07.Wv")  # all of which only a pattern for any name matches
-_BUT = re.compile(r"\(\?<?!")  # what a pattern has in it that says "any name but ..."
+_BUT = re.compile(r"\(\?<?!")  # found in a pattern that says "any name but ..."
 
 
 def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
-    """Patterns as one regular expression or a tuple of names.
+    """Return patterns as one regular expression or as a tuple of names.
 
     Raises:
         TypeError: if they are neither.
-        ValueError: if the regular expression is none, or matches every name.
+        ValueError: if the regular expression is invalid, or matches every name.
     """
     if isinstance(patterns, str):
         if patterns != ALL_LINEAR:
@@ -47,11 +52,11 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
 
 
 def check_table(role: str, table: Any) -> dict[str, Any]:
-    """Regular expressions and what they stand for, as a dict of its own.
+    """Return a copy of a mapping from regular expressions to values.
 
     Raises:
         TypeError: if it is no mapping from strings.
-        ValueError: if one is no regular expression, or matches every name.
+        ValueError: if an expression is invalid, or matches every name.
     """
     if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
         raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r}")
@@ -60,15 +65,21 @@ def check_table(role: str, table: Any) -> dict[str, Any]:
     return dict(table)
 
 
-def _check_expression(role: str, pattern: str, whole: str = "{}") -> None:
-    """Refuse what is no expression, or one for any name; `whole` is that for a whole name."""
+def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
+    """Raise an error if a pattern is no regular expression, or if it matches every name.
+
+    Args:
+        role: the parameter that the pattern belongs to, for the message.
+        pattern: the expression.
+        within: the format of the expression that `pattern` becomes a part of.
+    """
     try:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(
             f"{role}={pattern!r} is no regular expression: {error}; a list names layers as they are"
         ) from None
-    if _is_for_any(whole.format(pattern)) and not _BUT.search(pattern):
+    if _is_for_any(within.format(pattern)) and not _BUT.search(pattern):
         raise ValueError(
             f"{role}={pattern!r} matches every name there can be; for all linear layers say "
             f"{ALL_LINEAR!r}, else say which"
@@ -76,19 +87,20 @@ def _check_expression(role: str, pattern: str, whole: str = "{}") -> None:
 
 
 def _is_for_any(pattern: str) -> bool:
+    """Whether an expression matches every name there can be."""
     return all(re.fullmatch(pattern, name) for name in _NAMES)
 
 
 def find(
     role: str, patterns: Patterns, names: Iterable[str], groups: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """Which of `names` match, in their order, and by which of the patterns each was found first.
+    """Return the names that match, in their order, each with the first pattern that finds it.
 
     Args:
-        role: what the patterns are called in a message.
-        patterns: of names.
-        names: of what there is.
-        groups: names that stand for several, as that of an attention for its projections.
+        role: the name of the parameter with the patterns, for messages.
+        patterns: for the names.
+        names: all names there are.
+        groups: names that stand for several, such as an attention for its projections.
 
     Raises:
         ValueError: if a pattern matches none of them, with all names, and the nearest to a miss.
@@ -112,7 +124,7 @@ def find(
         for name in hits:
             found.setdefault(name, pattern)
     if missed:
-        kind = " (a string is a regular expression for a whole name, a list names layers)"
+        kind = " (a string is a regular expression for an entire name, a list names layers)"
         hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
             f"{role} that match no layer: {hints}"
@@ -122,14 +134,47 @@ def find(
 
 
 def near(miss: str, names: Iterable[str]) -> str:
-    """A name that is none, and the nearest that is one, for a message."""
+    """Return an unknown name and the nearest known one, as text for a message."""
     ends = {name.rpartition(".")[2] for name in names} | set(names)
     close = difflib.get_close_matches(miss, sorted(ends), n=1)
     return f"{miss!r} (did you mean {close[0]!r}?)" if close and close != [miss] else repr(miss)
 
 
-def is_match(pattern: str, name: str, expression: bool) -> bool:
-    """Tell whether a name matches: an expression the whole of it, a name its end as well."""
+def is_match(pattern: str, name: str, expression: bool = False) -> bool:
+    """Whether a name matches an expression entirely, or a pattern entirely or at its end."""
     if expression:
         return re.fullmatch(pattern, name) is not None
     return name == pattern or name.endswith(f".{pattern}")
+
+
+def is_any_match(patterns: Patterns, name: str) -> bool:
+    """Whether one of some patterns matches a name."""
+    if isinstance(patterns, str):
+        return is_match(patterns, name, expression=True)
+    return any(is_match(pattern, name) for pattern in patterns)
+
+
+def is_glob_match(patterns: Iterable[str], name: str) -> bool:
+    """Whether one of some patterns with * matches a name, or the end of it after a dot."""
+    return any(fnmatchcase(name, p) or fnmatchcase(name, f"*.{p}") for p in patterns)
+
+
+def first_value(table: Mapping[str, V], name: str, default: V) -> V:
+    """Return the value of the first expression in a table that matches a name, or its end."""
+    for pattern, value in table.items():
+        if re.fullmatch(END_OF_NAME.format(pattern), name):
+            return value
+    return default
+
+
+def exact(names: Sequence[str], among: Iterable[str]) -> str | tuple[str, ...]:
+    """Return patterns that match `names` and no others: the names, or if need be an expression."""
+    wanted = set(names)
+    if all(name in wanted or not is_any_match(names, name) for name in among):
+        return tuple(names)
+    return f"({'|'.join(map(re.escape, names))})"
+
+
+def exact_key(name: str) -> str:
+    """Return a key for `first_value` that matches this name, and no others that end in it."""
+    return f"^{re.escape(name)}"

@@ -1,4 +1,4 @@
-"""LoRAScaling: what the product B A is multiplied by."""
+"""LoRAScaling: the factor of the product B A; and checks of ranks, alphas and sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LoRAScaling(enum.Enum):
-    """What the product B A is multiplied by."""
+    """The choice of how the factor of B A depends on alpha and the rank."""
 
     STANDARD = "standard"
     """alpha / rank (Hu et al., 2021)."""
@@ -27,11 +27,11 @@ class LoRAScaling(enum.Enum):
         return str(self)
 
     def scale(self, alpha: float, rank: int) -> float:
-        """The factor for an alpha and a rank."""
+        """Return the factor for an alpha and a rank."""
         return alpha / self._divisor(rank)
 
     def alpha(self, scale: float, rank: int) -> float:
-        """The alpha for a factor and a rank, but for rounding."""
+        """Return the alpha that gives a factor at a rank, up to rounding."""
         return scale * self._divisor(rank)
 
     def _divisor(self, rank: int) -> float:
@@ -39,7 +39,7 @@ class LoRAScaling(enum.Enum):
 
 
 def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
-    """Refuse a rank that is no positive integer, and an alpha that is no positive number.
+    """Check that the rank is a positive integer, and alpha a positive number.
 
     Raises:
         TypeError: if the rank is no integer, or alpha no number.
@@ -52,17 +52,13 @@ def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Refuse what is no real number.
-
-    Raises:
-        TypeError: in that case.
-    """
+    """Raise a TypeError unless `value` is a real number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 def check_size(name: str, value: Any) -> int:
-    """`value` as a positive int.
+    """Return `value` as a positive int.
 
     Raises:
         TypeError: if it is no integer.

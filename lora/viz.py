@@ -1,6 +1,6 @@
-"""Pictures of what LoRA has changed: where in a model, how much, and in how many directions.
+"""Pictures of the changes by LoRA: where in a model, how large, and in how many directions.
 
-They need matplotlib, which is imported by the first one.
+They need matplotlib, which the first one imports.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.spectrum import Spectral
-from lora.update import LayerUpdate, check_finite, chosen, updates
+from lora.spectra import LayerUpdate, Spectral, changed_layers, check_finite, updates
 from minigrad.core.grad_mode import no_grad
 from minigrad.nn import Module
 
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_change", "plot_factors", "plot_singular_values"]
 
-_MOST_LINES = 8  # that differ in their markers and have a legend
-_MOST_CELLS = 400  # that have their number in them
+_MOST_LINES = 8  # more lines have no markers of their own and no legend
+_MOST_CELLS = 400  # more cells have no number in them
 _MOST_SHOWN = 400  # rows and columns of a matrix; of more, blocks are shown
 _MARKERS = "os^Dv<>P"
 _SMALLEST = 1e-9  # of the largest singular value; what is below is rounding
@@ -41,19 +40,19 @@ def plot_singular_values(
     At the left a line for each layer, which ends at its rank: B A has no more. At the right the
     effective rank of each, exp of the entropy of its singular values, as a part of the rank.
 
-    To look at a model that was trained whole in the same way, let `lora.extract` make an adapter of
-    the difference, of a rank as high as its layers are wide.
+    To look in this manner at a model of which all parameters were trained, let `lora.extract` make
+    an adapter of the difference, with a rank as high as its layers are wide.
 
     Args:
         model: with adapters.
         adapter: its name; None for the sum of all that are active.
-        path: where to save the picture, a PNG, SVG or PDF; None for nowhere.
+        path: a PNG, SVG or PDF file to save the picture to; None for none.
 
     Raises:
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
         ValueError: if it has no such adapter, all updates are 0, or there is NaN or Inf in one; or
-            the path is that of no picture.
+            the path has another suffix.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 
@@ -66,13 +65,13 @@ def plot_singular_values(
     figure = Picture(11, 2.2 + 0.28 * min(max(len(found), 9), 60), path)
     spectra, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     draw_spectra(spectra, found)
-    places = range(len(found))
+    positions = range(len(found))
     effective = [update.effective_rank for update in found]
     ranks = [update.rank for update in found]
-    bars.barh(places, ranks, color="white", edgecolor="0.5", label="rank, at most")
-    bars.barh(places, effective, color=BLUE, height=0.5, label="effective rank")
-    for place, (rank, value) in enumerate(zip(ranks, effective, strict=True)):
-        bars.text(rank + 0.02 * max(ranks), place, f"{value:.1f}", va="center")
+    bars.barh(positions, ranks, color="white", edgecolor="0.5", label="rank, at most")
+    bars.barh(positions, effective, color=BLUE, height=0.5, label="effective rank")
+    for position, (rank, value) in enumerate(zip(ranks, effective, strict=True)):
+        bars.text(rank + 0.02 * max(ranks), position, f"{value:.1f}", va="center")
     name_rows(bars.yaxis, [update.name for update in found])
     bars.set_ylim(len(found) - 0.4, -0.6)
     bars.set_title("Effective rank", loc="left")
@@ -97,12 +96,12 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     shades = matplotlib.colormaps[SIZES](np.linspace(0, 0.8, len(found)))
     top = max((value for update in found for value in update.singular_values), default=0.0)
     few = len(found) <= _MOST_LINES
-    for place, (update, shade) in enumerate(zip(found, shades, strict=True)):
+    for line, (update, shade) in enumerate(zip(found, shades, strict=True)):
         values = [value for value in update.singular_values if value > _SMALLEST * top]
         axes.plot(
             range(1, len(values) + 1),
             values,
-            marker=_MARKERS[place] if few else "o",
+            marker=_MARKERS[line] if few else "o",
             color=shade,
             markersize=5 if few else 3,
             linewidth=1.5 if few else 1,
@@ -140,52 +139,57 @@ def plot_factors(
     adapter: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Picture:
-    """Draw A, B and s B A of one layer, placed as in the product: a row of B, a column of A.
+    """Draw A, B and s B A of one layer, arranged as in the product: a row of B, a column of A.
 
-    Each has a scale of its own, from minus to plus its largest number. Of a matrix that is larger
-    than the picture, a dot is the number furthest from 0 in a block. DoRA's magnitude is left
-    aside.
+    Each has a scale of its own, from minus to plus its largest element. If a matrix is larger than
+    the picture, a dot is the element furthest from 0 in a block. DoRA's magnitude is left out.
 
     Args:
         model: with adapters.
         layer: its name in the model.
         adapter: its name; None for the one that is active.
-        path: where to save the picture, a PNG, SVG or PDF; None for nowhere.
+        path: a PNG, SVG or PDF file to save the picture to; None for none.
 
     Raises:
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
         ValueError: if it has no such adapter, or the layer does not have it, or several are active;
-            there is NaN or Inf in it; or the path is that of no picture.
+            there is NaN or Inf in it; or the path has another suffix.
     """
     from minigrad.viz.figure import Picture
 
-    layers = {name: (where, names) for name, where, names in chosen(model, adapter)}
+    layers = {name: (adapted, names) for name, adapted, names in changed_layers(model, adapter)}
     if layer not in layers:
         raise ValueError(
             f"no adapter changes a layer {layer!r}; those that are changed: {', '.join(layers)}"
         )
-    where, names = layers[layer]
+    adapted, names = layers[layer]
     if len(names) > 1:
         raise ValueError(
             f"the adapters {', '.join(map(repr, names))} are active in {layer}; say which one to "
             f"draw: adapter={names[0]!r}"
         )
-    chosen_one = where.adapters[names[0]]
+    chosen = adapted.adapters[names[0]]
     with no_grad():
-        a, b = (factor._data.astype(np.float64) for factor in chosen_one.factors())
+        a, b = (factor._data.astype(np.float64) for factor in chosen.factors())
     check_finite(layer, a, b)
     figure = Picture(9, 7.5, path)
-    rank, (d_out, d_in) = len(a), where.weight.shape
+    rank, (d_out, d_in) = len(a), adapted.weight.shape
     (corner, top), (left, middle) = figure.subplots(2, 2, width_ratios=(1, 3), height_ratios=(1, 3))
     corner.set_axis_off()
     signs = (
-        f"dW = s B A\nrank {rank}, s = {chosen_one.scale:.4g}\n\ndark: below 0\n"
-        f"grey: 0\nlight: above 0"
+        f"dW = s B A\nrank {rank}, s = {chosen.scale:.4g}\n\ndark: below 0\ngrey: 0\nlight: above 0"
     )
     corner.text(0.5, 0.5, signs, ha="center", va="center", linespacing=1.4)
-    change = chosen_one.scale * (b @ a)
-    figure.suptitle(f"{layer}: {_most_changed(change)}", weight="bold")
+    change = chosen.scale * (b @ a)
+    largest = np.abs(change).max(initial=0.0)
+    title = f"{layer}: nothing has changed yet"
+    if largest:
+        squares = np.square(change / largest).sum(axis=1)
+        most = int(np.argmax(squares))
+        share = squares[most] / squares.sum()
+        title = f"{layer}: output {most} changes most, by {share:.0%} of |dW|²"
+    figure.suptitle(title, weight="bold")
     _draw_matrix(top, a, f"A, {rank} x {d_in}")
     _draw_matrix(left, b, f"B, {d_out} x {rank}")
     _draw_matrix(middle, change, f"s B A, {d_out} x {d_in}")
@@ -193,16 +197,6 @@ def plot_factors(
     left.set(xlabel="direction", ylabel="output")
     middle.set_xlabel("input")
     return figure.saved()
-
-
-def _most_changed(change: Array) -> str:
-    """Which row of dW changes most, and how much of it all that is."""
-    largest = np.abs(change).max(initial=0.0)
-    if not largest:
-        return "nothing has changed yet"
-    squares = np.square(change / largest).sum(axis=1)
-    most = int(np.argmax(squares))
-    return f"output {most} changes most, by {squares[most] / squares.sum():.0%} of |dW|²"
 
 
 def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
@@ -225,10 +219,10 @@ def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
 
 
 def _thinned(matrix: Array) -> Array:
-    """The number that is furthest from 0 in each block of a matrix too large for a picture."""
+    """Choose the element furthest from 0 in each block of a matrix too large for a picture."""
     for axis, count in enumerate(matrix.shape):
-        kept = min(count, _MOST_SHOWN)
-        starts = np.arange(kept) * count // kept
+        blocks = min(count, _MOST_SHOWN)
+        starts = np.arange(blocks) * count // blocks
         highest = np.maximum.reduceat(matrix, starts, axis)
         lowest = np.minimum.reduceat(matrix, starts, axis)
         matrix = np.where(highest > -lowest, highest, lowest)
@@ -246,13 +240,13 @@ def plot_change(
     Args:
         model: with adapters.
         adapter: its name; None for the sum of all that are active.
-        path: where to save the picture, a PNG, SVG or PDF; None for nowhere.
+        path: a PNG, SVG or PDF file to save the picture to; None for none.
 
     Raises:
         ImportError: without matplotlib.
         TypeError: if the model is no Module.
-        ValueError: if it has no such adapter, or there is NaN or Inf in one; or the path is that of
-            no picture.
+        ValueError: if it has no such adapter, there is NaN or Inf in one, or the path has another
+            suffix.
     """
     import matplotlib
 
@@ -289,24 +283,24 @@ def plot_change(
 
 
 def _percent(share: float) -> str:
-    """To three digits, or to all of a large number."""
+    """Format a share to three digits, or to all of a large number."""
     return f"{100 * share:,.0f}" if share >= 10 else f"{100 * share:.3g}"
 
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
-    """Depths, kinds, and shares `(depths, kinds)`, nan where there is no layer."""
-    places = [_place(update.name) for update in found]
-    numbered = sorted({depth for depth, _ in places if depth is not None})
-    depths = [*([None] if any(depth is None for depth, _ in places) else []), *numbered]
-    kinds = list(dict.fromkeys(kind for _, kind in places))
+    """Arrange the shares by depth and kind: `(depths, kinds)`, nan where there is no layer."""
+    cells = [_depth_and_kind(update.name) for update in found]
+    numbered = sorted({depth for depth, _ in cells if depth is not None})
+    depths = [*([None] if any(depth is None for depth, _ in cells) else []), *numbered]
+    kinds = list(dict.fromkeys(kind for _, kind in cells))
     shares = np.full((len(depths), len(kinds)), np.nan)
-    for update, (depth, kind) in zip(found, places, strict=True):
+    for update, (depth, kind) in zip(found, cells, strict=True):
         shares[depths.index(depth), kinds.index(kind)] = update.share
     return ["-" if depth is None else str(depth) for depth in depths], kinds, shares
 
 
-def _place(name: str) -> tuple[int | None, str]:
-    """Depth and kind of a layer."""
+def _depth_and_kind(name: str) -> tuple[int | None, str]:
+    """Split the name of a layer into its depth, if it has one, and its kind."""
     parts = name.split(".")
     at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     if at is None:

@@ -1,16 +1,16 @@
 """minigrad: reverse-mode automatic differentiation from scratch, on numpy and numba.
 
-`Tensor` is an array whose derivatives can be asked for; `grad` computes them. In reading order:
+`Tensor` is an array with derivatives; `grad` computes them. In reading order:
 
-    core                 tensors, ops, the graph that ops leave behind, and the walk back through it
+    core                 tensors, ops, the graph that ops leave behind, and backpropagation
     ops                  the table of derivatives
-    functional           what is composed of ops, and needs no rule
-    operators            what a tensor can do
+    functional           functions that are composed of ops, and need no derivative of their own
+    operators            the operators and methods of a tensor
     transforms           derivatives of functions
-    nn, optim, training  models, and how they learn
-    data, metrics, io    what they learn from, how well, and files
+    nn, optim, training  models, optimisers, and the training loop
+    data, metrics, io    tables and batches, measures of quality, and files
     diagnostics, viz     whether a gradient is right, and pictures
-    kernels              the loops over numbers, and the only place that knows numba
+    kernels              the loops over numbers, the only part that uses numba
 """
 
 import sys
@@ -118,4 +118,4 @@ __all__ += ops.__all__
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Ops and compositions, which mypy does not know by a list that is put together."""
+        """Stand for ops and compositions, which mypy cannot know from a list made at run time."""

@@ -1,8 +1,9 @@
 """The command line: `python -m minigrad check`, `warmup` and `config`.
 
-`check` runs gradcheck on a function in a file. `warmup` compiles the kernels ahead, `config` shows
-where they are. What is not compiled ahead is compiled when it is first used, once on a machine; so
-nobody needs to do this. It is for the building of a container, say, or before a class.
+`check` runs gradcheck on a function in a file. `warmup` compiles the kernels ahead, and `config`
+shows the folder where they are. A kernel that is not compiled ahead is compiled at its first use,
+once on a machine, so `warmup` is never necessary. It helps when building a container, or before a
+class.
 """
 
 from __future__ import annotations

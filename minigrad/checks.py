@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,17 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_end: boo
 
 
 def check_probability(name: str, p: float) -> None:
-    """Raise a ValueError unless `p` is in [0, 1], which a nan is not; a TypeError for no number."""
+    """Raise a ValueError unless `p` is in [0, 1], or a TypeError if it is no number."""
     if isinstance(p, bool) or not isinstance(p, numbers.Real):
         raise TypeError(f"{name} is a probability, not {p!r}")
     if not 0 <= p <= 1:
         raise ValueError(f"{name} is a probability, not {p!r}")
+
+
+def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
+    """Raise a ValueError unless `state` is a dict with exactly these keys, a state of `owner`."""
+    if not isinstance(state, Mapping) or set(state) != set(keys):
+        found = sorted(state) if isinstance(state, Mapping) else repr(state)[:60]
+        raise ValueError(
+            f"load_state_dict: a state of {owner} is a dict of {sorted(keys)}, not {found}"
+        )

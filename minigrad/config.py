@@ -1,4 +1,4 @@
-"""What this installation runs on: versions, the processor, threads, compiled kernels."""
+"""The environment of this installation: versions, the processor, threads, compiled kernels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TextIO
 
 
 def show_config(file: TextIO | None = None) -> None:
-    """Print what this installation runs on, as a bug report or a measurement should state it.
+    """Print the environment, as a bug report or a measurement should state it.
 
     Args:
-        file: where to; `sys.stdout` if there is none. For the facts as a dictionary see `config`.
+        file: the stream to print to, by default `sys.stdout`. `config` returns the facts instead.
     """
     facts = config()
     width = max(map(len, facts))
@@ -21,12 +21,16 @@ def show_config(file: TextIO | None = None) -> None:
 
 
 def config() -> dict[str, str]:
-    """The facts that `show_config` prints, by name."""
-    # Here, since with these comes numba, which takes longer to import than all the rest.
+    """Return the facts that `show_config` prints, by name."""
+    # Imported here, because numba takes longer to import than everything else together.
     from minigrad.kernels import cache, jit, micro, threads, vector
 
     width, registers = vector.vector_registers()
     tiles = {f"float{8 * size}": micro.tile_shape(size) for size in (4, 8)}
+    try:
+        layer = threads.threading_layer()
+    except ValueError as error:  # a layer was asked for that this machine does not have
+        layer = f"none: {error}"
     return {
         "minigrad": installed_version("minigrad-lora"),
         "Python": f"{platform.python_version()} on {platform.platform()}",
@@ -34,25 +38,16 @@ def config() -> dict[str, str]:
         "processor": jit.processor(),
         "vectors": f"{width} bytes, {registers} registers",
         "tile": ", ".join(f"{tile.MR} x {tile.NR} {name}" for name, tile in tiles.items()),
-        "compiled": "yes" if jit.JIT_ENABLED else "no, for NUMBA_DISABLE_JIT is set: numpy serves",
+        "compiled": "yes" if jit.JIT_ENABLED else "no: NUMBA_DISABLE_JIT is set, numpy computes",
         "threads": f"{threads.get_num_threads()} of {threads.get_max_threads()}",
-        "threading layer": _layer(),
+        "threading layer": layer,
         "kernels": cache.describe(),
     }
 
 
 def installed_version(distribution: str) -> str:
-    """Return the version of an installed package, or say that it is none."""
+    """Return the version of an installed package, or a text that says that it is none."""
     try:
         return version(distribution)
     except PackageNotFoundError:
         return "not installed as a package"
-
-
-def _layer() -> str:
-    from minigrad.kernels.threads import threading_layer
-
-    try:
-        return threading_layer()
-    except ValueError as error:  # a layer was asked for that this machine does not have
-        return f"none: {error}"

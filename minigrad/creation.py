@@ -1,4 +1,4 @@
-"""Tensors out of nothing. Floats are float32 unless a dtype is given."""
+"""Functions that create tensors. Floats are float32 unless a dtype is given."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Shape = int | Sequence[int]
 
 
 def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
-    """A tensor with a copy of `data`: a number, nested lists of numbers, an array or a Tensor.
+    """Make a tensor with a copy of `data`: a number, nested lists of them, an array or a Tensor.
 
     Python's floats become float32, its ints int64 and bools bool; arrays keep their dtype.
 
     Raises:
-        TypeError: if `data` is not made of numbers, or is to require gradients and is not of
+        TypeError: if `data` is not made of numbers, or if a gradient is required and they are not
             floats.
         ValueError: if lists are ragged.
     """
@@ -29,30 +29,30 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
 
 
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
-    """Zeros of a shape given as `(2, 3)` or `2, 3`."""
+    """Make a tensor of zeros, of a shape given as `(2, 3)` or `2, 3`."""
     return Tensor(np.zeros(_shape(shape), dtype), requires_grad)
 
 
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
-    """Ones of a shape given as `(2, 3)` or `2, 3`."""
+    """Make a tensor of ones, of a shape given as `(2, 3)` or `2, 3`."""
     return Tensor(np.ones(_shape(shape), dtype), requires_grad)
 
 
 def full(
     shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
 ) -> Tensor:
-    """One value everywhere, of the dtype that `tensor(fill_value)` has unless another is given."""
+    """Make a tensor of one value, of the dtype of `tensor(fill_value)` unless one is given."""
     filling = as_array(fill_value, dtype)
     return Tensor(np.full(_shape((shape,)), filling, filling.dtype), requires_grad)
 
 
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
-    """Zeros of the shape and dtype of `x`."""
+    """Make a tensor of zeros with the shape and dtype of `x`."""
     return Tensor(np.zeros(x.shape, dtype or x.dtype), requires_grad)
 
 
 def ones_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
-    """Ones of the shape and dtype of `x`."""
+    """Make a tensor of ones with the shape and dtype of `x`."""
     return Tensor(np.ones(x.shape, dtype or x.dtype), requires_grad)
 
 
@@ -63,7 +63,7 @@ def arange(
     dtype: DTypeLike | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """start, start + step, ... below `stop`; from 0 if only one number is given."""
+    """Return start, start + step, ... below `stop`; from 0 if only one number is given."""
     first, last = (0, start) if stop is None else (start, stop)
     values = np.arange(first, last, step)
     if dtype is None:
@@ -78,14 +78,14 @@ def linspace(
     dtype: DTypeLike = np.float32,
     requires_grad: bool = False,
 ) -> Tensor:
-    """`num` numbers at equal distances, from `start` to `stop` inclusive."""
+    """Return `num` numbers at equal distances, from `start` to `stop` inclusive."""
     return Tensor(np.linspace(start, stop, num).astype(dtype), requires_grad)
 
 
 def eye(
     n: int, m: int | None = None, dtype: DTypeLike = np.float32, requires_grad: bool = False
 ) -> Tensor:
-    """The identity matrix `(n, n)`, or `(n, m)` with ones on its diagonal."""
+    """Return the identity matrix `(n, n)`, or `(n, m)` with ones on its diagonal."""
     return Tensor(np.eye(n, m, dtype=dtype), requires_grad)
 
 
@@ -95,10 +95,9 @@ def randn(
     requires_grad: bool = False,
     rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """Draws from the standard normal distribution."""
-    return Tensor(
-        np.asarray(generator(rng).standard_normal(_shape(shape))).astype(dtype), requires_grad
-    )
+    """Draw from the standard normal distribution."""
+    values = np.asarray(generator(rng).standard_normal(_shape(shape)))
+    return Tensor(values.astype(dtype), requires_grad)
 
 
 def rand(
@@ -107,17 +106,17 @@ def rand(
     requires_grad: bool = False,
     rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """Draws from the uniform distribution on [0, 1)."""
+    """Draw from the uniform distribution on [0, 1)."""
     return Tensor(np.asarray(generator(rng).random(_shape(shape))).astype(dtype), requires_grad)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: np.random.Generator | None = None) -> Tensor:
-    """Draws from the integers `low` to `high` - 1."""
+    """Draw from the integers `low` to `high` - 1."""
     return Tensor(np.asarray(generator(rng).integers(low, high, _shape((shape,)))))
 
 
 def _shape(sizes: tuple[Shape, ...]) -> tuple[int, ...]:
-    """`(2, 3)` for both f(2, 3) and f((2, 3))."""
+    """Return `(2, 3)` for both f(2, 3) and f((2, 3))."""
     if len(sizes) == 1 and isinstance(sizes[0], Sequence):
         return tuple(operator.index(size) for size in sizes[0])
     return tuple(operator.index(size) for size in sizes)  # type: ignore[arg-type]  # ints by now

@@ -19,8 +19,8 @@ Arrays = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Table:
-    """Features and a target, with their names.
+class CSVTable:
+    """The features and the target in a CSV file, with their names.
 
     Attributes:
         x: `(rows, features)`, float32.
@@ -35,13 +35,13 @@ class Table:
     target: str
 
 
-def read_csv(path: str | os.PathLike[str], target: str) -> Table:
-    """Read a CSV file of numbers with a header line; the column `target` is what to predict.
+def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
+    """Read a CSV file of numbers with a header line; the column `target` is to be predicted.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the target is no column, there are no rows, a row has another length, or a
-            value is missing, not a number, or not finite: with the line and the column.
+            value is missing, not a number, or not finite; the message names line and column.
     """
     name = os.fspath(path)
     try:
@@ -70,7 +70,7 @@ def read_csv(path: str | os.PathLike[str], target: str) -> Table:
         raise ValueError(f"{name}: there are no rows below the header")
     values = np.array(parsed, np.float32)
     at = header.index(target)
-    return Table(
+    return CSVTable(
         np.delete(values, at, axis=1),
         values[:, [at]],
         tuple(column for column in header if column != target),
@@ -83,7 +83,7 @@ def _number(text: str, name: str, line: int, column: str) -> float:
     if not text.strip():
         raise ValueError(f"{where}: the value is missing; fill it in, or leave the row out")
     try:
-        value = float(text.replace("_", "?"))  # 1_000 is a number to Python only
+        value = float(text.replace("_", "?"))  # 1_000 is a number in Python only
     except ValueError:
         raise ValueError(
             f"{where}: {text!r} is not a number; encode text columns as numbers, or leave them out"
@@ -103,7 +103,7 @@ def train_test_split(
     Args:
         arrays: arrays with the same number of rows.
         test_size: the share of rows for the test.
-        rng: where the order is drawn from.
+        rng: the generator of the order.
 
     Raises:
         ValueError: if the lengths differ, or one of the two parts would be empty.
@@ -119,7 +119,7 @@ def train_test_split(
 
 @dataclass(frozen=True)
 class Standardizer:
-    """(x - mean) / scale by column, and back; fit it on the training rows only.
+    """A standardiser: (x - mean) / scale by column, and back; fit it on the training rows only.
 
     Attributes:
         mean: the mean of each column.
@@ -131,7 +131,7 @@ class Standardizer:
 
     @classmethod
     def fit(cls, x: Any) -> Standardizer:
-        """The standardiser of the columns of `x`.
+        """Make the standardiser of the columns of `x`.
 
         Raises:
             ValueError: if there are no rows, or a value is not finite.
@@ -140,8 +140,8 @@ class Standardizer:
         _common_length([values])
         if not np.isfinite(values).all():
             raise ValueError("the data have values that are not finite; fill them in first")
-        # In double precision, compared with the first row: the mean of equal numbers rounds, and
-        # would leave a constant column with a tiny scale that blows up whatever else comes later.
+        # A constant column is compared with its first row, because the mean of equal numbers
+        # rounds: a tiny scale, and not 0, would blow up any other value that comes later.
         constant = (values == values[0]).all(axis=0)
         mean = np.where(constant, values[0], values.mean(axis=0, dtype=np.float64))
         scale = np.where(constant, 1.0, values.std(axis=0, dtype=np.float64))
@@ -149,11 +149,11 @@ class Standardizer:
         return cls(mean.astype(dtype), scale.astype(dtype))
 
     def transform(self, x: Any) -> Arrays:
-        """(x - mean) / scale."""
+        """Return (x - mean) / scale."""
         return (as_array(x) - self.mean) / self.scale
 
     def inverse(self, z: Any) -> Arrays:
-        """Back from z: z scale + mean."""
+        """Return z scale + mean, the x of which z is the transform."""
         return as_array(z) * self.scale + self.mean
 
 
@@ -164,7 +164,7 @@ def batches(
     shuffle: bool = True,
     rng: np.random.Generator | None = None,
 ) -> Iterator[list[Arrays]]:
-    """The rows of several arrays in batches of `batch_size`, the last perhaps smaller.
+    """Yield the rows of several arrays in batches of `batch_size`, the last perhaps smaller.
 
     Raises:
         ValueError: if the lengths differ or are 0, or the batch size is not a positive integer.
@@ -178,6 +178,7 @@ def batches(
 
 
 def _common_length(arrays: Sequence[Arrays]) -> int:
+    """Return the number of rows, checked to be the same for all arrays and not 0."""
     if not arrays:
         raise ValueError("there are no arrays")
     if any(array.ndim == 0 for array in arrays):

@@ -1,8 +1,8 @@
-"""Errors that know which function refused its arguments.
+"""Errors that know which function raised them.
 
 The text of such an error begins with the name of the function that the user called. A function that
-calls others may have to put its own name in the place of theirs, or to tell their errors from those
-of numpy: so the name is an attribute too, and nobody takes a text apart.
+calls others may have to replace their names by its own, or to distinguish their errors from those
+of numpy. So the name is an attribute too, and no code has to parse a text.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ E = TypeVar("E", bound=Exception)
 
 
 def op_error(kind: type[E], op: str, message: str) -> E:
-    """Make an error with the text `op: message`, which keeps both as attributes."""
+    """Make an error with the text `op: message`, which has both as attributes."""
     error = kind(f"{op}: {message}")
     vars(error).update(op=op, message=message)
     return error
 
 
 def op_of(error: Exception) -> str | None:
-    """Return the name of the function that refused its arguments, or None for another error."""
+    """Return the name of the function that raised the error, or None for another error."""
     op: str | None = vars(error).get("op")
     return op
 
 
 def message_of(error: Exception) -> str:
-    """Return what an error says, without the name of the function."""
+    """Return the message of an error, without the name of the function."""
     message: str = vars(error).get("message", str(error))
     return message

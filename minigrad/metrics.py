@@ -1,4 +1,4 @@
-"""How good predictions are, of numbers or of classes: functions of prediction and target."""
+"""Measures of predictions, of numbers or of classes: functions of prediction and target."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from minigrad.core.tensor import as_array
 
 
 def mse(prediction: Any, target: Any) -> float:
-    """The mean squared error."""
+    """Return the mean squared error."""
     return float(np.mean(_errors(prediction, target) ** 2))
 
 
 def rmse(prediction: Any, target: Any) -> float:
-    """The root of the mean squared error, in the unit of the target."""
+    """Return the root of the mean squared error, in the unit of the target."""
     return float(np.sqrt(mse(prediction, target)))
 
 
 def mae(prediction: Any, target: Any) -> float:
-    """The mean absolute error, in the unit of the target."""
+    """Return the mean absolute error, in the unit of the target."""
     return float(np.mean(np.abs(_errors(prediction, target))))
 
 
 def r2(prediction: Any, target: Any) -> float:
-    """The share of the target's variance that is explained, 1 - SS_error / SS_total.
+    """Return the share of the target's variance that is explained, 1 - SS_error / SS_total.
 
-    1 is perfect, 0 as good as the mean of the target (of each column, if there are several), and
-    there is no lower bound.
+    1 is perfect, 0 is as good as predicting the mean of the target (of each column, if there are
+    several), and there is no lower bound.
 
     Raises:
         ValueError: if the target is constant, for which the share is not defined.
@@ -41,7 +41,9 @@ def r2(prediction: Any, target: Any) -> float:
 
 
 def accuracy(prediction: Any, target: Any) -> float:
-    """The share of targets whose class has the highest score: `(..., classes)` and `(...)`.
+    """Return the share of targets whose class has the highest score.
+
+    The shapes of prediction and target are `(..., classes)` and `(...)`.
 
     Raises:
         TypeError: if the targets are not integers.

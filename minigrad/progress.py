@@ -1,4 +1,4 @@
-"""The progress bar of what may take longer than a second or two."""
+"""The progress bar of work that may take longer than a second or two."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 def progress_bar(
     items: Iterable[Any] | None = None, *, what: str, unit: str, shown: bool, **options: Any
 ) -> tqdm[Any]:
-    """A tqdm over `items`, that shows after a second, in a terminal or notebook, and then goes.
+    """Return a tqdm over `items`, which appears after a second and disappears at the end.
+
+    It is shown in a terminal or a notebook, and not where the output goes to a file.
 
     Args:
-        items: to go through; None for a bar that is updated by hand.
-        what: is done.
-        unit: what one item is.
-        shown: whether there is to be a bar.
-        options: others of tqdm's, such as `total`, or in place of these.
+        items: the items to go through; None for a bar that is updated by hand.
+        what: the description of the work.
+        unit: the name of one item.
+        shown: whether to show a bar.
+        options: other options of tqdm, such as `total`, which override these.
     """
     with warnings.catch_warnings():
-        # Where a notebook has no widgets, there is a bar of text instead, which needs no warning.
+        # A notebook without widgets gets a bar of text instead, which needs no warning.
         warnings.filterwarnings("ignore", message="IProgress not found")
         from tqdm.auto import tqdm  # takes a tenth of a second to import
 
@@ -32,11 +34,11 @@ def progress_bar(
     if not shown:
         usual["disable"] = True
     elif not _in_a_notebook():
-        usual["disable"] = None  # where it would go to a file; to tqdm, so does a notebook's
+        usual["disable"] = None  # tqdm hides it in a file then, which a notebook is to tqdm as well
     return tqdm(items, **{**usual, **options})
 
 
 def _in_a_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Return whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

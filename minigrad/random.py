@@ -1,8 +1,8 @@
-"""Where randomness enters: one default generator, and `rng=` wherever something is drawn.
+"""Random numbers: one default generator, and `rng=` in every function that draws.
 
 Every function that draws takes a keyword `rng`. With None it draws from the default generator,
-which `manual_seed` restarts. All of them ask `generator` for it, so that a checkpoint can see which
-generators a function has used, and replay it with the same numbers.
+which `manual_seed` restarts. All of them call `generator`, so that a checkpoint can see which
+generators a function has used, and run it again with the same random numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from minigrad.core.grad_mode import mode
 
 _default = np.random.default_rng()
-_seed: int | None = None  # of the default generator since it was restarted
+_seed: int | None = None  # the last seed of `manual_seed`
 
 
 def manual_seed(seed: int) -> np.random.Generator:
@@ -25,7 +25,7 @@ def manual_seed(seed: int) -> np.random.Generator:
 
 
 def seed_of(rng: np.random.Generator | None = None) -> int | None:
-    """What a generator, or the default one, began from; None where that is no single number."""
+    """Return the seed of a generator, or of the default one; None if it is no single number."""
     if (rng is None or rng is _default) and _seed is not None:
         return _seed
     sequence = (_default if rng is None else rng).bit_generator.seed_seq
@@ -35,10 +35,10 @@ def seed_of(rng: np.random.Generator | None = None) -> int | None:
 
 
 def generator(rng: np.random.Generator | None = None) -> np.random.Generator:
-    """`rng` itself, or the default generator for None.
+    """Return `rng` itself, or the default generator for None.
 
     Raises:
-        TypeError: for anything else; a seed is not a generator, `np.random.default_rng(seed)` is.
+        TypeError: if it is anything else; a seed is no generator, `np.random.default_rng(seed)` is.
     """
     if rng is None:
         rng = _default
@@ -52,14 +52,14 @@ def generator(rng: np.random.Generator | None = None) -> np.random.Generator:
     return rng
 
 
-# Those whose raw numbers have 64 bits; of MT19937 they have 32, and of others who knows.
-_WHOLE = (np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
+# Their raw numbers have 64 bits; those of MT19937 have 32, those of others are unknown.
+_RAW_64_BITS = (np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
 
 
 def words(rng: np.random.Generator, count: int) -> NDArray[np.uint16]:
-    """`count` random numbers of 16 bits, four of which take no longer than one `rng.random()`."""
+    """Draw `count` random numbers of 16 bits; four take no longer than one `rng.random()`."""
     size = -(-count // 4)
-    if isinstance(rng.bit_generator, _WHOLE):
+    if isinstance(rng.bit_generator, _RAW_64_BITS):
         drawn = rng.bit_generator.random_raw(size)
     else:
         drawn = rng.integers(0, 2**64 - 1, size, np.uint64, endpoint=True)

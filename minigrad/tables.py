@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def in_flops(count: float) -> str:
-    """FLOPs with a unit: 1 kFLOP is 1000."""
+    """Format a number of FLOPs with a unit: 1 kFLOP is 1000."""
     return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
 
 
 def in_bytes(count: float) -> str:
-    """Bytes with a unit: 1 KiB is 1024."""
+    """Format a number of bytes with a unit: 1 KiB is 1024."""
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
@@ -26,25 +26,29 @@ def _scaled(count: float, base: int, units: Sequence[str]) -> str:
 def aligned(
     head: Sequence[str], rows: Sequence[Sequence[str]], left: int | None = None
 ) -> list[str]:
-    """The lines of a table: its first `left` columns begin at the left, the others end right.
+    """Return the lines of a table.
 
-    None stands for all columns.
+    Its first `left` columns are aligned at the left, the others at the right; None for all columns
+    at the left.
     """
     left = len(head) if left is None else left
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    # A row of one cell alone runs over all columns.
+    full = [head, *(row for row in rows if len(row) == len(head))]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     return [
         "  ".join(
             cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(row, widths, strict=len(row) > 1))
         ).rstrip()
         for row in (head, *rows)
     ]
 
 
 def as_html(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table for a notebook."""
-    lines = [
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-        for tag, row in (("th", head), *(("td", row) for row in rows))
-    ]
+    """Return the same table as HTML, for a notebook."""
+    lines = []
+    for tag, row in (("th", head), *(("td", row) for row in rows)):
+        span = f' colspan="{len(head)}"' if len(row) < len(head) else ""
+        cells = "".join(f"<{tag}{span}>{html.escape(cell)}</{tag}>" for cell in row)
+        lines.append(f"<tr>{cells}</tr>")
     return f"<table><caption>{html.escape(caption)}</caption>{''.join(lines)}</table>"

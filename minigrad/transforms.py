@@ -1,26 +1,26 @@
 """Functions of functions: gradients, Jacobians, Hessians, and products with these.
 
-`minigrad.grad` differentiates a result that is there. A transform is handed the function itself:
+`minigrad.grad` differentiates a result. A transform takes the function itself:
 
     value, gradient = value_and_grad(lambda x: x**3)(2.0)           # 8 and 12
     H = hessian(lambda x: (x**3).sum())(np.array([1.0, 2.0]))       # [[6, 0], [0, 12]]
 
-Two rules make transforms right when they are nested.
+Two properties make transforms right when they are nested.
 
-- f runs on inputs of its own: the same values at new places in the graph, linked to the old ones.
-  So a tensor that f is handed and the same tensor that f closes over are two things, and the
-  derivative by one does not leak into that by the other (perturbation confusion, Siskind and
-  Pearlmutter, 2005), while an outer derivative finds its way through both.
+- f runs on inputs of its own: the same values at new nodes of the graph, linked to the old ones.
+  So a tensor that is an argument of f and the same tensor that f closes over are two things, and
+  the derivative by one does not leak into that by the other (perturbation confusion, Siskind and
+  Pearlmutter, 2005), while an outer derivative passes through both.
 - A result is a part of the graph if something outside can ask for its derivative: grad mode is on,
-  and what f computed depends on a place that is older than f's inputs, be it an argument that
-  requires a gradient, a tensor that f closes over, or the input of an outer transform. Else the
-  result is detached, and the backward pass is the plain one, on arrays. So to differentiate a
-  model by its input alone, do it under `no_grad()`.
+  and the result depends on a node that is older than f's inputs, be it an argument that requires a
+  gradient, a tensor that f closes over, or the input of an outer transform. Else the result is
+  detached, and the backward pass is the plain one, on arrays. So to differentiate a model by its
+  input alone, do it under `no_grad()`.
 
-The arguments that f is differentiated by are Tensors, arrays or numbers, of floats. f is handed a
-Tensor for each of them and for any other positional array of floats; all else, and what is passed
-by keyword, it is handed as it is. An argument that the result does not depend on has derivative
-zero. Nobody's `.grad` and nobody's `requires_grad` is touched.
+The arguments that f is differentiated by are Tensors, arrays or numbers, of floats. f receives a
+Tensor for each of them and for any other positional array of floats; all other arguments, and those
+passed by keyword, it receives as they are. An argument that the result does not depend on has
+derivative zero. No tensor's `.grad` or `requires_grad` is changed.
 """
 
 from __future__ import annotations
@@ -41,19 +41,20 @@ from minigrad.versions import clock
 Function = Callable[..., Any]
 Argnums = int | Sequence[int]
 
-# What a column of a Jacobian costs in rows, about: it takes a derivative of second order.
-_ROWS_PER_COLUMN = 3
+# A column of a Jacobian costs about as much as so many rows: it takes a second derivative.
+ROWS_PER_COLUMN = 3
 
 
 def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> Function:
-    """A function of f's arguments that returns `(f(x), df/dx)`.
+    """Return a function of f's arguments that returns `(f(x), df/dx)`.
 
     Args:
         f: a function that returns a Tensor of one element.
         argnums: the position of the argument to differentiate by; for several positions, the
             gradient is a tuple.
-        has_aux: f returns `(value, aux)`, and the result is `((value, aux), gradient)`. Tensors in
-            `aux`, also within tuples, lists and dicts, are detached under the same rule as `value`.
+        has_aux: whether f returns `(value, aux)`; then the result is `((value, aux), gradient)`.
+            Tensors in `aux`, also within tuples, lists and dicts, are detached where `value` would
+            be.
 
     Raises:
         TypeError: if `argnums` are not ints; when called, if the argument is not of floats, or f
@@ -68,7 +69,7 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
 
 
 def vjp(f: Function, *primals: Array) -> tuple[Tensor, Callable[[Array], tuple[Tensor, ...]]]:
-    """The value of f at `primals` and its pullback, v -> v^T J with J = df/dx.
+    """Return the value of f at `primals` and its pullback, v -> v^T J with J = df/dx.
 
     `pullback(v)` takes v of the value's shape and returns a tuple, one Tensor for each primal. It
     may be called any number of times, and keeps the graph of f.
@@ -82,7 +83,7 @@ def vjp(f: Function, *primals: Array) -> tuple[Tensor, Callable[[Array], tuple[T
     """
     run = _Run("vjp", f, range(len(primals)), primals)
     out = _checked("vjp", run.out)
-    wanted = run.is_wanted(out)
+    wanted = run.can_be_differentiated(out)
 
     def pullback(v: Array) -> tuple[Tensor, ...]:
         cotangent = _tensor(v, "vjp: the pullback's v", like=out)
@@ -93,11 +94,11 @@ def vjp(f: Function, *primals: Array) -> tuple[Tensor, Callable[[Array], tuple[T
 
 
 def jvp(f: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
-    """The value of f at `primals` and J v, its derivative in the direction of the tangents v.
+    """Return f at `primals` and J v, its derivative in the direction of the tangents v.
 
-    Both are a tensor each, or a tuple or list each. It takes two backward passes and no rules of
-    forward mode: the vjp u^T J is linear in u, and its derivative by u in the direction v is J v
-    (the double-backward trick, Townsend, 2017).
+    Primals and tangents are a tensor each, or a tuple or list each. It takes two backward passes
+    and no forward mode: the VJP u^T J is linear in u, and its derivative by u in the direction v is
+    J v (the double-backward trick, Townsend, 2017).
 
         value, derivative = jvp(minigrad.exp, x, v)        # exp(x) and exp(x) * v
 
@@ -108,14 +109,14 @@ def jvp(f: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
     xs, vs = _paired("jvp", primals, tangents)
     run = _Run("jvp", f, range(len(xs)), xs)
     out = _checked("jvp", run.out)
-    wanted = run.is_wanted(out)
+    wanted = run.can_be_differentiated(out)
     u, pulled = run.transposed(out)
-    (product,) = run.pull(pulled, vs, [u], wanted or run.is_wanted(*vs))
+    (product,) = run.pull(pulled, vs, [u], wanted or run.can_be_differentiated(*vs))
     return (out if wanted else out.detach()), product
 
 
 def hvp(f: Function, primals: Any, tangents: Any) -> Any:
-    """H v, the Hessian of a scalar f at `primals` times the tangents v, without forming H.
+    """Return H v, the Hessian of a scalar f at `primals` times the tangents v, without forming H.
 
     It is the gradient of <df/dx, v>, a backward pass through a backward pass, and costs a few times
     what f does (Pearlmutter, 1994). Primals and tangents are a tensor each, or a tuple or list
@@ -129,15 +130,15 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
     """
     xs, vs = _paired("hvp", primals, tangents)
     run = _Run("hvp", _gradients_of("hvp", f, range(len(xs))), range(len(xs)), xs)
-    products = run.pull(run.out, vs, run.inputs, run.is_wanted(*run.out, *vs))
+    products = run.pull(run.out, vs, run.inputs, run.can_be_differentiated(*run.out, *vs))
     return products if isinstance(primals, (tuple, list)) else products[0]
 
 
 def jacobian(f: Function, argnums: Argnums = 0) -> Function:
-    """A function of f's arguments that returns J[i, j] = df_i / dx_j, of shape f's + x's.
+    """Return a function of f's arguments that returns J[i, j] = df_i / dx_j, of shape f's + x's.
 
-    For several `argnums` it returns a tuple. A row is a vjp; where x has far fewer elements than
-    the value, J is computed by columns instead, each a jvp.
+    For several `argnums` it returns a tuple. A row is a VJP; where x has far fewer elements than
+    the value, J is computed by columns instead, each a JVP.
 
         J = jacobian(lambda x: A @ x)(x)        # A
 
@@ -150,8 +151,8 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
     def transformed(*args: Any, **kwargs: Any) -> Any:
         run = _Run("jacobian", f, argnums, args, kwargs)
         out = _checked("jacobian", run.out)
-        record = run.is_wanted(out)
-        if out.size <= _ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
+        record = run.can_be_differentiated(out)
+        if out.size <= ROWS_PER_COLUMN * sum(x.size for x in run.inputs):
             return _as_asked(run.rows(out, run.inputs, record), argnums)
         u, pulled = run.transposed(out)
         columns = [run.rows(g, [u], record)[0] for g in pulled]
@@ -163,7 +164,9 @@ def jacobian(f: Function, argnums: Argnums = 0) -> Function:
 
 
 def hessian(f: Function, argnums: Argnums = 0) -> Function:
-    """A function of f's arguments that returns H[i, j] = d^2 f / dx_i dx_j, of shape x's + x's.
+    """Return a function of f's arguments that returns H[i, j] = d^2 f / dx_i dx_j.
+
+    H has the shape x's + x's.
 
     It is the Jacobian of the gradient. For several `argnums` it returns a tuple of tuples of
     blocks: `H[a][b]` is d^2 f / dx dy for x at `argnums[a]` and y at `argnums[b]`.
@@ -176,7 +179,7 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
         run = _Run("hessian", _gradients_of("hessian", f, argnums), argnums, args, kwargs)
-        record = run.is_wanted(*run.out)
+        record = run.can_be_differentiated(*run.out)
         blocks = [_as_asked(run.rows(g, run.inputs, record), argnums) for g in run.out]
         return _as_asked(blocks, argnums)
 
@@ -184,12 +187,12 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
 
 
 class _Run:
-    """A run of f on inputs at places of their own.
+    """A run of f on inputs at nodes of their own.
 
     Attributes:
-        inputs: what to differentiate by, as f was handed it.
-        older: the places that were there before; none depends on `inputs`, so walks end there.
-        out: what f returned.
+        inputs: the arguments of f to differentiate by.
+        older: the nodes made before these; none depends on `inputs`, so walks end there.
+        out: the result of f.
     """
 
     def __init__(
@@ -200,7 +203,15 @@ class _Run:
                 f"{name}: f must be a function of tensors, not {_described(f)}; "
                 f"minigrad.grad(output, input) differentiates a result"
             )
-        positions = _positions(name, argnums, len(args))
+        numbers, count = _numbers(name, argnums), len(args)
+        if not numbers or not all(-count <= n < count for n in numbers):
+            raise ValueError(
+                f"{name}: argnums is {argnums}, and there are {count} positional arguments; name "
+                f"at least one of these (an argument passed by keyword is not one)"
+            )
+        positions = [n % count for n in numbers]
+        if len(set(positions)) < len(positions):
+            raise ValueError(f"{name}: argnums {argnums} names an argument twice")
         arguments = [
             Tensor(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in args
         ]
@@ -215,15 +226,15 @@ class _Run:
             self.inputs: list[Tensor] = [arguments[i] for i in positions]
             self.out: Any = f(*arguments, **(kwargs or {}))
 
-    def is_wanted(self, *results: Tensor) -> bool:
-        """Whether something outside can ask for the derivative of one of `results`."""
+    def can_be_differentiated(self, *results: Tensor) -> bool:
+        """Return whether something outside can ask for the derivative of one of `results`."""
         roots = [result.node for result in results if result.node is not None]
         return self.enabled and any(node in self.older for node in reachable(roots, self.older))
 
     def detached(self, value: Any) -> Any:
-        """`value`, in which Tensors are detached unless something outside wants them."""
+        """Detach the Tensors in `value`, except where something outside can differentiate them."""
         if isinstance(value, Tensor):
-            return value if self.is_wanted(value) else value.detach()
+            return value if self.can_be_differentiated(value) else value.detach()
         if type(value) in (tuple, list):
             return type(value)(map(self.detached, value))
         return {k: self.detached(v) for k, v in value.items()} if type(value) is dict else value
@@ -236,7 +247,7 @@ class _Run:
         record: bool,
         retain: bool = False,
     ) -> tuple[Tensor, ...]:
-        """The sum over `outputs` of v^T J for each input, part of the graph if `record` is set."""
+        """Return the sum over `outputs` of v^T J for each input, recorded if `record` is set."""
         pending: dict[Node, Any] = {}
         for output, cotangent in zip(outputs, cotangents, strict=True):
             if (node := output.node) is not None:
@@ -256,12 +267,12 @@ class _Run:
         )
 
     def transposed(self, out: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """A leaf u, and u^T J to be differentiated by it; the value of u does not matter."""
+        """Return a leaf u, whose value does not matter, and u^T J to be differentiated by it."""
         u = Tensor(np.zeros_like(out._data), requires_grad=True)
         return u, self.pull([out], [u], self.inputs, record=True)
 
     def rows(self, out: Tensor, inputs: Sequence[Tensor], record: bool) -> list[Tensor]:
-        """The Jacobian of `out` by each input, row by row."""
+        """Return the Jacobian of `out` by each input, computed row by row."""
         pulled = []
         for i in range(out.size):
             v = np.zeros_like(out._data)
@@ -304,7 +315,7 @@ def _value_and_grad(
             f"{name}: f must return one element, not {out.describe()}; reduce it with .sum() or "
             f".mean(), or take the derivatives of all elements with `jacobian`"
         )
-    record = run.is_wanted(out)
+    record = run.can_be_differentiated(out)
     value = out if record else out.detach()
     one = Tensor(np.ones_like(out._data))
     # `aux` may lie on the same graph, and must not find it freed.
@@ -313,18 +324,21 @@ def _value_and_grad(
 
 
 def _gradients_of(name: str, f: Function, argnums: Argnums) -> Function:
-    """A function of f's arguments that returns the tuple of gradients."""
+    """Return a function of f's arguments that returns the tuple of gradients."""
     several = argnums if isinstance(argnums, Sequence) else (argnums,)
     return lambda *args, **kwargs: _value_and_grad(name, f, several, args, kwargs)[1]
 
 
 def _as_asked(results: Sequence[Any], argnums: Argnums) -> Any:
-    """A tuple for several `argnums`, one result for one."""
+    """Return a tuple for several `argnums`, one result for one."""
     return tuple(results) if isinstance(argnums, Sequence) else results[0]
 
 
 def _numbers(name: str, argnums: Any) -> Sequence[int]:
-    """`argnums` as a sequence; a Tensor here is mostly one that f is meant to be called on."""
+    """Return `argnums` as a sequence of ints.
+
+    A Tensor here is mostly an argument of f: the message says how the call is meant.
+    """
     numbers = argnums if isinstance(argnums, Sequence) else (argnums,)
     if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in numbers):
         raise TypeError(
@@ -334,22 +348,8 @@ def _numbers(name: str, argnums: Any) -> Sequence[int]:
     return numbers
 
 
-def _positions(name: str, argnums: Any, count: int) -> list[int]:
-    """`argnums` as a list of positions among `count` arguments, counted from the front."""
-    numbers = _numbers(name, argnums)
-    if not numbers or not all(-count <= n < count for n in numbers):
-        raise ValueError(
-            f"{name}: argnums is {argnums}, and there are {count} positional arguments; name at "
-            f"least one of these (an argument passed by keyword is not one)"
-        )
-    positions = [n % count for n in numbers]
-    if len(set(positions)) < len(positions):
-        raise ValueError(f"{name}: argnums {argnums} names an argument twice")
-    return positions
-
-
 def _paired(name: str, primals: Any, tangents: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Primals and tangents, checked against each other, as lists."""
+    """Return primals and tangents as lists, checked against each other."""
     several = isinstance(primals, (tuple, list))
     if several != isinstance(tangents, (tuple, list)):
         raise TypeError(
@@ -366,7 +366,7 @@ def _paired(name: str, primals: Any, tangents: Any) -> tuple[list[Tensor], list[
 
 
 def _tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
-    """`value` as a Tensor of floats, or as a vector that goes with `like`, in its dtype."""
+    """Return `value` as a Tensor of floats; with `like`, checked for its shape, in its dtype."""
     if not isinstance(value, (Tensor, np.ndarray, np.generic, int, float)):
         raise TypeError(
             f"{role} must be a Tensor, an array or a number, not {_described(value)}; pass several "
@@ -387,7 +387,7 @@ def _tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
 
 
 def _checked(name: str, out: Any) -> Tensor:
-    """What f returned, if it is a Tensor of floats."""
+    """Return the result of f, checked to be a Tensor of floats."""
     if not isinstance(out, Tensor) or out.dtype.kind != "f":
         raise TypeError(
             f"{name}: f must return a Tensor of floats, not {_described(out)}; concatenate several "

@@ -1,11 +1,11 @@
-"""When memory was last written: how a graph learns that an array it saved is no longer what it was.
+"""The time of the last write to memory, by which a graph knows whether a saved array has changed.
 
 A backward pass multiplies with arrays that the forward pass saved. If an optimiser has written to
-one in the meantime, the result would be a wrong number without a word. So writes are noted here, by
-block of memory: all views of a block, and all tensors on it, see the same. Nodes of the graph are
-numbered by the same clock, and "was this written after that node was made?" is one comparison.
+one in the meantime, the result would be silently wrong. So writes are noted here, by block of
+memory: all views of a block, and all tensors on it, see the same. Nodes of the graph are numbered
+by the same clock, and "was this written after that node was made?" is one comparison.
 
-Raw writes through `tensor.data[...] = ` are not seen: numpy does not tell.
+Raw writes through `tensor.data[...] = ` are not seen, because numpy does not report them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import weakref
 
 from minigrad.readonly import Array, owner_of, release
 
-# `next` on a count is atomic, so the order holds across threads too.
+# `next` on a count is atomic, so the order is right across threads too.
 clock = itertools.count(1)
 
-# The time of the last write of all, in a list so that others can hold on to it. Where it is older
-# than a node, as in any plain training loop, nothing that the node saved needs a look.
+# The time of the last write of all, in a list so that other modules can import it. A node that is
+# newer, as in any plain training loop, needs no check of its saved arrays.
 last_write = [0]
 
 # The time of the last write by the id of the array that owns the memory, for as long as it lives.
@@ -33,7 +33,7 @@ def mark_written(*arrays: Array) -> None:
         owner = array if array.base is None else owner_of(array)
         known = _writes.get(id(owner))
         _writes[id(owner)] = (now, known[1] if known else _until_gone(owner))
-        release(owner)  # the write went through a view that stayed writable, perhaps
+        release(owner)  # the write may have gone through a view that stayed writable
 
 
 def _until_gone(owner: Array) -> weakref.ref[Array]:
@@ -42,6 +42,6 @@ def _until_gone(owner: Array) -> weakref.ref[Array]:
 
 
 def last_written(array: Array) -> int:
-    """When the memory of `array` was last written; 0 if it never was."""
+    """Return the time at which the memory of `array` was last written; 0 if it never was."""
     known = _writes.get(id(owner_of(array)))
     return known[0] if known else 0

@@ -50,7 +50,7 @@ FOLD = """() => {
 
 
 def write_page(nodes: int, path: Path) -> float:
-    """The page of an MLP with about so many nodes; returns how long it took."""
+    """Write the page of an MLP with about so many nodes; return how long it took."""
     layers = max(1, nodes // 4)
     model = mg.nn.MLP([16] * (layers + 1), activation=mg.tanh)
     with mg.viz.record() as tape:
@@ -61,14 +61,14 @@ def write_page(nodes: int, path: Path) -> float:
 
 
 def take_picture(browser: Browser, folder: Path, out: str) -> None:
-    """A screenshot of the step in which a walk without topological order goes wrong."""
+    """Take a screenshot of the step in which a pass without topological order goes wrong."""
     x = mg.tensor(3.0, requires_grad=True)
     h = 2 * x
     y = h + h
     mg.viz.explore(y, folder / "order.html", title="h = 2 * x;  y = h + h")
     page = browser.new_page(viewport={"width": 1280, "height": 640}, reduced_motion="reduce")
     page.goto((folder / "order.html").as_uri())
-    page.click("#way-depth")
+    page.click("#pass-depth")
     page.click("#to-fault")
     page.screenshot(path=out)
 

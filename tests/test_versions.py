@@ -54,5 +54,5 @@ def test_both_packages_know_the_version_that_is_installed():
 def test_the_versions_in_pyproject_and_in_the_readme_are_the_same():
     assert PROJECT["requires-python"] == ">=3.11,<3.15"
     classifiers = [line.split(" :: ")[-1] for line in PROJECT["classifiers"]]
-    assert [v for v in classifiers if v.startswith("3.")] == ["3.11", "3.12", "3.13"]
-    assert "Python 3.11, 3.12 or 3.13" in (ROOT / "README.md").read_text()
+    assert [v for v in classifiers if v.startswith("3.")] == ["3.11", "3.12", "3.13", "3.14"]
+    assert "Python 3.11, 3.12, 3.13 or 3.14" in (ROOT / "README.md").read_text()

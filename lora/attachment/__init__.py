@@ -1,5 +1,5 @@
-"""What attaching consists of, in reading order.
+"""The parts of attaching adapters to a model, in reading order.
 
 targets (the layers that a configuration means), plan (all of it, checked before anything is
-changed), record (what is kept on the model), report (what is printed).
+changed), state (what is stored on the model), surgery (exchanging modules and parameters).
 """

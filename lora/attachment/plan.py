@@ -1,29 +1,51 @@
-"""Plan: what an attachment would consist of, made and checked before anything is changed."""
+"""Plan: all that an attachment would consist of, checked before anything is changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from lora.adapted import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.record import Attachment, record_of
-from lora.attachment.report import Match
-from lora.attachment.targets import Target, select
+from lora.attachment.state import FullCopy, attachment_of
+from lora.attachment.surgery import parameter_names
+from lora.attachment.targets import Target, targets_in
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.full_copies import Copy, Whole
-from lora.layer import LoRALayer, check_rank_fits
+from lora.frozen import TrainedCopy
+from lora.linear import LoRALayer, check_rank_fits
 from lora.patterns import find
 from lora.scaling import LoRAScaling
-from lora.surgery import places
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
-from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention, Parameter
+from minigrad.nn import Embedding, Linear, Module, Parameter
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
+
+
+@dataclass(frozen=True)
+class Match:
+    """One layer that gets an adapter, for the report.
+
+    Attributes:
+        name: of the layer.
+        pattern: the target pattern that found it.
+        d_in, d_out: the sizes of its vectors.
+        rank: of the update.
+        added: the number of parameters of the adapter there.
+        note: a remark, such as "NF4" or "tied to head.weight".
+    """
+
+    name: str
+    pattern: str
+    d_in: int
+    d_out: int
+    rank: int
+    added: int
+    note: str = ""
 
 
 class Plan:
@@ -32,20 +54,20 @@ class Plan:
     Args:
         model: not changed.
         config: which layers, and what adapters.
-        rng: where A and B are drawn from, when all has been checked.
-        targets: the layers, where others than `config` says; A and B are then 0, for their values
-            come from elsewhere, and so may ranks that are larger than any of B A.
+        rng: the generator of A and B, which are drawn after all has been checked.
+        targets: the layers, where they are not those of `config`. A and B are then 0, since their
+            values come from elsewhere, and so may ranks that are larger than any of B A.
         progress: show a progress bar if it takes long.
 
     Attributes:
-        config: what was asked for.
-        originals: the layers that will give their place away, by name.
-        new: what will take it.
-        layers: all that will get the adapter, new or not.
-        updates: what they will get.
-        copies: what will be trained whole.
+        config: the configuration.
+        originals: the layers that will be replaced, by name.
+        new: the layers that will replace them.
+        layers: all layers that will get the adapter, new or not.
+        updates: the adapters that they will get.
+        copies: the parameters that will be trained in full.
         matches: lines for the report.
-        seed: what `rng` began from, if that is known.
+        seed: the seed of `rng`, if that is known.
 
     Raises:
         TypeError: if a weight is not of floats.
@@ -65,7 +87,7 @@ class Plan:
         modules = dict(model.named_modules())
         drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
-        held = places(model)
+        self._names = parameter_names(model)
         self.originals: dict[str, Module] = {}
         self.new: dict[str, AdaptedLayer] = {}
         self.layers: dict[str, AdaptedLayer] = {}
@@ -73,45 +95,156 @@ class Plan:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
                 self.originals[target.name] = module
-                module = self.new[target.name] = _around(module)
+                if isinstance(module, Embedding):
+                    module = LoRAEmbedding.around(module)
+                else:
+                    assert isinstance(module, (Linear, NF4Linear))
+                    module = LoRALayer.around(module)
+                self.new[target.name] = module
             self.layers[target.name] = module
             _check_layer(target, module, config if drawn else None)
-        _check_saved_by_others(record_of(model), self.new)
-        adapted = {n for n, m in modules.items() if isinstance(m, AdaptedLayer)} | set(self.new)
-        self.copies = _Copies(model, config, held, adapted, self.layers).made
+        attachment = attachment_of(model)
+        for adapter, attached in {} if attachment is None else attachment.adapters.items():
+            saved = {id(copy.original): copy.name for copy in attached.copies}
+            for name, layer in self.new.items():
+                if id(layer.base_weight) in saved:
+                    raise ValueError(
+                        f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
+                        f"full, so there is no one base for both; exclude it here, or remove that "
+                        f"adapter"
+                    )
+        self.copies: list[FullCopy] = []
+        if config.modules_to_save:
+            self._save_modules(modules)
+        if config.bias != "none":
+            self._save_biases(model)
         listed: Iterable[Target] = targets
         if drawn and config.init.startswith("pissa"):  # all else is fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
-        self.updates = {t.name: _update(self.layers[t.name], t, config, rng, drawn) for t in listed}
-        self.matches = [_match(self.layers[t.name], t, self.updates[t.name], held) for t in targets]
+        self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
+        self.matches = [self._match(target) for target in targets]
 
+    def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
+        """Make the adapter of one layer."""
+        layer, config, begin = self.layers[target.name], self.config, None
+        if not drawn:
+            a = np.zeros((target.rank, layer.d_in))
+            begin = Factors(a, np.zeros((layer.d_out, target.rank)))
+        elif isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
+            begin = layer.begin(target.rank, rng)
+        return Adapter(
+            layer.weight,
+            target.rank,
+            target.alpha,
+            scaling=LoRAScaling(config.scaling),
+            dropout=config.dropout,
+            init=config.init,
+            use_dora=config.use_dora,
+            dora_norm_gradient=config.dora_norm_gradient,
+            begin=begin,
+            rng=rng,
+        )
 
-def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
-    """The layers of a model that `config` means, in its order."""
-    linear, tables = candidates(model)
-    targets = select(config, linear, tables, projections(model))
-    order = [name for name, _ in model.named_modules()]
-    return sorted(targets, key=lambda target: order.index(target.name))
+    def _match(self, target: Target) -> Match:
+        """Describe one layer for the report."""
+        layer, notes = self.layers[target.name], []
+        names = self._names.get(id(layer.base_weight), [])
+        tied = [name for name in names if not _inside(name, target.name)]
+        notes += [f"tied to {', '.join(tied)}"] if tied else []
+        most = min(layer.d_out, layer.d_in)
+        notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
+        return Match(
+            target.name,
+            target.pattern,
+            layer.d_in,
+            layer.d_out,
+            target.rank,
+            sum(part.size for part in self.updates[target.name].trained()),
+            ", ".join([*layer.kind(), *notes]),
+        )
 
+    # ----------------------------------------------------------------------------------------------
+    # Parameters that are trained in full
+    # ----------------------------------------------------------------------------------------------
 
-def candidates(model: Module) -> tuple[list[str], list[str]]:
-    """The names of the linear layers that can have an adapter, and of the embeddings."""
-    found = {name: module for name, module in model.named_modules() if _can_adapt(module)}
-    tables = [name for name, m in found.items() if isinstance(m, (Embedding, LoRAEmbedding))]
-    return [name for name in found if name not in tables], tables
+    def _save_biases(self, model: Module) -> None:
+        """Copy the biases that the configuration means."""
 
+        def is_meant(name: str) -> bool:
+            layer, _, last = name.rpartition(".")
+            return last == "bias" and (self.config.bias == "all" or layer in self.layers)
 
-def projections(model: Module) -> dict[str, list[str]]:
-    """The names of the four projections of each attention, by its name."""
-    return {
-        name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
-        for name, module in model.named_modules()
-        if isinstance(module, MultiHeadAttention)
-    }
+        biases = [
+            parameter
+            for parameter in model.parameters()
+            if not isinstance(parameter, TrainedCopy)
+            and any(map(is_meant, self._names[id(parameter)]))
+        ]
+        if not biases:
+            raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
+        for parameter in biases:
+            self._copy(parameter, "bias", is_meant, "let the layer that shares it have one too")
+
+    def _save_modules(self, modules: dict[str, Module]) -> None:
+        """Copy the parameters of the modules to save."""
+        names = {id(module): name for name, module in modules.items()}
+        with_parameters = {
+            name: module
+            for name, module in modules.items()
+            if name and next(module.named_parameters(), None) is not None
+        }
+        found = find("modules_to_save", self.config.modules_to_save, with_parameters, {})
+        parts: set[str] = set()  # by their first names, which may be in another module
+        for name in found:
+            for part in modules[name].modules():
+                own = names[id(part)]
+                parts.add(own)
+                if isinstance(part, AdaptedLayer) or own in self.new:
+                    raise ValueError(
+                        f"modules_to_save: {name} is to be trained in full, but {own} has an "
+                        f"adapter; leave one of them out"
+                    )
+                if isinstance(part, NF4Linear):
+                    raise ValueError(
+                        f"modules_to_save: {own} is in four bits, which do not train; leave it "
+                        f"out, or exclude it from lora.quantize"
+                    )
+
+        def is_meant(name: str) -> bool:
+            return any(_inside(name, part) for part in parts)
+
+        advice = "save the module that shares it too"
+        for name in found:
+            for parameter in modules[name].parameters():
+                self._copy(parameter, "modules_to_save", is_meant, advice)
+
+    def _copy(
+        self, parameter: Parameter, reason: str, is_meant: Callable[[str], bool], advice: str
+    ) -> None:
+        """Copy a parameter, once, if all the names it has are meant.
+
+        Raises:
+            ValueError: if one is not.
+            TypeError: if it is not of floats.
+        """
+        names = self._names[id(parameter)]
+        name = next(filter(is_meant, names))
+        others = [other for other in names if not is_meant(other)]
+        if others:
+            raise ValueError(
+                f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
+                f"{advice}, or untie them"
+            )
+        if parameter.dtype.kind != "f":
+            raise TypeError(
+                f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
+            )
+        if all(copy.original is not parameter for copy in self.copies):
+            self.copies.append(FullCopy(name, reason, parameter, TrainedCopy(parameter)))
 
 
 def _check_layer(target: Target, layer: AdaptedLayer, drawn: LoRAConfig | None) -> None:
-    """Refuse what cannot be adapted, or not in the way that A and B are to be drawn."""
+    """Raise an error if a layer cannot be adapted, or A and B not be drawn as `drawn` says."""
     try:
         if drawn is not None:
             check_rank_fits(target.rank, layer.d_out, layer.d_in)
@@ -125,182 +258,6 @@ def _check_layer(target: Target, layer: AdaptedLayer, drawn: LoRAConfig | None) 
         raise TypeError(f"{target.name}: the weight must be of floats, not {layer.weight.dtype}")
     if not layer.weight.is_finite():
         raise ValueError(f"{target.name}: the weight has NaN or Inf in it; mend the model first")
-
-
-def _check_saved_by_others(record: Attachment | None, new: Mapping[str, AdaptedLayer]) -> None:
-    """Refuse to adapt a weight that another adapter trains whole."""
-    for adapter, attached in {} if record is None else record.adapters.items():
-        saved = {id(copy.original): copy.name for copy in attached.copies}
-        for name, layer in new.items():
-            if id(layer.base_weight) in saved:
-                raise ValueError(
-                    f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} whole, so "
-                    f"there is no one base for both; exclude it here, or remove that adapter"
-                )
-
-
-def _update(
-    layer: AdaptedLayer,
-    target: Target,
-    config: LoRAConfig,
-    rng: np.random.Generator | None,
-    drawn: bool,
-) -> Adapter:
-    begin = None
-    if not drawn:
-        begin = Factors(np.zeros((target.rank, layer.d_in)), np.zeros((layer.d_out, target.rank)))
-    elif isinstance(layer, LoRAEmbedding) and config.init in ("gaussian", "kaiming"):
-        begin = layer.begin(target.rank, rng)
-    return Adapter(
-        layer.weight,
-        target.rank,
-        target.alpha,
-        scaling=LoRAScaling(config.scaling),
-        dropout=config.dropout,
-        init=config.init,
-        use_dora=config.use_dora,
-        dora_norm_gradient=config.dora_norm_gradient,
-        begin=begin,
-        rng=rng,
-    )
-
-
-def _match(
-    layer: AdaptedLayer, target: Target, update: Adapter, held: Mapping[int, list[str]]
-) -> Match:
-    others = [n for n in held.get(id(layer.base_weight), []) if not _inside(n, target.name)]
-    tied = [f"tied to {', '.join(others)}"] if others else []
-    most = min(layer.d_out, layer.d_in)
-    above = [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
-    return Match(
-        target.name,
-        target.pattern,
-        layer.d_in,
-        layer.d_out,
-        target.rank,
-        sum(part.size for part in update.trained()),
-        ", ".join([*layer.kind(), *tied, *above]),
-    )
-
-
-class _Copies:
-    """What is trained whole: the modules to save, and biases."""
-
-    def __init__(
-        self,
-        model: Module,
-        config: LoRAConfig,
-        held: Mapping[int, list[str]],
-        adapted: Container[str],
-        targets: Mapping[str, AdaptedLayer],
-    ) -> None:
-        self._held = held
-        self._done: set[int] = set()
-        self.made: list[Copy] = []
-        if config.modules_to_save:
-            self._save_modules(model, config, adapted)
-        if config.bias != "none":
-            self._save_biases(model, config, targets)
-
-    def _save_biases(
-        self, model: Module, config: LoRAConfig, targets: Mapping[str, AdaptedLayer]
-    ) -> None:
-        def is_meant(name: str) -> bool:
-            layer, _, last = name.rpartition(".")
-            return last == "bias" and (config.bias == "all" or layer in targets)
-
-        biases = [
-            parameter
-            for parameter in model.parameters()
-            if not isinstance(parameter, Whole) and any(map(is_meant, self._held[id(parameter)]))
-        ]
-        if not biases:
-            raise ValueError(f"bias={config.bias!r}, but there is no bias among the layers")
-        for parameter in biases:
-            self._copy(parameter, "bias", is_meant, "let the layer that holds it too have one")
-
-    def _save_modules(self, model: Module, config: LoRAConfig, adapted: Container[str]) -> None:
-        names = {id(module): name for name, module in model.named_modules()}
-        modules = {
-            name: module
-            for name, module in model.named_modules()
-            if name and next(module.named_parameters(), None) is not None
-        }
-        found = find("modules_to_save", config.modules_to_save, modules, {})
-        parts: set[str] = set()  # by their first names, which may be in another module
-        for name in found:
-            for part in modules[name].modules():
-                place = names[id(part)]
-                parts.add(place)
-                if place in adapted:
-                    raise ValueError(
-                        f"modules_to_save: {name} is to be trained whole, but {place} has an "
-                        f"adapter; leave one of them out"
-                    )
-                if isinstance(part, NF4Linear):
-                    raise ValueError(
-                        f"modules_to_save: {place} is in four bits, which do not train; leave it "
-                        f"out, or exclude it from lora.quantize"
-                    )
-
-        def is_meant(name: str) -> bool:
-            return any(_inside(name, part) for part in parts)
-
-        for name in found:
-            for parameter in modules[name].parameters():
-                self._copy(
-                    parameter, "modules_to_save", is_meant, "save the module that holds it too"
-                )
-
-    def _copy(
-        self, parameter: Parameter, reason: str, is_meant: Callable[[str], bool], advice: str
-    ) -> None:
-        """Copy a parameter, if all the names it has are meant.
-
-        Raises:
-            ValueError: if one is not.
-            TypeError: if it is not of floats.
-        """
-        names = self._held[id(parameter)]
-        name = next(filter(is_meant, names))
-        others = [other for other in names if not is_meant(other)]
-        if others:
-            raise ValueError(
-                f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
-                f"{advice}, or untie them"
-            )
-        if parameter.dtype.kind != "f":
-            raise TypeError(
-                f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
-            )
-        if id(parameter) not in self._done:
-            self._done.add(id(parameter))
-            self.made.append(Copy(name, reason, parameter, Whole(parameter)))
-
-
-def _can_adapt(module: Module) -> bool:
-    """Whether a module has adapters, or can have some."""
-    if isinstance(module, AdaptedLayer):
-        return True
-    return any(is_plain(module, kind) for kind in (Linear, Embedding, NF4Linear))
-
-
-def is_plain(module: Module, kind: type[Module]) -> bool:
-    """Whether a module computes what one of `kind` does, and holds no parameters beyond those."""
-    return (
-        isinstance(module, kind)
-        and type(module).forward is kind.forward
-        and type(module).__call__ is kind.__call__
-        and "forward" not in vars(module)
-        and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
-    )
-
-
-def _around(module: Module) -> AdaptedLayer:
-    if isinstance(module, Embedding):
-        return LoRAEmbedding.around(module)
-    assert isinstance(module, (Linear, NF4Linear))
-    return LoRALayer.around(module)
 
 
 def _inside(name: str, module: str) -> bool:

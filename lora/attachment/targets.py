@@ -1,4 +1,4 @@
-"""Targets: the layers that a configuration means, and no pattern in vain."""
+"""Targets: the layers of a model that a configuration means, such that no pattern is in vain."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
+from lora.embedding import LoRAEmbedding
 from lora.patterns import ALL_LINEAR, END_OF_NAME, find, is_match, near
+from lora.variants.nf4 import NF4Linear
+from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Target:
 
     Attributes:
         name: its name in the model.
-        pattern: which of the targets found it first.
+        pattern: the first of the target patterns that found it.
         rank: of its update.
         alpha: of its update.
     """
@@ -29,38 +33,82 @@ class Target:
     alpha: float
 
 
+def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
+    """List the layers of a model that `config` means, in the order of the model."""
+    linear, tables = candidates(model)
+    targets = select(config, linear, tables, projections(model))
+    order = [name for name, _ in model.named_modules()]
+    return sorted(targets, key=lambda target: order.index(target.name))
+
+
+def candidates(model: Module) -> tuple[list[str], list[str]]:
+    """List the names of the linear layers that have or can have an adapter, and of embeddings."""
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, AdaptedLayer)
+        or any(is_plain(module, kind) for kind in (Linear, Embedding, NF4Linear))
+    }
+    tables = [name for name, m in found.items() if isinstance(m, (Embedding, LoRAEmbedding))]
+    return [name for name in found if name not in tables], tables
+
+
+def is_plain(module: Module, kind: type[Module]) -> bool:
+    """Tell whether a module computes the same as a `kind`, and has no parameters beyond those."""
+    return (
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and type(module).__call__ is kind.__call__
+        and "forward" not in vars(module)
+        and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
+    )
+
+
+def projections(model: Module) -> dict[str, list[str]]:
+    """List the names of the four projections of each attention, by its name."""
+    return {
+        name: [f"{name}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
+        for name, module in model.named_modules()
+        if isinstance(module, MultiHeadAttention)
+    }
+
+
 def select(
     config: LoRAConfig,
     linear: Iterable[str],
     other: Iterable[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Target]:
-    """The layers that `config` means, each with its rank and alpha, in the order of the model.
+    """Choose the layers that `config` means, each with its rank and alpha.
 
     Args:
         config: the patterns.
         linear: the names of the linear layers.
-        other: those of other layers that can have an adapter; "all-linear" leaves them out.
+        other: the names of other layers that can have an adapter; "all-linear" leaves them out.
         groups: names that stand for several.
 
     Raises:
         ValueError: if a pattern, an index or an exclusion is in vain, or nothing is left.
     """
     linear, groups = list(linear), groups or {}
-    names = [*linear, *other]
-    if config.targets == ALL_LINEAR:
-        if not linear:
-            raise ValueError('targets="all-linear", but there is no linear layer')
+    if config.targets != ALL_LINEAR:
+        found = find("targets", config.targets, [*linear, *other], groups)
+    elif linear:
         found = dict.fromkeys(linear, ALL_LINEAR)
     else:
-        found = find("targets", config.targets, names, groups)
+        raise ValueError('targets="all-linear", but there is no linear layer')
     if config.exclude:
         excluded = find("exclude", config.exclude, found, groups)
         found = {name: pattern for name, pattern in found.items() if name not in excluded}
     if config.layers_to_transform is not None:
         found = _in_layers(config, found)
-    listed = (config.targets,) if isinstance(config.targets, str) else config.targets
-    in_vain = [pattern for pattern in listed if pattern not in _all_patterns(config, found, groups)]
+    if isinstance(config.targets, str):
+        listed: Sequence[str] = (config.targets,)
+        in_vain = [] if found else list(listed)
+    else:  # a pattern may match a layer that is left without being the first to do so
+        listed = config.targets
+        left = [*found, *(group for group, members in groups.items() if set(members) & set(found))]
+        in_vain = [p for p in listed if not any(is_match(p, name, False) for name in left)]
     if not found or in_vain:
         raise ValueError(
             f"nothing is left of the targets {', '.join(map(repr, in_vain or listed))} after "
@@ -74,17 +122,8 @@ def select(
     ]
 
 
-def _all_patterns(
-    config: LoRAConfig, found: Mapping[str, str], groups: Mapping[str, Sequence[str]]
-) -> set[str]:
-    """The patterns that match one of the layers that are left, if not as the first."""
-    if isinstance(config.targets, str):
-        return {config.targets} if found else set()
-    names = [*found, *(group for group, members in groups.items() if set(members) & set(found))]
-    return {p for p in config.targets if any(is_match(p, name, False) for name in names)}
-
-
 def _in_layers(config: LoRAConfig, found: Mapping[str, str]) -> dict[str, str]:
+    """Choose the targets in the layers of the indices that `config` lists."""
     wanted = config.layers_to_transform
     assert isinstance(wanted, tuple)
     indices = {name: layer_index(name, tuple(config.layers_pattern)) for name in found}
@@ -110,7 +149,7 @@ def _in_layers(config: LoRAConfig, found: Mapping[str, str]) -> dict[str, str]:
 
 
 def layer_index(name: str, after: Sequence[str] = ()) -> int | None:
-    """The first number in a dotted name, or the first after one of the parts `after`."""
+    """Return the first number in a dotted name, or the first after one of the parts `after`."""
     for before, part in pairwise(["", *name.split(".")]):
         if part.isdecimal() and (not after or before in after):
             return int(part)
@@ -118,7 +157,9 @@ def layer_index(name: str, after: Sequence[str] = ()) -> int | None:
 
 
 def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """What the first matching pattern says of each name. A pattern may match the end of a name.
+    """Look up each name in a table of patterns, the first match counts; some have no value.
+
+    A pattern may match the end of a name.
 
     Raises:
         ValueError: if a pattern matches none, or is the first for none.

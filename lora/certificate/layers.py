@@ -1,23 +1,220 @@
-"""A layer with adapters as the certificate sees it."""
+"""LayerMerge: one layer whose weight is to be merged, with what its computation may round.
+
+`merging_of` describes a layer with adapters, `merging_into` adapters and a weight without a layer.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from lora.adapted import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.certificate.merging import BESIDES, Array, Merging, gamma, least_of, norms, upper
+from lora.certificate.rounding import Array, gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
-from lora.weight import Weight
+from lora.frozen import FrozenMatrix, strips
+from minigrad import kernels
+
+Rows = Callable[[slice], Array]
+
+# Roundings of a term besides those of its sums: of s and of the product with it, or with B if there
+# are several adapters; two of a quantised W; of the bias, and of adding up.
+BESIDES = 8
 
 
-def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> Merging:
-    """What merging these adapters of a layer does to it, beside the others that are active.
+@dataclass(frozen=True)
+class LayerMerge:
+    """A layer whose weight W is to become W + dW.
+
+    The merged weight is `base(rows) + update(rows)`, added in float64 and rounded once, to the
+    dtype that it is stored in. If not merged, the layer computes x W^T + b and the part of dW in
+    its own dtype.
+
+    A table of vectors (an embedding) is given as it is stored: W is `(count, d)`, an input picks a
+    row. With `one_hot`, read "largest element" for a row's norm below, and "the element itself" for
+    a unit of |x|.
+
+    `LayerMerge.low_rank` makes one for LoRA's dW = s B A.
+
+    Attributes:
+        name: of the layer.
+        shape: of W, `(d_out, d_in)`.
+        dtype: the dtype that the layer computes in without being merged.
+        base: returns some rows of W in float64.
+        update: returns some rows of dW in float64, as merging computes them.
+        update_error: a bound on the norm of the rounding error of each row of dW, `(d_out,)`, or
+            one number.
+        spread: the sum of the absolute values of the terms that are computed for dW, per unit of
+            |x|, at each output: `(d_out,)`. Those of x W^T are not counted.
+        roundings: the most roundings of any term of x W^T, the bias and dW.
+        underflows: the number of products that are computed for dW at each output, each times the
+            absolute value of all that it is multiplied by afterwards: `(d_out,)`, or one number.
+            Those of x W^T are not counted.
+        peak: the largest intermediate number of dW's part of the output, per unit of |x|.
+        bias: b, `(d_out,)`, or None.
+        one_hot: whether an input picks a row of W instead of being multiplied by it.
+
+    Raises:
+        TypeError: if the dtype is not float16, float32 or float64.
+        ValueError: if W is no matrix, a shape does not go with it, a size is negative, or a table
+            has a bias.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    base: Rows
+    update: Rows
+    update_error: Array | float
+    spread: Array
+    roundings: int
+    underflows: Array | float = 0.0
+    peak: float = 0.0
+    bias: Array | None = None
+    one_hot: bool = False
+
+    def __post_init__(self) -> None:
+        _check_float(self._label, self.dtype)
+        if len(self.shape) != 2 or min(self.shape) < 1:
+            raise ValueError(
+                f"{self._label}: shape is that of a matrix (d_out, d_in), not {self.shape}"
+            )
+        if self.one_hot and self.bias is not None:
+            raise ValueError(f"{self._label}: a table (one_hot) has no bias, but one was passed")
+        d_out = self.shape[0]
+        sizes: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
+            "spread": (self.spread, [(d_out,)]),
+            "bias": (self.bias, [(d_out,)]),
+            "update_error": (self.update_error, [(), (d_out,)]),
+            "underflows": (self.underflows, [(), (d_out,)]),
+        }
+        for name, (value, accepted) in sizes.items():
+            if value is not None and np.shape(value) not in accepted:
+                raise ValueError(
+                    f"{self._label}: {name} has shape {np.shape(value)}; for a weight of shape "
+                    f"{self.shape} it must be {' or '.join(map(str, accepted))}"
+                )
+        for name in ("update_error", "spread", "roundings", "underflows", "peak"):
+            if np.any(np.asarray(getattr(self, name)) < 0):
+                raise ValueError(f"{self._label}: {name} bounds a size, and cannot be negative")
+
+    @classmethod
+    def low_rank(
+        cls,
+        name: str,
+        base: Rows,
+        lora_a: Array,
+        lora_b: Array,
+        scale: float,
+        *,
+        dtype: DTypeLike,
+        bias: Array | None = None,
+        one_hot: bool = False,
+    ) -> LayerMerge:
+        """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
+
+        Args:
+            name: of the layer.
+            base: returns some rows of W in float64.
+            lora_a: A, `(rank, d_in)`; of a table, B^T.
+            lora_b: B, `(d_out, rank)`; of a table, A^T.
+            scale: s.
+            dtype: the dtype that the layer computes in.
+            bias: b, `(d_out,)`, or None.
+            one_hot: whether it is a table.
+
+        Raises:
+            TypeError: if the dtype is not float16, float32 or float64.
+            ValueError: if shapes do not go together.
+        """
+        a, b = np.asarray(lora_a, np.float64), np.asarray(lora_b, np.float64)
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+            raise ValueError(
+                f"layer {name!r}: A of shape {a.shape} does not go with B of shape {b.shape}; "
+                f"shapes are (rank, d_in) and (d_out, rank)"
+            )
+        own = _check_float(f"layer {name!r}", np.dtype(dtype))
+        (rank, d_in), s = a.shape, abs(scale)
+
+        def update(rows: slice) -> Array:
+            with np.errstate(all="ignore"):  # the certificate reports overflow
+                product = kernels.gemm.matmul(b[rows], a)
+                product *= scale
+            return product
+
+        least, wide = least_of(np.dtype(np.float64)), np.dtype(np.float64)
+        with np.errstate(all="ignore"):
+            sizes = np.abs(a).max(axis=1) if one_hot else norms(a)
+            spread = upper(s * (np.abs(b) @ sizes), rank + d_in)
+            lost = least * (s * rank + 1) * (1 if one_hot else math.sqrt(d_in))
+            strength = np.abs(b).sum(axis=1)
+            if s < float(np.finfo(own).tiny):  # s itself has few digits in the dtype of the layer
+                lost = lost + least_of(own) * (np.abs(b) @ sizes)
+            after = sizes.sum() if one_hot else (s * d_in + 1) * strength
+            ahead = np.abs(b) if one_hot else sizes
+            peak = float(upper(max(1.0, s) * np.max(ahead, initial=0.0), d_in))
+        return cls(
+            name=name,
+            shape=(len(b), d_in),
+            dtype=own,
+            base=base,
+            update=update,
+            update_error=gamma(rank + 2, wide) * spread + lost,
+            spread=spread,
+            roundings=(0 if one_hot else d_in) + rank + BESIDES,
+            underflows=upper(rank + after, rank),
+            peak=peak if s <= float(np.finfo(own).max) else math.inf,
+            bias=bias,
+            one_hot=one_hot,
+        )
+
+    @property
+    def _label(self) -> str:
+        return f"layer {self.name!r}" if self.name else "the layer"
+
+    def strips(self) -> list[slice]:
+        """Divide the rows into parts of a few megabytes."""
+        return strips(self.shape)
+
+    def read(self, rows: slice) -> tuple[Array, Array]:
+        """Return some rows of W and of dW.
+
+        Raises:
+            TypeError: if they are not of float64.
+            ValueError: if they have another shape.
+        """
+        right = (rows.stop - rows.start, self.shape[1])
+        found = self.base(rows), self.update(rows)
+        for name, value in zip(("base", "update"), found, strict=True):
+            if value.dtype != np.float64:
+                raise TypeError(
+                    f"{self._label}: {name} must return float64, not {value.dtype}; convert it "
+                    f"before anything is computed"
+                )
+            if value.shape != right:
+                raise ValueError(
+                    f"{self._label}: {name} of the rows {rows.start} to {rows.stop} has shape "
+                    f"{value.shape}; it must be {right}"
+                )
+        return found
+
+
+def _check_float(label: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Raise a TypeError if the roundings of a dtype are not known."""
+    if dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(
+            f"{label}: layers of float16, float32 and float64 can be certified, not of {dtype}"
+        )
+    return dtype
+
+
+def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> LayerMerge:
+    """Describe the merging of some adapters of a layer, beside the others that are active.
 
     Args:
         name: of the layer in its model.
@@ -36,20 +233,20 @@ def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> Merging:
 
 def merging_into(
     name: str,
-    weight: Weight,
+    weight: FrozenMatrix,
     active: Sequence[Adapter],
     merged: Sequence[Adapter],
     *,
     bias: Array | None = None,
     one_hot: bool = False,
-) -> Merging:
-    """The same of a weight, however it is stored, without a layer around it.
+) -> LayerMerge:
+    """Describe the merging of adapters into a weight, without a layer around it.
 
     Args:
         name: of the layer.
         weight: W; of an embedding, the table transposed.
         active: the adapters that take part.
-        merged: those of them that are to be merged.
+        merged: the ones of them that are to be merged.
         bias: b, or None.
         one_hot: whether it is an embedding.
     """
@@ -60,7 +257,7 @@ def merging_into(
     ratios = [adapter.exact_ratio(weight) for adapter in merged]
 
     def update(rows: slice) -> Array:
-        with np.errstate(all="ignore"):  # what overflows is told by the certificate
+        with np.errstate(all="ignore"):  # the certificate reports overflow
             parts = [
                 adapter.update(weight, slice(None), rows, ratio).T
                 if one_hot
@@ -73,24 +270,25 @@ def merging_into(
 
 
 def _low_rank(
-    name: str, weight: Weight, adapter: Adapter, bias: Array | None, one_hot: bool
-) -> Merging:
-    """As if the adapter were a plain update, and the only one."""
+    name: str, weight: FrozenMatrix, adapter: Adapter, bias: Array | None, one_hot: bool
+) -> LayerMerge:
+    """Describe an adapter as if it were LoRA, and the only one."""
     a, b = (part._data.astype(np.float64) for part in adapter.factors())
     dtype, scale = adapter.lora_a.dtype, adapter.scale
     if not one_hot:
-        return Merging.low_rank(name, weight.rows, a, b, scale, dtype=dtype, bias=bias)
+        return LayerMerge.low_rank(name, weight.rows, a, b, scale, dtype=dtype, bias=bias)
 
     def looked_up(rows: slice) -> Array:
         return weight.rows(slice(None), rows).T
 
-    return Merging.low_rank(name, looked_up, b.T, a.T, scale, dtype=dtype, one_hot=True)
+    return LayerMerge.low_rank(name, looked_up, b.T, a.T, scale, dtype=dtype, one_hot=True)
 
 
-def _summed(parts: Sequence[Merging], adapters: Sequence[Adapter]) -> Merging:
-    """Of several at once. Plain ones may be one of all their ranks then, with each B times its s.
+def _summed(parts: Sequence[LayerMerge], adapters: Sequence[Adapter]) -> LayerMerge:
+    """Describe the sum of several adapters, which a layer computes as one product of all ranks.
 
-    What that product loses below the least normal number is multiplied by x A^T.
+    In that product each B is multiplied by its s. What this loses below the least normal number is
+    multiplied by x A^T.
     """
     first = parts[0]
     if len(parts) == 1:
@@ -115,8 +313,8 @@ def _summed(parts: Sequence[Merging], adapters: Sequence[Adapter]) -> Merging:
     )
 
 
-def _with_dora(plain: Merging, weight: Weight, adapters: Sequence[Adapter]) -> Merging:
-    """With m / n as a factor of some, which is as exact as n.
+def _with_dora(plain: LayerMerge, weight: FrozenMatrix, adapters: Sequence[Adapter]) -> LayerMerge:
+    """Describe adapters of which some are DoRA: their factor m / n is as exact as n.
 
     n^2 is a sum whose terms are as large as T = (|w| + |s| sum |b_k| |a_k|)^2, computed in the
     dtype of the layer; so m / n is off by gamma T / n^2, and an output of at most n |x| by
@@ -138,7 +336,7 @@ def _with_dora(plain: Merging, weight: Weight, adapters: Sequence[Adapter]) -> M
         peak = max(peak, float((size + own).max()))
         if not (np.isfinite(n) & (ratio <= finfo.max)).all():
             peak = math.inf
-        if ratio.min() < finfo.tiny:  # it has few digits
+        if ratio.min() < finfo.tiny:  # a subnormal number has few digits
             lost += least_of(plain.dtype) * float((size + own).max())
         total = total + ratio * (size + own) * (2 + (size + own) / n)
         total = total if alone else total + size

@@ -3,7 +3,7 @@
     W' = diag(m / n) (W + s B A)          n_j = |row j of W + s B A|
 
 (Liu et al., 2024, equation 5, with a magnitude for each output.) At first m = n, so the output is
-that of the base. In the backward pass the paper takes n as a constant (section 4.3).
+that of the base. In backpropagation the paper takes n as a constant (section 4.3).
 
 W + s B A is never formed, since
 
@@ -20,27 +20,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.weight import Weight
+from lora.frozen import FrozenMatrix
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 
 Array = NDArray[Any]
 
-_LEFT = {2: 1e-1, 4: 1e-2, 8: 1e-4}  # of the terms, by bytes of a number: for less, rows are formed
+# Rows of which less than this share of the terms is left are formed; by bytes of an element.
+_LEFT = {2: 1e-1, 4: 1e-2, 8: 1e-4}
 
 
 def least(dtype: np.dtype[Any]) -> float:
-    """The least norm: a row of zeros is one times something finite."""
+    """Return the least norm, such that a row of zeros is multiplied by something finite."""
     return max(1e-30, float(np.finfo(dtype).tiny))
 
 
-def norms(weight: Weight, a: Array, b: Array, scale: float) -> Array:
-    """n: `(d_out,)`, in the dtype of A."""
-    square = weight.kept_squares()
+def norms(weight: FrozenMatrix, a: Array, b: Array, scale: float) -> Array:
+    """Compute n: `(d_out,)`, in the dtype of A."""
+    square = weight.cached_squares()
     wide, wide_a = b.astype(np.float64), a.astype(np.float64)
     projected = weight.project(a.astype(np.promote_types(a.dtype, np.float32), copy=False))
     crossed = np.einsum("jk,jk->j", wide, projected.astype(np.float64))
-    gram = kernels.gemm.matmul(wide_a, wide_a.T)  # float32 has not the square of each number
+    gram = kernels.gemm.matmul(wide_a, wide_a.T)  # in float64, since float32 squares overflow
     update = np.einsum("jk,jk->j", wide @ gram, wide)
     update *= scale * scale
     total = square + 2 * scale * crossed + update
@@ -54,11 +55,13 @@ def norms(weight: Weight, a: Array, b: Array, scale: float) -> Array:
     return found
 
 
-def norms_with_gradient(weight: Weight, a: Tensor, b: Tensor, scale: float, n: Array) -> Tensor:
-    """n, whose values are known, with its derivatives by A and B.
+def norms_with_gradient(
+    weight: FrozenMatrix, a: Tensor, b: Tensor, scale: float, n: Array
+) -> Tensor:
+    """Give n, whose values are known, its derivatives with respect to A and B.
 
     d(n_j^2) = 2 s (w_j + s b_j A) d(b_j A), which needs A w_j and A A^T only. All is divided by n
-    as soon as it can be, for the square of a norm may be no number of its dtype.
+    as early as possible, since the square of a norm may overflow its dtype.
     """
     unit = b / n[:, None]
     crossed = (ops.transpose(weight.product(a)) * unit).sum(axis=1) * (2 * scale) / n

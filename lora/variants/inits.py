@@ -1,11 +1,11 @@
-"""How A and B begin: such that the first output is that of the base.
+"""The first values of A and B, such that the first output is always that of the base.
 
     gaussian    A normal with standard deviation 1 / rank, B = 0
     kaiming     A uniform in +-1 / sqrt(d_in), B = 0, as PEFT does by default
     orthogonal  A and B normal, in rows of A and columns of B that are orthogonal: B A = 0,
-                but for rounding
-    pissa       s B A is the principal part of W, which is taken off at the same time
-    pissa_niter_4   the same, with singular vectors from so many rounds of subspace iteration
+                up to rounding
+    pissa       s B A is the principal part of W, which is subtracted at the same time
+    pissa_niter_4   the same, with singular vectors from 4 rounds of subspace iteration
 
 With B = 0 only B has a gradient at first. With orthogonal factors both have one.
 
@@ -30,42 +30,22 @@ from minigrad.random import generator
 
 Array = NDArray[Any]
 
+INITS = ("gaussian", "kaiming", "orthogonal", "pissa")
+
 _ROUNDS = re.compile(r"pissa_niter_([0-9]+)")
 _SPARE = 8  # columns beyond the rank, by which subspace iteration gets the last ones right
 
 
 class Factors(NamedTuple):
-    """A and B in float64, and whether the update is the difference to them."""
+    """A and B in float64, and whether the update is the difference to them (PiSSA)."""
 
     a: Array
     b: Array
     from_start: bool = False
 
 
-class Asked(NamedTuple):
-    """What is to be drawn.
-
-    Attributes:
-        d_out, d_in, rank: the sizes.
-        scale: what B A will be multiplied by.
-        weight: gives W, `(d_out, d_in)` in float64.
-        rng: where numbers are drawn from.
-    """
-
-    d_out: int
-    d_in: int
-    rank: int
-    scale: float
-    weight: Callable[[], Array]
-    rng: np.random.Generator
-
-
 def check_init(init: Any) -> None:
-    """Refuse a name that is none.
-
-    Raises:
-        ValueError: with the names there are.
-    """
+    """Raise a ValueError with the names that exist unless `init` is one of them."""
     if not isinstance(init, str) or (init not in INITS and not _ROUNDS.fullmatch(init)):
         raise ValueError(
             f"init is one of {', '.join(INITS)} and pissa_niter_<rounds>, not {init!r}"
@@ -73,11 +53,7 @@ def check_init(init: Any) -> None:
 
 
 def check_rank(init: str, rank: int) -> None:
-    """Refuse an odd rank for orthogonal factors.
-
-    Raises:
-        ValueError: in that case.
-    """
+    """Raise a ValueError if the rank of orthogonal factors is odd."""
     if init == "orthogonal" and rank % 2:
         raise ValueError(
             f'init="orthogonal" shares the rank out between A and B, so it must be even, not {rank}'
@@ -93,55 +69,41 @@ def draw(
     weight: Callable[[], Array],
     rng: np.random.Generator | None,
 ) -> Factors:
-    """The first A, `(rank, d_in)`, and B, `(d_out, rank)`.
+    """Draw the first A, `(rank, d_in)`, and B, `(d_out, rank)`.
+
+    Args:
+        init: one of `INITS`, or "pissa_niter_<rounds>".
+        d_out: the size of an output.
+        d_in: the size of an input.
+        rank: the rank of B A.
+        scale: the factor that B A will be multiplied by.
+        weight: returns W, `(d_out, d_in)` in float64; only PiSSA calls it.
+        rng: the generator to draw from; None for the default one.
 
     Raises:
-        ValueError: if the rank is odd, for orthogonal factors.
+        ValueError: if the rank of orthogonal factors is odd.
     """
     check_rank(init, rank)
-    asked = Asked(d_out, d_in, rank, scale, weight, generator(rng))
-    rounds = _ROUNDS.fullmatch(init)
-    return _pissa(asked, int(rounds[1])) if rounds else INITS[init](asked)
-
-
-def _gaussian(asked: Asked) -> Factors:
-    a = asked.rng.normal(0.0, 1 / asked.rank, (asked.rank, asked.d_in))
-    return Factors(a, np.zeros((asked.d_out, asked.rank)))
-
-
-def _kaiming(asked: Asked) -> Factors:
-    bound = 1 / math.sqrt(asked.d_in)
-    a = asked.rng.uniform(-bound, bound, (asked.rank, asked.d_in))
-    return Factors(a, np.zeros((asked.d_out, asked.rank)))
-
-
-def _orthogonal(asked: Asked) -> Factors:
-    """Half of the rows of a random rotation mix A, the other half B (as PEFT's orthogonal init)."""
-    half, rng = asked.rank // 2, asked.rng
-    rotation = np.linalg.qr(rng.standard_normal((asked.rank, asked.rank)))[0]
-    a = rotation[0::2].T @ rng.standard_normal((half, asked.d_in)) / 10
-    b = rng.standard_normal((asked.d_out, half)) @ rotation[1::2] / 10
-    return Factors(a, b)
-
-
-def _pissa(asked: Asked, rounds: int | None = None) -> Factors:
-    w = asked.weight()
+    rng = generator(rng)
+    if init == "gaussian":
+        return Factors(rng.normal(0.0, 1 / rank, (rank, d_in)), np.zeros((d_out, rank)))
+    if init == "kaiming":
+        bound = 1 / math.sqrt(d_in)
+        return Factors(rng.uniform(-bound, bound, (rank, d_in)), np.zeros((d_out, rank)))
+    if init == "orthogonal":
+        # Half of the rows of a random rotation mix A, the other half B (as PEFT's orthogonal init).
+        rotation = np.linalg.qr(rng.standard_normal((rank, rank)))[0]
+        a = rotation[0::2].T @ rng.standard_normal((rank // 2, d_in)) / 10
+        return Factors(a, rng.standard_normal((d_out, rank // 2)) @ rotation[1::2] / 10)
+    w, rounds = weight(), _ROUNDS.fullmatch(init)
     if rounds is None:
         u, s, v = np.linalg.svd(w, full_matrices=False)
     else:
-        size = min(asked.rank + _SPARE, *w.shape)
-        basis = np.linalg.qr(w @ asked.rng.standard_normal((asked.d_in, size)))[0]
-        for _ in range(rounds):
+        size = min(rank + _SPARE, *w.shape)
+        basis = np.linalg.qr(w @ rng.standard_normal((d_in, size)))[0]
+        for _ in range(int(rounds[1])):
             basis = np.linalg.qr(w @ np.linalg.qr(w.T @ basis)[0])[0]
         u, s, v = np.linalg.svd(basis.T @ w, full_matrices=False)
         u = basis @ u
-    root = np.sqrt(s[: asked.rank] / asked.scale)
-    return Factors(root[:, None] * v[: asked.rank], u[:, : asked.rank] * root, from_start=True)
-
-
-INITS: dict[str, Callable[[Asked], Factors]] = {
-    "gaussian": _gaussian,
-    "kaiming": _kaiming,
-    "orthogonal": _orthogonal,
-    "pissa": _pissa,
-}
+    root = np.sqrt(s[:rank] / scale)
+    return Factors(root[:, None] * v[:rank], u[:, :rank] * root, from_start=True)

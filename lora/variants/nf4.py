@@ -1,7 +1,7 @@
 """NF4Linear: a linear layer whose frozen weight is in four bits (QLoRA, Dettmers et al., 2023).
 
-Gradients flow through it to x; it has nothing to train. `lora.quantize` puts one in the place of
-each linear layer of a model, and `lora.attach` puts adapters on top.
+Gradients flow through it to x; it has nothing to train. `lora.quantize` replaces each linear layer
+of a model by one, and `lora.attach` puts adapters on top.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lora.full_copies import in_force
+from lora.frozen import frozen_bias
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 class NF4Linear(Module):
     """y = x W^T + b with a frozen W in four bits: `(..., in_features) -> (..., out_features)`.
 
-    The weight is no parameter: optimisers, `state_dict` and `astype` pass it by, and a copy of the
-    layer shares it, for it cannot change. `weight.arrays()` is what to keep in a file.
+    The weight is no parameter: optimisers, `state_dict` and `astype` ignore it, and a copy of the
+    layer shares it, since it cannot change. `weight.arrays()` is what a file has to contain.
 
     Args:
         weight: W, an NF4Matrix `(out_features, in_features)`.
         bias: b, `(out_features,)`, whose memory is shared, frozen here; or None.
-        dtype: that adapters on it are made in, if there is no bias to tell.
+        dtype: the dtype of adapters on it, if there is no bias whose dtype they take.
 
     Attributes:
         weight: W.
@@ -59,11 +59,11 @@ class NF4Linear(Module):
     def from_linear(
         cls, linear: Linear, block_size: int = 64, double_quant: bool = True
     ) -> NF4Linear:
-        """The layer with the weight of `linear` in four bits; the bias is shared.
+        """Make a layer with the weight of `linear` in four bits; the bias is shared.
 
         Raises:
             TypeError: if it is no Linear.
-            ValueError: if the weight holds NaN or Inf, or the block size is no positive integer.
+            ValueError: if the weight has NaN or Inf, or the block size is no positive integer.
         """
         if not isinstance(linear, Linear):
             raise TypeError(f"NF4Linear.from_linear: takes a Linear, not {type(linear).__name__}")
@@ -73,7 +73,7 @@ class NF4Linear(Module):
         return layer
 
     def to_linear(self, dtype: DTypeLike = np.float32) -> Linear:
-        """A plain layer with what the codes stand for as its weight, and nothing shared."""
+        """Return a plain layer with the decoded weight, which shares nothing."""
         linear = Linear.__new__(Linear)
         linear.weight = Parameter(self.weight.dense(dtype))
         linear.bias = None if self.bias is None else Parameter(self.bias, dtype=dtype)
@@ -82,7 +82,7 @@ class NF4Linear(Module):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the bias, or of the weight before."""
+        """The dtype of the bias, or of the weight before it was quantised."""
         return self._dtype if self.bias is None else self.bias.dtype
 
     @property
@@ -96,12 +96,12 @@ class NF4Linear(Module):
         return self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x W^T + b, in the dtype of x."""
+        """Compute x W^T + b, in the dtype of x."""
         x = x if isinstance(x, Tensor) else Tensor(x)
-        return ops.nf4_linear(x, self.weight, in_force(self.bias))
+        return ops.nf4_linear(x, self.weight, frozen_bias(self.bias))
 
     def extra_repr(self) -> str:
-        """The sizes, and how the weight is kept."""
+        """Describe the sizes, and how the weight is stored."""
         parts = [f"{self.in_features}, {self.out_features}"]
         parts += [] if self.bias is not None else ["bias=False"]
         parts += [f"block_size={self.weight.block_size}"]

@@ -1,12 +1,12 @@
-"""The engine: tensors, the graph that ops leave behind, and the way back through it.
+"""The engine: tensors, the graph that ops leave behind, and backpropagation through it.
 
 It knows no op and no layer. In reading order:
 
     tensor       an array, and its node in the graph
-    op           an op: its forward, and a derivative rule for each input
+    op           an op: its forward, and a vector-Jacobian product (VJP) for each input
     codegen      the call of an op, as a function written for that op
     node         the graph, and the order in which a backward pass visits it
-    backward     the walk back
+    backward     the backward pass
     checkpoint   forgetting what a part of the forward pass saved, and running it again
     grad_mode    whether this thread records a graph
     observers    watching what happens, for diagnostics and pictures

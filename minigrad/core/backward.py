@@ -1,9 +1,9 @@
-"""The engine: the walk back through the graph, from a loss to the gradients of its leaves.
+"""Backpropagation: the walk through the graph from a loss to the gradients of its leaves.
 
-Each node is handed the sum of all gradients that reach it, runs the rules that its op has for the
-inputs in need of one, and passes the results on. All that is not calculus is done here, once, so
-that no rule needs to think of it: summing over broadcast axes, keeping dtypes, adding up, freeing,
-and refusing what would give a wrong number.
+Each node receives the sum of all gradients that reach it, runs the VJPs of its op for the inputs in
+need of a gradient, and passes the results on. All that is not calculus is done here, once, so that
+no VJP needs to think of it: summing over broadcast axes, converting dtypes, adding up, freeing, and
+raising an error instead of returning a wrong number.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def backward(
     retain_graph: bool | None = None,
     create_graph: bool = False,
 ) -> None:
-    """What `Tensor.backward` does."""
-    seed = _seed(tensor, gradient, "backward", create_graph)
-    place = node_of(tensor, "backward")
+    """Add the gradients of `tensor` to `.grad` of its leaves, as `Tensor.backward` documents it."""
+    seed = initial_gradient(tensor, gradient, "backward", create_graph)
+    root = node_of(tensor, "backward")
     for observer in mode.observers:
         observer.on_backward(tensor, seed)
     arrived = propagate(
-        {place: seed},
+        {root: seed},
         retain_graph=create_graph if retain_graph is None else retain_graph,
         create_graph=create_graph,
     )
@@ -47,7 +47,7 @@ def backward(
             )
     _announce(arrived, adding=True)
     for node in list(arrived):
-        _accumulate(node, take(arrived, node))
+        accumulate(node, take(arrived, node))
 
 
 def grad(
@@ -58,7 +58,7 @@ def grad(
     retain_graph: bool | None = None,
     allow_unused: bool = False,
 ) -> Any:
-    """The gradients of `outputs` by `inputs`, as new tensors; nobody's `.grad` is touched.
+    """Return the gradients of `outputs` by `inputs` as new tensors; no `.grad` is changed.
 
     For outputs y_k with cotangents v_k, the result for an input x is the sum over k of (dy_k /
     dx)^T v_k.
@@ -70,7 +70,8 @@ def grad(
             element.
         create_graph: record the backward pass too, so that the result can be differentiated again.
         retain_graph: keep the graph for another pass; by default the same as `create_graph`.
-        allow_unused: give zeros for an input that `outputs` do not depend on, instead of an error.
+        allow_unused: return zeros for an input that `outputs` do not depend on, instead of raising
+            an error.
 
     Returns:
         One tensor for one input, a tuple of tensors for a list of them.
@@ -98,11 +99,11 @@ def grad(
             raise TypeError(f"grad: output {k} is a {type(result).__name__}, not a Tensor")
         if result.node is None and allow_unused:
             continue
-        place = node_of(result, f"grad: output {k}")
-        seed = _seed(result, cotangent, f"grad: output {k}", create_graph)
+        root = node_of(result, f"grad: output {k}")
+        seed = initial_gradient(result, cotangent, f"grad: output {k}", create_graph)
         for observer in mode.observers:
             observer.on_backward(result, seed)
-        pending[place] = pending[place] + seed if place in pending else seed
+        pending[root] = pending[root] + seed if root in pending else seed
     arrived = propagate(
         pending,
         wanted=set(wanted),
@@ -127,7 +128,7 @@ def grad(
 
 
 class backward_pass(grad_mode):  # noqa: N801  # reads as a function
-    """The mode of a backward pass, recorded or not, which observers are told of."""
+    """The grad mode of a backward pass, recorded or not, which is reported to the observers."""
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -152,12 +153,12 @@ def propagate(
     """Carry the gradients in `pending` back through the graph and return those that arrive.
 
     Args:
-        pending: the gradient of each node to start from; emptied on the way.
-        wanted: the nodes whose gradients are asked for; None for all leaves.
+        pending: the gradient of each node to start from; it is emptied.
+        wanted: the nodes whose gradients are wanted; None for all leaves.
         stop: nodes to end at, even where the graph goes on behind them.
-        oldest: the time of the oldest wanted node, behind which no other can be.
-        retain_graph: keep what the graph saved, for another pass.
-        create_graph: gradients are Tensors, and the rules leave a graph of their own; else they are
+        oldest: the time of the oldest wanted node; older nodes are not visited.
+        retain_graph: keep the residuals for another pass.
+        create_graph: gradients are Tensors, and the VJPs leave a graph of their own; else they are
             arrays, and nothing is recorded.
     """
     order = reachable(pending, stop, oldest)
@@ -171,9 +172,9 @@ def propagate(
             g = pending.pop(node, None)
             if g is None:
                 continue
-            if node.watched and node not in stop:  # an end of a replay is shown by the pass outside
-                g = show(node, g)
-            if last_write[0] != checked:  # by a hook, in the middle of the pass
+            if node.watched and node not in stop:  # the outer pass runs the hooks of a replay's end
+                g = _through_hooks(node, g)
+            if last_write[0] != checked:  # a hook has written in the middle of the pass
                 check_unwritten([node], needed)
             op = node.op
             if wanted is None:
@@ -202,7 +203,7 @@ def propagate(
                 if observers:
                     for observer in observers:
                         observer.on_rule(node, place, g, result)
-                    result = _fit(result, place, op, edge[1])
+                    result = fit_to_input(result, place, op, edge[1])
                     for observer in observers:
                         observer.on_gradient(node, place, result)
                 if (
@@ -210,7 +211,7 @@ def propagate(
                     or result.shape != place.shape
                     or result.dtype is not place.dtype
                 ):
-                    result = _fit(result, place, op, edge[1])
+                    result = fit_to_input(result, place, op, edge[1])
                 earlier = pending.get(place)
                 pending[place] = result if earlier is None else earlier + result
             if edges and not retain_graph:
@@ -223,14 +224,14 @@ def propagate(
 
 
 def _announce(arrived: Mapping[Node, Any], adding: bool) -> None:
-    """Show the observers what is about to be added to `.grad`, or handed to the caller."""
+    """Show the observers the gradients that are about to be added to `.grad`, or returned."""
     for observer in mode.observers:
         for node, g in arrived.items():
             observer.on_arrival(node, g, node.grad if adding else None)
 
 
-def show(node: Node, g: Any) -> Any:
-    """Hand the gradient to each hook in turn, where a tensor that it returns takes its place."""
+def _through_hooks(node: Node, g: Any) -> Any:
+    """Call each hook with the gradient, which a tensor that a hook returns replaces."""
     tensor = _copied(g) if not isinstance(g, Tensor) else g
     for hook in node.hooks:
         for observer in mode.observers:
@@ -249,16 +250,19 @@ def show(node: Node, g: Any) -> Any:
             )
         tensor = replaced.astype(node.dtype)
     if node.retains_grad:
-        _accumulate(node, _copied(tensor))
+        accumulate(node, _copied(tensor))
     return tensor if isinstance(g, Tensor) else tensor.data
 
 
-def _fit(result: Any, place: Node, op: OpLike, position: int) -> Any:
-    """Bring what a rule returned to its input's shape and dtype: the transpose of broadcasting."""
+def fit_to_input(result: Any, place: Node, op: OpLike, position: int) -> Any:
+    """Sum and convert the result of a VJP to the shape and dtype of its input.
+
+    The sum over the axes that broadcasting has stretched is the VJP of broadcasting.
+    """
     if not isinstance(result, (np.ndarray, np.generic, Tensor)):
         raise TypeError(
-            f"the rule of `{op.name}` for its input {op.input_name(position)} returned {result!r}; "
-            f"a rule returns an array (a Tensor when its arguments are Tensors)"
+            f"the VJP of `{op.name}` for its input {op.input_name(position)} returned {result!r}; "
+            f"a VJP returns an array (a Tensor when its arguments are Tensors)"
         )
     given = result.shape
     if given != place.shape:
@@ -280,7 +284,7 @@ def _fit(result: Any, place: Node, op: OpLike, position: int) -> Any:
             result = result.reshape(result.shape[extra:])
         if result.shape != place.shape:
             raise ValueError(
-                f"the rule of `{op.name}` for its input {op.input_name(position)} returned a "
+                f"the VJP of `{op.name}` for its input {op.input_name(position)} returned a "
                 f"gradient of shape {given}, which cannot be summed to the input's "
                 f"{place.shape}"
             )
@@ -289,17 +293,12 @@ def _fit(result: Any, place: Node, op: OpLike, position: int) -> Any:
     return np.asarray(result) if isinstance(result, np.generic) else result
 
 
-# What `sys.getrefcount` says of an array that only `take` holds; measured below, for it differs
-# between versions of Python.
-_SOLE_REFERENCE = 0
-
-
 def take(arrived: dict[Node, Any], node: Node) -> Tensor:
-    """Remove a gradient from `arrived`, as a tensor whose memory is shared with nothing.
+    """Remove a gradient from `arrived`, and return it as a tensor that shares memory with nothing.
 
-    The array itself serves if nothing else holds it. It is copied if it is a view, or is also the
-    gradient of another tensor (x and y in `x + y`), the seed of the caller, or a constant of some
-    rule.
+    The array itself serves if nothing else refers to it. It is copied if it is a view, or is also
+    the gradient of another tensor (x and y in `x + y`), the seed of the caller, or a constant of
+    some VJP.
     """
     g = arrived.pop(node)
     if (
@@ -312,6 +311,7 @@ def take(arrived: dict[Node, Any], node: Node) -> Tensor:
 
 
 def _measure_sole_reference() -> int:
+    """Count the references to an array in `take`, which differ between versions of Python."""
     probe = {None: np.empty(0)}
     g = probe.pop(None)
     return sys.getrefcount(g)
@@ -321,18 +321,18 @@ _SOLE_REFERENCE = _measure_sole_reference()
 
 
 def _copied(g: Any) -> Tensor:
-    """A tensor with the value of `g` in memory of its own, at the place of `g` in the graph."""
+    """Return a tensor with the value of `g` in memory of its own, at the node of `g`."""
     if isinstance(g, Tensor):
         return Tensor.at(g._data.copy(), g.node)
     return Tensor(np.array(g, order="C"))
 
 
-# Two threads that go back to one leaf must not read its gradient at once, add, and write in turn.
+# Without it, two threads that add to the gradient of one leaf could lose one of the two.
 _accumulating = threading.Lock()
 
 
-def _accumulate(node: Node, g: Tensor) -> None:
-    """Add to `.grad`, into new memory: the earlier gradient may be held by the user."""
+def accumulate(node: Node, g: Tensor) -> None:
+    """Add to `.grad`, in new memory, because the user may still have the earlier gradient."""
     for observer in mode.observers:
         observer.on_accumulate(node, g)
     with _accumulating:
@@ -344,8 +344,8 @@ def _accumulate(node: Node, g: Tensor) -> None:
             node.grad = node.grad + g
 
 
-def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
-    """The gradient to start from: ones for a single element, else what the caller gave, checked."""
+def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
+    """Return the gradient to start from: 1 for a single element, else the caller's, checked."""
     value = tensor._data
     if gradient is None:
         if value.size != 1:
@@ -365,4 +365,4 @@ def _seed(tensor: Tensor, gradient: Any, role: str, create_graph: bool) -> Any:
     if create_graph:
         return (gradient if isinstance(gradient, Tensor) else Tensor(gradient)).astype(value.dtype)
     array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
-    return array.astype(value.dtype, copy=False)  # nobody writes to it, and `take` copies
+    return array.astype(value.dtype, copy=False)  # nothing writes to it, and `take` copies it

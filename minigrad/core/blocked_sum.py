@@ -1,8 +1,8 @@
 """Sums that keep their digits.
 
-`np.add.reduce` adds along the last axis in a tree, and along any other one after the other: a bias
-that gets the gradients of a million rows would be off by a percent in float32. Here it adds up
-blocks, and the sums of these in blocks again. float16 is added up in float32.
+`np.add.reduce` adds along the last axis in a tree, and along any other axis one after the other: a
+bias that gets the gradients of a million rows would be off by a percent in float32. Here blocks are
+added up, and the sums of these in blocks again. float16 is added up in float32.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-# Any, for numpy's stubs know `keepdims` as a literal only.
+# Any, because numpy's stubs know `keepdims` as a literal only.
 _reduce: Any = np.add.reduce
 
 _HALF, _SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 
-_LONG = 1024  # rows, from which on it is worth the trouble
+_LONG = 1024  # the number of rows from which on blocks are worth it
 _BLOCK = 64
 
 
 def sum_over(x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """The sum over `axis`: an int, a tuple of ints, or None for all."""
+    """Return the sum over `axis`: an int, a tuple of ints, or None for all."""
     if x.__class__ is not np.ndarray:
         return _reduce(x, axis=axis, keepdims=keepdims)
     if x.dtype is _HALF:
@@ -37,10 +37,10 @@ def sum_over(x: Any, axis: Any, keepdims: bool = False) -> Any:
         return _reduce(x, axis=axis, keepdims=keepdims)
     rows = x.reshape(-1, count, width)
     while count > _BLOCK:
-        whole = count // _BLOCK * _BLOCK
-        blocks = _reduce(rows[:, :whole].reshape(len(rows), -1, _BLOCK, width), axis=2)
-        rest = _reduce(rows[:, whole:], axis=1, keepdims=True)
+        complete = count // _BLOCK * _BLOCK
+        blocks = _reduce(rows[:, :complete].reshape(len(rows), -1, _BLOCK, width), axis=2)
+        rest = _reduce(rows[:, complete:], axis=1, keepdims=True)
         rows = np.concatenate([blocks, rest], axis=1)
         count = rows.shape[1]
-    kept = (1,) * len(axes) if keepdims else ()
-    return _reduce(rows, axis=1).reshape(x.shape[:first] + kept + x.shape[last + 1 :])
+    reduced = (1,) * len(axes) if keepdims else ()
+    return _reduce(rows, axis=1).reshape(x.shape[:first] + reduced + x.shape[last + 1 :])

@@ -5,16 +5,15 @@ the inputs. When a gradient arrives, f runs again, recording this time, and the 
 through what it has recorded. So of a chain of n layers cut into sqrt(n) parts only about 2 sqrt(n)
 activations are alive at any time (Chen et al., 2016), for one more forward pass.
 
-Where f uses tensors that it was not handed, as a module uses its parameters, an observer notes them
-in the first run, and they get their gradients like inputs. It also notes the random generators that
-are drawn from, so that dropout drops the same elements again.
+Where f uses tensors that are not among its arguments, as a module uses its parameters, an observer
+notes them in the first run, and they get their gradients like inputs. It also notes the random
+generators that are drawn from, so that dropout drops the same elements again.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +28,13 @@ from minigrad.versions import clock
 
 
 def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """f(*inputs), saving no more than the inputs, and running f again in the backward pass.
+    """Return f(*inputs), saving only the inputs; f runs again in the backward pass.
 
     Gradients also reach the tensors that `f` closes over, such as the parameters of a module.
 
     Args:
-        f: a function or module that returns one Tensor, the same each time; what it draws with
-            `rng=` or from the default generator is drawn again alike.
+        f: a function or module that returns one Tensor, the same each time; the second run draws
+            the same random numbers with `rng=` or from the default generator.
         inputs: its arguments, Tensors or not.
 
     Raises:
@@ -44,14 +43,14 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """
     watcher = DryRun(mode.grad_enabled)
     with no_grad(), observe(watcher):
-        # Without a place of their own here, the inputs cannot be taken for tensors from outside.
+        # Without nodes here, the inputs cannot be taken for tensors from outside.
         result = f(*map(_constant, inputs))
     if not isinstance(result, Tensor):
         raise TypeError(
             f"checkpoint: the function must return one Tensor, not {type(result).__name__}; "
             f"concatenate several results into one"
         )
-    if result.node is not None:  # a tensor from outside, handed through as it is
+    if result.node is not None:  # a tensor from outside, returned as it is
         watcher.outside[result.node] = result
     arguments = list(inputs)
     edges: list[Edge] = []
@@ -66,14 +65,14 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
     result = Tensor.at(result._data, None)
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(CHECKPOINT, edges, result._data)
-        node.arguments = (Run(f, arguments, watcher.states, _fingerprint(result)),)
-    for observer in mode.observers:  # one of these may be the watcher of a checkpoint around this
+        node.arguments = (Rerun(f, arguments, watcher.states, _fingerprint(result)),)
+    for observer in mode.observers:  # one of these may be the watcher of an outer checkpoint
         observer.on_call(CHECKPOINT, [*inputs, *watcher.outside.values()], result)
     return result
 
 
 def _constant(value: Any) -> Any:
-    """A Tensor of the same memory without a place in the graph; anything else as it is."""
+    """Return a Tensor in the same memory without a node; anything else as it is."""
     return Tensor.at(value._data, None) if isinstance(value, Tensor) else value
 
 
@@ -81,7 +80,7 @@ class DryRun(Observer):
     """Notes the tensors from outside that a function uses, and the generators it draws from.
 
     Attributes:
-        recorded: whether the result gets a place in the graph, although the run records nothing.
+        recorded: whether the result gets a node in the graph, although the run records nothing.
     """
 
     def __init__(self, recorded: bool) -> None:
@@ -93,7 +92,7 @@ class DryRun(Observer):
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Note the tensors from outside among the inputs."""
         for value in inputs:
-            # What is newer was recorded in this run, by a derivative that the function takes.
+            # A newer node was recorded in this run, by a derivative that the function takes.
             if (
                 isinstance(value, Tensor)
                 and value.node is not None
@@ -108,18 +107,33 @@ class DryRun(Observer):
 
 
 @dataclass
-class Run:
-    """All that is needed to run a function again and get the same."""
+class Rerun:
+    """All that is needed to run a function again and get the same result."""
 
     function: Callable[..., Tensor]
     arguments: list[Any]
     states: list[tuple[np.random.Generator, Any]]
     fingerprint: tuple[Any, ...]
 
-    def again(self, *inputs: Any) -> Tensor:
-        """The result once more, from inputs at other places of a graph."""
-        with _announced(), _rewound(self.states):
+    def run(self, *inputs: Any) -> Tensor:
+        """Compute the result again from inputs at other nodes of a graph.
+
+        The generators are set back to their states in the first run, and afterwards to those that
+        they have now.
+        """
+        observers = mode.observers
+        present = [generator.bit_generator.state for generator, _ in self.states]
+        for observer in observers:
+            observer.on_rerun(True)
+        try:
+            for generator, state in self.states:
+                generator.bit_generator.state = state
             result = self.function(*inputs)
+        finally:
+            for (generator, _), state in zip(self.states, present, strict=True):
+                generator.bit_generator.state = state
+            for observer in observers:
+                observer.on_rerun(False)
         if _fingerprint(result) != self.fingerprint:
             raise RuntimeError(
                 "checkpoint: the function gave another result when it was run again, so its "
@@ -129,42 +143,16 @@ class Run:
         return result
 
 
-@contextmanager
-def _announced() -> Iterator[None]:
-    """Tell observers of the second run."""
-    observers = mode.observers
-    for observer in observers:
-        observer.on_rerun(True)
-    try:
-        yield
-    finally:
-        for observer in observers:
-            observer.on_rerun(False)
-
-
-@contextmanager
-def _rewound(states: list[tuple[np.random.Generator, Any]]) -> Iterator[None]:
-    """Set generators back to earlier states, and afterwards to where they were."""
-    present = [generator.bit_generator.state for generator, _ in states]
-    try:
-        for generator, state in states:
-            generator.bit_generator.state = state
-        yield
-    finally:
-        for (generator, _), state in zip(states, present, strict=True):
-            generator.bit_generator.state = state
-
-
 def _fingerprint(result: Tensor) -> tuple[Any, ...]:
     return result.shape, result.dtype, zlib.crc32(np.ascontiguousarray(result._data).data)
 
 
-def _forward(run: Run) -> Tensor:
-    return run.again(*run.arguments)
+def _forward(rerun: Rerun) -> Tensor:
+    return rerun.run(*rerun.arguments)
 
 
 class _Checkpoint(Op[Any]):
-    """The op of a checkpoint: it has no rules, its derivative is to run the function again."""
+    """The op of a checkpoint: it has no VJPs, because its derivative runs the function again."""
 
     def __init__(self) -> None:
         super().__init__(_forward, cost=0)  # its work is that of the ops inside
@@ -172,19 +160,19 @@ class _Checkpoint(Op[Any]):
         self.plain = False
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
-        (run,) = node.arguments
+        (rerun,) = node.arguments
         places = {position: place for place, position, *_ in node.edges or ()}
-        return replay(run.again, run.arguments, places, [edge[1] for edge in edges], g)
+        return replay(rerun.run, rerun.arguments, places, [edge[1] for edge in edges], g)
 
     def input_name(self, position: int) -> str:
         return str(position)
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        for _, position, _, array in node.edges or ():  # all of them: it runs as a whole
+        for _, position, _, array in node.edges or ():  # all of them: all of the function runs
             yield f"its input {position}", array
-        for run in node.arguments:  # none once they are freed
+        for rerun in node.arguments:  # none once they are freed
             places = {edge[1] for edge in node.edges or ()}
-            for position, value in enumerate(run.arguments):
+            for position, value in enumerate(rerun.arguments):
                 if position not in places:
                     yield f"its input {position}", value
 

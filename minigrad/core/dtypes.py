@@ -1,4 +1,4 @@
-"""Arrays from what users pass, and the dtype in which several of them compute together."""
+"""Arrays from the data that users pass, and the dtype in which several arrays compute together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLOAT64 = np.dtype(np.float64)
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """`data` as an array in native byte order: itself where it is one, else made from it.
+    """Return `data` as an array in native byte order, without a copy where it is one already.
 
     Python's floats become float32, its ints int64 and bools bool; arrays and numpy's scalars keep
     their dtype.
@@ -31,7 +31,10 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
             array = np.asarray(data)
         except ValueError as error:
             raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
-        if dtype is None and not _holds_numpy(data):
+        element = data
+        while isinstance(element, (list, tuple)) and element:
+            element = element[0]
+        if dtype is None and not hasattr(element, "__array__"):
             usual = {"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype)
             array = array.astype(usual, copy=False)
     if array.dtype.kind not in "biuf":
@@ -43,14 +46,11 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     return array
 
 
-def _holds_numpy(data: Any) -> bool:
-    while isinstance(data, (list, tuple)) and data:
-        data = data[0]
-    return hasattr(data, "__array__")
-
-
 def common_float(arrays: Sequence[Any]) -> np.dtype[Any] | None:
-    """The dtype in which arrays of floats, those with dimensions first, compute with each other."""
+    """Return the float dtype in which arrays compute together, or None if none has floats.
+
+    Those with dimensions decide; 0-d arrays do only where there are no others.
+    """
     floats = [x for x in arrays if x.dtype.kind == "f"]
     dtypes = {x.dtype for x in floats if x.ndim} or {x.dtype for x in floats}
     return np.result_type(*dtypes) if dtypes else None

@@ -1,4 +1,4 @@
-"""What a thread is doing right now: whether it records a graph, and who observes it.
+"""The mode of a thread: whether it records a graph, and which observers watch it.
 
 Both belong to the running thread, not to a tensor and not to the process: a data loader in another
 thread must not switch off the gradients of the training loop.
@@ -19,8 +19,8 @@ R = TypeVar("R")
 class _Mode(threading.local):
     """The state of one thread: `(grad_enabled, observers)`, one tuple, since each op reads both.
 
-    The class of the observers stands above in `minigrad.core.observers`, since it names the
-    classes that are built on this module.
+    The class of the observers is in `minigrad.core.observers`, since it names classes that are
+    built on this module.
     """
 
     state: tuple[bool, tuple[Any, ...]] = (True, ())
@@ -43,14 +43,14 @@ def is_grad_enabled() -> bool:
 
 
 class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
-    """Record a graph inside the block or the decorated function, or do not.
+    """Set whether the block or the decorated function records a graph.
 
-    Afterwards it is as before in any case. One object may be entered many times.
+    At the end the earlier mode returns, also after an error. One object may be entered many times.
     """
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
-        self._thread = threading.local()  # for several threads may be inside at once
+        self._thread = threading.local()  # because several threads may be inside at once
 
     def __enter__(self) -> None:
         before, observers = mode.state
@@ -61,10 +61,10 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
         mode.state = (self._thread.before.pop(), mode.observers)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """`function`, in this mode.
+        """Return `function` in this mode.
 
         Raises:
-            TypeError: for a generator, whose body runs in between, when others have the word.
+            TypeError: if it is a generator, because its body runs after the mode was restored.
         """
         check_decorable(function)
 
@@ -77,10 +77,10 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
 
 
 def check_decorable(function: Callable[..., Any]) -> None:
-    """Refuse to put a function under a mode that does not run from start to end in one go.
+    """Check that a function can run under a mode, which it does from start to end in one go.
 
     Raises:
-        TypeError: for a generator or a coroutine.
+        TypeError: if it is a generator or a coroutine.
     """
     if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
         raise TypeError(
@@ -94,9 +94,9 @@ def no_grad() -> grad_mode: ...
 @overload
 def no_grad(function: Callable[P, R]) -> Callable[P, R]: ...
 def no_grad(function: Callable[..., Any] | None = None) -> Any:
-    """Ops inside record nothing, and their results need no gradient.
+    """Record no graph: the results of ops inside need no gradient.
 
-    `with no_grad():`, or as a decorator, `@no_grad` or `@no_grad()`.
+    Use it as `with no_grad():`, or as a decorator, `@no_grad` or `@no_grad()`.
     """
     return grad_mode(False) if function is None else grad_mode(False)(function)
 
@@ -106,8 +106,8 @@ def enable_grad() -> grad_mode: ...
 @overload
 def enable_grad(function: Callable[P, R]) -> Callable[P, R]: ...
 def enable_grad(function: Callable[..., Any] | None = None) -> Any:
-    """Ops inside record again, also within a `no_grad`.
+    """Record the graph of the ops inside, also within a `no_grad`.
 
-    `with enable_grad():`, or as a decorator, `@enable_grad` or `@enable_grad()`.
+    Use it as `with enable_grad():`, or as a decorator, `@enable_grad` or `@enable_grad()`.
     """
     return grad_mode(True) if function is None else grad_mode(True)(function)

@@ -1,13 +1,13 @@
 """The graph that ops leave behind: what a node is, and the order in which nodes are visited.
 
-Every op that touches a tensor in need of a gradient leaves a `Node`: which op it was, where its
-inputs came from, and what its derivative rules asked to keep.
+Every op that touches a tensor in need of a gradient leaves a `Node`: which op it was, the nodes
+of its inputs, and the values that the VJPs of the op need, its residuals.
 
 A backward pass visits the nodes from the newest to the oldest. An op can only be called on what
 exists already, so this is a topological order: when a node is visited, all that was computed from
 it has been visited before, and the sum of the gradients that reach it is complete. A walk that goes
-on to the inputs at once instead runs a node's rules with half of its gradient and then again with
-the whole, the classic bug:
+on to the inputs at once instead runs a node's VJPs with half of its gradient and then again with
+all of it, the classic bug:
 
     h = 2 * x
     y = h + h      # dy/dx is 4; such a walk sends 1 and then 1 + 1 through `2 * x`, and says 6
@@ -33,11 +33,9 @@ Cost = int | Callable[..., int]
 Hint = Mapping[str, Callable[..., Any]] | Callable[..., str | None]
 """Texts with a condition on values by name for each, or a function of these that returns a text."""
 
-_by_age = operator.attrgetter("order")
-
 
 class OpLike(Protocol):
-    """What a graph and a backward pass need to know of an op (see `minigrad.core.op.Op`)."""
+    """The part of an op that graphs and backward passes use (see `minigrad.core.op.Op`)."""
 
     name: str
     forward: Callable[..., Any]
@@ -59,34 +57,34 @@ class OpLike(Protocol):
         """Compute the gradients for some edges of a node."""
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        """List what a backward pass along these edges would use, each with a description."""
+        """List the values that a backward pass along these edges uses, with a description each."""
 
     def input_name(self, position: int) -> str:
         """Name the input at a position, for a message."""
 
     def is_required(self, position: int) -> bool:
-        """Tell whether the input at a position cannot be left out."""
+        """Return whether the input at a position cannot be left out."""
 
 
 class Node:
-    """A place in the graph: a leaf (`op` is None), or the result of one op.
+    """One value in the graph: a leaf (`op` is None), or the result of one op.
 
     Nodes point to older nodes and never to a Tensor, so there are no reference cycles, and memory
-    goes with the last Tensor that needs it.
+    is freed with the last Tensor that needs it.
 
     Attributes:
         op: the op that was called, None for a leaf.
         edges: for every input in need of a gradient `(place, position, rule, *saved)`: its node,
-            which of the op's inputs it was, the rule that differentiates by it, and what that rule
-            asked to keep. None once a backward pass has freed them.
+            which of the op's inputs it was, the VJP of that input, and the residuals of the VJP.
+            None once a backward pass has freed them.
         order: when the node was made, on the clock of `minigrad.versions`.
         shape: the shape of the value, which is also that of its gradient.
         dtype: the dtype of the value, which is also that of its gradient.
         watched: whether there are hooks, or the gradient is to be retained.
-        grad: the gradient, for leaves and where `retains_grad` asks for it.
-        hooks: the functions that see each gradient on its way.
-        arguments: what the op was called with, kept only for an op that is replayed.
-        outdated: whether the leaf has another place now, for it was converted to another dtype.
+        grad: the gradient, for leaves and where `retains_grad` is set.
+        hooks: the functions that see, and may replace, each gradient.
+        arguments: the arguments of the op, saved only for an op that is replayed.
+        outdated: whether the leaf was converted to another dtype, and has another node now.
     """
 
     # `__dict__` is there for the last five, which are rarely set: as defaults of the class they
@@ -107,13 +105,8 @@ class Node:
     outdated: bool = False
 
     @classmethod
-    def of(
-        cls,
-        op: OpLike,
-        edges: Sequence[Edge],
-        result: np.ndarray[Any, Any],
-    ) -> Node:
-        """The place of `result`, just made by `op`."""
+    def of(cls, op: OpLike | None, edges: Sequence[Edge], result: np.ndarray[Any, Any]) -> Node:
+        """Make the node of `result`, which `op` has just computed; without an op, of a leaf."""
         node = cls()
         node.op = op
         node.edges = edges
@@ -132,38 +125,26 @@ class Node:
         return f"<Node {self.name} {self.shape} {self.dtype}>"
 
 
-def leaf(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Node:
-    """The place of a tensor that no op has made."""
-    node = Node()
-    node.op = None
-    node.edges = ()
-    node.order = next(clock)
-    node.shape = shape
-    node.dtype = dtype
-    node.watched = False
-    return node
-
-
 class Hook:
-    """A function that sees, and may replace, the whole gradient of one tensor."""
+    """A function that sees, and may replace, the complete gradient of one tensor."""
 
     __slots__ = ("_node", "function")
 
     def __init__(self, node: Node, function: Callable[[Any], Any]) -> None:
         self.function = function
-        self._node = weakref.ref(node)  # the node holds the hook
+        self._node = weakref.ref(node)  # weak, because the node points to the hook
         node.hooks = (*node.hooks, self)
         node.watched = True
 
     def remove(self) -> None:
-        """Take the hook off; doing it twice is harmless."""
+        """Remove the hook; doing it twice is harmless."""
         node = self._node()
         if node is not None:
             node.hooks = tuple(hook for hook in node.hooks if hook is not self)
 
 
 def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -1) -> list[Node]:
-    """All nodes that `roots` depend on and themselves, newest first.
+    """Return `roots` and all nodes that they depend on, newest first.
 
     The walk ends at the nodes of `stop`, and at those made at the time `oldest` or before.
 
@@ -187,14 +168,14 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -
                 seen.add(place)
                 if place not in stop:
                     stack.append(place)
-    return sorted(seen, key=_by_age, reverse=True)
+    return sorted(seen, key=operator.attrgetter("order"), reverse=True)
 
 
 def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> None:
-    """Refuse to differentiate with arrays that are no longer what they were in the forward pass.
+    """Check that the saved arrays are still what they were in the forward pass.
 
     Raises:
-        RuntimeError: if a rule that leads to a needed node saved an array that was written since.
+        RuntimeError: if a VJP that leads to a needed node saved an array that was written since.
     """
     for node in order:
         if last_write[0] < node.order or node.op is None:
@@ -211,7 +192,7 @@ def check_unwritten(order: Sequence[Node], needed: Container[Node] | None) -> No
 
 
 def arrays_in(value: Any) -> Iterator[np.ndarray[Any, Any]]:
-    """The arrays in what a rule saved: itself, or those in an index of several parts."""
+    """List the arrays in a residual: the array itself, or those in an index of several parts."""
     if isinstance(value, np.ndarray):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -222,7 +203,7 @@ def arrays_in(value: Any) -> Iterator[np.ndarray[Any, Any]]:
 
 
 def leading_to(wanted: Container[Node], order: Sequence[Node]) -> set[Node]:
-    """Those of `order` that lead to a wanted node: the only ones whose rules need to run."""
+    """Return the nodes that lead to a wanted node: the only ones whose VJPs need to run."""
     needed: set[Node] = set()
     for node in reversed(order):
         if node in wanted or any(edge[0] in needed for edge in node.edges or ()):

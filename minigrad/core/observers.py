@@ -1,8 +1,8 @@
-"""`Observer`: the one place where the library can be watched.
+"""`Observer`: the one interface through which the library can be watched.
 
 A receipt, an anomaly detector, a liveness report and a drawing all need the same few facts (an op
-was called, a rule was run), so these are announced here, and nothing has to be patched. When nobody
-watches, it costs the test of an empty tuple.
+was called, a VJP was run), so these are announced here, and nothing has to be patched. Without an
+observer, this costs the test of an empty tuple.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from minigrad.core.tensor import Tensor
 
 
 class Observer:
-    """Base class of those who watch; override what you want to see, the rest costs nothing."""
+    """Base class of observers: override the methods for what you want to see."""
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """`op` was called on `inputs` (Tensors, arrays and options as given) and gave `result`."""
+        """`op` was called on `inputs` (Tensors, arrays, options as given) and returned `result`."""
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
-        """In a backward pass, a rule of `node.op` turned the arriving `gradient` into `place`'s."""
+        """A VJP of `node.op` turned the arriving `gradient` into `result`, the one of `place`."""
 
     def on_gradient(self, node: Node, place: Node, gradient: Any) -> None:
-        """What that rule gave, in the shape and dtype of `place` now, is about to go on there."""
+        """The result of that VJP, now in the shape and dtype of `place`, is about to go on."""
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
-        """The whole gradient of `node`, which was asked for, is there, after its hooks.
+        """The complete gradient of `node`, a wanted one, has arrived and passed the hooks.
 
-        It is about to be added to `before`, its `.grad`, if it has one. Nothing is written before
-        all that arrives in a pass has been announced.
+        It is about to be added to `before`, the `.grad` of the node, if it has one. Nothing is
+        written before all gradients that arrive in a pass have been announced.
         """
 
     def on_backward(self, output: Tensor, gradient: Any) -> None:
@@ -45,16 +45,16 @@ class Observer:
         """`gradient` is about to be added to the `.grad` of the tensor at `place`."""
 
     def on_free(self, node: Node) -> None:
-        """`node` is about to let go of the arrays it saved for backward."""
+        """`node` is about to free the arrays that it saved for the backward pass."""
 
     def on_pass(self, begins: bool) -> None:
         """A backward pass begins, or has ended; it may run inside another one.
 
-        `is_grad_enabled()` tells whether it is recorded. Its end is announced also after an error.
+        `is_grad_enabled()` is True if it is recorded. Its end is announced also after an error.
         """
 
     def on_hook(self, node: Node, begins: bool) -> None:
-        """A hook of the user's is about to see the gradient of `node`, or has seen it."""
+        """A hook is about to be called with the gradient of `node`, or has returned."""
 
     def on_rerun(self, begins: bool) -> None:
         """In a backward pass, a checkpoint begins to run its function again, or has ended."""
@@ -63,23 +63,23 @@ class Observer:
         """`optimizer` has changed its parameters; their gradients are still there."""
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
-        """`how`, such as "detach()", gave `value` out of `tensor`: no gradient follows it there.
+        """The value of `tensor` has left the graph by `how`, such as "detach()".
 
-        `value` is a Tensor or an array in the same memory, or None where it is given as numbers.
+        `value` is a Tensor or an array in the same memory, or None for Python numbers.
         """
 
     def on_module(self, module: Any, begins: bool) -> None:
         """The `forward` of `module` is about to run, or has ended, perhaps with an error."""
 
     def on_random(self, generator: np.random.Generator) -> None:
-        """`generator` is about to be drawn from."""
+        """Random numbers are about to be drawn from `generator`."""
 
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[Observer]:
     """Let `observer` watch what this thread does inside the block.
 
-    A block may end before one that began later, as in a generator: only its own observer goes.
+    A block may end before one that began later, as in a generator; only its own observer goes then.
     """
     mode.state = (mode.grad_enabled, (*mode.observers, observer))
     try:

@@ -1,8 +1,8 @@
 """Tensor: an array that can be differentiated by.
 
-A tensor holds its data, and its node in the graph. Everything that computes is an op of a module
-of its own. The methods that call ops are declared here, for type checkers and readers, and attached
-by `minigrad.operators`.
+A tensor has its data, and its node in the graph. Everything that computes is an op. The operators
+and methods that call ops are declared here, for type checkers and readers, and are attached by
+`minigrad.operators`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numpy.typing import DTypeLike, NDArray
 
 from minigrad.core import dtypes
 from minigrad.core.grad_mode import mode
-from minigrad.core.node import Hook, Node, leaf
+from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
 from minigrad.versions import mark_written
 
-# What ops and compositions accept where an array is meant: a Tensor, an array or a number.
+# A Tensor, an array or a number: ops and compositions accept each of these.
 Array = Any
 
 Axis = int | Sequence[int] | None
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """`data` as an array: the one in a Tensor, else see `minigrad.core.dtypes.as_array`."""
+    """Return the array of a Tensor; for other data see `minigrad.core.dtypes.as_array`."""
     if isinstance(data, Tensor):
         if mode.state[1]:
             _announce(data, data._data, "Tensor()")
@@ -36,22 +36,22 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
 
 
 class Tensor:
-    """An n-dimensional array with a place in the graph.
+    """An n-dimensional array with a node in the graph.
 
     `Tensor(array)` takes the array as it is, sharing its memory (a read-only one is copied);
-    `minigrad.tensor(data)` copies always.
+    `minigrad.tensor(data)` always copies.
 
     Args:
         data: a number, nested lists of numbers, an array or a Tensor.
-        requires_grad: whether backward passes are to compute a gradient for it.
-        dtype: convert to this.
+        requires_grad: whether backward passes compute a gradient for the tensor.
+        dtype: the dtype to convert to.
 
     Raises:
-        TypeError: if `data` is not made of numbers, or is to require gradients and is not of
+        TypeError: if `data` is not made of numbers, or if a gradient is required and they are not
             floats.
     """
 
-    # `_leaf` is set by `requires_grad_` only: the place to come back to.
+    # `_leaf` is the node of a leaf while `requires_grad_` has switched it off.
     __slots__ = ("__weakref__", "_data", "_leaf", "node")
 
     _data: NDArray[Any]
@@ -71,7 +71,7 @@ class Tensor:
 
     @classmethod
     def at(cls, array: NDArray[Any], node: Node | None) -> Tensor:
-        """A Tensor of `array` at a given place of the graph: for the engine, not for users."""
+        """Make a Tensor of `array` at a given node of the graph: for the engine, not for users."""
         tensor = Tensor.__new__(Tensor)
         tensor._data = array
         tensor.node = node
@@ -83,9 +83,10 @@ class Tensor:
 
     @property
     def data(self) -> NDArray[Any]:
-        """The value, a writable array. Writing into it is not seen by a graph that has saved it.
+        """The value, as a writable array. A graph that has saved it does not notice a write to it.
 
-        Assigning replaces the value of a leaf, and graphs that saved the old one refuse to go on.
+        An assignment replaces the value of a leaf; a backward pass that needs the old value raises
+        an error then.
         """
         if mode.state[1]:
             _announce(self, self._data, ".data")
@@ -108,18 +109,14 @@ class Tensor:
         if self.node is not None and array.dtype != self.node.dtype:
             _check_differentiable(array.dtype)
         mark_written(self._data)
-        self._become(array)
-
-    def _become(self, array: NDArray[Any]) -> None:
-        """Take new memory; a leaf gets a new place where its dtype has changed."""
         self._data = writable(array)
         mark_written(self._data)
         if self.node is not None and array.dtype != self.node.dtype:
             self.node.outdated = True
-            self.node = leaf(array.shape, array.dtype)
+            self.node = Node.of(None, (), array)
 
     def copy_(self, value: Any) -> Tensor:
-        """Write `value` into this tensor's own memory, which all views of it see; return it.
+        """Write `value` into this tensor's own memory, which all its views see; return the tensor.
 
         Raises:
             ValueError: if the shape is not the same.
@@ -157,10 +154,10 @@ class Tensor:
         return self._data.dtype
 
     def numpy(self) -> NDArray[Any]:
-        """The value as an array that shares memory with the tensor.
+        """Return the value as an array that shares memory with the tensor.
 
         Raises:
-            RuntimeError: if the tensor requires a gradient, which would not follow the array.
+            RuntimeError: if the tensor requires a gradient, because no gradient follows the array.
         """
         if self.node is not None:
             raise RuntimeError(
@@ -170,7 +167,7 @@ class Tensor:
         return self.data
 
     def item(self) -> Any:
-        """The only element, as a Python number.
+        """Return the only element, as a Python number.
 
         Raises:
             ValueError: if there is not exactly one element.
@@ -182,13 +179,13 @@ class Tensor:
         return self._data.item()
 
     def tolist(self) -> Any:
-        """The value as nested lists of Python numbers."""
+        """Return the value as nested lists of Python numbers."""
         if mode.state[1]:
             _announce(self, None, "tolist()")
         return self._data.tolist()
 
     # ----------------------------------------------------------------------------------------------
-    # The place in the graph
+    # The node in the graph
     # ----------------------------------------------------------------------------------------------
 
     @property
@@ -201,20 +198,20 @@ class Tensor:
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Switch the need for a gradient on or off, for a leaf, and return it. Off drops `.grad`.
+        """Set whether this leaf requires a gradient, and return it. False drops `.grad`.
 
         Graphs that were recorded before know the tensor again when it is switched on again.
 
         Raises:
-            TypeError: for a tensor of integers or booleans.
-            RuntimeError: if it is to be switched off for the result of an op.
+            TypeError: if a gradient is required of a tensor of integers or booleans.
+            RuntimeError: if the result of an op is to require none.
         """
         if requires_grad and self.node is None:
             _check_differentiable(self._data.dtype)
             known = getattr(self, "_leaf", None)
             if known is None or known.dtype != self._data.dtype:
-                known = leaf(self._data.shape, self._data.dtype)
-            known.grad = None  # of what has arrived there while it was switched off
+                known = Node.of(None, (), self._data)
+            known.grad = None  # a pass may have left one there while the tensor was switched off
             self.node = known
         elif not requires_grad and self.node is not None:
             if self.node.op is not None:
@@ -228,12 +225,12 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded op has made this tensor."""
+        """Whether this tensor is not the result of a recorded op."""
         return self.node is None or self.node.op is None
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient, added up over backward passes; None before the first one.
+        """The gradient, summed over backward passes; None before the first one.
 
         Only leaves have one, and results of ops after `retain_grad()`.
         """
@@ -254,26 +251,26 @@ class Tensor:
         self.node.grad = value
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Set the gradient to None."""
         self.grad = None
 
     def detach(self) -> Tensor:
-        """The same memory outside the graph: a constant."""
+        """Return a constant in the same memory, outside of the graph."""
         constant = Tensor.at(self._data, None)
         if self.node is not None and mode.state[1]:
             _announce(self, constant, "detach()")
         return constant
 
     def retain_grad(self) -> None:
-        """Let backward passes keep `.grad` of this result of an op, as they do for leaves."""
+        """Let backward passes set `.grad` of this result of an op, as they do for leaves."""
         node = node_of(self, "retain_grad()")
         if node.op is not None:
             node.retains_grad = node.watched = True
 
     def register_hook(self, function: Callable[[Tensor], Tensor | None]) -> Hook:
-        """Call `function` with the whole gradient of this tensor, before it goes on.
+        """Call `function` with the complete gradient of this tensor in each backward pass.
 
-        If it returns a tensor, that takes the gradient's place. `.remove()` of the result ends it.
+        If it returns a tensor, that replaces the gradient. `.remove()` of the result ends it.
 
         Raises:
             RuntimeError: if the tensor requires no gradient.
@@ -301,7 +298,7 @@ class Tensor:
     # ----------------------------------------------------------------------------------------------
 
     def describe(self) -> str:
-        """A few words for messages: what it is, without its numbers."""
+        """Describe the tensor in a few words for messages, without its values."""
         made_by = "" if self.node is None or self.node.op is None else f", made by {self.node.name}"
         return (
             f"a {type(self).__name__} of shape {self._data.shape} and dtype {self.dtype}{made_by}"
@@ -367,143 +364,78 @@ class Tensor:
             "outside of any graph"
         )
 
-    def _in_place(self, other: Any, compute: Callable[[Any, Any], Tensor], symbol: str) -> Tensor:
-        """`x += y` writes to x where no graph can notice, and is refused elsewhere."""
-        needed = self.node is not None or (isinstance(other, Tensor) and other.node is not None)
-        if (needed and mode.grad_enabled) or not self.is_leaf:
-            raise RuntimeError(
-                f"x {symbol}= y would overwrite {self.describe()}, on which gradients depend; "
-                f"write x = x {symbol} y, or do it under no_grad() on a leaf"
-            )
-        result = compute(self, other)
-        if result.dtype != self.dtype:
-            raise TypeError(f"x {symbol}= y would change the dtype {self.dtype} to {result.dtype}")
-        return self.copy_(result)
-
-    def __iadd__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.add, "+")
-
-    def __isub__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.sub, "-")
-
-    def __imul__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.mul, "*")
-
-    def __ipow__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.pow, "**")
-
-    def __imatmul__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.matmul, "@")
-
-    def __ifloordiv__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.floordiv, "//")
-
-    def __imod__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.mod, "%")
-
-    def __itruediv__(self, other: Any) -> Tensor:
-        return self._in_place(other, operator.truediv, "/")
-
     # ----------------------------------------------------------------------------------------------
-    # What `minigrad.operators` attaches, where it is documented
+    # The operators and methods that `minigrad.operators` attaches
     # ----------------------------------------------------------------------------------------------
 
-    if TYPE_CHECKING:  # == and != are elementwise, as in numpy, and so no override of object's
+    if TYPE_CHECKING:  # methods of one signature stand together
 
-        def __add__(self, other: Any) -> Tensor: ...
-        def __radd__(self, other: Any) -> Tensor: ...
-        def __sub__(self, other: Any) -> Tensor: ...
-        def __rsub__(self, other: Any) -> Tensor: ...
-        def __mul__(self, other: Any) -> Tensor: ...
-        def __rmul__(self, other: Any) -> Tensor: ...
-        def __truediv__(self, other: Any) -> Tensor: ...
-        def __rtruediv__(self, other: Any) -> Tensor: ...
-        def __floordiv__(self, other: Any) -> Tensor: ...
-        def __rfloordiv__(self, other: Any) -> Tensor: ...
-        def __mod__(self, other: Any) -> Tensor: ...
-        def __rmod__(self, other: Any) -> Tensor: ...
-        def __pow__(self, other: Any) -> Tensor: ...
-        def __rpow__(self, other: Any) -> Tensor: ...
-        def __matmul__(self, other: Any) -> Tensor: ...
-        def __rmatmul__(self, other: Any) -> Tensor: ...
-        def __neg__(self) -> Tensor: ...
-        def __pos__(self) -> Tensor: ...
-        def __abs__(self) -> Tensor: ...
-        def __eq__(self, other: Any) -> Tensor: ...  # type: ignore[override]
-        def __ne__(self, other: Any) -> Tensor: ...  # type: ignore[override]
-        def __lt__(self, other: Any) -> Tensor: ...
-        def __le__(self, other: Any) -> Tensor: ...
-        def __gt__(self, other: Any) -> Tensor: ...
-        def __ge__(self, other: Any) -> Tensor: ...
-        def __and__(self, other: Any) -> Tensor: ...
-        def __rand__(self, other: Any) -> Tensor: ...
-        def __or__(self, other: Any) -> Tensor: ...
-        def __ror__(self, other: Any) -> Tensor: ...
-        def __invert__(self) -> Tensor: ...
+        def _binary(self, other: Any) -> Tensor: ...
+
+        __add__ = __radd__ = __iadd__ = __sub__ = __rsub__ = __isub__ = _binary
+        __mul__ = __rmul__ = __imul__ = __truediv__ = __rtruediv__ = __itruediv__ = _binary
+        __floordiv__ = __rfloordiv__ = __ifloordiv__ = __mod__ = __rmod__ = __imod__ = _binary
+        __pow__ = __rpow__ = __ipow__ = __matmul__ = __rmatmul__ = __imatmul__ = _binary
+        __and__ = __rand__ = __or__ = __ror__ = __lt__ = __le__ = __gt__ = __ge__ = dot = _binary
+        # Elementwise, as in numpy, and so no override of object's.
+        __eq__ = __ne__ = _binary  # type: ignore[assignment]
+
+        def _unary(self) -> Tensor: ...
+
+        __neg__ = __pos__ = __abs__ = __invert__ = abs = clone = flatten = _unary
+        square = exp = log = sqrt = rsqrt = sin = cos = tanh = sigmoid = relu = silu = _unary
+
+        def _reduction(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+
+        sum = mean = max = min = prod = any = all = logsumexp = _reduction
+
+        def _index_of(self, axis: int | None = None, keepdims: bool = False) -> Tensor: ...
+
+        argmax = argmin = _index_of
+
+        def _spread(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor: ...
+
+        std = var = _spread
+
+        def _running(self, axis: int | None = None) -> Tensor: ...
+
+        cumsum = cumprod = _running
+
+        def _normalized(self, axis: Axis = -1) -> Tensor: ...
+
+        softmax = log_softmax = _normalized
+
+        def _diagonal(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor: ...
+
+        diagonal = trace = _diagonal
+
+        @property
+        def T(self) -> Tensor: ...  # noqa: N802
         def __getitem__(self, index: Any) -> Tensor: ...
-        def __array_ufunc__(
-            self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any
-        ) -> Any: ...
-        def __array_function__(
-            self, function: Callable[..., Any], types: Any, args: Any, options: Any
-        ) -> Any: ...
+        def argsort(self, axis: int | None = -1, descending: bool = False) -> Tensor: ...
+        def astype(self, dtype: DTypeLike) -> Tensor: ...
+        def broadcast_to(self, shape: Sequence[int]) -> Tensor: ...
+        def clip(self, min: Any = None, max: Any = None) -> Tensor: ...
+        def expand_dims(self, axis: int | Sequence[int]) -> Tensor: ...
+        def gelu(self, approximate: str = "none") -> Tensor: ...
+        def repeat(self, repeats: int | Sequence[int], axis: int | None = None) -> Tensor: ...
+        def reshape(self, *shape: int | Sequence[int]) -> Tensor: ...
+        def round(self, decimals: int = 0) -> Tensor: ...
+        def squeeze(self, axis: Axis = None) -> Tensor: ...
+        def swapaxes(self, axis1: int, axis2: int) -> Tensor: ...
+        def transpose(self, *axes: int | Sequence[int] | None) -> Tensor: ...
+        def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any: ...
+        def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any: ...
         def backward(
             self,
             gradient: Tensor | NDArray[Any] | None = None,
             retain_graph: bool | None = None,
             create_graph: bool = False,
         ) -> None: ...
-        def clone(self) -> Tensor: ...
-        @property
-        def T(self) -> Tensor: ...  # noqa: N802
-        def astype(self, dtype: DTypeLike) -> Tensor: ...
-        def abs(self) -> Tensor: ...
-        def square(self) -> Tensor: ...
-        def exp(self) -> Tensor: ...
-        def log(self) -> Tensor: ...
-        def sqrt(self) -> Tensor: ...
-        def rsqrt(self) -> Tensor: ...
-        def sin(self) -> Tensor: ...
-        def cos(self) -> Tensor: ...
-        def tanh(self) -> Tensor: ...
-        def sigmoid(self) -> Tensor: ...
-        def relu(self) -> Tensor: ...
-        def gelu(self, approximate: str = "none") -> Tensor: ...
-        def silu(self) -> Tensor: ...
-        def clip(self, min: Any = None, max: Any = None) -> Tensor: ...
-        def round(self, decimals: int = 0) -> Tensor: ...
-        def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
-        def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
-        def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
-        def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
-        def prod(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
-        def any(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
-        def all(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
-        def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor: ...
-        def argmin(self, axis: int | None = None, keepdims: bool = False) -> Tensor: ...
-        def argsort(self, axis: int | None = -1, descending: bool = False) -> Tensor: ...
-        def cumsum(self, axis: int | None = None) -> Tensor: ...
-        def cumprod(self, axis: int | None = None) -> Tensor: ...
-        def dot(self, other: Any) -> Tensor: ...
-        def std(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor: ...
-        def var(self, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Tensor: ...
-        def softmax(self, axis: Axis = -1) -> Tensor: ...
-        def log_softmax(self, axis: Axis = -1) -> Tensor: ...
-        def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
-        def reshape(self, *shape: int | Sequence[int]) -> Tensor: ...
-        def flatten(self) -> Tensor: ...
-        def repeat(self, repeats: int | Sequence[int], axis: int | None = None) -> Tensor: ...
-        def diagonal(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor: ...
-        def trace(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor: ...
-        def transpose(self, *axes: int | Sequence[int] | None) -> Tensor: ...
-        def swapaxes(self, axis1: int, axis2: int) -> Tensor: ...
-        def broadcast_to(self, shape: Sequence[int]) -> Tensor: ...
-        def expand_dims(self, axis: int | Sequence[int]) -> Tensor: ...
-        def squeeze(self, axis: Axis = None) -> Tensor: ...
 
 
 def _announce(tensor: Tensor, value: Any, how: str) -> None:
-    """Tell who watches that a value goes where no gradient follows."""
+    """Report to the observers that a value leaves the graph, so that no gradient follows it."""
     for observer in mode.observers:
         observer.on_leave(tensor, value, how)
 
@@ -517,7 +449,7 @@ def _check_differentiable(dtype: np.dtype[Any]) -> None:
 
 
 def node_of(tensor: Any, role: str) -> Node:
-    """The node of a tensor, or an error that says why there is none."""
+    """Return the node of a tensor, or raise an error that says why there is none."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{role} must be a Tensor, not {type(tensor).__name__}")
     if tensor.node is None:

@@ -1,7 +1,8 @@
 """Instruments that show whether gradients are right, and where they go.
 
-Each is a folder: gradcheck, liveness, receipt, anomaly. What they share: origin (the user's line),
-step (one step's worth of work), tables (aligned text).
+Each is a folder: gradcheck, liveness, receipt, anomaly. They share: recorder (the calls of ops,
+with module and line), source_line (the user's line), loss_call (the loss of a model on a batch),
+rng_state (random generators that are put back).
 """
 
 from minigrad.diagnostics.anomaly import AnomalyError, detect_anomaly

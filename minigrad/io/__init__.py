@@ -1,4 +1,4 @@
-"""Files of tensors, in the format of safetensors: read lazily, written whole or not at all."""
+"""Files of tensors, in the format of safetensors: read lazily, written completely or not at all."""
 
 from minigrad.io.atomic import (
     find,

@@ -4,15 +4,16 @@ One file is written beside its target and renamed. Of several, a kill between tw
 leave some new and some old ones. So all are written to a folder inside of theirs, and the name of
 that folder says whether they are all there:
 
-    .saving-...     being written: of no meaning to anybody
-    .saved          complete: what is in it is newer than what is beside it
+    .saving-...     being written: of no meaning to any reader
+    .saved          complete: the files in it are newer than those beside it
 
-From `.saved` they move to their places, the entry last: that is the file without which no reader
-looks at the others, and the old one is removed first. Whoever asks `find` sees the old files or the
-new ones, at any time; others see these or no entry.
+From `.saved` they move to their targets, the entry last: that is the file without which no reader
+looks at the others, and the old one is removed first. A reader that uses `find` sees either the old
+files or the new ones, at any time; other readers see one of these, or no entry.
 
-What a kill leaves half written has a name that begins with a dot. The next save to that place
-removes it, if nobody has written to it for a day: until then it may be that of another process.
+The half-written files that a kill leaves have names that begin with a dot. The next save to that
+path removes them if nothing has written to them for a day: until then they may belong to another
+process.
 """
 
 from __future__ import annotations
@@ -33,25 +34,38 @@ _PARTIAL = ".partial"
 _ABANDONED = 24 * 60 * 60  # seconds without a write
 
 
+def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
+    """Return the file that a path leads to, checked to be one that can be written.
+
+    Raises:
+        FileNotFoundError: if its folder does not exist; `role` is the beginning of the message.
+        IsADirectoryError: if it is a folder itself.
+    """
+    target = Path(path).resolve()  # a link stays a link, to the new content
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{role}there is no folder {str(target.parent)!r}; make it first")
+    if target.is_dir():
+        raise IsADirectoryError(f"{role}{os.fspath(path)!r} is a folder; name a file in it")
+    return target
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file to write, which takes the place of `path` when the block ends without an error.
+    """Open a new file, which replaces `path` when the block ends without an error.
 
     Raises:
         OSError: if it cannot be written; the old file, if any, is as it was.
     """
-    target = Path(path).resolve()  # a link stays a link, to the new content
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(target.parent)!r}; make it first")
-    if target.is_dir():
-        raise IsADirectoryError(f"{os.fspath(path)!r} is a folder; name a file in it")
-    _sweep(target.parent, f".{glob.escape(target.name)}.*{_PARTIAL}")
+    target = check_target(path)
+    _remove_abandoned(target.parent, f".{glob.escape(target.name)}.*{_PARTIAL}")
     handle, name = tempfile.mkstemp(_PARTIAL, f".{target.name}.", target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-            _settle(file)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's own is for secrets
+            _flush(file)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's own permissions are for secrets
         os.replace(name, target)
     except BaseException:
         os.unlink(name)
@@ -59,46 +73,49 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write beside the target, and take its place when all bytes are on disk."""
+    """Write a file beside the target, and rename it when all bytes are on disk."""
     with replacing(path) as file:
         file.write(content)
 
 
 @contextmanager
 def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[Path]:
-    """A folder to write files to, which take the places of those in `folder` all together.
+    """Make a folder to write files to, which replace those in `folder` all together.
 
     Args:
-        folder: made if it is not there. Files of other names in it stay. Those to be written may be
-            in folders inside of it.
+        folder: the target, made if it is not there. Files of other names in it stay. Those to be
+            written may be in folders inside of it.
         entry: the name of the file without which no reader looks at the others.
 
     Raises:
-        OSError: if they cannot be written, as where there is a folder of the name of a file; the
-            old files are as they were, and a folder that was made is gone.
+        OSError: if they cannot be written, as where a folder has the name of a file; the old files
+            are as they were, and a folder that was made is gone.
         ValueError: if the entry has not been written.
     """
     target = Path(folder)
-    made = _make(target)
+    made = [each for each in (target, *target.parents) if not each.exists()]
+    target.mkdir(parents=True, exist_ok=True)
     stage: Path | None = None
     try:
-        _sweep(target, f"{_SAVING}*")
+        _remove_abandoned(target, f"{_SAVING}*")
         stage = Path(tempfile.mkdtemp(dir=target, prefix=_SAVING))
         yield stage
         written = _files(stage)
         if Path(entry) not in written:
-            raise ValueError(f"{entry} has not been written, without which nobody reads the rest")
+            raise ValueError(
+                f"{entry} has not been written; no reader looks at the rest without it"
+            )
         for file in written:
             _check_free(target, file)
             with open(stage / file, "rb+") as opened:
-                _settle(opened)
-        _move(target)  # what an earlier save has left when it was killed
+                _flush(opened)
+        _move(target)  # the files that an earlier save has left when it was killed
         os.rename(stage, target / _SAVED)
     except BaseException:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
-        with suppress(OSError):  # someone else may have put a file there
-            for folder_made in reversed(made):
+        with suppress(OSError):  # another process may have put a file there
+            for folder_made in made:
                 folder_made.rmdir()
         raise
     (target / entry).unlink(missing_ok=True)
@@ -106,16 +123,16 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
 
 
 def find(folder: str | os.PathLike[str], name: str) -> Path:
-    """Where a file is that was written by `replacing_together`, if need be by one that was killed.
+    """Return the path of a file that `replacing_together` wrote, also if it was killed.
 
-    It may be there or not, as with any path.
+    The file may exist or not, as with any path.
     """
     saved = Path(folder) / _SAVED / name
     return saved if saved.is_file() else Path(folder) / name
 
 
 def _move(target: Path, last: str | None = None) -> None:
-    """Move complete files to their places."""
+    """Move complete files to their targets."""
     saved = target / _SAVED
     if not saved.is_dir():
         return
@@ -128,12 +145,12 @@ def _move(target: Path, last: str | None = None) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files in a folder and in those inside of it, relative to it."""
+    """List the files in a folder and in those inside of it, relative to it."""
     return sorted(each.relative_to(folder) for each in folder.rglob("*") if each.is_file())
 
 
 def _check_free(target: Path, file: Path) -> None:
-    """Refuse a place that a file cannot be moved to later."""
+    """Check that a file can be moved to its target later."""
     if (target / file).is_dir():
         raise IsADirectoryError(f"{os.fspath(target / file)!r} is a folder, and would be a file")
     for folder in file.parents:
@@ -143,8 +160,8 @@ def _check_free(target: Path, file: Path) -> None:
             )
 
 
-def _sweep(folder: Path, pattern: str) -> None:
-    """Remove what was abandoned half written."""
+def _remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove half-written files and folders that nothing has written to for a day."""
     for left in folder.glob(pattern):
         with suppress(OSError):  # another process may do the same
             last = max(each.stat().st_mtime for each in (left, *left.rglob("*")))
@@ -152,20 +169,7 @@ def _sweep(folder: Path, pattern: str) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make a folder and those above it; give back what was not there."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()][::-1]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _settle(file: BinaryIO) -> None:
+def _flush(file: BinaryIO) -> None:
     """Have the bytes on disk."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

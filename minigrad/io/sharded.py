@@ -1,7 +1,7 @@
 """TensorSet: the tensors of a model, in one file or in several with an index.
 
-A large model is kept in files `model-00001-of-00003.safetensors` and an index in JSON, whose
-`weight_map` says for each tensor in which of them it is.
+A large model is stored in files `model-00001-of-00003.safetensors` and an index in JSON, whose
+`weight_map` names the file of each tensor.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Any
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.io.atomic import find, replacing_together
-from minigrad.io.reader import TensorFile
+from minigrad.io.reader import TensorFile, Tensors
 from minigrad.io.tensor_info import TensorInfo
-from minigrad.io.tensors import Tensors
 from minigrad.io.writer import TensorWriter
 
 SINGLE = "model.safetensors"
@@ -29,14 +28,14 @@ _LARGEST_INDEX = 1 << 28  # bytes; a million names take a third of it
 
 
 class TensorSet(Tensors):
-    """The tensors of one file or several, as those of one.
+    """The tensors of one file or several, as if they were in one.
 
     Args:
-        files: by name.
+        files: the files by name.
 
     Attributes:
-        files: by name, in order.
-        tensors: what is known of each tensor, by name.
+        files: the files by name, in order.
+        tensors: the dtype and shape of each tensor, by name.
     """
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
@@ -55,36 +54,36 @@ class TensorSet(Tensors):
         return next((file.metadata for file in self.files.values()), {})
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The paths, in quotes."""
-        return ", ".join(file.place for file in self.files.values())
+        return ", ".join(file.location for file in self.files.values())
 
     def read(
         self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
     ) -> NDArray[Any]:
-        """A tensor, or some of its rows; see `TensorFile.read`."""
+        """Read a tensor, or some of its rows; see `TensorFile.read`."""
         self.info(name)
         return self._where[name].read(name, dtype, rows)
 
     def raw(self, name: str) -> Iterator[bytes]:
-        """The bytes of a tensor of any dtype; see `TensorFile.raw`."""
+        """Read the bytes of a tensor of any dtype; see `TensorFile.raw`."""
         self.info(name)
         return self._where[name].raw(name)
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         for file in self.files.values():
             file.close()
 
 
 def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
-    """The tensors at a path: a safetensors file, an index, or a folder with one of the two.
+    """Open the tensors at a path: a safetensors file, an index, or a folder with one of the two.
 
-    A folder's are called `model.safetensors` or `model.safetensors.index.json`.
+    In a folder it is called `model.safetensors` or `model.safetensors.index.json`.
 
     Raises:
         FileNotFoundError: if there is nothing of that kind, or a file of an index is not there.
-        ValueError: if a file is none of safetensors, or is cut short; or the index is no index,
+        ValueError: if a file is no safetensors file, or is cut short; or the index is no index,
             names a file outside of its folder, or contradicts the files.
     """
     path = Path(path)
@@ -108,7 +107,18 @@ def _open_index(folder: Path, name: str) -> TensorSet:
     try:
         for file in sorted(set(weight_map.values())):
             opened[file] = TensorFile(find(folder, file))
-        _check_index(name, weight_map, opened)
+        wrong = [
+            f"missing: {n} in {file}" for n, file in weight_map.items() if n not in opened[file]
+        ]
+        wrong += [
+            f"not in the index: {tensor} of {file}"
+            for file, tensors in opened.items()
+            for tensor in tensors
+            if weight_map.get(tensor) != file
+        ]
+        if wrong:
+            listed = "\n  ".join(wrong)
+            raise ValueError(f"{name} and its files contradict each other:\n  {listed}")
         return TensorSet(opened)
     except BaseException:
         for each in opened.values():
@@ -117,7 +127,7 @@ def _open_index(folder: Path, name: str) -> TensorSet:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Which file each tensor is in.
+    """Read an index: the name of the file of each tensor.
 
     Raises:
         ValueError: if it is no index, or names a file outside of the folder.
@@ -140,24 +150,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_plain(file: str, what: str) -> None:
-    """Refuse a name that is not that of a file in the very folder."""
+    """Check that a name is that of a safetensors file in the same folder."""
     plain = file == Path(file).name and "\\" not in file and "\0" not in file
     if not plain or not file.endswith(".safetensors"):
         raise ValueError(f"{what} {file!r}, which is no name of a safetensors file in its folder")
-
-
-def _check_index(
-    index: str, weight_map: Mapping[str, str], files: Mapping[str, TensorFile]
-) -> None:
-    wrong = [f"missing: {name} in {f}" for name, f in weight_map.items() if name not in files[f]]
-    wrong += [
-        f"not in the index: {name} of {file}"
-        for file, opened in files.items()
-        for name in opened
-        if weight_map.get(name) != file
-    ]
-    if wrong:
-        raise ValueError(f"{index} and its files contradict each other:\n  " + "\n  ".join(wrong))
 
 
 @contextmanager
@@ -167,19 +163,20 @@ def writing_set(
     metadata: Mapping[str, str] | None = None,
     others: Mapping[str, Path | bytes] | None = None,
 ) -> Iterator[Mapping[str, TensorWriter]]:
-    """Writers for the files of a model, by the name of each tensor. They appear all together.
+    """Open writers for the files of a model, by the name of each tensor.
 
-    Several files get an index, and so does one that is not called `model.safetensors`.
+    The files appear all together. Several files get an index, and so does one that is not called
+    `model.safetensors`.
 
     Args:
-        folder: where they go; made if it is not there.
+        folder: the folder of the files, made if it is not there.
         shards: the tensors of each file.
         metadata: facts for each header.
-        others: files that belong to the model besides, by name, which may be that of one in a
-            folder inside: what to copy, or what is in them.
+        others: other files of the model, by a name that may include a folder: the path of a file
+            to copy, or the content.
 
     Raises:
-        OSError: if they cannot be written; then what was there is as it was.
+        OSError: if they cannot be written; then the old files are as they were.
         ValueError: if a name is not that of a file in the folder, a tensor is in two files, the
             folder has weights of the other kind, or the block ends before all is written.
     """

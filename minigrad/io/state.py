@@ -1,4 +1,4 @@
-"""State files: named arrays and a few facts, as safetensors, written whole or not at all.
+"""State files: named arrays and a few facts, as safetensors, written completely or not at all.
 
 safetensors is the field's format: a header of JSON, then raw arrays. It can be read without running
 code from the file, which pickle cannot.
@@ -40,7 +40,7 @@ def save_state(
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """The arrays and the facts in a file; bfloat16 is widened to float32.
+    """Read the arrays and the facts in a file; bfloat16 is widened to float32.
 
     Raises:
         FileNotFoundError: if there is no such file.

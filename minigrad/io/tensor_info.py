@@ -1,7 +1,7 @@
-"""TensorInfo: what a file says of a tensor; and the dtypes there are, by their names.
+"""TensorInfo: the dtype and shape of a tensor in a file; and the names of the dtypes.
 
-numpy has no bfloat16, the upper half of a float32. Reading makes such numbers float32, which has
-all of them. Writing rounds to the nearest, of two to the even one, once from any dtype.
+numpy has no bfloat16, the upper half of a float32. Reading converts such values to float32, which
+represents all of them. Writing rounds once, from any dtype, to the nearest value, ties to even.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CODES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-"""What safetensors calls the dtypes that can be read and written."""
+"""The codes in safetensors of the dtypes that can be read and written."""
 
 NAMES = {code: name for name, code in CODES.items()}
 
@@ -38,12 +38,12 @@ _BITS = {
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64},
 }
-"""Of a number, in the dtypes of the format that are not read as numbers, but copied as they are."""
+"""The bits of an element in the dtypes of the format that are only copied, not read as numbers."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a file.
+    """The name, dtype and shape of a tensor in a file.
 
     Attributes:
         name: its name.
@@ -57,29 +57,29 @@ class TensorInfo:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes in the file."""
+        """The number of bytes in the file."""
         return self.size * bits_of(self.dtype) // 8
 
 
 def bits_of(dtype: str) -> int:
-    """How many bits a number takes in a file.
+    """Return the number of bits of an element in a file.
 
     Raises:
-        ValueError: if the dtype is none of the format.
+        ValueError: if the format has no such dtype.
     """
     return _BITS.get(dtype) or 8 * stored_dtype(dtype).itemsize
 
 
 def check_dtype(dtype: str) -> str:
-    """`dtype`, if numbers can be stored in it.
+    """Return `dtype`, checked to be one in which numbers can be stored.
 
     Raises:
-        ValueError: if not, with those there are.
+        ValueError: if it is none, with a list of those that are.
     """
     if dtype not in CODES:
         raise ValueError(f"cannot store numbers in {dtype!r}; there are {', '.join(CODES)}")
@@ -87,12 +87,12 @@ def check_dtype(dtype: str) -> str:
 
 
 def stored_dtype(dtype: str) -> np.dtype[Any]:
-    """numpy's dtype for the bytes in a file, which are little-endian."""
+    """Return numpy's dtype for the bytes in a file, which are little-endian."""
     return np.dtype("uint16" if dtype == "bfloat16" else check_dtype(dtype)).newbyteorder("<")
 
 
 def from_stored(stored: Array, dtype: str) -> Array:
-    """The numbers that bytes in a file stand for, in a dtype of numpy."""
+    """Convert stored values to a dtype of numpy."""
     if dtype != "bfloat16":
         return stored.astype(stored.dtype.newbyteorder("="), copy=False)
     bits = stored.astype(np.uint32)
@@ -101,15 +101,15 @@ def from_stored(stored: Array, dtype: str) -> Array:
 
 
 def to_stored(array: Array, dtype: str) -> Array:
-    """Numbers as they are stored in `dtype`, C-contiguous."""
+    """Convert values to the form in which `dtype` is stored, C-contiguous."""
     if dtype == "bfloat16":
         array = _upper_half(array)
-    with np.errstate(over="ignore"):  # Inf is the nearest; who wants it refused says so
+    with np.errstate(over="ignore"):  # Inf is the nearest value; callers check for it if they must
         return np.asarray(array.astype(stored_dtype(dtype), copy=False), order="C")
 
 
 def _upper_half(x: Array) -> Array:
-    """The upper halves of the float32s that are the nearest with a lower half of zeros."""
+    """Round to float32s with a lower half of zeros, and return their upper halves."""
     with np.errstate(over="ignore"):
         narrow = np.array(x, np.float32)
     bits = narrow.view(np.uint32)

@@ -1,8 +1,8 @@
 """TensorWriter: a safetensors file that is written one tensor, or some rows of one, at a time.
 
-The names, dtypes and shapes come first, for they are the header. Tensors may then be written in any
-order: each has its place. They lie by the size of their numbers, largest first, so that each is
-aligned in memory for whoever maps the file.
+The names, dtypes and shapes come first, because they are the header. Tensors may then be written in
+any order, each at its offset. They are sorted by the size of their elements, largest first, so that
+each is aligned in memory when the file is mapped.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import CODES, TensorInfo, bits_of, to_stored
 
-_ALIGNED = 8  # where tensors begin, in bytes
+_ALIGNED = 8  # tensors begin at a multiple of so many bytes
 
 
 class TensorWriter:
     """Writes tensors to an open file; `writing` makes one for a path.
 
     Args:
-        file: open for writing bytes, and empty.
-        tensors: all that will be written.
+        file: an empty file, open for writing bytes.
+        tensors: the dtype and shape of all tensors that will be written.
         metadata: facts for the header.
 
     Raises:
@@ -74,7 +74,7 @@ class TensorWriter:
     def write(self, name: str, array: NDArray[Any], first_row: int = 0) -> None:
         """Write a tensor, or some of its rows, rounded to the dtype it was announced with.
 
-        Each number is written once; rows may come in any order.
+        Each element is written once; rows may come in any order.
 
         Raises:
             KeyError: if no tensor of that name was announced.
@@ -82,15 +82,15 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         array = np.asarray(array)
-        whole = array.shape == tensor.shape and not first_row
+        complete = array.shape == tensor.shape and not first_row
         fits = bool(tensor.shape) and array.shape[1:] == tensor.shape[1:] and array.ndim > 0
-        if not whole and not (fits and 0 <= first_row <= tensor.shape[0] - len(array)):
+        if not complete and not (fits and 0 <= first_row <= tensor.shape[0] - len(array)):
             raise ValueError(
                 f"{name} was announced with shape {tensor.shape}, which {array.shape} from row "
                 f"{first_row} on is no part of"
             )
         if array.size > self._left[name]:
-            raise ValueError(f"{name} has been written already, in part or whole")
+            raise ValueError(f"{name} has been written already, in part or completely")
         stored = to_stored(array, tensor.dtype)
         before = first_row * (tensor.size // tensor.shape[0]) if first_row else 0
         self._file.seek(self._data + self._starts[name] + before * stored.itemsize)
@@ -107,7 +107,7 @@ class TensorWriter:
         """
         tensor = self._announced(name)
         if self._left[name] < tensor.size:
-            raise ValueError(f"{name} has been written already, in part or whole")
+            raise ValueError(f"{name} has been written already, in part or completely")
         self._file.seek(self._data + self._starts[name])
         left = tensor.nbytes
         for part in parts:
@@ -128,7 +128,7 @@ class TensorWriter:
         """Check that all is written.
 
         Raises:
-            ValueError: if not, with what is missing.
+            ValueError: if not, with the names of the missing tensors.
         """
         missing = [name for name, size in self._left.items() if size]
         if missing:
@@ -143,7 +143,7 @@ def writing(
     tensors: Iterable[TensorInfo],
     metadata: Mapping[str, str] | None = None,
 ) -> Iterator[TensorWriter]:
-    """A writer, whose file takes the place of `path` when the block ends without an error.
+    """Open a writer, whose file replaces `path` when the block ends without an error.
 
     Raises:
         OSError: if it cannot be written; the old file, if any, is as it was.

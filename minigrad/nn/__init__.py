@@ -1,4 +1,4 @@
-"""Layers and models: `Module`, what is made of it, and how weights begin."""
+"""Layers and models, all of them made of `Module`, and the initial values of weights."""
 
 from minigrad.nn import init
 from minigrad.nn.activations import (

@@ -2,142 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
 from minigrad import ops
 from minigrad.core.tensor import Axis, Tensor
 from minigrad.nn.module import Module
 
+# An activation is a dataclass for its options, and is printed and compared as any module.
 
-class ReLU(Module):
+
+@dataclass(repr=False, eq=False)
+class Activation(Module):
+    """A function of one tensor as a module; the fields of a subclass are the function's options."""
+
+    function: ClassVar[Callable[..., Any]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the function of x, computed with the options of this module."""
+        options = (getattr(self, field.name) for field in fields(self))
+        return type(self).function(x, *options)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+
+
+class ReLU(Activation):
     """max(x, 0)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.relu`."""
-        return ops.relu(x)
+    function = ops.relu
 
 
-class LeakyReLU(Module):
+@dataclass(repr=False, eq=False)
+class LeakyReLU(Activation):
     """x above 0, else `negative_slope` x."""
 
-    def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = negative_slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.leaky_relu`."""
-        return ops.leaky_relu(x, self.negative_slope)
-
-    def extra_repr(self) -> str:
-        """The slope."""
-        return f"negative_slope={self.negative_slope}"
+    function = ops.leaky_relu
+    negative_slope: float = 0.01
 
 
-class ELU(Module):
+@dataclass(repr=False, eq=False)
+class ELU(Activation):
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016)."""
 
-    def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.elu`."""
-        return ops.elu(x, self.alpha)
-
-    def extra_repr(self) -> str:
-        """The factor."""
-        return f"alpha={self.alpha}"
+    function = ops.elu
+    alpha: float = 1.0
 
 
-class GELU(Module):
+@dataclass(repr=False, eq=False)
+class GELU(Activation):
     """x Phi(x), or its approximation by "tanh"."""
 
-    def __init__(self, approximate: str = "none") -> None:
-        self.approximate = approximate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.gelu`."""
-        return ops.gelu(x, self.approximate)
+    function = ops.gelu
+    approximate: str = "none"
 
     def extra_repr(self) -> str:
         """The approximation, if there is one."""
         return "" if self.approximate == "none" else f"approximate={self.approximate!r}"
 
 
-class SiLU(Module):
+class SiLU(Activation):
     """x sigmoid(x) (Elfwing et al., 2018), also called swish."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.silu`."""
-        return ops.silu(x)
+    function = ops.silu
 
 
-class Softplus(Module):
+@dataclass(repr=False, eq=False)
+class Softplus(Activation):
     """log(1 + e^(beta x)) / beta, a smooth max(x, 0).
 
     Raises:
         ValueError: if `beta` is not positive.
     """
 
-    def __init__(self, beta: float = 1.0) -> None:
-        if not beta > 0:
-            raise ValueError(f"Softplus: beta must be positive, not {beta!r}")
-        self.beta = beta
+    function = ops.softplus
+    beta: float = 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.softplus`."""
-        return ops.softplus(x, self.beta)
-
-    def extra_repr(self) -> str:
-        """The sharpness of the bend."""
-        return f"beta={self.beta}"
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"Softplus: beta must be positive, not {self.beta!r}")
 
 
-class Tanh(Module):
+class Tanh(Activation):
     """The hyperbolic tangent."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.tanh`."""
-        return ops.tanh(x)
+    function = ops.tanh
 
 
-class Sigmoid(Module):
+class Sigmoid(Activation):
     """1 / (1 + e^-x)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.sigmoid`."""
-        return ops.sigmoid(x)
+    function = ops.sigmoid
 
 
-class Softmax(Module):
+@dataclass(repr=False, eq=False)
+class Softmax(Activation):
     """e^x / sum(e^x) along `axis`."""
 
-    def __init__(self, axis: Axis = -1) -> None:
-        self.axis = axis
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.softmax`."""
-        return ops.softmax(x, self.axis)
-
-    def extra_repr(self) -> str:
-        """The axis."""
-        return f"axis={self.axis}"
+    function = ops.softmax
+    axis: Axis = -1
 
 
-class LogSoftmax(Module):
+@dataclass(repr=False, eq=False)
+class LogSoftmax(Activation):
     """x - log(sum(e^x)) along `axis`."""
 
-    def __init__(self, axis: Axis = -1) -> None:
-        self.axis = axis
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`ops.log_softmax`."""
-        return ops.log_softmax(x, self.axis)
-
-    def extra_repr(self) -> str:
-        """The axis."""
-        return f"axis={self.axis}"
+    function = ops.log_softmax
+    axis: Axis = -1
 
 
 class Identity(Module):
-    """x itself, where a layer or an activation is asked for and none is wanted."""
+    """The function x -> x, for code that needs a layer or an activation where none is wanted."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input."""
+        """Return the input."""
         return x

@@ -1,4 +1,4 @@
-"""Attention: each vector of a sequence gets a mean of others, weighted by what it looks for."""
+"""Attention: each vector of a sequence gets a mean of others, weighted by their scores."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ class MultiHeadAttention(Module):
 
         head_i = softmax(Q_i K_i^T / sqrt(d) + mask) V_i,    out = [head_1 ... head_h] W^T + b
 
-    Q, K and V are linear maps of query, key and value to `embed_dim` numbers, of which each head
-    has its own d = embed_dim / num_heads.
+    Q, K and V are linear maps of query, key and value to vectors of size `embed_dim`, of which each
+    head has its own part, of size d = embed_dim / num_heads.
 
     The parameters begin as those of PyTorch's MultiheadAttention, which differs in three things: it
-    keeps the maps of query, key and value in one matrix, `in_proj_weight`, where they lie below
-    each other in this order; True in a boolean mask forbids there, and allows here, as in its
+    has the maps of query, key and value in one matrix, `in_proj_weight`, below each other in this
+    order; True in a boolean mask forbids there, and allows here, as in its
     scaled_dot_product_attention; and the batch does not come first unless asked.
 
     Args:
         embed_dim: the size of the vectors of the query and of the output.
-        num_heads: how many heads share it.
+        num_heads: the number of heads that share it.
         bias: whether the four linear maps have one.
         dropout: the probability with which an attention weight is dropped, in training.
         kdim: the size of the vectors of the key; None for embed_dim.
         vdim: the size of the vectors of the value; None for embed_dim.
-        dtype: of the parameters.
-        rng: where the weights (and what is dropped) are drawn from.
+        dtype: the dtype of the parameters.
+        rng: the generator of the weights and of the dropout.
 
     Attributes:
         q_proj, k_proj, v_proj, out_proj: the four maps, each a `Linear`.
 
     Raises:
         ValueError: if a size is not a positive integer, `num_heads` does not divide `embed_dim`, or
-            dropout is no probability.
+            dropout is not a probability.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class MultiHeadAttention(Module):
         self.k_proj = Linear(kdim, embed_dim, bias, dtype=dtype, rng=rng)
         self.v_proj = Linear(vdim, embed_dim, bias, dtype=dtype, rng=rng)
         self.out_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
-        # As one matrix, three equal maps have three times the fan out.
+        # PyTorch has three equal maps as one matrix, which has three times the fan out.
         gain = math.sqrt(1 / 2) if kdim == vdim == embed_dim else 1.0
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             init.xavier_uniform_(projection.weight, gain, rng=rng)
@@ -93,22 +93,22 @@ class MultiHeadAttention(Module):
         attn_mask: Array = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """What each of L vectors gets from S others: `(..., L, embed_dim)`.
+        """Return the attention of L queries to S keys: `(..., L, embed_dim)`.
 
         Args:
             query: `(..., L, embed_dim)`, with any leading axes or none.
             key: `(..., S, kdim)`; None for the query: self-attention.
             value: `(..., S, vdim)`; None for the key.
             attn_mask: booleans, True where a query may attend to a key, or floats that are added to
-                the scores. `(L, S)` for all alike; otherwise with every leading axis and one for
-                the heads, where size 1 stands for all: `(batch, 1, L, S)`, or `(batch, 1, 1, S)`
-                for keys that are padding. A query that may attend to nothing gets out_proj's bias.
-            is_causal: query i attends to keys 0 to i only, and of these to those that a mask
-                allows.
+                the scores. It has the shape `(L, S)`, or every leading axis and one for the heads,
+                where size 1 stands for all: `(batch, 1, L, S)`, or `(batch, 1, 1, S)` for keys that
+                are padding. A query that may attend to nothing gets out_proj's bias.
+            is_causal: whether query i attends only to keys 0 to i, and of these only to those that
+                a mask allows.
 
         Raises:
             ValueError: if shapes do not match, or a mask has another number of axes, as
-                `(batch, L, S)`, which would be taken for one of heads.
+                `(batch, L, S)`, whose first axis would be taken for one of heads.
             TypeError: if the mask is neither of booleans nor of floats.
         """
         key = query if key is None else key
@@ -121,8 +121,12 @@ class MultiHeadAttention(Module):
                 )
         if attn_mask is not None:
             _check_mask(attn_mask, self.num_heads, query.shape, key.shape, value.shape)
-            if is_causal:
-                attn_mask = _without_future(attn_mask, query.shape[-2], key.shape[-2])
+            if is_causal:  # the mask also forbids query i the keys beyond i
+                past = np.tri(query.shape[-2], key.shape[-2], dtype=np.bool_)
+                if as_array(attn_mask).dtype == np.bool_:
+                    attn_mask = ops.logical_and(attn_mask, past)
+                else:
+                    attn_mask = ops.where(past, attn_mask, -math.inf)
                 is_causal = False
         q = self._heads(self.q_proj(query))
         k = self._heads(self.k_proj(key))
@@ -132,10 +136,10 @@ class MultiHeadAttention(Module):
         )
         out = functional.swapaxes(out, -2, -3)
         joined = ops.reshape(out, (*out.shape[:-2], self.embed_dim))
-        return self.out_proj(joined)  # type: ignore[no-any-return]  # what a module returns is Any
+        return self.out_proj(joined)  # type: ignore[no-any-return]  # a module returns Any
 
     def _heads(self, y: Tensor) -> Tensor:
-        """Vectors cut into heads, as a view: `(..., L, embed_dim) -> (..., heads, L, d)`."""
+        """Split vectors into heads, as a view: `(..., L, embed_dim) -> (..., heads, L, d)`."""
         heads = ops.reshape(y, (*y.shape[:-1], self.num_heads, self.embed_dim // self.num_heads))
         return functional.swapaxes(heads, -2, -3)
 
@@ -151,7 +155,7 @@ class MultiHeadAttention(Module):
 
 
 def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
-    """Refuse a mask that does not go with the scores of query, key and value of these shapes."""
+    """Raise an error unless a mask fits the scores of query, key and value of these shapes."""
     values = as_array(mask)
     if values.dtype.kind not in "bf":
         raise TypeError(
@@ -167,18 +171,10 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
     try:
         leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
     except ValueError:
-        return  # sequences that do not go together are refused by name later
+        return  # sequences that do not fit each other are an error later, which names them
     scores = (*leading, heads, shapes[0][-2], shapes[1][-2])
     if any(n not in (1, size) for n, size in zip(values.shape[::-1], scores[::-1], strict=False)):
         raise ValueError(
             f"MultiHeadAttention: a mask of shape {values.shape} does not go with scores of shape "
             f"{scores}"
         )
-
-
-def _without_future(mask: Array, length: int, keys: int) -> Array:
-    """A mask that also forbids query i the keys beyond i."""
-    past = np.tri(length, keys, dtype=np.bool_)
-    if as_array(mask).dtype == np.bool_:
-        return ops.logical_and(mask, past)
-    return ops.where(past, mask, -math.inf)

@@ -1,4 +1,4 @@
-"""Modules made of others, one after the other."""
+"""Modules that call other modules, one after the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minigrad.nn.module import Module
 
 
 class Sequential(Module):
-    """Modules, or functions of one tensor, one after the other; they are named "0", "1", ...
+    """Modules, or functions of one tensor, called one after the other and named "0", "1", ...
 
     Raises:
         TypeError: if one cannot be called.
@@ -31,7 +31,7 @@ class Sequential(Module):
         return (layer for name, layer in vars(self).items() if name.isdigit())
 
     def forward(self, x: Tensor) -> Tensor:
-        """layers[-1](... layers[0](x))."""
+        """Return layers[-1](... layers[0](x))."""
         for layer in self:
             x = layer(x)
         return x
@@ -47,16 +47,16 @@ class MLP(Module):
     """Linear layers with an activation between each two: sizes (4, 64, 64, 1) give three layers.
 
     Args:
-        sizes: of the input, the hidden layers and the output.
-        activation: what to put between the layers.
+        sizes: the sizes of the input, the hidden layers and the output.
+        activation: the function between the layers.
         dropout: the probability of dropout after each activation.
         bias: whether the layers have one.
-        dtype: of the parameters.
-        rng: where the weights (and what is dropped) are drawn from.
+        dtype: the dtype of the parameters.
+        rng: the generator of the weights and of the dropout.
 
     Raises:
         ValueError: if there are fewer than two sizes, or one is not a positive integer, or dropout
-            is no probability.
+            is not a probability.
         TypeError: if the sizes are no sequence, or the activation cannot be called.
     """
 
@@ -83,12 +83,12 @@ class MLP(Module):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layers in turn."""
+        """Return the output of the last layer."""
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
             if self.dropout is not None:
                 x = self.dropout(x)
-        return self.layers[-1](x)  # type: ignore[no-any-return]  # what a module returns is Any
+        return self.layers[-1](x)  # type: ignore[no-any-return]  # a module returns Any
 
     def extra_repr(self) -> str:
         """The activation, if it is a plain function."""

@@ -1,4 +1,4 @@
-"""How weights begin: each function fills a tensor in place, and returns it.
+"""The initial values of weights: each function fills a tensor in place, and returns it.
 
 `fan_in` and `fan_out` of a weight `(d_out, d_in)` are d_in and d_out. A layer keeps the variance of
 its input if the variance of its weights is gain^2 / fan_in (Kaiming; He et al., 2015), and of the
@@ -22,7 +22,7 @@ Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"
 
 
 def calculate_gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
-    """The factor that makes up for what an activation takes from the variance.
+    """Return the factor that makes up for the variance which an activation takes away.
 
     Args:
         nonlinearity: "linear", "sigmoid" (1), "tanh" (5/3), "relu" (sqrt 2), "leaky_relu" or "selu"
@@ -53,7 +53,7 @@ def kaiming_uniform_(
     *,
     rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """Uniform in +-gain sqrt(3 / fan), with the fan that `mode` names."""
+    """Fill with values uniform in +-gain sqrt(3 / fan), with the fan that `mode` names."""
     bound = calculate_gain(nonlinearity, a) * math.sqrt(3.0 / _fan(tensor, mode))
     return uniform_(tensor, -bound, bound, rng=rng)
 
@@ -66,16 +66,15 @@ def kaiming_normal_(
     *,
     rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """Normal with standard deviation gain / sqrt(fan), with the fan that `mode` names."""
-    return normal_(
-        tensor, 0.0, calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode)), rng=rng
-    )
+    """Fill with normal values of standard deviation gain / sqrt(fan), of the fan in `mode`."""
+    std = calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode))
+    return normal_(tensor, 0.0, std, rng=rng)
 
 
 def xavier_uniform_(
     tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
 ) -> Tensor:
-    """Uniform in +-gain sqrt(6 / (fan_in + fan_out))."""
+    """Fill with values uniform in +-gain sqrt(6 / (fan_in + fan_out))."""
     bound = gain * math.sqrt(6.0 / sum(_fans(tensor)))
     return uniform_(tensor, -bound, bound, rng=rng)
 
@@ -83,21 +82,21 @@ def xavier_uniform_(
 def xavier_normal_(
     tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
 ) -> Tensor:
-    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out))."""
+    """Fill with normal values of standard deviation gain sqrt(2 / (fan_in + fan_out))."""
     return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans(tensor))), rng=rng)
 
 
 def uniform_(
     tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: np.random.Generator | None = None
 ) -> Tensor:
-    """Uniform in [a, b)."""
+    """Fill with values uniform in [a, b)."""
     return tensor.copy_(generator(rng).uniform(a, b, tensor.shape))
 
 
 def normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: np.random.Generator | None = None
 ) -> Tensor:
-    """Normal with the given mean and standard deviation."""
+    """Fill with normal values of the given mean and standard deviation."""
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 
 
@@ -110,9 +109,9 @@ def trunc_normal_(
     *,
     rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """Normal with the given mean and standard deviation, on condition that it is in [a, b].
+    """Fill with normal values of the given mean and standard deviation, truncated to [a, b].
 
-    What falls outside is drawn again, so the distribution is exact.
+    Values outside are drawn again, so the distribution is exact.
 
     Raises:
         ValueError: if `std` is not positive, or less than a thousandth of the draws would be in
@@ -137,10 +136,10 @@ def trunc_normal_(
 def orthogonal_(
     tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
 ) -> Tensor:
-    """A matrix whose rows (or columns, if there are fewer) are orthogonal, of length `gain`.
+    """Fill a matrix so that its rows (or columns, if fewer) are orthogonal, of length `gain`.
 
-    It is drawn evenly from all of them: the Q of a Gaussian matrix, with R's diagonal made positive
-    (Saxe et al., 2014; Mezzadri, 2007).
+    It is drawn evenly from all such matrices: the Q of a Gaussian matrix, with R's diagonal made
+    positive (Saxe et al., 2014; Mezzadri, 2007).
 
     Raises:
         ValueError: if the tensor is no matrix.
@@ -155,9 +154,9 @@ def orthogonal_(
 def sparse_(
     tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: np.random.Generator | None = None
 ) -> Tensor:
-    """Normal with standard deviation `std`, but for the share `sparsity` of zeros in each column.
+    """Fill with normal values of standard deviation `std`, and zeros in each column.
 
-    The number of zeros is rounded up. From Martens, 2010.
+    The share of zeros is `sparsity`, and their number is rounded up (Martens, 2010).
 
     Raises:
         ValueError: if the tensor is no matrix, or `sparsity` is not in [0, 1].
@@ -173,7 +172,7 @@ def sparse_(
 
 
 def eye_(tensor: Tensor) -> Tensor:
-    """1 on the diagonal of a matrix and 0 elsewhere: the identity, as far as it goes.
+    """Fill a matrix with 1 on its diagonal and 0 elsewhere, the identity if it is square.
 
     Raises:
         ValueError: if the tensor is no matrix.
@@ -182,17 +181,17 @@ def eye_(tensor: Tensor) -> Tensor:
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
-    """The same number everywhere."""
+    """Fill with one value."""
     return tensor.copy_(np.full(tensor.shape, value))
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    """All zeros."""
+    """Fill with zeros."""
     return tensor.copy_(np.zeros(tensor.shape))
 
 
 def ones_(tensor: Tensor) -> Tensor:
-    """All ones."""
+    """Fill with ones."""
     return tensor.copy_(np.ones(tensor.shape))
 
 

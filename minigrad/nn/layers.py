@@ -1,4 +1,4 @@
-"""The layers that most models are made of."""
+"""The layers of which most models are made."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Linear(Module):
         return self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x W^T + b."""
+        """Return x W^T + b."""
         return ops.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
@@ -74,12 +74,12 @@ class Embedding(Module):
     The vectors begin standard normal, as PyTorch's do.
 
     Args:
-        num_embeddings: how many vectors there are.
+        num_embeddings: the number of vectors.
         embedding_dim: their size.
         padding_idx: an integer whose vector begins at zero and gets no gradient; a negative one
             counts from the end.
-        dtype: of the weight.
-        rng: where the weight is drawn from.
+        dtype: the dtype of the weight.
+        rng: the generator of the weight.
 
     Attributes:
         weight: `(num_embeddings, embedding_dim)`, a vector in each row.
@@ -114,7 +114,7 @@ class Embedding(Module):
 
     @property
     def num_embeddings(self) -> int:
-        """How many vectors there are."""
+        """The number of vectors."""
         return self.weight.shape[0]
 
     @property
@@ -123,7 +123,7 @@ class Embedding(Module):
         return self.weight.shape[1]
 
     def forward(self, indices: Array) -> Tensor:
-        """`functional.embedding`."""
+        """Return the vectors of the indices, as `functional.embedding` does."""
         return functional.embedding(indices, self.weight, self.padding_idx)
 
     def extra_repr(self) -> str:
@@ -134,7 +134,7 @@ class Embedding(Module):
 
 
 class Dropout(Module):
-    """In training, each element is 0 with probability `p`, else x / (1 - p); x in evaluation.
+    """Set each element to 0 with probability `p`, else to x / (1 - p), in training only.
 
     Raises:
         ValueError: if `p` is not in [0, 1].
@@ -146,7 +146,7 @@ class Dropout(Module):
         self.rng = rng
 
     def forward(self, x: Tensor) -> Tensor:
-        """`functional.dropout`."""
+        """Return x after dropout, as `functional.dropout` does; in evaluation, x itself."""
         return functional.dropout(x, self.p, self.training, rng=self.rng)
 
     def extra_repr(self) -> str:
@@ -155,14 +155,14 @@ class Dropout(Module):
 
 
 class Flatten(Module):
-    """The axes from `start_dim` to `end_dim` as one: `(n, a, b, ...) -> (n, a * b * ...)`."""
+    """Join the axes from `start_dim` to `end_dim`: `(n, a, b, ...) -> (n, a * b * ...)`."""
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         self.start_dim = start_dim
         self.end_dim = end_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """`ops.reshape`.
+        """Return x with these axes joined.
 
         Raises:
             ValueError: if x has no such axes, or they are in the wrong order.

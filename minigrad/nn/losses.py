@@ -2,64 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Any, ClassVar
+
 from minigrad import functional
 from minigrad.checks import check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.functional.losses import Reduction, check_reduction
 from minigrad.nn.module import Module
 
+# A loss is a dataclass for its options, and is printed and compared as any module.
 
-class _Loss(Module):
-    """A loss with a reduction: "mean", "sum" or "none"."""
 
-    def __init__(self, reduction: Reduction = "mean") -> None:
-        check_reduction(reduction)
-        self.reduction = reduction
+@dataclass(repr=False, eq=False)
+class Loss(Module):
+    """A loss with a reduction, "mean", "sum" or "none", and with the options of its function."""
+
+    function: ClassVar[Callable[..., Any]]
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        check_reduction(self.reduction)
+
+    def forward(self, prediction: Tensor, target: Array) -> Tensor:
+        """Return the loss of a prediction."""
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self).function(prediction, target, **options)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
-        """The reduction."""
-        return f"reduction={self.reduction!r}"
+        """The reduction, and the options that differ from the usual; arrays are left out."""
+        values = [(f, getattr(self, f.name)) for f in fields(self) if f.repr]
+        shown = [(f.name, value) for f, value in values if not f.kw_only or value != f.default]
+        return ", ".join(f"{name}={value!r}" for name, value in shown)
 
 
-class MSELoss(_Loss):
+class MSELoss(Loss):
     """(prediction - target)^2."""
 
-    def forward(self, prediction: Tensor, target: Array) -> Tensor:
-        """`functional.mse`."""
-        return functional.mse(prediction, target, self.reduction)
+    function = functional.mse
 
 
-class L1Loss(_Loss):
+class L1Loss(Loss):
     """|prediction - target|."""
 
-    def forward(self, prediction: Tensor, target: Array) -> Tensor:
-        """`functional.l1`."""
-        return functional.l1(prediction, target, self.reduction)
+    function = functional.l1
 
 
-class HuberLoss(_Loss):
+@dataclass(repr=False, eq=False)
+class HuberLoss(Loss):
     """0.5 d^2 for an error |d| <= `delta`, and delta (|d| - 0.5 delta) beyond (Huber, 1964).
 
     Raises:
         ValueError: if `delta` is not positive, or there is no such reduction.
     """
 
-    def __init__(self, reduction: Reduction = "mean", delta: float = 1.0) -> None:
-        super().__init__(reduction)
-        if not delta > 0:
-            raise ValueError(f"HuberLoss: delta must be positive, not {delta!r}")
-        self.delta = delta
+    function = functional.huber
+    delta: float = 1.0
 
-    def forward(self, prediction: Tensor, target: Array) -> Tensor:
-        """`functional.huber`."""
-        return functional.huber(prediction, target, self.reduction, self.delta)
-
-    def extra_repr(self) -> str:
-        """The reduction, and where the loss turns linear."""
-        return f"{super().extra_repr()}, delta={self.delta}"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.delta > 0:
+            raise ValueError(f"HuberLoss: delta must be positive, not {self.delta!r}")
 
 
-class BCEWithLogitsLoss(_Loss):
+@dataclass(repr=False, eq=False)
+class BCEWithLogitsLoss(Loss):
     """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits), for targets t in [0, 1].
 
     Args:
@@ -67,18 +75,17 @@ class BCEWithLogitsLoss(_Loss):
         pos_weight: a factor for the first term, broadcast: above 1, it is worse to miss a positive.
     """
 
-    def __init__(self, reduction: Reduction = "mean", *, pos_weight: Array = None) -> None:
-        super().__init__(reduction)
-        self.pos_weight = pos_weight
+    function = functional.binary_cross_entropy_with_logits
+    _: KW_ONLY
+    pos_weight: Array = field(default=None, repr=False)
 
     def forward(self, logits: Tensor, target: Array) -> Tensor:
-        """`functional.binary_cross_entropy_with_logits`."""
-        return functional.binary_cross_entropy_with_logits(
-            logits, target, self.reduction, pos_weight=self.pos_weight
-        )
+        """Return the loss of the logits."""
+        return super().forward(logits, target)
 
 
-class CrossEntropyLoss(_Loss):
+@dataclass(repr=False, eq=False)
+class CrossEntropyLoss(Loss):
     """-log softmax(logits)[target], for integer classes or for probabilities of the classes.
 
     Args:
@@ -91,38 +98,23 @@ class CrossEntropyLoss(_Loss):
         ValueError: if `label_smoothing` is not in [0, 1], or there is no such reduction.
     """
 
-    def __init__(
-        self,
-        reduction: Reduction = "mean",
-        *,
-        weight: Array = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        super().__init__(reduction)
-        check_probability("CrossEntropyLoss: label_smoothing", label_smoothing)
-        self.weight = weight
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
+    function = functional.cross_entropy
+    _: KW_ONLY
+    weight: Array = field(default=None, repr=False)
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_probability("CrossEntropyLoss: label_smoothing", self.label_smoothing)
 
     def forward(self, logits: Tensor, target: Array) -> Tensor:
-        """`functional.cross_entropy`."""
-        return functional.cross_entropy(
-            logits,
-            target,
-            self.reduction,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-        )
-
-    def extra_repr(self) -> str:
-        """The reduction, and what is not as usual."""
-        smoothing = f", label_smoothing={self.label_smoothing}" if self.label_smoothing else ""
-        return super().extra_repr() + _ignored(self.ignore_index) + smoothing
+        """Return the loss of the logits."""
+        return super().forward(logits, target)
 
 
-class NLLLoss(_Loss):
+@dataclass(repr=False, eq=False)
+class NLLLoss(Loss):
     """-log_probabilities[target], for integer classes: `CrossEntropyLoss` after a `LogSoftmax`.
 
     Args:
@@ -131,27 +123,11 @@ class NLLLoss(_Loss):
         ignore_index: targets of this value have no loss, and do not count in the mean.
     """
 
-    def __init__(
-        self, reduction: Reduction = "mean", *, weight: Array = None, ignore_index: int = -100
-    ) -> None:
-        super().__init__(reduction)
-        self.weight = weight
-        self.ignore_index = ignore_index
+    function = functional.nll
+    _: KW_ONLY
+    weight: Array = field(default=None, repr=False)
+    ignore_index: int = -100
 
     def forward(self, log_probabilities: Tensor, target: Array) -> Tensor:
-        """`functional.nll`."""
-        return functional.nll(
-            log_probabilities,
-            target,
-            self.reduction,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-        )
-
-    def extra_repr(self) -> str:
-        """The reduction, and the target that is ignored."""
-        return super().extra_repr() + _ignored(self.ignore_index)
-
-
-def _ignored(index: int) -> str:
-    return f", ignore_index={index}" if index != -100 else ""
+        """Return the loss of the logarithms of probabilities."""
+        return super().forward(log_probabilities, target)

@@ -9,9 +9,9 @@
             return x * self.scale + self.shift
 
 Nothing is registered, and no `super().__init__()` is needed. `named_parameters` looks through the
-attributes in the order of their assignment, into modules, lists, tuples and dicts, and names what
-it finds by the way it took: `layers.0.weight`. A parameter in two places is one parameter, under
-its first name.
+attributes in the order of their assignment, into modules, lists, tuples and dicts, and names each
+parameter by its path: `layers.0.weight`. A parameter with two paths is one parameter, under its
+first name.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ M = TypeVar("M", bound="Module")
 
 
 class Parameter(Tensor):
-    """A tensor that a module owns and an optimiser changes. It copies what it is made of.
+    """A tensor that a module owns and an optimiser changes. It copies the data.
 
     Args:
         data: an array, a Tensor or nested lists of numbers.
         requires_grad: False for a parameter that is frozen from the start.
-        dtype: convert to this.
+        dtype: the dtype to convert to.
     """
 
     __slots__ = ()
@@ -47,7 +47,7 @@ class Parameter(Tensor):
 
     @classmethod
     def sharing(cls, tensor: Tensor) -> Parameter:
-        """A frozen parameter in the memory of `tensor`, whose own flag is not touched."""
+        """Make a frozen parameter in the memory of `tensor`, whose `requires_grad` stays."""
         parameter = cls.__new__(cls)
         parameter._data = tensor._data
         parameter.node = None
@@ -60,7 +60,7 @@ class Module:
     training: bool = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module computes; subclasses define it."""
+        """Compute the output of the module; subclasses define it."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,28 +77,28 @@ class Module:
                 observer.on_module(self, False)
 
     # ----------------------------------------------------------------------------------------------
-    # What is inside
+    # Contents
     # ----------------------------------------------------------------------------------------------
 
     def _contents(self) -> Iterable[tuple[str, Any]]:
-        """Where parameters and modules are looked for, with their names: the attributes.
+        """List the attributes, in which parameters and modules are looked for, with their names.
 
-        A module that keeps some elsewhere says so here.
+        A module that stores some elsewhere overrides this.
         """
         return vars(self).items()
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module, named "", and all inside it, each once, with the way that leads there."""
+        """List this module, named "", and all inside it, each once, with its dotted path."""
         for name, value in _walk(self, prefix, set()):
             if isinstance(value, Module):
                 yield name, value
 
     def modules(self) -> Iterator[Module]:
-        """This module and all inside it."""
+        """List this module and all inside it."""
         return (module for _, module in self.named_modules())
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """All parameters, trainable or frozen, each once, with the way that leads there.
+        """List all parameters, trainable or frozen, each once, with its dotted path.
 
         Raises:
             ValueError: if two have one name, as with the keys 1 and "1" of a dict.
@@ -112,15 +112,15 @@ class Module:
                 yield name, value
 
     def parameters(self) -> Iterator[Parameter]:
-        """All parameters, trainable or frozen."""
+        """List all parameters, trainable or frozen."""
         return (parameter for _, parameter in self.named_parameters())
 
     def trainable_parameters(self) -> list[Parameter]:
-        """Those parameters that require a gradient: what to hand to an optimiser."""
+        """Return the parameters that require a gradient, which an optimiser is to change."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def count_parameters(self, trainable_only: bool = False) -> int:
-        """How many numbers the parameters hold."""
+        """Return the number of elements of all parameters."""
         return sum(p.size for p in self.parameters() if p.requires_grad or not trainable_only)
 
     # ----------------------------------------------------------------------------------------------
@@ -138,13 +138,13 @@ class Module:
         return self.train(False)
 
     def freeze(self: M, frozen: bool = True) -> M:
-        """Let no parameter require a gradient, or let all of them again; return the module."""
+        """Freeze all parameters, so that none requires a gradient, or unfreeze all of them."""
         for parameter in self.parameters():
             parameter.requires_grad_(not frozen)
         return self
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
             parameter.zero_grad()
 
@@ -165,7 +165,7 @@ class Module:
     # ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """A copy of every parameter's value, by name."""
+        """Return a copy of every parameter's value, by name."""
         return {name: parameter._data.copy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -174,7 +174,8 @@ class Module:
         Nothing is changed unless everything fits.
 
         Raises:
-            ValueError: with all that is missing, unexpected, of another shape, or not of numbers.
+            ValueError: if a value is missing, unexpected, of another shape, or not made of numbers;
+                the message lists all such values.
             TypeError: if the state is no dict.
         """
         if not isinstance(state, Mapping):
@@ -210,11 +211,11 @@ class Module:
             parameters[name].copy_(value)
 
     # ----------------------------------------------------------------------------------------------
-    # Looks
+    # Printing
     # ----------------------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
-        """What to print of this module between its parentheses, such as its sizes."""
+        """Return the options to print between the parentheses, such as sizes."""
         return ""
 
     def __repr__(self) -> str:
@@ -226,7 +227,7 @@ class Module:
 
 
 def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """`value` and all modules and parameters inside it, each once, with dotted names."""
+    """List `value` and all modules and parameters inside it, each once, with dotted paths."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -245,16 +246,17 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
 
 
 def _tree(module: Module, note: str) -> list[str]:
-    """The lines of a module's repr: itself, and its direct children indented."""
+    """Return the lines of a module's repr: itself, and its direct children indented."""
+    inner = [(name, child) for name, child in module.named_modules() if name]
     children = [
         (name, child)
-        for name, child in module.named_modules()
-        if name and not any(_inside(name, other) for other, _ in module.named_modules() if other)
+        for name, child in inner
+        if not any(name.startswith(f"{other}.") for other, _ in inner)
     ]
     own = sum(
         p.size
         for name, p in module.named_parameters()
-        if not any(_inside(name, child) for child, _ in children)
+        if not any(name.startswith(f"{child}.") for child, _ in children)
     )
     if not note and own:
         note = f"  # {own:,}"
@@ -266,7 +268,3 @@ def _tree(module: Module, note: str) -> list[str]:
         first, *rest = _tree(child, "")
         lines += [f"  ({name}): {first}", *(f"  {line}" for line in rest)]
     return [*lines, ")"]
-
-
-def _inside(name: str, other: str) -> bool:
-    return name.startswith(other + ".")

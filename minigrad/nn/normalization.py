@@ -1,4 +1,4 @@
-"""Layers that bring each vector to one scale, so that depth neither blows it up nor starves it."""
+"""Layers that bring each vector to one scale, so that it neither grows nor shrinks with depth."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class LayerNorm(Module):
     Args:
         normalized_shape: the sizes of the axes over which mean and variance are taken; one number
             for the last axis alone.
-        eps: what keeps the root away from 0.
+        eps: a small number that keeps the root away from 0.
         elementwise_affine: whether there are a weight and a bias.
         bias: whether there is a bias beside the weight.
-        dtype: of the parameters.
+        dtype: the dtype of the parameters.
 
     Attributes:
         weight: `normalized_shape`, ones at first, or None.
@@ -52,13 +52,13 @@ class LayerNorm(Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`ops.layer_norm`."""
+        """Return x normalised by `ops.layer_norm`."""
         return ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        """The sizes, eps, and what is lacking."""
-        lacking = ", bias=False" if self.weight is not None and self.bias is None else ""
-        return _described(self) + lacking
+        """The sizes, eps, and the parameters that are missing."""
+        missing = ", bias=False" if self.weight is not None and self.bias is None else ""
+        return _described(self) + missing
 
 
 class RMSNorm(Module):
@@ -69,10 +69,10 @@ class RMSNorm(Module):
     Args:
         normalized_shape: the sizes of the axes over which the mean is taken; one number for the
             last axis alone.
-        eps: what keeps the root away from 0; None for the distance from 1 to the next number of
-            the dtype of x.
+        eps: a small number that keeps the root away from 0; None for the machine epsilon of the
+            dtype of x.
         elementwise_affine: whether there is a weight.
-        dtype: of the weight.
+        dtype: the dtype of the weight.
 
     Attributes:
         weight: `normalized_shape`, ones at first, or None.
@@ -94,11 +94,11 @@ class RMSNorm(Module):
         self.weight = _filled(self.normalized_shape, 1, dtype) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`ops.rms_norm`."""
+        """Return x normalised by `ops.rms_norm`."""
         return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
-        """The sizes, eps, and what is lacking."""
+        """The sizes, eps, and whether the weight is missing."""
         return _described(self)
 
 
@@ -123,5 +123,5 @@ def _filled(shape: tuple[int, ...], value: float, dtype: DTypeLike) -> Parameter
 
 def _described(norm: LayerNorm | RMSNorm) -> str:
     sizes = norm.normalized_shape
-    lacking = ", elementwise_affine=False" if norm.weight is None else ""
-    return f"{sizes[0] if len(sizes) == 1 else sizes}, eps={norm.eps}{lacking}"
+    missing = ", elementwise_affine=False" if norm.weight is None else ""
+    return f"{sizes[0] if len(sizes) == 1 else sizes}, eps={norm.eps}{missing}"

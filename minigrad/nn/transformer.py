@@ -1,4 +1,4 @@
-"""The block that a transformer is a stack of."""
+"""The block of which a transformer is a stack."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ class TransformerBlock(Module):
         x <- x + attn(norm1(x))
         x <- x + mlp(norm2(x))
 
-    Each half normalises its input and adds to x itself ("pre-norm"), so that gradients find a way
-    through a deep stack without passing any of them (Xiong et al., 2020). It computes what
-    PyTorch's TransformerEncoderLayer does with `norm_first=True` and `batch_first=True`.
+    Each half normalises its input and adds to x itself ("pre-norm"), so that gradients reach the
+    first of many blocks without passing a norm (Xiong et al., 2020). It computes what PyTorch's
+    TransformerEncoderLayer does with `norm_first=True` and `batch_first=True`.
 
     Args:
         d_model: the size of a vector.
-        num_heads: how many heads the attention has; it divides d_model.
+        num_heads: the number of heads of the attention; it divides d_model.
         d_ff: the size of the hidden layer of the MLP; None for 4 d_model.
-        dropout: the probability of dropout, in training: of attention weights, of what the MLP's
-            activation returns, and of what each half adds.
-        activation: of the MLP.
+        dropout: the probability of dropout, in training: of attention weights, of the output of the
+            MLP's activation, and of the sum that each half adds.
+        activation: the activation of the MLP.
         causal: whether each vector attends only to itself and those before it.
         norm: "layer" for `LayerNorm`, "rms" for `RMSNorm`.
         bias: whether linear maps and layer norms have one.
-        dtype: of the parameters.
-        rng: where the weights (and what is dropped) are drawn from.
+        dtype: the dtype of the parameters.
+        rng: the generator of the weights and of the dropout.
 
     Attributes:
         norm1, attn, norm2, mlp: the parts.
 
     Raises:
         ValueError: if a size is not a positive integer, `num_heads` does not divide `d_model`,
-            dropout is no probability, or there is no such norm.
+            dropout is not a probability, or there is no such norm.
         TypeError: if the activation cannot be called.
     """
 
@@ -74,7 +74,7 @@ class TransformerBlock(Module):
         self.dropout = Dropout(dropout, rng=rng)
 
     def forward(self, x: Tensor, attn_mask: Array = None) -> Tensor:
-        """The block's output; for `attn_mask` see `MultiHeadAttention`."""
+        """Return the output of the block; for `attn_mask` see `MultiHeadAttention`."""
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=self.causal)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]

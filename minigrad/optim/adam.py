@@ -1,4 +1,4 @@
-"""Adam, and AdamW, which decays the weights apart from the gradient."""
+"""Adam, and AdamW, whose weight decay is separate from the gradient."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Adam(Optimizer):
         v <- beta2 v + (1 - beta2) g^2
         x <- x - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    The numbers are those of PyTorch's Adam; eps is added to the corrected root. With `amsgrad`
-    (Reddi et al., 2018) the highest v that an element has had so far takes the place of v in the
-    last line, corrected in the same way: a large gradient is not forgotten.
+    The results are those of PyTorch's Adam; eps is added to the corrected root. With `amsgrad`
+    (Reddi et al., 2018) the highest v that an element has had so far replaces v in the last line,
+    with the same correction: a large gradient is not forgotten.
 
     Args:
         params: tensors, or groups of them.
         lr: the step size.
-        betas: how much of the two moments is kept.
-        eps: keeps the division finite.
+        betas: the decay rates beta1 and beta2 of the two moments.
+        eps: a small number that keeps the division finite.
         weight_decay: the strength of an L2 penalty.
-        amsgrad: keep the highest v. It cannot be switched once there have been steps.
+        amsgrad: whether the highest v is used. It cannot be switched once there have been steps.
 
     Raises:
         ValueError: if an option has an impossible value.
@@ -73,12 +73,12 @@ class Adam(Optimizer):
         check_flag("amsgrad", group["amsgrad"])
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
-        """What the state of a parameter in this group consists of."""
+        """Return the names of the values in the state of a parameter of this group."""
         highest = {"max_exp_avg_sq"} if group["amsgrad"] else set()
         return {"step", "exp_avg", "exp_avg_sq"} | highest
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """One step for the parameters of a group.
+        """Step the parameters of a group.
 
         Raises:
             ValueError: if amsgrad was switched since the first step; then nothing is changed.
@@ -97,7 +97,7 @@ class Adam(Optimizer):
             changed = (x, state["exp_avg"], state["exp_avg_sq"])
             rows.append((g, (*changed, state["max_exp_avg_sq"]) if amsgrad else changed))
         kernels.optim.adam(
-            self.places(group),
+            self.kernel_memory(group),
             rows,
             steps,
             group["lr"],
@@ -111,15 +111,16 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2).
 
-    As Adam, but instead of adding to the gradient, x <- x - lr weight_decay x before the step.
+    It differs from Adam in the decay: x <- x - lr weight_decay x before the step, and nothing is
+    added to the gradient.
 
     Args:
         params: tensors, or groups of them.
         lr: the step size.
-        betas: how much of the two moments is kept.
-        eps: keeps the division finite.
+        betas: the decay rates beta1 and beta2 of the two moments.
+        eps: a small number that keeps the division finite.
         weight_decay: the share of lr by which weights shrink in each step.
-        amsgrad: keep the highest v. It cannot be switched once there have been steps.
+        amsgrad: whether the highest v is used. It cannot be switched once there have been steps.
     """
 
     decoupled = True

@@ -14,7 +14,7 @@ from minigrad.core.tensor import Tensor
 
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
-    """The Euclidean norm of all gradients together, as one vector; a tensor counts once."""
+    """Return the Euclidean norm of all gradients, taken as one vector; a tensor counts once."""
     return _norm([p.grad.data for p in _distinct(parameters) if p.grad is not None])
 
 
@@ -38,11 +38,11 @@ def clip_grad_norm(
     Args:
         parameters: tensors; those without a gradient do not count.
         max_norm: the largest Euclidean norm to leave.
-        error_if_nonfinite: raise where the norm is infinite or NaN, instead of spreading it.
-            (The default of PyTorch's function is False.)
+        error_if_nonfinite: whether to raise an error if the norm is infinite or NaN, instead of
+            spreading it. (The default of PyTorch's function is False.)
 
     Returns:
-        The norm as it was before.
+        The norm before the scaling.
 
     Raises:
         ValueError: if `max_norm` is not positive.
@@ -60,7 +60,7 @@ def clip_grad_norm(
         )
     if not norm <= max_norm:
         factor = float(max_norm) / (norm + 1e-6)  # as in PyTorch, to the digit
-        # New tensors: an old one may be held by someone, or be another's gradient too.
+        # New tensors: the user may have an old one, or it may be another tensor's gradient too.
         scaled = [np.empty(g.shape, g.dtype) for g in gradients]
         kernels.optim.scale([(g, (out,)) for g, out in zip(gradients, scaled, strict=True)], factor)
         owners = (tensor for tensor in tensors if tensor.grad is not None)
@@ -81,7 +81,7 @@ def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) ->
     """
     if not clip_value > 0:
         raise ValueError(f"clip_grad_value: clip_value must be positive, not {clip_value!r}")
-    limit = float(clip_value)  # a number of numpy's would widen float32 gradients
+    limit = float(clip_value)  # a numpy scalar would widen float32 gradients
     for tensor in _distinct(parameters):
         if tensor.grad is not None:
             # A new tensor, for the reason given above.

@@ -1,4 +1,4 @@
-"""EMA: an exponential moving average of the weights, which is often better than the last weights.
+"""EMA: an exponential moving average of the weights, which often beats the last weights.
 
     ema = EMA(model, decay=0.999)
     for x, y in batches:
@@ -8,7 +8,7 @@
     with ema.applied():
         ...  # the model computes with the averages
 
-Training goes on with the weights themselves, which the averages only watch.
+Training goes on with the weights themselves; the averages do not influence it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_count, check_flag, check_range
+from minigrad.checks import check_count, check_flag, check_range, check_state
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.nn.module import Module
 from minigrad.versions import last_write, last_written
@@ -32,19 +32,19 @@ class EMA:
 
         average <- decay average + (1 - decay) weight
 
-    The averages start as the weights are when this is made, and each update counts. (The first
-    update of PyTorch's AveragedModel copies the weights instead of averaging.) Parameters that are
-    frozen when this is made have no average, and must stay frozen.
+    The averages start as the present weights, and each update counts. (The first update of
+    PyTorch's AveragedModel copies the weights instead of averaging.) Parameters that are frozen at
+    the start have no average, and must stay frozen.
 
     Args:
         model_or_parameters: a module, or tensors.
-        decay: how much of an average is kept in an update.
-        warmup: keep less at first, min(decay, (1 + n) / (10 + n)) after n updates, so that the
-            first weights are soon forgotten.
+        decay: the weight of the old average in an update.
+        warmup: whether the decay is smaller at first, min(decay, (1 + n) / (10 + n)) after n
+            updates, so that the first weights are soon forgotten.
 
     Attributes:
-        parameters: what is averaged, by name (by number, where no module names it).
-        updates: the number of updates made.
+        parameters: the averaged parameters by name (by number, where no module names them).
+        updates: the number of updates so far.
 
     Raises:
         TypeError: if something else than a tensor is among the parameters.
@@ -68,10 +68,10 @@ class EMA:
             raise ValueError("EMA: none of the parameters requires a gradient, so none will change")
         self._averages = {name: p.data.copy() for name, p in self.parameters.items()}
         self._applied = False
-        self._places: Any = None  # made with the first update: importing kernels takes time
+        self._kernel_memory: Any = None  # made by the first update: importing kernels takes time
 
     def update(self) -> None:
-        """Take the present weights into the averages; to be called after `optimizer.step()`.
+        """Add the present weights to the averages; to be called after `optimizer.step()`.
 
         Raises:
             RuntimeError: inside `applied()`, or if a parameter was unfrozen that has no average;
@@ -87,24 +87,24 @@ class EMA:
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        if self._places is None:
-            self._places = kernels.optim.Places()
+        if self._kernel_memory is None:
+            self._kernel_memory = kernels.optim.Places()
         rows = []
         for name, parameter in self.parameters.items():
             average = self._averages[name]
             if average.dtype != parameter.dtype:  # the model was converted
                 average = self._averages[name] = average.astype(parameter.dtype)
             rows.append((parameter.data, (average,)))
-        kernels.optim.ema(self._places, rows, decay)
+        kernels.optim.ema(self._kernel_memory, rows, decay)
         self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the parameters hold the averages in a `with` block, and their weights again after.
+        """Replace the weights by the averages in a `with` block, and restore them at its end.
 
-        To validate, predict or save; not to train: what is written to the parameters inside, by
-        an optimiser say, is lost at the end. Graphs recorded before must not be gone back through
-        afterwards, as after any write.
+        It is for validating, predicting or saving, and not for training: writes to the parameters
+        inside the block, such as an optimiser's, are lost at the end. A backward pass through a
+        graph that was recorded before is an error afterwards, as after any write.
 
         Raises:
             RuntimeError: if it is used inside itself, or at the end if a parameter was written
@@ -124,7 +124,7 @@ class EMA:
         if written:
             raise RuntimeError(
                 f"EMA: {', '.join(written):.200} changed inside applied(), and the change is lost, "
-                f"for the weights from before are back; train and load outside"
+                f"because the weights from before are back; train and load outside"
             )
 
     def copy_to(self) -> None:
@@ -137,7 +137,7 @@ class EMA:
         self._write(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the averages by name, the number of updates and the options."""
+        """Return a copy of the averages by name, the number of updates and the options."""
         return {
             "averages": {name: average.copy() for name, average in self._averages.items()},
             "updates": self.updates,
@@ -146,21 +146,17 @@ class EMA:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` has given, with its options.
+        """Go on from a state that `state_dict` returned, with its options.
+
+        Nothing is changed if there is an error.
 
         Raises:
-            ValueError: if it belongs to other parameters, or has an impossible value; then nothing
-                is changed.
-            TypeError: likewise.
+            ValueError: if it belongs to other parameters, or has an impossible value.
+            TypeError: if an option has a value of another type.
             RuntimeError: inside `applied()`.
         """
         self._check_outside("load_state_dict()")
-        known = {"averages", "updates", "decay", "warmup"}
-        if not isinstance(state_dict, Mapping) or set(state_dict) != known:
-            found = sorted(state_dict) if isinstance(state_dict, Mapping) else repr(state_dict)[:60]
-            raise ValueError(
-                f"load_state_dict: a state of an EMA is a dict of {sorted(known)}, not {found}"
-            )
+        check_state("an EMA", state_dict, ("averages", "updates", "decay", "warmup"))
         check_count("load_state_dict: updates", state_dict["updates"])
         _check_options(state_dict["decay"], state_dict["warmup"])
         given = state_dict["averages"]
@@ -190,14 +186,14 @@ class EMA:
     def _check_outside(self, what: str) -> None:
         if self._applied:
             raise RuntimeError(
-                f"EMA: {what} inside applied(), where the parameters hold the averages; leave the "
+                f"EMA: {what} inside applied(), where the averages replace the weights; leave the "
                 f"`with` block first"
             )
 
     def __repr__(self) -> str:
         count = sum(parameter.size for parameter in self.parameters.values())
         return (
-            f"EMA({len(self.parameters)} tensors, {count:,} numbers, decay={self.decay}, "
+            f"EMA({len(self.parameters)} tensors, {count:,} parameters, decay={self.decay}, "
             f"warmup={self.warmup}, updates={self.updates})"
         )
 

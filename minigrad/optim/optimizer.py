@@ -1,4 +1,4 @@
-"""What all optimisers share: groups of parameters with options, and a state for each one."""
+"""The base of all optimisers: groups of parameters with hyperparameters, and a state for each."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Stepped = tuple[NDArray[Any], NDArray[Any], State]
 
 
 class Optimizer(ABC):
-    """Base class: `step()` changes every parameter that has a gradient.
+    """Base class of optimisers: `step()` changes every parameter that has a gradient.
 
-    An optimiser of one's own defines `check_options`, `update` and, if it keeps a state,
-    `state_names`; or, to step all parameters of a group in one go, `update_all` in place of
-    `update`.
+    An optimiser of your own defines `check_options`, `update` and, if it has a state,
+    `state_names`; or, to step all parameters of a group in one go, `update_all` instead of
+    `update`. The options are its hyperparameters, such as the learning rate.
 
     Args:
         params: tensors, or groups of them: `[{"params": [...], "lr": 1e-3}, {"params": [...]}]`.
         defaults: the options of groups that do not set them.
 
     Attributes:
-        param_groups: one dict for each group, with "params" and every option, which may be
+        param_groups: one dict for each group, with "params" and every option; options may be
             changed between steps.
         defaults: the options of groups that do not set them.
 
@@ -53,14 +53,14 @@ class Optimizer(ABC):
         self.defaults = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self._states: dict[Tensor, State] = {}
-        self._places: dict[int, Any] = {}
+        self._kernel_memory: dict[int, Any] = {}
         for group in groups:
             self.add_param_group(group)
         if not self._parameters():
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Optimise more parameters from here on, such as those of layers that were frozen so far.
+        """Add parameters to optimise, such as those of layers that were frozen so far.
 
         Args:
             group: a dict with "params" and any options; the others are the defaults.
@@ -84,7 +84,21 @@ class Optimizer(ABC):
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         seen = {id(parameter) for parameter in self._parameters()}
         for k, tensor in enumerate(tensors):
-            _check(tensor, f"parameter {k} of group {i}", seen)
+            role = f"parameter {k} of group {i}"
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{role} must be a Tensor, not {type(tensor).__name__}")
+            if not tensor.is_leaf:
+                raise ValueError(f"{role} is {tensor.describe()}; only leaves can be optimised")
+            if not tensor.requires_grad:
+                raise ValueError(
+                    f"{role} is frozen ({tensor.describe()}), so it would never change; leave it "
+                    f"out: model.trainable_parameters() lists the others"
+                )
+            if id(tensor) in seen:
+                raise ValueError(
+                    f"{role} occurs twice ({tensor.describe()}); it would be stepped twice"
+                )
+            seen.add(id(tensor))
         complete = {**self.defaults, **group, "params": tensors}
         self.check_options(complete)
         self.param_groups.append(complete)
@@ -94,7 +108,7 @@ class Optimizer(ABC):
         """Raise a ValueError or a TypeError if an option of a group has an impossible value."""
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
-        """What the state of a parameter consists of, once it has one, under a group's options."""
+        """Return the names of the values in a parameter's state, once it has one."""
         return set()
 
     def update(
@@ -107,21 +121,24 @@ class Optimizer(ABC):
         """Change the values of all parameters of a group that have a gradient, in place.
 
         Args:
-            parameters: for each its value, its gradient and its state.
+            parameters: the value, the gradient and the state of each.
             group: the options.
         """
         for x, g, state in parameters:
             self.update(x, g, state, group)
 
-    def places(self, group: Mapping[str, Any]) -> Any:
-        """What a kernel that steps a whole group remembers of its arrays (`kernels.optim`)."""
-        known = self._places.get(id(group))
+    def kernel_memory(self, group: Mapping[str, Any]) -> Any:
+        """Return what the kernel that steps a group remembers of its arrays (`kernels.optim`)."""
+        known = self._kernel_memory.get(id(group))
         if known is None:
-            known = self._places[id(group)] = kernels.optim.Places()
+            known = self._kernel_memory[id(group)] = kernels.optim.Places()
         return known
 
     def step(self) -> None:
-        """Change every parameter that has a gradient; the others, and their states, stay."""
+        """Change every parameter that has a gradient; the others and their states stay as they are.
+
+        A state follows a model that was converted to another dtype.
+        """
         for group in self.param_groups:
             stepped: list[Stepped] = []
             for parameter in group["params"]:
@@ -137,8 +154,8 @@ class Optimizer(ABC):
                 for value in state.values():
                     if value.__class__ is np.ndarray:
                         if value.dtype is not x.dtype:
-                            self._convert(state, x.dtype)
-                        break  # they are all of one dtype
+                            state.update(_copied(state, x.dtype))
+                        break  # all arrays of a state have one dtype
                 stepped.append((x, node.grad._data, state))
             if stepped:
                 self.update_all(stepped, group)
@@ -146,26 +163,19 @@ class Optimizer(ABC):
         for observer in mode.observers:
             observer.on_step(self)
 
-    @staticmethod
-    def _convert(state: State, dtype: np.dtype[Any]) -> None:
-        """Follow a model that was converted."""
-        for key, value in state.items():
-            if isinstance(value, np.ndarray):
-                state[key] = value.astype(dtype, copy=False)
-
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of all parameters, or with False make zeros of those there are.
+        """Set the gradients of all parameters to None, or with False to zeros where there are any.
 
         A parameter without a gradient is not stepped; one with zeros is, by momentum and decay.
         """
         for parameter in self._parameters():
             if set_to_none or parameter.grad is None:
                 parameter.zero_grad()
-            else:  # a new tensor: the old one may be held by someone
+            else:  # a new tensor, because the user may still have the old one
                 parameter.grad = Tensor(np.zeros(parameter.shape, parameter.dtype))
 
     def state_bytes(self) -> int:
-        """How many bytes the state holds: for Adam, two numbers for each trained one."""
+        """Return the number of bytes of the state: for Adam, that of two copies of the weights."""
         return sum(
             value.nbytes
             for state in self._states.values()
@@ -174,20 +184,15 @@ class Optimizer(ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the state and the options; parameters are numbered in the order of the groups.
+        """Return a copy of the state and the options.
 
+        Parameters are numbered in the order of the groups. The form is
         `{"state": {number: {...}}, "param_groups": [{"params": [numbers], "lr": ...}]}`, with
         arrays, numbers and booleans only.
         """
         numbers = {p: k for k, p in enumerate(self._parameters())}
         return {
-            "state": {
-                numbers[p]: {
-                    key: value.copy() if isinstance(value, np.ndarray) else value
-                    for key, value in state.items()
-                }
-                for p, state in self._states.items()
-            },
+            "state": {numbers[p]: _copied(state) for p, state in self._states.items()},
             "param_groups": [
                 {**group, "params": [numbers[p] for p in group["params"]]}
                 for group in self.param_groups
@@ -195,9 +200,9 @@ class Optimizer(ABC):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` has given, with its options.
+        """Go on from a state that `state_dict` returned, with its options.
 
-        Options that it does not know are taken for switched off, if they are off here too.
+        An option that is missing there counts as switched off, if it is off here too.
 
         Raises:
             ValueError: if it belongs to other parameters; then nothing is changed.
@@ -246,10 +251,7 @@ class Optimizer(ABC):
                         f"load_state_dict: {key} of parameter {number} has shape {value.shape}, "
                         f"the parameter {parameter.shape}"
                     )
-            states[parameter] = {
-                key: value.astype(parameter.dtype) if isinstance(value, np.ndarray) else value
-                for key, value in state.items()
-            }
+            states[parameter] = _copied(state, parameter.dtype)
         for own, group in zip(self.param_groups, loaded, strict=True):
             own.update(group)
         self._states = states
@@ -263,22 +265,14 @@ class Optimizer(ABC):
             options = ", ".join(f"{k}={v}" for k, v in group.items() if k != "params")
             count = sum(p.size for p in group["params"])
             lines.append(
-                f"  group {i}: {len(group['params'])} tensors, {count:,} numbers, {options}"
+                f"  group {i}: {len(group['params'])} tensors, {count:,} parameters, {options}"
             )
         return "\n".join([*lines, ")"])
 
 
-def _check(tensor: Any, role: str, seen: set[int]) -> None:
-    """Refuse what cannot be optimised, or is there already."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{role} must be a Tensor, not {type(tensor).__name__}")
-    if not tensor.is_leaf:
-        raise ValueError(f"{role} is {tensor.describe()}; only leaves can be optimised")
-    if not tensor.requires_grad:
-        raise ValueError(
-            f"{role} is frozen ({tensor.describe()}), so it would never change; leave it out: "
-            f"model.trainable_parameters() lists the others"
-        )
-    if id(tensor) in seen:
-        raise ValueError(f"{role} occurs twice ({tensor.describe()}); it would be stepped twice")
-    seen.add(id(tensor))
+def _copied(state: State, dtype: np.dtype[Any] | None = None) -> State:
+    """Return a copy of a parameter's state, with its arrays converted to `dtype` if it is given."""
+    return {
+        key: np.array(value, dtype, order="C") if isinstance(value, np.ndarray) else value
+        for key, value in state.items()
+    }

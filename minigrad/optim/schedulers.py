@@ -6,10 +6,10 @@
         optimizer.step()
         scheduler.step()
 
-There is one concept: a scheduler says in closed form which lr a group has after so many steps,
-given the lr that the group began with. PyTorch derives each lr from the one before; the numbers
-are the same but for rounding, and here a rounding error does not grow, an lr that someone else sets
-between two steps has no effect on those that follow, and any step can be asked for.
+There is one concept: a scheduler computes in closed form which lr a group has after so many steps,
+from the lr that the group began with. PyTorch derives each lr from the one before; the values are
+the same except for rounding. Here a rounding error does not grow, an lr that is set by hand between
+two steps has no effect on later ones, and the lr of any step can be computed.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minigrad.checks import check_count, check_positive, check_range
+from minigrad.checks import check_count, check_positive, check_range, check_state
 from minigrad.optim.optimizer import Optimizer
 
 
 class LRScheduler(ABC):
-    """Base class: sets the lr of every group of an optimiser, at once and after each step.
+    """Base class of schedulers, which set the lr of every group at once and after each step.
 
-    A scheduler of one's own defines `lr`, and `check_options` if it has options.
+    A scheduler of your own defines `lr`, and `check_options` if it has options.
 
     Args:
-        optimizer: whose groups to set. Their lr is the one that the schedule starts from.
-        options: what the schedule depends on.
+        optimizer: the optimiser whose groups to set. The schedule starts from their present lr.
+        options: the options of the schedule.
 
     Attributes:
-        options: the same, by name.
+        options: the options by name.
         base_lrs: the lr that each group began with.
-        last_epoch: the number of steps made; PyTorch's name, whatever a step is.
+        last_epoch: the number of steps so far; PyTorch's name, also where a step is no epoch.
 
     Raises:
-        TypeError: if it is no optimiser, or an option is of another kind.
+        TypeError: if it is no optimiser, or an option has a value of another type.
         ValueError: if an option has an impossible value, or no group has an lr above 0.
     """
 
@@ -62,9 +62,9 @@ class LRScheduler(ABC):
 
     @abstractmethod
     def lr(self, step: int, base_lr: float) -> float:
-        """The lr after `step` steps of a group that began with `base_lr`."""
+        """Return the lr after `step` steps of a group that began with `base_lr`."""
 
-    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027  # none may be right
+    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027  # may stay as it is
         """Raise a ValueError or a TypeError if an option has an impossible value."""
 
     def step(self) -> None:
@@ -91,30 +91,26 @@ class LRScheduler(ABC):
             group["lr"] = float(rate)
 
     def get_last_lr(self) -> list[float]:
-        """The lr of each group after the steps so far."""
+        """Return the lr of each group after the steps so far."""
         return [float(self.lr(self.last_epoch, base_lr)) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """The options, `last_epoch` and a copy of `base_lrs`: numbers only."""
+        """Return the options, `last_epoch` and a copy of `base_lrs`: numbers only."""
         return {**self.options, "base_lrs": list(self.base_lrs), "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` has given, with its options.
+        """Go on from a state that `state_dict` returned, with its options.
 
-        The optimiser's present lr is part of the optimiser's own state, and is not touched here.
+        The optimiser's present lr is part of the optimiser's own state, and is not changed here.
+        Nothing is changed if there is an error.
 
         Raises:
             ValueError: if it belongs to another scheduler or to other groups, or has an impossible
-                value; then nothing is changed.
-            TypeError: likewise.
+                value.
+            TypeError: if an option has a value of another type.
         """
         name = type(self).__name__
-        known = set(self.state_dict())
-        if not isinstance(state_dict, Mapping) or set(state_dict) != known:
-            found = sorted(state_dict) if isinstance(state_dict, Mapping) else repr(state_dict)[:60]
-            raise ValueError(
-                f"load_state_dict: a state of {name} is a dict of {sorted(known)}, not {found}"
-            )
+        check_state(name, state_dict, self.state_dict())
         options = {key: state_dict[key] for key in self.options}
         base_lrs, step = state_dict["base_lrs"], state_dict["last_epoch"]
         if not isinstance(base_lrs, (list, tuple)) or len(base_lrs) != len(self.base_lrs):
@@ -138,9 +134,9 @@ class LambdaLR(LRScheduler):
     """lr = base_lr lr_lambda(step).
 
     Args:
-        optimizer: whose groups to set.
-        lr_lambda: a function of the number of steps made. It is no part of the state: a scheduler
-            that goes on from a saved one is made with the same function.
+        optimizer: the optimiser whose groups to set.
+        lr_lambda: a function of the number of steps. It is no part of the state: a scheduler that
+            goes on from a saved one is made with the same function.
 
     Raises:
         TypeError: if `lr_lambda` is no function.
@@ -153,7 +149,7 @@ class LambdaLR(LRScheduler):
         super().__init__(optimizer)
 
     def lr(self, step: int, base_lr: float) -> float:
-        """The lr after `step` steps of a group that began with `base_lr`."""
+        """Return the lr after `step` steps of a group that began with `base_lr`."""
         factor = self.lr_lambda(step)
         check_range(f"LambdaLR: lr_lambda({step})", factor, 0, math.inf)
         return base_lr * factor
@@ -163,8 +159,8 @@ class StepLR(LRScheduler):
     """lr = base_lr gamma^floor(step / step_size): every `step_size` steps it is multiplied.
 
     Args:
-        optimizer: whose groups to set.
-        step_size: how many steps an lr is kept.
+        optimizer: the optimiser whose groups to set.
+        step_size: the number of steps with one lr.
         gamma: the factor.
     """
 
@@ -177,7 +173,7 @@ class StepLR(LRScheduler):
         check_range("StepLR: gamma", options["gamma"], 0, math.inf)
 
     def lr(self, step: int, base_lr: float) -> float:
-        """The lr after `step` steps of a group that began with `base_lr`."""
+        """Return the lr after `step` steps of a group that began with `base_lr`."""
         return float(base_lr * self.options["gamma"] ** (step // self.options["step_size"]))
 
 
@@ -188,8 +184,8 @@ class CosineAnnealingLR(LRScheduler):
     again, as in PyTorch; `WarmupCosineLR` stays down.
 
     Args:
-        optimizer: whose groups to set.
-        T_max: how many steps the way down takes.
+        optimizer: the optimiser whose groups to set.
+        T_max: the number of steps from the highest to the lowest lr.
         eta_min: the lowest lr.
     """
 
@@ -202,7 +198,7 @@ class CosineAnnealingLR(LRScheduler):
         check_range("CosineAnnealingLR: eta_min", options["eta_min"], 0, math.inf)
 
     def lr(self, step: int, base_lr: float) -> float:
-        """The lr after `step` steps of a group that began with `base_lr`."""
+        """Return the lr after `step` steps of a group that began with `base_lr`."""
         return _half_cosine(step / self.options["T_max"], base_lr, self.options["eta_min"])
 
 
@@ -212,10 +208,10 @@ class LinearLR(LRScheduler):
     The usual warm-up: a straight line from a part of the lr to all of it.
 
     Args:
-        optimizer: whose groups to set.
-        start_factor: the part to begin with, above 0, at which the first step would be wasted.
+        optimizer: the optimiser whose groups to set.
+        start_factor: the part to begin with, above 0, because the first step would be wasted at 0.
         end_factor: the part to end with.
-        total_iters: how many steps it takes to get there.
+        total_iters: the number of steps from one to the other.
     """
 
     def __init__(
@@ -238,27 +234,27 @@ class LinearLR(LRScheduler):
         check_positive("LinearLR: total_iters", options["total_iters"])
 
     def lr(self, step: int, base_lr: float) -> float:
-        """The lr after `step` steps of a group that began with `base_lr`."""
+        """Return the lr after `step` steps of a group that began with `base_lr`."""
         start, end = self.options["start_factor"], self.options["end_factor"]
         return float(base_lr * (start + (end - start) * min(step / self.options["total_iters"], 1)))
 
 
 class WarmupCosineLR(LRScheduler):
-    """A straight line up from 0, half a cosine down: how transformers are mostly trained.
+    """A straight line up from 0, then half a cosine down: the usual schedule of transformers.
 
         lr = base_lr step / warmup_steps                                   up to warmup_steps,
         lr = eta_min + (base_lr - eta_min) (1 + cos(pi progress)) / 2      up to total_steps,
         lr = eta_min                                                       from there on,
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
 
-    With eta_min = 0 it is `get_cosine_schedule_with_warmup` of Hugging Face's transformers, number
-    by number up to total_steps, and so its first step is made with lr = 0: it changes no weight,
-    and gives Adam's moments a start.
+    With eta_min = 0 it has the values of `get_cosine_schedule_with_warmup` of Hugging Face's
+    transformers up to total_steps, and so its first step is made with lr = 0: it changes no weight,
+    and only starts Adam's moments.
 
     Args:
-        optimizer: whose groups to set.
-        warmup_steps: how many steps the way up takes; 0 for none.
-        total_steps: how many steps both ways take.
+        optimizer: the optimiser whose groups to set.
+        warmup_steps: the number of steps of the straight line; 0 for none.
+        total_steps: the number of steps of the line and the cosine together.
         eta_min: the lowest lr after the warm-up.
     """
 
@@ -277,12 +273,12 @@ class WarmupCosineLR(LRScheduler):
         if warmup_steps >= total_steps:
             raise ValueError(
                 f"WarmupCosineLR: warmup_steps={warmup_steps} must be less than "
-                f"total_steps={total_steps}, which counts both ways"
+                f"total_steps={total_steps}, which includes them"
             )
         check_range("WarmupCosineLR: eta_min", options["eta_min"], 0, math.inf)
 
     def lr(self, step: int, base_lr: float) -> float:
-        """The lr after `step` steps of a group that began with `base_lr`."""
+        """Return the lr after `step` steps of a group that began with `base_lr`."""
         warmup_steps, total_steps = self.options["warmup_steps"], self.options["total_steps"]
         if step < warmup_steps:
             return float(base_lr * step / warmup_steps)
@@ -291,5 +287,5 @@ class WarmupCosineLR(LRScheduler):
 
 
 def _half_cosine(progress: float, high: float, low: float) -> float:
-    """From `high` at 0 to `low` at 1, level at both ends."""
+    """Return `high` at 0, `low` at 1, and half a cosine in between."""
     return low + (high - low) * 0.5 * (1.0 + math.cos(math.pi * progress))

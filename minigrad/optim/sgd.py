@@ -20,15 +20,15 @@ class SGD(Optimizer):
         b <- momentum b + (1 - dampening) g        (b <- g in the first step)
         x <- x - lr b                              (Nesterov: x - lr (g + momentum b))
 
-    The numbers are those of PyTorch's SGD: lr is not part of the velocity b.
+    The results are those of PyTorch's SGD: lr is not part of the velocity b.
 
     Args:
         params: tensors, or groups of them.
         lr: the step size.
-        momentum: how much of the velocity is kept.
-        dampening: how much of the gradient is held back from the velocity.
+        momentum: the share of the velocity that stays in each step.
+        dampening: the share of the gradient that is not added to the velocity.
         weight_decay: the strength of an L2 penalty.
-        nesterov: look ahead along the velocity (Sutskever et al., 2013).
+        nesterov: whether to look ahead along the velocity (Sutskever et al., 2013).
 
     Raises:
         ValueError: if an option has an impossible value, or `nesterov` comes without momentum or
@@ -66,11 +66,11 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
     def state_names(self, group: Mapping[str, Any]) -> set[str]:
-        """What the state of a parameter consists of once it has been stepped with momentum."""
+        """Return the name of the velocity, the state of a parameter stepped with momentum."""
         return {"momentum_buffer"}
 
     def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
-        """One step for the parameters of a group."""
+        """Step the parameters of a group."""
         momentum, rest = group["momentum"], 1.0 - group["dampening"]
         rows: list[Any] = []
         shares = []
@@ -83,7 +83,7 @@ class SGD(Optimizer):
                 state["momentum_buffer"] = np.zeros_like(x)
             rows.append((g, (x, state["momentum_buffer"])))
         kernels.optim.sgd(
-            self.places(group),
+            self.kernel_memory(group),
             rows,
             shares,
             group["lr"],

@@ -1,8 +1,8 @@
 """A training run in a file: the state of a `Trainer`, as arrays with names and the rest as JSON.
 
-The state holds all that a later step depends on: the weights, the states of the optimiser, the
+The state contains all that a later step depends on: the weights, the states of the optimiser, the
 scheduler, the averages and the random generators, the best weights so far, and the records. Arrays
-are named by what they belong to, as in "model.0.weight" or "optimizer.3.exp_avg".
+are named by the part that they belong to, as in "model.0.weight" or "optimizer.3.exp_avg".
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 from minigrad.io import load_state, save_state
 
 KEY = "minigrad.trainer"
+_PLAIN = ("generators", "best_loss", "epochs_since_best", "steps", "epochs")
 
 
 def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write what `Trainer.state_dict` returned."""
+    """Write a state that `Trainer.state_dict` returned."""
     arrays = {f"model.{name}": value for name, value in state["model"].items()}
     arrays |= {f"best.{name}": value for name, value in state["best"].items()}
     numbers: dict[str, Any] = {}
@@ -44,10 +44,9 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     if state["ema"] is not None:
         facts["ema"] = {name: v for name, v in state["ema"].items() if name != "averages"}
         arrays |= {f"ema.{name}": value for name, value in state["ema"]["averages"].items()}
-    save_state(path, arrays, {KEY: json.dumps(facts, default=_as_list)})
-
-
-_PLAIN = ("generators", "best_loss", "epochs_since_best", "steps", "epochs")
+    # The states of some generators have arrays.
+    text = json.dumps(facts, default=lambda value: value.tolist())
+    save_state(path, arrays, {KEY: text})
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -69,25 +68,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
 
 
-def check_folder(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError if no file can be at this path, before a run has taken its time.
-
-    Raises:
-        FileNotFoundError: if its folder does not exist.
-        IsADirectoryError: if it is a folder itself.
-    """
-    target = Path(path).resolve()
-    if target.is_dir():
-        raise IsADirectoryError(
-            f"the checkpoint {os.fspath(path)!r} is a folder; name a file in it"
-        )
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            f"the folder of the checkpoint {os.fspath(path)!r} does not exist; make it first"
-        )
-
-
 def _state(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the state of a Trainer together from the arrays and the facts in a file."""
     parts: dict[str, dict[str, NDArray[Any]]] = {
         name: {} for name in ("model", "best", "optimizer", "ema")
     }
@@ -115,8 +97,3 @@ def _state(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> dict
         "ema": {**facts["ema"], "averages": parts["ema"]} if "ema" in facts else None,
         **{name: facts[name] for name in _PLAIN},
     }
-
-
-def _as_list(value: Any) -> Any:
-    """Turn an array into a list for JSON: the states of some generators have arrays."""
-    return value.tolist()

@@ -1,4 +1,4 @@
-"""What happened in a training run, by step and by epoch: to look at, to plot, to keep."""
+"""The records of a training run, by step and by epoch, to print, to plot and to save."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class History:
     epochs: list[Record] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> list[float]:
-        """One column of the epochs, such as "loss" or "validation_loss".
+        """Return one column of the epochs, such as "loss" or "validation_loss".
 
         Raises:
-            KeyError: if no epoch has it, with the names there are.
+            KeyError: if no epoch has it, with the names that there are.
         """
         names = list(dict.fromkeys(key for record in self.epochs for key in record))
         if name not in names:
@@ -65,7 +65,7 @@ class History:
         write_atomically(path, text.getvalue().encode())
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw it: `minigrad.viz.plot_history`; save the figure if `path` is given.
+        """Draw the records with `minigrad.viz.plot_history`; save the figure if `path` is given.
 
         Raises:
             ValueError: if there are no epochs yet.
@@ -74,5 +74,5 @@ class History:
 
 
 def as_record(values: dict[str, Any]) -> Record:
-    """Numbers of any kind as Python's own, which JSON keeps to the bit."""
+    """Convert numbers of any kind to Python's own, which JSON stores to the bit."""
     return {key: value if isinstance(value, int) else float(value) for key, value in values.items()}

@@ -3,9 +3,9 @@
     trainer = Trainer(model, optimizer, loss)
     history = trainer.fit((x, y), epochs=20, validation=(x_val, y_val))
 
-In every step: predict, compare, go back, step. The rest of this file is what one wants around it:
-batches in random order, records, validation, stopping early, and files from which a run goes on as
-if it had never stopped, to the bit.
+Every step is a prediction, a loss, a backward pass and a step of the optimiser. The rest of this
+file is what training needs besides: batches in random order, records, validation, early stopping,
+and files from which a run goes on as if it had never stopped, to the bit.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from minigrad.checks import check_positive
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
+from minigrad.io.atomic import check_target
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
@@ -40,28 +41,29 @@ class Trainer:
     """Trains a model with an optimiser to make a loss small.
 
     Args:
-        model: what to train.
-        optimizer: made with the parameters to change.
+        model: the model to train.
+        optimizer: an optimiser of the parameters to change.
         loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean.
-        batch_size: how many rows go through the model at once.
-        accumulation_steps: how many such batches a step of the optimiser sees. Their gradients add
-            up to that of one batch of all their rows, in the memory of one of them. (Where the loss
-            is a mean in which rows count differently, by weights or an `ignore_index`, each batch
-            has its own mean.)
+        batch_size: the number of rows that go through the model at once.
+        accumulation_steps: the number of such batches for one step of the optimiser. Their
+            gradients add up to that of one batch of all their rows, in the memory of one of them.
+            (Where the loss is a mean in which rows count differently, by weights or an
+            `ignore_index`, each batch has its own mean.)
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
-            to record after each epoch, for the training rows and for those of the validation; a
-            dict gives them other names than their own.
+            to record after each epoch, for the training rows and for those of the validation; in a
+            dict they have other names than their own.
         clip_norm: the largest gradient norm to step with.
-        patience: stop after so many epochs without a better validation loss (training loss, where
-            there is no validation), and then go back to the best weights.
+        patience: the number of epochs without a better validation loss (training loss, where there
+            is no validation) after which to stop, and to go back to the best weights.
         on_epoch: functions to call with the trainer after each epoch; they may call `stop()`.
         checkpoint: a file to write after each epoch.
-        scheduler: made with the same optimiser; sets its lr after each step of it, not each epoch.
-        ema: averages of the model's weights, updated after each step. They are what is validated,
-            measured by the metrics and kept as the best weights. The model itself holds its own
-            weights all the while, also in `on_epoch` and after `fit`; see `EMA.applied`.
-        progress: show a progress bar.
-        rng: where the order of the rows is drawn from.
+        scheduler: a scheduler of the same optimiser; it sets the lr after each step, not each
+            epoch.
+        ema: averages of the model's weights, updated after each step. They are validated, measured
+            by the metrics and saved as the best weights. The model has its own weights at all other
+            times, also in `on_epoch` and after `fit`; see `EMA.applied`.
+        progress: whether to show a progress bar.
+        rng: the generator of the order of the rows.
 
     Attributes:
         history: the records of all epochs so far.
@@ -109,7 +111,7 @@ class Trainer:
         self.ema = ema
         self._check_companions()
         if checkpoint is not None:
-            checkpoint_file.check_folder(checkpoint)
+            check_target(checkpoint, "checkpoint: ")  # before a run has taken its time
         if not isinstance(metrics, Mapping):
             names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
             if len(set(names)) != len(names):
@@ -134,11 +136,11 @@ class Trainer:
         Args:
             train: features and target, `(x, y)`.
             epochs: how many times to go through the rows.
-            validation: features and target to judge the model by after each epoch.
+            validation: features and target to validate the model with after each epoch.
 
         Raises:
             ValueError: if the data are empty or of different lengths, epochs is not positive, or
-                nothing of what the optimiser has trains in the model (any more).
+                none of the optimiser's parameters can be trained in the model (any more).
             FloatingPointError: if the loss is no longer finite; the weights are those before the
                 step.
         """
@@ -149,7 +151,7 @@ class Trainer:
         steps = epochs * math.ceil(len(data[0]) / (self.batch_size * self.accumulation_steps))
         self._stopping = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
-            self._epochs_since_best = 0  # it was stopped, and is to go on all the same
+            self._epochs_since_best = 0  # patience had ended the run, which is to go on now
         with progress_bar(
             what="training", unit="step", shown=self.progress, total=steps,
             disable=not self.progress, delay=0.0, dynamic_ncols=True,
@@ -170,14 +172,14 @@ class Trainer:
         """Go back to the weights of the epoch with the best loss, as `patience` does by itself.
 
         Raises:
-            ValueError: if there are none, for want of `patience` or of an epoch.
+            ValueError: if there are none, because there was no `patience` or no epoch.
         """
         if not self._best:
-            raise ValueError("no best weights are kept; train with `patience` to keep them")
+            raise ValueError("no best weights are saved; train with `patience` to save them")
         self.model.load_state_dict(self._best)
 
     def predict(self, x: Any) -> NDArray[Any]:
-        """What the model says of `x`, in evaluation mode, as an array."""
+        """Return the model's prediction for `x`, in evaluation mode, as an array."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
@@ -192,7 +194,7 @@ class Trainer:
         return np.concatenate(parts)
 
     def evaluate(self, data: Data) -> dict[str, float]:
-        """The loss and the metrics of the model, with the weights it holds, on `(x, y)`."""
+        """Return the loss and the metrics of the model, with its present weights, on `(x, y)`."""
         x, y = self._prepared(data, "data")
         prediction = self.predict(x)
         with no_grad():
@@ -210,7 +212,7 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------
 
     def _epoch(self, train: list[NDArray[Any]], validation: Any, bar: Any) -> None:
-        """Go through the rows once, then judge, record and save."""
+        """Go through the rows once, then validate, record and save."""
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
         sizes = []
@@ -243,7 +245,7 @@ class Trainer:
             self.save(self.checkpoint)
 
     def _step(self, x: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-        """One step of the optimiser, and what to record of it."""
+        """Make one step of the optimiser, and return the record of it."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad()
@@ -280,7 +282,7 @@ class Trainer:
         return value * share
 
     def _watch(self, record: Mapping[str, float]) -> None:
-        """Keep the best weights, and stop when they have been the best for long enough."""
+        """Save the best weights, and stop when they have been the best for long enough."""
         if self.patience is None:
             return
         loss = record.get("validation_loss", record["loss"])
@@ -312,15 +314,16 @@ class Trainer:
                 )
 
     def _check_something_trains(self) -> None:
-        """Refuse to change nothing, as where the model was frozen since the optimiser was made."""
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if held.isdisjoint(map(id, self.model.trainable_parameters())):
+        """Check that a parameter can change: the model may have been frozen in the meantime."""
+        own = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if own.isdisjoint(map(id, self.model.trainable_parameters())):
             raise ValueError(
                 "of the optimiser's parameters none is in the model and requires a gradient, so "
                 "nothing would train; make an optimiser with model.trainable_parameters()"
             )
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
+        """Return features and target as arrays, checked against each other."""
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise ValueError(
                 f"{name} must be a pair of features and target, not {type(data).__name__}"
@@ -335,7 +338,7 @@ class Trainer:
         return [x, y]
 
     def _as_data(self, values: Any) -> NDArray[Any]:
-        """An array; floats in the dtype of the model, which double precision would slow."""
+        """Return an array, with floats in the dtype of the model, because doubles would slow it."""
         array = as_array(values)
         dtype = next((parameter.dtype for parameter in self.model.parameters()), array.dtype)
         return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
@@ -368,7 +371,7 @@ class Trainer:
 
         Args:
             state: the state of a trainer with parts of the same classes.
-            source: what to call it in messages.
+            source: the name of the state in messages.
 
         Raises:
             ValueError: if it is the state of another model, optimiser, scheduler or average, or of

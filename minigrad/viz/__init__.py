@@ -1,9 +1,10 @@
-"""Pictures of what happens: of the graph, of the way back through it, and of training.
+"""Pictures of what happens: of the graph, of the backward pass through it, and of training.
 
 Of a graph, in reading order: tape (what a forward pass leaves besides its graph), names and values
-(what is known of a tensor in it), scene (what there is to be drawn), dot (the graph as a drawing),
-walk and wrong_ways (ways back through it), source (rules as text), album (arrays as numbers or heat
-maps), page_data and page (the page on which a reader steps through it, with its `template`).
+(what is known of a tensor in it), graph_view (what there is to be drawn), dot (the graph as a
+drawing), replay and wrong_orders (backward passes through it), source (VJPs as text), previews
+(arrays as numbers or heat maps), page_data and page (the page on which a reader steps through it,
+with its `template`).
 
 Of a training run: gradients and plots, which draw on a figure of matplotlib. That one is imported
 when a picture is drawn, and not before.

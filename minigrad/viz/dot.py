@@ -1,4 +1,4 @@
-"""The graph as a drawing: text in graphviz's language DOT, and SVG where graphviz is installed."""
+"""The graph as a drawing: text in graphviz's language DOT, and SVG if graphviz is installed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.recorder import ModuleCall
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.scene import Frozen, Place, Scene, scene_of
-from minigrad.viz.tape import ModuleCall, Tape
+from minigrad.viz.graph_view import GraphView, NodeView, view_graph
+from minigrad.viz.tape import Tape
 
 _HEAD = """digraph {
   rankdir=LR;
@@ -29,15 +30,15 @@ _HEAD = """digraph {
 _LEAF = ', style="rounded,filled", fillcolor="#cfe3f3"'
 _LOSS = ", penwidth=2"
 _FROZEN = ', style="rounded,dashed", color="#777777", fontcolor="#555555"'
-_NO_WAY = 'style=dashed, color="#777777", dir=back, arrowtail=tee'
+_NO_GRADIENT = 'style=dashed, color="#777777", dir=back, arrowtail=tee'
 
 
 @dataclass(frozen=True, repr=False)
 class Drawing:
-    """A graph in DOT. A notebook shows it as SVG if graphviz is installed, and else as text.
+    """A graph in DOT. A notebook shows it as SVG if graphviz is installed, otherwise as text.
 
     Attributes:
-        dot: the text.
+        dot: the text in DOT.
     """
 
     dot: str
@@ -46,7 +47,7 @@ class Drawing:
         return self.dot
 
     def svg(self) -> str:
-        """The graph as SVG.
+        """Return the graph as SVG.
 
         Raises:
             RuntimeError: if graphviz's `dot` is not installed, or fails.
@@ -66,8 +67,8 @@ class Drawing:
         """Write the text to a file that ends in .dot or .gv, or the picture to one in .svg.
 
         Raises:
-            ValueError: for another ending.
-            RuntimeError: as `svg`.
+            ValueError: if the file ends in something else.
+            RuntimeError: if graphviz's `dot` is needed and not installed, or fails.
         """
         ending = Path(path).suffix
         if ending not in (".dot", ".gv", ".svg"):
@@ -80,81 +81,73 @@ class Drawing:
 
 
 def draw(loss: Tensor, *, tape: Tape | None = None, model: Module | None = None) -> Drawing:
-    """The graph behind `loss`, from the leaves at the left to the loss at the right.
+    """Draw the graph behind `loss`, from the leaves at the left to the loss at the right.
 
-    A full line is a way that a gradient takes, against the arrow; at a dashed line no gradient goes
-    to the input. Tensors have the names of the caller's variables that hold them.
+    A gradient goes along each full line, against the arrow; along a dashed line no gradient goes to
+    the input. Tensors have the names of the caller's variables.
 
     Args:
         loss: a Tensor with a graph, of any shape.
-        tape: of `record`, for the modules and all that needs no gradient.
-        model: whose parameters to call by their names.
+        tape: a tape of `record`, for the modules and all that needs no gradient.
+        model: a model whose parameters to call by their names.
 
     Raises:
         TypeError: if `loss` is no Tensor, `tape` no tape, or `model` no module.
         ValueError: if the tape has seen nothing of the graph.
         RuntimeError: if there is no graph, or a backward pass has freed that.
     """
-    scene = scene_of("draw", loss, tape, model, sys._getframe(1).f_locals)
-    return Drawing("\n".join([_HEAD, *_lines(scene), "}\n"]))
+    graph = view_graph("draw", loss, tape, model, sys._getframe(1).f_locals)
+    return Drawing("\n".join([_HEAD, *_lines(graph), "}\n"]))
 
 
-def _lines(scene: Scene) -> Iterator[str]:
-    ids: dict[Any, str] = {node: f"n{i}" for i, node in enumerate(scene.places)}
-    ids |= {frozen: f"f{i}" for i, frozen in enumerate(scene.frozen)}
-    yield from _inside(scene, None, ids, "  ")
-    for place in scene.places.values():
-        several = len(place.links) + len(place.frozen) > 1
-        for link in place.links:
+def _lines(graph: GraphView) -> Iterator[str]:
+    ids: dict[Any, str] = {node: f"n{i}" for i, node in enumerate(graph.nodes)}
+    ids |= {frozen: f"f{i}" for i, frozen in enumerate(graph.frozen)}
+    yield from _inside(graph, None, ids, "  ")
+    for view in graph.nodes.values():
+        several = len(view.links) + len(view.frozen) > 1
+        for link in view.links:
             label = f" [label={_quoted(link.input)}]" if several else ""
-            yield f"  {ids[link.source]} -> {ids[place.node]}{label};"
-        for name, frozen in place.frozen:
+            yield f"  {ids[link.source]} -> {ids[view.node]}{label};"
+        for name, frozen in view.frozen:
             label = f", label={_quoted(name)}" if several else ""
-            yield f"  {ids[frozen]} -> {ids[place.node]} [{_NO_WAY}{label}];"
+            yield f"  {ids[frozen]} -> {ids[view.node]} [{_NO_GRADIENT}{label}];"
 
 
 def _inside(
-    scene: Scene, group: ModuleCall | None, ids: dict[Any, str], margin: str
+    graph: GraphView, group: ModuleCall | None, ids: dict[Any, str], margin: str
 ) -> Iterator[str]:
-    """The nodes of a group, and the groups inside it as clusters."""
-    for place in scene.places.values():
-        if place.group is group:
-            yield f"{margin}{ids[place.node]} [label={_label(place)}{_looks(scene, place)}];"
-    for frozen in scene.frozen:
+    """Yield the nodes of a group, and the groups inside it as clusters."""
+    for view in graph.nodes.values():
+        if view.group is group:
+            looks = _LEAF if view.node.op is None else _LOSS if view.node is graph.root else ""
+            yield f"{margin}{ids[view.node]} [label={_label(view)}{looks}];"
+    for frozen in graph.frozen:
         if frozen.group is group:
-            yield f"{margin}{ids[frozen]} [label={_frozen_label(frozen)}{_FROZEN}];"
-    for i, inner in enumerate(scene.groups):
+            shape = " x ".join(map(str, getattr(frozen.value, "shape", ())))
+            label = _quoted("\n".join(filter(None, (frozen.name, shape))))
+            yield f"{margin}{ids[frozen]} [label={label}{_FROZEN}];"
+    for i, inner in enumerate(graph.groups):
         if inner.parent is group:
             kind = type(inner.module).__name__
-            name = inner.name or scene.names.of_module(inner.module)
+            name = inner.name or graph.names.of_module(inner.module)
             yield f"{margin}subgraph cluster_{i} {{"
             label = _quoted(f"{name}: {kind}" if name else kind)
             yield f'{margin}  label={label}; style=rounded; color="#999999"; fontsize=10;'
-            yield from _inside(scene, inner, ids, f"{margin}  ")
+            yield from _inside(graph, inner, ids, f"{margin}  ")
             yield f"{margin}}}"
 
 
-def _label(place: Place) -> str:
-    node = place.node
-    lines = [place.name]
-    if place.named and node.op is not None:
+def _label(view: NodeView) -> str:
+    node = view.node
+    lines = [view.name]
+    if view.named and node.op is not None:
         lines.append(node.name)
-    if place.value is not None and place.value.size == 1:
-        lines.append(f"{place.value.item():.4g}")
+    if view.value is not None and view.value.size == 1:
+        lines.append(f"{view.value.item():.4g}")
     elif node.shape:
         lines.append(" x ".join(map(str, node.shape)))
     return _quoted("\n".join(lines))
-
-
-def _frozen_label(frozen: Frozen) -> str:
-    shape = getattr(frozen.value, "shape", ())
-    return _quoted(
-        "\n".join([frozen.name, " x ".join(map(str, shape))] if shape else [frozen.name])
-    )
-
-
-def _looks(scene: Scene, place: Place) -> str:
-    return _LEAF if place.node.op is None else _LOSS if place.node is scene.root else ""
 
 
 def _quoted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What all pictures share: a figure that a notebook shows, colours, and how it gets to a file.
+"""The figure that all pictures share: how a notebook shows it, its colours, how it is saved.
 
 Import this only inside of functions that draw: it needs matplotlib, and importing the library must
 not. `pyplot` is not used, so no window opens and no backend is chosen.
@@ -25,7 +25,7 @@ except ImportError as error:
         "pictures are drawn with matplotlib; pip install 'minigrad-lora[examples]'"
     ) from error
 
-# Of Okabe and Ito's palette, told apart by colour-blind readers; they differ in lightness too.
+# Of Okabe and Ito's palette, safe for colour-blind readers; they differ in lightness too.
 INK, BLUE, ORANGE, VERMILLION, SKY, GREY = (
     "#222222",
     "#0072B2",
@@ -48,14 +48,14 @@ LONGEST = 36  # letters of the name of a row
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, and that is to be saved, if at all, in one place.
+    """A figure that a notebook shows by itself, and that can be saved in a file.
 
     Args:
-        width, height: in inches.
-        path: where `saved` puts it, a PNG, SVG or PDF, as the ending says; None for nowhere.
+        width, height: its size in inches.
+        path: the file that `saved` writes, a PNG, SVG or PDF by its ending; None for no file.
 
     Raises:
-        ValueError: if the ending is that of no picture.
+        ValueError: if the file's ending is not that of a picture.
         FileNotFoundError: if the folder does not exist.
     """
 
@@ -68,7 +68,7 @@ class Picture(Figure):
         self._path = path
 
     def saved(self) -> Picture:
-        """The figure itself, after it was saved: whole or not at all."""
+        """Save the figure, completely or not at all, and return it."""
         if self._path is not None:
             kind = Path(self._path).suffix[1:].lower()
             write_atomically(self._path, rendered(self, kind))
@@ -79,7 +79,7 @@ class Picture(Figure):
 
 
 def _check_picture(path: str | os.PathLike[str]) -> None:
-    """Refuse a name that no picture can have, before anything is drawn."""
+    """Raise an error for a name that no picture can have, before anything is drawn."""
     endings = Figure().canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in endings:
         raise ValueError(f"{os.fspath(path)!r} is no picture; it may end in {', '.join(endings)}")
@@ -90,20 +90,20 @@ def _check_picture(path: str | os.PathLike[str]) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """The bytes of a file of this kind."""
+    """Return the bytes of a file of this kind."""
     file = io.BytesIO()
     figure.savefig(file, format=kind, dpi=150)
     return file.getvalue()
 
 
 def name_rows(axis: Axis, names: Sequence[str]) -> None:
-    """Put a name at each of the places 0, 1, ... of an axis, or at every so many of too many."""
+    """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many."""
     step = -(-len(names) // MOST_NAMES)
-    axis.set_ticks(range(0, len(names), step), _told_apart(names)[::step])
+    axis.set_ticks(range(0, len(names), step), _distinguished(names)[::step])
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
-    """The names, and if one is long, without the modules that all are in."""
+def _distinguished(names: Sequence[str]) -> list[str]:
+    """Return the names, and if one is long, without the modules that all of them are in."""
     if max(map(len, names), default=0) > LONGEST:
         parts = [name.split(".") for name in names]
         levels = zip(*(each[:-1] for each in parts), strict=False)
@@ -114,7 +114,7 @@ def _told_apart(names: Sequence[str]) -> list[str]:
 
 
 def shortened(name: str, letters: int) -> str:
-    """A name without its middle, if it has more letters."""
+    """Return a name without its middle, if it has more letters."""
     if len(name) <= letters:
         return name
     end = (letters - 1) // 2
@@ -122,7 +122,7 @@ def shortened(name: str, letters: int) -> str:
 
 
 def ticks_at_integers(axis: Axis, most: int = 9) -> None:
-    """No more than so many ticks, and none between two integers, even if there is only one."""
+    """Set at most so many ticks, and none between two integers, even if there is only one."""
     axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 

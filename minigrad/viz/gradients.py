@@ -1,11 +1,11 @@
 """GradientRecorder: how large the gradient of each layer was at each step.
 
     recorder = GradientRecorder(model)
-    with minigrad.observe(recorder):          # a Trainer, or a loop of one's own
+    with minigrad.observe(recorder):          # a Trainer, or a loop of your own
         trainer.fit((x, y), epochs=20)
     plot_gradients(recorder)
 
-Inside of the block each step of an optimiser is recorded. Where there is no optimiser, call
+In the block each step of an optimiser is recorded. Where there is no optimiser, call
 `recorder.record()` after each `backward()` instead.
 """
 
@@ -29,12 +29,12 @@ class GradientRecorder(Observer):
     after clipping.
 
     Args:
-        model: whose parameters; those that are frozen now are left out.
+        model: the model; parameters that are frozen now are left out.
         by: "layer" takes the parameters of a module, such as weight and bias, as one vector;
             "parameter" takes each by itself.
 
     Attributes:
-        by: what a row is.
+        by: what a row stands for.
         norms: by name, in the order of the model, the Euclidean norm of the gradient at each step:
             nan where there was none, and inf where NaN or Inf was in it.
 
@@ -60,14 +60,14 @@ class GradientRecorder(Observer):
         self.norms: dict[str, list[float]] = {name: [] for name in self._groups}
 
     def __len__(self) -> int:
-        """How many steps were recorded."""
+        """Return how many steps were recorded."""
         return len(next(iter(self.norms.values())))
 
     def __repr__(self) -> str:
         return f"GradientRecorder({len(self.norms)} {self.by}s, {len(self)} steps)"
 
     def record(self) -> None:
-        """Take down the gradients that are there now, as one step."""
+        """Record the gradients that are there now as one step."""
         for name, parameters in self._groups.items():
             self.norms[name].append(_norm(parameters))
 

@@ -14,13 +14,13 @@ from minigrad.nn import Module
 
 
 class Names:
-    """Names of tensors, found by their places in the graph or by their memory.
+    """Names of tensors, found by their nodes in the graph or by their memory.
 
     Args:
-        variables: the caller's, of which Tensors and modules count; names that begin with an
-            underscore do not.
-        model: whose parameters have their names without a prefix.
-        roots: further modules, as a tape has seen them.
+        variables: the caller's variables, of which Tensors and modules count; names that begin
+            with an underscore do not.
+        model: a model whose parameters have their names without a prefix.
+        roots: further modules, which a tape has seen.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Names:
             self._add(name, parameter)
 
     def of_node(self, node: Node) -> str:
-        """The name of the tensor at a place of the graph; empty if it has none."""
+        """Return the name of the tensor at a node of the graph; empty if it has none."""
         return self._of_node.get(node, "")
 
     def of_module(self, module: Module) -> str:
-        """The variable that holds a module; empty if there is none."""
+        """Return the name of the variable of a module; empty if there is none."""
         return self._of_module.get(id(module), "")
 
     def of_memory(self, value: Any) -> tuple[str, Tensor] | None:
-        """The name of a tensor in the same memory and of the same shape, and that tensor."""
+        """Return the name of a tensor in the same memory and of the same shape, and that tensor."""
         array = value._data if isinstance(value, Tensor) else value
         return self._of_memory.get(_memory(array)) if isinstance(array, np.ndarray) else None
 
@@ -73,7 +73,7 @@ def _memory(array: np.ndarray[Any, Any]) -> Any:
 
 
 def numbered(names: Iterable[str]) -> list[str]:
-    """The names, with a number behind those that occur more than once."""
+    """Return the names, with a number behind those that occur more than once."""
     names = list(names)
     total, seen = Counter(names), Counter[str]()
     shown = []

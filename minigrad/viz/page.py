@@ -1,7 +1,7 @@
-"""The page on which a reader steps through a backward pass, forwards and back.
+"""explore: the page on which a reader steps through a backward pass, forwards and back.
 
 It is one HTML file, with all that it needs inside: no network, no build step, nothing to install.
-What it shows are texts and numbers from here; the files in `template` lay them out and draw them.
+Its texts and numbers come from here; the files in `template` lay them out and draw them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import Any
 from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.album import FEW, LARGEST, Album
-from minigrad.viz.page_data import Show, page_data
-from minigrad.viz.scene import Scene, scene_of
+from minigrad.viz.graph_view import GraphView, view_graph
+from minigrad.viz.page_data import ShownPass, page_data
+from minigrad.viz.previews import FEW, LARGEST, Previews
+from minigrad.viz.replay import Replay, grads_after, right_order, second_pass
 from minigrad.viz.tape import Tape
-from minigrad.viz.walk import Way, again, right_way
-from minigrad.viz.wrong_ways import depth_first, kept_way
+from minigrad.viz.wrong_orders import depth_first, uncleared_pass
 
 LIMIT = 1_000_000  # bytes of a page
 
-_MOST = 4000  # nodes, of which no more fit into a page whatever they hold
+_MOST = 4000  # nodes, of which no more fit into a page whatever they contain
 _COARSEST = 4  # cells of a heat map, up and across
 
-_TEMPLATE = Path(__file__).with_name("template")
+TEMPLATE = Path(__file__).with_name("template")
 _SCRIPTS = ("layout.js", "heatmap.js", "camera.js", "drawing.js", "panel.js", "page.js")
 
 
@@ -47,9 +47,9 @@ def explore(
 ) -> None:
     """Write a page that steps through the backward pass of `loss`.
 
-    It shows the graph, each rule that runs with its source, the gradient that arrives and those
-    that leave, and what adds up where; then the pass once more, as a second one, as one of an
-    engine that does not clear what it keeps, and depth first, and where these go wrong.
+    It shows the graph, each VJP that runs with its source, the gradient that arrives and those
+    that leave, and what adds up where. Then it shows the pass as a second one, as that of an engine
+    that does not clear what it stores, and depth first, and where these go wrong.
 
     Arrays of up to 16 numbers are written out, to the last digit; larger ones are heat maps, of the
     means of blocks. In a graph of more than about 500 nodes, all but single numbers are.
@@ -57,23 +57,22 @@ def explore(
     The graph and every `.grad` stay as they are. No hook is called, since it might do anything; a
     node that has one says so. All gradients of the pass are in memory at once.
 
-    The page shows the values that are still there: those that a rule saved, and those of living
-    tensors. With a tape it shows them all, and lines of source and modules too:
+    The page shows the values that are still there: those saved for VJPs, and those of living
+    tensors. With a tape it shows all values, and lines of source and modules too:
 
         with mg.viz.record() as tape:
             loss = mg.mse(model(x), y)
         mg.viz.explore(loss, "loss.html", tape=tape)
 
-    Tensors have the names of the caller's variables that hold them; parameters those that they have
-    in their model.
+    Tensors have the names of the caller's variables; parameters have their names in their model.
 
     Args:
         loss: a Tensor of one element, with a graph.
         path: the file to write, which is replaced if it is there.
-        tape: of `record`.
-        model: whose parameters to call by their names; those of a model on the tape, or in a
-            variable of the caller, are known without it.
-        title: of the page.
+        tape: a tape of `record`.
+        model: a model whose parameters to call by their names; those of a model on the tape, or in
+            a variable of the caller, are known without it.
+        title: the title of the page.
 
     Raises:
         TypeError: if `loss` is no Tensor, `tape` no tape, `model` no module, or `title` no string.
@@ -82,85 +81,70 @@ def explore(
         RuntimeError: if it has no graph, or a backward pass has freed that, or an array that it
             needs was written since. Nothing is written then.
     """
-    scene = scene_of("explore", loss, tape, model, sys._getframe(1).f_locals)
+    graph = view_graph("explore", loss, tape, model, sys._getframe(1).f_locals)
     if loss.size != 1:
         raise ValueError(
             f"explore: {loss.describe()} has {loss.size} elements, and a backward pass starts from "
             f"one; reduce it with .sum() or .mean()"
         )
-    if len(scene.places) > _MOST:
-        raise _too_large(scene)
+    if len(graph.nodes) > _MOST:
+        raise _too_large(graph)
     if not isinstance(title, str | None):
         raise TypeError(f"explore: title must be a string, not {title!r:.60}")
-    name = scene.places[scene.root].name
+    name = graph.nodes[graph.root].name
     heading = f"Backward pass of {name}" if title is None else title
-    write_atomically(path, _page(heading, scene, _shows(scene)))
+    write_atomically(path, _page(heading, graph, _passes(graph)))
 
 
-def _shows(scene: Scene) -> list[Show]:
-    first = right_way(scene)
-    second, kept, deep = again(scene, first), kept_way(scene, first), depth_first(scene, first)
-    once, twice = _ends(first), _ends(second)
-    held = {node: g for node, g in first.arrived.items() if node.op is not None}
+def _passes(graph: GraphView) -> list[ShownPass]:
+    first = right_order(graph)
+    second, deep = second_pass(graph, first), depth_first(graph, first)
+    uncleared = uncleared_pass(graph, first)
+    once, twice = grads_after(first), grads_after(second)
+    left = {node: g for node, g in first.arrived.items() if node.op is not None}
+    hooked = [view.name for view in graph.nodes.values() if view.node.hooks]
+    hooks = ", ".join(hooked[:3]) + (", ..." if len(hooked) > 3 else "")
+    about = (
+        "Nodes are visited from the newest to the oldest. So when a VJP runs, every gradient that "
+        "reaches its node has arrived, and each VJP runs once."
+    )
+    if hooked:
+        about += (
+            f" No hook is called here, so numbers may differ from backward()'s. Hooks: {hooks}."
+        )
+    about_second = (
+        "backward() once more, without zero_grad(). The pass itself is the same, since it stores "
+        "nothing at inner nodes. What arrives is added to .grad, which has the first pass in it: "
+        "that is meant to be, and how small batches add up to a large one."
+    )
+    about_uncleared = (
+        "A second pass in an engine that stores gradients at inner nodes as well, and does not "
+        "clear them. What the first pass has left there is added to, and sent on once more. "
+    )
+    if uncleared.first_fault is None:
+        about_uncleared += "Here that changes no number: every gradient goes straight to a leaf."
+    else:
+        about_uncleared += "The numbers that it gives are wrong."
     return [
-        Show(
-            "backward",
-            "Backward pass",
-            "Nodes are visited from the newest to the oldest. So when a rule runs, every gradient "
-            "that reaches its node has arrived, and each rule runs once." + _about_hooks(scene),
-            first,
-            once,
-            {},
-        ),
-        Show(
-            "again",
-            "Second pass",
-            "backward() once more, without zero_grad(). The pass itself is the same, for it keeps "
-            "nothing at inner nodes. What arrives is added to .grad, which has the first pass in "
-            "it: that is meant to be, and how small batches add up to a large one.",
-            second,
-            twice,
-            {},
-        ),
-        Show("kept", "Second pass, not cleared", _about_kept(kept), kept, twice, held),
-        Show("depth", "Depth first", _about_depth(first, deep), deep, once, {}),
+        ShownPass("backward", "Backward pass", about, first, once, {}),
+        ShownPass("again", "Second pass", about_second, second, twice, {}),
+        ShownPass("uncleared", "Second pass, not cleared", about_uncleared, uncleared, twice, left),
+        ShownPass("depth", "Depth first", _about_depth(first, deep), deep, once, {}),
     ]
 
 
-def _ends(way: Way) -> dict[Any, Any]:
-    return {step.node: step.after for step in way.steps if step.kind == "leaf"}
-
-
-def _about_hooks(scene: Scene) -> str:
-    watched = [place.name for place in scene.places.values() if place.node.hooks]
-    if not watched:
-        return ""
-    names = ", ".join(watched[:3]) + (", ..." if len(watched) > 3 else "")
-    return f" No hook is called here, so numbers may differ from backward()'s. Hooks: {names}."
-
-
-def _about_kept(kept: Way) -> str:
+def _about_depth(first: Replay, deep: Replay) -> str:
     about = (
-        "A second pass in an engine that keeps gradients at inner nodes as well, and does not "
-        "clear them. What the first pass has left there is added to, and sent on once more. "
-    )
-    if kept.first_fault is None:
-        return about + "Here that changes no number: every gradient goes straight to a leaf."
-    return about + "The numbers that it gives are wrong."
-
-
-def _about_depth(first: Way, deep: Way) -> str:
-    about = (
-        "The walk that does not sort the nodes: as soon as a gradient arrives it goes on, with "
+        "The pass that does not sort the nodes: as soon as a gradient arrives it goes on, with "
         "what has arrived so far, and again with each further arrival. "
     )
-    if deep.rules == first.rules:
+    if deep.vjps == first.vjps:
         return about + "Here only one gradient arrives at each inner node, so that changes nothing."
-    about += f"It runs {deep.rules:,} rules where {first.rules:,} do. "
+    about += f"It runs {deep.vjps:,} VJPs where {first.vjps:,} do. "
     shown = sum(len(step.sent) for step in deep.steps)
     if not deep.arrived:
         about += "That is too many to run to the end, so only its beginning is shown. "
-    elif shown < deep.rules:
+    elif shown < deep.vjps:
         about += f"The first {shown:,} are shown, and the end. "
     if deep.arrived and deep.first_fault is None:
         about += "What is sent on again is 0 here, so no number goes wrong. "
@@ -172,35 +156,35 @@ def _about_depth(first: Way, deep: Way) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-def _page(title: str, scene: Scene, shows: Sequence[Show]) -> bytes:
-    """The page, with heat maps as fine as there is room for, also of few numbers if need be.
+def _page(title: str, graph: GraphView, passes: Sequence[ShownPass]) -> bytes:
+    """Return the page, with heat maps as fine as there is room for, also of few numbers if need be.
 
     Raises:
-        ValueError: if it is too large with the coarsest.
+        ValueError: if it is too large with the coarsest heat maps.
     """
     for few in (FEW, 1):
         side = LARGEST
         while side >= _COARSEST:
-            album = Album(side, few)
-            page = _filled(title, page_data(title, scene, shows, album))
+            previews = Previews(side, few)
+            page = _filled(title, page_data(title, graph, passes, previews))
             if len(page) <= LIMIT:
                 return page
-            maps = [picture[1] for picture in album.pictures if isinstance(picture[1], str)]
+            maps = [picture[1] for picture in previews.pictures if isinstance(picture[1], str)]
             room = LIMIT - (len(page) - sum(map(len, maps)))
             side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
-    raise _too_large(scene)
+    raise _too_large(graph)
 
 
-def _too_large(scene: Scene) -> ValueError:
+def _too_large(graph: GraphView) -> ValueError:
     return ValueError(
-        f"explore: a graph of {len(scene.places):,} nodes is too large for a page of "
+        f"explore: a graph of {len(graph.nodes):,} nodes is too large for a page of "
         f"{LIMIT:,} bytes, which has room for about 1,000; explore a part of the model, such as "
         f"one layer, or fewer steps in time, or draw the graph with viz.draw"
     )
 
 
 def _filled(title: str, data: dict[str, Any]) -> bytes:
-    style, code = (_TEMPLATE / "page.css").read_text("utf-8"), script()
+    style, code = (TEMPLATE / "page.css").read_text("utf-8"), script()
     # Inside a script element, `<` might end it.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
@@ -211,16 +195,16 @@ def _filled(title: str, data: dict[str, Any]) -> bytes:
         "script": code,
         "script-hash": _hash(code),
     }
-    page = (_TEMPLATE / "page.html").read_text("utf-8")
+    page = (TEMPLATE / "page.html").read_text("utf-8")
     return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], page).encode()
 
 
 def script() -> str:
-    """The page's script: the files of the template, one after the other, in one function."""
-    text = "\n".join((_TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
+    """Return the page's script: the files of the template, one after the other, in one function."""
+    text = "\n".join((TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
     return f'"use strict";\n(() => {{\n{text}\n}})();\n'
 
 
 def _hash(text: str) -> str:
-    """What the page's security policy allows by: this text and no other."""
+    """Return the hash by which the page's security policy allows this text and no other."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,120 +1,135 @@
-"""What the page is told: the scene and the ways through it, as one value for JSON."""
+"""The data of the page: the graph and the passes through it, as one value for JSON."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from minigrad.core.node import Node, OpLike
-from minigrad.viz.album import Album
-from minigrad.viz.scene import Frozen, Link, Place, Scene
+from minigrad.core.op import Op
+from minigrad.diagnostics.recorder import ModuleCall
+from minigrad.viz.graph_view import FrozenInput, GraphView, Link, NodeView, in_words
+from minigrad.viz.previews import Previews
+from minigrad.viz.replay import Replay, Sent, Step
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
-from minigrad.viz.tape import ModuleCall
 from minigrad.viz.values import saved_by
-from minigrad.viz.walk import Sent, Step, Way
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Show:
-    """A way, as it is offered to the reader.
+class ShownPass:
+    """A pass, as it is offered to the reader.
 
     Attributes:
         key: a short name of it.
-        title: what the button says.
-        about: what happens on it, in a few sentences.
-        way: the way.
+        title: the text of its button.
+        about: what happens in it, in a few sentences.
+        replay: the pass.
         right: what each leaf's `.grad` should be in the end.
-        held: the gradients that are there before it begins.
+        initial: the gradients that are there before it begins.
     """
 
     key: str
     title: str
     about: str
-    way: Way
+    replay: Replay
     right: dict[Node, Any]
-    held: dict[Node, Any]
+    initial: dict[Node, Any]
 
 
-def page_data(title: str, scene: Scene, shows: Sequence[Show], album: Album) -> Json:
-    """All that the page needs, with the pictures that `album` makes."""
-    return _Writer(scene, album).write(title, shows)
+def page_data(
+    title: str, graph: GraphView, passes: Sequence[ShownPass], previews: Previews
+) -> Json:
+    """Collect all that the page needs, with the pictures that `previews` makes."""
+    return _Writer(graph, previews).write(title, passes)
+
+
+class _Entries:
+    """A list for JSON, in which each object is written once and then known by its index."""
+
+    def __init__(self) -> None:
+        self.written: list[Json] = []
+        self._index: dict[int, int] = {}  # by id, of objects that live as long as the writer
+
+    def index(self, thing: Any, write: Callable[[], Json]) -> int:
+        """Return the index of an object, which is written the first time."""
+        if id(thing) not in self._index:
+            written = write()
+            self._index[id(thing)] = len(self.written)
+            self.written.append(written)
+        return self._index[id(thing)]
 
 
 class _Writer:
-    def __init__(self, scene: Scene, album: Album) -> None:
-        self._scene = scene
-        self._album = album
-        self._links = {id(link): i for i, link in enumerate(scene.links)}
-        self._places = {node: i for i, node in enumerate(scene.places)}
-        self._groups = {group: i for i, group in enumerate(scene.groups)}
-        self._frozen = {frozen: i for i, frozen in enumerate(scene.frozen)}
-        self._ops: dict[int, int] = {}
-        self._written_ops: list[Json] = []
-        self._rules: dict[int, int] = {}
-        self._written_rules: list[Json] = []
-        self._steps: dict[int, int] = {}
-        self._written_steps: list[Json] = []
+    def __init__(self, graph: GraphView, previews: Previews) -> None:
+        self._graph = graph
+        self._previews = previews
+        self._links = {id(link): i for i, link in enumerate(graph.links)}
+        self._nodes = {node: i for i, node in enumerate(graph.nodes)}
+        self._groups = {group: i for i, group in enumerate(graph.groups)}
+        self._frozen = {frozen: i for i, frozen in enumerate(graph.frozen)}
+        self._ops, self._vjps, self._steps = _Entries(), _Entries(), _Entries()
 
-    def write(self, title: str, shows: Sequence[Show]) -> Json:
+    def write(self, title: str, passes: Sequence[ShownPass]) -> Json:
         return {
             "title": title,
-            "root": self._places[self._scene.root],
-            "places": [self._place(place) for place in self._scene.places.values()],
-            "frozen": [self._frozen_input(frozen) for frozen in self._scene.frozen],
-            "links": [self._link(link) for link in self._scene.links],
-            "groups": [self._group(group) for group in self._scene.groups],
-            "ways": [self._show(show) for show in shows],
-            "steps": self._written_steps,
-            "ops": self._written_ops,
-            "rules": self._written_rules,
-            "kinds": self._album.kinds,
-            "pictures": self._album.pictures,
+            "root": self._nodes[self._graph.root],
+            "nodes": [self._node(view) for view in self._graph.nodes.values()],
+            "frozen": [self._frozen_input(frozen) for frozen in self._graph.frozen],
+            "links": [self._link(link) for link in self._graph.links],
+            "groups": [self._group(group) for group in self._graph.groups],
+            "passes": [self._pass(shown) for shown in passes],
+            "steps": self._steps.written,
+            "ops": self._ops.written,
+            "vjps": self._vjps.written,
+            "kinds": self._previews.kinds,
+            "pictures": self._previews.pictures,
         }
 
-    def _place(self, place: Place) -> Json:
-        node = place.node
+    def _node(self, view: NodeView) -> Json:
+        node = view.node
         written: Json = {
-            "name": place.name,
-            "named": place.named,
+            "name": view.name,
+            "named": view.named,
             "shape": list(node.shape),
             "dtype": node.dtype.name,
-            "group": self._group_index(place.group),
+            "group": self._group_index(view.group),
         }
-        if place.frozen:
-            written["frozen"] = [[name, self._frozen[frozen]] for name, frozen in place.frozen]
-        if place.options:
-            written["options"] = place.options
+        if view.frozen:
+            written["frozen"] = [[name, self._frozen[frozen]] for name, frozen in view.frozen]
+        if view.options:
+            written["options"] = view.options
         if node.op is not None:
-            written["op"] = self._op(node.op)
-        if place.value is not None:
-            written["value"] = self._album.add(place.value)
-        if place.call is not None and place.call.origin is not None:
-            written["origin"] = str(place.call.origin)
+            written["op"] = self._ops.index(node.op, partial(_op_in_words, node.op))
+        if view.value is not None:
+            written["value"] = self._previews.add(view.value)
+        if view.call is not None and view.call.source_line is not None:
+            written["line"] = str(view.call.source_line)
         if node.hooks:
             written["hooks"] = len(node.hooks)
         return written
 
-    def _frozen_input(self, frozen: Frozen) -> Json:
+    def _frozen_input(self, frozen: FrozenInput) -> Json:
         written: Json = {
             "name": frozen.name,
             "why": frozen.why,
             "group": self._group_index(frozen.group),
         }
         if frozen.value is not None:
-            written["value"] = self._album.add(frozen.value)
+            written["value"] = self._previews.add(frozen.value)
         return written
 
     def _group(self, group: ModuleCall) -> Json:
         kind = type(group.module).__name__
         return {
-            "name": group.name or self._scene.names.of_module(group.module) or kind,
+            "name": group.name or self._graph.names.of_module(group.module) or kind,
             "type": kind,
             "parent": self._group_index(group.parent),
         }
@@ -123,148 +138,149 @@ class _Writer:
         return -1 if group is None else self._groups[group]
 
     def _link(self, link: Link) -> Json:
-        given = [[name, *self._given(value)] for name, value in saved_by(link.target, link.edge)]
-        op = link.target.op
+        given: list[list[Any]] = []
+        op, vjp = link.target.op, link.edge[2]
         if op is not None and op.rules and not op.plain:
             needed = {edge[1] for edge in link.target.edges or ()}
-            known = [(op.parameters[position], position in needed) for position, _ in op.rules]
+            known = [(op.parameters[index], index in needed) for index, _ in op.rules]
             words = ", ".join(f"{name} {'yes' if need else 'no'}" for name, need in known)
-            given.insert(0, ["needs", -1, words])
+            given.append([list(inspect.signature(vjp.derivative).parameters)[1], -1, words])
+        for name, value in saved_by(link.target, link.edge):
+            if isinstance(value, (np.ndarray, np.generic, int, float)):
+                given.append([name, self._previews.add(value)])
+            else:
+                given.append([name, -1, in_words(value)])
         return {
-            "source": self._places[link.source],
-            "target": self._places[link.target],
+            "source": self._nodes[link.source],
+            "target": self._nodes[link.target],
             "input": link.input,
-            "rule": self._rule(link),
+            "vjp": self._vjp(link),
             "given": given,
         }
 
-    def _given(self, value: Any) -> list[Any]:
-        """A picture of what a rule is given, or -1 and words for it."""
-        if isinstance(value, (np.ndarray, np.generic, int, float)):
-            return [self._album.add(value)]
-        text = repr(value)
-        return [-1, text if len(text) <= 60 else f"{text[:57]}..."]
-
-    # ----------------------------------------------------------------------------------------------
-    # Source
-    # ----------------------------------------------------------------------------------------------
-
-    def _op(self, op: OpLike) -> int:
-        if id(op) not in self._ops:
-            self._ops[id(op)] = len(self._written_ops)
-            forward = source_of(op.forward)
-            written: Json = {
-                "name": op.name,
-                "parameters": list(op.parameters),
-                "signature": f"{op.name}({signature_of(op.forward)})",
-                "doc": _paragraphs(inspect.getdoc(op) or ""),
-                "forward": forward.text if forward else "The source of its forward is not there.",
-            }
-            composition = source_of(op.composition)
-            if composition is not None:
-                written["composition"] = composition.text
-            self._written_ops.append(written)
-        return self._ops[id(op)]
-
-    def _rule(self, link: Link) -> int:
-        op, rule = link.target.op, link.edge[2]
+    def _vjp(self, link: Link) -> int:
+        op, vjp = link.target.op, link.edge[2]
         assert op is not None
-        key = id(rule.derivative) if rule is not None else id(op)
-        if key not in self._rules:
-            self._rules[key] = len(self._written_rules)
-            self._written_rules.append(_rule_in_words(op, rule))
-        return self._rules[key]
+        key = op if vjp is None else vjp.derivative
+        return self._vjps.index(key, partial(_vjp_in_words, op, vjp))
 
     # ----------------------------------------------------------------------------------------------
-    # Ways
+    # Passes
     # ----------------------------------------------------------------------------------------------
 
-    def _show(self, show: Show) -> Json:
-        way = show.way
+    def _pass(self, shown: ShownPass) -> Json:
+        replay = shown.replay
         ends = [
-            [self._places[step.node], self._album.add(step.after), self._album.add(right)]
-            for step in way.steps
+            [
+                self._nodes[step.node],
+                self._previews.add(step.after),
+                self._previews.add(shown.right[step.node]),
+            ]
+            for step in replay.steps
             if step.kind == "leaf"
-            for right in [show.right[step.node]]
         ]
+        initial = [[self._nodes[node], self._previews.add(g)] for node, g in shown.initial.items()]
         return {
-            "key": show.key,
-            "title": show.title,
-            "about": show.about,
-            "steps": [self._step(step) for step in way.steps],
-            "fault": -1 if way.first_fault is None else way.first_fault,
-            # What is said of steps with a fault or note: the same of all of them.
+            "key": shown.key,
+            "title": shown.title,
+            "about": shown.about,
+            "steps": [self._steps.index(step, partial(self._step, step)) for step in replay.steps],
+            "fault": -1 if replay.first_fault is None else replay.first_fault,
+            # What is said of steps with a fault or note, which is the same for all of them.
             "words": {
-                name: next((text for step in way.steps if (text := getattr(step, name))), "")
+                name: next((text for step in replay.steps if (text := getattr(step, name))), "")
                 for name in ("fault", "note")
             },
             "ends": ends,
-            "held": [[self._places[node], self._album.add(g)] for node, g in show.held.items()],
+            "initial": initial,
         }
 
-    def _step(self, step: Step) -> int:
-        if id(step) not in self._steps:
-            self._steps[id(step)] = len(self._written_steps)
-            written: Json = {
-                "kind": step.kind,
-                "node": self._places[step.node],
-                "g": self._album.add(step.gradient),
-                "arrivals": step.arrivals,
-            }
-            if step.sent:
-                written["sent"] = [self._sent(step, sent) for sent in step.sent]
-            for name in ("before", "after"):
-                value = getattr(step, name)
-                if value is not None:
-                    written[name] = self._album.add(value)
-            written |= {name: 1 for name in ("fault", "note") if getattr(step, name)}
-            self._written_steps.append(written)
-        return self._steps[id(step)]
+    def _step(self, step: Step) -> Json:
+        written: Json = {
+            "kind": step.kind,
+            "node": self._nodes[step.node],
+            "g": self._previews.add(step.gradient),
+            "arrivals": step.arrivals,
+        }
+        if step.sent:
+            written["sent"] = [self._sent(step, sent) for sent in step.sent]
+        for name in ("before", "after"):
+            value = getattr(step, name)
+            if value is not None:
+                written[name] = self._previews.add(value)
+        return written | {name: 1 for name in ("fault", "note") if getattr(step, name)}
 
     def _sent(self, step: Step, sent: Sent) -> list[Any]:
-        """`[link, gradient, after, before or -1]`, and where there is more to say, an object."""
-        before = -1 if sent.before is None else self._album.add(sent.before)
-        index = self._links[id(sent.link)]
-        written = [index, self._album.add(sent.gradient), self._album.add(sent.after), before]
+        """Return `[link, gradient, after, before or -1]`, and an object if there is more to say."""
+        add = self._previews.add
+        before = -1 if sent.before is None else add(sent.before)
+        written = [self._links[id(sent.link)], add(sent.gradient), add(sent.after), before]
         more: Json = {}
         if sent.due is not None:
-            more["due"] = self._album.add(sent.due)
+            more["due"] = add(sent.due)
         if (sent.result.shape, sent.result.dtype) != (sent.gradient.shape, sent.gradient.dtype):
-            more["result"] = self._album.add(sent.result)
-        rule = self._written_rules[self._rule(sent.link)]
+            more["result"] = add(sent.result)
+        formula = self._vjps.written[self._vjp(sent.link)].get("formula", "")
         values = {"g": step.gradient, **dict(saved_by(sent.link.target, sent.link.edge))}
-        filled = filled_in(rule.get("formula", ""), values)
+        filled = filled_in(formula, values)
         result = in_short(sent.result) if sent.result.size == 1 else filled
         if filled is not None and filled != result:
             more["filled"] = f"{filled} = {result}"
         return [*written, more] if more else written
 
 
-def _paragraphs(doc: str) -> list[str]:
-    """The paragraphs of a docstring, without its sections on arguments and errors."""
-    text = re.split(r"\n\n(?:Args|Returns|Raises|Attributes):\n", doc)[0]
-    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+# --------------------------------------------------------------------------------------------------
+# Source
+# --------------------------------------------------------------------------------------------------
 
 
-def _rule_in_words(op: OpLike, rule: Any) -> Json:
-    """The text of a rule, or what runs in its place."""
-    if rule is None:
+def _op_in_words(op: OpLike) -> Json:
+    """Describe an op: its signature, the text of its docstring, and its source."""
+    # Without the docstring's sections on arguments and errors.
+    doc = re.split(r"\n\n(?:Args|Returns|Raises|Attributes):\n", inspect.getdoc(op) or "")[0]
+    forward = source_of(op.forward)
+    written: Json = {
+        "name": op.name,
+        "parameters": list(op.parameters),
+        "signature": f"{op.name}({signature_of(op.forward)})",
+        "doc": [" ".join(paragraph.split()) for paragraph in doc.split("\n\n")],
+        "forward": forward.text if forward else "The source of its forward is not there.",
+    }
+    composition = source_of(op.composition)
+    if composition is not None:
+        written["composition"] = composition.text
+    return written
+
+
+def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
+    """Describe a VJP: its source, or what runs instead of one."""
+    if vjp is None:
         return {
-            "title": f"{op.name} has no rule",
+            "title": f"{op.name} has no VJP",
             "text": "",
             "note": "Its function runs again, recording this time, and the gradient goes back "
             "through what it has recorded.",
         }
-    inputs = [op.parameters[position] for position, known in op.rules if known is rule]
+    inputs = [op.parameters[index] for index, known in op.rules if known is vjp]
     names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
+    method = Op.rule if op.plain else Op.joint_rule
+    parameters = list(inspect.signature(vjp.derivative).parameters)
+    # What each parameter after `g` stands for; the slots behind the op's inputs as in `Op`.
+    meanings = [
+        *(f"the op's input {name}" for name in op.parameters),
+        "the op's own result",
+        "which of the inputs",
+        "what the forward saved",
+    ]
+    slots = zip(parameters[len(parameters) - len(vjp.slots) :], vjp.slots, strict=True)
     written: Json = {
-        "title": f"{op.name}.{'rule' if op.plain else 'joint_rule'}({names})",
-        "inputs": list(op.parameters),
-        "parameters": signature_of(rule.derivative),
+        "title": f"{op.name}.{method.__name__}({names})",
+        "parameters": signature_of(vjp.derivative),
+        "meanings": {name: meanings[slot] for name, (slot, shape_only) in slots if not shape_only},
     }
-    source = source_of(rule.derivative)
+    source = source_of(vjp.derivative)
     if source is None:
-        return {**written, "text": "", "note": "The source of this rule cannot be found."}
+        return {**written, "text": "", "note": "The source of this VJP cannot be found."}
     written |= {"text": source.text, "formula": source.formula}
     if source.kernel:
         written["note"] = "Arrays take a kernel that computes the same in one pass."

@@ -1,4 +1,4 @@
-"""plot_history and plot_gradients: how training went, and how far back its gradients reached."""
+"""plot_history and plot_gradients: pictures of a training run and of its gradients by layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from minigrad.viz.figure import Picture
 
 FAR = 1e3
-"""A layer whose gradient is so many times smaller or larger than the last layer's is pointed at."""
+"""A layer whose gradient is so many times smaller or larger than the last layer's is marked."""
 
 _LETTERS = 18  # beside a panel
 _COLUMNS = 400  # of the heat map; of more steps, each column shows the largest of several
@@ -55,10 +55,10 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
 
     Args:
         history: the records of a run.
-        path: where to save the picture, a PNG, SVG or PDF; None for nowhere.
+        path: the file to save the picture in, a PNG, SVG or PDF; None for no file.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
         TypeError: if it is no History.
         ValueError: if there are no epochs yet, or the path is that of no picture.
     """
@@ -107,8 +107,8 @@ def _draw_losses(axes: Axes, history: Records) -> None:
 
     drawn = history["loss"]
     if history.steps:
-        places, losses = _by_epoch(history)
-        axes.plot(places, losses, color="0.8", linewidth=0.8, label="each step", zorder=1)
+        epochs, losses = _by_epoch(history)
+        axes.plot(epochs, losses, color="0.8", linewidth=0.8, label="each step", zorder=1)
         drawn = drawn + losses
     _draw_column(axes, history, "loss", "training loss", "-", INK)
     title = f"Training loss {history['loss'][0]:.4g} to {history['loss'][-1]:.4g}"
@@ -135,14 +135,14 @@ def _draw_losses(axes: Axes, history: Records) -> None:
 
 
 def _is_finite(record: Mapping[str, float]) -> bool:
-    """Whether the losses of an epoch are numbers."""
+    """Whether the losses of an epoch are finite."""
     return all(math.isfinite(record.get(name, 0.0)) for name in ("loss", "validation_loss"))
 
 
 def _draw_column(
     axes: Axes, history: Records, name: str, label: str, line: str, color: str
 ) -> None:
-    """One column of the epochs, where they have it; what has no neighbour as a point."""
+    """Draw one column of the epochs that have it; a value without a neighbour is a point."""
     records = [record for record in history.epochs if name in record]
     if records:
         epochs, column = ([record[key] for record in records] for key in ("epoch", name))
@@ -153,17 +153,17 @@ def _draw_column(
 
 
 def _by_epoch(history: Records) -> tuple[list[float], list[float]]:
-    """When each step was, in epochs, of which the first ends at 1; and its loss."""
+    """Return when each step was, in epochs, of which the first ends at 1; and its loss."""
     counts: dict[float, int] = {}
     for step in history.steps:
         counts[step["epoch"]] = counts.get(step["epoch"], 0) + 1
     done: dict[float, int] = {}
-    places = []
+    epochs = []
     for step in history.steps:
         epoch = step["epoch"]
         done[epoch] = done.get(epoch, 0) + 1
-        places.append(epoch - 1 + done[epoch] / counts[epoch])
-    return places, [step["loss"] for step in history.steps]
+        epochs.append(epoch - 1 + done[epoch] / counts[epoch])
+    return epochs, [step["loss"] for step in history.steps]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -178,17 +178,16 @@ def plot_gradients(
     """Draw how large the gradient of each layer was: layer by step, and layer by layer.
 
     At the left a heat map, dark where the gradient is small and light where it is large. At the
-    right each layer's median over the steps, and its range. A layer is pointed at with a triangle
-    if its median is a thousand times smaller or larger than the last layer's, since it is there
-    that the way back begins; or if its norm was not finite, or jumped to a thousand times its
-    median.
+    right each layer's median over the steps, and its range. A layer is marked with a triangle if
+    its median is a thousand times smaller or larger than the last layer's, where the backward pass
+    begins; or if its norm was not finite, or jumped to a thousand times its median.
 
     Args:
         gradients: a recorder, or norms by name and step as in `GradientRecorder.norms`.
-        path: where to save the picture, a PNG, SVG or PDF; None for nowhere.
+        path: the file to save the picture in, a PNG, SVG or PDF; None for no file.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
         TypeError: if `gradients` is something else.
         ValueError: if there are no steps yet, or not equally many of each layer, or a norm is
             negative, or the path is that of no picture.
@@ -212,7 +211,7 @@ def plot_gradients(
 
 
 def _checked(gradients: Any) -> tuple[list[str], Array]:
-    """Names, and norms `(layers, steps)`."""
+    """Return the names, and the norms `(layers, steps)`."""
     columns = gradients.norms if isinstance(gradients, GradientRecorder) else gradients
     if not isinstance(columns, Mapping):
         raise TypeError(
@@ -242,7 +241,7 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
 
     steps = norms.shape[1]
     width = -(-steps // _COLUMNS)
-    # -1 stands for no gradient, and gives way to any number in the same column.
+    # -1 stands for no gradient: any number in the same column replaces it.
     starts = np.arange(0, steps, width)
     shown = np.maximum.reduceat(np.where(np.isnan(norms), -1.0, norms), starts, axis=1)
     usual = shown[(shown > 0) & np.isfinite(shown)]
@@ -261,8 +260,8 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
         extent=(0.5, len(starts) * width + 0.5, len(norms) - 0.5, -0.5),
     )
     rows, columns = np.nonzero(np.isinf(shown))
-    places = starts[columns] + (width + 1) / 2
-    axes.plot(places[:1000], rows[:1000], "x", color="white", markersize=5)
+    middles = starts[columns] + (width + 1) / 2
+    axes.plot(middles[:1000], rows[:1000], "x", color="white", markersize=5)
     signs = {
         "0": (shown == 0, Patch(facecolor="black")),
         "not finite": (np.isinf(shown), Patch(facecolor=VERMILLION, hatch="xx", edgecolor="white")),
@@ -285,17 +284,17 @@ def _draw_profile(axes: Axes, norms: Array, remarks: Sequence[str]) -> None:
     from minigrad.viz.figure import INK, VERMILLION
 
     middles = [_median(row) for row in norms]
-    for place, row in enumerate(norms):
+    for y, row in enumerate(norms):
         usual = row[(row > 0) & np.isfinite(row)]
         if usual.size:
-            axes.plot([usual.min(), usual.max()], [place] * 2, color="0.75", linewidth=6, zorder=1)
+            axes.plot([usual.min(), usual.max()], [y] * 2, color="0.75", linewidth=6, zorder=1)
     drawn = [middle if middle > 0 else np.nan for middle in middles]
     axes.plot(drawn, range(len(norms)), "o-", color=INK, markersize=5, label="median")
-    for place, (middle, remark) in enumerate(zip(middles, remarks, strict=True)):
+    for y, (middle, remark) in enumerate(zip(middles, remarks, strict=True)):
         if remark:
             axes.annotate(
                 remark,
-                (1.02, place),
+                (1.02, y),
                 xycoords=("axes fraction", "data"),
                 color=VERMILLION,
                 weight="bold",
@@ -303,7 +302,7 @@ def _draw_profile(axes: Axes, norms: Array, remarks: Sequence[str]) -> None:
                 annotation_clip=False,
             )
             if middle > 0:
-                axes.plot(middle, place, "D", color=VERMILLION, markersize=8)
+                axes.plot(middle, y, "D", color=VERMILLION, markersize=8)
     usual = norms[(norms > 0) & np.isfinite(norms)]
     if usual.size:
         # From one power of ten to another, so that some are labelled.
@@ -318,13 +317,13 @@ def _draw_profile(axes: Axes, norms: Array, remarks: Sequence[str]) -> None:
 
 
 def _median(row: Array) -> float:
-    """Of the finite norms; 0 if there are none."""
+    """Return the median of the finite norms; 0 if there are none."""
     usual = row[np.isfinite(row)]
     return float(np.median(usual)) if usual.size else 0.0
 
 
 def _remark(norms: Array, row: int) -> str:
-    """What is wrong with the gradient of a layer, or nothing."""
+    """Say what is wrong with the gradient of a layer; nothing if it is sound."""
     own, middle = norms[row], _median(norms[row])
     if np.isnan(own).all():
         return "none"
@@ -343,7 +342,7 @@ def _remark(norms: Array, row: int) -> str:
 
 
 def _headline(remarks: Sequence[str], what: str) -> str:
-    """What to see, in a sentence."""
+    """Say in a sentence what there is to see."""
     few = sum(remark.startswith(_DOWN) for remark in remarks)
     many = sum(remark.startswith(_UP) for remark in remarks)
     none = sum(remark == "none" for remark in remarks)

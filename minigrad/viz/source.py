@@ -1,4 +1,4 @@
-"""The source text of rules and forwards: what runs, in the words that it is written in."""
+"""The source text of VJPs and forwards: what runs, as it is written."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Source:
 
     Attributes:
         text: the expression of a lambda, or the body of a function without its docstring.
-        formula: the derivative as one expression of ops: that of a lambda, or what a rule returns
-            for Tensors where it has a kernel for arrays; empty if there is none.
-        kernel: whether the rule has a kernel for arrays beside its formula.
+        formula: the derivative as one expression of ops: that of a lambda, or what a VJP returns
+            for Tensors if it has a kernel for arrays; empty if there is none.
+        kernel: whether the VJP has a kernel for arrays beside its formula.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Source:
 
 
 def source_of(function: Any) -> Source | None:
-    """The text of a Python function; None where it has none, as one that is built in."""
+    """Return the text of a Python function; None if it has none, such as one that is built in."""
     found = _definition(function)
     if found is None:
         return None
@@ -55,7 +55,7 @@ def source_of(function: Any) -> Source | None:
 
 
 def _for_tensors(text: str, body: list[ast.stmt]) -> str:
-    """What `if isinstance(g, Tensor): return ...` at the head of a rule returns."""
+    """Return what `if isinstance(g, Tensor): return ...` at the head of a VJP returns."""
     first = body[0]
     if not isinstance(first, ast.If) or "isinstance(g, Tensor)" not in ast.unparse(first.test):
         return ""
@@ -66,7 +66,7 @@ def _for_tensors(text: str, body: list[ast.stmt]) -> str:
 
 
 def signature_of(function: Any) -> str:
-    """The names of the parameters, with the defaults of those that have one."""
+    """Return the names of the parameters, with their defaults."""
     parameters = inspect.signature(function).parameters.values()
     shown = [
         name if p.default is p.empty else f"{name}={p.default!r}"
@@ -76,7 +76,7 @@ def signature_of(function: Any) -> str:
 
 
 def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
-    """The formula with numbers for its names; None unless all that it is given are numbers.
+    """Write the formula with numbers for its names; None unless all values are numbers.
 
     `g * (1 - out * out)` becomes `1 * (1 - 0.76 * 0.76)`.
     """
@@ -109,12 +109,12 @@ def _is_number(value: Any) -> bool:
 
 
 def in_short(value: Any) -> str:
-    """A number to four digits."""
+    """Write a number with four digits."""
     return f"{np.asarray(value).item():.4g}"
 
 
 def _definition(function: Any) -> tuple[str, ast.Lambda | ast.FunctionDef] | None:
-    """The text of the file that a function is in, and its definition there."""
+    """Return the text of the file that a function is in, and its definition there."""
     function = inspect.unwrap(function) if callable(function) else function
     if not isinstance(function, FunctionType):
         return None
@@ -137,7 +137,7 @@ def _definition(function: Any) -> tuple[str, ast.Lambda | ast.FunctionDef] | Non
 
 
 def _is_of(code: CodeType, node: ast.Lambda) -> bool:
-    """Whether `code` was compiled from this lambda: of several on a line, columns tell."""
+    """Whether `code` was compiled from this lambda; columns distinguish several on a line."""
     columns = [
         (start, end)
         for line, last, start, end in code.co_positions()

@@ -1,14 +1,14 @@
-"""The values in a graph, as far as they are kept.
+"""The values in a graph, as far as they are still in memory.
 
-A graph has its nodes, but no values: of these it keeps only what some rule asked for. What is not
-on a tape may still be in the hands of a living Tensor, or saved by a rule.
+A graph has nodes, but no values, except those that some VJP asked for. What is not on a tape may
+still be the value of a living Tensor, or saved for a VJP.
 """
 
 from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.tensor import Tensor
-from minigrad.viz.tape import Tape
+from minigrad.diagnostics.recorder import CallRecord
 
 if TYPE_CHECKING:
     from minigrad.core.node import Edge, Node, OpLike
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def values_of(nodes: Sequence[Node], tape: Tape | None) -> dict[Node, Array]:
-    """The values at these nodes that are kept: on the tape, by a Tensor, or by a rule."""
+def values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[Node, Array]:
+    """Find the values at these nodes: of calls on a tape, of living Tensors, or saved for VJPs."""
     among = set(nodes)
     found: dict[Node, Array] = {}
 
@@ -39,7 +39,7 @@ def values_of(nodes: Sequence[Node], tape: Tape | None) -> dict[Node, Array]:
             found[node] = value
 
     for node in nodes:
-        call = None if tape is None else tape.calls.get(node)
+        call = calls.get(node)
         if call is not None:
             for value in (call.result, *call.inputs):
                 if isinstance(value, Tensor):
@@ -60,7 +60,7 @@ def values_of(nodes: Sequence[Node], tape: Tape | None) -> dict[Node, Array]:
 
 
 def saved_by(node: Node, edge: Edge) -> Iterator[tuple[str, Any]]:
-    """What the rule of an edge is given after `g`, by the names that the rule has for it."""
+    """Yield what the VJP of an edge is given after `g`, with the names of its parameters."""
     rule = edge[2]
     if rule is not None:
         names = _parameters(rule.derivative)
@@ -73,13 +73,13 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def saved_inputs(node: Node) -> dict[int, Any]:
-    """Those inputs of a node that its rules saved, by position."""
+    """Return the inputs of a node that were saved for its VJPs, by their index."""
     op = node.op
     if op is None:
         return {}
     found: dict[int, Any] = dict(enumerate(node.arguments)) if op.replayed else {}
     for edge in node.edges or ():
-        if edge[2] is None:  # a checkpoint, which saves what it was handed
+        if edge[2] is None:  # a checkpoint, which saves its inputs
             found[edge[1]] = edge[3]
             continue
         for (slot, shape_only), value in zip(edge[2].slots, edge[3:], strict=True):
@@ -93,7 +93,7 @@ def saved_inputs(node: Node) -> dict[int, Any]:
 
 
 def takes_sequence(op: OpLike) -> bool:
-    """Whether the op's inputs are the elements of one sequence: its rule is told a position."""
+    """Whether the op's inputs are one sequence: its VJP is given the index of one of them."""
     return any(
         slot == len(op.parameters) + 1 and not shape_only
         for _, rule in op.rules

@@ -18,7 +18,7 @@ import minigrad as mg
 from examples import __main__ as runner
 from examples.minilm import library, pretrained, search
 from examples.minilm.encoder import Layout, MiniLM, Sizes
-from lora.disk import check_adapter, merge_files
+from lora.offline import check_adapter, merge_files
 from tests.examples.test_examples import is_picture
 from tests.fixtures.make_minilm import TEXTS
 

@@ -11,52 +11,23 @@ import pytest
 import lora
 import minigrad
 from lora import LoRAConfig, LoRAScaling
-from lora.factors import Approximation
-from lora.verify.rounding import Rounding
-from minigrad.nn import Embedding, LayerNorm, Linear, Module
+from lora.attachment.state import required_attachment
+from lora.identities.rounding import Rounding
+from lora.spectra import Approximation
+from minigrad.nn import Embedding, Linear, Module
+from tests.lora.models import TOKENS, TokenNet, adapters_of, put_on, snapshot
 
 LAYERS = ["table", "q", "v", "head"]
 GAMMA = Rounding(np.dtype(np.float64)).gamma
 
 
-class Net(Module):
-    def __init__(self, rng, dtype=np.float64):
-        self.table = Embedding(7, 5, dtype=dtype, rng=rng)
-        self.q = Linear(5, 4, dtype=dtype, rng=rng)
-        self.v = Linear(4, 5, bias=False, dtype=dtype, rng=rng)
-        self.norm = LayerNorm(5, dtype=dtype)
-        self.head = Linear(5, 3, dtype=dtype, rng=rng)
-
-    def forward(self, x):
-        x = self.table(x)
-        return self.head(self.norm(x + self.v(minigrad.tanh(self.q(x)))))
-
-
-TOKENS = np.array([[0, 3, 6], [2, 2, 5]])
-
-
-def put_on(net, name, rng, **options):
-    """An adapter of random values everywhere, with what it trains whole moved too."""
-    lora.attach(net, LoRAConfig(**{"rank": 2, **options}), adapter=name, rng=rng)
-    for parameter in net.trainable_parameters():
-        parameter.data = parameter.data + rng.standard_normal(parameter.shape).astype(
-            parameter.dtype
-        )
-
-
 def made(rng, dtype=np.float64, **options):
     """A Net with the adapters a and b, and c on some layers only."""
-    net = Net(rng, dtype)
+    net = TokenNet(rng, dtype)
     put_on(net, "a", rng, **options)
     put_on(net, "b", rng, rank=1, alpha=3.0, **options)
     put_on(net, "c", rng, rank=3, targets=["q", "table"], scaling="rslora")
     return net.eval()
-
-
-def adapters(net, name):
-    """The layers that have an adapter, with it."""
-    modules = {place: m for place, m in net.named_modules() if hasattr(m, "adapters")}
-    return {place: m.adapters[name] for place, m in modules.items() if name in m.adapters}
 
 
 def term(adapter):
@@ -77,7 +48,7 @@ def term(adapter):
 def update(net, name):
     """dW in every layer by its definition; 0 where there is none."""
     zeros = {place: np.zeros(net_shape(net, place)) for place in LAYERS}
-    return zeros | {place: term(adapter)[0] for place, adapter in adapters(net, name).items()}
+    return zeros | {place: term(adapter)[0] for place, adapter in adapters_of(net, name).items()}
 
 
 def net_shape(net, place):
@@ -91,7 +62,7 @@ def expected(net, terms):
     total = {place: np.zeros(net_shape(net, place)) for place in LAYERS}
     bound = {place: np.zeros(net_shape(net, place)) for place in LAYERS}
     for name, weight in terms:
-        for place, adapter in adapters(net, name).items():
+        for place, adapter in adapters_of(net, name).items():
             dense, size = term(adapter)
             total[place] = total[place] + weight * dense
             bound[place] = bound[place] + abs(weight) * size
@@ -114,16 +85,9 @@ def everything(adapter):
 
 
 def bits(net, name):
-    copies = lora.attachment.record.required(net).adapters[name].copies
+    copies = required_attachment(net).adapters[name].copies
     whole = {c.name: (c.reason, c.own.data.tobytes()) for c in copies}
-    return {place: everything(a) for place, a in adapters(net, name).items()}, whole
-
-
-def snapshot(net):
-    state = {name: p.data.tobytes() for name, p in net.named_parameters()}
-    flags = {name: p.requires_grad for name, p in net.named_parameters()}
-    record = lora.attachment.record.required(net)
-    return state, flags, list(record.adapters), record.active
+    return {place: everything(a) for place, a in adapters_of(net, name).items()}, whole
 
 
 # ----------------------------------------------------------------------------------------------
@@ -135,7 +99,7 @@ def snapshot(net):
 def models(draw):
     """A model, of floats or partly in four bits, with one to three adapters of all but DoRA."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    net = Net(rng)
+    net = TokenNet(rng)
     if draw(st.booleans()):
         lora.quantize(net, ["q", "v"], block_size=4, progress=False)
     names = draw(st.sampled_from([["a"], ["a", "b"], ["b", "a", "c"]]))
@@ -246,11 +210,11 @@ def test_minus_an_adapter_is_its_mirror_to_the_bit(model, data):
     net, names = model
     name = data.draw(st.sampled_from(names))
     combined(net, [(name, -1.0)], "minus")
-    for place, negative in adapters(net, "minus").items():
-        a, b = adapters(net, name)[place].factors()
+    for place, negative in adapters_of(net, "minus").items():
+        a, b = adapters_of(net, name)[place].factors()
         assert np.array_equal(negative.lora_a.data, a.data)
         assert np.array_equal(negative.lora_b.data, -b.data)
-        assert negative.scale == adapters(net, name)[place].scale
+        assert negative.scale == adapters_of(net, name)[place].scale
 
 
 @laws
@@ -269,8 +233,10 @@ def test_a_weight_of_zero_is_as_if_the_adapter_were_not_named(model, data):
 def test_a_sum_of_nothing_is_zero_and_can_learn(model):
     net, names = model
     report = combined(net, [(name, 0.0) for name in names] + [(names[0], 2), (names[0], -2)], "o")
-    assert {place for name in names for place in adapters(net, name)} == set(adapters(net, "o"))
-    for adapter in adapters(net, "o").values():
+    assert {place for name in names for place in adapters_of(net, name)} == set(
+        adapters_of(net, "o")
+    )
+    for adapter in adapters_of(net, "o").values():
         assert adapter.rank == 1
         assert not adapter.lora_b.data.any()
         assert adapter.lora_a.data.any()
@@ -280,7 +246,7 @@ def test_a_sum_of_nothing_is_zero_and_can_learn(model):
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa"])
 @pytest.mark.parametrize("place", ["table", "q"])
 def test_a_sum_of_nothing_learns_where_the_adapter_has_not_yet(rng, place, init):
-    net = Net(rng)
+    net = TokenNet(rng)
     before = net(TOKENS).data
     lora.attach(net, LoRAConfig(rank=2, targets=[place], init=init), adapter="a", rng=rng)
     combined(net, [("a", 0.0)], "o")
@@ -305,9 +271,9 @@ def test_of_a_lower_rank_the_sum_is_the_best_there_is(model, data, rank):
         left = np.linalg.svd(right, compute_uv=False)[rank:]
         size = np.linalg.norm(
             [
-                abs(w) * np.linalg.norm(term(adapters(net, n)[row.name])[1])
+                abs(w) * np.linalg.norm(term(adapters_of(net, n)[row.name])[1])
                 for n, w in terms
-                if row.name in adapters(net, n)
+                if row.name in adapters_of(net, n)
             ]
         )
         small = 1e-13 * size + 1e-300
@@ -362,12 +328,12 @@ def test_the_sum_computes_what_all_adapters_do_together(model):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_powers_of_two_are_exact(rng, dtype):
-    net = Net(rng, dtype)
+    net = TokenNet(rng, dtype)
     put_on(net, "a", rng, rank=2, alpha=3.0)
     put_on(net, "b", rng, rank=2, alpha=3.0)
     combined(net, [("a", 0.5), ("b", -4)], "sum")
-    for place, found in adapters(net, "sum").items():
-        a, b = adapters(net, "a")[place], adapters(net, "b")[place]
+    for place, found in adapters_of(net, "sum").items():
+        a, b = adapters_of(net, "a")[place], adapters_of(net, "b")[place]
         assert found.scale == a.scale
         assert np.array_equal(found.lora_a.data, np.concatenate([a.lora_a.data, b.lora_a.data]))
         columns = [a.lora_b.data / 2, b.lora_b.data * -4]
@@ -378,11 +344,11 @@ def test_powers_of_two_are_exact(rng, dtype):
 @pytest.mark.parametrize("scaling", ["standard", "rslora"])
 @pytest.mark.parametrize("alpha", [3.0, 5.0])
 def test_alpha_and_the_rank_reproduce_the_scale_in_force(rng, scaling, alpha):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "a", rng, rank=3, alpha=alpha, scaling=scaling)
     put_on(net, "b", rng, rank=1, alpha=3.0, scaling=scaling)
     combined(net, [("a", 0.3), ("b", 2)], "sum")
-    for found in adapters(net, "sum").values():
+    for found in adapters_of(net, "sum").values():
         assert found.scaling is LoRAScaling(scaling)
         assert found.rank == 4
         assert found.scaling.scale(found.alpha, 4) == pytest.approx(found.scale, rel=1e-15)
@@ -391,7 +357,7 @@ def test_alpha_and_the_rank_reproduce_the_scale_in_force(rng, scaling, alpha):
 def test_a_scale_that_was_assigned_counts(rng):
     net = made(rng)
     for layer, scale in zip(("q", "v", "head"), (0.0, -2.0, 7.0), strict=True):
-        adapters(net, "a")[layer].scale = scale
+        adapters_of(net, "a")[layer].scale = scale
     combined(net, [("a", 2)], "twice")
     combined(net, [("a", 1), ("b", 1)], "sum")
     assert_is_sum(net, "twice", [("a", 2)])
@@ -399,13 +365,13 @@ def test_a_scale_that_was_assigned_counts(rng):
 
 
 def test_a_scale_that_alpha_gives_but_for_rounding_is_kept_to_the_bit(rng):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "a", rng, rank=3)
-    for adapter in adapters(net, "a").values():
+    for adapter in adapters_of(net, "a").values():
         adapter.scale = 0.7
     assert 0.7 * 3 / 3 != 0.7
     combined(net, [("a", 2)], "twice")
-    assert {adapter.scale for adapter in adapters(net, "twice").values()} == {0.7}
+    assert {adapter.scale for adapter in adapters_of(net, "twice").values()} == {0.7}
 
 
 def test_the_new_adapter_is_not_active_and_trains_when_it_is(rng):
@@ -417,14 +383,14 @@ def test_the_new_adapter_is_not_active_and_trains_when_it_is(rng):
     assert np.array_equal(net(TOKENS).data, before[1])
     assert {id(p) for p in net.trainable_parameters()} == trainable
     lora.switch(net, "sum")
-    parts = [p for a in adapters(net, "sum").values() for p in a.trained()]
+    parts = [p for a in adapters_of(net, "sum").values() for p in a.trained()]
     assert {id(p) for p in net.trainable_parameters()} == {id(p) for p in parts}
     net(TOKENS).sum().backward()
     assert all(p.grad is not None for p in parts)
     lora.switch(net, "a")
     assert not any(p.requires_grad for p in parts)
     lora.remove(net, "sum")
-    assert not adapters(net, "sum")
+    assert not adapters_of(net, "sum")
 
 
 def test_an_adapter_that_is_merged_can_be_read(rng):
@@ -442,7 +408,7 @@ def test_a_copy_shares_nothing_and_is_of_the_same_configuration(rng):
     net = made(rng, dropout=0.25, bias="all", modules_to_save=["norm"])
     combined(net, [("a", 1)], "same")
     assert bits(net, "same") == bits(net, "a")
-    record = lora.attachment.record.required(net).adapters
+    record = required_attachment(net).adapters
     assert record["same"].config is record["a"].config
     before = bits(net, "a")
     assert len(net.trainable_parameters()) == 4  # of c, which is active
@@ -450,7 +416,7 @@ def test_a_copy_shares_nothing_and_is_of_the_same_configuration(rng):
     assert len(net.trainable_parameters()) == 10  # three pairs, two biases, the norm's two
     for parameter in net.trainable_parameters():
         parameter.data = parameter.data + 1
-    for adapter in adapters(net, "same").values():
+    for adapter in adapters_of(net, "same").values():
         adapter.dropout = 0.5
     lora.switch(net)
     assert bits(net, "a") == before
@@ -460,13 +426,13 @@ def test_a_copy_shares_nothing_and_is_of_the_same_configuration(rng):
 @pytest.mark.parametrize("rank", [None, 2])
 @pytest.mark.parametrize("init", ["gaussian", "pissa"])
 def test_dora_can_be_copied_and_nothing_else(rng, rank, init):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "d", rng, use_dora=True, dora_norm_gradient=True, rank=1, init=init)
     put_on(net, "p", rng, targets=["v"], rank=2)
     combined(net, [("d", 1), ("p", 0)], "same", rank=rank)
     mine = bits(net, "d")
     assert bits(net, "same") == mine
-    for adapter in adapters(net, "same").values():
+    for adapter in adapters_of(net, "same").values():
         for _, part in adapter.contents():
             part.copy_(part.data + 1)
     assert bits(net, "d") == mine
@@ -478,14 +444,14 @@ def test_dora_can_be_copied_and_nothing_else(rng, rank, init):
 
 
 def test_dora_of_a_lower_rank_is_refused(rng):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "d", rng, use_dora=True, rank=2)
     with pytest.raises(ValueError, match=r"is DoRA.* a sum of rank 1"):
         combined(net, [("d", 1)], "low", rank=1)
 
 
 def test_where_only_one_adapter_of_weight_one_is_the_layer_has_a_copy(rng):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "d", rng, targets=["q"], use_dora=True)
     put_on(net, "p", rng, targets=["v"], init="pissa")
     combined(net, [("d", 1), ("p", 1)], "sum")
@@ -496,7 +462,7 @@ def test_where_only_one_adapter_of_weight_one_is_the_layer_has_a_copy(rng):
 @pytest.mark.parametrize(("x", "y"), [(1, 0), (0.5, 2), (1, 1), (-1, 0)])
 @pytest.mark.parametrize("active", ["a", "b"])
 def test_what_is_trained_whole_moves_by_the_sum_of_moves(rng, x, y, active):
-    net = Net(rng)
+    net = TokenNet(rng)
     start = {name: p.data.copy() for name, p in net.named_parameters()}
     put_on(net, "a", rng, targets=["q", "v"], bias="all", modules_to_save=["norm"])
     put_on(net, "b", rng, targets=["q", "head"], bias="lora_only")
@@ -530,7 +496,7 @@ def test_what_is_trained_whole_moves_by_the_sum_of_moves(rng, x, y, active):
 
 
 def test_one_times_what_is_trained_whole_is_that_to_the_bit(rng):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "a", rng, targets=["q"], bias="lora_only", modules_to_save=["norm"])
     net.norm.weight.data = np.full(5, 1e-20)
     net.q.bias.data = np.full(4, 1e-20)
@@ -540,7 +506,7 @@ def test_one_times_what_is_trained_whole_is_that_to_the_bit(rng):
 
 
 def test_pissa_counts_with_the_rank_of_its_difference(rng):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "p", rng, init="pissa", rank=2, targets=["q"])
     right = update(net, "p")["q"]
     (row,) = combined(net, [("p", 1)], "low", rank=3).layers
@@ -551,14 +517,14 @@ def test_pissa_counts_with_the_rank_of_its_difference(rng):
 
 
 def test_dropout_is_kept_where_all_terms_have_it(rng):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "a", rng, dropout=0.25)
     put_on(net, "b", rng, dropout=0.25)
     put_on(net, "c", rng, dropout=0.5, targets=["q"])
     combined(net, [("a", 1), ("b", 1)], "same")
-    assert {adapter.dropout for adapter in adapters(net, "same").values()} == {0.25}
+    assert {adapter.dropout for adapter in adapters_of(net, "same").values()} == {0.25}
     report = combined(net, [("a", 1), ("c", 1)], "other")
-    assert adapters(net, "other")["q"].dropout == 0
+    assert adapters_of(net, "other")["q"].dropout == 0
     assert {row.name: row.note for row in report.layers}["q"].startswith("no dropout")
     expected = lora.switch(net.eval(), "a")(TOKENS).data
     combined(net, [("a", 1)], "copy")
@@ -567,7 +533,7 @@ def test_dropout_is_kept_where_all_terms_have_it(rng):
 
 
 def test_the_report_can_be_read(rng):
-    net = Net(rng)
+    net = TokenNet(rng)
     put_on(net, "a", rng, targets=["q", "head"])
     put_on(net, "b", rng, targets=["q"], rank=3, modules_to_save=["norm"])
     report = combined(net, [("b", 0.5), ("a", 1)], "sum")
@@ -575,8 +541,8 @@ def test_the_report_can_be_read(rng):
         "layer        rank  ranks of the terms  error  relative",
         "q            5     2 + 3               0      0         rank above min(d_out, d_in) = 4",
         "head         2     2                   0      0         copy",
-        "norm.weight                                             whole",
-        "norm.bias                                               whole",
+        "norm.weight                                             in full",
+        "norm.bias                                               in full",
         "sum = 1 a + 0.5 b",
     ]
 
@@ -616,15 +582,15 @@ def test_what_cannot_be_combined_is_refused_and_changes_nothing(rng, arguments, 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nothing_that_is_not_finite_spreads(rng, value):
     net = made(rng, bias="all", modules_to_save=["norm"])
-    adapter = adapters(net, "b")["v"]
+    adapter = adapters_of(net, "b")["v"]
     adapter.lora_b = np.full(adapter.lora_b.shape, value)
     with pytest.raises(ValueError, match="v: lora_b of adapter 'b' has NaN or Inf"):
         combined(net, [("a", 1), ("b", 1)], "sum")
     adapter.lora_b = np.ones(adapter.lora_b.shape)
-    lora.attachment.record.required(net).adapters["b"].copies[0].own.data[:] = value
-    with pytest.raises(ValueError, match=r"norm\.weight, which is trained whole, would have NaN"):
+    required_attachment(net).adapters["b"].copies[0].own.data[:] = value
+    with pytest.raises(ValueError, match=r"norm\.weight, which is trained in full, would have NaN"):
         combined(net, [("a", 1), ("b", 1)], "sum")
-    adapters(net, "a")["q"].scale = value
+    adapters_of(net, "a")["q"].scale = value
     before = snapshot(net)
     with pytest.raises(ValueError, match="q: scale of adapter 'a' has NaN or Inf"):
         combined(net, [("a", 1)], "sum")
@@ -636,7 +602,7 @@ def test_adapters_that_are_disabled_cannot_be_combined(rng):
     with lora.disabled(net), pytest.raises(RuntimeError, match=r"lora\.disabled"):
         combined(net, [("a", 1)], "sum")
     with pytest.raises(ValueError, match="has put no adapters"):
-        combined(Net(rng), [("a", 1)], "sum")
+        combined(TokenNet(rng), [("a", 1)], "sum")
 
 
 @pytest.mark.parametrize(("d_out", "d_in", "wide"), [(9, 4, 3), (4, 9, 3), (3, 4, 8), (1, 1, 2)])
@@ -671,7 +637,7 @@ def test_errors_neither_vanish_nor_overflow(rng, size):
 
 def pair(rng, dtype=np.float64, **options):
     """A base, the same with an adapter of rank 2 merged into it, and the updates."""
-    base = Net(rng, dtype)
+    base = TokenNet(rng, dtype)
     tuned = copy.deepcopy(base)
     put_on(tuned, "a", rng, **{"rank": 2, "targets": LAYERS, **options})
     updates = update(tuned, "a")
@@ -687,7 +653,7 @@ def test_what_was_merged_is_found_again(rng, dtype, tolerance, as_state):
     report = lora.extract(base, given, 2, targets=LAYERS)
     assert lora.active(base) == ("default",)
     for row in report.layers:
-        found = adapters(base, "default")[row.name]
+        found = adapters_of(base, "default")[row.name]
         assert (found.rank, found.scale, found.alpha) == (2, 1.0, 2.0)
         assert found.lora_a.dtype == dtype
         size = abs(updates[row.name]).max()
@@ -704,7 +670,7 @@ def test_what_was_merged_is_found_again(rng, dtype, tolerance, as_state):
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 9])
 def test_the_error_of_an_extraction_is_what_singular_values_leave(rng, rank):
-    base, tuned = Net(rng), Net(rng)
+    base, tuned = TokenNet(rng), TokenNet(rng)
     report = lora.extract(
         base, tuned, rank, targets=LAYERS, bias="all", modules_to_save=["norm"], adapter="x"
     )
@@ -727,7 +693,7 @@ def test_the_error_of_an_extraction_is_what_singular_values_leave(rng, rank):
 
 
 def test_dora_and_sums_with_it_can_be_approximated(rng):
-    net = Net(rng)
+    net = TokenNet(rng)
     base = copy.deepcopy(net)
     put_on(net, "d", rng, use_dora=True)
     tuned = lora.fold(net.eval())
@@ -737,7 +703,7 @@ def test_dora_and_sums_with_it_can_be_approximated(rng):
 
 @pytest.mark.parametrize("as_state", [False, True])
 def test_of_a_base_in_four_bits_what_these_lose_is_extracted_too(rng, as_state):
-    tuned = Net(rng)
+    tuned = TokenNet(rng)
     base = copy.deepcopy(tuned)
     lora.quantize(base, ["q", "v"], block_size=4, progress=False)
     held = [base.q.weight, base.v.weight]
@@ -748,7 +714,7 @@ def test_of_a_base_in_four_bits_what_these_lose_is_extracted_too(rng, as_state):
     for row in report.layers[:2]:
         s = np.linalg.svd(change[row.name], compute_uv=False)
         assert row.error == pytest.approx(np.linalg.norm(s[2:]), rel=1e-10)
-        found = term(adapters(base, "default")[row.name])[0]
+        found = term(adapters_of(base, "default")[row.name])[0]
         assert np.linalg.norm(found - change[row.name]) == pytest.approx(row.error, rel=1e-9)
     lora.detach(base)
     assert [base.q.weight, base.v.weight] == held
@@ -757,7 +723,7 @@ def test_of_a_base_in_four_bits_what_these_lose_is_extracted_too(rng, as_state):
 
 
 def test_two_models_in_four_bits_differ_where_their_codes_do(rng):
-    base = Net(rng)
+    base = TokenNet(rng)
     lora.quantize(base, ["q", "v"], block_size=4, progress=False)
     tuned = copy.deepcopy(base)
     tuned.v = Linear(4, 5, bias=False, dtype=np.float64, rng=rng)
@@ -766,7 +732,7 @@ def test_two_models_in_four_bits_differ_where_their_codes_do(rng):
     with pytest.raises(ValueError, match=r"would not have: v\.weight;"):
         lora.extract(base, tuned, 4, targets=["q", "head"])
     lora.extract(base, tuned, 4)
-    assert list(adapters(base, "default")) == ["v", "head"]
+    assert list(adapters_of(base, "default")) == ["v", "head"]
     np.testing.assert_allclose(base(TOKENS).data, tuned(TOKENS).data, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match=r"missing: q\.weight \(4, 5\)"):
         lora.extract(lora.detach(base), tuned.state_dict(), 4)
@@ -775,7 +741,7 @@ def test_two_models_in_four_bits_differ_where_their_codes_do(rng):
 def test_a_layer_that_does_not_differ_gets_no_adapter(rng):
     base, tuned, _ = pair(rng, targets=["q"])
     report = lora.extract(base, tuned, 1)
-    assert list(adapters(base, "default")) == ["q"]
+    assert list(adapters_of(base, "default")) == ["q"]
     assert [(row.name, row.rank) for row in report.layers] == [("q", 1), ("v", 0), ("head", 0)]
     assert repr(report).splitlines()[2:] == [
         "v      0                               does not differ",
@@ -792,7 +758,7 @@ def test_names_that_end_alike_are_not_confused(rng):
     for layer in (tuned.q, tuned.inner.q):
         layer.weight.data = layer.weight.data + 1 + rng.random(layer.weight.shape)
     lora.extract(base, tuned, 4)
-    ranks = {place: adapter.rank for place, adapter in adapters(base, "default").items()}
+    ranks = {place: adapter.rank for place, adapter in adapters_of(base, "default").items()}
     assert ranks == {"q": 2, "inner.q": 4}
 
 
@@ -848,10 +814,10 @@ def test_a_tie_that_was_cut_by_folding_can_be_extracted(rng):
     base.head.weight = base.table.weight
     tuned = copy.deepcopy(base)
     put_on(tuned, "a", rng, targets=["head"])
-    change = term(adapters(tuned, "a")["head"])[0]
+    change = term(adapters_of(tuned, "a")["head"])[0]
     lora.fold(tuned)
     lora.extract(base, tuned, 2)
-    found = term(adapters(base, "default")["head"])[0]
+    found = term(adapters_of(base, "default")["head"])[0]
     np.testing.assert_allclose(found, change, rtol=1e-12, atol=1e-12)
     lora.detach(base)
     tuned.table.weight.data = tuned.head.weight.data
@@ -861,12 +827,12 @@ def test_a_tie_that_was_cut_by_folding_can_be_extracted(rng):
     with pytest.raises(ValueError, match=r"would not have: table\.weight;"):
         lora.extract(base, tied, 2)
     lora.extract(base, tied, 2, targets=["head", "table"])
-    updates = {place: term(a)[0] for place, a in adapters(base, "default").items()}
+    updates = {place: term(a)[0] for place, a in adapters_of(base, "default").items()}
     np.testing.assert_allclose(updates["table"].T, updates["head"], rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_tied_can_be_taken_over_whole(rng):
-    base = Net(rng)
+    base = TokenNet(rng)
     base.head = Linear(5, 7, bias=False, dtype=np.float64, rng=rng)
     base.head.weight = base.table.weight
     tuned = copy.deepcopy(base)
@@ -888,7 +854,11 @@ def test_what_is_tied_can_be_taken_over_whole(rng):
         ({"targets": ["v"]}, ValueError, "none of the targets differs from the base.*: v"),
         ({"adapter": "a.b"}, ValueError, "letters, digits"),
         ({"bias": "some"}, ValueError, "bias is one of"),
-        ({"modules_to_save": ["q"]}, ValueError, "q is to be trained whole, but q has an adapter"),
+        (
+            {"modules_to_save": ["q"]},
+            ValueError,
+            "q is to be trained in full, but q has an",
+        ),
         ({"finetuned": 3}, TypeError, "extract takes a Module, and a Module or a state_dict"),
     ],
 )

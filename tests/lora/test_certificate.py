@@ -13,15 +13,14 @@ import pytest
 
 from lora.certificate import (
     DTYPES,
+    CertificateRow,
+    LayerMerge,
     MergeCertificate,
     MergeError,
-    Merging,
-    Row,
     certify,
     round_to,
 )
-from lora.certificate.merging import norms, upper
-from lora.certificate.storage import unit_of
+from lora.certificate.rounding import norms, unit_of, upper
 from minigrad import ops
 from minigrad.kernels import codes
 from minigrad.kernels.nf4 import NF4Matrix
@@ -37,7 +36,7 @@ class Layer:
     def __init__(self, w, a, b, scale=1.0, bias=None, one_hot=False):
         self.w, self.a, self.b, self.scale, self.bias = w, a, b, scale, bias
         self.one_hot = one_hot
-        self.part = Merging.low_rank(
+        self.part = LayerMerge.low_rank(
             "layer", self.rows, a, b, scale, dtype=w.dtype, bias=bias, one_hot=one_hot
         )
 
@@ -515,7 +514,7 @@ def test_what_underflows_in_products_is_in_the_bound(rng):
 
 
 def test_the_rounding_of_a_product_of_a_and_b_is_in_the_bound(rng):
-    """Merging with factors of long mantissas: dW itself is known up to rounding only."""
+    """LayerMerge with factors of long mantissas: dW itself is known up to rounding only."""
     layer = gaussian(rng, 2, 3, 40, np.float64, sizes=(1e-30, 1.0, 1.0))
     update = layer.part.update(slice(0, 2))
     exact = [
@@ -532,7 +531,7 @@ def test_the_rounding_of_a_product_of_a_and_b_is_in_the_bound(rng):
 
 def test_the_sum_of_w_and_dw_is_taken_without_error():
     w, d = np.array([[1.0, 1e16, -3.0]]), np.array([[1e-17, 1.0, 3e-20]])
-    part = Merging(
+    part = LayerMerge(
         "layer", (1, 3), np.dtype(np.float64), lambda _: w, lambda _: d, 0.0, np.zeros(1), 0
     )
     found = certify([part], ["float64"], progress=False).of("layer", "float64")
@@ -584,7 +583,7 @@ def test_a_table_moves_no_element_by_more_than_the_bound(rng, dtype, own, size):
 
 def test_a_table_has_no_bias():
     with pytest.raises(ValueError, match=r"'wte'.*no bias"):
-        Merging.low_rank(
+        LayerMerge.low_rank(
             "wte", np.ones, np.ones((1, 2)), np.ones((3, 1)), 1.0,
             dtype=np.float32, bias=np.ones(3), one_hot=True,
         )  # fmt: skip
@@ -708,7 +707,7 @@ def test_a_sum_in_float16_can_be_too_long_for_a_bound(rng):
 def test_strips_change_no_figure(rng, monkeypatch):
     layer = gaussian(rng, 23, 40, bias=np.arange(23, dtype=np.float32))
     whole = certify([layer.part], progress=False).rows
-    monkeypatch.setattr("lora.weight.STRIP", 5 * 40)
+    monkeypatch.setattr("lora.frozen.STRIP", 5 * 40)
     assert len(layer.part.strips()) == 5
     for found, expected in zip(certify([layer.part], progress=False).rows, whole, strict=True):
         assert found.absorbed == expected.absorbed
@@ -735,7 +734,9 @@ def test_a_large_weight_is_never_whole_in_float64(rng):
 
 def some(*lost, dtypes=("float32", "bfloat16")):
     rows = [
-        Row(f"layer{i}", dtype, 0.25, share * (10 if dtype == "bfloat16" else 1), 3.0, 0.5)
+        CertificateRow(
+            f"layer{i}", dtype, 0.25, share * (10 if dtype == "bfloat16" else 1), 3.0, 0.5
+        )
         for i, share in enumerate(lost)
         for dtype in dtypes
     ]
@@ -783,7 +784,9 @@ def test_many_layers_have_a_line_for_each_dtype_with_the_worst():
 
 
 def test_the_html_has_the_notes_and_escapes_names():
-    certificate = MergeCertificate((Row("<b>", "float16", 0, 1, 2, 3, "W has NaN or Inf"),), 1.0)
+    certificate = MergeCertificate(
+        (CertificateRow("<b>", "float16", 0, 1, 2, 3, "W has NaN or Inf"),), 1.0
+    )
     html = certificate._repr_html_()
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
@@ -798,7 +801,7 @@ def test_a_limit_that_is_exceeded_is_an_error_with_figures_and_advice():
         certificate.check(0.5, "bfloat16")
     text = str(error.value)
     assert "stored in bfloat16, 2 of 3 layers would lose more than 0.5" in text
-    assert "store them in float32, or keep these layers unmerged" in text
+    assert "store them in float32, or leave these layers unmerged" in text
     assert "layer0      25 %     1" in text
     assert "layer2" not in text
     with pytest.raises(MergeError, match="store them in a wider dtype"):
@@ -851,7 +854,7 @@ def record(**changed):
         "name": "q", "shape": (2, 3), "dtype": np.dtype(np.float32), "base": ones, "update": ones,
         "update_error": 0.0, "spread": np.ones(2), "roundings": 9,
     }  # fmt: skip
-    return Merging(**{**fine, **changed})
+    return LayerMerge(**{**fine, **changed})
 
 
 @pytest.mark.parametrize(
@@ -889,4 +892,4 @@ def test_factors_that_do_not_go_together_are_an_error():
     with pytest.raises(
         ValueError, match=r"A of shape \(2, 3\) does not go with B of shape \(4, 1\)"
     ):
-        Merging.low_rank("q", np.ones, np.ones((2, 3)), np.ones((4, 1)), 1.0, dtype=np.float32)
+        LayerMerge.low_rank("q", np.ones, np.ones((2, 3)), np.ones((4, 1)), 1.0, dtype=np.float32)

@@ -14,24 +14,10 @@ import minigrad
 from lora import LoRALayer, LoRAScaling
 from minigrad.nn import Linear, Parameter
 from minigrad.optim import SGD, Adam
+from tests.lora.models import lora_layer
 
 D_OUT, D_IN, RANK, ALPHA = 5, 7, 3, 6.0
 SHAPES = [(D_IN,), (4, D_IN), (2, 4, D_IN)]
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-def make(rng, dtype=np.float64, b=True, **options):
-    """A layer with a bias and, unless b is False, a B that is not zero."""
-    weight, bias = rng.standard_normal((D_OUT, D_IN)), rng.standard_normal(D_OUT)
-    options = {"bias": bias.astype(dtype), "rng": rng, **options}
-    layer = LoRALayer(weight.astype(dtype), D_OUT, D_IN, RANK, ALPHA, **options)
-    if b:
-        layer.lora_b = rng.standard_normal((D_OUT, RANK))
-    return layer
 
 
 def bits(tensor):
@@ -48,7 +34,7 @@ def draw(rng, shape, dtype=np.float64, **options):
 
 
 def test_the_parts_are_named_as_in_the_formula(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     assert (layer.d_out, layer.d_in, layer.rank, layer.alpha) == (D_OUT, D_IN, RANK, ALPHA)
     assert layer.base_weight.shape == (D_OUT, D_IN)
     assert layer.lora_a.shape == (RANK, D_IN)
@@ -65,7 +51,7 @@ def test_the_parts_are_named_as_in_the_formula(rng):
 
 @pytest.mark.parametrize("name", ["merged", "rank", "alpha", "scaling", "d_in", "d_out"])
 def test_what_follows_from_the_rest_cannot_be_assigned(rng, name):
-    layer = make(rng)
+    layer = lora_layer(rng)
     with pytest.raises(AttributeError, match=name):
         setattr(layer, name, getattr(layer, name))
 
@@ -97,7 +83,7 @@ def test_the_class_can_be_inspected():
 
 
 def test_repr_has_sizes_scale_and_state(rng):
-    layer = make(rng, dropout=0.1)
+    layer = lora_layer(rng, dropout=0.1)
     layer.merge()
     text = repr(layer)
     for part in ("LoRALayer(7, 5, rank=3, alpha=6, scale=2, dropout=0.1, merged", "36 trainable"):
@@ -113,7 +99,7 @@ def test_repr_has_sizes_scale_and_state(rng):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [*SHAPES, (0, D_IN), (2, 0, 3, D_IN)])
 def test_the_output_is_base_plus_scaled_update(rng, shape, bias, scaling):
-    layer = make(rng, scaling=scaling, **({} if bias else {"bias": None}))
+    layer = lora_layer(rng, scaling=scaling, **({} if bias else {"bias": None}))
     x = rng.standard_normal(shape)
     w, a, b = (p.data for p in (layer.base_weight, layer.lora_a, layer.lora_b))
     factor = ALPHA / (RANK if scaling is LoRAScaling.STANDARD else math.sqrt(RANK))
@@ -132,7 +118,7 @@ def test_the_first_output_is_that_of_the_base_to_the_bit(rng, shape, bias, dtype
 
 
 def test_vectors_come_as_arrays_and_lists_too(rng):
-    layer = make(rng, np.float32)
+    layer = lora_layer(rng, np.float32)
     x = rng.standard_normal((4, D_IN)).astype(np.float32)
     expected = layer(minigrad.tensor(x))
     assert bits(layer(x)) == bits(expected)
@@ -145,7 +131,7 @@ def test_vectors_come_as_arrays_and_lists_too(rng):
 
 @pytest.mark.parametrize("shape", [(), (D_OUT,), (D_IN, 4)])
 def test_an_input_of_another_size_is_an_error(rng, shape):
-    layer = make(rng)
+    layer = lora_layer(rng)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"\(\.\.\., d_in\)"), minigrad.no_grad():
             layer(np.ones(shape))
@@ -200,7 +186,7 @@ def test_a_trainable_base_gets_no_gradient_and_keeps_its_flag(rng, flat):
 
 
 def test_a_base_whose_flag_is_set_later_gets_no_gradient(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     layer.freeze(False)
     layer(draw(rng, (4, D_IN))).sum().backward()
     assert layer.base_weight.grad is None
@@ -263,7 +249,7 @@ def test_a_trainable_weight_would_be_seen(rng):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("scaling", LoRAScaling)
 def test_everything_has_the_dtype_of_the_base(rng, dtype, scaling):
-    layer = make(rng, dtype, b=False, scaling=scaling, dropout=0.5)
+    layer = lora_layer(rng, dtype, trained=False, scaling=scaling, dropout=0.5)
     assert layer.lora_a.dtype == layer.lora_b.dtype == dtype
     x = draw(rng, (4, D_IN), dtype)
     out = layer(x)
@@ -277,7 +263,7 @@ def test_everything_has_the_dtype_of_the_base(rng, dtype, scaling):
 
 
 def test_a_float64_bias_does_not_widen_a_float32_layer(rng):
-    layer = make(rng, np.float32, bias=np.ones(D_OUT))
+    layer = lora_layer(rng, np.float32, bias=np.ones(D_OUT))
     assert layer(np.ones(D_IN, np.float32)).dtype == np.float32
 
 
@@ -325,7 +311,7 @@ def test_a_has_full_numerical_rank(rng, rank):
 
 
 def test_b_is_zero(rng):
-    assert (make(rng, b=False).lora_b.data == 0).all()
+    assert (lora_layer(rng, trained=False).lora_b.data == 0).all()
 
 
 def test_seeds_and_layers_differ_and_equal_seeds_do_not():
@@ -384,7 +370,7 @@ def test_gradients_of_both_orders_agree_with_differences(rng, shape, scaling):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_those_of_the_formula(rng, shape):
-    layer = make(rng)
+    layer = lora_layer(rng)
     x = draw(rng, shape, requires_grad=True)
     g = rng.standard_normal((*shape[:-1], D_OUT))
     layer(x).backward(minigrad.tensor(g))
@@ -397,13 +383,13 @@ def test_gradients_are_those_of_the_formula(rng, shape):
 
 
 def test_x_gets_a_gradient_only_where_it_asks(rng):
-    layer, x = make(rng), draw(rng, (4, D_IN))
+    layer, x = lora_layer(rng), draw(rng, (4, D_IN))
     layer(x).sum().backward()
     assert x.grad is None
 
 
 def test_the_output_requires_a_gradient_though_the_base_and_x_do_not(rng):
-    layer = make(rng, b=False)
+    layer = lora_layer(rng, trained=False)
     assert layer(draw(rng, (4, D_IN))).requires_grad
     layer.freeze()
     assert not layer(draw(rng, (4, D_IN))).requires_grad
@@ -439,7 +425,7 @@ def assert_close(x, y, scale=1.0):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_da_a_transposed_is_b_transposed_db(rng, loss, shape, scaling, dropout):
-    layer = make(rng, scaling=scaling, dropout=dropout)
+    layer = lora_layer(rng, scaling=scaling, dropout=dropout)
     _, da, db = gradients(layer, draw(rng, shape), LOSSES[loss])
     assert abs(da).max() > 1e-7  # far above the tolerance
     assert_close(da @ layer.lora_a.data.T, layer.lora_b.data.T @ db)
@@ -449,7 +435,7 @@ def test_da_a_transposed_is_b_transposed_db(rng, loss, shape, scaling, dropout):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_change_of_basis_leaves_the_output_and_turns_the_gradients(rng, loss, shape, dropout):
-    layer = make(rng, dropout=dropout)
+    layer = lora_layer(rng, dropout=dropout)
     x = draw(rng, shape)
     value, da, db = gradients(layer, x, LOSSES[loss])
     g = rng.standard_normal((RANK, RANK)) + 3 * np.eye(RANK)
@@ -466,13 +452,13 @@ def test_a_change_of_basis_leaves_the_output_and_turns_the_gradients(rng, loss, 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_at_b_zero_only_b_has_a_gradient(rng, loss):
-    _, da, db = gradients(make(rng, b=False), draw(rng, (4, D_IN)), LOSSES[loss])
+    _, da, db = gradients(lora_layer(rng, trained=False), draw(rng, (4, D_IN)), LOSSES[loss])
     assert (da == 0).all()
     assert (abs(db).max(axis=0) > 1e-6).all()
 
 
 def test_plain_gradient_descent_keeps_a_at_first_and_then_trains_both(rng):
-    layer = make(rng, b=False)
+    layer = lora_layer(rng, trained=False)
     x, a = draw(rng, (20, D_IN)), layer.lora_a.data.copy()
     target = x.data @ rng.standard_normal((D_IN, D_OUT))
     optimizer = SGD(layer.trainable_params(), lr=0.01)
@@ -498,7 +484,7 @@ def test_plain_gradient_descent_keeps_a_at_first_and_then_trains_both(rng):
 @pytest.mark.parametrize("name", ["lora_a", "lora_b"])
 @pytest.mark.parametrize("wrap", [lambda x: x, minigrad.tensor, np.ndarray.tolist, Parameter])
 def test_assigning_copies_into_the_parameter_that_is_there(rng, name, wrap):
-    layer = make(rng)
+    layer = lora_layer(rng)
     held = getattr(layer, name)
     memory = held.data
     value = rng.standard_normal(held.shape).astype(np.float32).astype(np.float64)
@@ -513,7 +499,7 @@ def test_assigning_copies_into_the_parameter_that_is_there(rng, name, wrap):
 
 
 def test_an_optimiser_keeps_hold_of_what_was_assigned_to(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     optimizer = Adam(layer.trainable_params(), lr=0.1)
     layer.lora_a = np.ones((RANK, D_IN))
     layer.lora_b = np.ones((D_OUT, RANK))
@@ -525,7 +511,7 @@ def test_an_optimiser_keeps_hold_of_what_was_assigned_to(rng):
 
 @pytest.mark.parametrize(("name", "shape"), [("lora_a", (D_IN, RANK)), ("lora_b", (D_OUT,))])
 def test_assigning_another_shape_is_an_error_and_changes_nothing(rng, name, shape):
-    layer = make(rng)
+    layer = lora_layer(rng)
     before = bits(getattr(layer, name))
     with pytest.raises(ValueError, match=f"{shape[0]}"):
         setattr(layer, name, np.ones(shape))
@@ -534,7 +520,7 @@ def test_assigning_another_shape_is_an_error_and_changes_nothing(rng, name, shap
 
 def test_a_and_b_cannot_be_deleted(rng):
     with pytest.raises(AttributeError):
-        del make(rng).lora_a
+        del lora_layer(rng).lora_a
 
 
 # ----------------------------------------------------------------------------------------------
@@ -545,7 +531,7 @@ def test_a_and_b_cannot_be_deleted(rng):
 @pytest.mark.parametrize("scaling", LoRAScaling)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_merged_and_unmerged_outputs_agree(rng, shape, scaling):
-    layer, x = make(rng, scaling=scaling), draw(rng, shape)
+    layer, x = lora_layer(rng, scaling=scaling), draw(rng, shape)
     unmerged = layer(x).data
     layer.merge()
     assert layer.merged
@@ -557,7 +543,7 @@ def test_merged_and_unmerged_outputs_agree(rng, shape, scaling):
 
 
 def test_merged_and_unmerged_outputs_agree_in_float32(rng):
-    layer, x = make(rng, np.float32), draw(rng, (50, D_IN), np.float32)
+    layer, x = lora_layer(rng, np.float32), draw(rng, (50, D_IN), np.float32)
     unmerged = layer(x).data
     layer.merge()
     with minigrad.no_grad():
@@ -566,7 +552,7 @@ def test_merged_and_unmerged_outputs_agree_in_float32(rng):
 
 
 def test_merging_and_unmerging_twice_is_doing_it_once(rng):
-    layer, x = make(rng), draw(rng, (4, D_IN))
+    layer, x = lora_layer(rng), draw(rng, (4, D_IN))
     base, plain = bits(layer.base_weight), bits(layer(x))
     layer.unmerge()
     layer.merge()
@@ -582,7 +568,7 @@ def test_merging_and_unmerging_twice_is_doing_it_once(rng):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_thousand_trips_leave_the_base_as_it_was(rng, dtype):
-    layer = make(rng, dtype)
+    layer = lora_layer(rng, dtype)
     memory, before = layer.base_weight.data, bits(layer.base_weight)
     for _ in range(1000):
         layer.lora_b = rng.standard_normal((D_OUT, RANK))
@@ -593,7 +579,7 @@ def test_a_thousand_trips_leave_the_base_as_it_was(rng, dtype):
 
 
 def test_the_merged_weight_is_w_plus_scaled_b_a(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     expected = layer.base_weight.data + 2 * layer.lora_b.data @ layer.lora_a.data
     merged = layer.merged_weight()
     np.testing.assert_allclose(merged.data, expected, rtol=1e-13, atol=1e-13)
@@ -602,7 +588,7 @@ def test_the_merged_weight_is_w_plus_scaled_b_a(rng):
 
 
 def test_a_merged_layer_without_dropout_even_in_training(rng):
-    layer, x = make(rng, dropout=0.5), draw(rng, (4, D_IN))
+    layer, x = lora_layer(rng, dropout=0.5), draw(rng, (4, D_IN))
     expected = layer.eval()(x).data
     layer.train().merge()
     with minigrad.no_grad():
@@ -661,7 +647,7 @@ EDITS = {
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_change_while_merged_is_noticed_at_the_next_use(rng, edit, training):
-    layer = make(rng).train(training)
+    layer = lora_layer(rng).train(training)
     layer.merge()
     change, what = EDITS[edit]
     change(layer)
@@ -693,7 +679,7 @@ def test_a_base_that_is_changed_through_its_first_owner_is_noticed(rng):
 
 
 def test_merging_again_takes_in_what_was_changed(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     layer.merge()
     layer.lora_b = np.ones((D_OUT, RANK))
     layer.merge()
@@ -704,7 +690,7 @@ def test_merging_again_takes_in_what_was_changed(rng):
 
 
 def test_writing_equal_values_is_no_change(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     layer.merge()
     layer.lora_a = layer.lora_a.data.copy()
     layer.lora_b.data[...] *= 1
@@ -713,7 +699,7 @@ def test_writing_equal_values_is_no_change(rng):
 
 
 def test_a_nan_in_a_is_no_change_either(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     layer.lora_a.data[0, 0] = np.nan
     layer.merge()
     with minigrad.no_grad():
@@ -723,7 +709,7 @@ def test_a_nan_in_a_is_no_change_either(rng):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("frozen", [[], ["lora_a"], ["lora_b"]])
 def test_a_merged_layer_refuses_to_lose_a_gradient(rng, training, frozen):
-    layer = make(rng).train(training)
+    layer = lora_layer(rng).train(training)
     for name in frozen:
         getattr(layer, name).requires_grad_(False)
     layer.merge()
@@ -734,7 +720,7 @@ def test_a_merged_layer_refuses_to_lose_a_gradient(rng, training, frozen):
 
 
 def test_a_merged_layer_with_frozen_a_and_b_passes_gradients_on_to_x(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     x, g = draw(rng, (4, D_IN), requires_grad=True), rng.standard_normal((4, D_OUT))
     layer(x).backward(minigrad.tensor(g))
     expected, x.grad = x.grad.data, None
@@ -744,7 +730,7 @@ def test_a_merged_layer_with_frozen_a_and_b_passes_gradients_on_to_x(rng):
 
 
 def test_a_merged_layer_can_be_deep_copied(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     layer.merge()
     twin = copy.deepcopy(layer)
     with minigrad.no_grad():
@@ -761,7 +747,7 @@ class MergePrograms(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from([np.float32, np.float64]))
     def start(self, seed, dtype):
         self.rng = np.random.default_rng(seed)
-        self.layer = make(self.rng, dtype)
+        self.layer = lora_layer(self.rng, dtype)
         self.memory = self.layer.base_weight.data
         self.base = self.memory.copy()
         self.optimizer = Adam(self.layer.trainable_params(), lr=0.1)
@@ -884,7 +870,7 @@ def test_from_linear_shares_and_does_not_change(rng, bias):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_to_linear_is_a_plain_layer_that_shares_nothing(rng, bias):
-    layer = make(rng, **({} if bias else {"bias": None}))
+    layer = lora_layer(rng, **({} if bias else {"bias": None}))
     linear = layer.to_linear()
     assert type(linear) is Linear
     assert (linear.in_features, linear.out_features) == (D_IN, D_OUT)
@@ -898,7 +884,7 @@ def test_to_linear_is_a_plain_layer_that_shares_nothing(rng, bias):
 
 
 def test_to_linear_of_a_merged_layer_that_is_out_of_date_is_an_error(rng):
-    layer = make(rng)
+    layer = lora_layer(rng)
     layer.merge()
     layer.lora_b = np.ones((D_OUT, RANK))
     with pytest.raises(RuntimeError, match=r"lora_b changed since merge\(\)"):
@@ -913,7 +899,7 @@ def test_to_linear_of_a_merged_layer_that_is_out_of_date_is_an_error(rng):
 
 
 def test_dropout_is_on_the_way_to_a_only(rng):
-    layer = make(rng, dropout=0.4)
+    layer = lora_layer(rng, dropout=0.4)
     x = rng.standard_normal((200, D_IN))
     layer.rng = np.random.default_rng(1)
     out = layer(minigrad.tensor(x)).data
@@ -925,7 +911,7 @@ def test_dropout_is_on_the_way_to_a_only(rng):
 
 
 def test_dropout_is_off_in_evaluation_and_differs_between_calls_in_training(rng):
-    layer, x = make(rng, dropout=0.5), draw(rng, (4, D_IN))
+    layer, x = lora_layer(rng, dropout=0.5), draw(rng, (4, D_IN))
     assert bits(layer(x)) != bits(layer(x))
     layer.eval()
     state = rng.bit_generator.state
@@ -934,7 +920,7 @@ def test_dropout_is_off_in_evaluation_and_differs_between_calls_in_training(rng)
 
 
 def test_dropping_everything_leaves_the_base(rng):
-    layer, x = make(rng, dropout=1.0), draw(rng, (4, D_IN))
+    layer, x = lora_layer(rng, dropout=1.0), draw(rng, (4, D_IN))
     base = x.data @ layer.base_weight.data.T + layer.bias.data
     np.testing.assert_allclose(layer(x).data, base, rtol=1e-13, atol=1e-13)
 

@@ -8,9 +8,9 @@ import pytest
 import lora
 import minigrad
 from lora import LoRAConfig, MergeError
-from lora.certificate import certify, round_to
-from lora.certificate.layers import merging_of
+from lora.certificate import certify, merging_of, round_to
 from minigrad.nn import MLP, Embedding, Linear, Sequential
+from tests.lora.models import one_layer, put_on, shake
 
 FORMS = [
     {},
@@ -21,25 +21,11 @@ FORMS = [
 ]
 
 
-def shake(layer, name, rng, size):
-    for part in layer.adapters[name].trained():
-        part.copy_(part.data + size * rng.standard_normal(part.shape))
-
-
 def adapted(rng, kind, forms, dtype, size=0.3, width=(24, 16)):
     """A model of one layer with an adapter of each form, all active."""
-    layer = (
-        Embedding(width[0], width[1], dtype=dtype, rng=rng)
-        if kind == "embedding"
-        else Linear(*width, dtype=dtype, rng=rng)
-    )
-    model = Sequential(layer)
-    if kind == "nf4":
-        lora.quantize(model, block_size=8, progress=False)
+    model = one_layer(kind, rng, dtype, width, block_size=8)
     for i, form in enumerate(forms):
-        config = LoRAConfig(rank=2, alpha=3.0, targets=["0"], **form)
-        lora.attach(model, config, adapter=f"a{i}", rng=rng)
-        shake(model[0], f"a{i}", rng, size)
+        put_on(model, f"a{i}", rng, size, alpha=3.0, targets=["0"], **form)
     lora.switch(model, *[f"a{i}" for i in range(len(forms))])
     return model
 
@@ -245,7 +231,7 @@ def test_the_certificate_speaks_of_a_model_that_is_folded_and_converted(dtype):
 def test_strips_change_neither_the_certificate_nor_the_merged_weight(monkeypatch, kind, form):
     model = adapted(np.random.default_rng(0), kind, [form, {}], np.float64)
     whole, weight = lora.merge(model).rows, model[0].merged_weight().data
-    monkeypatch.setattr("lora.weight.STRIP", 70)
+    monkeypatch.setattr("lora.frozen.STRIP", 70)
     assert len(model[0].weight.strips()) > 4
     strips = lora.merge(model).rows
     for found, expected in zip(strips, whole, strict=True):
@@ -268,9 +254,7 @@ def test_what_is_merged_is_rounded_once():
 
 def net(rng, size=0.3):
     model = MLP([8, 16, 4], rng=rng)
-    lora.attach(model, LoRAConfig(rank=2), rng=rng)
-    for layer in model.layers:
-        shake(layer, "default", rng, size)
+    put_on(model, "default", rng, size)
     return model
 
 
@@ -294,8 +278,8 @@ def test_a_layer_without_the_merged_adapters_is_not_merged():
     for place in ("layers.0", "layers.1"):
         lora.attach(model, LoRAConfig(rank=2, targets=[place]), adapter=place[-1], rng=rng)
     lora.switch(model, "0", "1")
-    shake(model.layers[0], "0", rng, 0.3)
-    shake(model.layers[1], "1", rng, 0.3)
+    shake(model.layers[0], rng, "0", 0.3)
+    shake(model.layers[1], rng, "1", 0.3)
     x = rng.standard_normal((5, 8)).astype(np.float32)
     with minigrad.no_grad():
         before = model(x).data
@@ -327,8 +311,8 @@ def test_without_a_dtype_the_limit_is_that_of_each_layer_in_its_own():
     rng = np.random.default_rng(0)
     model = Sequential(Linear(8, 8, rng=rng), Linear(8, 8, dtype=np.float64, rng=rng))
     lora.attach(model, LoRAConfig(rank=2), rng=rng)
-    shake(model[0], "default", rng, 0.3)
-    shake(model[1], "default", rng, 1e-9)
+    shake(model[0], rng, "default", 0.3)
+    shake(model[1], rng, "default", 1e-9)
     lora.merge(model, limit=1e-5)
     lora.unmerge(model)
     with pytest.raises(MergeError, match=r"stored in float32, 1 of 2 layers"):
@@ -396,7 +380,7 @@ def test_a_merged_adapter_can_be_merged_anew_after_a_change():
     model = net(rng)
     x = rng.standard_normal((5, 8)).astype(np.float32)
     lora.merge(model)
-    shake(model.layers[0], "default", rng, 0.1)
+    shake(model.layers[0], rng, "default", 0.1)
     lora.merge(model)
     with minigrad.no_grad():
         merged = model(x).data.copy()

@@ -16,11 +16,7 @@ from lora import LoRAConfig, LoRALayer, LoRAScaling, NF4Linear
 from minigrad.nn import MLP, Dropout, Embedding, Linear, Module, Parameter, Sequential
 from minigrad.optim import Adam
 from minigrad.training.trainer import Trainer
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
+from tests.lora.models import layers_of, snapshot
 
 
 class Pair(NamedTuple):
@@ -71,22 +67,8 @@ LINEARS = [
 ]
 
 
-def snapshot(model):
-    """Which objects a model is made of, which of them train and in which mode, and all bits."""
-    modules = [(name, id(m), type(m), m.training) for name, m in model.named_modules()]
-    parameters = [
-        (name, id(p), p.requires_grad, p.dtype, p.data.tobytes())
-        for name, p in model.named_parameters()
-    ]
-    return modules, parameters
-
-
 def values(model):
     return {name: p.data.tobytes() for name, p in model.named_parameters()}
-
-
-def adapters(model):
-    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALayer)}
 
 
 def draw(rng, shape=(5, 3), dtype=np.float64):
@@ -99,7 +81,7 @@ def attached(rng, b=True, **options):
     base = net.eval()(x).data
     lora.attach(net, LoRAConfig(**{"rank": 2, "alpha": 4.0, **options}), rng=rng)
     if b:
-        for layer in adapters(net).values():
+        for layer in layers_of(net).values():
             layer.lora_b = rng.standard_normal(layer.lora_b.shape)
     return net, x, base
 
@@ -129,7 +111,7 @@ def test_layers_are_found_by_name_by_ending_or_by_pattern(rng, targets, names):
     net = Net(rng)
     report = lora.attach(net, LoRAConfig(rank=1, targets=targets))
     assert report.names == names
-    assert list(adapters(net)) == names
+    assert list(layers_of(net)) == names
 
 
 def test_the_report_says_by_which_pattern_each_layer_was_found_first(rng):
@@ -211,7 +193,7 @@ def test_a_configuration_is_a_value():
 
 def test_the_first_output_is_that_of_the_base_to_the_bit(rng):
     net, x, base = attached(rng, b=False)
-    assert len(adapters(net)) == 9
+    assert len(layers_of(net)) == 9
     assert np.array_equal(net(x).data, base)
 
 
@@ -240,14 +222,14 @@ def test_the_report_can_be_read(rng):
     assert repr(report).splitlines() == [
         "layer     matched by  d_in -> d_out  rank  trains",
         "layers.0  layers.0    100 -> 50      1     150",
-        "150 of 5,251 numbers train (2.86 %)",
+        "150 of 5,251 parameters train (2.86 %)",
     ]
 
 
 def test_the_configuration_gets_to_the_layers(rng):
     options = {"rank": 2, "alpha": 3.0, "dropout": 0.25, "scaling": LoRAScaling.RSLORA}
     net, _, _ = attached(rng, **options)
-    for layer in adapters(net).values():
+    for layer in layers_of(net).values():
         assert (layer.rank, layer.alpha, layer.dropout) == (2, 3.0, 0.25)
         assert layer.scale == 3 / math.sqrt(2)
         assert layer.lora_a.dtype == np.float64
@@ -283,7 +265,7 @@ def test_equal_seeds_give_equal_adapters_and_layers_differ():
     def first_a(seed):
         net = MLP([4, 4, 4, 4])
         lora.attach(net, LoRAConfig(rank=2), rng=np.random.default_rng(seed))
-        return [layer.lora_a.data for layer in adapters(net).values()]
+        return [layer.lora_a.data for layer in layers_of(net).values()]
 
     one, again, other = first_a(1), first_a(1), first_a(2)
     assert all(np.array_equal(x, y) for x, y in zip(one, again, strict=True))
@@ -432,7 +414,7 @@ def test_a_model_can_be_attached_to_again_after_detach(rng):
     net, x, base = attached(rng)
     lora.detach(net)
     lora.attach(net, LoRAConfig(rank=1, targets=["first"]), rng=rng)
-    assert list(adapters(net)) == ["first"]
+    assert list(layers_of(net)) == ["first"]
     assert np.array_equal(net(x).data, base)
 
 
@@ -490,7 +472,7 @@ def test_an_adapter_that_is_gone_is_an_error_and_changes_nothing(rng, take_off):
     assert snapshot(net) == before
     net.first = net.shared = adapter
     take_off(net)
-    assert not adapters(net)
+    assert not layers_of(net)
 
 
 @pytest.mark.parametrize("use", [lora.switch, lora.detach, lora.merge, lora.fold, lora.active])
@@ -582,7 +564,7 @@ def test_any_nesting_can_be_attached_to_and_comes_back(tree):
     was = {name: id(m) for name, m in net.named_modules()}
     report = lora.attach(net, LoRAConfig(rank=1, targets=targets))
     assert set(targets) <= set(report.names)
-    assert list(adapters(net)) == report.names
+    assert list(layers_of(net)) == report.names
     for name, module in net.named_modules():
         assert isinstance(module, LoRALayer) == (name in report.names)
         assert (id(module) == was[name]) == (name not in report.names)
@@ -600,11 +582,11 @@ def test_merged_and_unmerged_models_agree(rng):
     unmerged, before = net(x).data, values(net)
     assert abs(unmerged - base).max() > 0.1
     assert lora.merge(net).layers == LINEARS
-    assert all(layer.merged for layer in adapters(net).values())
+    assert all(layer.merged for layer in layers_of(net).values())
     with minigrad.no_grad():
         np.testing.assert_allclose(net(x).data, unmerged, rtol=1e-12, atol=1e-12)
     assert lora.unmerge(net) == LINEARS
-    assert not any(layer.merged for layer in adapters(net).values())
+    assert not any(layer.merged for layer in layers_of(net).values())
     assert np.array_equal(net(x).data, unmerged)
     assert values(net) == before
 
@@ -621,7 +603,7 @@ def test_fold_leaves_plain_layers_with_the_merged_output(rng):
     names = [name for name, _ in Net(rng).named_parameters()]
     unmerged = net(x).data
     assert lora.fold(net) is net
-    assert not adapters(net)
+    assert not layers_of(net)
     assert {type(net.first), type(net.pair.second), type(net.heads["eq"])} == {Linear}
     assert net.first is net.shared
     np.testing.assert_allclose(net(x).data, unmerged, rtol=1e-12, atol=1e-12)

@@ -8,31 +8,15 @@ import pytest
 import lora
 import minigrad
 from lora import LoRAConfig
-from minigrad.nn import Embedding, LayerNorm, Linear, Module
+from minigrad.nn import Linear, Module
 from minigrad.optim import SGD, Adam, AdamW
-
-
-class Net(Module):
-    def __init__(self, rng, dtype=np.float64):
-        self.table = Embedding(7, 5, dtype=dtype, rng=rng)
-        self.q = Linear(5, 4, dtype=dtype, rng=rng)
-        self.norm = LayerNorm(4, dtype=dtype)
-        self.head = Linear(4, 3, dtype=dtype, rng=rng)
-
-    def forward(self, x):
-        return self.head(self.norm(minigrad.tanh(self.q(self.table(x)))))
-
-
-TOKENS = np.array([[0, 3, 6], [2, 2, 5]])
+from tests.lora.models import TOKENS, TokenNet, put_on
 
 
 def made(rng, dtype=np.float64, **options):
-    """A Net with an adapter of random values on the table and on q."""
-    net = Net(rng, dtype)
-    lora.attach(net, LoRAConfig(**{"rank": 2, "targets": ["table", "q"], **options}), rng=rng)
-    for layer in (net.table, net.q):
-        for factor in (layer.adapter.lora_a, layer.adapter.lora_b):
-            factor.data = factor.data + rng.standard_normal(factor.shape).astype(dtype)
+    """A TokenNet with an adapter of random values on the table and on q."""
+    net = TokenNet(rng, dtype)
+    put_on(net, "default", rng, size=1.0, **{"targets": ["table", "q"], **options})
     return net
 
 
@@ -165,7 +149,7 @@ def test_impossible_options_are_refused(rng, arguments, error, message):
 def test_a_model_without_adapters_has_neither_groups_nor_a_penalty(rng):
     for function in (lambda net: lora.param_groups(net, 0.1), lora.penalty):
         with pytest.raises(ValueError, match="the model has no adapters"):
-            function(Net(rng))
+            function(TokenNet(rng))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -236,7 +220,7 @@ def test_gradients_of_the_penalty_are_right_in_both_orders(rng, kind):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_penalty_of_pissa_is_zero_at_first_to_the_bit(rng, dtype):
-    net = Net(rng, dtype)
+    net = TokenNet(rng, dtype)
     lora.attach(net, LoRAConfig(rank=2, targets=["table", "q"], init="pissa"), rng=rng)
     penalty = lora.penalty(net)
     assert penalty.dtype == dtype

@@ -11,19 +11,15 @@ import pytest
 import lora
 import minigrad
 from lora import Adapter, LoRAConfig, LoRALayer, LoRAScaling
+from lora.frozen import DenseMatrix
 from lora.variants import dora
 from lora.variants.inits import INITS as NAMED
 from lora.variants.inits import draw
-from lora.weight import Dense
-from minigrad.nn import Embedding, Linear, Module, Sequential
+from minigrad.nn import Embedding, Linear, Sequential
+from tests.lora.models import KINDS, one_layer, shake
 
 D = np.float64
 INITS = list(NAMED)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 def adapted(rng, layer=None, targets="all-linear", dtype=D, **options):
@@ -33,11 +29,6 @@ def adapted(rng, layer=None, targets="all-linear", dtype=D, **options):
     options = {"rank": 2, "alpha": 3.0, **options}
     lora.attach(model, LoRAConfig(targets=targets, **options), rng=rng)
     return model, model[0]
-
-
-def shake(layer, rng, size=0.3):
-    for part in layer.trainable_params():
-        part.copy_(part.data + size * rng.standard_normal(part.shape))
 
 
 def dense_update(adapter):
@@ -219,7 +210,7 @@ def test_norms_are_those_of_the_matrix_that_is_not_formed(dtype, d_out, d_in, ra
     a = rng.standard_normal((rank, d_in)).astype(dtype)
     b = (10.0**power * rng.standard_normal((d_out, rank))).astype(dtype)
     exact = np.linalg.norm(w.astype(D) + 1.5 * b.astype(D) @ a.astype(D), axis=1)
-    found = dora.norms(Dense(w), a, b, 1.5)
+    found = dora.norms(DenseMatrix(w), a, b, 1.5)
     assert found.dtype == dtype
     # B A may cancel too, which the formed matrix would not survive either.
     size = 1.5 * abs(b).astype(D) @ np.linalg.norm(a, axis=1)
@@ -234,7 +225,7 @@ def test_norms_of_rows_that_cancel_are_right_too(rng, dtype):
     w = (-b.astype(D) @ a.astype(D) + 1e-3 * rng.standard_normal((4, 6))).astype(dtype)
     exact = np.linalg.norm(w.astype(D) + b.astype(D) @ a.astype(D), axis=1)
     assert exact.max() < 0.01
-    found = dora.norms(Dense(w), a, b, 1.0)
+    found = dora.norms(DenseMatrix(w), a, b, 1.0)
     np.testing.assert_allclose(found, exact, rtol=1e-6 if dtype == np.float32 else 1e-12)
 
 
@@ -260,7 +251,7 @@ def test_a_row_that_was_zero_is_merged_as_it_is_computed(rng, dtype, moved):
     linear = Linear(6, 4, rng=rng).astype(dtype)
     linear.weight.data[1] = 0
     model, layer = adapted(rng, linear, use_dora=True)
-    shake(layer, rng, moved)
+    shake(layer, rng, size=moved)
     exact = layer.weight.dense() + layer.update_rows(slice(None), ["default"])
     x = np.eye(6, dtype=dtype)
     found = model(x).data.astype(D) - layer.bias.data.astype(D)
@@ -273,7 +264,9 @@ def test_norms_do_not_depend_on_how_the_update_is_shared_out(rng, power):
     w, a, b = (rng.standard_normal(shape) for shape in ((4, 6), (2, 6), (4, 2)))
     exact = np.linalg.norm(w + b @ a, axis=1)
     a, b = a * 10.0**power, b / 10.0**power
-    found = dora.norms(Dense(w.astype(np.float32)), *(x.astype(np.float32) for x in (a, b)), 1.0)
+    found = dora.norms(
+        DenseMatrix(w.astype(np.float32)), *(x.astype(np.float32) for x in (a, b)), 1.0
+    )
     np.testing.assert_allclose(found, exact, rtol=1e-5)  # of float32
 
 
@@ -357,25 +350,11 @@ def test_no_gradient_gets_to_a_base_whose_flag_someone_has_set(rng, kind, option
 # ----------------------------------------------------------------------------------------------
 
 
-class Tables(Module):
-    def __init__(self, rng):
-        self.table = Embedding(5, 4, dtype=D, rng=rng)
-
-    def forward(self, x):
-        return minigrad.tanh(self.table(x))
-
-
 def build(kind, rng):
+    model = Sequential(*one_layer(kind, rng), minigrad.tanh)
     if kind == "embedding":
-        return Tables(rng), ["table"], np.array([[1, 3, 0], [1, 4, 2]])
-    model = Sequential(Linear(6, 4, dtype=D, rng=rng), minigrad.tanh)
-    x = minigrad.tensor(rng.standard_normal((3, 6)), requires_grad=True)
-    if kind == "nf4":
-        lora.quantize(model, block_size=4, progress=False)
-    return model, "all-linear", x
-
-
-KINDS = ["dense", "embedding", "nf4"]
+        return model, ["0"], np.array([[1, 3, 0], [1, 4, 2]])
+    return model, "all-linear", minigrad.tensor(rng.standard_normal((3, 6)), requires_grad=True)
 
 
 @pytest.mark.parametrize("scaling", LoRAScaling)

@@ -8,21 +8,17 @@ import pytest
 import lora
 import minigrad
 from lora import LoRALayer, LoRAScaling, verify
-from lora.verify.rounding import Comparison, Rounding
+from lora.identities.rounding import Agreement, Rounding
 from minigrad import Tensor, checkpoint, kernels, nn, ops
+from tests.lora.models import lora_layer
 
 MSE = minigrad.functional.mse
 SHAPES = [(5,), (7, 5), (2, 3, 5)]
 
 
 def make(kind=LoRALayer, d_out=6, d_in=5, rank=2, dtype=np.float32, trained=True, **options):
-    rng = np.random.default_rng(1)
-    options = {"bias": rng.standard_normal(d_out).astype(dtype), "rng": rng, **options}
-    weight = rng.standard_normal((d_out, d_in)).astype(dtype)
-    layer = kind(weight, d_out, d_in, rank, 6.0, **options)
-    if trained:
-        layer.lora_b = rng.standard_normal((d_out, rank))
-    return layer
+    rng, sizes = np.random.default_rng(1), {"d_out": d_out, "d_in": d_in, "rank": rank}
+    return lora_layer(rng, dtype, trained, kind=kind, **sizes, **options)
 
 
 def batch_for(layer, shape=(7, 5), seed=2):
@@ -345,7 +341,7 @@ class WritesToB(LoRALayer):
 
 class NoBiasMerged(LoRALayer):
     def forward(self, x):
-        return ops.linear(x, self._merged.weight) if self.merged else super().forward(x)
+        return ops.linear(x, self.merged_weight()) if self.merged else super().forward(x)
 
 
 class MergedWithoutScale(LoRALayer):
@@ -733,7 +729,7 @@ def test_a_check_at_other_matrices_than_the_layers_own_says_so():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_sum_stays_in_its_bound_and_the_bound_is_not_idle(dtype, rng):
-    rounding = Rounding.of(dtype)
+    rounding = Rounding(dtype)
     u = np.finfo(dtype).eps / 2
     assert rounding.gamma(1) == pytest.approx(u)
     assert rounding.gamma(10) == pytest.approx(10 * u)
@@ -750,12 +746,12 @@ def test_a_sum_stays_in_its_bound_and_the_bound_is_not_idle(dtype, rng):
 
 def test_a_comparison_needs_something_larger_than_its_bound():
     one, bound = np.ones(3), np.full(3, 0.1)
-    assert Comparison.of(one, one, bound, one).verdict == "holds"
-    assert Comparison.of(one + 0.09, one, bound, one).verdict == "holds"
-    assert Comparison.of(one + 0.11, one, bound, one).verdict == "fails"
-    assert Comparison.of(one, one, bound, one * 0.09).verdict == "cannot tell"
-    assert Comparison.of(one * np.nan, one, bound, one).verdict == "fails"
-    assert Comparison.of(one, one * np.inf, bound, one).verdict == "cannot tell"
-    assert Comparison.of(one[:0], one[:0], bound[:0], one[:0]).verdict == "cannot tell"
-    found = Comparison.of(np.array([1.0, 1.05, 1.0]), one, bound, one)
+    assert Agreement.of(one, one, bound, one).verdict == "holds"
+    assert Agreement.of(one + 0.09, one, bound, one).verdict == "holds"
+    assert Agreement.of(one + 0.11, one, bound, one).verdict == "fails"
+    assert Agreement.of(one, one, bound, one * 0.09).verdict == "cannot tell"
+    assert Agreement.of(one * np.nan, one, bound, one).verdict == "fails"
+    assert Agreement.of(one, one * np.inf, bound, one).verdict == "cannot tell"
+    assert Agreement.of(one[:0], one[:0], bound[:0], one[:0]).verdict == "cannot tell"
+    found = Agreement.of(np.array([1.0, 1.05, 1.0]), one, bound, one)
     assert (found.deviation, found.bound) == (pytest.approx(0.05), 0.1)

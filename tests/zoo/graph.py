@@ -131,7 +131,7 @@ MUTANTS: list[Mutant] = [
         "cut graph",
         partial(
             edited,
-            engine._accumulate,
+            engine.accumulate,
             ("node.grad = node.grad + g", "node.grad = node.grad + g.detach()"),
         ),
         two_passes,

@@ -44,7 +44,7 @@ def _at_once(pending: Any, *, wanted: Any = None, stop: Any = (), **_: Any) -> A
         for i, edge in enumerate(node.edges):
             place, position, rule, *saved = edge
             result = results[i] if results else rule.derivative(totals[node], *saved)
-            visit(place, engine._fit(result, place, node.op, position))
+            visit(place, engine.fit_to_input(result, place, node.op, position))
 
     for node, g in pending.items():
         visit(node, g)
@@ -80,7 +80,7 @@ MUTANTS: list[Mutant] = [
             graph.reachable,
             ("seen = set(roots)", "seen = dict.fromkeys(roots)"),
             ("seen.add(place)", "seen[place] = None"),
-            ("return sorted(seen, key=_by_age, reverse=True)", "return list(seen)"),
+            ('sorted(seen, key=operator.attrgetter("order"), reverse=True)', "list(seen)"),
         ),
         lambda x: (lambda h: h + h * h)(2 * x),
         normal(3),
@@ -131,7 +131,7 @@ MUTANTS: list[Mutant] = [
         "wrong formula",
         partial(
             edited,
-            engine._seed,
+            engine.initial_gradient,
             (
                 "return array.astype(value.dtype, copy=False)",
                 "return np.ones(value.shape, value.dtype)",
@@ -146,7 +146,7 @@ MUTANTS: list[Mutant] = [
         "missing reduction over a broadcast axis",
         partial(
             edited,
-            engine._fit,
+            engine.fit_to_input,
             (
                 "sum_over(result, axes, keepdims=True)",
                 "result[tuple(slice(1) if i in axes else slice(None) for i in range(result.ndim))]",
@@ -159,7 +159,7 @@ MUTANTS: list[Mutant] = [
         "mean for sum",
         partial(
             edited,
-            engine._fit,
+            engine.fit_to_input,
             ("sum_over(result, axes, keepdims=True)", "result.mean(axes, keepdims=True)"),
         ),
         *BROADCAST,
@@ -169,7 +169,7 @@ MUTANTS: list[Mutant] = [
         "cut graph",
         partial(
             edited,
-            engine._fit,
+            engine.fit_to_input,
             ("result.sum(axes, keepdims=True)", "result.detach().sum(axes, keepdims=True)"),
         ),
         *BROADCAST,
@@ -178,7 +178,7 @@ MUTANTS: list[Mutant] = [
     fault(
         "a gradient keeps the dtype of the result",
         "wrong only for one dtype",
-        partial(edited, engine._fit, ("result = result.astype(place.dtype)", "pass")),
+        partial(edited, engine.fit_to_input, ("result = result.astype(place.dtype)", "pass")),
         lambda x: minigrad.square(x.astype(np.float64)),
         normal(3).astype(np.float32),
     ),

@@ -1,7 +1,7 @@
-"""detect_anomaly: who made the first NaN or Inf?
+"""detect_anomaly: which op made the first NaN or Inf?
 
-The files in reading order: anomaly (what is called), detector (what is looked at), operand (what is
-said of an array), error. The usual causes stand in the blocks of the ops.
+The files in reading order: anomaly (the function that is called), detector (what is looked at),
+error (what is said of it). The usual causes stand in the blocks of the ops.
 """
 
 from minigrad.diagnostics.anomaly.anomaly import detect_anomaly

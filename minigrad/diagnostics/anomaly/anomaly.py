@@ -1,4 +1,4 @@
-"""Who made the first NaN or Inf? Raise where it is made: forward, backward or by an optimiser."""
+"""detect_anomaly: raise an error where the first NaN or Inf is made, and name what made it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.diagnostics.anomaly.detector import Detector
@@ -22,7 +21,7 @@ class _Active(threading.local):
         self.detectors: list[Detector] = []
 
     def watch(self) -> None:
-        """Let the newest look, and no other."""
+        """Let the newest detector observe, and no other."""
         others = tuple(observer for observer in mode.observers if type(observer) is not Detector)
         mode.state = (mode.grad_enabled, (*others, *self.detectors[-1:]))
 
@@ -31,30 +30,28 @@ _active = _Active()
 
 
 class _Detection:
-    """What `detect_anomaly` returns: a context, and a decorator. It may be entered many times."""
+    """The context and decorator that `detect_anomaly` returns. It may be entered many times."""
 
     def __init__(self, inf: bool) -> None:
         self._inf = inf
-        self._thread = threading.local()  # for several threads may be inside at once
+        self._thread = threading.local()  # several threads may be inside at once
 
     def __enter__(self) -> None:
-        # Inside another one, it takes its place, and knows the lines that that one has seen.
-        outer = _active.detectors[-1:]
-        detector = Detector(self._inf, outer[0].origins if outer else WeakKeyDictionary())
+        detector = Detector(self._inf, *_active.detectors[-1:])
         vars(self._thread).setdefault("entered", []).append(detector)
         _active.detectors.append(detector)
         _active.watch()
 
     def __exit__(self, *_: object) -> None:
-        # Not what was before: blocks in generators may end in any order.
+        # The state before is not restored: blocks in generators may end in any order.
         _active.detectors.remove(self._thread.entered.pop())
         _active.watch()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """`function`, under detection.
+        """Return a function that calls `function` under detection.
 
         Raises:
-            TypeError: for a generator, whose body runs in between, when others have the word.
+            TypeError: if it is a generator function: its body runs after the call has returned.
         """
         check_decorable(function)
 
@@ -71,32 +68,32 @@ def detect_anomaly(*, inf: bool = True) -> _Detection: ...
 @overload
 def detect_anomaly(function: Callable[P, R], *, inf: bool = True) -> Callable[P, R]: ...
 def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = True) -> Any:
-    """Inside, raise an AnomalyError where the first NaN or Inf is made, and say by whom.
+    """Raise an AnomalyError in the block where the first NaN or Inf is made, and say what made it.
 
     `with detect_anomaly():`, or as a decorator, `@detect_anomaly` or `@detect_anomaly()`. The error
-    names the op, the line of the user's that called it, and the range of each operand, and says why
-    where it knows. It looks at
+    names the op, the user's line that called it, and the range of each operand, and gives the cause
+    if it is a known one. It looks at
 
-    - the result of each op. Where an operand is NaN already, the error names this operand: data, a
-      trained leaf, or a result from before. What hides a NaN, as `where(isnan(x), 0, x)` does, is
-      no error;
-    - what each derivative rule hands on, and gradients that a hook or the caller put in. What a
-      rule makes on its way, and drops, is no error;
+    - the result of each op. If an operand is NaN already, the error names this operand: data, a
+      trained leaf, or a result from before. An op that hides a NaN, as `where(isnan(x), 0, x)`
+      does, is no error;
+    - the gradient that each derivative passes on, and gradients that a hook or the caller put in.
+      What a derivative computes on its way, and drops, is no error;
     - the gradients that are about to be added to `.grad` or returned, and that sum. On an error,
       nothing is added;
     - the loss, when a backward pass starts from it, wherever it was computed;
     - the parameters, when an optimiser has changed them.
 
     An Inf is an error where an op makes it of finite numbers, in every gradient, in a trained leaf,
-    and as a loss. It is none in data and constants, for -inf in a mask is meant: that is passed on
-    until it is made a NaN, and then the error says where it came in. In such an op, any other Inf
-    counts as passed on too. With `inf=False` only NaN are looked for, for code in which an op makes
-    Inf on purpose, as log(0) does, and another op takes it away.
+    and as a loss. It is no error in data and constants, since -inf in a mask is meant: it is passed
+    on until it is made a NaN, and then the error says where it came in. In such an op, any other
+    Inf counts as passed on too. With `inf=False` only NaN are looked for, which suits code in which
+    an op makes Inf on purpose, as log(0) does, and another op takes it away.
 
-    It watches the thread that enters it, and ends when the block does, whatever happens in it. One
-    inside another takes its place for as long. Off, it costs nothing. On, an op and its rule take
-    about 17 us more together, and each result is read once or twice more: tanh of a million
-    elements, forward and backward, takes twice as long.
+    It watches the thread that enters it, and ends when the block does, whatever happens in it. A
+    block inside another replaces it for that time. Off, it costs nothing. On, an op and its
+    derivative take about 17 us more together, and each result is read once or twice more: tanh of a
+    million elements, forward and backward, takes twice as long.
     """
     if function is not None and not callable(function):
         raise TypeError(f"detect_anomaly takes a function to decorate, not {function!r:.60}")

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.diagnostics.draws import Draws
 from minigrad.diagnostics.gradcheck.comparing import compare
 from minigrad.diagnostics.gradcheck.problem import Problem
 from minigrad.diagnostics.gradcheck.report import GradcheckReport
 from minigrad.diagnostics.gradcheck.subject import Subject, Vector, flat, largest_of
+from minigrad.diagnostics.rng_state import Draws
 from minigrad.errors import op_error
 from minigrad.random import generator
 

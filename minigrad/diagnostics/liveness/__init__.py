@@ -1,12 +1,11 @@
-"""liveness: which parameters does a step train, and where does the way of the others end?
+"""liveness: which parameters does a step train, and where do the paths of the others end?
 
-The files in reading order: liveness (what is called), paths (where values go in the forward pass),
-steps (where gradients become zero on the way back), rehearsal (a run that changes nothing),
-snapshot (the model as it was), adapters (ranks, and what holds an adapter up), report (what is
-shown).
+The files in reading order: verdicts (the function that is called), forward_trace (where values go
+in the forward pass), backward_trace (where gradients become zero on their paths back), dry_run (a
+step that changes nothing), report (what is shown).
 """
 
-from minigrad.diagnostics.liveness.liveness import liveness
 from minigrad.diagnostics.liveness.report import LivenessReport
+from minigrad.diagnostics.liveness.verdicts import liveness
 
 __all__ = ["LivenessReport", "liveness"]

@@ -1,16 +1,20 @@
-"""What `liveness` found, as rows, as a table to print, and as one sentence."""
+"""The report of `liveness`: rows, tables to print, and one sentence."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from minigrad.diagnostics.origin import Origin
+from minigrad.diagnostics.source_line import SourceLine
+from minigrad.tables import aligned, as_html
 
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
 
+_PARAMETER_HEAD = ("parameter", "shape", "state", "|gradient|", "why")
 MOST_ROWS = 12  # of one state, or one verdict, that are printed
 MOST_FROZEN = 3
 
@@ -24,16 +28,16 @@ _REMEDIES: dict[State, str] = {
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """What a step does to one parameter.
+    """The effect of a step on one parameter.
 
     Attributes:
-        name: from `named_parameters`.
+        name: its name, from `named_parameters`.
         shape: its shape.
-        size: how many numbers it holds.
-        state: see `liveness`.
-        norm: the Euclidean norm of its gradient; None where it gets none.
-        reason: why the state is what it is, in words; empty for what is live or frozen.
-        op: the op or method where the way to the loss, or the gradient's way back, ends; or None.
+        size: the number of its elements.
+        state: one of the states that `liveness` explains.
+        norm: the Euclidean norm of its gradient; None if it gets none.
+        reason: why it is in this state, in words; empty for a live or frozen parameter.
+        op: the op or method where the path to the loss, or the gradient's path back, ends; or None.
         origin: the user's line that called it, or None.
     """
 
@@ -44,7 +48,7 @@ class ParameterRow:
     norm: float | None = None
     reason: str = ""
     op: str | None = None
-    origin: Origin | None = None
+    origin: SourceLine | None = None
 
     @property
     def trains(self) -> bool:
@@ -53,52 +57,57 @@ class ParameterRow:
 
     @property
     def why(self) -> str:
-        """The reason, with the line."""
+        """The reason with the line."""
         return f"{self.reason}, at {self.origin}" if self.origin else self.reason
 
 
 @dataclass(frozen=True)
-class AdapterRow:
-    """What a step does to one LoRA adapter.
+class PartRow:
+    """The effect of a step on a part of a model that explains itself, such as a LoRA adapter.
+
+    A kind of part has a subclass with facts of its own.
 
     Attributes:
-        name: of its layer, from `named_modules`; empty for the model itself. Where several are
-            active in a layer, with the adapter's own after it.
-        rank_a: the numerical rank of A, `(rank, d_in)`; None if a number is not finite.
-        rank_b: that of B, `(d_out, rank)`.
-        rank_ba: that of the update B A.
-        trains: whether training changes the update.
-        verdict: that in words, with the reason.
+        name: the name of its module, from `named_modules`; empty for the model itself. If the
+            module has several parts, the part's own name follows.
+        trains: whether training changes the part.
+        verdict: the same in words, with the reason.
+        kind: what to call such a part.
+        to_train: the parameters that must require a gradient for such parts to train.
     """
 
     name: str
-    rank_a: int | None
-    rank_b: int | None
-    rank_ba: int | None
     trains: bool
     verdict: str
+
+    kind: ClassVar[str] = "part"
+    to_train: ClassVar[str] = "those that are to train, or model.freeze(False)"
+
+    def facts(self) -> dict[str, str]:
+        """Return cells of the table by the heads of their columns."""
+        return {}
 
 
 @dataclass(frozen=True, repr=False)
 class LivenessReport:
-    """Which parameters a step trains. It is true only if that is all that require a gradient.
+    """The parameters that a step trains. It is true only if all that require a gradient train.
 
     Attributes:
         loss: the value of the loss.
-        rows: one for each parameter, in the order of `named_parameters`.
-        adapters: one for each LoRA adapter.
+        rows: one row for each parameter, in the order of `named_parameters`.
+        adapters: one row for each part of the model that explains itself: the LoRA adapters.
         strays: names of attributes that require a gradient and are Tensors, but no Parameters, so
             that they have no row.
     """
 
     loss: float
     rows: tuple[ParameterRow, ...]
-    adapters: tuple[AdapterRow, ...] = ()
+    adapters: tuple[PartRow, ...] = ()
     strays: tuple[str, ...] = ()
 
     @property
     def trains(self) -> bool:
-        """Whether every parameter that requires a gradient trains, and there is one."""
+        """Whether there is a parameter that requires a gradient, and all of these train."""
         required = [row for row in self.rows if row.state != "frozen"]
         return bool(required) and all(row.trains for row in required)
 
@@ -106,7 +115,7 @@ class LivenessReport:
         return self.trains
 
     def __getitem__(self, name: str) -> ParameterRow:
-        """The row of the parameter of this name.
+        """Return the row of the parameter with this name.
 
         Raises:
             KeyError: if there is none.
@@ -118,23 +127,23 @@ class LivenessReport:
 
     @property
     def verdict(self) -> str:
-        """One sentence: that it trains, or why not and what to do."""
-        what = "This adapter" if len(self.adapters) == 1 else "This model"
+        """One sentence that says that the model trains, or why not and what to do."""
+        kinds = {type(part) for part in self.adapters}
+        kind = kinds.pop() if len(kinds) == 1 else PartRow
+        what = f"This {kind.kind}" if len(self.adapters) == 1 else "This model"
         if len(self.adapters) > 1:
-            what = f"This model, with {len(self.adapters)} adapters,"
+            what = f"This model, with {len(self.adapters)} {kind.kind}s,"
         required = [row for row in self.rows if row.state != "frozen"]
         if not required:
-            those = "those that are to train, or model.freeze(False)"
-            if self.adapters:  # their bases are to stay frozen
-                those = "lora_a and lora_b of each adapter that is to train"
             return (
                 f"{what} does not train: no parameter requires a gradient; call requires_grad_() "
-                f"on {those}."
+                f"on {kind.to_train}."
             )
         dead = [row for row in required if not row.trains]
         if not dead:
             later = sum(row.state != "live" for row in required)
-            text = f"{what} trains: {_count(len(required) - later, 'gets', 'get')} a gradient"
+            live = len(required) - later
+            text = f"{what} trains: {live} parameter{' gets' if live == 1 else 's get'} a gradient"
             return f"{text}, and {later} more will after a step." if later else f"{text}."
         first = dead[0]
         of_it = first.state in ("zero", "not finite")
@@ -147,17 +156,23 @@ class LivenessReport:
         )
 
     def __repr__(self) -> str:
-        lines = [f"liveness: loss {self.loss:.6g}", *_lines(self._parameter_table())]
-        if self.adapters:
-            lines += ["", *_lines(self._adapter_table())]
+        (title, head, cells), *others = self._tables()
+        lines = [title, *aligned(head, cells)]
+        for _, head, cells in others:
+            lines += ["", *aligned(head, cells)]
         return "\n".join([*lines, "", self.verdict, *self._notes()])
 
     def _repr_html_(self) -> str:
-        tables = [self._parameter_table()]
-        tables += [self._adapter_table()] if self.adapters else []
-        parts = [f"<p>liveness: loss {self.loss:.6g}</p>", *map(_html, tables)]
         text = "<br>".join(html.escape(line) for line in (self.verdict, *self._notes()))
-        return "\n".join([*parts, f"<p>{text}</p>"])
+        return "\n".join([*(as_html(*table) for table in self._tables()), f"<p>{text}</p>"])
+
+    def _tables(self) -> Iterator[Table]:
+        """Yield the title, the head and the cells of each table: parameters, then parts by kind."""
+        yield f"liveness: loss {self.loss:.6g}", _PARAMETER_HEAD, _parameter_cells(self.rows)
+        for kind in dict.fromkeys(type(part) for part in self.adapters):
+            parts = [part for part in self.adapters if type(part) is kind]
+            head = (kind.kind, *parts[0].facts(), "verdict")
+            yield f"{kind.kind}s", head, _part_cells(parts)
 
     def _notes(self) -> list[str]:
         return [
@@ -166,70 +181,41 @@ class LivenessReport:
             for name in self.strays
         ]
 
-    def _parameter_table(self) -> list[tuple[str, ...]]:
-        """The rows as text, with what is alike and long cut short."""
-        table: list[tuple[str, ...]] = [("parameter", "shape", "state", "|gradient|", "why")]
-        shown: dict[str, int] = {}
-        for row in self.rows:
-            shown[row.state] = shown.get(row.state, 0) + 1
-        limits = {
-            state: (count if count <= MOST_FROZEN else 0) if state == "frozen" else MOST_ROWS
-            for state, count in shown.items()
-        }
-        left: dict[str, list[ParameterRow]] = {}
-        line: Origin | None = None  # of the row before: it is not repeated
-        for row in self.rows:
-            if limits[row.state] == 0:
-                left.setdefault(row.state, []).append(row)
-                continue
-            limits[row.state] -= 1
-            norm = "" if row.norm is None else f"{row.norm:.3g}"
-            table.append((row.name, str(row.shape), row.state, norm, row.reason))
-            if row.origin and not row.trains and row.origin != line:
-                table.append(("", "", "", "", f"  {row.origin}"))
-            line = row.origin
-        for state, rows in left.items():
-            numbers = sum(row.size for row in rows)
-            more = "" if state == "frozen" else "more "
-            table.append((f"... {len(rows)} {more}{state}, {numbers:,} numbers",))
-        return table
 
-    def _adapter_table(self) -> list[tuple[str, ...]]:
-        """The adapters as text, cut short where many have one verdict."""
-        ranks = ("rank A", "rank B", "rank BA")
-        table: list[tuple[str, ...]] = [("adapter", *ranks, "verdict")]
-        kinds: dict[str, int] = {}
-        for a in self.adapters:
-            found = ("?" if r is None else str(r) for r in (a.rank_a, a.rank_b, a.rank_ba))
-            kinds[a.verdict] = kinds.get(a.verdict, 0) + 1
-            if kinds[a.verdict] <= MOST_ROWS:
-                table.append((a.name or "(the model)", *found, a.verdict))
-        for verdict, count in kinds.items():
-            if count > MOST_ROWS:
-                table.append((f"... {count - MOST_ROWS} more: {verdict}",))
-        return table
+def _parameter_cells(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
+    """Return the rows as text; of many in one state only the first are shown."""
+    frozen = sum(row.state == "frozen" for row in rows)
+    limits: dict[State, int] = {"frozen": frozen if frozen <= MOST_FROZEN else 0}
+    cells: list[tuple[str, ...]] = []
+    left: dict[State, list[ParameterRow]] = {}
+    line: SourceLine | None = None  # of the row before: it is not repeated
+    for row in rows:
+        limit = limits.setdefault(row.state, MOST_ROWS)
+        if limit == 0:
+            left.setdefault(row.state, []).append(row)
+            continue
+        limits[row.state] = limit - 1
+        norm = "" if row.norm is None else f"{row.norm:.3g}"
+        cells.append((row.name, str(row.shape), row.state, norm, row.reason))
+        if row.origin and not row.trains and row.origin != line:
+            cells.append(("", "", "", "", f"  {row.origin}"))
+        line = row.origin
+    for state, rest in left.items():
+        more = "" if state == "frozen" else "more "
+        size = sum(row.size for row in rest)
+        cells.append((f"... {len(rest)} {more}{state}, {size:,} numbers",))
+    return cells
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"1 parameter {one}" if number == 1 else f"{number} parameters {many}"
-
-
-def _lines(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """The table with aligned columns; a row of one cell runs over all of them."""
-    full = [row for row in table if len(row) > 1]
-    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
-    return [
-        row[0]
-        if len(row) == 1
-        else "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
-
-
-def _html(table: Sequence[tuple[str, ...]]) -> str:
-    head, *body = table
-    lines = ["<table>", "<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in head) + "</tr>"]
-    for row in body:
-        span = f' colspan="{len(head)}"' if len(row) == 1 else ""
-        lines.append("<tr>" + "".join(f"<td{span}>{html.escape(c)}</td>" for c in row) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+def _part_cells(parts: Sequence[PartRow]) -> list[tuple[str, ...]]:
+    """Return the parts as text; of many with one verdict only the first are shown."""
+    cells: list[tuple[str, ...]] = []
+    count: Counter[str] = Counter()
+    for part in parts:
+        count[part.verdict] += 1
+        if count[part.verdict] <= MOST_ROWS:
+            cells.append((part.name or "(the model)", *part.facts().values(), part.verdict))
+    for verdict, number in count.items():
+        if number > MOST_ROWS:
+            cells.append((f"... {number - MOST_ROWS} more: {verdict}",))
+    return cells

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
-from minigrad.core.observers import Observer, observe
+from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.receipt.costs import (
     STEP_COSTS,
@@ -35,6 +35,7 @@ from minigrad.diagnostics.receipt.costs import (
 )
 from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.receipt.saved import SavedMemory
+from minigrad.diagnostics.recorder import Recorder
 
 if TYPE_CHECKING:
     from minigrad.core.node import Edge, Node
@@ -54,7 +55,7 @@ def receipt() -> Iterator[Receipt]:
     on arrays that have a shape but no elements.
     """
     result = Receipt()
-    recorder = _Recorder(result)
+    recorder = _ReceiptRecorder(result)
     try:
         with observe(recorder):
             yield result
@@ -74,13 +75,13 @@ class _Pass:
     visited: int = -1  # the node whose rules are running
     edge: int = 0  # the next of its edges
     needed: list[str] = field(default_factory=list)  # its inputs whose rules have run
-    again: bool = False  # a checkpoint runs its function again
 
 
-class _Recorder(Observer):
+class _ReceiptRecorder(Recorder):
     """The observer that fills a receipt. It knows nodes by `order`, and so keeps none alive."""
 
     def __init__(self, result: Receipt) -> None:
+        super().__init__()
         self._receipt = result
         self._saved = SavedMemory(self._on_drop)
         self._passes: list[_Pass] = []
@@ -126,7 +127,7 @@ class _Recorder(Observer):
         """Return the phase of a call; None for a call by a rule on arrays."""
         if not self._passes:
             return "forward"
-        if self._passes[-1].again:
+        if [kind for kind in self.running if kind != "hook"][-1] == "rerun":
             return "recomputed"
         if self._passes[-1].recorded:
             return "backward"
@@ -138,6 +139,7 @@ class _Recorder(Observer):
 
     def on_pass(self, begins: bool) -> None:
         """Keep track of passes; calls without a node had a product to avoid for each input."""
+        super().on_pass(begins)
         if not begins:
             self._passes.pop()
             return
@@ -146,11 +148,6 @@ class _Recorder(Observer):
         for call in self._unrecorded:
             self._count_not_done(call, needing=())
         self._unrecorded.clear()
-
-    def on_rerun(self, begins: bool) -> None:
-        """Note that calls are a part of the forward pass again, which a checkpoint repeats."""
-        if self._passes:
-            self._passes[-1].again = begins
 
     def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """Count a rule, and what the engine does with its result."""

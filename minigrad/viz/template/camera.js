@@ -1,6 +1,6 @@
 // The camera: which part of the drawing is in sight, and how large.
 //
-// It moves the drawing as a whole, so that nothing in it has to be laid out again.
+// It moves the entire drawing, so that nothing in it has to be laid out again.
 
 const MARGIN = 40;  // around the drawing, for what stands out of cards
 const EDGE = 20;  // between what is shown and the border of the window
@@ -18,23 +18,23 @@ class Camera {
     this.buttons = buttons;
     [this.w, this.h] = [1, 1];
     this.at = { x: 0, y: 0, scale: 1 };
-    this.hold(false, false);
+    this.setMode(false, false);
     this.measure();
     this.moveByHand();
   }
 
-  // The size of the pane without the buttons and the legend in it. It is kept: to ask for it lays
-  // out the whole page.
+  // The size of the pane without the buttons and the legend in it. It is stored: to ask for it lays
+  // out the entire page.
   measure() {
     const [w, h] = [this.pane.clientWidth, this.pane.clientHeight];
     const upright = this.buttons.offsetHeight > this.buttons.offsetWidth;
     this.size = upright ? [w - this.buttons.offsetWidth - 10, h - 28] : [w, h - this.buttons.offsetHeight - 4];
   }
 
-  // Whether the scale is one that the reader has chosen, and whether it is that of the whole graph.
-  hold(chosen, whole) {
-    [this.chosen, this.whole] = [chosen, whole];
-    document.getElementById("whole").setAttribute("aria-pressed", String(whole));
+  // Whether the scale is one that the reader has chosen, and whether it shows the entire graph.
+  setMode(chosen, entire) {
+    [this.chosen, this.entire] = [chosen, entire];
+    document.getElementById("entire").setAttribute("aria-pressed", String(entire));
   }
 
   // The size of the drawing.
@@ -65,20 +65,20 @@ class Camera {
     const [cx, cy] = [x ?? w / 2, y ?? h / 2];
     const scale = Math.min(4, Math.max(0.03, this.at.scale * factor));
     const ratio = scale / this.at.scale;
-    this.hold(true, false);
+    this.setMode(true, false);
     this.move({ scale, x: cx - (cx - this.at.x) * ratio, y: cy - (cy - this.at.y) * ratio }, x === undefined);
   }
 
-  // Show the whole graph and stay there, or go back to where the step is.
-  turnWhole() {
-    this.hold(!this.whole, !this.whole);
-    if (this.whole) this.fit();
+  // Show the entire graph and stay there, or go back to where the step is.
+  toggleEntire() {
+    this.setMode(!this.entire, !this.entire);
+    if (this.entire) this.fit();
   }
 
   // Move the camera, if need be, so that these items are in sight and can be read; where they are
   // too far apart for that, all but the first, or else the first.
   reveal(items) {
-    if (this.whole || items.length === 0) return;
+    if (this.entire || items.length === 0) return;
     const [w, h] = this.size;
     const around = this.around(items);
     const { x, y, scale } = this.at;
@@ -152,10 +152,10 @@ class Camera {
   }
 }
 
-// Where a drawing of this length begins, so that the part between `from` and `to` is near a place in
-// a window of this size, and within it.
-function within(place, from, to, size, length) {
+// Where a drawing of this length begins, so that the part between `from` and `to` is near a position
+// in a window of this size, and within it.
+function within(wanted, from, to, size, length) {
   if (length + 2 * EDGE < size) return (size - length) / 2;
-  const near = Math.min(EDGE, Math.max(size - EDGE - length, place - (from + to) / 2));
+  const near = Math.min(EDGE, Math.max(size - EDGE - length, wanted - (from + to) / 2));
   return Math.min(size - EDGE - to, Math.max(EDGE - from, near));
 }

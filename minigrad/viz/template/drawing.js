@@ -56,7 +56,7 @@ class Drawing {
     const sorted = [...this.layout.items.values()].sort((a, b) => a.x - b.x || a.y - b.y);
     for (const item of sorted) {
       const i = Number(item.id.slice(1));
-      if (item.id[0] === "n") this.drawPlace(item, i, cards);
+      if (item.id[0] === "n") this.drawNode(item, i, cards);
       else if (item.id[0] === "f") this.drawFrozen(item, i, cards);
       else this.drawGroup(item, i, this.closed.has(i) ? cards : boxes);
     }
@@ -72,15 +72,15 @@ class Drawing {
     return card;
   }
 
-  drawPlace(item, i, parent) {
-    const place = this.data.places[i];
-    const leaf = place.op === undefined;
-    const kind = `place${leaf ? " leaf" : ""}${i === this.data.root ? " root" : ""}`;
+  drawNode(item, i, parent) {
+    const node = this.data.nodes[i];
+    const leaf = node.op === undefined;
+    const kind = `node${leaf ? " leaf" : ""}${i === this.data.root ? " root" : ""}`;
     const card = this.card(item, kind, parent);
     svg("rect", { width: item.w, height: item.h, rx: leaf ? 18 : 6 }, card.group);
-    const name = this.nameInside(place);
-    const shape = place.shape.length ? place.shape.join("×") : "";
-    const op = place.named ? this.opName(place) : "";
+    const name = this.nameInside(node);
+    const shape = node.shape.length ? node.shape.join("×") : "";
+    const op = node.named ? this.opName(node) : "";
     const room = item.w - 20;
     const wide = widthOf(name, NAME);
     const sub = [`${op} ${shape}`, shape, ""].map((text) => text.trim()).find((text) => wide + 6 + widthOf(text, SUB) < room || !text);
@@ -88,28 +88,28 @@ class Drawing {
     while (letters > 1 && widthOf(cut(name, letters), NAME) > room) letters--;
     svg("text", { class: "name", x: 10, y: 17 }, card.group, cut(name, letters));
     svg("text", { class: "sub", x: item.w - 10, y: 17 }, card.group, sub);
-    svg("title", {}, card.group, [place.name, op, shape].filter(Boolean).join(", "));
-    svg("path", { class: "rule", d: `M0,25 H${item.w} M${item.w / 2},25 V${item.h}` }, card.group);
+    svg("title", {}, card.group, [node.name, op, shape].filter(Boolean).join(", "));
+    svg("path", { class: "divider", d: `M0,25 H${item.w} M${item.w / 2},25 V${item.h}` }, card.group);
     svg("text", { class: "label", x: 10, y: 37 }, card.group, "value");
     card.gradLabel = svg("text", { class: "label grad", x: item.w / 2 + 8, y: 37 }, card.group, "gradient");
     card.value = svg("g", { class: "value" }, card.group);
     card.grad = svg("g", { class: "grad" }, card.group);
-    this.drawPicture(card.value, place.value, 8, item.w / 2 - 16);
-    if (place.value === undefined) svg("text", { class: "none", x: 10, y: 58 }, card.value, "not kept");
+    this.drawPicture(card.value, node.value, 8, item.w / 2 - 16);
+    if (node.value === undefined) svg("text", { class: "none", x: 10, y: 58 }, card.value, "not saved");
     card.shown = -1;
   }
 
-  // The name without the way to the module that it is drawn in.
+  // The name without the path to the module that it is drawn in.
   nameInside(thing) {
-    let way = "";
+    let path = "";
     for (let g = thing.group; g !== -1 && this.data.groups[g].parent !== -1; g = this.data.groups[g].parent) {
-      way = `${this.data.groups[g].name}.${way}`;
+      path = `${this.data.groups[g].name}.${path}`;
     }
-    return thing.name.startsWith(way) ? thing.name.slice(way.length) : thing.name;
+    return thing.name.startsWith(path) ? thing.name.slice(path.length) : thing.name;
   }
 
-  opName(place) {
-    return place.op === undefined ? "" : this.data.ops[place.op].name;
+  opName(node) {
+    return node.op === undefined ? "" : this.data.ops[node.op].name;
   }
 
   drawPicture(parent, index, x, width) {
@@ -124,7 +124,7 @@ class Drawing {
       svg("text", { class: "none", x: x + 2, y: 58 }, parent, "empty");
       return;
     }
-    const image = { href: heatMap(asHeatMap(picture)), x, y: 42, width, height: 26, preserveAspectRatio: "none" };
+    const image = { href: heatMap(picture), x, y: 42, width, height: 26, preserveAspectRatio: "none" };
     svg("image", image, parent);
   }
 
@@ -159,7 +159,7 @@ class Drawing {
 
   countIn(g) {
     const isIn = (i) => i === g || (i !== -1 && isIn(this.data.groups[i].parent));
-    const count = this.data.places.filter((place) => isIn(place.group)).length;
+    const count = this.data.nodes.filter((node) => isIn(node.group)).length;
     return `${count} node${count === 1 ? "" : "s"} inside`;
   }
 
@@ -188,9 +188,9 @@ class Drawing {
     this.start();
   }
 
-  // The whole drawing if it can be read, and else the place of the step.
+  // The entire drawing if it can be read, and otherwise the part of the step.
   start() {
-    this.camera.hold(this.camera.whole, this.camera.whole);
+    this.camera.setMode(this.camera.entire, this.camera.entire);
     this.camera.fit();
     this.follow();
   }
@@ -200,8 +200,8 @@ class Drawing {
     this.reveal([...this.state.active]);
   }
 
-  turnWhole() {
-    this.camera.turnWhole();
+  toggleEntire() {
+    this.camera.toggleEntire();
     this.follow();
   }
 
@@ -222,7 +222,7 @@ class Drawing {
   // What a node shows at a step: `state` is from `stateAt`.
   show(state) {
     const before = this.state;
-    this.data.places.forEach((place, i) => {
+    this.data.nodes.forEach((_, i) => {
       const card = this.cards.get(`n${i}`);
       if (!card) return;
       const index = state.gradients[i];
@@ -247,7 +247,7 @@ class Drawing {
     this.state = state;
   }
 
-  // The edges that the gradient takes in this step, with the number on its way.
+  // The edges along which gradients go in this step, with the number that goes there.
   drawFlow(state) {
     this.flow.replaceChildren();
     for (const edge of this.flowing ?? []) edge.path.classList.remove("flowing");
@@ -279,10 +279,10 @@ class Drawing {
   }
 
   describe(i, state) {
-    const place = this.data.places[i];
-    const value = place.value === undefined ? "value not kept" : `value ${inWords(this.data.pictures[place.value])}`;
+    const node = this.data.nodes[i];
+    const value = node.value === undefined ? "value not saved" : `value ${inWords(this.data.pictures[node.value])}`;
     const grad = state.gradients[i] < 0 ? "no gradient yet" : `gradient ${inWords(this.data.pictures[state.gradients[i]])}`;
-    return `${place.name}, ${this.opName(place) || "leaf"}, ${value}, ${grad}`;
+    return `${node.name}, ${this.opName(node) || "leaf"}, ${value}, ${grad}`;
   }
 
   // Mark what the reader has chosen, or only let the keyboard go on from it.
@@ -327,18 +327,4 @@ function groupTitle(group) {
 
 function setClass(element, name, on) {
   if (element.classList.contains(name) !== Boolean(on)) element.classList.toggle(name);
-}
-
-// A heat map also of few numbers, which a card has no room to write.
-function asHeatMap(picture) {
-  if (picture.cells) return picture;
-  if (!picture.strip) {
-    const numbers = picture.numbers.map((x) => (typeof x === "string" ? NaN : Number(x)));
-    const scale = Math.max(...numbers.map((x) => Math.abs(x) || 0)) || 1;
-    const columns = picture.shape.at(-1) || 1;
-    const middle = (LETTERS.length - 1) / 2;
-    const cells = numbers.map((x) => (Number.isNaN(x) ? "!" : LETTERS[Math.round(middle + (middle * x) / scale)])).join("");
-    picture.strip = { rows: numbers.length / columns, columns, cells };
-  }
-  return picture.strip;
 }

@@ -6,10 +6,11 @@ const SHADES = [[10, 36, 99], [58, 96, 158], [128, 134, 139], [222, 178, 84], [2
 const BROKEN = [200, 0, 110];
 const images = new Map();
 
-// A picture as an object; it is written as a list, to be short.
-function unpack([shape, dtype, rows, columns], [first, low, high, rms, broken]) {
-  if (rows === undefined) return { shape, dtype, numbers: first };
-  return { shape, dtype, rows, columns, cells: first, low, high, rms, broken };
+// A picture as an object; it is written as a list, to be short. Of few numbers it has these and cells.
+function unpack([shape, dtype, rows, columns], content) {
+  if (typeof content[0] !== "string") return { shape, dtype, rows, columns, numbers: content[0], cells: content[1] };
+  const [cells, low, high, rms, broken] = content;
+  return { shape, dtype, rows, columns, cells, low, high, rms, broken };
 }
 
 function shade(letter) {
@@ -37,10 +38,10 @@ function short(x, digits = 4) {
   if (typeof x === "string") return x.replace("-", "−");
   if (typeof x === "boolean") return x ? "true" : "false";
   const size = Math.abs(x);
-  const places = Math.max(digits, String(Math.floor(size)).length);
+  const precision = Math.max(digits, String(Math.floor(size)).length);
   const text = size !== 0 && (size >= 1e6 || size < 1e-4)
     ? x.toExponential(digits - 1).replace(/\.?0+e/, "e")
-    : String(Number(x.toPrecision(places)));
+    : String(Number(x.toPrecision(precision)));
   return text.replaceAll("-", "−");
 }
 

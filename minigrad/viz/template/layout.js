@@ -7,12 +7,12 @@
 // sorted by the mean height of their neighbours, and put as near to it as their order allows.
 
 const CARD = { w: 148, h: 74 }, PILL = { w: 122, h: 40 }, BOX = { w: 190, h: 52 };
-const GAP = { column: 74, row: 16, way: 9 }, PADDING = 14, HEADER = 24, SWEEPS = 12;
+const GAP = { column: 74, row: 16, waypoint: 9 }, PADDING = 14, HEADER = 24, SWEEPS = 12;
 
 // The graph as it is shown when the modules in `closed` are: items by id, and edges between them.
 function visibleGraph(data, closed) {
   const parent = new Map();
-  data.places.forEach((place, i) => parent.set(`n${i}`, place.group));
+  data.nodes.forEach((node, i) => parent.set(`n${i}`, node.group));
   data.frozen.forEach((frozen, i) => parent.set(`f${i}`, frozen.group));
   data.groups.forEach((group, i) => parent.set(`g${i}`, group.parent));
 
@@ -35,8 +35,8 @@ function visibleGraph(data, closed) {
     edges.get(key)[field].push(value);
   };
   data.links.forEach((link, i) => add(`n${link.source}`, `n${link.target}`, "links", i));
-  data.places.forEach((place, i) =>
-    place.frozen.forEach(([, f]) => add(`f${f}`, `n${i}`, "frozen", i)));
+  data.nodes.forEach((node, i) =>
+    node.frozen.forEach(([, f]) => add(`f${f}`, `n${i}`, "frozen", i)));
   return { parent, ancestors, shown, edges: [...edges.values()] };
 }
 
@@ -76,18 +76,18 @@ function layOut(data, closed) {
       leg.push(key);
     }
   }
-  const place = (g) => {
+  const layOutGroup = (g) => {
     const items = inside.get(g).map((id) => {
       if (id[0] === "n") return { id, ...CARD };
       if (id[0] === "f") return { id, ...PILL };
       const inner = Number(id.slice(1));
       if (closed.has(inner)) return { id, ...BOX };
-      place(inner);
+      layOutGroup(inner);
       return { id, w: levels.get(inner).w, h: levels.get(inner).h, ports: levels.get(inner).ports };
     });
     levels.set(g, layOutLevel(items, [...(wanted.get(g) ?? new Map()).entries()], g !== -1));
   };
-  place(-1);
+  layOutGroup(-1);
 
   const items = new Map();
   const origins = new Map();
@@ -129,17 +129,17 @@ function layOutLevel(given, edges, framed) {
     if (b.out && !items.has(b.id)) items.set(b.id, { id: b.id, w: 0, h: 2, kind: "out" });
   }
   const columns = intoColumns(items, edges);
-  const ways = new Map();
+  const routes = new Map();  // the ends and waypoints of each edge
   for (const [key, { a, b }] of edges) {
-    const way = [a];
+    const route = [a];
     for (let c = items.get(a.id).column - 1; c > items.get(b.id).column; c--) {
-      const waypoint = { id: `${key}@${c}`, w: 0, h: 2, kind: "way", column: c };
+      const waypoint = { id: `${key}@${c}`, w: 0, h: 2, kind: "waypoint", column: c };
       items.set(waypoint.id, waypoint);
       columns.get(c).push(waypoint);
-      way.push({ id: waypoint.id, port: null });
+      route.push({ id: waypoint.id, port: null });
     }
-    way.push(b);
-    ways.set(key, way);
+    route.push(b);
+    routes.set(key, route);
   }
   const order = [...columns.keys()].sort((x, y) => y - x);  // from the left
   const height = (end) => {
@@ -147,10 +147,10 @@ function layOutLevel(given, edges, framed) {
     return end.port === null ? 0 : item.ports.get(end.port) - item.h / 2;
   };
   for (const item of items.values()) [item.left, item.right] = [[], []];
-  for (const way of ways.values()) {
-    for (let i = 0; i + 1 < way.length; i++) {
-      const [a, b] = [items.get(way[i].id), items.get(way[i + 1].id)];
-      const shift = height(way[i]) - height(way[i + 1]);
+  for (const route of routes.values()) {
+    for (let i = 0; i + 1 < route.length; i++) {
+      const [a, b] = [items.get(route[i].id), items.get(route[i + 1].id)];
+      const shift = height(route[i]) - height(route[i + 1]);
       a.right.push([b, -shift]);
       b.left.push([a, shift]);
     }
@@ -164,7 +164,7 @@ function layOutLevel(given, edges, framed) {
       const wishes = column.map((item) => {
         const near = both ? [...item.left, ...item.right] : leftwards ? item.right : item.left;
         const mean = near.reduce((sum, [other, shift]) => sum + other.y + shift, 0) / near.length;
-        return [item, near.length ? mean : item.y, item.kind === "way" ? 3 : 1];
+        return [item, near.length ? mean : item.y, item.kind === "waypoint" ? 3 : 1];
       });
       if (!both) {
         wishes.sort((p, q) => p[1] - q[1]);
@@ -191,10 +191,10 @@ function layOutLevel(given, edges, framed) {
   }
   const w = x - GAP.column + (framed ? PADDING : 0);
   const lower = Math.max(0, ...all.map((item) => item.y + item.h / 2));
-  const points = new Map([...ways].map(([key, way]) => [key, way.flatMap((end, i) => {
+  const points = new Map([...routes].map(([key, route]) => [key, route.flatMap((end, i) => {
     const item = items.get(end.id);
     const y = item.y + height(end);
-    if (item.kind === "way") return [[item.span[0], y], [item.span[1], y]];
+    if (item.kind === "waypoint") return [[item.span[0], y], [item.span[1], y]];
     if (item.kind !== "item") return [[item.x, y]];
     return [[i === 0 ? item.x + item.w : item.x, y]];
   })]));
@@ -207,7 +207,7 @@ function intoColumns(items, edges) {
   const after = new Map([...items.keys()].map((id) => [id, []]));
   for (const [, { a, b }] of edges) after.get(a.id).push(b.id);
   const depth = new Map();
-  for (const start of items.keys()) {  // the longest way to the right, without recursion
+  for (const start of items.keys()) {  // the longest path to the right, without recursion
     const open = [start];
     while (open.length) {
       const id = open.at(-1);
@@ -240,7 +240,7 @@ function stack(wishes) {
   wishes.forEach(([item, wish, weight], i) => {
     if (i) {
       const above = wishes[i - 1][0];
-      const gap = above.kind === "item" && item.kind === "item" ? GAP.row : GAP.way;
+      const gap = above.kind === "item" && item.kind === "item" ? GAP.row : GAP.waypoint;
       offset += above.h / 2 + gap + item.h / 2;
     }
     let pool = { sum: (wish - offset) * weight, weight, items: [[item, offset]] };

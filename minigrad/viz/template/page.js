@@ -1,9 +1,9 @@
-// The page: which way is shown, at which step, and what keys and buttons do.
+// The page: which pass is shown, at which step, and what keys and buttons do.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 data.pictures = data.pictures.map(([kind, ...content]) => unpack(data.kinds[kind], content));
 for (const step of data.steps) step.sent = (step.sent ?? []).map(unpackSent);
-for (const place of data.places) [place.frozen, place.options] = [place.frozen ?? [], place.options ?? []];
+for (const node of data.nodes) [node.frozen, node.options] = [node.frozen ?? [], node.options ?? []];
 const find = (id) => document.getElementById(id);
 const panel = new Panel(data);
 const drawing = new Drawing(data, (id) => choose(id), () => { drawing.build(); draw(); });
@@ -11,13 +11,13 @@ const MOST = 70;  // nodes that are shown at first, if modules can be closed
 const BEAT = 1100;  // milliseconds of a step
 
 const opened = {};  // whether a kind of source is open in the panel
-let [way, position, picked, playing] = [data.ways[0], 0, null, null];
+let [pass, position, picked, playing] = [data.passes[0], 0, null, null];
 
-for (const one of data.ways) {
+for (const one of data.passes) {
   one.ran = new Set();
   for (const index of one.steps) {
     const step = data.steps[index];
-    if (step.kind === "rule") one.ran.add(step.node);
+    if (step.kind === "vjp") one.ran.add(step.node);
   }
 }
 
@@ -25,12 +25,12 @@ function unpackSent([link, gradient, after, before, more]) {
   return { link, gradient, after, before: before < 0 ? undefined : before, ...more };
 }
 
-// The gradients at all nodes after the first steps of a way, and what the last of these does.
+// The gradients at all nodes after the first steps of a pass, and what the last of these does.
 function stateAt(shown, last) {
-  const gradients = Array.from(data.places, () => -1);
-  const written = Array.from(data.places, () => false);
+  const gradients = Array.from(data.nodes, () => -1);
+  const written = Array.from(data.nodes, () => false);
   const sentSoFar = new Set();
-  for (const [node, index] of shown.held) gradients[node] = index;
+  for (const [node, index] of shown.initial) gradients[node] = index;
   for (let k = 0; k <= last; k++) {
     const step = data.steps[shown.steps[k]];
     if (step.kind === "seed") gradients[step.node] = step.g;
@@ -46,15 +46,15 @@ function stateAt(shown, last) {
 }
 
 function draw() {
-  const state = stateAt(way, position);
+  const state = stateAt(pass, position);
   drawing.show(state);
   const id = picked ?? `n${state.step.node}`;
-  fillPanel(panel.step(state.step, way, position), panel.node(id, state));
+  fillPanel(panel.step(state.step, pass, position), panel.node(id, state));
   drawing.choose(id, picked !== null);
-  find("counter").textContent = `${position + 1} / ${way.steps.length}`;
+  find("counter").textContent = `${position + 1} / ${pass.steps.length}`;
   find("position").value = position;
-  find("position").setAttribute("aria-valuetext", `step ${position + 1} of ${way.steps.length}`);
-  for (const [button, end] of [["first", 0], ["previous", 0], ["next", way.steps.length - 1], ["last", way.steps.length - 1]]) {
+  find("position").setAttribute("aria-valuetext", `step ${position + 1} of ${pass.steps.length}`);
+  for (const [button, end] of [["first", 0], ["previous", 0], ["next", pass.steps.length - 1], ["last", pass.steps.length - 1]]) {
     find(button).setAttribute("aria-disabled", String(position === end));
   }
   return state;
@@ -73,24 +73,24 @@ function fillPanel(step, node) {
 
 function goTo(k) {
   find("panel").scrollTop = 0;  // first, for it asks for a layout
-  position = Math.min(way.steps.length - 1, Math.max(0, k));
+  position = Math.min(pass.steps.length - 1, Math.max(0, k));
   picked = null;
   const state = draw();
   drawing.follow();
-  find("live").textContent = `Step ${position + 1} of ${way.steps.length}. ${panel.sentence(state.step, way)}`;
+  find("live").textContent = `Step ${position + 1} of ${pass.steps.length}. ${panel.sentence(state.step, pass)}`;
 }
 
 function take(key) {
-  way = data.ways.find((one) => one.key === key);
-  for (const one of data.ways) find(`way-${one.key}`).setAttribute("aria-pressed", String(one === way));
-  find("about").textContent = way.about;
-  find("position").max = way.steps.length - 1;
-  find("to-fault").hidden = way.fault < 0;
-  find("mark").hidden = way.fault < 0;
-  find("mark").style.left = `${(100 * way.fault) / Math.max(1, way.steps.length - 1)}%`;
+  pass = data.passes.find((one) => one.key === key);
+  for (const one of data.passes) find(`pass-${one.key}`).setAttribute("aria-pressed", String(one === pass));
+  find("about").textContent = pass.about;
+  find("position").max = pass.steps.length - 1;
+  find("to-fault").hidden = pass.fault < 0;
+  find("mark").hidden = pass.fault < 0;
+  find("mark").style.left = `${(100 * pass.fault) / Math.max(1, pass.steps.length - 1)}%`;
   stop();
   goTo(0);
-  find("live").textContent = `${way.title}. ${way.about} ${find("live").textContent}`;
+  find("live").textContent = `${pass.title}. ${pass.about} ${find("live").textContent}`;
 }
 
 function choose(id) {
@@ -109,11 +109,11 @@ function stop() {
 
 function play() {
   if (playing !== null) return stop();
-  if (position === way.steps.length - 1) goTo(0);
+  if (position === pass.steps.length - 1) goTo(0);
   find("play").setAttribute("aria-label", "Pause");
   find("play").textContent = "❚❚";
   playing = setInterval(() => {
-    if (position === way.steps.length - 1) stop();
+    if (position === pass.steps.length - 1) stop();
     else goTo(position + 1);
   }, BEAT);
 }
@@ -132,12 +132,12 @@ const KEYS = {
   ArrowRight: () => byHand(position + 1),
   ArrowLeft: () => byHand(position - 1),
   Home: () => byHand(0),
-  End: () => byHand(way.steps.length - 1),
+  End: () => byHand(pass.steps.length - 1),
   " ": play,
   "+": () => drawing.camera.zoom(1.25),
   "=": () => drawing.camera.zoom(1.25),
   "-": () => drawing.camera.zoom(0.8),
-  0: () => drawing.turnWhole(),
+  0: () => drawing.toggleEntire(),
   m: () => drawing.foldAll(),
 };
 
@@ -161,8 +161,8 @@ document.addEventListener("keydown", (event) => {
 
 for (const [id, action] of Object.entries({
   first: KEYS.Home, previous: KEYS.ArrowLeft, play, next: KEYS.ArrowRight, last: KEYS.End,
-  closer: KEYS["+"], farther: KEYS["-"], whole: KEYS[0], fold: KEYS.m, theme: turn,
-  "to-fault": () => byHand(way.fault),
+  closer: KEYS["+"], farther: KEYS["-"], entire: KEYS[0], fold: KEYS.m, theme: turn,
+  "to-fault": () => byHand(pass.fault),
 })) find(id).addEventListener("click", action);
 find("position").addEventListener("input", (event) => byHand(Number(event.target.value)));
 find("panel").addEventListener("click", (event) => {
@@ -173,25 +173,25 @@ find("panel").addEventListener("click", (event) => {
   }
 });
 
-for (const one of data.ways) {
-  const button = html("button", { type: "button", id: `way-${one.key}` }, one.fault >= 0 ? "✕ " : "", one.title);
+for (const one of data.passes) {
+  const button = html("button", { type: "button", id: `pass-${one.key}` }, one.fault >= 0 ? "✕ " : "", one.title);
   button.addEventListener("click", () => take(one.key));
-  find("ways").append(button);
+  find("passes").append(button);
 }
 find("fold").hidden = data.groups.length === 0;
 find("legend").append(
-  html("span", { class: "key way" }, "gradient"), html("span", { class: "key frozen" }, "no gradient"),
+  html("span", { class: "key path" }, "gradient"), html("span", { class: "key frozen" }, "no gradient"),
   data.pictures.some((picture) => picture.cells || picture.numbers.length > 1) ? html("span", { class: "key scale" }, "− 0 +") : "",
   data.pictures.some((picture) => picture.broken || picture.numbers?.some((x) => typeof x === "string")) ? html("span", { class: "key broken" }, "not finite") : "",
   html("span", { class: "keys" }, "← → step · space play · + − 0 zoom · wheel, drag"));
 
 drawing.foldTo(MOST);
 drawing.build();
-take(data.ways[0].key);
+take(data.passes[0].key);
 drawing.start();
 addEventListener("resize", () => {
   drawing.camera.measure();
-  if (drawing.camera.whole) drawing.camera.fit();
+  if (drawing.camera.entire) drawing.camera.fit();
   drawing.follow();
 });
 document.documentElement.dataset.ready = "";

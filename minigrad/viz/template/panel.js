@@ -15,7 +15,7 @@ function theFirst(all) {
   return all.length > MANY ? [all.slice(0, FIRST), [`… ${all.length - FIRST} more`]] : [all, []];
 }
 
-const NOT_KEPT = "Not kept: no rule that runs asks for it, so the graph has let it go. A tape keeps it: with viz.record() as tape: …";
+const NOT_SAVED = "Not saved: no VJP that runs asks for it, so the graph has dropped it. A tape keeps it: with viz.record() as tape: …";
 
 class Panel {
   constructor(data) {
@@ -45,21 +45,21 @@ class Panel {
   }
 
   name(i) {
-    return this.data.places[i].name;
+    return this.data.nodes[i].name;
   }
 
   button(id, text, kind) {
     return html("button", { type: "button", class: `to ${kind ?? ""}`, "data-to": id }, text);
   }
 
-  place(i) {
+  link(i) {
     return this.button(`n${i}`, this.name(i));
   }
 
   // ------------------------------------------------------------------------------------------- step
 
   // One sentence on a step, which a screen reader says.
-  sentence(step, way) {
+  sentence(step, pass) {
     const number = (index) => inWords(this.data.pictures[index]);
     const name = this.name(step.node);
     if (step.kind === "seed") return `The pass starts at ${name}. The gradient of a number by itself is 1.`;
@@ -67,72 +67,72 @@ class Panel {
       const had = step.before === undefined ? `${name} had no .grad` : `.grad of ${name} was ${number(step.before)}`;
       return `${had}; ${number(step.g)} has arrived; now it is ${number(step.after)}.`;
     }
-    const ways = step.sent.map((sent) => {
+    const parts = step.sent.map((sent) => {
       const link = this.data.links[sent.link];
       const to = this.name(link.source);
       const result = `${number(sent.gradient)} goes to ${to}`;
       return sent.before === undefined ? result : `${result}, which had ${number(sent.before)} and has ${number(sent.after)} now`;
     });
-    const fault = step.fault ? ` ${way.words.fault}.` : "";
-    return `At ${name}, ${number(step.g)} has arrived.${fault} ${ways.join("; ")}.`;
+    const fault = step.fault ? ` ${pass.words.fault}.` : "";
+    return `At ${name}, ${number(step.g)} has arrived.${fault} ${parts.join("; ")}.`;
   }
 
-  step(step, way, position) {
+  step(step, pass, position) {
     const parts = [];
-    if (step.fault && position === way.fault) parts.push(this.firstFault(step, way));
-    else if (step.fault) parts.push(html("p", { class: "fault" }, `✕ ${way.words.fault}.`));
-    if (step.note) parts.push(html("p", { class: "note" }, `${way.words.note}. It will have to be here again.`));
-    if (step.kind === "rule") parts.push(...this.rule(step, way));
-    else if (step.kind === "leaf") parts.push(...this.leaf(step, way));
+    if (step.fault && position === pass.fault) parts.push(this.firstFault(step, pass));
+    else if (step.fault) parts.push(html("p", { class: "fault" }, `✕ ${pass.words.fault}.`));
+    if (step.note) parts.push(html("p", { class: "note" }, `${pass.words.note}. It will have to be here again.`));
+    if (step.kind === "vjp") parts.push(...this.vjp(step, pass));
+    else if (step.kind === "leaf") parts.push(...this.leaf(step, pass));
     else parts.push(...this.seed(step));
-    if (position === way.steps.length - 1) parts.push(...this.ends(way));
+    if (position === pass.steps.length - 1) parts.push(...this.ends(pass));
     return parts;
   }
 
   seed(step) {
     return [
-      html("h2", { tabindex: -1 }, "Start at ", this.place(step.node)),
+      html("h2", { tabindex: -1 }, "Start at ", this.link(step.node)),
       html("p", {}, "The gradient of a number by itself is 1."),
       this.sum([["g", this.picture(step.g, "grad")]]),
     ];
   }
 
-  leaf(step, way) {
+  leaf(step, pass) {
     const rows = [
       [".grad before", step.before === undefined ? html("span", { class: "none" }, "None") : this.picture(step.before, "grad")],
       ["+ arrived", this.picture(step.g, "grad")],
       ["= .grad", this.picture(step.after, "grad result")],
     ];
-    const end = way.ends.find(([node]) => node === step.node);
+    const end = pass.ends.find(([node]) => node === step.node);
     const wrong = end && end[1] !== end[2];
     if (wrong) rows.push(["✕ should be", this.picture(end[2], "grad right")]);
-    return [html("h2", { tabindex: -1 }, this.place(step.node), " gets its gradient"), this.sum(rows)];
+    return [html("h2", { tabindex: -1 }, this.link(step.node), " gets its gradient"), this.sum(rows)];
   }
 
-  rule(step, way) {
+  vjp(step, pass) {
     const links = step.sent.map((sent) => this.data.links[sent.link]);
-    const rule = this.data.rules[links[0].rule];
+    const vjp = this.data.vjps[links[0].vjp];
     const joint = step.sent.length > 1;
     const parts = [
-      html("h2", { tabindex: -1 }, this.place(step.node), " → ", ...links.flatMap((link, i) => [i ? ", " : "", this.place(link.source)])),
+      html("h2", { tabindex: -1 }, this.link(step.node), " → ", ...links.flatMap((link, i) => [i ? ", " : "", this.link(link.source)])),
       html("p", { class: "which" }, this.call(step.node)),
-      html("p", { class: "which" }, rule.title),
+      html("p", { class: "which" }, vjp.title),
     ];
-    if (rule.formula) parts.push(html("pre", { class: rule.formula.length > 60 ? "formula long" : "formula" }, rule.formula));
+    if (vjp.formula) parts.push(html("pre", { class: vjp.formula.length > 60 ? "formula long" : "formula" }, vjp.formula));
     const filled = step.sent[0].filled;
     if (filled && !joint) parts.push(html("p", { class: "filled" }, filled.replaceAll("-", "−")));
-    if (rule.text && rule.text !== rule.formula) {
-      const long = rule.formula || rule.text.split("\n").length > 14;
-      const code = html("pre", { tabindex: 0 }, rule.text);
-      parts.push(long ? html("details", { "data-kind": "source" }, html("summary", {}, `its source (${rule.parameters})`), code) : code);
+    if (vjp.text && vjp.text !== vjp.formula) {
+      const long = vjp.formula || vjp.text.split("\n").length > 14;
+      const code = html("pre", { tabindex: 0 }, vjp.text);
+      parts.push(long ? html("details", { "data-kind": "source" }, html("summary", {}, `its source (${vjp.parameters})`), code) : code);
     }
-    if (rule.note) parts.push(html("p", { class: "note" }, rule.note));
-    const op = this.data.ops[this.data.places[step.node].op];
-    if (!rule.formula) parts.push(...this.doc(op), ...this.composition(op));
-    const given = [["g", html("span", {}, this.picture(step.g, "grad"), this.complete(step, way))]];
+    if (vjp.note) parts.push(html("p", { class: "note" }, vjp.note));
+    const op = this.data.ops[this.data.nodes[step.node].op];
+    if (!vjp.formula) parts.push(...this.doc(op), ...this.composition(op));
+    const given = [["g", html("span", {}, this.picture(step.g, "grad"), this.complete(step, pass))]];
     for (const [name, index, text] of links[0].given) {
       const what = index < 0 ? html("code", {}, text) : this.picture(index, "");
-      given.push([name, html("span", {}, what, html("span", { class: "why" }, this.origin(name, rule)))]);
+      given.push([name, html("span", {}, what, html("span", { class: "why" }, vjp.meanings?.[name] ?? ""))]);
     }
     parts.push(html("h3", {}, "What it is given"), this.sum(given));
     step.sent.forEach((sent, i) => parts.push(...this.sent(sent, links[i])));
@@ -151,33 +151,25 @@ class Panel {
 
   // The call that made a node, with the names of what it was called with.
   call(i) {
-    const place = this.data.places[i];
+    const node = this.data.nodes[i];
     const known = new Map(this.data.links.filter((link) => link.target === i).map((link) => [link.input, this.name(link.source)]));
-    for (const [name, f] of place.frozen) known.set(name, this.data.frozen[f].name);
-    const given = [...known].sort(([a], [b]) => this.rank(place, a) - this.rank(place, b));
+    for (const [name, f] of node.frozen) known.set(name, this.data.frozen[f].name);
+    const given = [...known].sort(([a], [b]) => this.rank(node, a) - this.rank(node, b));
     const [shown, more] = theFirst(given);
     const words = [...shown.map(([name, what]) => `${name} = ${what}`), ...more];
-    return `${this.data.ops[place.op].name}(${words.join(", ")})`;
+    return `${this.data.ops[node.op].name}(${words.join(", ")})`;
   }
 
-  rank(place, input) {
+  rank(node, input) {
     const [name, index] = input.split("[");
-    const at = this.data.ops[place.op].parameters.indexOf(name);
+    const at = this.data.ops[node.op].parameters.indexOf(name);
     return (at < 0 ? Number(name) : at) + (Number.parseInt(index, 10) || 0);
   }
 
-  // What a rule knows by a name: the op's input, its result, or only a shape.
-  origin(name, rule) {
-    if (name === "out") return "the op's own result";
-    if (name === "kept") return "what the forward kept";
-    if (name === "position") return "which of the inputs";
-    return rule.inputs?.includes(name) ? `the op's input ${name}` : "";
-  }
-
   // How many of the gradients that reach a node have arrived.
-  complete(step, way) {
-    if (way.held.length) return html("span", { class: "why" }, "");
-    const all = this.data.links.filter((link) => link.source === step.node && this.data.ways[0].ran.has(link.target)).length + (step.node === this.data.root);
+  complete(step, pass) {
+    if (pass.initial.length) return html("span", { class: "why" }, "");
+    const all = this.data.links.filter((link) => link.source === step.node && this.data.passes[0].ran.has(link.target)).length + (step.node === this.data.root);
     const word = step.arrivals > all ? `arrival ${step.arrivals}, of ${all} that there should be` : `${step.arrivals} of ${all} ${all === 1 ? "has" : "have"} arrived`;
     return html("span", { class: "why" }, word);
   }
@@ -185,7 +177,7 @@ class Panel {
   sent(sent, link) {
     const rows = [];
     if (sent.result !== undefined) {
-      rows.push(["the rule gives", this.picture(sent.result, "grad")]);
+      rows.push(["the VJP gives", this.picture(sent.result, "grad")]);
       const [a, b] = [this.data.pictures[sent.result], this.data.pictures[sent.gradient]];
       const summed = a.shape.join() !== b.shape.join();
       rows.push([summed ? "summed over what was broadcast" : `as ${b.dtype}`, this.picture(sent.gradient, "grad")]);
@@ -197,11 +189,11 @@ class Panel {
     } else if (sent.result === undefined) {
       rows.push(["first to arrive", this.picture(sent.gradient, "grad result")]);
     }
-    return [html("h3", {}, "What goes to ", this.place(link.source), html("span", { class: "as" }, `, its input ${link.input}`)), this.sum(rows)];
+    return [html("h3", {}, "What goes to ", this.link(link.source), html("span", { class: "as" }, `, its input ${link.input}`)), this.sum(rows)];
   }
 
-  firstFault(step, way) {
-    const text = [html("strong", {}, "✕ Here the number goes wrong. "), `${way.words.fault}.`];
+  firstFault(step, pass) {
+    const text = [html("strong", {}, "✕ Here the number goes wrong. "), `${pass.words.fault}.`];
     for (const sent of step.sent) {
       const name = this.name(this.data.links[sent.link].source);
       const [got, due] = [this.data.pictures[sent.gradient], this.data.pictures[sent.due]];
@@ -210,11 +202,11 @@ class Panel {
     return html("p", { class: "fault first" }, ...text);
   }
 
-  ends(way) {
-    if (!way.ends.length) return [];
+  ends(pass) {
+    if (!pass.ends.length) return [];
     const line = (word, what) => html("tr", {}, html("td", {}, word), html("td", {}, what));
-    const bodies = way.ends.map(([node, got, right]) => html("tbody", { class: got === right ? "" : "wrong" },
-      html("tr", {}, html("th", { scope: "rowgroup", colspan: 2 }, this.place(node))),
+    const bodies = pass.ends.map(([node, got, right]) => html("tbody", { class: got === right ? "" : "wrong" },
+      html("tr", {}, html("th", { scope: "rowgroup", colspan: 2 }, this.link(node))),
       line(".grad", this.picture(got, "grad")),
       got === right ? null : line("should be", this.picture(right, "grad right"))));
     return [html("h3", {}, "In the end"), html("table", { class: "ends" }, ...bodies)];
@@ -238,28 +230,28 @@ class Panel {
 
   frozen(i) {
     const frozen = this.data.frozen[i];
-    const value = frozen.value === undefined ? html("span", { class: "none" }, "not kept") : this.picture(frozen.value, "");
+    const value = frozen.value === undefined ? html("span", { class: "none" }, "not saved") : this.picture(frozen.value, "");
     return [html("h2", { tabindex: -1 }, html("span", { class: "stop" }, "⊣ "), frozen.name), html("p", {}, "No gradient goes here. ", frozen.why), this.sum([["value", value]])];
   }
 
   details(i, state) {
-    const place = this.data.places[i];
-    const op = place.op === undefined ? null : this.data.ops[place.op];
-    const rows = [["value", place.value === undefined ? html("span", { class: "none" }, NOT_KEPT) : this.picture(place.value, "")]];
+    const node = this.data.nodes[i];
+    const op = node.op === undefined ? null : this.data.ops[node.op];
+    const rows = [["value", node.value === undefined ? html("span", { class: "none" }, NOT_SAVED) : this.picture(node.value, "")]];
     if (state.gradients[i] >= 0) rows.push([state.written[i] ? ".grad" : "gradient so far", this.picture(state.gradients[i], "grad")]);
-    rows.push(["shape", `${place.shape.length ? place.shape.join(" × ") : "a number"}, ${place.dtype}`]);
-    if (place.group !== -1) rows.push(["module", this.modulePath(place.group)]);
-    if (place.origin) rows.push(["line", html("code", {}, place.origin)]);
+    rows.push(["shape", `${node.shape.length ? node.shape.join(" × ") : "a number"}, ${node.dtype}`]);
+    if (node.group !== -1) rows.push(["module", this.modulePath(node.group)]);
+    if (node.line) rows.push(["line", html("code", {}, node.line)]);
     const links = this.data.links.filter((link) => link.target === i);
-    const inputs = links.map((link) => [`input ${link.input}`, this.place(link.source)]);
-    for (const [name, f] of place.frozen) {
+    const inputs = links.map((link) => [`input ${link.input}`, this.link(link.source)]);
+    for (const [name, f] of node.frozen) {
       inputs.push([`input ${name}`, html("span", {}, this.button(`f${f}`, this.data.frozen[f].name, "stopped"), " ", html("span", { class: "why" }, `⊣ ${this.data.frozen[f].why}`))]);
     }
     const [shown, more] = theFirst(inputs);
     rows.push(...shown, ...more.map((words) => ["inputs", words]));
-    for (const [name, text] of place.options) rows.push([name, html("code", {}, text)]);
-    const parts = [html("h2", { tabindex: -1 }, place.name, html("span", { class: "as" }, !op ? " leaf" : place.named ? ` ${op.name}` : ""))];
-    if (place.hooks) parts.push(html("p", { class: "note" }, "It has a hook, which backward() would call here. This page calls none, so .grad may be another."));
+    for (const [name, text] of node.options) rows.push([name, html("code", {}, text)]);
+    const parts = [html("h2", { tabindex: -1 }, node.name, html("span", { class: "as" }, !op ? " leaf" : node.named ? ` ${op.name}` : ""))];
+    if (node.hooks) parts.push(html("p", { class: "note" }, "It has a hook, which backward() would call here. This page calls none, so .grad may be another."));
     parts.push(this.sum(rows));
     if (op) {
       parts.push(...this.doc(op));

@@ -548,9 +548,9 @@ def test_replayed_without_a_composition_is_refused():
 @pytest.mark.parametrize(
     ("returned", "error", "message"),
     [
-        (None, TypeError, "the rule of `bad` for its input x returned None"),
-        (2.0, TypeError, "the rule of `bad` for its input x returned 2.0"),
-        ((1, 2), TypeError, r"the rule of `bad` for its input x returned \(1, 2\)"),
+        (None, TypeError, "the VJP of `bad` for its input x returned None"),
+        (2.0, TypeError, "the VJP of `bad` for its input x returned 2.0"),
+        ((1, 2), TypeError, r"the VJP of `bad` for its input x returned \(1, 2\)"),
         (np.ones(3), ValueError, r"gradient of shape \(3,\), which cannot be summed to .* \(2,\)"),
         (np.ones((1, 1)), ValueError, r"gradient of shape \(1, 1\), which cannot be summed"),
     ],

@@ -647,8 +647,8 @@ def test_gradients_that_share_memory_are_found(monkeypatch):
 
 
 def test_a_gradient_of_another_dtype_is_found(monkeypatch):
-    fit = engine._fit
-    monkeypatch.setattr(engine, "_fit", lambda g, place, *rest: fit(g, place, *rest).astype(float))
+    fit = engine.fit_to_input
+    monkeypatch.setattr(engine, "fit_to_input", lambda *call: fit(*call).astype(float))
     report = gradcheck(lambda x: x.astype(np.float64) ** 2, X.astype(np.float32), order=1)
     assert "input 0: its gradient is float64, the operand float32" in repr(report)
     assert report.verdict == "disagree"

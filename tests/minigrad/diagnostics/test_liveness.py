@@ -2,6 +2,7 @@
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from numpy.testing import assert_array_equal
 import lora
 import minigrad
 from lora import LoRAConfig, LoRALayer
+from lora.liveness import ranks
 from minigrad import Observer, Tensor, checkpoint, liveness, nn, no_grad, observe
 from minigrad.core.grad_mode import mode
 from minigrad.diagnostics import LivenessReport
-from minigrad.diagnostics.liveness.adapters import ranks
+from minigrad.diagnostics.liveness.report import PartRow
 
 
 def line_of(mark):
@@ -97,7 +99,7 @@ def test_a_model_that_is_frozen_as_a_whole_does_not_train(batch):
     assert "no parameter requires a gradient" in report.verdict
 
 
-def test_a_tensor_that_is_no_parameter_is_told(batch):
+def test_a_tensor_that_is_no_parameter_is_reported(batch):
     class Forgotten(nn.Module):
         def __init__(self):
             self.layer = nn.Linear(3, 2)
@@ -340,15 +342,16 @@ def test_features_that_were_computed_under_no_grad_and_copied(batch):
 
 def test_a_value_that_is_taken_past_the_graph_without_a_word(batch):
     def between(h):
-        bare = Tensor.at(h._data, None)
+        with ThreadPoolExecutor(1) as elsewhere:  # where nobody watches
+            bare = Tensor(elsewhere.submit(lambda: h.data).result())
         return bare * 2  # <read>
 
     report = liveness(Two(between), minigrad.mse, batch)
     assert_cut(report, "first.weight", "multiply", "read")
-    assert "without its place in the graph" in report["first.weight"].reason
+    assert "without its node in the graph" in report["first.weight"].reason
 
 
-def test_of_two_ends_the_one_that_leads_to_the_loss_is_named(batch):
+def test_of_two_cuts_the_one_that_leads_to_the_loss_is_named(batch):
     def between(h):
         h.argmax()
         left = h.detach()  # <to the loss>
@@ -515,14 +518,14 @@ class Residual(nn.Module):
 
 def test_a_residual_branch_that_ends_in_zeros(batch, rng):
     model = Residual(rng)
-    before = model.v.weight._data
+    before = model.v.weight.data
     report = liveness(model, lambda y: (y * y).mean(), batch[0])
     row = report["u.weight"]
     assert (row.state, row.norm, row.op) == ("zero by construction", 0.0, "linear")
     assert row.reason == "v.weight is all zeros, and multiplies it"  # the bias does not
     assert report["v.weight"].state == "live"
     assert report
-    assert model.v.weight._data is before
+    assert model.v.weight.data is before
     assert not before.any()
 
 
@@ -857,9 +860,64 @@ def test_ranks_are_those_that_numpy_counts(dtype, rng):
     expected = [rank(layer.lora_a.data), rank(layer.lora_b.data)]
     assert expected == [3, 3]
     product = layer.lora_b.data @ layer.lora_a.data
-    assert ranks(layer) == (3, 3, rank(product))
+    assert ranks(layer.lora_a, layer.lora_b) == (3, 3, rank(product))
     layer.lora_a.data[0, 0] = np.nan
-    assert ranks(layer) == (None, None, None)
+    assert ranks(layer.lora_a, layer.lora_b) == (None, None, None)
+
+
+# Parts that explain themselves
+
+
+class Gated(nn.Module):
+    """A module of the user's with a part of its own kind."""
+
+    class Gate:
+        name = "gate"
+        constants = ()
+
+        def __init__(self, gate):
+            self.gate = gate
+
+        def remarks(self):
+            yield self.gate, "the gate is closed"
+
+        def row(self, name, row_of):
+            row = row_of(self.gate)
+            return PartRow(name, row.trains, row.why or "open")
+
+    def __init__(self, opening):
+        self.gate = nn.Parameter(np.ones(4, np.float32))
+        self.opening = opening
+
+    def forward(self, x):
+        return x * (self.gate * self.opening)
+
+    def liveness_parts(self):
+        return [Gated.Gate(self.gate)]
+
+
+@pytest.mark.parametrize("opening", [0.0, 1.0])
+def test_a_part_of_any_module_has_a_row_and_explains_its_parameters(opening, batch):
+    report = liveness(Two(Gated(opening)), minigrad.mse, batch)
+    (part,) = report.adapters
+    assert (part.name, part.trains) == ("between.gate", bool(opening))
+    assert part.verdict == ("open" if opening else report["between.gate"].why)
+    assert report["between.gate"].reason == ("" if opening else "the gate is closed")
+    assert "\npart          verdict\nbetween.gate  " in repr(report)
+    assert report.verdict.startswith("This part trains:" if opening else "This part does not train")
+    frozen = liveness(Two(Gated(1.0)).freeze(), minigrad.mse, batch)
+    assert "on those that are to train, or model.freeze(False)" in frozen.verdict
+
+
+def test_parts_of_several_kinds_have_a_table_each(batch, rng):
+    model = Two(Gated(1.0), rng)
+    lora.attach(model, LoRAConfig(rank=1, targets=["first"]), rng=rng)
+    report = liveness(model, minigrad.mse, batch)
+    text = repr(report)
+    assert "adapter  rank A  rank B  rank BA  verdict\nfirst    1       0       0" in text
+    assert "\n\npart          verdict\nbetween.gate" in text
+    assert report.verdict.startswith("This model, with 2 parts, trains")
+    assert report._repr_html_().count("<table>") == 3
 
 
 # Checkpoints
@@ -969,14 +1027,14 @@ def test_gradients_flags_modes_and_values_stay(batch, rng):
     model.u.eval()
     model.u.bias.requires_grad_(False)
     model.u.weight.grad = gradient = Tensor(np.ones((3, 3), np.float32))
-    before = {name: p._data.tobytes() for name, p in model.named_parameters()}
+    before = {name: p.data.tobytes() for name, p in model.named_parameters()}
     liveness(model, lambda y: (y * y).mean(), batch[0])
     assert model.u.weight.grad is gradient
     assert_array_equal(gradient.data, 1)
     assert model.v.weight.grad is None
     assert not model.u.bias.requires_grad
     assert (model.training, model.u.training) == (True, False)
-    assert before == {name: p._data.tobytes() for name, p in model.named_parameters()}
+    assert before == {name: p.data.tobytes() for name, p in model.named_parameters()}
 
 
 class Running(nn.Module):

@@ -760,7 +760,7 @@ def test_a_layer_that_an_adapter_trains_whole_is_refused(active, options, rng):
     if not active:
         lora.switch(net)
     head = net[1]
-    with pytest.raises(ValueError, match=r"adapter 'a' trains .*1\.bias whole"):
+    with pytest.raises(ValueError, match=r"adapter 'a' trains .*1\.bias in full"):
         lora.quantize(net, ["1"])
     assert net[1] is head
 

@@ -164,7 +164,7 @@ def test_a_parameter_frozen_later_keeps_its_average(model):
 def test_repr_counts():
     ema = EMA([parameter(np.zeros((40, 30))), parameter([1.0])], decay=0.9, warmup=True)
     ema.update()
-    assert repr(ema) == "EMA(2 tensors, 1,201 numbers, decay=0.9, warmup=True, updates=1)"
+    assert repr(ema) == "EMA(2 tensors, 1,201 parameters, decay=0.9, warmup=True, updates=1)"
 
 
 def test_a_model_and_its_averages_can_be_deep_copied_together(moved, model):
@@ -249,7 +249,7 @@ def test_a_graph_of_the_block_sees_that_the_weights_come_back():
 def test_what_cannot_be_done_within_the_block_is_an_error(moved, model, use):
     weights, before = model.state_dict(), moved.state_dict()
     with moved.applied():
-        with pytest.raises(RuntimeError, match=r"inside applied\(\), where the parameters hold"):
+        with pytest.raises(RuntimeError, match=r"inside applied\(\), where the averages replace"):
             use(moved)
         np.testing.assert_equal(model.state_dict(), averages(moved))
     np.testing.assert_equal(model.state_dict(), weights)

@@ -1061,13 +1061,13 @@ def test_impossible_options_are_errors(options):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="missing/run' does not exist; make it first"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: there is no folder .*missing'; make"):
         make(checkpoint=tmp_path / "missing" / "run")
-    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+    with pytest.raises(IsADirectoryError, match=r"checkpoint: .* is a folder; name a file in it"):
         make(checkpoint=tmp_path)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "missing" / "run")
-    with pytest.raises(FileNotFoundError, match="link' does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: there is no folder .*missing'"):
         make(checkpoint=link)
     monkeypatch.chdir(tmp_path)
     assert make(checkpoint="run").checkpoint == "run"

@@ -10,13 +10,13 @@ import pytest
 import lora
 import minigrad as mg
 from minigrad.core.grad_mode import mode
-from minigrad.viz import page, tape
-from minigrad.viz.album import FEW, LETTERS, Album, heat_map_of
+from minigrad.viz import Tape, page
+from minigrad.viz.graph_view import view_graph
 from minigrad.viz.names import Names
-from minigrad.viz.scene import scene_of
+from minigrad.viz.previews import FEW, LETTERS, Previews, heat_map_of
+from minigrad.viz.replay import right_order, second_pass
 from minigrad.viz.source import filled_in, source_of
-from minigrad.viz.walk import again, right_way
-from minigrad.viz.wrong_ways import depth_first, kept_way
+from minigrad.viz.wrong_orders import depth_first, uncleared_pass
 
 
 def read(path):
@@ -36,27 +36,27 @@ SENT = ("link", "gradient", "after", "before")
 
 
 def explored(tmp_path, loss, **options):
-    """What the page is told; names are not looked for."""
+    """Return the data of the page; names are not looked for."""
     path = tmp_path / "page.html"
     mg.viz.explore(loss, path, **options)
     return read(path)
 
 
-def way_of(data, key):
-    (way,) = [way for way in data["ways"] if way["key"] == key]
-    return way
+def pass_of(data, key):
+    (found,) = [each for each in data["passes"] if each["key"] == key]
+    return found
 
 
 def ends_of(data, key):
     """What each leaf's `.grad` is at the end of a way, and should be."""
     return {
-        data["places"][node]["name"]: tuple(numbers(data, i) for i in pictures)
-        for node, *pictures in way_of(data, key)["ends"]
+        data["nodes"][node]["name"]: tuple(numbers(data, i) for i in pictures)
+        for node, *pictures in pass_of(data, key)["ends"]
     }
 
 
 def numbers(data, index):
-    shape, dtype, few = data["pictures"][index]
+    shape, dtype, few, *_ = data["pictures"][index]
     return np.array(few, dtype).reshape(shape)
 
 
@@ -86,7 +86,7 @@ def many_numbers():
 
 
 # --------------------------------------------------------------------------------------------------
-# The right way
+# The right order
 # --------------------------------------------------------------------------------------------------
 
 
@@ -119,13 +119,13 @@ def test_steps_of_the_diamond(tmp_path):
     x, h, y = diamond()
     mg.viz.explore(y, tmp_path / "page.html")
     data = read(tmp_path / "page.html")
-    steps = [data["steps"][i] for i in way_of(data, "backward")["steps"]]
-    assert [step["kind"] for step in steps] == ["seed", "rule", "rule", "rule", "leaf"]
-    assert [data["places"][step["node"]]["name"] for step in steps] == ["y", "y", "y", "h", "x"]
+    steps = [data["steps"][i] for i in pass_of(data, "backward")["steps"]]
+    assert [step["kind"] for step in steps] == ["seed", "vjp", "vjp", "vjp", "leaf"]
+    assert [data["nodes"][step["node"]]["name"] for step in steps] == ["y", "y", "y", "h", "x"]
     last = steps[3]["sent"][0]
     assert last["filled"] == "2 * 2 = 4"
-    rule = data["rules"][data["links"][last["link"]]["rule"]]
-    assert (rule["title"], rule["text"]) == ('multiply.rule("y")', "g * x")
+    vjp = data["vjps"][data["links"][last["link"]]["vjp"]]
+    assert (vjp["title"], vjp["text"]) == ('multiply.rule("y")', "g * x")
     first, second = (step["sent"][0] for step in steps[1:3])
     assert first["before"] == -1
     assert numbers(data, second["before"]) == 1
@@ -148,11 +148,11 @@ def test_gradient_of_a_fused_op_of_several_inputs_is_one_step(tmp_path):
     layer.lora_b = mg.randn(3, 2).data
     loss = layer(mg.randn(2, 4)).sum()
     data = explored(tmp_path, loss, model=layer)
-    steps = [data["steps"][i] for i in way_of(data, "backward")["steps"]]
+    steps = [data["steps"][i] for i in pass_of(data, "backward")["steps"]]
     (joint,) = [step for step in steps if len(step["sent"]) > 1]
     links = [data["links"][sent["link"]] for sent in joint["sent"]]
-    assert [data["places"][link["source"]]["name"] for link in links] == ["lora_a", "lora_b"]
-    assert data["rules"][links[0]["rule"]]["title"].startswith("lora_linear.joint_rule(")
+    assert [data["nodes"][link["source"]]["name"] for link in links] == ["lora_a", "lora_b"]
+    assert data["vjps"][links[0]["vjp"]]["title"].startswith("lora_linear.joint_rule(")
     words = {name: text for name, _, *rest in links[0]["given"] for text in rest}
     assert words["needs"] == "x no, weight no, lora_a yes, lora_b yes, bias no"
     loss.backward()
@@ -190,7 +190,7 @@ def test_a_checkpoint_is_one_node_without_a_rule(tmp_path):
     x = mg.tensor([0.5, -1.0], requires_grad=True)
     loss = mg.checkpoint(lambda v: mg.tanh(mg.tanh(v)), x).sum()
     data = explored(tmp_path, loss)
-    assert any(rule["title"] == "checkpoint has no rule" for rule in data["rules"])
+    assert any(vjp["title"] == "checkpoint has no VJP" for vjp in data["vjps"])
     (got, _) = next(iter(ends_of(data, "backward").values()))
     loss.backward()
     np.testing.assert_array_equal(got, x.grad.data)
@@ -219,21 +219,21 @@ def test_a_hook_is_told_of(tmp_path):
     _, h, y = diamond()
     h.register_hook(lambda g: g * 2)
     data = explored(tmp_path, y)
-    assert [place.get("hooks") for place in data["places"]] == [None, 1, None]
-    assert "No hook is called" in data["ways"][0]["about"]
+    assert [node.get("hooks") for node in data["nodes"]] == [None, 1, None]
+    assert "No hook is called" in data["passes"][0]["about"]
 
 
 def test_grad_that_is_there_already_is_added_to(tmp_path):
     x, _, y = diamond()
     x.grad = mg.tensor(0.5)
     data = explored(tmp_path, y)
-    step = data["steps"][way_of(data, "backward")["steps"][-1]]
+    step = data["steps"][pass_of(data, "backward")["steps"][-1]]
     assert (numbers(data, step["before"]), numbers(data, step["after"])) == (0.5, 4.5)
     assert x.grad.item() == 0.5
 
 
 # --------------------------------------------------------------------------------------------------
-# The wrong ways
+# The wrong orders
 # --------------------------------------------------------------------------------------------------
 
 
@@ -242,26 +242,26 @@ def test_depth_first_says_6_for_4(tmp_path):
     mg.viz.explore(y, tmp_path / "page.html")
     data = read(tmp_path / "page.html")
     assert ends_of(data, "depth") == {"x": (6, 4)}
-    way = way_of(data, "depth")
-    step = data["steps"][way["steps"][way["fault"]]]
+    shown = pass_of(data, "depth")
+    step = data["steps"][shown["steps"][shown["fault"]]]
     (sent,) = step["sent"]
-    assert data["places"][step["node"]]["name"] == "h"
+    assert data["nodes"][step["node"]]["name"] == "h"
     assert [numbers(data, sent[key]) for key in ("before", "gradient", "after", "due")] == [
         2,
         4,
         6,
         2,
     ]
-    assert "4 rules where 3 do" in way["about"]
+    assert "4 VJPs where 3 do" in shown["about"]
     assert (x, h) != (None, None)
 
 
 def test_leaves_that_are_used_twice_do_not_make_depth_first_wrong(tmp_path):
     x = mg.tensor(3.0, requires_grad=True)
     data = explored(tmp_path, x * x + x)
-    way = way_of(data, "depth")
-    assert way["fault"] == -1
-    assert "only one gradient arrives at each inner node" in way["about"]
+    shown = pass_of(data, "depth")
+    assert shown["fault"] == -1
+    assert "only one gradient arrives at each inner node" in shown["about"]
 
 
 def test_second_pass_adds_up_and_one_that_is_not_cleared_is_wrong(tmp_path):
@@ -269,13 +269,13 @@ def test_second_pass_adds_up_and_one_that_is_not_cleared_is_wrong(tmp_path):
     mg.viz.explore(y, tmp_path / "page.html")
     data = read(tmp_path / "page.html")
     assert ends_of(data, "again") == {"x": (8, 8)}
-    assert ends_of(data, "kept") == {"x": (12, 8)}
+    assert ends_of(data, "uncleared") == {"x": (12, 8)}
     y.backward(retain_graph=True)
     y.backward()
     assert x.grad.item() == 8
-    way = way_of(data, "kept")
-    step = data["steps"][way["steps"][way["fault"]]]
-    assert (data["places"][step["node"]]["name"], numbers(data, step["g"])) == ("h", 4)
+    shown = pass_of(data, "uncleared")
+    step = data["steps"][shown["steps"][shown["fault"]]]
+    assert (data["nodes"][step["node"]]["name"], numbers(data, step["g"])) == ("h", 4)
     assert h is not None
 
 
@@ -303,13 +303,13 @@ class Naive:
                 source.grad += node.grad * slope
 
 
-def test_wrong_ways_are_those_of_the_classic_engines():
+def test_wrong_orders_are_those_of_the_classic_engines():
     x = mg.tensor(1.0, requires_grad=True)
     a = x * 3
     b = a + x
     c = b + a
-    scene = scene_of("test", c, None, None, {})
-    first = right_way(scene)
+    graph = view_graph("test", c, None, None, {})
+    first = right_order(graph)
 
     def naive():
         nx = Naive()
@@ -320,22 +320,22 @@ def test_wrong_ways_are_those_of_the_classic_engines():
     nx, *_, nc = naive()
     nc.grad = 1.0
     nc.depth_first()
-    assert depth_first(scene, first).arrived[x.node] == nx.grad
+    assert depth_first(graph, first).arrived[x.node] == nx.grad
     nx, na, nb, nc = naive()
     for _ in range(2):
         nx.pass_not_cleared([nc, nb, na, nx])
-    steps = kept_way(scene, first).steps
+    steps = uncleared_pass(graph, first).steps
     assert steps[-1].after == nx.grad
-    assert again(scene, first).steps[-1].after == 2 * first.arrived[x.node]
+    assert second_pass(graph, first).steps[-1].after == 2 * first.arrived[x.node]
 
 
 def test_where_each_gradient_takes_one_way_nothing_goes_wrong(tmp_path):
     x = mg.tensor(0.5, requires_grad=True)
     data = explored(tmp_path, mg.tanh(mg.sin(x)))
-    assert way_of(data, "depth")["fault"] == -1
-    assert way_of(data, "kept")["fault"] > 0  # tanh's input keeps its gradient
+    assert pass_of(data, "depth")["fault"] == -1
+    assert pass_of(data, "uncleared")["fault"] > 0  # tanh's input keeps its gradient
     data = explored(tmp_path, mg.sin(x))
-    assert way_of(data, "kept")["fault"] == -1
+    assert pass_of(data, "uncleared")["fault"] == -1
 
 
 def test_a_walk_of_exponentially_many_steps_is_cut_short(tmp_path):
@@ -344,12 +344,12 @@ def test_a_walk_of_exponentially_many_steps_is_cut_short(tmp_path):
     for _ in range(60):
         y = y + y
     data = explored(tmp_path, y)
-    way = way_of(data, "depth")
-    assert f"{2**61 - 2:,} rules where 120 do" in way["about"]
-    assert "too many to run to the end" in way["about"]
-    assert way["ends"] == []
-    assert way["fault"] > 0
-    assert len(way["steps"]) < 1000
+    shown = pass_of(data, "depth")
+    assert f"{2**61 - 2:,} VJPs where 120 do" in shown["about"]
+    assert "too many to run to the end" in shown["about"]
+    assert shown["ends"] == []
+    assert shown["fault"] > 0
+    assert len(shown["steps"]) < 1000
 
 
 def test_of_a_long_walk_the_beginning_and_the_end_are_shown(tmp_path):
@@ -358,20 +358,22 @@ def test_of_a_long_walk_the_beginning_and_the_end_are_shown(tmp_path):
     for _ in range(10):
         y = y + y
     data = explored(tmp_path, y)
-    way = way_of(data, "depth")
-    assert f"{2**11 - 2:,} rules where 20 do. The first 400 are shown, and the end." in way["about"]
+    shown = pass_of(data, "depth")
+    assert (
+        f"{2**11 - 2:,} VJPs where 20 do. The first 400 are shown, and the end." in shown["about"]
+    )
     ((got, right),) = ends_of(data, "depth").values()
     assert right == 2**10
     assert got > right
-    assert data["steps"][way["steps"][-1]]["kind"] == "leaf"
+    assert data["steps"][shown["steps"][-1]]["kind"] == "leaf"
 
 
 def test_what_is_sent_twice_but_zero_does_no_harm(tmp_path):
     x = mg.tensor(0.0, requires_grad=True)
     h = x * 1.0
     data = explored(tmp_path, (h + h) * 0.0)
-    assert "What is sent on again is 0 here" in way_of(data, "depth")["about"]
-    assert way_of(data, "depth")["fault"] == -1
+    assert "What is sent on again is 0 here" in pass_of(data, "depth")["about"]
+    assert pass_of(data, "depth")["fault"] == -1
 
 
 def test_a_fault_far_down_is_shown_too(tmp_path):
@@ -382,9 +384,9 @@ def test_a_fault_far_down_is_shown_too(tmp_path):
         y = y * 1.0
     mg.viz.explore(y, tmp_path / "page.html")
     data = read(tmp_path / "page.html")
-    way = way_of(data, "depth")
-    step = data["steps"][way["steps"][way["fault"]]]
-    assert (data["places"][step["node"]]["name"], step["fault"]) == ("h", 1)
+    shown = pass_of(data, "depth")
+    step = data["steps"][shown["steps"][shown["fault"]]]
+    assert (data["nodes"][step["node"]]["name"], step["fault"]) == ("h", 1)
     assert ends_of(data, "depth") == {"x": (6, 4)}
 
 
@@ -419,7 +421,7 @@ def test_a_tape_tells_why_no_gradient_goes_to_an_input(tmp_path):
     assert why["0.5"] == "A number: there is nothing to differentiate by."
     reasons = [frozen["why"] for frozen in data["frozen"]]
     assert "The value of y as detach() gives it: no gradient follows." in reasons
-    assert "A plain array: it has no place in a graph." in reasons
+    assert "A plain array: it has no node in a graph." in reasons
     assert "`exp` made it of inputs of which none needs a gradient." in reasons
 
 
@@ -449,14 +451,14 @@ def test_values_that_nobody_keeps_are_said_to_be_gone(tmp_path):
     x = mg.tensor([1.0, 2.0], requires_grad=True)
     loss = (x + 1).sum()
     data = explored(tmp_path, loss)
-    places = {place["name"]: place for place in data["places"]}
-    assert "value" not in places["add"]
-    assert "value" in places["leaf"]
-    assert "value" in places["loss"]  # its Tensor is alive
+    nodes = {node["name"]: node for node in data["nodes"]}
+    assert "value" not in nodes["add"]
+    assert "value" in nodes["leaf"]
+    assert "value" in nodes["loss"]  # its Tensor is alive
     with mg.viz.record() as tape:
         loss = (x + 1).sum()
     data = explored(tmp_path, loss, tape=tape)
-    assert all("value" in place for place in data["places"])
+    assert all("value" in node for node in data["nodes"])
 
 
 def test_the_frozen_base_of_lora_is_named(tmp_path):
@@ -482,7 +484,7 @@ def test_a_base_in_four_bits_is_drawn_as_one_that_no_gradient_reaches(tmp_path, 
     (frozen,) = [f for f in data["frozen"] if "four bits" in f["why"]]
     assert frozen["name"] == "input weight"
     assert frozen["why"] == (
-        "A frozen matrix in four bits a number (NF4): `nf4_linear` has no rule for it."
+        "A frozen matrix in four bits a number (NF4): `nf4_linear` has no VJP for it."
     )
     shape, _, *_ = data["pictures"][frozen["value"]]
     assert tuple(shape) == base.shape
@@ -512,10 +514,10 @@ def test_modules_are_groups_with_their_names(tmp_path):
     groups = [(group["name"], group["type"], group["parent"]) for group in data["groups"]]
     assert groups[:3] == [("model", "Sequential", -1), ("0", "Linear", 0), ("1", "MLP", 0)]
     assert ("layers.0", "Linear", 2) in groups
-    inside = {place["name"]: place["group"] for place in data["places"]}
+    inside = {node["name"]: node["group"] for node in data["nodes"]}
     assert inside["0.weight"] == 1
     assert inside["loss"] == -1
-    assert Path(__file__).name in data["places"][-1]["origin"]
+    assert Path(__file__).name in data["nodes"][-1]["line"]
 
 
 class Broken(mg.nn.Module):
@@ -528,12 +530,12 @@ def test_a_module_that_fails_has_ended_too():
         with pytest.raises(KeyError):
             Broken()(1)
         x = mg.tensor(1.0, requires_grad=True) * 2
-    assert tape.calls[x.node].within is None
+    assert tape.calls[x.node].module is None
 
 
 def test_a_backward_pass_leaves_nothing_on_the_tape_unless_it_is_recorded(monkeypatch):
     kept = []
-    monkeypatch.setattr(tape, "Call", lambda op, *facts: kept.append(op.name) or (op, *facts))
+    monkeypatch.setattr(Tape, "record", lambda tape, op, *values: kept.append(op.name))
     w = mg.tensor([[1.0, 2.0]], requires_grad=True)
     with mg.viz.record():
         y = mg.linear(mg.ones(1, 2), w).sum()
@@ -548,7 +550,7 @@ def test_values_in_a_graph_of_second_order_are_on_the_tape(tmp_path):
     with mg.viz.record() as tape:
         loss = mg.grad(mg.tanh(x).sum(), x, create_graph=True).sum()
     data = explored(tmp_path, loss, tape=tape)
-    assert all("value" in place for place in data["places"])
+    assert all("value" in node for node in data["nodes"])
 
 
 def test_variables_that_begin_with_an_underscore_give_no_names():
@@ -606,8 +608,8 @@ doubled.rule("x", eval("lambda g: 2 * g"))
 def test_a_rule_whose_source_is_not_there_says_so(tmp_path):
     x = mg.tensor(1.0, requires_grad=True)
     data = explored(tmp_path, doubled(x))
-    (rule,) = data["rules"]
-    assert rule["note"] == "The source of this rule cannot be found."
+    (vjp,) = data["vjps"]
+    assert vjp["note"] == "The source of this VJP cannot be found."
     assert data["ops"][0]["forward"] == "return 2 * x"
 
 
@@ -619,18 +621,21 @@ def test_a_rule_whose_source_is_not_there_says_so(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_few_numbers_are_kept_to_the_last_bit(rng, dtype):
     x = (rng.standard_normal((4, 4)) * 10.0 ** rng.integers(-4, 4, (4, 4))).astype(dtype)
-    album = Album()
-    album.add(x)
-    ((_, few),) = json.loads(json.dumps(album.pictures))
+    previews = Previews()
+    previews.add(x)
+    ((_, few, _),) = json.loads(json.dumps(previews.pictures))
     np.testing.assert_array_equal(np.array(few, dtype).reshape(x.shape), x)
-    assert album.kinds == [[[4, 4], np.dtype(dtype).name]]
+    assert previews.kinds == [[[4, 4], np.dtype(dtype).name, 4, 4]]
 
 
 def test_what_is_no_number_is_written_out():
-    album = Album()
-    album.add(np.array([np.nan, np.inf, -np.inf, 1.0]))
-    album.add(np.array([True, False]))
-    assert album.pictures == [[0, ["nan", "inf", "-inf", 1.0]], [1, [True, False]]]
+    previews = Previews()
+    previews.add(np.array([np.nan, np.inf, -np.inf, 1.0]))
+    previews.add(np.array([True, False]))
+    assert previews.pictures == [
+        [0, ["nan", "inf", "-inf", 1.0], "!!!+"],
+        [1, [True, False], "+f"],
+    ]
 
 
 def test_a_heat_map_has_a_letter_for_each_cell(rng):
@@ -667,20 +672,25 @@ def test_cells_with_what_is_not_finite_are_marked():
     picture = heat_map_of(x)
     assert picture.broken == 2
     assert (picture.cells[0], picture.cells[-1], picture.cells[1]) == ("!", "!", LETTERS[-1])
-    nothing = Album()
+    nothing = Previews()
     nothing.add(np.full(20, np.nan))
     assert nothing.pictures == [[0, 20 * "!", "nan", "nan", "nan", 20]]
 
 
 def test_the_page_reads_the_letters_that_are_written():
-    script = (page._TEMPLATE / "heatmap.js").read_text("utf-8")
+    script = (page.TEMPLATE / "heatmap.js").read_text("utf-8")
     assert f'const LETTERS = "{LETTERS}";' in script
 
 
-def test_an_album_has_each_picture_once(rng):
-    album = Album()
+def test_each_array_is_previewed_once(rng):
+    previews = Previews()
     x = rng.standard_normal(5)
-    assert [album.add(x), album.add(x.copy()), album.add(1.0), album.add(x)] == [0, 0, 1, 0]
+    assert [previews.add(x), previews.add(x.copy()), previews.add(1.0), previews.add(x)] == [
+        0,
+        0,
+        1,
+        0,
+    ]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -719,7 +729,7 @@ def test_a_page_of_500_nodes_is_under_a_megabyte(tmp_path, rng):
         y = mg.tanh(y @ x) * x + y
     path = tmp_path / "page.html"
     mg.viz.explore(y.sum(), path)
-    assert len(read(path)["places"]) > 500
+    assert len(read(path)["nodes"]) > 500
     assert path.stat().st_size < 1_000_000
 
 
@@ -748,7 +758,7 @@ def test_a_graph_that_is_too_large_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.full
 def test_a_graph_that_can_never_fit_is_refused_before_it_is_walked(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "right_way", None)
+    monkeypatch.setattr(page, "right_order", None)
     y = mg.tensor(1.0, requires_grad=True)
     for _ in range(5000):
         y = y * 1.0

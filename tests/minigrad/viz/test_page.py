@@ -227,8 +227,8 @@ def test_numbers_on_the_page_are_those_of_grad(opened):
 def test_the_wrong_order_is_shown_where_it_goes_wrong(opened):
     reader = opened(diamond)
     assert reader.page.locator("#to-fault").is_hidden()
-    reader.page.click("#way-depth")
-    assert "4 rules where 3 do" in reader.text("#about")
+    reader.page.click("#pass-depth")
+    assert "4 VJPs where 3 do" in reader.text("#about")
     reader.press("ArrowRight", 2)
     assert "does not wait" in reader.text("#step .note")
     reader.page.click("#to-fault")
@@ -243,10 +243,10 @@ def test_the_wrong_order_is_shown_where_it_goes_wrong(opened):
 
 def test_second_passes(opened):
     reader = opened(diamond)
-    reader.page.click("#way-again")
+    reader.page.click("#pass-again")
     reader.press("End")
     assert reader.numbers("#step dl") == [4.0, 4.0, 8.0]
-    reader.page.click("#way-kept")
+    reader.page.click("#pass-uncleared")
     assert "gradient 2" in reader.card("h").get_attribute("aria-label")  # left by the first pass
     reader.press("End")
     assert reader.numbers("#step .ends") == [12.0, 8.0]
@@ -260,17 +260,17 @@ def test_a_frozen_input_says_why_no_gradient_goes_there(opened):
 
 def test_modules_open_and_close(opened):
     reader = opened(network)
-    count = reader.page.locator(".card.place").count()
+    count = reader.page.locator(".card.node").count()
     layer = reader.page.locator('.card.group[aria-label^="Module layers.0"]')
     assert layer.get_attribute("aria-expanded") == "true"
     layer.locator(".head").click()
     layer = reader.page.locator('.card.group[aria-label^="Module layers.0"]')
     assert layer.get_attribute("aria-expanded") == "false"
-    assert reader.page.locator(".card.place").count() == count - 3
+    assert reader.page.locator(".card.node").count() == count - 3
     reader.press("End")  # steps inside a closed module show on it
     assert "active" in layer.get_attribute("class")
     reader.page.click("#fold")
-    assert reader.page.locator(".card.place").count() == count
+    assert reader.page.locator(".card.node").count() == count
 
 
 def test_everything_can_be_done_with_the_keyboard(opened):
@@ -401,22 +401,22 @@ def test_names_are_shown_as_text(opened):
     assert reader.page.title() == "<img src=x onerror=alert(1)> </script>"
 
 
-def test_a_long_title_leaves_room_for_the_ways(opened):
+def test_a_long_title_leaves_room_for_the_passes(opened):
     def explore(path):
         x = mg.tensor(1.0, requires_grad=True)
         mg.viz.explore(x * 2, path, title="A very long title " * 20)
 
     reader = opened(explore)
-    for button in reader.page.locator("#ways button").all():
+    for button in reader.page.locator("#passes button").all():
         box = button.bounding_box()
         assert box["x"] + box["width"] <= 1280
-    reader.page.click("#way-depth")
-    assert reader.page.locator("#way-depth").get_attribute("aria-pressed") == "true"
+    reader.page.click("#pass-depth")
+    assert reader.page.locator("#pass-depth").get_attribute("aria-pressed") == "true"
 
 
-def test_on_a_phone_every_way_is_in_sight(opened):
+def test_on_a_phone_every_pass_is_in_sight(opened):
     reader = opened(diamond, width=390, height=844)
-    for button in reader.page.locator("#ways button").all():
+    for button in reader.page.locator("#passes button").all():
         box = button.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
@@ -493,12 +493,12 @@ def test_the_scale_that_a_reader_has_chosen_is_kept(opened):
         return reader.card("loss").locator("rect").first.bounding_box()["width"]
 
     reader.press("0")
-    assert reader.page.locator("#whole").get_attribute("aria-pressed") == "true"
+    assert reader.page.locator("#entire").get_attribute("aria-pressed") == "true"
     whole = wide()
     reader.press("ArrowRight", 5)
     assert wide() == pytest.approx(whole, rel=0.03)  # the width of a border apart
     reader.press("0")  # and back to where the step is
-    assert reader.page.locator("#whole").get_attribute("aria-pressed") == "false"
+    assert reader.page.locator("#entire").get_attribute("aria-pressed") == "false"
     assert wide() > whole
     reader.press("-")
     small = wide()
@@ -512,7 +512,7 @@ OVERLAPS = f"""() => {{
   const all = (what) => [...document.querySelectorAll(what)];
   const boxes = (what) => all(what).map((element) => element.getBoundingClientRect());
   const texts = all(".flow > text").map((text) => text.textContent);
-  const cards = boxes(".card.place > rect");
+  const cards = boxes(".card.node > rect");
   const isClear = (box) => cards.every((card) => apart(box, card));
   return boxes(".flow > text").map((box, i) => [texts[i], !isClear(box)]);
 }}"""
@@ -535,11 +535,11 @@ def test_a_number_on_its_way_lies_on_no_card(opened):
     assert texts[0][0] == "\N{MINUS SIGN}0.9877"
 
 
-def test_a_screen_reader_hears_what_another_way_is(opened):
+def test_a_screen_reader_hears_what_another_pass_is(opened):
     reader = opened(diamond)
-    reader.page.click("#way-depth")
+    reader.page.click("#pass-depth")
     said = reader.page.locator("[aria-live]").text_content()
-    assert said.startswith("Depth first. The walk that does not sort the nodes")
+    assert said.startswith("Depth first. The pass that does not sort the nodes")
     assert said.endswith(
         "Step 1 of 6. The pass starts at y. The gradient of a number by itself is 1."
     )
@@ -559,10 +559,10 @@ def test_arrow_keys_scroll_source_that_is_wider_than_its_box(opened):
     reader.page.wait_for_function("() => document.activeElement.scrollLeft > 0")
 
 
-def test_with_forced_colours_the_way_that_is_shown_stands_out(opened):
+def test_with_forced_colours_the_pass_that_is_shown_stands_out(opened):
     reader = opened(diamond, forced_colors="active")
     colours = "button => getComputedStyle(button).backgroundColor"
-    shown, *others = (b.evaluate(colours) for b in reader.page.locator("#ways button").all())
+    shown, *others = (b.evaluate(colours) for b in reader.page.locator("#passes button").all())
     assert shown not in others
 
 
@@ -594,7 +594,7 @@ def test_source_that_was_opened_stays_open(opened):
     assert reader.page.locator("details[open]").count() == 1
 
 
-COLLISIONS = """() => [...document.querySelectorAll(".card.place")].map((card) => {
+COLLISIONS = """() => [...document.querySelectorAll(".card.node")].map((card) => {
   const [name, sub] = [".name", ".sub"].map((what) => card.querySelector(what).getBBox());
   const right = card.querySelector("rect").getBBox().width;
   const isWrong = name.x + name.width > (sub.width ? sub.x : right);
@@ -624,7 +624,7 @@ def test_a_long_formula_is_not_wider_than_the_panel(opened):
 @pytest.mark.parametrize("width", [390, 800, 1000])
 def test_every_control_is_whole_in_a_narrow_window(opened, width):
     reader = opened(diamond, width=width)
-    reader.page.click("#way-depth")
+    reader.page.click("#pass-depth")
     stage = reader.page.locator("#stage").bounding_box()
     for control in reader.page.locator("#controls > :visible").all():
         box = control.bounding_box()

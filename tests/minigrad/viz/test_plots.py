@@ -63,8 +63,8 @@ def test_a_learning_rate_that_changes_is_drawn():
 
 def test_the_steps_of_an_epoch_lie_before_its_end():
     history = trained(epochs=2, batch_size=10)
-    places, values = lines(viz.plot_history(history).axes[0])["each step"]
-    assert places.tolist() == [0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+    epochs, values = lines(viz.plot_history(history).axes[0])["each step"]
+    assert epochs.tolist() == [0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
     assert values.tolist() == [step["loss"] for step in history.steps]
 
 
@@ -76,7 +76,7 @@ def test_losses_below_zero_are_on_a_plain_scale():
 
 
 def marked(line):
-    """The places of a line that have a marker."""
+    """The indices of the points of a line that have a marker."""
     every = line.get_markevery()
     return [] if line.get_marker() in ("None", None) else list(every)
 
@@ -259,8 +259,9 @@ def test_the_heat_map_has_every_layer_and_step():
 
 
 def test_a_recorder_is_drawn_with_its_names():
-    recorder = viz.GradientRecorder(nn.MLP([2, 3, 1]))
-    recorder._groups["layers.1"][0].grad = minigrad.tensor([[3.0, 4.0, 0.0]])
+    model = nn.MLP([2, 3, 1])
+    recorder = viz.GradientRecorder(model)
+    model.layers[1].weight.grad = minigrad.tensor([[3.0, 4.0, 0.0]])
     recorder.record()
     figure = viz.plot_gradients(recorder)
     assert figure.axes[0].images[0].get_array().tolist() == [[None], [5.0]]

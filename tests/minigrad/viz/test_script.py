@@ -31,7 +31,7 @@ def test_the_linter_has_nothing_to_say(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["undefined_name();", "let x = 1; draw(x);", "if (way == 1) draw();"]
+    "wrong", ["undefined_name();", "let x = 1; draw(x);", "if (pass == 1) draw();"]
 )
 def test_the_linter_would_find_a_mistake(tmp_path, wrong):
     status, said = lint(script().replace("\ndraw", f"\n{wrong}\ndraw", 1), tmp_path)

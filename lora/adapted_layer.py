@@ -1,0 +1,451 @@
+"""AdaptedLayer: a frozen layer, and the updates of its weight by adapters with names.
+
+    W' = W + dW_1 + dW_2 + ...          over the adapters that are active
+
+There is one W for all adapters, and it is never written to. Merging computes W' once, beside W; so
+unmerging gives back every bit, which subtracting what was added would not: (w + d) - d is not w in
+floating point. While merged, an adapter that is changed, or would lose a gradient, is an error at
+the next use.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapter import DEFAULT, Adapter, joined
+from lora.frozen import FrozenMatrix, frozen_bias
+from lora.liveness import AdapterPart, adapter_parts
+from minigrad import ops
+from minigrad.core.grad_mode import mode
+from minigrad.core.tensor import Tensor
+from minigrad.nn import Module, Parameter
+from minigrad.versions import clock, last_written
+
+Array = NDArray[Any]
+
+
+class _OfAdapter:
+    """An attribute of the one adapter that a layer has, or has active."""
+
+    def __init__(self, doc: str, settable: bool = True) -> None:
+        self.__doc__ = doc
+        self._settable = settable
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layer: AdaptedLayer | None, owner: type) -> Any:
+        return self if layer is None else getattr(layer.adapter, self._name)
+
+    def __set__(self, layer: AdaptedLayer, value: Any) -> None:
+        if not self._settable:
+            raise AttributeError(f"{self._name} follows from the rest, and cannot be assigned")
+        setattr(layer.adapter, self._name, value)
+
+
+class AdaptedLayer(Module):
+    """A layer with adapters; `LoRALayer` and `LoRAEmbedding` say what is multiplied.
+
+    Attributes:
+        base_weight: the weight of the layer that was adapted, frozen.
+        bias: its bias, or the copy of it that an adapter trains, or None.
+        adapters: all adapters, by name.
+        active: the names of those that take part.
+        enabled: whether any takes part.
+    """
+
+    lora_a = _OfAdapter("A, `(rank, d_in)`. Assigning copies.")
+    lora_b = _OfAdapter("B, `(d_out, rank)`. Assigning copies.")
+    lora_magnitude = _OfAdapter("DoRA's m, `(d_out,)`, or None. Assigning copies.")
+    scale = _OfAdapter("The factor of B A.")
+    dropout = _OfAdapter("The probability of dropping an element on its way to A, in training.")
+    rng = _OfAdapter("The generator of A, and of dropout.")
+    rank = _OfAdapter("The rank of the update.", settable=False)
+    alpha = _OfAdapter(
+        "The strength it was made with; to change the factor, assign `scale`.", False
+    )
+    scaling = _OfAdapter("How the first scale was made from alpha and the rank.", settable=False)
+
+    base_weight: Any
+    bias: Parameter | None
+
+    def __init__(self, base_weight: Any, bias: Parameter | None) -> None:
+        self.base_weight = base_weight
+        self.bias = bias
+        self.adapters: dict[str, Adapter] = {}
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self._paused: list[bool] = []
+        self._merged: MergedWeight | None = None
+        self._seen: tuple[Any, FrozenMatrix] | None = None
+
+    # ----------------------------------------------------------------------------------------------
+    # What each kind of layer defines
+    # ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def weight_of(self, stored: Any) -> FrozenMatrix:
+        """Return W, `(d_out, d_in)`, of a weight as the layer stores it."""
+
+    @abstractmethod
+    def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        """Compute what the original layer would with this weight, given as the layer stores it."""
+
+    @abstractmethod
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Multiply x by a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
+
+    @abstractmethod
+    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+        """Apply dropout: return the x that is left, and the factor of each output, or None."""
+
+    @abstractmethod
+    def plain(self) -> Module:
+        """Make the plain layer with the merged weight, which shares nothing.
+
+        Raises:
+            RuntimeError: if the layer is merged, and A, B, W or the scale were changed since.
+        """
+
+    def stored(self, matrix: Array) -> Array:
+        """Return a matrix `(d_out, d_in)` as the layer stores its weight."""
+        return matrix
+
+    def base_facts(self) -> list[str]:
+        """Describe the base besides its sizes, for a `repr`."""
+        return []
+
+    def kind(self) -> list[str]:
+        """Describe what is special about the layer, for a report."""
+        return []
+
+    # ----------------------------------------------------------------------------------------------
+    # Adapters
+    # ----------------------------------------------------------------------------------------------
+
+    def _contents(self) -> Iterable[tuple[str, Any]]:
+        yield from vars(self).items()
+        for name, adapter in self.adapters.items():
+            prefix = "" if name == DEFAULT else f"{name}."
+            for key, part in adapter.contents():
+                yield prefix + key, part
+
+    @property
+    def adapter(self) -> Adapter:
+        """The one adapter that is active, or else the only one.
+
+        Raises:
+            AttributeError: if there are several.
+        """
+        names = self.active if len(self.active) == 1 else tuple(self.adapters)
+        if len(names) != 1:
+            raise AttributeError(
+                f"the layer has the adapters {', '.join(names) or '(none)'}, of which "
+                f"{', '.join(self.active) or 'none'} are active; say which one: "
+                f"layer.adapters[name].lora_a"
+            )
+        return self.adapters[names[0]]
+
+    @property
+    def weight(self) -> FrozenMatrix:
+        """W, `(d_out, d_in)`, with the operations that adapters need."""
+        stored = getattr(self.base_weight, "_data", self.base_weight)
+        if self._seen is None or self._seen[0] is not stored or self._seen[1] is None:
+            self._seen = stored, self.weight_of(stored)
+        return self._seen[1]
+
+    @property
+    def d_in(self) -> int:
+        """The size of an input vector."""
+        return self.weight.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """The size of an output vector."""
+        return self.weight.shape[0]
+
+    def trainable_params(self) -> list[Parameter]:
+        """Return the parameters of the active adapters: A and B, and with DoRA the magnitude."""
+        return [part for name in self.active for part in self.adapters[name].trained()]
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Give the layer another adapter, which is not active yet."""
+        if name in self.adapters:
+            raise ValueError(f"there is an adapter {name!r} already")
+        self.adapters[name] = adapter
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        """Check that each name is that of an adapter, and that none is repeated."""
+        for name in names:
+            if name not in self.adapters:
+                raise ValueError(
+                    f"there is no adapter {name!r}; the layer has "
+                    f"{', '.join(map(repr, self.adapters)) or 'none'}"
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"an adapter takes part once or not at all: {', '.join(map(repr, names))}"
+            )
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter.
+
+        Raises:
+            ValueError: if there is none of this name, or it is merged.
+        """
+        self._check_names([name])
+        if name in self.merged_adapters:
+            raise ValueError(
+                f"adapter {name!r} is merged, so what it has learned would stay in the merged "
+                f"weight; call unmerge() first"
+            )
+        del self.adapters[name]
+        self.active = tuple(other for other in self.active if other != name)
+
+    def use(self, names: Sequence[str]) -> None:
+        """Make these adapters active, and no others.
+
+        Raises:
+            ValueError: if there is no such adapter, one is named twice, or one that is merged would
+                not be active.
+        """
+        self._check_names(names)
+        left = [name for name in self.merged_adapters if name not in names]
+        if left:
+            raise ValueError(
+                f"adapter {', '.join(map(repr, left))} is merged, and could not be switched off; "
+                f"call unmerge() first"
+            )
+        self.active = tuple(names)
+
+    def pause(self) -> None:
+        """Let no adapter take part until `resume`; pauses can be nested."""
+        self._paused.append(self.enabled)
+        self.enabled = False
+
+    def resume(self) -> None:
+        """Take back one `pause`. After the last, the layer is as enabled as it was."""
+        before = self._paused.pop()
+        if not self._paused:
+            self.enabled = before
+
+    def liveness_parts(self) -> list[AdapterPart]:
+        """Return what `minigrad.liveness` is to report of each active adapter."""
+        return adapter_parts(self)
+
+    # ----------------------------------------------------------------------------------------------
+    # Forward
+    # ----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Any) -> Tensor:
+        """Compute the layer with W + dW for W, over all active adapters.
+
+        Raises:
+            RuntimeError: if the layer is merged, and an adapter was changed since, or a gradient
+                would be lost.
+        """
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        bias = frozen_bias(self.bias)
+        if not self.enabled:
+            return self.base(x, self.base_weight, bias)
+        stored = self.base_weight
+        if self._merged is None and len(self.active) == 1:
+            adapter = self.adapters[self.active[0]]
+            if adapter.lora_magnitude is None and not self._drops(adapter):
+                # The result of _summed, whose lists would take a tenth of a small layer's time.
+                return self._updated(x, stored, bias, (adapter,))
+        merged = self.merged_adapters
+        if self._merged is not None:
+            self._merged.check_fresh(self.base_weight, self.adapters)
+            if mode.grad_enabled and any(
+                part.requires_grad for name in merged for part in self.adapters[name].trained()
+            ):
+                raise RuntimeError(
+                    f"adapter {', '.join(map(repr, merged))} is merged, so no gradient would reach "
+                    f"its A and B, and training would change nothing; call unmerge() to train, or "
+                    f"predict under no_grad(), or freeze A and B with requires_grad_(False)"
+                )
+            stored = self._merged.weight
+        rest = [self.adapters[name] for name in self.active if name not in merged]
+        return self._summed(x, stored, bias, rest)
+
+    def _summed(
+        self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
+    ) -> Tensor:
+        """Compute x (W + dW_1 + ...)^T + b with `stored` for W, for adapters not merged in it."""
+        if stored is self.base_weight and len(adapters) == 1:
+            adapter = adapters[0]
+            if adapter.lora_magnitude is not None and not self._drops(adapter):
+                y = self._updated(x, stored, None, adapters) * adapter.ratio(self.weight)
+                return y if bias is None else y + bias
+        linear = [a for a in adapters if a.lora_magnitude is None and not self._drops(a)]
+        y = self._updated(x, stored, bias, linear)
+        for adapter in adapters:
+            if adapter not in linear:
+                y = y + self._added(x, adapter)
+        return y
+
+    def _updated(
+        self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
+    ) -> Tensor:
+        """Compute the base and LoRA updates, which are one update of all their ranks together."""
+        y = self.base(x, stored, bias)
+        if not adapters:
+            return y
+        a, b, scale = joined(adapters)
+        return y + ops.linear(self.product(x, a) * scale, b)
+
+    def _added(self, x: Tensor, adapter: Adapter) -> Tensor:
+        """Compute x dW^T by itself, with dropout on x."""
+        factor = None
+        if self._drops(adapter):
+            assert adapter.drop is not None
+            x, factor = self.dropped(x, adapter.drop)
+        a, b = adapter.factors()
+        y = ops.linear(self.product(x, a) * adapter.scale, b)
+        if adapter.lora_magnitude is not None:
+            before = self.base(x, self.base_weight, None)
+            y = (before + y) * adapter.ratio(self.weight) - before
+        return y if factor is None else y * factor
+
+    def _drops(self, adapter: Adapter) -> bool:
+        return adapter.drop is not None and self.training and adapter.dropout > 0
+
+    # ----------------------------------------------------------------------------------------------
+    # Merging
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def merged(self) -> bool:
+        """Whether calls use a merged weight."""
+        return self._merged is not None
+
+    @property
+    def merged_adapters(self) -> tuple[str, ...]:
+        """The names of the adapters in the merged weight."""
+        return () if self._merged is None else tuple(self._merged.parts)
+
+    def update_rows(self, rows: slice, names: Sequence[str]) -> Array:
+        """Compute some rows of dW_1 + ... in float64, over the adapters of these names."""
+        updates = [self.adapters[name].update(self.weight, rows) for name in names]
+        return sum(updates[1:], updates[0]) if updates else np.zeros_like(self.weight.rows(rows))
+
+    def merged_weight(self) -> Tensor:
+        """Compute W + dW_1 + ... in float64, rounded once: a new tensor, as the layer stores W."""
+        return self._weight_with(self.active)
+
+    def _weight_with(self, names: Sequence[str]) -> Tensor:
+        weight = self.weight
+        dtypes = [adapter.lora_a.dtype for adapter in self.adapters.values()]
+        out = np.empty(weight.shape, dtypes[0] if dtypes else weight.dtype)
+        for strip in weight.strips():
+            out[strip] = weight.rows(strip) + self.update_rows(strip, names)
+        return Tensor(self.stored(out))
+
+    def _fresh_merged_weight(self) -> Tensor:
+        """Compute `merged_weight()`, unless the layer is merged and out of date.
+
+        Raises:
+            RuntimeError: in that case.
+        """
+        if self._merged is not None:
+            self._merged.check_fresh(self.base_weight, self.adapters)
+        return self.merged_weight()
+
+    def merge(self, names: Sequence[str] | None = None) -> None:
+        """Use W + dW from now on; W stays beside it as it is. Merging twice changes nothing.
+
+        If an adapter was changed after it was merged, it is merged anew.
+
+        Args:
+            names: of active adapters; None for all of them. The others are added in each call.
+
+        Raises:
+            ValueError: if one of the names is not that of an active adapter, or is there twice.
+        """
+        chosen = tuple(self.active if names is None else names)
+        self._check_names(chosen)
+        for name in chosen:
+            if name not in self.active:
+                raise ValueError(
+                    f"{name!r} is no active adapter of the layer; active are "
+                    f"{', '.join(map(repr, self.active)) or 'none'}"
+                )
+        weight = self.merged_weight() if chosen == self.active else self._weight_with(chosen)
+        parts: dict[str, tuple[float, dict[str, Array]]] = {}
+        for name in chosen:
+            values = self.adapters[name].contents()
+            arrays = {key: x._data.copy() for key, x in values if isinstance(x, Parameter)}
+            parts[name] = self.adapters[name].scale, arrays
+        self._merged = MergedWeight(weight, parts, self.base_weight, next(clock))
+
+    def unmerge(self) -> None:
+        """Use W and the adapters again, drop the merged weight. Unmerging twice changes nothing."""
+        self._merged = None
+
+    def extra_repr(self) -> str:
+        """Describe the sizes, the rank and the scale, or the names of several adapters."""
+        parts = [f"{self.d_in}, {self.d_out}", *self.base_facts()]
+        if list(self.adapters) == [DEFAULT] and self.active == (DEFAULT,):
+            parts += self.adapters[DEFAULT].facts()
+        else:
+            parts += [
+                f"{name}{'' if name in self.active else ' (off)'}: {' '.join(adapter.facts())}"
+                for name, adapter in self.adapters.items()
+            ]
+        if self.merged:
+            some = self.merged_adapters != self.active
+            parts.append(f"merged: {', '.join(self.merged_adapters)}" if some else "merged")
+        parts += [] if self.enabled else ["disabled"]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class MergedWeight:
+    """A merged weight, and what it was computed from, so that a change is noticed.
+
+    Attributes:
+        weight: W + dW, as the layer stores W.
+        parts: the scale of each adapter in it, and copies of its parameters.
+        base: the weight of the base.
+        time: the time of the merge on the clock of writes.
+    """
+
+    weight: Tensor
+    parts: dict[str, tuple[float, dict[str, Array]]]
+    base: Any
+    time: int
+
+    def check_fresh(self, base: Any, adapters: Mapping[str, Adapter]) -> None:
+        """Raise a RuntimeError if an adapter or the base has changed since the merge."""
+        changed = self._changed(base, adapters)
+        if changed:
+            raise RuntimeError(
+                f"{changed} changed since merge(), so the merged weight is out of date; call "
+                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
+            )
+
+    def _changed(self, base: Any, adapters: Mapping[str, Adapter]) -> str:
+        """Name what is no longer as it was; empty if all is.
+
+        A and B are compared with copies, so that a raw write is noticed too; W, which may be large,
+        by the time of its last write.
+        """
+        for name, (scale, values) in self.parts.items():
+            own = "" if name == DEFAULT else f"{name}."
+            if scale != adapters[name].scale:
+                return f"{own}scale"
+            now = dict(adapters[name].contents())
+            for key, value in values.items():
+                if key not in now or now[key].dtype != value.dtype:
+                    return own + key
+                if not np.array_equal(now[key]._data, value, equal_nan=True):
+                    return own + key
+        written = isinstance(base, Tensor) and last_written(base._data) > self.time
+        return "base_weight" if written or base is not self.base else ""

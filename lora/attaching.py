@@ -1,0 +1,249 @@
+"""Putting adapters on a model, and taking them off.
+
+`attach` replaces each targeted layer by one with adapters. The layer itself is stored, unchanged,
+and so is every `requires_grad` flag; `detach` restores all of it. Attaching again under another
+name gives the same layers, or others, another adapter on the same base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora.adapted_layer import AdaptedLayer
+from lora.adapter import DEFAULT
+from lora.attachment.plan import Match, Plan
+from lora.attachment.state import (
+    Attached,
+    Attachment,
+    FullCopy,
+    attached_layers,
+    attachment_of,
+    check_name,
+    required_attachment,
+    restore_flags,
+    store,
+)
+from lora.attachment.surgery import replace
+from lora.config import LoRAConfig
+from lora.switching import activate, check_switch
+from lora.variants.nf4 import NF4Linear
+from minigrad.core.tensor import Tensor
+from minigrad.nn import Embedding, Linear, Module
+from minigrad.random import generator
+from minigrad.tables import aligned
+
+
+@dataclass(frozen=True, repr=False)
+class AttachReport:
+    """The report of `attach`: a line for each layer that matched, and the counts.
+
+    Attributes:
+        matches: the layers that got an adapter.
+        copies: the parameters that are trained in full.
+        adapter: the name of the adapter.
+        trainable: the number of parameters that train now.
+        total: the number of parameters of the model, including adapters, the originals of copies,
+            and weights in four bits, which are no Parameters.
+    """
+
+    matches: tuple[Match, ...]
+    copies: tuple[FullCopy, ...]
+    adapter: str
+    trainable: int
+    total: int
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the layers that got an adapter."""
+        return [match.name for match in self.matches]
+
+    def __repr__(self) -> str:
+        head = ("layer", "matched by", "d_in -> d_out", "rank", "trains", "")
+        rows = [
+            (m.name, m.pattern, f"{m.d_in} -> {m.d_out}", str(m.rank), f"{m.added:,}", m.note)
+            for m in self.matches
+        ]
+        rows += [
+            (c.name, c.reason, str(c.own.shape), "", f"{c.own.size:,}", "in full")
+            for c in self.copies
+        ]
+        share = 100 * self.trainable / self.total
+        total = f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)"
+        return "\n".join([*aligned(head, rows), total])
+
+
+def attach(
+    model: Module,
+    config: LoRAConfig,
+    *,
+    adapter: str = DEFAULT,
+    rng: np.random.Generator | None = None,
+    progress: bool = True,
+) -> AttachReport:
+    """Put an adapter on each layer that `config` targets, and freeze everything else.
+
+    The new adapter is the active one; `lora.switch` chooses others, or several.
+
+    Args:
+        model: changed in place: each targeted layer is replaced by one with adapters, which shares
+            its parameters.
+        config: which layers, and what adapters.
+        adapter: a name for it.
+        rng: the generator that A and B are drawn from.
+        progress: show a progress bar if it takes long, as the singular vectors of PiSSA do.
+
+    Raises:
+        TypeError: if there is no such module or configuration, or the name is no string.
+        ValueError: if a pattern matches nothing, a rank is too large for its layer, a weight is not
+            finite, a weight to be trained in full is tied to another, there is an adapter of that
+            name, one is merged, or the model is itself a single layer; the model is as it was then.
+    """
+    if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
+        raise TypeError(
+            f"attach takes a Module and a LoRAConfig, not {type(model).__name__} and "
+            f"{type(config).__name__}"
+        )
+    return attach_planned(model, adapter, lambda: Plan(model, config, rng, progress=progress), rng)
+
+
+def attach_planned(
+    model: Module,
+    adapter: str,
+    plan_of: Callable[[], Plan],
+    rng: np.random.Generator | None,
+) -> AttachReport:
+    """Plan on the model without its other adapters, and carry the plan out if there is no error.
+
+    After an error the generator is as it was, too.
+    """
+    check_attachable(model, adapter)
+    attachment = attachment_of(model)
+    draws = generator(rng).bit_generator
+    before = draws.state
+    if attachment is not None:
+        # The new adapter begins from the model without the others, which is also what is stored.
+        attachment.swap_in(model, ())
+    try:
+        plan = plan_of()
+    except BaseException:
+        draws.state = before
+        if attachment is not None:
+            attachment.swap_in(model, attachment.active)
+        raise
+    return carry_out(model, plan, adapter)
+
+
+def check_attachable(model: Module, adapter: str) -> None:
+    """Check that the name of a new adapter can be used, and that the model can have one now."""
+    attachment = attachment_of(model)
+    check_name(attachment, adapter)
+    if isinstance(model, (Linear, Embedding, NF4Linear)):
+        by_hand = ", or use LoRALayer.from_linear(model, rank, alpha)"
+        raise ValueError(
+            f"the model is a single {type(model).__name__}, which has no parent, so nothing can "
+            f"replace it; put it into a Sequential"
+            f"{by_hand if isinstance(model, Linear) else ''}"
+        )
+    if attachment is None:
+        strange = [name for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
+        if strange:
+            raise ValueError(
+                f"{', '.join(strange)} have adapters already that lora.attach has not put there, "
+                f"or has on a part of it; fold or detach them first"
+            )
+        return
+    attachment.check_enabled("adapters cannot be attached")
+    check_switch(model, attachment, (adapter,))
+
+
+def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
+    """Do what has been planned and checked, and make the new adapter the active one."""
+    attachment = attachment_of(model)
+    if attachment is None:
+        attachment = Attachment({}, {}, [(p, p.requires_grad) for p in model.parameters()])
+        model.freeze()
+        store(model, attachment)
+    attachment.originals |= plan.originals
+    attachment.placed |= plan.new
+    replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
+    for name, update in plan.updates.items():
+        plan.layers[name].add(adapter, update)
+    attachment.adapters[adapter] = Attached(
+        plan.config, list(plan.updates), plan.copies, seed=plan.seed
+    )
+    activate(model, attachment, (adapter,))
+    adapted = [m.base_weight for m in model.modules() if isinstance(m, AdaptedLayer)]
+    plain = [m.weight for m in model.modules() if isinstance(m, NF4Linear)]
+    in_four_bits = {id(w): w for w in [*adapted, *plain] if not isinstance(w, Tensor)}
+    return AttachReport(
+        tuple(plan.matches),
+        tuple(plan.copies),
+        adapter,
+        model.count_parameters(trainable_only=True),
+        model.count_parameters() + sum(math.prod(w.shape) for w in in_four_bits.values()),
+    )
+
+
+def detach(model: Module) -> Module:
+    """Take all adapters off and return the very model as it was, `requires_grad` flags included.
+
+    Raises:
+        ValueError: if `attach` has put none on.
+    """
+    attachment = attachment_of(model)
+    if attachment is None:
+        raise ValueError(
+            "there is nothing to detach: lora.attach has put no adapters on this model"
+        )
+    attachment.check_enabled("adapters cannot be detached")
+    attached_layers(model, attachment)
+    attachment.swap_in(model, ())
+    store(model, None)
+    _restore_originals(model, attachment, list(attachment.originals))
+    restore_flags(attachment.flags)
+    return model
+
+
+def remove(model: Module, adapter: str) -> Module:
+    """Take one adapter off, with all that it has learned; return the model.
+
+    The parameters that it trained in full are as they were; a layer without another adapter is the
+    original again. With the last adapter everything is taken off, as by `detach`.
+
+    Raises:
+        ValueError: if there is no such adapter, or it is merged; then nothing is changed.
+    """
+    attachment = required_attachment(model)
+    attachment.check_enabled("an adapter cannot be removed")
+    attached = attachment.get(adapter)
+    layers = attached_layers(model, attachment)
+    for name in attached.layers:
+        if adapter in layers[name].merged_adapters:
+            raise ValueError(
+                f"adapter {adapter!r} is merged, and what it has learned would stay in the merged "
+                f"weights; call lora.unmerge(model) first"
+            )
+    if len(attachment.adapters) == 1:
+        return detach(model)
+    # Full copies of other adapters move from layers that are replaced to their originals.
+    attachment.swap_in(model, ())
+    attachment.active = tuple(name for name in attachment.active if name != adapter)
+    del attachment.adapters[adapter]
+    for name in attached.layers:
+        layers[name].remove(adapter)
+    bare = [name for name in attached.layers if not layers[name].adapters]
+    _restore_originals(model, attachment, bare)
+    attachment.swap_in(model, attachment.active)
+    return model
+
+
+def _restore_originals(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
+    """Replace layers with adapters by their originals."""
+    pairs = [(attachment.placed.pop(name), attachment.originals.pop(name)) for name in names]
+    for layer, original in pairs:
+        original.training = layer.training
+    replace(model, {id(layer): original for layer, original in pairs})

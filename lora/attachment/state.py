@@ -1,0 +1,223 @@
+"""The state of a model with adapters, stored on the model itself, so that all can be undone.
+
+Some adapters train parameters in full, such as biases or a new head. They train copies, which are
+exchanged with the originals while the adapter is active: the model without the adapter, or with
+another one, is what it was. The one that is not in use, the copy or the original, is stored on the
+model as `_lora_whole.<adapter>.<name>` or `_lora_whole.(base).<name>`. So the `state_dict` of a
+model has both, and fits only where the same adapters are active.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora.adapted_layer import AdaptedLayer
+from lora.attachment.surgery import replace
+from lora.config import LoRAConfig
+from lora.frozen import TrainedCopy
+from lora.patterns import near
+from minigrad.nn import Module, Parameter
+
+_ATTACHMENT = "_lora_attachment"
+_ASIDE = "_lora_whole"
+_BASE = "(base)"  # which no adapter can be called
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class FullCopy:
+    """A parameter of the model, and the copy of it that an adapter trains.
+
+    Attributes:
+        name: the first name of the original in the model.
+        reason: the field of the configuration that asked for it.
+        original: the parameter that the model had.
+        own: the copy that the adapter trains.
+    """
+
+    name: str
+    reason: str
+    original: Parameter = field(repr=False)
+    own: TrainedCopy = field(repr=False)
+
+
+@dataclass
+class Attached:
+    """One adapter of a model.
+
+    Attributes:
+        config: the configuration it was made by; None if it was computed from other adapters.
+        layers: the names of its layers.
+        copies: the parameters that it trains in full.
+        flags: the `requires_grad` flags of its parameters, while it is not active.
+        seed: the seed that A was drawn from, if that is known.
+    """
+
+    config: LoRAConfig | None
+    layers: list[str]
+    copies: list[FullCopy] = field(default_factory=list)
+    flags: list[tuple[Parameter, bool]] = field(default_factory=list)
+    seed: int | None = None
+
+
+@dataclass
+class Attachment:
+    """The adapters of a model, and what it was before. No Module, so walks over modules skip it.
+
+    Attributes:
+        originals: the layers that were replaced by ones with adapters, by name.
+        placed: the layers that replaced them.
+        flags: `requires_grad` of every parameter before.
+        adapters: by name.
+        active: the names of those that take part.
+        disabled: how many blocks of `lora.disabled` are around.
+    """
+
+    originals: dict[str, Module]
+    placed: dict[str, AdaptedLayer]
+    flags: list[tuple[Parameter, bool]]
+    adapters: dict[str, Attached] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    disabled: int = 0
+
+    def check_enabled(self, what: str) -> None:
+        """Raise a RuntimeError inside of `lora.disabled`, whose end would undo a change."""
+        if self.disabled:
+            raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
+
+    def get(self, name: str) -> Attached:
+        """Return an adapter by its name.
+
+        Raises:
+            ValueError: with the names that exist.
+        """
+        if name not in self.adapters:
+            raise ValueError(
+                f"there is no adapter {near(name, self.adapters)}; the model has "
+                f"{', '.join(map(repr, self.adapters))}"
+            )
+        return self.adapters[name]
+
+    def swap_in(self, model: Module, names: Sequence[str]) -> None:
+        """Exchange the copies of these adapters, and of no others, with their originals."""
+        aside = vars(model).get(_ASIDE, {})
+        copies = {name: attached.copies for name, attached in self.adapters.items()}
+        before = [copy for name, each in copies.items() if name not in aside for copy in each]
+        within = [copy for name in names for copy in copies[name]]
+        for pairs in (
+            [(copy.own, copy.original) for copy in before],
+            [(copy.original, copy.own) for copy in within],
+        ):
+            for old, new in pairs:
+                if new.dtype != old.dtype:  # the model was converted, while this was aside
+                    new.data = new.data.astype(old.dtype)
+            replace(model, {id(old): new for old, new in pairs})
+        aside = {
+            _BASE: {copy.name: copy.original for copy in within},
+            **{n: {c.name: c.own for c in each} for n, each in copies.items() if n not in names},
+        }
+        vars(model).pop(_ASIDE, None)
+        if any(aside.values()):
+            vars(model)[_ASIDE] = {name: unused for name, unused in aside.items() if unused}
+
+
+def check_name(attachment: Attachment | None, adapter: str) -> None:
+    """Check the name of a new adapter.
+
+    Raises:
+        TypeError: if it is no string.
+        ValueError: if it has other characters than it may, or there is an adapter of that name.
+    """
+    if not isinstance(adapter, str):
+        raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
+    if not _NAME.fullmatch(adapter):
+        raise ValueError(f"an adapter's name has letters, digits, - and _ only, unlike {adapter!r}")
+    if attachment is not None and adapter in attachment.adapters:
+        raise ValueError(
+            f"the model has an adapter {adapter!r} already; give another name, or take that one "
+            f"off first: lora.remove(model, {adapter!r})"
+        )
+
+
+def attachment_of(model: Module) -> Attachment | None:
+    """Return what `attach` has put on a model, or None."""
+    _check_module(model)
+    found: Attachment | None = vars(model).get(_ATTACHMENT)
+    return found
+
+
+def required_attachment(model: Module) -> Attachment:
+    """Return what `attach` has put on a model.
+
+    Raises:
+        ValueError: if it has put nothing on.
+    """
+    attachment = attachment_of(model)
+    if attachment is None:
+        raise ValueError(
+            "lora.attach has put no adapters on this model; lora.attach(model, LoRAConfig(...)) "
+            "puts some on"
+        )
+    return attachment
+
+
+def store(model: Module, attachment: Attachment | None) -> None:
+    """Store on a model what has been attached to it, or with None, that nothing is."""
+    if attachment is None:
+        del vars(model)[_ATTACHMENT]
+        vars(model).pop(_ASIDE, None)
+    else:
+        setattr(model, _ATTACHMENT, attachment)
+
+
+def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
+    """List the layers with adapters of a model, with their names.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    _check_module(model)
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
+    if not found:
+        raise ValueError(
+            "the model has no adapters; lora.attach(model, LoRAConfig(...)) puts some on"
+        )
+    return found
+
+
+def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedLayer]:
+    """Return the layers with adapters of a model, by name.
+
+    Raises:
+        ValueError: if one that `attach` has put on is no longer where it was put.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+    gone = [name for name, layer in attachment.placed.items() if layers.get(name) is not layer]
+    if gone:
+        raise ValueError(
+            f"the adapters of {', '.join(gone)} are no longer in the model, or not where they were "
+            f"put; put the layers that lora.attach had placed there back first"
+        )
+    return layers
+
+
+def parameters_in_use(model: Module) -> Iterator[tuple[str, Parameter]]:
+    """Yield the parameters of a model with their names, without originals and copies set aside."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(f"{_ASIDE}."):
+            yield name, parameter
+
+
+def restore_flags(flags: Iterable[tuple[Parameter, bool]]) -> None:
+    """Set `requires_grad` of each parameter to a former value."""
+    for parameter, flag in flags:
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
+
+
+def _check_module(model: Any) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"adapters are on a Module, not on {model!r:.60}")

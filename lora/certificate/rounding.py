@@ -1,0 +1,193 @@
+"""Rounding of stored weights in each dtype, and the arithmetic of rounding errors.
+
+Four dtypes are of floating point, with p binary digits and a least positive number. In them, the
+unit of an x with 2^(e-1) <= |x| < 2^e is 2^(e-p), at least the least number, and x is rounded to
+the nearest multiple of it, to the even one of two. This rounds once, from float64, whatever the
+dtype. The fifth is NF4 (Dettmers et al., 2023, section 3): blocks of 64 elements of a row, each
+element one of 16 levels times the largest absolute value of its block, which is stored in float32:
+the same as `lora.quantize(model, double_quant=False)` would make of the merged weight.
+
+A sum of products that is computed with n roundings of each term, in any order, differs from the
+exact one by at most gamma(n) times the sum of the terms' absolute values, and by what products lose
+that are smaller than the least normal number: half of the least positive number each (Higham,
+Accuracy and Stability of Numerical Algorithms, 2002, sections 2.1 and 3.1).
+
+    gamma(n) = n u / (1 - n u)          u: half the distance from 1 to the next number
+
+This is a bound for the worst case, whereas `lora.verify` uses a likely one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad import kernels
+
+Array = NDArray[Any]
+
+
+class _Format(NamedTuple):
+    """A dtype of floating point: p, with the leading digit that is not stored, and its range."""
+
+    digits: int
+    least: float
+    largest: float
+
+
+_FORMATS = {
+    "float64": _Format(53, math.ldexp(1, -1074), float(np.finfo(np.float64).max)),
+    "float32": _Format(24, math.ldexp(1, -149), float(np.finfo(np.float32).max)),
+    "float16": _Format(11, math.ldexp(1, -24), 65504.0),
+    "bfloat16": _Format(8, math.ldexp(1, -133), math.ldexp(255, 120)),
+}
+
+_EXPONENT = 0x7FF0_0000_0000_0000  # the bits of the exponent of a float64
+_LARGEST_POWER = math.ldexp(1, 1023)  # of finite numbers; the power of Inf would be infinite
+
+DTYPES = (*_FORMATS, "nf4")
+"""The dtypes that a merged weight can be stored in."""
+
+BLOCK = 64  # elements of a row that NF4 divides by one absolute value
+
+
+@cache
+def _code_book() -> tuple[Array, Array, Array]:
+    """Return the levels of NF4, the middles between them, and the distance to each's neighbour."""
+    levels = kernels.codes.LEVELS.astype(np.float64)
+    gaps = np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf)
+    return levels, (levels[1:] + levels[:-1]) / 2, np.minimum(*gaps)
+
+
+def check_dtypes(dtypes: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one dtype or several as a tuple, each once.
+
+    Raises:
+        ValueError: if there are none, or a weight cannot be stored in one.
+    """
+    chosen = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
+    if not chosen:
+        raise ValueError(f"there are no dtypes to certify for; choose from {', '.join(DTYPES)}")
+    for dtype in chosen:
+        _check_dtype(dtype)
+    return chosen
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"cannot store weights in {dtype!r}; there are {', '.join(DTYPES)}")
+
+
+def computing_dtype(own: np.dtype[Any], dtype: str) -> np.dtype[Any]:
+    """Return the dtype in which a layer computes with stored weights: the wider of the two.
+
+    Weights of bfloat16 and NF4 are converted to float32 first.
+    """
+    return np.promote_types(own, dtype if dtype in ("float16", "float64") else "float32")
+
+
+def round_to(x: Array, dtype: str) -> Array:
+    """Round each number as storing it in `dtype` does; the result is in float64.
+
+    It is rounded to the nearest number, of two to the even one; beyond the largest to infinity.
+
+    Args:
+        x: float64, `(..., n)`; NF4 divides the rows of n numbers into blocks.
+        dtype: one of `DTYPES`.
+
+    Raises:
+        TypeError: if x is not of float64, which might have been rounded before.
+        ValueError: if there is no such dtype, or x is a single number.
+    """
+    _check_dtype(dtype)
+    x = np.asarray(x)
+    if x.dtype != np.float64:
+        raise TypeError(f"round_to takes an array of float64, not of {x.dtype}")
+    if x.ndim == 0:
+        raise ValueError("round_to takes rows of numbers, not a single one; pass x.reshape(1)")
+    if dtype == "nf4":
+        absmax = _absmax(x)
+        with np.errstate(invalid="ignore"):  # 0 times infinity, in a block that is beyond float32
+            return _code_book()[0][_codes(x, absmax)] * absmax
+    if dtype == "float64":
+        return x.copy()
+    unit = unit_of(x, dtype)
+    rounded = np.rint(x / unit)
+    with np.errstate(over="ignore"):
+        rounded *= unit
+    rounded[np.abs(rounded) > _FORMATS[dtype].largest] *= np.inf
+    return rounded
+
+
+def unit_of(x: Array, dtype: str) -> Array:
+    """Compute the unit in the last place of each number in `dtype`.
+
+    In NF4 it is the distance from the level of the number to the nearer of its neighbours, times
+    the largest absolute value of the block. It is at least the least positive number, of float32
+    for NF4. For NaN and Inf it has no meaning.
+
+    Args:
+        x: as returned by `round_to`, `(..., n)`.
+        dtype: one of `DTYPES`.
+    """
+    if dtype == "nf4":
+        absmax = _absmax(x)
+        unit = _code_book()[2][_codes(x, absmax)] * absmax
+        least = _FORMATS["float32"].least
+    else:
+        # The bits of the exponent alone are the power of two below |x|, or 0 below the normal ones.
+        power = (x.view(np.int64) & _EXPONENT).view(np.float64)
+        unit = np.minimum(power, _LARGEST_POWER) * 2.0 ** (1 - _FORMATS[dtype].digits)
+        least = _FORMATS[dtype].least
+    found: Array = np.maximum(unit, least)
+    return found
+
+
+def _absmax(x: Array) -> Array:
+    """Give each number the largest absolute value of its block, in float32."""
+    starts = np.arange(0, x.shape[-1], BLOCK)
+    if not x.size:
+        return np.zeros(x.shape)
+    with np.errstate(over="ignore"):
+        absmax = np.maximum.reduceat(np.abs(x), starts, axis=-1).astype(np.float32)
+    return np.repeat(absmax.astype(np.float64), BLOCK, axis=-1)[..., : x.shape[-1]]
+
+
+def _codes(x: Array, absmax: Array) -> Array:
+    """Return the index of the level that is nearest to x / absmax."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.searchsorted(_code_book()[1], x / absmax)
+
+
+def gamma(roundings: int, dtype: np.dtype[Any]) -> float:
+    """Return the relative error after so many roundings, infinite where it has no bound."""
+    nu = roundings * float(np.finfo(dtype).eps) / 2
+    return nu / (1 - nu) if nu < 1 else math.inf
+
+
+def least_of(dtype: np.dtype[Any]) -> float:
+    """Return the least positive number of a dtype."""
+    return float(np.finfo(dtype).smallest_subnormal)
+
+
+def norms(x: Array) -> Array:
+    """Compute the norm of each row such that no square over- or underflows.
+
+    Where a row is not finite it is a NaN.
+    """
+    largest = np.abs(x).max(axis=-1, initial=0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = x / np.where(largest > 0, largest, 1.0)[..., None]
+        found: Array = largest * np.sqrt(np.einsum("...i,...i->...", scaled, scaled))
+    return found
+
+
+def upper(x: Any, roundings: int) -> Any:
+    """Return an upper bound of the exact value of x, a float64 sum of nonnegative numbers."""
+    raised = np.asarray(x) * (1 + (roundings + 8) * float(np.finfo(np.float64).eps))
+    return np.where(raised > 0, np.nextafter(raised, np.inf), raised)

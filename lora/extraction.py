@@ -1,0 +1,268 @@
+"""Making an adapter from two models: the low-rank part of their difference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapted_layer import AdaptedLayer
+from lora.adapter import DEFAULT, Adapter
+from lora.attaching import carry_out, check_attachable
+from lora.attachment.plan import Plan
+from lora.attachment.state import FullCopy, attachment_of
+from lora.attachment.surgery import parameter_names
+from lora.attachment.targets import targets_in
+from lora.config import Bias, LoRAConfig
+from lora.patterns import ALL_LINEAR, Patterns, near
+from lora.scaling import check_size
+from lora.spectra import Approximation
+from lora.variants.nf4 import NF4Linear
+from minigrad.core.tensor import as_array
+from minigrad.nn import Module, Parameter
+from minigrad.progress import progress_bar
+from minigrad.tables import aligned
+
+if TYPE_CHECKING:
+    from minigrad.kernels.nf4 import NF4Matrix
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The result for one of the targets.
+
+    Attributes:
+        name: of the layer.
+        rank: of the update; 0 for a layer that does not differ, and gets none.
+        error: the Frobenius norm of the part of the difference that the update has not.
+        relative_error: the same as a share of the norm of the difference.
+        energy: the share of the difference's squared norm that the update has.
+    """
+
+    name: str
+    rank: int
+    error: float = 0.0
+    relative_error: float = 0.0
+    energy: float = 1.0
+
+
+@dataclass(frozen=True, repr=False)
+class ExtractReport:
+    """The report of `extract`: a line for each target.
+
+    Attributes:
+        layers: the targets, including the ones that do not differ.
+        copies: the parameters that the adapter has in full.
+        adapter: its name.
+    """
+
+    layers: tuple[Extracted, ...]
+    copies: tuple[FullCopy, ...]
+    adapter: str
+
+    def __repr__(self) -> str:
+        head = ("layer", "rank", "error", "relative", "energy", "")
+        rows = []
+        for row in self.layers:
+            errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}", f"{100 * row.energy:.4g} %")
+            note = "" if row.rank else "does not differ"
+            rows.append((row.name, str(row.rank), *(errors if row.rank else ("", "", "")), note))
+        rows += [(copy.name, "", "", "", "", "in full") for copy in self.copies]
+        return "\n".join(aligned(head, rows))
+
+
+def extract(
+    base: Module,
+    finetuned: Module | Mapping[str, Any],
+    rank: int,
+    *,
+    targets: Patterns = ALL_LINEAR,
+    exclude: Patterns = (),
+    adapter: str = DEFAULT,
+    modules_to_save: Sequence[str] = (),
+    bias: Bias = "none",
+    progress: bool = True,
+) -> ExtractReport:
+    """Attach to `base` the adapter that comes nearest to a model of which all parameters trained.
+
+        W_finetuned - W = U S V^T,  B = U_r sqrt(S_r),  A = sqrt(S_r) V_r^T,  scale 1
+
+    In each layer B A is the best approximation of this rank in the Frobenius norm (`lora.spectra`);
+    in one whose smaller size is below the rank, its rank is that size, and it is exact. Factors are
+    rounded to the dtype of the layer, which the errors of the report do not include. A target that
+    does not differ gets no adapter. Nothing of the difference is lost silently: what is outside the
+    targets must be equal, or be copied in full.
+
+    Args:
+        base: changed as by `attach`: `detach` gives it back, to the bit.
+        finetuned: a model of the same structure, or its `state_dict`. Where the base is in four
+            bits (`lora.quantize`), the loss of its quantisation is part of the difference.
+        rank: of each update.
+        targets: the layers to look at, as in `LoRAConfig`.
+        exclude: of these, those to leave out.
+        adapter: a name for it.
+        modules_to_save: modules to copy in full.
+        bias: "lora_only" copies the biases of the layers with adapters, "all" those of the complete
+            model.
+        progress: show a progress bar if it takes long.
+
+    Raises:
+        TypeError: if there is no such module or state, or an argument is of the wrong type.
+        ValueError: if names or shapes do not fit, there is NaN or Inf, something differs that the
+            adapter would not have, no target differs, or `attach` would raise an error; `base` is
+            as it was then.
+    """
+    if not isinstance(base, Module) or not isinstance(finetuned, (Module, Mapping)):
+        raise TypeError(
+            f"extract takes a Module, and a Module or a state_dict, not "
+            f"{type(base).__name__} and {type(finetuned).__name__}"
+        )
+    rank = check_size("rank", rank)
+    if attachment_of(base) is not None or any(isinstance(m, AdaptedLayer) for m in base.modules()):
+        raise ValueError(
+            "the base has adapters already, and what is theirs would count as a difference; "
+            "lora.detach(base) takes them off, lora.fold(base) makes them part of it"
+        )
+    state: Any = finetuned
+    if isinstance(finetuned, Module):
+        adapted = [n for n, m in finetuned.named_modules() if isinstance(m, AdaptedLayer)]
+        if adapted:
+            raise ValueError(
+                f"the finetuned model has adapters, in {', '.join(adapted)}; lora.fold a copy of it"
+            )
+        quantized = _in_four_bits(finetuned).items()
+        state = finetuned.state_dict() | {n: m.weight.dense(m.dtype) for n, m in quantized}
+    check_attachable(base, adapter)
+    config = LoRAConfig(
+        rank, rank, targets, exclude=exclude, modules_to_save=modules_to_save, bias=bias
+    )
+    pair = _Pair(base, state)
+    names = [target.name for target in targets_in(base, config)]
+    modules: dict[str, Any] = dict(base.named_modules())
+    differing = [name for name in names if pair.differs(f"{name}.weight")]
+    if not differing:
+        raise ValueError(
+            f"none of the targets differs from the base, so there is nothing to extract: "
+            f"{', '.join(names)}"
+        )
+    # The configuration for these layers alone, with no rank that is larger than its layer.
+    sizes = {name: min(modules[name].weight.shape) for name in differing}
+    smaller = {rf"\A{re.escape(n)}": size for n, size in sizes.items() if size < rank}
+    exactly = replace(
+        config,
+        targets="|".join(map(re.escape, differing)),
+        exclude=(),
+        rank_pattern=smaller,
+        alpha_pattern=smaller,
+    )
+    plan = Plan(base, exactly, np.random.default_rng(0))
+    covered = {f"{name}.weight" for name in plan.updates}
+    covered |= {other for copy in plan.copies for other in pair.equal_names(copy.name)}
+    pair.check_covered(covered)
+    found = {}
+    for name in progress_bar(differing, what="singular vectors", unit="layer", shown=progress):
+        layer = plan.layers[name]
+        tuned = layer.weight_of(pair.values[f"{name}.weight"])
+        u, s, vt = np.linalg.svd(tuned.dense() - layer.weight.dense(), full_matrices=False)
+        best = Approximation.of_decomposition(u, s, vt, plan.updates[name].rank)
+        made = plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
+        found[name] = Extracted(name, made.rank, best.error, best.relative_error, best.energy)
+    for copy in plan.copies:
+        copy.own.copy_(pair.values[copy.name])
+    carry_out(base, plan, adapter)
+    rows = tuple(found.get(name, Extracted(name, 0)) for name in names)
+    return ExtractReport(rows, tuple(plan.copies), adapter)
+
+
+def _in_four_bits(model: Module) -> dict[str, NF4Linear]:
+    """Return the layers whose weight is in four bits and so no parameter, by the weight's name."""
+    modules = model.named_modules()
+    return {f"{name}.weight": m for name, m in modules if isinstance(m, NF4Linear)}
+
+
+class _Pair:
+    """The parameters of the base, weights in four bits among them, and the finetuned values.
+
+    A tied parameter has several names. The state may give any of them, and where the tie was cut,
+    as by `fold`, values that differ.
+
+    Attributes:
+        values: the finetuned values, by name.
+
+    Raises:
+        ValueError: with all that is missing, unexpected, of another shape, or not finite.
+    """
+
+    def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
+        first: dict[int, tuple[str, Parameter | NF4Matrix]] = {
+            id(p): (name, p) for name, p in base.named_parameters()
+        }
+        self._names = parameter_names(base)
+        for name, layer in _in_four_bits(base).items():
+            first.setdefault(id(layer.weight), (name, layer.weight))
+            self._names.setdefault(id(layer.weight), []).append(name)
+        self._parameters = {
+            name: first[key][1] for key, names in self._names.items() for name in names
+        }
+        self.values: dict[str, Array] = {}
+        problems = []
+        for name, given in state.items():
+            if name not in self._parameters:
+                problems.append(f"unexpected: {near(str(name), self._parameters)}")
+                continue
+            try:
+                value = as_array(given)
+            except (TypeError, ValueError) as error:
+                problems.append(f"unusable: {name}: {error}")
+                continue
+            shape = self._parameters[name].shape
+            if value.shape != shape:
+                problems.append(f"mis-shaped: {name} is {value.shape}, in the base {shape}")
+            elif not np.isfinite(value).all():
+                problems.append(f"not finite: {name} has NaN or Inf in it")
+            else:
+                self.values[name] = value
+        for key, (name, parameter) in first.items():
+            given_names = [other for other in self._names[key] if other in state]
+            if not given_names:
+                problems.append(f"missing: {name} {parameter.shape}")
+            elif given_names[0] in self.values:
+                for other in self._names[key]:
+                    if other not in state:
+                        self.values[other] = self.values[given_names[0]]
+        if problems:
+            raise ValueError(
+                "the finetuned model does not fit the base; nothing was changed:\n  "
+                + "\n  ".join(problems)
+            )
+
+    def equal_names(self, name: str) -> list[str]:
+        """List the names of this parameter under which the finetuned model has this value."""
+        value, names = self.values[name], self._names[id(self._parameters[name])]
+        return [other for other in names if np.array_equal(self.values[other], value)]
+
+    def differs(self, name: str) -> bool:
+        """Tell whether the two values of a parameter differ."""
+        value, parameter = self.values[name], self._parameters[name]
+        ours = parameter._data if isinstance(parameter, Parameter) else parameter.dense(value.dtype)
+        return not np.array_equal(value, ours)
+
+    def check_covered(self, covered: set[str]) -> None:
+        """Check that no difference is lost.
+
+        Raises:
+            ValueError: with the names of all parameters that differ, and are not covered.
+        """
+        lost = [name for name in self._parameters if name not in covered and self.differs(name)]
+        if lost:
+            raise ValueError(
+                f"the finetuned model differs from the base in what the adapter would not have: "
+                f"{', '.join(lost)}; make their layers targets, take modules over with "
+                f'modules_to_save=[...], biases with bias="all"'
+            )

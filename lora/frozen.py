@@ -1,0 +1,206 @@
+"""The frozen parts of a layer with adapters: its matrix W, however it is stored, and its bias.
+
+A matrix is `(d_out, d_in)`. It is dense, or in the 4 bits of NF4 (`minigrad.kernels.nf4`), of which
+no more than a strip is ever dense. An embedding's table is a dense matrix, seen transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad import kernels, ops
+from minigrad.core.tensor import Tensor
+from minigrad.nn import Parameter
+from minigrad.readonly import hold, release
+
+if TYPE_CHECKING:
+    from minigrad.kernels.nf4 import NF4Matrix
+
+Array = NDArray[Any]
+
+_INSTEAD = "layer.base_weight is the Tensor, and layer.merged_weight() one with the updates in it"
+
+STRIP = 1 << 18  # elements that are in float64 at a time
+
+
+def strips(shape: tuple[int, ...]) -> list[slice]:
+    """Divide the rows of an array into parts of a few megabytes; a scalar is one part."""
+    if not shape:
+        return [slice(None)]
+    rows, step = shape[0], max(1, STRIP // max(1, math.prod(shape[1:])))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+class FrozenMatrix(ABC):
+    """A frozen matrix W, and what adapters ask of it.
+
+    Attributes:
+        shape: `(d_out, d_in)`.
+        dtype: the dtype of what is computed with it.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    if not TYPE_CHECKING:  # code written for a Linear reads `layer.weight` as a Tensor or an array
+
+        def __getattr__(self, name):
+            raise AttributeError(f"a FrozenMatrix has no {name}; {_INSTEAD}")
+
+        def __array__(self, *args, **options):
+            raise TypeError(f"a FrozenMatrix is no array; {_INSTEAD}")
+
+    @abstractmethod
+    def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Return some rows and columns of W in float64, as a copy."""
+
+    @abstractmethod
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute x W^T + b. No gradient reaches W."""
+
+    @abstractmethod
+    def project(self, a: Array) -> Array:
+        """Compute W A^T: `(d_out, rank)`."""
+
+    @abstractmethod
+    def is_finite(self) -> bool:
+        """Tell whether W has no NaN and no Inf."""
+
+    @abstractmethod
+    def cached_squares(self) -> Array:
+        """Return `squares()`, saved for the next call unless W may change in between."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape}, {self.dtype})"
+
+    def dense(self) -> Array:
+        """Return all of W in float64."""
+        return self.rows(slice(None))
+
+    def strips(self) -> list[slice]:
+        """Divide the rows into parts of a few megabytes."""
+        return strips(self.shape)
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Divide W into rows and columns that are quick to read, of a few megabytes each."""
+        return [(strip, slice(None)) for strip in self.strips()]
+
+    def squares(self) -> Array:
+        """Compute the squared norm of each row in float64: `(d_out,)`."""
+        total = np.zeros(self.shape[0])
+        for rows, columns in self.blocks():
+            part = self.rows(rows, columns)
+            total[rows] += np.einsum("ij,ij->i", part, part)
+        return total
+
+
+class DenseMatrix(FrozenMatrix):
+    """A plain array. While the norms of its rows are known, its memory is read-only.
+
+    Args:
+        matrix: W; an array that others may share, and write to after they have released it.
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        self.matrix = matrix
+        self.shape, self.dtype = matrix.shape, matrix.dtype
+        self._known: Array | None = None
+
+    def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Return some rows and columns of W in float64, as a copy."""
+        return self.matrix[rows, columns].astype(np.float64)
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute x W^T + b."""
+        return ops.linear(x, self.matrix, bias)
+
+    def project(self, a: Array) -> Array:
+        """Compute W A^T."""
+        return kernels.gemm.matmul(self.matrix, a.T)
+
+    def is_finite(self) -> bool:
+        """Tell whether W has no NaN and no Inf."""
+        return bool(np.isfinite(self.matrix).all())
+
+    def cached_squares(self) -> Array:
+        """Return the squared norms, saved for as long as nobody can write to W."""
+        if self._known is None:
+            squares = self.squares()
+            if not hold(self.matrix, self):
+                return squares
+            self._known = squares
+        return self._known
+
+    def let_go(self) -> None:
+        """Forget the norms, since someone is about to write to W."""
+        self._known = None
+
+    def __del__(self) -> None:
+        if self._known is not None:
+            release(self.matrix)
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # a copied layer makes its own from its own weight
+
+
+class NF4FrozenMatrix(FrozenMatrix):
+    """A matrix of NF4 codes. It cannot change, and only a strip of it is dense at a time.
+
+    Args:
+        matrix: W.
+        dtype: the dtype of what is computed with it.
+    """
+
+    def __init__(self, matrix: NF4Matrix, dtype: np.dtype[Any]) -> None:
+        self.matrix = matrix
+        self.shape, self.dtype = matrix.shape, dtype
+        self._known: Array | None = None
+
+    def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Decode some rows and columns to float64."""
+        start, stop, _ = rows.indices(self.shape[0])
+        return self.matrix.rows(start, stop, np.float64)[:, columns]
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute x W^T + b."""
+        return ops.nf4_linear(x, self.matrix, bias)
+
+    def project(self, a: Array) -> Array:
+        """Compute W A^T."""
+        return self.matrix.T.matmul(a).T
+
+    def is_finite(self) -> bool:
+        """Return True: NF4 codes are always finite."""
+        return True
+
+    def cached_squares(self) -> Array:
+        """Return the squared norms of the rows, computed once."""
+        if self._known is None:
+            self._known = self.squares()
+        return self._known
+
+
+class TrainedCopy(Parameter):
+    """A copy of a frozen parameter that an adapter trains.
+
+    Gradients reach it in a frozen layer too; `lora.attachment.state` swaps it with the original.
+    """
+
+    __slots__ = ()
+
+    def unwrap(self) -> None:
+        """Become an ordinary parameter of the model."""
+        self.__class__ = Parameter  # type: ignore[assignment]  # which differs in nothing else
+
+
+def frozen_bias(bias: Parameter | None) -> Tensor | None:
+    """Cut the bias of a frozen layer off from gradients, unless it is a copy that trains.
+
+    An ordinary bias gets no gradient, even if someone has set its flag.
+    """
+    return bias if bias is None or isinstance(bias, TrainedCopy) else bias.detach()

@@ -1,0 +1,150 @@
+"""The identities of a LoRA layer, each computed on one copy of it.
+
+With y = x W^T + b + s (x A^T) B^T, G the gradient that arrives at y, and X, G with a row for each
+vector that the layer was called on, the derivatives are
+
+    dA = s B^T G^T X        dB = s G^T X A^T        dx = G (W + s B A)
+
+All identities follow from these three, so they hold for every loss; two computations from the same
+X and G are compared. With dropout, the X that enters A is what the mask leaves of it, and all runs
+draw the same mask.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lora.identities.rounding import Agreement, Array
+from lora.identities.trial import FEW, LayerRun, LayerTrial
+from minigrad.nn import Parameter
+
+
+def inner_products(trial: LayerTrial) -> Agreement:
+    """Compare dA A^T with B^T dB, (rank, rank): both are s B^T G^T X A^T."""
+    a, b = trial.layer.lora_a.data, trial.layer.lora_b.data
+    found = trial.trained().gradients
+    size, bounds = trial.rounding.size, trial.bounds()
+    left, right = found["A"] @ a.T, b.T @ found["B"]
+    products = trial.rounding.gamma(max(trial.layer.d_in, trial.layer.d_out) + FEW)
+    bound = size(bounds["A"], a.T) + size(b.T, bounds["B"])
+    bound += products * (size(found["A"], a.T) + size(b.T, found["B"]))
+    return Agreement.of(left, right, bound, left)
+
+
+def change_of_basis(trial: LayerTrial) -> Agreement:
+    """Check that with (B C^-1, C A), y stays, dA becomes C^-T dA, and dB becomes dB C^T."""
+    layer, size = trial.layer, trial.rounding.size
+    a, b = layer.lora_a.data.copy(), layer.lora_b.data.copy()
+    # A matrix C that is neither diagonal nor orthogonal, and its inverse, to the last bit.
+    powers = np.where(np.arange(layer.rank) % 2, 0.5, 2.0)
+    steps = np.subtract.outer(np.arange(layer.rank), np.arange(layer.rank))
+    c = powers[:, None] * np.where(steps == 0, 1.0, np.where(steps == 1, 0.5, 0.0))
+    inverse = np.where(steps >= 0, (-0.5) ** np.maximum(steps, 0), 0.0) / powers
+    before, base, sizes = trial.trained(), trial.base(), trial.sizes()
+    trial.set(c @ a, b @ inverse)
+    after = trial.trained()
+    trial.set(a, b)
+    sizes["y"] = sizes["y"] + size(trial.x, a.T, c.T, inverse.T, b.T, scale=trial.strength)
+    sizes["A"], sizes["B"] = size(inverse.T, sizes["A"]), size(sizes["B"], c.T)
+    gamma, roundings = trial.rounding.gamma, trial.roundings()
+    # Twice, since both sides have errors; C A and B C^-1 are sums themselves.
+    bounds = {name: 2 * gamma(roundings[name] + 2 * layer.rank) * sizes[name] for name in "yAB"}
+    turned = inverse.T @ before.gradients["A"], before.gradients["B"] @ c.T
+    return Agreement.worst(
+        [
+            Agreement.of(after.y, before.y, bounds["y"], before.y - base),
+            Agreement.of(after.gradients["A"], turned[0], bounds["A"], turned[0]),
+            Agreement.of(after.gradients["B"], turned[1], bounds["B"], turned[1]),
+        ]
+    )
+
+
+def composition(trial: LayerTrial) -> Agreement:
+    """Compare y, dx, dA, dB with x (W + s B A)^T + b: dA = s B^T dW and dB = s dW A^T."""
+    return _compared(trial.trained(), trial.composed(), trial.bounds(), trial.base())
+
+
+def precision(trial: LayerTrial, wide: LayerTrial) -> Agreement:
+    """Compare y, dx, dA and dB in the precision of the layer and in double precision."""
+    return _compared(trial.trained(), wide.trained(), trial.bounds(), wide.base())
+
+
+def _compared(found: LayerRun, right: LayerRun, bounds: dict[str, Array], base: Array) -> Agreement:
+    parts = [Agreement.of(found.y, right.y, 2 * bounds["y"], right.y - base)]
+    for name in "ABx":
+        gradient = right.gradients[name]
+        parts.append(Agreement.of(found.gradients[name], gradient, 2 * bounds[name], gradient))
+    return Agreement.worst(parts)
+
+
+def first_output(trial: LayerTrial) -> Agreement:
+    """Check that at B = 0 the output is that of the base, to the bit and for any A."""
+    a, none = trial.layer.lora_a.data.copy(), np.zeros_like(trial.layer.lora_b.data)
+    trial.set(a, none)
+    found, base, bound = trial.trained().y, trial.base(), np.zeros(())
+    trial.set(2 * a[:, ::-1], none)
+    other = trial.trained().y
+    return Agreement.worst(
+        [
+            Agreement.of(found, other, bound, a),
+            # A base of zeros is one too: any x shows that nothing is added to it.
+            Agreement.of(found, base, bound, np.concatenate([base, trial.x], axis=1)),
+        ]
+    )
+
+
+def first_gradients(trial: LayerTrial) -> Agreement:
+    """Check that at B = 0, dA is 0 exactly, and dB is not."""
+    trial.set(trial.layer.lora_a.data, np.zeros_like(trial.layer.lora_b.data))
+    found, right = trial.trained().gradients, trial.composed().gradients["B"]
+    comparison = Agreement.of(found["A"], 0 * found["A"], np.zeros(()), found["B"])
+    if comparison.verdict != "fails" and not found["B"].any():
+        # dB = 0 is wrong where the right value exceeds the bound of rounding.
+        missing = Agreement.of(found["B"], right, trial.bounds()["B"], right)
+        return missing if missing.verdict == "fails" else comparison
+    return comparison
+
+
+def frozen_base(trial: LayerTrial) -> Agreement:
+    """Check that no gradient reaches W and b, though both require one."""
+    layer = trial.layer
+    frozen: dict[str, Parameter] = {"W": layer.base_weight} | (
+        {} if layer.bias is None else {"b": layer.bias}
+    )
+    for parameter in (*frozen.values(), layer.lora_a, layer.lora_b):
+        parameter.requires_grad_()
+    found = trial.run({**frozen, "A": layer.lora_a, "B": layer.lora_b}).gradients
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    trained = np.concatenate([found["A"].ravel(), found["B"].ravel()])
+    return Agreement.worst(
+        [Agreement.of(found[name], 0 * found[name], np.zeros(()), trained) for name in frozen]
+    )
+
+
+def merging(trial: LayerTrial) -> Agreement:
+    """Check that the outputs with the merged weight W + s B A are those without it."""
+    trial.layer.eval()  # since dropout has no part in the merged weight
+    bound, base, before = 2 * trial.bounds()["y"], trial.base(), trial.plain()
+    trial.layer.merge()
+    merged = trial.plain()
+    trial.layer.unmerge()
+    return Agreement.of(merged, before, bound, before - base)
+
+
+def unmerging(trial: LayerTrial) -> Agreement:
+    """Check that after merging and unmerging, twice, W, b, A, B and y are exactly as before."""
+    layer = trial.layer.eval()
+    parameters = [layer.base_weight, layer.lora_a, layer.lora_b]
+    parameters += [] if layer.bias is None else [layer.bias]
+    values, before = [parameter.data.copy() for parameter in parameters], trial.plain()
+    for _ in range(2):
+        layer.merge()
+        evidence = layer.merged_weight().data - values[0]
+        trial.plain()
+        layer.unmerge()
+    parts = [(parameter.data, value) for parameter, value in zip(parameters, values, strict=True)]
+    parts.append((trial.plain(), before))
+    return Agreement.worst(
+        [Agreement.of(found, right, np.zeros(()), evidence) for found, right in parts]
+    )

@@ -1,0 +1,190 @@
+"""A copy of a LoRA layer to experiment on: its runs, and bounds on their rounding errors.
+
+Each run has the same inputs, output gradients and random numbers, so that two runs can be
+compared. Matrices of the reference are multiplied by numpy, not by the kernels that are checked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora.identities.rounding import Array, Rounding
+from lora.linear import LoRALayer
+from minigrad import functional, ops
+from minigrad.core.backward import grad
+from minigrad.core.grad_mode import enable_grad, no_grad
+from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.rng_state import Draws
+
+Forward = Callable[[Tensor], Tensor]
+Use = tuple[Array, Array]  # an input of the layer, and the gradient of its output
+
+FEW = 16  # roundings of one term besides its sums: scale, bias, dropout, adding up
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """The outputs of a layer, and the gradients of sum(G y) by the names A, B, x ..."""
+
+    y: Array
+    gradients: dict[str, Array]
+
+
+class LayerTrial:
+    """A copy of a layer in one precision, with its inputs and output gradients.
+
+    Args:
+        layer: not changed.
+        uses: the inputs that it was called on, and the gradients of its outputs.
+        dtype: the precision.
+        draws: the states of random generators that all runs begin with.
+    """
+
+    def __init__(
+        self, layer: LoRALayer, uses: Sequence[Use], dtype: np.dtype[Any], draws: Draws
+    ) -> None:
+        self.layer = copy.deepcopy(layer)
+        self.layer.unmerge()
+        self.layer.enabled = True
+        # With the same order in memory, which a kernel may depend on, and a copy may change.
+        self.layer.base_weight.data = np.array(layer.base_weight._data, order="K")
+        if self.layer.lora_a.dtype != dtype:
+            self.layer.astype(dtype)
+        self.rounding = Rounding(dtype)
+        self.uses = [(x.astype(dtype), g.astype(dtype)) for x, g in uses]
+        self.draws = draws
+        self.rows = sum(x[..., 0].size for x, _ in uses)
+        self.x = stacked([x for x, _ in self.uses], self.layer.d_in)
+        self.g = stacked([g for _, g in self.uses], self.layer.d_out)
+
+    # ----------------------------------------------------------------------------------------------
+    # Runs
+    # ----------------------------------------------------------------------------------------------
+
+    def set(self, a: Array, b: Array) -> None:
+        """Assign A and B."""
+        self.layer.lora_a, self.layer.lora_b = a, b
+
+    def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> LayerRun:
+        """Run the layer, or else `forward`, and differentiate with respect to x and `inputs`."""
+        forward = self.layer if forward is None else forward
+        xs = [Tensor(x.copy(), requires_grad=True) for x, _ in self.uses]
+        with enable_grad(), self.draws.put_back():
+            outputs = [forward(x) for x in xs]
+        cotangents = [g for _, g in self.uses]
+        gradients = grad(outputs, [*xs, *inputs.values()], cotangents, allow_unused=True)
+        arrays = [gradient.data for gradient in gradients]
+        found = dict(zip(inputs, arrays[len(xs) :], strict=True))
+        found["x"] = stacked(arrays[: len(xs)], self.layer.d_in)
+        return LayerRun(stacked([y.data for y in outputs], self.layer.d_out), found)
+
+    def trained(self) -> LayerRun:
+        """Run the layer as it is, and differentiate with respect to A, B and x."""
+        parameters = {"A": self.layer.lora_a, "B": self.layer.lora_b}
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        return self.run(parameters)
+
+    def composed(self) -> LayerRun:
+        """Run x (W + s B A)^T + b as plain ops, with dA and dB from the gradient of the product."""
+        layer = self.layer
+        a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
+        bias = None if layer.bias is None else layer.bias.data
+        product = layer.scale * (b @ a)
+        if self.dropout:
+            dense = Tensor(product.astype(w.dtype), requires_grad=True)
+
+            def forward(x: Tensor) -> Tensor:
+                dropped = functional.dropout(x, layer.dropout, rng=layer.rng)
+                return ops.linear(x, w, bias) + ops.linear(dropped, dense)
+        else:
+            dense = Tensor((w + product).astype(w.dtype), requires_grad=True)
+
+            def forward(x: Tensor) -> Tensor:
+                return ops.linear(x, dense, bias)
+
+        run = self.run({"W": dense}, forward)
+        dw = run.gradients.pop("W")
+        run.gradients["A"] = layer.scale * (b.T @ dw)
+        run.gradients["B"] = layer.scale * (dw @ a.T)
+        return run
+
+    def plain(self) -> Array:
+        """Compute the outputs without gradients."""
+        with no_grad(), self.draws.put_back():
+            outputs = [self.layer(Tensor(x.copy())).data for x, _ in self.uses]
+        return stacked(outputs, self.layer.d_out)
+
+    def base(self) -> Array:
+        """Compute the outputs of the layer that was adapted."""
+        layer = self.layer
+        bias = None if layer.bias is None else layer.bias.data
+        outputs = [ops.linear(x, layer.base_weight.data, bias) for x, _ in self.uses]
+        return stacked([np.asarray(y) for y in outputs], layer.d_out)
+
+    # ----------------------------------------------------------------------------------------------
+    # Sizes of the terms
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def dropout(self) -> bool:
+        """Whether elements of x are dropped on their way to A."""
+        return bool(self.layer.dropout and self.layer.training)
+
+    @property
+    def strength(self) -> float:
+        """|s| times the factor of the elements that dropout leaves."""
+        p: float = self.layer.dropout if self.dropout else 0.0
+        return abs(float(self.layer.scale)) * (1 / (1 - p) if p < 1 else 0.0)
+
+    def sizes(self) -> dict[str, Array]:
+        """Sum the absolute values of the terms of y, dA, dB and dx, for relative errors."""
+        layer, size = self.layer, self.rounding.size
+        a, b, w = layer.lora_a.data, layer.lora_b.data, layer.base_weight.data
+        s = self.strength
+        bias = 0.0 if layer.bias is None else np.abs(layer.bias.data)
+        return {
+            "y": size(self.x, w.T) + bias + size(self.x, a.T, b.T, scale=s),
+            "A": size(b.T, self.g.T, self.x, scale=s),
+            "B": size(self.g.T, self.x, a.T, scale=s),
+            "x": size(self.g, w) + size(self.g, b, a, scale=s),
+        }
+
+    def fits(self) -> bool:
+        """Tell whether no intermediate number of y, dA, dB, dx or W + s B A overflows the dtype.
+
+        Overflow is no fault of the layer, but would look like one.
+        """
+        a, b = self.layer.lora_a.data, self.layer.lora_b.data
+        size, strength = self.rounding.size, max(self.strength, 1.0)  # as in `Rounding.size`
+        sizes = [size(*pair, scale=strength) for pair in ((self.x, a.T), (self.g, b), (b, a))]
+        sizes += [np.abs(a), np.abs(b), *self.sizes().values()]
+        return (
+            max(float(size.max(initial=0.0)) for size in sizes)
+            < float(np.finfo(self.rounding.dtype).max) / 2
+        )
+
+    def roundings(self) -> dict[str, int]:
+        """Count the roundings of each term of y, dA, dB and dx."""
+        layer = self.layer
+        return {
+            "y": layer.d_in + layer.rank + FEW,
+            "A": layer.d_out + self.rows + layer.rank + FEW,
+            "B": layer.d_in + self.rows + layer.rank + FEW,
+            "x": layer.d_out + layer.rank + FEW,
+        }
+
+    def bounds(self) -> dict[str, Array]:
+        """Bound the errors of y, dA, dB and dx."""
+        gamma, roundings = self.rounding.gamma, self.roundings()
+        return {name: gamma(roundings[name]) * size for name, size in self.sizes().items()}
+
+
+def stacked(arrays: Sequence[Array], width: int) -> Array:
+    """Stack all vectors as the rows of one matrix."""
+    return np.concatenate([x.reshape(-1, width) for x in arrays])

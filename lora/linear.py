@@ -1,0 +1,202 @@
+"""LoRALayer: a frozen linear map, and a trainable one of low rank beside it.
+
+    y = x W^T + b + scale (x A^T) B^T          A: (rank, d_in), B: (d_out, rank)
+
+Fine-tuning changes a weight by a matrix of low rank, or can be made to at little loss (Hu et al.,
+2021). So instead of the d_out d_in elements of W, only rank (d_in + d_out) are trained. B begins at
+zero: the first output is that of the base. Gradients flow into A and B, and through to x; never
+into W, for which no product runs and no activation is saved.
+
+For inference, `merge()` computes W + scale B A once, so that a call costs no more than one of the
+base. W itself is never written to. Hence `unmerge()` gives it back to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lora.adapted_layer import AdaptedLayer
+from lora.adapter import DEFAULT, Adapter, joined
+from lora.frozen import DenseMatrix, FrozenMatrix, NF4FrozenMatrix
+from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
+from lora.variants.nf4 import NF4Linear
+from minigrad import kernels, ops
+from minigrad.core.tensor import Tensor
+from minigrad.nn import Linear, Module, Parameter
+
+
+class LoRALayer(AdaptedLayer):
+    """A linear layer with a low-rank adapter: `(..., d_in) -> (..., d_out)`.
+
+    Args:
+        base_weight: W, `(d_out, d_in)` or flat with d_out * d_in elements; a Tensor or an array. It
+            becomes a detached view: its memory is shared, its `requires_grad` not changed. While
+            the layer has it packed the memory is read-only; `base_weight.data` ends that.
+        d_out: the size of an output vector.
+        d_in: the size of an input vector.
+        rank: the rank of the update, at most min(d_out, d_in).
+        alpha: the strength of the update, before it is divided; see `LoRAScaling`.
+        scaling: alpha / rank or alpha / sqrt(rank).
+        bias: b, `(d_out,)`, frozen, or None.
+        dropout: the probability of dropping an element of x on its way to A, in training.
+        rng: the generator of A, and of dropout.
+
+    Attributes:
+        base_weight: W, frozen.
+        lora_a: A, `(rank, d_in)`, Gaussian with standard deviation 1 / rank at first. Assigning
+            copies.
+        lora_b: B, `(d_out, rank)`, zero at first. Assigning copies.
+        scale: the factor of B A, a float.
+
+    Raises:
+        TypeError: if the weight is not of floats, or a size is no integer.
+        ValueError: if shapes do not match, the rank is not in 1 ... min(d_out, d_in), alpha is not
+            a positive number, or dropout no probability.
+    """
+
+    def __init__(
+        self,
+        base_weight: Any,
+        d_out: int,
+        d_in: int,
+        rank: int,
+        alpha: float,
+        *,
+        scaling: LoRAScaling = LoRAScaling.STANDARD,
+        bias: Any = None,
+        dropout: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        d_out, d_in = (check_size(n, v) for n, v in (("d_out", d_out), ("d_in", d_in)))
+        check_rank_and_alpha(rank, alpha)
+        check_rank_fits(rank, d_out, d_in)
+        weight = Tensor(base_weight)
+        if weight.dtype.kind != "f":
+            raise TypeError(f"base_weight must be of floats, not {weight.dtype}")
+        if weight.shape not in ((d_out, d_in), (d_out * d_in,)):
+            raise ValueError(
+                f"base_weight has shape {weight.shape}; for d_out={d_out} and d_in={d_in} it must "
+                f"be {(d_out, d_in)}, or flat with {d_out * d_in} elements"
+            )
+        shared = None if bias is None else Parameter.sharing(Tensor(bias, dtype=weight.dtype))
+        if shared is not None and shared.shape != (d_out,):
+            raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
+        super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), shared)
+        self._panels: Any = None
+        self._dtype = weight.dtype
+        self.add(
+            DEFAULT,
+            Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng),
+        )
+        self.use([DEFAULT])
+
+    @classmethod
+    def around(cls, layer: Linear | NF4Linear) -> LoRALayer:
+        """Make a layer without an adapter, which shares the very parameters of `layer`."""
+        made = cls.__new__(cls)
+        AdaptedLayer.__init__(made, layer.weight, layer.bias)
+        made._panels = None
+        made._dtype = layer.dtype if isinstance(layer, NF4Linear) else layer.weight.dtype
+        made.training = layer.training
+        return made
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: Linear,
+        rank: int,
+        alpha: float,
+        *,
+        scaling: LoRAScaling = LoRAScaling.STANDARD,
+        dropout: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> LoRALayer:
+        """Put an adapter on `linear`, whose weight and bias it shares and does not change."""
+        return cls(
+            linear.weight,
+            linear.out_features,
+            linear.in_features,
+            rank,
+            alpha,
+            scaling=scaling,
+            bias=linear.bias,
+            dropout=dropout,
+            rng=rng,
+        )
+
+    def to_linear(self) -> Linear:
+        """Make a plain layer with the weight W + scale B A, which shares nothing.
+
+        Raises:
+            RuntimeError: if the layer is merged, and A, B, W or the scale were changed since.
+        """
+        linear = Linear.__new__(Linear)
+        linear.weight = Parameter(self._fresh_merged_weight())
+        linear.bias = None if self.bias is None else Parameter(self.bias)
+        return linear
+
+    def plain(self) -> Module:
+        """Return `to_linear()`."""
+        return self.to_linear()
+
+    @property
+    def in_features(self) -> int:
+        """The size of an input vector, as a `Linear` calls it."""
+        return self.d_in
+
+    @property
+    def out_features(self) -> int:
+        """The size of an output vector, as a `Linear` calls it."""
+        return self.d_out
+
+    def weight_of(self, stored: Any) -> FrozenMatrix:
+        """Return W, which is stored as it is."""
+        if isinstance(stored, np.ndarray):
+            return DenseMatrix(stored)
+        return NF4FrozenMatrix(stored, self._dtype)
+
+    def base(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        """Compute x W^T + b."""
+        if isinstance(weight, Tensor):
+            return ops.linear(x, weight.detach(), bias)
+        return ops.nf4_linear(x, weight, bias)
+
+    def product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Compute x M^T."""
+        return ops.linear(x, matrix)
+
+    def kind(self) -> list[str]:
+        """Tell whether its weight is in four bits."""
+        return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
+
+    def base_facts(self) -> list[str]:
+        """Describe how its weight is stored."""
+        return self.kind()
+
+    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+        """Drop some elements of x."""
+        return drop(x), None
+
+    def _updated(
+        self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]
+    ) -> Tensor:
+        """Compute one fused product, with the packed panels of a frozen W."""
+        if not adapters or not isinstance(stored, Tensor):
+            return super()._updated(x, stored, bias, adapters)
+        a, b, scale = joined(adapters)
+        weight = stored.detach()
+        # W stays as it is from step to step, so its packed panels may stay too.
+        self._panels = panels = kernels.panels.panels_of(weight._data)
+        return ops.lora_linear(x, weight, a, b, bias, scale, panels)
+
+
+def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:
+    """Raise a ValueError if B A cannot have this rank, which is larger than one of the sizes."""
+    if rank > min(d_out, d_in):
+        raise ValueError(
+            f"rank {rank} is larger than min(d_out, d_in) = {min(d_out, d_in)}; B A has no "
+            f"more rank than that, so a larger one only costs"
+        )

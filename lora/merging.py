@@ -1,0 +1,187 @@
+"""Merging the adapters of a complete model, and taking that back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lora.adapted_layer import AdaptedLayer
+from lora.attachment.state import (
+    adapted_layers,
+    attached_layers,
+    attachment_of,
+    required_attachment,
+    restore_flags,
+    store,
+)
+from lora.attachment.surgery import replace
+from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
+from minigrad.nn import Module
+
+
+def merge(
+    model: Module,
+    adapters: str | Sequence[str] | None = None,
+    *,
+    limit: float | None = None,
+    dtype: str | None = None,
+    radius: float = 1.0,
+    dtypes: str | Sequence[str] = DTYPES,
+    progress: bool = True,
+) -> MergeCertificate:
+    """Let the adapters of `model` compute with W + dW, and certify what that loses.
+
+    The base weights stay beside the merged ones, so this takes memory; `lora.fold` drops them.
+    W + dW is computed in float64 and rounded once, to the dtype of the layer.
+
+    Args:
+        model: with adapters.
+        adapters: names of active ones to merge; None for all of them. Others go on beside the
+            merged weight, also if they were merged before.
+        limit: raise an error if in one layer a larger share of the update is lost to rounding.
+        dtype: the dtype for which `limit` is checked; None for the dtype of each layer.
+        radius: the norm of the inputs for which the certificate bounds the change of the outputs.
+        dtypes: the dtypes of the certificate: "float64", "float32", "float16", "bfloat16", "nf4".
+        progress: show a progress bar if it takes long.
+
+    Returns:
+        For each layer and dtype the share of the update that is lost, the largest change of a
+        weight in units in the last place, and a bound on the change of the outputs.
+
+    Raises:
+        TypeError: if a layer is of no dtype that can be certified, a name is no string, or the
+            limit or radius no number; nothing is changed then.
+        ValueError: if there are no adapters, a name is not that of an active one, none is active,
+            an option makes no sense, or a merged weight would not be finite; nothing is changed
+            then.
+        MergeError: if more than the limit would be lost; nothing is changed then.
+    """
+    found, asked = adapted_layers(model), check_dtypes(dtypes)
+    chosen = None if adapters is None else _checked_names(model, adapters)
+    merged = {
+        path: (layer, [name for name in layer.active if chosen is None or name in chosen])
+        for path, layer in found
+    }
+    parts = [merging_of(path, *pair) for path, pair in merged.items() if pair[1]]
+    if not parts:
+        raise ValueError(
+            "no adapter is active, so there is nothing to merge; lora.switch(model, name) makes "
+            "one active"
+        )
+    own = {part.name: str(part.dtype) for part in parts}
+    certified = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])
+    certificate = certify(parts, tuple(certified), radius, progress=progress)
+    broken = [name for name, known in own.items() if not certificate.of(name, known).is_finite]
+    if broken:
+        raise ValueError(
+            f"the merged weight would not be finite in {', '.join(map(repr, broken))}: "
+            f"{certificate.of(broken[0], own[broken[0]]).note}; nothing was merged"
+        )
+    if limit is not None:
+        for known in sorted(set(own.values())) if dtype is None else [dtype]:
+            rows = [row for row in certificate.rows if dtype or own[row.layer] == known]
+            MergeCertificate(tuple(rows), certificate.radius).check(limit, known)
+    for layer, names in merged.values():
+        if names:
+            layer.merge(names)
+        else:
+            layer.unmerge()  # its merged weight would be a second copy of W
+    return certificate.only(asked)
+
+
+def _checked_names(model: Module, adapters: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of adapters to merge, which must be active.
+
+    Raises:
+        ValueError: if there are none, or one is not there, or not active.
+    """
+    attachment = required_attachment(model)
+    chosen = (adapters,) if isinstance(adapters, str) else tuple(adapters)
+    if not chosen:
+        raise ValueError("adapters are empty; None stands for all that are active")
+    for name in chosen:
+        if not isinstance(name, str):
+            raise TypeError(f"adapters are names, as in ['a', 'b'], not {name!r}")
+        attachment.get(name)
+        if name not in attachment.active:
+            raise ValueError(
+                f"adapter {name!r} is not active, and is not merged; lora.switch(model, {name!r}) "
+                f"makes it so"
+            )
+    return chosen
+
+
+def unmerge(model: Module) -> list[str]:
+    """Let every adapter compute with W, A and B again; return the names of their layers.
+
+    The base weights are those from before the merge to the bit: they were never written to.
+
+    Raises:
+        ValueError: if there are no adapters.
+    """
+    found = adapted_layers(model)
+    for _, layer in found:
+        layer.unmerge()
+    return [name for name, _ in found]
+
+
+def fold(model: Module) -> Module:
+    """Replace each layer with adapters by a plain one of W + dW; return the model.
+
+    W is freed, unless something else refers to it: a weight that was tied to another is no longer.
+    Parameters that were trained in full stay in the model. Flags are as they were before `attach`.
+    A model that is itself a layer with adapters is not changed; its plain layer is returned.
+
+    Raises:
+        ValueError: if there are no adapters, one is not active, which would be lost, or W + dW is
+            not finite; nothing is changed then.
+        RuntimeError: if a layer is merged, and an adapter of it was changed since, or inside of
+            `lora.disabled`.
+    """
+    layers = dict(adapted_layers(model))
+    attachment = attachment_of(model)
+    if attachment is not None:
+        attachment.check_enabled("adapters cannot be folded in")
+        attached_layers(model, attachment)
+    for layer in layers.values():
+        lost = [name for name in layer.adapters if name not in layer.active]
+        if lost:
+            raise ValueError(
+                f"adapter {', '.join(map(repr, lost))} is not active, and would be lost; "
+                f"lora.remove(model, {lost[0]!r}) says that it may be, lora.switch makes it active"
+            )
+    folded: dict[int, Module] = {}
+    broken = []
+    for name, layer in layers.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            try:
+                plain = folded[id(layer)] = layer.plain()
+            except RuntimeError as error:
+                raise RuntimeError(f"{name}: {error}" if name else str(error)) from error
+        if not all(np.isfinite(parameter._data).all() for parameter in plain.parameters()):
+            broken.append(name)
+    if broken:
+        raise ValueError(
+            f"the merged weight would not be finite in {', '.join(map(repr, broken))}; nothing was "
+            f"changed"
+        )
+    if isinstance(model, AdaptedLayer):
+        return folded[id(model)]
+    for layer in layers.values():
+        folded[id(layer)].training = layer.training
+    if attachment is not None:
+        flags = {id(parameter): flag for parameter, flag in attachment.flags}
+        for name, original in attachment.originals.items():
+            new = dict(folded[id(layers[name])].named_parameters())
+            own = dict(original.named_parameters())
+            for key, parameter in new.items():  # a weight in four bits was none, and did not train
+                parameter.requires_grad_(key in own and flags[id(own[key])])
+        for name in attachment.active:
+            for copy in attachment.adapters[name].copies:
+                copy.own.unwrap()
+                restore_flags([(copy.own, flags[id(copy.original)])])
+        store(model, None)
+        restore_flags(attachment.flags)
+    replace(model, folded)
+    return model

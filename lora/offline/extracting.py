@@ -1,0 +1,278 @@
+"""extract_files: the adapter that comes nearest to the difference of two models in files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from lora.config import Bias
+from lora.extraction import Extracted
+from lora.offline.resolve_base import EMBEDDINGS, TIED, TransposedWeights, tied_tables
+from lora.offline.stored_weight import StoredWeight
+from lora.patterns import exact, exact_key, is_glob_match, near
+from lora.peft.config import PeftConfig
+from lora.peft.facts import Facts, LayerFacts, fingerprint_of_rows
+from lora.peft.folder import FLOATS, check_dtype, write_folder
+from lora.peft.to_peft import Update, tensors_of
+from lora.scaling import LoRAScaling, check_size
+from lora.spectra import Approximation
+from minigrad import __version__
+from minigrad.io import TensorSet, open_tensors
+from minigrad.io.tensor_info import CODES
+from minigrad.progress import progress_bar
+from minigrad.tables import aligned
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, repr=False)
+class ExtractedFiles:
+    """The result of `extract_files`.
+
+    Attributes:
+        path: the folder that was written.
+        layers: the layers that differ, and get an update.
+        embeddings: those of them that are tables of vectors.
+        whole: the tensors that the adapter has in full.
+        lost: the tensors that differ, and that it has nothing of.
+        tied: weights of embeddings that change, and may be the model's head too.
+    """
+
+    path: str
+    layers: tuple[Extracted, ...]
+    embeddings: tuple[str, ...]
+    whole: tuple[str, ...]
+    lost: tuple[str, ...]
+    tied: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        head = ("layer", "kind", "rank", "error", "relative", "energy")
+        rows = [
+            (
+                row.name,
+                "embedding" if row.name in self.embeddings else "linear",
+                str(row.rank),
+                f"{row.error:.3g}",
+                f"{row.relative_error:.3g}",
+                f"{100 * row.energy:.4g} %",
+            )
+            for row in self.layers
+        ]
+        rows += [(name, "whole", "", "", "", "") for name in self.whole]
+        rows += [(name, "LOST", "", "", "", "") for name in self.lost]
+        tied = [f"{name} {TIED}" for name in self.tied]
+        return "\n".join([*aligned(head, rows, left=2), *tied])
+
+
+def extract_files(
+    base: PathLike,
+    finetuned: PathLike,
+    out: PathLike,
+    rank: int,
+    *,
+    targets: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    embeddings: Sequence[str] = EMBEDDINGS,
+    bias: Bias = "none",
+    modules_to_save: Sequence[str] = (),
+    fan_in_fan_out: bool = False,
+    lossy: bool = False,
+    dtype: str | None = None,
+    progress: bool = True,
+) -> ExtractedFiles:
+    """Write the adapter that comes nearest to a model which was trained in full.
+
+    In each layer B A is the best approximation of this rank to the difference of the weights, in
+    the Frobenius norm, and the scale is 1. See `lora.extract`, which does it for models in memory.
+    One layer is in memory at a time.
+
+    Layers are called as in the files. Where transformers gives weights other names when it loads
+    them, PEFT does not find them by these: save both models with
+    `save_pretrained(..., save_original_format=False)`.
+
+    Args:
+        base: a safetensors file, an index, or a folder of a model.
+        finetuned: the same of a model with the same names and shapes.
+        out: a folder for the adapter.
+        rank: the rank of each update; where a layer is smaller, its size.
+        targets: the layers to look at: patterns with * for their names, or the ends of these.
+        exclude: those of them to leave out.
+        embeddings: which of them are tables of vectors: patterns for the last part of a name. A
+            layer with a bias is none.
+        bias: "lora_only" copies the biases of layers with updates, "all" every bias.
+        modules_to_save: ends of names of modules to copy in full.
+        fan_in_fan_out: whether the files have weights as `(d_in, d_out)`, where biases do not tell.
+        lossy: leave out what differs and the adapter would not have, instead of raising an error.
+        dtype: the dtype of the tensors; None for float32, or float64 if the base is of it.
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: if files are not what they should be, names or shapes differ, there is NaN or
+            Inf, nothing differs, a pattern matches nothing, something differs that the adapter
+            would not have, or `out` is the folder of a model.
+        OSError: if it cannot be written; the files at `out` are as they were.
+    """
+    rank = check_size("rank", rank)
+    check_dtype(dtype)
+    for model in map(Path, (base, finetuned)):
+        # transformers would take it for that of an adapter then.
+        if Path(out).resolve() == (model if model.is_dir() else model.parent).resolve():
+            raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
+    with open_tensors(base) as before, open_tensors(finetuned) as after:
+        saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
+        _check_comparable(before, after, saved)
+        differing = [
+            name
+            for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress)
+            if name in after and not _is_equal(before, after, name)
+        ]
+        layers = _layers(before, differing, targets, exclude)
+        copied = _copied(after, layers, bias, saved)
+        lost = [n for n in differing if n not in copied and n.removesuffix(".weight") not in layers]
+        if lost and not lossy:
+            raise ValueError(
+                f"the finetuned model differs from the base in what the adapter would not have: "
+                f"{', '.join(lost)}; take biases over with bias, modules with modules_to_save, or "
+                f"say lossy to leave these out"
+            )
+        tables = [
+            name
+            for name in layers
+            if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
+        ]
+        transposed = TransposedWeights(before)
+        is_transposed = {n: transposed.get(f"{n}.weight", fan_in_fan_out) for n in layers}
+        updates, rows, facts = {}, [], {}
+        for name in progress_bar(layers, what="extract", unit="layer", shown=progress):
+            is_table = name in tables
+            old, new = (
+                StoredWeight(each, f"{name}.weight", is_table or is_transposed[name])
+                for each in (before, after)
+            )
+            updates[name], row = _update(name, old, new, rank, is_table)
+            rows.append(row)
+            facts[name] = LayerFacts(1.0, fingerprint_of_rows(*old.stored_rows()))
+        modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
+        smaller = {exact_key(n): u.rank for n, u in updates.items() if u.rank != rank}
+        found_transposed = (transposed.get(f"{n}.weight", False) for n in layers if n not in tables)
+        config = PeftConfig(
+            exact(list(updates), modules),
+            r=rank,
+            lora_alpha=rank,
+            rank_pattern=smaller,
+            alpha_pattern=smaller,
+            bias=bias,
+            modules_to_save=tuple(modules_to_save),
+            fan_in_fan_out=fan_in_fan_out or any(found_transposed),
+        )
+        tensors = tensors_of(updates, {name: after.read(name) for name in copied})
+        write_folder(out, config, tensors, Facts(facts, __version__), dtype)
+        changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
+        tied = tied_tables(changed, before)
+    return ExtractedFiles(
+        os.fspath(out), tuple(rows), tuple(tables), tuple(copied), tuple(lost), tuple(tied)
+    )
+
+
+def _check_comparable(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
+    """Raise an error if names or shapes differ, other than in modules that are copied in full."""
+    problems = [f"missing: {name}" for name in before if name not in after]
+    for name in after:
+        if saved.is_saved(name):
+            continue
+        if name not in before:
+            problems.append(f"unexpected: {near(name, list(before))}")
+        elif before.info(name).shape != after.info(name).shape:
+            shapes = before.info(name).shape, after.info(name).shape
+            problems.append(f"mis-shaped: {name} is {shapes[1]}, in the base {shapes[0]}")
+    if problems:
+        raise ValueError("the finetuned model does not fit the base:\n  " + "\n  ".join(problems))
+
+
+def _is_equal(before: TensorSet, after: TensorSet, name: str) -> bool:
+    """Whether a tensor has the same elements in both."""
+    if before.info(name).shape != after.info(name).shape:
+        return False
+    dtypes = {tensors.info(name).dtype for tensors in (before, after)}
+    if dtypes <= CODES.keys():
+        return bool(np.array_equal(before.read(name), after.read(name)))
+    # numpy lacks the other dtypes, and can only compare their bytes.
+    parts = zip_longest(before.raw(name), after.raw(name))
+    return len(dtypes) == 1 and all(one == other for one, other in parts)
+
+
+def _layers(
+    before: TensorSet, differing: Sequence[str], targets: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
+    """Return the layers that get an update: matrices that differ.
+
+    Raises:
+        ValueError: if there are none, or a pattern matches no matrix.
+    """
+    matrices = [
+        name.removesuffix(".weight")
+        for name, info in before.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2 and info.dtype in FLOATS
+    ]
+    for kind, patterns in (("targets", targets), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(is_glob_match([pattern], name) for name in matrices):
+                raise ValueError(
+                    f"{kind}: {pattern!r} matches none of the matrices "
+                    f"{', '.join(matrices) or '(none)'}"
+                )
+    meant = [n for n in matrices if is_glob_match(targets, n) and not is_glob_match(exclude, n)]
+    found = [name for name in meant if f"{name}.weight" in differing]
+    if not found:
+        raise ValueError(
+            "none of the targets differs from the base, so there is nothing to extract: "
+            + ", ".join(meant)
+        )
+    return found
+
+
+def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConfig) -> list[str]:
+    """Return the tensors that the adapter has in full.
+
+    Raises:
+        ValueError: if there are none of a module, or one has an update too.
+    """
+    for module in saved.modules_to_save:
+        if not any(PeftConfig((), modules_to_save=(module,)).is_saved(name) for name in after):
+            raise ValueError(
+                f"modules_to_save: {module!r} is the end of none of the modules "
+                f"{', '.join(dict.fromkeys(name.rpartition('.')[0] for name in after))}"
+            )
+    biases = {f"{layer}.bias" for layer in layers} if bias == "lora_only" else set(after)
+    found = [
+        name
+        for name in after
+        if saved.is_saved(name) or (bias != "none" and name.endswith(".bias") and name in biases)
+    ]
+    both = [name for name in found if name.removesuffix(".weight") in layers]
+    if both:
+        raise ValueError(
+            f"{', '.join(both)} would be taken over in full and have an update; exclude the layers"
+        )
+    return found
+
+
+def _update(
+    name: str, base: StoredWeight, tuned: StoredWeight, rank: int, is_table: bool
+) -> tuple[Update, Extracted]:
+    """Return the nearest update to a difference, and its line in the report."""
+    difference = tuned.dense() - base.dense()
+    if not np.isfinite(difference).all():
+        raise ValueError(f"{base.name} has NaN or Inf in it")
+    u, s, vt = np.linalg.svd(difference, full_matrices=False)
+    best = Approximation.of_decomposition(u, s, vt, min(rank, len(s)))
+    a, b = best.a.astype(base.dtype), best.b.astype(base.dtype)
+    update = Update(a, b, None, 1.0, LoRAScaling.STANDARD, 0.0, is_table)
+    row = Extracted(name, len(a), best.error, best.relative_error, best.energy)
+    return update, row

@@ -1,0 +1,315 @@
+"""merge_files: the update of an adapter added to a base, from files to files, by rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lora.adapter import Adapter
+from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
+from lora.frozen import strips
+from lora.offline.resolve_base import TIED, UNTIED, ResolvedBase, resolve
+from lora.offline.sidecars import find_sidecars
+from lora.offline.stored_weight import StoredWeight, adapter_of
+from lora.peft.checking import findings_of
+from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
+from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
+from minigrad.progress import progress_bar
+from minigrad.tables import in_bytes
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, repr=False)
+class MergedFiles:
+    """The result of `merge_files`.
+
+    Attributes:
+        path: the file or the folder that was written.
+        certificate: what the merge loses.
+        replaced: the tensors that the adapter replaces by its own, trained in full.
+        added: those of them that the base lacks.
+        tied, heads, prefix: see `ResolvedBase`.
+        left_out: files beside the base that are not copied, and folders, which end in a slash.
+        nbytes: the bytes of all tensors.
+    """
+
+    path: Path
+    certificate: MergeCertificate
+    replaced: Sequence[str]
+    added: Sequence[str]
+    tied: Sequence[str]
+    heads: Sequence[str]
+    prefix: str
+    left_out: Sequence[str]
+    nbytes: int
+
+    def __repr__(self) -> str:
+        lines = [repr(self.certificate)]
+        if self.prefix:
+            lines.append(f"names of the base have {self.prefix!r} before those of the adapter")
+        if self.replaced:
+            added = f", {len(self.added)} of them new to it" if self.added else ""
+            lines.append(f"taken over in full: {len(self.replaced)} tensors of the adapter{added}")
+        lines += [f"{name} {TIED}" for name in self.tied]
+        lines += [f"{name} {UNTIED}" for name in self.heads]
+        if self.left_out:
+            left_out = ", ".join(self.left_out)
+            lines.append(f"not copied, for there may be weights without the update: {left_out}")
+        return "\n".join([*lines, f"written: {self.path} ({in_bytes(self.nbytes)})"])
+
+
+def merge_files(
+    base: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    limit: float | None = None,
+    radius: float = 1.0,
+    check_base: bool = True,
+    progress: bool = True,
+) -> MergedFiles:
+    """Write a base with the update of an adapter in it: V = W + s B A, computed in float64.
+
+    No more than some rows of a tensor are in memory at a time. What the adapter does not change is
+    copied to the bit, whatever its dtype. Files at `out` are replaced only by complete ones.
+
+    Args:
+        base: a safetensors file, an index of several, or a folder with `model.safetensors` or an
+            index.
+        adapter: a folder of PEFT's or of `lora.save`.
+        out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
+            has, and copies of those without weights (`lora.offline.sidecars`).
+        dtype: the dtype for all floats of 16 bits or more, which a copied `config.json` then names
+            too; None for the dtype of each tensor.
+        limit: raise an error if in one layer a larger share of the update is lost to rounding.
+        radius: the norm of the inputs that the certificate's bound is for.
+        check_base: raise an error for a base that the adapter was not made on, if its metadata
+            names one.
+        progress: show progress bars.
+
+    Raises:
+        FileNotFoundError: if a file is not there, or a folder for the one to be made.
+        ValueError: if a file is not what it should be, `check_adapter` finds something wrong with
+            the adapter, it does not go with the base, `out` is one of the inputs, of another kind
+            than its name says, or has other weights in it, or something would not be finite.
+        MergeError: if more than the limit would be lost.
+        OSError: if it cannot be written. Whatever the error, the files at `out` are as they were.
+    """
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
+    target = Path(out)
+    with open_tensors(base) as tensors, AdapterFolder(adapter) as files:
+        shards = _shards(tensors, target)
+        _check_out(target, tensors, files, shards)
+        wrong = [
+            f"{each.where}: {each.what}"
+            for each in findings_of(files, progress, with_ranks=False)
+            if each.level == "wrong"
+        ]
+        resolved = resolve(files, tensors, check_base, progress)
+        if wrong or resolved.problems:
+            raise ValueError(
+                f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}:\n  "
+                + "\n  ".join([*wrong, *resolved.problems])
+            )
+        merge = _Merge(tensors, files, resolved, dtype)
+        certificate = merge.certified(limit, radius, progress)
+        for name in resolved.added:
+            shards[next(iter(shards))].append(files.tensors[resolved.replaced[name]])
+        infos = {file: [merge.info(i) for i in listed] for file, listed in shards.items()}
+        every = [info for listed in infos.values() for info in listed]
+        sidecars = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
+        with _writers(target, infos, tensors.metadata, sidecars.copied) as writers:
+            merge.write(writers, {info.name: info.dtype for info in every}, progress)
+    return MergedFiles(
+        target,
+        certificate,
+        list(resolved.replaced),
+        resolved.added,
+        resolved.tied,
+        resolved.heads,
+        resolved.prefix,
+        () if target.suffix == ".safetensors" else sidecars.left_out,
+        sum(info.nbytes for info in every),
+    )
+
+
+class _Merge:
+    """All tensors of the result, one after the other.
+
+    Args:
+        tensors: the tensors of the base.
+        files: the adapter.
+        resolved: which of the tensors the adapter changes.
+        dtype: the dtype for all floats; None for their own.
+    """
+
+    def __init__(
+        self, tensors: TensorSet, files: AdapterFolder, resolved: ResolvedBase, dtype: str | None
+    ) -> None:
+        self._tensors, self._files, self._resolved, self._dtype = tensors, files, resolved, dtype
+        self._names = {key: name for name, key in resolved.replaced.items()}
+        self._updates: dict[str, tuple[StoredWeight, Adapter]] = {
+            weight.name: (weight, adapter_of(files, files.layers[layer], weight))
+            for layer, weight in resolved.weights.items()
+        }
+
+    def info(self, info: TensorInfo) -> TensorInfo:
+        """Describe the result of a tensor of the base, or of one that the adapter adds to it."""
+        name = self._names.get(info.name, info.name)
+        dtype = self._dtype if self._dtype is not None and info.dtype in FLOATS else info.dtype
+        return TensorInfo(name, dtype, info.shape)
+
+    def certified(self, limit: float | None, radius: float, progress: bool) -> MergeCertificate:
+        """Return what is lost in each layer, in the dtype that its weight is stored in.
+
+        Raises:
+            ValueError: if a merged weight would not be finite.
+            MergeError: if more than the limit is lost.
+        """
+        names = {weight.name: layer for layer, weight in self._resolved.weights.items()}
+        by_dtype: dict[str, list[str]] = {}
+        for name in self._updates:
+            by_dtype.setdefault(self.info(self._tensors.info(name)).dtype, []).append(name)
+        rows: list[CertificateRow] = []
+        for dtype, listed in by_dtype.items():
+            parts = (
+                merging_into(
+                    names[name], weight, [adapter], [adapter],
+                    one_hot=self._files.layers[names[name]].is_embedding,
+                )
+                for name, (weight, adapter) in self._updates.items()
+                if name in listed
+            )  # fmt: skip
+            certificate = certify(parts, dtype, radius, progress=progress)
+            broken = [row for row in certificate.rows if not row.is_finite]
+            if broken:
+                raise ValueError(
+                    f"the merged weight would not be finite in "
+                    f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
+                )
+            if limit is not None:
+                certificate.check(limit, dtype)
+            rows += certificate.rows
+        return MergeCertificate(tuple(rows), float(radius))
+
+    def write(
+        self, writers: Mapping[str, TensorWriter], dtypes: Mapping[str, str], progress: bool
+    ) -> None:
+        """Write all tensors, each in its dtype.
+
+        Raises:
+            ValueError: if a finite element would not be so in it.
+        """
+        total = sum(self._tensors.info(name).nbytes for name in self._tensors)
+        with progress_bar(
+            what="merge", unit="B", shown=progress, total=total, unit_scale=True
+        ) as bar:
+
+            def unchanged(name: str) -> Iterator[bytes]:
+                for part in self._tensors.raw(name):
+                    yield part
+                    bar.update(len(part))
+
+            for name in [*self._tensors, *self._resolved.added]:
+                dtype, is_replaced = dtypes[name], name in self._resolved.replaced
+                is_changed = is_replaced or name in self._updates
+                if not is_changed and self._tensors.info(name).dtype == dtype:
+                    writers[name].copy(name, unchanged(name))
+                    continue
+                for first, part in self._parts(name):
+                    is_rounded = self._dtype is not None or is_replaced
+                    if is_rounded and part.dtype.kind == "f" and not is_finite_in(part, dtype):
+                        raise ValueError(
+                            f"{name} has numbers that {dtype} has not; take bfloat16 or float32"
+                        )
+                    writers[name].write(name, part, first)
+                    bar.update(part.nbytes)
+
+    def _parts(self, name: str) -> Iterator[tuple[int, Array]]:
+        """Yield the rows of a tensor of the result, in parts, each with the index of its first."""
+        if name in self._resolved.replaced:
+            yield 0, self._files.read(self._resolved.replaced[name])
+            return
+        weight, adapter = self._updates.get(name, (None, None))
+        ratio = None if weight is None or adapter is None else adapter.exact_ratio(weight)
+        every = slice(None)
+        for rows in strips(self._tensors.info(name).shape):
+            if weight is None or adapter is None:
+                yield rows.start or 0, self._tensors.read(name, None, rows)
+            elif weight.is_transposed:
+                part = weight.rows(every, rows) + adapter.update(weight, every, rows, ratio)
+                yield rows.start, part.T
+            else:
+                part = weight.rows(rows) + adapter.update(weight, rows, every, ratio)
+                yield rows.start, part
+
+
+# --------------------------------------------------------------------------------------------------
+# The files to write
+# --------------------------------------------------------------------------------------------------
+
+
+def _shards(tensors: TensorSet, out: Path) -> dict[str, list[TensorInfo]]:
+    """Return the tensors of each file to write: those of the base's files, or all in one."""
+    if out.suffix == ".safetensors":
+        return {out.name: list(tensors.tensors.values())}
+    if len(tensors.files) == 1:
+        return {"model.safetensors": list(tensors.tensors.values())}
+    return {name: list(file.tensors.values()) for name, file in tensors.files.items()}
+
+
+def _check_out(
+    out: Path, tensors: TensorSet, files: AdapterFolder, shards: Mapping[str, Any]
+) -> None:
+    """Raise an error if `out` is an input, has other weights in it, or cannot be written."""
+    text, is_file = repr(os.fspath(out)), out.suffix == ".safetensors"
+    folder = out.parent if is_file else out
+    inputs = [file.path.resolve() for file in tensors.files.values()]
+    targets = {(folder / name).resolve() for name in shards}
+    is_adapter = out.resolve() == files.path.resolve()
+    if is_adapter or targets & {*inputs, (files.path / WEIGHTS).resolve()}:
+        raise ValueError(f"{text} is what is merged; name another path, so that it stays as it is")
+    if is_file:
+        if out.is_dir():
+            raise ValueError(f"{text} is a folder, and would be a file; name another path")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r} for {text}; make it")
+        return
+    if os.path.lexists(out) and not out.is_dir():
+        raise ValueError(
+            f"{text} is no folder; name one, or a file that ends in .safetensors, to be made"
+        )
+    strange = {each.name for each in out.glob("*.safetensors") if each.name not in shards}
+    if len(shards) == 1:  # an index would be older than the files beside it
+        strange |= {each.name for each in out.glob("*.safetensors.index.json")}
+    if strange:
+        raise ValueError(
+            f"{text} has other weights in it, {', '.join(sorted(strange))}; name a folder without"
+        )
+
+
+@contextmanager
+def _writers(
+    out: Path,
+    infos: Mapping[str, Sequence[TensorInfo]],
+    metadata: Mapping[str, str],
+    sidecars: Mapping[str, Path | bytes],
+) -> Iterator[Mapping[str, TensorWriter]]:
+    """Yield writers for a file, or for the files of a folder, by the name of each tensor."""
+    metadata = {"format": "pt", **metadata}
+    if out.suffix == ".safetensors":
+        (listed,) = infos.values()
+        with writing(out, listed, metadata) as writer:
+            yield {info.name: writer for info in listed}
+        return
+    with writing_set(out, infos, metadata, sidecars) as writers:
+        yield writers

@@ -1,0 +1,124 @@
+"""StoredWeight: a weight that stays in its file, and the update of an adapter on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapter import Adapter
+from lora.frozen import FrozenMatrix, strips
+from lora.peft.folder import FLOATS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.peft.loading import set_pissa_start
+from minigrad import ops
+from minigrad.core.tensor import Tensor
+from minigrad.io import TensorSet
+
+Array = NDArray[Any]
+
+BAND = 1 << 24  # elements of a transposed weight that one pass through its file reads
+
+
+class StoredWeight(FrozenMatrix):
+    """A matrix in a file, of which no more than some rows are in memory at a time.
+
+    float16 and bfloat16 are computed with in float32.
+
+    Args:
+        tensors: the tensors of the file.
+        name: the name of the tensor: W, `(d_out, d_in)`, or W^T.
+        is_transposed: whether it is W^T, as in an embedding, whose rows are vectors.
+
+    Attributes:
+        name: the name of the tensor.
+        is_transposed: whether the tensor is W^T.
+
+    Raises:
+        ValueError: if it is no matrix of floats.
+    """
+
+    def __init__(self, tensors: TensorSet, name: str, is_transposed: bool = False) -> None:
+        info = tensors.info(name)
+        if len(info.shape) != 2 or info.dtype not in FLOATS:
+            raise ValueError(
+                f"{name} has shape {info.shape} and dtype {info.dtype}; only a matrix of "
+                f"{', '.join(FLOATS)} can have an update, so save a base that is quantized in one "
+                f"of these first"
+            )
+        self.name = name
+        self.dtype = np.dtype("float64" if info.dtype == "float64" else "float32")
+        self.is_transposed = is_transposed
+        self._tensors = tensors
+        self._first, self._band = 0, np.empty((info.shape[0], 0), self.dtype)
+        rows, columns = info.shape
+        self.shape = (columns, rows) if is_transposed else (rows, columns)
+
+    def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
+        """Return some rows and columns of W in float64."""
+        if self.is_transposed and columns == slice(None):
+            return self._tensor_columns(rows).T
+        if self.is_transposed:
+            return self._tensors.read(self.name, np.float64, columns)[:, rows].T
+        return self._tensors.read(self.name, np.float64, rows)[:, columns]
+
+    def _tensor_columns(self, columns: slice) -> Array:
+        """Return some columns of the tensor in float64.
+
+        They are scattered over the file, so one pass reads a band of those that follow too, which
+        stays in memory up to its last column.
+        """
+        count, total = self.shape[::-1]
+        start, stop, _ = columns.indices(total)
+        if not self._first <= start <= stop <= self._first + self._band.shape[1]:
+            end = min(total, max(stop, start + BAND // max(1, count)))
+            self._first, self._band = start, np.empty((count, end - start), self.dtype)
+            for rows in strips((count, total)):
+                self._band[rows] = self._tensors.read(self.name, None, rows)[:, start:end]
+        found = self._band[:, start - self._first : stop - self._first].astype(np.float64)
+        if stop == total:
+            self._first, self._band = 0, self._band[:, :0].copy()
+        return found
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Return rows and columns of parts that follow each other in the file."""
+        if self.is_transposed:
+            return [(slice(None), strip) for strip in strips(self.shape[::-1])]
+        return super().blocks()
+
+    def stored_rows(self) -> tuple[tuple[int, int], Callable[[], Iterable[Array]]]:
+        """Return the shape of the tensor, and a function that reads all its rows, in parts."""
+        shape = self.shape[::-1] if self.is_transposed else self.shape
+        return shape, lambda: (self._tensors.read(self.name, None, rows) for rows in strips(shape))
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + b."""
+        parts = [ops.linear(x, self.rows(strip).astype(self.dtype)) for strip in self.strips()]
+        y = ops.concatenate(parts, axis=-1)
+        return y if bias is None else y + bias
+
+    def project(self, a: Array) -> Array:
+        """Return W A^T, in the dtype of A."""
+        total = np.zeros((self.shape[0], len(a)))
+        for rows, columns in self.blocks():
+            total[rows] += self.rows(rows, columns) @ a[:, columns].T.astype(np.float64)
+        return total.astype(a.dtype)
+
+    def is_finite(self) -> bool:
+        """Whether there is no NaN and no Inf in W."""
+        return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
+
+    def cached_squares(self) -> Array:
+        """Return the squares of the norms of the rows, computed anew, since the file may change."""
+        return self.squares()
+
+
+def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:
+    """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
+    a, b = (files.read(layer.keys[part]) for part in (A, B))
+    magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None
+    scale, scaling = files.scale(layer), files.config.scaling
+    made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=scaling)
+    set_pissa_start(made, files, weight, layer.is_embedding)
+    return made

@@ -1,0 +1,376 @@
+"""PeftConfig: PEFT's `adapter_config.json`, read, written, and what it means for names of layers.
+
+PEFT 0.21 writes some 40 fields. Those that matter here are the fields of `PeftConfig`. Some others
+describe how an adapter was initialised, or which program it is for: they change no output, and are
+ignored. The rest belong to methods that are not implemented here, and are errors where they are
+set.
+
+Expressions are those of Python's `re`, as in PEFT. It has no time limit, and an expression such as
+`(a+)+b` can run forever: read the adapter_config.json of an adapter before you trust it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+from lora.config import Bias
+from lora.patterns import ALL_LINEAR, END_OF_NAME, first_value, is_any_match, is_match
+from lora.scaling import LoRAScaling
+
+CONFIG = "adapter_config.json"
+
+_LARGEST_FILE = 1 << 24  # bytes; the largest configurations have some thousand names
+_LARGEST_RANK = 2**31 - 1  # fits into the sizes of arrays anywhere
+
+_WITHOUT_EFFECT = {
+    *("revision", "task_type", "inference_mode", "auto_mapping", "peft_type", "peft_version"),
+    *("runtime_config", "megatron_core"),
+    # How A and B began; where this has changed the base too, `init_lora_weights` says so.
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    "qalora_group_size",  # belongs to use_qalora
+    "velora_config",  # saves memory in training, at the price of approximate gradients
+}
+
+_NOT_IMPLEMENTED = {
+    "alora_invocation_tokens": "aLoRA is active from some tokens on",
+    "arrow_config": "arrow chooses between adapters by their inputs",
+    "ensure_weight_tying": "one update would be shared by tied layers",
+    "kasa_config": "KaSA changes the base, and has a diagonal between A and B",
+    "layer_replication": "layers of the model would be repeated",
+    "lora_bias": "the update would have a bias of its own",
+    "megatron_config": "Megatron's parallel layers are others",
+    "monteclora_config": "MonteCLoRA draws its updates",
+    "target_parameters": "parameters that are in no linear layer would have updates",
+    "trainable_token_indices": "some rows of an embedding would be trained",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "use_qalora": "QA-LoRA pools its inputs",
+}
+
+_INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
+_INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
+
+
+# --------------------------------------------------------------------------------------------------
+# Readers: each returns the value of a field for PeftConfig, or raises a ValueError
+# --------------------------------------------------------------------------------------------------
+
+Reader = Callable[[Any], Any]
+
+
+def _reader(accepts: Callable[[Any], bool], wanted: str, convert: Reader = lambda v: v) -> Reader:
+    """Return a reader of the values that `accepts`; for others its error says what is wanted."""
+
+    def read(value: Any) -> Any:
+        if not accepts(value):
+            raise ValueError(wanted)
+        return convert(value)
+
+    return read
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+_flag = _reader(lambda v: isinstance(v, bool), "it is true or false")
+_text = _reader(lambda v: isinstance(v, str), "it is a name")
+_rank = _reader(
+    lambda v: _is_number(v, int) and 1 <= v <= _LARGEST_RANK,
+    f"a rank is an integer from 1 to {_LARGEST_RANK}",
+)
+_alpha = _reader(
+    lambda v: _is_number(v, int, float) and 0 < v <= sys.float_info.max,
+    "alpha is a positive number, and no larger than floats are",
+)
+_probability = _reader(
+    lambda v: _is_number(v, int, float) and 0 <= v <= 1, "it is a probability", float
+)
+_names = _reader(
+    lambda v: isinstance(v, list) and all(isinstance(name, str) and name for name in v),
+    "it is a list of names",
+    tuple,
+)
+_index_list = _reader(
+    lambda v: all(_is_number(i, int) and i >= 0 for i in v),
+    "indices of layers are integers from 0 on",
+    tuple,
+)
+_bias = _reader(lambda v: v in get_args(Bias), f"it is one of {', '.join(get_args(Bias))}")
+
+
+def _indices(value: Any) -> Any:
+    return _index_list(value if isinstance(value, list) else [value])
+
+
+def _expression(value: str, within: str = "{}") -> str:
+    """Read an expression that must also be valid inside of the larger one that PEFT makes of it."""
+    try:
+        re.compile(value)
+        re.compile(within.format(value))
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"it is no regular expression: {error}") from None
+    return value
+
+
+def _patterns(value: Any) -> Any:
+    return _expression(value) if isinstance(value, str) else _names(value)
+
+
+def _name_expressions(value: Any) -> tuple[str, ...]:
+    """Read names that PEFT uses as expressions."""
+    return tuple(_expression(each, END_OF_NAME) for each in _names(value))
+
+
+def _one_or_more_expressions(value: Any) -> tuple[str, ...]:
+    listed = ([value] if value else []) if isinstance(value, str) else value
+    return _name_expressions(listed)
+
+
+def _table(read: Reader) -> Reader:
+    def read_table(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValueError("it has a pattern for each value")
+        return {_expression(key, END_OF_NAME): read(each) for key, each in value.items()}
+
+    return read_table
+
+
+def _init(value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    init = value.lower() if isinstance(value, str) else value
+    if isinstance(init, str) and init.startswith(_INITS_OF_ANOTHER_BASE):
+        raise ValueError(
+            "with it PEFT has changed the base, in a way that is not in the file; let PEFT save "
+            "the adapter as one of the base as it was, with "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    if init not in _INITS:
+        raise ValueError(f"it is one of {', '.join(_INITS)}")
+    return str(init)
+
+
+# --------------------------------------------------------------------------------------------------
+# The configuration
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The fields that matter here, with PEFT's names and defaults, each annotated with its reader.
+
+    Its methods find layers as PEFT does. Names, expressions and tables match as in `attach`, with
+    two differences: a pattern that matches nothing is no error, since the file names the layers of
+    the model that it was made for; and an index is a number between other parts of a name.
+
+    Attributes:
+        target_modules: the layers with updates: names, or a regular expression for entire names.
+        r: the rank.
+        lora_alpha: the number that is divided by r, or by its root, to give the scale.
+        lora_dropout: the dropout of the inputs, in training.
+        use_rslora: whether alpha is divided by the root of r.
+        use_dora: whether there are magnitudes.
+        rank_pattern: other ranks, by expressions for ends of names; the first that matches counts.
+        alpha_pattern: other alphas, by the same kind of expressions.
+        exclude_modules: the targets that have no updates.
+        layers_to_transform: only these indices of layers; empty for all.
+        layers_pattern: the part of a name before the index.
+        bias: which biases were trained.
+        modules_to_save: ends of names of modules that were trained in full.
+        init_lora_weights: how A and B began, which matters where the base was changed with it.
+        fan_in_fan_out: whether the base stores the weights of its layers as `(d_in, d_out)`. A and
+            B do not depend on it.
+        base_model_name_or_path: the name of the base.
+    """
+
+    target_modules: Annotated[str | tuple[str, ...], _patterns]
+    r: Annotated[int, _rank] = 8
+    lora_alpha: Annotated[float, _alpha] = 8
+    lora_dropout: Annotated[float, _probability] = 0.0
+    use_rslora: Annotated[bool, _flag] = False
+    use_dora: Annotated[bool, _flag] = False
+    rank_pattern: Annotated[Mapping[str, int], _table(_rank)] = field(default_factory=dict)
+    alpha_pattern: Annotated[Mapping[str, float], _table(_alpha)] = field(default_factory=dict)
+    exclude_modules: Annotated[str | tuple[str, ...], _patterns] = ()
+    layers_to_transform: Annotated[tuple[int, ...], _indices] = ()
+    layers_pattern: Annotated[tuple[str, ...], _one_or_more_expressions] = ()
+    bias: Annotated[Bias, _bias] = "none"
+    modules_to_save: Annotated[tuple[str, ...], _name_expressions] = ()
+    init_lora_weights: Annotated[bool | str, _init] = True
+    fan_in_fan_out: Annotated[bool, _flag] = False
+    base_model_name_or_path: Annotated[str | None, _text] = None
+
+    @classmethod
+    def of(cls, content: Any) -> PeftConfig:
+        """Make a configuration from the content of the file.
+
+        Raises:
+            ValueError: with all fields that are unknown, of the wrong kind, contradict others, or
+                ask for something that is not implemented and would change the result.
+        """
+        if not isinstance(content, Mapping):
+            raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
+        hints = get_type_hints(cls, include_extras=True)
+        readers: dict[str, Reader] = {name: hint.__metadata__[0] for name, hint in hints.items()}
+        problems = _unusable_fields(content, readers)
+        values: dict[str, Any] = {}
+        for name, read in readers.items():
+            if content.get(name) is None:
+                continue
+            try:
+                values[name] = read(content[name])
+            except (TypeError, ValueError) as error:
+                problems.append(f"{name}={content[name]!r:.100} is wrong: {error}")
+        targets, layers = values.get("target_modules"), values.get("layers_to_transform")
+        if targets is None and not problems:
+            problems.append("target_modules are not said; name the layers that have updates")
+        if values.get("layers_pattern") and not layers:
+            problems.append(
+                f"layers_pattern={values['layers_pattern']} says where an index is: of which "
+                f"layers_to_transform"
+            )
+        if isinstance(targets, str) and layers:
+            problems.append(
+                "layers_to_transform go with a list of target_modules, not with an expression"
+            )
+        if problems:
+            raise ValueError("the configuration cannot be used:\n  " + "\n  ".join(problems))
+        return cls(**values)
+
+    def as_json(self) -> str:
+        """Return the content of the file: the fields that are set, and those that PEFT requires."""
+        content: dict[str, Any] = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "inference_mode": True,
+        }
+        for name, value in asdict(self).items():
+            listed = list(value) if isinstance(value, tuple) else value
+            empty = isinstance(value, tuple) and not value and name != "target_modules"
+            content[name] = None if empty else listed
+        return json.dumps(content, indent=2) + "\n"
+
+    @property
+    def scaling(self) -> LoRAScaling:
+        """The formula that gives a scale from alpha and the rank."""
+        return LoRAScaling.RSLORA if self.use_rslora else LoRAScaling.STANDARD
+
+    def rank_of(self, layer: str) -> int:
+        """Return the rank of the update of a layer."""
+        return first_value(self.rank_pattern, layer, self.r)
+
+    def alpha_of(self, layer: str) -> float:
+        """Return the alpha of the update of a layer."""
+        return float(first_value(self.alpha_pattern, layer, self.lora_alpha))
+
+    def scale_of(self, layer: str) -> float:
+        """Return the scale of the update of a layer: the factor of B A."""
+        return self.scaling.scale(self.alpha_of(layer), self.rank_of(layer))
+
+    def targets_among(self, names: Iterable[str], linear: Collection[str]) -> dict[str, str]:
+        """Return the layers that have updates, in order, each with the pattern that finds it.
+
+        Args:
+            names: all names there are.
+            linear: those that "all-linear" stands for.
+        """
+        found = {name: self._target(name, linear) for name in names}
+        return {
+            name: pattern
+            for name, pattern in found.items()
+            if pattern is not None
+            and not is_any_match(self.exclude_modules, name)
+            and not any(re.match(rf"(^|.*\.){p}($|\..*)", name) for p in self.modules_to_save)
+        }
+
+    def _target(self, name: str, linear: Collection[str]) -> str | None:
+        """Return the target that finds a name, whether it is excluded or not."""
+        targets = self.target_modules
+        if isinstance(targets, str):
+            found = (
+                name in linear if targets.lower() == ALL_LINEAR else is_match(targets, name, True)
+            )
+            return targets if found else None
+        if name in targets:  # a full name is found whatever its index
+            return name
+        if self.layers_to_transform and self._index(name) not in self.layers_to_transform:
+            return None
+        return next((target for target in targets if is_match(target, name)), None)
+
+    def _index(self, name: str) -> int | None:
+        """Return the index of the layer that a name belongs to, as in "model.layers.3.q_proj"."""
+        before = [rf"(?:^|.*?\.){pattern}" for pattern in self.layers_pattern]
+        for pattern in before or [r".*?\.[^.]*"]:
+            match = re.match(rf"{pattern}\.(?P<index>\d+)\.", name)
+            if match:
+                return int(match["index"])
+        return None
+
+    def saved_modules(self, names: Iterable[str]) -> list[str]:
+        """Return the modules trained in full: all whose names end so, after a dot or not."""
+        return [name for name in names if name.endswith(self.modules_to_save)]
+
+    def is_saved(self, parameter: str) -> bool:
+        """Whether a parameter belongs to a module that was trained in full."""
+        parts = parameter.split(".")
+        return bool(self.saved_modules(".".join(parts[:i]) for i in range(1, len(parts))))
+
+
+def _unusable_fields(content: Mapping[str, Any], readers: Collection[str]) -> list[str]:
+    """Return messages about fields that are set, and not implemented or not known."""
+    kind = content.get("peft_type", "LORA")
+    found = [] if kind == "LORA" else [f"peft_type={kind!r:.60}; only LORA is implemented"]
+    known = {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED}
+    for name, value in content.items():
+        is_off = value is None or value is False or value in ({}, [], "")
+        if is_off or name in readers or name in _WITHOUT_EFFECT:
+            continue
+        if name in _NOT_IMPLEMENTED:
+            found.append(
+                f"{name}={value!r:.100} is not implemented ({_NOT_IMPLEMENTED[name]}); merge the "
+                f"adapter with PEFT, and take the merged model"
+            )
+        else:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            found.append(
+                f"{name}={value!r:.100} is not known{hint}, and might change the result; if it "
+                f"does not, take it out of the file"
+            )
+    return found
+
+
+def read_config(path: str | os.PathLike[str]) -> PeftConfig:
+    """Read a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON, or if `PeftConfig.of` cannot use it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError(f"a name is there twice, of {', '.join(sorted(found))[:200]}")
+        return found
+
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
+        text = path.read_bytes().decode("utf-8-sig")
+        return PeftConfig.of(json.loads(text, object_pairs_hook=without_repeats))
+    except RecursionError:
+        raise ValueError(f"{os.fspath(path)!r}: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r}: {error}") from error

@@ -1,0 +1,146 @@
+"""Facts: additions to PEFT's format, in the metadata of the tensors, which PEFT ignores.
+
+They are the exact scale of each layer; the fingerprint of the base matrix that each update was
+made on, which is the same in any dtype; the seed, if it is known; and the version that wrote the
+file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapted_layer import AdaptedLayer
+from lora.frozen import strips
+from minigrad.core.tensor import Tensor
+
+Array = NDArray[Any]
+
+KEY = "minigrad-lora"
+"""The name of the metadata entry, whose value is a string of JSON."""
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """The facts about one layer.
+
+    Attributes:
+        scale: the factor of B A.
+        base: the fingerprint of its matrix; None if it is not known.
+        stored: how that matrix was stored: "dense" or "nf4".
+        dropout: the dropout of its inputs, in training; None for that of the configuration.
+    """
+
+    scale: float
+    base: str | None = None
+    stored: str = "dense"
+    dropout: float | None = None
+
+    def check(self) -> None:
+        """Raise a ValueError or TypeError if a value is not one that this library writes."""
+        if not isinstance(self.scale, float) or not 0 < self.scale < math.inf:
+            raise ValueError(f"a scale of {self.scale!r:.60}")
+        if not isinstance(self.base, (str, type(None))) or not isinstance(self.stored, str):
+            raise TypeError(f"a base of {self.base!r:.60}, {self.stored!r:.60}")
+        dropout = 0.0 if self.dropout is None else self.dropout
+        if not isinstance(dropout, float) or not 0 <= dropout <= 1:
+            raise ValueError(f"a dropout of {self.dropout!r:.60}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts about an adapter.
+
+    Attributes:
+        layers: the facts about each layer, by name.
+        version: the version of the library that wrote the file.
+        seed: the seed of the generator of A and of dropout, or None.
+        dora_norm_gradient: whether DoRA was trained with its full derivative.
+    """
+
+    layers: Mapping[str, LayerFacts] = field(default_factory=dict)
+    version: str | None = None
+    seed: int | None = None
+    dora_norm_gradient: bool = False
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata for the header of a file; PEFT expects the entry "format"."""
+        return {"format": "pt", KEY: json.dumps(asdict(self))}
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> Facts:
+        """Read the facts from the header of a file; a file that PEFT wrote has none.
+
+        Raises:
+            ValueError: if the entry is not what `metadata` returns.
+        """
+        if KEY not in metadata:
+            return cls()
+        try:
+            content = json.loads(metadata[KEY])
+            layers = {name: LayerFacts(**each) for name, each in content["layers"].items()}
+            for facts in layers.values():
+                facts.check()
+            seed, version = content.get("seed"), content.get("version")
+            if not isinstance(seed, (int, type(None))) or not isinstance(version, str):
+                raise TypeError(f"a seed of {seed!r:.60}, or a version of {version!r:.60}")
+            return cls(layers, version, seed, content.get("dora_norm_gradient") is True)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"the metadata {KEY!r} of the file is not as it was written, {error!r:.200}; save "
+                f"the adapter again, or take that entry out"
+            ) from None
+
+
+# --------------------------------------------------------------------------------------------------
+# Fingerprints
+# --------------------------------------------------------------------------------------------------
+
+
+def fingerprint(matrix: Array) -> str:
+    """Return a sha256 of the elements of a matrix, the same in every dtype that can store them.
+
+    The hash is of the shape, as in "(768, 64)", and of the rows as float32 in C order,
+    little-endian; or as float64, if float32 cannot store all of them.
+    """
+    return fingerprint_of_rows(
+        matrix.shape, lambda: (matrix[rows] for rows in strips(matrix.shape))
+    )
+
+
+def fingerprint_of_rows(shape: tuple[int, ...], parts: Callable[[], Iterable[Array]]) -> str:
+    """Return the fingerprint of a matrix whose rows come in parts.
+
+    Args:
+        shape: of the matrix.
+        parts: a function that returns all parts anew, in order.
+    """
+
+    def is_narrow(part: Array) -> bool:
+        if part.dtype.itemsize <= 4:
+            return True
+        with np.errstate(over="ignore"):
+            return bool((part == part.astype(np.float32)).all())
+
+    dtype = "<f4" if all(map(is_narrow, parts())) else "<f8"
+    found = hashlib.sha256(str(tuple(map(int, shape))).encode())
+    for part in parts():
+        found.update(np.ascontiguousarray(part, dtype).data)
+    return found.hexdigest()
+
+
+def fingerprint_of(layer: AdaptedLayer) -> str:
+    """Return the fingerprint of the matrix of a layer; of one in NF4, of its decoded values."""
+    if isinstance(layer.base_weight, Tensor):
+        return fingerprint(layer.base_weight._data)
+    weight = layer.weight
+    return fingerprint_of_rows(
+        weight.shape, lambda: (weight.rows(strip) for strip in weight.strips())
+    )

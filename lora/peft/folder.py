@@ -1,0 +1,308 @@
+"""AdapterFolder: an adapter in files, without a model; `write_folder` writes one.
+
+A key of PEFT's is `base_model.model.<layer>.<part>`. The parts of an update are
+
+    lora_A.weight, lora_B.weight            A (rank, d_in), B (d_out, rank) of a linear layer
+    lora_embedding_A, lora_embedding_B      A (rank, count), B (d, rank) of an embedding
+    lora_magnitude_vector                   m of DoRA
+
+and every other key is a parameter that was trained in full: the bias of a layer with an update is
+called `<layer>.base_layer.bias`, others as in the model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lora.peft.config import CONFIG, PeftConfig, read_config
+from lora.peft.facts import Facts
+from minigrad.io import TensorFile, TensorInfo, TensorWriter, find, replacing_together
+from minigrad.io.reader import Closing
+from minigrad.io.tensor_info import from_stored, to_stored
+
+Array = NDArray[Any]
+
+WEIGHTS = "adapter_model.safetensors"
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""The dtypes that the tensors of an adapter can have."""
+
+PREFIX = "base_model.model."
+
+KEYS = f"{PREFIX}<layer>.lora_A.weight"
+"""The form of the keys of updates, for messages."""
+
+_SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
+
+_LONGEST = 1000  # characters of a key; those of models have some tens
+
+_TRIES, _PAUSE = 50, 0.01  # seconds, to wait for a save that is moving its files into the folder
+
+A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
+
+_PARTS = {
+    "lora_A.weight": (A, False),
+    "lora_B.weight": (B, False),
+    "lora_embedding_A": (A, True),
+    "lora_embedding_B": (B, True),
+    "lora_magnitude_vector": (MAGNITUDE, False),
+}
+
+
+def key_of(layer: str, part: str, is_embedding: bool) -> str:
+    """Return PEFT's key of a part of an update."""
+    wanted = part, is_embedding and part != MAGNITUDE
+    ending = next(ending for ending, found in _PARTS.items() if found == wanted)
+    return f"{PREFIX}{layer}.{ending}"
+
+
+def key_of_parameter(name: str, has_update: bool) -> str:
+    """Return PEFT's key of a parameter that is trained in full, by its name in the model."""
+    layer, _, last = name.rpartition(".")
+    return f"{PREFIX}{layer}.base_layer.{last}" if has_update else PREFIX + name
+
+
+def _parameter_of(key: str) -> str:
+    """Return the name in the model of a parameter that was trained in full."""
+    return key.removeprefix(PREFIX).replace(".base_layer.", ".")
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """The update of one layer in a file.
+
+    Attributes:
+        name: the name of the layer in the model.
+        keys: the keys of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
+        is_embedding: whether the layer is an embedding.
+        scale: the factor of B A according to the configuration.
+    """
+
+    name: str
+    keys: Mapping[str, str]
+    is_embedding: bool
+    scale: float
+
+
+class AdapterFolder(Closing):
+    """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        path: the folder.
+        config: the content of `adapter_config.json`.
+        facts: what the metadata of the tensors adds to it.
+        layers: the updates in the file, by the names of the layers.
+        whole: the keys of parameters that were trained in full, by their names in the model.
+        repeated: the keys under which PEFT repeats biases of modules that were trained in full.
+
+    Raises:
+        FileNotFoundError: if one of the two files is not there.
+        ValueError: if one is not what it should be.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        _check_files(self.path, may_be_moving=True)
+        self.config, self._file = _open(self.path)
+        try:
+            for key in self._file:  # others could control a terminal, or stall expressions
+                if len(key) > _LONGEST or not key.isprintable():
+                    raise ValueError(
+                        f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
+                        f"or has some that cannot be printed"
+                    )
+            self.facts = Facts.of(self._file.metadata)
+        except ValueError as error:
+            self._file.close()
+            raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+        self.layers: dict[str, StoredLayer] = {}
+        self.whole: dict[str, str] = {}
+        self.repeated: list[str] = []
+        self._sort_keys()
+
+    def _sort_keys(self) -> None:
+        """Assign every key to a layer, to a parameter that was trained in full, or to neither."""
+        updates: dict[str, dict[str, str]] = {}
+        embeddings = set()
+        for key in sorted(self._file):
+            ending = next((e for e in _PARTS if key.endswith(f".{e}")), None)
+            if ending is not None and key.startswith(PREFIX):
+                layer = key[len(PREFIX) : -len(ending) - 1]
+                part, is_embedding = _PARTS[ending]
+                updates.setdefault(layer, {})[part] = key
+                if is_embedding:
+                    embeddings.add(layer)
+            elif self._is_repeated(key):
+                self.repeated.append(key)
+            else:
+                self.whole[_parameter_of(key)] = key
+        for name, keys in updates.items():
+            scale = self.config.scale_of(name)
+            self.layers[name] = StoredLayer(name, keys, name in embeddings, scale)
+
+    def _is_repeated(self, key: str) -> bool:
+        """Whether a bias belongs to a module trained in full, and PEFT has written it before."""
+        if self.config.bias != "all" or not key.endswith(".bias"):
+            return False
+        shortened = (
+            key.replace(f".{part}.", ".", 1) for part in ("modules_to_save", "original_module")
+        )
+        return any(each != key and each in self.tensors for each in shortened)
+
+    def is_meant(self, key: str) -> bool:
+        """Whether the configuration says that a parameter was trained in full."""
+        name = _parameter_of(key)
+        is_bias = self.config.bias != "none" and name.endswith(".bias")
+        return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The name, dtype and shape of each tensor, by key."""
+        return self._file.tensors
+
+    def scale(self, layer: StoredLayer) -> float:
+        """Return the scale of a layer by the metadata, or if they lack it by the configuration."""
+        facts = self.facts.layers.get(layer.name)
+        return layer.scale if facts is None else facts.scale
+
+    def lost_scales(self) -> Iterator[tuple[str, float, float]]:
+        """Yield layers whose scale differs between configuration and metadata, and both scales."""
+        for name, facts in self.facts.layers.items():
+            scale = self.config.scale_of(name)
+            if not math.isclose(scale, facts.scale, rel_tol=_SAME):
+                yield name, scale, facts.scale
+
+    def read(self, key: str, dtype: DTypeLike | None = None) -> Array:
+        """Return a tensor; bfloat16 is widened to float32."""
+        return self._file.read(key, dtype)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+
+
+def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
+    """Return the configuration and the tensors of one save, even while another one is going on."""
+
+    def identity() -> tuple[int, ...]:
+        found = find(path, CONFIG).stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    for _ in range(_TRIES):
+        file = None
+        try:
+            before = identity()
+            config = read_config(find(path, CONFIG))
+            file = TensorFile(find(path, WEIGHTS))
+            if identity() == before:
+                return config, file
+        except FileNotFoundError:  # it was moved into the folder between two looks
+            pass
+        if file is not None:
+            file.close()
+        time.sleep(_PAUSE)
+    _check_files(path, may_be_moving=False)
+    raise FileNotFoundError(f"{os.fspath(path)!r} is written again and again; wait, or copy it")
+
+
+def _check_files(path: Path, may_be_moving: bool) -> None:
+    """Raise an error if there are no two files; a save may be moving one of them just now."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
+    missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
+    if missing and (len(missing) == 2 or not may_be_moving):
+        pickled = (path / "adapter_model.bin").is_file()
+        raise FileNotFoundError(
+            f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no folder of "
+            f"an adapter, or one whose saving was broken off"
+            + (
+                "; adapter_model.bin is a pickle, which can run any code, and is not read: load it "
+                "with PEFT, and save it with safe_serialization=True"
+                if pickled
+                else ""
+            )
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    config: PeftConfig,
+    tensors: Mapping[str, Array],
+    facts: Facts,
+    dtype: str | None = None,
+) -> None:
+    """Write the two files of an adapter, which appear together or not at all.
+
+    Args:
+        folder: made if it is not there; other files in it stay.
+        config: the content of `adapter_config.json`.
+        tensors: the tensors by PEFT's keys.
+        facts: the metadata of the tensors.
+        dtype: the dtype to round the tensors to, one of `FLOATS`; None for their own.
+
+    Raises:
+        ValueError: if there is no such dtype, or there is NaN or Inf in a tensor, or would be.
+        OSError: if it cannot be written; the old files, if any, are as they were.
+    """
+    infos = check_tensors(tensors, dtype)
+    with replacing_together(folder, CONFIG) as stage:
+        with open(stage / WEIGHTS, "wb") as file:
+            writer = TensorWriter(file, infos, facts.metadata())
+            for key, array in tensors.items():
+                writer.write(key, array)
+            writer.finish()
+        (stage / CONFIG).write_text(config.as_json(), encoding="utf-8")
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise an error if an adapter cannot be saved in a dtype; None is that of each tensor."""
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"an adapter is saved in {', '.join(FLOATS)}, not in {dtype!r}")
+
+
+def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> list[TensorInfo]:
+    """Return the descriptions of the tensors as they will be in a file.
+
+    Raises:
+        ValueError: for the reasons of `write_folder`.
+    """
+    infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
+    for info in infos:
+        check_dtype(info.dtype)
+    broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(
+            f"{', '.join(broken)} would have NaN or Inf in the file; mend the adapter, or take an "
+            f"earlier one"
+        )
+    beyond = [
+        f"{info.name} in {info.dtype}"
+        for info in infos
+        if not is_finite_in(tensors[info.name], info.dtype)
+    ]
+    if beyond:
+        raise ValueError(f"{', '.join(beyond)} would be Inf; save in bfloat16 or float32")
+    return infos
+
+
+def is_finite_in(array: Array, dtype: str) -> bool:
+    """Whether the finite elements of an array stay finite when they are rounded to a dtype."""
+    rounded = from_stored(to_stored(array, dtype), dtype)
+    return bool(np.isfinite(rounded)[np.isfinite(array)].all())

@@ -1,0 +1,215 @@
+"""The frozen base of QLoRA: linear layers in four bits (Dettmers et al., 2023).
+
+    report = quantize(model, targets=["q_proj", "v_proj"])
+
+replaces each targeted `Linear` by an `NF4Linear`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lora.adapted_layer import AdaptedLayer
+from lora.attachment.state import attachment_of
+from lora.attachment.surgery import parameter_names, replace
+from lora.attachment.targets import is_plain, projections, select
+from lora.config import LoRAConfig
+from lora.embedding import LoRAEmbedding
+from lora.linear import LoRALayer
+from lora.patterns import ALL_LINEAR, Patterns
+from lora.variants.nf4 import NF4Linear
+from minigrad.checks import check_positive
+from minigrad.nn import Embedding, Linear, Module
+from minigrad.progress import progress_bar
+from minigrad.tables import aligned, in_bytes
+
+if TYPE_CHECKING:
+    from minigrad.kernels.nf4 import NF4Matrix
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer that `quantize` has replaced.
+
+    Attributes:
+        name: its name in the model.
+        pattern: the target pattern that found it.
+        shape: of its weight.
+        bytes_before: the size of the weight as floats.
+        bytes_after: the size of the weight in four bits.
+        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
+    """
+
+    name: str
+    pattern: str
+    shape: tuple[int, int]
+    bytes_before: int
+    bytes_after: int
+    error: float
+
+    @property
+    def bytes_per_number(self) -> float:
+        """The bytes of an element of the weight in four bits."""
+        return self.bytes_after / math.prod(self.shape)
+
+
+@dataclass(frozen=True, repr=False)
+class QuantizeReport:
+    """The report of `quantize`: a line for each layer, and the totals.
+
+    Attributes:
+        layers: the layers that were replaced.
+    """
+
+    layers: tuple[QuantizedLayer, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the layers that were replaced."""
+        return [layer.name for layer in self.layers]
+
+    @property
+    def bytes_before(self) -> int:
+        """The size of all these weights as floats."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """The size of all these weights in four bits."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    def __repr__(self) -> str:
+        head = ("layer", "matched by", "shape", "before", "after", "bytes/number", "error")
+        rows = [
+            (
+                layer.name,
+                layer.pattern,
+                f"{layer.shape[0]} x {layer.shape[1]}",
+                in_bytes(layer.bytes_before),
+                in_bytes(layer.bytes_after),
+                f"{layer.bytes_per_number:.4f}",
+                f"{layer.error:.4f}",
+            )
+            for layer in self.layers
+        ]
+        share = 100 * self.bytes_after / self.bytes_before
+        before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
+        count = f"{len(rows)} weight{'s' * (len(rows) != 1)}"
+        total = f"{count}: {before} before, {after} after ({share:.1f} %)"
+        return "\n".join([*aligned(head, rows, 2), total])
+
+
+def quantize(
+    model: Module,
+    targets: Patterns = ALL_LINEAR,
+    *,
+    exclude: Patterns = (),
+    block_size: int = 64,
+    double_quant: bool = True,
+    progress: bool = True,
+) -> QuantizeReport:
+    """Replace each targeted `Linear` by a frozen `NF4Linear`.
+
+    Adapters belong on top of the layers in four bits, so quantise first.
+
+    Args:
+        model: changed in place; nothing is, if there is an error.
+        targets: which layers, as in `LoRAConfig`; "all-linear" means all that are left.
+        exclude: which of these to leave as they are, given like `targets`.
+        block_size: the number of elements of a row that share an absmax.
+        double_quant: store absmax in 8 bits.
+        progress: show a progress bar if it takes long.
+
+    Raises:
+        ValueError: if a target matches nothing or an Embedding, a layer is in four bits already,
+            has an adapter, is trained in full by one, or has a weight that is used elsewhere too or
+            has NaN or Inf, the block size is no positive integer, or the model is itself a single
+            layer.
+    """
+    if isinstance(model, Linear):
+        raise ValueError(
+            "quantize: the model is a single Linear, which has no parent, so nothing can "
+            "replace it; use NF4Linear.from_linear(model)"
+        )
+    check_positive("quantize: block_size", block_size)
+    modules = dict(model.named_modules())
+    found = _found(modules, LoRAConfig(targets=targets, exclude=exclude), projections(model))
+    linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
+    names = parameter_names(model)
+    for name, linear in linears.items():
+        if len(names[id(linear.weight)]) > 1:
+            raise ValueError(
+                f"quantize: the weight of {name} is one parameter in "
+                f"{' and '.join(names[id(linear.weight)])}, and would be in floats and in four "
+                f"bits; exclude {name}, or give it a copy of its own"
+            )
+    attachment = attachment_of(model)
+    for adapter, attached in {} if attachment is None else attachment.adapters.items():
+        copies = {id(p): c.name for c in attached.copies for p in (c.original, c.own)}
+        for name, linear in linears.items():
+            copied = [copies[id(p)] for p in linear.parameters() if id(p) in copies]
+            if copied:  # it could be neither put back nor in again
+                raise ValueError(
+                    f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
+                    f"{name}, or quantise before lora.attach"
+                )
+    layers: dict[str, NF4Linear] = {}
+    lines = []
+    for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
+        try:
+            layers[name] = NF4Linear.from_linear(linears[name], block_size, double_quant)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"quantize: {name}: {error}; nothing was changed") from error
+        before, weight = linears[name].weight._data, layers[name].weight
+        sizes = before.nbytes, weight.nbytes
+        lines.append(
+            QuantizedLayer(name, found[name], weight.shape, *sizes, _error(weight, before))
+        )
+    for name, layer in layers.items():
+        layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
+        layer.freeze()
+    replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+    return QuantizeReport(tuple(lines))
+
+
+def _found(
+    modules: Mapping[str, Module], config: LoRAConfig, groups: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the names of the layers to replace, each with the target pattern that found it."""
+    linear = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
+    done = [name for name, module in modules.items() if isinstance(module, NF4Linear)]
+    if config.targets != ALL_LINEAR or not linear:
+        linear += done
+    tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
+    found = {target.name: target.pattern for target in select(config, linear, tables, groups)}
+    adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
+    if adapted:
+        raise ValueError(
+            f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
+            f"lora.detach(model) takes them off, or exclude these layers"
+        )
+    again = [name for name in done if name in found]
+    if again:
+        raise ValueError(f"quantize: {', '.join(again)} are in four bits already; exclude them")
+    embeddings = [name for name in found if isinstance(modules[name], Embedding)]
+    if embeddings:
+        raise ValueError(
+            f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
+            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
+        )
+    return found
+
+
+def _error(matrix: NF4Matrix, weight: Any) -> float:
+    """Compute ||W - W_q||_F / ||W||_F in float64."""
+    size = lost = 0.0
+    for a, b, strip in matrix.strips(np.float64):
+        exact = weight[a:b].astype(np.float64)
+        size += float(np.sum(np.square(exact)))
+        lost += float(np.sum(np.square(strip - exact)))
+    return math.sqrt(lost / size) if size else 0.0

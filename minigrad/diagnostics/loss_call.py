@@ -1,0 +1,97 @@
+"""Calling a loss function on a model and a batch, as liveness and `lora.verify` do it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from minigrad.core.tensor import Tensor
+from minigrad.nn.module import Module
+
+Loss = Callable[..., Any]
+
+
+def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
+    """Compute the loss of a model on a batch.
+
+    `loss_fn` is called in one of three forms:
+
+    - `loss_fn(model, batch)`;
+    - `loss_fn(model(x), y)` with `batch = (x, y)`, as `Trainer` calls its loss, if it is a loss of
+      the library or cannot take a model;
+    - `loss_fn(model(batch))` if it takes one argument only, or needs one and the batch is no pair.
+
+    Raises:
+        TypeError: if it returns anything but a Tensor of floats with one element, takes no
+            arguments, or is a loss of the library and the batch is no pair.
+    """
+    loss = _called(model, loss_fn, batch)
+    if not isinstance(loss, Tensor) or loss.dtype.kind != "f" or loss.size != 1:
+        what = loss.describe() if isinstance(loss, Tensor) else repr(loss)[:60]
+        raise TypeError(f"loss_fn must return a Tensor of floats with one element, not {what}")
+    return loss
+
+
+def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function, not {loss_fn!r:.60}")
+    needed, most = _arguments(loss_fn)
+    if most == 0:
+        raise TypeError(
+            "loss_fn takes no arguments; it is called as loss_fn(model, batch), or with "
+            "predictions and targets, or with predictions alone"
+        )
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    module = getattr(loss_fn, "__module__", None) or type(loss_fn).__module__
+    if needed == 2 and module.split(".")[0] == __name__.split(".")[0]:  # a loss of the library
+        if not pair:
+            name = getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
+            what = f"a {type(batch).__name__}"
+            what += f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise TypeError(
+                f"{name} is a loss of predictions and targets, so the batch must be a "
+                f"pair (x, y), not {what}; or pass a loss_fn(model, batch) of your own"
+            )
+        return loss_fn(model(batch[0]), batch[1])
+    if most == 1 or (needed <= 1 and not pair):
+        try:
+            predictions = model(batch)
+        except Exception as error:
+            if pair:
+                error.add_note(
+                    "loss_fn takes one argument, so the model was called with the whole batch, "
+                    "which is a pair; hand over x alone, or let loss_fn take predictions and "
+                    "targets"
+                )
+            raise
+        return loss_fn(predictions)
+    try:
+        return loss_fn(model, batch)
+    except Exception as error:
+        if not pair:
+            raise
+        # A loss of predictions does not know what to do with a model. But a fault in the model
+        # itself shows here as well, and then it is that fault which is reported.
+        prediction = model(batch[0])
+        try:
+            return loss_fn(prediction, batch[1])
+        except Exception as other:
+            error.add_note(
+                f"that was loss_fn(model, batch); loss_fn(model(x), y) raised "
+                f"{type(other).__name__}: {other}"
+            )
+            raise error from None
+
+
+def _arguments(f: Loss) -> tuple[int, int]:
+    """Count the positional arguments that `f` requires and accepts; 2 and 2 if it does not say."""
+    try:
+        # The calls of a Module or an op accept anything; its `forward` says what it takes.
+        parameters = inspect.signature(getattr(f, "forward", f)).parameters.values()
+    except (TypeError, ValueError):
+        return 2, 2
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 2, 2
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional), len(positional)

@@ -1,0 +1,159 @@
+"""Recorder: the observer of calls on which the instruments and the tape are built.
+
+The detection of anomalies, liveness, the receipt and `viz.record` ask the same questions about a
+call: from which line of the user's was it made, in which module, and does it belong to the forward
+pass, to a derivative in a backward pass, to a hook, or to a checkpoint that runs its function
+again? A `Recorder` knows the answers. Its subclasses decide what to do with a call, and for which
+calls they make a record: looking up a line of source takes ten times as long as a small op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+from minigrad.core.grad_mode import mode
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer
+from minigrad.diagnostics.source_line import SourceLine, user_line
+
+if TYPE_CHECKING:
+    from minigrad.core.op import Op
+    from minigrad.nn import Module
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class ModuleCall:
+    """One call of a module.
+
+    Attributes:
+        module: the module.
+        parent: the module call inside which it was made, or None.
+    """
+
+    module: Module
+    parent: ModuleCall | None
+
+    @cached_property
+    def name(self) -> str:
+        """The module's name in the module of `parent`; empty if it has none there."""
+        return "" if self.parent is None else self.name_in(self.parent)
+
+    def name_in(self, outer: ModuleCall) -> str:
+        """Find the module's name in the module of another call; empty if it has none there."""
+        named = outer.module.named_modules()
+        return next((name for name, module in named if module is self.module), "")
+
+    def chain(self) -> list[ModuleCall]:
+        """List the calls that were running at this one, the outermost first and this one last."""
+        outer: list[ModuleCall] = [] if self.parent is None else self.parent.chain()
+        return [*outer, self]
+
+
+@dataclass(eq=False)
+class CallRecord:
+    """One call: of an op, or of a method such as `detach()` that takes a value out of the graph.
+
+    Attributes:
+        name: the name of the op or of the method.
+        source_line: the user's line that it was made from; None if there is none.
+        recorded: whether a graph was being recorded.
+        op: the op; None for a method.
+        module: the innermost module call that was running, or None. This and what follows is
+            there only if the recorder keeps values.
+        inputs: Tensors, arrays and options, in the order of the op's parameters; for an op of many
+            inputs, these.
+        result: a Tensor, or a plain array where no input was a Tensor.
+    """
+
+    name: str
+    source_line: SourceLine | None
+    recorded: bool = True
+    op: Op[Any] | None = None
+    module: ModuleCall | None = None
+    inputs: Sequence[Any] = ()
+    result: Any = None
+
+
+class Recorder(Observer):
+    """Knows what is running when an op is called. Subclasses override `on_call`.
+
+    Attributes:
+        keeps_values: whether records keep nodes, values and modules alive; if not, a recorder can
+            watch an entire training run.
+        calls: the records of calls by the node that each left in the graph.
+        module: the innermost module whose forward is running, or None.
+        running: the backward passes, hooks and second runs of checkpoints that are going on, the
+            innermost last.
+    """
+
+    keeps_values: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.calls: MutableMapping[Node, CallRecord] = {}
+        if not self.keeps_values:
+            self.calls = WeakKeyDictionary()
+        self.module: ModuleCall | None = None
+        self.running: list[Literal["pass", "hook", "rerun"]] = []
+
+    def record(self, called: Op[Any] | str, inputs: Sequence[Any], result: Any) -> CallRecord:
+        """Make the record of a call that is running now, of an op or of a method by its name."""
+        name, op = (called, None) if isinstance(called, str) else (called.name, called)
+        call = CallRecord(name, user_line(), mode.grad_enabled, op)
+        if self.keeps_values:
+            call.module, call.inputs, call.result = self.module, tuple(inputs), result
+        return call
+
+    @property
+    def is_in_derivative(self) -> bool:
+        """Whether ops are called by the derivatives of a backward pass now, not by the user."""
+        return self.running[-1:] == ["pass"]
+
+    def on_module(self, module: Module, begins: bool) -> None:
+        """Note which modules are running."""
+        if begins:
+            self.module = ModuleCall(module, self.module)
+        elif self.module is not None:  # otherwise its call began before anyone watched
+            self.module = self.module.parent
+
+    def on_pass(self, begins: bool) -> None:
+        """Note that a backward pass begins or has ended."""
+        self._follow("pass", begins)
+
+    def on_hook(self, node: Node, begins: bool) -> None:
+        """Note that a hook begins or has ended."""
+        self._follow("hook", begins)
+
+    def on_rerun(self, begins: bool) -> None:
+        """Note that a checkpoint begins to run its function again, or has ended."""
+        self._follow("rerun", begins)
+
+    def _follow(self, kind: Literal["pass", "hook", "rerun"], begins: bool) -> None:
+        if begins:
+            self.running.append(kind)
+        elif self.running:  # otherwise it began before anyone watched
+            self.running.pop()
+
+
+class WeakIdMap(Generic[T]):
+    """A mapping by identity from arrays and Tensors, which have no hash, while they live."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[ref[Any], T]] = {}
+
+    def __setitem__(self, key: Any, value: T) -> None:
+        index, entries = id(key), self._entries
+        entries[index] = ref(key, lambda _: entries.pop(index, None)), value
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Any) -> T | None:
+        """Return what belongs to `key`, or None."""
+        entry = self._entries.get(id(key))
+        return None if entry is None else entry[1]

@@ -1,0 +1,1271 @@
+"""Adapters and bases in files, without a model: inspect, check, merge and extract."""
+
+import copy
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lora
+from lora.__main__ import FAILED, STOPPED, WRONG, main
+from lora.offline import check_adapter, extract_files, merge_files, summarise
+from lora.offline.stored_weight import StoredWeight
+from lora.peft import CONFIG, WEIGHTS
+from minigrad.io import (
+    INDEX,
+    TensorFile,
+    TensorInfo,
+    load_state,
+    open_tensors,
+    save_state,
+    writing_set,
+)
+from minigrad.nn import Linear, Module
+from tests.lora.folders import (
+    FOLDERS,
+    PREFIX,
+    Net,
+    adapted_copy,
+    base_of,
+    configure,
+    edit,
+    model_of,
+    replaced,
+    snapshot,
+    without,
+)
+from tests.minigrad.io.test_tensors import mutated
+
+ROOT = Path(__file__).parents[2]
+
+FOLDERS_OF_PEFT = sorted(each.name for each in FOLDERS.iterdir() if each.is_dir())
+
+
+@pytest.fixture
+def net(rng):
+    return Net(rng)
+
+
+@pytest.fixture
+def files(net, rng, tmp_path):
+    """A base and an adapter for it."""
+    lora.save(adapted_copy(net, rng, bias="lora_only"), tmp_path / "adapter")
+    return base_of(net, tmp_path / "base"), tmp_path / "adapter"
+
+
+def state(path):
+    with open_tensors(path) as tensors:
+        return {name: tensors.read(name) for name in tensors}
+
+
+# ----------------------------------------------------------------------------------------------
+# merge
+# ----------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "LoRA": {"targets": "all-linear"},
+    "rsLoRA, a pattern": {"scaling": "rslora", "rank_pattern": {"up": 3}},
+    "embedding": {"targets": ["embed", "square"]},
+    "DoRA": {"targets": ["embed", "up", "square"], "use_dora": True},
+    "biases": {"targets": ["up"], "bias": "all"},
+    "biases of layers": {"targets": ["up", "head"], "bias": "lora_only"},
+    "modules to save": {"targets": ["up"], "modules_to_save": ["head", "norm"]},
+    "PiSSA": {"targets": ["up", "square"], "init": "pissa"},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_merged_file_is_the_folded_model_to_the_bit(name, dtype, rng, tmp_path):
+    net = Net(rng, dtype)
+    model = adapted_copy(net, rng, **OPTIONS[name])
+    lora.save(model, tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    before = snapshot(base)
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    loaded = copy.deepcopy(net)
+    lora.load(loaded, tmp_path / "adapter")
+    right = lora.fold(loaded).state_dict()
+    found = state(tmp_path / "out")
+    assert found.keys() == right.keys()
+    assert {key: (x.dtype, x.tobytes()) for key, x in found.items()} == {
+        key: (x.dtype, x.tobytes()) for key, x in right.items()
+    }
+    assert set(merged.certificate.layers) == set(loaded_layers(tmp_path / "adapter"))
+    assert snapshot(base) == before
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def loaded_layers(folder):
+    return [layer.name for layer in summarise(folder).layers]
+
+
+@pytest.mark.parametrize("folder", FOLDERS_OF_PEFT)
+def test_what_peft_wrote_merges_as_it_loads(folder, tmp_path):
+    kind = json.loads((FOLDERS / folder / "adapter_config.json").read_text())
+    model = next(
+        made
+        for name in ("mlp", "classifier", "transformer")
+        if fits(made := model_of(name), FOLDERS / folder)
+    )
+    base = base_of(model, tmp_path / "base")
+    lora.load(model, FOLDERS / folder)
+    right = lora.fold(model).state_dict()
+    merge_files(base, FOLDERS / folder, tmp_path / "out.safetensors")
+    found = state(tmp_path / "out.safetensors")
+    assert {key: x.tobytes() for key, x in found.items()} == {
+        key: x.tobytes() for key, x in right.items()
+    }, kind
+
+
+def fits(model, folder):
+    try:
+        lora.load(copy.deepcopy(model), folder)
+    except ValueError:
+        return False
+    return True
+
+
+def sharded(net, folder):
+    """The net in two files with an index."""
+    arrays = net.state_dict()
+    infos = [TensorInfo(name, x.dtype.name, x.shape) for name, x in arrays.items()]
+    shards = {
+        "model-00001-of-00002.safetensors": infos[:3],
+        "model-00002-of-00002.safetensors": infos[3:],
+    }
+    with writing_set(folder, shards, {"format": "pt"}) as writers:
+        for name, x in arrays.items():
+            writers[name].write(name, x)
+    return folder
+
+
+def test_shards_stay_shards_or_become_one_file(net, rng, files, tmp_path):
+    whole, adapter = files
+    base = sharded(net, tmp_path / "shards")
+    merge_files(whole, adapter, tmp_path / "one")
+    merge_files(base, adapter, tmp_path / "two")
+    merge_files(base / INDEX, adapter, tmp_path / "three.safetensors")
+    assert sorted(each.name for each in (tmp_path / "two").iterdir()) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        INDEX,
+    ]
+    right = {name: x.tobytes() for name, x in state(tmp_path / "one").items()}
+    for path in ("two", "three.safetensors"):
+        assert {name: x.tobytes() for name, x in state(tmp_path / path).items()} == right
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_a_merge_is_rounded_once_to_the_dtype(dtype, net, files, tmp_path):
+    base, adapter = files
+    merged = merge_files(base, adapter, tmp_path / "out", dtype=dtype)
+    wide = tmp_path / "wide"
+    merge_files(base, adapter, wide, dtype="float64")
+    right = {
+        name: lora.certificate.round_to(np.atleast_1d(x), dtype).reshape(x.shape)
+        for name, x in state(wide).items()
+    }
+    with open_tensors(tmp_path / "out") as tensors:
+        assert {info.dtype for info in tensors.tensors.values()} == {dtype}
+    for name, x in state(tmp_path / "out").items():
+        np.testing.assert_array_equal(x.astype(np.float64), right[name])
+    assert merged.certificate.dtypes == [dtype]
+
+
+def test_the_names_of_a_model_in_another_one_have_a_prefix(net, files, tmp_path):
+    base, adapter = files
+    merge_files(base, adapter, tmp_path / "plain.safetensors")
+    right = state(tmp_path / "plain.safetensors")
+    inside = tmp_path / "inside.safetensors"
+    save_state(inside, {f"model.net.{name}": x for name, x in net.state_dict().items()})
+    merged = merge_files(inside, adapter, tmp_path / "out.safetensors", check_base=False)
+    assert merged.prefix == "model.net."
+    assert "'model.net.'" in repr(merged)
+    found = state(tmp_path / "out.safetensors")
+    assert {k.removeprefix("model.net."): x.tobytes() for k, x in found.items()} == {
+        k: x.tobytes() for k, x in right.items()
+    }
+    renamed = tmp_path / "outer"
+    lora.save(wrapped(net, adapter), renamed)
+    merged = merge_files(base, renamed, tmp_path / "out2.safetensors", check_base=False)
+    assert merged.prefix == "-inner."
+    found = state(tmp_path / "out2.safetensors")
+    assert {k: x.tobytes() for k, x in found.items()} == {k: x.tobytes() for k, x in right.items()}
+
+
+def wrapped(net, adapter):
+    """A model with the net inside, adapted as the net is."""
+
+    class Outer(Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+    model = Outer(copy.deepcopy(net))
+    source = copy.deepcopy(net)
+    lora.load(source, adapter)
+    lora.attach(model, lora.LoRAConfig(rank=2, bias="lora_only"))
+    own = dict(source.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = own[name.removeprefix("inner.")].data
+    return model
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_weights_may_be_stored_transposed(use_dora, net, rng, tmp_path):
+    lora.save(
+        adapted_copy(net, rng, targets=["up", "square"], use_dora=use_dora), tmp_path / "adapter"
+    )
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "plain")
+    turned = ("up.weight", "square.weight")
+    edit(
+        base / "model.safetensors",
+        lambda arrays: arrays | {name: arrays[name].T.copy() for name in turned},
+    )
+    configure(tmp_path / "adapter", fan_in_fan_out=True)
+    merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
+    right, found = state(tmp_path / "plain"), state(tmp_path / "out")
+    for name in turned:
+        np.testing.assert_array_equal(found[name], right[name].T)
+
+
+@pytest.mark.parametrize("says", [False, True])
+@pytest.mark.parametrize("stored_turned", [False, True])
+def test_a_square_weight_is_stored_as_those_around_it(stored_turned, says, net, rng, tmp_path):
+    # PEFT's fan_in_fan_out is that of the layer it adapted last, be it a head of another kind.
+    lora.save(adapted_copy(net, rng, targets=["square"]), tmp_path / "adapter")
+    arrays = {f"block.0.{name}": x for name, x in net.state_dict().items()}
+    save_state(tmp_path / "straight.safetensors", arrays)
+    turned = {
+        name: x.T.copy() if x.ndim == 2 and "embed" not in name else x for name, x in arrays.items()
+    }
+    save_state(tmp_path / "turned.safetensors", turned)
+    merge = {"check_base": False, "progress": False}
+    adapter, right = tmp_path / "adapter", tmp_path / "right.safetensors"
+    merge_files(tmp_path / "straight.safetensors", adapter, right, **merge)
+    configure(adapter, fan_in_fan_out=says)
+    base = tmp_path / f"{'turned' if stored_turned else 'straight'}.safetensors"
+    merge_files(base, adapter, tmp_path / "out.safetensors", **merge)
+    name = "block.0.square.weight"
+    found, right = state(tmp_path / "out.safetensors")[name], state(right)[name]
+    np.testing.assert_array_equal(found.T if stored_turned else found, right)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("is_turned", "most"), [(False, 1.2), (True, 2)])
+def test_no_more_than_some_rows_are_in_memory(is_turned, most, tmp_path, rng, monkeypatch):
+    rows, cols = 6000, 1000
+    arrays = {name: np.ones((rows, cols), np.float32) for name in ("a.weight", "b.weight")}
+    save_state(tmp_path / "base.safetensors", arrays)
+    largest = arrays["a.weight"].nbytes
+    del arrays
+    if is_turned:
+        rows, cols = cols, rows
+    rank = 4
+    arrays = {
+        "base_model.model.a.lora_A.weight": rng.standard_normal((rank, cols)).astype("f4"),
+        "base_model.model.a.lora_B.weight": rng.standard_normal((rows, rank)).astype("f4"),
+    }
+    (tmp_path / "adapter").mkdir()
+    save_state(tmp_path / "adapter" / WEIGHTS, arrays)
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 4,
+        "target_modules": ["a"],
+        "fan_in_fan_out": is_turned,
+    }
+    (tmp_path / "adapter" / CONFIG).write_text(json.dumps(config))
+    merge = tmp_path / "base.safetensors", tmp_path / "adapter", tmp_path / "out.safetensors"
+    merge_files(*merge)  # what is made once and for all
+    tracemalloc.start()
+    merge_files(*merge)
+    assert tracemalloc.get_traced_memory()[1] < most * largest
+    tracemalloc.stop()
+    taken, read = [], TensorFile.read
+
+    def reading(*arguments):
+        found = read(*arguments)
+        taken.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(TensorFile, "read", reading)
+    merge_files(*merge)
+    assert sum(taken) < 10 * largest
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_transposed_weight_has_all_its_rows_in_any_order(dtype, rng, tmp_path, monkeypatch):
+    monkeypatch.setattr("lora.offline.stored_weight.BAND", 40)
+    table = rng.standard_normal((10, 17)).astype(dtype)
+    save_state(tmp_path / "x.safetensors", {"x": table})
+    with open_tensors(tmp_path / "x.safetensors") as tensors:
+        weight = StoredWeight(tensors, "x", is_transposed=True)
+        slices = [slice(i, min(17, i + n)) for n in (1, 3, 5, 17) for i in range(0, 17, n)]
+        for rows in [*slices, *rng.permutation(np.array(slices, object)), slice(None)]:
+            np.testing.assert_array_equal(weight.rows(rows), table.T[rows].astype(np.float64))
+
+
+def test_an_embedding_beside_pissa_is_a_plain_update(net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["embed"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "right")
+    configure(tmp_path / "adapter", init_lora_weights="pissa")
+    merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "right")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("what", ["kill", "full disk"])
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_what_is_broken_off_leaves_what_was_there(what, name, files, tmp_path, monkeypatch):
+    base, adapter = files
+    work = tmp_path / "work"
+    work.mkdir()
+    merge_files(base, adapter, work / name)
+    before = snapshot(work)
+    edit(adapter / WEIGHTS, lambda arrays: {k: 2 * x for k, x in arrays.items()})
+    if what == "kill":
+        script = (
+            "import os, signal\n"
+            "from minigrad.io import TensorWriter\n"
+            "from lora.offline.merging import merge_files\n"
+            "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+            "TensorWriter.finish = die\n"
+            f"merge_files({str(base)!r}, {str(adapter)!r}, {str(work / name)!r}, check_base=False)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert result.returncode == -signal.SIGKILL
+    else:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("minigrad.io.writer.TensorWriter.write", full)
+        with pytest.raises(OSError, match="No space left"):
+            merge_files(base, adapter, work / name, check_base=False)
+        assert snapshot(work) == before
+    whole = {key: value for key, value in snapshot(work).items() if not Path(key).parts[-1:][0]
+             .startswith(".") and ".saving-" not in key}  # fmt: skip
+    assert whole == before
+
+
+REFUSED = {
+    "an input": (lambda base, adapter, out: (base, adapter, base), "is what is merged"),
+    "the adapter": (lambda base, adapter, out: (base, adapter, adapter), "is what is merged"),
+    "no base": (lambda base, adapter, out: (out, adapter, out), "there is no file"),
+    "no adapter": (lambda base, adapter, out: (base, out, out), "there is no folder"),
+    "the file of the adapter": (
+        lambda base, adapter, out: (base, adapter, adapter / WEIGHTS),
+        "is what is merged",
+    ),
+    "a folder that is a file": (
+        lambda base, adapter, out: (base, adapter, base / "config.json"),
+        "config.json' is no folder; name one, or a file that ends in .safetensors",
+    ),
+    "a link to nothing": (lambda base, adapter, out: (base, adapter, link(out)), "is no folder"),
+    "a file that is a folder": (
+        lambda base, adapter, out: (base, adapter, made(out.with_suffix(".safetensors"))),
+        "out.safetensors' is a folder, and would be a file",
+    ),
+    "a file in no folder": (
+        lambda base, adapter, out: (base, adapter, out / "in" / "m.safetensors"),
+        "there is no folder .*out/in' for .*m.safetensors'; make it",
+    ),
+    "an old index": (
+        lambda base, adapter, out: (base, adapter, indexed(out)),
+        f"has other weights in it, {INDEX}; name a folder without",
+    ),
+}
+
+
+def made(folder):
+    folder.mkdir()
+    return folder
+
+
+def link(path):
+    path.symlink_to(path.parent / "nowhere")
+    return path
+
+
+def indexed(folder):
+    (made(folder) / INDEX).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_places_that_cannot_be(name, files, tmp_path):
+    make, message = REFUSED[name]
+    arguments = make(*files, tmp_path / "out")
+    before = snapshot(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        merge_files(*arguments)
+    assert snapshot(tmp_path) == before
+
+
+def put(path, text="{}"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_what_belongs_to_a_model_is_copied_and_nothing_else(files, tmp_path):
+    base, adapter = files
+    put(tmp_path / "secret.txt")
+    shutil.copy(adapter / CONFIG, base)
+    kept = [
+        *("tokenizer.json", "modeling_net.py", "LICENSE", "1_Pooling/config.json", "a/b/c.jinja"),
+        *("2_Dense/config.json", "2_Dense/pytorch_model.bin"),
+    ]
+    left_out = [
+        *("pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "openvino/model.bin"),
+        *("fp16/model.safetensors", ".git/config.json", "blob"),
+    ]
+    for name in kept + left_out:
+        put(base / name)
+    put(base / "modules.json", json.dumps([{"path": ""}, {"path": "2_Dense"}, {"path": 3}, 4]))
+    (base / "link.json").symlink_to(tmp_path / "secret.txt")
+    (base / "inside.json").symlink_to(base / "config.json")
+    (base / "elsewhere").symlink_to(tmp_path)
+    (base / "deep").mkdir()
+    (base / "deep" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    merged = merge_files(base, adapter, tmp_path / "out")
+    assert sorted(snapshot(tmp_path / "out")) == sorted(
+        [*kept, "config.json", "inside.json", "model.safetensors", "modules.json"]
+    )
+    assert not (tmp_path / "out" / "inside.json").is_symlink()
+    assert merged.left_out == (
+        *("adapter_config.json", "blob", "deep/", "elsewhere/", "fp16/", "link.json", "onnx/"),
+        *("openvino/", "pytorch_model.bin"),
+    )
+    assert "not copied, for there may be weights without the update: adapter_config" in repr(merged)
+    single = merge_files(base, adapter, tmp_path / "out.safetensors")
+    assert single.left_out == ()
+
+
+def test_links_of_the_cache_of_the_hub_are_followed(files, tmp_path):
+    base, adapter = files
+    snapshots, blobs = (tmp_path / "models--x" / name for name in ("snapshots", "blobs"))
+    for name in ("config.json", "model.safetensors", "1_Pooling/config.json"):
+        put(blobs / "text", '{"pooling": "mean"}')
+        place = snapshots / "0123" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(base / name, blobs / name) if (base / name).exists() else None
+        place.symlink_to(blobs / (name if (base / name).exists() else "text"))
+    merge_files(snapshots / "0123", adapter, tmp_path / "out")
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == '{"pooling": "mean"}'
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def narrow(path, names, dtype):
+    """Turn tensors of a file into ones of a dtype with a byte a number."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    data, out, end = content[8 + length :], bytearray(), 0
+    order = [name for name in header if name != "__metadata__"]
+    for name in sorted(order, key=lambda name: (name in names, header[name]["data_offsets"])):
+        begin, stop = header[name]["data_offsets"]
+        part = data[begin:stop]
+        if name in names:
+            header[name]["dtype"], part = dtype, part[: len(part) // 4]
+        out += part
+        header[name]["data_offsets"], end = [end, end + len(part)], end + len(part)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(out))
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("stored", ["F8_E4M3", "BOOL"])  # of the latter, bytes other than 0 and 1
+def test_what_no_adapter_changes_is_copied_whatever_its_dtype(stored, dtype, files, tmp_path):
+    base, adapter = files
+    path = base / "model.safetensors"
+    narrow(path, ["norm.weight", "embed.weight"], stored)
+    merge_files(base, adapter, tmp_path / "out", dtype=dtype)
+    with open_tensors(base) as before, open_tensors(tmp_path / "out") as after:
+        for name in ("norm.weight", "embed.weight"):
+            assert after.info(name) == before.info(name)
+            assert b"".join(after.raw(name)) == b"".join(before.raw(name))
+        assert after.info("norm.bias").dtype == (dtype or "float32")
+    assert check_adapter(adapter, base).is_right
+    lora_of = extract_files(base, tmp_path / "out", tmp_path / "again", 2, bias="all", lossy=True)
+    assert lora_of.lost == ()
+    narrow(path, ["up.weight"], "F8_E5M2")
+    with pytest.raises(ValueError, match=r"up.weight has shape \(8, 6\) and dtype F8_E5M2"):
+        merge_files(base, adapter, tmp_path / "no", check_base=False)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_configuration_says_the_dtype_that_was_asked_for(key, files, tmp_path):
+    base, adapter = files
+    for content in ({key: "bfloat16", "d": 1}, {"d": 1}, []):
+        text = json.dumps(content)
+        (base / "config.json").write_text(text)
+        out = merge_files(base, adapter, tmp_path / "out", dtype="float64").path / "config.json"
+        right = {key: "float64", "d": 1} if key in content else content
+        assert json.loads(out.read_text()) == right
+        merge_files(base, adapter, tmp_path / "out")
+        assert out.read_text() == text
+
+
+BROKEN_BASES = {
+    "a missing layer": (without("up.weight"), r"no tensor 'up.weight'"),
+    "another shape": (replaced("up.weight", np.ones((9, 6), "f4")), r"do not go with up.weight"),
+    "another bias": (replaced("up.bias", np.ones(9, "f4")), r"mis-shaped: .*up.*bias is \(8,\)"),
+    "other numbers": (
+        replaced("up.weight", np.ones((8, 6), "f4")),
+        "base: the weight of up has",
+    ),
+    "integers": (replaced("up.weight", np.ones((8, 6), int)), r"only a matrix of float64"),
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "has_head", "is_told"),
+    [
+        ({"vocab_size": 11, "tie_word_embeddings": True}, False, True),
+        ({"vocab_size": 11}, False, True),
+        ({"vocab_size": 11, "tie_word_embeddings": False}, False, False),
+        ({"vocab_size": 11, "tie_word_embeddings": True}, True, False),
+        ({"vocab_size": 12}, False, False),
+        ({"vocab_size": 11, "architectures": ["BertModel"]}, False, False),
+        ({"vocab_size": 11, "architectures": ["BertForSequenceClassification"]}, False, False),
+        ({"vocab_size": 11, "architectures": ["BertForMaskedLM"]}, False, True),
+        ({"text_config": {"vocab_size": 11}}, False, True),
+        ({"text_config": 3}, False, False),
+        ([], False, False),
+    ],
+)
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_change_of_a_tied_embedding_is_told(
+    is_whole, config, has_head, is_told, net, rng, tmp_path
+):
+    options = {"targets": ["up"], "modules_to_save": ["embed"]} if is_whole else {}
+    lora.save(adapted_copy(net, rng, **{"targets": ["embed"], **options}), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    (base / "config.json").write_text(json.dumps(config))
+    if has_head:
+        edit(base / "model.safetensors", replaced("out.weight", np.ones((11, 6), "f4")))
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    found = check_adapter(tmp_path / "adapter", base)
+    assert found.is_right
+    for told in (repr(merged), repr(found)):
+        assert (
+            "embed.weight may be the weight of the head" in told.replace(": may", " may")
+        ) is is_told
+
+
+@pytest.mark.parametrize("config", [{"vocab_size": 11, "tie_word_embeddings": True}, {}])
+def test_a_head_that_is_new_is_tied_to_nothing(config, net, rng, tmp_path):
+    net.out = Linear(6, 11, bias=False, rng=rng)
+    lora.save(adapted_copy(net, rng, targets=["up"], modules_to_save=["out"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    edit(base / "model.safetensors", without("out.weight"))
+    (base / "config.json").write_text(json.dumps(config))
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    found = check_adapter(tmp_path / "adapter", base)
+    assert found.is_right
+    for told in (repr(merged), repr(found)):
+        assert ("is a head of its own" in told) is bool(config)
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert content == ({**config, "tie_word_embeddings": False} if config else {})
+
+
+BROKEN_WHOLES = {
+    "NaN": (
+        f"{PREFIX}head.base_layer.bias",
+        np.full(3, np.nan, "f4"),
+        r"head.base_layer.bias.* has NaN or Inf",
+    ),
+    "no prefix": ("up.lora_A.weight", np.ones((2, 6), "f4"), r"unexpected: up.lora_A.weight is no"),
+    "the name of an adapter": (
+        f"{PREFIX}up.lora_A.default.weight",
+        np.ones((2, 6), "f4"),
+        r"unexpected: .*up.lora_A.default.weight is no part of an update, as base_model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_WHOLES)
+def test_what_is_no_update_and_cannot_be_taken_over_is_refused(name, files, tmp_path):
+    base, adapter = files
+    key, value, message = BROKEN_WHOLES[name]
+    edit(adapter / WEIGHTS, replaced(key, value))
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert re.search(message, repr(check_adapter(adapter, base)))
+    assert not check_adapter(adapter).is_right
+
+
+def test_what_is_taken_over_must_fit_the_dtype_of_the_base(net, rng, tmp_path):
+    model = adapted_copy(net, rng, targets=["up"], modules_to_save=["head"])
+    model.head.bias.data[0] = 1e6
+    lora.save(model, tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    edit(base / "model.safetensors", lambda a: {k: x.astype("f2") for k, x in a.items()})
+    with pytest.raises(ValueError, match=r"head.bias has numbers that float16 has not"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
+    assert not (tmp_path / "out").exists()
+    edit(base / "model.safetensors", lambda a: {**a, "head.bias": a["head.bias"].astype(int)})
+    with pytest.raises(ValueError, match=r"unusable: head.bias is of int64 in the base"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out", check_base=False)
+
+
+@pytest.mark.parametrize("name", BROKEN_BASES)
+def test_a_base_that_the_adapter_does_not_go_with_is_refused(name, files, tmp_path):
+    base, adapter = files
+    change, message = BROKEN_BASES[name]
+    edit(base / "model.safetensors", change)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, adapter, tmp_path / "out")
+    assert snapshot(tmp_path) == before
+    found = check_adapter(adapter, base)
+    assert not found.is_right
+    assert re.search(message, repr(found))
+
+
+def test_a_head_that_is_tied_is_told_so(net, rng, tmp_path):
+    net.out = Linear(6, 11, rng=rng)
+    lora.save(adapted_copy(net, rng, targets=["up", "out"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    edit(base / "model.safetensors", without("out.weight"))
+    message = r"no tensor 'out.weight' .*; if it is tied to 'embed.weight', save the base with a"
+    with pytest.raises(ValueError, match=message):
+        merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert re.search(message, repr(check_adapter(tmp_path / "adapter", base)))
+
+
+def test_a_base_that_has_hardly_a_layer_of_the_adapter_is_told_once(files, tmp_path):
+    base, adapter = files
+    rename = lambda arrays: {n if "square" in n else f"{n}_": x for n, x in arrays.items()}
+    edit(base / "model.safetensors", rename)
+    message = r"has none of 2 layers of the adapter, which are like 'head', .*save_original_format"
+    with pytest.raises(ValueError, match=message) as refused:
+        merge_files(base, adapter, tmp_path / "out")
+    assert str(refused.value).count("no tensor") == 0
+    assert re.search(message, repr(check_adapter(adapter, base)))
+
+
+def test_all_that_does_not_go_together_is_told_at_once(files, tmp_path):
+    base, adapter = files
+    edit(
+        base / "model.safetensors",
+        lambda a: without("up.weight")(replaced("head.weight", np.ones((3, 9), "f4"))(a)),
+    )
+    with pytest.raises(ValueError, match=r"(?s)up.weight.*head.weight|head.weight.*up.weight"):
+        merge_files(base, adapter, tmp_path / "out")
+
+
+def test_another_base_may_be_wanted(files, net, tmp_path):
+    base, adapter = files
+    edit(base / "model.safetensors", replaced("up.weight", np.ones((8, 6), "f4")))
+    merge_files(base, adapter, tmp_path / "out", check_base=False)
+    update = state(tmp_path / "out")["up.weight"] - 1
+    assert np.linalg.matrix_rank(update, tol=1e-4) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value, files, tmp_path):
+    base, adapter = files
+
+    def broken(arrays):
+        arrays["up.weight"][1, 1] = value
+        return arrays
+
+    edit(base / "model.safetensors", broken)
+    with pytest.raises(ValueError, match=r"not be finite in up: W has NaN or Inf"):
+        merge_files(base, adapter, tmp_path / "out", check_base=False)
+    assert not (tmp_path / "out").exists()
+    assert "wrong: up.weight: has NaN or Inf in it, in the base" in repr(
+        check_adapter(adapter, base)
+    )
+
+
+def test_numbers_beyond_the_dtype_are_refused(files, tmp_path):
+    base, adapter = files
+    edit(base / "model.safetensors", replaced("norm.weight", np.full(8, 1e6, "f4")))
+    with pytest.raises(ValueError, match=r"norm.weight has numbers that float16 has not"):
+        merge_files(base, adapter, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    merge_files(base, adapter, tmp_path / "out", dtype="bfloat16")
+
+
+def test_a_merge_that_loses_more_than_the_limit_is_refused(files, tmp_path):
+    base, adapter = files
+    lost = merge_files(base, adapter, tmp_path / "out", dtype="bfloat16").certificate
+    worst = lost.worst("bfloat16").lost
+    with pytest.raises(lora.MergeError, match="bfloat16"):
+        merge_files(base, adapter, tmp_path / "no", dtype="bfloat16", limit=0.9 * worst)
+    assert not (tmp_path / "no").exists()
+    merge_files(base, adapter, tmp_path / "yes", dtype="bfloat16", limit=1.1 * worst)
+
+
+def test_a_module_that_the_base_has_not_is_added(net, rng, tmp_path):
+    lora.save(
+        adapted_copy(net, rng, targets=["up"], modules_to_save=["head"]), tmp_path / "adapter"
+    )
+    base = base_of(net, tmp_path / "base")
+    edit(base / "model.safetensors", without("head.weight", "head.bias"))
+    merged = merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    assert sorted(merged.added) == ["head.bias", "head.weight"]
+    assert "2 of them new to it" in repr(merged)
+    assert {"head.bias", "head.weight"} <= state(tmp_path / "out").keys()
+    found = check_adapter(tmp_path / "adapter", base)
+    assert found.is_right
+    assert "odd: head.bias: is trained in full, and not in the base" in repr(found)
+
+
+# ----------------------------------------------------------------------------------------------
+# inspect and check
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_summary_has_the_figures_of_every_layer(name, net, rng, tmp_path):
+    model = adapted_copy(net, rng, **OPTIONS[name])
+    lora.save(model, tmp_path / "adapter")
+    found = summarise(tmp_path / "adapter")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, lora.AdaptedLayer)}
+    assert [layer.name for layer in found.layers] == sorted(layers)
+    for layer in found.layers:
+        adapter = layers[layer.name].adapter
+        a, b = (part.data.astype(np.float64) for part in adapter.factors())
+        values = np.linalg.svd(adapter.scale * b @ a, compute_uv=False)
+        assert (layer.d_in, layer.d_out, layer.rank) == (a.shape[1], len(b), len(a))
+        assert layer.scale == pytest.approx(adapter.scale, rel=1e-12)
+        np.testing.assert_allclose(
+            layer.singular_values[: len(values)], values[: len(a)], atol=1e-9
+        )
+        assert layer.norm == pytest.approx(np.linalg.norm(values), rel=1e-9)
+        shares = values[values > 1e-12] / values.sum()
+        effective = np.exp(-(shares * np.log(shares)).sum())
+        assert layer.effective_rank == pytest.approx(effective, rel=1e-6)
+        assert layer.name in repr(found)
+    total = sum(p.size for p in model.trainable_parameters())
+    if name != "PiSSA":  # which is saved with twice the rank
+        assert found.parameters == total
+
+
+def test_an_update_of_nothing_has_no_effective_rank(net, rng, tmp_path):
+    model = copy.deepcopy(net)
+    lora.attach(model, lora.LoRAConfig(rank=2), rng=rng)
+    lora.save(model, tmp_path / "adapter")
+    assert {layer.effective_rank for layer in summarise(tmp_path / "adapter").layers} == {0.0}
+    found = check_adapter(tmp_path / "adapter")
+    assert found.is_right
+    assert repr(found).count("B is 0, so it changes nothing") == 3
+
+
+UP_A, UP_B = f"{PREFIX}up.lora_A.weight", f"{PREFIX}up.lora_B.weight"
+
+
+def scaled(arrays):
+    arrays[UP_A][0, 0] = np.nan
+    return arrays
+
+
+def deficient(arrays):
+    arrays[UP_A][1] = 2 * arrays[UP_A][0]
+    return arrays
+
+
+WRONGS = {
+    "not finite": (scaled, {}, "wrong: up: lora_a has 1 numbers that are NaN or Inf"),
+    "B is gone": (without(UP_B), {}, "wrong: up: lora_b is missing"),
+    "shapes": (replaced(UP_B, np.ones((8, 3), "f4")), {}, r"wrong: up: A is \(2, 6\) and B"),
+    "a lost pattern": (lambda a: a, {"r": 3}, "wrong: up: the rank is 2 .* 3 by the config"),
+    "a lost scale": (lambda a: a, {"lora_alpha": 77}, "wrong: up: the scale is 38.5 .* was"),
+    "a lost rsLoRA": (lambda a: a, {"use_rslora": True}, "wrong: up: the scale is"),
+    "no targets": (lambda a: a, {"target_modules": ["head"]}, "wrong: up: target_modules do not"),
+    "a stray key": (
+        replaced(f"{PREFIX}norm.weight", np.ones(8, "f4")),
+        {},
+        "odd: norm.weight: is no part of an update",
+    ),
+    "another format": (
+        replaced("up.lora_A.weight", np.ones((2, 6), "f4")),
+        {},
+        "wrong: up.lora_A.weight: is no key of PEFT's",
+    ),
+    "a magnitude too many": (
+        replaced(f"{PREFIX}up.lora_magnitude_vector", np.ones(8, "f4")),
+        {},
+        "wrong: up: has a magnitude, and use_dora is not set",
+    ),
+    "an alpha that no float has": (lambda a: a, {"lora_alpha": 10**400}, "(?s)wrong: .*lora_alpha"),
+    "a rank that no array has": (lambda a: a, {"r": 10**400}, "(?s)wrong: .*r=1000.*from 1 to"),
+    "a name that gives orders": (
+        replaced(f"{PREFIX}\x1b[31m.lora_A.weight", np.ones((2, 6), "f4")),
+        {},
+        r"wrong: files: .* the key 'base_model.model.\\x1b\[31m.* cannot be printed",
+    ),
+    "a name of two lines": (
+        replaced(f"{PREFIX}up\n0 wrong.lora_A.weight", np.ones((2, 6), "f4")),
+        {},
+        r"wrong: files: .* the key 'base_model.model.up\\n0 wrong",
+    ),
+    "a name without an end": (
+        replaced(PREFIX + 1000 * "u", np.ones(1, "f4")),
+        {},
+        "wrong: files: .* is longer than 1000 characters",
+    ),
+    "no DoRA": (lambda a: a, {"use_dora": True}, "wrong: up: lora_magnitude is missing"),
+    "no update": (
+        lambda arrays: {key: x for key, x in arrays.items() if key.endswith("bias")},
+        {},
+        "wrong: files: there is no layer with an update",
+    ),
+    "an update that is gone": (
+        without(UP_A, UP_B),
+        {},
+        "wrong: up: is in the metadata, and has no",
+    ),
+    "a bias of integers": (
+        replaced(f"{PREFIX}head.base_layer.bias", np.zeros(3, int)),
+        {},
+        "wrong: base_model.model.head.base_layer.bias: is of int64, and not of float64",
+    ),
+    "another magnitude": (
+        replaced(f"{PREFIX}up.lora_magnitude_vector", np.ones(7, "f4")),
+        {"use_dora": True},
+        r"wrong: up: the magnitude is \(7,\); it must be \(8,\)",
+    ),
+    "a rank that no update has": (
+        lambda arrays: {**arrays, UP_A: np.eye(9, 6, dtype="f4"), UP_B: np.eye(8, 9, dtype="f4")},
+        {"rank_pattern": {"up": 9}, "alpha_pattern": {"up": 72}},
+        "odd: up: its rank 9 is larger than the layer, 6",
+    ),
+    "rank": (deficient, {}, "odd: up: B A is of rank 1 only, with room for 2"),
+    "zero": (replaced(UP_A, np.zeros((2, 6), "f4")), {}, "odd: up: A is 0, so it changes nothing"),
+    "integers": (replaced(UP_A, np.zeros((2, 6), int)), {}, "wrong: up: lora_a is of int64"),
+    "a broken file": (None, {}, "wrong: files: .* is no complete safetensors file"),
+    "a field": (lambda a: a, {"lora_bias": True}, "(?s)wrong: files: .*lora_bias=True"),
+    "an expression": (
+        lambda a: a,
+        {"modules_to_save": ["(x"]},
+        "(?s)wrong: files: .*modules_to_save=.*no regular expression",
+    ),
+    "an expression in another": (
+        lambda a: a,
+        {"rank_pattern": {"(?i)UP": 2}},
+        "(?s)wrong: files: .*rank_pattern=.*no regular expression.*flags",
+    ),
+    "another expression": (
+        lambda a: a,
+        {"layers_to_transform": [0], "layers_pattern": ["(l"]},
+        "(?s)wrong: files: .*layers_pattern=.*no regular expression",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONGS)
+def test_what_is_wrong_with_an_adapter_is_found_and_not_merged(name, files, tmp_path, capsys):
+    change, fields, message = WRONGS[name]
+    base, adapter = files
+    assert check_adapter(adapter, base).is_right
+    if change is None:
+        (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:-1])
+    else:
+        edit(adapter / WEIGHTS, change)
+    configure(adapter, **fields)
+    found = check_adapter(adapter)
+    assert re.search(message, repr(found))
+    assert found.is_right is message.startswith("odd")
+    assert main(["check", str(adapter)]) == (0 if found.is_right else WRONG)
+    assert re.search(message, capsys.readouterr().out)
+    arguments = ["merge", str(base), str(adapter), str(tmp_path / "out"), "--any-base"]
+    assert main(arguments) == (0 if found.is_right else FAILED)
+    if not found.is_right:
+        told = re.search(
+            message.split("wrong: ")[1].removeprefix("files: "), capsys.readouterr().err
+        )
+        assert told
+
+
+def test_what_cannot_be_summarised_or_checked_is_an_error(files, tmp_path):
+    base, adapter = files
+    edit(adapter / WEIGHTS, replaced(UP_B, np.ones((8, 3), "f4")))
+    with pytest.raises(ValueError, match=r"up: A is \(2, 6\) and B \(8, 3\); they must be"):
+        summarise(adapter)
+    edit(adapter / WEIGHTS, without(UP_B))
+    with pytest.raises(ValueError, match="up has no lora_b"):
+        summarise(adapter)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        check_adapter(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"merged in float64, .* not in 'int8'"):
+        merge_files(base, adapter, tmp_path / "out", dtype="int8")
+
+
+def test_an_adapter_may_repeat_the_weight_of_an_embedding(net, rng, tmp_path):
+    lora.save(adapted_copy(net, rng, targets=["embed"]), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "out")
+    key = f"{PREFIX}embed.base_layer.weight"
+    edit(tmp_path / "adapter" / WEIGHTS, replaced(key, net.embed.weight.data))
+    assert check_adapter(tmp_path / "adapter", base).findings == ()
+    merge_files(base, tmp_path / "adapter", tmp_path / "again")
+    assert snapshot(tmp_path / "again") == snapshot(tmp_path / "out")
+    edit(tmp_path / "adapter" / WEIGHTS, replaced(key, 2 * net.embed.weight.data))
+    with pytest.raises(ValueError, match=r"another base: .*embed.base_layer.weight"):
+        merge_files(base, tmp_path / "adapter", tmp_path / "no")
+
+
+# ----------------------------------------------------------------------------------------------
+# extract
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_was_merged_is_extracted_again(name, net, rng, tmp_path):
+    options = OPTIONS[name]
+    lora.save(adapted_copy(net, rng, **options), tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "tuned")
+    rank = 8 if options.get("use_dora") else 4
+    found = extract_files(
+        base,
+        tmp_path / "tuned",
+        tmp_path / "again",
+        rank,
+        bias=options.get("bias", "none"),
+        modules_to_save=options.get("modules_to_save", ()),
+        exclude=options.get("modules_to_save", ["head"])[:1]
+        if "modules_to_save" in options
+        else (),
+    )
+    assert {row.name for row in found.layers} == set(loaded_layers(tmp_path / "adapter"))
+    assert all(row.relative_error < 1e-5 for row in found.layers)  # what the merge rounded
+    assert check_adapter(tmp_path / "again", base).is_right
+    merge_files(base, tmp_path / "again", tmp_path / "twice")
+    right, twice = state(tmp_path / "tuned"), state(tmp_path / "twice")
+    for key, value in right.items():
+        np.testing.assert_allclose(twice[key], value, rtol=1e-5, atol=1e-6)  # rounded factors
+    model = copy.deepcopy(net)
+    lora.load(model, tmp_path / "again")
+
+
+def test_an_extracted_adapter_is_the_best_of_its_rank(net, rng, tmp_path):
+    base = base_of(net, tmp_path / "base")
+    tuned = copy.deepcopy(net)
+    change = rng.standard_normal((8, 8)).astype("f4")
+    tuned.square.weight.data = net.square.weight.data + change
+    base_of(tuned, tmp_path / "tuned")
+    (row,) = extract_files(base, tmp_path / "tuned", tmp_path / "out", 3).layers
+    exact = tuned.square.weight.data.astype(float) - net.square.weight.data.astype(float)
+    values = np.linalg.svd(exact, compute_uv=False)
+    assert row.error == pytest.approx(np.linalg.norm(values[3:]), rel=1e-9)
+    assert row.energy == pytest.approx((values[:3] ** 2).sum() / (values**2).sum(), rel=1e-9)
+    (layer,) = summarise(tmp_path / "out").layers
+    np.testing.assert_allclose(layer.singular_values, values[:3], rtol=1e-5)  # float32's factors
+
+
+NOTHING_LOST = {
+    "a bias": (lambda a: replaced("norm.bias", np.ones(8, "f4"))(a), {}, "norm.bias; take"),
+    "an excluded layer": (lambda a: a, {"exclude": ["square"]}, "square.weight; take"),
+    "a pattern": (lambda a: a, {"targets": ["nope"]}, "targets: 'nope' matches none of"),
+    "a module": (
+        lambda a: a,
+        {"modules_to_save": ["no"]},
+        "modules_to_save: 'no' is the end of no",
+    ),
+    "a name": (without("head.bias"), {}, "missing: head.bias"),
+    "one too many": (replaced("more", np.ones(3, "f4")), {}, "unexpected: 'more'"),
+    "a shape": (replaced("head.bias", np.ones(4, "f4")), {}, r"mis-shaped: head.bias is \(4,\)"),
+    "NaN": (replaced("up.weight", np.full((8, 6), np.nan, "f4")), {}, "up.weight has NaN"),
+    "rank": (lambda a: a, {"rank": 0}, "rank"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_LOST)
+def test_nothing_of_a_difference_is_lost_without_a_word(name, net, rng, tmp_path):
+    change, options, message = NOTHING_LOST[name]
+    base = base_of(net, tmp_path / "base")
+    tuned = copy.deepcopy(net)
+    for layer in (tuned.up, tuned.square):
+        layer.weight.data = layer.weight.data + np.float32(0.1)
+    base_of(tuned, tmp_path / "tuned")
+    edit(tmp_path / "tuned" / "model.safetensors", change)
+    options = {"rank": 2, **options}
+    with pytest.raises(ValueError, match=message):
+        extract_files(base, tmp_path / "tuned", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    if "take" in message:
+        found = extract_files(base, tmp_path / "tuned", tmp_path / "out", **options, lossy=True)
+        assert list(found.lost) == [message.removesuffix("; take")]
+        assert "LOST" in repr(found)
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_weights_that_are_stored_transposed_are_extracted_as_others(says, net, rng, tmp_path):
+    tuned = copy.deepcopy(net)
+    for layer in (tuned.up, tuned.square):
+        layer.weight.data = net.square.weight.data[:, : layer.weight.shape[1]] + layer.weight.data
+    models = {"base": net, "tuned": tuned}
+    for name, model in models.items():
+        base_of(model, tmp_path / name)
+    extract_files(tmp_path / "base", tmp_path / "tuned", tmp_path / "right", 2)
+    for name in models:
+        edit(
+            tmp_path / name / "model.safetensors",
+            lambda arrays: {
+                k: x.T.copy() if k in ("up.weight", "square.weight", "head.weight") else x
+                for k, x in arrays.items()
+            },
+        )
+    paths = tmp_path / "base", tmp_path / "tuned", tmp_path / "found"
+    extract_files(*paths, 2, fan_in_fan_out=says)
+    right, found = (load_state(tmp_path / name / WEIGHTS)[0] for name in ("right", "found"))
+    for part in ("up", "square"):
+        products = [
+            arrays[f"{PREFIX}{part}.lora_B.weight"] @ arrays[f"{PREFIX}{part}.lora_A.weight"]
+            for arrays in (right, found)
+        ]
+        np.testing.assert_allclose(*products, rtol=1e-5, atol=1e-6)  # another order of sums
+    assert json.loads((tmp_path / "found" / CONFIG).read_text())["fan_in_fan_out"]
+
+
+def test_all_biases_are_all_though_some_are_as_they_were(net, tmp_path):
+    tuned = copy.deepcopy(net)
+    tuned.up.weight.data = tuned.up.weight.data + np.float32(0.1)
+    tuned.head.bias.data = tuned.head.bias.data + np.float32(0.1)
+    base_of(net, tmp_path / "base")
+    base_of(tuned, tmp_path / "tuned")
+    found = extract_files(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", 1, bias="all")
+    assert set(found.whole) == {f"{name}.bias" for name in ("up", "norm", "square", "head")}
+    lora.load(net, tmp_path / "out")
+    np.testing.assert_array_equal(net.head.bias.data, tuned.head.bias.data)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_table"),
+    [
+        *[("embed_out", False), ("embeddings_project", False), ("position_embedding", True)],
+        *[("word_embeddings", True), ("embed_tokens", True), ("wte", True), ("embed_in", True)],
+    ],
+)
+def test_a_table_is_told_from_a_linear_layer_by_its_name(name, is_table, net, tmp_path):
+    weight = net.square.weight.data
+    for folder, change in (("base", 0), ("tuned", 0.1)):
+        arrays = {f"a.{name}.weight": weight + np.float32(change), "a.embeddings.bias": weight[0]}
+        (tmp_path / folder).mkdir()
+        save_state(tmp_path / folder / "model.safetensors", arrays)
+    paths = tmp_path / "base", tmp_path / "tuned", tmp_path / "out"
+    assert bool(extract_files(*paths, 1).embeddings) is is_table
+    for path in paths[:2]:
+        edit(path / "model.safetensors", replaced(f"a.{name}.bias", weight[0]))
+    assert not extract_files(*paths, 1).embeddings
+
+
+def test_an_extracted_update_of_a_tied_embedding_is_told(net, tmp_path):
+    tuned = copy.deepcopy(net)
+    tuned.embed.weight.data = tuned.embed.weight.data + np.float32(0.1)
+    base = base_of(net, tmp_path / "base")
+    (base / "config.json").write_text(json.dumps({"vocab_size": 11}))
+    found = extract_files(base, base_of(tuned, tmp_path / "tuned"), tmp_path / "out", 1)
+    assert found.tied == ("embed.weight",)
+    assert "embed.weight may be the weight of the head too" in repr(found)
+
+
+@pytest.mark.parametrize("which", ["base", "tuned", "base/model.safetensors"])
+def test_no_adapter_is_put_into_the_folder_of_a_model(which, net, rng, tmp_path):
+    base, tuned = base_of(net, tmp_path / "base"), base_of(Net(rng), tmp_path / "tuned")
+    before = snapshot(tmp_path)
+    named, out = tmp_path / which, tmp_path / which.split("/")[0]
+    pair = (named, tuned) if which != "tuned" else (base, named)
+    with pytest.raises(ValueError, match="is the folder of a model; name another one"):
+        extract_files(*pair, out, 1, bias="all")
+    assert snapshot(tmp_path) == before
+
+
+def test_models_that_are_the_same_have_nothing_to_extract(net, tmp_path):
+    base = base_of(net, tmp_path / "base")
+    with pytest.raises(ValueError, match="none of the targets differs"):
+        extract_files(base, base, tmp_path / "out", 2)
+
+
+# ----------------------------------------------------------------------------------------------
+# The command line
+# ----------------------------------------------------------------------------------------------
+
+
+def run(*arguments, capsys):
+    status = main([str(each) for each in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_commands_print_what_the_functions_say(files, tmp_path, capsys):
+    base, adapter = files
+    status, text, _ = run("inspect", adapter, capsys=capsys)
+    assert (status, text.strip()) == (0, repr(summarise(adapter)))
+    status, text, _ = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
+    assert status == 0
+    assert text.startswith("Merging 3 layers loses at most")
+    assert f"written: {tmp_path / 'out'}" in text
+    status, text, _ = run("check", adapter, base, capsys=capsys)
+    assert (status, text.strip()) == (0, "3 layers and the base checked: nothing is wrong")
+    arguments = base, tmp_path / "out", tmp_path / "again", "--rank", 2, "--bias", "lora_only"
+    status, text, _ = run("extract", *arguments, capsys=capsys)
+    assert status == 0
+    assert "energy" in text
+
+
+def test_a_command_can_be_stopped(files, tmp_path, capsys, monkeypatch):
+    base, adapter = files
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minigrad.io.writer.TensorWriter.write", stop)
+    before = snapshot(tmp_path)
+    status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
+    assert (status, message) == (STOPPED, "lora merge: stopped; nothing was changed\n")
+    assert snapshot(tmp_path) == before
+
+
+def test_no_name_in_a_file_gives_orders_to_the_terminal(files, tmp_path, capsys):
+    base, adapter = files
+    configure(adapter, base_model_name_or_path="\x1b[2J\n0 wrong\ud800")
+    status, text, _ = run("inspect", adapter, capsys=capsys)
+    assert (status, text.count("\x1b"), text.count("\ud800")) == (0, 0, 0)
+    assert r"base: '\x1b[2J\n0 wrong\ud800'" in text
+    edit(base / "model.safetensors", replaced("up.weight\x1b[2J", np.ones(1, "f4")))
+    edit(base / "model.safetensors", without("up.weight"))
+    status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
+    assert (status, message.count("\x1b")) == (FAILED, 0)
+    assert r"up.weight\x1b[2J" in message
+
+
+def test_json_is_for_machines(files, tmp_path, capsys):
+    base, adapter = files
+    _, text, _ = run("inspect", adapter, "--json", capsys=capsys)
+    content = json.loads(text)
+    assert [layer["name"] for layer in content["layers"]] == ["head", "square", "up"]
+    assert content["layers"][0]["norm"] == summarise(adapter).layers[0].norm
+    _, text, _ = run("merge", base, adapter, tmp_path / "out", "--json", capsys=capsys)
+    assert {row["layer"] for row in json.loads(text)["certificate"]["rows"]} == {
+        "head",
+        "square",
+        "up",
+    }
+    edit(adapter / WEIGHTS, without(UP_B))
+    status, text, _ = run("check", adapter, "--json", capsys=capsys)
+    assert status == WRONG
+    assert json.loads(text)["findings"][0]["where"] == "up"
+
+
+def test_the_status_says_what_happened(files, tmp_path, capsys):
+    base, adapter = files
+    arguments = "merge", base, adapter, tmp_path / "out", "--dtype", "bfloat16", "--limit", "1e-6"
+    status, text, message = run(*arguments, capsys=capsys)
+    assert (status, text) == (WRONG, "")
+    assert message.startswith("lora merge: stored in bfloat16")
+    status, text, message = run("inspect", tmp_path / "nowhere", capsys=capsys)
+    assert (status, text) == (FAILED, "")
+    assert message == f"lora inspect: there is no folder {str(tmp_path / 'nowhere')!r}\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["explode"])
+    assert ended.value.code == FAILED
+    assert "inspect" in capsys.readouterr().err
+
+
+def test_a_path_that_is_empty_is_none(files, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", *map(str, files), ""])
+    assert ended.value.code == FAILED
+    assert "a path is empty" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_a_reader_may_have_had_enough(files):
+    command = [sys.executable, "-m", "lora", "inspect", str(files[1])]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+@pytest.mark.parametrize("command", ["check", "verify"])  # of which the latter is the old name
+def test_it_runs_as_a_module(command, files):
+    result = subprocess.run(
+        [sys.executable, "-m", "lora", command, str(files[1])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (0, "3 layers checked: nothing is wrong\n")
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.svg"])
+def test_the_picture_has_every_layer(name, files, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    status, text, _ = run("inspect", files[1], "--plot", tmp_path / name, capsys=capsys)
+    assert status == 0
+    assert text.endswith(f"drawn: {tmp_path / name}\n")
+    assert (tmp_path / name).stat().st_size > 1000
+    status, _, message = run("inspect", files[1], "--plot", tmp_path / "p.doc", capsys=capsys)
+    assert status == FAILED
+    assert "no picture" in message
+
+
+def mutate(rounds, net, rng, tmp_path, capsys):
+    """Run all commands on files with mistakes in them; count how each of them ended."""
+    options = {"targets": ["embed", "up"], "use_dora": True, "bias": "lora_only"}
+    model = adapted_copy(net, rng, modules_to_save=["head"], **options)
+    lora.save(model, tmp_path / "adapter")
+    base = base_of(net, tmp_path / "base")
+    merge_files(base, tmp_path / "adapter", tmp_path / "tuned")
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    paths = adapter / CONFIG, adapter / WEIGHTS, base / "model.safetensors"
+    contents = [path.read_bytes() for path in paths]
+    commands = {
+        "inspect": (adapter, "--json"),
+        "check": (adapter, base),
+        "merge": (base, adapter, out),
+        "extract": (base, tmp_path / "tuned", out, "--rank", 2, "--lossy"),
+    }
+    ended = set()
+    for _ in range(rounds):
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        which = rng.integers(len(paths))
+        paths[which].write_bytes(mutated(rng, contents[which]))
+        for command, arguments in commands.items():
+            status, _, message = run(command, *arguments, capsys=capsys)
+            ended.add((command, status))
+            assert bool(message.strip()) == (status == FAILED)
+            if command in ("merge", "extract"):
+                assert out.exists() == (status == 0)
+            shutil.rmtree(out, ignore_errors=True)
+    return ended
+
+
+@pytest.mark.full
+def test_files_with_mistakes_are_read_right_or_refused(net, rng, tmp_path, capsys):
+    ended = mutate(60, net, rng, tmp_path, capsys)
+    assert {(command, FAILED) for command in ("inspect", "merge", "extract")} < ended
+
+
+@pytest.mark.full
+def test_many_files_with_mistakes(net, rng, tmp_path, capsys):
+    ended = mutate(3000, net, rng, tmp_path, capsys)
+    assert {(c, s) for c in ("inspect", "merge", "extract") for s in (0, FAILED)} < ended
+    assert {("check", status) for status in (0, WRONG, FAILED)} < ended
