@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from inspect import Signature
 from typing import Any, Protocol
 
@@ -26,6 +26,12 @@ import numpy as np
 from minigrad.versions import clock, last_write, last_written
 
 Edge = tuple[Any, ...]  # (place, position, rule, *saved)
+
+Cost = int | Callable[..., int]
+"""FLOPs for each element of the result, or a function that names operands, options and `out`."""
+
+Hint = Mapping[str, Callable[..., Any]] | Callable[..., str | None]
+"""Texts with a condition on values by name for each, or a function of these that returns a text."""
 
 
 class OpLike(Protocol):
@@ -40,7 +46,12 @@ class OpLike(Protocol):
     replayed: bool
     floats: bool
     keeps: bool
+    cost: Cost | None
+    shape: Callable[..., tuple[int, ...]] | None
+    nonfinite_hint: Hint | None
+    gradient_hint: Hint | None
     plain: bool
+    takes_sequence: bool
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         """Compute the gradients for some edges of a node."""

@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 
-# A rule is handed Tensors where the backward pass is recorded, and is then written in ops. Mostly
-# it gets arrays, of which a kernel makes the same in one pass.
+# A rule gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
+# arrays, for which a kernel computes the same in one pass.
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def sigmoid(x: Array) -> Array:
     """s = 1 / (1 + e^-x), without overflow for any x; the derivative is s (1 - s)."""
     return kernels.activation.sigmoid(x)
@@ -47,7 +47,7 @@ def _sigmoid_x(g: Array, out: Array) -> Array:
 
 @op
 def relu(x: Array) -> Array:
-    """max(x, 0), with derivative 1 above 0, and 0 at and below it."""
+    """max(x, 0), with derivative 1 above 0, and 0 at 0 and below."""
     if isinstance(x, np.ndarray):
         return kernels.activation.relu(x)
     return np.maximum(x, 0)
@@ -60,9 +60,9 @@ def _relu_x(g: Array, out: Array) -> Array:
     return kernels.activation.relu_gradient(g, out)
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
-    """x above 0, else `negative_slope` x, which also gives the derivative at 0."""
+    """x above 0, else `negative_slope` x; the derivative at 0 is `negative_slope`."""
     return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
@@ -73,7 +73,7 @@ def _leaky_relu_x(g: Array, x: Array, negative_slope: float) -> Array:
     return kernels.activation.leaky_relu_gradient(g, x, float(negative_slope))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016); the derivative at 0 is `alpha`."""
     return kernels.activation.elu(x, float(alpha))
@@ -86,7 +86,7 @@ def _elu_x(g: Array, x: Array, alpha: float) -> Array:
     return kernels.activation.elu_gradient(g, x, float(alpha))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def silu(x: Array) -> Array:
     """x s, s = sigmoid(x) (Elfwing et al., 2018), with derivative s (1 + x (1 - s))."""
     return kernels.activation.silu(x)
@@ -100,7 +100,7 @@ def _silu_x(g: Array, x: Array) -> Array:
     return kernels.activation.silu_gradient(g, x)
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def softplus(x: Array, beta: float = 1.0) -> Array:
     """log(1 + e^(beta x)) / beta, without overflow; the derivative is sigmoid(beta x).
 
@@ -147,11 +147,18 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     return kernels.normal.gelu_tanh(x)
 
 
-@gelu.rule("x")
+@gelu.rule("x", cost=lambda approximate, out: (18 if approximate == "tanh" else 8) * out.size)
 def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
     if approximate == "none":
         return kernels.normal.gelu_gradient(g, x)
     return kernels.normal.gelu_tanh_gradient(g, x)
+
+
+_SOFTMAX_HINTS = {
+    "Inf - Inf is NaN: softmax subtracts the maximum, which is Inf": lambda x: x == math.inf,
+    "a row of nothing but -Inf has no softmax: everything in it is masked; mask with the least "
+    "finite number, or leave such rows out": lambda x: x == -math.inf,
+}
 
 
 def _softmax(x: Array, axis: Axis = -1) -> Array:
@@ -159,7 +166,7 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
     return e / sum(e, axis, keepdims=True)
 
 
-@op(composition=_softmax, floats=True)
+@op(composition=_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow."""
     if _is_last(axis, x):
@@ -178,7 +185,7 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
     return log(_softmax(x, axis))
 
 
-@op(composition=_log_softmax, floats=True)
+@op(composition=_log_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
     if _is_last(axis, x):
@@ -194,5 +201,5 @@ def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
 
 
 def _is_last(axis: Axis, x: Array) -> bool:
-    """Whether the rows along `axis` lie one behind the other."""
+    """Return whether `axis` is the last one, along which there are kernels."""
     return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)

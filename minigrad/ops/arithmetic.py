@@ -6,6 +6,7 @@ import numpy as np
 
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
+from minigrad.ops import hints
 from minigrad.ops.comparison import logical_and
 from minigrad.ops.elementwise import flat, log, where
 
@@ -21,7 +22,14 @@ __all__ = [
 ]
 
 
-@op
+_DIFFERENCE_HINTS = {
+    "Inf - Inf is NaN": lambda x, y, out: (
+        np.isinf(x).any() and np.isinf(y).any() and np.isnan(out).any()
+    ),
+}
+
+
+@op(nonfinite_hint=_DIFFERENCE_HINTS)
 def add(x: Array, y: Array) -> Array:
     """x + y, broadcast."""
     return np.add(x, y)
@@ -31,7 +39,7 @@ add.rule("x", lambda g: g)
 add.rule("y", lambda g: g)
 
 
-@op
+@op(nonfinite_hint=_DIFFERENCE_HINTS)
 def subtract(x: Array, y: Array) -> Array:
     """x - y, broadcast."""
     return np.subtract(x, y)
@@ -41,7 +49,14 @@ subtract.rule("x", lambda g: g)
 subtract.rule("y", lambda g: -g)
 
 
-@op
+@op(
+    nonfinite_hint={
+        "0 * Inf is NaN: choose by `where`, not by a product with 0": lambda x, y: (
+            (x == 0) & np.isinf(y) | (y == 0) & np.isinf(x)
+        )
+    },
+    gradient_hint=hints.of_product_gradient,
+)
 def multiply(x: Array, y: Array) -> Array:
     """x y, element by element, broadcast."""
     return np.multiply(x, y)
@@ -51,7 +66,16 @@ multiply.rule("x", lambda g, y: g * y)
 multiply.rule("y", lambda g, x: g * x)
 
 
-@op
+@op(
+    nonfinite_hint={
+        "0 / 0 is NaN; add a small number to the divisor, or choose by `where` beforehand": (
+            lambda x, y: (x == 0) & (y == 0)
+        ),
+        "division by 0; add a small number to the divisor": lambda x, y: (x != 0) & (y == 0),
+        "Inf / Inf is NaN": lambda x, y: np.isinf(x) & np.isinf(y),
+    },
+    gradient_hint={"the derivative divides by y, which has a 0": lambda y: y == 0},
+)
 def divide(x: Array, y: Array) -> Array:
     """x / y, broadcast; integers give floats. At y = 0 it is infinite or nan, as in numpy."""
     return np.divide(x, y)
@@ -93,7 +117,19 @@ def negative(x: Array) -> Array:
 negative.rule("x", lambda g: -g)
 
 
-@op
+@op(
+    nonfinite_hint={
+        "a negative number to a power that is no integer is NaN": (
+            lambda x, y: (x < 0) & (y != np.floor(y))
+        ),
+        "0 to a negative power is Inf: division by 0": lambda x, y: (x == 0) & (y < 0),
+    },
+    gradient_hint={
+        "the slope of x^y is infinite at x = 0 for y < 1; (x + 1e-12)^y has one": (
+            lambda x, y: (x == 0) & (y < 1)
+        )
+    },
+)
 def power(x: Array, y: Array) -> Array:
     """x ** y, broadcast.
 

@@ -1,4 +1,4 @@
-"""Functions of each element on its own, and choices between elements."""
+"""Functions of each element by itself, and choices between elements."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ __all__ = [
 # --------------------------------------------------------------------------------------------------
 
 
-@op
+@op(cost=1)
 def where(condition: Array, x: Array, y: Array) -> Array:
-    """x where `condition` is true, else y; the gradient goes to the one that was taken.
+    """x where `condition` is true, else y; the gradient goes to the operand that was taken.
 
     Raises:
         ValueError: if a number beside integers is too large for their dtype.
@@ -57,7 +57,7 @@ _MANY = 4096  # elements, from which on a loop of our own pays
 
 
 def _beside(number: Array, array: Array) -> Array:
-    """A number in the dtype of integers beside it, which `np.where` would wrap round to fit."""
+    """Return a number in the dtype of integers beside it; `np.where` would wrap it round to fit."""
     if number.__class__ is int and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
         return np.asarray(number, array.dtype)
     return number
@@ -69,9 +69,9 @@ where.rule("y", lambda g, condition: where(condition, 0.0, g))
 
 @op
 def maximum(x: Array, y: Array) -> Array:
-    """The larger of x and y, broadcast. Where they are equal each gets half of the gradient.
+    """The larger of x and y, broadcast. Where they are equal, each gets half of the gradient.
 
-    Where one is nan, the result is, and the gradient goes to both.
+    Where one is nan, the result is nan, and the gradient goes to both.
     """
     return np.maximum(x, y)
 
@@ -82,9 +82,9 @@ maximum.rule("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
 
 @op
 def minimum(x: Array, y: Array) -> Array:
-    """The smaller of x and y, broadcast. Where they are equal each gets half of the gradient.
+    """The smaller of x and y, broadcast. Where they are equal, each gets half of the gradient.
 
-    Where one is nan, the result is, and the gradient goes to both.
+    Where one is nan, the result is nan, and the gradient goes to both.
     """
     return np.minimum(x, y)
 
@@ -93,12 +93,12 @@ minimum.rule("x", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
 minimum.rule("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
 
 
-@op
+@op(cost=lambda min, max, out: ((min is not None) + (max is not None)) * out.size)
 def clip(x: Array, min: Array = None, max: Array = None) -> Array:
     """min(max(x, `min`), `max`), broadcast; None is no bound.
 
-    The gradient goes to what was taken: to x between the bounds and also on them, where it is
-    nan, and else to the bound.
+    The gradient goes to what was taken: to x between the bounds, on a bound, and where x is nan;
+    elsewhere to the bound.
 
     Raises:
         ValueError: if there is no bound.
@@ -125,7 +125,7 @@ clip.rule("max", lambda g, x, min, max: where(_above(x, min, max), g, 0.0))
 
 
 def _above(x: Array, min: Array, max: Array) -> Array:
-    """Where `max` was taken: above it, and wherever it is the smaller bound."""
+    """Return where `max` was taken: above it, and wherever it is the smaller bound."""
     return x > max if min is None else logical_or(x > max, min > max)
 
 
@@ -135,7 +135,7 @@ def _above(x: Array, min: Array, max: Array) -> Array:
 
 
 def flat(g: Array) -> Array:
-    """The derivative rule of a staircase: 0, whatever arrives."""
+    """The derivative rule of a staircase: 0 whatever the arriving gradient is."""
     return where(False, g, 0.0)
 
 
@@ -168,7 +168,7 @@ ceil.rule("x", flat)
 
 @op
 def round(x: Array, decimals: int = 0) -> Array:
-    """The nearest number with so many decimals, an even one of two; the derivative is 0."""
+    """The nearest number with `decimals` decimals, the even one of two; the derivative is 0."""
     return np.round(x, decimals)
 
 
@@ -198,7 +198,19 @@ def square(x: Array) -> Array:
 square.rule("x", lambda g, x: 2.0 * g * x)
 
 
-@op(floats=True)
+_OF_NEGATIVE = {"the root of a negative number is NaN": lambda x: x < 0}
+_OF_ZERO = {"division by 0; add a small number to x": lambda x: x == 0}
+
+
+@op(
+    floats=True,
+    nonfinite_hint=_OF_NEGATIVE,
+    gradient_hint={
+        "the slope of the square root is infinite at 0; sqrt(x + 1e-12) has one": (
+            lambda out: out == 0
+        )
+    },
+)
 def sqrt(x: Array) -> Array:
     """The square root, with derivative 0.5 / out, infinite at 0."""
     return np.sqrt(x)
@@ -207,7 +219,7 @@ def sqrt(x: Array) -> Array:
 sqrt.rule("x", lambda g, out: 0.5 * g / out)
 
 
-@op(floats=True)
+@op(floats=True, cost=1, nonfinite_hint=_OF_NEGATIVE | _OF_ZERO)
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x), with derivative -0.5 / x^1.5; both are infinite at 0."""
     return 1.0 / np.sqrt(x)
@@ -216,7 +228,7 @@ def rsqrt(x: Array) -> Array:
 rsqrt.rule("x", lambda g, x, out: -0.5 * g * out / x)
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_OF_ZERO)
 def reciprocal(x: Array) -> Array:
     """1 / x, of integers too, with derivative -1 / x^2; both are infinite at 0."""
     return 1.0 / x
@@ -225,7 +237,17 @@ def reciprocal(x: Array) -> Array:
 reciprocal.rule("x", lambda g, out: -g * out * out)
 
 
-@op(floats=True)
+def _exp_hint(x: Array, out: Array) -> str | None:
+    limit = math.log(float(np.finfo(out.dtype).max))
+    if ((x > limit) & np.isfinite(x)).any():
+        return (
+            f"e^x overflows {out.dtype} for x > {limit:.4g}; subtract the maximum first, as "
+            f"softmax and logsumexp do"
+        )
+    return None
+
+
+@op(floats=True, nonfinite_hint=_exp_hint)
 def exp(x: Array) -> Array:
     """e^x, which is its own derivative."""
     return np.exp(x)
@@ -234,7 +256,7 @@ def exp(x: Array) -> Array:
 exp.rule("x", lambda g, out: g * out)
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_exp_hint)
 def expm1(x: Array) -> Array:
     """e^x - 1, exact also near 0, with derivative e^x."""
     return np.expm1(x)
@@ -243,7 +265,15 @@ def expm1(x: Array) -> Array:
 expm1.rule("x", lambda g, x: g * exp(x))
 
 
-@op(floats=True)
+_LOG_HINTS = {
+    "the logarithm of a negative number is NaN": lambda x: x < 0,
+    "the logarithm of 0 is -Inf; add a small number, or take log_softmax or a loss "
+    "`..._with_logits`, which never form the 0": lambda x: x == 0,
+}
+_LOG_GRADIENT_HINTS = {"the slope of the logarithm is infinite at 0": lambda x: x == 0}
+
+
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log(x: Array) -> Array:
     """The natural logarithm, with derivative 1 / x; -inf and inf at 0, nan below."""
     return np.log(x)
@@ -252,7 +282,13 @@ def log(x: Array) -> Array:
 log.rule("x", lambda g, x: g / x)
 
 
-@op(floats=True)
+@op(
+    floats=True,
+    nonfinite_hint={
+        "log1p(x) is the logarithm of 1 + x, which is negative for x < -1": lambda x: x < -1,
+        "log1p(-1) is the logarithm of 0, -Inf": lambda x: x == -1,
+    },
+)
 def log1p(x: Array) -> Array:
     """log(1 + x), exact also near 0, with derivative 1 / (1 + x)."""
     return np.log1p(x)
@@ -261,7 +297,7 @@ def log1p(x: Array) -> Array:
 log1p.rule("x", lambda g, x: g / (1.0 + x))
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log2(x: Array) -> Array:
     """The logarithm to base 2, with derivative 1 / (x log 2)."""
     return np.log2(x)
@@ -270,7 +306,7 @@ def log2(x: Array) -> Array:
 log2.rule("x", lambda g, x: g / (x * math.log(2)))
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log10(x: Array) -> Array:
     """The logarithm to base 10, with derivative 1 / (x log 10)."""
     return np.log10(x)
@@ -279,7 +315,7 @@ def log10(x: Array) -> Array:
 log10.rule("x", lambda g, x: g / (x * math.log(10)))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def erf(x: Array) -> Array:
     """The integral of 2 / sqrt(pi) e^(-t^2) from 0 to x; the derivative is the integrand at x."""
     return kernels.normal.erf(x)
@@ -288,7 +324,7 @@ def erf(x: Array) -> Array:
 erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def normal_cdf(x: Array) -> Array:
     """The standard normal distribution function (1 + erf(x / sqrt 2)) / 2, exact in both tails.
 

@@ -52,7 +52,11 @@ def tan(x: Array) -> Array:
 tan.rule("x", lambda g, out: g * (1.0 + out * out))
 
 
-@op(floats=True)
+_UNIT_HINTS = {"it is defined from -1 to 1 only": lambda x: np.abs(x) > 1}
+_UNIT_GRADIENT_HINTS = {"the slope is infinite at -1 and 1": lambda x: np.abs(x) == 1}
+
+
+@op(floats=True, nonfinite_hint=_UNIT_HINTS, gradient_hint=_UNIT_GRADIENT_HINTS)
 def arcsin(x: Array) -> Array:
     """The angle in [-pi/2, pi/2] with sine x; the derivative 1 / sqrt(1 - x^2) is inf at +-1."""
     return np.arcsin(x)
@@ -61,7 +65,7 @@ def arcsin(x: Array) -> Array:
 arcsin.rule("x", lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)))
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_UNIT_HINTS, gradient_hint=_UNIT_GRADIENT_HINTS)
 def arccos(x: Array) -> Array:
     """The angle in [0, pi] with cosine x; the derivative -1 / sqrt(1 - x^2) is -inf at +-1."""
     return np.arccos(x)
@@ -94,7 +98,7 @@ arctan2.rule("x", lambda g, y, x: -g * _over_square(y, x))
 
 
 def _over_square(a: Array, b: Array) -> Array:
-    """a / (a^2 + b^2), also where the squares are too large or too small; 0 at the origin."""
+    """Compute a / (a^2 + b^2), also where the squares leave the range; it is 0 at the origin."""
     larger = maximum(abs(a), abs(b))
     origin = larger == 0
     scale = where(origin, 1.0, larger)

@@ -140,7 +140,7 @@ MUTANTS: list[Mutant] = [
         "wrong formula",
         minigrad.cholesky,
         lambda op: edited(
-            linalg._cholesky_a, ("return 0.5 * (whole + swap_last(whole))", "return whole")
+            linalg._cholesky_a, ("return 0.5 * (full + swap_last(full))", "return full")
         ),
         np.eye(3) + 0.1 * np.ones((3, 3)),
     ),

@@ -17,10 +17,10 @@ import numpy as np
 
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.anomaly.causes import cause_of, cause_of_gradient, overflow
 from minigrad.diagnostics.anomaly.error import SHOWN, Operand, anomaly, values_of
 from minigrad.diagnostics.recorder import Recorder, WeakIdMap
 from minigrad.diagnostics.source_line import SourceLine, user_line
+from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
 
 if TYPE_CHECKING:
     from minigrad.core.op import Op
@@ -102,7 +102,7 @@ class Detector(Recorder):
         else:
             headline = f"`{op.name}` made the first {made.kind}"
             values = {name: values_of(x) for name, x in given.items()}
-            hint = cause_of(op.name, values, values_of(result))
+            hint = cause_of(op, values, values_of(result))
         listed = [*operands.values(), made]
         raise anomaly(
             headline, op.name, "forward", user_line(), listed, hint, self._layer(), entered
@@ -204,7 +204,7 @@ class Detector(Recorder):
                 "out" if name == "its result" else name.removeprefix("its input "): values_of(value)
                 for name, value in saved.items()
             }
-            hint = cause_of_gradient(op.name, values, values_of(arrived), values_of(result))
+            hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
             entered = self._entry(saved.values())
         known = self._line_of(node)
         headline += "" if known else f"; it was called{_UNSEEN}"

@@ -653,8 +653,8 @@ def test_the_table_of_a_receipt():
         "optimizer  SGD                 1  10.1 kFLOP",
         "not done   linear  x           1   200 kFLOP",
         "saved for backward: nothing",
-        "parameters and inputs held as well: 7.812 KiB",
-        "gradients: 19.73 KiB, of 5,050 numbers",
+        "parameters and inputs saved as well: 7.812 KiB",
+        "gradients: 19.73 KiB, of 5,050 parameters",
         "optimiser state: 0 B",
     ]
     page = r._repr_html_()
@@ -694,7 +694,7 @@ def test_receipts_beside_each_other():
         "saved for backward, at the peak",
         "gradients",
         "optimiser state",
-        "numbers trained",
+        "parameters trained",
     ]
     ratio = compared.ratio("LoRA", "flops")
     assert lines[-1].startswith(f"LoRA does {ratio:.2f} of the FLOPs of full (forward 1.")
