@@ -87,7 +87,7 @@ class LoRALayer(AdaptedLayer):
         if held is not None and held.shape != (d_out,):
             raise ValueError(f"bias has shape {held.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), held)
-        self._panels: Any = None
+        self._prepacked: Any = None
         self._dtype = weight.dtype
         adapter = Adapter(
             self.weight,
@@ -105,7 +105,7 @@ class LoRALayer(AdaptedLayer):
         """A layer without an adapter, that shares the very parameters of `layer`."""
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, layer.weight, layer.bias)
-        made._panels = None
+        made._prepacked = None
         made._dtype = layer.dtype if isinstance(layer, NF4Linear) else layer.weight.dtype
         made.training = layer.training
         return made
@@ -197,9 +197,9 @@ class LoRALayer(AdaptedLayer):
             return super()._updated(x, stored, bias, adapters)
         a, b, scale = joined(adapters)
         weight = stored.detach()
-        # W stays as it is from step to step, so what is prepared for its products may stay too.
-        self._panels = panels = kernels.panels.panels_of(weight._data)
-        return ops.lora_linear(x, weight, a, b, bias, scale, panels)
+        # W stays as it is from step to step, so its panels, which products find, may stay too.
+        self._prepacked = kernels.gemm.prepacked.prepack(weight._data)
+        return ops.lora_linear(x, weight, a, b, bias, scale)
 
 
 def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:

@@ -23,10 +23,11 @@ def show_config(file: TextIO | None = None) -> None:
 def config() -> dict[str, str]:
     """The facts that `show_config` prints, by name."""
     # Here, since with these comes numba, which takes longer to import than all the rest.
-    from minigrad.kernels import cache, jit, micro, threads, vector
+    from minigrad.kernels import cache, jit, threads, vector
+    from minigrad.kernels.gemm import microkernel
 
     width, registers = vector.vector_registers()
-    tiles = {f"float{8 * size}": micro.tile_shape(size) for size in (4, 8)}
+    tiles = {f"float{8 * size}": microkernel.tile_shape(size) for size in (4, 8)}
     return {
         "minigrad": installed_version("minigrad-lora"),
         "Python": f"{platform.python_version()} on {platform.platform()}",

@@ -117,7 +117,7 @@ class Optimizer(ABC):
         """What a kernel that steps a whole group remembers of its arrays (`kernels.optim`)."""
         known = self._places.get(id(group))
         if known is None:
-            known = self._places[id(group)] = kernels.optim.Places()
+            known = self._places[id(group)] = kernels.optim.TableCache()
         return known
 
     def step(self) -> None:
