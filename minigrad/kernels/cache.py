@@ -207,8 +207,9 @@ class KernelCache:
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Store what has been compiled, if there is a folder for it."""
         if compiled.library.has_dynamic_globals:
+            name = self._function.__qualname__.split("[")[0]  # without the digest of `name_apart`
             raise TypeError(
-                f"{self._function.__qualname__}: its machine code holds an address of this process "
+                f"{name}: its machine code holds an address of this process "
                 "(of a large global array, or of a function of ctypes), so that it cannot be kept "
                 "for others; make that an argument"
             )

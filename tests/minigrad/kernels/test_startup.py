@@ -21,7 +21,7 @@ import minigrad
 from minigrad import __main__ as command_line
 from minigrad.kernels import cache, warmup
 from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import Kernel
+from minigrad.kernels.kernel import KERNELS, Kernel
 
 ROOT = Path(__file__).parents[3]
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="nothing is compiled")
@@ -276,6 +276,7 @@ def probe(tmp_path, monkeypatch):
 
     yield a_probe
     del sys.modules["a_probe"]
+    KERNELS[:] = [each for each in KERNELS if each.function.__module__ != "a_probe"]
 
 
 @needs_jit
