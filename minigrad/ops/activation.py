@@ -141,17 +141,17 @@ def gelu(x: Array, approximate: str = "none") -> Array:
         ValueError: for another approximation.
     """
     if approximate == "none":
-        return kernels.normal.gelu(x)
+        return kernels.gelu_erf.gelu(x)
     if approximate != "tanh":
         raise op_error(ValueError, "gelu", f"approximate is 'none' or 'tanh', not {approximate!r}")
-    return kernels.normal.gelu_tanh(x)
+    return kernels.gelu_erf.gelu_tanh(x)
 
 
 @gelu.rule("x", cost=lambda approximate, out: (18 if approximate == "tanh" else 8) * out.size)
 def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
     if approximate == "none":
-        return kernels.normal.gelu_gradient(g, x)
-    return kernels.normal.gelu_tanh_gradient(g, x)
+        return kernels.gelu_erf.gelu_gradient(g, x)
+    return kernels.gelu_erf.gelu_tanh_gradient(g, x)
 
 
 _SOFTMAX_HINTS = {
@@ -171,7 +171,7 @@ def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow."""
     if _is_last(axis, x):
         return kernels.softmax.softmax(x)
-    return kernels.softmax.softmax_twin(x, as_tuple(axis))
+    return kernels.softmax.softmax.reference(x, as_tuple(axis))
 
 
 @softmax.rule("x")
@@ -190,7 +190,7 @@ def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
     if _is_last(axis, x):
         return kernels.softmax.log_softmax(x)
-    return kernels.softmax.log_softmax_twin(x, as_tuple(axis))
+    return kernels.softmax.log_softmax.reference(x, as_tuple(axis))
 
 
 @log_softmax.rule("x")

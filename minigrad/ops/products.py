@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -158,7 +157,6 @@ def _lora_linear(
     lora_b: Array,
     bias: Array = None,
     scale: float = 1.0,
-    panels: Any = None,
 ) -> Array:
     return linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
 
@@ -178,7 +176,6 @@ def lora_linear(
     lora_b: Array,
     bias: Array = None,
     scale: float = 1.0,
-    panels: Any = None,
 ) -> Array:
     """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank (Hu et al., 2021).
 
@@ -193,7 +190,6 @@ def lora_linear(
         lora_b: B, `(d_out, rank)`.
         bias: b, `(d_out,)`, or None.
         scale: a number.
-        panels: of a W that does not change, those of `kernels.panels.panels_of(W)`; or None.
 
     Returns:
         `(..., d_out)`.
@@ -217,7 +213,7 @@ def lora_linear(
             f"B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
             f"of the weight, {weight.shape}",
         )
-    y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale), panels)
+    y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale))
     return y.reshape(*x.shape[:-1], weight.shape[0]), h
 
 
@@ -229,12 +225,11 @@ def _lora_linear_inputs(
     lora_a: Array,
     lora_b: Array,
     scale: float,
-    panels: Any,
     kept: Array,
 ) -> Sequence[Array]:
     rows, gs = as_rows(x), as_rows(g)
     dx, da, db = kernels.lora.backward(
-        gs, rows, weight, lora_a, lora_b, kept, float(scale), needs[0], needs[2], needs[3], panels
+        gs, rows, weight, lora_a, lora_b, kept, float(scale), needs[0], needs[2], needs[3]
     )
     dw = kernels.gemm.matmul(gs.T, rows) if needs[1] else None
     dx = None if dx is None else dx.reshape(x.shape)

@@ -169,7 +169,7 @@ MUTANTS: list[Mutant] = [
         lambda op: replaced(
             [op],
             "composition",
-            lambda x, w, a, b, bias=None, scale=1.0, panels=None: (
+            lambda x, w, a, b, bias=None, scale=1.0: (
                 minigrad.linear(x, w, bias) + minigrad.linear(minigrad.linear(x, a), b)
             ),
         ),

@@ -1,9 +1,9 @@
-"""Reading the codes of NF4: 4 bits that stand for one of 16 levels, times the absmax of a block.
+"""Decoding NF4: a code of 4 bits stands for one of 16 levels, times the absmax of a block.
 
-The 16 levels are a vector of float32, or two of eight, and a code is a place in it. So a machine
-that can take lanes of a vector in any order looks up 16 codes in one instruction (AVX-512) or in
-four (AVX2). On any other a level is chosen by the bits of its code, one after the other. It takes a
-quarter of the time of a table in memory, or half of it, and less than a matrix of floats takes to
+The 16 levels are a vector of float32, or two of eight, and a code is an index into it. So a machine
+that can permute the lanes of a vector looks up 16 codes in one instruction (AVX-512) or in four
+(AVX2). On any other a level is chosen by the bits of its code, one after the other. Both take a
+quarter to a half of the time of a table in memory, and less time than a matrix of floats takes to
 come from memory.
 """
 
@@ -11,21 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numpy.typing import NDArray
+from numba import prange, types
 
 from minigrad.kernels.jit import JIT_ENABLED, intrinsic
-from minigrad.kernels.kernel import Kernel
+from minigrad.kernels.kernel import NUMBERS, Array, Kernel, read, written
 from minigrad.kernels.vector import I32, Emitter, address_of, keep_alive
 
-prange: Any = numba.prange
-
-Array = NDArray[Any]
-
-SECONDS = 1.5e-10  # what a number takes to be read, about
+SECONDS = 1.5e-10  # that an element takes, about
 GROUP = 256  # blocks whose absmax share an offset and a scale
 AT_ONCE = 16  # codes: those of 8 bytes
 
@@ -39,34 +33,34 @@ LEVELS = np.array(
     ],
     np.float32,
 )
-"""What codes stand for, ascending, as published (Dettmers et al., 2023, appendix E).
+"""The values of the codes, ascending, as published (Dettmers et al., 2023, appendix E).
 
 They are quantiles of a normal distribution, scaled to [-1, 1]: 7 below 0, 0 itself, and 8 above.
 Each side goes in even steps of probability from a half, which is 0, to the mean of 1 - 1/30 and
-1 - 1/32: half a step from the end, were all 15 or 16 steps of a side's kind.
+1 - 1/32: half a step from the end, if all 15 or 16 steps had the size of that side's.
 """
 
 
-def read(codes: Array, absmax: Array, block_size: int, out: Array) -> None:
-    """Write what the codes stand for to `out`.
+def decode(codes: Array, absmax: Array, block_size: int, out: Array) -> None:
+    """Write the values of codes to `out`.
 
     Args:
         codes: `(rows, (cols + 1) // 2)` uint8, two in each byte: the first in the upper half.
-        absmax: `(rows, blocks)` float32: what the levels of each block are multiplied by.
-        block_size: how many numbers of a row are a block; the last of a row may be shorter.
+        absmax: `(rows, blocks)` float32: the factor of the levels of each block.
+        block_size: how many elements of a row are a block; the last of a row may be shorter.
         out: `(rows, cols)` of floats, C-contiguous.
     """
-    kernel = _READ.get(out.dtype) if JIT_ENABLED else None
+    kernel = _DECODE.get(out.dtype) if JIT_ENABLED else None
     if kernel is None:
-        out[...] = read_twin(codes, absmax, block_size, out.shape[1], out.dtype)
+        out[...] = decode_reference(codes, absmax, block_size, out.shape[1], out.dtype)
     else:
         kernel(out.size * SECONDS, codes, absmax, LEVELS, min(block_size, out.shape[1]), out)
 
 
-def read_twin(
+def decode_reference(
     codes: Array, absmax: Array, block_size: int, cols: int, dtype: np.dtype[Any]
 ) -> Array:
-    """What the kernel reads, in numpy: `(rows, cols)`."""
+    """Compute `decode` in numpy, and return `(rows, cols)`."""
     wide = np.result_type(dtype, np.float32)
     pairs = np.stack([codes >> 4, codes & 15], axis=-1)
     levels = LEVELS[pairs.reshape(len(codes), -1)[:, :cols]].astype(wide)
@@ -74,33 +68,33 @@ def read_twin(
 
 
 def absmax_of(codes: Array, start: int, offset: Array, scale: Array) -> Array:
-    """What double quantisation has kept of absmax: `offset + scale * code / 127`, at least 0.
+    """Return absmax after double quantisation: `offset + scale * code / 127`, at least 0.
 
     Args:
         codes: `(n,)` int8, of the blocks from number `start` on.
-        start: where they begin.
-        offset: of each `GROUP` of blocks, float32, of all of them.
-        scale: likewise.
+        start: the number of the first block.
+        offset: float32, one for each `GROUP` of blocks, for all groups.
+        scale: float32, one for each group too.
     """
     if JIT_ENABLED:
         out = np.empty(len(codes), np.float32)
         _ABSMAX(0.0, codes, start, offset, scale, out)
         return out
     group = np.arange(start, start + len(codes)) // GROUP
-    # Rounded to below 0, it would turn signs around.
+    # Rounded to below 0, it would reverse signs.
     steps = codes.astype(np.float32) / np.float32(127)
     found: Array = np.maximum(offset[group] + scale[group] * steps, np.float32(0))
     return found
 
 
 def spread(values: Array, block_size: int, cols: int) -> Array:
-    """`(rows, blocks)` -> `(rows, cols)`: what is of a block, for each of its numbers."""
+    """Repeat the value of each block for its elements: `(rows, blocks)` -> `(rows, cols)`."""
     return np.repeat(values, min(block_size, cols), axis=1)[:, :cols]
 
 
 @intrinsic
-def _read_sixteen(_typing: Any, source: Any, factor: Any, target: Any) -> Any:
-    """Write the levels of the codes in 8 bytes, times `factor`, as numbers of its dtype."""
+def _decode_sixteen(_typing: Any, source: Any, factor: Any, target: Any) -> Any:
+    """Write the levels of the codes in 8 bytes, times `factor`, in its dtype."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         source, number, target = args
@@ -110,7 +104,7 @@ def _read_sixteen(_typing: Any, source: Any, factor: Any, target: Any) -> Any:
         wide = ir.VectorType(I32, AT_ONCE)
         codes = builder.lshr(builder.zext(twice, wide), ir.Constant(wide, [4, 0] * (AT_ONCE // 2)))
         codes = builder.and_(codes, ir.Constant(wide, [15] * AT_ONCE))
-        # In float32, in which the levels are given, and only then in the dtype of the factor.
+        # They are found in float32, the dtype of the levels, and then converted.
         found = Emitter(builder, types.float32, lanes=AT_ONCE).look_up(LEVELS.tolist(), codes)
         found = found if e.item == 4 else builder.fpext(found, e.vector)
         e.store(builder.fmul(found, e.broadcast(number)), target)
@@ -126,7 +120,7 @@ def _absmax_loop(_pieces: int, codes: Any, start: int, offset: Any, scale: Any, 
         out[i] = max(offset[group] + scale[group] * steps, np.float32(0))
 
 
-def _read_loop(
+def _decode_loop(
     pieces: int, codes: Any, absmax: Any, levels: Any, block_size: int, out: Any
 ) -> None:
     rows, cols = out.shape
@@ -145,7 +139,7 @@ def _read_loop(
             target = address_of(out) + (i * cols + begin) * out.itemsize
             steps = (end - begin) // AT_ONCE
             for _ in range(steps):
-                _read_sixteen(source, largest, target)
+                _decode_sixteen(source, largest, target)
                 source += AT_ONCE // 2
                 target += AT_ONCE * out.itemsize
             for j in range(begin + AT_ONCE * steps, end):
@@ -155,23 +149,20 @@ def _read_loop(
     keep_alive(out)
 
 
-def _kernel(number: Any) -> Kernel:
-    codes = types.Array(types.uint8, 2, "C", readonly=True)
-    absmax = types.Array(types.float32, 2, "C", readonly=True)
-    levels = types.Array(types.float32, 1, "C", readonly=True)
-    return Kernel(_read_loop, (codes, absmax, levels, types.intp, types.Array(number, 2, "C")))
-
-
-_READ = {np.dtype(str(number)): _kernel(number) for number in (types.float32, types.float64)}
-
-_FLOATS = types.Array(types.float32, 1, "C", readonly=True)
+_FLOATS = read(types.float32, 1)
+_DECODE = {
+    dtype: Kernel(
+        _decode_loop,
+        (
+            *(read(types.uint8, 2), read(types.float32, 2), _FLOATS, types.intp),
+            written(number, 2),
+        ),
+    )
+    for dtype, number in NUMBERS.items()
+}
 _ABSMAX = Kernel(
     _absmax_loop,
-    (
-        types.Array(types.int8, 1, "C", readonly=True),
-        types.intp,
-        *(_FLOATS, _FLOATS, types.Array(types.float32, 1, "C")),
-    ),
-    fastmath=(),  # the twin's bits: its product is rounded before the sum
+    (read(types.int8, 1), types.intp, _FLOATS, _FLOATS, written(types.float32, 1)),
+    fastmath=(),  # for the bits of the reference: its product is rounded before the sum
     threads=False,
 )

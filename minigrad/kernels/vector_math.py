@@ -1,4 +1,4 @@
-"""Functions of one float32 that LLVM makes vector code of: exp, log, tanh, erf and their like.
+"""Functions of one float32 that LLVM makes vector code of: exp, log, tanh, erf and similar.
 
 The C library's are called for one number at a time. These are additions, products, choices and
 shifts of bits, which the optimiser does for 16, 8 or 4 numbers at once where a kernel calls them in
@@ -6,8 +6,8 @@ a loop over a contiguous array. They are pasted into the kernel and work on floa
 computed in float64 goes through the C library and numpy.
 
 The errors stated are the largest there are, in units of the last place and over the whole range of
-floats, subnormal numbers among them, with fused multiply-adds and without. nan and infinities are
-taken and given as IEEE and the C library do.
+floats, subnormal numbers among them, with fused multiply-adds and without. nan and infinities give
+the results of IEEE and the C library.
 
 The flags of a kernel that calls them may be "contract" and "reassoc". With "nsz" as well, LLVM
 would undo the sums whose rounding is the point of them.
@@ -39,9 +39,9 @@ _SHIFT = np.float32(1.5 * 2**23 + 254)
 
 @intrinsic
 def _scaled(_typing: Any, number: Any, shifted: Any) -> Any:
-    """number 2^k for `shifted` = k + _SHIFT, k from -252 to 254, rounded once.
+    """Compute number 2^k for `shifted` = k + _SHIFT, k from -252 to 254, rounded once.
 
-    In two steps of about k / 2, for 2^k itself may be too large or too small a number.
+    It takes two steps of about k / 2, since 2^k itself may be too large or too small a number.
     """
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -58,7 +58,7 @@ def _scaled(_typing: Any, number: Any, shifted: Any) -> Any:
 
 @intrinsic
 def _power_of_two(_typing: Any, shifted: Any) -> Any:
-    """2^k for `shifted` = k + _SHIFT, k from -126 to 127; 0 for k = -127."""
+    """Compute 2^k for `shifted` = k + _SHIFT, k from -126 to 127; 0 for k = -127."""
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         exponent = builder.sub(builder.bitcast(args[0], _I32), _I32(127))
@@ -69,7 +69,7 @@ def _power_of_two(_typing: Any, shifted: Any) -> Any:
 
 @intrinsic
 def _leading_half(_typing: Any, number: Any) -> Any:
-    """A float32 cut to the first 12 of its 24 binary digits, so that its square is exact."""
+    """Return a float32 cut to the first 12 of its 24 binary digits, so that its square is exact."""
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         bits = builder.and_(builder.bitcast(args[0], _I32), _I32(0xFFFFF000))
@@ -80,7 +80,7 @@ def _leading_half(_typing: Any, number: Any) -> Any:
 
 @intrinsic
 def _with_sign(_typing: Any, size: Any, number: Any) -> Any:
-    """The absolute value of `size` with the sign of `number`, of a 0 too."""
+    """Return the absolute value of `size` with the sign of `number`, also of a 0."""
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         size, number = (builder.bitcast(x, _I32) for x in args)
@@ -95,7 +95,7 @@ _ROOT_HALF = _I32(int(np.float32(math.sqrt(0.5)).view(np.int32)))
 
 @intrinsic
 def _exponent(_typing: Any, number: Any) -> Any:
-    """The k for which number / 2^k is from sqrt(1/2) to sqrt(2), of a positive normal float32."""
+    """Return the k for which a positive normal number / 2^k is from sqrt(1/2) to sqrt(2)."""
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         above = builder.sub(builder.bitcast(args[0], _I32), _ROOT_HALF)
@@ -106,7 +106,7 @@ def _exponent(_typing: Any, number: Any) -> Any:
 
 @intrinsic
 def _mantissa(_typing: Any, number: Any) -> Any:
-    """The number / 2^k, with the k of `_exponent`."""
+    """Return number / 2^k, with the k of `_exponent`."""
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         above = builder.sub(builder.bitcast(args[0], _I32), _ROOT_HALF)
@@ -127,7 +127,7 @@ _HIGHEST, _LOWEST = np.float32(89), np.float32(-104)  # beyond these, inf and 0
 _VANISHING = np.float32(-88)  # whose 2^k is the one that `_power_of_two` makes 0
 
 # (e^r - 1 - r) / r^2 for |r| <= log(2) / 2, to 1.4e-8 of e^r - 1. Like the other polynomials here
-# it is fitted by least squares, reweighted until the largest errors are alike (Lawson, 1961).
+# it is fitted by least squares, reweighted until the largest errors are equal (Lawson, 1961).
 _E2, _E3, _E4, _E5, _E6 = map(
     np.float32, (0.49999997, 0.16666545, 0.04166744, 0.008366453, 0.0013870555)
 )
@@ -135,19 +135,19 @@ _E2, _E3, _E4, _E5, _E6 = map(
 
 @jit(inline="always")
 def _remainder(x: Any, k: Any) -> Any:
-    """x - k log(2), with twice the digits of a float32 for log(2)."""
+    """Compute x - k log(2), with twice the digits of a float32 for log(2)."""
     return (x - k * _LN_2_HIGH) - k * _LN_2_LOW
 
 
 @jit(inline="always")
 def _curve(r: Any) -> Any:
-    """e^r - 1 - r for |r| <= log(2) / 2."""
+    """Compute e^r - 1 - r for |r| <= log(2) / 2."""
     return r * (r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
 
 
 @jit(inline="always")
 def exp(x: Any) -> Any:
-    """e^x, within 1.1 units in the last place, subnormal results too."""
+    """Compute e^x within 1.1 units in the last place, also where the result is subnormal."""
     x = _HIGHEST if x > _HIGHEST else x  # a nan stays
     x = _LOWEST if x < _LOWEST else x
     shifted = x * _LOG2_E + _SHIFT
@@ -157,7 +157,7 @@ def exp(x: Any) -> Any:
 
 @jit(inline="always")
 def exp_below(x: Any) -> Any:
-    """e^x for x <= 0 (and up to 80), within 1.1 units in the last place; 0 below 2^-126.5.
+    """Compute e^x for x <= 0 (and up to 80) within 1.1 units in the last place; 0 below 2^-126.5.
 
     It takes three quarters of the time of `exp`.
     """
@@ -169,7 +169,7 @@ def exp_below(x: Any) -> Any:
 
 @jit(inline="always")
 def expm1_below(x: Any) -> Any:
-    """e^x - 1 for x <= 0, within 1.1 units in the last place."""
+    """Compute e^x - 1 for x <= 0 within 1.1 units in the last place."""
     x = _NEARLY_0 if x < _NEARLY_0 else x
     shifted = x * _LOG2_E + _SHIFT
     r = _remainder(x, shifted - _SHIFT)
@@ -183,18 +183,18 @@ _MIDDLE = np.float32(0.7)
 
 @jit(inline="always")
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + e^-x), within 2.3 units in the last place; 0 below 2^-126.5."""
+    """Compute 1 / (1 + e^-x) within 2.3 units in the last place; 0 below 2^-126.5."""
     e = exp_below(-abs(x))
     return (e if x < 0 else _ONE) / (_ONE + e)
 
 
 @jit(inline="always")
 def tanh(x: Any) -> Any:
-    """The hyperbolic tangent, within 2.0 units in the last place, 2.1 without fused additions."""
+    """Compute the hyperbolic tangent within 2.1 units in the last place, 2.0 with fused sums."""
     z = abs(x)
     u = expm1_below(-_TWO * z)
-    # From 0.7 on 1 - 2 e / (1 + e), with e = e^(-2 z). Before that -u / (2 + u), with u = e - 1, of
-    # which the quotient gives one half: the less there is to be divided, the less is rounded.
+    # From 0.7 on it is 1 - 2 e / (1 + e), with e = e^(-2 z). Before that it is -u / (2 + u), with
+    # u = e - 1, of which the quotient is one half: the less is divided, the less is rounded.
     far = z > _MIDDLE
     half = -_HALF * u
     quotient = (_TWO + _TWO * u if far else u) / (_TWO + u)
@@ -217,7 +217,7 @@ _A0, _A1, _A2, _A3 = map(np.float32, (0.33333206, 0.20010868, 0.13999332, 0.1401
 
 @jit(inline="always")
 def log1p_series(f: Any) -> Any:
-    """log(1 + f) for f from -0.3 to 1, within 1.0 units in the last place."""
+    """Compute log(1 + f) for f from -0.3 to 1 within 1.0 units in the last place."""
     # log(1 + f) = 2 atanh(s) with s = f / (2 + f); as 2 s = f - s f, an error in s counts little
     s = f / (_TWO + f)
     z = s * s
@@ -227,7 +227,7 @@ def log1p_series(f: Any) -> Any:
 
 @jit(inline="always")
 def log(x: Any) -> Any:
-    """The natural logarithm, within 1.0 units in the last place, of subnormal numbers too."""
+    """Compute the natural logarithm within 1.0 units in the last place, also of subnormals."""
     subnormal = x < _SMALLEST
     scaled = x * _UP if subnormal else x
     k = _exponent(scaled)
@@ -254,7 +254,7 @@ _D1, _D2, _D3, _D4, _D5 = map(
 
 @jit(inline="always")
 def bell(x: Any) -> Any:
-    """e^(-x^2 / 2), within 1.6 units in the last place; 0 below 2^-126.5."""
+    """Compute e^(-x^2 / 2) within 1.6 units in the last place; 0 below 2^-126.5."""
     z = abs(x)
     z = _FAR if z > _FAR else z
     # x^2 has twice the digits of x, and all of them count: high^2 is exact, the rest is small.
@@ -267,7 +267,7 @@ def bell(x: Any) -> Any:
 
 @jit(inline="always")
 def normal_tail(z: Any, bell: Any) -> Any:
-    """Phi(-z) for z >= 0, given e^(-z^2 / 2); exact far out, where 1 - ... would not be."""
+    """Compute Phi(-z) for z >= 0 from e^(-z^2 / 2); it is exact far out, where 1 - ... is not."""
     z = _FAR if z > _FAR else z
     over = _N0 + z * (_N1 + z * (_N2 + z * (_N3 + z * _N4)))
     under = _ONE + z * (_D1 + z * (_D2 + z * (_D3 + z * (_D4 + z * _D5))))
@@ -276,7 +276,7 @@ def normal_tail(z: Any, bell: Any) -> Any:
 
 @jit(inline="always")
 def normal_cdf(x: Any) -> Any:
-    """Phi(x), within 5.4 units in the last place, 7 without fused additions.
+    """Compute Phi(x) within 5.4 units in the last place, 7 without fused additions.
 
     It is 0 below 2^-126.5.
     """
@@ -298,7 +298,7 @@ _L0, _L1, _L2, _L3, _L4, _L5, _L6 = map(
 
 @jit(inline="always")
 def erf(x: Any) -> Any:
-    """The error function, within 1.2 units in the last place."""
+    """Compute the error function within 1.2 units in the last place."""
     z = abs(x)
     z = _BEYOND if z > _BEYOND else z
     s = z * z

@@ -1,21 +1,22 @@
-"""Products of a large matrix with a few columns, where its rows run along k: LoRA's x A^T.
+"""Products of a large matrix, whose rows run along k, with a few columns: LoRA's x A^T.
 
 Such a product does few multiply-adds for each number it reads, so nothing may be spent on getting
-that number: no packing, and memory read in the order it lies in. The sums run along k, a vector of
-them for each number of C, and are folded at the end. (512, 768) @ (768, 8) takes half the time of a
-register tile, which wants the matrix transposed into panels first.
+that number: nothing is packed, and memory is read in the order in which it lies. The sums run along
+k, a vector of them for each number of C, and are folded at the end. (512, 768) @ (768, 8) takes
+half the time of a register tile, which needs the matrix transposed into panels first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
 
+from minigrad.kernels.gemm.packing import Matrix
 from minigrad.kernels.jit import intrinsic, jit
-from minigrad.kernels.pack import Matrix
 from minigrad.kernels.vector import (
     ADDRESS,
     Emitter,
@@ -27,12 +28,12 @@ from minigrad.kernels.vector import (
     vector_registers,
 )
 
-NEAR = 24 * 1024  # bytes of the thin side that stay in the level-1 cache while rows pass by
+NEAR = 24 * 1024  # bytes of the few columns that stay in the level-1 cache while rows pass by
 HEIGHT = 64  # rows in a block
 
 
 def dot_shapes() -> list[tuple[int, int]]:
-    """The tiles of `dots`, from wide to narrow: rows of A, and columns.
+    """Return the tiles of `dots`, from wide to narrow: rows of A, and columns.
 
     A tile of R x S needs R + S loads for R * S multiply-adds, and R * S + R + 1 registers.
     """
@@ -41,7 +42,7 @@ def dot_shapes() -> list[tuple[int, int]]:
 
 
 def _fold(e: Emitter, vectors: list[Any]) -> list[Any]:
-    """Emit the sum over the lanes of each vector; returns them as numbers.
+    """Emit the sum over the lanes of each vector, and return the sums.
 
     Neighbours are added crosswise, [x0 x1 ..] and [y0 y1 ..] to [x0+x1 y0+y1 ..], until one
     vector holds the sums of as many as it has lanes: a quarter of the additions of folding each.
@@ -73,7 +74,7 @@ def _emit_dots(e: Emitter, shape: tuple[int, int], args: Any) -> None:
     R, S = shape
     builder = e.builder
 
-    def places(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
+    def addresses(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
         # A row that does not exist is the last one once more: its sums are written there twice.
         last = builder.sub(exist, ADDRESS(1))
         found = []
@@ -84,7 +85,7 @@ def _emit_dots(e: Emitter, shape: tuple[int, int], args: Any) -> None:
             )
         return found
 
-    a_rows, b_rows = places(a, a_row, R, rows), places(b, b_row, S, cols)
+    a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
     vector = ADDRESS(e.vector_bytes)
     rest = builder.urem(depth, ADDRESS(e.lanes))
     length = builder.mul(builder.sub(depth, rest), ADDRESS(e.item))
@@ -94,59 +95,48 @@ def _emit_dots(e: Emitter, shape: tuple[int, int], args: Any) -> None:
         left, right = [load(p) for p in a_rows], [load(p) for p in b_rows]
         return [e.multiply_add(left[i // S], right[i % S], sums[i]) for i in range(R * S)]
 
-    before = builder.block
-    loop, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
-    tail, fold = builder.append_basic_block("k.rest"), builder.append_basic_block("fold")
-    builder.cbranch(builder.icmp_signed(">", length, ADDRESS(0)), loop, after)
+    def multiply_rest(sums: list[Any], mask: Any) -> list[Any]:
+        return multiply(sums, lambda p: e.load_some(builder.add(p, length), mask))
 
-    builder.position_at_end(loop)
-    done = builder.phi(ADDRESS)
-    sums = [builder.phi(e.vector) for _ in range(R * S)]
-    for place in a_rows:  # the rows that come next, since a row is too short to be guessed from
-        next_rows = builder.add(place, builder.mul(a_row, ADDRESS(R)))
-        e.prefetch(builder.add(next_rows, done), to_write=False)
-    new = multiply(sums, lambda p: e.load(builder.add(p, done), e.vector))
-    then = builder.add(done, vector)
-    for phi, first, following in zip(
-        [done, *sums], [ADDRESS(0)] + [zero] * R * S, [then, *new], strict=True
-    ):
-        phi.add_incoming(first, before)
-        phi.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", then, length), loop, after)
+    def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
+        done, *sums = now
+        for address in a_rows:  # the next rows, since a row is too short to be guessed from
+            next_rows = builder.add(address, builder.mul(a_row, ADDRESS(R)))
+            e.prefetch(builder.add(next_rows, done), to_write=False)
+        new = multiply(sums, lambda p: e.load(builder.add(p, done), e.vector))
+        then = builder.add(done, vector)
+        return [then, *new], builder.icmp_signed("<", then, length)
 
-    builder.position_at_end(after)
-    full = [builder.phi(e.vector) for _ in range(R * S)]
-    for phi, following in zip(full, new, strict=True):
-        phi.add_incoming(zero, before)
-        phi.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed(">", rest, ADDRESS(0)), tail, fold)
+    def chosen(condition: Any, values: list[Any], emit: Callable[[], list[Any]]) -> list[Any]:
+        """Emit code that runs on a condition, and return its values, or else the given ones."""
+        before = builder.block
+        with builder.if_then(condition):
+            others = emit()
+            end = builder.block
+        phis = [builder.phi(e.vector) for _ in values]
+        for phi, value, other in zip(phis, values, others, strict=True):
+            phi.add_incoming(value, before)
+            phi.add_incoming(other, end)
+        return phis
 
-    builder.position_at_end(tail)  # lanes past the end are 0 in both operands
-    mask = e.first_lanes(rest)
-    ends = multiply(full, lambda p: e.load_some(builder.add(p, length), mask))
-    tail_end = builder.block
-    builder.branch(fold)
-
-    builder.position_at_end(fold)
-    totals = [builder.phi(e.vector) for _ in range(R * S)]
-    for phi, short, long in zip(totals, full, ends, strict=True):
-        phi.add_incoming(short, after)
-        phi.add_incoming(long, tail_end)
+    zeros = [zero] * (R * S)
+    has_vectors = builder.icmp_signed(">", length, ADDRESS(0))
+    full = chosen(has_vectors, zeros, lambda: e.loop([ADDRESS(0), *zeros], step_of_k)[1:])
+    has_rest = builder.icmp_signed(">", rest, ADDRESS(0))
+    totals = chosen(  # lanes past the end are 0 in both operands
+        has_rest, full, lambda: multiply_rest(full, e.first_lanes(rest))
+    )
     numbers = _fold(e, totals)
-    c_rows, c_cols = places(c, c_row, R, rows), places(ADDRESS(0), c_col, S, cols)
+    c_rows, c_cols = addresses(c, c_row, R, rows), addresses(ADDRESS(0), c_col, S, cols)
     targets = [builder.add(row, col) for row in c_rows for col in c_cols]
-    to_old, as_new, end = (builder.append_basic_block(name) for name in ("add", "new", "end"))
-    builder.cbranch(builder.icmp_signed("!=", add, ADDRESS(0)), to_old, as_new)
-    builder.position_at_end(to_old)
-    old = [e.load(place, e.scalar) for place in targets]  # all before the first store
-    for value, number, place in zip(old, numbers, targets, strict=True):
-        e.store(builder.fadd(value, number), place)
-    builder.branch(end)
-    builder.position_at_end(as_new)
-    for number, place in zip(numbers, targets, strict=True):
-        e.store(number, place)
-    builder.branch(end)
-    builder.position_at_end(end)
+    with builder.if_else(builder.icmp_signed("!=", add, ADDRESS(0))) as (to_old, as_new):
+        with to_old:
+            old = [e.load(address, e.scalar) for address in targets]  # all before the first store
+            for value, number, address in zip(old, numbers, targets, strict=True):
+                e.store(builder.fadd(value, number), address)
+        with as_new:
+            for number, address in zip(numbers, targets, strict=True):
+                e.store(number, address)
 
 
 @intrinsic
@@ -154,7 +144,7 @@ def tile_of_dots(
     _typing: Any, rows: Any, cols: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any,
     c: Any, c_row: Any, c_col: Any, add: Any, zero: Any,
 ) -> Any:  # fmt: skip
-    """C[i, j] = or += the sum of a[i, :depth] * b[j, :depth], rows of adjacent numbers.
+    """Compute C[i, j] = or += the sum of a[i, :depth] * b[j, :depth], rows of adjacent numbers.
 
     The tile is the narrowest of `dot_shapes` that has `cols` columns, or the widest; of it
     `rows` rows exist.
@@ -183,7 +173,7 @@ def tile_of_dots(
 
 @jit(inline="always")
 def block_depth(cols: int, widest: int, item: int) -> int:
-    """Steps of k in a block, such that the columns of a tile stay near."""
+    """Return how many steps of k a block has, such that the columns of a tile stay near."""
     return NEAR // (min(cols, widest) * item)
 
 
@@ -192,7 +182,7 @@ def dots_of_rows(
     a: Matrix, b: Matrix, C: Matrix, rows: int, cols: int, k: int, add: bool, packed: bool,
     item: int, zero: Any, widest: int,
 ) -> None:  # fmt: skip
-    """C = or += A B^T for some rows of A, in blocks that stay in the caches."""
+    """Compute C = or += A B^T for some rows of A, in blocks that stay in the caches."""
     block = block_depth(cols, widest, item)
     for pc in range(0, k, block):
         depth = min(block, k - pc)
@@ -216,7 +206,7 @@ def dots_of_rows(
 def pack_rows_in_blocks(
     b: Matrix, rows: int, k: int, block: int, target: int, item: int, zero: Any, lanes: int
 ) -> None:
-    """Copy rows to where they are contiguous, and all rows of a block of k are."""
+    """Copy rows so that each is contiguous, and so are all rows of a block of k."""
     for pc in range(0, k, block):
         depth = min(block, k - pc)
         for j in range(rows):
@@ -232,7 +222,7 @@ def pack_rows_in_blocks(
 
 
 def dots(pieces: int, x: Any, y: Any, out: Any, widest: int, lanes: int, add: bool) -> None:
-    """out = or += x y^T, where the rows of x are contiguous, and those of y are made so."""
+    """Compute out = or += x y^T; the rows of x are contiguous, and those of y are made so."""
     m, k, n = x.shape[0], x.shape[1], y.shape[0]
     item, zero = x.itemsize, x.dtype.type(0)
     b = Matrix(address_of(y), y.strides[0], y.strides[1])

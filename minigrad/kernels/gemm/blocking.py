@@ -1,8 +1,8 @@
-"""The sizes of the caches, and the sizes of the blocks of a matrix product that follow from them.
+"""The sizes of the caches, and the block sizes of a matrix product that follow from them.
 
-The operating system is asked. Where it does not say (macOS without sysconf names, Windows, some
-containers), what the usual machines with these vectors have is assumed: a size that is somewhat
-wrong costs a few per cent of the speed, and never a wrong number.
+The operating system is asked. If it does not know (macOS without sysconf names, Windows, some
+containers), the sizes of common machines with these vectors are assumed: a size that is somewhat
+wrong costs a few per cent of the speed, and changes no result.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from minigrad.kernels.micro import tile_shape
+from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.vector import masks_are_cheap, vector_registers
 
 KIB = 1024
-USUAL = {  # bytes of a vector: what is assumed
+USUAL = {  # bytes of a vector: the sizes that are assumed
     64: (32 * KIB, 1024 * KIB, 16384 * KIB),  # AVX-512: servers and desktops
     32: (32 * KIB, 512 * KIB, 8192 * KIB),  # AVX2
     16: (64 * KIB, 1024 * KIB, 4096 * KIB),  # NEON: phones have less, laptops have more
@@ -34,13 +34,13 @@ class Caches(NamedTuple):
 
 @cache
 def cache_sizes() -> Caches:
-    """The caches of this machine, as the system tells them, or as they usually are."""
+    """Return the caches of this machine, as the system reports them, or as they usually are."""
     usual = USUAL[vector_registers()[0]]
     return Caches(*(_ask(level) or size for level, size in enumerate(usual, start=1)))
 
 
 def _ask(level: int) -> int:
-    """The size of a level of cache, or 0 if the system does not say."""
+    """Return the size of a level of cache, or 0 if the system does not know it."""
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             found = int((index / "level").read_text())
@@ -57,11 +57,11 @@ def _ask(level: int) -> int:
 
 
 def block_sizes(itemsize: int) -> list[int]:
-    """The sizes at the head of a plan, in the order of `minigrad.kernels.pack.Blocks`.
+    """Return the sizes at the head of a plan, in the order of `gemm.packing.BlockSizes`.
 
-    A panel of A and a panel of B together fill a fifth of the level-2 cache, and so do the panels
-    of A that are packed at a time; those of B fill an eighth of the level-3 cache, which other
-    cores want as well.
+    A panel of A and a panel of B together fill a fifth of the level-2 cache. The panels of A that
+    are packed at a time fill a quarter of it; those of B fill an eighth of the level-3 cache, which
+    other cores use as well.
     """
     tile = tile_shape(itemsize)
     _, level2, level3 = cache_sizes()

@@ -1,50 +1,43 @@
 """The loops of attention: one head at a time, and never all of its scores.
 
 Each of L queries has S scores, one for each key, and L x S numbers are too many to write down and
-read again. So a strip of queries goes along its keys block by block, and keeps what the keys so far
-add up to (Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022):
+read again. So a strip of queries goes along its keys block by block, and accumulates (Milakov and
+Gimelshein, 2018; Dao et al., FlashAttention, 2022):
 
     m: the greatest score,   l = sum(e^(score - m)),   o = sum(e^(score - m) value)
 
 When a block has a greater m, l and o are multiplied by e^(old m - new m). At the end out = o / l,
-and for the way back lse = m + log(l) is noted, so that p = e^(score - lse) is a weight at once:
+and for the choice back lse = m + log(l) is noted, so that p = e^(score - lse) is a weight at once:
 
     dv = sum p^T do,   ds = p (do v^T - sum(do out)),   dq = scale sum ds k,   dk = scale sum ds^T q
 
-There the outer loop is over blocks of keys, whose dk and dv stay near, and the inner one over
-blocks of queries, to whose dq each block of keys adds.
+There the outer loop is over blocks of keys, whose dk and dv stay in a near cache, and the inner one
+over blocks of queries, to whose dq each block of keys adds.
 
-The products run on the register tile of the matrix product, so that its operands are what the tile
-wants: keys and values packed in panels, scores in a block of their own. Of a causal head, what is
-above the diagonal is left out, to the strip.
+The products run on the register tile of the matrix product (`gemm.microkernel`): keys and values
+are packed in panels, and scores lie in a block of their own. In a causal head, the strips above the
+diagonal are left out.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import overload
 
-from minigrad.kernels.jit import jit
-from minigrad.kernels.micro import CACHE_LINE, tile_strided
-from minigrad.kernels.pack import Blocks, Matrix, pack_columns
-from minigrad.kernels.places import elements
-from minigrad.kernels.products import blocks_of
-from minigrad.kernels.scores import (
-    Mask,
-    exponentials,
-    greatest_of,
-    limited,
-    nothing_allowed,
-    weights_and_slopes,
-)
-from minigrad.kernels.vector import address_of, keep_alive
+from minigrad.kernels import vector_math
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, tile_strided
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack_columns
+from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.jit import intrinsic, jit
+from minigrad.kernels.vector import ADDRESS, I32, Emitter, address_of, elements, keep_alive
 
-prange: Any = numba.prange
-
-QUERIES = 256  # of a head that are one piece of the forward's work
+QUERIES = 256  # queries of a head in a piece of the forward's work
 WIDE = 8  # panels of keys in a block of the forward: longer sums are less exact
 NARROW = 4  # panels of keys in a block of the backward
 STRIPS = 8  # strips of queries in a block of the backward
@@ -52,20 +45,20 @@ STRIPS = 8  # strips of queries in a block of the backward
 
 @jit(inline="always")
 def _matrix(x: Any, b: int, h: int, row: int) -> Matrix:
-    """The matrix of head h of sequence b, from a row on."""
+    """Return the matrix of head h of sequence b, from a row on."""
     at = address_of(x) + b * x.strides[0] + h * x.strides[1] + row * x.strides[2]
     return Matrix(at, x.strides[2], x.strides[3])
 
 
 @jit(inline="always")
 def _vector(x: Any, b: int, h: int, i: int) -> Any:
-    """x[b, h, i], of which the compiler knows that its numbers are adjacent."""
+    """Return x[b, h, i], of which the compiler knows that its numbers are adjacent."""
     return elements(_matrix(x, b, h, i).at, 0, x.shape[3], x)
 
 
 @jit()
 def _room(rows: int, columns: int, like: Any) -> Any:
-    """An array that begins with a cache line, as `like` in dtype."""
+    """Return an empty array that begins with a cache line, of the dtype of `like`."""
     lines = (rows * columns * like.itemsize + 2 * CACHE_LINE - 1) // CACHE_LINE
     work = np.empty(lines * (CACHE_LINE // like.itemsize), like.dtype)
     skipped = -address_of(work) % CACHE_LINE // like.itemsize
@@ -73,23 +66,23 @@ def _room(rows: int, columns: int, like: Any) -> Any:
 
 
 @jit(inline="always")
-def _panels(t: Blocks, columns: int) -> int:
+def _panels(t: BlockSizes, columns: int) -> int:
     return (columns + t.NR - 1) // t.NR
 
 
 @jit()
-def _pack(t: Blocks, b: Matrix, depth: int, columns: int, target: Any) -> None:
-    """All panels of a matrix, one behind another, each `depth` rows of NR numbers."""
+def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> None:
+    """Pack all panels of a matrix, one behind another, each `depth` rows of NR numbers."""
     pack_columns(t, b, columns, depth, 0, address_of(target), _panels(t, columns))
     keep_alive(target)
 
 
 @jit()
 def _multiply(
-    t: Blocks, rows: int, panels: int, depth: int, a: Matrix, b: int, b_next: int, c: int,
+    t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: int, b_next: int, c: int,
     c_row: int, add: bool,
 ) -> None:  # fmt: skip
-    """C = A B or += : B packed, from address `b` on, and as many columns of C as panels have."""
+    """Compute C = A B or += ; B is packed from address `b` on, and C has the panels' columns."""
     line = t.NR * t.item
     for panel in range(panels):
         done = 0
@@ -98,6 +91,132 @@ def _multiply(
                 rows - done, a.at + done * a.row, a.row, a.col, b + panel * b_next, line, depth,
                 c + panel * line + done * c_row, c_row, add, t.zero,
             )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------
+# A row of scores: what a query makes of a block of keys. It lies in a buffer, as long as the panels
+# of keys that the register tile has multiplied; what is beyond the last key gets the weight 0.
+# --------------------------------------------------------------------------------------------------
+
+
+def _exp(x: Any) -> Any:
+    """Compute e^x, in vector code for float32; here only a name for the compiler."""
+    return math.exp(x)
+
+
+@overload(_exp, strict=False)
+def _choose_exp(x: Any) -> Any:
+    if x == types.float32:
+        return lambda x: vector_math.exp(x)
+    return lambda x: math.exp(x)
+
+
+class Mask(NamedTuple):
+    """The mask of all scores; arrays `(batch, heads, L, S)`, or of size 0 for none."""
+
+    causal: bool
+    allowed: Any  # booleans
+    added: Any  # floats
+
+
+@jit(inline="always")
+def _stretch(x: Any, b: int, h: int, i: int, j: int, size: int) -> Any:
+    """Return x[b, h, i, j : j + size], of which the compiler knows that they are adjacent."""
+    return elements(_matrix(x, b, h, i).at, j, size, x)
+
+
+@jit()
+def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, keys: int) -> Any:
+    """Apply scale and mask to the scores of query i with the keys from j on; -inf beyond the last.
+
+    Returns the scale that is left to be applied.
+    """
+    number = row.dtype.type
+    if mask.added.size or not scale > 0:
+        for n in range(row.size):
+            row[n] *= scale
+        scale = number(1)
+    if mask.added.size:
+        added = _stretch(mask.added, b, h, i, j, keys)
+        for n in range(keys):
+            row[n] += added[n]
+    if mask.allowed.size:
+        allowed = _stretch(mask.allowed, b, h, i, j, keys)
+        for n in range(keys):
+            row[n] = row[n] if allowed[n] else number(-np.inf)
+    if mask.causal:
+        keys = min(keys, i + 1 - j)
+    for n in range(max(keys, 0), row.size):
+        row[n] = -np.inf
+    return scale
+
+
+@intrinsic
+def greatest_of(_typing: Any, at: Any, count: Any, zero: Any) -> Any:
+    """Return the greatest of `count` numbers from address `at` on, a multiple of the tile's NR.
+
+    A nan is ignored; the greatest of nothing is -inf. A loop in Python would not become vector
+    code, since the optimiser keeps the order of comparisons, in which a nan would matter.
+    """
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        at, count, _ = args
+        e = Emitter(builder, zero)
+        least = ir.Constant(e.vector, [-math.inf] * e.lanes)
+
+        def greater(x: Any, y: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+        def rows_of_tile(now: list[Any]) -> tuple[list[Any], Any]:
+            left, here, *most = now
+            new = [
+                greater(e.load(e.step(here, ADDRESS(e.vector_bytes), n), e.vector), most[n])
+                for n in range(NV)
+            ]
+            left = builder.sub(left, ADDRESS(NV * e.lanes))
+            here = builder.add(here, ADDRESS(NV * e.vector_bytes))
+            return [left, here, *new], builder.icmp_signed(">", left, ADDRESS(0))
+
+        new = e.loop([count, at, *[least] * NV], rows_of_tile)[2:]
+        result = functools.reduce(greater, new)
+        half = e.lanes // 2
+        while half:
+            turned = [(lane + half) % e.lanes for lane in range(e.lanes)]
+            result = greater(result, e.shuffle(result, result, turned))
+            half //= 2
+        return builder.extract_element(result, I32(0))
+
+    return zero(types.intp, types.intp, zero), emit
+
+
+@jit(fastmath={"reassoc", "contract"})
+def exponentials(row: Any, scale: Any, most: Any) -> Any:
+    """Turn scores into e^(scale score - most), and return their sum."""
+    total = row.dtype.type(0)
+    for n in range(row.size):
+        e = _exp(row[n] * scale - most)
+        row[n] = e
+        total += e
+    return total
+
+
+@jit()
+def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
+    """Return whether query i is allowed no key."""
+    for j in range(min(keys, i + 1) if mask.causal else keys):
+        allowed = mask.allowed.size == 0 or mask.allowed[b, h, i, j]
+        if allowed and not (mask.added.size and mask.added[b, h, i, j] == -np.inf):
+            return False
+    return True
+
+
+@jit()
+def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: Any) -> None:
+    """Turn scores into weights p = e^(scale score - lse), and slopes by p into p (slope - mean)."""
+    for n in range(weights.size):
+        p = _exp(weights[n] * scale - lse)
+        weights[n] = p
+        slopes[n] = p * (slopes[n] - mean)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -126,7 +245,7 @@ def _forward(
     q: Any, k: Any, v: Any, mask: Mask, scale: float, sizes: Any, b: int, h: int, start: int,
     end: int, out: Any, lse: Any,
 ) -> None:  # fmt: skip
-    """The forward of the queries from `start` to `end` of a head."""
+    """Compute the forward of the queries from `start` to `end` of a head."""
     t = blocks_of(sizes, q)
     number = q.dtype.type
     d, d_v, item = q.shape[3], v.shape[3], t.item
@@ -197,7 +316,7 @@ def backward_loop(
     pieces: int, g: Any, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any,
     scale: float, sizes: Any, out: Any, lse: Any, dq: Any, dk: Any, dv: Any, ds: Any,
 ) -> None:  # fmt: skip
-    """Write `dq`, `dk`, `dv` and `ds`, but for those of size 0; `ds` is 0 where nothing is."""
+    """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
     heads = q.shape[1]
     count = q.shape[0] * heads
     for number in prange(pieces):
@@ -209,10 +328,11 @@ def backward_loop(
 
 @jit(fastmath={"contract"})
 def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
-    """The products of rows of g with those of `out`.
+    """Write the products of rows of g with those of `out`.
 
-    Each is summed from the first number to the last, as the tile does it: where a query has one
-    key only, the difference from its slope is then 0. Four at once, since a sum waits for itself.
+    Each is summed from the first number to the last, as in the tile: if a query has one key only,
+    the difference from its slope is then 0. Four are summed at once, since each addition waits for
+    the one before.
     """
     last = means.size - 1
     for i in range(0, means.size, 4):
@@ -233,7 +353,7 @@ def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
 
 @jit()
 def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, target: Any) -> None:
-    """target[b, h, start + r] = scale source[r], of as many columns as the target has."""
+    """Write target[b, h, start + r] = scale source[r], for as many columns as the target has."""
     for r in range(rows):
         x, y = source[r], _vector(target, b, h, start + r)
         for c in range(y.size):
@@ -245,7 +365,7 @@ def _backward(
     g: Any, q: Any, k: Any, v: Any, mask: Mask, scale: float, sizes: Any, b: int, h: int, out: Any,
     lse: Any, dq: Any, dk: Any, dv: Any, ds: Any,
 ) -> None:  # fmt: skip
-    """The backward of one head."""
+    """Compute the backward of one head."""
     t = blocks_of(sizes, q)
     number, item, line = q.dtype.type, t.item, t.NR * t.item
     queries, keys, d, d_v = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
@@ -326,15 +446,6 @@ def _backward(
     if dq.size:
         _write(queries, q_sums, number(scale), b, h, 0, dq)
     for used in (
-        q_rows,
-        g_rows,
-        q_sums,
-        k_sums,
-        v_sums,
-        k_rows,
-        k_columns,
-        v_columns,
-        weights,
-        slopes,
-    ):
+        q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns, weights, slopes,
+    ):  # fmt: skip
         keep_alive(used)

@@ -11,12 +11,12 @@ copied once into panels, in the order in which the tile will ask for it, and the
       a30 a31 a32 a33 a34
 
 Panels of B are the same with rows and columns exchanged. This is also where every layout becomes
-one: a transposed, reversed or broadcast operand is a pair of steps here, and no copy of the whole
-of it is ever made. The common layouts, where a step along k or across is one number, are copied
-by vectors, all others number by number.
+one: a transposed, reversed or broadcast operand is a pair of steps here, and no complete copy of it
+is ever made. The common layouts, where a step along k or across is one number, are copied by
+vectors, all others number by number.
 
-A narrow last panel is filled up with some number or other. A tile may compute with that, but sums
-of different columns never meet, and what comes of it is not written to C.
+A narrow last panel is filled up with arbitrary numbers. A tile may compute with them, but sums of
+different columns never meet, and the result is not written to C.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpo
 GROUP = 4  # panels of B that are packed together: a row of them is several cache lines
 
 
-class Blocks(NamedTuple):
-    """The sizes in which a product is cut, counted in numbers, and the dtype it is done in."""
+class BlockSizes(NamedTuple):
+    """The sizes of the blocks of a product, counted in numbers, and its dtype."""
 
     MR: int  # rows of a register tile
     NR: int  # columns of a register tile
     VL: int  # numbers in a vector
-    AR: int  # MR in whole vectors: the width of a packed panel of A
+    AR: int  # MR rounded up to complete vectors: the width of a packed panel of A
     MC: int  # rows of A packed at a time
     KC: int  # steps of k in a panel
     NC: int  # columns of B packed at a time
@@ -43,7 +43,7 @@ class Blocks(NamedTuple):
     near: int  # bytes of an operand that is best read in place
     far: int  # bytes of an operand that is best read once
     masks: int  # whether a narrow panel can be read in place
-    pieces: int  # in which a product is cut: the threads that share it
+    pieces: int  # into which a product is cut: the threads that share it
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 
@@ -58,12 +58,12 @@ class Matrix(NamedTuple):
 
 @jit()
 def pack_columns_of_runs(
-    t: Blocks, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
+    t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
 ) -> None:
-    """Pack a matrix whose columns are contiguous: k by k, a piece of a column for each panel.
+    """Pack a matrix with contiguous columns: for each k, a piece of the column for each panel.
 
-    Panels are `step` rows high and `width` >= `step` numbers wide; the surplus holds the first
-    rows of the next panel, so that whole vectors are copied.
+    Panels are `step` rows high and `width` >= `step` numbers wide; the surplus has the first
+    rows of the next panel, so that complete vectors are copied.
     """
     line = width * t.item
     for k in range(depth):
@@ -81,11 +81,11 @@ def pack_columns_of_runs(
 
 @jit()
 def pack_rows_of_runs(
-    t: Blocks, source: Matrix, rows: int, depth: int, width: int, target: int
+    t: BlockSizes, source: Matrix, rows: int, depth: int, width: int, target: int
 ) -> int:
-    """Pack one panel of a matrix whose rows are contiguous; returns how many k it has done.
+    """Pack one panel of a matrix with contiguous rows, and return how many k were done.
 
-    Square blocks of vectors are transposed on their way.
+    Square blocks of vectors are transposed while they are copied.
     """
     line, vector = width * t.item, t.VL * t.item
     done = depth - depth % t.VL
@@ -101,7 +101,7 @@ def pack_rows_of_runs(
 
 @jit()
 def pack(
-    t: Blocks, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
+    t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
 ) -> None:
     """Copy `rows` rows of `depth` numbers into panels: `step` rows each, `width` wide."""
     if source.row == t.item:
@@ -123,17 +123,17 @@ def pack(
 
 
 @jit(inline="always")
-def pack_rows(t: Blocks, a: Matrix, rows: int, depth: int, target: int) -> None:
-    """Pack a block of A, MR rows to a panel."""
+def pack_rows(t: BlockSizes, a: Matrix, rows: int, depth: int, target: int) -> None:
+    """Pack a block of A, with MR rows in a panel."""
     pack(t, a, rows, depth, t.MR, t.AR, target)
 
 
 @jit(inline="always")
 def pack_columns(
-    t: Blocks, b: Matrix, cols: int, depth: int, panel: int, target: int, count: int = 1
+    t: BlockSizes, b: Matrix, cols: int, depth: int, panel: int, target: int, count: int = 1
 ) -> None:
-    """Pack `count` panels, from number `panel` on, of a block of B, NR columns to a panel."""
+    """Pack `count` panels, from number `panel` on, of a block of B, with NR columns in a panel."""
     j = panel * t.NR
     transposed = Matrix(b.at + j * b.col, b.col, b.row)
-    place = target + j * depth * t.item
-    pack(t, transposed, min(count * t.NR, cols - j), depth, t.NR, t.NR, place)
+    at = target + j * depth * t.item
+    pack(t, transposed, min(count * t.NR, cols - j), depth, t.NR, t.NR, at)

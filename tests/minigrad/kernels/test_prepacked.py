@@ -11,9 +11,9 @@ import pytest
 import lora
 import minigrad
 from minigrad import nn, optim, readonly
-from minigrad.kernels import panels
+from minigrad.kernels.gemm import prepacked
+from minigrad.kernels.gemm.prepacked import PrepackedMatrix, prepack
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.panels import Panels, panels_of
 from minigrad.readonly import hold, release, writable
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="there are no panels without kernels")
@@ -25,8 +25,8 @@ FLOATS = [np.float32, np.float64]
 def packed():
     """How many bytes are packed since the test began."""
     gc.collect()
-    before = panels._kept_bytes
-    return lambda: panels._kept_bytes - before
+    before = prepacked.bytes_in_use()
+    return lambda: prepacked.bytes_in_use() - before
 
 
 def layer(rng, d_out=160, d_in=210, dtype=np.float32, **options):
@@ -62,13 +62,13 @@ def assert_right(made, x):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("rows", [1, panels.ROWS - 1, panels.ROWS, 100, 333])
+@pytest.mark.parametrize("rows", [1, prepacked.ROWS - 1, prepacked.ROWS, 100, 333])
 @pytest.mark.parametrize("sizes", [(160, 210), (130, 1100), (1100, 130)])
 def test_with_and_without_panels_a_layer_computes_the_same(dtype, rows, sizes, rng, packed):
     made = layer(rng, *sizes, dtype)
     assert_right(made, rng.standard_normal((rows, sizes[1])).astype(dtype))
     large = rows * made.base_weight.size >= 1_000_000
-    assert (packed() > 0) == (rows >= panels.ROWS and large)
+    assert (packed() > 0) == (rows >= prepacked.ROWS and large)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -166,6 +166,24 @@ def test_while_they_are_kept_the_weight_is_read_only_also_for_who_gave_it(rng):
     assert made.base_weight.data[0, 0] == 1
 
 
+def test_the_op_finds_panels_by_the_array_and_makes_none_of_its_own(rng, packed):
+    weight = rng.standard_normal((160, 210)).astype(np.float32)
+    x, a, b = (rng.standard_normal(s).astype(np.float32) for s in ((100, 210), (4, 210), (160, 4)))
+    alone = minigrad.lora_linear(x, weight, a, b)
+    assert packed() == 0
+    assert weight.flags.writeable
+    owner = prepack(weight)
+    assert prepacked.find(weight) is owner is prepack(weight)
+    found = minigrad.lora_linear(x, weight, a, b)
+    assert packed() > 0
+    np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
+    del owner
+    gc.collect()
+    assert prepacked.find(weight) is None
+    assert packed() == 0
+    assert weight.flags.writeable
+
+
 def test_a_write_between_forward_and_backward_is_the_same_error_as_ever(rng):
     made = layer(rng)
     y = made(rng.standard_normal((100, 210)).astype(np.float32)).sum()
@@ -207,11 +225,11 @@ def test_a_copy_of_a_layer_has_panels_of_its_own(rng, packed):
     made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
     y = made(x).detach().numpy()
     size = packed()
-    twin = copy.deepcopy(made)
-    assert twin._panels is None
-    np.testing.assert_array_equal(twin(x).detach().numpy(), y)
+    duplicate = copy.deepcopy(made)
+    assert packed() == size
+    np.testing.assert_array_equal(duplicate(x).detach().numpy(), y)
     assert packed() == 2 * size
-    assert pickle.loads(pickle.dumps(Panels(np.ones((3, 4), np.float32)))) is None
+    assert pickle.loads(pickle.dumps(PrepackedMatrix(np.ones((3, 4), np.float32)))) is None
 
 
 def test_a_weight_that_could_not_be_made_writable_again_is_not_held(rng, packed):
@@ -226,13 +244,13 @@ def test_a_weight_that_could_not_be_made_writable_again_is_not_held(rng, packed)
 
 def test_panels_that_someone_wrote_under_are_not_kept(rng, packed, monkeypatch):
     made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
-    pack = panels._PACK[x.dtype]
+    pack = prepacked.PACK[x.dtype]
 
     def interrupted(*arguments):
         pack(*arguments)
         made.base_weight.data[...] *= 2  # as another thread might
 
-    monkeypatch.setitem(panels._PACK, x.dtype, interrupted)
+    monkeypatch.setitem(prepacked.PACK, x.dtype, interrupted)
     made(x)
     assert packed() == 0
     monkeypatch.undo()
@@ -277,17 +295,17 @@ def test_threads_that_pack_at_once_leave_nothing_behind(rng, packed):
 
 
 def test_packing_that_fails_leaves_the_weight_writable_and_nothing_held(rng, monkeypatch):
-    before = len(readonly._holds)
+    before = readonly.count_holds()
     made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
 
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(panels._PACK, x.dtype, fail)
+    monkeypatch.setitem(prepacked.PACK, x.dtype, fail)
     with pytest.raises(KeyboardInterrupt):
         made(x)
     assert made.base_weight._data.flags.writeable
-    assert len(readonly._holds) == before
+    assert readonly.count_holds() == before
 
 
 def test_what_repeats_numbers_of_a_held_weight_is_a_copy_still(rng):
@@ -322,15 +340,15 @@ def test_no_more_than_the_limit_is_kept(rng, packed, monkeypatch):
     first, second = layer(rng), layer(rng)
     first(x)
     size = packed()
-    monkeypatch.setattr(panels, "LIMIT", panels._kept_bytes + size // 2)
+    monkeypatch.setattr(prepacked, "LIMIT", prepacked.bytes_in_use() + size // 2)
     assert_right(second, x)
     assert packed() == size
     assert second.base_weight._data.flags.writeable
 
 
 def test_small_matrices_and_other_dtypes_have_none():
-    assert panels_of(np.ones((8, 8), np.float32)) is None
-    assert panels_of(np.ones((200, 200), np.float16)) is None
+    assert prepack(np.ones((8, 8), np.float32)) is None
+    assert prepack(np.ones((200, 200), np.float16)) is None
 
 
 # Holding memory.
@@ -367,9 +385,9 @@ def test_what_is_read_only_for_another_reason_is_copied():
 
 def test_a_held_array_that_goes_leaves_nothing_behind():
     array, holder = np.zeros(3), Holder()
-    before = len(readonly._holds)
+    before = readonly.count_holds()
     hold(array, holder)
-    assert len(readonly._holds) == before + 1
+    assert readonly.count_holds() == before + 1
     del array
     gc.collect()
-    assert len(readonly._holds) == before
+    assert readonly.count_holds() == before

@@ -1,6 +1,6 @@
-"""The register tile: the innermost loop of a matrix product, written as vector instructions.
+"""The micro-kernel: the innermost loop of a matrix product, written as vector instructions.
 
-A core multiplies fastest when the numbers it needs are in registers already. So the product is
+A core multiplies fastest if the numbers it needs are in registers already. So the product is
 cut into tiles of C that fit in the vector registers, MR rows by NR columns, and stay there while
 the loop over k runs. Each step of it loads one row of B (NR numbers, in NV = 2 vectors) and, for
 each of MR rows, one number of A, copied to every lane of a vector:
@@ -42,24 +42,24 @@ class Tile(NamedTuple):
     MR: int  # rows
     NR: int  # columns: NV vectors
     VL: int  # numbers in a vector
-    AR: int  # MR rounded up to whole vectors: the width of a packed panel of A
+    AR: int  # MR rounded up to complete vectors: the width of a packed panel of A
 
 
 def tile_shape(itemsize: int) -> Tile:
-    """The tile for numbers of `itemsize` bytes: Tile(14, 32, 16, 16) for float32 on AVX-512."""
+    """Return the tile for numbers of `itemsize` bytes: (14, 32, 16, 16) for 4 with AVX-512."""
     width, registers = vector_registers()
     VL = width // itemsize
-    MR = (registers - 2 * NV) // NV  # NV registers hold the row of B, as many what is loaded next
+    MR = (registers - 2 * NV) // NV  # NV registers hold the row of B, as many the next loads
     return Tile(MR, NV * VL, VL, -(-MR // VL) * VL)
 
 
 def tile_heights(MR: int) -> list[int]:
-    """The heights in which the tile exists: MR, and powers of two for the rows that are left."""
+    """Return the heights of the tile: MR, and powers of two for the rows that are left."""
     return [MR] + [height for height in (8, 4, 2, 1) if height < MR]
 
 
 class _Operands(NamedTuple):
-    """What a tile multiplies, as values of the code being emitted."""
+    """The operands of a tile, as values of the code being emitted."""
 
     a: Any
     a_row: Any
@@ -70,7 +70,7 @@ class _Operands(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """The shape of a tile being emitted; `e` writes vectors of the width that it is made of."""
+    """The shape of a tile being emitted; `e` writes vectors of the width that it has."""
 
     e: Emitter
     height: int
@@ -78,62 +78,52 @@ class _Shape(NamedTuple):
 
 
 def _emit_sums(shape: _Shape, x: _Operands, mask: Any) -> list[Any]:
-    """Emit the loop over k; returns the vectors of sums, row by row."""
+    """Emit the loop over k, and return the vectors of sums, row by row."""
     e, height, vectors = shape
     builder = e.builder
-    before = builder.block
-    loop, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
     # One moving address serves three rows: the processor adds a step, or twice a step, by itself.
     bases = [e.step(x.a, x.a_row, i) for i in range(0, height, 3)]
-    builder.branch(loop)
 
-    builder.position_at_end(loop)
-    left = builder.phi(ADDRESS)
-    a_now = [builder.phi(ADDRESS) for _ in bases]
-    b_now = builder.phi(ADDRESS)
-    sums = [builder.phi(e.vector) for _ in range(height * vectors)]
-    places = [e.step(b_now, ADDRESS(e.vector_bytes), j) for j in range(vectors)]
-    row = [e.load(place, e.vector) for place in places[:-1]]
-    row += [e.load(places[-1], e.vector) if mask is None else e.load_some(places[-1], mask)]
-    new_sums = []
-    for i in range(height):
-        number = e.load(e.step(a_now[i // 3], x.a_row, i % 3), e.scalar)
-        column = e.broadcast(number)
-        new_sums += [e.multiply_add(column, row[j], sums[i * vectors + j]) for j in range(vectors)]
-    one_less = builder.sub(left, ADDRESS(1))
-    zero = ir.Constant(e.vector, None)
-    from_to = [(left, x.depth, one_less), (b_now, x.b, builder.add(b_now, x.b_k))]
-    from_to += [(p, first, builder.add(p, x.a_k)) for p, first in zip(a_now, bases, strict=True)]
-    from_to += [(s, zero, new) for s, new in zip(sums, new_sums, strict=True)]
-    for phi, first, then in from_to:
-        phi.add_incoming(first, before)
-        phi.add_incoming(then, loop)
-    builder.cbranch(builder.icmp_signed(">", one_less, ADDRESS(0)), loop, after)
+    def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
+        left, b_now, a_now, sums = now[0], now[1], now[2 : 2 + len(bases)], now[2 + len(bases) :]
+        addresses = [e.step(b_now, ADDRESS(e.vector_bytes), j) for j in range(vectors)]
+        row = [e.load(address, e.vector) for address in addresses[:-1]]
+        last = addresses[-1]
+        row += [e.load(last, e.vector) if mask is None else e.load_some(last, mask)]
+        new_sums = []
+        for i in range(height):
+            number = e.load(e.step(a_now[i // 3], x.a_row, i % 3), e.scalar)
+            column = e.broadcast(number)
+            for j in range(vectors):
+                new_sums.append(e.multiply_add(column, row[j], sums[i * vectors + j]))
+        left = builder.sub(left, ADDRESS(1))
+        moved = [builder.add(b_now, x.b_k), *(builder.add(p, x.a_k) for p in a_now)]
+        return [left, *moved, *new_sums], builder.icmp_signed(">", left, ADDRESS(0))
 
-    builder.position_at_end(after)
-    return new_sums
+    zeros = [ir.Constant(e.vector, None)] * (height * vectors)
+    return e.loop([x.depth, x.b, *bases, *zeros], step_of_k)[2 + len(bases) :]
 
 
 def _emit_stores(
-    e: Emitter, sums: list[Any], places: list[Any], masks: list[Any], add: Any
+    e: Emitter, sums: list[Any], addresses: list[Any], masks: list[Any], add: Any
 ) -> None:
     """Emit C = sums, or C += sums if `add`; only where there is a mask is a part written."""
     builder = e.builder
 
     def store_all(values: list[Any]) -> None:
-        for value, place, mask in zip(values, places, masks, strict=True):
+        for value, address, mask in zip(values, addresses, masks, strict=True):
             if mask is None:
-                e.store(value, place)
+                e.store(value, address)
             else:
-                e.store_some(value, place, mask)
+                e.store_some(value, address, mask)
 
     with builder.if_else(builder.icmp_signed("!=", add, ADDRESS(0))) as (to_old, as_new):
         with to_old:
             # All loads come first: one that follows a store to an address with the same last 12
             # bits waits for it, and the rows of C may well lie a power of two apart.
             old = [
-                e.load(place, e.vector) if mask is None else e.load_some(place, mask)
-                for place, mask in zip(places, masks, strict=True)
+                e.load(address, e.vector) if mask is None else e.load_some(address, mask)
+                for address, mask in zip(addresses, masks, strict=True)
             ]
             store_all([builder.fadd(x, y) for x, y in zip(old, sums, strict=True)])
         with as_new:
@@ -153,25 +143,25 @@ def _emit_tile(shape: _Shape, x: _Operands, c: Any, c_row: Any, add: Any, cols: 
             e.prefetch(builder.add(row, ADDRESS(byte)), to_write=True)  # while the loop runs
     # Where masks are dear, B is always packed, and there is no end to be read over.
     sums = _emit_sums(shape, x, mask if masks_are_cheap() else None)
-    places = [e.step(row, ADDRESS(e.vector_bytes), j) for row in rows for j in range(vectors)]
-    whole: list[Any] = [None] * len(places)
+    addresses = [e.step(row, ADDRESS(e.vector_bytes), j) for row in rows for j in range(vectors)]
+    unmasked: list[Any] = [None] * len(addresses)
     if mask is None:
-        _emit_stores(e, sums, places, whole, add)
+        _emit_stores(e, sums, addresses, unmasked, add)
         return
     masks = ([None] * (vectors - 1) + [mask]) * height
     full = builder.icmp_signed("==", cols, ADDRESS(vectors * e.lanes))
     with builder.if_else(full) as (all_columns, some_columns):
         with all_columns:
-            _emit_stores(e, sums, places, whole, add)
+            _emit_stores(e, sums, addresses, unmasked, add)
         with some_columns:
-            _emit_stores(e, sums, places, masks, add)
+            _emit_stores(e, sums, addresses, masks, add)
 
 
 @intrinsic
 def tile_packed(
     _typing: Any, a: Any, b: Any, depth: Any, c: Any, c_row: Any, add: Any, zero: Any
 ) -> Any:
-    """C[0:MR, 0:NR] = A-panel times B-panel, or += if `add`; both panels packed.
+    """Compute C[0:MR, 0:NR] = A-panel times B-panel, or += if `add`; both panels are packed.
 
     Packed panels lie in memory as the loop reads them: for each k AR numbers of A, NR of B.
     """
@@ -192,7 +182,7 @@ def _emit_heights(
     e: Emitter, vectors: int, rows: Any, x: _Operands, c: Any, c_row: Any, add: Any,
     cols: Any = None,
 ) -> Any:  # fmt: skip
-    """Emit tiles of all heights and the choice among them; returns the height, as a value."""
+    """Emit tiles of all heights and the choice among them; return the height, as a value."""
     builder = e.builder
     end = builder.append_basic_block("tile.end")
     results = []
@@ -219,9 +209,9 @@ def tile_strided(
     _typing: Any, rows: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, depth: Any,
     c: Any, c_row: Any, add: Any, zero: Any,
 ) -> Any:  # fmt: skip
-    """A tile of the greatest height that `rows` rows fill; returns that height.
+    """Compute a tile of the greatest height that `rows` rows fill, and return that height.
 
-    The operands may lie in place, with any steps, but a row of B is NR adjacent numbers.
+    The operands may be unpacked, with any steps, but a row of B is NR adjacent numbers.
     """
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -237,7 +227,7 @@ def tile_at_edge(
     _typing: Any, rows: Any, cols: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any,
     depth: Any, c: Any, c_row: Any, add: Any, zero: Any,
 ) -> Any:  # fmt: skip
-    """`tile_strided` for `cols` columns of C, at most NR.
+    """Compute `tile_strided` for `cols` columns of C, at most NR.
 
     Where masks are cheap a row of B may be no longer than that.
     """

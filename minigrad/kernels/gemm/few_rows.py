@@ -1,8 +1,8 @@
-"""Products of a few rows with a large matrix, where its rows run across: read once, as it lies.
+"""Products of a few rows with a large matrix, which is read once, in the order in which it lies.
 
-* `stream`: for some rows, as in the gradients d^T x and g^T h of LoRA. The register tile walks
+* `stream` is for some rows, as in the gradients d^T x and g^T h of LoRA. The register tile walks
   along a strip of rows of the matrix, and hints at the strip to come, which no processor guesses.
-* `sweep`: for one row. Eight rows of the matrix at a time are added up into the row of the result.
+* `sweep` is for one row. Eight rows of the matrix at a time are added into the row of the result.
   (1, 4096) @ (4096, 4096) takes a third of the time of a register tile, which would walk down
   columns, from page to page.
 """
@@ -13,11 +13,11 @@ from typing import Any
 
 from numba import prange, types
 
+from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
+from minigrad.kernels.gemm.microkernel import CACHE_LINE
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix
+from minigrad.kernels.gemm.products import all_blocks_of, matrix_of
 from minigrad.kernels.jit import intrinsic, jit
-from minigrad.kernels.loops import Panels, multiply_panels
-from minigrad.kernels.micro import CACHE_LINE
-from minigrad.kernels.pack import Blocks, Matrix
-from minigrad.kernels.products import all_blocks_of, matrix_of
 from minigrad.kernels.vector import ADDRESS, Emitter, address_of, prefetch
 
 STRIP = 64  # rows of a matrix that is streamed through
@@ -27,9 +27,9 @@ SPAN = 4096  # numbers of the result that stay in the level-1 cache meanwhile
 
 @jit()
 def stream_span(
-    t: Blocks, m: int, cols: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool
+    t: BlockSizes, m: int, cols: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool
 ) -> None:
-    """C = or += A B for a span of columns, a strip of rows of B after the other."""
+    """Compute C = or += A B for a span of columns, one strip of rows of B after the other."""
     for pc in range(0, k, STRIP):
         depth, then = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
         A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
@@ -43,12 +43,12 @@ def stream_span(
                     prefetch(ahead + byte)
                 hinted += 1
             B = Panels(here, t.item, b.row, 0, False)
-            place = Matrix(C.at + j * t.item, C.row, C.col)
-            multiply_panels(t, m, wide, depth, A, B, B, place, add or pc > 0, 0)
+            target = Matrix(C.at + j * t.item, C.row, C.col)
+            macro_kernel(t, m, wide, depth, A, B, B, target, add or pc > 0, 0)
 
 
 def stream(pieces: int, x: Any, y: Any, out: Any, plan: Any, add: bool) -> None:
-    """out = or += x y, where x has some rows, and those of y and out are contiguous."""
+    """Compute out = or += x y, where x has some rows, and the rows of y and out are contiguous."""
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
     t = all_blocks_of(plan, x, 1)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
@@ -65,7 +65,7 @@ def stream(pieces: int, x: Any, y: Any, out: Any, plan: Any, add: bool) -> None:
 def swept_rows(
     _typing: Any, a: Any, a_k: Any, b: Any, b_row: Any, cols: Any, c: Any, add: Any, zero: Any
 ) -> Any:
-    """c[:cols] = or += the sum of a[k] * b[k, :cols] over SWEPT rows, each of adjacent numbers."""
+    """Compute c[:cols] = or += the sum of a[k] * b[k, :cols] over SWEPT rows."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         _emit_sweep(Emitter(builder, zero), SWEPT, args[:-1])
@@ -78,7 +78,7 @@ def swept_rows(
 def swept_row(
     _typing: Any, a: Any, a_k: Any, b: Any, b_row: Any, cols: Any, c: Any, add: Any, zero: Any
 ) -> Any:
-    """`swept_rows` for a single row."""
+    """Compute `swept_rows` for a single row."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         _emit_sweep(Emitter(builder, zero), 1, args[:-1])
@@ -102,36 +102,33 @@ def _emit_sweep(e: Emitter, count: int, args: Any) -> None:
             sum_ = e.multiply_add(factor, load(builder.add(row, done)), sum_)
         return sum_
 
-    before = builder.block
-    loop, after = builder.append_basic_block("j"), builder.append_basic_block("j.end")
-    builder.cbranch(builder.icmp_signed(">", length, ADDRESS(0)), loop, after)
-    builder.position_at_end(loop)
-    done = builder.phi(ADDRESS)
-    value, place = total(done, lambda p: e.load(p, e.vector)), builder.add(c, done)
-    with builder.if_else(adds) as (to_old, as_new):
-        with to_old:
-            e.store(builder.fadd(e.load(place, e.vector), value), place)
-        with as_new:
-            e.store(value, place)
-    then = builder.add(done, ADDRESS(e.vector_bytes))
-    done.add_incoming(ADDRESS(0), before)
-    done.add_incoming(then, builder.block)
-    builder.cbranch(builder.icmp_signed("<", then, length), loop, after)
-    builder.position_at_end(after)
+    def vector_of_columns(now: list[Any]) -> tuple[list[Any], Any]:
+        (done,) = now
+        value, address = total(done, lambda p: e.load(p, e.vector)), builder.add(c, done)
+        with builder.if_else(adds) as (to_old, as_new):
+            with to_old:
+                e.store(builder.fadd(e.load(address, e.vector), value), address)
+            with as_new:
+                e.store(value, address)
+        then = builder.add(done, ADDRESS(e.vector_bytes))
+        return [then], builder.icmp_signed("<", then, length)
+
+    with builder.if_then(builder.icmp_signed(">", length, ADDRESS(0))):
+        e.loop([ADDRESS(0)], vector_of_columns)
     with builder.if_then(builder.icmp_signed(">", rest, ADDRESS(0))):
         mask = e.first_lanes(rest)
         value = total(length, lambda p: e.load_some(p, mask))
-        place = builder.add(c, length)
+        address = builder.add(c, length)
         with builder.if_else(adds) as (to_old, as_new):
             with to_old:
-                e.store_some(builder.fadd(e.load_some(place, mask), value), place, mask)
+                e.store_some(builder.fadd(e.load_some(address, mask), value), address, mask)
             with as_new:
-                e.store_some(value, place, mask)
+                e.store_some(value, address, mask)
 
 
 @jit()
 def sweep_span(a: Matrix, b: Matrix, c: int, cols: int, k: int, add: bool, zero: Any) -> None:
-    """c = or += a B, for a span of columns."""
+    """Compute c = or += a B, for a span of columns."""
     done = k - k % SWEPT
     for p in range(0, done, SWEPT):
         swept_rows(a.at + p * a.col, a.col, b.at + p * b.row, b.row, cols, c, add or p > 0, zero)
@@ -140,7 +137,7 @@ def sweep_span(a: Matrix, b: Matrix, c: int, cols: int, k: int, add: bool, zero:
 
 
 def sweep(pieces: int, x: Any, y: Any, out: Any, add: bool) -> None:
-    """out = or += x y, where x and out have one row and the rows of y are contiguous."""
+    """Compute out = or += x y, where x and out have one row and the rows of y are contiguous."""
     k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)
     a_at, a_k, b_at, b_row, c_at = (
         address_of(x), x.strides[1], address_of(y), y.strides[0], address_of(out),

@@ -1,23 +1,22 @@
 """Matrix products of arrays: `matmul`, the checked entry to the compiled loops.
 
-Machine code that works on addresses must be told the truth about them. What this module hands over
-to `minigrad.kernels.products`, `dots` and `streams` comes
-from numpy's own account of the arrays: their shapes, their strides, and an output that it has made
-or checked.
+Machine code that works on addresses relies on correct ones. Those that this module passes to the
+loops come from numpy: the shapes and strides of the arrays, and an output that it has made or
+checked.
 
 Arrays of any layout are served by the same machine code, compiled once for each dtype: it takes
 the most general kind of array (any strides, possibly read-only, possibly misaligned), and numba
 lets every other kind pass as one of these.
 
-Which loops a product takes, its shape and strides decide (`Products.product`):
+The shape and the strides of a product decide which loops it takes (`Products.product`):
 
-    one row, or one column, and a matrix whose rows run across    streams.sweep
-    few columns, and a large matrix whose rows run along k        dots.dots
-    few rows, and a large matrix whose rows run across            streams.stream
+    one row, or one column, and a matrix whose rows run across    few_rows.sweep
+    few columns, and a large matrix whose rows run along k        few_columns.dots
+    few rows, and a large matrix whose rows run across            few_rows.stream
     k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
     all else                                                      products.gemm
 
-For a matrix that is multiplied with again and again see `minigrad.kernels.panels`.
+For a matrix that is multiplied with often see `minigrad.kernels.gemm.prepacked`.
 """
 
 from __future__ import annotations
@@ -26,22 +25,19 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
 from minigrad.errors import op_error
-from minigrad.kernels import dots, products, streams
-from minigrad.kernels.blocks import block_sizes
+from minigrad.kernels.gemm import few_columns, few_rows, products
+from minigrad.kernels.gemm.blocking import block_sizes
+from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import Kernel
-from minigrad.kernels.micro import tile_shape
+from minigrad.kernels.kernel import NUMBERS, Array, Kernel, strided, written
 from minigrad.kernels.threads import get_num_threads
-
-Array = NDArray[Any]
 
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
 THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked for
-LONG = 32  # steps of k from which on the thin loops repay the choice
-TALL = 64  # rows from which on the thin side is worth a copy
+LONG = 32  # steps of k from which on the loops for few rows or columns repay the choice
+TALL = 64  # rows from which on the few columns are worth a copy
 STREAMED = 64  # rows of the other operand, at most, for which a matrix is not packed
 PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
 PAGE = 512  # bytes: rows that lie a multiple of it apart share few lines of a cache
@@ -49,11 +45,11 @@ SPLIT = 1024  # steps of k in a piece of a split sum, at least
 
 
 def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -> Array:
-    """The matrix product x @ y, `(..., m, k) @ (..., k, n) -> (..., m, n)`.
+    """Compute the matrix product x @ y, `(..., m, k) @ (..., k, n) -> (..., m, n)`.
 
     Leading axes broadcast as numpy's do. Two float32 or two float64 arrays, of any strides, are
     multiplied here; all else that `np.matmul` takes (integers, mixed dtypes, vectors, subclasses
-    of ndarray) is handed to it.
+    of ndarray) is passed to it.
 
     Args:
         x: the left operand.
@@ -63,7 +59,7 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
         add: add the product to what is in `out` instead of replacing it.
 
     Returns:
-        The product: `out` where it is given.
+        The product: `out` if it is given.
 
     Raises:
         ValueError: if shapes do not align or broadcast, if `out` cannot take the product, or if
@@ -87,7 +83,7 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
     work = m * n * k
     few = kernel.few
     if 0 < work < THREADS_FROM and k < PAGE and m >= few and n >= few:
-        # What `product` would choose too; but small products are many, and calls are dear.
+        # `product` would choose this too; but small products are many, and calls are slow.
         kernel.gemm.alone(1, x, y, out, kernel.plans[add])
     else:
         kernel.product(x, y, out, add, work)
@@ -105,7 +101,7 @@ def _mismatch(x: Array, y: Array) -> ValueError:
 def _checked(
     out: Array | None, shape: tuple[int, ...], x: Array, y: Array, add: bool, dtype: Any = None
 ) -> Array:
-    """`out`, if it can take a product of this shape; else an error that says why not."""
+    """Return `out` if it can take a product of this shape, else raise an error."""
     if out is None:
         raise op_error(ValueError, "matmul", "add=True adds to `out`, and there is none: pass out=")
     dtype = x.dtype if dtype is None else dtype
@@ -136,7 +132,7 @@ def _checked(
 
 
 def _numpy_matmul(x: Array, y: Array, out: Array | None, add: bool) -> Array:
-    """The product by numpy: for what is not ours, and as the twin of ours without JIT."""
+    """Compute the product by numpy: for other dtypes, and as the reference without JIT."""
     if x.ndim >= 2 and y.ndim >= 2:
         if x.shape[-1] != y.shape[-2]:
             raise _mismatch(x, y)
@@ -151,7 +147,7 @@ def _numpy_matmul(x: Array, y: Array, out: Array | None, add: bool) -> Array:
 
 
 def _broadcast(x: Array, y: Array) -> tuple[int, ...]:
-    """The leading axes of the product."""
+    """Return the leading axes of the product."""
     try:
         return np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except ValueError:
@@ -164,7 +160,7 @@ def _broadcast(x: Array, y: Array) -> tuple[int, ...]:
 
 
 def _matmul_batch(kernel: Products, x: Array, y: Array, out: Array | None, add: bool) -> Array:
-    """`matmul` where an operand has leading axes."""
+    """Compute `matmul` where an operand has leading axes."""
     if x.ndim < 2 or y.ndim < 2:
         return _numpy_matmul(x, y, out, add)
     if x.shape[-1] != y.shape[-2]:
@@ -193,7 +189,7 @@ def _matmul_batch(kernel: Products, x: Array, y: Array, out: Array | None, add: 
 
 
 def _rows_are_evenly_spaced(x: Array) -> bool:
-    """Whether all rows of a stack of matrices lie one step apart, across the matrices too."""
+    """Return whether all rows of a stack of matrices lie one step apart, across matrices too."""
     step = x.strides[-2] * x.shape[-2]
     for length, stride in zip(x.shape[-3::-1], x.strides[-3::-1], strict=True):
         if length != 1 and stride != step:
@@ -203,7 +199,7 @@ def _rows_are_evenly_spaced(x: Array) -> bool:
 
 
 def _steps(x: Array, axes: int) -> list[int]:
-    """The strides of the last `axes` leading axes of x; 0 where it is broadcast."""
+    """Return the strides of the last `axes` leading axes of x; 0 where it is broadcast."""
     steps = [
         0 if length == 1 else stride
         for length, stride in zip(x.shape[:-2], x.strides[:-2], strict=True)
@@ -212,7 +208,7 @@ def _steps(x: Array, axes: int) -> list[int]:
 
 
 def _first(x: Array) -> Array:
-    """The first matrix of a stack, as a view."""
+    """Return the first matrix of a stack, as a view."""
     matrix: Array = x[(0,) * (x.ndim - 2)]
     return matrix
 
@@ -222,8 +218,8 @@ class Products:
 
     Attributes:
         tile: the shape of the register tile.
-        few: rows or columns that do not fill a vector of it.
-        plans: what `products` must know to write one product, and to add one.
+        few: the number of rows or columns that fill a vector of it.
+        plans: the plan to write one product, and the plan to add one.
     """
 
     def __init__(self, number: Any) -> None:
@@ -232,21 +228,20 @@ class Products:
         self._sizes = block_sizes(self._item)
         self.few = self.tile.VL
         self._near, self._masks = self._sizes[-3], self._sizes[-1]
-        self._dots = dots.dot_shapes()[0][1], self.tile.VL
+        self._dots = few_columns.dot_shapes()[0][1], self.tile.VL
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
-        operand = types.Array(number, 2, "A", readonly=True, aligned=False)
-        plan = types.Array(types.int64, 1, "C")
-        signature = (operand, operand, types.Array(number, 2, "C"), plan)
+        operand, plan = strided(number, 2), written(types.int64, 1)
+        signature = (operand, operand, written(number, 2), plan)
         self.gemm = Kernel(products.gemm, signature, pieces=0)
         self.gemm_batch = Kernel(products.gemm_batch, signature)
         turned = (operand, operand, types.Array(number, 2, "A"))
         sizes = (types.intp, types.intp)
-        self.dots = Kernel(dots.dots, (*turned, *sizes, types.boolean), pieces=0)
-        self.stream = Kernel(streams.stream, (*turned, plan, types.boolean), pieces=0)
-        self.sweep = Kernel(streams.sweep, (*turned, types.boolean), pieces=0)
+        self.dots = Kernel(few_columns.dots, (*turned, *sizes, types.boolean), pieces=0)
+        self.stream = Kernel(few_rows.stream, (*turned, plan, types.boolean), pieces=0)
+        self.sweep = Kernel(few_rows.sweep, (*turned, types.boolean), pieces=0)
 
     def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
-        """What `products` must know: sizes, and where the matrices of a batch are."""
+        """Return a plan (see `products`): sizes, and where the matrices of a batch are."""
         head = [*self._sizes, int(add), count]
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
@@ -258,8 +253,8 @@ class Products:
             return
         m, n = out.shape
         k = x.shape[1]
-        thin = self.is_thin(m, n, k)
-        if thin and (self._thin(x, y, out, add, work) or self._thin(y.T, x.T, out.T, add, work)):
+        few = self.has_few(m, n, k)
+        if few and (self._few(x, y, out, add, work) or self._few(y.T, x.T, out.T, add, work)):
             return
         if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
             self._split(x, y, out, add, work)
@@ -268,17 +263,17 @@ class Products:
         else:
             self.gemm(work * SECONDS, x, y, out, self.plans[add])
 
-    def is_thin(self, m: int, n: int, k: int) -> bool:
-        """Whether a product of this shape may take the loops of thin ones."""
+    def has_few(self, m: int, n: int, k: int) -> bool:
+        """Return whether a product of this shape may take the loops for few rows or columns."""
         few = m < self.few or n < self.few or (k >= PAGE and min(m, n) <= self.tile.NR)
         return few and k >= LONG
 
     def products(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
     ) -> None:
-        """Do `count` products, one behind another in `out`, of together `work` multiply-adds.
+        """Do `count` products, one behind another in `out`, with `work` multiply-adds in all.
 
-        `x`, `y` and `out` are the first matrices, `axes` say where the others are
+        `x`, `y` and `out` are the first matrices; `axes` say where the others are
         (`products.locate`).
         """
         plan = self._plan(add, count, axes)
@@ -287,8 +282,8 @@ class Products:
         else:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
-    def _thin(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
-        """Do the product if it is one for `dots` or `streams`; returns whether."""
+    def _few(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
+        """Do the product if `few_columns` or `few_rows` serves it, and return whether."""
         (m, k), n = x.shape, y.shape[1]
         seconds = work * SECONDS
         if m == 1 and n > 1 and y.strides[1] == self._item:
@@ -323,7 +318,7 @@ class Products:
             out[...] = rows
 
     def _split(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
-        """Cut a long sum in pieces, which threads can do, and add up what they give in order."""
+        """Cut a long sum into pieces, which threads can do, and add up their results in order."""
         depth = x.shape[1] // PIECES
         rest = depth * PIECES
         parts = np.empty((PIECES, *out.shape), out.dtype)
@@ -337,8 +332,5 @@ class Products:
             self.gemm.alone(1, x[:, rest:], y[rest:], out, self.plans[True])
 
 
-PRODUCTS = {
-    np.dtype(np.float32): Products(types.float32),
-    np.dtype(np.float64): Products(types.float64),
-}
-"""By dtype: those whose products are done here."""
+PRODUCTS = {dtype: Products(number) for dtype, number in NUMBERS.items()}
+"""The compiled products of each dtype that has some."""
