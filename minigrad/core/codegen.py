@@ -1,7 +1,7 @@
 """The call of an op, written out for that op.
 
 A small model spends its time in the calls of ops, not in their arithmetic. A call that loops over
-its arguments, looks up which of them have rules and asks each rule what to save costs about twice
+its arguments, looks up which of them have VJPs and asks each VJP what to save costs about twice
 as much as one in which all this is written out. So, as `dataclass` does with `__init__`, we write
 the text of the function once for each op, and let Python compile it. `minigrad.multiply.source`
 shows one:
@@ -15,7 +15,7 @@ shows one:
         _out = _forward(_x_data, _y_data)
         ...
             if _x_node is not None:
-                _edges.append((_x_node, 0, _rule_0, _y_data, ))
+                _edges.append((_x_node, 0, _vjp_0, _y_data, ))
 
 What the call needs besides the op's own parameters has names with an underscore.
 
@@ -72,16 +72,16 @@ FILENAME_PREFIX = "<the call of "
 
 def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     """Write the call of `op`, and return the text and the function that it defines."""
-    rules = dict(sorted(op.rules))
+    vjps = dict(sorted(op.vjps))
     signature = op.signature.parameters
     defaults = {p: parameter.default for p, parameter in signature.items()}
     keyword_only = [p for p, parameter in signature.items() if parameter.kind is _KEYWORD_ONLY]
     parameters = [p if defaults[p] is _NO_DEFAULT else f"{p}=_default_{p}" for p in signature]
     if keyword_only:
         parameters.insert(len(signature) - len(keyword_only), "*")
-    # A parameter with a default and without a rule is an option, and never a Tensor.
-    values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in rules]
-    inputs = [op.parameters[position] for position in rules]
+    # A parameter with a default and without a VJP is an option, and never a Tensor.
+    values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in vjps]
+    inputs = [op.parameters[position] for position in vjps]
     constants = [p for p in values if p not in inputs]
     data = {p: f"_{p}_data" if p in values else p for p in op.parameters}
 
@@ -121,7 +121,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         inputs_data = listed(data[p] for p in inputs)
         lines += [
             "if _mixed and _found:",
-            f"    {inputs_data} = _agree(_op, {tuple(rules)}, ({inputs_data}), ({listed(inputs)}))",
+            f"    {inputs_data} = _agree(_op, {tuple(vjps)}, ({inputs_data}), ({listed(inputs)}))",
             "    _dtype = None",
         ]
     for p in inputs if op.floats else ():
@@ -159,7 +159,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         given = any_of("_{p}_node is not None", constants)
         lines += [
             f"if _recording and ({given}) and _out.dtype.kind == 'f':",
-            f"    raise _without_rule(_op, {constants})",
+            f"    raise _without_vjp(_op, {constants})",
         ]
     if inputs:
         lines += [
@@ -173,12 +173,12 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             "    _node.watched = False",
         ]
     slots = [*data.values(), "_out", "", "_kept"]  # the third is `position`, of sequences only
-    for position, rule in rules.items():
+    for position, vjp in vjps.items():
         p = op.parameters[position]
-        saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in rule.slots)
+        saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)
         lines += [
             f"    if _{p}_node is not None:",
-            f"        _edges.append((_{p}_node, {position}, _rule_{position}, {saved}))",
+            f"        _edges.append((_{p}_node, {position}, _vjp_{position}, {saved}))",
         ]
     if inputs and op.replayed:
         lines += [f"    _node.arguments = ({all_data})"]
@@ -190,7 +190,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     name = op.name if op.name.isidentifier() else "call"  # a lambda has no name
     text = "\n    ".join([f"def {name}({', '.join(parameters)}):", *lines]) + "\n"
     namespace: dict[str, Any] = _NAMESPACE | {"_op": op, "_forward": op.forward}
-    namespace |= {f"_rule_{position}": rule for position, rule in rules.items()}
+    namespace |= {f"_vjp_{position}": vjp for position, vjp in vjps.items()}
     namespace |= {f"_default_{p}": default for p, default in defaults.items()}
     filename = f"{FILENAME_PREFIX}{op.name}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
@@ -216,11 +216,11 @@ def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -
         out = demoted(op, as_output(op, out), arrays)
         out = view(out, data)
         result = Tensor.at(out, None)
-        ((_, rule),) = op.rules
+        ((_, vjp),) = op.vjps
         # What all edges share is saved once: as much for each of n inputs would be n^2.
-        saved = _saved(rule, [list(data), *options.values(), out, _POSITION])
+        saved = _saved(vjp, [list(data), *options.values(), out, _POSITION])
         edges = [
-            (tensor.node, i, rule, *(i if value is _POSITION else value for value in saved))
+            (tensor.node, i, vjp, *(i if value is _POSITION else value for value in saved))
             for i, tensor in enumerate(tensors)
             if tensor is not None and tensor.node is not None
         ]
@@ -234,8 +234,8 @@ def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -
 _POSITION = object()  # stands for the position of an input until that is known
 
 
-def _saved(rule: Any, values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(shape(values[slot]) if only else values[slot] for slot, only in rule.slots)
+def _saved(vjp: Any, values: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(shape(values[slot]) if only else values[slot] for slot, only in vjp.slots)
 
 
 def shape(value: Any) -> Any:
@@ -341,11 +341,11 @@ def as_output(op: OpLike, out: Any) -> Any:
     )
 
 
-def without_rule(op: OpLike, names: Sequence[str]) -> TypeError:
-    """Return the error for an input that requires a gradient, if the op has no rule for it."""
+def without_vjp(op: OpLike, names: Sequence[str]) -> TypeError:
+    """Return the error for an input that requires a gradient, if the op has no VJP for it."""
     return TypeError(
-        f"`{op.name}` has no rule for {' or '.join(names)}, which requires a gradient; pass "
-        f"{names[0]}.detach() if it is meant as a constant (an op of your own can be given a rule)"
+        f"`{op.name}` has no VJP for {' or '.join(names)}, which requires a gradient; pass "
+        f"{names[0]}.detach() if it is meant as a constant (an op of your own can be given a VJP)"
     )
 
 
@@ -403,5 +403,5 @@ _NAMESPACE = {
     "_StandIn": StandIn,
     "_taken_over": taken_over,
     "_view": view,
-    "_without_rule": without_rule,
+    "_without_vjp": without_vjp,
 }

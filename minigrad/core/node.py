@@ -25,7 +25,7 @@ import numpy as np
 
 from minigrad.versions import clock, last_write, last_written
 
-Edge = tuple[Any, ...]  # (place, position, rule, *saved)
+Edge = tuple[Any, ...]  # (place, position, VJP, *saved)
 
 Cost = int | Callable[..., int]
 """FLOPs for each element of the result, or a function that names operands, options and `out`."""
@@ -42,7 +42,7 @@ class OpLike(Protocol):
     composition: Callable[..., Any] | None
     signature: Signature
     parameters: tuple[str, ...]
-    rules: list[tuple[int, Any]]
+    vjps: list[tuple[int, Any]]
     replayed: bool
     floats: bool
     keeps: bool
@@ -74,7 +74,7 @@ class Node:
 
     Attributes:
         op: the op that was called, None for a leaf.
-        edges: for every input in need of a gradient `(place, position, rule, *saved)`: its node,
+        edges: for every input in need of a gradient `(place, position, VJP, *saved)`: its node,
             which of the op's inputs it was, the VJP of that input, and the residuals of the VJP.
             None once a backward pass has freed them.
         order: when the node was made, on the clock of `minigrad.versions`.

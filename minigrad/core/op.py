@@ -1,34 +1,34 @@
-"""An op: its forward on arrays and one derivative rule for each input, side by side.
+"""An op: its forward on arrays and one VJP for each input, side by side.
 
     @op
     def multiply(x, y):
         return np.multiply(x, y)
 
-    multiply.rule("x", lambda g, y: g * y)
-    multiply.rule("y", lambda g, x: g * x)
+    multiply.vjp("x", lambda g, y: g * y)
+    multiply.vjp("y", lambda g, x: g * x)
 
-A rule names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
+A VJP names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
 result, or `x_shape` for no more than the shape of `x`. The names are read once, here. When the op
-is called, only the rules of inputs that need a gradient are recorded, only what these rules name is
-saved, and nothing else stays alive. With a frozen weight, matmul's rule for it is never recorded,
+is called, only the VJPs of inputs that need a gradient are recorded, only what these VJPs name is
+saved, and nothing else stays alive. With a frozen weight, matmul's VJP for it is never recorded,
 its product never runs, and the activation is not saved for it.
 
-A rule is written in ops, and an op called on plain arrays is its forward and nothing more. So an
+A VJP is written in ops, and an op called on plain arrays is its forward and nothing more. So an
 ordinary backward pass is numpy on arrays, while under `create_graph` the same line of code gets
 Tensors and leaves a graph of its own: derivatives of any order.
 
 Three kinds of ops need more than that:
 
-- an op of many inputs takes them as one sequence, and its rule is given the `position`;
-- inputs whose derivatives share work have one `joint_rule`, which is given which of them `needs` a
+- an op of many inputs takes them as one sequence, and its VJP is given the `position`;
+- inputs whose derivatives share work have one `joint_vjp`, which is given which of them `needs` a
   gradient;
-- a fused op names the `composition` that it replaces. If its rule works on arrays only (a kernel),
-  `replayed=True` makes a derivative of higher order run the composition instead. If the rule needs
-  more than the result, the forward `keeps` it: it returns `(out, kept)`, and a rule may name
+- a fused op names the `composition` that it replaces. If its VJP works on arrays only (a kernel),
+  `replayed=True` makes a derivative of higher order run the composition instead. If the VJP needs
+  more than the result, the forward `keeps` it: it returns `(out, kept)`, and a VJP may name
   `kept`.
 
 An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
-results that are not finite. All else they find in its block: the FLOPs of a rule, for example, by
+results that are not finite. All else they find in its block: the FLOPs of a VJP, for example, by
 running it (see `minigrad.diagnostics.receipt.sketch`). So no other file needs to know an op.
 """
 
@@ -54,14 +54,14 @@ OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. An op that you define is a function of yours, and not listed."""
 
 
-class Rule:
+class VJP:
     """A derivative, with its parameters resolved to the values that a call has to save for it.
 
     Attributes:
         derivative: called as `derivative(g, *saved)`.
         slots: for each parameter after `g`, its index among the op's parameters and then `out`,
             `position` and `kept`, and whether only the shape is needed.
-        cost: the FLOPs, by the name of an input for a joint rule; None if a run finds them.
+        cost: the FLOPs, by the name of an input for a joint VJP; None if a run finds them.
     """
 
     __slots__ = ("cost", "derivative", "slots")
@@ -76,7 +76,7 @@ class Rule:
         names = tuple(inspect.signature(derivative).parameters)
         if names[: len(leading)] != leading:
             raise ValueError(
-                f"a rule of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}"
+                f"a VJP of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}"
             )
         special = ("out", "position", "kept") if op.keeps else ("out", "position")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
@@ -88,7 +88,7 @@ class Rule:
                 self.slots.append((known[name.removesuffix("_shape")], True))
             else:
                 raise ValueError(
-                    f"a rule of `{op.name}` asks for {name!r}; it can have g, out and "
+                    f"a VJP of `{op.name}` asks for {name!r}; it can have g, out and "
                     f"{', '.join(op.parameters)}, or the shape of one, as {op.parameters[0]}_shape"
                 )
         self.derivative = derivative
@@ -105,14 +105,14 @@ class Op(Generic[P]):
         forward: the function on arrays. It returns a new array or a view, and has no side effect.
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
-        rules: `(position, rule)` for each input that the op can be differentiated by.
+        vjps: `(position, VJP)` for each input that the op can be differentiated by.
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
         floats: whether it is a function of floats, and computes with floats also of integers.
-        keeps: whether the forward returns a pair, the result and a value for the rules.
+        keeps: whether the forward returns a pair, the result and a value for the VJPs.
         cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
-        known_flops: the FLOPs of calls and rules that were found, by signature, for receipts.
-        plain: whether every input has a rule of its own.
+        known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
+        plain: whether every input has a VJP of its own.
         takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
         call: the function that a call of the op runs; calling it directly is a little faster.
     """
@@ -139,7 +139,7 @@ class Op(Generic[P]):
         self.forward = forward
         self.known_flops: dict[Any, int | None] = {}
         self.plain = True
-        self.rules: list[tuple[int, Rule]] = []
+        self.vjps: list[tuple[int, VJP]] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
             if name.startswith("_") or name in ("g", "kept", "needs", "out", "position"):
@@ -147,7 +147,7 @@ class Op(Generic[P]):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise ValueError(
                     f"an op names all its parameters; {parameter} does not (many inputs are one "
-                    f"parameter, a sequence, with a rule that names `position`)"
+                    f"parameter, a sequence, with a VJP that names `position`)"
                 )
         self.parameters = tuple(self.signature.parameters)
         self.takes_sequence = False
@@ -177,18 +177,18 @@ class Op(Generic[P]):
             return self if owner is None else MethodType(self, owner)
 
     # ----------------------------------------------------------------------------------------------
-    # Rules
+    # VJPs
     # ----------------------------------------------------------------------------------------------
 
     @overload
-    def rule(
+    def vjp(
         self, name: str, *, cost: Cost | None = None
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
     @overload
-    def rule(
+    def vjp(
         self, name: str, derivative: Callable[..., Any], *, cost: Cost | None = None
     ) -> Callable[..., Any]: ...
-    def rule(
+    def vjp(
         self,
         name: str,
         derivative: Callable[..., Any] | None = None,
@@ -197,75 +197,75 @@ class Op(Generic[P]):
     ) -> Callable[..., Any]:
         """Say how to differentiate by the input `name`. Without `derivative`, a decorator.
 
-        Given g = dL/d(out), a rule returns dL/d(input); broadcasting and dtypes are not its
+        Given g = dL/d(out), a VJP returns dL/d(input); broadcasting and dtypes are not its
         concern. It is written in ops and the operators + - * / ** and comparisons, and writes to no
-        array. If it names `position`, the input is a sequence of arrays, and the rule is for one of
+        array. If it names `position`, the input is a sequence of arrays, and the VJP is for one of
         them.
 
         Args:
             name: the input.
-            derivative: the rule.
-            cost: the FLOPs of a rule that is not written in ops, as for `op`.
+            derivative: the VJP.
+            cost: the FLOPs of a VJP that is not written in ops, as for `op`.
 
         Raises:
-            ValueError: if there is no such input, it has a rule, or the rule names what there is
+            ValueError: if there is no such input, it has a VJP, or the VJP names what there is
                 not.
         """
         if derivative is None:
-            return lambda function: self.rule(name, function, cost=cost)
+            return lambda function: self.vjp(name, function, cost=cost)
         position = self._position(name)
         if not self.plain or self.takes_sequence:
             raise ValueError(
-                f"`{self.name}` has a rule for several inputs at once, which must be the only one"
+                f"`{self.name}` has a VJP for several inputs at once, which must be the only one"
             )
-        if any(position == known for known, _ in self.rules):
-            raise ValueError(f"`{self.name}` already has a rule for {name!r}")
+        if any(position == known for known, _ in self.vjps):
+            raise ValueError(f"`{self.name}` already has a VJP for {name!r}")
         for function in _functions(cost):
             self._check_names(function, "out")
-        rule = Rule(self, derivative, ("g",), cost)
-        if any(slot == len(self.parameters) + 1 for slot, _ in rule.slots):
-            if position != 0 or self.replayed or self.rules:
+        vjp = VJP(self, derivative, ("g",), cost)
+        if any(slot == len(self.parameters) + 1 for slot, _ in vjp.slots):
+            if position != 0 or self.replayed or self.vjps:
                 raise ValueError(
                     f"`{self.name}`: a sequence of inputs is the first parameter, has the only "
-                    f"rule, and is not replayed"
+                    f"VJP, and is not replayed"
                 )
             self.takes_sequence = True
-        self.rules.append((position, rule))
+        self.vjps.append((position, vjp))
         self._rewrite()
         return derivative
 
-    def joint_rule(
+    def joint_vjp(
         self,
         names: Sequence[str],
         derivative: Callable[..., Any],
         *,
         cost: Mapping[str, Cost] | None = None,
     ) -> None:
-        """Give several inputs one rule: `derivative(g, needs, ...)` returns a gradient for each.
+        """Give several inputs one VJP: `derivative(g, needs, ...)` returns a gradient for each.
 
         `needs` has a bool for each of `names`; where it is False, the gradient may be None.
 
         Args:
             names: the inputs.
-            derivative: the rule.
-            cost: the FLOPs of a rule that is not written in ops, as for `op`, by the name of an
+            derivative: the VJP.
+            cost: the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an
                 input, 0 where it is missing; under "shared", those that serve several inputs, which
                 may name `needs`, the set of the inputs that need a gradient.
 
         Raises:
-            ValueError: if there is no such input, or the op has rules already.
+            ValueError: if there is no such input, or the op has VJPs already.
         """
-        if self.rules:
-            raise ValueError(f"`{self.name}` has rules already; a joint rule must be the only one")
+        if self.vjps:
+            raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
         for function in _functions(cost):
             self._check_names(function, "out", "needs")
-        rule = Rule(self, derivative, ("g", "needs"), cost)
-        self.rules = [(self._position(name), rule) for name in names]
+        vjp = VJP(self, derivative, ("g", "needs"), cost)
+        self.vjps = [(self._position(name), vjp) for name in names]
         self.plain = False
         self._rewrite()
 
     def _rewrite(self) -> None:
-        """Have `call` written again, with the present rules."""
+        """Have `call` written again, with the present VJPs."""
         vars(self).pop("_written", None)
         self.call = self._first_call
 
@@ -317,7 +317,7 @@ class Op(Generic[P]):
         return self._written[0]
 
     def _first_call(self, *args: Any, **options: Any) -> Tensor:
-        """Stand in for `call` until it is needed, when all rules are known."""
+        """Stand in for `call` until it is needed, when all VJPs are known."""
         if self.takes_sequence:
             self.call = self._on_sequence
         else:
@@ -331,7 +331,7 @@ class Op(Generic[P]):
         return on_sequence(self, arguments.pop(self.parameters[0]), arguments)
 
     # ----------------------------------------------------------------------------------------------
-    # The backward pass, where it takes more than calling a rule on arrays
+    # The backward pass, where it takes more than calling a VJP on arrays
     # ----------------------------------------------------------------------------------------------
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
@@ -351,30 +351,30 @@ class Op(Generic[P]):
             return replay(self.composition, node.arguments, parents, wanted, g)
         if self.plain:
             return [
-                rule.derivative(g, *self._linked(node, rule, saved, parents))
-                for _, _, rule, *saved in edges
+                vjp.derivative(g, *self._linked(node, vjp, saved, parents))
+                for _, _, vjp, *saved in edges
             ]
-        _, _, rule, *saved = edges[0]
-        return self._jointly(edges, g, self._linked(node, rule, saved, parents))
+        _, _, vjp, *saved = edges[0]
+        return self._jointly(edges, g, self._linked(node, vjp, saved, parents))
 
     def _jointly(self, edges: Sequence[Edge], g: Any, saved: Sequence[Any]) -> list[Any]:
-        """Run the joint rule, and return its gradient for each edge."""
+        """Run the joint VJP, and return its gradient for each edge."""
         needed = [edge[1] for edge in edges]
-        known = [position for position, _ in self.rules]
+        known = [position for position, _ in self.vjps]
         results = edges[0][2].derivative(g, tuple([p in needed for p in known]), *saved)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
-            raise TypeError(f"the joint rule of `{self.name}` must return {len(known)} gradients")
+            raise TypeError(f"the joint VJP of `{self.name}` must return {len(known)} gradients")
         return [results[known.index(position)] for position in needed]
 
     def _linked(
-        self, node: Node, rule: Rule, saved: Sequence[Any], parents: Mapping[int, Node]
+        self, node: Node, vjp: VJP, saved: Sequence[Any], parents: Mapping[int, Node]
     ) -> list[Any]:
-        """Return what a rule saved, as Tensors with the nodes that the values had in the graph.
+        """Return what a VJP saved, as Tensors with the nodes that the values had in the graph.
 
         Tensors with the same values and no node would cut off the second derivative silently.
         """
         linked: list[Any] = []
-        for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
+        for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
             if shape_only:
                 linked.append(value)
             elif slot == len(self.parameters):
@@ -397,8 +397,8 @@ class Op(Generic[P]):
             "a number",
             "what it kept",
         ]
-        for _, _, rule, *saved in edges:
-            for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
+        for _, _, vjp, *saved in edges:
+            for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
                 if shape_only:
                     continue
                 if self.takes_sequence and slot == 0:
@@ -492,19 +492,19 @@ def op(
     nonfinite_hint: Hint | None = None,
     gradient_hint: Hint | None = None,
 ) -> Op[P] | Callable[[Callable[P, Any]], Op[P]]:
-    """Make an op of a function on arrays; then give it its derivatives with `.rule`.
+    """Make an op of a function on arrays; then give it its derivatives with `.VJP`.
 
-    A cost, a shape and a hint name what they need, as rules do: operands (of which they see shape
+    A cost, a shape and a hint name what they need, as VJPs do: operands (of which they see shape
     and dtype, in a hint also the values), options, and `out` for the result.
 
     Args:
-        forward: the function. Parameters that get a rule are inputs, all others are options.
+        forward: the function. Parameters that get a VJP are inputs, all others are options.
         composition: for a fused op, the function of tensors that it replaces: the reference for its
             values and, if `replayed`, the source of its derivatives of second and higher order.
-        replayed: the rules of the op work on arrays only.
+        replayed: the VJPs of the op work on arrays only.
         floats: it is a function of floats: it computes in float64 for integers, and in float32 for
             float16; its result, if a Tensor, is then of float32 or of float16.
-        keeps: the function returns `(out, kept)`, for rules that name `kept`. The op still returns
+        keeps: the function returns `(out, kept)`, for VJPs that name `kept`. The op still returns
             `out` only.
         cost: the FLOPs of a call: a number for each element of the result, or a function that
             returns their sum. If it is left out, they are those of the composition, or of the
@@ -515,8 +515,8 @@ def op(
         fresh: inputs that are made for each call, such as a dropout mask, and so are saved memory.
         nonfinite_hint: usual causes of a result that is not finite, for `detect_anomaly`: texts and
             for each a condition on the values; or a function that returns a text or None.
-        gradient_hint: the same for a gradient. It gets what the rule saved, and may name also `g`,
-            the gradient that arrived, and `gradient`, the one that the rule returned.
+        gradient_hint: the same for a gradient. It gets what the VJP saved, and may name also `g`,
+            the gradient that arrived, and `gradient`, the one that the VJP returned.
     """
 
     def make(function: Callable[P, Any]) -> Op[P]:
@@ -538,4 +538,4 @@ def identity(x: Any) -> Any:
     return x.view()
 
 
-identity.rule("x", lambda g: g)
+identity.vjp("x", lambda g: g)

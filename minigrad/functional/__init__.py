@@ -1,4 +1,4 @@
-"""Functions that are compositions of ops, and have no derivative rule of their own.
+"""Functions that are compositions of ops, and have no VJP of their own.
 
 They take Tensors, and also plain arrays, as ops do.
 """

@@ -138,7 +138,7 @@ def _shared(needs: set[str], query: Array, key: Array, value: Array, out: Array)
     return by_keys + 3 * scores + slopes if needs else 0
 
 
-fused_attention.joint_rule(
+fused_attention.joint_vjp(
     ("query", "key", "value", "added"),
     _inputs,
     cost={

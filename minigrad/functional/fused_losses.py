@@ -31,14 +31,14 @@ def squared_error(prediction: Array, target: Array, divisor: float = 1.0) -> Arr
     return prediction.dtype.type(total / divisor)
 
 
-@squared_error.rule("prediction")
+@squared_error.vjp("prediction")
 def _squared_error_prediction(g: Array, prediction: Array, target: Array, divisor: float) -> Array:
     if isinstance(g, Tensor):
         return (2 / divisor) * g * (prediction - target)
     return kernels.losses.scaled_difference(prediction, target, 2 * float(g) / divisor)
 
 
-@squared_error.rule("target")
+@squared_error.vjp("target")
 def _squared_error_target(g: Array, prediction: Array, target: Array, divisor: float) -> Array:
     return _squared_error_prediction(g, target, prediction, divisor)
 
@@ -76,7 +76,7 @@ def label_loss(
     return np.add.reduce(losses) / divisor, sums
 
 
-@label_loss.rule("logits", cost=lambda logits: 4 * logits.size)
+@label_loss.vjp("logits", cost=lambda logits: 4 * logits.size)
 def _label_loss_logits(
     g: Array,
     logits: Array,

@@ -27,7 +27,7 @@ def dropped(
     return kernels.dropout.drop(x, words, threshold, scale)
 
 
-dropped.rule("x", lambda g, words, threshold, scale: dropped(g, words, threshold, scale))
+dropped.vjp("x", lambda g, words, threshold, scale: dropped(g, words, threshold, scale))
 
 
 @composition

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-# A rule gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
+# A VJP gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
 # arrays, for which a kernel computes the same in one pass.
 
 
@@ -38,7 +38,7 @@ def sigmoid(x: Array) -> Array:
     return kernels.activation.sigmoid(x)
 
 
-@sigmoid.rule("x")
+@sigmoid.vjp("x")
 def _sigmoid_x(g: Array, out: Array) -> Array:
     if isinstance(g, Tensor):
         return g * out * (1 - out)
@@ -53,7 +53,7 @@ def relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-@relu.rule("x")
+@relu.vjp("x")
 def _relu_x(g: Array, out: Array) -> Array:
     if isinstance(g, Tensor):
         return where(out <= 0, 0.0, g)  # a nan does not come back as a 0
@@ -66,7 +66,7 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
-@leaky_relu.rule("x")
+@leaky_relu.vjp("x")
 def _leaky_relu_x(g: Array, x: Array, negative_slope: float) -> Array:
     if isinstance(g, Tensor):
         return where(x > 0, g, negative_slope * g)
@@ -79,7 +79,7 @@ def elu(x: Array, alpha: float = 1.0) -> Array:
     return kernels.activation.elu(x, float(alpha))
 
 
-@elu.rule("x")
+@elu.vjp("x")
 def _elu_x(g: Array, x: Array, alpha: float) -> Array:
     if isinstance(g, Tensor):
         return where(x > 0, g, alpha * g * exp(where(x > 0, 0.0, x)))
@@ -92,7 +92,7 @@ def silu(x: Array) -> Array:
     return kernels.activation.silu(x)
 
 
-@silu.rule("x")
+@silu.vjp("x")
 def _silu_x(g: Array, x: Array) -> Array:
     if isinstance(g, Tensor):
         s = sigmoid(x)
@@ -112,7 +112,7 @@ def softplus(x: Array, beta: float = 1.0) -> Array:
     return kernels.activation.softplus(x, float(beta))
 
 
-@softplus.rule("x")
+@softplus.vjp("x")
 def _softplus_x(g: Array, x: Array, beta: float) -> Array:
     if isinstance(g, Tensor):
         return g * sigmoid(beta * x)
@@ -147,7 +147,7 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     return kernels.gelu_erf.gelu_tanh(x)
 
 
-@gelu.rule("x", cost=lambda approximate, out: (18 if approximate == "tanh" else 8) * out.size)
+@gelu.vjp("x", cost=lambda approximate, out: (18 if approximate == "tanh" else 8) * out.size)
 def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
     if approximate == "none":
         return kernels.gelu_erf.gelu_gradient(g, x)
@@ -174,7 +174,7 @@ def softmax(x: Array, axis: Axis = -1) -> Array:
     return kernels.softmax.softmax.reference(x, as_tuple(axis))
 
 
-@softmax.rule("x")
+@softmax.vjp("x")
 def _softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     if isinstance(g, Tensor) or not _is_last(axis, out):
         return out * (g - sum(g * out, axis, keepdims=True))
@@ -193,7 +193,7 @@ def log_softmax(x: Array, axis: Axis = -1) -> Array:
     return kernels.softmax.log_softmax.reference(x, as_tuple(axis))
 
 
-@log_softmax.rule("x")
+@log_softmax.vjp("x")
 def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     if isinstance(g, Tensor) or not _is_last(axis, out):
         return g - exp(out) * sum(g, axis, keepdims=True)

@@ -35,8 +35,8 @@ def add(x: Array, y: Array) -> Array:
     return np.add(x, y)
 
 
-add.rule("x", lambda g: g)
-add.rule("y", lambda g: g)
+add.vjp("x", lambda g: g)
+add.vjp("y", lambda g: g)
 
 
 @op(nonfinite_hint=_DIFFERENCE_HINTS)
@@ -45,8 +45,8 @@ def subtract(x: Array, y: Array) -> Array:
     return np.subtract(x, y)
 
 
-subtract.rule("x", lambda g: g)
-subtract.rule("y", lambda g: -g)
+subtract.vjp("x", lambda g: g)
+subtract.vjp("y", lambda g: -g)
 
 
 @op(
@@ -62,8 +62,8 @@ def multiply(x: Array, y: Array) -> Array:
     return np.multiply(x, y)
 
 
-multiply.rule("x", lambda g, y: g * y)
-multiply.rule("y", lambda g, x: g * x)
+multiply.vjp("x", lambda g, y: g * y)
+multiply.vjp("y", lambda g, x: g * x)
 
 
 @op(
@@ -81,8 +81,8 @@ def divide(x: Array, y: Array) -> Array:
     return np.divide(x, y)
 
 
-divide.rule("x", lambda g, y: g / y)
-divide.rule("y", lambda g, y, out: -g * out / y)
+divide.vjp("x", lambda g, y: g / y)
+divide.vjp("y", lambda g, y, out: -g * out / y)
 
 
 @op
@@ -91,8 +91,8 @@ def floor_divide(x: Array, y: Array) -> Array:
     return np.floor_divide(x, y)
 
 
-floor_divide.rule("x", flat)
-floor_divide.rule("y", flat)
+floor_divide.vjp("x", flat)
+floor_divide.vjp("y", flat)
 
 
 @op
@@ -104,8 +104,8 @@ def remainder(x: Array, y: Array) -> Array:
     return np.remainder(x, y)
 
 
-remainder.rule("x", lambda g: g)
-remainder.rule("y", lambda g, x, y: -g * floor_divide(x, y))
+remainder.vjp("x", lambda g: g)
+remainder.vjp("y", lambda g, x, y: -g * floor_divide(x, y))
 
 
 @op
@@ -114,7 +114,7 @@ def negative(x: Array) -> Array:
     return np.negative(x)
 
 
-negative.rule("x", lambda g: -g)
+negative.vjp("x", lambda g: -g)
 
 
 @op(
@@ -155,7 +155,7 @@ def _product(x: Array, n: int) -> Array:
     return half * half * x if n % 2 else half * half
 
 
-@power.rule("x")
+@power.vjp("x")
 def _power_x(g: Array, x: Array, y: Array) -> Array:
     if isinstance(y, (int, float)):
         return g * (y * power(x, y - 1)) if y != 0 else g * 0.0
@@ -163,7 +163,7 @@ def _power_x(g: Array, x: Array, y: Array) -> Array:
     return g * y * x ** where(nothing, 1.0, y - 1)
 
 
-@power.rule("y")
+@power.vjp("y")
 def _power_y(g: Array, x: Array, out: Array) -> Array:
     zero = x == 0
     return where(zero, 0.0, g * out * log(where(zero, 1.0, x)))

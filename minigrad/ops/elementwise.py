@@ -63,8 +63,8 @@ def _beside(number: Array, array: Array) -> Array:
     return number
 
 
-where.rule("x", lambda g, condition: where(condition, g, 0.0))
-where.rule("y", lambda g, condition: where(condition, 0.0, g))
+where.vjp("x", lambda g, condition: where(condition, g, 0.0))
+where.vjp("y", lambda g, condition: where(condition, 0.0, g))
 
 
 @op
@@ -76,8 +76,8 @@ def maximum(x: Array, y: Array) -> Array:
     return np.maximum(x, y)
 
 
-maximum.rule("x", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
-maximum.rule("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
+maximum.vjp("x", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
+maximum.vjp("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
 
 
 @op
@@ -89,8 +89,8 @@ def minimum(x: Array, y: Array) -> Array:
     return np.minimum(x, y)
 
 
-minimum.rule("x", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
-minimum.rule("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
+minimum.vjp("x", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
+minimum.vjp("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
 
 
 @op(cost=lambda min, max, out: ((min is not None) + (max is not None)) * out.size)
@@ -108,20 +108,20 @@ def clip(x: Array, min: Array = None, max: Array = None) -> Array:
     return np.clip(x, min, max)
 
 
-@clip.rule("x")
+@clip.vjp("x")
 def _clip_x(g: Array, x: Array, min: Array, max: Array) -> Array:
     if min is not None:
         g = where(x < min, 0.0, g)
     return g if max is None else where(_above(x, min, max), 0.0, g)
 
 
-@clip.rule("min")
+@clip.vjp("min")
 def _clip_min(g: Array, x: Array, min: Array, max: Array) -> Array:
     taken = x < min if max is None else logical_and(x < min, min <= max)
     return where(taken, g, 0.0)
 
 
-clip.rule("max", lambda g, x, min, max: where(_above(x, min, max), g, 0.0))
+clip.vjp("max", lambda g, x, min, max: where(_above(x, min, max), g, 0.0))
 
 
 def _above(x: Array, min: Array, max: Array) -> Array:
@@ -135,7 +135,7 @@ def _above(x: Array, min: Array, max: Array) -> Array:
 
 
 def flat(g: Array) -> Array:
-    """The derivative rule of a staircase: 0 whatever the arriving gradient is."""
+    """The VJP of a staircase: 0 whatever the arriving gradient is."""
     return where(False, g, 0.0)
 
 
@@ -145,7 +145,7 @@ def sign(x: Array) -> Array:
     return np.sign(x)
 
 
-sign.rule("x", flat)
+sign.vjp("x", flat)
 
 
 @op
@@ -154,7 +154,7 @@ def floor(x: Array) -> Array:
     return np.floor(x)
 
 
-floor.rule("x", flat)
+floor.vjp("x", flat)
 
 
 @op
@@ -163,7 +163,7 @@ def ceil(x: Array) -> Array:
     return np.ceil(x)
 
 
-ceil.rule("x", flat)
+ceil.vjp("x", flat)
 
 
 @op
@@ -172,7 +172,7 @@ def round(x: Array, decimals: int = 0) -> Array:
     return np.round(x, decimals)
 
 
-round.rule("x", flat)
+round.vjp("x", flat)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def abs(x: Array) -> Array:
     return np.abs(x)
 
 
-abs.rule("x", lambda g, x: g * sign(x))
+abs.vjp("x", lambda g, x: g * sign(x))
 
 
 @op
@@ -195,7 +195,7 @@ def square(x: Array) -> Array:
     return np.square(x)
 
 
-square.rule("x", lambda g, x: 2.0 * g * x)
+square.vjp("x", lambda g, x: 2.0 * g * x)
 
 
 _OF_NEGATIVE = {"the root of a negative number is NaN": lambda x: x < 0}
@@ -216,7 +216,7 @@ def sqrt(x: Array) -> Array:
     return np.sqrt(x)
 
 
-sqrt.rule("x", lambda g, out: 0.5 * g / out)
+sqrt.vjp("x", lambda g, out: 0.5 * g / out)
 
 
 @op(floats=True, cost=1, nonfinite_hint=_OF_NEGATIVE | _OF_ZERO)
@@ -225,7 +225,7 @@ def rsqrt(x: Array) -> Array:
     return 1.0 / np.sqrt(x)
 
 
-rsqrt.rule("x", lambda g, x, out: -0.5 * g * out / x)
+rsqrt.vjp("x", lambda g, x, out: -0.5 * g * out / x)
 
 
 @op(floats=True, nonfinite_hint=_OF_ZERO)
@@ -234,7 +234,7 @@ def reciprocal(x: Array) -> Array:
     return 1.0 / x
 
 
-reciprocal.rule("x", lambda g, out: -g * out * out)
+reciprocal.vjp("x", lambda g, out: -g * out * out)
 
 
 def _exp_hint(x: Array, out: Array) -> str | None:
@@ -253,7 +253,7 @@ def exp(x: Array) -> Array:
     return np.exp(x)
 
 
-exp.rule("x", lambda g, out: g * out)
+exp.vjp("x", lambda g, out: g * out)
 
 
 @op(floats=True, nonfinite_hint=_exp_hint)
@@ -262,7 +262,7 @@ def expm1(x: Array) -> Array:
     return np.expm1(x)
 
 
-expm1.rule("x", lambda g, x: g * exp(x))
+expm1.vjp("x", lambda g, x: g * exp(x))
 
 
 _LOG_HINTS = {
@@ -279,7 +279,7 @@ def log(x: Array) -> Array:
     return np.log(x)
 
 
-log.rule("x", lambda g, x: g / x)
+log.vjp("x", lambda g, x: g / x)
 
 
 @op(
@@ -294,7 +294,7 @@ def log1p(x: Array) -> Array:
     return np.log1p(x)
 
 
-log1p.rule("x", lambda g, x: g / (1.0 + x))
+log1p.vjp("x", lambda g, x: g / (1.0 + x))
 
 
 @op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
@@ -303,7 +303,7 @@ def log2(x: Array) -> Array:
     return np.log2(x)
 
 
-log2.rule("x", lambda g, x: g / (x * math.log(2)))
+log2.vjp("x", lambda g, x: g / (x * math.log(2)))
 
 
 @op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
@@ -312,7 +312,7 @@ def log10(x: Array) -> Array:
     return np.log10(x)
 
 
-log10.rule("x", lambda g, x: g / (x * math.log(10)))
+log10.vjp("x", lambda g, x: g / (x * math.log(10)))
 
 
 @op(floats=True, cost=1)
@@ -321,7 +321,7 @@ def erf(x: Array) -> Array:
     return kernels.gelu_erf.erf(x)
 
 
-erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
+erf.vjp("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
 
 
 @op(floats=True, cost=1)
@@ -333,4 +333,4 @@ def normal_cdf(x: Array) -> Array:
     return kernels.gelu_erf.normal_cdf(x)
 
 
-normal_cdf.rule("x", lambda g, x: g * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi)))
+normal_cdf.vjp("x", lambda g, x: g * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi)))

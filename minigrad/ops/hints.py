@@ -35,9 +35,9 @@ def cause_of_gradient(
 
     Args:
         op: the op.
-        values: what its rule saved, by the names of its parameters; its result as "out".
+        values: what its VJP saved, by the names of its parameters; its result as "out".
         g: the gradient that arrived.
-        gradient: the gradient that the rule returned.
+        gradient: the gradient that the VJP returned.
     """
     hint = op.gradient_hint
     known = _asked(hint, {**values, "g": g, "gradient": gradient})

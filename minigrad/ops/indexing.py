@@ -22,7 +22,7 @@ def getitem(x: Array, index: Any) -> Array:
     return x[plain_index(index)]
 
 
-@getitem.rule("x")
+@getitem.vjp("x")
 def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
     return scatter_add(g, index, x_shape)
 
@@ -49,7 +49,7 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     return out
 
 
-scatter_add.rule("values", lambda g, index: getitem(g, index))
+scatter_add.vjp("values", lambda g, index: getitem(g, index))
 
 
 COMPILED_FROM = 4096  # elements, from which on it pays to find the rows of an index

@@ -35,7 +35,7 @@ def inv(a: Array) -> Array:
     return _regular("inv", np.linalg.inv, a)
 
 
-@inv.rule("a")
+@inv.vjp("a")
 def _inv_a(g: Array, out: Array) -> Array:
     transposed = swap_last(out)
     return -matmul(matmul(transposed, g), transposed)
@@ -74,10 +74,10 @@ def solve(a: Array, b: Array) -> Array:
     return _regular("solve", np.linalg.solve, a, b)
 
 
-solve.rule("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
+solve.vjp("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
 
 
-@solve.rule("a")
+@solve.vjp("a")
 def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], out: Array) -> Array:
     vector = len(b_shape) == 1
     adjoint = _solved_for(swap_last(a), g, vector)
@@ -108,7 +108,7 @@ def det(a: Array) -> Array:
     return np.linalg.det(_square("det", a))
 
 
-@det.rule("a", cost=lambda a, out: _cubes(a, 2, squares=1) + out.size)  # if all are regular
+@det.vjp("a", cost=lambda a, out: _cubes(a, 2, squares=1) + out.size)  # if all are regular
 def _det_a(g: Array, a: Array, out: Array) -> Array:
     g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     n = a.shape[-1]
@@ -180,7 +180,7 @@ def cholesky(a: Array) -> Array:
         ) from None
 
 
-@cholesky.rule("a")
+@cholesky.vjp("a")
 def _cholesky_a(g: Array, out: Array) -> Array:
     n = out.shape[-1]
     lower = np.tril(np.ones((n, n), out.dtype))

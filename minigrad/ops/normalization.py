@@ -1,7 +1,7 @@
 """Normalisation over the last axes.
 
 Both ops are one loop over rows, forward and backward (see `minigrad.kernels.normalization`). One
-rule serves all inputs of an op, because their derivatives share the standardised x. The rule
+VJP serves all inputs of an op, because their derivatives share the standardised x. The VJP
 computes that again from x, so that nothing but x and the weight is saved.
 """
 
@@ -75,7 +75,7 @@ def _layer_norm_shared(needs: set[str], out: Array, normalized_shape: Sizes) -> 
     return 5 * out.size + 4 * _means(out, normalized_shape) if needs & {"x", "weight"} else 0
 
 
-layer_norm.joint_rule(
+layer_norm.joint_vjp(
     ("x", "weight", "bias"),
     _layer_norm_inputs,
     cost={
@@ -138,7 +138,7 @@ def _rms_norm_shared(needs: set[str], out: Array, normalized_shape: Sizes) -> in
     return 3 * out.size + 3 * _means(out, normalized_shape) if needs & {"x", "weight"} else 0
 
 
-rms_norm.joint_rule(
+rms_norm.joint_vjp(
     ("x", "weight"),
     _rms_norm_inputs,
     cost={

@@ -65,7 +65,7 @@ def matmul(x: Array, y: Array) -> Array:
     return out
 
 
-@matmul.rule("x")
+@matmul.vjp("x")
 def _matmul_x(g: Array, x_shape: tuple[int, ...], y: Array) -> Array:
     if len(x_shape) == 2 and y.ndim > 2:
         order = (y.ndim - 2, *range(y.ndim - 2), y.ndim - 1)  # equal rows side by side
@@ -75,7 +75,7 @@ def _matmul_x(g: Array, x_shape: tuple[int, ...], y: Array) -> Array:
     return matmul(g, swap_last(reshape(y, (-1, 1)) if y.ndim == 1 else y))
 
 
-@matmul.rule("y")
+@matmul.vjp("y")
 def _matmul_y(g: Array, x: Array, y_shape: tuple[int, ...]) -> Array:
     if x.ndim > 2 and len(y_shape) <= 2:
         # In one product: a gradient for each matrix of the stack would take a lot of memory.
@@ -127,9 +127,9 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-linear.rule("x", lambda g, weight: linear(g, transpose(weight)))
-linear.rule("weight", lambda g, x: matmul(transpose(as_rows(g)), as_rows(x)))
-linear.rule("bias", lambda g: g)
+linear.vjp("x", lambda g, weight: linear(g, transpose(weight)))
+linear.vjp("weight", lambda g, x: matmul(transpose(as_rows(g)), as_rows(x)))
+linear.vjp("bias", lambda g: g)
 
 
 def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
@@ -242,7 +242,7 @@ def _lora_linear_shared(needs: set[str], lora_b: Array, out: Array) -> int:
     return 2 * out.size * rank + rows * rank if needs & {"x", "lora_a"} else 0
 
 
-lora_linear.joint_rule(
+lora_linear.joint_vjp(
     ("x", "weight", "lora_a", "lora_b", "bias"),
     _lora_linear_inputs,
     cost={

@@ -62,5 +62,5 @@ def nf4_linear(x: Array, weight: NF4Matrix, bias: Array = None) -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-nf4_linear.rule("x", lambda g, weight: nf4_linear(g, weight.T))
-nf4_linear.rule("bias", lambda g: g)
+nf4_linear.vjp("x", lambda g, weight: nf4_linear(g, weight.T))
+nf4_linear.vjp("bias", lambda g: g)

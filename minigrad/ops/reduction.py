@@ -43,7 +43,7 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return sum_over(x, as_tuple(axis), keepdims)
 
 
-sum.rule("x", lambda g, x_shape, axis: broadcast_to(reshape(g, kept(x_shape, axis)), x_shape))
+sum.vjp("x", lambda g, x_shape, axis: broadcast_to(reshape(g, kept(x_shape, axis)), x_shape))
 
 
 @op
@@ -70,8 +70,8 @@ def min(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return _min(x, axis=as_tuple(axis), keepdims=keepdims)
 
 
-@max.rule("x")
-@min.rule("x")
+@max.vjp("x")
+@min.vjp("x")
 def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = kept(x.shape, axis)
     chosen = x == reshape(out, shape)
@@ -100,7 +100,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return out if keepdims else out.reshape(np.squeeze(out, axis=axis).shape)
 
 
-@logsumexp.rule("x")
+@logsumexp.vjp("x")
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     shape = kept(x.shape, axis)
     return reshape(g, shape) * exp(x - reshape(out, shape))
@@ -112,7 +112,7 @@ def cumsum(x: Array, axis: int | None = None) -> Array:
     return np.cumsum(x, axis)
 
 
-cumsum.rule("x", lambda g, x_shape, axis: reshape(_sums_from_the_end(g, axis), x_shape))
+cumsum.vjp("x", lambda g, x_shape, axis: reshape(_sums_from_the_end(g, axis), x_shape))
 
 
 def _sums_from_the_end(g: Array, axis: int | None) -> Array:
@@ -128,7 +128,7 @@ def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return _prod(x, axis=as_tuple(axis), keepdims=keepdims)
 
 
-@prod.rule("x")
+@prod.vjp("x")
 def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     g = reshape(g, kept(x.shape, axis))
     if _divisible(out):
@@ -148,7 +148,7 @@ def cumprod(x: Array, axis: int | None = None) -> Array:
     return np.cumprod(x, axis)
 
 
-@cumprod.rule("x")
+@cumprod.vjp("x")
 def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
     if _divisible(out):
         return reshape(_sums_from_the_end(g * out, axis), x.shape) / x

@@ -32,7 +32,7 @@ def clone(x: Array) -> Array:
     return x.copy()
 
 
-clone.rule("x", lambda g: g)
+clone.vjp("x", lambda g: g)
 
 
 @op
@@ -49,7 +49,7 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
     return x.astype(dtype)
 
 
-astype.rule("x", lambda g: g)
+astype.vjp("x", lambda g: g)
 
 
 @op
@@ -58,7 +58,7 @@ def reshape(x: Array, shape: int | Sequence[int]) -> Array:
     return x.reshape(shape) if hasattr(x, "reshape") else np.asarray(x).reshape(shape)
 
 
-reshape.rule("x", lambda g, x_shape: reshape(g, x_shape))
+reshape.vjp("x", lambda g, x_shape: reshape(g, x_shape))
 
 
 @op
@@ -67,7 +67,7 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
     return np.transpose(x, axes)
 
 
-@transpose.rule("x")
+@transpose.vjp("x")
 def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
     inverse = None if axes is None else [int(i) for i in np.argsort([a % len(axes) for a in axes])]
     return transpose(g, inverse)
@@ -79,7 +79,7 @@ def flip(x: Array, axis: Axis = None) -> Array:
     return np.flip(x, as_tuple(axis))
 
 
-flip.rule("x", lambda g, axis: flip(g, axis))
+flip.vjp("x", lambda g, axis: flip(g, axis))
 
 
 @op
@@ -96,7 +96,7 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
     return np.roll(x, shift, axis)
 
 
-roll.rule("x", lambda g, shift, axis: roll(g, np.negative(shift), axis))
+roll.vjp("x", lambda g, shift, axis: roll(g, np.negative(shift), axis))
 
 
 @op
@@ -105,7 +105,7 @@ def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
     return np.broadcast_to(x, shape)
 
 
-broadcast_to.rule("x", lambda g: g)  # the engine sums over broadcast axes, as for any op
+broadcast_to.vjp("x", lambda g: g)  # the engine sums over broadcast axes, as for any op
 
 
 @op(cost=0)
@@ -122,7 +122,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     return np.concatenate(arrays, axis)
 
 
-@concatenate.rule("arrays")
+@concatenate.vjp("arrays")
 def _concatenate_one(g: Array, position: int, arrays_shape: Shapes, axis: int) -> Array:
     axis = normalize_axis(axis, g.ndim)
     part = slice(*arrays_shape.starts(axis)[position : position + 2])

@@ -1,7 +1,7 @@
 """receipt: what a step computed and saved, and which work freezing avoided.
 
 The files in reading order: receipt (the function to call, and the observer), costs (the FLOPs of
-calls and rules), sketch (arrays that have only a shape), saved (memory saved for the backward
+calls and VJPs), sketch (arrays that have only a shape), saved (memory saved for the backward
 pass), report and comparison (tables).
 """
 

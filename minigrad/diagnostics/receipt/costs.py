@@ -1,7 +1,7 @@
-"""The FLOPs of calls and of derivative rules, found once for each signature.
+"""The FLOPs of calls and of VJPs, found once for each signature.
 
 A signature is all that a cost can depend on: shapes, dtypes and options. A cost in the block of an
-op is evaluated; all others are found by running a forward, a composition or a rule on sketches (see
+op is evaluated; all others are found by running a forward, a composition or a VJP on sketches (see
 `minigrad.diagnostics.receipt.sketch`, which also states the conventions). A fused op costs what its
 composition costs, but causal attention counts as if nothing were masked.
 
@@ -25,7 +25,7 @@ from minigrad.diagnostics.receipt.sketch import Sketch, Tally, flops
 from minigrad.optim import SGD, Adam, AdamW
 
 if TYPE_CHECKING:
-    from minigrad.core.op import Op, Rule
+    from minigrad.core.op import VJP, Op
 
 
 class SketchedCall:
@@ -50,7 +50,7 @@ class SketchedCall:
             value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
             for value in inputs
         ]
-        for position, _ in () if op.takes_sequence else op.rules:
+        for position, _ in () if op.takes_sequence else op.vjps:
             if isinstance(inputs[position], (list, tuple)):  # of numbers
                 self.arguments[position] = self.sketch(np.asarray(inputs[position]))
 
@@ -77,16 +77,16 @@ class SketchedCall:
         named = dict(zip(self.op.parameters, self.arguments, strict=False))  # checkpoints have more
         return named | {"out": self.out}
 
-    def saved_for(self, rule: Rule) -> list[Any]:
-        """Return what a rule would have saved, if its input needed a gradient."""
+    def saved_for(self, vjp: VJP) -> list[Any]:
+        """Return what a VJP would have saved, if its input needed a gradient."""
         known = [*self.arguments, self.out]
-        return [known[slot].shape if only else known[slot] for slot, only in rule.slots]
+        return [known[slot].shape if only else known[slot] for slot, only in vjp.slots]
 
-    def flops_of(self, what: Op[Any] | Rule, run: Callable[..., Any], *values: Any) -> int | None:
+    def flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
         """Return the FLOPs of `run(*values)`, from memory if the signature is known.
 
         Args:
-            what: the op or the rule that it runs.
+            what: the op or the VJP that it runs.
             run: a function.
             values: its arguments.
         """
@@ -131,42 +131,42 @@ def call_flops(call: SketchedCall) -> int | None:
     return call.flops_of(op, run, *call.arguments)
 
 
-def rule_flops(
-    call: SketchedCall, position: int, rule: Rule, saved: Sequence[Any] | None = None
+def vjp_flops(
+    call: SketchedCall, position: int, vjp: VJP, saved: Sequence[Any] | None = None
 ) -> int | None:
-    """Return the FLOPs of the rule for one input, or None if they cannot be found.
+    """Return the FLOPs of the VJP for one input, or None if they cannot be found.
 
     Args:
         call: the call that it belongs to.
         position: the input.
-        rule: its rule; if that is a joint one, the part that serves this input alone.
-        saved: what the rule saved; None if it was not recorded.
+        vjp: its VJP; if that is a joint one, the part that serves this input alone.
+        saved: what the VJP saved; None if it was not recorded.
     """
-    cost = rule.cost
+    cost = vjp.cost
     if cost is not None:
         own = cost.get(call.op.parameters[position], 0) if isinstance(cost, Mapping) else cost
         return flops(own, call.values)
-    values = call.saved_for(rule) if saved is None else map(call.sketch, saved)
-    return call.flops_of(rule, rule.derivative, call.out, *values)
+    values = call.saved_for(vjp) if saved is None else map(call.sketch, saved)
+    return call.flops_of(vjp, vjp.derivative, call.out, *values)
 
 
-def joint_rule_flops(
-    call: SketchedCall, rule: Rule, needs: Collection[str], saved: Sequence[Any]
+def joint_vjp_flops(
+    call: SketchedCall, vjp: VJP, needs: Collection[str], saved: Sequence[Any]
 ) -> int | None:
-    """Return the FLOPs of a joint rule, or of one with costs, those that serve several inputs.
+    """Return the FLOPs of a joint VJP, or of one with costs, those that serve several inputs.
 
     Args:
         call: the call that it belongs to.
-        rule: the joint rule.
+        vjp: the joint VJP.
         needs: the inputs that need a gradient.
-        saved: what the rule saved.
+        saved: what the VJP saved.
     """
     if not needs:
         return 0
-    if isinstance(rule.cost, Mapping):
-        return flops(rule.cost.get("shared", 0), call.values | {"needs": set(needs)})
-    flags = tuple(call.op.parameters[position] in needs for position, _ in call.op.rules)
-    return call.flops_of(rule, rule.derivative, call.out, flags, *map(call.sketch, saved))
+    if isinstance(vjp.cost, Mapping):
+        return flops(vjp.cost.get("shared", 0), call.values | {"needs": set(needs)})
+    flags = tuple(call.op.parameters[position] in needs for position, _ in call.op.vjps)
+    return call.flops_of(vjp, vjp.derivative, call.out, flags, *map(call.sketch, saved))
 
 
 @contextmanager

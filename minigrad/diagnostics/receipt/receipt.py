@@ -30,8 +30,8 @@ from minigrad.diagnostics.receipt.costs import (
     STEP_COSTS,
     SketchedCall,
     call_flops,
-    joint_rule_flops,
-    rule_flops,
+    joint_vjp_flops,
+    vjp_flops,
 )
 from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.receipt.saved import SavedMemory
@@ -49,9 +49,9 @@ def receipt() -> Iterator[Receipt]:
 
     The `Receipt` fills while the block runs, and keeps what was counted if the block raises an
     error. Blocks may be nested: each counts everything inside. A backward pass must run in the same
-    block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their rules and
+    block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their VJPs and
     the steps of optimisers are seen; what numpy or a kernel computes beside them, as in
-    `clip_grad_norm`, is not. To find FLOPs, a forward or a rule runs once more for each signature,
+    `clip_grad_norm`, is not. To find FLOPs, a forward or a VJP runs once more for each signature,
     on arrays that have a shape but no elements.
     """
     result = Receipt()
@@ -72,9 +72,9 @@ class _Pass:
 
     recorded: bool
     reached: set[int] = field(default_factory=set)  # nodes that have a gradient
-    visited: int = -1  # the node whose rules are running
+    visited: int = -1  # the node whose VJPs are running
     edge: int = 0  # the next of its edges
-    needed: list[str] = field(default_factory=list)  # its inputs whose rules have run
+    needed: list[str] = field(default_factory=list)  # its inputs whose VJPs have run
 
 
 class _ReceiptRecorder(Recorder):
@@ -102,7 +102,7 @@ class _ReceiptRecorder(Recorder):
     # ----------------------------------------------------------------------------------------------
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Count the forward of `op`, unless a rule calls it: that is counted as one."""
+        """Count the forward of `op`, unless a VJP calls it: that is counted as one."""
         phase = self._phase(result)
         if phase is None:
             return
@@ -124,7 +124,7 @@ class _ReceiptRecorder(Recorder):
             self._unrecorded.append(call)
 
     def _phase(self, result: Any) -> Phase | None:
-        """Return the phase of a call; None for a call by a rule on arrays."""
+        """Return the phase of a call; None for a call by a VJP on arrays."""
         if not self._passes:
             return "forward"
         if [kind for kind in self.running if kind != "hook"][-1] == "rerun":
@@ -149,17 +149,17 @@ class _ReceiptRecorder(Recorder):
             self._count_not_done(call, needing=())
         self._unrecorded.clear()
 
-    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
-        """Count a rule, and what the engine does with its result."""
+    def on_vjp(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+        """Count a VJP, and what the engine does with its result."""
         running = self._passes[-1]
         if node.order != running.visited:
             running.visited, running.edge, running.needed = node.order, 0, []
             self._count_visit(node)
         edge = self._next_edge(running, node, place)
-        if not running.recorded:  # else all that a rule does is seen in calls
+        if not running.recorded:  # else all that a VJP does is seen in calls
             assert node.op is not None
             name = node.op.input_name(edge[1])
-            self._count_rule(running, node, edge, name)
+            self._count_vjp(running, node, edge, name)
             if result.size > math.prod(place.shape):
                 self._receipt.count("backward", node.name, name, result.size, calls=0)
             if place.order in running.reached:
@@ -172,7 +172,7 @@ class _ReceiptRecorder(Recorder):
 
     @staticmethod
     def _next_edge(running: _Pass, node: Node, place: Node) -> Edge:
-        """Return the edge of the rule that ran; one tensor may be several inputs of a node."""
+        """Return the edge of the VJP that ran; one tensor may be several inputs of a node."""
         edges = node.edges or ()
         while edges[running.edge][0] is not place:
             running.edge += 1
@@ -180,7 +180,7 @@ class _ReceiptRecorder(Recorder):
         return edges[running.edge - 1]
 
     def _count_visit(self, node: Node) -> None:
-        """Count the products of `node` that are not done, before its first rule runs."""
+        """Count the products of `node` that are not done, before its first VJP runs."""
         if node.op is not None and node.order in self._calls:
             needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
             self._count_not_done(self._calls[node.order], needing)
@@ -188,36 +188,36 @@ class _ReceiptRecorder(Recorder):
     def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
         """Count the products of a call for the inputs that were given and need no gradient."""
         op = call.op
-        for position, rule in op.rules if op.product else ():
+        for position, vjp in op.vjps if op.product else ():
             name = op.parameters[position]
             if name not in needing and call.has(name):
-                flops = rule_flops(call, position, rule)
+                flops = vjp_flops(call, position, vjp)
                 if flops:
                     self._receipt.count("not done", op.name, name, flops)
 
-    def _count_rule(self, running: _Pass, node: Node, edge: Edge, name: str) -> None:
+    def _count_vjp(self, running: _Pass, node: Node, edge: Edge, name: str) -> None:
         op = node.op
         if op is CHECKPOINT or op is None:
             return  # its work is that of the ops inside, which are seen themselves
         call = self._calls.get(node.order)
         if call is None:
-            self._cannot_count(f"rule of {op.name}, an op that was recorded outside of the receipt")
+            self._cannot_count(f"VJP of {op.name}, an op that was recorded outside of the receipt")
             return
-        _, position, rule, *saved = edge
+        _, position, vjp, *saved = edge
         before = running.needed
         running.needed = [*before, name]
         flops: int | None = 0
         shared: int | None = 0
-        if op.plain or rule.cost is not None:
-            flops = rule_flops(call, position, rule, saved)
+        if op.plain or vjp.cost is not None:
+            flops = vjp_flops(call, position, vjp, saved)
         if not op.plain:
-            after = joint_rule_flops(call, rule, running.needed, saved)
-            first = joint_rule_flops(call, rule, before, saved)
+            after = joint_vjp_flops(call, vjp, running.needed, saved)
+            first = joint_vjp_flops(call, vjp, before, saved)
             shared = None if after is None or first is None else after - first
         if flops is None or shared is None:
             self._cannot_count(
-                f"rule of {op.name} for {name}, which is not written in ops only; cost=... beside "
-                f"the rule makes it count"
+                f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside "
+                f"the VJP makes it count"
             )
             return
         self._receipt.count("backward", op.name, name, flops)

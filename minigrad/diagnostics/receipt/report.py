@@ -23,7 +23,7 @@ class ReceiptRow(NamedTuple):
         op: the name of an op or an optimiser; "sum of gradients" where several meet in one tensor.
         input: the input whose gradient it is, "shared" for work that serves several of them; empty
             in a forward pass.
-        calls: how many calls or rules.
+        calls: how many calls or VJPs.
         flops: how many FLOPs they took, by the conventions in `receipt/sketch.py`.
     """
 
@@ -65,7 +65,7 @@ class Receipt:
         trained: how many elements these leaves have.
         optimizer_bytes: bytes of the state of the optimisers that made a step.
         timeline: the bytes saved for backward, after every change.
-        uncounted: calls and rules that are in no sum, and how many, such as those of a kernel
+        uncounted: calls and VJPs that are in no sum, and how many, such as those of a kernel
             without a cost.
         interrupted_by: the name of the error that ended the block, or None.
     """
@@ -110,7 +110,7 @@ class Receipt:
 
     @property
     def backward_flops(self) -> int:
-        """FLOPs of the rules in backward passes, and of the sums of their results."""
+        """FLOPs of the VJPs in backward passes, and of the sums of their results."""
         return self.flops_of("backward")
 
     @property

@@ -1,7 +1,7 @@
 """Sketches: arrays that have a shape and a dtype, but no elements; and the FLOPs of an op on them.
 
 An op that is called on Tensors of sketches returns a Tensor of a sketch, and adds to a tally the
-FLOPs that the call would take. So nobody writes down the cost of a derivative rule, of a
+FLOPs that the call would take. So nobody writes down the cost of a VJP, of a
 composition or of a forward in numpy: one run finds it, in microseconds whatever the shapes are. The
 conventions:
 
@@ -10,7 +10,7 @@ conventions:
 - a reduction is 1 FLOP for each element that goes in;
 - an operation that only moves or converts elements (a view, a copy, an index) is 0.
 
-The FLOPs of a kernel cannot be seen, so the block of its op gives them: `@op(cost=1)`. A rule that
+The FLOPs of a kernel cannot be seen, so the block of its op gives them: `@op(cost=1)`. A VJP that
 depends on the values of its operands is counted for ordinary values: `any` of a condition is false,
 and `all` is true.
 """

@@ -26,7 +26,7 @@ def bent(x, power=1.5):
     return x**power + np.sqrt(x)
 
 
-bent.rule("x", lambda g, x, power: g * (power * x ** (power - 1) + 0.5 / mg.sqrt(x)))
+bent.vjp("x", lambda g, x, power: g * (power * x ** (power - 1) + 0.5 / mg.sqrt(x)))
 
 # --------------------------------------------------------------------------------------------------
 # What comes with it
@@ -63,7 +63,7 @@ def test_receipt():
     assert rows["forward", "bent"] == 3 * 6  # a power, a root and a sum for each element
     assert rows["backward", "bent"] == 6 * 6  # a power, a root, a quotient, two products, a sum
     assert r.saved_bytes == 0
-    assert r.input_bytes == X.nbytes  # its rule saved x
+    assert r.input_bytes == X.nbytes  # its VJP saved x
 
 
 def test_pictures(tmp_path):

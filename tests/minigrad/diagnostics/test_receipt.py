@@ -207,7 +207,7 @@ def test_a_recorded_backward_and_the_one_through_it():
     with receipt() as r:
         y = (x * x * x).sum()
         first = grad(y, x, create_graph=True)
-    # 2 rules of each product, and 2 times a sum of gradients
+    # 2 VJPs of each product, and 2 times a sum of gradients
     assert r.backward_flops == 4 * 50 + 2 * 50
     with receipt() as both:
         y = (x * x * x).sum()
@@ -306,10 +306,10 @@ def test_a_graph_recorded_before_the_receipt_is_listed_as_not_counted():
     with receipt() as r:
         y.backward()
     assert r.uncounted == {
-        "rule of exp, an op that was recorded outside of the receipt": 1,
-        "rule of sum, an op that was recorded outside of the receipt": 1,
+        "VJP of exp, an op that was recorded outside of the receipt": 1,
+        "VJP of sum, an op that was recorded outside of the receipt": 1,
     }
-    assert "not counted: 1 x rule of exp" in repr(r)
+    assert "not counted: 1 x VJP of exp" in repr(r)
     assert (r.saved_bytes, r.timeline) == (0, [])
 
 

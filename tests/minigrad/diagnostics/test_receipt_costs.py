@@ -1,4 +1,4 @@
-"""The costs of ops and of rules: what is found on sketches is what the ops in them really do."""
+"""The costs of ops and of VJPs: what is found on sketches is what the ops in them really do."""
 
 import gc
 import math
@@ -17,7 +17,7 @@ from tests.cases import CASES
 
 DIFFERENTIABLE = [case for case in CASES if case.order]
 
-# What a rule does depends on the numbers here: 0s in a product, nans, singular matrices.
+# What a VJP does depends on the numbers here: 0s in a product, nans, singular matrices.
 ON_VALUES = ("zero", "nan", "singular")
 # Sums over axes of 1, which are counted where they are ops.
 OVER_ONE = {"matmul-vectors", "matmul-vector and matrix", "dot-vectors", "dot-vector and matrix"}
@@ -31,7 +31,7 @@ KERNELS = (
     "gelu-approximate",
     "gelu-tails",
 )
-# Rules that are replayed: the recorded pass runs the forward again, and then does the same.
+# VJPs that are replayed: the recorded pass runs the forward again, and then does the same.
 REPLAYED = ("gelu", "lora_linear")
 
 
@@ -67,8 +67,8 @@ def test_every_op_that_any_row_of_the_cases_calls_is_counted():
 
 
 @pytest.mark.full
-def test_a_rule_costs_what_the_ops_in_it_cost():
-    """A recorded pass is made of calls, which are counted one by one, not by the rules' costs."""
+def test_a_vjp_costs_what_the_ops_in_it_cost():
+    """A recorded pass is made of calls, which are counted one by one, not by the VJPs' costs."""
     wrong, right = {}, set()
     for case in filter(exact, DIFFERENTIABLE):
         tensors, inputs = floats(case)
@@ -80,13 +80,13 @@ def test_a_rule_costs_what_the_ops_in_it_cost():
                     v = Tensor(np.ones(out.shape))
                     grad(out, inputs, v, create_graph=create_graph, allow_unused=True)
             counted.append(r)
-        by_rules, by_calls = counted
-        again = by_rules.forward_flops if case.name in REPLAYED else 0
-        if by_rules.backward_flops != by_calls.backward_flops - again:
-            wrong[str(case)] = by_rules.backward_flops, by_calls.backward_flops - again
+        by_vjps, by_calls = counted
+        again = by_vjps.forward_flops if case.name in REPLAYED else 0
+        if by_vjps.backward_flops != by_calls.backward_flops - again:
+            wrong[str(case)] = by_vjps.backward_flops, by_calls.backward_flops - again
         right.add(case.name)
     assert wrong == {}
-    differentiable = {name for name, op in OPS.items() if op.rules}
+    differentiable = {name for name, op in OPS.items() if op.vjps}
     assert differentiable - right == {"layer_norm", "rms_norm"}
 
 
@@ -169,7 +169,7 @@ def test_a_cost_is_found_once_for_each_signature():
         runs.append(x)
         return 2 * x
 
-    double.rule("x", lambda g: runs.append(g) or 2 * g)
+    double.vjp("x", lambda g: runs.append(g) or 2 * g)
     x, y = (Tensor(np.ones(shape), requires_grad=True) for shape in ((5,), (7, 2)))
     with receipt() as r:
         for leaf in (x, x, y, x):
@@ -196,28 +196,28 @@ def test_what_a_forward_calls_beside_numpy_is_not_counted_until_the_op_has_a_cos
         return np.array([math.exp(v) for v in x])
 
     hidden = minigrad.op(kernel)
-    hidden.rule("x", lambda g, out: kernel(np.log(g * out)))
+    hidden.vjp("x", lambda g, out: kernel(np.log(g * out)))
     r = counted(hidden, 5)
     assert list(r.uncounted) == [
         "call of kernel, an op that is not written in functions of numpy only; @op(cost=...) makes "
         "it count",
-        "rule of kernel for x, which is not written in ops only; cost=... beside the rule makes it "
+        "VJP of kernel for x, which is not written in ops only; cost=... beside the VJP makes it "
         "count",
     ]
     assert "not counted: 1 x call of kernel" in repr(r)
     assert r.forward_flops == 5  # of the sum
     known = minigrad.op(cost=1)(kernel)
-    known.rule("x", lambda g, out: kernel(np.log(g * out)), cost=lambda x, out: x.size + out.size)
+    known.vjp("x", lambda g, out: kernel(np.log(g * out)), cost=lambda x, out: x.size + out.size)
     r = counted(known, 5)
     assert (r.forward_flops, r.backward_flops, r.uncounted) == (10, 10, {})
 
 
-def test_the_rule_of_a_sequence_is_counted():
+def test_the_vjp_of_a_sequence_is_counted():
     @minigrad.op
     def joined(arrays, axis=0):
         return np.concatenate(arrays, axis)
 
-    @joined.rule("arrays")
+    @joined.vjp("arrays")
     def _one(g, position, arrays_shape, axis):
         starts = arrays_shape.starts(axis)
         part = minigrad.getitem(g, (*[slice(None)] * axis, slice(*starts[position : position + 2])))
@@ -227,7 +227,7 @@ def test_the_rule_of_a_sequence_is_counted():
     assert (r.forward_flops, r.backward_flops, r.uncounted) == (18, 18, {})
 
 
-def test_a_joint_rule_in_ops_is_counted_for_the_inputs_that_need_it():
+def test_a_joint_vjp_in_ops_is_counted_for_the_inputs_that_need_it():
     @minigrad.op
     def ratio(x, y):
         return x / y
@@ -236,7 +236,7 @@ def test_a_joint_rule_in_ops_is_counted_for_the_inputs_that_need_it():
         shared = g / y
         return shared, -shared * x / y if needs[1] else None
 
-    ratio.joint_rule(("x", "y"), both)
+    ratio.joint_vjp(("x", "y"), both)
     for of_x, of_y, flops in ((True, False, 4), (True, True, 16), (False, True, 16)):
         x, y = (Tensor(np.ones(4), requires_grad=flag) for flag in (of_x, of_y))
         with receipt() as r:
