@@ -19,7 +19,7 @@ Tensors and leaves a graph of its own: derivatives of any order.
 
 Three kinds of ops need more than that:
 
-- an op of many inputs takes them as one sequence, and its VJP is given the `position`;
+- an op of many inputs takes them as one sequence, and its VJP is given the `argnum`;
 - inputs whose derivatives share work have one `joint_vjp`, which is given which of them `needs` a
   gradient;
 - a fused op names the `composition` that it replaces. If its VJP works on arrays only (a kernel),
@@ -60,7 +60,7 @@ class VJP:
     Attributes:
         derivative: called as `derivative(g, *saved)`.
         slots: for each parameter after `g`, its index among the op's parameters and then `out`,
-            `position` and `kept`, and whether only the shape is needed.
+            `argnum` and `kept`, and whether only the shape is needed.
         cost: the FLOPs, by the name of an input for a joint VJP; None if a run finds them.
     """
 
@@ -78,7 +78,7 @@ class VJP:
             raise ValueError(
                 f"a VJP of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}"
             )
-        special = ("out", "position", "kept") if op.keeps else ("out", "position")
+        special = ("out", "argnum", "kept") if op.keeps else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
@@ -105,7 +105,7 @@ class Op(Generic[P]):
         forward: the function on arrays. It returns a new array or a view, and has no side effect.
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
-        vjps: `(position, VJP)` for each input that the op can be differentiated by.
+        vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
         floats: whether it is a function of floats, and computes with floats also of integers.
@@ -142,12 +142,12 @@ class Op(Generic[P]):
         self.vjps: list[tuple[int, VJP]] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
-            if name.startswith("_") or name in ("g", "kept", "needs", "out", "position"):
+            if name.startswith("_") or name in ("g", "kept", "needs", "out", "argnum"):
                 raise ValueError(f"a parameter of an op cannot be named {name!r}")
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise ValueError(
                     f"an op names all its parameters; {parameter} does not (many inputs are one "
-                    f"parameter, a sequence, with a VJP that names `position`)"
+                    f"parameter, a sequence, with a VJP that names `argnum`)"
                 )
         self.parameters = tuple(self.signature.parameters)
         self.takes_sequence = False
@@ -199,7 +199,7 @@ class Op(Generic[P]):
 
         Given g = dL/d(out), a VJP returns dL/d(input); broadcasting and dtypes are not its
         concern. It is written in ops and the operators + - * / ** and comparisons, and writes to no
-        array. If it names `position`, the input is a sequence of arrays, and the VJP is for one of
+        array. If it names `argnum`, the input is a sequence of arrays, and the VJP is for one of
         them.
 
         Args:
@@ -213,24 +213,24 @@ class Op(Generic[P]):
         """
         if derivative is None:
             return lambda function: self.vjp(name, function, cost=cost)
-        position = self._position(name)
+        argnum = self._argnum(name)
         if not self.plain or self.takes_sequence:
             raise ValueError(
                 f"`{self.name}` has a VJP for several inputs at once, which must be the only one"
             )
-        if any(position == known for known, _ in self.vjps):
+        if any(argnum == known for known, _ in self.vjps):
             raise ValueError(f"`{self.name}` already has a VJP for {name!r}")
         for function in _functions(cost):
             self._check_names(function, "out")
         vjp = VJP(self, derivative, ("g",), cost)
         if any(slot == len(self.parameters) + 1 for slot, _ in vjp.slots):
-            if position != 0 or self.replayed or self.vjps:
+            if argnum != 0 or self.replayed or self.vjps:
                 raise ValueError(
                     f"`{self.name}`: a sequence of inputs is the first parameter, has the only "
                     f"VJP, and is not replayed"
                 )
             self.takes_sequence = True
-        self.vjps.append((position, vjp))
+        self.vjps.append((argnum, vjp))
         self._rewrite()
         return derivative
 
@@ -260,7 +260,7 @@ class Op(Generic[P]):
         for function in _functions(cost):
             self._check_names(function, "out", "needs")
         vjp = VJP(self, derivative, ("g", "needs"), cost)
-        self.vjps = [(self._position(name), vjp) for name in names]
+        self.vjps = [(self._argnum(name), vjp) for name in names]
         self.plain = False
         self._rewrite()
 
@@ -279,25 +279,21 @@ class Op(Generic[P]):
                     f"{', '.join((*self.parameters, *others))}"
                 )
 
-    def _position(self, name: str) -> int:
+    def _argnum(self, name: str) -> int:
         if name not in self.parameters:
             raise ValueError(
                 f"`{self.name}` has no input {name!r}, only {', '.join(self.parameters)}"
             )
         return self.parameters.index(name)
 
-    def is_required(self, position: int) -> bool:
-        """Return whether the input at `position` cannot be left out."""
-        default = self.signature.parameters[self.parameters[position]].default
+    def is_required(self, argnum: int) -> bool:
+        """Return whether the input at `argnum` cannot be left out."""
+        default = self.signature.parameters[self.parameters[argnum]].default
         return self.takes_sequence or default is inspect.Parameter.empty
 
-    def input_name(self, position: int) -> str:
-        """Return the name of the input at `position` for a message."""
-        return (
-            f"{self.parameters[0]}[{position}]"
-            if self.takes_sequence
-            else self.parameters[position]
-        )
+    def input_name(self, argnum: int) -> str:
+        """Return the name of the input at `argnum` for a message."""
+        return f"{self.parameters[0]}[{argnum}]" if self.takes_sequence else self.parameters[argnum]
 
     # ----------------------------------------------------------------------------------------------
     # The call
@@ -344,10 +340,10 @@ class Op(Generic[P]):
         tracked = isinstance(g, Tensor)
         if not (tracked or self.plain):
             return self._jointly(edges, g, edges[0][3:])
-        parents = {position: parent for parent, position, *_ in node.edges or ()} if tracked else {}
+        parents = {argnum: parent for parent, argnum, *_ in node.edges or ()} if tracked else {}
         if tracked and self.replayed:
             assert self.composition is not None
-            wanted = [position for _, position, *_ in edges]
+            wanted = [argnum for _, argnum, *_ in edges]
             return replay(self.composition, node.arguments, parents, wanted, g)
         if self.plain:
             return [
@@ -360,11 +356,11 @@ class Op(Generic[P]):
     def _jointly(self, edges: Sequence[Edge], g: Any, saved: Sequence[Any]) -> list[Any]:
         """Run the joint VJP, and return its gradient for each edge."""
         needed = [edge[1] for edge in edges]
-        known = [position for position, _ in self.vjps]
+        known = [argnum for argnum, _ in self.vjps]
         results = edges[0][2].derivative(g, tuple([p in needed for p in known]), *saved)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
             raise TypeError(f"the joint VJP of `{self.name}` must return {len(known)} gradients")
-        return [results[known.index(position)] for position in needed]
+        return [results[known.index(argnum)] for argnum in needed]
 
     def _linked(
         self, node: Node, vjp: VJP, saved: Sequence[Any], parents: Mapping[int, Node]
@@ -421,9 +417,9 @@ def replay(
     Args:
         function: the function to run.
         arguments: its arguments, with arrays for tensors that need a gradient.
-        parents: the nodes of these in the outer graph, by position. Positions beyond the arguments
+        parents: the nodes of these in the outer graph, by argnum. Argnums beyond the arguments
             are tensors that `function` uses without getting them as arguments.
-        wanted: the positions to differentiate by.
+        wanted: the argnums to differentiate by.
         g: the gradient of the result; as a Tensor, the gradients become a part of the outer graph.
 
     Returns:
@@ -432,25 +428,25 @@ def replay(
     inputs = list(arguments)
     ends = dict(parents)
     with grad_mode(True):
-        for position in range(len(arguments)):
-            if position in parents:
-                linked = identity(Tensor.at(arguments[position], parents[position]))
+        for argnum in range(len(arguments)):
+            if argnum in parents:
+                linked = identity(Tensor.at(arguments[argnum], parents[argnum]))
                 assert linked.node is not None
-                inputs[position], ends[position] = linked, linked.node
+                inputs[argnum], ends[argnum] = linked, linked.node
         result = function(*inputs)
     create_graph = isinstance(g, Tensor)
     arrived: dict[Node, Any] = {}
     if result.node is not None:
         arrived = propagate(
             {result.node: g},
-            wanted={ends[position] for position in wanted},
+            wanted={ends[argnum] for argnum in wanted},
             stop=set(ends.values()),
             retain_graph=create_graph,
             create_graph=create_graph,
         )
     return [
         arrived[end] if end in arrived else np.zeros(end.shape, end.dtype)
-        for end in (ends[position] for position in wanted)
+        for end in (ends[argnum] for argnum in wanted)
     ]
 
 

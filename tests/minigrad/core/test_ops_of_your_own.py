@@ -251,8 +251,8 @@ def total_op():
         return sum(a**power for a in arrays)
 
     @total.vjp("arrays")
-    def _total_one(g, position, arrays, power):
-        return g * power * arrays[position] ** (power - 1)
+    def _total_one(g, argnum, arrays, power):
+        return g * power * arrays[argnum] ** (power - 1)
 
     return total
 
@@ -485,7 +485,7 @@ def sample(x, y, n=3):
         (lambda: sample.joint_vjp(["x"], lambda g, x: g), "takes g, needs first, not g, x"),
         (lambda: sample.joint_vjp(["z"], lambda g, needs: g), "has no input 'z'"),
         (
-            lambda: sample.vjp("y", lambda g, position: g),
+            lambda: sample.vjp("y", lambda g, argnum: g),
             "a sequence of inputs is the first parameter",
         ),
     ],
@@ -524,7 +524,7 @@ def test_a_vjp_beside_that_of_a_sequence_is_refused():
         total_op().vjp("power", lambda g: g)
 
 
-@pytest.mark.parametrize("name", ["g", "out", "needs", "position", "_x"])
+@pytest.mark.parametrize("name", ["g", "out", "needs", "argnum", "_x"])
 def test_reserved_names_of_parameters_are_refused(name):
     namespace = {"__name__": __name__}
     exec(f"def f({name}): return {name}", namespace)

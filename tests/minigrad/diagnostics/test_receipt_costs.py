@@ -218,9 +218,9 @@ def test_the_vjp_of_a_sequence_is_counted():
         return np.concatenate(arrays, axis)
 
     @joined.vjp("arrays")
-    def _one(g, position, arrays_shape, axis):
+    def _one(g, argnum, arrays_shape, axis):
         starts = arrays_shape.starts(axis)
-        part = minigrad.getitem(g, (*[slice(None)] * axis, slice(*starts[position : position + 2])))
+        part = minigrad.getitem(g, (*[slice(None)] * axis, slice(*starts[argnum : argnum + 2])))
         return part * 1.0
 
     r = counted(lambda *xs: joined(xs), (2, 3), (4, 3))
