@@ -135,7 +135,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     passed = ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items())
     lines += [
         "try:",
-        f"    {'_out, _kept' if op.keeps else '_out'} = _forward({passed})",
+        f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})",
         "except (IndexError, OverflowError, TypeError, ValueError) as _error:",
         f"    raise _explained(_op, _error, ({all_data})) from _error",
         "_recording, _observers = _mode.state",
@@ -172,7 +172,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             "    _node.dtype = _out.dtype",
             "    _node.watched = False",
         ]
-    slots = [*data.values(), "_out", "", "_kept"]  # the third is `argnum`, of sequences only
+    slots = [*data.values(), "_out", "", "_residuals"]  # the third is `argnum`, of sequences only
     for argnum, vjp in vjps.items():
         p = op.parameters[argnum]
         saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)

@@ -45,7 +45,7 @@ class OpLike(Protocol):
     vjps: list[tuple[int, Any]]
     replayed: bool
     floats: bool
-    keeps: bool
+    returns_residuals: bool
     cost: Cost | None
     shape: Callable[..., tuple[int, ...]] | None
     nonfinite_hint: Hint | None

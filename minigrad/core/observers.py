@@ -22,6 +22,11 @@ from minigrad.core.tensor import Tensor
 class Observer:
     """Base class of observers: override the methods for what you want to see."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "on_rule" in vars(cls):
+            raise TypeError(f"{cls.__qualname__}.on_rule: it is 'on_vjp' since minigrad 0.2")
+
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """`op` was called on `inputs` (Tensors, arrays, options as given) and returned `result`."""
 

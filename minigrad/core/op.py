@@ -20,12 +20,12 @@ Tensors and leaves a graph of its own: derivatives of any order.
 Three kinds of ops need more than that:
 
 - an op of many inputs takes them as one sequence, and its VJP is given the `argnum`;
-- inputs whose derivatives share work have one `joint_vjp`, which is given which of them `needs` a
-  gradient;
+- inputs whose derivatives share work have one `joint_vjp`, and `needs_input_grad` says for which of
+  them a gradient is needed;
 - a fused op names the `composition` that it replaces. If its VJP works on arrays only (a kernel),
   `replayed=True` makes a derivative of higher order run the composition instead. If the VJP needs
-  more than the result, the forward `keeps` it: it returns `(out, kept)`, and a VJP may name
-  `kept`.
+  more than the result, the op has `returns_residuals=True`: its forward returns
+  `(out, residuals)`, and a VJP may name `residuals`.
 
 An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
 results that are not finite. All else they find in its block: the FLOPs of a VJP, for example, by
@@ -54,13 +54,24 @@ OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. An op that you define is a function of yours, and not listed."""
 
 
+_RENAMED = {
+    "rule": "vjp",
+    "joint_rule": "joint_vjp",
+    "rules": "vjps",
+    "keeps": "returns_residuals",
+    "kept": "residuals",
+    "position": "argnum",
+}
+"""Names of version 0.1 and the ones that they have now."""
+
+
 class VJP:
     """A derivative, with its parameters resolved to the values that a call has to save for it.
 
     Attributes:
         derivative: called as `derivative(g, *saved)`.
         slots: for each parameter after `g`, its index among the op's parameters and then `out`,
-            `argnum` and `kept`, and whether only the shape is needed.
+            `argnum` and `residuals`, and whether only the shape is needed.
         cost: the FLOPs, by the name of an input for a joint VJP; None if a run finds them.
     """
 
@@ -75,10 +86,11 @@ class VJP:
     ) -> None:
         names = tuple(inspect.signature(derivative).parameters)
         if names[: len(leading)] != leading:
+            old = "; 'needs' is 'needs_input_grad' since minigrad 0.2" if "needs" in names else ""
             raise ValueError(
-                f"a VJP of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}"
+                f"a VJP of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}{old}"
             )
-        special = ("out", "argnum", "kept") if op.keeps else ("out", "argnum")
+        special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
@@ -86,6 +98,11 @@ class VJP:
                 self.slots.append((known[name], False))
             elif name.removesuffix("_shape") in known:
                 self.slots.append((known[name.removesuffix("_shape")], True))
+            elif name in _RENAMED:
+                raise ValueError(
+                    f"a VJP of `{op.name}` asks for {name!r}, which is {_RENAMED[name]!r} since "
+                    f"minigrad 0.2"
+                )
             else:
                 raise ValueError(
                     f"a VJP of `{op.name}` asks for {name!r}; it can have g, out and "
@@ -109,7 +126,7 @@ class Op(Generic[P]):
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
         floats: whether it is a function of floats, and computes with floats also of integers.
-        keeps: whether the forward returns a pair, the result and a value for the VJPs.
+        returns_residuals: whether the forward returns a pair, the result and a value for the VJPs.
         cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
@@ -120,7 +137,7 @@ class Op(Generic[P]):
     composition: Callable[..., Any] | None = None
     replayed: bool = False
     floats: bool = False
-    keeps: bool = False
+    returns_residuals: bool = False
     cost: Cost | None = None
     shape: Callable[..., tuple[int, ...]] | None = None
     product: bool = False
@@ -132,9 +149,10 @@ class Op(Generic[P]):
         vars(self).update(properties)
         if self.replayed and self.composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
-        if self.keeps and not self.replayed:
+        if self.returns_residuals and not self.replayed:
             raise ValueError(
-                "an op with keeps=True must be replayed: what it keeps has no node in the graph"
+                "an op with returns_residuals=True must have replayed=True as well, because "
+                "residuals have no node in the graph"
             )
         self.forward = forward
         self.known_flops: dict[Any, int | None] = {}
@@ -142,7 +160,13 @@ class Op(Generic[P]):
         self.vjps: list[tuple[int, VJP]] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
-            if name.startswith("_") or name in ("g", "kept", "needs", "out", "argnum"):
+            if name.startswith("_") or name in (
+                "g",
+                "out",
+                "argnum",
+                "residuals",
+                "needs_input_grad",
+            ):
                 raise ValueError(f"a parameter of an op cannot be named {name!r}")
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise ValueError(
@@ -175,6 +199,11 @@ class Op(Generic[P]):
         def __get__(self, owner, kind=None):
             """Make an op in a class a method, as any function; `help` knows functions by this."""
             return self if owner is None else MethodType(self, owner)
+
+        def __getattr__(self, name):
+            """Raise an error, which gives the new name of what was renamed."""
+            hint = f"; it is {_RENAMED[name]!r} since minigrad 0.2" if name in _RENAMED else ""
+            raise AttributeError(f"an op has no attribute {name!r}{hint}", name=name, obj=self)
 
     # ----------------------------------------------------------------------------------------------
     # VJPs
@@ -241,16 +270,16 @@ class Op(Generic[P]):
         *,
         cost: Mapping[str, Cost] | None = None,
     ) -> None:
-        """Give several inputs one VJP: `derivative(g, needs, ...)` returns a gradient for each.
+        """Give several inputs one VJP: `derivative(g, needs_input_grad, ...)` returns one for each.
 
-        `needs` has a bool for each of `names`; where it is False, the gradient may be None.
+        `needs_input_grad` has a bool for each of `names`; where it is False, None will do.
 
         Args:
             names: the inputs.
             derivative: the VJP.
             cost: the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an
                 input, 0 where it is missing; under "shared", those that serve several inputs, which
-                may name `needs`, the set of the inputs that need a gradient.
+                may name `needs_input_grad`, the set of the inputs that need a gradient.
 
         Raises:
             ValueError: if there is no such input, or the op has VJPs already.
@@ -258,8 +287,8 @@ class Op(Generic[P]):
         if self.vjps:
             raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
         for function in _functions(cost):
-            self._check_names(function, "out", "needs")
-        vjp = VJP(self, derivative, ("g", "needs"), cost)
+            self._check_names(function, "out", "needs_input_grad")
+        vjp = VJP(self, derivative, ("g", "needs_input_grad"), cost)
         self.vjps = [(self._argnum(name), vjp) for name in names]
         self.plain = False
         self._rewrite()
@@ -391,7 +420,7 @@ class Op(Generic[P]):
             *(f"its input {name}" for name in self.parameters),
             "its result",
             "a number",
-            "what it kept",
+            "its residuals",
         ]
         for _, _, vjp, *saved in edges:
             for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
@@ -466,7 +495,7 @@ def op(
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
     floats: bool = False,
-    keeps: bool = False,
+    returns_residuals: bool = False,
     cost: Cost | None = None,
     shape: Callable[..., tuple[int, ...]] | None = None,
     product: bool = False,
@@ -480,7 +509,7 @@ def op(
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
     floats: bool = False,
-    keeps: bool = False,
+    returns_residuals: bool = False,
     cost: Cost | None = None,
     shape: Callable[..., tuple[int, ...]] | None = None,
     product: bool = False,
@@ -500,8 +529,8 @@ def op(
         replayed: the VJPs of the op work on arrays only.
         floats: it is a function of floats: it computes in float64 for integers, and in float32 for
             float16; its result, if a Tensor, is then of float32 or of float16.
-        keeps: the function returns `(out, kept)`, for VJPs that name `kept`. The op still returns
-            `out` only.
+        returns_residuals: the function returns `(out, residuals)`, for VJPs that name `residuals`.
+            The op still returns `out` only.
         cost: the FLOPs of a call: a number for each element of the result, or a function that
             returns their sum. If it is left out, they are those of the composition, or of the
             functions of numpy in the forward; where these are not seen, receipts do not count it.
@@ -517,7 +546,8 @@ def op(
 
     def make(function: Callable[P, Any]) -> Op[P]:
         made = Op(
-            function, composition=composition, replayed=replayed, floats=floats, keeps=keeps,
+            function, composition=composition, replayed=replayed, floats=floats,
+            returns_residuals=returns_residuals,
             cost=cost, shape=shape, product=product, fresh=fresh,
             nonfinite_hint=nonfinite_hint, gradient_hint=gradient_hint,
         )  # fmt: skip

@@ -169,7 +169,7 @@ def wrong(op: Op[Any], name: str, derivative: Callable[..., Any]) -> Iterator[No
 @contextmanager
 def wrong_together(op: Op[Any], derivative: Callable[..., Any]) -> Iterator[None]:
     """Another joint VJP."""
-    vjp = VJP(op, derivative, ("g", "needs"))
+    vjp = VJP(op, derivative, ("g", "needs_input_grad"))
     with _vjps(op, [(argnum, vjp) for argnum, _ in op.vjps]):
         yield
 

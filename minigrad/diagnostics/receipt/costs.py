@@ -151,21 +151,23 @@ def vjp_flops(
 
 
 def joint_vjp_flops(
-    call: SketchedCall, vjp: VJP, needs: Collection[str], saved: Sequence[Any]
+    call: SketchedCall, vjp: VJP, needs_input_grad: Collection[str], saved: Sequence[Any]
 ) -> int | None:
     """Return the FLOPs of a joint VJP, or of one with costs, those that serve several inputs.
 
     Args:
         call: the call that it belongs to.
         vjp: the joint VJP.
-        needs: the inputs that need a gradient.
+        needs_input_grad: the inputs that need a gradient.
         saved: what the VJP saved.
     """
-    if not needs:
+    if not needs_input_grad:
         return 0
     if isinstance(vjp.cost, Mapping):
-        return flops(vjp.cost.get("shared", 0), call.values | {"needs": set(needs)})
-    flags = tuple(call.op.parameters[argnum] in needs for argnum, _ in call.op.vjps)
+        return flops(
+            vjp.cost.get("shared", 0), call.values | {"needs_input_grad": set(needs_input_grad)}
+        )
+    flags = tuple(call.op.parameters[argnum] in needs_input_grad for argnum, _ in call.op.vjps)
     return call.flops_of(vjp, vjp.derivative, call.out, flags, *map(call.sketch, saved))
 
 

@@ -232,9 +232,9 @@ def test_a_joint_vjp_in_ops_is_counted_for_the_inputs_that_need_it():
     def ratio(x, y):
         return x / y
 
-    def both(g, needs, x, y):
+    def both(g, needs_input_grad, x, y):
         shared = g / y
-        return shared, -shared * x / y if needs[1] else None
+        return shared, -shared * x / y if needs_input_grad[1] else None
 
     ratio.joint_vjp(("x", "y"), both)
     for of_x, of_y, flops in ((True, False, 4), (True, True, 16), (False, True, 16)):
