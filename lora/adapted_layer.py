@@ -406,6 +406,11 @@ class AdaptedLayer(Module):
         return ", ".join(parts)
 
 
+def label_of(name: str) -> str:
+    """Name a layer in an error; without a name it is the model itself."""
+    return f"layer {name!r}" if name else "the layer"
+
+
 @dataclass(frozen=True)
 class MergedWeight:
     """A merged weight, and what it was computed from, so that a change is noticed.

@@ -171,6 +171,11 @@ class Adapter:
         return len(self.lora_a._data)
 
     @property
+    def update_rank(self) -> int:
+        """The rank of the complete update: with PiSSA, twice that of B A."""
+        return self.rank * (1 if self.start is None else 2)
+
+    @property
     def rng(self) -> np.random.Generator | None:
         """The generator that dropout draws from."""
         return self._rng
@@ -232,6 +237,11 @@ class Adapter:
             ops.concatenate([self.lora_a, self.lora_a - a]),
             ops.concatenate([self.lora_b - b, b], axis=1),
         )
+
+    def exact_factors(self) -> tuple[Array, Array]:
+        """Return A and B of the complete update in float64."""
+        a, b = (factor._data.astype(np.float64) for factor in self.factors())
+        return a, b
 
     # ----------------------------------------------------------------------------------------------
     # DoRA
@@ -295,7 +305,7 @@ class Adapter:
 
     def _product(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Compute some rows and columns of s B A in float64."""
-        a, b = (factor._data.astype(np.float64) for factor in self.factors())
+        a, b = self.exact_factors()
         product = kernels.gemm.matmul(b[rows], a[:, columns])
         product *= self.scale
         return product
