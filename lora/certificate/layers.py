@@ -85,9 +85,10 @@ class LayerMerge:
             raise ValueError(f"{label}: shape is that of a matrix (d_out, d_in), not {self.shape}")
         if self.one_hot and self.bias is not None:
             raise ValueError(f"{label}: a table (one_hot) has no bias, but one was passed")
+        each = self.shape[:1]
         for name in ("spread", "bias", "update_error", "underflows"):
-            value, accepted = getattr(self, name), [self.shape[:1]]
-            accepted = accepted if name in ("spread", "bias") else [(), *accepted]
+            value = getattr(self, name)
+            accepted = [each] if name in ("spread", "bias") else [(), each]
             if value is not None and np.shape(value) not in accepted:
                 raise ValueError(
                     f"{label}: {name} has shape {np.shape(value)}; for a weight of shape "

@@ -16,14 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.identities.report import Verdict
-
 Array = NDArray[Any]
+Verdict = Literal["holds", "fails", "cannot tell"]
 
 _SURE = 8.0  # the L of the formula
 
