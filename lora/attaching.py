@@ -23,11 +23,11 @@ from lora.attachment.state import (
     attached_layers,
     attachment_of,
     check_name,
+    replace,
     required_attachment,
     restore_flags,
     store,
 )
-from lora.attachment.surgery import replace
 from lora.config import LoRAConfig
 from lora.switching import activate, check_switch
 from lora.variants.nf4 import NF4Linear

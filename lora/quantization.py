@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import attachment_of
-from lora.attachment.surgery import parameter_names, replace
+from lora.attachment.state import attachment_of, parameter_names, replace
 from lora.attachment.targets import is_plain, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding

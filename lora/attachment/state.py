@@ -9,13 +9,13 @@ model has both, and fits only where the same adapters are active.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.surgery import replace
 from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
 from lora.patterns import near
@@ -221,3 +221,48 @@ def restore_flags(flags: Iterable[tuple[Parameter, bool]]) -> None:
 def _check_module(model: Any) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"adapters are on a Module, not on {model!r:.60}")
+
+
+def replace(model: Module, new: Mapping[int, Module | Parameter]) -> None:
+    """Replace modules or parameters, given by id.
+
+    Attributes, lists and dicts are changed in place; a tuple of such is replaced by another.
+    """
+    for module in list(model.modules()) if new else ():
+        for name, value in vars(module).items():
+            vars(module)[name] = _replaced(value, new)
+
+
+def _replaced(value: Any, new: Mapping[int, Module | Parameter]) -> Any:
+    if isinstance(value, (Module, Parameter)):
+        return new.get(id(value), value)
+    if isinstance(value, list):
+        value[:] = [_replaced(item, new) for item in value]
+    elif isinstance(value, dict):
+        value.update({key: _replaced(item, new) for key, item in value.items()})
+    elif isinstance(value, tuple):
+        items = [_replaced(item, new) for item in value]
+        if all(map(operator.is_, items, value)):
+            return value
+        return value._make(items) if hasattr(value, "_make") else tuple(items)
+    return value
+
+
+def parameter_names(model: Module) -> dict[int, list[str]]:
+    """List all names of each parameter, by its id: one in every module that refers to it."""
+    found: dict[int, list[str]] = {}
+
+    def note(value: Any, name: str) -> None:
+        if isinstance(value, Parameter):
+            found.setdefault(id(value), []).append(name)
+        elif isinstance(value, (list, tuple)):
+            for i, item in enumerate(value):
+                note(item, f"{name}.{i}")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                note(item, f"{name}.{key}")
+
+    for prefix, module in model.named_modules():
+        for name, value in module._contents():
+            note(value, f"{prefix}.{name}" if prefix else name)
+    return found
