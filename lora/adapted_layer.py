@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import FrozenMatrix, frozen_bias
-from lora.liveness import AdapterPart, adapter_parts
+from lora.liveness import AdapterPart
 from minigrad import ops
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
@@ -236,8 +236,20 @@ class AdaptedLayer(Module):
             self.enabled = before
 
     def liveness_parts(self) -> list[AdapterPart]:
-        """Return what `minigrad.liveness` is to report of each active adapter."""
-        return adapter_parts(self)
+        """Return what `minigrad.liveness` is to report of the active adapters, or the only one."""
+        names = self.active if len(self.active) == 1 else tuple(self.adapters)
+        alone = len(names) == 1
+        return [
+            AdapterPart(
+                "" if alone else name,
+                (self.base_weight, self.bias),
+                self.adapters[name],
+                merged=self.merged if alone else name in self.merged_adapters,
+                enabled=self.enabled,
+                training=self.training,
+            )
+            for name in (names if alone else self.active)
+        ]
 
     # ----------------------------------------------------------------------------------------------
     # Forward
@@ -287,8 +299,18 @@ class AdaptedLayer(Module):
         linear = [a for a in adapters if a.lora_magnitude is None and not self._drops(a)]
         y = self._updated(x, stored, bias, linear)
         for adapter in adapters:
-            if adapter not in linear:
-                y = y + self._added(x, adapter)
+            if adapter in linear:
+                continue
+            left, factor = x, None  # by dropout
+            if self._drops(adapter):
+                assert adapter.drop is not None
+                left, factor = self.dropped(x, adapter.drop)
+            a, b = adapter.factors()
+            added = ops.linear(self.product(left, a) * adapter.scale, b)
+            if adapter.lora_magnitude is not None:
+                before = self.base(left, self.base_weight, None)
+                added = (before + added) * adapter.ratio(self.weight) - before
+            y = y + (added if factor is None else added * factor)
         return y
 
     def _updated(
@@ -300,19 +322,6 @@ class AdaptedLayer(Module):
             return y
         a, b, scale = joined(adapters)
         return y + ops.linear(self.product(x, a) * scale, b)
-
-    def _added(self, x: Tensor, adapter: Adapter) -> Tensor:
-        """Compute x dW^T by itself, with dropout on x."""
-        factor = None
-        if self._drops(adapter):
-            assert adapter.drop is not None
-            x, factor = self.dropped(x, adapter.drop)
-        a, b = adapter.factors()
-        y = ops.linear(self.product(x, a) * adapter.scale, b)
-        if adapter.lora_magnitude is not None:
-            before = self.base(x, self.base_weight, None)
-            y = (before + y) * adapter.ratio(self.weight) - before
-        return y if factor is None else y * factor
 
     def _drops(self, adapter: Adapter) -> bool:
         return adapter.drop is not None and self.training and adapter.dropout > 0
@@ -413,19 +422,13 @@ def label_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class MergedWeight:
-    """A merged weight, and what it was computed from, so that a change is noticed.
+    """A merged weight, and what it was computed from, so that a change is noticed."""
 
-    Attributes:
-        weight: W + dW, as the layer stores W.
-        parts: the scale of each adapter in it, and copies of its parameters.
-        base: the weight of the base.
-        time: the time of the merge on the clock of writes.
-    """
-
-    weight: Tensor
+    weight: Tensor  # W + dW, as the layer stores W
+    # the scale of each adapter in it, and copies of its parameters
     parts: dict[str, tuple[float, dict[str, Array]]]
-    base: Any
-    time: int
+    base: Any  # the weight of the base
+    time: int  # the time of the merge on the clock of writes
 
     def check_fresh(self, base: Any, adapters: Mapping[str, Adapter]) -> None:
         """Raise a RuntimeError if an adapter or the base has changed since the merge."""

@@ -33,23 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` has replaced.
+    """One layer that `quantize` has replaced."""
 
-    Attributes:
-        name: its name in the model.
-        pattern: the target pattern that found it.
-        shape: of its weight.
-        bytes_before: the size of the weight as floats.
-        bytes_after: the size of the weight in four bits.
-        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
-    """
-
-    name: str
-    pattern: str
-    shape: tuple[int, int]
-    bytes_before: int
-    bytes_after: int
-    error: float
+    name: str  # its name in the model
+    pattern: str  # the target pattern that found it
+    shape: tuple[int, int]  # of its weight
+    bytes_before: int  # the size of the weight as floats
+    bytes_after: int  # the size of the weight in four bits
+    error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
 
     @property
     def bytes_per_number(self) -> float:

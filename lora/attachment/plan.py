@@ -27,24 +27,15 @@ from minigrad.random import seed_of
 
 @dataclass(frozen=True)
 class Match:
-    """One layer that gets an adapter, for the report.
+    """One layer that gets an adapter, for the report."""
 
-    Attributes:
-        name: of the layer.
-        pattern: the target pattern that found it.
-        d_in, d_out: the sizes of its vectors.
-        rank: of the update.
-        added: the number of parameters of the adapter there.
-        note: a remark, such as "NF4" or "tied to head.weight".
-    """
-
-    name: str
-    pattern: str
-    d_in: int
-    d_out: int
-    rank: int
-    added: int
-    note: str = ""
+    name: str  # of the layer
+    pattern: str  # the target pattern that found it
+    d_in: int  # the size of an input vector
+    d_out: int  # the size of an output vector
+    rank: int  # of the update
+    added: int  # the number of parameters of the adapter there
+    note: str = ""  # a remark, such as "NF4" or "tied to head.weight"
 
 
 class Plan:

@@ -29,59 +29,37 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class FullCopy:
-    """A parameter of the model, and the copy of it that an adapter trains.
+    """A parameter of the model, and the copy of it that an adapter trains."""
 
-    Attributes:
-        name: the first name of the original in the model.
-        reason: the field of the configuration that asked for it.
-        original: the parameter that the model had.
-        own: the copy that the adapter trains.
-    """
-
-    name: str
-    reason: str
-    original: Parameter = field(repr=False)
-    own: TrainedCopy = field(repr=False)
+    name: str  # the first name of the original in the model
+    reason: str  # the field of the configuration that asked for it
+    original: Parameter = field(repr=False)  # the parameter that the model had
+    own: TrainedCopy = field(repr=False)  # the copy that the adapter trains
 
 
 @dataclass
 class Attached:
-    """One adapter of a model.
+    """One adapter of a model."""
 
-    Attributes:
-        config: the configuration it was made by; None if it was computed from other adapters.
-        layers: the names of its layers.
-        copies: the parameters that it trains in full.
-        flags: the `requires_grad` flags of its parameters, while it is not active.
-        seed: the seed that A was drawn from, if that is known.
-    """
-
+    # the configuration it was made by; None if it was computed from other adapters
     config: LoRAConfig | None
-    layers: list[str]
-    copies: list[FullCopy] = field(default_factory=list)
+    layers: list[str]  # the names of its layers
+    copies: list[FullCopy] = field(default_factory=list)  # the parameters that it trains in full
+    # the `requires_grad` flags of its parameters, while it is not active
     flags: list[tuple[Parameter, bool]] = field(default_factory=list)
-    seed: int | None = None
+    seed: int | None = None  # the seed that A was drawn from, if that is known
 
 
 @dataclass
 class Attachment:
-    """The adapters of a model, and what it was before. No Module, so walks over modules skip it.
+    """The adapters of a model, and what it was before. No Module, so walks over modules skip it."""
 
-    Attributes:
-        originals: the layers that were replaced by ones with adapters, by name.
-        placed: the layers that replaced them.
-        flags: `requires_grad` of every parameter before.
-        adapters: by name.
-        active: the names of those that take part.
-        disabled: how many blocks of `lora.disabled` are around.
-    """
-
-    originals: dict[str, Module]
-    placed: dict[str, AdaptedLayer]
-    flags: list[tuple[Parameter, bool]]
-    adapters: dict[str, Attached] = field(default_factory=dict)
-    active: tuple[str, ...] = ()
-    disabled: int = 0
+    originals: dict[str, Module]  # the layers that were replaced by ones with adapters, by name
+    placed: dict[str, AdaptedLayer]  # the layers that replaced them
+    flags: list[tuple[Parameter, bool]]  # `requires_grad` of every parameter before
+    adapters: dict[str, Attached] = field(default_factory=dict)  # by name
+    active: tuple[str, ...] = ()  # the names of those that take part
+    disabled: int = 0  # how many blocks of `lora.disabled` are around
 
     def check_enabled(self, what: str) -> None:
         """Raise a RuntimeError inside of `lora.disabled`, whose end would undo a change."""

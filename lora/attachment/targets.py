@@ -18,19 +18,12 @@ from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that is to get an adapter.
+    """A layer that is to get an adapter."""
 
-    Attributes:
-        name: its name in the model.
-        pattern: the first of the target patterns that found it.
-        rank: of its update.
-        alpha: of its update.
-    """
-
-    name: str
-    pattern: str
-    rank: int
-    alpha: float
+    name: str  # its name in the model
+    pattern: str  # the first of the target patterns that found it
+    rank: int  # of its update
+    alpha: float  # of its update
 
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:

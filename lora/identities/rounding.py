@@ -56,17 +56,12 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The agreement of two arrays that should be equal up to rounding.
+    """The agreement of two arrays that should be equal up to rounding."""
 
-    Attributes:
-        deviation: the difference at the element where it is the largest share of its bound.
-        bound: the bound there.
-        verdict: "fails" if a difference exceeds its bound; "cannot tell" if all that the identity
-            compares is smaller than the bound, since then it could not fail.
-    """
-
-    deviation: float
-    bound: float
+    deviation: float  # the difference at the element where it is the largest share of its bound
+    bound: float  # the bound there
+    # "fails" if a difference exceeds its bound; "cannot tell" if all that the identity
+    # compares is smaller than the bound, since then it could not fail
     verdict: Verdict
 
     @classmethod
