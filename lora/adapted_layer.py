@@ -194,11 +194,7 @@ class AdaptedLayer(Module):
             )
 
     def remove(self, name: str) -> None:
-        """Remove an adapter.
-
-        Raises:
-            ValueError: if there is none of this name, or it is merged.
-        """
+        """Remove an adapter; a ValueError if there is none of this name, or it is merged."""
         self._check_names([name])
         if name in self.merged_adapters:
             raise ValueError(
@@ -358,11 +354,7 @@ class AdaptedLayer(Module):
         return Tensor(self.stored(out))
 
     def _fresh_merged_weight(self) -> Tensor:
-        """Compute `merged_weight()`, unless the layer is merged and out of date.
-
-        Raises:
-            RuntimeError: in that case.
-        """
+        """Compute `merged_weight()`; a RuntimeError if the layer is merged and out of date."""
         if self._merged is not None:
             self._merged.check_fresh(self.base_weight, self.adapters)
         return self.merged_weight()

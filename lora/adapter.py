@@ -284,11 +284,7 @@ class Adapter:
     ) -> Array:
         """Compute some rows and columns of dW in float64.
 
-        Args:
-            weight: W.
-            rows: which rows.
-            columns: which columns.
-            ratio: the result of `exact_ratio`, needed by DoRA where these are not all columns.
+        DoRA needs the result of `exact_ratio` if these are not all columns.
         """
         product = self._product(rows, columns)
         if self.lora_magnitude is None:

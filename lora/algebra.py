@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
+from lora.attaching import deactivate
 from lora.attachment.state import (
     Attached,
     Attachment,
@@ -30,7 +31,6 @@ from lora.attachment.state import (
 from lora.frozen import FrozenMatrix, TrainedCopy
 from lora.scaling import LoRAScaling, check_size
 from lora.spectra import Approximation
-from lora.switching import deactivate
 from minigrad.nn import Module, Parameter
 from minigrad.tables import aligned
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,10 +24,7 @@ from lora.variants.nf4 import NF4Linear
 from minigrad.checks import check_positive
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
-from minigrad.tables import aligned, in_bytes
-
-if TYPE_CHECKING:
-    from minigrad.kernels.nf4 import NF4Matrix
+from minigrad.tables import aligned, counted, in_bytes
 
 
 @dataclass(frozen=True)
@@ -89,8 +85,7 @@ class QuantizeReport:
         ]
         share = 100 * self.bytes_after / self.bytes_before
         before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
-        count = f"{len(rows)} weight{'s' * (len(rows) != 1)}"
-        total = f"{count}: {before} before, {after} after ({share:.1f} %)"
+        total = f"{counted(len(rows), 'weight')}: {before} before, {after} after ({share:.1f} %)"
         return "\n".join([*aligned(head, rows, 2), total])
 
 
@@ -153,13 +148,17 @@ def quantize(
     for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
         try:
             layers[name] = NF4Linear.from_linear(linears[name], block_size, double_quant)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"quantize: {name}: {error}; nothing was changed") from error
+        except (TypeError, ValueError) as reason:
+            raise type(reason)(f"quantize: {name}: {reason}; nothing was changed") from reason
         before, weight = linears[name].weight._data, layers[name].weight
-        sizes = before.nbytes, weight.nbytes
-        lines.append(
-            QuantizedLayer(name, found[name], weight.shape, *sizes, _error(weight, before))
-        )
+        size = lost = 0.0
+        for start, stop, strip in weight.strips(np.float64):
+            exact = before[start:stop].astype(np.float64)
+            size += float(np.sum(np.square(exact)))
+            lost += float(np.sum(np.square(strip - exact)))
+        error = math.sqrt(lost / size) if size else 0.0
+        sizes = weight.shape, before.nbytes, weight.nbytes
+        lines.append(QuantizedLayer(name, found[name], *sizes, error))
     for name, layer in layers.items():
         layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
         layer.freeze()
@@ -193,13 +192,3 @@ def _found(
             f"weight of a Linear is stored in four bits, so leave these out or exclude them"
         )
     return found
-
-
-def _error(matrix: NF4Matrix, weight: Any) -> float:
-    """Compute ||W - W_q||_F / ||W||_F in float64."""
-    size = lost = 0.0
-    for a, b, strip in matrix.strips(np.float64):
-        exact = weight[a:b].astype(np.float64)
-        size += float(np.sum(np.square(exact)))
-        lost += float(np.sum(np.square(strip - exact)))
-    return math.sqrt(lost / size) if size else 0.0

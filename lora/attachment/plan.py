@@ -55,9 +55,7 @@ class Plan:
         matches: lines for the report.
         seed: the seed of `rng`, if that is known.
 
-    Raises:
-        TypeError: if a weight is not of floats.
-        ValueError: if something does not go together; see `lora.attach`.
+    It raises the errors of `lora.attach`.
     """
 
     def __init__(

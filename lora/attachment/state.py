@@ -67,11 +67,7 @@ class Attachment:
             raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
 
     def get(self, name: str) -> Attached:
-        """Return an adapter by its name.
-
-        Raises:
-            ValueError: with the names that exist.
-        """
+        """Return an adapter by its name; a ValueError lists the names that exist."""
         if name not in self.adapters:
             raise ValueError(
                 f"there is no adapter {near(name, self.adapters)}; the model has "
@@ -103,12 +99,7 @@ class Attachment:
 
 
 def check_name(attachment: Attachment | None, adapter: str) -> None:
-    """Check the name of a new adapter.
-
-    Raises:
-        TypeError: if it is no string.
-        ValueError: if it has other characters than it may, or there is an adapter of that name.
-    """
+    """Raise an error if the name of a new adapter is no string, malformed, or taken."""
     if not isinstance(adapter, str):
         raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
     if not _NAME.fullmatch(adapter):
@@ -128,11 +119,7 @@ def attachment_of(model: Module) -> Attachment | None:
 
 
 def required_attachment(model: Module) -> Attachment:
-    """Return what `attach` has put on a model.
-
-    Raises:
-        ValueError: if it has put nothing on.
-    """
+    """Return what `attach` has put on a model; a ValueError if that is nothing."""
     attachment = attachment_of(model)
     if attachment is None:
         raise ValueError(
@@ -152,11 +139,7 @@ def store(model: Module, attachment: Attachment | None) -> None:
 
 
 def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
-    """List the layers with adapters of a model, with their names.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """List the layers with adapters of a model, with their names; a ValueError without any."""
     _check_module(model)
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
     if not found:
@@ -167,11 +150,7 @@ def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
 
 
 def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedLayer]:
-    """Return the layers with adapters of a model, by name.
-
-    Raises:
-        ValueError: if one that `attach` has put on is no longer where it was put.
-    """
+    """Return the layers with adapters by name; a ValueError if one is not where it was put."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
     gone = [name for name, layer in attachment.placed.items() if layers.get(name) is not layer]
     if gone:

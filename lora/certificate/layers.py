@@ -159,12 +159,7 @@ class LayerMerge:
         )
 
     def read(self, rows: slice) -> tuple[Array, Array]:
-        """Return some rows of W and of dW.
-
-        Raises:
-            TypeError: if they are not of float64.
-            ValueError: if they have another shape.
-        """
+        """Return some rows of W and dW; an error if they are not of float64, or of this shape."""
         right = (rows.stop - rows.start, self.shape[1])
         found = self.base(rows), self.update(rows)
         label = label_of(self.name)

@@ -123,20 +123,12 @@ class MergeCertificate:
         return tuple(row for row in self.rows if row.layer == layer)
 
     def of(self, layer: str, dtype: str) -> CertificateRow:
-        """Return the row of a layer and a dtype.
-
-        Raises:
-            KeyError: if there is none.
-        """
+        """Return the row of a layer and a dtype; a KeyError if there is none."""
         _check("dtype", dtype, self.dtypes)
         return next(row for row in self[layer] if row.dtype == dtype)
 
     def worst(self, dtype: str) -> CertificateRow:
-        """Return the row of the layer that loses most in a dtype, the first of several.
-
-        Raises:
-            KeyError: if there are no rows of it.
-        """
+        """Return the row of the first layer that loses most in a dtype; a KeyError without one."""
         _check("dtype", dtype, self.dtypes)
         return max((row for row in self.rows if row.dtype == dtype), key=lambda row: row.lost)
 

@@ -56,11 +56,7 @@ BLOCK = 64  # elements of a row that NF4 divides by one absolute value
 
 
 def check_dtypes(dtypes: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one dtype or several as a tuple, each once.
-
-    Raises:
-        ValueError: if there are none, or a weight cannot be stored in one.
-    """
+    """Return dtypes as a tuple, each once; a ValueError if one is unknown, or there are none."""
     chosen = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
     if not chosen:
         raise ValueError(f"there are no dtypes to certify for; choose from {', '.join(DTYPES)}")
