@@ -202,7 +202,7 @@ def propagate(
                     result = edge[2].derivative(g, *edge[3:])
                 if observers:
                     for observer in observers:
-                        observer.on_rule(node, place, g, result)
+                        observer.on_vjp(node, place, g, result)
                     result = fit_to_input(result, place, op, edge[1])
                     for observer in observers:
                         observer.on_gradient(node, place, result)

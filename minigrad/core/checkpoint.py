@@ -155,7 +155,7 @@ class _Checkpoint(Op[Any]):
     """The op of a checkpoint: it has no VJPs, because its derivative runs the function again."""
 
     def __init__(self) -> None:
-        super().__init__(_forward)
+        super().__init__(_forward, cost=0)  # its work is that of the ops inside
         self.name = "checkpoint"
         self.plain = False
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from inspect import Signature
 from typing import Any, Protocol
 
@@ -25,7 +25,13 @@ import numpy as np
 
 from minigrad.versions import clock, last_write, last_written
 
-Edge = tuple[Any, ...]  # (place, position, rule, *saved)
+Edge = tuple[Any, ...]  # (place, position, VJP, *saved)
+
+Cost = int | Callable[..., int]
+"""FLOPs for each element of the result, or a function that names operands, options and `out`."""
+
+Hint = Mapping[str, Callable[..., Any]] | Callable[..., str | None]
+"""Texts with a condition on values by name for each, or a function of these that returns a text."""
 
 
 class OpLike(Protocol):
@@ -36,11 +42,16 @@ class OpLike(Protocol):
     composition: Callable[..., Any] | None
     signature: Signature
     parameters: tuple[str, ...]
-    rules: list[tuple[int, Any]]
+    vjps: list[tuple[int, Any]]
     replayed: bool
     floats: bool
     keeps: bool
+    cost: Cost | None
+    shape: Callable[..., tuple[int, ...]] | None
+    nonfinite_hint: Hint | None
+    gradient_hint: Hint | None
     plain: bool
+    takes_sequence: bool
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         """Compute the gradients for some edges of a node."""
@@ -63,7 +74,7 @@ class Node:
 
     Attributes:
         op: the op that was called, None for a leaf.
-        edges: for every input in need of a gradient `(place, position, rule, *saved)`: its node,
+        edges: for every input in need of a gradient `(place, position, VJP, *saved)`: its node,
             which of the op's inputs it was, the VJP of that input, and the residuals of the VJP.
             None once a backward pass has freed them.
         order: when the node was made, on the clock of `minigrad.versions`.

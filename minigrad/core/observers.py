@@ -25,7 +25,7 @@ class Observer:
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """`op` was called on `inputs` (Tensors, arrays, options as given) and returned `result`."""
 
-    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+    def on_vjp(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
         """A VJP of `node.op` turned the arriving `gradient` into `result`, the one of `place`."""
 
     def on_gradient(self, node: Node, place: Node, gradient: Any) -> None:

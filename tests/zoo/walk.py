@@ -1,4 +1,4 @@
-"""Faults of the engine: what the walk back makes of gradients that the rules get right."""
+"""Faults of the engine: what the walk back makes of gradients that the VJPs get right."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _at_once(pending: Any, *, wanted: Any = None, stop: Any = (), **_: Any) -> A
         if isinstance(g, Tensor) or not node.op.plain:
             results = node.op.differentiate(node, node.edges, totals[node])
         for i, edge in enumerate(node.edges):
-            place, position, rule, *saved = edge
-            result = results[i] if results else rule.derivative(totals[node], *saved)
+            place, position, vjp, *saved = edge
+            result = results[i] if results else vjp.derivative(totals[node], *saved)
             visit(place, engine.fit_to_input(result, place, node.op, position))
 
     for node, g in pending.items():
