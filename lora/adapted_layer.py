@@ -109,8 +109,7 @@ class AdaptedLayer(Module):
     def plain(self) -> Module:
         """Make the plain layer with the merged weight, which shares nothing.
 
-        Raises:
-            RuntimeError: if the layer is merged, and A, B, W or the scale were changed since.
+        A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
 
     def stored(self, matrix: Array) -> Array:
@@ -118,11 +117,7 @@ class AdaptedLayer(Module):
         return matrix
 
     def base_facts(self) -> list[str]:
-        """Describe the base besides its sizes, for a `repr`."""
-        return []
-
-    def kind(self) -> list[str]:
-        """Describe what is special about the layer, for a report."""
+        """Describe the base besides its sizes, in short texts."""
         return []
 
     # ----------------------------------------------------------------------------------------------
@@ -138,11 +133,7 @@ class AdaptedLayer(Module):
 
     @property
     def adapter(self) -> Adapter:
-        """The one adapter that is active, or else the only one.
-
-        Raises:
-            AttributeError: if there are several.
-        """
+        """The one adapter that is active, or else the only one; an AttributeError without one."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         if len(names) != 1:
             raise AttributeError(
@@ -207,9 +198,7 @@ class AdaptedLayer(Module):
     def use(self, names: Sequence[str]) -> None:
         """Make these adapters active, and no others.
 
-        Raises:
-            ValueError: if there is no such adapter, one is named twice, or one that is merged would
-                not be active.
+        A ValueError is raised if one is unknown, named twice, or merged and would not be active.
         """
         self._check_names(names)
         left = [name for name in self.merged_adapters if name not in names]

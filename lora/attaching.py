@@ -219,19 +219,14 @@ def switch(model: Module, *names: str) -> Module:
 
 
 def active(model: Module) -> tuple[str, ...]:
-    """Return the names of the adapters that take part.
-
-    Raises:
-        ValueError: if `attach` has put none on.
-    """
+    """Return the names of the adapters that take part; a ValueError without `attach`."""
     return required_attachment(model).active
 
 
 def adapters(model: Module) -> dict[str, LoRAConfig | None]:
-    """Return the configuration of each adapter of a model by name; None for one that was computed.
+    """Return the configuration of each adapter by name; None for one that was computed.
 
-    Raises:
-        ValueError: if `attach` has put none on.
+    A ValueError is raised if `attach` has put none on.
     """
     return {name: each.config for name, each in required_attachment(model).adapters.items()}
 

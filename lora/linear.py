@@ -130,8 +130,7 @@ class LoRALayer(AdaptedLayer):
     def to_linear(self) -> Linear:
         """Make a plain layer with the weight W + scale B A, which shares nothing.
 
-        Raises:
-            RuntimeError: if the layer is merged, and A, B, W or the scale were changed since.
+        A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
         linear = Linear.__new__(Linear)
         linear.weight = Parameter(self._fresh_merged_weight())
@@ -168,13 +167,9 @@ class LoRALayer(AdaptedLayer):
         """Compute x M^T."""
         return ops.linear(x, matrix)
 
-    def kind(self) -> list[str]:
-        """Tell whether its weight is in four bits."""
-        return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
-
     def base_facts(self) -> list[str]:
-        """Describe how its weight is stored."""
-        return self.kind()
+        """Say if its weight is in four bits."""
+        return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
 
     def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
         """Drop some elements of x."""

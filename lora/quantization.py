@@ -8,7 +8,6 @@ replaces each targeted `Linear` by an `NF4Linear`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +122,29 @@ def quantize(
         )
     check_positive("quantize: block_size", block_size)
     modules = dict(model.named_modules())
-    found = _found(modules, LoRAConfig(targets=targets, exclude=exclude), projections(model))
+    config = LoRAConfig(targets=targets, exclude=exclude)
+    plain = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
+    done = [name for name, module in modules.items() if isinstance(module, NF4Linear)]
+    if config.targets != ALL_LINEAR or not plain:
+        plain += done
+    tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
+    chosen = select(config, plain, tables, projections(model))
+    found = {target.name: target.pattern for target in chosen}
+    adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
+    if adapted:
+        raise ValueError(
+            f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
+            f"lora.detach(model) takes them off, or exclude these layers"
+        )
+    again = [name for name in done if name in found]
+    if again:
+        raise ValueError(f"quantize: {', '.join(again)} are in four bits already; exclude them")
+    embeddings = [name for name in found if isinstance(modules[name], Embedding)]
+    if embeddings:
+        raise ValueError(
+            f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
+            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
+        )
     linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
     names = parameter_names(model)
     for name, linear in linears.items():
@@ -164,31 +185,3 @@ def quantize(
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
     return QuantizeReport(tuple(lines))
-
-
-def _found(
-    modules: Mapping[str, Module], config: LoRAConfig, groups: Mapping[str, Sequence[str]]
-) -> dict[str, str]:
-    """Return the names of the layers to replace, each with the target pattern that found it."""
-    linear = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
-    done = [name for name, module in modules.items() if isinstance(module, NF4Linear)]
-    if config.targets != ALL_LINEAR or not linear:
-        linear += done
-    tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
-    found = {target.name: target.pattern for target in select(config, linear, tables, groups)}
-    adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
-    if adapted:
-        raise ValueError(
-            f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
-            f"lora.detach(model) takes them off, or exclude these layers"
-        )
-    again = [name for name in done if name in found]
-    if again:
-        raise ValueError(f"quantize: {', '.join(again)} are in four bits already; exclude them")
-    embeddings = [name for name in found if isinstance(modules[name], Embedding)]
-    if embeddings:
-        raise ValueError(
-            f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
-            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
-        )
-    return found

@@ -108,16 +108,16 @@ class Plan:
         self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
         self.matches: list[Match] = []
         for target in targets:
-            layer, notes = self.layers[target.name], []
+            layer = self.layers[target.name]
+            notes = ["Embedding"] if isinstance(layer, LoRAEmbedding) else layer.base_facts()
             names = self._names.get(id(layer.base_weight), [])
             tied = [name for name in names if not _inside(name, target.name)]
             notes += [f"tied to {', '.join(tied)}"] if tied else []
             most = min(layer.d_out, layer.d_in)
             notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
-            note = ", ".join([*layer.kind(), *notes])
             added = sum(part.size for part in self.updates[target.name].trained())
-            sizes = layer.d_in, layer.d_out, target.rank
-            self.matches.append(Match(target.name, target.pattern, *sizes, added, note))
+            sizes = layer.d_in, layer.d_out, target.rank, added
+            self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
 
     def _check_layer(self, target: Target, drawn: bool) -> None:
         """Raise an error if a layer cannot be adapted, or A and B not be drawn as configured."""

@@ -98,10 +98,10 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     """
     if not isinstance(model, Module):
         raise TypeError(f"verify takes a LoRALayer or a model with some, not {model!r:.60}")
-    draws = Draws()
+    layers, draws = adapted_layers(model), Draws()
     checks: list[IdentityCheck] = []
     uses = _uses(model, loss_fn, batch, draws)
-    for name, layer in adapted_layers(model):
+    for name, layer in layers:
         if _is_plain(layer):
             checks += _checks(name, layer, uses[name], draws)
         else:
@@ -233,19 +233,17 @@ def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
 
 
 def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, list[Use]]:
-    """Record the inputs of each layer, and the gradients of its outputs."""
-    adapted_layers(model)
+    """Record the inputs of each layer, and the gradients of its outputs, on a copy of the model."""
     copied = copy.deepcopy(model)
-    found = adapted_layers(copied)
-    calls: dict[str, list[tuple[Array, Tensor]]] = {name: [] for name, _ in found}
-    for name, layer in found:
+    calls: dict[str, list[tuple[Array, Tensor]]] = {}
+    for name, layer in adapted_layers(copied):
+        calls[name] = []
         layer.unmerge()
         layer.enabled = True
-        if not _is_plain(layer):
-            continue
-        layer.lora_a.requires_grad_()
-        layer.lora_b.requires_grad_()
-        vars(layer)["forward"] = _recording(name, layer, calls[name])
+        if _is_plain(layer):
+            layer.lora_a.requires_grad_()
+            layer.lora_b.requires_grad_()
+            vars(layer)["forward"] = _recording(name, layer, calls[name])
     # The checks report what is not finite, so there is no need for warnings.
     with enable_grad(), draws.put_back(), np.errstate(all="ignore"):
         loss = loss_of(copied, loss_fn, batch)
