@@ -42,14 +42,7 @@ class LoRALayer(AdaptedLayer):
         scaling: alpha / rank or alpha / sqrt(rank).
         bias: b, `(d_out,)`, frozen, or None.
         dropout: the probability of dropping an element of x on its way to A, in training.
-        rng: the generator of A, and of dropout.
-
-    Attributes:
-        base_weight: W, frozen.
-        lora_a: A, `(rank, d_in)`, Gaussian with standard deviation 1 / rank at first. Assigning
-            copies.
-        lora_b: B, `(d_out, rank)`, zero at first. Assigning copies.
-        scale: the factor of B A, a float.
+        rng: the generator of A, and of dropout. A is Gaussian with standard deviation 1 / rank.
 
     Raises:
         TypeError: if the weight is not of floats, or a size is no integer.

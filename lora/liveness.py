@@ -22,21 +22,15 @@ BASE = "the base of an adapter is a constant: freeze it, or fold the adapter in"
 
 @dataclass(frozen=True)
 class AdapterRow(PartRow):
-    """The effect of a step on one LoRA adapter.
+    """The effect of a step on one LoRA adapter; `trains` says whether it changes the update.
 
-    Attributes:
-        name: the name of its layer, from `named_modules`; empty for the model itself. If several
-            adapters are active in the layer, the adapter's own name follows.
-        trains: whether training changes the update.
-        verdict: the same in words, with the reason.
-        rank_a: the numerical rank of A, `(rank, d_in)`; None if an element is not finite.
-        rank_b: the numerical rank of B, `(d_out, rank)`.
-        rank_ba: the numerical rank of the update B A.
+    The name is that of its layer. If several adapters are active there, the adapter's own follows.
+    Numerical ranks are None if an element is not finite.
     """
 
-    rank_a: int | None
-    rank_b: int | None
-    rank_ba: int | None
+    rank_a: int | None  # of A, `(rank, d_in)`
+    rank_b: int | None  # of B, `(d_out, rank)`
+    rank_ba: int | None  # of the update B A
 
     kind: ClassVar[str] = "adapter"
     # The bases of adapters are to stay frozen.

@@ -137,13 +137,10 @@ class MergeCertificate:
         return MergeCertificate(tuple(r for r in self.rows if r.dtype in dtypes), self.radius)
 
     def check(self, limit: float, dtype: str) -> None:
-        """Check that merging loses no more than `limit` of the update of any layer.
+        """Raise a MergeError if merging loses more than `limit` of the update of a layer.
 
-        Raises:
-            KeyError: if there are no rows of the dtype.
-            MergeError: if `lost` of a layer exceeds the limit.
-            TypeError: if the limit is no number.
-            ValueError: if the limit is not from 0 on.
+        A KeyError is raised if there are no rows of the dtype, a TypeError or a ValueError if the
+        limit is no number from 0 on.
         """
         _check("dtype", dtype, self.dtypes)
         check_number("limit", limit)
