@@ -161,7 +161,7 @@ class StopError(Exception):
     "plant",
     [
         lambda: wrong(minigrad.multiply, "x", lambda g: g),
-        lambda: wrong_together(minigrad.lora_linear, lambda g, needs: [g] * 5),
+        lambda: wrong_together(minigrad.lora_linear, lambda g, needs_input_grad: [g] * 5),
         lambda: misled(minigrad.softmax, axis=0),
         lambda: spoiled(minigrad.multiply, "y", lambda gradient: -gradient),
         lambda: replaced([minigrad.gelu], "composition", minigrad.relu),

@@ -81,7 +81,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
         parameters.insert(len(signature) - len(keyword_only), "*")
     # A parameter with a default and without a VJP is an option, and never a Tensor.
     values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in vjps]
-    inputs = [op.parameters[position] for position in vjps]
+    inputs = [op.parameters[argnum] for argnum in vjps]
     constants = [p for p in values if p not in inputs]
     data = {p: f"_{p}_data" if p in values else p for p in op.parameters}
 
@@ -135,7 +135,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     passed = ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items())
     lines += [
         "try:",
-        f"    {'_out, _kept' if op.keeps else '_out'} = _forward({passed})",
+        f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})",
         "except (IndexError, OverflowError, TypeError, ValueError) as _error:",
         f"    raise _explained(_op, _error, ({all_data})) from _error",
         "_recording, _observers = _mode.state",
@@ -172,13 +172,13 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
             "    _node.dtype = _out.dtype",
             "    _node.watched = False",
         ]
-    slots = [*data.values(), "_out", "", "_kept"]  # the third is `position`, of sequences only
-    for position, vjp in vjps.items():
-        p = op.parameters[position]
+    slots = [*data.values(), "_out", "", "_residuals"]  # the third is `argnum`, of sequences only
+    for argnum, vjp in vjps.items():
+        p = op.parameters[argnum]
         saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)
         lines += [
             f"    if _{p}_node is not None:",
-            f"        _edges.append((_{p}_node, {position}, _vjp_{position}, {saved}))",
+            f"        _edges.append((_{p}_node, {argnum}, _vjp_{argnum}, {saved}))",
         ]
     if inputs and op.replayed:
         lines += [f"    _node.arguments = ({all_data})"]
@@ -190,7 +190,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     name = op.name if op.name.isidentifier() else "call"  # a lambda has no name
     text = "\n    ".join([f"def {name}({', '.join(parameters)}):", *lines]) + "\n"
     namespace: dict[str, Any] = _NAMESPACE | {"_op": op, "_forward": op.forward}
-    namespace |= {f"_vjp_{position}": vjp for position, vjp in vjps.items()}
+    namespace |= {f"_vjp_{argnum}": vjp for argnum, vjp in vjps.items()}
     namespace |= {f"_default_{p}": default for p, default in defaults.items()}
     filename = f"{FILENAME_PREFIX}{op.name}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
@@ -218,9 +218,9 @@ def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -
         result = Tensor.at(out, None)
         ((_, vjp),) = op.vjps
         # What all edges share is saved once: as much for each of n inputs would be n^2.
-        saved = _saved(vjp, [list(data), *options.values(), out, _POSITION])
+        saved = _saved(vjp, [list(data), *options.values(), out, _ARGNUM])
         edges = [
-            (tensor.node, i, vjp, *(i if value is _POSITION else value for value in saved))
+            (tensor.node, i, vjp, *(i if value is _ARGNUM else value for value in saved))
             for i, tensor in enumerate(tensors)
             if tensor is not None and tensor.node is not None
         ]
@@ -231,7 +231,7 @@ def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -
     return result  # type: ignore[no-any-return]
 
 
-_POSITION = object()  # stands for the position of an input until that is known
+_ARGNUM = object()  # stands for the argnum of an input until that is known
 
 
 def _saved(vjp: Any, values: Sequence[Any]) -> tuple[Any, ...]:
@@ -257,16 +257,16 @@ class Shapes(tuple[tuple[int, ...], ...]):
 
 
 def agree(
-    op: OpLike, positions: Sequence[int], values: Sequence[Any], given: Sequence[Any]
+    op: OpLike, argnums: Sequence[int], values: Sequence[Any], given: Sequence[Any]
 ) -> Sequence[Any]:
-    """Return the inputs of `op` at `positions`, converted to one float dtype.
+    """Return the inputs of `op` at `argnums`, converted to one float dtype.
 
     It is the common dtype of the Tensors and arrays of floats that have dimensions, or else of the
     Tensors without: numbers, 0-d arrays, lists of numbers and integers never promote.
 
     Args:
         op: the op.
-        positions: the positions of these inputs among its parameters.
+        argnums: the positions of these inputs among its parameters.
         values: the inputs, with arrays for the Tensors.
         given: the inputs as they were passed.
     """
@@ -288,14 +288,14 @@ def agree(
         for value, came in zip(values, given, strict=True)
     ]
     arrays = {}
-    for i, (position, value) in enumerate(zip(positions, agreed, strict=True)):
+    for i, (argnum, value) in enumerate(zip(argnums, agreed, strict=True)):
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
-        elif value.__class__ not in NUMBERS and (value is not None or op.is_required(position)):
+        elif value.__class__ not in NUMBERS and (value is not None or op.is_required(argnum)):
             raise op_error(
                 TypeError,
                 op.name,
-                f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(position)}",
+                f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}",
             )
     firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]
     target = common_float(firm or list(arrays.values()))

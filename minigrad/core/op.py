@@ -19,13 +19,13 @@ Tensors and leaves a graph of its own: derivatives of any order.
 
 Three kinds of ops need more than that:
 
-- an op of many inputs takes them as one sequence, and its VJP is given the `position`;
-- inputs whose derivatives share work have one `joint_vjp`, which is given which of them `needs` a
-  gradient;
+- an op of many inputs takes them as one sequence, and its VJP is given the `argnum`;
+- inputs whose derivatives share work have one `joint_vjp`, and `needs_input_grad` says for which of
+  them a gradient is needed;
 - a fused op names the `composition` that it replaces. If its VJP works on arrays only (a kernel),
   `replayed=True` makes a derivative of higher order run the composition instead. If the VJP needs
-  more than the result, the forward `keeps` it: it returns `(out, kept)`, and a VJP may name
-  `kept`.
+  more than the result, the op has `returns_residuals=True`: its forward returns
+  `(out, residuals)`, and a VJP may name `residuals`.
 
 An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
 results that are not finite. All else they find in its block: the FLOPs of a VJP, for example, by
@@ -54,13 +54,24 @@ OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. An op that you define is a function of yours, and not listed."""
 
 
+_RENAMED = {
+    "rule": "vjp",
+    "joint_rule": "joint_vjp",
+    "rules": "vjps",
+    "keeps": "returns_residuals",
+    "kept": "residuals",
+    "position": "argnum",
+}
+"""Names of version 0.1 and the ones that they have now."""
+
+
 class VJP:
     """A derivative, with its parameters resolved to the values that a call has to save for it.
 
     Attributes:
         derivative: called as `derivative(g, *saved)`.
         slots: for each parameter after `g`, its index among the op's parameters and then `out`,
-            `position` and `kept`, and whether only the shape is needed.
+            `argnum` and `residuals`, and whether only the shape is needed.
         cost: the FLOPs, by the name of an input for a joint VJP; None if a run finds them.
     """
 
@@ -75,10 +86,11 @@ class VJP:
     ) -> None:
         names = tuple(inspect.signature(derivative).parameters)
         if names[: len(leading)] != leading:
+            old = "; 'needs' is 'needs_input_grad' since minigrad 0.2" if "needs" in names else ""
             raise ValueError(
-                f"a VJP of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}"
+                f"a VJP of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}{old}"
             )
-        special = ("out", "position", "kept") if op.keeps else ("out", "position")
+        special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
@@ -86,6 +98,11 @@ class VJP:
                 self.slots.append((known[name], False))
             elif name.removesuffix("_shape") in known:
                 self.slots.append((known[name.removesuffix("_shape")], True))
+            elif name in _RENAMED:
+                raise ValueError(
+                    f"a VJP of `{op.name}` asks for {name!r}, which is {_RENAMED[name]!r} since "
+                    f"minigrad 0.2"
+                )
             else:
                 raise ValueError(
                     f"a VJP of `{op.name}` asks for {name!r}; it can have g, out and "
@@ -105,11 +122,11 @@ class Op(Generic[P]):
         forward: the function on arrays. It returns a new array or a view, and has no side effect.
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
-        vjps: `(position, VJP)` for each input that the op can be differentiated by.
+        vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
         floats: whether it is a function of floats, and computes with floats also of integers.
-        keeps: whether the forward returns a pair, the result and a value for the VJPs.
+        returns_residuals: whether the forward returns a pair, the result and a value for the VJPs.
         cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
@@ -120,7 +137,7 @@ class Op(Generic[P]):
     composition: Callable[..., Any] | None = None
     replayed: bool = False
     floats: bool = False
-    keeps: bool = False
+    returns_residuals: bool = False
     cost: Cost | None = None
     shape: Callable[..., tuple[int, ...]] | None = None
     product: bool = False
@@ -132,9 +149,10 @@ class Op(Generic[P]):
         vars(self).update(properties)
         if self.replayed and self.composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
-        if self.keeps and not self.replayed:
+        if self.returns_residuals and not self.replayed:
             raise ValueError(
-                "an op with keeps=True must be replayed: what it keeps has no node in the graph"
+                "an op with returns_residuals=True must have replayed=True as well, because "
+                "residuals have no node in the graph"
             )
         self.forward = forward
         self.known_flops: dict[Any, int | None] = {}
@@ -142,12 +160,18 @@ class Op(Generic[P]):
         self.vjps: list[tuple[int, VJP]] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
-            if name.startswith("_") or name in ("g", "kept", "needs", "out", "position"):
+            if name.startswith("_") or name in (
+                "g",
+                "out",
+                "argnum",
+                "residuals",
+                "needs_input_grad",
+            ):
                 raise ValueError(f"a parameter of an op cannot be named {name!r}")
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise ValueError(
                     f"an op names all its parameters; {parameter} does not (many inputs are one "
-                    f"parameter, a sequence, with a VJP that names `position`)"
+                    f"parameter, a sequence, with a VJP that names `argnum`)"
                 )
         self.parameters = tuple(self.signature.parameters)
         self.takes_sequence = False
@@ -176,6 +200,11 @@ class Op(Generic[P]):
             """Make an op in a class a method, as any function; `help` knows functions by this."""
             return self if owner is None else MethodType(self, owner)
 
+        def __getattr__(self, name):
+            """Raise an error, which gives the new name of what was renamed."""
+            hint = f"; it is {_RENAMED[name]!r} since minigrad 0.2" if name in _RENAMED else ""
+            raise AttributeError(f"an op has no attribute {name!r}{hint}", name=name, obj=self)
+
     # ----------------------------------------------------------------------------------------------
     # VJPs
     # ----------------------------------------------------------------------------------------------
@@ -199,7 +228,7 @@ class Op(Generic[P]):
 
         Given g = dL/d(out), a VJP returns dL/d(input); broadcasting and dtypes are not its
         concern. It is written in ops and the operators + - * / ** and comparisons, and writes to no
-        array. If it names `position`, the input is a sequence of arrays, and the VJP is for one of
+        array. If it names `argnum`, the input is a sequence of arrays, and the VJP is for one of
         them.
 
         Args:
@@ -213,24 +242,24 @@ class Op(Generic[P]):
         """
         if derivative is None:
             return lambda function: self.vjp(name, function, cost=cost)
-        position = self._position(name)
+        argnum = self._argnum(name)
         if not self.plain or self.takes_sequence:
             raise ValueError(
                 f"`{self.name}` has a VJP for several inputs at once, which must be the only one"
             )
-        if any(position == known for known, _ in self.vjps):
+        if any(argnum == known for known, _ in self.vjps):
             raise ValueError(f"`{self.name}` already has a VJP for {name!r}")
         for function in _functions(cost):
             self._check_names(function, "out")
         vjp = VJP(self, derivative, ("g",), cost)
         if any(slot == len(self.parameters) + 1 for slot, _ in vjp.slots):
-            if position != 0 or self.replayed or self.vjps:
+            if argnum != 0 or self.replayed or self.vjps:
                 raise ValueError(
                     f"`{self.name}`: a sequence of inputs is the first parameter, has the only "
                     f"VJP, and is not replayed"
                 )
             self.takes_sequence = True
-        self.vjps.append((position, vjp))
+        self.vjps.append((argnum, vjp))
         self._rewrite()
         return derivative
 
@@ -241,16 +270,16 @@ class Op(Generic[P]):
         *,
         cost: Mapping[str, Cost] | None = None,
     ) -> None:
-        """Give several inputs one VJP: `derivative(g, needs, ...)` returns a gradient for each.
+        """Give several inputs one VJP: `derivative(g, needs_input_grad, ...)` returns one for each.
 
-        `needs` has a bool for each of `names`; where it is False, the gradient may be None.
+        `needs_input_grad` has a bool for each of `names`; where it is False, None will do.
 
         Args:
             names: the inputs.
             derivative: the VJP.
             cost: the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an
                 input, 0 where it is missing; under "shared", those that serve several inputs, which
-                may name `needs`, the set of the inputs that need a gradient.
+                may name `needs_input_grad`, the set of the inputs that need a gradient.
 
         Raises:
             ValueError: if there is no such input, or the op has VJPs already.
@@ -258,9 +287,9 @@ class Op(Generic[P]):
         if self.vjps:
             raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
         for function in _functions(cost):
-            self._check_names(function, "out", "needs")
-        vjp = VJP(self, derivative, ("g", "needs"), cost)
-        self.vjps = [(self._position(name), vjp) for name in names]
+            self._check_names(function, "out", "needs_input_grad")
+        vjp = VJP(self, derivative, ("g", "needs_input_grad"), cost)
+        self.vjps = [(self._argnum(name), vjp) for name in names]
         self.plain = False
         self._rewrite()
 
@@ -279,25 +308,21 @@ class Op(Generic[P]):
                     f"{', '.join((*self.parameters, *others))}"
                 )
 
-    def _position(self, name: str) -> int:
+    def _argnum(self, name: str) -> int:
         if name not in self.parameters:
             raise ValueError(
                 f"`{self.name}` has no input {name!r}, only {', '.join(self.parameters)}"
             )
         return self.parameters.index(name)
 
-    def is_required(self, position: int) -> bool:
-        """Return whether the input at `position` cannot be left out."""
-        default = self.signature.parameters[self.parameters[position]].default
+    def is_required(self, argnum: int) -> bool:
+        """Return whether the input at `argnum` cannot be left out."""
+        default = self.signature.parameters[self.parameters[argnum]].default
         return self.takes_sequence or default is inspect.Parameter.empty
 
-    def input_name(self, position: int) -> str:
-        """Return the name of the input at `position` for a message."""
-        return (
-            f"{self.parameters[0]}[{position}]"
-            if self.takes_sequence
-            else self.parameters[position]
-        )
+    def input_name(self, argnum: int) -> str:
+        """Return the name of the input at `argnum` for a message."""
+        return f"{self.parameters[0]}[{argnum}]" if self.takes_sequence else self.parameters[argnum]
 
     # ----------------------------------------------------------------------------------------------
     # The call
@@ -344,10 +369,10 @@ class Op(Generic[P]):
         tracked = isinstance(g, Tensor)
         if not (tracked or self.plain):
             return self._jointly(edges, g, edges[0][3:])
-        parents = {position: parent for parent, position, *_ in node.edges or ()} if tracked else {}
+        parents = {argnum: parent for parent, argnum, *_ in node.edges or ()} if tracked else {}
         if tracked and self.replayed:
             assert self.composition is not None
-            wanted = [position for _, position, *_ in edges]
+            wanted = [argnum for _, argnum, *_ in edges]
             return replay(self.composition, node.arguments, parents, wanted, g)
         if self.plain:
             return [
@@ -360,11 +385,11 @@ class Op(Generic[P]):
     def _jointly(self, edges: Sequence[Edge], g: Any, saved: Sequence[Any]) -> list[Any]:
         """Run the joint VJP, and return its gradient for each edge."""
         needed = [edge[1] for edge in edges]
-        known = [position for position, _ in self.vjps]
+        known = [argnum for argnum, _ in self.vjps]
         results = edges[0][2].derivative(g, tuple([p in needed for p in known]), *saved)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
             raise TypeError(f"the joint VJP of `{self.name}` must return {len(known)} gradients")
-        return [results[known.index(position)] for position in needed]
+        return [results[known.index(argnum)] for argnum in needed]
 
     def _linked(
         self, node: Node, vjp: VJP, saved: Sequence[Any], parents: Mapping[int, Node]
@@ -395,7 +420,7 @@ class Op(Generic[P]):
             *(f"its input {name}" for name in self.parameters),
             "its result",
             "a number",
-            "what it kept",
+            "its residuals",
         ]
         for _, _, vjp, *saved in edges:
             for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
@@ -421,9 +446,9 @@ def replay(
     Args:
         function: the function to run.
         arguments: its arguments, with arrays for tensors that need a gradient.
-        parents: the nodes of these in the outer graph, by position. Positions beyond the arguments
+        parents: the nodes of these in the outer graph, by argnum. Argnums beyond the arguments
             are tensors that `function` uses without getting them as arguments.
-        wanted: the positions to differentiate by.
+        wanted: the argnums to differentiate by.
         g: the gradient of the result; as a Tensor, the gradients become a part of the outer graph.
 
     Returns:
@@ -432,25 +457,25 @@ def replay(
     inputs = list(arguments)
     ends = dict(parents)
     with grad_mode(True):
-        for position in range(len(arguments)):
-            if position in parents:
-                linked = identity(Tensor.at(arguments[position], parents[position]))
+        for argnum in range(len(arguments)):
+            if argnum in parents:
+                linked = identity(Tensor.at(arguments[argnum], parents[argnum]))
                 assert linked.node is not None
-                inputs[position], ends[position] = linked, linked.node
+                inputs[argnum], ends[argnum] = linked, linked.node
         result = function(*inputs)
     create_graph = isinstance(g, Tensor)
     arrived: dict[Node, Any] = {}
     if result.node is not None:
         arrived = propagate(
             {result.node: g},
-            wanted={ends[position] for position in wanted},
+            wanted={ends[argnum] for argnum in wanted},
             stop=set(ends.values()),
             retain_graph=create_graph,
             create_graph=create_graph,
         )
     return [
         arrived[end] if end in arrived else np.zeros(end.shape, end.dtype)
-        for end in (ends[position] for position in wanted)
+        for end in (ends[argnum] for argnum in wanted)
     ]
 
 
@@ -470,7 +495,7 @@ def op(
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
     floats: bool = False,
-    keeps: bool = False,
+    returns_residuals: bool = False,
     cost: Cost | None = None,
     shape: Callable[..., tuple[int, ...]] | None = None,
     product: bool = False,
@@ -484,7 +509,7 @@ def op(
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
     floats: bool = False,
-    keeps: bool = False,
+    returns_residuals: bool = False,
     cost: Cost | None = None,
     shape: Callable[..., tuple[int, ...]] | None = None,
     product: bool = False,
@@ -504,8 +529,8 @@ def op(
         replayed: the VJPs of the op work on arrays only.
         floats: it is a function of floats: it computes in float64 for integers, and in float32 for
             float16; its result, if a Tensor, is then of float32 or of float16.
-        keeps: the function returns `(out, kept)`, for VJPs that name `kept`. The op still returns
-            `out` only.
+        returns_residuals: the function returns `(out, residuals)`, for VJPs that name `residuals`.
+            The op still returns `out` only.
         cost: the FLOPs of a call: a number for each element of the result, or a function that
             returns their sum. If it is left out, they are those of the composition, or of the
             functions of numpy in the forward; where these are not seen, receipts do not count it.
@@ -521,7 +546,8 @@ def op(
 
     def make(function: Callable[P, Any]) -> Op[P]:
         made = Op(
-            function, composition=composition, replayed=replayed, floats=floats, keeps=keeps,
+            function, composition=composition, replayed=replayed, floats=floats,
+            returns_residuals=returns_residuals,
             cost=cost, shape=shape, product=product, fresh=fresh,
             nonfinite_hint=nonfinite_hint, gradient_hint=gradient_hint,
         )  # fmt: skip

@@ -92,7 +92,7 @@ def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
 @op(
     composition=_attention,
     replayed=True,
-    keeps=True,
+    returns_residuals=True,
     cost=_attention_cost,
     product=True,
     nonfinite_hint=_attention_hint,
@@ -115,7 +115,7 @@ def fused_attention(
 
 def _inputs(
     g: Array,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
     query: Array,
     key: Array,
     value: Array,
@@ -124,18 +124,18 @@ def _inputs(
     is_causal: bool,
     scale: float,
     out: Array,
-    kept: Array,
+    residuals: Array,
 ) -> Sequence[Array]:
     return kernels.attention.attention_gradients(
-        g, query, key, value, allowed, added, is_causal, scale, out, kept, needs
+        g, query, key, value, allowed, added, is_causal, scale, out, residuals, needs_input_grad
     )
 
 
-def _shared(needs: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
+def _shared(needs_input_grad: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
     """The FLOPs of the weights again; and of the gradients of the scores, unless v alone trains."""
     scores, by_keys, by_values = _products(query, key, value, out)
-    slopes = by_values + 2 * out.size + 2 * scores if needs - {"value"} else 0
-    return by_keys + 3 * scores + slopes if needs else 0
+    slopes = by_values + 2 * out.size + 2 * scores if needs_input_grad - {"value"} else 0
+    return by_keys + 3 * scores + slopes if needs_input_grad else 0
 
 
 fused_attention.joint_vjp(

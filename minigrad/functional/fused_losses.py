@@ -55,7 +55,7 @@ def _label_loss(
     return losses if divisor is None else sum(losses) / divisor
 
 
-@op(composition=_label_loss, replayed=True, keeps=True, fresh=("weights",))
+@op(composition=_label_loss, replayed=True, returns_residuals=True, fresh=("weights",))
 def label_loss(
     logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
 ) -> Any:
@@ -84,8 +84,8 @@ def _label_loss_logits(
     weights: Array,
     smoothing: float,
     divisor: float | None,
-    kept: Array,
+    residuals: Array,
 ) -> Array:
     if divisor is not None:
         g = np.full(len(labels), g / divisor, logits.dtype)
-    return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, kept)
+    return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, residuals)

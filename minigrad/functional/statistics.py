@@ -9,7 +9,7 @@ import numpy as np
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import astype, sqrt, sum, where
-from minigrad.ops.axes import kept
+from minigrad.ops.axes import keepdims_shape
 
 __all__ = ["mean", "std", "var"]
 
@@ -72,7 +72,7 @@ def _narrow(result: Tensor, x: Array) -> Tensor:
 
 def _count(shape: tuple[int, ...], axis: Axis) -> int:
     """Return how many elements a reduction over `axis` combines into one."""
-    axes = kept(shape, axis)
+    axes = keepdims_shape(shape, axis)
     count = math.prod(size for size, target in zip(shape, axes, strict=True) if target == 1)
     if count == 0:
         raise ValueError(f"shape {shape} has no elements along axis {axis}")

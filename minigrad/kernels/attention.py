@@ -62,7 +62,7 @@ def attention(
 
 def attention_gradients(
     g: Array, query: Array, key: Array, value: Array, allowed: Array | None, added: Array | None,
-    causal: bool, scale: float, out: Array, lse: Array, needs: Sequence[bool],
+    causal: bool, scale: float, out: Array, lse: Array, needs_input_grad: Sequence[bool],
 ) -> list[Array | None]:  # fmt: skip
     """Compute the gradients of `attention` by query, key, value and `added`, each if it is needed.
 
@@ -73,9 +73,12 @@ def attention_gradients(
     masks = _masks(allowed, added, (*leading, q.shape[2], k.shape[2]), q.dtype)
     nothing = np.empty((0, 0, 0, 0), q.dtype)
     gradients = [
-        _like(x, x.shape[3]) if need else nothing for x, need in zip((q, k, v), needs, strict=False)
+        _like(x, x.shape[3]) if need else nothing
+        for x, need in zip((q, k, v), needs_input_grad, strict=False)
     ]
-    gradients.append(np.zeros((*q.shape[:3], k.shape[2]), q.dtype) if needs[3] else nothing)
+    gradients.append(
+        np.zeros((*q.shape[:3], k.shape[2]), q.dtype) if needs_input_grad[3] else nothing
+    )
     work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (3 * q.shape[3] + 2 * v.shape[3])
     logs = lse.reshape(q.shape[:3])
     if JIT_ENABLED:
@@ -88,7 +91,7 @@ def attention_gradients(
         gradients = list(backward_reference(g, q, k, v, causal, *masks, scale, out, logs))
     return [
         x.reshape(*leading, *x.shape[2:]) if need else None
-        for x, need in zip(gradients, needs, strict=True)
+        for x, need in zip(gradients, needs_input_grad, strict=True)
     ]
 
 

@@ -62,16 +62,16 @@ def norm(
 
 def norm_gradients(
     g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute the gradients of `norm` by x, weight and bias, each if `needs` asks for it."""
+    """Compute the gradients of `norm` by x, weight and bias, where they are needed."""
     kernel = _served("gradients", x, g, weight)
     if kernel is None:
-        return norm_gradients_reference(g, x, shape, weight, eps, centred, needs)
+        return norm_gradients_reference(g, x, shape, weight, eps, centred, needs_input_grad)
     size = math.prod(shape)
     none = _NONE[x.dtype]
-    dx = np.empty(x.shape, x.dtype) if needs[0] else None
-    dweight, dbias = (np.empty(shape, x.dtype) if need else None for need in needs[1:])
+    dx = np.empty(x.shape, x.dtype) if needs_input_grad[0] else None
+    dweight, dbias = (np.empty(shape, x.dtype) if need else None for need in needs_input_grad[1:])
     kernel(
         2 * x.size * SECONDS,
         _rows(g, size),
@@ -120,22 +120,22 @@ def norm_reference(
 
 def norm_gradients_reference(
     g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
     """Compute `norm_gradients` in numpy."""
     axes = tuple(range(-len(shape), 0))
     leading = tuple(range(x.ndim - len(shape)))
     standard, scale = _standardised(x, shape, eps, centred)
     dx = dweight = dbias = None
-    if needs[0]:
+    if needs_input_grad[0]:
         d = g.astype(np.float64) if weight is None else g * weight.astype(np.float64)
         dx = d - standard * np.mean(d * standard, axes, keepdims=True)
         if centred:
             dx -= np.mean(d, axes, keepdims=True)
         dx = (dx * scale).astype(x.dtype)
-    if needs[1]:
+    if needs_input_grad[1]:
         dweight = np.sum(g * standard, leading).astype(x.dtype)
-    if needs[2]:
+    if needs_input_grad[2]:
         dbias = np.sum(g, leading, np.float64).astype(x.dtype)
     return dx, dweight, dbias
 

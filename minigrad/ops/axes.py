@@ -42,7 +42,7 @@ def normalize_axis(axis: int, ndim: int) -> int:
     return normalize_axes(axis, ndim)[0]
 
 
-def kept(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
+def keepdims_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
     """Return the shape of a reduction over `axis` with keepdims."""
     if axis is None:
         return (1,) * len(shape)
@@ -53,7 +53,9 @@ def kept(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
 def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:
     """Return the shape of a reduction over `axis`."""
     axes = normalize_axes(axis, len(shape))
-    return kept(shape, axis) if keepdims else tuple(n for i, n in enumerate(shape) if i not in axes)
+    if keepdims:
+        return keepdims_shape(shape, axis)
+    return tuple(n for i, n in enumerate(shape) if i not in axes)
 
 
 def as_tuple(axis: Axis) -> Any:

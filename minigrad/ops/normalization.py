@@ -58,10 +58,15 @@ def layer_norm(
 
 
 def _layer_norm_inputs(
-    g: Array, needs: Sequence[bool], x: Array, normalized_shape: Sizes, weight: Array, eps: float
+    g: Array,
+    needs_input_grad: Sequence[bool],
+    x: Array,
+    normalized_shape: Sizes,
+    weight: Array,
+    eps: float,
 ) -> Sequence[Array]:
     sizes = x.shape[x.ndim - np.size(normalized_shape) :]
-    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, True, needs)
+    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, True, needs_input_grad)
 
 
 def _means(out: Array, normalized_shape: Sizes) -> int:
@@ -70,9 +75,13 @@ def _means(out: Array, normalized_shape: Sizes) -> int:
     return count
 
 
-def _layer_norm_shared(needs: set[str], out: Array, normalized_shape: Sizes) -> int:
+def _layer_norm_shared(needs_input_grad: set[str], out: Array, normalized_shape: Sizes) -> int:
     """The FLOPs of standardising x again, which the gradients of x and the weight share."""
-    return 5 * out.size + 4 * _means(out, normalized_shape) if needs & {"x", "weight"} else 0
+    return (
+        5 * out.size + 4 * _means(out, normalized_shape)
+        if needs_input_grad & {"x", "weight"}
+        else 0
+    )
 
 
 layer_norm.joint_vjp(
@@ -120,7 +129,7 @@ def rms_norm(
 
 def _rms_norm_inputs(
     g: Array,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
     x: Array,
     normalized_shape: Sizes,
     weight: Array,
@@ -128,14 +137,18 @@ def _rms_norm_inputs(
 ) -> Sequence[Array]:
     eps = _least(x) if eps is None else eps
     sizes = x.shape[x.ndim - np.size(normalized_shape) :]
-    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, False, (*needs, False))[
-        :2
-    ]
+    return kernels.normalization.norm_gradients(
+        g, x, sizes, weight, eps, False, (*needs_input_grad, False)
+    )[:2]
 
 
-def _rms_norm_shared(needs: set[str], out: Array, normalized_shape: Sizes) -> int:
+def _rms_norm_shared(needs_input_grad: set[str], out: Array, normalized_shape: Sizes) -> int:
     """The FLOPs of standardising x again, which the gradients of x and the weight share."""
-    return 3 * out.size + 3 * _means(out, normalized_shape) if needs & {"x", "weight"} else 0
+    return (
+        3 * out.size + 3 * _means(out, normalized_shape)
+        if needs_input_grad & {"x", "weight"}
+        else 0
+    )
 
 
 rms_norm.joint_vjp(

@@ -164,7 +164,7 @@ def _lora_linear(
 @op(
     composition=_lora_linear,
     replayed=True,
-    keeps=True,
+    returns_residuals=True,
     product=True,
     nonfinite_hint=hints.of_product,
     gradient_hint=hints.of_product_gradient,
@@ -219,27 +219,28 @@ def lora_linear(
 
 def _lora_linear_inputs(
     g: Array,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
     x: Array,
     weight: Array,
     lora_a: Array,
     lora_b: Array,
     scale: float,
-    kept: Array,
+    residuals: Array,
 ) -> Sequence[Array]:
     rows, gs = as_rows(x), as_rows(g)
+    need_x, need_weight, need_a, need_b, _ = needs_input_grad
     dx, da, db = kernels.lora.backward(
-        gs, rows, weight, lora_a, lora_b, kept, float(scale), needs[0], needs[2], needs[3]
+        gs, rows, weight, lora_a, lora_b, residuals, float(scale), need_x, need_a, need_b
     )
-    dw = kernels.gemm.matmul(gs.T, rows) if needs[1] else None
+    dw = kernels.gemm.matmul(gs.T, rows) if need_weight else None
     dx = None if dx is None else dx.reshape(x.shape)
     return dx, dw, da, db, g
 
 
-def _lora_linear_shared(needs: set[str], lora_b: Array, out: Array) -> int:
+def _lora_linear_shared(needs_input_grad: set[str], lora_b: Array, out: Array) -> int:
     """The FLOPs of d = scale g B, which the gradients of x and A share."""
     rows, rank = out.size // lora_b.shape[0], lora_b.shape[1]
-    return 2 * out.size * rank + rows * rank if needs & {"x", "lora_a"} else 0
+    return 2 * out.size * rank + rows * rank if needs_input_grad & {"x", "lora_a"} else 0
 
 
 lora_linear.joint_vjp(

@@ -14,7 +14,7 @@ import numpy as np
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
-from minigrad.ops.axes import as_tuple, kept, normalize_axes, reduced
+from minigrad.ops.axes import as_tuple, keepdims_shape, normalize_axes, reduced
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
 from minigrad.ops.indexing import getitem
@@ -43,7 +43,9 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return sum_over(x, as_tuple(axis), keepdims)
 
 
-sum.vjp("x", lambda g, x_shape, axis: broadcast_to(reshape(g, kept(x_shape, axis)), x_shape))
+sum.vjp(
+    "x", lambda g, x_shape, axis: broadcast_to(reshape(g, keepdims_shape(x_shape, axis)), x_shape)
+)
 
 
 @op
@@ -73,7 +75,7 @@ def min(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 @max.vjp("x")
 @min.vjp("x")
 def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = kept(x.shape, axis)
+    shape = keepdims_shape(x.shape, axis)
     chosen = x == reshape(out, shape)
     if any(out != out):  # where a nan was chosen, which equals nothing
         chosen = logical_or(chosen, x != x)
@@ -102,7 +104,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 @logsumexp.vjp("x")
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = kept(x.shape, axis)
+    shape = keepdims_shape(x.shape, axis)
     return reshape(g, shape) * exp(x - reshape(out, shape))
 
 
@@ -130,7 +132,7 @@ def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 @prod.vjp("x")
 def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    g = reshape(g, kept(x.shape, axis))
+    g = reshape(g, keepdims_shape(x.shape, axis))
     if _divisible(out):
         return g * (reshape(out, g.shape) / x)
     rows = _rows(x, axis)

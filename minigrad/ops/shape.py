@@ -123,7 +123,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
 
 
 @concatenate.vjp("arrays")
-def _concatenate_one(g: Array, position: int, arrays_shape: Shapes, axis: int) -> Array:
+def _concatenate_one(g: Array, argnum: int, arrays_shape: Shapes, axis: int) -> Array:
     axis = normalize_axis(axis, g.ndim)
-    part = slice(*arrays_shape.starts(axis)[position : position + 2])
+    part = slice(*arrays_shape.starts(axis)[argnum : argnum + 2])
     return getitem(g, (*[slice(None)] * axis, part))

@@ -210,7 +210,7 @@ class Watch(minigrad.Observer):
     def on_call(self, op, inputs, result):
         self.calls.append((op.name, result.shape))
 
-    def on_vjp(self, node, place, gradient, result):
+    def on_vjp(self, node, parent, gradient, result):
         self.vjps.append((node.op.name, np.shape(result)))
 
 

@@ -57,7 +57,7 @@ class Passes(Observer):
     def __init__(self):
         self.recorded = []
 
-    def on_vjp(self, node, place, gradient, result):
+    def on_vjp(self, node, parent, gradient, result):
         self.recorded.append(isinstance(gradient, Tensor))
 
 

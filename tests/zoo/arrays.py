@@ -7,7 +7,7 @@ import numpy as np
 import minigrad
 from minigrad import functional
 from minigrad.ops import indexing
-from minigrad.ops.axes import kept
+from minigrad.ops.axes import keepdims_shape
 from tests.zoo.mutant import Mutant, Port, edited, misled, replaced, spoiled, vjp, wrong
 from tests.zoo.words import reverse, softmax
 
@@ -35,8 +35,8 @@ MUTANTS: list[Mutant] = [
             op,
             "x",
             lambda g, x, axis, out: minigrad.where(
-                x == minigrad.reshape(out, kept(x.shape, axis)),
-                minigrad.reshape(g, kept(x.shape, axis)),
+                x == minigrad.reshape(out, keepdims_shape(x.shape, axis)),
+                minigrad.reshape(g, keepdims_shape(x.shape, axis)),
                 0.0,
             ),
         ),
@@ -48,7 +48,9 @@ MUTANTS: list[Mutant] = [
         "at zero",
         minigrad.prod,
         lambda op: wrong(
-            op, "x", lambda g, x, axis, out: minigrad.reshape(g * out, kept(x.shape, axis)) / x
+            op,
+            "x",
+            lambda g, x, axis, out: minigrad.reshape(g * out, keepdims_shape(x.shape, axis)) / x,
         ),
         np.array([2.0, 0.0, 3.0]),
     ),

@@ -79,8 +79,8 @@ MUTANTS: list[Mutant] = [
             edited,
             replay,
             (
-                "identity(Tensor.at(arguments[position], parents[position]))",
-                "identity(Tensor(arguments[position], requires_grad=True))",
+                "identity(Tensor.at(arguments[argnum], parents[argnum]))",
+                "identity(Tensor(arguments[argnum], requires_grad=True))",
             ),
         ),
         minigrad.gelu,

@@ -160,17 +160,17 @@ def copied(x: Any, dtype: Any = None) -> Any:
 @contextmanager
 def wrong(op: Op[Any], name: str, derivative: Callable[..., Any]) -> Iterator[None]:
     """Another derivative by the input `name`."""
-    position = op.parameters.index(name)
+    argnum = op.parameters.index(name)
     vjp = VJP(op, derivative, ("g",))
-    with _vjps(op, [(p, vjp if p == position else before) for p, before in op.vjps]):
+    with _vjps(op, [(p, vjp if p == argnum else before) for p, before in op.vjps]):
         yield
 
 
 @contextmanager
 def wrong_together(op: Op[Any], derivative: Callable[..., Any]) -> Iterator[None]:
     """Another joint VJP."""
-    vjp = VJP(op, derivative, ("g", "needs"))
-    with _vjps(op, [(position, vjp) for position, _ in op.vjps]):
+    vjp = VJP(op, derivative, ("g", "needs_input_grad"))
+    with _vjps(op, [(argnum, vjp) for argnum, _ in op.vjps]):
         yield
 
 
@@ -188,15 +188,15 @@ def misled(op: Op[Any], **changes: Any) -> Iterator[None]:
         names = list(inspect.signature(derivative).parameters)
         return _like(vjp, lambda *given: derivative(*map(told, names, given)))
 
-    with _vjps(op, [(position, misled_vjp(vjp)) for position, vjp in op.vjps]):
+    with _vjps(op, [(argnum, misled_vjp(vjp)) for argnum, vjp in op.vjps]):
         yield
 
 
 @contextmanager
 def spoiled(op: Op[Any], name: str, change: Callable[[Any], Any]) -> Iterator[None]:
     """The derivative by the input `name` goes through `change`."""
-    position = op.parameters.index(name)
-    place = [p for p, _ in op.vjps].index(position)
+    argnum = op.parameters.index(name)
+    place = [p for p, _ in op.vjps].index(argnum)
 
     def spoiled_vjp(vjp: VJP) -> VJP:
         def derivative(*given: Any) -> Any:
@@ -210,7 +210,7 @@ def spoiled(op: Op[Any], name: str, change: Callable[[Any], Any]) -> Iterator[No
 
         return _like(vjp, derivative)
 
-    vjps = [(p, spoiled_vjp(r) if p == position or not op.plain else r) for p, r in op.vjps]
+    vjps = [(p, spoiled_vjp(r) if p == argnum or not op.plain else r) for p, r in op.vjps]
     with _vjps(op, vjps):
         yield
 

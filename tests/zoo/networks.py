@@ -184,8 +184,16 @@ MUTANTS: list[Mutant] = [
         minigrad.layer_norm,
         lambda op: wrong_together(
             op,
-            lambda g, needs, x, normalized_shape, weight, eps: kernels.normalization.norm_gradients(
-                g, x, x.shape[x.ndim - np.size(normalized_shape) :], weight, eps, False, needs
+            lambda g, needs_input_grad, x, normalized_shape, weight, eps: (
+                kernels.normalization.norm_gradients(
+                    g,
+                    x,
+                    x.shape[x.ndim - np.size(normalized_shape) :],
+                    weight,
+                    eps,
+                    False,
+                    needs_input_grad,
+                )
             ),
         ),
         normal((2, 4)),
@@ -253,8 +261,8 @@ MUTANTS: list[Mutant] = [
         lambda op: wrong(
             op,
             "logits",
-            lambda g, logits, labels, weights, smoothing, divisor, kept: _label_loss_logits(
-                g, logits, labels, weights, smoothing, divisor and len(labels), kept
+            lambda g, logits, labels, weights, smoothing, divisor, residuals: _label_loss_logits(
+                g, logits, labels, weights, smoothing, divisor and len(labels), residuals
             ),
         ),
         normal((3, 4)),

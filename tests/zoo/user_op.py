@@ -29,11 +29,11 @@ def op_of(name: str, port: Port) -> Op[Any]:
 def _joint(gradients: Callable[..., Any], parameters: Sequence[str]) -> Any:
     """The gradients of a port as a joint VJP."""
 
-    def vjp(g: Any, needs: Sequence[bool], *xs: Any) -> Any:
+    def vjp(g: Any, needs_input_grad: Sequence[bool], *xs: Any) -> Any:
         found = gradients(minigrad, g, *xs)
         return found if isinstance(found, tuple) else (found,)
 
-    names = ("g", "needs", *parameters)
+    names = ("g", "needs_input_grad", *parameters)
     vars(vjp)["__signature__"] = inspect.Signature(
         [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
     )

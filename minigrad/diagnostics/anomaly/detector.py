@@ -146,17 +146,17 @@ class Detector(Recorder):
             headline = f"backward() was handed a gradient that holds {seed.kind}"
             raise anomaly(headline, node.name, "backward", user_line(), [seed])
 
-    def on_vjp(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Note what a derivative was given and returned; whether it counts is seen further on."""
         self._derivative, self._inside = (gradient, result, self._inside), None
 
-    def on_gradient(self, node: Node, place: Node, gradient: Any) -> None:
+    def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
         """Look at what a derivative passes on."""
         (arrived, result, inside), self._derivative = self._derivative, (None, None, None)
-        if place.op is None:
-            self._routes.setdefault(place, []).append(f"`{node.name}`{self._at(node)}")
+        if parent.op is None:
+            self._routes.setdefault(parent, []).append(f"`{node.name}`{self._at(node)}")
         if self._is_bad(gradient):
-            self._look_at_derivative(node, place, arrived, result, inside, gradient)
+            self._look_at_derivative(node, parent, arrived, result, inside, gradient)
 
     def _look_at_derivative(
         self, node: Node, parent: Node, arrived: Any, result: Any, inside: str | None, fitted: Any

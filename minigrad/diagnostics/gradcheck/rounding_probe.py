@@ -123,7 +123,7 @@ class _Rounding(Observer):
     def on_call(self, op: Any, inputs: Sequence[Any], result: Any) -> None:
         self.of_ops = max(self.of_ops, self._change(result, inputs))
 
-    def on_vjp(self, node: Any, place: Any, gradient: Any, result: Any) -> None:
+    def on_vjp(self, node: Any, parent: Any, gradient: Any, result: Any) -> None:
         self.of_vjps = max(self.of_vjps, self._change(result, [gradient]))
 
     def _change(self, result: Any, sources: Sequence[Any]) -> float:

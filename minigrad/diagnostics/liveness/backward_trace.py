@@ -40,14 +40,14 @@ class BackwardTrace(Observer):
         self._zeros: dict[Node, list[Node | Stop]] = {}
         self._fed: set[Node] = set()  # parents that received more than zeros
 
-    def on_vjp(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Note whether a gradient arrived, and whether one went on."""
         if not _any(gradient):
-            self._zeros.setdefault(place, []).append(node)
+            self._zeros.setdefault(parent, []).append(node)
         elif not _any(result):
-            self._zeros.setdefault(place, []).append(_stop(node, place))
+            self._zeros.setdefault(parent, []).append(_stop(node, parent))
         else:
-            self._fed.add(place)
+            self._fed.add(parent)
 
     def stops(self, node: Node) -> list[Stop]:
         """List where the gradients on paths to `node` became zero, the nearest to it first."""

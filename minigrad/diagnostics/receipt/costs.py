@@ -50,9 +50,9 @@ class SketchedCall:
             value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
             for value in inputs
         ]
-        for position, _ in () if op.takes_sequence else op.vjps:
-            if isinstance(inputs[position], (list, tuple)):  # of numbers
-                self.arguments[position] = self.sketch(np.asarray(inputs[position]))
+        for argnum, _ in () if op.takes_sequence else op.vjps:
+            if isinstance(inputs[argnum], (list, tuple)):  # of numbers
+                self.arguments[argnum] = self.sketch(np.asarray(inputs[argnum]))
 
     def sketch(self, value: Any) -> Any:
         """Return an argument with a Tensor of a sketch for each array in it."""
@@ -132,40 +132,42 @@ def call_flops(call: SketchedCall) -> int | None:
 
 
 def vjp_flops(
-    call: SketchedCall, position: int, vjp: VJP, saved: Sequence[Any] | None = None
+    call: SketchedCall, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None
 ) -> int | None:
     """Return the FLOPs of the VJP for one input, or None if they cannot be found.
 
     Args:
         call: the call that it belongs to.
-        position: the input.
+        argnum: the input.
         vjp: its VJP; if that is a joint one, the part that serves this input alone.
         saved: what the VJP saved; None if it was not recorded.
     """
     cost = vjp.cost
     if cost is not None:
-        own = cost.get(call.op.parameters[position], 0) if isinstance(cost, Mapping) else cost
+        own = cost.get(call.op.parameters[argnum], 0) if isinstance(cost, Mapping) else cost
         return flops(own, call.values)
     values = call.saved_for(vjp) if saved is None else map(call.sketch, saved)
     return call.flops_of(vjp, vjp.derivative, call.out, *values)
 
 
 def joint_vjp_flops(
-    call: SketchedCall, vjp: VJP, needs: Collection[str], saved: Sequence[Any]
+    call: SketchedCall, vjp: VJP, needs_input_grad: Collection[str], saved: Sequence[Any]
 ) -> int | None:
     """Return the FLOPs of a joint VJP, or of one with costs, those that serve several inputs.
 
     Args:
         call: the call that it belongs to.
         vjp: the joint VJP.
-        needs: the inputs that need a gradient.
+        needs_input_grad: the inputs that need a gradient.
         saved: what the VJP saved.
     """
-    if not needs:
+    if not needs_input_grad:
         return 0
     if isinstance(vjp.cost, Mapping):
-        return flops(vjp.cost.get("shared", 0), call.values | {"needs": set(needs)})
-    flags = tuple(call.op.parameters[position] in needs for position, _ in call.op.vjps)
+        return flops(
+            vjp.cost.get("shared", 0), call.values | {"needs_input_grad": set(needs_input_grad)}
+        )
+    flags = tuple(call.op.parameters[argnum] in needs_input_grad for argnum, _ in call.op.vjps)
     return call.flops_of(vjp, vjp.derivative, call.out, flags, *map(call.sketch, saved))
 
 

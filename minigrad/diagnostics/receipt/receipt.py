@@ -149,32 +149,32 @@ class _ReceiptRecorder(Recorder):
             self._count_not_done(call, needing=())
         self._unrecorded.clear()
 
-    def on_vjp(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Count a VJP, and what the engine does with its result."""
         running = self._passes[-1]
         if node.order != running.visited:
             running.visited, running.edge, running.needed = node.order, 0, []
             self._count_visit(node)
-        edge = self._next_edge(running, node, place)
+        edge = self._next_edge(running, node, parent)
         if not running.recorded:  # else all that a VJP does is seen in calls
             assert node.op is not None
             name = node.op.input_name(edge[1])
             self._count_vjp(running, node, edge, name)
-            if result.size > math.prod(place.shape):
+            if result.size > math.prod(parent.shape):
                 self._receipt.count("backward", node.name, name, result.size, calls=0)
-            if place.order in running.reached:
-                self._receipt.count("backward", "sum of gradients", "", math.prod(place.shape))
-        running.reached.add(place.order)
-        if place.op is None and place.order not in self._leaves:
-            self._leaves.add(place.order)
-            self._receipt.trained += math.prod(place.shape)
-            self._receipt.gradient_bytes += math.prod(place.shape) * place.dtype.itemsize
+            if parent.order in running.reached:
+                self._receipt.count("backward", "sum of gradients", "", math.prod(parent.shape))
+        running.reached.add(parent.order)
+        if parent.op is None and parent.order not in self._leaves:
+            self._leaves.add(parent.order)
+            self._receipt.trained += math.prod(parent.shape)
+            self._receipt.gradient_bytes += math.prod(parent.shape) * parent.dtype.itemsize
 
     @staticmethod
-    def _next_edge(running: _Pass, node: Node, place: Node) -> Edge:
+    def _next_edge(running: _Pass, node: Node, parent: Node) -> Edge:
         """Return the edge of the VJP that ran; one tensor may be several inputs of a node."""
         edges = node.edges or ()
-        while edges[running.edge][0] is not place:
+        while edges[running.edge][0] is not parent:
             running.edge += 1
         running.edge += 1
         return edges[running.edge - 1]
@@ -188,10 +188,10 @@ class _ReceiptRecorder(Recorder):
     def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
         """Count the products of a call for the inputs that were given and need no gradient."""
         op = call.op
-        for position, vjp in op.vjps if op.product else ():
-            name = op.parameters[position]
+        for argnum, vjp in op.vjps if op.product else ():
+            name = op.parameters[argnum]
             if name not in needing and call.has(name):
-                flops = vjp_flops(call, position, vjp)
+                flops = vjp_flops(call, argnum, vjp)
                 if flops:
                     self._receipt.count("not done", op.name, name, flops)
 
@@ -203,13 +203,13 @@ class _ReceiptRecorder(Recorder):
         if call is None:
             self._cannot_count(f"VJP of {op.name}, an op that was recorded outside of the receipt")
             return
-        _, position, vjp, *saved = edge
+        _, argnum, vjp, *saved = edge
         before = running.needed
         running.needed = [*before, name]
         flops: int | None = 0
         shared: int | None = 0
         if op.plain or vjp.cost is not None:
-            flops = vjp_flops(call, position, vjp, saved)
+            flops = vjp_flops(call, argnum, vjp, saved)
         if not op.plain:
             after = joint_vjp_flops(call, vjp, running.needed, saved)
             first = joint_vjp_flops(call, vjp, before, saved)
@@ -224,9 +224,9 @@ class _ReceiptRecorder(Recorder):
         if shared:
             self._receipt.count("backward", op.name, "shared", shared)
 
-    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
         """Count the sum with an earlier gradient; a recorded sum is an op, which is seen itself."""
-        if place.grad is not None and gradient.node is None:
+        if node.grad is not None and gradient.node is None:
             self._receipt.count("backward", "sum of gradients", "", gradient.size)
 
     def on_free(self, node: Node) -> None:

@@ -58,8 +58,8 @@ class SavedMemory:
         fresh = [op.parameters.index(name) for name in op.fresh]
         given = {
             id(owner_of(array))
-            for position, value in enumerate(inputs)
-            if position not in fresh
+            for argnum, value in enumerate(inputs)
+            if argnum not in fresh
             for array in arrays_in(value)
         }
         for array in arrays_in(result):

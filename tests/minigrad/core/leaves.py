@@ -26,8 +26,8 @@ class Log(Observer):
     def on_call(self, op, inputs, result):
         self.calls.append(op.name)
 
-    def on_vjp(self, node, place, gradient, result):
-        self.vjps.append((node.op.name, next(edge[1] for edge in node.edges if edge[0] is place)))
+    def on_vjp(self, node, parent, gradient, result):
+        self.vjps.append((node.op.name, next(edge[1] for edge in node.edges if edge[0] is parent)))
 
     def on_free(self, node):
         self.freed.append(node.name)

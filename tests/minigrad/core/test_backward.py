@@ -114,7 +114,7 @@ def test_saved_arrays_go_while_the_backward_pass_goes():
         def on_call(self, op, inputs, result):
             self.results.append(weakref.ref(result.data))
 
-        def on_vjp(self, node, place, gradient, result):
+        def on_vjp(self, node, parent, gradient, result):
             alive.append(sum(ref() is not None for ref in self.results))
 
     x = drawn(3)
@@ -180,10 +180,10 @@ def test_gradient_by_a_result_leaves_the_graph_behind_it_whole():
 def test_the_graph_goes_with_its_last_tensor():
     x = leaf(1.0, 2.0)
     h = x * x
-    place = weakref.ref(h.data)
+    parent = weakref.ref(h.data)
     y = h.exp().sum()
     del h
-    assert place() is None  # exp saves its result, not its input
+    assert parent() is None  # exp saves its result, not its input
     y.backward()
 
 

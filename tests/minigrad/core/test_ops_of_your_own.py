@@ -197,10 +197,12 @@ def joint_product():
     def product(x, y, z):
         return x * y * z
 
-    def derivative(g, needs, x, y, z):
-        product.told.append(needs)
+    def derivative(g, needs_input_grad, x, y, z):
+        product.told.append(needs_input_grad)
         shared = g * z
-        return shared * y if needs[0] else None, shared * x if needs[1] else None
+        return shared * y if needs_input_grad[0] else None, shared * x if needs_input_grad[
+            1
+        ] else None
 
     product.told = []
     product.joint_vjp(["x", "y"], derivative)
@@ -237,7 +239,7 @@ def test_a_joint_vjp_must_return_one_gradient_for_each(result):
     def product(x, y):
         return x * y
 
-    product.joint_vjp(["x", "y"], lambda g, needs: result(g))
+    product.joint_vjp(["x", "y"], lambda g, needs_input_grad: result(g))
     with pytest.raises(TypeError, match="joint VJP of `product` must return 2 gradients"):
         product(leaf(1.0), leaf(2.0)).backward()
 
@@ -251,8 +253,8 @@ def total_op():
         return sum(a**power for a in arrays)
 
     @total.vjp("arrays")
-    def _total_one(g, position, arrays, power):
-        return g * power * arrays[position] ** (power - 1)
+    def _total_one(g, argnum, arrays, power):
+        return g * power * arrays[argnum] ** (power - 1)
 
     return total
 
@@ -403,13 +405,16 @@ def test_a_replayed_op_minds_writes_to_all_its_inputs():
 def keeping_op(runs):
     """tanh(x y), which keeps 1 - tanh^2 for its joint VJP; `runs` counts the forwards."""
 
-    @op(composition=lambda x, y: minigrad.tanh(x * y), replayed=True, keeps=True)
+    @op(composition=lambda x, y: minigrad.tanh(x * y), replayed=True, returns_residuals=True)
     def keeping(x, y):
         runs.append(None)
         t = np.tanh(x * y)
         return t, 1 - t * t
 
-    keeping.joint_vjp(("x", "y"), lambda g, needs, x, y, kept: (g * kept * y, g * kept * x))
+    keeping.joint_vjp(
+        ("x", "y"),
+        lambda g, needs_input_grad, x, y, residuals: (g * residuals * y, g * residuals * x),
+    )
     return keeping
 
 
@@ -433,15 +438,15 @@ def test_what_an_op_keeps_is_no_part_of_its_result():
 
 
 def test_what_an_op_keeps_is_freed_with_the_graph():
-    kept = []
+    residuals = []
 
-    @op(composition=lambda x: x * 2.0, replayed=True, keeps=True)
+    @op(composition=lambda x: x * 2.0, replayed=True, returns_residuals=True)
     def double(x):
-        kept.append(np.zeros(3))
-        references.append(weakref.ref(kept[-1]))
-        return x * 2.0, kept.pop()
+        residuals.append(np.zeros(3))
+        references.append(weakref.ref(residuals[-1]))
+        return x * 2.0, residuals.pop()
 
-    double.vjp("x", lambda g, kept: g * 2.0 + kept.sum())
+    double.vjp("x", lambda g, residuals: g * 2.0 + residuals.sum())
     references = []
     loss = double(leaf(1.0, 2.0)).sum()
     assert references[0]() is not None
@@ -455,14 +460,14 @@ def test_what_an_op_keeps_is_freed_with_the_graph():
 
 
 def test_keeping_without_a_replay_is_refused():
-    with pytest.raises(ValueError, match="must be replayed"):
-        op(composition=lambda x: x, keeps=True)(lambda x: (x, x))
+    with pytest.raises(ValueError, match="must have replayed=True as well"):
+        op(composition=lambda x: x, returns_residuals=True)(lambda x: (x, x))
 
 
 def test_a_vjp_cannot_name_what_the_op_does_not_keep():
     fused = op(lambda x: x)
-    with pytest.raises(ValueError, match="asks for 'kept'"):
-        fused.vjp("x", lambda g, kept: g)
+    with pytest.raises(ValueError, match="asks for 'residuals'"):
+        fused.vjp("x", lambda g, residuals: g)
 
 
 @op
@@ -482,10 +487,13 @@ def sample(x, y, n=3):
         (lambda: sample.vjp("x", lambda g, z_shape: g), "asks for 'z_shape'"),
         (lambda: sample.vjp("x", lambda y, g: g), "takes g first, not y, g"),
         (lambda: sample.vjp("x", lambda: 0), "takes g first"),
-        (lambda: sample.joint_vjp(["x"], lambda g, x: g), "takes g, needs first, not g, x"),
-        (lambda: sample.joint_vjp(["z"], lambda g, needs: g), "has no input 'z'"),
         (
-            lambda: sample.vjp("y", lambda g, position: g),
+            lambda: sample.joint_vjp(["x"], lambda g, x: g),
+            "takes g, needs_input_grad first, not g, x",
+        ),
+        (lambda: sample.joint_vjp(["z"], lambda g, needs_input_grad: g), "has no input 'z'"),
+        (
+            lambda: sample.vjp("y", lambda g, argnum: g),
             "a sequence of inputs is the first parameter",
         ),
     ],
@@ -513,7 +521,7 @@ def test_a_second_vjp_for_an_input_is_refused():
 
 def test_a_joint_vjp_beside_others_is_refused():
     with pytest.raises(ValueError, match="`product` has VJPs already"):
-        product_of_two().joint_vjp(["x", "y"], lambda g, needs, x, y: (g * y, g * x))
+        product_of_two().joint_vjp(["x", "y"], lambda g, needs_input_grad, x, y: (g * y, g * x))
     joint = joint_product()
     with pytest.raises(ValueError, match="`product`"):
         joint.vjp("z", lambda g, x, y: g * x * y)
@@ -524,7 +532,7 @@ def test_a_vjp_beside_that_of_a_sequence_is_refused():
         total_op().vjp("power", lambda g: g)
 
 
-@pytest.mark.parametrize("name", ["g", "out", "needs", "position", "_x"])
+@pytest.mark.parametrize("name", ["g", "out", "needs_input_grad", "argnum", "_x"])
 def test_reserved_names_of_parameters_are_refused(name):
     namespace = {"__name__": __name__}
     exec(f"def f({name}): return {name}", namespace)
@@ -578,3 +586,35 @@ def test_wrong_arguments_of_a_call_are_pythons_usual_error():
         minigrad.exp()
     with pytest.raises(TypeError, match=r"sum\(\) got an unexpected keyword argument 'axes'"):
         minigrad.sum(leaf(1.0), axes=0)
+
+
+# ------------------------------------------------------------------------------------------------
+# Names of version 0.1
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: sample.rule("x", lambda g: g), "'rule'; it is 'vjp' since minigrad 0.2"),
+        (lambda: sample.joint_rule, "'joint_rule'; it is 'joint_vjp' since minigrad 0.2"),
+        (lambda: op(lambda x: x).vjp("x", lambda g, position: g), "'argnum' since minigrad 0.2"),
+        (lambda: op(lambda x: x).vjp("x", lambda g, kept: g), "'residuals' since minigrad 0.2"),
+        (
+            lambda: op(lambda x: x).joint_vjp(["x"], lambda g, needs: [g]),
+            "'needs_input_grad' since minigrad 0.2",
+        ),
+        (
+            lambda: type("Watch", (minigrad.Observer,), {"on_rule": lambda self, *seen: None}),
+            "Watch.on_rule: it is 'on_vjp' since minigrad 0.2",
+        ),
+    ],
+)
+def test_an_old_name_raises_an_error_that_gives_the_new_one(use, message):
+    with pytest.raises((AttributeError, TypeError, ValueError), match=message):
+        use()
+
+
+def test_an_attribute_that_an_op_never_had_is_an_ordinary_error():
+    with pytest.raises(AttributeError, match="an op has no attribute 'ruel'$"):
+        sample.ruel

@@ -872,7 +872,8 @@ def test_a_joint_vjp_that_is_wrong_for_one_operand_alone_is_found():
         return x * y
 
     product.joint_vjp(
-        ("x", "y"), lambda g, needs, x, y: (g * y * (1 if all(needs) else 1.1), g * x)
+        ("x", "y"),
+        lambda g, needs_input_grad, x, y: (g * y * (1 if all(needs_input_grad) else 1.1), g * x),
     )
     report = gradcheck(product, [X, Y], order=1)
     assert {entry.operand for entry in report.wrong} == {"input 0"}

@@ -569,7 +569,7 @@ def test_zeros_among_the_inputs_of_an_op_of_many(batch):
 
     product.vjp(
         "factors",
-        lambda g, factors, position: math.prod([g, *factors[:position], *factors[position + 1 :]]),
+        lambda g, factors, argnum: math.prod([g, *factors[:argnum], *factors[argnum + 1 :]]),
     )
 
     class Product(nn.Module):

@@ -218,9 +218,9 @@ def test_the_vjp_of_a_sequence_is_counted():
         return np.concatenate(arrays, axis)
 
     @joined.vjp("arrays")
-    def _one(g, position, arrays_shape, axis):
+    def _one(g, argnum, arrays_shape, axis):
         starts = arrays_shape.starts(axis)
-        part = minigrad.getitem(g, (*[slice(None)] * axis, slice(*starts[position : position + 2])))
+        part = minigrad.getitem(g, (*[slice(None)] * axis, slice(*starts[argnum : argnum + 2])))
         return part * 1.0
 
     r = counted(lambda *xs: joined(xs), (2, 3), (4, 3))
@@ -232,9 +232,9 @@ def test_a_joint_vjp_in_ops_is_counted_for_the_inputs_that_need_it():
     def ratio(x, y):
         return x / y
 
-    def both(g, needs, x, y):
+    def both(g, needs_input_grad, x, y):
         shared = g / y
-        return shared, -shared * x / y if needs[1] else None
+        return shared, -shared * x / y if needs_input_grad[1] else None
 
     ratio.joint_vjp(("x", "y"), both)
     for of_x, of_y, flops in ((True, False, 4), (True, True, 16), (False, True, 16)):

@@ -21,11 +21,11 @@ def operands(rng, lead, queries, keys, d, d_v, dtype=np.float32):
     return [rng.standard_normal((*lead, *size)).astype(dtype) for size in sizes]
 
 
-def both(q, k, v, g, allowed=None, added=None, causal=False, scale=0.4, needs=QKV):
+def both(q, k, v, g, allowed=None, added=None, causal=False, scale=0.4, needs_input_grad=QKV):
     """The result, lse and the gradients of the loops."""
     out, lse = attention.attention(q, k, v, allowed, added, causal, scale)
     gradients = attention.attention_gradients(
-        g, q, k, v, allowed, added, causal, scale, out, lse, needs
+        g, q, k, v, allowed, added, causal, scale, out, lse, needs_input_grad
     )
     return [out, lse, *gradients]
 
@@ -135,7 +135,7 @@ def test_masks(which, causal, dtype, rng):
 def test_the_gradient_of_a_mask_of_floats(shape, causal, rng):
     arrays = operands(rng, (2, 2), *shape, 6, 5, np.float64)
     options = {"added": rng.standard_normal(shape), "causal": causal}
-    found = both(*arrays, **options, needs=(False, False, False, True))
+    found = both(*arrays, **options, needs_input_grad=(False, False, False, True))
     assert found[2:5] == [None] * 3
     assert_allclose(found[5], by_definition(*arrays, **options)[5], atol=1e-13)
 
@@ -221,8 +221,10 @@ def test_the_gradients_that_are_not_needed_are_none(rng):
     arrays = operands(rng, (2,), 9, 8, 4, 4)
     every = both(*arrays)[2:]
     for n in range(3):
-        needs = tuple(n == i for i in range(4))
-        for i, (one, other) in enumerate(zip(both(*arrays, needs=needs)[2:], every, strict=True)):
+        needs_input_grad = tuple(n == i for i in range(4))
+        for i, (one, other) in enumerate(
+            zip(both(*arrays, needs_input_grad=needs_input_grad)[2:], every, strict=True)
+        ):
             assert (one is None) == (i != n)
             if i == n:
                 assert_array_equal(one, other)

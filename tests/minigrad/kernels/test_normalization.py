@@ -130,9 +130,9 @@ def test_layouts_and_leading_axes(rng):
 def test_only_what_is_needed_is_computed(rng):
     x, g, weight, _ = operands(rng, 40, 30, np.float32)
     every = normalization.norm_gradients(g, x, (30,), weight, 1e-5, True, ALL)
-    for needs in ((True, False, False), (False, True, False), (False, False, True)):
-        found = normalization.norm_gradients(g, x, (30,), weight, 1e-5, True, needs)
-        for need, one, other in zip(needs, found, every, strict=True):
+    for needs_input_grad in ((True, False, False), (False, True, False), (False, False, True)):
+        found = normalization.norm_gradients(g, x, (30,), weight, 1e-5, True, needs_input_grad)
+        for need, one, other in zip(needs_input_grad, found, every, strict=True):
             assert (one is None) == (not need)
             if need:
                 assert_allclose(one, other, rtol=1e-6, atol=1e-6)  # float32 rounds to 6e-8

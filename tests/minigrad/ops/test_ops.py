@@ -80,8 +80,8 @@ def test_every_vjp_of_every_op_runs_in_the_sweep():
         def __init__(self):
             self.seen = set()
 
-        def on_vjp(self, node, place, gradient, result):
-            self.seen |= {(node.op.name, edge[1]) for edge in node.edges if edge[0] is place}
+        def on_vjp(self, node, parent, gradient, result):
+            self.seen |= {(node.op.name, edge[1]) for edge in node.edges if edge[0] is parent}
 
     with observe(VJPs()) as vjps, np.errstate(all="ignore"):  # rows with infinite slopes
         for case in DIFFERENTIABLE:

@@ -154,7 +154,7 @@ def test_gradient_of_a_fused_op_of_several_inputs_is_one_step(tmp_path):
     assert [data["nodes"][link["source"]]["name"] for link in links] == ["lora_a", "lora_b"]
     assert data["vjps"][links[0]["vjp"]]["title"].startswith("lora_linear.joint_vjp(")
     words = {name: text for name, _, *rest in links[0]["given"] for text in rest}
-    assert words["needs"] == "x no, weight no, lora_a yes, lora_b yes, bias no"
+    assert words["needs_input_grad"] == "x no, weight no, lora_a yes, lora_b yes, bias no"
     loss.backward()
     np.testing.assert_array_equal(ends_of(data, "backward")["lora_a"][0], layer.lora_a.grad.data)
 
