@@ -291,28 +291,20 @@ def _recording(
 def _checks(
     name: str, layer: LoRALayer, uses: Sequence[Use], draws: Draws
 ) -> Iterator[IdentityCheck]:
-    """Check all identities at the layer's own A and B, or at random ones if those show nothing."""
+    """Check all identities of one layer."""
     own, obstacle = layer.lora_a.dtype, _obstacle(layer, uses)
     in_own = _AS_IT_IS if own == DOUBLE else _IN_LOWER_PRECISION | _AS_IT_IS
     listed = [(DOUBLE, *each) for each in _IN_DOUBLE.items()]
     listed += [(own, *each) for each in in_own.items()]
     for dtype, identity, function in listed:
         found, note = NOTHING, obstacle
-        try:
-            with np.errstate(all="ignore"):  # the verdict reports overflow
-                trial = None if obstacle else LayerTrial(layer, uses, dtype, draws)
-                if trial is not None and trial.fits():
-                    found = function(trial)
-                if trial is not None and found.verdict == "cannot tell":
-                    trial = LayerTrial(layer, uses, dtype, draws)
-                    trial.set_random()
-                    fits, note = trial.fits(), "at a random A and B"
-                    found = function(trial) if fits else NOTHING
-                    if found.verdict == "cannot tell":
-                        note = _silence(layer, uses) if fits else f"the numbers exceed {dtype}"
-        except Exception as error:
-            error.add_note(f"while lora.verify checked {identity!r} of {label_of(name)}")
-            raise
+        if not obstacle:
+            try:
+                with np.errstate(all="ignore"):  # the verdict reports overflow
+                    found, note = _compare(function, layer, uses, dtype, draws)
+            except Exception as error:
+                error.add_note(f"while lora.verify checked {identity!r} of {label_of(name)}")
+                raise
         verdict = found.deviation, found.bound, found.verdict
         yield IdentityCheck(name, identity, str(dtype), *verdict, note)
 
@@ -334,12 +326,29 @@ def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
     return ""
 
 
-def _silence(layer: LoRALayer, uses: Sequence[Use]) -> str:
-    """Say why there was nothing to compare, even at a random A and B."""
+def _compare(
+    function: Identity,
+    layer: LoRALayer,
+    uses: Sequence[Use],
+    dtype: np.dtype[Any],
+    draws: Draws,
+) -> tuple[Agreement, str]:
+    """Compare at the layer's own A and B, or at random ones if those show nothing; and say so."""
+    trial = LayerTrial(layer, uses, dtype, draws)
+    found = function(trial) if trial.fits() else NOTHING
+    if found.verdict != "cannot tell":
+        return found, ""
+    trial = LayerTrial(layer, uses, dtype, draws)
+    trial.set_random()
+    if not trial.fits():
+        return NOTHING, f"the numbers exceed {dtype}"
+    found = function(trial)
+    if found.verdict != "cannot tell":
+        return found, "at a random A and B"
     if not any(g.any() for _, g in uses):
-        return "no gradient arrives"
+        return found, "no gradient arrives"
     if layer.scale == 0:
-        return "the scale is 0"
+        return found, "the scale is 0"
     if layer.training and layer.dropout == 1:
-        return "dropout leaves nothing"
-    return "all is below rounding"
+        return found, "dropout leaves nothing"
+    return found, "all is below rounding"
