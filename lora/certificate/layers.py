@@ -41,42 +41,30 @@ class LayerMerge:
 
     `LayerMerge.low_rank` makes one for LoRA's dW = s B A.
 
-    Attributes:
-        name: of the layer.
-        shape: of W, `(d_out, d_in)`.
-        dtype: the dtype that the layer computes in without being merged.
-        base: returns some rows of W in float64.
-        update: returns some rows of dW in float64, as merging computes them.
-        update_error: a bound on the norm of the rounding error of each row of dW, `(d_out,)`, or
-            one number.
-        spread: the sum of the absolute values of the terms that are computed for dW, per unit of
-            |x|, at each output: `(d_out,)`. Those of x W^T are not counted.
-        roundings: the most roundings of any term of x W^T, the bias and dW.
-        underflows: the number of products that are computed for dW at each output, each times the
-            absolute value of all that it is multiplied by afterwards: `(d_out,)`, or one number.
-            Those of x W^T are not counted.
-        peak: the largest intermediate number of dW's part of the output, per unit of |x|.
-        bias: b, `(d_out,)`, or None.
-        one_hot: whether an input picks a row of W instead of being multiplied by it.
-
     Raises:
         TypeError: if the dtype is not float16, float32 or float64.
         ValueError: if W is no matrix, a shape does not go with it, a size is negative, or a table
             has a bias.
     """
 
-    name: str
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    base: Rows
-    update: Rows
+    name: str  # of the layer
+    shape: tuple[int, int]  # of W, `(d_out, d_in)`
+    dtype: np.dtype[Any]  # the dtype that the layer computes in without being merged
+    base: Rows  # returns some rows of W in float64
+    update: Rows  # returns some rows of dW in float64, as merging computes them
+    # A bound on the norm of the rounding error of each row of dW, `(d_out,)`, or one number.
     update_error: Array | float
+    # The sum of the absolute values of the terms that are computed for dW, per unit of |x|, at each
+    # output: `(d_out,)`. Those of x W^T are not counted.
     spread: Array
-    roundings: int
+    roundings: int  # the most of any term of x W^T, the bias and dW
+    # The number of products that are computed for dW at each output, each times the absolute value
+    # of all that it is multiplied by afterwards: `(d_out,)`, or one number. Those of x W^T are not
+    # counted.
     underflows: Array | float = 0.0
-    peak: float = 0.0
-    bias: Array | None = None
-    one_hot: bool = False
+    peak: float = 0.0  # the largest intermediate number of dW's part of the output, per unit of |x|
+    bias: Array | None = None  # b, `(d_out,)`
+    one_hot: bool = False  # whether an input picks a row of W instead of being multiplied by it
 
     def __post_init__(self) -> None:
         label = label_of(self.name)
@@ -114,7 +102,7 @@ class LayerMerge:
         """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
 
         `lora_a` is A, `(rank, d_in)`, and `lora_b` B, `(d_out, rank)`; of a table they are B^T and
-        A^T. For the others, and for the errors raised, see the attributes of the class.
+        A^T. The other arguments are fields of the result, and the errors are its own.
         """
         a, b = np.asarray(lora_a, np.float64), np.asarray(lora_b, np.float64)
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
