@@ -106,7 +106,7 @@ def fused_attention(
     is_causal: bool = False,
     scale: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Attention without its weights in memory (see `minigrad.kernels.flash_attention`).
+    """Attention without its weights in memory (see `minigrad.kernels.attention`).
 
     It saves one number for each query, log(sum(e^scores)).
     """

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import pytest
 
-from minigrad.kernels.gemm import PRODUCTS, blocking, few_columns, matmul
+from minigrad.kernels.gemm import PRODUCTS, blocking, matmul, skinny
 from minigrad.kernels.gemm.blocking import USUAL
 from minigrad.kernels.gemm.dispatch import LONG, PAGE, PIECES, SPLIT, TALL
 from minigrad.kernels.gemm.microkernel import tile_shape
@@ -250,7 +250,8 @@ FUZZ = """
     import sys
     import numpy as np
     from minigrad.kernels.gemm import PRODUCTS, matmul
-    from minigrad.kernels.gemm.prepacked import MULTIPLY, PACK, packed_bytes
+    from minigrad.kernels.gemm.prepacked import packed_bytes
+    from minigrad.kernels.gemm.products import gemm_packed, pack_all
     from minigrad.kernels.vector import vector_registers
     from tests.guarded import guarded
 
@@ -288,12 +289,12 @@ FUZZ = """
         left, right = matrix(m, rank or 1, dtype)[:, :rank], matrix(rank or 1, n, dtype)[:rank]
         products = PRODUCTS[np.dtype(dtype)]
         room = guarded(packed_bytes(y), np.uint8, rng.integers(2))
-        PACK[np.dtype(dtype)](0.0, y, room, products.plans[False])
+        pack_all[np.dtype(dtype)](0.0, y, room, products.plans[False])
         out[...] = np.nan
         row = guarded(n, dtype, rng.integers(2))[: n * int(rng.integers(2))]
         row[...] = rng.standard_normal(row.size)
         operands = x, room, n, left, right, row, out, products.plans[False]
-        MULTIPLY[np.dtype(dtype)](0.0, *operands)
+        gemm_packed[np.dtype(dtype)](0.0, *operands)
         wide = x.astype(float) @ y.astype(float) + left.astype(float) @ right.astype(float)
         wide += row if row.size else 0
         bound += (rank + 3) * np.finfo(dtype).eps * (abs(left.astype(float)) @ abs(right) + 9)
@@ -365,10 +366,10 @@ def test_blocks_are_whole_tiles_for_any_caches(caches, itemsize, monkeypatch):
 
 
 def test_a_size_that_the_system_does_not_say_is_assumed(monkeypatch):
-    monkeypatch.setattr(blocking, "_ask", lambda level: 0)
+    monkeypatch.setattr(blocking, "reported_size", lambda level: 0)
     assert tuple(blocking.cache_sizes.__wrapped__()) in blocking.USUAL.values()
 
 
 def test_tiles_of_dots_fit_the_registers():
-    for rows, cols in few_columns.dot_shapes():
+    for rows, cols in skinny.dot_shapes():
         assert rows * cols + rows + 1 <= blocking.vector_registers()[1]

@@ -21,10 +21,9 @@ import lora
 import minigrad
 from lora import NF4Linear, QuantizeReport, quantize
 from minigrad import assert_gradients, nf4_linear, nn
-from minigrad.kernels import nf4, nf4_decode
+from minigrad.kernels import nf4
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.nf4 import NF4Matrix
-from minigrad.kernels.nf4_decode import LEVELS
+from minigrad.kernels.nf4 import LEVELS, NF4Matrix
 from tests.hosts import HOSTS, on_x86
 
 ROOT = Path(__file__).parents[3]
@@ -44,7 +43,7 @@ def absmax_of(matrix):
     """The absmax of each block of each row, as it is read back."""
     absmax = matrix.absmax
     if matrix.double_quant:
-        absmax = nf4_decode.absmax_of(absmax, 0, matrix.offset, matrix.scale)
+        absmax = nf4.absmax_of(absmax, 0, matrix.offset, matrix.scale)
     return absmax.reshape(len(matrix.codes), -1)
 
 
@@ -261,16 +260,14 @@ def test_rows_are_rows_of_the_whole(dtype, rng):
 def test_the_kernel_reads_what_its_reference_does(shape, block_size, double_quant, dtype, rng):
     matrix = NF4Matrix.of(draw(rng, shape), block_size, double_quant)
     absmax = absmax_of(matrix)
-    expected = nf4_decode.decode_reference(
-        matrix.codes, absmax, block_size, shape[1], np.dtype(dtype)
-    )
+    expected = nf4.decode_reference(matrix.codes, absmax, block_size, shape[1], np.dtype(dtype))
     assert_array_equal(matrix.dense(dtype), expected)
 
 
 READ = """
     import sys
     import numpy as np
-    from minigrad.kernels import nf4_decode
+    from minigrad.kernels import nf4
     from minigrad.kernels.vector import vector_registers
     from tests.guarded import guarded
 
@@ -288,8 +285,8 @@ READ = """
         dtype = np.dtype((np.float32, np.float64)[i % 2])
         out = guarded(rows * cols, dtype, rng.integers(2)).reshape(rows, cols)
         out[...] = np.nan
-        nf4_decode.decode(packed, absmax, block_size, out)
-        expected = nf4_decode.decode_reference(packed, absmax, block_size, cols, dtype)
+        nf4.decode(packed, absmax, block_size, out)
+        expected = nf4.decode_reference(packed, absmax, block_size, cols, dtype)
         assert (out == expected).all(), i
     print("done", vector_registers()[0])
 """
