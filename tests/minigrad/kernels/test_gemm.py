@@ -1,11 +1,7 @@
 """The ways of a matrix product: which a shape takes, `out` and `add`, memory, accuracy, hosts."""
 
-import os
 import re
-import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -18,15 +14,10 @@ from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from tests.hosts import HOSTS, on_x86
+from tests.minigrad.kernels.processes import run_python
 
-ROOT = Path(__file__).parents[3]
 FLOATS = (np.float32, np.float64)
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 def operands(m, k, n, layout, dtype, rng):
@@ -305,17 +296,8 @@ FUZZ = """
 
 def fuzz(count, seed, tmp_path, **environment):
     """Run FUZZ; returns bytes of a vector and number of registers that its process compiled for."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", **environment}
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FUZZ), str(count), str(seed)],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    done, width, registers = result.stdout.split()
+    variables = {"NUMBA_NUM_THREADS": "1", **environment}
+    done, width, registers = run_python(FUZZ, count, seed, cwd=tmp_path, **variables).split()
     assert done == "done"
     return int(width), int(registers)
 

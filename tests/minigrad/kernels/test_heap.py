@@ -1,14 +1,10 @@
 """Freed memory stays with the process, unless the user has settings of their own."""
 
 import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.minigrad.kernels.processes import run_python
 
 STEPS = """
     import resource, sys
@@ -38,15 +34,8 @@ glibc = pytest.mark.skipif(
 
 def run(**variables):
     theirs = ("MALLOC_", "GLIBC_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(theirs)}
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(STEPS)],
-        env={**kept, "PYTHONPATH": str(ROOT), **variables},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told, faults = map(int, result.stdout.split())
+    unset = {name: None for name in os.environ if name.startswith(theirs)}
+    told, faults = map(int, run_python(STEPS, **{**unset, **variables}).split())
     return bool(told), faults
 
 

@@ -1,13 +1,9 @@
 """NF4: the published code book, nearest levels, exact products, and no dense copy at any time."""
 
 import copy
-import os
 import pickle
-import subprocess
 import sys
-import textwrap
 import tracemalloc
-from pathlib import Path
 from statistics import NormalDist
 
 import hypothesis
@@ -25,8 +21,7 @@ from minigrad.kernels import nf4
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.nf4 import LEVELS, NF4Matrix
 from tests.hosts import HOSTS, on_x86
-
-ROOT = Path(__file__).parents[3]
+from tests.minigrad.kernels.processes import run_python
 
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 
@@ -298,15 +293,7 @@ READ = """
 @pytest.mark.skipif(sys.platform != "linux", reason="guards memory with mprotect")
 @pytest.mark.parametrize(("host", "width"), [("AVX2", "32"), ("SSE2", "16")])
 def test_other_hosts_read_what_the_reference_does_and_nothing_beyond(host, width, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(READ)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **HOSTS[host]},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.stdout.split() == ["done", width], result.stderr
+    assert run_python(READ, cwd=tmp_path, **HOSTS[host]) == f"done {width}"
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
