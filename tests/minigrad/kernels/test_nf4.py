@@ -376,19 +376,10 @@ def test_other_numbers_are_computed_as_numpy_does_and_float16_in_float32(dtype, 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_any_number_of_threads_gives_the_same_bits(dtype, rng):
+def test_any_number_of_threads_gives_the_same_bits(dtype, same_on_threads, rng):
     matrix = NF4Matrix.of(draw(rng, (700, 900)))
     x, g = draw(rng, (64, 900), dtype), draw(rng, (64, 700), dtype)
-    before = minigrad.get_num_threads()
-    results = []
-    try:
-        for threads in range(1, before + 1):
-            minigrad.set_num_threads(threads)
-            products = (matrix.T.matmul(x), matrix.matmul(g), matrix.dense(dtype))
-            results.append([array.tobytes() for array in products])
-    finally:
-        minigrad.set_num_threads(before)
-    assert all(result == results[0] for result in results)
+    same_on_threads(lambda: [matrix.T.matmul(x), matrix.matmul(g), matrix.dense(dtype)])
 
 
 def test_operands_of_any_layout_are_served(rng):
