@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -198,9 +198,12 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     return text, namespace[name]
 
 
-def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
+def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     """Call an op whose inputs are the elements of one sequence, with the same steps."""
-    arrays = list(arrays)
+    bound = op.signature.bind(*args, **options)
+    bound.apply_defaults()
+    options = dict(bound.arguments)
+    arrays = list(options.pop(op.parameters[0]))
     tensors = [value if isinstance(value, Tensor) else None for value in arrays]
     data: Sequence[Any] = [value._data if isinstance(value, Tensor) else value for value in arrays]
     found = any(tensor is not None for tensor in tensors)
