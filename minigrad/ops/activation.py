@@ -11,9 +11,8 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.errors import op_error
 from minigrad.ops.axes import as_tuple
-from minigrad.ops.elementwise import exp, log, normal_cdf, where
+from minigrad.ops.elementwise import exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
-from minigrad.ops.trigonometric import tanh
 
 __all__ = [
     "elu",

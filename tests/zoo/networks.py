@@ -9,9 +9,8 @@ import numpy as np
 
 import minigrad
 from minigrad import kernels
-from minigrad.functional.attention import fused_attention
-from minigrad.functional.fused_losses import label_loss, squared_error
-from minigrad.functional.neural import dropped
+from minigrad.functional.losses import label_loss, squared_error
+from minigrad.functional.neural import dropped, fused_attention
 from minigrad.ops.products import swap_last
 from tests.zoo.mutant import (
     Mutant,
