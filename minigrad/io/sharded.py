@@ -17,9 +17,8 @@ from typing import Any
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.io.atomic import find, replacing_together
-from minigrad.io.reader import TensorFile, Tensors
+from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
 from minigrad.io.tensor_info import TensorInfo
-from minigrad.io.writer import TensorWriter
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

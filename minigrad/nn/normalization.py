@@ -46,10 +46,9 @@ class LayerNorm(Module):
     ) -> None:
         self.normalized_shape = _checked_sizes("LayerNorm", normalized_shape)
         self.eps = _checked_eps("LayerNorm", eps)
-        self.weight = _filled(self.normalized_shape, 1, dtype) if elementwise_affine else None
-        self.bias = (
-            _filled(self.normalized_shape, 0, dtype) if elementwise_affine and bias else None
-        )
+        shape, bias = self.normalized_shape, elementwise_affine and bias
+        self.weight = Parameter(np.ones(shape, dtype)) if elementwise_affine else None
+        self.bias = Parameter(np.zeros(shape, dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised by `ops.layer_norm`."""
@@ -91,7 +90,8 @@ class RMSNorm(Module):
     ) -> None:
         self.normalized_shape = _checked_sizes("RMSNorm", normalized_shape)
         self.eps = None if eps is None else _checked_eps("RMSNorm", eps)
-        self.weight = _filled(self.normalized_shape, 1, dtype) if elementwise_affine else None
+        ones = np.ones(self.normalized_shape, dtype)
+        self.weight = Parameter(ones) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised by `ops.rms_norm`."""
@@ -115,10 +115,6 @@ def _checked_eps(name: str, eps: float) -> float:
     if not 0 <= eps < math.inf:
         raise ValueError(f"{name}: eps is a small number that is not negative, not {eps!r}")
     return eps
-
-
-def _filled(shape: tuple[int, ...], value: float, dtype: DTypeLike) -> Parameter:
-    return Parameter(np.full(shape, value, dtype))
 
 
 def _described(norm: LayerNorm | RMSNorm) -> str:

@@ -111,7 +111,8 @@ def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
     def flops(out: Array, normalized_shape: Sizes, elements: int, means: int) -> int:
         """The FLOPs of work on every element, and on every row, which has one mean."""
         rows: int = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
-        return elements * out.size + means * rows
+        total: int = elements * out.size + means * rows
+        return total
 
     cost: dict[str, Cost] = {
         "x": lambda weight, normalized_shape, out: flops(
