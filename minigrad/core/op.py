@@ -127,11 +127,8 @@ class Op(Generic[P]):
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
-        composition: for a fused op, the same function written in other ops.
-        replayed: whether derivatives of higher order come from the composition.
-        floats: whether it is a function of floats, and computes with floats also of integers.
-        returns_residuals: whether the forward returns a pair, the result and a value for the VJPs.
-        cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
+        composition, replayed, floats, returns_residuals, cost, shape, product, fresh,
+        nonfinite_hint, gradient_hint: as given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
         takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
@@ -417,16 +414,10 @@ def replay(
 ) -> list[Any]:
     """Run a function again, recording, and backpropagate `g` through what it records, no further.
 
-    Args:
-        function: the function to run.
-        arguments: its arguments, with arrays for tensors that need a gradient.
-        parents: the nodes of these in the outer graph, by argnum. Argnums beyond the arguments
-            are tensors that `function` uses without getting them as arguments.
-        wanted: the argnums to differentiate by.
-        g: the gradient of the result; as a Tensor, the gradients become a part of the outer graph.
-
-    Returns:
-        The gradients for `wanted`.
+    Among the arguments, arrays stand for tensors that need a gradient. `parents` are the nodes of
+    these in the outer graph, by argnum; argnums beyond the arguments are tensors that `function`
+    uses without getting them as arguments. The gradients for the argnums `wanted` are returned; if
+    `g` is a Tensor, they become a part of the outer graph.
     """
     inputs = list(arguments)
     ends = dict(parents)

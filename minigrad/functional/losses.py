@@ -359,13 +359,9 @@ def label_loss(
     """The cross entropy of softmax(logits) and integer classes.
 
     Its gradient is softmax(logits) minus the probabilities of the labels, times their weights.
-
-    Args:
-        logits: `(n, classes)`, of float32 or float64.
-        labels: `(n,)`, int64.
-        weights: `(n,)`, in the dtype of `logits`; where one is 0 the label need not exist.
-        smoothing: how much of the label's probability is spread over all classes.
-        divisor: a number that the sum of the losses is divided by; None for no sum.
+    Where a weight is 0, the label need not exist. `smoothing` is how much of the probability of a
+    label is spread over all classes. The sum of the losses is divided by `divisor`; None stands for
+    no sum. Shapes are `(n, classes)`, `(n,)` (int64) and `(n,)`.
     """
     losses, sums = kernels.losses.cross_entropy(logits, labels, weights, smoothing)
     if divisor is None:

@@ -92,15 +92,18 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
 Booleans = NDArray[np.bool_]
 
 
-def _weights(
+def _attention(
     query: Array,
     key: Array,
-    allowed: Booleans | None,
-    added: Array,
-    is_causal: bool,
-    scale: float,
+    value: Array,
+    allowed: Booleans | None = None,
+    added: Array = None,
+    is_causal: bool = False,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    rng: np.random.Generator | None = None,
 ) -> Tensor:
-    """softmax(q k^T scale + added) where allowed, `(..., L, S)`; 0 in rows with nothing allowed."""
+    """softmax(q k^T scale + added) v where allowed; 0 in rows with nothing allowed."""
     scores = matmul(query, swapaxes(key, -1, -2)) * scale
     if added is not None:
         scores = scores + added.astype(scores.dtype)
@@ -110,23 +113,13 @@ def _weights(
     if is_causal:
         past = np.tri(*scores.shape[-2:], dtype=np.bool_)
         allowed = past if allowed is None else allowed & past
-    if allowed is None:
-        return softmax(scores)
-    # The least number, not -inf: a row of -inf only would become nan.
-    weights = softmax(where(allowed, scores, float(np.finfo(scores.dtype).min)))
-    return weights if allowed.any(-1).all() else where(allowed, weights, 0.0)
-
-
-def _attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Booleans | None = None,
-    added: Array = None,
-    is_causal: bool = False,
-    scale: float = 1.0,
-) -> Tensor:
-    return matmul(_weights(query, key, allowed, added, is_causal, scale), value)
+    if allowed is not None:
+        # The least number, not -inf: a row of -inf only would become nan.
+        scores = where(allowed, scores, float(np.finfo(scores.dtype).min))
+    weights = softmax(scores)
+    if allowed is not None and not allowed.any(-1).all():
+        weights = where(allowed, weights, 0.0)
+    return matmul(dropout(weights, dropout_p, rng=rng), value)
 
 
 def _products(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
@@ -264,8 +257,7 @@ def scaled_dot_product_attention(
         if added is not None and added.dtype != query.dtype:
             added = added.astype(query.dtype)
         return fused_attention(query, key, value, allowed, added, is_causal, scale)
-    weights = _weights(query, key, allowed, added, is_causal, scale)
-    return matmul(dropout(weights, dropout_p, rng=rng), value)
+    return _attention(query, key, value, allowed, added, is_causal, scale, dropout_p, rng)
 
 
 def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:

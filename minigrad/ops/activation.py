@@ -14,19 +14,6 @@ from minigrad.ops.axes import as_tuple
 from minigrad.ops.elementwise import exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
 
-__all__ = [
-    "elu",
-    "gelu",
-    "leaky_relu",
-    "log_softmax",
-    "relu",
-    "sigmoid",
-    "silu",
-    "softmax",
-    "softplus",
-]
-
-
 # A VJP gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
 # arrays, for which a kernel computes the same in one pass.
 

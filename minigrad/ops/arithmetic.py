@@ -10,18 +10,6 @@ from minigrad.ops import hints
 from minigrad.ops.comparison import logical_and
 from minigrad.ops.elementwise import flat, log, where
 
-__all__ = [
-    "add",
-    "divide",
-    "floor_divide",
-    "multiply",
-    "negative",
-    "power",
-    "remainder",
-    "subtract",
-]
-
-
 _DIFFERENCE_HINTS = {
     "Inf - Inf is NaN": lambda a, b, out: (
         np.isinf(a).any() and np.isinf(b).any() and np.isnan(out).any()

@@ -15,27 +15,6 @@ from minigrad.core.tensor import Array, Axis
 from minigrad.errors import op_error
 from minigrad.ops.axes import as_tuple
 
-__all__ = [
-    "all",
-    "any",
-    "argmax",
-    "argmin",
-    "argsort",
-    "equal",
-    "greater",
-    "greater_equal",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "less",
-    "less_equal",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "not_equal",
-]
-
-
 # The type is Any because numpy's stubs know `keepdims` as a literal only.
 _any: Any = np.logical_or.reduce
 _all: Any = np.logical_and.reduce

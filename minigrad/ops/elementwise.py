@@ -12,41 +12,6 @@ from minigrad.core.tensor import Array, Tensor
 from minigrad.errors import op_error
 from minigrad.ops.comparison import logical_and, logical_or
 
-__all__ = [
-    "abs",
-    "arccos",
-    "arcsin",
-    "arctan",
-    "arctan2",
-    "ceil",
-    "clip",
-    "cos",
-    "cosh",
-    "erf",
-    "exp",
-    "expm1",
-    "floor",
-    "log",
-    "log1p",
-    "log2",
-    "log10",
-    "maximum",
-    "minimum",
-    "normal_cdf",
-    "reciprocal",
-    "round",
-    "rsqrt",
-    "sign",
-    "sin",
-    "sinh",
-    "sqrt",
-    "square",
-    "tan",
-    "tanh",
-    "where",
-]
-
-
 # --------------------------------------------------------------------------------------------------
 # Choices
 # --------------------------------------------------------------------------------------------------

@@ -13,8 +13,6 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
 from minigrad.errors import op_error
 
-__all__ = ["getitem", "scatter_add"]
-
 
 @op(cost=0, shape=lambda x, index: x[plain_index(index)].shape)
 def getitem(x: Array, index: Any) -> Array:

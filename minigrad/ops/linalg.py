@@ -15,8 +15,6 @@ from minigrad.ops.indexing import getitem, scatter_add
 from minigrad.ops.products import matmul, swap_last
 from minigrad.ops.shape import reshape
 
-__all__ = ["cholesky", "det", "inv", "solve"]
-
 
 def _cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
     """The leading terms of LAPACK's FLOPs: multiples of n^3 and of n^2 for each matrix."""

@@ -22,8 +22,6 @@ from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
 
-__all__ = ["layer_norm", "rms_norm"]
-
 Sizes = int | Sequence[int]
 
 

@@ -14,8 +14,6 @@ from minigrad.errors import op_error
 from minigrad.ops import hints
 from minigrad.ops.shape import reshape, transpose
 
-__all__ = ["linear", "lora_linear", "matmul", "nf4_linear"]
-
 
 def shape_of_product(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of the matrix product of arrays of these shapes."""

@@ -20,16 +20,6 @@ from minigrad.ops.elementwise import exp
 from minigrad.ops.indexing import getitem
 from minigrad.ops.shape import astype, broadcast_to, concatenate, flip, reshape, transpose
 
-__all__ = [
-    "cumprod",
-    "cumsum",
-    "logsumexp",
-    "max",
-    "min",
-    "prod",
-    "sum",
-]
-
 # The functions behind np.prod, np.max and np.min, whose wrappers take longer than a small array
 # does. The type is Any because numpy's stubs know `keepdims` as a literal only.
 _prod: Any = np.multiply.reduce

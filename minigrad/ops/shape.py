@@ -14,17 +14,6 @@ from minigrad.errors import op_error
 from minigrad.ops.axes import as_tuple, normalize_axis
 from minigrad.ops.indexing import getitem
 
-__all__ = [
-    "astype",
-    "broadcast_to",
-    "clone",
-    "concatenate",
-    "flip",
-    "reshape",
-    "roll",
-    "transpose",
-]
-
 
 @op
 def clone(x: Array) -> Array:

@@ -147,7 +147,12 @@ class Trainer:
         check_positive("epochs", epochs)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
-        self._check_something_trains()
+        optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if optimized.isdisjoint(map(id, self.model.trainable_parameters())):
+            raise ValueError(  # the model may have been frozen in the meantime
+                "of the optimiser's parameters none is in the model and requires a gradient, so "
+                "nothing would train; make an optimiser with model.trainable_parameters()"
+            )
         steps = epochs * math.ceil(len(data[0]) / (self.batch_size * self.accumulation_steps))
         self._stopping = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
@@ -238,7 +243,15 @@ class Trainer:
             if validation is not None:
                 record |= {f"validation_{k}": v for k, v in self.evaluate(validation).items()}
             self.history.epochs.append(as_record(record))
-            self._watch(self.history.epochs[-1])
+            if self.patience is not None:
+                loss = record.get("validation_loss", record["loss"])
+                if loss < self._best_loss:
+                    self._best_loss, self._epochs_since_best = float(loss), 0
+                    self._best = self.model.state_dict()
+                else:
+                    self._epochs_since_best += 1
+                if self._epochs_since_best >= self.patience:
+                    self.stop()
         for function in self.on_epoch:
             function(self)
         if self.checkpoint is not None:
@@ -281,19 +294,6 @@ class Trainer:
         loss.backward(np.full(loss.shape, share, loss.dtype))
         return value * share
 
-    def _watch(self, record: Mapping[str, float]) -> None:
-        """Save the best weights, and stop when they have been the best for long enough."""
-        if self.patience is None:
-            return
-        loss = record.get("validation_loss", record["loss"])
-        if loss < self._best_loss:
-            self._best_loss, self._epochs_since_best = loss, 0
-            self._best = self.model.state_dict()
-        else:
-            self._epochs_since_best += 1
-        if self._epochs_since_best >= self.patience:
-            self.stop()
-
     def _check_companions(self) -> None:
         """Raise an error unless the scheduler and the averages are those of this optimiser."""
         scheduler, ema = self.scheduler, self.ema
@@ -312,15 +312,6 @@ class Trainer:
                     f"ema has no average of {missing} parameters of the optimiser; make it of the "
                     f"same model, when all that is to be trained requires a gradient"
                 )
-
-    def _check_something_trains(self) -> None:
-        """Check that a parameter can change: the model may have been frozen in the meantime."""
-        own = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if own.isdisjoint(map(id, self.model.trainable_parameters())):
-            raise ValueError(
-                "of the optimiser's parameters none is in the model and requires a gradient, so "
-                "nothing would train; make an optimiser with model.trainable_parameters()"
-            )
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         """Return features and target as arrays, checked against each other."""
