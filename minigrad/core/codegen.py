@@ -394,24 +394,17 @@ NUMBERS = {float, int, bool}
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
-_NAMESPACE = {
-    "_Node": Node,
-    "_Tensor": Tensor,
+_SERVING = (
+    *(Node, StandIn, Tensor, np.ndarray),
+    *(agree, as_floats, as_output, demoted, explained, shape, taken_over, view, without_vjp),
+)
+
+_NAMESPACE: dict[str, Any] = {
+    **{f"_{each.__name__}": each for each in _SERVING},
     "_FLOAT32": FLOAT32,
-    "_NUMBERS": NUMBERS,
     "_FLOAT64": FLOAT64,
-    "_agree": agree,
-    "_as_floats": as_floats,
-    "_as_output": as_output,
+    "_NUMBERS": NUMBERS,
     "_clock": clock,
-    "_demoted": demoted,
-    "_explained": explained,
     "_mode": mode,
-    "_ndarray": np.ndarray,
     "_new": object.__new__,
-    "_shape": shape,
-    "_StandIn": StandIn,
-    "_taken_over": taken_over,
-    "_view": view,
-    "_without_vjp": without_vjp,
 }

@@ -3,7 +3,7 @@
 They take Tensors, and also plain arrays, as ops do.
 """
 
-from minigrad.functional import indexing, linalg, losses, neural, shape, statistics
+from minigrad.functional.composition import COMPOSITIONS
 from minigrad.functional.indexing import *
 from minigrad.functional.linalg import *
 from minigrad.functional.losses import *
@@ -11,10 +11,4 @@ from minigrad.functional.neural import *
 from minigrad.functional.shape import *
 from minigrad.functional.statistics import *
 
-__all__: list[str] = []
-__all__ += indexing.__all__
-__all__ += linalg.__all__
-__all__ += losses.__all__
-__all__ += neural.__all__
-__all__ += shape.__all__
-__all__ += statistics.__all__
+__all__ = ["TopK", *sorted(COMPOSITIONS)]

@@ -11,8 +11,6 @@ from minigrad.functional.composition import composition
 from minigrad.ops import argsort, getitem, reshape
 from minigrad.ops.axes import normalize_axis
 
-__all__ = ["TopK", "one_hot", "sort", "take_along_axis", "topk"]
-
 
 @composition
 def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:

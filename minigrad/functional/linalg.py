@@ -28,8 +28,6 @@ from minigrad.ops import (
 )
 from minigrad.ops.axes import normalize_axes
 
-__all__ = ["diag", "diagonal", "dot", "einsum", "norm", "outer", "trace"]
-
 
 @composition
 def norm(

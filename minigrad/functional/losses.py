@@ -17,15 +17,6 @@ from minigrad.functional.indexing import check_below
 from minigrad.functional.statistics import mean
 from minigrad.ops import abs, clip, getitem, log_softmax, softplus, sum, where
 
-__all__ = [
-    "binary_cross_entropy_with_logits",
-    "cross_entropy",
-    "huber",
-    "l1",
-    "mse",
-    "nll",
-]
-
 Reduction = Literal["mean", "sum", "none"]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))

@@ -17,8 +17,6 @@ from minigrad.functional.indexing import check_below
 from minigrad.functional.shape import swapaxes
 from minigrad.ops import getitem, hints, matmul, softmax, where
 
-__all__ = ["dropout", "embedding", "scaled_dot_product_attention"]
-
 
 @op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
 def dropped(

@@ -13,20 +13,6 @@ from minigrad.functional.composition import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
 from minigrad.ops.axes import normalize_axes, normalize_axis
 
-__all__ = [
-    "expand_dims",
-    "moveaxis",
-    "pad",
-    "repeat",
-    "split",
-    "squeeze",
-    "stack",
-    "swapaxes",
-    "tile",
-    "tril",
-    "triu",
-]
-
 
 @composition
 def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:

@@ -11,8 +11,6 @@ from minigrad.functional.composition import composition
 from minigrad.ops import astype, sqrt, sum, where
 from minigrad.ops.axes import keepdims_shape
 
-__all__ = ["mean", "std", "var"]
-
 
 @composition
 def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Tensor:

@@ -42,20 +42,17 @@ def normalize_axis(axis: int, ndim: int) -> int:
     return normalize_axes(axis, ndim)[0]
 
 
-def keepdims_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
-    """Return the shape of a reduction over `axis` with keepdims."""
-    if axis is None:
-        return (1,) * len(shape)
-    axes = normalize_axes(axis, len(shape))
-    return tuple(1 if i in axes else size for i, size in enumerate(shape))
-
-
 def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:
     """Return the shape of a reduction over `axis`."""
+    if axis is None:
+        return (1,) * len(shape) if keepdims else ()
     axes = normalize_axes(axis, len(shape))
-    if keepdims:
-        return keepdims_shape(shape, axis)
-    return tuple(n for i, n in enumerate(shape) if i not in axes)
+    return tuple(1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes)
+
+
+def keepdims_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
+    """Return the shape of a reduction over `axis` with keepdims."""
+    return reduced(shape, axis, keepdims=True)
 
 
 def as_tuple(axis: Axis) -> Any:

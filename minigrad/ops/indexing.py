@@ -56,8 +56,7 @@ COMPILED_FROM = 4096  # elements, from which on it pays to find the rows of an i
 def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
     """Turn an index of integer arrays into positions in the first axes, taken as one axis.
 
-    Returns:
-        The positions, and how many axes they are in; None for any other index.
+    The number of these axes is returned too; None stands for any other index.
     """
     parts = [np.asarray(part) for part in (index if isinstance(index, tuple) else (index,))]
     if len(parts) > len(shape) or any(part.dtype.kind not in "iu" for part in parts):

@@ -369,27 +369,6 @@ class Trainer:
                 other random generators; nothing is changed then.
         """
         generators = self._generators()
-        self._check_state(state, generators, source)
-        with ExitStack() as undo:
-            for name in ("model", "optimizer", "scheduler", "ema"):
-                part = getattr(self, name)
-                if part is not None:
-                    undo.callback(part.load_state_dict, part.state_dict())
-                    part.load_state_dict(state[name])
-            for generator, saved in zip(generators, state["generators"], strict=True):
-                bits = generator.bit_generator
-                undo.callback(setattr, bits, "state", bits.state)
-                bits.state = saved
-            undo.pop_all()  # nothing has failed, so nothing is undone
-        self._best = dict(state["best"])
-        self._best_loss = state["best_loss"]
-        self._epochs_since_best = state["epochs_since_best"]
-        self.history = History(list(state["steps"]), list(state["epochs"]))
-
-    def _check_state(
-        self, state: Mapping[str, Any], generators: Sequence[np.random.Generator], source: str
-    ) -> None:
-        """Raise a ValueError if a state belongs to a trainer with other parts than this one."""
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -411,6 +390,21 @@ class Trainer:
                     f"{source} has {name} as {value.dtype}, and this model as "
                     f"{weights[name].dtype}; convert the model with astype first"
                 )
+        with ExitStack() as undo:
+            for name in ("model", "optimizer", "scheduler", "ema"):
+                part = getattr(self, name)
+                if part is not None:
+                    undo.callback(part.load_state_dict, part.state_dict())
+                    part.load_state_dict(state[name])
+            for generator, saved in zip(generators, state["generators"], strict=True):
+                bits = generator.bit_generator
+                undo.callback(setattr, bits, "state", bits.state)
+                bits.state = saved
+            undo.pop_all()  # nothing has failed, so nothing is undone
+        self._best = dict(state["best"])
+        self._best_loss = state["best_loss"]
+        self._epochs_since_best = state["epochs_since_best"]
+        self.history = History(list(state["steps"]), list(state["epochs"]))
 
     def _generators(self) -> list[np.random.Generator]:
         """List every generator a step may draw from: the default, the trainer's, the modules'."""
