@@ -15,7 +15,16 @@ from minigrad.nn.activations import (
     Tanh,
 )
 from minigrad.nn.attention import MultiHeadAttention, TransformerBlock
-from minigrad.nn.layers import MLP, Dropout, Embedding, Flatten, Linear, Sequential
+from minigrad.nn.layers import (
+    MLP,
+    Dropout,
+    Embedding,
+    Flatten,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Sequential,
+)
 from minigrad.nn.losses import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -25,7 +34,6 @@ from minigrad.nn.losses import (
     NLLLoss,
 )
 from minigrad.nn.module import Module, Parameter
-from minigrad.nn.normalization import LayerNorm, RMSNorm
 
 __all__ = [
     "ELU",

@@ -13,9 +13,8 @@ from minigrad import functional, ops
 from minigrad.checks import check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.nn import init
-from minigrad.nn.layers import MLP, Dropout, Linear
+from minigrad.nn.layers import MLP, Dropout, LayerNorm, Linear, RMSNorm
 from minigrad.nn.module import Module
-from minigrad.nn.normalization import LayerNorm, RMSNorm
 
 
 class MultiHeadAttention(Module):

@@ -109,7 +109,21 @@ class Trainer:
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler = scheduler
         self.ema = ema
-        self._check_companions()
+        if not isinstance(scheduler, LRScheduler | None):
+            raise TypeError(f"scheduler must be an LRScheduler or None, not {scheduler!r:.60}")
+        if scheduler is not None and scheduler.optimizer is not optimizer:
+            raise ValueError("the scheduler was made with another optimiser than the trainer's")
+        if not isinstance(ema, EMA | None):
+            raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
+        if ema is not None:
+            averaged = {id(parameter) for parameter in ema.parameters.values()}
+            groups = optimizer.param_groups
+            missing = sum(id(p) not in averaged for group in groups for p in group["params"])
+            if missing:
+                raise ValueError(
+                    f"ema has no average of {missing} parameters of the optimiser; make it of the "
+                    f"same model, when all that is to be trained requires a gradient"
+                )
         if checkpoint is not None:
             check_target(checkpoint, "checkpoint: ")  # before a run has taken its time
         if not isinstance(metrics, Mapping):
@@ -293,25 +307,6 @@ class Trainer:
             )
         loss.backward(np.full(loss.shape, share, loss.dtype))
         return value * share
-
-    def _check_companions(self) -> None:
-        """Raise an error unless the scheduler and the averages are those of this optimiser."""
-        scheduler, ema = self.scheduler, self.ema
-        if not isinstance(scheduler, LRScheduler | None):
-            raise TypeError(f"scheduler must be an LRScheduler or None, not {scheduler!r:.60}")
-        if scheduler is not None and scheduler.optimizer is not self.optimizer:
-            raise ValueError("the scheduler was made with another optimiser than the trainer's")
-        if not isinstance(ema, EMA | None):
-            raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
-        if ema is not None:
-            own = {id(parameter) for parameter in ema.parameters.values()}
-            groups = self.optimizer.param_groups
-            missing = sum(id(p) not in own for group in groups for p in group["params"])
-            if missing:
-                raise ValueError(
-                    f"ema has no average of {missing} parameters of the optimiser; make it of the "
-                    f"same model, when all that is to be trained requires a gradient"
-                )
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         """Return features and target as arrays, checked against each other."""
