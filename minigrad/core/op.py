@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
@@ -278,7 +278,6 @@ class Op(Generic[P]):
     def set_vjps(self, vjps: list[tuple[int, VJP]]) -> None:
         """Replace the VJPs; the next call of the op writes `call` again, for these."""
         self.vjps = vjps
-        vars(self).pop("_written", None)
         self.call = self._first_call
 
     def _check_names(self, asked: Any, *others: str) -> None:
@@ -317,18 +316,14 @@ class Op(Generic[P]):
         """Run the forward; leave a node in the graph if an input needs a gradient."""
         return self.call(*args, **options)
 
-    @cached_property
-    def _written(self) -> tuple[str, Callable[..., Tensor]]:
-        return write(self)
-
     @property
     def source(self) -> str:
         """The text of the function that a call of this op runs."""
-        return self._written[0]
+        return write(self)[0]
 
     def _first_call(self, *args: Any, **options: Any) -> Tensor:
         """Stand in for `call` until it is needed, when all VJPs are known."""
-        self.call = partial(on_sequence, self) if self.takes_sequence else self._written[1]
+        self.call = partial(on_sequence, self) if self.takes_sequence else write(self)[1]
         return self.call(*args, **options)
 
     # ----------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     values = np.asarray(values)
     out = np.zeros(shape, values.dtype)
     index = plain_index(index)
-    if not _may_repeat(index):
+    if not may_repeat(index):
         out[index] = values
         return out
     rows = _rows(index, out.shape) if values.size >= COMPILED_FROM else None
@@ -85,7 +85,7 @@ def plain_index(index: Any) -> Any:
     return index
 
 
-def _may_repeat(index: Any) -> bool:
+def may_repeat(index: Any) -> bool:
     """Return whether an index can name an element twice: one with an array of integers can."""
     parts = index if isinstance(index, tuple) else (index,)
     return any(

@@ -135,7 +135,7 @@ MUTANTS: list[Mutant] = [
         "getitem: of a repeated index only the last counts",
         "repeated indices",
         minigrad.getitem,
-        lambda op: replaced([indexing], "_may_repeat", lambda index: False),
+        lambda op: replaced([indexing], "may_repeat", lambda index: False),
         normal(3),
         f=lambda x: x[np.array([0, 2, 0])],
     ),
