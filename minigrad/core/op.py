@@ -53,7 +53,6 @@ P = ParamSpec("P")
 OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. An op that you define is a function of yours, and not listed."""
 
-
 _RENAMED = {
     "rule": "vjp",
     "joint_rule": "joint_vjp",
@@ -127,8 +126,7 @@ class Op(Generic[P]):
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
-        composition, replayed, floats, returns_residuals, cost, shape, product, fresh,
-        nonfinite_hint, gradient_hint: as given to `op`.
+        composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
         takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
