@@ -26,7 +26,7 @@ from minigrad.ops import (
     sum,
     transpose,
 )
-from minigrad.ops.axes import normalize_axes
+from minigrad.ops.shape import normalize_axes
 
 
 @composition

@@ -16,7 +16,7 @@ from minigrad.checks import check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
-from minigrad.ops.axes import normalize_axis
+from minigrad.ops.shape import normalize_axis
 
 
 class Linear(Module):

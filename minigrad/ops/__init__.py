@@ -5,7 +5,6 @@ from minigrad.ops.activation import *
 from minigrad.ops.arithmetic import *
 from minigrad.ops.comparison import *
 from minigrad.ops.elementwise import *
-from minigrad.ops.indexing import *
 from minigrad.ops.linalg import *
 from minigrad.ops.normalization import *
 from minigrad.ops.products import *

@@ -13,7 +13,7 @@ import numpy as np
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
 from minigrad.errors import op_error
-from minigrad.ops.axes import as_tuple
+from minigrad.ops.shape import as_tuple
 
 # The type is Any because numpy's stubs know `keepdims` as a literal only.
 _any: Any = np.logical_or.reduce

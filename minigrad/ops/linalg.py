@@ -11,9 +11,8 @@ import numpy as np
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
 from minigrad.errors import op_error
-from minigrad.ops.indexing import getitem, scatter_add
 from minigrad.ops.products import matmul, swap_last
-from minigrad.ops.shape import reshape
+from minigrad.ops.shape import getitem, reshape, scatter_add
 
 
 def _cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
