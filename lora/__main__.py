@@ -79,7 +79,7 @@ def _merge(chosen: argparse.Namespace) -> Result:
 
 
 def _check(chosen: argparse.Namespace) -> Result:
-    from lora.offline.inspection import check_adapter
+    from lora.offline.checking import check_adapter
 
     found = check_adapter(chosen.adapter, chosen.base, progress=not chosen.json)
     return (

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora.config import Bias
 from lora.extraction import Extracted
@@ -16,10 +18,9 @@ from lora.offline.resolve_base import EMBEDDINGS, TIED, TransposedWeights, tied_
 from lora.offline.stored_weight import StoredWeight
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
-from lora.peft.facts import Facts, LayerFacts, fingerprint_of_rows
-from lora.peft.folder import FLOATS, check_dtype, write_folder
-from lora.peft.to_peft import Update, tensors_of
-from lora.scaling import LoRAScaling, check_size
+from lora.peft.facts import Facts, LayerFacts
+from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, write_folder
+from lora.scaling import check_size
 from lora.spectra import Approximation
 from minigrad import __version__
 from minigrad.io import TensorSet, open_tensors
@@ -27,6 +28,7 @@ from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
+Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 
@@ -52,15 +54,9 @@ class ExtractedFiles:
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")
+        tables = self.embeddings
         rows = [
-            (
-                row.name,
-                "embedding" if row.name in self.embeddings else "linear",
-                str(row.rank),
-                f"{row.error:.3g}",
-                f"{row.relative_error:.3g}",
-                f"{100 * row.energy:.4g} %",
-            )
+            (row.name, "embedding" if row.name in tables else "linear", *row.figures)
             for row in self.layers
         ]
         rows += [(name, "whole", "", "", "", "") for name in self.whole]
@@ -147,22 +143,24 @@ def extract_files(
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
         transposed = TransposedWeights(before)
-        is_transposed = {n: transposed.get(f"{n}.weight", fan_in_fan_out) for n in layers}
-        updates, rows, facts = {}, [], {}
+        updates: dict[str, dict[str, Array]] = {}
+        rows, facts = [], {}
         for name in progress_bar(layers, what="extract", unit="layer", shown=progress):
-            is_table = name in tables
-            old, new = (
-                StoredWeight(each, f"{name}.weight", is_table or is_transposed[name])
-                for each in (before, after)
-            )
-            updates[name], row = _update(name, old, new, rank, is_table)
-            rows.append(row)
-            facts[name] = LayerFacts(1.0, fingerprint_of_rows(*old.stored_rows()))
+            weight = f"{name}.weight"
+            is_transposed = name in tables or transposed.get(weight, fan_in_fan_out)
+            old, new = (StoredWeight(each, weight, is_transposed) for each in (before, after))
+            difference = new.dense() - old.dense()
+            if not np.isfinite(difference).all():
+                raise ValueError(f"{weight} has NaN or Inf in it")
+            best = Approximation.of_matrix(difference, rank)
+            updates[name] = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
+            rows.append(Extracted.of(name, best))
+            facts[name] = LayerFacts(1.0, old.fingerprint())
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
-        smaller = {exact_key(n): u.rank for n, u in updates.items() if u.rank != rank}
+        smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
         found_transposed = (transposed.get(f"{n}.weight", False) for n in layers if n not in tables)
         config = PeftConfig(
-            exact(list(updates), modules),
+            exact(layers, modules),
             r=rank,
             lora_alpha=rank,
             rank_pattern=smaller,
@@ -171,7 +169,7 @@ def extract_files(
             modules_to_save=tuple(modules_to_save),
             fan_in_fan_out=fan_in_fan_out or any(found_transposed),
         )
-        tensors = tensors_of(updates, {name: after.read(name) for name in copied})
+        tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)
         write_folder(out, config, tensors, Facts(facts, __version__), dtype)
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
         tied = tied_tables(changed, before)
@@ -261,18 +259,3 @@ def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConf
             f"{', '.join(both)} would be taken over in full and have an update; exclude the layers"
         )
     return found
-
-
-def _update(
-    name: str, base: StoredWeight, tuned: StoredWeight, rank: int, is_table: bool
-) -> tuple[Update, Extracted]:
-    """Return the nearest update to a difference, and its line in the report."""
-    difference = tuned.dense() - base.dense()
-    if not np.isfinite(difference).all():
-        raise ValueError(f"{base.name} has NaN or Inf in it")
-    u, s, vt = np.linalg.svd(difference, full_matrices=False)
-    best = Approximation.of_decomposition(u, s, vt, min(rank, len(s)))
-    a, b = best.a.astype(base.dtype), best.b.astype(base.dtype)
-    update = Update(a, b, None, 1.0, LoRAScaling.STANDARD, 0.0, is_table)
-    row = Extracted(name, len(a), best.error, best.relative_error, best.energy)
-    return update, row

@@ -1,30 +1,20 @@
-"""Look into an adapter in files: `summarise` and `draw` it, and `check_adapter` for mistakes."""
+"""Look into an adapter in files: `summarise` it, and `draw` a summary."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from lora.offline.resolve_base import TIED, UNTIED, resolve
-from lora.peft.checking import Finding, findings_of
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.spectra import Spectral, singular_values
 from lora.viz import draw_spectra
-from minigrad.io import open_tensors
-from minigrad.progress import progress_bar
 from minigrad.tables import aligned, in_bytes
 
 PathLike = str | os.PathLike[str]
-
-
-# --------------------------------------------------------------------------------------------------
-# Summary
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -68,18 +58,19 @@ class LayerSummary(Spectral):
                 f"(d_out, rank)"
             )
         kind = "embedding" if layer.is_embedding else "linear"
-        scale = files.scale(layer)
-        return cls(
-            layer.name,
-            f"{kind}, DoRA" if MAGNITUDE in layer.keys else kind,
-            a.shape[1],
-            b.shape[0],
-            len(a),
-            scale,
-            float(np.linalg.norm(a)),
-            float(np.linalg.norm(b)),
-            tuple((abs(scale) * singular_values(a, b)).tolist()),
-        )
+        kind += ", DoRA" if MAGNITUDE in layer.keys else ""
+        (rank, d_in), d_out, scale = a.shape, len(b), files.scale(layer)
+        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        values = tuple((abs(scale) * singular_values(a, b)).tolist())
+        return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line of the layer in a table."""
+        sizes = f"{self.d_in} -> {self.d_out}"
+        figures = self.scale, self.norm_a, self.norm_b, self.norm
+        norms = [f"{figure:.4g}" for figure in figures]
+        return self.name, self.kind, sizes, str(self.rank), *norms, f"{self.effective_rank:.3g}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,20 +99,6 @@ class Summary:
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
-        rows = [
-            (
-                layer.name,
-                layer.kind,
-                f"{layer.d_in} -> {layer.d_out}",
-                str(layer.rank),
-                f"{layer.scale:.4g}",
-                f"{layer.norm_a:.4g}",
-                f"{layer.norm_b:.4g}",
-                f"{layer.norm:.4g}",
-                f"{layer.effective_rank:.3g}",
-            )
-            for layer in self.layers
-        ]
         config, facts = self.config, self.facts
         flags = (name for name in ("use_rslora", "use_dora") if getattr(config, name))
         asked = [f"r={config.r}", f"lora_alpha={config.lora_alpha:g}", *flags]
@@ -135,7 +112,7 @@ class Summary:
         if facts.version is not None:
             seed = "not known" if facts.seed is None else str(facts.seed)
             lines.append(f"written by minigrad-lora {facts.version}, seed {seed}")
-        return "\n".join([*aligned(head, rows, left=3), *lines])
+        return "\n".join([*aligned(head, [layer.cells for layer in self.layers], left=3), *lines])
 
 
 def summarise(folder: PathLike) -> Summary:
@@ -185,84 +162,3 @@ def draw(summary: Summary, path: PathLike) -> None:
     draw_spectra(spectra, layers)
     open_frame(norms, spectra)
     figure.saved()
-
-
-# --------------------------------------------------------------------------------------------------
-# Check
-# --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, repr=False)
-class Findings:
-    """The result of `check_adapter`.
-
-    Attributes:
-        path: the folder of the adapter.
-        findings: what is wrong or odd.
-        checked: the number of layers that were checked.
-        has_base: whether a base was checked too.
-    """
-
-    path: str
-    findings: tuple[Finding, ...]
-    checked: int
-    has_base: bool
-
-    @property
-    def is_right(self) -> bool:
-        """Whether nothing is wrong."""
-        return all(finding.level != "wrong" for finding in self.findings)
-
-    def __repr__(self) -> str:
-        wrong = sum(finding.level == "wrong" for finding in self.findings)
-        odd = len(self.findings) - wrong
-        and_base = " and the base" if self.has_base else ""
-        total = f"{self.checked} layers{and_base} checked: "
-        total += f"{wrong} wrong, {odd} odd" if self.findings else "nothing is wrong"
-        return "\n".join([*map(str, self.findings), total])
-
-
-def check_adapter(
-    folder: PathLike, base: PathLike | None = None, *, progress: bool = True
-) -> Findings:
-    """Look for what is wrong with an adapter: its files, tensors, scales, and the base.
-
-    Args:
-        folder: a folder of PEFT's, or of `lora.save`.
-        base: a safetensors file, an index, or a folder of a model; None to check the adapter alone.
-        progress: show a progress bar if it takes long.
-
-    Raises:
-        FileNotFoundError: if there is no such folder or base.
-        ValueError: if the base is not what it should be.
-    """
-    path = os.fspath(folder)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"there is no folder {path!r}")
-    try:
-        files = AdapterFolder(folder)
-    except (FileNotFoundError, ValueError) as error:
-        return Findings(path, (Finding("wrong", "files", str(error)),), 0, False)
-    with files:
-        found = list(findings_of(files, progress))
-        if base is not None:
-            found += _findings_on(files, base, progress)
-        return Findings(path, tuple(found), len(files.layers), base is not None)
-
-
-def _findings_on(files: AdapterFolder, base: PathLike, progress: bool) -> Iterator[Finding]:
-    """Yield what is wrong or odd about a base for an adapter, and about the two together."""
-    with open_tensors(base) as tensors:
-        resolved = resolve(files, tensors, progress=progress)
-        weights = resolved.weights.values()
-        for weight in progress_bar(weights, what="base", unit="layer", shown=progress):
-            if not weight.is_finite():
-                yield Finding("wrong", weight.name, "has NaN or Inf in it, in the base")
-    for problem in resolved.problems:
-        yield Finding("wrong", "base", problem)
-    for name in resolved.added:
-        yield Finding("odd", name, "is trained in full, and not in the base")
-    for name in resolved.tied:
-        yield Finding("odd", name, TIED)
-    for name in resolved.heads:
-        yield Finding("odd", name, UNTIED)

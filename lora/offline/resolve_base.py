@@ -17,9 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora.offline.stored_weight import StoredWeight
-from lora.peft.checking import base_problems, is_same, tensor_problems
-from lora.peft.facts import fingerprint_of_rows
-from lora.peft.folder import FLOATS, KEYS, A, AdapterFolder, B, StoredLayer
+from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
 from minigrad.io import TensorSet
 
 TIED = (
@@ -113,29 +111,27 @@ def resolve(
         name = _with(prefix, own_name)
         if own_name in names.values():  # PEFT may write the weight beside an update of it
             has_weight = own_name.removesuffix(".weight") in weights
-            if has_weight and not is_same(files, key, base.read(name, np.float64)):
+            if has_weight and not files.is_same(key, base.read(name, np.float64)):
                 problems.append(
                     f"another base: {key} of the adapter is not {name}, which it has an update of"
                 )
             continue
         replaced[name] = key
         if name in base:
-            problems += tensor_problems(files, key, base.info(name).shape, "in the base")
+            problems += files.tensor_problems(key, base.info(name).shape, "in the base")
             if base.info(name).dtype not in FLOATS:
-                problems.append(
-                    f"unusable: {name} is of {base.info(name).dtype} in the base, and not of "
-                    f"{', '.join(FLOATS)}"
-                )
+                found = base.info(name).dtype
+                problems.append(f"unusable: {name} is of {found} in the base, {NO_FLOATS}")
         elif not files.is_meant(key):
             problems.append(
                 f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
                 f"base"
             )
     if check_base:
-        facts = {n: fact for n, fact in files.facts.layers.items() if fact.stored == "dense"}
-        problems += base_problems(
-            facts, weights, lambda weight: fingerprint_of_rows(*weight.stored_rows()), progress
-        )
+        facts = files.facts
+        of_nf4 = {name for name, fact in facts.layers.items() if fact.stored != "dense"}
+        dense = {name: weight for name, weight in weights.items() if name not in of_nf4}
+        problems += facts.base_problems(dense, StoredWeight.fingerprint, progress)
     added = [name for name in replaced if name not in base]
     changed = {weight.name for weight in weights.values()} | replaced.keys()
     may_be_tied = tied_tables(list(base), base)

@@ -9,8 +9,7 @@ folders with a file of another kind, are left out, and reported.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,9 @@ _COPIED = {
 """The endings of files that have no weights."""
 
 
-@dataclass(frozen=True)
-class Sidecars:
-    """The files beside the weights of a model.
-
-    Attributes:
-        copied: the files that a merged model gets, by name: a path to copy, or the content.
-        left_out: the names of the others; those of folders end in a slash.
-    """
-
-    copied: Mapping[str, Path | bytes]
-    left_out: tuple[str, ...]
-
-
-def find_sidecars(base: Path, tensors: TensorSet, dtype: str | None, is_untied: bool) -> Sidecars:
+def find_sidecars(
+    base: Path, tensors: TensorSet, dtype: str | None, is_untied: bool
+) -> tuple[Mapping[str, Path | bytes], Sequence[str]]:
     """Find the files beside a base, if that is an entire folder.
 
     Hidden files belong to other programs, and not to the model. A link is followed if it leads to a
@@ -52,10 +40,14 @@ def find_sidecars(base: Path, tensors: TensorSet, dtype: str | None, is_untied: 
         tensors: the tensors of the base.
         dtype: the dtype for `config.json`, if that names one; None for the one that it names.
         is_untied: whether `config.json` is to say that the head is not tied to the embedding.
+
+    Returns:
+        The files that a merged model gets, by name: a path to copy, or the content; and the names
+        of the others, of which those of folders end in a slash.
     """
     folder = base if base.is_dir() else base.parent if base.suffix == ".json" else None
     if folder is None:
-        return Sidecars({}, ())
+        return {}, ()
     here = folder.resolve()
     roots = here, here.parent.parent / "blobs"
 
@@ -95,32 +87,22 @@ def find_sidecars(base: Path, tensors: TensorSet, dtype: str | None, is_untied: 
             copied[each.name] = each
         else:
             left_out.append(each.name)
-    if _MODEL in copied:
-        copied[_MODEL] = _model_config(folder / _MODEL, dtype, is_untied)
-    return Sidecars(copied, tuple(left_out))
+    content = _read_json(folder / _MODEL) if _MODEL in copied else None
+    if isinstance(content, dict):
+        # transformers loads a model in the dtype that its configuration names, and takes the weight
+        # of a head from the embedding, unless it says that the two are not tied.
+        named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
+        changes: dict[str, Any] = dict.fromkeys(named, dtype)
+        if is_untied:
+            changes["tie_word_embeddings"] = False
+        if changes:
+            copied[_MODEL] = (json.dumps({**content, **changes}, indent=2) + "\n").encode()
+    return copied, tuple(left_out)
 
 
 def _is_copied(file: Path) -> bool:
     """Whether its name is that of no weights; without an ending it may be LICENSE or NOTICE."""
     return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
-
-
-def _model_config(path: Path, dtype: str | None, is_untied: bool) -> Path | bytes:
-    """Return a configuration that is right for the merged weights.
-
-    transformers loads a model in the dtype that it names, and takes the weight of a head from the
-    embedding, unless it says that the two are not tied.
-    """
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        return path
-    named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
-    changes: dict[str, Any] = dict.fromkeys(named, dtype)
-    if is_untied:
-        changes["tie_word_embeddings"] = False
-    if not changes:
-        return path
-    return (json.dumps({**content, **changes}, indent=2) + "\n").encode()
 
 
 def _read_json(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from lora.adapter import Adapter
 from lora.frozen import FrozenMatrix, strips
+from lora.peft.facts import fingerprint_of_rows
 from lora.peft.folder import FLOATS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.peft.loading import set_pissa_start
 from minigrad import ops
@@ -87,10 +87,12 @@ class StoredWeight(FrozenMatrix):
             return [(slice(None), strip) for strip in strips(self.shape[::-1])]
         return super().blocks()
 
-    def stored_rows(self) -> tuple[tuple[int, int], Callable[[], Iterable[Array]]]:
-        """Return the shape of the tensor, and a function that reads all its rows, in parts."""
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the tensor, whether that is W or W^T."""
         shape = self.shape[::-1] if self.is_transposed else self.shape
-        return shape, lambda: (self._tensors.read(self.name, None, rows) for rows in strips(shape))
+        return fingerprint_of_rows(
+            shape, lambda: (self._tensors.read(self.name, None, rows) for rows in strips(shape))
+        )
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b."""

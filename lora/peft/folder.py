@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -30,11 +30,15 @@ from minigrad.io.reader import Closing
 from minigrad.io.tensor_info import from_stored, to_stored
 
 Array = NDArray[Any]
+V = TypeVar("V")
 
 WEIGHTS = "adapter_model.safetensors"
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The dtypes that the tensors of an adapter can have."""
+
+NO_FLOATS = f"and not of {', '.join(FLOATS)}"
+"""The end of a message about a tensor of another dtype."""
 
 PREFIX = "base_model.model."
 
@@ -58,17 +62,26 @@ _PARTS = {
 }
 
 
-def key_of(layer: str, part: str, is_embedding: bool) -> str:
-    """Return PEFT's key of a part of an update."""
-    wanted = part, is_embedding and part != MAGNITUDE
-    ending = next(ending for ending, found in _PARTS.items() if found == wanted)
-    return f"{PREFIX}{layer}.{ending}"
+def by_key(
+    updates: Mapping[str, Mapping[str, V]], full: Mapping[str, V], embeddings: Collection[str]
+) -> dict[str, V]:
+    """Return the contents of an adapter by PEFT's keys.
 
-
-def key_of_parameter(name: str, has_update: bool) -> str:
-    """Return PEFT's key of a parameter that is trained in full, by its name in the model."""
-    layer, _, last = name.rpartition(".")
-    return f"{PREFIX}{layer}.base_layer.{last}" if has_update else PREFIX + name
+    Args:
+        updates: the parts of each update, by the names of the layer and of the part.
+        full: what is trained in full, by its name in the model.
+        embeddings: those of the layers that are embeddings.
+    """
+    endings = {part: ending for ending, part in _PARTS.items()}
+    found = {}
+    for layer, parts in updates.items():
+        for part, value in parts.items():
+            is_embedding = layer in embeddings and part != MAGNITUDE
+            found[f"{PREFIX}{layer}.{endings[part, is_embedding]}"] = value
+    for name, value in full.items():
+        layer, _, last = name.rpartition(".")
+        found[PREFIX + (f"{layer}.base_layer.{last}" if layer in updates else name)] = value
+    return found
 
 
 def _parameter_of(key: str) -> str:
@@ -114,7 +127,6 @@ class AdapterFolder(Closing):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        _check_files(self.path, may_be_moving=True)
         self.config, self._file = _open(self.path)
         try:
             for key in self._file:  # others could control a terminal, or stall expressions
@@ -127,13 +139,8 @@ class AdapterFolder(Closing):
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.layers: dict[str, StoredLayer] = {}
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
-        self._sort_keys()
-
-    def _sort_keys(self) -> None:
-        """Assign every key to a layer, to a parameter that was trained in full, or to neither."""
         updates: dict[str, dict[str, str]] = {}
         embeddings = set()
         for key in sorted(self._file):
@@ -148,9 +155,10 @@ class AdapterFolder(Closing):
                 self.repeated.append(key)
             else:
                 self.whole[_parameter_of(key)] = key
-        for name, keys in updates.items():
-            scale = self.config.scale_of(name)
-            self.layers[name] = StoredLayer(name, keys, name in embeddings, scale)
+        self.layers = {
+            name: StoredLayer(name, keys, name in embeddings, self.config.scale_of(name))
+            for name, keys in updates.items()
+        }
 
     def _is_repeated(self, key: str) -> bool:
         """Whether a bias belongs to a module trained in full, and PEFT has written it before."""
@@ -177,16 +185,36 @@ class AdapterFolder(Closing):
         facts = self.facts.layers.get(layer.name)
         return layer.scale if facts is None else facts.scale
 
-    def lost_scales(self) -> Iterator[tuple[str, float, float]]:
-        """Yield layers whose scale differs between configuration and metadata, and both scales."""
-        for name, facts in self.facts.layers.items():
-            scale = self.config.scale_of(name)
-            if not math.isclose(scale, facts.scale, rel_tol=_SAME):
-                yield name, scale, facts.scale
-
     def read(self, key: str, dtype: DTypeLike | None = None) -> Array:
         """Return a tensor; bfloat16 is widened to float32."""
         return self._file.read(key, dtype)
+
+    def is_same(self, key: str, array: Array) -> bool:
+        """Whether a tensor has the shape and, in the dtype of the array, the elements of one."""
+        info = self.tensors[key]
+        is_like = info.shape == array.shape and info.dtype in FLOATS
+        return is_like and np.array_equal(self.read(key, array.dtype), array)
+
+    def tensor_problems(self, key: str, shape: tuple[int, ...], source: str) -> Iterator[str]:
+        """Yield why a tensor cannot be one of the shape that a model or a base, `source`, has."""
+        info = self.tensors[key]
+        if info.shape != shape:
+            yield f"mis-shaped: {key} is {info.shape} in the file, and {shape} {source}"
+        if info.dtype not in FLOATS:
+            yield f"unusable: {key} is of {info.dtype}, {NO_FLOATS}"
+
+    def scale_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield layers with updates whose scale was changed since the save, and what is wrong."""
+        for name, facts in self.facts.layers.items():
+            scale = self.config.scale_of(name)
+            is_same = math.isclose(scale, facts.scale, rel_tol=_SAME)
+            if name in self.layers and not is_same:
+                yield (
+                    name,
+                    f"the scale is {scale:g} by the configuration, and was {facts.scale:g} when it "
+                    f"was saved, by the metadata of {WEIGHTS}; one of the files has been changed, "
+                    f"so put the other back, and assign layer.scale after loading",
+                )
 
     def close(self) -> None:
         """Close the files."""
@@ -195,6 +223,7 @@ class AdapterFolder(Closing):
 
 def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
     """Return the configuration and the tensors of one save, even while another one is going on."""
+    _check_files(path, may_be_moving=True)
 
     def identity() -> tuple[int, ...]:
         found = find(path, CONFIG).stat()

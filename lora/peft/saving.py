@@ -1,19 +1,47 @@
-"""save: an adapter of a model, to a folder that PEFT can read."""
+"""save: an adapter of a model, to a folder that PEFT can read.
+
+What PEFT's format cannot express is converted to what it can, with equal outputs. A scale that does
+not follow from alpha and the rank becomes an alpha, by layer where it must. PiSSA's update, which
+is a difference to its first factors, becomes one of twice the rank over the original base. A layer
+without a magnitude, beside others with one, gets the magnitude that changes nothing.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT
-from lora.attachment.state import attached_layers, required_attachment
+from lora.attachment.state import (
+    Attached,
+    Attachment,
+    attached_layers,
+    parameters_in_use,
+    required_attachment,
+)
+from lora.config import Bias
+from lora.embedding import LoRAEmbedding
 from lora.frozen import DenseMatrix
+from lora.patterns import exact, exact_key
+from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
-from lora.peft.folder import check_tensors, write_folder
-from lora.peft.to_peft import config_of, full_parameters_of, tensors_of, updates_of
+from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, write_folder
+from lora.scaling import LoRAScaling
 from minigrad import __version__
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
+
+Array = NDArray[Any]
+
+_SAME = 1e-12  # relative: what alpha / rank may differ from a scale by, which is rounding
 
 
 def save(
@@ -52,12 +80,14 @@ def save(
     attached = record.get(adapter)
     in_place = attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
-    updates = updates_of(layers, adapter)
-    tensors = tensors_of(updates, full_parameters_of(model, record, adapter, updates))
+    updates = _updates_of(layers, adapter)
+    full = _full_parameters_of(model, record, attached, updates)
+    embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
+    tensors = by_key({name: each.parts for name, each in updates.items()}, full, embeddings)
     check_tensors(tensors, dtype)  # before the hashes, which take longer
-    config = config_of(model, attached, updates)
-    config = replace(config, base_model_name_or_path=base_model)
+    config = replace(_config_of(model, attached, updates), base_model_name_or_path=base_model)
     mixed = len({update.dropout for update in updates.values()}) > 1
+    bar = progress_bar(layers.items(), what="hash of the base", unit="layer", shown=progress)
     layer_facts = {
         name: LayerFacts(
             updates[name].scale,
@@ -65,10 +95,197 @@ def save(
             "dense" if isinstance(layer.weight, DenseMatrix) else "nf4",
             float(updates[name].dropout) if mixed else None,
         )
-        for name, layer in progress_bar(
-            layers.items(), what="hash of the base", unit="layer", shown=progress
-        )
+        for name, layer in bar
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     seed = attached.seed if seed is None else seed
     write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """The update of one layer, as a file stores it.
+
+    Attributes:
+        parts: A, B and perhaps the magnitude, by the names of these in `lora.peft.folder`.
+        scale: s, positive.
+        scaling: how s followed from alpha.
+        dropout: the dropout of the inputs.
+    """
+
+    parts: Mapping[str, Array]
+    scale: float
+    scaling: LoRAScaling
+    dropout: float
+
+    @property
+    def rank(self) -> int:
+        """The rank of B A."""
+        return len(self.parts[A])
+
+    def alpha(self, scaling: LoRAScaling) -> float:
+        """Return the alpha that gives the scale; an integer if it is one but for rounding."""
+        alpha = scaling.alpha(self.scale, self.rank)
+        near = round(alpha)
+        if near and math.isclose(scaling.scale(near, self.rank), self.scale, rel_tol=_SAME):
+            return near
+        return alpha
+
+
+def _updates_of(layers: Mapping[str, AdaptedLayer], adapter: str) -> dict[str, _Update]:
+    """Return the updates of an adapter, by layer.
+
+    Raises:
+        ValueError: if a scale is 0 or not finite, which no alpha gives.
+    """
+    own = {name: layer.adapters[adapter] for name, layer in layers.items()}
+    with_magnitude = any(each.lora_magnitude is not None for each in own.values())
+    updates = {}
+    for name, each in own.items():
+        scale = float(each.scale)
+        if scale == 0 or not math.isfinite(scale):
+            raise ValueError(
+                f"{name}: the scale is {scale}, and a file cannot store such an update; assign "
+                f"another to layer.scale"
+            )
+        a, b = (factor.data for factor in each.factors())
+        parts = {A: a, B: b if scale > 0 else -b}  # alpha is positive, so B gets the sign
+        if each.lora_magnitude is not None:
+            parts[MAGNITUDE] = each.lora_magnitude.data
+        elif with_magnitude:
+            parts[MAGNITUDE] = each.norms(layers[name].weight)
+        updates[name] = _Update(parts, abs(scale), each.scaling, each.dropout)
+    return updates
+
+
+def _full_parameters_of(
+    model: Module, record: Attachment, attached: Attached, updates: Mapping[str, _Update]
+) -> dict[str, Array]:
+    """Return the parameters that an adapter trains in full, by their names in the model.
+
+    A sum of adapters may have the biases of some layers only. PEFT's fields say the same of all
+    layers, so the file gets the biases of the model for the others.
+    """
+    found = {copy.name: copy.own.data for copy in attached.copies}
+    bias = _bias_of(attached, updates)
+    if bias != "none":
+        every = [copy for each in record.adapters.values() for copy in each.copies]
+        originals = {copy.name: copy.original for copy in every}
+        for name, parameter in parameters_in_use(model):
+            layer, _, last = name.rpartition(".")
+            if last == "bias" and (bias == "all" or layer in updates) and name not in found:
+                found[name] = originals.get(name, parameter).data
+    return found
+
+
+def _bias_of(attached: Attached, updates: Mapping[str, _Update]) -> Bias:
+    """Return the value of the field `bias`: which biases are trained."""
+    layers = {copy.name.rpartition(".")[0] for copy in attached.copies if copy.reason == "bias"}
+    if not layers:
+        return "none"
+    if attached.config is not None:
+        return attached.config.bias
+    return "lora_only" if layers <= updates.keys() else "all"
+
+
+def _config_of(model: Module, attached: Attached, updates: Mapping[str, _Update]) -> PeftConfig:
+    """Return the configuration of an adapter.
+
+    It has the patterns that the adapter was made by, where they mean the same to PEFT in this
+    model.
+    """
+    asked = attached.config
+    modules = dict(model.named_modules())
+    adapted = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
+    inside = tuple(f"{name}." for name in {*adapted, *updates})
+    # The modules of the model as it was without adapters.
+    names = [name for name in modules if name and not name.startswith(inside)]
+    dropouts = {update.dropout for update in updates.values()}
+    rslora = {update.scaling for update in updates.values()} == {LoRAScaling.RSLORA}
+    scaling = LoRAScaling.RSLORA if rslora else LoRAScaling.STANDARD
+    ranks = {name: update.rank for name, update in updates.items()}
+    alphas = {name: update.alpha(scaling) for name, update in updates.items()}
+    r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
+    config = PeftConfig(
+        exact(list(updates), names),
+        r=int(r),
+        lora_alpha=alpha,
+        lora_dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
+        use_rslora=rslora,
+        use_dora=any(MAGNITUDE in update.parts for update in updates.values()),
+        rank_pattern={exact_key(n): value for n, value in ranks.items() if value != r},
+        alpha_pattern={exact_key(n): value for n, value in alphas.items() if value != alpha},
+        bias=_bias_of(attached, updates),
+        modules_to_save=_modules_to_save(modules, names, attached),
+        init_lora_weights=asked.init if asked is not None and asked.init == "gaussian" else True,
+    )
+    if asked is None:
+        return config
+    if asked.targets != "all-linear":  # which PEFT itself resolves, since its meaning varies
+        layers = asked.layers_to_transform
+        changed = replace(
+            config,
+            target_modules=asked.targets
+            if isinstance(asked.targets, str)
+            else tuple(asked.targets),
+            exclude_modules=asked.exclude
+            if isinstance(asked.exclude, str)
+            else tuple(asked.exclude),
+            layers_to_transform=() if layers is None else tuple(np.atleast_1d(layers).tolist()),
+            layers_pattern=tuple(asked.layers_pattern),
+        )
+        is_readable = isinstance(changed.target_modules, tuple) or not changed.layers_to_transform
+        if is_readable and changed.targets_among(names, ()).keys() == updates.keys():
+            config = changed
+
+    def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
+        return int(alpha) if float(alpha).is_integer() else float(alpha)
+
+    changed = replace(
+        config,
+        r=asked.rank,
+        lora_alpha=plain(asked.alpha),
+        rank_pattern=dict(asked.rank_pattern),
+        alpha_pattern={key: plain(alpha) for key, alpha in asked.alpha_pattern.items()},
+    )
+    # PEFT sorts the patterns when it saves them again, and the first that matches counts.
+    ordered = replace(
+        changed,
+        rank_pattern=dict(sorted(changed.rank_pattern.items())),
+        alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
+    )
+    means_the_same = all(
+        each.rank_of(name) == update.rank
+        and math.isclose(each.scale_of(name), update.scale, rel_tol=_SAME)
+        for name, update in updates.items()
+        for each in (changed, ordered)
+    )
+    return changed if means_the_same else config
+
+
+def _modules_to_save(
+    modules: Mapping[str, Module], names: Sequence[str], attached: Attached
+) -> tuple[str, ...]:
+    """Return the modules that are trained in full, as PEFT finds them: by the ends of `names`.
+
+    Raises:
+        ValueError: if PEFT could not tell them from others.
+    """
+    saved = [copy.name for copy in attached.copies if copy.reason == "modules_to_save"]
+    if not saved:
+        return ()
+    asked = () if attached.config is None else tuple(attached.config.modules_to_save)
+    owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in saved))
+    for patterns in (asked or owners, owners):
+        found = {
+            name
+            for module in PeftConfig((), modules_to_save=patterns).saved_modules(names)
+            for name, _ in modules[module].named_parameters(module)
+        }
+        if found == set(saved):
+            return patterns
+    raise ValueError(
+        f"PEFT finds modules that are trained in full by the ends of their names, so it would not "
+        f"train {', '.join(owners)} alone, but {', '.join(sorted(found - set(saved)))} too; "
+        f"rename them in the model, or save the others too"
+    )
