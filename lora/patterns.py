@@ -66,12 +66,9 @@ def check_table(role: str, table: Any) -> dict[str, Any]:
 
 
 def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
-    """Raise an error if a pattern is no regular expression, or if it matches every name.
+    """Raise an error if a pattern is no regular expression, or matches every name.
 
-    Args:
-        role: the parameter that the pattern belongs to, for the message.
-        pattern: the expression.
-        within: the format of the expression that `pattern` becomes a part of.
+    It becomes a part of an expression of the format `within`.
     """
     try:
         re.compile(pattern)
@@ -96,21 +93,16 @@ def find(
 ) -> dict[str, str]:
     """Return the names that match, in their order, each with the first pattern that finds it.
 
-    Args:
-        role: the name of the parameter with the patterns, for messages.
-        patterns: for the names.
-        names: all names there are.
-        groups: names that stand for several, such as an attention for its projections.
+    The groups are names that stand for several, such as an attention for its projections; `role` is
+    the name of the parameter with the patterns, for messages.
 
     Raises:
         ValueError: if a pattern matches none of them, with all names, and the nearest to a miss.
     """
-    names = list(names)
-    expression = isinstance(patterns, str)
-    listed: Sequence[str] = [patterns] if isinstance(patterns, str) else patterns
+    names, expression = list(names), isinstance(patterns, str)
     found: dict[str, str] = {}
     missed = []
-    for pattern in listed:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hits = [name for name in names if is_match(pattern, name, expression)]
         if expression and 0 < len(hits) == len(names) and _is_for_any(pattern):
             raise ValueError(
@@ -121,14 +113,13 @@ def find(
             if is_match(pattern, group, expression):
                 hits += [member for member in members if member in names]
         missed += [] if hits else [pattern]
-        for name in hits:
-            found.setdefault(name, pattern)
+        found = dict.fromkeys(hits, pattern) | found
     if missed:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
-            f"{role} that match no layer: {hints}"
-            f"{kind if expression else ''}; the layers are {', '.join(names) or 'none'}"
+            f"{role} that match no layer: {hints}{kind if expression else ''}; the layers are "
+            f"{', '.join(names) or 'none'}"
         )
     return {name: found[name] for name in names if name in found}
 

@@ -99,13 +99,12 @@ def resolve(
             f"when it loads them: save it with save_pretrained(..., save_original_format=False)"
         )
     for layer in files.layers.values():
-        if not {A, B} <= layer.keys.keys() or (has_one_cause and layer.name in missing):
-            continue
-        try:
-            name = _with(prefix, names[layer.name])
-            weights[layer.name] = _weight(files, layer, base, name, transposed)
-        except (KeyError, ValueError) as error:
-            problems.append(str(error.args[0]))
+        if {A, B} <= layer.keys.keys() and not (has_one_cause and layer.name in missing):
+            try:
+                name = _with(prefix, names[layer.name])
+                weights[layer.name] = _weight(files, layer, base, name, transposed)
+            except (KeyError, ValueError) as error:
+                problems.append(str(error.args[0]))
     replaced: dict[str, str] = {}
     for own_name, key in files.whole.items():
         name = _with(prefix, own_name)
@@ -118,10 +117,10 @@ def resolve(
             continue
         replaced[name] = key
         if name in base:
-            problems += files.tensor_problems(key, base.info(name).shape, "in the base")
-            if base.info(name).dtype not in FLOATS:
-                found = base.info(name).dtype
-                problems.append(f"unusable: {name} is of {found} in the base, {NO_FLOATS}")
+            info = base.info(name)
+            problems += files.tensor_problems(key, info.shape, "in the base")
+            if info.dtype not in FLOATS:
+                problems.append(f"unusable: {name} is of {info.dtype} in the base, {NO_FLOATS}")
         elif not files.is_meant(key):
             problems.append(
                 f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
@@ -133,10 +132,10 @@ def resolve(
         dense = {name: weight for name, weight in weights.items() if name not in of_nf4}
         problems += facts.base_problems(dense, StoredWeight.fingerprint, progress)
     added = [name for name in replaced if name not in base]
-    changed = {weight.name for weight in weights.values()} | replaced.keys()
     may_be_tied = tied_tables(list(base), base)
     shapes = [base.info(name).shape for name in may_be_tied]
     heads = [name for name in added if files.tensors[replaced[name]].shape in shapes]
+    changed = {weight.name for weight in weights.values()} | replaced.keys()
     tied = [] if heads else [name for name in may_be_tied if name in changed]
     return ResolvedBase(weights, replaced, added, tied, heads, prefix, problems)
 
@@ -150,12 +149,12 @@ def _prefix(names: Sequence[str], base: TensorSet) -> str:
     """Return the one prefix with which the base has all names, if it has none of them without."""
     if not names or any(name in base for name in names):
         return ""
-    longer = {each[: -len(names[0])] for each in base if each.endswith(f".{names[0]}")}
     parts = names[0].split(".")
     shorter = {"-" + ".".join(parts[:i]) + "." for i in range(1, len(parts))}
+    longer = {each[: -len(names[0])] for each in base if each.endswith(f".{names[0]}")}
     found = [
         prefix
-        for prefix in sorted(longer | shorter)
+        for prefix in longer | shorter
         if all(_with(prefix, name) in base for name in names)
         and (prefix[0] != "-" or all(name.startswith(prefix[1:]) for name in names))
     ]
@@ -176,24 +175,22 @@ def _weight(
         ValueError: if the update does not go with it.
     """
     a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
-
-    def fits(shape: tuple[int, ...]) -> bool:
-        return len(a) == len(b) == 2 and a[0] == b[1] and (b[0], a[1]) == shape
-
-    similar = [each for each, info in base.tensors.items() if fits(info.shape)]
+    # The shape that W must have; none if A and B do not go together.
+    wanted = (b[0], a[1]) if len(a) == len(b) == 2 and a[0] == b[1] else None
+    similar = [each for each, info in base.tensors.items() if info.shape == wanted]
     if name not in base and len(similar) == 1:
         raise KeyError(
             f"there is no tensor {name!r} among {len(base)}; if it is tied to {similar[0]!r}, save "
             f"the base with a copy of its own (tie_word_embeddings=False)"
         )
     weight = StoredWeight(base, name, layer.is_embedding)
-    if not layer.is_embedding and fits(weight.shape[::-1]):
+    if not layer.is_embedding and weight.shape[::-1] == wanted:
         # Of a square weight PEFT's fan_in_fan_out does not always say how it is stored: it is that
         # of the layer which was adapted last.
-        is_square = fits(weight.shape)
+        is_square = weight.shape == wanted
         is_transposed = not is_square or transposed.get(name, files.config.fan_in_fan_out)
         weight = StoredWeight(base, name, is_transposed)
-    if not fits(weight.shape):
+    if weight.shape != wanted:
         raise ValueError(
             f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} "
             f"{base.info(name).shape}"
