@@ -1,14 +1,13 @@
 """Work on adapters and models in files, which are never loaded: inspect, check, merge and extract.
 
-No more than some rows of a base are in memory at a time. `inspection` summarises an adapter, and
-`checking` looks for mistakes in it; `resolve_base` finds the tensors of a base that it is about,
-and `stored_weight` reads them; `merging` and `extracting` write new files, with the `sidecars` of a
-base. `python -m lora` is these functions on the command line.
+No more than some rows of a base are in memory at a time. `inspection` summarises and checks an
+adapter; `resolve_base` finds the tensors of a base that it is about, and `stored_weight` reads
+them; `merging` and `extracting` write new files, with the `sidecars` of a base. `python -m lora` is
+these functions on the command line.
 """
 
-from lora.offline.checking import Findings, check_adapter
 from lora.offline.extracting import ExtractedFiles, extract_files
-from lora.offline.inspection import Summary, summarise
+from lora.offline.inspection import Findings, Summary, check_adapter, summarise
 from lora.offline.merging import MergedFiles, merge_files
 
 __all__ = [

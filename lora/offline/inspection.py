@@ -1,17 +1,33 @@
-"""Look into an adapter in files: `summarise` it, and `draw` a summary."""
+"""Look into an adapter in files: `summarise` and `draw` it, and `check_adapter` for mistakes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
+from lora.offline.resolve_base import TIED, UNTIED, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
-from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.peft.folder import (
+    FLOATS,
+    KEYS,
+    MAGNITUDE,
+    NO_FLOATS,
+    PREFIX,
+    A,
+    AdapterFolder,
+    B,
+    StoredLayer,
+)
 from lora.spectra import Spectral, singular_values
 from lora.viz import draw_spectra
+from minigrad.io import open_tensors
+from minigrad.progress import progress_bar
 from minigrad.tables import aligned, in_bytes
 
 PathLike = str | os.PathLike[str]
@@ -162,3 +178,187 @@ def draw(summary: Summary, path: PathLike) -> None:
     draw_spectra(spectra, layers)
     open_frame(norms, spectra)
     figure.saved()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about an adapter.
+
+    Attributes:
+        level: "wrong": it does not work, or does something else than it says. "odd": it may be
+            meant so.
+        where: the layer, key or file.
+        what: the fact, and what to do about it.
+    """
+
+    level: Literal["wrong", "odd"]
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.where}: {self.what}"
+
+
+@dataclass(frozen=True, repr=False)
+class Findings:
+    """The result of `check_adapter`.
+
+    Attributes:
+        path: the folder of the adapter.
+        findings: what is wrong or odd.
+        checked: the number of layers that were checked.
+        has_base: whether a base was checked too.
+    """
+
+    path: str
+    findings: tuple[Finding, ...]
+    checked: int
+    has_base: bool
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(finding.level != "wrong" for finding in self.findings)
+
+    def __repr__(self) -> str:
+        wrong = sum(finding.level == "wrong" for finding in self.findings)
+        odd = len(self.findings) - wrong
+        and_base = " and the base" if self.has_base else ""
+        total = f"{self.checked} layers{and_base} checked: "
+        total += f"{wrong} wrong, {odd} odd" if self.findings else "nothing is wrong"
+        return "\n".join([*map(str, self.findings), total])
+
+
+def check_adapter(
+    folder: PathLike, base: PathLike | None = None, *, progress: bool = True
+) -> Findings:
+    """Look for what is wrong with an adapter: its files, tensors, scales, and the base.
+
+    Args:
+        folder: a folder of PEFT's, or of `lora.save`.
+        base: a safetensors file, an index, or a folder of a model; None to check the adapter alone.
+        progress: show a progress bar if it takes long.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or base.
+        ValueError: if the base is not what it should be.
+    """
+    path = os.fspath(folder)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"there is no folder {path!r}")
+    try:
+        files = AdapterFolder(folder)
+    except (FileNotFoundError, ValueError) as error:
+        return Findings(path, (Finding("wrong", "files", str(error)),), 0, False)
+    with files:
+        found = list(findings_of(files, progress))
+        if base is not None:
+            with open_tensors(base) as tensors:
+                resolved = resolve(files, tensors, progress=progress)
+                weights = resolved.weights.values()
+                bar = progress_bar(weights, what="base", unit="layer", shown=progress)
+                broken = [weight.name for weight in bar if not weight.is_finite()]
+            found += [
+                *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
+                *(Finding("wrong", "base", problem) for problem in resolved.problems),
+                *(
+                    Finding("odd", n, "is trained in full, and not in the base")
+                    for n in resolved.added
+                ),
+                *(Finding("odd", name, TIED) for name in resolved.tied),
+                *(Finding("odd", name, UNTIED) for name in resolved.heads),
+            ]
+        return Findings(path, tuple(found), len(files.layers), base is not None)
+
+
+def findings_of(
+    files: AdapterFolder, progress: bool, *, with_ranks: bool = True
+) -> Iterator[Finding]:
+    """Yield what is wrong or odd about an adapter by itself.
+
+    With `with_ranks` this includes updates of 0 or of a low rank, which take the most time.
+    """
+    if not files.layers:
+        yield Finding("wrong", "files", "there is no layer with an update")
+    linear = [layer.name for layer in files.layers.values() if not layer.is_embedding]
+    found = files.config.targets_among(files.layers, linear)
+    for name in files.layers:
+        if name not in found:
+            yield Finding("wrong", name, "target_modules do not find it, so PEFT ignores it")
+    for name in files.facts.layers:
+        if name not in files.layers:
+            yield Finding("wrong", name, "is in the metadata, and has no tensors")
+    for name, problem in files.scale_problems():
+        yield Finding("wrong", name, problem)
+    bar = progress_bar(files.layers.values(), what="check", unit="layer", shown=progress)
+    for layer in bar:
+        yield from _findings_of_layer(files, layer, with_ranks)
+    for name, key in files.whole.items():
+        if files.tensors[key].dtype not in FLOATS:
+            yield Finding("wrong", key, f"is of {files.tensors[key].dtype}, {NO_FLOATS}")
+        elif not np.isfinite(files.read(key)).all():
+            yield Finding("wrong", key, "has NaN or Inf in it")
+        is_base = name.removesuffix(".weight") in files.layers  # as PEFT may write of an embedding
+        if files.is_meant(key) or is_base:
+            continue
+        if not key.startswith(PREFIX) or ".lora_" in key:
+            yield Finding("wrong", key, f"is no key of PEFT's, which are like {KEYS}")
+        else:
+            yield Finding(
+                "odd", name,
+                "is no part of an update, and neither bias nor modules_to_save say that it was "
+                "trained in full; PEFT replaces the model's own by it, if there is one",
+            )  # fmt: skip
+
+
+def _findings_of_layer(
+    files: AdapterFolder, layer: StoredLayer, with_ranks: bool
+) -> Iterator[Finding]:
+    """Yield what is wrong or odd about the tensors of one layer."""
+    wrong, odd = (partial(Finding, level, layer.name) for level in ("wrong", "odd"))
+
+    wanted = {A, B, MAGNITUDE} if files.config.use_dora else {A, B}
+    for part in sorted(wanted - layer.keys.keys()):
+        yield wrong(f"{part} is missing, so PEFT begins with another one")
+    if MAGNITUDE in layer.keys.keys() - wanted:
+        yield wrong("has a magnitude, and use_dora is not set")
+    dtypes = {part: files.tensors[key].dtype for part, key in layer.keys.items()}
+    unread = {part: dtype for part, dtype in dtypes.items() if dtype not in FLOATS}
+    for part, dtype in unread.items():
+        yield wrong(f"{part} is of {dtype}, {NO_FLOATS}")
+    if unread or not {A, B} <= layer.keys.keys():
+        return
+    arrays = {part: files.read(key, np.float64) for part, key in layer.keys.items()}
+    for part, array in arrays.items():
+        broken = int(np.count_nonzero(~np.isfinite(array)))
+        if broken:
+            yield wrong(f"{part} has {broken:,} numbers that are NaN or Inf")
+    a, b = arrays[A], arrays[B]
+    if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not a.size or not b.size:
+        yield wrong(f"A is {a.shape} and B {b.shape}; they must be (rank, d_in) and (d_out, rank)")
+        return
+    m = arrays.get(MAGNITUDE)
+    if m is not None and m.shape != (len(b),):
+        yield wrong(f"the magnitude is {m.shape}; it must be {(len(b),)}")
+    rank = files.config.rank_of(layer.name)
+    if rank != len(a):
+        yield wrong(
+            f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
+            f"is another one than it was trained with, or a rank_pattern is lost"
+        )
+    if not with_ranks or not np.isfinite(a).all() or not np.isfinite(b).all():
+        return
+    zero = [part for part, array in (("A", a), ("B", b)) if not array.any()]
+    if zero:
+        and_magnitude = "" if m is None else ", but for its magnitude"
+        yield odd(f"{' and '.join(zero)} is 0, so it changes nothing{and_magnitude}")
+        return
+    values = singular_values(a, b)
+    room = min(len(a), a.shape[1], len(b))
+    # What rounding to float32 makes of values that are 0.
+    least = float(values[0]) * max(a.shape[1], len(b)) * 2.0**-24
+    found = int(np.count_nonzero(values > least))
+    if found < room:
+        yield odd(f"B A is of rank {found} only, with room for {room}")
+    if len(a) > room:
+        yield odd(f"its rank {len(a)} is larger than the layer, {room}")

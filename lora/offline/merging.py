@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from lora.adapter import Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import strips
-from lora.offline.checking import findings_of
-from lora.offline.resolve_base import TIED, UNTIED, ResolvedBase, resolve
+from lora.offline.inspection import findings_of
+from lora.offline.resolve_base import TIED, UNTIED, resolve
 from lora.offline.sidecars import find_sidecars
 from lora.offline.stored_weight import StoredWeight, adapter_of
-from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
+from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, StoredLayer, is_finite_in
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
@@ -123,22 +123,67 @@ def merge_files(
                 f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}:\n  "
                 + "\n  ".join([*wrong, *resolved.problems])
             )
-        merge = _Merge(tensors, files, resolved, dtype)
-        certificate = merge.certified(limit, radius, progress)
         for name in resolved.added:
             next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
-        shards = {file: [merge.info(info) for info in infos] for file, infos in shards.items()}
+        names = {key: name for name, key in resolved.replaced.items()}
+
+        def result(info: TensorInfo) -> TensorInfo:
+            """Describe the result of a tensor of the base, or of one that the adapter adds."""
+            stored = dtype if dtype is not None and info.dtype in FLOATS else info.dtype
+            return TensorInfo(names.get(info.name, info.name), stored, info.shape)
+
+        shards = {file: [result(info) for info in infos] for file, infos in shards.items()}
         every = {info.name: info for infos in shards.values() for info in infos}
+        updates = {
+            weight.name: (
+                weight,
+                files.layers[layer],
+                adapter_of(files, files.layers[layer], weight),
+            )
+            for layer, weight in resolved.weights.items()
+        }
+        dtypes = {name: every[name].dtype for name in updates}
+        certificate = _certified(updates, dtypes, limit, radius, progress)
         sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
         metadata = {"format": "pt", **tensors.metadata}
+        total = sum(info.nbytes for info in tensors.tensors.values())
         with ExitStack() as stack:
             if is_file:
-                (infos,) = shards.values()
-                writer = stack.enter_context(writing(target, infos, metadata))
+                writer = stack.enter_context(writing(target, every.values(), metadata))
                 writers: Mapping[str, TensorWriter] = dict.fromkeys(every, writer)
             else:
                 writers = stack.enter_context(writing_set(target, shards, metadata, sidecars))
-            merge.write(writers, every, progress)
+            bar = stack.enter_context(
+                progress_bar(what="merge", unit="B", shown=progress, total=total, unit_scale=True)
+            )
+
+            def unchanged(name: str) -> Iterator[bytes]:
+                for part in tensors.raw(name):
+                    yield part
+                    bar.update(len(part))
+
+            for name in [*tensors, *resolved.added]:
+                is_replaced, stored = name in resolved.replaced, every[name].dtype
+                parts: Iterable[tuple[int, Array]]
+                if is_replaced:
+                    parts = [(0, files.read(resolved.replaced[name]))]
+                elif name in updates:
+                    weight, _, update = updates[name]
+                    parts = _merged(weight, update)
+                elif tensors.info(name).dtype == stored:
+                    writers[name].copy(name, unchanged(name))
+                    continue
+                else:
+                    strip = strips(tensors.info(name).shape)
+                    parts = ((rows.start or 0, tensors.read(name, None, rows)) for rows in strip)
+                for first, part in parts:
+                    is_rounded = (dtype is not None or is_replaced) and part.dtype.kind == "f"
+                    if is_rounded and not is_finite_in(part, stored):
+                        raise ValueError(
+                            f"{name} has numbers that {stored} has not; take bfloat16 or float32"
+                        )
+                    writers[name].write(name, part, first)
+                    bar.update(part.nbytes)
     return MergedFiles(
         target,
         certificate,
@@ -182,107 +227,43 @@ def _check_out(
         )
 
 
-class _Merge:
-    """All tensors of the result, one after the other: those of the base, and the added ones."""
+def _certified(
+    updates: Mapping[str, tuple[StoredWeight, StoredLayer, Adapter]],
+    dtypes: Mapping[str, str],
+    limit: float | None,
+    radius: float,
+    progress: bool,
+) -> MergeCertificate:
+    """Return what is lost in each layer, in the dtype that its weight is stored in.
 
-    def __init__(
-        self, tensors: TensorSet, files: AdapterFolder, resolved: ResolvedBase, dtype: str | None
-    ) -> None:
-        self._tensors, self._files, self._resolved, self._dtype = tensors, files, resolved, dtype
-        self._names = {key: name for name, key in resolved.replaced.items()}
-        self._updates: dict[str, tuple[StoredWeight, Adapter]] = {
-            weight.name: (weight, adapter_of(files, files.layers[layer], weight))
-            for layer, weight in resolved.weights.items()
-        }
-
-    def info(self, info: TensorInfo) -> TensorInfo:
-        """Describe the result of a tensor of the base, or of one that the adapter adds to it."""
-        name = self._names.get(info.name, info.name)
-        dtype = self._dtype if self._dtype is not None and info.dtype in FLOATS else info.dtype
-        return TensorInfo(name, dtype, info.shape)
-
-    def certified(self, limit: float | None, radius: float, progress: bool) -> MergeCertificate:
-        """Return what is lost in each layer, in the dtype that its weight is stored in.
-
-        Raises:
-            ValueError: if a merged weight would not be finite.
-            MergeError: if more than the limit is lost.
-        """
-        by_dtype: dict[str, list[str]] = {}
-        for layer, weight in self._resolved.weights.items():
-            dtype = self.info(self._tensors.info(weight.name)).dtype
-            by_dtype.setdefault(dtype, []).append(layer)
-        rows: list[CertificateRow] = []
-        for dtype, layers in by_dtype.items():
-            updates = [
-                (layer, *self._updates[self._resolved.weights[layer].name]) for layer in layers
-            ]
-            parts = (
-                merging_into(
-                    layer,
-                    weight,
-                    [adapter],
-                    [adapter],
-                    one_hot=self._files.layers[layer].is_embedding,
-                )
-                for layer, weight, adapter in updates
+    Raises:
+        ValueError: if a merged weight would not be finite.
+        MergeError: if more than the limit is lost.
+    """
+    rows: list[CertificateRow] = []
+    for dtype in dict.fromkeys(dtypes.values()):
+        parts = (
+            merging_into(layer.name, weight, [adapter], [adapter], one_hot=layer.is_embedding)
+            for name, (weight, layer, adapter) in updates.items()
+            if dtypes[name] == dtype
+        )
+        certificate = certify(parts, dtype, radius, progress=progress)
+        broken = [row for row in certificate.rows if not row.is_finite]
+        if broken:
+            raise ValueError(
+                f"the merged weight would not be finite in "
+                f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
             )
-            certificate = certify(parts, dtype, radius, progress=progress)
-            broken = [row for row in certificate.rows if not row.is_finite]
-            if broken:
-                raise ValueError(
-                    f"the merged weight would not be finite in "
-                    f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
-                )
-            if limit is not None:
-                certificate.check(limit, dtype)
-            rows += certificate.rows
-        return MergeCertificate(tuple(rows), float(radius))
+        if limit is not None:
+            certificate.check(limit, dtype)
+        rows += certificate.rows
+    return MergeCertificate(tuple(rows), float(radius))
 
-    def write(
-        self, writers: Mapping[str, TensorWriter], infos: Mapping[str, TensorInfo], progress: bool
-    ) -> None:
-        """Write all tensors, each in its dtype.
 
-        Raises:
-            ValueError: if a finite element would not be so in it.
-        """
-        total = sum(self._tensors.info(name).nbytes for name in self._tensors)
-        with progress_bar(
-            what="merge", unit="B", shown=progress, total=total, unit_scale=True
-        ) as bar:
-
-            def unchanged(name: str) -> Iterator[bytes]:
-                for part in self._tensors.raw(name):
-                    yield part
-                    bar.update(len(part))
-
-            for name in [*self._tensors, *self._resolved.added]:
-                dtype, is_replaced = infos[name].dtype, name in self._resolved.replaced
-                is_changed = is_replaced or name in self._updates
-                if not is_changed and self._tensors.info(name).dtype == dtype:
-                    writers[name].copy(name, unchanged(name))
-                    continue
-                for first, part in self._parts(name):
-                    is_rounded = self._dtype is not None or is_replaced
-                    if is_rounded and part.dtype.kind == "f" and not is_finite_in(part, dtype):
-                        raise ValueError(
-                            f"{name} has numbers that {dtype} has not; take bfloat16 or float32"
-                        )
-                    writers[name].write(name, part, first)
-                    bar.update(part.nbytes)
-
-    def _parts(self, name: str) -> Iterator[tuple[int, Array]]:
-        """Yield the rows of a tensor of the result, in parts, each with the index of its first."""
-        if name in self._resolved.replaced:
-            yield 0, self._files.read(self._resolved.replaced[name])
-        elif name in self._updates:
-            weight, adapter = self._updates[name]
-            ratio, every = adapter.exact_ratio(weight), slice(None)
-            for strip in strips(self._tensors.info(name).shape):
-                block = (every, strip) if weight.is_transposed else (strip, every)
-                part = weight.rows(*block) + adapter.update(weight, *block, ratio)
-                yield strip.start, part.T if weight.is_transposed else part
-        else:
-            for rows in strips(self._tensors.info(name).shape):
-                yield rows.start or 0, self._tensors.read(name, None, rows)
+def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:
+    """Yield the rows of the tensor with W + dW, in parts, each with the index of its first."""
+    ratio, every = adapter.exact_ratio(weight), slice(None)
+    for strip in strips(weight.shape[::-1] if weight.is_transposed else weight.shape):
+        block = (every, strip) if weight.is_transposed else (strip, every)
+        part = weight.rows(*block) + adapter.update(weight, *block, ratio)
+        yield strip.start, part.T if weight.is_transposed else part

@@ -223,13 +223,14 @@ class AdapterFolder(Closing):
 
 def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
     """Return the configuration and the tensors of one save, even while another one is going on."""
-    _check_files(path, may_be_moving=True)
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
 
     def identity() -> tuple[int, ...]:
         found = find(path, CONFIG).stat()
         return found.st_ino, found.st_mtime_ns, found.st_size
 
-    for _ in range(_TRIES):
+    for left in reversed(range(_TRIES)):
         file = None
         try:
             before = identity()
@@ -237,37 +238,23 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
             file = TensorFile(find(path, WEIGHTS))
             if identity() == before:
                 return config, file
-        except FileNotFoundError:  # it was moved into the folder between two looks
-            pass
+        except FileNotFoundError:  # it was moved into the folder between two looks, or is not there
+            missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
+            if len(missing) == 2 or (missing and not left):
+                pickle = (
+                    "; adapter_model.bin is a pickle, which can run any code, and is not read: "
+                )
+                pickle += "load it with PEFT, and save it with safe_serialization=True"
+                raise FileNotFoundError(
+                    f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no "
+                    f"folder of an adapter, or one whose saving was broken off"
+                    + pickle
+                    * (path / "adapter_model.bin").is_file()
+                ) from None
         if file is not None:
             file.close()
         time.sleep(_PAUSE)
-    _check_files(path, may_be_moving=False)
     raise FileNotFoundError(f"{os.fspath(path)!r} is written again and again; wait, or copy it")
-
-
-def _check_files(path: Path, may_be_moving: bool) -> None:
-    """Raise an error if there are no two files; a save may be moving one of them just now."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
-    missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
-    if missing and (len(missing) == 2 or not may_be_moving):
-        pickled = (path / "adapter_model.bin").is_file()
-        raise FileNotFoundError(
-            f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no folder of "
-            f"an adapter, or one whose saving was broken off"
-            + (
-                "; adapter_model.bin is a pickle, which can run any code, and is not read: load it "
-                "with PEFT, and save it with safe_serialization=True"
-                if pickled
-                else ""
-            )
-        )
-
-
-# --------------------------------------------------------------------------------------------------
-# Writing
-# --------------------------------------------------------------------------------------------------
 
 
 def write_folder(
@@ -321,13 +308,10 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
             f"{', '.join(broken)} would have NaN or Inf in the file; mend the adapter, or take an "
             f"earlier one"
         )
-    beyond = [
-        f"{info.name} in {info.dtype}"
-        for info in infos
-        if not is_finite_in(tensors[info.name], info.dtype)
-    ]
+    beyond = [info for info in infos if not is_finite_in(tensors[info.name], info.dtype)]
     if beyond:
-        raise ValueError(f"{', '.join(beyond)} would be Inf; save in bfloat16 or float32")
+        names = ", ".join(f"{info.name} in {info.dtype}" for info in beyond)
+        raise ValueError(f"{names} would be Inf; save in bfloat16 or float32")
     return infos
 
 
