@@ -14,11 +14,12 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from lora.certificate import MergeError
+from lora.config import Bias
 from lora.offline import check_adapter, extract_files, merge_files, summarise
 from lora.offline.inspection import draw
 from lora.offline.resolve_base import EMBEDDINGS
@@ -91,69 +92,53 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
-    def command(name: str, run: Any, help_text: str, *aliases: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, help_text: str, *aliases: str) -> Callable[..., Any]:
+        """Add a command, and return the function that adds an argument to it."""
         description = f"{help_text[0].upper()}{help_text[1:]}."
-        made: argparse.ArgumentParser = commands.add_parser(
-            name, help=help_text, description=description, aliases=aliases
-        )
+        made = commands.add_parser(name, help=help_text, description=description, aliases=aliases)
         made.set_defaults(run=run)
         made.add_argument("--json", action="store_true", help="print JSON, for machines")
-        return made
+        return made.add_argument
 
-    inspect = command("inspect", _inspect, "show what an adapter is made of, layer by layer")
-    inspect.add_argument("adapter", type=_path, help=_ADAPTER)
-    inspect.add_argument("--plot", metavar="FILE", help="draw norms and singular values to a file")
+    add = command("inspect", _inspect, "show what an adapter is made of, layer by layer")
+    add("adapter", type=_path, help=_ADAPTER)
+    add("--plot", metavar="FILE", help="draw norms and singular values to a file")
 
-    merge = command("merge", _merge, "write a base with the update of an adapter in it")
-    merge.add_argument("base", type=_path, help=_BASE)
-    merge.add_argument("adapter", type=_path, help=_ADAPTER)
-    merge.add_argument("out", type=_path, help="a file that ends in .safetensors, or a folder")
-    merge.add_argument("--dtype", choices=FLOATS, help="of all floats (that of each tensor)")
-    merge.add_argument(
-        "--limit", type=float, metavar="SHARE",
-        help="refuse if in one layer a larger share of the update is lost to rounding",
-    )  # fmt: skip
-    merge.add_argument(
-        "--radius", type=float, default=1.0,
-        help="the norm of the inputs that the certificate's bound holds for (1)",
-    )  # fmt: skip
-    merge.add_argument(
-        "--any-base", dest="check_base", action="store_false",
-        help="also merge into a base that the adapter was not made on",
-    )  # fmt: skip
+    add = command("merge", _merge, "write a base with the update of an adapter in it")
+    add("base", type=_path, help=_BASE)
+    add("adapter", type=_path, help=_ADAPTER)
+    add("out", type=_path, help="a file that ends in .safetensors, or a folder")
+    add("--dtype", choices=FLOATS, help="of all floats (that of each tensor)")
+    help_text = "refuse if in one layer a larger share of the update is lost to rounding"
+    add("--limit", type=float, metavar="SHARE", help=help_text)
+    help_text = "the norm of the inputs that the certificate's bound holds for (1)"
+    add("--radius", type=float, default=1.0, help=help_text)
+    help_text = "also merge into a base that the adapter was not made on"
+    add("--any-base", dest="check_base", action="store_false", help=help_text)
 
     help_text = "look for what is wrong with an adapter, and a base for it"
-    check = command("check", _check, help_text, "verify")
-    check.add_argument("adapter", type=_path, help=_ADAPTER)
-    check.add_argument("base", type=_path, nargs="?", help=_BASE)
+    add = command("check", _check, help_text, "verify")
+    add("adapter", type=_path, help=_ADAPTER)
+    add("base", type=_path, nargs="?", help=_BASE)
 
-    extract = command(
-        "extract", _extract, "write the adapter that comes nearest to a model trained as a whole"
-    )
-    extract.add_argument("base", type=_path, help=_BASE)
-    extract.add_argument("finetuned", type=_path, help="the same of the trained model")
-    extract.add_argument("out", type=_path, help="a folder for the adapter")
-    extract.add_argument("--rank", type=int, required=True, help="of each update")
+    help_text = "write the adapter that comes nearest to a model trained as a whole"
+    add = command("extract", _extract, help_text)
+    add("base", type=_path, help=_BASE)
+    add("finetuned", type=_path, help="the same of the trained model")
+    add("out", type=_path, help="a folder for the adapter")
+    add("--rank", type=int, required=True, help="of each update")
     for option, help_text, several, usual in (
         ("--targets", "ends of names of layers, or patterns with *", "+", ("*",)),
         ("--exclude", "of these, those to leave out", "+", ()),
         ("--modules-to-save", "modules to take over whole", "+", ()),
         ("--embeddings", "which layers are tables of vectors", "*", EMBEDDINGS),
     ):
-        extract.add_argument(option, nargs=several, metavar="NAME", default=usual, help=help_text)
-    extract.add_argument(
-        "--bias", choices=("none", "all", "lora_only"), default="none",
-        help="which biases to take over (none)",
-    )  # fmt: skip
-    extract.add_argument("--dtype", choices=FLOATS, help="of the adapter (that of the base)")
-    extract.add_argument(
-        "--fan-in-fan-out",
-        action="store_true",
-        help="the files have weights as (d_in, d_out), where biases do not tell",
-    )
-    extract.add_argument(
-        "--lossy", action="store_true", help="leave out what the adapter would not have"
-    )
+        add(option, nargs=several, metavar="NAME", default=usual, help=help_text)
+    add("--bias", choices=get_args(Bias), default="none", help="which biases to take over (none)")
+    add("--dtype", choices=FLOATS, help="of the adapter (that of the base)")
+    help_text = "the files have weights as (d_in, d_out), where biases do not tell"
+    add("--fan-in-fan-out", action="store_true", help=help_text)
+    add("--lossy", action="store_true", help="leave out what the adapter would not have")
     return parser
 
 

@@ -122,12 +122,7 @@ def extract_files(
             raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
     with open_tensors(base) as before, open_tensors(finetuned) as after:
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
-        _check_comparable(before, after, saved)
-        differing = [
-            name
-            for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress)
-            if name in after and not _is_equal(before, after, name)
-        ]
+        differing = _differing(before, after, saved, progress)
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
         lost = [n for n in differing if n not in copied and n.removesuffix(".weight") not in layers]
@@ -178,8 +173,12 @@ def extract_files(
     )
 
 
-def _check_comparable(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
-    """Raise an error if names or shapes differ, other than in modules that are copied in full."""
+def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress: bool) -> list[str]:
+    """Return the names of the tensors whose elements differ.
+
+    Raises:
+        ValueError: if names or shapes differ, other than in modules that are copied in full.
+    """
     problems = [f"missing: {name}" for name in before if name not in after]
     for name in after:
         if saved.is_saved(name):
@@ -191,18 +190,18 @@ def _check_comparable(before: TensorSet, after: TensorSet, saved: PeftConfig) ->
             problems.append(f"mis-shaped: {name} is {shapes[1]}, in the base {shapes[0]}")
     if problems:
         raise ValueError("the finetuned model does not fit the base:\n  " + "\n  ".join(problems))
-
-
-def _is_equal(before: TensorSet, after: TensorSet, name: str) -> bool:
-    """Whether a tensor has the same elements in both."""
-    if before.info(name).shape != after.info(name).shape:
-        return False
-    dtypes = {tensors.info(name).dtype for tensors in (before, after)}
-    if dtypes <= CODES.keys():
-        return bool(np.array_equal(before.read(name), after.read(name)))
-    # numpy lacks the other dtypes, and can only compare their bytes.
-    parts = zip_longest(before.raw(name), after.raw(name))
-    return len(dtypes) == 1 and all(one == other for one, other in parts)
+    differing = []
+    for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress):
+        old, new = before.info(name), after.info(name)
+        is_equal = old.shape == new.shape
+        if is_equal and {old.dtype, new.dtype} <= CODES.keys():
+            is_equal = np.array_equal(before.read(name), after.read(name))
+        elif is_equal:  # numpy lacks the other dtypes, and can only compare their bytes
+            parts = zip_longest(before.raw(name), after.raw(name))
+            is_equal = old.dtype == new.dtype and all(one == other for one, other in parts)
+        if not is_equal:
+            differing.append(name)
+    return differing
 
 
 def _layers(

@@ -75,13 +75,9 @@ def resolve(
     """Find the tensors of a base that an adapter is about.
 
     The names of a model inside of another one, as of an encoder in a classifier, have a prefix. It
-    is accepted if all names fit with the same prefix added or removed.
-
-    Args:
-        files: the adapter. What `findings_of` finds wrong with it is not reported again.
-        base: the tensors of the base.
-        check_base: compare weights with the hashes in the adapter's metadata, if it has some.
-        progress: show a progress bar if that takes long.
+    is accepted if all names fit with the same prefix added or removed. With `check_base`, weights
+    are compared with the hashes in the adapter's metadata, if it has some. What `findings_of` finds
+    wrong with the adapter is not reported again.
     """
     names = {layer: f"{layer}.weight" for layer in files.layers}
     prefix = _prefix(list(names.values()) or list(files.whole), base)

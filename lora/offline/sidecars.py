@@ -54,20 +54,6 @@ def find_sidecars(
     def is_readable(file: Path) -> bool:
         return file.is_file() and any(file.resolve().is_relative_to(root) for root in roots)
 
-    def files_inside(directory: Path, is_module: bool) -> list[Path] | None:
-        """Return the files in a folder and those inside of it; None if it is to be left out."""
-        if directory.is_symlink():
-            return None
-        found = []
-        for each in directory.rglob("*"):
-            hidden = any(part.startswith(".") for part in each.relative_to(directory).parts)
-            if hidden or (each.is_dir() and not each.is_symlink()):
-                continue
-            if not is_readable(each) or not (is_module or _is_copied(each)):
-                return None
-            found.append(each)
-        return sorted(found)
-
     weights = {file.path.name for file in tensors.files.values()}
     listed = _read_json(folder / _MODULES)
     modules = listed if isinstance(listed, list) else []
@@ -77,16 +63,21 @@ def find_sidecars(
     for each in sorted(folder.iterdir()):
         if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
             continue
-        if each.is_dir():
-            found = files_inside(each, each.name in paths)
-            if found is None:
-                left_out.append(f"{each.name}/")
-            copied |= {file.relative_to(folder).as_posix(): file for file in found or ()}
+        is_folder = each.is_dir()
         # With that configuration transformers would put an adapter on the merged model.
-        elif each.name != CONFIG and _is_copied(each) and is_readable(each):
-            copied[each.name] = each
+        is_unwanted = each.is_symlink() if is_folder else each.name == CONFIG
+        found = [
+            file
+            for file in (sorted(each.rglob("*")) if is_folder and not is_unwanted else [each])
+            if not any(part.startswith(".") for part in file.relative_to(each).parts)
+            and (file.is_symlink() or not file.is_dir())
+        ]
+        is_module = is_folder and each.name in paths
+        are_right = all(is_readable(file) and (is_module or _is_copied(file)) for file in found)
+        if are_right and not is_unwanted:
+            copied |= {file.relative_to(folder).as_posix(): file for file in found}
         else:
-            left_out.append(each.name)
+            left_out.append(each.name + "/" * is_folder)
     content = _read_json(folder / _MODEL) if _MODEL in copied else None
     if isinstance(content, dict):
         # transformers loads a model in the dtype that its configuration names, and takes the weight

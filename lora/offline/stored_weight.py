@@ -28,12 +28,8 @@ class StoredWeight(FrozenMatrix):
 
     Args:
         tensors: the tensors of the file.
-        name: the name of the tensor: W, `(d_out, d_in)`, or W^T.
-        is_transposed: whether it is W^T, as in an embedding, whose rows are vectors.
-
-    Attributes:
-        name: the name of the tensor.
-        is_transposed: whether the tensor is W^T.
+        name: the name of the tensor: W, `(d_out, d_in)`, or W^T; an attribute, too.
+        is_transposed: whether it is W^T, as in an embedding, whose rows are vectors; an attribute.
 
     Raises:
         ValueError: if it is no matrix of floats.

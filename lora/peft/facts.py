@@ -100,17 +100,10 @@ class Facts:
     def base_problems(
         self, weights: Mapping[str, W], fingerprint: Callable[[W], str], progress: bool
     ) -> Iterator[str]:
-        """Yield the layers whose matrices are not those that the adapter was made on.
-
-        Args:
-            weights: what the layers have, by name.
-            fingerprint: a function that returns the fingerprint of one of these.
-            progress: show a progress bar if it takes long.
-        """
-        facts = {name: fact for name, fact in self.layers.items() if fact.base is not None}
-        known = [name for name in weights if name in facts]
+        """Yield the layers whose weights, given by name, are not those it was made on."""
+        known = [n for n in weights if n in self.layers and self.layers[n].base is not None]
         for name in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
-            found, fact = fingerprint(weights[name]), facts[name]
+            found, fact = fingerprint(weights[name]), self.layers[name]
             if found != fact.base:
                 four_bits = " in four bits" if fact.stored == "nf4" else ""
                 yield (

@@ -67,10 +67,8 @@ def by_key(
 ) -> dict[str, V]:
     """Return the contents of an adapter by PEFT's keys.
 
-    Args:
-        updates: the parts of each update, by the names of the layer and of the part.
-        full: what is trained in full, by its name in the model.
-        embeddings: those of the layers that are embeddings.
+    The updates are given by the names of their layer and part, the layers among them that are
+    embeddings apart, and what is trained in full by its name in the model.
     """
     endings = {part: ending for ending, part in _PARTS.items()}
     found = {}
