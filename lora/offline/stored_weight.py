@@ -53,29 +53,23 @@ class StoredWeight(FrozenMatrix):
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Return some rows and columns of W in float64."""
-        if self.is_transposed and columns == slice(None):
-            return self._tensor_columns(rows).T
-        if self.is_transposed:
+        if not self.is_transposed:
+            return self._tensors.read(self.name, np.float64, rows)[:, columns]
+        if columns != slice(None):
             return self._tensors.read(self.name, np.float64, columns)[:, rows].T
-        return self._tensors.read(self.name, np.float64, rows)[:, columns]
-
-    def _tensor_columns(self, columns: slice) -> Array:
-        """Return some columns of the tensor in float64.
-
-        They are scattered over the file, so one pass reads a band of those that follow too, which
-        stays in memory up to its last column.
-        """
-        count, total = self.shape[::-1]
-        start, stop, _ = columns.indices(total)
+        # Rows of W are columns of the tensor, which are scattered over the file. So one pass reads
+        # a band of those that follow too, which stays in memory up to its last column.
+        total, count = self.shape
+        start, stop, _ = rows.indices(total)
         if not self._first <= start <= stop <= self._first + self._band.shape[1]:
             end = min(total, max(stop, start + BAND // max(1, count)))
             self._first, self._band = start, np.empty((count, end - start), self.dtype)
-            for rows in strips((count, total)):
-                self._band[rows] = self._tensors.read(self.name, None, rows)[:, start:end]
+            for part in strips((count, total)):
+                self._band[part] = self._tensors.read(self.name, None, part)[:, start:end]
         found = self._band[:, start - self._first : stop - self._first].astype(np.float64)
         if stop == total:
             self._first, self._band = 0, self._band[:, :0].copy()
-        return found
+        return found.T
 
     def blocks(self) -> list[tuple[slice, slice]]:
         """Return rows and columns of parts that follow each other in the file."""
@@ -114,8 +108,8 @@ class StoredWeight(FrozenMatrix):
 
 def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:
     """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
-    a, b = (files.read(layer.keys[part]) for part in (A, B))
-    magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None
+    parts = {part: files.read(key) for part, key in layer.keys.items()}
+    a, b, magnitude = parts[A], parts[B], parts.get(MAGNITUDE)
     scale, scaling = files.scale(layer), files.config.scaling
     made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=scaling)
     set_pissa_start(made, files, weight, layer.is_embedding)

@@ -212,7 +212,26 @@ class PeftConfig:
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
         hints = get_type_hints(cls, include_extras=True)
         readers: dict[str, Reader] = {name: hint.__metadata__[0] for name, hint in hints.items()}
-        problems = _unusable_fields(content, readers)
+        kind = content.get("peft_type", "LORA")
+        problems = [] if kind == "LORA" else [f"peft_type={kind!r:.60}; only LORA is implemented"]
+        for name, value in content.items():
+            is_off = value is None or value is False or value in ({}, [], "")
+            if is_off or name in readers or name in _WITHOUT_EFFECT:
+                continue
+            said = f"{name}={value!r:.100}"
+            if name in _NOT_IMPLEMENTED:
+                problems.append(
+                    f"{said} is not implemented ({_NOT_IMPLEMENTED[name]}); merge the adapter with "
+                    f"PEFT, and take the merged model"
+                )
+            else:
+                known = {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED}
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                problems.append(
+                    f"{said} is not known{hint}, and might change the result; if it does not, take "
+                    f"it out of the file"
+                )
         values: dict[str, Any] = {}
         for name, read in readers.items():
             if content.get(name) is None:
@@ -230,9 +249,8 @@ class PeftConfig:
                 f"layers_to_transform"
             )
         if isinstance(targets, str) and layers:
-            problems.append(
-                "layers_to_transform go with a list of target_modules, not with an expression"
-            )
+            wanted = "a list of target_modules, not with an expression"
+            problems.append(f"layers_to_transform go with {wanted}")
         if problems:
             raise ValueError("the configuration cannot be used:\n  " + "\n  ".join(problems))
         return cls(**values)
@@ -304,30 +322,6 @@ class PeftConfig:
         """Whether a parameter belongs to a module that was trained in full."""
         parts = parameter.split(".")
         return bool(self.saved_modules(".".join(parts[:i]) for i in range(1, len(parts))))
-
-
-def _unusable_fields(content: Mapping[str, Any], readers: Collection[str]) -> list[str]:
-    """Return messages about fields that are set, and not implemented or not known."""
-    kind = content.get("peft_type", "LORA")
-    found = [] if kind == "LORA" else [f"peft_type={kind!r:.60}; only LORA is implemented"]
-    known = {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED}
-    for name, value in content.items():
-        is_off = value is None or value is False or value in ({}, [], "")
-        if is_off or name in readers or name in _WITHOUT_EFFECT:
-            continue
-        if name in _NOT_IMPLEMENTED:
-            found.append(
-                f"{name}={value!r:.100} is not implemented ({_NOT_IMPLEMENTED[name]}); merge the "
-                f"adapter with PEFT, and take the merged model"
-            )
-        else:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            found.append(
-                f"{name}={value!r:.100} is not known{hint}, and might change the result; if it "
-                f"does not, take it out of the file"
-            )
-    return found
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:

@@ -7,7 +7,7 @@ model say which tensors there must be, and each tensor of the file must be one o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -97,16 +97,7 @@ def _plan(
         plan = Plan(model, _config(model, files, targets), rng, targets)
     except ValueError as error:
         raise ValueError(f"{path!r} does not go with the model: {error}") from error
-    parameters: dict[str, Parameter] = by_key(
-        {
-            name: {part: each for part, each in update.contents() if isinstance(each, Parameter)}
-            for name, update in plan.updates.items()
-        },
-        {copy.name: copy.own for copy in plan.copies},
-        [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)],
-    )
-    for key, value in _values(files, model, plan, parameters, check_base, progress).items():
-        parameters[key].data = value
+    _set_parameters(plan, model, files, check_base, progress)
     plan.seed = files.facts.seed
     bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
     for name, update in bar:
@@ -118,19 +109,22 @@ def _plan(
     return plan
 
 
-def _values(
-    files: AdapterFolder,
-    model: Module,
-    plan: Plan,
-    parameters: Mapping[str, Parameter],
-    check_base: bool,
-    progress: bool,
-) -> dict[str, Array]:
-    """Return the values of the parameters of a plan, which are given by PEFT's keys.
+def _set_parameters(
+    plan: Plan, model: Module, files: AdapterFolder, check_base: bool, progress: bool
+) -> None:
+    """Give the parameters of a plan the values of the file.
 
     Raises:
         ValueError: with all reasons why the adapter cannot be put on the model.
     """
+    parameters: dict[str, Parameter] = by_key(
+        {
+            name: {part: each for part, each in update.contents() if isinstance(each, Parameter)}
+            for name, update in plan.updates.items()
+        },
+        {copy.name: copy.own for copy in plan.copies},
+        [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)],
+    )
     values: dict[str, Array] = {}
     problems, broken = [], []
     for key, parameter in parameters.items():
@@ -167,7 +161,8 @@ def _values(
             f"{os.fspath(files.path)!r} does not go with the model; nothing was changed:\n  "
             + "\n  ".join([*problems, *broken])
         )
-    return values
+    for key, value in values.items():
+        parameters[key].data = value
 
 
 def set_pissa_start(

@@ -12,14 +12,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.adapter import DEFAULT
+from lora.adapter import DEFAULT, Adapter
 from lora.attachment.state import (
     Attached,
     Attachment,
@@ -80,17 +80,20 @@ def save(
     attached = record.get(adapter)
     in_place = attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
-    updates = _updates_of(layers, adapter)
-    full = _full_parameters_of(model, record, attached, updates)
+    updates = {name: layer.adapters[adapter] for name, layer in layers.items()}
+    parts = _parts_of(layers, updates)
+    full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
-    tensors = by_key({name: each.parts for name, each in updates.items()}, full, embeddings)
+    tensors = by_key(parts, full, embeddings)
     check_tensors(tensors, dtype)  # before the hashes, which take longer
-    config = replace(_config_of(model, attached, updates), base_model_name_or_path=base_model)
+    config = replace(
+        _config_of(model, attached, updates, parts), base_model_name_or_path=base_model
+    )
     mixed = len({update.dropout for update in updates.values()}) > 1
     bar = progress_bar(layers.items(), what="hash of the base", unit="layer", shown=progress)
     layer_facts = {
         name: LayerFacts(
-            updates[name].scale,
+            abs(float(updates[name].scale)),
             fingerprint_of(layer),
             "dense" if isinstance(layer.weight, DenseMatrix) else "nf4",
             float(updates[name].dropout) if mixed else None,
@@ -102,93 +105,67 @@ def save(
     write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
 
 
-@dataclass(frozen=True)
-class _Update:
-    """The update of one layer, as a file stores it.
-
-    Attributes:
-        parts: A, B and perhaps the magnitude, by the names of these in `lora.peft.folder`.
-        scale: s, positive.
-        scaling: how s followed from alpha.
-        dropout: the dropout of the inputs.
-    """
-
-    parts: Mapping[str, Array]
-    scale: float
-    scaling: LoRAScaling
-    dropout: float
-
-    @property
-    def rank(self) -> int:
-        """The rank of B A."""
-        return len(self.parts[A])
-
-    def alpha(self, scaling: LoRAScaling) -> float:
-        """Return the alpha that gives the scale; an integer if it is one but for rounding."""
-        alpha = scaling.alpha(self.scale, self.rank)
-        near = round(alpha)
-        if near and math.isclose(scaling.scale(near, self.rank), self.scale, rel_tol=_SAME):
-            return near
-        return alpha
-
-
-def _updates_of(layers: Mapping[str, AdaptedLayer], adapter: str) -> dict[str, _Update]:
-    """Return the updates of an adapter, by layer.
+def _parts_of(
+    layers: Mapping[str, AdaptedLayer], updates: Mapping[str, Adapter]
+) -> dict[str, dict[str, Array]]:
+    """Return A, B and perhaps a magnitude of each layer, for a positive scale.
 
     Raises:
         ValueError: if a scale is 0 or not finite, which no alpha gives.
     """
-    own = {name: layer.adapters[adapter] for name, layer in layers.items()}
-    with_magnitude = any(each.lora_magnitude is not None for each in own.values())
-    updates = {}
-    for name, each in own.items():
-        scale = float(each.scale)
+    with_magnitude = any(update.lora_magnitude is not None for update in updates.values())
+    found = {}
+    for name, update in updates.items():
+        scale = update.scale
         if scale == 0 or not math.isfinite(scale):
             raise ValueError(
-                f"{name}: the scale is {scale}, and a file cannot store such an update; assign "
-                f"another to layer.scale"
+                f"{name}: the scale is {float(scale)}, and a file cannot store such an update; "
+                f"assign another to layer.scale"
             )
-        a, b = (factor.data for factor in each.factors())
+        a, b = (factor.data for factor in update.factors())
         parts = {A: a, B: b if scale > 0 else -b}  # alpha is positive, so B gets the sign
-        if each.lora_magnitude is not None:
-            parts[MAGNITUDE] = each.lora_magnitude.data
+        if update.lora_magnitude is not None:
+            parts[MAGNITUDE] = update.lora_magnitude.data
         elif with_magnitude:
-            parts[MAGNITUDE] = each.norms(layers[name].weight)
-        updates[name] = _Update(parts, abs(scale), each.scaling, each.dropout)
-    return updates
+            parts[MAGNITUDE] = update.norms(layers[name].weight)
+        found[name] = parts
+    return found
 
 
-def _full_parameters_of(
-    model: Module, record: Attachment, attached: Attached, updates: Mapping[str, _Update]
-) -> dict[str, Array]:
+def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:
     """Return the parameters that an adapter trains in full, by their names in the model.
 
     A sum of adapters may have the biases of some layers only. PEFT's fields say the same of all
     layers, so the file gets the biases of the model for the others.
     """
     found = {copy.name: copy.own.data for copy in attached.copies}
-    bias = _bias_of(attached, updates)
+    bias = _bias_of(attached)
     if bias != "none":
         every = [copy for each in record.adapters.values() for copy in each.copies]
         originals = {copy.name: copy.original for copy in every}
         for name, parameter in parameters_in_use(model):
             layer, _, last = name.rpartition(".")
-            if last == "bias" and (bias == "all" or layer in updates) and name not in found:
+            if last == "bias" and (bias == "all" or layer in attached.layers) and name not in found:
                 found[name] = originals.get(name, parameter).data
     return found
 
 
-def _bias_of(attached: Attached, updates: Mapping[str, _Update]) -> Bias:
+def _bias_of(attached: Attached) -> Bias:
     """Return the value of the field `bias`: which biases are trained."""
     layers = {copy.name.rpartition(".")[0] for copy in attached.copies if copy.reason == "bias"}
     if not layers:
         return "none"
     if attached.config is not None:
         return attached.config.bias
-    return "lora_only" if layers <= updates.keys() else "all"
+    return "lora_only" if layers <= set(attached.layers) else "all"
 
 
-def _config_of(model: Module, attached: Attached, updates: Mapping[str, _Update]) -> PeftConfig:
+def _config_of(
+    model: Module,
+    attached: Attached,
+    updates: Mapping[str, Adapter],
+    parts: Mapping[str, Mapping[str, Array]],
+) -> PeftConfig:
     """Return the configuration of an adapter.
 
     It has the patterns that the adapter was made by, where they mean the same to PEFT in this
@@ -203,8 +180,14 @@ def _config_of(model: Module, attached: Attached, updates: Mapping[str, _Update]
     dropouts = {update.dropout for update in updates.values()}
     rslora = {update.scaling for update in updates.values()} == {LoRAScaling.RSLORA}
     scaling = LoRAScaling.RSLORA if rslora else LoRAScaling.STANDARD
-    ranks = {name: update.rank for name, update in updates.items()}
-    alphas = {name: update.alpha(scaling) for name, update in updates.items()}
+    ranks = {name: len(each[A]) for name, each in parts.items()}
+    scales = {name: abs(float(update.scale)) for name, update in updates.items()}
+    alphas: dict[str, float] = {}
+    for name, rank in ranks.items():  # alpha is an integer if it is one but for rounding
+        alpha = scaling.alpha(scales[name], rank)
+        near = round(alpha)
+        is_near = near and math.isclose(scaling.scale(near, rank), scales[name], rel_tol=_SAME)
+        alphas[name] = near if is_near else alpha
     r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     config = PeftConfig(
         exact(list(updates), names),
@@ -212,10 +195,10 @@ def _config_of(model: Module, attached: Attached, updates: Mapping[str, _Update]
         lora_alpha=alpha,
         lora_dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         use_rslora=rslora,
-        use_dora=any(MAGNITUDE in update.parts for update in updates.values()),
+        use_dora=any(MAGNITUDE in each for each in parts.values()),
         rank_pattern={exact_key(n): value for n, value in ranks.items() if value != r},
         alpha_pattern={exact_key(n): value for n, value in alphas.items() if value != alpha},
-        bias=_bias_of(attached, updates),
+        bias=_bias_of(attached),
         modules_to_save=_modules_to_save(modules, names, attached),
         init_lora_weights=asked.init if asked is not None and asked.init == "gaussian" else True,
     )
@@ -255,9 +238,9 @@ def _config_of(model: Module, attached: Attached, updates: Mapping[str, _Update]
         alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
     )
     means_the_same = all(
-        each.rank_of(name) == update.rank
-        and math.isclose(each.scale_of(name), update.scale, rel_tol=_SAME)
-        for name, update in updates.items()
+        each.rank_of(name) == rank
+        and math.isclose(each.scale_of(name), scales[name], rel_tol=_SAME)
+        for name, rank in ranks.items()
         for each in (changed, ordered)
     )
     return changed if means_the_same else config
