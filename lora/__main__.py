@@ -22,7 +22,7 @@ from lora.certificate import MergeError
 from lora.config import Bias
 from lora.offline import check_adapter, extract_files, merge_files, summarise
 from lora.offline.inspection import draw
-from lora.offline.resolve_base import EMBEDDINGS
+from lora.offline.model_folder import EMBEDDINGS
 from lora.peft.folder import FLOATS
 
 WRONG, FAILED, STOPPED = 1, 2, 130

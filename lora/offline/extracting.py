@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lora.config import Bias
 from lora.extraction import Extracted
-from lora.offline.resolve_base import EMBEDDINGS, TIED, TransposedWeights, tied_tables
+from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, tied_tables
 from lora.offline.stored_weight import StoredWeight
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
@@ -174,11 +174,7 @@ def extract_files(
 
 
 def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress: bool) -> list[str]:
-    """Return the names of the tensors whose elements differ.
-
-    Raises:
-        ValueError: if names or shapes differ, other than in modules that are copied in full.
-    """
+    """Return the tensors that differ; names and shapes may do so in modules copied in full only."""
     problems = [f"missing: {name}" for name in before if name not in after]
     for name in after:
         if saved.is_saved(name):
@@ -207,11 +203,7 @@ def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress:
 def _layers(
     before: TensorSet, differing: Sequence[str], targets: Sequence[str], exclude: Sequence[str]
 ) -> list[str]:
-    """Return the layers that get an update: matrices that differ.
-
-    Raises:
-        ValueError: if there are none, or a pattern matches no matrix.
-    """
+    """Return the layers that get an update: matrices that differ, of which there must be some."""
     matrices = [
         name.removesuffix(".weight")
         for name, info in before.tensors.items()
@@ -235,11 +227,7 @@ def _layers(
 
 
 def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConfig) -> list[str]:
-    """Return the tensors that the adapter has in full.
-
-    Raises:
-        ValueError: if there are none of a module, or one has an update too.
-    """
+    """Return the tensors to have in full: some of each module, and none with an update."""
     for module in saved.modules_to_save:
         if not any(PeftConfig((), modules_to_save=(module,)).is_saved(name) for name in after):
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lora.offline.resolve_base import TIED, UNTIED, resolve
+from lora.offline.model_folder import TIED, UNTIED, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import (
@@ -59,11 +59,7 @@ class LayerSummary(Spectral):
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
-        """Summarise a layer.
-
-        Raises:
-            ValueError: if A and B do not go together.
-        """
+        """Summarise a layer, whose A and B must go together."""
         missing = [part for part in (A, B) if part not in layer.keys]
         if missing:
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")

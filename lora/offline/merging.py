@@ -15,8 +15,7 @@ from lora.adapter import Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import strips
 from lora.offline.inspection import findings_of
-from lora.offline.resolve_base import TIED, UNTIED, resolve
-from lora.offline.sidecars import find_sidecars
+from lora.offline.model_folder import TIED, UNTIED, find_sidecars, resolve
 from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, StoredLayer, is_finite_in
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
@@ -86,7 +85,7 @@ def merge_files(
             index.
         adapter: a folder of PEFT's or of `lora.save`.
         out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
-            has, and copies of those without weights (`lora.offline.sidecars`).
+            has, and copies of those without weights (`lora.offline.model_folder`).
         dtype: the dtype for all floats of 16 bits or more, which a copied `config.json` then names
             too; None for the dtype of each tensor.
         limit: raise an error if in one layer a larger share of the update is lost to rounding.
@@ -234,12 +233,7 @@ def _certified(
     radius: float,
     progress: bool,
 ) -> MergeCertificate:
-    """Return what is lost in each layer, in the dtype that its weight is stored in.
-
-    Raises:
-        ValueError: if a merged weight would not be finite.
-        MergeError: if more than the limit is lost.
-    """
+    """Return what is lost in each layer; raise an error if it is too much, or all is not finite."""
     rows: list[CertificateRow] = []
     for dtype in dict.fromkeys(dtypes.values()):
         parts = (

@@ -249,8 +249,9 @@ class PeftConfig:
                 f"layers_to_transform"
             )
         if isinstance(targets, str) and layers:
-            wanted = "a list of target_modules, not with an expression"
-            problems.append(f"layers_to_transform go with {wanted}")
+            problems.append(
+                "layers_to_transform go with a list of target_modules, not with an expression"
+            )
         if problems:
             raise ValueError("the configuration cannot be used:\n  " + "\n  ".join(problems))
         return cls(**values)

@@ -107,9 +107,6 @@ class StoredLayer:
 class AdapterFolder(Closing):
     """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
 
-    Args:
-        path: the folder.
-
     Attributes:
         path: the folder.
         config: the content of `adapter_config.json`.
@@ -292,11 +289,7 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> list[TensorInfo]:
-    """Return the descriptions of the tensors as they will be in a file.
-
-    Raises:
-        ValueError: for the reasons of `write_folder`.
-    """
+    """Describe the tensors as they will be in a file; raise an error as `write_folder` does."""
     infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
     for info in infos:
         check_dtype(info.dtype)

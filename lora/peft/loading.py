@@ -101,22 +101,18 @@ def _plan(
     plan.seed = files.facts.seed
     bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
     for name, update in bar:
-        layer, facts = plan.layers[name], files.facts.layers.get(name)
-        update.scale = config.scale_of(name) if facts is None else facts.scale
+        layer, facts = files.layers[name], files.facts.layers.get(name)
+        update.scale = files.scale(layer)
         if facts is not None and facts.dropout is not None:
             update.dropout = facts.dropout
-        set_pissa_start(update, files, layer.weight, isinstance(layer, LoRAEmbedding))
+        set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
     return plan
 
 
 def _set_parameters(
     plan: Plan, model: Module, files: AdapterFolder, check_base: bool, progress: bool
 ) -> None:
-    """Give the parameters of a plan the values of the file.
-
-    Raises:
-        ValueError: with all reasons why the adapter cannot be put on the model.
-    """
+    """Give the parameters of a plan the values of the file, after checking all of it."""
     parameters: dict[str, Parameter] = by_key(
         {
             name: {part: each for part, each in update.contents() if isinstance(each, Parameter)}

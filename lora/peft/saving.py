@@ -108,11 +108,7 @@ def save(
 def _parts_of(
     layers: Mapping[str, AdaptedLayer], updates: Mapping[str, Adapter]
 ) -> dict[str, dict[str, Array]]:
-    """Return A, B and perhaps a magnitude of each layer, for a positive scale.
-
-    Raises:
-        ValueError: if a scale is 0 or not finite, which no alpha gives.
-    """
+    """Return A, B and perhaps a magnitude of each layer, whose scale must be one of some alpha."""
     with_magnitude = any(update.lora_magnitude is not None for update in updates.values())
     found = {}
     for name, update in updates.items():
@@ -166,11 +162,7 @@ def _config_of(
     updates: Mapping[str, Adapter],
     parts: Mapping[str, Mapping[str, Array]],
 ) -> PeftConfig:
-    """Return the configuration of an adapter.
-
-    It has the patterns that the adapter was made by, where they mean the same to PEFT in this
-    model.
-    """
+    """Return the configuration, with the adapter's own patterns where PEFT reads them the same."""
     asked = attached.config
     modules = dict(model.named_modules())
     adapted = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
@@ -249,11 +241,7 @@ def _config_of(
 def _modules_to_save(
     modules: Mapping[str, Module], names: Sequence[str], attached: Attached
 ) -> tuple[str, ...]:
-    """Return the modules that are trained in full, as PEFT finds them: by the ends of `names`.
-
-    Raises:
-        ValueError: if PEFT could not tell them from others.
-    """
+    """Return the modules trained in full, which PEFT must find by the ends of their names."""
     saved = [copy.name for copy in attached.copies if copy.reason == "modules_to_save"]
     if not saved:
         return ()

@@ -1,9 +1,15 @@
-"""Heuristics about the model folders of others: which tensors of a base an adapter is about.
+"""Heuristics about the model folders of others: all guesses about what the files of a model mean.
 
 The files of transformers do not say how their names and shapes relate to the layers of the model
-that PEFT has adapted. `resolve` finds it out: the prefix of the names, weights that are stored
-transposed (the Conv1D of GPT-2), tables of vectors, and heads that are tied to the embedding. All
-guesses of `lora.offline` about what the files of a model mean are in this file.
+that PEFT has adapted. `resolve` finds out which tensors of a base an adapter is about: the prefix
+of the names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors, and heads
+that are tied to the embedding.
+
+`find_sidecars` finds the files of a model beside its weights, and which of them a merged model
+gets. Its configuration, tokenizer, card and code are copied, and so are folders of nothing else,
+and the modules that sentence-transformers puts behind it. The same weights in another format, as in
+`pytorch_model.bin` or `onnx/`, would be those from before the merge: files of another kind, and
+folders with a file of another kind, are left out, and reported.
 """
 
 from __future__ import annotations
@@ -13,10 +19,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lora.offline.stored_weight import StoredWeight
+from lora.peft.config import CONFIG
 from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
 from minigrad.io import TensorSet
 
@@ -44,6 +53,15 @@ _WITH_HEADS = re.compile(
     "CausalLM|MaskedLM|LMHead|ConditionalGeneration|PreTraining|DoubleHeads", re.ASCII
 )
 """In the names of transformers' models that have a head which may be tied."""
+
+_MODEL = "config.json"
+_MODULES = "modules.json"
+
+_COPIED = {
+    *(".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml"),
+    *(".model", ".tiktoken", ".spm", ".vocab"),
+}
+"""The endings of files that have no weights."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +184,7 @@ def _weight(
 ) -> StoredWeight:
     """Return the weight of a layer, transposed if it is stored so.
 
-    Raises:
-        KeyError: if it is not in the base.
-        ValueError: if the update does not go with it.
+    Raises a KeyError if the base lacks it, and a ValueError if the update does not go with it.
     """
     a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
     # The shape that W must have; none if A and B do not go together.
@@ -199,9 +215,6 @@ class TransposedWeights:
 
     The length of a layer's bias shows it. Where it does not, since the weight is square, the
     weight is taken to be stored as those of the nearest layers by name whose biases do show it.
-
-    Args:
-        base: the tensors of the model.
     """
 
     def __init__(self, base: TensorSet) -> None:
@@ -231,14 +244,13 @@ class TransposedWeights:
 
 def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     """Return those weights that are a model's head too, by its `config.json`, and the shapes."""
-    path = next(iter(base.files.values())).path.parent / "config.json"
+    config = _read_json(next(iter(base.files.values())).path.parent / _MODEL)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         config = {**(config.get("text_config") or {}), **config}
         # transformers leaves out what is so by default.
         size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
         kinds = list(config.get("architectures") or [])
-    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, AttributeError):
         return []
     if kinds and not any(_WITH_HEADS.search(str(kind)) for kind in kinds):
         return []
@@ -247,3 +259,76 @@ def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
     return [
         n for n, shape in matrices if len(shape) == 2 and shape[0] == size and shapes[shape] == 1
     ]
+
+
+def find_sidecars(
+    base: Path, tensors: TensorSet, dtype: str | None, is_untied: bool
+) -> tuple[Mapping[str, Path | bytes], Sequence[str]]:
+    """Find the files beside a base, if that is an entire folder.
+
+    Hidden files belong to other programs, and not to the model. A link is followed if it leads to a
+    file inside of the folder, or to the blobs of the hub's cache: another one may lead to what
+    nobody means to give away with a model. `config.json` gets the dtype, if that is given and it
+    names one, and says if the head is not tied to the embedding any more.
+
+    Returns:
+        The files that a merged model gets, by name: a path to copy, or the content; and the names
+        of the others, of which those of folders end in a slash.
+    """
+    folder = base if base.is_dir() else base.parent if base.suffix == ".json" else None
+    if folder is None:
+        return {}, ()
+    here = folder.resolve()
+    roots = here, here.parent.parent / "blobs"
+
+    def is_readable(file: Path) -> bool:
+        return file.is_file() and any(file.resolve().is_relative_to(root) for root in roots)
+
+    weights = {file.path.name for file in tensors.files.values()}
+    listed = _read_json(folder / _MODULES)
+    modules = listed if isinstance(listed, list) else []
+    paths = [each.get("path") for each in modules if isinstance(each, dict)]
+    copied: dict[str, Path | bytes] = {}
+    left_out = []
+    for each in sorted(folder.iterdir()):
+        if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
+            continue
+        is_folder = each.is_dir()
+        # With that configuration transformers would put an adapter on the merged model.
+        is_unwanted = each.is_symlink() if is_folder else each.name == CONFIG
+        found = [
+            file
+            for file in (sorted(each.rglob("*")) if is_folder and not is_unwanted else [each])
+            if not any(part.startswith(".") for part in file.relative_to(each).parts)
+            and (file.is_symlink() or not file.is_dir())
+        ]
+        is_module = is_folder and each.name in paths
+        are_right = all(is_readable(file) and (is_module or _is_copied(file)) for file in found)
+        if are_right and not is_unwanted:
+            copied |= {file.relative_to(folder).as_posix(): file for file in found}
+        else:
+            left_out.append(each.name + "/" * is_folder)
+    content = _read_json(folder / _MODEL) if _MODEL in copied else None
+    if isinstance(content, dict):
+        # transformers loads a model in the dtype that its configuration names, and takes the weight
+        # of a head from the embedding, unless it says that the two are not tied.
+        named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
+        changes: dict[str, Any] = dict.fromkeys(named, dtype)
+        if is_untied:
+            changes["tie_word_embeddings"] = False
+        if changes:
+            copied[_MODEL] = (json.dumps({**content, **changes}, indent=2) + "\n").encode()
+    return copied, tuple(left_out)
+
+
+def _is_copied(file: Path) -> bool:
+    """Whether its name is that of no weights; without an ending it may be LICENSE or NOTICE."""
+    return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a file; None if it is not there or no JSON, which is no error."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
