@@ -203,15 +203,9 @@ def _in_four_bits(model: Module) -> dict[str, NF4Linear]:
 class _Pair:
     """The parameters of the base, weights in four bits among them, and the finetuned values.
 
-    A tied parameter has several names. The state may give any of them, and where the tie was cut,
-    as by `fold`, values that differ.
-
-    Attributes:
-        parameters: those of the base, by each of their names.
-        values: the finetuned values, by name.
-
-    Raises:
-        ValueError: with all that is missing, unexpected, of another shape, or not finite.
+    `parameters` are those of the base, by each of their names, and `values` the finetuned ones, by
+    the same names. A tied parameter has several. The state may give any of them, and where the tie
+    was cut, as by `fold`, values that differ.
     """
 
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:

@@ -52,12 +52,7 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
 
 
 def check_table(role: str, table: Any) -> dict[str, Any]:
-    """Return a copy of a mapping from regular expressions to values.
-
-    Raises:
-        TypeError: if it is no mapping from strings.
-        ValueError: if an expression is invalid, or matches every name.
-    """
+    """Return a copy of a mapping from regular expressions to values, all of which are checked."""
     if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
         raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r}")
     for pattern in table:

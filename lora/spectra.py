@@ -117,13 +117,9 @@ class Spectral:
 
 @dataclass(frozen=True)
 class LayerUpdate(Spectral):
-    """The update dW of one layer.
+    """The update dW of one layer: what `Spectral` has, and `base_norm`, the Frobenius norm of W.
 
-    Attributes:
-        name: of the layer.
-        rank: the largest rank that dW can have: that of B A, and with DoRA any.
-        singular_values: of dW, descending, as many as the rank.
-        base_norm: the Frobenius norm of W.
+    Its rank is that of B A, or with DoRA the largest there is; there are as many singular values.
     """
 
     name: str

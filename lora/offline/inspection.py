@@ -254,13 +254,11 @@ def check_adapter(
                 weights = resolved.weights.values()
                 bar = progress_bar(weights, what="base", unit="layer", shown=progress)
                 broken = [weight.name for weight in bar if not weight.is_finite()]
+            added = "is trained in full, and not in the base"
             found += [
                 *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
                 *(Finding("wrong", "base", problem) for problem in resolved.problems),
-                *(
-                    Finding("odd", n, "is trained in full, and not in the base")
-                    for n in resolved.added
-                ),
+                *(Finding("odd", name, added) for name in resolved.added),
                 *(Finding("odd", name, TIED) for name in resolved.tied),
                 *(Finding("odd", name, UNTIED) for name in resolved.heads),
             ]

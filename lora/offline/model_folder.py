@@ -97,13 +97,13 @@ def resolve(
     are compared with the hashes in the adapter's metadata, if it has some. What `findings_of` finds
     wrong with the adapter is not reported again.
     """
-    names = {layer: f"{layer}.weight" for layer in files.layers}
-    prefix = _prefix(list(names.values()) or list(files.whole), base)
+    own_weights = [f"{layer}.weight" for layer in files.layers]
+    prefix = _prefix(own_weights or list(files.whole), base)
     transposed = TransposedWeights(base)
     problems: list[str] = []
     weights: dict[str, StoredWeight] = {}
-    missing = [layer for layer, name in names.items() if _with(prefix, name) not in base]
-    has_one_cause = len(missing) > max(1, len(names) / 2)
+    missing = [n for n in files.layers if _with(prefix, f"{n}.weight") not in base]
+    has_one_cause = len(missing) > max(1, len(files.layers) / 2)
     if has_one_cause:
         matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
         problems.append(
@@ -115,14 +115,14 @@ def resolve(
     for layer in files.layers.values():
         if {A, B} <= layer.keys.keys() and not (has_one_cause and layer.name in missing):
             try:
-                name = _with(prefix, names[layer.name])
+                name = _with(prefix, f"{layer.name}.weight")
                 weights[layer.name] = _weight(files, layer, base, name, transposed)
             except (KeyError, ValueError) as error:
                 problems.append(str(error.args[0]))
     replaced: dict[str, str] = {}
     for own_name, key in files.whole.items():
         name = _with(prefix, own_name)
-        if own_name in names.values():  # PEFT may write the weight beside an update of it
+        if own_name in own_weights:  # PEFT may write the weight beside an update of it
             has_weight = own_name.removesuffix(".weight") in weights
             if has_weight and not files.is_same(key, base.read(name, np.float64)):
                 problems.append(

@@ -80,9 +80,7 @@ class StoredWeight(FrozenMatrix):
     def fingerprint(self) -> str:
         """Return the fingerprint of the tensor, whether that is W or W^T."""
         shape = self.shape[::-1] if self.is_transposed else self.shape
-        return fingerprint_of_rows(
-            shape, lambda: (self._tensors.read(self.name, None, rows) for rows in strips(shape))
-        )
+        return fingerprint_of_rows(shape, lambda rows: self._tensors.read(self.name, None, rows))
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b."""

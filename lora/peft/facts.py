@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -119,22 +119,20 @@ def fingerprint(matrix: Array) -> str:
     The hash is of the shape, as in "(768, 64)", and of the rows as float32 in C order,
     little-endian; or as float64, if float32 cannot store all of them.
     """
-    return fingerprint_of_rows(
-        matrix.shape, lambda: (matrix[rows] for rows in strips(matrix.shape))
-    )
+    return fingerprint_of_rows(matrix.shape, matrix.__getitem__)
 
 
-def fingerprint_of_rows(shape: tuple[int, ...], parts: Callable[[], Iterable[Array]]) -> str:
-    """Return the fingerprint of a matrix of a shape; `parts` returns its rows in parts, anew."""
+def fingerprint_of_rows(shape: tuple[int, ...], read: Callable[[slice], Array]) -> str:
+    """Return the fingerprint of a matrix of a shape, of which `read` returns some rows."""
 
     def is_narrow(part: Array) -> bool:
         with np.errstate(over="ignore"):
             return part.dtype.itemsize <= 4 or bool((part == part.astype(np.float32)).all())
 
-    dtype = "<f4" if all(map(is_narrow, parts())) else "<f8"
+    dtype = "<f4" if all(is_narrow(read(rows)) for rows in strips(shape)) else "<f8"
     found = hashlib.sha256(str(tuple(map(int, shape))).encode())
-    for part in parts():
-        found.update(np.ascontiguousarray(part, dtype).data)
+    for rows in strips(shape):
+        found.update(np.ascontiguousarray(read(rows), dtype).data)
     return found.hexdigest()
 
 
@@ -142,5 +140,4 @@ def fingerprint_of(layer: AdaptedLayer) -> str:
     """Return the fingerprint of the matrix of a layer; of one in NF4, of its decoded values."""
     if isinstance(layer.base_weight, Tensor):
         return fingerprint(layer.base_weight._data)
-    weight = layer.weight
-    return fingerprint_of_rows(weight.shape, lambda: map(weight.rows, weight.strips()))
+    return fingerprint_of_rows(layer.weight.shape, layer.weight.rows)

@@ -114,6 +114,7 @@ class AdapterFolder(Closing):
         layers: the updates in the file, by the names of the layers.
         whole: the keys of parameters that were trained in full, by their names in the model.
         repeated: the keys under which PEFT repeats biases of modules that were trained in full.
+        tensors: the name, dtype and shape of each tensor, by key.
 
     Raises:
         FileNotFoundError: if one of the two files is not there.
@@ -134,6 +135,7 @@ class AdapterFolder(Closing):
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+        self.tensors: Mapping[str, TensorInfo] = self._file.tensors
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
@@ -169,11 +171,6 @@ class AdapterFolder(Closing):
         name = _parameter_of(key)
         is_bias = self.config.bias != "none" and name.endswith(".bias")
         return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """The name, dtype and shape of each tensor, by key."""
-        return self._file.tensors
 
     def scale(self, layer: StoredLayer) -> float:
         """Return the scale of a layer by the metadata, or if they lack it by the configuration."""
