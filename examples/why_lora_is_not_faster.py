@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 import lora
 from examples.command_line import Parser, check_out, run
 from minigrad import Tensor, checkpoint, mse, receipt
-from minigrad.diagnostics import Comparison, Receipt, compare
+from minigrad.diagnostics import Receipt, ReceiptComparison, compare
 from minigrad.nn import Sequential, TransformerBlock
 from minigrad.optim import Adam
 
@@ -36,7 +36,7 @@ ADAPTED = ("q_proj", "v_proj")  # in each attention layer, as in the LoRA paper
 Step = Callable[[], None]
 
 
-def main(quick: bool = False, out: str | Path = "why_lora_is_not_faster.png") -> Comparison:
+def main(quick: bool = False, out: str | Path = "why_lora_is_not_faster.png") -> ReceiptComparison:
     """Count and time a step of each kind, print the table, and draw the picture.
 
     Raises:

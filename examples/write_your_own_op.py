@@ -47,8 +47,8 @@ def snake(x: Any, a: Any) -> Any:
 # A VJP turns g, the gradient with respect to the output, into the gradient with respect to an
 # input. It is written with ops and plain operators, so it can itself be differentiated. If an input
 # was broadcast, the engine sums the gradient over the broadcast axes.
-snake.rule("x", lambda g, x, a: g * (1 + minigrad.sin(2 * a * x)))
-by_a = snake.rule(
+snake.vjp("x", lambda g, x, a: g * (1 + minigrad.sin(2 * a * x)))
+by_a = snake.vjp(
     "a", lambda g, x, a: g * (x * minigrad.sin(2 * a * x) - minigrad.sin(a * x) ** 2 / a) / a
 )
 
@@ -59,8 +59,8 @@ def faulty(x: Any, a: Any) -> Any:
     return x + np.sin(a * x) ** 2 / a
 
 
-faulty.rule("x", lambda g, x, a: g * (1 + minigrad.sin(2 * x)))  # right only where a is 1
-faulty.rule("a", by_a)
+faulty.vjp("x", lambda g, x, a: g * (1 + minigrad.sin(2 * x)))  # right only where a is 1
+faulty.vjp("a", by_a)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class LoRALayer(AdaptedLayer):
         if shared is not None and shared.shape != (d_out,):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), shared)
-        self._panels: Any = None
+        self._prepacked: Any = None
         self._dtype = weight.dtype
         self.add(
             DEFAULT,
@@ -98,7 +98,7 @@ class LoRALayer(AdaptedLayer):
         """Make a layer without an adapter, which shares the very parameters of `layer`."""
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, layer.weight, layer.bias)
-        made._panels = None
+        made._prepacked = None
         made._dtype = layer.dtype if isinstance(layer, NF4Linear) else layer.weight.dtype
         made.training = layer.training
         return made
@@ -188,9 +188,9 @@ class LoRALayer(AdaptedLayer):
             return super()._updated(x, stored, bias, adapters)
         a, b, scale = joined(adapters)
         weight = stored.detach()
-        # W stays as it is from step to step, so its packed panels may stay too.
-        self._panels = panels = kernels.panels.panels_of(weight._data)
-        return ops.lora_linear(x, weight, a, b, bias, scale, panels)
+        # W stays as it is from step to step, so its packed panels, which products find, may too.
+        self._prepacked = kernels.gemm.prepacked.prepack(weight._data)
+        return ops.lora_linear(x, weight, a, b, bias, scale)
 
 
 def check_rank_fits(rank: int, d_out: int, d_in: int) -> None:

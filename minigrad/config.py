@@ -23,10 +23,11 @@ def show_config(file: TextIO | None = None) -> None:
 def config() -> dict[str, str]:
     """Return the facts that `show_config` prints, by name."""
     # Imported here, because numba takes longer to import than everything else together.
-    from minigrad.kernels import cache, jit, micro, threads, vector
+    from minigrad.kernels import cache, jit, threads, vector
+    from minigrad.kernels.gemm import microkernel
 
     width, registers = vector.vector_registers()
-    tiles = {f"float{8 * size}": micro.tile_shape(size) for size in (4, 8)}
+    tiles = {f"float{8 * size}": microkernel.tile_shape(size) for size in (4, 8)}
     try:
         layer = threads.threading_layer()
     except ValueError as error:  # a layer was asked for that this machine does not have

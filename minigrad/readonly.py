@@ -1,8 +1,8 @@
-"""Memory that must not change while something that was derived from it is kept.
+"""Memory that must not change while something that was derived from it is in use.
 
 A packed copy of a frozen weight is an example: a write to the weight would make the copy out of
-date, and products with it wrong without a word. So the memory is held: made read-only, until
-`release` or `writable` tells the holder that it is about to change.
+date, and products with it wrong without an error. So the memory is made read-only by `hold`, until
+`release` or `writable` notifies the holder that it is about to change.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ Array = ndarray[Any, Any]
 
 
 def owner_of(array: Array) -> Array:
-    """The array whose memory this one is a view of; itself where it has its own."""
+    """Return the array whose memory this one is a view of; itself if it owns its memory."""
     while isinstance(array.base, ndarray):
         array = array.base
     return array
 
 
 class Holder(Protocol):
-    """Who keeps what is derived from an array."""
+    """The owner of something that is derived from an array."""
 
     def let_go(self) -> None:
-        """Is called when the memory is about to be writable again."""
+        """Drop what was derived; it is called when the memory is about to be writable again."""
 
 
 class _Hold(NamedTuple):
@@ -35,16 +35,21 @@ class _Hold(NamedTuple):
     owner: weakref.ref[Array]
 
 
-# By the id of the array that owns the memory, for as long as it lives.
+# By the id of the array that owns the memory, as long as it lives.
 _holds: dict[int, _Hold] = {}
+
+
+def count_holds() -> int:
+    """Return how many blocks of memory are held."""
+    return len(_holds)
 
 
 def hold(array: Array, holder: Holder) -> bool:
     """Make the memory of `array` read-only, until `release`: then `holder.let_go()` is called.
 
-    A view that was taken before stays writable: a write through it is seen if it is marked, and not
-    if it is numpy's own. Returns False where the memory cannot be held: where it is read-only
-    already, or numpy would not let it be undone (on a bytes object, as after unpickling).
+    A view that was taken before stays writable: a write through it is noticed if a Tensor makes it,
+    and not if numpy does. Returns False if the memory cannot be held: if it is read-only already,
+    or if numpy would not let it be undone (on a bytes object, as after unpickling).
     """
     owner = owner_of(array)
     if owner.base is not None and not _is_writable_buffer(owner.base):
@@ -75,7 +80,7 @@ def _is_writable_buffer(base: object) -> bool:
 
 
 def release(array: Array) -> bool:
-    """End what `hold` began, so that the memory can be written to; returns whether it was held."""
+    """End what `hold` began, so that the memory can be written to; return whether it was held."""
     owner = owner_of(array)
     known = _holds.pop(id(owner), None)
     if known is None:
@@ -91,7 +96,7 @@ def release(array: Array) -> bool:
 
 
 def writable(array: Array) -> Array:
-    """`array` itself, released if it was held; a copy if it is read-only for another reason."""
+    """Return the array, released if it was held; a copy if it is read-only for another reason."""
     if not array.flags.writeable:
         release(array)
     return array if array.flags.writeable else array.copy()

@@ -20,6 +20,7 @@ import lora
 import minigrad as mg
 from minigrad.config import config
 from minigrad.kernels import gemm, kernel, threads
+from minigrad.kernels.gemm import dispatch
 
 FACTS = {
     "vectors": "16 bytes, 32 registers",
@@ -144,7 +145,7 @@ def training(rows, d_in, d_out, draw, eps):
     yield "B", layer.lora_b.data, b, 100 * eps
 
 
-LAYER = {"_adam_loop", "_scaled_difference_loop"}
+LAYER = {"_adam_loop", "scaled_difference_loop"}
 PACKED = {*LAYER, "_squared_error_loop", "gemm", "pack_all", "gemm_packed"}
 SMALL = {"_forward_loop", "_backward_loop"}  # they have no form for threads
 PARTS = {  # each stage: what it does, and the kernels that run then, on all threads and on one
@@ -157,7 +158,7 @@ PARTS = {  # each stage: what it does, and the kernels that run then, on all thr
         "LoRA, small": (partial(training, 40, 30, 24), LAYER, SMALL),
     },
     "activations": {
-        "gelu": (gelu, {"_gelu_loop", "_gelu_gradient_loop"}, set()),
+        "gelu": (gelu, {"gelu_loop", "gelu_gradient_loop"}, set()),
         "softmax": (softmax, {"_softmax_loop", "_softmax_gradient_loop"}, set()),
     },
 }
@@ -189,7 +190,7 @@ def main(part):
     for name, expected in FACTS.items():
         check(name, facts[name] == expected, facts[name])
     # The smallest work is to take the form for threads, which it does not if it is not worth it.
-    kernel.WORTH_A_TEAM = threads.WORTH_A_TEAM = gemm.THREADS_FROM = 0
+    kernel.WORTH_A_TEAM = threads.WORTH_A_TEAM = dispatch.THREADS_FROM = 0
     dtype = np.dtype("float64" if part == "float64" else "float32")
     serial = {}
     for count in 1, 2:

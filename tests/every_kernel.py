@@ -23,8 +23,9 @@ import pytest
 
 import minigrad as mg
 from lora import LoRALayer
-from minigrad.kernels import gemm, kernel, panels, threads, warmup
+from minigrad.kernels import kernel, threads, warmup
 from minigrad.kernels.elementwise import where
+from minigrad.kernels.gemm import dispatch, matmul, prepacked
 from minigrad.kernels.kernel import KERNELS
 from minigrad.optim import EMA, SGD, Adam
 from minigrad.optim.clip import clip_grad_norm
@@ -67,19 +68,19 @@ def products(dtype):
     }
 
     def product(x, y):
-        return [gemm.matmul(x, y), gemm.matmul(x[..., ::-1, :], y)]
+        return [matmul(x, y), matmul(x[..., ::-1, :], y)]
 
-    def with_kept_panels():
+    def with_prepacked():
         x, weight = draws(dtype, (70, 200), (100, 200))
         layer = LoRALayer(weight, 100, 200, 4, 8.0, bias=weight[:, 0], rng=np.random.default_rng(1))
         layer.lora_b.data[...] = weight[:, :4]
         data = mg.Tensor(x, requires_grad=True)
         out = layer(data)
-        assert panels.panels_of(layer.base_weight.data) is not None
+        assert prepacked.find(layer.base_weight.data) is not None
         return [out.data, *(g.data for g in mg.grad(out.sum(), [data, layer.lora_a]))]
 
     found = {name: lambda s=s: product(*draws(dtype, *s)) for name, s in shapes.items()}
-    found["kept panels"] = with_kept_panels
+    found["kept panels"] = with_prepacked
     return {f"product: {name}": call for name, call in found.items()}
 
 
@@ -128,7 +129,7 @@ def threads_for_all_work_over(seconds):
             (kernel, "WORTH_A_TEAM"), (threads, "WORTH_A_TEAM"), (threads, "WORTH_A_WORKQUEUE"),
         ):  # fmt: skip
             patch.setattr(module, name, seconds)
-        patch.setattr(gemm, "THREADS_FROM", 0)
+        patch.setattr(dispatch, "THREADS_FROM", 0)
         mg.set_num_threads(2)
         try:
             yield

@@ -30,7 +30,7 @@ each = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_there_are_enough_mutants_of_every_fault():
     assert len(MUTANTS) >= 40
     assert {mutant.fault for mutant in MUTANTS} == set(FAULTS)
-    assert {mutant.kind for mutant in MUTANTS} == {"rule", "engine"}
+    assert {mutant.kind for mutant in MUTANTS} == {"vjp", "engine"}
 
 
 def test_every_mutant_has_a_name_of_its_own():
@@ -121,7 +121,7 @@ def test_tests_that_do_not_run_are_an_error_and_no_kill():
 
 
 def planted_places():
-    """All that a mutant can change: rules and compositions of ops, functions, names of modules."""
+    """All that a mutant can change: VJPs and compositions of ops, functions, names of modules."""
     places = {"mode": mode.state}
     modules = {name: m for name, m in sys.modules.items() if name.split(".")[0] in PACKAGES}
     owners = {**modules, **{str(mutant): mutant for mutant in MUTANTS if mutant.op}}
@@ -129,8 +129,8 @@ def planted_places():
         for name, value in vars(owner).items():
             places[path, name] = value if isinstance(value, (Op, FunctionType, type)) else None
             if isinstance(value, Op):
-                rules = [(i, rule.derivative) for i, rule in value.rules]
-                places[path, name, "rules"] = rules, value.composition
+                vjps = [(i, vjp.derivative) for i, vjp in value.vjps]
+                places[path, name, "vjps"] = vjps, value.composition
             members = vars(value).items() if isinstance(value, type) else [("", value)]
             for member, function in members:
                 if isinstance(function, FunctionType):
@@ -161,7 +161,7 @@ class StopError(Exception):
     "plant",
     [
         lambda: wrong(minigrad.multiply, "x", lambda g: g),
-        lambda: wrong_together(minigrad.lora_linear, lambda g, needs: [g] * 5),
+        lambda: wrong_together(minigrad.lora_linear, lambda g, needs_input_grad: [g] * 5),
         lambda: misled(minigrad.softmax, axis=0),
         lambda: spoiled(minigrad.multiply, "y", lambda gradient: -gradient),
         lambda: replaced([minigrad.gelu], "composition", minigrad.relu),
@@ -198,7 +198,7 @@ def test_spoiling_one_gradient_of_several_leaves_the_others():
         assert gradients(minigrad.multiply, x, y) == [[5.0], [-2.0]]
 
 
-def test_a_misled_rule_is_told_another_value_and_the_forward_is_not():
+def test_a_misled_vjp_is_told_another_value_and_the_forward_is_not():
     x = np.array([-1.0])
     f = lambda x: minigrad.leaky_relu(x, 0.5)
     for told in (0.25, lambda slope: slope / 2):

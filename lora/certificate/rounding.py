@@ -59,7 +59,7 @@ BLOCK = 64  # elements of a row that NF4 divides by one absolute value
 @cache
 def _code_book() -> tuple[Array, Array, Array]:
     """Return the levels of NF4, the middles between them, and the distance to each's neighbour."""
-    levels = kernels.codes.LEVELS.astype(np.float64)
+    levels = kernels.nf4_decode.LEVELS.astype(np.float64)
     gaps = np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf)
     return levels, (levels[1:] + levels[:-1]) / 2, np.minimum(*gaps)
 

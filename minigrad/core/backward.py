@@ -191,7 +191,7 @@ def propagate(
                 edges = [edge for edge in edges or () if edge[0] in needed]
             results = op.differentiate(node, edges, g) if create_graph or not op.plain else None
             for edge in edges:
-                place = edge[0]
+                parent = edge[0]
                 if results is not None:
                     result = results.pop(0)
                 elif len(edge) == 4:  # calls without a star are faster, and these are most of them
@@ -202,18 +202,18 @@ def propagate(
                     result = edge[2].derivative(g, *edge[3:])
                 if observers:
                     for observer in observers:
-                        observer.on_rule(node, place, g, result)
-                    result = fit_to_input(result, place, op, edge[1])
+                        observer.on_vjp(node, parent, g, result)
+                    result = fit_to_input(result, parent, op, edge[1])
                     for observer in observers:
-                        observer.on_gradient(node, place, result)
+                        observer.on_gradient(node, parent, result)
                 if (
                     type(result) is not np.ndarray
-                    or result.shape != place.shape
-                    or result.dtype is not place.dtype
+                    or result.shape != parent.shape
+                    or result.dtype is not parent.dtype
                 ):
-                    result = fit_to_input(result, place, op, edge[1])
-                earlier = pending.get(place)
-                pending[place] = result if earlier is None else earlier + result
+                    result = fit_to_input(result, parent, op, edge[1])
+                earlier = pending.get(parent)
+                pending[parent] = result if earlier is None else earlier + result
             if edges and not retain_graph:
                 for observer in observers:
                     observer.on_free(node)
@@ -254,23 +254,23 @@ def _through_hooks(node: Node, g: Any) -> Any:
     return tensor if isinstance(g, Tensor) else tensor.data
 
 
-def fit_to_input(result: Any, place: Node, op: OpLike, position: int) -> Any:
+def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int) -> Any:
     """Sum and convert the result of a VJP to the shape and dtype of its input.
 
     The sum over the axes that broadcasting has stretched is the VJP of broadcasting.
     """
     if not isinstance(result, (np.ndarray, np.generic, Tensor)):
         raise TypeError(
-            f"the VJP of `{op.name}` for its input {op.input_name(position)} returned {result!r}; "
+            f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned {result!r}; "
             f"a VJP returns an array (a Tensor when its arguments are Tensors)"
         )
     given = result.shape
-    if given != place.shape:
-        extra = result.ndim - len(place.shape)
+    if given != parent.shape:
+        extra = result.ndim - len(parent.shape)
         stretched = [
             extra + axis
             for axis, (size, target) in enumerate(
-                zip(result.shape[max(extra, 0) :], place.shape, strict=False)
+                zip(result.shape[max(extra, 0) :], parent.shape, strict=False)
             )
             if target == 1 and size != 1
         ]
@@ -282,14 +282,14 @@ def fit_to_input(result: Any, place: Node, op: OpLike, position: int) -> Any:
                 result = sum_over(result, axes, keepdims=True)
         if extra > 0:
             result = result.reshape(result.shape[extra:])
-        if result.shape != place.shape:
+        if result.shape != parent.shape:
             raise ValueError(
-                f"the VJP of `{op.name}` for its input {op.input_name(position)} returned a "
+                f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned a "
                 f"gradient of shape {given}, which cannot be summed to the input's "
-                f"{place.shape}"
+                f"{parent.shape}"
             )
-    if result.dtype != place.dtype:
-        result = result.astype(place.dtype)
+    if result.dtype != parent.dtype:
+        result = result.astype(parent.dtype)
     return np.asarray(result) if isinstance(result, np.generic) else result
 
 

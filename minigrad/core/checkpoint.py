@@ -54,14 +54,14 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         watcher.outside[result.node] = result
     arguments = list(inputs)
     edges: list[Edge] = []
-    for position, value in enumerate(inputs):
+    for argnum, value in enumerate(inputs):
         if isinstance(value, Tensor):
-            arguments[position] = _constant(value) if value.node is None else value._data
+            arguments[argnum] = _constant(value) if value.node is None else value._data
             if value.node is not None:
-                edges.append((value.node, position, None, value._data))
-    for position, value in enumerate(watcher.outside.values(), start=len(inputs)):
+                edges.append((value.node, argnum, None, value._data))
+    for argnum, value in enumerate(watcher.outside.values(), start=len(inputs)):
         assert value.node is not None
-        edges.append((value.node, position, None, value._data))
+        edges.append((value.node, argnum, None, value._data))
     result = Tensor.at(result._data, None)
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(CHECKPOINT, edges, result._data)
@@ -155,26 +155,26 @@ class _Checkpoint(Op[Any]):
     """The op of a checkpoint: it has no VJPs, because its derivative runs the function again."""
 
     def __init__(self) -> None:
-        super().__init__(_forward)
+        super().__init__(_forward, cost=0)  # its work is that of the ops inside
         self.name = "checkpoint"
         self.plain = False
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         (rerun,) = node.arguments
-        places = {position: place for place, position, *_ in node.edges or ()}
-        return replay(rerun.run, rerun.arguments, places, [edge[1] for edge in edges], g)
+        parents = {argnum: parent for parent, argnum, *_ in node.edges or ()}
+        return replay(rerun.run, rerun.arguments, parents, [edge[1] for edge in edges], g)
 
-    def input_name(self, position: int) -> str:
-        return str(position)
+    def input_name(self, argnum: int) -> str:
+        return str(argnum)
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        for _, position, _, array in node.edges or ():  # all of them: all of the function runs
-            yield f"its input {position}", array
+        for _, argnum, _, array in node.edges or ():  # all of them: all of the function runs
+            yield f"its input {argnum}", array
         for rerun in node.arguments:  # none once they are freed
-            places = {edge[1] for edge in node.edges or ()}
-            for position, value in enumerate(rerun.arguments):
-                if position not in places:
-                    yield f"its input {position}", value
+            parents = {edge[1] for edge in node.edges or ()}
+            for argnum, value in enumerate(rerun.arguments):
+                if argnum not in parents:
+                    yield f"its input {argnum}", value
 
 
 CHECKPOINT = _Checkpoint()

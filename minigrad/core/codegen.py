@@ -1,7 +1,7 @@
 """The call of an op, written out for that op.
 
 A small model spends its time in the calls of ops, not in their arithmetic. A call that loops over
-its arguments, looks up which of them have rules and asks each rule what to save costs about twice
+its arguments, looks up which of them have VJPs and asks each VJP what to save costs about twice
 as much as one in which all this is written out. So, as `dataclass` does with `__init__`, we write
 the text of the function once for each op, and let Python compile it. `minigrad.multiply.source`
 shows one:
@@ -15,7 +15,7 @@ shows one:
         _out = _forward(_x_data, _y_data)
         ...
             if _x_node is not None:
-                _edges.append((_x_node, 0, _rule_0, _y_data, ))
+                _edges.append((_x_node, 0, _vjp_0, _y_data, ))
 
 What the call needs besides the op's own parameters has names with an underscore.
 
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -42,147 +42,155 @@ from minigrad.errors import op_error, op_of
 from minigrad.readonly import release
 from minigrad.versions import clock
 
-_UNWRAP = """
-    _{p}_node = None
-    if isinstance({p}, _Tensor):
-        _found = True
-        _{p}_node = {p}.node
-        _{p}_data = {p}._data"""
 
-_TAKE_DTYPE = """
-        if _{p}_data.dtype is not _dtype:
-            _mixed = _mixed or _dtype is not None
-            _dtype = _{p}_data.dtype"""
+class StandIn:
+    """Base class of what a Tensor can contain instead of an array, to find out what ops do.
 
-_ELSE = """
-    else:
-        _{p}_data = {p}"""
+    It provides numpy's functions itself, by `__array_ufunc__` and `__array_function__`, and so the
+    results of ops that are written in them. Ops with a cost, which call kernels, and fused ops ask
+    it for the result.
+    """
 
-_NOTE_MIXED = """
-        if {p}.__class__ not in _NUMBERS:
-            _mixed = True"""
+    __slots__ = ()
 
-_NOTE_MIXED_OR_NONE = """
-        if {p} is not None and {p}.__class__ not in _NUMBERS:
-            _mixed = True"""
+    shape: tuple[int, ...]
 
-_AGREE = """
-    if _mixed and _found:
-        {inputs_data} = _agree(_op, {positions}, ({inputs_data}), ({inputs}))
-        _dtype = None"""
+    def result_of(self, op: OpLike, given: Sequence[Any]) -> Any:
+        """Return the result of an op that has a cost or a composition, for these arguments."""
+        raise NotImplementedError
 
-_FLOATS = """
-    if _{p}_data.__class__ is not _ndarray:
-        if not _found and {p} is not None:
-            _{p}_data = _as_floats(_op, {p})
-    elif _{p}_data.dtype is not _FLOAT32 and _{p}_data.dtype is not _FLOAT64:
-        _{p}_data = _as_floats(_op, _{p}_data)"""
 
-_RUN = """
-    try:
-        {results} = _forward({passed})
-    except (IndexError, OverflowError, TypeError, ValueError) as _error:
-        raise _explained(_op, _error, ({all_data},)) from _error
-    _recording, _observers = _mode.state
-    if not _found:
-        for _observer in _observers:
-            _observer.on_call(_op, ({all}), _out)
-        return _out
-    if _out.__class__ is not _ndarray:
-        _out = _as_output(_op, _out)
-    _differentiable = True
-    if _out.dtype is not _dtype:
-        _out = _demoted(_op, _out, ({inputs}))
-        _differentiable = _out.dtype.kind == "f"
-    if _out.base is not None or {aliased}:
-        _out = _view(_out, ({all_data},))
-    _result = _new(_Tensor)
-    _result._data = _out
-    _result.node = None"""
-
-_REFUSE = """
-    if _recording and ({any_ruleless}) and _out.dtype.kind == "f":
-        raise _without_rule(_op, {ruleless})"""
-
-_RECORD = """
-    if _recording and _differentiable and ({any_node}):
-        _result.node = _node = _new(_Node)
-        _node.op = _op
-        _node.edges = _edges = []
-        _node.order = next(_clock)
-        _node.shape = _out.shape
-        _node.dtype = _out.dtype
-        _node.watched = False"""
-
-_EDGE = """
-        if _{p}_node is not None:
-            _edges.append((_{p}_node, {position}, _rule_{position}, {saved}))"""
-
-_KEEP_ARGUMENTS = """
-        _node.arguments = ({all_data},)"""
-
-_RETURN = """
-    for _observer in _observers:
-        _observer.on_call(_op, ({all}), _result)
-    return _result
-"""
+def taken_over(op: OpLike, given: Sequence[Any]) -> Any:
+    """Return the result that the first stand-in among the arguments gives."""
+    data = (value._data if isinstance(value, Tensor) else value for value in given)
+    return next(value for value in data if isinstance(value, StandIn)).result_of(op, given)
 
 
 FILENAME_PREFIX = "<the call of "
-"""How the file names begin under which Python knows the texts of calls."""
+"""The beginning of the file names under which Python knows the texts of calls."""
 
 
 def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
-    """The text of the call of `op`, and the function that it defines."""
-    rules = dict(sorted(op.rules))
+    """Write the call of `op`, and return the text and the function that it defines."""
+    vjps = dict(sorted(op.vjps))
     signature = op.signature.parameters
     defaults = {p: parameter.default for p, parameter in signature.items()}
     keyword_only = [p for p, parameter in signature.items() if parameter.kind is _KEYWORD_ONLY]
     parameters = [p if defaults[p] is _NO_DEFAULT else f"{p}=_default_{p}" for p in signature]
     if keyword_only:
         parameters.insert(len(signature) - len(keyword_only), "*")
-    # What has no rule but a default is an option, and never a Tensor.
-    values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in rules]
-    inputs = [op.parameters[position] for position in rules]
+    # A parameter with a default and without a VJP is an option, and never a Tensor.
+    values = [p for p in defaults if defaults[p] is _NO_DEFAULT or op.parameters.index(p) in vjps]
+    inputs = [op.parameters[argnum] for argnum in vjps]
+    constants = [p for p in values if p not in inputs]
     data = {p: f"_{p}_data" if p in values else p for p in op.parameters}
-    words = {
-        "all": "".join(f"{p}, " for p in op.parameters),
-        "all_data": ", ".join(data.values()),
-        "results": "_out, _kept" if op.keeps else "_out",
-        "passed": ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items()),
-        "inputs": "".join(f"{p}, " for p in inputs),
-        "inputs_data": "".join(f"{data[p]}, " for p in inputs),
-        "aliased": " or ".join(f"_out is {data[p]}" for p in values) or "False",
-        "any_node": " or ".join(f"_{p}_node is not None" for p in inputs),
-        "positions": tuple(rules),
-        "ruleless": [p for p in values if p not in inputs],
-        "any_ruleless": " or ".join(f"_{p}_node is not None" for p in values if p not in inputs),
-    }
-    name = op.name if op.name.isidentifier() else "call"  # a lambda has no name
-    text = f"def {name}({', '.join(parameters)}):\n    _found = _mixed = False\n    _dtype = None"
+
+    def listed(names: Iterable[str]) -> str:
+        return "".join(f"{name}, " for name in names)
+
+    def any_of(condition: str, names: Iterable[str]) -> str:
+        return " or ".join(condition.format(p=p) for p in names) or "False"
+
+    all_data = listed(data.values())
+    lines = ["_found = _mixed = False", "_dtype = None"]
     for p in values:
-        text += _UNWRAP.format(p=p)
-        text += _TAKE_DTYPE.format(p=p) if p in inputs else ""
-        text += _ELSE.format(p=p)
+        lines += [
+            f"_{p}_node = None",
+            f"if isinstance({p}, _Tensor):",
+            "    _found = True",
+            f"    _{p}_node = {p}.node",
+            f"    _{p}_data = {p}._data",
+        ]
         if p in inputs:
-            text += (_NOTE_MIXED if defaults[p] is _NO_DEFAULT else _NOTE_MIXED_OR_NONE).format(p=p)
-    text += _AGREE.format(**words) if inputs else ""
-    text += "".join(_FLOATS.format(p=p) for p in inputs if op.floats)
-    text += _RUN.format(**words)
-    text += _REFUSE.format(**words) if words["ruleless"] else ""
+            lines += [
+                f"    if _{p}_data.dtype is not _dtype:",
+                "        _mixed = _mixed or _dtype is not None",
+                f"        _dtype = _{p}_data.dtype",
+            ]
+        lines += ["else:", f"    _{p}_data = {p}"]
+        if p in inputs:
+            given = "" if defaults[p] is _NO_DEFAULT else f"{p} is not None and "
+            lines += [f"    if {given}{p}.__class__ not in _NUMBERS:", "        _mixed = True"]
+    if op.cost is not None or op.composition is not None:
+        is_other = "_{p}_data.__class__ is not _ndarray and isinstance(_{p}_data, _StandIn)"
+        lines += [
+            f"if {any_of(is_other, values)}:",
+            f"    return _taken_over(_op, ({listed(op.parameters)}))",
+        ]
     if inputs:
-        text += _RECORD.format(**words)
-        slots = [*data.values(), "_out", "", "_kept"]  # the place of `position`, of sequences
-        for position, rule in rules.items():
-            saved = "".join(
-                f"_shape({slots[slot]}), " if shape_only else f"{slots[slot]}, "
-                for slot, shape_only in rule.slots
-            )
-            text += _EDGE.format(p=op.parameters[position], position=position, saved=saved)
-        text += _KEEP_ARGUMENTS.format(**words) if op.replayed else ""
-    text += _RETURN.format(**words)
+        inputs_data = listed(data[p] for p in inputs)
+        lines += [
+            "if _mixed and _found:",
+            f"    {inputs_data} = _agree(_op, {tuple(vjps)}, ({inputs_data}), ({listed(inputs)}))",
+            "    _dtype = None",
+        ]
+    for p in inputs if op.floats else ():
+        lines += [
+            f"if _{p}_data.__class__ is not _ndarray:",
+            f"    if not _found and {p} is not None:",
+            f"        _{p}_data = _as_floats(_op, {p})",
+            f"elif _{p}_data.dtype is not _FLOAT32 and _{p}_data.dtype is not _FLOAT64:",
+            f"    _{p}_data = _as_floats(_op, _{p}_data)",
+        ]
+    passed = ", ".join(f"{p}={d}" if p in keyword_only else d for p, d in data.items())
+    lines += [
+        "try:",
+        f"    {'_out, _residuals' if op.returns_residuals else '_out'} = _forward({passed})",
+        "except (IndexError, OverflowError, TypeError, ValueError) as _error:",
+        f"    raise _explained(_op, _error, ({all_data})) from _error",
+        "_recording, _observers = _mode.state",
+        "if not _found:",
+        "    for _observer in _observers:",
+        f"        _observer.on_call(_op, ({listed(op.parameters)}), _out)",
+        "    return _out",
+        "if _out.__class__ is not _ndarray:",
+        "    _out = _as_output(_op, _out)",
+        "_differentiable = True",
+        "if _out.dtype is not _dtype:",
+        f"    _out = _demoted(_op, _out, ({listed(inputs)}))",
+        "    _differentiable = _out.dtype.kind == 'f'",
+        f"if _out.base is not None or {any_of('_out is _{p}_data', values)}:",
+        f"    _out = _view(_out, ({all_data}))",
+        "_result = _new(_Tensor)",
+        "_result._data = _out",
+        "_result.node = None",
+    ]
+    if constants:
+        given = any_of("_{p}_node is not None", constants)
+        lines += [
+            f"if _recording and ({given}) and _out.dtype.kind == 'f':",
+            f"    raise _without_vjp(_op, {constants})",
+        ]
+    if inputs:
+        lines += [
+            f"if _recording and _differentiable and ({any_of('_{p}_node is not None', inputs)}):",
+            "    _result.node = _node = _new(_Node)",
+            "    _node.op = _op",
+            "    _node.edges = _edges = []",
+            "    _node.order = next(_clock)",
+            "    _node.shape = _out.shape",
+            "    _node.dtype = _out.dtype",
+            "    _node.watched = False",
+        ]
+    slots = [*data.values(), "_out", "", "_residuals"]  # the third is `argnum`, of sequences only
+    for argnum, vjp in vjps.items():
+        p = op.parameters[argnum]
+        saved = listed(f"_shape({slots[i]})" if only else slots[i] for i, only in vjp.slots)
+        lines += [
+            f"    if _{p}_node is not None:",
+            f"        _edges.append((_{p}_node, {argnum}, _vjp_{argnum}, {saved}))",
+        ]
+    if inputs and op.replayed:
+        lines += [f"    _node.arguments = ({all_data})"]
+    lines += [
+        "for _observer in _observers:",
+        f"    _observer.on_call(_op, ({listed(op.parameters)}), _result)",
+        "return _result",
+    ]
+    name = op.name if op.name.isidentifier() else "call"  # a lambda has no name
+    text = "\n    ".join([f"def {name}({', '.join(parameters)}):", *lines]) + "\n"
     namespace: dict[str, Any] = _NAMESPACE | {"_op": op, "_forward": op.forward}
-    namespace |= {f"_rule_{position}": rule for position, rule in rules.items()}
+    namespace |= {f"_vjp_{argnum}": vjp for argnum, vjp in vjps.items()}
     namespace |= {f"_default_{p}": default for p, default in defaults.items()}
     filename = f"{FILENAME_PREFIX}{op.name}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
@@ -191,7 +199,7 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
 
 
 def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
-    """The same steps for an op whose inputs are the elements of one sequence: how many, it says."""
+    """Call an op whose inputs are the elements of one sequence, with the same steps."""
     arrays = list(arrays)
     tensors = [value if isinstance(value, Tensor) else None for value in arrays]
     data: Sequence[Any] = [value._data if isinstance(value, Tensor) else value for value in arrays]
@@ -208,11 +216,11 @@ def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -
         out = demoted(op, as_output(op, out), arrays)
         out = view(out, data)
         result = Tensor.at(out, None)
-        ((_, rule),) = op.rules
+        ((_, vjp),) = op.vjps
         # What all edges share is saved once: as much for each of n inputs would be n^2.
-        saved = _saved(rule, [list(data), *options.values(), out, _POSITION])
+        saved = _saved(vjp, [list(data), *options.values(), out, _ARGNUM])
         edges = [
-            (tensor.node, i, rule, *(i if value is _POSITION else value for value in saved))
+            (tensor.node, i, vjp, *(i if value is _ARGNUM else value for value in saved))
             for i, tensor in enumerate(tensors)
             if tensor is not None and tensor.node is not None
         ]
@@ -223,25 +231,25 @@ def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -
     return result  # type: ignore[no-any-return]
 
 
-_POSITION = object()  # stands for the position of an input, until it is known
+_ARGNUM = object()  # stands for the argnum of an input until that is known
 
 
-def _saved(rule: Any, values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(shape(values[slot]) if only else values[slot] for slot, only in rule.slots)
+def _saved(vjp: Any, values: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(shape(values[slot]) if only else values[slot] for slot, only in vjp.slots)
 
 
 def shape(value: Any) -> Any:
-    """The shape of an array or number, the shapes of a list of them."""
-    if isinstance(value, np.ndarray):
+    """Return the shape of an array or number, or the shapes of a list of them."""
+    if isinstance(value, (np.ndarray, StandIn)):
         return value.shape
     return Shapes(map(np.shape, value)) if isinstance(value, list) else np.shape(value)
 
 
 class Shapes(tuple[tuple[int, ...], ...]):
-    """The shapes of the inputs of an op of many."""
+    """The shapes of the inputs of an op that takes a sequence."""
 
     def starts(self, axis: int) -> list[int]:
-        """Where each begins when they are joined along `axis`; computed once for all of them."""
+        """Return where each begins when they are joined along `axis`; computed once for all."""
         known: dict[int, list[int]] = vars(self).setdefault("known", {})
         if axis not in known:
             known[axis] = list(accumulate((s[axis] for s in self), initial=0))
@@ -249,18 +257,18 @@ class Shapes(tuple[tuple[int, ...], ...]):
 
 
 def agree(
-    op: OpLike, positions: Sequence[int], values: Sequence[Any], given: Sequence[Any]
+    op: OpLike, argnums: Sequence[int], values: Sequence[Any], given: Sequence[Any]
 ) -> Sequence[Any]:
-    """The inputs of `op` at `positions`, brought to one float dtype.
+    """Return the inputs of `op` at `argnums`, converted to one float dtype.
 
-    It is the common one of the Tensors and arrays of floats that have dimensions, else of the
+    It is the common dtype of the Tensors and arrays of floats that have dimensions, or else of the
     Tensors without: numbers, 0-d arrays, lists of numbers and integers never promote.
 
     Args:
-        op: whose inputs they are.
-        positions: theirs among its parameters.
-        values: with arrays for the Tensors.
-        given: as they came.
+        op: the op.
+        argnums: the positions of these inputs among its parameters.
+        values: the inputs, with arrays for the Tensors.
+        given: the inputs as they were passed.
     """
     for value in values:
         if (
@@ -271,6 +279,8 @@ def agree(
             break
     else:
         return values  # arrays of one dtype, mostly a Tensor and data
+    if any(isinstance(value, StandIn) for value in values):
+        return values
     agreed = [
         value.item()
         if isinstance(value, np.generic) or (isinstance(came, np.ndarray) and not came.ndim)
@@ -278,40 +288,40 @@ def agree(
         for value, came in zip(values, given, strict=True)
     ]
     arrays = {}
-    for i, (position, value) in enumerate(zip(positions, agreed, strict=True)):
+    for i, (argnum, value) in enumerate(zip(argnums, agreed, strict=True)):
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
-        elif value.__class__ not in NUMBERS and (value is not None or op.is_required(position)):
+        elif value.__class__ not in NUMBERS and (value is not None or op.is_required(argnum)):
             raise op_error(
                 TypeError,
                 op.name,
-                f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(position)}",
+                f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}",
             )
     firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]
     target = common_float(firm or list(arrays.values()))
     if target is not None and len(values) > 1:
-        # From the list itself, which may have more digits than the usual float.
+        # From the list itself, which may have more digits than float32.
         arrays = {i: as_array(agreed[i], target) for i in arrays}
     return [arrays.get(i, value) for i, value in enumerate(agreed)]
 
 
 def as_floats(op: OpLike, value: Any) -> Any:
-    """What a function of floats computes with: float64 for integers, float32 for half of it.
+    """Convert an input of a function of floats: integers to float64, float16 to float32.
 
-    What it returns is narrowed again (see `demoted`).
+    The result is narrowed again (see `demoted`).
     """
-    array = np.asarray(value)
+    array: Any = value if isinstance(value, StandIn) else np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise op_error(TypeError, op.name, f"takes tensors, arrays and numbers, not {value!r:.60}")
     return array.astype(np.float32 if array.dtype == np.float16 else np.float64, copy=False)
 
 
 def demoted(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
-    """The result in the dtype that its op should have computed in.
+    """Return a result in the dtype that its op should have computed in.
 
-    That is the common one of the inputs that are floats. Where there are none, float64 out of
-    integers (divided, or the root of one) becomes float32, our usual float. An op that is told a
-    dtype, as `astype` is, knows best.
+    That is the common dtype of the inputs that are floats. If there are none, float64 made of
+    integers (a quotient, or a root) becomes float32, the default float. The result of an op with an
+    option `dtype`, such as `astype`, stays as it is.
     """
     if out.dtype.kind != "f" or "dtype" in op.parameters:
         return out
@@ -321,26 +331,28 @@ def demoted(op: OpLike, out: Any, given: Sequence[Any]) -> Any:
 
 
 def as_output(op: OpLike, out: Any) -> Any:
-    """The result of a forward that is no plain array: numpy's reductions give numbers."""
+    """Return a result that is not a plain array as one: numpy's reductions return numbers."""
     if isinstance(out, (np.ndarray, np.generic, int, float)):
         return np.asarray(out)
+    if isinstance(out, StandIn):
+        return out
     raise TypeError(
         f"the forward of `{op.name}` returned {out!r:.60}; an op has one output, an array"
     )
 
 
-def without_rule(op: OpLike, names: Sequence[str]) -> TypeError:
-    """An input is to get a gradient, and nobody has said how: not a case for silence."""
+def without_vjp(op: OpLike, names: Sequence[str]) -> TypeError:
+    """Return the error for an input that requires a gradient, if the op has no VJP for it."""
     return TypeError(
-        f"`{op.name}` has no rule for {' or '.join(names)}, which requires a gradient; pass "
-        f"{names[0]}.detach() if it is meant as a constant (an op of your own can be given a rule)"
+        f"`{op.name}` has no VJP for {' or '.join(names)}, which requires a gradient; pass "
+        f"{names[0]}.detach() if it is meant as a constant (an op of your own can be given a VJP)"
     )
 
 
 def view(out: Any, values: Sequence[Any]) -> Any:
-    """A result that shares memory with an input: its own array, and one that can be written."""
+    """Return a result that shares memory with an input as an array of its own, and writable."""
     if not out.flags.writeable:
-        # A view of held memory is read-only for no reason of its own; what repeats numbers is.
+        # A view of memory that is read-only for now may be writable; one that repeats elements not.
         inherited = release(out) and 0 not in out.strides
         if not inherited:
             return out.copy()
@@ -349,7 +361,7 @@ def view(out: Any, values: Sequence[Any]) -> Any:
 
 
 def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
-    """An error of numpy's with the op's name and its operands; one of our own as it is."""
+    """Return an error of numpy's with the op's name and its operands; one of our own as it is."""
     if op_of(error) == op.name:
         return error
     operands = ", ".join(
@@ -388,6 +400,8 @@ _NAMESPACE = {
     "_ndarray": np.ndarray,
     "_new": object.__new__,
     "_shape": shape,
+    "_StandIn": StandIn,
+    "_taken_over": taken_over,
     "_view": view,
-    "_without_rule": without_rule,
+    "_without_vjp": without_vjp,
 }

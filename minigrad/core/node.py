@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from inspect import Signature
 from typing import Any, Protocol
 
@@ -25,7 +25,13 @@ import numpy as np
 
 from minigrad.versions import clock, last_write, last_written
 
-Edge = tuple[Any, ...]  # (place, position, rule, *saved)
+Edge = tuple[Any, ...]  # (parent, argnum, vjp, *saved)
+
+Cost = int | Callable[..., int]
+"""FLOPs for each element of the result, or a function that names operands, options and `out`."""
+
+Hint = Mapping[str, Callable[..., Any]] | Callable[..., str | None]
+"""Texts with a condition on values by name for each, or a function of these that returns a text."""
 
 
 class OpLike(Protocol):
@@ -36,11 +42,16 @@ class OpLike(Protocol):
     composition: Callable[..., Any] | None
     signature: Signature
     parameters: tuple[str, ...]
-    rules: list[tuple[int, Any]]
+    vjps: list[tuple[int, Any]]
     replayed: bool
     floats: bool
-    keeps: bool
+    returns_residuals: bool
+    cost: Cost | None
+    shape: Callable[..., tuple[int, ...]] | None
+    nonfinite_hint: Hint | None
+    gradient_hint: Hint | None
     plain: bool
+    takes_sequence: bool
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         """Compute the gradients for some edges of a node."""
@@ -48,11 +59,11 @@ class OpLike(Protocol):
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
         """List the values that a backward pass along these edges uses, with a description each."""
 
-    def input_name(self, position: int) -> str:
-        """Name the input at a position, for a message."""
+    def input_name(self, argnum: int) -> str:
+        """Name the input `argnum`, for a message."""
 
-    def is_required(self, position: int) -> bool:
-        """Return whether the input at a position cannot be left out."""
+    def is_required(self, argnum: int) -> bool:
+        """Return whether the input `argnum` cannot be left out."""
 
 
 class Node:
@@ -63,7 +74,7 @@ class Node:
 
     Attributes:
         op: the op that was called, None for a leaf.
-        edges: for every input in need of a gradient `(place, position, rule, *saved)`: its node,
+        edges: for every input in need of a gradient `(parent, argnum, vjp, *saved)`: its node,
             which of the op's inputs it was, the VJP of that input, and the residuals of the VJP.
             None once a backward pass has freed them.
         order: when the node was made, on the clock of `minigrad.versions`.
@@ -152,11 +163,11 @@ def reachable(roots: Iterable[Node], stop: Container[Node] = (), oldest: int = -
                 f"pass; pass retain_graph=True to that pass, or compute the result again"
             )
         for edge in node.edges:
-            place = edge[0]
-            if place not in seen:
-                seen.add(place)
-                if place not in stop:
-                    stack.append(place)
+            parent = edge[0]
+            if parent not in seen:
+                seen.add(parent)
+                if parent not in stop:
+                    stack.append(parent)
     return sorted(seen, key=operator.attrgetter("order"), reverse=True)
 
 

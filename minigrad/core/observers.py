@@ -22,14 +22,19 @@ from minigrad.core.tensor import Tensor
 class Observer:
     """Base class of observers: override the methods for what you want to see."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "on_rule" in vars(cls):
+            raise TypeError(f"{cls.__qualname__}.on_rule: it is 'on_vjp' since minigrad 0.2")
+
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """`op` was called on `inputs` (Tensors, arrays, options as given) and returned `result`."""
 
-    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
-        """A VJP of `node.op` turned the arriving `gradient` into `result`, the one of `place`."""
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
+        """A VJP of `node.op` turned the arriving `gradient` into `result`, the one of `parent`."""
 
-    def on_gradient(self, node: Node, place: Node, gradient: Any) -> None:
-        """The result of that VJP, now in the shape and dtype of `place`, is about to go on."""
+    def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
+        """The result of that VJP, now in the shape and dtype of `parent`, is about to go on."""
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """The complete gradient of `node`, a wanted one, has arrived and passed the hooks.
@@ -41,8 +46,8 @@ class Observer:
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """A backward pass is about to start from `output`, with `gradient`."""
 
-    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
-        """`gradient` is about to be added to the `.grad` of the tensor at `place`."""
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
+        """`gradient` is about to be added to the `.grad` of the leaf `node`."""
 
     def on_free(self, node: Node) -> None:
         """`node` is about to free the arrays that it saved for the backward pass."""

@@ -1,30 +1,35 @@
-"""An op: its forward on arrays and one derivative rule for each input, side by side.
+"""An op: its forward on arrays and one VJP for each input, side by side.
 
     @op
     def multiply(x, y):
         return np.multiply(x, y)
 
-    multiply.rule("x", lambda g, y: g * y)
-    multiply.rule("y", lambda g, x: g * x)
+    multiply.vjp("x", lambda g, y: g * y)
+    multiply.vjp("y", lambda g, x: g * x)
 
-A rule names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
+A VJP names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
 result, or `x_shape` for no more than the shape of `x`. The names are read once, here. When the op
-is called, only the rules of inputs in need of a gradient are kept, only what these rules name is
-saved, and nothing else stays alive. With a frozen weight, matmul's rule for it never exists, its
-product never runs, and the activation is not kept for it.
+is called, only the VJPs of inputs that need a gradient are recorded, only what these VJPs name is
+saved, and nothing else stays alive. With a frozen weight, matmul's VJP for it is never recorded,
+its product never runs, and the activation is not saved for it.
 
-A rule is written in ops, and an op called on plain arrays is its forward and nothing more. So an
+A VJP is written in ops, and an op called on plain arrays is its forward and nothing more. So an
 ordinary backward pass is numpy on arrays, while under `create_graph` the same line of code gets
 Tensors and leaves a graph of its own: derivatives of any order.
 
 Three kinds of ops need more than that:
 
-- an op of many inputs takes them as one sequence, and its rule is told the `position`;
-- inputs whose derivatives share work have one `joint_rule`, told which of them `needs` a gradient;
-- a fused op names the `composition` that it replaces. If its rule works on arrays only (a kernel),
-  `replayed=True` makes a derivative of higher order run the composition instead. What its forward
-  finds on the way and the rule would have to find again it `keeps`: it returns `(out, kept)`, and
-  a rule may name `kept`.
+- an op of many inputs takes them as one sequence, and its VJP is given the `argnum`;
+- inputs whose derivatives share work have one `joint_vjp`, and `needs_input_grad` says for which of
+  them a gradient is needed;
+- a fused op names the `composition` that it replaces. If its VJP works on arrays only (a kernel),
+  `replayed=True` makes a derivative of higher order run the composition instead. If the VJP needs
+  more than the result, the op has `returns_residuals=True`: its forward returns
+  `(out, residuals)`, and a VJP may name `residuals`.
+
+An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
+results that are not finite. All else they find in its block: the FLOPs of a VJP, for example, by
+running it (see `minigrad.diagnostics.receipt.sketch`). So no other file needs to know an op.
 """
 
 from __future__ import annotations
@@ -40,35 +45,52 @@ import numpy as np
 from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import Edge, Node
+from minigrad.core.node import Cost, Edge, Hint, Node
 from minigrad.core.tensor import Tensor
 
 P = ParamSpec("P")
 
 OPS: dict[str, Op[Any]] = {}
-"""Every op of the library by name. An op of your own is a function of yours, and is not listed."""
+"""Every op of the library by name. An op that you define is a function of yours, and not listed."""
 
 
-class Rule:
-    """A derivative, its parameters resolved to what a call has to save for it.
+_RENAMED = {
+    "rule": "vjp",
+    "joint_rule": "joint_vjp",
+    "rules": "vjps",
+    "keeps": "returns_residuals",
+    "kept": "residuals",
+    "position": "argnum",
+}
+"""Names of version 0.1 and the ones that they have now."""
+
+
+class VJP:
+    """A derivative, with its parameters resolved to the values that a call has to save for it.
 
     Attributes:
         derivative: called as `derivative(g, *saved)`.
         slots: for each parameter after `g`, its index among the op's parameters and then `out`,
-            `position` and `kept`, and whether the shape alone is wanted.
+            `argnum` and `residuals`, and whether only the shape is needed.
+        cost: the FLOPs, by the name of an input for a joint VJP; None if a run finds them.
     """
 
-    __slots__ = ("derivative", "slots")
+    __slots__ = ("cost", "derivative", "slots")
 
     def __init__(
-        self, op: Op[Any], derivative: Callable[..., Any], leading: tuple[str, ...]
+        self,
+        op: Op[Any],
+        derivative: Callable[..., Any],
+        leading: tuple[str, ...],
+        cost: Cost | Mapping[str, Cost] | None = None,
     ) -> None:
         names = tuple(inspect.signature(derivative).parameters)
         if names[: len(leading)] != leading:
+            old = "; 'needs' is 'needs_input_grad' since minigrad 0.2" if "needs" in names else ""
             raise ValueError(
-                f"a rule of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}"
+                f"a VJP of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}{old}"
             )
-        special = ("out", "position", "kept") if op.keeps else ("out", "position")
+        special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
@@ -76,76 +98,98 @@ class Rule:
                 self.slots.append((known[name], False))
             elif name.removesuffix("_shape") in known:
                 self.slots.append((known[name.removesuffix("_shape")], True))
+            elif name in _RENAMED:
+                raise ValueError(
+                    f"a VJP of `{op.name}` asks for {name!r}, which is {_RENAMED[name]!r} since "
+                    f"minigrad 0.2"
+                )
             else:
                 raise ValueError(
-                    f"a rule of `{op.name}` asks for {name!r}; it can have g, out and "
+                    f"a VJP of `{op.name}` asks for {name!r}; it can have g, out and "
                     f"{', '.join(op.parameters)}, or the shape of one, as {op.parameters[0]}_shape"
                 )
         self.derivative = derivative
+        self.cost = cost
 
 
 class Op(Generic[P]):
     """A function of tensors that knows its derivatives; the decorator `op` makes one.
 
-    Called with a Tensor among its arguments it returns a Tensor, with plain arrays a plain array.
+    If a Tensor is among its arguments it returns a Tensor, for plain arrays a plain array.
 
     Attributes:
         name: the name of the forward.
         forward: the function on arrays. It returns a new array or a view, and has no side effect.
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
-        rules: `(position, rule)` for each input that the op can be differentiated by.
+        vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
         composition: for a fused op, the same function written in other ops.
         replayed: whether derivatives of higher order come from the composition.
         floats: whether it is a function of floats, and computes with floats also of integers.
-        keeps: whether the forward returns a pair, the result and what it keeps for the rules.
-        plain: whether every input has a rule of its own.
-        call: the function that a call of the op runs, without the detour over `__call__`.
+        returns_residuals: whether the forward returns a pair, the result and a value for the VJPs.
+        cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
+        known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
+        plain: whether every input has a VJP of its own.
+        takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
+        call: the function that a call of the op runs; calling it directly is a little faster.
     """
 
-    def __init__(
-        self,
-        forward: Callable[P, Any],
-        composition: Callable[..., Any] | None = None,
-        replayed: bool = False,
-        floats: bool = False,
-        keeps: bool = False,
-    ) -> None:
-        if replayed and composition is None:
+    composition: Callable[..., Any] | None = None
+    replayed: bool = False
+    floats: bool = False
+    returns_residuals: bool = False
+    cost: Cost | None = None
+    shape: Callable[..., tuple[int, ...]] | None = None
+    product: bool = False
+    fresh: Sequence[str] = ()
+    nonfinite_hint: Hint | None = None
+    gradient_hint: Hint | None = None
+
+    def __init__(self, forward: Callable[P, Any], **properties: Any) -> None:
+        vars(self).update(properties)
+        if self.replayed and self.composition is None:
             raise ValueError("an op with replayed=True must name the composition to replay")
-        if keeps and not replayed:
+        if self.returns_residuals and not self.replayed:
             raise ValueError(
-                "an op with keeps=True must be replayed: what it keeps has no place in the graph"
+                "an op with returns_residuals=True must have replayed=True as well, because "
+                "residuals have no node in the graph"
             )
         self.forward = forward
-        self.composition = composition
-        self.replayed = replayed
-        self.floats = floats
-        self.keeps = keeps
+        self.known_flops: dict[Any, int | None] = {}
         self.plain = True
-        self.rules: list[tuple[int, Rule]] = []
+        self.vjps: list[tuple[int, VJP]] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
-            if name.startswith("_") or name in ("g", "kept", "needs", "out", "position"):
+            if name.startswith("_") or name in (
+                "g",
+                "out",
+                "argnum",
+                "residuals",
+                "needs_input_grad",
+            ):
                 raise ValueError(f"a parameter of an op cannot be named {name!r}")
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise ValueError(
                     f"an op names all its parameters; {parameter} does not (many inputs are one "
-                    f"parameter, a sequence, with a rule that names `position`)"
+                    f"parameter, a sequence, with a VJP that names `argnum`)"
                 )
         self.parameters = tuple(self.signature.parameters)
-        self._takes_sequence = False
+        self.takes_sequence = False
         self.call: Callable[..., Tensor] = self._first_call
         self.name = self.__name__ = self.__qualname__ = forward.__name__
         self.__doc__ = forward.__doc__
         self.__module__ = forward.__module__
         self.__wrapped__ = forward
+        for function in _functions(self.cost, self.shape, self.nonfinite_hint):
+            self._check_names(function, "out")
+        for function in _functions(self.gradient_hint):
+            self._check_names(function, "out", "g", "gradient")
 
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
 
     def __reduce__(self) -> str:
-        return self.name  # likewise: it is found by its name in its module
+        return self.name  # an unpickled one is found by its name in its module
 
     def __repr__(self) -> str:
         return f"<op {self.name}({', '.join(self.parameters)})>"
@@ -153,89 +197,132 @@ class Op(Generic[P]):
     if not TYPE_CHECKING:  # else an attribute such as `node.op` would pass for a method
 
         def __get__(self, owner, kind=None):
-            """In a class an op is a method, as any function; `help` knows functions by this."""
+            """Make an op in a class a method, as any function; `help` knows functions by this."""
             return self if owner is None else MethodType(self, owner)
 
+        def __getattr__(self, name):
+            """Raise an error, which gives the new name of what was renamed."""
+            hint = f"; it is {_RENAMED[name]!r} since minigrad 0.2" if name in _RENAMED else ""
+            raise AttributeError(f"an op has no attribute {name!r}{hint}", name=name, obj=self)
+
     # ----------------------------------------------------------------------------------------------
-    # Rules
+    # VJPs
     # ----------------------------------------------------------------------------------------------
 
     @overload
-    def rule(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+    def vjp(
+        self, name: str, *, cost: Cost | None = None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
     @overload
-    def rule(self, name: str, derivative: Callable[..., Any]) -> Callable[..., Any]: ...
-    def rule(self, name: str, derivative: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    def vjp(
+        self, name: str, derivative: Callable[..., Any], *, cost: Cost | None = None
+    ) -> Callable[..., Any]: ...
+    def vjp(
+        self,
+        name: str,
+        derivative: Callable[..., Any] | None = None,
+        *,
+        cost: Cost | None = None,
+    ) -> Callable[..., Any]:
         """Say how to differentiate by the input `name`. Without `derivative`, a decorator.
 
-        Given g = dL/d(out), a rule returns dL/d(input); broadcasting and dtypes are not its
+        Given g = dL/d(out), a VJP returns dL/d(input); broadcasting and dtypes are not its
         concern. It is written in ops and the operators + - * / ** and comparisons, and writes to no
-        array. If it names `position`, the input is a sequence of arrays, and the rule is for one of
+        array. If it names `argnum`, the input is a sequence of arrays, and the VJP is for one of
         them.
 
+        Args:
+            name: the input.
+            derivative: the VJP.
+            cost: the FLOPs of a VJP that is not written in ops, as for `op`.
+
         Raises:
-            ValueError: if there is no such input, it has a rule, or the rule names what there is
+            ValueError: if there is no such input, it has a VJP, or the VJP names what there is
                 not.
         """
         if derivative is None:
-            return lambda function: self.rule(name, function)
-        position = self._position(name)
-        if not self.plain or self._takes_sequence:
+            return lambda function: self.vjp(name, function, cost=cost)
+        argnum = self._argnum(name)
+        if not self.plain or self.takes_sequence:
             raise ValueError(
-                f"`{self.name}` has a rule for several inputs at once, which must be the only one"
+                f"`{self.name}` has a VJP for several inputs at once, which must be the only one"
             )
-        if any(position == known for known, _ in self.rules):
-            raise ValueError(f"`{self.name}` already has a rule for {name!r}")
-        rule = Rule(self, derivative, ("g",))
-        if any(slot == len(self.parameters) + 1 for slot, _ in rule.slots):
-            if position != 0 or self.replayed or self.rules:
+        if any(argnum == known for known, _ in self.vjps):
+            raise ValueError(f"`{self.name}` already has a VJP for {name!r}")
+        for function in _functions(cost):
+            self._check_names(function, "out")
+        vjp = VJP(self, derivative, ("g",), cost)
+        if any(slot == len(self.parameters) + 1 for slot, _ in vjp.slots):
+            if argnum != 0 or self.replayed or self.vjps:
                 raise ValueError(
                     f"`{self.name}`: a sequence of inputs is the first parameter, has the only "
-                    f"rule, and is not replayed"
+                    f"VJP, and is not replayed"
                 )
-            self._takes_sequence = True
-        self.rules.append((position, rule))
+            self.takes_sequence = True
+        self.vjps.append((argnum, vjp))
         self._rewrite()
         return derivative
 
-    def joint_rule(self, names: Sequence[str], derivative: Callable[..., Any]) -> None:
-        """One rule for several inputs: `derivative(g, needs, ...)` returns a gradient for each.
+    def joint_vjp(
+        self,
+        names: Sequence[str],
+        derivative: Callable[..., Any],
+        *,
+        cost: Mapping[str, Cost] | None = None,
+    ) -> None:
+        """Give several inputs one VJP: `derivative(g, needs_input_grad, ...)` returns one for each.
 
-        `needs` has a bool for each of `names`; where it is False, the gradient may be None.
+        `needs_input_grad` has a bool for each of `names`; where it is False, None will do.
+
+        Args:
+            names: the inputs.
+            derivative: the VJP.
+            cost: the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an
+                input, 0 where it is missing; under "shared", those that serve several inputs, which
+                may name `needs_input_grad`, the set of the inputs that need a gradient.
 
         Raises:
-            ValueError: if there is no such input, or the op has rules already.
+            ValueError: if there is no such input, or the op has VJPs already.
         """
-        if self.rules:
-            raise ValueError(f"`{self.name}` has rules already; a joint rule must be the only one")
-        rule = Rule(self, derivative, ("g", "needs"))
-        self.rules = [(self._position(name), rule) for name in names]
+        if self.vjps:
+            raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
+        for function in _functions(cost):
+            self._check_names(function, "out", "needs_input_grad")
+        vjp = VJP(self, derivative, ("g", "needs_input_grad"), cost)
+        self.vjps = [(self._argnum(name), vjp) for name in names]
         self.plain = False
         self._rewrite()
 
     def _rewrite(self) -> None:
-        """Have `call` written anew, with the rules that there are now."""
+        """Have `call` written again, with the present VJPs."""
         vars(self).pop("_written", None)
         self.call = self._first_call
 
-    def _position(self, name: str) -> int:
+    def _check_names(self, function: Callable[..., Any], *others: str) -> None:
+        """Raise an error if a cost, a shape or a hint names what a call of the op does not have."""
+        for name, parameter in inspect.signature(function).parameters.items():
+            known = name in self.parameters or name in others
+            if not known and parameter.kind is not parameter.VAR_KEYWORD:  # which gets all
+                raise ValueError(
+                    f"a cost, shape or hint of `{self.name}` asks for {name!r}; it can have "
+                    f"{', '.join((*self.parameters, *others))}"
+                )
+
+    def _argnum(self, name: str) -> int:
         if name not in self.parameters:
             raise ValueError(
                 f"`{self.name}` has no input {name!r}, only {', '.join(self.parameters)}"
             )
         return self.parameters.index(name)
 
-    def is_required(self, position: int) -> bool:
-        """Whether the input at `position` cannot be left out."""
-        default = self.signature.parameters[self.parameters[position]].default
-        return self._takes_sequence or default is inspect.Parameter.empty
+    def is_required(self, argnum: int) -> bool:
+        """Return whether the input at `argnum` cannot be left out."""
+        default = self.signature.parameters[self.parameters[argnum]].default
+        return self.takes_sequence or default is inspect.Parameter.empty
 
-    def input_name(self, position: int) -> str:
-        """What to call the input at `position` in a message."""
-        return (
-            f"{self.parameters[0]}[{position}]"
-            if self._takes_sequence
-            else self.parameters[position]
-        )
+    def input_name(self, argnum: int) -> str:
+        """Return the name of the input at `argnum` for a message."""
+        return f"{self.parameters[0]}[{argnum}]" if self.takes_sequence else self.parameters[argnum]
 
     # ----------------------------------------------------------------------------------------------
     # The call
@@ -255,8 +342,8 @@ class Op(Generic[P]):
         return self._written[0]
 
     def _first_call(self, *args: Any, **options: Any) -> Tensor:
-        """Stands in for `call` until it is needed, when all rules are known."""
-        if self._takes_sequence:
+        """Stand in for `call` until it is needed, when all VJPs are known."""
+        if self.takes_sequence:
             self.call = self._on_sequence
         else:
             self.call = self._written[1]
@@ -269,74 +356,77 @@ class Op(Generic[P]):
         return on_sequence(self, arguments.pop(self.parameters[0]), arguments)
 
     # ----------------------------------------------------------------------------------------------
-    # The backward pass, where it takes more than calling a rule on arrays
+    # The backward pass, where it takes more than calling a VJP on arrays
     # ----------------------------------------------------------------------------------------------
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
-        """The gradients for `edges`, some of `node.edges`; `g` is a Tensor under `create_graph`."""
+        """Return the gradients for some of the edges of a node.
+
+        `g` is a Tensor under `create_graph`.
+        """
         if not edges:
             return []
         tracked = isinstance(g, Tensor)
         if not (tracked or self.plain):
             return self._jointly(edges, g, edges[0][3:])
-        places = {position: place for place, position, *_ in node.edges or ()} if tracked else {}
+        parents = {argnum: parent for parent, argnum, *_ in node.edges or ()} if tracked else {}
         if tracked and self.replayed:
             assert self.composition is not None
-            wanted = [position for _, position, *_ in edges]
-            return replay(self.composition, node.arguments, places, wanted, g)
+            wanted = [argnum for _, argnum, *_ in edges]
+            return replay(self.composition, node.arguments, parents, wanted, g)
         if self.plain:
             return [
-                rule.derivative(g, *self._linked(node, rule, saved, places))
-                for _, _, rule, *saved in edges
+                vjp.derivative(g, *self._linked(node, vjp, saved, parents))
+                for _, _, vjp, *saved in edges
             ]
-        _, _, rule, *saved = edges[0]
-        return self._jointly(edges, g, self._linked(node, rule, saved, places))
+        _, _, vjp, *saved = edges[0]
+        return self._jointly(edges, g, self._linked(node, vjp, saved, parents))
 
     def _jointly(self, edges: Sequence[Edge], g: Any, saved: Sequence[Any]) -> list[Any]:
-        """What the joint rule makes of `g`, for each edge."""
+        """Run the joint VJP, and return its gradient for each edge."""
         needed = [edge[1] for edge in edges]
-        known = [position for position, _ in self.rules]
+        known = [argnum for argnum, _ in self.vjps]
         results = edges[0][2].derivative(g, tuple([p in needed for p in known]), *saved)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
-            raise TypeError(f"the joint rule of `{self.name}` must return {len(known)} gradients")
-        return [results[known.index(position)] for position in needed]
+            raise TypeError(f"the joint VJP of `{self.name}` must return {len(known)} gradients")
+        return [results[known.index(argnum)] for argnum in needed]
 
     def _linked(
-        self, node: Node, rule: Rule, saved: Sequence[Any], places: Mapping[int, Node]
+        self, node: Node, vjp: VJP, saved: Sequence[Any], parents: Mapping[int, Node]
     ) -> list[Any]:
-        """What a rule saved, as Tensors at the places that the values had in the graph.
+        """Return what a VJP saved, as Tensors with the nodes that the values had in the graph.
 
-        Tensors with the same values and no place would cut the second derivative without a word.
+        Tensors with the same values and no node would cut off the second derivative silently.
         """
         linked: list[Any] = []
-        for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
+        for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
             if shape_only:
                 linked.append(value)
             elif slot == len(self.parameters):
                 linked.append(Tensor.at(value, node))
-            elif slot == 0 and self._takes_sequence:
+            elif slot == 0 and self.takes_sequence:
                 linked.append(
-                    [Tensor.at(v, places[i]) if i in places else v for i, v in enumerate(value)]
+                    [Tensor.at(v, parents[i]) if i in parents else v for i, v in enumerate(value)]
                 )
-            elif slot in places and not self._takes_sequence:
-                linked.append(Tensor.at(value, places[slot]))
+            elif slot in parents and not self.takes_sequence:
+                linked.append(Tensor.at(value, parents[slot]))
             else:
                 linked.append(value)
         return linked
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        """What a backward pass along `edges` of `node` would use, each with a description."""
+        """List what a backward pass along `edges` of `node` would use, with descriptions."""
         names = [
             *(f"its input {name}" for name in self.parameters),
             "its result",
             "a number",
-            "what it kept",
+            "its residuals",
         ]
-        for _, _, rule, *saved in edges:
-            for (slot, shape_only), value in zip(rule.slots, saved, strict=True):
+        for _, _, vjp, *saved in edges:
+            for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
                 if shape_only:
                     continue
-                if self._takes_sequence and slot == 0:
+                if self.takes_sequence and slot == 0:
                     for i, array in enumerate(value):
                         yield f"its input {self.input_name(i)}", array
                 else:
@@ -347,46 +437,54 @@ class Op(Generic[P]):
 def replay(
     function: Callable[..., Any],
     arguments: Sequence[Any],
-    places: Mapping[int, Node],
+    parents: Mapping[int, Node],
     wanted: Sequence[int],
     g: Any,
 ) -> list[Any]:
-    """Run `function` again, recording, and carry `g` back through what it records, and no further.
+    """Run a function again, recording, and backpropagate `g` through what it records, no further.
 
     Args:
-        function: what to run.
-        arguments: its arguments, as arrays where they were tensors in need of a gradient.
-        places: where these stand in the outer graph, by position. Positions beyond the arguments
-            are tensors that `function` uses without being handed them.
-        wanted: the positions to differentiate by.
+        function: the function to run.
+        arguments: its arguments, with arrays for tensors that need a gradient.
+        parents: the nodes of these in the outer graph, by argnum. Argnums beyond the arguments
+            are tensors that `function` uses without getting them as arguments.
+        wanted: the argnums to differentiate by.
         g: the gradient of the result; as a Tensor, the gradients become a part of the outer graph.
 
     Returns:
         The gradients for `wanted`.
     """
     inputs = list(arguments)
-    ends = dict(places)
+    ends = dict(parents)
     with grad_mode(True):
-        for position in range(len(arguments)):
-            if position in places:
-                linked = identity(Tensor.at(arguments[position], places[position]))
+        for argnum in range(len(arguments)):
+            if argnum in parents:
+                linked = identity(Tensor.at(arguments[argnum], parents[argnum]))
                 assert linked.node is not None
-                inputs[position], ends[position] = linked, linked.node
+                inputs[argnum], ends[argnum] = linked, linked.node
         result = function(*inputs)
     create_graph = isinstance(g, Tensor)
     arrived: dict[Node, Any] = {}
     if result.node is not None:
         arrived = propagate(
             {result.node: g},
-            wanted={ends[position] for position in wanted},
+            wanted={ends[argnum] for argnum in wanted},
             stop=set(ends.values()),
             retain_graph=create_graph,
             create_graph=create_graph,
         )
     return [
         arrived[end] if end in arrived else np.zeros(end.shape, end.dtype)
-        for end in (ends[position] for position in wanted)
+        for end in (ends[argnum] for argnum in wanted)
     ]
+
+
+def _functions(*given: Any) -> Iterator[Callable[..., Any]]:
+    """List the functions among costs, shapes and hints, also those of a mapping."""
+    for value in given:
+        for each in value.values() if isinstance(value, Mapping) else (value,):
+            if callable(each):
+                yield each
 
 
 @overload
@@ -397,7 +495,13 @@ def op(
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
     floats: bool = False,
-    keeps: bool = False,
+    returns_residuals: bool = False,
+    cost: Cost | None = None,
+    shape: Callable[..., tuple[int, ...]] | None = None,
+    product: bool = False,
+    fresh: Sequence[str] = (),
+    nonfinite_hint: Hint | None = None,
+    gradient_hint: Hint | None = None,
 ) -> Callable[[Callable[P, Any]], Op[P]]: ...
 def op(
     forward: Callable[P, Any] | None = None,
@@ -405,42 +509,59 @@ def op(
     composition: Callable[..., Any] | None = None,
     replayed: bool = False,
     floats: bool = False,
-    keeps: bool = False,
+    returns_residuals: bool = False,
+    cost: Cost | None = None,
+    shape: Callable[..., tuple[int, ...]] | None = None,
+    product: bool = False,
+    fresh: Sequence[str] = (),
+    nonfinite_hint: Hint | None = None,
+    gradient_hint: Hint | None = None,
 ) -> Op[P] | Callable[[Callable[P, Any]], Op[P]]:
-    """Make an op of a function on arrays; then give it its derivatives with `.rule`.
+    """Make an op of a function on arrays; then give it its derivatives with `.VJP`.
+
+    A cost, a shape and a hint name what they need, as VJPs do: operands (of which they see shape
+    and dtype, in a hint also the values), options, and `out` for the result.
 
     Args:
-        forward: the function. Parameters that get a rule are inputs, all others are options.
+        forward: the function. Parameters that get a VJP are inputs, all others are options.
         composition: for a fused op, the function of tensors that it replaces: the reference for its
             values and, if `replayed`, the source of its derivatives of second and higher order.
-        replayed: the rules of the op work on arrays only.
-        floats: it is a function of floats: it computes with float64 for integers, and with float32
-            for float16; its result, if a Tensor, is of float32 or of float16 then.
-        keeps: the function returns `(out, kept)`, for rules that name `kept`. The op still returns
-            `out` alone.
+        replayed: the VJPs of the op work on arrays only.
+        floats: it is a function of floats: it computes in float64 for integers, and in float32 for
+            float16; its result, if a Tensor, is then of float32 or of float16.
+        returns_residuals: the function returns `(out, residuals)`, for VJPs that name `residuals`.
+            The op still returns `out` only.
+        cost: the FLOPs of a call: a number for each element of the result, or a function that
+            returns their sum. If it is left out, they are those of the composition, or of the
+            functions of numpy in the forward; where these are not seen, receipts do not count it.
+        shape: beside a cost, a function that returns the shape of the result, if that is not the
+            one that the operands are broadcast to.
+        product: it is a matrix product: receipts list those that frozen inputs save.
+        fresh: inputs that are made for each call, such as a dropout mask, and so are saved memory.
+        nonfinite_hint: usual causes of a result that is not finite, for `detect_anomaly`: texts and
+            for each a condition on the values; or a function that returns a text or None.
+        gradient_hint: the same for a gradient. It gets what the VJP saved, and may name also `g`,
+            the gradient that arrived, and `gradient`, the one that the VJP returned.
     """
-    if forward is None:
-        return lambda function: _make(function, composition, replayed, floats, keeps)
-    return _make(forward, composition, replayed, floats, keeps)
 
+    def make(function: Callable[P, Any]) -> Op[P]:
+        made = Op(
+            function, composition=composition, replayed=replayed, floats=floats,
+            returns_residuals=returns_residuals,
+            cost=cost, shape=shape, product=product, fresh=fresh,
+            nonfinite_hint=nonfinite_hint, gradient_hint=gradient_hint,
+        )  # fmt: skip
+        if (function.__module__ or "").startswith("minigrad.ops."):  # not one made by exec
+            OPS[made.name] = made
+        return made
 
-def _make(
-    forward: Callable[P, Any],
-    composition: Callable[..., Any] | None,
-    replayed: bool,
-    floats: bool,
-    keeps: bool,
-) -> Op[P]:
-    made = Op(forward, composition, replayed, floats, keeps)
-    if (forward.__module__ or "").startswith("minigrad.ops."):  # not of a module: made by exec
-        OPS[made.name] = made
-    return made
+    return make if forward is None else make(forward)
 
 
 @op
 def identity(x: Any) -> Any:
-    """The link between a replay and the graph around it: the same value at a new place."""
+    """The same value at a new node: the link between a replay and the graph around it."""
     return x.view()
 
 
-identity.rule("x", lambda g: g)
+identity.vjp("x", lambda g: g)

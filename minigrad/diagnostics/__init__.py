@@ -13,15 +13,15 @@ from minigrad.diagnostics.gradcheck import (
     gradcheck,
 )
 from minigrad.diagnostics.liveness import LivenessReport, liveness
-from minigrad.diagnostics.receipt import Comparison, Receipt, compare, receipt
+from minigrad.diagnostics.receipt import Receipt, ReceiptComparison, compare, receipt
 
 __all__ = [
     "AnomalyError",
-    "Comparison",
     "GradcheckReport",
     "GradientError",
     "LivenessReport",
     "Receipt",
+    "ReceiptComparison",
     "assert_gradients",
     "compare",
     "detect_anomaly",

@@ -1,6 +1,6 @@
-"""Functions that are compositions of ops, and have no derivative rule of their own.
+"""Functions that are compositions of ops, and have no VJP of their own.
 
-They take Tensors, and like ops also plain arrays.
+They take Tensors, and also plain arrays, as ops do.
 """
 
 from minigrad.functional import (

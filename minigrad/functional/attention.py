@@ -1,4 +1,4 @@
-"""Attention: a mean of vectors, weighted by how well each one's key fits a query."""
+"""Attention: a mean of vectors, weighted by how well the key of each fits a query."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.neural import dropout
 from minigrad.functional.shape import swapaxes
-from minigrad.ops import matmul, softmax, where
+from minigrad.ops import hints, matmul, softmax, where
 
 __all__ = ["scaled_dot_product_attention"]
 
@@ -30,7 +30,7 @@ def _weights(
     is_causal: bool,
     scale: float,
 ) -> Tensor:
-    """softmax(q k^T scale + added) of what is allowed, `(..., L, S)`; a row of nothing is of 0."""
+    """softmax(q k^T scale + added) where allowed, `(..., L, S)`; 0 in rows with nothing allowed."""
     scores = matmul(query, swapaxes(key, -1, -2)) * scale
     if added is not None:
         scores = scores + added.astype(scores.dtype)
@@ -42,7 +42,7 @@ def _weights(
         allowed = past if allowed is None else allowed & past
     if allowed is None:
         return softmax(scores)
-    # The least number, not -inf: a row of nothing else would become nan.
+    # The least number, not -inf: a row of -inf only would become nan.
     weights = softmax(where(allowed, scores, float(np.finfo(scores.dtype).min)))
     return weights if allowed.any(-1).all() else where(allowed, weights, 0.0)
 
@@ -59,7 +59,44 @@ def _attention(
     return matmul(_weights(query, key, allowed, added, is_causal, scale), value)
 
 
-@op(composition=_attention, replayed=True, keeps=True)
+def _products(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
+    """Return the size of the scores, the FLOPs of q k^T, and those of p v."""
+    scores = out.size // value.shape[-1] * key.shape[-2]
+    return scores, 2 * scores * query.shape[-1], 2 * scores * value.shape[-1]
+
+
+def _attention_cost(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array,
+    added: Array,
+    is_causal: bool,
+    out: Array,
+) -> int:
+    """The FLOPs of the composition if nothing is masked: it decides by the values of masks."""
+    scores, by_keys, by_values = _products(query, key, value, out)
+    masked = (added is not None) + (allowed is not None) + bool(is_causal)
+    return by_keys + by_values + (6 + masked) * scores  # softmax is 5
+
+
+def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
+    if not (query.size and key.size and hints.are_finite((query, key))):
+        return None
+    most = float(np.abs(query).max()) * float(np.abs(key).max()) * query.shape[-1]
+    if most > float(np.finfo(out.dtype).max):
+        return hints.overflow(out.dtype, " of the products of query and key")
+    return None
+
+
+@op(
+    composition=_attention,
+    replayed=True,
+    returns_residuals=True,
+    cost=_attention_cost,
+    product=True,
+    nonfinite_hint=_attention_hint,
+)
 def fused_attention(
     query: Array,
     key: Array,
@@ -69,16 +106,16 @@ def fused_attention(
     is_causal: bool = False,
     scale: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Attention without its weights in memory (see `minigrad.kernels.heads`).
+    """Attention without its weights in memory (see `minigrad.kernels.flash_attention`).
 
-    It keeps one number for each query, log(sum(e^scores)).
+    It saves one number for each query, log(sum(e^scores)).
     """
     return kernels.attention.attention(query, key, value, allowed, added, is_causal, scale)
 
 
 def _inputs(
     g: Array,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
     query: Array,
     key: Array,
     value: Array,
@@ -87,14 +124,30 @@ def _inputs(
     is_causal: bool,
     scale: float,
     out: Array,
-    kept: Array,
+    residuals: Array,
 ) -> Sequence[Array]:
     return kernels.attention.attention_gradients(
-        g, query, key, value, allowed, added, is_causal, scale, out, kept, needs
+        g, query, key, value, allowed, added, is_causal, scale, out, residuals, needs_input_grad
     )
 
 
-fused_attention.joint_rule(("query", "key", "value", "added"), _inputs)
+def _shared(needs_input_grad: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
+    """The FLOPs of the weights again; and of the gradients of the scores, unless v alone trains."""
+    scores, by_keys, by_values = _products(query, key, value, out)
+    slopes = by_values + 2 * out.size + 2 * scores if needs_input_grad - {"value"} else 0
+    return by_keys + 3 * scores + slopes if needs_input_grad else 0
+
+
+fused_attention.joint_vjp(
+    ("query", "key", "value", "added"),
+    _inputs,
+    cost={
+        "query": lambda query, key, value, out: _products(query, key, value, out)[1],
+        "key": lambda query, key, value, out: _products(query, key, value, out)[1],
+        "value": lambda query, key, value, out: _products(query, key, value, out)[2],
+        "shared": _shared,
+    },
+)
 
 
 @composition
@@ -111,22 +164,22 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(q k^T scale + mask) v (Vaswani et al., 2017, section 3.2.1).
 
-    Neither the scores nor the weights are kept in memory, unless some weights are dropped. The
-    gradient of a mask of floats is as large as the scores.
+    Neither the scores nor the weights stay in memory, unless some weights are dropped. The gradient
+    of a mask of floats is as large as the scores.
 
     Shapes are `(..., L, d)`, `(..., S, d)` and `(..., S, d_v)`, and give `(..., L, d_v)`.
 
     Args:
-        query: L vectors that ask.
-        key: S vectors that are compared with each of them.
-        value: S vectors, of which each asking one gets a weighted mean.
-        attn_mask: what goes with `(..., L, S)`: booleans, True where attention may go, or floats
-            to add to the scores. A query that may attend to nothing gets 0.
+        query: L vectors.
+        key: S vectors that are compared with each query.
+        value: S vectors, of which each query gets a weighted mean.
+        attn_mask: an array that can be broadcast to `(..., L, S)`: booleans, True where attention
+            is allowed, or floats to add to the scores. A query that may attend to nothing gets 0.
         dropout_p: the probability with which a weight is dropped. It is applied whenever it is not
             0: pass 0 in evaluation.
         is_causal: query i attends to keys 0 to i only; not together with a mask.
         scale: the factor of the scores; None for 1 / sqrt(d).
-        rng: where the dropped ones are drawn from.
+        rng: the generator that chooses the dropped weights.
 
     Raises:
         ValueError: if shapes do not match, there are no keys, or both a mask and `is_causal` are
@@ -146,7 +199,7 @@ def scaled_dot_product_attention(
 
 
 def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
-    """The shape of the scores, `(..., L, S)`, when everything fits."""
+    """Return the shape of the scores, `(..., L, S)`, after checking that all shapes fit."""
     shapes = query.shape, key.shape, value.shape
     if any(len(shape) < 2 for shape in shapes):
         raise ValueError(f"takes stacks of vectors (..., L, d), not shapes {shapes}")
@@ -167,7 +220,7 @@ def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
 def _mask(
     attn_mask: Array, is_causal: bool, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.bool_] | None, Array]:
-    """Where attention may go, or None for everywhere; and what to add to the scores, or None."""
+    """Split a mask: where attention is allowed, None for everywhere; and terms to add, or None."""
     if attn_mask is None:
         return None, None
     if is_causal:

@@ -1,4 +1,4 @@
-"""The decorator of compositions: what they take, and in whose name they refuse it."""
+"""The decorator of compositions: the arguments they accept, and the name in their errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def composition(function: Callable[P, R]) -> Callable[P, R]:
-    """A function of Tensors, written in ops, that takes arrays, lists and numbers as well.
+    """Let a function of Tensors, written in ops, take arrays, lists and numbers as well.
 
     Parameters annotated as `Array` may be any of these. An error, of the function itself or of an
     op inside it, begins with the name of the function that was called.
@@ -25,14 +25,14 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())
     arrays = {p.name for p in parameters if p.annotation == "Array"}
-    places = [i for i, p in enumerate(parameters) if p.name in arrays]
+    positions = [i for i, p in enumerate(parameters) if p.name in arrays]
     more = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL and parameters[-1].name in arrays
 
     @wraps(function)
     def named(*args: P.args, **options: P.kwargs) -> R:
         try:
             given: Any = args
-            for i in range(places[0], len(args)) if more else places:
+            for i in range(positions[0], len(args)) if more else positions:
                 if i < len(args) and args[i].__class__ not in _USUAL:
                     given = (*given[:i], _array(args[i], args), *given[i + 1 :])
             for key in options:
@@ -42,10 +42,9 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
         except (IndexError, TypeError, ValueError) as error:
             if op_of(error) == name:
                 raise
-            for kind in (ValueError, IndexError, TypeError):  # numpy's AxisError is two of them
-                if isinstance(error, kind):
-                    raise op_error(kind, name, message_of(error)) from error
-            raise
+            kinds: Any = ValueError, IndexError, TypeError  # numpy's AxisError is two of them
+            kind = next(kind for kind in kinds if isinstance(error, kind))
+            raise op_error(kind, name, message_of(error)) from error
 
     return named
 
@@ -54,7 +53,7 @@ _USUAL = {Tensor, np.ndarray, type(None)}
 
 
 def _array(value: Any, others: Sequence[Any]) -> Any:
-    """A list or number as an array, with all its digits where another array has as many."""
+    """Return a list or number as an array, in float64 if another array is of float64."""
     if isinstance(value, Tensor):  # a Parameter
         return value
     array = as_array(value)

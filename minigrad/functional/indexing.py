@@ -1,4 +1,4 @@
-"""Elements by their places: along an axis, in order of size, or by class."""
+"""Elements by their indices: along an axis, in order of size, or by class."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["TopK", "one_hot", "sort", "take_along_axis", "topk"]
 
 @composition
 def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
-    """out[i, j, k] = x[i, indices[i, j, k], k], for `axis=1` and likewise for others.
+    """out[i, j, k] = x[i, indices[i, j, k], k] for `axis=1`, and so on for other axes.
 
-    Shapes are broadcast but for `axis`. With `axis=None`, x is taken as one row.
+    Shapes are broadcast, except along `axis`. With `axis=None`, x is flattened first.
 
     Raises:
         ValueError: if the numbers of axes differ.
@@ -28,17 +28,17 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
     if axis is None:
         x, axis = reshape(x, -1), 0
     axis = normalize_axis(axis, x.ndim)
-    places = _integers("indices", indices)
-    if places.ndim != x.ndim or any(
+    taken = _integers("indices", indices)
+    if taken.ndim != x.ndim or any(
         i != axis and 1 != a != b != 1
-        for i, (a, b) in enumerate(zip(places.shape, x.shape, strict=True))
+        for i, (a, b) in enumerate(zip(taken.shape, x.shape, strict=True))
     ):
         raise ValueError(
-            f"indices of shape {places.shape} do not go with x of shape {x.shape};"
+            f"indices of shape {taken.shape} do not go with x of shape {x.shape};"
             f" all sizes but that of axis {axis} must be the same, or 1"
         )
     index: list[Any] = list(np.indices(x.shape, sparse=True))
-    index[axis] = places
+    index[axis] = taken
     return getitem(x, tuple(index))
 
 
@@ -46,23 +46,23 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
 def sort(x: Array, axis: int | None = -1, descending: bool = False) -> Tensor:
     """The elements along `axis` from small to large, each with its gradient.
 
-    With `axis=None`, all elements in a row. A nan counts as the largest; equals keep their order.
+    With `axis=None`, x is flattened first. A nan counts as the largest; equals keep their order.
     """
     return take_along_axis(x, argsort(x, axis, descending), axis)
 
 
 # Types as they are: annotations would be texts here, which the reference cannot look up.
 class TopK(NamedTuple("TopK", [("values", Tensor), ("indices", Tensor)])):
-    """What `topk` returns: the elements, and their places along the axis."""
+    """The result of `topk`: the elements, and their indices along the axis."""
 
     __slots__ = ()
 
 
 @composition
 def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
-    """The k largest (or smallest) elements along `axis`, in order, and where they are.
+    """The k largest (or smallest) elements along `axis`, in order, and their indices.
 
-    The gradient goes to the elements that were taken; of equals, to the first.
+    The gradient goes to the elements that were taken; of equal elements, to the first.
 
     Raises:
         ValueError: if there are fewer than k.
@@ -79,7 +79,7 @@ def topk(x: Array, k: int, axis: int = -1, largest: bool = True) -> TopK:
 
 @composition
 def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
-    """Integers `(...)` as rows `(..., num_classes)` of zeros with a 1 at the class, as int64.
+    """Rows `(..., num_classes)` of zeros with a 1 at the class, for integers `(...)`, as int64.
 
     Args:
         labels: the classes.
@@ -89,25 +89,25 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         TypeError: if the labels are not integers.
         ValueError: if one is not among the classes.
     """
-    places = _integers("labels", labels)
+    classes = _integers("labels", labels)
     if num_classes is None:
-        num_classes = int(places.max()) + 1 if places.size else 0
+        num_classes = int(classes.max()) + 1 if classes.size else 0
     count = num_classes
     if not isinstance(count, (int, np.integer)):
         raise TypeError(f"num_classes is an integer, not {count!r}")
     if count < 0:
         raise ValueError(f"num_classes is not negative, unlike {count}")
-    check_below("labels", places, count, "classes")
-    rows = np.zeros((places.size, count), np.int64)
-    rows[np.arange(places.size), places.ravel()] = 1
-    out: Any = rows.reshape(*places.shape, count)
+    check_below("labels", classes, count, "classes")
+    rows = np.zeros((classes.size, count), np.int64)
+    rows[np.arange(classes.size), classes.ravel()] = 1
+    out: Any = rows.reshape(*classes.shape, count)
     return Tensor(out) if isinstance(labels, Tensor) else out
 
 
 def check_below(
     role: str, values: Any, count: int, what: str, error: type[Exception] = ValueError
 ) -> None:
-    """Raise an error unless all integers are from 0 to `count` - 1, being places among `what`."""
+    """Raise an error unless all integers are from 0 to `count` - 1, as indices of `what`."""
     if values.size and not (values.min() >= 0 and values.max() < count):
         raise error(
             f"{role} run from {values.min()} to {values.max()}, but there are {count} {what}, "

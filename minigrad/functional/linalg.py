@@ -23,11 +23,11 @@ def norm(
     Of a vector: (sum |x|^p)^(1/p) for `ord` = p >= 1, the largest |x| for inf, the smallest for
     -inf; of a matrix: the largest (smallest) sum of |x| over a column for 1 (-1), over a row for
     inf (-inf). None is the root of the sum of squares of either; for a matrix it is also called
-    "fro". With `axis=None`, those of x, or with `ord=None` all its elements in a row. Where the
-    norm is 0, so is the gradient.
+    "fro". With `axis=None`, x itself is the vector or the matrix; with `ord=None` too, x may have
+    any shape. Where the norm is 0, so is the gradient.
 
     Raises:
-        ValueError: for another order, among them those of a matrix that need singular values.
+        ValueError: for another order, such as those of a matrix that need singular values.
     """
     axes = normalize_axes(axis, x.ndim)
     count = len(axes)
@@ -58,13 +58,13 @@ def diagonal(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tenso
     """The diagonal of the matrices along `axis1` and `axis2`, as a last axis: x[i, i + offset].
 
     Raises:
-        ValueError: if the axes are the same or not there.
+        ValueError: if the axes are the same or do not exist.
     """
     x = moveaxis(x, normalize_axes((axis1, axis2), x.ndim), (-2, -1))
     rows, columns = x.shape[-2:]
     first, last = np.maximum(-offset, 0), np.minimum(rows, columns - offset)
-    places = np.arange(first, np.maximum(first, last))
-    return getitem(x, (..., places, places + offset))
+    steps = np.arange(first, np.maximum(first, last))
+    return getitem(x, (..., steps, steps + offset))
 
 
 @composition
@@ -72,14 +72,14 @@ def trace(x: Array, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     """The sum of the diagonal of the matrices along `axis1` and `axis2`.
 
     Raises:
-        ValueError: if the axes are the same or not there.
+        ValueError: if the axes are the same or do not exist.
     """
     return sum(diagonal(x, offset, axis1, axis2), -1)
 
 
 @composition
 def diag(x: Array, k: int = 0) -> Tensor:
-    """The k-th diagonal of a matrix, or of a vector the matrix with it on the k-th diagonal.
+    """The k-th diagonal of a matrix, or the matrix that has a vector as its k-th diagonal.
 
     Raises:
         ValueError: for an array of another number of axes.
@@ -89,5 +89,5 @@ def diag(x: Array, k: int = 0) -> Tensor:
     if x.ndim != 1:
         raise ValueError(f"takes a vector or a matrix, not an array of shape {x.shape}")
     size = x.shape[0] + int(np.abs(k))
-    places = np.arange(x.shape[0])
-    return scatter_add(x, (places + np.maximum(-k, 0), places + np.maximum(k, 0)), (size, size))
+    steps = np.arange(x.shape[0])
+    return scatter_add(x, (steps + np.maximum(-k, 0), steps + np.maximum(k, 0)), (size, size))

@@ -1,4 +1,4 @@
-"""Losses: what a model is trained to make small."""
+"""Losses: the functions that training minimises."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Reduction = Literal["mean", "sum", "none"]
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 # --------------------------------------------------------------------------------------------------
-# Of numbers
+# Regression
 # --------------------------------------------------------------------------------------------------
 
 
@@ -41,7 +41,7 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
     """The squared error (prediction - target)^2: its mean, its sum, or each.
 
     Raises:
-        ValueError: if the shapes differ; they are not broadcast, that is a mistake too often.
+        ValueError: if the shapes differ; they are not broadcast, because that is mostly a mistake.
     """
     check_reduction(reduction)
     target = _like(prediction, target)
@@ -60,7 +60,7 @@ def l1(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tenso
     Where there is no error, the gradient is 0.
 
     Raises:
-        ValueError: if the shapes differ; they are not broadcast, that is a mistake too often.
+        ValueError: if the shapes differ; they are not broadcast, because that is mostly a mistake.
     """
     check_reduction(reduction)
     return _reduced(abs(prediction - _like(prediction, target)), reduction)
@@ -84,7 +84,7 @@ def huber(
 
 
 # --------------------------------------------------------------------------------------------------
-# Of classes
+# Classification
 # --------------------------------------------------------------------------------------------------
 
 
@@ -137,17 +137,17 @@ def cross_entropy(
         return _reduced(-sum(terms if weights is None else terms * weights, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        places = _as_int64(target)
-        if places is not None and ignore_index.__class__ is int:
+        integers = _as_int64(target)
+        if integers is not None and ignore_index.__class__ is int:
             flat = None if weights is None else weights.reshape(-1)
             counts, total = kernels.losses.label_weights(
-                places, logits.shape[1], ignore_index, flat, logits.dtype
+                integers, logits.shape[1], ignore_index, flat, logits.dtype
             )
             if isfinite(total) and (
                 total or reduction != "mean"
             ):  # else there is an error to raise
                 divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
-                return label_loss(logits, places, counts, label_smoothing, divisor)
+                return label_loss(logits, integers, counts, label_smoothing, divisor)
     labels = _Labels.checked(logits, axis, target, weights, ignore_index, reduction)
     return labels.loss(log_softmax(logits, axis), reduction, label_smoothing)
 
@@ -165,7 +165,7 @@ def nll(
 
     Args:
         log_probabilities: `(n, classes)`, `(classes,)`, or `(n, classes, ...)`.
-        target: the integer class of each, of that shape without the axis of classes.
+        target: the integer class of each, of the same shape without the axis of classes.
         reduction: "mean", "sum" or "none".
         weight: `(classes,)`, how much each class counts; the mean is one with these weights.
         ignore_index: targets of this value have no loss, and do not count in the mean.
@@ -226,11 +226,11 @@ def binary_cross_entropy_with_logits(
 
 @dataclass(frozen=True)
 class _Labels:
-    """The classes that are right, and how much each of them counts.
+    """The right classes, and how much each of them counts.
 
     Attributes:
-        labels: one for each score that is to be found; where it is ignored, 0.
-        axis: where the classes are among the axes of the scores.
+        labels: the index of the right class, 0 where it is ignored.
+        axis: the axis of the scores along which the classes are.
         counted: which are not ignored.
         weights: how much each counts, 0 where it is ignored; None for 1 each.
         class_weights: how much each class counts, shaped to be multiplied with the scores.
@@ -252,7 +252,7 @@ class _Labels:
         ignore_index: int,
         reduction: Reduction,
     ) -> _Labels:
-        """Those of `target`, if they go with the scores."""
+        """Make them of `target`, after checking that it goes with the scores."""
         labels, classes = as_array(target), scores.shape[axis]
         if labels.dtype.kind not in "iu":
             raise TypeError(
@@ -278,10 +278,10 @@ class _Labels:
         return cls(labels, axis, counted, weights, class_weights)
 
     def loss(self, log_probabilities: Array, reduction: Reduction, smoothing: float) -> Tensor:
-        """The losses of all of them, reduced."""
-        places: list[Any] = list(np.indices(self.labels.shape, sparse=True))
-        places.insert(self.axis, self.labels)
-        losses = -getitem(log_probabilities, tuple(places))
+        """Return the losses of all labels, reduced."""
+        index: list[Any] = list(np.indices(self.labels.shape, sparse=True))
+        index.insert(self.axis, self.labels)
+        losses = -getitem(log_probabilities, tuple(index))
         if self.weights is not None:  # an infinite loss times 0 is 0 here
             losses = where(self.weights == 0, 0.0, losses) * self.weights
         if smoothing:
@@ -303,7 +303,7 @@ def _class_axis(scores: Array) -> int:
 
 
 def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | None:
-    """The weights of the classes, shaped to be multiplied with the scores."""
+    """Return the weights of the classes, shaped to be multiplied with the scores."""
     if weight is None:
         return None
     if isinstance(weight, Tensor) and weight.requires_grad:
@@ -319,7 +319,7 @@ def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | No
 
 
 def _as_int64(target: Array) -> NDArray[np.int64] | None:
-    """Integer targets in the one dtype that has a kernel, if it has room for them."""
+    """Return integer targets in the one dtype that has a kernel, if they fit in it."""
     labels = as_array(target)
     if labels.dtype == np.int64:
         return labels
@@ -328,12 +328,12 @@ def _as_int64(target: Array) -> NDArray[np.int64] | None:
 
 
 # --------------------------------------------------------------------------------------------------
-# What all share
+# Parts that all losses share
 # --------------------------------------------------------------------------------------------------
 
 
 def _like(prediction: Array, target: Array) -> Array:
-    """The target, checked, and in the prediction's dtype: data in float64 does not slow a model."""
+    """Check the target, and return it in the prediction's dtype: float64 would slow a model."""
     if target.shape != prediction.shape:
         raise ValueError(
             f"the prediction has shape {prediction.shape}, the target {target.shape}; they must be "
@@ -344,7 +344,7 @@ def _like(prediction: Array, target: Array) -> Array:
 
 
 def check_reduction(reduction: str) -> None:
-    """Raise a ValueError unless it is "mean", "sum" or "none"."""
+    """Raise a ValueError unless the reduction is "mean", "sum" or "none"."""
     if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f"reduction is 'mean', 'sum' or 'none', not {reduction!r:.60} (weights are passed by "

@@ -18,23 +18,23 @@ from minigrad.ops import getitem, where
 __all__ = ["dropout", "embedding"]
 
 
-@op(floats=True)
+@op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
 def dropped(
     x: Array, words: NDArray[np.uint16] | None = None, threshold: int = 0, scale: float = 1.0
 ) -> Array:
-    """x times `scale` where the word is `threshold` at least, else x times 0."""
+    """x times `scale` where the random word is at least `threshold`, else x times 0."""
     assert words is not None
     return kernels.dropout.drop(x, words, threshold, scale)
 
 
-dropped.rule("x", lambda g, words, threshold, scale: dropped(g, words, threshold, scale))
+dropped.vjp("x", lambda g, words, threshold, scale: dropped(g, words, threshold, scale))
 
 
 @composition
 def dropout(
     x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | None = None
 ) -> Tensor:
-    """In training, each element is 0 with probability `p`, else x / (1 - p); otherwise x itself.
+    """x with each element dropped with probability `p`, else divided by 1 - p; only in training.
 
     The expectation is x (Srivastava et al., 2014). An element is dropped if 16 bits drawn for it
     are below 2^16 `p`, rounded up or down at random in each call, so that the probability is `p` to
@@ -69,14 +69,14 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     if weight.ndim != 2:
         raise ValueError(f"weight has shape (count, d), not {weight.shape}")
     count = weight.shape[0]
-    places = as_array(indices)
-    if places.dtype.kind not in "iu":
-        raise TypeError(f"indices are integers, not {places.dtype}")
-    check_below("indices", places, count, "rows", IndexError)
+    integers = as_array(indices)
+    if integers.dtype.kind not in "iu":
+        raise TypeError(f"indices are integers, not {integers.dtype}")
+    check_below("indices", integers, count, "rows", IndexError)
     if padding_idx is not None and not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
-    rows = getitem(weight, places)
+    rows = getitem(weight, integers)
     if padding_idx is None:
         return rows
     constant = rows._data if isinstance(rows, Tensor) else rows
-    return where((places == padding_idx % count)[..., None], constant, rows)
+    return where((integers == padding_idx % count)[..., None], constant, rows)

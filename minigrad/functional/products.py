@@ -19,7 +19,7 @@ __all__ = ["dot", "einsum", "outer"]
 
 @composition
 def outer(x: Array, y: Array) -> Tensor:
-    """x[i] y[j], of the elements of x and of y in a row."""
+    """x[i] y[j] for the elements of x and of y, both flattened."""
     return multiply(reshape(x, (-1, 1)), reshape(y, -1))
 
 
@@ -55,7 +55,7 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
     one matrix product on our own kernels.
 
     Raises:
-        TypeError: if the subscripts are no text.
+        TypeError: if the subscripts are not a string.
         ValueError: if the subscripts do not describe the operands, or sizes do not match.
     """
     if not isinstance(subscripts, str):
@@ -67,8 +67,8 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
     order: Sequence[Any] = [tuple(range(len(terms)))]
     if len(terms) > 2:
         order = np.einsum_path(subscripts, *(np.broadcast_to(0, x.shape) for x in values))[0][1:]
-    for places in order:
-        chosen = [terms.pop(place) for place in sorted(places, reverse=True)][::-1]
+    for pair in order:
+        chosen = [terms.pop(i) for i in sorted(pair, reverse=True)][::-1]
         while len(chosen) > 1:
             y, x = chosen.pop(), chosen.pop()
             needed = {*output, *(axis for _, axes in (*terms, *chosen) for axis in axes)}
@@ -84,7 +84,7 @@ Axes = list[str]
 
 
 def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Axes], Axes]:
-    """The axes of each operand, and those of the output."""
+    """Return the axes of each operand, and those of the output."""
     left, arrow, right = subscripts.replace(" ", "").partition("->")
     parts = left.split(",")
     if len(parts) != len(shapes):
@@ -118,7 +118,7 @@ def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Ax
 def _sizes(
     subscripts: str, inputs: Sequence[Axes], shapes: Sequence[tuple[int, ...]]
 ) -> dict[str, int]:
-    """The size of each axis; one operand may have size 1 where another has more."""
+    """Return the size of each axis; one operand may have size 1 where another has more."""
     found: dict[str, set[int]] = {}
     for axes, shape in zip(inputs, shapes, strict=True):
         for axis, size in zip(axes, shape, strict=True):
@@ -133,7 +133,7 @@ def _sizes(
 
 
 def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]:
-    """The operand at its full size, and with the diagonal for an axis that is named twice."""
+    """Return an operand at its full size, with the diagonal for an axis that is named twice."""
     shape = tuple(sizes[axis] for axis in axes)
     if x.shape != shape:
         x = broadcast_to(x, shape)
@@ -147,15 +147,15 @@ def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]
 
 
 def _summed(x: Array, axes: Axes, needed: set[str]) -> tuple[Array, Axes]:
-    """x without the axes that nothing needs any more."""
-    places = tuple(i for i, axis in enumerate(axes) if axis not in needed)
-    return (sum(x, places) if places else x), [axis for axis in axes if axis in needed]
+    """Sum x over the axes that are not needed any more."""
+    rest = tuple(i for i, axis in enumerate(axes) if axis not in needed)
+    return (sum(x, rest) if rest else x), [axis for axis in axes if axis in needed]
 
 
 def _product(
     x: Array, x_axes: Axes, y: Array, y_axes: Axes, needed: set[str], sizes: dict[str, int]
 ) -> tuple[Array, Axes]:
-    """The product of two operands, summed over the axes that they share and nothing else needs."""
+    """Multiply two operands, and sum over the axes that they share and nothing else needs."""
     x, x_axes = _summed(x, x_axes, needed | set(y_axes))
     y, y_axes = _summed(y, y_axes, needed | set(x_axes))
     batch = [axis for axis in x_axes if axis in y_axes and axis in needed]
@@ -164,7 +164,7 @@ def _product(
     columns = [axis for axis in y_axes if axis not in x_axes]
 
     def grouped(value: Array, axes: Axes, *groups: Axes) -> Array:
-        """With one axis for each axis of the batch, and one for each further group."""
+        """Return an operand with the axes of the batch, and one axis for each further group."""
         ordered = transpose(
             value, [axes.index(axis) for group in (batch, *groups) for axis in group]
         )

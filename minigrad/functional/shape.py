@@ -30,7 +30,7 @@ __all__ = [
 
 @composition
 def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
-    """Two axes exchanged."""
+    """The array with two axes exchanged."""
     axes = list(range(x.ndim))
     i, j = (normalize_axis(axis, x.ndim) for axis in (axis1, axis2))
     axes[i], axes[j] = axes[j], axes[i]
@@ -39,7 +39,7 @@ def swapaxes(x: Array, axis1: int, axis2: int) -> Tensor:
 
 @composition
 def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
-    """The axes `source` at the places `destination`, the others in their order around them.
+    """The array with the axes `source` at the positions `destination`, the others in their order.
 
     Raises:
         ValueError: if there is no such axis, one is repeated, or the numbers of both differ.
@@ -47,16 +47,16 @@ def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[
     sources = normalize_axes(source, x.ndim)
     destinations = normalize_axes(destination, x.ndim)
     if len(sources) != len(destinations):
-        raise ValueError(f"{len(sources)} axes cannot go to {len(destinations)} places")
+        raise ValueError(f"{len(sources)} axes cannot go to {len(destinations)} positions")
     order = [axis for axis in range(x.ndim) if axis not in sources]
-    for place, axis in sorted(zip(destinations, sources, strict=True)):
-        order.insert(place, axis)
+    for position, axis in sorted(zip(destinations, sources, strict=True)):
+        order.insert(position, axis)
     return transpose(x, order)
 
 
 @composition
 def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
-    """New axes of size 1, at the positions `axis` of the result."""
+    """The array with new axes of size 1, at the positions `axis` of the result."""
     count = x.ndim + np.size(axis)
     axes = normalize_axes(axis, count)
     sizes = iter(x.shape)
@@ -65,7 +65,7 @@ def expand_dims(x: Array, axis: int | Sequence[int]) -> Tensor:
 
 @composition
 def squeeze(x: Array, axis: Axis = None) -> Tensor:
-    """Without the axes of size 1: all of them, or those given.
+    """The array without its axes of size 1: all of them, or those given.
 
     Raises:
         ValueError: if an axis that is given has another size.
@@ -99,10 +99,10 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
 
 @composition
 def split(x: Array, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
-    """The parts of x along `axis`: so many equal ones, or those between the given indices.
+    """The parts of x along `axis`: a number of equal parts, or those between the given indices.
 
     Raises:
-        ValueError: if x cannot be divided into so many equal parts.
+        ValueError: if x cannot be divided into that number of equal parts.
     """
     axis = normalize_axis(axis, x.ndim)
     size = x.shape[axis]
@@ -138,9 +138,9 @@ def tile(x: Array, reps: int | Sequence[int]) -> Tensor:
 
 @composition
 def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> Tensor:
-    """Each element along `axis` so many times, the same for all or one number for each.
+    """Each element along `axis` repeated, all equally often or with a number for each.
 
-    With `axis=None`, the elements of x in a row.
+    With `axis=None`, x is flattened first.
 
     Raises:
         ValueError: if there is neither one number nor one for each element, or one is negative.
@@ -162,21 +162,21 @@ def repeat(x: Array, repeats: int | Sequence[int], axis: int | None = None) -> T
         before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
         apart = broadcast_to(reshape(x, (*before, 1, *after)), (*before, count, *after))
         return reshape(apart, (*before[:-1], size * count, *after))
-    places = np.repeat(np.arange(size), counts)
-    return getitem(x, (*[slice(None)] * axis, places))
+    taken = np.repeat(np.arange(size), counts)
+    return getitem(x, (*[slice(None)] * axis, taken))
 
 
 @composition
 def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float = 0.0) -> Tensor:
-    """Wider at the ends of its axes, as `numpy.pad` does it.
+    """The array with elements added at the ends of its axes, as `numpy.pad` does it.
 
     Args:
-        x: what to pad.
-        pad_width: how much before and after, `((2, 1), (0, 3))`, or `(before, after)` or one
-            number for all axes.
+        x: the array to pad.
+        pad_width: the numbers of elements to add before and after, `((2, 1), (0, 3))`, or
+            `(before, after)` or one number for all axes.
         mode: "constant", or "edge", "reflect", "symmetric" or "wrap", which repeat elements of x,
             and add up their gradients.
-        constant_values: what to fill in, for "constant".
+        constant_values: the number to fill in, for "constant".
 
     Raises:
         ValueError: for another mode, a negative width, or a shape that does not match.
@@ -209,8 +209,8 @@ def pad(x: Array, pad_width: Any, mode: str = "constant", constant_values: float
     if 0 in x.shape:
         raise ValueError(f"there is nothing to repeat in an array of shape {x.shape}")
     for axis, width in enumerate(widths):
-        places: Any = np.pad(np.arange(x.shape[axis]), width, mode)  # type: ignore[call-overload]
-        x = getitem(x, (*[slice(None)] * axis, places))
+        taken: Any = np.pad(np.arange(x.shape[axis]), width, mode)  # type: ignore[call-overload]
+        x = getitem(x, (*[slice(None)] * axis, taken))
     return x  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import astype, sqrt, sum, where
-from minigrad.ops.axes import kept
+from minigrad.ops.axes import keepdims_shape
 
 __all__ = ["mean", "std", "var"]
 
@@ -51,7 +51,7 @@ def std(x: Array, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> T
 
 
 def root(x: Array, p: float = 2.0) -> Tensor:
-    """x^(1/p) for x >= 0, with gradient 0, not infinity, at 0: of a distance, at its least."""
+    """x^(1/p) for x >= 0, with gradient 0, not infinity, at 0, where a distance is smallest."""
     zero = x == 0
     positive = where(zero, 1.0, x)
     return where(zero, 0.0, sqrt(positive) if p == 2 else positive ** (1 / p))
@@ -61,18 +61,18 @@ _HALF = np.dtype(np.float16)
 
 
 def _wide(x: Array) -> Array:
-    """float16 as float32, in which sums and squares neither overflow nor vanish."""
+    """Return float16 as float32, in which sums and squares neither overflow nor vanish."""
     return x.astype(np.float32) if x.dtype is _HALF else x
 
 
 def _narrow(result: Tensor, x: Array) -> Tensor:
-    """The result in the dtype of x, where that is float16."""
+    """Return the result in the dtype of x, if that is float16."""
     return astype(result, np.float16) if x.dtype is _HALF else result
 
 
 def _count(shape: tuple[int, ...], axis: Axis) -> int:
-    """How many elements a reduction over `axis` combines into one."""
-    axes = kept(shape, axis)
+    """Return how many elements a reduction over `axis` combines into one."""
+    axes = keepdims_shape(shape, axis)
     count = math.prod(size for size, target in zip(shape, axes, strict=True) if target == 1)
     if count == 0:
         raise ValueError(f"shape {shape} has no elements along axis {axis}")

@@ -1,20 +1,23 @@
-"""Compiled inner loops: the only place of the library that knows numba.
+"""Compiled inner loops: the only part of the library that imports numba.
 
-What comes in here is a loop that numpy cannot say, or says too slowly, with the measurement that
-shows it. Each kernel takes and returns plain arrays, knows nothing of tensors and gradients, has
-a twin in numpy that is its oracle in the tests and its stand-in under NUMBA_DISABLE_JIT=1, and
+A loop belongs here if numpy cannot express it, or is too slow at it, with the measurement that
+shows it. Each kernel takes and returns plain arrays, knows nothing of tensors and gradients, has a
+reference in numpy that is its oracle in the tests and its stand-in under NUMBA_DISABLE_JIT=1, and
 gives the same bits on any number of threads.
 
-Read `vector` (vector instructions), `micro` (the register tile), `pack` and `loops` (blocks and
-caches), `products` (whole ones and batches) and `gemm` (the checked entry) for the matrix product,
-`dots` and `streams` for thin ones, `panels` for a weight that stays as it is, `codes` and `nf4` for
-one kept in four bits. `jit`, `cache`, `kernel`, `threads` and `heap` hold what is decided once for
-all kernels: how they are compiled, where they are kept, when they use threads, and what becomes of
-freed memory; `warmup` compiles them ahead.
-The others are what their names say.
+Where to read:
 
-The modules are imported when they are first used, for with them comes numba, which takes longer to
-import than the rest of the library.
+* `kernel`, `jit`, `cache` and `threads` decide once for all kernels how they are compiled, where
+  the machine code is stored, and when they use threads; `warmup` compiles them ahead, and `heap`
+  says what happens to freed memory.
+* `elementwise` and `multi_tensor` are the factories of functions of each element (`activation`,
+  `gelu_erf`) and of updates of many tensors (`optim`).
+* `gemm` is the matrix product, and begins with a page on its files; `lora` is made of it.
+* `flash_attention` has the loops behind `attention`; `nf4_decode` those behind `nf4`.
+* `vector` has the vector instructions, and `vector_math` exp, log, erf and the like.
+
+The modules are imported when they are first used, since numba takes longer to import than the rest
+of the library.
 """
 
 from __future__ import annotations
@@ -28,18 +31,17 @@ if TYPE_CHECKING:
     from minigrad.kernels import (
         activation,
         attention,
-        codes,
         dropout,
         elementwise,
+        gelu_erf,
         gemm,
         indexing,
         lora,
         losses,
         nf4,
-        normal,
+        nf4_decode,
         normalization,
         optim,
-        panels,
         softmax,
         threads,
     )
@@ -47,18 +49,17 @@ if TYPE_CHECKING:
 __all__ = [
     "activation",
     "attention",
-    "codes",
     "dropout",
     "elementwise",
+    "gelu_erf",
     "gemm",
     "indexing",
     "lora",
     "losses",
     "nf4",
-    "normal",
+    "nf4_decode",
     "normalization",
     "optim",
-    "panels",
     "softmax",
     "threads",
 ]

@@ -1,6 +1,6 @@
 """Attention of many heads at once, without all of its scores in memory.
 
-This is the entry to the loops in `minigrad.kernels.heads`, which work on addresses.
+This is the entry to the loops in `minigrad.kernels.flash_attention`, which work on addresses.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
-from minigrad.kernels import heads
+from minigrad.kernels import flash_attention
+from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import Kernel
-from minigrad.kernels.micro import tile_shape
+from minigrad.kernels.kernel import NUMBERS, Array, Kernel, strided, written
 
-Array = NDArray[Any]
-
-SECONDS = 4e-11  # a multiply-add takes, about
+SECONDS = 4e-11  # that a multiply-add takes, about
 
 
 def serves(query: Array, key: Array, value: Array) -> bool:
-    """Whether the loops take these arrays: of one float dtype, with two leading axes at most."""
+    """Return whether the loops take these arrays: one float dtype, two leading axes at most."""
     return (
-        (query.dtype, "forward") in _KERNELS
+        query.dtype in NUMBERS
         and query.dtype == key.dtype == value.dtype
         and max(query.ndim, key.ndim, value.ndim) <= 4
         and 0 not in (query.size, key.size, value.size)
@@ -36,17 +33,17 @@ def attention(
     query: Array, key: Array, value: Array, allowed: Array | None, added: Array | None,
     causal: bool, scale: float,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """softmax(scale q k^T + added) v over what is allowed, `(..., L, d_v)`; 0 where nothing is.
+    """Compute softmax(scale q k^T + added) v over the allowed keys; 0 if none is allowed.
 
-    Returns it and log(sum(e^scores)) of each query, `(..., L)` of float64.
+    Returns the result, `(..., L, d_v)`, and log(sum(e^scores)) of each query, `(..., L)` float64.
 
     Args:
-        query: `(..., L, d)`, of any strides, as the other arrays.
+        query: `(..., L, d)`, of any strides, like the other arrays.
         key: `(..., S, d)`.
         value: `(..., S, d_v)`.
         allowed: booleans that broadcast to `(..., L, S)`, or None for all.
         added: floats that broadcast to it, or None for 0.
-        causal: whether query i is allowed the keys to i only.
+        causal: whether query i is allowed only the keys up to i.
         scale: the factor of the scores.
     """
     leading = np.broadcast_shapes(*(x.shape[:-2] for x in (query, key, value)))
@@ -59,26 +56,29 @@ def attention(
         kernel = _KERNELS[q.dtype, "forward"]
         kernel(work * SECONDS, q, k, v, causal, *masks, scale, _SIZES[q.dtype], out, lse)
     else:
-        out[...], lse[...] = forward_twin(q, k, v, causal, *masks, scale)
+        out[...], lse[...] = forward_reference(q, k, v, causal, *masks, scale)
     return out.reshape(*leading, *out.shape[2:]), lse.reshape(*leading, q.shape[2])
 
 
 def attention_gradients(
     g: Array, query: Array, key: Array, value: Array, allowed: Array | None, added: Array | None,
-    causal: bool, scale: float, out: Array, lse: Array, needs: Sequence[bool],
+    causal: bool, scale: float, out: Array, lse: Array, needs_input_grad: Sequence[bool],
 ) -> list[Array | None]:  # fmt: skip
-    """The gradients of `attention` by query, key, value and `added`, of those that are needed.
+    """Compute the gradients of `attention` by query, key, value and `added`, each if it is needed.
 
-    They have all leading axes of the result, the last one those of the scores.
+    They have all leading axes of the result; the last one has the shape of the scores.
     """
     leading = lse.shape[:-1]
     g, q, k, v, out = (_four(x, leading) for x in (g, query, key, value, out))
     masks = _masks(allowed, added, (*leading, q.shape[2], k.shape[2]), q.dtype)
     nothing = np.empty((0, 0, 0, 0), q.dtype)
     gradients = [
-        _like(x, x.shape[3]) if need else nothing for x, need in zip((q, k, v), needs, strict=False)
+        _like(x, x.shape[3]) if need else nothing
+        for x, need in zip((q, k, v), needs_input_grad, strict=False)
     ]
-    gradients.append(np.zeros((*q.shape[:3], k.shape[2]), q.dtype) if needs[3] else nothing)
+    gradients.append(
+        np.zeros((*q.shape[:3], k.shape[2]), q.dtype) if needs_input_grad[3] else nothing
+    )
     work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (3 * q.shape[3] + 2 * v.shape[3])
     logs = lse.reshape(q.shape[:3])
     if JIT_ENABLED:
@@ -88,27 +88,27 @@ def attention_gradients(
             *gradients,
         )  # fmt: skip
     else:
-        gradients = list(backward_twin(g, q, k, v, causal, *masks, scale, out, logs))
+        gradients = list(backward_reference(g, q, k, v, causal, *masks, scale, out, logs))
     return [
         x.reshape(*leading, *x.shape[2:]) if need else None
-        for x, need in zip(gradients, needs, strict=True)
+        for x, need in zip(gradients, needs_input_grad, strict=True)
     ]
 
 
 def _four(x: Array, leading: tuple[int, ...]) -> Array:
-    """With two leading axes, and vectors of adjacent numbers, as the loops want them."""
+    """Return x with two leading axes, and vectors of adjacent numbers, as the loops need it."""
     x = _adjacent(x)
     x = np.broadcast_to(x, (*leading, *x.shape[-2:])) if x.shape[:-2] != leading else x
     return x if x.ndim == 4 else x[(None,) * (4 - x.ndim)]
 
 
 def _adjacent(x: Array) -> Array:
-    """An array whose last axis takes one step from number to number: x itself, or a copy."""
+    """Return an array whose last axis has adjacent numbers: x itself, or a copy."""
     return x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
 
 
 def _like(x: Array, size: int) -> Array:
-    """An empty array with the axes of x, the last of another size, in the same order in memory."""
+    """Return an empty array with the axes of x, the last of another size, and the same layout."""
     if abs(x.strides[1]) < abs(x.strides[2]):
         return np.empty((x.shape[0], x.shape[2], x.shape[1], size), x.dtype).swapaxes(1, 2)
     return np.empty((*x.shape[:3], size), x.dtype)
@@ -124,16 +124,16 @@ def _masks(
 
 
 def _mask(x: Array, shape: tuple[int, ...]) -> Array:
-    """A mask of the scores' shape; where one number stands for all keys, only these are copied."""
+    """Return a mask of the scores' shape; if one number stands for all keys, it is repeated."""
     x = _adjacent(np.broadcast_to(x, (*x.shape[:-1], shape[-1])))
     return _four(np.broadcast_to(x, shape), shape[:-2])
 
 
-# The twins: the references, and what runs where nothing is compiled
+# The references, which also run if nothing is compiled
 
 
 def _weights(q: Array, k: Array, causal: bool, allowed: Array, added: Array, scale: float) -> Any:
-    """The weights p, and log(sum(e^scores))."""
+    """Return the weights p, and log(sum(e^scores))."""
     scores = np.matmul(q, k.swapaxes(-1, -2)) * scale
     free = np.ones(scores.shape, np.bool_)
     if added.size:
@@ -153,19 +153,19 @@ def _weights(q: Array, k: Array, causal: bool, allowed: Array, added: Array, sca
     return (e / total).astype(q.dtype), lse
 
 
-def forward_twin(
+def forward_reference(
     q: Array, k: Array, v: Array, causal: bool, allowed: Array, added: Array, scale: float
 ) -> tuple[Array, Array]:
-    """The result and log(sum(e^scores)), in numpy."""
+    """Compute the result and log(sum(e^scores)) in numpy."""
     p, lse = _weights(q, k, causal, allowed, added, scale)
     return np.matmul(p, v), lse
 
 
-def backward_twin(
+def backward_reference(
     g: Array, q: Array, k: Array, v: Array, causal: bool, allowed: Array, added: Array,
     scale: float, out: Array, lse: Array,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """The gradients by q, k, v and `added`, in numpy."""
+    """Compute the gradients by q, k, v and `added` in numpy."""
     p, _ = _weights(q, k, causal, allowed, added, scale)
     slopes = np.matmul(g, v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True)
     ds = p * slopes
@@ -173,31 +173,21 @@ def backward_twin(
     return dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds
 
 
-def _kernels() -> dict[tuple[np.dtype[Any], str], Kernel]:
-    """The loops by dtype and direction."""
-    made = {}
-    for number in (types.float32, types.float64):
-        given, new = (
-            types.Array(number, 4, "A", readonly=readonly, aligned=not readonly)
-            for readonly in (True, False)
-        )
-        allowed = types.Array(types.boolean, 4, "A", readonly=True, aligned=False)
-        options = (
-            *(types.boolean, allowed, given, types.float64, types.Array(types.int64, 1, "C")),
-        )
-        logs = types.Array(types.float64, 3, "C")
-        dtype = np.dtype(str(number))
-        made[dtype, "forward"] = Kernel(
-            heads.forward_loop, (given, given, given, *options, new, logs)
-        )
-        made[dtype, "backward"] = Kernel(
-            heads.backward_loop,
-            (given, given, given, given, *options, given, logs, new, new, new, new),
-        )
-    return made
-
-
-_KERNELS = _kernels()
-_SIZES = {dtype: np.array(tile_shape(dtype.itemsize), np.int64) for dtype, _ in _KERNELS}
+_KERNELS: dict[tuple[np.dtype[Any], str], Kernel] = {}
+for _dtype, _number in NUMBERS.items():
+    _given, _new = strided(_number, 4), types.Array(_number, 4, "A")
+    _options = (
+        *(types.boolean, strided(types.boolean, 4), _given, types.float64),
+        written(types.int64, 1),
+    )
+    _logs = written(types.float64, 3)
+    _KERNELS[_dtype, "forward"] = Kernel(
+        flash_attention.forward_loop, (_given, _given, _given, *_options, _new, _logs)
+    )
+    _KERNELS[_dtype, "backward"] = Kernel(
+        flash_attention.backward_loop,
+        (*[_given] * 4, *_options, _given, _logs, _new, _new, _new, _new),
+    )
+_SIZES = {dtype: np.array(tile_shape(dtype.itemsize), np.int64) for dtype in NUMBERS}
 _ANY = np.empty((0, 0, 0, 0), np.bool_)
-_NO_SCORES = {dtype: np.empty((0, 0, 0, 0), dtype) for dtype, _ in _KERNELS}
+_NO_SCORES = {dtype: np.empty((0, 0, 0, 0), dtype) for dtype in NUMBERS}

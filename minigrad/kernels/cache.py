@@ -1,26 +1,29 @@
-"""Compiled kernels, kept on disk: each in a file of its own, whose name says what it was made of.
+"""Compiled kernels on disk: each in a file of its own, named by a digest of what it was made of.
 
 numba has a cache, and we do not use it, for four reasons:
 
 * Its key knows the file that a function is written in, and nothing of the files it calls into.
-  Change the register tile in one file, and loops in another go on packing panels for the old one:
-  with raw addresses that is a write out of bounds. Nor does it know how a function was compiled,
-  and we compile one function twice, with and without threads.
+  Change the register tile in one file, and loops in another still pack panels for the old one:
+  with raw addresses that is a write out of bounds. It does not know either how a function was
+  compiled, and we compile one function twice, with and without threads.
 * It numbers the files of a function in an index. Two processes that compile at once may give one
   number to two kernels, and each then runs the machine code of the other.
-* A file that was cut short, by a full disk say, raises whatever reading it happens to raise.
+* A file that was cut short, for example by a full disk, raises an arbitrary error when it is read.
 * Nothing is ever deleted.
 
-Here the name of a file is a digest of all that its machine code depends on, so there is no index,
-and nothing to get out of step: a kernel is either there or compiled. Two processes that compile
+Here the name of a file is a digest of all that its machine code depends on, so there is no index
+that could be out of date: a kernel is either there or compiled. Two processes that compile
 the same kernel write the same file, each at one stroke. A file begins with a digest of the rest, so
-that a damaged one is noticed, and made again. The files made of one state of our sources lie in a
-folder of their own, and the last few such folders are kept.
+that a damaged one is noticed, and made again. The files made from one state of our sources lie in a
+folder of their own, and the last few such folders stay.
+
+A function that was made in another one is named after what it closes over (`name_apart`): the
+linker knows functions by their names.
 
 The key does not know the values of global variables, which numba compiles in. They may be constants
 of our sources; what depends on the machine (the size of a cache, say) must come as an argument.
 
-A kernel is looked for in all folders that `folders` names, and kept in the first that can be
+A kernel is looked for in all folders that `folders` names, and stored in the first that can be
 written to. So kernels that were compiled when a container was built, or by an administrator, serve
 everyone, whoever may write there.
 """
@@ -55,20 +58,20 @@ _dumps: Any = serialize.dumps
 _AppDirs: Any = appdirs.AppDirs
 
 PACKAGE = Path(__file__).parent
-GENERATIONS = 4  # states of our sources whose kernels are kept
+GENERATIONS = 4  # states of our sources whose kernels stay on disk
 
 LOADED: list[str] = []
-"""Which functions this process has read from disk."""
+"""The functions that this process has read from disk."""
 
 COMPILED: list[str] = []
-"""Which functions this process has compiled, be they kernels or called by one."""
+"""The functions that this process has compiled, whether kernels or called by one."""
 
 _announce = True
 
 
 @cache
 def _digest(path: Path) -> str:
-    """A digest of a source file; empty if it cannot be read, as within an archive."""
+    """Return a digest of a source file; empty if it cannot be read, as within an archive."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
@@ -76,7 +79,7 @@ def _digest(path: Path) -> str:
 
 
 def _digest_of_sources() -> str:
-    """A digest of all source files of this package; empty if there are none."""
+    """Return a digest of all source files of this package; empty if there are none."""
     digests = "".join(_digest(path) for path in sorted(PACKAGE.rglob("*.py")))
     return digests and hashlib.sha256(digests.encode()).hexdigest()
 
@@ -86,29 +89,29 @@ _SOURCES = _digest_of_sources()
 
 @cache
 def _surroundings() -> tuple[object, ...]:
-    """What machine code depends on, apart from our sources and the processor."""
+    """Return all that machine code depends on, apart from our sources and the processor."""
     versions = (_numba.__version__, llvmlite.__version__, numpy.__version__, sys.version)
     options = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
     return (*versions, *(str(getattr(_numba.config, name, None)) for name in options))
 
 
 def folders() -> list[Path]:
-    """Where compiled kernels may be, in the order in which they are looked for.
+    """Return the folders where compiled kernels may be, in the order in which they are searched.
 
-    Below `NUMBA_CACHE_DIR` if that is set, else beside our sources or in the user's own folder for
-    such things. All depend on the state of our sources; there are none if these cannot be read.
+    They are below `NUMBA_CACHE_DIR` if that is set, else beside our sources and in the user's cache
+    folder. All depend on the state of our sources; there are none if these cannot be read.
     """
     if not _SOURCES:
         return []
-    places = [PACKAGE / "__pycache__", Path(_AppDirs("minigrad", False).user_cache_dir)]
+    parents = [PACKAGE / "__pycache__", Path(_AppDirs("minigrad", False).user_cache_dir)]
     if _numba.config.CACHE_DIR:
-        places = [Path(_numba.config.CACHE_DIR, "minigrad")]
-    return [place / f"kernels-{_SOURCES[:16]}" for place in places]
+        parents = [Path(_numba.config.CACHE_DIR, "minigrad")]
+    return [parent / f"kernels-{_SOURCES[:16]}" for parent in parents]
 
 
 @cache
 def writable_folder() -> Path | None:
-    """The first of the `folders` that can be written to, which is made if need be; None if none."""
+    """Return the first of the `folders` that can be written to, made if it is missing, or None."""
     for folder in folders():
         try:
             is_new = not folder.exists()
@@ -123,7 +126,7 @@ def writable_folder() -> Path | None:
 
 
 def _drop_old_generations(newest: Path) -> None:
-    """Delete what was compiled of older sources, but for the last few states of them."""
+    """Delete what was compiled from older sources, except from their last few states."""
     dated = []
     for folder in newest.parent.glob("kernels-*"):
         with suppress(OSError):  # another process may be deleting it as well
@@ -134,7 +137,7 @@ def _drop_old_generations(newest: Path) -> None:
 
 
 def describe() -> str:
-    """Where compiled kernels are kept, and how many there are."""
+    """Return a text that says where compiled kernels are kept, and how many there are."""
     folder = writable_folder()
     if folder is None:
         return f"kept nowhere: no folder for them can be written to ({_tried()})"
@@ -143,13 +146,36 @@ def describe() -> str:
 
 
 def announce(wanted: bool) -> None:
-    """Say whether the first compilation of this process is to be announced, as it is by default."""
+    """Set whether the first compilation of this process is announced, as it is by default."""
     global _announce
     _announce = wanted
 
 
+def name_apart(function: Callable[..., Any]) -> None:
+    """Add a digest of what a function closes over to its name.
+
+    Two functions that one factory has made would otherwise have one name, by which a process that
+    reads both from disk might run one for the other.
+    """
+    cells = function.__closure__ or ()
+    if cells and not function.__qualname__.endswith("]"):
+        parts = [_identity(cell.cell_contents) for cell in cells]
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        function.__qualname__ += f"[{digest[:16]}]"
+
+
+def _identity(value: Any) -> object:
+    """Return what tells a value apart in each process: of a function its name and its source."""
+    function = getattr(value, "py_func", value)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return _dumps(value)
+    source = _digest(Path(code.co_filename))
+    return function.__module__, function.__qualname__, source, code.co_firstlineno
+
+
 class KernelCache:
-    """The files of one function, compiled with these options: takes the place of numba's cache."""
+    """The files of one function, compiled with these options; it replaces numba's cache."""
 
     def __init__(self, function: Callable[..., Any], options: tuple[object, ...]) -> None:
         self._function = function
@@ -158,19 +184,19 @@ class KernelCache:
 
     @property
     def cache_path(self) -> str | None:
-        """Where the function is kept, for numba's statistics."""
+        """The folder of the function, for numba's statistics."""
         folder = writable_folder()
         return None if folder is None else str(folder)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        """The function for these argument types, if it is on disk; None if it must be compiled."""
+        """Return the function for these argument types, or None if it must be compiled."""
         # numba would call target.refresh(), which imports all that a compilation may need, and
         # takes 0.1 to 0.2 s; code that is compiled needs no more than the memory manager.
         rtsys.initialize(target)
         if self._source:
             name = self._file_name(signature, target)
             for folder in folders():
-                content = _read(folder / name)
+                content = read_file(folder / name)
                 if content is not None:
                     LOADED.append(self._function.__name__)
                     return _CompileResult._rebuild(target, *pickle.loads(content))
@@ -179,25 +205,25 @@ class KernelCache:
         return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep what has been compiled, where there is a folder to keep it in."""
+        """Store what has been compiled, if there is a folder for it."""
         if compiled.library.has_dynamic_globals:
+            name = self._function.__qualname__.split("[")[0]  # without the digest of `name_apart`
             raise TypeError(
-                f"{self._function.__qualname__}: its machine code holds an address of this process "
+                f"{name}: its machine code holds an address of this process "
                 "(of a large global array, or of a function of ctypes), so that it cannot be kept "
                 "for others; make that an argument"
             )
         folder = writable_folder()
         if folder is not None and self._source:
             name = self._file_name(signature, compiled.target_context)
-            _write(folder / name, _dumps(compiled._reduce()))
+            write_file(folder / name, _dumps(compiled._reduce()))
 
     def _file_name(self, signature: Any, target: Any) -> str:
-        code, closure = self._function.__code__, self._function.__closure__ or ()
         parts = (
             self._source,
-            code.co_firstlineno,
-            self._function.__qualname__,
-            _dumps(tuple(cell.cell_contents for cell in closure)),
+            self._function.__code__.co_firstlineno,
+            self._function.__module__,
+            self._function.__qualname__,  # and with it what the function closes over
             str(signature),
             self._options,
             target.codegen().magic_tuple(),  # which processor, and which of its instructions
@@ -208,8 +234,8 @@ class KernelCache:
         return f"{self._function.__name__}-{digest[:32]}.nbc"
 
 
-def _read(path: Path) -> bytes | None:
-    """What a file holds, if it is there and whole."""
+def read_file(path: Path) -> bytes | None:
+    """Return the content of a file, or None if it is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -218,11 +244,11 @@ def _read(path: Path) -> bytes | None:
     return rest if hashlib.sha256(rest).digest() == digest else None
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file at one stroke: who reads it at the same time finds all of it, or none."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file atomically: a process that reads it meanwhile finds all of it, or none."""
     draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
-        draft.parent.mkdir(exist_ok=True)  # for another process may have deleted it as an old one
+        draft.parent.mkdir(exist_ok=True)  # another process may have deleted it as an old one
         draft.write_bytes(hashlib.sha256(content).digest() + content)
         draft.replace(path)
     except OSError as error:
@@ -236,7 +262,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _say_that_we_compile() -> None:
-    """Say why the first call takes its time."""
+    """Log why the first call takes so long."""
     folder = writable_folder()
     if folder is None:
         _say_once(

@@ -1,62 +1,59 @@
-"""Dropout: which numbers stay is decided and applied in one pass, forth and back alike."""
+"""Dropout: one pass decides which elements stay and applies that, forward and backward alike."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
+from numba import prange, types
 from numpy.typing import NDArray
 
-from minigrad.kernels.elementwise import piece
+from minigrad.kernels.fused import piece
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import Kernel
+from minigrad.kernels.kernel import NUMBERS, Array, Kernel, read, written
 
-prange: Any = numba.prange
-
-Array = NDArray[Any]
-
-SECONDS = 2e-10  # what a number takes, about
+SECONDS = 2e-10  # that an element takes, about
 
 
 def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
-    """x times `scale` where the word is `threshold` at least, else x times 0.
+    """Return x times `scale` where the word is `threshold` at least, else x times 0.
 
     Args:
         x: floats of any shape.
-        words: one for each of them, in the order of rows.
+        words: one for each element, in the order of rows.
         threshold: from 0 to 2^16.
-        scale: what makes up for those that are dropped.
+        scale: the factor that makes up for the elements that are dropped.
     """
     kernel = _KERNELS.get(x.dtype) if JIT_ENABLED and x.__class__ is np.ndarray else None
     if kernel is None:
-        return drop_twin(x, words, threshold, scale)
+        return drop_reference(x, words, threshold, scale)
     out = np.empty(x.shape, x.dtype)
     kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())
     return out
 
 
-def drop_twin(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
-    """`drop` in numpy."""
+def drop_reference(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
+    """Compute `drop` in numpy."""
     factors = np.where(words >= threshold, scale, 0.0).astype(x.dtype)
     return np.asarray(x * factors.reshape(x.shape))
 
 
 def _loop(pieces: int, x: Any, words: Any, threshold: int, scale: float, out: Any) -> None:
-    kept, dropped = x.dtype.type(scale), x.dtype.type(0)
+    factor, zero = x.dtype.type(scale), x.dtype.type(0)
     for number in prange(pieces):
         xs, outs = piece(number, pieces, x), piece(number, pieces, out)
         drawn = piece(number, pieces, words)
         for i in range(xs.size):
-            outs[i] = xs[i] * (kept if drawn[i] >= threshold else dropped)
+            outs[i] = xs[i] * (factor if drawn[i] >= threshold else zero)
 
 
-def _kernel(number: Any) -> Kernel:
-    numbers = types.Array(number, 1, "C", readonly=True)
-    words = types.Array(types.uint16, 1, "C", readonly=True)
-    out = types.Array(number, 1, "C")
-    return Kernel(_loop, (numbers, words, types.uint32, types.float64, out))
-
-
-_KERNELS = {np.dtype(str(number)): _kernel(number) for number in (types.float32, types.float64)}
+_KERNELS = {
+    dtype: Kernel(
+        _loop,
+        (
+            *(read(number, 1), read(types.uint16, 1), types.uint32, types.float64),
+            written(number, 1),
+        ),
+    )
+    for dtype, number in NUMBERS.items()
+}

@@ -1,18 +1,18 @@
-"""How we compile: the one place that decides it.
+"""`jit`: how kernels are compiled, decided once for all.
 
-Every kernel of this package is decorated with `jit`, which is `numba.njit` with our choices made:
+Every kernel of this package is decorated with `jit`, which is `numba.njit` with these choices:
 
-* The machine code is kept on disk, so that only the first run on a machine compiles (see
+* The machine code is stored on disk, so that only the first run on a machine compiles (see
   `minigrad.kernels.cache`).
 * The GIL is released while a kernel runs: kernels see numbers and memory, never a Python object.
-* A division by zero gives what IEEE says, as in numpy, and not an exception.
-* Fast-math flags are allowed singly. `"reassoc"` and `"contract"` let a sum be vectorised and a
-  product be fused with an addition; the flags that assume away NaN and infinity stay off, since
-  a library that hunts for the first NaN must not compile it out.
+* A division by zero gives the result of IEEE, as in numpy, and not an exception.
+* Fast-math flags are allowed one by one. `"reassoc"` and `"contract"` let a sum be vectorised and a
+  product be fused with an addition; the flags that assume that there is no NaN and no infinity
+  stay off, since a library that searches for the first NaN must not compile it out.
 
 With NUMBA_DISABLE_JIT=1 the decorated functions stay plain Python. They still mean the same, but
 a Python loop over machine addresses is of no use: `JIT_ENABLED` is then False, and each entry
-point serves the numpy twin of its kernel instead.
+point calls the reference in numpy instead of its kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numba
 import numba.extending
 from numba.core.registry import cpu_target
 
-from minigrad.kernels.cache import KernelCache
+from minigrad.kernels.cache import KernelCache, name_apart
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -60,6 +60,7 @@ def jit(
     def decorate(function: F) -> F:
         if not JIT_ENABLED:
             return function
+        name_apart(function)
         flags = set(fastmath)
         dispatcher = _numba.njit(
             nogil=True,
@@ -78,7 +79,7 @@ def jit(
 
 
 def intrinsic(emit: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
-    """Make an instruction of our own from a function that emits it: numba's decorator, with types.
+    """Make an instruction from a function that emits it: numba's decorator, with types.
 
     The first argument of `emit` is numba's typing context, which callers do not pass.
     """
@@ -86,6 +87,6 @@ def intrinsic(emit: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
 
 
 def processor() -> str:
-    """The name by which LLVM knows the processor that we compile for."""
+    """Return LLVM's name of the processor that we compile for."""
     _, name, _ = cpu_target.target_context.codegen().magic_tuple()
     return str(name)

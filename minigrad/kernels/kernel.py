@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numba import types
+from numpy.typing import NDArray
 
 from minigrad.kernels.jit import jit
 from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
 
-PIECES = 64  # that threads share out among them
+Array = NDArray[Any]
+
+PIECES = 64  # into which work is cut for threads to share
+
+SINGLE: np.dtype[Any] = np.dtype(np.float32)
+DOUBLE: np.dtype[Any] = np.dtype(np.float64)
+NUMBERS: dict[np.dtype[Any], Any] = {SINGLE: types.float32, DOUBLE: types.float64}
+"""The dtypes that kernels are compiled for, and numba's types for them."""
 
 KERNELS: list[Kernel] = []
 """Every kernel of the modules imported so far."""
@@ -20,16 +29,17 @@ KERNELS: list[Kernel] = []
 class Kernel:
     """A loop for one set of argument types, called as `kernel(seconds, *arguments)`.
 
-    `seconds` is what the work takes one thread, about. Much of it is done by threads: the function
-    is called with a number of pieces and the arguments, and cuts its work into that many in a
-    `prange` loop. What it writes must not depend on their number; one thread has one piece.
+    `seconds` is a guess at the time the work takes one thread. If it is long, threads share the
+    work: the function is called with a number of pieces and the arguments, and cuts its work into
+    that many in a `prange` loop. Its result must not depend on that number; one thread has one
+    piece.
 
     Args:
-        function: what to compile.
+        function: the function to compile.
         signature: the numba types of its arguments, after the number of pieces.
         fastmath: LLVM's flags for it (see `minigrad.kernels.jit`).
         threads: whether there is anything for threads to share: False without a `prange`.
-        pieces: how many there are for several threads; 0 means one for each.
+        pieces: the number of pieces for several threads; 0 means one for each thread.
 
     Attributes:
         alone: the loop for one thread.
@@ -74,7 +84,7 @@ class Kernel:
         self.compile(parallel)(*arguments)
 
     def __call__(self, seconds: float, *arguments: Any) -> None:
-        """Run, on threads where that is worth it."""
+        """Run the loop, on threads if that is worth it."""
         if seconds < WORTH_A_TEAM or not self.threads or get_num_threads() == 1:
             self.alone(1, *arguments)
             return
@@ -83,3 +93,21 @@ class Kernel:
                 self.shared(self.pieces or threads, *arguments)
             else:
                 self.alone(1, *arguments)
+
+
+def read(number: Any, ndim: int) -> Any:
+    """Return numba's type of a contiguous array that is only read, and may be read-only."""
+    return types.Array(number, ndim, "C", readonly=True)
+
+
+def written(number: Any, ndim: int) -> Any:
+    """Return numba's type of a contiguous array that is written to."""
+    return types.Array(number, ndim, "C")
+
+
+def strided(number: Any, ndim: int) -> Any:
+    """Return numba's type of the most general array that is only read, as which all others pass.
+
+    It may have any strides, be read-only, and lie at any address.
+    """
+    return types.Array(number, ndim, "A", readonly=True, aligned=False)

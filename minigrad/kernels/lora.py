@@ -3,11 +3,11 @@
     h = scale x A^T          y = x W^T + b + h B^T
     d = scale g B            dx = g W + d A       dA = d^T x       dB = g^T h
 
-Three products forward, and up to five backward, all but two of them thin. In a small layer the
-calls would take longer than the products, so there one compiled function does them all. In a large
-one each is a call of `gemm.matmul`, the second adding to what the first has written. Where W is
-frozen its panels can be kept (`minigrad.kernels.panels`), and the bias and what is thin are added
-while a strip of the result is near.
+There are three products forward, and up to five backward, and all but two have few rows or columns.
+In a small layer the calls would take longer than the products, so one compiled function does them
+all. In a large one each is a call of `gemm.matmul`, the second adding to what the first has
+written. If W is frozen, its layer may have its panels (`minigrad.kernels.gemm.prepacked`), and the
+bias and the update are added while a strip of the result is in a near cache.
 """
 
 from __future__ import annotations
@@ -16,33 +16,24 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
 from minigrad.kernels import gemm
+from minigrad.kernels.gemm.prepacked import find, no_row
+from minigrad.kernels.gemm.products import multiply_run_alone
 from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import Kernel
-from minigrad.kernels.panels import Panels, no_row
-from minigrad.kernels.products import multiply_run_alone
-
-Array = NDArray[Any]
+from minigrad.kernels.kernel import NUMBERS, Array, Kernel, strided, written
 
 SMALL = 1_000_000  # multiply-adds of all rows with W, below which calls are what takes the time
 
 
 def forward(
-    x: Array,
-    weight: Array,
-    lora_a: Array,
-    lora_b: Array,
-    bias: Array | None,
-    scale: float,
-    panels: Panels | None = None,
+    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array | None, scale: float
 ) -> tuple[Array, Array]:
-    """y and h: `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)`, `(d_out, rank)`."""
+    """Compute y and h from `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)` and `(d_out, rank)`."""
     dtype = x.dtype
-    # Thin loops add in another order, and where B is 0 the bits are to be those of the base.
-    thin = dtype in gemm.PRODUCTS and gemm.PRODUCTS[dtype].is_thin(len(x), *weight.shape)
-    small = not thin and _is_small(x, weight, lora_a, lora_b)
+    # Loops for few rows add in another order, and where B is 0 the bits are to be the base's.
+    few = dtype in gemm.PRODUCTS and gemm.PRODUCTS[dtype].has_few(len(x), *weight.shape)
+    small = not few and _is_small(x, weight, lora_a, lora_b)
     if small and (bias is None or _is_row(bias, weight)):
         h = np.empty((len(x), len(lora_a)), dtype)
         y = np.empty((len(x), len(weight)), dtype)
@@ -51,10 +42,9 @@ def forward(
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale
-    kept = panels is not None and panels.matrix is weight and not thin
-    if kept and _alike(weight, lora_a, lora_b, bias):
-        assert panels is not None
-        out = panels.matmul(x, True, h, lora_b.T, bias)
+    prepacked = None if few else find(weight)
+    if prepacked is not None and _alike(weight, lora_a, lora_b, bias):
+        out = prepacked.matmul(x, True, h, lora_b.T, bias)
         if out is not None:
             return out, h
     y = gemm.matmul(x, weight.T)
@@ -64,19 +54,10 @@ def forward(
 
 
 def backward(
-    g: Array,
-    x: Array,
-    weight: Array,
-    lora_a: Array,
-    lora_b: Array,
-    h: Array,
-    scale: float,
-    wants_x: bool,
-    wants_a: bool,
-    wants_b: bool,
-    panels: Panels | None = None,
-) -> tuple[Array | None, Array | None, Array | None]:
-    """dx, dA and dB, where they are wanted."""
+    g: Array, x: Array, weight: Array, lora_a: Array, lora_b: Array, h: Array, scale: float,
+    wants_x: bool, wants_a: bool, wants_b: bool,
+) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
+    """Compute dx, dA and dB, each if it is wanted."""
     if _is_small(x, weight, lora_a, lora_b, g, h):
         dtype = x.dtype
         d = np.empty(h.shape, dtype)
@@ -93,8 +74,9 @@ def backward(
         d = gemm.matmul(g, lora_b)
         d *= scale
         if wants_x:
-            if panels is not None and panels.matrix is weight and _alike(weight, d, lora_a):
-                dx = panels.matmul(g, False, d, lora_a)
+            prepacked = find(weight)
+            if prepacked is not None and _alike(weight, d, lora_a):
+                dx = prepacked.matmul(g, False, d, lora_a)
             if dx is None:
                 dx = gemm.matmul(d, lora_a, out=gemm.matmul(g, weight), add=True)
         if wants_a:
@@ -103,7 +85,7 @@ def backward(
 
 
 def _is_small(x: Array, weight: Array, *others: Array) -> bool:
-    """Whether the compiled functions take these: little work, but some, in one of their dtypes."""
+    """Return whether the compiled functions take these: a little work, in one of their dtypes."""
     dtype = x.dtype
     if not JIT_ENABLED or dtype not in gemm.PRODUCTS or not 0 < len(x) * weight.size < SMALL:
         return False
@@ -120,7 +102,7 @@ def _is_row(bias: Array, weight: Array) -> bool:
 
 
 def _alike(weight: Array, *others: Array | None) -> bool:
-    """Whether all are arrays of the dtype of W."""
+    """Return whether all are arrays of the dtype of W."""
     return all(x is None or _is_row(x, weight) for x in others)
 
 
@@ -128,7 +110,7 @@ def _forward_loop(
     _pieces: int, x: Any, weight: Any, lora_a: Any, lora_b: Any, bias: Any, scale: float,
     h: Any, same_h: Any, y: Any, write: Any, add: Any,
 ) -> None:  # fmt: skip
-    """`h` comes twice, as what is written and as an operand: types that numba tells apart."""
+    """Do the forward; `h` comes twice, to be written and to be read: two types for numba."""
     multiply_run_alone(x, lora_a.T, h, write, 0, 1)
     _multiply_by(h, scale)
     multiply_run_alone(x, weight.T, y, write, 0, 1)
@@ -143,6 +125,7 @@ def _backward_loop(
     _pieces: int, g: Any, x: Any, weight: Any, lora_a: Any, lora_b: Any, h: Any, scale: float,
     d: Any, same_d: Any, dx: Any, da: Any, db: Any, write: Any, add: Any,
 ) -> None:  # fmt: skip
+    """Do the backward, without the gradients of size 0; `d` comes twice, as `h` in the forward."""
     if dx.size or da.size:
         multiply_run_alone(g, lora_b, d, write, 0, 1)
         _multiply_by(d, scale)
@@ -163,20 +146,13 @@ def _multiply_by(x: Any, scale: float) -> None:
             x[i, j] *= factor
 
 
-def _kernels() -> tuple[dict[np.dtype[Any], Kernel], dict[np.dtype[Any], Kernel]]:
-    """The two loops for each dtype. They are for little work, which threads do not share."""
-    forward, backward = {}, {}
-    for number in (types.float32, types.float64):
-        operand = types.Array(number, 2, "A", readonly=True, aligned=False)
-        row = types.Array(number, 1, "A", readonly=True, aligned=False)
-        out = types.Array(number, 2, "C")
-        plans = (types.Array(types.int64, 1, "C"),) * 2
-        f64, dtype = types.float64, np.dtype(str(number))
-        operands = (*[operand] * 4, row, f64, out, operand, out, *plans)
-        forward[dtype] = Kernel(_forward_loop, operands, threads=False)
-        operands = (*[operand] * 6, f64, out, operand, out, out, out, *plans)
-        backward[dtype] = Kernel(_backward_loop, operands, threads=False)
-    return forward, backward
-
-
-_FORWARD, _BACKWARD = _kernels()
+# Both are for little work, which threads do not share.
+_FORWARD, _BACKWARD = {}, {}
+for _dtype, _number in NUMBERS.items():
+    _operand, _out = strided(_number, 2), written(_number, 2)
+    _plans = [written(types.int64, 1)] * 2
+    _row = strided(_number, 1)
+    _types = (*[_operand] * 4, _row, types.float64, _out, _operand, _out, *_plans)
+    _FORWARD[_dtype] = Kernel(_forward_loop, _types, threads=False)
+    _types = (*[_operand] * 6, types.float64, _out, _operand, _out, _out, _out, *_plans)
+    _BACKWARD[_dtype] = Kernel(_backward_loop, _types, threads=False)

@@ -1,41 +1,36 @@
-"""Losses: cross entropy row by row, and the sum of squared errors, without arrays in between.
+"""Losses: cross entropy row by row, and the sum of squared errors, without intermediate arrays.
 
-With h the highest number of a row and z = sum(e^(x - h)), the cross entropy of class y and its
+With h the largest element of a row and z = sum(e^(x - h)), the cross entropy of class y and its
 gradient are
 
     log z - (x[y] - h)      dx = g (e^(x - h - log z) - [y])
 
-float32 has loops; float64 has the twins, which are numpy.
+float32 has loops; float64 is left to the references in numpy.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
-from numpy.typing import NDArray
+from numba import prange, types
 
-from minigrad.kernels import maths
-from minigrad.kernels.elementwise import LINE, loops, piece, run_gradient
+from minigrad.kernels import vector_math
+from minigrad.kernels.fused import LINE, elementwise, rows
 from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import Kernel
-from minigrad.kernels.softmax import (
-    READ,
-    SECONDS,
-    SINGLE,
-    STRETCH,
-    WRITTEN,
-    highest_of,
-    rows,
-    served,
-    sum_of_exponentials,
-)
+from minigrad.kernels.kernel import SINGLE, Array, Kernel, read, written
+from minigrad.kernels.softmax import SECONDS, STRETCH, highest_of, sum_of_exponentials
 
-prange: Any = numba.prange
 
-Array = NDArray[Any]
+def _served(*arrays: Array) -> bool:
+    """Return whether the loops take these arrays."""
+    if not JIT_ENABLED:
+        return False
+    for x in arrays:  # all() takes longer
+        if x.dtype != SINGLE or not x.ndim:
+            return False
+    return bool(arrays[0].size)
+
 
 # --------------------------------------------------------------------------------------------------
 # Cross entropy
@@ -45,12 +40,12 @@ Array = NDArray[Any]
 def label_weights(
     labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
 ) -> tuple[Array, float]:
-    """How much each label counts, and the sum of that.
+    """Return the weight of each label, and the sum of the weights.
 
     It is the weight of its class, or 1; 0 if the label is `ignored`; nan if there is no such class.
     """
     if not JIT_ENABLED or labels.dtype != np.int64 or dtype != SINGLE:
-        return label_weights_twin(labels, classes, ignored, class_weights, dtype)
+        return label_weights_reference(labels, classes, ignored, class_weights, dtype)
     weights, total = np.empty(labels.size, SINGLE), np.empty(1)
     known = _NO_WEIGHTS if class_weights is None else class_weights
     _LABEL_WEIGHTS(0.0, labels.ravel(), classes, ignored, known, weights, total)
@@ -60,19 +55,19 @@ def label_weights(
 def cross_entropy(
     logits: Array, labels: Array, weights: Array, smoothing: float
 ) -> tuple[Array, Array]:
-    """The loss of each row, and its h and log z, which the gradient needs.
+    """Compute the loss of each row, and its h and log z, which the gradient needs.
 
     Args:
         logits: `(n, classes)`.
         labels: `(n,)`, each in range where its weight is not 0.
         weights: `(n,)`; where one is 0 the loss is, whatever the logits are.
-        smoothing: how much of the label's probability is spread over all classes.
+        smoothing: the part of the label's probability that is spread over all classes.
 
     Returns:
         `(n,)` and `(n, 2)`.
     """
-    if not served(logits) or labels.dtype != np.int64:
-        return cross_entropy_twin(logits, labels, weights, smoothing)
+    if not _served(logits) or labels.dtype != np.int64:
+        return cross_entropy_reference(logits, labels, weights, smoothing)
     losses, sums = np.empty(len(logits), SINGLE), np.empty((len(logits), 2), SINGLE)
     _CROSS_ENTROPY(
         logits.size * SECONDS, rows(logits), labels.ravel(), weights, smoothing, losses, sums
@@ -83,27 +78,19 @@ def cross_entropy(
 def cross_entropy_gradient(
     g: Array, logits: Array, labels: Array, weights: Array, smoothing: float, sums: Array
 ) -> Array:
-    """The gradient of `cross_entropy`, for g `(n,)`."""
-    if not served(g, logits) or labels.dtype != np.int64:
-        return cross_entropy_gradient_twin(g, logits, labels, weights, smoothing, sums)
+    """Compute the gradient of `cross_entropy`, from g of shape `(n,)`."""
+    if not _served(g, logits) or labels.dtype != np.int64:
+        return cross_entropy_gradient_reference(g, logits, labels, weights, smoothing, sums)
     out = np.empty(logits.shape, SINGLE)
-    _CROSS_ENTROPY_GRADIENT(
-        logits.size * SECONDS,
-        g.ravel(),
-        rows(logits),
-        labels.ravel(),
-        weights,
-        smoothing,
-        sums,
-        out,
-    )
+    operands = g.ravel(), rows(logits), labels.ravel(), weights, smoothing, sums
+    _CROSS_ENTROPY_GRADIENT(logits.size * SECONDS, *operands, out)
     return out
 
 
-def label_weights_twin(
+def label_weights_reference(
     labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
 ) -> tuple[Array, float]:
-    """`label_weights` in numpy."""
+    """Compute `label_weights` in numpy."""
     there = (labels >= 0) & (labels < classes)
     if class_weights is None:
         weights = np.ones(labels.shape, dtype)
@@ -114,10 +101,10 @@ def label_weights_twin(
     return weights, float(weights.sum(dtype=np.float64))
 
 
-def cross_entropy_twin(
+def cross_entropy_reference(
     logits: Array, labels: Array, weights: Array, smoothing: float
 ) -> tuple[Array, Array]:
-    """`cross_entropy` in numpy."""
+    """Compute `cross_entropy` in numpy."""
     top = np.max(logits, axis=1)
     shifted = logits - top[:, None]
     logs = np.log(np.sum(np.exp(shifted), axis=1))
@@ -129,10 +116,10 @@ def cross_entropy_twin(
     return losses, np.stack([top, logs], axis=1)
 
 
-def cross_entropy_gradient_twin(
+def cross_entropy_gradient_reference(
     g: Array, logits: Array, labels: Array, weights: Array, smoothing: float, sums: Array
 ) -> Array:
-    """`cross_entropy_gradient` in numpy."""
+    """Compute `cross_entropy_gradient` in numpy."""
     out = np.exp((logits - sums[:, :1]) - sums[:, 1:])
     out -= smoothing / logits.shape[1]
     out[np.arange(len(labels)), np.where(weights != 0, labels, 0)] -= 1 - smoothing
@@ -143,14 +130,9 @@ _ONE = np.float32(1)
 
 
 def _label_weights_loop(
-    _pieces: int,
-    labels: Any,
-    classes: int,
-    ignored: int,
-    class_weights: Any,
-    weights: Any,
+    _pieces: int, labels: Any, classes: int, ignored: int, class_weights: Any, weights: Any,
     total: Any,
-) -> None:
+) -> None:  # fmt: skip
     sums = 0.0
     for i in range(labels.size):
         label = labels[i]
@@ -174,7 +156,7 @@ def _cross_entropy_loop(
         for i in range(number * n // pieces, (number + 1) * n // pieces):
             row = logits[i]
             highest = highest_of(row)
-            log = maths.log(sum_of_exponentials(row, highest))
+            log = vector_math.log(sum_of_exponentials(row, highest))
             sums[i, 0], sums[i, 1] = highest, log
             losses[i] = 0
             if weights[i] != 0:  # where it is 0 an infinite loss does not count
@@ -196,15 +178,9 @@ def _sum_differences(row: Any, highest: Any) -> Any:
 
 
 def _cross_entropy_gradient_loop(
-    pieces: int,
-    g: Any,
-    logits: Any,
-    labels: Any,
-    weights: Any,
-    smoothing: Any,
-    sums: Any,
+    pieces: int, g: Any, logits: Any, labels: Any, weights: Any, smoothing: Any, sums: Any,
     dx: Any,
-) -> None:
+) -> None:  # fmt: skip
     n = len(logits)
     for number in prange(pieces):
         for i in range(number * n // pieces, (number + 1) * n // pieces):
@@ -215,14 +191,13 @@ def _cross_entropy_gradient_loop(
                 factor, highest, log = weights[i] * g[i], sums[i, 0], sums[i, 1]
                 share = smoothing / np.float32(row.size)
                 for j in range(row.size):
-                    result[j] = factor * (maths.exp_below((row[j] - highest) - log) - share)
+                    result[j] = factor * (vector_math.exp_below((row[j] - highest) - log) - share)
                 result[labels[i]] -= factor * (_ONE - smoothing)
 
 
-_READ_ROW = types.Array(types.float32, 1, "C", readonly=True)
-_WRITTEN_ROW = types.Array(types.float32, 1, "C")
-_LABELS = types.Array(types.int64, 1, "C", readonly=True)
-_SUMS = types.Array(types.float64, 1, "C")
+_READ, _WRITTEN = read(types.float32, 2), written(types.float32, 2)
+_READ_ROW, _WRITTEN_ROW = read(types.float32, 1), written(types.float32, 1)
+_LABELS, _SUMS = read(types.int64, 1), written(types.float64, 1)
 _NO_WEIGHTS = np.empty(0, SINGLE)
 
 _LABEL_WEIGHTS = Kernel(
@@ -231,11 +206,11 @@ _LABEL_WEIGHTS = Kernel(
     threads=False,
 )
 _CROSS_ENTROPY = Kernel(
-    _cross_entropy_loop, (READ, _LABELS, _READ_ROW, types.float32, _WRITTEN_ROW, WRITTEN)
+    _cross_entropy_loop, (_READ, _LABELS, _READ_ROW, types.float32, _WRITTEN_ROW, _WRITTEN)
 )
 _CROSS_ENTROPY_GRADIENT = Kernel(
     _cross_entropy_gradient_loop,
-    (_READ_ROW, READ, _LABELS, _READ_ROW, types.float32, READ, WRITTEN),
+    (_READ_ROW, _READ, _LABELS, _READ_ROW, types.float32, _READ, _WRITTEN),
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -244,27 +219,17 @@ _CROSS_ENTROPY_GRADIENT = Kernel(
 
 
 def squared_error(x: Array, y: Array) -> float:
-    """The sum of (x - y)^2, of two arrays of one shape and dtype."""
-    if not served(x, y):
-        return squared_error_twin(x, y)
+    """Return the sum of (x - y)^2, of two arrays of one shape and dtype."""
+    if not _served(x, y):
+        return squared_error_reference(x, y)
     sums = np.empty(-(-x.size // STRETCH))
     _SQUARED_ERROR(x.size * LINE, x.ravel(), y.ravel(), sums)
     return sums.item() if sums.size == 1 else float(sums.sum())
 
 
-def scaled_difference(x: Array, y: Array, factor: float) -> Array:
-    """(x - y) factor, the gradient of `squared_error` by x for a factor of 2 g."""
-    return run_gradient(_SCALED_DIFFERENCE, LINE, scaled_difference_twin, x, y, factor)
-
-
-def squared_error_twin(x: Array, y: Array) -> float:
-    """`squared_error` in numpy."""
+def squared_error_reference(x: Array, y: Array) -> float:
+    """Compute `squared_error` in numpy."""
     return float(np.sum(np.square(x - y)))
-
-
-def scaled_difference_twin(x: Array, y: Array, factor: float) -> Array:
-    """`scaled_difference` in numpy."""
-    return np.asarray((x - y) * factor)
 
 
 @jit(fastmath={"contract", "reassoc"})
@@ -284,16 +249,12 @@ def _squared_error_loop(pieces: int, x: Any, y: Any, sums: Any) -> None:
             sums[i] = _sum_squares(x[stretch], y[stretch])
 
 
-def _scaled_difference_loop(pieces: int, x: Any, y: Any, factor: Any, out: Any) -> None:
-    for number in prange(pieces):
-        xs, ys, outs = (
-            piece(number, pieces, x),
-            piece(number, pieces, y),
-            piece(number, pieces, out),
-        )
-        for i in range(xs.size):
-            outs[i] = (xs[i] - ys[i]) * factor
-
-
 _SQUARED_ERROR = Kernel(_squared_error_loop, (_READ_ROW, _READ_ROW, _SUMS))
-_SCALED_DIFFERENCE = loops(_scaled_difference_loop, _scaled_difference_loop, operands=2, options=1)
+
+
+@elementwise(
+    LINE, reference=lambda x, y, factor: np.asarray((x - y) * factor), operands=2, double=True
+)
+def scaled_difference(x: Any, y: Any, factor: Any) -> Any:
+    """Compute (x - y) factor, which is the gradient of `squared_error` by x if factor is 2 g."""
+    return (x - y) * factor

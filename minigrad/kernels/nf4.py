@@ -1,17 +1,17 @@
-"""A frozen matrix in four bits a number: NF4, the NormalFloat of QLoRA (Dettmers et al., 2023).
+"""A frozen matrix in four bits per element: NF4, the NormalFloat of QLoRA (Dettmers et al., 2023).
 
 Weights of a trained layer are about normal. So the 16 levels are quantiles of a normal distribution
-(section 3), which are equally often the nearest, scaled to [-1, 1]. A block of 64 numbers is
-divided by its largest absolute value, and each number kept as the index of its nearest level:
+(section 3), which are equally often the nearest, scaled to [-1, 1]. A block of 64 elements is
+divided by its largest absolute value, and each is stored as the index of its nearest level:
 
     w ~ absmax * LEVELS[code]
 
-absmax in float32 takes half a bit a number, which double quantisation reduces to an eighth: the
-absmax of 256 blocks, less their mean, are kept as integers of 8 bits with one scale. (The paper
-takes 8-bit floats. Those of a group differ little, so that even steps serve them as well.)
+absmax in float32 takes half a bit per element, which double quantisation reduces to an eighth: the
+absmax of 256 blocks, minus their mean, are stored as integers of 8 bits with one scale. (The paper
+takes 8-bit floats. Those of a group differ little, so that even steps serve as well.)
 
-A product never has more of the matrix in floats than a strip of rows: each strip is read into one
-buffer and multiplied from there by `gemm`.
+A product never has more of the matrix in floats than a strip of rows: each strip is decoded into
+one buffer and multiplied from there by `gemm`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from minigrad.checks import check_positive
 from minigrad.kernels import gemm
-from minigrad.kernels.codes import GROUP, LEVELS, absmax_of, read, spread
+from minigrad.kernels.kernel import Array
+from minigrad.kernels.nf4_decode import GROUP, LEVELS, absmax_of, decode, spread
 
-Array = NDArray[Any]
+STRIP = 1 << 20  # elements in a strip: with fewer, there are more passes over x
+ROWS = 32  # in a strip, at least: a product with fewer takes slower loops
 
-STRIP = 1 << 20  # numbers in a strip: fewer cost more passes over x, and threads more turns
-ROWS = 32  # in a strip, at least: a product with fewer is a thin one
-
-_MIDDLES = (LEVELS[1:].astype(np.float64) + LEVELS[:-1]) / 2  # beyond which the next one is nearer
+_MIDDLES = (LEVELS[1:].astype(np.float64) + LEVELS[:-1]) / 2  # between neighbours
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,11 +41,11 @@ class NF4Matrix:
     Args:
         codes: `(rows, (cols + 1) // 2)` uint8, two codes in each: the first in the upper half.
         absmax: one for each block, row by row: float32, or int8 under double quantisation.
-        offset: of each `GROUP` of these, what to add; None without double quantisation.
-        scale: and what a step of 1 / 127 is multiplied by.
-        cols: how many numbers are in a row of `codes`.
+        offset: the summand of each `GROUP` of these; None without double quantisation.
+        scale: the factor of each group, of steps of 1 / 127; None without double quantisation.
+        cols: how many elements a row of `codes` has.
         block_size: how many of them share an absmax; the last block of a row may be shorter.
-        is_transposed: whether this is the transpose of what the arrays hold.
+        is_transposed: whether this is the transpose of the matrix in the arrays.
 
     Raises:
         TypeError: if an array is of another dtype.
@@ -82,23 +81,24 @@ class NF4Matrix:
 
     @classmethod
     def of(cls, array: Array, block_size: int = 64, double_quant: bool = True) -> NF4Matrix:
-        """The matrix nearest to `array`: each number gets the nearest multiple of its absmax.
+        """Return the matrix nearest to `array`: each element gets the nearest level of its block.
 
-        Under double quantisation that is of the absmax which is read back, where the paper goes by
-        the one before. Then no number is further off than 0 would be, even where absmax is.
-        A block of zeros comes back as zeros, and so does one whose absmax is 0 in float32.
+        Under double quantisation the levels are multiples of the absmax that is read back; the
+        paper takes the original one. So no element is further off than 0 would be, even if absmax
+        is far off. A block of zeros comes back as zeros, and so does one whose absmax is 0 in
+        float32.
 
         Args:
             array: `(rows, cols)` of float16, float32 or float64.
-            block_size: how many numbers of a row share an absmax.
-            double_quant: keep absmax in 8 bits. They are few for a block whose absmax is far below
+            block_size: how many elements of a row share an absmax.
+            double_quant: store absmax in 8 bits. They are few for a block whose absmax is far below
                 those of its group: each is off by up to 1/254 of the largest distance from their
-                mean. For rows of very different sizes, say False.
+                mean. For rows of very different sizes, pass False.
 
         Raises:
             TypeError: if it is no array of floats.
-            ValueError: if it is no matrix, or empty, holds NaN or Inf or what float32 cannot hold,
-                or the block size is no positive integer.
+            ValueError: if it is no matrix, or empty, has NaN, Inf or a value beyond the range of
+                float32, or if the block size is no positive integer.
         """
         _check_matrix(array)
         check_positive("NF4Matrix.of: block_size", block_size)
@@ -106,14 +106,14 @@ class NF4Matrix:
         starts = range(0, cols, block_size)
         codes = np.empty((rows, -(-cols // 2)), np.uint8)
         absmax = np.empty((rows, len(starts)), np.float32)
-        strips = list(_strips(rows, 4 * cols))  # smaller ones, for there are several in float64
+        strips = list(_strips(rows, 4 * cols))  # smaller ones, since several are in float64
         for a, b in strips:
             largest = np.maximum.reduceat(np.abs(array[a:b].astype(np.float64)), starts, axis=1)
             _check_range(largest)
             absmax[a:b] = largest
         flat = absmax.ravel()
-        held, offset, scale = _quantised(flat) if double_quant else (flat, None, None)
-        matrix = cls(codes, held, offset, scale, cols, int(block_size))
+        stored, offset, scale = _quantised(flat) if double_quant else (flat, None, None)
+        matrix = cls(codes, stored, offset, scale, cols, int(block_size))
         for a, b in strips:  # into the memory that the matrix has a view of
             read = matrix._absmax(a, b)
             unit = np.where(read > 0, read, np.inf).astype(np.float64)
@@ -122,7 +122,7 @@ class NF4Matrix:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> NF4Matrix:
-        """The matrix whose `arrays()` these are; it shares them.
+        """Return the matrix whose `arrays()` these are; it shares them.
 
         Raises:
             TypeError: if one is of another dtype.
@@ -146,10 +146,10 @@ class NF4Matrix:
         return cls(arrays["codes"], arrays["absmax"], offset, scale, cols, block_size)
 
     def arrays(self) -> dict[str, Array]:
-        """All that it is made of, as plain arrays for a file; read-only.
+        """Return all that it is made of, as plain arrays for a file; read-only.
 
         Raises:
-            ValueError: if it is a transpose, which the arrays do not say.
+            ValueError: if it is a transpose, since the arrays do not tell that.
         """
         if self.is_transposed:
             raise ValueError(
@@ -157,23 +157,23 @@ class NF4Matrix:
                 "the matrix, `.T.arrays()`, and transpose what is made of them"
             )
         sizes = {"cols": np.array([self.cols]), "block_size": np.array([self.block_size])}
-        return {**self._held(), **sizes}
+        return {**self._parts(), **sizes}
 
     def __deepcopy__(self, memo: Any) -> NF4Matrix:
         return self  # nobody can change it
 
     def __reduce__(self) -> Any:
-        held = self._held()  # by way of the checks, which also make what is loaded read-only
-        parts = (held.get(name) for name in ("codes", "absmax", "offset", "scale"))
-        return type(self), (*parts, self.cols, self.block_size, self.is_transposed)
+        parts = self._parts()  # the checks of `__init__` make loaded arrays read-only
+        arrays = (parts.get(name) for name in ("codes", "absmax", "offset", "scale"))
+        return type(self), (*arrays, self.cols, self.block_size, self.is_transposed)
 
     # ----------------------------------------------------------------------------------------------
-    # What it is
+    # Facts
     # ----------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """The numbers of rows and columns."""
         shape = len(self.codes), self.cols
         return shape[::-1] if self.is_transposed else shape
 
@@ -189,8 +189,8 @@ class NF4Matrix:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all arrays that it holds."""
-        return sum(array.nbytes for array in self._held().values())
+        """The bytes of all its arrays."""
+        return sum(array.nbytes for array in self._parts().values())
 
     @property
     def double_quant(self) -> bool:
@@ -208,18 +208,18 @@ class NF4Matrix:
         return f"NF4Matrix({', '.join(parts)}: {self.nbytes / self.size:.4g} bytes per number)"
 
     # ----------------------------------------------------------------------------------------------
-    # Its numbers
+    # Values
     # ----------------------------------------------------------------------------------------------
 
     def dense(self, dtype: DTypeLike = np.float32) -> Array:
-        """All of it as an array of floats."""
+        """Return all of it as an array of floats."""
         return self.rows(0, self.shape[0], dtype)
 
     def rows(self, start: int, stop: int, dtype: DTypeLike = np.float32) -> Array:
-        """The rows from `start` to before `stop` as an array of floats.
+        """Return the rows from `start` to before `stop` as an array of floats.
 
         Raises:
-            ValueError: if they are not 0 <= start <= stop <= the number of rows, or the dtype is
+            ValueError: if they are not 0 <= start <= stop <= the number of rows, or if the dtype is
                 not one of floats.
         """
         rows, cols = self.shape
@@ -241,9 +241,9 @@ class NF4Matrix:
         return out
 
     def strips(self, dtype: DTypeLike) -> Iterator[tuple[int, int, Array]]:
-        """Where a strip of stored rows begins and ends, and what is in it, one after the other.
+        """Yield strips of stored rows: where each begins and ends, and its values.
 
-        Each is read into the memory of the one before.
+        Each is decoded into the memory of the one before.
         """
         buffer: Array | None = None
         for a, b in _strips(len(self.codes), self.cols):
@@ -253,13 +253,13 @@ class NF4Matrix:
             yield a, b, buffer[: b - a]
 
     def matmul(self, x: Array) -> Array:
-        """x M: `(n, rows)` and `(rows, cols)` of this matrix -> `(n, cols)`, in the dtype of x.
+        """Compute x M: `(n, rows)` and `(rows, cols)` of this matrix -> `(n, cols)`, dtype of x.
 
         A sum is added up strip by strip, in one order for any number of threads. float16 is
-        computed in float32 and rounded once; integers count as floats that hold them.
+        computed in float32 and rounded once; integers become floats that can represent them.
 
         Raises:
-            TypeError: if x is not made of numbers.
+            TypeError: if x is not an array of real numbers.
             ValueError: if the shapes do not align.
         """
         if x.ndim != 2 or x.shape[1] != self.shape[0]:
@@ -281,17 +281,17 @@ class NF4Matrix:
 
     @property
     def _blocks(self) -> int:
-        """How many blocks are in a stored row."""
+        """The number of blocks in a stored row."""
         return -(-self.cols // self.block_size)
 
-    def _held(self) -> dict[str, Array]:
-        held = {"codes": self.codes, "absmax": self.absmax}
+    def _parts(self) -> dict[str, Array]:
+        parts = {"codes": self.codes, "absmax": self.absmax}
         if self.offset is not None and self.scale is not None:
-            held |= {"offset": self.offset, "scale": self.scale}
-        return held
+            parts |= {"offset": self.offset, "scale": self.scale}
+        return parts
 
     def _absmax(self, start: int, stop: int) -> Array:
-        """Those of some stored rows, as they are read back: `(stop - start, blocks)` float32."""
+        """Return the absmax of some stored rows: `(stop - start, blocks)` float32."""
         a, b = start * self._blocks, stop * self._blocks
         values = self.absmax[a:b]
         if self.offset is not None and self.scale is not None:
@@ -301,17 +301,17 @@ class NF4Matrix:
     def _read(self, start: int, out: Array) -> None:
         """Write the stored rows from `start` on to `out`, C-contiguous `(n, cols)` of floats."""
         absmax = self._absmax(start, start + len(out))
-        read(self.codes[start:][: len(out)], absmax, self.block_size, out)
+        decode(self.codes[start:][: len(out)], absmax, self.block_size, out)
 
 
 def _strips(rows: int, cols: int) -> Iterator[tuple[int, int]]:
-    """Where strips of some rows begin and end: about `STRIP` numbers, and `ROWS` rows at least."""
+    """Yield where strips of rows begin and end: about `STRIP` elements, `ROWS` rows at least."""
     step = max(ROWS, STRIP // cols)
     return ((a, min(a + step, rows)) for a in range(0, rows, step))
 
 
 def _nearest(numbers: Array) -> Array:
-    """The code of the level that is nearest to each number."""
+    """Return the code of the level that is nearest to each number."""
     codes = np.zeros(numbers.shape, np.uint8)
     beyond = np.empty(numbers.shape, np.bool_)
     for middle in _MIDDLES:  # 15 passes take a tenth of the time of one binary search
@@ -321,14 +321,14 @@ def _nearest(numbers: Array) -> Array:
 
 
 def _packed(codes: Array) -> Array:
-    """Two codes to a byte, the first in the upper half; of an odd row the last half is 0."""
+    """Pack two codes in a byte, the first in the upper half; in an odd row the last half is 0."""
     out = codes[:, ::2] << 4
     out[:, : codes.shape[1] // 2] |= codes[:, 1::2]
     return out
 
 
 def _quantised(absmax: Array) -> tuple[Array, Array, Array]:
-    """Codes of 8 bits, and the offset and scale of each group."""
+    """Return codes of 8 bits, and the offset and scale of each group."""
     starts = np.arange(0, len(absmax), GROUP)
     sizes = np.diff(starts, append=len(absmax))
     wide = absmax.astype(np.float64)
@@ -341,7 +341,7 @@ def _quantised(absmax: Array) -> tuple[Array, Array, Array]:
 
 
 def _read_only(name: str, array: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> Array:
-    """A view of `array` that cannot be written to, if it is what is wanted."""
+    """Return a read-only view of `array`, or raise if its dtype or shape is wrong."""
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"NF4Matrix: {name} is an array of {np.dtype(dtype)}, not {kind}")
@@ -368,7 +368,7 @@ def _check_matrix(array: Any) -> None:
 
 
 def _check_range(largest: Array) -> None:
-    """Refuse blocks that cannot be scaled, by their largest absolute values in float64."""
+    """Raise an error if blocks cannot be scaled, by their largest absolute values in float64."""
     if not np.isfinite(largest).all():
         raise ValueError(
             "NF4Matrix.of: the array holds NaN or Inf, which no level stands for; find where they "

@@ -1,14 +1,14 @@
 """Layer norm and rms norm over rows, forward and backward, each in one pass over memory.
 
-A row is short enough to stay in the nearest cache, so that what its mean, its scale and its
-result take three readings of is fetched once. The backward computes mean and scale again in the
-same way: that costs less than to keep them.
+A row is short enough to stay in the nearest cache, so that it is fetched once, and read for its
+mean, its scale and its result. The backward computes mean and scale again: that costs less than to
+store them.
 
     standard = (x - mean) scale,   scale = 1 / sqrt(mean((x - mean)^2) + eps),   d = g weight
     dx = scale (d - mean(d) - standard mean(d standard))
     dweight = sum over rows of g standard,   dbias = sum over rows of g
 
-Without `centred` the mean is taken for 0 everywhere: that is rms norm.
+Without `centred` the mean is replaced by 0 everywhere: that is rms norm.
 """
 
 from __future__ import annotations
@@ -17,40 +17,34 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from numba import types
-from numpy.typing import NDArray
+from numba import prange, types
 
 from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import Kernel
+from minigrad.kernels.kernel import NUMBERS, Array, Kernel, read, written
 
-prange: Any = numba.prange
-
-Array = NDArray[Any]
-
-SECONDS = 3e-10  # what a number takes in the forward, about
-STRETCH = 1024  # numbers that are summed in their own precision; stretches are, in float64
-ROWS = 32  # whose shares of dweight and dbias are summed at a time
+SECONDS = 3e-10  # that an element takes in the forward, about
+STRETCH = 1024  # elements that are summed in their own precision; stretches are, in float64
+ROWS = 32  # whose contributions to dweight and dbias are summed at a time
 
 
 def norm(
     x: Array, shape: tuple[int, ...], weight: Array | None, bias: Array | None, eps: float,
     centred: bool,
 ) -> Array:  # fmt: skip
-    """`weight` standard + `bias`, over as many of the last axes as `shape`, theirs, has.
+    """Compute `weight` standard + `bias` over the last axes, whose sizes are `shape`.
 
     Args:
         x: `(..., *shape)`, not of size 0 in `shape`.
         shape: the sizes of the axes.
         weight: of that shape, or None for 1.
         bias: of that shape, or None for 0.
-        eps: what is added to the variance.
+        eps: the number that is added to the variance.
         centred: whether the mean is subtracted.
     """
     kernel = _served("norm", x, weight, bias)
     if kernel is None:
-        return norm_twin(x, shape, weight, bias, eps, centred)
+        return norm_reference(x, shape, weight, bias, eps, centred)
     out = np.empty(x.shape, x.dtype)
     size = math.prod(shape)
     none = _NONE[x.dtype]
@@ -68,16 +62,16 @@ def norm(
 
 def norm_gradients(
     g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """The gradients of `norm` by x, weight and bias, of those that `needs` asks for."""
+    """Compute the gradients of `norm` by x, weight and bias, where they are needed."""
     kernel = _served("gradients", x, g, weight)
     if kernel is None:
-        return norm_gradients_twin(g, x, shape, weight, eps, centred, needs)
+        return norm_gradients_reference(g, x, shape, weight, eps, centred, needs_input_grad)
     size = math.prod(shape)
     none = _NONE[x.dtype]
-    dx = np.empty(x.shape, x.dtype) if needs[0] else None
-    dweight, dbias = (np.empty(shape, x.dtype) if need else None for need in needs[1:])
+    dx = np.empty(x.shape, x.dtype) if needs_input_grad[0] else None
+    dweight, dbias = (np.empty(shape, x.dtype) if need else None for need in needs_input_grad[1:])
     kernel(
         2 * x.size * SECONDS,
         _rows(g, size),
@@ -94,7 +88,7 @@ def norm_gradients(
 
 
 def _served(name: str, x: Array, *others: Array | None) -> Kernel | None:
-    """The kernel of this name for arrays of one dtype, or None if there is none."""
+    """Return the kernel of this name for arrays of one dtype, or None if there is none."""
     if not JIT_ENABLED or x.__class__ is not np.ndarray:
         return None
     for other in others:
@@ -104,18 +98,18 @@ def _served(name: str, x: Array, *others: Array | None) -> Kernel | None:
 
 
 def _rows(x: Array, size: int) -> Array:
-    """x as a contiguous matrix."""
+    """Return x as a contiguous matrix."""
     return x.ravel().reshape(-1, size)
 
 
-# The twins: the references, and what runs where nothing is compiled. They compute in float64.
+# The references, which also run if nothing is compiled. They compute in float64.
 
 
-def norm_twin(
+def norm_reference(
     x: Array, shape: tuple[int, ...], weight: Array | None, bias: Array | None, eps: float,
     centred: bool,
 ) -> Array:  # fmt: skip
-    """`norm` in numpy."""
+    """Compute `norm` in numpy."""
     out, _ = _standardised(x, shape, eps, centred)
     if weight is not None:
         out = out * weight
@@ -124,24 +118,24 @@ def norm_twin(
     return out.astype(np.result_type(*(y for y in (x, weight, bias) if y is not None)))
 
 
-def norm_gradients_twin(
+def norm_gradients_reference(
     g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """`norm_gradients` in numpy."""
+    """Compute `norm_gradients` in numpy."""
     axes = tuple(range(-len(shape), 0))
     leading = tuple(range(x.ndim - len(shape)))
     standard, scale = _standardised(x, shape, eps, centred)
     dx = dweight = dbias = None
-    if needs[0]:
+    if needs_input_grad[0]:
         d = g.astype(np.float64) if weight is None else g * weight.astype(np.float64)
         dx = d - standard * np.mean(d * standard, axes, keepdims=True)
         if centred:
             dx -= np.mean(d, axes, keepdims=True)
         dx = (dx * scale).astype(x.dtype)
-    if needs[1]:
+    if needs_input_grad[1]:
         dweight = np.sum(g * standard, leading).astype(x.dtype)
-    if needs[2]:
+    if needs_input_grad[2]:
         dbias = np.sum(g, leading, np.float64).astype(x.dtype)
     return dx, dweight, dbias
 
@@ -149,7 +143,7 @@ def norm_gradients_twin(
 def _standardised(
     x: Array, shape: tuple[int, ...], eps: float, centred: bool
 ) -> tuple[Array, Array]:
-    """(x - mean) scale and scale, in float64."""
+    """Return (x - mean) scale, and scale, in float64."""
     axes = tuple(range(-len(shape), 0))
     rest = x.astype(np.float64)
     if centred:
@@ -159,14 +153,14 @@ def _standardised(
 
 
 # --------------------------------------------------------------------------------------------------
-# Sums of a row. They are in functions of their own, for their order is left to the compiler:
-# "reassoc" lets it keep as many sums at once as the vectors have lanes, and several vectors
+# Sums of a row. They are in functions of their own, since their order is left to the compiler:
+# "reassoc" lets it compute as many sums at once as the vectors have lanes, and several vectors
 # --------------------------------------------------------------------------------------------------
 
 
 @jit(fastmath={"reassoc", "contract"})
 def _sums(x: Any, pivot: Any) -> Any:
-    """The sums of x - pivot and of its square."""
+    """Return the sums of x - pivot and of its square."""
     total, squares = x.dtype.type(0), x.dtype.type(0)
     for i in range(x.size):
         rest = x[i] - pivot
@@ -177,7 +171,7 @@ def _sums(x: Any, pivot: Any) -> Any:
 
 @jit(fastmath={"reassoc", "contract"})
 def _sums_with_slopes(x: Any, pivot: Any, g: Any, weight: Any) -> Any:
-    """The same, and the sums of d = g weight and of d (x - pivot)."""
+    """Return these sums, and those of d = g weight and of d (x - pivot)."""
     zero = x.dtype.type(0)
     total, squares, slopes, products = zero, zero, zero, zero
     for i in range(x.size):
@@ -192,7 +186,7 @@ def _sums_with_slopes(x: Any, pivot: Any, g: Any, weight: Any) -> Any:
 
 @jit(inline="always")
 def _pivot(x: Any, centred: bool) -> Any:
-    """A number near the mean: that of eight, where there are as many."""
+    """Return a number near the mean: the mean of eight elements, if there are as many."""
     if not centred:
         return x.dtype.type(0)
     if x.size < 8:
@@ -201,13 +195,13 @@ def _pivot(x: Any, centred: bool) -> Any:
     return few * x.dtype.type(0.125)
 
 
-# One reading of the row gives mean and variance, by sums about the pivot: with off = mean - pivot,
-# the variance is mean((x - pivot)^2) - off^2. Where the pivot is so bad that this loses digits, it
-# is done again about the mean.
+# One pass over the row gives mean and variance, by sums about the pivot: with off = mean - pivot,
+# the variance is mean((x - pivot)^2) - off^2. If the pivot is so bad that this loses digits, it is
+# done again about the mean.
 
 
 class _Moments(NamedTuple):
-    """How a row is standardised: (x - pivot) scale - shift, numbers of its dtype."""
+    """The numbers that standardise a row, as (x - pivot) scale - shift, in its dtype."""
 
     pivot: Any
     scale: Any
@@ -233,7 +227,7 @@ def _moments(x: Any, eps: float, centred: bool) -> _Moments:
 
 
 class _Slopes(NamedTuple):
-    """How a row of dx comes about: scale d - (x - pivot) bend - level, numbers of its dtype."""
+    """The numbers of a row of dx, scale d - (x - pivot) bend - level, in its dtype."""
 
     bend: Any
     level: Any
@@ -241,7 +235,7 @@ class _Slopes(NamedTuple):
 
 @jit(inline="always")
 def _slopes(x: Any, eps: float, centred: bool, g: Any, weight: Any) -> Any:
-    """The moments of a row, and what else dx needs."""
+    """Return the moments of a row, and the other numbers that dx needs."""
     pivot, again, share = _pivot(x, centred), centred, 1 / x.size
     while True:
         total, squares, slopes, products = 0.0, 0.0, 0.0, 0.0
@@ -277,7 +271,7 @@ def _scale(variance: float, eps: float) -> float:
 # --------------------------------------------------------------------------------------------------
 
 
-# Rows are done by functions of their own, so that they are the same code with threads and without.
+# Rows are computed by functions of their own: the same code with threads and without.
 
 
 @jit(fastmath={"contract"})
@@ -309,7 +303,7 @@ def _gradients_of_rows(
     first: int, end: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, dx: Any,
     of_weight: Any, of_bias: Any,
 ) -> None:  # fmt: skip
-    """Write rows of dx, and add to the shares of dweight and dbias, but for those of size 0."""
+    """Write rows of dx, and add to the parts of dweight and dbias, without those of size 0."""
     for row in range(first, end):
         gs, xs = g[row], x[row]
         if not dx.size:
@@ -347,35 +341,29 @@ def _gradients_loop(
 
 
 @jit()
-def _add_up(shares: Any, out: Any) -> None:
-    """The sum of the rows of `shares`, a stretch of columns at a time."""
+def _add_up(parts: Any, out: Any) -> None:
+    """Write the sum of the rows of `parts` to `out`, a stretch of columns at a time."""
     sums = np.empty(STRETCH, np.float64)
     for start in range(0, out.size, STRETCH):
         outs = out[start : start + STRETCH]
         sums[: outs.size] = 0.0
-        for row in range(shares.shape[0]):
-            share = shares[row, start : start + STRETCH]
+        for row in range(parts.shape[0]):
+            part = parts[row, start : start + STRETCH]
             for i in range(outs.size):
-                sums[i] += share[i]
+                sums[i] += part[i]
         for i in range(outs.size):
             outs[i] = sums[i]
 
 
-def _kernels() -> dict[tuple[str, np.dtype[Any]], Kernel]:
-    """The loops by name and dtype."""
-    made = {}
-    for number in (types.float32, types.float64):
-        row, rows = types.Array(number, 1, "C"), types.Array(number, 2, "C")
-        some, many = (types.Array(number, ndim, "C", readonly=True) for ndim in (1, 2))
-        dtype = np.dtype(str(number))
-        options = types.float64, types.boolean
-        made["norm", dtype] = Kernel(_norm_loop, (many, some, some, *options, rows))
-        made["gradients", dtype] = Kernel(
-            _gradients_loop, (many, many, some, *options, types.intp, rows, row, row)
-        )
-    return made
-
-
-_KERNELS = _kernels()
-_NONE = {dtype: np.empty(0, dtype) for _, dtype in _KERNELS}
-_NO_ROWS = {dtype: np.empty((0, 0), dtype) for _, dtype in _KERNELS}
+_KERNELS: dict[tuple[str, np.dtype[Any]], Kernel] = {}
+for _dtype, _number in NUMBERS.items():
+    _some, _many, _row, _rows_out = (
+        *(read(_number, 1), read(_number, 2), written(_number, 1), written(_number, 2)),
+    )
+    _options = types.float64, types.boolean
+    _KERNELS["norm", _dtype] = Kernel(_norm_loop, (_many, _some, _some, *_options, _rows_out))
+    _KERNELS["gradients", _dtype] = Kernel(
+        _gradients_loop, (_many, _many, _some, *_options, types.intp, _rows_out, _row, _row)
+    )
+_NONE = {dtype: np.empty(0, dtype) for dtype in NUMBERS}
+_NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in NUMBERS}

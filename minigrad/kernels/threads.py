@@ -6,18 +6,18 @@ which one to run:
     with team(seconds) as threads:
         (kernel_on_threads if threads > 1 else kernel)(...)
 
-where `seconds` is what the work takes one thread, about: little work is not worth a start.
+where `seconds` is a guess at the time the work takes one thread: little work is not worth a start.
 
 Both give the same bits: the shape of the data decides how the work is cut, threads only take
-pieces of it. So the answer may change from call to call, and does in three cases that would
+pieces of it. So the answer may change from call to call, and it does in three cases that would
 otherwise end in a crash or a hang:
 
 * In a process made by `os.fork` the threads of the parent are gone, and the OpenMP pool kills a
-  child that asks for them. All kernels run without threads there.
+  child that asks for them. There all kernels run without threads.
 * The `workqueue` layer aborts the process when two Python threads enter it at once. The second
   one runs its kernel without threads.
-* numba's own setting is kept for each Python thread apart: set it in the main thread, and a data
-  loader's thread still takes every core. Ours holds for the whole process.
+* numba's own setting is one for each Python thread: set it in the main thread, and a data loader's
+  thread still takes every core. Ours is one for the process.
 
 Of the threading layers that numba offers we ask for OpenMP first: it hands work to its waiting
 threads in 3 us, in 15 where they have gone to sleep; `workqueue` takes about 85.
@@ -32,7 +32,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
-WORTH_A_TEAM = 30e-6  # seconds of work, for which to wake a thread (in 22 us) just pays
+WORTH_A_TEAM = 30e-6  # seconds of work from which on waking a thread (in 22 us) pays
 WORTH_A_WORKQUEUE = 2e-3  # the same where the layer is `workqueue`
 SPIN_COUNT = 5_000  # looks for work before a thread of OpenMP sleeps: some 150 microseconds
 
@@ -42,7 +42,7 @@ _workqueue = threading.Lock()
 
 @cache
 def _numba() -> Any:
-    """numba, with OpenMP first among its layers unless the user has chosen."""
+    """Return numba, with OpenMP first among its layers unless the user has chosen."""
     import numba
 
     chosen = os.environ.get("NUMBA_THREADING_LAYER") or os.environ.get(
@@ -62,11 +62,11 @@ def _after_fork_in_child() -> None:
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
-_threads = 0  # as many as there are, until someone says how many
+_threads = 0  # 0: as many as there are
 
 
 def set_num_threads(n: int) -> None:
-    """Let kernels use up to `n` threads, in the whole process; 1 means none but the caller's."""
+    """Let kernels use up to `n` threads, in all of the process; 1 means only the calling thread."""
     global _threads
     limit = get_max_threads()
     try:
@@ -82,7 +82,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a kernel may use at most (see `set_num_threads`)."""
+    """Return how many threads a kernel may use at most (see `set_num_threads`)."""
     global _threads
     if not _threads:
         _threads = get_max_threads()
@@ -90,19 +90,19 @@ def get_num_threads() -> int:
 
 
 def get_max_threads() -> int:
-    """How many threads `set_num_threads` accepts at most."""
+    """Return how many threads `set_num_threads` accepts at most."""
     limit: int = _numba().config.NUMBA_NUM_THREADS
     return limit
 
 
 @cache
 def threading_layer() -> str:
-    """Start the pool of threads, once, and say on which layer it is: "omp", "tbb", "workqueue".
+    """Start the pool of threads, once, and return its layer: "omp", "tbb" or "workqueue".
 
     Threads of OpenMP that wait for work spin, by default for milliseconds. That is fast while every
-    thread has a core to itself, and a disaster where another process wants one: a spinning thread
-    holds the core that the other waits for, and what takes 20 us may take 15 ms. So ours go to
-    sleep after a short while, unless the user has said how they are to wait.
+    thread has a core to itself, and a disaster if another process needs one: a spinning thread
+    occupies the core that the other waits for, and what takes 20 us may take 15 ms. So ours go to
+    sleep after a short while, unless the user has set how they wait.
     """
     short = not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
     if short:

@@ -4,32 +4,37 @@ numba compiles loops over arrays and leaves vector code to the optimiser. Where 
 instructions matter we emit them ourselves, as LLVM code for the vectors of the machine that the
 kernel will run on: 16 floats with AVX-512, 8 with AVX2, 4 with SSE2 or NEON.
 
-An intrinsic is two functions. The outer one sees the types of the arguments and gives the
+An intrinsic is two functions. The outer one sees the types of the arguments and returns the
 signature; the inner one emits the code, given an IR builder and the argument values. Callers see
-an ordinary function. Addresses are integers and steps are bytes; nothing is checked here.
-The argument `zero` tells the dtype: it is a number of it, and its value does not matter.
+an ordinary function. Addresses are integers and steps are bytes; nothing is checked here. The
+argument `zero` is any number of the dtype, and its value does not matter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
 
-from minigrad.kernels.jit import intrinsic
+from minigrad.kernels.jit import intrinsic, jit
+
+_numba: Any = numba  # whose own annotations cover a part of it
+carray: Any = _numba.carray
 
 I32, ADDRESS = ir.IntType(32), ir.IntType(64)
 
 
 def has_feature(name: str) -> bool:
-    """Whether the machine that numba targets has this, by the name that LLVM gives it."""
+    """Return whether the machine that numba targets has a feature, by LLVM's name for it."""
     return f"+{name}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 
 
 def vector_registers() -> tuple[int, int]:
-    """Bytes in a vector register and the number of registers, on the machine numba targets."""
+    """Return the bytes of a vector register, and their number, on the machine numba targets."""
     if has_feature("avx512f"):
         return 64, 32
     if has_feature("avx"):
@@ -39,14 +44,14 @@ def vector_registers() -> tuple[int, int]:
 
 
 def masks_are_cheap() -> bool:
-    """Whether the machine loads and stores a part of a vector in one instruction."""
+    """Return whether the machine loads and stores a part of a vector in one instruction."""
     return vector_registers()[0] >= 32
 
 
 class Emitter:
-    """Writes code for the vectors of one dtype at the current place of an IR builder.
+    """Emits code for the vectors of one dtype at the current position of an IR builder.
 
-    Its vectors are as wide as the machine's, or have as many `lanes` as it is told.
+    Its vectors are as wide as the machine's, or have the given number of `lanes`.
     """
 
     def __init__(self, builder: Any, dtype: Any, lanes: int = 0) -> None:
@@ -58,23 +63,23 @@ class Emitter:
         self.vector_bytes = self.item * self.lanes
 
     def step(self, address: Any, stride: Any, times: int) -> Any:
-        """The address `times` strides further on."""
+        """Emit the address `times` strides further on."""
         return self.builder.add(address, self.builder.mul(stride, ADDRESS(times)))
 
     def load(self, address: Any, kind: Any) -> Any:
-        """The number or vector at an address."""
+        """Emit the number or vector at an address."""
         # align=1: a view into a packed record may start anywhere, and it costs nothing to allow.
         return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
 
     def store(self, value: Any, address: Any) -> None:
-        """Write a number or vector at an address."""
+        """Emit a write of a number or vector at an address."""
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
         self.builder.store(value, pointer, align=1)
 
     def first_lanes(self, count: Any) -> Any:
-        """A mask of the first `count` lanes: of all, where there are no more than that."""
+        """Emit a mask of the first `count` lanes: of all, if there are no more than that."""
         if vector_registers()[0] == 64 and self.lanes >= 8:
-            # As bits, which AVX-512 has registers for. LLVM would move a comparison into the loop.
+            # As bits, for which AVX-512 has registers. LLVM would move a comparison into the loop.
             most = self.builder.icmp_signed("<", count, ADDRESS(self.lanes))
             bits = self.builder.select(most, count, ADDRESS(self.lanes))
             bits = self.builder.sub(self.builder.shl(ADDRESS(1), bits), ADDRESS(1))
@@ -87,17 +92,17 @@ class Emitter:
         )
 
     def load_some(self, address: Any, mask: Any) -> Any:
-        """The vector at an address; lanes outside of the mask are 0, and their memory not read."""
+        """Emit the vector at an address; lanes outside of the mask are 0, and are not read."""
         pointer = self.vector.as_pointer()
         kinds = [pointer, I32, mask.type, self.vector]
         signature = ir.FunctionType(self.vector, kinds)
         name = f"llvm.masked.load.v{self.lanes}f{8 * self.item}.p0"
         function = self.builder.module.declare_intrinsic(name, (), signature)
-        place = self.builder.inttoptr(address, pointer)
-        return self.builder.call(function, [place, I32(1), mask, ir.Constant(self.vector, None)])
+        target = self.builder.inttoptr(address, pointer)
+        return self.builder.call(function, [target, I32(1), mask, ir.Constant(self.vector, None)])
 
     def store_some(self, value: Any, address: Any, mask: Any) -> None:
-        """Write the lanes of a vector that are in the mask; no other memory is touched."""
+        """Emit a write of the lanes of a vector in the mask; no other memory is touched."""
         pointer = self.vector.as_pointer()
         signature = ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, mask.type])
         name = f"llvm.masked.store.v{self.lanes}f{8 * self.item}.p0"
@@ -105,7 +110,7 @@ class Emitter:
         self.builder.call(function, [value, self.builder.inttoptr(address, pointer), I32(1), mask])
 
     def broadcast(self, number: Any) -> Any:
-        """A vector with `number` in every lane."""
+        """Emit a vector with `number` in every lane."""
         return self._in_every_lane(number, self.vector)
 
     def _in_every_lane(self, number: Any, kind: Any) -> Any:
@@ -114,26 +119,26 @@ class Emitter:
         return self.shuffle(first, undefined, [0] * self.lanes)
 
     def shuffle(self, x: Any, y: Any, lanes: list[int]) -> Any:
-        """A vector of the numbered lanes of x and y laid end to end."""
+        """Emit a vector of the numbered lanes of x and y laid end to end."""
         order = ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
         return self.builder.shuffle_vector(x, y, order)
 
     def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
-        """The vector x * y + z, in one instruction, or in two where the machine has no such one."""
+        """Emit the vector x * y + z, in one instruction if the machine has it, or in two."""
         # llvm.fma would insist on a single rounding, and call the C library for it there.
         v = self.vector
         name = f"llvm.fmuladd.v{self.lanes}f{8 * self.item}"
         function = self.builder.module.declare_intrinsic(name, (), ir.FunctionType(v, [v, v, v]))
         return self.builder.call(function, [x, y, z])
 
-    def look_up(self, table: list[float], places: Any) -> Any:
-        """The numbers of a table of 16 that a vector of 16 places in it names."""
+    def look_up(self, table: list[float], indices: Any) -> Any:
+        """Emit the vector of the numbers at 16 indices in a table of 16."""
         if vector_registers()[0] == 64:
-            return self._taken("llvm.x86.avx512.permvar.sf.512", table, places)
+            return self._taken("llvm.x86.avx512.permvar.sf.512", table, indices)
         if has_feature("avx2"):
             halves = []
             for lanes in (list(range(8)), list(range(8, 16))):
-                half = self.shuffle(places, places, lanes)
+                half = self.shuffle(indices, indices, lanes)
                 first, second = (
                     self._taken("llvm.x86.avx2.permps", part, half)  # by the last three bits
                     for part in (table[:8], table[8:])
@@ -143,20 +148,44 @@ class Emitter:
             return self.shuffle(halves[0], halves[1], list(range(16)))
         found = [ir.Constant(self.vector, [number] * 16) for number in table]
         for bit in range(4):
-            bits = self.builder.and_(places, ir.Constant(places.type, [1 << bit] * 16))
-            is_set = self.builder.icmp_unsigned("!=", bits, ir.Constant(places.type, [0] * 16))
+            bits = self.builder.and_(indices, ir.Constant(indices.type, [1 << bit] * 16))
+            is_set = self.builder.icmp_unsigned("!=", bits, ir.Constant(indices.type, [0] * 16))
             pairs = zip(found[1::2], found[::2], strict=True)
             found = [self.builder.select(is_set, odd, even) for odd, even in pairs]
         return found[0]
 
-    def _taken(self, instruction: str, table: list[float], places: Any) -> Any:
+    def _taken(self, instruction: str, table: list[float], indices: Any) -> Any:
         kind = ir.VectorType(self.scalar, len(table))
-        signature = ir.FunctionType(kind, [kind, places.type])
+        signature = ir.FunctionType(kind, [kind, indices.type])
         function = self.builder.module.declare_intrinsic(instruction, (), signature)
-        return self.builder.call(function, [ir.Constant(kind, table), places])
+        return self.builder.call(function, [ir.Constant(kind, table), indices])
+
+    def loop(
+        self, first: list[Any], body: Callable[[list[Any]], tuple[list[Any], Any]]
+    ) -> list[Any]:
+        """Emit a loop that runs at least once, and return the last values of its variables.
+
+        Args:
+            first: the first values of its variables.
+            body: emits one round, given their values in it; returns their values in the next round,
+                and whether there is one.
+        """
+        builder = self.builder
+        before = builder.block
+        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("loop.end")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        now = [builder.phi(value.type) for value in first]
+        then, again = body(now)
+        for variable, old, new in zip(now, first, then, strict=True):
+            variable.add_incoming(old, before)
+            variable.add_incoming(new, builder.block)
+        builder.cbranch(again, loop, after)
+        builder.position_at_end(after)
+        return then
 
     def prefetch(self, address: Any, to_write: bool) -> None:
-        """Hint that the cache line at `address` will soon be read, or written.
+        """Emit a hint that the cache line at `address` will soon be read, or written.
 
         There may be no memory at that address: a hint never fails.
         """
@@ -182,7 +211,7 @@ def prefetch(_typing: Any, address: Any) -> Any:
 
 @intrinsic
 def address_of(_typing: Any, array: Any) -> Any:
-    """The address of the first number of an array. See `keep_alive`."""
+    """Return the address of the first number of an array; see `keep_alive`."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         structure = context.make_array(signature.args[0])(context, builder, args[0])
@@ -192,8 +221,28 @@ def address_of(_typing: Any, array: Any) -> Any:
 
 
 @intrinsic
+def _pointer(_typing: Any, address: Any, like: Any) -> Any:
+    """Return an address as a pointer to numbers of the dtype of an array."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    pointer: Any = types.CPointer
+    return pointer(like.dtype)(types.intp, like), emit
+
+
+@jit(inline="always")
+def elements(address: int, index: int, size: int, like: Any) -> Any:
+    """Return `size` of the numbers at an address, from an index on, as an array.
+
+    They have the dtype of `like`. The array owns nothing: whoever has the address keeps the memory.
+    """
+    return carray(_pointer(address + index * like.itemsize, like), (size,))
+
+
+@intrinsic
 def load(_typing: Any, address: Any, zero: Any) -> Any:
-    """The number at `address`."""
+    """Return the number at `address`."""
 
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         e = Emitter(builder, zero)
@@ -215,7 +264,7 @@ def store(_typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def copy_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
-    """Copy as many adjacent numbers as a vector holds."""
+    """Copy as many adjacent numbers as a vector has lanes."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         e = Emitter(builder, zero)
@@ -227,7 +276,7 @@ def copy_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
 
 @intrinsic
 def add_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
-    """Add as many adjacent numbers as a vector holds to those at `target`."""
+    """Add as many adjacent numbers as a vector has lanes to those at `target`."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         e = Emitter(builder, zero)
@@ -240,7 +289,7 @@ def add_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
 
 @intrinsic
 def copy_some(_typing: Any, source: Any, target: Any, count: Any, zero: Any) -> Any:
-    """Copy `count` adjacent numbers, fewer than a vector holds; the rest of it is set to 0."""
+    """Copy `count` adjacent numbers, fewer than a vector has lanes; the other lanes become 0."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         source, target, count, _ = args
@@ -257,7 +306,7 @@ def transpose_block(
 ) -> Any:
     """Transpose a square block, as many rows and columns as a vector has lanes.
 
-    Rows of the source after number `last` need not exist: `last` is read in their stead.
+    Rows of the source after number `last` need not exist: `last` is read instead of them.
     """
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:

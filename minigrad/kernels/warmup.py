@@ -1,4 +1,4 @@
-"""Compiling the kernels ahead: before a class, say, or when a container is built."""
+"""Compiling the kernels ahead, for example before a class, or when a container is built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Form = tuple[Kernel, bool]  # a kernel, and whether it is the form for several t
 
 
 class WarmupError(Exception):
-    """Nothing would come of a warm-up."""
+    """Raised if a warm-up would have no effect."""
 
 
 def warmup(double: bool = False) -> str:
@@ -64,12 +64,12 @@ def warmup(double: bool = False) -> str:
 
 @cache
 def forms(double: bool, threads: bool) -> list[Form]:
-    """What there is to compile, in the same order in each process."""
+    """Return all forms there are to compile, in the same order in each process."""
     for module in kernels.__all__:
         import_module(f"minigrad.kernels.{module}")
     found = []
     for kernel in KERNELS:
-        numbers = str(kernel.signature)  # those of float32 may have a scale in float64
+        numbers = str(kernel.signature)  # a kernel of float32 may have a scale in float64
         if double or "float32" in numbers or "float64" not in numbers:
             found.append((kernel, False))
             if threads and kernel.threads:
@@ -78,7 +78,7 @@ def forms(double: bool, threads: bool) -> list[Form]:
 
 
 def compile_form(double: bool, threads: bool, number: int) -> tuple[str, bool]:
-    """Compile one of the `forms`: its name, and whether it was not on disk."""
+    """Compile one of the `forms`; return its name, and whether it was not on disk."""
     compiled.announce(False)
     before = len(compiled.COMPILED)
     kernel, parallel = forms(double, threads)[number]

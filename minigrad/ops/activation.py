@@ -28,17 +28,17 @@ __all__ = [
 ]
 
 
-# A rule is handed Tensors where the backward pass is recorded, and is then written in ops. Mostly
-# it gets arrays, of which a kernel makes the same in one pass.
+# A VJP gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
+# arrays, for which a kernel computes the same in one pass.
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def sigmoid(x: Array) -> Array:
     """s = 1 / (1 + e^-x), without overflow for any x; the derivative is s (1 - s)."""
     return kernels.activation.sigmoid(x)
 
 
-@sigmoid.rule("x")
+@sigmoid.vjp("x")
 def _sigmoid_x(g: Array, out: Array) -> Array:
     if isinstance(g, Tensor):
         return g * out * (1 - out)
@@ -47,52 +47,52 @@ def _sigmoid_x(g: Array, out: Array) -> Array:
 
 @op
 def relu(x: Array) -> Array:
-    """max(x, 0), with derivative 1 above 0, and 0 at and below it."""
+    """max(x, 0), with derivative 1 above 0, and 0 at 0 and below."""
     if isinstance(x, np.ndarray):
         return kernels.activation.relu(x)
     return np.maximum(x, 0)
 
 
-@relu.rule("x")
+@relu.vjp("x")
 def _relu_x(g: Array, out: Array) -> Array:
     if isinstance(g, Tensor):
         return where(out <= 0, 0.0, g)  # a nan does not come back as a 0
     return kernels.activation.relu_gradient(g, out)
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
-    """x above 0, else `negative_slope` x, which also gives the derivative at 0."""
+    """x above 0, else `negative_slope` x; the derivative at 0 is `negative_slope`."""
     return kernels.activation.leaky_relu(x, float(negative_slope))
 
 
-@leaky_relu.rule("x")
+@leaky_relu.vjp("x")
 def _leaky_relu_x(g: Array, x: Array, negative_slope: float) -> Array:
     if isinstance(g, Tensor):
         return where(x > 0, g, negative_slope * g)
     return kernels.activation.leaky_relu_gradient(g, x, float(negative_slope))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016); the derivative at 0 is `alpha`."""
     return kernels.activation.elu(x, float(alpha))
 
 
-@elu.rule("x")
+@elu.vjp("x")
 def _elu_x(g: Array, x: Array, alpha: float) -> Array:
     if isinstance(g, Tensor):
         return where(x > 0, g, alpha * g * exp(where(x > 0, 0.0, x)))
     return kernels.activation.elu_gradient(g, x, float(alpha))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def silu(x: Array) -> Array:
     """x s, s = sigmoid(x) (Elfwing et al., 2018), with derivative s (1 + x (1 - s))."""
     return kernels.activation.silu(x)
 
 
-@silu.rule("x")
+@silu.vjp("x")
 def _silu_x(g: Array, x: Array) -> Array:
     if isinstance(g, Tensor):
         s = sigmoid(x)
@@ -100,7 +100,7 @@ def _silu_x(g: Array, x: Array) -> Array:
     return kernels.activation.silu_gradient(g, x)
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def softplus(x: Array, beta: float = 1.0) -> Array:
     """log(1 + e^(beta x)) / beta, without overflow; the derivative is sigmoid(beta x).
 
@@ -112,7 +112,7 @@ def softplus(x: Array, beta: float = 1.0) -> Array:
     return kernels.activation.softplus(x, float(beta))
 
 
-@softplus.rule("x")
+@softplus.vjp("x")
 def _softplus_x(g: Array, x: Array, beta: float) -> Array:
     if isinstance(g, Tensor):
         return g * sigmoid(beta * x)
@@ -141,17 +141,24 @@ def gelu(x: Array, approximate: str = "none") -> Array:
         ValueError: for another approximation.
     """
     if approximate == "none":
-        return kernels.normal.gelu(x)
+        return kernels.gelu_erf.gelu(x)
     if approximate != "tanh":
         raise op_error(ValueError, "gelu", f"approximate is 'none' or 'tanh', not {approximate!r}")
-    return kernels.normal.gelu_tanh(x)
+    return kernels.gelu_erf.gelu_tanh(x)
 
 
-@gelu.rule("x")
+@gelu.vjp("x", cost=lambda approximate, out: (18 if approximate == "tanh" else 8) * out.size)
 def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
     if approximate == "none":
-        return kernels.normal.gelu_gradient(g, x)
-    return kernels.normal.gelu_tanh_gradient(g, x)
+        return kernels.gelu_erf.gelu_gradient(g, x)
+    return kernels.gelu_erf.gelu_tanh_gradient(g, x)
+
+
+_SOFTMAX_HINTS = {
+    "Inf - Inf is NaN: softmax subtracts the maximum, which is Inf": lambda x: x == math.inf,
+    "a row of nothing but -Inf has no softmax: everything in it is masked; mask with the least "
+    "finite number, or leave such rows out": lambda x: x == -math.inf,
+}
 
 
 def _softmax(x: Array, axis: Axis = -1) -> Array:
@@ -159,15 +166,15 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
     return e / sum(e, axis, keepdims=True)
 
 
-@op(composition=_softmax, floats=True)
+@op(composition=_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow."""
     if _is_last(axis, x):
         return kernels.softmax.softmax(x)
-    return kernels.softmax.softmax_twin(x, as_tuple(axis))
+    return kernels.softmax.softmax.reference(x, as_tuple(axis))
 
 
-@softmax.rule("x")
+@softmax.vjp("x")
 def _softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     if isinstance(g, Tensor) or not _is_last(axis, out):
         return out * (g - sum(g * out, axis, keepdims=True))
@@ -178,15 +185,15 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
     return log(_softmax(x, axis))
 
 
-@op(composition=_log_softmax, floats=True)
+@op(composition=_log_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
     if _is_last(axis, x):
         return kernels.softmax.log_softmax(x)
-    return kernels.softmax.log_softmax_twin(x, as_tuple(axis))
+    return kernels.softmax.log_softmax.reference(x, as_tuple(axis))
 
 
-@log_softmax.rule("x")
+@log_softmax.vjp("x")
 def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     if isinstance(g, Tensor) or not _is_last(axis, out):
         return g - exp(out) * sum(g, axis, keepdims=True)
@@ -194,5 +201,5 @@ def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
 
 
 def _is_last(axis: Axis, x: Array) -> bool:
-    """Whether the rows along `axis` lie one behind the other."""
+    """Return whether `axis` is the last one, along which there are kernels."""
     return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)

@@ -6,6 +6,7 @@ import numpy as np
 
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
+from minigrad.ops import hints
 from minigrad.ops.comparison import logical_and
 from minigrad.ops.elementwise import flat, log, where
 
@@ -21,44 +22,67 @@ __all__ = [
 ]
 
 
-@op
+_DIFFERENCE_HINTS = {
+    "Inf - Inf is NaN": lambda x, y, out: (
+        np.isinf(x).any() and np.isinf(y).any() and np.isnan(out).any()
+    ),
+}
+
+
+@op(nonfinite_hint=_DIFFERENCE_HINTS)
 def add(x: Array, y: Array) -> Array:
     """x + y, broadcast."""
     return np.add(x, y)
 
 
-add.rule("x", lambda g: g)
-add.rule("y", lambda g: g)
+add.vjp("x", lambda g: g)
+add.vjp("y", lambda g: g)
 
 
-@op
+@op(nonfinite_hint=_DIFFERENCE_HINTS)
 def subtract(x: Array, y: Array) -> Array:
     """x - y, broadcast."""
     return np.subtract(x, y)
 
 
-subtract.rule("x", lambda g: g)
-subtract.rule("y", lambda g: -g)
+subtract.vjp("x", lambda g: g)
+subtract.vjp("y", lambda g: -g)
 
 
-@op
+@op(
+    nonfinite_hint={
+        "0 * Inf is NaN: choose by `where`, not by a product with 0": lambda x, y: (
+            (x == 0) & np.isinf(y) | (y == 0) & np.isinf(x)
+        )
+    },
+    gradient_hint=hints.of_product_gradient,
+)
 def multiply(x: Array, y: Array) -> Array:
     """x y, element by element, broadcast."""
     return np.multiply(x, y)
 
 
-multiply.rule("x", lambda g, y: g * y)
-multiply.rule("y", lambda g, x: g * x)
+multiply.vjp("x", lambda g, y: g * y)
+multiply.vjp("y", lambda g, x: g * x)
 
 
-@op
+@op(
+    nonfinite_hint={
+        "0 / 0 is NaN; add a small number to the divisor, or choose by `where` beforehand": (
+            lambda x, y: (x == 0) & (y == 0)
+        ),
+        "division by 0; add a small number to the divisor": lambda x, y: (x != 0) & (y == 0),
+        "Inf / Inf is NaN": lambda x, y: np.isinf(x) & np.isinf(y),
+    },
+    gradient_hint={"the derivative divides by y, which has a 0": lambda y: y == 0},
+)
 def divide(x: Array, y: Array) -> Array:
     """x / y, broadcast; integers give floats. At y = 0 it is infinite or nan, as in numpy."""
     return np.divide(x, y)
 
 
-divide.rule("x", lambda g, y: g / y)
-divide.rule("y", lambda g, y, out: -g * out / y)
+divide.vjp("x", lambda g, y: g / y)
+divide.vjp("y", lambda g, y, out: -g * out / y)
 
 
 @op
@@ -67,8 +91,8 @@ def floor_divide(x: Array, y: Array) -> Array:
     return np.floor_divide(x, y)
 
 
-floor_divide.rule("x", flat)
-floor_divide.rule("y", flat)
+floor_divide.vjp("x", flat)
+floor_divide.vjp("y", flat)
 
 
 @op
@@ -80,8 +104,8 @@ def remainder(x: Array, y: Array) -> Array:
     return np.remainder(x, y)
 
 
-remainder.rule("x", lambda g: g)
-remainder.rule("y", lambda g, x, y: -g * floor_divide(x, y))
+remainder.vjp("x", lambda g: g)
+remainder.vjp("y", lambda g, x, y: -g * floor_divide(x, y))
 
 
 @op
@@ -90,10 +114,22 @@ def negative(x: Array) -> Array:
     return np.negative(x)
 
 
-negative.rule("x", lambda g: -g)
+negative.vjp("x", lambda g: -g)
 
 
-@op
+@op(
+    nonfinite_hint={
+        "a negative number to a power that is no integer is NaN": (
+            lambda x, y: (x < 0) & (y != np.floor(y))
+        ),
+        "0 to a negative power is Inf: division by 0": lambda x, y: (x == 0) & (y < 0),
+    },
+    gradient_hint={
+        "the slope of x^y is infinite at x = 0 for y < 1; (x + 1e-12)^y has one": (
+            lambda x, y: (x == 0) & (y < 1)
+        )
+    },
+)
 def power(x: Array, y: Array) -> Array:
     """x ** y, broadcast.
 
@@ -119,7 +155,7 @@ def _product(x: Array, n: int) -> Array:
     return half * half * x if n % 2 else half * half
 
 
-@power.rule("x")
+@power.vjp("x")
 def _power_x(g: Array, x: Array, y: Array) -> Array:
     if isinstance(y, (int, float)):
         return g * (y * power(x, y - 1)) if y != 0 else g * 0.0
@@ -127,7 +163,7 @@ def _power_x(g: Array, x: Array, y: Array) -> Array:
     return g * y * x ** where(nothing, 1.0, y - 1)
 
 
-@power.rule("y")
+@power.vjp("y")
 def _power_y(g: Array, x: Array, out: Array) -> Array:
     zero = x == 0
     return where(zero, 0.0, g * out * log(where(zero, 1.0, x)))

@@ -1,4 +1,4 @@
-"""How functions name axes: an int, a tuple or list of ints, or None for all of them."""
+"""The names of axes in calls: an int, a tuple or list of ints, or None for all of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from minigrad.core.tensor import Axis
 
 
 def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes counted from the front, of an array with `ndim` of them.
+    """Return axes of an array with `ndim` of them, counted from the front.
 
     Raises:
         TypeError: if one is no integer.
-        ValueError: if one is not there or is repeated.
+        ValueError: if one does not exist or is repeated.
     """
     try:
         return normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
@@ -31,25 +31,33 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def normalize_axis(axis: int, ndim: int) -> int:
-    """One axis counted from the front.
+    """Return one axis, counted from the front.
 
     Raises:
         TypeError: if it is no integer.
-        ValueError: if it is not there.
+        ValueError: if it does not exist.
     """
     if not isinstance(axis, (int, np.integer)):
         raise TypeError(f"axis is an int, not {axis!r}")
     return normalize_axes(axis, ndim)[0]
 
 
-def kept(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
-    """The shape of a reduction over `axis` with keepdims."""
+def keepdims_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
+    """Return the shape of a reduction over `axis` with keepdims."""
     if axis is None:
         return (1,) * len(shape)
     axes = normalize_axes(axis, len(shape))
     return tuple(1 if i in axes else size for i, size in enumerate(shape))
 
 
+def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:
+    """Return the shape of a reduction over `axis`."""
+    axes = normalize_axes(axis, len(shape))
+    if keepdims:
+        return keepdims_shape(shape, axis)
+    return tuple(n for i, n in enumerate(shape) if i not in axes)
+
+
 def as_tuple(axis: Axis) -> Any:
-    """`axis` as numpy's functions take it: they want a tuple where we allow a list."""
+    """Return `axis` as numpy's functions take it: they want a tuple where we allow a list."""
     return tuple(axis) if isinstance(axis, list) else axis

@@ -28,7 +28,7 @@ __all__ = [
     "not_equal",
 ]
 
-# Any, for numpy's stubs know `keepdims` as a literal only.
+# The type is Any because numpy's stubs know `keepdims` as a literal only.
 _any: Any = np.logical_or.reduce
 _all: Any = np.logical_and.reduce
 
@@ -71,55 +71,55 @@ def greater_equal(x: Array, y: Array) -> Array:
 
 @op
 def isfinite(x: Array) -> Array:
-    """Whether it is neither infinite nor nan."""
+    """True where x is neither infinite nor nan."""
     return np.isfinite(x)
 
 
 @op
 def isinf(x: Array) -> Array:
-    """Whether it is infinite."""
+    """True where x is infinite."""
     return np.isinf(x)
 
 
 @op
 def isnan(x: Array) -> Array:
-    """Whether it is not a number."""
+    """True where x is nan, not a number."""
     return np.isnan(x)
 
 
 @op
 def logical_and(x: Array, y: Array) -> Array:
-    """Whether both are true, for booleans.
+    """x and y, element by element, for booleans.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for anything else than booleans.
     """
     return np.logical_and(_booleans("logical_and", x), _booleans("logical_and", y))
 
 
 @op
 def logical_or(x: Array, y: Array) -> Array:
-    """Whether one of two is true, for booleans.
+    """x or y, element by element, for booleans.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for anything else than booleans.
     """
     return np.logical_or(_booleans("logical_or", x), _booleans("logical_or", y))
 
 
 @op
 def logical_not(x: Array) -> Array:
-    """Whether it is false, for booleans.
+    """not x, element by element, for booleans.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for anything else than booleans.
     """
     return np.logical_not(_booleans("logical_not", x))
 
 
 @op
 def any(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Whether one element over `axis` is true, for booleans; of none, False.
+    """True if any element over `axis` is true, for booleans; False if there are none.
 
     Raises:
         TypeError: for anything else than booleans.
@@ -129,7 +129,7 @@ def any(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 @op
 def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Whether every element over `axis` is true, for booleans; of none, True.
+    """True if all elements over `axis` are true, for booleans; also if there are none.
 
     Raises:
         TypeError: for anything else than booleans.
@@ -138,8 +138,7 @@ def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 def _booleans(name: str, x: Array) -> Array:
-    if np.asarray(x).dtype != np.bool_:
-        raise op_error(
-            TypeError, name, f"takes booleans, as comparisons give, not {np.asarray(x).dtype}"
-        )
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    if dtype != np.bool_:
+        raise op_error(TypeError, name, f"takes booleans, as comparisons give, not {dtype}")
     return x

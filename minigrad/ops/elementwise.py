@@ -1,4 +1,4 @@
-"""Functions of each element on its own, and choices between elements."""
+"""Functions of each element by itself, and choices between elements."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ __all__ = [
 # --------------------------------------------------------------------------------------------------
 
 
-@op
+@op(cost=1)
 def where(condition: Array, x: Array, y: Array) -> Array:
-    """x where `condition` is true, else y; the gradient goes to the one that was taken.
+    """x where `condition` is true, else y; the gradient goes to the operand that was taken.
 
     Raises:
         ValueError: if a number beside integers is too large for their dtype.
@@ -57,48 +57,48 @@ _MANY = 4096  # elements, from which on a loop of our own pays
 
 
 def _beside(number: Array, array: Array) -> Array:
-    """A number in the dtype of integers beside it, which `np.where` would wrap round to fit."""
+    """Return a number in the dtype of integers beside it; `np.where` would wrap it round to fit."""
     if number.__class__ is int and isinstance(array, np.ndarray) and array.dtype.kind in "iu":
         return np.asarray(number, array.dtype)
     return number
 
 
-where.rule("x", lambda g, condition: where(condition, g, 0.0))
-where.rule("y", lambda g, condition: where(condition, 0.0, g))
+where.vjp("x", lambda g, condition: where(condition, g, 0.0))
+where.vjp("y", lambda g, condition: where(condition, 0.0, g))
 
 
 @op
 def maximum(x: Array, y: Array) -> Array:
-    """The larger of x and y, broadcast. Where they are equal each gets half of the gradient.
+    """The larger of x and y, broadcast. Where they are equal, each gets half of the gradient.
 
-    Where one is nan, the result is, and the gradient goes to both.
+    Where one is nan, the result is nan, and the gradient goes to both.
     """
     return np.maximum(x, y)
 
 
-maximum.rule("x", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
-maximum.rule("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
+maximum.vjp("x", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
+maximum.vjp("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
 
 
 @op
 def minimum(x: Array, y: Array) -> Array:
-    """The smaller of x and y, broadcast. Where they are equal each gets half of the gradient.
+    """The smaller of x and y, broadcast. Where they are equal, each gets half of the gradient.
 
-    Where one is nan, the result is, and the gradient goes to both.
+    Where one is nan, the result is nan, and the gradient goes to both.
     """
     return np.minimum(x, y)
 
 
-minimum.rule("x", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
-minimum.rule("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
+minimum.vjp("x", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
+minimum.vjp("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
 
 
-@op
+@op(cost=lambda min, max, out: ((min is not None) + (max is not None)) * out.size)
 def clip(x: Array, min: Array = None, max: Array = None) -> Array:
     """min(max(x, `min`), `max`), broadcast; None is no bound.
 
-    The gradient goes to what was taken: to x between the bounds and also on them, where it is
-    nan, and else to the bound.
+    The gradient goes to what was taken: to x between the bounds, on a bound, and where x is nan;
+    elsewhere to the bound.
 
     Raises:
         ValueError: if there is no bound.
@@ -108,24 +108,24 @@ def clip(x: Array, min: Array = None, max: Array = None) -> Array:
     return np.clip(x, min, max)
 
 
-@clip.rule("x")
+@clip.vjp("x")
 def _clip_x(g: Array, x: Array, min: Array, max: Array) -> Array:
     if min is not None:
         g = where(x < min, 0.0, g)
     return g if max is None else where(_above(x, min, max), 0.0, g)
 
 
-@clip.rule("min")
+@clip.vjp("min")
 def _clip_min(g: Array, x: Array, min: Array, max: Array) -> Array:
     taken = x < min if max is None else logical_and(x < min, min <= max)
     return where(taken, g, 0.0)
 
 
-clip.rule("max", lambda g, x, min, max: where(_above(x, min, max), g, 0.0))
+clip.vjp("max", lambda g, x, min, max: where(_above(x, min, max), g, 0.0))
 
 
 def _above(x: Array, min: Array, max: Array) -> Array:
-    """Where `max` was taken: above it, and wherever it is the smaller bound."""
+    """Return where `max` was taken: above it, and wherever it is the smaller bound."""
     return x > max if min is None else logical_or(x > max, min > max)
 
 
@@ -135,7 +135,7 @@ def _above(x: Array, min: Array, max: Array) -> Array:
 
 
 def flat(g: Array) -> Array:
-    """The derivative rule of a staircase: 0, whatever arrives."""
+    """The VJP of a staircase: 0 whatever the arriving gradient is."""
     return where(False, g, 0.0)
 
 
@@ -145,7 +145,7 @@ def sign(x: Array) -> Array:
     return np.sign(x)
 
 
-sign.rule("x", flat)
+sign.vjp("x", flat)
 
 
 @op
@@ -154,7 +154,7 @@ def floor(x: Array) -> Array:
     return np.floor(x)
 
 
-floor.rule("x", flat)
+floor.vjp("x", flat)
 
 
 @op
@@ -163,16 +163,16 @@ def ceil(x: Array) -> Array:
     return np.ceil(x)
 
 
-ceil.rule("x", flat)
+ceil.vjp("x", flat)
 
 
 @op
 def round(x: Array, decimals: int = 0) -> Array:
-    """The nearest number with so many decimals, an even one of two; the derivative is 0."""
+    """The nearest number with `decimals` decimals, the even one of two; the derivative is 0."""
     return np.round(x, decimals)
 
 
-round.rule("x", flat)
+round.vjp("x", flat)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def abs(x: Array) -> Array:
     return np.abs(x)
 
 
-abs.rule("x", lambda g, x: g * sign(x))
+abs.vjp("x", lambda g, x: g * sign(x))
 
 
 @op
@@ -195,106 +195,142 @@ def square(x: Array) -> Array:
     return np.square(x)
 
 
-square.rule("x", lambda g, x: 2.0 * g * x)
+square.vjp("x", lambda g, x: 2.0 * g * x)
 
 
-@op(floats=True)
+_OF_NEGATIVE = {"the root of a negative number is NaN": lambda x: x < 0}
+_OF_ZERO = {"division by 0; add a small number to x": lambda x: x == 0}
+
+
+@op(
+    floats=True,
+    nonfinite_hint=_OF_NEGATIVE,
+    gradient_hint={
+        "the slope of the square root is infinite at 0; sqrt(x + 1e-12) has one": (
+            lambda out: out == 0
+        )
+    },
+)
 def sqrt(x: Array) -> Array:
     """The square root, with derivative 0.5 / out, infinite at 0."""
     return np.sqrt(x)
 
 
-sqrt.rule("x", lambda g, out: 0.5 * g / out)
+sqrt.vjp("x", lambda g, out: 0.5 * g / out)
 
 
-@op(floats=True)
+@op(floats=True, cost=1, nonfinite_hint=_OF_NEGATIVE | _OF_ZERO)
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x), with derivative -0.5 / x^1.5; both are infinite at 0."""
     return 1.0 / np.sqrt(x)
 
 
-rsqrt.rule("x", lambda g, x, out: -0.5 * g * out / x)
+rsqrt.vjp("x", lambda g, x, out: -0.5 * g * out / x)
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_OF_ZERO)
 def reciprocal(x: Array) -> Array:
     """1 / x, of integers too, with derivative -1 / x^2; both are infinite at 0."""
     return 1.0 / x
 
 
-reciprocal.rule("x", lambda g, out: -g * out * out)
+reciprocal.vjp("x", lambda g, out: -g * out * out)
 
 
-@op(floats=True)
+def _exp_hint(x: Array, out: Array) -> str | None:
+    limit = math.log(float(np.finfo(out.dtype).max))
+    if ((x > limit) & np.isfinite(x)).any():
+        return (
+            f"e^x overflows {out.dtype} for x > {limit:.4g}; subtract the maximum first, as "
+            f"softmax and logsumexp do"
+        )
+    return None
+
+
+@op(floats=True, nonfinite_hint=_exp_hint)
 def exp(x: Array) -> Array:
     """e^x, which is its own derivative."""
     return np.exp(x)
 
 
-exp.rule("x", lambda g, out: g * out)
+exp.vjp("x", lambda g, out: g * out)
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_exp_hint)
 def expm1(x: Array) -> Array:
     """e^x - 1, exact also near 0, with derivative e^x."""
     return np.expm1(x)
 
 
-expm1.rule("x", lambda g, x: g * exp(x))
+expm1.vjp("x", lambda g, x: g * exp(x))
 
 
-@op(floats=True)
+_LOG_HINTS = {
+    "the logarithm of a negative number is NaN": lambda x: x < 0,
+    "the logarithm of 0 is -Inf; add a small number, or take log_softmax or a loss "
+    "`..._with_logits`, which never form the 0": lambda x: x == 0,
+}
+_LOG_GRADIENT_HINTS = {"the slope of the logarithm is infinite at 0": lambda x: x == 0}
+
+
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log(x: Array) -> Array:
     """The natural logarithm, with derivative 1 / x; -inf and inf at 0, nan below."""
     return np.log(x)
 
 
-log.rule("x", lambda g, x: g / x)
+log.vjp("x", lambda g, x: g / x)
 
 
-@op(floats=True)
+@op(
+    floats=True,
+    nonfinite_hint={
+        "log1p(x) is the logarithm of 1 + x, which is negative for x < -1": lambda x: x < -1,
+        "log1p(-1) is the logarithm of 0, -Inf": lambda x: x == -1,
+    },
+)
 def log1p(x: Array) -> Array:
     """log(1 + x), exact also near 0, with derivative 1 / (1 + x)."""
     return np.log1p(x)
 
 
-log1p.rule("x", lambda g, x: g / (1.0 + x))
+log1p.vjp("x", lambda g, x: g / (1.0 + x))
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log2(x: Array) -> Array:
     """The logarithm to base 2, with derivative 1 / (x log 2)."""
     return np.log2(x)
 
 
-log2.rule("x", lambda g, x: g / (x * math.log(2)))
+log2.vjp("x", lambda g, x: g / (x * math.log(2)))
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
 def log10(x: Array) -> Array:
     """The logarithm to base 10, with derivative 1 / (x log 10)."""
     return np.log10(x)
 
 
-log10.rule("x", lambda g, x: g / (x * math.log(10)))
+log10.vjp("x", lambda g, x: g / (x * math.log(10)))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def erf(x: Array) -> Array:
     """The integral of 2 / sqrt(pi) e^(-t^2) from 0 to x; the derivative is the integrand at x."""
-    return kernels.normal.erf(x)
+    return kernels.gelu_erf.erf(x)
 
 
-erf.rule("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
+erf.vjp("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
 
 
-@op(floats=True)
+@op(floats=True, cost=1)
 def normal_cdf(x: Array) -> Array:
     """The standard normal distribution function (1 + erf(x / sqrt 2)) / 2, exact in both tails.
 
     The derivative is the density e^(-x^2 / 2) / sqrt(2 pi).
     """
-    return kernels.normal.normal_cdf(x)
+    return kernels.gelu_erf.normal_cdf(x)
 
 
-normal_cdf.rule("x", lambda g, x: g * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi)))
+normal_cdf.vjp("x", lambda g, x: g * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi)))

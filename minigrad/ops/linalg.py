@@ -18,7 +18,14 @@ from minigrad.ops.shape import reshape
 __all__ = ["cholesky", "det", "inv", "solve"]
 
 
-@op(floats=True)
+def _cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
+    """The leading terms of LAPACK's FLOPs: multiples of n^3 and of n^2 for each matrix."""
+    n: int = a.shape[-1]
+    matrices: int = math.prod(a.shape[:-2])
+    return matrices * (numerator * n**3 // denominator + squares * n**2)
+
+
+@op(floats=True, cost=lambda a: _cubes(a, 2))
 def inv(a: Array) -> Array:
     """The inverse of each matrix in `(..., n, n)`: d(A^-1) = -A^-1 dA A^-1.
 
@@ -28,15 +35,28 @@ def inv(a: Array) -> Array:
     return _regular("inv", np.linalg.inv, a)
 
 
-@inv.rule("a")
+@inv.vjp("a")
 def _inv_a(g: Array, out: Array) -> Array:
     transposed = swap_last(out)
     return -matmul(matmul(transposed, g), transposed)
 
 
-@op(floats=True)
+def _solve_cost(a: Array, b: Array, out: Array) -> int:
+    n: int = a.shape[-1]
+    size: int = out.size
+    columns = 1 if len(b.shape) == 1 else b.shape[-1]
+    return size // max(1, n * columns) * (2 * n**3 // 3) + 2 * size * n
+
+
+def _solve_shape(a: Array, b: Array) -> tuple[int, ...]:
+    if len(b.shape) == 1:
+        return tuple(a.shape[:-1])
+    return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *b.shape[-2:])
+
+
+@op(floats=True, cost=_solve_cost, shape=_solve_shape)
 def solve(a: Array, b: Array) -> Array:
-    """The x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
+    """The solution x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
 
     Leading axes are broadcast. As in numpy, b is a vector only if it has one axis.
 
@@ -54,10 +74,10 @@ def solve(a: Array, b: Array) -> Array:
     return _regular("solve", np.linalg.solve, a, b)
 
 
-solve.rule("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
+solve.vjp("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
 
 
-@solve.rule("a")
+@solve.vjp("a")
 def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], out: Array) -> Array:
     vector = len(b_shape) == 1
     adjoint = _solved_for(swap_last(a), g, vector)
@@ -67,19 +87,19 @@ def _solve_a(g: Array, a: Array, b_shape: tuple[int, ...], out: Array) -> Array:
 
 
 def _solved_for(a: Array, b: Array, vector: bool) -> Array:
-    """solve, for a b that is a stack of vectors if the op was called with a vector."""
+    """Solve a x = b, where b is a stack of vectors if the op was called with a vector."""
     if not vector:
         return solve(a, b)
     solution = solve(a, reshape(b, (*b.shape, 1)))
     return reshape(solution, solution.shape[:-1])
 
 
-@op(floats=True)
+@op(floats=True, cost=lambda a: _cubes(a, 2, 3), shape=lambda a: a.shape[:-2])
 def det(a: Array) -> Array:
     """The determinant of each matrix in `(..., n, n)`; the derivative is the matrix of cofactors.
 
     For a regular matrix that is det(A) A^-T. Where one is singular, or nearly so, each cofactor is
-    computed as a determinant, which takes O(n^5) and is offered up to n = 16.
+    computed as a determinant, which takes O(n^5) operations and is offered up to n = 16.
 
     Raises:
         ValueError: if the matrices are not square; in the backward pass, if one is singular and
@@ -88,7 +108,7 @@ def det(a: Array) -> Array:
     return np.linalg.det(_square("det", a))
 
 
-@det.rule("a")
+@det.vjp("a", cost=lambda a, out: _cubes(a, 2, squares=1) + out.size)  # if all are regular
 def _det_a(g: Array, a: Array, out: Array) -> Array:
     g, out = (reshape(v, (*v.shape, 1, 1)) for v in (g, out))
     n = a.shape[-1]
@@ -116,7 +136,7 @@ _MOST_COFACTORS = 16  # the minors of one matrix of float64 take 8 n^4 bytes, ha
 
 
 def _nearly_singular(a: Array) -> Array:
-    """Which matrices have a condition number that leaves their inverse few digits, or none."""
+    """Return which matrices are so ill-conditioned that their inverse has few digits, or none."""
     n = a.shape[-1]
     if a.size == 0:
         return np.zeros(a.shape[:-2], bool)
@@ -127,7 +147,7 @@ def _nearly_singular(a: Array) -> Array:
 
 
 def _cofactors(a: Array) -> Array:
-    """(-1)^(i + j) times the determinant of `a` without row i and column j."""
+    """Return the cofactors: (-1)^(i + j) times the determinant without row i and column j."""
     n = a.shape[-1]
     others = np.array([[k for k in range(n) if k != i] for i in range(n)], int).reshape(n, n - 1)
     minors = getitem(a, (..., others[:, None, :, None], others[None, :, None, :]))
@@ -135,7 +155,7 @@ def _cofactors(a: Array) -> Array:
     return det(minors) * signs.astype(a.dtype)
 
 
-@op(floats=True)
+@op(floats=True, cost=lambda a: _cubes(a, 1, 3, squares=2))
 def cholesky(a: Array) -> Array:
     """The lower triangular L with L L^T = A, for symmetric positive definite `(..., n, n)`.
 
@@ -160,19 +180,19 @@ def cholesky(a: Array) -> Array:
         ) from None
 
 
-@cholesky.rule("a")
+@cholesky.vjp("a")
 def _cholesky_a(g: Array, out: Array) -> Array:
     n = out.shape[-1]
     lower = np.tril(np.ones((n, n), out.dtype))
     transposed = swap_last(out)
     inner = matmul(transposed, g * lower) * (lower - 0.5 * np.eye(n, dtype=out.dtype))
     half = swap_last(solve(transposed, inner))  # of L^-T inner L^-1, the left side is done
-    whole = solve(transposed, half)
-    return 0.5 * (whole + swap_last(whole))
+    full = solve(transposed, half)
+    return 0.5 * (full + swap_last(full))
 
 
 def _regular(name: str, function: Callable[..., Array], a: Array, *others: Array) -> Array:
-    """What a function of numpy's gives for square matrices, none of them singular."""
+    """Apply a function of numpy's to square matrices; raise an error if one is singular."""
     a = _square(name, a)
     try:
         return function(a, *others)

@@ -1,8 +1,8 @@
 """Normalisation over the last axes.
 
-Both ops are one loop over rows each way (see `minigrad.kernels.normalization`). One rule serves all
-inputs of an op, for their derivatives share the standardised x. It is computed again there, from x
-alone, so that nothing but x and the weight is kept.
+Both ops are one loop over rows, forward and backward (see `minigrad.kernels.normalization`). One
+VJP serves all inputs of an op, because their derivatives share the standardised x. The VJP
+computes that again from x, so that nothing but x and the weight is saved.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.errors import op_error
+from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
 
@@ -34,7 +35,7 @@ def _layer_norm(
     return out if bias is None else out + bias
 
 
-@op(composition=_layer_norm, replayed=True, floats=True)
+@op(composition=_layer_norm, replayed=True, floats=True, nonfinite_hint=hints.of_norm)
 def layer_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
 ) -> Array:
@@ -47,7 +48,7 @@ def layer_norm(
         normalized_shape: the sizes of the axes over which mean and variance are taken.
         weight: of that shape, or None.
         bias: of that shape, or None.
-        eps: what keeps the root away from 0.
+        eps: a small number, added so that the root is not 0.
 
     Raises:
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
@@ -57,13 +58,44 @@ def layer_norm(
 
 
 def _layer_norm_inputs(
-    g: Array, needs: Sequence[bool], x: Array, normalized_shape: Sizes, weight: Array, eps: float
+    g: Array,
+    needs_input_grad: Sequence[bool],
+    x: Array,
+    normalized_shape: Sizes,
+    weight: Array,
+    eps: float,
 ) -> Sequence[Array]:
     sizes = x.shape[x.ndim - np.size(normalized_shape) :]
-    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, True, needs)
+    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, True, needs_input_grad)
 
 
-layer_norm.joint_rule(("x", "weight", "bias"), _layer_norm_inputs)
+def _means(out: Array, normalized_shape: Sizes) -> int:
+    """The number of means that are taken: one for each row."""
+    count: int = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
+    return count
+
+
+def _layer_norm_shared(needs_input_grad: set[str], out: Array, normalized_shape: Sizes) -> int:
+    """The FLOPs of standardising x again, which the gradients of x and the weight share."""
+    return (
+        5 * out.size + 4 * _means(out, normalized_shape)
+        if needs_input_grad & {"x", "weight"}
+        else 0
+    )
+
+
+layer_norm.joint_vjp(
+    ("x", "weight", "bias"),
+    _layer_norm_inputs,
+    cost={
+        "x": lambda weight, normalized_shape, out: (
+            (7 + (weight is not None)) * out.size + 2 * _means(out, normalized_shape)
+        ),
+        "weight": 2,
+        "bias": 1,
+        "shared": _layer_norm_shared,
+    },
+)
 
 
 def _rms_norm(
@@ -74,7 +106,7 @@ def _rms_norm(
     return out if weight is None else out * weight
 
 
-@op(composition=_rms_norm, replayed=True, floats=True)
+@op(composition=_rms_norm, replayed=True, floats=True, nonfinite_hint=hints.of_norm)
 def rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:
@@ -84,8 +116,8 @@ def rms_norm(
         x: `(..., *normalized_shape)`.
         normalized_shape: the sizes of the axes over which the mean is taken.
         weight: of that shape, or None.
-        eps: what keeps the root away from 0; None for the distance from 1 to the next number of
-            the dtype of x.
+        eps: a small number, added so that the root is not 0; None for the distance from 1 to the
+            next number of the dtype of x.
 
     Raises:
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
@@ -97,7 +129,7 @@ def rms_norm(
 
 def _rms_norm_inputs(
     g: Array,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
     x: Array,
     normalized_shape: Sizes,
     weight: Array,
@@ -105,21 +137,40 @@ def _rms_norm_inputs(
 ) -> Sequence[Array]:
     eps = _least(x) if eps is None else eps
     sizes = x.shape[x.ndim - np.size(normalized_shape) :]
-    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, False, (*needs, False))[
-        :2
-    ]
+    return kernels.normalization.norm_gradients(
+        g, x, sizes, weight, eps, False, (*needs_input_grad, False)
+    )[:2]
 
 
-rms_norm.joint_rule(("x", "weight"), _rms_norm_inputs)
+def _rms_norm_shared(needs_input_grad: set[str], out: Array, normalized_shape: Sizes) -> int:
+    """The FLOPs of standardising x again, which the gradients of x and the weight share."""
+    return (
+        3 * out.size + 3 * _means(out, normalized_shape)
+        if needs_input_grad & {"x", "weight"}
+        else 0
+    )
+
+
+rms_norm.joint_vjp(
+    ("x", "weight"),
+    _rms_norm_inputs,
+    cost={
+        "x": lambda weight, normalized_shape, out: (
+            (5 + (weight is not None)) * out.size + _means(out, normalized_shape)
+        ),
+        "weight": 2,
+        "shared": _rms_norm_shared,
+    },
+)
 
 
 def _least(x: Array) -> float:
-    """The distance from 1 to the next number of the dtype of x."""
+    """Return the distance from 1 to the next number of the dtype of x."""
     return float(np.finfo(x.dtype).eps)
 
 
 def _axes(normalized_shape: Sizes) -> tuple[int, ...]:
-    """As many of the last axes as there are sizes."""
+    """Return as many of the last axes as there are sizes."""
     return tuple(range(-np.size(normalized_shape), 0))
 
 
@@ -130,7 +181,7 @@ def _mean(x: Array, axes: tuple[int, ...]) -> Array:
 def _checked_sizes(
     name: str, x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
 ) -> tuple[int, ...]:
-    """The sizes of the axes to normalise over, when everything fits."""
+    """Return the sizes of the axes to normalise over, after checking all arguments."""
     if not eps >= 0:
         raise op_error(ValueError, name, f"eps is not negative, unlike {eps!r}")
     sizes = (

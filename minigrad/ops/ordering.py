@@ -1,9 +1,11 @@
-"""Where elements stand in order of size: integers, which have no derivative.
+"""The order of elements by size: indices, which have no derivative.
 
-What is made of them (`sort`, `topk`) takes the elements at these places, and the gradient with it.
+Functions that use them (`sort`, `topk`) take the elements at these indices, and so the gradient.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -15,7 +17,9 @@ __all__ = ["argmax", "argmin", "argsort"]
 
 @op
 def argmax(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
-    """The place of the largest element along `axis`, or among all in a row; of equals, the first.
+    """The index of the largest element along `axis`, or in the flattened array.
+
+    Of equal elements, the first counts.
 
     Raises:
         ValueError: if there is nothing to choose from.
@@ -25,7 +29,9 @@ def argmax(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 @op
 def argmin(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
-    """The place of the smallest element along `axis`, or among all in a row; of equals, the first.
+    """The index of the smallest element along `axis`, or in the flattened array.
+
+    Of equal elements, the first counts.
 
     Raises:
         ValueError: if there is nothing to choose from.
@@ -33,11 +39,17 @@ def argmin(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     return x.argmin(axis, keepdims=keepdims)
 
 
-@op
-def argsort(x: Array, axis: int | None = -1, descending: bool = False) -> Array:
-    """The places of the elements along `axis` from small to large; equals keep their order.
+def _comparisons(x: Array, axis: int | None) -> int:
+    """The comparisons of a sort: n log2(n) for each row of n elements."""
+    n = x.size if axis is None or not x.shape else x.shape[axis]
+    return x.size * math.ceil(math.log2(n)) if n > 1 else 0
 
-    With `axis=None`, those of all elements in a row. A nan counts as the largest.
+
+@op(cost=_comparisons, shape=lambda x, axis: (x.size,) if axis is None else x.shape)
+def argsort(x: Array, axis: int | None = -1, descending: bool = False) -> Array:
+    """The indices that sort the elements along `axis` from small to large; equals keep their order.
+
+    With `axis=None`, the array is flattened first. A nan counts as the largest.
     """
     if axis is None:
         x, axis = np.ravel(x), -1

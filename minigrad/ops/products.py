@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,22 +11,35 @@ from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.errors import op_error
+from minigrad.ops import hints
 from minigrad.ops.shape import reshape, transpose
 
 __all__ = ["linear", "lora_linear", "matmul"]
 
 
+def shape_of_product(x: Sequence[int], y: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of the matrix product of arrays of these shapes."""
+    rows, columns = x[-2:-1], y[-1:] if len(y) > 1 else ()
+    return (*np.broadcast_shapes(tuple(x[:-2]), tuple(y[:-2])), *rows, *columns)
+
+
 def swap_last(x: Array) -> Array:
-    """The transpose of each matrix in a stack of them."""
+    """Return the transpose of each matrix in a stack."""
     return transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
-@op
+@op(
+    cost=lambda x, out: 2 * out.size * x.shape[-1],
+    shape=lambda x, y: shape_of_product(x.shape, y.shape),
+    product=True,
+    nonfinite_hint=hints.of_product,
+    gradient_hint=hints.of_product_gradient,
+)
 def matmul(x: Array, y: Array) -> Array:
     """The matrix product `(..., m, k) @ (..., k, n) -> (..., m, n)`, leading axes broadcast.
 
-    As in numpy, a vector is a row on the left and a column on the right, and the result lacks its
-    axis: `(k,) @ (k,)` is a number.
+    As in numpy, a vector is a row on the left and a column on the right, and the result does not
+    have its axis: `(k,) @ (k,)` is a number.
 
     Raises:
         ValueError: if an operand is a number, or the sizes do not match.
@@ -53,17 +65,17 @@ def matmul(x: Array, y: Array) -> Array:
     return out
 
 
-@matmul.rule("x")
+@matmul.vjp("x")
 def _matmul_x(g: Array, x_shape: tuple[int, ...], y: Array) -> Array:
     if len(x_shape) == 2 and y.ndim > 2:
-        order = (y.ndim - 2, *range(y.ndim - 2), y.ndim - 1)  # each row of g next to its kin
+        order = (y.ndim - 2, *range(y.ndim - 2), y.ndim - 1)  # equal rows side by side
         wide = reshape(transpose(g, order), (x_shape[0], -1))
         return matmul(wide, as_rows(swap_last(y)))
     g = _with_axes(g, len(x_shape) == 1, y.ndim == 1)
     return matmul(g, swap_last(reshape(y, (-1, 1)) if y.ndim == 1 else y))
 
 
-@matmul.rule("y")
+@matmul.vjp("y")
 def _matmul_y(g: Array, x: Array, y_shape: tuple[int, ...]) -> Array:
     if x.ndim > 2 and len(y_shape) <= 2:
         # In one product: a gradient for each matrix of the stack would take a lot of memory.
@@ -76,7 +88,7 @@ def _matmul_y(g: Array, x: Array, y_shape: tuple[int, ...]) -> Array:
 
 
 def _with_axes(g: Array, row: bool, column: bool) -> Array:
-    """The gradient of a product with the axes that vectors had left out."""
+    """Return the gradient of a product with an axis of size 1 for each vector."""
     if not (row or column):
         return g
     size = g.ndim - (not column)
@@ -89,13 +101,18 @@ def _linear(x: Array, weight: Array, bias: Array = None) -> Array:
 
 
 def as_rows(x: Array) -> Array:
-    """A stack of vectors as one matrix."""
+    """Return a stack of vectors as one matrix."""
     if x.ndim == 2:
         return x
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-@op(composition=_linear)
+@op(
+    composition=_linear,
+    product=True,
+    nonfinite_hint=hints.of_product,
+    gradient_hint=hints.of_product_gradient,
+)
 def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     """x W^T + b: `(..., d_in)`, `(d_out, d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -110,13 +127,13 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-linear.rule("x", lambda g, weight: linear(g, transpose(weight)))
-linear.rule("weight", lambda g, x: matmul(transpose(as_rows(g)), as_rows(x)))
-linear.rule("bias", lambda g: g)
+linear.vjp("x", lambda g, weight: linear(g, transpose(weight)))
+linear.vjp("weight", lambda g, x: matmul(transpose(as_rows(g)), as_rows(x)))
+linear.vjp("bias", lambda g: g)
 
 
 def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
-    """Refuse operands of a linear map that do not go together."""
+    """Raise an error if the operands of a linear map do not go together."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise op_error(
             ValueError,
@@ -140,12 +157,18 @@ def _lora_linear(
     lora_b: Array,
     bias: Array = None,
     scale: float = 1.0,
-    panels: Any = None,
 ) -> Array:
     return linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
 
 
-@op(composition=_lora_linear, replayed=True, keeps=True)
+@op(
+    composition=_lora_linear,
+    replayed=True,
+    returns_residuals=True,
+    product=True,
+    nonfinite_hint=hints.of_product,
+    gradient_hint=hints.of_product_gradient,
+)
 def lora_linear(
     x: Array,
     weight: Array,
@@ -153,7 +176,6 @@ def lora_linear(
     lora_b: Array,
     bias: Array = None,
     scale: float = 1.0,
-    panels: Any = None,
 ) -> Array:
     """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank (Hu et al., 2021).
 
@@ -168,7 +190,6 @@ def lora_linear(
         lora_b: B, `(d_out, rank)`.
         bias: b, `(d_out,)`, or None.
         scale: a number.
-        panels: of a W that does not change, those of `kernels.panels.panels_of(W)`; or None.
 
     Returns:
         `(..., d_out)`.
@@ -192,28 +213,44 @@ def lora_linear(
             f"B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
             f"of the weight, {weight.shape}",
         )
-    y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale), panels)
+    y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale))
     return y.reshape(*x.shape[:-1], weight.shape[0]), h
 
 
 def _lora_linear_inputs(
     g: Array,
-    needs: Sequence[bool],
+    needs_input_grad: Sequence[bool],
     x: Array,
     weight: Array,
     lora_a: Array,
     lora_b: Array,
     scale: float,
-    panels: Any,
-    kept: Array,
+    residuals: Array,
 ) -> Sequence[Array]:
     rows, gs = as_rows(x), as_rows(g)
+    need_x, need_weight, need_a, need_b, _ = needs_input_grad
     dx, da, db = kernels.lora.backward(
-        gs, rows, weight, lora_a, lora_b, kept, float(scale), needs[0], needs[2], needs[3], panels
+        gs, rows, weight, lora_a, lora_b, residuals, float(scale), need_x, need_a, need_b
     )
-    dw = kernels.gemm.matmul(gs.T, rows) if needs[1] else None
+    dw = kernels.gemm.matmul(gs.T, rows) if need_weight else None
     dx = None if dx is None else dx.reshape(x.shape)
     return dx, dw, da, db, g
 
 
-lora_linear.joint_rule(("x", "weight", "lora_a", "lora_b", "bias"), _lora_linear_inputs)
+def _lora_linear_shared(needs_input_grad: set[str], lora_b: Array, out: Array) -> int:
+    """The FLOPs of d = scale g B, which the gradients of x and A share."""
+    rows, rank = out.size // lora_b.shape[0], lora_b.shape[1]
+    return 2 * out.size * rank + rows * rank if needs_input_grad & {"x", "lora_a"} else 0
+
+
+lora_linear.joint_vjp(
+    ("x", "weight", "lora_a", "lora_b", "bias"),
+    _lora_linear_inputs,
+    cost={
+        "x": lambda x, weight, lora_a: (2 * (len(weight) + len(lora_a)) + 1) * x.size,
+        "weight": lambda x, weight: 2 * len(weight) * x.size,
+        "lora_a": lambda x, lora_a: 2 * len(lora_a) * x.size,
+        "lora_b": lambda lora_b, out: 2 * out.size * lora_b.shape[1],
+        "shared": _lora_linear_shared,
+    },
+)

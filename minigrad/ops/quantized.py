@@ -1,4 +1,4 @@
-"""Products with a frozen weight that is kept in few bits."""
+"""Products with a frozen weight that is stored in few bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.errors import op_error
+from minigrad.ops import hints
 from minigrad.ops.products import as_rows, check_linear
 
 if TYPE_CHECKING:
@@ -18,12 +19,24 @@ if TYPE_CHECKING:
 __all__ = ["nf4_linear"]
 
 
-@op
-def nf4_linear(x: Array, weight: NF4Matrix, bias: Array = None) -> Array:
-    """x W^T + b with W in four bits a number: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
+def _nf4_linear_cost(weight: NF4Matrix, bias: Array, out: Array) -> int:
+    """The FLOPs of the product, and one for each element of W: its level times an absmax."""
+    d_out, d_in = weight.shape
+    return (2 * d_in + (bias is not None)) * int(out.size) + d_out * d_in
 
-    W is frozen. It is read strip by strip, forward and backward (dx = g W), and what is kept for
-    the backward pass is its codes (QLoRA, Dettmers et al., 2023, section 3, equation 5).
+
+@op(
+    cost=_nf4_linear_cost,
+    shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]),
+    product=True,
+    nonfinite_hint=hints.of_product,
+    gradient_hint=hints.of_product_gradient,
+)
+def nf4_linear(x: Array, weight: NF4Matrix, bias: Array = None) -> Array:
+    """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
+
+    W is frozen. It is read strip by strip, forward and backward (dx = g W), and its codes are what
+    is saved for the backward pass (QLoRA, Dettmers et al., 2023, section 3, equation 5).
 
     Args:
         x: `(..., d_in)`; the result has its dtype.
@@ -49,5 +62,5 @@ def nf4_linear(x: Array, weight: NF4Matrix, bias: Array = None) -> Array:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-nf4_linear.rule("x", lambda g, weight: nf4_linear(g, weight.T))
-nf4_linear.rule("bias", lambda g: g)
+nf4_linear.vjp("x", lambda g, weight: nf4_linear(g, weight.T))
+nf4_linear.vjp("bias", lambda g: g)

@@ -14,7 +14,7 @@ import numpy as np
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
-from minigrad.ops.axes import as_tuple, kept, normalize_axes
+from minigrad.ops.axes import as_tuple, keepdims_shape, normalize_axes, reduced
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
 from minigrad.ops.indexing import getitem
@@ -30,8 +30,8 @@ __all__ = [
     "sum",
 ]
 
-# What np.prod and its like end in, without the way there, which takes longer than a small array
-# does. Any, for numpy's stubs know `keepdims` as a literal only.
+# The functions behind np.prod, np.max and np.min, whose wrappers take longer than a small array
+# does. The type is Any because numpy's stubs know `keepdims` as a literal only.
 _prod: Any = np.multiply.reduce
 _max: Any = np.maximum.reduce
 _min: Any = np.minimum.reduce
@@ -43,7 +43,9 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return sum_over(x, as_tuple(axis), keepdims)
 
 
-sum.rule("x", lambda g, x_shape, axis: broadcast_to(reshape(g, kept(x_shape, axis)), x_shape))
+sum.vjp(
+    "x", lambda g, x_shape, axis: broadcast_to(reshape(g, keepdims_shape(x_shape, axis)), x_shape)
+)
 
 
 @op
@@ -70,10 +72,10 @@ def min(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return _min(x, axis=as_tuple(axis), keepdims=keepdims)
 
 
-@max.rule("x")
-@min.rule("x")
+@max.vjp("x")
+@min.vjp("x")
 def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = kept(x.shape, axis)
+    shape = keepdims_shape(x.shape, axis)
     chosen = x == reshape(out, shape)
     if any(out != out):  # where a nan was chosen, which equals nothing
         chosen = logical_or(chosen, x != x)
@@ -81,7 +83,11 @@ def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     return chosen * (reshape(g, shape) / sum(chosen, axis, keepdims=True))
 
 
-@op(floats=True)
+@op(
+    floats=True,
+    cost=lambda x, out: 4 * x.size + 2 * out.size,
+    shape=lambda x, axis, keepdims: reduced(x.shape, axis, keepdims),
+)
 def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """log(sum(e^x)) over `axis`, without overflow.
 
@@ -96,19 +102,19 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return out if keepdims else out.reshape(np.squeeze(out, axis=axis).shape)
 
 
-@logsumexp.rule("x")
+@logsumexp.vjp("x")
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = kept(x.shape, axis)
+    shape = keepdims_shape(x.shape, axis)
     return reshape(g, shape) * exp(x - reshape(out, shape))
 
 
 @op
 def cumsum(x: Array, axis: int | None = None) -> Array:
-    """The sums of the first 1, 2, ... elements along `axis`, or of all elements in a row."""
+    """The running sums along `axis`, or of the flattened array."""
     return np.cumsum(x, axis)
 
 
-cumsum.rule("x", lambda g, x_shape, axis: reshape(_sums_from_the_end(g, axis), x_shape))
+cumsum.vjp("x", lambda g, x_shape, axis: reshape(_sums_from_the_end(g, axis), x_shape))
 
 
 def _sums_from_the_end(g: Array, axis: int | None) -> Array:
@@ -119,14 +125,14 @@ def _sums_from_the_end(g: Array, axis: int | None) -> Array:
 def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """The product over `axis`; the derivative is the product of the others, also where some are 0.
 
-    Of none, it is 1.
+    The product of no elements is 1.
     """
     return _prod(x, axis=as_tuple(axis), keepdims=keepdims)
 
 
-@prod.rule("x")
+@prod.vjp("x")
 def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    g = reshape(g, kept(x.shape, axis))
+    g = reshape(g, keepdims_shape(x.shape, axis))
     if _divisible(out):
         return g * (reshape(out, g.shape) / x)
     rows = _rows(x, axis)
@@ -137,19 +143,19 @@ def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
 
 @op
 def cumprod(x: Array, axis: int | None = None) -> Array:
-    """The products of the first 1, 2, ... elements along `axis`, or of all elements in a row.
+    """The running products along `axis`, or of the flattened array.
 
-    The derivative is right also where some are 0.
+    The derivative is right also where some elements are 0.
     """
     return np.cumprod(x, axis)
 
 
-@cumprod.rule("x")
+@cumprod.vjp("x")
 def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
     if _divisible(out):
         return reshape(_sums_from_the_end(g * out, axis), x.shape) / x
     # Without a division: all that comes before x[i], times s[i] = g[i] + x[i+1] s[i+1]. Stretches
-    # of this recurrence are joined to ones of twice the length until they are whole rows.
+    # of this recurrence are joined to ones of twice the length until they are complete rows.
     rows = _rows(x, axis)
     before = cumprod(_shifted(rows, 1, 1.0), -1)
     s = _rows(reshape(g, x.shape), axis)
@@ -163,12 +169,12 @@ def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
 
 
 def _divisible(products: Array) -> bool:
-    """Whether one factor can be divided out again: none is 0, and no product is out of range."""
+    """Return whether a factor can be divided out again: no product is 0 or out of range."""
     return bool(all(logical_and(isfinite(products), products != 0)))
 
 
 def _rows(x: Array, axis: Axis) -> Array:
-    """The axes that are reduced, as one axis at the end."""
+    """Move the axes that are reduced to the end, as one axis."""
     order, count = _rows_last(x.ndim, axis)
     moved = transpose(x, order)
     sizes = moved.shape[:count]
@@ -176,21 +182,21 @@ def _rows(x: Array, axis: Axis) -> Array:
 
 
 def _from_rows(rows: Array, shape: Sequence[int], axis: Axis) -> Array:
-    """The inverse of `_rows`, for an array of `shape`."""
+    """Undo `_rows`, for an array of `shape`."""
     order, _ = _rows_last(len(shape), axis)
     moved = reshape(rows, [shape[i] for i in order])
     return transpose(moved, [order.index(i) for i in range(len(shape))])
 
 
 def _rows_last(ndim: int, axis: Axis) -> tuple[list[int], int]:
-    """The order of axes in which those of `axis` come last, and how many come before them."""
+    """Return the order of axes in which those of `axis` come last, and how many come before."""
     reduced = normalize_axes(axis, ndim)
     others = [i for i in range(ndim) if i not in reduced]
     return [*others, *reduced], len(others)
 
 
 def _shifted(x: Array, steps: int, filling: float) -> Array:
-    """What stands `steps` places before along the last axis (behind, for a negative number)."""
+    """Shift along the last axis by `steps`, to the front if it is negative, and fill the gap."""
     filler = np.full((*x.shape[:-1], abs(steps)), filling, x.dtype)
     if steps > 0:
         return concatenate([filler, getitem(x, (..., slice(None, -steps)))], -1)

@@ -32,7 +32,7 @@ def clone(x: Array) -> Array:
     return x.copy()
 
 
-clone.rule("x", lambda g: g)
+clone.vjp("x", lambda g: g)
 
 
 @op
@@ -49,25 +49,25 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
     return x.astype(dtype)
 
 
-astype.rule("x", lambda g: g)
+astype.vjp("x", lambda g: g)
 
 
 @op
 def reshape(x: Array, shape: int | Sequence[int]) -> Array:
-    """The elements in row-major order, in another shape; one size may be -1."""
-    return np.asarray(x).reshape(shape)
+    """The elements in row-major order, in another shape; one size may be -1, to be found."""
+    return x.reshape(shape) if hasattr(x, "reshape") else np.asarray(x).reshape(shape)
 
 
-reshape.rule("x", lambda g, x_shape: reshape(g, x_shape))
+reshape.vjp("x", lambda g, x_shape: reshape(g, x_shape))
 
 
 @op
 def transpose(x: Array, axes: Sequence[int] | None = None) -> Array:
-    """The axes in the order `axes`, or reversed."""
+    """The array with its axes in the order `axes`, or reversed."""
     return np.transpose(x, axes)
 
 
-@transpose.rule("x")
+@transpose.vjp("x")
 def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
     inverse = None if axes is None else [int(i) for i in np.argsort([a % len(axes) for a in axes])]
     return transpose(g, inverse)
@@ -75,18 +75,18 @@ def _transpose_x(g: Array, axes: Sequence[int] | None) -> Array:
 
 @op
 def flip(x: Array, axis: Axis = None) -> Array:
-    """In reverse order along `axis`: an int, a tuple of ints, or None for all."""
+    """The elements in reverse order along `axis`: an int, a tuple of ints, or None for all."""
     return np.flip(x, as_tuple(axis))
 
 
-flip.rule("x", lambda g, axis: flip(g, axis))
+flip.vjp("x", lambda g, axis: flip(g, axis))
 
 
 @op
 def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
-    """Shifted by `shift` places along `axis`; what leaves at the end comes in at the beginning.
+    """The elements shifted by `shift` along `axis`; those that leave at the end enter at the front.
 
-    With `axis=None` it runs over all elements in a row. Several axes have a shift each, or one.
+    With `axis=None`, the flattened array is shifted. Several axes have a shift each, or one.
 
     Raises:
         TypeError: if a shift is no integer.
@@ -96,21 +96,21 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
     return np.roll(x, shift, axis)
 
 
-roll.rule("x", lambda g, shift, axis: roll(g, np.negative(shift), axis))
+roll.vjp("x", lambda g, shift, axis: roll(g, np.negative(shift), axis))
 
 
 @op
 def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
-    """Repeated along new leading axes and along axes of size 1."""
+    """The elements repeated along new leading axes and along axes of size 1."""
     return np.broadcast_to(x, shape)
 
 
-broadcast_to.rule("x", lambda g: g)  # the engine sums over broadcast axes, as for any op
+broadcast_to.vjp("x", lambda g: g)  # the engine sums over broadcast axes, as for any op
 
 
-@op
+@op(cost=0)
 def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
-    """Several arrays joined along an axis that they have.
+    """Several arrays joined along an existing axis.
 
     Raises:
         ValueError: if there are none, or they differ in another axis.
@@ -122,8 +122,8 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     return np.concatenate(arrays, axis)
 
 
-@concatenate.rule("arrays")
-def _concatenate_one(g: Array, position: int, arrays_shape: Shapes, axis: int) -> Array:
+@concatenate.vjp("arrays")
+def _concatenate_one(g: Array, argnum: int, arrays_shape: Shapes, axis: int) -> Array:
     axis = normalize_axis(axis, g.ndim)
-    part = slice(*arrays_shape.starts(axis)[position : position + 2])
+    part = slice(*arrays_shape.starts(axis)[argnum : argnum + 2])
     return getitem(g, (*[slice(None)] * axis, part))

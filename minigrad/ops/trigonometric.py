@@ -29,7 +29,7 @@ def sin(x: Array) -> Array:
     return np.sin(x)
 
 
-@sin.rule("x")
+@sin.vjp("x")
 def _sin_x(g: Array, x: Array) -> Array:
     return g * cos(x)
 
@@ -40,7 +40,7 @@ def cos(x: Array) -> Array:
     return np.cos(x)
 
 
-cos.rule("x", lambda g, x: -g * sin(x))
+cos.vjp("x", lambda g, x: -g * sin(x))
 
 
 @op(floats=True)
@@ -49,25 +49,29 @@ def tan(x: Array) -> Array:
     return np.tan(x)
 
 
-tan.rule("x", lambda g, out: g * (1.0 + out * out))
+tan.vjp("x", lambda g, out: g * (1.0 + out * out))
 
 
-@op(floats=True)
+_UNIT_HINTS = {"it is defined from -1 to 1 only": lambda x: np.abs(x) > 1}
+_UNIT_GRADIENT_HINTS = {"the slope is infinite at -1 and 1": lambda x: np.abs(x) == 1}
+
+
+@op(floats=True, nonfinite_hint=_UNIT_HINTS, gradient_hint=_UNIT_GRADIENT_HINTS)
 def arcsin(x: Array) -> Array:
     """The angle in [-pi/2, pi/2] with sine x; the derivative 1 / sqrt(1 - x^2) is inf at +-1."""
     return np.arcsin(x)
 
 
-arcsin.rule("x", lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)))
+arcsin.vjp("x", lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)))
 
 
-@op(floats=True)
+@op(floats=True, nonfinite_hint=_UNIT_HINTS, gradient_hint=_UNIT_GRADIENT_HINTS)
 def arccos(x: Array) -> Array:
     """The angle in [0, pi] with cosine x; the derivative -1 / sqrt(1 - x^2) is -inf at +-1."""
     return np.arccos(x)
 
 
-arccos.rule("x", lambda g, x: -g / sqrt((1.0 - x) * (1.0 + x)))
+arccos.vjp("x", lambda g, x: -g / sqrt((1.0 - x) * (1.0 + x)))
 
 
 @op(floats=True)
@@ -76,7 +80,7 @@ def arctan(x: Array) -> Array:
     return np.arctan(x)
 
 
-arctan.rule("x", lambda g, x: g / (1.0 + x * x))
+arctan.vjp("x", lambda g, x: g / (1.0 + x * x))
 
 
 @op(floats=True)
@@ -89,12 +93,12 @@ def arctan2(y: Array, x: Array) -> Array:
     return np.arctan2(y, x)
 
 
-arctan2.rule("y", lambda g, y, x: g * _over_square(x, y))
-arctan2.rule("x", lambda g, y, x: -g * _over_square(y, x))
+arctan2.vjp("y", lambda g, y, x: g * _over_square(x, y))
+arctan2.vjp("x", lambda g, y, x: -g * _over_square(y, x))
 
 
 def _over_square(a: Array, b: Array) -> Array:
-    """a / (a^2 + b^2), also where the squares are too large or too small; 0 at the origin."""
+    """Compute a / (a^2 + b^2), also where the squares leave the range; it is 0 at the origin."""
     larger = maximum(abs(a), abs(b))
     origin = larger == 0
     scale = where(origin, 1.0, larger)
@@ -108,7 +112,7 @@ def sinh(x: Array) -> Array:
     return np.sinh(x)
 
 
-@sinh.rule("x")
+@sinh.vjp("x")
 def _sinh_x(g: Array, x: Array) -> Array:
     return g * cosh(x)
 
@@ -119,7 +123,7 @@ def cosh(x: Array) -> Array:
     return np.cosh(x)
 
 
-cosh.rule("x", lambda g, x: g * sinh(x))
+cosh.vjp("x", lambda g, x: g * sinh(x))
 
 
 @op(floats=True)
@@ -128,7 +132,7 @@ def tanh(x: Array) -> Array:
     return np.tanh(x)
 
 
-@tanh.rule("x")
+@tanh.vjp("x")
 def _tanh_x(g: Array, out: Array) -> Array:
     if isinstance(g, Tensor):
         return g * (1 - out * out)

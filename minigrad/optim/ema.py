@@ -88,7 +88,7 @@ class EMA:
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         if self._kernel_memory is None:
-            self._kernel_memory = kernels.optim.Places()
+            self._kernel_memory = kernels.optim.TableCache()
         rows = []
         for name, parameter in self.parameters.items():
             average = self._averages[name]

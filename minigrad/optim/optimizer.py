@@ -131,7 +131,7 @@ class Optimizer(ABC):
         """Return what the kernel that steps a group remembers of its arrays (`kernels.optim`)."""
         known = self._kernel_memory.get(id(group))
         if known is None:
-            known = self._kernel_memory[id(group)] = kernels.optim.Places()
+            known = self._kernel_memory[id(group)] = kernels.optim.TableCache()
         return known
 
     def step(self) -> None:

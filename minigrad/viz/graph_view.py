@@ -181,14 +181,14 @@ class _Inputs:
         edges = view.node.edges or ()
         view.links = [Link(e[0], view.node, e, op.input_name(e[1])) for e in edges]
         linked = {edge[1] for edge in edges}
-        many = takes_sequence(op) or not op.rules
+        many = takes_sequence(op) or not op.vjps
         given: dict[int, Any]
         if view.call is not None:
             given = dict(enumerate(view.call.inputs))
         else:
             given = saved_inputs(view.node)
         indices = given if many else range(len(op.parameters))
-        differentiable = set(given) if many else {index for index, _ in op.rules}
+        differentiable = set(given) if many else {index for index, _ in op.vjps}
         for index in sorted(set(indices) - linked):
             name = op.input_name(index)
             value = given.get(index)

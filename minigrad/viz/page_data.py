@@ -140,9 +140,9 @@ class _Writer:
     def _link(self, link: Link) -> Json:
         given: list[list[Any]] = []
         op, vjp = link.target.op, link.edge[2]
-        if op is not None and op.rules and not op.plain:
+        if op is not None and op.vjps and not op.plain:
             needed = {edge[1] for edge in link.target.edges or ()}
-            known = [(op.parameters[index], index in needed) for index, _ in op.rules]
+            known = [(op.parameters[index], index in needed) for index, _ in op.vjps]
             words = ", ".join(f"{name} {'yes' if need else 'no'}" for name, need in known)
             given.append([list(inspect.signature(vjp.derivative).parameters)[1], -1, words])
         for name, value in saved_by(link.target, link.edge):
@@ -261,9 +261,9 @@ def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
             "note": "Its function runs again, recording this time, and the gradient goes back "
             "through what it has recorded.",
         }
-    inputs = [op.parameters[index] for index, known in op.rules if known is vjp]
+    inputs = [op.parameters[index] for index, known in op.vjps if known is vjp]
     names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
-    method = Op.rule if op.plain else Op.joint_rule
+    method = Op.vjp if op.plain else Op.joint_vjp
     parameters = list(inspect.signature(vjp.derivative).parameters)
     # What each parameter after `g` stands for; the slots behind the op's inputs as in `Op`.
     meanings = [

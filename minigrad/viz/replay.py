@@ -132,11 +132,11 @@ class _Watcher(Observer):
     def on_pass(self, begins: bool) -> None:
         self._depth += 1 if begins else -1
 
-    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         if self._depth == 1:
             self.seen.append(Sent(next(self._links[node]), np.asarray(result)))
 
-    def on_gradient(self, node: Node, place: Node, gradient: Any) -> None:
+    def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
         if self._depth == 1:
             self.seen[-1].gradient = gradient
 

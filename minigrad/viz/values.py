@@ -61,10 +61,10 @@ def values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[N
 
 def saved_by(node: Node, edge: Edge) -> Iterator[tuple[str, Any]]:
     """Yield what the VJP of an edge is given after `g`, with the names of its parameters."""
-    rule = edge[2]
-    if rule is not None:
-        names = _parameters(rule.derivative)
-        yield from zip(names[len(names) - len(rule.slots) :], edge[3:], strict=True)
+    vjp = edge[2]
+    if vjp is not None:
+        names = _parameters(vjp.derivative)
+        yield from zip(names[len(names) - len(vjp.slots) :], edge[3:], strict=True)
 
 
 @lru_cache(maxsize=256)
@@ -96,6 +96,6 @@ def takes_sequence(op: OpLike) -> bool:
     """Whether the op's inputs are one sequence: its VJP is given the index of one of them."""
     return any(
         slot == len(op.parameters) + 1 and not shape_only
-        for _, rule in op.rules
-        for slot, shape_only in rule.slots
+        for _, vjp in op.vjps
+        for slot, shape_only in vjp.slots
     )

@@ -171,8 +171,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
         + " |"
         for row in rows
     ]
-    rule = "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths))
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+    vjp = "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths))
+    return "\n".join([lines[0], f"|{vjp}|", *lines[1:]])
 
 
 def _figure(figure: Figure, unit: str) -> str:

@@ -22,10 +22,10 @@ from lora.certificate import (
 )
 from lora.certificate.rounding import norms, unit_of, upper
 from minigrad import ops
-from minigrad.kernels import codes
+from minigrad.kernels import nf4_decode
 from minigrad.kernels.nf4 import NF4Matrix
 
-LEVELS = [float(level) for level in codes.LEVELS]
+LEVELS = [float(level) for level in nf4_decode.LEVELS]
 FLOATS = ["float16", "bfloat16", "float32"]
 HALVES = [*FLOATS[:2], "nf4"]
 

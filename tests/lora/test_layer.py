@@ -202,21 +202,21 @@ def test_a_base_that_is_the_result_of_an_op_is_a_constant(rng):
 
 
 class Watch(minigrad.Observer):
-    """The ops that were called, the rules that ran, and the shapes of what both gave."""
+    """The ops that were called, the VJPs that ran, and the shapes of what both gave."""
 
     def __init__(self):
-        self.calls, self.rules = [], []
+        self.calls, self.vjps = [], []
 
     def on_call(self, op, inputs, result):
         self.calls.append((op.name, result.shape))
 
-    def on_rule(self, node, place, gradient, result):
-        self.rules.append((node.op.name, np.shape(result)))
+    def on_vjp(self, node, parent, gradient, result):
+        self.vjps.append((node.op.name, np.shape(result)))
 
 
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("wants_x", [True, False])
-def test_the_rule_for_the_frozen_weight_never_runs(rng, wants_x, flat):
+def test_the_vjp_for_the_frozen_weight_never_runs(rng, wants_x, flat):
     w = rng.standard_normal((D_OUT, D_IN))
     base = minigrad.Tensor(w.reshape(-1) if flat else w, requires_grad=True)
     layer = LoRALayer(base, D_OUT, D_IN, RANK, ALPHA)
@@ -224,11 +224,11 @@ def test_the_rule_for_the_frozen_weight_never_runs(rng, wants_x, flat):
     with minigrad.observe(Watch()) as seen:
         layer(x).sum().backward()
     assert {"linear", "matmul"}.isdisjoint(name for name, _ in seen.calls)
-    gradients = [shape for name, shape in seen.rules if name == "lora_linear"]
+    gradients = [shape for name, shape in seen.vjps if name == "lora_linear"]
     assert (RANK, D_IN) in gradients
     assert (D_OUT, RANK) in gradients
     assert not {(D_OUT, D_IN), (D_IN, D_OUT), (D_OUT * D_IN,)} & set(gradients)
-    assert "reshape" not in [name for name, _ in seen.rules]  # which would lead to a flat base
+    assert "reshape" not in [name for name, _ in seen.vjps]  # which would lead to a flat base
     assert gradients.count((4, D_IN)) == (1 if wants_x else 0)
 
 
@@ -238,7 +238,7 @@ def test_a_trainable_weight_would_be_seen(rng):
     a, b = draw(rng, (RANK, D_IN)), draw(rng, (D_OUT, RANK))
     with minigrad.observe(Watch()) as seen:
         minigrad.lora_linear(draw(rng, (4, D_IN)), w, a, b).sum().backward()
-    assert ("lora_linear", (D_OUT, D_IN)) in seen.rules
+    assert ("lora_linear", (D_OUT, D_IN)) in seen.vjps
 
 
 # ----------------------------------------------------------------------------------------------

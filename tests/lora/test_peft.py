@@ -900,7 +900,7 @@ NAMES = [
         ({"target_modules": ("q", "k"), "modules_to_save": ("layers",)}, [4, 5]),
     ],
 )
-def test_targets_are_found_by_the_rules_of_peft(options, wanted):
+def test_targets_are_found_by_the_vjps_of_peft(options, wanted):
     found = PeftConfig(**options).targets_among(NAMES, NAMES[:2])
     assert list(found) == [NAMES[i] for i in wanted]
 

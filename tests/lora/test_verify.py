@@ -234,7 +234,7 @@ RULES = {
 
 @pytest.mark.parametrize("fault", RULES)
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_fault_in_the_rules_is_found(fault, trained, monkeypatch):
+def test_a_fault_in_the_vjps_is_found(fault, trained, monkeypatch):
     layer = make(trained=trained)
     assert verify(layer, MSE, batch_for(layer))
     RULES[fault](monkeypatch)

@@ -52,12 +52,12 @@ def mapped(x, y):
 
 
 class Passes(Observer):
-    """Notes for each rule that runs whether it runs on Tensors, under create_graph."""
+    """Notes for each VJP that runs whether it runs on Tensors, under create_graph."""
 
     def __init__(self):
         self.recorded = []
 
-    def on_rule(self, node, place, gradient, result):
+    def on_vjp(self, node, parent, gradient, result):
         self.recorded.append(isinstance(gradient, Tensor))
 
 
@@ -533,14 +533,14 @@ def replayed(x, y):
     return np.tanh(x * y) * x
 
 
-@replayed.rule("x")
+@replayed.vjp("x")
 def _replayed_x(g, x, y):
     assert type(g) is type(x) is np.ndarray
     t = np.tanh(x * y)
     return np.multiply(g, t + x * y * (1 - t * t))
 
 
-@replayed.rule("y")
+@replayed.vjp("y")
 def _replayed_y(g, x, y):
     assert type(g) is type(x) is np.ndarray
     return np.multiply(g, x * x * (1 - np.tanh(x * y) ** 2))

@@ -3,7 +3,7 @@
     python -m tests.zoo
 
 prints which check kills which mutant. A mutant is a few lines: `elements`, `arrays` and `networks`
-have wrong rules in the library's own table, `own` wrong rules of ops as a user writes them, `walk`
+have wrong VJPs in the library's own table, `own` wrong VJPs of ops as a user writes them, `walk`
 and `graph` faults of the engine. `mutant` says how they are planted, `words` what the ports to
 other libraries are written with.
 """

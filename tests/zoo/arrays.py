@@ -1,4 +1,4 @@
-"""Wrong rules in the library's own table of derivatives: reductions, and places in arrays."""
+"""Wrong VJPs in the library's own table of derivatives: reductions, and places in arrays."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 import minigrad
 from minigrad import functional
 from minigrad.ops import indexing
-from minigrad.ops.axes import kept
-from tests.zoo.mutant import Mutant, Port, edited, misled, replaced, rule, spoiled, wrong
+from minigrad.ops.axes import keepdims_shape
+from tests.zoo.mutant import Mutant, Port, edited, misled, replaced, spoiled, vjp, wrong
 from tests.zoo.words import reverse, softmax
 
 _rng = np.random.default_rng(5)
@@ -17,7 +17,7 @@ normal = _rng.standard_normal
 
 MUTANTS: list[Mutant] = [
     # Reductions
-    rule(
+    vjp(
         "sum: each element gets its share of the gradient, as of a mean",
         "mean for sum",
         minigrad.sum,
@@ -27,7 +27,7 @@ MUTANTS: list[Mutant] = [
             lambda m, x: m.sum(x), lambda m, g, x: g + 0 * x, lambda m, g, x: (g + 0 * x) / 3
         ),
     ),
-    rule(
+    vjp(
         "max: at a tie all get the whole gradient",
         "wrong tie",
         minigrad.max,
@@ -35,24 +35,26 @@ MUTANTS: list[Mutant] = [
             op,
             "x",
             lambda g, x, axis, out: minigrad.where(
-                x == minigrad.reshape(out, kept(x.shape, axis)),
-                minigrad.reshape(g, kept(x.shape, axis)),
+                x == minigrad.reshape(out, keepdims_shape(x.shape, axis)),
+                minigrad.reshape(g, keepdims_shape(x.shape, axis)),
                 0.0,
             ),
         ),
         normal(3),
         f=lambda x: minigrad.max(minigrad.stack([x, x]), 0),
     ),
-    rule(
+    vjp(
         "prod: divided by each factor, of which one is 0",
         "at zero",
         minigrad.prod,
         lambda op: wrong(
-            op, "x", lambda g, x, axis, out: minigrad.reshape(g * out, kept(x.shape, axis)) / x
+            op,
+            "x",
+            lambda g, x, axis, out: minigrad.reshape(g * out, keepdims_shape(x.shape, axis)) / x,
         ),
         np.array([2.0, 0.0, 3.0]),
     ),
-    rule(
+    vjp(
         "norm: 0/0 at 0",
         "at zero",
         minigrad.sqrt,
@@ -60,7 +62,7 @@ MUTANTS: list[Mutant] = [
         np.zeros(3),
         f=lambda x: minigrad.norm(x) ** 4,  # which has no kink
     ),
-    rule(
+    vjp(
         "cumsum: summed from the same end again",
         "wrong place",
         minigrad.cumsum,
@@ -70,8 +72,8 @@ MUTANTS: list[Mutant] = [
         normal((2, 3)),
         f=lambda x: minigrad.cumsum(x, 1),
     ),
-    rule(
-        "softmax: the rule runs along another axis",
+    vjp(
+        "softmax: the VJP runs along another axis",
         "wrong option",
         minigrad.softmax,
         lambda op: misled(op, axis=0),
@@ -82,8 +84,8 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x: softmax(m, x) * (g - m.sum(g * softmax(m, x), axis=0, keepdims=True)),
         ),
     ),
-    rule(
-        "log_softmax: the rule takes the result for probabilities",
+    vjp(
+        "log_softmax: the VJP takes the result for probabilities",
         "wrong formula",
         minigrad.log_softmax,
         lambda op: wrong(
@@ -97,7 +99,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     # Places
-    rule(
+    vjp(
         "transpose: the axes are not inverted",
         "lost transpose",
         minigrad.transpose,
@@ -110,7 +112,7 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x: (m.permute if m.__name__ == "torch" else m.transpose)(g, (1, 2, 0)),
         ),
     ),
-    rule(
+    vjp(
         "roll: back in the same direction",
         "wrong place",
         minigrad.roll,
@@ -121,7 +123,7 @@ MUTANTS: list[Mutant] = [
             lambda m, x: m.roll(x, 1), lambda m, g, x: m.roll(g, -1), lambda m, g, x: m.roll(g, 1)
         ),
     ),
-    rule(
+    vjp(
         "flip: the gradient is not flipped back",
         "wrong place",
         minigrad.flip,
@@ -129,7 +131,7 @@ MUTANTS: list[Mutant] = [
         normal(4),
         port=Port(reverse, lambda m, g, x: reverse(m, g), lambda m, g, x: 1 * g),
     ),
-    rule(
+    vjp(
         "getitem: of a repeated index only the last counts",
         "repeated indices",
         minigrad.getitem,
@@ -137,7 +139,7 @@ MUTANTS: list[Mutant] = [
         normal(3),
         f=lambda x: x[np.array([0, 2, 0])],
     ),
-    rule(
+    vjp(
         "getitem: a negative index counts from the wrong end",
         "wrong place",
         minigrad.getitem,

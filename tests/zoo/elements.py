@@ -1,4 +1,4 @@
-"""Wrong rules in the library's own table of derivatives: of each element on its own."""
+"""Wrong VJPs in the library's own table of derivatives: of each element on its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import minigrad
 from minigrad import kernels
 from minigrad.core.tensor import Tensor
-from tests.zoo.mutant import Mutant, Port, misled, rule, spoiled, wrong
+from tests.zoo.mutant import Mutant, Port, misled, spoiled, vjp, wrong
 from tests.zoo.words import in_memory
 
 _rng = np.random.default_rng(2)
@@ -17,7 +17,7 @@ normal, uniform = _rng.standard_normal, _rng.uniform
 
 
 MUTANTS: list[Mutant] = [
-    rule(
+    vjp(
         "multiply: the gradient of y is 0.1% too small",
         "off by 0.1%",
         minigrad.multiply,
@@ -30,7 +30,7 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x, y: (g * y, 0.999 * (g * x)),
         ),
     ),
-    rule(
+    vjp(
         "subtract: y gets the sign of x",
         "wrong formula",
         minigrad.subtract,
@@ -39,7 +39,7 @@ MUTANTS: list[Mutant] = [
         normal((2, 3)),
         port=Port(lambda m, x, y: x - y, lambda m, g, x, y: (g, -g), lambda m, g, x, y: (g, 1 * g)),
     ),
-    rule(
+    vjp(
         "divide: one division by y is forgotten",
         "wrong formula",
         minigrad.divide,
@@ -52,7 +52,7 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x, y: (g / y, -g * x / y),
         ),
     ),
-    rule(
+    vjp(
         "power: 0 times infinity at 0^0",
         "at zero",
         minigrad.power,
@@ -60,7 +60,7 @@ MUTANTS: list[Mutant] = [
         np.array([0.0, 1.5, 2.0]),
         f=lambda x: minigrad.power(x, np.array([0.0, 2.0, 1.0])),
     ),
-    rule(
+    vjp(
         "sqrt: the factor 1/2 is dropped",
         "dropped scale",
         minigrad.sqrt,
@@ -72,7 +72,7 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x: g / m.sqrt(x),
         ),
     ),
-    rule(
+    vjp(
         "log2: the factor 1 / log 2 is dropped",
         "dropped scale",
         minigrad.log2,
@@ -84,7 +84,7 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x: g / x,
         ),
     ),
-    rule(
+    vjp(
         "where: the branches are swapped",
         "wrong formula",
         minigrad.where,
@@ -93,7 +93,7 @@ MUTANTS: list[Mutant] = [
         normal(3),
         f=lambda x, y: minigrad.where(np.array([True, False, True]), x, y),
     ),
-    rule(
+    vjp(
         "maximum: at a tie both get the whole gradient",
         "wrong tie",
         minigrad.maximum,
@@ -101,7 +101,7 @@ MUTANTS: list[Mutant] = [
         normal(3),
         f=lambda x: minigrad.maximum(x, x),  # which is x, and smooth
     ),
-    rule(
+    vjp(
         "abs: slope 1 at 0",
         "at zero",
         minigrad.abs,
@@ -109,7 +109,7 @@ MUTANTS: list[Mutant] = [
         np.array([-1.0, 0.0, 2.0]),
         f=lambda x: minigrad.abs(x) + 2.0 * minigrad.minimum(x, 0.0),  # which is x, and smooth
     ),
-    rule(
+    vjp(
         "clip: the gradient passes beyond the bounds",
         "wrong formula",
         minigrad.clip,
@@ -117,7 +117,7 @@ MUTANTS: list[Mutant] = [
         np.array([-2.0, 0.3, 3.0]),
         f=lambda x: minigrad.clip(x, -1.0, 1.0),
     ),
-    rule(
+    vjp(
         "relu: the gradient passes below 0 too",
         "wrong formula",
         minigrad.relu,
@@ -129,8 +129,8 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x: 1 * g,
         ),
     ),
-    rule(
-        "leaky_relu: the rule takes the default slope",
+    vjp(
+        "leaky_relu: the VJP takes the default slope",
         "wrong option",
         minigrad.leaky_relu,
         lambda op: misled(op, negative_slope=0.01),
@@ -142,7 +142,7 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x: m.where(x > 0, g, 0.01 * g),
         ),
     ),
-    rule(
+    vjp(
         "softplus: beta is dropped",
         "dropped scale",
         minigrad.softplus,
@@ -155,36 +155,36 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x: g / (1 + m.exp(-x)),
         ),
     ),
-    rule(
+    vjp(
         "gelu: the erf form has the gradient of the tanh form",
         "wrong option",
         minigrad.gelu,
         lambda op: misled(op, approximate="tanh"),
         normal(3),
     ),
-    rule(
-        "tanh: the float32 rule is 0.1% too large",
+    vjp(
+        "tanh: the float32 VJP is 0.1% too large",
         "wrong only for one dtype",
         minigrad.tanh,
         lambda op: spoiled(op, "x", lambda r: 1.001 * r if r.dtype == np.float32 else r),
         normal(3).astype(np.float32),
     ),
-    rule(
-        "gelu: the float32 rule is that of the tanh form",
+    vjp(
+        "gelu: the float32 VJP is that of the tanh form",
         "wrong only for one dtype",
         minigrad.gelu,
         lambda op: wrong(
             op,
             "x",
             lambda g, x, approximate: (
-                kernels.normal.gelu_tanh_gradient(g, x)
+                kernels.gelu_erf.gelu_tanh_gradient(g, x)
                 if g.dtype == np.float32 or approximate == "tanh"
-                else kernels.normal.gelu_gradient(g, x)
+                else kernels.gelu_erf.gelu_gradient(g, x)
             ),
         ),
         np.array([-2.4, 0.5, 2.4], np.float32),
     ),
-    rule(
+    vjp(
         "sigmoid: the factor 1 - s is missing from what a recorded pass runs",
         "wrong only at second order",
         minigrad.sigmoid,
@@ -194,7 +194,7 @@ MUTANTS: list[Mutant] = [
         normal(3),
         order=2,
     ),
-    rule(
+    vjp(
         "cos: the sign is lost, which the derivative of sin inherits",
         "wrong only at second order",
         minigrad.cos,
@@ -203,8 +203,8 @@ MUTANTS: list[Mutant] = [
         f=minigrad.sin,
         order=2,
     ),
-    rule(
-        "square: the rule reads memory from its beginning, whatever the strides",
+    vjp(
+        "square: the VJP reads memory from its beginning, whatever the strides",
         "negative strides",
         minigrad.square,
         lambda op: wrong(op, "x", lambda g, x: 2.0 * g * in_memory(x)),

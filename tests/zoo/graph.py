@@ -52,7 +52,7 @@ MUTANTS: list[Mutant] = [
             edited,
             Op._linked,
             (
-                "linked.append(Tensor.at(value, places[slot]))",
+                "linked.append(Tensor.at(value, parents[slot]))",
                 "linked.append(Tensor.at(value, None))",
             ),
         ),
@@ -79,8 +79,8 @@ MUTANTS: list[Mutant] = [
             edited,
             replay,
             (
-                "identity(Tensor.at(arguments[position], places[position]))",
-                "identity(Tensor(arguments[position], requires_grad=True))",
+                "identity(Tensor.at(arguments[argnum], parents[argnum]))",
+                "identity(Tensor(arguments[argnum], requires_grad=True))",
             ),
         ),
         minigrad.gelu,

@@ -18,7 +18,7 @@ import numpy as np
 
 import minigrad
 from minigrad.core.grad_mode import mode
-from minigrad.core.op import Op, Rule
+from minigrad.core.op import VJP, Op
 
 FAULTS = (
     "double count on reuse",
@@ -74,12 +74,12 @@ class Mutant:
     Attributes:
         name: what is wrong, in a line.
         fault: what kind of fault that is, one of `FAULTS`.
-        kind: whether it is in a rule of an op or in the engine.
+        kind: whether it is in a VJP of an op or in the engine.
         plant: a context in which the fault is there.
         f: a function of tensors, right without the fault.
         inputs: arrays to check it at.
         order: the first order of derivative that is wrong.
-        op: the op whose rule is wrong.
+        op: the op whose VJP is wrong.
         port: the same fault for other libraries, where they can have it.
         suite: the test files that must notice; none for a fault in an op that the library lacks.
         rows: what the rows of the table are called that are about it.
@@ -87,7 +87,7 @@ class Mutant:
 
     name: str
     fault: str
-    kind: Literal["rule", "engine"]
+    kind: Literal["vjp", "engine"]
     plant: Callable[[], Planting]
     f: Callable[..., Any]
     inputs: Sequence[Any]
@@ -101,7 +101,7 @@ class Mutant:
         return self.name
 
 
-def rule(
+def vjp(
     name: str,
     fault: str,
     op: Op[Any],
@@ -110,13 +110,13 @@ def rule(
     f: Callable[..., Any] | None = None,
     **facts: Any,
 ) -> Mutant:
-    """A mutant of the rules of `op`, which is also `f` where nothing is said.
+    """A mutant of the VJPs of `op`, which is also `f` where nothing is said.
 
     Its name begins with the function that the table has it under.
     """
     rows = name.partition(":")[0]
     return Mutant(
-        name, fault, "rule", partial(plant, op), f or op, inputs, op=op, rows=rows, **facts
+        name, fault, "vjp", partial(plant, op), f or op, inputs, op=op, rows=rows, **facts
     )
 
 
@@ -153,54 +153,54 @@ def copied(x: Any, dtype: Any = None) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
-# In the rules of an op
+# In the VJPs of an op
 # --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def wrong(op: Op[Any], name: str, derivative: Callable[..., Any]) -> Iterator[None]:
     """Another derivative by the input `name`."""
-    position = op.parameters.index(name)
-    rule = Rule(op, derivative, ("g",))
-    with _rules(op, [(p, rule if p == position else before) for p, before in op.rules]):
+    argnum = op.parameters.index(name)
+    vjp = VJP(op, derivative, ("g",))
+    with _vjps(op, [(p, vjp if p == argnum else before) for p, before in op.vjps]):
         yield
 
 
 @contextmanager
 def wrong_together(op: Op[Any], derivative: Callable[..., Any]) -> Iterator[None]:
-    """Another joint rule."""
-    rule = Rule(op, derivative, ("g", "needs"))
-    with _rules(op, [(position, rule) for position, _ in op.rules]):
+    """Another joint VJP."""
+    vjp = VJP(op, derivative, ("g", "needs_input_grad"))
+    with _vjps(op, [(argnum, vjp) for argnum, _ in op.vjps]):
         yield
 
 
 @contextmanager
 def misled(op: Op[Any], **changes: Any) -> Iterator[None]:
-    """The rules are told other options than the forward: values, or functions of the right ones."""
+    """The VJPs are told other options than the forward: values, or functions of the right ones."""
 
     def told(name: str, value: Any) -> Any:
         if name not in changes:
             return value
         return changes[name](value) if callable(changes[name]) else changes[name]
 
-    def misled_rule(rule: Rule) -> Rule:
-        derivative = rule.derivative
+    def misled_vjp(vjp: VJP) -> VJP:
+        derivative = vjp.derivative
         names = list(inspect.signature(derivative).parameters)
-        return _like(rule, lambda *given: derivative(*map(told, names, given)))
+        return _like(vjp, lambda *given: derivative(*map(told, names, given)))
 
-    with _rules(op, [(position, misled_rule(rule)) for position, rule in op.rules]):
+    with _vjps(op, [(argnum, misled_vjp(vjp)) for argnum, vjp in op.vjps]):
         yield
 
 
 @contextmanager
 def spoiled(op: Op[Any], name: str, change: Callable[[Any], Any]) -> Iterator[None]:
     """The derivative by the input `name` goes through `change`."""
-    position = op.parameters.index(name)
-    place = [p for p, _ in op.rules].index(position)
+    argnum = op.parameters.index(name)
+    place = [p for p, _ in op.vjps].index(argnum)
 
-    def spoiled_rule(rule: Rule) -> Rule:
+    def spoiled_vjp(vjp: VJP) -> VJP:
         def derivative(*given: Any) -> Any:
-            gradient = rule.derivative(*given)
+            gradient = vjp.derivative(*given)
             if op.plain:
                 return change(gradient)
             gradients = list(gradient)
@@ -208,29 +208,29 @@ def spoiled(op: Op[Any], name: str, change: Callable[[Any], Any]) -> Iterator[No
                 gradients[place] = change(gradients[place])
             return gradients
 
-        return _like(rule, derivative)
+        return _like(vjp, derivative)
 
-    rules = [(p, spoiled_rule(r) if p == position or not op.plain else r) for p, r in op.rules]
-    with _rules(op, rules):
+    vjps = [(p, spoiled_vjp(r) if p == argnum or not op.plain else r) for p, r in op.vjps]
+    with _vjps(op, vjps):
         yield
 
 
-def _like(rule: Rule, derivative: Callable[..., Any]) -> Rule:
-    """A rule that needs the same."""
-    other = Rule.__new__(Rule)
-    other.slots, other.derivative = rule.slots, derivative
+def _like(vjp: VJP, derivative: Callable[..., Any]) -> VJP:
+    """A VJP that needs the same."""
+    other = VJP.__new__(VJP)
+    other.slots, other.derivative = vjp.slots, derivative
     return other
 
 
 @contextmanager
-def _rules(op: Op[Any], rules: list[tuple[int, Rule]]) -> Iterator[None]:
-    before = op.rules
-    op.rules = rules
+def _vjps(op: Op[Any], vjps: list[tuple[int, VJP]]) -> Iterator[None]:
+    before = op.vjps
+    op.vjps = vjps
     op._rewrite()
     try:
         yield
     finally:
-        op.rules = before
+        op.vjps = before
         op._rewrite()
 
 

@@ -1,4 +1,4 @@
-"""Wrong rules in the library's own table of derivatives: products, layers and losses."""
+"""Wrong VJPs in the library's own table of derivatives: products, layers and losses."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.zoo.mutant import (
     edited,
     misled,
     replaced,
-    rule,
     spoiled,
+    vjp,
     wrong,
     wrong_together,
 )
@@ -68,7 +68,7 @@ def _lora_port(scale: float) -> Port:
 
 MUTANTS: list[Mutant] = [
     # Products
-    rule(
+    vjp(
         "matmul: y is not transposed for the gradient of x",
         "lost transpose",
         minigrad.matmul,
@@ -81,7 +81,7 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x, y: (m.matmul(g, y), m.matmul(x.T, g)),
         ),
     ),
-    rule(
+    vjp(
         "matmul: a matrix that serves a whole stack gets the gradient of its first",
         "missing reduction over a broadcast axis",
         minigrad.matmul,
@@ -93,7 +93,7 @@ MUTANTS: list[Mutant] = [
         normal((2, 3, 3)),
         normal((3, 3)),
     ),
-    rule(
+    vjp(
         "matmul: the outer product of a row's gradient is transposed",
         "lost transpose",
         minigrad.matmul,
@@ -106,7 +106,7 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x, y: (m.matmul(y, g), g[:, None] * x),
         ),
     ),
-    rule(
+    vjp(
         "linear: the bias is summed over the wrong axis",
         "missing reduction over a broadcast axis",
         minigrad.linear,
@@ -115,7 +115,7 @@ MUTANTS: list[Mutant] = [
         normal((3, 3)),
         normal(3),
     ),
-    rule(
+    vjp(
         "linear: the gradient of the weight is transposed",
         "lost transpose",
         minigrad.linear,
@@ -123,7 +123,7 @@ MUTANTS: list[Mutant] = [
         normal((4, 3)),
         normal((3, 3)),
     ),
-    rule(
+    vjp(
         "inv: not transposed",
         "lost transpose",
         minigrad.inv,
@@ -135,17 +135,17 @@ MUTANTS: list[Mutant] = [
             lambda m, g, x: -m.matmul(m.matmul(inverse(m, x), g), inverse(m, x)),
         ),
     ),
-    rule(
+    vjp(
         "cholesky: the two triangles do not share the gradient",
         "wrong formula",
         minigrad.cholesky,
         lambda op: edited(
-            linalg._cholesky_a, ("return 0.5 * (whole + swap_last(whole))", "return whole")
+            linalg._cholesky_a, ("return 0.5 * (full + swap_last(full))", "return full")
         ),
         np.eye(3) + 0.1 * np.ones((3, 3)),
     ),
     # LoRA
-    rule(
+    vjp(
         "lora_linear: the scale is dropped on the way back to A and x",
         "dropped scale",
         minigrad.lora_linear,
@@ -154,7 +154,7 @@ MUTANTS: list[Mutant] = [
         f=lora,
         port=_lora_port(1.0),
     ),
-    rule(
+    vjp(
         "lora_linear: the columns of the gradient of B are swapped",
         "wrong place",
         minigrad.lora_linear,
@@ -162,14 +162,14 @@ MUTANTS: list[Mutant] = [
         *LORA,
         f=lora,
     ),
-    rule(
+    vjp(
         "lora_linear: the composition that is replayed lacks the scale",
         "wrong only at second order",
         minigrad.lora_linear,
         lambda op: replaced(
             [op],
             "composition",
-            lambda x, w, a, b, bias=None, scale=1.0, panels=None: (
+            lambda x, w, a, b, bias=None, scale=1.0: (
                 minigrad.linear(x, w, bias) + minigrad.linear(minigrad.linear(x, a), b)
             ),
         ),
@@ -178,21 +178,29 @@ MUTANTS: list[Mutant] = [
         order=2,
     ),
     # Layers
-    rule(
+    vjp(
         "layer_norm: differentiated as rms_norm, without the mean",
         "wrong formula",
         minigrad.layer_norm,
         lambda op: wrong_together(
             op,
-            lambda g, needs, x, normalized_shape, weight, eps: kernels.normalization.norm_gradients(
-                g, x, x.shape[x.ndim - np.size(normalized_shape) :], weight, eps, False, needs
+            lambda g, needs_input_grad, x, normalized_shape, weight, eps: (
+                kernels.normalization.norm_gradients(
+                    g,
+                    x,
+                    x.shape[x.ndim - np.size(normalized_shape) :],
+                    weight,
+                    eps,
+                    False,
+                    needs_input_grad,
+                )
             ),
         ),
         normal((2, 4)),
         normal(4),
         f=lambda x, weight: minigrad.layer_norm(x, 4, weight),
     ),
-    rule(
+    vjp(
         "layer_norm: another eps in the backward pass",
         "wrong option",
         minigrad.layer_norm,
@@ -200,7 +208,7 @@ MUTANTS: list[Mutant] = [
         normal((2, 4)),
         f=lambda x: minigrad.layer_norm(x, 4),
     ),
-    rule(
+    vjp(
         "rms_norm: the weight gets the mean over two rows, not the sum",
         "mean for sum",
         minigrad.rms_norm,
@@ -209,7 +217,7 @@ MUTANTS: list[Mutant] = [
         normal(4),
         f=lambda x, weight: minigrad.rms_norm(x, 4, weight),
     ),
-    rule(
+    vjp(
         "dropout: other elements are dropped in the backward pass",
         "wrong place",
         dropped,
@@ -217,7 +225,7 @@ MUTANTS: list[Mutant] = [
         normal(8),
         f=lambda x: minigrad.dropout(x, 0.5, rng=np.random.default_rng(0)),
     ),
-    rule(
+    vjp(
         "scaled_dot_product_attention: the backward pass has no scale",
         "dropped scale",
         fused_attention,
@@ -227,7 +235,7 @@ MUTANTS: list[Mutant] = [
         normal((3, 2)),
         f=minigrad.scaled_dot_product_attention,
     ),
-    rule(
+    vjp(
         "scaled_dot_product_attention: the causal mask is lost in the backward pass",
         "wrong option",
         fused_attention,
@@ -238,7 +246,7 @@ MUTANTS: list[Mutant] = [
         f=lambda q, k, v: minigrad.scaled_dot_product_attention(q, k, v, is_causal=True),
     ),
     # Losses
-    rule(
+    vjp(
         "cross_entropy: 1/n is dropped",
         "dropped scale",
         label_loss,
@@ -246,21 +254,21 @@ MUTANTS: list[Mutant] = [
         normal((3, 4)),
         f=lambda x: minigrad.cross_entropy(x, np.array([1, 0, 3])),
     ),
-    rule(
+    vjp(
         "cross_entropy: ignored rows count in the mean",
         "wrong formula",
         label_loss,
         lambda op: wrong(
             op,
             "logits",
-            lambda g, logits, labels, weights, smoothing, divisor, kept: _label_loss_logits(
-                g, logits, labels, weights, smoothing, divisor and len(labels), kept
+            lambda g, logits, labels, weights, smoothing, divisor, residuals: _label_loss_logits(
+                g, logits, labels, weights, smoothing, divisor and len(labels), residuals
             ),
         ),
         normal((3, 4)),
         f=lambda x: minigrad.cross_entropy(x, np.array([1, -100, 3])),
     ),
-    rule(
+    vjp(
         "mse: the gradient is that of the sum",
         "mean for sum",
         squared_error,
@@ -269,7 +277,7 @@ MUTANTS: list[Mutant] = [
         normal(3),
         f=minigrad.mse,
     ),
-    rule(
+    vjp(
         "mse: the target gets the gradient of the prediction",
         "wrong formula",
         squared_error,

@@ -214,7 +214,7 @@ MUTANTS: list[Mutant] = [
         wrong=lambda m, g, x: m.matmul(like(m, LAST.T), g),
     ),
     own(
-        "x^2: the rule reads memory from its beginning, whatever the strides",
+        "x^2: the VJP reads memory from its beginning, whatever the strides",
         "negative strides",
         normal(4)[::-1],
         forward=lambda m, x: x * x,
@@ -233,7 +233,7 @@ MUTANTS: list[Mutant] = [
         torch=False,
     ),
     own(
-        "tanh: the float32 rule is 1% too large",
+        "tanh: the float32 VJP is 1% too large",
         "wrong only for one dtype",
         normal(3).astype(np.float32),
         forward=lambda m, x: m.tanh(x),
@@ -241,7 +241,7 @@ MUTANTS: list[Mutant] = [
         wrong=lambda m, g, x: (1.01 if "32" in str(x.dtype) else 1.0) * g * (1 - m.tanh(x) ** 2),
     ),
     own(
-        "x^2: the rule doubles the gradient in place, which others have too",
+        "x^2: the VJP doubles the gradient in place, which others have too",
         "aliasing",
         normal(3),
         forward=lambda m, x: x * x,
@@ -250,7 +250,7 @@ MUTANTS: list[Mutant] = [
         around=lambda m, f, x: f(x) + x,
     ),
     own(
-        "x^2: the rule adds to what it found the last time",
+        "x^2: the VJP adds to what it found the last time",
         "stale inner gradient",
         normal(3),
         forward=lambda m, x: x * x,

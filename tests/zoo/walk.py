@@ -1,4 +1,4 @@
-"""Faults of the engine: what the walk back makes of gradients that the rules get right."""
+"""Faults of the engine: what the walk back makes of gradients that the VJPs get right."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def _at_once(pending: Any, *, wanted: Any = None, stop: Any = (), **_: Any) -> A
         if isinstance(g, Tensor) or not node.op.plain:
             results = node.op.differentiate(node, node.edges, totals[node])
         for i, edge in enumerate(node.edges):
-            place, position, rule, *saved = edge
-            result = results[i] if results else rule.derivative(totals[node], *saved)
-            visit(place, engine.fit_to_input(result, place, node.op, position))
+            parent, argnum, vjp, *saved = edge
+            result = results[i] if results else vjp.derivative(totals[node], *saved)
+            visit(parent, engine.fit_to_input(result, parent, node.op, argnum))
 
     for node, g in pending.items():
         visit(node, g)
@@ -79,7 +79,7 @@ MUTANTS: list[Mutant] = [
             edited,
             graph.reachable,
             ("seen = set(roots)", "seen = dict.fromkeys(roots)"),
-            ("seen.add(place)", "seen[place] = None"),
+            ("seen.add(parent)", "seen[parent] = None"),
             ('sorted(seen, key=operator.attrgetter("order"), reverse=True)', "list(seen)"),
         ),
         lambda x: (lambda h: h + h * h)(2 * x),
@@ -178,7 +178,7 @@ MUTANTS: list[Mutant] = [
     fault(
         "a gradient keeps the dtype of the result",
         "wrong only for one dtype",
-        partial(edited, engine.fit_to_input, ("result = result.astype(place.dtype)", "pass")),
+        partial(edited, engine.fit_to_input, ("result = result.astype(parent.dtype)", "pass")),
         lambda x: minigrad.square(x.astype(np.float64)),
         normal(3).astype(np.float32),
     ),

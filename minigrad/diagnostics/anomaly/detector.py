@@ -17,10 +17,10 @@ import numpy as np
 
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.anomaly.causes import cause_of, cause_of_gradient, overflow
 from minigrad.diagnostics.anomaly.error import SHOWN, Operand, anomaly, values_of
 from minigrad.diagnostics.recorder import Recorder, WeakIdMap
 from minigrad.diagnostics.source_line import SourceLine, user_line
+from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
 
 if TYPE_CHECKING:
     from minigrad.core.op import Op
@@ -102,7 +102,7 @@ class Detector(Recorder):
         else:
             headline = f"`{op.name}` made the first {made.kind}"
             values = {name: values_of(x) for name, x in given.items()}
-            hint = cause_of(op.name, values, values_of(result))
+            hint = cause_of(op, values, values_of(result))
         listed = [*operands.values(), made]
         raise anomaly(
             headline, op.name, "forward", user_line(), listed, hint, self._layer(), entered
@@ -146,17 +146,17 @@ class Detector(Recorder):
             headline = f"backward() was handed a gradient that holds {seed.kind}"
             raise anomaly(headline, node.name, "backward", user_line(), [seed])
 
-    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Note what a derivative was given and returned; whether it counts is seen further on."""
         self._derivative, self._inside = (gradient, result, self._inside), None
 
-    def on_gradient(self, node: Node, place: Node, gradient: Any) -> None:
+    def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
         """Look at what a derivative passes on."""
         (arrived, result, inside), self._derivative = self._derivative, (None, None, None)
-        if place.op is None:
-            self._routes.setdefault(place, []).append(f"`{node.name}`{self._at(node)}")
+        if parent.op is None:
+            self._routes.setdefault(parent, []).append(f"`{node.name}`{self._at(node)}")
         if self._is_bad(gradient):
-            self._look_at_derivative(node, place, arrived, result, inside, gradient)
+            self._look_at_derivative(node, parent, arrived, result, inside, gradient)
 
     def _look_at_derivative(
         self, node: Node, parent: Node, arrived: Any, result: Any, inside: str | None, fitted: Any
@@ -179,7 +179,7 @@ class Detector(Recorder):
         if self._is_bad(arrived):
             headline = (
                 f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
-                f"already, and no rule has made it"
+                f"already, and no VJP has made it"
             )
             hint = _joined(_hooked(node), "a sum of several gradients overflowed")
         elif not self._is_bad(result):
@@ -189,22 +189,22 @@ class Detector(Recorder):
             how = f"the sum over the axes that {inputs} was broadcast along" if summed else to.dtype
             verb = "is" if summed else "cannot hold:"
             headline = (
-                f"the rule of `{op.name}` for {inputs} gave finite numbers, of which {how} {verb} "
+                f"the VJP of `{op.name}` for {inputs} gave finite numbers, of which {how} {verb} "
                 f"{to.kind}"
             )
             hint = overflow(parent.dtype)
         elif made.nan and any(operand.nan for operand in looked_at.values()):
             met = next(name for name, operand in looked_at.items() if operand.nan)
-            headline = f"the rule of `{op.name}` for {inputs} met NaN in {met}"
+            headline = f"the VJP of `{op.name}` for {inputs} met NaN in {met}"
             hint = "that was written to since the call, or the op took no notice of it there"
         else:
-            headline = f"the rule of `{op.name}` for {inputs} made the first {made.kind}"
+            headline = f"the VJP of `{op.name}` for {inputs} made the first {made.kind}"
             headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
             values = {
                 "out" if name == "its result" else name.removeprefix("its input "): values_of(value)
                 for name, value in saved.items()
             }
-            hint = cause_of_gradient(op.name, values, values_of(arrived), values_of(result))
+            hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
             entered = self._entry(saved.values())
         known = self._line_of(node)
         headline += "" if known else f"; it was called{_UNSEEN}"
@@ -227,13 +227,13 @@ class Detector(Recorder):
         what = what if node.op is None else f"the result of `{node.name}`{self._at(node)}"
         operands = [Operand.of("the gradient that arrived", gradient)]
         if self._is_bad(gradient):
-            headline = f"the gradient of {what} holds {operands[0].kind}, and no rule has made it"
+            headline = f"the gradient of {what} holds {operands[0].kind}, and no VJP has made it"
             routes = self._routes.get(node, [])
             hint = _joined(_hooked(node), "a sum overflowed" if len(routes) > 1 else "")
             if len(routes) > 1:
                 counted = [f"{n} of {route}" for route, n in Counter(routes).items()]
                 counted[SHOWN:] = ["..."] * (len(counted) > SHOWN)
-                hint += f"; {len(routes)} rules gave gradients for it, {'; '.join(counted)}"
+                hint += f"; {len(routes)} VJPs gave gradients for it, {'; '.join(counted)}"
         else:
             assert before is not None
             old, new = Operand.of("its .grad before", before), Operand.of("the sum", total)
@@ -304,7 +304,7 @@ def _is_option(op: OpLike, name: str, value: Any) -> bool:
     if name not in op.parameters or isinstance(value, (float, np.floating)):
         return False
     index = op.parameters.index(name)
-    return all(index != known for known, _ in op.rules) and not op.is_required(index)
+    return all(index != known for known, _ in op.vjps) and not op.is_required(index)
 
 
 def _what(value: Any) -> str:

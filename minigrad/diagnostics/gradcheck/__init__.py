@@ -1,12 +1,26 @@
 """gradcheck: is a gradient right? Three answers, each with a reason.
 
-The files in reading order: gradcheck (what is called), subject (a function or a module, and its
-operands), problem (its gradients, by every way that leads to one), differences (the judge of one
-number), narrow (gradients in float32), comparing (entry by entry), report and heatmap (what is
-shown), command (`python -m minigrad check`).
+The path from a call to a verdict: f and its inputs become a CheckedFunction. A GradientProblem has
+its gradients by every path, and what rounding may do to them. For each Move, the Quotients along a
+Line say what the derivative is; a Judgement compares it with that of the gradients, within a
+Tolerance. Each one that does not agree is a GradientEntry in the GradcheckReport.
+
+The files, in the order of these steps:
+
+    check               what is called: gradcheck and assert_gradients
+    checked_function    f as a function of float arrays: its values and gradients
+    problem             what is compared, for order 1 and for order 2
+    gradient_paths      the gradient by every path that leads to it; flaws of its arrays
+    rounding_probe      how much gradients and values change with other roundings
+    tolerances          all thresholds with their reasons; what a right gradient may be off by
+    compare             each element is moved, and its derivative compared with differences
+    finite_differences  moves, and quotients along them with error bars
+    verdict             agree, disagree or cannot tell, and the reason
+    report              what was found, as text and as a picture
+    command             `python -m minigrad check`
 """
 
-from minigrad.diagnostics.gradcheck.gradcheck import GradientError, assert_gradients, gradcheck
+from minigrad.diagnostics.gradcheck.check import GradientError, assert_gradients, gradcheck
 from minigrad.diagnostics.gradcheck.report import GradcheckReport
 
 __all__ = ["GradcheckReport", "GradientError", "assert_gradients", "gradcheck"]

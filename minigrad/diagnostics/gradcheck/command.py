@@ -1,7 +1,7 @@
 """`python -m minigrad check module.py:function --shapes 3x4,4x5`: gradcheck without writing code.
 
-The exit status is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if it cannot be
-told, and 3 if there is nothing to check, for the file or the function is not there or fails.
+The exit status is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if gradcheck
+cannot tell, and 3 if there is nothing to check: the file or the function is missing, or it fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from minigrad.diagnostics.gradcheck.gradcheck import gradcheck
+from minigrad.diagnostics.gradcheck.check import gradcheck
 
 STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
 FAILED = 3
@@ -26,13 +26,13 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors end with the status of what could not be run."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the arguments, and exit."""
+        """Print what is wrong with the arguments, and exit."""
         self.print_usage(sys.stderr)
         self.exit(FAILED, f"{self.prog}: {message}\n")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command to a parser."""
     parser.add_argument(
         "target", help="file.py:function or package.module:function; a Module will do as well"
     )
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def shapes(text: str) -> list[tuple[int, ...]]:
-    """The shapes that "3x4,4x5" stands for."""
+    """Parse the shapes in a text such as "3x4,4x5"."""
     found = []
     for part in text.replace(" ", "").split(",") if text.strip() else []:
         try:
@@ -70,7 +70,7 @@ def shapes(text: str) -> list[tuple[int, ...]]:
 
 
 def interval(text: str) -> tuple[float, float]:
-    """The two numbers that "0.5,2" stands for."""
+    """Parse the two numbers in a text such as "0.5,2"."""
     try:
         low, high = (float(number) for number in text.split(","))
     except ValueError:
@@ -79,7 +79,7 @@ def interval(text: str) -> tuple[float, float]:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Print the report, and return the exit status."""
+    """Run gradcheck, print its report and return the exit status."""
     try:
         f = load(options.target)
         rng = np.random.default_rng(options.seed)
@@ -102,20 +102,20 @@ def check(options: argparse.Namespace) -> int:
 
 
 def load(target: str) -> Any:
-    """What `file.py:function` or `package.module:function` names.
+    """Import the function that `file.py:function` or `package.module:function` names.
 
     Raises:
         ValueError: if it is not of that form, or there is no such thing that can be called.
         FileNotFoundError: if there is no such file.
     """
-    place, colon, name = target.rpartition(":")
-    if not (colon and place and name):
+    source, colon, name = target.rpartition(":")
+    if not (colon and source and name):
         raise ValueError(f"{target!r} is not of the form file.py:function")
-    if place.endswith(".py"):
-        path = Path(place).resolve()
+    if source.endswith(".py"):
+        path = Path(source).resolve()
         if not path.is_file():
             near = sorted(str(other.name) for other in path.parent.glob("*.py"))
-            raise FileNotFoundError(f"there is no {place}; beside it there are {near}")
+            raise FileNotFoundError(f"there is no {source}; beside it there are {near}")
         sys.path.insert(0, str(path.parent))  # so that it can import what is beside it
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
@@ -124,14 +124,14 @@ def load(target: str) -> Any:
         sys.modules.setdefault(path.stem, module)
         spec.loader.exec_module(module)
     else:
-        module = importlib.import_module(place)
+        module = importlib.import_module(source)
     found: Any = module
     for part in name.split("."):
         known = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{place} has no {name!r}, only {', '.join(known)}{hint}")
+            raise ValueError(f"{source} has no {name!r}, only {', '.join(known)}{hint}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, type):
         what = "a class; name an instance of it" if isinstance(found, type) else repr(found)[:60]

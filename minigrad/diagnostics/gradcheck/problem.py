@@ -1,191 +1,243 @@
-"""What is compared: a function of operands, and its gradients, with what rounding does to them.
+"""The problem: a vector function of operands, and its gradients by every path.
 
-For order 2 the function is the gradient itself, by the operands and the cotangents.
+For order 1 the function is f itself, for order 2 its gradient, by the operands and the cotangents.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minigrad.core.backward import grad
 from minigrad.core.grad_mode import grad_mode
+from minigrad.core.node import reachable
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.gradcheck.narrow import Narrow
-from minigrad.diagnostics.gradcheck.report import Entry
-from minigrad.diagnostics.gradcheck.roundings import Gradients, Spread, spread_of
-from minigrad.diagnostics.gradcheck.subject import (
-    FLOAT64,
+from minigrad.diagnostics.gradcheck import tolerances
+from minigrad.diagnostics.gradcheck.checked_function import (
     Array,
-    Subject,
+    CheckedFunction,
+    Gradients,
     Vector,
-    computes_in,
     copied,
     flat,
     largest_of,
 )
-from minigrad.diagnostics.gradcheck.ways import (
-    RECORDING,
+from minigrad.diagnostics.gradcheck.gradient_paths import (
     flaws_of_gradients,
-    strangers,
-    ways_to_gradient,
+    gradients_by_path,
+    other_leaves,
 )
+from minigrad.diagnostics.gradcheck.rounding_probe import RoundingSpread, rounding_spread
+from minigrad.diagnostics.gradcheck.tolerances import FLOAT64, SPREADS, Tolerance
 
 NUDGED = "with numbers moved by a unit in the last place, to see what rounding does"
 
 
-@dataclass
-class Problem:
-    """A vector function of operands, and its gradients as the rules give them.
+@dataclass(frozen=True)
+class NarrowGradients:
+    """Gradients that were computed in the dtype of the inputs, where that is not float64.
 
     Attributes:
-        subject: what it comes from.
+        dtype: the least exact of them.
+        gradients: by each operand.
+        spread: what rounding does to them.
+        largest: the largest element.
+        on_the_way: the largest number with which backpropagation started, or that a VJP gave.
+    """
+
+    dtype: np.dtype[Any]
+    gradients: Gradients
+    spread: RoundingSpread
+    largest: float
+    on_the_way: float
+
+
+@dataclass
+class GradientProblem:
+    """A vector function of operands, and its gradients as the VJPs give them.
+
+    Attributes:
+        function: what it comes from.
         order: 1 for f itself, 2 for its gradient.
         operands: the point, in float64 where f can be computed in it.
-        moved: the positions of those that are moved.
         names: of the operands.
         values: the function.
         weights: of its elements in the sum that is differentiated.
-        ways: the gradient of that sum by each operand in `moved`, for each way that leads to it.
-        spread: what rounding does to the gradient.
-        repeated: the gradient once more, from f called anew.
+        paths: the gradient of that sum by each operand, for each path that leads to it.
+        gradients_at: computes the gradient anew, at any operands of f.
         dtype: in which f computes, at the worst.
         tolerance: relative, in float64.
         cotangents: of the results of f.
-        narrow: the gradient in the dtype that the inputs came in, if that is not float64.
-        flaws: gradients that share memory with what they must not, or are of another dtype.
+        rng: decides how roundings are changed.
+        inside: as `gradients_at`, from compositions, which show what is inside an op.
         others: how many tensors require a gradient that are no operands, but f depends on.
+
+        spread: what rounding does to the gradient.
+        narrow: the gradient in the dtype that the inputs came in, if that is not float64.
+        repeated: the gradient once more.
+        flaws: what is wrong with gradients as arrays, for order 1: the operand and the reason.
+        here: the values of the function at the point.
+        noise: what rounding leaves in each value.
+        unseen: what it might leave there where it could not be measured, inside an op.
+        base: the tolerance of a derivative, before its own error bar is known.
     """
 
-    subject: Subject
+    function: CheckedFunction
     order: int
     operands: list[Array]
-    moved: list[int]
     names: list[str]
     values: Callable[[Sequence[Array]], Vector]
     weights: Vector
-    ways: dict[str, Gradients]
-    spread: Spread
-    repeated: Gradients
+    paths: dict[str, Gradients]
+    gradients_at: Callable[[Sequence[Array]], Gradients]
     dtype: np.dtype[Any]
     tolerance: float
     cotangents: list[Array]
-    narrow: Narrow | None = None
-    flaws: list[Entry] = field(default_factory=list)
+    rng: InitVar[np.random.Generator]
+    inside: InitVar[Callable[[Sequence[Array]], Gradients] | None] = None
     others: int = 0
 
-    @functools.cached_property
-    def here(self) -> Vector:
-        """The function at the point."""
-        return self.values(self.operands)
+    def __post_init__(
+        self,
+        rng: np.random.Generator,
+        inside: Callable[[Sequence[Array]], Gradients] | None,
+    ) -> None:
+        """Measure what rounding does to the gradients, in both dtypes, and to the values."""
+        given, gradients = self.function.operands, self.paths["grad"]
+        point = self.operands[: len(given)]
+        self.narrow = None
+        with self.function.explained(NUDGED):
+            self.spread = rounding_spread(gradients, self.gradients_at, point, rng, inside)
+            if any(x.dtype != FLOAT64 for x in given):
+                narrow = self.gradients_at(given)
+                spread = rounding_spread(narrow, self.gradients_at, given, rng)
+                arriving = largest_of([self.weights, *self.cotangents])
+                self.narrow = NarrowGradients(
+                    _least_exact([x.dtype for x in given]),
+                    narrow,
+                    spread,
+                    largest=largest_of(narrow),
+                    on_the_way=max(spread.largest, arriving),
+                )
+        self.repeated = self.gradients_at(point)
+        first = self.order == 1
+        self.flaws = flaws_of_gradients(self.function, self.cotangents) if first else []
+        self.here = self.values(self.operands)
+        with self.function.explained(NUDGED):
+            values = rounding_spread([self.here], lambda x: [self.values(x)], self.operands, rng)
 
-    def noise(self, rng: np.random.Generator) -> Spread:
-        """What rounding does to it."""
-        here = [self.here]
-        with self.subject.explained(NUDGED):
-            return spread_of(here, lambda x: [self.values(x)], self.operands, rng)
-
-    @classmethod
-    def of(
-        cls, subject: Subject, order: int, rng: np.random.Generator, tolerance: float
-    ) -> Problem:
-        """The problem of first order; `order` says whether one of second order comes after it."""
-        operands, leaves, results = _evaluated(subject)
-        subject.shapes = [x.shape for x in results]
-        narrow = any(subject.operands[i].dtype != FLOAT64 for i in subject.floats)
-        cotangents = _cotangents(subject, operands, results, rng)
-
-        def gradients_at(operands: Sequence[Array], recorded: bool = False) -> Gradients:
-            gradient = subject.gradient(operands, cotangents, recorded)
-            return _split(gradient, subject.of_floats(operands))
-
-        ways = ways_to_gradient(subject, operands, cotangents, recorded=order == 2)
-        with subject.explained(NUDGED):
-            spread = spread_of(ways["grad"], gradients_at, operands, rng)
-            if order == 2:  # of compositions, which show what is inside an op
-                inside = partial(gradients_at, recorded=True)
-                spread |= spread_of(ways["grad"], inside, operands, rng, nudged=False)
-            in_dtype = Narrow.of(subject, gradients_at, cotangents, rng) if narrow else None
-        return cls(
-            subject,
-            1,
-            operands,
-            subject.floats,
-            subject.names,
-            subject.values,
-            flat(cotangents),
-            ways,
-            spread,
-            gradients_at(operands),
-            computes_in(results),
-            tolerance,
-            cotangents,
-            in_dtype,
-            flaws_of_gradients(subject, cotangents),
-            len(strangers(results, leaves)),
+        eps, largest = float(np.finfo(self.dtype).eps), self.spread.largest
+        share = tolerances.SHARE
+        if self.dtype != FLOAT64:
+            share = tolerances.SHARE_ROOTS * math.sqrt(eps)
+        self.noise = np.minimum(SPREADS * values.inner[0], share * values.largest_of_all)
+        self.unseen = SPREADS * values.each[0]
+        # The gradients that are larger than their error bars; if none is, all are rounding.
+        pairs = zip(gradients, self.spread.each, strict=True)
+        sharp = largest_of([g[abs(g) > SPREADS * spread] for g, spread in pairs])
+        self.base = Tolerance(
+            tolerances.relative_tolerance(self.dtype, self.tolerance),
+            scale=min(1.0, sharp or largest) or 1.0,
+            unseen=tolerances.UNSEEN_EPS * eps * max(largest, largest_of(self.cotangents)),
         )
+        self._most = share * largest + tolerances.LEAST_EPS * eps
 
-    def derived(self, rng: np.random.Generator) -> Problem:
-        """The problem of second order: the gradient, by the operands and the cotangents."""
-        subject, count = self.subject, len(self.operands)
-        moved = [*self.moved, *range(count, count + len(self.cotangents))]
-        weights = [
-            rng.standard_normal(self.operands[i].shape, np.float32).astype(np.float64)
-            for i in self.moved
-        ]
-        names = ["cotangent"] if len(self.cotangents) == 1 else []
-        names = names or [f"cotangent {k}" for k in range(len(self.cotangents))]
+    def allowed(self, spread: float, ties: bool = False) -> Tolerance:
+        """Return the tolerance of a derivative that other roundings change by `spread`.
 
-        def gradients_at(operands: Sequence[Array]) -> Gradients:
-            return second_gradient(subject, operands, self.cotangents, weights)
+        `ties` says that it changes because ties are decided differently, which is no rounding.
+        """
+        error = SPREADS * spread
+        unseen = self.base.unseen if ties else max(self.base.unseen, error)
+        return replace(self.base, rounding=min(error, self._most), unseen=unseen)
 
-        gradients = gradients_at(self.operands)
-        with subject.explained(NUDGED):
-            spread = spread_of(gradients, gradients_at, self.operands, rng)
-            narrow = self.narrow
-            if narrow is not None:
-                narrow = Narrow.of(subject, gradients_at, [*self.cotangents, *weights], rng)
-        return replace(
-            self,
-            order=2,
-            operands=[*self.operands, *self.cotangents],
-            moved=moved,
-            names=[*self.names, *names],
-            values=lambda x: subject.gradient(x[:count], x[count:]),
-            weights=flat(weights),
-            ways={"grad": gradients},
-            spread=spread,
-            repeated=gradients_at(self.operands),
-            narrow=narrow,
-            flaws=[],
-            others=0,
-        )
+
+def first_order(
+    function: CheckedFunction, rng: np.random.Generator, tolerance: float, recorded: bool
+) -> GradientProblem:
+    """Make the problem of first order; `recorded` says whether one of second order follows."""
+    operands, leaves, results = _evaluated(function)
+    function.shapes = [x.shape for x in results]
+    cotangents = _cotangents(function, operands, results, rng)
+    gradients_at = partial(function.gradients, cotangents=cotangents)
+    nodes = reachable([x.node for x in results if x.node is not None])
+    computed = [node.dtype for node in nodes if node.op is not None]
+    return GradientProblem(
+        function=function,
+        order=1,
+        operands=operands,
+        names=function.names,
+        values=function.values,
+        weights=flat(cotangents),
+        paths=gradients_by_path(function, operands, cotangents, recorded),
+        gradients_at=gradients_at,
+        dtype=_least_exact([*(x.dtype for x in results), *computed]),
+        tolerance=tolerance,
+        cotangents=cotangents,
+        rng=rng,
+        inside=partial(gradients_at, recorded=True) if recorded else None,
+        others=len(other_leaves(results, leaves)),
+    )
+
+
+def second_order(first: GradientProblem, rng: np.random.Generator) -> GradientProblem:
+    """Make the problem of second order: the gradient, by the operands and the cotangents."""
+    function, cotangents, count = first.function, first.cotangents, len(first.operands)
+    weights = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in first.operands]
+    names = [f"cotangent {k}" for k in range(len(cotangents))]
+    gradients_at = partial(function.second_gradients, cotangents=cotangents, weights=weights)
+    return GradientProblem(
+        function=function,
+        order=2,
+        operands=[*first.operands, *cotangents],
+        names=[*first.names, *(names if len(names) > 1 else ["cotangent"])],
+        values=lambda x: flat(function.gradients(x[:count], x[count:])),
+        weights=flat(weights),
+        paths={"grad": gradients_at(first.operands)},
+        gradients_at=gradients_at,
+        dtype=first.dtype,
+        tolerance=first.tolerance,
+        cotangents=cotangents,
+        rng=rng,
+    )
+
+
+def _evaluated(function: CheckedFunction) -> tuple[list[Array], list[Tensor], list[Tensor]]:
+    """Evaluate f in float64 if it can be, and else in the dtypes of the inputs.
+
+    Return the operands, the same as leaves of a graph, and the results.
+    """
+    exact = [copied(x, FLOAT64) for x in function.operands]
+    with grad_mode(True), function.explained("with inputs that require a gradient"):
+        try:
+            leaves = function.leaves(exact)
+            return exact, leaves, function(leaves)
+        except Exception:  # f insists on the dtype, or fails with any
+            leaves = function.leaves(function.operands)
+            return function.operands, leaves, function(leaves)
 
 
 def _cotangents(
-    subject: Subject,
+    function: CheckedFunction,
     operands: Sequence[Array],
     results: Sequence[Tensor],
     rng: np.random.Generator,
 ) -> list[Array]:
-    """A random one for each result, so large that the gradients of all are of like size.
+    """Draw a cotangent for each result, so large that the gradients of all are of like size.
 
     They have as many digits as float32, so that they are the same numbers in both dtypes.
     """
-    seeds = [rng.standard_normal(x.shape, np.float32).astype(np.float64) for x in results]
+    seeds = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in results]
     if len(seeds) == 1:
         return seeds
     sizes = []
     for k in range(len(seeds)):
         one = [v if at == k else np.zeros(v.shape) for at, v in enumerate(seeds)]
-        sizes.append(largest_of([subject.gradient(operands, one)]))
+        sizes.append(largest_of(function.gradients(operands, one)))
     largest = max(sizes)
     return [
         v * 2.0 ** round(math.log2(largest / size)) if 0 < size < largest else v
@@ -193,45 +245,6 @@ def _cotangents(
     ]
 
 
-def _evaluated(subject: Subject) -> tuple[list[Array], list[Tensor], list[Tensor]]:
-    """The operands, in float64 if f can be computed in it, as leaves too, and the results of f."""
-    exact = [copied(x, FLOAT64) for x in subject.operands]
-    with grad_mode(True), subject.explained("with inputs that require a gradient"):
-        try:
-            leaves = subject.leaves(exact)
-            return exact, leaves, subject(leaves)
-        except Exception:  # f insists on the dtype, or fails with any
-            leaves = subject.leaves(subject.operands)
-            return subject.operands, leaves, subject(leaves)
-
-
-def _split(gradient: Vector, operands: Sequence[Array]) -> Gradients:
-    """One vector as arrays of the shapes of the operands."""
-    ends = np.cumsum([x.size for x in operands])
-    parts = np.split(gradient, ends[:-1])
-    return [part.reshape(x.shape) for part, x in zip(parts, operands, strict=True)]
-
-
-def second_gradient(
-    subject: Subject,
-    operands: Sequence[Array],
-    cotangents: Sequence[Array],
-    weights: Sequence[Array],
-) -> Gradients:
-    """The gradient of sum(weights * gradient) by the float operands and the cotangents."""
-    with (
-        grad_mode(True),
-        subject.explained(RECORDING),
-    ):
-        leaves = subject.leaves(operands)
-        results = subject(leaves)
-        floats = subject.of_floats(leaves)
-        seeds = [
-            Tensor(v.astype(x.dtype), requires_grad=True)
-            for v, x in zip(cotangents, results, strict=True)
-        ]
-        gradients = grad(results, floats, seeds, create_graph=True, allow_unused=True)
-        parts = [(g * w).sum() for g, w in zip(gradients, weights, strict=True)]
-        total: Tensor = functools.reduce(operator.add, parts)
-        again = grad(total, [*floats, *seeds], allow_unused=True)
-        return [np.array(g._data, FLOAT64) for g in again]
+def _least_exact(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """Return the float dtype with the largest eps."""
+    return max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps))

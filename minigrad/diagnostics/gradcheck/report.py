@@ -1,35 +1,43 @@
-"""What a gradcheck found, to read in a terminal or to look at in a notebook."""
+"""The report of a gradcheck, to read in a terminal or to look at in a notebook."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
-from minigrad.diagnostics.gradcheck.heatmap import heatmap
-from minigrad.diagnostics.gradcheck.judge import Verdict
+from minigrad.diagnostics.gradcheck.checked_function import largest_of
+from minigrad.diagnostics.gradcheck.verdict import Verdict
 
 LISTED = 5  # entries of a kind that a repr lists
+MOST = 32  # cells along a side of a picture; in a larger matrix each shows a block's extreme
+SIDE = 160  # pixels of a picture
+
+Scale = Literal["signed", "logarithmic", "doubt"]
+COLOURS: dict[Scale, list[tuple[int, int, int]]] = {
+    "signed": [(33, 102, 172), (247, 247, 247), (178, 24, 43)],  # blue, white, red
+    "logarithmic": [(247, 247, 247), (253, 141, 60), (128, 0, 38)],
+    "doubt": [(126, 188, 137), (242, 204, 96), (207, 34, 46)],  # green, yellow, red
+}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One element of a gradient, computed in two ways.
+class GradientEntry:
+    """One element of a gradient, computed by VJPs and by differences.
 
     Attributes:
         order: 1 for the gradient, 2 for the gradient of the gradient.
         operand: the input, parameter or cotangent that was moved.
         index: of the element in it; None for a move of many elements at once.
-        analytic: what the rules say.
+        analytic: what the VJPs say.
         numeric: what differences say.
         error: the error bar of `numeric`.
-        dtype: in which the rules computed.
+        dtype: in which the VJPs computed.
         reason: why it is undecided, or what else is to be said.
     """
 
@@ -44,19 +52,19 @@ class Entry:
 
     @property
     def relative_difference(self) -> float:
-        """|analytic - numeric| over the larger of the two."""
+        """The difference, |analytic - numeric|, over the larger of the two."""
         scale = max(abs(self.analytic), abs(self.numeric))
         if not math.isfinite(scale):
             return math.inf
         return abs(self.analytic - self.numeric) / scale if scale else 0.0
 
     def __str__(self) -> str:
-        place = self.operand + (str(list(self.index)) if self.index else "")
+        name = self.operand + (str(list(self.index)) if self.index else "")
         if math.isnan(self.analytic) and math.isnan(self.numeric):
-            return f"order {self.order}, {place}: {self.reason}"
-        place += "" if self.dtype == "float64" else f" in {self.dtype}"
+            return f"order {self.order}, {name}: {self.reason}"
+        name += "" if self.dtype == "float64" else f" in {self.dtype}"
         text = (
-            f"order {self.order}, {place}: analytic {self.analytic:.9g}, numeric {self.numeric:.9g}"
+            f"order {self.order}, {name}: analytic {self.analytic:.9g}, numeric {self.numeric:.9g}"
             f" +- {self.error:.1g}"
         )
         if self.reason:
@@ -65,16 +73,16 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """The gradient by one operand, computed in two ways.
+class GradientComparison:
+    """The gradient by one operand, computed by VJPs and by differences.
 
     Attributes:
         order: 1 for the gradient, 2 for the gradient of the gradient.
         operand: the name of the operand.
-        dtype: in which the rules computed.
-        analytic: what the rules say, an array shaped like the operand.
+        dtype: in which the VJPs computed.
+        analytic: what the VJPs say, an array shaped like the operand.
         numeric: what differences say; nan where they were not taken, or say nothing.
-        doubt: 0 where both agree, 1 where it cannot be told, 2 where they disagree, and nan where
+        doubt: 0 where both agree, 1 where it is undecided, 2 where they disagree, and nan where
             they were not compared.
     """
 
@@ -88,31 +96,31 @@ class Comparison:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class GradcheckReport:
-    """What a gradcheck found. It is true only if all that was compared agrees.
+    """The findings of a gradcheck. A report is true only if all that was compared agrees.
 
     Attributes:
         function: the name of the function.
-        compared: how many numbers were compared.
+        compared: how many elements were compared.
         total: how many there are; more than were compared if entries were sampled.
         tolerance: the relative difference that was allowed; larger than asked for if the function
             does not compute in float64.
         wrong: the entries that differ by more, worst first.
         undecided: the entries that differences cannot judge, each with the reason.
-        reason: why nothing at all could be told.
-        comparisons: the gradients by each operand, whole.
-        directions: in how many random directions each sampled operand was moved as a whole.
+        reason: why nothing at all can be said.
+        comparisons: the gradients by each operand, with all elements.
+        directions: in how many random directions all elements of each sampled operand were moved.
         fewest: the least number of entries that were sampled of an operand; inf if all were taken.
-        others: how many tensors require a gradient and f depends on, but were not handed in.
+        others: how many tensors f depends on that require a gradient, but were not passed in.
     """
 
     function: str
     tolerance: float
     compared: int = 0
     total: int = 0
-    wrong: list[Entry] = field(default_factory=list)
-    undecided: list[Entry] = field(default_factory=list)
+    wrong: list[GradientEntry] = field(default_factory=list)
+    undecided: list[GradientEntry] = field(default_factory=list)
     reason: str = ""
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[GradientComparison] = field(default_factory=list)
     directions: int = 0
     fewest: float = math.inf
     others: int = 0
@@ -134,8 +142,8 @@ class GradcheckReport:
 
         If this share of the entries of an operand is wrong, each of n sampled entries misses it
         with probability 1 - share. (Random directions, in which all entries move at once, are sure
-        to see a fault that changes the gradient as a whole by more than the tolerance; they are
-        left out here.) 0 if all entries were compared.
+        to see a fault that changes all of the gradient by more than the tolerance; they are left
+        out here.) The result is 0 if all entries were compared.
 
         Raises:
             ValueError: if `share` is not between 0 and 1.
@@ -156,7 +164,7 @@ class GradcheckReport:
 
     @property
     def remarks(self) -> list[str]:
-        """What else there is to say, a sentence each."""
+        """All else there is to say, a sentence each."""
         found = [self.reason] if self.reason else []
         if self.total > self.compared and not math.isinf(self.fewest):
             found.append(
@@ -189,7 +197,7 @@ class GradcheckReport:
         notes += [f"wrong: {entry}" for entry in self.wrong[:LISTED]]
         notes += [f"undecided: {entry}" for entry in self.undecided[:LISTED]]
         parts += [f"<p>{escape(note)}</p>" for note in notes]
-        rows = [comparison_row(c) for c in self.comparisons if c.analytic.size]
+        rows = [_row(c) for c in self.comparisons if c.analytic.size]
         if rows:
             heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
             head = "".join(f"<th>{name}</th>" for name in heads)
@@ -197,20 +205,69 @@ class GradcheckReport:
         return "".join(parts) + "</div>"
 
 
-def comparison_row(c: Comparison) -> str:
-    """The row of a table: the operand, and pictures of both gradients and of their difference."""
-    largest = _largest([c.analytic, c.numeric])
+def _row(c: GradientComparison) -> str:
+    """Make a row of a table: the operand, pictures of both gradients and of their difference."""
+    largest = largest_of([c.analytic, c.numeric])
     with np.errstate(all="ignore"):
         difference = np.abs(c.analytic - c.numeric) / (largest or 1.0)
     name = f"{c.operand}<br><small>order {c.order}, {c.dtype}, {c.analytic.shape}</small>"
     pictures = [
-        heatmap(c.analytic, -largest, largest, "signed"),
-        heatmap(c.numeric, -largest, largest, "signed"),
-        heatmap(difference, 1e-12, 1.0, "logarithmic"),
-        heatmap(c.doubt, 0.0, 2.0, "doubt"),
+        _heatmap(c.analytic, -largest, largest, "signed"),
+        _heatmap(c.numeric, -largest, largest, "signed"),
+        _heatmap(difference, 1e-12, 1.0, "logarithmic"),
+        _heatmap(c.doubt, 0.0, 2.0, "doubt"),
     ]
     return f"<tr><td>{name}</td>" + "".join(f"<td>{p}</td>" for p in pictures) + "</tr>"
 
 
-def _largest(arrays: Sequence[NDArray[Any]]) -> float:
-    return max(float(np.max(np.abs(x), initial=0.0, where=np.isfinite(x))) for x in arrays)
+def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str:
+    """Draw an array as an `<svg>`, where all axes but the last are rows.
+
+    Args:
+        values: the array; nan is grey.
+        low: the value with the first colour; for "logarithmic" above 0.
+        high: the value with the last colour.
+        scale: the colours, and whether they follow the values or their logarithms.
+    """
+    matrix = values.reshape(-1, values.shape[-1] if values.ndim else 1)
+    cells = _blocks(matrix)
+    rows, columns = cells.shape
+    size = max(2, min(16, SIDE // max(rows, columns)))
+    parts = [
+        f'<rect x="{j * size}" y="{i * size}" width="{size}" height="{size}" '
+        f'fill="{_colour(cells[i, j], low, high, scale)}"><title>{cells[i, j]:.6g}</title></rect>'
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    label = escape(f"{matrix.shape[0]} x {matrix.shape[1]} numbers")
+    return (
+        f'<svg width="{columns * size}" height="{rows * size}" role="img" aria-label="{label}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _blocks(matrix: NDArray[Any]) -> NDArray[Any]:
+    """Return the value that is furthest from 0 in each of at most MOST x MOST blocks."""
+    starts = [np.arange(min(n, MOST)) * n // min(n, MOST) for n in matrix.shape]
+    size = np.where(np.isnan(matrix), -1.0, np.abs(matrix))  # nan only where there is nothing else
+    most = np.maximum.reduceat(np.maximum.reduceat(size, starts[0], 0), starts[1], 1)
+    negative = np.where(np.isnan(matrix) | (matrix > 0), -1.0, -matrix)
+    below = np.maximum.reduceat(np.maximum.reduceat(negative, starts[0], 0), starts[1], 1)
+    return np.where(most < 0, np.nan, np.where((below == most) & (below > 0), -most, most))
+
+
+def _colour(value: float, low: float, high: float, scale: Scale) -> str:
+    """Mix the colour of a value from the two nearest of its scale."""
+    if math.isnan(value):
+        return "#d0d0d0"
+    if scale == "logarithmic":
+        value, low, high = (math.log(max(x, low)) for x in (value, low, high))
+    share = (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
+    colours = COLOURS[scale]
+    at = share * (len(colours) - 1)
+    first = min(int(at), len(colours) - 2)
+    mixed = (
+        round(a + (b - a) * (at - first))
+        for a, b in zip(colours[first], colours[first + 1], strict=True)
+    )
+    return "#" + "".join(f"{x:02x}" for x in mixed)

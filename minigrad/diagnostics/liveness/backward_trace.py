@@ -40,14 +40,14 @@ class BackwardTrace(Observer):
         self._zeros: dict[Node, list[Node | Stop]] = {}
         self._fed: set[Node] = set()  # parents that received more than zeros
 
-    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Note whether a gradient arrived, and whether one went on."""
         if not _any(gradient):
-            self._zeros.setdefault(place, []).append(node)
+            self._zeros.setdefault(parent, []).append(node)
         elif not _any(result):
-            self._zeros.setdefault(place, []).append(_stop(node, place))
+            self._zeros.setdefault(parent, []).append(_stop(node, parent))
         else:
-            self._fed.add(place)
+            self._fed.add(parent)
 
     def stops(self, node: Node) -> list[Stop]:
         """List where the gradients on paths to `node` became zero, the nearest to it first."""
@@ -77,8 +77,8 @@ def _any(gradient: Any) -> bool:
 
 def _stop(node: Node, parent: Node) -> Stop:
     assert node.op is not None
-    rules = [edge[2] for edge in node.edges or () if edge[0] is parent]
-    slots = {slot for rule in rules if rule is not None for slot, shape in rule.slots if not shape}
+    vjps = [edge[2] for edge in node.edges or () if edge[0] is parent]
+    slots = {slot for vjp in vjps if vjp is not None for slot, shape in vjp.slots if not shape}
     if {0, len(node.op.parameters) + 1} <= slots:  # `position`: the inputs are one sequence
         slots |= set(range(1 + max(edge[1] for edge in node.edges or ())))
-    return Stop(node, frozenset(slots), None not in rules)
+    return Stop(node, frozenset(slots), None not in vjps)

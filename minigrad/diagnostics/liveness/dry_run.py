@@ -149,9 +149,9 @@ class _NoBackward(Observer):
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self._nodes = {p.node for p in parameters}
 
-    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
         """Raise an error if the gradient is that of a parameter."""
-        if place in self._nodes:
+        if node in self._nodes:
             raise RuntimeError(
                 "liveness: loss_fn calls backward(), which liveness does itself; let it return "
                 "the loss, and leave backward() and the optimiser's step() out"

@@ -1,4 +1,4 @@
-"""Receipts beside each other: the same model trained in full and by LoRA, for example."""
+"""Receipts side by side, such as those of one model that is trained in full and by LoRA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigrad.tables import aligned, as_html, in_bytes, in_flops
 
 
 class _Line(NamedTuple):
-    """A row of the comparison: a number of a receipt, of each step if it grows with every step."""
+    """A row of the comparison: a figure of a receipt, or of one step if it grows with each step."""
 
     title: str
     attribute: str
@@ -34,13 +34,13 @@ _LINES = (
     _Line("saved for backward, at the peak", "peak_saved_bytes", in_bytes),
     _Line("gradients", "gradient_bytes", in_bytes),
     _Line("optimiser state", "optimizer_bytes", in_bytes),
-    _Line("numbers trained", "trained", _count),
+    _Line("parameters trained", "trained", _count),
 )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Comparison:
-    """Receipts beside each other, with ratios to the first one.
+class ReceiptComparison:
+    """Receipts side by side, with ratios to the first one.
 
     Attributes:
         receipts: the receipts by name.
@@ -49,22 +49,22 @@ class Comparison:
     receipts: Mapping[str, Receipt]
 
     def value(self, name: str, attribute: str) -> float:
-        """A number of the receipt `name`; FLOPs are those of one step, or pass if none stepped."""
+        """Return a figure of the receipt `name`; FLOPs are those of one step, or of one pass."""
         receipt = self.receipts[name]
         total: int = getattr(receipt, attribute)
         of_a_step = any(line.of_a_step for line in _LINES if line.attribute == attribute)
         return total / (receipt.steps or receipt.passes or 1) if of_a_step else total
 
     def ratio(self, name: str, attribute: str) -> float:
-        """A number of `name` over that of the first; nan where the first has none."""
+        """Return a figure of `name` divided by that of the first; nan if that is 0."""
         first = self.value(next(iter(self.receipts)), attribute)
         return self.value(name, attribute) / first if first else float("nan")
 
     def sentence(self, name: str) -> str:
-        """What `name` costs and saves, in words."""
+        """Say in words what `name` costs and saves."""
         first = next(iter(self.receipts))
-        held = ("gradient_bytes", "optimizer_bytes")
-        before, after = (sum(self.value(n, line) for line in held) for n in (first, name))
+        kept = ("gradient_bytes", "optimizer_bytes")
+        before, after = (sum(self.value(n, line) for line in kept) for n in (first, name))
         parts = {"forward": "forward_flops", "backward": "backward_flops"}
         shares = {part: self.ratio(name, attribute) for part, attribute in parts.items()}
         known = ", ".join(f"{part} {share:.2f}" for part, share in shares.items() if share == share)
@@ -99,8 +99,8 @@ def _change(ratio: float) -> str:
     return f"{100 * abs(1 - ratio):.0f} % {'fewer' if ratio <= 1 else 'more'}"
 
 
-def compare(receipts: Mapping[str, Receipt]) -> Comparison:
-    """Set receipts beside each other: `compare({"full": a, "LoRA": b})`.
+def compare(receipts: Mapping[str, Receipt]) -> ReceiptComparison:
+    """Compare receipts: `compare({"full": a, "LoRA": b})`.
 
     Ratios are to the first. FLOPs are those of one step of the optimiser, or of one backward pass
     where there was no step.
@@ -118,4 +118,4 @@ def compare(receipts: Mapping[str, Receipt]) -> Comparison:
             raise ValueError(f"compare: nothing was counted in {name!r}; run a step in its block")
     if len(receipts) < 2:
         raise ValueError(f"compare takes two receipts or more, not {len(receipts)}")
-    return Comparison(dict(receipts))
+    return ReceiptComparison(dict(receipts))

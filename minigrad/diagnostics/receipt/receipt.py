@@ -1,4 +1,4 @@
-"""The receipt of a training step: what was computed, what was not, and what memory that took.
+"""The receipt of a training step: the work that was done, the work that was not, and the memory.
 
     with receipt() as r:
         loss_fn(model(x), y).backward()
@@ -6,12 +6,12 @@
     print(r)
 
 It answers why LoRA is not faster, and what it saves: for a frozen weight the product for its
-gradient is not done, the activation that only that product needs is not kept, and there is no
-gradient and no state. But the forward pass, and the way of the gradient back through every frozen
-weight to the adapters below, remain.
+gradient is not done, the activation that only that product needs is not saved, and there is no
+gradient and no state. But the forward pass remains, and so does the backpropagation through every
+frozen weight to the adapters below.
 
-A receipt watches through `Observer`. What a call costs is said in `costs`, which memory the graph
-holds is followed in `saved`, and `report` has what comes out.
+A receipt watches through `Observer`. `costs` finds what a call costs, `saved` follows the memory
+that the graph keeps, and `report` shows what comes out.
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.receipt.costs import COSTS, STEP_COSTS, Call, Cost
+from minigrad.diagnostics.receipt.costs import (
+    STEP_COSTS,
+    SketchedCall,
+    call_flops,
+    joint_vjp_flops,
+    vjp_flops,
+)
 from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.receipt.saved import SavedMemory
 from minigrad.diagnostics.recorder import Recorder
 
 if TYPE_CHECKING:
-    from minigrad.core.node import Node, OpLike
+    from minigrad.core.node import Edge, Node
     from minigrad.core.op import Op
     from minigrad.optim import Optimizer
 
@@ -41,11 +47,12 @@ if TYPE_CHECKING:
 def receipt() -> Iterator[Receipt]:
     """Count the FLOPs and the bytes of what this thread does inside the block.
 
-    The `Receipt` fills while the block runs, and keeps what was counted if the block raises. Blocks
-    may be nested: each counts all that is inside. The backward pass must run inside the block as
-    well as the forward pass it belongs to; what cannot be counted is listed in `uncounted`. Seen
-    are ops, their rules and the steps of optimisers; what numpy or a kernel computes beside them,
-    as in `clip_grad_norm`, is not.
+    The `Receipt` fills while the block runs, and keeps what was counted if the block raises an
+    error. Blocks may be nested: each counts everything inside. A backward pass must run in the same
+    block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their VJPs and
+    the steps of optimisers are seen; what numpy or a kernel computes beside them, as in
+    `clip_grad_norm`, is not. To find FLOPs, a forward or a VJP runs once more for each signature,
+    on arrays that have a shape but no elements.
     """
     result = Receipt()
     recorder = _ReceiptRecorder(result)
@@ -64,27 +71,27 @@ class _Pass:
     """A backward pass that is running."""
 
     recorded: bool
-    reached: set[int] = field(default_factory=set)  # places that have a gradient
-    visited: int = -1  # the node whose rules are running
+    reached: set[int] = field(default_factory=set)  # nodes that have a gradient
+    visited: int = -1  # the node whose VJPs are running
     edge: int = 0  # the next of its edges
-    needed: list[str] = field(default_factory=list)  # its inputs whose rules have run
+    needed: list[str] = field(default_factory=list)  # its inputs whose VJPs have run
 
 
 class _ReceiptRecorder(Recorder):
-    """Fills a receipt. Nodes are known by `order`, so that none is kept alive."""
+    """The observer that fills a receipt. It knows nodes by `order`, and so keeps none alive."""
 
     def __init__(self, result: Receipt) -> None:
         super().__init__()
         self._receipt = result
         self._saved = SavedMemory(self._on_drop)
         self._passes: list[_Pass] = []
-        self._calls: dict[int, tuple[Cost, Call]] = {}  # of nodes, until they are freed
-        self._unrecorded: list[tuple[OpLike, Cost, Call]] = []  # products of what is all frozen
+        self._calls: dict[int, SketchedCall] = {}  # of nodes, until they are freed
+        self._unrecorded: list[SketchedCall] = []  # products of what is all frozen
         self._leaves: set[int] = set()
         self._optimizers: dict[int, tuple[Optimizer, int, int]] = {}  # with bytes and steps
 
     def close(self) -> None:
-        """Hold on to nothing."""
+        """Forget all calls, blocks and optimisers."""
         self._saved.close()
         self._calls.clear()
         self._unrecorded.clear()
@@ -95,26 +102,29 @@ class _ReceiptRecorder(Recorder):
     # ----------------------------------------------------------------------------------------------
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
-        """Count the forward of `op`, unless it is a part of a rule, whose cost is known."""
+        """Count the forward of `op`, unless a VJP calls it: that is counted as one."""
         phase = self._phase(result)
         if phase is None:
             return
-        cost = COSTS.get(op)
-        self._saved.add(op, inputs, result, () if cost is None else cost.own)
+        self._saved.add(op, inputs, result)
         self._note(phase, op.name)
-        if cost is None:
-            self._cannot_count(f"call of {op.name}, an op that COSTS does not have")
-            return
-        call = Call(op, inputs, result)
-        self._receipt.count(phase, op.name, "", cost.forward(call))
+        call = SketchedCall(op, inputs, result)
+        flops = call_flops(call)
+        if flops is None:
+            self._cannot_count(
+                f"call of {op.name}, an op that is not written in functions of numpy only; "
+                f"@op(cost=...) makes it count"
+            )
+        else:
+            self._receipt.count(phase, op.name, "", flops)
         node = result.node if isinstance(result, Tensor) else None
         if node is not None:
-            self._calls[node.order] = cost, call
-        elif cost.product and is_grad_enabled() and isinstance(result, Tensor):
-            self._unrecorded.append((op, cost, call))
+            self._calls[node.order] = call
+        elif op.product and is_grad_enabled() and isinstance(result, Tensor):
+            self._unrecorded.append(call)
 
     def _phase(self, result: Any) -> Phase | None:
-        """What a call is part of; None for that of a rule on arrays."""
+        """Return the phase of a call; None for a call by a VJP on arrays."""
         if not self._passes:
             return "forward"
         if [kind for kind in self.running if kind != "hook"][-1] == "rerun":
@@ -128,86 +138,99 @@ class _ReceiptRecorder(Recorder):
     # ----------------------------------------------------------------------------------------------
 
     def on_pass(self, begins: bool) -> None:
-        """Keep track of passes; what has no node at all had a product to spare for each input."""
+        """Keep track of passes; calls without a node had a product to avoid for each input."""
         super().on_pass(begins)
         if not begins:
             self._passes.pop()
             return
         self._receipt.passes += not self._passes
         self._passes.append(_Pass(recorded=is_grad_enabled()))
-        for op, cost, call in self._unrecorded:
-            self._count_not_done(op, cost, call, needing=())
+        for call in self._unrecorded:
+            self._count_not_done(call, needing=())
         self._unrecorded.clear()
 
-    def on_rule(self, node: Node, place: Node, gradient: Any, result: Any) -> None:
-        """Count a rule, and what the engine does with its result."""
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
+        """Count a VJP, and what the engine does with its result."""
         running = self._passes[-1]
         if node.order != running.visited:
             running.visited, running.edge, running.needed = node.order, 0, []
             self._count_visit(node)
-        name = self._next_input(running, node, place)
-        if not running.recorded:  # else all that a rule does is seen in calls
-            self._count_rule(running, node, name)
-            if result.size > math.prod(place.shape):
+        edge = self._next_edge(running, node, parent)
+        if not running.recorded:  # else all that a VJP does is seen in calls
+            assert node.op is not None
+            name = node.op.input_name(edge[1])
+            self._count_vjp(running, node, edge, name)
+            if result.size > math.prod(parent.shape):
                 self._receipt.count("backward", node.name, name, result.size, calls=0)
-            if place.order in running.reached:
-                self._receipt.count("backward", "sum of gradients", "", math.prod(place.shape))
-        running.reached.add(place.order)
-        if place.op is None and place.order not in self._leaves:
-            self._leaves.add(place.order)
-            self._receipt.trained += math.prod(place.shape)
-            self._receipt.gradient_bytes += math.prod(place.shape) * place.dtype.itemsize
+            if parent.order in running.reached:
+                self._receipt.count("backward", "sum of gradients", "", math.prod(parent.shape))
+        running.reached.add(parent.order)
+        if parent.op is None and parent.order not in self._leaves:
+            self._leaves.add(parent.order)
+            self._receipt.trained += math.prod(parent.shape)
+            self._receipt.gradient_bytes += math.prod(parent.shape) * parent.dtype.itemsize
 
     @staticmethod
-    def _next_input(running: _Pass, node: Node, place: Node) -> str:
-        """Which input of `node` the rule was for; one tensor may be several of them."""
+    def _next_edge(running: _Pass, node: Node, parent: Node) -> Edge:
+        """Return the edge of the VJP that ran; one tensor may be several inputs of a node."""
         edges = node.edges or ()
-        while edges[running.edge][0] is not place:
+        while edges[running.edge][0] is not parent:
             running.edge += 1
-        position = edges[running.edge][1]
         running.edge += 1
-        assert node.op is not None
-        return node.op.input_name(position)
+        return edges[running.edge - 1]
 
     def _count_visit(self, node: Node) -> None:
-        """Count what does not run, where the rules of `node` do."""
+        """Count the products of `node` that are not done, before its first VJP runs."""
         if node.op is not None and node.order in self._calls:
             needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
-            self._count_not_done(node.op, *self._calls[node.order], needing)
+            self._count_not_done(self._calls[node.order], needing)
 
-    def _count_not_done(self, op: OpLike, cost: Cost, call: Call, needing: Collection[str]) -> None:
-        """The products of a node for the inputs that it was given and that need no gradient."""
-        for name, count in cost.rules.items() if cost.product else ():
-            if name not in needing and call.has(name) and count(call):
-                self._receipt.count("not done", op.name, name, count(call))
+    def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
+        """Count the products of a call for the inputs that were given and need no gradient."""
+        op = call.op
+        for argnum, vjp in op.vjps if op.product else ():
+            name = op.parameters[argnum]
+            if name not in needing and call.has(name):
+                flops = vjp_flops(call, argnum, vjp)
+                if flops:
+                    self._receipt.count("not done", op.name, name, flops)
 
-    def _count_rule(self, running: _Pass, node: Node, name: str) -> None:
-        if node.op is CHECKPOINT:
+    def _count_vjp(self, running: _Pass, node: Node, edge: Edge, name: str) -> None:
+        op = node.op
+        if op is CHECKPOINT or op is None:
             return  # its work is that of the ops inside, which are seen themselves
-        if node.order not in self._calls:
-            outside = node.op in COSTS
-            why = "was recorded outside of the receipt" if outside else "COSTS does not have"
-            self._cannot_count(f"rule of {node.name}, an op that {why}")
+        call = self._calls.get(node.order)
+        if call is None:
+            self._cannot_count(f"VJP of {op.name}, an op that was recorded outside of the receipt")
             return
-        cost, call = self._calls[node.order]
-        rule = cost.rules.get(name.partition("[")[0])
-        if rule is None:
-            self._cannot_count(f"rule of {node.name} for {name}, which COSTS does not have")
+        _, argnum, vjp, *saved = edge
+        before = running.needed
+        running.needed = [*before, name]
+        flops: int | None = 0
+        shared: int | None = 0
+        if op.plain or vjp.cost is not None:
+            flops = vjp_flops(call, argnum, vjp, saved)
+        if not op.plain:
+            after = joint_vjp_flops(call, vjp, running.needed, saved)
+            first = joint_vjp_flops(call, vjp, before, saved)
+            shared = None if after is None or first is None else after - first
+        if flops is None or shared is None:
+            self._cannot_count(
+                f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside "
+                f"the VJP makes it count"
+            )
             return
-        before = cost.shared(call, running.needed)
-        running.needed.append(name)
-        shared = cost.shared(call, running.needed) - before
-        self._receipt.count("backward", node.name, name, rule(call))
+        self._receipt.count("backward", op.name, name, flops)
         if shared:
-            self._receipt.count("backward", node.name, "shared", shared)
+            self._receipt.count("backward", op.name, "shared", shared)
 
-    def on_accumulate(self, place: Node, gradient: Tensor) -> None:
-        """Count the sum with an earlier gradient; a recorded one is an op, and seen itself."""
-        if place.grad is not None and gradient.node is None:
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
+        """Count the sum with an earlier gradient; a recorded sum is an op, which is seen itself."""
+        if node.grad is not None and gradient.node is None:
             self._receipt.count("backward", "sum of gradients", "", gradient.size)
 
     def on_free(self, node: Node) -> None:
-        """Note what memory is held no more."""
+        """Note which memory is freed."""
         self._calls.pop(node.order, None)
         self._saved.free(node)
         self._note("backward", node.name)
@@ -242,7 +265,7 @@ class _ReceiptRecorder(Recorder):
         self._note("dropped", name)
 
     def _note(self, phase: Phase, name: str) -> None:
-        """A point of the timeline, if the memory that is held has changed."""
+        """Add a point to the timeline, if the saved memory has changed."""
         memory, result = self._saved, self._receipt
         result.saved_bytes, result.freed_bytes = memory.total, memory.freed
         result.input_bytes = max(result.input_bytes, memory.inputs)

@@ -1,4 +1,4 @@
-"""What a receipt says, as numbers and as a table."""
+"""The contents of a receipt, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Phase = Literal["forward", "recomputed", "backward", "not done", "optimizer", "d
 _PHASES: tuple[Phase, ...] = ("forward", "recomputed", "backward", "optimizer", "not done")
 
 
-class Row(NamedTuple):
+class ReceiptRow(NamedTuple):
     """A line of a receipt.
 
     Attributes:
@@ -21,10 +21,10 @@ class Row(NamedTuple):
             "backward", "optimizer", or "not done" for the products of inputs that need no gradient,
             frozen weights or data.
         op: the name of an op or an optimiser; "sum of gradients" where several meet in one tensor.
-        input: the input whose gradient it is, "shared" for what serves several of them; empty in a
-            forward pass.
-        calls: how many calls or rules.
-        flops: how many FLOPs they took; by the conventions of `minigrad.diagnostics.receipt.costs`.
+        input: the input whose gradient it is, "shared" for work that serves several of them; empty
+            in a forward pass.
+        calls: how many calls or VJPs.
+        flops: how many FLOPs they took, by the conventions in `receipt/sketch.py`.
     """
 
     phase: Phase
@@ -35,13 +35,13 @@ class Row(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """A change of the memory that is held for backward passes.
+    """A change of the memory that is saved for backward passes.
 
     Attributes:
-        phase: "forward", "recomputed" or "backward", or "dropped" where a part of the graph was let
-            go without a backward pass.
-        op: what was called or freed.
-        saved_bytes: the bytes that are held after it.
+        phase: "forward", "recomputed" or "backward", or "dropped" if a part of the graph was
+            deleted without a backward pass.
+        op: the op that was called or freed.
+        saved_bytes: the saved bytes after it.
     """
 
     phase: Phase
@@ -51,21 +51,22 @@ class Moment(NamedTuple):
 
 @dataclass(repr=False, eq=False)
 class Receipt:
-    """What was computed and kept inside a `receipt()` block.
+    """The work and the memory of a `receipt()` block.
 
     Attributes:
         steps: steps of the optimiser, of the busiest one if there were several.
         passes: backward passes, without those inside another one.
-        saved_bytes: bytes that the graph held for backward passes, each block of memory counted
-            once; not those of parameters and of the model's inputs, which are there anyway.
-        freed_bytes: how many of them were held no more at the end.
-        input_bytes: bytes of parameters, inputs and other arrays that no op had made, such as a
-            mask that numpy did, and that the graph held as well, at most.
-        gradient_bytes: bytes of the gradients of all leaves that backward passes came to.
-        trained: how many numbers these leaves have.
+        saved_bytes: bytes that the graph saved for backward passes, each block of memory counted
+            once; without those of parameters and of the model's inputs, which exist anyway.
+        freed_bytes: how many of them were freed at the end.
+        input_bytes: the most bytes of parameters, inputs and other arrays that no op had made, such
+            as a mask made by numpy, that the graph referred to as well.
+        gradient_bytes: bytes of the gradients of all leaves that backward passes reached.
+        trained: how many elements these leaves have.
         optimizer_bytes: bytes of the state of the optimisers that made a step.
-        timeline: the bytes held for backward, after every change.
-        uncounted: what ran and is in no sum, with how often: an op of one's own, for example.
+        timeline: the bytes saved for backward, after every change.
+        uncounted: calls and VJPs that are in no sum, and how many, such as those of a kernel
+            without a cost.
         interrupted_by: the name of the error that ended the block, or None.
     """
 
@@ -83,14 +84,14 @@ class Receipt:
     _counts: dict[tuple[Phase, str, str], tuple[int, int]] = field(default_factory=dict)
 
     def count(self, phase: Phase, op: str, input: str, flops: int, calls: int = 1) -> None:
-        """Add to a row: for the one who fills the receipt."""
+        """Add to a row; used by the observer that fills the receipt."""
         known_calls, known = self._counts.get((phase, op, input), (0, 0))
         self._counts[phase, op, input] = known_calls + calls, known + flops
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        """A row for each phase, op and input; in each phase the most FLOPs first."""
-        rows = [Row(*key, *counts) for key, counts in self._counts.items()]
+    def rows(self) -> tuple[ReceiptRow, ...]:
+        """One row for each phase, op and input; in each phase the most FLOPs first."""
+        rows = [ReceiptRow(*key, *counts) for key, counts in self._counts.items()]
         return tuple(sorted(rows, key=lambda row: (_PHASES.index(row.phase), -row.flops)))
 
     def flops_of(self, phase: Phase) -> int:
@@ -109,7 +110,7 @@ class Receipt:
 
     @property
     def backward_flops(self) -> int:
-        """FLOPs of the rules in backward passes, and of the sums of their results."""
+        """FLOPs of the VJPs in backward passes, and of the sums of their results."""
         return self.flops_of("backward")
 
     @property
@@ -119,31 +120,31 @@ class Receipt:
 
     @property
     def skipped_flops(self) -> int:
-        """FLOPs of the products that passes had no need to do: for frozen inputs, and for data."""
+        """FLOPs of the products that passes did not need: for frozen inputs, and for data."""
         return self.flops_of("not done")
 
     @property
     def flops(self) -> int:
-        """All that was done."""
+        """FLOPs of all phases, without products that were not done."""
         return sum(row.flops for row in self.rows if row.phase != "not done")
 
     @property
     def peak(self) -> Moment | None:
-        """When the most bytes were held for backward; None if none ever were."""
+        """The moment at which the most bytes were saved for backward; None if none ever were."""
         return max(self.timeline, key=lambda moment: moment.saved_bytes, default=None)
 
     @property
     def peak_saved_bytes(self) -> int:
-        """The most bytes that were held for backward at once."""
+        """The most bytes that were saved for backward at once."""
         return 0 if self.peak is None else self.peak.saved_bytes
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that were still held for backward at the end, as by `retain_graph=True`."""
+        """Bytes that were still saved for backward at the end, as with `retain_graph=True`."""
         return self.saved_bytes - self.freed_bytes
 
     def chart(self, width: int = 64) -> str:
-        """The bytes held for backward from the first change to the last, in one line of text."""
+        """Draw the bytes saved for backward, change by change, in one line of text."""
         if self.peak is None:
             return ""
         values = [moment.saved_bytes for moment in self.timeline]
@@ -192,8 +193,8 @@ class Receipt:
         return [
             ("saved for backward", saved),
             *over_time,
-            ("parameters and inputs held as well", in_bytes(self.input_bytes)),
-            ("gradients", f"{in_bytes(self.gradient_bytes)}, of {self.trained:,} numbers"),
+            ("parameters and inputs saved as well", in_bytes(self.input_bytes)),
+            ("gradients", f"{in_bytes(self.gradient_bytes)}, of {self.trained:,} parameters"),
             ("optimiser state", in_bytes(self.optimizer_bytes)),
             *(("not counted", f"{count} x {what}") for what, count in self.uncounted.items()),
         ]

@@ -1,10 +1,10 @@
-"""The memory that the graph holds for backward passes, block by block.
+"""The memory that the graph saves for backward passes, block by block.
 
-Several nodes save the same array, or views of it; what stays in memory is the block that they are
-views of, for as long as one of them is neither freed nor gone. So blocks are counted, each once.
+Several nodes save the same array, or views of it. The block of memory behind them stays as long as
+one of these nodes is neither freed nor deleted. So blocks are counted, each once.
 
-Blocks that the graph holds, but that were not made by an op (parameters, and the inputs of the
-model) would be there without it, and are counted apart.
+Blocks that the graph refers to, but that no op has made (parameters, and the inputs of the model),
+would exist without it, and are counted separately.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class _Block:
 
 
 class SavedMemory:
-    """Follows what nodes save, from the calls that make them to the end of each.
+    """The blocks that nodes save, followed from the calls that make the nodes to their end.
 
     Args:
-        on_drop: is called with the name of an op whose node is gone without having been freed.
+        on_drop: a function that gets the name of an op whose node is deleted without being freed.
 
     Attributes:
-        alive: bytes that are held.
-        total: bytes that have been held so far, of each block once.
-        freed: bytes of these that no node holds any more.
-        inputs: bytes of parameters and inputs that are held.
+        alive: bytes that are saved now.
+        total: bytes that were saved so far, each block once.
+        freed: bytes of these that no node saves any more.
+        inputs: bytes of parameters and inputs that nodes refer to.
     """
 
     def __init__(self, on_drop: Callable[[str], None]) -> None:
@@ -53,12 +53,13 @@ class SavedMemory:
         # By the order of a node: no two have the same, and it keeps none alive.
         self._nodes: dict[int, tuple[weakref.ref[Node], list[int]]] = {}
 
-    def add(self, op: Op[Any], inputs: Sequence[Any], result: Any, own: Sequence[str]) -> None:
-        """Note a call of `op`; `own` names the inputs that are there for this call alone."""
+    def add(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Note a call of `op`, some of whose inputs may be fresh, made for this call alone."""
+        fresh = [op.parameters.index(name) for name in op.fresh]
         given = {
             id(owner_of(array))
-            for name, value in zip(_names(op, inputs), inputs, strict=True)
-            if name not in own
+            for argnum, value in enumerate(inputs)
+            if argnum not in fresh
             for array in arrays_in(value)
         }
         for array in arrays_in(result):
@@ -67,7 +68,7 @@ class SavedMemory:
             self._add_node(op, result.node, given)
 
     def _note_made(self, block: Any, given: set[int]) -> bool:
-        """Whether a block was made by an op: it is known to be, or did not come with an input."""
+        """Return whether an op has made a block: it is known, or does not belong to an input."""
         key = id(block)
         if key not in self._made and key not in given:
             made = self._made  # not self: the callback lives as long as the block
@@ -100,7 +101,7 @@ class SavedMemory:
             self.freed -= change
 
     def free(self, node: Node) -> None:
-        """Note that `node` lets go of what it saved."""
+        """Note that the arrays that `node` saved are freed."""
         self._release(node.order)
 
     def _drop(self, order: int, name: str, _: Any) -> None:
@@ -117,12 +118,7 @@ class SavedMemory:
                 self._count(block, -block.nbytes)
 
     def close(self) -> None:
-        """Follow nothing any more."""
+        """Forget all nodes and blocks."""
         self._nodes.clear()
         self._blocks.clear()
         self._made.clear()
-
-
-def _names(op: Op[Any], inputs: Sequence[Any]) -> Sequence[str]:
-    """The names of the inputs of a call; an op of many inputs is called with these alone."""
-    return op.parameters if len(op.parameters) == len(inputs) else [""] * len(inputs)

@@ -21,13 +21,13 @@ class Log(Observer):
     """Writes down what happens, by names of ops."""
 
     def __init__(self):
-        self.calls, self.rules, self.freed = [], [], []
+        self.calls, self.vjps, self.freed = [], [], []
 
     def on_call(self, op, inputs, result):
         self.calls.append(op.name)
 
-    def on_rule(self, node, place, gradient, result):
-        self.rules.append((node.op.name, next(edge[1] for edge in node.edges if edge[0] is place)))
+    def on_vjp(self, node, parent, gradient, result):
+        self.vjps.append((node.op.name, next(edge[1] for edge in node.edges if edge[0] is parent)))
 
     def on_free(self, node):
         self.freed.append(node.name)

@@ -33,10 +33,10 @@ def test_a_value_used_twice_sends_its_whole_gradient_on_once():
         h = 2 * x
         (h + h).backward()
     assert x.grad.item() == 4.0
-    assert log.rules.count(("multiply", 1)) == 1
+    assert log.vjps.count(("multiply", 1)) == 1
 
 
-def test_fifty_residual_blocks_run_each_rule_once():
+def test_fifty_residual_blocks_run_each_vjp_once():
     x = leaf(1.0)
     with observe(Log()) as log:
         y = x
@@ -44,7 +44,7 @@ def test_fifty_residual_blocks_run_each_rule_once():
             y = y + y * 0.5
         y.backward()
     assert_allclose(x.grad.data, 1.5**50, rtol=1e-12)
-    assert len(log.rules) == 150
+    assert len(log.vjps) == 150
 
 
 def test_doubling_fifty_times_is_not_exponential():
@@ -114,7 +114,7 @@ def test_saved_arrays_go_while_the_backward_pass_goes():
         def on_call(self, op, inputs, result):
             self.results.append(weakref.ref(result.data))
 
-        def on_rule(self, node, place, gradient, result):
+        def on_vjp(self, node, parent, gradient, result):
             alive.append(sum(ref() is not None for ref in self.results))
 
     x = drawn(3)
@@ -180,10 +180,10 @@ def test_gradient_by_a_result_leaves_the_graph_behind_it_whole():
 def test_the_graph_goes_with_its_last_tensor():
     x = leaf(1.0, 2.0)
     h = x * x
-    place = weakref.ref(h.data)
+    parent = weakref.ref(h.data)
     y = h.exp().sum()
     del h
-    assert place() is None  # exp saves its result, not its input
+    assert parent() is None  # exp saves its result, not its input
     y.backward()
 
 
@@ -502,12 +502,12 @@ def test_outputs_must_be_tensors():
         grad([leaf(1.0), 3.0], leaf(1.0))
 
 
-def test_only_rules_on_the_way_to_the_inputs_run():
+def test_only_vjps_on_the_way_to_the_inputs_run():
     x, w, v = drawn(2, 2), drawn(2, 2, seed=1), drawn(2, 2, seed=2)
     y = ((x @ w).tanh() @ v).sum()
     with observe(Log()) as log:
         grad(y, v)
-    assert log.rules == [("sum", 0), ("matmul", 1)]
+    assert log.vjps == [("sum", 0), ("matmul", 1)]
 
 
 def test_grad_frees_the_graph_unless_it_is_retained_or_recorded():

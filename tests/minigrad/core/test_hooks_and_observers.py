@@ -221,7 +221,7 @@ def test_mode_is_restored_after_an_error_in_a_backward_pass():
     def broken(x):
         return x * 1.0
 
-    @broken.rule("x")
+    @broken.vjp("x")
     def _broken_x(g):
         raise ZeroDivisionError
 
@@ -289,12 +289,12 @@ def test_graphs_in_several_threads_do_not_mix():
 # ------------------------------------------------------------------------------------------------
 
 
-def test_observer_sees_calls_rules_and_freeing():
+def test_observer_sees_calls_vjps_and_freeing():
     x = leaf(1.0, 2.0)
     with observe(Log()) as log:
         (x.exp() * 2).sum().backward()
     assert log.calls[:3] == ["exp", "multiply", "sum"]
-    assert log.rules == [("sum", 0), ("multiply", 0), ("exp", 0)]
+    assert log.vjps == [("sum", 0), ("multiply", 0), ("exp", 0)]
     assert log.freed == ["sum", "multiply", "exp"]
 
 
@@ -320,8 +320,8 @@ def test_observer_is_told_inputs_result_and_gradients():
         def on_call(self, op, inputs, result):
             self.call = op, inputs, result
 
-        def on_rule(self, node, place, gradient, result):
-            self.rule = node, place, gradient, result
+        def on_vjp(self, node, parent, gradient, result):
+            self.vjp = node, parent, gradient, result
 
     x = leaf(1.0, 2.0)
     with observe(Watch()) as watch:
@@ -331,9 +331,9 @@ def test_observer_is_told_inputs_result_and_gradients():
         assert watch.call[1][1:] == (0, True)
         assert watch.call[2] is y
         y.backward()
-    node, place, gradient, result = watch.rule
+    node, parent, gradient, result = watch.vjp
     assert node is y.node
-    assert place is x.node
+    assert parent is x.node
     assert_array_equal(gradient, [1.0])
     assert_array_equal(result, [1.0, 1.0])
 
@@ -343,8 +343,8 @@ def test_observer_is_told_what_goes_on_and_what_arrives_before_it_is_added():
         def __init__(self):
             self.went, self.came = [], []
 
-        def on_gradient(self, node, place, gradient):
-            self.went.append((node, place, gradient.shape, gradient.dtype))
+        def on_gradient(self, node, parent, gradient):
+            self.went.append((node, parent, gradient.shape, gradient.dtype))
 
         def on_arrival(self, node, gradient, before):
             self.came.append((node, gradient.tolist(), before, None if x.grad is None else 1))

@@ -1,4 +1,4 @@
-"""Defining an op: its rules, joint rules, sequences of inputs, replayed ops, bad definitions."""
+"""Defining an op: its VJPs, joint VJPs, sequences of inputs, replayed ops, bad definitions."""
 
 import copy
 import weakref
@@ -29,7 +29,7 @@ def test_an_op_of_ones_own_has_derivatives_of_all_orders():
         """x^3."""
         return x * x * x
 
-    cube.rule("x", lambda g, x: 3 * g * x * x)
+    cube.vjp("x", lambda g, x: 3 * g * x * x)
     assert_gradients(cube, np.array([0.5, -1.2]))
     assert isinstance(cube(np.ones(2)), np.ndarray)
     assert cube.__name__ == "cube"
@@ -47,12 +47,12 @@ def test_an_op_in_a_class_is_a_method_as_any_function():
     assert Two.plus is minigrad.add
 
 
-def test_a_rule_can_be_a_decorated_function_and_is_handed_back():
+def test_a_vjp_can_be_a_decorated_function_and_is_handed_back():
     @op
     def scaled(x, factor=2.0):
         return x * factor
 
-    @scaled.rule("x")
+    @scaled.vjp("x")
     def derivative(g, factor):
         return g * factor
 
@@ -69,7 +69,7 @@ def test_an_op_can_have_keyword_only_options():
     def scaled(x, *, factor=2.0):
         return x * factor
 
-    scaled.rule("x", lambda g, factor: g * factor)
+    scaled.vjp("x", lambda g, factor: g * factor)
     x = leaf(1.0, 2.0)
     assert_array_equal(grad(scaled(x).sum(), x).data, [2.0, 2.0])
     assert_array_equal(grad(scaled(x, factor=5.0).sum(), x).data, [5.0, 5.0])
@@ -77,7 +77,7 @@ def test_an_op_can_have_keyword_only_options():
 
 def test_an_op_can_be_made_of_a_lambda():
     double = op(lambda x: x * 2)
-    double.rule("x", lambda g: g * 2)
+    double.vjp("x", lambda g: g * 2)
     x = leaf(1.0, 2.0)
     assert_array_equal(grad(double(x).sum(), x).data, [2.0, 2.0])
 
@@ -87,27 +87,27 @@ def test_an_input_that_is_left_out_has_no_gradient():
     def shifted(x, shift=None):
         return x * 1.0 if shift is None else x + shift
 
-    shifted.rule("x", lambda g: g)
-    shifted.rule("shift", lambda g: g)
+    shifted.vjp("x", lambda g: g)
+    shifted.vjp("shift", lambda g: g)
     x, shift = leaf(1.0, 2.0), leaf(3.0)
     assert_array_equal(grad(shifted(x).sum(), x).data, [1.0, 1.0])
     assert grad(shifted(x, shift).sum(), shift).item() == 2.0
     assert grad(shifted(x, shift=shift).sum(), shift).item() == 2.0
 
 
-def test_an_op_without_a_rule_for_what_needs_a_gradient_is_an_error():
+def test_an_op_without_a_vjp_for_what_needs_a_gradient_is_an_error():
     @op
     def rounded(x):
         return np.round(x)
 
-    with pytest.raises(TypeError, match=r"`rounded` has no rule for x(.|\n)*x\.detach\(\)"):
+    with pytest.raises(TypeError, match=r"`rounded` has no VJP for x(.|\n)*x\.detach\(\)"):
         rounded(leaf(1.4, 2.6))
     assert_array_equal(rounded(leaf(1.4, 2.6).detach()).data, [1.0, 3.0])
     with minigrad.no_grad():
         assert not rounded(leaf(1.4, 2.6)).requires_grad
 
 
-def test_an_op_that_returns_no_floats_needs_no_rule():
+def test_an_op_that_returns_no_floats_needs_no_vjp():
     @op
     def positive(x):
         return x > 0
@@ -115,14 +115,14 @@ def test_an_op_that_returns_no_floats_needs_no_rule():
     assert positive(leaf(1.4, -2.6)).data.tolist() == [True, False]
 
 
-def test_an_input_without_a_rule_must_be_a_constant():
+def test_an_input_without_a_vjp_must_be_a_constant():
     @op
     def weighed(x, weight):
         return x * weight
 
-    weighed.rule("x", lambda g, weight: g * weight)
+    weighed.vjp("x", lambda g, weight: g * weight)
     x, weight = leaf(1.0, 2.0), leaf(3.0, 4.0)
-    with pytest.raises(TypeError, match="no rule for weight"):
+    with pytest.raises(TypeError, match="no VJP for weight"):
         weighed(x, weight)
     assert_array_equal(grad(weighed(x, weight.detach()).sum(), x).data, [3.0, 4.0])
 
@@ -142,7 +142,7 @@ def test_a_forward_that_returns_its_input_gives_a_new_tensor():
     def same(x):
         return x
 
-    same.rule("x", lambda g: g)
+    same.vjp("x", lambda g: g)
     x = leaf(1.0, 2.0)
     y = same(x)
     assert y is not x
@@ -154,25 +154,25 @@ def test_a_forward_that_returns_its_input_gives_a_new_tensor():
         z.backward()
 
 
-def test_a_rule_given_after_the_first_call_counts():
+def test_a_vjp_given_after_the_first_call_counts():
     @op
     def late(x):
         return x * 3
 
     x = leaf(1.0, 2.0)
     assert_array_equal(late(x.detach()).data, [3.0, 6.0])
-    late.rule("x", lambda g: g * 3)
+    late.vjp("x", lambda g: g * 3)
     assert_array_equal(grad(late(x).sum(), x).data, [3.0, 3.0])
 
 
-def test_rules_get_arrays_and_under_create_graph_tensors():
+def test_vjps_get_arrays_and_under_create_graph_tensors():
     seen = []
 
     @op
     def scaled(x, factor, shape=None):
         return x * factor
 
-    @scaled.rule("x")
+    @scaled.vjp("x")
     def _scaled_x(g, x, factor, out, x_shape, shape):
         seen.append([type(value) for value in (g, x, factor, out, x_shape, shape)])
         return g * factor
@@ -187,34 +187,36 @@ def test_a_deep_copy_of_an_op_is_the_op():
     assert copy.deepcopy(minigrad.tanh) is minigrad.tanh
 
 
-# Joint rules
+# Joint VJPs
 
 
 def joint_product():
-    """x y z with one rule for x and y; it keeps what it was told to be needed."""
+    """x y z with one VJP for x and y; it keeps what it was told to be needed."""
 
     @op
     def product(x, y, z):
         return x * y * z
 
-    def derivative(g, needs, x, y, z):
-        product.told.append(needs)
+    def derivative(g, needs_input_grad, x, y, z):
+        product.told.append(needs_input_grad)
         shared = g * z
-        return shared * y if needs[0] else None, shared * x if needs[1] else None
+        return shared * y if needs_input_grad[0] else None, shared * x if needs_input_grad[
+            1
+        ] else None
 
     product.told = []
-    product.joint_rule(["x", "y"], derivative)
+    product.joint_vjp(["x", "y"], derivative)
     return product
 
 
-def test_a_joint_rule_gives_all_gradients_at_once():
+def test_a_joint_vjp_gives_all_gradients_at_once():
     product = joint_product()
     x, y, z = leaf(2.0), leaf(3.0), Tensor(5.0)
     assert [g.item() for g in grad(product(x, y, z), [x, y])] == [15.0, 10.0]
     assert product.told == [(True, True)]
 
 
-def test_a_joint_rule_is_told_what_is_needed():
+def test_a_joint_vjp_is_told_what_is_needed():
     product = joint_product()
     x, y, z = leaf(2.0), leaf(3.0), Tensor(5.0)
     product(x, y.detach(), z).backward()
@@ -225,20 +227,20 @@ def test_a_joint_rule_is_told_what_is_needed():
     assert y.grad.item() == 10.0
 
 
-def test_a_joint_rule_is_right_at_second_order():
+def test_a_joint_vjp_is_right_at_second_order():
     product = joint_product()
     arrays = [np.array([0.5, 1.5]), np.array([-1.0, 2.0])]
     assert_gradients(lambda x, y: product(x, y, Tensor(np.array([2.0, 3.0]))), *arrays)
 
 
 @pytest.mark.parametrize("result", [lambda g: g, lambda g: (g,), lambda g: None])
-def test_a_joint_rule_must_return_one_gradient_for_each(result):
+def test_a_joint_vjp_must_return_one_gradient_for_each(result):
     @op
     def product(x, y):
         return x * y
 
-    product.joint_rule(["x", "y"], lambda g, needs: result(g))
-    with pytest.raises(TypeError, match="joint rule of `product` must return 2 gradients"):
+    product.joint_vjp(["x", "y"], lambda g, needs_input_grad: result(g))
+    with pytest.raises(TypeError, match="joint VJP of `product` must return 2 gradients"):
         product(leaf(1.0), leaf(2.0)).backward()
 
 
@@ -250,9 +252,9 @@ def total_op():
     def total(arrays, power=1):
         return sum(a**power for a in arrays)
 
-    @total.rule("arrays")
-    def _total_one(g, position, arrays, power):
-        return g * power * arrays[position] ** (power - 1)
+    @total.vjp("arrays")
+    def _total_one(g, argnum, arrays, power):
+        return g * power * arrays[argnum] ** (power - 1)
 
     return total
 
@@ -303,19 +305,19 @@ def test_concatenate_minds_no_write_for_it_needs_shapes_only():
 
 
 def replayed_op():
-    """tanh(x y) x, with rules that work on arrays only."""
+    """tanh(x y) x, with VJPs that work on arrays only."""
 
     @op(composition=lambda x, y: minigrad.tanh(x * y) * x, replayed=True)
     def fused(x, y):
         return np.tanh(x * y) * x
 
-    @fused.rule("x")
+    @fused.vjp("x")
     def _fused_x(g, x, y):
         assert type(g) is type(x) is np.ndarray
         t = np.tanh(x * y)
         return np.multiply(g, t + x * y * (1 - t * t))
 
-    @fused.rule("y")
+    @fused.vjp("y")
     def _fused_y(g, x, y):
         assert type(g) is type(x) is np.ndarray
         return np.multiply(g, x * x * (1 - np.tanh(x * y) ** 2))
@@ -348,13 +350,13 @@ def test_a_replayed_op_is_right_at_order_three():
         assert_allclose(one.data, other.data, rtol=1e-12)
 
 
-def test_first_order_runs_the_rules_and_not_the_composition():
+def test_first_order_runs_the_vjps_and_not_the_composition():
     fused = replayed_op()
     with observe(Log()) as log:
         fused(leaf(1.0, 2.0), leaf(3.0, 4.0)).sum().backward()
     assert "tanh" not in log.calls
-    assert ("fused", 0) in log.rules
-    assert ("fused", 1) in log.rules
+    assert ("fused", 0) in log.vjps
+    assert ("fused", 1) in log.vjps
 
 
 def work_of_second_derivative(length):
@@ -365,9 +367,9 @@ def work_of_second_derivative(length):
         h = fused(h, y)
     with observe(Log()) as log:
         g = grad(h.sum(), x, create_graph=True)
-        first = len(log.calls) + len(log.rules)
+        first = len(log.calls) + len(log.vjps)
         grad(g.sum(), x)
-    return first, len(log.calls) + len(log.rules) - first
+    return first, len(log.calls) + len(log.vjps) - first
 
 
 def test_a_replay_does_not_walk_on_upstream():
@@ -401,15 +403,18 @@ def test_a_replayed_op_minds_writes_to_all_its_inputs():
 
 
 def keeping_op(runs):
-    """tanh(x y), which keeps 1 - tanh^2 for its joint rule; `runs` counts the forwards."""
+    """tanh(x y), which keeps 1 - tanh^2 for its joint VJP; `runs` counts the forwards."""
 
-    @op(composition=lambda x, y: minigrad.tanh(x * y), replayed=True, keeps=True)
+    @op(composition=lambda x, y: minigrad.tanh(x * y), replayed=True, returns_residuals=True)
     def keeping(x, y):
         runs.append(None)
         t = np.tanh(x * y)
         return t, 1 - t * t
 
-    keeping.joint_rule(("x", "y"), lambda g, needs, x, y, kept: (g * kept * y, g * kept * x))
+    keeping.joint_vjp(
+        ("x", "y"),
+        lambda g, needs_input_grad, x, y, residuals: (g * residuals * y, g * residuals * x),
+    )
     return keeping
 
 
@@ -433,21 +438,21 @@ def test_what_an_op_keeps_is_no_part_of_its_result():
 
 
 def test_what_an_op_keeps_is_freed_with_the_graph():
-    kept = []
+    residuals = []
 
-    @op(composition=lambda x: x * 2.0, replayed=True, keeps=True)
+    @op(composition=lambda x: x * 2.0, replayed=True, returns_residuals=True)
     def double(x):
-        kept.append(np.zeros(3))
-        references.append(weakref.ref(kept[-1]))
-        return x * 2.0, kept.pop()
+        residuals.append(np.zeros(3))
+        references.append(weakref.ref(residuals[-1]))
+        return x * 2.0, residuals.pop()
 
-    double.rule("x", lambda g, kept: g * 2.0 + kept.sum())
+    double.vjp("x", lambda g, residuals: g * 2.0 + residuals.sum())
     references = []
     loss = double(leaf(1.0, 2.0)).sum()
     assert references[0]() is not None
     loss.backward()
     assert references[0]() is None
-    double(Tensor([1.0]))  # no rule will ask for it
+    double(Tensor([1.0]))  # no VJP will ask for it
     assert references[1]() is None
 
 
@@ -455,14 +460,14 @@ def test_what_an_op_keeps_is_freed_with_the_graph():
 
 
 def test_keeping_without_a_replay_is_refused():
-    with pytest.raises(ValueError, match="must be replayed"):
-        op(composition=lambda x: x, keeps=True)(lambda x: (x, x))
+    with pytest.raises(ValueError, match="must have replayed=True as well"):
+        op(composition=lambda x: x, returns_residuals=True)(lambda x: (x, x))
 
 
-def test_a_rule_cannot_name_what_the_op_does_not_keep():
+def test_a_vjp_cannot_name_what_the_op_does_not_keep():
     fused = op(lambda x: x)
-    with pytest.raises(ValueError, match="asks for 'kept'"):
-        fused.rule("x", lambda g, kept: g)
+    with pytest.raises(ValueError, match="asks for 'residuals'"):
+        fused.vjp("x", lambda g, residuals: g)
 
 
 @op
@@ -473,28 +478,31 @@ def sample(x, y, n=3):
 @pytest.mark.parametrize(
     ("define", "message"),
     [
-        (lambda: sample.rule("z", lambda g: g), "`sample` has no input 'z', only x, y, n"),
+        (lambda: sample.vjp("z", lambda g: g), "`sample` has no input 'z', only x, y, n"),
         (
-            lambda: sample.rule("x", lambda g, z: g),
-            "a rule of `sample` asks for 'z'; it can have g, out and x, y, n, "
+            lambda: sample.vjp("x", lambda g, z: g),
+            "a VJP of `sample` asks for 'z'; it can have g, out and x, y, n, "
             "or the shape of one, as x_shape",
         ),
-        (lambda: sample.rule("x", lambda g, z_shape: g), "asks for 'z_shape'"),
-        (lambda: sample.rule("x", lambda y, g: g), "takes g first, not y, g"),
-        (lambda: sample.rule("x", lambda: 0), "takes g first"),
-        (lambda: sample.joint_rule(["x"], lambda g, x: g), "takes g, needs first, not g, x"),
-        (lambda: sample.joint_rule(["z"], lambda g, needs: g), "has no input 'z'"),
+        (lambda: sample.vjp("x", lambda g, z_shape: g), "asks for 'z_shape'"),
+        (lambda: sample.vjp("x", lambda y, g: g), "takes g first, not y, g"),
+        (lambda: sample.vjp("x", lambda: 0), "takes g first"),
         (
-            lambda: sample.rule("y", lambda g, position: g),
+            lambda: sample.joint_vjp(["x"], lambda g, x: g),
+            "takes g, needs_input_grad first, not g, x",
+        ),
+        (lambda: sample.joint_vjp(["z"], lambda g, needs_input_grad: g), "has no input 'z'"),
+        (
+            lambda: sample.vjp("y", lambda g, argnum: g),
             "a sequence of inputs is the first parameter",
         ),
     ],
 )
-def test_bad_rules_are_refused_by_name(define, message):
+def test_bad_vjps_are_refused_by_name(define, message):
     with pytest.raises(ValueError, match="sample") as caught:
         define()
     assert message in str(caught.value)
-    assert sample.rules == []
+    assert sample.vjps == []
 
 
 def product_of_two():
@@ -502,29 +510,29 @@ def product_of_two():
     def product(x, y):
         return x * y
 
-    product.rule("x", lambda g, y: g * y)
+    product.vjp("x", lambda g, y: g * y)
     return product
 
 
-def test_a_second_rule_for_an_input_is_refused():
-    with pytest.raises(ValueError, match="`product` already has a rule for 'x'"):
-        product_of_two().rule("x", lambda g, y: g * y)
+def test_a_second_vjp_for_an_input_is_refused():
+    with pytest.raises(ValueError, match="`product` already has a VJP for 'x'"):
+        product_of_two().vjp("x", lambda g, y: g * y)
 
 
-def test_a_joint_rule_beside_others_is_refused():
-    with pytest.raises(ValueError, match="`product` has rules already"):
-        product_of_two().joint_rule(["x", "y"], lambda g, needs, x, y: (g * y, g * x))
+def test_a_joint_vjp_beside_others_is_refused():
+    with pytest.raises(ValueError, match="`product` has VJPs already"):
+        product_of_two().joint_vjp(["x", "y"], lambda g, needs_input_grad, x, y: (g * y, g * x))
     joint = joint_product()
     with pytest.raises(ValueError, match="`product`"):
-        joint.rule("z", lambda g, x, y: g * x * y)
+        joint.vjp("z", lambda g, x, y: g * x * y)
 
 
-def test_a_rule_beside_that_of_a_sequence_is_refused():
+def test_a_vjp_beside_that_of_a_sequence_is_refused():
     with pytest.raises(ValueError, match="`total`"):
-        total_op().rule("power", lambda g: g)
+        total_op().vjp("power", lambda g: g)
 
 
-@pytest.mark.parametrize("name", ["g", "out", "needs", "position", "_x"])
+@pytest.mark.parametrize("name", ["g", "out", "needs_input_grad", "argnum", "_x"])
 def test_reserved_names_of_parameters_are_refused(name):
     namespace = {"__name__": __name__}
     exec(f"def f({name}): return {name}", namespace)
@@ -555,12 +563,12 @@ def test_replayed_without_a_composition_is_refused():
         (np.ones((1, 1)), ValueError, r"gradient of shape \(1, 1\), which cannot be summed"),
     ],
 )
-def test_what_a_rule_must_not_return_is_named(returned, error, message):
+def test_what_a_vjp_must_not_return_is_named(returned, error, message):
     @op
     def bad(x):
         return x * 1.0
 
-    bad.rule("x", lambda g: returned)
+    bad.vjp("x", lambda g: returned)
     with pytest.raises(error, match=message):
         bad(leaf(1.0, 2.0)).sum().backward()
 
@@ -578,3 +586,35 @@ def test_wrong_arguments_of_a_call_are_pythons_usual_error():
         minigrad.exp()
     with pytest.raises(TypeError, match=r"sum\(\) got an unexpected keyword argument 'axes'"):
         minigrad.sum(leaf(1.0), axes=0)
+
+
+# ------------------------------------------------------------------------------------------------
+# Names of version 0.1
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: sample.rule("x", lambda g: g), "'rule'; it is 'vjp' since minigrad 0.2"),
+        (lambda: sample.joint_rule, "'joint_rule'; it is 'joint_vjp' since minigrad 0.2"),
+        (lambda: op(lambda x: x).vjp("x", lambda g, position: g), "'argnum' since minigrad 0.2"),
+        (lambda: op(lambda x: x).vjp("x", lambda g, kept: g), "'residuals' since minigrad 0.2"),
+        (
+            lambda: op(lambda x: x).joint_vjp(["x"], lambda g, needs: [g]),
+            "'needs_input_grad' since minigrad 0.2",
+        ),
+        (
+            lambda: type("Watch", (minigrad.Observer,), {"on_rule": lambda self, *seen: None}),
+            "Watch.on_rule: it is 'on_vjp' since minigrad 0.2",
+        ),
+    ],
+)
+def test_an_old_name_raises_an_error_that_gives_the_new_one(use, message):
+    with pytest.raises((AttributeError, TypeError, ValueError), match=message):
+        use()
+
+
+def test_an_attribute_that_an_op_never_had_is_an_ordinary_error():
+    with pytest.raises(AttributeError, match="an op has no attribute 'ruel'$"):
+        sample.ruel

@@ -23,11 +23,11 @@ from tests.minigrad.core.leaves import Log, drawn, leaf
 # ------------------------------------------------------------------------------------------------
 
 
-def test_the_rule_of_a_frozen_weight_never_runs():
+def test_the_vjp_of_a_frozen_weight_never_runs():
     x, frozen = drawn(4, 3), Tensor(np.ones((3, 2)))
     with observe(Log()) as log:
         (x @ frozen).sum().backward()
-    assert log.rules == [("sum", 0), ("matmul", 0)]
+    assert log.vjps == [("sum", 0), ("matmul", 0)]
 
 
 def test_the_matrix_product_for_a_frozen_weight_is_never_computed():
@@ -40,8 +40,8 @@ def test_the_matrix_product_for_a_frozen_weight_is_never_computed():
     layer.weight.requires_grad = True
     with observe(Log()) as log:
         layer(Tensor(x.data.astype(np.float32))).sum().backward()
-    assert ("linear", 1) in log.rules
-    assert ("linear", 0) not in log.rules
+    assert ("linear", 1) in log.vjps
+    assert ("linear", 0) not in log.vjps
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -75,7 +75,7 @@ def test_a_frozen_layer_takes_no_memory_for_its_activation():
     assert held(Tensor(frozen.data, requires_grad=True))[0] > size
 
 
-def test_a_rule_that_names_a_shape_keeps_no_array():
+def test_a_vjp_that_names_a_shape_keeps_no_array():
     x = drawn(5, 5)
     h = x + 1.0
     array = weakref.ref(h.data)
@@ -145,10 +145,10 @@ def test_a_saved_array_written_since_is_an_error(write):
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_to_what_no_rule_needs_is_no_error(write):
+def test_a_write_to_what_no_vjp_needs_is_no_error(write):
     layer = nn.Linear(2, 2)
     x = minigrad.randn(3, 2)
-    y = layer(x).sum()  # x is not trained, so no rule needs the weight
+    y = layer(x).sum()  # x is not trained, so no VJP needs the weight
     WRITES[write](layer)
     y.backward()
     assert layer.bias.grad is not None
@@ -180,7 +180,7 @@ def test_a_write_to_another_tensor_is_no_error():
     assert_array_equal(x.grad.data, [2.0, 4.0])
 
 
-def test_a_write_that_only_other_rules_mind_is_no_error():
+def test_a_write_that_only_other_vjps_mind_is_no_error():
     w, v = leaf(1.0, 2.0), leaf(3.0, 4.0)
     y = ((w * w) * v).sum()
     w.copy_([0.0, 0.0])
@@ -189,7 +189,7 @@ def test_a_write_that_only_other_rules_mind_is_no_error():
         grad(y, w)
 
 
-def test_a_result_that_its_own_rule_needs_must_not_be_written():
+def test_a_result_that_its_own_vjp_needs_must_not_be_written():
     x = leaf(1.0, 2.0)
     y = x.exp()
     y.detach().copy_([0.0, 0.0])

@@ -281,7 +281,7 @@ def test_without_inf_only_nan_is_an_error():
 # Backward
 
 
-def test_the_rule_that_makes_the_first_is_named_with_the_line_of_the_forward_call():
+def test_the_vjp_that_makes_the_first_is_named_with_the_line_of_the_forward_call():
     x = leaf([4.0, 0.0])
 
     def loss():
@@ -291,7 +291,7 @@ def test_the_rule_that_makes_the_first_is_named_with_the_line_of_the_forward_cal
     error = caught(loss)
     assert (error.op, error.phase) == ("sqrt", "backward")
     assert line_of(error) == "root = minigrad.sqrt(x)"
-    assert "the rule of `sqrt` for x made the first Inf" in str(error)
+    assert "the VJP of `sqrt` for x made the first Inf" in str(error)
     assert "slope of the square root is infinite at 0" in str(error)
     arrived, saved, given = error.operands
     assert (arrived.low, arrived.high) == (3.0, 3.0)
@@ -319,13 +319,13 @@ def test_infinite_slopes_are_recognised(function, value):
     assert "infinite at" in hint_of(caught(lambda: function(leaf([value])).sum().backward()))
 
 
-def test_the_op_inside_the_rule_is_named_and_what_a_rule_drops_is_no_error():
+def test_the_op_inside_the_vjp_is_named_and_what_a_vjp_drops_is_no_error():
     def make(drop):
         @op
         def doubled(x):
             return 2 * x
 
-        @doubled.rule("x")
+        @doubled.vjp("x")
         def _x(g, x):
             odd = minigrad.log(x - x)
             return minigrad.where(np.full(x.shape, drop), 2 * g, minigrad.exp(-odd))
@@ -338,15 +338,15 @@ def test_the_op_inside_the_rule_is_named_and_what_a_rule_drops_is_no_error():
         error = caught(
             lambda c=create_graph: make(False)(leaf([1.0])).sum().backward(None, None, c)
         )
-        assert "the rule of `doubled` for x made the first Inf, in `log` inside it" in str(error)
+        assert "the VJP of `doubled` for x made the first Inf, in `log` inside it" in str(error)
 
 
-def test_what_one_rule_drops_is_not_laid_at_the_door_of_the_next():
+def test_what_one_vjp_drops_is_not_laid_at_the_door_of_the_next():
     @op
     def careful(x):
         return 2 * x
 
-    @careful.rule("x")
+    @careful.vjp("x")
     def _x(g, x):
         return minigrad.where(minigrad.log(x - x) < 0, 2 * g, g)
 
@@ -366,10 +366,10 @@ def test_ops_called_before_are_told_from_those_with_a_line():
 def test_one_tensor_as_both_inputs_is_named_for_both():
     x = leaf([1e-30])
     error = caught(lambda: (x / x * 1e38).sum().backward())
-    assert "the rule of `divide` for x and y" in str(error)
+    assert "the VJP of `divide` for x and y" in str(error)
 
 
-def test_gradients_that_no_rule_made_are_told():
+def test_gradients_that_no_vjp_made_are_told():
     x = leaf([1.0, 2.0])
 
     def hooked():
@@ -380,7 +380,7 @@ def test_gradients_that_no_rule_made_are_told():
     error = caught(hooked)
     assert error.op == "multiply"
     assert line_of(error) == "y = x * 2.0"
-    assert "no rule has made it" in str(error)
+    assert "no VJP has made it" in str(error)
     assert "hook" in str(error)
     seed = np.array([np.inf, 1.0], np.float32)
     assert "was handed a gradient that holds Inf" in str(caught(lambda: (x * x).backward(seed)))
@@ -398,7 +398,7 @@ def test_an_op_that_a_hook_calls_is_an_op_of_the_users():
     assert (error.op, error.phase) == ("log", "forward")
 
 
-def test_what_a_rule_met_that_was_written_to_since_is_told():
+def test_what_a_vjp_met_that_was_written_to_since_is_told():
     x, data = leaf([1.0, 2.0]), np.array([3.0, 4.0], np.float32)
 
     def loss():
@@ -407,7 +407,7 @@ def test_what_a_rule_met_that_was_written_to_since_is_told():
         y.sum().backward()
 
     error = caught(loss)
-    assert "the rule of `multiply` for x met NaN in its input y" in str(error)
+    assert "the VJP of `multiply` for x met NaN in its input y" in str(error)
     assert "written to since" in str(error)
 
 
@@ -422,7 +422,7 @@ def test_what_is_no_gradient_is_the_error_that_it_is_without():
         def odd(x):
             return 2 * x
 
-        odd.rule("x", partial(_given, wrong))
+        odd.vjp("x", partial(_given, wrong))
         with pytest.raises(TypeError, match=re.escape(message)), detect_anomaly():
             odd(leaf([1.0])).sum().backward()
 
@@ -441,7 +441,7 @@ def test_a_sum_over_broadcast_axes_that_overflows_is_told():
         error = caught(lambda c=create_graph: loss(c))
         assert (error.op, error.phase) == ("add", "backward")
         assert line_of(error) == "y = b + np.zeros(4, np.float32)"
-        assert "the rule of `add` for x gave finite numbers, of which" in str(error)
+        assert "the VJP of `add` for x gave finite numbers, of which" in str(error)
         assert "overflow" in str(error)
         assert b.grad is None
 
@@ -466,7 +466,7 @@ def test_gradients_whose_sum_overflows_at_a_leaf_are_told(start):
     error = caught(loss)
     assert (error.op, error.phase) == ("leaf", "backward")
     assert "the gradient of a leaf of shape (1,) and dtype float32" in str(error)
-    assert "2 rules" in str(error)
+    assert "2 VJPs" in str(error)
     assert "y = minigrad.stack" in str(error)
     assert x.grad is None
     assert other.grad is None
@@ -488,7 +488,7 @@ def test_gradients_of_several_passes_whose_sum_overflows_are_told():
     assert "holds NaN already" in str(error)
 
 
-def test_many_operands_and_many_rules_are_not_all_listed():
+def test_many_operands_and_many_vjps_are_not_all_listed():
     arrays = [leaf([1.0]) for _ in range(40)]
     arrays[30].data[0] = np.nan
     error = caught(lambda: minigrad.concatenate(arrays))
@@ -499,7 +499,7 @@ def test_many_operands_and_many_rules_are_not_all_listed():
     x = leaf([1e-30])
     error = caught(lambda: sum((x * HUGE).sum() * 1e-30 for _ in range(6)).backward(1e30))
     assert str(error).count("test_anomaly.py") == 2
-    assert "6 rules gave gradients for it, 6 of `multiply` at test_anomaly.py" in str(error)
+    assert "6 VJPs gave gradients for it, 6 of `multiply` at test_anomaly.py" in str(error)
 
 
 def test_what_a_hook_of_a_leaf_returns_is_told():

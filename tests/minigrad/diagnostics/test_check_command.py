@@ -26,7 +26,7 @@ def kink(x):
 def wrong(x):
     return x * x
 
-wrong.rule("x", lambda g, x: 2.02 * g * x)
+wrong.vjp("x", lambda g, x: 2.02 * g * x)
 model = mg.nn.Linear(4, 2)
 Model = mg.nn.Linear
 number = 3

@@ -1,4 +1,4 @@
-"""The checker is checked: it must find every wrong rule that is planted here."""
+"""The checker is checked: it must find every wrong VJP that is planted here."""
 
 import random
 import threading
@@ -15,27 +15,27 @@ X = np.array([[0.3, -1.2, 0.8], [1.5, 0.4, -0.6]])
 Y = np.array([[1.1, 0.7, -0.9], [0.2, -1.4, 0.5]])
 
 
-def square_with_rule(derivative):
+def square_with_vjp(derivative):
     @op
     def square(x):
         return x * x
 
-    square.rule("x", derivative)
+    square.vjp("x", derivative)
     return square
 
 
-def product_with_rules(x_rule, y_rule):
+def product_with_vjps(x_vjp, y_vjp):
     @op
     def product(x, y):
         return x * y
 
-    product.rule("x", x_rule)
-    product.rule("y", y_rule)
+    product.vjp("x", x_vjp)
+    product.vjp("y", y_vjp)
     return product
 
 
 def frozen(x):
-    """The value of x at no place in the graph: how a careless rule reads it."""
+    """The value of x at no place in the graph: how a careless VJP reads it."""
     return x.data if isinstance(x, Tensor) else x
 
 
@@ -54,8 +54,8 @@ WRONG = {
 }
 
 
-def test_a_right_rule_passes_at_both_orders():
-    square = square_with_rule(lambda g, x: 2 * g * x)
+def test_a_right_vjp_passes_at_both_orders():
+    square = square_with_vjp(lambda g, x: 2 * g * x)
     for order in (1, 2):
         report = gradcheck(square, X, order=order)
         assert report
@@ -65,8 +65,8 @@ def test_a_right_rule_passes_at_both_orders():
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_wrong_rule_is_found(fault):
-    report = gradcheck(square_with_rule(WRONG[fault]), X)
+def test_a_wrong_vjp_is_found(fault):
+    report = gradcheck(square_with_vjp(WRONG[fault]), X)
     assert not report
     assert report.verdict == "disagree"
 
@@ -76,8 +76,8 @@ def test_a_transposed_gradient_is_found():
     def product(x, y):
         return x @ y
 
-    product.rule("x", lambda g, y: minigrad.transpose(minigrad.matmul(g, minigrad.transpose(y))))
-    product.rule("y", lambda g, x: minigrad.matmul(minigrad.transpose(x), g))
+    product.vjp("x", lambda g, y: minigrad.transpose(minigrad.matmul(g, minigrad.transpose(y))))
+    product.vjp("y", lambda g, x: minigrad.matmul(minigrad.transpose(x), g))
     report = gradcheck(product, [X[:2, :2], Y[:2, :2]])
     # the diagonal of a transpose is right
     assert {(entry.operand, entry.index) for entry in report.wrong} == {
@@ -87,10 +87,10 @@ def test_a_transposed_gradient_is_found():
 
 
 @pytest.mark.parametrize("position", [0, 1])
-def test_the_operand_whose_rule_is_wrong_is_named(position):
-    rules = [lambda g, y: g * y, lambda g, x: g * x]
-    rules[position] = [lambda g, y: 1.001 * g * y, lambda g, x: 1.001 * g * x][position]
-    report = gradcheck(product_with_rules(*rules), [X, Y])
+def test_the_operand_whose_vjp_is_wrong_is_named(position):
+    vjps = [lambda g, y: g * y, lambda g, x: g * x]
+    vjps[position] = [lambda g, y: 1.001 * g * y, lambda g, x: 1.001 * g * x][position]
+    report = gradcheck(product_with_vjps(*vjps), [X, Y])
     assert {entry.operand for entry in report.wrong} == {f"input {position}"}
     assert len(report.wrong) == X.size
 
@@ -98,7 +98,7 @@ def test_the_operand_whose_rule_is_wrong_is_named(position):
 def test_the_element_that_is_wrong_is_named():
     fault = np.zeros(X.shape)
     fault[1, 2] = 1e-4
-    report = gradcheck(square_with_rule(lambda g, x: 2 * g * x + fault), X)
+    report = gradcheck(square_with_vjp(lambda g, x: 2 * g * x + fault), X)
     (entry,) = report.wrong
     assert (entry.order, entry.operand, entry.index) == (1, "input 0", (1, 2))
     assert abs(entry.analytic - entry.numeric - 1e-4) < 1e-8
@@ -114,8 +114,8 @@ def test_the_element_that_is_wrong_is_named():
     ],
     ids=["input read as data", "g read as data", "input detached"],
 )
-def test_a_rule_that_is_wrong_at_second_order_only_is_found_there(derivative):
-    square = square_with_rule(derivative)
+def test_a_vjp_that_is_wrong_at_second_order_only_is_found_there(derivative):
+    square = square_with_vjp(derivative)
     assert gradcheck(square, X, order=1)
     report = gradcheck(square, X, order=2)
     assert report.verdict == "disagree"
@@ -123,7 +123,7 @@ def test_a_rule_that_is_wrong_at_second_order_only_is_found_there(derivative):
 
 
 def test_all_elements_of_all_operands_are_compared():
-    product = product_with_rules(lambda g, y: g * y, lambda g, x: g * x)
+    product = product_with_vjps(lambda g, y: g * y, lambda g, x: g * x)
     assert gradcheck(product, [X, Y], order=1).compared == 12
     # and at order 2 the gradient of the gradient by both operands and the cotangent
     assert gradcheck(product, [X, Y]).compared == 12 + 18
@@ -142,20 +142,20 @@ def test_an_operand_that_is_wrongly_cut_off_is_found():
 
 def test_a_wrong_gradient_that_an_all_ones_cotangent_would_miss_is_found():
     # With g = 1 everywhere, g - mean(g) is 0, and so is this fault.
-    square = square_with_rule(lambda g, x: 2 * g * x + (g - g.sum() / 6))
+    square = square_with_vjp(lambda g, x: 2 * g * x + (g - g.sum() / 6))
     assert gradcheck(square, X).verdict == "disagree"
 
 
 def test_a_fault_beside_a_huge_value_is_not_called_right():
     x = np.array([1e6, 1.0])
     fault = np.array([0.0, 0.1])
-    assert gradcheck(square_with_rule(lambda g, x: 2 * g * x), x)
-    assert not gradcheck(square_with_rule(lambda g, x: 2 * g * x + fault), x)
+    assert gradcheck(square_with_vjp(lambda g, x: 2 * g * x), x)
+    assert not gradcheck(square_with_vjp(lambda g, x: 2 * g * x + fault), x)
 
 
 def test_float32_inputs_are_checked_in_float64():
     assert gradcheck(minigrad.tanh, X.astype(np.float32), order=2)
-    fault = square_with_rule(lambda g, x: 2.00001 * g * x)
+    fault = square_with_vjp(lambda g, x: 2.00001 * g * x)
     assert not gradcheck(fault, X.astype(np.float32))
 
 
@@ -184,7 +184,7 @@ def test_a_scalar_and_an_empty_operand_can_be_checked():
 
 
 def test_a_looser_tolerance_lets_a_small_fault_pass():
-    square = square_with_rule(lambda g, x: 2.002 * g * x)
+    square = square_with_vjp(lambda g, x: 2.002 * g * x)
     assert not gradcheck(square, X, tolerance=9e-4)
     assert gradcheck(square, X, tolerance=1.1e-3)
 
@@ -207,7 +207,7 @@ def test_where_it_is_finite_on_one_side_it_cannot_tell_unless_that_side_says_no(
     def to_three_halves(x):
         return np.sqrt(x) ** 3
 
-    to_three_halves.rule("x", lambda g, x: g * (1.5 * minigrad.sqrt(x) + 2 * (x == 0)))
+    to_three_halves.vjp("x", lambda g, x: g * (1.5 * minigrad.sqrt(x) + 2 * (x == 0)))
     assert gradcheck(to_three_halves, np.array([0.0]), order=1).verdict == "disagree"
 
 
@@ -219,11 +219,11 @@ def test_a_slope_that_grows_slowly_on_one_side_is_no_limit():
 def test_works_under_no_grad():
     with minigrad.no_grad():
         assert gradcheck(minigrad.tanh, X, order=2)
-        assert not gradcheck(square_with_rule(WRONG["wrong sign"]), X)
+        assert not gradcheck(square_with_vjp(WRONG["wrong sign"]), X)
 
 
 def test_cotangents_come_from_rng_and_are_the_same_each_time_without():
-    square = square_with_rule(lambda g, x: 2.002 * g * x)
+    square = square_with_vjp(lambda g, x: 2.002 * g * x)
     assert gradcheck(square, X).wrong == gradcheck(square, X).wrong
     other = gradcheck(square, X, rng=np.random.default_rng(3))
     assert {e.analytic for e in other.wrong}.isdisjoint(
@@ -236,7 +236,7 @@ def test_cotangents_come_from_rng_and_are_the_same_each_time_without():
 
 def test_report_says_what_is_wrong_where():
     def halved(x):
-        return square_with_rule(lambda g, x: g * x)(x)
+        return square_with_vjp(lambda g, x: g * x)(x)
 
     report = gradcheck(halved, np.array([2.0, 3.0]), order=1)
     assert isinstance(report, GradcheckReport)
@@ -259,7 +259,7 @@ def test_report_of_a_right_gradient_is_one_line():
 
 def test_report_lists_the_worst_first_and_not_all():
     fault = np.arange(1.0, 8.0)
-    report = gradcheck(square_with_rule(lambda g, x: 2 * g * x + fault), np.full(7, 0.5), order=1)
+    report = gradcheck(square_with_vjp(lambda g, x: 2 * g * x + fault), np.full(7, 0.5), order=1)
     differences = [entry.relative_difference for entry in report.wrong]
     assert len(differences) == 7
     assert differences == sorted(differences, reverse=True)
@@ -269,7 +269,7 @@ def test_report_lists_the_worst_first_and_not_all():
 
 
 def test_assert_gradients_raises_with_the_report_as_message():
-    square = square_with_rule(WRONG["missing factor"])
+    square = square_with_vjp(WRONG["missing factor"])
     with pytest.raises(GradientError, match=r"gradcheck of square: disagree \(18 entr") as caught:
         assert_gradients(square, X)
     assert str(caught.value) == repr(gradcheck(square, X))
@@ -284,7 +284,7 @@ def test_assert_gradients_raises_too_where_nothing_can_be_told():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_right_rules_are_not_accused_near_a_singularity(seed):
+def test_right_vjps_are_not_accused_near_a_singularity(seed):
     rng = np.random.default_rng(seed)
     assert gradcheck(lambda x, y: x / y, [rng.standard_normal((3, 4)) for _ in range(2)])
     for function in (minigrad.log, minigrad.sqrt, lambda x: 1 / x):
@@ -296,7 +296,7 @@ def test_a_fault_is_found_near_a_singularity():
     def reciprocal(x):
         return 1 / x
 
-    reciprocal.rule("x", lambda g, out: -1.001 * g * out * out)
+    reciprocal.vjp("x", lambda g, out: -1.001 * g * out * out)
     assert gradcheck(reciprocal, np.array([0.003])).verdict == "disagree"
 
 
@@ -318,7 +318,7 @@ def test_the_slope_at_a_kink_must_be_between_those_on_its_sides():
         def absolute(x):
             return np.abs(x)
 
-        absolute.rule("x", lambda g, x: g * minigrad.where(x == 0, slope_at_zero, minigrad.sign(x)))
+        absolute.vjp("x", lambda g, x: g * minigrad.where(x == 0, slope_at_zero, minigrad.sign(x)))
         return absolute
 
     for slope in (-1.0, -0.3, 0.0, 1.0):
@@ -327,12 +327,12 @@ def test_the_slope_at_a_kink_must_be_between_those_on_its_sides():
         assert gradcheck(absolute(slope), np.array([0.0]), order=1).verdict == "disagree"
 
 
-def largest_with_rule(shares):
+def largest_with_vjp(shares):
     @op
     def largest(x):
         return np.max(x)
 
-    largest.rule("x", lambda g, x, out: g * shares(x, out))
+    largest.vjp("x", lambda g, x, out: g * shares(x, out))
     return largest
 
 
@@ -341,9 +341,9 @@ def test_the_shares_of_a_tie_must_add_up():
     both = np.array([1.0, 0, 1, 0])
     x = np.array([2.0, 1.0, 2.0, 0.5])
     for shares in (lambda *_: first, lambda *_: both / 2):
-        assert gradcheck(largest_with_rule(shares), x, order=1).verdict == "cannot tell"
+        assert gradcheck(largest_with_vjp(shares), x, order=1).verdict == "cannot tell"
     for shares in (lambda *_: both, lambda *_: 0 * both, lambda *_: 0.9 * first):
-        report = gradcheck(largest_with_rule(shares), x, order=1)
+        report = gradcheck(largest_with_vjp(shares), x, order=1)
         assert report.verdict == "disagree"
         assert "all elements alike" in repr(report)
 
@@ -353,8 +353,8 @@ def test_shares_between_operands_must_add_up_too():
     def larger(x, y):
         return np.maximum(x, y)
 
-    larger.rule("x", lambda g, x, y: g * (x >= y))
-    larger.rule("y", lambda g, x, y: g * (y >= x))
+    larger.vjp("x", lambda g, x, y: g * (x >= y))
+    larger.vjp("y", lambda g, x, y: g * (y >= x))
     x = np.array([1.0, 2.0])
     assert gradcheck(larger, [x, x + 1]).verdict == "agree"
     report = gradcheck(larger, [x, x], order=1)
@@ -375,7 +375,7 @@ def test_a_jump_and_a_root_are_not_smooth():
     def heaviside(x):
         return np.heaviside(x, 0.5)
 
-    heaviside.rule("x", lambda g: 0 * g)
+    heaviside.vjp("x", lambda g: 0 * g)
     for f in (heaviside, lambda x: minigrad.sqrt(minigrad.abs(x))):
         report = gradcheck(f, np.array([0.0]), order=1)
         assert report.verdict == "cannot tell"
@@ -385,7 +385,7 @@ def test_a_jump_and_a_root_are_not_smooth():
 def test_a_kink_beside_the_point_is_stepped_over():
     x = np.array([1e-3, 3e-4, -2e-5, 1e-6])
     assert gradcheck(minigrad.abs, x)
-    wrong = square_with_rule(lambda g, x: 2.002 * g * x)
+    wrong = square_with_vjp(lambda g, x: 2.002 * g * x)
     assert gradcheck(lambda x: wrong(minigrad.abs(x)), x + 1).verdict == "disagree"
 
 
@@ -398,17 +398,17 @@ def test_steps_go_down_with_an_operand_beside_a_singularity():
 
 
 def in_float32_only(fault):
-    """A square whose rule is wrong for float32 only."""
+    """A square whose VJP is wrong for float32 only."""
 
     def derivative(g, x):
         right = 2 * g * x
         return right * fault if x.dtype == np.float32 else right
 
-    return square_with_rule(derivative)
+    return square_with_vjp(derivative)
 
 
 @pytest.mark.parametrize("fault", [1.01, 0.99, 0.0, -1.0, 1.003])
-def test_a_rule_that_is_wrong_in_float32_only_is_found(fault):
+def test_a_vjp_that_is_wrong_in_float32_only_is_found(fault):
     square = in_float32_only(np.float32(fault))
     assert gradcheck(square, X)
     report = gradcheck(square, X.astype(np.float32))
@@ -417,8 +417,8 @@ def test_a_rule_that_is_wrong_in_float32_only_is_found(fault):
     assert "in float32" in repr(report)
 
 
-def test_a_rule_that_is_wrong_in_both_is_found_in_both():
-    report = gradcheck(square_with_rule(lambda g, x: 2.02 * g * x), X.astype(np.float32))
+def test_a_vjp_that_is_wrong_in_both_is_found_in_both():
+    report = gradcheck(square_with_vjp(lambda g, x: 2.02 * g * x), X.astype(np.float32))
     assert {entry.dtype for entry in report.wrong} == {"float32", "float64"}
 
 
@@ -436,7 +436,7 @@ def test_a_function_that_computes_in_float32_is_judged_by_float32():
     def rounded(x):
         return np.tanh(x.astype(np.float32)).astype(np.float32)
 
-    rounded.rule("x", lambda g, out: (g * (1 - out * out)).astype(np.float32))
+    rounded.vjp("x", lambda g, out: (g * (1 - out * out)).astype(np.float32))
     for x in (X, X.astype(np.float32)):
         assert gradcheck(rounded, x, order=1).verdict == "agree"
 
@@ -444,7 +444,7 @@ def test_a_function_that_computes_in_float32_is_judged_by_float32():
     def halved(x):
         return np.tanh(x.astype(np.float32)).astype(np.float32)
 
-    halved.rule("x", lambda g, out: (0.99 * g * (1 - out * out)).astype(np.float32))
+    halved.vjp("x", lambda g, out: (0.99 * g * (1 - out * out)).astype(np.float32))
     for x in (X, X.astype(np.float32)):
         assert gradcheck(halved, x, order=1).verdict == "disagree"
 
@@ -456,7 +456,7 @@ def test_what_float32_cannot_resolve_is_not_called_right():
         right = 2 * g * x
         return right * np.array([1.0, 3.0], np.float32) if x.dtype == np.float32 else right
 
-    report = gradcheck(square_with_rule(derivative), small.astype(np.float32), order=1)
+    report = gradcheck(square_with_vjp(derivative), small.astype(np.float32), order=1)
     assert report.verdict != "disagree"
 
 
@@ -486,12 +486,12 @@ def test_layouts_are_kept():
     assert gradcheck(f, wide).compared == 6 + 12
 
 
-def test_a_rule_that_is_wrong_for_reversed_memory_is_found():
+def test_a_vjp_that_is_wrong_for_reversed_memory_is_found():
     def derivative(g, x):
         array = x.data if isinstance(x, Tensor) else x
         return g * 2 * x * (0.5 if any(s < 0 for s in array.strides) else 1.0)
 
-    square = square_with_rule(derivative)
+    square = square_with_vjp(derivative)
     assert gradcheck(square, X)
     assert gradcheck(square, X[::-1]).verdict == "disagree"
 
@@ -501,7 +501,7 @@ def test_several_results():
         return {"product": x * y, "rest": [minigrad.tanh(x), (y > 0, y * y)]}
 
     assert gradcheck(f, [X, Y]).compared == 12 + 12 + 18  # and cotangents of the three of floats
-    wrong = square_with_rule(lambda g, x: 2.1 * g * x)
+    wrong = square_with_vjp(lambda g, x: 2.1 * g * x)
     assert gradcheck(lambda x, y: (x * y, wrong(y)), [X, Y]).verdict == "disagree"
 
 
@@ -525,7 +525,7 @@ def test_a_module_is_checked_by_its_parameters_too(rng):
 
 
 def test_a_wrong_parameter_of_a_module_is_named(rng):
-    wrong = square_with_rule(lambda g, x: 2.02 * g * x)
+    wrong = square_with_vjp(lambda g, x: 2.02 * g * x)
 
     class Scaled(nn.Module):
         def __init__(self):
@@ -593,8 +593,8 @@ def test_an_exception_says_when_it_was_raised():
     assert "it raises ValueError('out of range')" in report.undecided[0].reason
 
 
-def test_a_rule_that_cannot_be_differentiated_is_told_so():
-    square = square_with_rule(lambda g, x: np.multiply(2 * np.asarray(x), g))
+def test_a_vjp_that_cannot_be_differentiated_is_told_so():
+    square = square_with_vjp(lambda g, x: np.multiply(2 * np.asarray(x), g))
     assert gradcheck(square, X, order=1)
     with pytest.raises(RuntimeError, match="cannot follow") as caught:
         gradcheck(square, X)
@@ -616,7 +616,7 @@ def test_f_is_a_function():
 
 
 def test_a_gradient_that_differs_when_it_is_recorded_is_found():
-    square = square_with_rule(lambda g, x: (2.2 if isinstance(x, Tensor) else 2) * g * x)
+    square = square_with_vjp(lambda g, x: (2.2 if isinstance(x, Tensor) else 2) * g * x)
     report = gradcheck(square, X)
     assert report.verdict == "disagree"
     assert all("by a recorded pass" in e.reason for e in report.wrong if e.order == 1)
@@ -627,7 +627,7 @@ def test_a_gradient_that_differs_the_second_time_is_found():
     def exp(x):
         return np.exp(x)
 
-    @exp.rule("x")
+    @exp.vjp("x")
     def _exp_x(g, out):
         right = g * out
         out *= 1.5  # which the next pass will read
@@ -673,7 +673,7 @@ def test_a_large_operand_is_sampled():
 def test_what_is_wrong_in_one_element_of_many_shows_in_the_directions():
     fault = np.zeros((50, 40))
     fault[17, 3] = 0.5
-    square = square_with_rule(lambda g, x: 2 * g * x + fault)
+    square = square_with_vjp(lambda g, x: 2 * g * x + fault)
     x = np.random.default_rng(0).standard_normal((50, 40))
     report = gradcheck(square, x, samples=10, order=1)
     assert report.verdict == "disagree"
@@ -682,7 +682,7 @@ def test_what_is_wrong_in_one_element_of_many_shows_in_the_directions():
 
 def test_samples_are_drawn_from_rng():
     x = np.random.default_rng(0).standard_normal(500)
-    square = square_with_rule(lambda g, x: 2.2 * g * x)
+    square = square_with_vjp(lambda g, x: 2.2 * g * x)
     places = [
         {entry.index for entry in gradcheck(square, x, samples=5, rng=r, order=1).wrong}
         for r in (None, None, np.random.default_rng(1))
@@ -694,7 +694,7 @@ def test_samples_are_drawn_from_rng():
 
 
 def test_the_report_is_a_picture_too():
-    square = square_with_rule(lambda g, x: 2 * g * x + np.eye(2, 3))
+    square = square_with_vjp(lambda g, x: 2 * g * x + np.eye(2, 3))
     page = gradcheck(square, X)._repr_html_()
     assert page.count("<svg") == 4 * 3  # analytic, numeric, difference and verdict of 3 operands
     assert "gradcheck of square: disagree" in page
@@ -753,7 +753,7 @@ def test_what_hides_beside_a_large_gradient_is_not_called_right():
     def cube(x):
         return x**3
 
-    cube.rule("x", lambda g, x: g * 3 * x * x * minigrad.where(abs(x) < 10, 10.0, 1.0))
+    cube.vjp("x", lambda g, x: g * 3 * x * x * minigrad.where(abs(x) < 10, 10.0, 1.0))
     assert gradcheck(cube, np.array([1e6, 1.0])).verdict != "agree"
 
 
@@ -768,7 +768,7 @@ def test_a_derivative_of_what_does_not_move_is_an_error(slope):
     def step(x):
         return np.floor(x)
 
-    step.rule("x", lambda g: g * slope)
+    step.vjp("x", lambda g: g * slope)
     assert gradcheck(step, np.array([0.5, 7.5])).verdict == "disagree"
 
 
@@ -817,7 +817,7 @@ def test_a_fault_in_a_tiny_function_is_found(scale):
     def tiny(x):
         return scale * x * x
 
-    tiny.rule("x", lambda g, x: scale * 2.02 * g * x)
+    tiny.vjp("x", lambda g, x: scale * 2.02 * g * x)
     assert gradcheck(tiny, np.array([1.0, 2.0]), order=1).verdict == "disagree"
     assert gradcheck(lambda x: scale * x * x, np.array([1.0, 2.0]))
 
@@ -827,7 +827,7 @@ def test_a_fault_in_a_small_result_beside_a_large_one_is_found():
     def scaled(x):
         return np.array([1e6, 1e-3]) * x * x
 
-    scaled.rule("x", lambda g, x: g * np.array([2e6, 2.02e-3]) * x)
+    scaled.vjp("x", lambda g, x: g * np.array([2e6, 2.02e-3]) * x)
     report = gradcheck(scaled, np.array([1.0, 2.0]), order=1)
     assert [entry.index for entry in report.wrong] == [(1,)]
 
@@ -849,7 +849,7 @@ def test_a_fault_in_a_small_element_in_float32_is_not_called_right():
 
     for small in (1e-4, 1e-6):
         x = np.array([1.0, small], np.float32)
-        report = gradcheck(square_with_rule(derivative), x, order=1)
+        report = gradcheck(square_with_vjp(derivative), x, order=1)
         assert report.verdict == "cannot tell"
         assert "below what float32 can resolve" in report.undecided[0].reason
 
@@ -866,13 +866,14 @@ def test_what_overflows_in_float32_only_cannot_be_told():
 # Every way to a gradient: for one operand alone, and cotangents of other layouts
 
 
-def test_a_joint_rule_that_is_wrong_for_one_operand_alone_is_found():
+def test_a_joint_vjp_that_is_wrong_for_one_operand_alone_is_found():
     @op
     def product(x, y):
         return x * y
 
-    product.joint_rule(
-        ("x", "y"), lambda g, needs, x, y: (g * y * (1 if all(needs) else 1.1), g * x)
+    product.joint_vjp(
+        ("x", "y"),
+        lambda g, needs_input_grad, x, y: (g * y * (1 if all(needs_input_grad) else 1.1), g * x),
     )
     report = gradcheck(product, [X, Y], order=1)
     assert {entry.operand for entry in report.wrong} == {"input 0"}
@@ -886,10 +887,10 @@ def reads_memory(stride):
         layout = g.strides if isinstance(g, np.ndarray) else ()
         return 2 * g * x * (1.1 if any(stride(s) for s in layout) else 1.0)
 
-    return square_with_rule(derivative)
+    return square_with_vjp(derivative)
 
 
-def test_a_rule_that_is_wrong_for_some_layout_of_its_cotangent_is_found():
+def test_a_vjp_that_is_wrong_for_some_layout_of_its_cotangent_is_found():
     report = gradcheck(reads_memory(lambda s: s < 0), X, order=1)
     assert {entry.reason for entry in report.wrong} == {"by cotangents in reversed memory"}
     report = gradcheck(reads_memory(lambda s: s == 0), X, order=1)
@@ -938,14 +939,14 @@ def test_random_generators_are_put_back():
     assert rng.bit_generator.state == state
 
 
-def test_a_rule_that_writes_to_an_operand_is_named():
+def test_a_vjp_that_writes_to_an_operand_is_named():
     def derivative(g, x):
         if isinstance(x, np.ndarray):
             x *= 1.0 + 1e-9
         return 2 * g * x
 
     with pytest.raises(ValueError, match="writes to its input 0 where a gradient is required"):
-        gradcheck(square_with_rule(derivative), X, order=1)
+        gradcheck(square_with_vjp(derivative), X, order=1)
 
 
 def test_arrays_that_ops_hand_out_are_as_before():
@@ -955,7 +956,7 @@ def test_arrays_that_ops_hand_out_are_as_before():
     def constant(x):
         return table
 
-    constant.rule("x", lambda g: 0 * g)
+    constant.vjp("x", lambda g: 0 * g)
     gradcheck(lambda x: constant(x) * x, np.ones(3))
     assert table.tolist() == [1.0, 2.0, 3.0]
 
@@ -1061,7 +1062,7 @@ def test_a_fault_that_the_last_digit_hides_is_not_called_right():
     def exp(x):
         return np.exp(x)
 
-    exp.rule("x", lambda g, x, out: g * out * minigrad.where(x < 0, -1.0, 1.0))
+    exp.vjp("x", lambda g, x, out: g * out * minigrad.where(x < 0, -1.0, 1.0))
     report = gradcheck(exp, np.array([-3.0, 30.0]), order=1)
     assert report.verdict == "cannot tell"
     assert "the last digits of larger numbers may hide up to" in report.undecided[0].reason
@@ -1070,7 +1071,7 @@ def test_a_fault_that_the_last_digit_hides_is_not_called_right():
     def wrong(x):
         return 1.0 * x
 
-    wrong.rule("x", lambda g: -3.0 * g)
+    wrong.vjp("x", lambda g: -3.0 * g)
     for offset, scale in ((100, 1e-9), (1, 1e-12), (1e4, 1e-8)):
         report = gradcheck(lambda x: offset + scale * wrong(x).sum(), np.ones(2), order=1)  # noqa: B023
         assert report.verdict != "agree"
@@ -1086,7 +1087,7 @@ def test_a_function_that_depends_on_the_dtype_is_not_accused():
 
 
 def test_a_small_result_beside_a_large_one_is_checked_as_well():
-    wrong = square_with_rule(lambda g, x: 2.02 * g * x)
+    wrong = square_with_vjp(lambda g, x: 2.02 * g * x)
     for scale in (1e5, 1e9):
         f = lambda x, scale=scale: (scale * minigrad.sin(x).sum(), wrong(x).sum())
         assert gradcheck(f, X).verdict == "disagree"
@@ -1109,10 +1110,10 @@ def test_kinks_that_cancel_or_coincide_are_not_accused():
         assert gradcheck(f, inputs, order=1).verdict == "cannot tell"
 
 
-# Rules that remember
+# VJPs that remember
 
 
-def test_a_rule_that_knows_one_call_only_is_found():
+def test_a_vjp_that_knows_one_call_only_is_found():
     def remembering(first_only):
         seen = []
 
@@ -1122,7 +1123,7 @@ def test_a_rule_that_knows_one_call_only_is_found():
                 seen[:] = [np.array(x)]
             return x * x
 
-        square.rule("x", lambda g: 2 * g * seen[0])
+        square.vjp("x", lambda g: 2 * g * seen[0])
         return square
 
     report = gradcheck(remembering(first_only=True), X, order=1)
@@ -1132,14 +1133,14 @@ def test_a_rule_that_knows_one_call_only_is_found():
     assert any("by a pass behind another call of f" in entry.reason for entry in report.wrong)
 
 
-def test_a_rule_that_writes_to_the_arriving_gradient_is_named():
+def test_a_vjp_that_writes_to_the_arriving_gradient_is_named():
     def derivative(g, x):
         g *= 2 * x
         return g
 
-    report = gradcheck(square_with_rule(derivative), X, order=1)
+    report = gradcheck(square_with_vjp(derivative), X, order=1)
     assert report.verdict == "disagree"
-    assert "a rule writes to the gradient that it is handed" in repr(report)
+    assert "a VJP writes to the gradient that it is given" in repr(report)
 
 
 def test_generators_of_python_and_numpy_are_put_back():

@@ -567,9 +567,9 @@ def test_zeros_among_the_inputs_of_an_op_of_many(batch):
     def product(factors):
         return np.prod(np.broadcast_arrays(*factors), axis=0)
 
-    product.rule(
+    product.vjp(
         "factors",
-        lambda g, factors, position: math.prod([g, *factors[:position], *factors[position + 1 :]]),
+        lambda g, factors, argnum: math.prod([g, *factors[:argnum], *factors[argnum + 1 :]]),
     )
 
     class Product(nn.Module):
@@ -585,13 +585,13 @@ def test_zeros_among_the_inputs_of_an_op_of_many(batch):
     assert report["p"].reason == "q is all zeros, and multiplies it"
 
 
-def test_zeros_that_a_rule_does_not_compute_with_are_not_blamed(batch):
+def test_zeros_that_a_vjp_does_not_compute_with_are_not_blamed(batch):
     @minigrad.op
     def floor_like(x, like):
         return np.floor(x) + like
 
-    floor_like.rule("x", lambda g, like_shape: g * 0)
-    floor_like.rule("like", lambda g, x_shape: g)
+    floor_like.vjp("x", lambda g, like_shape: g * 0)
+    floor_like.vjp("like", lambda g, x_shape: g)
 
     class Floor(nn.Module):
         def __init__(self):

@@ -207,7 +207,7 @@ def test_a_recorded_backward_and_the_one_through_it():
     with receipt() as r:
         y = (x * x * x).sum()
         first = grad(y, x, create_graph=True)
-    # 2 rules of each product, and 2 times a sum of gradients
+    # 2 VJPs of each product, and 2 times a sum of gradients
     assert r.backward_flops == 4 * 50 + 2 * 50
     with receipt() as both:
         y = (x * x * x).sum()
@@ -306,10 +306,10 @@ def test_a_graph_recorded_before_the_receipt_is_listed_as_not_counted():
     with receipt() as r:
         y.backward()
     assert r.uncounted == {
-        "rule of exp, an op that was recorded outside of the receipt": 1,
-        "rule of sum, an op that was recorded outside of the receipt": 1,
+        "VJP of exp, an op that was recorded outside of the receipt": 1,
+        "VJP of sum, an op that was recorded outside of the receipt": 1,
     }
-    assert "not counted: 1 x rule of exp" in repr(r)
+    assert "not counted: 1 x VJP of exp" in repr(r)
     assert (r.saved_bytes, r.timeline) == (0, [])
 
 
@@ -653,8 +653,8 @@ def test_the_table_of_a_receipt():
         "optimizer  SGD                 1  10.1 kFLOP",
         "not done   linear  x           1   200 kFLOP",
         "saved for backward: nothing",
-        "parameters and inputs held as well: 7.812 KiB",
-        "gradients: 19.73 KiB, of 5,050 numbers",
+        "parameters and inputs saved as well: 7.812 KiB",
+        "gradients: 19.73 KiB, of 5,050 parameters",
         "optimiser state: 0 B",
     ]
     page = r._repr_html_()
@@ -694,7 +694,7 @@ def test_receipts_beside_each_other():
         "saved for backward, at the peak",
         "gradients",
         "optimiser state",
-        "numbers trained",
+        "parameters trained",
     ]
     ratio = compared.ratio("LoRA", "flops")
     assert lines[-1].startswith(f"LoRA does {ratio:.2f} of the FLOPs of full (forward 1.")

@@ -7,8 +7,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 from minigrad import functional
 from minigrad.kernels import attention
+from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.micro import tile_shape
 
 FLOATS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-13}  # relative to the largest number of a result
@@ -21,11 +21,11 @@ def operands(rng, lead, queries, keys, d, d_v, dtype=np.float32):
     return [rng.standard_normal((*lead, *size)).astype(dtype) for size in sizes]
 
 
-def both(q, k, v, g, allowed=None, added=None, causal=False, scale=0.4, needs=QKV):
+def both(q, k, v, g, allowed=None, added=None, causal=False, scale=0.4, needs_input_grad=QKV):
     """The result, lse and the gradients of the loops."""
     out, lse = attention.attention(q, k, v, allowed, added, causal, scale)
     gradients = attention.attention_gradients(
-        g, q, k, v, allowed, added, causal, scale, out, lse, needs
+        g, q, k, v, allowed, added, causal, scale, out, lse, needs_input_grad
     )
     return [out, lse, *gradients]
 
@@ -135,7 +135,7 @@ def test_masks(which, causal, dtype, rng):
 def test_the_gradient_of_a_mask_of_floats(shape, causal, rng):
     arrays = operands(rng, (2, 2), *shape, 6, 5, np.float64)
     options = {"added": rng.standard_normal(shape), "causal": causal}
-    found = both(*arrays, **options, needs=(False, False, False, True))
+    found = both(*arrays, **options, needs_input_grad=(False, False, False, True))
     assert found[2:5] == [None] * 3
     assert_allclose(found[5], by_definition(*arrays, **options)[5], atol=1e-13)
 
@@ -198,7 +198,9 @@ def test_numbers_that_are_none_go_where_they_would(which, bad, rng):
     (q, k, v)[place][20, 1] = bad
     with np.errstate(all="ignore"):
         found = both(q, k, v, g, causal=True)
-        expected = attention.forward_twin(q, k, v, True, np.empty(0, bool), np.empty(0), 0.4)[0]
+        expected = attention.forward_reference(q, k, v, True, np.empty(0, bool), np.empty(0), 0.4)[
+            0
+        ]
     before = found[0][:20]
     if which != "value":
         assert_array_equal(np.isnan(found[0]), np.isnan(expected))
@@ -219,14 +221,16 @@ def test_the_gradients_that_are_not_needed_are_none(rng):
     arrays = operands(rng, (2,), 9, 8, 4, 4)
     every = both(*arrays)[2:]
     for n in range(3):
-        needs = tuple(n == i for i in range(4))
-        for i, (one, other) in enumerate(zip(both(*arrays, needs=needs)[2:], every, strict=True)):
+        needs_input_grad = tuple(n == i for i in range(4))
+        for i, (one, other) in enumerate(
+            zip(both(*arrays, needs_input_grad=needs_input_grad)[2:], every, strict=True)
+        ):
             assert (one is None) == (i != n)
             if i == n:
                 assert_array_equal(one, other)
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="the twin has no threads")
+@pytest.mark.skipif(not JIT_ENABLED, reason="the reference has no threads")
 @pytest.mark.parametrize("shape", [(3, 4, 90, 110), (1, 1, 700, 400)], ids=str)
 def test_bits_do_not_depend_on_threads(shape, rng):
     arrays = operands(rng, shape[:2], *shape[2:], 20, 12)
@@ -242,7 +246,7 @@ def test_bits_do_not_depend_on_threads(shape, rng):
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"added": True}, {"allowed": True}])
-def test_the_twins_are_the_same_functions(options, rng):
+def test_the_references_are_the_same_functions(options, rng):
     q, k, v, g = (x[:, None] for x in operands(rng, (2,), 19, 23, 5, 4, np.float64))
     added = rng.standard_normal((19, 23)) if "added" in options else None
     allowed = rng.random((19, 23)) < 0.5 if "allowed" in options else None
@@ -252,8 +256,8 @@ def test_the_twins_are_the_same_functions(options, rng):
         np.empty(0) if x is None else np.broadcast_to(x, expected[5].shape)
         for x in (allowed, added)
     ]
-    out, lse = attention.forward_twin(q, k, v, causal, *masks, 0.4)
-    found = attention.backward_twin(g, q, k, v, causal, *masks, 0.4, out, lse)
+    out, lse = attention.forward_reference(q, k, v, causal, *masks, 0.4)
+    found = attention.backward_reference(g, q, k, v, causal, *masks, 0.4, out, lse)
     for one, other in zip((out, lse, *found), expected, strict=True):
         assert_allclose(one, other, atol=1e-13)
 

@@ -11,10 +11,11 @@ import numba
 import numpy as np
 import pytest
 
-from minigrad.kernels import blocks, dots
-from minigrad.kernels.gemm import LONG, PAGE, PIECES, PRODUCTS, SPLIT, TALL, matmul
+from minigrad.kernels.gemm import PRODUCTS, blocking, few_columns, matmul
+from minigrad.kernels.gemm.blocking import USUAL
+from minigrad.kernels.gemm.dispatch import LONG, PAGE, PIECES, SPLIT, TALL
+from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.micro import tile_shape
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from tests.hosts import HOSTS, on_x86
 
@@ -90,8 +91,8 @@ def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
         for name in ("dots", "stream", "sweep"):
             loop = getattr(kernel, name)
             monkeypatch.setitem(loop.__dict__, "alone", note(loop, name))
-        split = kernel._split
-        monkeypatch.setattr(kernel, "_split", lambda *a: (taken.append("split"), split(*a)))
+        batch = kernel.products  # of pieces of k, if the sum is split
+        monkeypatch.setattr(kernel, "products", lambda *a: (taken.append("split"), batch(*a)))
         x, y = operands(*shape, layout, dtype, rng)
         out = matmul(x, y)
         assert taken == [way]
@@ -249,7 +250,7 @@ FUZZ = """
     import sys
     import numpy as np
     from minigrad.kernels.gemm import PRODUCTS, matmul
-    from minigrad.kernels.panels import _MULTIPLY, _PACK, packed_bytes
+    from minigrad.kernels.gemm.prepacked import MULTIPLY, PACK, packed_bytes
     from minigrad.kernels.vector import vector_registers
     from tests.guarded import guarded
 
@@ -287,12 +288,12 @@ FUZZ = """
         left, right = matrix(m, rank or 1, dtype)[:, :rank], matrix(rank or 1, n, dtype)[:rank]
         products = PRODUCTS[np.dtype(dtype)]
         room = guarded(packed_bytes(y), np.uint8, rng.integers(2))
-        _PACK[np.dtype(dtype)](0.0, y, room, products.plans[False])
+        PACK[np.dtype(dtype)](0.0, y, room, products.plans[False])
         out[...] = np.nan
         row = guarded(n, dtype, rng.integers(2))[: n * int(rng.integers(2))]
         row[...] = rng.standard_normal(row.size)
         operands = x, room, n, left, right, row, out, products.plans[False]
-        _MULTIPLY[np.dtype(dtype)](0.0, *operands)
+        MULTIPLY[np.dtype(dtype)](0.0, *operands)
         wide = x.astype(float) @ y.astype(float) + left.astype(float) @ right.astype(float)
         wide += row if row.size else 0
         bound += (rank + 3) * np.finfo(dtype).eps * (abs(left.astype(float)) @ abs(right) + 9)
@@ -348,13 +349,13 @@ def test_tiles_of_other_hosts(host, vectors, tmp_path):
 # Sizes.
 
 
-@pytest.mark.parametrize("caches", [None, *blocks.USUAL.values(), (1, 1, 1), (2**16, 2**30, 2**36)])
+@pytest.mark.parametrize("caches", [None, *USUAL.values(), (1, 1, 1), (2**16, 2**30, 2**36)])
 @pytest.mark.parametrize("itemsize", [4, 8])
 def test_blocks_are_whole_tiles_for_any_caches(caches, itemsize, monkeypatch):
     if caches is not None:
-        monkeypatch.setattr(blocks, "cache_sizes", lambda: blocks.Caches(*caches))
+        monkeypatch.setattr(blocking, "cache_sizes", lambda: blocking.Caches(*caches))
     tile = tile_shape(itemsize)
-    *head, MC, KC, NC, RUN, near, far, _ = blocks.block_sizes(itemsize)
+    *head, MC, KC, NC, RUN, near, far, _ = blocking.block_sizes(itemsize)
     assert tuple(head) == tuple(tile)
     assert MC >= tile.MR
     assert NC >= tile.NR
@@ -364,10 +365,10 @@ def test_blocks_are_whole_tiles_for_any_caches(caches, itemsize, monkeypatch):
 
 
 def test_a_size_that_the_system_does_not_say_is_assumed(monkeypatch):
-    monkeypatch.setattr(blocks, "_ask", lambda level: 0)
-    assert tuple(blocks.cache_sizes.__wrapped__()) in blocks.USUAL.values()
+    monkeypatch.setattr(blocking, "_ask", lambda level: 0)
+    assert tuple(blocking.cache_sizes.__wrapped__()) in blocking.USUAL.values()
 
 
 def test_tiles_of_dots_fit_the_registers():
-    for rows, cols in dots.dot_shapes():
-        assert rows * cols + rows + 1 <= blocks.vector_registers()[1]
+    for rows, cols in few_columns.dot_shapes():
+        assert rows * cols + rows + 1 <= blocking.vector_registers()[1]

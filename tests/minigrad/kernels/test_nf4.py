@@ -21,10 +21,10 @@ import lora
 import minigrad
 from lora import NF4Linear, QuantizeReport, quantize
 from minigrad import assert_gradients, nf4_linear, nn
-from minigrad.kernels import codes, nf4
-from minigrad.kernels.codes import LEVELS
+from minigrad.kernels import nf4, nf4_decode
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.nf4 import NF4Matrix
+from minigrad.kernels.nf4_decode import LEVELS
 from tests.hosts import HOSTS, on_x86
 
 ROOT = Path(__file__).parents[3]
@@ -38,6 +38,14 @@ BLOCKS = [1, 2, 3, 7, 64, 1000]
 
 def draw(rng, shape, dtype=np.float32):
     return rng.standard_normal(shape).astype(dtype)
+
+
+def absmax_of(matrix):
+    """The absmax of each block of each row, as it is read back."""
+    absmax = matrix.absmax
+    if matrix.double_quant:
+        absmax = nf4_decode.absmax_of(absmax, 0, matrix.offset, matrix.scale)
+    return absmax.reshape(len(matrix.codes), -1)
 
 
 def codes_of(matrix):
@@ -90,7 +98,7 @@ def test_each_code_is_that_of_the_nearest_level(shape, block_size, dtype, double
     matrix = NF4Matrix.of(w, block_size, double_quant)
     assert (matrix.shape, matrix.size, matrix.block_size) == (shape, w.size, block_size)
     assert matrix.double_quant is double_quant
-    absmax = matrix._absmax(0, len(w)).ravel()
+    absmax = absmax_of(matrix).ravel()
     parts = blocks(w, block_size), blocks(codes_of(matrix), block_size), absmax
     for numbers, code, largest in zip(*parts, strict=True):
         # Among numbers that are 0 all, every code is the nearest.
@@ -173,7 +181,7 @@ def test_no_number_is_further_off_than_zero_where_absmax_is_far_below_those_of_i
     back = matrix.dense()
     assert (np.abs(back - w) <= np.abs(w)).all()
     assert (back * w >= 0).all()
-    absmax = matrix._absmax(0, 64)
+    absmax = absmax_of(matrix)
     assert (absmax >= 0).all()
     off = np.abs(absmax - np.abs(w).reshape(64, 4, 64).max(2))
     assert 0 < off.max() <= absmax.max() / 254
@@ -250,17 +258,19 @@ def test_rows_are_rows_of_the_whole(dtype, rng):
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("block_size", BLOCKS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_kernel_reads_what_its_twin_does(shape, block_size, double_quant, dtype, rng):
+def test_the_kernel_reads_what_its_reference_does(shape, block_size, double_quant, dtype, rng):
     matrix = NF4Matrix.of(draw(rng, shape), block_size, double_quant)
-    absmax = matrix._absmax(0, shape[0])
-    twin = codes.read_twin(matrix.codes, absmax, block_size, shape[1], np.dtype(dtype))
-    assert_array_equal(matrix.dense(dtype), twin)
+    absmax = absmax_of(matrix)
+    expected = nf4_decode.decode_reference(
+        matrix.codes, absmax, block_size, shape[1], np.dtype(dtype)
+    )
+    assert_array_equal(matrix.dense(dtype), expected)
 
 
 READ = """
     import sys
     import numpy as np
-    from minigrad.kernels import codes
+    from minigrad.kernels import nf4_decode
     from minigrad.kernels.vector import vector_registers
     from tests.guarded import guarded
 
@@ -278,8 +288,9 @@ READ = """
         dtype = np.dtype((np.float32, np.float64)[i % 2])
         out = guarded(rows * cols, dtype, rng.integers(2)).reshape(rows, cols)
         out[...] = np.nan
-        codes.read(packed, absmax, block_size, out)
-        assert (out == codes.read_twin(packed, absmax, block_size, cols, dtype)).all(), i
+        nf4_decode.decode(packed, absmax, block_size, out)
+        expected = nf4_decode.decode_reference(packed, absmax, block_size, cols, dtype)
+        assert (out == expected).all(), i
     print("done", vector_registers()[0])
 """
 
@@ -289,7 +300,7 @@ READ = """
 @on_x86
 @pytest.mark.skipif(sys.platform != "linux", reason="guards memory with mprotect")
 @pytest.mark.parametrize(("host", "width"), [("AVX2", "32"), ("SSE2", "16")])
-def test_other_hosts_read_what_the_twin_does_and_nothing_beyond(host, width, tmp_path):
+def test_other_hosts_read_what_the_reference_does_and_nothing_beyond(host, width, tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(READ)],
         cwd=tmp_path,
@@ -422,7 +433,7 @@ def test_a_step_never_holds_a_dense_copy(rng, peak):
         (layer(x) ** 2).sum().backward()
 
     step()  # what is made once and for all
-    share = 0.1 if JIT_ENABLED else 0.3  # a strip, of which the kernel's twin makes copies
+    share = 0.1 if JIT_ENABLED else 0.3  # a strip, of which the kernel's reference makes copies
     assert peak(step) < share * DENSE
 
 

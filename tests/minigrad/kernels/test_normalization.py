@@ -26,18 +26,18 @@ def wide(*arrays):
 
 
 def check(x, g, weight, bias, centred, eps=1e-5):
-    """Both ways against the twins in float64."""
+    """Both ways against the references in float64."""
     shape = x.shape[1:]
     tolerance = ROUNDING[x.dtype.type]
     found = normalization.norm(x, shape, weight, bias, eps, centred)
     x_, g_, weight_, bias_ = wide(x, g, weight, bias)
-    expected = normalization.norm_twin(x_, shape, weight_, bias_, eps, centred)
+    expected = normalization.norm_reference(x_, shape, weight_, bias_, eps, centred)
     assert found.dtype == x.dtype
     assert_allclose(
         found, expected, rtol=0, atol=4 * tolerance * max(1, abs(expected).max(initial=0))
     )
     found = normalization.norm_gradients(g, x, shape, weight, eps, centred, ALL)
-    expected = normalization.norm_gradients_twin(g_, x_, shape, weight_, eps, centred, ALL)
+    expected = normalization.norm_gradients_reference(g_, x_, shape, weight_, eps, centred, ALL)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == x.dtype
         scale = max(1, abs(other).max(initial=0)) * np.sqrt(len(x))
@@ -67,7 +67,7 @@ def test_digits_do_not_go_with_the_mean(offset, rng):
     x, _, weight, bias = operands(rng, 50, 700, np.float32)
     x += np.float32(offset)
     found = normalization.norm(x, (700,), weight, bias, 1e-5, True)
-    expected = normalization.norm_twin(*wide(x), (700,), *wide(weight, bias), 1e-5, True)
+    expected = normalization.norm_reference(*wide(x), (700,), *wide(weight, bias), 1e-5, True)
     assert_allclose(found, expected, rtol=0, atol=4e-6)
 
 
@@ -88,7 +88,7 @@ def test_a_constant_row_is_nothing_but_bias(dtype, rng):
             x = np.full((2, size), value, dtype)
             _, _, weight, bias = operands(rng, 2, size, dtype)
             found = normalization.norm(x, (size,), weight, bias, 1e-5, True)
-            exact = 0 if JIT_ENABLED else 1e-8  # the twin's mean is off by a rounding
+            exact = 0 if JIT_ENABLED else 1e-8  # the reference's mean is off by a rounding
             assert_allclose(found, np.broadcast_to(bias, x.shape), rtol=0, atol=exact)
 
 
@@ -100,7 +100,7 @@ def test_a_row_with_a_number_that_is_none_is_as_in_numpy(place, centred, bad, rn
     x[1, place] = bad
     with np.errstate(invalid="ignore"):
         found = normalization.norm(x, (1500,), weight, bias, 1e-5, centred)
-        expected = normalization.norm_twin(x, (1500,), weight, bias, 1e-5, centred)
+        expected = normalization.norm_reference(x, (1500,), weight, bias, 1e-5, centred)
         dx = normalization.norm_gradients(g, x, (1500,), weight, 1e-5, centred, ALL)[0]
     assert_array_equal(np.isnan(found), np.isnan(expected))
     assert np.isnan(found[1, place])
@@ -130,15 +130,15 @@ def test_layouts_and_leading_axes(rng):
 def test_only_what_is_needed_is_computed(rng):
     x, g, weight, _ = operands(rng, 40, 30, np.float32)
     every = normalization.norm_gradients(g, x, (30,), weight, 1e-5, True, ALL)
-    for needs in ((True, False, False), (False, True, False), (False, False, True)):
-        found = normalization.norm_gradients(g, x, (30,), weight, 1e-5, True, needs)
-        for need, one, other in zip(needs, found, every, strict=True):
+    for needs_input_grad in ((True, False, False), (False, True, False), (False, False, True)):
+        found = normalization.norm_gradients(g, x, (30,), weight, 1e-5, True, needs_input_grad)
+        for need, one, other in zip(needs_input_grad, found, every, strict=True):
             assert (one is None) == (not need)
             if need:
                 assert_allclose(one, other, rtol=1e-6, atol=1e-6)  # float32 rounds to 6e-8
 
 
-def test_arrays_of_two_dtypes_are_the_twins(rng):
+def test_arrays_of_two_dtypes_are_the_references(rng):
     x, _, weight, bias = operands(rng, 4, 30, np.float32)
     found = normalization.norm(x, (30,), weight.astype(np.float64), bias, 1e-5, True)
     assert found.dtype == np.float64
@@ -156,7 +156,7 @@ def on_threads(function):
         minigrad.set_num_threads(before)
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="the twins have no threads")
+@pytest.mark.skipif(not JIT_ENABLED, reason="the references have no threads")
 @pytest.mark.parametrize(("rows", "size"), [(3001, 300), (3, 200_003)])
 def test_bits_do_not_depend_on_threads(rows, size, rng):
     x, g, weight, bias = operands(rng, rows, size, np.float32)
@@ -175,17 +175,17 @@ def test_bits_do_not_depend_on_threads(rows, size, rng):
 
 @pytest.mark.parametrize("dtype", [*FLOATS, np.float16])
 @pytest.mark.parametrize("threshold", [0, 1, 30_000, 2**16])
-def test_dropping_is_its_twin(threshold, dtype, rng):
+def test_dropping_is_its_reference(threshold, dtype, rng):
     for shape in ((0, 3), (1,), (17, 5), (3, 1000)):
         x = rng.standard_normal(shape).astype(dtype)
         words = minigrad.random.words(rng, x.size)
         for arranged in (x, np.asfortranarray(x), x[::-1]):
             found = dropout.drop(arranged, words, threshold, 1.25)
             assert found.dtype == dtype
-            assert_array_equal(found, dropout.drop_twin(arranged, words, threshold, 1.25))
+            assert_array_equal(found, dropout.drop_reference(arranged, words, threshold, 1.25))
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="the twin has no threads")
+@pytest.mark.skipif(not JIT_ENABLED, reason="the reference has no threads")
 def test_what_is_dropped_does_not_depend_on_threads(rng):
     x = rng.standard_normal(1_000_003).astype(np.float32)
     words = minigrad.random.words(rng, x.size)

@@ -1,4 +1,4 @@
-"""The kernels of optimisers: each against its twin, on rows of all kinds, and never beside them."""
+"""The kernels of optimisers: each against its reference, on rows of all kinds, within bounds."""
 
 import copy
 import pickle
@@ -9,9 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad import optim
+from minigrad.kernels import multi_tensor
 from minigrad.kernels import optim as kernels
-from minigrad.kernels import places
-from minigrad.kernels.places import Places
+from minigrad.kernels.multi_tensor import TableCache
 
 SIZES = [(1,), (5,), (0,), (40, 25), (), (3, 1, 7)]
 PADDING = 8
@@ -86,11 +86,11 @@ def copied(rows):
     return [(g.copy(), tuple(x.copy() for x in others)) for g, others in rows]
 
 
-def by_twins(name, rows, monkeypatch):
+def by_references(name, rows, monkeypatch):
     rows = copied(rows)
     with monkeypatch.context() as patch:
-        patch.setattr(places, "JIT_ENABLED", False)
-        STEPS[name][1](rows, Places())
+        patch.setattr(multi_tensor, "JIT_ENABLED", False)
+        STEPS[name][1](rows, TableCache())
     return rows
 
 
@@ -100,12 +100,12 @@ def assert_same(rows, others, rtol):
             assert_allclose(one, other, rtol=rtol, atol=rtol)
 
 
-def test_kernels_are_their_twins(rng, dtype, step, monkeypatch):
+def test_kernels_are_their_references(rng, dtype, step, monkeypatch):
     guarded = Guarded(rng, dtype, STEPS[step][0])
     rows = made_ready(step, guarded.rows)
-    expected = by_twins(step, rows, monkeypatch)
+    expected = by_references(step, rows, monkeypatch)
     before = [g.copy() for g, _ in rows]
-    STEPS[step][1](rows, Places())
+    STEPS[step][1](rows, TableCache())
     assert_same(rows, expected, 16 * np.finfo(dtype).eps)  # products are fused with additions
     guarded.check()
     for (g, _), old in zip(rows, before, strict=True):
@@ -120,9 +120,9 @@ def test_threads_change_no_bit(rng, dtype, step):
     before = minigrad.get_num_threads()
     try:
         minigrad.set_num_threads(1)
-        STEPS[step][1](alone, Places())
+        STEPS[step][1](alone, TableCache())
         minigrad.set_num_threads(before)
-        STEPS[step][1](rows, Places())
+        STEPS[step][1](rows, TableCache())
     finally:
         minigrad.set_num_threads(before)
     for (_, found), (_, right) in zip(rows, alone, strict=True):
@@ -144,40 +144,40 @@ def test_rows_of_every_kind_in_one_call(rng, step, monkeypatch):
     frozen.flags.writeable = False
     rows.append((frozen, tuple(np.ones(7) for _ in range(count))))
     rows.append((rng.standard_normal((4, 3)).T, tuple(np.ones((3, 4)) for _ in range(count))))
-    expected = by_twins(step, rows, monkeypatch)
-    STEPS[step][1](rows, Places())
+    expected = by_references(step, rows, monkeypatch)
+    STEPS[step][1](rows, TableCache())
     for row, right in zip(rows, expected, strict=True):
         assert_same([row], [right], 16 * np.finfo(row[0].dtype).eps)
 
 
-def test_places_notice_other_arrays(rng, dtype, step, monkeypatch):
+def test_other_arrays_are_noticed(rng, dtype, step, monkeypatch):
     count = STEPS[step][0]
-    held = Places()
+    cache = TableCache()
     first = made_ready(step, Guarded(rng, dtype, count).rows)
-    STEPS[step][1](first, held)
-    kept = copied(first)
+    STEPS[step][1](first, cache)
+    before = copied(first)
     second = made_ready(step, Guarded(rng, dtype, count).rows)
     rows = [*first[:2], *second[2:]]  # some arrays stay, some are others
-    expected = by_twins(step, rows, monkeypatch)
-    STEPS[step][1](rows, held)
+    expected = by_references(step, rows, monkeypatch)
+    STEPS[step][1](rows, cache)
     assert_same(rows, expected, 16 * np.finfo(dtype).eps)
-    assert_same(first[2:], kept[2:], 0)
+    assert_same(first[2:], before[2:], 0)
     fewer = [rows[4], rows[1]]
-    expected = by_twins(step, fewer, monkeypatch)
-    STEPS[step][1](fewer, held)
+    expected = by_references(step, fewer, monkeypatch)
+    STEPS[step][1](fewer, cache)
     assert_same(fewer, expected, 16 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, copy.copy, lambda p: pickle.loads(pickle.dumps(p))]
 )
-def test_a_copy_of_places_remembers_nothing(rng, duplicate):
-    held = Places()
+def test_a_copy_of_a_table_cache_is_empty(rng, duplicate):
+    cache = TableCache()
     rows = Guarded(rng, np.float64, 1).rows
-    kernels.sgd(held, rows, [], 0.1, 0.0, 0.0, False)
+    kernels.sgd(cache, rows, [], 0.1, 0.0, 0.0, False)
     before = copied(rows)
     others = copied(rows)
-    kernels.sgd(duplicate(held), others, [], 0.1, 0.0, 0.0, False)
+    kernels.sgd(duplicate(cache), others, [], 0.1, 0.0, 0.0, False)
     assert_same(rows, before, 0)
     assert not np.array_equal(others[3][1][0], before[3][1][0])
 
@@ -187,12 +187,12 @@ def test_a_copied_optimizer_steps_its_own_parameters(rng):
     p.grad = minigrad.Tensor(np.ones(4))
     optimizer = optim.Adam([p], lr=0.1)
     optimizer.step()
-    twin = copy.deepcopy(optimizer)
+    duplicate = copy.deepcopy(optimizer)
     before = p.data.copy()
-    (other,) = twin.param_groups[0]["params"]
+    (other,) = duplicate.param_groups[0]["params"]
     assert other is not p
     other.grad = minigrad.Tensor(np.ones(4))
-    twin.step()
+    duplicate.step()
     assert_array_equal(p.data, before)
     assert_allclose(other.data, before - 0.1, rtol=1e-6)  # eps takes 1e-8 of the step
 
@@ -232,7 +232,7 @@ def test_nan_and_infinity_are_passed_on(step):
     count = STEPS[step][0]
     g = np.array([np.nan, np.inf, 1.0])
     rows = [(g, tuple(np.ones(3) for _ in range(count)))]
-    STEPS[step][1](rows, Places())
+    STEPS[step][1](rows, TableCache())
     x = rows[0][1][0]
     assert np.isnan(x[0])
     assert not np.isfinite(x[1])

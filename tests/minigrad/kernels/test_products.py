@@ -1,4 +1,4 @@
-"""The compiled kernels against their numpy twins, at the edges of memory and across processes."""
+"""The compiled products against numpy, at the edges of memory and across processes."""
 
 import os
 import re
@@ -16,8 +16,8 @@ import pytest
 from hypothesis.extra import numpy as hnp
 
 from minigrad.kernels.gemm import PRODUCTS, matmul
+from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.micro import tile_shape
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 
 ROOT = Path(__file__).parents[3]
@@ -58,7 +58,7 @@ def assert_product(x, y, out=None):
 def shapes():
     tile = tile_shape(4)
     MR, NR = tile.MR, tile.NR
-    KC, NC = PRODUCTS[np.dtype(np.float32)]._sizes[5:7]
+    KC, NC = PRODUCTS[np.dtype(np.float32)].plans[False][5:7].tolist()
     return [
         (1, 1, 1),
         (1, 7, 1),

@@ -14,9 +14,9 @@ SHAPES = [(1,), (7,), (64, 10), (3, 1), (2, 3, 33), (5, 2048), (4, 2049), (1, 10
 
 
 def both(name, *arrays):
-    """What the loop makes of arrays, and the twin of the same in float64."""
+    """What the loop makes of arrays, and the reference of the same in float64."""
     wide = [x.astype(np.float64) for x in arrays]
-    return getattr(softmax, name)(*arrays), getattr(softmax, f"{name}_twin")(*wide)
+    return getattr(softmax, name)(*arrays), getattr(softmax, name).reference(*wide)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -86,14 +86,16 @@ def labelled(rng, n, classes, dtype=np.float32):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("classes", [1, 3, 10, 3000])
-def test_cross_entropy_is_that_of_the_twin_and_of_its_composition(classes, dtype, smoothing, rng):
+def test_cross_entropy_is_that_of_the_reference_and_of_its_composition(
+    classes, dtype, smoothing, rng
+):
     logits, labels, weights, total = labelled(rng, 21, classes, dtype)
     assert_allclose(total, weights.sum(), rtol=ROUNDING[dtype])
     assert_array_equal(weights == 0, labels == -100)
     g = rng.standard_normal(21).astype(dtype)
     found, sums = losses.cross_entropy(logits, labels, weights, smoothing)
     wide, wide_weights, wide_g = (v.astype(np.float64) for v in (logits, weights, g))
-    exact, wide_sums = losses.cross_entropy_twin(wide, labels, wide_weights, smoothing)
+    exact, wide_sums = losses.cross_entropy_reference(wide, labels, wide_weights, smoothing)
     assert found.dtype == dtype
     assert_allclose(found, exact, rtol=0, atol=20 * ROUNDING[dtype])
     composition = fused_losses.label_loss.composition
@@ -101,7 +103,7 @@ def test_cross_entropy_is_that_of_the_twin_and_of_its_composition(classes, dtype
         exact, composition(wide, labels, wide_weights, smoothing, None), rtol=1e-12, atol=1e-14
     )
     found = losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, sums)
-    exact = losses.cross_entropy_gradient_twin(
+    exact = losses.cross_entropy_gradient_reference(
         wide_g, wide, labels, wide_weights, smoothing, wide_sums
     )
     assert found.dtype == dtype
@@ -118,7 +120,7 @@ def test_labels_are_weighed_and_none_is_used_that_is_not_there():
         (class_weights, [0.5, 2, np.nan, np.nan, 0, 0, np.nan, np.nan]),
         (None, [1, 1, np.nan, np.nan, 0, 1, np.nan, np.nan]),
     ):
-        for function in (losses.label_weights, losses.label_weights_twin):
+        for function in (losses.label_weights, losses.label_weights_reference):
             weights, total = function(labels, 3, -100, given, np.dtype(np.float32))
             assert_array_equal(weights, np.float32(expected))
             assert np.isnan(total)
@@ -132,7 +134,7 @@ def test_where_the_weight_is_0_nothing_is_read_and_nothing_comes_back():
     labels, weights = np.array([-100, 1, 0]), np.float32([0, 0, 2])
     for loss, gradient in (
         (losses.cross_entropy, losses.cross_entropy_gradient),
-        (losses.cross_entropy_twin, losses.cross_entropy_gradient_twin),
+        (losses.cross_entropy_reference, losses.cross_entropy_gradient_reference),
     ):
         found, sums = loss(logits, labels, weights, 0.0)
         expected = 2 * np.log1p(np.e)
@@ -154,10 +156,10 @@ def test_squared_error(shape, dtype, rng):
     found = losses.scaled_difference(x, y, 0.3)
     assert found.dtype == dtype
     assert found.shape == shape
-    assert_allclose(found, losses.scaled_difference_twin(x, y, 0.3), rtol=2e-7, atol=1e-15)
+    assert_allclose(found, losses.scaled_difference.reference(x, y, 0.3), rtol=2e-7, atol=1e-15)
 
 
-@pytest.mark.skipif(not JIT_ENABLED, reason="the twins have no threads")
+@pytest.mark.skipif(not JIT_ENABLED, reason="the references have no threads")
 def test_bits_do_not_depend_on_threads(rng):
     logits, labels, weights, _ = labelled(rng, 700, 1003)
     g, other = rng.standard_normal((2, 700, 1003)).astype(np.float32)

@@ -75,20 +75,18 @@ def test_every_op_and_composition_is_a_function_of_minigrad_itself():
     assert {name for name in OPS if getattr(minigrad, name) is not OPS[name]} == set()
 
 
-def test_every_rule_of_every_op_runs_in_the_sweep():
-    class Rules(Observer):
+def test_every_vjp_of_every_op_runs_in_the_sweep():
+    class VJPs(Observer):
         def __init__(self):
             self.seen = set()
 
-        def on_rule(self, node, place, gradient, result):
-            self.seen |= {(node.op.name, edge[1]) for edge in node.edges if edge[0] is place}
+        def on_vjp(self, node, parent, gradient, result):
+            self.seen |= {(node.op.name, edge[1]) for edge in node.edges if edge[0] is parent}
 
-    with observe(Rules()) as rules, np.errstate(all="ignore"):  # rows with infinite slopes
+    with observe(VJPs()) as vjps, np.errstate(all="ignore"):  # rows with infinite slopes
         for case in DIFFERENTIABLE:
             value_and_gradients(case, tensors(case.operands()))
-    missing = {
-        (name, position) for name, op in OPS.items() for position, _ in op.rules
-    } - rules.seen
+    missing = {(name, position) for name, op in OPS.items() for position, _ in op.vjps} - vjps.seen
     assert missing == set()
 
 

@@ -125,7 +125,7 @@ def test_steps_of_the_diamond(tmp_path):
     last = steps[3]["sent"][0]
     assert last["filled"] == "2 * 2 = 4"
     vjp = data["vjps"][data["links"][last["link"]]["vjp"]]
-    assert (vjp["title"], vjp["text"]) == ('multiply.rule("y")', "g * x")
+    assert (vjp["title"], vjp["text"]) == ('multiply.vjp("y")', "g * x")
     first, second = (step["sent"][0] for step in steps[1:3])
     assert first["before"] == -1
     assert numbers(data, second["before"]) == 1
@@ -152,9 +152,9 @@ def test_gradient_of_a_fused_op_of_several_inputs_is_one_step(tmp_path):
     (joint,) = [step for step in steps if len(step["sent"]) > 1]
     links = [data["links"][sent["link"]] for sent in joint["sent"]]
     assert [data["nodes"][link["source"]]["name"] for link in links] == ["lora_a", "lora_b"]
-    assert data["vjps"][links[0]["vjp"]]["title"].startswith("lora_linear.joint_rule(")
+    assert data["vjps"][links[0]["vjp"]]["title"].startswith("lora_linear.joint_vjp(")
     words = {name: text for name, _, *rest in links[0]["given"] for text in rest}
-    assert words["needs"] == "x no, weight no, lora_a yes, lora_b yes, bias no"
+    assert words["needs_input_grad"] == "x no, weight no, lora_a yes, lora_b yes, bias no"
     loss.backward()
     np.testing.assert_array_equal(ends_of(data, "backward")["lora_a"][0], layer.lora_a.grad.data)
 
@@ -186,7 +186,7 @@ def test_it_makes_no_difference_where_it_is_called(tmp_path):
     assert x.grad is None
 
 
-def test_a_checkpoint_is_one_node_without_a_rule(tmp_path):
+def test_a_checkpoint_is_one_node_without_a_vjp(tmp_path):
     x = mg.tensor([0.5, -1.0], requires_grad=True)
     loss = mg.checkpoint(lambda v: mg.tanh(mg.tanh(v)), x).sum()
     data = explored(tmp_path, loss)
@@ -570,16 +570,16 @@ def test_a_tape_costs_nothing_when_it_is_over():
 # --------------------------------------------------------------------------------------------------
 
 
-def test_every_rule_of_the_library_has_its_source():
+def test_every_vjp_of_the_library_has_its_source():
     for op in mg.OPS.values():
         assert source_of(op.forward) is not None, op.name
-        for _, rule in op.rules:
-            assert source_of(rule.derivative) is not None, op.name
+        for _, vjp in op.vjps:
+            assert source_of(vjp.derivative) is not None, op.name
 
 
-def test_formula_of_a_rule_with_a_kernel():
-    (_, rule), *_ = mg.tanh.rules
-    source = source_of(rule.derivative)
+def test_formula_of_a_vjp_with_a_kernel():
+    (_, vjp), *_ = mg.tanh.vjps
+    source = source_of(vjp.derivative)
     assert source.formula == "g * (1 - out * out)"
     assert source.kernel
     assert "isinstance(g, Tensor)" in source.text
@@ -602,10 +602,10 @@ def doubled(x):
     return 2 * x
 
 
-doubled.rule("x", eval("lambda g: 2 * g"))
+doubled.vjp("x", eval("lambda g: 2 * g"))
 
 
-def test_a_rule_whose_source_is_not_there_says_so(tmp_path):
+def test_a_vjp_whose_source_is_not_there_says_so(tmp_path):
     x = mg.tensor(1.0, requires_grad=True)
     data = explored(tmp_path, doubled(x))
     (vjp,) = data["vjps"]

@@ -616,7 +616,7 @@ def test_the_name_of_a_card_does_not_lie_on_its_shape(opened, explore):
 
 def test_a_long_formula_is_not_wider_than_the_panel(opened):
     reader = opened(transformer)
-    while "fused_attention.joint_rule" not in reader.text("#step"):
+    while "fused_attention.joint_vjp" not in reader.text("#step"):
         reader.press("ArrowRight")
     assert reader.page.locator("#step .formula").evaluate("e => e.scrollWidth <= e.clientWidth")
 

@@ -1,0 +1,336 @@
+"""Matrix products of arrays: `matmul`, the checked entry to the compiled loops.
+
+Machine code that works on addresses relies on correct ones. Those that this module passes to the
+loops come from numpy: the shapes and strides of the arrays, and an output that it has made or
+checked.
+
+Arrays of any layout are served by the same machine code, compiled once for each dtype: it takes
+the most general kind of array (any strides, possibly read-only, possibly misaligned), and numba
+lets every other kind pass as one of these.
+
+The shape and the strides of a product decide which loops it takes (`Products.product`):
+
+    one row, or one column, and a matrix whose rows run across    few_rows.sweep
+    few columns, and a large matrix whose rows run along k        few_columns.dots
+    few rows, and a large matrix whose rows run across            few_rows.stream
+    k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
+    all else                                                      products.gemm
+
+For a matrix that is multiplied with often see `minigrad.kernels.gemm.prepacked`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from minigrad.errors import op_error
+from minigrad.kernels.gemm import few_columns, few_rows, products
+from minigrad.kernels.gemm.blocking import block_sizes
+from minigrad.kernels.gemm.microkernel import tile_shape
+from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels.kernel import NUMBERS, Array, Kernel, strided, written
+from minigrad.kernels.threads import get_num_threads
+
+SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
+THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked for
+LONG = 32  # steps of k from which on the loops for few rows or columns repay the choice
+TALL = 64  # rows from which on the few columns are worth a copy
+STREAMED = 64  # rows of the other operand, at most, for which a matrix is not packed
+PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
+PAGE = 512  # bytes: rows that lie a multiple of it apart share few lines of a cache
+SPLIT = 1024  # steps of k in a piece of a split sum, at least
+
+
+def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -> Array:
+    """Compute the matrix product x @ y, `(..., m, k) @ (..., k, n) -> (..., m, n)`.
+
+    Leading axes broadcast as numpy's do. Two float32 or two float64 arrays, of any strides, are
+    multiplied here; all else that `np.matmul` takes (integers, mixed dtypes, vectors, subclasses
+    of ndarray) is passed to it.
+
+    Args:
+        x: the left operand.
+        y: the right operand.
+        out: a C-contiguous array to write the product to, of its shape and dtype, which shares no
+            memory with x and y; a new one if not given.
+        add: add the product to what is in `out` instead of replacing it.
+
+    Returns:
+        The product: `out` if it is given.
+
+    Raises:
+        ValueError: if shapes do not align or broadcast, if `out` cannot take the product, or if
+            there is `add` and no `out`.
+    """
+    dtype = x.dtype
+    kernel = PRODUCTS.get(dtype) if JIT_ENABLED else None
+    if kernel is None or y.dtype != dtype or not type(x) is type(y) is np.ndarray:
+        return _numpy_matmul(x, y, out, add)
+    x_shape, y_shape = x.shape, y.shape
+    if len(x_shape) != 2 or len(y_shape) != 2:
+        return _matmul_batch(kernel, x, y, out, add)
+    m, k = x_shape
+    k_y, n = y_shape
+    if k != k_y:
+        raise _mismatch(x, y)
+    if out is None and not add:
+        out = np.empty((m, n), dtype)
+    else:
+        out = _checked(out, (m, n), x, y, add)
+    work = m * n * k
+    few = kernel.few
+    if 0 < work < THREADS_FROM and k < PAGE and m >= few and n >= few:
+        # `product` would choose this too; but small products are many, and calls are slow.
+        kernel.gemm.alone(1, x, y, out, kernel.plans[add])
+    else:
+        kernel.product(x, y, out, add, work)
+    return out
+
+
+def _mismatch(x: Array, y: Array) -> ValueError:
+    k, k_y = x.shape[-1], y.shape[-2]
+    message = f"shapes {x.shape} and {y.shape} do not align: {k} != {k_y}"
+    if k == y.shape[-1]:
+        message += "; did you mean the transpose of the second, np.swapaxes(y, -1, -2)?"
+    return op_error(ValueError, "matmul", message)
+
+
+def _checked(
+    out: Array | None, shape: tuple[int, ...], x: Array, y: Array, add: bool, dtype: Any = None
+) -> Array:
+    """Return `out` if it can take a product of this shape, else raise an error."""
+    if out is None:
+        raise op_error(ValueError, "matmul", "add=True adds to `out`, and there is none: pass out=")
+    dtype = x.dtype if dtype is None else dtype
+    if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
+        kind = f"{out.dtype} array" if type(out) is np.ndarray else type(out).__name__
+        raise op_error(
+            ValueError,
+            "matmul",
+            f"out is a {kind} of shape {np.shape(out)}, the product is "
+            f"a {dtype} array of shape {shape}",
+        )
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise op_error(
+            ValueError,
+            "matmul",
+            "out must be C-contiguous, aligned and writable; write to such an array and "
+            "copy it with out[...] = ",
+        )
+    for operand, name in ((x, "first"), (y, "second")):
+        if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
+            raise op_error(
+                ValueError,
+                "matmul",
+                f"out shares memory with the {name} operand, which would change while it "
+                "is read; pass a copy of one of them",
+            )
+    return out
+
+
+def _numpy_matmul(x: Array, y: Array, out: Array | None, add: bool) -> Array:
+    """Compute the product by numpy: for other dtypes, and as the reference without JIT."""
+    if x.ndim >= 2 and y.ndim >= 2:
+        if x.shape[-1] != y.shape[-2]:
+            raise _mismatch(x, y)
+        _broadcast(x, y)
+    product: Array = np.matmul(x, y, order="C")
+    if out is None and not add:
+        return product
+    product = np.asarray(product)
+    out = _checked(out, product.shape, x, y, add, product.dtype)
+    out[...] = out + product if add else product
+    return out
+
+
+def _broadcast(x: Array, y: Array) -> tuple[int, ...]:
+    """Return the leading axes of the product."""
+    try:
+        return np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    except ValueError:
+        raise op_error(
+            ValueError,
+            "matmul",
+            f"the leading axes of shapes {x.shape} and {y.shape} do not broadcast: "
+            f"{x.shape[:-2]} and {y.shape[:-2]} must agree, or be 1 or missing",
+        ) from None
+
+
+def _matmul_batch(kernel: Products, x: Array, y: Array, out: Array | None, add: bool) -> Array:
+    """Compute `matmul` where an operand has leading axes."""
+    if x.ndim < 2 or y.ndim < 2:
+        return _numpy_matmul(x, y, out, add)
+    if x.shape[-1] != y.shape[-2]:
+        raise _mismatch(x, y)
+    batch = _broadcast(x, y)
+    m, k, n = x.shape[-2], x.shape[-1], y.shape[-1]
+    shape = (*batch, m, n)
+    if out is None and not add:
+        out = np.empty(shape, x.dtype)
+    else:
+        out = _checked(out, shape, x, y, add)
+    work = out.size * k
+    if work == 0:
+        if not add:
+            out.fill(0)
+        return out
+    if len(batch) == x.ndim - 2 and y.size == k * n and _rows_are_evenly_spaced(x):
+        # One matrix y for all of x, as in a linear layer: all rows of x are one tall matrix.
+        tall = x.reshape(out.size // n, k)  # a view, since the rows are evenly spaced
+        kernel.product(tall, y.reshape(k, n), out.reshape(-1, n), add, work)
+        return out
+    axes = zip(batch, _steps(x, len(batch)), _steps(y, len(batch)), strict=True)
+    count = out.size // (m * n)
+    kernel.products(_first(x), _first(y), _first(out), add, work, count, [*axes])
+    return out
+
+
+def _rows_are_evenly_spaced(x: Array) -> bool:
+    """Return whether all rows of a stack of matrices lie one step apart, across matrices too."""
+    step = x.strides[-2] * x.shape[-2]
+    for length, stride in zip(x.shape[-3::-1], x.strides[-3::-1], strict=True):
+        if length != 1 and stride != step:
+            return False
+        step *= length
+    return True
+
+
+def _steps(x: Array, axes: int) -> list[int]:
+    """Return the strides of the last `axes` leading axes of x; 0 where it is broadcast."""
+    steps = [
+        0 if length == 1 else stride
+        for length, stride in zip(x.shape[:-2], x.strides[:-2], strict=True)
+    ]
+    return [0] * (axes - len(steps)) + steps
+
+
+def _first(x: Array) -> Array:
+    """Return the first matrix of a stack, as a view."""
+    matrix: Array = x[(0,) * (x.ndim - 2)]
+    return matrix
+
+
+class Products:
+    """The compiled products of one dtype.
+
+    Attributes:
+        tile: the shape of the register tile.
+        few: the number of rows or columns that fill a vector of it.
+        plans: the plan to write one product, and the plan to add one.
+    """
+
+    def __init__(self, number: Any) -> None:
+        self._item = number.bitwidth // 8
+        self.tile = tile_shape(self._item)
+        self._sizes = block_sizes(self._item)
+        self.few = self.tile.VL
+        self._near, self._masks = self._sizes[-3], self._sizes[-1]
+        self._dots = few_columns.dot_shapes()[0][1], self.tile.VL
+        self.plans = [self._plan(add, 1, []) for add in (False, True)]
+        operand, plan = strided(number, 2), written(types.int64, 1)
+        signature = (operand, operand, written(number, 2), plan)
+        self.gemm = Kernel(products.gemm, signature, pieces=0)
+        self.gemm_batch = Kernel(products.gemm_batch, signature)
+        turned = (operand, operand, types.Array(number, 2, "A"))
+        sizes = (types.intp, types.intp)
+        self.dots = Kernel(few_columns.dots, (*turned, *sizes, types.boolean), pieces=0)
+        self.stream = Kernel(few_rows.stream, (*turned, plan, types.boolean), pieces=0)
+        self.sweep = Kernel(few_rows.sweep, (*turned, types.boolean), pieces=0)
+
+    def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
+        """Return a plan (see `products`): sizes, and where the matrices of a batch are."""
+        head = [*self._sizes, int(add), count]
+        return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
+
+    def product(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
+        """Write x y to `out`, or add it: `work` multiply-adds."""
+        if not work:
+            if not add:
+                out.fill(0)  # an empty sum is 0
+            return
+        m, n = out.shape
+        k = x.shape[1]
+        few = self.has_few(m, n, k)
+        if few and (self._few(x, y, out, add, work) or self._few(y.T, x.T, out.T, add, work)):
+            return
+        if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
+            self._split(x, y, out, add, work)
+        elif work < THREADS_FROM:
+            self.gemm.alone(1, x, y, out, self.plans[add])
+        else:
+            self.gemm(work * SECONDS, x, y, out, self.plans[add])
+
+    def has_few(self, m: int, n: int, k: int) -> bool:
+        """Return whether a product of this shape may take the loops for few rows or columns."""
+        few = m < self.few or n < self.few or (k >= PAGE and min(m, n) <= self.tile.NR)
+        return few and k >= LONG
+
+    def products(
+        self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
+    ) -> None:
+        """Do `count` products, one behind another in `out`, with `work` multiply-adds in all.
+
+        `x`, `y` and `out` are the first matrices; `axes` say where the others are
+        (`products.locate`).
+        """
+        plan = self._plan(add, count, axes)
+        if count < PIECES or work < THREADS_FROM or get_num_threads() == 1:
+            self.gemm(work * SECONDS, x, y, out, plan)
+        else:
+            self.gemm_batch(work * SECONDS, x, y, out, plan)
+
+    def _few(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
+        """Do the product if `few_columns` or `few_rows` serves it, and return whether."""
+        (m, k), n = x.shape, y.shape[1]
+        seconds = work * SECONDS
+        if m == 1 and n > 1 and y.strides[1] == self._item:
+            self.sweep(seconds, x, y, out, add)
+            return True
+        long = k >= PIECES * SPLIT
+        large = y.strides[1] == self._item and y.size * self._item > self._near
+        if large and m <= STREAMED and (self._masks or n % self.tile.NR == 0):
+            if long:
+                return False
+            self._stream(x, y, out, add, seconds)
+            return True
+        if n > m or x.strides[1] != self._item or not (m >= TALL or y.strides[0] == self._item):
+            return False
+        if n >= self.tile.VL and x.strides[0] % PAGE:
+            return False  # the register tile does as well
+        if m < TALL and long:
+            return False  # too few rows for threads
+        self.dots(seconds, x, y.T, out, *self._dots, add)
+        return True
+
+    def _stream(self, x: Array, y: Array, out: Array, add: bool, seconds: float) -> None:
+        """Stream through y, for an output of any layout."""
+        if out.strides[1] == self._item:
+            self.stream(seconds, x, y, out, self.plans[0], add)
+            return
+        rows = np.empty(out.shape, out.dtype)
+        self.stream(seconds, x, y, rows, self.plans[0], False)
+        if add:
+            out += rows
+        else:
+            out[...] = rows
+
+    def _split(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
+        """Cut a long sum into pieces, which threads can do, and add up their results in order."""
+        depth = x.shape[1] // PIECES
+        rest = depth * PIECES
+        parts = np.empty((PIECES, *out.shape), out.dtype)
+        axes = [(PIECES, depth * x.strides[1], depth * y.strides[0])]
+        self.products(x[:, :depth], y[:depth], parts[0], False, work, PIECES, axes)
+        if add:
+            out += parts.sum(axis=0)
+        else:
+            parts.sum(axis=0, out=out)
+        if rest < x.shape[1]:
+            self.gemm.alone(1, x[:, rest:], y[rest:], out, self.plans[True])
+
+
+PRODUCTS = {dtype: Products(number) for dtype, number in NUMBERS.items()}
+"""The compiled products of each dtype that has some."""

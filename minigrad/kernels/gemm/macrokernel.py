@@ -1,0 +1,338 @@
+"""The macro-kernel: loops that decide which block is in which cache when the register tile runs.
+
+Memory comes in levels, each smaller and faster than the one behind it. A product of n x n
+matrices does n multiply-adds for each number it reads, so it can be fast if a number, once it
+has come to a near level, is used as often as possible before it goes. Five loops do that
+(after K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). The
+two inner ones are what BLIS calls the macro-kernel:
+
+    for jc in 0, NC, ..., n:                  columns of C and B
+      for pc in 0, KC, ..., k:                steps of the sum
+        pack B[pc:pc+KC, jc:jc+NC]                -> panels for the level-3 cache
+        for ic in 0, MC, ..., m:              rows of C and A
+          pack A[ic:ic+MC, pc:pc+KC]              -> panels for the level-2 cache
+          for j in 0, NR, ..., NC:            one panel of B stays in the level-1 cache
+            for i in 0, MR, ..., MC:          one tile of C stays in registers
+              C-tile = or += A-panel times B-panel            (minigrad.kernels.gemm.microkernel)
+
+Packing pays if what was packed is read several times: with few columns of C the rows of A are read
+in place, and with few rows of C the columns of B are. A product with too few columns to fill a
+tile is turned on its side, C^T = B^T A^T, since few rows are no waste.
+
+Threads share the packing of B, and then C: each gets a strip of rows, cut into spans of columns
+too if there are few rows. Each number of C is summed in one order, whatever the cuts:
+blocks of KC from the first to the last, and within one k after k. So neither the cuts nor the
+number of threads can change a bit of it.
+
+A matrix B that is multiplied with often may have been packed before
+(`minigrad.kernels.gemm.prepacked`). And a bias may be added to a product, and another product of
+few steps, A2 B2, while the strip of C is near: in LoRA, the update of low rank. Each of them would
+cost a pass over C otherwise.
+
+Everything here works on addresses, which `minigrad.kernels.gemm.products` takes from arrays that
+`minigrad.kernels.gemm` has checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_at_edge, tile_packed, tile_strided
+from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns, pack_rows
+from minigrad.kernels.jit import jit
+from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
+
+STRIP = 16  # steps of k in a block of B, if B is streamed through
+
+
+class Panels(NamedTuple):
+    """The panels of a block of A or B, packed or in place; steps in bytes."""
+
+    at: int
+    across: int  # to the next row (of A) or column (of B) within a panel
+    along: int  # to the next k
+    next: int  # to the next panel
+    packed: bool
+
+
+class Term(NamedTuple):
+    """A product to add to a piece of C: rows of A times panels of B, over `depth` steps of k."""
+
+    depth: int
+    a: Matrix
+    B: Panels
+    edge: Panels  # the last panel of B, if that is narrower than NR
+    pack: bool  # whether A is packed
+
+
+class Extra(NamedTuple):
+    """An addition to a product: another product, over `depth` steps, and a row; each if not 0."""
+
+    depth: int
+    a: Matrix
+    b: Matrix
+    row: int  # the address of n adjacent numbers
+
+
+class PackingChoice(NamedTuple):
+    """The choice of the operands that are packed, and of the depth of the blocks."""
+
+    pack_a: bool
+    pack_b: bool
+    depth: int  # steps of k in a block
+
+
+@jit(inline="always")
+def choose_packing(
+    t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, prepacked: int
+) -> PackingChoice:
+    """Choose what is packed for a product of this shape and layout, and how deep its blocks are.
+
+    A matrix that is read a few times only is not copied first, and neither is a small one.
+    """
+    size = k * n * t.item
+    wide = n > 4 * t.NR
+    pack_b = prepacked != 0 or b.col != t.item or (m > t.MR and (wide or size > t.near))
+    streamed = not pack_b and size > t.far
+    # Rows a power of two apart share few lines of a cache, and would drive each other out.
+    collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
+    pack_a = (wide or collide) and m > 2 * t.MR and pack_b
+    # A prange loop reads this tuple: numba puts the loop in a function of its own, and repeats
+    # there the one call that makes the tuple. From a return of `PackingChoice` with `STRIP if ...`
+    # among its arguments, Python 3.12 and later make a call in each branch: numba finds neither.
+    depth = STRIP if streamed else t.KC
+    return PackingChoice(pack_a, pack_b, depth)
+
+
+@jit(inline="always")
+def first_line(work: Any) -> int:
+    """Return the address of the first complete cache line in an array of bytes."""
+    address: int = address_of(work)
+    return (address + CACHE_LINE - 1) & ~(CACHE_LINE - 1)
+
+
+@jit(inline="always")
+def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add: bool) -> None:
+    """Write to C, or add to it, the part of a tile in `spare` that exists in C."""
+    for i in range(high):
+        for j in range(wide):
+            here = C.at + i * C.row + j * C.col
+            value = load(spare + (i * t.NR + j) * t.item, t.zero)
+            if add:
+                value += load(here, t.zero)
+            store(here, value)
+
+
+@jit(inline="always")
+def macro_kernel(
+    t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
+    add: bool, spare: int,
+) -> None:  # fmt: skip
+    """Compute C[:rows, :cols] = A B, or += : the two loops around the micro-kernel.
+
+    `edge` is the last panel of B if that is narrower than NR. A tile whose rows are not contiguous
+    in C is computed in `spare` and copied. A sum of many terms is more exact if runs of them are
+    added up separately, and then the runs: so a tile goes to C after each RUN steps.
+    """
+    straight = C.col == t.item
+    step = t.MR
+    if not A.packed and t.MR < rows <= 2 * t.MR and rows & (rows - 1) == 0:
+        step = rows // 2  # two equal tiles, where the second would be a low one
+    for j in range(0, cols, t.NR):
+        wide = min(t.NR, cols - j)
+        b, b_k = B.at + j // t.NR * B.next, B.along
+        if wide < t.NR:
+            b, b_k = edge.at, edge.along
+        for i in range(0, rows, step):
+            high = min(step, rows - i)
+            a = A.at + i // t.MR * A.next if A.packed else A.at + i * A.across
+            c = C.at + i * C.row + j * C.col
+            if A.packed and B.packed and straight and high == t.MR and wide == t.NR:
+                for k in range(0, depth, t.RUN):
+                    steps = min(t.RUN, depth - k)
+                    tile_packed(a + k * A.along, b + k * b_k, steps, c, C.row, add or k > 0, t.zero)
+                continue
+            while high > 0:
+                target, row = (c, C.row) if straight else (spare, t.NR * t.item)
+                done = 0
+                for k in range(0, depth, t.RUN):
+                    a_now, b_now, steps = a + k * A.along, b + k * b_k, min(t.RUN, depth - k)
+                    adds = (add and straight) or k > 0
+                    if wide == t.NR:
+                        done = tile_strided(
+                            high, a_now, A.across, A.along, b_now, b_k, steps, target, row, adds,
+                            t.zero,
+                        )  # fmt: skip
+                    else:
+                        done = tile_at_edge(
+                            high, wide, a_now, A.across, A.along, b_now, b_k, steps, target, row,
+                            adds, t.zero,
+                        )  # fmt: skip
+                if not straight:
+                    copy_corner(t, spare, done, wide, Matrix(c, C.row, C.col), add)
+                high -= done
+                a += done * A.across
+                c += done * C.row
+
+
+@jit(inline="always")
+def packed_size(t: BlockSizes, n: int, k: int, choice: PackingChoice, prepacked: int) -> int:
+    """Return the bytes of the panels of B that `multiply` packs at a time."""
+    panels = (min(n, t.NC) + t.NR - 1) // t.NR
+    if prepacked or (not choice.pack_b and (t.masks or n % t.NR == 0)):
+        panels = 0
+    size: int = panels * t.NR * min(k, choice.depth) * t.item
+    return size
+
+
+@jit(inline="always")
+def work_size(
+    t: BlockSizes, n: int, k: int, choice: PackingChoice, prepacked: int, more: int
+) -> int:
+    """Return the bytes that `multiply` needs, with `more` steps of a second product."""
+    panels = (min(n, t.NC) + t.NR - 1) // t.NR
+    size: int = CACHE_LINE + packed_size(t, n, k, choice, prepacked) + panels * t.NR * more * t.item
+    return size
+
+
+@jit(inline="always")
+def strip_height(t: BlockSizes, rows: int, depth: int) -> int:
+    """Return how many rows of A are packed at a time: MC x KC numbers at most, in equal strips."""
+    tiles = (rows + t.MR - 1) // t.MR
+    most = max(1, t.MC * t.KC // (t.MR * depth))
+    strips = (tiles + most - 1) // most
+    height: int = (tiles + strips - 1) // strips * t.MR
+    return height
+
+
+@jit()
+def multiply_piece(
+    t: BlockSizes, rows: int, cols: int, C: Matrix, add: bool, main: Term, more: Term, row: int
+) -> None:
+    """Compute C[:rows, :cols] = A B, or +=, and add a row and a second term, strip by strip."""
+    tile = 0 if C.col == t.item else t.MR * t.NR * t.item
+    strip = strip_height(t, rows, main.depth)
+    panels = strip // t.MR if main.pack else 0
+    work = np.empty(CACHE_LINE + tile + panels * t.AR * main.depth * t.item, np.uint8)
+    spare = first_line(work)
+    packed = spare + tile
+    for i in range(0, rows, strip):
+        high = min(strip, rows - i)
+        corner = Matrix(C.at + i * C.row, C.row, C.col)
+        for number in range(2):
+            term, adds = main, add
+            if number == 1:
+                term, adds = more, True
+                if row:
+                    add_row(t, corner, high, cols, row)
+            if term.depth == 0:
+                continue
+            source = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
+            A = Panels(source.at, source.row, source.col, t.MR * source.row, False)
+            if term.pack:
+                pack_rows(t, source, high, term.depth, packed)
+                A = Panels(packed, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
+            macro_kernel(t, high, cols, term.depth, A, term.B, term.edge, corner, adds, spare)
+    keep_alive(work)
+
+
+@jit(inline="always")
+def add_row(t: BlockSizes, C: Matrix, rows: int, cols: int, row: int) -> None:
+    """Add a row of adjacent numbers to each row of C.
+
+    It is added after the sums, as a separate addition would be, so that the bits are the same.
+    """
+    done = cols - cols % t.VL
+    for i in range(rows):
+        here = C.at + i * C.row
+        for j in range(0, done, t.VL):
+            add_vector(row + j * t.item, here + j * t.item, t.zero)
+        for j in range(done, cols):
+            at = here + j * t.item
+            store(at, load(at, t.zero) + load(row + j * t.item, t.zero))
+
+
+@jit(inline="always")
+def cut_rows(t: BlockSizes, m: int) -> int:
+    """Return the number of strips for `t.pieces` threads: a divisor that leaves strips of MC rows.
+
+    The other factor cuts the columns. Each thread packs the rows of A that it needs, so threads
+    that share them do that work twice.
+    """
+    strips = min(t.pieces, max(1, m // t.MC))
+    while t.pieces % strips:
+        strips -= 1
+    return strips
+
+
+@jit(inline="always")
+def multiply(
+    t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool,
+    choice: PackingChoice, room: int, prepacked: int, more: Extra,
+) -> None:  # fmt: skip
+    """Compute C = A B, or +=, and add what is extra: the loops around the macro-kernel.
+
+    `room` is memory for packed panels (`work_size`), and `prepacked` the address of all panels of B
+    if they are packed already, else 0.
+    """
+    tiles = (m + t.MR - 1) // t.MR
+    strips = cut_rows(t, m)
+    for jc in range(0, n, t.NC):
+        cols = min(t.NC, n - jc)
+        panels = (cols + t.NR - 1) // t.NR
+        spans = min(panels, t.pieces // strips)
+        full = cols // t.NR
+        extra = room + packed_size(t, n, k, choice, prepacked)
+        extra_size = t.NR * more.depth * t.item
+        # A prange loop may read numbers, and named tuples made by one call (see `choose_packing`).
+        extra_at, extra_row, extra_col = more.a.at, more.a.row, more.a.col
+        if more.depth:
+            block = Matrix(more.b.at + jc * more.b.col, more.b.row, more.b.col)
+            pack_columns(t, block, cols, more.depth, 0, extra, panels)
+        for pc in range(0, k, choice.depth):
+            depth = min(choice.depth, k - pc)
+            block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
+            size = t.NR * depth * t.item
+            at, across, along, step = room, t.item, t.NR * t.item, size
+            first = 0
+            if prepacked:
+                at = prepacked + (jc * k + panels * t.NR * pc) * t.item
+                first = panels
+            edge_at, edge_along = at + full * size, t.NR * t.item
+            if not choice.pack_b:  # read in place: of all panels, or all but a narrow one
+                at, across, along, step = block.at, b.col, b.row, t.NR * b.col
+                first = panels if t.masks else full
+                if t.masks:
+                    edge_at, edge_along = at + full * step, along
+            extra_depth = more.depth if pc + depth == k else 0
+            row = more.row + jc * t.item if more.row and pc + depth == k else 0
+            if first < panels:
+                for group in prange((panels - first + GROUP - 1) // GROUP):
+                    pack_columns(t, block, cols, depth, first + group * GROUP, room, GROUP)
+            for piece in prange(strips * spans):
+                s, q = piece // spans, piece % spans
+                i, p = s * tiles // strips * t.MR, q * panels // spans
+                i_end = min(m, (s + 1) * tiles // strips * t.MR)
+                j, j_end = p * t.NR, min(cols, (q + 1) * panels // spans * t.NR)
+                multiply_piece(
+                    t, i_end - i, j_end - j,
+                    Matrix(C.at + i * C.row + (jc + j) * C.col, C.row, C.col), add or pc > 0,
+                    Term(
+                        depth,
+                        Matrix(a.at + i * a.row + pc * a.col, a.row, a.col),
+                        Panels(at + p * step, across, along, step, choice.pack_b),
+                        Panels(edge_at, across, edge_along, step, choice.pack_b),
+                        choice.pack_a,
+                    ),
+                    Term(
+                        extra_depth,
+                        Matrix(extra_at + i * extra_row, extra_row, extra_col),
+                        Panels(extra + p * extra_size, t.item, t.NR * t.item, extra_size, True),
+                        Panels(extra + full * extra_size, t.item, t.NR * t.item, extra_size, True),
+                        False,
+                    ),
+                    row + j * t.item if row else 0,
+                )  # fmt: skip

@@ -1,0 +1,139 @@
+"""Packing: copying a block of a matrix into panels that the register tile reads straight through.
+
+The tile wants, for each k, MR numbers of a column of A and NR numbers of a row of B. In the
+matrices themselves these lie a row apart, on other cache lines and other pages. So a block is
+copied once into panels, in the order in which the tile will ask for it, and then read many times:
+
+    a block of A, with MR = 2              its panels
+      a00 a01 a02 a03 a04                    a00 a10 | a01 a11 | a02 a12 | a03 a13 | a04 a14
+      a10 a11 a12 a13 a14
+      a20 a21 a22 a23 a24                    a20 a30 | a21 a31 | a22 a32 | a23 a33 | a24 a34
+      a30 a31 a32 a33 a34
+
+Panels of B are the same with rows and columns exchanged. This is also where every layout becomes
+one: a transposed, reversed or broadcast operand is a pair of steps here, and no complete copy of it
+is ever made. The common layouts, where a step along k or across is one number, are copied by
+vectors, all others number by number.
+
+A narrow last panel is filled up with arbitrary numbers. A tile may compute with them, but sums of
+different columns never meet, and the result is not written to C.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minigrad.kernels.jit import jit
+from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
+
+GROUP = 4  # panels of B that are packed together: a row of them is several cache lines
+
+
+class BlockSizes(NamedTuple):
+    """The sizes of the blocks of a product, counted in numbers, and its dtype."""
+
+    MR: int  # rows of a register tile
+    NR: int  # columns of a register tile
+    VL: int  # numbers in a vector
+    AR: int  # MR rounded up to complete vectors: the width of a packed panel of A
+    MC: int  # rows of A packed at a time
+    KC: int  # steps of k in a panel
+    NC: int  # columns of B packed at a time
+    RUN: int  # steps of k that a tile adds up before it writes
+    near: int  # bytes of an operand that is best read in place
+    far: int  # bytes of an operand that is best read once
+    masks: int  # whether a narrow panel can be read in place
+    pieces: int  # into which a product is cut: the threads that share it
+    item: int  # bytes of a number
+    zero: float  # 0 in the dtype
+
+
+class Matrix(NamedTuple):
+    """A matrix anywhere in memory: the address of its first number, and two steps in bytes."""
+
+    at: int
+    row: int  # from a row to the next
+    col: int  # from a column to the next
+
+
+@jit()
+def pack_columns_of_runs(
+    t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
+) -> None:
+    """Pack a matrix with contiguous columns: for each k, a piece of the column for each panel.
+
+    Panels are `step` rows high and `width` >= `step` numbers wide; the surplus has the first
+    rows of the next panel, so that complete vectors are copied.
+    """
+    line = width * t.item
+    for k in range(depth):
+        here, there = source.at + k * source.col, target + k * line
+        for i in range(0, rows, step):
+            for v in range(0, width, t.VL):
+                left = rows - i - v
+                if left >= t.VL:
+                    copy_vector(here + v * t.item, there + v * t.item, t.zero)
+                else:
+                    copy_some(here + v * t.item, there + v * t.item, max(left, 0), t.zero)
+            here += step * t.item
+            there += line * depth
+
+
+@jit()
+def pack_rows_of_runs(
+    t: BlockSizes, source: Matrix, rows: int, depth: int, width: int, target: int
+) -> int:
+    """Pack one panel of a matrix with contiguous rows, and return how many k were done.
+
+    Square blocks of vectors are transposed while they are copied.
+    """
+    line, vector = width * t.item, t.VL * t.item
+    done = depth - depth % t.VL
+    for i in range(0, rows, t.VL):
+        last = min(t.VL, rows - i) - 1
+        here, there = source.at + i * source.row, target + i * t.item
+        for _ in range(0, done, t.VL):
+            transpose_block(here, source.row, last, there, line, t.zero)
+            here += vector
+            there += t.VL * line
+    return done
+
+
+@jit()
+def pack(
+    t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
+) -> None:
+    """Copy `rows` rows of `depth` numbers into panels: `step` rows each, `width` wide."""
+    if source.row == t.item:
+        pack_columns_of_runs(t, source, rows, depth, step, width, target)
+        return
+    for i in range(0, rows, step):
+        high = min(step, rows - i)
+        panel = Matrix(source.at + i * source.row, source.row, source.col)
+        done = 0
+        if source.col == t.item:
+            done = pack_rows_of_runs(t, panel, high, depth, width, target)
+        for k in range(done, depth):
+            for r in range(width):
+                value = t.zero
+                if r < high:
+                    value = load(panel.at + r * panel.row + k * panel.col, t.zero)
+                store(target + (k * width + r) * t.item, value)
+        target += width * depth * t.item
+
+
+@jit(inline="always")
+def pack_rows(t: BlockSizes, a: Matrix, rows: int, depth: int, target: int) -> None:
+    """Pack a block of A, with MR rows in a panel."""
+    pack(t, a, rows, depth, t.MR, t.AR, target)
+
+
+@jit(inline="always")
+def pack_columns(
+    t: BlockSizes, b: Matrix, cols: int, depth: int, panel: int, target: int, count: int = 1
+) -> None:
+    """Pack `count` panels, from number `panel` on, of a block of B, with NR columns in a panel."""
+    j = panel * t.NR
+    transposed = Matrix(b.at + j * b.col, b.col, b.row)
+    at = target + j * depth * t.item
+    pack(t, transposed, min(count * t.NR, cols - j), depth, t.NR, t.NR, at)

@@ -1,0 +1,162 @@
+"""The compiled products: they take arrays, and a plan with all the sizes.
+
+A plan is an array of integers, since compiled code takes arrays of any length, and few of them:
+
+    MR NR VL AR MC KC NC RUN near far masks      the sizes that `gemm.blocking` finds
+    add                                          whether to add to what is there
+    count                                        how many products, one behind another in `out`
+    length, step of x, step of y                 for each leading axis of a batch
+
+The functions here turn arrays into addresses and steps, with which
+`minigrad.kernels.gemm.macrokernel` works.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from minigrad.kernels.gemm.macrokernel import Extra, choose_packing, first_line, multiply, work_size
+from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns
+from minigrad.kernels.jit import jit
+from minigrad.kernels.vector import address_of, keep_alive
+
+HEADER = 13  # integers at the head of a plan
+
+
+@jit(inline="always")
+def blocks_of(sizes: Any, array: Any) -> BlockSizes:
+    """Return the shape of the tile, from an array that begins with it, and the dtype of `array`."""
+    return BlockSizes(
+        sizes[0], sizes[1], sizes[2], sizes[3], 0, 0, 0, 0, 0, 0, 0, 0,
+        array.itemsize, array.dtype.type(0),
+    )  # fmt: skip
+
+
+@jit(inline="always")
+def all_blocks_of(plan: Any, array: Any, pieces: int) -> BlockSizes:
+    """Return the sizes at the head of a plan, and the dtype of `array`."""
+    return BlockSizes(
+        plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
+        plan[10], pieces, array.itemsize, array.dtype.type(0),
+    )  # fmt: skip
+
+
+@jit(inline="always")
+def adds(plan: Any) -> bool:
+    """Return whether the plan says to add the product to what is there."""
+    wanted: bool = plan[11] != 0
+    return wanted
+
+
+@jit(inline="always")
+def locate(plan: Any, index: int, operand: int) -> int:
+    """Return the bytes from the first matrix of an operand to that of product number `index`.
+
+    After its head a plan has three integers for each leading axis: its length, and the step of
+    operand 1 and of operand 2.
+    """
+    offset = 0
+    for axis in range(plan.size - 3, HEADER - 1, -3):
+        offset += index % plan[axis] * plan[axis + operand]
+        index //= plan[axis]
+    return offset
+
+
+@jit(inline="always")
+def matrix_of(array: Any) -> Matrix:
+    """Return the address and the steps of a two-dimensional array."""
+    return Matrix(address_of(array), array.strides[0], array.strides[1])
+
+
+@jit(inline="always")
+def transposed(matrix: Matrix) -> Matrix:
+    """Return the transpose: the two steps are exchanged, and no element moves."""
+    return Matrix(matrix.at, matrix.col, matrix.row)
+
+
+@jit(inline="always")
+def multiply_run(x: Any, y: Any, out: Any, plan: Any, pieces: int, start: int, stop: int) -> None:
+    """Compute products number `start` to `stop` of a batch, each cut into pieces."""
+    m, k, n = x.shape[0], x.shape[1], y.shape[1]
+    t = all_blocks_of(plan, x, pieces)
+    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
+    left, right = 1, 2
+    if 2 * n <= t.NR and n < m and a.row == t.item:
+        # Few columns, and those of A contiguous: in C^T = B^T A^T the rows of A^T fill tiles.
+        m, n, left, right = n, m, right, left
+        a, b, C = transposed(b), transposed(a), transposed(C)
+    choice = choose_packing(t, m, n, k, a, b, 0)
+    work = np.empty(work_size(t, n, k, choice, 0, 0), np.uint8)
+    room = first_line(work)
+    for index in range(start, stop):
+        multiply(
+            t, m, n, k,
+            Matrix(a.at + locate(plan, index, left), a.row, a.col),
+            Matrix(b.at + locate(plan, index, right), b.row, b.col),
+            Matrix(C.at + index * m * n * t.item, C.row, C.col),
+            adds(plan), choice, room, 0, Extra(0, a, b, 0),
+        )  # fmt: skip
+    keep_alive(work)
+
+
+@jit()
+def multiply_run_alone(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> None:
+    """Compute `multiply_run` on the calling thread."""
+    multiply_run(x, y, out, plan, 1, start, stop)
+
+
+def gemm(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
+    """Write or add products x @ y, one behind another, from the first number of `out` on.
+
+    `x`, `y` and `out` are the first matrices of each; `locate` finds the others. Threads share the
+    work of each product.
+    """
+    multiply_run(x, y, out, plan, pieces, 0, plan[12])
+
+
+def gemm_batch(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
+    """Compute `gemm`, of which each thread does complete products."""
+    count = plan[12]
+    for piece in prange(pieces):
+        start, stop = piece * count // pieces, (piece + 1) * count // pieces
+        multiply_run_alone(x, y, out, plan, start, stop)
+
+
+def pack_all(_pieces: int, y: Any, panels: Any, plan: Any) -> None:
+    """Pack all of y into an array of bytes, in the order in which `multiply` reads it."""
+    t = all_blocks_of(plan, y, 1)
+    b, (k, n) = matrix_of(y), y.shape
+    first = first_line(panels)
+    for jc in range(0, n, t.NC):
+        cols = min(t.NC, n - jc)
+        count = (cols + t.NR - 1) // t.NR
+        for pc in range(0, k, t.KC):
+            depth = min(t.KC, k - pc)
+            block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
+            at = first + (jc * k + count * t.NR * pc) * t.item
+            for group in prange((count + GROUP - 1) // GROUP):
+                pack_columns(t, block, cols, depth, group * GROUP, at, GROUP)
+    keep_alive(panels)
+
+
+def gemm_packed(
+    pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, row: Any, out: Any, plan: Any
+) -> None:
+    """Compute out = x y + x2 y2 + row, from the panels that `pack_all` has made of y.
+
+    y has n columns. A row of length 0 stands for none.
+    """
+    m, k, steps = x.shape[0], x.shape[1], x2.shape[1]
+    t = all_blocks_of(plan, x, pieces)
+    a, C = matrix_of(x), matrix_of(out)
+    prepacked = first_line(panels)
+    choice = choose_packing(t, m, n, k, a, a, prepacked)
+    work = np.empty(work_size(t, n, k, choice, prepacked, steps), np.uint8)
+    more = Extra(steps, matrix_of(x2), matrix_of(y2), address_of(row) if row.size else 0)
+    multiply(t, m, n, k, a, a, C, False, choice, first_line(work), prepacked, more)
+    keep_alive(work)
+    keep_alive(panels)
+    keep_alive(row)

@@ -1,0 +1,308 @@
+"""Functions of one float32 that LLVM makes vector code of: exp, log, tanh, erf and similar.
+
+The C library's are called for one number at a time. These are additions, products, choices and
+shifts of bits, which the optimiser does for 16, 8 or 4 numbers at once where a kernel calls them in
+a loop over a contiguous array. They are pasted into the kernel and work on float32 only; what is
+computed in float64 goes through the C library and numpy.
+
+The errors stated are the largest there are, in units of the last place and over the whole range of
+floats, subnormal numbers among them, with fused multiply-adds and without. nan and infinities give
+the results of IEEE and the C library.
+
+The flags of a kernel that calls them may be "contract" and "reassoc". With "nsz" as well, LLVM
+would undo the sums whose rounding is the point of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from minigrad.kernels.jit import intrinsic, jit
+
+_F32, _I32 = ir.FloatType(), ir.IntType(32)
+
+_ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
+
+# --------------------------------------------------------------------------------------------------
+# Bits
+# --------------------------------------------------------------------------------------------------
+
+# A sum with this is rounded to a whole number, which stands in the last bits of the sum. The last
+# bits of the constant itself are twice the offset of a float32's exponent.
+_SHIFT = np.float32(1.5 * 2**23 + 254)
+
+
+@intrinsic
+def _scaled(_typing: Any, number: Any, shifted: Any) -> Any:
+    """Compute number 2^k for `shifted` = k + _SHIFT, k from -252 to 254, rounded once.
+
+    It takes two steps of about k / 2, since 2^k itself may be too large or too small a number.
+    """
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        number, shifted = args
+        both = builder.bitcast(shifted, _I32)
+        half = builder.lshr(both, _I32(1))
+        for part in (half, builder.sub(both, half)):
+            power = builder.bitcast(builder.shl(part, _I32(23)), _F32)
+            number = builder.fmul(number, power)
+        return number
+
+    return types.float32(types.float32, types.float32), emit
+
+
+@intrinsic
+def _power_of_two(_typing: Any, shifted: Any) -> Any:
+    """Compute 2^k for `shifted` = k + _SHIFT, k from -126 to 127; 0 for k = -127."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        exponent = builder.sub(builder.bitcast(args[0], _I32), _I32(127))
+        return builder.bitcast(builder.shl(exponent, _I32(23)), _F32)
+
+    return types.float32(types.float32), emit
+
+
+@intrinsic
+def _leading_half(_typing: Any, number: Any) -> Any:
+    """Return a float32 cut to the first 12 of its 24 binary digits, so that its square is exact."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        bits = builder.and_(builder.bitcast(args[0], _I32), _I32(0xFFFFF000))
+        return builder.bitcast(bits, _F32)
+
+    return types.float32(types.float32), emit
+
+
+@intrinsic
+def _with_sign(_typing: Any, size: Any, number: Any) -> Any:
+    """Return the absolute value of `size` with the sign of `number`, also of a 0."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        size, number = (builder.bitcast(x, _I32) for x in args)
+        size, sign = builder.and_(size, _I32(0x7FFFFFFF)), builder.and_(number, _I32(0x80000000))
+        return builder.bitcast(builder.or_(size, sign), _F32)
+
+    return types.float32(types.float32, types.float32), emit
+
+
+_ROOT_HALF = _I32(int(np.float32(math.sqrt(0.5)).view(np.int32)))
+
+
+@intrinsic
+def _exponent(_typing: Any, number: Any) -> Any:
+    """Return the k for which a positive normal number / 2^k is from sqrt(1/2) to sqrt(2)."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        above = builder.sub(builder.bitcast(args[0], _I32), _ROOT_HALF)
+        return builder.sitofp(builder.ashr(above, _I32(23)), _F32)
+
+    return types.float32(types.float32), emit
+
+
+@intrinsic
+def _mantissa(_typing: Any, number: Any) -> Any:
+    """Return number / 2^k, with the k of `_exponent`."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        above = builder.sub(builder.bitcast(args[0], _I32), _ROOT_HALF)
+        digits = builder.and_(above, _I32(0x7FFFFF))
+        return builder.bitcast(builder.add(digits, _ROOT_HALF), _F32)
+
+    return types.float32(types.float32), emit
+
+
+# --------------------------------------------------------------------------------------------------
+# Exponentials
+# --------------------------------------------------------------------------------------------------
+
+_LOG2_E = np.float32(1 / math.log(2))
+_LN_2_HIGH = np.float32(355 / 512)  # 9 digits, which times a whole number is exact
+_LN_2_LOW = np.float32(math.log(2) - 355 / 512)
+_HIGHEST, _LOWEST = np.float32(89), np.float32(-104)  # beyond these, inf and 0
+_VANISHING = np.float32(-88)  # whose 2^k is the one that `_power_of_two` makes 0
+
+# (e^r - 1 - r) / r^2 for |r| <= log(2) / 2, to 1.4e-8 of e^r - 1. Like the other polynomials here
+# it is fitted by least squares, reweighted until the largest errors are equal (Lawson, 1961).
+_E2, _E3, _E4, _E5, _E6 = map(
+    np.float32, (0.49999997, 0.16666545, 0.04166744, 0.008366453, 0.0013870555)
+)
+
+
+@jit(inline="always")
+def _remainder(x: Any, k: Any) -> Any:
+    """Compute x - k log(2), with twice the digits of a float32 for log(2)."""
+    return (x - k * _LN_2_HIGH) - k * _LN_2_LOW
+
+
+@jit(inline="always")
+def _curve(r: Any) -> Any:
+    """Compute e^r - 1 - r for |r| <= log(2) / 2."""
+    return r * (r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
+
+
+@jit(inline="always")
+def exp(x: Any) -> Any:
+    """Compute e^x within 1.1 units in the last place, also where the result is subnormal."""
+    x = _HIGHEST if x > _HIGHEST else x  # a nan stays
+    x = _LOWEST if x < _LOWEST else x
+    shifted = x * _LOG2_E + _SHIFT
+    r = _remainder(x, shifted - _SHIFT)
+    return _scaled(_ONE + (r + _curve(r)), shifted)
+
+
+@jit(inline="always")
+def exp_below(x: Any) -> Any:
+    """Compute e^x for x <= 0 (and up to 80) within 1.1 units in the last place; 0 below 2^-126.5.
+
+    It takes three quarters of the time of `exp`.
+    """
+    x = _VANISHING if x < _VANISHING else x
+    shifted = x * _LOG2_E + _SHIFT
+    r = _remainder(x, shifted - _SHIFT)
+    return (_ONE + (r + _curve(r))) * _power_of_two(shifted)
+
+
+@jit(inline="always")
+def expm1_below(x: Any) -> Any:
+    """Compute e^x - 1 for x <= 0 within 1.1 units in the last place."""
+    x = _NEARLY_0 if x < _NEARLY_0 else x
+    shifted = x * _LOG2_E + _SHIFT
+    r = _remainder(x, shifted - _SHIFT)
+    power = _power_of_two(shifted)
+    return power * (r + _curve(r)) + (power - _ONE)
+
+
+_NEARLY_0 = np.float32(-30)  # e^x is nothing beside 1
+_MIDDLE = np.float32(0.7)
+
+
+@jit(inline="always")
+def sigmoid(x: Any) -> Any:
+    """Compute 1 / (1 + e^-x) within 2.3 units in the last place; 0 below 2^-126.5."""
+    e = exp_below(-abs(x))
+    return (e if x < 0 else _ONE) / (_ONE + e)
+
+
+@jit(inline="always")
+def tanh(x: Any) -> Any:
+    """Compute the hyperbolic tangent within 2.1 units in the last place, 2.0 with fused sums."""
+    z = abs(x)
+    u = expm1_below(-_TWO * z)
+    # From 0.7 on it is 1 - 2 e / (1 + e), with e = e^(-2 z). Before that it is -u / (2 + u), with
+    # u = e - 1, of which the quotient is one half: the less is divided, the less is rounded.
+    far = z > _MIDDLE
+    half = -_HALF * u
+    quotient = (_TWO + _TWO * u if far else u) / (_TWO + u)
+    size = _ONE - quotient if far else half - half * quotient
+    return _with_sign(size, x)
+
+
+# --------------------------------------------------------------------------------------------------
+# Logarithms
+# --------------------------------------------------------------------------------------------------
+
+_SMALLEST = np.float32(2.0**-126)  # of the normal numbers
+_LARGEST = np.finfo(np.float32).max
+_UP, _UP_LOG2 = np.float32(2.0**25), np.float32(25)
+_INF, _NAN = np.float32(np.inf), np.float32(np.nan)
+
+# (atanh(s) / s - 1) / s^2 as a polynomial of s^2, for s <= 1/3, to 5e-9 of atanh(s) / s
+_A0, _A1, _A2, _A3 = map(np.float32, (0.33333206, 0.20010868, 0.13999332, 0.14013182))
+
+
+@jit(inline="always")
+def log1p_series(f: Any) -> Any:
+    """Compute log(1 + f) for f from -0.3 to 1 within 1.0 units in the last place."""
+    # log(1 + f) = 2 atanh(s) with s = f / (2 + f); as 2 s = f - s f, an error in s counts little
+    s = f / (_TWO + f)
+    z = s * s
+    rest = _TWO * (z * (_A0 + z * (_A1 + z * (_A2 + z * _A3))))
+    return f - s * (f - rest)
+
+
+@jit(inline="always")
+def log(x: Any) -> Any:
+    """Compute the natural logarithm within 1.0 units in the last place, also of subnormals."""
+    subnormal = x < _SMALLEST
+    scaled = x * _UP if subnormal else x
+    k = _exponent(scaled)
+    k = k - _UP_LOG2 if subnormal else k
+    out = k * _LN_2_HIGH + (log1p_series(_mantissa(scaled) - _ONE) + k * _LN_2_LOW)
+    out = out if x <= _LARGEST else x  # inf, nan
+    out = out if x != 0 else -_INF
+    return _NAN if x < 0 else out
+
+
+# --------------------------------------------------------------------------------------------------
+# The normal distribution
+# --------------------------------------------------------------------------------------------------
+
+_FAR = np.float32(13.25)  # where e^(-x^2 / 2) has left the range of float32
+_ROOT = np.float32(1 / math.sqrt(2 * math.pi))
+
+# Phi(-z) e^(z^2 / 2) for 0 <= z <= 13.3, as a ratio of polynomials in z, to 5e-9 of it
+_N0, _N1, _N2, _N3, _N4 = map(np.float32, (0.5, 0.43500674, 0.18078043, 0.039800115, 0.0039908933))
+_D1, _D2, _D3, _D4, _D5 = map(
+    np.float32, (1.6678983, 1.1923478, 0.46298492, 0.09977161, 0.01000354)
+)
+
+
+@jit(inline="always")
+def bell(x: Any) -> Any:
+    """Compute e^(-x^2 / 2) within 1.6 units in the last place; 0 below 2^-126.5."""
+    z = abs(x)
+    z = _FAR if z > _FAR else z
+    # x^2 has twice the digits of x, and all of them count: high^2 is exact, the rest is small.
+    high = _leading_half(z)
+    power = high * (-_HALF * high)
+    shifted = power * _LOG2_E + _SHIFT
+    r = _remainder(power, shifted - _SHIFT) + (z - high) * (-_HALF * (z + high))
+    return (_ONE + (r + _curve(r))) * _power_of_two(shifted)
+
+
+@jit(inline="always")
+def normal_tail(z: Any, bell: Any) -> Any:
+    """Compute Phi(-z) for z >= 0 from e^(-z^2 / 2); it is exact far out, where 1 - ... is not."""
+    z = _FAR if z > _FAR else z
+    over = _N0 + z * (_N1 + z * (_N2 + z * (_N3 + z * _N4)))
+    under = _ONE + z * (_D1 + z * (_D2 + z * (_D3 + z * (_D4 + z * _D5))))
+    return bell * (over / under)
+
+
+@jit(inline="always")
+def normal_cdf(x: Any) -> Any:
+    """Compute Phi(x) within 5.4 units in the last place, 7 without fused additions.
+
+    It is 0 below 2^-126.5.
+    """
+    tail = normal_tail(abs(x), bell(x))
+    return tail if x < 0 else _ONE - tail
+
+
+# erf(x) / x - 1 as a polynomial of x^2 for |x| <= 1, and -log(1 - erf(x)) for 1 <= x <= 4
+_NEAR, _BEYOND = np.float32(1), np.float32(3.95)  # erf is 1 from there on
+_S0, _S1, _S2, _S3, _S4, _S5, _S6 = map(
+    np.float32,
+    (0.12837917, -0.3761263, 0.11283618, -0.026855126, 0.0051907338, -0.00080307614, 7.920368e-05),
+)
+_L0, _L1, _L2, _L3, _L4, _L5, _L6 = map(
+    np.float32,
+    (0.0003415216, 1.1270891, 0.63814503, 0.103106454, -0.021837845, 0.0029475822, -0.00018636901),
+)
+
+
+@jit(inline="always")
+def erf(x: Any) -> Any:
+    """Compute the error function within 1.2 units in the last place."""
+    z = abs(x)
+    z = _BEYOND if z > _BEYOND else z
+    s = z * z
+    series = _S0 + s * (_S1 + s * (_S2 + s * (_S3 + s * (_S4 + s * (_S5 + s * _S6)))))
+    power = _L0 + z * (_L1 + z * (_L2 + z * (_L3 + z * (_L4 + z * (_L5 + z * _L6)))))
+    size = z + z * series if z <= _NEAR else -expm1_below(-power)
+    return _with_sign(size, x)

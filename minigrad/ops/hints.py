@@ -1,0 +1,111 @@
+"""Hints: the usual causes of a NaN or an Inf, for `detect_anomaly`.
+
+A hint looks at arrays that are known to have given a result that is not finite. It says nothing if
+it does not recognise the case: a wrong hint is worse than none. Hints of one op stand in its block;
+here are those that several families share, and those that go for all.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from minigrad.core.node import Hint, OpLike
+from minigrad.core.tensor import Array
+
+
+def cause_of(op: OpLike, values: Mapping[str, Array], out: Array) -> str | None:
+    """Return the usual cause of a result that is not finite, or None if none is recognised.
+
+    Args:
+        op: the op.
+        values: what it was called with, by the names of its parameters.
+        out: the result.
+    """
+    return _asked(op.nonfinite_hint, {**values, "out": out}) or too_large(out, values.values())
+
+
+def cause_of_gradient(
+    op: OpLike, values: Mapping[str, Array], g: Array, gradient: Array
+) -> str | None:
+    """Return the usual cause of a gradient that is not finite, or None if none is recognised.
+
+    Args:
+        op: the op.
+        values: what its VJP saved, by the names of its parameters; its result as "out".
+        g: the gradient that arrived.
+        gradient: the gradient that the VJP returned.
+    """
+    hint = op.gradient_hint
+    known = _asked(hint, {**values, "g": g, "gradient": gradient})
+    if known is not None and hint is not of_product_gradient and np.isnan(gradient).any():
+        known += (
+            "; a gradient of 0 times it is NaN, so a `where` after the op does not help: choose a "
+            "harmless input by a `where` before the op as well"
+        )
+    return known
+
+
+def _asked(hint: Hint | None, values: Mapping[str, Array]) -> str | None:
+    """Return the text of a hint, if all that it asks for is there and it recognises the case."""
+    if isinstance(hint, Mapping):
+        return next((text for text, case in hint.items() if np.any(_called(case, values))), None)
+    return None if hint is None else _called(hint, values)
+
+
+def _called(function: Callable[..., Any], values: Mapping[str, Array]) -> Any:
+    """Call a function with the values that it names; return None if one is not there."""
+    wanted = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in wanted):
+        return function(**values)
+    if any(p.default is p.empty and p.name not in values for p in wanted):
+        return None
+    return function(**{p.name: values[p.name] for p in wanted if p.name in values})
+
+
+def overflow(dtype: np.dtype[Any], what: str = "") -> str:
+    """Return the hint for values that are too large for `dtype`, in `what` if that is given."""
+    text = f"overflow{what}: the largest {dtype} is {float(np.finfo(dtype).max):.4g}; "
+    if dtype == np.float16:
+        return text + "compute in float32, or scale the values down"
+    return text + "scale the values down, or use a smaller learning rate"
+
+
+def too_large(out: Array, operands: Iterable[Array]) -> str | None:
+    """Recognise an Inf that was made of finite values: the right result does not fit the dtype."""
+    return overflow(out.dtype) if are_finite(operands) and np.isinf(out).any() else None
+
+
+def are_finite(operands: Iterable[Array]) -> bool:
+    """Return whether no operand has a NaN or an Inf."""
+    return all(np.isfinite(x).all() for x in operands if x.dtype.kind == "f")
+
+
+def of_product(out: Array, **operands: Array) -> str | None:
+    """Recognise the causes of a NaN in a sum of products."""
+    if not np.isnan(out).any():
+        return None
+    if any(np.isinf(x).any() for x in operands.values()):
+        return "a sum of products with Inf among them: 0 * Inf and Inf - Inf are NaN"
+    if are_finite(operands.values()):  # then nothing else makes a NaN
+        return overflow(out.dtype, " on the way, and then 0 * Inf or Inf - Inf")
+    return None
+
+
+def of_product_gradient(gradient: Array, **operands: Array) -> str | None:
+    """Recognise an overflow: a gradient that is a product becomes Inf by that alone."""
+    return too_large(gradient, operands.values())
+
+
+def of_norm(out: Array, x: Array, eps: Array | None = None) -> str | None:
+    """Recognise the causes of a NaN or an Inf in a normalisation."""
+    if not np.isfinite(x).all():
+        return None
+    if (np.square(x, dtype=np.float64) > float(np.finfo(out.dtype).max)).any():
+        return overflow(out.dtype, " of the squares of x")
+    if eps is not None and eps == 0:
+        return "0 / 0 is NaN: a row whose elements are all equal, or all 0, with eps=0"
+    return None

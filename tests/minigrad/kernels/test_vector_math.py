@@ -1,0 +1,178 @@
+"""The float32 functions that LLVM makes vector code of: how far they are from the exact values.
+
+The unit is the distance of the exact value to its neighbour among the float32. Plain pytest takes
+every 4099th bit pattern, so that every exponent and sign is there with about 2000 arguments; `full`
+takes every seventh for the functions that the others are made of (a step of 1, all that there are,
+takes some minutes).
+"""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from minigrad.kernels import gelu_erf, vector_math
+from minigrad.kernels.jit import JIT_ENABLED, jit
+
+pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="numpy's functions serve")
+
+TINY = 2.0**-126  # the smallest normal number
+FLAGS = {"fused": {"contract"}, "not fused": set(), "in sums": {"contract", "reassoc"}}
+
+
+def loop_over(name, flags):
+    function = getattr(vector_math, name)
+
+    def loop(x, out):
+        for i in range(x.size):
+            out[i] = function(x[i])
+
+    return jit(fastmath=flags)(loop)
+
+
+def values(name, x, flags=FLAGS["fused"]):
+    out = np.empty_like(x)
+    loop_over(name, flags)(x, out)
+    return out
+
+
+def patterns(start, stop, step=1):
+    return np.arange(start, stop, step, dtype=np.uint32).view(np.float32)
+
+
+def logistic(x):
+    return np.where(x < 0, np.exp(x), 1) / (1 + np.exp(-np.abs(x)))
+
+
+EXACT = {
+    "exp": np.exp,
+    "exp_below": np.exp,
+    "expm1_below": np.expm1,
+    "log": np.log,
+    "log1p_series": np.log1p,
+    "tanh": np.tanh,
+    "sigmoid": logistic,
+    "erf": gelu_erf.erf,
+    "bell": lambda x: np.exp(-x * x / 2),
+    "normal_cdf": gelu_erf.normal_cdf,
+}
+FLUSHED = ("exp_below", "sigmoid", "bell", "normal_cdf")  # to 0, where the result is subnormal
+
+
+def worst(name, x, found):
+    """The largest error, in units of the last place, and where it is.
+
+    Where the exact value is nan or infinite, anything else is infinitely wrong.
+    """
+    with np.errstate(all="ignore"):
+        exact = EXACT[name](x.astype(np.float64))
+        rounded = exact.astype(np.float32)
+        unit = np.spacing(np.abs(rounded)).astype(np.float64)
+        error = np.abs(found - exact) / unit
+    special = ~np.isfinite(rounded)
+    same = (found == rounded) | (np.isnan(found) & np.isnan(rounded))
+    error[special] = np.where(same[special], 0, np.inf)
+    if name in FLUSHED:
+        subnormal = np.abs(exact) < TINY
+        assert np.all((found[subnormal] >= 0) & (found[subnormal] <= np.float32(TINY)))
+        error[subnormal] = 0
+    error[np.isnan(error)] = np.inf
+    i = error.argmax()
+    return error[i], x[i]
+
+
+def domain(name, x):
+    if name == "exp_below":
+        return x[~(x > 80)]
+    if name == "expm1_below":
+        return x[~(x > 0)]
+    return x[(x >= -0.29) & (x <= 1)] if name == "log1p_series" else x
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("exp", 1.1),
+        ("exp_below", 1.1),
+        ("expm1_below", 1.1),
+        ("log", 1.1),
+        ("log1p_series", 1.2),
+        ("tanh", 2.2),  # 2.13 as compiled by numba 0.61, 1.90 by 0.68
+        ("sigmoid", 2.3),
+        ("erf", 1.2),
+        ("bell", 1.6),
+        ("normal_cdf", 7),
+    ],
+)
+def test_digits_over_the_whole_range(name, limit, flags):
+    x = domain(name, patterns(0, 2**32, 4099))
+    error, place = worst(name, x, values(name, x, flags))
+    assert error <= limit, f"{error} at {place!r}"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "stop", "limit"),
+    [
+        ("exp", 2**32, 1.1),
+        ("log", 2**31, 1.1),  # of negative numbers it is nan; of these are enough in the sample
+        ("tanh", 2**31, 2.0),  # odd, as is
+        ("erf", 2**31, 1.2),
+    ],
+)
+def test_digits_over_the_whole_range_at_close_quarters(name, stop, limit):
+    chunk, step = 2**18, 7
+    out = np.empty(chunk, np.float32)
+    loop = loop_over(name, FLAGS["fused"])
+    for start in range(0, stop - chunk * step, chunk * step):
+        x = patterns(start, start + chunk * step, step)
+        loop(x, out)
+        error, place = worst(name, x, out)
+        assert error <= limit, f"{error} at {place!r}"
+
+
+def test_odd_functions_are_odd_to_the_last_bit():
+    x = patterns(0, 2**31, 4099)
+    for name in ("tanh", "erf"):
+        assert_array_equal(values(name, -x), -values(name, x))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("exp", [1, 1, math.inf, 0, math.inf, 0]),
+        ("log", [-math.inf, -math.inf, math.inf, math.nan, np.log(np.float32(3e38)), math.nan]),
+        ("tanh", [0.0, -0.0, 1, -1, 1, -1]),
+        ("sigmoid", [0.5, 0.5, 1, 0, 1, 0]),
+        ("erf", [0.0, -0.0, 1, -1, 1, -1]),
+        ("normal_cdf", [0.5, 0.5, 1, 0, 1, 0]),
+        ("bell", [1, 1, 0, 0, 0, 0]),
+    ],
+)
+def test_values_that_are_no_ordinary_numbers(name, expected):
+    x = np.array([0.0, -0.0, math.inf, -math.inf, 3e38, -3e38], np.float32)
+    found = values(name, x)
+    assert_array_equal(found, np.array(expected, np.float32))
+    assert_array_equal(np.signbit(found[:2]), np.signbit(expected[:2]))
+    nan = np.array([0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)
+    assert np.isnan(values(name, nan)).all()
+
+
+def test_exp_overflows_and_vanishes_where_it_should():
+    edge = np.float32(88.72283)  # the last whose exponential is a float32
+    x = np.array([edge, np.nextafter(edge, np.float32(100)), -103.9, -104.1], np.float32)
+    assert_array_equal(np.isinf(values("exp", x)), [False, True, False, False])
+    assert_array_equal(values("exp", x)[2:] > 0, [True, False])
+    assert 0 < values("exp", np.float32([-100]))[0] < TINY  # a subnormal number
+
+
+@pytest.mark.parametrize("name", list(EXACT))
+def test_every_lane_of_a_vector_computes_the_same(name):
+    """The end of an array is computed one by one, and must not differ from its middle."""
+    x = domain(name, np.linspace(-3, 1, 101, dtype=np.float32))
+    x = x[x > 0] if name == "log" else x
+    whole = values(name, x)
+    for size in (1, 7, 17, 33):
+        assert_array_equal(values(name, x[:size].copy()), whole[:size])
