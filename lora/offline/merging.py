@@ -233,7 +233,7 @@ def _certified(
     radius: float,
     progress: bool,
 ) -> MergeCertificate:
-    """Return what is lost in each layer; raise an error if it is too much, or all is not finite."""
+    """Return what is lost in each layer; raise an error if that is too much or not finite."""
     rows: list[CertificateRow] = []
     for dtype in dict.fromkeys(dtypes.values()):
         parts = (
