@@ -13,17 +13,7 @@ import numpy as np
 from lora.offline.model_folder import TIED, UNTIED, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
-from lora.peft.folder import (
-    FLOATS,
-    KEYS,
-    MAGNITUDE,
-    NO_FLOATS,
-    PREFIX,
-    A,
-    AdapterFolder,
-    B,
-    StoredLayer,
-)
+from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.spectra import Spectral, singular_values
 from lora.viz import draw_spectra
 from minigrad.io import open_tensors
@@ -288,8 +278,8 @@ def findings_of(
     for layer in bar:
         yield from _findings_of_layer(files, layer, with_ranks)
     for name, key in files.whole.items():
-        if files.tensors[key].dtype not in FLOATS:
-            yield Finding("wrong", key, f"is of {files.tensors[key].dtype}, {NO_FLOATS}")
+        if problem := files.dtype_problem(key):
+            yield Finding("wrong", key, problem)
         elif not np.isfinite(files.read(key)).all():
             yield Finding("wrong", key, "has NaN or Inf in it")
         is_base = name.removesuffix(".weight") in files.layers  # as PEFT may write of an embedding
@@ -310,17 +300,16 @@ def _findings_of_layer(
 ) -> Iterator[Finding]:
     """Yield what is wrong or odd about the tensors of one layer."""
     wrong, odd = (partial(Finding, level, layer.name) for level in ("wrong", "odd"))
-
     wanted = {A, B, MAGNITUDE} if files.config.use_dora else {A, B}
     for part in sorted(wanted - layer.keys.keys()):
         yield wrong(f"{part} is missing, so PEFT begins with another one")
     if MAGNITUDE in layer.keys.keys() - wanted:
         yield wrong("has a magnitude, and use_dora is not set")
-    dtypes = {part: files.tensors[key].dtype for part, key in layer.keys.items()}
-    unread = {part: dtype for part, dtype in dtypes.items() if dtype not in FLOATS}
-    for part, dtype in unread.items():
-        yield wrong(f"{part} is of {dtype}, {NO_FLOATS}")
-    if unread or not {A, B} <= layer.keys.keys():
+    problems = {part: files.dtype_problem(key) for part, key in layer.keys.items()}
+    for part, problem in problems.items():
+        if problem:
+            yield wrong(f"{part} {problem}")
+    if any(problems.values()) or not {A, B} <= layer.keys.keys():
         return
     arrays = {part: files.read(key, np.float64) for part, key in layer.keys.items()}
     for part, array in arrays.items():

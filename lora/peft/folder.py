@@ -181,19 +181,23 @@ class AdapterFolder(Closing):
         """Return a tensor; bfloat16 is widened to float32."""
         return self._file.read(key, dtype)
 
+    def dtype_problem(self, key: str) -> str:
+        """Say that a tensor is of no dtype that an adapter can have; empty if it is of one."""
+        dtype = self.tensors[key].dtype
+        return "" if dtype in FLOATS else f"is of {dtype}, {NO_FLOATS}"
+
     def is_same(self, key: str, array: Array) -> bool:
         """Whether a tensor has the shape and, in the dtype of the array, the elements of one."""
-        info = self.tensors[key]
-        is_like = info.shape == array.shape and info.dtype in FLOATS
+        is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
         return is_like and np.array_equal(self.read(key, array.dtype), array)
 
     def tensor_problems(self, key: str, shape: tuple[int, ...], source: str) -> Iterator[str]:
         """Yield why a tensor cannot be one of the shape that a model or a base, `source`, has."""
-        info = self.tensors[key]
-        if info.shape != shape:
-            yield f"mis-shaped: {key} is {info.shape} in the file, and {shape} {source}"
-        if info.dtype not in FLOATS:
-            yield f"unusable: {key} is of {info.dtype}, {NO_FLOATS}"
+        own = self.tensors[key].shape
+        if own != shape:
+            yield f"mis-shaped: {key} is {own} in the file, and {shape} {source}"
+        if problem := self.dtype_problem(key):
+            yield f"unusable: {key} {problem}"
 
     def scale_problems(self) -> Iterator[tuple[str, str]]:
         """Yield layers with updates whose scale was changed since the save, and what is wrong."""
@@ -233,16 +237,16 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
         except FileNotFoundError:  # it was moved into the folder between two looks, or is not there
             missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
             if len(missing) == 2 or (missing and not left):
-                pickle = (
-                    "; adapter_model.bin is a pickle, which can run any code, and is not read: "
-                )
-                pickle += "load it with PEFT, and save it with safe_serialization=True"
-                raise FileNotFoundError(
+                message = (
                     f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no "
                     f"folder of an adapter, or one whose saving was broken off"
-                    + pickle
-                    * (path / "adapter_model.bin").is_file()
-                ) from None
+                )
+                if (path / "adapter_model.bin").is_file():
+                    message += (
+                        "; adapter_model.bin is a pickle, which can run any code, and is not read: "
+                        "load it with PEFT, and save it with safe_serialization=True"
+                    )
+                raise FileNotFoundError(message) from None
         if file is not None:
             file.close()
         time.sleep(_PAUSE)

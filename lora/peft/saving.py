@@ -197,19 +197,19 @@ def _config_of(
     if asked is None:
         return config
     if asked.targets != "all-linear":  # which PEFT itself resolves, since its meaning varies
+        targets, exclude = (
+            patterns if isinstance(patterns, str) else tuple(patterns)
+            for patterns in (asked.targets, asked.exclude)
+        )
         layers = asked.layers_to_transform
         changed = replace(
             config,
-            target_modules=asked.targets
-            if isinstance(asked.targets, str)
-            else tuple(asked.targets),
-            exclude_modules=asked.exclude
-            if isinstance(asked.exclude, str)
-            else tuple(asked.exclude),
+            target_modules=targets,
+            exclude_modules=exclude,
             layers_to_transform=() if layers is None else tuple(np.atleast_1d(layers).tolist()),
             layers_pattern=tuple(asked.layers_pattern),
         )
-        is_readable = isinstance(changed.target_modules, tuple) or not changed.layers_to_transform
+        is_readable = isinstance(targets, tuple) or not changed.layers_to_transform
         if is_readable and changed.targets_among(names, ()).keys() == updates.keys():
             config = changed
 
