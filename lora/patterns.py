@@ -79,7 +79,7 @@ def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
 
 
 def _is_for_any(pattern: str) -> bool:
-    """Whether an expression matches every name there can be."""
+    """Tell whether an expression matches every name there can be."""
     return all(re.fullmatch(pattern, name) for name in _NAMES)
 
 
@@ -127,21 +127,21 @@ def near(miss: str, names: Iterable[str]) -> str:
 
 
 def is_match(pattern: str, name: str, expression: bool = False) -> bool:
-    """Whether a name matches an expression entirely, or a pattern entirely or at its end."""
+    """Tell whether a name matches an expression entirely, or a pattern entirely or at its end."""
     if expression:
         return re.fullmatch(pattern, name) is not None
     return name == pattern or name.endswith(f".{pattern}")
 
 
 def is_any_match(patterns: Patterns, name: str) -> bool:
-    """Whether one of some patterns matches a name."""
+    """Tell whether one of some patterns matches a name."""
     if isinstance(patterns, str):
         return is_match(patterns, name, expression=True)
     return any(is_match(pattern, name) for pattern in patterns)
 
 
 def is_glob_match(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of some patterns with * matches a name, or the end of it after a dot."""
+    """Tell whether one of some patterns with * matches a name, or the end of it after a dot."""
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"*.{p}") for p in patterns)
 
 

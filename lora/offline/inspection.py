@@ -203,7 +203,7 @@ class Findings:
 
     @property
     def is_right(self) -> bool:
-        """Whether nothing is wrong."""
+        """Tell whether nothing is wrong."""
         return all(finding.level != "wrong" for finding in self.findings)
 
     def __repr__(self) -> str:

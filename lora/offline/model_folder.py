@@ -229,7 +229,7 @@ class TransposedWeights:
                     self._known[name] = size == columns
 
     def get(self, name: str, default: bool) -> bool:
-        """Whether a weight is transposed; `default` if the base does not show it."""
+        """Tell whether a weight is transposed; `default` if the base does not show it."""
         if name in self._known:
             return self._known[name]
         rows, columns = self._base.info(name).shape
@@ -322,7 +322,7 @@ def find_sidecars(
 
 
 def _is_copied(file: Path) -> bool:
-    """Whether its name is that of no weights; without an ending it may be LICENSE or NOTICE."""
+    """Tell whether its name is that of no weights; without an ending it may be LICENSE or NOTICE."""
     return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
 
 

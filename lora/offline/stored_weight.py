@@ -96,7 +96,7 @@ class StoredWeight(FrozenMatrix):
         return total.astype(a.dtype)
 
     def is_finite(self) -> bool:
-        """Whether there is no NaN and no Inf in W."""
+        """Tell whether there is no NaN and no Inf in W."""
         return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
 
     def cached_squares(self) -> Array:

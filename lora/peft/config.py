@@ -320,7 +320,7 @@ class PeftConfig:
         return [name for name in names if name.endswith(self.modules_to_save)]
 
     def is_saved(self, parameter: str) -> bool:
-        """Whether a parameter belongs to a module that was trained in full."""
+        """Tell whether a parameter belongs to a module that was trained in full."""
         parts = parameter.split(".")
         return bool(self.saved_modules(".".join(parts[:i]) for i in range(1, len(parts))))
 

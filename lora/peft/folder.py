@@ -158,7 +158,7 @@ class AdapterFolder(Closing):
         }
 
     def _is_repeated(self, key: str) -> bool:
-        """Whether a bias belongs to a module trained in full, and PEFT has written it before."""
+        """Tell whether a bias belongs to a module trained in full, and PEFT has written it before."""
         if self.config.bias != "all" or not key.endswith(".bias"):
             return False
         shortened = (
@@ -167,7 +167,7 @@ class AdapterFolder(Closing):
         return any(each != key and each in self.tensors for each in shortened)
 
     def is_meant(self, key: str) -> bool:
-        """Whether the configuration says that a parameter was trained in full."""
+        """Tell whether the configuration says that a parameter was trained in full."""
         name = _parameter_of(key)
         is_bias = self.config.bias != "none" and name.endswith(".bias")
         return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
@@ -187,7 +187,7 @@ class AdapterFolder(Closing):
         return "" if dtype in FLOATS else f"is of {dtype}, {NO_FLOATS}"
 
     def is_same(self, key: str, array: Array) -> bool:
-        """Whether a tensor has the shape and, in the dtype of the array, the elements of one."""
+        """Tell whether a tensor has the shape and, in the dtype of the array, the elements of one."""
         is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
         return is_like and np.array_equal(self.read(key, array.dtype), array)
 
@@ -199,17 +199,22 @@ class AdapterFolder(Closing):
         if problem := self.dtype_problem(key):
             yield f"unusable: {key} {problem}"
 
-    def scale_problems(self) -> Iterator[tuple[str, str]]:
-        """Yield layers with updates whose scale was changed since the save, and what is wrong."""
+    def lost_scales(self) -> Iterator[tuple[str, float, float]]:
+        """Yield layers whose scale differs between configuration and metadata, and both scales."""
         for name, facts in self.facts.layers.items():
             scale = self.config.scale_of(name)
-            is_same = math.isclose(scale, facts.scale, rel_tol=_SAME)
-            if name in self.layers and not is_same:
+            if not math.isclose(scale, facts.scale, rel_tol=_SAME):
+                yield name, scale, facts.scale
+
+    def scale_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield layers with updates whose scale was changed since the save, and what is wrong."""
+        for name, scale, saved in self.lost_scales():
+            if name in self.layers:
                 yield (
                     name,
-                    f"the scale is {scale:g} by the configuration, and was {facts.scale:g} when it "
-                    f"was saved, by the metadata of {WEIGHTS}; one of the files has been changed, "
-                    f"so put the other back, and assign layer.scale after loading",
+                    f"the scale is {scale:g} by the configuration, and was {saved:g} when it was "
+                    f"saved, by the metadata of {WEIGHTS}; one of the files has been changed, so "
+                    f"put the other back, and assign layer.scale after loading",
                 )
 
     def close(self) -> None:
@@ -308,6 +313,6 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
 
 
 def is_finite_in(array: Array, dtype: str) -> bool:
-    """Whether the finite elements of an array stay finite when they are rounded to a dtype."""
+    """Tell whether the finite elements of an array stay finite when they are rounded to a dtype."""
     rounded = from_stored(to_stored(array, dtype), dtype)
     return bool(np.isfinite(rounded)[np.isfinite(array)].all())
