@@ -322,7 +322,7 @@ def find_sidecars(
 
 
 def _is_copied(file: Path) -> bool:
-    """Tell whether its name is that of no weights; without an ending it may be LICENSE or NOTICE."""
+    """Tell whether a file has no weights by its name, which may be LICENSE or NOTICE, too."""
     return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
 
 

@@ -158,7 +158,7 @@ class AdapterFolder(Closing):
         }
 
     def _is_repeated(self, key: str) -> bool:
-        """Tell whether a bias belongs to a module trained in full, and PEFT has written it before."""
+        """Tell whether a bias is of a module trained in full, and PEFT has written it before."""
         if self.config.bias != "all" or not key.endswith(".bias"):
             return False
         shortened = (
@@ -187,7 +187,7 @@ class AdapterFolder(Closing):
         return "" if dtype in FLOATS else f"is of {dtype}, {NO_FLOATS}"
 
     def is_same(self, key: str, array: Array) -> bool:
-        """Tell whether a tensor has the shape and, in the dtype of the array, the elements of one."""
+        """Tell whether a tensor has the shape and, rounded to its dtype, the elements of an array."""
         is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
         return is_like and np.array_equal(self.read(key, array.dtype), array)
 
