@@ -187,7 +187,7 @@ class AdapterFolder(Closing):
         return "" if dtype in FLOATS else f"is of {dtype}, {NO_FLOATS}"
 
     def is_same(self, key: str, array: Array) -> bool:
-        """Tell whether a tensor has the shape and, rounded to its dtype, the elements of an array."""
+        """Tell whether a tensor has the shape and, in its dtype, the elements of an array."""
         is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
         return is_like and np.array_equal(self.read(key, array.dtype), array)
 
