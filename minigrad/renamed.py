@@ -1,4 +1,4 @@
-"""Names of modules that have changed: importing an old one raises an error that gives the new one."""
+"""Old names of modules: importing one raises an error that gives the new name."""
 
 from __future__ import annotations
 
