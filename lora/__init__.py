@@ -6,8 +6,8 @@
     adapted_layer, adapter, frozen what these share: the layer, its updates, the frozen matrix W
     scaling, variants              the factor s; DoRA, PiSSA, NF4
     config, patterns               which layers of a model get an adapter
-    attachment, attaching          putting adapters on a model, and taking them off
-    switching, quantization, optim which adapters take part; the base in four bits; LoRA+
+    attachment, attaching          putting adapters on a model, switching them, taking them off
+    quantization, optim            the base in four bits; LoRA+
     merging, certificate           merging, and what it loses
     algebra, extraction            sums of adapters, and adapters of differences
     identities, liveness           whether LoRA's identities hold, and adapters train
@@ -21,7 +21,16 @@ from lora import viz
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
 from lora.algebra import CombineReport, combine
-from lora.attaching import AttachReport, attach, detach, remove
+from lora.attaching import (
+    AttachReport,
+    active,
+    adapters,
+    attach,
+    detach,
+    disabled,
+    remove,
+    switch,
+)
 from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -33,7 +42,6 @@ from lora.optim import param_groups, penalty
 from lora.peft import load, save
 from lora.quantization import QuantizeReport, quantize
 from lora.scaling import LoRAScaling
-from lora.switching import active, adapters, disabled, switch
 from lora.variants.nf4 import NF4Linear
 
 __version__ = minigrad.__version__  # one distribution has both packages

@@ -32,28 +32,7 @@ DEFAULT = "default"
 """The adapter whose parameters are named as its layer's own: `lora_a`, not `default.lora_a`."""
 
 
-class _CopiedInto:
-    """An attribute that stays the same parameter, or None: assigning copies into it.
-
-    So an optimiser that has the parameter continues to train what the layer uses.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, adapter: Adapter | None, owner: type) -> Any:
-        return self if adapter is None else vars(adapter)[self._name]
-
-    def __set__(self, adapter: Adapter, value: Any) -> None:
-        present = vars(adapter).setdefault(self._name, value)
-        if present is value:
-            return
-        if present is None:
-            raise AttributeError(
-                f"the adapter is no DoRA, and has no {self._name} to copy into; it is made with "
-                f"use_dora=True"
-            )
-        present.copy_(value)
+_COPIED_INTO = ("lora_a", "lora_b", "lora_magnitude")  # they stay the same parameters, or None
 
 
 class Adapter:
@@ -84,9 +63,9 @@ class Adapter:
         ValueError: if the rank or alpha is not positive, or dropout no probability.
     """
 
-    lora_a = _CopiedInto()
-    lora_b = _CopiedInto()
-    lora_magnitude = _CopiedInto()
+    lora_a: Any  # a Parameter, to which anything that it can copy is assigned
+    lora_b: Any
+    lora_magnitude: Any
 
     def __init__(
         self,
@@ -121,6 +100,19 @@ class Adapter:
         self.lora_magnitude = (
             Parameter(self.norms(weight), dtype=weight.dtype) if use_dora else None
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # So an optimiser that has A, B or m continues to train what the layer uses.
+        present = vars(self).get(name, value) if name in _COPIED_INTO else value
+        if present is value:
+            object.__setattr__(self, name, value)
+        elif present is None:
+            raise AttributeError(
+                f"the adapter is no DoRA, and has no {name} to copy into; it is made with "
+                f"use_dora=True"
+            )
+        else:
+            present.copy_(value)
 
     @classmethod
     def of(
@@ -169,6 +161,11 @@ class Adapter:
     def rank(self) -> int:
         """The rank of B A."""
         return len(self.lora_a._data)
+
+    @property
+    def update_rank(self) -> int:
+        """The rank of the complete update: with PiSSA, twice that of B A."""
+        return self.rank * (1 if self.start is None else 2)
 
     @property
     def rng(self) -> np.random.Generator | None:
@@ -233,6 +230,11 @@ class Adapter:
             ops.concatenate([self.lora_b - b, b], axis=1),
         )
 
+    def exact_factors(self) -> tuple[Array, Array]:
+        """Return A and B of the complete update in float64."""
+        a, b = (factor._data.astype(np.float64) for factor in self.factors())
+        return a, b
+
     # ----------------------------------------------------------------------------------------------
     # DoRA
     # ----------------------------------------------------------------------------------------------
@@ -274,11 +276,7 @@ class Adapter:
     ) -> Array:
         """Compute some rows and columns of dW in float64.
 
-        Args:
-            weight: W.
-            rows: which rows.
-            columns: which columns.
-            ratio: the result of `exact_ratio`, needed by DoRA where these are not all columns.
+        DoRA needs the result of `exact_ratio` if these are not all columns.
         """
         product = self._product(rows, columns)
         if self.lora_magnitude is None:
@@ -295,7 +293,7 @@ class Adapter:
 
     def _product(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Compute some rows and columns of s B A in float64."""
-        a, b = (factor._data.astype(np.float64) for factor in self.factors())
+        a, b = self.exact_factors()
         product = kernels.gemm.matmul(b[rows], a[:, columns])
         product *= self.scale
         return product

@@ -13,12 +13,13 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapter import Adapter
+from lora.attaching import deactivate
 from lora.attachment.state import (
     Attached,
     Attachment,
@@ -30,34 +31,22 @@ from lora.attachment.state import (
 from lora.frozen import FrozenMatrix, TrainedCopy
 from lora.scaling import LoRAScaling, check_size
 from lora.spectra import Approximation
-from lora.switching import deactivate
 from minigrad.nn import Module, Parameter
 from minigrad.tables import aligned
-
-Array = NDArray[Any]
 
 _COPY = "copy"
 
 
 @dataclass(frozen=True)
 class Combined:
-    """The sum in one layer.
+    """The sum in one layer."""
 
-    Attributes:
-        name: of the layer.
-        rank: of the adapter that was made.
-        ranks: the ranks of the terms; with PiSSA of the difference, which is 2 r.
-        error: the Frobenius norm of what was left out to reduce the rank.
-        relative_error: the same as a share of the norm of the sum; 0 if the sum is 0.
-        note: a remark, such as "copy".
-    """
-
-    name: str
-    rank: int
-    ranks: tuple[int, ...]
-    error: float = 0.0
-    relative_error: float = 0.0
-    note: str = ""
+    name: str  # of the layer
+    rank: int  # of the adapter that was made
+    ranks: tuple[int, ...]  # the ranks of the terms; with PiSSA of the difference, which is 2 r
+    error: float = 0.0  # the Frobenius norm of what was left out to reduce the rank
+    relative_error: float = 0.0  # the same as a share of the norm of the sum; 0 if the sum is 0
+    note: str = ""  # a remark, such as "copy"
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,18 +77,12 @@ class CombineReport:
         return "\n".join([*aligned(head, rows), f"{self.adapter} = {total}"])
 
 
-@dataclass(frozen=True)
-class _Term:
+class _Term(NamedTuple):
     """One adapter of a layer, with its weight in the sum."""
 
     weight: float
     name: str
     adapter: Adapter
-
-    @property
-    def rank(self) -> int:
-        """The rank of the update: with PiSSA, twice that of B A."""
-        return self.adapter.rank * (1 if self.adapter.start is None else 2)
 
 
 def combine(
@@ -229,8 +212,8 @@ def _sum(
         # One of them is zero, but not both, or else nothing would ever train.
         a, b = (a, np.zeros_like(b)) if a.any() else (a, b)
         return Adapter.of(weight, a, b, 1.0), Combined(path, 1, (), note="zero")
-    ranks = tuple(term.rank for term in terms)
-    if len(terms) == 1 and first.weight == 1 and (rank is None or first.rank <= rank):
+    ranks = tuple(term.adapter.update_rank for term in terms)
+    if len(terms) == 1 and first.weight == 1 and (rank is None or ranks[0] <= rank):
         made = first.adapter.copy()
         return made, Combined(path, made.rank, ranks, note=_COPY)
     dora = [term.name for term in terms if term.adapter.lora_magnitude is not None]
@@ -244,7 +227,15 @@ def _sum(
         )
     modes = {term.adapter.scaling for term in terms}
     drops = {term.adapter.dropout for term in terms}
-    a, b, scale = _product(terms)
+    # The sum as one product, of one scale: the common one, or 1.
+    scales = {term.adapter.scale for term in terms}
+    scale = scales.pop() if len(scales) == 1 else 1.0
+    scale = scale if scale > 0 else 1.0
+    pairs = [term.adapter.exact_factors() for term in terms]
+    with np.errstate(over="ignore"):
+        shares = [term.weight * (term.adapter.scale / scale) for term in terms]
+        scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
+    a, b = np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1)
     _check_in_range(weight, a, b)
     notes = ["no dropout, for that of the terms differs"] if len(drops) > 1 else []
     error = relative = 0.0
@@ -267,19 +258,7 @@ def _sum(
     return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
 
 
-def _product(terms: Sequence[_Term]) -> tuple[Array, Array, float]:
-    """Return A, B and s of the sum as one product, in float64."""
-    scales = {term.adapter.scale for term in terms}
-    common = scales.pop() if len(scales) == 1 else 1.0
-    scale = common if common > 0 else 1.0
-    pairs = [[part._data.astype(np.float64) for part in t.adapter.factors()] for t in terms]
-    with np.errstate(over="ignore"):
-        shares = [term.weight * (term.adapter.scale / scale) for term in terms]
-        scaled = [share * b for share, (_, b) in zip(shares, pairs, strict=True)]
-    return np.concatenate([a for a, _ in pairs]), np.concatenate(scaled, axis=1), scale
-
-
-def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
+def _check_in_range(weight: FrozenMatrix, *factors: NDArray[Any]) -> None:
     """Raise an error if a factor overflows the layer's dtype."""
     with np.errstate(over="ignore"):
         if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):

@@ -127,25 +127,7 @@ class LoRAConfig:
                 f"modules_to_save are names, as in [{self.modules_to_save!r}], not one string"
             )
         self._set("modules_to_save", check_patterns("modules_to_save", self.modules_to_save))
-        self._check_layers()
-        for role in ("rank_pattern", "alpha_pattern"):
-            self._set(role, check_table(role, getattr(self, role)))
-            for pattern, value in getattr(self, role).items():
-                pair = (value, self.alpha) if role == "rank_pattern" else (self.rank, value)
-                try:
-                    check_rank_and_alpha(*pair)
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"{role}[{pattern!r}]: {error}") from None
-        if self.bias not in get_args(Bias):
-            raise ValueError(f"bias is one of {', '.join(get_args(Bias))}, not {self.bias!r}")
-        for flag in ("use_dora", "dora_norm_gradient"):
-            if not isinstance(getattr(self, flag), bool):
-                raise TypeError(f"{flag} must be True or False, not {getattr(self, flag)!r}")
-        if self.dora_norm_gradient and not self.use_dora:
-            raise ValueError("dora_norm_gradient=True is about DoRA, and needs use_dora=True")
-
-    def _check_layers(self) -> None:
-        """Check and normalise the fields of layers to tuples of indices and of names."""
+        # Fields of layers become tuples of indices and of names.
         layers: Any = self.layers_to_transform
         if layers is not None:
             several = isinstance(layers, Iterable) and not isinstance(layers, str)
@@ -165,6 +147,21 @@ class LoRAConfig:
             raise ValueError(
                 f"layers_pattern={before!r} says where an index is, and needs layers_to_transform"
             )
+        for role in ("rank_pattern", "alpha_pattern"):
+            self._set(role, check_table(role, getattr(self, role)))
+            for pattern, value in getattr(self, role).items():
+                pair = (value, self.alpha) if role == "rank_pattern" else (self.rank, value)
+                try:
+                    check_rank_and_alpha(*pair)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{role}[{pattern!r}]: {error}") from None
+        if self.bias not in get_args(Bias):
+            raise ValueError(f"bias is one of {', '.join(get_args(Bias))}, not {self.bias!r}")
+        for flag in ("use_dora", "dora_norm_gradient"):
+            if not isinstance(getattr(self, flag), bool):
+                raise TypeError(f"{flag} must be True or False, not {getattr(self, flag)!r}")
+        if self.dora_norm_gradient and not self.use_dora:
+            raise ValueError("dora_norm_gradient=True is about DoRA, and needs use_dora=True")
 
     def __repr__(self) -> str:
         usual = LoRAConfig()

@@ -87,7 +87,3 @@ class LoRAEmbedding(AdaptedLayer):
     def base_facts(self) -> list[str]:
         """Describe the index of the padding."""
         return [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
-
-    def kind(self) -> list[str]:
-        """Say that it is an embedding."""
-        return ["Embedding"]

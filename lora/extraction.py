@@ -14,8 +14,7 @@ from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import carry_out, check_attachable
 from lora.attachment.plan import Plan
-from lora.attachment.state import FullCopy, attachment_of
-from lora.attachment.surgery import parameter_names
+from lora.attachment.state import FullCopy, attachment_of, parameter_names
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
 from lora.patterns import ALL_LINEAR, Patterns, near

@@ -100,10 +100,9 @@ class FrozenMatrix(ABC):
 
 
 class DenseMatrix(FrozenMatrix):
-    """A plain array. While the norms of its rows are known, its memory is read-only.
+    """A plain array, which others may share, and write to after they have released it.
 
-    Args:
-        matrix: W; an array that others may share, and write to after they have released it.
+    While the norms of its rows are known, its memory is read-only.
     """
 
     def __init__(self, matrix: Array) -> None:
@@ -149,12 +148,7 @@ class DenseMatrix(FrozenMatrix):
 
 
 class NF4FrozenMatrix(FrozenMatrix):
-    """A matrix of NF4 codes. It cannot change, and only a strip of it is dense at a time.
-
-    Args:
-        matrix: W.
-        dtype: the dtype of what is computed with it.
-    """
+    """A matrix of NF4 codes. It cannot change, and only a strip of it is dense at a time."""
 
     def __init__(self, matrix: NF4Matrix, dtype: np.dtype[Any]) -> None:
         self.matrix = matrix

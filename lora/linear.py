@@ -42,14 +42,7 @@ class LoRALayer(AdaptedLayer):
         scaling: alpha / rank or alpha / sqrt(rank).
         bias: b, `(d_out,)`, frozen, or None.
         dropout: the probability of dropping an element of x on its way to A, in training.
-        rng: the generator of A, and of dropout.
-
-    Attributes:
-        base_weight: W, frozen.
-        lora_a: A, `(rank, d_in)`, Gaussian with standard deviation 1 / rank at first. Assigning
-            copies.
-        lora_b: B, `(d_out, rank)`, zero at first. Assigning copies.
-        scale: the factor of B A, a float.
+        rng: the generator of A, and of dropout. A is Gaussian with standard deviation 1 / rank.
 
     Raises:
         TypeError: if the weight is not of floats, or a size is no integer.
@@ -130,8 +123,7 @@ class LoRALayer(AdaptedLayer):
     def to_linear(self) -> Linear:
         """Make a plain layer with the weight W + scale B A, which shares nothing.
 
-        Raises:
-            RuntimeError: if the layer is merged, and A, B, W or the scale were changed since.
+        A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
         """
         linear = Linear.__new__(Linear)
         linear.weight = Parameter(self._fresh_merged_weight())
@@ -168,13 +160,9 @@ class LoRALayer(AdaptedLayer):
         """Compute x M^T."""
         return ops.linear(x, matrix)
 
-    def kind(self) -> list[str]:
-        """Tell whether its weight is in four bits."""
-        return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
-
     def base_facts(self) -> list[str]:
-        """Describe how its weight is stored."""
-        return self.kind()
+        """Say if its weight is in four bits."""
+        return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
 
     def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
         """Drop some elements of x."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,42 +20,17 @@ from minigrad.nn import Parameter
 BASE = "the base of an adapter is a constant: freeze it, or fold the adapter in"
 
 
-class Adapted(Protocol):
-    """A layer with adapters, an `AdaptedLayer`, as far as it is looked at here."""
-
-    base_weight: Any
-    bias: Any
-    adapters: dict[str, Adapter]
-    active: tuple[str, ...]
-    enabled: bool
-    training: bool
-
-    @property
-    def merged(self) -> bool:
-        """Whether calls use a merged weight."""
-
-    @property
-    def merged_adapters(self) -> tuple[str, ...]:
-        """The adapters that the merged weight contains."""
-
-
 @dataclass(frozen=True)
 class AdapterRow(PartRow):
-    """The effect of a step on one LoRA adapter.
+    """The effect of a step on one LoRA adapter; `trains` says whether it changes the update.
 
-    Attributes:
-        name: the name of its layer, from `named_modules`; empty for the model itself. If several
-            adapters are active in the layer, the adapter's own name follows.
-        trains: whether training changes the update.
-        verdict: the same in words, with the reason.
-        rank_a: the numerical rank of A, `(rank, d_in)`; None if an element is not finite.
-        rank_b: the numerical rank of B, `(d_out, rank)`.
-        rank_ba: the numerical rank of the update B A.
+    The name is that of its layer. If several adapters are active there, the adapter's own follows.
+    Numerical ranks are None if an element is not finite.
     """
 
-    rank_a: int | None
-    rank_b: int | None
-    rank_ba: int | None
+    rank_a: int | None  # of A, `(rank, d_in)`
+    rank_b: int | None  # of B, `(d_out, rank)`
+    rank_ba: int | None  # of the update B A
 
     kind: ClassVar[str] = "adapter"
     # The bases of adapters are to stay frozen.
@@ -67,15 +42,6 @@ class AdapterRow(PartRow):
         return {name: "?" if rank is None else str(rank) for name, rank in ranks.items()}
 
 
-def adapter_parts(layer: Adapted) -> list[AdapterPart]:
-    """List the active adapters of a layer, or the only one that there is, as parts of a model."""
-    names = layer.active if len(layer.active) == 1 else tuple(layer.adapters)
-    if len(names) == 1:
-        return [AdapterPart("", layer, layer.adapters[names[0]], layer.merged)]
-    merged = layer.merged_adapters
-    return [AdapterPart(n, layer, layer.adapters[n], n in merged) for n in layer.active]
-
-
 class AdapterPart:
     """One adapter of a layer.
 
@@ -85,20 +51,29 @@ class AdapterPart:
             them; otherwise empty.
     """
 
-    def __init__(self, name: str, layer: Adapted, adapter: Adapter, merged: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        base: tuple[Any, Any],
+        adapter: Adapter,
+        *,
+        merged: bool,
+        enabled: bool,
+        training: bool,
+    ) -> None:
         self.name = name
         self.constants: Sequence[Parameter] = ()
         self._adapter = adapter
-        self._base = layer.base_weight, layer.bias
+        self._base = base
         self._hindrance = ""
-        if merged and layer.enabled:
+        if merged and enabled:
             self.constants = adapter.trained()
             self._hindrance = "the adapter is merged: call unmerge() to train it"
-        elif not layer.enabled:
+        elif not enabled:
             self._hindrance = "the adapter is disabled: leave the block of lora.disabled()"
         elif adapter.scale == 0:
             self._hindrance = "the scale of the adapter is 0: assign another to `scale`"
-        elif layer.training and adapter.dropout == 1:
+        elif training and adapter.dropout == 1:
             self._hindrance = (
                 "the dropout of the adapter is 1, so A sees nothing but zeros: set a smaller one"
             )

@@ -11,11 +11,11 @@ from lora.attachment.state import (
     adapted_layers,
     attached_layers,
     attachment_of,
+    replace,
     required_attachment,
     restore_flags,
     store,
 )
-from lora.attachment.surgery import replace
 from lora.certificate import DTYPES, MergeCertificate, certify, check_dtypes, merging_of
 from minigrad.nn import Module
 

@@ -8,15 +8,12 @@ replaces each targeted `Linear` by an `NF4Linear`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.state import attachment_of
-from lora.attachment.surgery import parameter_names, replace
+from lora.attachment.state import attachment_of, parameter_names, replace
 from lora.attachment.targets import is_plain, projections, select
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -26,31 +23,19 @@ from lora.variants.nf4 import NF4Linear
 from minigrad.checks import check_positive
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
-from minigrad.tables import aligned, in_bytes
-
-if TYPE_CHECKING:
-    from minigrad.kernels.nf4 import NF4Matrix
+from minigrad.tables import aligned, counted, in_bytes
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` has replaced.
+    """One layer that `quantize` has replaced."""
 
-    Attributes:
-        name: its name in the model.
-        pattern: the target pattern that found it.
-        shape: of its weight.
-        bytes_before: the size of the weight as floats.
-        bytes_after: the size of the weight in four bits.
-        error: ||W - W_q||_F / ||W||_F; 0 for a weight of zeros.
-    """
-
-    name: str
-    pattern: str
-    shape: tuple[int, int]
-    bytes_before: int
-    bytes_after: int
-    error: float
+    name: str  # its name in the model
+    pattern: str  # the target pattern that found it
+    shape: tuple[int, int]  # of its weight
+    bytes_before: int  # the size of the weight as floats
+    bytes_after: int  # the size of the weight in four bits
+    error: float  # ||W - W_q||_F / ||W||_F; 0 for a weight of zeros
 
     @property
     def bytes_per_number(self) -> float:
@@ -99,8 +84,7 @@ class QuantizeReport:
         ]
         share = 100 * self.bytes_after / self.bytes_before
         before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
-        count = f"{len(rows)} weight{'s' * (len(rows) != 1)}"
-        total = f"{count}: {before} before, {after} after ({share:.1f} %)"
+        total = f"{counted(len(rows), 'weight')}: {before} before, {after} after ({share:.1f} %)"
         return "\n".join([*aligned(head, rows, 2), total])
 
 
@@ -138,7 +122,29 @@ def quantize(
         )
     check_positive("quantize: block_size", block_size)
     modules = dict(model.named_modules())
-    found = _found(modules, LoRAConfig(targets=targets, exclude=exclude), projections(model))
+    config = LoRAConfig(targets=targets, exclude=exclude)
+    plain = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
+    done = [name for name, module in modules.items() if isinstance(module, NF4Linear)]
+    if config.targets != ALL_LINEAR or not plain:
+        plain += done
+    tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
+    chosen = select(config, plain, tables, projections(model))
+    found = {target.name: target.pattern for target in chosen}
+    adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
+    if adapted:
+        raise ValueError(
+            f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
+            f"lora.detach(model) takes them off, or exclude these layers"
+        )
+    again = [name for name in done if name in found]
+    if again:
+        raise ValueError(f"quantize: {', '.join(again)} are in four bits already; exclude them")
+    embeddings = [name for name in found if isinstance(modules[name], Embedding)]
+    if embeddings:
+        raise ValueError(
+            f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
+            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
+        )
     linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
     names = parameter_names(model)
     for name, linear in linears.items():
@@ -163,53 +169,19 @@ def quantize(
     for name in progress_bar(list(linears), what="quantize", unit="layer", shown=progress):
         try:
             layers[name] = NF4Linear.from_linear(linears[name], block_size, double_quant)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"quantize: {name}: {error}; nothing was changed") from error
+        except (TypeError, ValueError) as reason:
+            raise type(reason)(f"quantize: {name}: {reason}; nothing was changed") from reason
         before, weight = linears[name].weight._data, layers[name].weight
-        sizes = before.nbytes, weight.nbytes
-        lines.append(
-            QuantizedLayer(name, found[name], weight.shape, *sizes, _error(weight, before))
-        )
+        size = lost = 0.0
+        for start, stop, strip in weight.strips(np.float64):
+            exact = before[start:stop].astype(np.float64)
+            size += float(np.sum(np.square(exact)))
+            lost += float(np.sum(np.square(strip - exact)))
+        error = math.sqrt(lost / size) if size else 0.0
+        sizes = weight.shape, before.nbytes, weight.nbytes
+        lines.append(QuantizedLayer(name, found[name], *sizes, error))
     for name, layer in layers.items():
         layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
     return QuantizeReport(tuple(lines))
-
-
-def _found(
-    modules: Mapping[str, Module], config: LoRAConfig, groups: Mapping[str, Sequence[str]]
-) -> dict[str, str]:
-    """Return the names of the layers to replace, each with the target pattern that found it."""
-    linear = [n for n, m in modules.items() if is_plain(m, Linear) or isinstance(m, LoRALayer)]
-    done = [name for name, module in modules.items() if isinstance(module, NF4Linear)]
-    if config.targets != ALL_LINEAR or not linear:
-        linear += done
-    tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
-    found = {target.name: target.pattern for target in select(config, linear, tables, groups)}
-    adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
-    if adapted:
-        raise ValueError(
-            f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
-            f"lora.detach(model) takes them off, or exclude these layers"
-        )
-    again = [name for name in done if name in found]
-    if again:
-        raise ValueError(f"quantize: {', '.join(again)} are in four bits already; exclude them")
-    embeddings = [name for name in found if isinstance(modules[name], Embedding)]
-    if embeddings:
-        raise ValueError(
-            f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
-            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
-        )
-    return found
-
-
-def _error(matrix: NF4Matrix, weight: Any) -> float:
-    """Compute ||W - W_q||_F / ||W||_F in float64."""
-    size = lost = 0.0
-    for a, b, strip in matrix.strips(np.float64):
-        exact = weight[a:b].astype(np.float64)
-        size += float(np.sum(np.square(exact)))
-        lost += float(np.sum(np.square(strip - exact)))
-    return math.sqrt(lost / size) if size else 0.0

@@ -39,12 +39,7 @@ class LoRAScaling(enum.Enum):
 
 
 def check_rank_and_alpha(rank: Any, alpha: Any) -> None:
-    """Check that the rank is a positive integer, and alpha a positive number.
-
-    Raises:
-        TypeError: if the rank is no integer, or alpha no number.
-        ValueError: if one is not positive, or alpha not finite.
-    """
+    """Check that the rank is a positive integer, and alpha a positive finite number."""
     check_size("rank", rank)
     check_number("alpha", alpha)
     if not 0 < float(alpha) < math.inf:
@@ -58,12 +53,7 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_size(name: str, value: Any) -> int:
-    """Return `value` as a positive int.
-
-    Raises:
-        TypeError: if it is no integer.
-        ValueError: if it is not positive.
-    """
+    """Return `value` as an int; a TypeError if it is no integer, a ValueError below 1."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if operator.index(value) < 1:

@@ -144,17 +144,8 @@ def plot_factors(
     Each has a scale of its own, from minus to plus its largest element. If a matrix is larger than
     the picture, a dot is the element furthest from 0 in a block. DoRA's magnitude is left out.
 
-    Args:
-        model: with adapters.
-        layer: its name in the model.
-        adapter: its name; None for the one that is active.
-        path: a PNG, SVG or PDF file to save the picture to; None for none.
-
-    Raises:
-        ImportError: without matplotlib.
-        TypeError: if the model is no Module.
-        ValueError: if it has no such adapter, or the layer does not have it, or several are active;
-            there is NaN or Inf in it; or the path has another suffix.
+    The arguments and errors are those of `plot_singular_values`, but the update may be 0; a
+    ValueError is raised too if the layer does not have the adapter, or several are active.
     """
     from minigrad.viz.figure import Picture
 
@@ -171,7 +162,7 @@ def plot_factors(
         )
     chosen = adapted.adapters[names[0]]
     with no_grad():
-        a, b = (factor._data.astype(np.float64) for factor in chosen.factors())
+        a, b = chosen.exact_factors()
     check_finite(layer, a, b)
     figure = Picture(9, 7.5, path)
     rank, (d_out, d_in) = len(a), adapted.weight.shape
@@ -204,8 +195,14 @@ def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
 
     largest = float(np.max(np.abs(matrix), initial=0.0))
     rows, columns = matrix.shape
+    for axis, count in enumerate(matrix.shape):  # of each block, the element furthest from 0
+        blocks = min(count, _MOST_SHOWN)
+        starts = np.arange(blocks) * count // blocks
+        highest = np.maximum.reduceat(matrix, starts, axis)
+        lowest = np.minimum.reduceat(matrix, starts, axis)
+        matrix = np.where(highest > -lowest, highest, lowest)
     axes.imshow(
-        _thinned(matrix),
+        matrix,
         cmap=SIGNED,
         vmin=-largest or -1,
         vmax=largest or 1,
@@ -214,19 +211,8 @@ def _draw_matrix(axes: Axes, matrix: Array, title: str) -> None:
         extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
     )
     axes.set_title(f"{title}: all 0" if not largest else f"{title}\n±{largest:.2g} at most")
-    for axis in (axes.xaxis, axes.yaxis):
-        ticks_at_integers(axis, 5)
-
-
-def _thinned(matrix: Array) -> Array:
-    """Choose the element furthest from 0 in each block of a matrix too large for a picture."""
-    for axis, count in enumerate(matrix.shape):
-        blocks = min(count, _MOST_SHOWN)
-        starts = np.arange(blocks) * count // blocks
-        highest = np.maximum.reduceat(matrix, starts, axis)
-        lowest = np.minimum.reduceat(matrix, starts, axis)
-        matrix = np.where(highest > -lowest, highest, lowest)
-    return matrix
+    ticks_at_integers(axes.xaxis, 5)
+    ticks_at_integers(axes.yaxis, 5)
 
 
 def plot_change(
@@ -237,16 +223,7 @@ def plot_change(
     The depth of a layer is the first number in its name, its kind what comes after: of
     `blocks.3.attn.q_proj` 3 and `attn.q_proj`.
 
-    Args:
-        model: with adapters.
-        adapter: its name; None for the sum of all that are active.
-        path: a PNG, SVG or PDF file to save the picture to; None for none.
-
-    Raises:
-        ImportError: without matplotlib.
-        TypeError: if the model is no Module.
-        ValueError: if it has no such adapter, there is NaN or Inf in one, or the path has another
-            suffix.
+    The arguments and errors are those of `plot_singular_values`, but all updates may be 0.
     """
     import matplotlib
 
@@ -289,7 +266,15 @@ def _percent(share: float) -> str:
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
     """Arrange the shares by depth and kind: `(depths, kinds)`, nan where there is no layer."""
-    cells = [_depth_and_kind(update.name) for update in found]
+    cells: list[tuple[int | None, str]] = []
+    for update in found:
+        parts = update.name.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if at is None:
+            cells.append((None, update.name))
+        else:
+            kind = ".".join(parts[at + 1 :] or parts[:at]) or "layer"
+            cells.append((int(parts[at]), kind))
     numbered = sorted({depth for depth, _ in cells if depth is not None})
     depths = [*([None] if any(depth is None for depth, _ in cells) else []), *numbered]
     kinds = list(dict.fromkeys(kind for _, kind in cells))
@@ -297,12 +282,3 @@ def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[st
     for update, (depth, kind) in zip(found, cells, strict=True):
         shares[depths.index(depth), kinds.index(kind)] = update.share
     return ["-" if depth is None else str(depth) for depth in depths], kinds, shares
-
-
-def _depth_and_kind(name: str) -> tuple[int | None, str]:
-    """Split the name of a layer into its depth, if it has one, and its kind."""
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    if at is None:
-        return None, name
-    return int(parts[at]), ".".join(parts[at + 1 :] or parts[:at]) or "layer"

@@ -16,6 +16,11 @@ def in_bytes(count: float) -> str:
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless it is 1: "2 layers"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _scaled(count: float, base: int, units: Sequence[str]) -> str:
     power = 0
     while count >= base ** (power + 1) and power + 1 < len(units):
@@ -28,8 +33,8 @@ def aligned(
 ) -> list[str]:
     """Return the lines of a table.
 
-    Its first `left` columns are aligned at the left, the others at the right; None for all columns
-    at the left.
+    Its first `left` columns are aligned at the left, and so are columns without a head, which
+    contain remarks; the others at the right. None aligns all columns at the left.
     """
     left = len(head) if left is None else left
     # A row of one cell alone runs over all columns.
@@ -37,7 +42,7 @@ def aligned(
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
+            cell.ljust(width) if i < left or not head[i] else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=len(row) > 1))
         ).rstrip()
         for row in (head, *rows)

@@ -160,10 +160,10 @@ class StopError(Exception):
 @pytest.mark.parametrize(
     "plant",
     [
-        lambda: wrong(minigrad.multiply, "x", lambda g: g),
+        lambda: wrong(minigrad.multiply, "a", lambda g: g),
         lambda: wrong_together(minigrad.lora_linear, lambda g, needs_input_grad: [g] * 5),
         lambda: misled(minigrad.softmax, axis=0),
-        lambda: spoiled(minigrad.multiply, "y", lambda gradient: -gradient),
+        lambda: spoiled(minigrad.multiply, "b", lambda gradient: -gradient),
         lambda: replaced([minigrad.gelu], "composition", minigrad.relu),
         lambda: edited(minigrad.core.backward.take, ("return _copied(g)", "return g")),
     ],
@@ -194,7 +194,7 @@ def gradients(f, *arrays):
 
 def test_spoiling_one_gradient_of_several_leaves_the_others():
     x, y = np.array([2.0]), np.array([5.0])
-    with spoiled(minigrad.multiply, "y", lambda gradient: -gradient):
+    with spoiled(minigrad.multiply, "b", lambda gradient: -gradient):
         assert gradients(minigrad.multiply, x, y) == [[5.0], [-2.0]]
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.attachment.state import FullCopy, attachment_of
-from lora.attachment.surgery import parameter_names
+from lora.attachment.state import FullCopy, attachment_of, parameter_names
 from lora.attachment.targets import Target, targets_in
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -28,36 +27,23 @@ from minigrad.random import seed_of
 
 @dataclass(frozen=True)
 class Match:
-    """One layer that gets an adapter, for the report.
+    """One layer that gets an adapter, for the report."""
 
-    Attributes:
-        name: of the layer.
-        pattern: the target pattern that found it.
-        d_in, d_out: the sizes of its vectors.
-        rank: of the update.
-        added: the number of parameters of the adapter there.
-        note: a remark, such as "NF4" or "tied to head.weight".
-    """
-
-    name: str
-    pattern: str
-    d_in: int
-    d_out: int
-    rank: int
-    added: int
-    note: str = ""
+    name: str  # of the layer
+    pattern: str  # the target pattern that found it
+    d_in: int  # the size of an input vector
+    d_out: int  # the size of an output vector
+    rank: int  # of the update
+    added: int  # the number of parameters of the adapter there
+    note: str = ""  # a remark, such as "NF4" or "tied to head.weight"
 
 
 class Plan:
-    """All that an attachment consists of.
+    """All that an attachment consists of. The model is not changed.
 
-    Args:
-        model: not changed.
-        config: which layers, and what adapters.
-        rng: the generator of A and B, which are drawn after all has been checked.
-        targets: the layers, where they are not those of `config`. A and B are then 0, since their
-            values come from elsewhere, and so may ranks that are larger than any of B A.
-        progress: show a progress bar if it takes long.
+    A and B are drawn from `rng` after all has been checked. With `targets` the layers are these,
+    and not those of `config`. A and B are then 0, since their values come from elsewhere, and so
+    may ranks that are larger than any of B A. `progress` shows a bar if it takes long.
 
     Attributes:
         config: the configuration.
@@ -69,9 +55,7 @@ class Plan:
         matches: lines for the report.
         seed: the seed of `rng`, if that is known.
 
-    Raises:
-        TypeError: if a weight is not of floats.
-        ValueError: if something does not go together; see `lora.attach`.
+    It raises the errors of `lora.attach`.
     """
 
     def __init__(
@@ -102,7 +86,7 @@ class Plan:
                     module = LoRALayer.around(module)
                 self.new[target.name] = module
             self.layers[target.name] = module
-            _check_layer(target, module, config if drawn else None)
+            self._check_layer(target, drawn)
         attachment = attachment_of(model)
         for adapter, attached in {} if attachment is None else attachment.adapters.items():
             saved = {id(copy.original): copy.name for copy in attached.copies}
@@ -122,7 +106,38 @@ class Plan:
         if drawn and config.init.startswith("pissa"):  # all else is fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
         self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
-        self.matches = [self._match(target) for target in targets]
+        self.matches: list[Match] = []
+        for target in targets:
+            layer = self.layers[target.name]
+            notes = ["Embedding"] if isinstance(layer, LoRAEmbedding) else layer.base_facts()
+            names = self._names.get(id(layer.base_weight), [])
+            tied = [name for name in names if not _inside(name, target.name)]
+            notes += [f"tied to {', '.join(tied)}"] if tied else []
+            most = min(layer.d_out, layer.d_in)
+            notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
+            added = sum(part.size for part in self.updates[target.name].trained())
+            sizes = layer.d_in, layer.d_out, target.rank, added
+            self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
+
+    def _check_layer(self, target: Target, drawn: bool) -> None:
+        """Raise an error if a layer cannot be adapted, or A and B not be drawn as configured."""
+        layer = self.layers[target.name]
+        try:
+            if drawn:
+                check_rank_fits(target.rank, layer.d_out, layer.d_in)
+                check_rank_of_init(self.config.init, target.rank)
+        except ValueError as error:
+            raise ValueError(
+                f"{target.name}: {error}; rank_pattern gives the layer another one, exclude leaves "
+                f"it out"
+            ) from error
+        dtype = layer.weight.dtype
+        if dtype.kind != "f":
+            raise TypeError(f"{target.name}: the weight must be of floats, not {dtype}")
+        if not layer.weight.is_finite():
+            raise ValueError(
+                f"{target.name}: the weight has NaN or Inf in it; mend the model first"
+            )
 
     def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
         """Make the adapter of one layer."""
@@ -145,24 +160,6 @@ class Plan:
             rng=rng,
         )
 
-    def _match(self, target: Target) -> Match:
-        """Describe one layer for the report."""
-        layer, notes = self.layers[target.name], []
-        names = self._names.get(id(layer.base_weight), [])
-        tied = [name for name in names if not _inside(name, target.name)]
-        notes += [f"tied to {', '.join(tied)}"] if tied else []
-        most = min(layer.d_out, layer.d_in)
-        notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
-        return Match(
-            target.name,
-            target.pattern,
-            layer.d_in,
-            layer.d_out,
-            target.rank,
-            sum(part.size for part in self.updates[target.name].trained()),
-            ", ".join([*layer.kind(), *notes]),
-        )
-
     # ----------------------------------------------------------------------------------------------
     # Parameters that are trained in full
     # ----------------------------------------------------------------------------------------------
@@ -182,8 +179,7 @@ class Plan:
         ]
         if not biases:
             raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
-        for parameter in biases:
-            self._copy(parameter, "bias", is_meant, "let the layer that shares it have one too")
+        self._copy(biases, "bias", is_meant, "let the layer that shares it have one too")
 
     def _save_modules(self, modules: dict[str, Module]) -> None:
         """Copy the parameters of the modules to save."""
@@ -213,51 +209,32 @@ class Plan:
         def is_meant(name: str) -> bool:
             return any(_inside(name, part) for part in parts)
 
-        advice = "save the module that shares it too"
-        for name in found:
-            for parameter in modules[name].parameters():
-                self._copy(parameter, "modules_to_save", is_meant, advice)
+        parameters = [parameter for name in found for parameter in modules[name].parameters()]
+        self._copy(parameters, "modules_to_save", is_meant, "save the module that shares it too")
 
     def _copy(
-        self, parameter: Parameter, reason: str, is_meant: Callable[[str], bool], advice: str
+        self,
+        parameters: Sequence[Parameter],
+        reason: str,
+        is_meant: Callable[[str], bool],
+        advice: str,
     ) -> None:
-        """Copy a parameter, once, if all the names it has are meant.
-
-        Raises:
-            ValueError: if one is not.
-            TypeError: if it is not of floats.
-        """
-        names = self._names[id(parameter)]
-        name = next(filter(is_meant, names))
-        others = [other for other in names if not is_meant(other)]
-        if others:
-            raise ValueError(
-                f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
-                f"{advice}, or untie them"
-            )
-        if parameter.dtype.kind != "f":
-            raise TypeError(
-                f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
-            )
-        if all(copy.original is not parameter for copy in self.copies):
-            self.copies.append(FullCopy(name, reason, parameter, TrainedCopy(parameter)))
-
-
-def _check_layer(target: Target, layer: AdaptedLayer, drawn: LoRAConfig | None) -> None:
-    """Raise an error if a layer cannot be adapted, or A and B not be drawn as `drawn` says."""
-    try:
-        if drawn is not None:
-            check_rank_fits(target.rank, layer.d_out, layer.d_in)
-            check_rank_of_init(drawn.init, target.rank)
-    except ValueError as error:
-        raise ValueError(
-            f"{target.name}: {error}; rank_pattern gives the layer another one, exclude leaves it "
-            f"out"
-        ) from error
-    if layer.weight.dtype.kind != "f":
-        raise TypeError(f"{target.name}: the weight must be of floats, not {layer.weight.dtype}")
-    if not layer.weight.is_finite():
-        raise ValueError(f"{target.name}: the weight has NaN or Inf in it; mend the model first")
+        """Copy each parameter once; an error unless all names that it has are meant."""
+        for parameter in parameters:
+            names = self._names[id(parameter)]
+            name = next(filter(is_meant, names))
+            others = [other for other in names if not is_meant(other)]
+            if others:
+                raise ValueError(
+                    f"{reason}: {name} is tied to {', '.join(others)}, which would change with it; "
+                    f"{advice}, or untie them"
+                )
+            if parameter.dtype.kind != "f":
+                raise TypeError(
+                    f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
+                )
+            if all(copy.original is not parameter for copy in self.copies):
+                self.copies.append(FullCopy(name, reason, parameter, TrainedCopy(parameter)))
 
 
 def _inside(name: str, module: str) -> bool:

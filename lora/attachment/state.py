@@ -9,13 +9,13 @@ model has both, and fits only where the same adapters are active.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora.adapted_layer import AdaptedLayer
-from lora.attachment.surgery import replace
 from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
 from lora.patterns import near
@@ -29,59 +29,37 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class FullCopy:
-    """A parameter of the model, and the copy of it that an adapter trains.
+    """A parameter of the model, and the copy of it that an adapter trains."""
 
-    Attributes:
-        name: the first name of the original in the model.
-        reason: the field of the configuration that asked for it.
-        original: the parameter that the model had.
-        own: the copy that the adapter trains.
-    """
-
-    name: str
-    reason: str
-    original: Parameter = field(repr=False)
-    own: TrainedCopy = field(repr=False)
+    name: str  # the first name of the original in the model
+    reason: str  # the field of the configuration that asked for it
+    original: Parameter = field(repr=False)  # the parameter that the model had
+    own: TrainedCopy = field(repr=False)  # the copy that the adapter trains
 
 
 @dataclass
 class Attached:
-    """One adapter of a model.
+    """One adapter of a model."""
 
-    Attributes:
-        config: the configuration it was made by; None if it was computed from other adapters.
-        layers: the names of its layers.
-        copies: the parameters that it trains in full.
-        flags: the `requires_grad` flags of its parameters, while it is not active.
-        seed: the seed that A was drawn from, if that is known.
-    """
-
+    # the configuration it was made by; None if it was computed from other adapters
     config: LoRAConfig | None
-    layers: list[str]
-    copies: list[FullCopy] = field(default_factory=list)
+    layers: list[str]  # the names of its layers
+    copies: list[FullCopy] = field(default_factory=list)  # the parameters that it trains in full
+    # the `requires_grad` flags of its parameters, while it is not active
     flags: list[tuple[Parameter, bool]] = field(default_factory=list)
-    seed: int | None = None
+    seed: int | None = None  # the seed that A was drawn from, if that is known
 
 
 @dataclass
 class Attachment:
-    """The adapters of a model, and what it was before. No Module, so walks over modules skip it.
+    """The adapters of a model, and what it was before. No Module, so walks over modules skip it."""
 
-    Attributes:
-        originals: the layers that were replaced by ones with adapters, by name.
-        placed: the layers that replaced them.
-        flags: `requires_grad` of every parameter before.
-        adapters: by name.
-        active: the names of those that take part.
-        disabled: how many blocks of `lora.disabled` are around.
-    """
-
-    originals: dict[str, Module]
-    placed: dict[str, AdaptedLayer]
-    flags: list[tuple[Parameter, bool]]
-    adapters: dict[str, Attached] = field(default_factory=dict)
-    active: tuple[str, ...] = ()
-    disabled: int = 0
+    originals: dict[str, Module]  # the layers that were replaced by ones with adapters, by name
+    placed: dict[str, AdaptedLayer]  # the layers that replaced them
+    flags: list[tuple[Parameter, bool]]  # `requires_grad` of every parameter before
+    adapters: dict[str, Attached] = field(default_factory=dict)  # by name
+    active: tuple[str, ...] = ()  # the names of those that take part
+    disabled: int = 0  # how many blocks of `lora.disabled` are around
 
     def check_enabled(self, what: str) -> None:
         """Raise a RuntimeError inside of `lora.disabled`, whose end would undo a change."""
@@ -89,11 +67,7 @@ class Attachment:
             raise RuntimeError(f"{what} inside of lora.disabled(model); leave the block first")
 
     def get(self, name: str) -> Attached:
-        """Return an adapter by its name.
-
-        Raises:
-            ValueError: with the names that exist.
-        """
+        """Return an adapter by its name; a ValueError lists the names that exist."""
         if name not in self.adapters:
             raise ValueError(
                 f"there is no adapter {near(name, self.adapters)}; the model has "
@@ -125,12 +99,7 @@ class Attachment:
 
 
 def check_name(attachment: Attachment | None, adapter: str) -> None:
-    """Check the name of a new adapter.
-
-    Raises:
-        TypeError: if it is no string.
-        ValueError: if it has other characters than it may, or there is an adapter of that name.
-    """
+    """Raise an error if the name of a new adapter is no string, malformed, or taken."""
     if not isinstance(adapter, str):
         raise TypeError(f"the name of an adapter is a string, not {adapter!r}")
     if not _NAME.fullmatch(adapter):
@@ -150,11 +119,7 @@ def attachment_of(model: Module) -> Attachment | None:
 
 
 def required_attachment(model: Module) -> Attachment:
-    """Return what `attach` has put on a model.
-
-    Raises:
-        ValueError: if it has put nothing on.
-    """
+    """Return what `attach` has put on a model; a ValueError if that is nothing."""
     attachment = attachment_of(model)
     if attachment is None:
         raise ValueError(
@@ -174,11 +139,7 @@ def store(model: Module, attachment: Attachment | None) -> None:
 
 
 def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
-    """List the layers with adapters of a model, with their names.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """List the layers with adapters of a model, with their names; a ValueError without any."""
     _check_module(model)
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLayer)]
     if not found:
@@ -189,11 +150,7 @@ def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
 
 
 def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedLayer]:
-    """Return the layers with adapters of a model, by name.
-
-    Raises:
-        ValueError: if one that `attach` has put on is no longer where it was put.
-    """
+    """Return the layers with adapters by name; a ValueError if one is not where it was put."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
     gone = [name for name, layer in attachment.placed.items() if layers.get(name) is not layer]
     if gone:
@@ -221,3 +178,48 @@ def restore_flags(flags: Iterable[tuple[Parameter, bool]]) -> None:
 def _check_module(model: Any) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"adapters are on a Module, not on {model!r:.60}")
+
+
+def replace(model: Module, new: Mapping[int, Module | Parameter]) -> None:
+    """Replace modules or parameters, given by id.
+
+    Attributes, lists and dicts are changed in place; a tuple of such is replaced by another.
+    """
+    for module in list(model.modules()) if new else ():
+        for name, value in vars(module).items():
+            vars(module)[name] = _replaced(value, new)
+
+
+def _replaced(value: Any, new: Mapping[int, Module | Parameter]) -> Any:
+    if isinstance(value, (Module, Parameter)):
+        return new.get(id(value), value)
+    if isinstance(value, list):
+        value[:] = [_replaced(item, new) for item in value]
+    elif isinstance(value, dict):
+        value.update({key: _replaced(item, new) for key, item in value.items()})
+    elif isinstance(value, tuple):
+        items = [_replaced(item, new) for item in value]
+        if all(map(operator.is_, items, value)):
+            return value
+        return value._make(items) if hasattr(value, "_make") else tuple(items)
+    return value
+
+
+def parameter_names(model: Module) -> dict[int, list[str]]:
+    """List all names of each parameter, by its id: one in every module that refers to it."""
+    found: dict[int, list[str]] = {}
+
+    def note(value: Any, name: str) -> None:
+        if isinstance(value, Parameter):
+            found.setdefault(id(value), []).append(name)
+        elif isinstance(value, (list, tuple)):
+            for i, item in enumerate(value):
+                note(item, f"{name}.{i}")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                note(item, f"{name}.{key}")
+
+    for prefix, module in model.named_modules():
+        for name, value in module._contents():
+            note(value, f"{prefix}.{name}" if prefix else name)
+    return found

@@ -18,19 +18,12 @@ from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that is to get an adapter.
+    """A layer that is to get an adapter."""
 
-    Attributes:
-        name: its name in the model.
-        pattern: the first of the target patterns that found it.
-        rank: of its update.
-        alpha: of its update.
-    """
-
-    name: str
-    pattern: str
-    rank: int
-    alpha: float
+    name: str  # its name in the model
+    pattern: str  # the first of the target patterns that found it
+    rank: int  # of its update
+    alpha: float  # of its update
 
 
 def targets_in(model: Module, config: LoRAConfig) -> list[Target]:
@@ -81,14 +74,9 @@ def select(
 ) -> list[Target]:
     """Choose the layers that `config` means, each with its rank and alpha.
 
-    Args:
-        config: the patterns.
-        linear: the names of the linear layers.
-        other: the names of other layers that can have an adapter; "all-linear" leaves them out.
-        groups: names that stand for several.
-
-    Raises:
-        ValueError: if a pattern, an index or an exclusion is in vain, or nothing is left.
+    They are among the `linear` layers and `other` ones that can have an adapter, which "all-linear"
+    leaves out; `groups` are names that stand for several. A ValueError is raised if a pattern, an
+    index or an exclusion is in vain, or nothing is left.
     """
     linear, groups = list(linear), groups or {}
     if config.targets != ALL_LINEAR:
@@ -157,12 +145,9 @@ def layer_index(name: str, after: Sequence[str] = ()) -> int | None:
 
 
 def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Look up each name in a table of patterns, the first match counts; some have no value.
+    """Look up each name in a table of patterns for its end; some have no value, the first counts.
 
-    A pattern may match the end of a name.
-
-    Raises:
-        ValueError: if a pattern matches none, or is the first for none.
+    A ValueError is raised if a pattern matches none, or is the first for none.
     """
     names = list(names)
     values: dict[str, Any] = {}

@@ -1,12 +1,11 @@
 """The merge certificate: the loss of merging adapters, for each layer and each dtype to store in.
 
-The files in reading order: measuring (what is called), layers (a layer whose weight is merged),
-rounding (how weights are rounded, and by how much sums may be off), report (the result).
+The files in reading order: measuring (what is called, and its result), layers (a layer whose weight
+is merged), rounding (how weights are rounded, and by how much sums may be off).
 """
 
 from lora.certificate.layers import LayerMerge, merging_into, merging_of
-from lora.certificate.measuring import certify
-from lora.certificate.report import CertificateRow, MergeCertificate, MergeError
+from lora.certificate.measuring import CertificateRow, MergeCertificate, MergeError, certify
 from lora.certificate.rounding import DTYPES, check_dtypes, round_to
 
 __all__ = [

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lora.adapted_layer import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer, label_of
 from lora.adapter import Adapter
 from lora.certificate.rounding import Array, gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
-from lora.frozen import FrozenMatrix, strips
+from lora.frozen import FrozenMatrix
 from minigrad import kernels
 
 Rows = Callable[[slice], Array]
@@ -41,67 +41,50 @@ class LayerMerge:
 
     `LayerMerge.low_rank` makes one for LoRA's dW = s B A.
 
-    Attributes:
-        name: of the layer.
-        shape: of W, `(d_out, d_in)`.
-        dtype: the dtype that the layer computes in without being merged.
-        base: returns some rows of W in float64.
-        update: returns some rows of dW in float64, as merging computes them.
-        update_error: a bound on the norm of the rounding error of each row of dW, `(d_out,)`, or
-            one number.
-        spread: the sum of the absolute values of the terms that are computed for dW, per unit of
-            |x|, at each output: `(d_out,)`. Those of x W^T are not counted.
-        roundings: the most roundings of any term of x W^T, the bias and dW.
-        underflows: the number of products that are computed for dW at each output, each times the
-            absolute value of all that it is multiplied by afterwards: `(d_out,)`, or one number.
-            Those of x W^T are not counted.
-        peak: the largest intermediate number of dW's part of the output, per unit of |x|.
-        bias: b, `(d_out,)`, or None.
-        one_hot: whether an input picks a row of W instead of being multiplied by it.
-
     Raises:
         TypeError: if the dtype is not float16, float32 or float64.
         ValueError: if W is no matrix, a shape does not go with it, a size is negative, or a table
             has a bias.
     """
 
-    name: str
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    base: Rows
-    update: Rows
+    name: str  # of the layer
+    shape: tuple[int, int]  # of W, `(d_out, d_in)`
+    dtype: np.dtype[Any]  # the dtype that the layer computes in without being merged
+    base: Rows  # returns some rows of W in float64
+    update: Rows  # returns some rows of dW in float64, as merging computes them
+    # A bound on the norm of the rounding error of each row of dW, `(d_out,)`, or one number.
     update_error: Array | float
+    # The sum of the absolute values of the terms that are computed for dW, per unit of |x|, at each
+    # output: `(d_out,)`. Those of x W^T are not counted.
     spread: Array
-    roundings: int
+    roundings: int  # the most of any term of x W^T, the bias and dW
+    # The number of products that are computed for dW at each output, each times the absolute value
+    # of all that it is multiplied by afterwards: `(d_out,)`, or one number. Those of x W^T are not
+    # counted.
     underflows: Array | float = 0.0
-    peak: float = 0.0
-    bias: Array | None = None
-    one_hot: bool = False
+    peak: float = 0.0  # the largest intermediate number of dW's part of the output, per unit of |x|
+    bias: Array | None = None  # b, `(d_out,)`
+    one_hot: bool = False  # whether an input picks a row of W instead of being multiplied by it
 
     def __post_init__(self) -> None:
-        _check_float(self._label, self.dtype)
+        label = label_of(self.name)
+        _check_float(label, self.dtype)
         if len(self.shape) != 2 or min(self.shape) < 1:
-            raise ValueError(
-                f"{self._label}: shape is that of a matrix (d_out, d_in), not {self.shape}"
-            )
+            raise ValueError(f"{label}: shape is that of a matrix (d_out, d_in), not {self.shape}")
         if self.one_hot and self.bias is not None:
-            raise ValueError(f"{self._label}: a table (one_hot) has no bias, but one was passed")
-        d_out = self.shape[0]
-        sizes: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
-            "spread": (self.spread, [(d_out,)]),
-            "bias": (self.bias, [(d_out,)]),
-            "update_error": (self.update_error, [(), (d_out,)]),
-            "underflows": (self.underflows, [(), (d_out,)]),
-        }
-        for name, (value, accepted) in sizes.items():
+            raise ValueError(f"{label}: a table (one_hot) has no bias, but one was passed")
+        each = self.shape[:1]
+        for name in ("spread", "bias", "update_error", "underflows"):
+            value = getattr(self, name)
+            accepted = [each] if name in ("spread", "bias") else [(), each]
             if value is not None and np.shape(value) not in accepted:
                 raise ValueError(
-                    f"{self._label}: {name} has shape {np.shape(value)}; for a weight of shape "
+                    f"{label}: {name} has shape {np.shape(value)}; for a weight of shape "
                     f"{self.shape} it must be {' or '.join(map(str, accepted))}"
                 )
         for name in ("update_error", "spread", "roundings", "underflows", "peak"):
             if np.any(np.asarray(getattr(self, name)) < 0):
-                raise ValueError(f"{self._label}: {name} bounds a size, and cannot be negative")
+                raise ValueError(f"{label}: {name} bounds a size, and cannot be negative")
 
     @classmethod
     def low_rank(
@@ -118,19 +101,8 @@ class LayerMerge:
     ) -> LayerMerge:
         """Describe dW = s B A, where the layer computes x W^T + b + s (x A^T) B^T unless merged.
 
-        Args:
-            name: of the layer.
-            base: returns some rows of W in float64.
-            lora_a: A, `(rank, d_in)`; of a table, B^T.
-            lora_b: B, `(d_out, rank)`; of a table, A^T.
-            scale: s.
-            dtype: the dtype that the layer computes in.
-            bias: b, `(d_out,)`, or None.
-            one_hot: whether it is a table.
-
-        Raises:
-            TypeError: if the dtype is not float16, float32 or float64.
-            ValueError: if shapes do not go together.
+        `lora_a` is A, `(rank, d_in)`, and `lora_b` B, `(d_out, rank)`; of a table they are B^T and
+        A^T. The other arguments are fields of the result, and the errors are its own.
         """
         a, b = np.asarray(lora_a, np.float64), np.asarray(lora_b, np.float64)
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
@@ -138,7 +110,8 @@ class LayerMerge:
                 f"layer {name!r}: A of shape {a.shape} does not go with B of shape {b.shape}; "
                 f"shapes are (rank, d_in) and (d_out, rank)"
             )
-        own = _check_float(f"layer {name!r}", np.dtype(dtype))
+        own = np.dtype(dtype)
+        _check_float(label_of(name), own)
         (rank, d_in), s = a.shape, abs(scale)
 
         def update(rows: slice) -> Array:
@@ -173,54 +146,35 @@ class LayerMerge:
             one_hot=one_hot,
         )
 
-    @property
-    def _label(self) -> str:
-        return f"layer {self.name!r}" if self.name else "the layer"
-
-    def strips(self) -> list[slice]:
-        """Divide the rows into parts of a few megabytes."""
-        return strips(self.shape)
-
     def read(self, rows: slice) -> tuple[Array, Array]:
-        """Return some rows of W and of dW.
-
-        Raises:
-            TypeError: if they are not of float64.
-            ValueError: if they have another shape.
-        """
+        """Return some rows of W and dW; an error if they are not of float64, or of this shape."""
         right = (rows.stop - rows.start, self.shape[1])
         found = self.base(rows), self.update(rows)
+        label = label_of(self.name)
         for name, value in zip(("base", "update"), found, strict=True):
             if value.dtype != np.float64:
                 raise TypeError(
-                    f"{self._label}: {name} must return float64, not {value.dtype}; convert it "
-                    f"before anything is computed"
+                    f"{label}: {name} must return float64, not {value.dtype}; convert it before "
+                    f"anything is computed"
                 )
             if value.shape != right:
                 raise ValueError(
-                    f"{self._label}: {name} of the rows {rows.start} to {rows.stop} has shape "
+                    f"{label}: {name} of the rows {rows.start} to {rows.stop} has shape "
                     f"{value.shape}; it must be {right}"
                 )
         return found
 
 
-def _check_float(label: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _check_float(label: str, dtype: np.dtype[Any]) -> None:
     """Raise a TypeError if the roundings of a dtype are not known."""
     if dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(
             f"{label}: layers of float16, float32 and float64 can be certified, not of {dtype}"
         )
-    return dtype
 
 
 def merging_of(name: str, layer: AdaptedLayer, names: Sequence[str]) -> LayerMerge:
-    """Describe the merging of some adapters of a layer, beside the others that are active.
-
-    Args:
-        name: of the layer in its model.
-        layer: not changed.
-        names: of active adapters.
-    """
+    """Describe the merging of some active adapters of a layer, beside the other active ones."""
     return merging_into(
         name,
         layer.weight,
@@ -242,16 +196,22 @@ def merging_into(
 ) -> LayerMerge:
     """Describe the merging of adapters into a weight, without a layer around it.
 
-    Args:
-        name: of the layer.
-        weight: W; of an embedding, the table transposed.
-        active: the adapters that take part.
-        merged: the ones of them that are to be merged.
-        bias: b, or None.
-        one_hot: whether it is an embedding.
+    Of the `active` adapters those of `merged` are to be merged. Of an embedding (`one_hot`), the
+    weight is the table transposed.
     """
-    parts = [_low_rank(name, weight, adapter, bias, one_hot) for adapter in active]
-    found = _summed(parts, active)
+
+    def base(rows: slice) -> Array:
+        return weight.rows(slice(None), rows).T if one_hot else weight.rows(rows)
+
+    parts = []  # each adapter as if it were LoRA, and the only one
+    for adapter in active:
+        a, b = adapter.exact_factors()
+        a, b = (b.T, a.T) if one_hot else (a, b)
+        dtype, scale = adapter.lora_a.dtype, adapter.scale
+        parts.append(
+            LayerMerge.low_rank(name, base, a, b, scale, dtype=dtype, bias=bias, one_hot=one_hot)
+        )
+    found = parts[0] if len(parts) == 1 else _summed(parts, active)
     if any(adapter.lora_magnitude is not None for adapter in active):
         found = _with_dora(found, weight, active)
     ratios = [adapter.exact_ratio(weight) for adapter in merged]
@@ -269,21 +229,6 @@ def merging_into(
     return replace(found, update=update)
 
 
-def _low_rank(
-    name: str, weight: FrozenMatrix, adapter: Adapter, bias: Array | None, one_hot: bool
-) -> LayerMerge:
-    """Describe an adapter as if it were LoRA, and the only one."""
-    a, b = (part._data.astype(np.float64) for part in adapter.factors())
-    dtype, scale = adapter.lora_a.dtype, adapter.scale
-    if not one_hot:
-        return LayerMerge.low_rank(name, weight.rows, a, b, scale, dtype=dtype, bias=bias)
-
-    def looked_up(rows: slice) -> Array:
-        return weight.rows(slice(None), rows).T
-
-    return LayerMerge.low_rank(name, looked_up, b.T, a.T, scale, dtype=dtype, one_hot=True)
-
-
 def _summed(parts: Sequence[LayerMerge], adapters: Sequence[Adapter]) -> LayerMerge:
     """Describe the sum of several adapters, which a layer computes as one product of all ranks.
 
@@ -291,23 +236,20 @@ def _summed(parts: Sequence[LayerMerge], adapters: Sequence[Adapter]) -> LayerMe
     multiplied by x A^T.
     """
     first = parts[0]
-    if len(parts) == 1:
-        return first
     spread = np.sum([part.spread for part in parts], axis=0)
     error: Any = sum(part.update_error for part in parts)
     error = error + gamma(len(parts), np.dtype(np.float64)) * spread
     peak = max(part.peak for part in parts)
     for adapter in adapters:
-        a, b = (np.abs(part._data.astype(np.float64)) for part in adapter.factors())
+        a, b = map(np.abs, adapter.exact_factors())
         error = error + least_of(first.dtype) * (a.sum(axis=0) if first.one_hot else norms(a).sum())
         if abs(adapter.scale) * b.max(initial=0.0) > np.finfo(first.dtype).max:
             peak = math.inf
-    ranks = sum(adapter.factors()[0].shape[0] for adapter in adapters[1:])
     return replace(
         first,
         update_error=upper(error, len(parts)),
         spread=upper(spread, len(parts)),
-        roundings=first.roundings + ranks,
+        roundings=first.roundings + sum(adapter.update_rank for adapter in adapters[1:]),
         underflows=upper(sum(part.underflows for part in parts), len(parts)),
         peak=peak,
     )
@@ -325,7 +267,7 @@ def _with_dora(plain: LayerMerge, weight: FrozenMatrix, adapters: Sequence[Adapt
     total, largest, peak = (np.zeros_like(size) if alone else size), 1.0, plain.peak
     lost, finfo = 0.0, np.finfo(plain.dtype)
     for adapter in adapters:
-        a, b = (part._data.astype(np.float64) for part in adapter.factors())
+        a, b = adapter.exact_factors()
         own = abs(adapter.scale) * (np.abs(b) @ norms(a))
         if adapter.lora_magnitude is None:
             total = total + own
@@ -341,8 +283,7 @@ def _with_dora(plain: LayerMerge, weight: FrozenMatrix, adapters: Sequence[Adapt
         total = total + ratio * (size + own) * (2 + (size + own) / n)
         total = total if alone else total + size
         largest = max(largest, float(ratio.max()))
-    d_in = weight.shape[1]
-    rank = sum(part._data.shape[0] for adapter in adapters for part in adapter.factors()[:1])
+    d_in, rank = weight.shape[1], sum(adapter.update_rank for adapter in adapters)
     roundings = d_in + rank + BESIDES * (len(adapters) + 1)
     spread = upper(np.maximum(total - size, 0.0), d_in + rank)
     if plain.one_hot:  # no element of a column is larger than the norms of its rows

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from lora.certificate.layers import LayerMerge
-from lora.certificate.report import CertificateRow, MergeCertificate
 from lora.certificate.rounding import (
     DTYPES,
     Array,
     check_dtypes,
-    computing_dtype,
     gamma,
     least_of,
     norms,
@@ -33,8 +31,164 @@ from lora.certificate.rounding import (
     unit_of,
     upper,
 )
+from lora.frozen import strips
 from lora.scaling import check_number
 from minigrad.progress import progress_bar
+from minigrad.tables import aligned, as_html, counted
+
+LISTED = 8  # layers at most of which each has its lines in the table
+
+_FIGURES = ("absorbed", "lost", "ulp", "bound", "")  # and the note
+
+
+class MergeError(ValueError):
+    """Merging would lose more than is allowed."""
+
+
+@dataclass(frozen=True)
+class CertificateRow:
+    """The loss of merging one layer if the weight is stored in one dtype.
+
+    V is W' = W + dW as it is stored, and W_t is W as it is stored.
+
+    Attributes:
+        layer: its name.
+        dtype: the dtype that the weight is stored in.
+        absorbed: of the entries with dW != 0, the share with V = W_t: their update is lost.
+        lost: |V - W'| / |dW|, Frobenius norms: rounding relative to the update. Above 1 there is
+            more rounding than update. Where dW is 0 it is 0, since nothing can be lost; then
+            `bound` has the effect of storing W.
+        ulp: the largest |V - W_t| in units in the last place, of the larger one of both. See
+            `lora.certificate.rounding.unit_of`, also for NF4.
+        bound: the largest difference between an output of the merged layer and of the layer as it
+            was, as both are computed, for any input x with |x| <= radius.
+        note: says what is not finite, or 0, or overflows. If V overflows, or W or dW is not finite,
+            `lost`, `ulp` and `bound` are infinite.
+    """
+
+    layer: str
+    dtype: str
+    absorbed: float
+    lost: float
+    ulp: float
+    bound: float
+    note: str = ""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the stored weight and the update are finite."""
+        return math.isfinite(self.lost)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The columns of the table with numbers, and the note."""
+        return (
+            f"{100 * self.absorbed:.3g} %",
+            f"{self.lost:.2g}",
+            f"{self.ulp:.3g}",
+            f"{self.bound:.2g}",
+            self.note,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class MergeCertificate:
+    """The loss of merging the layers of a model, in each dtype that they may be stored in.
+
+    Printed, it is a sentence and a table: a line for each layer and dtype, or, for more than a few
+    layers, one for each dtype with the layer that loses most.
+
+    `certificate[layer]` gives the rows of a layer.
+
+    Attributes:
+        rows: one for each layer and dtype.
+        radius: the norm of the inputs for which `bound` is valid.
+    """
+
+    rows: tuple[CertificateRow, ...]
+    radius: float
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers."""
+        return list(dict.fromkeys(row.layer for row in self.rows))
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtypes in the rows."""
+        return list(dict.fromkeys(row.dtype for row in self.rows))
+
+    def __getitem__(self, layer: str) -> tuple[CertificateRow, ...]:
+        _check("layer", layer, self.layers)
+        return tuple(row for row in self.rows if row.layer == layer)
+
+    def of(self, layer: str, dtype: str) -> CertificateRow:
+        """Return the row of a layer and a dtype; a KeyError if there is none."""
+        _check("dtype", dtype, self.dtypes)
+        return next(row for row in self[layer] if row.dtype == dtype)
+
+    def worst(self, dtype: str) -> CertificateRow:
+        """Return the row of the first layer that loses most in a dtype; a KeyError without one."""
+        _check("dtype", dtype, self.dtypes)
+        return max((row for row in self.rows if row.dtype == dtype), key=lambda row: row.lost)
+
+    def only(self, dtypes: Sequence[str]) -> MergeCertificate:
+        """Return a certificate with the rows of some dtypes."""
+        return MergeCertificate(tuple(r for r in self.rows if r.dtype in dtypes), self.radius)
+
+    def check(self, limit: float, dtype: str) -> None:
+        """Raise a MergeError if merging loses more than `limit` of the update of a layer.
+
+        A KeyError is raised if there are no rows of the dtype, a TypeError or a ValueError if the
+        limit is no number from 0 on.
+        """
+        _check("dtype", dtype, self.dtypes)
+        check_number("limit", limit)
+        if not limit >= 0:
+            raise ValueError(f"limit is a share of the update, from 0 on, not {limit!r}")
+        over = [row for row in self.rows if row.dtype == dtype and row.lost > limit]
+        if not over:
+            return
+        cells = [(row.layer or "the layer", *row.figures) for row in over]
+        fine = [name for name in self.dtypes if self.worst(name).lost <= limit]
+        advice = f"store them in {' or '.join(fine)}" if fine else "store them in a wider dtype"
+        raise MergeError(
+            f"stored in {dtype}, {len(over)} of {counted(len(self.layers), 'layer')} would lose "
+            f"more than {limit:g} of the update; {advice}, or leave these layers unmerged:\n"
+            + "\n".join(aligned(("layer", *_FIGURES), cells, left=1))
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence."""
+        lost = [self.worst(dtype).lost for dtype in self.dtypes]
+        parts = [f"{part:.1g}" if part < 1 else "all" for part in lost]
+        worst = [f"{part} in {dtype}" for part, dtype in zip(parts, self.dtypes, strict=True)]
+        return (
+            f"Merging {counted(len(self.layers), 'layer')} loses at most this part of the update: "
+            f"{', '.join(worst)} (bounds for |x| <= {self.radius:g})."
+        )
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        if len(self.layers) <= LISTED:
+            cells = [(row.layer or "the layer", row.dtype, *row.figures) for row in self.rows]
+            return ("layer", "stored in", *_FIGURES), cells
+        worst = [self.worst(dtype) for dtype in self.dtypes]
+        cells = [(row.dtype, row.layer, *row.figures) for row in worst]
+        return ("stored in", f"worst of {len(self.layers)} layers", *_FIGURES), cells
+
+    def __repr__(self) -> str:
+        return "\n".join([self.sentence, *aligned(*self._table(), left=2)])
+
+    def _repr_html_(self) -> str:
+        head, cells = self._table()
+        return as_html(self.sentence, (*head[:-1], "note"), cells)
+
+
+def _check(kind: str, name: str, known: Sequence[str]) -> None:
+    """Raise a KeyError if the certificate has no such name."""
+    if name not in known:
+        raise KeyError(f"no {kind} {name!r} in the certificate; there are {', '.join(known)}")
 
 
 def certify(
@@ -81,7 +235,7 @@ def certify(
     ) as bar:
         for part in parts:
             tallies = [_Tally(part, dtype, float(radius)) for dtype in chosen]
-            for strip in part.strips():
+            for strip in strips(part.shape):
                 w, d = part.read(strip)
                 for tally in tallies:
                     tally.add(strip, w, d)
@@ -96,8 +250,13 @@ class _Tally:
     def __init__(self, part: LayerMerge, dtype: str, radius: float) -> None:
         self.part, self.dtype = part, dtype
         self.radius = 1.0 if part.one_hot else radius
-        self.own, self.wide = part.dtype, computing_dtype(part.dtype, dtype)
+        self.own = part.dtype
+        # Weights of bfloat16 and NF4 are converted to float32 before they are multiplied.
+        stored = dtype if dtype in ("float16", "float64") else "float32"
+        self.wide = np.promote_types(self.own, stored)
         self.summed = 0 if part.one_hot else part.shape[1]
+        self.update_error = np.broadcast_to(part.update_error, part.shape[:1])
+        self.underflows = np.broadcast_to(part.underflows, part.shape[:1])
         # Each element of NF4 is a product of a level, rounded too, with an absolute value.
         coded = 2 if dtype == "nf4" else 0
         self.gamma_merged = gamma(coded + (0 if part.one_hot else self.summed + 1), self.wide)
@@ -117,7 +276,13 @@ class _Tally:
         with np.errstate(all="ignore"):  # the notes report overflow
             merged = w + d
             stored, base = round_to(merged, self.dtype), round_to(w, self.dtype)
-            self._count(d, stored, base)
+            updated = d != 0
+            self.updated += int(np.count_nonzero(updated))
+            self.absorbed += int(np.count_nonzero(updated & (stored == base)))
+            change = np.abs(stored - base)
+            unit = np.maximum(unit_of(base, self.dtype), unit_of(stored, self.dtype))
+            largest = float(np.where(change == 0, 0.0, change / unit).max())
+            self.ulp = math.inf if math.isnan(largest) else max(self.ulp, largest)
             for note, x in (
                 ("W has NaN or Inf", w),
                 ("dW has NaN or Inf", d),
@@ -156,20 +321,13 @@ class _Tally:
         notes = "; ".join(self.notes)
         return CertificateRow(self.part.name, self.dtype, absorbed, lost, ulp, bound, notes)
 
-    def _count(self, d: Array, stored: Array, base: Array) -> None:
-        """Count the updates that are absorbed, and find the largest change in units."""
-        updated = d != 0
-        self.updated += int(np.count_nonzero(updated))
-        self.absorbed += int(np.count_nonzero(updated & (stored == base)))
-        change = np.abs(stored - base)
-        unit = np.maximum(unit_of(base, self.dtype), unit_of(stored, self.dtype))
-        largest = float(np.where(change == 0, 0.0, change / unit).max())
-        self.ulp = math.inf if math.isnan(largest) else max(self.ulp, largest)
-
     def _bound(self, rows: slice, w: Array, stored: Array, error: Array) -> float:
         """Bound the change of an output of these rows."""
         part = self.part
-        size = _largest if part.one_hot else norms
+
+        def size(x: Array) -> Array:
+            return np.abs(x).max(axis=1) if part.one_hot else norms(x)
+
         bias = np.zeros(len(w))
         if part.bias is not None:
             bias = np.abs(part.bias[rows].astype(np.float64))
@@ -185,33 +343,19 @@ class _Tally:
             if not (largest < float(np.finfo(dtype).max)).all():
                 self.notes[f"outputs may overflow {dtype}"] = None
                 return math.inf
-        per_unit = size(error) + _of(part.update_error, rows)
+        per_unit = size(error) + self.update_error[rows]
         per_unit += self.gamma_merged * merged + self.gamma_apart * apart
         bounds = self.radius * per_unit + (self.gamma_merged + self.gamma_apart) * bias
-        bounds += self._underflow(rows)
+        # Products below the least normal number: of an output as it was, and merged, where an
+        # element of NF4 may underflow itself, before it is multiplied by x. This bound is evaluated
+        # in float64, with a few products of its own.
+        lost_apart = (1 + self.gamma_apart) * (self.summed + self.underflows[rows])
+        coded = self.radius * math.sqrt(max(self.summed, 1)) if self.dtype == "nf4" else 0.0
+        lost_merged = (1 + self.gamma_merged) * (self.summed + coded)
+        evaluated = 8 * (self.radius + 1) * least_of(np.dtype(np.float64))
+        bounds += least_of(self.own) * lost_apart + least_of(self.wide) * lost_merged + evaluated
         found = float(upper(bounds, part.shape[1]).max())
         if not math.isfinite(found):  # a NaN would be smaller than nothing
             self.notes["the bound overflows float64, or dW's own error is not known"] = None
             return math.inf
         return found
-
-    def _underflow(self, rows: slice) -> Any:
-        """Bound what products that are below the least normal number lose of each output."""
-        apart = (1 + self.gamma_apart) * (self.summed + _of(self.part.underflows, rows))
-        # An element of NF4 may underflow itself, before it is multiplied by x.
-        coded = self.radius * math.sqrt(max(self.summed, 1)) if self.dtype == "nf4" else 0.0
-        merged = (1 + self.gamma_merged) * (self.summed + coded)
-        # The bound is evaluated in float64, with a few products of its own.
-        evaluated = 8 * (self.radius + 1) * least_of(np.dtype(np.float64))
-        return least_of(self.own) * apart + least_of(self.wide) * merged + evaluated
-
-
-def _largest(x: Array) -> Array:
-    """Return the largest absolute value of each row."""
-    found: Array = np.abs(x).max(axis=1)
-    return found
-
-
-def _of(value: Array | float, rows: slice) -> Any:
-    """Select the values of some rows, or the one value of all."""
-    return value[rows] if isinstance(value, np.ndarray) and value.ndim else value

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +32,9 @@ Array = NDArray[Any]
 
 
 class _Format(NamedTuple):
-    """A dtype of floating point: p, with the leading digit that is not stored, and its range."""
+    """A dtype of floating point."""
 
-    digits: int
+    digits: int  # p, with the leading one that is not stored
     least: float
     largest: float
 
@@ -56,20 +55,8 @@ DTYPES = (*_FORMATS, "nf4")
 BLOCK = 64  # elements of a row that NF4 divides by one absolute value
 
 
-@cache
-def _code_book() -> tuple[Array, Array, Array]:
-    """Return the levels of NF4, the middles between them, and the distance to each's neighbour."""
-    levels = kernels.nf4_decode.LEVELS.astype(np.float64)
-    gaps = np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf)
-    return levels, (levels[1:] + levels[:-1]) / 2, np.minimum(*gaps)
-
-
 def check_dtypes(dtypes: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one dtype or several as a tuple, each once.
-
-    Raises:
-        ValueError: if there are none, or a weight cannot be stored in one.
-    """
+    """Return dtypes as a tuple, each once; a ValueError if one is unknown, or there are none."""
     chosen = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
     if not chosen:
         raise ValueError(f"there are no dtypes to certify for; choose from {', '.join(DTYPES)}")
@@ -83,22 +70,11 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f"cannot store weights in {dtype!r}; there are {', '.join(DTYPES)}")
 
 
-def computing_dtype(own: np.dtype[Any], dtype: str) -> np.dtype[Any]:
-    """Return the dtype in which a layer computes with stored weights: the wider of the two.
-
-    Weights of bfloat16 and NF4 are converted to float32 first.
-    """
-    return np.promote_types(own, dtype if dtype in ("float16", "float64") else "float32")
-
-
 def round_to(x: Array, dtype: str) -> Array:
     """Round each number as storing it in `dtype` does; the result is in float64.
 
     It is rounded to the nearest number, of two to the even one; beyond the largest to infinity.
-
-    Args:
-        x: float64, `(..., n)`; NF4 divides the rows of n numbers into blocks.
-        dtype: one of `DTYPES`.
+    NF4 divides the rows of x, `(..., n)`, into blocks.
 
     Raises:
         TypeError: if x is not of float64, which might have been rounded before.
@@ -111,9 +87,9 @@ def round_to(x: Array, dtype: str) -> Array:
     if x.ndim == 0:
         raise ValueError("round_to takes rows of numbers, not a single one; pass x.reshape(1)")
     if dtype == "nf4":
-        absmax = _absmax(x)
+        levels, _, codes, absmax = _in_nf4(x)
         with np.errstate(invalid="ignore"):  # 0 times infinity, in a block that is beyond float32
-            return _code_book()[0][_codes(x, absmax)] * absmax
+            return levels[codes] * absmax
     if dtype == "float64":
         return x.copy()
     unit = unit_of(x, dtype)
@@ -125,43 +101,39 @@ def round_to(x: Array, dtype: str) -> Array:
 
 
 def unit_of(x: Array, dtype: str) -> Array:
-    """Compute the unit in the last place of each number in `dtype`.
+    """Compute the unit in the last place of each of the numbers that `round_to` has returned.
 
     In NF4 it is the distance from the level of the number to the nearer of its neighbours, times
     the largest absolute value of the block. It is at least the least positive number, of float32
     for NF4. For NaN and Inf it has no meaning.
-
-    Args:
-        x: as returned by `round_to`, `(..., n)`.
-        dtype: one of `DTYPES`.
     """
     if dtype == "nf4":
-        absmax = _absmax(x)
-        unit = _code_book()[2][_codes(x, absmax)] * absmax
-        least = _FORMATS["float32"].least
-    else:
-        # The bits of the exponent alone are the power of two below |x|, or 0 below the normal ones.
-        power = (x.view(np.int64) & _EXPONENT).view(np.float64)
-        unit = np.minimum(power, _LARGEST_POWER) * 2.0 ** (1 - _FORMATS[dtype].digits)
-        least = _FORMATS[dtype].least
-    found: Array = np.maximum(unit, least)
+        _, gaps, codes, absmax = _in_nf4(x)
+        found: Array = np.maximum(gaps[codes] * absmax, _FORMATS["float32"].least)
+        return found
+    # The bits of the exponent alone are the power of two below |x|, or 0 below the normal ones.
+    power = (x.view(np.int64) & _EXPONENT).view(np.float64)
+    unit = np.minimum(power, _LARGEST_POWER) * 2.0 ** (1 - _FORMATS[dtype].digits)
+    found = np.maximum(unit, _FORMATS[dtype].least)
     return found
 
 
-def _absmax(x: Array) -> Array:
-    """Give each number the largest absolute value of its block, in float32."""
-    starts = np.arange(0, x.shape[-1], BLOCK)
-    if not x.size:
-        return np.zeros(x.shape)
-    with np.errstate(over="ignore"):
-        absmax = np.maximum.reduceat(np.abs(x), starts, axis=-1).astype(np.float32)
-    return np.repeat(absmax.astype(np.float64), BLOCK, axis=-1)[..., : x.shape[-1]]
+def _in_nf4(x: Array) -> tuple[Array, Array, Array, Array]:
+    """Return the levels of NF4, the gap from each to its nearer neighbour, and x as stored.
 
-
-def _codes(x: Array, absmax: Array) -> Array:
-    """Return the index of the level that is nearest to x / absmax."""
+    That is the index of the level nearest to each x / absmax, and absmax, the largest absolute
+    value of its block, in float32.
+    """
+    levels = kernels.nf4_decode.LEVELS.astype(np.float64)
+    gaps = np.minimum(np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf))
+    absmax, starts = np.zeros(x.shape), np.arange(0, x.shape[-1], BLOCK)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.searchsorted(_code_book()[1], x / absmax)
+        if x.size:
+            blocks = np.maximum.reduceat(np.abs(x), starts, axis=-1).astype(np.float32)
+            repeated = np.repeat(blocks.astype(np.float64), BLOCK, axis=-1)
+            absmax = repeated[..., : x.shape[-1]]
+        codes = np.searchsorted((levels[1:] + levels[:-1]) / 2, x / absmax)
+    return levels, gaps, codes, absmax
 
 
 def gamma(roundings: int, dtype: np.dtype[Any]) -> float:
@@ -176,10 +148,7 @@ def least_of(dtype: np.dtype[Any]) -> float:
 
 
 def norms(x: Array) -> Array:
-    """Compute the norm of each row such that no square over- or underflows.
-
-    Where a row is not finite it is a NaN.
-    """
+    """Compute the norm of each row, NaN if it is not finite; no square over- or underflows."""
     largest = np.abs(x).max(axis=-1, initial=0.0)
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = x / np.where(largest > 0, largest, 1.0)[..., None]

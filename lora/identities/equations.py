@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from lora.identities.rounding import Agreement, Array
-from lora.identities.trial import FEW, LayerRun, LayerTrial
+from lora.identities.trial import DOUBLE, FEW, LayerRun, LayerTrial
 from minigrad.nn import Parameter
 
 
@@ -64,8 +64,9 @@ def composition(trial: LayerTrial) -> Agreement:
     return _compared(trial.trained(), trial.composed(), trial.bounds(), trial.base())
 
 
-def precision(trial: LayerTrial, wide: LayerTrial) -> Agreement:
+def precision(trial: LayerTrial) -> Agreement:
     """Compare y, dx, dA and dB in the precision of the layer and in double precision."""
+    wide = LayerTrial(trial.layer, trial.uses, DOUBLE, trial.draws)
     return _compared(trial.trained(), wide.trained(), trial.bounds(), wide.base())
 
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lora.identities.report import Verdict
-
 Array = NDArray[Any]
+Verdict = Literal["holds", "fails", "cannot tell"]
 
 _SURE = 8.0  # the L of the formula
 
@@ -57,17 +56,12 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The agreement of two arrays that should be equal up to rounding.
+    """The agreement of two arrays that should be equal up to rounding."""
 
-    Attributes:
-        deviation: the difference at the element where it is the largest share of its bound.
-        bound: the bound there.
-        verdict: "fails" if a difference exceeds its bound; "cannot tell" if all that the identity
-            compares is smaller than the bound, since then it could not fail.
-    """
-
-    deviation: float
-    bound: float
+    deviation: float  # the difference at the element where it is the largest share of its bound
+    bound: float  # the bound there
+    # "fails" if a difference exceeds its bound; "cannot tell" if all that the identity
+    # compares is smaller than the bound, since then it could not fail
     verdict: Verdict
 
     @classmethod

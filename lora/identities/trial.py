@@ -24,6 +24,7 @@ from minigrad.diagnostics.rng_state import Draws
 Forward = Callable[[Tensor], Tensor]
 Use = tuple[Array, Array]  # an input of the layer, and the gradient of its output
 
+DOUBLE = np.dtype(np.float64)
 FEW = 16  # roundings of one term besides its sums: scale, bias, dropout, adding up
 
 
@@ -69,6 +70,23 @@ class LayerTrial:
     def set(self, a: Array, b: Array) -> None:
         """Assign A and B."""
         self.layer.lora_a, self.layer.lora_b = a, b
+
+    def set_random(self) -> None:
+        """Assign an A and a B, drawn at random, whose update changes y by about its own size."""
+        layer, rng = self.layer, np.random.default_rng(0)
+        a = rng.standard_normal(layer.lora_a.shape) / np.sqrt(layer.d_in)
+        b = rng.standard_normal(layer.lora_b.shape) / np.sqrt(layer.rank)
+        x = self.x.astype(np.float64)
+
+        def mean_size(values: Array) -> float:
+            return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+        update = mean_size(x @ a.T @ b.T) * abs(layer.scale)
+        base = mean_size(x @ layer.base_weight.data.T.astype(np.float64))
+        base += 0.0 if layer.bias is None else mean_size(layer.bias.data.astype(np.float64))
+        factor = np.sqrt((base or 1.0) / (update or 1.0))  # of both, since its square may overflow
+        dtype = layer.lora_a.dtype
+        self.set((factor * a).astype(dtype), (factor * b).astype(dtype))
 
     def run(self, inputs: Mapping[str, Tensor], forward: Forward | None = None) -> LayerRun:
         """Run the layer, or else `forward`, and differentiate with respect to x and `inputs`."""

@@ -1,4 +1,4 @@
-"""Checking that a LoRA layer is correct, by identities that hold for every loss.
+"""Checking that a LoRA layer is correct, by identities that hold for every loss; and the report.
 
 A derivative can be compared with finite differences, which are never exact. LoRA's structure gives
 more: equations between its gradients that hold up to rounding, or to the bit, whatever the loss. A
@@ -9,18 +9,18 @@ into the base breaks one of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from lora.adapted_layer import AdaptedLayer
+from lora.adapted_layer import AdaptedLayer, label_of
 from lora.attachment.state import adapted_layers
 from lora.frozen import TrainedCopy
 from lora.identities import equations
-from lora.identities.report import IdentityCheck, VerifyReport
-from lora.identities.rounding import NOTHING, Agreement, Array
-from lora.identities.trial import LayerTrial, Use
+from lora.identities.rounding import NOTHING, Agreement, Array, Verdict
+from lora.identities.trial import DOUBLE, LayerTrial, Use
 from lora.linear import LoRALayer
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled
@@ -28,24 +28,25 @@ from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.diagnostics.rng_state import Draws
 from minigrad.nn import Module, Parameter
+from minigrad.tables import aligned, as_html, counted
 
 Identity = Callable[[LayerTrial], Agreement]
-
-DOUBLE = np.dtype(np.float64)
 
 _NOT_PLAIN = (
     "the identities are those of one LoRA update of a dense linear layer; for DoRA, PiSSA, trained "
     "biases, NF4, embeddings and several active adapters there is gradcheck"
 )
-_PRECISION = "y, dx, dA, dB as in float64"
-_MERGING = "merged y = unmerged y"
 
 # Rounding of single precision would hide small errors in these, and they are the same formulas.
 _IN_DOUBLE: dict[str, Identity] = {
     "dA A^T = B^T dB": equations.inner_products,
     "y, dA, dB under (B C^-1, C A)": equations.change_of_basis,
     "y, dx, dA, dB of x (W + s B A)^T + b": equations.composition,
-    _MERGING: equations.merging,
+    "merged y = unmerged y": equations.merging,
+}
+_IN_LOWER_PRECISION: dict[str, Identity] = {
+    "y, dx, dA, dB as in float64": equations.precision,
+    "merged y = unmerged y": equations.merging,
 }
 _AS_IT_IS: dict[str, Identity] = {
     "B = 0: y is the base's": equations.first_output,
@@ -97,15 +98,127 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     """
     if not isinstance(model, Module):
         raise TypeError(f"verify takes a LoRALayer or a model with some, not {model!r:.60}")
-    draws = Draws()
+    layers, draws = adapted_layers(model), Draws()
     checks: list[IdentityCheck] = []
     uses = _uses(model, loss_fn, batch, draws)
-    for name, layer in adapted_layers(model):
+    for name, layer in layers:
         if _is_plain(layer):
             checks += _checks(name, layer, uses[name], draws)
         else:
             checks.append(IdentityCheck(name, "all", "any", 0.0, 0.0, "cannot tell", _NOT_PLAIN))
     return VerifyReport(tuple(checks))
+
+
+_COLUMNS = ("layer", "identity", "in", "deviation", "bound", "verdict")
+
+
+@dataclass(frozen=True)
+class IdentityCheck:
+    """One identity of one layer.
+
+    Attributes:
+        layer: the name of the layer in the model.
+        identity: the name of the identity.
+        dtype: the precision in which it was computed.
+        deviation: the difference that is nearest to its bound, or exceeds it most.
+        bound: the difference that rounding explains at that element; 0 where the identity is exact.
+        verdict: "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger
+            than rounding.
+        note: which A and B were used, if not the layer's own; or why there is no verdict.
+    """
+
+    layer: str
+    identity: str
+    dtype: str
+    deviation: float
+    bound: float
+    verdict: Verdict
+    note: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The columns of the table, with the note after the verdict."""
+        verdict = f"{self.verdict} ({self.note})" if self.note else self.verdict
+        return (
+            self.layer or "the layer",
+            self.identity,
+            self.dtype,
+            f"{self.deviation:.2g}",
+            f"{self.bound:.2g}",
+            verdict,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class VerifyReport:
+    """The report of `verify`. It is true only if every identity of every layer holds.
+
+    Printed, it is a sentence and a table: layer, identity, precision, the largest deviation, the
+    bound that rounding explains, and the verdict.
+
+    Attributes:
+        checks: one for each layer and identity.
+    """
+
+    checks: tuple[IdentityCheck, ...]
+
+    @property
+    def failed(self) -> list[IdentityCheck]:
+        """The identities that do not hold."""
+        return [check for check in self.checks if check.verdict == "fails"]
+
+    @property
+    def undecided(self) -> list[IdentityCheck]:
+        """The identities that could not be checked."""
+        return [check for check in self.checks if check.verdict == "cannot tell"]
+
+    @property
+    def verdict(self) -> Verdict:
+        """One of "holds", "fails" and "cannot tell"."""
+        if self.failed:
+            return "fails"
+        return "cannot tell" if self.undecided or not self.checks else "holds"
+
+    def __bool__(self) -> bool:
+        return self.verdict == "holds"
+
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence."""
+        layers = list(dict.fromkeys(check.layer for check in self.checks))
+        what = f"{len(self.checks)} checks of {counted(len(layers), 'layer')}"
+        if self.verdict == "holds":
+            return f"LoRA's identities hold: {what}."
+        found = [f"{len(self.failed)} fail"] * bool(self.failed)
+        found += [f"{len(self.undecided)} have no verdict"] * bool(self.undecided)
+        return f"LoRA's identities: of {what}, {' and '.join(found)}."
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The rows of the table.
+
+        A layer without any verdict, for a single reason, is one row; so is one of several layers
+        in which every identity holds.
+        """
+        rows = []
+        layers = list(dict.fromkeys(check.layer for check in self.checks))
+        for layer in layers:
+            checks = [check for check in self.checks if check.layer == layer]
+            if len(layers) > 1 and all(check.verdict == "holds" for check in checks):
+                nearest = max(checks, key=lambda c: c.deviation / c.bound if c.bound else 0.0)
+                what = f"all {len(checks)}, nearest: {nearest.identity}"
+                checks = [replace(nearest, identity=what)]
+            elif {(c.verdict, c.note) for c in checks} == {("cannot tell", checks[0].note)}:
+                what = f"all {len(checks)}"
+                checks = [replace(checks[0], identity=what, dtype="any", deviation=0.0, bound=0.0)]
+            rows += [check.cells for check in checks]
+        return rows
+
+    def __repr__(self) -> str:
+        return "\n".join([self.sentence, *aligned(_COLUMNS, self.rows)])
+
+    def _repr_html_(self) -> str:
+        return as_html(self.sentence, _COLUMNS, self.rows)
 
 
 def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
@@ -120,19 +233,17 @@ def _is_plain(layer: AdaptedLayer) -> TypeGuard[LoRALayer]:
 
 
 def _uses(model: Module, loss_fn: Loss, batch: Any, draws: Draws) -> dict[str, list[Use]]:
-    """Record the inputs of each layer, and the gradients of its outputs."""
-    adapted_layers(model)
+    """Record the inputs of each layer, and the gradients of its outputs, on a copy of the model."""
     copied = copy.deepcopy(model)
-    found = adapted_layers(copied)
-    calls: dict[str, list[tuple[Array, Tensor]]] = {name: [] for name, _ in found}
-    for name, layer in found:
+    calls: dict[str, list[tuple[Array, Tensor]]] = {}
+    for name, layer in adapted_layers(copied):
+        calls[name] = []
         layer.unmerge()
         layer.enabled = True
-        if not _is_plain(layer):
-            continue
-        layer.lora_a.requires_grad_()
-        layer.lora_b.requires_grad_()
-        vars(layer)["forward"] = _recording(name, layer, calls[name])
+        if _is_plain(layer):
+            layer.lora_a.requires_grad_()
+            layer.lora_b.requires_grad_()
+            vars(layer)["forward"] = _recording(name, layer, calls[name])
     # The checks report what is not finite, so there is no need for warnings.
     with enable_grad(), draws.put_back(), np.errstate(all="ignore"):
         loss = loss_of(copied, loss_fn, batch)
@@ -159,13 +270,13 @@ def _recording(
         y: Any = forward(x)
         if not isinstance(y, Tensor):
             raise TypeError(
-                f"{_label(name)} must return a Tensor, as any LoRALayer does, not a "
+                f"{label_of(name)} must return a Tensor, as any LoRALayer does, not a "
                 f"{type(y).__name__}"
             )
         right = (*np.shape(x)[:-1], layer.d_out)
         if y.shape != right:
             raise ValueError(
-                f"{_label(name)}, called on x of shape {np.shape(x)}, must return a Tensor of "
+                f"{label_of(name)}, called on x of shape {np.shape(x)}, must return a Tensor of "
                 f"shape {right}, not {y.shape}"
             )
         if is_grad_enabled():  # a checkpoint calls it once without, and again in the backward pass
@@ -177,55 +288,25 @@ def _recording(
     return recorded
 
 
-def _label(name: str) -> str:
-    return f"layer {name!r}" if name else "the layer"
-
-
-def _checks(name: str, layer: LoRALayer, uses: Sequence[Use], draws: Draws) -> list[IdentityCheck]:
+def _checks(
+    name: str, layer: LoRALayer, uses: Sequence[Use], draws: Draws
+) -> Iterator[IdentityCheck]:
     """Check all identities of one layer."""
-    own = layer.lora_a.dtype
-    listed = [(identity, function, DOUBLE) for identity, function in _IN_DOUBLE.items()]
-    if own != DOUBLE:
-
-        def precision(trial: LayerTrial) -> Agreement:
-            return equations.precision(trial, LayerTrial(trial.layer, trial.uses, DOUBLE, draws))
-
-        listed += [(_PRECISION, precision, own), (_MERGING, equations.merging, own)]
-    listed += [(identity, function, own) for identity, function in _AS_IT_IS.items()]
-    return [_check(name, *each, layer, uses, draws) for each in listed]
-
-
-def _check(
-    name: str,
-    identity: str,
-    function: Identity,
-    dtype: np.dtype[Any],
-    layer: LoRALayer,
-    uses: Sequence[Use],
-    draws: Draws,
-) -> IdentityCheck:
-    """Check one identity at the layer's own A and B, or at random ones where those show nothing."""
-    found, note, fits = NOTHING, _obstacle(layer, uses), True
-    if note:
-        return IdentityCheck(name, identity, str(dtype), 0.0, 0.0, "cannot tell", note)
-    try:
-        with np.errstate(all="ignore"):  # the verdict reports overflow
-            trial = LayerTrial(layer, uses, dtype, draws)
-            found = function(trial) if trial.fits() else NOTHING
-            if found.verdict == "cannot tell":
-                trial = LayerTrial(layer, uses, dtype, draws)
-                trial.set(*_random(trial))
-                fits = trial.fits()
-                found = function(trial) if fits else NOTHING
-                note = "at a random A and B"
-    except Exception as error:
-        error.add_note(f"while lora.verify checked {identity!r} of {_label(name)}")
-        raise
-    if found.verdict == "cannot tell":
-        note = _silence(layer, uses) if fits else f"the numbers exceed {dtype}"
-    return IdentityCheck(
-        name, identity, str(dtype), found.deviation, found.bound, found.verdict, note
-    )
+    own, obstacle = layer.lora_a.dtype, _obstacle(layer, uses)
+    in_own = _AS_IT_IS if own == DOUBLE else _IN_LOWER_PRECISION | _AS_IT_IS
+    listed = [(DOUBLE, *each) for each in _IN_DOUBLE.items()]
+    listed += [(own, *each) for each in in_own.items()]
+    for dtype, identity, function in listed:
+        found, note = NOTHING, obstacle
+        if not obstacle:
+            try:
+                with np.errstate(all="ignore"):  # the verdict reports overflow
+                    found, note = _compare(function, layer, uses, dtype, draws)
+            except Exception as error:
+                error.add_note(f"while lora.verify checked {identity!r} of {label_of(name)}")
+                raise
+        verdict = found.deviation, found.bound, found.verdict
+        yield IdentityCheck(name, identity, str(dtype), *verdict, note)
 
 
 def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
@@ -245,30 +326,29 @@ def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
     return ""
 
 
-def _silence(layer: LoRALayer, uses: Sequence[Use]) -> str:
-    """Say why there was nothing to compare, even at a random A and B."""
+def _compare(
+    function: Identity,
+    layer: LoRALayer,
+    uses: Sequence[Use],
+    dtype: np.dtype[Any],
+    draws: Draws,
+) -> tuple[Agreement, str]:
+    """Compare at the layer's own A and B, or at random ones if those show nothing; and say so."""
+    trial = LayerTrial(layer, uses, dtype, draws)
+    found = function(trial) if trial.fits() else NOTHING
+    if found.verdict != "cannot tell":
+        return found, ""
+    trial = LayerTrial(layer, uses, dtype, draws)
+    trial.set_random()
+    if not trial.fits():
+        return NOTHING, f"the numbers exceed {dtype}"
+    found = function(trial)
+    if found.verdict != "cannot tell":
+        return found, "at a random A and B"
     if not any(g.any() for _, g in uses):
-        return "no gradient arrives"
+        return found, "no gradient arrives"
     if layer.scale == 0:
-        return "the scale is 0"
+        return found, "the scale is 0"
     if layer.training and layer.dropout == 1:
-        return "dropout leaves nothing"
-    return "all is below rounding"
-
-
-def _random(trial: LayerTrial) -> tuple[Array, Array]:
-    """Draw an A and a B whose update changes y by about its own size."""
-    layer, rng = trial.layer, np.random.default_rng(0)
-    a = rng.standard_normal(layer.lora_a.shape) / np.sqrt(layer.d_in)
-    b = rng.standard_normal(layer.lora_b.shape) / np.sqrt(layer.rank)
-    x = trial.x.astype(np.float64)
-
-    def mean_size(values: Array) -> float:
-        return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
-
-    update = mean_size(x @ a.T @ b.T) * abs(layer.scale)
-    base = mean_size(x @ layer.base_weight.data.T.astype(np.float64))
-    base += 0.0 if layer.bias is None else mean_size(layer.bias.data.astype(np.float64))
-    factor = np.sqrt((base or 1.0) / (update or 1.0))  # of both, since its square may overflow
-    dtype = layer.lora_a.dtype
-    return (factor * a).astype(dtype), (factor * b).astype(dtype)
+        return found, "dropout leaves nothing"
+    return found, "all is below rounding"

@@ -69,19 +69,10 @@ def draw(
     weight: Callable[[], Array],
     rng: np.random.Generator | None,
 ) -> Factors:
-    """Draw the first A, `(rank, d_in)`, and B, `(d_out, rank)`.
+    """Draw the first A, `(rank, d_in)`, and B, `(d_out, rank)`; B A will be multiplied by `scale`.
 
-    Args:
-        init: one of `INITS`, or "pissa_niter_<rounds>".
-        d_out: the size of an output.
-        d_in: the size of an input.
-        rank: the rank of B A.
-        scale: the factor that B A will be multiplied by.
-        weight: returns W, `(d_out, d_in)` in float64; only PiSSA calls it.
-        rng: the generator to draw from; None for the default one.
-
-    Raises:
-        ValueError: if the rank of orthogonal factors is odd.
+    Only PiSSA calls `weight`, which returns W, `(d_out, d_in)` in float64. A ValueError is raised
+    if the rank of orthogonal factors is odd.
     """
     check_rank(init, rank)
     rng = generator(rng)

@@ -31,10 +31,6 @@ class NF4Linear(Module):
         bias: b, `(out_features,)`, whose memory is shared, frozen here; or None.
         dtype: the dtype of adapters on it, if there is no bias whose dtype they take.
 
-    Attributes:
-        weight: W.
-        bias: b, a frozen Parameter, or None.
-
     Raises:
         TypeError: if the weight is no NF4Matrix.
         ValueError: if the shapes do not match.

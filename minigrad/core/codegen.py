@@ -6,16 +6,16 @@ as much as one in which all this is written out. So, as `dataclass` does with `_
 the text of the function once for each op, and let Python compile it. `minigrad.multiply.source`
 shows one:
 
-    def multiply(x, y):
+    def multiply(a, b):
         ...
-        if isinstance(x, _Tensor):
-            _x_node = x.node
-            _x_data = x._data
+        if isinstance(a, _Tensor):
+            _a_node = a.node
+            _a_data = a._data
         ...
-        _out = _forward(_x_data, _y_data)
+        _out = _forward(_a_data, _b_data)
         ...
-            if _x_node is not None:
-                _edges.append((_x_node, 0, _vjp_0, _y_data, ))
+            if _a_node is not None:
+                _edges.append((_a_node, 0, _vjp_0, _b_data, ))
 
 What the call needs besides the op's own parameters has names with an underscore.
 

@@ -1,14 +1,14 @@
 """An op: its forward on arrays and one VJP for each input, side by side.
 
     @op
-    def multiply(x, y):
-        return np.multiply(x, y)
+    def multiply(a, b):
+        return np.multiply(a, b)
 
-    multiply.vjp("x", lambda g, y: g * y)
-    multiply.vjp("y", lambda g, x: g * x)
+    multiply.vjp("a", lambda g, b: g * b)
+    multiply.vjp("b", lambda g, a: g * a)
 
 A VJP names what it needs: the arriving gradient `g`, then any parameter of the op, `out` for the
-result, or `x_shape` for no more than the shape of `x`. The names are read once, here. When the op
+result, or `a_shape` for no more than the shape of `a`. The names are read once, here. When the op
 is called, only the VJPs of inputs that need a gradient are recorded, only what these VJPs name is
 saved, and nothing else stays alive. With a frozen weight, matmul's VJP for it is never recorded,
 its product never runs, and the activation is not saved for it.
@@ -86,9 +86,10 @@ class VJP:
     ) -> None:
         names = tuple(inspect.signature(derivative).parameters)
         if names[: len(leading)] != leading:
-            old = "; 'needs' is 'needs_input_grad' since minigrad 0.2" if "needs" in names else ""
+            hint = "; 'needs' is 'needs_input_grad' since minigrad 0.2" if "needs" in names else ""
             raise ValueError(
-                f"a VJP of `{op.name}` takes {', '.join(leading)} first, not {', '.join(names)}{old}"
+                f"a VJP of `{op.name}` takes {', '.join(leading)} first, "
+                f"not {', '.join(names)}{hint}"
             )
         special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}

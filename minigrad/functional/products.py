@@ -18,29 +18,29 @@ __all__ = ["dot", "einsum", "outer"]
 
 
 @composition
-def outer(x: Array, y: Array) -> Tensor:
-    """x[i] y[j] for the elements of x and of y, both flattened."""
-    return multiply(reshape(x, (-1, 1)), reshape(y, -1))
+def outer(a: Array, b: Array) -> Tensor:
+    """a[i] b[j] for the elements of a and of b, both flattened."""
+    return multiply(reshape(a, (-1, 1)), reshape(b, -1))
 
 
 @composition
-def dot(x: Array, y: Array) -> Tensor:
-    """The sum over the last axis of x and the last but one of y (its only one, for a vector).
+def dot(a: Array, b: Array) -> Tensor:
+    """The sum over the last axis of a and the last but one of b (its only one, for a vector).
 
-    For vectors and matrices that is `x @ y`; with a number it is `x * y`. Further axes stand side
+    For vectors and matrices that is `a @ b`; with a number it is `a * b`. Further axes stand side
     by side: `(a, b, k)` and `(c, k, d)` give `(a, b, c, d)`.
 
     Raises:
         ValueError: if the sizes do not match.
     """
-    if np.ndim(x) == 0 or np.ndim(y) == 0:
-        return multiply(x, y)
-    if y.ndim <= 2:
-        return matmul(x, y)
-    if x.shape[-1] != y.shape[-2]:
-        raise ValueError(f"shapes {x.shape} and {y.shape} do not align")
-    columns = reshape(moveaxis(y, -2, 0), (y.shape[-2], -1))
-    return reshape(matmul(x, columns), (*x.shape[:-1], *y.shape[:-2], y.shape[-1]))
+    if np.ndim(a) == 0 or np.ndim(b) == 0:
+        return multiply(a, b)
+    if b.ndim <= 2:
+        return matmul(a, b)
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"shapes {a.shape} and {b.shape} do not align")
+    columns = reshape(moveaxis(b, -2, 0), (b.shape[-2], -1))
+    return reshape(matmul(a, columns), (*a.shape[:-1], *b.shape[:-2], b.shape[-1]))
 
 
 @composition

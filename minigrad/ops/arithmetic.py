@@ -23,89 +23,89 @@ __all__ = [
 
 
 _DIFFERENCE_HINTS = {
-    "Inf - Inf is NaN": lambda x, y, out: (
-        np.isinf(x).any() and np.isinf(y).any() and np.isnan(out).any()
+    "Inf - Inf is NaN": lambda a, b, out: (
+        np.isinf(a).any() and np.isinf(b).any() and np.isnan(out).any()
     ),
 }
 
 
 @op(nonfinite_hint=_DIFFERENCE_HINTS)
-def add(x: Array, y: Array) -> Array:
-    """x + y, broadcast."""
-    return np.add(x, y)
+def add(a: Array, b: Array) -> Array:
+    """a + b, broadcast."""
+    return np.add(a, b)
 
 
-add.vjp("x", lambda g: g)
-add.vjp("y", lambda g: g)
+add.vjp("a", lambda g: g)
+add.vjp("b", lambda g: g)
 
 
 @op(nonfinite_hint=_DIFFERENCE_HINTS)
-def subtract(x: Array, y: Array) -> Array:
-    """x - y, broadcast."""
-    return np.subtract(x, y)
+def subtract(a: Array, b: Array) -> Array:
+    """a - b, broadcast."""
+    return np.subtract(a, b)
 
 
-subtract.vjp("x", lambda g: g)
-subtract.vjp("y", lambda g: -g)
+subtract.vjp("a", lambda g: g)
+subtract.vjp("b", lambda g: -g)
 
 
 @op(
     nonfinite_hint={
-        "0 * Inf is NaN: choose by `where`, not by a product with 0": lambda x, y: (
-            (x == 0) & np.isinf(y) | (y == 0) & np.isinf(x)
+        "0 * Inf is NaN: choose by `where`, not by a product with 0": lambda a, b: (
+            (a == 0) & np.isinf(b) | (b == 0) & np.isinf(a)
         )
     },
     gradient_hint=hints.of_product_gradient,
 )
-def multiply(x: Array, y: Array) -> Array:
-    """x y, element by element, broadcast."""
-    return np.multiply(x, y)
+def multiply(a: Array, b: Array) -> Array:
+    """a b, element by element, broadcast."""
+    return np.multiply(a, b)
 
 
-multiply.vjp("x", lambda g, y: g * y)
-multiply.vjp("y", lambda g, x: g * x)
+multiply.vjp("a", lambda g, b: g * b)
+multiply.vjp("b", lambda g, a: g * a)
 
 
 @op(
     nonfinite_hint={
         "0 / 0 is NaN; add a small number to the divisor, or choose by `where` beforehand": (
-            lambda x, y: (x == 0) & (y == 0)
+            lambda a, b: (a == 0) & (b == 0)
         ),
-        "division by 0; add a small number to the divisor": lambda x, y: (x != 0) & (y == 0),
-        "Inf / Inf is NaN": lambda x, y: np.isinf(x) & np.isinf(y),
+        "division by 0; add a small number to the divisor": lambda a, b: (a != 0) & (b == 0),
+        "Inf / Inf is NaN": lambda a, b: np.isinf(a) & np.isinf(b),
     },
-    gradient_hint={"the derivative divides by y, which has a 0": lambda y: y == 0},
+    gradient_hint={"the derivative divides by b, which has a 0": lambda b: b == 0},
 )
-def divide(x: Array, y: Array) -> Array:
-    """x / y, broadcast; integers give floats. At y = 0 it is infinite or nan, as in numpy."""
-    return np.divide(x, y)
+def divide(a: Array, b: Array) -> Array:
+    """a / b, broadcast; integers give floats. At b = 0 it is infinite or nan, as in numpy."""
+    return np.divide(a, b)
 
 
-divide.vjp("x", lambda g, y: g / y)
-divide.vjp("y", lambda g, y, out: -g * out / y)
-
-
-@op
-def floor_divide(x: Array, y: Array) -> Array:
-    """floor(x / y), broadcast: a staircase, of derivative 0 wherever it has one."""
-    return np.floor_divide(x, y)
-
-
-floor_divide.vjp("x", flat)
-floor_divide.vjp("y", flat)
+divide.vjp("a", lambda g, b: g / b)
+divide.vjp("b", lambda g, b, out: -g * out / b)
 
 
 @op
-def remainder(x: Array, y: Array) -> Array:
-    """x - y floor(x / y), broadcast: it has the sign of y, as Python's % has.
+def floor_divide(a: Array, b: Array) -> Array:
+    """floor(a / b), broadcast: a staircase, of derivative 0 wherever it has one."""
+    return np.floor_divide(a, b)
 
-    The derivatives are 1 in x and -floor(x / y) in y, also at the jumps.
+
+floor_divide.vjp("a", flat)
+floor_divide.vjp("b", flat)
+
+
+@op
+def remainder(a: Array, b: Array) -> Array:
+    """a - b floor(a / b), broadcast: it has the sign of b, as Python's % has.
+
+    The derivatives are 1 in a and -floor(a / b) in b, also at the jumps.
     """
-    return np.remainder(x, y)
+    return np.remainder(a, b)
 
 
-remainder.vjp("x", lambda g: g)
-remainder.vjp("y", lambda g, x, y: -g * floor_divide(x, y))
+remainder.vjp("a", lambda g: g)
+remainder.vjp("b", lambda g, a, b: -g * floor_divide(a, b))
 
 
 @op
@@ -120,28 +120,28 @@ negative.vjp("x", lambda g: -g)
 @op(
     nonfinite_hint={
         "a negative number to a power that is no integer is NaN": (
-            lambda x, y: (x < 0) & (y != np.floor(y))
+            lambda a, b: (a < 0) & (b != np.floor(b))
         ),
-        "0 to a negative power is Inf: division by 0": lambda x, y: (x == 0) & (y < 0),
+        "0 to a negative power is Inf: division by 0": lambda a, b: (a == 0) & (b < 0),
     },
     gradient_hint={
-        "the slope of x^y is infinite at x = 0 for y < 1; (x + 1e-12)^y has one": (
-            lambda x, y: (x == 0) & (y < 1)
+        "the slope of a^b is infinite at a = 0 for b < 1; (a + 1e-12)^b has one": (
+            lambda a, b: (a == 0) & (b < 1)
         )
     },
 )
-def power(x: Array, y: Array) -> Array:
-    """x ** y, broadcast.
+def power(a: Array, b: Array) -> Array:
+    """a ** b, broadcast.
 
-    x^0 = 1 and has derivative 0 in x, also at x = 0. The derivative in y is out log(x), taken as 0
-    where x = 0; at a negative x, where x^y is defined at isolated y only, it is nan.
+    a^0 = 1 and has derivative 0 in a, also at a = 0. The derivative in b is out log(a), taken as 0
+    where a = 0; at a negative a, where a^b is defined at isolated b only, it is nan.
     """
-    if y.__class__ in (int, float) and y in _WHOLE and x.__class__ is np.ndarray:
-        if y > 0:
-            return _product(x, int(y))
-        if x.dtype.kind == "f":
-            return 1.0 / _product(x, int(-y))
-    return x**y  # the operator, not np.power: it has fast ways for exponents such as 2 and 0.5
+    if b.__class__ in (int, float) and b in _WHOLE and a.__class__ is np.ndarray:
+        if b > 0:
+            return _product(a, int(b))
+        if a.dtype.kind == "f":
+            return 1.0 / _product(a, int(-b))
+    return a**b  # the operator, not np.power: it has fast ways for exponents such as 2 and 0.5
 
 
 _WHOLE = {-4, -3, -2, -1, 3, 4, 5, 6, 7, 8}  # for which numpy takes up to a hundred times as long
@@ -155,15 +155,15 @@ def _product(x: Array, n: int) -> Array:
     return half * half * x if n % 2 else half * half
 
 
-@power.vjp("x")
-def _power_x(g: Array, x: Array, y: Array) -> Array:
-    if isinstance(y, (int, float)):
-        return g * (y * power(x, y - 1)) if y != 0 else g * 0.0
-    nothing = logical_and(x == 0, y == 0)  # 0 times 0^-1
-    return g * y * x ** where(nothing, 1.0, y - 1)
+@power.vjp("a")
+def _power_a(g: Array, a: Array, b: Array) -> Array:
+    if isinstance(b, (int, float)):
+        return g * (b * power(a, b - 1)) if b != 0 else g * 0.0
+    nothing = logical_and(a == 0, b == 0)  # 0 times 0^-1
+    return g * b * a ** where(nothing, 1.0, b - 1)
 
 
-@power.vjp("y")
-def _power_y(g: Array, x: Array, out: Array) -> Array:
-    zero = x == 0
-    return where(zero, 0.0, g * out * log(where(zero, 1.0, x)))
+@power.vjp("b")
+def _power_b(g: Array, a: Array, out: Array) -> Array:
+    zero = a == 0
+    return where(zero, 0.0, g * out * log(where(zero, 1.0, a)))

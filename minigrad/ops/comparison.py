@@ -34,39 +34,39 @@ _all: Any = np.logical_and.reduce
 
 
 @op
-def equal(x: Array, y: Array) -> Array:
-    """x == y, as booleans."""
-    return np.equal(x, y)
+def equal(a: Array, b: Array) -> Array:
+    """a == b, as booleans."""
+    return np.equal(a, b)
 
 
 @op
-def not_equal(x: Array, y: Array) -> Array:
-    """x != y, as booleans."""
-    return np.not_equal(x, y)
+def not_equal(a: Array, b: Array) -> Array:
+    """a != b, as booleans."""
+    return np.not_equal(a, b)
 
 
 @op
-def less(x: Array, y: Array) -> Array:
-    """x < y, as booleans."""
-    return np.less(x, y)
+def less(a: Array, b: Array) -> Array:
+    """a < b, as booleans."""
+    return np.less(a, b)
 
 
 @op
-def less_equal(x: Array, y: Array) -> Array:
-    """x <= y, as booleans."""
-    return np.less_equal(x, y)
+def less_equal(a: Array, b: Array) -> Array:
+    """a <= b, as booleans."""
+    return np.less_equal(a, b)
 
 
 @op
-def greater(x: Array, y: Array) -> Array:
-    """x > y, as booleans."""
-    return np.greater(x, y)
+def greater(a: Array, b: Array) -> Array:
+    """a > b, as booleans."""
+    return np.greater(a, b)
 
 
 @op
-def greater_equal(x: Array, y: Array) -> Array:
-    """x >= y, as booleans."""
-    return np.greater_equal(x, y)
+def greater_equal(a: Array, b: Array) -> Array:
+    """a >= b, as booleans."""
+    return np.greater_equal(a, b)
 
 
 @op
@@ -88,23 +88,23 @@ def isnan(x: Array) -> Array:
 
 
 @op
-def logical_and(x: Array, y: Array) -> Array:
-    """x and y, element by element, for booleans.
+def logical_and(a: Array, b: Array) -> Array:
+    """a and b, element by element, for booleans.
 
     Raises:
         TypeError: for anything else than booleans.
     """
-    return np.logical_and(_booleans("logical_and", x), _booleans("logical_and", y))
+    return np.logical_and(_booleans("logical_and", a), _booleans("logical_and", b))
 
 
 @op
-def logical_or(x: Array, y: Array) -> Array:
-    """x or y, element by element, for booleans.
+def logical_or(a: Array, b: Array) -> Array:
+    """a or b, element by element, for booleans.
 
     Raises:
         TypeError: for anything else than booleans.
     """
-    return np.logical_or(_booleans("logical_or", x), _booleans("logical_or", y))
+    return np.logical_or(_booleans("logical_or", a), _booleans("logical_or", b))
 
 
 @op

@@ -68,29 +68,29 @@ where.vjp("y", lambda g, condition: where(condition, 0.0, g))
 
 
 @op
-def maximum(x: Array, y: Array) -> Array:
-    """The larger of x and y, broadcast. Where they are equal, each gets half of the gradient.
+def maximum(a: Array, b: Array) -> Array:
+    """The larger of a and b, broadcast. Where they are equal, each gets half of the gradient.
 
     Where one is nan, the result is nan, and the gradient goes to both.
     """
-    return np.maximum(x, y)
+    return np.maximum(a, b)
 
 
-maximum.vjp("x", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
-maximum.vjp("y", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
+maximum.vjp("a", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
+maximum.vjp("b", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
 
 
 @op
-def minimum(x: Array, y: Array) -> Array:
-    """The smaller of x and y, broadcast. Where they are equal, each gets half of the gradient.
+def minimum(a: Array, b: Array) -> Array:
+    """The smaller of a and b, broadcast. Where they are equal, each gets half of the gradient.
 
     Where one is nan, the result is nan, and the gradient goes to both.
     """
-    return np.minimum(x, y)
+    return np.minimum(a, b)
 
 
-minimum.vjp("x", lambda g, x, y: where(x > y, 0.0, where(x == y, 0.5 * g, g)))
-minimum.vjp("y", lambda g, x, y: where(x < y, 0.0, where(x == y, 0.5 * g, g)))
+minimum.vjp("a", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
+minimum.vjp("b", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 
 
 @op(cost=lambda min, max, out: ((min is not None) + (max is not None)) * out.size)

@@ -17,10 +17,10 @@ from minigrad.ops.shape import reshape, transpose
 __all__ = ["linear", "lora_linear", "matmul"]
 
 
-def shape_of_product(x: Sequence[int], y: Sequence[int]) -> tuple[int, ...]:
+def shape_of_product(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of the matrix product of arrays of these shapes."""
-    rows, columns = x[-2:-1], y[-1:] if len(y) > 1 else ()
-    return (*np.broadcast_shapes(tuple(x[:-2]), tuple(y[:-2])), *rows, *columns)
+    rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
+    return (*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), *rows, *columns)
 
 
 def swap_last(x: Array) -> Array:
@@ -29,13 +29,13 @@ def swap_last(x: Array) -> Array:
 
 
 @op(
-    cost=lambda x, out: 2 * out.size * x.shape[-1],
-    shape=lambda x, y: shape_of_product(x.shape, y.shape),
+    cost=lambda a, out: 2 * out.size * a.shape[-1],
+    shape=lambda a, b: shape_of_product(a.shape, b.shape),
     product=True,
     nonfinite_hint=hints.of_product,
     gradient_hint=hints.of_product_gradient,
 )
-def matmul(x: Array, y: Array) -> Array:
+def matmul(a: Array, b: Array) -> Array:
     """The matrix product `(..., m, k) @ (..., k, n) -> (..., m, n)`, leading axes broadcast.
 
     As in numpy, a vector is a row on the left and a column on the right, and the result does not
@@ -44,19 +44,19 @@ def matmul(x: Array, y: Array) -> Array:
     Raises:
         ValueError: if an operand is a number, or the sizes do not match.
     """
-    x, y = np.asarray(x), np.asarray(y)
-    if x.ndim == 0 or y.ndim == 0:
+    a, b = np.asarray(a), np.asarray(b)
+    if a.ndim == 0 or b.ndim == 0:
         raise op_error(
             ValueError, "matmul", "takes vectors, matrices or stacks of them; for a number use *"
         )
-    row, column = x.ndim == 1, y.ndim == 1
-    rows, columns = x[None] if row else x, y[:, None] if column else y
+    row, column = a.ndim == 1, b.ndim == 1
+    rows, columns = a[None] if row else a, b[:, None] if column else b
     if rows.shape[-1] != columns.shape[-2]:
-        hint = "; did you mean y.T?" if y.ndim == 2 and x.shape[-1] == y.shape[-1] else ""
+        hint = "; did you mean b.T?" if b.ndim == 2 and a.shape[-1] == b.shape[-1] else ""
         raise op_error(
             ValueError,
             "matmul",
-            f"shapes {x.shape} and {y.shape} do not align: "
+            f"shapes {a.shape} and {b.shape} do not align: "
             f"{rows.shape[-1]} != {columns.shape[-2]}{hint}",
         )
     out = kernels.gemm.matmul(rows, columns)
@@ -65,26 +65,26 @@ def matmul(x: Array, y: Array) -> Array:
     return out
 
 
-@matmul.vjp("x")
-def _matmul_x(g: Array, x_shape: tuple[int, ...], y: Array) -> Array:
-    if len(x_shape) == 2 and y.ndim > 2:
-        order = (y.ndim - 2, *range(y.ndim - 2), y.ndim - 1)  # equal rows side by side
-        wide = reshape(transpose(g, order), (x_shape[0], -1))
-        return matmul(wide, as_rows(swap_last(y)))
-    g = _with_axes(g, len(x_shape) == 1, y.ndim == 1)
-    return matmul(g, swap_last(reshape(y, (-1, 1)) if y.ndim == 1 else y))
+@matmul.vjp("a")
+def _matmul_x(g: Array, a_shape: tuple[int, ...], b: Array) -> Array:
+    if len(a_shape) == 2 and b.ndim > 2:
+        order = (b.ndim - 2, *range(b.ndim - 2), b.ndim - 1)  # equal rows side by side
+        wide = reshape(transpose(g, order), (a_shape[0], -1))
+        return matmul(wide, as_rows(swap_last(b)))
+    g = _with_axes(g, len(a_shape) == 1, b.ndim == 1)
+    return matmul(g, swap_last(reshape(b, (-1, 1)) if b.ndim == 1 else b))
 
 
-@matmul.vjp("y")
-def _matmul_y(g: Array, x: Array, y_shape: tuple[int, ...]) -> Array:
-    if x.ndim > 2 and len(y_shape) <= 2:
+@matmul.vjp("b")
+def _matmul_y(g: Array, a: Array, b_shape: tuple[int, ...]) -> Array:
+    if a.ndim > 2 and len(b_shape) <= 2:
         # In one product: a gradient for each matrix of the stack would take a lot of memory.
-        if len(y_shape) == 1:
-            return matmul(reshape(g, -1), as_rows(x))
-        return matmul(transpose(as_rows(x)), as_rows(g))
-    g = _with_axes(g, x.ndim == 1, len(y_shape) == 1)
-    product = matmul(swap_last(reshape(x, (1, -1)) if x.ndim == 1 else x), g)
-    return reshape(product, product.shape[:-1]) if len(y_shape) == 1 else product
+        if len(b_shape) == 1:
+            return matmul(reshape(g, -1), as_rows(a))
+        return matmul(transpose(as_rows(a)), as_rows(g))
+    g = _with_axes(g, a.ndim == 1, len(b_shape) == 1)
+    product = matmul(swap_last(reshape(a, (1, -1)) if a.ndim == 1 else a), g)
+    return reshape(product, product.shape[:-1]) if len(b_shape) == 1 else product
 
 
 def _with_axes(g: Array, row: bool, column: bool) -> Array:

@@ -21,30 +21,30 @@ from tests.cases.case import (
 )
 
 
-def power(x, y):
-    return np.power(x, y)  # which itself takes no keywords
+def power(a, b):
+    return np.power(a, b)  # which itself takes no keywords
 
 
-def clip(x, min=None, max=None):
-    return np.clip(x, min, max)
+def clip(a, min=None, max=None):
+    return np.clip(a, min, max)
 
 
 CASES = [
     # Sums and products
     Case("add", normal((2, 3), (2, 3)), np.add),
-    Case("add", normal((2, 3)), lambda x, y: x + y, {"y": 2.5}, note="number"),
+    Case("add", normal((2, 3)), lambda a, b: a + b, {"b": 2.5}, note="number"),
     Case("add", normal((0, 3), (3,)), np.add, note="empty"),
     Case("add", normal((), ()), np.add, note="0-d"),
     Case("add", below(9, (3,), (3,)), np.add, order=0, note="integers"),
     Case("subtract", normal((2, 3), (2, 3)), np.subtract),
-    Case("subtract", normal((3,)), np.subtract, function=lambda f, y: 1 - y, note="number first"),
+    Case("subtract", normal((3,)), np.subtract, function=lambda f, b: 1 - b, note="number first"),
     Case("subtract", normal((2, 1), (3,)), np.subtract, note="broadcast"),
     Case("multiply", normal((2, 3), (2, 3)), np.multiply),
-    Case("multiply", normal((2, 3)), np.multiply, function=lambda f, x: x * x, note="with itself"),
+    Case("multiply", normal((2, 3)), np.multiply, function=lambda f, a: a * a, note="with itself"),
     Case("multiply", normal((2, 1), (3,)), np.multiply, note="broadcast"),
     Case("multiply", joined(normal((3,)), below(9, (3,))), np.multiply, note="by integers"),
     Case("divide", nonzero((2, 3), (2, 3)), np.divide),
-    Case("divide", nonzero((3,)), np.divide, function=lambda f, y: 1 / y, note="number first"),
+    Case("divide", nonzero((3,)), np.divide, function=lambda f, b: 1 / b, note="number first"),
     Case("divide", nonzero((), (3,)), np.divide, note="0-d by row"),
     Case(
         "divide", fixed([1, 2], [3, -4]), narrow(np.divide), order=0, note="integers give float32"
@@ -54,7 +54,7 @@ CASES = [
         fixed([1.0, -2.0], [0.0, 4.0]),
         np.divide,
         note="by zero",
-        derivative=lambda g, x, y: (g / y, -g * x / y**2),
+        derivative=lambda g, a, b: (g / b, -g * a / b**2),
         quiet="1 / 0 is inf",
     ),
     Case("negative", normal((2, 3)), np.negative),
@@ -70,9 +70,9 @@ CASES = [
         }.items()
     ],
     *[
-        Case(name, fixed([7.0, -7.0, 0.5]), lambda x, y, f=f: f(x, y), {"y": y}, note=f"by {y}")
+        Case(name, fixed([7.0, -7.0, 0.5]), lambda a, b, f=f: f(a, b), {"b": b}, note=f"by {b}")
         for name, f in [("floor_divide", np.floor_divide), ("remainder", np.remainder)]
-        for y in (3, -3, 1.5)
+        for b in (3, -3, 1.5)
     ],
     *[
         Case(name, fixed([7, -7, 7, -7], [3, 3, -3, -3]), f, order=0, note="integers")
@@ -94,81 +94,81 @@ CASES = [
         fixed([6.0, -6.0], [3.0, 3.0]),
         np.floor_divide,
         note="on a step: 0",
-        derivative=lambda g, x, y: (0 * g, 0 * g),
+        derivative=lambda g, a, b: (0 * g, 0 * g),
     ),
     Case(
         "remainder",
         fixed([6.0, -6.0], [3.0, 3.0]),
         np.remainder,
-        note="at a jump: 1 in x",
-        derivative=lambda g, x, y: (g, g * [-2, 2]),
+        note="at a jump: 1 in a",
+        derivative=lambda g, a, b: (g, g * [-2, 2]),
     ),
-    # Powers: x^0 = 1 also at x = 0, with derivative 0 in x; at x = 0 the derivative in y is 0.
+    # Powers: a^0 = 1 also at a = 0, with derivative 0 in a; at a = 0 the derivative in b is 0.
     Case("power", positive((2, 3), (2, 3)), np.power),
     Case("power", positive((2, 1), (3,)), np.power, note="broadcast"),
     Case("power", positive((), ()), np.power, note="0-d"),
     *[
-        Case("power", nonzero((2, 3)), power, {"y": y}, note=f"number {y}")
-        for y in (2, 3.0, -1, -2, 1, 0)
+        Case("power", nonzero((2, 3)), power, {"b": b}, note=f"number {b}")
+        for b in (2, 3.0, -1, -2, 1, 0)
     ],
     *[
-        Case("power", positive((2, 3)), power, {"y": y}, note=f"number {y}")
-        for y in (0.5, 2.5, -0.5)
+        Case("power", positive((2, 3)), power, {"b": b}, note=f"number {b}")
+        for b in (0.5, 2.5, -0.5)
     ],
-    Case("power", nonzero((2, 3)), power, {"y": np.float32([2, 3, 0])}, note="array"),
-    Case("power", positive((2, 3)), power, {"y": np.float32([0.5, 2.5, -1])}, note="fractions"),
-    Case("power", nonzero((2, 3)), power, {"y": np.array([2, 3, 0])}, note="integer array"),
+    Case("power", nonzero((2, 3)), power, {"b": np.float32([2, 3, 0])}, note="array"),
+    Case("power", positive((2, 3)), power, {"b": np.float32([0.5, 2.5, -1])}, note="fractions"),
+    Case("power", nonzero((2, 3)), power, {"b": np.array([2, 3, 0])}, note="integer array"),
     Case("power", fixed([-2.0, 3.0], [3, -2]), np.power, note="integer tensor"),
     Case(
         "power",
         nonzero((3,)),
-        lambda x, y: np.square(x),
-        {"y": minigrad.tensor(2.0)},
+        lambda a, b: np.square(a),
+        {"b": minigrad.tensor(2.0)},
         note="frozen tensor",
     ),
-    Case("power", normal((3,)), np.power, function=lambda f, y: 2.0**y, note="number first"),
-    Case("power", fixed([0.0, 0.0]), power, {"y": 1}, note="zero to number 1"),
-    Case("power", fixed([0.0, 0.0]), power, {"y": 2}, note="zero squared"),
-    Case("power", fixed([0.0, 0.0]), power, {"y": 3.0}, note="zero cubed"),
-    Case("power", fixed([0.0, 0.0, 0.0]), power, {"y": np.float32([1, 2, 3])}, note="zero^array"),
-    Case("power", fixed([0.0, 2.0]), power, {"y": 0}, note="zero to number 0"),
-    Case("power", fixed([0.0, 2.0]), power, {"y": 0.0}, note="zero to number 0.0"),
-    Case("power", fixed([0.0, 2.0]), power, {"y": np.float32([0, 0])}, note="zero to array 0"),
+    Case("power", normal((3,)), np.power, function=lambda f, b: 2.0**b, note="number first"),
+    Case("power", fixed([0.0, 0.0]), power, {"b": 1}, note="zero to number 1"),
+    Case("power", fixed([0.0, 0.0]), power, {"b": 2}, note="zero squared"),
+    Case("power", fixed([0.0, 0.0]), power, {"b": 3.0}, note="zero cubed"),
+    Case("power", fixed([0.0, 0.0, 0.0]), power, {"b": np.float32([1, 2, 3])}, note="zero^array"),
+    Case("power", fixed([0.0, 2.0]), power, {"b": 0}, note="zero to number 0"),
+    Case("power", fixed([0.0, 2.0]), power, {"b": 0.0}, note="zero to number 0.0"),
+    Case("power", fixed([0.0, 2.0]), power, {"b": np.float32([0, 0])}, note="zero to array 0"),
     Case("power", fixed([0.0, -2.0], [0, 0]), np.power, note="zero to integer tensor 0"),
     *[
         Case(
             "power",
             fixed([0.0, 4.0]),
             power,
-            {"y": y},
-            note=f"zero to {y}",
-            derivative=lambda g, x, y=y, at_zero=at_zero: g * [at_zero, y * 4 ** (y - 1)],
+            {"b": b},
+            note=f"zero to {b}",
+            derivative=lambda g, a, b=b, at_zero=at_zero: g * [at_zero, b * 4 ** (b - 1)],
             quiet="1 / 0 is inf",
         )
-        for y, at_zero in [(1.5, 0), (0.5, INF), (-1, -INF), (-0.5, -INF)]
+        for b, at_zero in [(1.5, 0), (0.5, INF), (-1, -INF), (-0.5, -INF)]
     ],
     Case(
         "power",
         fixed([0.0, 0.0, 0.0, 3.0], [0.0, 1.0, 2.0, 0.0]),
         np.power,
         note="zero to tensor",
-        derivative=lambda g, x, y: (g * [0, 1, 0, 0], g * [0, 0, 0, math.log(3)]),
+        derivative=lambda g, a, b: (g * [0, 1, 0, 0], g * [0, 0, 0, math.log(3)]),
     ),
     Case(
         "power",
         fixed([-2.0, -3.0], [3.0, 2.0]),
         np.power,
         note="negative to tensor",
-        derivative=lambda g, x, y: (g * y * x ** (y - 1), np.full(2, np.nan)),
-        quiet="the derivative in y does not exist: nan",
+        derivative=lambda g, a, b: (g * b * a ** (b - 1), np.full(2, np.nan)),
+        quiet="the derivative in b does not exist: nan",
     ),
     Case(
         "power",
         fixed([-2.0, 4.0]),
         power,
-        {"y": 0.5},
+        {"b": 0.5},
         note="root of a negative",
-        derivative=lambda g, x: g * [NAN, 0.25],
+        derivative=lambda g, a: g * [NAN, 0.25],
         quiet="it does not exist: nan",
     ),
     # Comparisons and logic
@@ -213,7 +213,7 @@ CASES = [
         "where",
         normal((2, 3)),
         np.where,
-        function=lambda f, x: f(MASK, x, 0.5),
+        function=lambda f, a: f(MASK, a, 0.5),
         note="plain mask and number",
     ),
     *[
@@ -222,15 +222,15 @@ CASES = [
         for case in [
             Case(name, distinct((2, 3), (2, 3)), f),
             Case(name, distinct((2, 1), (3,)), f, note="broadcast"),
-            Case(name, distinct((2, 3)), lambda x, y, f=f: f(x, y), {"y": 0.1}, note="number"),
+            Case(name, distinct((2, 3)), lambda a, b, f=f: f(a, b), {"b": 0.1}, note="number"),
             Case(name, distinct((), ()), f, note="0-d"),
             Case(
                 name,
                 fixed([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]),
                 f,
                 note="tie: each gets half",
-                derivative=lambda g, x, y, f=f: tuple(
-                    g * np.where(x == y, 0.5, v == f(x, y)) for v in (x, y)
+                derivative=lambda g, a, b, f=f: tuple(
+                    g * np.where(a == b, 0.5, v == f(a, b)) for v in (a, b)
                 ),
             ),
             Case(
@@ -238,7 +238,7 @@ CASES = [
                 fixed([NAN, 1.0], [2.0, NAN]),
                 f,
                 note="nan: goes to both",
-                derivative=lambda g, x, y: (g, g),
+                derivative=lambda g, a, b: (g, g),
             ),
         ]
     ],
@@ -265,29 +265,29 @@ CASES = [
         fixed([-1.0, 0.0, 1.0]),
         clip,
         {"min": -1.0, "max": 1.0},
-        note="on a bound: x's",
-        derivative=lambda g, x: g,
+        note="on a bound: a's",
+        derivative=lambda g, a: g,
     ),
     Case(
         "clip",
         fixed([-1.0, 0.0, 1.0], -1.0, 1.0),
         clip,
-        note="on a tensor bound: x's",
-        derivative=lambda g, x, low, high: (g, 0.0, 0.0),
+        note="on a tensor bound: a's",
+        derivative=lambda g, a, low, high: (g, 0.0, 0.0),
     ),
     Case(
         "clip",
         fixed([-2.0, 0.0, 3.0], 1.0, -1.0),
         clip,
         note="tensor min above max: max's",
-        derivative=lambda g, x, low, high: (0 * g, 0.0, g.sum()),
+        derivative=lambda g, a, low, high: (0 * g, 0.0, g.sum()),
     ),
     Case(
         "clip",
         fixed([NAN, 0.0]),
         clip,
         {"min": -1.0, "max": 1.0},
-        note="nan: x's",
-        derivative=lambda g, x: g,
+        note="nan: a's",
+        derivative=lambda g, a: g,
     ),
 ]

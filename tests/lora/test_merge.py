@@ -169,7 +169,7 @@ def test_the_bound_holds_however_a_b_s_and_m_share_out_the_update(kind, dtype, f
         x = attacks(rng, layer, kind, np.zeros((1, layer.d_in)), dtype)
         before = model(x).data.astype(np.longdouble)
         layer.merge()
-        np.testing.assert_array_equal(layer._merged.weight.data, layer.stored(exact).astype(dtype))
+        np.testing.assert_array_equal(layer.merged_weight().data, layer.stored(exact).astype(dtype))
         if np.isfinite(bound):
             assert abs(model(x).data.astype(np.longdouble) - before).max() <= bound
 

@@ -557,7 +557,7 @@ def photograph(model, *generators):
         "grads": [None if p.grad is None else p.grad for p in model.parameters()],
         "training": [m.training for m in model.modules()],
         "attributes": [sorted(vars(m)) for m in model.modules()],
-        "merged": [m._merged for m in model.modules() if isinstance(m, LoRALayer)],
+        "merged": [m.merged_adapters for m in model.modules() if isinstance(m, LoRALayer)],
         "drawn": [copy.deepcopy(g.bit_generator.state) for g in generators],
     }
 

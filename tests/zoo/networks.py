@@ -69,16 +69,16 @@ def _lora_port(scale: float) -> Port:
 MUTANTS: list[Mutant] = [
     # Products
     vjp(
-        "matmul: y is not transposed for the gradient of x",
+        "matmul: b is not transposed for the gradient of a",
         "lost transpose",
         minigrad.matmul,
-        lambda op: wrong(op, "x", lambda g, y: minigrad.matmul(g, y)),
+        lambda op: wrong(op, "a", lambda g, b: minigrad.matmul(g, b)),
         normal((3, 3)),
         normal((3, 3)),
         port=Port(
-            lambda m, x, y: m.matmul(x, y),
-            lambda m, g, x, y: (m.matmul(g, y.T), m.matmul(x.T, g)),
-            lambda m, g, x, y: (m.matmul(g, y), m.matmul(x.T, g)),
+            lambda m, a, b: m.matmul(a, b),
+            lambda m, g, a, b: (m.matmul(g, b.T), m.matmul(a.T, g)),
+            lambda m, g, a, b: (m.matmul(g, b), m.matmul(a.T, g)),
         ),
     ),
     vjp(
@@ -87,8 +87,8 @@ MUTANTS: list[Mutant] = [
         minigrad.matmul,
         lambda op: wrong(
             op,
-            "y",
-            lambda g, x: minigrad.matmul(swap_last(first(x)), first(g)),
+            "b",
+            lambda g, a: minigrad.matmul(swap_last(first(a)), first(g)),
         ),
         normal((2, 3, 3)),
         normal((3, 3)),
@@ -97,13 +97,13 @@ MUTANTS: list[Mutant] = [
         "matmul: the outer product of a row's gradient is transposed",
         "lost transpose",
         minigrad.matmul,
-        lambda op: wrong(op, "y", lambda g, x: minigrad.outer(g, x)),
+        lambda op: wrong(op, "b", lambda g, a: minigrad.outer(g, a)),
         normal(3),
         normal((3, 3)),
         port=Port(
-            lambda m, x, y: m.matmul(x, y),
-            lambda m, g, x, y: (m.matmul(y, g), x[:, None] * g),
-            lambda m, g, x, y: (m.matmul(y, g), g[:, None] * x),
+            lambda m, a, b: m.matmul(a, b),
+            lambda m, g, a, b: (m.matmul(b, g), a[:, None] * g),
+            lambda m, g, a, b: (m.matmul(b, g), g[:, None] * a),
         ),
     ),
     vjp(

@@ -248,7 +248,7 @@ def test_where_an_infinity_came_in_is_told_when_it_becomes_a_nan():
 
     error = caught(loss)
     assert error.op == "multiply"
-    assert "an Inf came in first with input y of `add`" in str(error)
+    assert "an Inf came in first with input b of `add`" in str(error)
     assert "logp = minigrad.log_softmax(x + mask)" in str(error)
 
 
@@ -267,7 +267,7 @@ def test_an_infinity_that_came_in_elsewhere_is_not_told():
     ):
         assert "softmax(x + mask)" not in str(caught(lambda f=last: loss(f)))
     error = caught(lambda: loss(lambda: (minigrad.ones(2) * np.inf).sum() * 0.0))
-    assert "an Inf came in first with input y of `multiply`" in str(error)
+    assert "an Inf came in first with input b of `multiply`" in str(error)
 
 
 def test_without_inf_only_nan_is_an_error():
@@ -366,7 +366,7 @@ def test_ops_called_before_are_told_from_those_with_a_line():
 def test_one_tensor_as_both_inputs_is_named_for_both():
     x = leaf([1e-30])
     error = caught(lambda: (x / x * 1e38).sum().backward())
-    assert "the VJP of `divide` for x and y" in str(error)
+    assert "the VJP of `divide` for a and b" in str(error)
 
 
 def test_gradients_that_no_vjp_made_are_told():
@@ -407,7 +407,7 @@ def test_what_a_vjp_met_that_was_written_to_since_is_told():
         y.sum().backward()
 
     error = caught(loss)
-    assert "the VJP of `multiply` for x met NaN in its input y" in str(error)
+    assert "the VJP of `multiply` for a met NaN in its input b" in str(error)
     assert "written to since" in str(error)
 
 
@@ -441,7 +441,7 @@ def test_a_sum_over_broadcast_axes_that_overflows_is_told():
         error = caught(lambda c=create_graph: loss(c))
         assert (error.op, error.phase) == ("add", "backward")
         assert line_of(error) == "y = b + np.zeros(4, np.float32)"
-        assert "the VJP of `add` for x gave finite numbers, of which" in str(error)
+        assert "the VJP of `add` for a gave finite numbers, of which" in str(error)
         assert "overflow" in str(error)
         assert b.grad is None
 

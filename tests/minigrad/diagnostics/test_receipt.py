@@ -126,7 +126,7 @@ def test_a_product_of_what_is_all_frozen_is_spared_once_and_by_a_backward_pass_o
             x @ y
         trained.exp().sum().backward()
         trained.exp().sum().backward()
-    assert of_inputs(r, "not done", "matmul") == {"x": 2 * N * 12 * 20, "y": 2 * N * 12 * 20}
+    assert of_inputs(r, "not done", "matmul") == {"a": 2 * N * 12 * 20, "b": 2 * N * 12 * 20}
 
 
 def test_matrix_products_of_stacks():
@@ -137,8 +137,8 @@ def test_matrix_products_of_stacks():
     assert flops(r, "forward", "matmul") == product
     # The gradients have both leading axes, and are summed to the shape of x and of y.
     assert of_inputs(r, "backward", "matmul") == {
-        "x": product + 5 * 7 * 2 * 3,
-        "y": product + 5 * 7 * 3 * 4,
+        "a": product + 5 * 7 * 2 * 3,
+        "b": product + 5 * 7 * 3 * 4,
     }
 
 
@@ -199,7 +199,7 @@ def test_gradients_that_meet_in_one_tensor_are_added():
     with receipt() as r:
         (x * x + x).sum().backward()
     assert flops(r, "backward", "sum of gradients") == 2 * 100
-    assert of_inputs(r, "backward", "multiply") == {"x": 100, "y": 100}
+    assert of_inputs(r, "backward", "multiply") == {"a": 100, "b": 100}
 
 
 def test_a_recorded_backward_and_the_one_through_it():

@@ -257,7 +257,7 @@ NUMBERS = [
     *[bad(name, (X,), TypeError, "float64") for name in ("logical_not", "any", "all")],
 ]
 PRODUCTS = [
-    bad("matmul", (X, X), ValueError, "(2, 3) and (2, 3)", "y.T"),
+    bad("matmul", (X, X), ValueError, "(2, 3) and (2, 3)", "b.T"),
     bad("matmul", (X, NUMBER), ValueError),
     bad("matmul", (STACK, np.ones((3, 2, 2))), ValueError, "(2, 2, 2)", "(3, 2, 2)"),
     bad("linear", (X, X.T), ValueError, "(2, 3)", "(3, 2)"),

@@ -125,7 +125,7 @@ def test_steps_of_the_diamond(tmp_path):
     last = steps[3]["sent"][0]
     assert last["filled"] == "2 * 2 = 4"
     vjp = data["vjps"][data["links"][last["link"]]["vjp"]]
-    assert (vjp["title"], vjp["text"]) == ('multiply.vjp("y")', "g * x")
+    assert (vjp["title"], vjp["text"]) == ('multiply.vjp("b")', "g * a")
     first, second = (step["sent"][0] for step in steps[1:3])
     assert first["before"] == -1
     assert numbers(data, second["before"]) == 1
@@ -429,7 +429,7 @@ def test_without_a_tape_only_what_was_saved_is_known(tmp_path):
     x = mg.tensor([1.0, 2.0], requires_grad=True)
     data = explored(tmp_path, (x * mg.tensor([3.0, 4.0]) + mg.tensor([5.0, 6.0])).sum())
     saved, lost = data["frozen"]
-    assert (saved["name"], lost["name"]) == ("input y", "input y")
+    assert (saved["name"], lost["name"]) == ("input b", "input b")
     np.testing.assert_array_equal(numbers(data, saved["value"]), [3, 4])
     assert "value" not in lost
     assert all("record()" in frozen["why"] for frozen in (saved, lost))
