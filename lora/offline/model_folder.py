@@ -268,8 +268,8 @@ def find_sidecars(
 
     Hidden files belong to other programs, and not to the model. A link is followed if it leads to a
     file inside of the folder, or to the blobs of the hub's cache: another one may lead to what
-    nobody means to give away with a model. `config.json` gets the dtype, if that is given and it
-    names one, and says if the head is not tied to the embedding any more.
+    nobody means to give away with a model. If `config.json` names a dtype, it gets the one that is
+    given, and if the head `is_untied` from the embedding, it says so.
 
     Returns:
         The files that a merged model gets, by name: a path to copy, or the content; and the names
@@ -294,7 +294,7 @@ def find_sidecars(
         if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
             continue
         is_folder = each.is_dir()
-        # With that configuration transformers would put an adapter on the merged model.
+        # With an adapter's configuration transformers would put that on the merged model, too.
         is_unwanted = each.is_symlink() if is_folder else each.name == CONFIG
         found = [
             file
@@ -307,7 +307,7 @@ def find_sidecars(
         if are_right and not is_unwanted:
             copied |= {file.relative_to(folder).as_posix(): file for file in found}
         else:
-            left_out.append(each.name + "/" * is_folder)
+            left_out.append(f"{each.name}/" if is_folder else each.name)
     content = _read_json(folder / _MODEL) if _MODEL in copied else None
     if isinstance(content, dict):
         # transformers loads a model in the dtype that its configuration names, and takes the weight

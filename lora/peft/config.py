@@ -128,7 +128,8 @@ def _name_expressions(value: Any) -> tuple[str, ...]:
 
 def _one_or_more_expressions(value: Any) -> tuple[str, ...]:
     """Read one name that PEFT uses as an expression, perhaps an empty one, or several names."""
-    return _name_expressions([value] * bool(value) if isinstance(value, str) else value)
+    listed = ([value] if value else []) if isinstance(value, str) else value
+    return _name_expressions(listed)
 
 
 def _table(read: Reader) -> Reader:
