@@ -49,7 +49,9 @@ _SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
 
 _LONGEST = 1000  # characters of a key; those of models have some tens
 
-_TRIES, _PAUSE = 50, 0.01  # seconds, to wait for a save that is moving its files into the folder
+# How often to look for the files of a save that is moving them into the folder, how many of these
+# looks may find neither of the two, and the seconds between two looks.
+_TRIES, _LOOKS, _PAUSE = 50, 5, 0.01
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 
@@ -241,7 +243,8 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
                 return config, file
         except FileNotFoundError:  # it was moved into the folder between two looks, or is not there
             missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
-            if len(missing) == 2 or (missing and not left):
+            # Both may be on their way between two looks, but not for many looks.
+            if (len(missing) == 2 and left < _TRIES - _LOOKS) or (missing and not left):
                 message = (
                     f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no "
                     f"folder of an adapter, or one whose saving was broken off"
