@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import minigrad
-from minigrad.diagnostics.gradcheck import command
+from minigrad.diagnostics.gradient_check import command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

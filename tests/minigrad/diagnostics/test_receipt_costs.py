@@ -9,7 +9,7 @@ import pytest
 
 import minigrad
 from minigrad import OPS, Observer, Tensor, grad, observe, receipt
-from minigrad.diagnostics.receipt.costs import STEP_COSTS, SketchedCall, call_flops
+from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall, call_flops
 from minigrad.functional.attention import fused_attention
 from minigrad.functional.fused_losses import label_loss, squared_error
 from minigrad.optim import SGD, Adam, AdamW

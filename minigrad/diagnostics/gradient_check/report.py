@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
-from minigrad.diagnostics.gradcheck.checked_function import largest_of
-from minigrad.diagnostics.gradcheck.verdict import Verdict
+from minigrad.diagnostics.gradient_check.checked_function import largest_of
+from minigrad.diagnostics.gradient_check.verdict import Verdict
 
 LISTED = 5  # entries of a kind that a repr lists
 MOST = 32  # cells along a side of a picture; in a larger matrix each shows a block's extreme
@@ -221,24 +221,30 @@ def _row(c: GradientComparison) -> str:
 
 
 def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str:
-    """Draw an array as an `<svg>`, where all axes but the last are rows.
+    """Draw an array as an `<svg>`, where all axes but the last are rows; nan is grey.
 
-    Args:
-        values: the array; nan is grey.
-        low: the value with the first colour; for "logarithmic" above 0.
-        high: the value with the last colour.
-        scale: the colours, and whether they follow the values or their logarithms.
+    The colours of the scale go from `low` to `high`, evenly in the values or in their logarithms.
     """
     matrix = values.reshape(-1, values.shape[-1] if values.ndim else 1)
     cells = _blocks(matrix)
+    shares = np.full(cells.shape, 0.5)
+    if high > low:
+        positions, ends = np.clip(cells, low, high), np.array([low, high])
+        if scale == "logarithmic":
+            positions, ends = np.log(positions), np.log(ends)
+        shares = (positions - ends[0]) / (ends[1] - ends[0])
+    stops, colours = np.linspace(0, 1, len(COLOURS[scale])), np.array(COLOURS[scale])
     rows, columns = cells.shape
     size = max(2, min(16, SIDE // max(rows, columns)))
-    parts = [
-        f'<rect x="{j * size}" y="{i * size}" width="{size}" height="{size}" '
-        f'fill="{_colour(cells[i, j], low, high, scale)}"><title>{cells[i, j]:.6g}</title></rect>'
-        for i in range(rows)
-        for j in range(columns)
-    ]
+    parts = []
+    for (i, j), value in np.ndenumerate(cells):
+        mixed = [0xD0] * 3
+        if not math.isnan(value):
+            mixed = [round(np.interp(shares[i, j], stops, channel)) for channel in colours.T]
+        parts.append(
+            f'<rect x="{j * size}" y="{i * size}" width="{size}" height="{size}" '
+            f'fill="#{bytes(mixed).hex()}"><title>{value:.6g}</title></rect>'
+        )
     label = escape(f"{matrix.shape[0]} x {matrix.shape[1]} numbers")
     return (
         f'<svg width="{columns * size}" height="{rows * size}" role="img" aria-label="{label}">'
@@ -254,20 +260,3 @@ def _blocks(matrix: NDArray[Any]) -> NDArray[Any]:
     negative = np.where(np.isnan(matrix) | (matrix > 0), -1.0, -matrix)
     below = np.maximum.reduceat(np.maximum.reduceat(negative, starts[0], 0), starts[1], 1)
     return np.where(most < 0, np.nan, np.where((below == most) & (below > 0), -most, most))
-
-
-def _colour(value: float, low: float, high: float, scale: Scale) -> str:
-    """Mix the colour of a value from the two nearest of its scale."""
-    if math.isnan(value):
-        return "#d0d0d0"
-    if scale == "logarithmic":
-        value, low, high = (math.log(max(x, low)) for x in (value, low, high))
-    share = (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
-    colours = COLOURS[scale]
-    at = share * (len(colours) - 1)
-    first = min(int(at), len(colours) - 2)
-    mixed = (
-        round(a + (b - a) * (at - first))
-        for a, b in zip(colours[first], colours[first + 1], strict=True)
-    )
-    return "#" + "".join(f"{x:02x}" for x in mixed)

@@ -2,8 +2,8 @@
 
 A signature is all that a cost can depend on: shapes, dtypes and options. A cost in the block of an
 op is evaluated; all others are found by running a forward, a composition or a VJP on sketches (see
-`minigrad.diagnostics.receipt.sketch`, which also states the conventions). A fused op costs what its
-composition costs, but causal attention counts as if nothing were masked.
+`sketch`, which also states the conventions). A fused op costs what its composition costs, but
+causal attention counts as if nothing were masked.
 
 A gradient that is summed over axes that were broadcast, as that of a bias, and the sum of gradients
 that meet in one tensor, are the engine's work, and are counted by the receipt.
@@ -11,8 +11,8 @@ that meet in one tensor, are the engine's work, and are counted by the receipt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from minigrad.core.codegen import Shapes
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.receipt.sketch import Sketch, Tally, flops
+from minigrad.diagnostics.cost_receipt.sketch import Sketch, Tally, flops
 from minigrad.optim import SGD, Adam, AdamW
 
 if TYPE_CHECKING:
@@ -29,24 +29,17 @@ if TYPE_CHECKING:
 
 
 class SketchedCall:
-    """One call of an op with sketches for its arrays, so that a receipt keeps none alive.
-
-    Attributes:
-        op: the op.
-        tally: where the FLOPs of runs on these sketches are added up.
-        arguments: its arguments, in the order of its parameters.
-        out: the result.
-    """
+    """One call of an op with sketches for its arrays, so that a receipt keeps none alive."""
 
     __slots__ = ("arguments", "op", "out", "tally")
 
     def __init__(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         self.op = op
-        self.tally = Tally()
+        self.tally = Tally()  # where the FLOPs of runs on these sketches are added up
         self.out = self.sketch(np.asarray(result) if np.isscalar(result) else result)
         if op.takes_sequence:  # whose calls are announced with these alone
             inputs = [inputs]
-        self.arguments = [
+        self.arguments = [  # in the order of the op's parameters
             value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
             for value in inputs
         ]
@@ -83,12 +76,9 @@ class SketchedCall:
         return [known[slot].shape if only else known[slot] for slot, only in vjp.slots]
 
     def flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
-        """Return the FLOPs of `run(*values)`, from memory if the signature is known.
+        """Return the FLOPs of `run(*values)`, which runs the op or the VJP `what`.
 
-        Args:
-            what: the op or the VJP that it runs.
-            run: a function.
-            values: its arguments.
+        They are taken from memory if the signature is known.
         """
         known, key = self.op.known_flops, (what, *map(_key, values))
         if key not in known:
@@ -96,9 +86,13 @@ class SketchedCall:
             if len(known) >= _MOST:
                 known.clear()
             known[key] = None
-            with _unobserved(), suppress(Exception):
-                run(*values)  # perhaps a user's function that needs elements
-                known[key] = self.tally.flops - before
+            state, mode.state = mode.state, (False, ())  # without a graph, and without an observer
+            try:
+                with suppress(Exception):
+                    run(*values)  # perhaps a user's function that needs elements
+                    known[key] = self.tally.flops - before
+            finally:
+                mode.state = state
         return known[key]
 
 
@@ -134,13 +128,10 @@ def call_flops(call: SketchedCall) -> int | None:
 def vjp_flops(
     call: SketchedCall, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None
 ) -> int | None:
-    """Return the FLOPs of the VJP for one input, or None if they cannot be found.
+    """Return the FLOPs of the VJP for one input of a call, or None if they cannot be found.
 
-    Args:
-        call: the call that it belongs to.
-        argnum: the input.
-        vjp: its VJP; if that is a joint one, the part that serves this input alone.
-        saved: what the VJP saved; None if it was not recorded.
+    Of a joint VJP it is the part that serves this input alone. `saved` has what the VJP saved; it
+    is None if the call was not recorded.
     """
     cost = vjp.cost
     if cost is not None:
@@ -153,13 +144,9 @@ def vjp_flops(
 def joint_vjp_flops(
     call: SketchedCall, vjp: VJP, needs_input_grad: Collection[str], saved: Sequence[Any]
 ) -> int | None:
-    """Return the FLOPs of a joint VJP, or of one with costs, those that serve several inputs.
+    """Return the FLOPs of a joint VJP for the inputs of a call that need a gradient.
 
-    Args:
-        call: the call that it belongs to.
-        vjp: the joint VJP.
-        needs_input_grad: the inputs that need a gradient.
-        saved: what the VJP saved.
+    Of one with costs these are the FLOPs that serve several inputs. `saved` has what it saved.
     """
     if not needs_input_grad:
         return 0
@@ -169,17 +156,6 @@ def joint_vjp_flops(
         )
     flags = tuple(call.op.parameters[argnum] in needs_input_grad for argnum, _ in call.op.vjps)
     return call.flops_of(vjp, vjp.derivative, call.out, flags, *map(call.sketch, saved))
-
-
-@contextmanager
-def _unobserved() -> Iterator[None]:
-    """Run the body without a graph, and without an observer."""
-    before = mode.state
-    mode.state = (False, ())
-    try:
-        yield
-    finally:
-        mode.state = before
 
 
 def _sgd(group: Mapping[str, Any]) -> int:

@@ -20,21 +20,22 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.receipt.costs import (
+from minigrad.diagnostics.cost_receipt.costs import (
     STEP_COSTS,
     SketchedCall,
     call_flops,
     joint_vjp_flops,
     vjp_flops,
 )
-from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
-from minigrad.diagnostics.receipt.saved import SavedMemory
+from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
+from minigrad.diagnostics.cost_receipt.saved import SavedMemory
 from minigrad.diagnostics.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class _ReceiptRecorder(Recorder):
     def __init__(self, result: Receipt) -> None:
         super().__init__()
         self._receipt = result
-        self._saved = SavedMemory(self._on_drop)
+        self._saved = SavedMemory(on_drop=partial(self._note, "dropped"))
         self._passes: list[_Pass] = []
         self._calls: dict[int, SketchedCall] = {}  # of nodes, until they are freed
         self._unrecorded: list[SketchedCall] = []  # products of what is all frozen
@@ -92,10 +93,8 @@ class _ReceiptRecorder(Recorder):
 
     def close(self) -> None:
         """Forget all calls, blocks and optimisers."""
-        self._saved.close()
-        self._calls.clear()
-        self._unrecorded.clear()
-        self._optimizers.clear()
+        for known in (self._saved, self._calls, self._unrecorded, self._optimizers):
+            known.clear()
 
     # ----------------------------------------------------------------------------------------------
     # Calls
@@ -154,8 +153,14 @@ class _ReceiptRecorder(Recorder):
         running = self._passes[-1]
         if node.order != running.visited:
             running.visited, running.edge, running.needed = node.order, 0, []
-            self._count_visit(node)
-        edge = self._next_edge(running, node, parent)
+            if node.op is not None and node.order in self._calls:  # what of it is not done
+                needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
+                self._count_not_done(self._calls[node.order], needing)
+        edges = node.edges or ()
+        while edges[running.edge][0] is not parent:  # which may be several inputs of a node
+            running.edge += 1
+        edge = edges[running.edge]
+        running.edge += 1
         if not running.recorded:  # else all that a VJP does is seen in calls
             assert node.op is not None
             name = node.op.input_name(edge[1])
@@ -169,21 +174,6 @@ class _ReceiptRecorder(Recorder):
             self._leaves.add(parent.order)
             self._receipt.trained += math.prod(parent.shape)
             self._receipt.gradient_bytes += math.prod(parent.shape) * parent.dtype.itemsize
-
-    @staticmethod
-    def _next_edge(running: _Pass, node: Node, parent: Node) -> Edge:
-        """Return the edge of the VJP that ran; one tensor may be several inputs of a node."""
-        edges = node.edges or ()
-        while edges[running.edge][0] is not parent:
-            running.edge += 1
-        running.edge += 1
-        return edges[running.edge - 1]
-
-    def _count_visit(self, node: Node) -> None:
-        """Count the products of `node` that are not done, before its first VJP runs."""
-        if node.op is not None and node.order in self._calls:
-            needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
-            self._count_not_done(self._calls[node.order], needing)
 
     def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
         """Count the products of a call for the inputs that were given and need no gradient."""
@@ -232,7 +222,7 @@ class _ReceiptRecorder(Recorder):
     def on_free(self, node: Node) -> None:
         """Note which memory is freed."""
         self._calls.pop(node.order, None)
-        self._saved.free(node)
+        self._saved.free(node.order)
         self._note("backward", node.name)
 
     # ----------------------------------------------------------------------------------------------
@@ -260,9 +250,6 @@ class _ReceiptRecorder(Recorder):
     # ----------------------------------------------------------------------------------------------
     # The receipt
     # ----------------------------------------------------------------------------------------------
-
-    def _on_drop(self, name: str) -> None:
-        self._note("dropped", name)
 
     def _note(self, phase: Phase, name: str) -> None:
         """Add a point to the timeline, if the saved memory has changed."""

@@ -237,12 +237,7 @@ def shape_of(value: Any) -> Shape:
 
 
 def flops(cost: Cost, values: Mapping[str, Any]) -> int:
-    """Evaluate a cost.
-
-    Args:
-        cost: the cost.
-        values: sketches of the operands and of the result `out`, and the options, by name.
-    """
+    """Evaluate a cost on sketches of the operands and of the result `out`, and options, by name."""
     if isinstance(cost, int):
         return cost * int(values["out"].size)
     return int(call_named(cost, values))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from minigrad.diagnostics.source_line import SourceLine
-from minigrad.tables import aligned, as_html
+from minigrad.tables import aligned, as_html, paragraph
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
@@ -163,16 +162,24 @@ class LivenessReport:
         return "\n".join([*lines, "", self.verdict, *self._notes()])
 
     def _repr_html_(self) -> str:
-        text = "<br>".join(html.escape(line) for line in (self.verdict, *self._notes()))
-        return "\n".join([*(as_html(*table) for table in self._tables()), f"<p>{text}</p>"])
+        tables = [as_html(*table) for table in self._tables()]
+        return "\n".join([*tables, paragraph([self.verdict, *self._notes()])])
 
     def _tables(self) -> Iterator[Table]:
         """Yield the title, the head and the cells of each table: parameters, then parts by kind."""
         yield f"liveness: loss {self.loss:.6g}", _PARAMETER_HEAD, _parameter_cells(self.rows)
         for kind in dict.fromkeys(type(part) for part in self.adapters):
             parts = [part for part in self.adapters if type(part) is kind]
-            head = (kind.kind, *parts[0].facts(), "verdict")
-            yield f"{kind.kind}s", head, _part_cells(parts)
+            cells: list[tuple[str, ...]] = []
+            count: Counter[str] = Counter()
+            for part in parts:
+                count[part.verdict] += 1
+                if count[part.verdict] <= MOST_ROWS:
+                    cells.append((part.name or "(the model)", *part.facts().values(), part.verdict))
+            for verdict, number in count.items():  # of many with one verdict the first are shown
+                if number > MOST_ROWS:
+                    cells.append((f"... {number - MOST_ROWS} more: {verdict}",))
+            yield f"{kind.kind}s", (kind.kind, *parts[0].facts(), "verdict"), cells
 
     def _notes(self) -> list[str]:
         return [
@@ -204,18 +211,4 @@ def _parameter_cells(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
         more = "" if state == "frozen" else "more "
         size = sum(row.size for row in rest)
         cells.append((f"... {len(rest)} {more}{state}, {size:,} numbers",))
-    return cells
-
-
-def _part_cells(parts: Sequence[PartRow]) -> list[tuple[str, ...]]:
-    """Return the parts as text; of many with one verdict only the first are shown."""
-    cells: list[tuple[str, ...]] = []
-    count: Counter[str] = Counter()
-    for part in parts:
-        count[part.verdict] += 1
-        if count[part.verdict] <= MOST_ROWS:
-            cells.append((part.name or "(the model)", *part.facts().values(), part.verdict))
-    for verdict, number in count.items():
-        if number > MOST_ROWS:
-            cells.append((f"... {number - MOST_ROWS} more: {verdict}",))
     return cells

@@ -64,18 +64,9 @@ class SavedMemory:
         }
         for array in arrays_in(result):
             self._note_made(owner_of(array), given)
-        if isinstance(result, Tensor) and result.node is not None and result.node.op is op:
-            self._add_node(op, result.node, given)
-
-    def _note_made(self, block: Any, given: set[int]) -> bool:
-        """Return whether an op has made a block: it is known, or does not belong to an input."""
-        key = id(block)
-        if key not in self._made and key not in given:
-            made = self._made  # not self: the callback lives as long as the block
-            made[key] = weakref.ref(block, lambda _: made.pop(key, None))
-        return key in self._made
-
-    def _add_node(self, op: Op[Any], node: Node, given: set[int]) -> None:
+        node = result.node if isinstance(result, Tensor) else None
+        if node is None or node.op is not op:
+            return
         keys: list[int] = []
         for _, value in op.saved_values(node, node.edges or ()):
             for array in arrays_in(value):
@@ -90,6 +81,14 @@ class SavedMemory:
             gone = partial(self._drop, node.order, op.name)
             self._nodes[node.order] = weakref.ref(node, gone), keys
 
+    def _note_made(self, block: Any, given: set[int]) -> bool:
+        """Return whether an op has made a block: it is known, or does not belong to an input."""
+        key = id(block)
+        if key not in self._made and key not in given:
+            made = self._made  # not self: the callback lives as long as the block
+            made[key] = weakref.ref(block, lambda _: made.pop(key, None))
+        return key in self._made
+
     def _count(self, block: _Block, change: int) -> None:
         if not block.made:
             self.inputs += change
@@ -100,15 +99,8 @@ class SavedMemory:
         else:
             self.freed -= change
 
-    def free(self, node: Node) -> None:
-        """Note that the arrays that `node` saved are freed."""
-        self._release(node.order)
-
-    def _drop(self, order: int, name: str, _: Any) -> None:
-        self._release(order)
-        self._on_drop(name)
-
-    def _release(self, order: int) -> None:
+    def free(self, order: int) -> None:
+        """Note that the arrays that a node saved are freed; the node is known by its order."""
         _, keys = self._nodes.pop(order, (None, ()))
         for key in keys:
             block = self._blocks[key]
@@ -117,7 +109,11 @@ class SavedMemory:
                 del self._blocks[key]
                 self._count(block, -block.nbytes)
 
-    def close(self) -> None:
+    def _drop(self, order: int, name: str, _: Any) -> None:
+        self.free(order)
+        self._on_drop(name)
+
+    def clear(self) -> None:
         """Forget all nodes and blocks."""
         self._nodes.clear()
         self._blocks.clear()

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from minigrad.diagnostics.gradcheck.check import gradcheck
+from minigrad.diagnostics.gradient_check.check import gradcheck
 
 STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
 FAILED = 3

@@ -16,43 +16,39 @@ import numpy as np
 
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.gradcheck.checked_function import Array, Gradients, copied, largest_of
-from minigrad.diagnostics.gradcheck.tolerances import SAMPLED
+from minigrad.diagnostics.gradient_check.checked_function import (
+    Array,
+    ArraysAt,
+    Gradients,
+    copied,
+    largest_of,
+)
+from minigrad.diagnostics.gradient_check.tolerances import SAMPLED
 from minigrad.errors import op_of
 
 
 @dataclass(frozen=True)
 class RoundingSpread:
-    """The changes that other roundings make to some arrays.
+    """The changes that other roundings make to some arrays."""
 
-    Attributes:
-        each: how much each of their elements changes in all.
-        inner: how much it changes by roundings on the way alone, with the operands as they are.
-        largest: the largest number that a VJP gave on the way.
-        largest_of_all: the largest number that a VJP or an op gave.
-    """
-
-    each: Gradients
-    inner: Gradients
-    largest: float
-    largest_of_all: float
+    each: Gradients  # how much each of their elements changes in all
+    inner: Gradients  # the same by roundings on the way alone, with the operands as they are
+    largest: float  # the largest number that a VJP gave on the way
+    largest_of_all: float  # the largest number that a VJP or an op gave
 
 
 def rounding_spread(
     arrays: Gradients,
-    arrays_at: Callable[[Sequence[Array]], Gradients],
+    arrays_at: ArraysAt,
     operands: Sequence[Array],
     rng: np.random.Generator,
-    inside: Callable[[Sequence[Array]], Gradients] | None = None,
+    inside: ArraysAt | None = None,
 ) -> RoundingSpread:
     """Measure how much each element of some arrays changes when roundings change.
 
-    Args:
-        arrays: gradients or values, at the point.
-        arrays_at: computes them.
-        operands: the point.
-        rng: decides what is rounded up, and what down.
-        inside: computes them from compositions, which show what is inside an op.
+    `arrays_at` computes the arrays, which are gradients or values, at any operands; `rng` decides
+    what is rounded up, and what down. `inside` computes them from compositions, which show what is
+    inside an op.
     """
     inner, outer = ([np.zeros(x.shape) for x in arrays] for _ in range(2))
     largest = largest_of_all = 0.0
@@ -97,21 +93,14 @@ def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:
 
 
 class _Rounding(Observer):
-    """An observer that changes results of ops and VJPs by a unit in the last place, but never 0.
-
-    Attributes:
-        of_ops: the largest number that an op gave.
-        of_vjps: the largest number that a VJP gave.
-    """
+    """An observer that changes results of ops and VJPs by a unit in the last place, but never 0."""
 
     def __init__(self, nudge: Callable[[Array], Array]) -> None:
         self._nudge = nudge
         self._before: list[tuple[Array, Array]] = []
-        self.of_ops = self.of_vjps = 0.0
+        self.of_ops = self.of_vjps = 0.0  # the largest number that an op, and that a VJP gave
 
-    def run(
-        self, arrays_at: Callable[[Sequence[Array]], Gradients], operands: Sequence[Array]
-    ) -> Gradients:
+    def run(self, arrays_at: ArraysAt, operands: Sequence[Array]) -> Gradients:
         """Compute the arrays, and restore what was changed: the user may own such an array."""
         try:
             with observe(self):
@@ -137,16 +126,12 @@ class _Rounding(Observer):
             return 0.0
         others = [y for y in others if isinstance(y, np.ndarray) and y.size]
         shared = any(np.may_share_memory(x, y) for y in others)
-        if x.size and not shared and not _is_picked(x, others):
-            self._before.append((x, x.copy()))
-            x[...] = np.where(x == 0, x, self._nudge(x))
+        if x.size and not shared:
+            some = x.ravel()[:: -(-x.size // SAMPLED)]
+            picked = np.zeros(some.shape, bool)  # to judge by some of its elements
+            for source in others:
+                picked |= (source.ravel() == some[:, None]).any(axis=1)
+            if not picked.all():
+                self._before.append((x, x.copy()))
+                x[...] = np.where(x == 0, x, self._nudge(x))
         return largest_of([x])
-
-
-def _is_picked(x: Array, sources: Sequence[Array]) -> bool:
-    """Return whether x, to judge by some of its elements, is made of elements of the sources."""
-    some = x.ravel()[:: -(-x.size // SAMPLED)]
-    known = np.zeros(some.shape, bool)
-    for source in sources:
-        known |= (source.ravel() == some[:, None]).any(axis=1)
-    return bool(known.all())
