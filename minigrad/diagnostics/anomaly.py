@@ -9,13 +9,13 @@ inside the call itself, where a debugger's post mortem then stands.
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ContextDecorator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from minigrad.core.op import Op
     from minigrad.optim import Optimizer
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = 6  # operands that a message lists, besides those that are not finite
 _LEAF = "a leaf that requires a gradient"
@@ -165,9 +164,8 @@ def values_of(value: Any) -> np.ndarray[Any, Any]:
 class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
-    Args:
-        inf: whether an Inf counts, or NaN alone.
-        outer: the detector that this one replaces for a while, whose records it shares.
+    `inf` says whether an Inf counts, or NaN alone. `outer` is the detector that this one replaces
+    for a while, whose records it shares.
     """
 
     def __init__(self, inf: bool, outer: Detector | None = None) -> None:
@@ -188,10 +186,6 @@ class Detector(Recorder):
         if array.dtype.kind != "f":
             return False
         return not np.isfinite(array).all() if self.inf else bool(np.isnan(array).any())
-
-    # ----------------------------------------------------------------------------------------------
-    # Forward
-    # ----------------------------------------------------------------------------------------------
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Look at a result, and record the call."""
@@ -255,10 +249,6 @@ class Detector(Recorder):
         name, kind = self.module.name_in(outer), type(self.module.module).__name__
         return f"{name} ({kind}) of the {type(outer.module).__name__}" if name else f"the {kind}"
 
-    # ----------------------------------------------------------------------------------------------
-    # Backward
-    # ----------------------------------------------------------------------------------------------
-
     def on_backward(self, output: Tensor, gradient: Any) -> None:
         """Look at the loss, and at the gradient that the caller put in."""
         self._inside = None
@@ -313,7 +303,7 @@ class Detector(Recorder):
                 f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
                 f"already, and no VJP has made it"
             )
-            hint = _joined(_hooked(node), "a sum of several gradients overflowed")
+            hint = _hook_or(node, "a sum of several gradients overflowed")
         elif not self._is_bad(result):
             to = Operand.of(f"what goes on to {inputs}", gradient)
             operands.append(to)
@@ -356,7 +346,7 @@ class Detector(Recorder):
         if self._is_bad(gradient):
             headline = f"the gradient of {what} holds {operands[0].kind}, and no VJP has made it"
             routes = self._routes.get(node, [])
-            hint = _joined(_hooked(node), "a sum overflowed" if len(routes) > 1 else "")
+            hint = _hook_or(node, "a sum overflowed" if len(routes) > 1 else "")
             if len(routes) > 1:
                 counted = [f"{n} of {route}" for route, n in Counter(routes).items()]
                 counted[SHOWN:] = ["..."] * (len(counted) > SHOWN)
@@ -372,10 +362,6 @@ class Detector(Recorder):
                 headline = f"the gradient of {what}, added to the .grad it has, gives {new.kind}"
                 hint = f"zero_grad() forgets earlier gradients; {overflow(node.dtype)}"
         raise anomaly(headline, node.name, "backward", user_line(), operands, hint)
-
-    # ----------------------------------------------------------------------------------------------
-    # The step of an optimiser
-    # ----------------------------------------------------------------------------------------------
 
     def on_step(self, optimizer: Optimizer) -> None:
         """Look at the parameters that were changed."""
@@ -434,12 +420,9 @@ def _is_option(op: OpLike, name: str, value: Any) -> bool:
     return all(index != known for known, _ in op.vjps) and not op.is_required(index)
 
 
-def _hooked(node: Node) -> str:
-    return "a hook returned it" if node.hooks else ""
-
-
-def _joined(*causes: str) -> str:
-    return ", or ".join(cause for cause in causes if cause)
+def _hook_or(node: Node, cause: str) -> str:
+    """Say what made a gradient that no VJP has made: a hook, if there is one, or this cause."""
+    return ", or ".join(filter(None, ("a hook returned it" if node.hooks else "", cause)))
 
 
 class _Active(threading.local):
@@ -457,7 +440,7 @@ class _Active(threading.local):
 _active = _Active()
 
 
-class _Detection:
+class _Detection(ContextDecorator):
     """The context and decorator that `detect_anomaly` returns. It may be entered many times."""
 
     def __init__(self, inf: bool) -> None:
@@ -475,26 +458,20 @@ class _Detection:
         _active.detectors.remove(self._thread.entered.pop())
         _active.watch()
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+    def __call__(self, function: F) -> F:
         """Return a function that calls `function` under detection.
 
         Raises:
             TypeError: if it is a generator function: its body runs after the call has returned.
         """
         check_decorable(function)
-
-        @functools.wraps(function)
-        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _Detection(self._inf):
-                return function(*args, **kwargs)
-
-        return wrapped
+        return super().__call__(function)
 
 
 @overload
 def detect_anomaly(*, inf: bool = True) -> _Detection: ...
 @overload
-def detect_anomaly(function: Callable[P, R], *, inf: bool = True) -> Callable[P, R]: ...
+def detect_anomaly(function: F, *, inf: bool = True) -> F: ...
 def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = True) -> Any:
     """Raise an AnomalyError in the block where the first NaN or Inf is made, and say what made it.
 

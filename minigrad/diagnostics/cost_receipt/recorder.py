@@ -27,13 +27,7 @@ from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.cost_receipt.costs import (
-    STEP_COSTS,
-    SketchedCall,
-    call_flops,
-    joint_vjp_flops,
-    vjp_flops,
-)
+from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
 from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.cost_receipt.saved import SavedMemory
 from minigrad.diagnostics.recorder import Recorder
@@ -96,10 +90,6 @@ class _ReceiptRecorder(Recorder):
         for known in (self._saved, self._calls, self._unrecorded, self._optimizers):
             known.clear()
 
-    # ----------------------------------------------------------------------------------------------
-    # Calls
-    # ----------------------------------------------------------------------------------------------
-
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Count the forward of `op`, unless a VJP calls it: that is counted as one."""
         phase = self._phase(result)
@@ -108,14 +98,13 @@ class _ReceiptRecorder(Recorder):
         self._saved.add(op, inputs, result)
         self._note(phase, op.name)
         call = SketchedCall(op, inputs, result)
-        flops = call_flops(call)
-        if flops is None:
-            self._cannot_count(
-                f"call of {op.name}, an op that is not written in functions of numpy only; "
-                f"@op(cost=...) makes it count"
-            )
-        else:
-            self._receipt.count(phase, op.name, "", flops)
+        self._count(
+            phase,
+            op.name,
+            call.flops(),
+            f"call of {op.name}, an op that is not written in functions of numpy only; "
+            f"@op(cost=...) makes it count",
+        )
         node = result.node if isinstance(result, Tensor) else None
         if node is not None:
             self._calls[node.order] = call
@@ -131,10 +120,6 @@ class _ReceiptRecorder(Recorder):
         if self._passes[-1].recorded:
             return "backward"
         return "backward" if isinstance(result, Tensor) else None  # a hook's, of a gradient
-
-    # ----------------------------------------------------------------------------------------------
-    # Backward passes
-    # ----------------------------------------------------------------------------------------------
 
     def on_pass(self, begins: bool) -> None:
         """Keep track of passes; calls without a node had a product to avoid for each input."""
@@ -181,7 +166,7 @@ class _ReceiptRecorder(Recorder):
         for argnum, vjp in op.vjps if op.product else ():
             name = op.parameters[argnum]
             if name not in needing and call.has(name):
-                flops = vjp_flops(call, argnum, vjp)
+                flops = call.vjp_flops(argnum, vjp)
                 if flops:
                     self._receipt.count("not done", op.name, name, flops)
 
@@ -191,27 +176,26 @@ class _ReceiptRecorder(Recorder):
             return  # its work is that of the ops inside, which are seen themselves
         call = self._calls.get(node.order)
         if call is None:
-            self._cannot_count(f"VJP of {op.name}, an op that was recorded outside of the receipt")
+            outside = f"VJP of {op.name}, an op that was recorded outside of the receipt"
+            self._count("backward", op.name, None, outside)
             return
         _, argnum, vjp, *saved = edge
-        before = running.needed
-        running.needed = [*before, name]
+        before, running.needed = running.needed, [*running.needed, name]
         flops: int | None = 0
         shared: int | None = 0
         if op.plain or vjp.cost is not None:
-            flops = vjp_flops(call, argnum, vjp, saved)
+            flops = call.vjp_flops(argnum, vjp, saved)
         if not op.plain:
-            after = joint_vjp_flops(call, vjp, running.needed, saved)
-            first = joint_vjp_flops(call, vjp, before, saved)
+            after = call.joint_vjp_flops(vjp, running.needed, saved)
+            first = call.joint_vjp_flops(vjp, before, saved)
             shared = None if after is None or first is None else after - first
-        if flops is None or shared is None:
-            self._cannot_count(
-                f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside "
-                f"the VJP makes it count"
-            )
-            return
-        self._receipt.count("backward", op.name, name, flops)
-        if shared:
+        unknown = (
+            f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside the "
+            f"VJP makes it count"
+        )
+        known = flops is not None and shared is not None
+        self._count("backward", op.name, flops if known else None, unknown, name)
+        if known and shared:
             self._receipt.count("backward", op.name, "shared", shared)
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
@@ -225,31 +209,24 @@ class _ReceiptRecorder(Recorder):
         self._saved.free(node.order)
         self._note("backward", node.name)
 
-    # ----------------------------------------------------------------------------------------------
-    # Steps
-    # ----------------------------------------------------------------------------------------------
-
     def on_step(self, optimizer: Optimizer) -> None:
         """Count a step by its formula, and the state that it leaves."""
         name, cost = type(optimizer).__name__, STEP_COSTS.get(type(optimizer))
-        if cost is None:
-            self._cannot_count(f"step of {name}, which STEP_COSTS does not have")
-        else:
-            flops = sum(
+        flops = (
+            None
+            if cost is None
+            else sum(
                 parameter.size * cost(group)
                 for group in optimizer.param_groups
                 for parameter in group["params"]
                 if parameter.grad is not None
             )
-            self._receipt.count("optimizer", name, "", flops)
+        )
+        self._count("optimizer", name, flops, f"step of {name}, which STEP_COSTS does not have")
         steps = self._optimizers.get(id(optimizer), (optimizer, 0, 0))[2] + 1
         self._optimizers[id(optimizer)] = optimizer, optimizer.state_bytes(), steps
         self._receipt.steps = max(count for _, _, count in self._optimizers.values())
         self._receipt.optimizer_bytes = sum(held for _, held, _ in self._optimizers.values())
-
-    # ----------------------------------------------------------------------------------------------
-    # The receipt
-    # ----------------------------------------------------------------------------------------------
 
     def _note(self, phase: Phase, name: str) -> None:
         """Add a point to the timeline, if the saved memory has changed."""
@@ -259,6 +236,11 @@ class _ReceiptRecorder(Recorder):
         if memory.alive != (result.timeline[-1].saved_bytes if result.timeline else 0):
             result.timeline.append(Moment(phase, name, memory.alive))
 
-    def _cannot_count(self, what: str) -> None:
-        known = self._receipt.uncounted
-        known[what] = known.get(what, 0) + 1
+    def _count(
+        self, phase: Phase, op: str, flops: int | None, unknown: str, name: str = ""
+    ) -> None:
+        """Add to a row, or to what is not counted if the FLOPs are not known."""
+        if flops is not None:
+            self._receipt.count(phase, op, name, flops)
+            return
+        self._receipt.uncounted[unknown] = self._receipt.uncounted.get(unknown, 0) + 1

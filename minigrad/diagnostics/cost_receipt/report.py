@@ -26,7 +26,7 @@ class ReceiptRow(NamedTuple):
         input: the input whose gradient it is, "shared" for work that serves several of them; empty
             in a forward pass.
         calls: how many calls or VJPs.
-        flops: how many FLOPs they took, by the conventions in `receipt/sketch.py`.
+        flops: how many FLOPs they took, by the conventions in `costs`.
     """
 
     phase: Phase

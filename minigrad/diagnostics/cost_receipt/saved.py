@@ -34,18 +34,14 @@ class _Block:
 class SavedMemory:
     """The blocks that nodes save, followed from the calls that make the nodes to their end.
 
-    Args:
-        on_drop: a function that gets the name of an op whose node is deleted without being freed.
-
-    Attributes:
-        alive: bytes that are saved now.
-        total: bytes that were saved so far, each block once.
-        freed: bytes of these that no node saves any more.
-        inputs: bytes of parameters and inputs that nodes refer to.
+    `on_drop` gets the name of an op whose node is deleted without being freed.
     """
 
     def __init__(self, on_drop: Callable[[str], None]) -> None:
-        self.alive = self.total = self.freed = self.inputs = 0
+        self.alive = 0  # bytes that are saved now
+        self.total = 0  # bytes that were saved so far, each block once
+        self.freed = 0  # bytes of these that no node saves any more
+        self.inputs = 0  # bytes of parameters and inputs that nodes refer to
         self._on_drop = on_drop
         # By the id of the array that owns the memory, for as long as that lives.
         self._made: dict[int, weakref.ref[Any]] = {}

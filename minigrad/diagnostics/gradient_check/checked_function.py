@@ -146,11 +146,9 @@ class CheckedFunction:
 
         `recorded` says whether it is computed as for a derivative of higher order.
         """
-        seeds = [v.copy() for v in cotangents]  # because a VJP might write to them
         with grad_mode(True):
             leaves = self.leaves(operands)
-            found = grad(self(leaves), leaves, seeds, create_graph=recorded, allow_unused=True)
-        return [np.array(g._data, FLOAT64, order="C") for g in found]
+            return gradients_of(self(leaves), leaves, cotangents, create_graph=recorded)
 
     def second_gradients(
         self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
@@ -187,6 +185,18 @@ class CheckedFunction:
                     f"{self.name} writes to its {name}{when}; a gradient is that of a "
                     f"function that leaves its inputs alone, so compute a new tensor instead",
                 )
+
+
+def gradients_of(
+    results: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    cotangents: Sequence[Array],
+    **options: bool,
+) -> Gradients:
+    """Compute the gradient of sum(cotangents * results) by each leaf, in float64."""
+    seeds = [copied(v) for v in cotangents]  # because a VJP might write to them
+    found = grad(results, leaves, seeds, allow_unused=True, **options)
+    return [np.array(g._data, FLOAT64, order="C") for g in found]
 
 
 def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:

@@ -32,6 +32,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     Vector,
     copied,
     flat,
+    gradients_of,
     largest_of,
 )
 from minigrad.diagnostics.gradient_check.rounding_probe import RoundingSpread, rounding_spread
@@ -224,17 +225,17 @@ def _gradients_by_path(
         leaves = function.leaves(operands)
         results = function(leaves)
 
-        def pulled_back(copy: Callable[[Array], Array] = np.copy, **options: bool) -> Gradients:
-            seeds = [copy(v) for v in cotangents]  # because a VJP might write to them
-            gradients = grad(results, leaves, seeds, allow_unused=True, **options)
-            return [np.array(g._data, FLOAT64) for g in gradients]
+        def pulled_back(seeds: Sequence[Array] = cotangents, **options: bool) -> Gradients:
+            return gradients_of(results, leaves, seeds, **options)
 
         paths["grad"] = pulled_back(retain_graph=True)
         paths["a second pass"] = pulled_back(retain_graph=True)
         if recorded:
             with function.explained(RECORDING):
                 paths["a recorded pass"] = pulled_back(create_graph=True)
-        paths["cotangents in reversed memory"] = pulled_back(_reversed, retain_graph=True)
+        paths["cotangents in reversed memory"] = pulled_back(
+            [_reversed(v) for v in cotangents], retain_graph=True
+        )
         with suppress(Exception):  # f may not be defined there
             function(function.leaves(elsewhere(operands)))
             paths["a pass behind another call of f"] = pulled_back(retain_graph=True)
@@ -247,11 +248,8 @@ def _gradients_by_path(
         if len(operands) > 1:
             alone = paths["a pass for it alone"] = []
             for i in range(len(operands)):  # where the others are constants
-                leaves = [Tensor(x, requires_grad=at == i) for at, x in enumerate(operands)]
-                results = function(leaves)
-                seeds = [v.copy() for v in cotangents]
-                (gradient,) = grad(results, [leaves[i]], seeds, allow_unused=True)
-                alone.append(np.array(gradient._data, FLOAT64))
+                inputs = [Tensor(x, requires_grad=at == i) for at, x in enumerate(operands)]
+                alone += gradients_of(function(inputs), [inputs[i]], cotangents)
     return paths
 
 

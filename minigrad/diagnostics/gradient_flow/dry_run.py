@@ -164,11 +164,6 @@ def _norm(gradient: NDArray[Any] | None) -> float | None:
     return scale * float(np.linalg.norm(values / scale))
 
 
-# --------------------------------------------------------------------------------------------------
-# The model as it was
-# --------------------------------------------------------------------------------------------------
-
-
 class Snapshot:
     """The attributes of all modules of a model, with the values of arrays, tensors and generators.
 

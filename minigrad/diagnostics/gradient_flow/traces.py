@@ -89,10 +89,6 @@ class ForwardTrace(Recorder):
                 self._nodes[parameter.node] = trace
             self._values[owner_of(parameter._data)] = trace
 
-    # ----------------------------------------------------------------------------------------------
-    # What is announced
-    # ----------------------------------------------------------------------------------------------
-
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Note what the result comes from, and for which parameters the gradient is lost here."""
         traces = [(i, self.trace(value)) for i, value in _operands(inputs)]
@@ -149,10 +145,6 @@ class ForwardTrace(Recorder):
             self._read |= trace.cuts
         elif not isinstance(value, Tensor):
             self._gone |= trace.cuts
-
-    # ----------------------------------------------------------------------------------------------
-    # What is known
-    # ----------------------------------------------------------------------------------------------
 
     def trace(self, value: Any) -> ValueTrace:
         """Return where a Tensor or an array comes from."""

@@ -29,6 +29,8 @@ from minigrad.diagnostics.recorder import CallRecord
 from minigrad.diagnostics.restored import assigned
 from minigrad.nn.module import Module, Parameter
 
+Verdict = tuple[State, str, CallRecord | None]
+
 
 class Part(Protocol):
     """A part of a module that knows more of its parameters than a run shows: a LoRA adapter."""
@@ -147,28 +149,7 @@ class _Judge:
 
     def row(self, i: int) -> ParameterRow:
         """Return the row of parameter `i`."""
-        parameter, norm, run = self.parameters[i], self.run.norms[i], self.run
-        if not parameter.requires_grad:
-            return self._row(i, "frozen")
-        if norm is None:
-            if id(parameter) in self.constants:
-                return self._row(i, "cut")
-            if run.frozen >> i & 1:
-                reason = "it is frozen during the step: leave out that requires_grad_(False)"
-                return self._row(i, "cut", reason)
-            if not run.forward.used >> i & 1:
-                return self._row(i, "unused", "no op was called on it")
-            return self._cut(i, run.forward.cut_of(1 << i, run.loss))
-        if not math.isfinite(norm):
-            return self._row(i, "not finite", "a nan or an infinity is in its gradient")
-        if run.is_zero(i):
-            return self._zero(i)
-        return self._row(i, "live")
-
-    def _row(
-        self, i: int, state: State, reason: str = "", call: CallRecord | None = None
-    ) -> ParameterRow:
-        parameter = self.parameters[i]
+        parameter, (state, reason, call) = self.parameters[i], self._verdict(i)
         if state in ("cut", "unused", "zero"):
             reason = self.remarks.get(id(parameter), reason)
         return ParameterRow(
@@ -182,63 +163,73 @@ class _Judge:
             call.source_line if call else None,
         )
 
-    def _cut(self, i: int, cut: Cut | None) -> ParameterRow:
-        if cut is None:
-            call = self.run.forward.last_use(1 << i)
-            return self._row(i, "cut", "the loss is computed without what came of it here", call)
-        return self._row(i, "cut", _CUTS.get(cut.kind, _LEFT).format(cut.call.name), cut.call)
-
-    def _zero(self, i: int) -> ParameterRow:
-        forward = self.run.forward
-        node = self.parameters[i].node
+    def _verdict(self, i: int) -> Verdict:
+        """Return the state of parameter `i`, the reason, and the call where its path ends."""
+        parameter, run, forward = self.parameters[i], self.run, self.run.forward
+        norm, node = run.norms[i], parameter.node
+        if not parameter.requires_grad:
+            return "frozen", "", None
+        if norm is None:
+            if id(parameter) in self.constants:
+                return "cut", "", None
+            if run.frozen >> i & 1:
+                reason = "it is frozen during the step: leave out that requires_grad_(False)"
+                return "cut", reason, None
+            if not forward.used >> i & 1:
+                return "unused", "no op was called on it", None
+            cut = forward.cut_of(1 << i, run.loss)
+            if cut is not None:
+                return _cut_at(cut)
+            reason = "the loss is computed without what came of it here"
+            return "cut", reason, forward.last_use(1 << i)
+        if not math.isfinite(norm):
+            return "not finite", "a nan or an infinity is in its gradient", None
+        if not run.is_zero(i):
+            return "live", "", None
         assert node is not None
-        stops = self.run.backward.stops(node)
+        stops = run.backward.stops(node)
         if not stops:
-            return self._lost(i, node)
-        stop = stops[0]
-        call = forward.call(stop.node)
+            return self._lost(parameter, node)
+        stop, call = stops[0], forward.call(stops[0].node)
         causes = self.causes.get(i, 0)
         if causes:
-            reason = _multiplied(self._named(causes), "")
-            return self._row(i, "zero by construction", reason, call)
+            return "zero by construction", _multiplied(self._named(causes), ""), call
         if not stop.inside:
-            again = [cut for cut in forward.cuts[self.run.forward_cuts :] if cut.lost >> i & 1]
+            again = [cut for cut in forward.cuts[run.forward_cuts :] if cut.lost >> i & 1]
             if again:
-                return self._cut(i, again[0])
-        zeros = self.run.zero_factors(stop)
+                return _cut_at(again[0])
+        zeros = run.zero_factors(stop)
         for zero in zeros:
             others = zero.parameters & ~(1 << i)
             if others:
-                reason = _multiplied(self._named(others), " get no gradient,")
-                return self._row(i, "zero", reason, call)
+                return "zero", _multiplied(self._named(others), " get no gradient,"), call
         for zero in zeros:
             if zero.call is not None:
                 reason = f"`{zero.call.name}` gave nothing but zeros, which multiply it"
-                return self._row(i, "zero", reason, zero.call)
+                return "zero", reason, zero.call
         if zeros:
-            reason = f"an input of `{call.name}` is all zeros, and multiplies it"
-        else:
-            reason = f"`{call.name}` passes none of the gradient on"
-        return self._row(i, "zero", reason, call)
+            return "zero", f"an input of `{call.name}` is all zeros, and multiplies it", call
+        return "zero", f"`{call.name}` passes none of the gradient on", call
 
-    def _lost(self, i: int, node: Node) -> ParameterRow:
-        """Return the row of a parameter whose nonzero gradients cancel, or meet a hook."""
-        if not self.parameters[i].size:
-            return self._row(i, "zero", "it has no elements")
+    def _lost(self, parameter: Parameter, node: Node) -> Verdict:
+        """Return the verdict on a parameter whose nonzero gradients cancel, or meet a hook."""
+        if not parameter.size:
+            return "zero", "it has no elements", None
         lost = self.run.backward.lost_at(node)
         if lost is None or lost is node:
             hooked = "a hook on it makes it zero"
-            cancel = "the gradients of its uses cancel"
-            return self._row(i, "zero", hooked if node.hooks else cancel)
+            return "zero", hooked if node.hooks else "the gradients of its uses cancel", None
         call = self.run.forward.call(lost)
         if lost.hooks:
-            reason = f"a hook on the result of `{call.name}` makes its gradient zero"
-        else:
-            reason = f"the gradients of the uses of `{call.name}` cancel"
-        return self._row(i, "zero", reason, call)
+            return "zero", f"a hook on the result of `{call.name}` makes its gradient zero", call
+        return "zero", f"the gradients of the uses of `{call.name}` cancel", call
 
     def _named(self, bits: int) -> list[str]:
         return [name for k, name in enumerate(self.names) if bits >> k & 1]
+
+
+def _cut_at(cut: Cut) -> Verdict:
+    return "cut", _CUTS.get(cut.kind, _LEFT).format(cut.call.name), cut.call
 
 
 def _multiplied(names: Sequence[str], more: str) -> str:
