@@ -206,26 +206,18 @@ class Receipt:
         ]
 
 
-class _Line(NamedTuple):
-    """A row of the comparison: a figure of a receipt, or of one step if it grows with each step."""
-
-    title: str
-    attribute: str
-    text: Callable[[float], str]
-    of_a_step: bool = False
-
-
-_LINES = (
-    _Line("FLOPs forward", "forward_flops", in_flops, True),
-    _Line("FLOPs recomputed", "recomputed_flops", in_flops, True),
-    _Line("FLOPs backward", "backward_flops", in_flops, True),
-    _Line("FLOPs of the optimiser", "optimizer_flops", in_flops, True),
-    _Line("FLOPs in all", "flops", in_flops, True),
-    _Line("products not done, no gradient needed", "skipped_flops", in_flops, True),
-    _Line("saved for backward, at the peak", "peak_saved_bytes", in_bytes),
-    _Line("gradients", "gradient_bytes", in_bytes),
-    _Line("optimiser state", "optimizer_bytes", in_bytes),
-    _Line("parameters trained", "trained", "{:,.0f}".format),
+# The lines of a comparison: a title, an attribute of receipts, and a function that formats it.
+_LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("FLOPs forward", "forward_flops", in_flops),
+    ("FLOPs recomputed", "recomputed_flops", in_flops),
+    ("FLOPs backward", "backward_flops", in_flops),
+    ("FLOPs of the optimiser", "optimizer_flops", in_flops),
+    ("FLOPs in all", "flops", in_flops),
+    ("products not done, no gradient needed", "skipped_flops", in_flops),
+    ("saved for backward, at the peak", "peak_saved_bytes", in_bytes),
+    ("gradients", "gradient_bytes", in_bytes),
+    ("optimiser state", "optimizer_bytes", in_bytes),
+    ("parameters trained", "trained", "{:,.0f}".format),
 )
 
 
@@ -243,7 +235,7 @@ class ReceiptComparison:
         """Return a figure of the receipt `name`; FLOPs are those of one step, or of one pass."""
         receipt = self.receipts[name]
         total: int = getattr(receipt, attribute)
-        of_a_step = any(line.of_a_step for line in _LINES if line.attribute == attribute)
+        of_a_step = attribute.endswith("flops")
         return total / (receipt.steps or receipt.passes or 1) if of_a_step else total
 
     def ratio(self, name: str, attribute: str) -> float:
@@ -269,12 +261,12 @@ class ReceiptComparison:
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         first, *others = self.receipts
         rows = []
-        for line in _LINES:
-            values = [self.value(name, line.attribute) for name in self.receipts]
-            ratios = [self.ratio(name, line.attribute) for name in others]
+        for title, attribute, text in _LINES:
+            values = [self.value(name, attribute) for name in self.receipts]
+            ratios = [self.ratio(name, attribute) for name in others]
             if any(values):
                 shown = [f"{ratio:.3f}" if ratio == ratio else "-" for ratio in ratios]
-                rows.append([line.title, *map(line.text, values), *shown])
+                rows.append([title, *map(text, values), *shown])
         return ["", *self.receipts, *(f"{name} / {first}" for name in others)], rows
 
     def __repr__(self) -> str:

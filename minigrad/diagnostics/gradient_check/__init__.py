@@ -10,8 +10,8 @@ The files, in the order of these steps:
     check               gradcheck and assert_gradients; each element is moved and compared
     checked_function    f as a function of float arrays: its values and gradients
     problem             what is compared, for order 1 and for order 2: gradients by every path that
-                        leads to them, and flaws of their arrays
-    rounding_probe      how much gradients and values change with other roundings
+                        leads to them, how much they change with other roundings, and flaws of
+                        their arrays
     tolerances          all thresholds with their reasons; what a right gradient may be off by
     finite_differences  moves, and quotients along them with error bars
     verdict             agree, disagree or cannot tell, and the reason

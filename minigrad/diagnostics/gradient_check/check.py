@@ -168,16 +168,16 @@ class _Comparison:
         self._undecided = [*report.undecided]
         self._kinks = False
         self._sure = 0  # entries that are wrong, and not at a kink
-        self._comparisons: dict[tuple[int, str], GradientComparison] = {}
         computed = {str(problem.dtype): problem.paths["grad"]}
         if problem.narrow is not None:
             computed[str(problem.narrow.dtype)] = problem.narrow.gradients
-        for i, name in enumerate(problem.names):
-            numeric = np.full(problem.operands[i].shape, nan)
-            for dtype, gradients in computed.items():
-                self._comparisons[i, dtype] = GradientComparison(
-                    problem.order, name, dtype, gradients[i], numeric, np.full_like(numeric, nan)
-                )
+        self._comparisons = {
+            (i, dtype): GradientComparison(
+                problem.order, name, dtype, g[i], np.full(g[i].shape, nan), np.full(g[i].shape, nan)
+            )
+            for i, name in enumerate(problem.names)
+            for dtype, g in computed.items()
+        }
 
     def run(self, samples: int | None, progress: bool) -> GradcheckReport:
         """Compare all elements, or so many samples of each operand, and return the report."""

@@ -197,27 +197,26 @@ class GradcheckReport:
         notes += [f"wrong: {entry}" for entry in self.wrong[:LISTED]]
         notes += [f"undecided: {entry}" for entry in self.undecided[:LISTED]]
         parts += [f"<p>{escape(note)}</p>" for note in notes]
-        rows = [_row(c) for c in self.comparisons if c.analytic.size]
+        rows = []
+        for c in self.comparisons:
+            if not c.analytic.size:
+                continue
+            largest = largest_of([c.analytic, c.numeric])
+            with np.errstate(all="ignore"):
+                difference = np.abs(c.analytic - c.numeric) / (largest or 1.0)
+            cells = [
+                f"{c.operand}<br><small>order {c.order}, {c.dtype}, {c.analytic.shape}</small>",
+                _heatmap(c.analytic, -largest, largest, "signed"),
+                _heatmap(c.numeric, -largest, largest, "signed"),
+                _heatmap(difference, 1e-12, 1.0, "logarithmic"),
+                _heatmap(c.doubt, 0.0, 2.0, "doubt"),
+            ]
+            rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
         if rows:
             heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
             head = "".join(f"<th>{name}</th>" for name in heads)
             parts.append(f"<table><tr>{head}</tr>{''.join(rows)}</table>")
         return "".join(parts) + "</div>"
-
-
-def _row(c: GradientComparison) -> str:
-    """Make a row of a table: the operand, pictures of both gradients and of their difference."""
-    largest = largest_of([c.analytic, c.numeric])
-    with np.errstate(all="ignore"):
-        difference = np.abs(c.analytic - c.numeric) / (largest or 1.0)
-    name = f"{c.operand}<br><small>order {c.order}, {c.dtype}, {c.analytic.shape}</small>"
-    pictures = [
-        _heatmap(c.analytic, -largest, largest, "signed"),
-        _heatmap(c.numeric, -largest, largest, "signed"),
-        _heatmap(difference, 1e-12, 1.0, "logarithmic"),
-        _heatmap(c.doubt, 0.0, 2.0, "doubt"),
-    ]
-    return f"<tr><td>{name}</td>" + "".join(f"<td>{p}</td>" for p in pictures) + "</tr>"
 
 
 def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str:
