@@ -16,5 +16,4 @@ The files, in the order of these steps:
     finite_differences  moves, and quotients along them with error bars
     verdict             agree, disagree or cannot tell, and the reason
     report              what was found, as text and as a picture
-    command             `python -m minigrad check`
 """
