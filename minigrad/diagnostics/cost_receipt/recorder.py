@@ -92,9 +92,12 @@ class _ReceiptRecorder(Recorder):
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Count the forward of `op`, unless a VJP calls it: that is counted as one."""
-        phase = self._phase(result)
-        if phase is None:
-            return
+        phase: Phase = "forward"
+        if self._passes:
+            rerun = [kind for kind in self.running if kind != "hook"][-1] == "rerun"
+            phase = "recomputed" if rerun else "backward"
+            if not rerun and not self._passes[-1].recorded and not isinstance(result, Tensor):
+                return  # by a VJP, on arrays; a hook's is on Tensors
         self._saved.add(op, inputs, result)
         self._note(phase, op.name)
         call = SketchedCall(op, inputs, result)
@@ -110,16 +113,6 @@ class _ReceiptRecorder(Recorder):
             self._calls[node.order] = call
         elif op.product and is_grad_enabled() and isinstance(result, Tensor):
             self._unrecorded.append(call)
-
-    def _phase(self, result: Any) -> Phase | None:
-        """Return the phase of a call; None for a call by a VJP on arrays."""
-        if not self._passes:
-            return "forward"
-        if [kind for kind in self.running if kind != "hook"][-1] == "rerun":
-            return "recomputed"
-        if self._passes[-1].recorded:
-            return "backward"
-        return "backward" if isinstance(result, Tensor) else None  # a hook's, of a gradient
 
     def on_pass(self, begins: bool) -> None:
         """Keep track of passes; calls without a node had a product to avoid for each input."""

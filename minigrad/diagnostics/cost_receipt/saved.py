@@ -12,7 +12,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minigrad.core.node import arrays_in
@@ -74,8 +73,13 @@ class SavedMemory:
                 if held.holders == 1:
                     self._count(held, held.nbytes)
         if keys:
-            gone = partial(self._drop, node.order, op.name)
-            self._nodes[node.order] = weakref.ref(node, gone), keys
+            order, name = node.order, op.name
+
+            def gone(_: weakref.ref[Node]) -> None:
+                self.free(order)
+                self._on_drop(name)
+
+            self._nodes[order] = weakref.ref(node, gone), keys
 
     def _note_made(self, block: Any, given: set[int]) -> bool:
         """Return whether an op has made a block: it is known, or does not belong to an input."""
@@ -104,10 +108,6 @@ class SavedMemory:
             if not block.holders:
                 del self._blocks[key]
                 self._count(block, -block.nbytes)
-
-    def _drop(self, order: int, name: str, _: Any) -> None:
-        self.free(order)
-        self._on_drop(name)
 
     def clear(self) -> None:
         """Forget all nodes and blocks."""

@@ -193,16 +193,21 @@ class _Comparison:
         what = f"gradcheck, order {problem.order}"
         with progress_bar(what=what, unit="entry", shown=progress, total=total) as bar:
             for operand, picks in enumerate(chosen):
+                name, shape = problem.names[operand], problem.operands[operand].shape
                 for pick in picks:
-                    self._compare_element(operand, pick)
+                    index = tuple(int(n) for n in np.unravel_index(pick, shape))
+                    move = Move(name, {operand: np.ones(())}, index)
+                    for dtype, judgements in self._compare(move).items():
+                        compared = self._comparisons[operand, dtype]
+                        compared.numeric[index] = judgements[0].numeric
+                        compared.doubt[index] = max(DOUBT[each.verdict] for each in judgements)
                     bar.update()
                 if len(picks) < sizes[operand]:
                     sampled.append(len(picks))
-                    name = f"{problem.names[operand]} in a random direction"
                     for _ in range(RANDOM_DIRECTIONS):
-                        direction = self._rng.standard_normal(problem.operands[operand].shape)
-                        move = Move(name, {operand: direction / np.abs(direction).max()})
-                        self._compare(move)
+                        direction = self._rng.standard_normal(shape)
+                        moves = {operand: direction / np.abs(direction).max()}
+                        self._compare(Move(f"{name} in a random direction", moves))
         if problem.order == 1:
             self._compare_ties()
             self._compare_at_another_point()
@@ -218,16 +223,6 @@ class _Comparison:
             directions=RANDOM_DIRECTIONS if sampled else report.directions,
             fewest=min([report.fewest, *sampled]),
         )
-
-    def _compare_element(self, operand: int, position: int) -> None:
-        """Compare one element of one operand."""
-        shape = self._problem.operands[operand].shape
-        index = tuple(int(n) for n in np.unravel_index(position, shape))
-        move = Move(self._problem.names[operand], {operand: np.ones(())}, index)
-        for dtype, judgements in self._compare(move).items():
-            compared = self._comparisons[operand, dtype]
-            compared.numeric[index] = judgements[0].numeric
-            compared.doubt[index] = max(DOUBT[each.verdict] for each in judgements)
 
     def _compare_ties(self) -> None:
         """Compare slopes that ties leave smooth, if some operand is at a kink.

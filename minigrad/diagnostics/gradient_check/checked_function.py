@@ -47,12 +47,6 @@ class CheckedFunction:
 
     A Module is copied, and so are the inputs, with the order that they have in memory.
 
-    Attributes:
-        name: of the function.
-        operands: the inputs and parameters of floats, in the dtypes that they came in.
-        names: of the operands.
-        shapes: of the results, once they are known.
-
     Raises:
         TypeError: if f cannot be called or copied, an input is none, or none is of floats.
     """
@@ -95,9 +89,10 @@ class CheckedFunction:
                     self._arrays[name] = parameter.data.copy()
         self._f = f
         self._before = {name: x.copy() for name, x in self._arrays.items()}
+        # The operands are the inputs and parameters of floats, in the dtypes that they came in.
         self.names = [name for name, x in self._arrays.items() if x.dtype.kind == "f"]
         self.operands = [self._arrays[name] for name in self.names]
-        self.shapes: list[tuple[int, ...]] = []
+        self.shapes: list[tuple[int, ...]] = []  # of the results, once they are known
         if not self.operands:
             raise gradcheck_error(
                 TypeError,

@@ -249,9 +249,8 @@ def _gradients_by_path(
         if recorded:
             with function.explained(RECORDING):
                 paths["a recorded pass"] = pulled_back(create_graph=True)
-        paths["cotangents in reversed memory"] = pulled_back(
-            [_reversed(v) for v in cotangents], retain_graph=True
-        )
+        backwards = [np.flip(np.flip(v).copy()) for v in cotangents]
+        paths["cotangents in reversed memory"] = pulled_back(backwards, retain_graph=True)
         with suppress(Exception):  # f may not be defined there
             function(function.leaves(elsewhere(operands)))
             paths["a pass behind another call of f"] = pulled_back(retain_graph=True)
@@ -275,13 +274,6 @@ def elsewhere(operands: Sequence[Array]) -> list[Array]:
     for x in moved:
         x *= x.dtype.type(1 + tolerances.ANOTHER_POINT)
     return moved
-
-
-def _reversed(x: Array) -> Array:
-    """Return a copy that lies in memory backwards."""
-    out = np.empty_like(x)[(slice(None, None, -1),) * x.ndim + (...,)]
-    out[...] = x
-    return out
 
 
 def _backward(results: Sequence[Tensor], seeds: Sequence[Array], leaves: Sequence[Tensor]) -> None:

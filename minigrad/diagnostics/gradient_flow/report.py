@@ -13,7 +13,6 @@ from minigrad.tables import aligned, as_html, paragraph
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
 
-_PARAMETER_HEAD = ("parameter", "shape", "state", "|gradient|", "why")
 MOST_ROWS = 12  # of one state, or one verdict, that are printed
 MOST_FROZEN = 3
 
@@ -166,17 +165,41 @@ class LivenessReport:
         return "\n".join([*tables, paragraph([self.verdict, *self._notes()])])
 
     def _tables(self) -> Iterator[Table]:
-        """Yield the title, the head and the cells of each table: parameters, then parts by kind."""
-        yield f"liveness: loss {self.loss:.6g}", _PARAMETER_HEAD, _parameter_cells(self.rows)
+        """Yield the title, the head and the cells of each table: parameters, then parts by kind.
+
+        Of many parameters in one state, or parts with one verdict, only the first are shown.
+        """
+        frozen = sum(row.state == "frozen" for row in self.rows)
+        limits: dict[State, int] = {"frozen": frozen if frozen <= MOST_FROZEN else 0}
+        cells: list[tuple[str, ...]] = []
+        left: dict[State, list[ParameterRow]] = {}
+        line: SourceLine | None = None  # of the row before: it is not repeated
+        for row in self.rows:
+            limit = limits.setdefault(row.state, MOST_ROWS)
+            if limit == 0:
+                left.setdefault(row.state, []).append(row)
+                continue
+            limits[row.state] = limit - 1
+            norm = "" if row.norm is None else f"{row.norm:.3g}"
+            cells.append((row.name, str(row.shape), row.state, norm, row.reason))
+            if row.origin and not row.trains and row.origin != line:
+                cells.append(("", "", "", "", f"  {row.origin}"))
+            line = row.origin
+        for state, rest in left.items():
+            more = "" if state == "frozen" else "more "
+            size = sum(row.size for row in rest)
+            cells.append((f"... {len(rest)} {more}{state}, {size:,} numbers",))
+        head = ("parameter", "shape", "state", "|gradient|", "why")
+        yield f"liveness: loss {self.loss:.6g}", head, cells
         for kind in dict.fromkeys(type(part) for part in self.adapters):
             parts = [part for part in self.adapters if type(part) is kind]
-            cells: list[tuple[str, ...]] = []
+            cells = []
             count: Counter[str] = Counter()
             for part in parts:
                 count[part.verdict] += 1
                 if count[part.verdict] <= MOST_ROWS:
                     cells.append((part.name or "(the model)", *part.facts().values(), part.verdict))
-            for verdict, number in count.items():  # of many with one verdict the first are shown
+            for verdict, number in count.items():
                 if number > MOST_ROWS:
                     cells.append((f"... {number - MOST_ROWS} more: {verdict}",))
             yield f"{kind.kind}s", (kind.kind, *parts[0].facts(), "verdict"), cells
@@ -187,28 +210,3 @@ class LivenessReport:
             f"and no optimiser gets it from there: make it an nn.Parameter."
             for name in self.strays
         ]
-
-
-def _parameter_cells(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
-    """Return the rows as text; of many in one state only the first are shown."""
-    frozen = sum(row.state == "frozen" for row in rows)
-    limits: dict[State, int] = {"frozen": frozen if frozen <= MOST_FROZEN else 0}
-    cells: list[tuple[str, ...]] = []
-    left: dict[State, list[ParameterRow]] = {}
-    line: SourceLine | None = None  # of the row before: it is not repeated
-    for row in rows:
-        limit = limits.setdefault(row.state, MOST_ROWS)
-        if limit == 0:
-            left.setdefault(row.state, []).append(row)
-            continue
-        limits[row.state] = limit - 1
-        norm = "" if row.norm is None else f"{row.norm:.3g}"
-        cells.append((row.name, str(row.shape), row.state, norm, row.reason))
-        if row.origin and not row.trains and row.origin != line:
-            cells.append(("", "", "", "", f"  {row.origin}"))
-        line = row.origin
-    for state, rest in left.items():
-        more = "" if state == "frozen" else "more "
-        size = sum(row.size for row in rest)
-        cells.append((f"... {len(rest)} {more}{state}, {size:,} numbers",))
-    return cells
