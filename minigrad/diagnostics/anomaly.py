@@ -35,6 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = 6  # operands that a message lists, besides those that are not finite
 _LEAF = "a leaf that requires a gradient"
+_UNWATCHED = "a backward pass that was not watched, or an assignment, put it there"
 _UNSEEN = " before detect_anomaly() began, or in another thread"
 
 
@@ -357,7 +358,7 @@ class Detector(Recorder):
             operands = [old, *operands, new]
             if self._is_bad(before):
                 headline = f"the .grad of {what} holds {old.kind} already"
-                hint = "a backward pass that was not watched, or an assignment, put it there"
+                hint = _UNWATCHED
             else:
                 headline = f"the gradient of {what}, added to the .grad it has, gives {new.kind}"
                 hint = f"zero_grad() forgets earlier gradients; {overflow(node.dtype)}"
@@ -377,7 +378,7 @@ class Detector(Recorder):
                     f"the .grad of parameter {index} held {grad.kind} already, when `{name}` "
                     f"took its step"
                 )
-                hint = "a backward pass that was not watched, or an assignment, put it there"
+                hint = _UNWATCHED
             else:
                 headline = f"the step of `{name}` made the first {made.kind}, in parameter {index}"
                 hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"

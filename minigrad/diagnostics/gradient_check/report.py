@@ -226,24 +226,21 @@ def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str
     """
     matrix = values.reshape(-1, values.shape[-1] if values.ndim else 1)
     cells = _blocks(matrix)
+    scaled = np.log if scale == "logarithmic" else np.asarray
     shares = np.full(cells.shape, 0.5)
     if high > low:
-        positions, ends = np.clip(cells, low, high), np.array([low, high])
-        if scale == "logarithmic":
-            positions, ends = np.log(positions), np.log(ends)
-        shares = (positions - ends[0]) / (ends[1] - ends[0])
-    stops, colours = np.linspace(0, 1, len(COLOURS[scale])), np.array(COLOURS[scale])
+        first, last = scaled([low, high])
+        shares = (scaled(np.clip(cells, low, high)) - first) / (last - first)
+    stops = np.linspace(0, 1, len(COLOURS[scale]))
+    channels = [np.interp(shares, stops, channel) for channel in zip(*COLOURS[scale], strict=True)]
+    mixed = np.where(np.isnan(cells), 0xD0, np.round(channels)).astype(np.uint8)
     rows, columns = cells.shape
     size = max(2, min(16, SIDE // max(rows, columns)))
-    parts = []
-    for (i, j), value in np.ndenumerate(cells):
-        mixed = [0xD0] * 3
-        if not math.isnan(value):
-            mixed = [round(np.interp(shares[i, j], stops, channel)) for channel in colours.T]
-        parts.append(
-            f'<rect x="{j * size}" y="{i * size}" width="{size}" height="{size}" '
-            f'fill="#{bytes(mixed).hex()}"><title>{value:.6g}</title></rect>'
-        )
+    parts = [
+        f'<rect x="{j * size}" y="{i * size}" width="{size}" height="{size}" '
+        f'fill="#{mixed[:, i, j].tobytes().hex()}"><title>{value:.6g}</title></rect>'
+        for (i, j), value in np.ndenumerate(cells)
+    ]
     label = escape(f"{matrix.shape[0]} x {matrix.shape[1]} numbers")
     return (
         f'<svg width="{columns * size}" height="{rows * size}" role="img" aria-label="{label}">'

@@ -29,7 +29,7 @@ from minigrad.diagnostics.recorder import CallRecord
 from minigrad.diagnostics.restored import assigned
 from minigrad.nn.module import Module, Parameter
 
-Verdict = tuple[State, str, CallRecord | None]
+Finding = tuple[State, str, CallRecord | None]  # a state, the reason, and where the path ends
 
 
 class Part(Protocol):
@@ -149,7 +149,7 @@ class _Judge:
 
     def row(self, i: int) -> ParameterRow:
         """Return the row of parameter `i`."""
-        parameter, (state, reason, call) = self.parameters[i], self._verdict(i)
+        parameter, (state, reason, call) = self.parameters[i], self._finding(i)
         if state in ("cut", "unused", "zero"):
             reason = self.remarks.get(id(parameter), reason)
         return ParameterRow(
@@ -163,7 +163,7 @@ class _Judge:
             call.source_line if call else None,
         )
 
-    def _verdict(self, i: int) -> Verdict:
+    def _finding(self, i: int) -> Finding:
         """Return the state of parameter `i`, the reason, and the call where its path ends."""
         parameter, run, forward = self.parameters[i], self.run, self.run.forward
         norm, node = run.norms[i], parameter.node
@@ -191,17 +191,15 @@ class _Judge:
         if not stops:
             return self._lost(parameter, node)
         stop, call = stops[0], forward.call(stops[0].node)
-        causes = self.causes.get(i, 0)
-        if causes:
+        if causes := self.causes.get(i, 0):
             return "zero by construction", _multiplied(self._named(causes), ""), call
         if not stop.inside:
-            again = [cut for cut in forward.cuts[run.forward_cuts :] if cut.lost >> i & 1]
-            if again:
-                return _cut_at(again[0])
+            for cut in forward.cuts[run.forward_cuts :]:
+                if cut.lost >> i & 1:
+                    return _cut_at(cut)
         zeros = run.zero_factors(stop)
         for zero in zeros:
-            others = zero.parameters & ~(1 << i)
-            if others:
+            if others := zero.parameters & ~(1 << i):
                 return "zero", _multiplied(self._named(others), " get no gradient,"), call
         for zero in zeros:
             if zero.call is not None:
@@ -211,8 +209,8 @@ class _Judge:
             return "zero", f"an input of `{call.name}` is all zeros, and multiplies it", call
         return "zero", f"`{call.name}` passes none of the gradient on", call
 
-    def _lost(self, parameter: Parameter, node: Node) -> Verdict:
-        """Return the verdict on a parameter whose nonzero gradients cancel, or meet a hook."""
+    def _lost(self, parameter: Parameter, node: Node) -> Finding:
+        """Return the finding on a parameter whose nonzero gradients cancel, or meet a hook."""
         if not parameter.size:
             return "zero", "it has no elements", None
         lost = self.run.backward.lost_at(node)
@@ -228,7 +226,7 @@ class _Judge:
         return [name for k, name in enumerate(self.names) if bits >> k & 1]
 
 
-def _cut_at(cut: Cut) -> Verdict:
+def _cut_at(cut: Cut) -> Finding:
     return "cut", _CUTS.get(cut.kind, _LEFT).format(cut.call.name), cut.call
 
 
