@@ -202,7 +202,7 @@ class Detector(Recorder):
     def _look_at_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Raise an error, unless an Inf is just passed on that the user has put there."""
         named = {op.input_name(i): x for i, x in enumerate(inputs)}
-        given = {n: x for n, x in named.items() if _is_numeric(x) and not _is_option(op, n, x)}
+        given = {n: x for n, x in named.items() if _is_operand(op, n, x)}
         operands = {name: Operand.of(f"input {name}", x) for name, x in given.items()}
         made = Operand.of("result", result)
         infinite = [name for name, operand in operands.items() if operand.inf]
@@ -292,7 +292,7 @@ class Detector(Recorder):
         saved = {
             name: value
             for name, value in op.saved_values(node, edges)
-            if _is_numeric(value) and not _is_option(op, name.removeprefix("its input "), value)
+            if _is_operand(op, name.removeprefix("its input "), value)
         }
         got = Operand.of("the gradient that arrived", arrived)
         made = Operand.of(f"the gradient for {inputs}", result)
@@ -403,22 +403,20 @@ class Detector(Recorder):
         return f" at {known}" if known else ""
 
 
-def _is_numeric(value: Any) -> bool:
-    """Whether a message can give a range of it: an array or a number, and no option."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return value.dtype.kind in "iuf"
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_operand(op: OpLike, name: str, value: Any) -> bool:
+    """Whether an input is an array or a number with which an op computes, and so has a range.
 
-
-def _is_option(op: OpLike, name: str, value: Any) -> bool:
-    """Whether an input says how to compute, such as an axis: it has a default and no derivative.
-
-    A float, such as a scale or a slope, takes part in the arithmetic.
+    An option says how to compute, such as an axis: it has a default and no derivative. But a float,
+    such as a scale or a slope, takes part in the arithmetic.
     """
-    if name not in op.parameters or isinstance(value, (float, np.floating)):
-        return False
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        is_numeric = value.dtype.kind in "iuf"
+    else:
+        is_numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_numeric or name not in op.parameters or isinstance(value, (float, np.floating)):
+        return is_numeric
     index = op.parameters.index(name)
-    return all(index != known for known, _ in op.vjps) and not op.is_required(index)
+    return any(index == known for known, _ in op.vjps) or op.is_required(index)
 
 
 def _hook_or(node: Node, cause: str) -> str:

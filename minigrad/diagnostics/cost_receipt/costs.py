@@ -275,10 +275,6 @@ class SketchedCall:
             return Tensor.at(sketch, None)
         return value
 
-    def has(self, name: str) -> bool:
-        """Return whether an argument was given, and is not None."""
-        return self.arguments[self.op.parameters.index(name)] is not None
-
     @property
     def values(self) -> dict[str, Any]:
         """The arguments and the result by name."""

@@ -128,7 +128,7 @@ class _ReceiptRecorder(Recorder):
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Count a VJP, and what the engine does with its result."""
-        running = self._passes[-1]
+        running, size = self._passes[-1], math.prod(parent.shape)
         if node.order != running.visited:
             running.visited, running.edge, running.needed = node.order, 0, []
             if node.op is not None and node.order in self._calls:  # what of it is not done
@@ -143,22 +143,22 @@ class _ReceiptRecorder(Recorder):
             assert node.op is not None
             name = node.op.input_name(edge[1])
             self._count_vjp(running, node, edge, name)
-            if result.size > math.prod(parent.shape):
+            if result.size > size:
                 self._receipt.count("backward", node.name, name, result.size, calls=0)
             if parent.order in running.reached:
-                self._receipt.count("backward", "sum of gradients", "", math.prod(parent.shape))
+                self._receipt.count("backward", "sum of gradients", "", size)
         running.reached.add(parent.order)
         if parent.op is None and parent.order not in self._leaves:
             self._leaves.add(parent.order)
-            self._receipt.trained += math.prod(parent.shape)
-            self._receipt.gradient_bytes += math.prod(parent.shape) * parent.dtype.itemsize
+            self._receipt.trained += size
+            self._receipt.gradient_bytes += size * parent.dtype.itemsize
 
     def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
         """Count the products of a call for the inputs that were given and need no gradient."""
         op = call.op
         for argnum, vjp in op.vjps if op.product else ():
             name = op.parameters[argnum]
-            if name not in needing and call.has(name):
+            if name not in needing and call.arguments[argnum] is not None:
                 flops = call.vjp_flops(argnum, vjp)
                 if flops:
                     self._receipt.count("not done", op.name, name, flops)

@@ -150,10 +150,7 @@ def _instability(what: str, first: Vector, second: Vector) -> str:
 
 
 class _Comparison:
-    """Moves each element of a problem, judges its derivative, and notes what does not agree.
-
-    What is found is added to the report of what came before.
-    """
+    """Moves each element of a problem, judges its derivative, and adds to the report so far."""
 
     def __init__(
         self, problem: GradientProblem, report: GradcheckReport, rng: np.random.Generator

@@ -180,12 +180,12 @@ class GradcheckReport:
         return found
 
     def __repr__(self) -> str:
-        lines = [self.headline, *(f"  {remark}" for remark in self.remarks)]
+        lines = [self.headline, *self.remarks]
         for title, entries in (("wrong", self.wrong), ("undecided", self.undecided)):
-            lines += [f"  {title}: {entry}" for entry in entries[:LISTED]]
+            lines += [f"{title}: {entry}" for entry in entries[:LISTED]]
             if len(entries) > LISTED:
-                lines.append(f"  ... and {len(entries) - LISTED} more {title}")
-        return "\n".join(lines)
+                lines.append(f"... and {len(entries) - LISTED} more {title}")
+        return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:
         colour = {"agree": "#1a7f37", "disagree": "#cf222e", "cannot tell": "#9a6700"}[self.verdict]

@@ -28,7 +28,7 @@ from minigrad.diagnostics.gradient_flow.traces import (
     union,
 )
 from minigrad.diagnostics.loss_call import Loss, loss_of
-from minigrad.diagnostics.restored import Draws, assigned
+from minigrad.diagnostics.restored import Draws
 from minigrad.nn.module import Module, Parameter
 from minigrad.readonly import release
 from minigrad.versions import mark_written
@@ -74,15 +74,20 @@ class StepRunner:
         self._step = model, loss_fn, batch
         self._snapshot = Snapshot(model)
         self._draws = Draws()
+        for (
+            generator
+        ) in self._snapshot.generators:  # a module may draw from one without the library
+            self._draws.on_random(generator)
 
     def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> StepRun:
         """Run the step once, with other values for the parameters whose indices are in `moved`."""
         forward, backward = ForwardTrace(self.parameters), BackwardTrace()
-        data = [(self.parameters[i], {"_data": value}) for i, value in (moved or {}).items()]
         arrived: dict[Node, Any] = {}
         self._snapshot.hide_gradients()
         try:
-            with grad_mode(True), assigned(data), self._draws.put_back(), observe(forward):
+            for i, value in (moved or {}).items():
+                self.parameters[i]._data = value
+            with grad_mode(True), self._draws.put_back(), observe(forward):
                 with observe(_NoBackward(self.parameters)):
                     loss = loss_of(*self._step)
                 forward_cuts = len(forward.cuts)
@@ -165,7 +170,7 @@ def _norm(gradient: NDArray[Any] | None) -> float | None:
 
 
 class Snapshot:
-    """The attributes of all modules of a model, with the values of arrays, tensors and generators.
+    """The attributes of all modules of a model, with the values of arrays and tensors.
 
     Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
     whatever else they contain is not saved.
@@ -181,8 +186,7 @@ class Snapshot:
         ]
         arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
         self._arrays = [(array, array.copy()) for array in arrays]
-        generators = [v for v in values if isinstance(v, np.random.Generator)]
-        self._generators = [(g, g.bit_generator.state) for g in generators]
+        self.generators = [v for v in values if isinstance(v, np.random.Generator)]
 
     def hide_gradients(self) -> None:
         """Take all gradients away until `restore`: an optimiser steps what has one."""
@@ -199,8 +203,6 @@ class Snapshot:
             _write_back(array, values)
         for array, values in self._arrays:
             _write_back(array, values)
-        for generator, state in self._generators:
-            generator.bit_generator.state = state
 
 
 def _write_back(array: NDArray[Any], values: NDArray[Any]) -> None:
