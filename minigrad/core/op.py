@@ -29,7 +29,7 @@ Three kinds of ops need more than that:
 
 An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
 results that are not finite. All else they find in its block: the FLOPs of a VJP, for example, by
-running it (see `minigrad.diagnostics.receipt.sketch`). So no other file needs to know an op.
+running it (see `minigrad.diagnostics.cost_receipt.costs`). So no other file needs to know an op.
 """
 
 from __future__ import annotations

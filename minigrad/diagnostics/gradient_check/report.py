@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
-from minigrad.diagnostics.gradcheck.checked_function import largest_of
-from minigrad.diagnostics.gradcheck.verdict import Verdict
+from minigrad.diagnostics.gradient_check.checked_function import largest_of
+from minigrad.diagnostics.gradient_check.verdict import Verdict
 
 LISTED = 5  # entries of a kind that a repr lists
 MOST = 32  # cells along a side of a picture; in a larger matrix each shows a block's extreme
@@ -180,12 +180,12 @@ class GradcheckReport:
         return found
 
     def __repr__(self) -> str:
-        lines = [self.headline, *(f"  {remark}" for remark in self.remarks)]
+        lines = [self.headline, *self.remarks]
         for title, entries in (("wrong", self.wrong), ("undecided", self.undecided)):
-            lines += [f"  {title}: {entry}" for entry in entries[:LISTED]]
+            lines += [f"{title}: {entry}" for entry in entries[:LISTED]]
             if len(entries) > LISTED:
-                lines.append(f"  ... and {len(entries) - LISTED} more {title}")
-        return "\n".join(lines)
+                lines.append(f"... and {len(entries) - LISTED} more {title}")
+        return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:
         colour = {"agree": "#1a7f37", "disagree": "#cf222e", "cannot tell": "#9a6700"}[self.verdict]
@@ -197,7 +197,21 @@ class GradcheckReport:
         notes += [f"wrong: {entry}" for entry in self.wrong[:LISTED]]
         notes += [f"undecided: {entry}" for entry in self.undecided[:LISTED]]
         parts += [f"<p>{escape(note)}</p>" for note in notes]
-        rows = [_row(c) for c in self.comparisons if c.analytic.size]
+        rows = []
+        for c in self.comparisons:
+            if not c.analytic.size:
+                continue
+            largest = largest_of([c.analytic, c.numeric])
+            with np.errstate(all="ignore"):
+                difference = np.abs(c.analytic - c.numeric) / (largest or 1.0)
+            cells = [
+                f"{c.operand}<br><small>order {c.order}, {c.dtype}, {c.analytic.shape}</small>",
+                _heatmap(c.analytic, -largest, largest, "signed"),
+                _heatmap(c.numeric, -largest, largest, "signed"),
+                _heatmap(difference, 1e-12, 1.0, "logarithmic"),
+                _heatmap(c.doubt, 0.0, 2.0, "doubt"),
+            ]
+            rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
         if rows:
             heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
             head = "".join(f"<th>{name}</th>" for name in heads)
@@ -205,39 +219,27 @@ class GradcheckReport:
         return "".join(parts) + "</div>"
 
 
-def _row(c: GradientComparison) -> str:
-    """Make a row of a table: the operand, pictures of both gradients and of their difference."""
-    largest = largest_of([c.analytic, c.numeric])
-    with np.errstate(all="ignore"):
-        difference = np.abs(c.analytic - c.numeric) / (largest or 1.0)
-    name = f"{c.operand}<br><small>order {c.order}, {c.dtype}, {c.analytic.shape}</small>"
-    pictures = [
-        _heatmap(c.analytic, -largest, largest, "signed"),
-        _heatmap(c.numeric, -largest, largest, "signed"),
-        _heatmap(difference, 1e-12, 1.0, "logarithmic"),
-        _heatmap(c.doubt, 0.0, 2.0, "doubt"),
-    ]
-    return f"<tr><td>{name}</td>" + "".join(f"<td>{p}</td>" for p in pictures) + "</tr>"
-
-
 def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str:
-    """Draw an array as an `<svg>`, where all axes but the last are rows.
+    """Draw an array as an `<svg>`, where all axes but the last are rows; nan is grey.
 
-    Args:
-        values: the array; nan is grey.
-        low: the value with the first colour; for "logarithmic" above 0.
-        high: the value with the last colour.
-        scale: the colours, and whether they follow the values or their logarithms.
+    The colours of the scale go from `low` to `high`, evenly in the values or in their logarithms.
     """
     matrix = values.reshape(-1, values.shape[-1] if values.ndim else 1)
     cells = _blocks(matrix)
+    scaled = np.log if scale == "logarithmic" else np.asarray
+    shares = np.full(cells.shape, 0.5)
+    if high > low:
+        first, last = scaled([low, high])
+        shares = (scaled(np.clip(cells, low, high)) - first) / (last - first)
+    stops = np.linspace(0, 1, len(COLOURS[scale]))
+    channels = [np.interp(shares, stops, channel) for channel in zip(*COLOURS[scale], strict=True)]
+    mixed = np.where(np.isnan(cells), 0xD0, np.round(channels)).astype(np.uint8)
     rows, columns = cells.shape
     size = max(2, min(16, SIDE // max(rows, columns)))
     parts = [
         f'<rect x="{j * size}" y="{i * size}" width="{size}" height="{size}" '
-        f'fill="{_colour(cells[i, j], low, high, scale)}"><title>{cells[i, j]:.6g}</title></rect>'
-        for i in range(rows)
-        for j in range(columns)
+        f'fill="#{mixed[:, i, j].tobytes().hex()}"><title>{value:.6g}</title></rect>'
+        for (i, j), value in np.ndenumerate(cells)
     ]
     label = escape(f"{matrix.shape[0]} x {matrix.shape[1]} numbers")
     return (
@@ -254,20 +256,3 @@ def _blocks(matrix: NDArray[Any]) -> NDArray[Any]:
     negative = np.where(np.isnan(matrix) | (matrix > 0), -1.0, -matrix)
     below = np.maximum.reduceat(np.maximum.reduceat(negative, starts[0], 0), starts[1], 1)
     return np.where(most < 0, np.nan, np.where((below == most) & (below > 0), -most, most))
-
-
-def _colour(value: float, low: float, high: float, scale: Scale) -> str:
-    """Mix the colour of a value from the two nearest of its scale."""
-    if math.isnan(value):
-        return "#d0d0d0"
-    if scale == "logarithmic":
-        value, low, high = (math.log(max(x, low)) for x in (value, low, high))
-    share = (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
-    colours = COLOURS[scale]
-    at = share * (len(colours) - 1)
-    first = min(int(at), len(colours) - 2)
-    mixed = (
-        round(a + (b - a) * (at - first))
-        for a, b in zip(colours[first], colours[first + 1], strict=True)
-    )
-    return "#" + "".join(f"{x:02x}" for x in mixed)

@@ -1,15 +1,16 @@
-"""The states of the random generators that a run draws from, to restore them after the run."""
+"""What is restored after a run: random generators, and the values and nodes of parameters."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from minigrad.core.observers import Observer, observe
+from minigrad.nn.module import Parameter
 
 
 class Draws(Observer):
@@ -35,3 +36,24 @@ class Draws(Observer):
             np.random.set_state(of_numpy)  # noqa: NPY002
             for generator, state in self._states:
                 generator.bit_generator.state = state
+
+
+@contextmanager
+def assigned(values: Iterable[tuple[Parameter, Mapping[str, Any]]]) -> Iterator[None]:
+    """Give parameters other values or nodes, by attribute, for a while; no memory is written to.
+
+    Without a node a parameter is frozen; `requires_grad_(False)` would drop its gradient.
+    """
+    given = list(values)
+    before = [(p, {name: getattr(p, name) for name in new}) for p, new in given]
+    try:
+        _assign(given)
+        yield
+    finally:
+        _assign(before)
+
+
+def _assign(values: Iterable[tuple[Parameter, Mapping[str, Any]]]) -> None:
+    for parameter, attributes in values:
+        for name, value in attributes.items():
+            setattr(parameter, name, value)

@@ -17,31 +17,23 @@ from typing import Literal
 
 import numpy as np
 
-from minigrad.diagnostics.gradcheck import tolerances
-from minigrad.diagnostics.gradcheck.finite_differences import Line, Quotient
-from minigrad.diagnostics.gradcheck.problem import NarrowGradients
-from minigrad.diagnostics.gradcheck.tolerances import Tolerance
+from minigrad.diagnostics.gradient_check import tolerances
+from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, Quotient
+from minigrad.diagnostics.gradient_check.problem import GradientProblem, NarrowGradients
+from minigrad.diagnostics.gradient_check.tolerances import Tolerance
 
 Verdict = Literal["agree", "disagree", "cannot tell"]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The answer of difference quotients about one derivative.
+    """The answer of difference quotients about one derivative."""
 
-    Attributes:
-        verdict: whether it is right.
-        numeric: the derivative by differences; nan if there is none.
-        error: the error bar of `numeric`.
-        reason: why they cannot tell, or what else there is to say.
-        kink: whether the slopes on both sides differ.
-    """
-
-    verdict: Verdict
-    numeric: float
-    error: float
-    reason: str = ""
-    kink: bool = False
+    verdict: Verdict  # whether it is right
+    numeric: float  # the derivative by differences; nan if there is none
+    error: float  # the error bar of `numeric`
+    reason: str = ""  # why they cannot tell, or what else there is to say
+    kink: bool = False  # whether the slopes on both sides differ
 
 
 def judge(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
@@ -57,32 +49,30 @@ def judge(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
 
 
 def judge_narrow(
-    value: float, spread: float, exact: Judgement, narrow: NarrowGradients
+    value: float,
+    move: Move,
+    exact: Judgement,
+    problem: GradientProblem,
+    narrow: NarrowGradients,
 ) -> Judgement:
     """Decide whether a derivative in fewer digits agrees with what was found in float64.
 
     A right VJP in float32 is off by rounding. It is called right within a relative tolerance, or
     within what other roundings change it by, and wrong only beyond what rounding may do to small
-    elements that are what remains of large ones.
-
-    Args:
-        value: the derivative.
-        spread: what it changes by with other roundings.
-        exact: the judgement of the derivative in float64.
-        narrow: the gradients that it belongs to.
+    elements that are what remains of large ones; unless f itself is another function in this dtype.
     """
-    info, numeric = np.finfo(narrow.dtype), exact.numeric
+    info, numeric, dtype = np.finfo(narrow.dtype), exact.numeric, narrow.dtype
     if exact.verdict == "cannot tell" or exact.kink:
         return exact
     if not math.isfinite(value):
         if abs(numeric) > float(info.max) and value == math.copysign(math.inf, numeric):
             return replace(exact, verdict="agree", reason="")
         reason = (
-            f"not finite in {narrow.dtype}, though it is in float64: does a number on the way "
+            f"not finite in {dtype}, though it is in float64: does a number on the way "
             f"overflow, or become 0?"
         )
         return replace(exact, verdict="cannot tell", reason=reason)
-    eps = float(info.eps)
+    eps, spread = float(info.eps), move.spread(narrow.spread.each)
     distance, size = abs(value - numeric), max(abs(value), abs(numeric))
     right = max(
         tolerances.TOLERANCE_ROOTS * math.sqrt(eps) * size,
@@ -99,7 +89,13 @@ def judge_narrow(
     )
     rough = exact.error > tolerances.NARROW_DIFFERENCES * size
     if distance <= exact.error + wrong or rough:
-        reason = f"below what {narrow.dtype} can resolve"
+        reason = f"below what {dtype} can resolve"
+        return replace(exact, verdict="cannot tell", reason=reason)
+    given = problem.function.operands
+    line = Line(problem, move, [*given, *problem.operands[len(given) :]], dtype)
+    allowed = Tolerance(tolerances.relative_tolerance(dtype, problem.tolerance))
+    if judge(value, line, allowed).verdict == "agree":
+        reason = f"in {dtype} f is another function than in float64"
         return replace(exact, verdict="cannot tell", reason=reason)
     return replace(exact, verdict="disagree", reason="")
 

@@ -20,21 +20,16 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.observers import observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.receipt.costs import (
-    STEP_COSTS,
-    SketchedCall,
-    call_flops,
-    joint_vjp_flops,
-    vjp_flops,
-)
-from minigrad.diagnostics.receipt.report import Moment, Phase, Receipt
-from minigrad.diagnostics.receipt.saved import SavedMemory
+from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
+from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
+from minigrad.diagnostics.cost_receipt.saved import SavedMemory
 from minigrad.diagnostics.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -83,7 +78,7 @@ class _ReceiptRecorder(Recorder):
     def __init__(self, result: Receipt) -> None:
         super().__init__()
         self._receipt = result
-        self._saved = SavedMemory(self._on_drop)
+        self._saved = SavedMemory(on_drop=partial(self._note, "dropped"))
         self._passes: list[_Pass] = []
         self._calls: dict[int, SketchedCall] = {}  # of nodes, until they are freed
         self._unrecorded: list[SketchedCall] = []  # products of what is all frozen
@@ -92,50 +87,32 @@ class _ReceiptRecorder(Recorder):
 
     def close(self) -> None:
         """Forget all calls, blocks and optimisers."""
-        self._saved.close()
-        self._calls.clear()
-        self._unrecorded.clear()
-        self._optimizers.clear()
-
-    # ----------------------------------------------------------------------------------------------
-    # Calls
-    # ----------------------------------------------------------------------------------------------
+        for known in (self._saved, self._calls, self._unrecorded, self._optimizers):
+            known.clear()
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Count the forward of `op`, unless a VJP calls it: that is counted as one."""
-        phase = self._phase(result)
-        if phase is None:
-            return
+        phase: Phase = "forward"
+        if self._passes:
+            rerun = [kind for kind in self.running if kind != "hook"][-1] == "rerun"
+            phase = "recomputed" if rerun else "backward"
+            if not rerun and not self._passes[-1].recorded and not isinstance(result, Tensor):
+                return  # by a VJP, on arrays; a hook's is on Tensors
         self._saved.add(op, inputs, result)
         self._note(phase, op.name)
         call = SketchedCall(op, inputs, result)
-        flops = call_flops(call)
-        if flops is None:
-            self._cannot_count(
-                f"call of {op.name}, an op that is not written in functions of numpy only; "
-                f"@op(cost=...) makes it count"
-            )
-        else:
-            self._receipt.count(phase, op.name, "", flops)
+        self._count(
+            phase,
+            op.name,
+            call.flops(),
+            f"call of {op.name}, an op that is not written in functions of numpy only; "
+            f"@op(cost=...) makes it count",
+        )
         node = result.node if isinstance(result, Tensor) else None
         if node is not None:
             self._calls[node.order] = call
         elif op.product and is_grad_enabled() and isinstance(result, Tensor):
             self._unrecorded.append(call)
-
-    def _phase(self, result: Any) -> Phase | None:
-        """Return the phase of a call; None for a call by a VJP on arrays."""
-        if not self._passes:
-            return "forward"
-        if [kind for kind in self.running if kind != "hook"][-1] == "rerun":
-            return "recomputed"
-        if self._passes[-1].recorded:
-            return "backward"
-        return "backward" if isinstance(result, Tensor) else None  # a hook's, of a gradient
-
-    # ----------------------------------------------------------------------------------------------
-    # Backward passes
-    # ----------------------------------------------------------------------------------------------
 
     def on_pass(self, begins: bool) -> None:
         """Keep track of passes; calls without a node had a product to avoid for each input."""
@@ -151,47 +128,38 @@ class _ReceiptRecorder(Recorder):
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Count a VJP, and what the engine does with its result."""
-        running = self._passes[-1]
+        running, size = self._passes[-1], math.prod(parent.shape)
         if node.order != running.visited:
             running.visited, running.edge, running.needed = node.order, 0, []
-            self._count_visit(node)
-        edge = self._next_edge(running, node, parent)
+            if node.op is not None and node.order in self._calls:  # what of it is not done
+                needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
+                self._count_not_done(self._calls[node.order], needing)
+        edges = node.edges or ()
+        while edges[running.edge][0] is not parent:  # which may be several inputs of a node
+            running.edge += 1
+        edge = edges[running.edge]
+        running.edge += 1
         if not running.recorded:  # else all that a VJP does is seen in calls
             assert node.op is not None
             name = node.op.input_name(edge[1])
             self._count_vjp(running, node, edge, name)
-            if result.size > math.prod(parent.shape):
+            if result.size > size:
                 self._receipt.count("backward", node.name, name, result.size, calls=0)
             if parent.order in running.reached:
-                self._receipt.count("backward", "sum of gradients", "", math.prod(parent.shape))
+                self._receipt.count("backward", "sum of gradients", "", size)
         running.reached.add(parent.order)
         if parent.op is None and parent.order not in self._leaves:
             self._leaves.add(parent.order)
-            self._receipt.trained += math.prod(parent.shape)
-            self._receipt.gradient_bytes += math.prod(parent.shape) * parent.dtype.itemsize
-
-    @staticmethod
-    def _next_edge(running: _Pass, node: Node, parent: Node) -> Edge:
-        """Return the edge of the VJP that ran; one tensor may be several inputs of a node."""
-        edges = node.edges or ()
-        while edges[running.edge][0] is not parent:
-            running.edge += 1
-        running.edge += 1
-        return edges[running.edge - 1]
-
-    def _count_visit(self, node: Node) -> None:
-        """Count the products of `node` that are not done, before its first VJP runs."""
-        if node.op is not None and node.order in self._calls:
-            needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
-            self._count_not_done(self._calls[node.order], needing)
+            self._receipt.trained += size
+            self._receipt.gradient_bytes += size * parent.dtype.itemsize
 
     def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
         """Count the products of a call for the inputs that were given and need no gradient."""
         op = call.op
         for argnum, vjp in op.vjps if op.product else ():
             name = op.parameters[argnum]
-            if name not in needing and call.has(name):
-                flops = vjp_flops(call, argnum, vjp)
+            if name not in needing and call.arguments[argnum] is not None:
+                flops = call.vjp_flops(argnum, vjp)
                 if flops:
                     self._receipt.count("not done", op.name, name, flops)
 
@@ -201,27 +169,26 @@ class _ReceiptRecorder(Recorder):
             return  # its work is that of the ops inside, which are seen themselves
         call = self._calls.get(node.order)
         if call is None:
-            self._cannot_count(f"VJP of {op.name}, an op that was recorded outside of the receipt")
+            outside = f"VJP of {op.name}, an op that was recorded outside of the receipt"
+            self._count("backward", op.name, None, outside)
             return
         _, argnum, vjp, *saved = edge
-        before = running.needed
-        running.needed = [*before, name]
+        before, running.needed = running.needed, [*running.needed, name]
         flops: int | None = 0
         shared: int | None = 0
         if op.plain or vjp.cost is not None:
-            flops = vjp_flops(call, argnum, vjp, saved)
+            flops = call.vjp_flops(argnum, vjp, saved)
         if not op.plain:
-            after = joint_vjp_flops(call, vjp, running.needed, saved)
-            first = joint_vjp_flops(call, vjp, before, saved)
+            after = call.joint_vjp_flops(vjp, running.needed, saved)
+            first = call.joint_vjp_flops(vjp, before, saved)
             shared = None if after is None or first is None else after - first
-        if flops is None or shared is None:
-            self._cannot_count(
-                f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside "
-                f"the VJP makes it count"
-            )
-            return
-        self._receipt.count("backward", op.name, name, flops)
-        if shared:
+        unknown = (
+            f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside the "
+            f"VJP makes it count"
+        )
+        known = flops is not None and shared is not None
+        self._count("backward", op.name, flops if known else None, unknown, name)
+        if known and shared:
             self._receipt.count("backward", op.name, "shared", shared)
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
@@ -232,37 +199,27 @@ class _ReceiptRecorder(Recorder):
     def on_free(self, node: Node) -> None:
         """Note which memory is freed."""
         self._calls.pop(node.order, None)
-        self._saved.free(node)
+        self._saved.free(node.order)
         self._note("backward", node.name)
-
-    # ----------------------------------------------------------------------------------------------
-    # Steps
-    # ----------------------------------------------------------------------------------------------
 
     def on_step(self, optimizer: Optimizer) -> None:
         """Count a step by its formula, and the state that it leaves."""
         name, cost = type(optimizer).__name__, STEP_COSTS.get(type(optimizer))
-        if cost is None:
-            self._cannot_count(f"step of {name}, which STEP_COSTS does not have")
-        else:
-            flops = sum(
+        flops = (
+            None
+            if cost is None
+            else sum(
                 parameter.size * cost(group)
                 for group in optimizer.param_groups
                 for parameter in group["params"]
                 if parameter.grad is not None
             )
-            self._receipt.count("optimizer", name, "", flops)
+        )
+        self._count("optimizer", name, flops, f"step of {name}, which STEP_COSTS does not have")
         steps = self._optimizers.get(id(optimizer), (optimizer, 0, 0))[2] + 1
         self._optimizers[id(optimizer)] = optimizer, optimizer.state_bytes(), steps
         self._receipt.steps = max(count for _, _, count in self._optimizers.values())
         self._receipt.optimizer_bytes = sum(held for _, held, _ in self._optimizers.values())
-
-    # ----------------------------------------------------------------------------------------------
-    # The receipt
-    # ----------------------------------------------------------------------------------------------
-
-    def _on_drop(self, name: str) -> None:
-        self._note("dropped", name)
 
     def _note(self, phase: Phase, name: str) -> None:
         """Add a point to the timeline, if the saved memory has changed."""
@@ -272,6 +229,11 @@ class _ReceiptRecorder(Recorder):
         if memory.alive != (result.timeline[-1].saved_bytes if result.timeline else 0):
             result.timeline.append(Moment(phase, name, memory.alive))
 
-    def _cannot_count(self, what: str) -> None:
-        known = self._receipt.uncounted
-        known[what] = known.get(what, 0) + 1
+    def _count(
+        self, phase: Phase, op: str, flops: int | None, unknown: str, name: str = ""
+    ) -> None:
+        """Add to a row, or to what is not counted if the FLOPs are not known."""
+        if flops is not None:
+            self._receipt.count(phase, op, name, flops)
+            return
+        self._receipt.uncounted[unknown] = self._receipt.uncounted.get(unknown, 0) + 1

@@ -1,9 +1,10 @@
-"""Sketches: arrays that have a shape and a dtype, but no elements; and the FLOPs of an op on them.
+"""The FLOPs of calls and of VJPs, found once for each signature by running them on sketches.
 
-An op that is called on Tensors of sketches returns a Tensor of a sketch, and adds to a tally the
-FLOPs that the call would take. So nobody writes down the cost of a VJP, of a
-composition or of a forward in numpy: one run finds it, in microseconds whatever the shapes are. The
-conventions:
+A sketch is an array that has a shape and a dtype, but no elements. An op that is called on Tensors
+of sketches returns a Tensor of a sketch, and adds to a tally the FLOPs that the call would take. So
+nobody writes down the cost of a VJP, of a composition or of a forward in numpy: one run finds it,
+in microseconds whatever the shapes are. A signature is all that a cost can depend on: shapes,
+dtypes and options. The conventions:
 
 - a multiply-add is 2 FLOPs, so a product `(m, k) @ (k, n)` is 2 m k n;
 - a function of elements is 1 FLOP for each element of its result, for a sum as for a logarithm;
@@ -12,46 +13,50 @@ conventions:
 
 The FLOPs of a kernel cannot be seen, so the block of its op gives them: `@op(cost=1)`. A VJP that
 depends on the values of its operands is counted for ordinary values: `any` of a condition is false,
-and `all` is true.
+and `all` is true. A fused op costs what its composition costs, but causal attention counts as if
+nothing were masked.
+
+A gradient that is summed over axes that were broadcast, as that of a bias, and the sum of gradients
+that meet in one tensor, are the engine's work, and are counted by the receipt.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from minigrad.core.codegen import StandIn
+from minigrad.core.codegen import Shapes, StandIn
+from minigrad.core.grad_mode import mode
 from minigrad.core.node import Cost, OpLike
 from minigrad.core.tensor import Tensor
 from minigrad.ops.products import shape_of_product
+from minigrad.optim import SGD, Adam, AdamW
+
+if TYPE_CHECKING:
+    from minigrad.core.op import VJP, Op
+
 
 Shape = tuple[int, ...]
 
 
+@dataclass(slots=True)
 class Tally:
     """The FLOPs that operations on the sketches of one run have taken so far."""
 
-    __slots__ = ("flops",)
-
-    def __init__(self) -> None:
-        self.flops = 0
+    flops: int = 0
 
 
 class Sketch(NDArrayOperatorsMixin, StandIn):
-    """An array without elements, to which numpy's own functions can be applied.
-
-    Attributes:
-        shape: the shape.
-        dtype: the dtype.
-        tally: where the FLOPs of operations on it are added up.
-        truth: the answer to `if sketch:`, for a condition that was reduced to one element.
-    """
+    """An array without elements, to which numpy's own functions can be applied."""
 
     __slots__ = ("dtype", "shape", "tally", "truth")
 
@@ -63,8 +68,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     ) -> None:
         self.shape: Shape = tuple(map(int, shape))
         self.dtype = dtype
-        self.tally = tally
-        self.truth = truth
+        self.tally = tally  # where the FLOPs of operations on it are added up
+        self.truth = truth  # the answer to `if sketch:`, for a condition of one element
 
     @property
     def ndim(self) -> int:
@@ -89,10 +94,6 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         """Return the sketch of a result, and add up the FLOPs that it took."""
         self.tally.flops += flops
         return Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.tally)
-
-    # ----------------------------------------------------------------------------------------------
-    # The methods of an array
-    # ----------------------------------------------------------------------------------------------
 
     def _moved(self, function: Callable[..., Any], *args: Any, **options: Any) -> Sketch:
         """Apply a function that returns a view, to an array whose elements are all one."""
@@ -146,10 +147,6 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
 
     cumprod = cumsum
 
-    # ----------------------------------------------------------------------------------------------
-    # numpy's functions
-    # ----------------------------------------------------------------------------------------------
-
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         if method == "reduce":
             out = self.sum(options.get("axis", 0), options.get("keepdims", False))
@@ -176,7 +173,10 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         if function is np.where:
             return self._elementwise(args, next(x.dtype for x in args[1:] if hasattr(x, "dtype")))
         if function is np.concatenate:
-            return self._joined(*args, **options)
+            arrays, axis = args[0], options.get("axis", args[1] if len(args) > 1 else 0)
+            shape = list(shape_of(arrays[0]))
+            shape[axis] = sum(shape_of(array)[axis] for array in arrays)
+            return self.made(shape)
         return NotImplemented
 
     def result_of(self, op: OpLike, given: Sequence[Any]) -> Any:
@@ -193,17 +193,12 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
             shape = call_named(op.shape, named)
         dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
         out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
-        self.tally.flops += flops(op.cost, named | {"out": out})
+        self.tally.flops += evaluate(op.cost, named | {"out": out})
         return Tensor.at(out, None) if any(isinstance(value, Tensor) for value in given) else out
 
     def _elementwise(self, inputs: Sequence[Any], dtype: np.dtype[Any]) -> Sketch:
         shape = np.broadcast_shapes(*map(shape_of, inputs))
         return self.made(shape, dtype, math.prod(shape))
-
-    def _joined(self, arrays: Sequence[Any], axis: int = 0) -> Sketch:
-        shape = list(shape_of(arrays[0]))
-        shape[axis] = sum(shape_of(array)[axis] for array in arrays)
-        return self.made(shape)
 
 
 def _spread(sketch: Sketch) -> Any:
@@ -236,13 +231,8 @@ def shape_of(value: Any) -> Shape:
     return shape
 
 
-def flops(cost: Cost, values: Mapping[str, Any]) -> int:
-    """Evaluate a cost.
-
-    Args:
-        cost: the cost.
-        values: sketches of the operands and of the result `out`, and the options, by name.
-    """
+def evaluate(cost: Cost, values: Mapping[str, Any]) -> int:
+    """Evaluate a cost on sketches of the operands and of the result `out`, and options, by name."""
     if isinstance(cost, int):
         return cost * int(values["out"].size)
     return int(call_named(cost, values))
@@ -251,3 +241,140 @@ def flops(cost: Cost, values: Mapping[str, Any]) -> int:
 def call_named(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     """Call a function with those of `values` that its parameters name."""
     return function(*(values[name] for name in signature(function).parameters))
+
+
+class SketchedCall:
+    """One call of an op with sketches for its arrays, so that a receipt keeps none alive."""
+
+    __slots__ = ("arguments", "op", "out", "tally")
+
+    def __init__(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        self.op = op
+        self.tally = Tally()  # where the FLOPs of runs on these sketches are added up
+        self.out = self.sketch(np.asarray(result) if np.isscalar(result) else result)
+        if op.takes_sequence:  # whose calls are announced with these alone
+            inputs = [inputs]
+        self.arguments = [  # in the order of the op's parameters
+            value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
+            for value in inputs
+        ]
+        for argnum, _ in () if op.takes_sequence else op.vjps:
+            if isinstance(inputs[argnum], (list, tuple)):  # of numbers
+                self.arguments[argnum] = self.sketch(np.asarray(inputs[argnum]))
+
+    def sketch(self, value: Any) -> Any:
+        """Return an argument with a Tensor of a sketch for each array in it."""
+        if isinstance(value, np.generic):
+            return value.item()  # as an op takes it
+        if isinstance(value, (tuple, list)):
+            kind = next(kind for kind in (Shapes, tuple, list) if isinstance(value, kind))
+            return kind(map(self.sketch, value))
+        if isinstance(getattr(value, "shape", None), tuple):  # also a matrix in four bits
+            dtype = getattr(value, "dtype", np.dtype(np.float32))
+            sketch: Any = Sketch(value.shape, dtype, self.tally)
+            return Tensor.at(sketch, None)
+        return value
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The arguments and the result by name."""
+        named = dict(zip(self.op.parameters, self.arguments, strict=False))  # checkpoints have more
+        return named | {"out": self.out}
+
+    def flops(self) -> int | None:
+        """Return the FLOPs of the call, or None if they cannot be found."""
+        op = self.op
+        if op.cost is not None:
+            return evaluate(op.cost, self.values)
+
+        def run(*arguments: Any) -> None:
+            named = dict(zip(op.parameters, arguments, strict=False))
+            if op.call(**named).shape != self.out.shape:
+                raise TypeError("options of the call are not known")
+
+        return self._flops_of(op, run, *self.arguments)
+
+    def vjp_flops(self, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None) -> int | None:
+        """Return the FLOPs of the VJP for one input, or None if they cannot be found.
+
+        Of a joint VJP it is the part that serves this input alone. `saved` has what the VJP saved;
+        it is None if the call was not recorded.
+        """
+        cost = vjp.cost
+        if cost is not None:
+            own = cost.get(self.op.parameters[argnum], 0) if isinstance(cost, Mapping) else cost
+            return evaluate(own, self.values)
+        if saved is None:  # what it would have saved, if the input needed a gradient
+            known = [*self.arguments, self.out]
+            values = [known[slot].shape if only else known[slot] for slot, only in vjp.slots]
+        else:
+            values = [self.sketch(value) for value in saved]
+        return self._flops_of(vjp, vjp.derivative, self.out, *values)
+
+    def joint_vjp_flops(
+        self, vjp: VJP, needs_input_grad: Collection[str], saved: Sequence[Any]
+    ) -> int | None:
+        """Return the FLOPs of a joint VJP for the inputs that need a gradient.
+
+        Of one with costs these are the FLOPs that serve several inputs. `saved` has what it saved.
+        """
+        if not needs_input_grad:
+            return 0
+        if isinstance(vjp.cost, Mapping):
+            needs = {"needs_input_grad": set(needs_input_grad)}
+            return evaluate(vjp.cost.get("shared", 0), self.values | needs)
+        flags = tuple(self.op.parameters[i] in needs_input_grad for i, _ in self.op.vjps)
+        return self._flops_of(vjp, vjp.derivative, self.out, flags, *map(self.sketch, saved))
+
+    def _flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
+        """Return the FLOPs of `run(*values)`, which runs the op or the VJP `what`.
+
+        They are taken from memory if the signature is known.
+        """
+        known, key = self.op.known_flops, (what, *map(_key, values))
+        if key not in known:
+            before = self.tally.flops
+            if len(known) >= _MOST:
+                known.clear()
+            known[key] = None
+            state, mode.state = mode.state, (False, ())  # without a graph, and without an observer
+            try:
+                with suppress(Exception):
+                    run(*values)  # perhaps a user's function that needs elements
+                    known[key] = self.tally.flops - before
+            finally:
+                mode.state = state
+        return known[key]
+
+
+_MOST = 1000  # signatures of one op
+
+
+def _key(value: Any) -> Hashable:
+    """Return what the FLOPs can depend on: shape and dtype of an array, else the value."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, (tuple, list)):
+        return (type(value), *map(_key, value))
+    if isinstance(value, slice):
+        return slice, value.start, value.stop, value.step
+    if value is None or isinstance(value, (int, float, str, type, np.dtype, EllipsisType)):
+        return type(value), value  # to tell 1 from True
+    return object()  # never found again: the memory is to keep no object of others
+
+
+def _sgd(group: Mapping[str, Any]) -> int:
+    velocity = 2 + bool(group["dampening"]) + 2 * bool(group["nesterov"])
+    return 2 + bool(group["momentum"]) * velocity + 2 * bool(group["weight_decay"])
+
+
+def _adam(group: Mapping[str, Any]) -> int:
+    return 14 + bool(group["amsgrad"]) + 2 * bool(group["weight_decay"])
+
+
+STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {
+    SGD: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+}
+"""The FLOPs of an optimiser's step for each parameter, given the options of its group."""

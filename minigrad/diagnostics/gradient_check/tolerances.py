@@ -135,20 +135,14 @@ def relative_tolerance(dtype: np.dtype[Any], tolerance: float) -> float:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The amount that a right derivative may differ from differences by.
+    """The amount that a right derivative may differ from differences by."""
 
-    Attributes:
-        relative: to the derivative.
-        scale: of the gradients, but 1 at most: noise of differences is compared with the tolerance
-            of it.
-        rounding: the error bar of the derivative, as it was measured.
-        unseen: what rounding might have left in the derivative where it could not be measured. One
-            that is off by less is not called wrong.
-    """
-
-    relative: float
+    relative: float  # to the derivative
+    # Of the gradients, but 1 at most: noise of differences is compared with the tolerance of it.
     scale: float = 1.0
-    rounding: float = 0.0
+    rounding: float = 0.0  # the error bar of the derivative, as it was measured
+    # What rounding might have left in the derivative where it could not be measured. One that is
+    # off by less is not called wrong.
     unseen: float = 0.0
 
     def noise(self, size: float) -> float:

@@ -7,20 +7,13 @@ Tolerance. Each one that does not agree is a GradientEntry in the GradcheckRepor
 
 The files, in the order of these steps:
 
-    check               what is called: gradcheck and assert_gradients
+    check               gradcheck and assert_gradients; each element is moved and compared
     checked_function    f as a function of float arrays: its values and gradients
-    problem             what is compared, for order 1 and for order 2
-    gradient_paths      the gradient by every path that leads to it; flaws of its arrays
-    rounding_probe      how much gradients and values change with other roundings
+    problem             what is compared, for order 1 and for order 2: gradients by every path that
+                        leads to them, how much they change with other roundings, and flaws of
+                        their arrays
     tolerances          all thresholds with their reasons; what a right gradient may be off by
-    compare             each element is moved, and its derivative compared with differences
     finite_differences  moves, and quotients along them with error bars
     verdict             agree, disagree or cannot tell, and the reason
     report              what was found, as text and as a picture
-    command             `python -m minigrad check`
 """
-
-from minigrad.diagnostics.gradcheck.check import GradientError, assert_gradients, gradcheck
-from minigrad.diagnostics.gradcheck.report import GradcheckReport
-
-__all__ = ["GradcheckReport", "GradientError", "assert_gradients", "gradcheck"]

@@ -8,8 +8,7 @@ saved before, and put back after each run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,15 @@ from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.liveness.backward_trace import BackwardTrace
-from minigrad.diagnostics.liveness.forward_trace import ForwardTrace
+from minigrad.diagnostics.gradient_flow.traces import (
+    BackwardTrace,
+    ForwardTrace,
+    Stop,
+    ZeroValue,
+    union,
+)
 from minigrad.diagnostics.loss_call import Loss, loss_of
-from minigrad.diagnostics.rng_state import Draws
+from minigrad.diagnostics.restored import Draws
 from minigrad.nn.module import Module, Parameter
 from minigrad.readonly import release
 from minigrad.versions import mark_written
@@ -34,30 +38,26 @@ MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros th
 
 @dataclass(frozen=True)
 class StepRun:
-    """The findings of one forward and one backward pass.
+    """The findings of one forward and one backward pass."""
 
-    Attributes:
-        loss: the result.
-        forward: the paths of values.
-        backward: the paths of gradients.
-        forward_cuts: how many of `forward.cuts` belong to the forward pass; the others belong to
-            what a checkpoint runs again.
-        norms: the norm of each parameter's gradient; None where none arrived.
-        alive: the parameters, as bits, whose gradient is not zero in every element.
-        frozen: the parameters, as bits, that required no gradient at the end.
-    """
-
-    loss: Tensor
-    forward: ForwardTrace
-    backward: BackwardTrace
+    loss: Tensor  # the result
+    forward: ForwardTrace  # the paths of values
+    backward: BackwardTrace  # the paths of gradients
+    # How many of `forward.cuts` belong to the forward pass; the others belong to what a checkpoint
+    # runs again.
     forward_cuts: int
-    norms: list[float | None]
-    alive: int
-    frozen: int
+    norms: list[float | None]  # of each parameter's gradient; None where none arrived
+    alive: int  # the parameters, as bits, whose gradient is not zero in every element
+    frozen: int  # the parameters, as bits, that required no gradient at the end
 
     def is_zero(self, index: int) -> bool:
         """Whether a gradient arrived at a parameter, and it is zero in every element."""
         return self.norms[index] is not None and not self.alive >> index & 1
+
+    def zero_factors(self, stop: Stop) -> list[ZeroValue]:
+        """List the values of zeros by which a gradient was multiplied where it became zero."""
+        zeros = self.forward.zero_inputs(stop.node)
+        return [zero for i, zero in zeros.items() if i in stop.factors]
 
 
 class StepRunner:
@@ -74,15 +74,20 @@ class StepRunner:
         self._step = model, loss_fn, batch
         self._snapshot = Snapshot(model)
         self._draws = Draws()
+        for (
+            generator
+        ) in self._snapshot.generators:  # a module may draw from one without the library
+            self._draws.on_random(generator)
 
     def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> StepRun:
         """Run the step once, with other values for the parameters whose indices are in `moved`."""
         forward, backward = ForwardTrace(self.parameters), BackwardTrace()
-        data = [(self.parameters[i], value) for i, value in (moved or {}).items()]
         arrived: dict[Node, Any] = {}
         self._snapshot.hide_gradients()
         try:
-            with grad_mode(True), assigned("_data", data), self._draws.put_back(), observe(forward):
+            for i, value in (moved or {}).items():
+                self.parameters[i]._data = value
+            with grad_mode(True), self._draws.put_back(), observe(forward):
                 with observe(_NoBackward(self.parameters)):
                     loss = loss_of(*self._step)
                 forward_cuts = len(forward.cuts)
@@ -115,7 +120,11 @@ class StepRunner:
         run = first
         while asleep:
             for i in asleep:
-                suspects[i] |= self._zero_factors(i, run) & run.alive & ~(1 << i)
+                node = self.parameters[i].node
+                assert node is not None
+                stops = run.backward.stops(node)
+                factors = (zero.parameters for stop in stops for zero in run.zero_factors(stop))
+                suspects[i] |= union(factors) & run.alive & ~(1 << i)
             new = [
                 k
                 for k in range(len(self.parameters))
@@ -131,16 +140,6 @@ class StepRunner:
             found |= {i: suspects[i] for i in asleep if suspects[i] and run.alive >> i & 1}
             asleep = [i for i in asleep if i not in found]
         return found
-
-    def _zero_factors(self, index: int, run: StepRun) -> int:
-        """Find the parameters of zeros by which another's gradient was multiplied, as bits."""
-        node = self.parameters[index].node
-        assert node is not None
-        factors = 0
-        for stop in run.backward.stops(node):
-            for i, zero in run.forward.zero_inputs(stop.node).items():
-                factors |= zero.parameters if i in stop.factors else 0
-        return factors
 
 
 class _NoBackward(Observer):
@@ -158,22 +157,6 @@ class _NoBackward(Observer):
             )
 
 
-@contextmanager
-def assigned(attribute: str, values: Sequence[tuple[Parameter, Any]]) -> Iterator[None]:
-    """Give parameters other memory, or another node, for a while; no memory is written to.
-
-    Without a node a parameter is frozen; `requires_grad_(False)` would drop its gradient.
-    """
-    before = [(parameter, getattr(parameter, attribute)) for parameter, _ in values]
-    try:
-        for parameter, value in values:
-            setattr(parameter, attribute, value)
-        yield
-    finally:
-        for parameter, value in before:
-            setattr(parameter, attribute, value)
-
-
 def _norm(gradient: NDArray[Any] | None) -> float | None:
     """Compute the Euclidean norm, also where squares are too large or too small for a float."""
     if gradient is None:
@@ -186,13 +169,8 @@ def _norm(gradient: NDArray[Any] | None) -> float | None:
     return scale * float(np.linalg.norm(values / scale))
 
 
-# --------------------------------------------------------------------------------------------------
-# The model as it was
-# --------------------------------------------------------------------------------------------------
-
-
 class Snapshot:
-    """The attributes of all modules of a model, with the values of arrays, tensors and generators.
+    """The attributes of all modules of a model, with the values of arrays and tensors.
 
     Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
     whatever else they contain is not saved.
@@ -208,8 +186,7 @@ class Snapshot:
         ]
         arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
         self._arrays = [(array, array.copy()) for array in arrays]
-        generators = [v for v in values if isinstance(v, np.random.Generator)]
-        self._generators = [(g, g.bit_generator.state) for g in generators]
+        self.generators = [v for v in values if isinstance(v, np.random.Generator)]
 
     def hide_gradients(self) -> None:
         """Take all gradients away until `restore`: an optimiser steps what has one."""
@@ -226,8 +203,6 @@ class Snapshot:
             _write_back(array, values)
         for array, values in self._arrays:
             _write_back(array, values)
-        for generator, state in self._generators:
-            generator.bit_generator.state = state
 
 
 def _write_back(array: NDArray[Any], values: NDArray[Any]) -> None:

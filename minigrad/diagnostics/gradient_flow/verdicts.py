@@ -16,16 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.liveness.dry_run import StepRun, StepRunner, assigned
-from minigrad.diagnostics.liveness.forward_trace import Cut
-from minigrad.diagnostics.liveness.report import LivenessReport, ParameterRow, PartRow, State
+from minigrad.diagnostics.gradient_flow.dry_run import StepRun, StepRunner
+from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
+from minigrad.diagnostics.gradient_flow.traces import Cut
 from minigrad.diagnostics.loss_call import Loss
 from minigrad.diagnostics.recorder import CallRecord
+from minigrad.diagnostics.restored import assigned
 from minigrad.nn.module import Module, Parameter
+
+Finding = tuple[State, str, CallRecord | None]  # a state, the reason, and where the path ends
 
 
 class Part(Protocol):
@@ -108,144 +112,122 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     ]
     # In grad mode a merged adapter raises, so that nobody trains nothing; frozen it runs.
     constants = [parameter for _, part in parts for parameter in part.constants]
-    with assigned("node", [(parameter, None) for parameter in constants]):
+    with assigned((parameter, {"node": None}) for parameter in constants):
         runner = StepRunner(model, loss_fn, batch, list(parameters.values()))
         run = runner.run()
         causes = runner.zero_by_construction(run)
     remarks = {id(tensor): text for _, part in parts for tensor, text in part.remarks()}
-    judge = _Judge(parameters, run, causes, {id(p) for p in constants}, remarks)
-    rows = {id(parameter): judge.row(i) for i, parameter in enumerate(parameters.values())}
-    return LivenessReport(
-        run.loss._data.item(),
-        tuple(rows.values()),
-        tuple(part.row(name, lambda p: rows[id(p)]) for name, part in parts),
-        _strays(model),
+    judge = _Judge(
+        list(parameters), runner.parameters, run, causes, {id(p) for p in constants}, remarks
     )
-
-
-def _strays(model: Module) -> tuple[str, ...]:
-    """List the names of attributes that require a gradient like parameters, and are none."""
-    return tuple(
+    rows = {id(parameter): judge.row(i) for i, parameter in enumerate(parameters.values())}
+    strays = (  # they require a gradient like parameters, and are none
         f"{name}.{attribute}" if name else attribute
         for name, module in model.named_modules()
         for attribute, value in vars(module).items()
         if isinstance(value, Tensor) and not isinstance(value, Parameter)
         if value.requires_grad and value.is_leaf
     )
+    return LivenessReport(
+        run.loss._data.item(),
+        tuple(rows.values()),
+        tuple(part.row(name, lambda p: rows[id(p)]) for name, part in parts),
+        tuple(strays),
+    )
 
 
+@dataclass
 class _Judge:
     """Says what state each parameter is in, and why."""
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Parameter],
-        run: StepRun,
-        causes: Mapping[int, int],
-        constants: Container[int],
-        remarks: Mapping[int, str],
-    ) -> None:
-        self._names = list(parameters)
-        self._parameters = list(parameters.values())
-        self._run = run
-        self._causes = causes
-        self._constants = constants  # the ids of parameters
-        self._remarks = remarks  # on tensors, by id, from the parts that they belong to
+    names: Sequence[str]  # of the parameters
+    parameters: Sequence[Parameter]
+    run: StepRun
+    causes: Mapping[int, int]  # what makes a gradient zero by construction
+    constants: Container[int]  # the ids of parameters
+    remarks: Mapping[int, str]  # on tensors, by id, from the parts that they belong to
 
     def row(self, i: int) -> ParameterRow:
         """Return the row of parameter `i`."""
-        parameter, norm, run = self._parameters[i], self._run.norms[i], self._run
-        if not parameter.requires_grad:
-            return self._row(i, "frozen")
-        if norm is None:
-            if id(parameter) in self._constants:
-                return self._row(i, "cut")
-            if run.frozen >> i & 1:
-                reason = "it is frozen during the step: leave out that requires_grad_(False)"
-                return self._row(i, "cut", reason)
-            if not run.forward.used >> i & 1:
-                return self._row(i, "unused", "no op was called on it")
-            return self._cut(i, run.forward.cut_of(1 << i, run.loss))
-        if not math.isfinite(norm):
-            return self._row(i, "not finite", "a nan or an infinity is in its gradient")
-        if run.is_zero(i):
-            return self._zero(i)
-        return self._row(i, "live")
-
-    def _row(
-        self, i: int, state: State, reason: str = "", call: CallRecord | None = None
-    ) -> ParameterRow:
-        parameter = self._parameters[i]
+        parameter, (state, reason, call) = self.parameters[i], self._finding(i)
         if state in ("cut", "unused", "zero"):
-            reason = self._remarks.get(id(parameter), reason)
+            reason = self.remarks.get(id(parameter), reason)
         return ParameterRow(
-            self._names[i],
+            self.names[i],
             parameter.shape,
             parameter.size,
             state,
-            None if state == "cut" else self._run.norms[i],  # a checkpoint passes zeros on
+            None if state == "cut" else self.run.norms[i],  # a checkpoint passes zeros on
             reason,
             call.name if call else None,
             call.source_line if call else None,
         )
 
-    def _cut(self, i: int, cut: Cut | None) -> ParameterRow:
-        if cut is None:
-            call = self._run.forward.last_use(1 << i)
-            return self._row(i, "cut", "the loss is computed without what came of it here", call)
-        return self._row(i, "cut", _CUTS.get(cut.kind, _LEFT).format(cut.call.name), cut.call)
-
-    def _zero(self, i: int) -> ParameterRow:
-        forward = self._run.forward
-        node = self._parameters[i].node
+    def _finding(self, i: int) -> Finding:
+        """Return the state of parameter `i`, the reason, and the call where its path ends."""
+        parameter, run, forward = self.parameters[i], self.run, self.run.forward
+        norm, node = run.norms[i], parameter.node
+        if not parameter.requires_grad:
+            return "frozen", "", None
+        if norm is None:
+            if id(parameter) in self.constants:
+                return "cut", "", None
+            if run.frozen >> i & 1:
+                reason = "it is frozen during the step: leave out that requires_grad_(False)"
+                return "cut", reason, None
+            if not forward.used >> i & 1:
+                return "unused", "no op was called on it", None
+            cut = forward.cut_of(1 << i, run.loss)
+            if cut is not None:
+                return _cut_at(cut)
+            reason = "the loss is computed without what came of it here"
+            return "cut", reason, forward.last_use(1 << i)
+        if not math.isfinite(norm):
+            return "not finite", "a nan or an infinity is in its gradient", None
+        if not run.is_zero(i):
+            return "live", "", None
         assert node is not None
-        stops = self._run.backward.stops(node)
+        stops = run.backward.stops(node)
         if not stops:
-            return self._lost(i, node)
-        stop = stops[0]
-        call = forward.call(stop.node)
-        causes = self._causes.get(i, 0)
-        if causes:
-            reason = _multiplied(self._named(causes), "")
-            return self._row(i, "zero by construction", reason, call)
+            return self._lost(parameter, node)
+        stop, call = stops[0], forward.call(stops[0].node)
+        if causes := self.causes.get(i, 0):
+            return "zero by construction", _multiplied(self._named(causes), ""), call
         if not stop.inside:
-            again = [cut for cut in forward.cuts[self._run.forward_cuts :] if cut.lost >> i & 1]
-            if again:
-                return self._cut(i, again[0])
-        zeros = [z for k, z in forward.zero_inputs(stop.node).items() if k in stop.factors]
+            for cut in forward.cuts[run.forward_cuts :]:
+                if cut.lost >> i & 1:
+                    return _cut_at(cut)
+        zeros = run.zero_factors(stop)
         for zero in zeros:
-            others = zero.parameters & ~(1 << i)
-            if others:
-                reason = _multiplied(self._named(others), " get no gradient,")
-                return self._row(i, "zero", reason, call)
+            if others := zero.parameters & ~(1 << i):
+                return "zero", _multiplied(self._named(others), " get no gradient,"), call
         for zero in zeros:
             if zero.call is not None:
                 reason = f"`{zero.call.name}` gave nothing but zeros, which multiply it"
-                return self._row(i, "zero", reason, zero.call)
+                return "zero", reason, zero.call
         if zeros:
-            reason = f"an input of `{call.name}` is all zeros, and multiplies it"
-        else:
-            reason = f"`{call.name}` passes none of the gradient on"
-        return self._row(i, "zero", reason, call)
+            return "zero", f"an input of `{call.name}` is all zeros, and multiplies it", call
+        return "zero", f"`{call.name}` passes none of the gradient on", call
 
-    def _lost(self, i: int, node: Node) -> ParameterRow:
-        """Return the row of a parameter whose nonzero gradients cancel, or meet a hook."""
-        if not self._parameters[i].size:
-            return self._row(i, "zero", "it has no elements")
-        lost = self._run.backward.lost_at(node)
+    def _lost(self, parameter: Parameter, node: Node) -> Finding:
+        """Return the finding on a parameter whose nonzero gradients cancel, or meet a hook."""
+        if not parameter.size:
+            return "zero", "it has no elements", None
+        lost = self.run.backward.lost_at(node)
         if lost is None or lost is node:
             hooked = "a hook on it makes it zero"
-            cancel = "the gradients of its uses cancel"
-            return self._row(i, "zero", hooked if node.hooks else cancel)
-        call = self._run.forward.call(lost)
+            return "zero", hooked if node.hooks else "the gradients of its uses cancel", None
+        call = self.run.forward.call(lost)
         if lost.hooks:
-            reason = f"a hook on the result of `{call.name}` makes its gradient zero"
-        else:
-            reason = f"the gradients of the uses of `{call.name}` cancel"
-        return self._row(i, "zero", reason, call)
+            return "zero", f"a hook on the result of `{call.name}` makes its gradient zero", call
+        return "zero", f"the gradients of the uses of `{call.name}` cancel", call
 
     def _named(self, bits: int) -> list[str]:
-        return [name for k, name in enumerate(self._names) if bits >> k & 1]
+        return [name for k, name in enumerate(self.names) if bits >> k & 1]
+
+
+def _cut_at(cut: Cut) -> Finding:
+    return "cut", _CUTS.get(cut.kind, _LEFT).format(cut.call.name), cut.call
 
 
 def _multiplied(names: Sequence[str], more: str) -> str:

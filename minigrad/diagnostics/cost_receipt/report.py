@@ -1,16 +1,18 @@
-"""The contents of a receipt, as numbers and as a table."""
+"""Receipts as numbers and as tables, one alone or several side by side."""
 
 from __future__ import annotations
 
-import html
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from minigrad.tables import aligned, as_html, in_bytes, in_flops
+from minigrad.tables import aligned, as_html, in_bytes, in_flops, paragraph
 
 Phase = Literal["forward", "recomputed", "backward", "not done", "optimizer", "dropped"]
 _PHASES: tuple[Phase, ...] = ("forward", "recomputed", "backward", "optimizer", "not done")
+_HEAD = ("phase", "op", "input", "calls", "FLOPs")
+_BARS = " ▁▂▃▄▅▆▇█"
 
 
 class ReceiptRow(NamedTuple):
@@ -24,7 +26,7 @@ class ReceiptRow(NamedTuple):
         input: the input whose gradient it is, "shared" for work that serves several of them; empty
             in a forward pass.
         calls: how many calls or VJPs.
-        flops: how many FLOPs they took, by the conventions in `receipt/sketch.py`.
+        flops: how many FLOPs they took, by the conventions in `costs`.
     """
 
     phase: Phase
@@ -154,24 +156,26 @@ class Receipt:
         return "".join(_BARS[-(-8 * value // self.peak.saved_bytes)] for value in highest)
 
     def __repr__(self) -> str:
-        if not self._counts and not self.uncounted:
-            return f"receipt: nothing ran inside the block{self._interruption()}"
-        lines = [f"receipt of {_steps(self)}{self._interruption()}"]
         cells = self._cells()
-        lines += aligned(_HEAD, cells, left=3) if cells else []
-        lines += [f"{title}: {text}" for title, text in self._facts()]
-        return "\n".join(lines)
+        return "\n".join(
+            [self._title, *(aligned(_HEAD, cells, left=3) if cells else []), *self._facts()]
+        )
 
     def _repr_html_(self) -> str:
         if not self._counts and not self.uncounted:
-            return f"<p>{html.escape(repr(self))}</p>"
-        facts = "".join(f"<br>{html.escape(f'{title}: {text}')}" for title, text in self._facts())
-        caption = f"receipt of {_steps(self)}{self._interruption()}"
-        return f"{as_html(caption, _HEAD, self._cells())}<p>{facts.removeprefix('<br>')}</p>"
+            return paragraph([self._title])
+        return as_html(self._title, _HEAD, self._cells()) + paragraph(self._facts())
 
-    def _interruption(self) -> str:
-        ended = f"the block ended with {self.interrupted_by}"
-        return f" ({ended}; this is up to there)" if self.interrupted_by else ""
+    @property
+    def _title(self) -> str:
+        ended = f" (the block ended with {self.interrupted_by}; this is up to there)"
+        ended = ended if self.interrupted_by else ""
+        if not self._counts and not self.uncounted:
+            return f"receipt: nothing ran inside the block{ended}"
+        counts = [f"{self.steps} step{'s' * (self.steps != 1)}"] if self.steps else []
+        if self.passes or not self.steps:
+            counts.append(f"{self.passes} backward pass{'es' * (self.passes != 1)}")
+        return f"receipt of {', '.join(counts)}{ended}"
 
     def _cells(self) -> list[tuple[str, ...]]:
         cells: list[tuple[str, ...]] = []
@@ -182,30 +186,120 @@ class Receipt:
                 cells.append((phase, "in all", "", "", in_flops(self.flops_of(phase))))
         return cells
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def _facts(self) -> list[str]:
+        if not self._counts and not self.uncounted:
+            return []
         saved, over_time = "nothing", []
         if self.peak is not None:
             saved = (
                 f"{in_bytes(self.saved_bytes)}; {in_bytes(self.peak_saved_bytes)} at the peak, "
                 f"{self.peak.phase}, at {self.peak.op}; {in_bytes(self.kept_bytes)} at the end"
             )
-            over_time = [("over time", self.chart())]
+            over_time = [f"over time: {self.chart()}"]
         return [
-            ("saved for backward", saved),
+            f"saved for backward: {saved}",
             *over_time,
-            ("parameters and inputs saved as well", in_bytes(self.input_bytes)),
-            ("gradients", f"{in_bytes(self.gradient_bytes)}, of {self.trained:,} parameters"),
-            ("optimiser state", in_bytes(self.optimizer_bytes)),
-            *(("not counted", f"{count} x {what}") for what, count in self.uncounted.items()),
+            f"parameters and inputs saved as well: {in_bytes(self.input_bytes)}",
+            f"gradients: {in_bytes(self.gradient_bytes)}, of {self.trained:,} parameters",
+            f"optimiser state: {in_bytes(self.optimizer_bytes)}",
+            *(f"not counted: {count} x {what}" for what, count in self.uncounted.items()),
         ]
 
 
-_HEAD = ("phase", "op", "input", "calls", "FLOPs")
-_BARS = " ▁▂▃▄▅▆▇█"
+# The lines of a comparison: a title, an attribute of receipts, and a function that formats it.
+_LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("FLOPs forward", "forward_flops", in_flops),
+    ("FLOPs recomputed", "recomputed_flops", in_flops),
+    ("FLOPs backward", "backward_flops", in_flops),
+    ("FLOPs of the optimiser", "optimizer_flops", in_flops),
+    ("FLOPs in all", "flops", in_flops),
+    ("products not done, no gradient needed", "skipped_flops", in_flops),
+    ("saved for backward, at the peak", "peak_saved_bytes", in_bytes),
+    ("gradients", "gradient_bytes", in_bytes),
+    ("optimiser state", "optimizer_bytes", in_bytes),
+    ("parameters trained", "trained", "{:,.0f}".format),
+)
 
 
-def _steps(receipt: Receipt) -> str:
-    counts = [(receipt.steps, "step"), (receipt.passes, "backward pass")]
-    counts = [(n, name) for n, name in counts if n] or [(0, "backward pass")]
-    plural = {"step": "steps", "backward pass": "backward passes"}
-    return ", ".join(f"{n} {name if n == 1 else plural[name]}" for n, name in counts)
+@dataclass(frozen=True, repr=False, eq=False)
+class ReceiptComparison:
+    """Receipts side by side, with ratios to the first one.
+
+    Attributes:
+        receipts: the receipts by name.
+    """
+
+    receipts: Mapping[str, Receipt]
+
+    def value(self, name: str, attribute: str) -> float:
+        """Return a figure of the receipt `name`; FLOPs are those of one step, or of one pass."""
+        receipt = self.receipts[name]
+        total: int = getattr(receipt, attribute)
+        of_a_step = attribute.endswith("flops")
+        return total / (receipt.steps or receipt.passes or 1) if of_a_step else total
+
+    def ratio(self, name: str, attribute: str) -> float:
+        """Return a figure of `name` divided by that of the first; nan if that is 0."""
+        first = self.value(next(iter(self.receipts)), attribute)
+        return self.value(name, attribute) / first if first else float("nan")
+
+    def sentence(self, name: str) -> str:
+        """Say in words what `name` costs and saves."""
+        first = next(iter(self.receipts))
+        kept = ("gradient_bytes", "optimizer_bytes")
+        before, after = (sum(self.value(n, line) for line in kept) for n in (first, name))
+        parts = {"forward": "forward_flops", "backward": "backward_flops"}
+        shares = {part: self.ratio(name, attribute) for part, attribute in parts.items()}
+        known = ", ".join(f"{part} {share:.2f}" for part, share in shares.items() if share == share)
+        text = f"{name} does {self.ratio(name, 'flops'):.2f} of the FLOPs of {first}"
+        text += f" ({known})" if known else ""
+        if before:
+            text += f", with {_change(after / before)} bytes of gradients and optimiser state"
+        saved = self.ratio(name, "peak_saved_bytes")
+        return text + (f" and {_change(saved)} saved for backward." if saved == saved else ".")
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        first, *others = self.receipts
+        rows = []
+        for title, attribute, text in _LINES:
+            values = [self.value(name, attribute) for name in self.receipts]
+            ratios = [self.ratio(name, attribute) for name in others]
+            if any(values):
+                shown = [f"{ratio:.3f}" if ratio == ratio else "-" for ratio in ratios]
+                rows.append([title, *map(text, values), *shown])
+        return ["", *self.receipts, *(f"{name} / {first}" for name in others)], rows
+
+    def __repr__(self) -> str:
+        return "\n".join([*aligned(*self._cells(), left=1), *self._sentences()])
+
+    def _repr_html_(self) -> str:
+        return as_html("of one step", *self._cells()) + paragraph(self._sentences())
+
+    def _sentences(self) -> list[str]:
+        return [self.sentence(name) for name in list(self.receipts)[1:]]
+
+
+def _change(ratio: float) -> str:
+    return f"{100 * abs(1 - ratio):.0f} % {'fewer' if ratio <= 1 else 'more'}"
+
+
+def compare(receipts: Mapping[str, Receipt]) -> ReceiptComparison:
+    """Compare receipts: `compare({"full": a, "LoRA": b})`.
+
+    Ratios are to the first. FLOPs are those of one step of the optimiser, or of one backward pass
+    where there was no step.
+
+    Raises:
+        TypeError: if it is not a dict of receipts.
+        ValueError: if there are fewer than two, or nothing ran in one.
+    """
+    if not isinstance(receipts, Mapping):
+        raise TypeError(f"compare takes a dict of receipts by name, not {receipts!r:.80}")
+    for name, receipt in receipts.items():
+        if not isinstance(receipt, Receipt):
+            raise TypeError(f"compare: {name!r} must be a Receipt, not {receipt!r:.60}")
+        if not receipt.flops:
+            raise ValueError(f"compare: nothing was counted in {name!r}; run a step in its block")
+    if len(receipts) < 2:
+        raise ValueError(f"compare takes two receipts or more, not {len(receipts)}")
+    return ReceiptComparison(dict(receipts))

@@ -1,16 +1,22 @@
-"""ForwardTrace: the paths of values from parameters to a loss, and where they end for a gradient.
+"""The traces of a step: where values go from parameters to a loss, and where gradients go back.
 
-For each value of the forward pass it knows from which parameters the value was computed, to which
-of these a gradient can get back, and the cuts: the calls after which the value went on and its
-gradient did not, such as an op under `no_grad`, one that gives integers, or a `detach()`. A value
-is recognised by its node in the graph, otherwise by its memory: a detached tensor shares that of
-the original. A value that is copied by other means than an op is lost sight of.
+`ForwardTrace` knows for each value of the forward pass from which parameters the value was
+computed, to which of these a gradient can get back, and the cuts: the calls after which the value
+went on and its gradient did not, such as an op under `no_grad`, one that gives integers, or a
+`detach()`. A value is recognised by its node in the graph, otherwise by its memory: a detached
+tensor shares that of the original. A value that is copied by other means than an op is lost sight
+of.
+
+`BackwardTrace` knows where gradients become all zero. Where the derivative of an op receives a
+gradient and returns only zeros, a path back ends, although the graph goes on: a relu of negative
+numbers, a product with zeros.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +27,7 @@ import numpy as np
 from minigrad.core.checkpoint import DryRun
 from minigrad.core.grad_mode import is_grad_enabled, mode
 from minigrad.core.node import Node
+from minigrad.core.observers import Observer
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap
@@ -29,16 +36,11 @@ from minigrad.readonly import owner_of
 
 @dataclass(frozen=True)
 class Cut:
-    """A call after which a value went on and its gradient did not.
+    """A call after which a value went on and its gradient did not."""
 
-    Attributes:
-        lost: the parameters that no gradient gets back to from there, as bits.
-        kind: "no_grad", "integers", "read" (an op was given the bare value), or the name of the
-            method that gave the value away, such as "detach()".
-        call: the call.
-    """
-
-    lost: int
+    lost: int  # the parameters that no gradient gets back to from there, as bits
+    # "no_grad", "integers", "read" (an op was given the bare value), or the name of the method that
+    # gave the value away, such as "detach()".
     kind: str
     call: CallRecord
 
@@ -53,20 +55,13 @@ class ZeroValue:
 
 @dataclass(frozen=True)
 class ValueTrace:
-    """The origin of a value. Parameters and cuts are bits of an int, by their index.
+    """The origin of a value. Parameters and cuts are bits of an int, by their index."""
 
-    Attributes:
-        used: the parameters that it was computed from.
-        linked: those that a gradient gets back to.
-        cuts: the cuts that lie behind it.
-        zero: None unless all its elements are zero.
-        zero_inputs: the inputs of the op that made it that were all zeros, by their index.
-    """
-
-    used: int = 0
-    linked: int = 0
-    cuts: int = 0
-    zero: ZeroValue | None = None
+    used: int = 0  # the parameters that it was computed from
+    linked: int = 0  # those that a gradient gets back to
+    cuts: int = 0  # the cuts that lie behind it
+    zero: ZeroValue | None = None  # None unless all its elements are zero
+    # The inputs of the op that made it that were all zeros, by their index.
     zero_inputs: dict[int, ZeroValue] = field(default_factory=dict)
 
 
@@ -74,17 +69,12 @@ _NOTHING = ValueTrace()
 
 
 class ForwardTrace(Recorder):
-    """Follows what is computed from `parameters`.
-
-    Attributes:
-        cuts: where gradients are lost, in the order of time.
-        used: the parameters that an op was called on, or whose value was read, as bits.
-    """
+    """Follows what is computed from `parameters`."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__()
-        self.cuts: list[Cut] = []
-        self.used = 0
+        self.cuts: list[Cut] = []  # where gradients are lost, in the order of time
+        self.used = 0  # the parameters, as bits, that ops were called on, or whose values were read
         self._gone = 0  # the cuts whose values were given away as arrays, out of sight
         self._read = 0  # those whose values were given away as numbers, which may be for a log only
         self._last: dict[int, CallRecord] = {}  # by the parameters that the op was given
@@ -99,15 +89,11 @@ class ForwardTrace(Recorder):
                 self._nodes[parameter.node] = trace
             self._values[owner_of(parameter._data)] = trace
 
-    # ----------------------------------------------------------------------------------------------
-    # What is announced
-    # ----------------------------------------------------------------------------------------------
-
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Note what the result comes from, and for which parameters the gradient is lost here."""
         traces = [(i, self.trace(value)) for i, value in _operands(inputs)]
         used, linked, cuts = (
-            _union(getattr(t, name) for _, t in traces) for name in ("used", "linked", "cuts")
+            union(getattr(t, name) for _, t in traces) for name in ("used", "linked", "cuts")
         )
         if not isinstance(result, Tensor):  # a derivative, or arithmetic on arrays beside the graph
             if used and isinstance(result, np.ndarray):
@@ -121,10 +107,10 @@ class ForwardTrace(Recorder):
             if zeros:
                 known = zeros.values()
                 first = next((z.call for z in known if z.call), None)
-                zero = ZeroValue(_union(z.parameters for z in known), first)
+                zero = ZeroValue(union(z.parameters for z in known), first)
         if result.node is not None:
             nodes = [v.node for _, v in _operands(inputs) if isinstance(v, Tensor)]
-            still = _union(self._nodes.get(n, _NOTHING).linked for n in nodes if n is not None)
+            still = union(self._nodes.get(n, _NOTHING).linked for n in nodes if n is not None)
         else:
             # A checkpoint that runs now gets its node in the graph, and its graph, later.
             is_dry = any(isinstance(o, DryRun) and o.recorded for o in mode.observers)
@@ -159,10 +145,6 @@ class ForwardTrace(Recorder):
             self._read |= trace.cuts
         elif not isinstance(value, Tensor):
             self._gone |= trace.cuts
-
-    # ----------------------------------------------------------------------------------------------
-    # What is known
-    # ----------------------------------------------------------------------------------------------
 
     def trace(self, value: Any) -> ValueTrace:
         """Return where a Tensor or an array comes from."""
@@ -203,6 +185,68 @@ class ForwardTrace(Recorder):
         return 1 << (len(self.cuts) - 1)
 
 
+@dataclass(frozen=True)
+class Stop:
+    """The op at which a gradient became all zero."""
+
+    node: Node  # the result of the op that received the gradient
+    factors: frozenset[int]  # the indices of the op's inputs that the derivative computes with
+    inside: bool  # False for a checkpoint, whose derivative is the pass of what it runs again
+
+    @classmethod
+    def at(cls, node: Node, parent: Node) -> Stop:
+        """Return the stop where the gradient of `node` gave only zeros for `parent`."""
+        assert node.op is not None
+        vjps = [edge[2] for edge in node.edges or () if edge[0] is parent]
+        slots = {slot for vjp in vjps if vjp is not None for slot, shape in vjp.slots if not shape}
+        if {0, len(node.op.parameters) + 1} <= slots:  # `position`: the inputs are one sequence
+            slots |= set(range(1 + max(edge[1] for edge in node.edges or ())))
+        return cls(node, frozenset(slots), None not in vjps)
+
+
+class BackwardTrace(Observer):
+    """Follows gradients backward."""
+
+    def __init__(self) -> None:
+        # By parent node: the results whose derivatives passed zeros on, and where zeros began.
+        self._zeros: dict[Node, list[Node | Stop]] = {}
+        self._fed: set[Node] = set()  # parents that received more than zeros
+
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
+        """Note whether a gradient arrived, and whether one went on."""
+        if not _any(gradient):
+            self._zeros.setdefault(parent, []).append(node)
+        elif not _any(result):
+            self._zeros.setdefault(parent, []).append(Stop.at(node, parent))
+        else:
+            self._fed.add(parent)
+
+    def stops(self, node: Node) -> list[Stop]:
+        """List where the gradients on paths to `node` became zero, the nearest to it first."""
+        steps = [step for path in self._back_from(node) for step in self._zeros.get(path, ())]
+        found = [step for step in steps if isinstance(step, Stop)]
+        return [stop for stop in found if stop.inside] or found
+
+    def lost_at(self, node: Node) -> Node | None:
+        """Find where nonzero gradients became zero together: by cancelling, or by a hook."""
+        return next((other for other in self._back_from(node) if other in self._fed), None)
+
+    def _back_from(self, node: Node) -> list[Node]:
+        """List `node` and the nodes that had only zeros to pass on to it, the nearest first."""
+        found = dict.fromkeys([node])
+        queue = deque(found)
+        while queue:
+            for step in self._zeros.get(queue.popleft(), ()):
+                if not isinstance(step, Stop) and step not in found:
+                    found[step] = None
+                    queue.append(step)
+        return list(found)
+
+
+def _any(gradient: Any) -> bool:
+    return bool(np.any(gradient._data if isinstance(gradient, Tensor) else gradient))
+
+
 def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     """Yield the Tensors and arrays among the inputs of an op with their index, lists included."""
     for index, value in enumerate(inputs):
@@ -213,5 +257,6 @@ def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
                 yield index, part
 
 
-def _union(bits: Iterable[int]) -> int:
+def union(bits: Iterable[int]) -> int:
+    """Return the bits that are in any of these ints."""
     return functools.reduce(operator.or_, bits, 0)

@@ -18,32 +18,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.diagnostics.gradcheck import tolerances
-from minigrad.diagnostics.gradcheck.checked_function import (
+from minigrad.diagnostics.gradient_check import tolerances
+from minigrad.diagnostics.gradient_check.checked_function import (
     Array,
     Gradients,
     Vector,
     copied,
     largest_of,
 )
-from minigrad.diagnostics.gradcheck.problem import GradientProblem
-from minigrad.diagnostics.gradcheck.tolerances import FLOAT32, NEARBY, Tolerance
+from minigrad.diagnostics.gradient_check.problem import GradientProblem
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, NEARBY, Tolerance
 from minigrad.errors import op_of
 
 
 @dataclass(frozen=True)
 class Move:
-    """A direction in which one element, or all elements of some operands, are moved.
+    """A direction in which one element, or all elements of some operands, are moved."""
 
-    Attributes:
-        name: of the operand, or of the direction.
-        directions: for the position of each operand, how far its elements move.
-        index: of the only element that moves; None if all do.
-    """
-
-    name: str
-    directions: dict[int, Array]
-    index: tuple[int, ...] | None = None
+    name: str  # of the operand, or of the direction
+    directions: dict[int, Array]  # for the position of each operand, how far its elements move
+    index: tuple[int, ...] | None = None  # of the only element that moves; None if all do
 
     def moved(self, point: Sequence[Array], t: float) -> list[Array]:
         """Return a point, moved by t times the directions."""
@@ -74,30 +68,19 @@ class Move:
 
 @dataclass(frozen=True)
 class Quotient:
-    """The difference quotients of one step.
+    """The difference quotients of one step."""
 
-    Attributes:
-        step: h.
-        value: Richardson's.
-        correction: that it makes to the plain one: a bound on what curvature leaves in it.
-        noise: a bound on what rounding leaves in it.
-        grain: the same where terms were cancelled that are as large as the largest element that
-            moves, or where those that do not move have done so by less than can be seen.
-        hidden: the same where they were as large as anything in y, and at least 1.
-        unseen: what rounding might have left in it where it could not be measured.
-        left: the slope on the left, of second order.
-        right: the slope on the right.
-    """
-
-    step: float
-    value: float
-    correction: float
-    noise: float
+    step: float  # h
+    value: float  # Richardson's
+    correction: float  # that it makes to the plain one: a bound on what curvature leaves in it
+    noise: float  # a bound on what rounding leaves in it
+    # The same where terms were cancelled that are as large as the largest element that moves, or
+    # where those that do not move have done so by less than can be seen.
     grain: float
-    hidden: float
-    unseen: float
-    left: float
-    right: float
+    hidden: float  # the same where they were as large as anything in y, and at least 1
+    unseen: float  # what rounding might have left in it where it could not be measured
+    left: float  # the slope on the left, of second order
+    right: float  # the slope on the right
 
     @property
     def bend(self) -> float:
@@ -116,16 +99,8 @@ class Line:
     The derivative is that of sum(weights y). Differences are taken before the sum: elements of y
     that do not move cancel exactly, however large they are, and add no noise.
 
-    Args:
-        problem: whose function and weights to take.
-        move: the direction d.
-        point: the operands x, if they are not those of the problem.
-        dtype: in which f computes there, if it is not that of the problem. Then no error bars of
-            its values are known.
-
-    Attributes:
-        x: the size of what moves; steps are relative to it, or to 1 if it is smaller.
-        failure: what f raised at some point; there it counts as not finite.
+    The operands x are those of the problem unless `point` is given, and so is the dtype in which f
+    computes there. In another dtype no error bars of its values are known.
     """
 
     def __init__(
@@ -139,8 +114,9 @@ class Line:
         self.move = move
         self.point = problem.operands if point is None else point
         self.dtype = problem.dtype if dtype is None else dtype
+        # The size of what moves; steps are relative to it, or to 1 if it is smaller.
         self.x = move.size(self.point)
-        self.failure = ""
+        self.failure = ""  # what f raised at some point; there it counts as not finite
         noise, unseen = (problem.noise, problem.unseen) if dtype is None else (0.0, 0.0)
         self._noise = np.abs(problem.weights) * noise
         self._unseen = float(np.linalg.norm(problem.weights * unseen))
@@ -214,7 +190,7 @@ class Line:
 
         with np.errstate(all="ignore"):
             moved = ~fixed & np.any([other != y for other in others], axis=0)
-            noise, grain, hidden = self._roundings(np.maximum(abs(right), abs(left)), moved)
+            noise, grain, hidden = self._rounding_errors(np.maximum(abs(right), abs(left)), moved)
             near, far = (right, left), (far_right, far_left)
             narrow, wide = slope((1 / 2, *near)), slope((1 / 4, *far))
             return Quotient(
@@ -229,12 +205,12 @@ class Line:
                 right=slope((2, right, y), (-1 / 2, far_right, y)),
             )
 
-    def _roundings(self, around: Vector, moved: NDArray[np.bool_]) -> tuple[float, float, float]:
+    def _rounding_errors(
+        self, around: Vector, moved: NDArray[np.bool_]
+    ) -> tuple[float, float, float]:
         """Bound what rounding leaves in the weighted sum of y: noise, grain and hidden, times h.
 
-        Args:
-            around: the size of each element of y.
-            moved: which of them the step has changed.
+        `around` has the size of each element of y, and `moved` says which the step has changed.
         """
         eps = float(np.finfo(self.dtype).eps)
         several = tolerances.ROUNDING_UNITS * eps

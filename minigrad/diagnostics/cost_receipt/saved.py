@@ -12,7 +12,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minigrad.core.node import arrays_in
@@ -34,18 +33,14 @@ class _Block:
 class SavedMemory:
     """The blocks that nodes save, followed from the calls that make the nodes to their end.
 
-    Args:
-        on_drop: a function that gets the name of an op whose node is deleted without being freed.
-
-    Attributes:
-        alive: bytes that are saved now.
-        total: bytes that were saved so far, each block once.
-        freed: bytes of these that no node saves any more.
-        inputs: bytes of parameters and inputs that nodes refer to.
+    `on_drop` gets the name of an op whose node is deleted without being freed.
     """
 
     def __init__(self, on_drop: Callable[[str], None]) -> None:
-        self.alive = self.total = self.freed = self.inputs = 0
+        self.alive = 0  # bytes that are saved now
+        self.total = 0  # bytes that were saved so far, each block once
+        self.freed = 0  # bytes of these that no node saves any more
+        self.inputs = 0  # bytes of parameters and inputs that nodes refer to
         self._on_drop = on_drop
         # By the id of the array that owns the memory, for as long as that lives.
         self._made: dict[int, weakref.ref[Any]] = {}
@@ -64,18 +59,9 @@ class SavedMemory:
         }
         for array in arrays_in(result):
             self._note_made(owner_of(array), given)
-        if isinstance(result, Tensor) and result.node is not None and result.node.op is op:
-            self._add_node(op, result.node, given)
-
-    def _note_made(self, block: Any, given: set[int]) -> bool:
-        """Return whether an op has made a block: it is known, or does not belong to an input."""
-        key = id(block)
-        if key not in self._made and key not in given:
-            made = self._made  # not self: the callback lives as long as the block
-            made[key] = weakref.ref(block, lambda _: made.pop(key, None))
-        return key in self._made
-
-    def _add_node(self, op: Op[Any], node: Node, given: set[int]) -> None:
+        node = result.node if isinstance(result, Tensor) else None
+        if node is None or node.op is not op:
+            return
         keys: list[int] = []
         for _, value in op.saved_values(node, node.edges or ()):
             for array in arrays_in(value):
@@ -87,8 +73,21 @@ class SavedMemory:
                 if held.holders == 1:
                     self._count(held, held.nbytes)
         if keys:
-            gone = partial(self._drop, node.order, op.name)
-            self._nodes[node.order] = weakref.ref(node, gone), keys
+            order, name = node.order, op.name
+
+            def gone(_: weakref.ref[Node]) -> None:
+                self.free(order)
+                self._on_drop(name)
+
+            self._nodes[order] = weakref.ref(node, gone), keys
+
+    def _note_made(self, block: Any, given: set[int]) -> bool:
+        """Return whether an op has made a block: it is known, or does not belong to an input."""
+        key = id(block)
+        if key not in self._made and key not in given:
+            made = self._made  # not self: the callback lives as long as the block
+            made[key] = weakref.ref(block, lambda _: made.pop(key, None))
+        return key in self._made
 
     def _count(self, block: _Block, change: int) -> None:
         if not block.made:
@@ -100,15 +99,8 @@ class SavedMemory:
         else:
             self.freed -= change
 
-    def free(self, node: Node) -> None:
-        """Note that the arrays that `node` saved are freed."""
-        self._release(node.order)
-
-    def _drop(self, order: int, name: str, _: Any) -> None:
-        self._release(order)
-        self._on_drop(name)
-
-    def _release(self, order: int) -> None:
+    def free(self, order: int) -> None:
+        """Note that the arrays that a node saved are freed; the node is known by its order."""
         _, keys = self._nodes.pop(order, (None, ()))
         for key in keys:
             block = self._blocks[key]
@@ -117,7 +109,7 @@ class SavedMemory:
                 del self._blocks[key]
                 self._count(block, -block.nbytes)
 
-    def close(self) -> None:
+    def clear(self) -> None:
         """Forget all nodes and blocks."""
         self._nodes.clear()
         self._blocks.clear()

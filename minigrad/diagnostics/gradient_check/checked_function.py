@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import grad_mode
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.diagnostics.gradcheck.tolerances import FLOAT64
+from minigrad.diagnostics.gradient_check.tolerances import FLOAT64
+from minigrad.diagnostics.restored import assigned
 from minigrad.errors import op_error
 from minigrad.nn.module import Module, Parameter
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
 Gradients = list[Vector]
+ArraysAt = Callable[[Sequence[Array]], Gradients]  # computes arrays at some operands
 E = TypeVar("E", bound=Exception)
 
 RECORDING = "and recorded its gradient for order 2; order=1 checks the first derivative only"
@@ -43,16 +45,7 @@ class CheckedFunction:
     Inputs of integers and booleans are passed on as constants. The trainable parameters of a Module
     are operands, behind the inputs.
 
-    Args:
-        f: a function of Tensors, or a Module, of which a copy is made.
-        inputs: one tensor, array or number, or a sequence of them. They are copied, with the order
-            that they have in memory.
-
-    Attributes:
-        name: of the function.
-        operands: the inputs and parameters of floats, in the dtypes that they came in.
-        names: of the operands.
-        shapes: of the results, once they are known.
+    A Module is copied, and so are the inputs, with the order that they have in memory.
 
     Raises:
         TypeError: if f cannot be called or copied, an input is none, or none is of floats.
@@ -65,7 +58,15 @@ class CheckedFunction:
             raise gradcheck_error(TypeError, f"f is the class {f.__name__}; pass an instance of it")
         self.name: str = getattr(f, "__name__", type(f).__name__)
         self._inputs: list[Array] = []
-        for i, x in enumerate(_sequence(inputs)):
+        if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
+            inputs = [inputs]
+        if not isinstance(inputs, (list, tuple)):
+            raise gradcheck_error(
+                TypeError,
+                f"inputs are one tensor, array or number, or a list or tuple of them, not "
+                f"{type(inputs).__name__}",
+            )
+        for i, x in enumerate(inputs):
             try:
                 self._inputs.append(copied(as_array(x)))
             except (TypeError, ValueError) as error:
@@ -88,9 +89,10 @@ class CheckedFunction:
                     self._arrays[name] = parameter.data.copy()
         self._f = f
         self._before = {name: x.copy() for name, x in self._arrays.items()}
+        # The operands are the inputs and parameters of floats, in the dtypes that they came in.
         self.names = [name for name, x in self._arrays.items() if x.dtype.kind == "f"]
         self.operands = [self._arrays[name] for name in self.names]
-        self.shapes: list[tuple[int, ...]] = []
+        self.shapes: list[tuple[int, ...]] = []  # of the results, once they are known
         if not self.operands:
             raise gradcheck_error(
                 TypeError,
@@ -102,7 +104,8 @@ class CheckedFunction:
         """Return the results of f that are of floats."""
         floats = iter(tensors)
         inputs = [next(floats) if x.dtype.kind == "f" else Tensor(x) for x in self._inputs]
-        with _substituted(self._parameters, list(floats)):
+        pairs = zip(self._parameters, floats, strict=True)
+        with assigned([(p, {"_data": x._data, "node": x.node}) for p, x in pairs]):
             result = self._f(*inputs)
         found = list(_leaves(result))
         results = [x for x in found if isinstance(x, Tensor) and x.dtype.kind == "f"]
@@ -138,11 +141,9 @@ class CheckedFunction:
 
         `recorded` says whether it is computed as for a derivative of higher order.
         """
-        seeds = [v.copy() for v in cotangents]  # because a VJP might write to them
         with grad_mode(True):
             leaves = self.leaves(operands)
-            found = grad(self(leaves), leaves, seeds, create_graph=recorded, allow_unused=True)
-        return [np.array(g._data, FLOAT64, order="C") for g in found]
+            return gradients_of(self(leaves), leaves, cotangents, create_graph=recorded)
 
     def second_gradients(
         self, operands: Sequence[Array], cotangents: Sequence[Array], weights: Sequence[Array]
@@ -181,6 +182,18 @@ class CheckedFunction:
                 )
 
 
+def gradients_of(
+    results: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    cotangents: Sequence[Array],
+    **options: bool,
+) -> Gradients:
+    """Compute the gradient of sum(cotangents * results) by each leaf, in float64."""
+    seeds = [copied(v) for v in cotangents]  # because a VJP might write to them
+    found = grad(results, leaves, seeds, allow_unused=True, **options)
+    return [np.array(g._data, FLOAT64, order="C") for g in found]
+
+
 def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return a copy with the strides of x, which may be negative or leave gaps."""
     dtype = x.dtype if dtype is None else dtype
@@ -197,32 +210,6 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     return (
         out if np.array_equal(out, x, equal_nan=True) and 0 not in strides else np.array(x, dtype)
     )
-
-
-def _sequence(inputs: Any) -> Sequence[Any]:
-    """Return the inputs as a sequence, also if there is one alone."""
-    if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
-        return [inputs]
-    if isinstance(inputs, (list, tuple)):
-        return inputs
-    raise gradcheck_error(
-        TypeError,
-        f"inputs are one tensor, array or number, or a list or tuple of them, not "
-        f"{type(inputs).__name__}",
-    )
-
-
-@contextmanager
-def _substituted(parameters: Sequence[Parameter], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Give the parameters the values and the graph nodes of these tensors, within the block."""
-    before = [(parameter._data, parameter.node) for parameter in parameters]
-    try:
-        for parameter, tensor in zip(parameters, tensors, strict=True):
-            parameter._data, parameter.node = tensor._data, tensor.node
-        yield
-    finally:
-        for parameter, (data, node) in zip(parameters, before, strict=True):
-            parameter._data, parameter.node = data, node
 
 
 def _leaves(result: Any) -> Iterator[Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from minigrad.diagnostics.source_line import SourceLine
-from minigrad.tables import aligned, as_html
+from minigrad.tables import aligned, as_html, paragraph
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 State = Literal["live", "zero by construction", "zero", "not finite", "cut", "unused", "frozen"]
 
-_PARAMETER_HEAD = ("parameter", "shape", "state", "|gradient|", "why")
 MOST_ROWS = 12  # of one state, or one verdict, that are printed
 MOST_FROZEN = 3
 
@@ -163,16 +161,48 @@ class LivenessReport:
         return "\n".join([*lines, "", self.verdict, *self._notes()])
 
     def _repr_html_(self) -> str:
-        text = "<br>".join(html.escape(line) for line in (self.verdict, *self._notes()))
-        return "\n".join([*(as_html(*table) for table in self._tables()), f"<p>{text}</p>"])
+        tables = [as_html(*table) for table in self._tables()]
+        return "\n".join([*tables, paragraph([self.verdict, *self._notes()])])
 
     def _tables(self) -> Iterator[Table]:
-        """Yield the title, the head and the cells of each table: parameters, then parts by kind."""
-        yield f"liveness: loss {self.loss:.6g}", _PARAMETER_HEAD, _parameter_cells(self.rows)
+        """Yield the title, the head and the cells of each table: parameters, then parts by kind.
+
+        Of many parameters in one state, or parts with one verdict, only the first are shown.
+        """
+        frozen = sum(row.state == "frozen" for row in self.rows)
+        limits: dict[State, int] = {"frozen": frozen if frozen <= MOST_FROZEN else 0}
+        cells: list[tuple[str, ...]] = []
+        left: dict[State, list[ParameterRow]] = {}
+        line: SourceLine | None = None  # of the row before: it is not repeated
+        for row in self.rows:
+            limit = limits.setdefault(row.state, MOST_ROWS)
+            if limit == 0:
+                left.setdefault(row.state, []).append(row)
+                continue
+            limits[row.state] = limit - 1
+            norm = "" if row.norm is None else f"{row.norm:.3g}"
+            cells.append((row.name, str(row.shape), row.state, norm, row.reason))
+            if row.origin and not row.trains and row.origin != line:
+                cells.append(("", "", "", "", f"  {row.origin}"))
+            line = row.origin
+        for state, rest in left.items():
+            more = "" if state == "frozen" else "more "
+            size = sum(row.size for row in rest)
+            cells.append((f"... {len(rest)} {more}{state}, {size:,} numbers",))
+        head = ("parameter", "shape", "state", "|gradient|", "why")
+        yield f"liveness: loss {self.loss:.6g}", head, cells
         for kind in dict.fromkeys(type(part) for part in self.adapters):
             parts = [part for part in self.adapters if type(part) is kind]
-            head = (kind.kind, *parts[0].facts(), "verdict")
-            yield f"{kind.kind}s", head, _part_cells(parts)
+            cells = []
+            count: Counter[str] = Counter()
+            for part in parts:
+                count[part.verdict] += 1
+                if count[part.verdict] <= MOST_ROWS:
+                    cells.append((part.name or "(the model)", *part.facts().values(), part.verdict))
+            for verdict, number in count.items():
+                if number > MOST_ROWS:
+                    cells.append((f"... {number - MOST_ROWS} more: {verdict}",))
+            yield f"{kind.kind}s", (kind.kind, *parts[0].facts(), "verdict"), cells
 
     def _notes(self) -> list[str]:
         return [
@@ -180,42 +210,3 @@ class LivenessReport:
             f"and no optimiser gets it from there: make it an nn.Parameter."
             for name in self.strays
         ]
-
-
-def _parameter_cells(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
-    """Return the rows as text; of many in one state only the first are shown."""
-    frozen = sum(row.state == "frozen" for row in rows)
-    limits: dict[State, int] = {"frozen": frozen if frozen <= MOST_FROZEN else 0}
-    cells: list[tuple[str, ...]] = []
-    left: dict[State, list[ParameterRow]] = {}
-    line: SourceLine | None = None  # of the row before: it is not repeated
-    for row in rows:
-        limit = limits.setdefault(row.state, MOST_ROWS)
-        if limit == 0:
-            left.setdefault(row.state, []).append(row)
-            continue
-        limits[row.state] = limit - 1
-        norm = "" if row.norm is None else f"{row.norm:.3g}"
-        cells.append((row.name, str(row.shape), row.state, norm, row.reason))
-        if row.origin and not row.trains and row.origin != line:
-            cells.append(("", "", "", "", f"  {row.origin}"))
-        line = row.origin
-    for state, rest in left.items():
-        more = "" if state == "frozen" else "more "
-        size = sum(row.size for row in rest)
-        cells.append((f"... {len(rest)} {more}{state}, {size:,} numbers",))
-    return cells
-
-
-def _part_cells(parts: Sequence[PartRow]) -> list[tuple[str, ...]]:
-    """Return the parts as text; of many with one verdict only the first are shown."""
-    cells: list[tuple[str, ...]] = []
-    count: Counter[str] = Counter()
-    for part in parts:
-        count[part.verdict] += 1
-        if count[part.verdict] <= MOST_ROWS:
-            cells.append((part.name or "(the model)", *part.facts().values(), part.verdict))
-    for verdict, number in count.items():
-        if number > MOST_ROWS:
-            cells.append((f"... {number - MOST_ROWS} more: {verdict}",))
-    return cells
