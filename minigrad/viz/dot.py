@@ -97,21 +97,19 @@ def draw(loss: Tensor, *, tape: Tape | None = None, model: Module | None = None)
         RuntimeError: if there is no graph, or a backward pass has freed that.
     """
     graph = view_graph("draw", loss, tape, model, sys._getframe(1).f_locals)
-    return Drawing("\n".join([_HEAD, *_lines(graph), "}\n"]))
-
-
-def _lines(graph: GraphView) -> Iterator[str]:
     ids: dict[Any, str] = {node: f"n{i}" for i, node in enumerate(graph.nodes)}
     ids |= {frozen: f"f{i}" for i, frozen in enumerate(graph.frozen)}
-    yield from _inside(graph, None, ids, "  ")
+    lines = [_HEAD, *_inside(graph, None, ids, "  ")]
     for view in graph.nodes.values():
-        several = len(view.links) + len(view.frozen) > 1
-        for link in view.links:
-            label = f" [label={_quoted(link.input)}]" if several else ""
-            yield f"  {ids[link.source]} -> {ids[view.node]}{label};"
-        for name, frozen in view.frozen:
-            label = f", label={_quoted(name)}" if several else ""
-            yield f"  {ids[frozen]} -> {ids[view.node]} [{_NO_GRADIENT}{label}];"
+        inputs: list[tuple[Any, str, list[str]]]
+        inputs = [(link.source, link.input, []) for link in view.links]
+        inputs += [(frozen, name, [_NO_GRADIENT]) for name, frozen in view.frozen]
+        for source, name, looks in inputs:
+            if len(inputs) > 1:
+                looks.append(f"label={_quoted(name)}")
+            look = f" [{', '.join(looks)}]" if looks else ""
+            lines.append(f"  {ids[source]} -> {ids[view.node]}{look};")
+    return Drawing("\n".join([*lines, "}\n"]))
 
 
 def _inside(
@@ -127,10 +125,9 @@ def _inside(
             shape = " x ".join(map(str, getattr(frozen.value, "shape", ())))
             label = _quoted("\n".join(filter(None, (frozen.name, shape))))
             yield f"{margin}{ids[frozen]} [label={label}{_FROZEN}];"
-    for i, inner in enumerate(graph.groups):
+    for i, (inner, name) in enumerate(graph.groups.items()):
         if inner.parent is group:
             kind = type(inner.module).__name__
-            name = inner.name or graph.names.of_module(inner.module)
             yield f"{margin}subgraph cluster_{i} {{"
             label = _quoted(f"{name}: {kind}" if name else kind)
             yield f'{margin}  label={label}; style=rounded; color="#999999"; fontsize=10;'

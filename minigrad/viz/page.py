@@ -1,7 +1,8 @@
 """explore: the page on which a reader steps through a backward pass, forwards and back.
 
 It is one HTML file, with all that it needs inside: no network, no build step, nothing to install.
-Its texts and numbers come from here; the files in `template` lay them out and draw them.
+Its texts and numbers come from here, as one value for JSON; the files in `template` lay them out
+and draw them.
 """
 
 from __future__ import annotations
@@ -9,24 +10,39 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import inspect
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from minigrad.core.node import OpLike
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.graph_view import GraphView, view_graph
-from minigrad.viz.page_data import ShownPass, page_data
+from minigrad.viz.graph_view import GraphView, Link, NodeView, in_words, saved_by, view_graph
+from minigrad.viz.passes import (
+    Pass,
+    Sent,
+    Step,
+    depth_first,
+    right_order,
+    second_pass,
+    uncleared_pass,
+)
 from minigrad.viz.previews import FEW, LARGEST, Previews
-from minigrad.viz.replay import Replay, grads_after, right_order, second_pass
+from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 from minigrad.viz.tape import Tape
-from minigrad.viz.wrong_orders import depth_first, uncleared_pass
+
+Json = dict[str, Any]
 
 LIMIT = 1_000_000  # bytes of a page
 
@@ -91,64 +107,10 @@ def explore(
         raise _too_large(graph)
     if not isinstance(title, str | None):
         raise TypeError(f"explore: title must be a string, not {title!r:.60}")
-    name = graph.nodes[graph.root].name
-    heading = f"Backward pass of {name}" if title is None else title
-    write_atomically(path, _page(heading, graph, _passes(graph)))
-
-
-def _passes(graph: GraphView) -> list[ShownPass]:
+    heading = f"Backward pass of {graph.nodes[graph.root].name}" if title is None else title
     first = right_order(graph)
-    second, deep = second_pass(graph, first), depth_first(graph, first)
-    uncleared = uncleared_pass(graph, first)
-    once, twice = grads_after(first), grads_after(second)
-    left = {node: g for node, g in first.arrived.items() if node.op is not None}
-    hooked = [view.name for view in graph.nodes.values() if view.node.hooks]
-    hooks = ", ".join(hooked[:3]) + (", ..." if len(hooked) > 3 else "")
-    about = (
-        "Nodes are visited from the newest to the oldest. So when a VJP runs, every gradient that "
-        "reaches its node has arrived, and each VJP runs once."
-    )
-    if hooked:
-        about += (
-            f" No hook is called here, so numbers may differ from backward()'s. Hooks: {hooks}."
-        )
-    about_second = (
-        "backward() once more, without zero_grad(). The pass itself is the same, since it stores "
-        "nothing at inner nodes. What arrives is added to .grad, which has the first pass in it: "
-        "that is meant to be, and how small batches add up to a large one."
-    )
-    about_uncleared = (
-        "A second pass in an engine that stores gradients at inner nodes as well, and does not "
-        "clear them. What the first pass has left there is added to, and sent on once more. "
-    )
-    if uncleared.first_fault is None:
-        about_uncleared += "Here that changes no number: every gradient goes straight to a leaf."
-    else:
-        about_uncleared += "The numbers that it gives are wrong."
-    return [
-        ShownPass("backward", "Backward pass", about, first, once, {}),
-        ShownPass("again", "Second pass", about_second, second, twice, {}),
-        ShownPass("uncleared", "Second pass, not cleared", about_uncleared, uncleared, twice, left),
-        ShownPass("depth", "Depth first", _about_depth(first, deep), deep, once, {}),
-    ]
-
-
-def _about_depth(first: Replay, deep: Replay) -> str:
-    about = (
-        "The pass that does not sort the nodes: as soon as a gradient arrives it goes on, with "
-        "what has arrived so far, and again with each further arrival. "
-    )
-    if deep.vjps == first.vjps:
-        return about + "Here only one gradient arrives at each inner node, so that changes nothing."
-    about += f"It runs {deep.vjps:,} VJPs where {first.vjps:,} do. "
-    shown = sum(len(step.sent) for step in deep.steps)
-    if not deep.arrived:
-        about += "That is too many to run to the end, so only its beginning is shown. "
-    elif shown < deep.vjps:
-        about += f"The first {shown:,} are shown, and the end. "
-    if deep.arrived and deep.first_fault is None:
-        about += "What is sent on again is 0 here, so no number goes wrong. "
-    return about
+    others = second_pass(graph, first), uncleared_pass(graph, first), depth_first(graph, first)
+    write_atomically(path, _page(heading, graph, [first, *others]))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -156,7 +118,7 @@ def _about_depth(first: Replay, deep: Replay) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-def _page(title: str, graph: GraphView, passes: Sequence[ShownPass]) -> bytes:
+def _page(title: str, graph: GraphView, passes: Sequence[Pass]) -> bytes:
     """Return the page, with heat maps as fine as there is room for, also of few numbers if need be.
 
     Raises:
@@ -166,7 +128,7 @@ def _page(title: str, graph: GraphView, passes: Sequence[ShownPass]) -> bytes:
         side = LARGEST
         while side >= _COARSEST:
             previews = Previews(side, few)
-            page = _filled(title, page_data(title, graph, passes, previews))
+            page = _filled(title, _Writer(graph, previews).write(title, passes))
             if len(page) <= LIMIT:
                 return page
             maps = [picture[1] for picture in previews.pictures if isinstance(picture[1], str)]
@@ -183,7 +145,7 @@ def _too_large(graph: GraphView) -> ValueError:
     )
 
 
-def _filled(title: str, data: dict[str, Any]) -> bytes:
+def _filled(title: str, data: Json) -> bytes:
     style, code = (TEMPLATE / "page.css").read_text("utf-8"), script()
     # Inside a script element, `<` might end it.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -208,3 +170,222 @@ def script() -> str:
 def _hash(text: str) -> str:
     """Return the hash by which the page's security policy allows this text and no other."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+# --------------------------------------------------------------------------------------------------
+# Its data
+# --------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Collects all that the page needs, with the pictures that `previews` makes."""
+
+    def __init__(self, graph: GraphView, previews: Previews) -> None:
+        self._graph = graph
+        self._previews = previews
+        self._links = [link for view in graph.nodes.values() for link in view.links]
+        # Each thing is written once, in the list of its kind, and then known by its index there.
+        self._index: dict[Any, int] = {None: -1}
+        for things in (graph.nodes, self._links, graph.groups, graph.frozen):
+            self._index |= {thing: i for i, thing in enumerate(things)}
+        self._ops: list[Json] = []
+        self._vjps: list[Json] = []
+        self._steps: list[Json] = []
+
+    def write(self, title: str, passes: Sequence[Pass]) -> Json:
+        graph, index = self._graph, self._index
+        return {
+            "title": title,
+            "root": index[graph.root],
+            "nodes": [self._node(view) for view in graph.nodes.values()],
+            "frozen": [
+                {"name": frozen.name, "why": frozen.why, "group": index[frozen.group]}
+                | self._pictures(value=frozen.value)
+                for frozen in graph.frozen
+            ],
+            "links": [self._link(link) for link in self._links],
+            "groups": [
+                {
+                    "name": name or type(group.module).__name__,
+                    "type": type(group.module).__name__,
+                    "parent": index[group.parent],
+                }
+                for group, name in graph.groups.items()
+            ],
+            "passes": [self._pass(shown) for shown in passes],
+            "steps": self._steps,
+            "ops": self._ops,
+            "vjps": self._vjps,
+            "kinds": self._previews.kinds,
+            "pictures": self._previews.pictures,
+        }
+
+    def _once(self, entries: list[Json], thing: Any, write: Callable[[], Json]) -> int:
+        """Return the index of a thing among the entries; it is written the first time."""
+        key = id(entries), id(thing)
+        if key not in self._index:
+            written = write()
+            self._index[key] = len(entries)
+            entries.append(written)
+        return self._index[key]
+
+    def _pictures(self, **values: Any) -> Json:
+        """Return the indices of pictures of the values that are there."""
+        return {name: self._previews.add(v) for name, v in values.items() if v is not None}
+
+    def _node(self, view: NodeView) -> Json:
+        node = view.node
+        written: Json = {
+            "name": view.name,
+            "named": view.named,
+            "shape": list(node.shape),
+            "dtype": node.dtype.name,
+            "group": self._index[view.group],
+        }
+        if view.frozen:
+            written["frozen"] = [[name, self._index[frozen]] for name, frozen in view.frozen]
+        if view.options:
+            written["options"] = view.options
+        if node.op is not None:
+            written["op"] = self._once(self._ops, node.op, partial(_op_in_words, node.op))
+        written |= self._pictures(value=view.value)
+        if view.call is not None and view.call.source_line is not None:
+            written["line"] = str(view.call.source_line)
+        if node.hooks:
+            written["hooks"] = len(node.hooks)
+        return written
+
+    def _link(self, link: Link) -> Json:
+        given: list[list[Any]] = []
+        op, vjp = link.target.op, link.edge[2]
+        if op is not None and op.vjps and not op.plain:
+            needed = {edge[1] for edge in link.target.edges or ()}
+            known = [(op.parameters[index], index in needed) for index, _ in op.vjps]
+            words = ", ".join(f"{name} {'yes' if need else 'no'}" for name, need in known)
+            given.append([list(inspect.signature(vjp.derivative).parameters)[1], -1, words])
+        for name, value in saved_by(link.edge):
+            if isinstance(value, (np.ndarray, np.generic, int, float)):
+                given.append([name, self._previews.add(value)])
+            else:
+                given.append([name, -1, in_words(value)])
+        return {
+            "source": self._index[link.source],
+            "target": self._index[link.target],
+            "input": link.input,
+            "vjp": self._vjp(link),
+            "given": given,
+        }
+
+    def _vjp(self, link: Link) -> int:
+        op, vjp = link.target.op, link.edge[2]
+        assert op is not None
+        key = op if vjp is None else vjp.derivative
+        return self._once(self._vjps, key, partial(_vjp_in_words, op, vjp))
+
+    def _pass(self, shown: Pass) -> Json:
+        add, leaves = self._previews.add, [step for step in shown.steps if step.kind == "leaf"]
+        ends = [
+            [self._index[leaf.node], add(leaf.after), add(shown.right[leaf.node])]
+            for leaf in leaves
+        ]
+        initial = [[self._index[node], add(g)] for node, g in shown.initial.items()]
+        return {
+            "key": shown.key,
+            "title": shown.title,
+            "about": shown.about,
+            "steps": [
+                self._once(self._steps, step, partial(self._step, step)) for step in shown.steps
+            ],
+            "fault": -1 if shown.fault is None else shown.fault,
+            # What is said of steps with a fault or note, which is the same for all of them.
+            "words": {
+                name: next((text for step in shown.steps if (text := getattr(step, name))), "")
+                for name in ("fault", "note")
+            },
+            "ends": ends,
+            "initial": initial,
+        }
+
+    def _step(self, step: Step) -> Json:
+        written: Json = {
+            "kind": step.kind,
+            "node": self._index[step.node],
+            "g": self._previews.add(step.gradient),
+            "arrivals": step.arrivals,
+        }
+        if step.sent:
+            written["sent"] = [self._sent(step, sent) for sent in step.sent]
+        written |= self._pictures(before=step.before, after=step.after)
+        return written | {name: 1 for name in ("fault", "note") if getattr(step, name)}
+
+    def _sent(self, step: Step, sent: Sent) -> list[Any]:
+        """Return `[link, gradient, after, before or -1]`, and an object if there is more to say."""
+        add = self._previews.add
+        before = -1 if sent.before is None else add(sent.before)
+        written = [self._index[sent.link], add(sent.gradient), add(sent.after), before]
+        more = self._pictures(due=sent.due)
+        if (sent.result.shape, sent.result.dtype) != (sent.gradient.shape, sent.gradient.dtype):
+            more["result"] = add(sent.result)
+        formula = self._vjps[self._vjp(sent.link)].get("formula", "")
+        filled = filled_in(formula, {"g": step.gradient, **dict(saved_by(sent.link.edge))})
+        result = in_short(sent.result) if sent.result.size == 1 else filled
+        if filled is not None and filled != result:
+            more["filled"] = f"{filled} = {result}"
+        return [*written, more] if more else written
+
+
+def _op_in_words(op: OpLike) -> Json:
+    """Describe an op: its signature, the text of its docstring, and its source."""
+    # Without the docstring's sections on arguments and errors.
+    doc = re.split(r"\n\n(?:Args|Returns|Raises|Attributes):\n", inspect.getdoc(op) or "")[0]
+    forward = source_of(op.forward)
+    written: Json = {
+        "name": op.name,
+        "parameters": list(op.parameters),
+        "signature": f"{op.name}({signature_of(op.forward)})",
+        "doc": [" ".join(paragraph.split()) for paragraph in doc.split("\n\n")],
+        "forward": forward.text if forward else "The source of its forward is not there.",
+    }
+    composition = source_of(op.composition)
+    if composition is not None:
+        written["composition"] = composition.text
+    return written
+
+
+def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
+    """Describe a VJP: its source, or what runs instead of one."""
+    if vjp is None:
+        return {
+            "title": f"{op.name} has no VJP",
+            "text": "",
+            "note": "Its function runs again, recording this time, and the gradient goes back "
+            "through what it has recorded.",
+        }
+    inputs = [op.parameters[index] for index, known in op.vjps if known is vjp]
+    names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
+    method = Op.vjp if op.plain else Op.joint_vjp
+    parameters = list(inspect.signature(vjp.derivative).parameters)
+    # What each parameter after `g` stands for; the slots behind the op's inputs as in `Op`.
+    meanings = [
+        *(f"the op's input {name}" for name in op.parameters),
+        "the op's own result",
+        "which of the inputs",
+        "what the forward saved",
+    ]
+    slots = zip(parameters[len(parameters) - len(vjp.slots) :], vjp.slots, strict=True)
+    written: Json = {
+        "title": f"{op.name}.{method.__name__}({names})",
+        "parameters": signature_of(vjp.derivative),
+        "meanings": {name: meanings[slot] for name, (slot, shape_only) in slots if not shape_only},
+    }
+    source = source_of(vjp.derivative)
+    if source is None:
+        return {**written, "text": "", "note": "The source of this VJP cannot be found."}
+    written |= {"text": source.text, "formula": source.formula}
+    if source.kernel:
+        written["note"] = "Arrays take a kernel that computes the same in one pass."
+    elif op.replayed:
+        written["note"] = (
+            "A fused op: this kernel is what runs. It computes the derivative of the composition."
+        )
+    return written
