@@ -15,7 +15,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import ModuleCall
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.graph_view import GraphView, NodeView, view_graph
+from minigrad.viz.graph_view import GraphView, view_graph
 from minigrad.viz.tape import Tape
 
 _HEAD = """digraph {
@@ -119,12 +119,16 @@ def _inside(
     for view in graph.nodes.values():
         if view.group is group:
             looks = _LEAF if view.node.op is None else _LOSS if view.node is graph.root else ""
-            yield f"{margin}{ids[view.node]} [label={_label(view)}{looks}];"
+            lines = [view.name, view.node.name if view.named and view.node.op is not None else ""]
+            if view.value is not None and view.value.size == 1:
+                lines.append(f"{view.value.item():.4g}")
+            else:
+                lines.append(" x ".join(map(str, view.node.shape)))
+            yield f"{margin}{ids[view.node]} [label={_quoted(*lines)}{looks}];"
     for frozen in graph.frozen:
         if frozen.group is group:
             shape = " x ".join(map(str, getattr(frozen.value, "shape", ())))
-            label = _quoted("\n".join(filter(None, (frozen.name, shape))))
-            yield f"{margin}{ids[frozen]} [label={label}{_FROZEN}];"
+            yield f"{margin}{ids[frozen]} [label={_quoted(frozen.name, shape)}{_FROZEN}];"
     for i, (inner, name) in enumerate(graph.groups.items()):
         if inner.parent is group:
             kind = type(inner.module).__name__
@@ -135,18 +139,8 @@ def _inside(
             yield f"{margin}}}"
 
 
-def _label(view: NodeView) -> str:
-    node = view.node
-    lines = [view.name]
-    if view.named and node.op is not None:
-        lines.append(node.name)
-    if view.value is not None and view.value.size == 1:
-        lines.append(f"{view.value.item():.4g}")
-    elif node.shape:
-        lines.append(" x ".join(map(str, node.shape)))
-    return _quoted("\n".join(lines))
-
-
-def _quoted(text: str) -> str:
+def _quoted(*lines: str) -> str:
+    """Return a label in DOT of those lines that are not empty."""
+    text = "\n".join(filter(None, lines))
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

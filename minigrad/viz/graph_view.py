@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.node import Edge, Node, OpLike, reachable
+from minigrad.core.op import VJP
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.diagnostics.recorder import CallRecord, ModuleCall
 from minigrad.nn import Module, Parameter
@@ -289,15 +290,15 @@ def _values_somewhere(
 
 def saved_by(edge: Edge) -> Iterator[tuple[str, Any]]:
     """Yield what the VJP of an edge is given after `g`, with the names of its parameters."""
-    vjp = edge[2]
-    if vjp is not None:
-        names = _parameters(vjp.derivative)
-        yield from zip(names[len(names) - len(vjp.slots) :], edge[3:], strict=True)
+    if edge[2] is not None:
+        yield from zip(names_of_saved(edge[2]), edge[3:], strict=True)
 
 
 @lru_cache(maxsize=256)
-def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)
+def names_of_saved(vjp: VJP) -> tuple[str, ...]:
+    """Return the names of the parameters of a VJP that stand for what a call saves."""
+    names = tuple(inspect.signature(vjp.derivative).parameters)
+    return names[len(names) - len(vjp.slots) :]
 
 
 def _saved_inputs(node: Node) -> dict[int, Any]:

@@ -28,7 +28,15 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.graph_view import GraphView, Link, NodeView, in_words, saved_by, view_graph
+from minigrad.viz.graph_view import (
+    GraphView,
+    Link,
+    NodeView,
+    in_words,
+    names_of_saved,
+    saved_by,
+    view_graph,
+)
 from minigrad.viz.passes import (
     Pass,
     Sent,
@@ -257,12 +265,12 @@ class _Writer:
 
     def _link(self, link: Link) -> Json:
         given: list[list[Any]] = []
-        op, vjp = link.target.op, link.edge[2]
+        op = link.target.op
         if op is not None and op.vjps and not op.plain:
             needed = {edge[1] for edge in link.target.edges or ()}
             known = [(op.parameters[index], index in needed) for index, _ in op.vjps]
             words = ", ".join(f"{name} {'yes' if need else 'no'}" for name, need in known)
-            given.append([list(inspect.signature(vjp.derivative).parameters)[1], -1, words])
+            given.append(["needs_input_grad", -1, words])
         for name, value in saved_by(link.edge):
             if isinstance(value, (np.ndarray, np.generic, int, float)):
                 given.append([name, self._previews.add(value)])
@@ -364,7 +372,6 @@ def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
     inputs = [op.parameters[index] for index, known in op.vjps if known is vjp]
     names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
     method = Op.vjp if op.plain else Op.joint_vjp
-    parameters = list(inspect.signature(vjp.derivative).parameters)
     # What each parameter after `g` stands for; the slots behind the op's inputs as in `Op`.
     meanings = [
         *(f"the op's input {name}" for name in op.parameters),
@@ -372,7 +379,7 @@ def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
         "which of the inputs",
         "what the forward saved",
     ]
-    slots = zip(parameters[len(parameters) - len(vjp.slots) :], vjp.slots, strict=True)
+    slots = zip(names_of_saved(vjp), vjp.slots, strict=True)
     written: Json = {
         "title": f"{op.name}.{method.__name__}({names})",
         "parameters": signature_of(vjp.derivative),
