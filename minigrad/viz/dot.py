@@ -101,14 +101,13 @@ def draw(loss: Tensor, *, tape: Tape | None = None, model: Module | None = None)
     ids |= {frozen: f"f{i}" for i, frozen in enumerate(graph.frozen)}
     lines = [_HEAD, *_inside(graph, None, ids, "  ")]
     for view in graph.nodes.values():
-        inputs: list[tuple[Any, str, list[str]]]
-        inputs = [(link.source, link.input, []) for link in view.links]
-        inputs += [(frozen, name, [_NO_GRADIENT]) for name, frozen in view.frozen]
-        for source, name, looks in inputs:
-            if len(inputs) > 1:
-                looks.append(f"label={_quoted(name)}")
-            look = f" [{', '.join(looks)}]" if looks else ""
-            lines.append(f"  {ids[source]} -> {ids[view.node]}{look};")
+        arrows: list[tuple[Any, str, str]] = [(link.source, link.input, "") for link in view.links]
+        arrows += [(frozen, name, _NO_GRADIENT) for name, frozen in view.frozen]
+        for source, name, look in arrows:
+            label = f"label={_quoted(name)}" if len(arrows) > 1 else ""
+            looks = ", ".join(filter(None, (look, label)))
+            brackets = f" [{looks}]" if looks else ""
+            lines.append(f"  {ids[source]} -> {ids[view.node]}{brackets};")
     return Drawing("\n".join([*lines, "}\n"]))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -172,31 +172,27 @@ def view_graph(
 
 
 def _group(graph: GraphView, names: Names) -> None:
-    """Put leaves and frozen inputs into the module that uses them, and list the modules."""
-    uses: dict[Any, list[ModuleCall | None]] = {}
+    """Put leaves and frozen inputs into the innermost module that all their uses are in.
+
+    All modules that something is in are listed.
+    """
+    common: dict[Any, ModuleCall | None] = {}
     for view in graph.nodes.values():
+        around = [] if view.group is None else view.group.chain()
         for used in (*(link.source for link in view.links), *(f for _, f in view.frozen)):
-            uses.setdefault(used, []).append(view.group)
+            group = common.get(used, view.group)
+            while group is not None and group not in around:
+                group = group.parent
+            common[used] = group
     for view in graph.nodes.values():
         if view.node.op is None:
-            view.group = _common(uses.get(view.node, ()))
+            view.group = common.get(view.node)
     for frozen in graph.frozen:
-        frozen.group = _common(uses.get(frozen, ()))
+        frozen.group = common[frozen]
     items: list[NodeView | FrozenInput] = [*graph.nodes.values(), *graph.frozen]
     for item in items:
         for group in () if item.group is None else item.group.chain():
             graph.groups[group] = group.name or names.of_module.get(id(group.module), "")
-
-
-def _common(groups: Iterable[ModuleCall | None]) -> ModuleCall | None:
-    """Return the innermost module call that all of these are in."""
-    chains = [[] if group is None else group.chain() for group in groups]
-    common = None
-    for level in zip(*chains, strict=False):
-        if any(group is not level[0] for group in level):
-            break
-        common = level[0]
-    return common
 
 
 # --------------------------------------------------------------------------------------------------
@@ -255,16 +251,11 @@ def _memory(array: Array) -> tuple[Any, ...]:
 
 def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[Node, Array]:
     """Find the values at these nodes, as far as they are still in memory."""
-    among = set(nodes)
+    wanted = {node: (node.shape, node.dtype) for node in nodes}
     found: dict[Node, Array] = {}
     for node, value in _values_somewhere(nodes, calls):
-        if (
-            node in among
-            and node not in found
-            and isinstance(value, np.ndarray)
-            and (value.shape, value.dtype) == (node.shape, node.dtype)
-        ):
-            found[node] = value
+        if isinstance(value, np.ndarray) and (value.shape, value.dtype) == wanted.get(node):
+            found.setdefault(node, value)
     return found
 
 
@@ -284,7 +275,6 @@ def _values_somewhere(
         known = _saved_inputs(node)
         for edge in node.edges or ():
             yield from ((node, value) for name, value in saved_by(edge) if name == "out")
-        for edge in node.edges or ():
             yield edge[0], known.get(edge[1])
 
 

@@ -17,7 +17,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,7 @@ from minigrad.viz.graph_view import (
     saved_by,
     view_graph,
 )
-from minigrad.viz.passes import (
-    Pass,
-    Sent,
-    Step,
-    depth_first,
-    right_order,
-    second_pass,
-    uncleared_pass,
-)
+from minigrad.viz.passes import Pass, Sent, Step, passes_through
 from minigrad.viz.previews import FEW, LARGEST, Previews
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 from minigrad.viz.tape import Tape
@@ -111,14 +102,10 @@ def explore(
             f"explore: {loss.describe()} has {loss.size} elements, and a backward pass starts from "
             f"one; reduce it with .sum() or .mean()"
         )
-    if len(graph.nodes) > _MOST:
-        raise _too_large(graph)
     if not isinstance(title, str | None):
         raise TypeError(f"explore: title must be a string, not {title!r:.60}")
     heading = f"Backward pass of {graph.nodes[graph.root].name}" if title is None else title
-    first = right_order(graph)
-    others = second_pass(graph, first), uncleared_pass(graph, first), depth_first(graph, first)
-    write_atomically(path, _page(heading, graph, [first, *others]))
+    write_atomically(path, _page(heading, graph))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -126,58 +113,44 @@ def explore(
 # --------------------------------------------------------------------------------------------------
 
 
-def _page(title: str, graph: GraphView, passes: Sequence[Pass]) -> bytes:
+def _page(title: str, graph: GraphView) -> bytes:
     """Return the page, with heat maps as fine as there is room for, also of few numbers if need be.
 
     Raises:
         ValueError: if it is too large with the coarsest heat maps.
     """
-    for few in (FEW, 1):
+    style = (TEMPLATE / "page.css").read_text("utf-8")
+    parts = {"title": html.escape(title), "style": style, "script": script()}
+    for name in ("style", "script"):
+        # The page's security policy allows these texts and no others, by their hashes.
+        digest = hashlib.sha256(parts[name].encode()).digest()
+        parts[f"{name}-hash"] = base64.b64encode(digest).decode()
+    template = (TEMPLATE / "page.html").read_text("utf-8")
+    passes = passes_through(graph) if len(graph.nodes) <= _MOST else []
+    for few in (FEW, 1) if passes else ():
         side = LARGEST
         while side >= _COARSEST:
             previews = Previews(side, few)
-            page = _filled(title, _Writer(graph, previews).write(title, passes))
+            data = _Writer(graph, previews).write(title, passes)
+            text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+            parts["data"] = text.replace("<", "\\u003c")  # inside a script element, it might end it
+            page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template).encode()
             if len(page) <= LIMIT:
                 return page
             maps = [picture[1] for picture in previews.pictures if isinstance(picture[1], str)]
             room = LIMIT - (len(page) - sum(map(len, maps)))
             side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
-    raise _too_large(graph)
-
-
-def _too_large(graph: GraphView) -> ValueError:
-    return ValueError(
+    raise ValueError(
         f"explore: a graph of {len(graph.nodes):,} nodes is too large for a page of "
         f"{LIMIT:,} bytes, which has room for about 1,000; explore a part of the model, such as "
         f"one layer, or fewer steps in time, or draw the graph with viz.draw"
     )
 
 
-def _filled(title: str, data: Json) -> bytes:
-    style, code = (TEMPLATE / "page.css").read_text("utf-8"), script()
-    # Inside a script element, `<` might end it.
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    parts = {
-        "title": html.escape(title),
-        "style": style,
-        "style-hash": _hash(style),
-        "data": text,
-        "script": code,
-        "script-hash": _hash(code),
-    }
-    page = (TEMPLATE / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], page).encode()
-
-
 def script() -> str:
     """Return the page's script: the files of the template, one after the other, in one function."""
     text = "\n".join((TEMPLATE / name).read_text("utf-8") for name in _SCRIPTS)
     return f'"use strict";\n(() => {{\n{text}\n}})();\n'
-
-
-def _hash(text: str) -> str:
-    """Return the hash by which the page's security policy allows this text and no other."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -196,9 +169,7 @@ class _Writer:
         self._index: dict[Any, int] = {None: -1}
         for things in (graph.nodes, self._links, graph.groups, graph.frozen):
             self._index |= {thing: i for i, thing in enumerate(things)}
-        self._ops: list[Json] = []
-        self._vjps: list[Json] = []
-        self._steps: list[Json] = []
+        self._described: dict[str, list[Json]] = {"steps": [], "ops": [], "vjps": []}
 
     def write(self, title: str, passes: Sequence[Pass]) -> Json:
         graph, index = self._graph, self._index
@@ -207,8 +178,12 @@ class _Writer:
             "root": index[graph.root],
             "nodes": [self._node(view) for view in graph.nodes.values()],
             "frozen": [
-                {"name": frozen.name, "why": frozen.why, "group": index[frozen.group]}
-                | self._pictures(value=frozen.value)
+                _present(
+                    name=frozen.name,
+                    why=frozen.why,
+                    group=index[frozen.group],
+                    value=self._picture(frozen.value),
+                )
                 for frozen in graph.frozen
             ],
             "links": [self._link(link) for link in self._links],
@@ -221,61 +196,50 @@ class _Writer:
                 for group, name in graph.groups.items()
             ],
             "passes": [self._pass(shown) for shown in passes],
-            "steps": self._steps,
-            "ops": self._ops,
-            "vjps": self._vjps,
+            **self._described,
             "kinds": self._previews.kinds,
             "pictures": self._previews.pictures,
         }
 
-    def _once(self, entries: list[Json], thing: Any, write: Callable[[], Json]) -> int:
-        """Return the index of a thing among the entries; it is written the first time."""
-        key = id(entries), id(thing)
-        if key not in self._index:
-            written = write()
-            self._index[key] = len(entries)
-            entries.append(written)
-        return self._index[key]
+    def _once(self, kind: str, thing: Any, describe: Callable[..., Json], *given: Any) -> int:
+        """Return the index of a thing among those of its kind; it is described the first time."""
+        if (kind, id(thing)) not in self._index:
+            described = describe(*given)
+            self._index[kind, id(thing)] = len(self._described[kind])
+            self._described[kind].append(described)
+        return self._index[kind, id(thing)]
 
-    def _pictures(self, **values: Any) -> Json:
-        """Return the indices of pictures of the values that are there."""
-        return {name: self._previews.add(v) for name, v in values.items() if v is not None}
+    def _picture(self, value: Any) -> int | None:
+        return None if value is None else self._previews.add(value)
 
     def _node(self, view: NodeView) -> Json:
-        node = view.node
-        written: Json = {
-            "name": view.name,
-            "named": view.named,
-            "shape": list(node.shape),
-            "dtype": node.dtype.name,
-            "group": self._index[view.group],
-        }
-        if view.frozen:
-            written["frozen"] = [[name, self._index[frozen]] for name, frozen in view.frozen]
-        if view.options:
-            written["options"] = view.options
-        if node.op is not None:
-            written["op"] = self._once(self._ops, node.op, partial(_op_in_words, node.op))
-        written |= self._pictures(value=view.value)
-        if view.call is not None and view.call.source_line is not None:
-            written["line"] = str(view.call.source_line)
-        if node.hooks:
-            written["hooks"] = len(node.hooks)
-        return written
+        node, line = view.node, None if view.call is None else view.call.source_line
+        return _present(
+            name=view.name,
+            named=view.named,
+            shape=list(node.shape),
+            dtype=node.dtype.name,
+            group=self._index[view.group],
+            frozen=[[name, self._index[frozen]] for name, frozen in view.frozen] or None,
+            options=view.options or None,
+            op=node.op and self._once("ops", node.op, _op_in_words, node.op),
+            value=self._picture(view.value),
+            line=line and str(line),
+            hooks=len(node.hooks) or None,
+        )
 
     def _link(self, link: Link) -> Json:
         given: list[list[Any]] = []
         op = link.target.op
         if op is not None and op.vjps and not op.plain:
             needed = {edge[1] for edge in link.target.edges or ()}
-            known = [(op.parameters[index], index in needed) for index, _ in op.vjps]
-            words = ", ".join(f"{name} {'yes' if need else 'no'}" for name, need in known)
+            known = ((op.parameters[i], "yes" if i in needed else "no") for i, _ in op.vjps)
+            words = ", ".join(f"{name} {need}" for name, need in known)
             given.append(["needs_input_grad", -1, words])
         for name, value in saved_by(link.edge):
-            if isinstance(value, (np.ndarray, np.generic, int, float)):
-                given.append([name, self._previews.add(value)])
-            else:
-                given.append([name, -1, in_words(value)])
+            is_array = isinstance(value, (np.ndarray, np.generic, int, float))
+            shown = [self._previews.add(value)] if is_array else [-1, in_words(value)]
+            given.append([name, *shown])
         return {
             "source": self._index[link.source],
             "target": self._index[link.target],
@@ -288,22 +252,19 @@ class _Writer:
         op, vjp = link.target.op, link.edge[2]
         assert op is not None
         key = op if vjp is None else vjp.derivative
-        return self._once(self._vjps, key, partial(_vjp_in_words, op, vjp))
+        return self._once("vjps", key, _vjp_in_words, op, vjp)
 
     def _pass(self, shown: Pass) -> Json:
-        add, leaves = self._previews.add, [step for step in shown.steps if step.kind == "leaf"]
+        add = self._previews.add
         ends = [
-            [self._index[leaf.node], add(leaf.after), add(shown.right[leaf.node])]
-            for leaf in leaves
+            [self._index[leaf], add(g), add(shown.right[leaf])] for leaf, g in shown.grads.items()
         ]
         initial = [[self._index[node], add(g)] for node, g in shown.initial.items()]
         return {
             "key": shown.key,
             "title": shown.title,
             "about": shown.about,
-            "steps": [
-                self._once(self._steps, step, partial(self._step, step)) for step in shown.steps
-            ],
+            "steps": [self._once("steps", step, self._step, step) for step in shown.steps],
             "fault": -1 if shown.fault is None else shown.fault,
             # What is said of steps with a fault or note, which is the same for all of them.
             "words": {
@@ -315,49 +276,52 @@ class _Writer:
         }
 
     def _step(self, step: Step) -> Json:
-        written: Json = {
-            "kind": step.kind,
-            "node": self._index[step.node],
-            "g": self._previews.add(step.gradient),
-            "arrivals": step.arrivals,
-        }
-        if step.sent:
-            written["sent"] = [self._sent(step, sent) for sent in step.sent]
-        written |= self._pictures(before=step.before, after=step.after)
-        return written | {name: 1 for name in ("fault", "note") if getattr(step, name)}
+        return _present(
+            kind=step.kind,
+            node=self._index[step.node],
+            g=self._previews.add(step.gradient),
+            arrivals=step.arrivals,
+            sent=[self._sent(step, sent) for sent in step.sent] or None,
+            before=self._picture(step.before),
+            after=self._picture(step.after),
+            fault=1 if step.fault else None,
+            note=1 if step.note else None,
+        )
 
     def _sent(self, step: Step, sent: Sent) -> list[Any]:
         """Return `[link, gradient, after, before or -1]`, and an object if there is more to say."""
         add = self._previews.add
         before = -1 if sent.before is None else add(sent.before)
         written = [self._index[sent.link], add(sent.gradient), add(sent.after), before]
-        more = self._pictures(due=sent.due)
-        if (sent.result.shape, sent.result.dtype) != (sent.gradient.shape, sent.gradient.dtype):
-            more["result"] = add(sent.result)
-        formula = self._vjps[self._vjp(sent.link)].get("formula", "")
+        due = self._picture(sent.due)
+        g, result = sent.gradient, sent.result
+        unfitted = add(result) if (result.shape, result.dtype) != (g.shape, g.dtype) else None
+        formula = self._described["vjps"][self._vjp(sent.link)].get("formula", "")
         filled = filled_in(formula, {"g": step.gradient, **dict(saved_by(sent.link.edge))})
-        result = in_short(sent.result) if sent.result.size == 1 else filled
-        if filled is not None and filled != result:
-            more["filled"] = f"{filled} = {result}"
+        number = in_short(result) if result.size == 1 else filled
+        equation = f"{filled} = {number}" if filled not in (None, number) else None
+        more = _present(due=due, result=unfitted, filled=equation)
         return [*written, more] if more else written
+
+
+def _present(**entries: Any) -> Json:
+    """Return the entries that are not None: the page knows what to do without the others."""
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def _op_in_words(op: OpLike) -> Json:
     """Describe an op: its signature, the text of its docstring, and its source."""
     # Without the docstring's sections on arguments and errors.
     doc = re.split(r"\n\n(?:Args|Returns|Raises|Attributes):\n", inspect.getdoc(op) or "")[0]
-    forward = source_of(op.forward)
-    written: Json = {
-        "name": op.name,
-        "parameters": list(op.parameters),
-        "signature": f"{op.name}({signature_of(op.forward)})",
-        "doc": [" ".join(paragraph.split()) for paragraph in doc.split("\n\n")],
-        "forward": forward.text if forward else "The source of its forward is not there.",
-    }
-    composition = source_of(op.composition)
-    if composition is not None:
-        written["composition"] = composition.text
-    return written
+    forward, composition = source_of(op.forward), source_of(op.composition)
+    return _present(
+        name=op.name,
+        parameters=list(op.parameters),
+        signature=f"{op.name}({signature_of(op.forward)})",
+        doc=[" ".join(paragraph.split()) for paragraph in doc.split("\n\n")],
+        forward=forward.text if forward else "The source of its forward is not there.",
+        composition=composition and composition.text,
+    )
 
 
 def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
@@ -380,19 +344,20 @@ def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
         "what the forward saved",
     ]
     slots = zip(names_of_saved(vjp), vjp.slots, strict=True)
-    written: Json = {
-        "title": f"{op.name}.{method.__name__}({names})",
-        "parameters": signature_of(vjp.derivative),
-        "meanings": {name: meanings[slot] for name, (slot, shape_only) in slots if not shape_only},
-    }
-    source = source_of(vjp.derivative)
+    note, source = None, source_of(vjp.derivative)
     if source is None:
-        return {**written, "text": "", "note": "The source of this VJP cannot be found."}
-    written |= {"text": source.text, "formula": source.formula}
-    if source.kernel:
-        written["note"] = "Arrays take a kernel that computes the same in one pass."
+        note = "The source of this VJP cannot be found."
+    elif source.kernel:
+        note = "Arrays take a kernel that computes the same in one pass."
     elif op.replayed:
-        written["note"] = (
+        note = (
             "A fused op: this kernel is what runs. It computes the derivative of the composition."
         )
-    return written
+    return _present(
+        title=f"{op.name}.{method.__name__}({names})",
+        parameters=signature_of(vjp.derivative),
+        meanings={name: meanings[slot] for name, (slot, shape_only) in slots if not shape_only},
+        text=source.text if source else "",
+        formula=source and source.formula,
+        note=note,
+    )

@@ -27,6 +27,7 @@ from minigrad.core.observers import Observer, observe
 from minigrad.viz.graph_view import GraphView, Link
 
 Array = NDArray[Any]
+Due = Mapping[Link, Array]
 
 SHOWN = 400  # steps of a pass that goes wrong
 AFTER = 20  # of these, after the first in which it does
@@ -116,11 +117,7 @@ class Pass:
         return {step.node: step.after for step in self.steps if step.after is not None}
 
     def send(
-        self,
-        run: Sequence[Sent],
-        fault: str = "",
-        note: str = "",
-        due: Mapping[Link, Array] = MappingProxyType({}),
+        self, run: Sequence[Sent], fault: str = "", note: str = "", due: Due = MappingProxyType({})
     ) -> Step:
         """Add what a VJP returned to what has arrived at its inputs, and return the step."""
         if fault and self.fault is None:
@@ -149,6 +146,13 @@ class Pass:
                 before = before if grads is None else grads[node]
                 after = g if before is None else np.asarray(before + g)
                 self.steps.append(Step("leaf", node, g, before=before, after=after))
+
+
+def passes_through(graph: GraphView) -> list[Pass]:
+    """Run the passes that a page shows."""
+    first = right_order(graph)
+    others = second_pass(graph, first), uncleared_pass(graph, first), depth_first(graph, first)
+    return [first, *others]
 
 
 def right_order(graph: GraphView) -> Pass:
@@ -199,8 +203,9 @@ def uncleared_pass(graph: GraphView, first: Pass) -> Pass:
         if node.op is None or node not in shown.arrived:
             continue
         g, right = shown.arrived[node], first.arrived[node]
-        fault, due = "", {}
-        if not _equal(g, right):
+        fault = ""
+        due: Due = {}
+        if not np.array_equal(g, right, equal_nan=True):
             fault = "What the first pass left here is sent on again"
             due = _due(graph, node, right) if shown.fault is None else {}
         for run in _run_vjps(graph, node, g, only_its_own=True):
@@ -242,11 +247,12 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
         """Run the VJPs of a node one by one, and yield the inputs to go on to."""
         g, sent_on = shown.arrived[node], all_sent_on.get(node)
         all_sent_on[node] = g
-        fault, note, due = "", "", {}
+        fault = note = ""
+        due: Due = {}
         if sent_on is not None and sent_on.any():
             fault = "What has been sent on before is sent on again"
             due = _due(graph, node, np.asarray(g - sent_on)) if shown.fault is None else {}
-        elif not _equal(g, first.arrived[node]):
+        elif not np.array_equal(g, first.arrived[node], equal_nan=True):
             note = "It does not wait for the gradients that are still to come"
         for run in _run_vjps(graph, node, g, only_its_own=True):
             step = shown.send(run, fault, note, due)
@@ -339,11 +345,7 @@ class _Watcher(Observer):
             self.runs[-1][-1].gradient = gradient
 
 
-def _due(graph: GraphView, node: Node, gradient: Array) -> dict[Link, Array]:
+def _due(graph: GraphView, node: Node, gradient: Array) -> Due:
     """Return what the VJPs of a node send on for the gradient that they should run with."""
     runs = _run_vjps(graph, node, gradient, only_its_own=True)
     return {sent.link: sent.gradient for run in runs for sent in run}
-
-
-def _equal(x: Array, y: Array) -> bool:
-    return np.array_equal(x, y, equal_nan=True)

@@ -115,8 +115,7 @@ def _draw_losses(axes: Axes, history: Records) -> None:
     _draw_column(axes, history, "validation_loss")
     title = f"Training loss {history['loss'][0]:.4g} to {history['loss'][-1]:.4g}"
     judged = [record for record in history.epochs if "validation_loss" in record]
-    if judged:
-        drawn = drawn + history["validation_loss"]
+    drawn = drawn + [record["validation_loss"] for record in judged]
     known = [record for record in judged if math.isfinite(record["validation_loss"])]
     if known:
         best = min(known, key=operator.itemgetter("validation_loss"))
@@ -345,13 +344,12 @@ def _draw_profile(
 ) -> None:
     from minigrad.viz.figure import INK, VERMILLION
 
-    for y, row in enumerate(norms):
+    drawn = [median if median > 0 else np.nan for median in medians]
+    axes.plot(drawn, range(len(norms)), "o-", color=INK, markersize=5, label="median")
+    for y, (row, median, remark) in enumerate(zip(norms, medians, remarks, strict=True)):
         usual = row[(row > 0) & np.isfinite(row)]
         if usual.size:
             axes.plot([usual.min(), usual.max()], [y] * 2, color="0.75", linewidth=6, zorder=1)
-    drawn = [median if median > 0 else np.nan for median in medians]
-    axes.plot(drawn, range(len(norms)), "o-", color=INK, markersize=5, label="median")
-    for y, (median, remark) in enumerate(zip(medians, remarks, strict=True)):
         if remark:
             axes.annotate(
                 remark,
@@ -369,7 +367,7 @@ def _draw_profile(
         # From one power of ten to another, so that some are labelled.
         ends = np.floor(np.log10(usual.min())), np.floor(np.log10(usual.max())) + 1
         axes.set(xscale="log", xlim=np.power(10.0, ends))
-        axes.xaxis.set_minor_formatter("")
+        axes.xaxis.set_minor_formatter("")  # none in between
     else:
         axes.set_xticks([])
     axes.set(title="Median and range", xlabel="norm of the gradient")
