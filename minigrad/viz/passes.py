@@ -151,8 +151,8 @@ class Pass:
 def passes_through(graph: GraphView) -> list[Pass]:
     """Run the passes that a page shows."""
     first = right_order(graph)
-    others = second_pass(graph, first), uncleared_pass(graph, first), depth_first(graph, first)
-    return [first, *others]
+    second = second_pass(graph, first)
+    return [first, second, uncleared_pass(graph, first, second), depth_first(graph, first)]
 
 
 def right_order(graph: GraphView) -> Pass:
@@ -195,8 +195,8 @@ def second_pass(graph: GraphView, first: Pass) -> Pass:
     return shown
 
 
-def uncleared_pass(graph: GraphView, first: Pass) -> Pass:
-    """Run a second pass that starts from the gradients the first has left at inner nodes."""
+def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
+    """Run another `second` pass, from the gradients the first has left at inner nodes."""
     left = {node: g for node, g in first.arrived.items() if node.op is not None}
     shown = Pass(graph, "uncleared", "Second pass, not cleared", left)
     for node in reversed(graph.nodes):
@@ -212,7 +212,7 @@ def uncleared_pass(graph: GraphView, first: Pass) -> Pass:
             shown.steps.append(shown.send(run, fault, due=due))
             shown.vjps += len(run)
     shown.end(first.grads)
-    shown.right = second_pass(graph, first).grads
+    shown.right = second.grads
     shown.about = (
         "A second pass in an engine that stores gradients at inner nodes as well, and does not "
         "clear them. What the first pass has left there is added to, and sent on once more. "
@@ -236,7 +236,7 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
         for link in graph.nodes[node].links:
             shown.vjps += paths[node]
             paths[link.source] = paths.get(link.source, 0) + paths[node]
-    all_sent_on: dict[Node, Array] = {}  # what the VJPs of a node ran with the last time
+    ran_with: dict[Node, Array] = {}  # the gradient that a node's VJPs ran with the last time
 
     def is_shown() -> bool:
         """Whether the next step still is: until shortly after the first fault, at least."""
@@ -245,8 +245,8 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
 
     def visit(node: Node) -> Iterator[Node]:
         """Run the VJPs of a node one by one, and yield the inputs to go on to."""
-        g, sent_on = shown.arrived[node], all_sent_on.get(node)
-        all_sent_on[node] = g
+        g, sent_on = shown.arrived[node], ran_with.get(node)
+        ran_with[node] = g
         fault = note = ""
         due: Due = {}
         if sent_on is not None and sent_on.any():
@@ -260,19 +260,19 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
                 shown.steps.append(step)
             yield from (sent.link.source for sent in run)
 
-    going_on = [visit(graph.root)]  # instead of recursion
-    while going_on and (shown.vjps <= RUN or is_shown()):
-        parent = next(going_on[-1], None)
+    stack = [visit(graph.root)]  # instead of recursion
+    while stack and (shown.vjps <= RUN or is_shown()):
+        parent = next(stack[-1], None)
         if parent is None:
-            going_on.pop()
+            stack.pop()
         elif parent.op is not None:
-            going_on.append(visit(parent))
+            stack.append(visit(parent))
     sent = sum(len(step.sent) for step in shown.steps)
     shown.about = (
         "The pass that does not sort the nodes: as soon as a gradient arrives it goes on, with "
         "what has arrived so far, and again with each further arrival. "
     )
-    if going_on:
+    if stack:
         shown.arrived = {}
     else:
         shown.end()
@@ -281,11 +281,11 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
         shown.about += "Here only one gradient arrives at each inner node, so that changes nothing."
         return shown
     shown.about += f"It runs {shown.vjps:,} VJPs where {first.vjps:,} do. "
-    if going_on:
+    if stack:
         shown.about += "That is too many to run to the end, so only its beginning is shown. "
     elif sent < shown.vjps:
         shown.about += f"The first {sent:,} are shown, and the end. "
-    if not going_on and shown.fault is None:
+    if not stack and shown.fault is None:
         shown.about += "What is sent on again is 0 here, so no number goes wrong. "
     return shown
 

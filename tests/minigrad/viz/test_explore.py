@@ -322,9 +322,9 @@ def test_wrong_orders_are_those_of_the_classic_engines():
     nx, na, nb, nc = naive()
     for _ in range(2):
         nx.pass_not_cleared([nc, nb, na, nx])
-    steps = uncleared_pass(graph, first).steps
-    assert steps[-1].after == nx.grad
-    assert second_pass(graph, first).steps[-1].after == 2 * first.arrived[x.node]
+    second = second_pass(graph, first)
+    assert uncleared_pass(graph, first, second).steps[-1].after == nx.grad
+    assert second.steps[-1].after == 2 * first.arrived[x.node]
 
 
 def test_where_each_gradient_takes_one_way_nothing_goes_wrong(tmp_path):
