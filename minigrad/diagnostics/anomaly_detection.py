@@ -197,7 +197,7 @@ class Detector(Recorder):
             else:
                 self._look_at_call(op, inputs, result)
         if isinstance(result, Tensor) and result.node is not None:
-            self.calls[result.node] = self.record(op, inputs, result)
+            self.calls[result.node] = self.record(op)
 
     def _look_at_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Raise an error, unless an Inf is just passed on that the user has put there."""

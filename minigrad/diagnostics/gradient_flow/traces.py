@@ -99,7 +99,7 @@ class ForwardTrace(Recorder):
             if used and isinstance(result, np.ndarray):
                 self._values[owner_of(result)] = ValueTrace(used, linked, cuts)
             return
-        call = self.record(op, inputs, result)
+        call = self.record(op)
         zeros = {i: t.zero for i, t in traces if t.zero is not None}
         zero = None
         if result.dtype.kind == "f" and result.size and not result._data.any():
@@ -136,7 +136,7 @@ class ForwardTrace(Recorder):
             return
         self.used |= trace.used
         if trace.linked:
-            cut = self._cut(trace.linked, how, self.record(how, (tensor,), value))
+            cut = self._cut(trace.linked, how, self.record(how))
             trace = replace(trace, linked=0, cuts=trace.cuts | cut)
             if isinstance(value, Tensor):
                 self._values[value] = trace
