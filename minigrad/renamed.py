@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 SINCE_0_2 = {
-    "minigrad.call": "minigrad.core.codegen and minigrad.core.dtypes",
+    "minigrad.call": "minigrad.core.codegen and minigrad.core.tensor",
     "minigrad.checkpoint": "minigrad.core.checkpoint",
     "minigrad.diagnostics.anomaly": "minigrad.diagnostics.anomaly_detection and minigrad.ops.hints",
     "minigrad.diagnostics.draws": "minigrad.diagnostics.restored",
@@ -22,7 +22,7 @@ SINCE_0_2 = {
     "minigrad.engine": "minigrad.core.backward",
     "minigrad.graph": "minigrad.core.node",
     "minigrad.history": "minigrad.training.history",
-    "minigrad.io.tensors": "minigrad.io.reader",
+    "minigrad.io.tensors": "minigrad.io.tensor_file",
     "minigrad.kernels.blocks": "minigrad.kernels.gemm.blocking",
     "minigrad.kernels.codes": "minigrad.kernels.nf4_decode",
     "minigrad.kernels.dots": "minigrad.kernels.gemm.few_columns",

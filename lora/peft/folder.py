@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, find, replacing_together
-from minigrad.io.reader import Closing
+from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import from_stored, to_stored
 
 Array = NDArray[Any]

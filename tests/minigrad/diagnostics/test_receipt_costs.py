@@ -10,8 +10,8 @@ import pytest
 import minigrad
 from minigrad import OPS, Observer, Tensor, grad, observe, receipt
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
-from minigrad.functional.attention import fused_attention
-from minigrad.functional.fused_losses import label_loss, squared_error
+from minigrad.functional.losses import label_loss, squared_error
+from minigrad.functional.neural import fused_attention
 from minigrad.optim import SGD, Adam, AdamW
 from tests.cases import CASES
 
