@@ -34,7 +34,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Extracted:
-    """The result for one of the targets.
+    """The result of `extract` or of `lora.offline.extract_files` for one of the layers.
 
     Attributes:
         name: of the layer.
@@ -49,6 +49,17 @@ class Extracted:
     error: float = 0.0
     relative_error: float = 0.0
     energy: float = 1.0
+
+    @classmethod
+    def of(cls, name: str, best: Approximation) -> Extracted:
+        """Describe the best approximation of a difference, which is the update of a layer."""
+        return cls(name, len(best.a), best.error, best.relative_error, best.energy)
+
+    @property
+    def figures(self) -> tuple[str, str, str, str]:
+        """The rank, errors and energy in a table."""
+        errors = f"{self.error:.3g}", f"{self.relative_error:.3g}", f"{100 * self.energy:.4g} %"
+        return str(self.rank), *(errors if self.rank else ("", "", ""))
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,11 +78,9 @@ class ExtractReport:
 
     def __repr__(self) -> str:
         head = ("layer", "rank", "error", "relative", "energy", "")
-        rows = []
-        for row in self.layers:
-            errors = (f"{row.error:.3g}", f"{row.relative_error:.3g}", f"{100 * row.energy:.4g} %")
-            note = "" if row.rank else "does not differ"
-            rows.append((row.name, str(row.rank), *(errors if row.rank else ("", "", "")), note))
+        rows = [
+            (row.name, *row.figures, "" if row.rank else "does not differ") for row in self.layers
+        ]
         rows += [(copy.name, "", "", "", "", "in full") for copy in self.copies]
         return "\n".join(aligned(head, rows))
 
@@ -151,8 +160,8 @@ def extract(
             f"{', '.join(names)}"
         )
     # The configuration for these layers alone, with no rank that is larger than its layer.
-    sizes = {name: min(modules[name].weight.shape) for name in differing}
-    smaller = {rf"\A{re.escape(n)}": size for n, size in sizes.items() if size < rank}
+    sizes = {rf"\A{re.escape(n)}": min(modules[n].weight.shape) for n in differing}
+    smaller = {pattern: size for pattern, size in sizes.items() if size < rank}
     exactly = replace(
         config,
         targets="|".join(map(re.escape, differing)),
@@ -163,15 +172,20 @@ def extract(
     plan = Plan(base, exactly, np.random.default_rng(0))
     covered = {f"{name}.weight" for name in plan.updates}
     covered |= {other for copy in plan.copies for other in pair.equal_names(copy.name)}
-    pair.check_covered(covered)
+    lost = [name for name in pair.parameters if name not in covered and pair.differs(name)]
+    if lost:
+        raise ValueError(
+            f"the finetuned model differs from the base in what the adapter would not have: "
+            f"{', '.join(lost)}; make their layers targets, take modules over with "
+            f'modules_to_save=[...], biases with bias="all"'
+        )
     found = {}
     for name in progress_bar(differing, what="singular vectors", unit="layer", shown=progress):
         layer = plan.layers[name]
         tuned = layer.weight_of(pair.values[f"{name}.weight"])
-        u, s, vt = np.linalg.svd(tuned.dense() - layer.weight.dense(), full_matrices=False)
-        best = Approximation.of_decomposition(u, s, vt, plan.updates[name].rank)
-        made = plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
-        found[name] = Extracted(name, made.rank, best.error, best.relative_error, best.energy)
+        best = Approximation.of_matrix(tuned.dense() - layer.weight.dense(), rank)
+        plan.updates[name] = Adapter.of(layer.weight, best.a, best.b, 1.0)
+        found[name] = Extracted.of(name, best)
     for copy in plan.copies:
         copy.own.copy_(pair.values[copy.name])
     carry_out(base, plan, adapter)
@@ -188,14 +202,9 @@ def _in_four_bits(model: Module) -> dict[str, NF4Linear]:
 class _Pair:
     """The parameters of the base, weights in four bits among them, and the finetuned values.
 
-    A tied parameter has several names. The state may give any of them, and where the tie was cut,
-    as by `fold`, values that differ.
-
-    Attributes:
-        values: the finetuned values, by name.
-
-    Raises:
-        ValueError: with all that is missing, unexpected, of another shape, or not finite.
+    `parameters` are those of the base, by each of their names, and `values` the finetuned ones, by
+    the same names. A tied parameter has several. The state may give any of them, and where the tie
+    was cut, as by `fold`, values that differ.
     """
 
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
@@ -206,21 +215,21 @@ class _Pair:
         for name, layer in _in_four_bits(base).items():
             first.setdefault(id(layer.weight), (name, layer.weight))
             self._names.setdefault(id(layer.weight), []).append(name)
-        self._parameters = {
+        self.parameters = {
             name: first[key][1] for key, names in self._names.items() for name in names
         }
         self.values: dict[str, Array] = {}
         problems = []
         for name, given in state.items():
-            if name not in self._parameters:
-                problems.append(f"unexpected: {near(str(name), self._parameters)}")
+            if name not in self.parameters:
+                problems.append(f"unexpected: {near(str(name), self.parameters)}")
                 continue
             try:
                 value = as_array(given)
             except (TypeError, ValueError) as error:
                 problems.append(f"unusable: {name}: {error}")
                 continue
-            shape = self._parameters[name].shape
+            shape = self.parameters[name].shape
             if value.shape != shape:
                 problems.append(f"mis-shaped: {name} is {value.shape}, in the base {shape}")
             elif not np.isfinite(value).all():
@@ -243,25 +252,11 @@ class _Pair:
 
     def equal_names(self, name: str) -> list[str]:
         """List the names of this parameter under which the finetuned model has this value."""
-        value, names = self.values[name], self._names[id(self._parameters[name])]
+        value, names = self.values[name], self._names[id(self.parameters[name])]
         return [other for other in names if np.array_equal(self.values[other], value)]
 
     def differs(self, name: str) -> bool:
         """Tell whether the two values of a parameter differ."""
-        value, parameter = self.values[name], self._parameters[name]
+        value, parameter = self.values[name], self.parameters[name]
         ours = parameter._data if isinstance(parameter, Parameter) else parameter.dense(value.dtype)
         return not np.array_equal(value, ours)
-
-    def check_covered(self, covered: set[str]) -> None:
-        """Check that no difference is lost.
-
-        Raises:
-            ValueError: with the names of all parameters that differ, and are not covered.
-        """
-        lost = [name for name in self._parameters if name not in covered and self.differs(name)]
-        if lost:
-            raise ValueError(
-                f"the finetuned model differs from the base in what the adapter would not have: "
-                f"{', '.join(lost)}; make their layers targets, take modules over with "
-                f'modules_to_save=[...], biases with bias="all"'
-            )

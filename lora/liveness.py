@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lora.adapter import Adapter
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.liveness.report import ParameterRow, PartRow
+from minigrad.diagnostics.gradient_flow.report import ParameterRow, PartRow
 from minigrad.nn import Parameter
 
 BASE = "the base of an adapter is a constant: freeze it, or fold the adapter in"

@@ -58,7 +58,20 @@ def merge(
         MergeError: if more than the limit would be lost; nothing is changed then.
     """
     found, asked = adapted_layers(model), check_dtypes(dtypes)
-    chosen = None if adapters is None else _checked_names(model, adapters)
+    chosen = (adapters,) if isinstance(adapters, str) else adapters
+    if chosen is not None:
+        attachment, chosen = required_attachment(model), tuple(chosen)
+        if not chosen:
+            raise ValueError("adapters are empty; None stands for all that are active")
+        for name in chosen:
+            if not isinstance(name, str):
+                raise TypeError(f"adapters are names, as in ['a', 'b'], not {name!r}")
+            attachment.get(name)
+            if name not in attachment.active:
+                raise ValueError(
+                    f"adapter {name!r} is not active, and is not merged; lora.switch(model, "
+                    f"{name!r}) makes it so"
+                )
     merged = {
         path: (layer, [name for name in layer.active if chosen is None or name in chosen])
         for path, layer in found
@@ -88,28 +101,6 @@ def merge(
         else:
             layer.unmerge()  # its merged weight would be a second copy of W
     return certificate.only(asked)
-
-
-def _checked_names(model: Module, adapters: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of adapters to merge, which must be active.
-
-    Raises:
-        ValueError: if there are none, or one is not there, or not active.
-    """
-    attachment = required_attachment(model)
-    chosen = (adapters,) if isinstance(adapters, str) else tuple(adapters)
-    if not chosen:
-        raise ValueError("adapters are empty; None stands for all that are active")
-    for name in chosen:
-        if not isinstance(name, str):
-            raise TypeError(f"adapters are names, as in ['a', 'b'], not {name!r}")
-        attachment.get(name)
-        if name not in attachment.active:
-            raise ValueError(
-                f"adapter {name!r} is not active, and is not merged; lora.switch(model, {name!r}) "
-                f"makes it so"
-            )
-    return chosen
 
 
 def unmerge(model: Module) -> list[str]:

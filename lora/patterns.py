@@ -52,12 +52,7 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
 
 
 def check_table(role: str, table: Any) -> dict[str, Any]:
-    """Return a copy of a mapping from regular expressions to values.
-
-    Raises:
-        TypeError: if it is no mapping from strings.
-        ValueError: if an expression is invalid, or matches every name.
-    """
+    """Return a copy of a mapping from regular expressions to values, all of which are checked."""
     if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
         raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r}")
     for pattern in table:
@@ -66,12 +61,9 @@ def check_table(role: str, table: Any) -> dict[str, Any]:
 
 
 def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
-    """Raise an error if a pattern is no regular expression, or if it matches every name.
+    """Raise an error if a pattern is no regular expression, or matches every name.
 
-    Args:
-        role: the parameter that the pattern belongs to, for the message.
-        pattern: the expression.
-        within: the format of the expression that `pattern` becomes a part of.
+    It becomes a part of an expression of the format `within`.
     """
     try:
         re.compile(pattern)
@@ -87,7 +79,7 @@ def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
 
 
 def _is_for_any(pattern: str) -> bool:
-    """Whether an expression matches every name there can be."""
+    """Tell whether an expression matches every name there can be."""
     return all(re.fullmatch(pattern, name) for name in _NAMES)
 
 
@@ -96,21 +88,16 @@ def find(
 ) -> dict[str, str]:
     """Return the names that match, in their order, each with the first pattern that finds it.
 
-    Args:
-        role: the name of the parameter with the patterns, for messages.
-        patterns: for the names.
-        names: all names there are.
-        groups: names that stand for several, such as an attention for its projections.
+    The groups are names that stand for several, such as an attention for its projections; `role` is
+    the name of the parameter with the patterns, for messages.
 
     Raises:
         ValueError: if a pattern matches none of them, with all names, and the nearest to a miss.
     """
-    names = list(names)
-    expression = isinstance(patterns, str)
-    listed: Sequence[str] = [patterns] if isinstance(patterns, str) else patterns
+    names, expression = list(names), isinstance(patterns, str)
     found: dict[str, str] = {}
     missed = []
-    for pattern in listed:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hits = [name for name in names if is_match(pattern, name, expression)]
         if expression and 0 < len(hits) == len(names) and _is_for_any(pattern):
             raise ValueError(
@@ -121,14 +108,13 @@ def find(
             if is_match(pattern, group, expression):
                 hits += [member for member in members if member in names]
         missed += [] if hits else [pattern]
-        for name in hits:
-            found.setdefault(name, pattern)
+        found = dict.fromkeys(hits, pattern) | found
     if missed:
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
-            f"{role} that match no layer: {hints}"
-            f"{kind if expression else ''}; the layers are {', '.join(names) or 'none'}"
+            f"{role} that match no layer: {hints}{kind if expression else ''}; the layers are "
+            f"{', '.join(names) or 'none'}"
         )
     return {name: found[name] for name in names if name in found}
 
@@ -141,21 +127,21 @@ def near(miss: str, names: Iterable[str]) -> str:
 
 
 def is_match(pattern: str, name: str, expression: bool = False) -> bool:
-    """Whether a name matches an expression entirely, or a pattern entirely or at its end."""
+    """Tell whether a name matches an expression entirely, or a pattern entirely or at its end."""
     if expression:
         return re.fullmatch(pattern, name) is not None
     return name == pattern or name.endswith(f".{pattern}")
 
 
 def is_any_match(patterns: Patterns, name: str) -> bool:
-    """Whether one of some patterns matches a name."""
+    """Tell whether one of some patterns matches a name."""
     if isinstance(patterns, str):
         return is_match(patterns, name, expression=True)
     return any(is_match(pattern, name) for pattern in patterns)
 
 
 def is_glob_match(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of some patterns with * matches a name, or the end of it after a dot."""
+    """Tell whether one of some patterns with * matches a name, or the end of it after a dot."""
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"*.{p}") for p in patterns)
 
 

@@ -52,12 +52,9 @@ class Approximation:
         return 1 - self.relative_error**2
 
     @classmethod
-    def of_decomposition(cls, u: Array, s: Array, vt: Array, rank: int) -> Approximation:
-        """Approximate U S V^T, with S in descending order; the rank is no larger than theirs."""
-        root = np.sqrt(s[:rank])
-        # hypot, since the square of a small number may be 0, and that of a large one infinite.
-        error, norm = math.hypot(*s[rank:]), math.hypot(*s)
-        return cls(root[:, None] * vt[:rank], u[:, :rank] * root, error, norm)
+    def of_matrix(cls, m: Array, rank: int) -> Approximation:
+        """Approximate M, at no more than the rank it can have."""
+        return cls.of_decomposition(*np.linalg.svd(m, full_matrices=False), rank)
 
     @classmethod
     def of_product(cls, a: Array, b: Array, rank: int) -> Approximation:
@@ -65,6 +62,14 @@ class Approximation:
         (left, upper), (right, lower) = np.linalg.qr(b), np.linalg.qr(a.T)
         u, s, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
         return cls.of_decomposition(left @ u, s, vt @ right.T, rank)
+
+    @classmethod
+    def of_decomposition(cls, u: Array, s: Array, vt: Array, rank: int) -> Approximation:
+        """Approximate U S V^T, with S in descending order."""
+        root = np.sqrt(s[:rank])
+        # hypot, since the square of a small number may be 0, and that of a large one infinite.
+        error, norm = math.hypot(*s[rank:]), math.hypot(*s)
+        return cls(root[:, None] * vt[:rank], u[:, :rank] * root, error, norm)
 
 
 def singular_values(a: Array, b: Array) -> Array:
@@ -112,13 +117,9 @@ class Spectral:
 
 @dataclass(frozen=True)
 class LayerUpdate(Spectral):
-    """The update dW of one layer.
+    """The update dW of one layer: what `Spectral` has, and `base_norm`, the Frobenius norm of W.
 
-    Attributes:
-        name: of the layer.
-        rank: the largest rank that dW can have: that of B A, and with DoRA any.
-        singular_values: of dW, descending, as many as the rank.
-        base_norm: the Frobenius norm of W.
+    Its rank is that of B A, or with DoRA the largest there is; there are as many singular values.
     """
 
     name: str
@@ -147,11 +148,9 @@ def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
         ValueError: if it has no adapters, none of this name, or none that is active; or there is
             NaN or Inf in one.
     """
-    layers = changed_layers(model, adapter)
-    found = []
-    for name, layer, names in progress_bar(
-        layers, what="singular values", unit="layer", shown=True
-    ):
+    layers, found = changed_layers(model, adapter), []
+    bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
+    for name, layer, names in bar:
         adapters = [layer.adapters[each] for each in names]
         if any(adapter.lora_magnitude is not None for adapter in adapters):
             update = layer.update_rows(slice(None), names)

@@ -24,6 +24,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
 
 from minigrad import data, functional, io, metrics, nn, ops, optim, viz
 from minigrad import operators as operators  # gives Tensor its operators and methods
+from minigrad import renamed as renamed  # lets old names of modules give the new ones
 from minigrad.config import installed_version, show_config
 from minigrad.core.backward import grad
 from minigrad.core.checkpoint import checkpoint

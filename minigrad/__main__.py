@@ -1,32 +1,163 @@
 """The command line: `python -m minigrad check`, `warmup` and `config`.
 
-`check` runs gradcheck on a function in a file. `warmup` compiles the kernels ahead, and `config`
-shows the folder where they are. A kernel that is not compiled ahead is compiled at its first use,
-once on a machine, so `warmup` is never necessary. It helps when building a container, or before a
-class.
+`check module.py:function --shapes 3x4,4x5` runs gradcheck on a function in a file. Its exit status
+is that of a test: 0 if the gradients agree, 1 if they disagree, 2 if gradcheck cannot tell, and 3
+if there is nothing to check: the file or the function is missing, or it fails.
+
+`warmup` compiles the kernels ahead, and `config` shows the folder where they are. A kernel that is
+not compiled ahead is compiled at its first use, once on a machine, so `warmup` is never necessary.
+It helps when building a container, or before a class.
 """
 
 from __future__ import annotations
 
+import argparse
+import difflib
+import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
 
 import minigrad
-from minigrad.diagnostics.gradcheck import command
+from minigrad.diagnostics import gradcheck
+
+STATUS = {"agree": 0, "disagree": 1, "cannot tell": 2}
+FAILED = 3
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors end with the status of what could not be run."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong with the arguments, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(FAILED, f"{self.prog}: {message}\n")
+
+
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `check` to a parser."""
+    parser.add_argument(
+        "target", help="file.py:function or package.module:function; a Module will do as well"
+    )
+    parser.add_argument(
+        "--shapes", required=True, type=shapes,
+        help="of the inputs, as in 3x4,4x5; () is a number, and an empty text stands for none",
+    )  # fmt: skip
+    parser.add_argument("--order", type=int, choices=(1, 2), default=2, help="up to which (2)")
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32", "float16"), default="float64", help="(float64)"
+    )
+    parser.add_argument(
+        "--range", type=interval, metavar="LOW,HIGH",
+        help="draw the inputs evenly from here, not from the normal distribution",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, help="elements of an operand to compare (all)")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="in float64 (1e-6)")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
+
+
+def shapes(text: str) -> list[tuple[int, ...]]:
+    """Parse the shapes in a text such as "3x4,4x5"."""
+    found = []
+    for part in text.replace(" ", "").split(",") if text.strip() else []:
+        try:
+            sizes = () if part == "()" else tuple(int(size) for size in part.split("x"))
+        except ValueError:
+            sizes = (-1,)
+        if min(sizes, default=0) < 0:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no shape; 3x4 is one, 5 is a vector and () a number"
+            )
+        found.append(sizes)
+    return found
+
+
+def interval(text: str) -> tuple[float, float]:
+    """Parse the two numbers in a text such as "0.5,2"."""
+    try:
+        low, high = (float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers, as in 0.5,2") from None
+    return low, high
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run gradcheck, print its report and return the exit status."""
+    try:
+        f = load(options.target)
+        rng = np.random.default_rng(options.seed)
+        low, high = options.range or (0.0, 1.0)
+        draw = rng.standard_normal if options.range is None else rng.random
+        inputs = [low + (high - low) * draw(shape) for shape in options.shapes]
+        report = gradcheck(
+            f,
+            [np.asarray(x).astype(options.dtype) for x in inputs],
+            options.order,
+            tolerance=options.tolerance,
+            samples=options.samples,
+        )
+    except (Exception, SystemExit) as error:  # what a script does on import is no verdict
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        print(f"minigrad check: {type(error).__name__}: {error}{notes}", file=sys.stderr)
+        return FAILED
+    print(report)
+    return STATUS[report.verdict]
+
+
+def load(target: str) -> Any:
+    """Import the function that `file.py:function` or `package.module:function` names.
+
+    Raises:
+        ValueError: if it is not of that form, or there is no such thing that can be called.
+        FileNotFoundError: if there is no such file.
+    """
+    source, colon, name = target.rpartition(":")
+    if not (colon and source and name):
+        raise ValueError(f"{target!r} is not of the form file.py:function")
+    if source.endswith(".py"):
+        path = Path(source).resolve()
+        if not path.is_file():
+            near = sorted(str(other.name) for other in path.parent.glob("*.py"))
+            raise FileNotFoundError(f"there is no {source}; beside it there are {near}")
+        sys.path.insert(0, str(path.parent))  # so that it can import what is beside it
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(source)
+    found: Any = module
+    for part in name.split("."):
+        known = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{source} has no {name!r}, only {', '.join(known)}{hint}")
+        found = getattr(found, part)
+    if not callable(found) or isinstance(found, type):
+        what = "a class; name an instance of it" if isinstance(found, type) else repr(found)[:60]
+        raise ValueError(f"{target} cannot be checked: it is {what}")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` are those of the process unless given."""
-    parser = command.Parser("python -m minigrad", description="Check gradients; what it runs on.")
+    parser = Parser("python -m minigrad", description="Check gradients; what it runs on.")
     commands = parser.add_subparsers(dest="command", metavar="command")
     checked = commands.add_parser("check", help="compare the gradients of a function in a file")
-    command.add_arguments(checked)
+    add_check_arguments(checked)
     warm = commands.add_parser("warmup", help="compile the kernels ahead, for the next processes")
     warm.add_argument("--all", action="store_true", help="those of float64 too")
     commands.add_parser("config", help="show versions, processor, threads and compiled kernels")
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
-        sys.exit(command.check(chosen))
+        sys.exit(check(chosen))
     if chosen.command == "warmup":
         from minigrad.kernels.warmup import WarmupError, warmup
 

@@ -103,9 +103,10 @@ def _method(op: Op[Any]) -> Callable[..., Tensor]:
     _, *options = op.signature.parameters.values()
     vars(method)["__signature__"] = op.signature.replace(
         parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *options],
-        return_annotation="Tensor",
+        return_annotation=Tensor,
     )
-    method.__doc__ = op.__doc__
+    # In the op's module the names in its annotations have their meaning.
+    method.__doc__, method.__module__ = op.__doc__, op.__module__
     return method
 
 

@@ -16,14 +16,9 @@ def progress_bar(
 ) -> tqdm[Any]:
     """Return a tqdm over `items`, which appears after a second and disappears at the end.
 
-    It is shown in a terminal or a notebook, and not where the output goes to a file.
-
-    Args:
-        items: the items to go through; None for a bar that is updated by hand.
-        what: the description of the work.
-        unit: the name of one item.
-        shown: whether to show a bar.
-        options: other options of tqdm, such as `total`, which override these.
+    It is shown in a terminal or a notebook, and not where the output goes to a file. Without items
+    it is updated by hand. `what` describes the work, `unit` is the name of one item, and `options`
+    are further ones of tqdm, such as `total`, which override these.
     """
     with warnings.catch_warnings():
         # A notebook without widgets gets a bar of text instead, which needs no warning.

@@ -57,3 +57,8 @@ def as_html(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) ->
         cells = "".join(f"<{tag}{span}>{html.escape(cell)}</{tag}>" for cell in row)
         lines.append(f"<tr>{cells}</tr>")
     return f"<table><caption>{html.escape(caption)}</caption>{''.join(lines)}</table>"
+
+
+def paragraph(lines: Sequence[str]) -> str:
+    """Return lines of text as a paragraph of HTML."""
+    return f"<p>{'<br>'.join(map(html.escape, lines))}</p>"

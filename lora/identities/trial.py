@@ -19,7 +19,7 @@ from minigrad import functional, ops
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import enable_grad, no_grad
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.rng_state import Draws
+from minigrad.diagnostics.restored import Draws
 
 Forward = Callable[[Tensor], Tensor]
 Use = tuple[Array, Array]  # an input of the layer, and the gradient of its output

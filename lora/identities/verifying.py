@@ -26,7 +26,7 @@ from minigrad.core.backward import grad
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
-from minigrad.diagnostics.rng_state import Draws
+from minigrad.diagnostics.restored import Draws
 from minigrad.nn import Module, Parameter
 from minigrad.tables import aligned, as_html, counted
 

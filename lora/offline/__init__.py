@@ -1,9 +1,9 @@
 """Work on adapters and models in files, which are never loaded: inspect, check, merge and extract.
 
 No more than some rows of a base are in memory at a time. `inspection` summarises and checks an
-adapter; `resolve_base` finds the tensors of a base that it is about, and `stored_weight` reads
-them; `merging` and `extracting` write new files, with the `sidecars` of a base. `python -m lora` is
-these functions on the command line.
+adapter; `model_folder` finds the tensors of a base that it is about, and `stored_weight` reads
+them; `merging` and `extracting` write new files. `python -m lora` is these functions on the command
+line.
 """
 
 from lora.offline.extracting import ExtractedFiles, extract_files

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora.config import Bias
 from lora.extraction import Extracted
-from lora.offline.resolve_base import EMBEDDINGS, TIED, TransposedWeights, tied_tables
+from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, tied_tables
 from lora.offline.stored_weight import StoredWeight
 from lora.patterns import exact, exact_key, is_glob_match, near
 from lora.peft.config import PeftConfig
-from lora.peft.facts import Facts, LayerFacts, fingerprint_of_rows
-from lora.peft.folder import FLOATS, check_dtype, write_folder
-from lora.peft.to_peft import Update, tensors_of
-from lora.scaling import LoRAScaling, check_size
+from lora.peft.facts import Facts, LayerFacts
+from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, write_folder
+from lora.scaling import check_size
 from lora.spectra import Approximation
 from minigrad import __version__
 from minigrad.io import TensorSet, open_tensors
@@ -27,6 +28,7 @@ from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
+Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 
@@ -52,15 +54,9 @@ class ExtractedFiles:
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")
+        tables = self.embeddings
         rows = [
-            (
-                row.name,
-                "embedding" if row.name in self.embeddings else "linear",
-                str(row.rank),
-                f"{row.error:.3g}",
-                f"{row.relative_error:.3g}",
-                f"{100 * row.energy:.4g} %",
-            )
+            (row.name, "embedding" if row.name in tables else "linear", *row.figures)
             for row in self.layers
         ]
         rows += [(name, "whole", "", "", "", "") for name in self.whole]
@@ -126,12 +122,7 @@ def extract_files(
             raise ValueError(f"{os.fspath(out)!r} is the folder of a model; name another one")
     with open_tensors(base) as before, open_tensors(finetuned) as after:
         saved = PeftConfig((), modules_to_save=tuple(modules_to_save))
-        _check_comparable(before, after, saved)
-        differing = [
-            name
-            for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress)
-            if name in after and not _is_equal(before, after, name)
-        ]
+        differing = _differing(before, after, saved, progress)
         layers = _layers(before, differing, targets, exclude)
         copied = _copied(after, layers, bias, saved)
         lost = [n for n in differing if n not in copied and n.removesuffix(".weight") not in layers]
@@ -147,22 +138,24 @@ def extract_files(
             if is_glob_match(embeddings, name.rpartition(".")[2]) and f"{name}.bias" not in before
         ]
         transposed = TransposedWeights(before)
-        is_transposed = {n: transposed.get(f"{n}.weight", fan_in_fan_out) for n in layers}
-        updates, rows, facts = {}, [], {}
+        updates: dict[str, dict[str, Array]] = {}
+        rows, facts = [], {}
         for name in progress_bar(layers, what="extract", unit="layer", shown=progress):
-            is_table = name in tables
-            old, new = (
-                StoredWeight(each, f"{name}.weight", is_table or is_transposed[name])
-                for each in (before, after)
-            )
-            updates[name], row = _update(name, old, new, rank, is_table)
-            rows.append(row)
-            facts[name] = LayerFacts(1.0, fingerprint_of_rows(*old.stored_rows()))
+            weight = f"{name}.weight"
+            is_transposed = name in tables or transposed.get(weight, fan_in_fan_out)
+            old, new = (StoredWeight(each, weight, is_transposed) for each in (before, after))
+            difference = new.dense() - old.dense()
+            if not np.isfinite(difference).all():
+                raise ValueError(f"{weight} has NaN or Inf in it")
+            best = Approximation.of_matrix(difference, rank)
+            updates[name] = {A: best.a.astype(old.dtype), B: best.b.astype(old.dtype)}
+            rows.append(Extracted.of(name, best))
+            facts[name] = LayerFacts(1.0, old.fingerprint())
         modules = sorted({n.removesuffix(".weight").removesuffix(".bias") for n in before})
-        smaller = {exact_key(n): u.rank for n, u in updates.items() if u.rank != rank}
+        smaller = {exact_key(row.name): row.rank for row in rows if row.rank != rank}
         found_transposed = (transposed.get(f"{n}.weight", False) for n in layers if n not in tables)
         config = PeftConfig(
-            exact(list(updates), modules),
+            exact(layers, modules),
             r=rank,
             lora_alpha=rank,
             rank_pattern=smaller,
@@ -171,7 +164,7 @@ def extract_files(
             modules_to_save=tuple(modules_to_save),
             fan_in_fan_out=fan_in_fan_out or any(found_transposed),
         )
-        tensors = tensors_of(updates, {name: after.read(name) for name in copied})
+        tensors = by_key(updates, {name: after.read(name) for name in copied}, tables)
         write_folder(out, config, tensors, Facts(facts, __version__), dtype)
         changed = [f"{name}.weight" for name in tables] + [n for n in copied if n in before]
         tied = tied_tables(changed, before)
@@ -180,8 +173,8 @@ def extract_files(
     )
 
 
-def _check_comparable(before: TensorSet, after: TensorSet, saved: PeftConfig) -> None:
-    """Raise an error if names or shapes differ, other than in modules that are copied in full."""
+def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress: bool) -> list[str]:
+    """Return the tensors that differ; names and shapes may do so in modules copied in full only."""
     problems = [f"missing: {name}" for name in before if name not in after]
     for name in after:
         if saved.is_saved(name):
@@ -193,28 +186,24 @@ def _check_comparable(before: TensorSet, after: TensorSet, saved: PeftConfig) ->
             problems.append(f"mis-shaped: {name} is {shapes[1]}, in the base {shapes[0]}")
     if problems:
         raise ValueError("the finetuned model does not fit the base:\n  " + "\n  ".join(problems))
-
-
-def _is_equal(before: TensorSet, after: TensorSet, name: str) -> bool:
-    """Whether a tensor has the same elements in both."""
-    if before.info(name).shape != after.info(name).shape:
-        return False
-    dtypes = {tensors.info(name).dtype for tensors in (before, after)}
-    if dtypes <= CODES.keys():
-        return bool(np.array_equal(before.read(name), after.read(name)))
-    # numpy lacks the other dtypes, and can only compare their bytes.
-    parts = zip_longest(before.raw(name), after.raw(name))
-    return len(dtypes) == 1 and all(one == other for one, other in parts)
+    differing = []
+    for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress):
+        old, new = before.info(name), after.info(name)
+        is_equal = old.shape == new.shape
+        if is_equal and {old.dtype, new.dtype} <= CODES.keys():
+            is_equal = np.array_equal(before.read(name), after.read(name))
+        elif is_equal:  # numpy lacks the other dtypes, and can only compare their bytes
+            parts = zip_longest(before.raw(name), after.raw(name))
+            is_equal = old.dtype == new.dtype and all(one == other for one, other in parts)
+        if not is_equal:
+            differing.append(name)
+    return differing
 
 
 def _layers(
     before: TensorSet, differing: Sequence[str], targets: Sequence[str], exclude: Sequence[str]
 ) -> list[str]:
-    """Return the layers that get an update: matrices that differ.
-
-    Raises:
-        ValueError: if there are none, or a pattern matches no matrix.
-    """
+    """Return the layers that get an update: matrices that differ, of which there must be some."""
     matrices = [
         name.removesuffix(".weight")
         for name, info in before.tensors.items()
@@ -238,11 +227,7 @@ def _layers(
 
 
 def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConfig) -> list[str]:
-    """Return the tensors that the adapter has in full.
-
-    Raises:
-        ValueError: if there are none of a module, or one has an update too.
-    """
+    """Return the tensors to have in full: some of each module, and none with an update."""
     for module in saved.modules_to_save:
         if not any(PeftConfig((), modules_to_save=(module,)).is_saved(name) for name in after):
             raise ValueError(
@@ -261,18 +246,3 @@ def _copied(after: TensorSet, layers: Sequence[str], bias: Bias, saved: PeftConf
             f"{', '.join(both)} would be taken over in full and have an update; exclude the layers"
         )
     return found
-
-
-def _update(
-    name: str, base: StoredWeight, tuned: StoredWeight, rank: int, is_table: bool
-) -> tuple[Update, Extracted]:
-    """Return the nearest update to a difference, and its line in the report."""
-    difference = tuned.dense() - base.dense()
-    if not np.isfinite(difference).all():
-        raise ValueError(f"{base.name} has NaN or Inf in it")
-    u, s, vt = np.linalg.svd(difference, full_matrices=False)
-    best = Approximation.of_decomposition(u, s, vt, min(rank, len(s)))
-    a, b = best.a.astype(base.dtype), best.b.astype(base.dtype)
-    update = Update(a, b, None, 1.0, LoRAScaling.STANDARD, 0.0, is_table)
-    row = Extracted(name, len(a), best.error, best.relative_error, best.energy)
-    return update, row

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
-from lora.offline.resolve_base import TIED, UNTIED, resolve
-from lora.peft.checking import Finding, findings_of
+from lora.offline.model_folder import TIED, UNTIED, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
-from lora.peft.folder import MAGNITUDE, A, AdapterFolder, B, StoredLayer
+from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.spectra import Spectral, singular_values
 from lora.viz import draw_spectra
 from minigrad.io import open_tensors
@@ -20,11 +21,6 @@ from minigrad.progress import progress_bar
 from minigrad.tables import aligned, in_bytes
 
 PathLike = str | os.PathLike[str]
-
-
-# --------------------------------------------------------------------------------------------------
-# Summary
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,7 @@ class LayerSummary(Spectral):
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
-        """Summarise a layer.
-
-        Raises:
-            ValueError: if A and B do not go together.
-        """
+        """Summarise a layer, whose A and B must go together."""
         missing = [part for part in (A, B) if part not in layer.keys]
         if missing:
             raise ValueError(f"{layer.name} has no {' and no '.join(missing)}")
@@ -68,18 +60,19 @@ class LayerSummary(Spectral):
                 f"(d_out, rank)"
             )
         kind = "embedding" if layer.is_embedding else "linear"
-        scale = files.scale(layer)
-        return cls(
-            layer.name,
-            f"{kind}, DoRA" if MAGNITUDE in layer.keys else kind,
-            a.shape[1],
-            b.shape[0],
-            len(a),
-            scale,
-            float(np.linalg.norm(a)),
-            float(np.linalg.norm(b)),
-            tuple((abs(scale) * singular_values(a, b)).tolist()),
-        )
+        kind += ", DoRA" if MAGNITUDE in layer.keys else ""
+        (rank, d_in), d_out, scale = a.shape, len(b), files.scale(layer)
+        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        values = tuple((abs(scale) * singular_values(a, b)).tolist())
+        return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line of the layer in a table."""
+        sizes = f"{self.d_in} -> {self.d_out}"
+        figures = self.scale, self.norm_a, self.norm_b, self.norm
+        norms = [f"{figure:.4g}" for figure in figures]
+        return self.name, self.kind, sizes, str(self.rank), *norms, f"{self.effective_rank:.3g}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,20 +101,6 @@ class Summary:
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
-        rows = [
-            (
-                layer.name,
-                layer.kind,
-                f"{layer.d_in} -> {layer.d_out}",
-                str(layer.rank),
-                f"{layer.scale:.4g}",
-                f"{layer.norm_a:.4g}",
-                f"{layer.norm_b:.4g}",
-                f"{layer.norm:.4g}",
-                f"{layer.effective_rank:.3g}",
-            )
-            for layer in self.layers
-        ]
         config, facts = self.config, self.facts
         flags = (name for name in ("use_rslora", "use_dora") if getattr(config, name))
         asked = [f"r={config.r}", f"lora_alpha={config.lora_alpha:g}", *flags]
@@ -135,7 +114,7 @@ class Summary:
         if facts.version is not None:
             seed = "not known" if facts.seed is None else str(facts.seed)
             lines.append(f"written by minigrad-lora {facts.version}, seed {seed}")
-        return "\n".join([*aligned(head, rows, left=3), *lines])
+        return "\n".join([*aligned(head, [layer.cells for layer in self.layers], left=3), *lines])
 
 
 def summarise(folder: PathLike) -> Summary:
@@ -187,9 +166,23 @@ def draw(summary: Summary, path: PathLike) -> None:
     figure.saved()
 
 
-# --------------------------------------------------------------------------------------------------
-# Check
-# --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Finding:
+    """Something about an adapter.
+
+    Attributes:
+        level: "wrong": it does not work, or does something else than it says. "odd": it may be
+            meant so.
+        where: the layer, key or file.
+        what: the fact, and what to do about it.
+    """
+
+    level: Literal["wrong", "odd"]
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.where}: {self.what}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -210,7 +203,7 @@ class Findings:
 
     @property
     def is_right(self) -> bool:
-        """Whether nothing is wrong."""
+        """Tell whether nothing is wrong."""
         return all(finding.level != "wrong" for finding in self.findings)
 
     def __repr__(self) -> str:
@@ -246,23 +239,109 @@ def check_adapter(
     with files:
         found = list(findings_of(files, progress))
         if base is not None:
-            found += _findings_on(files, base, progress)
+            with open_tensors(base) as tensors:
+                resolved = resolve(files, tensors, progress=progress)
+                weights = resolved.weights.values()
+                bar = progress_bar(weights, what="base", unit="layer", shown=progress)
+                broken = [weight.name for weight in bar if not weight.is_finite()]
+            added = "is trained in full, and not in the base"
+            found += [
+                *(Finding("wrong", name, "has NaN or Inf in it, in the base") for name in broken),
+                *(Finding("wrong", "base", problem) for problem in resolved.problems),
+                *(Finding("odd", name, added) for name in resolved.added),
+                *(Finding("odd", name, TIED) for name in resolved.tied),
+                *(Finding("odd", name, UNTIED) for name in resolved.heads),
+            ]
         return Findings(path, tuple(found), len(files.layers), base is not None)
 
 
-def _findings_on(files: AdapterFolder, base: PathLike, progress: bool) -> Iterator[Finding]:
-    """Yield what is wrong or odd about a base for an adapter, and about the two together."""
-    with open_tensors(base) as tensors:
-        resolved = resolve(files, tensors, progress=progress)
-        weights = resolved.weights.values()
-        for weight in progress_bar(weights, what="base", unit="layer", shown=progress):
-            if not weight.is_finite():
-                yield Finding("wrong", weight.name, "has NaN or Inf in it, in the base")
-    for problem in resolved.problems:
-        yield Finding("wrong", "base", problem)
-    for name in resolved.added:
-        yield Finding("odd", name, "is trained in full, and not in the base")
-    for name in resolved.tied:
-        yield Finding("odd", name, TIED)
-    for name in resolved.heads:
-        yield Finding("odd", name, UNTIED)
+def findings_of(
+    files: AdapterFolder, progress: bool, *, with_ranks: bool = True
+) -> Iterator[Finding]:
+    """Yield what is wrong or odd about an adapter by itself.
+
+    With `with_ranks` this includes updates of 0 or of a low rank, which take the most time.
+    """
+    if not files.layers:
+        yield Finding("wrong", "files", "there is no layer with an update")
+    linear = [layer.name for layer in files.layers.values() if not layer.is_embedding]
+    found = files.config.targets_among(files.layers, linear)
+    for name in files.layers:
+        if name not in found:
+            yield Finding("wrong", name, "target_modules do not find it, so PEFT ignores it")
+    for name in files.facts.layers:
+        if name not in files.layers:
+            yield Finding("wrong", name, "is in the metadata, and has no tensors")
+    for name, problem in files.scale_problems():
+        yield Finding("wrong", name, problem)
+    bar = progress_bar(files.layers.values(), what="check", unit="layer", shown=progress)
+    for layer in bar:
+        yield from _findings_of_layer(files, layer, with_ranks)
+    for name, key in files.whole.items():
+        if problem := files.dtype_problem(key):
+            yield Finding("wrong", key, problem)
+        elif not np.isfinite(files.read(key)).all():
+            yield Finding("wrong", key, "has NaN or Inf in it")
+        is_base = name.removesuffix(".weight") in files.layers  # as PEFT may write of an embedding
+        if files.is_meant(key) or is_base:
+            continue
+        if not key.startswith(PREFIX) or ".lora_" in key:
+            yield Finding("wrong", key, f"is no key of PEFT's, which are like {KEYS}")
+        else:
+            yield Finding(
+                "odd", name,
+                "is no part of an update, and neither bias nor modules_to_save say that it was "
+                "trained in full; PEFT replaces the model's own by it, if there is one",
+            )  # fmt: skip
+
+
+def _findings_of_layer(
+    files: AdapterFolder, layer: StoredLayer, with_ranks: bool
+) -> Iterator[Finding]:
+    """Yield what is wrong or odd about the tensors of one layer."""
+    wrong, odd = (partial(Finding, level, layer.name) for level in ("wrong", "odd"))
+    wanted = {A, B, MAGNITUDE} if files.config.use_dora else {A, B}
+    for part in sorted(wanted - layer.keys.keys()):
+        yield wrong(f"{part} is missing, so PEFT begins with another one")
+    if MAGNITUDE in layer.keys.keys() - wanted:
+        yield wrong("has a magnitude, and use_dora is not set")
+    problems = {part: files.dtype_problem(key) for part, key in layer.keys.items()}
+    for part, problem in problems.items():
+        if problem:
+            yield wrong(f"{part} {problem}")
+    if any(problems.values()) or not {A, B} <= layer.keys.keys():
+        return
+    arrays = {part: files.read(key, np.float64) for part, key in layer.keys.items()}
+    for part, array in arrays.items():
+        broken = int(np.count_nonzero(~np.isfinite(array)))
+        if broken:
+            yield wrong(f"{part} has {broken:,} numbers that are NaN or Inf")
+    a, b = arrays[A], arrays[B]
+    if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not a.size or not b.size:
+        yield wrong(f"A is {a.shape} and B {b.shape}; they must be (rank, d_in) and (d_out, rank)")
+        return
+    m = arrays.get(MAGNITUDE)
+    if m is not None and m.shape != (len(b),):
+        yield wrong(f"the magnitude is {m.shape}; it must be {(len(b),)}")
+    rank = files.config.rank_of(layer.name)
+    if rank != len(a):
+        yield wrong(
+            f"the rank is {len(a)} by its tensors and {rank} by the configuration, so its scale "
+            f"is another one than it was trained with, or a rank_pattern is lost"
+        )
+    if not with_ranks or not np.isfinite(a).all() or not np.isfinite(b).all():
+        return
+    zero = [part for part, array in (("A", a), ("B", b)) if not array.any()]
+    if zero:
+        and_magnitude = "" if m is None else ", but for its magnitude"
+        yield odd(f"{' and '.join(zero)} is 0, so it changes nothing{and_magnitude}")
+        return
+    values = singular_values(a, b)
+    room = min(len(a), a.shape[1], len(b))
+    # What rounding to float32 makes of values that are 0.
+    least = float(values[0]) * max(a.shape[1], len(b)) * 2.0**-24
+    found = int(np.count_nonzero(values > least))
+    if found < room:
+        yield odd(f"B A is of rank {found} only, with room for {room}")
+    if len(a) > room:
+        yield odd(f"its rank {len(a)} is larger than the layer, {room}")

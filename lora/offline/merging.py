@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from lora.adapter import Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
 from lora.frozen import strips
-from lora.offline.resolve_base import TIED, UNTIED, ResolvedBase, resolve
-from lora.offline.sidecars import find_sidecars
+from lora.offline.inspection import findings_of
+from lora.offline.model_folder import TIED, UNTIED, find_sidecars, resolve
 from lora.offline.stored_weight import StoredWeight, adapter_of
-from lora.peft.checking import findings_of
-from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
+from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, StoredLayer, is_finite_in
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
@@ -86,7 +85,7 @@ def merge_files(
             index.
         adapter: a folder of PEFT's or of `lora.save`.
         out: a file, if it ends in .safetensors; else a folder, which gets the files that the base
-            has, and copies of those without weights (`lora.offline.sidecars`).
+            has, and copies of those without weights (`lora.offline.model_folder`).
         dtype: the dtype for all floats of 16 bits or more, which a copied `config.json` then names
             too; None for the dtype of each tensor.
         limit: raise an error if in one layer a larger share of the update is lost to rounding.
@@ -106,8 +105,11 @@ def merge_files(
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"weights are merged in {', '.join(FLOATS)}, not in {dtype!r}")
     target = Path(out)
+    is_file = target.suffix == ".safetensors"
     with open_tensors(base) as tensors, AdapterFolder(adapter) as files:
-        shards = _shards(tensors, target)
+        shards = {name: list(file.tensors.values()) for name, file in tensors.files.items()}
+        if is_file or len(shards) == 1:
+            shards = {target.name if is_file else "model.safetensors": [*tensors.tensors.values()]}
         _check_out(target, tensors, files, shards)
         wrong = [
             f"{each.where}: {each.what}"
@@ -120,15 +122,67 @@ def merge_files(
                 f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}:\n  "
                 + "\n  ".join([*wrong, *resolved.problems])
             )
-        merge = _Merge(tensors, files, resolved, dtype)
-        certificate = merge.certified(limit, radius, progress)
         for name in resolved.added:
-            shards[next(iter(shards))].append(files.tensors[resolved.replaced[name]])
-        infos = {file: [merge.info(i) for i in listed] for file, listed in shards.items()}
-        every = [info for listed in infos.values() for info in listed]
-        sidecars = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
-        with _writers(target, infos, tensors.metadata, sidecars.copied) as writers:
-            merge.write(writers, {info.name: info.dtype for info in every}, progress)
+            next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
+        names = {key: name for name, key in resolved.replaced.items()}
+
+        def result(info: TensorInfo) -> TensorInfo:
+            """Describe the result of a tensor of the base, or of one that the adapter adds."""
+            stored = dtype if dtype is not None and info.dtype in FLOATS else info.dtype
+            return TensorInfo(names.get(info.name, info.name), stored, info.shape)
+
+        shards = {file: [result(info) for info in infos] for file, infos in shards.items()}
+        every = {info.name: info for infos in shards.values() for info in infos}
+        updates = {
+            weight.name: (
+                weight,
+                files.layers[layer],
+                adapter_of(files, files.layers[layer], weight),
+            )
+            for layer, weight in resolved.weights.items()
+        }
+        dtypes = {name: every[name].dtype for name in updates}
+        certificate = _certified(updates, dtypes, limit, radius, progress)
+        sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
+        metadata = {"format": "pt", **tensors.metadata}
+        total = sum(info.nbytes for info in tensors.tensors.values())
+        with ExitStack() as stack:
+            if is_file:
+                writer = stack.enter_context(writing(target, every.values(), metadata))
+                writers: Mapping[str, TensorWriter] = dict.fromkeys(every, writer)
+            else:
+                writers = stack.enter_context(writing_set(target, shards, metadata, sidecars))
+            bar = stack.enter_context(
+                progress_bar(what="merge", unit="B", shown=progress, total=total, unit_scale=True)
+            )
+
+            def unchanged(name: str) -> Iterator[bytes]:
+                for part in tensors.raw(name):
+                    yield part
+                    bar.update(len(part))
+
+            for name in [*tensors, *resolved.added]:
+                is_replaced, stored = name in resolved.replaced, every[name].dtype
+                parts: Iterable[tuple[int, Array]]
+                if is_replaced:
+                    parts = [(0, files.read(resolved.replaced[name]))]
+                elif name in updates:
+                    weight, _, update = updates[name]
+                    parts = _merged(weight, update)
+                elif tensors.info(name).dtype == stored:
+                    writers[name].copy(name, unchanged(name))
+                    continue
+                else:
+                    strip = strips(tensors.info(name).shape)
+                    parts = ((rows.start or 0, tensors.read(name, None, rows)) for rows in strip)
+                for first, part in parts:
+                    is_rounded = (dtype is not None or is_replaced) and part.dtype.kind == "f"
+                    if is_rounded and not is_finite_in(part, stored):
+                        raise ValueError(
+                            f"{name} has numbers that {stored} has not; take bfloat16 or float32"
+                        )
+                    writers[name].write(name, part, first)
+                    bar.update(part.nbytes)
     return MergedFiles(
         target,
         certificate,
@@ -137,134 +191,9 @@ def merge_files(
         resolved.tied,
         resolved.heads,
         resolved.prefix,
-        () if target.suffix == ".safetensors" else sidecars.left_out,
-        sum(info.nbytes for info in every),
+        () if is_file else left_out,
+        sum(info.nbytes for info in every.values()),
     )
-
-
-class _Merge:
-    """All tensors of the result, one after the other.
-
-    Args:
-        tensors: the tensors of the base.
-        files: the adapter.
-        resolved: which of the tensors the adapter changes.
-        dtype: the dtype for all floats; None for their own.
-    """
-
-    def __init__(
-        self, tensors: TensorSet, files: AdapterFolder, resolved: ResolvedBase, dtype: str | None
-    ) -> None:
-        self._tensors, self._files, self._resolved, self._dtype = tensors, files, resolved, dtype
-        self._names = {key: name for name, key in resolved.replaced.items()}
-        self._updates: dict[str, tuple[StoredWeight, Adapter]] = {
-            weight.name: (weight, adapter_of(files, files.layers[layer], weight))
-            for layer, weight in resolved.weights.items()
-        }
-
-    def info(self, info: TensorInfo) -> TensorInfo:
-        """Describe the result of a tensor of the base, or of one that the adapter adds to it."""
-        name = self._names.get(info.name, info.name)
-        dtype = self._dtype if self._dtype is not None and info.dtype in FLOATS else info.dtype
-        return TensorInfo(name, dtype, info.shape)
-
-    def certified(self, limit: float | None, radius: float, progress: bool) -> MergeCertificate:
-        """Return what is lost in each layer, in the dtype that its weight is stored in.
-
-        Raises:
-            ValueError: if a merged weight would not be finite.
-            MergeError: if more than the limit is lost.
-        """
-        names = {weight.name: layer for layer, weight in self._resolved.weights.items()}
-        by_dtype: dict[str, list[str]] = {}
-        for name in self._updates:
-            by_dtype.setdefault(self.info(self._tensors.info(name)).dtype, []).append(name)
-        rows: list[CertificateRow] = []
-        for dtype, listed in by_dtype.items():
-            parts = (
-                merging_into(
-                    names[name], weight, [adapter], [adapter],
-                    one_hot=self._files.layers[names[name]].is_embedding,
-                )
-                for name, (weight, adapter) in self._updates.items()
-                if name in listed
-            )  # fmt: skip
-            certificate = certify(parts, dtype, radius, progress=progress)
-            broken = [row for row in certificate.rows if not row.is_finite]
-            if broken:
-                raise ValueError(
-                    f"the merged weight would not be finite in "
-                    f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
-                )
-            if limit is not None:
-                certificate.check(limit, dtype)
-            rows += certificate.rows
-        return MergeCertificate(tuple(rows), float(radius))
-
-    def write(
-        self, writers: Mapping[str, TensorWriter], dtypes: Mapping[str, str], progress: bool
-    ) -> None:
-        """Write all tensors, each in its dtype.
-
-        Raises:
-            ValueError: if a finite element would not be so in it.
-        """
-        total = sum(self._tensors.info(name).nbytes for name in self._tensors)
-        with progress_bar(
-            what="merge", unit="B", shown=progress, total=total, unit_scale=True
-        ) as bar:
-
-            def unchanged(name: str) -> Iterator[bytes]:
-                for part in self._tensors.raw(name):
-                    yield part
-                    bar.update(len(part))
-
-            for name in [*self._tensors, *self._resolved.added]:
-                dtype, is_replaced = dtypes[name], name in self._resolved.replaced
-                is_changed = is_replaced or name in self._updates
-                if not is_changed and self._tensors.info(name).dtype == dtype:
-                    writers[name].copy(name, unchanged(name))
-                    continue
-                for first, part in self._parts(name):
-                    is_rounded = self._dtype is not None or is_replaced
-                    if is_rounded and part.dtype.kind == "f" and not is_finite_in(part, dtype):
-                        raise ValueError(
-                            f"{name} has numbers that {dtype} has not; take bfloat16 or float32"
-                        )
-                    writers[name].write(name, part, first)
-                    bar.update(part.nbytes)
-
-    def _parts(self, name: str) -> Iterator[tuple[int, Array]]:
-        """Yield the rows of a tensor of the result, in parts, each with the index of its first."""
-        if name in self._resolved.replaced:
-            yield 0, self._files.read(self._resolved.replaced[name])
-            return
-        weight, adapter = self._updates.get(name, (None, None))
-        ratio = None if weight is None or adapter is None else adapter.exact_ratio(weight)
-        every = slice(None)
-        for rows in strips(self._tensors.info(name).shape):
-            if weight is None or adapter is None:
-                yield rows.start or 0, self._tensors.read(name, None, rows)
-            elif weight.is_transposed:
-                part = weight.rows(every, rows) + adapter.update(weight, every, rows, ratio)
-                yield rows.start, part.T
-            else:
-                part = weight.rows(rows) + adapter.update(weight, rows, every, ratio)
-                yield rows.start, part
-
-
-# --------------------------------------------------------------------------------------------------
-# The files to write
-# --------------------------------------------------------------------------------------------------
-
-
-def _shards(tensors: TensorSet, out: Path) -> dict[str, list[TensorInfo]]:
-    """Return the tensors of each file to write: those of the base's files, or all in one."""
-    if out.suffix == ".safetensors":
-        return {out.name: list(tensors.tensors.values())}
-    if len(tensors.files) == 1:
-        return {"model.safetensors": list(tensors.tensors.values())}
-    return {name: list(file.tensors.values()) for name, file in tensors.files.items()}
 
 
 def _check_out(
@@ -297,19 +226,38 @@ def _check_out(
         )
 
 
-@contextmanager
-def _writers(
-    out: Path,
-    infos: Mapping[str, Sequence[TensorInfo]],
-    metadata: Mapping[str, str],
-    sidecars: Mapping[str, Path | bytes],
-) -> Iterator[Mapping[str, TensorWriter]]:
-    """Yield writers for a file, or for the files of a folder, by the name of each tensor."""
-    metadata = {"format": "pt", **metadata}
-    if out.suffix == ".safetensors":
-        (listed,) = infos.values()
-        with writing(out, listed, metadata) as writer:
-            yield {info.name: writer for info in listed}
-        return
-    with writing_set(out, infos, metadata, sidecars) as writers:
-        yield writers
+def _certified(
+    updates: Mapping[str, tuple[StoredWeight, StoredLayer, Adapter]],
+    dtypes: Mapping[str, str],
+    limit: float | None,
+    radius: float,
+    progress: bool,
+) -> MergeCertificate:
+    """Return what is lost in each layer; raise an error if that is too much or not finite."""
+    rows: list[CertificateRow] = []
+    for dtype in dict.fromkeys(dtypes.values()):
+        parts = (
+            merging_into(layer.name, weight, [adapter], [adapter], one_hot=layer.is_embedding)
+            for name, (weight, layer, adapter) in updates.items()
+            if dtypes[name] == dtype
+        )
+        certificate = certify(parts, dtype, radius, progress=progress)
+        broken = [row for row in certificate.rows if not row.is_finite]
+        if broken:
+            raise ValueError(
+                f"the merged weight would not be finite in "
+                f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
+            )
+        if limit is not None:
+            certificate.check(limit, dtype)
+        rows += certificate.rows
+    return MergeCertificate(tuple(rows), float(radius))
+
+
+def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:
+    """Yield the rows of the tensor with W + dW, in parts, each with the index of its first."""
+    ratio, every = adapter.exact_ratio(weight), slice(None)
+    for strip in strips(weight.shape[::-1] if weight.is_transposed else weight.shape):
+        block = (every, strip) if weight.is_transposed else (strip, every)
+        part = weight.rows(*block) + adapter.update(weight, *block, ratio)
+        yield strip.start, part.T if weight.is_transposed else part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from lora.adapter import Adapter
 from lora.frozen import FrozenMatrix, strips
+from lora.peft.facts import fingerprint_of_rows
 from lora.peft.folder import FLOATS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.peft.loading import set_pissa_start
 from minigrad import ops
@@ -28,12 +28,8 @@ class StoredWeight(FrozenMatrix):
 
     Args:
         tensors: the tensors of the file.
-        name: the name of the tensor: W, `(d_out, d_in)`, or W^T.
-        is_transposed: whether it is W^T, as in an embedding, whose rows are vectors.
-
-    Attributes:
-        name: the name of the tensor.
-        is_transposed: whether the tensor is W^T.
+        name: the name of the tensor: W, `(d_out, d_in)`, or W^T; an attribute, too.
+        is_transposed: whether it is W^T, as in an embedding, whose rows are vectors; an attribute.
 
     Raises:
         ValueError: if it is no matrix of floats.
@@ -57,29 +53,23 @@ class StoredWeight(FrozenMatrix):
 
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Return some rows and columns of W in float64."""
-        if self.is_transposed and columns == slice(None):
-            return self._tensor_columns(rows).T
-        if self.is_transposed:
+        if not self.is_transposed:
+            return self._tensors.read(self.name, np.float64, rows)[:, columns]
+        if columns != slice(None):
             return self._tensors.read(self.name, np.float64, columns)[:, rows].T
-        return self._tensors.read(self.name, np.float64, rows)[:, columns]
-
-    def _tensor_columns(self, columns: slice) -> Array:
-        """Return some columns of the tensor in float64.
-
-        They are scattered over the file, so one pass reads a band of those that follow too, which
-        stays in memory up to its last column.
-        """
-        count, total = self.shape[::-1]
-        start, stop, _ = columns.indices(total)
+        # Rows of W are columns of the tensor, which are scattered over the file. So one pass reads
+        # a band of those that follow too, which stays in memory up to its last column.
+        total, count = self.shape
+        start, stop, _ = rows.indices(total)
         if not self._first <= start <= stop <= self._first + self._band.shape[1]:
             end = min(total, max(stop, start + BAND // max(1, count)))
             self._first, self._band = start, np.empty((count, end - start), self.dtype)
-            for rows in strips((count, total)):
-                self._band[rows] = self._tensors.read(self.name, None, rows)[:, start:end]
+            for part in strips((count, total)):
+                self._band[part] = self._tensors.read(self.name, None, part)[:, start:end]
         found = self._band[:, start - self._first : stop - self._first].astype(np.float64)
         if stop == total:
             self._first, self._band = 0, self._band[:, :0].copy()
-        return found
+        return found.T
 
     def blocks(self) -> list[tuple[slice, slice]]:
         """Return rows and columns of parts that follow each other in the file."""
@@ -87,10 +77,10 @@ class StoredWeight(FrozenMatrix):
             return [(slice(None), strip) for strip in strips(self.shape[::-1])]
         return super().blocks()
 
-    def stored_rows(self) -> tuple[tuple[int, int], Callable[[], Iterable[Array]]]:
-        """Return the shape of the tensor, and a function that reads all its rows, in parts."""
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the tensor, whether that is W or W^T."""
         shape = self.shape[::-1] if self.is_transposed else self.shape
-        return shape, lambda: (self._tensors.read(self.name, None, rows) for rows in strips(shape))
+        return fingerprint_of_rows(shape, lambda rows: self._tensors.read(self.name, None, rows))
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b."""
@@ -106,7 +96,7 @@ class StoredWeight(FrozenMatrix):
         return total.astype(a.dtype)
 
     def is_finite(self) -> bool:
-        """Whether there is no NaN and no Inf in W."""
+        """Tell whether there is no NaN and no Inf in W."""
         return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
 
     def cached_squares(self) -> Array:
@@ -116,8 +106,8 @@ class StoredWeight(FrozenMatrix):
 
 def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:
     """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
-    a, b = (files.read(layer.keys[part]) for part in (A, B))
-    magnitude = files.read(layer.keys[MAGNITUDE]) if MAGNITUDE in layer.keys else None
+    parts = {part: files.read(key) for part, key in layer.keys.items()}
+    a, b, magnitude = parts[A], parts[B], parts.get(MAGNITUDE)
     scale, scaling = files.scale(layer), files.config.scaling
     made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=scaling)
     set_pissa_start(made, files, weight, layer.is_embedding)

@@ -2,8 +2,7 @@
 
 A folder has two files, `adapter_config.json` and `adapter_model.safetensors`. What PEFT wrote
 loads here, and the other way round. `save` and `load` are for models, `AdapterFolder` and
-`write_folder` need none. In reading order: config, facts, folder, checking, loading, to_peft,
-saving.
+`write_folder` need none. In reading order: config, facts, folder, loading, saving.
 """
 
 from lora.peft.config import CONFIG, PeftConfig, read_config

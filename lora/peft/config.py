@@ -58,9 +58,7 @@ _INITS = ("gaussian", "orthogonal", "eva", "mica", "pissa")
 _INITS_OF_ANOTHER_BASE = ("pissa_niter_", "olora", "corda", "loftq", "lora_ga")
 
 
-# --------------------------------------------------------------------------------------------------
-# Readers: each returns the value of a field for PeftConfig, or raises a ValueError
-# --------------------------------------------------------------------------------------------------
+# Readers: each returns the value of a field for PeftConfig, or raises a ValueError.
 
 Reader = Callable[[Any], Any]
 
@@ -98,16 +96,15 @@ _names = _reader(
     "it is a list of names",
     tuple,
 )
-_index_list = _reader(
-    lambda v: all(_is_number(i, int) and i >= 0 for i in v),
-    "indices of layers are integers from 0 on",
-    tuple,
-)
 _bias = _reader(lambda v: v in get_args(Bias), f"it is one of {', '.join(get_args(Bias))}")
 
 
-def _indices(value: Any) -> Any:
-    return _index_list(value if isinstance(value, list) else [value])
+def _indices(value: Any) -> tuple[int, ...]:
+    """Read one index of a layer, or a list of such."""
+    listed = value if isinstance(value, list) else [value]
+    if not all(_is_number(each, int) and each >= 0 for each in listed):
+        raise ValueError("indices of layers are integers from 0 on")
+    return tuple(listed)
 
 
 def _expression(value: str, within: str = "{}") -> str:
@@ -130,6 +127,7 @@ def _name_expressions(value: Any) -> tuple[str, ...]:
 
 
 def _one_or_more_expressions(value: Any) -> tuple[str, ...]:
+    """Read one name that PEFT uses as an expression, perhaps an empty one, or several names."""
     listed = ([value] if value else []) if isinstance(value, str) else value
     return _name_expressions(listed)
 
@@ -156,11 +154,6 @@ def _init(value: Any) -> bool | str:
     if init not in _INITS:
         raise ValueError(f"it is one of {', '.join(_INITS)}")
     return str(init)
-
-
-# --------------------------------------------------------------------------------------------------
-# The configuration
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -220,7 +213,26 @@ class PeftConfig:
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
         hints = get_type_hints(cls, include_extras=True)
         readers: dict[str, Reader] = {name: hint.__metadata__[0] for name, hint in hints.items()}
-        problems = _unusable_fields(content, readers)
+        kind = content.get("peft_type", "LORA")
+        problems = [] if kind == "LORA" else [f"peft_type={kind!r:.60}; only LORA is implemented"]
+        for name, value in content.items():
+            is_off = value is None or value is False or value in ({}, [], "")
+            if is_off or name in readers or name in _WITHOUT_EFFECT:
+                continue
+            said = f"{name}={value!r:.100}"
+            if name in _NOT_IMPLEMENTED:
+                problems.append(
+                    f"{said} is not implemented ({_NOT_IMPLEMENTED[name]}); merge the adapter with "
+                    f"PEFT, and take the merged model"
+                )
+            else:
+                known = {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED}
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                problems.append(
+                    f"{said} is not known{hint}, and might change the result; if it does not, take "
+                    f"it out of the file"
+                )
         values: dict[str, Any] = {}
         for name, read in readers.items():
             if content.get(name) is None:
@@ -247,16 +259,9 @@ class PeftConfig:
 
     def as_json(self) -> str:
         """Return the content of the file: the fields that are set, and those that PEFT requires."""
-        content: dict[str, Any] = {
-            "peft_type": "LORA",
-            "task_type": None,
-            "inference_mode": True,
-        }
-        for name, value in asdict(self).items():
-            listed = list(value) if isinstance(value, tuple) else value
-            empty = isinstance(value, tuple) and not value and name != "target_modules"
-            content[name] = None if empty else listed
-        return json.dumps(content, indent=2) + "\n"
+        content = {"peft_type": "LORA", "task_type": None, "inference_mode": True, **asdict(self)}
+        unset = [n for n, value in content.items() if value == () and n != "target_modules"]
+        return json.dumps({**content, **dict.fromkeys(unset)}, indent=2) + "\n"
 
     @property
     def scaling(self) -> LoRAScaling:
@@ -276,29 +281,27 @@ class PeftConfig:
         return self.scaling.scale(self.alpha_of(layer), self.rank_of(layer))
 
     def targets_among(self, names: Iterable[str], linear: Collection[str]) -> dict[str, str]:
-        """Return the layers that have updates, in order, each with the pattern that finds it.
+        """Return those of the names that have updates, in order, with the pattern that finds each.
 
-        Args:
-            names: all names there are.
-            linear: those that "all-linear" stands for.
+        "all-linear" stands for the `linear` ones.
         """
-        found = {name: self._target(name, linear) for name in names}
-        return {
-            name: pattern
-            for name, pattern in found.items()
-            if pattern is not None
-            and not is_any_match(self.exclude_modules, name)
-            and not any(re.match(rf"(^|.*\.){p}($|\..*)", name) for p in self.modules_to_save)
-        }
+        found = {}
+        for name in names:
+            pattern = self._target(name, linear)
+            if pattern is None or is_any_match(self.exclude_modules, name):
+                continue
+            if not any(re.match(rf"(^|.*\.){p}($|\..*)", name) for p in self.modules_to_save):
+                found[name] = pattern
+        return found
 
     def _target(self, name: str, linear: Collection[str]) -> str | None:
         """Return the target that finds a name, whether it is excluded or not."""
         targets = self.target_modules
         if isinstance(targets, str):
-            found = (
-                name in linear if targets.lower() == ALL_LINEAR else is_match(targets, name, True)
+            is_all = targets.lower() == ALL_LINEAR
+            return (
+                targets if (name in linear if is_all else is_match(targets, name, True)) else None
             )
-            return targets if found else None
         if name in targets:  # a full name is found whatever its index
             return name
         if self.layers_to_transform and self._index(name) not in self.layers_to_transform:
@@ -309,8 +312,7 @@ class PeftConfig:
         """Return the index of the layer that a name belongs to, as in "model.layers.3.q_proj"."""
         before = [rf"(?:^|.*?\.){pattern}" for pattern in self.layers_pattern]
         for pattern in before or [r".*?\.[^.]*"]:
-            match = re.match(rf"{pattern}\.(?P<index>\d+)\.", name)
-            if match:
+            if match := re.match(rf"{pattern}\.(?P<index>\d+)\.", name):
                 return int(match["index"])
         return None
 
@@ -319,33 +321,9 @@ class PeftConfig:
         return [name for name in names if name.endswith(self.modules_to_save)]
 
     def is_saved(self, parameter: str) -> bool:
-        """Whether a parameter belongs to a module that was trained in full."""
+        """Tell whether a parameter belongs to a module that was trained in full."""
         parts = parameter.split(".")
         return bool(self.saved_modules(".".join(parts[:i]) for i in range(1, len(parts))))
-
-
-def _unusable_fields(content: Mapping[str, Any], readers: Collection[str]) -> list[str]:
-    """Return messages about fields that are set, and not implemented or not known."""
-    kind = content.get("peft_type", "LORA")
-    found = [] if kind == "LORA" else [f"peft_type={kind!r:.60}; only LORA is implemented"]
-    known = {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED}
-    for name, value in content.items():
-        is_off = value is None or value is False or value in ({}, [], "")
-        if is_off or name in readers or name in _WITHOUT_EFFECT:
-            continue
-        if name in _NOT_IMPLEMENTED:
-            found.append(
-                f"{name}={value!r:.100} is not implemented ({_NOT_IMPLEMENTED[name]}); merge the "
-                f"adapter with PEFT, and take the merged model"
-            )
-        else:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            found.append(
-                f"{name}={value!r:.100} is not known{hint}, and might change the result; if it "
-                f"does not, take it out of the file"
-            )
-    return found
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:

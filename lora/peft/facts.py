@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from lora.adapted_layer import AdaptedLayer
 from lora.frozen import strips
 from minigrad.core.tensor import Tensor
+from minigrad.progress import progress_bar
 
 Array = NDArray[Any]
+W = TypeVar("W")
 
 KEY = "minigrad-lora"
 """The name of the metadata entry, whose value is a string of JSON."""
@@ -98,10 +100,20 @@ class Facts:
                 f"the adapter again, or take that entry out"
             ) from None
 
-
-# --------------------------------------------------------------------------------------------------
-# Fingerprints
-# --------------------------------------------------------------------------------------------------
+    def base_problems(
+        self, weights: Mapping[str, W], fingerprint: Callable[[W], str], progress: bool
+    ) -> Iterator[str]:
+        """Yield the layers whose weights, given by name, are not those it was made on."""
+        known = [n for n in weights if n in self.layers and self.layers[n].base is not None]
+        for name in progress_bar(known, what="hash of the base", unit="layer", shown=progress):
+            found, fact = fingerprint(weights[name]), self.layers[name]
+            if found != fact.base:
+                four_bits = " in four bits" if fact.stored == "nf4" else ""
+                yield (
+                    f"another base: the weight of {name} has the sha256 {found[:12]}..., and the "
+                    f"adapter was made on {str(fact.base)[:12]}...{four_bits}; take that base, or "
+                    f"say check_base=False (--any-base) to take this one"
+                )
 
 
 def fingerprint(matrix: Array) -> str:
@@ -110,29 +122,20 @@ def fingerprint(matrix: Array) -> str:
     The hash is of the shape, as in "(768, 64)", and of the rows as float32 in C order,
     little-endian; or as float64, if float32 cannot store all of them.
     """
-    return fingerprint_of_rows(
-        matrix.shape, lambda: (matrix[rows] for rows in strips(matrix.shape))
-    )
+    return fingerprint_of_rows(matrix.shape, matrix.__getitem__)
 
 
-def fingerprint_of_rows(shape: tuple[int, ...], parts: Callable[[], Iterable[Array]]) -> str:
-    """Return the fingerprint of a matrix whose rows come in parts.
-
-    Args:
-        shape: of the matrix.
-        parts: a function that returns all parts anew, in order.
-    """
+def fingerprint_of_rows(shape: tuple[int, ...], read: Callable[[slice], Array]) -> str:
+    """Return the fingerprint of a matrix of a shape, of which `read` returns some rows."""
 
     def is_narrow(part: Array) -> bool:
-        if part.dtype.itemsize <= 4:
-            return True
         with np.errstate(over="ignore"):
-            return bool((part == part.astype(np.float32)).all())
+            return part.dtype.itemsize <= 4 or bool((part == part.astype(np.float32)).all())
 
-    dtype = "<f4" if all(map(is_narrow, parts())) else "<f8"
+    dtype = "<f4" if all(is_narrow(read(rows)) for rows in strips(shape)) else "<f8"
     found = hashlib.sha256(str(tuple(map(int, shape))).encode())
-    for part in parts():
-        found.update(np.ascontiguousarray(part, dtype).data)
+    for rows in strips(shape):
+        found.update(np.ascontiguousarray(read(rows), dtype).data)
     return found.hexdigest()
 
 
@@ -140,7 +143,4 @@ def fingerprint_of(layer: AdaptedLayer) -> str:
     """Return the fingerprint of the matrix of a layer; of one in NF4, of its decoded values."""
     if isinstance(layer.base_weight, Tensor):
         return fingerprint(layer.base_weight._data)
-    weight = layer.weight
-    return fingerprint_of_rows(
-        weight.shape, lambda: (weight.rows(strip) for strip in weight.strips())
-    )
+    return fingerprint_of_rows(layer.weight.shape, layer.weight.rows)

@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -26,15 +26,19 @@ from numpy.typing import DTypeLike, NDArray
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, find, replacing_together
-from minigrad.io.reader import Closing
+from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import from_stored, to_stored
 
 Array = NDArray[Any]
+V = TypeVar("V")
 
 WEIGHTS = "adapter_model.safetensors"
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The dtypes that the tensors of an adapter can have."""
+
+NO_FLOATS = f"and not of {', '.join(FLOATS)}"
+"""The end of a message about a tensor of another dtype."""
 
 PREFIX = "base_model.model."
 
@@ -45,7 +49,9 @@ _SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
 
 _LONGEST = 1000  # characters of a key; those of models have some tens
 
-_TRIES, _PAUSE = 50, 0.01  # seconds, to wait for a save that is moving its files into the folder
+# How often to look for the files of a save that is moving them into the folder, how many of these
+# looks may find neither of the two, and the seconds between two looks.
+_TRIES, _LOOKS, _PAUSE = 50, 5, 0.01
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 
@@ -58,17 +64,24 @@ _PARTS = {
 }
 
 
-def key_of(layer: str, part: str, is_embedding: bool) -> str:
-    """Return PEFT's key of a part of an update."""
-    wanted = part, is_embedding and part != MAGNITUDE
-    ending = next(ending for ending, found in _PARTS.items() if found == wanted)
-    return f"{PREFIX}{layer}.{ending}"
+def by_key(
+    updates: Mapping[str, Mapping[str, V]], full: Mapping[str, V], embeddings: Collection[str]
+) -> dict[str, V]:
+    """Return the contents of an adapter by PEFT's keys.
 
-
-def key_of_parameter(name: str, has_update: bool) -> str:
-    """Return PEFT's key of a parameter that is trained in full, by its name in the model."""
-    layer, _, last = name.rpartition(".")
-    return f"{PREFIX}{layer}.base_layer.{last}" if has_update else PREFIX + name
+    The updates are given by the names of their layer and part, the layers among them that are
+    embeddings apart, and what is trained in full by its name in the model.
+    """
+    endings = {part: ending for ending, part in _PARTS.items()}
+    found = {}
+    for layer, parts in updates.items():
+        for part, value in parts.items():
+            is_embedding = layer in embeddings and part != MAGNITUDE
+            found[f"{PREFIX}{layer}.{endings[part, is_embedding]}"] = value
+    for name, value in full.items():
+        layer, _, last = name.rpartition(".")
+        found[PREFIX + (f"{layer}.base_layer.{last}" if layer in updates else name)] = value
+    return found
 
 
 def _parameter_of(key: str) -> str:
@@ -96,9 +109,6 @@ class StoredLayer:
 class AdapterFolder(Closing):
     """The files of an adapter. `with AdapterFolder(path) as folder:` closes them at the end.
 
-    Args:
-        path: the folder.
-
     Attributes:
         path: the folder.
         config: the content of `adapter_config.json`.
@@ -106,6 +116,7 @@ class AdapterFolder(Closing):
         layers: the updates in the file, by the names of the layers.
         whole: the keys of parameters that were trained in full, by their names in the model.
         repeated: the keys under which PEFT repeats biases of modules that were trained in full.
+        tensors: the name, dtype and shape of each tensor, by key.
 
     Raises:
         FileNotFoundError: if one of the two files is not there.
@@ -114,7 +125,6 @@ class AdapterFolder(Closing):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        _check_files(self.path, may_be_moving=True)
         self.config, self._file = _open(self.path)
         try:
             for key in self._file:  # others could control a terminal, or stall expressions
@@ -127,13 +137,9 @@ class AdapterFolder(Closing):
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
-        self.layers: dict[str, StoredLayer] = {}
+        self.tensors: Mapping[str, TensorInfo] = self._file.tensors
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
-        self._sort_keys()
-
-    def _sort_keys(self) -> None:
-        """Assign every key to a layer, to a parameter that was trained in full, or to neither."""
         updates: dict[str, dict[str, str]] = {}
         embeddings = set()
         for key in sorted(self._file):
@@ -148,12 +154,13 @@ class AdapterFolder(Closing):
                 self.repeated.append(key)
             else:
                 self.whole[_parameter_of(key)] = key
-        for name, keys in updates.items():
-            scale = self.config.scale_of(name)
-            self.layers[name] = StoredLayer(name, keys, name in embeddings, scale)
+        self.layers = {
+            name: StoredLayer(name, keys, name in embeddings, self.config.scale_of(name))
+            for name, keys in updates.items()
+        }
 
     def _is_repeated(self, key: str) -> bool:
-        """Whether a bias belongs to a module trained in full, and PEFT has written it before."""
+        """Tell whether a bias is of a module trained in full, and PEFT has written it before."""
         if self.config.bias != "all" or not key.endswith(".bias"):
             return False
         shortened = (
@@ -162,20 +169,37 @@ class AdapterFolder(Closing):
         return any(each != key and each in self.tensors for each in shortened)
 
     def is_meant(self, key: str) -> bool:
-        """Whether the configuration says that a parameter was trained in full."""
+        """Tell whether the configuration says that a parameter was trained in full."""
         name = _parameter_of(key)
         is_bias = self.config.bias != "none" and name.endswith(".bias")
         return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """The name, dtype and shape of each tensor, by key."""
-        return self._file.tensors
 
     def scale(self, layer: StoredLayer) -> float:
         """Return the scale of a layer by the metadata, or if they lack it by the configuration."""
         facts = self.facts.layers.get(layer.name)
         return layer.scale if facts is None else facts.scale
+
+    def read(self, key: str, dtype: DTypeLike | None = None) -> Array:
+        """Return a tensor; bfloat16 is widened to float32."""
+        return self._file.read(key, dtype)
+
+    def dtype_problem(self, key: str) -> str:
+        """Say that a tensor is of no dtype that an adapter can have; empty if it is of one."""
+        dtype = self.tensors[key].dtype
+        return "" if dtype in FLOATS else f"is of {dtype}, {NO_FLOATS}"
+
+    def is_same(self, key: str, array: Array) -> bool:
+        """Tell whether a tensor has the shape and, in its dtype, the elements of an array."""
+        is_like = self.tensors[key].shape == array.shape and not self.dtype_problem(key)
+        return is_like and np.array_equal(self.read(key, array.dtype), array)
+
+    def tensor_problems(self, key: str, shape: tuple[int, ...], source: str) -> Iterator[str]:
+        """Yield why a tensor cannot be one of the shape that a model or a base, `source`, has."""
+        own = self.tensors[key].shape
+        if own != shape:
+            yield f"mis-shaped: {key} is {own} in the file, and {shape} {source}"
+        if problem := self.dtype_problem(key):
+            yield f"unusable: {key} {problem}"
 
     def lost_scales(self) -> Iterator[tuple[str, float, float]]:
         """Yield layers whose scale differs between configuration and metadata, and both scales."""
@@ -184,9 +208,16 @@ class AdapterFolder(Closing):
             if not math.isclose(scale, facts.scale, rel_tol=_SAME):
                 yield name, scale, facts.scale
 
-    def read(self, key: str, dtype: DTypeLike | None = None) -> Array:
-        """Return a tensor; bfloat16 is widened to float32."""
-        return self._file.read(key, dtype)
+    def scale_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield layers with updates whose scale was changed since the save, and what is wrong."""
+        for name, scale, saved in self.lost_scales():
+            if name in self.layers:
+                yield (
+                    name,
+                    f"the scale is {scale:g} by the configuration, and was {saved:g} when it was "
+                    f"saved, by the metadata of {WEIGHTS}; one of the files has been changed, so "
+                    f"put the other back, and assign layer.scale after loading",
+                )
 
     def close(self) -> None:
         """Close the files."""
@@ -195,12 +226,14 @@ class AdapterFolder(Closing):
 
 def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
     """Return the configuration and the tensors of one save, even while another one is going on."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
 
     def identity() -> tuple[int, ...]:
         found = find(path, CONFIG).stat()
         return found.st_ino, found.st_mtime_ns, found.st_size
 
-    for _ in range(_TRIES):
+    for left in reversed(range(_TRIES)):
         file = None
         try:
             before = identity()
@@ -208,37 +241,24 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
             file = TensorFile(find(path, WEIGHTS))
             if identity() == before:
                 return config, file
-        except FileNotFoundError:  # it was moved into the folder between two looks
-            pass
+        except FileNotFoundError:  # it was moved into the folder between two looks, or is not there
+            missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
+            # Both may be on their way between two looks, but not for many looks.
+            if (len(missing) == 2 and left < _TRIES - _LOOKS) or (missing and not left):
+                message = (
+                    f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no "
+                    f"folder of an adapter, or one whose saving was broken off"
+                )
+                if (path / "adapter_model.bin").is_file():
+                    message += (
+                        "; adapter_model.bin is a pickle, which can run any code, and is not read: "
+                        "load it with PEFT, and save it with safe_serialization=True"
+                    )
+                raise FileNotFoundError(message) from None
         if file is not None:
             file.close()
         time.sleep(_PAUSE)
-    _check_files(path, may_be_moving=False)
     raise FileNotFoundError(f"{os.fspath(path)!r} is written again and again; wait, or copy it")
-
-
-def _check_files(path: Path, may_be_moving: bool) -> None:
-    """Raise an error if there are no two files; a save may be moving one of them just now."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
-    missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
-    if missing and (len(missing) == 2 or not may_be_moving):
-        pickled = (path / "adapter_model.bin").is_file()
-        raise FileNotFoundError(
-            f"{os.fspath(path)!r} has no {' and no '.join(missing)} in it, so it is no folder of "
-            f"an adapter, or one whose saving was broken off"
-            + (
-                "; adapter_model.bin is a pickle, which can run any code, and is not read: load it "
-                "with PEFT, and save it with safe_serialization=True"
-                if pickled
-                else ""
-            )
-        )
-
-
-# --------------------------------------------------------------------------------------------------
-# Writing
-# --------------------------------------------------------------------------------------------------
 
 
 def write_folder(
@@ -278,11 +298,7 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> list[TensorInfo]:
-    """Return the descriptions of the tensors as they will be in a file.
-
-    Raises:
-        ValueError: for the reasons of `write_folder`.
-    """
+    """Describe the tensors as they will be in a file; raise an error as `write_folder` does."""
     infos = [TensorInfo(k, dtype or each.dtype.name, each.shape) for k, each in tensors.items()]
     for info in infos:
         check_dtype(info.dtype)
@@ -292,17 +308,14 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
             f"{', '.join(broken)} would have NaN or Inf in the file; mend the adapter, or take an "
             f"earlier one"
         )
-    beyond = [
-        f"{info.name} in {info.dtype}"
-        for info in infos
-        if not is_finite_in(tensors[info.name], info.dtype)
-    ]
+    beyond = [info for info in infos if not is_finite_in(tensors[info.name], info.dtype)]
     if beyond:
-        raise ValueError(f"{', '.join(beyond)} would be Inf; save in bfloat16 or float32")
+        names = ", ".join(f"{info.name} in {info.dtype}" for info in beyond)
+        raise ValueError(f"{names} would be Inf; save in bfloat16 or float32")
     return infos
 
 
 def is_finite_in(array: Array, dtype: str) -> bool:
-    """Whether the finite elements of an array stay finite when they are rounded to a dtype."""
+    """Tell whether the finite elements of an array stay finite when they are rounded to a dtype."""
     rounded = from_stored(to_stored(array, dtype), dtype)
     return bool(np.isfinite(rounded)[np.isfinite(array)].all())

@@ -7,7 +7,7 @@ model say which tensors there must be, and each tensor of the file must be one o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,8 @@ from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.frozen import FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
-from lora.peft.checking import model_problems
-from lora.peft.facts import LayerFacts
-from lora.peft.folder import FLOATS, AdapterFolder, key_of, key_of_parameter
+from lora.peft.facts import fingerprint_of
+from lora.peft.folder import PREFIX, AdapterFolder, by_key
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
@@ -80,52 +79,86 @@ def _plan(
     progress: bool,
 ) -> Plan:
     """Return the attachment of the adapter, with its values."""
-    targets = _targets(model, files)
-    mismatch = f"{os.fspath(files.path)!r} does not go with the model"
+    path, config = os.fspath(files.path), files.config
+    linear, tables = candidates(model)
+    order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
+    found = config.targets_among(order, linear)
+    if not found:
+        raise ValueError(
+            f"{path!r} is of another model: its target_modules {config.target_modules!r:.200} are "
+            f"none of the layers {', '.join(order) or '(none)'}; it has updates of "
+            f"{', '.join(files.layers) or 'none'}"
+        )
+    targets = [
+        Target(name, pattern, config.rank_of(name), config.alpha_of(name))
+        for name, pattern in found.items()
+    ]
     try:
         plan = Plan(model, _config(model, files, targets), rng, targets)
     except ValueError as error:
-        raise ValueError(f"{mismatch}: {error}") from error
-    parameters = _parameters(plan)
-    problems = list(model_problems(files, model, plan, parameters, check_base, progress))
-    values: dict[str, Array] = {}
-    for key, parameter in parameters.items():
-        info = files.tensors.get(key)
-        if info is None or info.shape != parameter.shape or info.dtype not in FLOATS:
-            continue
-        with np.errstate(over="ignore"):
-            values[key] = files.read(key, parameter.dtype)
-        if not np.isfinite(values[key]).all():
-            problems.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
-    if problems:
-        raise ValueError(f"{mismatch}; nothing was changed:\n  " + "\n  ".join(problems))
-    for key, parameter in parameters.items():
-        parameter.data = values[key]
+        raise ValueError(f"{path!r} does not go with the model: {error}") from error
+    _set_parameters(plan, model, files, check_base, progress)
     plan.seed = files.facts.seed
-    for name, update in progress_bar(
-        plan.updates.items(), what="load", unit="layer", shown=progress
-    ):
-        facts = files.facts.layers.get(name) or LayerFacts(files.config.scale_of(name))
-        update.scale = facts.scale
-        if facts.dropout is not None:
+    bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
+    for name, update in bar:
+        layer, facts = files.layers[name], files.facts.layers.get(name)
+        update.scale = files.scale(layer)
+        if facts is not None and facts.dropout is not None:
             update.dropout = facts.dropout
-        layer = plan.layers[name]
-        set_pissa_start(update, files, layer.weight, isinstance(layer, LoRAEmbedding))
+        set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
     return plan
 
 
-def _parameters(plan: Plan) -> Mapping[str, Parameter]:
-    """Return the parameters that need a value from the file, by key."""
-    found: dict[str, Parameter] = {}
-    for name, update in plan.updates.items():
-        is_embedding = isinstance(plan.layers[name], LoRAEmbedding)
-        for part, parameter in update.contents():
-            if isinstance(parameter, Parameter):
-                found[key_of(name, part, is_embedding)] = parameter
-    for copy in plan.copies:
-        has_update = copy.name.rpartition(".")[0] in plan.updates
-        found[key_of_parameter(copy.name, has_update)] = copy.own
-    return found
+def _set_parameters(
+    plan: Plan, model: Module, files: AdapterFolder, check_base: bool, progress: bool
+) -> None:
+    """Give the parameters of a plan the values of the file, after checking all of it."""
+    parameters: dict[str, Parameter] = by_key(
+        {
+            name: {part: each for part, each in update.contents() if isinstance(each, Parameter)}
+            for name, update in plan.updates.items()
+        },
+        {copy.name: copy.own for copy in plan.copies},
+        [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)],
+    )
+    values: dict[str, Array] = {}
+    problems, broken = [], []
+    for key, parameter in parameters.items():
+        if key not in files.tensors:
+            problems.append(f"missing: {key} {parameter.shape}")
+            continue
+        source = "by its configuration and the model"
+        unfit = list(files.tensor_problems(key, parameter.shape, source))
+        problems += unfit
+        if not unfit:
+            with np.errstate(over="ignore"):
+                values[key] = files.read(key, parameter.dtype)
+            if not np.isfinite(values[key]).all():
+                broken.append(f"not finite: {key} has NaN or Inf in it, in {parameter.dtype}")
+    own = dict(parameters_in_use(model))
+    for key in files.tensors:
+        if key in parameters or key in files.repeated:
+            continue
+        # PEFT may write the weights of embeddings and of the head, adapted or not; these must be
+        # those that the model has.
+        name = key.removeprefix(PREFIX)
+        adapted = plan.layers.get(name.removesuffix(".weight").removesuffix(".base_layer"))
+        stored = None if adapted is None else getattr(adapted.base_weight, "_data", None)
+        if stored is not None and key.endswith(".weight"):
+            if not files.is_same(key, stored):
+                problems.append(f"another base: {key} is not the weight that the model has")
+        elif name not in own or not files.is_same(key, own[name].data):
+            problems.append(f"unexpected: {key} {files.tensors[key].shape}")
+    problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
+    if check_base:
+        problems += files.facts.base_problems(plan.layers, fingerprint_of, progress)
+    if problems or broken:
+        raise ValueError(
+            f"{os.fspath(files.path)!r} does not go with the model; nothing was changed:\n  "
+            + "\n  ".join([*problems, *broken])
+        )
+    for key, value in values.items():
+        parameters[key].data = value
 
 
 def set_pissa_start(
@@ -142,33 +175,6 @@ def set_pissa_start(
         update.start = Parameter(first.a, False, dtype), Parameter(first.b, False, dtype)
 
 
-# --------------------------------------------------------------------------------------------------
-# Which layers, and a configuration for them
-# --------------------------------------------------------------------------------------------------
-
-
-def _targets(model: Module, files: AdapterFolder) -> list[Target]:
-    """Return the layers of the model that have updates.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    linear, tables = candidates(model)
-    order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
-    config = files.config
-    found = config.targets_among(order, linear)
-    if not found:
-        raise ValueError(
-            f"{os.fspath(files.path)!r} is of another model: its target_modules "
-            f"{config.target_modules!r:.200} are none of the layers {', '.join(order) or '(none)'}"
-            f"; it has updates of {', '.join(files.layers) or 'none'}"
-        )
-    return [
-        Target(name, pattern, config.rank_of(name), config.alpha_of(name))
-        for name, pattern in found.items()
-    ]
-
-
 def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> LoRAConfig:
     """Return a configuration for these layers, with the patterns of the file if they fit here."""
     theirs = files.config
@@ -177,6 +183,11 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     biased = {layer for layer, _, last in parts if last == "bias"}
     if theirs.bias == "lora_only":
         biased &= {target.name for target in targets}
+    inside = tuple(f"{target.name}." for target in targets)
+    outside = [name for name in names if not name.startswith(inside)]
+    saved = theirs.saved_modules(outside)
+    useful = [p for p in theirs.modules_to_save if any(is_any_match((p,), n) for n in outside)]
+    are_saved_by_useful = [n for n in outside if is_any_match(useful, n)] == saved
     inits = ("gaussian", "orthogonal", "pissa")
     init = str(theirs.init_lora_weights)
     config = LoRAConfig(
@@ -188,7 +199,7 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
         rank_pattern={exact_key(t.name): t.rank for t in targets if t.rank != theirs.r},
         alpha_pattern={exact_key(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha},
         bias=theirs.bias if biased else "none",
-        modules_to_save=_modules_to_save(files, names, targets),
+        modules_to_save=useful if are_saved_by_useful else saved,
         init=init if init in inits else "kaiming",  # PEFT's default
         use_dora=theirs.use_dora,
         dora_norm_gradient=theirs.use_dora and files.facts.dora_norm_gradient,
@@ -207,15 +218,3 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     except ValueError:  # a pattern matches nothing here, or finds more by the matching of `attach`
         return config
     return same if meant == [(t.name, t.rank, t.alpha) for t in targets] else config
-
-
-def _modules_to_save(
-    files: AdapterFolder, names: Sequence[str], targets: Sequence[Target]
-) -> tuple[str, ...]:
-    """Return the modules that are trained in full, by the patterns of the file if they fit here."""
-    inside = tuple(f"{target.name}." for target in targets)
-    outside = [name for name in names if not name.startswith(inside)]
-    saved = files.config.saved_modules(outside)
-    patterns = files.config.modules_to_save
-    useful = tuple(p for p in patterns if any(is_any_match((p,), name) for name in outside))
-    return useful if [n for n in outside if is_any_match(useful, n)] == saved else tuple(saved)

@@ -1,19 +1,47 @@
-"""save: an adapter of a model, to a folder that PEFT can read."""
+"""save: an adapter of a model, to a folder that PEFT can read.
+
+What PEFT's format cannot express is converted to what it can, with equal outputs. A scale that does
+not follow from alpha and the rank becomes an alpha, by layer where it must. PiSSA's update, which
+is a difference to its first factors, becomes one of twice the rank over the original base. A layer
+without a magnitude, beside others with one, gets the magnitude that changes nothing.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from lora.adapter import DEFAULT
-from lora.attachment.state import attached_layers, required_attachment
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.adapted_layer import AdaptedLayer
+from lora.adapter import DEFAULT, Adapter
+from lora.attachment.state import (
+    Attached,
+    Attachment,
+    attached_layers,
+    parameters_in_use,
+    required_attachment,
+)
+from lora.config import Bias
+from lora.embedding import LoRAEmbedding
 from lora.frozen import DenseMatrix
+from lora.patterns import exact, exact_key
+from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
-from lora.peft.folder import check_tensors, write_folder
-from lora.peft.to_peft import config_of, full_parameters_of, tensors_of, updates_of
+from lora.peft.folder import MAGNITUDE, A, B, by_key, check_tensors, write_folder
+from lora.scaling import LoRAScaling
 from minigrad import __version__
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
+
+Array = NDArray[Any]
+
+_SAME = 1e-12  # relative: what alpha / rank may differ from a scale by, which is rounding
 
 
 def save(
@@ -52,23 +80,183 @@ def save(
     attached = record.get(adapter)
     in_place = attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
-    updates = updates_of(layers, adapter)
-    tensors = tensors_of(updates, full_parameters_of(model, record, adapter, updates))
+    updates = {name: layer.adapters[adapter] for name, layer in layers.items()}
+    parts = _parts_of(layers, updates)
+    full = _full_parameters_of(model, record, attached)
+    embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
+    tensors = by_key(parts, full, embeddings)
     check_tensors(tensors, dtype)  # before the hashes, which take longer
-    config = config_of(model, attached, updates)
-    config = replace(config, base_model_name_or_path=base_model)
+    config = replace(
+        _config_of(model, attached, updates, parts), base_model_name_or_path=base_model
+    )
     mixed = len({update.dropout for update in updates.values()}) > 1
+    bar = progress_bar(layers.items(), what="hash of the base", unit="layer", shown=progress)
     layer_facts = {
         name: LayerFacts(
-            updates[name].scale,
+            abs(float(updates[name].scale)),
             fingerprint_of(layer),
             "dense" if isinstance(layer.weight, DenseMatrix) else "nf4",
             float(updates[name].dropout) if mixed else None,
         )
-        for name, layer in progress_bar(
-            layers.items(), what="hash of the base", unit="layer", shown=progress
-        )
+        for name, layer in bar
     }
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     seed = attached.seed if seed is None else seed
     write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
+
+
+def _parts_of(
+    layers: Mapping[str, AdaptedLayer], updates: Mapping[str, Adapter]
+) -> dict[str, dict[str, Array]]:
+    """Return A, B and perhaps a magnitude of each layer, whose scale must be one of some alpha."""
+    with_magnitude = any(update.lora_magnitude is not None for update in updates.values())
+    found = {}
+    for name, update in updates.items():
+        scale = update.scale
+        if scale == 0 or not math.isfinite(scale):
+            raise ValueError(
+                f"{name}: the scale is {float(scale)}, and a file cannot store such an update; "
+                f"assign another to layer.scale"
+            )
+        a, b = (factor.data for factor in update.factors())
+        parts = {A: a, B: b if scale > 0 else -b}  # alpha is positive, so B gets the sign
+        if update.lora_magnitude is not None:
+            parts[MAGNITUDE] = update.lora_magnitude.data
+        elif with_magnitude:
+            parts[MAGNITUDE] = update.norms(layers[name].weight)
+        found[name] = parts
+    return found
+
+
+def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:
+    """Return the parameters that an adapter trains in full, by their names in the model.
+
+    A sum of adapters may have the biases of some layers only. PEFT's fields say the same of all
+    layers, so the file gets the biases of the model for the others.
+    """
+    found = {copy.name: copy.own.data for copy in attached.copies}
+    bias = _bias_of(attached)
+    if bias != "none":
+        every = [copy for each in record.adapters.values() for copy in each.copies]
+        originals = {copy.name: copy.original for copy in every}
+        for name, parameter in parameters_in_use(model):
+            layer, _, last = name.rpartition(".")
+            if last == "bias" and (bias == "all" or layer in attached.layers) and name not in found:
+                found[name] = originals.get(name, parameter).data
+    return found
+
+
+def _bias_of(attached: Attached) -> Bias:
+    """Return the value of the field `bias`: which biases are trained."""
+    layers = {copy.name.rpartition(".")[0] for copy in attached.copies if copy.reason == "bias"}
+    if not layers:
+        return "none"
+    if attached.config is not None:
+        return attached.config.bias
+    return "lora_only" if layers <= set(attached.layers) else "all"
+
+
+def _config_of(
+    model: Module,
+    attached: Attached,
+    updates: Mapping[str, Adapter],
+    parts: Mapping[str, Mapping[str, Array]],
+) -> PeftConfig:
+    """Return the configuration, with the adapter's own patterns where PEFT reads them the same."""
+    asked = attached.config
+    modules = dict(model.named_modules())
+    adapted = [name for name, module in modules.items() if isinstance(module, AdaptedLayer)]
+    inside = tuple(f"{name}." for name in {*adapted, *updates})
+    # The modules of the model as it was without adapters.
+    names = [name for name in modules if name and not name.startswith(inside)]
+    dropouts = {update.dropout for update in updates.values()}
+    rslora = {update.scaling for update in updates.values()} == {LoRAScaling.RSLORA}
+    scaling = LoRAScaling.RSLORA if rslora else LoRAScaling.STANDARD
+    ranks = {name: len(each[A]) for name, each in parts.items()}
+    scales = {name: abs(float(update.scale)) for name, update in updates.items()}
+    alphas: dict[str, float] = {}
+    for name, rank in ranks.items():  # alpha is an integer if it is one but for rounding
+        alpha = scaling.alpha(scales[name], rank)
+        near = round(alpha)
+        is_near = near and math.isclose(scaling.scale(near, rank), scales[name], rel_tol=_SAME)
+        alphas[name] = near if is_near else alpha
+    r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
+    config = PeftConfig(
+        exact(list(updates), names),
+        r=int(r),
+        lora_alpha=alpha,
+        lora_dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
+        use_rslora=rslora,
+        use_dora=any(MAGNITUDE in each for each in parts.values()),
+        rank_pattern={exact_key(n): value for n, value in ranks.items() if value != r},
+        alpha_pattern={exact_key(n): value for n, value in alphas.items() if value != alpha},
+        bias=_bias_of(attached),
+        modules_to_save=_modules_to_save(modules, names, attached),
+        init_lora_weights=asked.init if asked is not None and asked.init == "gaussian" else True,
+    )
+    if asked is None:
+        return config
+    if asked.targets != "all-linear":  # which PEFT itself resolves, since its meaning varies
+        targets, exclude = (
+            patterns if isinstance(patterns, str) else tuple(patterns)
+            for patterns in (asked.targets, asked.exclude)
+        )
+        layers = asked.layers_to_transform
+        changed = replace(
+            config,
+            target_modules=targets,
+            exclude_modules=exclude,
+            layers_to_transform=() if layers is None else tuple(np.atleast_1d(layers).tolist()),
+            layers_pattern=tuple(asked.layers_pattern),
+        )
+        is_readable = isinstance(targets, tuple) or not changed.layers_to_transform
+        if is_readable and changed.targets_among(names, ()).keys() == updates.keys():
+            config = changed
+
+    def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
+        return int(alpha) if float(alpha).is_integer() else float(alpha)
+
+    changed = replace(
+        config,
+        r=asked.rank,
+        lora_alpha=plain(asked.alpha),
+        rank_pattern=dict(asked.rank_pattern),
+        alpha_pattern={key: plain(alpha) for key, alpha in asked.alpha_pattern.items()},
+    )
+    # PEFT sorts the patterns when it saves them again, and the first that matches counts.
+    ordered = replace(
+        changed,
+        rank_pattern=dict(sorted(changed.rank_pattern.items())),
+        alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
+    )
+    means_the_same = all(
+        each.rank_of(name) == rank
+        and math.isclose(each.scale_of(name), scales[name], rel_tol=_SAME)
+        for name, rank in ranks.items()
+        for each in (changed, ordered)
+    )
+    return changed if means_the_same else config
+
+
+def _modules_to_save(
+    modules: Mapping[str, Module], names: Sequence[str], attached: Attached
+) -> tuple[str, ...]:
+    """Return the modules trained in full, which PEFT must find by the ends of their names."""
+    saved = [copy.name for copy in attached.copies if copy.reason == "modules_to_save"]
+    if not saved:
+        return ()
+    asked = () if attached.config is None else tuple(attached.config.modules_to_save)
+    owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in saved))
+    for patterns in (asked or owners, owners):
+        found = {
+            name
+            for module in PeftConfig((), modules_to_save=patterns).saved_modules(names)
+            for name, _ in modules[module].named_parameters(module)
+        }
+        if found == set(saved):
+            return patterns
+    raise ValueError(
+        f"PEFT finds modules that are trained in full by the ends of their names, so it would not "
+        f"train {', '.join(owners)} alone, but {', '.join(sorted(found - set(saved)))} too; "
+        f"rename them in the model, or save the others too"
+    )

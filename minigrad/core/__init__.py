@@ -4,12 +4,11 @@ It knows no op and no layer. In reading order:
 
     tensor       an array, and its node in the graph
     op           an op: its forward, and a vector-Jacobian product (VJP) for each input
-    codegen      the call of an op, as a function written for that op
+    codegen      the call of an op, as a function written for that op; the dtype of its result
     node         the graph, and the order in which a backward pass visits it
     backward     the backward pass
     checkpoint   forgetting what a part of the forward pass saved, and running it again
     grad_mode    whether this thread records a graph
     observers    watching what happens, for diagnostics and pictures
-    dtypes       the dtype in which inputs compute together
     blocked_sum  sums of many rows that keep their digits
 """

@@ -28,13 +28,12 @@ from __future__ import annotations
 
 import inspect
 import linecache
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from minigrad.core.dtypes import FLOAT32, FLOAT64, common_float
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor, as_array
@@ -65,6 +64,9 @@ def taken_over(op: OpLike, given: Sequence[Any]) -> Any:
     data = (value._data if isinstance(value, Tensor) else value for value in given)
     return next(value for value in data if isinstance(value, StandIn)).result_of(op, given)
 
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
 
 FILENAME_PREFIX = "<the call of "
 """The beginning of the file names under which Python knows the texts of calls."""
@@ -198,9 +200,12 @@ def write(op: OpLike) -> tuple[str, Callable[..., Tensor]]:
     return text, namespace[name]
 
 
-def on_sequence(op: OpLike, arrays: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
+def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
     """Call an op whose inputs are the elements of one sequence, with the same steps."""
-    arrays = list(arrays)
+    bound = op.signature.bind(*args, **options)
+    bound.apply_defaults()
+    options = dict(bound.arguments)
+    arrays = list(options.pop(op.parameters[0]))
     tensors = [value if isinstance(value, Tensor) else None for value in arrays]
     data: Sequence[Any] = [value._data if isinstance(value, Tensor) else value for value in arrays]
     found = any(tensor is not None for tensor in tensors)
@@ -262,13 +267,8 @@ def agree(
     """Return the inputs of `op` at `argnums`, converted to one float dtype.
 
     It is the common dtype of the Tensors and arrays of floats that have dimensions, or else of the
-    Tensors without: numbers, 0-d arrays, lists of numbers and integers never promote.
-
-    Args:
-        op: the op.
-        argnums: the positions of these inputs among its parameters.
-        values: the inputs, with arrays for the Tensors.
-        given: the inputs as they were passed.
+    Tensors without: numbers, 0-d arrays, lists of numbers and integers never promote. `given` are
+    the inputs as they were passed, `values` the same with arrays for the Tensors.
     """
     for value in values:
         if (
@@ -303,6 +303,16 @@ def agree(
         # From the list itself, which may have more digits than float32.
         arrays = {i: as_array(agreed[i], target) for i in arrays}
     return [arrays.get(i, value) for i, value in enumerate(agreed)]
+
+
+def common_float(arrays: Sequence[Any]) -> np.dtype[Any] | None:
+    """Return the float dtype in which arrays compute together, or None if none has floats.
+
+    Those with dimensions decide; 0-d arrays do only where there are no others.
+    """
+    floats = [x for x in arrays if x.dtype.kind == "f"]
+    dtypes = {x.dtype for x in floats if x.ndim} or {x.dtype for x in floats}
+    return np.result_type(*dtypes) if dtypes else None
 
 
 def as_floats(op: OpLike, value: Any) -> Any:
@@ -384,24 +394,17 @@ NUMBERS = {float, int, bool}
 _NO_DEFAULT = inspect.Parameter.empty
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
-_NAMESPACE = {
-    "_Node": Node,
-    "_Tensor": Tensor,
+_SERVING = (
+    *(Node, StandIn, Tensor, np.ndarray),
+    *(agree, as_floats, as_output, demoted, explained, shape, taken_over, view, without_vjp),
+)
+
+_NAMESPACE: dict[str, Any] = {
+    **{f"_{each.__name__}": each for each in _SERVING},
     "_FLOAT32": FLOAT32,
-    "_NUMBERS": NUMBERS,
     "_FLOAT64": FLOAT64,
-    "_agree": agree,
-    "_as_floats": as_floats,
-    "_as_output": as_output,
+    "_NUMBERS": NUMBERS,
     "_clock": clock,
-    "_demoted": demoted,
-    "_explained": explained,
     "_mode": mode,
-    "_ndarray": np.ndarray,
     "_new": object.__new__,
-    "_shape": shape,
-    "_StandIn": StandIn,
-    "_taken_over": taken_over,
-    "_view": view,
-    "_without_vjp": without_vjp,
 }

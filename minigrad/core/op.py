@@ -29,14 +29,14 @@ Three kinds of ops need more than that:
 
 An op also says what the instruments cannot find out: `cost`, the FLOPs of a kernel, and hints for
 results that are not finite. All else they find in its block: the FLOPs of a VJP, for example, by
-running it (see `minigrad.diagnostics.receipt.sketch`). So no other file needs to know an op.
+running it (see `minigrad.diagnostics.cost_receipt.costs`). So no other file needs to know an op.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
@@ -53,7 +53,6 @@ P = ParamSpec("P")
 OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. An op that you define is a function of yours, and not listed."""
 
-
 _RENAMED = {
     "rule": "vjp",
     "joint_rule": "joint_vjp",
@@ -63,6 +62,9 @@ _RENAMED = {
     "position": "argnum",
 }
 """Names of version 0.1 and the ones that they have now."""
+
+_RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
+"""Names with a meaning of their own in a VJP."""
 
 
 class VJP:
@@ -124,11 +126,7 @@ class Op(Generic[P]):
         signature: the forward's parameters, inputs and options alike.
         parameters: their names.
         vjps: `(argnum, vjp)` for each input that the op can be differentiated by.
-        composition: for a fused op, the same function written in other ops.
-        replayed: whether derivatives of higher order come from the composition.
-        floats: whether it is a function of floats, and computes with floats also of integers.
-        returns_residuals: whether the forward returns a pair, the result and a value for the VJPs.
-        cost, shape, product, fresh, nonfinite_hint, gradient_hint: as given to `op`.
+        composition, replayed, ..., gradient_hint: the properties that were given to `op`.
         known_flops: the FLOPs of calls and VJPs that were found, by signature, for receipts.
         plain: whether every input has a VJP of its own.
         takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
@@ -161,13 +159,7 @@ class Op(Generic[P]):
         self.vjps: list[tuple[int, VJP]] = []
         self.signature = inspect.signature(forward)
         for name, parameter in self.signature.parameters.items():
-            if name.startswith("_") or name in (
-                "g",
-                "out",
-                "argnum",
-                "residuals",
-                "needs_input_grad",
-            ):
+            if name.startswith("_") or name in _RESERVED:
                 raise ValueError(f"a parameter of an op cannot be named {name!r}")
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise ValueError(
@@ -181,10 +173,9 @@ class Op(Generic[P]):
         self.__doc__ = forward.__doc__
         self.__module__ = forward.__module__
         self.__wrapped__ = forward
-        for function in _functions(self.cost, self.shape, self.nonfinite_hint):
-            self._check_names(function, "out")
-        for function in _functions(self.gradient_hint):
-            self._check_names(function, "out", "g", "gradient")
+        for asked in (self.cost, self.shape, self.nonfinite_hint):
+            self._check_names(asked, "out")
+        self._check_names(self.gradient_hint, "out", "g", "gradient")
 
     def __deepcopy__(self, memo: Any) -> Op[P]:
         return self  # an op is a function: a copy of a model uses the same
@@ -210,14 +201,6 @@ class Op(Generic[P]):
     # VJPs
     # ----------------------------------------------------------------------------------------------
 
-    @overload
-    def vjp(
-        self, name: str, *, cost: Cost | None = None
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
-    @overload
-    def vjp(
-        self, name: str, derivative: Callable[..., Any], *, cost: Cost | None = None
-    ) -> Callable[..., Any]: ...
     def vjp(
         self,
         name: str,
@@ -250,8 +233,7 @@ class Op(Generic[P]):
             )
         if any(argnum == known for known, _ in self.vjps):
             raise ValueError(f"`{self.name}` already has a VJP for {name!r}")
-        for function in _functions(cost):
-            self._check_names(function, "out")
+        self._check_names(cost, "out")
         vjp = VJP(self, derivative, ("g",), cost)
         if any(slot == len(self.parameters) + 1 for slot, _ in vjp.slots):
             if argnum != 0 or self.replayed or self.vjps:
@@ -260,8 +242,7 @@ class Op(Generic[P]):
                     f"VJP, and is not replayed"
                 )
             self.takes_sequence = True
-        self.vjps.append((argnum, vjp))
-        self._rewrite()
+        self.set_vjps([*self.vjps, (argnum, vjp)])
         return derivative
 
     def joint_vjp(
@@ -287,27 +268,27 @@ class Op(Generic[P]):
         """
         if self.vjps:
             raise ValueError(f"`{self.name}` has VJPs already; a joint VJP must be the only one")
-        for function in _functions(cost):
-            self._check_names(function, "out", "needs_input_grad")
+        self._check_names(cost, "out", "needs_input_grad")
         vjp = VJP(self, derivative, ("g", "needs_input_grad"), cost)
-        self.vjps = [(self._argnum(name), vjp) for name in names]
+        self.set_vjps([(self._argnum(name), vjp) for name in names])
         self.plain = False
-        self._rewrite()
 
-    def _rewrite(self) -> None:
-        """Have `call` written again, with the present VJPs."""
-        vars(self).pop("_written", None)
+    def set_vjps(self, vjps: list[tuple[int, VJP]]) -> None:
+        """Replace the VJPs; the next call of the op writes `call` again, for these."""
+        self.vjps = vjps
         self.call = self._first_call
 
-    def _check_names(self, function: Callable[..., Any], *others: str) -> None:
+    def _check_names(self, asked: Any, *others: str) -> None:
         """Raise an error if a cost, a shape or a hint names what a call of the op does not have."""
-        for name, parameter in inspect.signature(function).parameters.items():
-            known = name in self.parameters or name in others
-            if not known and parameter.kind is not parameter.VAR_KEYWORD:  # which gets all
-                raise ValueError(
-                    f"a cost, shape or hint of `{self.name}` asks for {name!r}; it can have "
-                    f"{', '.join((*self.parameters, *others))}"
-                )
+        functions = asked.values() if isinstance(asked, Mapping) else (asked,)
+        for function in filter(callable, functions):
+            for name, parameter in inspect.signature(function).parameters.items():
+                known = name in self.parameters or name in others
+                if not known and parameter.kind is not parameter.VAR_KEYWORD:  # which gets all
+                    raise ValueError(
+                        f"a cost, shape or hint of `{self.name}` asks for {name!r}; it can have "
+                        f"{', '.join((*self.parameters, *others))}"
+                    )
 
     def _argnum(self, name: str) -> int:
         if name not in self.parameters:
@@ -333,28 +314,15 @@ class Op(Generic[P]):
         """Run the forward; leave a node in the graph if an input needs a gradient."""
         return self.call(*args, **options)
 
-    @cached_property
-    def _written(self) -> tuple[str, Callable[..., Tensor]]:
-        return write(self)
-
     @property
     def source(self) -> str:
         """The text of the function that a call of this op runs."""
-        return self._written[0]
+        return write(self)[0]
 
     def _first_call(self, *args: Any, **options: Any) -> Tensor:
         """Stand in for `call` until it is needed, when all VJPs are known."""
-        if self.takes_sequence:
-            self.call = self._on_sequence
-        else:
-            self.call = self._written[1]
+        self.call = partial(on_sequence, self) if self.takes_sequence else write(self)[1]
         return self.call(*args, **options)
-
-    def _on_sequence(self, *args: Any, **options: Any) -> Tensor:
-        bound = self.signature.bind(*args, **options)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        return on_sequence(self, arguments.pop(self.parameters[0]), arguments)
 
     # ----------------------------------------------------------------------------------------------
     # The backward pass, where it takes more than calling a VJP on arrays
@@ -368,34 +336,29 @@ class Op(Generic[P]):
         if not edges:
             return []
         tracked = isinstance(g, Tensor)
-        if not (tracked or self.plain):
-            return self._jointly(edges, g, edges[0][3:])
         parents = {argnum: parent for parent, argnum, *_ in node.edges or ()} if tracked else {}
+        wanted = [argnum for _, argnum, *_ in edges]
         if tracked and self.replayed:
             assert self.composition is not None
-            wanted = [argnum for _, argnum, *_ in edges]
             return replay(self.composition, node.arguments, parents, wanted, g)
         if self.plain:
             return [
-                vjp.derivative(g, *self._linked(node, vjp, saved, parents))
+                vjp.derivative(g, *self.linked(node, vjp, saved, parents))
                 for _, _, vjp, *saved in edges
             ]
         _, _, vjp, *saved = edges[0]
-        return self._jointly(edges, g, self._linked(node, vjp, saved, parents))
-
-    def _jointly(self, edges: Sequence[Edge], g: Any, saved: Sequence[Any]) -> list[Any]:
-        """Run the joint VJP, and return its gradient for each edge."""
-        needed = [edge[1] for edge in edges]
         known = [argnum for argnum, _ in self.vjps]
-        results = edges[0][2].derivative(g, tuple([p in needed for p in known]), *saved)
+        needs_input_grad = tuple([argnum in wanted for argnum in known])
+        saved = self.linked(node, vjp, saved, parents) if tracked else saved
+        results = vjp.derivative(g, needs_input_grad, *saved)
         if not isinstance(results, (tuple, list)) or len(results) != len(known):
             raise TypeError(f"the joint VJP of `{self.name}` must return {len(known)} gradients")
-        return [results[known.index(argnum)] for argnum in needed]
+        return [results[known.index(argnum)] for argnum in wanted]
 
-    def _linked(
+    def linked(
         self, node: Node, vjp: VJP, saved: Sequence[Any], parents: Mapping[int, Node]
     ) -> list[Any]:
-        """Return what a VJP saved, as Tensors with the nodes that the values had in the graph.
+        """Return the residuals of a VJP, as Tensors at the nodes that the values had in the graph.
 
         Tensors with the same values and no node would cut off the second derivative silently.
         """
@@ -444,16 +407,10 @@ def replay(
 ) -> list[Any]:
     """Run a function again, recording, and backpropagate `g` through what it records, no further.
 
-    Args:
-        function: the function to run.
-        arguments: its arguments, with arrays for tensors that need a gradient.
-        parents: the nodes of these in the outer graph, by argnum. Argnums beyond the arguments
-            are tensors that `function` uses without getting them as arguments.
-        wanted: the argnums to differentiate by.
-        g: the gradient of the result; as a Tensor, the gradients become a part of the outer graph.
-
-    Returns:
-        The gradients for `wanted`.
+    Among the arguments, arrays stand for tensors that need a gradient. `parents` are the nodes of
+    these in the outer graph, by argnum; argnums beyond the arguments are tensors that `function`
+    uses without getting them as arguments. The gradients for the argnums `wanted` are returned; if
+    `g` is a Tensor, they become a part of the outer graph.
     """
     inputs = list(arguments)
     ends = dict(parents)
@@ -478,14 +435,6 @@ def replay(
         arrived[end] if end in arrived else np.zeros(end.shape, end.dtype)
         for end in (ends[argnum] for argnum in wanted)
     ]
-
-
-def _functions(*given: Any) -> Iterator[Callable[..., Any]]:
-    """List the functions among costs, shapes and hints, also those of a mapping."""
-    for value in given:
-        for each in value.values() if isinstance(value, Mapping) else (value,):
-            if callable(each):
-                yield each
 
 
 @overload
@@ -518,7 +467,7 @@ def op(
     nonfinite_hint: Hint | None = None,
     gradient_hint: Hint | None = None,
 ) -> Op[P] | Callable[[Callable[P, Any]], Op[P]]:
-    """Make an op of a function on arrays; then give it its derivatives with `.VJP`.
+    """Make an op of a function on arrays; then give it its derivatives with `.vjp`.
 
     A cost, a shape and a hint name what they need, as VJPs do: operands (of which they see shape
     and dtype, in a hint also the values), options, and `out` for the result.

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.core import dtypes
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
@@ -27,12 +26,41 @@ Axis = int | Sequence[int] | None
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """Return the array of a Tensor; for other data see `minigrad.core.dtypes.as_array`."""
+    """Return `data` as an array in native byte order, without a copy where it is one already.
+
+    Python's floats become float32, its ints int64 and bools bool; arrays, Tensors and numpy's
+    scalars keep their dtype.
+
+    Raises:
+        TypeError: if it is not made of numbers (text, objects, None, complex numbers).
+        ValueError: if it is ragged.
+    """
     if isinstance(data, Tensor):
         if mode.state[1]:
             _announce(data, data._data, "Tensor()")
         data = data._data
-    return dtypes.as_array(data, dtype)
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("a tensor has no mask; fill the array in first, with .filled(value)")
+    elif isinstance(data, (np.ndarray, np.generic)):
+        array = np.asarray(data)
+    else:
+        try:
+            array = np.asarray(data)
+        except ValueError as error:
+            raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
+        element = data
+        while isinstance(element, (list, tuple)) and element:
+            element = element[0]
+        if dtype is None and not hasattr(element, "__array__"):
+            usual = {"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype)
+            array = array.astype(usual, copy=False)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"
+        )
+    if dtype is not None or not array.dtype.isnative:
+        array = array.astype(dtype or array.dtype.newbyteorder("="), copy=False)
+    return array
 
 
 class Tensor:

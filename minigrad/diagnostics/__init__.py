@@ -1,19 +1,18 @@
 """Instruments that show whether gradients are right, and where they go.
 
-Each is a folder: gradcheck, liveness, receipt, anomaly. They share: recorder (the calls of ops,
-with module and line), source_line (the user's line), loss_call (the loss of a model on a batch),
-rng_state (random generators that are put back).
+Each has a folder or a file: gradient_check (gradcheck), gradient_flow (liveness), cost_receipt
+(receipt) and anomaly_detection (detect_anomaly). They share: recorder (the calls of ops, with
+module and line), source_line (the user's line), loss_call (the loss of a model on a batch),
+restored (what is restored after a run).
 """
 
-from minigrad.diagnostics.anomaly import AnomalyError, detect_anomaly
-from minigrad.diagnostics.gradcheck import (
-    GradcheckReport,
-    GradientError,
-    assert_gradients,
-    gradcheck,
-)
-from minigrad.diagnostics.liveness import LivenessReport, liveness
-from minigrad.diagnostics.receipt import Receipt, ReceiptComparison, compare, receipt
+from minigrad.diagnostics.anomaly_detection import AnomalyError, detect_anomaly
+from minigrad.diagnostics.cost_receipt.recorder import receipt
+from minigrad.diagnostics.cost_receipt.report import Receipt, ReceiptComparison, compare
+from minigrad.diagnostics.gradient_check.check import GradientError, assert_gradients, gradcheck
+from minigrad.diagnostics.gradient_check.report import GradcheckReport
+from minigrad.diagnostics.gradient_flow.report import LivenessReport
+from minigrad.diagnostics.gradient_flow.verdicts import liveness
 
 __all__ = [
     "AnomalyError",

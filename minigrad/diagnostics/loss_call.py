@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
 
 Loss = Callable[..., Any]
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
@@ -34,9 +36,17 @@ def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
 
 
 def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
+    """Call the loss function in the form that fits its arguments and the batch."""
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, not {loss_fn!r:.60}")
-    needed, most = _arguments(loss_fn)
+    needed = most = 2  # the positional arguments that it requires and accepts; 2 if it is not known
+    with suppress(TypeError, ValueError):
+        # The calls of a Module or an op accept anything; its `forward` says what it takes.
+        signature = inspect.signature(getattr(loss_fn, "forward", loss_fn))
+        kinds = [p.kind for p in signature.parameters.values()]
+        if inspect.Parameter.VAR_POSITIONAL not in kinds:
+            positional = [p for p in signature.parameters.values() if p.kind in _POSITIONAL]
+            needed, most = sum(p.default is p.empty for p in positional), len(positional)
     if most == 0:
         raise TypeError(
             "loss_fn takes no arguments; it is called as loss_fn(model, batch), or with "
@@ -82,16 +92,3 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
                 f"{type(other).__name__}: {other}"
             )
             raise error from None
-
-
-def _arguments(f: Loss) -> tuple[int, int]:
-    """Count the positional arguments that `f` requires and accepts; 2 and 2 if it does not say."""
-    try:
-        # The calls of a Module or an op accept anything; its `forward` says what it takes.
-        parameters = inspect.signature(getattr(f, "forward", f)).parameters.values()
-    except (TypeError, ValueError):
-        return 2, 2
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return 2, 2
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return sum(p.default is p.empty for p in positional), len(positional)

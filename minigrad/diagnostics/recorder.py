@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from minigrad.core.grad_mode import mode
@@ -64,8 +64,8 @@ class CallRecord:
         source_line: the user's line that it was made from; None if there is none.
         recorded: whether a graph was being recorded.
         op: the op; None for a method.
-        module: the innermost module call that was running, or None. This and what follows is
-            there only if the recorder keeps values.
+        module: the innermost module call that was running, or None. Only a tape has this and what
+            follows, because records of other recorders keep no values alive.
         inputs: Tensors, arrays and options, in the order of the op's parameters; for an op of many
             inputs, these.
         result: a Tensor, or a plain array where no input was a Tensor.
@@ -83,31 +83,24 @@ class CallRecord:
 class Recorder(Observer):
     """Knows what is running when an op is called. Subclasses override `on_call`.
 
+    It keeps neither nodes nor values alive, so it can watch an entire training run.
+
     Attributes:
-        keeps_values: whether records keep nodes, values and modules alive; if not, a recorder can
-            watch an entire training run.
         calls: the records of calls by the node that each left in the graph.
         module: the innermost module whose forward is running, or None.
         running: the backward passes, hooks and second runs of checkpoints that are going on, the
             innermost last.
     """
 
-    keeps_values: ClassVar[bool] = False
-
     def __init__(self) -> None:
-        self.calls: MutableMapping[Node, CallRecord] = {}
-        if not self.keeps_values:
-            self.calls = WeakKeyDictionary()
+        self.calls: MutableMapping[Node, CallRecord] = WeakKeyDictionary()
         self.module: ModuleCall | None = None
         self.running: list[Literal["pass", "hook", "rerun"]] = []
 
-    def record(self, called: Op[Any] | str, inputs: Sequence[Any], result: Any) -> CallRecord:
+    def record(self, called: Op[Any] | str) -> CallRecord:
         """Make the record of a call that is running now, of an op or of a method by its name."""
         name, op = (called, None) if isinstance(called, str) else (called.name, called)
-        call = CallRecord(name, user_line(), mode.grad_enabled, op)
-        if self.keeps_values:
-            call.module, call.inputs, call.result = self.module, tuple(inputs), result
-        return call
+        return CallRecord(name, user_line(), mode.grad_enabled, op)
 
     @property
     def is_in_derivative(self) -> bool:

@@ -15,6 +15,9 @@ from minigrad.errors import message_of, op_error, op_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
+COMPOSITIONS: dict[str, Callable[..., Any]] = {}
+"""Every composition of the library by name."""
+
 
 def composition(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function of Tensors, written in ops, take arrays, lists and numbers as well.
@@ -46,6 +49,8 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
             kind = next(kind for kind in kinds if isinstance(error, kind))
             raise op_error(kind, name, message_of(error)) from error
 
+    if function.__module__.startswith("minigrad.functional."):
+        COMPOSITIONS[name] = named
     return named
 
 

@@ -9,9 +9,7 @@ import numpy as np
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.ops import argsort, getitem, reshape
-from minigrad.ops.axes import normalize_axis
-
-__all__ = ["TopK", "one_hot", "sort", "take_along_axis", "topk"]
+from minigrad.ops.shape import normalize_axis
 
 
 @composition

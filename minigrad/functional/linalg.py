@@ -1,17 +1,32 @@
-"""Norms, diagonals and traces."""
+"""Norms, diagonals, traces, and products of arrays."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from minigrad.core.tensor import Array, Axis, Tensor
+from minigrad.core.tensor import Array, Axis, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.shape import moveaxis
 from minigrad.functional.statistics import root
-from minigrad.ops import abs, getitem, max, min, scatter_add, square, sum
-from minigrad.ops.axes import normalize_axes
-
-__all__ = ["diag", "diagonal", "norm", "trace"]
+from minigrad.ops import (
+    abs,
+    broadcast_to,
+    getitem,
+    matmul,
+    max,
+    min,
+    multiply,
+    reshape,
+    scatter_add,
+    square,
+    sum,
+    transpose,
+)
+from minigrad.ops.shape import normalize_axes
 
 
 @composition
@@ -91,3 +106,170 @@ def diag(x: Array, k: int = 0) -> Tensor:
     size = x.shape[0] + int(np.abs(k))
     steps = np.arange(x.shape[0])
     return scatter_add(x, (steps + np.maximum(-k, 0), steps + np.maximum(k, 0)), (size, size))
+
+
+# --------------------------------------------------------------------------------------------------
+# Products of arrays, which come down to a matrix product
+# --------------------------------------------------------------------------------------------------
+
+
+@composition
+def outer(a: Array, b: Array) -> Tensor:
+    """a[i] b[j] for the elements of a and of b, both flattened."""
+    return multiply(reshape(a, (-1, 1)), reshape(b, -1))
+
+
+@composition
+def dot(a: Array, b: Array) -> Tensor:
+    """The sum over the last axis of a and the last but one of b (its only one, for a vector).
+
+    For vectors and matrices that is `a @ b`; with a number it is `a * b`. Further axes stand side
+    by side: `(a, b, k)` and `(c, k, d)` give `(a, b, c, d)`.
+
+    Raises:
+        ValueError: if the sizes do not match.
+    """
+    if np.ndim(a) == 0 or np.ndim(b) == 0:
+        return multiply(a, b)
+    if b.ndim <= 2:
+        return matmul(a, b)
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"shapes {a.shape} and {b.shape} do not align")
+    columns = reshape(moveaxis(b, -2, 0), (b.shape[-2], -1))
+    return reshape(matmul(a, columns), (*a.shape[:-1], *b.shape[:-2], b.shape[-1]))
+
+
+@composition
+def einsum(subscripts: str, *operands: Array) -> Tensor:
+    """Products summed over indices, in Einstein's notation: `einsum("bij,bjk->bik", x, y)`.
+
+    Each operand has a letter for every axis. A letter that the output lacks is summed over; one
+    that an operand repeats takes its diagonal; `...` stands for further axes, which are broadcast.
+    Without `->`, the output has the letters that occur once, in alphabetical order.
+
+    Operands are combined two at a time, in the order that `numpy.einsum_path` finds, each pair by
+    one matrix product on our own kernels.
+
+    Raises:
+        TypeError: if the subscripts are not a string.
+        ValueError: if the subscripts do not describe the operands, or sizes do not match.
+    """
+    if not isinstance(subscripts, str):
+        raise TypeError(f"subscripts come first, as in 'ij,jk->ik', not {subscripts!r:.60}")
+    values = [x if isinstance(x, Tensor) else as_array(x) for x in operands]
+    inputs, output = _parsed(subscripts, [x.shape for x in values])
+    sizes = _sizes(subscripts, inputs, [x.shape for x in values])
+    terms = [_distinct(x, axes, sizes) for x, axes in zip(values, inputs, strict=True)]
+    order: Sequence[Any] = [tuple(range(len(terms)))]
+    if len(terms) > 2:
+        order = np.einsum_path(subscripts, *(np.broadcast_to(0, x.shape) for x in values))[0][1:]
+    for pair in order:
+        chosen = [terms.pop(i) for i in sorted(pair, reverse=True)][::-1]
+        while len(chosen) > 1:
+            y, x = chosen.pop(), chosen.pop()
+            needed = {*output, *(axis for _, axes in (*terms, *chosen) for axis in axes)}
+            chosen.append(_product(*x, *y, needed, sizes))
+        terms.append(chosen[0])
+    ((out, axes),) = terms
+    out, axes = _summed(out, axes, set(output))
+    return transpose(out, [axes.index(axis) for axis in output])
+
+
+# An axis is known by its letter, those of an ellipsis by their distance from its end: "-1", "-2".
+Axes = list[str]
+
+
+def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Axes], Axes]:
+    """Return the axes of each operand, and those of the output."""
+    left, arrow, right = subscripts.replace(" ", "").partition("->")
+    parts = left.split(",")
+    if len(parts) != len(shapes):
+        raise ValueError(
+            f"{subscripts!r} describes {len(parts)} operands, but {len(shapes)} were given"
+        )
+    inputs = []
+    for part, shape in zip(parts, shapes, strict=True):
+        letters = part.replace("...", "", 1)
+        hidden = len(shape) - len(letters)
+        if not (letters.isalpha() or not letters) or hidden < 0 or (hidden and letters == part):
+            raise ValueError(
+                f"{part!r} in {subscripts!r} does not describe an operand of shape {shape};"
+                f" it has a letter for each axis, and at most one ... for further ones"
+            )
+        before, _, after = part.partition("...")
+        inputs.append([*before, *(str(i) for i in range(-hidden, 0)), *after])
+    ellipsis = sorted({axis for axes in inputs for axis in axes if not axis.isalpha()}, key=int)
+    known = [axis for axes in inputs for axis in axes]
+    if not arrow:
+        return inputs, [*ellipsis, *sorted(a for a in known if a.isalpha() and known.count(a) == 1)]
+    before, dots, after = right.partition("...")
+    output = [*before, *(ellipsis if dots else []), *after]
+    if len(set(output)) != len(output) or not set(output) <= set(known):
+        raise ValueError(
+            f"the output {right!r} of {subscripts!r} must name axes of the operands, each once"
+        )
+    return inputs, output
+
+
+def _sizes(
+    subscripts: str, inputs: Sequence[Axes], shapes: Sequence[tuple[int, ...]]
+) -> dict[str, int]:
+    """Return the size of each axis; one operand may have size 1 where another has more."""
+    found: dict[str, set[int]] = {}
+    for axes, shape in zip(inputs, shapes, strict=True):
+        for axis, size in zip(axes, shape, strict=True):
+            found.setdefault(axis, set()).add(size)
+    for axis, sizes in found.items():
+        if len(sizes - {1}) > 1:
+            raise ValueError(
+                f"axis {axis!r} of {subscripts!r} has sizes {sorted(sizes)} in operands of "
+                f"shapes {list(shapes)}"
+            )
+    return {axis: next(iter(sizes - {1}), 1) for axis, sizes in found.items()}
+
+
+def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]:
+    """Return an operand at its full size, with the diagonal for an axis that is named twice."""
+    shape = tuple(sizes[axis] for axis in axes)
+    if x.shape != shape:
+        x = broadcast_to(x, shape)
+    for axis in axes:
+        while axes.count(axis) > 1:
+            first = axes.index(axis)
+            second = axes.index(axis, first + 1)
+            x = diagonal(x, 0, first, second)
+            axes = [a for i, a in enumerate(axes) if i not in (first, second)] + [axis]
+    return x, axes
+
+
+def _summed(x: Array, axes: Axes, needed: set[str]) -> tuple[Array, Axes]:
+    """Sum x over the axes that are not needed any more."""
+    rest = tuple(i for i, axis in enumerate(axes) if axis not in needed)
+    return (sum(x, rest) if rest else x), [axis for axis in axes if axis in needed]
+
+
+def _product(
+    x: Array, x_axes: Axes, y: Array, y_axes: Axes, needed: set[str], sizes: dict[str, int]
+) -> tuple[Array, Axes]:
+    """Multiply two operands, and sum over the axes that they share and nothing else needs."""
+    x, x_axes = _summed(x, x_axes, needed | set(y_axes))
+    y, y_axes = _summed(y, y_axes, needed | set(x_axes))
+    batch = [axis for axis in x_axes if axis in y_axes and axis in needed]
+    inner = [axis for axis in x_axes if axis in y_axes and axis not in needed]
+    rows = [axis for axis in x_axes if axis not in y_axes]
+    columns = [axis for axis in y_axes if axis not in x_axes]
+
+    def grouped(value: Array, axes: Axes, *groups: Axes) -> Array:
+        """Return an operand with the axes of the batch, and one axis for each further group."""
+        ordered = transpose(
+            value, [axes.index(axis) for group in (batch, *groups) for axis in group]
+        )
+        return reshape(ordered, [*(sizes[axis] for axis in batch), *map(size, groups)])
+
+    def size(group: Axes) -> int:
+        return math.prod(sizes[axis] for axis in group)
+
+    left, right = grouped(x, x_axes, rows, inner), grouped(y, y_axes, inner, columns)
+    out = matmul(left, right) if inner else multiply(left, right)
+    axes = [*batch, *rows, *columns]
+    return reshape(out, [sizes[axis] for axis in axes]), axes

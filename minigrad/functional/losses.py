@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
@@ -11,21 +10,12 @@ from numpy.typing import NDArray
 
 from minigrad import kernels
 from minigrad.checks import check_probability
+from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.functional.fused_losses import label_loss, squared_error
 from minigrad.functional.indexing import check_below
 from minigrad.functional.statistics import mean
 from minigrad.ops import abs, clip, getitem, log_softmax, softplus, sum, where
-
-__all__ = [
-    "binary_cross_entropy_with_logits",
-    "cross_entropy",
-    "huber",
-    "l1",
-    "mse",
-    "nll",
-]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -137,8 +127,11 @@ def cross_entropy(
         return _reduced(-sum(terms if weights is None else terms * weights, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        integers = _as_int64(target)
-        if integers is not None and ignore_index.__class__ is int:
+        integers = as_array(target)
+        # int64 is the one dtype that has a kernel; uint64 does not fit in it.
+        fits = integers.dtype.kind in "iu" and integers.dtype != np.uint64
+        if fits and ignore_index.__class__ is int:
+            integers = integers.astype(np.int64, copy=False)
             flat = None if weights is None else weights.reshape(-1)
             counts, total = kernels.losses.label_weights(
                 integers, logits.shape[1], ignore_index, flat, logits.dtype
@@ -148,8 +141,16 @@ def cross_entropy(
             ):  # else there is an error to raise
                 divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
                 return label_loss(logits, integers, counts, label_smoothing, divisor)
-    labels = _Labels.checked(logits, axis, target, weights, ignore_index, reduction)
-    return labels.loss(log_softmax(logits, axis), reduction, label_smoothing)
+    return _label_losses(
+        logits,
+        axis,
+        target,
+        weights,
+        ignore_index,
+        reduction,
+        from_logits=True,
+        smoothing=label_smoothing,
+    )
 
 
 @composition
@@ -178,8 +179,9 @@ def nll(
     check_reduction(reduction)
     axis = _class_axis(log_probabilities)
     weights = _class_weights(weight, log_probabilities, axis)
-    labels = _Labels.checked(log_probabilities, axis, target, weights, ignore_index, reduction)
-    return labels.loss(log_probabilities, reduction, smoothing=0.0)
+    return _label_losses(
+        log_probabilities, axis, target, weights, ignore_index, reduction, from_logits=False
+    )
 
 
 @composition
@@ -224,76 +226,55 @@ def binary_cross_entropy_with_logits(
     return _reduced(positive + (1 - t) * softplus(logits), reduction)
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """The right classes, and how much each of them counts.
+def _label_losses(
+    scores: Array,
+    axis: int,
+    target: Array,
+    class_weights: NDArray[Any] | None,
+    ignore_index: int,
+    reduction: Reduction,
+    *,
+    from_logits: bool,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Return the losses of integer targets, after checking that these go with the scores.
 
-    Attributes:
-        labels: the index of the right class, 0 where it is ignored.
-        axis: the axis of the scores along which the classes are.
-        counted: which are not ignored.
-        weights: how much each counts, 0 where it is ignored; None for 1 each.
-        class_weights: how much each class counts, shaped to be multiplied with the scores.
+    The scores are logits or logarithms of probabilities, with the classes along `axis`.
     """
-
-    labels: NDArray[Any]
-    axis: int
-    counted: NDArray[np.bool_]
-    weights: NDArray[Any] | None
-    class_weights: NDArray[Any] | None
-
-    @classmethod
-    def checked(
-        cls,
-        scores: Array,
-        axis: int,
-        target: Array,
-        class_weights: NDArray[Any] | None,
-        ignore_index: int,
-        reduction: Reduction,
-    ) -> _Labels:
-        """Make them of `target`, after checking that it goes with the scores."""
-        labels, classes = as_array(target), scores.shape[axis]
-        if labels.dtype.kind not in "iu":
-            raise TypeError(
-                f"targets are integer classes (or, for cross_entropy, floats of shape "
-                f"{scores.shape}), not {labels.dtype} of shape {labels.shape}"
-            )
-        expected = scores.shape[:axis] + scores.shape[axis + 1 :]
-        if labels.shape != expected:
-            raise ValueError(
-                f"targets for scores of shape {scores.shape} have shape {expected}, "
-                f"not {labels.shape}"
-            )
-        counted = labels != ignore_index
-        labels = np.where(counted, labels, 0)
-        check_below("targets", labels, classes, "classes")
-        weights = None
-        if class_weights is not None:
-            weights = counted * class_weights.reshape(-1)[labels]
-        elif not counted.all():
-            weights = counted.astype(scores.dtype)
-        if reduction == "mean" and weights is not None and weights.sum() == 0:
-            raise ValueError("no target counts, so there is no mean; see ignore_index")
-        return cls(labels, axis, counted, weights, class_weights)
-
-    def loss(self, log_probabilities: Array, reduction: Reduction, smoothing: float) -> Tensor:
-        """Return the losses of all labels, reduced."""
-        index: list[Any] = list(np.indices(self.labels.shape, sparse=True))
-        index.insert(self.axis, self.labels)
-        losses = -getitem(log_probabilities, tuple(index))
-        if self.weights is not None:  # an infinite loss times 0 is 0 here
-            losses = where(self.weights == 0, 0.0, losses) * self.weights
-        if smoothing:
-            terms = log_probabilities
-            if self.class_weights is not None:
-                terms = terms * self.class_weights
-            spread = where(self.counted, -sum(terms, self.axis), 0.0)
-            share = smoothing / log_probabilities.shape[self.axis]
-            losses = (1 - smoothing) * losses + share * spread
-        if reduction == "mean" and self.weights is not None:
-            return sum(losses) / float(self.weights.sum())
-        return _reduced(losses, reduction)
+    labels, classes = as_array(target), scores.shape[axis]
+    if labels.dtype.kind not in "iu":
+        raise TypeError(
+            f"targets are integer classes (or, for cross_entropy, floats of shape "
+            f"{scores.shape}), not {labels.dtype} of shape {labels.shape}"
+        )
+    expected = scores.shape[:axis] + scores.shape[axis + 1 :]
+    if labels.shape != expected:
+        raise ValueError(
+            f"targets for scores of shape {scores.shape} have shape {expected}, not {labels.shape}"
+        )
+    counted = labels != ignore_index
+    labels = np.where(counted, labels, 0)
+    check_below("targets", labels, classes, "classes")
+    weights = None  # how much each target counts, 0 where it is ignored; None for 1 each
+    if class_weights is not None:
+        weights = counted * class_weights.reshape(-1)[labels]
+    elif not counted.all():
+        weights = counted.astype(scores.dtype)
+    if reduction == "mean" and weights is not None and weights.sum() == 0:
+        raise ValueError("no target counts, so there is no mean; see ignore_index")
+    log_probabilities = log_softmax(scores, axis) if from_logits else scores
+    index: list[Any] = list(np.indices(labels.shape, sparse=True))
+    index.insert(axis, labels)
+    losses = -getitem(log_probabilities, tuple(index))
+    if weights is not None:  # an infinite loss times 0 is 0 here
+        losses = where(weights == 0, 0.0, losses) * weights
+    if smoothing:
+        terms = log_probabilities if class_weights is None else log_probabilities * class_weights
+        spread = where(counted, -sum(terms, axis), 0.0)
+        losses = (1 - smoothing) * losses + smoothing / classes * spread
+    if reduction == "mean" and weights is not None:
+        return sum(losses) / float(weights.sum())
+    return _reduced(losses, reduction)
 
 
 def _class_axis(scores: Array) -> int:
@@ -318,13 +299,80 @@ def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | No
     return values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
 
 
-def _as_int64(target: Array) -> NDArray[np.int64] | None:
-    """Return integer targets in the one dtype that has a kernel, if they fit in it."""
-    labels = as_array(target)
-    if labels.dtype == np.int64:
-        return labels
-    small = labels.dtype.kind in "iu" and labels.dtype != np.uint64
-    return labels.astype(np.int64) if small else None
+# --------------------------------------------------------------------------------------------------
+# The two losses that most models are trained with, each as one op, for arguments that are checked
+# --------------------------------------------------------------------------------------------------
+
+
+def _squared_error(prediction: Array, target: Array, divisor: float = 1.0) -> Array:
+    difference = prediction - target
+    return sum(difference * difference) / divisor
+
+
+@op(composition=_squared_error)
+def squared_error(prediction: Array, target: Array, divisor: float = 1.0) -> Array:
+    """sum((prediction - target)^2) / `divisor`, of floats of one shape and dtype.
+
+    The gradients are 2 g (prediction - target) / divisor and the negative of that.
+    """
+    total = kernels.losses.squared_error(prediction, target)
+    return prediction.dtype.type(total / divisor)
+
+
+@squared_error.vjp("prediction")
+def _squared_error_prediction(g: Array, prediction: Array, target: Array, divisor: float) -> Array:
+    if isinstance(g, Tensor):
+        return (2 / divisor) * g * (prediction - target)
+    return kernels.losses.scaled_difference(prediction, target, 2 * float(g) / divisor)
+
+
+@squared_error.vjp("target")
+def _squared_error_target(g: Array, prediction: Array, target: Array, divisor: float) -> Array:
+    return _squared_error_prediction(g, target, prediction, divisor)
+
+
+def _label_loss(
+    logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
+) -> Any:
+    counted = weights != 0
+    scores = log_softmax(logits)
+    losses = (smoothing - 1) * getitem(scores, (np.arange(len(labels)), labels * counted))
+    if smoothing:
+        losses = losses - (smoothing / logits.shape[1]) * sum(scores, 1)
+    losses = where(counted, losses, 0.0) * weights  # an infinite loss times 0 is 0 here
+    return losses if divisor is None else sum(losses) / divisor
+
+
+@op(composition=_label_loss, replayed=True, returns_residuals=True, fresh=("weights",))
+def label_loss(
+    logits: Array, labels: Array, weights: Array, smoothing: float, divisor: float | None
+) -> Any:
+    """The cross entropy of softmax(logits) and integer classes.
+
+    Its gradient is softmax(logits) minus the probabilities of the labels, times their weights.
+    Where a weight is 0, the label need not exist. `smoothing` is how much of the probability of a
+    label is spread over all classes. The sum of the losses is divided by `divisor`; None stands for
+    no sum. Shapes are `(n, classes)`, `(n,)` (int64) and `(n,)`.
+    """
+    losses, sums = kernels.losses.cross_entropy(logits, labels, weights, smoothing)
+    if divisor is None:
+        return losses, sums
+    return np.add.reduce(losses) / divisor, sums
+
+
+@label_loss.vjp("logits", cost=lambda logits: 4 * logits.size)
+def _label_loss_logits(
+    g: Array,
+    logits: Array,
+    labels: Array,
+    weights: Array,
+    smoothing: float,
+    divisor: float | None,
+    residuals: Array,
+) -> Array:
+    if divisor is not None:
+        g = np.full(len(labels), g / divisor, logits.dtype)
+    return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, residuals)
 
 
 # --------------------------------------------------------------------------------------------------

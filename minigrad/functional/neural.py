@@ -1,8 +1,9 @@
-"""Functions of neural networks that are more than an activation."""
+"""Functions of neural networks that are more than an activation: dropout, embedding, attention."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,8 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import check_below
-from minigrad.ops import getitem, where
-
-__all__ = ["dropout", "embedding"]
+from minigrad.functional.shape import swapaxes
+from minigrad.ops import getitem, hints, matmul, softmax, where
 
 
 @op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
@@ -80,3 +80,223 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
         return rows
     constant = rows._data if isinstance(rows, Tensor) else rows
     return where((integers == padding_idx % count)[..., None], constant, rows)
+
+
+# --------------------------------------------------------------------------------------------------
+# Attention: a mean of vectors, weighted by how well the key of each fits a query
+# --------------------------------------------------------------------------------------------------
+
+
+Booleans = NDArray[np.bool_]
+
+
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Booleans | None = None,
+    added: Array = None,
+    is_causal: bool = False,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> Tensor:
+    """softmax(q k^T scale + added) v where allowed; 0 in rows with nothing allowed."""
+    scores = matmul(query, swapaxes(key, -1, -2)) * scale
+    if added is not None:
+        scores = scores + added.astype(scores.dtype)
+        forbidden = np.isneginf(as_array(added))
+        if forbidden.any():
+            allowed = ~forbidden
+    if is_causal:
+        past = np.tri(*scores.shape[-2:], dtype=np.bool_)
+        allowed = past if allowed is None else allowed & past
+    if allowed is not None:
+        # The least number, not -inf: a row of -inf only would become nan.
+        scores = where(allowed, scores, float(np.finfo(scores.dtype).min))
+    weights = softmax(scores)
+    if allowed is not None and not allowed.any(-1).all():
+        weights = where(allowed, weights, 0.0)
+    return matmul(dropout(weights, dropout_p, rng=rng), value)
+
+
+def _products(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
+    """Return the size of the scores, the FLOPs of q k^T, and those of p v."""
+    scores = out.size // value.shape[-1] * key.shape[-2]
+    return scores, 2 * scores * query.shape[-1], 2 * scores * value.shape[-1]
+
+
+def _attention_cost(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array,
+    added: Array,
+    is_causal: bool,
+    out: Array,
+) -> int:
+    """The FLOPs of the composition if nothing is masked: it decides by the values of masks."""
+    scores, by_keys, by_values = _products(query, key, value, out)
+    masked = (added is not None) + (allowed is not None) + bool(is_causal)
+    return by_keys + by_values + (6 + masked) * scores  # softmax is 5
+
+
+def _attention_hint(query: Array, key: Array, out: Array) -> str | None:
+    if not (query.size and key.size and hints.are_finite((query, key))):
+        return None
+    most = float(np.abs(query).max()) * float(np.abs(key).max()) * query.shape[-1]
+    if most > float(np.finfo(out.dtype).max):
+        return hints.overflow(out.dtype, " of the products of query and key")
+    return None
+
+
+@op(
+    composition=_attention,
+    replayed=True,
+    returns_residuals=True,
+    cost=_attention_cost,
+    product=True,
+    nonfinite_hint=_attention_hint,
+)
+def fused_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Booleans | None = None,
+    added: Array = None,
+    is_causal: bool = False,
+    scale: float = 1.0,
+) -> tuple[Array, Array]:
+    """Attention without its weights in memory (see `minigrad.kernels.attention`).
+
+    It saves one number for each query, log(sum(e^scores)).
+    """
+    return kernels.attention.attention(query, key, value, allowed, added, is_causal, scale)
+
+
+def _inputs(
+    g: Array,
+    needs_input_grad: Sequence[bool],
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Booleans | None,
+    added: Array,
+    is_causal: bool,
+    scale: float,
+    out: Array,
+    residuals: Array,
+) -> Sequence[Array]:
+    return kernels.attention.attention_gradients(
+        g, query, key, value, allowed, added, is_causal, scale, out, residuals, needs_input_grad
+    )
+
+
+def _shared(needs_input_grad: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
+    """The FLOPs of the weights again; and of the gradients of the scores, unless v alone trains."""
+    scores, by_keys, by_values = _products(query, key, value, out)
+    slopes = by_values + 2 * out.size + 2 * scores if needs_input_grad - {"value"} else 0
+    return by_keys + 3 * scores + slopes if needs_input_grad else 0
+
+
+fused_attention.joint_vjp(
+    ("query", "key", "value", "added"),
+    _inputs,
+    cost={
+        "query": lambda query, key, value, out: _products(query, key, value, out)[1],
+        "key": lambda query, key, value, out: _products(query, key, value, out)[1],
+        "value": lambda query, key, value, out: _products(query, key, value, out)[2],
+        "shared": _shared,
+    },
+)
+
+
+@composition
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    rng: np.random.Generator | None = None,
+) -> Tensor:
+    """softmax(q k^T scale + mask) v (Vaswani et al., 2017, section 3.2.1).
+
+    Neither the scores nor the weights stay in memory, unless some weights are dropped. The gradient
+    of a mask of floats is as large as the scores.
+
+    Shapes are `(..., L, d)`, `(..., S, d)` and `(..., S, d_v)`, and give `(..., L, d_v)`.
+
+    Args:
+        query: L vectors.
+        key: S vectors that are compared with each query.
+        value: S vectors, of which each query gets a weighted mean.
+        attn_mask: an array that can be broadcast to `(..., L, S)`: booleans, True where attention
+            is allowed, or floats to add to the scores. A query that may attend to nothing gets 0.
+        dropout_p: the probability with which a weight is dropped. It is applied whenever it is not
+            0: pass 0 in evaluation.
+        is_causal: query i attends to keys 0 to i only; not together with a mask.
+        scale: the factor of the scores; None for 1 / sqrt(d).
+        rng: the generator that chooses the dropped weights.
+
+    Raises:
+        ValueError: if shapes do not match, there are no keys, or both a mask and `is_causal` are
+            given.
+        TypeError: if the mask is neither of booleans nor of floats.
+    """
+    check_probability("dropout_p", dropout_p)
+    shape = _attention_shape(query, key, value)
+    allowed, added = _mask(attn_mask, is_causal, shape)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if dropout_p == 0 and kernels.attention.serves(query, key, value):
+        if added is not None and added.dtype != query.dtype:
+            added = added.astype(query.dtype)
+        return fused_attention(query, key, value, allowed, added, is_causal, scale)
+    return _attention(query, key, value, allowed, added, is_causal, scale, dropout_p, rng)
+
+
+def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
+    """Return the shape of the scores, `(..., L, S)`, after checking that all shapes fit."""
+    shapes = query.shape, key.shape, value.shape
+    if any(len(shape) < 2 for shape in shapes):
+        raise ValueError(f"takes stacks of vectors (..., L, d), not shapes {shapes}")
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise ValueError(
+            f"query, key and value have shapes (..., L, d), (..., S, d) and (..., S, d_v), "
+            f"not {shapes}"
+        )
+    if 0 in key.shape[-2:]:
+        raise ValueError(f"there is nothing to attend to in shapes {shapes}")
+    try:
+        leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
+    except ValueError:
+        raise ValueError(f"the leading axes of {shapes} do not broadcast") from None
+    return (*leading, query.shape[-2], key.shape[-2])
+
+
+def _mask(
+    attn_mask: Array, is_causal: bool, shape: tuple[int, ...]
+) -> tuple[NDArray[np.bool_] | None, Array]:
+    """Split a mask: where attention is allowed, None for everywhere; and terms to add, or None."""
+    if attn_mask is None:
+        return None, None
+    if is_causal:
+        raise ValueError(
+            "give a mask or is_causal, not both; for both, put the mask and a lower triangle "
+            "together with &"
+        )
+    values = as_array(attn_mask)
+    try:
+        fits = np.broadcast_shapes(values.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"a mask of shape {values.shape} does not go with scores of shape {shape}")
+    if values.dtype == np.bool_:
+        return values, None
+    if values.dtype.kind != "f":
+        raise TypeError(f"a mask is of booleans or of floats, not of {values.dtype}")
+    return None, attn_mask

@@ -11,21 +11,7 @@ import numpy as np
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import broadcast_to, concatenate, getitem, reshape, scatter_add, transpose, where
-from minigrad.ops.axes import normalize_axes, normalize_axis
-
-__all__ = [
-    "expand_dims",
-    "moveaxis",
-    "pad",
-    "repeat",
-    "split",
-    "squeeze",
-    "stack",
-    "swapaxes",
-    "tile",
-    "tril",
-    "triu",
-]
+from minigrad.ops.shape import normalize_axes, normalize_axis
 
 
 @composition

@@ -9,9 +9,7 @@ import numpy as np
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import astype, sqrt, sum, where
-from minigrad.ops.axes import keepdims_shape
-
-__all__ = ["mean", "std", "var"]
+from minigrad.ops.shape import keepdims_shape
 
 
 @composition

@@ -106,7 +106,16 @@ def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[P
                 f"{entry} has not been written; no reader looks at the rest without it"
             )
         for file in written:
-            _check_free(target, file)
+            if (target / file).is_dir():
+                raise IsADirectoryError(
+                    f"{os.fspath(target / file)!r} is a folder, and would be a file"
+                )
+            for parent in file.parents:
+                if os.path.lexists(target / parent) and not (target / parent).is_dir():
+                    raise FileExistsError(
+                        f"{os.fspath(target / parent)!r} is no folder, and would be one; take it "
+                        f"away"
+                    )
             with open(stage / file, "rb+") as opened:
                 _flush(opened)
         _move(target)  # the files that an earlier save has left when it was killed
@@ -147,17 +156,6 @@ def _move(target: Path, last: str | None = None) -> None:
 def _files(folder: Path) -> list[Path]:
     """List the files in a folder and in those inside of it, relative to it."""
     return sorted(each.relative_to(folder) for each in folder.rglob("*") if each.is_file())
-
-
-def _check_free(target: Path, file: Path) -> None:
-    """Check that a file can be moved to its target later."""
-    if (target / file).is_dir():
-        raise IsADirectoryError(f"{os.fspath(target / file)!r} is a folder, and would be a file")
-    for folder in file.parents:
-        if os.path.lexists(target / folder) and not (target / folder).is_dir():
-            raise FileExistsError(
-                f"{os.fspath(target / folder)!r} is no folder, and would be one; take it away"
-            )
 
 
 def _remove_abandoned(folder: Path, pattern: str) -> None:

@@ -17,9 +17,8 @@ from typing import Any
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.io.atomic import find, replacing_together
-from minigrad.io.reader import TensorFile, Tensors
+from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
 from minigrad.io.tensor_info import TensorInfo
-from minigrad.io.writer import TensorWriter
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -102,7 +101,20 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorSet:
 
 
 def _open_index(folder: Path, name: str) -> TensorSet:
-    weight_map = _weight_map(find(folder, name))
+    """Open an index, the name of the file of each tensor, and these files."""
+    index = find(folder, name)
+    if index.stat().st_size > _LARGEST_INDEX:
+        raise ValueError(f"{os.fspath(index)!r} is larger than any index")
+    try:
+        weight_map: dict[str, str] = dict(json.loads(index.read_bytes())["weight_map"].items())
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{os.fspath(index)!r} is no index of tensors, with a weight_map: {error!r:.200}"
+        ) from None
+    if not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{os.fspath(index)!r}: a weight_map says the name of a file for each")
+    for tensor, file in weight_map.items():
+        _check_plain(file, f"{os.fspath(index)!r} says that {tensor!r} is in")
     opened: dict[str, TensorFile] = {}
     try:
         for file in sorted(set(weight_map.values())):
@@ -124,29 +136,6 @@ def _open_index(folder: Path, name: str) -> TensorSet:
         for each in opened.values():
             each.close()
         raise
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """Read an index: the name of the file of each tensor.
-
-    Raises:
-        ValueError: if it is no index, or names a file outside of the folder.
-    """
-    if index.stat().st_size > _LARGEST_INDEX:
-        raise ValueError(f"{os.fspath(index)!r} is larger than any index")
-    try:
-        content = json.loads(index.read_bytes())
-        found = content["weight_map"]
-        valid = all(isinstance(file, str) for file in found.values())
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{os.fspath(index)!r} is no index of tensors, with a weight_map: {error!r:.200}"
-        ) from None
-    if not valid:
-        raise ValueError(f"{os.fspath(index)!r}: a weight_map says the name of a file for each")
-    for name, file in found.items():
-        _check_plain(file, f"{os.fspath(index)!r} says that {name!r} is in")
-    return dict(found)
 
 
 def _check_plain(file: str, what: str) -> None:

@@ -14,9 +14,17 @@ from minigrad.nn.activations import (
     Softplus,
     Tanh,
 )
-from minigrad.nn.attention import MultiHeadAttention
-from minigrad.nn.containers import MLP, Sequential
-from minigrad.nn.layers import Dropout, Embedding, Flatten, Linear
+from minigrad.nn.attention import MultiHeadAttention, TransformerBlock
+from minigrad.nn.layers import (
+    MLP,
+    Dropout,
+    Embedding,
+    Flatten,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Sequential,
+)
 from minigrad.nn.losses import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
@@ -26,8 +34,6 @@ from minigrad.nn.losses import (
     NLLLoss,
 )
 from minigrad.nn.module import Module, Parameter
-from minigrad.nn.normalization import LayerNorm, RMSNorm
-from minigrad.nn.transformer import TransformerBlock
 
 __all__ = [
     "ELU",

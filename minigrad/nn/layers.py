@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -13,7 +16,7 @@ from minigrad.checks import check_positive, check_probability
 from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
-from minigrad.ops.axes import normalize_axis
+from minigrad.ops.shape import normalize_axis
 
 
 class Linear(Module):
@@ -180,3 +183,210 @@ class Flatten(Module):
     def extra_repr(self) -> str:
         """The first and the last axis."""
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Layers one after the other
+# --------------------------------------------------------------------------------------------------
+
+
+class Sequential(Module):
+    """Modules, or functions of one tensor, called one after the other and named "0", "1", ...
+
+    Raises:
+        TypeError: if one cannot be called.
+    """
+
+    def __init__(self, *layers: Callable[[Tensor], Tensor]) -> None:
+        for i, layer in enumerate(layers):
+            _check_callable(layer, f"Sequential: layer {i}")
+            vars(self)[str(i)] = layer
+
+    def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        return (layer for name, layer in vars(self).items() if name.isdigit())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return layers[-1](... layers[0](x))."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
+        return list(self)[index]
+
+
+class MLP(Module):
+    """Linear layers with an activation between each two: sizes (4, 64, 64, 1) give three layers.
+
+    Args:
+        sizes: the sizes of the input, the hidden layers and the output.
+        activation: the function between the layers.
+        dropout: the probability of dropout after each activation.
+        bias: whether the layers have one.
+        dtype: the dtype of the parameters.
+        rng: the generator of the weights and of the dropout.
+
+    Raises:
+        ValueError: if there are fewer than two sizes, or one is not a positive integer, or dropout
+            is not a probability.
+        TypeError: if the sizes are no sequence, or the activation cannot be called.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: Callable[[Tensor], Tensor] = ops.relu,
+        dropout: float = 0.0,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        if not isinstance(sizes, Sequence):
+            raise TypeError(f"MLP: sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")
+        _check_callable(activation, "MLP: the activation")
+        if len(sizes) < 2:
+            raise ValueError(f"MLP: sizes are at least those of input and output, not {sizes!r}")
+        self.activation = activation
+        self.dropout = Dropout(dropout, rng=rng) if dropout else None
+        self.layers = [
+            Linear(d_in, d_out, bias, dtype=dtype, rng=rng)
+            for d_in, d_out in itertools.pairwise(sizes)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the last layer."""
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+            if self.dropout is not None:
+                x = self.dropout(x)
+        return self.layers[-1](x)  # type: ignore[no-any-return]  # a module returns Any
+
+    def extra_repr(self) -> str:
+        """The activation, if it is a plain function."""
+        name = getattr(self.activation, "__name__", None)
+        return f"activation={name}" if name else ""
+
+
+def _check_callable(layer: Any, role: str) -> None:
+    if isinstance(layer, type):
+        raise TypeError(f"{role} is the class {layer.__name__}; make one, as in {layer.__name__}()")
+    if not callable(layer):
+        raise TypeError(f"{role} must be a module or a function of a tensor, not {layer!r:.60}")
+
+
+# --------------------------------------------------------------------------------------------------
+# Layers that bring each vector to one scale, so that it neither grows nor shrinks with depth
+# --------------------------------------------------------------------------------------------------
+
+
+class LayerNorm(Module):
+    """(x - mean) / sqrt(var + eps) over the last axes, times `weight`, plus `bias`.
+
+    From Ba et al., 2016. The shape `(..., *normalized_shape)` stays.
+
+    Args:
+        normalized_shape: the sizes of the axes over which mean and variance are taken; one number
+            for the last axis alone.
+        eps: a small number that keeps the root away from 0.
+        elementwise_affine: whether there are a weight and a bias.
+        bias: whether there is a bias beside the weight.
+        dtype: the dtype of the parameters.
+
+    Attributes:
+        weight: `normalized_shape`, ones at first, or None.
+        bias: `normalized_shape`, zeros at first, or None.
+
+    Raises:
+        ValueError: if a size is not a positive integer, or `eps` is negative.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.normalized_shape = _checked_sizes("LayerNorm", normalized_shape)
+        self.eps = _checked_eps("LayerNorm", eps)
+        shape, bias = self.normalized_shape, elementwise_affine and bias
+        self.weight = Parameter(np.ones(shape, dtype)) if elementwise_affine else None
+        self.bias = Parameter(np.zeros(shape, dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised by `ops.layer_norm`."""
+        return ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        """The sizes, eps, and the parameters that are missing."""
+        missing = ", bias=False" if self.weight is not None and self.bias is None else ""
+        return _described(self) + missing
+
+
+class RMSNorm(Module):
+    """x / sqrt(mean(x^2) + eps) over the last axes, times `weight` (Zhang and Sennrich, 2019).
+
+    The shape `(..., *normalized_shape)` stays.
+
+    Args:
+        normalized_shape: the sizes of the axes over which the mean is taken; one number for the
+            last axis alone.
+        eps: a small number that keeps the root away from 0; None for the machine epsilon of the
+            dtype of x.
+        elementwise_affine: whether there is a weight.
+        dtype: the dtype of the weight.
+
+    Attributes:
+        weight: `normalized_shape`, ones at first, or None.
+
+    Raises:
+        ValueError: if a size is not a positive integer, or `eps` is negative.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.normalized_shape = _checked_sizes("RMSNorm", normalized_shape)
+        self.eps = None if eps is None else _checked_eps("RMSNorm", eps)
+        ones = np.ones(self.normalized_shape, dtype)
+        self.weight = Parameter(ones) if elementwise_affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised by `ops.rms_norm`."""
+        return ops.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        """The sizes, eps, and whether the weight is missing."""
+        return _described(self)
+
+
+def _checked_sizes(name: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    if not sizes:
+        raise ValueError(f"{name}: normalized_shape names one axis at least, unlike ()")
+    for size in sizes:
+        check_positive(f"{name}: each size of normalized_shape", size)
+    return tuple(sizes)
+
+
+def _checked_eps(name: str, eps: float) -> float:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{name}: eps is a small number that is not negative, not {eps!r}")
+    return eps
+
+
+def _described(norm: LayerNorm | RMSNorm) -> str:
+    sizes = norm.normalized_shape
+    missing = ", elementwise_affine=False" if norm.weight is None else ""
+    return f"{sizes[0] if len(sizes) == 1 else sizes}, eps={norm.eps}{missing}"

@@ -10,23 +10,9 @@ from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.errors import op_error
-from minigrad.ops.axes import as_tuple
-from minigrad.ops.elementwise import exp, log, normal_cdf, where
+from minigrad.ops.elementwise import exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
-from minigrad.ops.trigonometric import tanh
-
-__all__ = [
-    "elu",
-    "gelu",
-    "leaky_relu",
-    "log_softmax",
-    "relu",
-    "sigmoid",
-    "silu",
-    "softmax",
-    "softplus",
-]
-
+from minigrad.ops.shape import as_tuple
 
 # A VJP gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
 # arrays, for which a kernel computes the same in one pass.

@@ -10,18 +10,6 @@ from minigrad.ops import hints
 from minigrad.ops.comparison import logical_and
 from minigrad.ops.elementwise import flat, log, where
 
-__all__ = [
-    "add",
-    "divide",
-    "floor_divide",
-    "multiply",
-    "negative",
-    "power",
-    "remainder",
-    "subtract",
-]
-
-
 _DIFFERENCE_HINTS = {
     "Inf - Inf is NaN": lambda a, b, out: (
         np.isinf(a).any() and np.isinf(b).any() and np.isnan(out).any()
@@ -136,15 +124,16 @@ def power(a: Array, b: Array) -> Array:
     a^0 = 1 and has derivative 0 in a, also at a = 0. The derivative in b is out log(a), taken as 0
     where a = 0; at a negative a, where a^b is defined at isolated b only, it is nan.
     """
-    if b.__class__ in (int, float) and b in _WHOLE and a.__class__ is np.ndarray:
+    if b.__class__ in (int, float) and b in _BY_SQUARING and a.__class__ is np.ndarray:
         if b > 0:
             return _product(a, int(b))
         if a.dtype.kind == "f":
             return 1.0 / _product(a, int(-b))
-    return a**b  # the operator, not np.power: it has fast ways for exponents such as 2 and 0.5
+    return a**b  # the operator, not np.power: it is fast for exponents such as 2 and 0.5
 
 
-_WHOLE = {-4, -3, -2, -1, 3, 4, 5, 6, 7, 8}  # for which numpy takes up to a hundred times as long
+# Exponents for which numpy takes up to a hundred times as long.
+_BY_SQUARING = {-4, -3, -2, -1, 3, 4, 5, 6, 7, 8}
 
 
 def _product(x: Array, n: int) -> Array:

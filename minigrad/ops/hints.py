@@ -20,10 +20,7 @@ from minigrad.core.tensor import Array
 def cause_of(op: OpLike, values: Mapping[str, Array], out: Array) -> str | None:
     """Return the usual cause of a result that is not finite, or None if none is recognised.
 
-    Args:
-        op: the op.
-        values: what it was called with, by the names of its parameters.
-        out: the result.
+    `values` are the arguments of the call by name.
     """
     return _asked(op.nonfinite_hint, {**values, "out": out}) or too_large(out, values.values())
 
@@ -33,11 +30,7 @@ def cause_of_gradient(
 ) -> str | None:
     """Return the usual cause of a gradient that is not finite, or None if none is recognised.
 
-    Args:
-        op: the op.
-        values: what its VJP saved, by the names of its parameters; its result as "out".
-        g: the gradient that arrived.
-        gradient: the gradient that the VJP returned.
+    `g` arrived, `gradient` was returned by the VJP, and `values` are its residuals by name.
     """
     hint = op.gradient_hint
     known = _asked(hint, {**values, "g": g, "gradient": gradient})

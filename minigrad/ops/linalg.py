@@ -11,11 +11,8 @@ import numpy as np
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
 from minigrad.errors import op_error
-from minigrad.ops.indexing import getitem, scatter_add
 from minigrad.ops.products import matmul, swap_last
-from minigrad.ops.shape import reshape
-
-__all__ = ["cholesky", "det", "inv", "solve"]
+from minigrad.ops.shape import getitem, reshape, scatter_add
 
 
 def _cubes(a: Array, numerator: int, denominator: int = 1, squares: int = 0) -> int:
@@ -48,13 +45,15 @@ def _solve_cost(a: Array, b: Array, out: Array) -> int:
     return size // max(1, n * columns) * (2 * n**3 // 3) + 2 * size * n
 
 
-def _solve_shape(a: Array, b: Array) -> tuple[int, ...]:
-    if len(b.shape) == 1:
-        return tuple(a.shape[:-1])
-    return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *b.shape[-2:])
-
-
-@op(floats=True, cost=_solve_cost, shape=_solve_shape)
+@op(
+    floats=True,
+    cost=_solve_cost,
+    shape=lambda a, b: (
+        (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *b.shape[-2:])
+        if len(b.shape) > 1
+        else a.shape[:-1]
+    ),
+)
 def solve(a: Array, b: Array) -> Array:
     """The solution x of a x = b, for `(..., n, n)` and `(..., n, k)`, or one vector `(n,)`.
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from minigrad import kernels
-from minigrad.core.op import op
+from minigrad.core.node import Cost
+from minigrad.core.op import Op, op
 from minigrad.core.tensor import Array
 from minigrad.errors import op_error
 from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
-
-__all__ = ["layer_norm", "rms_norm"]
 
 Sizes = int | Sequence[int]
 
@@ -57,47 +57,6 @@ def layer_norm(
     return kernels.normalization.norm(x, sizes, weight, bias, eps, True)
 
 
-def _layer_norm_inputs(
-    g: Array,
-    needs_input_grad: Sequence[bool],
-    x: Array,
-    normalized_shape: Sizes,
-    weight: Array,
-    eps: float,
-) -> Sequence[Array]:
-    sizes = x.shape[x.ndim - np.size(normalized_shape) :]
-    return kernels.normalization.norm_gradients(g, x, sizes, weight, eps, True, needs_input_grad)
-
-
-def _means(out: Array, normalized_shape: Sizes) -> int:
-    """The number of means that are taken: one for each row."""
-    count: int = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
-    return count
-
-
-def _layer_norm_shared(needs_input_grad: set[str], out: Array, normalized_shape: Sizes) -> int:
-    """The FLOPs of standardising x again, which the gradients of x and the weight share."""
-    return (
-        5 * out.size + 4 * _means(out, normalized_shape)
-        if needs_input_grad & {"x", "weight"}
-        else 0
-    )
-
-
-layer_norm.joint_vjp(
-    ("x", "weight", "bias"),
-    _layer_norm_inputs,
-    cost={
-        "x": lambda weight, normalized_shape, out: (
-            (7 + (weight is not None)) * out.size + 2 * _means(out, normalized_shape)
-        ),
-        "weight": 2,
-        "bias": 1,
-        "shared": _layer_norm_shared,
-    },
-)
-
-
 def _rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:
@@ -127,41 +86,49 @@ def rms_norm(
     return kernels.normalization.norm(x, sizes, weight, None, eps, False)
 
 
-def _rms_norm_inputs(
-    g: Array,
-    needs_input_grad: Sequence[bool],
-    x: Array,
-    normalized_shape: Sizes,
-    weight: Array,
-    eps: float | None,
-) -> Sequence[Array]:
-    eps = _least(x) if eps is None else eps
-    sizes = x.shape[x.ndim - np.size(normalized_shape) :]
-    return kernels.normalization.norm_gradients(
-        g, x, sizes, weight, eps, False, (*needs_input_grad, False)
-    )[:2]
+def _give_vjp(norm: Op[Any], inputs: Sequence[str], centred: bool) -> None:
+    """Give a norm its VJP. Both norms have the same kernel, which subtracts the mean or does not.
 
+    The gradients of x and the weight share the FLOPs of standardising x again.
+    """
 
-def _rms_norm_shared(needs_input_grad: set[str], out: Array, normalized_shape: Sizes) -> int:
-    """The FLOPs of standardising x again, which the gradients of x and the weight share."""
-    return (
-        3 * out.size + 3 * _means(out, normalized_shape)
-        if needs_input_grad & {"x", "weight"}
-        else 0
-    )
+    def gradients(
+        g: Array,
+        needs_input_grad: Sequence[bool],
+        x: Array,
+        normalized_shape: Sizes,
+        weight: Array,
+        eps: float | None,
+    ) -> Sequence[Array]:
+        eps = _least(x) if eps is None else eps
+        sizes = x.shape[x.ndim - np.size(normalized_shape) :]
+        needed = (*needs_input_grad, False)[:3]  # rms_norm has no bias
+        found = kernels.normalization.norm_gradients(g, x, sizes, weight, eps, centred, needed)
+        return found[: len(inputs)]
 
+    def flops(out: Array, normalized_shape: Sizes, elements: int, means: int) -> int:
+        """The FLOPs of work on every element, and on every row, which has one mean."""
+        rows: int = out.size // math.prod(np.atleast_1d(normalized_shape).tolist())
+        total: int = elements * out.size + means * rows
+        return total
 
-rms_norm.joint_vjp(
-    ("x", "weight"),
-    _rms_norm_inputs,
-    cost={
-        "x": lambda weight, normalized_shape, out: (
-            (5 + (weight is not None)) * out.size + _means(out, normalized_shape)
+    cost: dict[str, Cost] = {
+        "x": lambda weight, normalized_shape, out: flops(
+            out, normalized_shape, 5 + 2 * centred + (weight is not None), 1 + centred
         ),
         "weight": 2,
-        "shared": _rms_norm_shared,
-    },
-)
+        "bias": 1,
+        "shared": lambda needs_input_grad, out, normalized_shape: (
+            flops(out, normalized_shape, 3 + 2 * centred, 3 + centred)
+            if needs_input_grad & {"x", "weight"}
+            else 0
+        ),
+    }
+    norm.joint_vjp(inputs, gradients, cost=cost)
+
+
+_give_vjp(layer_norm, ("x", "weight", "bias"), centred=True)
+_give_vjp(rms_norm, ("x", "weight"), centred=False)
 
 
 def _least(x: Array) -> float:

@@ -14,21 +14,21 @@ import numpy as np
 from minigrad.core.blocked_sum import sum_over
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
-from minigrad.ops.axes import as_tuple, keepdims_shape, normalize_axes, reduced
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
-from minigrad.ops.indexing import getitem
-from minigrad.ops.shape import astype, broadcast_to, concatenate, flip, reshape, transpose
-
-__all__ = [
-    "cumprod",
-    "cumsum",
-    "logsumexp",
-    "max",
-    "min",
-    "prod",
-    "sum",
-]
+from minigrad.ops.shape import (
+    as_tuple,
+    astype,
+    broadcast_to,
+    concatenate,
+    flip,
+    getitem,
+    keepdims_shape,
+    normalize_axes,
+    reduced,
+    reshape,
+    transpose,
+)
 
 # The functions behind np.prod, np.max and np.min, whose wrappers take longer than a small array
 # does. The type is Any because numpy's stubs know `keepdims` as a literal only.

@@ -1,29 +1,78 @@
-"""The same elements in another arrangement."""
+"""The axes of an array, and its elements in another arrangement, taken out, or added in."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.exceptions import AxisError
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import DTypeLike
 
+from minigrad import kernels
 from minigrad.core.codegen import Shapes
 from minigrad.core.op import op
-from minigrad.core.tensor import Array, Axis
+from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.errors import op_error
-from minigrad.ops.axes import as_tuple, normalize_axis
-from minigrad.ops.indexing import getitem
 
-__all__ = [
-    "astype",
-    "broadcast_to",
-    "clone",
-    "concatenate",
-    "flip",
-    "reshape",
-    "roll",
-    "transpose",
-]
+# --------------------------------------------------------------------------------------------------
+# Axes: an int, a tuple or list of ints, or None for all of them
+# --------------------------------------------------------------------------------------------------
+
+
+def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """Return axes of an array with `ndim` of them, counted from the front.
+
+    Raises:
+        TypeError: if one is no integer.
+        ValueError: if one does not exist or is repeated.
+    """
+    try:
+        return normalize_axis_tuple(range(ndim) if axis is None else axis, ndim)
+    except TypeError:
+        raise TypeError(f"axis is an int or several of them, not {axis!r}") from None
+    except AxisError:
+        wrong = f"out of bounds for an array of {ndim} axes"
+    except ValueError:
+        wrong = "repeated"
+    raise ValueError(f"axis {axis} is {wrong}")
+
+
+def normalize_axis(axis: int, ndim: int) -> int:
+    """Return one axis, counted from the front.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it does not exist.
+    """
+    if not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis is an int, not {axis!r}")
+    return normalize_axes(axis, ndim)[0]
+
+
+def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:
+    """Return the shape of a reduction over `axis`."""
+    if axis is None:
+        return (1,) * len(shape) if keepdims else ()
+    axes = normalize_axes(axis, len(shape))
+    return tuple(1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes)
+
+
+def keepdims_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
+    """Return the shape of a reduction over `axis` with keepdims."""
+    return reduced(shape, axis, keepdims=True)
+
+
+def as_tuple(axis: Axis) -> Any:
+    """Return `axis` as numpy's functions take it: they want a tuple where we allow a list."""
+    return tuple(axis) if isinstance(axis, list) else axis
+
+
+# --------------------------------------------------------------------------------------------------
+# Elements in another arrangement
+# --------------------------------------------------------------------------------------------------
 
 
 @op
@@ -127,3 +176,89 @@ def _concatenate_one(g: Array, argnum: int, arrays_shape: Shapes, axis: int) -> 
     axis = normalize_axis(axis, g.ndim)
     part = slice(*arrays_shape.starts(axis)[argnum : argnum + 2])
     return getitem(g, (*[slice(None)] * axis, part))
+
+
+# --------------------------------------------------------------------------------------------------
+# Taking elements out, and its transpose: adding elements in
+# --------------------------------------------------------------------------------------------------
+
+
+@op(cost=0, shape=lambda x, index: x[plain_index(index)].shape)
+def getitem(x: Array, index: Any) -> Array:
+    """x[index], as in numpy: ints, slices, None, Ellipsis, booleans and integer arrays."""
+    return x[plain_index(index)]
+
+
+@getitem.vjp("x")
+def _getitem_x(g: Array, x_shape: tuple[int, ...], index: Any) -> Array:
+    return scatter_add(g, index, x_shape)
+
+
+@op(cost=lambda values: values.size, shape=lambda shape: shape)
+def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
+    """An array of `shape` with `values` added to zeros at `index`; repeated indices add up."""
+    values = np.asarray(values)
+    out = np.zeros(shape, values.dtype)
+    index = plain_index(index)
+    if not may_repeat(index):
+        out[index] = values
+        return out
+    rows = _rows(index, out.shape) if values.size >= COMPILED_FROM else None
+    if rows is None:
+        np.add.at(out, index, values)
+        return out
+    positions, count = rows
+    width = math.prod(out.shape[count:])
+    values = np.broadcast_to(values, (*positions.shape, *out.shape[count:]))
+    kernels.elementwise.add_rows(
+        out.reshape(-1, width), positions.ravel(), values.reshape(positions.size, width)
+    )
+    return out
+
+
+scatter_add.vjp("values", lambda g, index: getitem(g, index))
+
+
+COMPILED_FROM = 4096  # elements, from which on it pays to find the rows of an index
+
+
+def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
+    """Turn an index of integer arrays into positions in the first axes, taken as one axis.
+
+    The number of these axes is returned too; None stands for any other index.
+    """
+    parts = [np.asarray(part) for part in (index if isinstance(index, tuple) else (index,))]
+    if len(parts) > len(shape) or any(part.dtype.kind not in "iu" for part in parts):
+        return None
+    sizes = shape[: len(parts)]
+    checked = []
+    for axis, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        if part.size and not (part.min() >= -size and part.max() < size):
+            raise op_error(
+                IndexError,
+                "scatter_add",
+                f"indices run from {part.min()} to {part.max()}, which is out of "
+                f"bounds for axis {axis} of shape {shape}",
+            )
+        part = part.astype(np.intp, copy=False)  # bytes have no room for a position beyond 255
+        checked.append(np.where(part < 0, part + size, part))
+    return np.ravel_multi_index(tuple(np.broadcast_arrays(*checked)), sizes), len(parts)
+
+
+def plain_index(index: Any) -> Any:
+    """Return an index for numpy, with arrays for the Tensors in it."""
+    if isinstance(index, Tensor):
+        return index._data
+    if isinstance(index, tuple):
+        return tuple(plain_index(part) for part in index)
+    return index
+
+
+def may_repeat(index: Any) -> bool:
+    """Return whether an index can name an element twice: one with an array of integers can."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(
+        not isinstance(part, (int, np.integer, slice, type(None), type(Ellipsis)))
+        and np.asarray(part).dtype != np.bool_
+        for part in parts
+    )

@@ -1,7 +1,7 @@
 """Optimisers, schedules of their learning rates, and averages of the weights they find."""
 
-from minigrad.optim.adam import Adam, AdamW
 from minigrad.optim.clip import clip_grad_norm, clip_grad_value, grad_norm
+from minigrad.optim.descent import SGD, Adam, AdamW
 from minigrad.optim.ema import EMA
 from minigrad.optim.optimizer import Optimizer
 from minigrad.optim.schedulers import (
@@ -12,7 +12,6 @@ from minigrad.optim.schedulers import (
     StepLR,
     WarmupCosineLR,
 )
-from minigrad.optim.sgd import SGD
 
 __all__ = [
     "EMA",

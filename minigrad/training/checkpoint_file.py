@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad.io import load_state, save_state
 
@@ -61,39 +60,33 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if KEY not in metadata:
         raise ValueError(f"{file} is no checkpoint of a Trainer")
     try:
-        return _state(arrays, json.loads(metadata[KEY]))
+        facts = json.loads(metadata[KEY])
+        parts: dict[str, Any] = {name: {} for name in ("model", "best", "optimizer", "ema")}
+        for name, value in arrays.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        optimizer: dict[int, dict[str, Any]] = {}
+        for name, value in {**parts["optimizer"], **facts["numbers"]}.items():
+            number, _, key = name.partition(".")
+            optimizer.setdefault(int(number), {})[key] = value
+        groups = [
+            {key: tuple(value) if key == "betas" else value for key, value in group.items()}
+            for group in facts["param_groups"]
+        ]
+        return {
+            "classes": {
+                "optimizer": facts["optimizer"],
+                "scheduler": facts.get("scheduler"),
+                "ema": "EMA" if "ema" in facts else None,
+            },
+            "model": parts["model"],
+            "best": parts["best"],
+            "optimizer": {"state": optimizer, "param_groups": groups},
+            "scheduler": facts.get("scheduler_state"),
+            "ema": {**facts["ema"], "averages": parts["ema"]} if "ema" in facts else None,
+            **{name: facts[name] for name in _PLAIN},
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is no checkpoint of a Trainer, or one of another version: {error!r}"
         ) from error
-
-
-def _state(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the state of a Trainer together from the arrays and the facts in a file."""
-    parts: dict[str, dict[str, NDArray[Any]]] = {
-        name: {} for name in ("model", "best", "optimizer", "ema")
-    }
-    for name, value in arrays.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = value
-    optimizer: dict[int, dict[str, Any]] = {}
-    for name, value in {**parts["optimizer"], **facts["numbers"]}.items():
-        number, _, key = name.partition(".")
-        optimizer.setdefault(int(number), {})[key] = value
-    groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-        for group in facts["param_groups"]
-    ]
-    return {
-        "classes": {
-            "optimizer": facts["optimizer"],
-            "scheduler": facts.get("scheduler"),
-            "ema": "EMA" if "ema" in facts else None,
-        },
-        "model": parts["model"],
-        "best": parts["best"],
-        "optimizer": {"state": optimizer, "param_groups": groups},
-        "scheduler": facts.get("scheduler_state"),
-        "ema": {**facts["ema"], "averages": parts["ema"]} if "ema" in facts else None,
-        **{name: facts[name] for name in _PLAIN},
-    }

@@ -109,7 +109,21 @@ class Trainer:
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler = scheduler
         self.ema = ema
-        self._check_companions()
+        if not isinstance(scheduler, LRScheduler | None):
+            raise TypeError(f"scheduler must be an LRScheduler or None, not {scheduler!r:.60}")
+        if scheduler is not None and scheduler.optimizer is not optimizer:
+            raise ValueError("the scheduler was made with another optimiser than the trainer's")
+        if not isinstance(ema, EMA | None):
+            raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
+        if ema is not None:
+            averaged = {id(parameter) for parameter in ema.parameters.values()}
+            groups = optimizer.param_groups
+            missing = sum(id(p) not in averaged for group in groups for p in group["params"])
+            if missing:
+                raise ValueError(
+                    f"ema has no average of {missing} parameters of the optimiser; make it of the "
+                    f"same model, when all that is to be trained requires a gradient"
+                )
         if checkpoint is not None:
             check_target(checkpoint, "checkpoint: ")  # before a run has taken its time
         if not isinstance(metrics, Mapping):
@@ -147,7 +161,12 @@ class Trainer:
         check_positive("epochs", epochs)
         data = self._prepared(train, "train")
         held_out = None if validation is None else self._prepared(validation, "validation")
-        self._check_something_trains()
+        optimized = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if optimized.isdisjoint(map(id, self.model.trainable_parameters())):
+            raise ValueError(  # the model may have been frozen in the meantime
+                "of the optimiser's parameters none is in the model and requires a gradient, so "
+                "nothing would train; make an optimiser with model.trainable_parameters()"
+            )
         steps = epochs * math.ceil(len(data[0]) / (self.batch_size * self.accumulation_steps))
         self._stopping = False
         if self.patience is not None and self._epochs_since_best >= self.patience:
@@ -238,7 +257,15 @@ class Trainer:
             if validation is not None:
                 record |= {f"validation_{k}": v for k, v in self.evaluate(validation).items()}
             self.history.epochs.append(as_record(record))
-            self._watch(self.history.epochs[-1])
+            if self.patience is not None:
+                loss = record.get("validation_loss", record["loss"])
+                if loss < self._best_loss:
+                    self._best_loss, self._epochs_since_best = float(loss), 0
+                    self._best = self.model.state_dict()
+                else:
+                    self._epochs_since_best += 1
+                if self._epochs_since_best >= self.patience:
+                    self.stop()
         for function in self.on_epoch:
             function(self)
         if self.checkpoint is not None:
@@ -280,47 +307,6 @@ class Trainer:
             )
         loss.backward(np.full(loss.shape, share, loss.dtype))
         return value * share
-
-    def _watch(self, record: Mapping[str, float]) -> None:
-        """Save the best weights, and stop when they have been the best for long enough."""
-        if self.patience is None:
-            return
-        loss = record.get("validation_loss", record["loss"])
-        if loss < self._best_loss:
-            self._best_loss, self._epochs_since_best = loss, 0
-            self._best = self.model.state_dict()
-        else:
-            self._epochs_since_best += 1
-        if self._epochs_since_best >= self.patience:
-            self.stop()
-
-    def _check_companions(self) -> None:
-        """Raise an error unless the scheduler and the averages are those of this optimiser."""
-        scheduler, ema = self.scheduler, self.ema
-        if not isinstance(scheduler, LRScheduler | None):
-            raise TypeError(f"scheduler must be an LRScheduler or None, not {scheduler!r:.60}")
-        if scheduler is not None and scheduler.optimizer is not self.optimizer:
-            raise ValueError("the scheduler was made with another optimiser than the trainer's")
-        if not isinstance(ema, EMA | None):
-            raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
-        if ema is not None:
-            own = {id(parameter) for parameter in ema.parameters.values()}
-            groups = self.optimizer.param_groups
-            missing = sum(id(p) not in own for group in groups for p in group["params"])
-            if missing:
-                raise ValueError(
-                    f"ema has no average of {missing} parameters of the optimiser; make it of the "
-                    f"same model, when all that is to be trained requires a gradient"
-                )
-
-    def _check_something_trains(self) -> None:
-        """Check that a parameter can change: the model may have been frozen in the meantime."""
-        own = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if own.isdisjoint(map(id, self.model.trainable_parameters())):
-            raise ValueError(
-                "of the optimiser's parameters none is in the model and requires a gradient, so "
-                "nothing would train; make an optimiser with model.trainable_parameters()"
-            )
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         """Return features and target as arrays, checked against each other."""
@@ -378,27 +364,6 @@ class Trainer:
                 other random generators; nothing is changed then.
         """
         generators = self._generators()
-        self._check_state(state, generators, source)
-        with ExitStack() as undo:
-            for name in ("model", "optimizer", "scheduler", "ema"):
-                part = getattr(self, name)
-                if part is not None:
-                    undo.callback(part.load_state_dict, part.state_dict())
-                    part.load_state_dict(state[name])
-            for generator, saved in zip(generators, state["generators"], strict=True):
-                bits = generator.bit_generator
-                undo.callback(setattr, bits, "state", bits.state)
-                bits.state = saved
-            undo.pop_all()  # nothing has failed, so nothing is undone
-        self._best = dict(state["best"])
-        self._best_loss = state["best_loss"]
-        self._epochs_since_best = state["epochs_since_best"]
-        self.history = History(list(state["steps"]), list(state["epochs"]))
-
-    def _check_state(
-        self, state: Mapping[str, Any], generators: Sequence[np.random.Generator], source: str
-    ) -> None:
-        """Raise a ValueError if a state belongs to a trainer with other parts than this one."""
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -420,6 +385,21 @@ class Trainer:
                     f"{source} has {name} as {value.dtype}, and this model as "
                     f"{weights[name].dtype}; convert the model with astype first"
                 )
+        with ExitStack() as undo:
+            for name in ("model", "optimizer", "scheduler", "ema"):
+                part = getattr(self, name)
+                if part is not None:
+                    undo.callback(part.load_state_dict, part.state_dict())
+                    part.load_state_dict(state[name])
+            for generator, saved in zip(generators, state["generators"], strict=True):
+                bits = generator.bit_generator
+                undo.callback(setattr, bits, "state", bits.state)
+                bits.state = saved
+            undo.pop_all()  # nothing has failed, so nothing is undone
+        self._best = dict(state["best"])
+        self._best_loss = state["best_loss"]
+        self._epochs_since_best = state["epochs_since_best"]
+        self.history = History(list(state["steps"]), list(state["epochs"]))
 
     def _generators(self) -> list[np.random.Generator]:
         """List every generator a step may draw from: the default, the trainer's, the modules'."""

@@ -15,7 +15,7 @@ from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import ModuleCall
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.graph_view import GraphView, NodeView, view_graph
+from minigrad.viz.graph_view import GraphView, view_graph
 from minigrad.viz.tape import Tape
 
 _HEAD = """digraph {
@@ -97,21 +97,18 @@ def draw(loss: Tensor, *, tape: Tape | None = None, model: Module | None = None)
         RuntimeError: if there is no graph, or a backward pass has freed that.
     """
     graph = view_graph("draw", loss, tape, model, sys._getframe(1).f_locals)
-    return Drawing("\n".join([_HEAD, *_lines(graph), "}\n"]))
-
-
-def _lines(graph: GraphView) -> Iterator[str]:
     ids: dict[Any, str] = {node: f"n{i}" for i, node in enumerate(graph.nodes)}
     ids |= {frozen: f"f{i}" for i, frozen in enumerate(graph.frozen)}
-    yield from _inside(graph, None, ids, "  ")
+    lines = [_HEAD, *_inside(graph, None, ids, "  ")]
     for view in graph.nodes.values():
-        several = len(view.links) + len(view.frozen) > 1
-        for link in view.links:
-            label = f" [label={_quoted(link.input)}]" if several else ""
-            yield f"  {ids[link.source]} -> {ids[view.node]}{label};"
-        for name, frozen in view.frozen:
-            label = f", label={_quoted(name)}" if several else ""
-            yield f"  {ids[frozen]} -> {ids[view.node]} [{_NO_GRADIENT}{label}];"
+        arrows: list[tuple[Any, str, str]] = [(link.source, link.input, "") for link in view.links]
+        arrows += [(frozen, name, _NO_GRADIENT) for name, frozen in view.frozen]
+        for source, name, look in arrows:
+            label = f"label={_quoted(name)}" if len(arrows) > 1 else ""
+            looks = ", ".join(filter(None, (look, label)))
+            brackets = f" [{looks}]" if looks else ""
+            lines.append(f"  {ids[source]} -> {ids[view.node]}{brackets};")
+    return Drawing("\n".join([*lines, "}\n"]))
 
 
 def _inside(
@@ -121,16 +118,19 @@ def _inside(
     for view in graph.nodes.values():
         if view.group is group:
             looks = _LEAF if view.node.op is None else _LOSS if view.node is graph.root else ""
-            yield f"{margin}{ids[view.node]} [label={_label(view)}{looks}];"
+            lines = [view.name, view.node.name if view.named and view.node.op is not None else ""]
+            if view.value is not None and view.value.size == 1:
+                lines.append(f"{view.value.item():.4g}")
+            else:
+                lines.append(" x ".join(map(str, view.node.shape)))
+            yield f"{margin}{ids[view.node]} [label={_quoted(*lines)}{looks}];"
     for frozen in graph.frozen:
         if frozen.group is group:
             shape = " x ".join(map(str, getattr(frozen.value, "shape", ())))
-            label = _quoted("\n".join(filter(None, (frozen.name, shape))))
-            yield f"{margin}{ids[frozen]} [label={label}{_FROZEN}];"
-    for i, inner in enumerate(graph.groups):
+            yield f"{margin}{ids[frozen]} [label={_quoted(frozen.name, shape)}{_FROZEN}];"
+    for i, (inner, name) in enumerate(graph.groups.items()):
         if inner.parent is group:
             kind = type(inner.module).__name__
-            name = inner.name or graph.names.of_module(inner.module)
             yield f"{margin}subgraph cluster_{i} {{"
             label = _quoted(f"{name}: {kind}" if name else kind)
             yield f'{margin}  label={label}; style=rounded; color="#999999"; fontsize=10;'
@@ -138,18 +138,8 @@ def _inside(
             yield f"{margin}}}"
 
 
-def _label(view: NodeView) -> str:
-    node = view.node
-    lines = [view.name]
-    if view.named and node.op is not None:
-        lines.append(node.name)
-    if view.value is not None and view.value.size == 1:
-        lines.append(f"{view.value.item():.4g}")
-    elif node.shape:
-        lines.append(" x ".join(map(str, node.shape)))
-    return _quoted("\n".join(lines))
-
-
-def _quoted(text: str) -> str:
+def _quoted(*lines: str) -> str:
+    """Return a label in DOT of those lines that are not empty."""
+    text = "\n".join(filter(None, lines))
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

@@ -26,14 +26,7 @@ except ImportError as error:
     ) from error
 
 # Of Okabe and Ito's palette, safe for colour-blind readers; they differ in lightness too.
-INK, BLUE, ORANGE, VERMILLION, SKY, GREY = (
-    "#222222",
-    "#0072B2",
-    "#E69F00",
-    "#D55E00",
-    "#56B4E9",
-    "#8C8C8C",
-)
+INK, BLUE, VERMILLION = "#222222", "#0072B2", "#D55E00"
 
 SIGNED = LinearSegmentedColormap.from_list(
     "signed", ["#00213F", "#0072B2", "#A6A6A6", "#F2BE4A", "#FFF6D0"]
@@ -62,55 +55,50 @@ class Picture(Figure):
     def __init__(
         self, width: float, height: float, path: str | os.PathLike[str] | None = None
     ) -> None:
-        if path is not None:
-            _check_picture(path)
         super().__init__(figsize=(width, height), dpi=100, layout="constrained")
         self._path = path
+        if path is not None:
+            endings, file = self.canvas.get_supported_filetypes(), Path(path)
+            if file.suffix[1:].lower() not in endings:
+                raise ValueError(
+                    f"{os.fspath(path)!r} is no picture; it may end in {', '.join(endings)}"
+                )
+            if not file.resolve().parent.is_dir():
+                raise FileNotFoundError(
+                    f"there is no folder {str(file.parent)!r} for the picture; make it first"
+                )
 
     def saved(self) -> Picture:
         """Save the figure, completely or not at all, and return it."""
         if self._path is not None:
             kind = Path(self._path).suffix[1:].lower()
-            write_atomically(self._path, rendered(self, kind))
+            write_atomically(self._path, self.rendered(kind))
         return self
 
+    def rendered(self, kind: str) -> bytes:
+        """Return the bytes of a file of this kind."""
+        file = io.BytesIO()
+        self.savefig(file, format=kind, dpi=150)
+        return file.getvalue()
+
     def _repr_png_(self) -> bytes:
-        return rendered(self, "png")
-
-
-def _check_picture(path: str | os.PathLike[str]) -> None:
-    """Raise an error for a name that no picture can have, before anything is drawn."""
-    endings = Figure().canvas.get_supported_filetypes()
-    if Path(path).suffix[1:].lower() not in endings:
-        raise ValueError(f"{os.fspath(path)!r} is no picture; it may end in {', '.join(endings)}")
-    if not Path(path).resolve().parent.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {os.fspath(Path(path).parent)!r} for the picture; make it first"
-        )
-
-
-def rendered(figure: Figure, kind: str) -> bytes:
-    """Return the bytes of a file of this kind."""
-    file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=150)
-    return file.getvalue()
+        return self.rendered("png")
 
 
 def name_rows(axis: Axis, names: Sequence[str]) -> None:
-    """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many."""
+    """Put a name at 0, 1, ... of an axis, or, of too many names, at every so many.
+
+    If a name is long, all are without the modules that all of them are in.
+    """
     step = -(-len(names) // MOST_NAMES)
-    axis.set_ticks(range(0, len(names), step), _distinguished(names)[::step])
-
-
-def _distinguished(names: Sequence[str]) -> list[str]:
-    """Return the names, and if one is long, without the modules that all of them are in."""
     if max(map(len, names), default=0) > LONGEST:
         parts = [name.split(".") for name in names]
         levels = zip(*(each[:-1] for each in parts), strict=False)
         common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
         if common:
             names = [f"…{'.'.join(each[common:])}" for each in parts]
-    return [shortened(name, LONGEST) for name in names]
+    shown = [shortened(name, LONGEST) for name in names[::step]]
+    axis.set_ticks(range(0, len(names), step), shown)
 
 
 def shortened(name: str, letters: int) -> str:

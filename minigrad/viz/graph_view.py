@@ -2,25 +2,31 @@
 
 Its nodes are what gradients reach, its links the edges that they go along. Where an input of an op
 has no link, no gradient goes to it: it is a frozen input, and the view says why.
+
+A graph has neither names nor values, except those that some VJP asked for. Names are found in the
+caller's variables and in models. Values are on a tape, in living Tensors, or saved for VJPs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import gc
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.node import Edge, Node, OpLike, reachable
+from minigrad.core.op import VJP
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.diagnostics.recorder import CallRecord, ModuleCall
 from minigrad.nn import Module, Parameter
 from minigrad.ops import nf4_linear
-from minigrad.viz.names import Names, numbered
 from minigrad.viz.tape import Tape
-from minigrad.viz.values import saved_inputs, takes_sequence, values_of
 
 Array = NDArray[Any]
 
@@ -101,20 +107,14 @@ class GraphView:
         root: the node of the loss.
         nodes: the view of each node, the oldest first.
         frozen: the inputs that no gradient goes to, each once.
-        groups: the module calls that something was made in, outer ones first.
-        names: what modules and tensors are called.
+        groups: the module calls that something was made in, outer ones first, by their names; the
+            name is empty if the module has none.
     """
 
     root: Node
     nodes: dict[Node, NodeView]
-    frozen: list[FrozenInput]
-    groups: list[ModuleCall]
-    names: Names
-
-    @property
-    def links(self) -> list[Link]:
-        """All links, in the order of the nodes."""
-        return [link for view in self.nodes.values() for link in view.links]
+    frozen: list[FrozenInput] = field(default_factory=list)
+    groups: dict[ModuleCall, str] = field(default_factory=dict)
 
 
 def view_graph(
@@ -149,29 +149,179 @@ def view_graph(
             f"`with viz.record() as tape:`"
         )
     names = Names(variables, model, () if tape is None else tape.roots)
-    values = values_of(nodes, calls)
+    values = _values_of(nodes, calls)
     values.setdefault(root, loss._data)
-    graph = GraphView(root, {}, [], [], names)
+    graph = GraphView(root, {})
     for node in nodes:
-        name, call = names.of_node(node), calls.get(node)
+        name, call = names.of_node.get(node, ""), calls.get(node)
         group = None if call is None else call.module
         graph.nodes[node] = NodeView(node, name, bool(name), values.get(node), call, group)
     unnamed = [view for view in graph.nodes.values() if not view.name]
-    for view, name in zip(unnamed, numbered(view.node.name for view in unnamed), strict=True):
-        view.name = name
-    inputs = _Inputs(graph, tape)
+    total, seen = Counter(view.node.name for view in unnamed), Counter[str]()
+    for view in unnamed:
+        view.name = view.node.name
+        seen[view.name] += 1
+        if total[view.name] > 1:
+            view.name += f" #{seen[view.name]}"
+    inputs = _Inputs(graph, tape, names)
     for view in graph.nodes.values():
         if view.node.op is not None:
             inputs.add(view, view.node.op)
-    _group(graph)
+    _group(graph, names)
     return graph
+
+
+def _group(graph: GraphView, names: Names) -> None:
+    """Put leaves and frozen inputs into the innermost module that all their uses are in.
+
+    All modules that something is in are listed.
+    """
+    common: dict[Any, ModuleCall | None] = {}
+    for view in graph.nodes.values():
+        around = [] if view.group is None else view.group.chain()
+        for used in (*(link.source for link in view.links), *(f for _, f in view.frozen)):
+            group = common.get(used, view.group)
+            while group is not None and group not in around:
+                group = group.parent
+            common[used] = group
+    for view in graph.nodes.values():
+        if view.node.op is None:
+            view.group = common.get(view.node)
+    for frozen in graph.frozen:
+        frozen.group = common[frozen]
+    items: list[NodeView | FrozenInput] = [*graph.nodes.values(), *graph.frozen]
+    for item in items:
+        for group in () if item.group is None else item.group.chain():
+            graph.groups[group] = group.name or names.of_module.get(id(group.module), "")
+
+
+# --------------------------------------------------------------------------------------------------
+# Names
+# --------------------------------------------------------------------------------------------------
+
+
+class Names:
+    """Names of tensors and modules. Where there are several, the first counts.
+
+    Args:
+        variables: the caller's variables, of which Tensors and modules count; names that begin
+            with an underscore do not.
+        model: a model whose parameters have their names without a prefix.
+        roots: further modules, which a tape has seen.
+
+    Attributes:
+        of_node: the names of tensors by their nodes in the graph.
+        of_module: the names of the variables of modules, by the module's id.
+    """
+
+    def __init__(
+        self, variables: Mapping[str, Any], model: Module | None, roots: Sequence[Module] = ()
+    ) -> None:
+        known = {name: v for name, v in variables.items() if not name.startswith("_")}
+        tensors = [(name, v) for name, v in known.items() if isinstance(v, Tensor)]
+        modules = [(name, v) for name, v in known.items() if isinstance(v, Module)]
+        self.of_module = {id(module): name for name, module in reversed(modules)}
+        named = [] if model is None else [("", model)]
+        for root in roots:
+            prefix = self.of_module.get(id(root), type(root).__name__) if len(roots) > 1 else ""
+            named.append((prefix, root))
+        for prefix, module in (*named, *modules):
+            tensors += module.named_parameters(prefix)
+        self.of_node: dict[Node, str] = {}
+        self._of_memory: dict[Any, tuple[str, Tensor]] = {}
+        for name, tensor in tensors:
+            if tensor.node is not None:
+                self.of_node.setdefault(tensor.node, name)
+            self._of_memory.setdefault(_memory(tensor._data), (name, tensor))
+
+    def of_memory(self, value: Any) -> tuple[str, Tensor] | None:
+        """Return the name of a tensor in the same memory and of the same shape, and that tensor."""
+        array = value._data if isinstance(value, Tensor) else value
+        return self._of_memory.get(_memory(array)) if isinstance(array, np.ndarray) else None
+
+
+def _memory(array: Array) -> tuple[Any, ...]:
+    return array.__array_interface__["data"][0], array.shape, array.strides
+
+
+# --------------------------------------------------------------------------------------------------
+# Values
+# --------------------------------------------------------------------------------------------------
+
+
+def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[Node, Array]:
+    """Find the values at these nodes, as far as they are still in memory."""
+    wanted = {node: (node.shape, node.dtype) for node in nodes}
+    found: dict[Node, Array] = {}
+    for node, value in _values_somewhere(nodes, calls):
+        if isinstance(value, np.ndarray) and (value.shape, value.dtype) == wanted.get(node):
+            found.setdefault(node, value)
+    return found
+
+
+def _values_somewhere(
+    nodes: Sequence[Node], calls: Mapping[Node, CallRecord]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield nodes with their values: on a tape, in living Tensors, or saved for VJPs."""
+    for call in (calls[node] for node in nodes if node in calls):
+        for value in (call.result, *call.inputs):
+            if isinstance(value, Tensor):
+                yield value.node, value._data
+    for thing in gc.get_objects():
+        # Not `isinstance`, which asks an object for its class, and an object may answer anything.
+        if issubclass(type(thing), Tensor):
+            yield getattr(thing, "node", None), getattr(thing, "_data", None)
+    for node in nodes:
+        known = _saved_inputs(node)
+        for edge in node.edges or ():
+            yield from ((node, value) for name, value in saved_by(edge) if name == "out")
+            yield edge[0], known.get(edge[1])
+
+
+def saved_by(edge: Edge) -> Iterator[tuple[str, Any]]:
+    """Yield what the VJP of an edge is given after `g`, with the names of its parameters."""
+    if edge[2] is not None:
+        yield from zip(names_of_saved(edge[2]), edge[3:], strict=True)
+
+
+@lru_cache(maxsize=256)
+def names_of_saved(vjp: VJP) -> tuple[str, ...]:
+    """Return the names of the parameters of a VJP that stand for what a call saves."""
+    names = tuple(inspect.signature(vjp.derivative).parameters)
+    return names[len(names) - len(vjp.slots) :]
+
+
+def _saved_inputs(node: Node) -> dict[int, Any]:
+    """Return the inputs of a node that were saved for its VJPs, by their index."""
+    op = node.op
+    if op is None:
+        return {}
+    found: dict[int, Any] = dict(enumerate(node.arguments)) if op.replayed else {}
+    for edge in node.edges or ():
+        if edge[2] is None:  # a checkpoint, which saves its inputs
+            found[edge[1]] = edge[3]
+            continue
+        for (slot, shape_only), value in zip(edge[2].slots, edge[3:], strict=True):
+            if shape_only:
+                continue
+            if slot == 0 and op.takes_sequence:
+                found.update(enumerate(value))
+            elif slot < len(op.parameters):
+                found.setdefault(slot, value)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# Inputs
+# --------------------------------------------------------------------------------------------------
 
 
 class _Inputs:
     """Finds the inputs of each node: those that its gradient goes on to, and the frozen ones."""
 
-    def __init__(self, graph: GraphView, tape: Tape | None) -> None:
+    def __init__(self, graph: GraphView, tape: Tape | None, names: Names) -> None:
         self._graph = graph
+        self._names = names
         self._tape = Tape() if tape is None else tape
         self._plain = UNKNOWN if tape is None else "A plain array: it has no node in a graph."
         self._known: dict[Any, FrozenInput] = {}
@@ -180,63 +330,54 @@ class _Inputs:
         """Give a node its links, frozen inputs and options."""
         edges = view.node.edges or ()
         view.links = [Link(e[0], view.node, e, op.input_name(e[1])) for e in edges]
-        linked = {edge[1] for edge in edges}
-        many = takes_sequence(op) or not op.vjps
-        given: dict[int, Any]
+        many = op.takes_sequence or not op.vjps
+        given = _saved_inputs(view.node)
         if view.call is not None:
             given = dict(enumerate(view.call.inputs))
-        else:
-            given = saved_inputs(view.node)
         indices = given if many else range(len(op.parameters))
         differentiable = set(given) if many else {index for index, _ in op.vjps}
-        for index in sorted(set(indices) - linked):
-            name = op.input_name(index)
-            value = given.get(index)
+        for index in sorted(set(indices) - {edge[1] for edge in edges}):
+            name, value = op.input_name(index), given.get(index)
             if index in differentiable and index not in given:
                 if op.is_required(index):
-                    self._freeze(view, name, FrozenInput(_unnamed(name), UNKNOWN), None)
+                    self._freeze(view, name, None, UNKNOWN)
                 else:
                     view.options.append((name, "left out, or in need of no gradient"))
             elif index in differentiable and value is None:
                 view.options.append((name, "None"))
             elif index in differentiable:
-                self._freeze(view, name, self._frozen(name, value), value)
+                self._freeze(view, name, value, self._why(value))
             elif op is nf4_linear and name == "weight" and value is not None:
                 why = f"A frozen matrix in four bits a number (NF4): `{op.name}` has no VJP for it."
-                frozen = FrozenInput(_unnamed(name), why, value.dense())
-                self._freeze(view, name, frozen, value.codes)
+                self._freeze(view, name, value.codes, why, value.dense())
             elif isinstance(value, (Tensor, np.ndarray)):
-                frozen = self._frozen(name, value)
-                frozen.why = (
-                    f"`{op.name}` cannot be differentiated by its {name}, and has no VJP for it."
-                )
-                self._freeze(view, name, frozen, value)
+                why = f"`{op.name}` cannot be differentiated by its {name}, and has no VJP for it."
+                self._freeze(view, name, value, why)
             elif index in given:
                 view.options.append((name, in_words(value)))
 
-    def _freeze(self, view: NodeView, name: str, frozen: FrozenInput, value: Any) -> None:
-        """Draw one and the same array once, however often it is used; numbers each by itself.
+    def _freeze(
+        self, view: NodeView, name: str, value: Any, why: str, decoded: Array | None = None
+    ) -> None:
+        """Add a frozen input: an array once, however often it is used; numbers each by itself.
 
-        If the value is stored in another form, `value` is the array that stores it.
+        If the array is stored in another form, `value` is that form, and `decoded` is shown.
         """
         array = value._data if isinstance(value, Tensor) else value
+        known, made = self._names.of_memory(value), self._tape.made(value)
+        # The op's word for its input alone could be a variable's name.
+        called = f"input {name}" if made is None else made.name
+        shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
+        if known is not None:
+            called = known[0]
+        elif shown is not None and np.ndim(shown) == 0:
+            called = f"{np.asarray(shown).item():.4g}"
+        frozen = FrozenInput(called, why, shown if decoded is None else decoded)
         if isinstance(array, np.ndarray) and array.size > 1:
-            key = (array.__array_interface__["data"][0], array.shape, array.strides, frozen.why)
-            frozen = self._known.setdefault(key, frozen)
+            frozen = self._known.setdefault((*_memory(array), why), frozen)
         if frozen not in self._graph.frozen:
             self._graph.frozen.append(frozen)
         view.frozen.append((name, frozen))
-
-    def _frozen(self, name: str, value: Any) -> FrozenInput:
-        array = value._data if isinstance(value, Tensor) else value
-        known = self._graph.names.of_memory(value)
-        made = self._tape.made(value)
-        called = _unnamed(name) if made is None else made.name
-        called = called if known is None else known[0]
-        shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
-        if np.ndim(array) == 0 and shown is not None:
-            called = f"{np.asarray(array).item():.4g}" if known is None else called
-        return FrozenInput(called, self._why(value), shown)
 
     def _why(self, value: Any) -> str:
         """Say why no gradient goes to a value."""
@@ -249,7 +390,7 @@ class _Inputs:
             node = left.inputs[0].node
             whom = self._graph.nodes[node].name if node in self._graph.nodes else "a tensor"
             return f"The value of {whom} as {left.name} gives it: no gradient follows."
-        known = self._graph.names.of_memory(value)
+        known = self._names.of_memory(value)
         holder = value if known is None else known[1]  # of this memory
         if isinstance(holder, Parameter):
             if holder.node is None:
@@ -265,43 +406,9 @@ class _Inputs:
         return self._plain
 
 
-def _unnamed(name: str) -> str:
-    """Return what to call an array without a name; the op's word alone could be a variable's."""
-    return f"input {name}"
-
-
 def in_words(value: Any) -> str:
     """Write an option as a reader would write it."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"an array of shape {value.shape}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _group(graph: GraphView) -> None:
-    """Put leaves and frozen inputs into the module that uses them, and list the modules."""
-    uses: dict[Any, list[ModuleCall | None]] = {}
-    for view in graph.nodes.values():
-        for link in view.links:
-            uses.setdefault(link.source, []).append(view.group)
-        for _, frozen in view.frozen:
-            uses.setdefault(frozen, []).append(view.group)
-    for view in graph.nodes.values():
-        if view.node.op is None:
-            view.group = _common(uses.get(view.node, ()))
-    for frozen in graph.frozen:
-        frozen.group = _common(uses.get(frozen, ()))
-    items: list[NodeView | FrozenInput] = [*graph.nodes.values(), *graph.frozen]
-    chains = (item.group.chain() for item in items if item.group is not None)
-    graph.groups = list(dict.fromkeys(group for chain in chains for group in chain))
-
-
-def _common(groups: Iterable[ModuleCall | None]) -> ModuleCall | None:
-    """Return the innermost module call that all of these are in."""
-    chains = [[] if group is None else group.chain() for group in groups]
-    common = None
-    for level in zip(*chains, strict=False):
-        if any(group is not level[0] for group in level):
-            break
-        common = level[0]
-    return common

@@ -1,7 +1,8 @@
 """explore: the page on which a reader steps through a backward pass, forwards and back.
 
 It is one HTML file, with all that it needs inside: no network, no build step, nothing to install.
-Its texts and numbers come from here; the files in `template` lay them out and draw them.
+Its texts and numbers come from here, as one value for JSON; the files in `template` lay them out
+and draw them.
 """
 
 from __future__ import annotations
@@ -9,24 +10,38 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import inspect
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from minigrad.core.node import OpLike
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
-from minigrad.viz.graph_view import GraphView, view_graph
-from minigrad.viz.page_data import ShownPass, page_data
+from minigrad.viz.graph_view import (
+    GraphView,
+    Link,
+    NodeView,
+    in_words,
+    names_of_saved,
+    saved_by,
+    view_graph,
+)
+from minigrad.viz.passes import Pass, Sent, Step, passes_through
 from minigrad.viz.previews import FEW, LARGEST, Previews
-from minigrad.viz.replay import Replay, grads_after, right_order, second_pass
+from minigrad.viz.source import filled_in, in_short, signature_of, source_of
 from minigrad.viz.tape import Tape
-from minigrad.viz.wrong_orders import depth_first, uncleared_pass
+
+Json = dict[str, Any]
 
 LIMIT = 1_000_000  # bytes of a page
 
@@ -87,68 +102,10 @@ def explore(
             f"explore: {loss.describe()} has {loss.size} elements, and a backward pass starts from "
             f"one; reduce it with .sum() or .mean()"
         )
-    if len(graph.nodes) > _MOST:
-        raise _too_large(graph)
     if not isinstance(title, str | None):
         raise TypeError(f"explore: title must be a string, not {title!r:.60}")
-    name = graph.nodes[graph.root].name
-    heading = f"Backward pass of {name}" if title is None else title
-    write_atomically(path, _page(heading, graph, _passes(graph)))
-
-
-def _passes(graph: GraphView) -> list[ShownPass]:
-    first = right_order(graph)
-    second, deep = second_pass(graph, first), depth_first(graph, first)
-    uncleared = uncleared_pass(graph, first)
-    once, twice = grads_after(first), grads_after(second)
-    left = {node: g for node, g in first.arrived.items() if node.op is not None}
-    hooked = [view.name for view in graph.nodes.values() if view.node.hooks]
-    hooks = ", ".join(hooked[:3]) + (", ..." if len(hooked) > 3 else "")
-    about = (
-        "Nodes are visited from the newest to the oldest. So when a VJP runs, every gradient that "
-        "reaches its node has arrived, and each VJP runs once."
-    )
-    if hooked:
-        about += (
-            f" No hook is called here, so numbers may differ from backward()'s. Hooks: {hooks}."
-        )
-    about_second = (
-        "backward() once more, without zero_grad(). The pass itself is the same, since it stores "
-        "nothing at inner nodes. What arrives is added to .grad, which has the first pass in it: "
-        "that is meant to be, and how small batches add up to a large one."
-    )
-    about_uncleared = (
-        "A second pass in an engine that stores gradients at inner nodes as well, and does not "
-        "clear them. What the first pass has left there is added to, and sent on once more. "
-    )
-    if uncleared.first_fault is None:
-        about_uncleared += "Here that changes no number: every gradient goes straight to a leaf."
-    else:
-        about_uncleared += "The numbers that it gives are wrong."
-    return [
-        ShownPass("backward", "Backward pass", about, first, once, {}),
-        ShownPass("again", "Second pass", about_second, second, twice, {}),
-        ShownPass("uncleared", "Second pass, not cleared", about_uncleared, uncleared, twice, left),
-        ShownPass("depth", "Depth first", _about_depth(first, deep), deep, once, {}),
-    ]
-
-
-def _about_depth(first: Replay, deep: Replay) -> str:
-    about = (
-        "The pass that does not sort the nodes: as soon as a gradient arrives it goes on, with "
-        "what has arrived so far, and again with each further arrival. "
-    )
-    if deep.vjps == first.vjps:
-        return about + "Here only one gradient arrives at each inner node, so that changes nothing."
-    about += f"It runs {deep.vjps:,} VJPs where {first.vjps:,} do. "
-    shown = sum(len(step.sent) for step in deep.steps)
-    if not deep.arrived:
-        about += "That is too many to run to the end, so only its beginning is shown. "
-    elif shown < deep.vjps:
-        about += f"The first {shown:,} are shown, and the end. "
-    if deep.arrived and deep.first_fault is None:
-        about += "What is sent on again is 0 here, so no number goes wrong. "
-    return about
+    heading = f"Backward pass of {graph.nodes[graph.root].name}" if title is None else title
+    write_atomically(path, _page(heading, graph))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -156,47 +113,38 @@ def _about_depth(first: Replay, deep: Replay) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-def _page(title: str, graph: GraphView, passes: Sequence[ShownPass]) -> bytes:
+def _page(title: str, graph: GraphView) -> bytes:
     """Return the page, with heat maps as fine as there is room for, also of few numbers if need be.
 
     Raises:
         ValueError: if it is too large with the coarsest heat maps.
     """
-    for few in (FEW, 1):
+    style = (TEMPLATE / "page.css").read_text("utf-8")
+    parts = {"title": html.escape(title), "style": style, "script": script()}
+    for name in ("style", "script"):
+        # The page's security policy allows these texts and no others, by their hashes.
+        digest = hashlib.sha256(parts[name].encode()).digest()
+        parts[f"{name}-hash"] = base64.b64encode(digest).decode()
+    template = (TEMPLATE / "page.html").read_text("utf-8")
+    passes = passes_through(graph) if len(graph.nodes) <= _MOST else []
+    for few in (FEW, 1) if passes else ():
         side = LARGEST
         while side >= _COARSEST:
             previews = Previews(side, few)
-            page = _filled(title, page_data(title, graph, passes, previews))
+            data = _Writer(graph, previews).write(title, passes)
+            text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+            parts["data"] = text.replace("<", "\\u003c")  # inside a script element, it might end it
+            page = re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], template).encode()
             if len(page) <= LIMIT:
                 return page
             maps = [picture[1] for picture in previews.pictures if isinstance(picture[1], str)]
             room = LIMIT - (len(page) - sum(map(len, maps)))
             side = min(side - 1, math.isqrt(max(0, room) // max(1, len(maps))))
-    raise _too_large(graph)
-
-
-def _too_large(graph: GraphView) -> ValueError:
-    return ValueError(
+    raise ValueError(
         f"explore: a graph of {len(graph.nodes):,} nodes is too large for a page of "
         f"{LIMIT:,} bytes, which has room for about 1,000; explore a part of the model, such as "
         f"one layer, or fewer steps in time, or draw the graph with viz.draw"
     )
-
-
-def _filled(title: str, data: dict[str, Any]) -> bytes:
-    style, code = (TEMPLATE / "page.css").read_text("utf-8"), script()
-    # Inside a script element, `<` might end it.
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    parts = {
-        "title": html.escape(title),
-        "style": style,
-        "style-hash": _hash(style),
-        "data": text,
-        "script": code,
-        "script-hash": _hash(code),
-    }
-    page = (TEMPLATE / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: parts[match[1]], page).encode()
 
 
 def script() -> str:
@@ -205,6 +153,211 @@ def script() -> str:
     return f'"use strict";\n(() => {{\n{text}\n}})();\n'
 
 
-def _hash(text: str) -> str:
-    """Return the hash by which the page's security policy allows this text and no other."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+# --------------------------------------------------------------------------------------------------
+# Its data
+# --------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Collects all that the page needs, with the pictures that `previews` makes."""
+
+    def __init__(self, graph: GraphView, previews: Previews) -> None:
+        self._graph = graph
+        self._previews = previews
+        self._links = [link for view in graph.nodes.values() for link in view.links]
+        # Each thing is written once, in the list of its kind, and then known by its index there.
+        self._index: dict[Any, int] = {None: -1}
+        for things in (graph.nodes, self._links, graph.groups, graph.frozen):
+            self._index |= {thing: i for i, thing in enumerate(things)}
+        self._described: dict[str, list[Json]] = {"steps": [], "ops": [], "vjps": []}
+
+    def write(self, title: str, passes: Sequence[Pass]) -> Json:
+        graph, index = self._graph, self._index
+        return {
+            "title": title,
+            "root": index[graph.root],
+            "nodes": [self._node(view) for view in graph.nodes.values()],
+            "frozen": [
+                _present(
+                    name=frozen.name,
+                    why=frozen.why,
+                    group=index[frozen.group],
+                    value=self._picture(frozen.value),
+                )
+                for frozen in graph.frozen
+            ],
+            "links": [self._link(link) for link in self._links],
+            "groups": [
+                {
+                    "name": name or type(group.module).__name__,
+                    "type": type(group.module).__name__,
+                    "parent": index[group.parent],
+                }
+                for group, name in graph.groups.items()
+            ],
+            "passes": [self._pass(shown) for shown in passes],
+            **self._described,
+            "kinds": self._previews.kinds,
+            "pictures": self._previews.pictures,
+        }
+
+    def _once(self, kind: str, thing: Any, describe: Callable[..., Json], *given: Any) -> int:
+        """Return the index of a thing among those of its kind; it is described the first time."""
+        if (kind, id(thing)) not in self._index:
+            described = describe(*given)
+            self._index[kind, id(thing)] = len(self._described[kind])
+            self._described[kind].append(described)
+        return self._index[kind, id(thing)]
+
+    def _picture(self, value: Any) -> int | None:
+        return None if value is None else self._previews.add(value)
+
+    def _node(self, view: NodeView) -> Json:
+        node, line = view.node, None if view.call is None else view.call.source_line
+        return _present(
+            name=view.name,
+            named=view.named,
+            shape=list(node.shape),
+            dtype=node.dtype.name,
+            group=self._index[view.group],
+            frozen=[[name, self._index[frozen]] for name, frozen in view.frozen] or None,
+            options=view.options or None,
+            op=node.op and self._once("ops", node.op, _op_in_words, node.op),
+            value=self._picture(view.value),
+            line=line and str(line),
+            hooks=len(node.hooks) or None,
+        )
+
+    def _link(self, link: Link) -> Json:
+        given: list[list[Any]] = []
+        op = link.target.op
+        if op is not None and op.vjps and not op.plain:
+            needed = {edge[1] for edge in link.target.edges or ()}
+            known = ((op.parameters[i], "yes" if i in needed else "no") for i, _ in op.vjps)
+            words = ", ".join(f"{name} {need}" for name, need in known)
+            given.append(["needs_input_grad", -1, words])
+        for name, value in saved_by(link.edge):
+            is_array = isinstance(value, (np.ndarray, np.generic, int, float))
+            shown = [self._previews.add(value)] if is_array else [-1, in_words(value)]
+            given.append([name, *shown])
+        return {
+            "source": self._index[link.source],
+            "target": self._index[link.target],
+            "input": link.input,
+            "vjp": self._vjp(link),
+            "given": given,
+        }
+
+    def _vjp(self, link: Link) -> int:
+        op, vjp = link.target.op, link.edge[2]
+        assert op is not None
+        key = op if vjp is None else vjp.derivative
+        return self._once("vjps", key, _vjp_in_words, op, vjp)
+
+    def _pass(self, shown: Pass) -> Json:
+        add = self._previews.add
+        ends = [
+            [self._index[leaf], add(g), add(shown.right[leaf])] for leaf, g in shown.grads.items()
+        ]
+        initial = [[self._index[node], add(g)] for node, g in shown.initial.items()]
+        return {
+            "key": shown.key,
+            "title": shown.title,
+            "about": shown.about,
+            "steps": [self._once("steps", step, self._step, step) for step in shown.steps],
+            "fault": -1 if shown.fault is None else shown.fault,
+            # What is said of steps with a fault or note, which is the same for all of them.
+            "words": {
+                name: next((text for step in shown.steps if (text := getattr(step, name))), "")
+                for name in ("fault", "note")
+            },
+            "ends": ends,
+            "initial": initial,
+        }
+
+    def _step(self, step: Step) -> Json:
+        return _present(
+            kind=step.kind,
+            node=self._index[step.node],
+            g=self._previews.add(step.gradient),
+            arrivals=step.arrivals,
+            sent=[self._sent(step, sent) for sent in step.sent] or None,
+            before=self._picture(step.before),
+            after=self._picture(step.after),
+            fault=1 if step.fault else None,
+            note=1 if step.note else None,
+        )
+
+    def _sent(self, step: Step, sent: Sent) -> list[Any]:
+        """Return `[link, gradient, after, before or -1]`, and an object if there is more to say."""
+        add = self._previews.add
+        before = -1 if sent.before is None else add(sent.before)
+        written = [self._index[sent.link], add(sent.gradient), add(sent.after), before]
+        due = self._picture(sent.due)
+        g, result = sent.gradient, sent.result
+        unfitted = add(result) if (result.shape, result.dtype) != (g.shape, g.dtype) else None
+        formula = self._described["vjps"][self._vjp(sent.link)].get("formula", "")
+        filled = filled_in(formula, {"g": step.gradient, **dict(saved_by(sent.link.edge))})
+        number = in_short(result) if result.size == 1 else filled
+        equation = f"{filled} = {number}" if filled not in (None, number) else None
+        more = _present(due=due, result=unfitted, filled=equation)
+        return [*written, more] if more else written
+
+
+def _present(**entries: Any) -> Json:
+    """Return the entries that are not None: the page knows what to do without the others."""
+    return {name: value for name, value in entries.items() if value is not None}
+
+
+def _op_in_words(op: OpLike) -> Json:
+    """Describe an op: its signature, the text of its docstring, and its source."""
+    # Without the docstring's sections on arguments and errors.
+    doc = re.split(r"\n\n(?:Args|Returns|Raises|Attributes):\n", inspect.getdoc(op) or "")[0]
+    forward, composition = source_of(op.forward), source_of(op.composition)
+    return _present(
+        name=op.name,
+        parameters=list(op.parameters),
+        signature=f"{op.name}({signature_of(op.forward)})",
+        doc=[" ".join(paragraph.split()) for paragraph in doc.split("\n\n")],
+        forward=forward.text if forward else "The source of its forward is not there.",
+        composition=composition and composition.text,
+    )
+
+
+def _vjp_in_words(op: OpLike, vjp: Any) -> Json:
+    """Describe a VJP: its source, or what runs instead of one."""
+    if vjp is None:
+        return {
+            "title": f"{op.name} has no VJP",
+            "text": "",
+            "note": "Its function runs again, recording this time, and the gradient goes back "
+            "through what it has recorded.",
+        }
+    inputs = [op.parameters[index] for index, known in op.vjps if known is vjp]
+    names = f'"{inputs[0]}"' if op.plain else "(" + ", ".join(f'"{name}"' for name in inputs) + ")"
+    method = Op.vjp if op.plain else Op.joint_vjp
+    # What each parameter after `g` stands for; the slots behind the op's inputs as in `Op`.
+    meanings = [
+        *(f"the op's input {name}" for name in op.parameters),
+        "the op's own result",
+        "which of the inputs",
+        "what the forward saved",
+    ]
+    slots = zip(names_of_saved(vjp), vjp.slots, strict=True)
+    note, source = None, source_of(vjp.derivative)
+    if source is None:
+        note = "The source of this VJP cannot be found."
+    elif source.kernel:
+        note = "Arrays take a kernel that computes the same in one pass."
+    elif op.replayed:
+        note = (
+            "A fused op: this kernel is what runs. It computes the derivative of the composition."
+        )
+    return _present(
+        title=f"{op.name}.{method.__name__}({names})",
+        parameters=signature_of(vjp.derivative),
+        meanings={name: meanings[slot] for name, (slot, shape_only) in slots if not shape_only},
+        text=source.text if source else "",
+        formula=source and source.formula,
+        note=note,
+    )

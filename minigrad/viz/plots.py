@@ -1,21 +1,25 @@
-"""plot_history and plot_gradients: pictures of a training run and of its gradients by layer."""
+"""Pictures of a training run: of its losses and metrics, and of the gradients of each layer."""
 
 from __future__ import annotations
 
 import math
 import operator
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.viz.gradients import GradientRecorder
+from minigrad.core.observers import Observer
+from minigrad.nn import Module, Parameter
+from minigrad.optim import grad_norm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from minigrad.optim import Optimizer
     from minigrad.viz.figure import Picture
 
 FAR = 1e3
@@ -62,14 +66,7 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
         TypeError: if it is no History.
         ValueError: if there are no epochs yet, or the path is that of no picture.
     """
-    from minigrad.viz.figure import (
-        INK,
-        VERMILLION,
-        Picture,
-        open_frame,
-        shortened,
-        ticks_at_integers,
-    )
+    from minigrad.viz.figure import Picture, open_frame, shortened, ticks_at_integers
 
     if not isinstance(history, Records):
         raise TypeError(
@@ -87,42 +84,49 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
     losses, *others = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     _draw_losses(losses, history)
     for axes, name in zip(others, panels, strict=True):
-        _draw_column(axes, history, name, f"training {name}", "-", INK)
+        _draw_column(axes, history, name)
         if name in metrics:
-            validation = f"validation_{name}", f"validation {name}"
-            _draw_column(axes, history, *validation, "--", VERMILLION)
+            _draw_column(axes, history, f"validation_{name}")
             axes.legend(frameon=False)
         axes.set_ylabel(shortened(name.replace("grad_norm", "gradient norm"), _LETTERS))
     others[-1].set_xlabel("epoch")
     ticks_at_integers(others[-1].xaxis)
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-        open_frame(axes)
+    open_frame(*figure.axes)
     figure.align_ylabels()
     return figure.saved()
 
 
 def _draw_losses(axes: Axes, history: Records) -> None:
-    from minigrad.viz.figure import INK, VERMILLION
+    from minigrad.viz.figure import INK
 
     drawn = history["loss"]
     if history.steps:
-        epochs, losses = _by_epoch(history)
+        # A step is drawn where it was in its epoch, of which the first ends at 1.
+        counts, done = Counter(step["epoch"] for step in history.steps), Counter[float]()
+        epochs, losses = [], [step["loss"] for step in history.steps]
+        for epoch in (step["epoch"] for step in history.steps):
+            done[epoch] += 1
+            epochs.append(epoch - 1 + done[epoch] / counts[epoch])
         axes.plot(epochs, losses, color="0.8", linewidth=0.8, label="each step", zorder=1)
         drawn = drawn + losses
-    _draw_column(axes, history, "loss", "training loss", "-", INK)
+    _draw_column(axes, history, "loss")
+    _draw_column(axes, history, "validation_loss")
     title = f"Training loss {history['loss'][0]:.4g} to {history['loss'][-1]:.4g}"
     judged = [record for record in history.epochs if "validation_loss" in record]
-    if judged:
-        _draw_column(axes, history, "validation_loss", "validation loss", "--", VERMILLION)
-        drawn = drawn + history["validation_loss"]
+    drawn = drawn + [record["validation_loss"] for record in judged]
     known = [record for record in judged if math.isfinite(record["validation_loss"])]
     if known:
         best = min(known, key=operator.itemgetter("validation_loss"))
         at = best["epoch"], best["validation_loss"]
         axes.plot(*at, "o", markersize=10, fillstyle="none", color=INK, label="best validation")
         title = f"Best validation loss {best['validation_loss']:.4g} at epoch {best['epoch']}"
-    broken = [record["epoch"] for record in history.epochs if not _is_finite(record)]
+    broken = [
+        record["epoch"]
+        for record in history.epochs
+        if not all(math.isfinite(record.get(n, 0.0)) for n in ("loss", "validation_loss"))
+    ]
     if broken:
         (marks,) = axes.plot(broken, [1.0] * len(broken), "x", color=INK, label="not finite")
         marks.set(transform=axes.get_xaxis_transform(), clip_on=False)  # at the top, at any scale
@@ -134,15 +138,13 @@ def _draw_losses(axes: Axes, history: Records) -> None:
     axes.legend(frameon=False)
 
 
-def _is_finite(record: Mapping[str, float]) -> bool:
-    """Whether the losses of an epoch are finite."""
-    return all(math.isfinite(record.get(name, 0.0)) for name in ("loss", "validation_loss"))
-
-
-def _draw_column(
-    axes: Axes, history: Records, name: str, label: str, line: str, color: str
-) -> None:
+def _draw_column(axes: Axes, history: Records, name: str) -> None:
     """Draw one column of the epochs that have it; a value without a neighbour is a point."""
+    from minigrad.viz.figure import INK, VERMILLION
+
+    label, line, color = f"training {name}", "-", INK
+    if name.startswith("validation_"):
+        label, line, color = name.replace("_", " ", 1), "--", VERMILLION
     records = [record for record in history.epochs if name in record]
     if records:
         epochs, column = ([record[key] for record in records] for key in ("epoch", name))
@@ -152,23 +154,77 @@ def _draw_column(
         axes.plot(epochs, column, line + marker, markevery=alone, color=color, label=label)
 
 
-def _by_epoch(history: Records) -> tuple[list[float], list[float]]:
-    """Return when each step was, in epochs, of which the first ends at 1; and its loss."""
-    counts: dict[float, int] = {}
-    for step in history.steps:
-        counts[step["epoch"]] = counts.get(step["epoch"], 0) + 1
-    done: dict[float, int] = {}
-    epochs = []
-    for step in history.steps:
-        epoch = step["epoch"]
-        done[epoch] = done.get(epoch, 0) + 1
-        epochs.append(epoch - 1 + done[epoch] / counts[epoch])
-    return epochs, [step["loss"] for step in history.steps]
-
-
 # --------------------------------------------------------------------------------------------------
 # Gradients
 # --------------------------------------------------------------------------------------------------
+
+
+class GradientRecorder(Observer):
+    """Records how large the gradient of each layer of a model is at each step.
+
+        recorder = GradientRecorder(model)
+        with minigrad.observe(recorder):          # a Trainer, or a loop of your own
+            trainer.fit((x, y), epochs=20)
+        plot_gradients(recorder)
+
+    In the block each step of an optimiser is recorded. Where there is no optimiser, call
+    `recorder.record()` after each `backward()` instead.
+
+    Gradients are recorded as the optimiser has used them: summed over the batches of a step, and
+    after clipping.
+
+    Args:
+        model: the model; parameters that are frozen now are left out.
+        by: "layer" takes the parameters of a module, such as weight and bias, as one vector;
+            "parameter" takes each by itself.
+
+    Attributes:
+        by: what a row stands for.
+        norms: by name, in the order of the model, the Euclidean norm of the gradient at each step:
+            nan where there was none, and inf where NaN or Inf was in it.
+
+    Raises:
+        TypeError: if the model is no Module.
+        ValueError: if `by` is something else, or no parameter requires a gradient.
+    """
+
+    def __init__(self, model: Module, by: Literal["layer", "parameter"] = "layer") -> None:
+        if not isinstance(model, Module):
+            raise TypeError(f"GradientRecorder watches a Module, not {model!r:.60}")
+        if by not in ("layer", "parameter"):
+            raise ValueError(f"by is 'layer' or 'parameter', not {by!r}")
+        self.by = by
+        self._groups: dict[str, list[Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                layer = name.rpartition(".")[0] or type(model).__name__
+                self._groups.setdefault(layer if by == "layer" else name, []).append(parameter)
+        if not self._groups:
+            raise ValueError("no parameter of the model requires a gradient; nothing to record")
+        self._own = {id(p) for group in self._groups.values() for p in group}
+        self.norms: dict[str, list[float]] = {name: [] for name in self._groups}
+
+    def __len__(self) -> int:
+        """Return how many steps were recorded."""
+        return len(next(iter(self.norms.values())))
+
+    def __repr__(self) -> str:
+        return f"GradientRecorder({len(self.norms)} {self.by}s, {len(self)} steps)"
+
+    def record(self) -> None:
+        """Record the gradients that are there now as one step."""
+        for name, parameters in self._groups.items():
+            norm = math.nan
+            if any(parameter.grad is not None for parameter in parameters):
+                norm = grad_norm(parameters)
+                norm = norm if math.isfinite(norm) else math.inf
+            self.norms[name].append(norm)
+
+    def on_step(self, optimizer: Optimizer) -> None:
+        """Record a step of an optimiser that trains some of the model's parameters."""
+        stepped = (p for group in optimizer.param_groups for p in group["params"])
+        if any(id(p) in self._own for p in stepped):
+            self.record()
 
 
 def plot_gradients(
@@ -194,24 +250,6 @@ def plot_gradients(
     """
     from minigrad.viz.figure import Picture, name_rows, open_frame
 
-    names, norms = _checked(gradients)
-    height = 2.0 + 0.3 * min(max(len(names), 6), 40)
-    figure = Picture(11, height, path)
-    heat, profile = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    _draw_heat(heat, norms)
-    remarks = [_remark(norms, row) for row in range(len(names))]
-    _draw_profile(profile, norms, remarks)
-    name_rows(heat.yaxis, names)
-    heat.set_ylim(len(names) - 0.5, -0.5)
-    heat.set_ylabel("from the first layer to the last")
-    open_frame(profile)
-    what = gradients.by if isinstance(gradients, GradientRecorder) else "row"
-    figure.suptitle(_headline(remarks, what), weight="bold")
-    return figure.saved()
-
-
-def _checked(gradients: Any) -> tuple[list[str], Array]:
-    """Return the names, and the norms `(layers, steps)`."""
     columns = gradients.norms if isinstance(gradients, GradientRecorder) else gradients
     if not isinstance(columns, Mapping):
         raise TypeError(
@@ -229,12 +267,33 @@ def _checked(gradients: Any) -> tuple[list[str], Array]:
     norms = np.array(list(columns.values()), np.float64)
     if (norms < 0).any():
         raise ValueError("a norm cannot be negative")
-    return list(columns), norms
+    height = 2.0 + 0.3 * min(max(len(norms), 6), 40)
+    figure = Picture(11, height, path)
+    heat, profile = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    _draw_heat(heat, norms)
+    finite = [row[np.isfinite(row)] for row in norms]
+    medians = [float(np.median(row)) if row.size else 0.0 for row in finite]
+    last = next((median for median in reversed(medians) if median > 0), 0.0)
+    remarks = [_remark(*row, last) for row in zip(norms, medians, strict=True)]
+    _draw_profile(profile, norms, medians, remarks)
+    name_rows(heat.yaxis, list(columns))
+    heat.set_ylim(len(norms) - 0.5, -0.5)
+    heat.set_ylabel("from the first layer to the last")
+    open_frame(profile)
+    faults = {
+        "vanishes": sum(remark.startswith(_DOWN) for remark in remarks),
+        "explodes": sum(remark.startswith(_UP) for remark in remarks),
+        "is missing": remarks.count("none"),
+    }
+    found = ", ".join(f"{verb} in {count}" for verb, count in faults.items() if count)
+    headline = f"The gradient {found or 'neither vanishes nor explodes in any'} of {len(norms)}"
+    what = gradients.by if isinstance(gradients, GradientRecorder) else "row"
+    figure.suptitle(f"{headline} {what}s", weight="bold")
+    return figure.saved()
 
 
 def _draw_heat(axes: Axes, norms: Array) -> None:
     import matplotlib
-    from matplotlib.colors import LogNorm
     from matplotlib.patches import Patch
 
     from minigrad.viz.figure import INK, SIZES, VERMILLION, ticks_at_integers
@@ -254,7 +313,9 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     image = axes.imshow(
         np.where(np.isinf(drawn), 2 * high, drawn),
         cmap=colours,
-        norm=LogNorm(low, high),
+        norm="log",
+        vmin=low,
+        vmax=high,
         aspect="auto",
         interpolation="nearest",
         extent=(0.5, len(starts) * width + 0.5, len(norms) - 0.5, -0.5),
@@ -278,19 +339,17 @@ def _draw_heat(axes: Axes, norms: Array) -> None:
     axes.figure.colorbar(image, ax=axes, location="left", label="norm", pad=0.02, aspect=30)
 
 
-def _draw_profile(axes: Axes, norms: Array, remarks: Sequence[str]) -> None:
-    from matplotlib.ticker import NullFormatter
-
+def _draw_profile(
+    axes: Axes, norms: Array, medians: Sequence[float], remarks: Sequence[str]
+) -> None:
     from minigrad.viz.figure import INK, VERMILLION
 
-    middles = [_median(row) for row in norms]
-    for y, row in enumerate(norms):
+    drawn = [median if median > 0 else np.nan for median in medians]
+    axes.plot(drawn, range(len(norms)), "o-", color=INK, markersize=5, label="median")
+    for y, (row, median, remark) in enumerate(zip(norms, medians, remarks, strict=True)):
         usual = row[(row > 0) & np.isfinite(row)]
         if usual.size:
             axes.plot([usual.min(), usual.max()], [y] * 2, color="0.75", linewidth=6, zorder=1)
-    drawn = [middle if middle > 0 else np.nan for middle in middles]
-    axes.plot(drawn, range(len(norms)), "o-", color=INK, markersize=5, label="median")
-    for y, (middle, remark) in enumerate(zip(middles, remarks, strict=True)):
         if remark:
             axes.annotate(
                 remark,
@@ -301,14 +360,14 @@ def _draw_profile(axes: Axes, norms: Array, remarks: Sequence[str]) -> None:
                 va="center",
                 annotation_clip=False,
             )
-            if middle > 0:
-                axes.plot(middle, y, "D", color=VERMILLION, markersize=8)
+            if median > 0:
+                axes.plot(median, y, "D", color=VERMILLION, markersize=8)
     usual = norms[(norms > 0) & np.isfinite(norms)]
     if usual.size:
         # From one power of ten to another, so that some are labelled.
         ends = np.floor(np.log10(usual.min())), np.floor(np.log10(usual.max())) + 1
         axes.set(xscale="log", xlim=np.power(10.0, ends))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_formatter("")  # none in between
     else:
         axes.set_xticks([])
     axes.set(title="Median and range", xlabel="norm of the gradient")
@@ -316,41 +375,21 @@ def _draw_profile(axes: Axes, norms: Array, remarks: Sequence[str]) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def _median(row: Array) -> float:
-    """Return the median of the finite norms; 0 if there are none."""
-    usual = row[np.isfinite(row)]
-    return float(np.median(usual)) if usual.size else 0.0
+def _remark(norms: Array, median: float, last: float) -> str:
+    """Say what is wrong with the gradient of a layer; nothing if it is sound.
 
-
-def _remark(norms: Array, row: int) -> str:
-    """Say what is wrong with the gradient of a layer; nothing if it is sound."""
-    own, middle = norms[row], _median(norms[row])
-    if np.isnan(own).all():
+    `last` is the median of the last layer that has one.
+    """
+    if np.isnan(norms).all():
         return "none"
-    if np.isinf(own).any():
-        return f"{_UP} not finite, step {np.argmax(np.isinf(own)) + 1}"
-    if np.nanmax(own) == 0:
+    if np.isinf(norms).any():
+        return f"{_UP} not finite, step {np.argmax(np.isinf(norms)) + 1}"
+    if np.nanmax(norms) == 0:
         return f"{_DOWN} always 0"
-    last = next((m for m in (_median(other) for other in norms[::-1]) if m > 0), 0.0)
-    if middle < last / FAR:
-        return f"{_DOWN} {middle / last:.0e} of the last"
-    if middle > last * FAR:
-        return f"{_UP} {middle / last:.0e} of the last"
-    if middle and np.nanmax(own) > FAR * middle:
-        return f"{_UP} {np.nanmax(own) / middle:.0e} x, step {np.nanargmax(own) + 1}"
+    if median < last / FAR:
+        return f"{_DOWN} {median / last:.0e} of the last"
+    if median > last * FAR:
+        return f"{_UP} {median / last:.0e} of the last"
+    if median and np.nanmax(norms) > FAR * median:
+        return f"{_UP} {np.nanmax(norms) / median:.0e} x, step {np.nanargmax(norms) + 1}"
     return ""
-
-
-def _headline(remarks: Sequence[str], what: str) -> str:
-    """Say in a sentence what there is to see."""
-    few = sum(remark.startswith(_DOWN) for remark in remarks)
-    many = sum(remark.startswith(_UP) for remark in remarks)
-    none = sum(remark == "none" for remark in remarks)
-    parts = [
-        f"{verb} in {count}"
-        for verb, count in (("vanishes", few), ("explodes", many), ("is missing", none))
-        if count
-    ]
-    if not parts:
-        return f"The gradient neither vanishes nor explodes in any of {len(remarks)} {what}s"
-    return f"The gradient {', '.join(parts)} of {len(remarks)} {what}s"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import string
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,41 +22,42 @@ _CODES = np.frombuffer(LETTERS.encode(), np.uint8)
 NOT_FINITE = "!"
 
 
-@dataclass
 class Previews:
     """Previews of arrays, each once, however often it is shown; ready to be written as JSON.
 
-    Attributes:
+    Args:
         side: how many cells a heat map has at most, up and across.
         few: how many numbers are written out.
+
+    Attributes:
         kinds: `[shape, dtype, rows, columns]`: what arrays are like, and how large their heat map.
         pictures: of one number or none `[kind, numbers]`; of few `[kind, numbers, cells]`; of more
-            `[kind, cells, low, high, rms, broken]`, as `HeatMap` has them.
+            `[kind, cells, low, high, rms]`, and how many are not finite if any are.
     """
 
-    side: int = LARGEST
-    few: int = FEW
-    kinds: list[list[Any]] = field(default_factory=list)
-    pictures: list[list[Any]] = field(default_factory=list)
-    _known: dict[str, int] = field(default_factory=dict)
-    _seen: dict[int, tuple[Any, int]] = field(default_factory=dict)  # by id, of values kept alive
+    def __init__(self, side: int = LARGEST, few: int = FEW) -> None:
+        self.kinds: list[list[Any]] = []
+        self.pictures: list[list[Any]] = []
+        self._side, self._few = side, few
+        self._known: dict[str, int] = {}
+        self._seen: dict[int, tuple[Any, int]] = {}  # by id, of values kept alive
 
     def add(self, value: Any) -> int:
         """Return the index of a preview of `value`, an array or a number."""
         if id(value) not in self._seen:
             array = np.asarray(value)
-            content: list[Any] = []
-            if array.size <= self.few:
-                content.append([exact(x) for x in array.ravel()])
-            heat_map = heat_map_of(array, self.side) if array.size > 1 else None
             kind: list[Any] = [list(array.shape), array.dtype.name]
-            if heat_map is not None:
-                kind += [heat_map.rows, heat_map.columns]
-                content.append(heat_map.cells)
-                if array.size > self.few:
-                    known = (heat_map.low, heat_map.high, heat_map.rms)
+            content: list[Any] = []
+            if array.size <= self._few:
+                content.append([exact(x) for x in array.ravel()])
+            if array.size > 1:
+                cells, letters = heat_map_of(array, self._side)
+                kind += cells
+                content.append(letters)
+                if array.size > self._few:
+                    *known, broken = range_of(array)
                     content += [exact(np.float64(f"{x:.4g}")) for x in known]
-                    content += [heat_map.broken] if heat_map.broken else []
+                    content += [broken] if broken else []
             written = [self._index(self.kinds, kind), *content]
             self._seen[id(value)] = value, self._index(self.pictures, written)
         return self._seen[id(value)][1]
@@ -70,34 +70,10 @@ class Previews:
         return index
 
 
-@dataclass(frozen=True)
-class HeatMap:
-    """A heat map.
+def range_of(array: Array) -> tuple[float, float, float, int]:
+    """Return the least and the largest number, the root of the mean square, and a count.
 
-    Attributes:
-        rows: how many cells it has from top to bottom.
-        columns: how many cells it has across.
-        cells: a letter for each: the mean of a block, from the most negative to the most positive.
-        low: the least number; nan if none is finite.
-        high: the largest number.
-        rms: the root of the mean square.
-        broken: how many elements are not finite.
-    """
-
-    rows: int
-    columns: int
-    cells: str
-    low: float
-    high: float
-    rms: float
-    broken: int
-
-
-def heat_map_of(array: Array, side: int = LARGEST) -> HeatMap:
-    """Draw the heat map of an array, with at most `side` cells up and across.
-
-    Its rows are those along the last axis, below each other. A cell is the mean of a block; a block
-    with an element that is not finite is marked.
+    Elements that are not finite are left out and counted; where all are, the three are nan.
     """
     wide = array.astype(np.float64)
     known = wide[np.isfinite(wide)]
@@ -106,18 +82,26 @@ def heat_map_of(array: Array, side: int = LARGEST) -> HeatMap:
         low, high = float(known.min()), float(known.max())
         largest = max(-low, high)
         rms = largest * math.sqrt(float(np.mean((known / largest) ** 2))) if largest else 0.0
-    cells = _block_means(wide.reshape(-1, wide.shape[-1]), side)
-    rows, columns = cells.shape
-    return HeatMap(rows, columns, _letters(cells), low, high, rms, wide.size - known.size)
+    return low, high, rms, wide.size - known.size
 
 
-def exact(x: Any) -> Any:
-    """Return a number for JSON: the shortest digits that give the same number in its dtype."""
-    if isinstance(x, np.bool_):
-        return bool(x)
-    if isinstance(x, np.integer):
-        return int(x)
-    return float(str(x)) if math.isfinite(x) else str(float(x))
+def heat_map_of(array: Array, side: int = LARGEST) -> tuple[tuple[int, int], str]:
+    """Draw the heat map of an array, with at most `side` cells up and across.
+
+    Its rows are those along the last axis, below each other. A cell is the mean of a block; a block
+    with an element that is not finite is marked.
+
+    Returns:
+        How many rows and columns it has, and a letter for each cell, from the most negative to the
+        most positive.
+    """
+    cells = _block_means(array.astype(np.float64).reshape(-1, array.shape[-1]), side)
+    broken = np.isnan(cells)
+    known = np.where(broken, 0.0, cells)
+    scale = float(np.abs(known).max()) or 1.0
+    letters = _CODES[np.round(_MIDDLE * known / scale).astype(np.int64) + _MIDDLE]
+    letters[broken] = ord(NOT_FINITE)
+    return (len(cells), cells.shape[1]), letters.tobytes().decode()
 
 
 def _block_means(matrix: Array, side: int) -> Array:
@@ -140,11 +124,10 @@ def _block_means(matrix: Array, side: int) -> Array:
     return np.where(np.isfinite(matrix), matrix, np.nan)
 
 
-def _letters(cells: Array) -> str:
-    """Write a letter for each cell."""
-    broken = np.isnan(cells)
-    known = np.where(broken, 0.0, cells)
-    scale = float(np.abs(known).max()) or 1.0
-    letters = _CODES[np.round(_MIDDLE * known / scale).astype(np.int64) + _MIDDLE]
-    letters[broken] = ord(NOT_FINITE)
-    return letters.tobytes().decode()
+def exact(x: Any) -> Any:
+    """Return a number for JSON: the shortest digits that give the same number in its dtype."""
+    if isinstance(x, np.bool_):
+        return bool(x)
+    if isinstance(x, np.integer):
+        return int(x)
+    return float(str(x)) if math.isfinite(x) else str(float(x))

@@ -40,39 +40,26 @@ def source_of(function: Any) -> Source | None:
     if isinstance(definition, ast.Lambda):
         expression = _segment(text, definition.body)
         return Source(expression, " ".join(expression.split()))
-    body = definition.body
-    if ast.get_docstring(definition) is not None:
-        body = body[1:]
+    body = definition.body[ast.get_docstring(definition) is not None :]
     if not body:
         return Source("...")
     lines = text.splitlines()[body[0].lineno - 1 : definition.end_lineno]
     shown = textwrap.dedent("\n".join(lines)).strip()
-    first = body[0]
-    if len(body) == 1 and isinstance(first, ast.Return) and first.value is not None:
-        return Source(shown, " ".join(_segment(text, first.value).split()))
-    formula = _for_tensors(text, body)
-    return Source(shown, formula, bool(formula))
-
-
-def _for_tensors(text: str, body: list[ast.stmt]) -> str:
-    """Return what `if isinstance(g, Tensor): return ...` at the head of a VJP returns."""
-    first = body[0]
-    if not isinstance(first, ast.If) or "isinstance(g, Tensor)" not in ast.unparse(first.test):
-        return ""
-    (last, *more) = first.body
-    if more or not isinstance(last, ast.Return) or last.value is None:
-        return ""
-    return " ".join(_segment(text, last.value).split())
+    first, *more = body
+    if isinstance(first, ast.If) and "isinstance(g, Tensor)" in ast.unparse(first.test):
+        first, *more = first.body
+    if more or not isinstance(first, ast.Return) or first.value is None:
+        return Source(shown)
+    formula = " ".join(_segment(text, first.value).split())
+    return Source(shown, formula, kernel=first is not body[0])
 
 
 def signature_of(function: Any) -> str:
     """Return the names of the parameters, with their defaults."""
     parameters = inspect.signature(function).parameters.values()
-    shown = [
-        name if p.default is p.empty else f"{name}={p.default!r}"
-        for name, p in ((p.name, p) for p in parameters)
-    ]
-    return ", ".join(shown)
+    return ", ".join(
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters
+    )
 
 
 def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
@@ -80,7 +67,8 @@ def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
 
     `g * (1 - out * out)` becomes `1 * (1 - 0.76 * 0.76)`.
     """
-    if not formula or not all(_is_number(value) for value in values.values()):
+    kinds = int, float, np.generic, np.ndarray
+    if not formula or not all(isinstance(v, kinds) and np.size(v) == 1 for v in values.values()):
         return None
     try:
         tree = ast.parse(formula, mode="eval")
@@ -102,12 +90,6 @@ def filled_in(formula: str, values: Mapping[str, Any]) -> str | None:
     return text.decode()
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.generic)) or (
-        isinstance(value, np.ndarray) and value.size == 1
-    )
-
-
 def in_short(value: Any) -> str:
     """Write a number with four digits."""
     return f"{np.asarray(value).item():.4g}"
@@ -119,50 +101,39 @@ def _definition(function: Any) -> tuple[str, ast.Lambda | ast.FunctionDef] | Non
     if not isinstance(function, FunctionType):
         return None
     code = function.__code__
-    lines = linecache.getlines(code.co_filename, function.__globals__)
-    tree = _parsed("".join(lines))
-    if tree is None:
-        return None
-    text = "".join(lines)
-    for node in tree:
+    text = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    for node in _definitions(text):
         if isinstance(node, ast.Lambda):
             if code.co_name == "<lambda>" and _is_of(code, node):
                 return text, node
-        elif node.name == code.co_name and code.co_firstlineno in (
-            node.lineno,
-            *(decorator.lineno for decorator in node.decorator_list),
-        ):
-            return text, node
+        elif node.name == code.co_name:
+            starts = [node.lineno, *(decorator.lineno for decorator in node.decorator_list)]
+            if code.co_firstlineno in starts:
+                return text, node
     return None
+
+
+@lru_cache(maxsize=64)
+def _definitions(text: str) -> list[ast.Lambda | ast.FunctionDef]:
+    try:
+        nodes = ast.walk(ast.parse(text))
+    except SyntaxError:
+        return []
+    return [node for node in nodes if isinstance(node, (ast.Lambda, ast.FunctionDef))]
 
 
 def _is_of(code: CodeType, node: ast.Lambda) -> bool:
     """Whether `code` was compiled from this lambda; columns distinguish several on a line."""
-    columns = [
-        (start, end)
+    arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if node.lineno != code.co_firstlineno or tuple(a.arg for a in arguments) != names:
+        return False
+    body = node.body
+    inside = range(body.col_offset, (body.end_col_offset or 0) + 1)
+    return body.end_lineno != body.lineno or any(
+        line == last == body.lineno and start in inside and end in inside
         for line, last, start, end in code.co_positions()
-        if line == node.body.lineno and start is not None and end is not None and last == line
-    ]
-    last = node.body.end_col_offset
-    assert last is not None
-    return (
-        node.lineno == code.co_firstlineno
-        and tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
-        == code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        and (
-            node.body.end_lineno != node.body.lineno
-            or any(node.body.col_offset <= start and end <= last for start, end in columns if end)
-        )
     )
-
-
-@lru_cache(maxsize=64)
-def _parsed(text: str) -> list[ast.Lambda | ast.FunctionDef] | None:
-    try:
-        tree = ast.parse(text)
-    except SyntaxError:
-        return None
-    return [node for node in ast.walk(tree) if isinstance(node, (ast.Lambda, ast.FunctionDef))]
 
 
 def _segment(text: str, node: ast.AST) -> str:

@@ -31,10 +31,9 @@ class Tape(Recorder):
         roots: the modules that were called by no other, each once.
     """
 
-    keeps_values = True
-
     def __init__(self) -> None:
         super().__init__()
+        self.calls = {}
         self.roots: list[Module] = []
         # By the id of a result, which the tape keeps alive, so that no other object has this id.
         self._constants: dict[int, CallRecord] = {}
@@ -48,19 +47,25 @@ class Tape(Recorder):
         """Return the call, such as of `detach()`, that took a value out of the graph, or None."""
         return self._taken_out.get(id(value))
 
+    def keep(self, called: Op[Any] | str, inputs: Sequence[Any], result: Any) -> CallRecord:
+        """Make the record of a call, with its module and values."""
+        call = self.record(called)
+        call.module, call.inputs, call.result = self.module, tuple(inputs), result
+        return call
+
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Keep a call, unless a derivative makes it in a backward pass that leaves no graph."""
         if "pass" in self.running and not mode.grad_enabled:
             return
         if isinstance(result, Tensor) and result.node is not None:
-            self.calls[result.node] = self.record(op, inputs, result)
+            self.calls[result.node] = self.keep(op, inputs, result)
         elif isinstance(result, (Tensor, np.ndarray)):
-            self._constants[id(result)] = self.record(op, inputs, result)
+            self._constants[id(result)] = self.keep(op, inputs, result)
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Keep a value that was taken out of the graph, and the tensor that it was taken from."""
         if value is not None and "pass" not in self.running:
-            self._taken_out[id(value)] = self.record(how, (tensor,), value)
+            self._taken_out[id(value)] = self.keep(how, (tensor,), value)
 
     def on_module(self, module: Module, begins: bool) -> None:
         """Keep the modules that no other has called."""

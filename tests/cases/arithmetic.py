@@ -25,8 +25,8 @@ def power(a, b):
     return np.power(a, b)  # which itself takes no keywords
 
 
-def clip(a, min=None, max=None):
-    return np.clip(a, min, max)
+def clip(x, min=None, max=None):
+    return np.clip(x, min, max)
 
 
 CASES = [

@@ -144,6 +144,7 @@ power = st.floats(-25, 25)
 @hypothesis.example([{"use_dora": True}], [-4, 2, 1, -4, 0, *[0] * 8], 0)  # m / n has few digits
 @hypothesis.example([{"use_dora": True}], [0, 4, 4, -1, 0, *[0] * 8], 0)  # y, before m / n
 @hypothesis.example([{"use_dora": True}], [20, 25, 0, 0, 0, *[0] * 8], 0)  # n overflows
+@hypothesis.example([{"use_dora": True}], [-20, -21, 0, 0, 0, *[0] * 8], 0)  # W A^T in n underflows
 @hypothesis.settings(max_examples=40, deadline=None)
 def test_the_bound_holds_however_a_b_s_and_m_share_out_the_update(kind, dtype, forms, powers, seed):
     rng = np.random.default_rng(seed)

@@ -357,7 +357,7 @@ def test_what_is_broken_off_leaves_what_was_there(what, name, files, tmp_path, m
         def full(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("minigrad.io.writer.TensorWriter.write", full)
+        monkeypatch.setattr("minigrad.io.tensor_file.TensorWriter.write", full)
         with pytest.raises(OSError, match="No space left"):
             merge_files(base, adapter, work / name, check_base=False)
         assert snapshot(work) == before
@@ -1134,7 +1134,7 @@ def test_a_command_can_be_stopped(files, tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minigrad.io.writer.TensorWriter.write", stop)
+    monkeypatch.setattr("minigrad.io.tensor_file.TensorWriter.write", stop)
     before = snapshot(tmp_path)
     status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
     assert (status, message) == (STOPPED, "lora merge: stopped; nothing was changed\n")

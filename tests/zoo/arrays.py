@@ -6,8 +6,8 @@ import numpy as np
 
 import minigrad
 from minigrad import functional
-from minigrad.ops import indexing
-from minigrad.ops.axes import keepdims_shape
+from minigrad.ops import shape
+from minigrad.ops.shape import keepdims_shape
 from tests.zoo.mutant import Mutant, Port, edited, misled, replaced, spoiled, vjp, wrong
 from tests.zoo.words import reverse, softmax
 
@@ -135,7 +135,7 @@ MUTANTS: list[Mutant] = [
         "getitem: of a repeated index only the last counts",
         "repeated indices",
         minigrad.getitem,
-        lambda op: replaced([indexing], "_may_repeat", lambda index: False),
+        lambda op: replaced([shape], "may_repeat", lambda index: False),
         normal(3),
         f=lambda x: x[np.array([0, 2, 0])],
     ),

@@ -50,7 +50,7 @@ MUTANTS: list[Mutant] = [
         "wrong only at second order",
         partial(
             edited,
-            Op._linked,
+            Op.linked,
             (
                 "linked.append(Tensor.at(value, parents[slot]))",
                 "linked.append(Tensor.at(value, None))",
@@ -65,7 +65,7 @@ MUTANTS: list[Mutant] = [
         "wrong only at second order",
         partial(
             edited,
-            Op._linked,
+            Op.linked,
             ("Tensor.at(value, node)", "Tensor(value, requires_grad=True)"),
         ),
         minigrad.exp,

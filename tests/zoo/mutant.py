@@ -215,6 +215,11 @@ def spoiled(op: Op[Any], name: str, change: Callable[[Any], Any]) -> Iterator[No
         yield
 
 
+def derivative_of(op: Op[Any], name: str) -> Any:
+    """The right derivative by the input `name`."""
+    return dict(op.vjps)[op.parameters.index(name)].derivative
+
+
 def _like(vjp: VJP, derivative: Callable[..., Any]) -> VJP:
     """A VJP that needs the same."""
     other = VJP.__new__(VJP)
@@ -225,13 +230,11 @@ def _like(vjp: VJP, derivative: Callable[..., Any]) -> VJP:
 @contextmanager
 def _vjps(op: Op[Any], vjps: list[tuple[int, VJP]]) -> Iterator[None]:
     before = op.vjps
-    op.vjps = vjps
-    op._rewrite()
+    op.set_vjps(vjps)
     try:
         yield
     finally:
-        op.vjps = before
-        op._rewrite()
+        op.set_vjps(before)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -9,14 +9,13 @@ import numpy as np
 
 import minigrad
 from minigrad import kernels
-from minigrad.functional.attention import fused_attention
-from minigrad.functional.fused_losses import _label_loss_logits, label_loss, squared_error
-from minigrad.functional.neural import dropped
-from minigrad.ops import linalg
+from minigrad.functional.losses import label_loss, squared_error
+from minigrad.functional.neural import dropped, fused_attention
 from minigrad.ops.products import swap_last
 from tests.zoo.mutant import (
     Mutant,
     Port,
+    derivative_of,
     edited,
     misled,
     replaced,
@@ -28,6 +27,7 @@ from tests.zoo.mutant import (
 
 _rng = np.random.default_rng(3)
 normal = _rng.standard_normal
+label_loss_gradient = derivative_of(label_loss, "logits")
 
 
 def first(x: Any) -> Any:
@@ -127,7 +127,9 @@ MUTANTS: list[Mutant] = [
         "inv: not transposed",
         "lost transpose",
         minigrad.inv,
-        lambda op: edited(linalg._inv_a, ("transposed = swap_last(out)", "transposed = out")),
+        lambda op: edited(
+            derivative_of(op, "a"), ("transposed = swap_last(out)", "transposed = out")
+        ),
         normal((3, 3)) + 3 * np.eye(3),
         port=Port(
             inverse,
@@ -140,7 +142,7 @@ MUTANTS: list[Mutant] = [
         "wrong formula",
         minigrad.cholesky,
         lambda op: edited(
-            linalg._cholesky_a, ("return 0.5 * (full + swap_last(full))", "return full")
+            derivative_of(op, "a"), ("return 0.5 * (full + swap_last(full))", "return full")
         ),
         np.eye(3) + 0.1 * np.ones((3, 3)),
     ),
@@ -261,7 +263,7 @@ MUTANTS: list[Mutant] = [
         lambda op: wrong(
             op,
             "logits",
-            lambda g, logits, labels, weights, smoothing, divisor, residuals: _label_loss_logits(
+            lambda g, logits, labels, weights, smoothing, divisor, residuals: label_loss_gradient(
                 g, logits, labels, weights, smoothing, divisor and len(labels), residuals
             ),
         ),

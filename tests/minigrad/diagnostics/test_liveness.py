@@ -16,7 +16,7 @@ from lora.liveness import ranks
 from minigrad import Observer, Tensor, checkpoint, liveness, nn, no_grad, observe
 from minigrad.core.grad_mode import mode
 from minigrad.diagnostics import LivenessReport
-from minigrad.diagnostics.liveness.report import PartRow
+from minigrad.diagnostics.gradient_flow.report import PartRow
 
 
 def line_of(mark):

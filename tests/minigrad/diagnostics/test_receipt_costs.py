@@ -9,9 +9,9 @@ import pytest
 
 import minigrad
 from minigrad import OPS, Observer, Tensor, grad, observe, receipt
-from minigrad.diagnostics.receipt.costs import STEP_COSTS, SketchedCall, call_flops
-from minigrad.functional.attention import fused_attention
-from minigrad.functional.fused_losses import label_loss, squared_error
+from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
+from minigrad.functional.losses import label_loss, squared_error
+from minigrad.functional.neural import fused_attention
 from minigrad.optim import SGD, Adam, AdamW
 from tests.cases import CASES
 
@@ -187,7 +187,7 @@ def test_sketches_take_no_memory_and_no_time_whatever_the_shape(name):
         "max": [huge, 1],
     }
     out = SimpleNamespace(shape=(1 << 40,), dtype=huge.dtype) if name == "max" else huge
-    flops = call_flops(SketchedCall(OPS[name], inputs.get(name, [huge]), out))
+    flops = SketchedCall(OPS[name], inputs.get(name, [huge]), out).flops()
     assert flops >= 1 << 50
 
 

@@ -18,7 +18,7 @@ class Log(Recorder):
     def on_call(self, op, inputs, result):
         self.seen.append((op.name, tuple(self.running), self.is_in_derivative))
         if getattr(result, "node", None) is not None:
-            self.calls[result.node] = self.record(op, inputs, result)
+            self.calls[result.node] = self.record(op)
 
 
 def leaf(values):

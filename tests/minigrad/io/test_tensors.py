@@ -111,7 +111,7 @@ OTHERS = {"F8_E4M3": (8,), "F8_E5M2": (2, 4), "F4": (4, 4), "F6_E2M3": (8,), "C6
 
 @pytest.mark.parametrize("dtype", OTHERS)
 def test_tensors_of_any_dtype_are_copied_as_they_are(dtype, path, tmp_path, monkeypatch):
-    monkeypatch.setattr("minigrad.io.reader.PART", 3)
+    monkeypatch.setattr("minigrad.io.tensor_file.PART", 3)
     shape, data = OTHERS[dtype], bytes(range(8 * 16))
     size = {"F6_E2M3": 6, "C64": 16}.get(dtype, 8)
     header = {

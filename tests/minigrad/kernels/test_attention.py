@@ -258,7 +258,7 @@ def test_float32_is_as_exact_as_with_all_weights_in_memory(rng):
     arrays = operands(rng, (2, 2), 400, 400, 32, 32)
     exact = by_definition(*arrays, causal=True)
     q, k, v, g = (minigrad.Tensor(x, requires_grad=True) for x in arrays)
-    composed = functional.attention.fused_attention.composition(q, k, v, None, None, True, 0.4)
+    composed = functional.neural.fused_attention.composition(q, k, v, None, None, True, 0.4)
     composed.backward(g.data)
     plain = [composed.data, q.grad.data, k.grad.data, v.grad.data]
     found = both(*arrays, causal=True)

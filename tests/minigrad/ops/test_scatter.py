@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad import kernels
-from minigrad.ops.indexing import COMPILED_FROM
+from minigrad.ops.shape import COMPILED_FROM
 
 
 def added(values, index, shape):

@@ -11,12 +11,10 @@ import lora
 import minigrad as mg
 from minigrad.core.grad_mode import mode
 from minigrad.viz import Tape, page
-from minigrad.viz.graph_view import view_graph
-from minigrad.viz.names import Names
-from minigrad.viz.previews import FEW, LETTERS, Previews, heat_map_of
-from minigrad.viz.replay import right_order, second_pass
+from minigrad.viz.graph_view import Names, view_graph
+from minigrad.viz.passes import depth_first, right_order, second_pass, uncleared_pass
+from minigrad.viz.previews import FEW, LETTERS, Previews, heat_map_of, range_of
 from minigrad.viz.source import filled_in, source_of
-from minigrad.viz.wrong_orders import depth_first, uncleared_pass
 
 
 def read(path):
@@ -324,9 +322,9 @@ def test_wrong_orders_are_those_of_the_classic_engines():
     nx, na, nb, nc = naive()
     for _ in range(2):
         nx.pass_not_cleared([nc, nb, na, nx])
-    steps = uncleared_pass(graph, first).steps
-    assert steps[-1].after == nx.grad
-    assert second_pass(graph, first).steps[-1].after == 2 * first.arrived[x.node]
+    second = second_pass(graph, first)
+    assert uncleared_pass(graph, first, second).steps[-1].after == nx.grad
+    assert second.steps[-1].after == 2 * first.arrived[x.node]
 
 
 def test_where_each_gradient_takes_one_way_nothing_goes_wrong(tmp_path):
@@ -535,7 +533,7 @@ def test_a_module_that_fails_has_ended_too():
 
 def test_a_backward_pass_leaves_nothing_on_the_tape_unless_it_is_recorded(monkeypatch):
     kept = []
-    monkeypatch.setattr(Tape, "record", lambda tape, op, *values: kept.append(op.name))
+    monkeypatch.setattr(Tape, "keep", lambda tape, op, *values: kept.append(op.name))
     w = mg.tensor([[1.0, 2.0]], requires_grad=True)
     with mg.viz.record():
         y = mg.linear(mg.ones(1, 2), w).sum()
@@ -555,8 +553,8 @@ def test_values_in_a_graph_of_second_order_are_on_the_tape(tmp_path):
 
 def test_variables_that_begin_with_an_underscore_give_no_names():
     _hidden = mg.tensor(1.0, requires_grad=True)
-    assert Names({"_hidden": _hidden}, None).of_node(_hidden.node) == ""
-    assert Names({"shown": _hidden}, None).of_node(_hidden.node) == "shown"
+    assert Names({"_hidden": _hidden}, None).of_node == {}
+    assert Names({"shown": _hidden}, None).of_node == {_hidden.node: "shown"}
 
 
 def test_a_tape_costs_nothing_when_it_is_over():
@@ -640,20 +638,21 @@ def test_what_is_no_number_is_written_out():
 
 def test_a_heat_map_has_a_letter_for_each_cell(rng):
     x = rng.standard_normal((3, 50, 7))
-    picture = heat_map_of(x, 24)
-    assert (picture.rows, picture.columns) == (24, 7)
-    assert len(picture.cells) == 24 * 7
-    assert set(picture.cells) <= set(LETTERS)
-    assert (picture.low, picture.high) == (x.min(), x.max())
-    assert picture.rms == pytest.approx(np.sqrt(np.mean(x**2)), rel=1e-12)
+    shape, cells = heat_map_of(x, 24)
+    assert shape == (24, 7)
+    assert len(cells) == 24 * 7
+    assert set(cells) <= set(LETTERS)
+    low, high, rms, broken = range_of(x)
+    assert (low, high, broken) == (x.min(), x.max(), 0)
+    assert rms == pytest.approx(np.sqrt(np.mean(x**2)), rel=1e-12)
 
 
 def test_letters_go_from_the_most_negative_to_the_most_positive():
-    picture = heat_map_of(np.linspace(-2, 2, FEW + 1, dtype=np.float32))
-    assert picture.cells[0] == LETTERS[0]
-    assert picture.cells[-1] == LETTERS[-1]
-    assert picture.cells[FEW // 2] == LETTERS[len(LETTERS) // 2]
-    assert heat_map_of(np.zeros(20)).cells == LETTERS[len(LETTERS) // 2] * 20
+    _, cells = heat_map_of(np.linspace(-2, 2, FEW + 1, dtype=np.float32))
+    assert cells[0] == LETTERS[0]
+    assert cells[-1] == LETTERS[-1]
+    assert cells[FEW // 2] == LETTERS[len(LETTERS) // 2]
+    assert heat_map_of(np.zeros(20)) == ((1, 20), LETTERS[len(LETTERS) // 2] * 20)
 
 
 def test_cells_are_means_of_blocks():
@@ -662,16 +661,16 @@ def test_cells_are_means_of_blocks():
     x[4:, 4:] = -1
     middle = len(LETTERS) // 2
     half = LETTERS[middle - round(middle / 2)]
-    assert heat_map_of(x, 2).cells == LETTERS[-1] + 2 * LETTERS[middle] + half
+    assert heat_map_of(x, 2)[1] == LETTERS[-1] + 2 * LETTERS[middle] + half
 
 
 def test_cells_with_what_is_not_finite_are_marked():
     x = np.ones((6, 6), np.float32)
     x[0, 0] = np.nan
     x[5, 5] = np.inf
-    picture = heat_map_of(x)
-    assert picture.broken == 2
-    assert (picture.cells[0], picture.cells[-1], picture.cells[1]) == ("!", "!", LETTERS[-1])
+    _, cells = heat_map_of(x)
+    assert range_of(x) == (1.0, 1.0, 1.0, 2)
+    assert (cells[0], cells[-1], cells[1]) == ("!", "!", LETTERS[-1])
     nothing = Previews()
     nothing.add(np.full(20, np.nan))
     assert nothing.pictures == [[0, 20 * "!", "nan", "nan", "nan", 20]]
@@ -758,7 +757,7 @@ def test_a_graph_that_is_too_large_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.full
 def test_a_graph_that_can_never_fit_is_refused_before_it_is_walked(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "right_order", None)
+    monkeypatch.setattr(page, "passes_through", None)
     y = mg.tensor(1.0, requires_grad=True)
     for _ in range(5000):
         y = y * 1.0

@@ -113,7 +113,7 @@ def test_keys_and_buttons_go_from_step_to_step(opened):
     reader.page.click("#next")
     reader.page.click("#next")
     assert (reader.text(counter), reader.text(heading)) == ("4 / 5", "h → x")
-    assert reader.text(".formula") == "g * x"
+    assert reader.text(".formula") == "g * a"
     assert reader.text(".filled") == "2 * 2 = 4"
     reader.press("ArrowLeft")
     assert reader.text(heading) == "y → h"

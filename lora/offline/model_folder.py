@@ -1,0 +1,334 @@
+"""Heuristics about the model folders of others: all guesses about what the files of a model mean.
+
+The files of transformers do not say how their names and shapes relate to the layers of the model
+that PEFT has adapted. `resolve` finds out which tensors of a base an adapter is about: the prefix
+of the names, weights that are stored transposed (the Conv1D of GPT-2), tables of vectors, and heads
+that are tied to the embedding.
+
+`find_sidecars` finds the files of a model beside its weights, and which of them a merged model
+gets. Its configuration, tokenizer, card and code are copied, and so are folders of nothing else,
+and the modules that sentence-transformers puts behind it. The same weights in another format, as in
+`pytorch_model.bin` or `onnx/`, would be those from before the merge: files of another kind, and
+folders with a file of another kind, are left out, and reported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora.offline.stored_weight import StoredWeight
+from lora.peft.config import CONFIG
+from lora.peft.folder import FLOATS, KEYS, NO_FLOATS, A, AdapterFolder, B, StoredLayer
+from minigrad.io import TensorSet
+
+TIED = (
+    "may be the weight of the head too (tie_word_embeddings): then a merged model has the change "
+    "in both, and one with the adapter in the embedding only; to keep the head as it is, save the "
+    "base with a copy of its own (tie_word_embeddings=False) first"
+)
+UNTIED = (
+    "is a head of its own, where the base has that of the embedding: config.json must say "
+    "tie_word_embeddings=false, as a copied one does"
+)
+
+EMBEDDINGS = (
+    *("*embedding", "*embeddings", "embed", "embed_tokens", "embed_positions", "embed_in"),
+    *("wte", "wpe", "shared", "relative_attention_bias"),
+)
+"""The usual names of tables of vectors, without the names of the modules around them.
+
+Other names are similar, and those layers linear: `embed_out`, the head of GPT-NeoX, and
+`embeddings_project`.
+"""
+
+_WITH_HEADS = re.compile(
+    "CausalLM|MaskedLM|LMHead|ConditionalGeneration|PreTraining|DoubleHeads", re.ASCII
+)
+"""In the names of transformers' models that have a head which may be tied."""
+
+_MODEL = "config.json"
+_MODULES = "modules.json"
+
+_COPIED = {
+    *(".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml"),
+    *(".model", ".tiktoken", ".spm", ".vocab"),
+}
+"""The endings of files that have no weights."""
+
+
+@dataclass(frozen=True)
+class ResolvedBase:
+    """The tensors of a base that an adapter is about.
+
+    Attributes:
+        weights: the weight of each layer that has an update, by the layer's name in the adapter.
+        replaced: the key of each tensor that replaces one of the base, by the latter's name.
+        added: those of these names that the base lacks.
+        tied: weights of embeddings that change, and may be the model's head too.
+        heads: the added tensors that are the weight of a head that the base has tied.
+        prefix: what the base's names have before those of the adapter; "-" and what they lack.
+        problems: what does not go together.
+    """
+
+    weights: Mapping[str, StoredWeight]
+    replaced: Mapping[str, str]
+    added: Sequence[str]
+    tied: Sequence[str]
+    heads: Sequence[str]
+    prefix: str
+    problems: Sequence[str]
+
+
+def resolve(
+    files: AdapterFolder, base: TensorSet, check_base: bool = True, progress: bool = True
+) -> ResolvedBase:
+    """Find the tensors of a base that an adapter is about.
+
+    The names of a model inside of another one, as of an encoder in a classifier, have a prefix. It
+    is accepted if all names fit with the same prefix added or removed. With `check_base`, weights
+    are compared with the hashes in the adapter's metadata, if it has some. What `findings_of` finds
+    wrong with the adapter is not reported again.
+    """
+    own_weights = [f"{layer}.weight" for layer in files.layers]
+    prefix = _prefix(own_weights or list(files.whole), base)
+    transposed = TransposedWeights(base)
+    problems: list[str] = []
+    weights: dict[str, StoredWeight] = {}
+    missing = [n for n in files.layers if _with(prefix, f"{n}.weight") not in base]
+    has_one_cause = len(missing) > max(1, len(files.layers) / 2)
+    if has_one_cause:
+        matrices = [name for name, info in base.tensors.items() if len(info.shape) == 2]
+        problems.append(
+            f"another base: it has none of {len(missing)} layers of the adapter, which are like "
+            f"{missing[0]!r}, and its own like {', '.join(map(repr, matrices[:2])) or '(none)'}; "
+            f"if it is the right one, transformers gives the weights of this model other names "
+            f"when it loads them: save it with save_pretrained(..., save_original_format=False)"
+        )
+    for layer in files.layers.values():
+        if {A, B} <= layer.keys.keys() and not (has_one_cause and layer.name in missing):
+            try:
+                name = _with(prefix, f"{layer.name}.weight")
+                weights[layer.name] = _weight(files, layer, base, name, transposed)
+            except (KeyError, ValueError) as error:
+                problems.append(str(error.args[0]))
+    replaced: dict[str, str] = {}
+    for own_name, key in files.whole.items():
+        name = _with(prefix, own_name)
+        if own_name in own_weights:  # PEFT may write the weight beside an update of it
+            has_weight = own_name.removesuffix(".weight") in weights
+            if has_weight and not files.is_same(key, base.read(name, np.float64)):
+                problems.append(
+                    f"another base: {key} of the adapter is not {name}, which it has an update of"
+                )
+            continue
+        replaced[name] = key
+        if name in base:
+            info = base.info(name)
+            problems += files.tensor_problems(key, info.shape, "in the base")
+            if info.dtype not in FLOATS:
+                problems.append(f"unusable: {name} is of {info.dtype} in the base, {NO_FLOATS}")
+        elif not files.is_meant(key):
+            problems.append(
+                f"unexpected: {key} is no part of an update, as {KEYS} are, nor a tensor of the "
+                f"base"
+            )
+    if check_base:
+        facts = files.facts
+        of_nf4 = {name for name, fact in facts.layers.items() if fact.stored != "dense"}
+        dense = {name: weight for name, weight in weights.items() if name not in of_nf4}
+        problems += facts.base_problems(dense, StoredWeight.fingerprint, progress)
+    added = [name for name in replaced if name not in base]
+    may_be_tied = tied_tables(list(base), base)
+    shapes = [base.info(name).shape for name in may_be_tied]
+    heads = [name for name in added if files.tensors[replaced[name]].shape in shapes]
+    changed = {weight.name for weight in weights.values()} | replaced.keys()
+    tied = [] if heads else [name for name in may_be_tied if name in changed]
+    return ResolvedBase(weights, replaced, added, tied, heads, prefix, problems)
+
+
+def _with(prefix: str, name: str) -> str:
+    """Return the base's name for a name of the adapter."""
+    return name.removeprefix(prefix[1:]) if prefix.startswith("-") else prefix + name
+
+
+def _prefix(names: Sequence[str], base: TensorSet) -> str:
+    """Return the one prefix with which the base has all names, if it has none of them without."""
+    if not names or any(name in base for name in names):
+        return ""
+    parts = names[0].split(".")
+    shorter = {"-" + ".".join(parts[:i]) + "." for i in range(1, len(parts))}
+    longer = {each[: -len(names[0])] for each in base if each.endswith(f".{names[0]}")}
+    found = [
+        prefix
+        for prefix in longer | shorter
+        if all(_with(prefix, name) in base for name in names)
+        and (prefix[0] != "-" or all(name.startswith(prefix[1:]) for name in names))
+    ]
+    return found[0] if len(found) == 1 else ""
+
+
+def _weight(
+    files: AdapterFolder,
+    layer: StoredLayer,
+    base: TensorSet,
+    name: str,
+    transposed: TransposedWeights,
+) -> StoredWeight:
+    """Return the weight of a layer, transposed if it is stored so.
+
+    Raises a KeyError if the base lacks it, and a ValueError if the update does not go with it.
+    """
+    a, b = (files.tensors[layer.keys[part]].shape for part in (A, B))
+    # The shape that W must have; none if A and B do not go together.
+    wanted = (b[0], a[1]) if len(a) == len(b) == 2 and a[0] == b[1] else None
+    similar = [each for each, info in base.tensors.items() if info.shape == wanted]
+    if name not in base and len(similar) == 1:
+        raise KeyError(
+            f"there is no tensor {name!r} among {len(base)}; if it is tied to {similar[0]!r}, save "
+            f"the base with a copy of its own (tie_word_embeddings=False)"
+        )
+    weight = StoredWeight(base, name, layer.is_embedding)
+    if not layer.is_embedding and weight.shape[::-1] == wanted:
+        # Of a square weight PEFT's fan_in_fan_out does not always say how it is stored: it is that
+        # of the layer which was adapted last.
+        is_square = weight.shape == wanted
+        is_transposed = not is_square or transposed.get(name, files.config.fan_in_fan_out)
+        weight = StoredWeight(base, name, is_transposed)
+    if weight.shape != wanted:
+        raise ValueError(
+            f"mis-shaped: A {a} and B {b} of {layer.name} do not go with {name} "
+            f"{base.info(name).shape}"
+        )
+    return weight
+
+
+class TransposedWeights:
+    """The weights of a model that are stored as W^T, `(d_in, d_out)`.
+
+    The length of a layer's bias shows it. Where it does not, since the weight is square, the
+    weight is taken to be stored as those of the nearest layers by name whose biases do show it.
+    """
+
+    def __init__(self, base: TensorSet) -> None:
+        self._base = base
+        self._known: dict[str, bool] = {}
+        for name, info in base.tensors.items():
+            bias = f"{name.removesuffix('.weight')}.bias"
+            if name.endswith(".weight") and len(info.shape) == 2 and bias in base:
+                rows, columns = info.shape
+                size = base.info(bias).size
+                if rows != columns and size in (rows, columns):
+                    self._known[name] = size == columns
+
+    def get(self, name: str, default: bool) -> bool:
+        """Tell whether a weight is transposed; `default` if the base does not show it."""
+        if name in self._known:
+            return self._known[name]
+        rows, columns = self._base.info(name).shape
+        parts = name.split(".")
+        for i in reversed(range(len(parts) if rows == columns else 0)):
+            module = "".join(f"{part}." for part in parts[:i])
+            near = {known for each, known in self._known.items() if each.startswith(module)}
+            if near:
+                return near.pop() if len(near) == 1 else default
+        return default
+
+
+def tied_tables(names: Iterable[str], base: TensorSet) -> list[str]:
+    """Return those weights that are a model's head too, by its `config.json`, and the shapes."""
+    config = _read_json(next(iter(base.files.values())).path.parent / _MODEL)
+    try:
+        config = {**(config.get("text_config") or {}), **config}
+        # transformers leaves out what is so by default.
+        size = config["vocab_size"] if config.get("tie_word_embeddings", True) else None
+        kinds = list(config.get("architectures") or [])
+    except (TypeError, KeyError, AttributeError):
+        return []
+    if kinds and not any(_WITH_HEADS.search(str(kind)) for kind in kinds):
+        return []
+    shapes = Counter(info.shape for info in base.tensors.values())
+    matrices = [(name, base.info(name).shape) for name in names]
+    return [
+        n for n, shape in matrices if len(shape) == 2 and shape[0] == size and shapes[shape] == 1
+    ]
+
+
+def find_sidecars(
+    base: Path, tensors: TensorSet, dtype: str | None, is_untied: bool
+) -> tuple[Mapping[str, Path | bytes], Sequence[str]]:
+    """Find the files beside a base, if that is an entire folder.
+
+    Hidden files belong to other programs, and not to the model. A link is followed if it leads to a
+    file inside of the folder, or to the blobs of the hub's cache: another one may lead to what
+    nobody means to give away with a model. If `config.json` names a dtype, it gets the one that is
+    given, and if the head `is_untied` from the embedding, it says so.
+
+    Returns:
+        The files that a merged model gets, by name: a path to copy, or the content; and the names
+        of the others, of which those of folders end in a slash.
+    """
+    folder = base if base.is_dir() else base.parent if base.suffix == ".json" else None
+    if folder is None:
+        return {}, ()
+    here = folder.resolve()
+    roots = here, here.parent.parent / "blobs"
+
+    def is_readable(file: Path) -> bool:
+        return file.is_file() and any(file.resolve().is_relative_to(root) for root in roots)
+
+    weights = {file.path.name for file in tensors.files.values()}
+    listed = _read_json(folder / _MODULES)
+    modules = listed if isinstance(listed, list) else []
+    paths = [each.get("path") for each in modules if isinstance(each, dict)]
+    copied: dict[str, Path | bytes] = {}
+    left_out = []
+    for each in sorted(folder.iterdir()):
+        if each.name.startswith(".") or each.name in weights or each.name.endswith(".index.json"):
+            continue
+        is_folder = each.is_dir()
+        # With an adapter's configuration transformers would put that on the merged model, too.
+        is_unwanted = each.is_symlink() if is_folder else each.name == CONFIG
+        found = [
+            file
+            for file in (sorted(each.rglob("*")) if is_folder and not is_unwanted else [each])
+            if not any(part.startswith(".") for part in file.relative_to(each).parts)
+            and (file.is_symlink() or not file.is_dir())
+        ]
+        is_module = is_folder and each.name in paths
+        are_right = all(is_readable(file) and (is_module or _is_copied(file)) for file in found)
+        if are_right and not is_unwanted:
+            copied |= {file.relative_to(folder).as_posix(): file for file in found}
+        else:
+            left_out.append(f"{each.name}/" if is_folder else each.name)
+    content = _read_json(folder / _MODEL) if _MODEL in copied else None
+    if isinstance(content, dict):
+        # transformers loads a model in the dtype that its configuration names, and takes the weight
+        # of a head from the embedding, unless it says that the two are not tied.
+        named = () if dtype is None else {"dtype", "torch_dtype"} & content.keys()
+        changes: dict[str, Any] = dict.fromkeys(named, dtype)
+        if is_untied:
+            changes["tie_word_embeddings"] = False
+        if changes:
+            copied[_MODEL] = (json.dumps({**content, **changes}, indent=2) + "\n").encode()
+    return copied, tuple(left_out)
+
+
+def _is_copied(file: Path) -> bool:
+    """Tell whether a file has no weights by its name, which may be LICENSE or NOTICE, too."""
+    return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a file; None if it is not there or no JSON, which is no error."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,505 @@
+"""detect_anomaly: raise an error where the first NaN or Inf is made, and name what made it.
+
+A NaN spreads: by the time that the loss is one, every parameter may be. So an observer, `Detector`,
+looks at the result of each op and of each derivative. The first result that is not finite, although
+everything that it was computed from is, names the culprit. Only then are the operands summarised,
+the cause sought (the usual causes stand in the blocks of the ops), and an `AnomalyError` raised,
+inside the call itself, where a debugger's post mortem then stands.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ContextDecorator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from minigrad.core.grad_mode import check_decorable, mode
+from minigrad.core.node import Node, OpLike
+from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.recorder import Recorder, WeakIdMap
+from minigrad.diagnostics.source_line import SourceLine, user_line
+from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
+
+if TYPE_CHECKING:
+    from minigrad.core.op import Op
+    from minigrad.optim import Optimizer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHOWN = 6  # operands that a message lists, besides those that are not finite
+_LEAF = "a leaf that requires a gradient"
+_UNWATCHED = "a backward pass that was not watched, or an assignment, put it there"
+_UNSEEN = " before detect_anomaly() began, or in another thread"
+
+
+class AnomalyError(FloatingPointError):
+    """The first NaN or Inf, and what made it. Raised inside `detect_anomaly`.
+
+    Attributes:
+        op: the name of the op. For a loss, it is the op that made it, or "leaf"; for the sum of all
+            gradients of a leaf, "leaf"; for a step, the class of the optimiser.
+        phase: "forward", "backward" or "step" (of an optimiser).
+        origin: the user's line that called the op, also if its derivative failed; otherwise the
+            line that called `backward()` or `step()`. None if the op was called before
+            `detect_anomaly` began, or in another thread.
+        operands: what the op, or its derivative, computed with, and last its result.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        op: str = "",
+        phase: str = "",
+        origin: SourceLine | None = None,
+        operands: tuple[Operand, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.op = op
+        self.phase = phase
+        self.origin = origin
+        self.operands = operands
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A summary of one array.
+
+    Attributes:
+        name: what it is to the op, such as "input x".
+        shape: its shape.
+        dtype: its dtype, by name.
+        low: the least of its finite elements; nan if there is none.
+        high: the largest of them.
+        nan: how many elements are NaN.
+        inf: how many are Inf, of either sign.
+        size: how many elements there are.
+        first: the index of the first element that is not finite, or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    low: float
+    high: float
+    nan: int
+    inf: int
+    size: int
+    first: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, name: str, value: Any) -> Operand:
+        """Summarise a Tensor, an array or a number."""
+        array = values_of(value)
+        wide = array.astype(np.float64)
+        finite = np.isfinite(wide)
+        known = wide[finite]
+        first = None if finite.all() else tuple(int(i) for i in np.argwhere(~finite)[0])
+        return cls(
+            name,
+            array.shape,
+            str(array.dtype),
+            float(known.min()) if known.size else math.nan,
+            float(known.max()) if known.size else math.nan,
+            int(np.isnan(wide).sum()),
+            int(np.isinf(wide).sum()),
+            array.size,
+            first,
+        )
+
+    @property
+    def kind(self) -> str:
+        """The name of what is wrong with it: "NaN" if there is one, otherwise "Inf"."""
+        return "NaN" if self.nan else "Inf"
+
+    def counted(self) -> str:
+        """Say how many elements are not finite, of how many, and the index of the first."""
+        kinds = [f"{n} {kind}" for n, kind in ((self.nan, "NaN"), (self.inf, "Inf")) if n]
+        first = f", first at {list(self.first)}" if self.first and self.size > 1 else ""
+        return f"{' and '.join(kinds) or 'none'} of {self.size}{first}"
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.shape} {self.dtype}, "
+        known = f"{self.low:.6g}" + (f" .. {self.high:.6g}" if self.high != self.low else "")
+        if self.first is None:
+            return text + (known if self.size else "empty")
+        alone = self.nan + self.inf == self.size
+        return text + self.counted() + ("" if alone else f", the others {known}")
+
+
+def anomaly(
+    headline: str,
+    op: str,
+    phase: str,
+    line: SourceLine | None,
+    operands: Sequence[Operand],
+    hint: str | None = None,
+    module: str | None = None,
+    entered: str | None = None,
+) -> AnomalyError:
+    """Build the error with its message. `entered` says where an Inf came in, if that is known."""
+    shown = [
+        str(x)
+        for i, x in enumerate(operands)
+        if i < SHOWN or x.first is not None or x is operands[-1]
+    ]
+    left = len(operands) - len(shown)
+    shown[SHOWN:SHOWN] = [f"... {left} more"] * (left > 0)
+    details = [f"at {line}" if line else "", f"in {module}" if module else "", *shown, hint or ""]
+    details.append(f"an Inf came in first with {entered}" if entered else "")
+    text = "\n  ".join([f"{phase}: {headline}", *filter(None, details)])
+    return AnomalyError(text, op, phase, line, tuple(operands))
+
+
+def values_of(value: Any) -> np.ndarray[Any, Any]:
+    """Return the array of a Tensor, of an array or of a number."""
+    return np.asarray(value.data if isinstance(value, Tensor) else value)
+
+
+class Detector(Recorder):
+    """Looks at all results, and records the calls that leave a node in the graph.
+
+    `inf` says whether an Inf counts, or NaN alone. `outer` is the detector that this one replaces
+    for a while, whose records it shares.
+    """
+
+    def __init__(self, inf: bool, outer: Detector | None = None) -> None:
+        super().__init__()
+        if outer is not None:
+            self.calls = outer.calls
+        self.inf = inf
+        # Where each Inf entered the computation that ops have passed on since, by the array.
+        self._entries: WeakIdMap[str] = WeakIdMap()
+        self._routes: WeakKeyDictionary[Node, list[str]] = WeakKeyDictionary()
+        self._inside: str | None = None  # the op inside the present derivative that made the first
+        # The gradient that a derivative was given, its result, and `_inside` at its end.
+        self._derivative: tuple[Any, Any, str | None] = (None, None, None)
+
+    def _is_bad(self, value: Any) -> bool:
+        """Whether a value contains a NaN, or an Inf if these count."""
+        array = value._data if isinstance(value, Tensor) else np.asarray(value)
+        if array.dtype.kind != "f":
+            return False
+        return not np.isfinite(array).all() if self.inf else bool(np.isnan(array).any())
+
+    def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Look at a result, and record the call."""
+        if self._is_bad(result):
+            if self.is_in_derivative:
+                # What a derivative computes on its way may be masked out; what it passes on counts.
+                self._inside = self._inside or op.name
+            else:
+                self._look_at_call(op, inputs, result)
+        if isinstance(result, Tensor) and result.node is not None:
+            self.calls[result.node] = self.record(op)
+
+    def _look_at_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Raise an error, unless an Inf is just passed on that the user has put there."""
+        named = {op.input_name(i): x for i, x in enumerate(inputs)}
+        given = {n: x for n, x in named.items() if _is_operand(op, n, x)}
+        operands = {name: Operand.of(f"input {name}", x) for name, x in given.items()}
+        made = Operand.of("result", result)
+        infinite = [name for name, operand in operands.items() if operand.inf]
+        entered = self._entry(given[name] for name in infinite)
+        for name, operand in operands.items():
+            if not (operand.nan if made.nan else operand.inf):
+                continue
+            x, what = given[name], "data or a frozen parameter"
+            if isinstance(x, (int, float, np.number)):
+                what = "a number"
+            elif isinstance(x, Tensor) and x.node is not None:
+                what = _LEAF if x.node.op is None else f"a result of `{x.node.name}`"
+            if not made.nan and what != _LEAF:
+                where = entered or f"input {name} of `{op.name}` at {user_line()}"
+                self._entries[values_of(result)] = where
+                return
+            headline = (
+                f"input {name} of `{op.name}` ({what}) holds {made.kind} already: "
+                f"{operand.counted()}"
+            )
+            hint = None
+            if what == _LEAF:
+                hint = "the last step of an optimiser, a load or an assignment put it there"
+                if x.grad is not None:
+                    hint += f"; {Operand.of('its .grad', x.grad)}"
+            entered = None
+            break
+        else:
+            headline = f"`{op.name}` made the first {made.kind}"
+            values = {name: values_of(x) for name, x in given.items()}
+            hint = cause_of(op, values, values_of(result))
+        listed = [*operands.values(), made]
+        raise anomaly(
+            headline, op.name, "forward", user_line(), listed, hint, self._layer(), entered
+        )
+
+    def _layer(self) -> str | None:
+        """Name the innermost module that is running by its name in the outermost, if any.
+
+        The user's line may be `model(x)`, and the model may have a hundred layers.
+        """
+        if self.module is None:
+            return None
+        outer = self.module.chain()[0]
+        name, kind = self.module.name_in(outer), type(self.module.module).__name__
+        return f"{name} ({kind}) of the {type(outer.module).__name__}" if name else f"the {kind}"
+
+    def on_backward(self, output: Tensor, gradient: Any) -> None:
+        """Look at the loss, and at the gradient that the caller put in."""
+        self._inside = None
+        self._routes.clear()
+        node = output.node
+        assert node is not None
+        if self._is_bad(output):
+            loss = Operand.of("the loss" if output.size == 1 else "the output", output)
+            # An Inf among several elements may stand for what is masked out.
+            if loss.nan or output.size == 1:
+                known = self._line_of(node)
+                made = "is a leaf" if node.op is None else f"was made by `{node.name}`"
+                headline = (
+                    f"backward() starts from {loss.name}, which is {loss.kind} already; it {made}"
+                    f"{'' if node.op is None or known else _UNSEEN}"
+                )
+                entered, line = self._entry([output]), known or user_line()
+                raise anomaly(headline, node.name, "backward", line, [loss], entered=entered)
+        if self._is_bad(gradient):
+            seed = Operand.of("the gradient to start from", gradient)
+            headline = f"backward() was handed a gradient that holds {seed.kind}"
+            raise anomaly(headline, node.name, "backward", user_line(), [seed])
+
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
+        """Note what a derivative was given and returned; whether it counts is seen further on."""
+        self._derivative, self._inside = (gradient, result, self._inside), None
+
+    def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
+        """Look at what a derivative passes on."""
+        (arrived, result, inside), self._derivative = self._derivative, (None, None, None)
+        if parent.op is None:
+            self._routes.setdefault(parent, []).append(f"`{node.name}`{self._at(node)}")
+        if not self._is_bad(gradient):
+            return
+        # Is the derivative to blame, what it was given, or its dtype?
+        op = node.op
+        assert op is not None
+        edges = [edge for edge in node.edges or () if edge[0] is parent]
+        inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
+        saved = {
+            name: value
+            for name, value in op.saved_values(node, edges)
+            if _is_operand(op, name.removeprefix("its input "), value)
+        }
+        got = Operand.of("the gradient that arrived", arrived)
+        made = Operand.of(f"the gradient for {inputs}", result)
+        looked_at = {name: Operand.of(name, value) for name, value in saved.items()}
+        operands = [got, *looked_at.values(), made]
+        hint = entered = None
+        if self._is_bad(arrived):
+            headline = (
+                f"the gradient that arrived at the result of `{op.name}` holds {got.kind} "
+                f"already, and no VJP has made it"
+            )
+            hint = _hook_or(node, "a sum of several gradients overflowed")
+        elif not self._is_bad(result):
+            to = Operand.of(f"what goes on to {inputs}", gradient)
+            operands.append(to)
+            summed = made.shape != to.shape
+            how = f"the sum over the axes that {inputs} was broadcast along" if summed else to.dtype
+            verb = "is" if summed else "cannot hold:"
+            headline = (
+                f"the VJP of `{op.name}` for {inputs} gave finite numbers, of which {how} {verb} "
+                f"{to.kind}"
+            )
+            hint = overflow(parent.dtype)
+        elif made.nan and any(operand.nan for operand in looked_at.values()):
+            met = next(name for name, operand in looked_at.items() if operand.nan)
+            headline = f"the VJP of `{op.name}` for {inputs} met NaN in {met}"
+            hint = "that was written to since the call, or the op took no notice of it there"
+        else:
+            headline = f"the VJP of `{op.name}` for {inputs} made the first {made.kind}"
+            headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
+            values = {
+                "out" if name == "its result" else name.removeprefix("its input "): values_of(value)
+                for name, value in saved.items()
+            }
+            hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
+            entered = self._entry(saved.values())
+        known = self._line_of(node)
+        headline += "" if known else f"; it was called{_UNSEEN}"
+        raise anomaly(headline, op.name, "backward", known, operands, hint, entered=entered)
+
+    def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
+        """Look at a complete gradient, and at the sum that its `.grad` will be."""
+        total = gradient
+        if before is not None:
+            with np.errstate(all="ignore"):
+                total = before._data + values_of(gradient)
+        if not self._is_bad(total) and not self._is_bad(gradient):
+            return
+        what = f"a leaf of shape {node.shape} and dtype {node.dtype}"
+        what = what if node.op is None else f"the result of `{node.name}`{self._at(node)}"
+        operands = [Operand.of("the gradient that arrived", gradient)]
+        if self._is_bad(gradient):
+            headline = f"the gradient of {what} holds {operands[0].kind}, and no VJP has made it"
+            routes = self._routes.get(node, [])
+            hint = _hook_or(node, "a sum overflowed" if len(routes) > 1 else "")
+            if len(routes) > 1:
+                counted = [f"{n} of {route}" for route, n in Counter(routes).items()]
+                counted[SHOWN:] = ["..."] * (len(counted) > SHOWN)
+                hint += f"; {len(routes)} VJPs gave gradients for it, {'; '.join(counted)}"
+        else:
+            assert before is not None
+            old, new = Operand.of("its .grad before", before), Operand.of("the sum", total)
+            operands = [old, *operands, new]
+            if self._is_bad(before):
+                headline = f"the .grad of {what} holds {old.kind} already"
+                hint = _UNWATCHED
+            else:
+                headline = f"the gradient of {what}, added to the .grad it has, gives {new.kind}"
+                hint = f"zero_grad() forgets earlier gradients; {overflow(node.dtype)}"
+        raise anomaly(headline, node.name, "backward", user_line(), operands, hint)
+
+    def on_step(self, optimizer: Optimizer) -> None:
+        """Look at the parameters that were changed."""
+        name = type(optimizer).__name__
+        stepped = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        for index, (parameter, group) in enumerate(stepped):
+            if parameter.grad is None or not self._is_bad(parameter):
+                continue
+            grad = Operand.of("its .grad", parameter.grad)
+            made = Operand.of("the parameter", parameter)
+            if grad.nan or grad.inf:
+                headline = (
+                    f"the .grad of parameter {index} held {grad.kind} already, when `{name}` "
+                    f"took its step"
+                )
+                hint = _UNWATCHED
+            else:
+                headline = f"the step of `{name}` made the first {made.kind}, in parameter {index}"
+                hint = f"its learning rate was {group['lr']:g}; {overflow(parameter.dtype)}"
+            raise anomaly(headline, name, "step", user_line(), [grad, made], hint)
+
+    def _entry(self, values: Iterable[Any]) -> str | None:
+        """Return where an Inf entered that is in the first of these values for which it is known.
+
+        A view counts as the array that it looks into.
+        """
+        arrays = [values_of(value) for value in values]
+        known = (self._entries.get(x) or self._entries.get(x.base) for x in arrays)
+        return next((where for where in known if where is not None), None)
+
+    def _line_of(self, node: Node) -> SourceLine | None:
+        """Return the line of the call that left a node; None if it was not seen."""
+        call = self.calls.get(node)
+        return None if call is None else call.source_line
+
+    def _at(self, node: Node) -> str:
+        known = self._line_of(node)
+        return f" at {known}" if known else ""
+
+
+def _is_operand(op: OpLike, name: str, value: Any) -> bool:
+    """Whether an input is an array or a number with which an op computes, and so has a range.
+
+    An option says how to compute, such as an axis: it has a default and no derivative. But a float,
+    such as a scale or a slope, takes part in the arithmetic.
+    """
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        is_numeric = value.dtype.kind in "iuf"
+    else:
+        is_numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_numeric or name not in op.parameters or isinstance(value, (float, np.floating)):
+        return is_numeric
+    index = op.parameters.index(name)
+    return any(index == known for known, _ in op.vjps) or op.is_required(index)
+
+
+def _hook_or(node: Node, cause: str) -> str:
+    """Say what made a gradient that no VJP has made: a hook, if there is one, or this cause."""
+    return ", or ".join(filter(None, ("a hook returned it" if node.hooks else "", cause)))
+
+
+class _Active(threading.local):
+    """The detectors of one thread that have begun and not ended; the newest of them looks."""
+
+    def __init__(self) -> None:
+        self.detectors: list[Detector] = []
+
+    def watch(self) -> None:
+        """Let the newest detector observe, and no other."""
+        others = tuple(observer for observer in mode.observers if type(observer) is not Detector)
+        mode.state = (mode.grad_enabled, (*others, *self.detectors[-1:]))
+
+
+_active = _Active()
+
+
+class _Detection(ContextDecorator):
+    """The context and decorator that `detect_anomaly` returns. It may be entered many times."""
+
+    def __init__(self, inf: bool) -> None:
+        self._inf = inf
+        self._thread = threading.local()  # several threads may be inside at once
+
+    def __enter__(self) -> None:
+        detector = Detector(self._inf, *_active.detectors[-1:])
+        vars(self._thread).setdefault("entered", []).append(detector)
+        _active.detectors.append(detector)
+        _active.watch()
+
+    def __exit__(self, *_: object) -> None:
+        # The state before is not restored: blocks in generators may end in any order.
+        _active.detectors.remove(self._thread.entered.pop())
+        _active.watch()
+
+    def __call__(self, function: F) -> F:
+        """Return a function that calls `function` under detection.
+
+        Raises:
+            TypeError: if it is a generator function: its body runs after the call has returned.
+        """
+        check_decorable(function)
+        return super().__call__(function)
+
+
+@overload
+def detect_anomaly(*, inf: bool = True) -> _Detection: ...
+@overload
+def detect_anomaly(function: F, *, inf: bool = True) -> F: ...
+def detect_anomaly(function: Callable[..., Any] | None = None, *, inf: bool = True) -> Any:
+    """Raise an AnomalyError in the block where the first NaN or Inf is made, and say what made it.
+
+    `with detect_anomaly():`, or as a decorator, `@detect_anomaly` or `@detect_anomaly()`. The error
+    names the op, the user's line that called it, and the range of each operand, and gives the cause
+    if it is a known one. It looks at
+
+    - the result of each op. If an operand is NaN already, the error names this operand: data, a
+      trained leaf, or a result from before. An op that hides a NaN, as `where(isnan(x), 0, x)`
+      does, is no error;
+    - the gradient that each derivative passes on, and gradients that a hook or the caller put in.
+      What a derivative computes on its way, and drops, is no error;
+    - the gradients that are about to be added to `.grad` or returned, and that sum. On an error,
+      nothing is added;
+    - the loss, when a backward pass starts from it, wherever it was computed;
+    - the parameters, when an optimiser has changed them.
+
+    An Inf is an error where an op makes it of finite numbers, in every gradient, in a trained leaf,
+    and as a loss. It is no error in data and constants, since -inf in a mask is meant: it is passed
+    on until it is made a NaN, and then the error says where it came in. In such an op, any other
+    Inf counts as passed on too. With `inf=False` only NaN are looked for, which suits code in which
+    an op makes Inf on purpose, as log(0) does, and another op takes it away.
+
+    It watches the thread that enters it, and ends when the block does, whatever happens in it. A
+    block inside another replaces it for that time. Off, it costs nothing. On, an op and its
+    derivative take about 17 us more together, and each result is read once or twice more: tanh of a
+    million elements, forward and backward, takes twice as long.
+    """
+    if function is not None and not callable(function):
+        raise TypeError(f"detect_anomaly takes a function to decorate, not {function!r:.60}")
+    detection = _Detection(bool(inf))
+    return detection if function is None else detection(function)

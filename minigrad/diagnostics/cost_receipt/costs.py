@@ -1,0 +1,380 @@
+"""The FLOPs of calls and of VJPs, found once for each signature by running them on sketches.
+
+A sketch is an array that has a shape and a dtype, but no elements. An op that is called on Tensors
+of sketches returns a Tensor of a sketch, and adds to a tally the FLOPs that the call would take. So
+nobody writes down the cost of a VJP, of a composition or of a forward in numpy: one run finds it,
+in microseconds whatever the shapes are. A signature is all that a cost can depend on: shapes,
+dtypes and options. The conventions:
+
+- a multiply-add is 2 FLOPs, so a product `(m, k) @ (k, n)` is 2 m k n;
+- a function of elements is 1 FLOP for each element of its result, for a sum as for a logarithm;
+- a reduction is 1 FLOP for each element that goes in;
+- an operation that only moves or converts elements (a view, a copy, an index) is 0.
+
+The FLOPs of a kernel cannot be seen, so the block of its op gives them: `@op(cost=1)`. A VJP that
+depends on the values of its operands is counted for ordinary values: `any` of a condition is false,
+and `all` is true. A fused op costs what its composition costs, but causal attention counts as if
+nothing were masked.
+
+A gradient that is summed over axes that were broadcast, as that of a bias, and the sum of gradients
+that meet in one tensor, are the engine's work, and are counted by the receipt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from inspect import signature
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from minigrad.core.codegen import Shapes, StandIn
+from minigrad.core.grad_mode import mode
+from minigrad.core.node import Cost, OpLike
+from minigrad.core.tensor import Tensor
+from minigrad.ops.products import shape_of_product
+from minigrad.optim import SGD, Adam, AdamW
+
+if TYPE_CHECKING:
+    from minigrad.core.op import VJP, Op
+
+
+Shape = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """The FLOPs that operations on the sketches of one run have taken so far."""
+
+    flops: int = 0
+
+
+class Sketch(NDArrayOperatorsMixin, StandIn):
+    """An array without elements, to which numpy's own functions can be applied."""
+
+    __slots__ = ("dtype", "shape", "tally", "truth")
+
+    base = None
+    flags = np.empty(0).flags
+
+    def __init__(
+        self, shape: Sequence[int], dtype: np.dtype[Any], tally: Tally, truth: bool = False
+    ) -> None:
+        self.shape: Shape = tuple(map(int, shape))
+        self.dtype = dtype
+        self.tally = tally  # where the FLOPs of operations on it are added up
+        self.truth = truth  # the answer to `if sketch:`, for a condition of one element
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements that the array would have."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<sketch of shape {self.shape} and dtype {self.dtype}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise TypeError("a sketch has no elements")
+
+    def made(self, shape: Sequence[int], dtype: Any = None, flops: int = 0) -> Sketch:
+        """Return the sketch of a result, and add up the FLOPs that it took."""
+        self.tally.flops += flops
+        return Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.tally)
+
+    def _moved(self, function: Callable[..., Any], *args: Any, **options: Any) -> Sketch:
+        """Apply a function that returns a view, to an array whose elements are all one."""
+        return self.made(function(_spread(self), *args, **options).shape)
+
+    def astype(self, dtype: Any, copy: bool = True) -> Sketch:
+        """Convert to another dtype."""
+        return self.made(self.shape, dtype)
+
+    def copy(self) -> Sketch:
+        """Copy."""
+        return self.made(self.shape)
+
+    view = copy
+
+    def item(self) -> bool:
+        """Return the truth of a condition: all that is known of an element."""
+        return self.truth
+
+    def reshape(self, *shape: Any) -> Sketch:
+        """Arrange the elements in another shape."""
+        return self._moved(np.ndarray.reshape, *shape)
+
+    def transpose(self, *axes: Any) -> Sketch:
+        """Reorder the axes."""
+        return self._moved(np.ndarray.transpose, *axes)
+
+    @property
+    def T(self) -> Sketch:  # noqa: N802  # numpy's name
+        """The axes in reverse order."""
+        return self.transpose()
+
+    def __getitem__(self, index: Any) -> Sketch:
+        parts = index if isinstance(index, tuple) else (index,)
+        plain = tuple(_spread(part) if isinstance(part, Sketch) else part for part in parts)
+        return self._moved(np.ndarray.__getitem__, plain)
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Sketch:
+        """Reduce over `axis`: any reduction takes 1 FLOP for each element that goes in."""
+        axes = normalize_axis_tuple(range(self.ndim) if axis is None else axis, self.ndim)
+        shape = [1 if i in axes else n for i, n in enumerate(self.shape)]
+        if not keepdims:
+            shape = [n for i, n in enumerate(shape) if i not in axes]
+        return self.made(shape, flops=self.size)
+
+    max = min = prod = argmax = argmin = sum
+
+    def cumsum(self, axis: int | None = None) -> Sketch:
+        """Run along `axis`, or along all elements in a row."""
+        return self.made((self.size,) if axis is None else self.shape, flops=self.size)
+
+    cumprod = cumsum
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if method == "reduce":
+            out = self.sum(options.get("axis", 0), options.get("keepdims", False))
+            out.truth = ufunc is np.logical_and
+            return out
+        if method == "accumulate":
+            return self.cumsum(0)
+        if method != "__call__" or ufunc.nout > 1:
+            return NotImplemented
+        known = [getattr(x, "dtype", None) or _dtype_of_number(x) for x in inputs]
+        dtype = ufunc.resolve_dtypes((*known, None))[-1]
+        if ufunc is np.matmul:
+            shape = shape_of_product(*map(shape_of, inputs))
+            return self.made(shape, dtype, 2 * math.prod(shape) * shape_of(inputs[0])[-1])
+        return NotImplemented if ufunc.signature else self._elementwise(inputs, dtype)
+
+    def __array_function__(
+        self, function: Any, types: Any, args: Sequence[Any], options: Mapping[str, Any]
+    ) -> Any:
+        if function in _VIEWS:
+            return args[0]._moved(function, *args[1:], **options)
+        if function in _METHODS:
+            return _METHODS[function](*args, **options)
+        if function is np.where:
+            return self._elementwise(args, next(x.dtype for x in args[1:] if hasattr(x, "dtype")))
+        if function is np.concatenate:
+            arrays, axis = args[0], options.get("axis", args[1] if len(args) > 1 else 0)
+            shape = list(shape_of(arrays[0]))
+            shape[axis] = sum(shape_of(array)[axis] for array in arrays)
+            return self.made(shape)
+        return NotImplemented
+
+    def result_of(self, op: OpLike, given: Sequence[Any]) -> Any:
+        """Return the result of an op whose cost is given, or is that of its composition."""
+        if op.cost is None:
+            assert op.composition is not None
+            return op.composition(*given)
+        values = [value._data if isinstance(value, Tensor) else value for value in given]
+        named = dict(zip(op.parameters, values, strict=True))
+        if op.shape is None:
+            arrays = [value for value in values if hasattr(value, "shape")]
+            shape: Shape = np.broadcast_shapes(*map(shape_of, arrays))
+        else:
+            shape = call_named(op.shape, named)
+        dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
+        out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
+        self.tally.flops += evaluate(op.cost, named | {"out": out})
+        return Tensor.at(out, None) if any(isinstance(value, Tensor) for value in given) else out
+
+    def _elementwise(self, inputs: Sequence[Any], dtype: np.dtype[Any]) -> Sketch:
+        shape = np.broadcast_shapes(*map(shape_of, inputs))
+        return self.made(shape, dtype, math.prod(shape))
+
+
+def _spread(sketch: Sketch) -> Any:
+    """Return an array of that shape, which repeats one element and takes no memory."""
+    return np.broadcast_to(np.zeros((), sketch.dtype), sketch.shape)
+
+
+def _dtype_of_number(value: Any) -> Any:
+    """Return what `ufunc.resolve_dtypes` takes for a number of Python's, or for a list."""
+    return value.__class__ if value.__class__ in (int, float) else np.asarray(value).dtype
+
+
+_VIEWS = {
+    np.broadcast_to, np.expand_dims, np.flip, np.moveaxis, np.ravel, np.reshape, np.squeeze,
+    np.swapaxes, np.transpose,
+}  # fmt: skip
+
+_METHODS: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((np.sum, np.prod, np.max, np.min, np.argmax, np.argmin), Sketch.sum),
+    **dict.fromkeys((np.cumsum, np.cumprod), Sketch.cumsum),
+    **{f: lambda x, *_, **__: x.copy() for f in (np.copy, np.roll)},
+    np.shape: lambda x: shape_of(x),
+    **{f: lambda x, *_, **__: x._elementwise([x], x.dtype) for f in (np.round, np.around)},
+}
+
+
+def shape_of(value: Any) -> Shape:
+    """Return the shape of a sketch, an array, a number or a list of numbers."""
+    shape: Shape = value.shape if hasattr(value, "shape") else np.shape(value)
+    return shape
+
+
+def evaluate(cost: Cost, values: Mapping[str, Any]) -> int:
+    """Evaluate a cost on sketches of the operands and of the result `out`, and options, by name."""
+    if isinstance(cost, int):
+        return cost * int(values["out"].size)
+    return int(call_named(cost, values))
+
+
+def call_named(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """Call a function with those of `values` that its parameters name."""
+    return function(*(values[name] for name in signature(function).parameters))
+
+
+class SketchedCall:
+    """One call of an op with sketches for its arrays, so that a receipt keeps none alive."""
+
+    __slots__ = ("arguments", "op", "out", "tally")
+
+    def __init__(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        self.op = op
+        self.tally = Tally()  # where the FLOPs of runs on these sketches are added up
+        self.out = self.sketch(np.asarray(result) if np.isscalar(result) else result)
+        if op.takes_sequence:  # whose calls are announced with these alone
+            inputs = [inputs]
+        self.arguments = [  # in the order of the op's parameters
+            value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
+            for value in inputs
+        ]
+        for argnum, _ in () if op.takes_sequence else op.vjps:
+            if isinstance(inputs[argnum], (list, tuple)):  # of numbers
+                self.arguments[argnum] = self.sketch(np.asarray(inputs[argnum]))
+
+    def sketch(self, value: Any) -> Any:
+        """Return an argument with a Tensor of a sketch for each array in it."""
+        if isinstance(value, np.generic):
+            return value.item()  # as an op takes it
+        if isinstance(value, (tuple, list)):
+            kind = next(kind for kind in (Shapes, tuple, list) if isinstance(value, kind))
+            return kind(map(self.sketch, value))
+        if isinstance(getattr(value, "shape", None), tuple):  # also a matrix in four bits
+            dtype = getattr(value, "dtype", np.dtype(np.float32))
+            sketch: Any = Sketch(value.shape, dtype, self.tally)
+            return Tensor.at(sketch, None)
+        return value
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The arguments and the result by name."""
+        named = dict(zip(self.op.parameters, self.arguments, strict=False))  # checkpoints have more
+        return named | {"out": self.out}
+
+    def flops(self) -> int | None:
+        """Return the FLOPs of the call, or None if they cannot be found."""
+        op = self.op
+        if op.cost is not None:
+            return evaluate(op.cost, self.values)
+
+        def run(*arguments: Any) -> None:
+            named = dict(zip(op.parameters, arguments, strict=False))
+            if op.call(**named).shape != self.out.shape:
+                raise TypeError("options of the call are not known")
+
+        return self._flops_of(op, run, *self.arguments)
+
+    def vjp_flops(self, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None) -> int | None:
+        """Return the FLOPs of the VJP for one input, or None if they cannot be found.
+
+        Of a joint VJP it is the part that serves this input alone. `saved` has what the VJP saved;
+        it is None if the call was not recorded.
+        """
+        cost = vjp.cost
+        if cost is not None:
+            own = cost.get(self.op.parameters[argnum], 0) if isinstance(cost, Mapping) else cost
+            return evaluate(own, self.values)
+        if saved is None:  # what it would have saved, if the input needed a gradient
+            known = [*self.arguments, self.out]
+            values = [known[slot].shape if only else known[slot] for slot, only in vjp.slots]
+        else:
+            values = [self.sketch(value) for value in saved]
+        return self._flops_of(vjp, vjp.derivative, self.out, *values)
+
+    def joint_vjp_flops(
+        self, vjp: VJP, needs_input_grad: Collection[str], saved: Sequence[Any]
+    ) -> int | None:
+        """Return the FLOPs of a joint VJP for the inputs that need a gradient.
+
+        Of one with costs these are the FLOPs that serve several inputs. `saved` has what it saved.
+        """
+        if not needs_input_grad:
+            return 0
+        if isinstance(vjp.cost, Mapping):
+            needs = {"needs_input_grad": set(needs_input_grad)}
+            return evaluate(vjp.cost.get("shared", 0), self.values | needs)
+        flags = tuple(self.op.parameters[i] in needs_input_grad for i, _ in self.op.vjps)
+        return self._flops_of(vjp, vjp.derivative, self.out, flags, *map(self.sketch, saved))
+
+    def _flops_of(self, what: Op[Any] | VJP, run: Callable[..., Any], *values: Any) -> int | None:
+        """Return the FLOPs of `run(*values)`, which runs the op or the VJP `what`.
+
+        They are taken from memory if the signature is known.
+        """
+        known, key = self.op.known_flops, (what, *map(_key, values))
+        if key not in known:
+            before = self.tally.flops
+            if len(known) >= _MOST:
+                known.clear()
+            known[key] = None
+            state, mode.state = mode.state, (False, ())  # without a graph, and without an observer
+            try:
+                with suppress(Exception):
+                    run(*values)  # perhaps a user's function that needs elements
+                    known[key] = self.tally.flops - before
+            finally:
+                mode.state = state
+        return known[key]
+
+
+_MOST = 1000  # signatures of one op
+
+
+def _key(value: Any) -> Hashable:
+    """Return what the FLOPs can depend on: shape and dtype of an array, else the value."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, (tuple, list)):
+        return (type(value), *map(_key, value))
+    if isinstance(value, slice):
+        return slice, value.start, value.stop, value.step
+    if value is None or isinstance(value, (int, float, str, type, np.dtype, EllipsisType)):
+        return type(value), value  # to tell 1 from True
+    return object()  # never found again: the memory is to keep no object of others
+
+
+def _sgd(group: Mapping[str, Any]) -> int:
+    velocity = 2 + bool(group["dampening"]) + 2 * bool(group["nesterov"])
+    return 2 + bool(group["momentum"]) * velocity + 2 * bool(group["weight_decay"])
+
+
+def _adam(group: Mapping[str, Any]) -> int:
+    return 14 + bool(group["amsgrad"]) + 2 * bool(group["weight_decay"])
+
+
+STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {
+    SGD: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+}
+"""The FLOPs of an optimiser's step for each parameter, given the options of its group."""

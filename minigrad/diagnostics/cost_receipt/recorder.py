@@ -1,0 +1,239 @@
+"""The receipt of a training step: the work that was done, the work that was not, and the memory.
+
+    with receipt() as r:
+        loss_fn(model(x), y).backward()
+        optimizer.step()
+    print(r)
+
+It answers why LoRA is not faster, and what it saves: for a frozen weight the product for its
+gradient is not done, the activation that only that product needs is not saved, and there is no
+gradient and no state. But the forward pass remains, and so does the backpropagation through every
+frozen weight to the adapters below.
+
+A receipt watches through `Observer`. `costs` finds what a call costs, `saved` follows the memory
+that the graph keeps, and `report` shows what comes out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from minigrad.core.checkpoint import CHECKPOINT
+from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.observers import observe
+from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
+from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
+from minigrad.diagnostics.cost_receipt.saved import SavedMemory
+from minigrad.diagnostics.recorder import Recorder
+
+if TYPE_CHECKING:
+    from minigrad.core.node import Edge, Node
+    from minigrad.core.op import Op
+    from minigrad.optim import Optimizer
+
+
+@contextmanager
+def receipt() -> Iterator[Receipt]:
+    """Count the FLOPs and the bytes of what this thread does inside the block.
+
+    The `Receipt` fills while the block runs, and keeps what was counted if the block raises an
+    error. Blocks may be nested: each counts everything inside. A backward pass must run in the same
+    block as its forward pass; what cannot be counted is listed in `uncounted`. Ops, their VJPs and
+    the steps of optimisers are seen; what numpy or a kernel computes beside them, as in
+    `clip_grad_norm`, is not. To find FLOPs, a forward or a VJP runs once more for each signature,
+    on arrays that have a shape but no elements.
+    """
+    result = Receipt()
+    recorder = _ReceiptRecorder(result)
+    try:
+        with observe(recorder):
+            yield result
+    except BaseException as error:
+        result.interrupted_by = type(error).__name__
+        raise
+    finally:
+        recorder.close()
+
+
+@dataclass
+class _Pass:
+    """A backward pass that is running."""
+
+    recorded: bool
+    reached: set[int] = field(default_factory=set)  # nodes that have a gradient
+    visited: int = -1  # the node whose VJPs are running
+    edge: int = 0  # the next of its edges
+    needed: list[str] = field(default_factory=list)  # its inputs whose VJPs have run
+
+
+class _ReceiptRecorder(Recorder):
+    """The observer that fills a receipt. It knows nodes by `order`, and so keeps none alive."""
+
+    def __init__(self, result: Receipt) -> None:
+        super().__init__()
+        self._receipt = result
+        self._saved = SavedMemory(on_drop=partial(self._note, "dropped"))
+        self._passes: list[_Pass] = []
+        self._calls: dict[int, SketchedCall] = {}  # of nodes, until they are freed
+        self._unrecorded: list[SketchedCall] = []  # products of what is all frozen
+        self._leaves: set[int] = set()
+        self._optimizers: dict[int, tuple[Optimizer, int, int]] = {}  # with bytes and steps
+
+    def close(self) -> None:
+        """Forget all calls, blocks and optimisers."""
+        for known in (self._saved, self._calls, self._unrecorded, self._optimizers):
+            known.clear()
+
+    def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Count the forward of `op`, unless a VJP calls it: that is counted as one."""
+        phase: Phase = "forward"
+        if self._passes:
+            rerun = [kind for kind in self.running if kind != "hook"][-1] == "rerun"
+            phase = "recomputed" if rerun else "backward"
+            if not rerun and not self._passes[-1].recorded and not isinstance(result, Tensor):
+                return  # by a VJP, on arrays; a hook's is on Tensors
+        self._saved.add(op, inputs, result)
+        self._note(phase, op.name)
+        call = SketchedCall(op, inputs, result)
+        self._count(
+            phase,
+            op.name,
+            call.flops(),
+            f"call of {op.name}, an op that is not written in functions of numpy only; "
+            f"@op(cost=...) makes it count",
+        )
+        node = result.node if isinstance(result, Tensor) else None
+        if node is not None:
+            self._calls[node.order] = call
+        elif op.product and is_grad_enabled() and isinstance(result, Tensor):
+            self._unrecorded.append(call)
+
+    def on_pass(self, begins: bool) -> None:
+        """Keep track of passes; calls without a node had a product to avoid for each input."""
+        super().on_pass(begins)
+        if not begins:
+            self._passes.pop()
+            return
+        self._receipt.passes += not self._passes
+        self._passes.append(_Pass(recorded=is_grad_enabled()))
+        for call in self._unrecorded:
+            self._count_not_done(call, needing=())
+        self._unrecorded.clear()
+
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
+        """Count a VJP, and what the engine does with its result."""
+        running, size = self._passes[-1], math.prod(parent.shape)
+        if node.order != running.visited:
+            running.visited, running.edge, running.needed = node.order, 0, []
+            if node.op is not None and node.order in self._calls:  # what of it is not done
+                needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
+                self._count_not_done(self._calls[node.order], needing)
+        edges = node.edges or ()
+        while edges[running.edge][0] is not parent:  # which may be several inputs of a node
+            running.edge += 1
+        edge = edges[running.edge]
+        running.edge += 1
+        if not running.recorded:  # else all that a VJP does is seen in calls
+            assert node.op is not None
+            name = node.op.input_name(edge[1])
+            self._count_vjp(running, node, edge, name)
+            if result.size > size:
+                self._receipt.count("backward", node.name, name, result.size, calls=0)
+            if parent.order in running.reached:
+                self._receipt.count("backward", "sum of gradients", "", size)
+        running.reached.add(parent.order)
+        if parent.op is None and parent.order not in self._leaves:
+            self._leaves.add(parent.order)
+            self._receipt.trained += size
+            self._receipt.gradient_bytes += size * parent.dtype.itemsize
+
+    def _count_not_done(self, call: SketchedCall, needing: Collection[str]) -> None:
+        """Count the products of a call for the inputs that were given and need no gradient."""
+        op = call.op
+        for argnum, vjp in op.vjps if op.product else ():
+            name = op.parameters[argnum]
+            if name not in needing and call.arguments[argnum] is not None:
+                flops = call.vjp_flops(argnum, vjp)
+                if flops:
+                    self._receipt.count("not done", op.name, name, flops)
+
+    def _count_vjp(self, running: _Pass, node: Node, edge: Edge, name: str) -> None:
+        op = node.op
+        if op is CHECKPOINT or op is None:
+            return  # its work is that of the ops inside, which are seen themselves
+        call = self._calls.get(node.order)
+        if call is None:
+            outside = f"VJP of {op.name}, an op that was recorded outside of the receipt"
+            self._count("backward", op.name, None, outside)
+            return
+        _, argnum, vjp, *saved = edge
+        before, running.needed = running.needed, [*running.needed, name]
+        flops: int | None = 0
+        shared: int | None = 0
+        if op.plain or vjp.cost is not None:
+            flops = call.vjp_flops(argnum, vjp, saved)
+        if not op.plain:
+            after = call.joint_vjp_flops(vjp, running.needed, saved)
+            first = call.joint_vjp_flops(vjp, before, saved)
+            shared = None if after is None or first is None else after - first
+        unknown = (
+            f"VJP of {op.name} for {name}, which is not written in ops only; cost=... beside the "
+            f"VJP makes it count"
+        )
+        known = flops is not None and shared is not None
+        self._count("backward", op.name, flops if known else None, unknown, name)
+        if known and shared:
+            self._receipt.count("backward", op.name, "shared", shared)
+
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
+        """Count the sum with an earlier gradient; a recorded sum is an op, which is seen itself."""
+        if node.grad is not None and gradient.node is None:
+            self._receipt.count("backward", "sum of gradients", "", gradient.size)
+
+    def on_free(self, node: Node) -> None:
+        """Note which memory is freed."""
+        self._calls.pop(node.order, None)
+        self._saved.free(node.order)
+        self._note("backward", node.name)
+
+    def on_step(self, optimizer: Optimizer) -> None:
+        """Count a step by its formula, and the state that it leaves."""
+        name, cost = type(optimizer).__name__, STEP_COSTS.get(type(optimizer))
+        flops = (
+            None
+            if cost is None
+            else sum(
+                parameter.size * cost(group)
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.grad is not None
+            )
+        )
+        self._count("optimizer", name, flops, f"step of {name}, which STEP_COSTS does not have")
+        steps = self._optimizers.get(id(optimizer), (optimizer, 0, 0))[2] + 1
+        self._optimizers[id(optimizer)] = optimizer, optimizer.state_bytes(), steps
+        self._receipt.steps = max(count for _, _, count in self._optimizers.values())
+        self._receipt.optimizer_bytes = sum(held for _, held, _ in self._optimizers.values())
+
+    def _note(self, phase: Phase, name: str) -> None:
+        """Add a point to the timeline, if the saved memory has changed."""
+        memory, result = self._saved, self._receipt
+        result.saved_bytes, result.freed_bytes = memory.total, memory.freed
+        result.input_bytes = max(result.input_bytes, memory.inputs)
+        if memory.alive != (result.timeline[-1].saved_bytes if result.timeline else 0):
+            result.timeline.append(Moment(phase, name, memory.alive))
+
+    def _count(
+        self, phase: Phase, op: str, flops: int | None, unknown: str, name: str = ""
+    ) -> None:
+        """Add to a row, or to what is not counted if the FLOPs are not known."""
+        if flops is not None:
+            self._receipt.count(phase, op, name, flops)
+            return
+        self._receipt.uncounted[unknown] = self._receipt.uncounted.get(unknown, 0) + 1

@@ -1,0 +1,324 @@
+"""gradcheck: compare the gradients of a function with differences of the function itself.
+
+Each element of each operand is moved, one at a time, and its derivative is judged by what that does
+to the results. They are contracted with random cotangents, so that no error cancels in a sum. For
+order 2 the same is done to the gradient itself, as a function of the operands and the cotangents.
+
+Differences are taken in float64 if f can be computed in it, because its own rounding would hide
+faults. Gradients that were computed in float32 are compared with them too, with the errors that
+float32 must be allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import isfinite, isnan, nan
+from typing import Any
+
+import numpy as np
+
+from minigrad.diagnostics.gradient_check import tolerances
+from minigrad.diagnostics.gradient_check.checked_function import (
+    CheckedFunction,
+    Vector,
+    flat,
+    gradcheck_error,
+    largest_of,
+)
+from minigrad.diagnostics.gradient_check.finite_differences import Line, Move
+from minigrad.diagnostics.gradient_check.problem import (
+    GradientProblem,
+    elsewhere,
+    first_order,
+    second_order,
+)
+from minigrad.diagnostics.gradient_check.report import (
+    GradcheckReport,
+    GradientComparison,
+    GradientEntry,
+)
+from minigrad.diagnostics.gradient_check.tolerances import RANDOM_DIRECTIONS, Tolerance
+from minigrad.diagnostics.gradient_check.verdict import Judgement, judge, judge_narrow
+from minigrad.diagnostics.restored import Draws
+from minigrad.progress import progress_bar
+from minigrad.random import generator
+
+DOUBT = {"agree": 0, "cannot tell": 1, "disagree": 2}
+
+
+class GradientError(AssertionError):
+    """A gradient is wrong, or cannot be judged; the message is the report."""
+
+
+def gradcheck(
+    f: Callable[..., Any],
+    inputs: Any,
+    order: int = 2,
+    *,
+    tolerance: float = 1e-6,
+    samples: int | None = None,
+    rng: np.random.Generator | None = None,
+    progress: bool = True,
+) -> GradcheckReport:
+    """Compare the gradients of `f` with differences, for every element of every operand.
+
+    Args:
+        f: a function of Tensors that returns a Tensor, or a tuple, list or dict of them; or a
+            Module, whose trainable parameters are operands too.
+        inputs: one tensor, array or number, or a sequence of them. They are copied; integers and
+            booleans are passed on as constants.
+        order: up to which: 1 for the gradient, 2 for the gradient of the gradient as well.
+        tolerance: the difference to allow in float64, relative to the larger of both numbers.
+        samples: of a larger operand compare only so many elements, drawn at random, and the slope
+            in some random directions; `GradcheckReport.missed` says how much that can overlook.
+        rng: where cotangents and samples are drawn from; by default a fixed seed.
+        progress: show a progress bar if it takes longer than a second or two.
+
+    Raises:
+        TypeError: if there is no float among the inputs, or `f` returns anything but Tensors of
+            which one is of floats.
+        ValueError: for another order, a tolerance that is not between 0 and 1, or samples that are
+            no positive number; or if `f` or a VJP writes to the inputs.
+    """
+    if order not in (1, 2) or isinstance(order, bool):
+        raise gradcheck_error(ValueError, f"order is 1 or 2, not {order!r}")
+    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+        raise gradcheck_error(
+            ValueError, f"tolerance is a number between 0 and 1, not {tolerance!r}"
+        )
+    integral = isinstance(samples, (int, np.integer)) and not isinstance(samples, bool)
+    if samples is not None and not (integral and samples > 0):
+        raise gradcheck_error(
+            ValueError, f"samples is a positive number of elements, not {samples!r}"
+        )
+    rng = np.random.default_rng(0) if rng is None else generator(rng)
+    function = CheckedFunction(f, inputs)
+    report = GradcheckReport(function.name, tolerance)
+    with np.errstate(all="ignore"), Draws().put_back():  # what is not finite is in the report
+        with function.explained("with the inputs it was given"):
+            start, again = (function.values(function.operands) for _ in range(2))
+        function.check_unwritten("")
+        if unstable := _instability("two calls", start, again):
+            return replace(report, reason=unstable)
+        problem = first_order(function, rng, tolerance, recorded=order == 2)
+        function.check_unwritten(" where a gradient is required, in it or in a VJP")
+        for each_order in range(1, order + 1):
+            problem = second_order(problem, rng) if each_order == 2 else problem
+            plain, repeated = flat(problem.paths["grad"]), flat(problem.repeated)
+            if unstable := _instability("two passes for its gradient", plain, repeated):
+                return replace(report, reason=unstable)
+            report = _Comparison(problem, report, rng).run(samples, progress)
+        end = function.values(function.operands)
+        if unstable := _instability("the first call and the last", start, end):
+            return replace(report, reason=unstable)
+        return report
+
+
+def assert_gradients(f: Callable[..., Any], *inputs: Any, order: int = 2, **options: Any) -> None:
+    """Raise an AssertionError with the report as its message unless `gradcheck` agrees.
+
+        def test_gelu():
+            assert_gradients(minigrad.gelu, np.array([-1.0, 0.3]))
+
+    Args:
+        f: a function or a Module, as for `gradcheck`.
+        inputs: what to call it with.
+        order: up to which.
+        options: those of `gradcheck`.
+
+    Raises:
+        GradientError: if the verdict is "disagree" or "cannot tell".
+    """
+    report = gradcheck(f, inputs, order, **options)
+    if not report:
+        raise GradientError(repr(report))
+
+
+def _instability(what: str, first: Vector, second: Vector) -> str:
+    """Say why f is no function of its operands, or nothing if it is one."""
+    if first.shape != second.shape:
+        return f"not deterministic: {what} gave {first.size} and {second.size} numbers"
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    difference = float(np.max(np.abs(first - second), initial=0.0, where=~same))
+    if difference <= tolerances.SAME_VALUES * largest_of([first]):
+        return ""
+    return (
+        f"not deterministic: {what} with the same inputs differ by up to {difference:.3g}; is "
+        f"there dropout in training mode, an rng that goes on drawing, or a count that goes on?"
+    )
+
+
+class _Comparison:
+    """Moves each element of a problem, judges its derivative, and adds to the report so far."""
+
+    def __init__(
+        self, problem: GradientProblem, report: GradcheckReport, rng: np.random.Generator
+    ) -> None:
+        flaws = [
+            GradientEntry(1, name, None, nan, nan, reason=reason) for name, reason in problem.flaws
+        ]
+        self._problem = problem
+        self._report = report
+        self._rng = rng
+        self._wrong = [*report.wrong, *flaws]
+        self._undecided = [*report.undecided]
+        self._kinks = False
+        self._sure = 0  # entries that are wrong, and not at a kink
+        computed = {str(problem.dtype): problem.paths["grad"]}
+        if problem.narrow is not None:
+            computed[str(problem.narrow.dtype)] = problem.narrow.gradients
+        self._comparisons = {
+            (i, dtype): GradientComparison(
+                problem.order, name, dtype, g[i], np.full(g[i].shape, nan), np.full(g[i].shape, nan)
+            )
+            for i, name in enumerate(problem.names)
+            for dtype, g in computed.items()
+        }
+
+    def run(self, samples: int | None, progress: bool) -> GradcheckReport:
+        """Compare all elements, or so many samples of each operand, and return the report."""
+        problem, report = self._problem, self._report
+        sizes = [x.size for x in problem.operands]
+        chosen: list[Sequence[int]] = [
+            range(size)
+            if samples is None or size <= samples
+            else [int(n) for n in np.sort(self._rng.choice(size, samples, replace=False))]
+            for size in sizes
+        ]
+        total, sampled = sum(map(len, chosen)), []
+        what = f"gradcheck, order {problem.order}"
+        with progress_bar(what=what, unit="entry", shown=progress, total=total) as bar:
+            for operand, picks in enumerate(chosen):
+                name, shape = problem.names[operand], problem.operands[operand].shape
+                for pick in picks:
+                    index = tuple(int(n) for n in np.unravel_index(pick, shape))
+                    move = Move(name, {operand: np.ones(())}, index)
+                    for dtype, judgements in self._compare(move).items():
+                        compared = self._comparisons[operand, dtype]
+                        compared.numeric[index] = judgements[0].numeric
+                        compared.doubt[index] = max(DOUBT[each.verdict] for each in judgements)
+                    bar.update()
+                if len(picks) < sizes[operand]:
+                    sampled.append(len(picks))
+                    for _ in range(RANDOM_DIRECTIONS):
+                        direction = self._rng.standard_normal(shape)
+                        moves = {operand: direction / np.abs(direction).max()}
+                        self._compare(Move(f"{name} in a random direction", moves))
+        if problem.order == 1:
+            self._compare_ties()
+            self._compare_at_another_point()
+        return replace(
+            report,
+            compared=report.compared + total,
+            total=report.total + sum(sizes),
+            tolerance=max(report.tolerance, problem.base.relative),
+            others=max(report.others, problem.others),
+            wrong=sorted(self._wrong, key=lambda entry: -entry.relative_difference),
+            undecided=self._undecided,
+            comparisons=[*report.comparisons, *self._comparisons.values()],
+            directions=RANDOM_DIRECTIONS if sampled else report.directions,
+            fewest=min([report.fewest, *sampled]),
+        )
+
+    def _compare_ties(self) -> None:
+        """Compare slopes that ties leave smooth, if some operand is at a kink.
+
+        The maximum of two equal numbers has a kink in each of them, but none when both are moved
+        alike; and then the shares that it gives to each must add up.
+        """
+        if not self._kinks:
+            return
+        ones = {i: np.ones(x.shape) for i, x in enumerate(self._problem.operands)}
+        for i, direction in ones.items():
+            name = f"{self._problem.names[i]}, all elements alike"
+            self._compare(Move(name, {i: direction}), ties=True)
+        if len(ones) > 1:
+            self._compare(Move("all operands alike", ones), ties=True)
+
+    def _compare_at_another_point(self) -> None:
+        """Compare a slope at another point, which a VJP may not know of, if all is right here."""
+        problem = self._problem
+        if self._wrong or self._kinks:
+            return
+        operands = elsewhere(problem.operands)
+        try:
+            gradients = problem.function.gradients(operands, problem.cotangents)
+        except Exception:  # f may not be defined there
+            return
+        directions = [self._rng.choice([-1.0, 1.0], x.shape) for x in operands]
+        move = Move("another point, in a random direction", dict(enumerate(directions)))
+        analytic = float(np.dot(flat(gradients), flat(directions)))
+        found = self._judge(analytic, Line(problem, move, operands), problem.base)
+        if found.verdict == "disagree" and not found.kink:
+            self._note(found, move, analytic, str(problem.dtype))
+
+    def _compare(self, move: Move, ties: bool = False) -> dict[str, list[Judgement]]:
+        """Compare the slope along a move: the plain one, and by each path that gives another one.
+
+        With `ties` only what is surely wrong is noted, and no kink. Return the judgements for each
+        dtype in which gradients were computed.
+        """
+        problem, dtype = self._problem, str(self._problem.dtype)
+        line = Line(problem, move)
+        allowed = problem.allowed(move.spread(problem.spread.each), ties)
+        plain = move.slope(problem.paths["grad"])
+        exact = self._judge(plain, line, allowed)
+        judged = {dtype: [exact]}
+        for path, gradients in problem.paths.items():
+            value, judgement = move.slope(gradients), exact
+            if path != "grad":
+                close = max(tolerances.SAME_PATH * abs(plain), allowed.rounding)
+                if abs(value - plain) <= close or value == plain or (isnan(value) and isnan(plain)):
+                    continue
+                judgement = self._judge(value, line, allowed)
+                reason = "; ".join(filter(None, (f"by {path}", judgement.reason)))
+                judgement = replace(judgement, reason=reason)
+                judged[dtype].append(judgement)
+            if not ties or (judgement.verdict == "disagree" and not judgement.kink):
+                self._note(judgement, move, value, dtype)
+        narrow = problem.narrow
+        if narrow is not None and (move.index is not None or exact.verdict == "agree"):
+            value = move.slope(narrow.gradients)
+            judgement = judge_narrow(value, move, exact, problem, narrow)
+            judged[str(narrow.dtype)] = [judgement]
+            if judgement is not exact:
+                self._note(judgement, move, value, str(narrow.dtype))
+        return judged
+
+    def _judge(self, analytic: float, line: Line, allowed: Tolerance) -> Judgement:
+        """Judge a slope, but call none wrong that is a limit of slopes near a kink."""
+        judgement = judge(analytic, line, allowed)
+        self._kinks |= judgement.kink
+        if judgement.verdict != "disagree":
+            return judgement
+        few = self._problem.order == 1 and self._sure < tolerances.ENOUGH_WRONG
+        if (judgement.kink or few) and self._is_a_limit(analytic, line):
+            self._kinks = True
+            reason = judgement.reason or "a kink: slopes at points near this one are not the same"
+            return replace(judgement, verdict="cannot tell", kink=True, reason=reason)
+        self._sure += 1
+        return judgement
+
+    def _is_a_limit(self, analytic: float, line: Line) -> bool:
+        """Return whether a slope at a kink is between slopes at points near it (Clarke, 1975).
+
+        Where three numbers tie, moving the middle one shows the slopes of the first and the last of
+        them only, and a sort may yet have given it that of the middle. And where two kinks meet,
+        the slopes on both sides of them may be the same.
+        """
+        slopes = [line.slope_nearby(self._rng) for _ in range(tolerances.NEIGHBOURS)]
+        slopes = [slope for slope in slopes if isfinite(slope)]
+        if not slopes:
+            return True
+        low, high, size = min(slopes), max(slopes), max(map(abs, slopes))
+        margin = tolerances.NEIGHBOUR_MARGIN * size
+        return high - low > tolerances.ALIKE * size and low - margin <= analytic <= high + margin
+
+    def _note(self, judgement: Judgement, move: Move, analytic: float, dtype: str) -> None:
+        """Add a derivative to the entries that are wrong or undecided, unless it agrees."""
+        if judgement.verdict != "agree":
+            numeric, error, reason = judgement.numeric, judgement.error, judgement.reason
+            order, name, index = self._problem.order, move.name, move.index
+            entry = GradientEntry(order, name, index, analytic, numeric, error, dtype, reason)
+            (self._wrong if judgement.verdict == "disagree" else self._undecided).append(entry)

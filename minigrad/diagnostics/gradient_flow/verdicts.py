@@ -1,0 +1,245 @@
+"""liveness: does this model train? Run one step, and say for each parameter what comes of it.
+
+A loss that is finite and falls proves little: a `detach()` in the wrong line, a block under
+`no_grad`, an adapter that is merged or never called leave parameters exactly as they were, without
+any error. `liveness` runs the forward pass and the backward pass once, watches both, and says of
+every parameter whether a gradient gets to it; if not, at which op of which line its path ends.
+
+A gradient of exact zeros may be a fault or the plan: LoRA's A has none while B is zero, since it is
+multiplied by B. That is not guessed. Where the gradient became zero, the derivative of that op
+names what it computes with; if among this is a parameter that is all zeros and itself gets a
+gradient, that parameter is moved a little and the step is run again: if the gradient is not zero
+any more, it was zero by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from minigrad.core.node import Node
+from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.gradient_flow.dry_run import StepRun, StepRunner
+from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
+from minigrad.diagnostics.gradient_flow.traces import Cut
+from minigrad.diagnostics.loss_call import Loss
+from minigrad.diagnostics.recorder import CallRecord
+from minigrad.diagnostics.restored import assigned
+from minigrad.nn.module import Module, Parameter
+
+Finding = tuple[State, str, CallRecord | None]  # a state, the reason, and where the path ends
+
+
+class Part(Protocol):
+    """A part of a module that knows more of its parameters than a run shows: a LoRA adapter."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the module; empty if the module has only this part."""
+
+    @property
+    def constants(self) -> Sequence[Parameter]:
+        """Parameters to freeze during the run, since the module refuses to record a graph."""
+
+    def remarks(self) -> Iterable[tuple[Any, str]]:
+        """Yield tensors, and why each gets no gradient if it gets none."""
+
+    def row(self, name: str, row_of: Callable[[Parameter], ParameterRow]) -> PartRow:
+        """Conclude from the rows of its parameters what a step does to the part."""
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A module that `liveness` asks for its parts."""
+
+    def liveness_parts(self) -> Sequence[Part]:
+        """List the parts of this module alone, not of modules inside it."""
+
+
+def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
+    """Run one forward and one backward pass and say which parameters get a gradient, and why not.
+
+    The states of a parameter:
+
+    - "live": its gradient is not zero;
+    - "zero by construction": it is, only because another parameter is all zeros that gets a
+      gradient itself, as A of LoRA while B = 0: it trains once that one has moved;
+    - "zero": its gradient is zero in every element for another reason;
+    - "not finite": a nan or an infinity is in its gradient;
+    - "cut": it was used, but no gradient gets back to it;
+    - "unused": it requires a gradient, and the forward pass never touched it;
+    - "frozen": it requires none.
+
+    The model is what it was before, also after an exception: its parameters with their gradients
+    and flags, train and eval mode, and what else its modules have as attributes, such as running
+    means. So are the generators that the library drew from (the default one, and what it was given
+    as `rng`). For this, all values are copied meanwhile, and `.grad` is None. `loss_fn` is called
+    once, and again where a parameter may be zero by construction; hooks on tensors run as in any
+    backward pass.
+
+    A module can explain its parameters: `liveness_parts()` lists its parts, such as LoRA adapters,
+    and the report has a row for each (see `Part` in this module).
+
+    Args:
+        model: in the mode, train or eval, that is of interest.
+        loss_fn: `loss_fn(model, batch)`, or a loss of predictions and targets, or of the
+            predictions alone (see `minigrad.diagnostics.loss_call.loss_of`).
+        batch: what goes with it.
+
+    Returns:
+        A report that is true if the model trains, and prints as a table.
+
+    Raises:
+        TypeError: if `model` is no Module, or the loss no Tensor of floats with one element.
+        ValueError: if the model has no parameters.
+        RuntimeError: if `loss_fn` calls `backward()` itself.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"liveness: the model must be a Module, not {model!r:.60}")
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ValueError(
+            f"liveness: this {type(model).__name__} has no parameters; they are found in "
+            f"attributes that are Parameters, Modules, or lists, tuples and dicts of these"
+        )
+    parts = [
+        (".".join(filter(None, (name, part.name))), part)
+        for name, module in model.named_modules()
+        if isinstance(module, HasParts)
+        for part in module.liveness_parts()
+    ]
+    # In grad mode a merged adapter raises, so that nobody trains nothing; frozen it runs.
+    constants = [parameter for _, part in parts for parameter in part.constants]
+    with assigned((parameter, {"node": None}) for parameter in constants):
+        runner = StepRunner(model, loss_fn, batch, list(parameters.values()))
+        run = runner.run()
+        causes = runner.zero_by_construction(run)
+    remarks = {id(tensor): text for _, part in parts for tensor, text in part.remarks()}
+    judge = _Judge(
+        list(parameters), runner.parameters, run, causes, {id(p) for p in constants}, remarks
+    )
+    rows = {id(parameter): judge.row(i) for i, parameter in enumerate(parameters.values())}
+    strays = (  # they require a gradient like parameters, and are none
+        f"{name}.{attribute}" if name else attribute
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, Tensor) and not isinstance(value, Parameter)
+        if value.requires_grad and value.is_leaf
+    )
+    return LivenessReport(
+        run.loss._data.item(),
+        tuple(rows.values()),
+        tuple(part.row(name, lambda p: rows[id(p)]) for name, part in parts),
+        tuple(strays),
+    )
+
+
+@dataclass
+class _Judge:
+    """Says what state each parameter is in, and why."""
+
+    names: Sequence[str]  # of the parameters
+    parameters: Sequence[Parameter]
+    run: StepRun
+    causes: Mapping[int, int]  # what makes a gradient zero by construction
+    constants: Container[int]  # the ids of parameters
+    remarks: Mapping[int, str]  # on tensors, by id, from the parts that they belong to
+
+    def row(self, i: int) -> ParameterRow:
+        """Return the row of parameter `i`."""
+        parameter, (state, reason, call) = self.parameters[i], self._finding(i)
+        if state in ("cut", "unused", "zero"):
+            reason = self.remarks.get(id(parameter), reason)
+        return ParameterRow(
+            self.names[i],
+            parameter.shape,
+            parameter.size,
+            state,
+            None if state == "cut" else self.run.norms[i],  # a checkpoint passes zeros on
+            reason,
+            call.name if call else None,
+            call.source_line if call else None,
+        )
+
+    def _finding(self, i: int) -> Finding:
+        """Return the state of parameter `i`, the reason, and the call where its path ends."""
+        parameter, run, forward = self.parameters[i], self.run, self.run.forward
+        norm, node = run.norms[i], parameter.node
+        if not parameter.requires_grad:
+            return "frozen", "", None
+        if norm is None:
+            if id(parameter) in self.constants:
+                return "cut", "", None
+            if run.frozen >> i & 1:
+                reason = "it is frozen during the step: leave out that requires_grad_(False)"
+                return "cut", reason, None
+            if not forward.used >> i & 1:
+                return "unused", "no op was called on it", None
+            cut = forward.cut_of(1 << i, run.loss)
+            if cut is not None:
+                return _cut_at(cut)
+            reason = "the loss is computed without what came of it here"
+            return "cut", reason, forward.last_use(1 << i)
+        if not math.isfinite(norm):
+            return "not finite", "a nan or an infinity is in its gradient", None
+        if not run.is_zero(i):
+            return "live", "", None
+        assert node is not None
+        stops = run.backward.stops(node)
+        if not stops:
+            return self._lost(parameter, node)
+        stop, call = stops[0], forward.call(stops[0].node)
+        if causes := self.causes.get(i, 0):
+            return "zero by construction", _multiplied(self._named(causes), ""), call
+        if not stop.inside:
+            for cut in forward.cuts[run.forward_cuts :]:
+                if cut.lost >> i & 1:
+                    return _cut_at(cut)
+        zeros = run.zero_factors(stop)
+        for zero in zeros:
+            if others := zero.parameters & ~(1 << i):
+                return "zero", _multiplied(self._named(others), " get no gradient,"), call
+        for zero in zeros:
+            if zero.call is not None:
+                reason = f"`{zero.call.name}` gave nothing but zeros, which multiply it"
+                return "zero", reason, zero.call
+        if zeros:
+            return "zero", f"an input of `{call.name}` is all zeros, and multiplies it", call
+        return "zero", f"`{call.name}` passes none of the gradient on", call
+
+    def _lost(self, parameter: Parameter, node: Node) -> Finding:
+        """Return the finding on a parameter whose nonzero gradients cancel, or meet a hook."""
+        if not parameter.size:
+            return "zero", "it has no elements", None
+        lost = self.run.backward.lost_at(node)
+        if lost is None or lost is node:
+            hooked = "a hook on it makes it zero"
+            return "zero", hooked if node.hooks else "the gradients of its uses cancel", None
+        call = self.run.forward.call(lost)
+        if lost.hooks:
+            return "zero", f"a hook on the result of `{call.name}` makes its gradient zero", call
+        return "zero", f"the gradients of the uses of `{call.name}` cancel", call
+
+    def _named(self, bits: int) -> list[str]:
+        return [name for k, name in enumerate(self.names) if bits >> k & 1]
+
+
+def _cut_at(cut: Cut) -> Finding:
+    return "cut", _CUTS.get(cut.kind, _LEFT).format(cut.call.name), cut.call
+
+
+def _multiplied(names: Sequence[str], more: str) -> str:
+    """Say that these parameters are zeros, and multiply the gradient of another."""
+    if len(names) == 1:
+        return f"{names[0]} is all zeros,{more.replace('get', 'gets')} and multiplies it"
+    return f"{' and '.join(names)} are all zeros,{more} and multiply it"
+
+
+_CUTS = {
+    "no_grad": "`{}` ran under no_grad()",
+    "integers": "`{}` gives integers or booleans, which have no gradient",
+    "read": "`{}` was handed the bare value, without its node in the graph",
+}
+_LEFT = "{} takes the value out of the graph"

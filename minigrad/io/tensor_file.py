@@ -1,0 +1,392 @@
+"""Safetensors files: named tensors and a few facts, read lazily, written completely or not at all.
+
+A file is the length of its header in 8 bytes, a header of JSON with the dtype, shape and offset of
+each tensor, and then the bytes of all tensors, without gaps. It is the field's format, and can be
+read without running code from the file, which pickle cannot.
+
+`TensorFile` reads only the tensors that are asked for. The safetensors library checks the header:
+against the length of the file, and tensors against their sizes and each other. Its reader for numpy
+raises an error for bfloat16, so bytes are read here.
+
+`TensorWriter` writes one tensor, or some rows of one, at a time. The names, dtypes and shapes come
+first, because they are the header. Tensors may then be written in any order, each at its offset.
+They are sorted by the size of their elements, largest first, so that each is aligned in memory when
+the file is mapped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from minigrad.io.atomic import replacing
+from minigrad.io.tensor_info import (
+    CODES,
+    NAMES,
+    TensorInfo,
+    bits_of,
+    from_stored,
+    stored_dtype,
+    to_stored,
+)
+
+PART = 1 << 22  # the number of bytes that are copied at a time
+_LENGTH = 8  # the number of bytes of the header's length
+_ALIGNED = 8  # tensors begin at a multiple of so many bytes
+
+
+class Closing(ABC):
+    """Something that is closed at the end of a `with` block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Tensors(Closing):
+    """Tensors by name, whose dtypes and shapes are known before they are read.
+
+    Attributes:
+        tensors: the dtype and shape of each tensor, by name.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """The path or paths, in quotes, for messages."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return the dtype and shape of a tensor.
+
+        Raises:
+            KeyError: if there is none of that name, with the nearest name.
+        """
+        if name not in self.tensors:
+            close = difflib.get_close_matches(name, self.tensors, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            count = len(self.tensors)
+            raise KeyError(
+                f"there is no tensor {name!r}{hint} among the {count} of {self.location}"
+            )
+        return self.tensors[name]
+
+
+class TensorFile(Tensors):
+    """The tensors and facts of a file. `with TensorFile(path) as file:` closes it at the end.
+
+    Args:
+        path: the path of the file.
+
+    Attributes:
+        path: the path of the file.
+        tensors: the dtype and shape of each tensor, by name, in the order of the file.
+        metadata: the facts in the header.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no safetensors file, is cut short, or its header is wrong.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+        self._file = open(self.path, "rb")  # noqa: SIM115  # close() does
+        try:
+            header, self._data = self._header()
+            self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+            self._starts: dict[str, int] = {}
+            self.tensors: dict[str, TensorInfo] = {}
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                self._starts[name] = entry["data_offsets"][0]
+                dtype = NAMES.get(entry["dtype"], entry["dtype"])
+                self.tensors[name] = TensorInfo(name, dtype, tuple(entry["shape"]))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _header(self) -> tuple[dict[str, Any], int]:
+        """Read the header, and return it with the offset at which the bytes of tensors begin."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{os.fspath(self.path)!r} is no complete safetensors file: {error}; fetch or save "
+                f"it again"
+            ) from error
+
+        def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found = dict(pairs)
+            if len(found) < len(pairs):
+                raise ValueError(
+                    f"{os.fspath(self.path)!r} has a header that says the same name twice, of "
+                    f"{', '.join(sorted(found))[:200]}; save it again"
+                )
+            return found
+
+        length = int.from_bytes(self._file.read(_LENGTH), "little")
+        header = json.loads(self._file.read(length), object_pairs_hook=without_repeats)
+        return header, _LENGTH + length
+
+    @property
+    def location(self) -> str:
+        """The path, in quotes."""
+        return repr(os.fspath(self.path))
+
+    def read(
+        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
+    ) -> NDArray[Any]:
+        """Read a tensor, or some of its rows, into a new array, the only one that is made.
+
+        Args:
+            name: the name of the tensor.
+            dtype: the dtype to convert to; None for that of the file, float32 for bfloat16.
+            rows: the rows of the first axis, without steps.
+
+        Raises:
+            KeyError: if there is no such tensor.
+            ValueError: if it has a dtype that numpy cannot widen, or the file has been cut short
+                meanwhile.
+        """
+        info = self.info(name)
+        if info.dtype not in NAMES.values():
+            raise ValueError(
+                f"{name} in {os.fspath(self.path)!r} is of dtype {info.dtype}, which cannot be "
+                f"read here; there are {', '.join(NAMES.values())}"
+            )
+        shape, before = info.shape, 0  # the number of elements before the rows
+        if shape and rows != slice(None):
+            start, stop, step = rows.indices(shape[0])
+            if step != 1:
+                raise ValueError(f"rows are read without steps, not as {rows}")
+            before = start * (info.size // shape[0]) if shape[0] else 0
+            shape = (max(0, stop - start), *shape[1:])
+        stored = np.empty(shape, stored_dtype(info.dtype))
+        self._file.seek(self._data + self._starts[name] + before * stored.itemsize)
+        if (
+            stored.size
+            and self._file.readinto(stored.reshape(-1).view(np.uint8).data) < stored.nbytes
+        ):
+            raise self._cut(name)
+        if info.dtype == "bool":
+            stored = stored.view(np.uint8) != 0  # in numpy, a byte of another value is no bool
+        array = from_stored(stored, info.dtype)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def raw(self, name: str) -> Iterator[bytes]:
+        """Read the bytes of a tensor of any dtype, as they are in the file, in parts of 4 MiB.
+
+        Raises:
+            KeyError: if there is no such tensor.
+            ValueError: if the file has been cut short meanwhile.
+        """
+        left = self.info(name).nbytes
+        offset = self._data + self._starts[name]
+        while left:
+            self._file.seek(offset)
+            part = self._file.read(min(left, PART))
+            if not part:
+                raise self._cut(name)
+            yield part
+            offset, left = offset + len(part), left - len(part)
+
+    def _cut(self, name: str) -> ValueError:
+        return ValueError(f"{os.fspath(self.path)!r} ends inside of {name}; it has been changed")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorWriter:
+    """Writes tensors to an open file; `writing` makes one for a path.
+
+    Args:
+        file: an empty file, open for writing bytes.
+        tensors: the dtype and shape of all tensors that will be written.
+        metadata: facts for the header.
+
+    Raises:
+        ValueError: if there are two of one name, or a dtype is unknown.
+        TypeError: if a fact is no string.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        tensors: Iterable[TensorInfo],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._file = file
+        listed = list(tensors)
+        self._tensors = {tensor.name: tensor for tensor in listed}
+        if len(self._tensors) < len(listed):
+            names = [tensor.name for tensor in listed]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"a name stands for one tensor; twice there are {', '.join(twice)}")
+        if "__metadata__" in self._tensors:
+            raise ValueError("no tensor can be called '__metadata__', which is where facts are")
+        for key, value in (metadata or {}).items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise TypeError(f"metadata are strings by strings, unlike {key!r}: {value!r:.60}")
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        self._left = {name: tensor.size for name, tensor in self._tensors.items()}
+        self._starts: dict[str, int] = {}
+        end = 0
+        for tensor in sorted(listed, key=lambda t: (-bits_of(t.dtype), t.name)):
+            begin, end = end, end + tensor.nbytes
+            self._starts[tensor.name] = begin
+            header[tensor.name] = {
+                "dtype": CODES.get(tensor.dtype, tensor.dtype),
+                "shape": list(tensor.shape),
+                "data_offsets": [begin, end],
+            }
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % _ALIGNED)
+        self._data = 8 + len(text)
+        self._end = self._data + end
+        file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, array: NDArray[Any], first_row: int = 0) -> None:
+        """Write a tensor, or some of its rows, rounded to the dtype it was announced with.
+
+        Each element is written once; rows may come in any order.
+
+        Raises:
+            KeyError: if no tensor of that name was announced.
+            ValueError: if its shape is another one, or a part of it has been written already.
+        """
+        tensor = self._announced(name)
+        array = np.asarray(array)
+        complete = array.shape == tensor.shape and not first_row
+        fits = bool(tensor.shape) and array.shape[1:] == tensor.shape[1:] and array.ndim > 0
+        if not complete and not (fits and 0 <= first_row <= tensor.shape[0] - len(array)):
+            raise ValueError(
+                f"{name} was announced with shape {tensor.shape}, which {array.shape} from row "
+                f"{first_row} on is no part of"
+            )
+        if array.size > self._left[name]:
+            raise ValueError(f"{name} has been written already, in part or completely")
+        stored = to_stored(array, tensor.dtype)
+        before = first_row * (tensor.size // tensor.shape[0]) if first_row else 0
+        self._file.seek(self._data + self._starts[name] + before * stored.itemsize)
+        self._file.write(stored.reshape(-1).view(np.uint8).data)
+        self._left[name] -= array.size
+
+    def copy(self, name: str, parts: Iterable[bytes]) -> None:
+        """Write a tensor of any dtype, as the bytes that it has in another file.
+
+        Raises:
+            KeyError: if no tensor of that name was announced.
+            ValueError: if there are more bytes or fewer than it has, or a part of it has been
+                written already.
+        """
+        tensor = self._announced(name)
+        if self._left[name] < tensor.size:
+            raise ValueError(f"{name} has been written already, in part or completely")
+        self._file.seek(self._data + self._starts[name])
+        left = tensor.nbytes
+        for part in parts:
+            left -= len(part)
+            if left < 0:
+                break
+            self._file.write(part)
+        if left:
+            raise ValueError(f"{name} was announced with {tensor.nbytes} bytes, not with others")
+        self._left[name] = 0
+
+    def _announced(self, name: str) -> TensorInfo:
+        if name not in self._tensors:
+            raise KeyError(f"no tensor {name!r} was announced; there are {list(self._tensors)}")
+        return self._tensors[name]
+
+    def finish(self) -> None:
+        """Check that all is written.
+
+        Raises:
+            ValueError: if not, with the names of the missing tensors.
+        """
+        missing = [name for name, size in self._left.items() if size]
+        if missing:
+            raise ValueError(f"announced, but not written: {', '.join(missing)}")
+        self._file.seek(0, os.SEEK_END)
+        assert self._file.tell() == self._end
+
+
+@contextmanager
+def writing(
+    path: str | os.PathLike[str],
+    tensors: Iterable[TensorInfo],
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[TensorWriter]:
+    """Open a writer, whose file replaces `path` when the block ends without an error.
+
+    Raises:
+        OSError: if it cannot be written; the old file, if any, is as it was.
+        ValueError: if the block ends before all is written, or as `TensorWriter` does.
+    """
+    with replacing(path) as file:
+        writer = TensorWriter(file, tensors, metadata)
+        yield writer
+        writer.finish()
+
+
+def save_state(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write arrays and facts to a file. An existing file is replaced only by a complete one.
+
+    Raises:
+        OSError: if it cannot be written; the old file, if any, is as it was.
+        TypeError: if an array is not of numbers, or a fact is no string.
+    """
+    plain = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in plain.items():
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise TypeError(f"{name} has the dtype {array.dtype}; only numbers can be saved")
+    infos = [TensorInfo(name, array.dtype.name, array.shape) for name, array in plain.items()]
+    with writing(path, infos, metadata) as writer:
+        for name, array in plain.items():
+            writer.write(name, array)
+
+
+def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Read the arrays and the facts in a file; bfloat16 is widened to float32.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no safetensors file, is cut short, or has a dtype that numpy has not.
+    """
+    with TensorFile(path) as file:
+        return {name: file.read(name) for name in file}, file.metadata

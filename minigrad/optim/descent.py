@@ -1,0 +1,218 @@
+"""Gradient descent: SGD; Adam; and AdamW, whose weight decay is separate from the gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import kernels
+from minigrad.checks import check_flag, check_range
+from minigrad.optim.optimizer import Optimizer, Parameters, Stepped
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum.
+
+        g <- g + weight_decay x
+        b <- momentum b + (1 - dampening) g        (b <- g in the first step)
+        x <- x - lr b                              (Nesterov: x - lr (g + momentum b))
+
+    The results are those of PyTorch's SGD: lr is not part of the velocity b.
+
+    Args:
+        params: tensors, or groups of them.
+        lr: the step size.
+        momentum: the share of the velocity that stays in each step.
+        dampening: the share of the gradient that is not added to the velocity.
+        weight_decay: the strength of an L2 penalty.
+        nesterov: whether to look ahead along the velocity (Sutskever et al., 2013).
+
+    Raises:
+        ValueError: if an option has an impossible value, or `nesterov` comes without momentum or
+            with dampening.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+            },
+        )
+
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise an error if an option has an impossible value."""
+        for name in ("lr", "momentum", "weight_decay"):
+            check_range(name, group[name], 0.0, np.inf)
+        if not math.isfinite(group["dampening"]):
+            raise ValueError(f"dampening must be a finite number, not {group['dampening']!r}")
+        check_flag("nesterov", group["nesterov"])
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+
+    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+        """Return the name of the velocity, the state of a parameter stepped with momentum."""
+        return {"momentum_buffer"}
+
+    def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
+        """Step the parameters of a group."""
+        momentum, rest = group["momentum"], 1.0 - group["dampening"]
+        rows: list[Any] = []
+        shares = []
+        for x, g, state in parameters:
+            if momentum == 0:
+                rows.append((g, (x,)))
+                continue
+            shares.append(rest if state else 1.0)
+            if not state:
+                state["momentum_buffer"] = np.zeros_like(x)
+            rows.append((g, (x, state["momentum_buffer"])))
+        kernels.optim.sgd(
+            self.kernel_memory(group),
+            rows,
+            shares,
+            group["lr"],
+            momentum,
+            group["weight_decay"],
+            group["nesterov"],
+        )
+
+
+class Adam(Optimizer):
+    """Adaptive moments (Kingma and Ba, 2015, algorithm 1).
+
+        g <- g + weight_decay x
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        x <- x - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    The results are those of PyTorch's Adam; eps is added to the corrected root. With `amsgrad`
+    (Reddi et al., 2018) the highest v that an element has had so far replaces v in the last line,
+    with the same correction: a large gradient is not forgotten.
+
+    Args:
+        params: tensors, or groups of them.
+        lr: the step size.
+        betas: the decay rates beta1 and beta2 of the two moments.
+        eps: a small number that keeps the division finite.
+        weight_decay: the strength of an L2 penalty.
+        amsgrad: whether the highest v is used. It cannot be switched once there have been steps.
+
+    Raises:
+        ValueError: if an option has an impossible value.
+        TypeError: if an option is of another kind, such as one number for `betas`.
+    """
+
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": tuple(betas) if isinstance(betas, Iterable) else betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
+            },
+        )
+
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise an error if an option has an impossible value."""
+        for name in ("lr", "eps", "weight_decay"):
+            check_range(name, group[name], 0.0, np.inf)
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)):
+            raise TypeError(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, as in (0.9, 0.999), not {betas!r}")
+        for beta in betas:
+            check_range("each of betas", beta, 0.0, 1.0, open_end=True)
+        check_flag("amsgrad", group["amsgrad"])
+
+    def state_names(self, group: Mapping[str, Any]) -> set[str]:
+        """Return the names of the values in the state of a parameter of this group."""
+        highest = {"max_exp_avg_sq"} if group["amsgrad"] else set()
+        return {"step", "exp_avg", "exp_avg_sq"} | highest
+
+    def update_all(self, parameters: Sequence[Stepped], group: Mapping[str, Any]) -> None:
+        """Step the parameters of a group.
+
+        Raises:
+            ValueError: if amsgrad was switched since the first step; then nothing is changed.
+        """
+        amsgrad = group["amsgrad"]
+        if any(state and ("max_exp_avg_sq" in state) != amsgrad for _, _, state in parameters):
+            raise ValueError("amsgrad cannot be switched after a step; make a new optimiser")
+        rows, steps = [], []
+        for x, g, state in parameters:
+            if not state:
+                state.update(step=0, exp_avg=np.zeros_like(x), exp_avg_sq=np.zeros_like(x))
+                if amsgrad:
+                    state["max_exp_avg_sq"] = np.zeros_like(x)
+            state["step"] += 1
+            steps.append(state["step"])
+            changed = (x, state["exp_avg"], state["exp_avg_sq"])
+            rows.append((g, (*changed, state["max_exp_avg_sq"]) if amsgrad else changed))
+        kernels.optim.adam(
+            self.kernel_memory(group),
+            rows,
+            steps,
+            group["lr"],
+            group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            self.decoupled,
+        )
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2).
+
+    It differs from Adam in the decay: x <- x - lr weight_decay x before the step, and nothing is
+    added to the gradient.
+
+    Args:
+        params: tensors, or groups of them.
+        lr: the step size.
+        betas: the decay rates beta1 and beta2 of the two moments.
+        eps: a small number that keeps the division finite.
+        weight_decay: the share of lr by which weights shrink in each step.
+        amsgrad: whether the highest v is used. It cannot be switched once there have been steps.
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)

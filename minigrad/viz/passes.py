@@ -1,0 +1,351 @@
+"""Backward passes through a graph, step by step: the right one, and three others to learn from.
+
+- `right_order` visits the nodes in the order in which `backward` takes them.
+- `second_pass` is `backward` once more, without `zero_grad` in between.
+- `uncleared_pass` is the second pass of an engine that stores gradients at inner nodes and does not
+  clear them: what had arrived in the first pass is sent on once more.
+- `depth_first` goes on to the inputs as soon as a gradient arrives, without waiting for the others:
+  what has been sent on already is sent on again with each further arrival.
+
+The VJPs run through the engine, so every value is the engine's own, or what an engine that goes
+wrong in this respect would give. No hook is called, and no `.grad` is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.core.backward import propagate
+from minigrad.core.node import Node
+from minigrad.core.observers import Observer, observe
+from minigrad.viz.graph_view import GraphView, Link
+
+Array = NDArray[Any]
+Due = Mapping[Link, Array]
+
+SHOWN = 400  # steps of a pass that goes wrong
+AFTER = 20  # of these, after the first in which it does
+RUN = 4000  # VJPs that are run to find where a pass ends
+
+
+@dataclass(eq=False)
+class Sent:
+    """A gradient that a VJP sends to one input.
+
+    Attributes:
+        link: the link that it goes along.
+        result: what the VJP returned.
+        gradient: the same in the shape and dtype of the input.
+        before: the sum of what had arrived there, or None if this is the first.
+        after: the sum with this one.
+        due: what should go there instead; given only where a value goes wrong for the first time.
+    """
+
+    link: Link
+    result: Any
+    gradient: Any = None
+    before: Array | None = None
+    after: Any = None
+    due: Array | None = None
+
+
+@dataclass(eq=False)
+class Step:
+    """One VJP that runs, and what it sends on; the seed, or a leaf's `.grad`, sends nothing.
+
+    Attributes:
+        kind: "seed", "vjp" or "leaf".
+        node: the node whose VJP runs, or that gets the gradient.
+        gradient: what has arrived at the node.
+        sent: what goes on to its inputs.
+        arrivals: how many gradients have arrived at the node so far.
+        before: for a leaf, its `.grad`, or None.
+        after: for a leaf, its `.grad` afterwards.
+        fault: why a value goes wrong here; empty if none does.
+        note: what else there is to say of the step.
+    """
+
+    kind: str
+    node: Node
+    gradient: Array
+    sent: Sequence[Sent] = ()
+    arrivals: int = 0
+    before: Array | None = None
+    after: Array | None = None
+    fault: str = ""
+    note: str = ""
+
+
+class Pass:
+    """A backward pass, as it goes on and as it is shown to the reader.
+
+    Attributes:
+        key: a short name of it.
+        title: the text of its button.
+        about: what happens in it, in a few sentences.
+        initial: the gradients that are there before it begins.
+        steps: those that are shown.
+        arrived: the gradient of each node so far; empty in the end if the pass was cut short.
+        fault: the index of the first step in which a value goes wrong, or None.
+        vjps: how many VJPs the complete pass runs.
+        right: what each leaf's `.grad` should be in the end.
+    """
+
+    def __init__(
+        self, graph: GraphView, key: str, title: str, initial: Mapping[Node, Array] | None = None
+    ) -> None:
+        self.key, self.title, self.about = key, title, ""
+        self.initial = initial or {}
+        seed = np.ones(graph.root.shape, graph.root.dtype)
+        self.steps = [Step("seed", graph.root, seed)]
+        self.arrived: dict[Node, Array] = {**self.initial, graph.root: seed}
+        self.fault: int | None = None
+        self.vjps = 0
+        self.right: dict[Node, Array] = {}
+        self._graph = graph
+        self._arrivals = dict.fromkeys(self.arrived, 1)
+
+    @property
+    def grads(self) -> dict[Node, Array]:
+        """The `.grad` of each leaf after the pass."""
+        return {step.node: step.after for step in self.steps if step.after is not None}
+
+    def send(
+        self, run: Sequence[Sent], fault: str = "", note: str = "", due: Due = MappingProxyType({})
+    ) -> Step:
+        """Add what a VJP returned to what has arrived at its inputs, and return the step."""
+        if fault and self.fault is None:
+            self.fault = len(self.steps)
+        for sent in run:
+            source = sent.link.source
+            sent.before, sent.due = self.arrived.get(source), due.get(sent.link)
+            sent.after = sent.gradient
+            if sent.before is not None:
+                sent.after = np.asarray(sent.before + sent.gradient)
+            self.arrived[source] = sent.after
+            self._arrivals[source] = self._arrivals.get(source, 0) + 1
+        node = run[0].link.target
+        g, arrivals = self.arrived[node], self._arrivals[node]
+        return Step("vjp", node, g, run, arrivals, fault=fault, note=note)
+
+    def end(self, grads: Mapping[Node, Array] | None = None) -> None:
+        """Add what has arrived at the leaves to their `.grad`.
+
+        `grads` has the `.grad` of each leaf before the pass; None stands for the present ones.
+        """
+        for node in reversed(self._graph.nodes):
+            if node.op is None and node in self.arrived:
+                g = self.arrived[node]
+                before = None if node.grad is None else node.grad._data
+                before = before if grads is None else grads[node]
+                after = g if before is None else np.asarray(before + g)
+                self.steps.append(Step("leaf", node, g, before=before, after=after))
+
+
+def passes_through(graph: GraphView) -> list[Pass]:
+    """Run the passes that a page shows."""
+    first = right_order(graph)
+    second = second_pass(graph, first)
+    return [first, second, uncleared_pass(graph, first, second), depth_first(graph, first)]
+
+
+def right_order(graph: GraphView) -> Pass:
+    """Run the pass of the engine itself.
+
+    Raises:
+        RuntimeError: if the graph was freed, or an array that a VJP saved was written since.
+    """
+    shown = Pass(graph, "backward", "Backward pass")
+    for run in _run_vjps(graph, graph.root, shown.arrived[graph.root]):
+        shown.steps.append(shown.send(run))
+        shown.vjps += len(run)
+    shown.end()
+    shown.right = shown.grads
+    hooked = [view.name for view in graph.nodes.values() if view.node.hooks]
+    shown.about = (
+        "Nodes are visited from the newest to the oldest. So when a VJP runs, every gradient that "
+        "reaches its node has arrived, and each VJP runs once."
+    )
+    if hooked:
+        hooks = ", ".join(hooked[:3]) + (", ..." if len(hooked) > 3 else "")
+        shown.about += (
+            f" No hook is called here, so numbers may differ from backward()'s. Hooks: {hooks}."
+        )
+    return shown
+
+
+def second_pass(graph: GraphView, first: Pass) -> Pass:
+    """Repeat the right order without `zero_grad` in between: `.grad` adds up."""
+    shown = Pass(graph, "again", "Second pass")
+    shown.about = (
+        "backward() once more, without zero_grad(). The pass itself is the same, since it stores "
+        "nothing at inner nodes. What arrives is added to .grad, which has the first pass in it: "
+        "that is meant to be, and how small batches add up to a large one."
+    )
+    shown.steps = [step for step in first.steps if step.kind != "leaf"]
+    shown.arrived, shown.vjps = first.arrived, first.vjps
+    shown.end(first.grads)
+    shown.right = shown.grads
+    return shown
+
+
+def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
+    """Run another `second` pass, from the gradients the first has left at inner nodes."""
+    left = {node: g for node, g in first.arrived.items() if node.op is not None}
+    shown = Pass(graph, "uncleared", "Second pass, not cleared", left)
+    for node in reversed(graph.nodes):
+        if node.op is None or node not in shown.arrived:
+            continue
+        g, right = shown.arrived[node], first.arrived[node]
+        fault = ""
+        due: Due = {}
+        if not np.array_equal(g, right, equal_nan=True):
+            fault = "What the first pass left here is sent on again"
+            due = _due(graph, node, right) if shown.fault is None else {}
+        for run in _run_vjps(graph, node, g, only_its_own=True):
+            shown.steps.append(shown.send(run, fault, due=due))
+            shown.vjps += len(run)
+    shown.end(first.grads)
+    shown.right = second.grads
+    shown.about = (
+        "A second pass in an engine that stores gradients at inner nodes as well, and does not "
+        "clear them. What the first pass has left there is added to, and sent on once more. "
+    )
+    if shown.fault is None:
+        shown.about += "Here that changes no number: every gradient goes straight to a leaf."
+    else:
+        shown.about += "The numbers that it gives are wrong."
+    return shown
+
+
+def depth_first(graph: GraphView, first: Pass) -> Pass:
+    """Run the pass that goes on to the inputs at once, with what has arrived so far.
+
+    It runs the VJPs of a node once for each path that leads there, which may be exponentially many
+    in the depth. So these are counted first, and a pass of too many is cut short.
+    """
+    shown = Pass(graph, "depth", "Depth first")
+    paths = {graph.root: 1}
+    for node in reversed(graph.nodes):
+        for link in graph.nodes[node].links:
+            shown.vjps += paths[node]
+            paths[link.source] = paths.get(link.source, 0) + paths[node]
+    ran_with: dict[Node, Array] = {}  # the gradient that a node's VJPs ran with the last time
+
+    def is_shown() -> bool:
+        """Whether the next step still is: until shortly after the first fault, at least."""
+        most = RUN if shown.fault is None else max(SHOWN, shown.fault + AFTER)
+        return len(shown.steps) <= most
+
+    def visit(node: Node) -> Iterator[Node]:
+        """Run the VJPs of a node one by one, and yield the inputs to go on to."""
+        g, sent_on = shown.arrived[node], ran_with.get(node)
+        ran_with[node] = g
+        fault = note = ""
+        due: Due = {}
+        if sent_on is not None and sent_on.any():
+            fault = "What has been sent on before is sent on again"
+            due = _due(graph, node, np.asarray(g - sent_on)) if shown.fault is None else {}
+        elif not np.array_equal(g, first.arrived[node], equal_nan=True):
+            note = "It does not wait for the gradients that are still to come"
+        for run in _run_vjps(graph, node, g, only_its_own=True):
+            step = shown.send(run, fault, note, due)
+            if is_shown():
+                shown.steps.append(step)
+            yield from (sent.link.source for sent in run)
+
+    stack = [visit(graph.root)]  # instead of recursion
+    while stack and (shown.vjps <= RUN or is_shown()):
+        parent = next(stack[-1], None)
+        if parent is None:
+            stack.pop()
+        elif parent.op is not None:
+            stack.append(visit(parent))
+    sent = sum(len(step.sent) for step in shown.steps)
+    shown.about = (
+        "The pass that does not sort the nodes: as soon as a gradient arrives it goes on, with "
+        "what has arrived so far, and again with each further arrival. "
+    )
+    if stack:
+        shown.arrived = {}
+    else:
+        shown.end()
+    shown.right = first.grads
+    if shown.vjps == first.vjps:
+        shown.about += "Here only one gradient arrives at each inner node, so that changes nothing."
+        return shown
+    shown.about += f"It runs {shown.vjps:,} VJPs where {first.vjps:,} do. "
+    if stack:
+        shown.about += "That is too many to run to the end, so only its beginning is shown. "
+    elif sent < shown.vjps:
+        shown.about += f"The first {sent:,} are shown, and the end. "
+    if not stack and shown.fault is None:
+        shown.about += "What is sent on again is 0 here, so no number goes wrong. "
+    return shown
+
+
+# --------------------------------------------------------------------------------------------------
+# VJPs
+# --------------------------------------------------------------------------------------------------
+
+
+def _run_vjps(
+    graph: GraphView, start: Node, gradient: Array, only_its_own: bool = False
+) -> list[list[Sent]]:
+    """Run the VJPs of a node on a gradient, and those of all nodes behind it if these are wanted.
+
+    No hook is called, and no result of an op retains its gradient.
+
+    Returns:
+        What each VJP sends: one gradient, or several if it is a joint VJP.
+    """
+    inputs = {link.source for link in graph.nodes[start].links} if only_its_own else None
+    involved = graph.nodes if inputs is None else {start, *inputs}
+    watched = [node for node in involved if node.watched]
+    watcher = _Watcher(graph)
+    for node in watched:
+        node.watched = False
+    try:
+        with observe(watcher):
+            propagate({start: gradient}, wanted=inputs, stop=inputs or (), retain_graph=True)
+    finally:
+        for node in watched:
+            node.watched = True
+    return watcher.runs
+
+
+class _Watcher(Observer):
+    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself."""
+
+    def __init__(self, graph: GraphView) -> None:
+        self._graph = graph
+        self._links: dict[Node, Iterator[Link]] = {}
+        self._depth = 0
+        self.runs: list[list[Sent]] = []
+
+    def on_pass(self, begins: bool) -> None:
+        self._depth += 1 if begins else -1
+
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
+        if self._depth == 1:
+            links = self._links.setdefault(node, iter(self._graph.nodes[node].links))
+            is_joint = node.op is not None and not node.op.plain
+            if not (is_joint and self.runs and self.runs[-1][0].link.target is node):
+                self.runs.append([])
+            self.runs[-1].append(Sent(next(links), np.asarray(result)))
+
+    def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
+        if self._depth == 1:
+            self.runs[-1][-1].gradient = gradient
+
+
+def _due(graph: GraphView, node: Node, gradient: Array) -> Due:
+    """Return what the VJPs of a node send on for the gradient that they should run with."""
+    runs = _run_vjps(graph, node, gradient, only_its_own=True)
+    return {sent.link: sent.gradient for run in runs for sent in run}
