@@ -19,7 +19,7 @@ import numpy as np
 import lora
 import minigrad as mg
 from minigrad.config import config
-from minigrad.kernels import gemm, kernel, threads
+from minigrad.kernels import gemm, jit, threads
 from minigrad.kernels.gemm import dispatch
 
 FACTS = {
@@ -60,7 +60,7 @@ def compile_and_note(self, parallel):
     return run
 
 
-compile_kernel, kernel.Kernel.compile = kernel.Kernel.compile, compile_and_note
+compile_kernel, jit.Kernel.compile = jit.Kernel.compile, compile_and_note
 
 
 def wide(*arrays):
@@ -190,7 +190,7 @@ def main(part):
     for name, expected in FACTS.items():
         check(name, facts[name] == expected, facts[name])
     # The smallest work is to take the form for threads, which it does not if it is not worth it.
-    kernel.WORTH_A_TEAM = threads.WORTH_A_TEAM = dispatch.THREADS_FROM = 0
+    jit.WORTH_A_TEAM = threads.WORTH_A_TEAM = dispatch.THREADS_FROM = 0
     dtype = np.dtype("float64" if part == "float64" else "float32")
     serial = {}
     for count in 1, 2:

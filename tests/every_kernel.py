@@ -23,10 +23,10 @@ import pytest
 
 import minigrad as mg
 from lora import LoRALayer
-from minigrad.kernels import kernel, threads, warmup
+from minigrad.kernels import jit, threads, warmup
 from minigrad.kernels.elementwise import where
 from minigrad.kernels.gemm import dispatch, matmul, prepacked
-from minigrad.kernels.kernel import KERNELS
+from minigrad.kernels.jit import KERNELS
 from minigrad.optim import EMA, SGD, Adam
 from minigrad.optim.clip import clip_grad_norm
 from tests.cases import CASES
@@ -126,7 +126,7 @@ def threads_for_all_work_over(seconds):
     before = mg.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (kernel, "WORTH_A_TEAM"), (threads, "WORTH_A_TEAM"), (threads, "WORTH_A_WORKQUEUE"),
+            (jit, "WORTH_A_TEAM"), (threads, "WORTH_A_TEAM"), (threads, "WORTH_A_WORKQUEUE"),
         ):  # fmt: skip
             patch.setattr(module, name, seconds)
         patch.setattr(dispatch, "THREADS_FROM", 0)

@@ -124,7 +124,7 @@ def _in_nf4(x: Array) -> tuple[Array, Array, Array, Array]:
     That is the index of the level nearest to each x / absmax, and absmax, the largest absolute
     value of its block, in float32.
     """
-    levels = kernels.nf4_decode.LEVELS.astype(np.float64)
+    levels = kernels.nf4.LEVELS.astype(np.float64)
     gaps = np.minimum(np.diff(levels, prepend=-np.inf), np.diff(levels, append=np.inf))
     absmax, starts = np.zeros(x.shape), np.arange(0, x.shape[-1], BLOCK)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

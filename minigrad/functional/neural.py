@@ -24,7 +24,7 @@ def dropped(
 ) -> Array:
     """x times `scale` where the random word is at least `threshold`, else x times 0."""
     assert words is not None
-    return kernels.dropout.drop(x, words, threshold, scale)
+    return kernels.elementwise.drop(x, words, threshold, scale)
 
 
 dropped.vjp("x", lambda g, words, threshold, scale: dropped(g, words, threshold, scale))
@@ -167,7 +167,7 @@ def fused_attention(
     is_causal: bool = False,
     scale: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Attention without its weights in memory (see `minigrad.kernels.flash_attention`).
+    """Attention without its weights in memory (see `minigrad.kernels.attention`).
 
     It saves one number for each query, log(sum(e^scores)).
     """

@@ -7,13 +7,11 @@ gives the same bits on any number of threads.
 
 Where to read:
 
-* `kernel`, `jit`, `cache` and `threads` decide once for all kernels how they are compiled, where
-  the machine code is stored, and when they use threads; `warmup` compiles them ahead, and `heap`
-  says what happens to freed memory.
-* `elementwise` and `multi_tensor` are the factories of functions of each element (`activation`,
-  `gelu_erf`) and of updates of many tensors (`optim`).
+* `jit`, `cache` and `threads` decide once for all kernels how they are compiled, where the machine
+  code is stored, and when they use threads; `warmup` compiles them ahead.
+* `fused` has the factories of functions of each element (`activation`) and of each row (`softmax`);
+  that of updates of many tensors is in `optim`.
 * `gemm` is the matrix product, and begins with a page on its files; `lora` is made of it.
-* `flash_attention` has the loops behind `attention`; `nf4_decode` those behind `nf4`.
 * `vector` has the vector instructions, and `vector_math` exp, log, erf and the like.
 
 The modules are imported when they are first used, since numba takes longer to import than the rest
@@ -22,24 +20,21 @@ of the library.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from minigrad.kernels.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from minigrad.kernels import (
         activation,
         attention,
-        dropout,
         elementwise,
-        gelu_erf,
         gemm,
-        indexing,
         lora,
         losses,
         nf4,
-        nf4_decode,
         normalization,
         optim,
         softmax,
@@ -49,20 +44,41 @@ if TYPE_CHECKING:
 __all__ = [
     "activation",
     "attention",
-    "dropout",
     "elementwise",
-    "gelu_erf",
     "gemm",
-    "indexing",
     "lora",
     "losses",
     "nf4",
-    "nf4_decode",
     "normalization",
     "optim",
     "softmax",
     "threads",
 ]
+
+KEPT = 256 * 1024 * 1024  # bytes of free memory that stay with the process
+LARGEST = 32 * 1024 * 1024  # bytes of a block that comes from the heap: the C library takes no more
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let the process keep what it frees, once; return whether the C library does so.
+
+    The C library of Linux gives large blocks back to the system when they are freed, and gets new
+    ones, page by page, each of which the system fills with zeros first. A training step allocates
+    and frees the same arrays again and again: of an MLP of width 512 it took a tenth longer (a step
+    of LoRA, with its smaller gradients, did not). So up to `KEPT` bytes of free memory stay with
+    the process. The user's own settings (`MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` or
+    `GLIBC_TUNABLES` in the environment) are respected; other C libraries are left alone.
+    """
+    variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    if any(name in os.environ for name in variables):
+        return False
+    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_MMAP_THRESHOLD, LARGEST) and mallopt(_TRIM_THRESHOLD, KEPT))
 
 
 def __getattr__(name: str) -> Any:

@@ -1,22 +1,67 @@
-"""Attention of many heads at once, without all of its scores in memory.
+"""Attention of many heads, each computed by itself and without all of its scores in memory.
 
-This is the entry to the loops in `minigrad.kernels.flash_attention`, which work on addresses.
+Each of L queries has S scores, one for each key, and L x S numbers are too many to write down and
+read again. So a strip of queries goes along its keys block by block, and accumulates (Milakov and
+Gimelshein, 2018; Dao et al., FlashAttention, 2022):
+
+    m: the greatest score,   l = sum(e^(score - m)),   o = sum(e^(score - m) value)
+
+When a block has a greater m, l and o are multiplied by e^(old m - new m). At the end out = o / l,
+and for the choice back lse = m + log(l) is noted, so that p = e^(score - lse) is a weight at once:
+
+    dv = sum p^T do,   ds = p (do v^T - sum(do out)),   dq = scale sum ds k,   dk = scale sum ds^T q
+
+There the outer loop is over blocks of keys, whose dk and dv stay in a near cache, and the inner one
+over blocks of queries, to whose dq each block of keys adds.
+
+The products run on the register tile of the matrix product (`gemm.microkernel`): keys and values
+are packed in panels, and scores lie in a block of their own. In a causal head, the strips above the
+diagonal are left out.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import overload
 
-from minigrad.kernels import flash_attention
-from minigrad.kernels.gemm.microkernel import tile_shape
-from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import NUMBERS, Array, Kernel, strided, written
+from minigrad.kernels import vector_math
+from minigrad.kernels.gemm import PRODUCTS
+from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, tile_strided
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack_columns
+from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.jit import (
+    JIT_ENABLED,
+    NUMBERS,
+    Array,
+    for_each_dtype,
+    jit,
+    strided,
+    written,
+    written_anywhere,
+)
+from minigrad.kernels.vector import (
+    ADDRESS,
+    DTYPE,
+    I32,
+    Emitter,
+    address_of,
+    elements,
+    instruction,
+    keep_alive,
+)
 
 SECONDS = 4e-11  # that a multiply-add takes, about
+QUERIES = 256  # queries of a head in a piece of the forward's work
+WIDE = 8  # panels of keys in a block of the forward: longer sums are less exact
+NARROW = 4  # panels of keys in a block of the backward
+STRIPS = 8  # strips of queries in a block of the backward
 
 
 def serves(query: Array, key: Array, value: Array) -> bool:
@@ -53,8 +98,8 @@ def attention(
     work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (q.shape[3] + v.shape[3])
     lse = np.empty(q.shape[:3])
     if JIT_ENABLED:
-        kernel = _KERNELS[q.dtype, "forward"]
-        kernel(work * SECONDS, q, k, v, causal, *masks, scale, _SIZES[q.dtype], out, lse)
+        sizes = PRODUCTS[q.dtype].plans[0]
+        forward_loop[q.dtype](work * SECONDS, q, k, v, causal, *masks, scale, sizes, out, lse)
     else:
         out[...], lse[...] = forward_reference(q, k, v, causal, *masks, scale)
     return out.reshape(*leading, *out.shape[2:]), lse.reshape(*leading, q.shape[2])
@@ -82,11 +127,10 @@ def attention_gradients(
     work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (3 * q.shape[3] + 2 * v.shape[3])
     logs = lse.reshape(q.shape[:3])
     if JIT_ENABLED:
-        kernel = _KERNELS[q.dtype, "backward"]
-        kernel(
-            work * SECONDS, g, q, k, v, causal, *masks, scale, _SIZES[q.dtype], out, logs,
-            *gradients,
-        )  # fmt: skip
+        sizes = PRODUCTS[q.dtype].plans[0]
+        backward_loop[q.dtype](
+            work * SECONDS, g, q, k, v, causal, *masks, scale, sizes, out, logs, *gradients
+        )
     else:
         gradients = list(backward_reference(g, q, k, v, causal, *masks, scale, out, logs))
     return [
@@ -173,21 +217,424 @@ def backward_reference(
     return dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds
 
 
-_KERNELS: dict[tuple[np.dtype[Any], str], Kernel] = {}
-for _dtype, _number in NUMBERS.items():
-    _given, _new = strided(_number, 4), types.Array(_number, 4, "A")
-    _options = (
-        *(types.boolean, strided(types.boolean, 4), _given, types.float64),
-        written(types.int64, 1),
-    )
-    _logs = written(types.float64, 3)
-    _KERNELS[_dtype, "forward"] = Kernel(
-        flash_attention.forward_loop, (_given, _given, _given, *_options, _new, _logs)
-    )
-    _KERNELS[_dtype, "backward"] = Kernel(
-        flash_attention.backward_loop,
-        (*[_given] * 4, *_options, _given, _logs, _new, _new, _new, _new),
-    )
-_SIZES = {dtype: np.array(tile_shape(dtype.itemsize), np.int64) for dtype in NUMBERS}
 _ANY = np.empty((0, 0, 0, 0), np.bool_)
 _NO_SCORES = {dtype: np.empty((0, 0, 0, 0), dtype) for dtype in NUMBERS}
+
+# --------------------------------------------------------------------------------------------------
+# Blocks of a head
+# --------------------------------------------------------------------------------------------------
+
+
+@jit(inline="always")
+def _matrix(x: Any, b: int, h: int, row: int) -> Matrix:
+    """Return the matrix of head h of sequence b, from a row on."""
+    at = address_of(x) + b * x.strides[0] + h * x.strides[1] + row * x.strides[2]
+    return Matrix(at, x.strides[2], x.strides[3])
+
+
+@jit(inline="always")
+def _vector(x: Any, b: int, h: int, i: int) -> Any:
+    """Return x[b, h, i], of which the compiler knows that its numbers are adjacent."""
+    return elements(_matrix(x, b, h, i).at, 0, x.shape[3], x)
+
+
+@jit()
+def _room(rows: int, columns: int, like: Any) -> Any:
+    """Return an empty array that begins with a cache line, of the dtype of `like`."""
+    lines = (rows * columns * like.itemsize + 2 * CACHE_LINE - 1) // CACHE_LINE
+    work = np.empty(lines * (CACHE_LINE // like.itemsize), like.dtype)
+    skipped = -address_of(work) % CACHE_LINE // like.itemsize
+    return work[skipped : skipped + rows * columns].reshape((rows, columns))
+
+
+@jit(inline="always")
+def _panels(t: BlockSizes, columns: int) -> int:
+    return (columns + t.NR - 1) // t.NR
+
+
+@jit()
+def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> None:
+    """Pack all panels of a matrix, one behind another, each `depth` rows of NR numbers."""
+    pack_columns(t, b, columns, depth, 0, address_of(target), _panels(t, columns))
+    keep_alive(target)
+
+
+@jit()
+def _multiply(
+    t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: int, b_next: int, c: int,
+    c_row: int, add: bool,
+) -> None:  # fmt: skip
+    """Compute C = A B or += ; B is packed from address `b` on, and C has the panels' columns."""
+    line = t.NR * t.item
+    for panel in range(panels):
+        done = 0
+        while done < rows:
+            done += tile_strided(
+                rows - done, a.at + done * a.row, a.row, a.col, b + panel * b_next, line, depth,
+                c + panel * line + done * c_row, c_row, add, t.zero,
+            )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------
+# A row of scores: what a query makes of a block of keys. It lies in a buffer, as long as the panels
+# of keys that the register tile has multiplied; what is beyond the last key gets the weight 0.
+# --------------------------------------------------------------------------------------------------
+
+
+def _exp(x: Any) -> Any:
+    """Compute e^x, in vector code for float32; here only a name for the compiler."""
+    return math.exp(x)
+
+
+@overload(_exp, strict=False)
+def _choose_exp(x: Any) -> Any:
+    if x == types.float32:
+        return lambda x: vector_math.exp(x)
+    return lambda x: math.exp(x)
+
+
+class Mask(NamedTuple):
+    """The mask of all scores; arrays `(batch, heads, L, S)`, or of size 0 for none."""
+
+    causal: bool
+    allowed: Any  # booleans
+    added: Any  # floats
+
+
+@jit(inline="always")
+def _stretch(x: Any, b: int, h: int, i: int, j: int, size: int) -> Any:
+    """Return x[b, h, i, j : j + size], of which the compiler knows that they are adjacent."""
+    return elements(_matrix(x, b, h, i).at, j, size, x)
+
+
+@jit()
+def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, keys: int) -> Any:
+    """Apply scale and mask to the scores of query i with the keys from j on; -inf beyond the last.
+
+    Returns the scale that is left to be applied.
+    """
+    number = row.dtype.type
+    if mask.added.size or not scale > 0:
+        for n in range(row.size):
+            row[n] *= scale
+        scale = number(1)
+    if mask.added.size:
+        added = _stretch(mask.added, b, h, i, j, keys)
+        for n in range(keys):
+            row[n] += added[n]
+    if mask.allowed.size:
+        allowed = _stretch(mask.allowed, b, h, i, j, keys)
+        for n in range(keys):
+            row[n] = row[n] if allowed[n] else number(-np.inf)
+    if mask.causal:
+        keys = min(keys, i + 1 - j)
+    for n in range(max(keys, 0), row.size):
+        row[n] = -np.inf
+    return scale
+
+
+@instruction(DTYPE)
+def greatest_of(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
+    """Return the greatest of `count` numbers from address `at` on, a multiple of the tile's NR.
+
+    A nan is ignored; the greatest of nothing is -inf. A loop in Python would not become vector
+    code, since the optimiser keeps the order of comparisons, in which a nan would matter.
+    """
+    builder = e.builder
+    least = ir.Constant(e.vector, [-math.inf] * e.lanes)
+
+    def greater(x: Any, y: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+    def rows_of_tile(now: list[Any]) -> tuple[list[Any], Any]:
+        left, here, *most = now
+        new = [
+            greater(e.load(e.step(here, ADDRESS(e.vector_bytes), n), e.vector), most[n])
+            for n in range(NV)
+        ]
+        left = builder.sub(left, ADDRESS(NV * e.lanes))
+        here = builder.add(here, ADDRESS(NV * e.vector_bytes))
+        return [left, here, *new], builder.icmp_signed(">", left, ADDRESS(0))
+
+    new = e.loop([count, at, *[least] * NV], rows_of_tile)[2:]
+    result = functools.reduce(greater, new)
+    half = e.lanes // 2
+    while half:
+        turned = [(lane + half) % e.lanes for lane in range(e.lanes)]
+        result = greater(result, e.shuffle(result, result, turned))
+        half //= 2
+    return builder.extract_element(result, I32(0))
+
+
+@jit(fastmath={"reassoc", "contract"})
+def exponentials(row: Any, scale: Any, most: Any) -> Any:
+    """Turn scores into e^(scale score - most), and return their sum."""
+    total = row.dtype.type(0)
+    for n in range(row.size):
+        e = _exp(row[n] * scale - most)
+        row[n] = e
+        total += e
+    return total
+
+
+@jit()
+def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
+    """Return whether query i is allowed no key."""
+    for j in range(min(keys, i + 1) if mask.causal else keys):
+        allowed = mask.allowed.size == 0 or mask.allowed[b, h, i, j]
+        if allowed and not (mask.added.size and mask.added[b, h, i, j] == -np.inf):
+            return False
+    return True
+
+
+@jit()
+def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: Any) -> None:
+    """Turn scores into weights p = e^(scale score - lse), and slopes by p into p (slope - mean)."""
+    for n in range(weights.size):
+        p = _exp(weights[n] * scale - lse)
+        weights[n] = p
+        slopes[n] = p * (slopes[n] - mean)
+
+
+# --------------------------------------------------------------------------------------------------
+# Forward
+# --------------------------------------------------------------------------------------------------
+
+
+# The types of the mask, the scale and the sizes
+_OPTIONS = (
+    *(types.boolean, strided(types.boolean, 4), (strided, 4), types.float64),
+    written(types.int64, 1),
+)
+
+
+@for_each_dtype(*[(strided, 4)] * 3, *_OPTIONS, (written_anywhere, 4), written(types.float64, 3))
+def forward_loop(
+    pieces: int, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any, scale: float,
+    sizes: Any, out: Any, lse: Any,
+) -> None:  # fmt: skip
+    """Write `out` and `lse` of all heads."""
+    heads, queries = q.shape[1], q.shape[2]
+    chunks = (queries + QUERIES - 1) // QUERIES
+    count = q.shape[0] * heads * chunks
+    for number in prange(pieces):
+        for task in range(number * count // pieces, (number + 1) * count // pieces):
+            b, h, start = task // chunks // heads, task // chunks % heads, task % chunks * QUERIES
+            mask = Mask(causal, allowed, added)
+            end = min(queries, start + QUERIES)
+            _forward(q, k, v, mask, scale, sizes, b, h, start, end, out, lse)
+
+
+@jit(inline="always")
+def _forward(
+    q: Any, k: Any, v: Any, mask: Mask, scale: float, sizes: Any, b: int, h: int, start: int,
+    end: int, out: Any, lse: Any,
+) -> None:  # fmt: skip
+    """Compute the forward of the queries from `start` to `end` of a head."""
+    t = blocks_of(sizes, q, 1)
+    number = q.dtype.type
+    d, d_v, item = q.shape[3], v.shape[3], t.item
+    keys = min(k.shape[2], end) if mask.causal else k.shape[2]
+    width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, keys)) * t.NR
+    columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
+    of_keys, of_values = _matrix(k, b, h, 0), _matrix(v, b, h, 0)
+    _pack(t, Matrix(of_keys.at, of_keys.col, of_keys.row), d, keys, columns)
+    _pack(t, of_values, keys, d_v, values)
+    scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
+    most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
+    score_row, sum_row = (wide + t.NR) * item, width * item
+    for i in range(start, end, t.MR):
+        high = min(t.MR, end - i)
+        seen = min(keys, i + high) if mask.causal else keys
+        most[:], total[:] = -np.inf, 0.0
+        for j in range(0, seen, wide):
+            step = min(wide, seen - j)
+            panels = _panels(t, step)
+            _multiply(
+                t, high, panels, d, _matrix(q, b, h, i), address_of(columns) + j * d * item,
+                d * t.NR * item, address_of(scores), score_row, False,
+            )  # fmt: skip
+            for r in range(high):
+                row = scores[r, : panels * t.NR]
+                left = limited(row, number(scale), mask, b, h, i + r, j, step)
+                at = address_of(scores) + r * score_row
+                before, greatest = most[r], greatest_of(at, row.size, t.zero) * left
+                if not greatest > before:
+                    greatest = before
+                elif j > 0:
+                    shrunk = number(math.exp(before - greatest))
+                    total[r] *= shrunk
+                    for c in range(width):
+                        sums[r, c] *= shrunk
+                most[r] = greatest
+                if greatest == -np.inf:
+                    row[:] = 0
+                else:
+                    total[r] += exponentials(row, left, greatest)
+            _multiply(
+                t, high, width // t.NR, step, Matrix(address_of(scores), score_row, item),
+                address_of(values) + j * t.NR * item, keys * t.NR * item, address_of(sums), sum_row,
+                j > 0,
+            )  # fmt: skip
+        for r in range(high):
+            lse[b, h, i + r] = most[r] + math.log(total[r])
+            share = number(1 / total[r])
+            if most[r] == -np.inf:
+                nothing = nothing_allowed(mask, b, h, i + r, keys)
+                share = number(0 if nothing else np.nan)
+                lse[b, h, i + r] = 0 if nothing else np.nan
+            target = _vector(out, b, h, i + r)
+            for c in range(d_v):
+                target[c] = sums[r, c] * share
+    keep_alive(columns)
+    keep_alive(values)
+    keep_alive(scores)
+    keep_alive(sums)
+
+
+# --------------------------------------------------------------------------------------------------
+# Backward
+# --------------------------------------------------------------------------------------------------
+
+
+@for_each_dtype(
+    *[(strided, 4)] * 4, *_OPTIONS, (strided, 4), written(types.float64, 3),
+    *[(written_anywhere, 4)] * 4,
+)  # fmt: skip
+def backward_loop(
+    pieces: int, g: Any, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any,
+    scale: float, sizes: Any, out: Any, lse: Any, dq: Any, dk: Any, dv: Any, ds: Any,
+) -> None:  # fmt: skip
+    """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
+    heads = q.shape[1]
+    count = q.shape[0] * heads
+    for number in prange(pieces):
+        for task in range(number * count // pieces, (number + 1) * count // pieces):
+            mask = Mask(causal, allowed, added)
+            b, h = task // heads, task % heads
+            _backward(g, q, k, v, mask, scale, sizes, b, h, out, lse, dq, dk, dv, ds)
+
+
+@jit(fastmath={"contract"})
+def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
+    """Write the products of rows of g with those of `out`.
+
+    Each is summed from the first number to the last, as in the tile: if a query has one key only,
+    the difference from its slope is then 0. Four are summed at once, since each addition waits for
+    the one before.
+    """
+    last = means.size - 1
+    for i in range(0, means.size, 4):
+        rows = i, min(i + 1, last), min(i + 2, last), min(i + 3, last)
+        x0, y0 = _vector(g, b, h, rows[0]), _vector(out, b, h, rows[0])
+        x1, y1 = _vector(g, b, h, rows[1]), _vector(out, b, h, rows[1])
+        x2, y2 = _vector(g, b, h, rows[2]), _vector(out, b, h, rows[2])
+        x3, y3 = _vector(g, b, h, rows[3]), _vector(out, b, h, rows[3])
+        zero = g.dtype.type(0)
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        for n in range(x0.size):
+            s0 += x0[n] * y0[n]
+            s1 += x1[n] * y1[n]
+            s2 += x2[n] * y2[n]
+            s3 += x3[n] * y3[n]
+        means[rows[3]], means[rows[2]], means[rows[1]], means[i] = s3, s2, s1, s0
+
+
+@jit()
+def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, target: Any) -> None:
+    """Write target[b, h, start + r] = scale source[r], for as many columns as the target has."""
+    for r in range(rows):
+        x, y = source[r], _vector(target, b, h, start + r)
+        for c in range(y.size):
+            y[c] = x[c] * scale
+
+
+@jit(inline="always")
+def _backward(
+    g: Any, q: Any, k: Any, v: Any, mask: Mask, scale: float, sizes: Any, b: int, h: int, out: Any,
+    lse: Any, dq: Any, dk: Any, dv: Any, ds: Any,
+) -> None:  # fmt: skip
+    """Compute the backward of one head."""
+    t = blocks_of(sizes, q, 1)
+    number, item, line = q.dtype.type, t.item, t.NR * t.item
+    queries, keys, d, d_v = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
+    wide, high = min(NARROW, _panels(t, keys)) * t.NR, min(STRIPS * t.MR, queries)
+
+    mean = np.empty(queries, q.dtype)
+    _means(g, out, b, h, mean)
+    q_rows = _room(queries * width // t.NR, t.NR, q)
+    g_rows = _room(queries * width_v // t.NR, t.NR, q)
+    _pack(t, _matrix(q, b, h, 0), queries, d, q_rows)
+    _pack(t, _matrix(g, b, h, 0), queries, d_v, g_rows)
+    q_sums, k_sums = _room(queries, width, q), _room(wide, width, q)
+    v_sums = _room(wide, width_v, q)
+    q_sums[:] = 0
+    k_rows = _room(wide * width // t.NR, t.NR, q)
+    k_columns, v_columns = _room(wide // t.NR * d, t.NR, q), _room(wide // t.NR * d_v, t.NR, q)
+    weights, slopes = _room(high, wide, q), _room(high, wide, q)
+    p_row = wide * item
+
+    for j in range(0, keys, wide):
+        step = min(wide, keys - j)
+        of_keys, of_values = _matrix(k, b, h, j), _matrix(v, b, h, j)
+        _pack(t, of_keys, step, d, k_rows)
+        _pack(t, Matrix(of_keys.at, of_keys.col, of_keys.row), d, step, k_columns)
+        _pack(t, Matrix(of_values.at, of_values.col, of_values.row), d_v, step, v_columns)
+        k_sums[:], v_sums[:] = 0, 0
+        for i in range(j if mask.causal else 0, queries, high):
+            rows = min(high, queries - i)
+            for s in range(0, rows, t.MR):
+                strip = min(t.MR, rows - s)
+                seen = min(step, i + s + strip - j) if mask.causal else step
+                panels = _panels(t, seen)
+                scores_at = address_of(weights) + s * p_row
+                slopes_at = address_of(slopes) + s * p_row
+                _multiply(
+                    t, strip, panels, d, _matrix(q, b, h, i + s), address_of(k_columns), d * line,
+                    scores_at, p_row, False,
+                )  # fmt: skip
+                _multiply(
+                    t, strip, panels, d_v, _matrix(g, b, h, i + s), address_of(v_columns),
+                    d_v * line, slopes_at, p_row, False,
+                )  # fmt: skip
+                for r in range(s, s + strip):
+                    n = i + r
+                    row, slope = weights[r, : panels * t.NR], slopes[r, : panels * t.NR]
+                    left = limited(row, number(scale), mask, b, h, n, j, seen)
+                    weights_and_slopes(row, slope, left, number(lse[b, h, n]), mean[n])
+                    if ds.size:
+                        ds[b, h, n, j : j + seen] = slope[:seen]
+                    weights[r, panels * t.NR :] = 0
+                    slopes[r, panels * t.NR :] = 0
+                _multiply(
+                    t, strip, width // t.NR, seen, Matrix(slopes_at, p_row, item),
+                    address_of(k_rows), step * line, address_of(q_sums) + (i + s) * width * item,
+                    width * item, True,
+                )  # fmt: skip
+            for s in range(0, step, t.MR):
+                strip = min(t.MR, step - s)
+                first = min(rows, max(0, j + s - i)) if mask.causal else 0  # that sees these keys
+                if first == rows:
+                    break
+                at, count = s * item + first * p_row, rows - first
+                _multiply(
+                    t, strip, width_v // t.NR, count, Matrix(address_of(weights) + at, item, p_row),
+                    address_of(g_rows) + (i + first) * line, queries * line,
+                    address_of(v_sums) + s * width_v * item, width_v * item, True,
+                )  # fmt: skip
+                _multiply(
+                    t, strip, width // t.NR, count, Matrix(address_of(slopes) + at, item, p_row),
+                    address_of(q_rows) + (i + first) * line, queries * line,
+                    address_of(k_sums) + s * width * item, width * item, True,
+                )  # fmt: skip
+        if dk.size:
+            _write(step, k_sums, number(scale), b, h, j, dk)
+        if dv.size:
+            _write(step, v_sums, number(1), b, h, j, dv)
+    if dq.size:
+        _write(queries, q_sums, number(scale), b, h, 0, dq)
+    for used in (
+        q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns, weights, slopes,
+    ):  # fmt: skip
+        keep_alive(used)

@@ -78,13 +78,8 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _digest_of_sources() -> str:
-    """Return a digest of all source files of this package; empty if there are none."""
-    digests = "".join(_digest(path) for path in sorted(PACKAGE.rglob("*.py")))
-    return digests and hashlib.sha256(digests.encode()).hexdigest()
-
-
-_SOURCES = _digest_of_sources()
+_DIGESTS = "".join(_digest(path) for path in sorted(PACKAGE.rglob("*.py")))
+_SOURCES = _DIGESTS and hashlib.sha256(_DIGESTS.encode()).hexdigest()  # "" if there are none
 
 
 @cache

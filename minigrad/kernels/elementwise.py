@@ -1,4 +1,4 @@
-"""`where` in one pass over memory, for a mask without a pattern too."""
+"""Choosing elements in one pass over memory, `where` and dropout, and adding rows to a table."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 from numba import prange, types
+from numpy.typing import NDArray
 
 from minigrad.kernels.fused import LINE, piece
-from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import NUMBERS, Array, Kernel, read, written
+from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, for_each_dtype, jit, read, written
+
+SECONDS = 2e-10  # that an element of dropout takes, about
 
 
 def where(condition: Array, x: Any, y: Any) -> Array:
@@ -22,9 +24,9 @@ def where(condition: Array, x: Any, y: Any) -> Array:
         and len({v.dtype for v in arrays}) == len({v.shape for v in (condition, *arrays)}) == 1
     )
     kernel = None
-    if JIT_ENABLED and simple:
-        kinds = (isinstance(x, np.ndarray), isinstance(y, np.ndarray))
-        kernel = _WHERE.get((*kinds, arrays[0].dtype))
+    if simple:
+        loops = _WHERE.get((isinstance(x, np.ndarray), isinstance(y, np.ndarray)), {})
+        kernel = loops.get(arrays[0].dtype)
     if kernel is None:
         return np.asarray(np.where(condition, x, y))
     out = np.empty(condition.shape, arrays[0].dtype)
@@ -33,6 +35,10 @@ def where(condition: Array, x: Any, y: Any) -> Array:
     return out
 
 
+_of_where = for_each_dtype(read(types.boolean, 1), (read, 1), (read, 1), (written, 1))
+
+
+@_of_where
 def _where_loop(pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
     for number in prange(pieces):
         chosen, outs = piece(number, pieces, condition), piece(number, pieces, out)
@@ -41,6 +47,7 @@ def _where_loop(pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
             outs[i] = xs[i] if chosen[i] else ys[i]
 
 
+@_of_where
 def _where_else_number_loop(pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
     filling = y[0]
     for number in prange(pieces):
@@ -50,6 +57,7 @@ def _where_else_number_loop(pieces: int, condition: Any, x: Any, y: Any, out: An
             outs[i] = xs[i] if chosen[i] else filling
 
 
+@_of_where
 def _where_number_loop(pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
     filling = x[0]
     for number in prange(pieces):
@@ -59,16 +67,70 @@ def _where_number_loop(pieces: int, condition: Any, x: Any, y: Any, out: Any) ->
             outs[i] = filling if chosen[i] else ys[i]
 
 
-# By whether x and y are arrays, and their dtype.
+# By whether x and y are arrays
 _WHERE = {
-    (*kinds, dtype): Kernel(
-        loop,
-        (read(types.boolean, 1), read(number, 1), read(number, 1), written(number, 1)),
-    )
-    for kinds, loop in {
-        (True, True): _where_loop,
-        (True, False): _where_else_number_loop,
-        (False, True): _where_number_loop,
-    }.items()
-    for dtype, number in NUMBERS.items()
+    (True, True): _where_loop,
+    (True, False): _where_else_number_loop,
+    (False, True): _where_number_loop,
 }
+
+
+def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
+    """Return x times `scale` where the word is `threshold` at least, else x times 0.
+
+    Args:
+        x: floats of any shape.
+        words: one for each element, in the order of rows.
+        threshold: from 0 to 2^16.
+        scale: the factor that makes up for the elements that are dropped.
+    """
+    kernel = _drop_loop.get(x.dtype) if x.__class__ is np.ndarray else None
+    if kernel is None:
+        return drop_reference(x, words, threshold, scale)
+    out = np.empty(x.shape, x.dtype)
+    kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())
+    return out
+
+
+def drop_reference(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
+    """Compute `drop` in numpy."""
+    factors = np.where(words >= threshold, scale, 0.0).astype(x.dtype)
+    return np.asarray(x * factors.reshape(x.shape))
+
+
+@for_each_dtype((read, 1), read(types.uint16, 1), types.uint32, types.float64, (written, 1))
+def _drop_loop(pieces: int, x: Any, words: Any, threshold: int, scale: float, out: Any) -> None:
+    factor, zero = x.dtype.type(scale), x.dtype.type(0)
+    for number in prange(pieces):
+        xs, outs = piece(number, pieces, x), piece(number, pieces, out)
+        drawn = piece(number, pieces, words)
+        for i in range(xs.size):
+            outs[i] = xs[i] * (factor if drawn[i] >= threshold else zero)
+
+
+def add_rows(
+    table: NDArray[np.floating[Any]], rows: NDArray[np.integer[Any]], values: NDArray[Any]
+) -> None:
+    """Compute table[rows[i]] += values[i] for each i, in this order; `(n, d)`, `(m,)`, `(m, d)`.
+
+    `np.add.at` is the reference. It uses a general iterator, and takes about a hundred times as
+    long for the gradient of an embedding (2048 rows of 128 numbers: 1.6 ms against 16 us).
+
+    Raises:
+        IndexError: if there is no such row; negative ones do not count from the end.
+    """
+    if rows.size and not (rows.min() >= 0 and rows.max() < len(table)):
+        raise IndexError(f"rows run from {rows.min()} to {rows.max()}, of {len(table)}")
+    served = table.dtype == values.dtype and table.dtype in NUMBERS
+    if JIT_ENABLED and served and values.shape == (rows.size, table.shape[1]):
+        _add_rows(table, rows.astype(np.int64, copy=False), values)
+    else:
+        np.add.at(table, rows, values)
+
+
+@jit()
+def _add_rows(table: Any, rows: Any, values: Any) -> None:
+    for i in range(rows.size):
+        row = rows[i]
+        for j in range(table.shape[1]):
+            table[row, j] += values[i, j]

@@ -15,14 +15,23 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 
-from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import DOUBLE, NUMBERS, SINGLE, Array, Kernel, read, written
+from minigrad.kernels.jit import (
+    DOUBLE,
+    JIT_ENABLED,
+    NUMBERS,
+    SINGLE,
+    Array,
+    Kernel,
+    jit,
+    read,
+    written,
+)
 
 LINE, CURVE = 1e-10, 5e-10  # seconds that an element takes, about, in a copy or an exponential
 
@@ -34,6 +43,8 @@ _ravel = operator.methodcaller("ravel")
 class Fused:
     """A function of one or two arrays, and of options that are numbers, in one pass over memory.
 
+    `elementwise` and `rowwise` make it, and describe the arguments.
+
     Attributes:
         reference: the same function in numpy, which also serves if there is no kernel.
     """
@@ -41,24 +52,33 @@ class Fused:
     def __init__(
         self,
         function: Function,
-        reference: Callable[..., Array],
         seconds: float,
+        reference: Callable[..., Array],
         operands: int,
-        kernels: Mapping[np.dtype[Any], Kernel],
-        flat: Callable[[Array], Array],
+        double: Function | bool = False,
+        by_rows: bool = False,
     ) -> None:
         functools.update_wrapper(self, function)
         self.reference = reference
         self._seconds = seconds
         self._operands = operands
-        self._kernels = kernels
-        self._flat = flat
+        self._flat = rows_of if by_rows else _ravel
+        functions: dict[np.dtype[Any], Function] = {SINGLE: function}
+        if double:
+            functions[DOUBLE] = double if callable(double) else function
+        options = 0 if by_rows else function.__code__.co_argcount - operands
+        self._kernels: dict[np.dtype[Any], Kernel] = {}
+        for dtype, f in functions.items() if JIT_ENABLED else ():
+            number, ndim = NUMBERS[dtype], 2 if by_rows else 1
+            arrays = [read(number, ndim)] * operands
+            signature = (*arrays, *[number] * options, written(number, ndim))
+            self._kernels[dtype] = Kernel(_loop_over(f, operands, options, by_rows), signature)
 
     def __call__(self, *arguments: Any) -> Array:
         """Apply the function, and return a new array."""
         operands, options = arguments[: self._operands], arguments[self._operands :]
         g, x = operands[0], operands[-1]
-        kernel = self._kernels.get(x.dtype) if JIT_ENABLED and x.size else None
+        kernel = self._kernels.get(x.dtype) if x.size else None
         if kernel is None or (g is not x and (g.dtype != x.dtype or g.shape != x.shape)):
             return self.reference(*arguments)
         out, flat = np.empty(x.shape, x.dtype), self._flat
@@ -81,25 +101,21 @@ def elementwise(
         operands: how many arrays it takes: 1, or 2 of one shape and dtype.
         double: whether there is a kernel for float64 too, or the function of its elements.
     """
-
-    def decorate(function: Function) -> Fused:
-        functions: dict[np.dtype[Any], Function] = {SINGLE: function}
-        if double:
-            functions[DOUBLE] = double if callable(double) else function
-        options = function.__code__.co_argcount - operands
-        kernels = {}
-        for dtype, f in functions.items():
-            number = NUMBERS[dtype]
-            arrays = [read(number, 1)] * operands
-            signature = (*arrays, *[number] * options, written(number, 1))
-            kernels[dtype] = Kernel(_loop_over_elements(f, operands, options), signature)
-        return Fused(function, reference, seconds, operands, kernels, _ravel)
-
-    return decorate
+    return lambda function: Fused(function, seconds, reference, operands, double)
 
 
-def _loop_over_elements(function: Function, operands: int, options: int) -> Any:
-    """Return the loop that applies a function to each element, named after it."""
+def rowwise(
+    seconds: float, *, reference: Callable[..., Array], operands: int = 1
+) -> Callable[[Function], Fused]:
+    """Make a function of arrays from one of a row along the last axis, which writes to a result.
+
+    The arguments are those of `elementwise`; there are no options, and no float64.
+    """
+    return lambda function: Fused(function, seconds, reference, operands, by_rows=True)
+
+
+def _loop_over(function: Function, operands: int, options: int, by_rows: bool) -> Any:
+    """Return the loop that applies a function to each element or row, named after it."""
     f = jit(inline="always")(function)
 
     def of_one(pieces: int, x: Any, out: Any) -> None:
@@ -128,52 +144,31 @@ def _loop_over_elements(function: Function, operands: int, options: int) -> Any:
             for i in range(gs.size):
                 outs[i] = f(gs[i], xs[i], option)
 
+    def of_rows(pieces: int, x: Any, out: Any) -> None:
+        n = len(x)
+        for number in prange(pieces):
+            for i in range(number * n // pieces, (number + 1) * n // pieces):
+                f(x[i], out[i])
+
+    def of_two_rows(pieces: int, g: Any, x: Any, out: Any) -> None:
+        n = len(x)
+        for number in prange(pieces):
+            for i in range(number * n // pieces, (number + 1) * n // pieces):
+                f(g[i], x[i], out[i])
+
     loops: list[list[Any]] = [[of_one, of_one_with_option], [of_two, of_two_with_option]]
-    loop = loops[operands - 1][options]
+    loop = (of_rows, of_two_rows)[operands - 1] if by_rows else loops[operands - 1][options]
     loop.__name__ = f"{function.__name__}_loop"
     return loop
 
 
-def rowwise(
-    seconds: float, *, reference: Callable[..., Array], operands: int = 1
-) -> Callable[[Function], Fused]:
-    """Make a function of arrays from one of a row along the last axis, which writes to a result.
-
-    Args:
-        seconds: the time that an element takes, about.
-        reference: the function of arrays in numpy.
-        operands: how many arrays it takes: 1, or 2 of one shape and dtype.
-    """
-
-    def decorate(function: Function) -> Fused:
-        f = jit(inline="always")(function)
-
-        def of_one(pieces: int, x: Any, out: Any) -> None:
-            n = len(x)
-            for number in prange(pieces):
-                for i in range(number * n // pieces, (number + 1) * n // pieces):
-                    f(x[i], out[i])
-
-        def of_two(pieces: int, g: Any, x: Any, out: Any) -> None:
-            n = len(x)
-            for number in prange(pieces):
-                for i in range(number * n // pieces, (number + 1) * n // pieces):
-                    f(g[i], x[i], out[i])
-
-        loop: Any = of_one if operands == 1 else of_two
-        loop.__name__ = f"{function.__name__}_loop"
-        signature = (*[read(types.float32, 2)] * operands, written(types.float32, 2))
-        kernels = {SINGLE: Kernel(loop, signature)}
-        return Fused(function, reference, seconds, operands, kernels, rows)
-
-    return decorate
-
-
-def rows(x: Array) -> Array:
-    """Return x as a matrix whose rows, along its last axis, lie one behind another."""
-    if x.ndim == 2 and x.flags.c_contiguous:
-        return x
-    return x.ravel().reshape(-1, x.shape[-1] if x.ndim else 1)
+def rows_of(x: Array, size: int | None = None) -> Array:
+    """Return x as a contiguous matrix, with rows of this size, or along its last axis."""
+    if size is None:
+        if x.ndim == 2 and x.flags.c_contiguous:
+            return x
+        size = x.shape[-1] if x.ndim else 1
+    return x.ravel().reshape(-1, size)
 
 
 @jit(inline="always")

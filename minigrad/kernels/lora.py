@@ -20,8 +20,7 @@ from numba import types
 from minigrad.kernels import gemm
 from minigrad.kernels.gemm.prepacked import find, no_row
 from minigrad.kernels.gemm.products import multiply_run_alone
-from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import NUMBERS, Array, Kernel, strided, written
+from minigrad.kernels.jit import JIT_ENABLED, Array, for_each_dtype, jit, strided, written
 
 SMALL = 1_000_000  # multiply-adds of all rows with W, below which calls are what takes the time
 
@@ -34,11 +33,11 @@ def forward(
     # Loops for few rows add in another order, and where B is 0 the bits are to be the base's.
     few = dtype in gemm.PRODUCTS and gemm.PRODUCTS[dtype].has_few(len(x), *weight.shape)
     small = not few and _is_small(x, weight, lora_a, lora_b)
-    if small and (bias is None or _is_row(bias, weight)):
+    if small and _alike(weight, bias):
         h = np.empty((len(x), len(lora_a)), dtype)
         y = np.empty((len(x), len(weight)), dtype)
         operands = x, weight, lora_a, lora_b, no_row(dtype) if bias is None else bias, scale
-        _FORWARD[dtype].alone(1, *operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
+        _forward_loop[dtype].alone(1, *operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale
@@ -66,7 +65,7 @@ def backward(
         to_b = np.empty(lora_b.shape if wants_b else (0, 0), dtype)
         operands = g, x, weight, lora_a, lora_b, h, scale
         plans = gemm.PRODUCTS[dtype].plans
-        _BACKWARD[dtype].alone(1, *operands, d, d, to_x, to_a, to_b, *plans)
+        _backward_loop[dtype].alone(1, *operands, d, d, to_x, to_a, to_b, *plans)
         return to_x if wants_x else None, to_a if wants_a else None, to_b if wants_b else None
     dx: Array | None = None
     da: Array | None = None
@@ -97,15 +96,18 @@ def _is_small(x: Array, weight: Array, *others: Array) -> bool:
     return True
 
 
-def _is_row(bias: Array, weight: Array) -> bool:
-    return bias.__class__ is np.ndarray and bias.dtype == weight.dtype
-
-
 def _alike(weight: Array, *others: Array | None) -> bool:
     """Return whether all are arrays of the dtype of W."""
-    return all(x is None or _is_row(x, weight) for x in others)
+    return all(x is None or (x.__class__ is np.ndarray and x.dtype == weight.dtype) for x in others)
 
 
+# The loops are for little work, which threads do not share.
+
+
+@for_each_dtype(
+    *[(strided, 2)] * 4, (strided, 1), types.float64, (written, 2), (strided, 2), (written, 2),
+    written(types.int64, 1), written(types.int64, 1), threads=False,
+)  # fmt: skip
 def _forward_loop(
     _pieces: int, x: Any, weight: Any, lora_a: Any, lora_b: Any, bias: Any, scale: float,
     h: Any, same_h: Any, y: Any, write: Any, add: Any,
@@ -121,6 +123,10 @@ def _forward_loop(
     multiply_run_alone(same_h, lora_b.T, y, add, 0, 1)
 
 
+@for_each_dtype(
+    *[(strided, 2)] * 6, types.float64, (written, 2), (strided, 2), *[(written, 2)] * 3,
+    written(types.int64, 1), written(types.int64, 1), threads=False,
+)  # fmt: skip
 def _backward_loop(
     _pieces: int, g: Any, x: Any, weight: Any, lora_a: Any, lora_b: Any, h: Any, scale: float,
     d: Any, same_d: Any, dx: Any, da: Any, db: Any, write: Any, add: Any,
@@ -144,15 +150,3 @@ def _multiply_by(x: Any, scale: float) -> None:
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
             x[i, j] *= factor
-
-
-# Both are for little work, which threads do not share.
-_FORWARD, _BACKWARD = {}, {}
-for _dtype, _number in NUMBERS.items():
-    _operand, _out = strided(_number, 2), written(_number, 2)
-    _plans = [written(types.int64, 1)] * 2
-    _row = strided(_number, 1)
-    _types = (*[_operand] * 4, _row, types.float64, _out, _operand, _out, *_plans)
-    _FORWARD[_dtype] = Kernel(_forward_loop, _types, threads=False)
-    _types = (*[_operand] * 6, types.float64, _out, _operand, _out, _out, _out, *_plans)
-    _BACKWARD[_dtype] = Kernel(_backward_loop, _types, threads=False)

@@ -16,9 +16,8 @@ import numpy as np
 from numba import prange, types
 
 from minigrad.kernels import vector_math
-from minigrad.kernels.fused import LINE, elementwise, rows
-from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import SINGLE, Array, Kernel, read, written
+from minigrad.kernels.fused import LINE, elementwise, rows_of
+from minigrad.kernels.jit import JIT_ENABLED, SINGLE, Array, Kernel, jit, read, written
 from minigrad.kernels.softmax import SECONDS, STRETCH, highest_of, sum_of_exponentials
 
 
@@ -70,7 +69,7 @@ def cross_entropy(
         return cross_entropy_reference(logits, labels, weights, smoothing)
     losses, sums = np.empty(len(logits), SINGLE), np.empty((len(logits), 2), SINGLE)
     _CROSS_ENTROPY(
-        logits.size * SECONDS, rows(logits), labels.ravel(), weights, smoothing, losses, sums
+        logits.size * SECONDS, rows_of(logits), labels.ravel(), weights, smoothing, losses, sums
     )
     return losses, sums
 
@@ -82,7 +81,7 @@ def cross_entropy_gradient(
     if not _served(g, logits) or labels.dtype != np.int64:
         return cross_entropy_gradient_reference(g, logits, labels, weights, smoothing, sums)
     out = np.empty(logits.shape, SINGLE)
-    operands = g.ravel(), rows(logits), labels.ravel(), weights, smoothing, sums
+    operands = g.ravel(), rows_of(logits), labels.ravel(), weights, smoothing, sums
     _CROSS_ENTROPY_GRADIENT(logits.size * SECONDS, *operands, out)
     return out
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import prange, types
 
-from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import NUMBERS, Array, Kernel, read, written
+from minigrad.kernels.fused import rows_of
+from minigrad.kernels.jit import NUMBERS, Array, Kernel, for_each_dtype, jit, read, written
 
 SECONDS = 3e-10  # that an element takes in the forward, about
 STRETCH = 1024  # elements that are summed in their own precision; stretches are, in float64
@@ -42,7 +42,7 @@ def norm(
         eps: the number that is added to the variance.
         centred: whether the mean is subtracted.
     """
-    kernel = _served("norm", x, weight, bias)
+    kernel = _served(_norm_loop, x, weight, bias)
     if kernel is None:
         return norm_reference(x, shape, weight, bias, eps, centred)
     out = np.empty(x.shape, x.dtype)
@@ -50,7 +50,7 @@ def norm(
     none = _NONE[x.dtype]
     kernel(
         out.size * SECONDS,
-        _rows(x, size),
+        rows_of(x, size),
         np.ones(size, x.dtype) if weight is None else weight.ravel(),
         none if bias is None else bias.ravel(),
         eps,
@@ -65,7 +65,7 @@ def norm_gradients(
     needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
     """Compute the gradients of `norm` by x, weight and bias, where they are needed."""
-    kernel = _served("gradients", x, g, weight)
+    kernel = _served(_gradients_loop, x, g, weight)
     if kernel is None:
         return norm_gradients_reference(g, x, shape, weight, eps, centred, needs_input_grad)
     size = math.prod(shape)
@@ -74,8 +74,8 @@ def norm_gradients(
     dweight, dbias = (np.empty(shape, x.dtype) if need else None for need in needs_input_grad[1:])
     kernel(
         2 * x.size * SECONDS,
-        _rows(g, size),
-        _rows(x, size),
+        rows_of(g, size),
+        rows_of(x, size),
         np.ones(size, x.dtype) if weight is None else weight.ravel(),
         eps,
         centred,
@@ -87,19 +87,18 @@ def norm_gradients(
     return dx, dweight, dbias
 
 
-def _served(name: str, x: Array, *others: Array | None) -> Kernel | None:
-    """Return the kernel of this name for arrays of one dtype, or None if there is none."""
-    if not JIT_ENABLED or x.__class__ is not np.ndarray:
+_NONE = {dtype: np.empty(0, dtype) for dtype in NUMBERS}
+_NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in NUMBERS}
+
+
+def _served(loops: dict[np.dtype[Any], Kernel], x: Array, *others: Array | None) -> Kernel | None:
+    """Return the loop that takes arrays of this one dtype, or None if there is none."""
+    if x.__class__ is not np.ndarray:
         return None
     for other in others:
         if other is not None and (other.__class__ is not np.ndarray or other.dtype != x.dtype):
             return None
-    return _KERNELS.get((name, x.dtype))
-
-
-def _rows(x: Array, size: int) -> Array:
-    """Return x as a contiguous matrix."""
-    return x.ravel().reshape(-1, size)
+    return loops.get(x.dtype)
 
 
 # The references, which also run if nothing is compiled. They compute in float64.
@@ -159,14 +158,15 @@ def _standardised(
 
 
 @jit(fastmath={"reassoc", "contract"})
-def _sums(x: Any, pivot: Any) -> Any:
-    """Return the sums of x - pivot and of its square."""
-    total, squares = x.dtype.type(0), x.dtype.type(0)
+def _sums(x: Any, pivot: Any, _g: Any, _weight: Any) -> Any:
+    """Return the sums of x - pivot and of its square, and 0 for the others."""
+    zero = x.dtype.type(0)
+    total, squares = zero, zero
     for i in range(x.size):
         rest = x[i] - pivot
         total += rest
         squares += rest * rest
-    return total, squares
+    return total, squares, zero, zero
 
 
 @jit(fastmath={"reassoc", "contract"})
@@ -200,63 +200,50 @@ def _pivot(x: Any, centred: bool) -> Any:
 # done again about the mean.
 
 
-class _Moments(NamedTuple):
-    """The numbers that standardise a row, as (x - pivot) scale - shift, in its dtype."""
+def _sums_of_row(sums_of: Any) -> Any:
+    """Return the function that adds up `sums_of` all stretches of a row, about a good pivot."""
 
-    pivot: Any
-    scale: Any
-    shift: Any
+    @jit(inline="always")
+    def sums_of_row(x: Any, centred: bool, g: Any, weight: Any) -> Any:
+        pivot, again, share = _pivot(x, centred), centred, 1 / x.size
+        while True:
+            total, squares, slopes, products = 0.0, 0.0, 0.0, 0.0
+            for start in range(0, x.size, STRETCH):
+                end = start + STRETCH
+                sums = sums_of(x[start:end], pivot, g[start:end], weight[start:end])
+                total += sums[0]
+                squares += sums[1]
+                slopes += sums[2]
+                products += sums[3]
+            off = total * share if centred else 0.0
+            variance = squares * share - off * off
+            if not (again and off * off > variance):
+                break
+            pivot, again = x.dtype.type(pivot + off), False
+        return pivot, off, variance, slopes, products
+
+    return sums_of_row
+
+
+_about_pivot, _about_pivot_with_slopes = _sums_of_row(_sums), _sums_of_row(_sums_with_slopes)
 
 
 @jit(inline="always")
-def _moments(x: Any, eps: float, centred: bool) -> _Moments:
-    pivot, again, share = _pivot(x, centred), centred, 1 / x.size
-    while True:
-        total, squares = 0.0, 0.0
-        for start in range(0, x.size, STRETCH):
-            sums = _sums(x[start : start + STRETCH], pivot)
-            total += sums[0]
-            squares += sums[1]
-        off = total * share if centred else 0.0
-        variance = squares * share - off * off
-        if not (again and off * off > variance):
-            break
-        pivot, again = x.dtype.type(pivot + off), False
+def _moments(x: Any, eps: float, centred: bool) -> Any:
+    """Return the numbers that standardise a row, as (x - pivot) scale - shift, in its dtype."""
+    pivot, off, variance, _, _ = _about_pivot(x, centred, x, x)
     scale = _scale(variance, eps)
-    return _Moments(pivot, x.dtype.type(scale), x.dtype.type(off * scale))
-
-
-class _Slopes(NamedTuple):
-    """The numbers of a row of dx, scale d - (x - pivot) bend - level, in its dtype."""
-
-    bend: Any
-    level: Any
+    return pivot, x.dtype.type(scale), x.dtype.type(off * scale)
 
 
 @jit(inline="always")
 def _slopes(x: Any, eps: float, centred: bool, g: Any, weight: Any) -> Any:
-    """Return the moments of a row, and the other numbers that dx needs."""
-    pivot, again, share = _pivot(x, centred), centred, 1 / x.size
-    while True:
-        total, squares, slopes, products = 0.0, 0.0, 0.0, 0.0
-        for start in range(0, x.size, STRETCH):
-            end = start + STRETCH
-            sums = _sums_with_slopes(x[start:end], pivot, g[start:end], weight[start:end])
-            total += sums[0]
-            squares += sums[1]
-            slopes += sums[2]
-            products += sums[3]
-        off = total * share if centred else 0.0
-        variance = squares * share - off * off
-        if not (again and off * off > variance):
-            break
-        pivot, again = x.dtype.type(pivot + off), False
-    scale = _scale(variance, eps)
+    """Return the moments of a row, and those of dx, scale d - (x - pivot) bend - level."""
+    pivot, off, variance, slopes, products = _about_pivot_with_slopes(x, centred, g, weight)
+    scale, share, number = _scale(variance, eps), 1 / x.size, x.dtype.type
     bend = scale * scale * scale * (products - off * slopes) * share
     level = (scale * slopes * share if centred else 0.0) - off * bend
-    number = x.dtype.type
-    moments = _Moments(pivot, number(scale), number(off * scale))
-    return moments, _Slopes(number(bend), number(level))
+    return pivot, number(scale), number(off * scale), number(bend), number(level)
 
 
 @jit(inline="always")
@@ -289,6 +276,7 @@ def _norm_rows(
                 outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i]
 
 
+@for_each_dtype((read, 2), (read, 1), (read, 1), types.float64, types.boolean, (written, 2))
 def _norm_loop(
     pieces: int, x: Any, weight: Any, bias: Any, eps: float, centred: bool, out: Any
 ) -> None:
@@ -309,9 +297,7 @@ def _gradients_of_rows(
         if not dx.size:
             pivot, scale, shift = _moments(xs, eps, centred)
         else:
-            moments, slopes = _slopes(xs, eps, centred, gs, weight)
-            pivot, scale, shift = moments
-            bend, level = slopes
+            pivot, scale, shift, bend, level = _slopes(xs, eps, centred, gs, weight)
             dxs = dx[row]
             for i in range(xs.size):
                 dxs[i] = scale * (gs[i] * weight[i]) - (xs[i] - pivot) * bend - level
@@ -321,6 +307,10 @@ def _gradients_of_rows(
             of_bias[i] += gs[i]
 
 
+@for_each_dtype(
+    (read, 2), (read, 2), (read, 1), types.float64, types.boolean, types.intp, (written, 2),
+    (written, 1), (written, 1),
+)  # fmt: skip
 def _gradients_loop(
     pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, height: int, dx: Any,
     dweight: Any, dbias: Any,
@@ -353,17 +343,3 @@ def _add_up(parts: Any, out: Any) -> None:
                 sums[i] += part[i]
         for i in range(outs.size):
             outs[i] = sums[i]
-
-
-_KERNELS: dict[tuple[str, np.dtype[Any]], Kernel] = {}
-for _dtype, _number in NUMBERS.items():
-    _some, _many, _row, _rows_out = (
-        *(read(_number, 1), read(_number, 2), written(_number, 1), written(_number, 2)),
-    )
-    _options = types.float64, types.boolean
-    _KERNELS["norm", _dtype] = Kernel(_norm_loop, (_many, _some, _some, *_options, _rows_out))
-    _KERNELS["gradients", _dtype] = Kernel(
-        _gradients_loop, (_many, _many, _some, *_options, types.intp, _rows_out, _row, _row)
-    )
-_NONE = {dtype: np.empty(0, dtype) for dtype in NUMBERS}
-_NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in NUMBERS}

@@ -1,32 +1,278 @@
 """Optimiser steps: one call for all parameters, and one pass over memory for all operations.
 
-Each function takes rows of arrays, one row for each parameter: its gradient, and what is changed
-(see `minigrad.kernels.multi_tensor`). The formula of a step is written for one element; rows that
-no kernel takes, such as those of float16, are left to numpy, which applies it to the arrays.
+Each function takes rows of arrays, one row for each parameter: its gradient, and what is changed.
+The formula of a step is written for one element, and made a kernel by `MultiTensor`; rows that no
+kernel takes, such as those of float16, are left to numpy, which applies it to the arrays.
+
+A model has hundreds of parameters, most of them small, and a call for each would take longer than
+what it does. A compiled function takes a fixed number of arrays; but one table of addresses is one
+array, however many rows it has:
+
+    row   column 0      column 1    column 2 ...        starts
+    0     gradient      parameter   moment                0
+    1     gradient      parameter   moment                64       row 0 has 64 elements
+                                                          4160     row 1 has 4096
+
+All elements of all rows, one row behind another, are the work; threads take equal pieces of it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numba import prange, types
 
-from minigrad.kernels.jit import jit
-from minigrad.kernels.kernel import NUMBERS, Array, Kernel, written
-from minigrad.kernels.multi_tensor import (
-    SECONDS,
-    MultiTensor,
-    Numbers,
-    Row,
-    TableCache,
-    overlap,
-)
+from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, for_each_dtype, jit, written
 from minigrad.kernels.vector import elements
 
 __all__ = ["TableCache", "adam", "ema", "scale", "sgd", "square_sums"]
+
+Row = tuple[Array, tuple[Array, ...]]
+Numbers = tuple[float, ...]
+
+SECONDS = 1e-9  # that an element takes, about
+OPTIONS, OWN = 6, 2  # the most numbers for all rows, and for each row
+TABLE = written(types.int64, 2), written(types.int64, 1)  # the types of addresses and starts
+
+# --------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------
+
+
+class AddressTable:
+    """The addresses of some rows of arrays, all of one dtype.
+
+    Attributes:
+        dtype: the dtype of all their arrays.
+        rows: the indices of these rows among those that `TableCache.tables` was given.
+        addresses: an int64 for each column of each row.
+        starts: where each row begins when all lie one behind another, and where the last ends.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], rows: Sequence[int], arrays: Sequence[Row]) -> None:
+        self.dtype = dtype
+        self.rows = rows
+        self.addresses = np.array(
+            [[0, *map(_address, arrays[row][1])] for row in rows], np.int64, ndmin=2
+        )
+        self.starts = np.cumsum([0, *(arrays[row][0].size for row in rows)], dtype=np.int64)
+        self._copies: list[Array] = []
+
+    @property
+    def size(self) -> int:
+        """The number of elements of all rows together."""
+        return int(self.starts[-1])
+
+    def look_up_first(self, arrays: Sequence[Row]) -> None:
+        """Look up column 0 again, since gradients are new arrays in each step.
+
+        An array that is not contiguous is copied for this call.
+        """
+        self._copies.clear()
+        for i, row in enumerate(self.rows):
+            first = arrays[row][0]
+            if first.dtype is not self.dtype or not (
+                first.flags.c_contiguous and first.flags.writeable
+            ):
+                first = np.array(first, self.dtype, order="C")
+                self._copies.append(first)
+            self.addresses[i, 0] = _address(first)
+
+
+class TableCache:
+    """Tables for rows of arrays, of which all but the first of each row mostly stay the same.
+
+    A row is `(first, others)`, arrays of one shape. The addresses of the others are looked up when
+    they are not the arrays of the last call; so references to those are stored here.
+    """
+
+    def __init__(self) -> None:
+        self._others: list[tuple[Array, ...]] = []
+        self._sizes: list[int] = []
+        self._tables: list[AddressTable] = []
+        self._rest: list[int] = []
+
+    def __reduce__(self) -> Any:
+        return TableCache, ()  # a copy begins empty: the addresses are of our arrays, not of its
+
+    def tables(self, rows: Sequence[Row]) -> tuple[list[AddressTable], list[int]]:
+        """Return a table for each dtype that kernels take, and the indices of all other rows."""
+        if len(rows) != len(self._others) or any(
+            first.size != size or any(map(operator.is_not, others, known))
+            for (first, others), size, known in zip(rows, self._sizes, self._others, strict=True)
+        ):
+            self._arrange(rows)
+        for table in self._tables:
+            table.look_up_first(rows)
+        return self._tables, self._rest
+
+    def _arrange(self, rows: Sequence[Row]) -> None:
+        self._others = [others for _, others in rows]
+        self._sizes = [first.size for first, _ in rows]
+        self._rest = []
+        by_dtype: dict[np.dtype[Any], list[int]] = {}
+        for i, (first, others) in enumerate(rows):
+            dtype = others[0].dtype if others else first.dtype
+            # A kernel writes to arrays whose elements lie one behind another.
+            fit = all(
+                x.shape == first.shape
+                and x.dtype == dtype
+                and x.flags.c_contiguous
+                and x.flags.writeable
+                and x.dtype.isnative
+                for x in others
+            )
+            if JIT_ENABLED and dtype in NUMBERS and fit:
+                if first.size:
+                    by_dtype.setdefault(dtype, []).append(i)
+            else:
+                self._rest.append(i)
+        self._tables = [AddressTable(dtype, some, rows) for dtype, some in by_dtype.items()]
+
+
+def _address(array: Array) -> int:
+    # Three times as fast as array.ctypes.data. It raises if array is not contiguous and writable.
+    memory: Any = array  # a buffer, which numpy's types do not say
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading a table in compiled code
+# --------------------------------------------------------------------------------------------------
+
+
+@jit(inline="always")
+def overlap(number: int, pieces: int, starts: Any, row: int) -> tuple[int, int]:
+    """Return where in a row a piece of the work begins, and how many elements it has there."""
+    total = starts[starts.size - 1]
+    low, high = number * total // pieces, (number + 1) * total // pieces
+    begin = max(low, starts[row])
+    return begin - starts[row], max(min(high, starts[row + 1]) - begin, 0)
+
+
+# --------------------------------------------------------------------------------------------------
+# The factory
+# --------------------------------------------------------------------------------------------------
+
+
+class MultiTensor:
+    """An update of many rows of arrays in place, with one call for each dtype.
+
+    Attributes:
+        update: the formula. It takes an element of each array of a row, the numbers of the row, and
+            the options, and returns what the arrays but the first become. Of complete arrays it is
+            the reference in numpy, which serves the rows that no kernel takes.
+    """
+
+    def __init__(self, update: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, update)
+        self.update = update
+        self._kernels = for_each_dtype(*TABLE, (written, 2), (written, 1))(_loop_over(update))
+
+    def __call__(
+        self,
+        cache: TableCache,
+        rows: Sequence[Row],
+        options: Numbers,
+        own: Sequence[Numbers] = (),
+    ) -> None:
+        """Update all rows.
+
+        Args:
+            cache: remembers the addresses of the arrays of the last call.
+            rows: `(first, others)`; the first array is read, and the others are changed.
+            options: at most `OPTIONS` numbers for all rows.
+            own: for each row, at most `OWN` numbers; nothing if none has any.
+        """
+        tables, rest = cache.tables(rows)
+        for row in rest:
+            first, others = rows[row]
+            with np.errstate(all="ignore"):  # kernels do not warn either
+                new = self.update(first, *others, own[row] if own else (), options)
+            for array, values in zip(others, new, strict=True):
+                array[...] = values
+        for table in tables:
+            numbers = np.zeros((len(table.rows), OWN), table.dtype)
+            if own:
+                numbers[:, : len(own[0])] = [own[row] for row in table.rows]
+            constants = _constants(options, table.dtype)
+            seconds = table.size * SECONDS
+            self._kernels[table.dtype](seconds, table.addresses, table.starts, numbers, constants)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(options: Numbers, dtype: np.dtype[Any]) -> Array:
+    """Return options as an array, the same one from step to step."""
+    return np.array([*options, *[0.0] * (OPTIONS - len(options))], dtype)
+
+
+@jit(inline="always")
+def _six(options: Any) -> Any:
+    """Return options as a tuple: they are read once, and not once for each element."""
+    return options[0], options[1], options[2], options[3], options[4], options[5]
+
+
+def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
+    """Return the loop that updates a piece of the rows of a table, named after the update."""
+    f = jit(inline="always")(update)
+
+    def of_two(pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+        for number in prange(pieces):
+            for row in range(len(at)):
+                low, size = overlap(number, pieces, starts, row)
+                g = elements(at[row, 0], low, size, options)
+                x = elements(at[row, 1], low, size, options)
+                numbers, constants = (own[row, 0], own[row, 1]), _six(options)
+                for i in range(g.size):
+                    (x[i],) = f(g[i], x[i], numbers, constants)
+
+    def of_three(pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+        for number in prange(pieces):
+            for row in range(len(at)):
+                low, size = overlap(number, pieces, starts, row)
+                g = elements(at[row, 0], low, size, options)
+                x = elements(at[row, 1], low, size, options)
+                y = elements(at[row, 2], low, size, options)
+                numbers, constants = (own[row, 0], own[row, 1]), _six(options)
+                for i in range(g.size):
+                    x[i], y[i] = f(g[i], x[i], y[i], numbers, constants)
+
+    def of_four(pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+        for number in prange(pieces):
+            for row in range(len(at)):
+                low, size = overlap(number, pieces, starts, row)
+                g = elements(at[row, 0], low, size, options)
+                x = elements(at[row, 1], low, size, options)
+                y = elements(at[row, 2], low, size, options)
+                z = elements(at[row, 3], low, size, options)
+                numbers, constants = (own[row, 0], own[row, 1]), _six(options)
+                for i in range(g.size):
+                    x[i], y[i], z[i] = f(g[i], x[i], y[i], z[i], numbers, constants)
+
+    def of_five(pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+        for number in prange(pieces):
+            for row in range(len(at)):
+                low, size = overlap(number, pieces, starts, row)
+                g = elements(at[row, 0], low, size, options)
+                x = elements(at[row, 1], low, size, options)
+                y = elements(at[row, 2], low, size, options)
+                z = elements(at[row, 3], low, size, options)
+                w = elements(at[row, 4], low, size, options)
+                numbers, constants = (own[row, 0], own[row, 1]), _six(options)
+                for i in range(g.size):
+                    x[i], y[i], z[i], w[i] = f(g[i], x[i], y[i], z[i], w[i], numbers, constants)
+
+    columns = update.__code__.co_argcount - 2
+    loop = {2: of_two, 3: of_three, 4: of_four, 5: of_five}[columns]
+    loop.__name__ = f"{update.__name__}_loop"
+    return loop
+
 
 # --------------------------------------------------------------------------------------------------
 # SGD
@@ -167,12 +413,13 @@ def square_sums(arrays: Sequence[Array]) -> float:
         total += float(np.vdot(wide, wide))
     for table in tables:
         sums, like = np.zeros(-(-table.size // BLOCK)), np.empty(0, table.dtype)
-        kernel = _SQUARES[table.dtype]
-        kernel(table.size * SECONDS, table.addresses, table.starts, like, sums)
+        loop = _squares_loop[table.dtype]
+        loop(table.size * SECONDS, table.addresses, table.starts, like, sums)
         total += float(sums.sum())
     return total
 
 
+@for_each_dtype(*TABLE, (written, 1), written(types.float64, 1))
 def _squares_loop(_pieces: int, addresses: Any, starts: Any, like: Any, sums: Any) -> None:
     blocks = len(sums)  # cut by size alone: so the sum has the same bits on any number of threads
     for block in prange(blocks):
@@ -189,15 +436,3 @@ def _square_sum(x: Any) -> Any:
         wide = np.float64(x[i])
         total += wide * wide
     return total
-
-
-_SQUARES = {
-    dtype: Kernel(
-        _squares_loop,
-        (
-            *(written(types.int64, 2), written(types.int64, 1)),
-            *(written(number, 1), written(types.float64, 1)),
-        ),
-    )
-    for dtype, number in NUMBERS.items()
-}

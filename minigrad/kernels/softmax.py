@@ -16,13 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import rowwise
-from minigrad.kernels.jit import intrinsic, jit
-from minigrad.kernels.kernel import Array
+from minigrad.kernels.jit import Array, jit
+from minigrad.kernels.vector import F32, I32, Emitter, instruction
 
 SECONDS = 4e-10  # that an element takes, about
 STRETCH = 2048  # elements that are added up in float32; sums of stretches are added in float64
@@ -31,39 +30,28 @@ STRETCH = 2048  # elements that are added up in float32; sums of stretches are a
 # Over a row
 # --------------------------------------------------------------------------------------------------
 
-_I32, _F32 = ir.IntType(32), ir.FloatType()
-
 
 def _swap_order(builder: Any, bits: Any) -> Any:
     """Turn the bits of a float32 into an integer with the order of the floats, or back."""
-    rest = builder.and_(builder.ashr(bits, _I32(31)), _I32(0x7FFFFFFF))
+    rest = builder.and_(builder.ashr(bits, I32(31)), I32(0x7FFFFFFF))
     return builder.xor(bits, rest)
 
 
-@intrinsic
-def _larger(_typing: Any, found: Any, x: Any) -> Any:
+@instruction(types.int32)
+def _larger(e: Emitter, found: Any, x: Any) -> Any:
     """Return the larger of two, the first of which is an integer made by `_swap_order`.
 
     LLVM makes vector code of a maximum of integers. With floats it may not: a nan would be dropped
     in one order and not in another. Here a nan is above inf, or below -inf.
     """
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        found, x = args
-        key = _swap_order(builder, builder.bitcast(x, _I32))
-        return builder.select(builder.icmp_signed(">", key, found), key, found)
-
-    return types.int32(types.int32, types.float32), emit
+    key = _swap_order(e.builder, e.builder.bitcast(x, I32))
+    return e.builder.select(e.builder.icmp_signed(">", key, found), key, found)
 
 
-@intrinsic
-def _as_float(_typing: Any, found: Any) -> Any:
+@instruction(types.float32)
+def _as_float(e: Emitter, found: Any) -> Any:
     """Return the float that `_larger` has found."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(_swap_order(builder, args[0]), _F32)
-
-    return types.float32(types.int32), emit
+    return e.builder.bitcast(_swap_order(e.builder, found), F32)
 
 
 _LEAST = np.int32(-(2**31))

@@ -4,28 +4,31 @@ numba compiles loops over arrays and leaves vector code to the optimiser. Where 
 instructions matter we emit them ourselves, as LLVM code for the vectors of the machine that the
 kernel will run on: 16 floats with AVX-512, 8 with AVX2, 4 with SSE2 or NEON.
 
-An intrinsic is two functions. The outer one sees the types of the arguments and returns the
-signature; the inner one emits the code, given an IR builder and the argument values. Callers see
-an ordinary function. Addresses are integers and steps are bytes; nothing is checked here. The
-argument `zero` is any number of the dtype, and its value does not matter.
+Such an `instruction` is a function that emits the code, given an `Emitter` and the values of the
+arguments. Callers see an ordinary function. Addresses are integers and steps are bytes; nothing is
+checked here. The argument `zero` is any number of the dtype, and its value does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, cast
 
 import numba
+import numba.extending
 from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
 
-from minigrad.kernels.jit import intrinsic, jit
+from minigrad.kernels.jit import jit
+
+P = ParamSpec("P")
 
 _numba: Any = numba  # whose own annotations cover a part of it
 carray: Any = _numba.carray
 
-I32, ADDRESS = ir.IntType(32), ir.IntType(64)
+I32, ADDRESS, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 def has_feature(name: str) -> bool:
@@ -56,11 +59,16 @@ class Emitter:
 
     def __init__(self, builder: Any, dtype: Any, lanes: int = 0) -> None:
         self.builder = builder
+        self.dtype = dtype
         self.item = dtype.bitwidth // 8
         self.lanes = lanes or vector_registers()[0] // self.item
-        self.scalar = ir.FloatType() if self.item == 4 else ir.DoubleType()
+        self.scalar = F32 if self.item == 4 else ir.DoubleType()
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.vector_bytes = self.item * self.lanes
+
+    def of_lanes(self, lanes: int) -> Emitter:
+        """Return an emitter for vectors of the same dtype with another number of lanes."""
+        return Emitter(self.builder, self.dtype, lanes)
 
     def step(self, address: Any, stride: Any, times: int) -> Any:
         """Emit the address `times` strides further on."""
@@ -93,21 +101,45 @@ class Emitter:
 
     def load_some(self, address: Any, mask: Any) -> Any:
         """Emit the vector at an address; lanes outside of the mask are 0, and are not read."""
-        pointer = self.vector.as_pointer()
-        kinds = [pointer, I32, mask.type, self.vector]
-        signature = ir.FunctionType(self.vector, kinds)
+        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
         name = f"llvm.masked.load.v{self.lanes}f{8 * self.item}.p0"
-        function = self.builder.module.declare_intrinsic(name, (), signature)
-        target = self.builder.inttoptr(address, pointer)
-        return self.builder.call(function, [target, I32(1), mask, ir.Constant(self.vector, None)])
+        zeros = ir.Constant(self.vector, None)
+        return self.call(name, self.vector, pointer, I32(1), mask, zeros)
 
     def store_some(self, value: Any, address: Any, mask: Any) -> None:
         """Emit a write of the lanes of a vector in the mask; no other memory is touched."""
-        pointer = self.vector.as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, mask.type])
+        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
         name = f"llvm.masked.store.v{self.lanes}f{8 * self.item}.p0"
-        function = self.builder.module.declare_intrinsic(name, (), signature)
-        self.builder.call(function, [value, self.builder.inttoptr(address, pointer), I32(1), mask])
+        self.call(name, ir.VoidType(), value, pointer, I32(1), mask)
+
+    def store_or_add(
+        self, values: list[Any], addresses: list[Any], add: Any, masks: Sequence[Any] = ()
+    ) -> None:
+        """Emit a write of numbers or vectors at addresses, or if `add`, an addition to them.
+
+        Where a mask is given and not None, only the lanes in it are written.
+        """
+        each = list(zip(addresses, masks or [None] * len(addresses), strict=True))
+
+        def store_all(values: list[Any]) -> None:
+            for value, (address, mask) in zip(values, each, strict=True):
+                if mask is None:
+                    self.store(value, address)
+                else:
+                    self.store_some(value, address, mask)
+
+        adds = self.builder.icmp_signed("!=", add, ADDRESS(0))
+        with self.builder.if_else(adds) as (to_old, as_new):
+            with to_old:
+                # All loads come first: one that follows a store to an address with the same last 12
+                # bits waits for it, and rows of a matrix may well lie a power of two apart.
+                old = [
+                    self.load(at, value.type) if mask is None else self.load_some(at, mask)
+                    for value, (at, mask) in zip(values, each, strict=True)
+                ]
+                store_all([self.builder.fadd(x, y) for x, y in zip(old, values, strict=True)])
+            with as_new:
+                store_all(values)
 
     def broadcast(self, number: Any) -> Any:
         """Emit a vector with `number` in every lane."""
@@ -126,10 +158,7 @@ class Emitter:
     def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
         """Emit the vector x * y + z, in one instruction if the machine has it, or in two."""
         # llvm.fma would insist on a single rounding, and call the C library for it there.
-        v = self.vector
-        name = f"llvm.fmuladd.v{self.lanes}f{8 * self.item}"
-        function = self.builder.module.declare_intrinsic(name, (), ir.FunctionType(v, [v, v, v]))
-        return self.builder.call(function, [x, y, z])
+        return self.call(f"llvm.fmuladd.v{self.lanes}f{8 * self.item}", self.vector, x, y, z)
 
     def look_up(self, table: list[float], indices: Any) -> Any:
         """Emit the vector of the numbers at 16 indices in a table of 16."""
@@ -156,9 +185,13 @@ class Emitter:
 
     def _taken(self, instruction: str, table: list[float], indices: Any) -> Any:
         kind = ir.VectorType(self.scalar, len(table))
-        signature = ir.FunctionType(kind, [kind, indices.type])
-        function = self.builder.module.declare_intrinsic(instruction, (), signature)
-        return self.builder.call(function, [ir.Constant(kind, table), indices])
+        return self.call(instruction, kind, ir.Constant(kind, table), indices)
+
+    def call(self, name: str, returns: Any, *arguments: Any) -> Any:
+        """Emit a call of one of LLVM's own functions, by its name and the type of its result."""
+        signature = ir.FunctionType(returns, [x.type for x in arguments])
+        function = self.builder.module.declare_intrinsic(name, (), signature)
+        return self.builder.call(function, arguments)
 
     def loop(
         self, first: list[Any], body: Callable[[list[Any]], tuple[list[Any], Any]]
@@ -189,27 +222,84 @@ class Emitter:
 
         There may be no memory at that address: a hint never fails.
         """
-        pointer = ir.IntType(8).as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-        function = self.builder.module.declare_intrinsic("llvm.prefetch.p0", (), signature)
+        pointer = self.builder.inttoptr(address, ir.IntType(8).as_pointer())
         write, keep_close, data = I32(int(to_write)), I32(3), I32(1)
-        self.builder.call(
-            function, [self.builder.inttoptr(address, pointer), write, keep_close, data]
-        )
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, write, keep_close, data)
+
+    def choose(
+        self,
+        cases: Sequence[tuple[Any, Callable[[], list[Any]]]],
+        otherwise: Callable[[], list[Any]],
+    ) -> list[Any]:
+        """Emit the code of the first case whose condition is true, or else that of `otherwise`.
+
+        Each is emitted by a function, which returns its values. Return the values of what runs.
+        """
+        builder, ends = self.builder, []
+        after = builder.append_basic_block("choice.end")
+        for condition, emit in cases:
+            here, other = (builder.append_basic_block(name) for name in ("choice", "else"))
+            builder.cbranch(condition, here, other)
+            builder.position_at_end(here)
+            ends.append((emit(), builder.block))
+            builder.branch(after)
+            builder.position_at_end(other)
+        ends.append((otherwise(), builder.block))
+        builder.branch(after)
+        builder.position_at_end(after)
+        chosen = [builder.phi(value.type) for value in ends[0][0]]
+        for values, block in ends:
+            for variable, value in zip(chosen, values, strict=True):
+                variable.add_incoming(value, block)
+        return chosen
 
 
-@intrinsic
-def prefetch(_typing: Any, address: Any) -> Any:
+def _intrinsic(define: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
+    """Make an instruction from a function of the types: numba's decorator, with annotations."""
+    return cast(Callable[P, Any], _numba.extending.intrinsic(define))
+
+
+DTYPE = object()
+"""As the type of an instruction's result: the dtype of the numbers among its arguments."""
+
+
+def instruction(
+    returns: Any = types.void,
+) -> Callable[[Callable[Concatenate[Emitter, P], Any]], Callable[P, Any]]:
+    """Make an instruction from a function that emits it, and returns its value if it has one.
+
+    The function takes an `Emitter`, of the dtype of the floats among the arguments (float32 if
+    there are none), and the values of the arguments. `returns` is numba's type of the result.
+    """
+
+    def decorate(emit: Callable[Concatenate[Emitter, P], Any]) -> Callable[P, Any]:
+        function: Callable[..., Any] = emit
+
+        @functools.wraps(function)
+        def typed(_typing: Any, *given: Any) -> Any:
+            # Literals and booleans are passed as addresses and counts are.
+            wide = (types.Boolean, types.IntegerLiteral)
+            arguments = [types.intp if isinstance(kind, wide) else kind for kind in given]
+            dtype = next((x for x in arguments if isinstance(x, types.Float)), types.float32)
+
+            def build(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+                value = function(Emitter(builder, dtype), *args)
+                return context.get_dummy_value() if value is None else value
+
+            return (dtype if returns is DTYPE else returns)(*arguments), build
+
+        return cast(Callable[P, Any], _intrinsic(typed))
+
+    return decorate
+
+
+@instruction()
+def prefetch(e: Emitter, address: Any) -> None:
     """Hint that the cache line at `address` will soon be read; there may be no memory there."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        Emitter(builder, types.float32).prefetch(args[0], to_write=False)
-        return context.get_dummy_value()
-
-    return types.void(types.intp), emit
+    e.prefetch(address, to_write=False)
 
 
-@intrinsic
+@_intrinsic
 def address_of(_typing: Any, array: Any) -> Any:
     """Return the address of the first number of an array; see `keep_alive`."""
 
@@ -220,7 +310,7 @@ def address_of(_typing: Any, array: Any) -> Any:
     return types.intp(array), emit
 
 
-@intrinsic
+@_intrinsic
 def _pointer(_typing: Any, address: Any, like: Any) -> Any:
     """Return an address as a pointer to numbers of the dtype of an array."""
 
@@ -240,106 +330,64 @@ def elements(address: int, index: int, size: int, like: Any) -> Any:
     return carray(_pointer(address + index * like.itemsize, like), (size,))
 
 
-@intrinsic
-def load(_typing: Any, address: Any, zero: Any) -> Any:
+@instruction(DTYPE)
+def load(e: Emitter, address: Any, _zero: Any) -> Any:
     """Return the number at `address`."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        e = Emitter(builder, zero)
-        return e.load(args[0], e.scalar)
-
-    return zero(types.intp, zero), emit
+    return e.load(address, e.scalar)
 
 
-@intrinsic
-def store(_typing: Any, address: Any, value: Any) -> Any:
+@instruction()
+def store(e: Emitter, address: Any, value: Any) -> None:
     """Write one number at `address`."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        Emitter(builder, value).store(args[1], args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, value), emit
+    e.store(value, address)
 
 
-@intrinsic
-def copy_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
+@instruction()
+def copy_vector(e: Emitter, source: Any, target: Any, _zero: Any) -> None:
     """Copy as many adjacent numbers as a vector has lanes."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        e = Emitter(builder, zero)
-        e.store(e.load(args[0], e.vector), args[1])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, zero), emit
+    e.store(e.load(source, e.vector), target)
 
 
-@intrinsic
-def add_vector(_typing: Any, source: Any, target: Any, zero: Any) -> Any:
+@instruction()
+def add_vector(e: Emitter, source: Any, target: Any, _zero: Any) -> None:
     """Add as many adjacent numbers as a vector has lanes to those at `target`."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        e = Emitter(builder, zero)
-        total = builder.fadd(e.load(args[0], e.vector), e.load(args[1], e.vector))
-        e.store(total, args[1])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, zero), emit
+    e.store(e.builder.fadd(e.load(source, e.vector), e.load(target, e.vector)), target)
 
 
-@intrinsic
-def copy_some(_typing: Any, source: Any, target: Any, count: Any, zero: Any) -> Any:
+@instruction()
+def copy_some(e: Emitter, source: Any, target: Any, count: Any, _zero: Any) -> None:
     """Copy `count` adjacent numbers, fewer than a vector has lanes; the other lanes become 0."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        source, target, count, _ = args
-        e = Emitter(builder, zero)
-        e.store(e.load_some(source, e.first_lanes(count)), target)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 3, zero), emit
+    e.store(e.load_some(source, e.first_lanes(count)), target)
 
 
-@intrinsic
+@instruction()
 def transpose_block(
-    _typing: Any, source: Any, source_row: Any, last: Any, target: Any, target_row: Any, zero: Any
-) -> Any:
+    e: Emitter, source: Any, source_row: Any, last: Any, target: Any, target_row: Any, _zero: Any
+) -> None:
     """Transpose a square block, as many rows and columns as a vector has lanes.
 
     Rows of the source after number `last` need not exist: `last` is read instead of them.
     """
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        source, source_row, last, target, target_row, _ = args
-        e = Emitter(builder, zero)
-        rows = []
+    builder, rows = e.builder, []
+    for i in range(e.lanes):
+        exists = builder.icmp_signed("<", ADDRESS(i), last)
+        row = builder.select(exists, ADDRESS(i), last)
+        rows.append(e.load(builder.add(source, builder.mul(row, source_row)), e.vector))
+    # In each square of 2d x 2d numbers swap the two d x d quarters off the diagonal.
+    d = 1
+    while d < e.lanes:
+        lanes = range(e.lanes)
+        upper = [e.lanes + lane - d if lane & d else lane for lane in lanes]
+        lower = [e.lanes + lane if lane & d else lane + d for lane in lanes]
         for i in range(e.lanes):
-            exists = builder.icmp_signed("<", ADDRESS(i), last)
-            row = builder.select(exists, ADDRESS(i), last)
-            rows.append(e.load(builder.add(source, builder.mul(row, source_row)), e.vector))
-        # In each square of 2d x 2d numbers swap the two d x d quarters off the diagonal.
-        d = 1
-        while d < e.lanes:
-            lanes = range(e.lanes)
-            upper = [e.lanes + lane - d if lane & d else lane for lane in lanes]
-            lower = [e.lanes + lane if lane & d else lane + d for lane in lanes]
-            for i in range(e.lanes):
-                if not i & d:
-                    x, y = rows[i], rows[i + d]
-                    rows[i], rows[i + d] = e.shuffle(x, y, upper), e.shuffle(x, y, lower)
-            d *= 2
-        for i, row in enumerate(rows):
-            e.store(row, e.step(target, target_row, i))
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 5, zero), emit
+            if not i & d:
+                x, y = rows[i], rows[i + d]
+                rows[i], rows[i + d] = e.shuffle(x, y, upper), e.shuffle(x, y, lower)
+        d *= 2
+    for i, row in enumerate(rows):
+        e.store(row, e.step(target, target_row, i))
 
 
-@intrinsic
-def keep_alive(_typing: Any, array: Any) -> Any:
+@instruction()
+def keep_alive(_e: Emitter, _array: Any) -> None:
     """Mention an array whose address is in use: numba frees an array after its last mention."""
-
-    def emit(context: Any, _builder: Any, _signature: Any, _args: Any) -> Any:
-        return context.get_dummy_value()
-
-    return types.void(array), emit

@@ -19,12 +19,10 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 
-from minigrad.kernels.jit import intrinsic, jit
-
-_F32, _I32 = ir.FloatType(), ir.IntType(32)
+from minigrad.kernels.jit import jit
+from minigrad.kernels.vector import F32, I32, Emitter, instruction
 
 _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
@@ -37,83 +35,58 @@ _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
 _SHIFT = np.float32(1.5 * 2**23 + 254)
 
 
-@intrinsic
-def _scaled(_typing: Any, number: Any, shifted: Any) -> Any:
+@instruction(types.float32)
+def _scaled(e: Emitter, number: Any, shifted: Any) -> Any:
     """Compute number 2^k for `shifted` = k + _SHIFT, k from -252 to 254, rounded once.
 
     It takes two steps of about k / 2, since 2^k itself may be too large or too small a number.
     """
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        number, shifted = args
-        both = builder.bitcast(shifted, _I32)
-        half = builder.lshr(both, _I32(1))
-        for part in (half, builder.sub(both, half)):
-            power = builder.bitcast(builder.shl(part, _I32(23)), _F32)
-            number = builder.fmul(number, power)
-        return number
-
-    return types.float32(types.float32, types.float32), emit
+    both = e.builder.bitcast(shifted, I32)
+    half = e.builder.lshr(both, I32(1))
+    for part in (half, e.builder.sub(both, half)):
+        power = e.builder.bitcast(e.builder.shl(part, I32(23)), F32)
+        number = e.builder.fmul(number, power)
+    return number
 
 
-@intrinsic
-def _power_of_two(_typing: Any, shifted: Any) -> Any:
+@instruction(types.float32)
+def _power_of_two(e: Emitter, shifted: Any) -> Any:
     """Compute 2^k for `shifted` = k + _SHIFT, k from -126 to 127; 0 for k = -127."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        exponent = builder.sub(builder.bitcast(args[0], _I32), _I32(127))
-        return builder.bitcast(builder.shl(exponent, _I32(23)), _F32)
-
-    return types.float32(types.float32), emit
+    exponent = e.builder.sub(e.builder.bitcast(shifted, I32), I32(127))
+    return e.builder.bitcast(e.builder.shl(exponent, I32(23)), F32)
 
 
-@intrinsic
-def _leading_half(_typing: Any, number: Any) -> Any:
+@instruction(types.float32)
+def _leading_half(e: Emitter, number: Any) -> Any:
     """Return a float32 cut to the first 12 of its 24 binary digits, so that its square is exact."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        bits = builder.and_(builder.bitcast(args[0], _I32), _I32(0xFFFFF000))
-        return builder.bitcast(bits, _F32)
-
-    return types.float32(types.float32), emit
+    bits = e.builder.and_(e.builder.bitcast(number, I32), I32(0xFFFFF000))
+    return e.builder.bitcast(bits, F32)
 
 
-@intrinsic
-def _with_sign(_typing: Any, size: Any, number: Any) -> Any:
+@instruction(types.float32)
+def _with_sign(e: Emitter, size: Any, number: Any) -> Any:
     """Return the absolute value of `size` with the sign of `number`, also of a 0."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        size, number = (builder.bitcast(x, _I32) for x in args)
-        size, sign = builder.and_(size, _I32(0x7FFFFFFF)), builder.and_(number, _I32(0x80000000))
-        return builder.bitcast(builder.or_(size, sign), _F32)
-
-    return types.float32(types.float32, types.float32), emit
+    size = e.builder.and_(e.builder.bitcast(size, I32), I32(0x7FFFFFFF))
+    sign = e.builder.and_(e.builder.bitcast(number, I32), I32(0x80000000))
+    return e.builder.bitcast(e.builder.or_(size, sign), F32)
 
 
-_ROOT_HALF = _I32(int(np.float32(math.sqrt(0.5)).view(np.int32)))
+_ROOT_HALF = I32(int(np.float32(math.sqrt(0.5)).view(np.int32)))
 
 
-@intrinsic
-def _exponent(_typing: Any, number: Any) -> Any:
+@instruction(types.float32)
+def _exponent(e: Emitter, number: Any) -> Any:
     """Return the k for which a positive normal number / 2^k is from sqrt(1/2) to sqrt(2)."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        above = builder.sub(builder.bitcast(args[0], _I32), _ROOT_HALF)
-        return builder.sitofp(builder.ashr(above, _I32(23)), _F32)
-
-    return types.float32(types.float32), emit
+    above = e.builder.sub(e.builder.bitcast(number, I32), _ROOT_HALF)
+    return e.builder.sitofp(e.builder.ashr(above, I32(23)), F32)
 
 
-@intrinsic
-def _mantissa(_typing: Any, number: Any) -> Any:
+@instruction(types.float32)
+def _mantissa(e: Emitter, number: Any) -> Any:
     """Return number / 2^k, with the k of `_exponent`."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        above = builder.sub(builder.bitcast(args[0], _I32), _ROOT_HALF)
-        digits = builder.and_(above, _I32(0x7FFFFF))
-        return builder.bitcast(builder.add(digits, _ROOT_HALF), _F32)
-
-    return types.float32(types.float32), emit
+    above = e.builder.sub(e.builder.bitcast(number, I32), _ROOT_HALF)
+    digits = e.builder.and_(above, I32(0x7FFFFF))
+    return e.builder.bitcast(e.builder.add(digits, _ROOT_HALF), F32)
 
 
 # --------------------------------------------------------------------------------------------------

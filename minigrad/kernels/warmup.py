@@ -10,8 +10,7 @@ from multiprocessing import get_context
 
 from minigrad import kernels
 from minigrad.kernels import cache as compiled
-from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import KERNELS, Kernel
+from minigrad.kernels.jit import JIT_ENABLED, KERNELS, Kernel
 from minigrad.kernels.threads import get_num_threads
 from minigrad.progress import progress_bar
 

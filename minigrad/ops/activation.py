@@ -127,17 +127,17 @@ def gelu(x: Array, approximate: str = "none") -> Array:
         ValueError: for another approximation.
     """
     if approximate == "none":
-        return kernels.gelu_erf.gelu(x)
+        return kernels.activation.gelu(x)
     if approximate != "tanh":
         raise op_error(ValueError, "gelu", f"approximate is 'none' or 'tanh', not {approximate!r}")
-    return kernels.gelu_erf.gelu_tanh(x)
+    return kernels.activation.gelu_tanh(x)
 
 
 @gelu.vjp("x", cost=lambda approximate, out: (18 if approximate == "tanh" else 8) * out.size)
 def _gelu_x(g: Array, x: Array, approximate: str) -> Array:
     if approximate == "none":
-        return kernels.gelu_erf.gelu_gradient(g, x)
-    return kernels.gelu_erf.gelu_tanh_gradient(g, x)
+        return kernels.activation.gelu_gradient(g, x)
+    return kernels.activation.gelu_tanh_gradient(g, x)
 
 
 _SOFTMAX_HINTS = {

@@ -294,7 +294,7 @@ log10.vjp("x", lambda g, x: g / (x * math.log(10)))
 @op(floats=True, cost=1)
 def erf(x: Array) -> Array:
     """The integral of 2 / sqrt(pi) e^(-t^2) from 0 to x; the derivative is the integrand at x."""
-    return kernels.gelu_erf.erf(x)
+    return kernels.activation.erf(x)
 
 
 erf.vjp("x", lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
@@ -306,7 +306,7 @@ def normal_cdf(x: Array) -> Array:
 
     The derivative is the density e^(-x^2 / 2) / sqrt(2 pi).
     """
-    return kernels.gelu_erf.normal_cdf(x)
+    return kernels.activation.normal_cdf(x)
 
 
 normal_cdf.vjp("x", lambda g, x: g * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi)))

@@ -210,7 +210,7 @@ def scatter_add(values: Array, index: Any, shape: Sequence[int]) -> Array:
     positions, count = rows
     width = math.prod(out.shape[count:])
     values = np.broadcast_to(values, (*positions.shape, *out.shape[count:]))
-    kernels.indexing.add_rows(
+    kernels.elementwise.add_rows(
         out.reshape(-1, width), positions.ravel(), values.reshape(positions.size, width)
     )
     return out

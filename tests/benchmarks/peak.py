@@ -16,9 +16,16 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from minigrad.kernels.jit import intrinsic, jit
+from minigrad.kernels.jit import jit
 from minigrad.kernels.threads import get_num_threads
-from minigrad.kernels.vector import ADDRESS, Emitter, vector_registers
+from minigrad.kernels.vector import (
+    ADDRESS,
+    DTYPE,
+    I32,
+    Emitter,
+    instruction,
+    vector_registers,
+)
 from tests.benchmarks.workload import Run
 
 CHAINS = 12  # a core has about 8 multiply-adds under way; 12 chains fit in 16 registers
@@ -26,36 +33,23 @@ CACHE_LINE = 64  # bytes
 LOOPS = {"float32": types.float32, "float64": types.float64}
 
 
-@intrinsic
-def _chains(_typing: Any, _count: Any, _factor: Any, number: Any) -> Any:
+@instruction(DTYPE)
+def _chains(e: Emitter, count: Any, factor: Any, term: Any) -> Any:
     """`count` times s = s * factor + term in every lane of all chains; returns the first lane."""
+    factors, terms = e.broadcast(factor), e.broadcast(term)
 
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        count, factor, term = args
-        e = Emitter(builder, number)
-        factors, terms = e.broadcast(factor), e.broadcast(term)
-        before = builder.block
-        loop, after = builder.append_basic_block("fma"), builder.append_basic_block("fma.end")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        left = builder.phi(ADDRESS)
-        sums = [builder.phi(e.vector) for _ in range(CHAINS)]
-        new_sums = [e.multiply_add(s, factors, terms) for s in sums]
-        one_less = builder.sub(left, ADDRESS(1))
-        left.add_incoming(count, before)
-        left.add_incoming(one_less, loop)
-        for i, (s, new) in enumerate(zip(sums, new_sums, strict=True)):
-            # Every chain begins elsewhere, or the compiler would make one of them all.
-            s.add_incoming(ir.Constant(e.vector, [float(i)] * e.lanes), before)
-            s.add_incoming(new, loop)
-        builder.cbranch(builder.icmp_signed(">", one_less, ADDRESS(0)), loop, after)
-        builder.position_at_end(after)
-        total = new_sums[0]
-        for s in new_sums[1:]:
-            total = builder.fadd(total, s)
-        return builder.extract_element(total, ir.IntType(32)(0))
+    def multiply_add_all(now: list[Any]) -> tuple[list[Any], Any]:
+        left, *sums = now
+        left = e.builder.sub(left, ADDRESS(1))
+        new = [e.multiply_add(s, factors, terms) for s in sums]
+        return [left, *new], e.builder.icmp_signed(">", left, ADDRESS(0))
 
-    return number(types.intp, number, number), emit
+    # Every chain begins elsewhere, or the compiler would make one of them all.
+    first = [ir.Constant(e.vector, [float(i)] * e.lanes) for i in range(CHAINS)]
+    total, *sums = e.loop([count, *first], multiply_add_all)[1:]
+    for s in sums:
+        total = e.builder.fadd(total, s)
+    return e.builder.extract_element(total, I32(0))
 
 
 def _multiply_adds(count: int, factor: Any, term: Any) -> Any:

@@ -23,10 +23,10 @@ from lora.certificate import (
 from lora.certificate.rounding import norms, unit_of, upper
 from lora.frozen import strips
 from minigrad import ops
-from minigrad.kernels import nf4_decode
+from minigrad.kernels import nf4
 from minigrad.kernels.nf4 import NF4Matrix
 
-LEVELS = [float(level) for level in nf4_decode.LEVELS]
+LEVELS = [float(level) for level in nf4.LEVELS]
 FLOATS = ["float16", "bfloat16", "float32"]
 HALVES = [*FLOATS[:2], "nf4"]
 

@@ -177,9 +177,9 @@ MUTANTS: list[Mutant] = [
             op,
             "x",
             lambda g, x, approximate: (
-                kernels.gelu_erf.gelu_tanh_gradient(g, x)
+                kernels.activation.gelu_tanh_gradient(g, x)
                 if g.dtype == np.float32 or approximate == "tanh"
-                else kernels.gelu_erf.gelu_gradient(g, x)
+                else kernels.activation.gelu_gradient(g, x)
             ),
         ),
         np.array([-2.4, 0.5, 2.4], np.float32),

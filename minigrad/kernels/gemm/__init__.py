@@ -6,8 +6,7 @@
     macrokernel    the five loops around the micro-kernel, one for each level of cache
     blocking       the sizes of the caches, and the block sizes that follow from them
     products       the functions that are compiled: arrays in, addresses to the macro-kernel
-    few_columns    a large matrix times a few columns, as in LoRA's x A^T
-    few_rows       a few rows times a large matrix
+    skinny         a large matrix times a few columns, as in LoRA's x A^T, or a few rows times it
     prepacked      a matrix that is packed once and multiplied with often
 
 Read `microkernel`, `packing` and `macrokernel` first, in this order.

@@ -36,10 +36,10 @@ class Caches(NamedTuple):
 def cache_sizes() -> Caches:
     """Return the caches of this machine, as the system reports them, or as they usually are."""
     usual = USUAL[vector_registers()[0]]
-    return Caches(*(_ask(level) or size for level, size in enumerate(usual, start=1)))
+    return Caches(*(reported_size(level) or size for level, size in enumerate(usual, start=1)))
 
 
-def _ask(level: int) -> int:
+def reported_size(level: int) -> int:
     """Return the size of a level of cache, or 0 if the system does not know it."""
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:

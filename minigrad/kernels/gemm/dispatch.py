@@ -10,9 +10,9 @@ lets every other kind pass as one of these.
 
 The shape and the strides of a product decide which loops it takes (`Products.product`):
 
-    one row, or one column, and a matrix whose rows run across    few_rows.sweep
-    few columns, and a large matrix whose rows run along k        few_columns.dots
-    few rows, and a large matrix whose rows run across            few_rows.stream
+    one row, or one column, and a matrix whose rows run across    skinny.sweep
+    few columns, and a large matrix whose rows run along k        skinny.dots
+    few rows, and a large matrix whose rows run across            skinny.stream
     k much larger than m and n: pieces of k are a batch, summed   products.gemm_batch
     all else                                                      products.gemm
 
@@ -27,11 +27,18 @@ import numpy as np
 from numba import types
 
 from minigrad.errors import op_error
-from minigrad.kernels.gemm import few_columns, few_rows, products
+from minigrad.kernels.gemm import products, skinny
 from minigrad.kernels.gemm.blocking import block_sizes
 from minigrad.kernels.gemm.microkernel import tile_shape
-from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import NUMBERS, Array, Kernel, strided, written
+from minigrad.kernels.jit import (
+    JIT_ENABLED,
+    NUMBERS,
+    Array,
+    Kernel,
+    strided,
+    written,
+    written_anywhere,
+)
 from minigrad.kernels.threads import get_num_threads
 
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
@@ -90,12 +97,16 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
     return out
 
 
+def _error(message: str) -> ValueError:
+    return op_error(ValueError, "matmul", message)
+
+
 def _mismatch(x: Array, y: Array) -> ValueError:
     k, k_y = x.shape[-1], y.shape[-2]
     message = f"shapes {x.shape} and {y.shape} do not align: {k} != {k_y}"
     if k == y.shape[-1]:
         message += "; did you mean the transpose of the second, np.swapaxes(y, -1, -2)?"
-    return op_error(ValueError, "matmul", message)
+    return _error(message)
 
 
 def _checked(
@@ -103,30 +114,24 @@ def _checked(
 ) -> Array:
     """Return `out` if it can take a product of this shape, else raise an error."""
     if out is None:
-        raise op_error(ValueError, "matmul", "add=True adds to `out`, and there is none: pass out=")
+        raise _error("add=True adds to `out`, and there is none: pass out=")
     dtype = x.dtype if dtype is None else dtype
     if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
         kind = f"{out.dtype} array" if type(out) is np.ndarray else type(out).__name__
-        raise op_error(
-            ValueError,
-            "matmul",
+        raise _error(
             f"out is a {kind} of shape {np.shape(out)}, the product is "
-            f"a {dtype} array of shape {shape}",
+            f"a {dtype} array of shape {shape}"
         )
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise op_error(
-            ValueError,
-            "matmul",
+        raise _error(
             "out must be C-contiguous, aligned and writable; write to such an array and "
-            "copy it with out[...] = ",
+            "copy it with out[...] = "
         )
     for operand, name in ((x, "first"), (y, "second")):
         if np.may_share_memory(out, operand) and np.shares_memory(out, operand):
-            raise op_error(
-                ValueError,
-                "matmul",
+            raise _error(
                 f"out shares memory with the {name} operand, which would change while it "
-                "is read; pass a copy of one of them",
+                "is read; pass a copy of one of them"
             )
     return out
 
@@ -151,11 +156,9 @@ def _broadcast(x: Array, y: Array) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except ValueError:
-        raise op_error(
-            ValueError,
-            "matmul",
+        raise _error(
             f"the leading axes of shapes {x.shape} and {y.shape} do not broadcast: "
-            f"{x.shape[:-2]} and {y.shape[:-2]} must agree, or be 1 or missing",
+            f"{x.shape[:-2]} and {y.shape[:-2]} must agree, or be 1 or missing"
         ) from None
 
 
@@ -228,17 +231,17 @@ class Products:
         self._sizes = block_sizes(self._item)
         self.few = self.tile.VL
         self._near, self._masks = self._sizes[-3], self._sizes[-1]
-        self._dots = few_columns.dot_shapes()[0][1], self.tile.VL
+        self._dots = skinny.dot_shapes()[0][1], self.tile.VL
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         operand, plan = strided(number, 2), written(types.int64, 1)
         signature = (operand, operand, written(number, 2), plan)
         self.gemm = Kernel(products.gemm, signature, pieces=0)
         self.gemm_batch = Kernel(products.gemm_batch, signature)
-        turned = (operand, operand, types.Array(number, 2, "A"))
+        turned = (operand, operand, written_anywhere(number, 2))
         sizes = (types.intp, types.intp)
-        self.dots = Kernel(few_columns.dots, (*turned, *sizes, types.boolean), pieces=0)
-        self.stream = Kernel(few_rows.stream, (*turned, plan, types.boolean), pieces=0)
-        self.sweep = Kernel(few_rows.sweep, (*turned, types.boolean), pieces=0)
+        self.dots = Kernel(skinny.dots, (*turned, *sizes, types.boolean), pieces=0)
+        self.stream = Kernel(skinny.stream, (*turned, plan, types.boolean), pieces=0)
+        self.sweep = Kernel(skinny.sweep, (*turned, types.boolean), pieces=0)
 
     def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
         """Return a plan (see `products`): sizes, and where the matrices of a batch are."""
@@ -283,7 +286,7 @@ class Products:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
     def _few(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
-        """Do the product if `few_columns` or `few_rows` serves it, and return whether."""
+        """Do the product if a loop of `skinny` serves it, and return whether."""
         (m, k), n = x.shape, y.shape[1]
         seconds = work * SECONDS
         if m == 1 and n > 1 and y.strides[1] == self._item:
@@ -294,7 +297,13 @@ class Products:
         if large and m <= STREAMED and (self._masks or n % self.tile.NR == 0):
             if long:
                 return False
-            self._stream(x, y, out, add, seconds)
+            adjacent = out.strides[1] == self._item
+            rows = out if adjacent else np.empty(out.shape, out.dtype)
+            self.stream(seconds, x, y, rows, self.plans[0], add and adjacent)
+            if not adjacent and add:
+                out += rows
+            elif not adjacent:
+                out[...] = rows
             return True
         if n > m or x.strides[1] != self._item or not (m >= TALL or y.strides[0] == self._item):
             return False
@@ -304,18 +313,6 @@ class Products:
             return False  # too few rows for threads
         self.dots(seconds, x, y.T, out, *self._dots, add)
         return True
-
-    def _stream(self, x: Array, y: Array, out: Array, add: bool, seconds: float) -> None:
-        """Stream through y, for an output of any layout."""
-        if out.strides[1] == self._item:
-            self.stream(seconds, x, y, out, self.plans[0], add)
-            return
-        rows = np.empty(out.shape, out.dtype)
-        self.stream(seconds, x, y, rows, self.plans[0], False)
-        if add:
-            out += rows
-        else:
-            out[...] = rows
 
     def _split(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
         """Cut a long sum into pieces, which threads can do, and add up their results in order."""

@@ -21,14 +21,12 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-from numba import types
 
 from minigrad.kernels.gemm import products
 from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.kernel import NUMBERS, Array, Kernel, read, strided, written
+from minigrad.kernels.jit import JIT_ENABLED, Array
 from minigrad.readonly import hold, release
 
 LIMIT = 512 * 1024 * 1024  # bytes of all panels together; what would exceed it is packed each time
@@ -104,7 +102,8 @@ class PrepackedMatrix:
         seconds = SECONDS_OF_MULTIPLY_ADD * len(x) * n * k
         row = no_row(x.dtype) if row is None else np.ascontiguousarray(row)
         plan = PRODUCTS[x.dtype].plans[False]
-        MULTIPLY[x.dtype](seconds, x, panels, n, left, right, row, out, plan)
+        operands = x, panels, n, left, right, row, out
+        products.gemm_packed[x.dtype](seconds, *operands, plan)
         return out
 
     def _pack(self, matrix: Array, transpose: bool) -> Array | None:
@@ -121,7 +120,7 @@ class PrepackedMatrix:
             writes = self._writes
             try:
                 plan = PRODUCTS[matrix.dtype].plans[False]
-                PACK[matrix.dtype](SECONDS * size, matrix, panels, plan)
+                products.pack_all[matrix.dtype](SECONDS * size, matrix, panels, plan)
             except BaseException:
                 release(self.matrix)
                 raise
@@ -168,15 +167,3 @@ def prepack(matrix: Array) -> PrepackedMatrix | None:
 def find(matrix: Array) -> PrepackedMatrix | None:
     """Return the panels of a matrix that has an owner, else None."""
     return _known.get(id(matrix))
-
-
-PACK, MULTIPLY = {}, {}
-for _dtype, _number in NUMBERS.items():
-    _room, _plan = written(types.uint8, 1), written(types.int64, 1)
-    PACK[_dtype] = Kernel(products.pack_all, (strided(_number, 2), _room, _plan))
-    _extra = (strided(_number, 2), strided(_number, 2), read(_number, 1))
-    MULTIPLY[_dtype] = Kernel(
-        products.gemm_packed,
-        (strided(_number, 2), _room, types.intp, *_extra, written(_number, 2), _plan),
-        pieces=0,
-    )

@@ -16,27 +16,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 
 from minigrad.kernels.gemm.macrokernel import Extra, choose_packing, first_line, multiply, work_size
 from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns
-from minigrad.kernels.jit import jit
+from minigrad.kernels.jit import for_each_dtype, jit, read, strided, written
 from minigrad.kernels.vector import address_of, keep_alive
 
 HEADER = 13  # integers at the head of a plan
 
 
 @jit(inline="always")
-def blocks_of(sizes: Any, array: Any) -> BlockSizes:
-    """Return the shape of the tile, from an array that begins with it, and the dtype of `array`."""
-    return BlockSizes(
-        sizes[0], sizes[1], sizes[2], sizes[3], 0, 0, 0, 0, 0, 0, 0, 0,
-        array.itemsize, array.dtype.type(0),
-    )  # fmt: skip
-
-
-@jit(inline="always")
-def all_blocks_of(plan: Any, array: Any, pieces: int) -> BlockSizes:
+def blocks_of(plan: Any, array: Any, pieces: int) -> BlockSizes:
     """Return the sizes at the head of a plan, and the dtype of `array`."""
     return BlockSizes(
         plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
@@ -81,7 +72,7 @@ def transposed(matrix: Matrix) -> Matrix:
 def multiply_run(x: Any, y: Any, out: Any, plan: Any, pieces: int, start: int, stop: int) -> None:
     """Compute products number `start` to `stop` of a batch, each cut into pieces."""
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
-    t = all_blocks_of(plan, x, pieces)
+    t = blocks_of(plan, x, pieces)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     left, right = 1, 2
     if 2 * n <= t.NR and n < m and a.row == t.item:
@@ -125,9 +116,10 @@ def gemm_batch(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
         multiply_run_alone(x, y, out, plan, start, stop)
 
 
+@for_each_dtype((strided, 2), written(types.uint8, 1), written(types.int64, 1))
 def pack_all(_pieces: int, y: Any, panels: Any, plan: Any) -> None:
     """Pack all of y into an array of bytes, in the order in which `multiply` reads it."""
-    t = all_blocks_of(plan, y, 1)
+    t = blocks_of(plan, y, 1)
     b, (k, n) = matrix_of(y), y.shape
     first = first_line(panels)
     for jc in range(0, n, t.NC):
@@ -142,6 +134,10 @@ def pack_all(_pieces: int, y: Any, panels: Any, plan: Any) -> None:
     keep_alive(panels)
 
 
+@for_each_dtype(
+    (strided, 2), written(types.uint8, 1), types.intp, (strided, 2), (strided, 2), (read, 1),
+    (written, 2), written(types.int64, 1), pieces=0,
+)  # fmt: skip
 def gemm_packed(
     pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, row: Any, out: Any, plan: Any
 ) -> None:
@@ -150,7 +146,7 @@ def gemm_packed(
     y has n columns. A row of length 0 stands for none.
     """
     m, k, steps = x.shape[0], x.shape[1], x2.shape[1]
-    t = all_blocks_of(plan, x, pieces)
+    t = blocks_of(plan, x, pieces)
     a, C = matrix_of(x), matrix_of(out)
     prepacked = first_line(panels)
     choice = choose_packing(t, m, n, k, a, a, prepacked)

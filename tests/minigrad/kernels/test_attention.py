@@ -232,17 +232,9 @@ def test_the_gradients_that_are_not_needed_are_none(rng):
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the reference has no threads")
 @pytest.mark.parametrize("shape", [(3, 4, 90, 110), (1, 1, 700, 400)], ids=str)
-def test_bits_do_not_depend_on_threads(shape, rng):
+def test_bits_do_not_depend_on_threads(shape, same_on_threads, rng):
     arrays = operands(rng, shape[:2], *shape[2:], 20, 12)
-    before = minigrad.get_num_threads()
-    try:
-        minigrad.set_num_threads(1)
-        alone = both(*arrays, causal=True)
-        minigrad.set_num_threads(before)
-        for one, other in zip(both(*arrays, causal=True)[:5], alone[:5], strict=True):
-            assert_array_equal(one, other)
-    finally:
-        minigrad.set_num_threads(before)
+    same_on_threads(lambda: both(*arrays, causal=True)[:5])
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"added": True}, {"allowed": True}])

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
-from minigrad.kernels import activation, elementwise, gelu_erf
+from minigrad.kernels import activation, elementwise
 from minigrad.kernels.jit import JIT_ENABLED
 
 FLOATS = [np.float32, np.float64]
@@ -33,13 +33,13 @@ X = np.concatenate([np.linspace(-13, 13, 20_001), np.geomspace(1e-30, 1e-3, 50)]
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_normal_distribution_has_its_digits_in_both_tails(dtype):
     x = X.astype(dtype)
-    assert_allclose(gelu_erf.normal_cdf(x), exact(cdf, x), rtol=ROUNDING[dtype])
+    assert_allclose(activation.normal_cdf(x), exact(cdf, x), rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_gelu_has_its_digits_in_the_tail(dtype):
     x = X.astype(dtype)
-    found = gelu_erf.gelu(x)
+    found = activation.gelu(x)
     assert found.dtype == dtype
     assert_allclose(found, exact(lambda v: v * cdf(v), x), rtol=2 * ROUNDING[dtype], atol=1e-37)
 
@@ -47,7 +47,7 @@ def test_gelu_has_its_digits_in_the_tail(dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_gradient_of_gelu(dtype, rng):
     x, g = X.astype(dtype), rng.standard_normal(X.size).astype(dtype)
-    found = gelu_erf.gelu_gradient(g, x)
+    found = activation.gelu_gradient(g, x)
     expected = g * exact(slope, x)
     assert_allclose(found, expected, rtol=0, atol=3 * ROUNDING[dtype] * np.abs(g).max())
     left = x < -2  # away from the zero of the slope, at -0.75, digits count relatively
@@ -57,19 +57,19 @@ def test_the_gradient_of_gelu(dtype, rng):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_error_function(dtype):
     x = np.linspace(-6, 6, 1001).astype(dtype)
-    assert_allclose(gelu_erf.erf(x), exact(math.erf, x), rtol=ROUNDING[dtype])
+    assert_allclose(activation.erf(x), exact(math.erf, x), rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_values_that_are_no_ordinary_numbers(dtype):
     x = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 40, -40, 0.0, -0.0], dtype)
     with np.errstate(all="ignore"):  # -inf times 0
-        assert_array_equal(gelu_erf.normal_cdf(x)[:5], np.array([np.nan, 1, 0, 1, 0], dtype))
-        assert_array_equal(gelu_erf.normal_cdf(x)[7:], [0.5, 0.5])
+        assert_array_equal(activation.normal_cdf(x)[:5], np.array([np.nan, 1, 0, 1, 0], dtype))
+        assert_array_equal(activation.normal_cdf(x)[7:], [0.5, 0.5])
         assert_array_equal(
-            gelu_erf.gelu(x)[[0, 1, 3, 5]], np.array([np.nan, np.inf, 1e30, 40], dtype)
+            activation.gelu(x)[[0, 1, 3, 5]], np.array([np.nan, np.inf, 1e30, 40], dtype)
         )
-        found = gelu_erf.gelu_gradient(np.ones_like(x), x)
+        found = activation.gelu_gradient(np.ones_like(x), x)
     assert_allclose(found[[0, 3, 4, 5, 6, 7]], [np.nan, 1, 0, 1, 0, 0.5], atol=1e-30)
 
 
@@ -78,12 +78,12 @@ def test_every_size_and_layout(size, rng):
     x = rng.standard_normal((3, size)).astype(np.float32)
     for arranged in (x, x[:, ::-1], np.asfortranarray(x), x[::2]):
         expected = exact(lambda v: v * cdf(v), arranged.ravel()).reshape(arranged.shape)
-        assert_allclose(gelu_erf.gelu(arranged), expected, rtol=1e-6, atol=1e-37)
-        found = gelu_erf.gelu_gradient(arranged, arranged)
+        assert_allclose(activation.gelu(arranged), expected, rtol=1e-6, atol=1e-37)
+        found = activation.gelu_gradient(arranged, arranged)
         assert found.shape == arranged.shape
     g = np.broadcast_to(np.float32(2), x.shape)
-    one = gelu_erf.gelu_gradient(np.ones_like(x), x)
-    assert_array_equal(gelu_erf.gelu_gradient(g, x), 2 * one)
+    one = activation.gelu_gradient(np.ones_like(x), x)
+    assert_array_equal(activation.gelu_gradient(g, x), 2 * one)
 
 
 OF_ONE = {  # name: options
@@ -114,7 +114,7 @@ ALL += [(name, 2, options) for name, options in OF_TWO.items()]
 
 
 def named(name):
-    return getattr(gelu_erf if hasattr(gelu_erf, name) else activation, name)
+    return getattr(activation, name)
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the reference has no threads")
@@ -122,16 +122,10 @@ def named(name):
     ("name", "count", "options"),
     [kind for kind in ALL if kind[0] in ("erf", "relu", "elu", "gelu", "gelu_gradient")],
 )
-def test_bits_do_not_depend_on_threads_or_neighbours(name, count, options, rng):
+def test_bits_do_not_depend_on_threads_or_neighbours(name, count, options, same_on_threads, rng):
     arrays = rng.standard_normal((count, 1_100_007)).astype(np.float32)
-    function, before = named(name), minigrad.get_num_threads()
-    try:
-        minigrad.set_num_threads(1)
-        alone = function(*arrays, *options)
-        minigrad.set_num_threads(before)
-        assert_array_equal(function(*arrays, *options), alone)
-    finally:
-        minigrad.set_num_threads(before)
+    function = named(name)
+    (alone,) = same_on_threads(lambda: [function(*arrays, *options)])
     for start in (1, 5, 1_099_990):
         assert_array_equal(function(*arrays[:, start:], *options), alone[start:])
 
@@ -159,7 +153,7 @@ def test_references_agree_at_the_ends_of_the_range(name, count, options, dtype):
         assert_allclose(found, named(name).reference(*arrays, *options), rtol=1e-6, atol=1e-37)
 
 
-@pytest.mark.parametrize("function", [activation.relu, gelu_erf.gelu, gelu_erf.erf])
+@pytest.mark.parametrize("function", [activation.relu, activation.gelu, activation.erf])
 def test_the_result_is_an_array_of_its_own(function, rng):
     x = rng.standard_normal((4, 5)).astype(np.float32)
     x.flags.writeable = False

@@ -20,6 +20,7 @@ def test_every_form_compiles(double):
 
 @pytest.mark.skipif(get_max_threads() < 2, reason="this process may use one thread only")
 def test_every_form_runs_and_threads_change_no_bit():
+    forms(double=True, threads=True)  # imports every kernel
     with every_kernel.recorded() as called:
         alone, shared = every_kernel.results_with_and_without_threads()
     assert every_kernel.missing(called) == []

@@ -1,32 +1,22 @@
 """The ways of a matrix product: which a shape takes, `out` and `add`, memory, accuracy, hosts."""
 
-import os
 import re
-import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 
-from minigrad.kernels.gemm import PRODUCTS, blocking, few_columns, matmul
+from minigrad.kernels.gemm import PRODUCTS, blocking, matmul, skinny
 from minigrad.kernels.gemm.blocking import USUAL
 from minigrad.kernels.gemm.dispatch import LONG, PAGE, PIECES, SPLIT, TALL
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from tests.hosts import HOSTS, on_x86
+from tests.minigrad.kernels.processes import run_python
 
-ROOT = Path(__file__).parents[3]
 FLOATS = (np.float32, np.float64)
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 def operands(m, k, n, layout, dtype, rng):
@@ -214,17 +204,11 @@ def test_infinity_spreads_as_ieee_says(shape, layout, dtype, rng):
     [((4096, 300, 5), "NN"), ((1, 1500, 4100), "NN"), ((600, 1024, 16), "NT"),
      ((20, PIECES * SPLIT + 5, 17), "NN"), ((16, 300, 2000), "NN")],
 )  # fmt: skip
-def test_bits_of_every_way_do_not_depend_on_the_number_of_threads(shape, layout, dtype, rng):
+def test_bits_of_every_way_do_not_depend_on_the_number_of_threads(
+    shape, layout, dtype, same_on_threads, rng
+):
     x, y = operands(*shape, layout, dtype, rng)
-    before = get_num_threads()
-    try:
-        set_num_threads(1)
-        alone = matmul(x, y)
-        for threads in range(2, numba.config.NUMBA_NUM_THREADS + 1):
-            set_num_threads(threads)
-            np.testing.assert_array_equal(matmul(x, y), alone)
-    finally:
-        set_num_threads(before)
+    same_on_threads(lambda: [matmul(x, y)])
 
 
 @pytest.mark.full
@@ -250,7 +234,8 @@ FUZZ = """
     import sys
     import numpy as np
     from minigrad.kernels.gemm import PRODUCTS, matmul
-    from minigrad.kernels.gemm.prepacked import MULTIPLY, PACK, packed_bytes
+    from minigrad.kernels.gemm.prepacked import packed_bytes
+    from minigrad.kernels.gemm.products import gemm_packed, pack_all
     from minigrad.kernels.vector import vector_registers
     from tests.guarded import guarded
 
@@ -288,12 +273,12 @@ FUZZ = """
         left, right = matrix(m, rank or 1, dtype)[:, :rank], matrix(rank or 1, n, dtype)[:rank]
         products = PRODUCTS[np.dtype(dtype)]
         room = guarded(packed_bytes(y), np.uint8, rng.integers(2))
-        PACK[np.dtype(dtype)](0.0, y, room, products.plans[False])
+        pack_all[np.dtype(dtype)](0.0, y, room, products.plans[False])
         out[...] = np.nan
         row = guarded(n, dtype, rng.integers(2))[: n * int(rng.integers(2))]
         row[...] = rng.standard_normal(row.size)
         operands = x, room, n, left, right, row, out, products.plans[False]
-        MULTIPLY[np.dtype(dtype)](0.0, *operands)
+        gemm_packed[np.dtype(dtype)](0.0, *operands)
         wide = x.astype(float) @ y.astype(float) + left.astype(float) @ right.astype(float)
         wide += row if row.size else 0
         bound += (rank + 3) * np.finfo(dtype).eps * (abs(left.astype(float)) @ abs(right) + 9)
@@ -304,17 +289,8 @@ FUZZ = """
 
 def fuzz(count, seed, tmp_path, **environment):
     """Run FUZZ; returns bytes of a vector and number of registers that its process compiled for."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", **environment}
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FUZZ), str(count), str(seed)],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    done, width, registers = result.stdout.split()
+    variables = {"NUMBA_NUM_THREADS": "1", **environment}
+    done, width, registers = run_python(FUZZ, count, seed, cwd=tmp_path, **variables).split()
     assert done == "done"
     return int(width), int(registers)
 
@@ -365,10 +341,10 @@ def test_blocks_are_whole_tiles_for_any_caches(caches, itemsize, monkeypatch):
 
 
 def test_a_size_that_the_system_does_not_say_is_assumed(monkeypatch):
-    monkeypatch.setattr(blocking, "_ask", lambda level: 0)
+    monkeypatch.setattr(blocking, "reported_size", lambda level: 0)
     assert tuple(blocking.cache_sizes.__wrapped__()) in blocking.USUAL.values()
 
 
 def test_tiles_of_dots_fit_the_registers():
-    for rows, cols in few_columns.dot_shapes():
+    for rows, cols in skinny.dot_shapes():
         assert rows * cols + rows + 1 <= blocking.vector_registers()[1]

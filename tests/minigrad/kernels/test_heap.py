@@ -1,21 +1,17 @@
 """Freed memory stays with the process, unless the user has settings of their own."""
 
 import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.minigrad.kernels.processes import run_python
 
 STEPS = """
     import resource, sys
     import numpy as np
-    from minigrad.kernels import heap
+    from minigrad import kernels
 
-    told = heap.keep_freed_memory()
+    told = kernels.keep_freed_memory()
 
     def step():
         arrays = [np.ones(100_000) for _ in range(10)]  # 8 MB, of which the last is freed first
@@ -38,15 +34,8 @@ glibc = pytest.mark.skipif(
 
 def run(**variables):
     theirs = ("MALLOC_", "GLIBC_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(theirs)}
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(STEPS)],
-        env={**kept, "PYTHONPATH": str(ROOT), **variables},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told, faults = map(int, result.stdout.split())
+    unset = {name: None for name in os.environ if name.startswith(theirs)}
+    told, faults = map(int, run_python(STEPS, **{**unset, **variables}).split())
     return bool(told), faults
 
 
@@ -73,10 +62,10 @@ def test_the_user_s_own_settings_stay(setting):
 
 
 def test_a_c_library_without_such_settings_is_left_alone(monkeypatch):
-    from minigrad.kernels import heap
+    from minigrad import kernels
 
     for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "confstr_names", {}, raising=False)
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("it was asked for"))
-    assert heap.keep_freed_memory.__wrapped__() is False
+    monkeypatch.setattr(kernels.ctypes, "CDLL", lambda name: pytest.fail("it was asked for"))
+    assert kernels.keep_freed_memory.__wrapped__() is False

@@ -1,13 +1,9 @@
 """NF4: the published code book, nearest levels, exact products, and no dense copy at any time."""
 
 import copy
-import os
 import pickle
-import subprocess
 import sys
-import textwrap
 import tracemalloc
-from pathlib import Path
 from statistics import NormalDist
 
 import hypothesis
@@ -21,13 +17,11 @@ import lora
 import minigrad
 from lora import NF4Linear, QuantizeReport, quantize
 from minigrad import assert_gradients, nf4_linear, nn
-from minigrad.kernels import nf4, nf4_decode
+from minigrad.kernels import nf4
 from minigrad.kernels.jit import JIT_ENABLED
-from minigrad.kernels.nf4 import NF4Matrix
-from minigrad.kernels.nf4_decode import LEVELS
+from minigrad.kernels.nf4 import LEVELS, NF4Matrix
 from tests.hosts import HOSTS, on_x86
-
-ROOT = Path(__file__).parents[3]
+from tests.minigrad.kernels.processes import run_python
 
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 
@@ -44,7 +38,7 @@ def absmax_of(matrix):
     """The absmax of each block of each row, as it is read back."""
     absmax = matrix.absmax
     if matrix.double_quant:
-        absmax = nf4_decode.absmax_of(absmax, 0, matrix.offset, matrix.scale)
+        absmax = nf4.absmax_of(absmax, 0, matrix.offset, matrix.scale)
     return absmax.reshape(len(matrix.codes), -1)
 
 
@@ -261,16 +255,14 @@ def test_rows_are_rows_of_the_whole(dtype, rng):
 def test_the_kernel_reads_what_its_reference_does(shape, block_size, double_quant, dtype, rng):
     matrix = NF4Matrix.of(draw(rng, shape), block_size, double_quant)
     absmax = absmax_of(matrix)
-    expected = nf4_decode.decode_reference(
-        matrix.codes, absmax, block_size, shape[1], np.dtype(dtype)
-    )
+    expected = nf4.decode_reference(matrix.codes, absmax, block_size, shape[1], np.dtype(dtype))
     assert_array_equal(matrix.dense(dtype), expected)
 
 
 READ = """
     import sys
     import numpy as np
-    from minigrad.kernels import nf4_decode
+    from minigrad.kernels import nf4
     from minigrad.kernels.vector import vector_registers
     from tests.guarded import guarded
 
@@ -288,8 +280,8 @@ READ = """
         dtype = np.dtype((np.float32, np.float64)[i % 2])
         out = guarded(rows * cols, dtype, rng.integers(2)).reshape(rows, cols)
         out[...] = np.nan
-        nf4_decode.decode(packed, absmax, block_size, out)
-        expected = nf4_decode.decode_reference(packed, absmax, block_size, cols, dtype)
+        nf4.decode(packed, absmax, block_size, out)
+        expected = nf4.decode_reference(packed, absmax, block_size, cols, dtype)
         assert (out == expected).all(), i
     print("done", vector_registers()[0])
 """
@@ -301,15 +293,7 @@ READ = """
 @pytest.mark.skipif(sys.platform != "linux", reason="guards memory with mprotect")
 @pytest.mark.parametrize(("host", "width"), [("AVX2", "32"), ("SSE2", "16")])
 def test_other_hosts_read_what_the_reference_does_and_nothing_beyond(host, width, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(READ)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **HOSTS[host]},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.stdout.split() == ["done", width], result.stderr
+    assert run_python(READ, cwd=tmp_path, **HOSTS[host]) == f"done {width}"
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
@@ -392,19 +376,10 @@ def test_other_numbers_are_computed_as_numpy_does_and_float16_in_float32(dtype, 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_any_number_of_threads_gives_the_same_bits(dtype, rng):
+def test_any_number_of_threads_gives_the_same_bits(dtype, same_on_threads, rng):
     matrix = NF4Matrix.of(draw(rng, (700, 900)))
     x, g = draw(rng, (64, 900), dtype), draw(rng, (64, 700), dtype)
-    before = minigrad.get_num_threads()
-    results = []
-    try:
-        for threads in range(1, before + 1):
-            minigrad.set_num_threads(threads)
-            products = (matrix.T.matmul(x), matrix.matmul(g), matrix.dense(dtype))
-            results.append([array.tobytes() for array in products])
-    finally:
-        minigrad.set_num_threads(before)
-    assert all(result == results[0] for result in results)
+    same_on_threads(lambda: [matrix.T.matmul(x), matrix.matmul(g), matrix.dense(dtype)])
 
 
 def test_operands_of_any_layout_are_served(rng):

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
-from minigrad.kernels import dropout, normalization
+from minigrad.kernels import elementwise, normalization
 from minigrad.kernels.jit import JIT_ENABLED
 
 FLOATS = [np.float32, np.float64]
@@ -144,28 +144,12 @@ def test_arrays_of_two_dtypes_are_the_references(rng):
     assert found.dtype == np.float64
 
 
-def on_threads(function):
-    """The result on one thread and on all."""
-    before = minigrad.get_num_threads()
-    try:
-        minigrad.set_num_threads(1)
-        alone = function()
-        minigrad.set_num_threads(before)
-        return alone, function()
-    finally:
-        minigrad.set_num_threads(before)
-
-
 @pytest.mark.skipif(not JIT_ENABLED, reason="the references have no threads")
 @pytest.mark.parametrize(("rows", "size"), [(3001, 300), (3, 200_003)])
-def test_bits_do_not_depend_on_threads(rows, size, rng):
+def test_bits_do_not_depend_on_threads(rows, size, same_on_threads, rng):
     x, g, weight, bias = operands(rng, rows, size, np.float32)
-    for alone, shared in (
-        on_threads(lambda: [normalization.norm(x, (size,), weight, bias, 1e-5, True)]),
-        on_threads(lambda: normalization.norm_gradients(g, x, (size,), weight, 1e-5, True, ALL)),
-    ):
-        for one, other in zip(alone, shared, strict=True):
-            assert_array_equal(one, other)
+    same_on_threads(lambda: [normalization.norm(x, (size,), weight, bias, 1e-5, True)])
+    same_on_threads(lambda: normalization.norm_gradients(g, x, (size,), weight, 1e-5, True, ALL))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -180,16 +164,16 @@ def test_dropping_is_its_reference(threshold, dtype, rng):
         x = rng.standard_normal(shape).astype(dtype)
         words = minigrad.random.words(rng, x.size)
         for arranged in (x, np.asfortranarray(x), x[::-1]):
-            found = dropout.drop(arranged, words, threshold, 1.25)
+            found = elementwise.drop(arranged, words, threshold, 1.25)
             assert found.dtype == dtype
-            assert_array_equal(found, dropout.drop_reference(arranged, words, threshold, 1.25))
+            assert_array_equal(found, elementwise.drop_reference(arranged, words, threshold, 1.25))
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the reference has no threads")
-def test_what_is_dropped_does_not_depend_on_threads(rng):
+def test_what_is_dropped_does_not_depend_on_threads(same_on_threads, rng):
     x = rng.standard_normal(1_000_003).astype(np.float32)
     words = minigrad.random.words(rng, x.size)
-    assert_array_equal(*on_threads(lambda: dropout.drop(x, words, 20_000, 1.5)))
+    same_on_threads(lambda: [elementwise.drop(x, words, 20_000, 1.5)])
 
 
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937"])

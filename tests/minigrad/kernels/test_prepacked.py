@@ -11,7 +11,7 @@ import pytest
 import lora
 import minigrad
 from minigrad import nn, optim, readonly
-from minigrad.kernels.gemm import prepacked
+from minigrad.kernels.gemm import prepacked, products
 from minigrad.kernels.gemm.prepacked import PrepackedMatrix, prepack
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.readonly import hold, release, writable
@@ -244,13 +244,13 @@ def test_a_weight_that_could_not_be_made_writable_again_is_not_held(rng, packed)
 
 def test_panels_that_someone_wrote_under_are_not_kept(rng, packed, monkeypatch):
     made, x = layer(rng), rng.standard_normal((100, 210)).astype(np.float32)
-    pack = prepacked.PACK[x.dtype]
+    pack = products.pack_all[x.dtype]
 
     def interrupted(*arguments):
         pack(*arguments)
         made.base_weight.data[...] *= 2  # as another thread might
 
-    monkeypatch.setitem(prepacked.PACK, x.dtype, interrupted)
+    monkeypatch.setitem(products.pack_all, x.dtype, interrupted)
     made(x)
     assert packed() == 0
     monkeypatch.undo()
@@ -301,7 +301,7 @@ def test_packing_that_fails_leaves_the_weight_writable_and_nothing_held(rng, mon
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(prepacked.PACK, x.dtype, fail)
+    monkeypatch.setitem(products.pack_all, x.dtype, fail)
     with pytest.raises(KeyboardInterrupt):
         made(x)
     assert made.base_weight._data.flags.writeable

@@ -2,11 +2,8 @@
 
 import os
 import re
-import subprocess
 import sys
-import textwrap
 import threading
-from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -19,16 +16,11 @@ from minigrad.kernels.gemm import PRODUCTS, matmul
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.threads import get_num_threads, set_num_threads
+from tests.minigrad.kernels.processes import run_python
 
-ROOT = Path(__file__).parents[3]
 FLOATS = (np.float32, np.float64)
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 @pytest.fixture
@@ -370,21 +362,6 @@ PRODUCT = """
     def right():
         return np.allclose(matmul(x, y), x @ y) and np.allclose(matmul(big_x, big_y), big_x @ big_y)
 """
-
-
-def run_python(script, **environment):
-    """Run a script in a new process; returns what it printed last. None unsets a variable."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=ROOT,
-        env={name: value for name, value in variables.items() if value is not None},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip().rpartition("\n")[2]
 
 
 LAYERS = ["default", "omp", "workqueue"]

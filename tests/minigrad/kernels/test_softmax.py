@@ -160,7 +160,7 @@ def test_squared_error(shape, dtype, rng):
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the references have no threads")
-def test_bits_do_not_depend_on_threads(rng):
+def test_bits_do_not_depend_on_threads(same_on_threads, rng):
     logits, labels, weights, _ = labelled(rng, 700, 1003)
     g, other = rng.standard_normal((2, 700, 1003)).astype(np.float32)
     _, sums = losses.cross_entropy(logits, labels, weights, 0.1)
@@ -174,15 +174,7 @@ def test_bits_do_not_depend_on_threads(rng):
         yield losses.cross_entropy_gradient(g[:, 0], logits, labels, weights, 0.1, sums)
         yield losses.squared_error(np.tile(g, (3, 1)), np.tile(other, (3, 1)))
 
-    before = minigrad.get_num_threads()
-    try:
-        minigrad.set_num_threads(1)
-        alone = list(results())
-        minigrad.set_num_threads(before)
-        for found, expected in zip(results(), alone, strict=True):
-            assert_array_equal(found, expected)
-    finally:
-        minigrad.set_num_threads(before)
+    same_on_threads(results)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, np.uint64])

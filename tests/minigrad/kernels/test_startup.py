@@ -20,8 +20,7 @@ import pytest
 import minigrad
 from minigrad import __main__ as command_line
 from minigrad.kernels import cache, warmup
-from minigrad.kernels.jit import JIT_ENABLED, jit
-from minigrad.kernels.kernel import KERNELS, Kernel
+from minigrad.kernels.jit import JIT_ENABLED, KERNELS, Kernel, jit
 
 ROOT = Path(__file__).parents[3]
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="nothing is compiled")
@@ -44,7 +43,7 @@ TWO_OPS = ONE_OP + "; minigrad.softmax(minigrad.ones(4, 4))"
 PROBE = """
 import numpy as np
 from numba import prange, types
-from minigrad.kernels.kernel import Kernel
+from minigrad.kernels.jit import Kernel
 
 def double(pieces, x, out):
     for piece in prange(pieces):

@@ -67,7 +67,7 @@ def test_the_kernel_checks_its_rows():
     table = np.zeros((3, 2))
     for rows in ([0, 3], [-1, 0]):
         with pytest.raises(IndexError, match="rows run from"):
-            kernels.indexing.add_rows(table, np.array(rows), np.ones((2, 2)))
+            kernels.elementwise.add_rows(table, np.array(rows), np.ones((2, 2)))
     assert not table.any()
 
 
@@ -75,7 +75,7 @@ def test_rows_of_strided_arrays(rng):
     table = np.zeros((9, 30))[:, ::3]
     rows = rng.integers(0, 9, 50)
     values = rng.standard_normal((10, 50)).T
-    kernels.indexing.add_rows(table, rows, values)
+    kernels.elementwise.add_rows(table, rows, values)
     assert_allclose(table, added(values, rows, table.shape), rtol=1e-12)
 
 

@@ -1,0 +1,336 @@
+"""Products of a large matrix and one with few rows or columns, as in LoRA's x A^T and g^T h.
+
+Such a product does few multiply-adds for each number it reads, so nothing may be spent on getting
+that number: nothing is packed, and memory is read once, in the order in which it lies.
+
+* `dots` is for a few columns, and a large matrix whose rows run along k. The sums run along k, a
+  vector of them for each number of C, and are folded at the end. (512, 768) @ (768, 8) takes half
+  the time of a register tile, which needs the matrix transposed into panels first.
+* `stream` is for a few rows, as in the gradients d^T x and g^T h of LoRA. The register tile walks
+  along a strip of rows of the matrix, and hints at the strip to come, which no processor guesses.
+* `sweep` is for one row. Eight rows of the matrix at a time are added into the row of the result.
+  (1, 4096) @ (4096, 4096) takes a third of the time of a register tile, which would walk down
+  columns, from page to page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange
+
+from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
+from minigrad.kernels.gemm.microkernel import CACHE_LINE
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix
+from minigrad.kernels.gemm.products import blocks_of, matrix_of
+from minigrad.kernels.jit import jit
+from minigrad.kernels.vector import (
+    ADDRESS,
+    I32,
+    Emitter,
+    address_of,
+    copy_vector,
+    instruction,
+    keep_alive,
+    load,
+    prefetch,
+    store,
+    vector_registers,
+)
+
+NEAR = 24 * 1024  # bytes of the few columns that stay in the level-1 cache while rows pass by
+HEIGHT = 64  # rows in a block
+STRIP = 64  # rows of a matrix that is streamed through
+SWEPT = 8  # rows that are added up at once
+SPAN = 4096  # numbers of the result that stay in the level-1 cache meanwhile
+
+
+# --------------------------------------------------------------------------------------------------
+# Few columns
+# --------------------------------------------------------------------------------------------------
+
+
+def dot_shapes() -> list[tuple[int, int]]:
+    """Return the tiles of `dots`, from wide to narrow: rows of A, and columns.
+
+    A tile of R x S needs R + S loads for R * S multiply-adds, and R * S + R + 1 registers.
+    """
+    sums = vector_registers()[1] // 2
+    return [(2, sums // 2), (4, sums // 4), (4, 1)]
+
+
+def _fold(e: Emitter, vectors: list[Any]) -> list[Any]:
+    """Emit the sum over the lanes of each vector, and return the sums.
+
+    Neighbours are added crosswise, [x0 x1 ..] and [y0 y1 ..] to [x0+x1 y0+y1 ..], until one
+    vector holds the sums of as many as it has lanes: a quarter of the additions of folding each.
+    """
+    builder, count = e.builder, len(vectors)
+    d = 1
+    while d < e.lanes:
+        lanes = range(e.lanes)
+        if len(vectors) == 1:
+            other = e.shuffle(vectors[0], vectors[0], [lane ^ d for lane in lanes])
+            vectors = [builder.fadd(vectors[0], other)]
+        else:
+            keep = [e.lanes + lane if lane & d else lane for lane in lanes]
+            cross = [(e.lanes if lane & d else 0) + (lane ^ d) for lane in lanes]
+            vectors = [
+                builder.fadd(e.shuffle(x, y, keep), e.shuffle(x, y, cross))
+                for x, y in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        d *= 2
+    return [builder.extract_element(vectors[i // e.lanes], I32(i % e.lanes)) for i in range(count)]
+
+
+@instruction()
+def tile_of_dots(
+    e: Emitter, rows: Any, cols: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any,
+    c: Any, c_row: Any, c_col: Any, add: Any, _zero: Any,
+) -> None:  # fmt: skip
+    """Compute C[i, j] = or += the sum of a[i, :depth] * b[j, :depth], rows of adjacent numbers.
+
+    The tile is the narrowest of `dot_shapes` that has `cols` columns, or the widest; of it
+    `rows` rows exist.
+    """
+    builder = e.builder
+
+    def emit(shape: tuple[int, int]) -> list[Any]:
+        R, S = shape
+
+        def addresses(first: Any, step: Any, number: int, exist: Any) -> list[Any]:
+            # A row that does not exist is the last one once more: its sums are written there twice.
+            last = builder.sub(exist, ADDRESS(1))
+            found = []
+            for i in range(number):
+                exists = builder.icmp_signed("<", ADDRESS(i), last)
+                found.append(
+                    builder.add(first, builder.mul(step, builder.select(exists, ADDRESS(i), last)))
+                )
+            return found
+
+        a_rows, b_rows = addresses(a, a_row, R, rows), addresses(b, b_row, S, cols)
+        vector = ADDRESS(e.vector_bytes)
+        rest = builder.urem(depth, ADDRESS(e.lanes))
+        length = builder.mul(builder.sub(depth, rest), ADDRESS(e.item))
+
+        def multiply(sums: list[Any], load: Any) -> list[Any]:
+            left, right = [load(p) for p in a_rows], [load(p) for p in b_rows]
+            return [e.multiply_add(left[i // S], right[i % S], sums[i]) for i in range(R * S)]
+
+        def multiply_rest(sums: list[Any], mask: Any) -> list[Any]:
+            return multiply(sums, lambda p: e.load_some(builder.add(p, length), mask))
+
+        def step_of_k(now: list[Any]) -> tuple[list[Any], Any]:
+            done, *sums = now
+            for address in a_rows:  # the next rows, since a row is too short to be guessed from
+                next_rows = builder.add(address, builder.mul(a_row, ADDRESS(R)))
+                e.prefetch(builder.add(next_rows, done), to_write=False)
+            new = multiply(sums, lambda p: e.load(builder.add(p, done), e.vector))
+            then = builder.add(done, vector)
+            return [then, *new], builder.icmp_signed("<", then, length)
+
+        zeros = [ir.Constant(e.vector, None)] * (R * S)
+        has_vectors = builder.icmp_signed(">", length, ADDRESS(0))
+        full = e.choose(
+            [(has_vectors, lambda: e.loop([ADDRESS(0), *zeros], step_of_k)[1:])], lambda: zeros
+        )
+        has_rest = builder.icmp_signed(">", rest, ADDRESS(0))
+        totals = e.choose(  # lanes past the end are 0 in both operands
+            [(has_rest, lambda: multiply_rest(full, e.first_lanes(rest)))], lambda: full
+        )
+        numbers = _fold(e, totals)
+        c_rows, c_cols = addresses(c, c_row, R, rows), addresses(ADDRESS(0), c_col, S, cols)
+        targets = [builder.add(row, col) for row in c_rows for col in c_cols]
+        e.store_or_add(numbers, targets, add)
+        return []
+
+    widest, *narrower = dot_shapes()
+    cases = [
+        (builder.icmp_signed("<=", cols, ADDRESS(shape[1])), partial(emit, shape))
+        for shape in reversed(narrower)
+    ]
+    e.choose(cases, partial(emit, widest))
+
+
+@jit(inline="always")
+def block_depth(cols: int, widest: int, item: int) -> int:
+    """Return how many steps of k a block has, such that the columns of a tile stay near."""
+    return NEAR // (min(cols, widest) * item)
+
+
+@jit()
+def dots_of_rows(
+    a: Matrix, b: Matrix, C: Matrix, rows: int, cols: int, k: int, add: bool, packed: bool,
+    item: int, zero: Any, widest: int,
+) -> None:  # fmt: skip
+    """Compute C = or += A B^T for some rows of A, in blocks that stay in the caches."""
+    block = block_depth(cols, widest, item)
+    for pc in range(0, k, block):
+        depth = min(block, k - pc)
+        at, b_row = b.at + pc * item, b.row
+        if packed:
+            at, b_row = b.at + pc * cols * item, depth * item
+        for ic in range(0, rows, HEIGHT):
+            end = min(rows, ic + HEIGHT)
+            for j in range(0, cols, widest):
+                wide = min(widest, cols - j)
+                step = 2 if wide > widest // 2 else 4  # as `dot_shapes` says
+                for i in range(ic, end, step):
+                    tile_of_dots(
+                        min(step, end - i), wide,
+                        a.at + i * a.row + pc * item, a.row, at + j * b_row, b_row,
+                        depth, C.at + i * C.row + j * C.col, C.row, C.col, add or pc > 0, zero,
+                    )  # fmt: skip
+
+
+@jit()
+def pack_rows_in_blocks(
+    b: Matrix, rows: int, k: int, block: int, target: int, item: int, zero: Any, lanes: int
+) -> None:
+    """Copy rows so that each is contiguous, and so are all rows of a block of k."""
+    for pc in range(0, k, block):
+        depth = min(block, k - pc)
+        for j in range(rows):
+            here = b.at + j * b.row + pc * b.col
+            done = 0
+            if b.col == item:
+                done = depth - depth % lanes
+                for p in range(0, done, lanes):
+                    copy_vector(here + p * item, target + p * item, zero)
+            for p in range(done, depth):
+                store(target + p * item, load(here + p * b.col, zero))
+            target += depth * item
+
+
+def dots(pieces: int, x: Any, y: Any, out: Any, widest: int, lanes: int, add: bool) -> None:
+    """Compute out = or += x y^T; the rows of x are contiguous, and those of y are made so."""
+    m, k, n = x.shape[0], x.shape[1], y.shape[0]
+    item, zero = x.itemsize, x.dtype.type(0)
+    b = Matrix(address_of(y), y.strides[0], y.strides[1])
+    packed = m >= HEIGHT or b.col != item
+    work = np.empty(n * k * item if packed else 0, np.uint8)
+    at, row = b.at, b.row
+    if packed:
+        at = address_of(work)
+        pack_rows_in_blocks(b, n, k, block_depth(n, widest, item), at, item, zero, lanes)
+    a_at, a_row = address_of(x), x.strides[0]
+    c_at, c_row, c_col = address_of(out), out.strides[0], out.strides[1]
+    for piece in prange(pieces):
+        i, end = piece * m // pieces, (piece + 1) * m // pieces
+        dots_of_rows(
+            Matrix(a_at + i * a_row, a_row, item), Matrix(at, row, item),
+            Matrix(c_at + i * c_row, c_row, c_col), end - i, n, k, add, packed, item, zero,
+            widest,
+        )  # fmt: skip
+    keep_alive(work)
+
+
+# --------------------------------------------------------------------------------------------------
+# Few rows
+# --------------------------------------------------------------------------------------------------
+
+
+@jit()
+def stream_span(
+    t: BlockSizes, m: int, cols: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool
+) -> None:
+    """Compute C = or += A B for a span of columns, one strip of rows of B after the other."""
+    for pc in range(0, k, STRIP):
+        depth, then = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
+        A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
+        hinted = 0
+        for j in range(0, cols, t.NR):
+            wide = min(t.NR, cols - j)
+            here = b.at + pc * b.row + j * t.item
+            while hinted * cols < then * (j + wide):  # rows in the order in which they lie
+                ahead = b.at + (pc + STRIP + hinted) * b.row
+                for byte in range(0, cols * t.item, CACHE_LINE):
+                    prefetch(ahead + byte)
+                hinted += 1
+            B = Panels(here, t.item, b.row, 0, False)
+            target = Matrix(C.at + j * t.item, C.row, C.col)
+            macro_kernel(t, m, wide, depth, A, B, B, target, add or pc > 0, 0)
+
+
+def stream(pieces: int, x: Any, y: Any, out: Any, plan: Any, add: bool) -> None:
+    """Compute out = or += x y, where x has some rows, and the rows of y and out are contiguous."""
+    m, k, n = x.shape[0], x.shape[1], y.shape[1]
+    t = blocks_of(plan, x, 1)
+    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
+    for piece in prange(pieces):
+        panels = (n + t.NR - 1) // t.NR
+        j, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
+        stream_span(
+            t, m, end - j, k, Matrix(a.at, a.row, a.col),
+            Matrix(b.at + j * t.item, b.row, b.col), Matrix(C.at + j * t.item, C.row, C.col), add,
+        )  # fmt: skip
+
+
+def _sweep_of(count: int) -> Callable[..., None]:
+    """Return the instruction c[:cols] = or += the sum of a[k] * b[k, :cols] over `count` rows."""
+
+    @instruction()
+    def swept(
+        e: Emitter, a: Any, a_k: Any, b: Any, b_row: Any, cols: Any, c: Any, add: Any, _zero: Any
+    ) -> None:
+        builder = e.builder
+        factors = [e.broadcast(e.load(e.step(a, a_k, i), e.scalar)) for i in range(count)]
+        rows = [e.step(b, b_row, i) for i in range(count)]
+        rest = builder.urem(cols, ADDRESS(e.lanes))
+        length = builder.mul(builder.sub(cols, rest), ADDRESS(e.item))
+
+        def total(done: Any, load: Any) -> Any:
+            sum_ = builder.fmul(factors[0], load(builder.add(rows[0], done)))
+            for factor, row in zip(factors[1:], rows[1:], strict=True):
+                sum_ = e.multiply_add(factor, load(builder.add(row, done)), sum_)
+            return sum_
+
+        def vector_of_columns(now: list[Any]) -> tuple[list[Any], Any]:
+            (done,) = now
+            value, address = total(done, lambda p: e.load(p, e.vector)), builder.add(c, done)
+            e.store_or_add([value], [address], add)
+            then = builder.add(done, ADDRESS(e.vector_bytes))
+            return [then], builder.icmp_signed("<", then, length)
+
+        with builder.if_then(builder.icmp_signed(">", length, ADDRESS(0))):
+            e.loop([ADDRESS(0)], vector_of_columns)
+        with builder.if_then(builder.icmp_signed(">", rest, ADDRESS(0))):
+            mask = e.first_lanes(rest)
+            value = total(length, lambda p: e.load_some(p, mask))
+            e.store_or_add([value], [builder.add(c, length)], add, [mask])
+
+    return swept
+
+
+swept_rows, swept_row = _sweep_of(SWEPT), _sweep_of(1)
+
+
+@jit()
+def sweep_span(a: Matrix, b: Matrix, c: int, cols: int, k: int, add: bool, zero: Any) -> None:
+    """Compute c = or += a B, for a span of columns."""
+    done = k - k % SWEPT
+    for p in range(0, done, SWEPT):
+        swept_rows(a.at + p * a.col, a.col, b.at + p * b.row, b.row, cols, c, add or p > 0, zero)
+    for p in range(done, k):
+        swept_row(a.at + p * a.col, a.col, b.at + p * b.row, b.row, cols, c, add or p > 0, zero)
+
+
+def sweep(pieces: int, x: Any, y: Any, out: Any, add: bool) -> None:
+    """Compute out = or += x y, where x and out have one row and the rows of y are contiguous."""
+    k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)
+    a_at, a_k, b_at, b_row, c_at = (
+        address_of(x), x.strides[1], address_of(y), y.strides[0], address_of(out),
+    )  # fmt: skip
+    spans = (n + SPAN - 1) // SPAN
+    spans = max(pieces, spans)
+    for piece in prange(spans):
+        j, end = piece * n // spans, (piece + 1) * n // spans
+        sweep_span(
+            Matrix(a_at, 0, a_k), Matrix(b_at + j * item, b_row, item), c_at + j * item,
+            end - j, k, add, zero,
+        )  # fmt: skip
