@@ -67,18 +67,16 @@ def highest_of(row: Any) -> Any:
 
 
 # A sum may be split into as many sums as a vector has lanes, which are added up at the end: in an
-# order that depends on the length of the row alone.
+# order that depends on the length of the row alone. No loop that adds up writes to an array as
+# well: LLVM makes two of such a loop, one of them without vectors, and chooses by how far apart the
+# arrays lie, so the last digit of a sum would depend on that.
 
 
-@jit(fastmath={"contract", "reassoc"})
-def _exponentials(row: Any, highest: Any, out: Any) -> Any:
-    """Write e^(x - highest) to `out`, and return the sum."""
-    total = np.float32(0)
+@jit(fastmath={"contract"})
+def _exponentials(row: Any, highest: Any, out: Any) -> None:
+    """Write e^(x - highest) to `out`."""
     for j in range(row.size):
-        e = vector_math.exp_below(row[j] - highest)
-        out[j] = e
-        total += e
-    return total
+        out[j] = vector_math.exp_below(row[j] - highest)
 
 
 @jit(fastmath={"contract", "reassoc"})
@@ -133,7 +131,8 @@ def softmax(row: Any, result: Any) -> None:
     total = 0.0
     for start in range(0, row.size, STRETCH):
         stretch = slice(start, start + STRETCH)
-        total += _exponentials(row[stretch], highest, result[stretch])
+        _exponentials(row[stretch], highest, result[stretch])
+        total += _sum(result[stretch])
     factor = np.float32(1.0 / total)
     for j in range(row.size):
         result[j] *= factor

@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
-from minigrad.kernels import activation, elementwise
-from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels import activation, elementwise, losses, softmax
+from minigrad.kernels.jit import JIT_ENABLED, KERNELS
 
 FLOATS = [np.float32, np.float64]
 ROUNDING = {np.float32: 5e-7, np.float64: 1e-14}  # some units of the last digit
@@ -249,3 +249,34 @@ def test_functions_written_for_speed_are_those_of_the_definition(function, refer
     narrow = function(x[:6001].astype(np.float32))
     assert narrow.dtype == np.float32
     assert_allclose(narrow, reference(x[:6001]), rtol=2e-5, atol=1e-6)  # float32 rounds to 6e-8
+
+
+# ------------------------------------------------------------------------------------------------
+# Memory
+# ------------------------------------------------------------------------------------------------
+
+MODULES = (activation, elementwise, losses, softmax)  # whose kernels are listed once imported
+FUSED = [kernel for kernel in KERNELS if kernel.function.__module__ == "minigrad.kernels.fused"]
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
+@pytest.mark.parametrize("kernel", FUSED, ids=lambda kernel: str(kernel).split(".")[-1][:-1])
+def test_no_bit_depends_on_how_far_the_result_lies_from_the_operands(kernel, rng):
+    # LLVM chooses between two forms of a loop by this distance.
+    *given, result = kernel.signature
+    number = np.dtype(str(result.dtype))
+    arrays = [each for each in given if hasattr(each, "ndim")]
+    options = [number.type(0.5) for each in given if not hasattr(each, "ndim")]
+    for columns in (3, 4, 4, 8, 8, 33, 100):
+        shape = (2, columns)[-result.ndim :]
+        size = int(np.prod(shape)) * number.itemsize
+        operands = [rng.random(shape).astype(number) for _ in arrays]
+        outputs = []
+        for gap in (0, 4 * number.itemsize, 1 << 16):
+            memory = np.zeros(2 * size + gap, np.uint8)
+            x = memory[:size].view(number).reshape(shape)
+            x[...] = operands[-1]
+            outputs.append(memory[size + gap :].view(number).reshape(shape))
+            kernel.alone(1, *operands[:-1], x, *options, outputs[-1])
+        for output in outputs[1:]:
+            assert_array_equal(output, outputs[0])
