@@ -12,7 +12,6 @@ SINCE_0_2 = {
     "minigrad.call": "minigrad.core.codegen and minigrad.core.tensor",
     "minigrad.checkpoint": "minigrad.core.checkpoint",
     "minigrad.diagnostics.anomaly": "minigrad.diagnostics.anomaly_detection and minigrad.ops.hints",
-    "minigrad.diagnostics.anomaly.causes": "minigrad.ops.hints",
     "minigrad.diagnostics.draws": "minigrad.diagnostics.restored",
     "minigrad.diagnostics.gradcheck": "minigrad.diagnostics.gradient_check",
     "minigrad.diagnostics.liveness": "minigrad.diagnostics.gradient_flow",
