@@ -196,8 +196,8 @@ def merging_into(
 ) -> LayerMerge:
     """Describe the merging of adapters into a weight, without a layer around it.
 
-    Of the `active` adapters those of `merged` are to be merged. Of an embedding (`one_hot`), the
-    weight is the table transposed.
+    The adapters in `merged` are to be merged; they are some of the `active` ones. For an embedding
+    (`one_hot`), pass the transposed table as the weight.
     """
 
     def base(rows: slice) -> Array:

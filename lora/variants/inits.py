@@ -86,6 +86,7 @@ def draw(
         rotation = np.linalg.qr(rng.standard_normal((rank, rank)))[0]
         a = rotation[0::2].T @ rng.standard_normal((rank // 2, d_in)) / 10
         return Factors(a, rng.standard_normal((d_out, rank // 2)) @ rotation[1::2] / 10)
+    # What is left is PiSSA, with an exact decomposition or after some rounds of iteration.
     w, rounds = weight(), _ROUNDS.fullmatch(init)
     if rounds is None:
         u, s, v = np.linalg.svd(w, full_matrices=False)

@@ -221,8 +221,8 @@ class Op(Generic[P]):
             cost: the FLOPs of a VJP that is not written in ops, as for `op`.
 
         Raises:
-            ValueError: if there is no such input, it has a VJP, or the VJP names what there is
-                not.
+            ValueError: if there is no such input, it has a VJP, or the VJP names a value
+                that the op does not have.
         """
         if derivative is None:
             return lambda function: self.vjp(name, function, cost=cost)

@@ -1,4 +1,7 @@
-"""Functions that are compositions of ops, and have no VJP of their own.
+"""Functions that are composed of ops.
+
+Most have no VJP of their own, because the ops that they call have one. A few are ops themselves
+(attention, the loss of class labels): each names the composition that it replaces.
 
 They take Tensors, and also plain arrays, as ops do.
 """

@@ -64,7 +64,7 @@ def matmul(a: Array, b: Array) -> Array:
 
 
 @matmul.vjp("a")
-def _matmul_x(g: Array, a_shape: tuple[int, ...], b: Array) -> Array:
+def _matmul_a(g: Array, a_shape: tuple[int, ...], b: Array) -> Array:
     if len(a_shape) == 2 and b.ndim > 2:
         order = (b.ndim - 2, *range(b.ndim - 2), b.ndim - 1)  # equal rows side by side
         wide = reshape(transpose(g, order), (a_shape[0], -1))
@@ -74,7 +74,7 @@ def _matmul_x(g: Array, a_shape: tuple[int, ...], b: Array) -> Array:
 
 
 @matmul.vjp("b")
-def _matmul_y(g: Array, a: Array, b_shape: tuple[int, ...]) -> Array:
+def _matmul_b(g: Array, a: Array, b_shape: tuple[int, ...]) -> Array:
     if a.ndim > 2 and len(b_shape) <= 2:
         # In one product: a gradient for each matrix of the stack would take a lot of memory.
         if len(b_shape) == 1:

@@ -303,9 +303,8 @@ class _Comparison:
     def _is_a_limit(self, analytic: float, line: Line) -> bool:
         """Return whether a slope at a kink is between slopes at points near it (Clarke, 1975).
 
-        Where three numbers tie, moving the middle one shows the slopes of the first and the last of
-        them only, and a sort may yet have given it that of the middle. And where two kinks meet,
-        the slopes on both sides of them may be the same.
+        Differences alone do not show this. If three elements tie in a sort, moving one shows the
+        slopes of the first and the last, although the gradient may be that of the middle. And where two kinks meet, the slopes on both sides may be equal.
         """
         slopes = [line.slope_nearby(self._rng) for _ in range(tolerances.NEIGHBOURS)]
         slopes = [slope for slope in slopes if isfinite(slope)]

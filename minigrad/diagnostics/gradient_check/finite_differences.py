@@ -74,10 +74,10 @@ class Quotient:
     value: float  # Richardson's
     correction: float  # that it makes to the plain one: a bound on what curvature leaves in it
     noise: float  # a bound on what rounding leaves in it
-    # The same where terms were cancelled that are as large as the largest element that moves, or
-    # where those that do not move have done so by less than can be seen.
+    # The same bound if y is a difference of terms that are as large as its largest element that
+    # moves, or if the other elements moved too, by less than can be seen.
     grain: float
-    hidden: float  # the same where they were as large as anything in y, and at least 1
+    hidden: float  # the same bound if these terms were as large as any element of y, and at least 1
     unseen: float  # what rounding might have left in it where it could not be measured
     left: float  # the slope on the left, of second order
     right: float  # the slope on the right

@@ -58,8 +58,9 @@ def judge_narrow(
     """Decide whether a derivative in fewer digits agrees with what was found in float64.
 
     A right VJP in float32 is off by rounding. It is called right within a relative tolerance, or
-    within what other roundings change it by, and wrong only beyond what rounding may do to small
-    elements that are what remains of large ones; unless f itself is another function in this dtype.
+    within what other roundings change it by. It is called wrong only if the error is larger than
+    what rounding can leave in a small difference of large terms, and if f is the same function in
+    this dtype.
     """
     info, numeric, dtype = np.finfo(narrow.dtype), exact.numeric, narrow.dtype
     if exact.verdict == "cannot tell" or exact.kink:
