@@ -304,7 +304,8 @@ class _Comparison:
         """Return whether a slope at a kink is between slopes at points near it (Clarke, 1975).
 
         Differences alone do not show this. If three elements tie in a sort, moving one shows the
-        slopes of the first and the last, although the gradient may be that of the middle. And where two kinks meet, the slopes on both sides may be equal.
+        slopes of the first and the last, although the gradient may be that of the middle. And where
+        two kinks meet, the slopes on both sides may be equal.
         """
         slopes = [line.slope_nearby(self._rng) for _ in range(tolerances.NEIGHBOURS)]
         slopes = [slope for slope in slopes if isfinite(slope)]
