@@ -265,14 +265,14 @@ CASES = [
         fixed([-1.0, 0.0, 1.0]),
         clip,
         {"min": -1.0, "max": 1.0},
-        note="on a bound: a's",
+        note="on a bound: x's",
         derivative=lambda g, a: g,
     ),
     Case(
         "clip",
         fixed([-1.0, 0.0, 1.0], -1.0, 1.0),
         clip,
-        note="on a tensor bound: a's",
+        note="on a tensor bound: x's",
         derivative=lambda g, a, low, high: (g, 0.0, 0.0),
     ),
     Case(
@@ -287,7 +287,7 @@ CASES = [
         fixed([NAN, 0.0]),
         clip,
         {"min": -1.0, "max": 1.0},
-        note="nan: a's",
+        note="nan: x's",
         derivative=lambda g, a: g,
     ),
 ]

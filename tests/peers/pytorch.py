@@ -11,7 +11,7 @@ from tests.cases import CASES, GIVE_FLOAT32, Case, fixed
 
 RENAMED = {
     **{"axis": "dim", "axis1": "dim1", "axis2": "dim2", "keepdims": "keepdim"},
-    **{"y": "other", "k": "diagonal", "shape": "size"},
+    **{"b": "other", "k": "diagonal", "shape": "size"},
 }
 
 
@@ -180,9 +180,9 @@ def of_classes(name):
 
 PYTORCH = {
     "equal": another("eq"),
-    "power": lambda t, x, y: t.pow(x, y),
-    "maximum": lambda t, x, y: t.maximum(x, t.as_tensor(y, dtype=x.dtype)),
-    "minimum": lambda t, x, y: t.minimum(x, t.as_tensor(y, dtype=x.dtype)),
+    "power": lambda t, a, b: t.pow(a, b),
+    "maximum": lambda t, a, b: t.maximum(a, t.as_tensor(b, dtype=a.dtype)),
+    "minimum": lambda t, a, b: t.minimum(a, t.as_tensor(b, dtype=a.dtype)),
     "arctan2": lambda t, y, x: t.arctan2(y, t.as_tensor(x, dtype=y.dtype)),
     "where": lambda t, condition, x, y: t.where(t.as_tensor(condition), x, y),
     "clip": clip,
