@@ -118,6 +118,9 @@ class Operators(Tensor):
     def __pos__(self) -> Tensor:
         return self
 
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem.call(self, index)
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         """Return a Tensor for `array * tensor`; raise an error for `np.exp(tensor)`."""
         compute = _ARRAY_OPERATORS.get(ufunc)
@@ -218,7 +221,6 @@ ATTACHED: dict[str, Any] = {
     **{f"__{name}__": _operator(op) for name, _, op in (*_REFLECTED, *_COMPARISONS)},
     **{f"__r{name}__": _reflected(op) for name, _, op in _REFLECTED},
     **{f"__i{n}__": _in_place(op, _IN_PLACE[n]) for n, _, op in _REFLECTED if n in _IN_PLACE},
-    "__getitem__": _operator(ops.getitem),
     "__neg__": _method(ops.negative),
     "__abs__": _method(ops.abs),
     "__invert__": _method(ops.logical_not),

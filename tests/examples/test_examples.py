@@ -540,7 +540,8 @@ def test_the_base_learns_the_manual_and_the_adapter_the_sonnets(language):
     result, out = language
     losses = result.losses
     assert 2 < losses[PAIRS][SONNETS] < 3
-    assert 1 < losses[PAIRS][MANUAL] < 3  # Python 3.14's manual has more tables, drawn with - and |
+    # Python 3.14's manual has more tables, whose lines of - and | are easy to predict.
+    assert (1 if sys.version_info >= (3, 14) else 2) < losses[PAIRS][MANUAL] < 3
     assert losses[BASE][MANUAL] < losses[PAIRS][MANUAL]
     assert losses[ON][SONNETS] < losses[BASE][SONNETS] - 0.2
     assert result.pretraining.steps == [0, 70, 140, 210, 280]
