@@ -1,4 +1,4 @@
-"""Every kernel in every form, compiled and called: on any Python, numba and processor.
+"""Every kernel compiled and called, by one thread and by two: on any Python and processor.
 
     python -m tests.every_kernel                    compile and call them all, and say what ran
     python -m tests.every_kernel --save FILE        also keep digests of all results
@@ -23,16 +23,16 @@ import pytest
 
 import minigrad as mg
 from lora import LoRALayer
-from minigrad.kernels import jit, threads, warmup
-from minigrad.kernels.elementwise import where
+from minigrad.kernels import launch, threads, warmup
+from minigrad.kernels.elementwise import add_rows, where
 from minigrad.kernels.gemm import dispatch, matmul, prepacked
-from minigrad.kernels.jit import KERNELS
+from minigrad.kernels.launch import KERNELS
 from minigrad.optim import EMA, SGD, Adam
 from minigrad.optim.clip import clip_grad_norm
 from tests.cases import CASES
 
 Call = Callable[[], list[np.ndarray]]
-FORMS = ("alone", "shared")
+CALLS = ("alone", "shared")  # by one thread, and by several
 
 
 def calls(dtype) -> Iterator[tuple[str, Call]]:
@@ -111,9 +111,16 @@ def updates(dtype):
 
 
 def choices(dtype):
-    """Elements of one array or another, of an array or a number."""
+    """Elements of one array or another, of an array or a number; and rows added to a table."""
     x, y = draws(dtype, (40, 25), (40, 25))
+
+    def rows_added():
+        table = x.copy()
+        add_rows(table, np.arange(40) % 7, y)
+        return [table]
+
     return {
+        "rows": rows_added,
         "where: arrays": lambda: [where(x > 0, x, y)],
         "where: else a number": lambda: [where(x > 0, x, 2.0)],
         "where: a number": lambda: [where(x > 0, 2.0, y)],
@@ -126,7 +133,7 @@ def threads_for_all_work_over(seconds):
     before = mg.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (jit, "WORTH_A_TEAM"), (threads, "WORTH_A_TEAM"), (threads, "WORTH_A_WORKQUEUE"),
+            (launch, "WORTH_A_TEAM"), (threads, "WORTH_A_TEAM"), (threads, "WORTH_A_WORKQUEUE"),
         ):  # fmt: skip
             patch.setattr(module, name, seconds)
         patch.setattr(dispatch, "THREADS_FROM", 0)
@@ -139,7 +146,7 @@ def threads_for_all_work_over(seconds):
 
 @contextmanager
 def recorded() -> Iterator[set[tuple[int, str]]]:
-    """The forms that are called meanwhile: the number of a kernel in KERNELS, and which form."""
+    """The calls meanwhile: the number of a kernel in KERNELS, and by which of its methods."""
     called = set()
 
     def recording(number, form, function):
@@ -151,17 +158,17 @@ def recorded() -> Iterator[set[tuple[int, str]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         for number, each in enumerate(KERNELS):
-            for form in FORMS:
+            for form in CALLS:
                 patch.setattr(each, form, recording(number, form, getattr(each, form)))
         yield called
 
 
 def compile_all():
-    """Compile every form, unless it is on disk; returns how many there are."""
-    forms = warmup.forms(double=True, threads=True)
-    for each, parallel in forms:
-        each.compile(parallel)
-    return len(forms)
+    """Compile every kernel, unless it is on disk; returns how many there are."""
+    kernels = warmup.kernels_of(double=True)
+    for each in kernels:
+        each.compile()
+    return len(kernels)
 
 
 def results():
@@ -175,7 +182,7 @@ def results():
 
 
 def results_with_and_without_threads():
-    """The results of both forms: on the calling thread, and shared by two."""
+    """All results twice: on the calling thread, and shared by two."""
     with threads_for_all_work_over(math.inf):
         alone = results()
     with threads_for_all_work_over(0):
@@ -197,11 +204,11 @@ def bits(arrays):
 
 
 def missing(called):
-    """The forms that were not called."""
+    """The kernels that one thread has not called, or that several have not shared."""
     return [
         f"{each!r} for {'one thread' if form == 'alone' else 'threads'}"
         for number, each in enumerate(KERNELS)
-        for form in FORMS
+        for form in CALLS
         if (form == "alone" or each.threads) and (number, form) not in called
     ]
 
@@ -230,7 +237,7 @@ def main():
         if wrong := [name for name in digests if digests[name] != other["digests"].get(name)]:
             sys.exit(f"other bits than {other['versions']}:\n" + "\n".join(wrong))
         said = f", the same bits as Python {other['versions']['python']}"
-    print(f"{versions}: {count} forms of {len(KERNELS)} kernels, {len(digests)} calls{said}")
+    print(f"{versions}: {count} kernels, {len(digests)} calls{said}")
 
 
 if __name__ == "__main__":

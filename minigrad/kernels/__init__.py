@@ -9,6 +9,7 @@ Where to read:
 
 * `jit`, `cache` and `threads` decide once for all kernels how they are compiled, where the machine
   code is stored, and when they use threads; `warmup` compiles them ahead.
+* `launch` has the kernel itself: one compiled form, run by one thread or shared by several.
 * `fused` has the factories of functions of each element (`activation`) and of each row (`softmax`);
   that of updates of many tensors is in `optim`.
 * `gemm` is the matrix product, and begins with a page on its files; `lora` is made of it.

@@ -28,24 +28,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.gemm import PRODUCTS
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, tile_strided
-from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack_columns
+from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
 from minigrad.kernels.gemm.products import blocks_of
 from minigrad.kernels.jit import (
     JIT_ENABLED,
     NUMBERS,
     Array,
-    for_each_dtype,
+    external,
     jit,
     strided,
     written,
     written_anywhere,
 )
+from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
     ADDRESS,
     DTYPE,
@@ -255,11 +256,12 @@ def _panels(t: BlockSizes, columns: int) -> int:
 @jit()
 def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> None:
     """Pack all panels of a matrix, one behind another, each `depth` rows of NR numbers."""
-    pack_columns(t, b, columns, depth, 0, address_of(target), _panels(t, columns))
+    turned = Matrix(b.at, b.col, b.row)
+    pack(t, turned, columns, depth, t.NR, t.NR, address_of(target))
     keep_alive(target)
 
 
-@jit()
+@external()
 def _multiply(
     t: BlockSizes, rows: int, panels: int, depth: int, a: Matrix, b: int, b_next: int, c: int,
     c_row: int, add: bool,
@@ -410,19 +412,17 @@ _OPTIONS = (
 
 @for_each_dtype(*[(strided, 4)] * 3, *_OPTIONS, (written_anywhere, 4), written(types.float64, 3))
 def forward_loop(
-    pieces: int, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any, scale: float,
-    sizes: Any, out: Any, lse: Any,
+    piece: int, pieces: int, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any,
+    scale: float, sizes: Any, out: Any, lse: Any,
 ) -> None:  # fmt: skip
     """Write `out` and `lse` of all heads."""
     heads, queries = q.shape[1], q.shape[2]
     chunks = (queries + QUERIES - 1) // QUERIES
-    count = q.shape[0] * heads * chunks
-    for number in prange(pieces):
-        for task in range(number * count // pieces, (number + 1) * count // pieces):
-            b, h, start = task // chunks // heads, task // chunks % heads, task % chunks * QUERIES
-            mask = Mask(causal, allowed, added)
-            end = min(queries, start + QUERIES)
-            _forward(q, k, v, mask, scale, sizes, b, h, start, end, out, lse)
+    for task in span(piece, pieces, q.shape[0] * heads * chunks):
+        b, h, start = task // chunks // heads, task // chunks % heads, task % chunks * QUERIES
+        mask = Mask(causal, allowed, added)
+        end = min(queries, start + QUERIES)
+        _forward(q, k, v, mask, scale, sizes, b, h, start, end, out, lse)
 
 
 @jit(inline="always")
@@ -431,7 +431,7 @@ def _forward(
     end: int, out: Any, lse: Any,
 ) -> None:  # fmt: skip
     """Compute the forward of the queries from `start` to `end` of a head."""
-    t = blocks_of(sizes, q, 1)
+    t = blocks_of(sizes, q)
     number = q.dtype.type
     d, d_v, item = q.shape[3], v.shape[3], t.item
     keys = min(k.shape[2], end) if mask.causal else k.shape[2]
@@ -502,17 +502,15 @@ def _forward(
     *[(written_anywhere, 4)] * 4,
 )  # fmt: skip
 def backward_loop(
-    pieces: int, g: Any, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any,
+    piece: int, pieces: int, g: Any, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any,
     scale: float, sizes: Any, out: Any, lse: Any, dq: Any, dk: Any, dv: Any, ds: Any,
 ) -> None:  # fmt: skip
     """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
     heads = q.shape[1]
-    count = q.shape[0] * heads
-    for number in prange(pieces):
-        for task in range(number * count // pieces, (number + 1) * count // pieces):
-            mask = Mask(causal, allowed, added)
-            b, h = task // heads, task % heads
-            _backward(g, q, k, v, mask, scale, sizes, b, h, out, lse, dq, dk, dv, ds)
+    for task in span(piece, pieces, q.shape[0] * heads):
+        mask = Mask(causal, allowed, added)
+        b, h = task // heads, task % heads
+        _backward(g, q, k, v, mask, scale, sizes, b, h, out, lse, dq, dk, dv, ds)
 
 
 @jit(fastmath={"contract"})
@@ -555,7 +553,7 @@ def _backward(
     lse: Any, dq: Any, dk: Any, dv: Any, ds: Any,
 ) -> None:  # fmt: skip
     """Compute the backward of one head."""
-    t = blocks_of(sizes, q, 1)
+    t = blocks_of(sizes, q)
     number, item, line = q.dtype.type, t.item, t.NR * t.item
     queries, keys, d, d_v = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
@@ -604,7 +602,8 @@ def _backward(
                     left = limited(row, number(scale), mask, b, h, n, j, seen)
                     weights_and_slopes(row, slope, left, number(lse[b, h, n]), mean[n])
                     if ds.size:
-                        ds[b, h, n, j : j + seen] = slope[:seen]
+                        for key in range(seen):  # as slices, numba would compile an error message
+                            ds[b, h, n, j + key] = slope[key]
                     weights[r, panels * t.NR :] = 0
                     slopes[r, panels * t.NR :] = 0
                 _multiply(

@@ -4,8 +4,7 @@ numba has a cache, and we do not use it, for four reasons:
 
 * Its key knows the file that a function is written in, and nothing of the files it calls into.
   Change the register tile in one file, and loops in another still pack panels for the old one:
-  with raw addresses that is a write out of bounds. It does not know either how a function was
-  compiled, and we compile one function twice, with and without threads.
+  with raw addresses that is a write out of bounds.
 * It numbers the files of a function in an index. Two processes that compile at once may give one
   number to two kernels, and each then runs the machine code of the other.
 * A file that was cut short, for example by a full disk, raises an arbitrary error when it is read.
@@ -16,6 +15,10 @@ that could be out of date: a kernel is either there or compiled. Two processes t
 the same kernel write the same file, each at one stroke. A file begins with a digest of the rest, so
 that a damaged one is noticed, and made again. The files made from one state of our sources lie in a
 folder of their own, and the last few such folders stay.
+
+A function that is compiled once and called from many kernels (`minigrad.kernels.jit.external`) has
+a file too. Its name is the symbol by which machine code calls it; so a file names the files that it
+needs, and these are loaded first.
 
 A function that was made in another one is named after what it closes over (`name_apart`): the
 linker knows functions by their names.
@@ -34,6 +37,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
@@ -45,9 +49,11 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite
+import llvmlite.binding as llvm
 import numba
 import numpy
 from numba.core import compiler, serialize
+from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.misc import appdirs
 
@@ -169,6 +175,51 @@ def _identity(value: Any) -> object:
     return function.__module__, function.__qualname__, source, code.co_firstlineno
 
 
+SYMBOLS: dict[str, Any] = {}
+"""The compiled functions that machine code of this process may call, by their symbols.
+
+They are numba's results, which keep the machine code alive.
+"""
+
+_SYMBOL = re.compile(rb"minigrad\.(\w+-[0-9a-f]{32})\0")  # as the string table of a file has them
+
+
+def provide(symbol: str, compiled: Any) -> None:
+    """Make a compiled function known to the linker under its symbol."""
+    SYMBOLS[symbol] = compiled
+    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    llvm.add_symbol(symbol, address)
+
+
+def load(name: str, target: Any) -> Any:
+    """Return the compiled function of a file, or None if it is missing, or does not serve.
+
+    The functions that it calls through symbols are loaded first, since the linker ends the process
+    if one is missing.
+    """
+    for folder in folders():
+        content = read_file(folder / f"{name}.nbc")
+        if content is None:
+            continue
+        for called in sorted(set(_SYMBOL.findall(content))):
+            symbol = f"minigrad.{called.decode()}"
+            if symbol not in SYMBOLS:
+                function = load(called.decode(), target)
+                if function is None:
+                    return None
+                provide(symbol, function)
+        try:
+            stored_as, parts = pickle.loads(content)
+            if stored_as != name:
+                continue  # somebody has renamed it
+            compiled = _CompileResult._rebuild(target, *parts)
+        except Exception:  # a file with a right digest, and content that is not ours
+            continue
+        LOADED.append(name.rpartition("-")[0])
+        return compiled
+    return None
+
+
 class KernelCache:
     """The files of one function, compiled with these options; it replaces numba's cache."""
 
@@ -183,21 +234,20 @@ class KernelCache:
         folder = writable_folder()
         return None if folder is None else str(folder)
 
+    def symbol(self, signature: Any) -> str:
+        """Return the name by which compiled code calls the function with these argument types."""
+        return f"minigrad.{self._name(signature)}"
+
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the function for these argument types, or None if it must be compiled."""
         # numba would call target.refresh(), which imports all that a compilation may need, and
         # takes 0.1 to 0.2 s; code that is compiled needs no more than the memory manager.
         rtsys.initialize(target)
-        if self._source:
-            name = self._file_name(signature, target)
-            for folder in folders():
-                content = read_file(folder / name)
-                if content is not None:
-                    LOADED.append(self._function.__name__)
-                    return _CompileResult._rebuild(target, *pickle.loads(content))
-        _say_that_we_compile()
-        COMPILED.append(self._function.__name__)
-        return None
+        found = load(self._name(signature), target) if self._source else None
+        if found is None:
+            _say_that_we_compile()
+            COMPILED.append(self._function.__name__)
+        return found
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Store what has been compiled, if there is a folder for it."""
@@ -210,10 +260,10 @@ class KernelCache:
             )
         folder = writable_folder()
         if folder is not None and self._source:
-            name = self._file_name(signature, compiled.target_context)
-            write_file(folder / name, _dumps(compiled._reduce()))
+            name = self._name(signature)
+            write_file(folder / f"{name}.nbc", _dumps((name, compiled._reduce())))
 
-    def _file_name(self, signature: Any, target: Any) -> str:
+    def _name(self, signature: Any) -> str:
         parts = (
             self._source,
             self._function.__code__.co_firstlineno,
@@ -221,12 +271,12 @@ class KernelCache:
             self._function.__qualname__,  # and with it what the function closes over
             str(signature),
             self._options,
-            target.codegen().magic_tuple(),  # which processor, and which of its instructions
+            cpu_target.target_context.codegen().magic_tuple(),  # the processor, its instructions
             _SOURCES,
             _surroundings(),
         )
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-        return f"{self._function.__name__}-{digest[:32]}.nbc"
+        return f"{self._function.__name__}-{digest[:32]}"
 
 
 def read_file(path: Path) -> bytes | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 from numpy.typing import NDArray
 
-from minigrad.kernels.fused import LINE, piece
-from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, for_each_dtype, jit, read, written
+from minigrad.kernels.fused import LINE
+from minigrad.kernels.jit import Array, read, strided, written, written_anywhere
+from minigrad.kernels.launch import for_each_dtype, part
 
 SECONDS = 2e-10  # that an element of dropout takes, about
 
@@ -39,32 +40,31 @@ _of_where = for_each_dtype(read(types.boolean, 1), (read, 1), (read, 1), (writte
 
 
 @_of_where
-def _where_loop(pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
-    for number in prange(pieces):
-        chosen, outs = piece(number, pieces, condition), piece(number, pieces, out)
-        xs, ys = piece(number, pieces, x), piece(number, pieces, y)
-        for i in range(chosen.size):
-            outs[i] = xs[i] if chosen[i] else ys[i]
+def _where_loop(piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
+    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
+    xs, ys = part(piece, pieces, x), part(piece, pieces, y)
+    for i in range(chosen.size):
+        outs[i] = xs[i] if chosen[i] else ys[i]
 
 
 @_of_where
-def _where_else_number_loop(pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
+def _where_else_number_loop(
+    piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any
+) -> None:
     filling = y[0]
-    for number in prange(pieces):
-        chosen, outs = piece(number, pieces, condition), piece(number, pieces, out)
-        xs = piece(number, pieces, x)
-        for i in range(chosen.size):
-            outs[i] = xs[i] if chosen[i] else filling
+    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
+    xs = part(piece, pieces, x)
+    for i in range(chosen.size):
+        outs[i] = xs[i] if chosen[i] else filling
 
 
 @_of_where
-def _where_number_loop(pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
+def _where_number_loop(piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
     filling = x[0]
-    for number in prange(pieces):
-        chosen, outs = piece(number, pieces, condition), piece(number, pieces, out)
-        ys = piece(number, pieces, y)
-        for i in range(chosen.size):
-            outs[i] = filling if chosen[i] else ys[i]
+    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
+    ys = part(piece, pieces, y)
+    for i in range(chosen.size):
+        outs[i] = filling if chosen[i] else ys[i]
 
 
 # By whether x and y are arrays
@@ -99,13 +99,14 @@ def drop_reference(x: Array, words: NDArray[np.uint16], threshold: int, scale: f
 
 
 @for_each_dtype((read, 1), read(types.uint16, 1), types.uint32, types.float64, (written, 1))
-def _drop_loop(pieces: int, x: Any, words: Any, threshold: int, scale: float, out: Any) -> None:
+def _drop_loop(
+    piece: int, pieces: int, x: Any, words: Any, threshold: int, scale: float, out: Any
+) -> None:
     factor, zero = x.dtype.type(scale), x.dtype.type(0)
-    for number in prange(pieces):
-        xs, outs = piece(number, pieces, x), piece(number, pieces, out)
-        drawn = piece(number, pieces, words)
-        for i in range(xs.size):
-            outs[i] = xs[i] * (factor if drawn[i] >= threshold else zero)
+    xs, outs = part(piece, pieces, x), part(piece, pieces, out)
+    drawn = part(piece, pieces, words)
+    for i in range(xs.size):
+        outs[i] = xs[i] * (factor if drawn[i] >= threshold else zero)
 
 
 def add_rows(
@@ -121,15 +122,15 @@ def add_rows(
     """
     if rows.size and not (rows.min() >= 0 and rows.max() < len(table)):
         raise IndexError(f"rows run from {rows.min()} to {rows.max()}, of {len(table)}")
-    served = table.dtype == values.dtype and table.dtype in NUMBERS
-    if JIT_ENABLED and served and values.shape == (rows.size, table.shape[1]):
-        _add_rows(table, rows.astype(np.int64, copy=False), values)
+    kernel = _add_rows_loop.get(table.dtype)
+    if kernel and values.dtype == table.dtype and values.shape == (rows.size, table.shape[1]):
+        kernel.alone(table, rows.astype(np.int64, copy=False), values)
     else:
         np.add.at(table, rows, values)
 
 
-@jit()
-def _add_rows(table: Any, rows: Any, values: Any) -> None:
+@for_each_dtype((written_anywhere, 2), strided(types.int64, 1), (strided, 2), threads=False)
+def _add_rows_loop(_piece: int, _pieces: int, table: Any, rows: Any, values: Any) -> None:
     for i in range(rows.size):
         row = rows[i]
         for j in range(table.shape[1]):

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from minigrad.kernels.jit import (
     DOUBLE,
@@ -27,11 +26,11 @@ from minigrad.kernels.jit import (
     NUMBERS,
     SINGLE,
     Array,
-    Kernel,
     jit,
     read,
     written,
 )
+from minigrad.kernels.launch import Kernel, part, span
 
 LINE, CURVE = 1e-10, 5e-10  # seconds that an element takes, about, in a copy or an exponential
 
@@ -118,43 +117,33 @@ def _loop_over(function: Function, operands: int, options: int, by_rows: bool) -
     """Return the loop that applies a function to each element or row, named after it."""
     f = jit(inline="always")(function)
 
-    def of_one(pieces: int, x: Any, out: Any) -> None:
-        for number in prange(pieces):
-            xs, outs = piece(number, pieces, x), piece(number, pieces, out)
-            for i in range(xs.size):
-                outs[i] = f(xs[i])
+    def of_one(piece: int, pieces: int, x: Any, out: Any) -> None:
+        xs, outs = part(piece, pieces, x), part(piece, pieces, out)
+        for i in range(xs.size):
+            outs[i] = f(xs[i])
 
-    def of_one_with_option(pieces: int, x: Any, option: Any, out: Any) -> None:
-        for number in prange(pieces):
-            xs, outs = piece(number, pieces, x), piece(number, pieces, out)
-            for i in range(xs.size):
-                outs[i] = f(xs[i], option)
+    def of_one_with_option(piece: int, pieces: int, x: Any, option: Any, out: Any) -> None:
+        xs, outs = part(piece, pieces, x), part(piece, pieces, out)
+        for i in range(xs.size):
+            outs[i] = f(xs[i], option)
 
-    def of_two(pieces: int, g: Any, x: Any, out: Any) -> None:
-        for number in prange(pieces):
-            gs, xs = piece(number, pieces, g), piece(number, pieces, x)
-            outs = piece(number, pieces, out)
-            for i in range(gs.size):
-                outs[i] = f(gs[i], xs[i])
+    def of_two(piece: int, pieces: int, g: Any, x: Any, out: Any) -> None:
+        gs, xs, outs = part(piece, pieces, g), part(piece, pieces, x), part(piece, pieces, out)
+        for i in range(gs.size):
+            outs[i] = f(gs[i], xs[i])
 
-    def of_two_with_option(pieces: int, g: Any, x: Any, option: Any, out: Any) -> None:
-        for number in prange(pieces):
-            gs, xs = piece(number, pieces, g), piece(number, pieces, x)
-            outs = piece(number, pieces, out)
-            for i in range(gs.size):
-                outs[i] = f(gs[i], xs[i], option)
+    def of_two_with_option(piece: int, pieces: int, g: Any, x: Any, option: Any, out: Any) -> None:
+        gs, xs, outs = part(piece, pieces, g), part(piece, pieces, x), part(piece, pieces, out)
+        for i in range(gs.size):
+            outs[i] = f(gs[i], xs[i], option)
 
-    def of_rows(pieces: int, x: Any, out: Any) -> None:
-        n = len(x)
-        for number in prange(pieces):
-            for i in range(number * n // pieces, (number + 1) * n // pieces):
-                f(x[i], out[i])
+    def of_rows(piece: int, pieces: int, x: Any, out: Any) -> None:
+        for i in span(piece, pieces, len(x)):
+            f(x[i], out[i])
 
-    def of_two_rows(pieces: int, g: Any, x: Any, out: Any) -> None:
-        n = len(x)
-        for number in prange(pieces):
-            for i in range(number * n // pieces, (number + 1) * n // pieces):
-                f(g[i], x[i], out[i])
+    def of_two_rows(piece: int, pieces: int, g: Any, x: Any, out: Any) -> None:
+        for i in span(piece, pieces, len(x)):
+            f(g[i], x[i], out[i])
 
     loops: list[list[Any]] = [[of_one, of_one_with_option], [of_two, of_two_with_option]]
     loop = (of_rows, of_two_rows)[operands - 1] if by_rows else loops[operands - 1][options]
@@ -169,13 +158,3 @@ def rows_of(x: Array, size: int | None = None) -> Array:
             return x
         size = x.shape[-1] if x.ndim else 1
     return x.ravel().reshape(-1, size)
-
-
-@jit(inline="always")
-def piece(number: int, pieces: int, x: Any) -> Any:
-    """Return piece `number` of a row, as a slice.
-
-    LLVM knows the indices of a slice to be counted from 0, and makes vector code only where none
-    can be negative.
-    """
-    return x[number * x.size // pieces : (number + 1) * x.size // pieces]

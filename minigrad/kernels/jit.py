@@ -1,6 +1,14 @@
-"""How kernels are compiled, decided once for all: `jit`, and `Kernel`, a loop that threads share.
+"""How kernels are compiled, decided once for all: `jit`, `external`, and the types of arguments.
 
-Every function of a kernel is decorated with `jit`, which is `numba.njit` with these choices:
+A function that a kernel calls is decorated with one of two decorators:
+
+* `jit` is for short functions. Each caller gets a copy of the machine code, which LLVM optimises
+  together with what is around it: only so does a loop over `vector_math.exp` become vector code.
+* `external` is for long ones. They are compiled once for each set of argument types, and called
+  through a symbol, as C calls a function of another file: the register tile takes seconds to
+  compile, and a dozen kernels call it.
+
+Both are `numba.njit` with these choices:
 
 * The machine code is stored on disk, so that only the first run on a machine compiles (see
   `minigrad.kernels.cache`).
@@ -9,6 +17,7 @@ Every function of a kernel is decorated with `jit`, which is `numba.njit` with t
 * Fast-math flags are allowed one by one. `"reassoc"` and `"contract"` let a sum be vectorised and a
   product be fused with an addition; the flags that assume that there is no NaN and no infinity
   stay off, since a library that searches for the first NaN must not compile it out.
+* Python's garbage collector pauses during a compilation, which saves a tenth of the time.
 
 With NUMBA_DISABLE_JIT=1 the decorated functions stay plain Python. They still mean the same, but
 a Python loop over machine addresses is of no use: `JIT_ENABLED` is then False, and each entry
@@ -17,24 +26,30 @@ point calls the reference in numpy instead of its kernel.
 
 from __future__ import annotations
 
+import gc
+import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import llvmlite.binding as llvm
 import numba
+import numba.extending
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
-from minigrad.kernels.cache import KernelCache, name_apart
-from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
+from minigrad.kernels import cache
 
 Array = NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
 
 _numba: Any = numba  # whose own annotations cover a part of it, and differ between versions
+_cgutils: Any = cgutils
+WORD = ir.IntType(64)
 
 OLDEST_NUMBA = (0, 61)  # as in pyproject.toml
 if _numba.version_info.short < OLDEST_NUMBA:
@@ -47,40 +62,143 @@ JIT_ENABLED = not _numba.config.DISABLE_JIT
 """Whether kernels are compiled: False under NUMBA_DISABLE_JIT=1."""
 
 
-def jit(
-    *,
-    signature: tuple[Any, ...] | None = None,
-    parallel: bool = False,
-    fastmath: Iterable[str] = (),
-    inline: str = "never",
-) -> Callable[[F], F]:
-    """Decorate a kernel: `@jit()`, or `@jit(fastmath={"reassoc", "contract"})`.
+def jit(*, fastmath: Iterable[str] = (), inline: str = "never") -> Callable[[F], F]:
+    """Decorate a short function, of which each caller gets a copy: `@jit()`.
 
-    `parallel` makes `numba.prange` loops run on threads (without it they are plain loops),
-    `fastmath` names single LLVM flags, `inline="always"` pastes a helper into its callers.
-    With a `signature` (a tuple of numba types) the kernel is compiled at once and for these types
-    only: an argument then passes if it converts safely, as an array of any layout does to `A`.
+    `fastmath` names single LLVM flags. `inline="always"` pastes the source into the callers, and
+    with it their flags; without it, the machine code is pasted where LLVM thinks that it pays.
     """
 
     def decorate(function: F) -> F:
-        if not JIT_ENABLED:
-            return function
-        name_apart(function)
-        flags = set(fastmath)
-        dispatcher = _numba.njit(
-            nogil=True,
-            parallel=parallel,
-            fastmath=flags or False,
-            inline=inline,
-            error_model="numpy",
-        )(function)
-        dispatcher._cache = KernelCache(function, (parallel, sorted(flags), inline))
-        if signature is not None:
-            dispatcher.compile(signature)
-            dispatcher.disable_compile()
-        return cast(F, dispatcher)
+        return cast(F, dispatcher(function, fastmath, inline=inline)) if JIT_ENABLED else function
 
     return decorate
+
+
+def external(*, fastmath: Iterable[str] = ()) -> Callable[[F], F]:
+    """Decorate a long function, which is compiled once and called through a symbol."""
+
+    def decorate(function: F) -> F:
+        return cast(F, External(function, fastmath).intrinsic) if JIT_ENABLED else function
+
+    return decorate
+
+
+def dispatcher(
+    function: Callable[..., Any],
+    fastmath: Iterable[str] = (),
+    *,
+    inline: str = "never",
+    parallel: bool = False,
+    from_python: bool = False,
+) -> Any:
+    """Return numba's dispatcher of a function, with the choices that all of ours share.
+
+    Args:
+        function: the function to compile.
+        fastmath: LLVM's flags for it.
+        inline: `"always"` to paste its source into its callers.
+        parallel: whether its `prange` loops run on threads.
+        from_python: whether Python may call it, which takes time to compile.
+    """
+    cache.name_apart(function)
+    flags = sorted(set(fastmath))
+    options = {"inline": inline, "parallel": parallel, "no_cpython_wrapper": not from_python}
+    made = _numba.njit(
+        nogil=True,
+        error_model="numpy",
+        fastmath=set(flags) or False,
+        no_cfunc_wrapper=True,
+        **options,
+    )(function)
+    made._cache = cache.KernelCache(function, (flags, options))
+    return made
+
+
+def compile_for(made: Any, kinds: tuple[Any, ...]) -> Any:
+    """Compile a dispatcher's function for these types, or read it from disk; return the result."""
+    collects = gc.isenabled()
+    gc.disable()  # numba's objects are many, and nearly all of them are still in use
+    try:
+        made.compile(kinds)
+    finally:
+        if collects:
+            gc.enable()
+    return made.overloads[kinds]
+
+
+def intrinsic(define: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
+    """Make an instruction from a function of the types: numba's decorator, with annotations."""
+    return cast(Callable[P, Any], _numba.extending.intrinsic(define))
+
+
+# --------------------------------------------------------------------------------------------------
+# Functions that are called through a symbol
+# --------------------------------------------------------------------------------------------------
+
+
+class External:
+    """A function that is compiled once for each set of argument types.
+
+    Attributes:
+        intrinsic: the function as compiled code calls it.
+    """
+
+    def __init__(self, function: Callable[..., Any], fastmath: Iterable[str] = ()) -> None:
+        self._dispatcher = dispatcher(function, fastmath)
+
+        def typed(_typing: Any, *given: Any) -> Any:
+            kinds = tuple(map(types.unliteral, given))
+            symbol = self.symbol(kinds)
+            result = cache.SYMBOLS[symbol].signature.return_type
+
+            def build(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+                code = emit_address(context, builder, symbol, result, kinds)
+                return emit_call(context, builder, code, result, kinds, values)
+
+            return result(*kinds), build
+
+        parameters = inspect.signature(function).parameters.values()
+        first = inspect.Parameter("_typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        cast(Any, typed).__signature__ = inspect.Signature([first, *parameters])
+        typed.__name__, typed.__doc__ = function.__name__, function.__doc__
+        self.intrinsic = intrinsic(typed)
+        EXTERNALS[self.intrinsic] = self
+
+    def symbol(self, kinds: tuple[Any, ...]) -> str:
+        """Return the name of the machine code for these types, which exists from then on."""
+        symbol = str(self._dispatcher._cache.symbol(kinds))
+        if symbol not in cache.SYMBOLS:
+            compile_for(self._dispatcher, kinds)
+            cache.provide(symbol, self._dispatcher.overloads[kinds])
+        return symbol
+
+    def address(self, kinds: tuple[Any, ...]) -> int:
+        """Return the address of the machine code for these types."""
+        return int(llvm.address_of_symbol(self.symbol(kinds)))
+
+
+EXTERNALS: dict[Any, External] = {}
+"""The external functions, by what compiled code calls."""
+
+
+def emit_address(context: Any, builder: Any, symbol: str, result: Any, kinds: Any) -> Any:
+    """Emit the address of the function with a symbol, of which the linker will know it."""
+    kind = context.call_conv.get_function_type(result, kinds)
+    return builder.ptrtoint(_cgutils.get_or_insert_function(builder.module, kind, symbol), WORD)
+
+
+def emit_call(context: Any, builder: Any, code: Any, result: Any, kinds: Any, values: Any) -> Any:
+    """Emit a call of the compiled function at an address, and return its value.
+
+    An error in it, which can only be that memory ran out, is raised in the caller too.
+    """
+    calls = context.call_conv
+    function = builder.inttoptr(code, calls.get_function_type(result, kinds).as_pointer())
+    status, value = calls.call_function(builder, function, result, kinds, values)
+    with _cgutils.if_unlikely(builder, status.is_error):
+        calls.return_status_propagate(builder, status)
+    return value
 
 
 def processor() -> str:
@@ -90,101 +208,13 @@ def processor() -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# Kernels
+# The types of arguments
 # --------------------------------------------------------------------------------------------------
-
-PIECES = 64  # into which work is cut for threads to share
 
 SINGLE: np.dtype[Any] = np.dtype(np.float32)
 DOUBLE: np.dtype[Any] = np.dtype(np.float64)
 NUMBERS: dict[np.dtype[Any], Any] = {SINGLE: types.float32, DOUBLE: types.float64}
 """The dtypes that kernels are compiled for, and numba's types for them."""
-
-KERNELS: list[Kernel] = []
-"""Every kernel of the modules imported so far."""
-
-
-@dataclass(eq=False, repr=False)
-class Kernel:
-    """A loop for one set of argument types, called as `kernel(seconds, *arguments)`.
-
-    `seconds` is a guess at the time the work takes one thread. If it is long, threads share the
-    work: the function is called with a number of pieces and the arguments, and cuts its work into
-    that many in a `prange` loop. Its result must not depend on that number; one thread has one
-    piece.
-
-    Args:
-        function: the function to compile.
-        signature: the numba types of its arguments, after the number of pieces.
-        fastmath: LLVM's flags for it (see `jit`).
-        threads: whether there is anything for threads to share: False without a `prange`.
-        pieces: the number of pieces for several threads; 0 means one for each thread.
-
-    Attributes:
-        alone: the loop for one thread.
-        shared: the loop for several.
-    """
-
-    function: Callable[..., None]
-    signature: tuple[Any, ...]
-    fastmath: Iterable[str] = ("contract",)
-    threads: bool = True
-    pieces: int = PIECES
-
-    def __post_init__(self) -> None:
-        # Plain attributes, since they are looked up in each call.
-        self.alone: Callable[..., None] = partial(self._first_call, False)
-        self.shared: Callable[..., None] = partial(self._first_call, True)
-        KERNELS.append(self)
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(map(str, self.signature))
-        return f"<Kernel {self.function.__module__}.{self.function.__name__}({arguments})>"
-
-    def compile(self, parallel: bool) -> Callable[..., None]:
-        """Read the machine code for one thread or for several from disk, or else compile it."""
-        signature = (types.intp, *self.signature)
-        compiled = jit(signature=signature, parallel=parallel, fastmath=self.fastmath)(
-            self.function
-        )
-        if parallel:
-            self.shared = compiled
-        else:
-            self.alone = compiled
-        return compiled
-
-    def _first_call(self, parallel: bool, *arguments: Any) -> None:
-        self.compile(parallel)(*arguments)
-
-    def __call__(self, seconds: float, *arguments: Any) -> None:
-        """Run the loop, on threads if that is worth it."""
-        if seconds < WORTH_A_TEAM or not self.threads or get_num_threads() == 1:
-            self.alone(1, *arguments)
-            return
-        with team(seconds) as threads:
-            if threads > 1:
-                self.shared(self.pieces or threads, *arguments)
-            else:
-                self.alone(1, *arguments)
-
-
-def for_each_dtype(
-    *arguments: Any, **options: Any
-) -> Callable[[Callable[..., None]], dict[np.dtype[Any], Kernel]]:
-    """Decorate a loop: it becomes its kernels by dtype, which are none if nothing is compiled.
-
-    An argument is a type, or `(read, 2)` for `read(number, 2)` with numba's number of the dtype.
-    The options are those of `Kernel`.
-    """
-
-    def decorate(function: Callable[..., None]) -> dict[np.dtype[Any], Kernel]:
-        found = {}
-        for dtype, number in NUMBERS.items() if JIT_ENABLED else ():
-            types_ = (x[0](number, x[1]) if isinstance(x, tuple) else x for x in arguments)
-            found[dtype] = Kernel(function, tuple(types_), **options)
-        return found
-
-    return decorate
 
 
 def read(number: Any, ndim: int) -> Any:

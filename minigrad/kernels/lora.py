@@ -19,8 +19,9 @@ from numba import types
 
 from minigrad.kernels import gemm
 from minigrad.kernels.gemm.prepacked import find, no_row
-from minigrad.kernels.gemm.products import multiply_run_alone
-from minigrad.kernels.jit import JIT_ENABLED, Array, for_each_dtype, jit, strided, written
+from minigrad.kernels.gemm.products import multiply_run
+from minigrad.kernels.jit import JIT_ENABLED, Array, jit, strided, written
+from minigrad.kernels.launch import for_each_dtype
 
 SMALL = 1_000_000  # multiply-adds of all rows with W, below which calls are what takes the time
 
@@ -37,7 +38,7 @@ def forward(
         h = np.empty((len(x), len(lora_a)), dtype)
         y = np.empty((len(x), len(weight)), dtype)
         operands = x, weight, lora_a, lora_b, no_row(dtype) if bias is None else bias, scale
-        _forward_loop[dtype].alone(1, *operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
+        _forward_loop[dtype].alone(*operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale
@@ -65,7 +66,7 @@ def backward(
         to_b = np.empty(lora_b.shape if wants_b else (0, 0), dtype)
         operands = g, x, weight, lora_a, lora_b, h, scale
         plans = gemm.PRODUCTS[dtype].plans
-        _backward_loop[dtype].alone(1, *operands, d, d, to_x, to_a, to_b, *plans)
+        _backward_loop[dtype].alone(*operands, d, d, to_x, to_a, to_b, *plans)
         return to_x if wants_x else None, to_a if wants_a else None, to_b if wants_b else None
     dx: Array | None = None
     da: Array | None = None
@@ -109,18 +110,18 @@ def _alike(weight: Array, *others: Array | None) -> bool:
     written(types.int64, 1), written(types.int64, 1), threads=False,
 )  # fmt: skip
 def _forward_loop(
-    _pieces: int, x: Any, weight: Any, lora_a: Any, lora_b: Any, bias: Any, scale: float,
-    h: Any, same_h: Any, y: Any, write: Any, add: Any,
+    _piece: int, _pieces: int, x: Any, weight: Any, lora_a: Any, lora_b: Any, bias: Any,
+    scale: float, h: Any, same_h: Any, y: Any, write: Any, add: Any,
 ) -> None:  # fmt: skip
     """Do the forward; `h` comes twice, to be written and to be read: two types for numba."""
-    multiply_run_alone(x, lora_a.T, h, write, 0, 1)
+    multiply_run(0, 1, x, lora_a.T, h, write, 0, 1)
     _multiply_by(h, scale)
-    multiply_run_alone(x, weight.T, y, write, 0, 1)
+    multiply_run(0, 1, x, weight.T, y, write, 0, 1)
     if bias.size:
         for i in range(y.shape[0]):
             for j in range(y.shape[1]):
                 y[i, j] += bias[j]
-    multiply_run_alone(same_h, lora_b.T, y, add, 0, 1)
+    multiply_run(0, 1, same_h, lora_b.T, y, add, 0, 1)
 
 
 @for_each_dtype(
@@ -128,20 +129,20 @@ def _forward_loop(
     written(types.int64, 1), written(types.int64, 1), threads=False,
 )  # fmt: skip
 def _backward_loop(
-    _pieces: int, g: Any, x: Any, weight: Any, lora_a: Any, lora_b: Any, h: Any, scale: float,
-    d: Any, same_d: Any, dx: Any, da: Any, db: Any, write: Any, add: Any,
+    _piece: int, _pieces: int, g: Any, x: Any, weight: Any, lora_a: Any, lora_b: Any, h: Any,
+    scale: float, d: Any, same_d: Any, dx: Any, da: Any, db: Any, write: Any, add: Any,
 ) -> None:  # fmt: skip
     """Do the backward, without the gradients of size 0; `d` comes twice, as `h` in the forward."""
     if dx.size or da.size:
-        multiply_run_alone(g, lora_b, d, write, 0, 1)
+        multiply_run(0, 1, g, lora_b, d, write, 0, 1)
         _multiply_by(d, scale)
     if dx.size:
-        multiply_run_alone(g, weight, dx, write, 0, 1)
-        multiply_run_alone(same_d, lora_a, dx, add, 0, 1)
+        multiply_run(0, 1, g, weight, dx, write, 0, 1)
+        multiply_run(0, 1, same_d, lora_a, dx, add, 0, 1)
     if da.size:
-        multiply_run_alone(same_d.T, x, da, write, 0, 1)
+        multiply_run(0, 1, same_d.T, x, da, write, 0, 1)
     if db.size:
-        multiply_run_alone(g.T, h, db, write, 0, 1)
+        multiply_run(0, 1, g.T, h, db, write, 0, 1)
 
 
 @jit(inline="always")

@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import LINE, elementwise, rows_of
-from minigrad.kernels.jit import JIT_ENABLED, SINGLE, Array, Kernel, jit, read, written
+from minigrad.kernels.jit import JIT_ENABLED, SINGLE, Array, jit, read, written
+from minigrad.kernels.launch import Kernel, span
 from minigrad.kernels.softmax import SECONDS, STRETCH, highest_of, sum_of_exponentials
 
 
@@ -129,8 +130,8 @@ _ONE = np.float32(1)
 
 
 def _label_weights_loop(
-    _pieces: int, labels: Any, classes: int, ignored: int, class_weights: Any, weights: Any,
-    total: Any,
+    _piece: int, _pieces: int, labels: Any, classes: int, ignored: int, class_weights: Any,
+    weights: Any, total: Any,
 ) -> None:  # fmt: skip
     sums = 0.0
     for i in range(labels.size):
@@ -148,24 +149,23 @@ def _label_weights_loop(
 
 
 def _cross_entropy_loop(
-    pieces: int, logits: Any, labels: Any, weights: Any, smoothing: Any, losses: Any, sums: Any
-) -> None:
-    n = len(logits)
-    for number in prange(pieces):
-        for i in range(number * n // pieces, (number + 1) * n // pieces):
-            row = logits[i]
-            highest = highest_of(row)
-            log = vector_math.log(sum_of_exponentials(row, highest))
-            sums[i, 0], sums[i, 1] = highest, log
-            losses[i] = 0
-            if weights[i] != 0:  # where it is 0 an infinite loss does not count
-                loss = log - (_ONE - smoothing) * (row[labels[i]] - highest)
-                if smoothing:
-                    spread = 0.0
-                    for start in range(0, row.size, STRETCH):
-                        spread += _sum_differences(row[start : start + STRETCH], highest)
-                    loss -= smoothing * np.float32(spread / row.size)
-                losses[i] = weights[i] * loss
+    piece: int, pieces: int, logits: Any, labels: Any, weights: Any, smoothing: Any, losses: Any,
+    sums: Any,
+) -> None:  # fmt: skip
+    for i in span(piece, pieces, len(logits)):
+        row = logits[i]
+        highest = highest_of(row)
+        log = vector_math.log(sum_of_exponentials(row, highest))
+        sums[i, 0], sums[i, 1] = highest, log
+        losses[i] = 0
+        if weights[i] != 0:  # where it is 0 an infinite loss does not count
+            loss = log - (_ONE - smoothing) * (row[labels[i]] - highest)
+            if smoothing:
+                spread = 0.0
+                for start in range(0, row.size, STRETCH):
+                    spread += _sum_differences(row[start : start + STRETCH], highest)
+                loss -= smoothing * np.float32(spread / row.size)
+            losses[i] = weights[i] * loss
 
 
 @jit(fastmath={"contract", "reassoc"})
@@ -177,21 +177,19 @@ def _sum_differences(row: Any, highest: Any) -> Any:
 
 
 def _cross_entropy_gradient_loop(
-    pieces: int, g: Any, logits: Any, labels: Any, weights: Any, smoothing: Any, sums: Any,
-    dx: Any,
+    piece: int, pieces: int, g: Any, logits: Any, labels: Any, weights: Any, smoothing: Any,
+    sums: Any, dx: Any,
 ) -> None:  # fmt: skip
-    n = len(logits)
-    for number in prange(pieces):
-        for i in range(number * n // pieces, (number + 1) * n // pieces):
-            row, result = logits[i], dx[i]
-            if weights[i] == 0:
-                result[:] = 0
-            else:
-                factor, highest, log = weights[i] * g[i], sums[i, 0], sums[i, 1]
-                share = smoothing / np.float32(row.size)
-                for j in range(row.size):
-                    result[j] = factor * (vector_math.exp_below((row[j] - highest) - log) - share)
-                result[labels[i]] -= factor * (_ONE - smoothing)
+    for i in span(piece, pieces, len(logits)):
+        row, result = logits[i], dx[i]
+        if weights[i] == 0:
+            result[:] = 0
+        else:
+            factor, highest, log = weights[i] * g[i], sums[i, 0], sums[i, 1]
+            share = smoothing / np.float32(row.size)
+            for j in range(row.size):
+                result[j] = factor * (vector_math.exp_below((row[j] - highest) - log) - share)
+            result[labels[i]] -= factor * (_ONE - smoothing)
 
 
 _READ, _WRITTEN = read(types.float32, 2), written(types.float32, 2)
@@ -240,12 +238,10 @@ def _sum_squares(x: Any, y: Any) -> Any:
     return total
 
 
-def _squared_error_loop(pieces: int, x: Any, y: Any, sums: Any) -> None:
-    n = sums.size
-    for number in prange(pieces):
-        for i in range(number * n // pieces, (number + 1) * n // pieces):
-            stretch = slice(i * STRETCH, (i + 1) * STRETCH)
-            sums[i] = _sum_squares(x[stretch], y[stretch])
+def _squared_error_loop(piece: int, pieces: int, x: Any, y: Any, sums: Any) -> None:
+    for i in span(piece, pieces, sums.size):
+        stretch = slice(i * STRETCH, (i + 1) * STRETCH)
+        sums[i] = _sum_squares(x[stretch], y[stretch])
 
 
 _SQUARED_ERROR = Kernel(_squared_error_loop, (_READ_ROW, _READ_ROW, _SUMS))

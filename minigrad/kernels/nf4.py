@@ -28,12 +28,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numpy.typing import DTypeLike
 
 from minigrad.checks import check_positive
 from minigrad.kernels import gemm
-from minigrad.kernels.jit import JIT_ENABLED, Array, Kernel, for_each_dtype, read, written
+from minigrad.kernels.jit import JIT_ENABLED, Array, read, written
+from minigrad.kernels.launch import Kernel, for_each_dtype, span
 from minigrad.kernels.vector import I32, Emitter, address_of, instruction, keep_alive
 
 STRIP = 1 << 20  # elements in a strip: with fewer, there are more passes over x
@@ -467,7 +468,9 @@ def _decode_sixteen(machine: Emitter, source: Any, factor: Any, target: Any) -> 
     e.store(builder.fmul(found, e.broadcast(factor)), target)
 
 
-def _absmax_loop(_pieces: int, codes: Any, start: int, offset: Any, scale: Any, out: Any) -> None:
+def _absmax_loop(
+    _piece: int, _pieces: int, codes: Any, start: int, offset: Any, scale: Any, out: Any
+) -> None:
     for i in range(codes.size):
         group = (start + i) // GROUP
         steps = np.float32(codes[i]) / np.float32(127)
@@ -486,29 +489,28 @@ _ABSMAX = Kernel(
     read(types.uint8, 2), read(types.float32, 2), read(types.float32, 1), types.intp, (written, 2)
 )
 def _decode_loop(
-    pieces: int, codes: Any, absmax: Any, levels: Any, block_size: int, out: Any
+    piece: int, pieces: int, codes: Any, absmax: Any, levels: Any, block_size: int, out: Any
 ) -> None:
     rows, cols = out.shape
     blocks = absmax.shape[1]
     count = rows * blocks
-    for number in prange(pieces):
-        for block in range(number * count // pieces, (number + 1) * count // pieces):
-            i = block // blocks
-            begin = (block - i * blocks) * block_size
-            end = min(begin + block_size, cols)
-            largest = out.dtype.type(absmax[i, block - i * blocks])
-            if begin & 1:  # its byte began in the block before
-                out[i, begin] = levels[np.intp(codes[i, begin >> 1]) & 15] * largest
-                begin += 1
-            source = address_of(codes) + i * codes.shape[1] + (begin >> 1)
-            target = address_of(out) + (i * cols + begin) * out.itemsize
-            steps = (end - begin) // AT_ONCE
-            for _ in range(steps):
-                _decode_sixteen(source, largest, target)
-                source += AT_ONCE // 2
-                target += AT_ONCE * out.itemsize
-            for j in range(begin + AT_ONCE * steps, end):
-                shift = 0 if j & 1 else 4
-                out[i, j] = levels[(np.intp(codes[i, j >> 1]) >> shift) & 15] * largest
+    for block in span(piece, pieces, count):
+        i = block // blocks
+        begin = (block - i * blocks) * block_size
+        end = min(begin + block_size, cols)
+        largest = out.dtype.type(absmax[i, block - i * blocks])
+        if begin & 1:  # its byte began in the block before
+            out[i, begin] = levels[np.intp(codes[i, begin >> 1]) & 15] * largest
+            begin += 1
+        source = address_of(codes) + i * codes.shape[1] + (begin >> 1)
+        target = address_of(out) + (i * cols + begin) * out.itemsize
+        steps = (end - begin) // AT_ONCE
+        for _ in range(steps):
+            _decode_sixteen(source, largest, target)
+            source += AT_ONCE // 2
+            target += AT_ONCE * out.itemsize
+        for j in range(begin + AT_ONCE * steps, end):
+            shift = 0 if j & 1 else 4
+            out[i, j] = levels[(np.intp(codes[i, j >> 1]) >> shift) & 15] * largest
     keep_alive(codes)
     keep_alive(out)

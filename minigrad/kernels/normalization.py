@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from minigrad.kernels.fused import rows_of
-from minigrad.kernels.jit import NUMBERS, Array, Kernel, for_each_dtype, jit, read, written
+from minigrad.kernels.jit import NUMBERS, Array, external, jit, read, written
+from minigrad.kernels.launch import Kernel, for_each_dtype, share, span
 
 SECONDS = 3e-10  # that an element takes in the forward, about
 STRETCH = 1024  # elements that are summed in their own precision; stretches are, in float64
@@ -258,14 +259,11 @@ def _scale(variance: float, eps: float) -> float:
 # --------------------------------------------------------------------------------------------------
 
 
-# Rows are computed by functions of their own: the same code with threads and without.
-
-
-@jit(fastmath={"contract"})
-def _norm_rows(
-    first: int, end: int, x: Any, weight: Any, bias: Any, eps: float, centred: bool, out: Any
+@for_each_dtype((read, 2), (read, 1), (read, 1), types.float64, types.boolean, (written, 2))
+def _norm_loop(
+    piece: int, pieces: int, x: Any, weight: Any, bias: Any, eps: float, centred: bool, out: Any
 ) -> None:
-    for row in range(first, end):
+    for row in span(piece, pieces, len(x)):
         xs, outs = x[row], out[row]
         pivot, scale, shift = _moments(xs, eps, centred)
         if bias.size:
@@ -276,58 +274,45 @@ def _norm_rows(
                 outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i]
 
 
-@for_each_dtype((read, 2), (read, 1), (read, 1), types.float64, types.boolean, (written, 2))
-def _norm_loop(
-    pieces: int, x: Any, weight: Any, bias: Any, eps: float, centred: bool, out: Any
-) -> None:
-    rows = x.shape[0]
-    for number in prange(pieces):
-        first, end = number * rows // pieces, (number + 1) * rows // pieces
-        _norm_rows(first, end, x, weight, bias, eps, centred, out)
-
-
-@jit(fastmath={"contract"})
-def _gradients_of_rows(
-    first: int, end: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, dx: Any,
-    of_weight: Any, of_bias: Any,
-) -> None:  # fmt: skip
-    """Write rows of dx, and add to the parts of dweight and dbias, without those of size 0."""
-    for row in range(first, end):
-        gs, xs = g[row], x[row]
-        if not dx.size:
-            pivot, scale, shift = _moments(xs, eps, centred)
-        else:
-            pivot, scale, shift, bend, level = _slopes(xs, eps, centred, gs, weight)
-            dxs = dx[row]
-            for i in range(xs.size):
-                dxs[i] = scale * (gs[i] * weight[i]) - (xs[i] - pivot) * bend - level
-        for i in range(of_weight.size):
-            of_weight[i] += gs[i] * ((xs[i] - pivot) * scale - shift)
-        for i in range(of_bias.size):
-            of_bias[i] += gs[i]
-
-
 @for_each_dtype(
     (read, 2), (read, 2), (read, 1), types.float64, types.boolean, types.intp, (written, 2),
-    (written, 1), (written, 1),
+    (written, 1), (written, 1), shares=True,
 )  # fmt: skip
 def _gradients_loop(
-    pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, height: int, dx: Any,
-    dweight: Any, dbias: Any,
+    launcher: int, pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, height: int,
+    dx: Any, dweight: Any, dbias: Any,
 ) -> None:  # fmt: skip
     # Rows are summed by blocks of `height`, and then the blocks: no piece of work cuts a block.
-    rows = x.shape[0]
-    blocks = (rows + height - 1) // height
+    blocks = (len(x) + height - 1) // height
     of_weight = np.zeros((blocks, dweight.size), x.dtype)
     of_bias = np.zeros((blocks, dbias.size), x.dtype)
-    for number in prange(pieces):
-        for block in range(number * blocks // pieces, (number + 1) * blocks // pieces):
-            first, end = block * height, min(rows, (block + 1) * height)
-            _gradients_of_rows(
-                first, end, g, x, weight, eps, centred, dx, of_weight[block], of_bias[block]
-            )
+    arguments = g, x, weight, eps, centred, height, dx, of_weight, of_bias
+    share(launcher, pieces, _gradients_of_blocks, arguments)
     _add_up(of_weight, dweight)
     _add_up(of_bias, dbias)
+
+
+@external(fastmath={"contract"})
+def _gradients_of_blocks(
+    piece: int, pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, height: int,
+    dx: Any, parts_of_weight: Any, parts_of_bias: Any,
+) -> None:  # fmt: skip
+    """Write rows of dx, and add to the parts of dweight and dbias, without those of size 0."""
+    for block in span(piece, pieces, len(parts_of_weight)):
+        of_weight, of_bias = parts_of_weight[block], parts_of_bias[block]
+        for row in range(block * height, min(len(x), (block + 1) * height)):
+            gs, xs = g[row], x[row]
+            if not dx.size:
+                pivot, scale, shift = _moments(xs, eps, centred)
+            else:
+                pivot, scale, shift, bend, level = _slopes(xs, eps, centred, gs, weight)
+                dxs = dx[row]
+                for i in range(xs.size):
+                    dxs[i] = scale * (gs[i] * weight[i]) - (xs[i] - pivot) * bend - level
+            for i in range(of_weight.size):
+                of_weight[i] += gs[i] * ((xs[i] - pivot) * scale - shift)
+            for i in range(of_bias.size):
+                of_bias[i] += gs[i]
 
 
 @jit()

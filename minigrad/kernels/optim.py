@@ -26,9 +26,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
-from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, for_each_dtype, jit, written
+from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, jit, written
+from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import elements
 
 __all__ = ["TableCache", "adam", "ema", "scale", "sgd", "square_sums"]
@@ -148,10 +149,10 @@ def _address(array: Array) -> int:
 
 
 @jit(inline="always")
-def overlap(number: int, pieces: int, starts: Any, row: int) -> tuple[int, int]:
+def overlap(piece: int, pieces: int, starts: Any, row: int) -> tuple[int, int]:
     """Return where in a row a piece of the work begins, and how many elements it has there."""
     total = starts[starts.size - 1]
-    low, high = number * total // pieces, (number + 1) * total // pieces
+    low, high = piece * total // pieces, (piece + 1) * total // pieces
     begin = max(low, starts[row])
     return begin - starts[row], max(min(high, starts[row + 1]) - begin, 0)
 
@@ -222,51 +223,47 @@ def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
     """Return the loop that updates a piece of the rows of a table, named after the update."""
     f = jit(inline="always")(update)
 
-    def of_two(pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for number in prange(pieces):
-            for row in range(len(at)):
-                low, size = overlap(number, pieces, starts, row)
-                g = elements(at[row, 0], low, size, options)
-                x = elements(at[row, 1], low, size, options)
-                numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-                for i in range(g.size):
-                    (x[i],) = f(g[i], x[i], numbers, constants)
+    def of_two(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+        for row in range(len(at)):
+            low, size = overlap(piece, pieces, starts, row)
+            g = elements(at[row, 0], low, size, options)
+            x = elements(at[row, 1], low, size, options)
+            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
+            for i in range(g.size):
+                (x[i],) = f(g[i], x[i], numbers, constants)
 
-    def of_three(pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for number in prange(pieces):
-            for row in range(len(at)):
-                low, size = overlap(number, pieces, starts, row)
-                g = elements(at[row, 0], low, size, options)
-                x = elements(at[row, 1], low, size, options)
-                y = elements(at[row, 2], low, size, options)
-                numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-                for i in range(g.size):
-                    x[i], y[i] = f(g[i], x[i], y[i], numbers, constants)
+    def of_three(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+        for row in range(len(at)):
+            low, size = overlap(piece, pieces, starts, row)
+            g = elements(at[row, 0], low, size, options)
+            x = elements(at[row, 1], low, size, options)
+            y = elements(at[row, 2], low, size, options)
+            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
+            for i in range(g.size):
+                x[i], y[i] = f(g[i], x[i], y[i], numbers, constants)
 
-    def of_four(pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for number in prange(pieces):
-            for row in range(len(at)):
-                low, size = overlap(number, pieces, starts, row)
-                g = elements(at[row, 0], low, size, options)
-                x = elements(at[row, 1], low, size, options)
-                y = elements(at[row, 2], low, size, options)
-                z = elements(at[row, 3], low, size, options)
-                numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-                for i in range(g.size):
-                    x[i], y[i], z[i] = f(g[i], x[i], y[i], z[i], numbers, constants)
+    def of_four(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+        for row in range(len(at)):
+            low, size = overlap(piece, pieces, starts, row)
+            g = elements(at[row, 0], low, size, options)
+            x = elements(at[row, 1], low, size, options)
+            y = elements(at[row, 2], low, size, options)
+            z = elements(at[row, 3], low, size, options)
+            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
+            for i in range(g.size):
+                x[i], y[i], z[i] = f(g[i], x[i], y[i], z[i], numbers, constants)
 
-    def of_five(pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for number in prange(pieces):
-            for row in range(len(at)):
-                low, size = overlap(number, pieces, starts, row)
-                g = elements(at[row, 0], low, size, options)
-                x = elements(at[row, 1], low, size, options)
-                y = elements(at[row, 2], low, size, options)
-                z = elements(at[row, 3], low, size, options)
-                w = elements(at[row, 4], low, size, options)
-                numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-                for i in range(g.size):
-                    x[i], y[i], z[i], w[i] = f(g[i], x[i], y[i], z[i], w[i], numbers, constants)
+    def of_five(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+        for row in range(len(at)):
+            low, size = overlap(piece, pieces, starts, row)
+            g = elements(at[row, 0], low, size, options)
+            x = elements(at[row, 1], low, size, options)
+            y = elements(at[row, 2], low, size, options)
+            z = elements(at[row, 3], low, size, options)
+            w = elements(at[row, 4], low, size, options)
+            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
+            for i in range(g.size):
+                x[i], y[i], z[i], w[i] = f(g[i], x[i], y[i], z[i], w[i], numbers, constants)
 
     columns = update.__code__.co_argcount - 2
     loop = {2: of_two, 3: of_three, 4: of_four, 5: of_five}[columns]
@@ -420,9 +417,11 @@ def square_sums(arrays: Sequence[Array]) -> float:
 
 
 @for_each_dtype(*TABLE, (written, 1), written(types.float64, 1))
-def _squares_loop(_pieces: int, addresses: Any, starts: Any, like: Any, sums: Any) -> None:
+def _squares_loop(
+    piece: int, pieces: int, addresses: Any, starts: Any, like: Any, sums: Any
+) -> None:
     blocks = len(sums)  # cut by size alone: so the sum has the same bits on any number of threads
-    for block in prange(blocks):
+    for block in span(piece, pieces, blocks):
         for row in range(len(addresses)):
             low, size = overlap(block, blocks, starts, row)
             sums[block] += _square_sum(elements(addresses[row, 0], low, size, like))

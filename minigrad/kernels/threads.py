@@ -1,16 +1,15 @@
 """How many threads a kernel may use, and when it must not use any.
 
-A kernel with parallel loops is compiled twice, with threads and without, and its entry asks here
-which one to run:
+A kernel asks here before it starts (see `minigrad.kernels.launch`):
 
     with team(seconds) as threads:
-        (kernel_on_threads if threads > 1 else kernel)(...)
+        ...
 
 where `seconds` is a guess at the time the work takes one thread: little work is not worth a start.
 
-Both give the same bits: the shape of the data decides how the work is cut, threads only take
-pieces of it. So the answer may change from call to call, and it does in three cases that would
-otherwise end in a crash or a hang:
+Any number of threads gives the same bits: the shape of the data decides how sums are cut, threads
+only take pieces of the work. So the answer may change from call to call, and it does in three cases
+that would otherwise end in a crash or a hang:
 
 * In a process made by `os.fork` the threads of the parent are gone, and the OpenMP pool kills a
   child that asks for them. There all kernels run without threads.

@@ -16,12 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, cast
 
 import numba
-import numba.extending
 from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
 
-from minigrad.kernels.jit import jit
+from minigrad.kernels.jit import intrinsic, jit
 
 P = ParamSpec("P")
 
@@ -254,11 +253,6 @@ class Emitter:
         return chosen
 
 
-def _intrinsic(define: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
-    """Make an instruction from a function of the types: numba's decorator, with annotations."""
-    return cast(Callable[P, Any], _numba.extending.intrinsic(define))
-
-
 DTYPE = object()
 """As the type of an instruction's result: the dtype of the numbers among its arguments."""
 
@@ -288,7 +282,7 @@ def instruction(
 
             return (dtype if returns is DTYPE else returns)(*arguments), build
 
-        return cast(Callable[P, Any], _intrinsic(typed))
+        return cast(Callable[P, Any], intrinsic(typed))
 
     return decorate
 
@@ -299,7 +293,7 @@ def prefetch(e: Emitter, address: Any) -> None:
     e.prefetch(address, to_write=False)
 
 
-@_intrinsic
+@intrinsic
 def address_of(_typing: Any, array: Any) -> Any:
     """Return the address of the first number of an array; see `keep_alive`."""
 
@@ -310,7 +304,7 @@ def address_of(_typing: Any, array: Any) -> Any:
     return types.intp(array), emit
 
 
-@_intrinsic
+@intrinsic
 def _pointer(_typing: Any, address: Any, like: Any) -> Any:
     """Return an address as a pointer to numbers of the dtype of an array."""
 

@@ -10,13 +10,12 @@ from multiprocessing import get_context
 
 from minigrad import kernels
 from minigrad.kernels import cache as compiled
-from minigrad.kernels.jit import JIT_ENABLED, KERNELS, Kernel
-from minigrad.kernels.threads import get_num_threads
+from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels.launch import KERNELS, Kernel, launcher
+from minigrad.kernels.threads import get_num_threads, threading_layer
 from minigrad.progress import progress_bar
 
 MOST_PROCESSES = 8  # each takes some 300 MB
-
-Form = tuple[Kernel, bool]  # a kernel, and whether it is the form for several threads
 
 
 class WarmupError(Exception):
@@ -26,8 +25,7 @@ class WarmupError(Exception):
 def warmup(double: bool = False) -> str:
     """Compile the kernels of float32, and those of float64 if `double`, unless they are on disk.
 
-    Where this process may use threads, the forms for several threads are compiled too. numba
-    compiles one function at a time, so as many processes share the work as threads would.
+    numba compiles one function at a time, so as many processes share the work as threads would.
 
     Returns:
         How many were compiled, how many were there, the time, and where they are.
@@ -39,15 +37,15 @@ def warmup(double: bool = False) -> str:
         raise WarmupError("NUMBA_DISABLE_JIT is set, so that nothing is ever compiled")
     if compiled.writable_folder() is None:
         raise WarmupError(f"compiled kernels are {compiled.describe()}")
-    start, new, threads = time.perf_counter(), 0, get_num_threads() > 1
-    count = len(forms(double, threads))
+    start, new = time.perf_counter(), 0
+    count = len(kernels_of(double))
     processes = min(count, get_num_threads(), MOST_PROCESSES)
     pool = ProcessPoolExecutor(processes, get_context("spawn"))
     bar = progress_bar(
         total=count, what="compiling", unit="kernel", shown=True, delay=0.0, dynamic_ncols=True
     )
     try:
-        jobs = [pool.submit(compile_form, double, threads, number) for number in range(count)]
+        jobs = [pool.submit(compile_kernel, double, number) for number in range(count)]
         for job in as_completed(jobs):
             name, is_new = job.result()
             new += is_new
@@ -62,24 +60,28 @@ def warmup(double: bool = False) -> str:
 
 
 @cache
-def forms(double: bool, threads: bool) -> list[Form]:
-    """Return all forms there are to compile, in the same order in each process."""
+def kernels_of(double: bool) -> list[Kernel]:
+    """Return all kernels, without those of float64 alone unless `double`.
+
+    Their order is the same in each process.
+    """
     for module in kernels.__all__:
         import_module(f"minigrad.kernels.{module}")
     found = []
     for kernel in KERNELS:
         numbers = str(kernel.signature)  # a kernel of float32 may have a scale in float64
         if double or "float32" in numbers or "float64" not in numbers:
-            found.append((kernel, False))
-            if threads and kernel.threads:
-                found.append((kernel, True))
+            found.append(kernel)
     return found
 
 
-def compile_form(double: bool, threads: bool, number: int) -> tuple[str, bool]:
-    """Compile one of the `forms`; return its name, and whether it was not on disk."""
+def compile_kernel(double: bool, number: int) -> tuple[str, bool]:
+    """Compile one of the kernels; return its name, and whether it was not on disk."""
     compiled.announce(False)
+    if get_num_threads() > 1:
+        threading_layer()
+        launcher()
     before = len(compiled.COMPILED)
-    kernel, parallel = forms(double, threads)[number]
-    kernel.compile(parallel)
+    kernel = kernels_of(double)[number]
+    kernel.compile()
     return kernel.function.__name__.strip("_"), len(compiled.COMPILED) > before

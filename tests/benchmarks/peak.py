@@ -7,7 +7,7 @@ rate at which memory of its size is read: the caches' for small ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from minigrad.kernels.jit import jit
+from minigrad.kernels.jit import dispatcher
 from minigrad.kernels.threads import get_num_threads
 from minigrad.kernels.vector import (
     ADDRESS,
@@ -67,7 +67,7 @@ def _read(array: Any, times: int) -> Any:
 def chains(dtype: str) -> Callable[[int, Any, Any], Any]:
     """The kernel (see `_chains`) for one dtype."""
     number = LOOPS[dtype]
-    return jit(signature=(types.intp, number, number))(_multiply_adds)
+    return _compiled(_multiply_adds, (types.intp, number, number))
 
 
 def multiply_adds(dtype: str, count: int) -> Run:
@@ -89,11 +89,21 @@ def reads(size: int, total: int) -> Run:
     """Work that reads about `total` bytes, on each thread from `size` bytes of its own."""
     number = types.float32
     operand = types.Array(number, 1, "C")
-    kernel = jit(signature=(operand, types.intp), fastmath={"reassoc"})(_read)
+    kernel = _compiled(_read, (operand, types.intp), {"reassoc"})
     threads = get_num_threads()
     arrays = [_ones(size // 4) for _ in range(threads)]
     times = max(1, total // (threads * size))
     return _on_threads(threads, lambda i: kernel(arrays[i], times))
+
+
+def _compiled(
+    function: Callable[..., Any], signature: tuple[Any, ...], fastmath: Iterable[str] = ()
+) -> Callable[..., Any]:
+    """The function, compiled for these types of arguments alone."""
+    made = dispatcher(function, fastmath, from_python=True)
+    made.compile(signature)
+    made.disable_compile()
+    return made
 
 
 def _ones(count: int) -> NDArray[np.float32]:

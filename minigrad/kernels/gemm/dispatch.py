@@ -30,15 +30,8 @@ from minigrad.errors import op_error
 from minigrad.kernels.gemm import products, skinny
 from minigrad.kernels.gemm.blocking import block_sizes
 from minigrad.kernels.gemm.microkernel import tile_shape
-from minigrad.kernels.jit import (
-    JIT_ENABLED,
-    NUMBERS,
-    Array,
-    Kernel,
-    strided,
-    written,
-    written_anywhere,
-)
+from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, strided, written, written_anywhere
+from minigrad.kernels.launch import Kernel
 from minigrad.kernels.threads import get_num_threads
 
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
@@ -91,7 +84,7 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
     few = kernel.few
     if 0 < work < THREADS_FROM and k < PAGE and m >= few and n >= few:
         # `product` would choose this too; but small products are many, and calls are slow.
-        kernel.gemm.alone(1, x, y, out, kernel.plans[add])
+        kernel.gemm.alone(x, y, out, kernel.plans[add])
     else:
         kernel.product(x, y, out, add, work)
     return out
@@ -235,13 +228,13 @@ class Products:
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         operand, plan = strided(number, 2), written(types.int64, 1)
         signature = (operand, operand, written(number, 2), plan)
-        self.gemm = Kernel(products.gemm, signature, pieces=0)
+        self.gemm = Kernel(products.gemm, signature, pieces=0, shares=True)
         self.gemm_batch = Kernel(products.gemm_batch, signature)
         turned = (operand, operand, written_anywhere(number, 2))
         sizes = (types.intp, types.intp)
-        self.dots = Kernel(skinny.dots, (*turned, *sizes, types.boolean), pieces=0)
+        self.dots = Kernel(skinny.dots, (*turned, *sizes, types.boolean), pieces=0, shares=True)
         self.stream = Kernel(skinny.stream, (*turned, plan, types.boolean), pieces=0)
-        self.sweep = Kernel(skinny.sweep, (*turned, types.boolean), pieces=0)
+        self.sweep = Kernel(skinny.sweep, (*turned, types.boolean), fastmath=(), pieces=0)
 
     def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
         """Return a plan (see `products`): sizes, and where the matrices of a batch are."""
@@ -262,7 +255,7 @@ class Products:
         if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
             self._split(x, y, out, add, work)
         elif work < THREADS_FROM:
-            self.gemm.alone(1, x, y, out, self.plans[add])
+            self.gemm.alone(x, y, out, self.plans[add])
         else:
             self.gemm(work * SECONDS, x, y, out, self.plans[add])
 
@@ -326,7 +319,7 @@ class Products:
         else:
             parts.sum(axis=0, out=out)
         if rest < x.shape[1]:
-            self.gemm.alone(1, x[:, rest:], y[rest:], out, self.plans[True])
+            self.gemm.alone(x[:, rest:], y[rest:], out, self.plans[True])
 
 
 PRODUCTS = {dtype: Products(number) for dtype, number in NUMBERS.items()}

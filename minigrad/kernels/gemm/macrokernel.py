@@ -38,11 +38,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, tile_at_edge, tile_packed, tile_strided
-from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns, pack_rows
-from minigrad.kernels.jit import jit
+from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack, pack_columns
+from minigrad.kernels.jit import external, jit
+from minigrad.kernels.launch import share
 from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
 
 STRIP = 16  # steps of k in a block of B, if B is streamed through
@@ -100,11 +100,7 @@ def choose_packing(
     # Rows a power of two apart share few lines of a cache, and would drive each other out.
     collide = n > t.NR and a.row % 512 == 0 and min(k, t.KC) * t.item >= 1024
     pack_a = (wide or collide) and m > 2 * t.MR and pack_b
-    # A prange loop reads this tuple: numba puts the loop in a function of its own, and repeats
-    # there the one call that makes the tuple. From a return of `PackingChoice` with `STRIP if ...`
-    # among its arguments, Python 3.12 and later make a call in each branch: numba finds neither.
-    depth = STRIP if streamed else t.KC
-    return PackingChoice(pack_a, pack_b, depth)
+    return PackingChoice(pack_a, pack_b, STRIP if streamed else t.KC)
 
 
 @jit(inline="always")
@@ -126,7 +122,7 @@ def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add:
             store(here, value)
 
 
-@jit(inline="always")
+@jit()
 def macro_kernel(
     t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
     add: bool, spare: int,
@@ -208,34 +204,123 @@ def strip_height(t: BlockSizes, rows: int, depth: int) -> int:
     return height
 
 
-@jit()
+@jit(inline="always")
+def cut_rows(t: BlockSizes, m: int, pieces: int) -> int:
+    """Return the number of strips for so many threads: a divisor that leaves strips of MC rows.
+
+    The other factor cuts the columns. Each thread packs the rows of A that it needs, so threads
+    that share them do that work twice.
+    """
+    strips = min(pieces, max(1, m // t.MC))
+    while pieces % strips:
+        strips -= 1
+    return strips
+
+
+@external()
+def multiply(
+    launcher: int, pieces: int, t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix,
+    C: Matrix, add: bool, choice: PackingChoice, room: int, prepacked: int, more: Extra,
+) -> None:  # fmt: skip
+    """Compute C = A B, or +=, and add what is extra: the loops around the macro-kernel.
+
+    `room` is memory for packed panels (`work_size`), and `prepacked` the address of all panels of B
+    if they are packed already, else 0.
+    """
+    strips = cut_rows(t, m, pieces)
+    extra_size = t.NR * more.depth * t.item
+    for jc in range(0, n, t.NC):
+        cols = min(t.NC, n - jc)
+        panels = (cols + t.NR - 1) // t.NR
+        full = cols // t.NR
+        extra = room + packed_size(t, n, k, choice, prepacked)
+        if more.depth:
+            block = Matrix(more.b.at + jc * more.b.col, more.b.row, more.b.col)
+            groups = (panels + GROUP - 1) // GROUP
+            share(launcher, groups, pack_columns, (t, block, cols, more.depth, 0, extra))
+        for pc in range(0, k, choice.depth):
+            depth = min(choice.depth, k - pc)
+            block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
+            size = t.NR * depth * t.item
+            at, across, along, step = room, t.item, t.NR * t.item, size
+            first = 0
+            if prepacked:
+                at = prepacked + (jc * k + panels * t.NR * pc) * t.item
+                first = panels
+            edge_at, edge_along = at + full * size, t.NR * t.item
+            if not choice.pack_b:  # read in place: of all panels, or all but a narrow one
+                at, across, along, step = block.at, b.col, b.row, t.NR * b.col
+                first = panels if t.masks else full
+                if t.masks:
+                    edge_at, edge_along = at + full * step, along
+            if first < panels:
+                groups = (panels - first + GROUP - 1) // GROUP
+                share(launcher, groups, pack_columns, (t, block, cols, depth, first, room))
+            last = pc + depth == k
+            main = Term(
+                depth,
+                Matrix(a.at + pc * a.col, a.row, a.col),
+                Panels(at, across, along, step, choice.pack_b),
+                Panels(edge_at, across, edge_along, step, choice.pack_b),
+                choice.pack_a,
+            )
+            second = Term(
+                more.depth if last else 0,
+                more.a,
+                Panels(extra, t.item, t.NR * t.item, extra_size, True),
+                Panels(extra + full * extra_size, t.item, t.NR * t.item, extra_size, True),
+                False,
+            )
+            row = more.row + jc * t.item if more.row and last else 0
+            corner = Matrix(C.at + jc * C.col, C.row, C.col)
+            spans = min(panels, pieces // strips)
+            arguments = t, m, cols, strips, corner, add or pc > 0, main, second, row
+            share(launcher, strips * spans, multiply_piece, arguments)
+
+
+@external()
 def multiply_piece(
-    t: BlockSizes, rows: int, cols: int, C: Matrix, add: bool, main: Term, more: Term, row: int
-) -> None:
-    """Compute C[:rows, :cols] = A B, or +=, and add a row and a second term, strip by strip."""
+    piece: int, pieces: int, t: BlockSizes, m: int, n: int, strips: int, C: Matrix, add: bool,
+    main: Term, more: Term, row: int,
+) -> None:  # fmt: skip
+    """Compute a piece of C[:m, :n] = A B, or +=, and add a row and a second term, strip by strip.
+
+    The pieces are `strips` strips of rows, each cut into spans of columns.
+    """
+    spans = pieces // strips
+    s, q = piece // spans, piece % spans
+    tiles, panels = (m + t.MR - 1) // t.MR, (n + t.NR - 1) // t.NR
+    start, end = s * tiles // strips * t.MR, min(m, (s + 1) * tiles // strips * t.MR)
+    p = q * panels // spans
+    j = p * t.NR
+    cols = min(n, (q + 1) * panels // spans * t.NR) - j
+
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
-    strip = strip_height(t, rows, main.depth)
-    panels = strip // t.MR if main.pack else 0
-    work = np.empty(CACHE_LINE + tile + panels * t.AR * main.depth * t.item, np.uint8)
+    strip = strip_height(t, end - start, main.depth)
+    packed_tiles = strip // t.MR if main.pack else 0
+    work = np.empty(CACHE_LINE + tile + packed_tiles * t.AR * main.depth * t.item, np.uint8)
     spare = first_line(work)
     packed = spare + tile
-    for i in range(0, rows, strip):
-        high = min(strip, rows - i)
-        corner = Matrix(C.at + i * C.row, C.row, C.col)
+    for i in range(start, end, strip):
+        high = min(strip, end - i)
+        corner = Matrix(C.at + i * C.row + j * C.col, C.row, C.col)
         for number in range(2):
             term, adds = main, add
             if number == 1:
                 term, adds = more, True
                 if row:
-                    add_row(t, corner, high, cols, row)
+                    add_row(t, corner, high, cols, row + j * t.item)
             if term.depth == 0:
                 continue
             source = Matrix(term.a.at + i * term.a.row, term.a.row, term.a.col)
             A = Panels(source.at, source.row, source.col, t.MR * source.row, False)
             if term.pack:
-                pack_rows(t, source, high, term.depth, packed)
+                pack(t, source, high, term.depth, t.MR, t.AR, packed)
                 A = Panels(packed, t.item, t.AR * t.item, t.AR * term.depth * t.item, True)
-            macro_kernel(t, high, cols, term.depth, A, term.B, term.edge, corner, adds, spare)
+            B = Panels(
+                term.B.at + p * term.B.next, term.B.across, term.B.along, term.B.next, term.B.packed
+            )
+            macro_kernel(t, high, cols, term.depth, A, B, term.edge, corner, adds, spare)
     keep_alive(work)
 
 
@@ -253,86 +338,3 @@ def add_row(t: BlockSizes, C: Matrix, rows: int, cols: int, row: int) -> None:
         for j in range(done, cols):
             at = here + j * t.item
             store(at, load(at, t.zero) + load(row + j * t.item, t.zero))
-
-
-@jit(inline="always")
-def cut_rows(t: BlockSizes, m: int) -> int:
-    """Return the number of strips for `t.pieces` threads: a divisor that leaves strips of MC rows.
-
-    The other factor cuts the columns. Each thread packs the rows of A that it needs, so threads
-    that share them do that work twice.
-    """
-    strips = min(t.pieces, max(1, m // t.MC))
-    while t.pieces % strips:
-        strips -= 1
-    return strips
-
-
-@jit(inline="always")
-def multiply(
-    t: BlockSizes, m: int, n: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool,
-    choice: PackingChoice, room: int, prepacked: int, more: Extra,
-) -> None:  # fmt: skip
-    """Compute C = A B, or +=, and add what is extra: the loops around the macro-kernel.
-
-    `room` is memory for packed panels (`work_size`), and `prepacked` the address of all panels of B
-    if they are packed already, else 0.
-    """
-    tiles = (m + t.MR - 1) // t.MR
-    strips = cut_rows(t, m)
-    for jc in range(0, n, t.NC):
-        cols = min(t.NC, n - jc)
-        panels = (cols + t.NR - 1) // t.NR
-        spans = min(panels, t.pieces // strips)
-        full = cols // t.NR
-        extra = room + packed_size(t, n, k, choice, prepacked)
-        extra_size = t.NR * more.depth * t.item
-        # A prange loop may read numbers, and named tuples made by one call (see `choose_packing`).
-        extra_at, extra_row, extra_col = more.a.at, more.a.row, more.a.col
-        if more.depth:
-            block = Matrix(more.b.at + jc * more.b.col, more.b.row, more.b.col)
-            pack_columns(t, block, cols, more.depth, 0, extra, panels)
-        for pc in range(0, k, choice.depth):
-            depth = min(choice.depth, k - pc)
-            block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
-            size = t.NR * depth * t.item
-            at, across, along, step = room, t.item, t.NR * t.item, size
-            first = 0
-            if prepacked:
-                at = prepacked + (jc * k + panels * t.NR * pc) * t.item
-                first = panels
-            edge_at, edge_along = at + full * size, t.NR * t.item
-            if not choice.pack_b:  # read in place: of all panels, or all but a narrow one
-                at, across, along, step = block.at, b.col, b.row, t.NR * b.col
-                first = panels if t.masks else full
-                if t.masks:
-                    edge_at, edge_along = at + full * step, along
-            extra_depth = more.depth if pc + depth == k else 0
-            row = more.row + jc * t.item if more.row and pc + depth == k else 0
-            if first < panels:
-                for group in prange((panels - first + GROUP - 1) // GROUP):
-                    pack_columns(t, block, cols, depth, first + group * GROUP, room, GROUP)
-            for piece in prange(strips * spans):
-                s, q = piece // spans, piece % spans
-                i, p = s * tiles // strips * t.MR, q * panels // spans
-                i_end = min(m, (s + 1) * tiles // strips * t.MR)
-                j, j_end = p * t.NR, min(cols, (q + 1) * panels // spans * t.NR)
-                multiply_piece(
-                    t, i_end - i, j_end - j,
-                    Matrix(C.at + i * C.row + (jc + j) * C.col, C.row, C.col), add or pc > 0,
-                    Term(
-                        depth,
-                        Matrix(a.at + i * a.row + pc * a.col, a.row, a.col),
-                        Panels(at + p * step, across, along, step, choice.pack_b),
-                        Panels(edge_at, across, edge_along, step, choice.pack_b),
-                        choice.pack_a,
-                    ),
-                    Term(
-                        extra_depth,
-                        Matrix(extra_at + i * extra_row, extra_row, extra_col),
-                        Panels(extra + p * extra_size, t.item, t.NR * t.item, extra_size, True),
-                        Panels(extra + full * extra_size, t.item, t.NR * t.item, extra_size, True),
-                        False,
-                    ),
-                    row + j * t.item if row else 0,
-                )  # fmt: skip

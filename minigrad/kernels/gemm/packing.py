@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from minigrad.kernels.jit import jit
+from minigrad.kernels.jit import external, jit
 from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
 
 GROUP = 4  # panels of B that are packed together: a row of them is several cache lines
@@ -43,7 +43,6 @@ class BlockSizes(NamedTuple):
     near: int  # bytes of an operand that is best read in place
     far: int  # bytes of an operand that is best read once
     masks: int  # whether a narrow panel can be read in place
-    pieces: int  # into which a product is cut: the threads that share it
     item: int  # bytes of a number
     zero: float  # 0 in the dtype
 
@@ -99,7 +98,7 @@ def pack_rows_of_runs(
     return done
 
 
-@jit()
+@external()
 def pack(
     t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
 ) -> None:
@@ -122,18 +121,13 @@ def pack(
         target += width * depth * t.item
 
 
-@jit(inline="always")
-def pack_rows(t: BlockSizes, a: Matrix, rows: int, depth: int, target: int) -> None:
-    """Pack a block of A, with MR rows in a panel."""
-    pack(t, a, rows, depth, t.MR, t.AR, target)
-
-
-@jit(inline="always")
+@external()
 def pack_columns(
-    t: BlockSizes, b: Matrix, cols: int, depth: int, panel: int, target: int, count: int = 1
-) -> None:
-    """Pack `count` panels, from number `panel` on, of a block of B, with NR columns in a panel."""
-    j = panel * t.NR
+    piece: int, _pieces: int, t: BlockSizes, b: Matrix, cols: int, depth: int, first: int,
+    target: int,
+) -> None:  # fmt: skip
+    """Pack a group of panels of a block of B, the piece-th after panel `first`."""
+    j = (first + piece * GROUP) * t.NR
     transposed = Matrix(b.at + j * b.col, b.col, b.row)
     at = target + j * depth * t.item
-    pack(t, transposed, min(count * t.NR, cols - j), depth, t.NR, t.NR, at)
+    pack(t, transposed, min(GROUP * t.NR, cols - j), depth, t.NR, t.NR, at)

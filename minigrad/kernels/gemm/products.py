@@ -16,22 +16,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 
 from minigrad.kernels.gemm.macrokernel import Extra, choose_packing, first_line, multiply, work_size
 from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns
-from minigrad.kernels.jit import for_each_dtype, jit, read, strided, written
+from minigrad.kernels.jit import external, jit, read, strided, written
+from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
 HEADER = 13  # integers at the head of a plan
 
 
 @jit(inline="always")
-def blocks_of(plan: Any, array: Any, pieces: int) -> BlockSizes:
+def blocks_of(plan: Any, array: Any) -> BlockSizes:
     """Return the sizes at the head of a plan, and the dtype of `array`."""
     return BlockSizes(
         plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
-        plan[10], pieces, array.itemsize, array.dtype.type(0),
+        plan[10], array.itemsize, array.dtype.type(0),
     )  # fmt: skip
 
 
@@ -68,11 +69,13 @@ def transposed(matrix: Matrix) -> Matrix:
     return Matrix(matrix.at, matrix.col, matrix.row)
 
 
-@jit(inline="always")
-def multiply_run(x: Any, y: Any, out: Any, plan: Any, pieces: int, start: int, stop: int) -> None:
-    """Compute products number `start` to `stop` of a batch, each cut into pieces."""
+@external()
+def multiply_run(
+    launcher: int, pieces: int, x: Any, y: Any, out: Any, plan: Any, start: int, stop: int
+) -> None:
+    """Compute products number `start` to `stop` of a batch, each shared as so many pieces."""
     m, k, n = x.shape[0], x.shape[1], y.shape[1]
-    t = blocks_of(plan, x, pieces)
+    t = blocks_of(plan, x)
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     left, right = 1, 2
     if 2 * n <= t.NR and n < m and a.row == t.item:
@@ -84,7 +87,7 @@ def multiply_run(x: Any, y: Any, out: Any, plan: Any, pieces: int, start: int, s
     room = first_line(work)
     for index in range(start, stop):
         multiply(
-            t, m, n, k,
+            launcher, pieces, t, m, n, k,
             Matrix(a.at + locate(plan, index, left), a.row, a.col),
             Matrix(b.at + locate(plan, index, right), b.row, b.col),
             Matrix(C.at + index * m * n * t.item, C.row, C.col),
@@ -93,33 +96,25 @@ def multiply_run(x: Any, y: Any, out: Any, plan: Any, pieces: int, start: int, s
     keep_alive(work)
 
 
-@jit()
-def multiply_run_alone(x: Any, y: Any, out: Any, plan: Any, start: int, stop: int) -> None:
-    """Compute `multiply_run` on the calling thread."""
-    multiply_run(x, y, out, plan, 1, start, stop)
-
-
-def gemm(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
+def gemm(launcher: int, pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
     """Write or add products x @ y, one behind another, from the first number of `out` on.
 
     `x`, `y` and `out` are the first matrices of each; `locate` finds the others. Threads share the
     work of each product.
     """
-    multiply_run(x, y, out, plan, pieces, 0, plan[12])
+    multiply_run(launcher, pieces, x, y, out, plan, 0, plan[12])
 
 
-def gemm_batch(pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
+def gemm_batch(piece: int, pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
     """Compute `gemm`, of which each thread does complete products."""
-    count = plan[12]
-    for piece in prange(pieces):
-        start, stop = piece * count // pieces, (piece + 1) * count // pieces
-        multiply_run_alone(x, y, out, plan, start, stop)
+    numbers = span(piece, pieces, plan[12])
+    multiply_run(0, 1, x, y, out, plan, numbers.start, numbers.stop)
 
 
-@for_each_dtype((strided, 2), written(types.uint8, 1), written(types.int64, 1))
-def pack_all(_pieces: int, y: Any, panels: Any, plan: Any) -> None:
+@for_each_dtype((strided, 2), written(types.uint8, 1), written(types.int64, 1), shares=True)
+def pack_all(launcher: int, _pieces: int, y: Any, panels: Any, plan: Any) -> None:
     """Pack all of y into an array of bytes, in the order in which `multiply` reads it."""
-    t = blocks_of(plan, y, 1)
+    t = blocks_of(plan, y)
     b, (k, n) = matrix_of(y), y.shape
     first = first_line(panels)
     for jc in range(0, n, t.NC):
@@ -129,30 +124,32 @@ def pack_all(_pieces: int, y: Any, panels: Any, plan: Any) -> None:
             depth = min(t.KC, k - pc)
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)
             at = first + (jc * k + count * t.NR * pc) * t.item
-            for group in prange((count + GROUP - 1) // GROUP):
-                pack_columns(t, block, cols, depth, group * GROUP, at, GROUP)
+            groups = (count + GROUP - 1) // GROUP
+            share(launcher, groups, pack_columns, (t, block, cols, depth, 0, at))
     keep_alive(panels)
 
 
 @for_each_dtype(
     (strided, 2), written(types.uint8, 1), types.intp, (strided, 2), (strided, 2), (read, 1),
-    (written, 2), written(types.int64, 1), pieces=0,
+    (written, 2), written(types.int64, 1), pieces=0, shares=True,
 )  # fmt: skip
 def gemm_packed(
-    pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, row: Any, out: Any, plan: Any
-) -> None:
+    launcher: int, pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, row: Any, out: Any,
+    plan: Any,
+) -> None:  # fmt: skip
     """Compute out = x y + x2 y2 + row, from the panels that `pack_all` has made of y.
 
     y has n columns. A row of length 0 stands for none.
     """
     m, k, steps = x.shape[0], x.shape[1], x2.shape[1]
-    t = blocks_of(plan, x, pieces)
+    t = blocks_of(plan, x)
     a, C = matrix_of(x), matrix_of(out)
     prepacked = first_line(panels)
     choice = choose_packing(t, m, n, k, a, a, prepacked)
     work = np.empty(work_size(t, n, k, choice, prepacked, steps), np.uint8)
     more = Extra(steps, matrix_of(x2), matrix_of(y2), address_of(row) if row.size else 0)
-    multiply(t, m, n, k, a, a, C, False, choice, first_line(work), prepacked, more)
+    room = first_line(work)
+    multiply(launcher, pieces, t, m, n, k, a, a, C, False, choice, room, prepacked, more)
     keep_alive(work)
     keep_alive(panels)
     keep_alive(row)

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange
 
 from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.gemm.packing import BlockSizes, Matrix
+from minigrad.kernels.gemm.packing import Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
-from minigrad.kernels.jit import jit
+from minigrad.kernels.jit import external, jit
+from minigrad.kernels.launch import share, span
 from minigrad.kernels.vector import (
     ADDRESS,
     I32,
@@ -163,20 +163,21 @@ def block_depth(cols: int, widest: int, item: int) -> int:
     return NEAR // (min(cols, widest) * item)
 
 
-@jit()
+@external()
 def dots_of_rows(
-    a: Matrix, b: Matrix, C: Matrix, rows: int, cols: int, k: int, add: bool, packed: bool,
-    item: int, zero: Any, widest: int,
+    piece: int, pieces: int, a: Matrix, b: Matrix, C: Matrix, m: int, cols: int, k: int, add: bool,
+    packed: bool, item: int, zero: Any, widest: int,
 ) -> None:  # fmt: skip
-    """Compute C = or += A B^T for some rows of A, in blocks that stay in the caches."""
+    """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
+    start, stop = piece * m // pieces, (piece + 1) * m // pieces
     block = block_depth(cols, widest, item)
     for pc in range(0, k, block):
         depth = min(block, k - pc)
         at, b_row = b.at + pc * item, b.row
         if packed:
             at, b_row = b.at + pc * cols * item, depth * item
-        for ic in range(0, rows, HEIGHT):
-            end = min(rows, ic + HEIGHT)
+        for ic in range(start, stop, HEIGHT):
+            end = min(stop, ic + HEIGHT)
             for j in range(0, cols, widest):
                 wide = min(widest, cols - j)
                 step = 2 if wide > widest // 2 else 4  # as `dot_shapes` says
@@ -207,26 +208,21 @@ def pack_rows_in_blocks(
             target += depth * item
 
 
-def dots(pieces: int, x: Any, y: Any, out: Any, widest: int, lanes: int, add: bool) -> None:
+def dots(
+    launcher: int, pieces: int, x: Any, y: Any, out: Any, widest: int, lanes: int, add: bool
+) -> None:
     """Compute out = or += x y^T; the rows of x are contiguous, and those of y are made so."""
     m, k, n = x.shape[0], x.shape[1], y.shape[0]
     item, zero = x.itemsize, x.dtype.type(0)
-    b = Matrix(address_of(y), y.strides[0], y.strides[1])
+    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     packed = m >= HEIGHT or b.col != item
     work = np.empty(n * k * item if packed else 0, np.uint8)
-    at, row = b.at, b.row
     if packed:
-        at = address_of(work)
-        pack_rows_in_blocks(b, n, k, block_depth(n, widest, item), at, item, zero, lanes)
-    a_at, a_row = address_of(x), x.strides[0]
-    c_at, c_row, c_col = address_of(out), out.strides[0], out.strides[1]
-    for piece in prange(pieces):
-        i, end = piece * m // pieces, (piece + 1) * m // pieces
-        dots_of_rows(
-            Matrix(a_at + i * a_row, a_row, item), Matrix(at, row, item),
-            Matrix(c_at + i * c_row, c_row, c_col), end - i, n, k, add, packed, item, zero,
-            widest,
-        )  # fmt: skip
+        pack_rows_in_blocks(
+            b, n, k, block_depth(n, widest, item), address_of(work), item, zero, lanes
+        )
+        b = Matrix(address_of(work), b.row, item)
+    share(launcher, pieces, dots_of_rows, (a, b, C, m, n, k, add, packed, item, zero, widest))
     keep_alive(work)
 
 
@@ -235,40 +231,31 @@ def dots(pieces: int, x: Any, y: Any, out: Any, widest: int, lanes: int, add: bo
 # --------------------------------------------------------------------------------------------------
 
 
-@jit()
-def stream_span(
-    t: BlockSizes, m: int, cols: int, k: int, a: Matrix, b: Matrix, C: Matrix, add: bool
-) -> None:
-    """Compute C = or += A B for a span of columns, one strip of rows of B after the other."""
+def stream(piece: int, pieces: int, x: Any, y: Any, out: Any, plan: Any, add: bool) -> None:
+    """Compute out = or += x y, where x has some rows, and the rows of y and out are contiguous.
+
+    Each piece is a span of columns, which goes from one strip of rows of y to the next.
+    """
+    m, k, n = x.shape[0], x.shape[1], y.shape[1]
+    t = blocks_of(plan, x)
+    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
+    panels = (n + t.NR - 1) // t.NR
+    start, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
     for pc in range(0, k, STRIP):
         depth, then = min(STRIP, k - pc), min(STRIP, max(0, k - pc - STRIP))
         A = Panels(a.at + pc * a.col, a.row, a.col, 0, False)
         hinted = 0
-        for j in range(0, cols, t.NR):
-            wide = min(t.NR, cols - j)
+        for j in range(start, end, t.NR):
+            wide = min(t.NR, end - j)
             here = b.at + pc * b.row + j * t.item
-            while hinted * cols < then * (j + wide):  # rows in the order in which they lie
-                ahead = b.at + (pc + STRIP + hinted) * b.row
-                for byte in range(0, cols * t.item, CACHE_LINE):
+            while hinted * (end - start) < then * (j + wide - start):  # rows as they lie
+                ahead = b.at + (pc + STRIP + hinted) * b.row + start * t.item
+                for byte in range(0, (end - start) * t.item, CACHE_LINE):
                     prefetch(ahead + byte)
                 hinted += 1
             B = Panels(here, t.item, b.row, 0, False)
             target = Matrix(C.at + j * t.item, C.row, C.col)
             macro_kernel(t, m, wide, depth, A, B, B, target, add or pc > 0, 0)
-
-
-def stream(pieces: int, x: Any, y: Any, out: Any, plan: Any, add: bool) -> None:
-    """Compute out = or += x y, where x has some rows, and the rows of y and out are contiguous."""
-    m, k, n = x.shape[0], x.shape[1], y.shape[1]
-    t = blocks_of(plan, x, 1)
-    a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
-    for piece in prange(pieces):
-        panels = (n + t.NR - 1) // t.NR
-        j, end = piece * panels // pieces * t.NR, min(n, (piece + 1) * panels // pieces * t.NR)
-        stream_span(
-            t, m, end - j, k, Matrix(a.at, a.row, a.col),
-            Matrix(b.at + j * t.item, b.row, b.col), Matrix(C.at + j * t.item, C.row, C.col), add,
-        )  # fmt: skip
 
 
 def _sweep_of(count: int) -> Callable[..., None]:
@@ -310,27 +297,19 @@ def _sweep_of(count: int) -> Callable[..., None]:
 swept_rows, swept_row = _sweep_of(SWEPT), _sweep_of(1)
 
 
-@jit()
-def sweep_span(a: Matrix, b: Matrix, c: int, cols: int, k: int, add: bool, zero: Any) -> None:
-    """Compute c = or += a B, for a span of columns."""
-    done = k - k % SWEPT
-    for p in range(0, done, SWEPT):
-        swept_rows(a.at + p * a.col, a.col, b.at + p * b.row, b.row, cols, c, add or p > 0, zero)
-    for p in range(done, k):
-        swept_row(a.at + p * a.col, a.col, b.at + p * b.row, b.row, cols, c, add or p > 0, zero)
-
-
-def sweep(pieces: int, x: Any, y: Any, out: Any, add: bool) -> None:
+def sweep(piece: int, pieces: int, x: Any, y: Any, out: Any, add: bool) -> None:
     """Compute out = or += x y, where x and out have one row and the rows of y are contiguous."""
     k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)
-    a_at, a_k, b_at, b_row, c_at = (
-        address_of(x), x.strides[1], address_of(y), y.strides[0], address_of(out),
-    )  # fmt: skip
+    a, b, c = matrix_of(x), matrix_of(y), address_of(out)
     spans = (n + SPAN - 1) // SPAN
     spans = max(pieces, spans)
-    for piece in prange(spans):
-        j, end = piece * n // spans, (piece + 1) * n // spans
-        sweep_span(
-            Matrix(a_at, 0, a_k), Matrix(b_at + j * item, b_row, item), c_at + j * item,
-            end - j, k, add, zero,
-        )  # fmt: skip
+    for number in span(piece, pieces, spans):
+        j = number * n // spans
+        cols, target = (number + 1) * n // spans - j, c + j * item
+        done = k - k % SWEPT
+        for p in range(0, done, SWEPT):
+            rows = b.at + p * b.row + j * item
+            swept_rows(a.at + p * a.col, a.col, rows, b.row, cols, target, add or p > 0, zero)
+        for p in range(done, k):
+            row = b.at + p * b.row + j * item
+            swept_row(a.at + p * a.col, a.col, row, b.row, cols, target, add or p > 0, zero)

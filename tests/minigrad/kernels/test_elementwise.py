@@ -8,7 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import minigrad
 from minigrad.kernels import activation, elementwise, losses, softmax
-from minigrad.kernels.jit import JIT_ENABLED, KERNELS
+from minigrad.kernels.jit import JIT_ENABLED
+from minigrad.kernels.launch import KERNELS
 
 FLOATS = [np.float32, np.float64]
 ROUNDING = {np.float32: 5e-7, np.float64: 1e-14}  # some units of the last digit
@@ -277,6 +278,6 @@ def test_no_bit_depends_on_how_far_the_result_lies_from_the_operands(kernel, rng
             x = memory[:size].view(number).reshape(shape)
             x[...] = operands[-1]
             outputs.append(memory[size + gap :].view(number).reshape(shape))
-            kernel.alone(1, *operands[:-1], x, *options, outputs[-1])
+            kernel.alone(*operands[:-1], x, *options, outputs[-1])
         for output in outputs[1:]:
             assert_array_equal(output, outputs[0])

@@ -19,8 +19,9 @@ import pytest
 
 import minigrad
 from minigrad import __main__ as command_line
-from minigrad.kernels import cache, warmup
-from minigrad.kernels.jit import JIT_ENABLED, KERNELS, Kernel, jit
+from minigrad.kernels import cache, launch, warmup
+from minigrad.kernels.jit import JIT_ENABLED, dispatcher
+from minigrad.kernels.launch import KERNELS, Kernel
 
 ROOT = Path(__file__).parents[3]
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="nothing is compiled")
@@ -42,13 +43,12 @@ TWO_OPS = ONE_OP + "; minigrad.softmax(minigrad.ones(4, 4))"
 
 PROBE = """
 import numpy as np
-from numba import prange, types
-from minigrad.kernels.jit import Kernel
+from numba import types
+from minigrad.kernels.launch import Kernel, span
 
-def double(pieces, x, out):
-    for piece in prange(pieces):
-        for i in range(piece * x.size // pieces, (piece + 1) * x.size // pieces):
-            out[i] = 2 * x[i]
+def double(piece, pieces, x, out):
+    for i in span(piece, pieces, x.size):
+        out[i] = 2 * x[i]
 
 KERNEL = Kernel(double, (types.Array(types.float32, 1, "C"),) * 2)
 
@@ -63,6 +63,8 @@ RUN_PROBE = """
 import probe
 assert probe.right()
 """
+
+PROBE_PARTS = ["double", "entry"]  # the loop, and what takes its arguments from Python
 
 REPORT = """
 from minigrad.kernels import cache
@@ -131,12 +133,11 @@ def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
 
     compiled, loaded, said = machine.run(TWO_OPS)
     assert (compiled, said) == ([], [])
-    assert {name.strip("_").split("_")[0] for name in loaded} == {"gelu", "softmax"}
+    assert {name.strip("_").split("_")[0] for name in loaded} == {"entry", "gelu", "softmax"}
 
     compiled, loaded, said = machine.run(ONE_OP)
     assert (compiled, said) == ([], [])
-    assert len(loaded) >= 1
-    assert all("gelu" in name for name in loaded)
+    assert sorted(loaded) == ["entry", "gelu_loop"]
     assert machine.files() == kept
 
 
@@ -145,7 +146,7 @@ def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
 def test_the_line_is_a_message_of_logging_and_can_be_silenced(machine):
     quiet = 'import logging; logging.getLogger("minigrad").setLevel(logging.ERROR)'
     compiled, _, said = machine.run(quiet + RUN_PROBE)
-    assert (compiled, said) == (["double"], [])
+    assert (compiled, said) == (PROBE_PARTS, [])
 
 
 @pytest.mark.full
@@ -155,7 +156,7 @@ def test_without_a_folder_each_process_compiles_and_says_so(machine):
     machine.folder.write_text("")
     for _ in range(2):
         compiled, loaded, said = machine.run(RUN_PROBE)
-        assert (compiled, loaded) == (["double"], [])
+        assert (compiled, loaded) == (PROBE_PARTS, [])
         assert len(said) == 1
         assert "anew in each process" in said[0]
         assert str(machine.folder) in said[0]
@@ -170,21 +171,20 @@ def test_beside_read_only_sources_the_folder_of_the_user_serves(tmp_path):
     home = tmp_path / "home"
     place = {"NUMBA_CACHE_DIR": None, "PYTHONDONTWRITEBYTECODE": "1"}
     place |= dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(home))
-    assert machine.run(RUN_PROBE, **place)[:2] == (["double"], [])
-    assert [path.name.split("-")[0] for path in home.rglob("*.nbc")] == ["double"]
-    assert machine.run(RUN_PROBE, **place) == ([], ["double"], [])
+    assert machine.run(RUN_PROBE, **place)[:2] == (PROBE_PARTS, [])
+    assert sorted(path.name.split("-")[0] for path in home.rglob("*.nbc")) == PROBE_PARTS
+    assert machine.run(RUN_PROBE, **place) == ([], PROBE_PARTS, [])
 
 
 @pytest.mark.full
 @needs_jit
 def test_processes_that_compile_at_once_do_not_disturb_each_other(machine):
-    both = "import probe; assert probe.right(); probe.KERNEL.compile(parallel=True)"
-    processes = [machine.start(both) for _ in range(3)]
+    processes = [machine.start(RUN_PROBE) for _ in range(3)]
     for process in processes:
         compiled, loaded, _ = machine.finish(process)
-        assert sorted(compiled + loaded) == ["double", "double"]
+        assert sorted(compiled + loaded) == PROBE_PARTS
     assert len(machine.files()) == 2  # nor is a draft left
-    assert machine.run(both) == ([], ["double", "double"], [])
+    assert machine.run(RUN_PROBE) == ([], PROBE_PARTS, [])
 
 
 @pytest.mark.full
@@ -201,18 +201,18 @@ def test_a_forked_child_runs_what_its_parent_has_loaded_and_what_it_has_not(mach
         assert os.waitstatus_to_exitcode(status) == 0
         assert probe.right(seconds=1.0)
     """
-    assert machine.run(script, NUMBA_NUM_THREADS="2")[0] == ["double"]
+    assert machine.run(script, NUMBA_NUM_THREADS="2")[0] == ["launch", *PROBE_PARTS]
 
 
 @pytest.mark.full
 @needs_jit
 def test_code_for_another_processor_or_numba_is_not_loaded(machine):
     here = machine.run(RUN_PROBE)[:2]
-    assert here == (["double"], [])
+    assert here == (PROBE_PARTS, [])
     assert machine.run(RUN_PROBE, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")[:2] == here
     assert machine.run('import numba; numba.__version__ += ".0"' + RUN_PROBE)[:2] == here
-    assert len(machine.files()) == 3
-    assert machine.run(RUN_PROBE)[:2] == ([], ["double"])
+    assert len(machine.files()) == 3 * len(PROBE_PARTS)
+    assert machine.run(RUN_PROBE)[:2] == ([], PROBE_PARTS)
 
 
 @pytest.mark.full
@@ -220,7 +220,7 @@ def test_code_for_another_processor_or_numba_is_not_loaded(machine):
 def test_another_source_or_constant_in_it_is_not_taken_for_the_first(machine, tmp_path):
     machine.run(RUN_PROBE)
     (tmp_path / "probe.py").write_text(PROBE.replace("2 * x[i]", "3 * x[i] - x[i]"))
-    assert machine.run(RUN_PROBE)[:2] == (["double"], [])
+    assert machine.run(RUN_PROBE)[:2] == (["double"], ["entry"])
 
 
 @pytest.mark.full
@@ -247,13 +247,12 @@ DAMAGES = {
 @needs_jit
 def test_a_damaged_file_is_made_anew(machine):
     machine.run(RUN_PROBE)
-    (file,) = machine.files()
-    whole = file.read_bytes()
     for damage in DAMAGES.values():
-        file.write_bytes(damage(whole))
-        assert cache.read_file(file) is None
-    assert machine.run(RUN_PROBE)[:2] == (["double"], [])
-    assert machine.run(RUN_PROBE) == ([], ["double"], [])
+        for file in machine.files():
+            file.write_bytes(damage(file.read_bytes()))
+            assert cache.read_file(file) is None
+        assert machine.run(RUN_PROBE)[:2] == (PROBE_PARTS, [])
+    assert machine.run(RUN_PROBE) == ([], PROBE_PARTS, [])
 
 
 def test_a_kernel_that_cannot_be_written_is_no_error(tmp_path, caplog):
@@ -271,6 +270,8 @@ def probe(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(cache, "folders", lambda: [tmp_path / "here/kernels-1"])
     monkeypatch.setattr(cache, "writable_folder", cache.writable_folder.__wrapped__)
+    monkeypatch.setattr(cache, "SYMBOLS", {})  # as if this process had compiled nothing so far
+    monkeypatch.setattr(launch, "entry", launch.entry.__wrapped__)
     import a_probe
 
     yield a_probe
@@ -279,14 +280,14 @@ def probe(tmp_path, monkeypatch):
 
 
 @needs_jit
-def test_one_form_of_a_kernel_is_compiled_at_its_first_call(probe, tmp_path):
+def test_a_kernel_is_compiled_at_its_first_call(probe, tmp_path):
     compiled, loaded = len(cache.COMPILED), len(cache.LOADED)
     assert list(tmp_path.rglob("*.nbc")) == []
     assert probe.right()
     assert probe.right()
-    assert cache.COMPILED[compiled:] == ["double"]
+    assert sorted(cache.COMPILED[compiled:]) == PROBE_PARTS
     assert cache.LOADED[loaded:] == []  # the second call looks nothing up
-    assert len(list(tmp_path.rglob("*.nbc"))) == 1
+    assert len(list(tmp_path.rglob("*.nbc"))) == len(PROBE_PARTS)
 
 
 @needs_jit
@@ -295,12 +296,13 @@ def test_kernels_are_read_where_they_cannot_be_written(probe, tmp_path, monkeypa
     folders = [tmp_path / "nothing", tmp_path / "here/kernels-1"]
     monkeypatch.setattr(cache, "folders", lambda: folders)
     monkeypatch.setattr(cache, "writable_folder", lambda: None)
+    monkeypatch.setattr(cache, "SYMBOLS", {})
     compiled, loaded = len(cache.COMPILED), len(cache.LOADED)
     second = Kernel(probe.KERNEL.function, probe.KERNEL.signature)
     out = np.empty(3, np.float32)
     second(0.0, np.ones(3, np.float32), out)
     assert (out == 2).all()
-    assert (len(cache.COMPILED), len(cache.LOADED)) == (compiled, loaded + 1)
+    assert (len(cache.COMPILED), len(cache.LOADED)) == (compiled, loaded + 2)
 
 
 @needs_jit
@@ -313,7 +315,7 @@ def test_code_that_holds_an_address_is_refused(probe):
     from numba import types
 
     with pytest.raises(TypeError, match=r"look_up: .* holds an address .* make that an argument"):
-        jit(signature=(types.intp,))(look_up)
+        dispatcher(look_up).compile((types.intp,))
 
 
 def test_only_the_last_states_of_the_sources_are_kept(tmp_path, monkeypatch):
@@ -365,7 +367,7 @@ def test_no_command_shows_the_commands(capsys):
 
 @needs_jit
 def test_warmup_says_what_it_did(probe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(warmup, "forms", lambda double, threads: [(probe.KERNEL, False)])
+    monkeypatch.setattr(warmup, "kernels_of", lambda double: [probe.KERNEL])
     # Other processes would not know of this list.
     monkeypatch.setattr(warmup, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
     for summary in ("1 kernels compiled, 0 were there", "0 kernels compiled, 1 were there"):
@@ -376,18 +378,12 @@ def test_warmup_says_what_it_did(probe, tmp_path, monkeypatch, capsys):
 
 
 @needs_jit
-def test_warmup_knows_the_kernels_and_their_forms():
-    names = {kernel.function.__name__ for kernel, _ in warmup.forms(double=False, threads=False)}
+def test_warmup_knows_the_kernels():
+    names = {kernel.function.__name__ for kernel in warmup.kernels_of(double=False)}
     assert any("gelu" in name for name in names)
     assert any("adam" in name for name in names)
     assert {"gemm", "gemm_batch", "dots", "sweep", "gemm_packed"} <= names
-    for double in (False, True):
-        alone = warmup.forms(double, threads=False)
-        both = warmup.forms(double, threads=True)
-        assert not any(parallel for _, parallel in alone)
-        assert [form for form in both if not form[1]] == alone
-        assert 1.5 * len(alone) < len(both) < 2 * len(alone)
-    assert set(warmup.forms(double=False, threads=True)) < set(both)
+    assert set(warmup.kernels_of(double=False)) < set(warmup.kernels_of(double=True))
 
 
 def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):
@@ -404,7 +400,7 @@ def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):
 @pytest.mark.full
 def test_after_warmup_nothing_is_compiled(machine):
     warm = "from minigrad.__main__ import main; main(['warmup'])"
-    count = len(warmup.forms(double=False, threads=minigrad.get_num_threads() > 1))
+    count = len(warmup.kernels_of(double=False))
     for summary in (f"{count} kernels compiled, 0 ", f"0 kernels compiled, {count} "):
         out, said = machine.start(warm).communicate(timeout=900)
         assert out.startswith(summary)

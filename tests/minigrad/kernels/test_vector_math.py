@@ -13,7 +13,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from minigrad.kernels import activation, vector_math
-from minigrad.kernels.jit import JIT_ENABLED, jit
+from minigrad.kernels.jit import JIT_ENABLED, dispatcher
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="numpy's functions serve")
 
@@ -28,7 +28,7 @@ def loop_over(name, flags):
         for i in range(x.size):
             out[i] = function(x[i])
 
-    return jit(fastmath=flags)(loop)
+    return dispatcher(loop, flags, from_python=True)
 
 
 def values(name, x, flags=FLAGS["fused"]):

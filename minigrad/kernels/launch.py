@@ -1,0 +1,297 @@
+"""Kernels: loops that one thread runs, or that several share, from one compiled form.
+
+A kernel is a function `loop(piece, pieces, *arguments)` that does one of so many pieces of its
+work. One thread does it as one piece; several share it through `launch`, the only loop in the
+library that runs on threads, which gets the address of the machine code of a piece:
+
+    kernel(seconds, *arguments)                     in Python: one thread or several
+      entry(how, *arguments)                        unboxes the arguments; shared by all kernels
+                                                    whose arguments have the same types
+        launch(work, data, pieces)                  if several threads share the work
+          loop(piece, pieces, *arguments)
+
+A loop that shares parts of its work by itself, such as a product that packs a matrix first and then
+multiplies, is called once, as `loop(launcher, pieces, *arguments)`, and calls
+
+    share(launcher, pieces, part, (x, y, ...))
+
+for each part, `part(piece, pieces, x, y, ...)`, an `external` function. The launcher is the address
+of `launch`, or 0 if the calling thread is to do all pieces itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+
+from minigrad.kernels.jit import (
+    EXTERNALS,
+    JIT_ENABLED,
+    NUMBERS,
+    WORD,
+    External,
+    compile_for,
+    dispatcher,
+    emit_address,
+    emit_call,
+    intrinsic,
+    jit,
+)
+from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
+
+_cgutils: Any = cgutils  # numba's annotations cover a part of it, and differ between versions
+
+PIECES = 64  # into which work is cut for threads to share
+INT = types.intp
+PIECE_OF_WORK = ir.FunctionType(ir.VoidType(), [WORD] * 3)  # piece, pieces, address of the record
+
+
+@jit(inline="always")
+def part(piece: int, pieces: int, x: Any) -> Any:
+    """Return one of so many pieces of a row, as a slice.
+
+    LLVM knows the indices of a slice to be counted from 0, and makes vector code only where none
+    can be negative.
+    """
+    return x[piece * x.size // pieces : (piece + 1) * x.size // pieces]
+
+
+@jit(inline="always")
+def span(piece: int, pieces: int, count: int) -> Any:
+    """Return the range of the indices below `count` that belong to one of so many pieces."""
+    return range(piece * count // pieces, (piece + 1) * count // pieces)
+
+
+# --------------------------------------------------------------------------------------------------
+# Calling compiled code
+# --------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _run_piece(_typing: Any, work: Any, piece: Any, pieces: Any, data: Any) -> Any:
+    """Call the code at an address for one piece of the work that is described at `data`."""
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        builder.call(builder.inttoptr(values[0], PIECE_OF_WORK.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.none(work, piece, pieces, data), emit
+
+
+def launch(work: int, data: int, pieces: int) -> None:
+    """Run all pieces of some work on threads."""
+    for piece in prange(pieces):
+        _run_piece(work, piece, pieces, data)
+
+
+@cache
+def launcher() -> int:
+    """Return the address of `launch`."""
+    compiled = compile_for(dispatcher(launch, parallel=True), (INT, INT, INT))
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+
+def _emit_share(
+    context: Any, builder: Any, launcher: Any, pieces: Any, code: Any, kinds: Any, values: Any
+) -> None:
+    """Emit the calls of the function at an address for each piece, by threads.
+
+    They find its address and its arguments in a record on the stack, and note there if one fails.
+    """
+    kinds, calls = (INT, INT, *kinds), context.call_conv
+    fields = [WORD(0), code, *values]
+    record = _cgutils.alloca_once(builder, ir.LiteralStructType([x.type for x in fields]))
+    for i, value in enumerate(fields):
+        builder.store(value, _cgutils.gep_inbounds(builder, record, 0, i))
+    name = builder.module.get_unique_name("piece_of_work")
+    work = ir.Function(builder.module, PIECE_OF_WORK, name)
+    work.linkage = "internal"
+
+    inner = ir.IRBuilder(work.append_basic_block())
+    data = inner.inttoptr(work.args[2], record.type)
+    failed, *read = (_cgutils.gep_inbounds(inner, data, 0, i) for i in range(len(fields)))
+    address, *arguments = map(inner.load, read)
+    function = inner.inttoptr(address, calls.get_function_type(types.none, kinds).as_pointer())
+    given = [*work.args[:2], *arguments]
+    status, _ = calls.call_function(inner, function, types.none, kinds, given)
+    with _cgutils.if_unlikely(inner, status.is_error):
+        inner.store(WORD(1), failed)
+    inner.ret_void()
+
+    described = [builder.ptrtoint(x, WORD) for x in (work, record)]
+    emit_call(context, builder, launcher, types.none, (INT,) * 3, [*described, pieces])
+    some = builder.load(_cgutils.gep_inbounds(builder, record, 0, 0))
+    with _cgutils.if_unlikely(builder, builder.icmp_signed("!=", some, WORD(0))):
+        message = "a kernel found no memory to work in"
+        calls.return_user_exc(builder, MemoryError, (message,))
+
+
+@intrinsic
+def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: Any) -> Any:
+    """Call `function(piece, pieces, *arguments)` for each piece, on threads if there is a launcher.
+
+    The function is an `external` one, and the arguments are a tuple.
+    """
+    kinds = tuple(map(types.unliteral, arguments))
+    every = (INT, INT, *kinds)
+    symbol = EXTERNALS[function.typing_key].symbol(every)
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        team, count, _, packed = values
+        given = [
+            context.cast(builder, value, kind, wanted)
+            for value, kind, wanted in zip(
+                _cgutils.unpack_tuple(builder, packed), arguments, kinds, strict=True
+            )
+        ]
+        code = emit_address(context, builder, symbol, types.none, every)
+        with builder.if_else(builder.icmp_signed("==", team, WORD(0))) as (alone, shared):
+            with alone, _cgutils.for_range(builder, count) as loop:
+                emit_call(context, builder, code, types.none, every, [loop.index, count, *given])
+            with shared:
+                _emit_share(context, builder, team, count, code, kinds, given)
+        return context.get_dummy_value()
+
+    return types.none(INT, INT, function, arguments), emit
+
+
+@intrinsic
+def _call(_typing: Any, how: Any, arguments: Any) -> Any:
+    """Call a kernel as the four words at an address say: launcher, first argument, pieces, code.
+
+    With a launcher it is called for each piece, on threads, else once, with the first argument.
+    (One address is passed more quickly than four integers, which counts in a small product.)
+    """
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        words = builder.inttoptr(values[0], WORD.as_pointer())
+        team, first, count, code = (builder.load(builder.gep(words, [WORD(i)])) for i in range(4))
+        given, every = _cgutils.unpack_tuple(builder, values[1]), (INT, INT, *arguments)
+        with builder.if_else(builder.icmp_signed("==", team, WORD(0))) as (once, shared):
+            with once:
+                emit_call(context, builder, code, types.none, every, [first, count, *given])
+            with shared:
+                _emit_share(context, builder, team, count, code, arguments, given)
+        return context.get_dummy_value()
+
+    return types.none(how, arguments), emit
+
+
+@cache
+def entry(signature: tuple[Any, ...]) -> Any:
+    """Return the function by which Python calls all kernels whose arguments have these types."""
+    names = "".join(f"x{i}, " for i in range(len(signature)))
+    scope: dict[str, Any] = {"_call": _call, "__name__": __name__}
+    exec(compile(f"def entry(how, {names}): _call(how, ({names}))", __file__, "exec"), scope)
+    made = dispatcher(scope["entry"], from_python=True)
+    compile_for(made, (INT, *signature))
+    made.disable_compile()
+    return made
+
+
+# --------------------------------------------------------------------------------------------------
+# Kernels
+# --------------------------------------------------------------------------------------------------
+
+KERNELS: list[Kernel] = []
+"""Every kernel of the modules imported so far."""
+
+CALLS: list[Any] = []
+"""The words that `_call` reads, which live as long as the process."""
+
+
+@dataclass(eq=False, repr=False)
+class Kernel:
+    """A loop for one set of argument types, called as `kernel(seconds, *arguments)`.
+
+    `seconds` is a guess at the time the work takes one thread. If it is long, threads share the
+    work. The result of the loop must not depend on the number of pieces.
+
+    Args:
+        function: `loop(piece, pieces, *arguments)`, or `loop(launcher, pieces, *arguments)`.
+        signature: the numba types of the arguments.
+        fastmath: LLVM's flags for it (see `minigrad.kernels.jit`).
+        threads: whether there is anything for threads to share.
+        pieces: the number of pieces for several threads; 0 means one for each thread.
+        shares: whether the function calls `share` itself, and so is called once.
+
+    Attributes:
+        alone: the loop on the calling thread, called as `alone(*arguments)`.
+    """
+
+    function: Callable[..., None]
+    signature: tuple[Any, ...]
+    fastmath: Iterable[str] = ("contract",)
+    threads: bool = True
+    pieces: int = PIECES
+    shares: bool = False
+
+    def __post_init__(self) -> None:
+        # Plain attributes, since they are looked up in each call.
+        self.alone: Callable[..., None] = self._first_call
+        self._shared: dict[int, Callable[..., None]] = {}  # by the number of pieces
+        KERNELS.append(self)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(map(str, self.signature))
+        return f"<Kernel {self.function.__module__}.{self.function.__name__}({arguments})>"
+
+    def compile(self) -> None:
+        """Read the machine code from disk, or else compile it."""
+        self.alone = self._called(0, 0, 1)
+
+    def _called(self, launcher: int, first: int, pieces: int) -> Callable[..., None]:
+        """Return a function that calls the machine code as `_call` says."""
+        code = External(self.function, self.fastmath).address((INT, INT, *self.signature))
+        how = np.array([launcher, first, pieces, code])
+        CALLS.append(how)
+        return partial(entry(self.signature), how.ctypes.data)
+
+    def _first_call(self, *arguments: Any) -> None:
+        self.compile()
+        self.alone(*arguments)
+
+    def __call__(self, seconds: float, *arguments: Any) -> None:
+        """Run the loop, on threads if that is worth it."""
+        if seconds < WORTH_A_TEAM or not self.threads or get_num_threads() == 1:
+            self.alone(*arguments)
+            return
+        with team(seconds) as threads:
+            if threads > 1:
+                self.shared(self.pieces or threads, *arguments)
+            else:
+                self.alone(*arguments)
+
+    def shared(self, pieces: int, *arguments: Any) -> None:
+        """Run the loop on threads, as so many pieces."""
+        call = self._shared.get(pieces)
+        if call is None:
+            first = (0, launcher()) if self.shares else (launcher(), 0)
+            call = self._shared[pieces] = self._called(*first, pieces)
+        call(*arguments)
+
+
+def for_each_dtype(
+    *arguments: Any, **options: Any
+) -> Callable[[Callable[..., None]], dict[Any, Kernel]]:
+    """Decorate a loop: it becomes its kernels by dtype, which are none if nothing is compiled.
+
+    An argument is a type, or `(read, 2)` for `read(number, 2)` with numba's number of the dtype.
+    The options are those of `Kernel`.
+    """
+
+    def decorate(function: Callable[..., None]) -> dict[Any, Kernel]:
+        found = {}
+        for dtype, number in NUMBERS.items() if JIT_ENABLED else ():
+            kinds = (x[0](number, x[1]) if isinstance(x, tuple) else x for x in arguments)
+            found[dtype] = Kernel(function, tuple(kinds), **options)
+        return found
+
+    return decorate
