@@ -226,20 +226,20 @@ _NO_SCORES = {dtype: np.empty((0, 0, 0, 0), dtype) for dtype in NUMBERS}
 # --------------------------------------------------------------------------------------------------
 
 
-@jit(inline="always")
+@jit()
 def _matrix(x: Any, b: int, h: int, row: int) -> Matrix:
     """Return the matrix of head h of sequence b, from a row on."""
     at = address_of(x) + b * x.strides[0] + h * x.strides[1] + row * x.strides[2]
     return Matrix(at, x.strides[2], x.strides[3])
 
 
-@jit(inline="always")
+@jit()
 def _vector(x: Any, b: int, h: int, i: int) -> Any:
     """Return x[b, h, i], of which the compiler knows that its numbers are adjacent."""
     return elements(_matrix(x, b, h, i).at, 0, x.shape[3], x)
 
 
-@jit()
+@external()
 def _room(rows: int, columns: int, like: Any) -> Any:
     """Return an empty array that begins with a cache line, of the dtype of `like`."""
     lines = (rows * columns * like.itemsize + 2 * CACHE_LINE - 1) // CACHE_LINE
@@ -248,12 +248,12 @@ def _room(rows: int, columns: int, like: Any) -> Any:
     return work[skipped : skipped + rows * columns].reshape((rows, columns))
 
 
-@jit(inline="always")
+@jit()
 def _panels(t: BlockSizes, columns: int) -> int:
     return (columns + t.NR - 1) // t.NR
 
 
-@jit()
+@external()
 def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> None:
     """Pack all panels of a matrix, one behind another, each `depth` rows of NR numbers."""
     turned = Matrix(b.at, b.col, b.row)
@@ -303,13 +303,13 @@ class Mask(NamedTuple):
     added: Any  # floats
 
 
-@jit(inline="always")
+@jit()
 def _stretch(x: Any, b: int, h: int, i: int, j: int, size: int) -> Any:
     """Return x[b, h, i, j : j + size], of which the compiler knows that they are adjacent."""
     return elements(_matrix(x, b, h, i).at, j, size, x)
 
 
-@jit()
+@external()
 def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, keys: int) -> Any:
     """Apply scale and mask to the scores of query i with the keys from j on; -inf beyond the last.
 
@@ -368,7 +368,7 @@ def greatest_of(e: Emitter, at: Any, count: Any, _zero: Any) -> Any:
     return builder.extract_element(result, I32(0))
 
 
-@jit(fastmath={"reassoc", "contract"})
+@external(fastmath={"reassoc", "contract"})
 def exponentials(row: Any, scale: Any, most: Any) -> Any:
     """Turn scores into e^(scale score - most), and return their sum."""
     total = row.dtype.type(0)
@@ -379,7 +379,7 @@ def exponentials(row: Any, scale: Any, most: Any) -> Any:
     return total
 
 
-@jit()
+@external()
 def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
     """Return whether query i is allowed no key."""
     for j in range(min(keys, i + 1) if mask.causal else keys):
@@ -389,7 +389,7 @@ def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
     return True
 
 
-@jit()
+@external()
 def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: Any) -> None:
     """Turn scores into weights p = e^(scale score - lse), and slopes by p into p (slope - mean)."""
     for n in range(weights.size):
@@ -513,7 +513,7 @@ def backward_loop(
         _backward(g, q, k, v, mask, scale, sizes, b, h, out, lse, dq, dk, dv, ds)
 
 
-@jit(fastmath={"contract"})
+@external(fastmath={"contract"})
 def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
     """Write the products of rows of g with those of `out`.
 
@@ -538,7 +538,7 @@ def _means(g: Any, out: Any, b: int, h: int, means: Any) -> None:
         means[rows[3]], means[rows[2]], means[rows[1]], means[i] = s3, s2, s1, s0
 
 
-@jit()
+@external()
 def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, target: Any) -> None:
     """Write target[b, h, start + r] = scale source[r], for as many columns as the target has."""
     for r in range(rows):

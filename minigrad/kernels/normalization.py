@@ -229,7 +229,7 @@ def _sums_of_row(sums_of: Any) -> Any:
 _about_pivot, _about_pivot_with_slopes = _sums_of_row(_sums), _sums_of_row(_sums_with_slopes)
 
 
-@jit(inline="always")
+@external(fastmath={"contract"})
 def _moments(x: Any, eps: float, centred: bool) -> Any:
     """Return the numbers that standardise a row, as (x - pivot) scale - shift, in its dtype."""
     pivot, off, variance, _, _ = _about_pivot(x, centred, x, x)
@@ -237,7 +237,7 @@ def _moments(x: Any, eps: float, centred: bool) -> Any:
     return pivot, x.dtype.type(scale), x.dtype.type(off * scale)
 
 
-@jit(inline="always")
+@external(fastmath={"contract"})
 def _slopes(x: Any, eps: float, centred: bool, g: Any, weight: Any) -> Any:
     """Return the moments of a row, and those of dx, scale d - (x - pivot) bend - level."""
     pivot, off, variance, slopes, products = _about_pivot_with_slopes(x, centred, g, weight)
@@ -315,7 +315,7 @@ def _gradients_of_blocks(
                 of_bias[i] += gs[i]
 
 
-@jit()
+@external()
 def _add_up(parts: Any, out: Any) -> None:
     """Write the sum of the rows of `parts` to `out`, a stretch of columns at a time."""
     sums = np.empty(STRETCH, np.float64)

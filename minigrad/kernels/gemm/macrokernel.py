@@ -122,7 +122,7 @@ def copy_corner(t: BlockSizes, spare: int, high: int, wide: int, C: Matrix, add:
             store(here, value)
 
 
-@jit()
+@external()
 def macro_kernel(
     t: BlockSizes, rows: int, cols: int, depth: int, A: Panels, B: Panels, edge: Panels, C: Matrix,
     add: bool, spare: int,
@@ -235,9 +235,8 @@ def multiply(
         full = cols // t.NR
         extra = room + packed_size(t, n, k, choice, prepacked)
         if more.depth:
-            block = Matrix(more.b.at + jc * more.b.col, more.b.row, more.b.col)
-            groups = (panels + GROUP - 1) // GROUP
-            share(launcher, groups, pack_columns, (t, block, cols, more.depth, 0, extra))
+            turned = Matrix(more.b.at + jc * more.b.col, more.b.col, more.b.row)
+            pack(t, turned, cols, more.depth, t.NR, t.NR, extra)
         for pc in range(0, k, choice.depth):
             depth = min(choice.depth, k - pc)
             block = Matrix(b.at + pc * b.row + jc * b.col, b.row, b.col)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from minigrad.kernels.jit import external, jit
+from minigrad.kernels.jit import external
 from minigrad.kernels.vector import copy_some, copy_vector, load, store, transpose_block
 
 GROUP = 4  # panels of B that are packed together: a row of them is several cache lines
@@ -55,7 +55,7 @@ class Matrix(NamedTuple):
     col: int  # from a column to the next
 
 
-@jit()
+@external()
 def pack_columns_of_runs(
     t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
 ) -> None:
@@ -78,7 +78,7 @@ def pack_columns_of_runs(
             there += line * depth
 
 
-@jit()
+@external()
 def pack_rows_of_runs(
     t: BlockSizes, source: Matrix, rows: int, depth: int, width: int, target: int
 ) -> int:

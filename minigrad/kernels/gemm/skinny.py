@@ -189,7 +189,7 @@ def dots_of_rows(
                     )  # fmt: skip
 
 
-@jit()
+@external()
 def pack_rows_in_blocks(
     b: Matrix, rows: int, k: int, block: int, target: int, item: int, zero: Any, lanes: int
 ) -> None:
