@@ -158,11 +158,7 @@ class External:
 
             return result(*kinds), build
 
-        parameters = inspect.signature(function).parameters.values()
-        first = inspect.Parameter("_typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        cast(Any, typed).__signature__ = inspect.Signature([first, *parameters])
-        typed.__name__, typed.__doc__ = function.__name__, function.__doc__
-        self.intrinsic = intrinsic(typed)
+        self.intrinsic = intrinsic_of(inspect.signature(function).parameters, typed)
         EXTERNALS[self.intrinsic] = self
 
     def symbol(self, kinds: tuple[Any, ...]) -> str:
@@ -199,6 +195,21 @@ def emit_call(context: Any, builder: Any, code: Any, result: Any, kinds: Any, va
     with _cgutils.if_unlikely(builder, status.is_error):
         calls.return_status_propagate(builder, status)
     return value
+
+
+def intrinsic_of(names: Iterable[str], define: Callable[..., Any]) -> Any:
+    """Make an instruction from a function of any number of types, with these parameters.
+
+    numba would pack the arguments of a `*arguments` into a tuple, and count references to arrays.
+    """
+
+    def typed(*given: Any) -> Any:
+        return define(*given)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("_typing", *names)]
+    cast(Any, typed).__signature__ = inspect.Signature(parameters)
+    return intrinsic(typed)
 
 
 def processor() -> str:

@@ -42,6 +42,7 @@ from minigrad.kernels.jit import (
     emit_address,
     emit_call,
     intrinsic,
+    intrinsic_of,
     jit,
 )
 from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
@@ -162,8 +163,7 @@ def share(_typing: Any, launcher: Any, pieces: Any, function: Any, arguments: An
     return types.none(INT, INT, function, arguments), emit
 
 
-@intrinsic
-def _call(_typing: Any, how: Any, arguments: Any) -> Any:
+def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
     """Call a kernel as the four words at an address say: launcher, first argument, pieces, code.
 
     With a launcher it is called for each piece, on threads, else once, with the first argument.
@@ -171,25 +171,27 @@ def _call(_typing: Any, how: Any, arguments: Any) -> Any:
     """
 
     def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        words = builder.inttoptr(values[0], WORD.as_pointer())
+        words, *given = values
+        words = builder.inttoptr(words, WORD.as_pointer())
         team, first, count, code = (builder.load(builder.gep(words, [WORD(i)])) for i in range(4))
-        given, every = _cgutils.unpack_tuple(builder, values[1]), (INT, INT, *arguments)
         with builder.if_else(builder.icmp_signed("==", team, WORD(0))) as (once, shared):
             with once:
+                every = (INT, INT, *kinds)
                 emit_call(context, builder, code, types.none, every, [first, count, *given])
             with shared:
-                _emit_share(context, builder, team, count, code, arguments, given)
+                _emit_share(context, builder, team, count, code, kinds, given)
         return context.get_dummy_value()
 
-    return types.none(how, arguments), emit
+    return types.none(how, *kinds), emit
 
 
 @cache
 def entry(signature: tuple[Any, ...]) -> Any:
     """Return the function by which Python calls all kernels whose arguments have these types."""
-    names = "".join(f"x{i}, " for i in range(len(signature)))
-    scope: dict[str, Any] = {"_call": _call, "__name__": __name__}
-    exec(compile(f"def entry(how, {names}): _call(how, ({names}))", __file__, "exec"), scope)
+    names = ["how", *(f"x{i}" for i in range(len(signature)))]
+    scope: dict[str, Any] = {"call": intrinsic_of(names, _call), "__name__": __name__}
+    listed = ", ".join(names)
+    exec(compile(f"def entry({listed}): call({listed})", __file__, "exec"), scope)
     made = dispatcher(scope["entry"], from_python=True)
     compile_for(made, (INT, *signature))
     made.disable_compile()
