@@ -28,7 +28,11 @@ of our sources; what depends on the machine (the size of a cache, say) must come
 
 A kernel is looked for in all folders that `folders` names, and stored in the first that can be
 written to. So kernels that were compiled when a container was built, or by an administrator, serve
-everyone, whoever may write there.
+everyone who may read them.
+
+Whoever can write machine code that we load can do in this process what he wants. So folders and
+files count only if they belong to this user or to root, and nobody else may write to them; ours are
+made so, and are made so again if they are not.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ import os
 import pickle
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import threading
@@ -96,18 +101,38 @@ def _surroundings() -> tuple[object, ...]:
     return (*versions, *(str(getattr(_numba.config, name, None)) for name in options))
 
 
+def _parents() -> list[Path]:
+    if _numba.config.CACHE_DIR:
+        return [Path(_numba.config.CACHE_DIR, "minigrad").absolute()]
+    of_user = Path(_AppDirs("minigrad", False).user_cache_dir)
+    # Without a home folder it would be a folder named "~" of the working one.
+    return [PACKAGE / "__pycache__", *([of_user] if of_user.is_absolute() else [])]
+
+
+_FOLDERS = [parent / f"kernels-{_SOURCES[:16]}" for parent in (_parents() if _SOURCES else [])]
+
+
 def folders() -> list[Path]:
     """Return the folders where compiled kernels may be, in the order in which they are searched.
 
     They are below `NUMBA_CACHE_DIR` if that is set, else beside our sources and in the user's cache
     folder. All depend on the state of our sources; there are none if these cannot be read.
     """
-    if not _SOURCES:
-        return []
-    parents = [PACKAGE / "__pycache__", Path(_AppDirs("minigrad", False).user_cache_dir)]
-    if _numba.config.CACHE_DIR:
-        parents = [Path(_numba.config.CACHE_DIR, "minigrad")]
-    return [parent / f"kernels-{_SOURCES[:16]}" for parent in parents]
+    return _FOLDERS
+
+
+def is_trusted(path: Path) -> bool:
+    """Return whether a folder or file is this user's or root's, and nobody else may write to it.
+
+    If it is this user's, the right of others to write to it is taken away.
+    """
+    if not hasattr(os, "geteuid"):  # on Windows, where rights are others
+        return True
+    facts, user = path.stat(), os.geteuid()
+    if facts.st_mode & 0o022 and facts.st_uid == user:
+        path.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
+        return True
+    return not facts.st_mode & 0o022 and facts.st_uid in (user, 0)
 
 
 @cache
@@ -116,8 +141,11 @@ def writable_folder() -> Path | None:
     for folder in folders():
         try:
             is_new = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
+            if not is_trusted(folder):
+                continue
         except OSError:
             continue
         if is_new:
@@ -280,8 +308,14 @@ class KernelCache:
 
 
 def read_file(path: Path) -> bytes | None:
-    """Return the content of a file, or None if it is missing or damaged."""
+    """Return the content of a file, or None if it is missing or damaged, or others may write it."""
     try:
+        if not (is_trusted(path.parent) and is_trusted(path)):
+            _say_once(
+                f"compiled kernels in {path.parent} are not loaded, since it belongs to another "
+                "user, or others may write there; NUMBA_CACHE_DIR may name a folder of your own"
+            )
+            return None
         content = path.read_bytes()
     except OSError:
         return None
@@ -293,8 +327,10 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file atomically: a process that reads it meanwhile finds all of it, or none."""
     draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
-        draft.parent.mkdir(exist_ok=True)  # another process may have deleted it as an old one
-        draft.write_bytes(hashlib.sha256(content).digest() + content)
+        # Another process may have deleted the folder as an old one.
+        draft.parent.mkdir(mode=0o700, exist_ok=True)
+        with open(draft, "wb", opener=_for_this_user) as file:
+            file.write(hashlib.sha256(content).digest() + content)
         draft.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -304,6 +340,10 @@ def write_file(path: Path, content: bytes) -> None:
                 "kernels that this process compiles are compiled anew in the next, for they could "
                 f"not be kept: {error}"
             )
+
+
+def _for_this_user(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _say_that_we_compile() -> None:

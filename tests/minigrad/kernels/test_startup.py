@@ -255,6 +255,91 @@ def test_a_damaged_file_is_made_anew(machine):
     assert machine.run(RUN_PROBE) == ([], PROBE_PARTS, [])
 
 
+def renamed(machine, of, to):
+    """Puts one compiled function under the name of another."""
+    source, target = (next(machine.folder.rglob(f"{name}-*.nbc")) for name in (of, to))
+    shutil.copy(source, target)
+
+
+@pytest.mark.full
+@needs_jit
+def test_a_file_that_holds_another_function_or_none_is_made_anew(machine):
+    machine.run(RUN_PROBE)
+    renamed(machine, "entry", "double")
+    assert machine.run(RUN_PROBE)[:2] == (["double"], ["entry"])
+    file = next(machine.folder.rglob("double-*.nbc"))
+    cache.write_file(file, b"no pickle")
+    assert machine.run(RUN_PROBE)[:2] == (["double"], ["entry"])
+    assert machine.run(RUN_PROBE) == ([], PROBE_PARTS, [])
+
+
+@needs_jit
+def test_a_function_whose_parts_are_missing_is_compiled_and_ends_no_process(machine):
+    script = """
+        import numpy as np
+        from minigrad.kernels import gemm
+        x = np.ones((9, 9), np.float32)
+        assert (gemm.matmul(x, x) == 9).all()
+        """
+    compiled, *_ = machine.run(script)
+    assert {"gemm", "multiply_run", "multiply", "multiply_piece", "macro_kernel"} <= set(compiled)
+    again, loaded, _ = machine.run(script)
+    assert (again, sorted(loaded)) == ([], sorted(compiled))
+    next(machine.folder.rglob("macro_kernel-*.nbc")).unlink()
+    compiled, *_ = machine.run(script)
+    assert compiled[-1] == "macro_kernel"  # and all that calls it
+    assert "multiply_piece" in compiled
+    assert machine.run(script)[0] == []
+
+
+needs_owners = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no owners")
+
+
+@needs_jit
+@needs_owners
+def test_what_others_may_write_is_not_loaded(probe, tmp_path, monkeypatch, caplog):
+    assert probe.right()
+    folder = tmp_path / "here/kernels-1"
+    files = list(folder.glob("*.nbc"))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    # This user's own are mended.
+    folder.chmod(0o777)
+    files[0].chmod(0o666)
+    assert cache.read_file(files[0]) is not None
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert files[0].stat().st_mode & 0o777 == 0o644
+    # Another user's are left alone, those of root are not.
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    owner_is_root = files[0].stat().st_uid == 0
+    assert (cache.read_file(files[0]) is not None) == owner_is_root
+    monkeypatch.setattr(
+        cache.Path, "stat", lambda path: os.stat_result((0o100644, *[1] * 3, 7, *[0] * 5))
+    )
+    with caplog.at_level(logging.WARNING, "minigrad"):
+        assert cache.read_file(files[0]) is None
+    assert "NUMBA_CACHE_DIR may name a folder of your own" in caplog.text
+
+
+@needs_jit
+def test_a_relative_folder_is_one_of_the_first_working_folder(machine, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    script = "import minigrad.kernels.cache, os; os.chdir('elsewhere')" + RUN_PROBE
+    assert machine.run(script, NUMBA_CACHE_DIR="relative")[0] == PROBE_PARTS
+    assert len(list((tmp_path / "relative").rglob("*.nbc"))) == len(PROBE_PARTS)
+
+
+@needs_jit
+def test_without_a_home_nothing_is_made_in_the_working_folder(machine):
+    script = """
+        import os
+        os.path.expanduser = lambda path: path  # as where nobody knows this user
+        from minigrad.kernels import cache
+        assert all(folder.is_absolute() for folder in cache.folders())
+        """
+    machine.run(script, NUMBA_CACHE_DIR=None, XDG_CACHE_HOME=None)
+
+
 def test_a_kernel_that_cannot_be_written_is_no_error(tmp_path, caplog):
     (tmp_path / "folder").write_text("")
     with caplog.at_level(logging.WARNING, "minigrad"):
