@@ -19,7 +19,7 @@ import numpy as np
 import lora
 import minigrad as mg
 from minigrad.config import config
-from minigrad.kernels import gemm, jit, threads
+from minigrad.kernels import gemm, launch, threads, warmup
 from minigrad.kernels.gemm import dispatch
 
 FACTS = {
@@ -48,19 +48,23 @@ def check_close(name, got, expected, bound, dtype):
     check(name, worst <= 1, f"error {worst:.2g} of what is allowed")
 
 
-def compile_and_note(self, parallel):
-    """`Kernel.compile`, of a form that notes its calls, and how many threads it has for them."""
-    compiled = compile_kernel(self, parallel)
+def note_calls(kernel):
+    """Note all calls of a kernel from now on, and how many threads it has for them."""
+    name, share, compiled = kernel.function.__name__, kernel.shared, []
 
-    def run(*arguments):
-        ran.add((self.function.__name__, numba.get_num_threads() if parallel else 1))
-        compiled(*arguments)
+    def alone(*arguments):
+        ran.add((name, 1))
+        if not compiled:
+            kernel.compile()
+            compiled.append(kernel.alone)
+            kernel.alone = alone
+        compiled[0](*arguments)
 
-    setattr(self, "shared" if parallel else "alone", run)
-    return run
+    def shared(*arguments):
+        ran.add((name, numba.get_num_threads()))
+        share(*arguments)
 
-
-compile_kernel, jit.Kernel.compile = jit.Kernel.compile, compile_and_note
+    kernel.alone, kernel.shared = alone, shared
 
 
 def wide(*arrays):
@@ -159,7 +163,7 @@ PARTS = {  # each stage: what it does, and the kernels that run then, on all thr
     },
     "activations": {
         "gelu": (gelu, {"gelu_loop", "gelu_gradient_loop"}, set()),
-        "softmax": (softmax, {"_softmax_loop", "_softmax_gradient_loop"}, set()),
+        "softmax": (softmax, {"softmax_loop", "softmax_gradient_loop"}, set()),
     },
 }
 
@@ -189,8 +193,10 @@ def main(part):
     check("machine", machine == "aarch64", machine)
     for name, expected in FACTS.items():
         check(name, facts[name] == expected, facts[name])
-    # The smallest work is to take the form for threads, which it does not if it is not worth it.
-    jit.WORTH_A_TEAM = threads.WORTH_A_TEAM = dispatch.THREADS_FROM = 0
+    # The smallest work is to be shared by threads, which it is not if it is not worth it.
+    launch.WORTH_A_TEAM = threads.WORTH_A_TEAM = dispatch.THREADS_FROM = 0
+    for kernel in warmup.kernels_of(double=True):
+        note_calls(kernel)
     dtype = np.dtype("float64" if part == "float64" else "float32")
     serial = {}
     for count in 1, 2:
