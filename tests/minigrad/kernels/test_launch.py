@@ -1,0 +1,114 @@
+"""One compiled form of a kernel, run by one thread or shared by several."""
+
+import numpy as np
+import pytest
+from numba import types
+
+import minigrad
+from minigrad.kernels.jit import JIT_ENABLED, external, read, written
+from minigrad.kernels.launch import KERNELS, Kernel, part, share, span
+from minigrad.kernels.threads import get_max_threads
+
+pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")
+ONE_THREAD, THREADS = 0.0, 1.0  # seconds of work, which decide who does it
+NUMBERS, SUMS = read(types.float64, 1), written(types.float64, 1)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before, known = minigrad.get_num_threads(), len(KERNELS)
+    if get_max_threads() > 1:
+        minigrad.set_num_threads(2)
+    yield
+    minigrad.set_num_threads(before)
+    del KERNELS[known:]
+
+
+def number_of_piece(piece, pieces, x, out):
+    for i in span(piece, pieces, x.size):
+        out[i] += x[i] + 100 * piece
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 1000])
+@pytest.mark.parametrize("pieces", [0, 1, 3, 64])
+def test_pieces_cover_the_work_once(size, pieces):
+    kernel = Kernel(number_of_piece, (NUMBERS, SUMS), pieces=pieces)
+    x, alone, shared = np.arange(float(size)), np.zeros(size), np.zeros(size)
+    kernel(ONE_THREAD, x, alone)
+    np.testing.assert_array_equal(alone, x)  # one piece, number 0
+    kernel(THREADS, x, shared)
+    count = pieces or minigrad.get_num_threads()
+    if minigrad.get_num_threads() == 1:
+        count = 1
+    numbers = np.repeat(
+        np.arange(count), np.diff([piece * size // count for piece in range(count + 1)])
+    )
+    np.testing.assert_array_equal(shared, x + 100 * numbers)
+
+
+@external()
+def square(piece, pieces, x, factor, squares):
+    xs, out = part(piece, pieces, x), part(piece, pieces, squares)
+    for i in range(xs.size):
+        out[i] = factor * xs[i] * xs[i]
+
+
+def sum_of_squares(launcher, pieces, x, out):
+    squares = np.empty(x.size)
+    share(launcher, pieces, square, (x, 3, squares))
+    for value in squares:
+        out[0] += value
+    out[1] = pieces
+
+
+@pytest.mark.parametrize("seconds", [ONE_THREAD, THREADS])
+def test_a_kernel_shares_a_part_of_its_work(seconds):
+    kernel = Kernel(sum_of_squares, (NUMBERS, SUMS), shares=True, pieces=5)
+    out = np.zeros(2)
+    kernel(seconds, np.arange(11.0), out)
+    shared = seconds == THREADS and minigrad.get_num_threads() > 1
+    np.testing.assert_array_equal(out, [3 * 385, 5 if shared else 1])
+
+
+@external()
+def allocate(piece, pieces, size, out):
+    work = np.empty(size)
+    work[0] = piece
+    out[0] += work[0]
+
+
+def allocate_at_once(piece, pieces, size, out):
+    allocate(piece, pieces, size, out)
+
+
+def allocate_in_parts(launcher, pieces, size, out):
+    share(launcher, pieces, allocate, (size, out))
+    out[0] = 7
+
+
+@pytest.mark.parametrize("seconds", [ONE_THREAD, THREADS])
+@pytest.mark.parametrize("function", [allocate_at_once, allocate_in_parts])
+def test_where_memory_ends_an_error_is_raised(function, seconds):
+    kernel = Kernel(function, (types.intp, SUMS), shares=function is allocate_in_parts)
+    out = np.zeros(1)
+    with pytest.raises(MemoryError):
+        kernel(seconds, 1 << 58, out)
+    assert out[0] == 0
+    kernel(seconds, 1, out)  # and the next call works
+
+
+def test_kernels_whose_arguments_have_the_same_types_share_what_unboxes_them():
+    one, other = (Kernel(f, (NUMBERS, SUMS)) for f in (number_of_piece, sum_of_squares))
+    one.compile()
+    other.compile()
+    assert one.alone.func is other.alone.func
+
+
+def test_arguments_of_other_types_are_refused():
+    kernel = Kernel(number_of_piece, (NUMBERS, SUMS))
+    with pytest.raises(TypeError, match="No matching definition"):
+        kernel(ONE_THREAD, np.zeros(3, np.float32), np.zeros(3))
+    frozen = np.zeros(3)
+    frozen.flags.writeable = False
+    with pytest.raises(TypeError, match="No matching definition"):
+        kernel(ONE_THREAD, frozen, frozen)
