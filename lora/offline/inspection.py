@@ -14,7 +14,7 @@ from lora.offline.model_folder import TIED, UNTIED, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
-from lora.spectra import Spectral, singular_values
+from lora.spectra import Spectral, numerical_rank, singular_values
 from lora.viz import draw_spectra
 from minigrad.io import open_tensors
 from minigrad.progress import progress_bar
@@ -339,8 +339,7 @@ def _findings_of_layer(
     values = singular_values(a, b)
     room = min(len(a), a.shape[1], len(b))
     # What rounding to float32 makes of values that are 0.
-    least = float(values[0]) * max(a.shape[1], len(b)) * 2.0**-24
-    found = int(np.count_nonzero(values > least))
+    found = numerical_rank(values, max(a.shape[1], len(b)) * 2.0**-24)
     if found < room:
         yield odd(f"B A is of rank {found} only, with room for {room}")
     if len(a) > room:
