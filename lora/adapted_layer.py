@@ -102,7 +102,7 @@ class AdaptedLayer(Module):
         """Multiply x by a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
 
     @abstractmethod
-    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+    def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Apply dropout: return the x that is left, and the factor of each output, or None."""
 
     @abstractmethod
@@ -282,8 +282,7 @@ class AdaptedLayer(Module):
             # DoRA and dropout are added by themselves.
             left, factor = x, None  # by dropout
             if self._drops(adapter):
-                assert adapter.drop is not None
-                left, factor = self.dropped(x, adapter.drop)
+                left, factor = self.dropped(x, adapter)
             a, b = adapter.factors()
             added = ops.linear(self.product(left, a) * adapter.scale, b)
             if adapter.lora_magnitude is not None:
@@ -303,7 +302,7 @@ class AdaptedLayer(Module):
         return y + ops.linear(self.product(x, a) * scale, b)
 
     def _drops(self, adapter: Adapter) -> bool:
-        return adapter.drop is not None and self.training and adapter.dropout > 0
+        return self.training and adapter.dropout > 0
 
     # ----------------------------------------------------------------------------------------------
     # Merging
@@ -364,8 +363,7 @@ class AdaptedLayer(Module):
         weight = self.merged_weight() if chosen == self.active else self._weight_with(chosen)
         parts: dict[str, tuple[float, dict[str, Array]]] = {}
         for name in chosen:
-            values = self.adapters[name].contents()
-            arrays = {key: x._data.copy() for key, x in values if isinstance(x, Parameter)}
+            arrays = {key: x._data.copy() for key, x in self.adapters[name].contents()}
             parts[name] = self.adapters[name].scale, arrays
         self._merged = MergedWeight(weight, parts, self.base_weight, next(clock))
 

@@ -31,7 +31,7 @@ from lora.attachment.state import (
 from lora.frozen import FrozenMatrix, TrainedCopy
 from lora.scaling import LoRAScaling, check_size
 from lora.spectra import Approximation
-from minigrad.nn import Module, Parameter
+from minigrad.nn import Module
 from minigrad.tables import aligned
 
 _COPY = "copy"
@@ -195,11 +195,7 @@ def _sum(
 ) -> tuple[Adapter, Combined]:
     """Compute the sum in one layer, and its line of the report."""
     for term in terms:
-        broken = [
-            key
-            for key, part in term.adapter.contents()
-            if isinstance(part, Parameter) and not np.isfinite(part._data).all()
-        ]
+        broken = [key for key, part in term.adapter.contents() if not np.isfinite(part._data).all()]
         broken += [] if math.isfinite(term.adapter.scale) else ["scale"]
         if broken:
             raise ValueError(

@@ -23,7 +23,7 @@ from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import DenseMatrix, FrozenMatrix, NF4FrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.nf4 import NF4Linear
-from minigrad import kernels, ops
+from minigrad import functional, kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter
 
@@ -164,9 +164,9 @@ class LoRALayer(AdaptedLayer):
         """Say if its weight is in four bits."""
         return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
 
-    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+    def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Drop some elements of x."""
-        return drop(x), None
+        return functional.dropout(x, adapter.dropout, rng=adapter.rng), None
 
     def _updated(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]

@@ -114,10 +114,7 @@ def _set_parameters(
 ) -> None:
     """Give the parameters of a plan the values of the file, after checking all of it."""
     parameters: dict[str, Parameter] = by_key(
-        {
-            name: {part: each for part, each in update.contents() if isinstance(each, Parameter)}
-            for name, update in plan.updates.items()
-        },
+        {name: dict(update.contents()) for name, update in plan.updates.items()},
         {copy.name: copy.own for copy in plan.copies},
         [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)],
     )
