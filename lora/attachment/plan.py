@@ -20,7 +20,7 @@ from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
-from minigrad.nn import Embedding, Linear, Module, Parameter
+from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
 
@@ -99,7 +99,7 @@ class Plan:
                     )
         self.copies: list[FullCopy] = []
         if config.modules_to_save:
-            self._save_modules(modules)
+            self._save_modules(model, modules)
         if config.bias != "none":
             self._save_biases(model)
         listed: Iterable[Target] = targets
@@ -171,27 +171,15 @@ class Plan:
             layer, _, last = name.rpartition(".")
             return last == "bias" and (self.config.bias == "all" or layer in self.layers)
 
-        biases = [
-            parameter
-            for parameter in model.parameters()
-            if not isinstance(parameter, TrainedCopy)
-            and any(map(is_meant, self._names[id(parameter)]))
-        ]
-        if not biases:
+        if not self._copy(model, "bias", is_meant, "let the layer that shares it have one too"):
             raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
-        self._copy(biases, "bias", is_meant, "let the layer that shares it have one too")
 
-    def _save_modules(self, modules: dict[str, Module]) -> None:
+    def _save_modules(self, model: Module, modules: dict[str, Module]) -> None:
         """Copy the parameters of the modules to save."""
         names = {id(module): name for name, module in modules.items()}
-        with_parameters = {
-            name: module
-            for name, module in modules.items()
-            if name and next(module.named_parameters(), None) is not None
-        }
-        found = find("modules_to_save", self.config.modules_to_save, with_parameters, {})
+        with_parameters = [n for n, m in modules.items() if n and list(m.parameters())]
         parts: set[str] = set()  # by their first names, which may be in another module
-        for name in found:
+        for name in find("modules_to_save", self.config.modules_to_save, with_parameters, {}):
             for part in modules[name].modules():
                 own = names[id(part)]
                 parts.add(own)
@@ -209,20 +197,20 @@ class Plan:
         def is_meant(name: str) -> bool:
             return any(_inside(name, part) for part in parts)
 
-        parameters = [parameter for name in found for parameter in modules[name].parameters()]
-        self._copy(parameters, "modules_to_save", is_meant, "save the module that shares it too")
+        self._copy(model, "modules_to_save", is_meant, "save the module that shares it too")
 
     def _copy(
-        self,
-        parameters: Sequence[Parameter],
-        reason: str,
-        is_meant: Callable[[str], bool],
-        advice: str,
-    ) -> None:
-        """Copy each parameter once; an error unless all names that it has are meant."""
-        for parameter in parameters:
+        self, model: Module, reason: str, is_meant: Callable[[str], bool], advice: str
+    ) -> bool:
+        """Copy each parameter that is meant, by all of its names; tell whether there was one."""
+        known = {id(copy.original) for copy in self.copies}
+        found = False
+        for parameter in model.parameters():
             names = self._names[id(parameter)]
-            name = next(filter(is_meant, names))
+            name = next(filter(is_meant, names), None)
+            if name is None or isinstance(parameter, TrainedCopy):
+                continue
+            found = True
             others = [other for other in names if not is_meant(other)]
             if others:
                 raise ValueError(
@@ -233,8 +221,9 @@ class Plan:
                 raise TypeError(
                     f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
                 )
-            if all(copy.original is not parameter for copy in self.copies):
+            if id(parameter) not in known:
                 self.copies.append(FullCopy(name, reason, parameter, TrainedCopy(parameter)))
+        return found
 
 
 def _inside(name: str, module: str) -> bool:
