@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
@@ -196,46 +195,43 @@ def _config_of(
     )
     if asked is None:
         return config
-    if asked.targets != "all-linear":  # which PEFT itself resolves, since its meaning varies
-        targets, exclude = (
-            patterns if isinstance(patterns, str) else tuple(patterns)
-            for patterns in (asked.targets, asked.exclude)
-        )
-        layers = asked.layers_to_transform
-        changed = replace(
-            config,
-            target_modules=targets,
-            exclude_modules=exclude,
-            layers_to_transform=() if layers is None else tuple(np.atleast_1d(layers).tolist()),
-            layers_pattern=tuple(asked.layers_pattern),
-        )
-        is_readable = isinstance(targets, tuple) or not changed.layers_to_transform
-        if is_readable and changed.targets_among(names, ()).keys() == updates.keys():
-            config = changed
 
     def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
         return int(alpha) if float(alpha).is_integer() else float(alpha)
 
-    changed = replace(
-        config,
-        r=asked.rank,
-        lora_alpha=plain(asked.alpha),
-        rank_pattern=dict(asked.rank_pattern),
-        alpha_pattern={key: plain(alpha) for key, alpha in asked.alpha_pattern.items()},
-    )
-    # PEFT sorts the patterns when it saves them again, and the first that matches counts.
-    ordered = replace(
-        changed,
-        rank_pattern=dict(sorted(changed.rank_pattern.items())),
-        alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
-    )
-    means_the_same = all(
-        each.rank_of(name) == rank
-        and math.isclose(each.scale_of(name), scales[name], rel_tol=_SAME)
-        for name, rank in ranks.items()
-        for each in (changed, ordered)
-    )
-    return changed if means_the_same else config
+    def means_the_same(config: PeftConfig) -> bool:
+        is_readable = isinstance(config.target_modules, tuple) or not config.layers_to_transform
+        # "all-linear" finds nothing here: PEFT itself resolves it, since its meaning varies.
+        is_for_these = is_readable and config.targets_among(names, ()).keys() == updates.keys()
+        return is_for_these and all(
+            config.rank_of(name) == rank
+            and math.isclose(config.scale_of(name), scales[name], rel_tol=_SAME)
+            for name, rank in ranks.items()
+        )
+
+    targets: dict[str, Any] = {
+        "target_modules": asked.targets,
+        "exclude_modules": asked.exclude,
+        "layers_to_transform": asked.layers_to_transform or (),
+        "layers_pattern": asked.layers_pattern,
+    }
+    sizes: dict[str, Any] = {
+        "r": asked.rank,
+        "lora_alpha": plain(asked.alpha),
+        "rank_pattern": asked.rank_pattern,
+        "alpha_pattern": {key: plain(alpha) for key, alpha in asked.alpha_pattern.items()},
+    }
+    for chosen in (targets, sizes):
+        changed = replace(config, **chosen)
+        # PEFT sorts the patterns when it saves them again, and the first that matches counts.
+        ordered = replace(
+            changed,
+            rank_pattern=dict(sorted(changed.rank_pattern.items())),
+            alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
+        )
+        if means_the_same(changed) and means_the_same(ordered):
+            config = changed
+    return config
 
 
 def _modules_to_save(
