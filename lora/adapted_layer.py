@@ -404,29 +404,24 @@ class MergedWeight:
     time: int  # the time of the merge on the clock of writes
 
     def check_fresh(self, base: Any, adapters: Mapping[str, Adapter]) -> None:
-        """Raise a RuntimeError if an adapter or the base has changed since the merge."""
-        changed = self._changed(base, adapters)
-        if changed:
-            raise RuntimeError(
-                f"{changed} changed since merge(), so the merged weight is out of date; call "
-                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
-            )
-
-    def _changed(self, base: Any, adapters: Mapping[str, Adapter]) -> str:
-        """Name what is no longer as it was; empty if all is.
+        """Raise a RuntimeError if an adapter or the base has changed since the merge.
 
         A and B are compared with copies, so that a raw write is noticed too; W, which may be large,
         by the time of its last write.
         """
+        changed = []
         for name, (scale, values) in self.parts.items():
             own = "" if name == DEFAULT else f"{name}."
-            if scale != adapters[name].scale:
-                return f"{own}scale"
-            now = dict(adapters[name].contents())
+            now = {key: part._data for key, part in adapters[name].contents()}
+            changed += [f"{own}scale"] if scale != adapters[name].scale else []
             for key, value in values.items():
-                if key not in now or now[key].dtype != value.dtype:
-                    return own + key
-                if not np.array_equal(now[key]._data, value, equal_nan=True):
-                    return own + key
+                is_like = key in now and now[key].dtype == value.dtype
+                if not is_like or not np.array_equal(now[key], value, equal_nan=True):
+                    changed.append(own + key)
         written = isinstance(base, Tensor) and last_written(base._data) > self.time
-        return "base_weight" if written or base is not self.base else ""
+        changed += ["base_weight"] if written or base is not self.base else []
+        if changed:
+            raise RuntimeError(
+                f"{changed[0]} changed since merge(), so the merged weight is out of date; call "
+                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
+            )

@@ -101,12 +101,10 @@ class LayerTrial:
         found["x"] = stacked(arrays[: len(xs)], self.layer.d_in)
         return LayerRun(stacked([y.data for y in outputs], self.layer.d_out), found)
 
-    def trained(self) -> LayerRun:
-        """Run the layer as it is, and differentiate with respect to A, B and x."""
-        parameters = {"A": self.layer.lora_a, "B": self.layer.lora_b}
-        for parameter in parameters.values():
-            parameter.requires_grad_()
-        return self.run(parameters)
+    def trained(self, others: Mapping[str, Tensor] | None = None) -> LayerRun:
+        """Run the layer as it is, and differentiate with respect to A, B, x and `others`."""
+        a, b = (parameter.requires_grad_() for parameter in (self.layer.lora_a, self.layer.lora_b))
+        return self.run({"A": a, "B": b, **(others or {})})
 
     def composed(self) -> LayerRun:
         """Run x (W + s B A)^T + b as plain ops, with dA and dB from the gradient of the product."""
@@ -132,18 +130,17 @@ class LayerTrial:
         run.gradients["B"] = layer.scale * (dw @ a.T)
         return run
 
-    def plain(self) -> Array:
-        """Compute the outputs without gradients."""
+    def plain(self, forward: Forward | None = None) -> Array:
+        """Compute the outputs without gradients, of the layer or else of `forward`."""
+        forward = self.layer if forward is None else forward
         with no_grad(), self.draws.put_back():
-            outputs = [self.layer(Tensor(x.copy())).data for x, _ in self.uses]
+            outputs = [forward(Tensor(x.copy())).data for x, _ in self.uses]
         return stacked(outputs, self.layer.d_out)
 
     def base(self) -> Array:
         """Compute the outputs of the layer that was adapted."""
-        layer = self.layer
-        bias = None if layer.bias is None else layer.bias.data
-        outputs = [ops.linear(x, layer.base_weight.data, bias) for x, _ in self.uses]
-        return stacked([np.asarray(y) for y in outputs], layer.d_out)
+        weight, bias = self.layer.base_weight.detach(), self.layer.bias
+        return self.plain(lambda x: ops.linear(x, weight, None if bias is None else bias.data))
 
     # ----------------------------------------------------------------------------------------------
     # Sizes of the terms
