@@ -16,18 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.frozen import FrozenMatrix, frozen_bias
+from lora.frozen import Array, FrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import ops
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 from minigrad.versions import clock, last_written
-
-Array = NDArray[Any]
 
 
 class _OfAdapter:

@@ -15,9 +15,8 @@ from copy import copy
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lora.frozen import FrozenMatrix
+from lora.frozen import Array, FrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants import dora
 from lora.variants.inits import Factors, draw
@@ -25,8 +24,6 @@ from minigrad import kernels, ops
 from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
-
-Array = NDArray[Any]
 
 DEFAULT = "default"
 """The adapter whose parameters are named as its layer's own: `lora_a`, not `default.lora_a`."""

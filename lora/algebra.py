@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import Adapter
 from lora.attaching import deactivate
@@ -28,7 +27,7 @@ from lora.attachment.state import (
     check_name,
     required_attachment,
 )
-from lora.frozen import FrozenMatrix, TrainedCopy
+from lora.frozen import Array, FrozenMatrix, TrainedCopy
 from lora.scaling import LoRAScaling, check_size
 from lora.spectra import Approximation
 from minigrad.nn import Module
@@ -254,7 +253,7 @@ def _sum(
     return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
 
 
-def _check_in_range(weight: FrozenMatrix, *factors: NDArray[Any]) -> None:
+def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
     """Raise an error if a factor overflows the layer's dtype."""
     with np.errstate(over="ignore"):
         if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):

@@ -12,11 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
-from lora.frozen import DenseMatrix, FrozenMatrix
+from lora.frozen import Array, DenseMatrix, FrozenMatrix
 from lora.variants.inits import Factors
 from minigrad import functional, ops
 from minigrad.core.tensor import Tensor
@@ -69,7 +68,7 @@ class LoRAEmbedding(AdaptedLayer):
         """Return the transposed table."""
         return DenseMatrix(stored.T)
 
-    def stored(self, matrix: NDArray[Any]) -> NDArray[Any]:
+    def stored(self, matrix: Array) -> Array:
         """Return a matrix as a table."""
         return np.ascontiguousarray(matrix.T)
 

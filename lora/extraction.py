@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
@@ -17,6 +16,7 @@ from lora.attachment.plan import Plan
 from lora.attachment.state import FullCopy, attachment_of, parameter_names
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
+from lora.frozen import Array
 from lora.patterns import ALL_LINEAR, Patterns, near
 from lora.scaling import check_size
 from lora.spectra import Approximation
@@ -28,8 +28,6 @@ from minigrad.tables import aligned
 
 if TYPE_CHECKING:
     from minigrad.kernels.nf4 import NF4Matrix
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import joined
 from lora.attachment.state import adapted_layers
+from lora.frozen import Array
 from lora.spectra import Spectral, singular_values
 from minigrad.core.grad_mode import no_grad
 from minigrad.nn import Module
@@ -34,8 +34,6 @@ _MOST_CELLS = 400  # more cells have no number in them
 _MOST_SHOWN = 400  # rows and columns of a matrix; of more, blocks are shown
 _MARKERS = "os^Dv<>P"
 _SMALLEST = 1e-9  # of the largest singular value; what is below is rounding
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

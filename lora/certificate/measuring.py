@@ -22,7 +22,6 @@ import numpy as np
 from lora.certificate.layers import LayerMerge
 from lora.certificate.rounding import (
     DTYPES,
-    Array,
     check_dtypes,
     gamma,
     least_of,
@@ -31,7 +30,7 @@ from lora.certificate.rounding import (
     unit_of,
     upper,
 )
-from lora.frozen import strips
+from lora.frozen import Array, strips
 from lora.scaling import check_number
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, as_html, counted

@@ -24,11 +24,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lora.frozen import Array
 from minigrad import kernels
-
-Array = NDArray[Any]
 
 
 class _Format(NamedTuple):

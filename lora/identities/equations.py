@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora.identities.rounding import Agreement, Array
+from lora.frozen import Array
+from lora.identities.rounding import Agreement
 from lora.identities.trial import DOUBLE, FEW, LayerRun, LayerTrial
 from minigrad.nn import Parameter
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from lora.frozen import Array
+
 Verdict = Literal["holds", "fails", "cannot tell"]
 
 _SURE = 8.0  # the L of the formula

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lora.identities.rounding import Array, Rounding
+from lora.frozen import Array
+from lora.identities.rounding import Rounding
 from lora.linear import LoRALayer
 from minigrad import functional, ops
 from minigrad.core.backward import grad

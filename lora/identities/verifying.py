@@ -17,9 +17,9 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer, label_of
 from lora.attachment.state import adapted_layers
-from lora.frozen import TrainedCopy
+from lora.frozen import Array, TrainedCopy
 from lora.identities import equations
-from lora.identities.rounding import NOTHING, Agreement, Array, Verdict
+from lora.identities.rounding import NOTHING, Agreement, Verdict
 from lora.identities.trial import DOUBLE, LayerTrial, Use
 from lora.linear import LoRALayer
 from minigrad.core.backward import grad

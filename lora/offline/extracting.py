@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.config import Bias
 from lora.extraction import Extracted
+from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, tied_tables
 from lora.offline.stored_weight import StoredWeight
 from lora.patterns import exact, exact_key, is_glob_match, near
@@ -28,7 +27,6 @@ from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
-Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from lora.adapter import Adapter
 from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
-from lora.frozen import strips
+from lora.frozen import Array, strips
 from lora.offline.inspection import findings_of
 from lora.offline.model_folder import TIED, UNTIED, find_sidecars, resolve
 from lora.offline.stored_weight import StoredWeight, adapter_of
@@ -21,8 +19,6 @@ from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, StoredLayer, is_fin
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, repr=False)

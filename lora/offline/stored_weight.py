@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import Adapter
-from lora.frozen import FrozenMatrix, strips
+from lora.frozen import Array, FrozenMatrix, strips
 from lora.peft.facts import fingerprint_of_rows
 from lora.peft.folder import FLOATS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.peft.loading import set_pissa_start
 from minigrad.io import TensorSet
-
-Array = NDArray[Any]
 
 BAND = 1 << 24  # elements of a transposed weight that one pass through its file reads
 

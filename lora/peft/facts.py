@@ -12,17 +12,15 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.frozen import strips
+from lora.frozen import Array, strips
 from minigrad.core.tensor import Tensor
 from minigrad.progress import progress_bar
 
-Array = NDArray[Any]
 W = TypeVar("W")
 
 KEY = "minigrad-lora"

@@ -18,18 +18,18 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, find, replacing_together
 from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import from_stored, to_stored
 
-Array = NDArray[Any]
 V = TypeVar("V")
 
 WEIGHTS = "adapter_model.safetensors"

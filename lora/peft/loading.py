@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import AttachReport, attach_planned
@@ -21,15 +19,13 @@ from lora.attachment.state import parameters_in_use
 from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.frozen import FrozenMatrix
+from lora.frozen import Array, FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, AdapterFolder, by_key
 from lora.variants.inits import draw
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
-
-Array = NDArray[Any]
 
 
 def load(

@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from numpy.typing import NDArray
-
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attachment.state import (
@@ -28,7 +26,7 @@ from lora.attachment.state import (
 )
 from lora.config import Bias
 from lora.embedding import LoRAEmbedding
-from lora.frozen import DenseMatrix
+from lora.frozen import Array, DenseMatrix
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
@@ -37,8 +35,6 @@ from lora.scaling import LoRAScaling
 from minigrad import __version__
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
-
-Array = NDArray[Any]
 
 _SAME = 1e-12  # relative: what alpha / rank may differ from a scale by, which is rounding
 
