@@ -15,8 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from lora.frozen import Array
-from lora.identities.rounding import Agreement
-from lora.identities.trial import DOUBLE, FEW, LayerRun, LayerTrial
+from lora.identities.trial import DOUBLE, FEW, Agreement, LayerRun, LayerTrial
 from minigrad.nn import Parameter
 
 

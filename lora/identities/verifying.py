@@ -19,8 +19,7 @@ from lora.adapted_layer import AdaptedLayer, label_of
 from lora.attachment.state import adapted_layers
 from lora.frozen import Array, TrainedCopy
 from lora.identities import equations
-from lora.identities.rounding import NOTHING, Agreement, Verdict
-from lora.identities.trial import DOUBLE, LayerTrial, Use
+from lora.identities.trial import DOUBLE, NOTHING, Agreement, LayerTrial, Use, Verdict
 from lora.linear import LoRALayer
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled
@@ -74,7 +73,7 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     The first four are checked in float64, where rounding hides nothing, the others in the layer's
     own dtype. In that dtype, y, dx, dA and dB are also compared with those in float64, and merged
     outputs with unmerged ones. The bounds follow from the number of roundings and from the sizes of
-    the terms (see `lora.identities.rounding`). Where A and B are such that nothing exceeds its
+    the terms (see `lora.identities.trial`). Where A and B are such that nothing exceeds its
     bound, as at B = 0, the check is made at random ones; the report says so. With dropout in
     training, all runs drop the same elements.
 
