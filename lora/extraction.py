@@ -32,21 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Extracted:
-    """The result of `extract` or of `lora.offline.extract_files` for one of the layers.
+    """The result of `extract` or of `lora.offline.extract_files` for one of the layers."""
 
-    Attributes:
-        name: of the layer.
-        rank: of the update; 0 for a layer that does not differ, and gets none.
-        error: the Frobenius norm of the part of the difference that the update has not.
-        relative_error: the same as a share of the norm of the difference.
-        energy: the share of the difference's squared norm that the update has.
-    """
-
-    name: str
-    rank: int
-    error: float = 0.0
-    relative_error: float = 0.0
-    energy: float = 1.0
+    name: str  # of the layer
+    rank: int  # of the update; 0 for a layer that does not differ, and gets none
+    error: float = 0.0  # the Frobenius norm of the part of the difference that the update has not
+    relative_error: float = 0.0  # the same as a share of the norm of the difference
+    energy: float = 1.0  # the share of the difference's squared norm that the update has
 
     @classmethod
     def of(cls, name: str, best: Approximation) -> Extracted:

@@ -18,19 +18,12 @@ from lora.frozen import Array
 
 @dataclass(frozen=True)
 class Approximation:
-    """The product B A that approximates a matrix M, `(d_out, d_in)`, in float64.
+    """The product B A that approximates a matrix M, `(d_out, d_in)`, in float64."""
 
-    Attributes:
-        a: A, `(rank, d_in)`.
-        b: B, `(d_out, rank)`.
-        error: the Frobenius norm of M - B A.
-        norm: the Frobenius norm of M.
-    """
-
-    a: Array
-    b: Array
-    error: float
-    norm: float
+    a: Array  # A, `(rank, d_in)`
+    b: Array  # B, `(d_out, rank)`
+    error: float  # the Frobenius norm of M - B A
+    norm: float  # the Frobenius norm of M
 
     @property
     def relative_error(self) -> float:
@@ -82,17 +75,11 @@ def numerical_rank(values: Array, share: float) -> int:
 
 
 class Spectral:
-    """Base of descriptions of an update dW that have these attributes.
+    """Base of descriptions of an update dW that have these attributes."""
 
-    Attributes:
-        name: of the layer.
-        rank: the largest rank that dW can have.
-        singular_values: of dW, descending; the ones that are left out are 0.
-    """
-
-    name: str
-    rank: int
-    singular_values: tuple[float, ...]
+    name: str  # of the layer
+    rank: int  # the largest rank that dW can have
+    singular_values: tuple[float, ...]  # of dW, descending; the ones that are left out are 0
 
     @property
     def norm(self) -> float:

@@ -45,16 +45,6 @@ class Plan:
     and not those of `config`. A and B are then 0, because the caller sets their values later, and a
     rank may be larger than the rank that B A can have. `progress` shows a bar if it takes long.
 
-    Attributes:
-        config: the configuration.
-        originals: the layers that will be replaced, by name.
-        new: the layers that will replace them.
-        layers: all layers that will get the adapter, new or not.
-        updates: the adapters that they will get.
-        copies: the parameters that will be trained in full.
-        matches: lines for the report.
-        seed: the seed of `rng`, if that is known.
-
     It raises the errors of `lora.attach`.
     """
 
@@ -67,14 +57,14 @@ class Plan:
         progress: bool = False,
     ) -> None:
         self.config = config
-        self.seed = seed_of(rng)
+        self.seed = seed_of(rng)  # if that is known
         modules = dict(model.named_modules())
         drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
         self._names = parameter_names(model)
-        self.originals: dict[str, Module] = {}
-        self.new: dict[str, AdaptedLayer] = {}
-        self.layers: dict[str, AdaptedLayer] = {}
+        self.originals: dict[str, Module] = {}  # the layers that will be replaced, by name
+        self.new: dict[str, AdaptedLayer] = {}  # the layers that will replace them
+        self.layers: dict[str, AdaptedLayer] = {}  # all that will get the adapter, new or not
         for target in targets:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
@@ -97,7 +87,7 @@ class Plan:
                         f"full, so there is no one base for both; exclude it here, or remove that "
                         f"adapter"
                     )
-        self.copies: list[FullCopy] = []
+        self.copies: list[FullCopy] = []  # the parameters that will be trained in full
         if config.modules_to_save:
             self._save_modules(model, modules)
         if config.bias != "none":
@@ -106,7 +96,7 @@ class Plan:
         if drawn and config.init.startswith("pissa"):  # all else is fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
         self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
-        self.matches: list[Match] = []
+        self.matches: list[Match] = []  # lines for the report
         for target in targets:
             layer = self.layers[target.name]
             notes = ["Embedding"] if isinstance(layer, LoRAEmbedding) else layer.base_facts()

@@ -25,27 +25,17 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
-    """The update s B A of one layer, without DoRA's magnitude.
+    """The update s B A of one layer, without DoRA's magnitude."""
 
-    Attributes:
-        name: the name of the layer.
-        kind: "linear" or "embedding", and "DoRA" if it has a magnitude.
-        d_in, d_out: the sizes of an input and an output; of an embedding, d_in is the count.
-        rank: the rank of B A, at most.
-        scale: s.
-        norm_a, norm_b: the Frobenius norms of A and B.
-        singular_values: those of s B A, descending.
-    """
-
-    name: str
-    kind: str
-    d_in: int
-    d_out: int
-    rank: int
-    scale: float
-    norm_a: float
-    norm_b: float
-    singular_values: tuple[float, ...]
+    name: str  # of the layer
+    kind: str  # "linear" or "embedding", and "DoRA" if it has a magnitude
+    d_in: int  # the size of an input; of an embedding, the count
+    d_out: int  # the size of an output
+    rank: int  # of B A, at most
+    scale: float  # s
+    norm_a: float  # the Frobenius norm of A
+    norm_b: float  # the Frobenius norm of B
+    singular_values: tuple[float, ...]  # of s B A, descending
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
@@ -170,16 +160,12 @@ def draw(summary: Summary, path: PathLike) -> None:
 class Finding:
     """Something about an adapter.
 
-    Attributes:
-        level: "wrong": it does not work, or does something else than it says. "odd": it may be
-            meant so.
-        where: the layer, key or file.
-        what: the fact, and what to do about it.
+    "wrong": it does not work, or does something else than it says. "odd": it may be meant so.
     """
 
     level: Literal["wrong", "odd"]
-    where: str
-    what: str
+    where: str  # the layer, key or file
+    what: str  # the fact, and what to do about it
 
     def __str__(self) -> str:
         return f"{self.level}: {self.where}: {self.what}"

@@ -66,25 +66,15 @@ _COPIED = {
 
 @dataclass(frozen=True)
 class ResolvedBase:
-    """The tensors of a base that an adapter is about.
+    """The tensors of a base that an adapter is about."""
 
-    Attributes:
-        weights: the weight of each layer that has an update, by the layer's name in the adapter.
-        replaced: the key of each tensor that replaces one of the base, by the latter's name.
-        added: those of these names that the base lacks.
-        tied: weights of embeddings that change, and may be the model's head too.
-        heads: the added tensors that are the weight of a head that the base has tied.
-        prefix: what the base's names have before those of the adapter; "-" and what they lack.
-        problems: what does not go together.
-    """
-
-    weights: Mapping[str, StoredWeight]
-    replaced: Mapping[str, str]
-    added: Sequence[str]
-    tied: Sequence[str]
-    heads: Sequence[str]
-    prefix: str
-    problems: Sequence[str]
+    weights: Mapping[str, StoredWeight]  # of the layers with an update, by their names in it
+    replaced: Mapping[str, str]  # the key of each tensor that replaces one of the base, by its name
+    added: Sequence[str]  # those of these names that the base lacks
+    tied: Sequence[str]  # weights of embeddings that change, and may be the model's head too
+    heads: Sequence[str]  # added tensors that are the weight of a head that the base has tied
+    prefix: str  # what the base's names have before those of the adapter; "-" and what they lack
+    problems: Sequence[str]  # what does not go together
 
 
 def resolve(
