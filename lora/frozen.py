@@ -18,9 +18,6 @@ from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
 from minigrad.readonly import hold, release
 
-if TYPE_CHECKING:
-    from minigrad.kernels.nf4 import NF4Matrix
-
 Array = NDArray[Any]
 
 _INSTEAD = "layer.base_weight is the Tensor, and layer.merged_weight() one with the updates in it"
@@ -154,7 +151,7 @@ class DenseMatrix(FrozenMatrix):
 class NF4FrozenMatrix(FrozenMatrix):
     """A matrix of NF4 codes. It cannot change, and only a strip of it is dense at a time."""
 
-    def __init__(self, matrix: NF4Matrix, dtype: np.dtype[Any]) -> None:
+    def __init__(self, matrix: kernels.nf4.NF4Matrix, dtype: np.dtype[Any]) -> None:
         self.matrix = matrix
         self.shape, self.dtype = matrix.shape, dtype
         self._known: Array | None = None
