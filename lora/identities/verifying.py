@@ -113,26 +113,17 @@ _COLUMNS = ("layer", "identity", "in", "deviation", "bound", "verdict")
 
 @dataclass(frozen=True)
 class IdentityCheck:
-    """One identity of one layer.
+    """One identity of one layer."""
 
-    Attributes:
-        layer: the name of the layer in the model.
-        identity: the name of the identity.
-        dtype: the precision in which it was computed.
-        deviation: the difference that is nearest to its bound, or exceeds it most.
-        bound: the difference that rounding explains at that element; 0 where the identity is exact.
-        verdict: "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger
-            than rounding.
-        note: which A and B were used, if not the layer's own; or why there is no verdict.
-    """
-
-    layer: str
-    identity: str
-    dtype: str
-    deviation: float
-    bound: float
+    layer: str  # the name of the layer in the model
+    identity: str  # the name of the identity
+    dtype: str  # the precision in which it was computed
+    deviation: float  # the difference that is nearest to its bound, or exceeds it most
+    bound: float  # the difference that rounding explains there; 0 where the identity is exact
+    # "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger than
+    # rounding
     verdict: Verdict
-    note: str = ""
+    note: str = ""  # which A and B were used, if not the layer's own; or why there is no verdict
 
     @property
     def cells(self) -> tuple[str, ...]:

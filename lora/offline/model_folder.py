@@ -271,8 +271,11 @@ def find_sidecars(
     here = folder.resolve()
     roots = here, here.parent.parent / "blobs"
 
-    def is_readable(file: Path) -> bool:
-        return file.is_file() and any(file.resolve().is_relative_to(root) for root in roots)
+    def is_copied(file: Path, is_module: bool) -> bool:
+        is_readable = file.is_file() and any(map(file.resolve().is_relative_to, roots))
+        # By its name it has no weights; the name may be LICENSE or NOTICE, too.
+        is_text = file.suffix in _COPIED or (not file.suffix and file.name.isupper())
+        return is_readable and (is_module or is_text)
 
     weights = {file.path.name for file in tensors.files.values()}
     listed = _read_json(folder / _MODULES)
@@ -293,8 +296,7 @@ def find_sidecars(
             and (file.is_symlink() or not file.is_dir())
         ]
         is_module = is_folder and each.name in paths
-        are_right = all(is_readable(file) and (is_module or _is_copied(file)) for file in found)
-        if are_right and not is_unwanted:
+        if not is_unwanted and all(is_copied(file, is_module) for file in found):
             copied |= {file.relative_to(folder).as_posix(): file for file in found}
         else:
             left_out.append(f"{each.name}/" if is_folder else each.name)
@@ -309,11 +311,6 @@ def find_sidecars(
         if changes:
             copied[_MODEL] = (json.dumps({**content, **changes}, indent=2) + "\n").encode()
     return copied, tuple(left_out)
-
-
-def _is_copied(file: Path) -> bool:
-    """Tell whether a file has no weights by its name, which may be LICENSE or NOTICE, too."""
-    return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
 
 
 def _read_json(path: Path) -> Any:

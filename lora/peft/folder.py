@@ -91,19 +91,12 @@ def _parameter_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """The update of one layer in a file.
+    """The update of one layer in a file."""
 
-    Attributes:
-        name: the name of the layer in the model.
-        keys: the keys of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
-        is_embedding: whether the layer is an embedding.
-        scale: the factor of B A according to the configuration.
-    """
-
-    name: str
-    keys: Mapping[str, str]
-    is_embedding: bool
-    scale: float
+    name: str  # the name of the layer in the model
+    keys: Mapping[str, str]  # of the tensors, by part: "lora_a", "lora_b", "lora_magnitude"
+    is_embedding: bool  # whether the layer is an embedding
+    scale: float  # the factor of B A according to the configuration
 
 
 class AdapterFolder(Closing):
