@@ -170,12 +170,11 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Do what has been planned and checked, and make the new adapter the active one."""
     attachment = attachment_of(model)
     if attachment is None:
-        attachment = Attachment({}, {}, [(p, p.requires_grad) for p in model.parameters()])
+        attachment = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
         store(model, attachment)
-    attachment.originals |= plan.originals
-    attachment.placed |= plan.new
-    replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
+    attachment.replaced |= plan.replaced
+    replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
     attachment.adapters[adapter] = Attached(
@@ -328,7 +327,7 @@ def detach(model: Module) -> Module:
     attached_layers(model, attachment)
     attachment.swap_in(model, ())
     store(model, None)
-    _restore_originals(model, attachment, list(attachment.originals))
+    _restore_originals(model, attachment, list(attachment.replaced))
     restore_flags(attachment.flags)
     return model
 
@@ -368,7 +367,7 @@ def remove(model: Module, adapter: str) -> Module:
 
 def _restore_originals(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Replace layers with adapters by their originals."""
-    pairs = [(attachment.placed.pop(name), attachment.originals.pop(name)) for name in names]
-    for layer, original in pairs:
+    pairs = [attachment.replaced.pop(name) for name in names]
+    for original, layer in pairs:
         original.training = layer.training
-    replace(model, {id(layer): original for layer, original in pairs})
+    replace(model, {id(layer): original for original, layer in pairs})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
-from minigrad.nn import Embedding, Linear, Module
+from minigrad.nn import Embedding, Module
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
 
@@ -62,25 +63,37 @@ class Plan:
         drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
         self._names = parameter_names(model)
-        self.originals: dict[str, Module] = {}  # the layers that will be replaced, by name
-        self.new: dict[str, AdaptedLayer] = {}  # the layers that will replace them
+        # By name, each layer that will be replaced, and the one that will replace it.
+        self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
         self.layers: dict[str, AdaptedLayer] = {}  # all that will get the adapter, new or not
         for target in targets:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
-                self.originals[target.name] = module
-                if isinstance(module, Embedding):
-                    module = LoRAEmbedding.around(module)
-                else:
-                    assert isinstance(module, (Linear, NF4Linear))
-                    module = LoRALayer.around(module)
-                self.new[target.name] = module
+                original: Any = module
+                is_table = isinstance(original, Embedding)
+                module = (LoRAEmbedding if is_table else LoRALayer).around(original)
+                self.replaced[target.name] = original, module
             self.layers[target.name] = module
-            self._check_layer(target, drawn)
+            try:
+                if drawn:
+                    check_rank_fits(target.rank, module.d_out, module.d_in)
+                    check_rank_of_init(config.init, target.rank)
+            except ValueError as error:
+                raise ValueError(
+                    f"{target.name}: {error}; rank_pattern gives the layer another one, exclude "
+                    f"leaves it out"
+                ) from error
+            dtype = module.weight.dtype
+            if dtype.kind != "f":
+                raise TypeError(f"{target.name}: the weight must be of floats, not {dtype}")
+            if not module.weight.is_finite():
+                raise ValueError(
+                    f"{target.name}: the weight has NaN or Inf in it; mend the model first"
+                )
         attachment = attachment_of(model)
         for adapter, attached in {} if attachment is None else attachment.adapters.items():
             saved = {id(copy.original): copy.name for copy in attached.copies}
-            for name, layer in self.new.items():
+            for name, (_, layer) in self.replaced.items():
                 if id(layer.base_weight) in saved:
                     raise ValueError(
                         f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
@@ -108,26 +121,6 @@ class Plan:
             added = sum(part.size for part in self.updates[target.name].trained())
             sizes = layer.d_in, layer.d_out, target.rank, added
             self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
-
-    def _check_layer(self, target: Target, drawn: bool) -> None:
-        """Raise an error if a layer cannot be adapted, or A and B not be drawn as configured."""
-        layer = self.layers[target.name]
-        try:
-            if drawn:
-                check_rank_fits(target.rank, layer.d_out, layer.d_in)
-                check_rank_of_init(self.config.init, target.rank)
-        except ValueError as error:
-            raise ValueError(
-                f"{target.name}: {error}; rank_pattern gives the layer another one, exclude leaves "
-                f"it out"
-            ) from error
-        dtype = layer.weight.dtype
-        if dtype.kind != "f":
-            raise TypeError(f"{target.name}: the weight must be of floats, not {dtype}")
-        if not layer.weight.is_finite():
-            raise ValueError(
-                f"{target.name}: the weight has NaN or Inf in it; mend the model first"
-            )
 
     def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
         """Make the adapter of one layer."""
@@ -173,7 +166,7 @@ class Plan:
             for part in modules[name].modules():
                 own = names[id(part)]
                 parts.add(own)
-                if isinstance(part, AdaptedLayer) or own in self.new:
+                if isinstance(part, AdaptedLayer) or own in self.replaced:
                     raise ValueError(
                         f"modules_to_save: {name} is to be trained in full, but {own} has an "
                         f"adapter; leave one of them out"
