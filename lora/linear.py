@@ -50,6 +50,9 @@ class LoRALayer(AdaptedLayer):
             a positive number, or dropout no probability.
     """
 
+    _prepacked: Any = None  # the panels of W, which a product finds while they are here
+    _dtype: Any = None  # the dtype of what is computed with a W in four bits
+
     def __init__(
         self,
         base_weight: Any,
@@ -78,8 +81,6 @@ class LoRALayer(AdaptedLayer):
         if shared is not None and shared.shape != (d_out,):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), shared)
-        self._prepacked: Any = None
-        self._dtype = weight.dtype
         self.add(
             DEFAULT,
             Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng),
@@ -91,8 +92,7 @@ class LoRALayer(AdaptedLayer):
         """Make a layer without an adapter, which shares the very parameters of `layer`."""
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, layer.weight, layer.bias)
-        made._prepacked = None
-        made._dtype = layer.dtype if isinstance(layer, NF4Linear) else layer.weight.dtype
+        made._dtype = layer.dtype if isinstance(layer, NF4Linear) else None
         made.training = layer.training
         return made
 

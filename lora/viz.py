@@ -352,19 +352,18 @@ def _percent(share: float) -> str:
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
     """Arrange the shares by depth and kind: `(depths, kinds)`, nan where there is no layer."""
-    cells: list[tuple[int | None, str]] = []
+    cells: list[tuple[int, str]] = []  # a depth of -1 is that of a name without a number
     for update in found:
         parts = update.name.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         if at is None:
-            cells.append((None, update.name))
+            cells.append((-1, update.name))
         else:
             kind = ".".join(parts[at + 1 :] or parts[:at]) or "layer"
             cells.append((int(parts[at]), kind))
-    numbered = sorted({depth for depth, _ in cells if depth is not None})
-    depths = [*([None] if any(depth is None for depth, _ in cells) else []), *numbered]
+    depths = sorted({depth for depth, _ in cells})
     kinds = list(dict.fromkeys(kind for _, kind in cells))
     shares = np.full((len(depths), len(kinds)), np.nan)
     for update, (depth, kind) in zip(found, cells, strict=True):
         shares[depths.index(depth), kinds.index(kind)] = update.share
-    return ["-" if depth is None else str(depth) for depth in depths], kinds, shares
+    return ["-" if depth < 0 else str(depth) for depth in depths], kinds, shares

@@ -23,7 +23,7 @@ from lora.frozen import Array, FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, AdapterFolder, by_key
-from lora.variants.inits import draw
+from lora.variants.inits import INITS, draw
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -181,7 +181,6 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     saved = theirs.saved_modules(outside)
     useful = [p for p in theirs.modules_to_save if any(is_any_match((p,), n) for n in outside)]
     are_saved_by_useful = [n for n in outside if is_any_match(useful, n)] == saved
-    inits = ("gaussian", "orthogonal", "pissa")
     init = str(theirs.init_lora_weights)
     config = LoRAConfig(
         theirs.r,
@@ -193,7 +192,7 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
         alpha_pattern={exact_key(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha},
         bias=theirs.bias if biased else "none",
         modules_to_save=useful if are_saved_by_useful else saved,
-        init=init if init in inits else "kaiming",  # PEFT's default
+        init=init if init in INITS else "kaiming",  # PEFT's default
         use_dora=theirs.use_dora,
         dora_norm_gradient=theirs.use_dora and files.facts.dora_norm_gradient,
     )
