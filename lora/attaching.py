@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -113,18 +113,16 @@ def attach(
             f"attach takes a Module and a LoRAConfig, not {type(model).__name__} and "
             f"{type(config).__name__}"
         )
-    return attach_planned(model, adapter, lambda: Plan(model, config, rng, progress=progress), rng)
+    with planning(model, adapter, rng):
+        plan = Plan(model, config, rng, progress=progress)
+    return carry_out(model, plan, adapter)
 
 
-def attach_planned(
-    model: Module,
-    adapter: str,
-    plan_of: Callable[[], Plan],
-    rng: np.random.Generator | None,
-) -> AttachReport:
-    """Plan on the model without its other adapters, and carry the plan out if there is no error.
+@contextmanager
+def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
+    """Let a block plan a new adapter, on the model without its others; `carry_out` is to follow.
 
-    After an error the generator is as it was, too.
+    After an error in the block the model and the generator are as they were.
     """
     check_attachable(model, adapter)
     attachment = attachment_of(model)
@@ -134,13 +132,12 @@ def attach_planned(
         # The new adapter begins from the model without the others, which is also what is stored.
         attachment.swap_in(model, ())
     try:
-        plan = plan_of()
+        yield
     except BaseException:
         draws.state = before
         if attachment is not None:
             attachment.swap_in(model, attachment.active)
         raise
-    return carry_out(model, plan, adapter)
 
 
 def check_attachable(model: Module, adapter: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from lora.adapter import DEFAULT, Adapter
-from lora.attaching import AttachReport, attach_planned
+from lora.attaching import AttachReport, carry_out, planning
 from lora.attachment.plan import Plan
 from lora.attachment.state import parameters_in_use
 from lora.attachment.targets import Target, candidates, targets_in
@@ -61,48 +61,36 @@ def load(
     """
     if not isinstance(model, Module):
         raise TypeError(f"load takes a Module, not {model!r:.60}")
-    with AdapterFolder(folder) as files:
-        return attach_planned(
-            model, adapter, lambda: _plan(model, files, check_base, rng, progress), rng
-        )
-
-
-def _plan(
-    model: Module,
-    files: AdapterFolder,
-    check_base: bool,
-    rng: np.random.Generator | None,
-    progress: bool,
-) -> Plan:
-    """Return the attachment of the adapter, with its values."""
-    path, config = os.fspath(files.path), files.config
-    linear, tables = candidates(model)
-    order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
-    found = config.targets_among(order, linear)
-    if not found:
-        raise ValueError(
-            f"{path!r} is of another model: its target_modules {config.target_modules!r:.200} are "
-            f"none of the layers {', '.join(order) or '(none)'}; it has updates of "
-            f"{', '.join(files.layers) or 'none'}"
-        )
-    targets = [
-        Target(name, pattern, config.rank_of(name), config.alpha_of(name))
-        for name, pattern in found.items()
-    ]
-    try:
-        plan = Plan(model, _config(model, files, targets), rng, targets)
-    except ValueError as error:
-        raise ValueError(f"{path!r} does not go with the model: {error}") from error
-    _set_parameters(plan, model, files, check_base, progress)
-    plan.seed = files.facts.seed
-    bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
-    for name, update in bar:
-        layer, facts = files.layers[name], files.facts.layers.get(name)
-        update.scale = files.scale(layer)
-        if facts is not None and facts.dropout is not None:
-            update.dropout = facts.dropout
-        set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
-    return plan
+    with AdapterFolder(folder) as files, planning(model, adapter, rng):
+        path, config = os.fspath(files.path), files.config
+        linear, tables = candidates(model)
+        order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
+        found = config.targets_among(order, linear)
+        if not found:
+            raise ValueError(
+                f"{path!r} is of another model: its target_modules "
+                f"{config.target_modules!r:.200} are none of the layers "
+                f"{', '.join(order) or '(none)'}; it has updates of "
+                f"{', '.join(files.layers) or 'none'}"
+            )
+        targets = [
+            Target(name, pattern, config.rank_of(name), config.alpha_of(name))
+            for name, pattern in found.items()
+        ]
+        try:
+            plan = Plan(model, _config(model, files, targets), rng, targets)
+        except ValueError as error:
+            raise ValueError(f"{path!r} does not go with the model: {error}") from error
+        _set_parameters(plan, model, files, check_base, progress)
+        plan.seed = files.facts.seed
+        bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
+        for name, update in bar:
+            layer, facts = files.layers[name], files.facts.layers.get(name)
+            update.scale = files.scale(layer)
+            if facts is not None and facts.dropout is not None:
+                update.dropout = facts.dropout
+            set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
+    return carry_out(model, plan, adapter)
 
 
 def _set_parameters(
