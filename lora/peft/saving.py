@@ -76,7 +76,20 @@ def save(
     in_place = attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = {name: layer.adapters[adapter] for name, layer in layers.items()}
-    parts = _parts_of(layers, updates)
+    has_magnitudes = any(update.lora_magnitude is not None for update in updates.values())
+    parts: dict[str, dict[str, Array]] = {}
+    for name, update in updates.items():
+        if update.scale == 0 or not math.isfinite(update.scale):
+            raise ValueError(
+                f"{name}: the scale is {float(update.scale)}, and a file cannot store such an "
+                f"update; assign another to layer.scale"
+            )
+        a, b = (factor.data for factor in update.factors())
+        parts[name] = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B has a sign
+        if update.lora_magnitude is not None:
+            parts[name][MAGNITUDE] = update.lora_magnitude.data
+        elif has_magnitudes:
+            parts[name][MAGNITUDE] = update.norms(layers[name].weight)
     full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
     tensors = by_key(parts, full, embeddings)
@@ -98,29 +111,6 @@ def save(
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     seed = attached.seed if seed is None else seed
     write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
-
-
-def _parts_of(
-    layers: Mapping[str, AdaptedLayer], updates: Mapping[str, Adapter]
-) -> dict[str, dict[str, Array]]:
-    """Return A, B and perhaps a magnitude of each layer, whose scale must be one of some alpha."""
-    with_magnitude = any(update.lora_magnitude is not None for update in updates.values())
-    found = {}
-    for name, update in updates.items():
-        scale = update.scale
-        if scale == 0 or not math.isfinite(scale):
-            raise ValueError(
-                f"{name}: the scale is {float(scale)}, and a file cannot store such an update; "
-                f"assign another to layer.scale"
-            )
-        a, b = (factor.data for factor in update.factors())
-        parts = {A: a, B: b if scale > 0 else -b}  # alpha is positive, so B gets the sign
-        if update.lora_magnitude is not None:
-            parts[MAGNITUDE] = update.lora_magnitude.data
-        elif with_magnitude:
-            parts[MAGNITUDE] = update.norms(layers[name].weight)
-        found[name] = parts
-    return found
 
 
 def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:
