@@ -313,7 +313,7 @@ class AdaptedLayer(Module):
     @property
     def merged_adapters(self) -> tuple[str, ...]:
         """The names of the adapters in the merged weight."""
-        return () if self._merged is None else tuple(self._merged.parts)
+        return () if self._merged is None else tuple(self._merged.copies)
 
     def update_rows(self, rows: slice, names: Sequence[str]) -> Array:
         """Compute some rows of dW_1 + ... in float64, over the adapters of these names."""
@@ -358,11 +358,8 @@ class AdaptedLayer(Module):
                     f"{', '.join(map(repr, self.active)) or 'none'}"
                 )
         weight = self.merged_weight() if chosen == self.active else self._weight_with(chosen)
-        parts: dict[str, tuple[float, dict[str, Array]]] = {}
-        for name in chosen:
-            arrays = {key: x._data.copy() for key, x in self.adapters[name].contents()}
-            parts[name] = self.adapters[name].scale, arrays
-        self._merged = MergedWeight(weight, parts, self.base_weight, next(clock))
+        copies = {name: self.adapters[name].copy() for name in chosen}
+        self._merged = MergedWeight(weight, copies, self.base_weight, next(clock))
 
     def unmerge(self) -> None:
         """Use W and the adapters again, drop the merged weight. Unmerging twice changes nothing."""
@@ -395,8 +392,7 @@ class MergedWeight:
     """A merged weight, and what it was computed from, so that a change is noticed."""
 
     weight: Tensor  # W + dW, as the layer stores W
-    # the scale of each adapter in it, and copies of its parameters
-    parts: dict[str, tuple[float, dict[str, Array]]]
+    copies: dict[str, Adapter]  # of each adapter in it
     base: Any  # the weight of the base
     time: int  # the time of the merge on the clock of writes
 
@@ -407,13 +403,13 @@ class MergedWeight:
         by the time of its last write.
         """
         changed = []
-        for name, (scale, values) in self.parts.items():
+        for name, before in self.copies.items():
             own = "" if name == DEFAULT else f"{name}."
             now = {key: part._data for key, part in adapters[name].contents()}
-            changed += [f"{own}scale"] if scale != adapters[name].scale else []
-            for key, value in values.items():
-                is_like = key in now and now[key].dtype == value.dtype
-                if not is_like or not np.array_equal(now[key], value, equal_nan=True):
+            changed += [f"{own}scale"] if before.scale != adapters[name].scale else []
+            for key, part in before.contents():
+                is_like = key in now and now[key].dtype == part.dtype
+                if not is_like or not np.array_equal(now[key], part._data, equal_nan=True):
                     changed.append(own + key)
         written = isinstance(base, Tensor) and last_written(base._data) > self.time
         changed += ["base_weight"] if written or base is not self.base else []
