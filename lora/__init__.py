@@ -11,7 +11,7 @@
     merging, certificate           merging, and what it loses
     algebra, extraction            sums of adapters, and adapters of differences
     identities, liveness           whether LoRA's identities hold, and adapters train
-    spectra, viz                   the singular values of an update, and pictures of them
+    spectra, viz                   singular values, and pictures of the updates
     peft, offline                  PEFT's folders; and `python -m lora`, which needs no model
 """
 

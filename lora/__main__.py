@@ -15,7 +15,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
 from typing import Any, get_args
 
 from lora.certificate import MergeError
@@ -35,9 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, by default that of the process, and return the exit status."""
     options = vars(_parser().parse_args(arguments))
     command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
+    plot = options.pop("plot", None)
     try:
-        status, text, content = run(progress=not as_json, **options)
-        text = json.dumps(_plain(content), indent=2) if as_json else _printable(text)
+        found = run(progress=not as_json, **options)
+        if plot:
+            draw(found, plot)
+        drawn = f"\ndrawn: {plot}" if plot else ""
+        text = json.dumps(_plain(found), indent=2) if as_json else _printable(f"{found}{drawn}")
         try:
             print(text, flush=True)
         except BrokenPipeError:  # a reader such as `head` may close the pipe before the end
@@ -49,41 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(_printable(f"lora {command}: {message}"), file=sys.stderr)
         return WRONG if isinstance(error, MergeError) else FAILED
-    return int(status)
-
-
-# Each command returns the exit status, the text to print, and the same content for machines. Its
-# options are called as the parameters of the function that it runs.
-Result = tuple[int, str, Any]
-
-
-def _inspect(adapter: str, plot: str | None, progress: bool) -> Result:
-    found = summarise(adapter)
-    text = repr(found)
-    if plot:
-        draw(found, plot)
-        text += f"\ndrawn: {plot}"
-    layers = [
-        {**asdict(layer), "norm": layer.norm, "effective_rank": layer.effective_rank}
-        for layer in found.layers
-    ]
-    return 0, text, {**asdict(found), "layers": layers}
-
-
-def _merge(**options: Any) -> Result:
-    found = merge_files(**options)
-    return 0, repr(found), {**asdict(found), "path": str(found.path)}
-
-
-def _check(adapter: str, base: str | None, progress: bool) -> Result:
-    found = check_adapter(adapter, base, progress=progress)
-    status = 0 if found.is_right else WRONG
-    return status, repr(found), {**asdict(found), "is_right": found.is_right}
-
-
-def _extract(**options: Any) -> Result:
-    found = extract_files(**options)
-    return 0, repr(found), asdict(found)
+    return 0 if getattr(found, "is_right", True) else WRONG
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,11 +71,16 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print JSON, for machines")
         return made.add_argument
 
-    add = command("inspect", _inspect, "show what an adapter is made of, layer by layer")
-    add("adapter", type=_path, help=_ADAPTER)
+    # The arguments and options are called as the parameters of the function that a command runs.
+    add = command(
+        "inspect",
+        lambda folder, progress: summarise(folder),
+        "show what an adapter is made of, layer by layer",
+    )
+    add("folder", metavar="adapter", type=_path, help=_ADAPTER)
     add("--plot", metavar="FILE", help="draw norms and singular values to a file")
 
-    add = command("merge", _merge, "write a base with the update of an adapter in it")
+    add = command("merge", merge_files, "write a base with the update of an adapter in it")
     add("base", type=_path, help=_BASE)
     add("adapter", type=_path, help=_ADAPTER)
     add("out", type=_path, help="a file that ends in .safetensors, or a folder")
@@ -117,12 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--any-base", dest="check_base", action="store_false", help=help_text)
 
     help_text = "look for what is wrong with an adapter, and a base for it"
-    add = command("check", _check, help_text, "verify")
-    add("adapter", type=_path, help=_ADAPTER)
+    add = command("check", check_adapter, help_text, "verify")
+    add("folder", metavar="adapter", type=_path, help=_ADAPTER)
     add("base", type=_path, nargs="?", help=_BASE)
 
     help_text = "write the adapter that comes nearest to a model trained as a whole"
-    add = command("extract", _extract, help_text)
+    add = command("extract", extract_files, help_text)
     add("base", type=_path, help=_BASE)
     add("finetuned", type=_path, help="the same of the trained model")
     add("out", type=_path, help="a folder for the adapter")
@@ -155,12 +131,15 @@ def _printable(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in which NaN and Inf are texts, since JSON has neither."""
+    """Return a report, or a part of one, as JSON can have it: paths, NaN and Inf become texts."""
+    if is_dataclass(value):
+        names = [*(each.name for each in fields(value)), "norm", "effective_rank", "is_right"]
+        return {name: _plain(getattr(value, name)) for name in names if hasattr(value, name)}
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, PurePath) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value
 

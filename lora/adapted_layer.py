@@ -16,18 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.frozen import FrozenMatrix, frozen_bias
+from lora.frozen import Array, FrozenMatrix, frozen_bias
 from lora.liveness import AdapterPart
 from minigrad import ops
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Module, Parameter
 from minigrad.versions import clock, last_written
-
-Array = NDArray[Any]
 
 
 class _OfAdapter:
@@ -102,7 +99,7 @@ class AdaptedLayer(Module):
         """Multiply x by a matrix `(n, d_in)` that may require a gradient: `(..., n)`."""
 
     @abstractmethod
-    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+    def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Apply dropout: return the x that is left, and the factor of each output, or None."""
 
     @abstractmethod
@@ -282,8 +279,7 @@ class AdaptedLayer(Module):
             # DoRA and dropout are added by themselves.
             left, factor = x, None  # by dropout
             if self._drops(adapter):
-                assert adapter.drop is not None
-                left, factor = self.dropped(x, adapter.drop)
+                left, factor = self.dropped(x, adapter)
             a, b = adapter.factors()
             added = ops.linear(self.product(left, a) * adapter.scale, b)
             if adapter.lora_magnitude is not None:
@@ -303,7 +299,7 @@ class AdaptedLayer(Module):
         return y + ops.linear(self.product(x, a) * scale, b)
 
     def _drops(self, adapter: Adapter) -> bool:
-        return adapter.drop is not None and self.training and adapter.dropout > 0
+        return self.training and adapter.dropout > 0
 
     # ----------------------------------------------------------------------------------------------
     # Merging
@@ -317,7 +313,7 @@ class AdaptedLayer(Module):
     @property
     def merged_adapters(self) -> tuple[str, ...]:
         """The names of the adapters in the merged weight."""
-        return () if self._merged is None else tuple(self._merged.parts)
+        return () if self._merged is None else tuple(self._merged.copies)
 
     def update_rows(self, rows: slice, names: Sequence[str]) -> Array:
         """Compute some rows of dW_1 + ... in float64, over the adapters of these names."""
@@ -362,12 +358,8 @@ class AdaptedLayer(Module):
                     f"{', '.join(map(repr, self.active)) or 'none'}"
                 )
         weight = self.merged_weight() if chosen == self.active else self._weight_with(chosen)
-        parts: dict[str, tuple[float, dict[str, Array]]] = {}
-        for name in chosen:
-            values = self.adapters[name].contents()
-            arrays = {key: x._data.copy() for key, x in values if isinstance(x, Parameter)}
-            parts[name] = self.adapters[name].scale, arrays
-        self._merged = MergedWeight(weight, parts, self.base_weight, next(clock))
+        copies = {name: self.adapters[name].copy() for name in chosen}
+        self._merged = MergedWeight(weight, copies, self.base_weight, next(clock))
 
     def unmerge(self) -> None:
         """Use W and the adapters again, drop the merged weight. Unmerging twice changes nothing."""
@@ -400,35 +392,29 @@ class MergedWeight:
     """A merged weight, and what it was computed from, so that a change is noticed."""
 
     weight: Tensor  # W + dW, as the layer stores W
-    # the scale of each adapter in it, and copies of its parameters
-    parts: dict[str, tuple[float, dict[str, Array]]]
+    copies: dict[str, Adapter]  # of each adapter in it
     base: Any  # the weight of the base
     time: int  # the time of the merge on the clock of writes
 
     def check_fresh(self, base: Any, adapters: Mapping[str, Adapter]) -> None:
-        """Raise a RuntimeError if an adapter or the base has changed since the merge."""
-        changed = self._changed(base, adapters)
-        if changed:
-            raise RuntimeError(
-                f"{changed} changed since merge(), so the merged weight is out of date; call "
-                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
-            )
-
-    def _changed(self, base: Any, adapters: Mapping[str, Adapter]) -> str:
-        """Name what is no longer as it was; empty if all is.
+        """Raise a RuntimeError if an adapter or the base has changed since the merge.
 
         A and B are compared with copies, so that a raw write is noticed too; W, which may be large,
         by the time of its last write.
         """
-        for name, (scale, values) in self.parts.items():
+        changed = []
+        for name, before in self.copies.items():
             own = "" if name == DEFAULT else f"{name}."
-            if scale != adapters[name].scale:
-                return f"{own}scale"
-            now = dict(adapters[name].contents())
-            for key, value in values.items():
-                if key not in now or now[key].dtype != value.dtype:
-                    return own + key
-                if not np.array_equal(now[key]._data, value, equal_nan=True):
-                    return own + key
+            now = {key: part._data for key, part in adapters[name].contents()}
+            changed += [f"{own}scale"] if before.scale != adapters[name].scale else []
+            for key, part in before.contents():
+                is_like = key in now and now[key].dtype == part.dtype
+                if not is_like or not np.array_equal(now[key], part._data, equal_nan=True):
+                    changed.append(own + key)
         written = isinstance(base, Tensor) and last_written(base._data) > self.time
-        return "base_weight" if written or base is not self.base else ""
+        changed += ["base_weight"] if written or base is not self.base else []
+        if changed:
+            raise RuntimeError(
+                f"{changed[0]} changed since merge(), so the merged weight is out of date; call "
+                f"merge() again to merge what it is now, or unmerge() to use A and B themselves"
+            )

@@ -15,18 +15,15 @@ from copy import copy
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lora.frozen import FrozenMatrix
+from lora.frozen import Array, FrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants import dora
 from lora.variants.inits import Factors, draw
 from minigrad import kernels, ops
 from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Dropout, Parameter
-
-Array = NDArray[Any]
+from minigrad.nn import Parameter
 
 DEFAULT = "default"
 """The adapter whose parameters are named as its layer's own: `lora_a`, not `default.lora_a`."""
@@ -51,6 +48,7 @@ class Adapter:
         rng: the generator of A and B, and of dropout.
 
     Attributes:
+        dropout, rng: as they were passed. Both may be assigned.
         lora_a: A, `(rank, d_in)`. Assigning copies.
         lora_b: B, `(d_out, rank)`. Assigning copies.
         scale: s, the factor of B A, a float.
@@ -82,15 +80,14 @@ class Adapter:
         rng: np.random.Generator | None = None,
     ) -> None:
         check_rank_and_alpha(rank, alpha)
-        check_probability("dropout", dropout)
+        self.dropout = dropout
+        self.rng = rng
         d_out, d_in = weight.shape
         self.alpha = float(alpha)
         self.scaling = LoRAScaling(scaling)
         self.scale = self.scaling.scale(self.alpha, int(rank))
         first = begin or draw(init, d_out, d_in, rank, self.scale, weight.dense, rng)
         self.init = init
-        self._rng = rng
-        self.drop = Dropout(dropout, rng=rng) if dropout else None
         self.lora_a = Parameter(first.a, dtype=weight.dtype)
         self.lora_b = Parameter(first.b, dtype=weight.dtype)
         self.start: tuple[Parameter, Parameter] | None = None
@@ -102,6 +99,8 @@ class Adapter:
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "dropout":
+            check_probability(name, value)
         # So an optimiser that has A, B or m continues to train what the layer uses.
         present = vars(self).get(name, value) if name in _COPIED_INTO else value
         if present is value:
@@ -149,12 +148,11 @@ class Adapter:
         """Make an adapter of the same kind, values and generator, all of which trains."""
         made = copy(self)
         for key, part in self.contents():
-            if isinstance(part, Parameter) and key in vars(self):
+            if key in vars(self):
                 vars(made)[key] = Parameter(part)
         if self.start is not None:
             a, b = self.start
             made.start = Parameter(a, False), Parameter(b, False)
-        made.drop = Dropout(self.dropout, rng=self._rng) if self.dropout else None
         return made
 
     @property
@@ -167,37 +165,13 @@ class Adapter:
         """The rank of the complete update: with PiSSA, twice that of B A."""
         return self.rank * (1 if self.start is None else 2)
 
-    @property
-    def rng(self) -> np.random.Generator | None:
-        """The generator that dropout draws from."""
-        return self._rng
-
-    @rng.setter
-    def rng(self, rng: np.random.Generator | None) -> None:
-        self._rng = rng
-        if self.drop is not None:
-            self.drop.rng = rng
-
-    @property
-    def dropout(self) -> float:
-        """The probability of dropping an element of the input, in training."""
-        return self.drop.p if self.drop is not None else 0.0
-
-    @dropout.setter
-    def dropout(self, p: float) -> None:
-        check_probability("dropout", p)
-        if self.drop is None:
-            self.drop = Dropout(p, rng=self._rng) if p else None
-        else:
-            self.drop.p = p
-
     def trained(self) -> list[Parameter]:
         """Return the parameters that train: A, B, and with DoRA the magnitude."""
         magnitude = [] if self.lora_magnitude is None else [self.lora_magnitude]
         return [self.lora_a, self.lora_b, *magnitude]
 
-    def contents(self) -> Iterator[tuple[str, Any]]:
-        """Yield all parameters, trained or not, and the dropout layer, with their names."""
+    def contents(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield all parameters, trained or not, with their names."""
         yield "lora_a", self.lora_a
         yield "lora_b", self.lora_b
         if self.start is not None:
@@ -205,8 +179,6 @@ class Adapter:
             yield "start_b", self.start[1]
         if self.lora_magnitude is not None:
             yield "lora_magnitude", self.lora_magnitude
-        if self.drop is not None:
-            yield "drop", self.drop
 
     def facts(self) -> list[str]:
         """Describe it in short texts, for a `repr`."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import Adapter
 from lora.attaching import deactivate
@@ -28,10 +27,10 @@ from lora.attachment.state import (
     check_name,
     required_attachment,
 )
-from lora.frozen import FrozenMatrix, TrainedCopy
+from lora.frozen import Array, FrozenMatrix, TrainedCopy
 from lora.scaling import LoRAScaling, check_size
 from lora.spectra import Approximation
-from minigrad.nn import Module, Parameter
+from minigrad.nn import Module
 from minigrad.tables import aligned
 
 _COPY = "copy"
@@ -195,11 +194,7 @@ def _sum(
 ) -> tuple[Adapter, Combined]:
     """Compute the sum in one layer, and its line of the report."""
     for term in terms:
-        broken = [
-            key
-            for key, part in term.adapter.contents()
-            if isinstance(part, Parameter) and not np.isfinite(part._data).all()
-        ]
+        broken = [key for key, part in term.adapter.contents() if not np.isfinite(part._data).all()]
         broken += [] if math.isfinite(term.adapter.scale) else ["scale"]
         if broken:
             raise ValueError(
@@ -258,7 +253,7 @@ def _sum(
     return made, Combined(path, made.rank, ranks, error, relative, ", ".join(notes))
 
 
-def _check_in_range(weight: FrozenMatrix, *factors: NDArray[Any]) -> None:
+def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
     """Raise an error if a factor overflows the layer's dtype."""
     with np.errstate(over="ignore"):
         if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):

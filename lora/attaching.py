@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -113,18 +113,16 @@ def attach(
             f"attach takes a Module and a LoRAConfig, not {type(model).__name__} and "
             f"{type(config).__name__}"
         )
-    return attach_planned(model, adapter, lambda: Plan(model, config, rng, progress=progress), rng)
+    with planning(model, adapter, rng):
+        plan = Plan(model, config, rng, progress=progress)
+    return carry_out(model, plan, adapter)
 
 
-def attach_planned(
-    model: Module,
-    adapter: str,
-    plan_of: Callable[[], Plan],
-    rng: np.random.Generator | None,
-) -> AttachReport:
-    """Plan on the model without its other adapters, and carry the plan out if there is no error.
+@contextmanager
+def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
+    """Let a block plan a new adapter, on the model without its others; `carry_out` is to follow.
 
-    After an error the generator is as it was, too.
+    After an error in the block the model and the generator are as they were.
     """
     check_attachable(model, adapter)
     attachment = attachment_of(model)
@@ -134,13 +132,12 @@ def attach_planned(
         # The new adapter begins from the model without the others, which is also what is stored.
         attachment.swap_in(model, ())
     try:
-        plan = plan_of()
+        yield
     except BaseException:
         draws.state = before
         if attachment is not None:
             attachment.swap_in(model, attachment.active)
         raise
-    return carry_out(model, plan, adapter)
 
 
 def check_attachable(model: Module, adapter: str) -> None:
@@ -170,12 +167,11 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
     """Do what has been planned and checked, and make the new adapter the active one."""
     attachment = attachment_of(model)
     if attachment is None:
-        attachment = Attachment({}, {}, [(p, p.requires_grad) for p in model.parameters()])
+        attachment = Attachment({}, [(p, p.requires_grad) for p in model.parameters()])
         model.freeze()
         store(model, attachment)
-    attachment.originals |= plan.originals
-    attachment.placed |= plan.new
-    replace(model, {id(plan.originals[name]): layer for name, layer in plan.new.items()})
+    attachment.replaced |= plan.replaced
+    replace(model, {id(original): layer for original, layer in plan.replaced.values()})
     for name, update in plan.updates.items():
         plan.layers[name].add(adapter, update)
     attachment.adapters[adapter] = Attached(
@@ -328,7 +324,7 @@ def detach(model: Module) -> Module:
     attached_layers(model, attachment)
     attachment.swap_in(model, ())
     store(model, None)
-    _restore_originals(model, attachment, list(attachment.originals))
+    _restore_originals(model, attachment, list(attachment.replaced))
     restore_flags(attachment.flags)
     return model
 
@@ -368,7 +364,7 @@ def remove(model: Module, adapter: str) -> Module:
 
 def _restore_originals(model: Module, attachment: Attachment, names: Sequence[str]) -> None:
     """Replace layers with adapters by their originals."""
-    pairs = [(attachment.placed.pop(name), attachment.originals.pop(name)) for name in names]
-    for layer, original in pairs:
+    pairs = [attachment.replaced.pop(name) for name in names]
+    for original, layer in pairs:
         original.training = layer.training
-    replace(model, {id(layer): original for layer, original in pairs})
+    replace(model, {id(layer): original for original, layer in pairs})

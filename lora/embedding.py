@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.frozen import DenseMatrix, FrozenMatrix
+from lora.adapter import Adapter
+from lora.frozen import Array, DenseMatrix, FrozenMatrix
 from lora.variants.inits import Factors
 from minigrad import functional, ops
 from minigrad.core.tensor import Tensor
@@ -68,7 +68,7 @@ class LoRAEmbedding(AdaptedLayer):
         """Return the transposed table."""
         return DenseMatrix(stored.T)
 
-    def stored(self, matrix: NDArray[Any]) -> NDArray[Any]:
+    def stored(self, matrix: Array) -> Array:
         """Return a matrix as a table."""
         return np.ascontiguousarray(matrix.T)
 
@@ -80,9 +80,10 @@ class LoRAEmbedding(AdaptedLayer):
         """Look up columns of a matrix; the one of the padding gets no gradient."""
         return functional.embedding(x, ops.transpose(matrix), self.padding_idx)
 
-    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+    def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Return x itself, and a factor for each token, which is 0 if it is dropped."""
-        return x, drop(Tensor(np.ones((*x.shape, 1), self.weight.dtype)))
+        ones = Tensor(np.ones((*x.shape, 1), self.weight.dtype))
+        return x, functional.dropout(ones, adapter.dropout, rng=adapter.rng)
 
     def base_facts(self) -> list[str]:
         """Describe the index of the padding."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
@@ -17,38 +16,27 @@ from lora.attachment.plan import Plan
 from lora.attachment.state import FullCopy, attachment_of, parameter_names
 from lora.attachment.targets import targets_in
 from lora.config import Bias, LoRAConfig
+from lora.frozen import Array
 from lora.patterns import ALL_LINEAR, Patterns, near
 from lora.scaling import check_size
 from lora.spectra import Approximation
 from lora.variants.nf4 import NF4Linear
+from minigrad import kernels
 from minigrad.core.tensor import as_array
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
-if TYPE_CHECKING:
-    from minigrad.kernels.nf4 import NF4Matrix
-
-Array = NDArray[Any]
-
 
 @dataclass(frozen=True)
 class Extracted:
-    """The result of `extract` or of `lora.offline.extract_files` for one of the layers.
+    """The result of `extract` or of `lora.offline.extract_files` for one of the layers."""
 
-    Attributes:
-        name: of the layer.
-        rank: of the update; 0 for a layer that does not differ, and gets none.
-        error: the Frobenius norm of the part of the difference that the update has not.
-        relative_error: the same as a share of the norm of the difference.
-        energy: the share of the difference's squared norm that the update has.
-    """
-
-    name: str
-    rank: int
-    error: float = 0.0
-    relative_error: float = 0.0
-    energy: float = 1.0
+    name: str  # of the layer
+    rank: int  # of the update; 0 for a layer that does not differ, and gets none
+    error: float = 0.0  # the Frobenius norm of the part of the difference that the update has not
+    relative_error: float = 0.0  # the same as a share of the norm of the difference
+    energy: float = 1.0  # the share of the difference's squared norm that the update has
 
     @classmethod
     def of(cls, name: str, best: Approximation) -> Extracted:
@@ -208,15 +196,13 @@ class _Pair:
     """
 
     def __init__(self, base: Module, state: Mapping[str, Any]) -> None:
-        first: dict[int, tuple[str, Parameter | NF4Matrix]] = {
-            id(p): (name, p) for name, p in base.named_parameters()
-        }
+        own: dict[int, Any] = {id(parameter): parameter for parameter in base.parameters()}
         self._names = parameter_names(base)
         for name, layer in _in_four_bits(base).items():
-            first.setdefault(id(layer.weight), (name, layer.weight))
+            own[id(layer.weight)] = layer.weight
             self._names.setdefault(id(layer.weight), []).append(name)
-        self.parameters = {
-            name: first[key][1] for key, names in self._names.items() for name in names
+        self.parameters: dict[str, Parameter | kernels.nf4.NF4Matrix] = {
+            name: own[key] for key, names in self._names.items() for name in names
         }
         self.values: dict[str, Array] = {}
         problems = []
@@ -236,14 +222,13 @@ class _Pair:
                 problems.append(f"not finite: {name} has NaN or Inf in it")
             else:
                 self.values[name] = value
-        for key, (name, parameter) in first.items():
-            given_names = [other for other in self._names[key] if other in state]
-            if not given_names:
-                problems.append(f"missing: {name} {parameter.shape}")
-            elif given_names[0] in self.values:
-                for other in self._names[key]:
-                    if other not in state:
-                        self.values[other] = self.values[given_names[0]]
+        for names in self._names.values():
+            there = [name for name in names if name in state]
+            if not there:
+                problems.append(f"missing: {names[0]} {self.parameters[names[0]].shape}")
+            elif there[0] in self.values:
+                for name in names:
+                    self.values.setdefault(name, self.values[there[0]])
         if problems:
             raise ValueError(
                 "the finetuned model does not fit the base; nothing was changed:\n  "

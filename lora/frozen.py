@@ -18,9 +18,6 @@ from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
 from minigrad.readonly import hold, release
 
-if TYPE_CHECKING:
-    from minigrad.kernels.nf4 import NF4Matrix
-
 Array = NDArray[Any]
 
 _INSTEAD = "layer.base_weight is the Tensor, and layer.merged_weight() one with the updates in it"
@@ -37,7 +34,7 @@ def strips(shape: tuple[int, ...]) -> list[slice]:
 
 
 class FrozenMatrix(ABC):
-    """A frozen matrix W, and what adapters ask of it.
+    """A frozen matrix W, and what adapters ask of it, computed from some rows at a time.
 
     Attributes:
         shape: `(d_out, d_in)`.
@@ -59,21 +56,25 @@ class FrozenMatrix(ABC):
     def rows(self, rows: slice, columns: slice = slice(None)) -> Array:
         """Return some rows and columns of W in float64, as a copy."""
 
-    @abstractmethod
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute x W^T + b. No gradient reaches W."""
+    def product(self, x: Tensor) -> Tensor:
+        """Compute x W^T. No gradient reaches W."""
+        parts = [ops.linear(x, self.rows(strip).astype(self.dtype)) for strip in self.strips()]
+        return ops.concatenate(parts, axis=-1)
 
-    @abstractmethod
     def project(self, a: Array) -> Array:
-        """Compute W A^T: `(d_out, rank)`."""
+        """Compute W A^T, `(d_out, rank)`, in the dtype of A."""
+        total = np.zeros((self.shape[0], len(a)))
+        for rows, columns in self.blocks():
+            total[rows] += self.rows(rows, columns) @ a[:, columns].T.astype(np.float64)
+        return total.astype(a.dtype)
 
-    @abstractmethod
     def is_finite(self) -> bool:
         """Tell whether W has no NaN and no Inf."""
+        return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
 
-    @abstractmethod
     def cached_squares(self) -> Array:
         """Return `squares()`, saved for the next call unless W may change in between."""
+        return self.squares()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.shape}, {self.dtype})"
@@ -114,9 +115,9 @@ class DenseMatrix(FrozenMatrix):
         """Return some rows and columns of W in float64, as a copy."""
         return self.matrix[rows, columns].astype(np.float64)
 
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute x W^T + b."""
-        return ops.linear(x, self.matrix, bias)
+    def product(self, x: Tensor) -> Tensor:
+        """Compute x W^T."""
+        return ops.linear(x, self.matrix)
 
     def project(self, a: Array) -> Array:
         """Compute W A^T."""
@@ -150,7 +151,7 @@ class DenseMatrix(FrozenMatrix):
 class NF4FrozenMatrix(FrozenMatrix):
     """A matrix of NF4 codes. It cannot change, and only a strip of it is dense at a time."""
 
-    def __init__(self, matrix: NF4Matrix, dtype: np.dtype[Any]) -> None:
+    def __init__(self, matrix: kernels.nf4.NF4Matrix, dtype: np.dtype[Any]) -> None:
         self.matrix = matrix
         self.shape, self.dtype = matrix.shape, dtype
         self._known: Array | None = None
@@ -160,9 +161,9 @@ class NF4FrozenMatrix(FrozenMatrix):
         start, stop, _ = rows.indices(self.shape[0])
         return self.matrix.rows(start, stop, np.float64)[:, columns]
 
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute x W^T + b."""
-        return ops.nf4_linear(x, self.matrix, bias)
+    def product(self, x: Tensor) -> Tensor:
+        """Compute x W^T."""
+        return ops.nf4_linear(x, self.matrix)
 
     def project(self, a: Array) -> Array:
         """Compute W A^T."""

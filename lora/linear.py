@@ -23,7 +23,7 @@ from lora.adapter import DEFAULT, Adapter, joined
 from lora.frozen import DenseMatrix, FrozenMatrix, NF4FrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.nf4 import NF4Linear
-from minigrad import kernels, ops
+from minigrad import functional, kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter
 
@@ -49,6 +49,9 @@ class LoRALayer(AdaptedLayer):
         ValueError: if shapes do not match, the rank is not in 1 ... min(d_out, d_in), alpha is not
             a positive number, or dropout no probability.
     """
+
+    _prepacked: Any = None  # the panels of W, which a product finds while they are here
+    _dtype: Any = None  # the dtype of what is computed with a W in four bits
 
     def __init__(
         self,
@@ -78,8 +81,6 @@ class LoRALayer(AdaptedLayer):
         if shared is not None and shared.shape != (d_out,):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), shared)
-        self._prepacked: Any = None
-        self._dtype = weight.dtype
         self.add(
             DEFAULT,
             Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng),
@@ -91,8 +92,7 @@ class LoRALayer(AdaptedLayer):
         """Make a layer without an adapter, which shares the very parameters of `layer`."""
         made = cls.__new__(cls)
         AdaptedLayer.__init__(made, layer.weight, layer.bias)
-        made._prepacked = None
-        made._dtype = layer.dtype if isinstance(layer, NF4Linear) else layer.weight.dtype
+        made._dtype = layer.dtype if isinstance(layer, NF4Linear) else None
         made.training = layer.training
         return made
 
@@ -164,9 +164,9 @@ class LoRALayer(AdaptedLayer):
         """Say if its weight is in four bits."""
         return [] if isinstance(self.base_weight, Tensor) else ["NF4"]
 
-    def dropped(self, x: Tensor, drop: Module) -> tuple[Tensor, Tensor | None]:
+    def dropped(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor | None]:
         """Drop some elements of x."""
-        return drop(x), None
+        return functional.dropout(x, adapter.dropout, rng=adapter.rng), None
 
     def _updated(
         self, x: Tensor, stored: Any, bias: Tensor | None, adapters: Sequence[Adapter]

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import Adapter
+from lora.spectra import numerical_rank, singular_values
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.gradient_flow.report import ParameterRow, PartRow
 from minigrad.nn import Parameter
-
-BASE = "the base of an adapter is a constant: freeze it, or fold the adapter in"
 
 
 @dataclass(frozen=True)
@@ -42,53 +40,42 @@ class AdapterRow(PartRow):
         return {name: "?" if rank is None else str(rank) for name, rank in ranks.items()}
 
 
+@dataclass(frozen=True)
 class AdapterPart:
-    """One adapter of a layer.
+    """One adapter of a layer."""
 
-    Attributes:
-        name: its name in the layer; empty if it is the only one.
-        constants: its parameters if a call uses a merged weight, through which no gradient reaches
-            them; otherwise empty.
-    """
+    name: str  # its name in the layer; empty if it is the only one
+    base: tuple[Any, Any]  # the weight and the bias of the layer that was adapted
+    adapter: Adapter
+    merged: bool  # whether it is in the merged weight of the layer
+    enabled: bool  # whether the layer uses its adapters
+    training: bool  # whether the layer is in training mode
 
-    def __init__(
-        self,
-        name: str,
-        base: tuple[Any, Any],
-        adapter: Adapter,
-        *,
-        merged: bool,
-        enabled: bool,
-        training: bool,
-    ) -> None:
-        self.name = name
-        self.constants: Sequence[Parameter] = ()
-        self._adapter = adapter
-        self._base = base
-        self._hindrance = ""
-        if merged and enabled:
-            self.constants = adapter.trained()
-            self._hindrance = "the adapter is merged: call unmerge() to train it"
-        elif not enabled:
-            self._hindrance = "the adapter is disabled: leave the block of lora.disabled()"
-        elif adapter.scale == 0:
-            self._hindrance = "the scale of the adapter is 0: assign another to `scale`"
-        elif training and adapter.dropout == 1:
-            self._hindrance = (
-                "the dropout of the adapter is 1, so A sees nothing but zeros: set a smaller one"
-            )
+    @property
+    def constants(self) -> Sequence[Parameter]:
+        """Its parameters if calls use the merged weight, through which no gradient gets to them."""
+        return self.adapter.trained() if self.merged and self.enabled else ()
 
     def remarks(self) -> Iterator[tuple[Any, str]]:
         """Yield tensors, and why each gets no gradient if it gets none."""
-        for tensor in self._base:
-            yield tensor, BASE
-        if self._hindrance:
-            for parameter in self._adapter.trained():
-                yield parameter, self._hindrance
+        for tensor in self.base:
+            yield tensor, "the base of an adapter is a constant: freeze it, or fold the adapter in"
+        for is_so, why in (
+            (not self.enabled, "the adapter is disabled: leave the block of lora.disabled()"),
+            (self.merged, "the adapter is merged: call unmerge() to train it"),
+            (self.adapter.scale == 0, "the scale of the adapter is 0: assign another to `scale`"),
+            (
+                self.training and self.adapter.dropout == 1,
+                "the dropout of the adapter is 1, so A sees nothing but zeros: set a smaller one",
+            ),
+        ):
+            if is_so:
+                yield from ((parameter, why) for parameter in self.adapter.trained())
+                return
 
     def row(self, name: str, row_of: Callable[[Parameter], ParameterRow]) -> AdapterRow:
         """Conclude from the rows of A and B whether the adapter trains."""
-        a, b = self._adapter.lora_a, self._adapter.lora_b
+        a, b = self.adapter.lora_a, self.adapter.lora_b
         return AdapterRow(name, *_verdict(row_of(a), row_of(b)), *ranks(a, b))
 
 
@@ -112,23 +99,16 @@ def ranks(a: Tensor, b: Tensor) -> tuple[int | None, int | None, int | None]:
     """Compute the numerical ranks of A, B and B A, as `numpy.linalg.matrix_rank` counts.
 
     Singular values count above max(m, n) eps times the largest one, with the eps of the matrices'
-    own dtype. With B = Q R and A^T = P S, the singular values of B A are those of R S^T, which is
-    no larger than rank x rank: B A itself is never formed. None where an element is not finite.
+    own dtype. B A itself is never formed. None where an element is not finite.
     """
     if not (np.isfinite(a._data).all() and np.isfinite(b._data).all()):
         return None, None, None
     wide, tall = (x._data.astype(np.float64) for x in (a, b))
-    core = np.linalg.qr(tall, mode="r") @ np.linalg.qr(wide.T, mode="r").T
+    of_a, of_b = (np.linalg.svd(x, compute_uv=False) for x in (wide, tall))
+    eps = float(np.finfo(a.dtype).eps)
+    (rank, d_in), d_out = wide.shape, len(tall)
     return (
-        _rank(wide, a, max(wide.shape)),
-        _rank(tall, b, max(tall.shape)),
-        _rank(core, a, max(wide.shape[1], tall.shape[0])),
+        numerical_rank(of_a, max(rank, d_in) * eps),
+        numerical_rank(of_b, max(d_out, rank) * eps),
+        numerical_rank(singular_values(wide, tall), max(d_in, d_out) * eps),
     )
-
-
-def _rank(matrix: NDArray[np.float64], like: Tensor, longest: int) -> int:
-    """Count the singular values beyond what rounding in the dtype of `like` may leave of 0."""
-    values = np.linalg.svd(matrix, compute_uv=False)
-    if not values.size:
-        return 0
-    return int(np.count_nonzero(values > values[0] * longest * np.finfo(like.dtype).eps))

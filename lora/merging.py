@@ -163,8 +163,8 @@ def fold(model: Module) -> Module:
         folded[id(layer)].training = layer.training
     if attachment is not None:
         flags = {id(parameter): flag for parameter, flag in attachment.flags}
-        for name, original in attachment.originals.items():
-            new = dict(folded[id(layers[name])].named_parameters())
+        for original, layer in attachment.replaced.values():
+            new = dict(folded[id(layer)].named_parameters())
             own = dict(original.named_parameters())
             for key, parameter in new.items():  # a weight in four bits was none, and did not train
                 parameter.requires_grad_(key in own and flags[id(own[key])])

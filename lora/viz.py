@@ -5,16 +5,22 @@ They need matplotlib, which the first one imports.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lora.spectra import LayerUpdate, Spectral, changed_layers, check_finite, updates
+from lora.adapted_layer import AdaptedLayer
+from lora.adapter import joined
+from lora.attachment.state import adapted_layers
+from lora.frozen import Array
+from lora.spectra import Spectral, singular_values
 from minigrad.core.grad_mode import no_grad
 from minigrad.nn import Module
+from minigrad.progress import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +35,87 @@ _MOST_SHOWN = 400  # rows and columns of a matrix; of more, blocks are shown
 _MARKERS = "os^Dv<>P"
 _SMALLEST = 1e-9  # of the largest singular value; what is below is rounding
 
-Array = NDArray[Any]
+
+@dataclass(frozen=True)
+class LayerUpdate(Spectral):
+    """The update dW of one layer: what `Spectral` has, and `base_norm`, the Frobenius norm of W.
+
+    Its rank is that of B A, or with DoRA the largest there is; there are as many singular values.
+    """
+
+    name: str
+    rank: int
+    singular_values: tuple[float, ...]
+    base_norm: float
+
+    @property
+    def share(self) -> float:
+        """|dW| / |W|; nan for W = 0."""
+        return self.norm / self.base_norm if self.base_norm else math.nan
+
+
+def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
+    """Describe the update of each layer that an adapter changes.
+
+    The update of LoRA is never formed. DoRA changes every row by a factor, which can give dW any
+    rank, so it is formed.
+
+    Args:
+        model: with adapters.
+        adapter: its name; None for the sum of all that are active.
+
+    Raises:
+        TypeError: if the model is no Module.
+        ValueError: if it has no adapters, none of this name, or none that is active; or there is
+            NaN or Inf in one.
+    """
+    layers, found = changed_layers(model, adapter), []
+    bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
+    for name, layer, names in bar:
+        adapters = [layer.adapters[each] for each in names]
+        if any(adapter.lora_magnitude is not None for adapter in adapters):
+            update = layer.update_rows(slice(None), names)
+            rank = min(update.shape)
+            finite = bool(np.isfinite(update).all())
+            values = np.linalg.svd(update, compute_uv=False) if finite else np.array([math.nan])
+        else:
+            with no_grad():
+                factor_a, factor_b, scale = joined(adapters)
+            a, b = (factor._data.astype(np.float64) for factor in (factor_a, factor_b))
+            rank = min(len(a), *layer.weight.shape)
+            values = abs(scale) * singular_values(a, b)
+        check_finite(name, values)
+        label, norm = name or type(layer).__name__, math.sqrt(layer.weight.squares().sum())
+        found.append(LayerUpdate(label, rank, tuple(values.tolist()), norm))
+    return found
+
+
+def changed_layers(
+    model: Module, adapter: str | None
+) -> list[tuple[str, AdaptedLayer, tuple[str, ...]]]:
+    """List the layers that are changed, each with its name and the names of its adapters.
+
+    Raises the errors of `updates`, but for NaN and Inf.
+    """
+    layers = adapted_layers(model)
+    if adapter is None:
+        found = [(name, layer, layer.active) for name, layer in layers if layer.active]
+    else:
+        found = [(name, layer, (adapter,)) for name, layer in layers if adapter in layer.adapters]
+    if not found:
+        there = dict.fromkeys(name for _, layer in layers for name in layer.adapters)
+        wanted = "no adapter is active" if adapter is None else f"there is no adapter {adapter!r}"
+        raise ValueError(f"{wanted}; the model has {', '.join(map(repr, there))}")
+    return found
+
+
+def check_finite(name: str, *parts: Array) -> None:
+    """Raise a ValueError if there is NaN or Inf in one of these parts of a layer's update."""
+    if not all(np.isfinite(part).all() for part in parts):
+        raise ValueError(
+            f"the update of {name or 'the layer'} has NaN or Inf; train it inside of "
+            f"minigrad.detect_anomaly() to see where that begins"
+        )
 
 
 def plot_singular_values(
@@ -266,19 +352,18 @@ def _percent(share: float) -> str:
 
 def _by_depth_and_kind(found: Sequence[LayerUpdate]) -> tuple[list[str], list[str], Array]:
     """Arrange the shares by depth and kind: `(depths, kinds)`, nan where there is no layer."""
-    cells: list[tuple[int | None, str]] = []
+    cells: list[tuple[int, str]] = []  # a depth of -1 is that of a name without a number
     for update in found:
         parts = update.name.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         if at is None:
-            cells.append((None, update.name))
+            cells.append((-1, update.name))
         else:
             kind = ".".join(parts[at + 1 :] or parts[:at]) or "layer"
             cells.append((int(parts[at]), kind))
-    numbered = sorted({depth for depth, _ in cells if depth is not None})
-    depths = [*([None] if any(depth is None for depth, _ in cells) else []), *numbered]
+    depths = sorted({depth for depth, _ in cells})
     kinds = list(dict.fromkeys(kind for _, kind in cells))
     shares = np.full((len(depths), len(kinds)), np.nan)
     for update, (depth, kind) in zip(found, cells, strict=True):
         shares[depths.index(depth), kinds.index(kind)] = update.share
-    return ["-" if depth is None else str(depth) for depth in depths], kinds, shares
+    return ["-" if depth < 0 else str(depth) for depth in depths], kinds, shares

@@ -93,7 +93,7 @@ SINCE_0_2 = {
     "lora.quantize": "lora.quantization",
     "lora.spectrum": "lora.spectra",
     "lora.switch": "lora.attaching",
-    "lora.update": "lora.spectra",
+    "lora.update": "lora.viz",
     "lora.verify": "lora.identities",
     "lora.weight": "lora.frozen",
 }

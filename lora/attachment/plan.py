@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from lora.scaling import LoRAScaling
 from lora.variants.inits import Factors
 from lora.variants.inits import check_rank as check_rank_of_init
 from lora.variants.nf4 import NF4Linear
-from minigrad.nn import Embedding, Linear, Module, Parameter
+from minigrad.nn import Embedding, Module
 from minigrad.progress import progress_bar
 from minigrad.random import seed_of
 
@@ -45,16 +46,6 @@ class Plan:
     and not those of `config`. A and B are then 0, because the caller sets their values later, and a
     rank may be larger than the rank that B A can have. `progress` shows a bar if it takes long.
 
-    Attributes:
-        config: the configuration.
-        originals: the layers that will be replaced, by name.
-        new: the layers that will replace them.
-        layers: all layers that will get the adapter, new or not.
-        updates: the adapters that they will get.
-        copies: the parameters that will be trained in full.
-        matches: lines for the report.
-        seed: the seed of `rng`, if that is known.
-
     It raises the errors of `lora.attach`.
     """
 
@@ -67,46 +58,58 @@ class Plan:
         progress: bool = False,
     ) -> None:
         self.config = config
-        self.seed = seed_of(rng)
+        self.seed = seed_of(rng)  # if that is known
         modules = dict(model.named_modules())
         drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
         self._names = parameter_names(model)
-        self.originals: dict[str, Module] = {}
-        self.new: dict[str, AdaptedLayer] = {}
-        self.layers: dict[str, AdaptedLayer] = {}
+        # By name, each layer that will be replaced, and the one that will replace it.
+        self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
+        self.layers: dict[str, AdaptedLayer] = {}  # all that will get the adapter, new or not
         for target in targets:
             module = modules[target.name]
             if not isinstance(module, AdaptedLayer):
-                self.originals[target.name] = module
-                if isinstance(module, Embedding):
-                    module = LoRAEmbedding.around(module)
-                else:
-                    assert isinstance(module, (Linear, NF4Linear))
-                    module = LoRALayer.around(module)
-                self.new[target.name] = module
+                original: Any = module
+                is_table = isinstance(original, Embedding)
+                module = (LoRAEmbedding if is_table else LoRALayer).around(original)
+                self.replaced[target.name] = original, module
             self.layers[target.name] = module
-            self._check_layer(target, drawn)
+            try:
+                if drawn:
+                    check_rank_fits(target.rank, module.d_out, module.d_in)
+                    check_rank_of_init(config.init, target.rank)
+            except ValueError as error:
+                raise ValueError(
+                    f"{target.name}: {error}; rank_pattern gives the layer another one, exclude "
+                    f"leaves it out"
+                ) from error
+            dtype = module.weight.dtype
+            if dtype.kind != "f":
+                raise TypeError(f"{target.name}: the weight must be of floats, not {dtype}")
+            if not module.weight.is_finite():
+                raise ValueError(
+                    f"{target.name}: the weight has NaN or Inf in it; mend the model first"
+                )
         attachment = attachment_of(model)
         for adapter, attached in {} if attachment is None else attachment.adapters.items():
             saved = {id(copy.original): copy.name for copy in attached.copies}
-            for name, layer in self.new.items():
+            for name, (_, layer) in self.replaced.items():
                 if id(layer.base_weight) in saved:
                     raise ValueError(
                         f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
                         f"full, so there is no one base for both; exclude it here, or remove that "
                         f"adapter"
                     )
-        self.copies: list[FullCopy] = []
+        self.copies: list[FullCopy] = []  # the parameters that will be trained in full
         if config.modules_to_save:
-            self._save_modules(modules)
+            self._save_modules(model, modules)
         if config.bias != "none":
             self._save_biases(model)
         listed: Iterable[Target] = targets
         if drawn and config.init.startswith("pissa"):  # all else is fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
         self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
-        self.matches: list[Match] = []
+        self.matches: list[Match] = []  # lines for the report
         for target in targets:
             layer = self.layers[target.name]
             notes = ["Embedding"] if isinstance(layer, LoRAEmbedding) else layer.base_facts()
@@ -118,26 +121,6 @@ class Plan:
             added = sum(part.size for part in self.updates[target.name].trained())
             sizes = layer.d_in, layer.d_out, target.rank, added
             self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
-
-    def _check_layer(self, target: Target, drawn: bool) -> None:
-        """Raise an error if a layer cannot be adapted, or A and B not be drawn as configured."""
-        layer = self.layers[target.name]
-        try:
-            if drawn:
-                check_rank_fits(target.rank, layer.d_out, layer.d_in)
-                check_rank_of_init(self.config.init, target.rank)
-        except ValueError as error:
-            raise ValueError(
-                f"{target.name}: {error}; rank_pattern gives the layer another one, exclude leaves "
-                f"it out"
-            ) from error
-        dtype = layer.weight.dtype
-        if dtype.kind != "f":
-            raise TypeError(f"{target.name}: the weight must be of floats, not {dtype}")
-        if not layer.weight.is_finite():
-            raise ValueError(
-                f"{target.name}: the weight has NaN or Inf in it; mend the model first"
-            )
 
     def _update(self, target: Target, rng: np.random.Generator | None, drawn: bool) -> Adapter:
         """Make the adapter of one layer."""
@@ -171,31 +154,19 @@ class Plan:
             layer, _, last = name.rpartition(".")
             return last == "bias" and (self.config.bias == "all" or layer in self.layers)
 
-        biases = [
-            parameter
-            for parameter in model.parameters()
-            if not isinstance(parameter, TrainedCopy)
-            and any(map(is_meant, self._names[id(parameter)]))
-        ]
-        if not biases:
+        if not self._copy(model, "bias", is_meant, "let the layer that shares it have one too"):
             raise ValueError(f"bias={self.config.bias!r}, but there is no bias among the layers")
-        self._copy(biases, "bias", is_meant, "let the layer that shares it have one too")
 
-    def _save_modules(self, modules: dict[str, Module]) -> None:
+    def _save_modules(self, model: Module, modules: dict[str, Module]) -> None:
         """Copy the parameters of the modules to save."""
         names = {id(module): name for name, module in modules.items()}
-        with_parameters = {
-            name: module
-            for name, module in modules.items()
-            if name and next(module.named_parameters(), None) is not None
-        }
-        found = find("modules_to_save", self.config.modules_to_save, with_parameters, {})
+        with_parameters = [n for n, m in modules.items() if n and list(m.parameters())]
         parts: set[str] = set()  # by their first names, which may be in another module
-        for name in found:
+        for name in find("modules_to_save", self.config.modules_to_save, with_parameters, {}):
             for part in modules[name].modules():
                 own = names[id(part)]
                 parts.add(own)
-                if isinstance(part, AdaptedLayer) or own in self.new:
+                if isinstance(part, AdaptedLayer) or own in self.replaced:
                     raise ValueError(
                         f"modules_to_save: {name} is to be trained in full, but {own} has an "
                         f"adapter; leave one of them out"
@@ -209,20 +180,20 @@ class Plan:
         def is_meant(name: str) -> bool:
             return any(_inside(name, part) for part in parts)
 
-        parameters = [parameter for name in found for parameter in modules[name].parameters()]
-        self._copy(parameters, "modules_to_save", is_meant, "save the module that shares it too")
+        self._copy(model, "modules_to_save", is_meant, "save the module that shares it too")
 
     def _copy(
-        self,
-        parameters: Sequence[Parameter],
-        reason: str,
-        is_meant: Callable[[str], bool],
-        advice: str,
-    ) -> None:
-        """Copy each parameter once; an error unless all names that it has are meant."""
-        for parameter in parameters:
+        self, model: Module, reason: str, is_meant: Callable[[str], bool], advice: str
+    ) -> bool:
+        """Copy each parameter that is meant, by all of its names; tell whether there was one."""
+        known = {id(copy.original) for copy in self.copies}
+        found = False
+        for parameter in model.parameters():
             names = self._names[id(parameter)]
-            name = next(filter(is_meant, names))
+            name = next(filter(is_meant, names), None)
+            if name is None or isinstance(parameter, TrainedCopy):
+                continue
+            found = True
             others = [other for other in names if not is_meant(other)]
             if others:
                 raise ValueError(
@@ -233,8 +204,9 @@ class Plan:
                 raise TypeError(
                     f"{reason}: {name} is of {parameter.dtype}, and only floats can be trained"
                 )
-            if all(copy.original is not parameter for copy in self.copies):
+            if id(parameter) not in known:
                 self.copies.append(FullCopy(name, reason, parameter, TrainedCopy(parameter)))
+        return found
 
 
 def _inside(name: str, module: str) -> bool:

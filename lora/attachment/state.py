@@ -54,8 +54,8 @@ class Attached:
 class Attachment:
     """The adapters of a model, and what it was before. No Module, so walks over modules skip it."""
 
-    originals: dict[str, Module]  # the layers that were replaced by ones with adapters, by name
-    placed: dict[str, AdaptedLayer]  # the layers that replaced them
+    # by name, each layer that was replaced by one with adapters, and the one that replaced it
+    replaced: dict[str, tuple[Module, AdaptedLayer]]
     flags: list[tuple[Parameter, bool]]  # `requires_grad` of every parameter before
     adapters: dict[str, Attached] = field(default_factory=dict)  # by name
     active: tuple[str, ...] = ()  # the names of those that take part
@@ -152,7 +152,7 @@ def adapted_layers(model: Module) -> list[tuple[str, AdaptedLayer]]:
 def attached_layers(model: Module, attachment: Attachment) -> dict[str, AdaptedLayer]:
     """Return the layers with adapters by name; a ValueError if one is not where it was put."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
-    gone = [name for name, layer in attachment.placed.items() if layers.get(name) is not layer]
+    gone = [n for n, (_, layer) in attachment.replaced.items() if layers.get(n) is not layer]
     if gone:
         raise ValueError(
             f"the adapters of {', '.join(gone)} are no longer in the model, or not where they were "

@@ -89,7 +89,26 @@ def select(
         excluded = find("exclude", config.exclude, found, groups)
         found = {name: pattern for name, pattern in found.items() if name not in excluded}
     if config.layers_to_transform is not None:
-        found = _in_layers(config, found)
+        indices = {name: layer_index(name, config.layers_pattern) for name in found}
+        for before in config.layers_pattern:
+            if all(layer_index(name, (before,)) is None for name in found):
+                parts = {part for name in found for part in name.split(".")}
+                raise ValueError(
+                    f"layers_pattern: no target has an index after {near(before, parts)}; the "
+                    f"targets are {', '.join(found)}"
+                )
+        wanted: Any = config.layers_to_transform
+        missing = [index for index in wanted if index not in indices.values()]
+        if missing:
+            known = sorted({index for index in indices.values() if index is not None})
+            there = f"no name has an index of layers: {', '.join(found)}"
+            if known:
+                there = f"their layers are {', '.join(map(str, known))}"
+            raise ValueError(
+                f"layers_to_transform: no target is in layer {', '.join(map(str, missing))}; "
+                f"{there}"
+            )
+        found = {name: pattern for name, pattern in found.items() if indices[name] in wanted}
     if isinstance(config.targets, str):
         listed: Sequence[str] = (config.targets,)
         in_vain = [] if found else list(listed)
@@ -108,32 +127,6 @@ def select(
         Target(name, pattern, ranks.get(name, config.rank), alphas.get(name, config.alpha))
         for name, pattern in found.items()
     ]
-
-
-def _in_layers(config: LoRAConfig, found: Mapping[str, str]) -> dict[str, str]:
-    """Choose the targets in the layers of the indices that `config` lists."""
-    wanted = config.layers_to_transform
-    assert isinstance(wanted, tuple)
-    indices = {name: layer_index(name, tuple(config.layers_pattern)) for name in found}
-    for before in config.layers_pattern:
-        if all(layer_index(name, (before,)) is None for name in found):
-            parts = {part for name in found for part in name.split(".")}
-            raise ValueError(
-                f"layers_pattern: no target has an index after {near(before, parts)}; the targets "
-                f"are {', '.join(found)}"
-            )
-    missing = [index for index in wanted if index not in indices.values()]
-    if missing:
-        known = sorted({index for index in indices.values() if index is not None})
-        raise ValueError(
-            f"layers_to_transform: no target is in layer {', '.join(map(str, missing))}; "
-            + (
-                f"their layers are {', '.join(map(str, known))}"
-                if known
-                else f"no name has an index of layers: {', '.join(found)}"
-            )
-        )
-    return {name: pattern for name, pattern in found.items() if indices[name] in wanted}
 
 
 def layer_index(name: str, after: Sequence[str] = ()) -> int | None:

@@ -15,9 +15,9 @@ from numpy.typing import DTypeLike
 
 from lora.adapted_layer import AdaptedLayer, label_of
 from lora.adapter import Adapter
-from lora.certificate.rounding import Array, gamma, least_of, norms, upper
+from lora.certificate.rounding import gamma, least_of, norms, upper
 from lora.embedding import LoRAEmbedding
-from lora.frozen import FrozenMatrix
+from lora.frozen import Array, FrozenMatrix
 from minigrad import kernels
 
 Rows = Callable[[slice], Array]

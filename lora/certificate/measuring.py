@@ -14,7 +14,7 @@ added to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,6 @@ import numpy as np
 from lora.certificate.layers import LayerMerge
 from lora.certificate.rounding import (
     DTYPES,
-    Array,
     check_dtypes,
     gamma,
     least_of,
@@ -31,7 +30,7 @@ from lora.certificate.rounding import (
     unit_of,
     upper,
 )
-from lora.frozen import strips
+from lora.frozen import Array, strips
 from lora.scaling import check_number
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, as_html, counted
@@ -193,7 +192,7 @@ def _check(kind: str, name: str, known: Sequence[str]) -> None:
 
 def certify(
     parts: Iterable[LayerMerge],
-    dtypes: str | Sequence[str] = DTYPES,
+    dtypes: str | Sequence[str] | Mapping[str, str] = DTYPES,
     radius: float = 1.0,
     *,
     progress: bool = True,
@@ -205,7 +204,7 @@ def certify(
 
     Args:
         parts: the layers, with different names.
-        dtypes: some of `DTYPES`.
+        dtypes: some of `DTYPES`, or the one of each layer by its name.
         radius: the norm of the inputs for which `bound` is valid. A table (`one_hot`) ignores it.
         progress: show a progress bar if it takes longer than a second or two.
 
@@ -215,7 +214,8 @@ def certify(
             dtype, or the radius is not positive and finite, or rows of W or dW have a wrong shape.
     """
     parts = tuple(parts)
-    chosen = check_dtypes(dtypes)
+    of_layer = dtypes if isinstance(dtypes, Mapping) else {}
+    chosen = check_dtypes(tuple(dtypes.values()) if isinstance(dtypes, Mapping) else dtypes)
     if not parts:
         raise ValueError("there are no layers to certify; pass one LayerMerge for each")
     names = [part.name for part in parts]
@@ -234,7 +234,8 @@ def certify(
         what="certifying the merge", unit="number", shown=progress, total=elements, unit_scale=True
     ) as bar:
         for part in parts:
-            tallies = [_Tally(part, dtype, float(radius)) for dtype in chosen]
+            stored = [of_layer[part.name]] if of_layer else chosen
+            tallies = [_Tally(part, dtype, float(radius)) for dtype in stored]
             for strip in strips(part.shape):
                 w, d = part.read(strip)
                 for tally in tallies:

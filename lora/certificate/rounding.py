@@ -21,33 +21,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lora.frozen import Array
 from minigrad import kernels
+from minigrad.io.tensor_info import from_stored, to_stored
 
-Array = NDArray[Any]
-
-
-class _Format(NamedTuple):
-    """A dtype of floating point."""
-
-    digits: int  # p, with the leading one that is not stored
-    least: float
-    largest: float
-
-
-_FORMATS = {
-    "float64": _Format(53, math.ldexp(1, -1074), float(np.finfo(np.float64).max)),
-    "float32": _Format(24, math.ldexp(1, -149), float(np.finfo(np.float32).max)),
-    "float16": _Format(11, math.ldexp(1, -24), 65504.0),
-    "bfloat16": _Format(8, math.ldexp(1, -133), math.ldexp(255, 120)),
-}
+# p, with the leading digit that is not stored, and the exponent of the least positive number
+_FORMATS = {"float64": (53, -1074), "float32": (24, -149), "float16": (11, -24)}
+_FORMATS["bfloat16"] = (8, -133)
 
 _EXPONENT = 0x7FF0_0000_0000_0000  # the bits of the exponent of a float64
-_LARGEST_POWER = math.ldexp(1, 1023)  # of finite numbers; the power of Inf would be infinite
 
 DTYPES = (*_FORMATS, "nf4")
 """The dtypes that a merged weight can be stored in."""
@@ -90,14 +76,7 @@ def round_to(x: Array, dtype: str) -> Array:
         levels, _, codes, absmax = _in_nf4(x)
         with np.errstate(invalid="ignore"):  # 0 times infinity, in a block that is beyond float32
             return levels[codes] * absmax
-    if dtype == "float64":
-        return x.copy()
-    unit = unit_of(x, dtype)
-    rounded = np.rint(x / unit)
-    with np.errstate(over="ignore"):
-        rounded *= unit
-    rounded[np.abs(rounded) > _FORMATS[dtype].largest] *= np.inf
-    return rounded
+    return from_stored(to_stored(x, dtype), dtype).astype(np.float64)
 
 
 def unit_of(x: Array, dtype: str) -> Array:
@@ -109,12 +88,12 @@ def unit_of(x: Array, dtype: str) -> Array:
     """
     if dtype == "nf4":
         _, gaps, codes, absmax = _in_nf4(x)
-        found: Array = np.maximum(gaps[codes] * absmax, _FORMATS["float32"].least)
-        return found
-    # The bits of the exponent alone are the power of two below |x|, or 0 below the normal ones.
-    power = (x.view(np.int64) & _EXPONENT).view(np.float64)
-    unit = np.minimum(power, _LARGEST_POWER) * 2.0 ** (1 - _FORMATS[dtype].digits)
-    found = np.maximum(unit, _FORMATS[dtype].least)
+        unit, (_, least) = gaps[codes] * absmax, _FORMATS["float32"]
+    else:
+        digits, least = _FORMATS[dtype]
+        # The bits of the exponent alone are the power of two below |x|, or 0 below the normal ones.
+        unit = (x.view(np.int64) & _EXPONENT).view(np.float64) * 2.0 ** (1 - digits)
+    found: Array = np.maximum(unit, math.ldexp(1, least))
     return found
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora.identities.rounding import Agreement, Array
-from lora.identities.trial import DOUBLE, FEW, LayerRun, LayerTrial
+from lora.frozen import Array
+from lora.identities.trial import DOUBLE, FEW, Agreement, LayerRun, LayerTrial
 from minigrad.nn import Parameter
 
 
@@ -47,16 +47,10 @@ def change_of_basis(trial: LayerTrial) -> Agreement:
     sizes["y"] = sizes["y"] + size(trial.x, a.T, c.T, inverse.T, b.T, scale=trial.strength)
     sizes["A"], sizes["B"] = size(inverse.T, sizes["A"]), size(sizes["B"], c.T)
     gamma, roundings = trial.rounding.gamma, trial.roundings()
-    # Twice, since both sides have errors; C A and B C^-1 are sums themselves.
-    bounds = {name: 2 * gamma(roundings[name] + 2 * layer.rank) * sizes[name] for name in "yAB"}
-    turned = inverse.T @ before.gradients["A"], before.gradients["B"] @ c.T
-    return Agreement.worst(
-        [
-            Agreement.of(after.y, before.y, bounds["y"], before.y - base),
-            Agreement.of(after.gradients["A"], turned[0], bounds["A"], turned[0]),
-            Agreement.of(after.gradients["B"], turned[1], bounds["B"], turned[1]),
-        ]
-    )
+    # C A and B C^-1 are sums themselves.
+    bounds = {name: gamma(roundings[name] + 2 * layer.rank) * sizes[name] for name in "yAB"}
+    turned = {"A": inverse.T @ before.gradients["A"], "B": before.gradients["B"] @ c.T}
+    return _compared(after, LayerRun(before.y, turned), bounds, base)
 
 
 def composition(trial: LayerTrial) -> Agreement:
@@ -71,9 +65,9 @@ def precision(trial: LayerTrial) -> Agreement:
 
 
 def _compared(found: LayerRun, right: LayerRun, bounds: dict[str, Array], base: Array) -> Agreement:
+    """Compare outputs and gradients of two runs, both of which have errors within the bounds."""
     parts = [Agreement.of(found.y, right.y, 2 * bounds["y"], right.y - base)]
-    for name in "ABx":
-        gradient = right.gradients[name]
+    for name, gradient in sorted(right.gradients.items()):
         parts.append(Agreement.of(found.gradients[name], gradient, 2 * bounds[name], gradient))
     return Agreement.worst(parts)
 
@@ -109,12 +103,11 @@ def first_gradients(trial: LayerTrial) -> Agreement:
 def frozen_base(trial: LayerTrial) -> Agreement:
     """Check that no gradient reaches W and b, though both require one."""
     layer = trial.layer
-    frozen: dict[str, Parameter] = {"W": layer.base_weight} | (
-        {} if layer.bias is None else {"b": layer.bias}
-    )
-    for parameter in (*frozen.values(), layer.lora_a, layer.lora_b):
+    frozen: dict[str, Parameter] = {"W": layer.base_weight}
+    frozen |= {} if layer.bias is None else {"b": layer.bias}
+    for parameter in frozen.values():
         parameter.requires_grad_()
-    found = trial.run({**frozen, "A": layer.lora_a, "B": layer.lora_b}).gradients
+    found = trial.trained(frozen).gradients
     for parameter in frozen.values():
         parameter.requires_grad_(False)
     trained = np.concatenate([found["A"].ravel(), found["B"].ravel()])

@@ -17,10 +17,9 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer, label_of
 from lora.attachment.state import adapted_layers
-from lora.frozen import TrainedCopy
+from lora.frozen import Array, TrainedCopy
 from lora.identities import equations
-from lora.identities.rounding import NOTHING, Agreement, Array, Verdict
-from lora.identities.trial import DOUBLE, LayerTrial, Use
+from lora.identities.trial import DOUBLE, NOTHING, Agreement, LayerTrial, Use, Verdict
 from lora.linear import LoRALayer
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled
@@ -74,7 +73,7 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
     The first four are checked in float64, where rounding hides nothing, the others in the layer's
     own dtype. In that dtype, y, dx, dA and dB are also compared with those in float64, and merged
     outputs with unmerged ones. The bounds follow from the number of roundings and from the sizes of
-    the terms (see `lora.identities.rounding`). Where A and B are such that nothing exceeds its
+    the terms (see `lora.identities.trial`). Where A and B are such that nothing exceeds its
     bound, as at B = 0, the check is made at random ones; the report says so. With dropout in
     training, all runs drop the same elements.
 
@@ -114,26 +113,17 @@ _COLUMNS = ("layer", "identity", "in", "deviation", "bound", "verdict")
 
 @dataclass(frozen=True)
 class IdentityCheck:
-    """One identity of one layer.
+    """One identity of one layer."""
 
-    Attributes:
-        layer: the name of the layer in the model.
-        identity: the name of the identity.
-        dtype: the precision in which it was computed.
-        deviation: the difference that is nearest to its bound, or exceeds it most.
-        bound: the difference that rounding explains at that element; 0 where the identity is exact.
-        verdict: "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger
-            than rounding.
-        note: which A and B were used, if not the layer's own; or why there is no verdict.
-    """
-
-    layer: str
-    identity: str
-    dtype: str
-    deviation: float
-    bound: float
+    layer: str  # the name of the layer in the model
+    identity: str  # the name of the identity
+    dtype: str  # the precision in which it was computed
+    deviation: float  # the difference that is nearest to its bound, or exceeds it most
+    bound: float  # the difference that rounding explains there; 0 where the identity is exact
+    # "holds", "fails", or "cannot tell": there was nothing to compare, or nothing larger than
+    # rounding
     verdict: Verdict
-    note: str = ""
+    note: str = ""  # which A and B were used, if not the layer's own; or why there is no verdict
 
     @property
     def cells(self) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.config import Bias
 from lora.extraction import Extracted
+from lora.frozen import Array
 from lora.offline.model_folder import EMBEDDINGS, TIED, TransposedWeights, tied_tables
 from lora.offline.stored_weight import StoredWeight
 from lora.patterns import exact, exact_key, is_glob_match, near
@@ -28,29 +27,19 @@ from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned
 
-Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, repr=False)
 class ExtractedFiles:
-    """The result of `extract_files`.
+    """The result of `extract_files`."""
 
-    Attributes:
-        path: the folder that was written.
-        layers: the layers that differ, and get an update.
-        embeddings: those of them that are tables of vectors.
-        whole: the tensors that the adapter has in full.
-        lost: the tensors that differ, and that it has nothing of.
-        tied: weights of embeddings that change, and may be the model's head too.
-    """
-
-    path: str
-    layers: tuple[Extracted, ...]
-    embeddings: tuple[str, ...]
-    whole: tuple[str, ...]
-    lost: tuple[str, ...]
-    tied: tuple[str, ...]
+    path: str  # the folder that was written
+    layers: tuple[Extracted, ...]  # the layers that differ, and get an update
+    embeddings: tuple[str, ...]  # those of them that are tables of vectors
+    whole: tuple[str, ...]  # the tensors that the adapter has in full
+    lost: tuple[str, ...]  # the tensors that differ, and that it has nothing of
+    tied: tuple[str, ...]  # weights of embeddings that change, and may be the model's head too
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "rank", "error", "relative", "energy")

@@ -14,7 +14,7 @@ from lora.offline.model_folder import TIED, UNTIED, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
-from lora.spectra import Spectral, singular_values
+from lora.spectra import Spectral, numerical_rank, singular_values
 from lora.viz import draw_spectra
 from minigrad.io import open_tensors
 from minigrad.progress import progress_bar
@@ -25,27 +25,17 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
-    """The update s B A of one layer, without DoRA's magnitude.
+    """The update s B A of one layer, without DoRA's magnitude."""
 
-    Attributes:
-        name: the name of the layer.
-        kind: "linear" or "embedding", and "DoRA" if it has a magnitude.
-        d_in, d_out: the sizes of an input and an output; of an embedding, d_in is the count.
-        rank: the rank of B A, at most.
-        scale: s.
-        norm_a, norm_b: the Frobenius norms of A and B.
-        singular_values: those of s B A, descending.
-    """
-
-    name: str
-    kind: str
-    d_in: int
-    d_out: int
-    rank: int
-    scale: float
-    norm_a: float
-    norm_b: float
-    singular_values: tuple[float, ...]
+    name: str  # of the layer
+    kind: str  # "linear" or "embedding", and "DoRA" if it has a magnitude
+    d_in: int  # the size of an input; of an embedding, the count
+    d_out: int  # the size of an output
+    rank: int  # of B A, at most
+    scale: float  # s
+    norm_a: float  # the Frobenius norm of A
+    norm_b: float  # the Frobenius norm of B
+    singular_values: tuple[float, ...]  # of s B A, descending
 
     @classmethod
     def of(cls, files: AdapterFolder, layer: StoredLayer) -> LayerSummary:
@@ -77,27 +67,17 @@ class LayerSummary(Spectral):
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The result of `summarise`.
+    """The result of `summarise`."""
 
-    Attributes:
-        path: the folder.
-        layers: the layers with an update.
-        whole: the shape of each parameter that was trained in full, by its name in the model.
-        dtypes: the dtypes of the tensors.
-        parameters: the number of parameters.
-        nbytes: their bytes in the file.
-        config: the configuration.
-        facts: the metadata.
-    """
-
-    path: str
-    layers: tuple[LayerSummary, ...]
+    path: str  # the folder
+    layers: tuple[LayerSummary, ...]  # the layers with an update
+    # the shape of each parameter that was trained in full, by its name in the model
     whole: dict[str, tuple[int, ...]]
-    dtypes: tuple[str, ...]
-    parameters: int
-    nbytes: int
-    config: PeftConfig
-    facts: Facts
+    dtypes: tuple[str, ...]  # the dtypes of the tensors
+    parameters: int  # the number of parameters
+    nbytes: int  # their bytes in the file
+    config: PeftConfig  # the configuration
+    facts: Facts  # the metadata
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
@@ -170,16 +150,12 @@ def draw(summary: Summary, path: PathLike) -> None:
 class Finding:
     """Something about an adapter.
 
-    Attributes:
-        level: "wrong": it does not work, or does something else than it says. "odd": it may be
-            meant so.
-        where: the layer, key or file.
-        what: the fact, and what to do about it.
+    "wrong": it does not work, or does something else than it says. "odd": it may be meant so.
     """
 
     level: Literal["wrong", "odd"]
-    where: str
-    what: str
+    where: str  # the layer, key or file
+    what: str  # the fact, and what to do about it
 
     def __str__(self) -> str:
         return f"{self.level}: {self.where}: {self.what}"
@@ -187,19 +163,12 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class Findings:
-    """The result of `check_adapter`.
+    """The result of `check_adapter`."""
 
-    Attributes:
-        path: the folder of the adapter.
-        findings: what is wrong or odd.
-        checked: the number of layers that were checked.
-        has_base: whether a base was checked too.
-    """
-
-    path: str
-    findings: tuple[Finding, ...]
-    checked: int
-    has_base: bool
+    path: str  # the folder of the adapter
+    findings: tuple[Finding, ...]  # what is wrong or odd
+    checked: int  # the number of layers that were checked
+    has_base: bool  # whether a base was checked too
 
     @property
     def is_right(self) -> bool:
@@ -339,8 +308,7 @@ def _findings_of_layer(
     values = singular_values(a, b)
     room = min(len(a), a.shape[1], len(b))
     # What rounding to float32 makes of values that are 0.
-    least = float(values[0]) * max(a.shape[1], len(b)) * 2.0**-24
-    found = int(np.count_nonzero(values > least))
+    found = numerical_rank(values, max(a.shape[1], len(b)) * 2.0**-24)
     if found < room:
         yield odd(f"B A is of rank {found} only, with room for {room}")
     if len(a) > room:

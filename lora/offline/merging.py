@@ -9,45 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from lora.adapter import Adapter
-from lora.certificate import CertificateRow, MergeCertificate, certify, merging_into
-from lora.frozen import strips
+from lora.certificate import MergeCertificate, certify, merging_into
+from lora.frozen import Array, strips
 from lora.offline.inspection import findings_of
 from lora.offline.model_folder import TIED, UNTIED, find_sidecars, resolve
 from lora.offline.stored_weight import StoredWeight, adapter_of
-from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, StoredLayer, is_finite_in
+from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
 
-Array = NDArray[Any]
-
 
 @dataclass(frozen=True, repr=False)
 class MergedFiles:
-    """The result of `merge_files`.
+    """The result of `merge_files`."""
 
-    Attributes:
-        path: the file or the folder that was written.
-        certificate: what the merge loses.
-        replaced: the tensors that the adapter replaces by its own, trained in full.
-        added: those of them that the base lacks.
-        tied, heads, prefix: see `ResolvedBase`.
-        left_out: files beside the base that are not copied, and folders, which end in a slash.
-        nbytes: the bytes of all tensors.
-    """
-
-    path: Path
-    certificate: MergeCertificate
-    replaced: Sequence[str]
-    added: Sequence[str]
-    tied: Sequence[str]
+    path: Path  # the file or the folder that was written
+    certificate: MergeCertificate  # what the merge loses
+    replaced: Sequence[str]  # the tensors that the adapter replaces by its own, trained in full
+    added: Sequence[str]  # those of them that the base lacks
+    tied: Sequence[str]  # this and the next two: see `ResolvedBase`
     heads: Sequence[str]
     prefix: str
-    left_out: Sequence[str]
-    nbytes: int
+    left_out: Sequence[str]  # files beside the base that are not copied, and folders, with a slash
+    nbytes: int  # the bytes of all tensors
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]
@@ -133,16 +119,24 @@ def merge_files(
 
         shards = {file: [result(info) for info in infos] for file, infos in shards.items()}
         every = {info.name: info for infos in shards.values() for info in infos}
-        updates = {
-            weight.name: (
-                weight,
-                files.layers[layer],
-                adapter_of(files, files.layers[layer], weight),
+        updates, merges = {}, []
+        dtypes = {layer: every[weight.name].dtype for layer, weight in resolved.weights.items()}
+        for layer in sorted(dtypes, key=lambda layer: [*dtypes.values()].index(dtypes[layer])):
+            weight, update_in_file = resolved.weights[layer], files.layers[layer]
+            update = adapter_of(files, update_in_file, weight)
+            updates[weight.name] = weight, update
+            one_hot = update_in_file.is_embedding
+            merges.append(merging_into(layer, weight, [update], [update], one_hot=one_hot))
+        certificate = certify(merges, dtypes, radius, progress=progress)
+        broken = [row for row in certificate.rows if not row.is_finite]
+        if broken:
+            raise ValueError(
+                f"the merged weight would not be finite in "
+                f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
             )
-            for layer, weight in resolved.weights.items()
-        }
-        dtypes = {name: every[name].dtype for name in updates}
-        certificate = _certified(updates, dtypes, limit, radius, progress)
+        if limit is not None:
+            for kind in certificate.dtypes:
+                certificate.only([kind]).check(limit, kind)
         sidecars, left_out = find_sidecars(Path(base), tensors, dtype, bool(resolved.heads))
         metadata = {"format": "pt", **tensors.metadata}
         total = sum(info.nbytes for info in tensors.tensors.values())
@@ -167,7 +161,7 @@ def merge_files(
                 if is_replaced:
                     parts = [(0, files.read(resolved.replaced[name]))]
                 elif name in updates:
-                    weight, _, update = updates[name]
+                    weight, update = updates[name]
                     parts = _merged(weight, update)
                 elif tensors.info(name).dtype == stored:
                     writers[name].copy(name, unchanged(name))
@@ -224,34 +218,6 @@ def _check_out(
         raise ValueError(
             f"{text} has other weights in it, {', '.join(sorted(strange))}; name a folder without"
         )
-
-
-def _certified(
-    updates: Mapping[str, tuple[StoredWeight, StoredLayer, Adapter]],
-    dtypes: Mapping[str, str],
-    limit: float | None,
-    radius: float,
-    progress: bool,
-) -> MergeCertificate:
-    """Return what is lost in each layer; raise an error if that is too much or not finite."""
-    rows: list[CertificateRow] = []
-    for dtype in dict.fromkeys(dtypes.values()):
-        parts = (
-            merging_into(layer.name, weight, [adapter], [adapter], one_hot=layer.is_embedding)
-            for name, (weight, layer, adapter) in updates.items()
-            if dtypes[name] == dtype
-        )
-        certificate = certify(parts, dtype, radius, progress=progress)
-        broken = [row for row in certificate.rows if not row.is_finite]
-        if broken:
-            raise ValueError(
-                f"the merged weight would not be finite in "
-                f"{', '.join(row.layer for row in broken)}: {broken[0].note}"
-            )
-        if limit is not None:
-            certificate.check(limit, dtype)
-        rows += certificate.rows
-    return MergeCertificate(tuple(rows), float(radius))
 
 
 def _merged(weight: StoredWeight, adapter: Adapter) -> Iterator[tuple[int, Array]]:

@@ -66,25 +66,15 @@ _COPIED = {
 
 @dataclass(frozen=True)
 class ResolvedBase:
-    """The tensors of a base that an adapter is about.
+    """The tensors of a base that an adapter is about."""
 
-    Attributes:
-        weights: the weight of each layer that has an update, by the layer's name in the adapter.
-        replaced: the key of each tensor that replaces one of the base, by the latter's name.
-        added: those of these names that the base lacks.
-        tied: weights of embeddings that change, and may be the model's head too.
-        heads: the added tensors that are the weight of a head that the base has tied.
-        prefix: what the base's names have before those of the adapter; "-" and what they lack.
-        problems: what does not go together.
-    """
-
-    weights: Mapping[str, StoredWeight]
-    replaced: Mapping[str, str]
-    added: Sequence[str]
-    tied: Sequence[str]
-    heads: Sequence[str]
-    prefix: str
-    problems: Sequence[str]
+    weights: Mapping[str, StoredWeight]  # of the layers with an update, by their names in it
+    replaced: Mapping[str, str]  # the key of each tensor that replaces one of the base, by its name
+    added: Sequence[str]  # those of these names that the base lacks
+    tied: Sequence[str]  # weights of embeddings that change, and may be the model's head too
+    heads: Sequence[str]  # added tensors that are the weight of a head that the base has tied
+    prefix: str  # what the base's names have before those of the adapter; "-" and what they lack
+    problems: Sequence[str]  # what does not go together
 
 
 def resolve(
@@ -281,8 +271,11 @@ def find_sidecars(
     here = folder.resolve()
     roots = here, here.parent.parent / "blobs"
 
-    def is_readable(file: Path) -> bool:
-        return file.is_file() and any(file.resolve().is_relative_to(root) for root in roots)
+    def is_copied(file: Path, is_module: bool) -> bool:
+        is_readable = file.is_file() and any(map(file.resolve().is_relative_to, roots))
+        # By its name it has no weights; the name may be LICENSE or NOTICE, too.
+        is_text = file.suffix in _COPIED or (not file.suffix and file.name.isupper())
+        return is_readable and (is_module or is_text)
 
     weights = {file.path.name for file in tensors.files.values()}
     listed = _read_json(folder / _MODULES)
@@ -303,8 +296,7 @@ def find_sidecars(
             and (file.is_symlink() or not file.is_dir())
         ]
         is_module = is_folder and each.name in paths
-        are_right = all(is_readable(file) and (is_module or _is_copied(file)) for file in found)
-        if are_right and not is_unwanted:
+        if not is_unwanted and all(is_copied(file, is_module) for file in found):
             copied |= {file.relative_to(folder).as_posix(): file for file in found}
         else:
             left_out.append(f"{each.name}/" if is_folder else each.name)
@@ -319,11 +311,6 @@ def find_sidecars(
         if changes:
             copied[_MODEL] = (json.dumps({**content, **changes}, indent=2) + "\n").encode()
     return copied, tuple(left_out)
-
-
-def _is_copied(file: Path) -> bool:
-    """Tell whether a file has no weights by its name, which may be LICENSE or NOTICE, too."""
-    return file.suffix in _COPIED or (not file.suffix and file.name.isupper())
 
 
 def _read_json(path: Path) -> Any:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import Adapter
-from lora.frozen import FrozenMatrix, strips
+from lora.frozen import Array, FrozenMatrix, strips
 from lora.peft.facts import fingerprint_of_rows
 from lora.peft.folder import FLOATS, MAGNITUDE, A, AdapterFolder, B, StoredLayer
 from lora.peft.loading import set_pissa_start
-from minigrad import ops
-from minigrad.core.tensor import Tensor
 from minigrad.io import TensorSet
-
-Array = NDArray[Any]
 
 BAND = 1 << 24  # elements of a transposed weight that one pass through its file reads
 
@@ -24,7 +17,8 @@ BAND = 1 << 24  # elements of a transposed weight that one pass through its file
 class StoredWeight(FrozenMatrix):
     """A matrix in a file, of which no more than some rows are in memory at a time.
 
-    float16 and bfloat16 are computed with in float32.
+    Nothing computed from it is saved for later, since the file may change. float16 and bfloat16 are
+    computed with in float32.
 
     Args:
         tensors: the tensors of the file.
@@ -81,27 +75,6 @@ class StoredWeight(FrozenMatrix):
         """Return the fingerprint of the tensor, whether that is W or W^T."""
         shape = self.shape[::-1] if self.is_transposed else self.shape
         return fingerprint_of_rows(shape, lambda rows: self._tensors.read(self.name, None, rows))
-
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return x W^T + b."""
-        parts = [ops.linear(x, self.rows(strip).astype(self.dtype)) for strip in self.strips()]
-        y = ops.concatenate(parts, axis=-1)
-        return y if bias is None else y + bias
-
-    def project(self, a: Array) -> Array:
-        """Return W A^T, in the dtype of A."""
-        total = np.zeros((self.shape[0], len(a)))
-        for rows, columns in self.blocks():
-            total[rows] += self.rows(rows, columns) @ a[:, columns].T.astype(np.float64)
-        return total.astype(a.dtype)
-
-    def is_finite(self) -> bool:
-        """Tell whether there is no NaN and no Inf in W."""
-        return all(np.isfinite(self.rows(*block)).all() for block in self.blocks())
-
-    def cached_squares(self) -> Array:
-        """Return the squares of the norms of the rows, computed anew, since the file may change."""
-        return self.squares()
 
 
 def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -> Adapter:

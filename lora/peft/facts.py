@@ -12,17 +12,15 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapted_layer import AdaptedLayer
-from lora.frozen import strips
+from lora.frozen import Array, strips
 from minigrad.core.tensor import Tensor
 from minigrad.progress import progress_bar
 
-Array = NDArray[Any]
 W = TypeVar("W")
 
 KEY = "minigrad-lora"
@@ -31,19 +29,12 @@ KEY = "minigrad-lora"
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """The facts about one layer.
+    """The facts about one layer."""
 
-    Attributes:
-        scale: the factor of B A.
-        base: the fingerprint of its matrix; None if it is not known.
-        stored: how that matrix was stored: "dense" or "nf4".
-        dropout: the dropout of its inputs, in training; None for that of the configuration.
-    """
-
-    scale: float
-    base: str | None = None
-    stored: str = "dense"
-    dropout: float | None = None
+    scale: float  # the factor of B A
+    base: str | None = None  # the fingerprint of its matrix; None if it is not known
+    stored: str = "dense"  # how that matrix was stored: "dense" or "nf4"
+    dropout: float | None = None  # of its inputs, in training; None for that of the configuration
 
     def check(self) -> None:
         """Raise a ValueError or TypeError if a value is not one that this library writes."""
@@ -58,19 +49,12 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts about an adapter.
+    """The facts about an adapter."""
 
-    Attributes:
-        layers: the facts about each layer, by name.
-        version: the version of the library that wrote the file.
-        seed: the seed of the generator of A and of dropout, or None.
-        dora_norm_gradient: whether DoRA was trained with its full derivative.
-    """
-
-    layers: Mapping[str, LayerFacts] = field(default_factory=dict)
-    version: str | None = None
-    seed: int | None = None
-    dora_norm_gradient: bool = False
+    layers: Mapping[str, LayerFacts] = field(default_factory=dict)  # about each layer, by name
+    version: str | None = None  # the version of the library that wrote the file
+    seed: int | None = None  # the seed of the generator of A and of dropout
+    dora_norm_gradient: bool = False  # whether DoRA was trained with its full derivative
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata for the header of a file; PEFT expects the entry "format"."""

@@ -18,18 +18,18 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
 from minigrad.io import TensorFile, TensorInfo, TensorWriter, find, replacing_together
 from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import from_stored, to_stored
 
-Array = NDArray[Any]
 V = TypeVar("V")
 
 WEIGHTS = "adapter_model.safetensors"
@@ -91,19 +91,12 @@ def _parameter_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """The update of one layer in a file.
+    """The update of one layer in a file."""
 
-    Attributes:
-        name: the name of the layer in the model.
-        keys: the keys of the tensors, by part: "lora_a", "lora_b", "lora_magnitude".
-        is_embedding: whether the layer is an embedding.
-        scale: the factor of B A according to the configuration.
-    """
-
-    name: str
-    keys: Mapping[str, str]
-    is_embedding: bool
-    scale: float
+    name: str  # the name of the layer in the model
+    keys: Mapping[str, str]  # of the tensors, by part: "lora_a", "lora_b", "lora_magnitude"
+    is_embedding: bool  # whether the layer is an embedding
+    scale: float  # the factor of B A according to the configuration
 
 
 class AdapterFolder(Closing):

@@ -9,27 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lora.adapter import DEFAULT, Adapter
-from lora.attaching import AttachReport, attach_planned
+from lora.attaching import AttachReport, carry_out, planning
 from lora.attachment.plan import Plan
 from lora.attachment.state import parameters_in_use
 from lora.attachment.targets import Target, candidates, targets_in
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.frozen import FrozenMatrix
+from lora.frozen import Array, FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, AdapterFolder, by_key
-from lora.variants.inits import draw
+from lora.variants.inits import INITS, draw
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
-
-Array = NDArray[Any]
 
 
 def load(
@@ -65,48 +61,36 @@ def load(
     """
     if not isinstance(model, Module):
         raise TypeError(f"load takes a Module, not {model!r:.60}")
-    with AdapterFolder(folder) as files:
-        return attach_planned(
-            model, adapter, lambda: _plan(model, files, check_base, rng, progress), rng
-        )
-
-
-def _plan(
-    model: Module,
-    files: AdapterFolder,
-    check_base: bool,
-    rng: np.random.Generator | None,
-    progress: bool,
-) -> Plan:
-    """Return the attachment of the adapter, with its values."""
-    path, config = os.fspath(files.path), files.config
-    linear, tables = candidates(model)
-    order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
-    found = config.targets_among(order, linear)
-    if not found:
-        raise ValueError(
-            f"{path!r} is of another model: its target_modules {config.target_modules!r:.200} are "
-            f"none of the layers {', '.join(order) or '(none)'}; it has updates of "
-            f"{', '.join(files.layers) or 'none'}"
-        )
-    targets = [
-        Target(name, pattern, config.rank_of(name), config.alpha_of(name))
-        for name, pattern in found.items()
-    ]
-    try:
-        plan = Plan(model, _config(model, files, targets), rng, targets)
-    except ValueError as error:
-        raise ValueError(f"{path!r} does not go with the model: {error}") from error
-    _set_parameters(plan, model, files, check_base, progress)
-    plan.seed = files.facts.seed
-    bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
-    for name, update in bar:
-        layer, facts = files.layers[name], files.facts.layers.get(name)
-        update.scale = files.scale(layer)
-        if facts is not None and facts.dropout is not None:
-            update.dropout = facts.dropout
-        set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
-    return plan
+    with AdapterFolder(folder) as files, planning(model, adapter, rng):
+        path, config = os.fspath(files.path), files.config
+        linear, tables = candidates(model)
+        order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
+        found = config.targets_among(order, linear)
+        if not found:
+            raise ValueError(
+                f"{path!r} is of another model: its target_modules "
+                f"{config.target_modules!r:.200} are none of the layers "
+                f"{', '.join(order) or '(none)'}; it has updates of "
+                f"{', '.join(files.layers) or 'none'}"
+            )
+        targets = [
+            Target(name, pattern, config.rank_of(name), config.alpha_of(name))
+            for name, pattern in found.items()
+        ]
+        try:
+            plan = Plan(model, _config(model, files, targets), rng, targets)
+        except ValueError as error:
+            raise ValueError(f"{path!r} does not go with the model: {error}") from error
+        _set_parameters(plan, model, files, check_base, progress)
+        plan.seed = files.facts.seed
+        bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
+        for name, update in bar:
+            layer, facts = files.layers[name], files.facts.layers.get(name)
+            update.scale = files.scale(layer)
+            if facts is not None and facts.dropout is not None:
+                update.dropout = facts.dropout
+            set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
+    return carry_out(model, plan, adapter)
 
 
 def _set_parameters(
@@ -114,10 +98,7 @@ def _set_parameters(
 ) -> None:
     """Give the parameters of a plan the values of the file, after checking all of it."""
     parameters: dict[str, Parameter] = by_key(
-        {
-            name: {part: each for part, each in update.contents() if isinstance(each, Parameter)}
-            for name, update in plan.updates.items()
-        },
+        {name: dict(update.contents()) for name, update in plan.updates.items()},
         {copy.name: copy.own for copy in plan.copies},
         [name for name, layer in plan.layers.items() if isinstance(layer, LoRAEmbedding)],
     )
@@ -188,7 +169,6 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
     saved = theirs.saved_modules(outside)
     useful = [p for p in theirs.modules_to_save if any(is_any_match((p,), n) for n in outside)]
     are_saved_by_useful = [n for n in outside if is_any_match(useful, n)] == saved
-    inits = ("gaussian", "orthogonal", "pissa")
     init = str(theirs.init_lora_weights)
     config = LoRAConfig(
         theirs.r,
@@ -200,7 +180,7 @@ def _config(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> L
         alpha_pattern={exact_key(t.name): t.alpha for t in targets if t.alpha != theirs.lora_alpha},
         bias=theirs.bias if biased else "none",
         modules_to_save=useful if are_saved_by_useful else saved,
-        init=init if init in inits else "kaiming",  # PEFT's default
+        init=init if init in INITS else "kaiming",  # PEFT's default
         use_dora=theirs.use_dora,
         dora_norm_gradient=theirs.use_dora and files.facts.dora_norm_gradient,
     )

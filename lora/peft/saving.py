@@ -15,9 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attachment.state import (
@@ -29,7 +26,7 @@ from lora.attachment.state import (
 )
 from lora.config import Bias
 from lora.embedding import LoRAEmbedding
-from lora.frozen import DenseMatrix
+from lora.frozen import Array, DenseMatrix
 from lora.patterns import exact, exact_key
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts, LayerFacts, fingerprint_of
@@ -38,8 +35,6 @@ from lora.scaling import LoRAScaling
 from minigrad import __version__
 from minigrad.nn import Module
 from minigrad.progress import progress_bar
-
-Array = NDArray[Any]
 
 _SAME = 1e-12  # relative: what alpha / rank may differ from a scale by, which is rounding
 
@@ -81,7 +76,20 @@ def save(
     in_place = attached_layers(model, record)
     layers = {name: in_place[name] for name in attached.layers}
     updates = {name: layer.adapters[adapter] for name, layer in layers.items()}
-    parts = _parts_of(layers, updates)
+    has_magnitudes = any(update.lora_magnitude is not None for update in updates.values())
+    parts: dict[str, dict[str, Array]] = {}
+    for name, update in updates.items():
+        if update.scale == 0 or not math.isfinite(update.scale):
+            raise ValueError(
+                f"{name}: the scale is {float(update.scale)}, and a file cannot store such an "
+                f"update; assign another to layer.scale"
+            )
+        a, b = (factor.data for factor in update.factors())
+        parts[name] = {A: a, B: b if update.scale > 0 else -b}  # alpha is positive, so B has a sign
+        if update.lora_magnitude is not None:
+            parts[name][MAGNITUDE] = update.lora_magnitude.data
+        elif has_magnitudes:
+            parts[name][MAGNITUDE] = update.norms(layers[name].weight)
     full = _full_parameters_of(model, record, attached)
     embeddings = [name for name, layer in layers.items() if isinstance(layer, LoRAEmbedding)]
     tensors = by_key(parts, full, embeddings)
@@ -103,29 +111,6 @@ def save(
     gradient = attached.config is not None and attached.config.dora_norm_gradient
     seed = attached.seed if seed is None else seed
     write_folder(folder, config, tensors, Facts(layer_facts, __version__, seed, gradient), dtype)
-
-
-def _parts_of(
-    layers: Mapping[str, AdaptedLayer], updates: Mapping[str, Adapter]
-) -> dict[str, dict[str, Array]]:
-    """Return A, B and perhaps a magnitude of each layer, whose scale must be one of some alpha."""
-    with_magnitude = any(update.lora_magnitude is not None for update in updates.values())
-    found = {}
-    for name, update in updates.items():
-        scale = update.scale
-        if scale == 0 or not math.isfinite(scale):
-            raise ValueError(
-                f"{name}: the scale is {float(scale)}, and a file cannot store such an update; "
-                f"assign another to layer.scale"
-            )
-        a, b = (factor.data for factor in update.factors())
-        parts = {A: a, B: b if scale > 0 else -b}  # alpha is positive, so B gets the sign
-        if update.lora_magnitude is not None:
-            parts[MAGNITUDE] = update.lora_magnitude.data
-        elif with_magnitude:
-            parts[MAGNITUDE] = update.norms(layers[name].weight)
-        found[name] = parts
-    return found
 
 
 def _full_parameters_of(model: Module, record: Attachment, attached: Attached) -> dict[str, Array]:
@@ -196,46 +181,43 @@ def _config_of(
     )
     if asked is None:
         return config
-    if asked.targets != "all-linear":  # which PEFT itself resolves, since its meaning varies
-        targets, exclude = (
-            patterns if isinstance(patterns, str) else tuple(patterns)
-            for patterns in (asked.targets, asked.exclude)
-        )
-        layers = asked.layers_to_transform
-        changed = replace(
-            config,
-            target_modules=targets,
-            exclude_modules=exclude,
-            layers_to_transform=() if layers is None else tuple(np.atleast_1d(layers).tolist()),
-            layers_pattern=tuple(asked.layers_pattern),
-        )
-        is_readable = isinstance(targets, tuple) or not changed.layers_to_transform
-        if is_readable and changed.targets_among(names, ()).keys() == updates.keys():
-            config = changed
 
     def plain(alpha: float) -> float:  # PEFT writes an integer where alpha is one
         return int(alpha) if float(alpha).is_integer() else float(alpha)
 
-    changed = replace(
-        config,
-        r=asked.rank,
-        lora_alpha=plain(asked.alpha),
-        rank_pattern=dict(asked.rank_pattern),
-        alpha_pattern={key: plain(alpha) for key, alpha in asked.alpha_pattern.items()},
-    )
-    # PEFT sorts the patterns when it saves them again, and the first that matches counts.
-    ordered = replace(
-        changed,
-        rank_pattern=dict(sorted(changed.rank_pattern.items())),
-        alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
-    )
-    means_the_same = all(
-        each.rank_of(name) == rank
-        and math.isclose(each.scale_of(name), scales[name], rel_tol=_SAME)
-        for name, rank in ranks.items()
-        for each in (changed, ordered)
-    )
-    return changed if means_the_same else config
+    def means_the_same(config: PeftConfig) -> bool:
+        is_readable = isinstance(config.target_modules, tuple) or not config.layers_to_transform
+        # "all-linear" finds nothing here: PEFT itself resolves it, since its meaning varies.
+        is_for_these = is_readable and config.targets_among(names, ()).keys() == updates.keys()
+        return is_for_these and all(
+            config.rank_of(name) == rank
+            and math.isclose(config.scale_of(name), scales[name], rel_tol=_SAME)
+            for name, rank in ranks.items()
+        )
+
+    targets: dict[str, Any] = {
+        "target_modules": asked.targets,
+        "exclude_modules": asked.exclude,
+        "layers_to_transform": asked.layers_to_transform or (),
+        "layers_pattern": asked.layers_pattern,
+    }
+    sizes: dict[str, Any] = {
+        "r": asked.rank,
+        "lora_alpha": plain(asked.alpha),
+        "rank_pattern": asked.rank_pattern,
+        "alpha_pattern": {key: plain(alpha) for key, alpha in asked.alpha_pattern.items()},
+    }
+    for chosen in (targets, sizes):
+        changed = replace(config, **chosen)
+        # PEFT sorts the patterns when it saves them again, and the first that matches counts.
+        ordered = replace(
+            changed,
+            rank_pattern=dict(sorted(changed.rank_pattern.items())),
+            alpha_pattern=dict(sorted(changed.alpha_pattern.items())),
+        )
+        if means_the_same(changed) and means_the_same(ordered):
+            config = changed
+    return config
 
 
 def _modules_to_save(

@@ -18,13 +18,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lora.frozen import FrozenMatrix
+from lora.frozen import Array, FrozenMatrix
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
-
-Array = NDArray[Any]
 
 # Rows of which less than this share of the terms is left are formed; by bytes of an element.
 _LEFT = {2: 1e-1, 4: 1e-2, 8: 1e-4}

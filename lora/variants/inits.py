@@ -24,11 +24,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lora.frozen import Array
 from minigrad.random import generator
-
-Array = NDArray[Any]
 
 INITS = ("gaussian", "kaiming", "orthogonal", "pissa")
 

@@ -6,7 +6,7 @@ of a model by one, and `lora.attach` puts adapters on top.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,9 +15,6 @@ from lora.frozen import frozen_bias
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Module, Parameter
-
-if TYPE_CHECKING:
-    from minigrad.kernels.nf4 import NF4Matrix
 
 
 class NF4Linear(Module):
@@ -36,7 +33,9 @@ class NF4Linear(Module):
         ValueError: if the shapes do not match.
     """
 
-    def __init__(self, weight: NF4Matrix, bias: Any = None, dtype: DTypeLike = np.float32) -> None:
+    def __init__(
+        self, weight: kernels.nf4.NF4Matrix, bias: Any = None, dtype: DTypeLike = np.float32
+    ) -> None:
         if not isinstance(weight, kernels.nf4.NF4Matrix):
             raise TypeError(
                 f"NF4Linear: the weight is an NF4Matrix, not {type(weight).__name__}; of a Linear, "

@@ -12,7 +12,7 @@ import lora
 import minigrad
 from lora import LoRAConfig, LoRAScaling
 from lora.attachment.state import required_attachment
-from lora.identities.rounding import Rounding
+from lora.identities.trial import Rounding
 from lora.spectra import Approximation
 from minigrad.nn import Embedding, Linear, Module
 from tests.lora.models import TOKENS, TokenNet, adapters_of, put_on, snapshot

@@ -19,7 +19,6 @@ import pytest
 import lora
 import minigrad
 from minigrad.kernels.nf4 import NF4Matrix
-from minigrad.nn import Module
 from tests.benchmarks.workloads import lora as workloads
 from tests.peers import lora_cases as ours
 from tests.peers.lora_cases import CASES, SAME, TOLERANCE, Case, of_losses, one, relative
@@ -135,20 +134,8 @@ def test_factors_of_an_embedding_begin_as_those_of_peft(theirs):
 # ----------------------------------------------------------------------------------------------
 
 
-class Kept(Module):
-    """In place of dropout: what is left is the same each time."""
-
-    p = 0.5
-
-    def __init__(self, mask):
-        self.mask = mask
-
-    def forward(self, x):
-        return x * self.mask
-
-
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_what_dropout_leaves_takes_the_same_way(theirs, use_dora):
+def test_what_dropout_leaves_takes_the_same_way(theirs, use_dora, monkeypatch):
     import torch
 
     case = one("mlp", ours.LAYERS[:1], use_dora=use_dora, dropout=0.5)
@@ -162,7 +149,7 @@ def test_what_dropout_leaves_takes_the_same_way(theirs, use_dora):
 
     here = ours.attached(case, state, "float64")
     here.load_state_dict(here.state_dict() | ours.in_dtype(values, "float64"))
-    here.layers[0].adapter.drop = Kept(mask)
+    monkeypatch.setattr(minigrad.functional, "dropout", lambda x, p, rng: x * mask)
     there = theirs.attached(case, state, "float64")
     theirs.give(there, ours.in_dtype(values, "float64"))
     layer = there.base_model.model.layers[0]

@@ -8,7 +8,7 @@ import pytest
 import lora
 import minigrad
 from lora import LoRALayer, LoRAScaling, verify
-from lora.identities.rounding import Agreement, Rounding
+from lora.identities.trial import Agreement, Rounding
 from minigrad import Tensor, checkpoint, kernels, nn, ops
 from tests.lora.models import lora_layer
 

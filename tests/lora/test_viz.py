@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib", reason="pictures need the `examples` extra")
 import lora
 from lora import viz
 from lora.__main__ import main
-from lora.spectra import LayerUpdate, updates
+from lora.viz import LayerUpdate, updates
 from minigrad import nn
 
 
