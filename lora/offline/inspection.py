@@ -67,17 +67,27 @@ class LayerSummary(Spectral):
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The result of `summarise`."""
+    """The result of `summarise`.
 
-    path: str  # the folder
-    layers: tuple[LayerSummary, ...]  # the layers with an update
-    # the shape of each parameter that was trained in full, by its name in the model
+    Attributes:
+        path: the folder.
+        layers: the layers with an update.
+        whole: the shape of each parameter that was trained in full, by its name in the model.
+        dtypes: the dtypes of the tensors.
+        parameters: the number of parameters.
+        nbytes: their bytes in the file.
+        config: the configuration.
+        facts: the metadata.
+    """
+
+    path: str
+    layers: tuple[LayerSummary, ...]
     whole: dict[str, tuple[int, ...]]
-    dtypes: tuple[str, ...]  # the dtypes of the tensors
-    parameters: int  # the number of parameters
-    nbytes: int  # their bytes in the file
-    config: PeftConfig  # the configuration
-    facts: Facts  # the metadata
+    dtypes: tuple[str, ...]
+    parameters: int
+    nbytes: int
+    config: PeftConfig
+    facts: Facts
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
@@ -163,12 +173,19 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class Findings:
-    """The result of `check_adapter`."""
+    """The result of `check_adapter`.
 
-    path: str  # the folder of the adapter
-    findings: tuple[Finding, ...]  # what is wrong or odd
-    checked: int  # the number of layers that were checked
-    has_base: bool  # whether a base was checked too
+    Attributes:
+        path: the folder of the adapter.
+        findings: what is wrong or odd.
+        checked: the number of layers that were checked.
+        has_base: whether a base was checked too.
+    """
+
+    path: str
+    findings: tuple[Finding, ...]
+    checked: int
+    has_base: bool
 
     @property
     def is_right(self) -> bool:

@@ -23,17 +23,27 @@ from minigrad.tables import in_bytes
 
 @dataclass(frozen=True, repr=False)
 class MergedFiles:
-    """The result of `merge_files`."""
+    """The result of `merge_files`.
 
-    path: Path  # the file or the folder that was written
-    certificate: MergeCertificate  # what the merge loses
-    replaced: Sequence[str]  # the tensors that the adapter replaces by its own, trained in full
-    added: Sequence[str]  # those of them that the base lacks
-    tied: Sequence[str]  # this and the next two: see `ResolvedBase`
+    Attributes:
+        path: the file or the folder that was written.
+        certificate: what the merge loses.
+        replaced: the tensors that the adapter replaces by its own, trained in full.
+        added: those of them that the base lacks.
+        tied, heads, prefix: see `ResolvedBase`.
+        left_out: files beside the base that are not copied, and folders, which end in a slash.
+        nbytes: the bytes of all tensors.
+    """
+
+    path: Path
+    certificate: MergeCertificate
+    replaced: Sequence[str]
+    added: Sequence[str]
+    tied: Sequence[str]
     heads: Sequence[str]
     prefix: str
-    left_out: Sequence[str]  # files beside the base that are not copied, and folders, with a slash
-    nbytes: int  # the bytes of all tensors
+    left_out: Sequence[str]
+    nbytes: int
 
     def __repr__(self) -> str:
         lines = [repr(self.certificate)]
