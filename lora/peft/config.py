@@ -163,28 +163,43 @@ class PeftConfig:
     Its methods find layers as PEFT does. Names, expressions and tables match as in `attach`, with
     two differences: a pattern that matches nothing is no error, since the file names the layers of
     the model that it was made for; and an index is a number between other parts of a name.
+
+    Attributes:
+        target_modules: the layers with updates: names, or a regular expression for entire names.
+        r: the rank.
+        lora_alpha: the number that is divided by r, or by its root, to give the scale.
+        lora_dropout: the dropout of the inputs, in training.
+        use_rslora: whether alpha is divided by the root of r.
+        use_dora: whether there are magnitudes.
+        rank_pattern: other ranks, by expressions for ends of names; the first that matches counts.
+        alpha_pattern: other alphas, by the same kind of expressions.
+        exclude_modules: the targets that have no updates.
+        layers_to_transform: only these indices of layers; empty for all.
+        layers_pattern: the part of a name before the index.
+        bias: which biases were trained.
+        modules_to_save: ends of names of modules that were trained in full.
+        init_lora_weights: how A and B began, which matters where the base was changed with it.
+        fan_in_fan_out: whether the base stores the weights of its layers as `(d_in, d_out)`. A and
+            B do not depend on it.
+        base_model_name_or_path: the name of the base.
     """
 
-    target_modules: Annotated[str | tuple[str, ...], _patterns]  # the layers with updates
-    r: Annotated[int, _rank] = 8  # the rank
-    lora_alpha: Annotated[float, _alpha] = 8  # divided by r, or by its root, it is the scale
-    lora_dropout: Annotated[float, _probability] = 0.0  # of the inputs, in training
-    use_rslora: Annotated[bool, _flag] = False  # whether alpha is divided by the root of r
-    use_dora: Annotated[bool, _flag] = False  # whether there are magnitudes
-    # Other ranks and alphas, by expressions for ends of names; the first that matches counts.
+    target_modules: Annotated[str | tuple[str, ...], _patterns]
+    r: Annotated[int, _rank] = 8
+    lora_alpha: Annotated[float, _alpha] = 8
+    lora_dropout: Annotated[float, _probability] = 0.0
+    use_rslora: Annotated[bool, _flag] = False
+    use_dora: Annotated[bool, _flag] = False
     rank_pattern: Annotated[Mapping[str, int], _table(_rank)] = field(default_factory=dict)
     alpha_pattern: Annotated[Mapping[str, float], _table(_alpha)] = field(default_factory=dict)
-    exclude_modules: Annotated[str | tuple[str, ...], _patterns] = ()  # targets without updates
-    layers_to_transform: Annotated[tuple[int, ...], _indices] = ()  # only these; empty for all
-    layers_pattern: Annotated[tuple[str, ...], _one_or_more_expressions] = ()  # before an index
-    bias: Annotated[Bias, _bias] = "none"  # which biases were trained
-    # Ends of names of modules that were trained in full.
+    exclude_modules: Annotated[str | tuple[str, ...], _patterns] = ()
+    layers_to_transform: Annotated[tuple[int, ...], _indices] = ()
+    layers_pattern: Annotated[tuple[str, ...], _one_or_more_expressions] = ()
+    bias: Annotated[Bias, _bias] = "none"
     modules_to_save: Annotated[tuple[str, ...], _name_expressions] = ()
-    # How A and B began, which matters where the base was changed with it.
     init_lora_weights: Annotated[bool | str, _init] = True
-    # Whether the base stores weights as `(d_in, d_out)`. A and B do not depend on it.
     fan_in_fan_out: Annotated[bool, _flag] = False
-    base_model_name_or_path: Annotated[str | None, _text] = None  # the name of the base
+    base_model_name_or_path: Annotated[str | None, _text] = None
 
     @classmethod
     def of(cls, content: Any) -> PeftConfig:
