@@ -13,7 +13,7 @@ The files, in the order of these steps:
                         leads to them, how much they change with other roundings, and flaws of
                         their arrays
     tolerances          all thresholds with their reasons; what a right gradient may be off by
-    finite_differences  moves, and quotients along them with error bars
-    verdict             agree, disagree or cannot tell, and the reason
+    finite_differences  moves, quotients along them with error bars, and their verdict: agree,
+                        disagree or cannot tell, and the reason
     report              what was found, as text and as a picture
 """

@@ -26,7 +26,13 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     gradcheck_error,
     largest_of,
 )
-from minigrad.diagnostics.gradient_check.finite_differences import Line, Move
+from minigrad.diagnostics.gradient_check.finite_differences import (
+    Judgement,
+    Line,
+    Move,
+    judge,
+    judge_narrow,
+)
 from minigrad.diagnostics.gradient_check.problem import (
     GradientProblem,
     elsewhere,
@@ -39,7 +45,6 @@ from minigrad.diagnostics.gradient_check.report import (
     GradientEntry,
 )
 from minigrad.diagnostics.gradient_check.tolerances import RANDOM_DIRECTIONS, Tolerance
-from minigrad.diagnostics.gradient_check.verdict import Judgement, judge, judge_narrow
 from minigrad.diagnostics.restored import Draws
 from minigrad.progress import progress_bar
 from minigrad.random import generator
@@ -99,19 +104,20 @@ def gradcheck(
         with function.explained("with the inputs it was given"):
             start, again = (function.values(function.operands) for _ in range(2))
         function.check_unwritten("")
-        if unstable := _instability("two calls", start, again):
-            return replace(report, reason=unstable)
+        report.reason = _instability("two calls", start, again)
+        if report.reason:
+            return report
         problem = first_order(function, rng, tolerance, recorded=order == 2)
         function.check_unwritten(" where a gradient is required, in it or in a VJP")
         for each_order in range(1, order + 1):
             problem = second_order(problem, rng) if each_order == 2 else problem
-            plain, repeated = flat(problem.paths["grad"]), flat(problem.repeated)
-            if unstable := _instability("two passes for its gradient", plain, repeated):
-                return replace(report, reason=unstable)
-            report = _Comparison(problem, report, rng).run(samples, progress)
+            plain, repeated = flat(problem.plain.arrays), flat(problem.repeated)
+            report.reason = _instability("two passes for its gradient", plain, repeated)
+            if report.reason:
+                return report
+            _Comparison(problem, report, rng).run(samples, progress)
         end = function.values(function.operands)
-        if unstable := _instability("the first call and the last", start, end):
-            return replace(report, reason=unstable)
+        report.reason = _instability("the first call and the last", start, end)
         return report
 
 
@@ -155,29 +161,25 @@ class _Comparison:
     def __init__(
         self, problem: GradientProblem, report: GradcheckReport, rng: np.random.Generator
     ) -> None:
-        flaws = [
-            GradientEntry(1, name, None, nan, nan, reason=reason) for name, reason in problem.flaws
-        ]
         self._problem = problem
         self._report = report
         self._rng = rng
-        self._wrong = [*report.wrong, *flaws]
-        self._undecided = [*report.undecided]
         self._kinks = False
         self._sure = 0  # entries that are wrong, and not at a kink
-        computed = {str(problem.dtype): problem.paths["grad"]}
-        if problem.narrow is not None:
-            computed[str(problem.narrow.dtype)] = problem.narrow.gradients
-        self._comparisons = {
-            (i, dtype): GradientComparison(
-                problem.order, name, dtype, g[i], np.full(g[i].shape, nan), np.full(g[i].shape, nan)
-            )
-            for i, name in enumerate(problem.names)
-            for dtype, g in computed.items()
-        }
+        self._comparisons: dict[tuple[int, str], GradientComparison] = {}
+        for i, name in enumerate(problem.names):
+            for computed in filter(None, (problem.plain, problem.narrow)):
+                g, dtype = computed.arrays[i], str(computed.dtype)
+                numeric, doubt = np.full(g.shape, nan), np.full(g.shape, nan)
+                compared = GradientComparison(problem.order, name, dtype, g, numeric, doubt)
+                self._comparisons[i, dtype] = compared
+        report.comparisons += self._comparisons.values()
+        report.wrong += [
+            GradientEntry(1, name, None, nan, nan, reason=reason) for name, reason in problem.flaws
+        ]
 
-    def run(self, samples: int | None, progress: bool) -> GradcheckReport:
-        """Compare all elements, or so many samples of each operand, and return the report."""
+    def run(self, samples: int | None, progress: bool) -> None:
+        """Compare all elements, or so many samples of each operand."""
         problem, report = self._problem, self._report
         sizes = [x.size for x in problem.operands]
         chosen: list[Sequence[int]] = [
@@ -186,7 +188,7 @@ class _Comparison:
             else [int(n) for n in np.sort(self._rng.choice(size, samples, replace=False))]
             for size in sizes
         ]
-        total, sampled = sum(map(len, chosen)), []
+        total = sum(map(len, chosen))
         what = f"gradcheck, order {problem.order}"
         with progress_bar(what=what, unit="entry", shown=progress, total=total) as bar:
             for operand, picks in enumerate(chosen):
@@ -200,7 +202,8 @@ class _Comparison:
                         compared.doubt[index] = max(DOUBT[each.verdict] for each in judgements)
                     bar.update()
                 if len(picks) < sizes[operand]:
-                    sampled.append(len(picks))
+                    report.directions = RANDOM_DIRECTIONS
+                    report.fewest = min(report.fewest, len(picks))
                     for _ in range(RANDOM_DIRECTIONS):
                         direction = self._rng.standard_normal(shape)
                         moves = {operand: direction / np.abs(direction).max()}
@@ -208,18 +211,11 @@ class _Comparison:
         if problem.order == 1:
             self._compare_ties()
             self._compare_at_another_point()
-        return replace(
-            report,
-            compared=report.compared + total,
-            total=report.total + sum(sizes),
-            tolerance=max(report.tolerance, problem.base.relative),
-            others=max(report.others, problem.others),
-            wrong=sorted(self._wrong, key=lambda entry: -entry.relative_difference),
-            undecided=self._undecided,
-            comparisons=[*report.comparisons, *self._comparisons.values()],
-            directions=RANDOM_DIRECTIONS if sampled else report.directions,
-            fewest=min([report.fewest, *sampled]),
-        )
+        report.compared += total
+        report.total += sum(sizes)
+        report.tolerance = max(report.tolerance, problem.base.relative)
+        report.others = problem.others
+        report.wrong.sort(key=lambda entry: -entry.relative_difference)
 
     def _compare_ties(self) -> None:
         """Compare slopes that ties leave smooth, if some operand is at a kink.
@@ -239,7 +235,7 @@ class _Comparison:
     def _compare_at_another_point(self) -> None:
         """Compare a slope at another point, which a VJP may not know of, if all is right here."""
         problem = self._problem
-        if self._wrong or self._kinks:
+        if self._report.wrong or self._kinks:
             return
         operands = elsewhere(problem.operands)
         try:
@@ -261,25 +257,25 @@ class _Comparison:
         """
         problem, dtype = self._problem, str(self._problem.dtype)
         line = Line(problem, move)
-        allowed = problem.allowed(move.spread(problem.spread.each), ties)
-        plain = move.slope(problem.paths["grad"])
+        allowed = problem.allowed(move.spread(problem.plain.spread), ties)
+        plain = move.slope(problem.plain.arrays)
         exact = self._judge(plain, line, allowed)
-        judged = {dtype: [exact]}
+        found = [(plain, exact)]
+        close = max(tolerances.SAME_PATH * abs(plain), allowed.rounding)
         for path, gradients in problem.paths.items():
-            value, judgement = move.slope(gradients), exact
-            if path != "grad":
-                close = max(tolerances.SAME_PATH * abs(plain), allowed.rounding)
-                if abs(value - plain) <= close or value == plain or (isnan(value) and isnan(plain)):
-                    continue
-                judgement = self._judge(value, line, allowed)
-                reason = "; ".join(filter(None, (f"by {path}", judgement.reason)))
-                judgement = replace(judgement, reason=reason)
-                judged[dtype].append(judgement)
+            value = move.slope(gradients)
+            if abs(value - plain) <= close or value == plain or (isnan(value) and isnan(plain)):
+                continue
+            judgement = self._judge(value, line, allowed)
+            reason = "; ".join(filter(None, (f"by {path}", judgement.reason)))
+            found.append((value, replace(judgement, reason=reason)))
+        for value, judgement in found:
             if not ties or (judgement.verdict == "disagree" and not judgement.kink):
                 self._note(judgement, move, value, dtype)
+        judged = {dtype: [judgement for _, judgement in found]}
         narrow = problem.narrow
         if narrow is not None and (move.index is not None or exact.verdict == "agree"):
-            value = move.slope(narrow.gradients)
+            value = move.slope(narrow.arrays)
             judgement = judge_narrow(value, move, exact, problem, narrow)
             judged[str(narrow.dtype)] = [judgement]
             if judgement is not exact:
@@ -321,4 +317,5 @@ class _Comparison:
             numeric, error, reason = judgement.numeric, judgement.error, judgement.reason
             order, name, index = self._problem.order, move.name, move.index
             entry = GradientEntry(order, name, index, analytic, numeric, error, dtype, reason)
-            (self._wrong if judgement.verdict == "disagree" else self._undecided).append(entry)
+            wrong, undecided = self._report.wrong, self._report.undecided
+            (wrong if judgement.verdict == "disagree" else undecided).append(entry)

@@ -48,24 +48,15 @@ NUDGED = "with numbers moved by a unit in the last place, to see what rounding d
 
 
 @dataclass(frozen=True)
-class RoundingSpread:
-    """The changes that other roundings make to some arrays."""
+class RoundedArrays:
+    """Gradients or values, and how they change when numbers are rounded in another way."""
 
-    each: Gradients  # how much each of their elements changes in all
+    arrays: Gradients
+    dtype: np.dtype[Any]  # that they were computed in; the least exact one if there are several
+    spread: Gradients  # how much each of their elements changes in all
     inner: Gradients  # the same by roundings on the way alone, with the operands as they are
     largest: float  # the largest number that a VJP gave on the way
     largest_of_all: float  # the largest number that a VJP or an op gave
-
-
-@dataclass(frozen=True)
-class NarrowGradients:
-    """Gradients that were computed in the dtype of the inputs, where that is not float64."""
-
-    dtype: np.dtype[Any]  # the least exact of them
-    gradients: Gradients  # by each operand
-    spread: RoundingSpread  # what rounding does to them
-    largest: float  # the largest element
-    on_the_way: float  # the largest number that backpropagation started with, or that a VJP gave
 
 
 @dataclass
@@ -78,8 +69,9 @@ class GradientProblem:
     names: list[str]  # of the operands
     values: Callable[[Sequence[Array]], Vector]  # the function
     weights: Vector  # of its elements in the sum that is differentiated
-    paths: dict[str, Gradients]  # the gradient of that sum by each operand, for each path to it
-    gradients_at: ArraysAt  # computes the gradient anew, at any operands of f
+    gradients: InitVar[Gradients]  # of that sum by each operand, as `grad` computes them
+    paths: dict[str, Gradients]  # the same by each other path
+    gradients_at: ArraysAt  # computes the gradients anew, at any operands of f
     dtype: np.dtype[Any]  # in which f computes, at the worst
     tolerance: float  # relative, in float64
     cotangents: list[Array]  # of the results of f
@@ -88,42 +80,37 @@ class GradientProblem:
     inside: InitVar[ArraysAt | None] = None
     others: int = 0  # how many tensors f depends on that require a gradient and are no operands
 
-    def __post_init__(self, rng: np.random.Generator, inside: ArraysAt | None) -> None:
+    def __post_init__(
+        self, gradients: Gradients, rng: np.random.Generator, inside: ArraysAt | None
+    ) -> None:
         """Measure what rounding does to the gradients, in both dtypes, and to the values."""
-        given, gradients = self.function.operands, self.paths["grad"]
-        point = self.operands[: len(given)]
-        self.narrow: NarrowGradients | None = None
+        given, at = self.function.operands, self.gradients_at
+        point, dtypes = self.operands[: len(given)], [x.dtype for x in given]
+        self.narrow: RoundedArrays | None = None  # gradients in the dtype of the inputs
         with self.function.explained(NUDGED):
-            self.spread = _rounding_spread(gradients, self.gradients_at, point, rng, inside)
-            if any(x.dtype != FLOAT64 for x in given):
-                narrow = self.gradients_at(given)
-                spread = _rounding_spread(narrow, self.gradients_at, given, rng)
-                arriving = largest_of([self.weights, *self.cotangents])
-                self.narrow = NarrowGradients(
-                    _least_exact([x.dtype for x in given]),
-                    narrow,
-                    spread,
-                    largest=largest_of(narrow),
-                    on_the_way=max(spread.largest, arriving),
-                )
+            self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
+            if any(dtype != FLOAT64 for dtype in dtypes):
+                self.narrow = _rounded(at(given), _least_exact(dtypes), at, given, rng)
         self.repeated = self.gradients_at(point)  # the gradient once more
         # What is wrong with gradients as arrays: the operand and the reason.
         first = self.order == 1
         self.flaws = _flaws_of_gradients(self.function, self.cotangents) if first else []
         self.here = self.values(self.operands)  # the values at the point
         with self.function.explained(NUDGED):
-            values = _rounding_spread([self.here], lambda x: [self.values(x)], self.operands, rng)
+            values = _rounded(
+                [self.here], self.dtype, lambda x: [self.values(x)], self.operands, rng
+            )
 
-        eps, largest = float(np.finfo(self.dtype).eps), self.spread.largest
+        eps, largest = float(np.finfo(self.dtype).eps), self.plain.largest
         share = tolerances.SHARE
         if self.dtype != FLOAT64:
             share = tolerances.SHARE_ROOTS * math.sqrt(eps)
         # What rounding leaves in each value, and what it might leave there inside an op, where it
         # could not be measured.
         self.noise = np.minimum(SPREADS * values.inner[0], share * values.largest_of_all)
-        self.unseen = SPREADS * values.each[0]
+        self.unseen = SPREADS * values.spread[0]
         # The gradients that are larger than their error bars; if none is, all are rounding.
-        pairs = zip(gradients, self.spread.each, strict=True)
+        pairs = zip(gradients, self.plain.spread, strict=True)
         sharp = largest_of([g[abs(g) > SPREADS * spread] for g, spread in pairs])
         self.base = Tolerance(  # of a derivative, before its own error bar is known
             tolerances.relative_tolerance(self.dtype, self.tolerance),
@@ -158,6 +145,7 @@ def first_order(
     function.shapes = [x.shape for x in results]
     cotangents = _cotangents(function, operands, results, rng)
     gradients_at = partial(function.gradients, cotangents=cotangents)
+    gradients, paths = _gradients_by_path(function, operands, cotangents, recorded)
     nodes = reachable([x.node for x in results if x.node is not None])
     computed = [node.dtype for node in nodes if node.op is not None]
     return GradientProblem(
@@ -167,7 +155,8 @@ def first_order(
         names=function.names,
         values=function.values,
         weights=flat(cotangents),
-        paths=_gradients_by_path(function, operands, cotangents, recorded),
+        gradients=gradients,
+        paths=paths,
         gradients_at=gradients_at,
         dtype=_least_exact([*(x.dtype for x in results), *computed]),
         tolerance=tolerance,
@@ -184,18 +173,16 @@ def second_order(first: GradientProblem, rng: np.random.Generator) -> GradientPr
     weights = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in first.operands]
     names = [f"cotangent {k}" for k in range(len(cotangents))]
     gradients_at = partial(function.second_gradients, cotangents=cotangents, weights=weights)
-    return GradientProblem(
-        function=function,
+    return replace(
+        first,
         order=2,
         operands=[*first.operands, *cotangents],
         names=[*first.names, *(names if len(names) > 1 else ["cotangent"])],
         values=lambda x: flat(function.gradients(x[:count], x[count:])),
         weights=flat(weights),
-        paths={"grad": gradients_at(first.operands)},
+        gradients=gradients_at(first.operands),
+        paths={},
         gradients_at=gradients_at,
-        dtype=first.dtype,
-        tolerance=first.tolerance,
-        cotangents=cotangents,
         rng=rng,
     )
 
@@ -234,8 +221,8 @@ def _gradients_by_path(
     operands: Sequence[Array],
     cotangents: Sequence[Array],
     recorded: bool,
-) -> dict[str, Gradients]:
-    """Compute the first-order gradient by every path; `recorded` adds the pass for order 2."""
+) -> tuple[Gradients, dict[str, Gradients]]:
+    """Compute the gradients by `grad` and by each other path; `recorded` adds that for order 2."""
     paths: dict[str, Gradients] = {}
     with grad_mode(True):
         leaves = function.leaves(operands)
@@ -244,7 +231,7 @@ def _gradients_by_path(
         def pulled_back(seeds: Sequence[Array] = cotangents, **options: bool) -> Gradients:
             return gradients_of(results, leaves, seeds, **options)
 
-        paths["grad"] = pulled_back(retain_graph=True)
+        gradients = pulled_back(retain_graph=True)
         paths["a second pass"] = pulled_back(retain_graph=True)
         if recorded:
             with function.explained(RECORDING):
@@ -265,7 +252,7 @@ def _gradients_by_path(
             for i in range(len(operands)):  # where the others are constants
                 inputs = [Tensor(x, requires_grad=at == i) for at, x in enumerate(operands)]
                 alone += gradients_of(function(inputs), [inputs[i]], cotangents)
-    return paths
+    return gradients, paths
 
 
 def elsewhere(operands: Sequence[Array]) -> list[Array]:
@@ -351,13 +338,14 @@ def _broadcast_flaw(results: Sequence[Tensor], leaf: Tensor) -> str:
     return "its gradient is another one for a cotangent that is broadcast, as behind a sum"
 
 
-def _rounding_spread(
+def _rounded(
     arrays: Gradients,
+    dtype: np.dtype[Any],
     arrays_at: ArraysAt,
     operands: Sequence[Array],
     rng: np.random.Generator,
     inside: ArraysAt | None = None,
-) -> RoundingSpread:
+) -> RoundedArrays:
     """Measure how much each element of some arrays changes when roundings change.
 
     `arrays_at` computes the arrays, which are gradients or values, at any operands; `rng` decides
@@ -390,8 +378,8 @@ def _rounding_spread(
                 np.fmax(known, np.abs(x - y), out=known)
         largest = max(largest, rounding.of_vjps)
         largest_of_all = max(largest_of_all, largest, rounding.of_ops)
-    each = [np.maximum(a, b) for a, b in zip(inner, outer, strict=True)]
-    return RoundingSpread(each, inner, largest, largest_of_all)
+    spread = [np.maximum(a, b) for a, b in zip(inner, outer, strict=True)]
+    return RoundedArrays(arrays, dtype, spread, inner, largest, largest_of_all)
 
 
 def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
 from minigrad.diagnostics.gradient_check.checked_function import largest_of
-from minigrad.diagnostics.gradient_check.verdict import Verdict
+from minigrad.diagnostics.gradient_check.finite_differences import Verdict
 
 LISTED = 5  # entries of a kind that a repr lists
 MOST = 32  # cells along a side of a picture; in a larger matrix each shows a block's extreme
@@ -94,7 +94,7 @@ class GradientComparison:
     doubt: NDArray[np.float64]
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(repr=False, eq=False)
 class GradcheckReport:
     """The findings of a gradcheck. A report is true only if all that was compared agrees.
 
