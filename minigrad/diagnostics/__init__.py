@@ -7,7 +7,7 @@ restored (what is restored after a run).
 """
 
 from minigrad.diagnostics.anomaly_detection import AnomalyError, detect_anomaly
-from minigrad.diagnostics.cost_receipt.recorder import receipt
+from minigrad.diagnostics.cost_receipt.counting import receipt
 from minigrad.diagnostics.cost_receipt.report import Receipt, ReceiptComparison, compare
 from minigrad.diagnostics.gradient_check.check import GradientError, assert_gradients, gradcheck
 from minigrad.diagnostics.gradient_check.report import GradcheckReport

@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from inspect import signature
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -48,27 +47,20 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
-@dataclass(slots=True)
-class Tally:
-    """The FLOPs that operations on the sketches of one run have taken so far."""
-
-    flops: int = 0
-
-
 class Sketch(NDArrayOperatorsMixin, StandIn):
     """An array without elements, to which numpy's own functions can be applied."""
 
-    __slots__ = ("dtype", "shape", "tally", "truth")
+    __slots__ = ("call", "dtype", "shape", "truth")
 
     base = None
     flags = np.empty(0).flags
 
     def __init__(
-        self, shape: Sequence[int], dtype: np.dtype[Any], tally: Tally, truth: bool = False
+        self, shape: Sequence[int], dtype: np.dtype[Any], call: SketchedCall, truth: bool = False
     ) -> None:
         self.shape: Shape = tuple(map(int, shape))
         self.dtype = dtype
-        self.tally = tally  # where the FLOPs of operations on it are added up
+        self.call = call  # where the FLOPs of operations on it are added up
         self.truth = truth  # the answer to `if sketch:`, for a condition of one element
 
     @property
@@ -92,8 +84,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
 
     def made(self, shape: Sequence[int], dtype: Any = None, flops: int = 0) -> Sketch:
         """Return the sketch of a result, and add up the FLOPs that it took."""
-        self.tally.flops += flops
-        return Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.tally)
+        self.call.counted += flops
+        return Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.call)
 
     def _moved(self, function: Callable[..., Any], *args: Any, **options: Any) -> Sketch:
         """Apply a function that returns a view, to an array whose elements are all one."""
@@ -193,7 +185,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
             shape = call_named(op.shape, named)
         dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
         out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
-        self.tally.flops += evaluate(op.cost, named | {"out": out})
+        self.call.counted += evaluate(op.cost, named | {"out": out})
         return Tensor.at(out, None) if any(isinstance(value, Tensor) for value in given) else out
 
     def _elementwise(self, inputs: Sequence[Any], dtype: np.dtype[Any]) -> Sketch:
@@ -246,11 +238,11 @@ def call_named(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 class SketchedCall:
     """One call of an op with sketches for its arrays, so that a receipt keeps none alive."""
 
-    __slots__ = ("arguments", "op", "out", "tally")
+    __slots__ = ("arguments", "counted", "op", "out")
 
     def __init__(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         self.op = op
-        self.tally = Tally()  # where the FLOPs of runs on these sketches are added up
+        self.counted = 0  # the FLOPs that operations on these sketches have taken so far
         self.out = self.sketch(np.asarray(result) if np.isscalar(result) else result)
         if op.takes_sequence:  # whose calls are announced with these alone
             inputs = [inputs]
@@ -271,7 +263,7 @@ class SketchedCall:
             return kind(map(self.sketch, value))
         if isinstance(getattr(value, "shape", None), tuple):  # also a matrix in four bits
             dtype = getattr(value, "dtype", np.dtype(np.float32))
-            sketch: Any = Sketch(value.shape, dtype, self.tally)
+            sketch: Any = Sketch(value.shape, dtype, self)
             return Tensor.at(sketch, None)
         return value
 
@@ -333,7 +325,7 @@ class SketchedCall:
         """
         known, key = self.op.known_flops, (what, *map(_key, values))
         if key not in known:
-            before = self.tally.flops
+            before = self.counted
             if len(known) >= _MOST:
                 known.clear()
             known[key] = None
@@ -341,7 +333,7 @@ class SketchedCall:
             try:
                 with suppress(Exception):
                     run(*values)  # perhaps a user's function that needs elements
-                    known[key] = self.tally.flops - before
+                    known[key] = self.counted - before
             finally:
                 mode.state = state
         return known[key]
