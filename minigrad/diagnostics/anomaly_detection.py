@@ -52,19 +52,10 @@ class AnomalyError(FloatingPointError):
         operands: what the op, or its derivative, computed with, and last its result.
     """
 
-    def __init__(
-        self,
-        message: str,
-        op: str = "",
-        phase: str = "",
-        origin: SourceLine | None = None,
-        operands: tuple[Operand, ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.op = op
-        self.phase = phase
-        self.origin = origin
-        self.operands = operands
+    op: str = ""
+    phase: str = ""
+    origin: SourceLine | None = None
+    operands: tuple[Operand, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,8 +131,8 @@ def anomaly(
     line: SourceLine | None,
     operands: Sequence[Operand],
     hint: str | None = None,
-    module: str | None = None,
     entered: str | None = None,
+    module: str | None = None,
 ) -> AnomalyError:
     """Build the error with its message. `entered` says where an Inf came in, if that is known."""
     shown = [
@@ -153,8 +144,9 @@ def anomaly(
     shown[SHOWN:SHOWN] = [f"... {left} more"] * (left > 0)
     details = [f"at {line}" if line else "", f"in {module}" if module else "", *shown, hint or ""]
     details.append(f"an Inf came in first with {entered}" if entered else "")
-    text = "\n  ".join([f"{phase}: {headline}", *filter(None, details)])
-    return AnomalyError(text, op, phase, line, tuple(operands))
+    error = AnomalyError("\n  ".join([f"{phase}: {headline}", *filter(None, details)]))
+    error.op, error.phase, error.origin, error.operands = op, phase, line, tuple(operands)
+    return error
 
 
 def values_of(value: Any) -> np.ndarray[Any, Any]:
@@ -235,9 +227,8 @@ class Detector(Recorder):
             values = {name: values_of(x) for name, x in given.items()}
             hint = cause_of(op, values, values_of(result))
         listed = [*operands.values(), made]
-        raise anomaly(
-            headline, op.name, "forward", user_line(), listed, hint, self._layer(), entered
-        )
+        layer = self._layer()
+        raise anomaly(headline, op.name, "forward", user_line(), listed, hint, entered, layer)
 
     def _layer(self) -> str | None:
         """Name the innermost module that is running by its name in the outermost, if any.
@@ -267,7 +258,7 @@ class Detector(Recorder):
                     f"{'' if node.op is None or known else _UNSEEN}"
                 )
                 entered, line = self._entry([output]), known or user_line()
-                raise anomaly(headline, node.name, "backward", line, [loss], entered=entered)
+                raise anomaly(headline, node.name, "backward", line, [loss], None, entered)
         if self._is_bad(gradient):
             seed = Operand.of("the gradient to start from", gradient)
             headline = f"backward() was handed a gradient that holds {seed.kind}"
@@ -331,7 +322,7 @@ class Detector(Recorder):
             entered = self._entry(saved.values())
         known = self._line_of(node)
         headline += "" if known else f"; it was called{_UNSEEN}"
-        raise anomaly(headline, op.name, "backward", known, operands, hint, entered=entered)
+        raise anomaly(headline, op.name, "backward", known, operands, hint, entered)
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Look at a complete gradient, and at the sum that its `.grad` will be."""
@@ -432,7 +423,7 @@ class _Active(threading.local):
 
     def watch(self) -> None:
         """Let the newest detector observe, and no other."""
-        others = tuple(observer for observer in mode.observers if type(observer) is not Detector)
+        others = (observer for observer in mode.observers if type(observer) is not Detector)
         mode.state = (mode.grad_enabled, (*others, *self.detectors[-1:]))
 
 
