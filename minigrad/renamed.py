@@ -15,7 +15,7 @@ SINCE_0_2 = {
     "minigrad.diagnostics.draws": "minigrad.diagnostics.restored",
     "minigrad.diagnostics.gradcheck": "minigrad.diagnostics.gradient_check",
     "minigrad.diagnostics.liveness": "minigrad.diagnostics.gradient_flow",
-    "minigrad.diagnostics.origin": "minigrad.diagnostics.source_line",
+    "minigrad.diagnostics.origin": "minigrad.diagnostics.recorder",
     "minigrad.diagnostics.receipt": "minigrad.diagnostics.cost_receipt",
     "minigrad.diagnostics.step": "minigrad.diagnostics.loss_call",
     "minigrad.diagnostics.tables": "minigrad.tables",

@@ -23,8 +23,7 @@ import numpy as np
 from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import Recorder, WeakIdMap
-from minigrad.diagnostics.source_line import SourceLine, user_line
+from minigrad.diagnostics.recorder import Recorder, SourceLine, WeakIdMap, user_line
 from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
 
 if TYPE_CHECKING:

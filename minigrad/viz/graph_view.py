@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from minigrad.core.node import Edge, Node, OpLike, reachable
 from minigrad.core.op import VJP
 from minigrad.core.tensor import Tensor, node_of
-from minigrad.diagnostics.recorder import CallRecord, ModuleCall
+from minigrad.diagnostics.recorder import CallRecord, ModuleCall, Tape
 from minigrad.nn import Module, Parameter
 from minigrad.ops import nf4_linear
-from minigrad.viz.tape import Tape
 
 Array = NDArray[Any]
 
