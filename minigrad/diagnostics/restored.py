@@ -14,10 +14,15 @@ from minigrad.nn.module import Parameter
 
 
 class Draws(Observer):
-    """Remembers the state that each generator had before the first draw from it."""
+    """Remembers the state that each generator had before the first draw from it.
 
-    def __init__(self) -> None:
+    Those in `generators` may also be drawn from without the library: it is their present state.
+    """
+
+    def __init__(self, generators: Iterable[np.random.Generator] = ()) -> None:
         self._states: list[tuple[np.random.Generator, Any]] = []
+        for generator in generators:
+            self.on_random(generator)
 
     def on_random(self, generator: np.random.Generator) -> None:
         """Save the state of a generator that was not seen before."""

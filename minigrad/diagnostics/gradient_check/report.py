@@ -179,24 +179,22 @@ class GradcheckReport:
             )
         return found
 
-    def __repr__(self) -> str:
-        lines = [self.headline, *self.remarks]
+    def _lines(self) -> list[str]:
+        """Return the remarks and the first entries of each kind."""
+        lines = self.remarks
         for title, entries in (("wrong", self.wrong), ("undecided", self.undecided)):
             lines += [f"{title}: {entry}" for entry in entries[:LISTED]]
             if len(entries) > LISTED:
                 lines.append(f"... and {len(entries) - LISTED} more {title}")
-        return "\n  ".join(lines)
+        return lines
+
+    def __repr__(self) -> str:
+        return "\n  ".join([self.headline, *self._lines()])
 
     def _repr_html_(self) -> str:
         colour = {"agree": "#1a7f37", "disagree": "#cf222e", "cannot tell": "#9a6700"}[self.verdict]
-        parts = [
-            f'<div style="font-family:sans-serif"><p><b style="color:{colour}">'
-            f"{escape(self.headline)}</b></p>"
-        ]
-        notes = list(self.remarks)
-        notes += [f"wrong: {entry}" for entry in self.wrong[:LISTED]]
-        notes += [f"undecided: {entry}" for entry in self.undecided[:LISTED]]
-        parts += [f"<p>{escape(note)}</p>" for note in notes]
+        headline = f'<p><b style="color:{colour}">{escape(self.headline)}</b></p>'
+        notes = "".join(f"<p>{escape(line)}</p>" for line in self._lines())
         rows = []
         for c in self.comparisons:
             if not c.analytic.size:
@@ -212,11 +210,10 @@ class GradcheckReport:
                 _heatmap(c.doubt, 0.0, 2.0, "doubt"),
             ]
             rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-        if rows:
-            heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
-            head = "".join(f"<th>{name}</th>" for name in heads)
-            parts.append(f"<table><tr>{head}</tr>{''.join(rows)}</table>")
-        return "".join(parts) + "</div>"
+        heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
+        head = "".join(f"<th>{name}</th>" for name in heads)
+        table = f"<table><tr>{head}</tr>{''.join(rows)}</table>" if rows else ""
+        return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'
 
 
 def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str:
@@ -251,8 +248,8 @@ def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str
 def _blocks(matrix: NDArray[Any]) -> NDArray[Any]:
     """Return the value that is furthest from 0 in each of at most MOST x MOST blocks."""
     starts = [np.arange(min(n, MOST)) * n // min(n, MOST) for n in matrix.shape]
-    size = np.where(np.isnan(matrix), -1.0, np.abs(matrix))  # nan only where there is nothing else
-    most = np.maximum.reduceat(np.maximum.reduceat(size, starts[0], 0), starts[1], 1)
-    negative = np.where(np.isnan(matrix) | (matrix > 0), -1.0, -matrix)
-    below = np.maximum.reduceat(np.maximum.reduceat(negative, starts[0], 0), starts[1], 1)
-    return np.where(most < 0, np.nan, np.where((below == most) & (below > 0), -most, most))
+    least, most = (  # nan only where there is nothing else
+        pick.reduceat(pick.reduceat(matrix, starts[0], 0), starts[1], 1)
+        for pick in (np.fmin, np.fmax)
+    )
+    return np.where(-least >= most, least, most) + 0.0  # which turns -0 into 0

@@ -21,9 +21,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.gradient_flow.dry_run import StepRun, StepRunner
+from minigrad.diagnostics.gradient_flow.dry_run import Cut, StepRun, StepRunner
 from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
-from minigrad.diagnostics.gradient_flow.traces import Cut
 from minigrad.diagnostics.loss_call import Loss
 from minigrad.diagnostics.recorder import CallRecord
 from minigrad.diagnostics.restored import assigned
