@@ -310,8 +310,8 @@ class _Inputs:
         """Give a node its links, frozen inputs and options."""
         edges = view.node.edges or ()
         view.links = [Link(e[0], view.node, e, op.input_name(e[1])) for e in edges]
-        parts = ((*what.partition("input "), x) for what, x in _saved_by_node(view.node).items())
-        given = {name: value for _, is_input, name, value in parts if is_input}
+        saved, prefix = _saved_by_node(view.node), "its input "
+        given = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
         if view.call is not None:
             given = {op.input_name(i): value for i, value in enumerate(view.call.inputs)}
         many = op.takes_sequence or not op.vjps
