@@ -8,10 +8,10 @@ Tolerance. Each one that does not agree is a GradientEntry in the GradcheckRepor
 The files, in the order of these steps:
 
     check               gradcheck and assert_gradients; each element is moved and compared
-    checked_function    f as a function of float arrays: its values and gradients
-    problem             what is compared, for order 1 and for order 2: gradients by every path that
-                        leads to them, how much they change with other roundings, and flaws of
-                        their arrays
+    checked_function    f as a function of float arrays: its values, its gradients by every path
+                        that leads to them, and flaws of their arrays
+    problem             what is compared, for order 1 and for order 2, and how much gradients change
+                        with other roundings
     tolerances          all thresholds with their reasons; what a right gradient may be off by
     finite_differences  moves, quotients along them with error bars, and their verdict: agree,
                         disagree or cannot tell, and the reason

@@ -22,6 +22,7 @@ from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
     Vector,
+    elsewhere,
     flat,
     gradcheck_error,
     largest_of,
@@ -33,12 +34,7 @@ from minigrad.diagnostics.gradient_check.finite_differences import (
     judge,
     judge_narrow,
 )
-from minigrad.diagnostics.gradient_check.problem import (
-    GradientProblem,
-    elsewhere,
-    first_order,
-    second_order,
-)
+from minigrad.diagnostics.gradient_check.problem import GradientProblem, first_order, second_order
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,
     GradientComparison,
