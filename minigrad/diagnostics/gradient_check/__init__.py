@@ -3,7 +3,7 @@
 The path from a call to a verdict: f and its inputs become a CheckedFunction. A GradientProblem has
 its gradients by every path, and what rounding may do to them. For each Move, the Quotients along a
 Line say what the derivative is; a Judgement compares it with that of the gradients, within a
-Tolerance. Each one that does not agree is a GradientEntry in the GradcheckReport.
+Tolerance. Each one that does not agree is an entry of the GradcheckReport.
 
 The files, in the order of these steps:
 

@@ -27,18 +27,12 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     gradcheck_error,
     largest_of,
 )
-from minigrad.diagnostics.gradient_check.finite_differences import (
-    Judgement,
-    Line,
-    Move,
-    judge,
-    judge_narrow,
-)
+from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
 from minigrad.diagnostics.gradient_check.problem import GradientProblem, first_order, second_order
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,
     GradientComparison,
-    GradientEntry,
+    Judgement,
 )
 from minigrad.diagnostics.gradient_check.tolerances import RANDOM_DIRECTIONS, Tolerance
 from minigrad.diagnostics.restored import Draws
@@ -171,7 +165,7 @@ class _Comparison:
                 self._comparisons[i, dtype] = compared
         report.comparisons += self._comparisons.values()
         report.wrong += [
-            GradientEntry(1, name, None, nan, nan, reason=reason) for name, reason in problem.flaws
+            Judgement("disagree", nan, 0.0, reason, operand=name) for name, reason in problem.flaws
         ]
 
     def run(self, samples: int | None, progress: bool) -> None:
@@ -310,8 +304,7 @@ class _Comparison:
     def _note(self, judgement: Judgement, move: Move, analytic: float, dtype: str) -> None:
         """Add a derivative to the entries that are wrong or undecided, unless it agrees."""
         if judgement.verdict != "agree":
-            numeric, error, reason = judgement.numeric, judgement.error, judgement.reason
-            order, name, index = self._problem.order, move.name, move.index
-            entry = GradientEntry(order, name, index, analytic, numeric, error, dtype, reason)
+            about: dict[str, Any] = {"operand": move.name, "index": move.index, "dtype": dtype}
+            entry = replace(judgement, order=self._problem.order, analytic=analytic, **about)
             wrong, undecided = self._report.wrong, self._report.undecided
             (wrong if judgement.verdict == "disagree" else undecided).append(entry)

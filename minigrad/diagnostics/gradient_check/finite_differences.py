@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     largest_of,
 )
 from minigrad.diagnostics.gradient_check.problem import GradientProblem, RoundedArrays
+from minigrad.diagnostics.gradient_check.report import Judgement, Verdict
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT32, NEARBY, Tolerance
 from minigrad.errors import op_of
 
@@ -241,19 +242,6 @@ class Line:
 # --------------------------------------------------------------------------------------------------
 # What quotients say of a derivative
 # --------------------------------------------------------------------------------------------------
-
-Verdict = Literal["agree", "disagree", "cannot tell"]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The answer of difference quotients about one derivative."""
-
-    verdict: Verdict  # whether it is right
-    numeric: float  # the derivative by differences; nan if there is none
-    error: float  # the error bar of `numeric`
-    reason: str = ""  # why they cannot tell, or what else there is to say
-    kink: bool = False  # whether the slopes on both sides differ
 
 
 def judge(analytic: float, line: Line, allowed: Tolerance) -> Judgement:

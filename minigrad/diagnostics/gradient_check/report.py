@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
 from minigrad.diagnostics.gradient_check.checked_function import largest_of
-from minigrad.diagnostics.gradient_check.finite_differences import Verdict
 
 LISTED = 5  # entries of a kind that a repr lists
 MOST = 32  # cells along a side of a picture; in a larger matrix each shows a block's extreme
 SIDE = 160  # pixels of a picture
 
+Verdict = Literal["agree", "disagree", "cannot tell"]
 Scale = Literal["signed", "logarithmic", "doubt"]
 COLOURS: dict[Scale, list[tuple[int, int, int]]] = {
     "signed": [(33, 102, 172), (247, 247, 247), (178, 24, 43)],  # blue, white, red
@@ -27,28 +27,32 @@ COLOURS: dict[Scale, list[tuple[int, int, int]]] = {
 
 
 @dataclass(frozen=True)
-class GradientEntry:
-    """One element of a gradient, computed by VJPs and by differences.
+class Judgement:
+    """The answer of difference quotients about one derivative, which VJPs computed too.
 
     Attributes:
+        verdict: whether it is right.
+        numeric: what differences say; nan if they say nothing.
+        error: the error bar of `numeric`.
+        reason: why they cannot tell, or what else is to be said.
+        kink: whether the slopes on both sides differ.
+        analytic: what the VJPs say.
         order: 1 for the gradient, 2 for the gradient of the gradient.
         operand: the input, parameter or cotangent that was moved.
         index: of the element in it; None for a move of many elements at once.
-        analytic: what the VJPs say.
-        numeric: what differences say.
-        error: the error bar of `numeric`.
         dtype: in which the VJPs computed.
-        reason: why it is undecided, or what else is to be said.
     """
 
-    order: int
-    operand: str
-    index: tuple[int, ...] | None
-    analytic: float
+    verdict: Verdict
     numeric: float
-    error: float = 0.0
-    dtype: str = "float64"
+    error: float
     reason: str = ""
+    kink: bool = False
+    analytic: float = math.nan
+    order: int = 1
+    operand: str = ""
+    index: tuple[int, ...] | None = None
+    dtype: str = "float64"
 
     @property
     def relative_difference(self) -> float:
@@ -117,8 +121,8 @@ class GradcheckReport:
     tolerance: float
     compared: int = 0
     total: int = 0
-    wrong: list[GradientEntry] = field(default_factory=list)
-    undecided: list[GradientEntry] = field(default_factory=list)
+    wrong: list[Judgement] = field(default_factory=list)
+    undecided: list[Judgement] = field(default_factory=list)
     reason: str = ""
     comparisons: list[GradientComparison] = field(default_factory=list)
     directions: int = 0
