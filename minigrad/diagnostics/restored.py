@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.core.observers import Observer, observe
+from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Parameter
 
 
@@ -52,13 +53,14 @@ def assigned(values: Iterable[tuple[Parameter, Mapping[str, Any]]]) -> Iterator[
     given = list(values)
     before = [(p, {name: getattr(p, name) for name in new}) for p, new in given]
     try:
-        _assign(given)
+        assign(given)
         yield
     finally:
-        _assign(before)
+        assign(before)
 
 
-def _assign(values: Iterable[tuple[Parameter, Mapping[str, Any]]]) -> None:
-    for parameter, attributes in values:
+def assign(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
+    """Give tensors these attributes."""
+    for tensor, attributes in values:
         for name, value in attributes.items():
-            setattr(parameter, name, value)
+            setattr(tensor, name, value)

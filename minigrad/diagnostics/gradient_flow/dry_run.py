@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,7 +38,7 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap
-from minigrad.diagnostics.restored import Draws
+from minigrad.diagnostics.restored import Draws, assign
 from minigrad.nn.module import Module, Parameter
 from minigrad.readonly import owner_of, release
 from minigrad.versions import mark_written
@@ -239,26 +238,26 @@ class BackwardTrace(Observer):
         else:
             self._fed.add(parent)
 
-    def stops(self, node: Node) -> list[Stop]:
+    def stops(self, node: Node | None) -> list[Stop]:
         """List where the gradients on paths to `node` became zero, the nearest to it first."""
         steps = [step for path in self._back_from(node) for step in self._zeros.get(path, ())]
         found = [step for step in steps if isinstance(step, Stop)]
         return [stop for stop in found if stop.inside] or found
 
-    def lost_at(self, node: Node) -> Node | None:
+    def lost_at(self, node: Node | None) -> Node | None:
         """Find where nonzero gradients became zero together: by cancelling, or by a hook."""
         return next((other for other in self._back_from(node) if other in self._fed), None)
 
-    def _back_from(self, node: Node) -> list[Node]:
+    def _back_from(self, node: Node | None) -> list[Node]:
         """List `node` and the nodes that had only zeros to pass on to it, the nearest first."""
-        found = dict.fromkeys([node])
-        queue = deque(found)
-        while queue:
-            for step in self._zeros.get(queue.popleft(), ()):
+        queue = [] if node is None else [node]
+        found = set(queue)
+        for each in queue:  # which grows meanwhile
+            for step in self._zeros.get(each, ()):
                 if not isinstance(step, Stop) and step not in found:
-                    found[step] = None
+                    found.add(step)
                     queue.append(step)
-        return list(found)
+        return queue
 
 
 def _any(gradient: Any) -> bool:
@@ -365,21 +364,15 @@ class StepRunner:
         run = first
         while asleep:
             for i in asleep:
-                node = self.parameters[i].node
-                assert node is not None
-                stops = run.backward.stops(node)
+                stops = run.backward.stops(self.parameters[i].node)
                 factors = (zero.parameters for stop in stops for zero in run.zero_factors(stop))
                 suspects[i] |= union(factors) & run.alive & ~(1 << i)
-            new = [
-                k
-                for k in range(len(self.parameters))
-                if k not in moved and any(suspects[i] >> k & 1 for i in asleep)
-            ]
-            if not new:
+            before, wanted = len(moved), union(suspects[i] for i in asleep)
+            for k, q in enumerate(self.parameters):
+                if wanted >> k & 1 and k not in moved:
+                    moved[k] = (MOVE * rng.standard_normal(q.shape)).astype(q.dtype)
+            if len(moved) == before:
                 break
-            for k in new:
-                q = self.parameters[k]
-                moved[k] = (MOVE * rng.standard_normal(q.shape)).astype(q.dtype)
             run = self.run(moved)
             # Behind a layer that has moved there may be another one of zeros, so look once more.
             found |= {i: suspects[i] for i in asleep if suspects[i] and run.alive >> i & 1}
@@ -425,12 +418,10 @@ class Snapshot:
         self._attributes = [(module, dict(vars(module))) for module in model.modules()]
         values = [value for _, own in self._attributes for value in own.values()]
         tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
-        self._tensors = [
-            (t, t._data, t._data.copy(), t.node, t.grad)
-            for t in {id(t): t for t in tensors}.values()
-        ]
+        self._tensors = [(t, {"_data": t._data, "node": t.node, "grad": t.grad}) for t in tensors]
         arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
-        self._arrays = [(array, array.copy()) for array in arrays]
+        arrays += (tensor._data for tensor in tensors)
+        self._memory = [(x, x.copy()) for x in {id(x): x for x in arrays}.values()]
         self.generators = [v for v in values if isinstance(v, np.random.Generator)]
 
     def hide_gradients(self) -> None:
@@ -443,17 +434,11 @@ class Snapshot:
         for module, attributes in self._attributes:
             vars(module).clear()
             vars(module).update(attributes)
-        for tensor, array, values, node, grad in self._tensors:
-            tensor._data, tensor.node, tensor.grad = array, node, grad
-            _write_back(array, values)
-        for array, values in self._arrays:
-            _write_back(array, values)
-
-
-def _write_back(array: NDArray[Any], values: NDArray[Any]) -> None:
-    if np.array_equal(array, values, equal_nan=True):
-        return
-    if not array.flags.writeable:
-        release(array)
-    array[...] = values
-    mark_written(array)
+        assign(self._tensors)
+        for array, values in self._memory:
+            if np.array_equal(array, values, equal_nan=True):
+                continue
+            if not array.flags.writeable:
+                release(array)
+            array[...] = values
+            mark_written(array)
