@@ -250,7 +250,7 @@ class Detector(Recorder):
             loss = Operand.of("the loss" if output.size == 1 else "the output", output)
             # An Inf among several elements may stand for what is masked out.
             if loss.nan or output.size == 1:
-                known = self._line_of(node)
+                known = self.call(node).source_line
                 made = "is a leaf" if node.op is None else f"was made by `{node.name}`"
                 headline = (
                     f"backward() starts from {loss.name}, which is {loss.kind} already; it {made}"
@@ -319,7 +319,7 @@ class Detector(Recorder):
             }
             hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
             entered = self._entry(saved.values())
-        known = self._line_of(node)
+        known = self.call(node).source_line
         headline += "" if known else f"; it was called{_UNSEEN}"
         raise anomaly(headline, op.name, "backward", known, operands, hint, entered)
 
@@ -383,13 +383,8 @@ class Detector(Recorder):
         known = (self._entries.get(x) or self._entries.get(x.base) for x in arrays)
         return next((where for where in known if where is not None), None)
 
-    def _line_of(self, node: Node) -> SourceLine | None:
-        """Return the line of the call that left a node; None if it was not seen."""
-        call = self.calls.get(node)
-        return None if call is None else call.source_line
-
     def _at(self, node: Node) -> str:
-        known = self._line_of(node)
+        known = self.call(node).source_line
         return f" at {known}" if known else ""
 
 

@@ -154,6 +154,10 @@ class Recorder(Observer):
         name, op = (called, None) if isinstance(called, str) else (called.name, called)
         return CallRecord(name, user_line(), mode.grad_enabled, op)
 
+    def call(self, node: Node) -> CallRecord:
+        """Return the call that left a node; one without a line if it was not seen."""
+        return self.calls.get(node) or CallRecord(node.name, None)
+
     @property
     def is_in_derivative(self) -> bool:
         """Whether ops are called by the derivatives of a backward pass now, not by the user."""

@@ -176,10 +176,6 @@ class ForwardTrace(Recorder):
         is_zero = value.dtype.kind == "f" and value.size and not value.any()
         return ValueTrace(zero=ZeroValue(0, None)) if is_zero else _NOTHING
 
-    def call(self, node: Node) -> CallRecord:
-        """Return the call that left `node`; one without a line if it was made before."""
-        return self.calls.get(node) or CallRecord(node.name, None)
-
     def zero_inputs(self, node: Node) -> dict[int, ZeroValue]:
         """Return the inputs of the call that left `node` that were all zeros, by their index."""
         return self._nodes.get(node, _NOTHING).zero_inputs
