@@ -15,20 +15,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.recorder import Recorder, SourceLine, WeakIdMap, user_line
 from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
-
-if TYPE_CHECKING:
-    from minigrad.core.op import Op
-    from minigrad.optim import Optimizer
+from minigrad.optim import Optimizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 

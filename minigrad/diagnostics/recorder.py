@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -29,11 +29,9 @@ from minigrad.core.codegen import FILENAME_PREFIX
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-
-if TYPE_CHECKING:
-    from minigrad.core.op import Op
-    from minigrad.nn import Module
+from minigrad.nn import Module
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from inspect import signature
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
@@ -36,13 +36,10 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from minigrad.core.codegen import Shapes, StandIn
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Cost, OpLike
+from minigrad.core.op import VJP, Op
 from minigrad.core.tensor import Tensor
 from minigrad.ops.products import shape_of_product
 from minigrad.optim import SGD, Adam, AdamW
-
-if TYPE_CHECKING:
-    from minigrad.core.op import VJP, Op
-
 
 Shape = tuple[int, ...]
 

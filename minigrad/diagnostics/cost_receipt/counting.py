@@ -21,22 +21,19 @@ import weakref
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
-from minigrad.core.node import arrays_in
+from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import observe
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
 from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
 from minigrad.diagnostics.recorder import Recorder, WeakIdMap
+from minigrad.optim import Optimizer
 from minigrad.readonly import owner_of
-
-if TYPE_CHECKING:
-    from minigrad.core.node import Edge, Node
-    from minigrad.core.op import Op
-    from minigrad.optim import Optimizer
 
 
 @contextmanager
