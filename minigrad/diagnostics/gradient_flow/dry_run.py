@@ -18,9 +18,7 @@ numbers, a product with zeros.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,6 +41,9 @@ from minigrad.nn.module import Module, Parameter
 from minigrad.readonly import owner_of, release
 from minigrad.versions import mark_written
 
+Names = frozenset[str]  # of parameters
+EMPTY: frozenset[Any] = frozenset()
+
 MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros that has moved
 
 
@@ -51,11 +52,11 @@ MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros th
 # --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Cut:
     """A call after which a value went on and its gradient did not."""
 
-    lost: int  # the parameters that no gradient gets back to from there, as bits
+    lost: Names  # the parameters that no gradient gets back to from there
     # "no_grad", "integers", "read" (an op was given the bare value), or the name of the method that
     # gave the value away, such as "detach()".
     kind: str
@@ -64,19 +65,19 @@ class Cut:
 
 @dataclass(frozen=True)
 class ZeroValue:
-    """The reason why a value is all zeros: parameters (as bits) of zeros, or a call made it so."""
+    """The reason why a value is all zeros: parameters of zeros, or a call made it so."""
 
-    parameters: int
+    parameters: Names
     call: CallRecord | None
 
 
 @dataclass(frozen=True)
 class ValueTrace:
-    """The origin of a value. Parameters and cuts are bits of an int, by their index."""
+    """The origin of a value."""
 
-    used: int = 0  # the parameters that it was computed from
-    linked: int = 0  # those that a gradient gets back to
-    cuts: int = 0  # the cuts that lie behind it
+    used: Names = EMPTY  # the parameters that it was computed from
+    linked: Names = EMPTY  # those that a gradient gets back to
+    cuts: frozenset[Cut] = EMPTY  # the cuts that lie behind it
     zero: ZeroValue | None = None  # None unless all its elements are zero
     # The inputs of the op that made it that were all zeros, by their index.
     zero_inputs: dict[int, ZeroValue] = field(default_factory=dict)
@@ -88,20 +89,24 @@ _NOTHING = ValueTrace()
 class ForwardTrace(Recorder):
     """Follows what is computed from `parameters`."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.cuts: list[Cut] = []  # where gradients are lost, in the order of time
-        self.used = 0  # the parameters, as bits, that ops were called on, or whose values were read
-        self._gone = 0  # the cuts whose values were given away as arrays, out of sight
-        self._read = 0  # those whose values were given away as numbers, which may be for a log only
-        self._last: dict[int, CallRecord] = {}  # by the parameters that the op was given
+        self.used: Names = (
+            EMPTY  # the parameters that ops were called on, or whose values were read
+        )
+        # The cuts whose values were given away as arrays, out of sight; and those whose values were
+        # given away as numbers, which may be for a log only.
+        self._gone: frozenset[Cut] = EMPTY
+        self._read: frozenset[Cut] = EMPTY
+        self._last: dict[Names, CallRecord] = {}  # by the parameters that the op was given
         self._nodes: WeakKeyDictionary[Node, ValueTrace] = WeakKeyDictionary()
         # By Tensor, or by the array that owns the memory.
         self._values: WeakIdMap[ValueTrace] = WeakIdMap()
-        for index, parameter in enumerate(parameters):
-            bit = 1 << index
-            zero = None if parameter._data.any() else ZeroValue(bit, None)
-            trace = ValueTrace(bit, bit if parameter.requires_grad else 0, 0, zero)
+        for name, parameter in parameters.items():
+            own = frozenset([name])
+            zero = None if parameter._data.any() else ZeroValue(own, None)
+            trace = ValueTrace(own, own if parameter.requires_grad else EMPTY, EMPTY, zero)
             if parameter.node is not None:
                 self._nodes[parameter.node] = trace
             self._values[owner_of(parameter._data)] = trace
@@ -110,7 +115,8 @@ class ForwardTrace(Recorder):
         """Note what the result comes from, and for which parameters the gradient is lost here."""
         traces = [(i, self.trace(value)) for i, value in _operands(inputs)]
         used, linked, cuts = (
-            union(getattr(t, name) for _, t in traces) for name in ("used", "linked", "cuts")
+            EMPTY.union(*(getattr(t, name) for _, t in traces))
+            for name in ("used", "linked", "cuts")
         )
         if not isinstance(result, Tensor):  # a derivative, or arithmetic on arrays beside the graph
             if used and isinstance(result, np.ndarray):
@@ -120,22 +126,23 @@ class ForwardTrace(Recorder):
         zeros = {i: t.zero for i, t in traces if t.zero is not None}
         zero = None
         if result.dtype.kind == "f" and result.size and not result._data.any():
-            zero = ZeroValue(0, call)
+            zero = ZeroValue(EMPTY, call)
             if zeros:
                 known = zeros.values()
                 first = next((z.call for z in known if z.call), None)
-                zero = ZeroValue(union(z.parameters for z in known), first)
+                zero = ZeroValue(EMPTY.union(*(z.parameters for z in known)), first)
         if result.node is not None:
             nodes = [v.node for _, v in _operands(inputs) if isinstance(v, Tensor)]
-            still = union(self._nodes.get(n, _NOTHING).linked for n in nodes if n is not None)
+            known_nodes = [self._nodes.get(n, _NOTHING) for n in nodes if n is not None]
+            still = EMPTY.union(*(trace.linked for trace in known_nodes))
         else:
             # A checkpoint that runs now gets its node in the graph, and its graph, later.
             is_dry = any(isinstance(o, DryRun) and o.recorded for o in mode.observers)
-            still = linked if is_dry else 0
-        if linked & ~still:
+            still = linked if is_dry else EMPTY
+        if linked - still:
             is_integer = result.dtype.kind != "f"
             kind = "integers" if is_integer else "read" if is_grad_enabled() else "no_grad"
-            cuts |= self._cut(linked & ~still, kind, call)
+            cuts |= {self._cut(linked - still, kind, call)}
         if used:
             self.used |= used
             self._last.pop(used, None)  # moves it to the end
@@ -154,7 +161,7 @@ class ForwardTrace(Recorder):
         self.used |= trace.used
         if trace.linked:
             cut = self._cut(trace.linked, how, self.record(how))
-            trace = replace(trace, linked=0, cuts=trace.cuts | cut)
+            trace = replace(trace, linked=EMPTY, cuts=trace.cuts | {cut})
             if isinstance(value, Tensor):
                 self._values[value] = trace
             self._values[owner_of(tensor._data)] = trace
@@ -174,28 +181,25 @@ class ForwardTrace(Recorder):
         if known is not None:
             return known
         is_zero = value.dtype.kind == "f" and value.size and not value.any()
-        return ValueTrace(zero=ZeroValue(0, None)) if is_zero else _NOTHING
+        return ValueTrace(zero=ZeroValue(EMPTY, None)) if is_zero else _NOTHING
 
     def zero_inputs(self, node: Node) -> dict[int, ZeroValue]:
         """Return the inputs of the call that left `node` that were all zeros, by their index."""
         return self._nodes.get(node, _NOTHING).zero_inputs
 
-    def cut_of(self, bit: int, loss: Tensor) -> Cut | None:
+    def cut_of(self, name: str, loss: Tensor) -> Cut | None:
         """Return where the path of a parameter to the loss is cut; None if nobody has seen it."""
-        behind = self.trace(loss).cuts
-        for wanted in (behind, self._gone, self._read):
-            for index, cut in enumerate(self.cuts):
-                if wanted >> index & 1 and cut.lost & bit:
-                    return cut
-        return None
+        wanted = self.trace(loss).cuts, self._gone, self._read
+        lost = [cut for cut in self.cuts if name in cut.lost]
+        return next((cut for known in wanted for cut in lost if cut in known), None)
 
-    def last_use(self, bit: int) -> CallRecord | None:
+    def last_use(self, name: str) -> CallRecord | None:
         """Return the last call of an op on something computed from a parameter."""
-        return next((call for used, call in reversed(self._last.items()) if used & bit), None)
+        return next((call for used, call in reversed(self._last.items()) if name in used), None)
 
-    def _cut(self, lost: int, kind: str, call: CallRecord) -> int:
+    def _cut(self, lost: Names, kind: str, call: CallRecord) -> Cut:
         self.cuts.append(Cut(lost, kind, call))
-        return 1 << (len(self.cuts) - 1)
+        return self.cuts[-1]
 
 
 @dataclass(frozen=True)
@@ -270,11 +274,6 @@ def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
                 yield index, part
 
 
-def union(bits: Iterable[int]) -> int:
-    """Return the bits that are in any of these ints."""
-    return functools.reduce(operator.or_, bits, 0)
-
-
 # --------------------------------------------------------------------------------------------------
 # The run
 # --------------------------------------------------------------------------------------------------
@@ -290,13 +289,13 @@ class StepRun:
     # How many of `forward.cuts` belong to the forward pass; the others belong to what a checkpoint
     # runs again.
     forward_cuts: int
-    norms: list[float | None]  # of each parameter's gradient; None where none arrived
-    alive: int  # the parameters, as bits, whose gradient is not zero in every element
-    frozen: int  # the parameters, as bits, that required no gradient at the end
+    norms: dict[str, float | None]  # of each parameter's gradient; None where none arrived
+    alive: Names  # the parameters whose gradient is not zero in every element
+    frozen: Names  # the parameters that required no gradient at the end
 
-    def is_zero(self, index: int) -> bool:
+    def is_zero(self, name: str) -> bool:
         """Whether a gradient arrived at a parameter, and it is zero in every element."""
-        return self.norms[index] is not None and not self.alive >> index & 1
+        return self.norms[name] is not None and name not in self.alive
 
     def zero_factors(self, stop: Stop) -> list[ZeroValue]:
         """List the values of zeros by which a gradient was multiplied where it became zero."""
@@ -312,74 +311,76 @@ class StepRunner:
     """
 
     def __init__(
-        self, model: Module, loss_fn: Loss, batch: Any, parameters: Sequence[Parameter]
+        self, model: Module, loss_fn: Loss, batch: Any, parameters: Mapping[str, Parameter]
     ) -> None:
         self.parameters = parameters
         self._step = model, loss_fn, batch
         self._snapshot = Snapshot(model)
         self._draws = Draws(self._snapshot.generators)
 
-    def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> StepRun:
-        """Run the step once, with other values for the parameters whose indices are in `moved`."""
+    def run(self, moved: Mapping[str, NDArray[Any]] | None = None) -> StepRun:
+        """Run the step once, with other values for the parameters whose names are in `moved`."""
         forward, backward = ForwardTrace(self.parameters), BackwardTrace()
+        named = self.parameters.items()
         arrived: dict[Node, Any] = {}
         self._snapshot.hide_gradients()
         try:
-            for i, value in (moved or {}).items():
-                self.parameters[i]._data = value
+            for name, value in (moved or {}).items():
+                self.parameters[name]._data = value
             with grad_mode(True), self._draws.put_back(), observe(forward):
-                with observe(_NoBackward(self.parameters)):
+                with observe(_NoBackward(self.parameters.values())):
                     loss = loss_of(*self._step)
                 forward_cuts = len(forward.cuts)
-                at_end = sum(1 << i for i, p in enumerate(self.parameters) if p.node is None)
+                at_end = frozenset(name for name, p in named if p.node is None)
                 if loss.node is not None:
                     with observe(backward):
                         arrived = propagate(
                             {loss.node: np.ones(loss.shape, loss.dtype)},
-                            wanted={p.node for p in self.parameters if p.node is not None},
+                            wanted={p.node for _, p in named if p.node is not None},
                             retain_graph=True,  # a part of it may be the user's
                         )
         finally:
             self._snapshot.restore()
-        gradients = [None if p.node is None else arrived.get(p.node) for p in self.parameters]
-        alive = sum(1 << i for i, g in enumerate(gradients) if g is not None and g.any())
-        norms = [_norm(g) for g in gradients]
+        gradients = {n: arrived.get(p.node) for n, p in named if p.node is not None}
+        alive = frozenset(name for name, g in gradients.items() if g is not None and g.any())
+        norms = {name: _norm(gradients.get(name)) for name in self.parameters}
         return StepRun(loss, forward, backward, forward_cuts, norms, alive, at_end)
 
-    def zero_by_construction(self, first: StepRun) -> dict[int, int]:
+    def zero_by_construction(self, first: StepRun) -> dict[str, Names]:
         """Find the parameters whose gradient is zero in `first` by construction.
 
         Returns:
-            By their indices, the parameters (as bits) that were all zeros and made them so.
+            By their names, the parameters that were all zeros and made them so.
         """
-        asleep = [i for i in range(len(self.parameters)) if first.is_zero(i)]
-        suspects = dict.fromkeys(asleep, 0)
-        moved: dict[int, NDArray[Any]] = {}
-        found: dict[int, int] = {}
+        asleep = [name for name in self.parameters if first.is_zero(name)]
+        suspects: dict[str, Names] = dict.fromkeys(asleep, EMPTY)
+        moved: dict[str, NDArray[Any]] = {}
+        found: dict[str, Names] = {}
         rng = np.random.default_rng(0)
         run = first
         while asleep:
-            for i in asleep:
-                stops = run.backward.stops(self.parameters[i].node)
+            for name in asleep:
+                stops = run.backward.stops(self.parameters[name].node)
                 factors = (zero.parameters for stop in stops for zero in run.zero_factors(stop))
-                suspects[i] |= union(factors) & run.alive & ~(1 << i)
-            before, wanted = len(moved), union(suspects[i] for i in asleep)
-            for k, q in enumerate(self.parameters):
-                if wanted >> k & 1 and k not in moved:
-                    moved[k] = (MOVE * rng.standard_normal(q.shape)).astype(q.dtype)
+                suspects[name] |= EMPTY.union(*factors) & run.alive - {name}
+            before, wanted = len(moved), EMPTY.union(*(suspects[name] for name in asleep))
+            for name, p in self.parameters.items():
+                if name in wanted and name not in moved:
+                    moved[name] = (MOVE * rng.standard_normal(p.shape)).astype(p.dtype)
             if len(moved) == before:
                 break
             run = self.run(moved)
             # Behind a layer that has moved there may be another one of zeros, so look once more.
-            found |= {i: suspects[i] for i in asleep if suspects[i] and run.alive >> i & 1}
-            asleep = [i for i in asleep if i not in found]
+            new = (name for name in asleep if suspects[name] and name in run.alive)
+            found |= {name: suspects[name] for name in new}
+            asleep = [name for name in asleep if name not in found]
         return found
 
 
 class _NoBackward(Observer):
     """Raises an error if the loss function runs `backward()`, before a gradient has changed."""
 
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
         self._nodes = {p.node for p in parameters}
 
     def on_accumulate(self, node: Node, gradient: Tensor) -> None:
