@@ -235,21 +235,22 @@ def call_named(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 class SketchedCall:
     """One call of an op with sketches for its arrays, so that a receipt keeps none alive."""
 
-    __slots__ = ("arguments", "counted", "op", "out")
+    __slots__ = ("counted", "op", "out", "values")
 
     def __init__(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         self.op = op
         self.counted = 0  # the FLOPs that operations on these sketches have taken so far
         self.out = self.sketch(np.asarray(result) if np.isscalar(result) else result)
-        if op.takes_sequence:  # whose calls are announced with these alone
-            inputs = [inputs]
-        self.arguments = [  # in the order of the op's parameters
-            value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
-            for value in inputs
-        ]
+        given = [inputs] if op.takes_sequence else list(inputs)  # it is announced with these alone
         for argnum, _ in () if op.takes_sequence else op.vjps:
-            if isinstance(inputs[argnum], (list, tuple)):  # of numbers
-                self.arguments[argnum] = self.sketch(np.asarray(inputs[argnum]))
+            if isinstance(given[argnum], (list, tuple)):  # of numbers
+                given[argnum] = np.asarray(given[argnum])
+        sketches = (
+            value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
+            for value in given
+        )
+        # The arguments and the result by name; checkpoints have more arguments.
+        self.values = dict(zip(op.parameters, sketches, strict=False)) | {"out": self.out}
 
     def sketch(self, value: Any) -> Any:
         """Return an argument with a Tensor of a sketch for each array in it."""
@@ -264,12 +265,6 @@ class SketchedCall:
             return Tensor.at(sketch, None)
         return value
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """The arguments and the result by name."""
-        named = dict(zip(self.op.parameters, self.arguments, strict=False))  # checkpoints have more
-        return named | {"out": self.out}
-
     def flops(self) -> int | None:
         """Return the FLOPs of the call, or None if they cannot be found."""
         op = self.op
@@ -277,11 +272,12 @@ class SketchedCall:
             return evaluate(op.cost, self.values)
 
         def run(*arguments: Any) -> None:
-            named = dict(zip(op.parameters, arguments, strict=False))
+            named = dict(zip(self.values, arguments, strict=False))
             if op.call(**named).shape != self.out.shape:
                 raise TypeError("options of the call are not known")
 
-        return self._flops_of(op, run, *self.arguments)
+        *arguments, _ = self.values.values()
+        return self._flops_of(op, run, *arguments)
 
     def vjp_flops(self, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None) -> int | None:
         """Return the FLOPs of the VJP for one input, or None if they cannot be found.
@@ -294,7 +290,7 @@ class SketchedCall:
             own = cost.get(self.op.parameters[argnum], 0) if isinstance(cost, Mapping) else cost
             return evaluate(own, self.values)
         if saved is None:  # what it would have saved, if the input needed a gradient
-            known = [*self.arguments, self.out]
+            known = list(self.values.values())
             values = [known[slot].shape if only else known[slot] for slot, only in vjp.slots]
         else:
             values = [self.sketch(value) for value in saved]

@@ -228,7 +228,7 @@ class _ReceiptRecorder(Recorder):
         op = call.op
         for argnum, vjp in op.vjps if op.product else ():
             name = op.parameters[argnum]
-            if name not in needing and call.arguments[argnum] is not None:
+            if name not in needing and call.values[name] is not None:
                 flops = call.vjp_flops(argnum, vjp)
                 if flops:
                     self._receipt.count("not done", op.name, name, flops)
