@@ -148,8 +148,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         known = [getattr(x, "dtype", None) or _dtype_of_number(x) for x in inputs]
         dtype = ufunc.resolve_dtypes((*known, None))[-1]
         if ufunc is np.matmul:
-            shape = shape_of_product(*map(shape_of, inputs))
-            return self.made(shape, dtype, 2 * math.prod(shape) * shape_of(inputs[0])[-1])
+            shape = shape_of_product(*map(np.shape, inputs))
+            return self.made(shape, dtype, 2 * math.prod(shape) * np.shape(inputs[0])[-1])
         return NotImplemented if ufunc.signature else self._elementwise(inputs, dtype)
 
     def __array_function__(
@@ -163,8 +163,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
             return self._elementwise(args, next(x.dtype for x in args[1:] if hasattr(x, "dtype")))
         if function is np.concatenate:
             arrays, axis = args[0], options.get("axis", args[1] if len(args) > 1 else 0)
-            shape = list(shape_of(arrays[0]))
-            shape[axis] = sum(shape_of(array)[axis] for array in arrays)
+            shape = list(np.shape(arrays[0]))
+            shape[axis] = sum(np.shape(array)[axis] for array in arrays)
             return self.made(shape)
         return NotImplemented
 
@@ -177,7 +177,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         named = dict(zip(op.parameters, values, strict=True))
         if op.shape is None:
             arrays = [value for value in values if hasattr(value, "shape")]
-            shape: Shape = np.broadcast_shapes(*map(shape_of, arrays))
+            shape: Shape = np.broadcast_shapes(*map(np.shape, arrays))
         else:
             shape = call_named(op.shape, named)
         dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
@@ -186,7 +186,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         return Tensor.at(out, None) if any(isinstance(value, Tensor) for value in given) else out
 
     def _elementwise(self, inputs: Sequence[Any], dtype: np.dtype[Any]) -> Sketch:
-        shape = np.broadcast_shapes(*map(shape_of, inputs))
+        shape = np.broadcast_shapes(*map(np.shape, inputs))
         return self.made(shape, dtype, math.prod(shape))
 
 
@@ -209,15 +209,9 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((np.sum, np.prod, np.max, np.min, np.argmax, np.argmin), Sketch.sum),
     **dict.fromkeys((np.cumsum, np.cumprod), Sketch.cumsum),
     **{f: lambda x, *_, **__: x.copy() for f in (np.copy, np.roll)},
-    np.shape: lambda x: shape_of(x),
+    np.shape: lambda x: x.shape,
     **{f: lambda x, *_, **__: x._elementwise([x], x.dtype) for f in (np.round, np.around)},
 }
-
-
-def shape_of(value: Any) -> Shape:
-    """Return the shape of a sketch, an array, a number or a list of numbers."""
-    shape: Shape = value.shape if hasattr(value, "shape") else np.shape(value)
-    return shape
 
 
 def evaluate(cost: Cost, values: Mapping[str, Any]) -> int:
