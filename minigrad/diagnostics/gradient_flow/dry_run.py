@@ -19,7 +19,8 @@ numbers, a product with zeros.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -283,6 +284,7 @@ def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
 class StepRun:
     """The findings of one forward and one backward pass."""
 
+    parameters: Mapping[str, Parameter]  # of the model
     loss: Tensor  # the result
     forward: ForwardTrace  # the paths of values
     backward: BackwardTrace  # the paths of gradients
@@ -303,78 +305,71 @@ class StepRun:
         return [zero for i, zero in zeros.items() if i in stop.factors]
 
 
-class StepRunner:
-    """Runs the step of a model on a batch: the forward pass and the backward pass.
+def run_step(
+    model: Module, loss_fn: Loss, batch: Any, moved: Mapping[str, NDArray[Any]] | None = None
+) -> StepRun:
+    """Run the step of a model on a batch: the forward pass and the backward pass.
 
-    After each run the model is what it was (see `Snapshot`), and so is each random generator that
-    the library has drawn from: every run draws the same.
+    After each run the model is what it was (see `unchanged`), and so is each random generator that
+    the library has drawn from: every run draws the same. Parameters in `moved` have other values.
     """
+    parameters = dict(model.named_parameters())
+    forward, backward = ForwardTrace(parameters), BackwardTrace()
+    named = parameters.items()
+    arrived: dict[Node, Any] = {}
+    with unchanged(model):
+        for name, value in (moved or {}).items():
+            parameters[name]._data = value
+        with grad_mode(True), observe(forward):
+            with observe(_NoBackward(parameters.values())):
+                loss = loss_of(model, loss_fn, batch)
+            forward_cuts = len(forward.cuts)
+            at_end = frozenset(name for name, p in named if p.node is None)
+            if loss.node is not None:
+                with observe(backward):
+                    arrived = propagate(
+                        {loss.node: np.ones(loss.shape, loss.dtype)},
+                        wanted={p.node for _, p in named if p.node is not None},
+                        retain_graph=True,  # a part of it may be the user's
+                    )
+    gradients = {name: arrived.get(p.node) for name, p in named if p.node is not None}
+    alive = frozenset(name for name, g in gradients.items() if g is not None and g.any())
+    norms = {name: _norm(gradients.get(name)) for name in parameters}
+    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, alive, at_end)
 
-    def __init__(
-        self, model: Module, loss_fn: Loss, batch: Any, parameters: Mapping[str, Parameter]
-    ) -> None:
-        self.parameters = parameters
-        self._step = model, loss_fn, batch
-        self._snapshot = Snapshot(model)
-        self._draws = Draws(self._snapshot.generators)
 
-    def run(self, moved: Mapping[str, NDArray[Any]] | None = None) -> StepRun:
-        """Run the step once, with other values for the parameters whose names are in `moved`."""
-        forward, backward = ForwardTrace(self.parameters), BackwardTrace()
-        named = self.parameters.items()
-        arrived: dict[Node, Any] = {}
-        self._snapshot.hide_gradients()
-        try:
-            for name, value in (moved or {}).items():
-                self.parameters[name]._data = value
-            with grad_mode(True), self._draws.put_back(), observe(forward):
-                with observe(_NoBackward(self.parameters.values())):
-                    loss = loss_of(*self._step)
-                forward_cuts = len(forward.cuts)
-                at_end = frozenset(name for name, p in named if p.node is None)
-                if loss.node is not None:
-                    with observe(backward):
-                        arrived = propagate(
-                            {loss.node: np.ones(loss.shape, loss.dtype)},
-                            wanted={p.node for _, p in named if p.node is not None},
-                            retain_graph=True,  # a part of it may be the user's
-                        )
-        finally:
-            self._snapshot.restore()
-        gradients = {n: arrived.get(p.node) for n, p in named if p.node is not None}
-        alive = frozenset(name for name, g in gradients.items() if g is not None and g.any())
-        norms = {name: _norm(gradients.get(name)) for name in self.parameters}
-        return StepRun(loss, forward, backward, forward_cuts, norms, alive, at_end)
+def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> dict[str, Names]:
+    """Find the parameters whose gradient is zero in `first` by construction.
 
-    def zero_by_construction(self, first: StepRun) -> dict[str, Names]:
-        """Find the parameters whose gradient is zero in `first` by construction.
+    `run_with` runs the step again, with other values for some parameters.
 
-        Returns:
-            By their names, the parameters that were all zeros and made them so.
-        """
-        asleep = [name for name in self.parameters if first.is_zero(name)]
-        suspects: dict[str, Names] = dict.fromkeys(asleep, EMPTY)
-        moved: dict[str, NDArray[Any]] = {}
-        found: dict[str, Names] = {}
-        rng = np.random.default_rng(0)
-        run = first
-        while asleep:
-            for name in asleep:
-                stops = run.backward.stops(self.parameters[name].node)
-                factors = (zero.parameters for stop in stops for zero in run.zero_factors(stop))
-                suspects[name] |= EMPTY.union(*factors) & run.alive - {name}
-            before, wanted = len(moved), EMPTY.union(*(suspects[name] for name in asleep))
-            for name, p in self.parameters.items():
-                if name in wanted and name not in moved:
-                    moved[name] = (MOVE * rng.standard_normal(p.shape)).astype(p.dtype)
-            if len(moved) == before:
-                break
-            run = self.run(moved)
-            # Behind a layer that has moved there may be another one of zeros, so look once more.
-            new = (name for name in asleep if suspects[name] and name in run.alive)
-            found |= {name: suspects[name] for name in new}
-            asleep = [name for name in asleep if name not in found]
-        return found
+    Returns:
+        By their names, the parameters that were all zeros and made them so.
+    """
+    parameters = first.parameters
+    asleep = [name for name in parameters if first.is_zero(name)]
+    suspects: dict[str, Names] = dict.fromkeys(asleep, EMPTY)
+    moved: dict[str, NDArray[Any]] = {}
+    found: dict[str, Names] = {}
+    rng = np.random.default_rng(0)
+    run = first
+    while asleep:
+        for name in asleep:
+            stops = run.backward.stops(parameters[name].node)
+            factors = (zero.parameters for stop in stops for zero in run.zero_factors(stop))
+            suspects[name] |= EMPTY.union(*factors) & run.alive - {name}
+        before, wanted = len(moved), EMPTY.union(*(suspects[name] for name in asleep))
+        for name, p in parameters.items():
+            if name in wanted and name not in moved:
+                moved[name] = (MOVE * rng.standard_normal(p.shape)).astype(p.dtype)
+        if len(moved) == before:
+            break
+        run = run_with(moved)
+        # Behind a layer that has moved there may be another one of zeros, so look once more.
+        new = (name for name in asleep if suspects[name] and name in run.alive)
+        found |= {name: suspects[name] for name in new}
+        asleep = [name for name in asleep if name not in found]
+    return found
 
 
 class _NoBackward(Observer):
@@ -404,38 +399,36 @@ def _norm(gradient: NDArray[Any] | None) -> float | None:
     return scale * float(np.linalg.norm(values / scale))
 
 
-class Snapshot:
-    """The attributes of all modules of a model, with the values of arrays and tensors.
+@contextmanager
+def unchanged(model: Module) -> Iterator[None]:
+    """Make everything what it was after the block: attributes of modules, values, and generators.
 
     Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
-    whatever else they contain is not saved.
+    whatever else they contain is not saved. What has not changed is not written to. In the block
+    nothing has a gradient, because an optimiser steps what has one.
     """
-
-    def __init__(self, model: Module) -> None:
-        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
-        values = [value for _, own in self._attributes for value in own.values()]
-        tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
-        self._tensors = [(t, {"_data": t._data, "node": t.node, "grad": t.grad}) for t in tensors]
-        arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
-        arrays += (tensor._data for tensor in tensors)
-        self._memory = [(x, x.copy()) for x in {id(x): x for x in arrays}.values()]
-        self.generators = [v for v in values if isinstance(v, np.random.Generator)]
-
-    def hide_gradients(self) -> None:
-        """Take all gradients away until `restore`: an optimiser steps what has one."""
-        for tensor, *_ in self._tensors:
-            tensor.zero_grad()
-
-    def restore(self) -> None:
-        """Make everything what it was; what has not changed is not written to."""
-        for module, attributes in self._attributes:
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    values = [value for _, own in attributes for value in own.values()]
+    tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
+    before = [(t, {"_data": t._data, "node": t.node, "grad": t.grad}) for t in tensors]
+    arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
+    arrays += (tensor._data for tensor in tensors)
+    copies = [(array, array.copy()) for array in {id(array): array for array in arrays}.values()]
+    generators = [v for v in values if isinstance(v, np.random.Generator)]
+    for tensor in tensors:
+        tensor.zero_grad()
+    try:
+        with Draws(generators).put_back():
+            yield
+    finally:
+        for module, own in attributes:
             vars(module).clear()
-            vars(module).update(attributes)
-        assign(self._tensors)
-        for array, values in self._memory:
-            if np.array_equal(array, values, equal_nan=True):
+            vars(module).update(own)
+        assign(before)
+        for array, copy in copies:
+            if np.array_equal(array, copy, equal_nan=True):
                 continue
             if not array.flags.writeable:
                 release(array)
-            array[...] = values
+            array[...] = copy
             mark_written(array)

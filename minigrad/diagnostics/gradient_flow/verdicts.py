@@ -17,11 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.gradient_flow.dry_run import Cut, Names, StepRun, StepRunner
+from minigrad.diagnostics.gradient_flow.dry_run import Cut, StepRun, run_step, zero_by_construction
 from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
 from minigrad.diagnostics.loss_call import Loss
 from minigrad.diagnostics.recorder import CallRecord
@@ -97,8 +98,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     """
     if not isinstance(model, Module):
         raise TypeError(f"liveness: the model must be a Module, not {model!r:.60}")
-    parameters = dict(model.named_parameters())
-    if not parameters:
+    if not list(model.parameters()):
         raise ValueError(
             f"liveness: this {type(model).__name__} has no parameters; they are found in "
             f"attributes that are Parameters, Modules, or lists, tuples and dicts of these"
@@ -112,12 +112,12 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     # In grad mode a merged adapter raises, so that nobody trains nothing; frozen it runs.
     constants = [parameter for _, part in parts for parameter in part.constants]
     with assigned((parameter, {"node": None}) for parameter in constants):
-        runner = StepRunner(model, loss_fn, batch, parameters)
-        run = runner.run()
-        causes = runner.zero_by_construction(run)
+        step = partial(run_step, model, loss_fn, batch)
+        run = step()
+        causes = zero_by_construction(run, step)
     remarks = {id(tensor): text for _, part in parts for tensor, text in part.remarks()}
-    judge = _Judge(parameters, run, causes, {id(p) for p in constants}, remarks)
-    rows = {id(parameter): judge.row(name) for name, parameter in parameters.items()}
+    judge = _Judge(run, causes, {id(parameter) for parameter in constants}, remarks)
+    rows = {id(parameter): judge.row(name) for name, parameter in run.parameters.items()}
     strays = (  # they require a gradient like parameters, and are none
         f"{name}.{attribute}" if name else attribute
         for name, module in model.named_modules()
@@ -137,15 +137,14 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
 class _Judge:
     """Says what state each parameter is in, and why."""
 
-    parameters: Mapping[str, Parameter]
     run: StepRun
-    causes: Mapping[str, Names]  # what makes a gradient zero by construction
+    causes: Mapping[str, frozenset[str]]  # what makes a gradient zero by construction
     constants: Container[int]  # the ids of parameters
     remarks: Mapping[int, str]  # on tensors, by id, from the parts that they belong to
 
     def row(self, name: str) -> ParameterRow:
         """Return the row of a parameter."""
-        parameter, (state, reason, call) = self.parameters[name], self._finding(name)
+        parameter, (state, reason, call) = self.run.parameters[name], self._finding(name)
         if state in ("cut", "unused", "zero"):
             reason = self.remarks.get(id(parameter), reason)
         return ParameterRow(
@@ -161,7 +160,7 @@ class _Judge:
 
     def _finding(self, name: str) -> Finding:
         """Return the state of a parameter, the reason, and the call where its path ends."""
-        parameter, run, forward = self.parameters[name], self.run, self.run.forward
+        parameter, run, forward = self.run.parameters[name], self.run, self.run.forward
         norm, node = run.norms[name], parameter.node
         if not parameter.requires_grad:
             return "frozen", "", None
@@ -218,9 +217,9 @@ class _Judge:
             return "zero", f"a hook on the result of `{call.name}` makes its gradient zero", call
         return "zero", f"the gradients of the uses of `{call.name}` cancel", call
 
-    def _multiplied(self, zeros: Names, more: str) -> str:
+    def _multiplied(self, zeros: frozenset[str], more: str) -> str:
         """Say that these parameters are zeros, and multiply the gradient of another."""
-        names = [name for name in self.parameters if name in zeros]
+        names = [name for name in self.run.parameters if name in zeros]
         if len(names) == 1:
             return f"{names[0]} is all zeros,{more.replace('get', 'gets')} and multiplies it"
         return f"{' and '.join(names)} are all zeros,{more} and multiply it"
