@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.checks import check_positive
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
@@ -82,11 +83,8 @@ def gradcheck(
         raise gradcheck_error(
             ValueError, f"tolerance is a number between 0 and 1, not {tolerance!r}"
         )
-    integral = isinstance(samples, (int, np.integer)) and not isinstance(samples, bool)
-    if samples is not None and not (integral and samples > 0):
-        raise gradcheck_error(
-            ValueError, f"samples is a positive number of elements, not {samples!r}"
-        )
+    if samples is not None:
+        check_positive("gradcheck: samples", samples)
     rng = np.random.default_rng(0) if rng is None else generator(rng)
     function = CheckedFunction(f, inputs)
     report = GradcheckReport(function.name, tolerance)
@@ -184,7 +182,7 @@ class _Comparison:
             for operand, picks in enumerate(chosen):
                 name, shape = problem.names[operand], problem.operands[operand].shape
                 for pick in picks:
-                    index = tuple(int(n) for n in np.unravel_index(pick, shape))
+                    index = tuple(map(int, np.unravel_index(pick, shape)))
                     move = Move(name, {operand: np.ones(())}, index)
                     for dtype, judgements in self._compare(move).items():
                         compared = self._comparisons[operand, dtype]
