@@ -1,4 +1,4 @@
-"""What is restored after a run: random generators, and the values and nodes of parameters."""
+"""What is restored after a run: random generators, values and nodes of parameters, a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
-from minigrad.nn.module import Parameter
+from minigrad.nn.module import Module, Parameter
+from minigrad.readonly import release
+from minigrad.versions import mark_written
 
 
 class Draws(Observer):
@@ -53,14 +55,48 @@ def assigned(values: Iterable[tuple[Parameter, Mapping[str, Any]]]) -> Iterator[
     given = list(values)
     before = [(p, {name: getattr(p, name) for name in new}) for p, new in given]
     try:
-        assign(given)
+        _assign(given)
         yield
     finally:
-        assign(before)
+        _assign(before)
 
 
-def assign(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
-    """Give tensors these attributes."""
+def _assign(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
     for tensor, attributes in values:
         for name, value in attributes.items():
             setattr(tensor, name, value)
+
+
+@contextmanager
+def unchanged(model: Module) -> Iterator[None]:
+    """Make everything what it was after the block: attributes of modules, values, and generators.
+
+    Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
+    whatever else they contain is not saved. What has not changed is not written to. In the block
+    nothing has a gradient, because an optimiser steps what has one.
+    """
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    values = [value for _, own in attributes for value in own.values()]
+    tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
+    before = [(t, {"_data": t._data, "node": t.node, "grad": t.grad}) for t in tensors]
+    arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
+    arrays += (tensor._data for tensor in tensors)
+    copies = [(array, array.copy()) for array in {id(array): array for array in arrays}.values()]
+    generators = [v for v in values if isinstance(v, np.random.Generator)]
+    for tensor in tensors:
+        tensor.zero_grad()
+    try:
+        with Draws(generators).put_back():
+            yield
+    finally:
+        for module, own in attributes:
+            vars(module).clear()
+            vars(module).update(own)
+        _assign(before)
+        for array, copy in copies:
+            if np.array_equal(array, copy, equal_nan=True):
+                continue
+            if not array.flags.writeable:
+                release(array)
+            array[...] = copy
+            mark_written(array)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -37,10 +36,9 @@ from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
 from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap
-from minigrad.diagnostics.restored import Draws, assign
+from minigrad.diagnostics.restored import unchanged
 from minigrad.nn.module import Module, Parameter
-from minigrad.readonly import owner_of, release
-from minigrad.versions import mark_written
+from minigrad.readonly import owner_of
 
 Names = frozenset[str]  # of parameters
 EMPTY: frozenset[Any] = frozenset()
@@ -397,38 +395,3 @@ def _norm(gradient: NDArray[Any] | None) -> float | None:
         return largest
     scale = 2.0 ** (math.frexp(largest)[1] - 1)  # a power of two rounds nothing
     return scale * float(np.linalg.norm(values / scale))
-
-
-@contextmanager
-def unchanged(model: Module) -> Iterator[None]:
-    """Make everything what it was after the block: attributes of modules, values, and generators.
-
-    Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
-    whatever else they contain is not saved. What has not changed is not written to. In the block
-    nothing has a gradient, because an optimiser steps what has one.
-    """
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
-    values = [value for _, own in attributes for value in own.values()]
-    tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
-    before = [(t, {"_data": t._data, "node": t.node, "grad": t.grad}) for t in tensors]
-    arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
-    arrays += (tensor._data for tensor in tensors)
-    copies = [(array, array.copy()) for array in {id(array): array for array in arrays}.values()]
-    generators = [v for v in values if isinstance(v, np.random.Generator)]
-    for tensor in tensors:
-        tensor.zero_grad()
-    try:
-        with Draws(generators).put_back():
-            yield
-    finally:
-        for module, own in attributes:
-            vars(module).clear()
-            vars(module).update(own)
-        assign(before)
-        for array, copy in copies:
-            if np.array_equal(array, copy, equal_nan=True):
-                continue
-            if not array.flags.writeable:
-                release(array)
-            array[...] = copy
-            mark_written(array)
