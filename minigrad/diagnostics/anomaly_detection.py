@@ -190,12 +190,11 @@ class Detector(Recorder):
 
     def _look_at_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Raise an error, unless an Inf is just passed on that the user has put there."""
-        named = {op.input_name(i): x for i, x in enumerate(inputs)}
-        given = {n: x for n, x in named.items() if _is_operand(op, n, x)}
+        named = ((op.input_name(i), x) for i, x in enumerate(inputs))
+        given = {name: x for name, x in named if _is_operand(op, name, x)}
         operands = {name: Operand.of(f"input {name}", x) for name, x in given.items()}
         made = Operand.of("result", result)
-        infinite = [name for name, operand in operands.items() if operand.inf]
-        entered = self._entry(given[name] for name in infinite)
+        entered = self._entry(given[name] for name, operand in operands.items() if operand.inf)
         for name, operand in operands.items():
             if not (operand.nan if made.nan else operand.inf):
                 continue

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from minigrad.core.backward import propagate
 from minigrad.core.node import Node
-from minigrad.core.observers import Observer, observe
+from minigrad.core.observers import observe
+from minigrad.diagnostics.recorder import Recorder
 from minigrad.viz.graph_view import GraphView, Link
 
 Array = NDArray[Any]
@@ -316,7 +317,7 @@ def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]
     return [[each] for each in sent] if node.op is None or node.op.plain else [sent]
 
 
-class _Watcher(Observer):
+class _Watcher(Recorder):
     """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself.
 
     Attributes:
@@ -325,17 +326,14 @@ class _Watcher(Observer):
     """
 
     def __init__(self) -> None:
-        self._depth = 0
+        super().__init__()
         self.results: list[Any] = []
         self.gradients: list[Any] = []
 
-    def on_pass(self, begins: bool) -> None:
-        self._depth += 1 if begins else -1
-
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
-        if self._depth == 1:
+        if self.running == ["pass"]:
             self.results.append(result)
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
-        if self._depth == 1:
+        if self.running == ["pass"]:
             self.gradients.append(gradient)
