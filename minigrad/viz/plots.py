@@ -346,15 +346,8 @@ def _draw_profile(
         if usual.size:
             axes.plot([usual.min(), usual.max()], [y] * 2, color="0.75", linewidth=6, zorder=1)
         if remark:
-            axes.annotate(
-                remark,
-                (1.02, y),
-                xycoords=("axes fraction", "data"),
-                color=VERMILLION,
-                weight="bold",
-                va="center",
-                annotation_clip=False,
-            )
+            beside = axes.text(1.02, y, remark, color=VERMILLION, weight="bold", va="center")
+            beside.set_transform(axes.get_yaxis_transform())  # which takes shares of the width
             if median > 0:
                 axes.plot(median, y, "D", color=VERMILLION, markersize=8)
     usual = norms[(norms > 0) & np.isfinite(norms)]
