@@ -315,7 +315,7 @@ class _Inputs:
         if view.call is not None:
             given = {op.input_name(i): value for i, value in enumerate(view.call.inputs)}
         many = op.takes_sequence or not op.vjps
-        names = given if many else op.parameters
+        names = [name for name in given if name not in op.parameters] if many else op.parameters
         differentiable = names if many else {op.parameters[index] for index, _ in op.vjps}
         linked = {link.input for link in view.links}
         for index, name in enumerate(names):
