@@ -91,9 +91,7 @@ class ForwardTrace(Recorder):
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.cuts: list[Cut] = []  # where gradients are lost, in the order of time
-        self.used: Names = (
-            EMPTY  # the parameters that ops were called on, or whose values were read
-        )
+        self.used: Names = EMPTY  # parameters that ops were called on, or that were read
         # The cuts whose values were given away as arrays, out of sight; and those whose values were
         # given away as numbers, which may be for a log only.
         self._gone: frozenset[Cut] = EMPTY
@@ -114,8 +112,7 @@ class ForwardTrace(Recorder):
         """Note what the result comes from, and for which parameters the gradient is lost here."""
         traces = [(i, self.trace(value)) for i, value in _operands(inputs)]
         used, linked, cuts = (
-            EMPTY.union(*(getattr(t, name) for _, t in traces))
-            for name in ("used", "linked", "cuts")
+            union(*(getattr(t, name) for _, t in traces)) for name in ("used", "linked", "cuts")
         )
         if not isinstance(result, Tensor):  # a derivative, or arithmetic on arrays beside the graph
             if used and isinstance(result, np.ndarray):
@@ -129,11 +126,10 @@ class ForwardTrace(Recorder):
             if zeros:
                 known = zeros.values()
                 first = next((z.call for z in known if z.call), None)
-                zero = ZeroValue(EMPTY.union(*(z.parameters for z in known)), first)
+                zero = ZeroValue(union(*(z.parameters for z in known)), first)
         if result.node is not None:
             nodes = [v.node for _, v in _operands(inputs) if isinstance(v, Tensor)]
-            known_nodes = [self._nodes.get(n, _NOTHING) for n in nodes if n is not None]
-            still = EMPTY.union(*(trace.linked for trace in known_nodes))
+            still = union(*(self._nodes.get(n, _NOTHING).linked for n in nodes if n is not None))
         else:
             # A checkpoint that runs now gets its node in the graph, and its graph, later.
             is_dry = any(isinstance(o, DryRun) and o.recorded for o in mode.observers)
@@ -146,7 +142,7 @@ class ForwardTrace(Recorder):
             self.used |= used
             self._last.pop(used, None)  # moves it to the end
             self._last[used] = call
-        trace = ValueTrace(used, still, cuts, zero, zeros)
+        trace = ValueTrace(used, used if still == used else still, cuts, zero, zeros)
         self._values[owner_of(result._data)] = trace
         if result.node is not None:
             self._nodes[result.node] = trace
@@ -273,6 +269,12 @@ def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
                 yield index, part
 
 
+def union(*sets: frozenset[Any]) -> frozenset[Any]:
+    """Return the union of sets: one of these itself if it has all elements, to save memory."""
+    largest = max(sets, key=len, default=EMPTY)
+    return largest if all(map(largest.issuperset, sets)) else largest.union(*sets)
+
+
 # --------------------------------------------------------------------------------------------------
 # The run
 # --------------------------------------------------------------------------------------------------
@@ -355,8 +357,8 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
         for name in asleep:
             stops = run.backward.stops(parameters[name].node)
             factors = (zero.parameters for stop in stops for zero in run.zero_factors(stop))
-            suspects[name] |= EMPTY.union(*factors) & run.alive - {name}
-        before, wanted = len(moved), EMPTY.union(*(suspects[name] for name in asleep))
+            suspects[name] |= union(*factors) & run.alive - {name}
+        before, wanted = len(moved), union(*(suspects[name] for name in asleep))
         for name, p in parameters.items():
             if name in wanted and name not in moved:
                 moved[name] = (MOVE * rng.standard_normal(p.shape)).astype(p.dtype)
