@@ -70,6 +70,7 @@ SINCE_0_2 = {
     "minigrad.viz.names": "minigrad.viz.graph_view",
     "minigrad.viz.page_data": "minigrad.viz.page",
     "minigrad.viz.scene": "minigrad.viz.graph_view",
+    "minigrad.viz.tape": "minigrad.diagnostics.recorder",
     "minigrad.viz.values": "minigrad.viz.graph_view",
     "minigrad.viz.walk": "minigrad.viz.passes",
     "minigrad.viz.wrong_ways": "minigrad.viz.passes",
