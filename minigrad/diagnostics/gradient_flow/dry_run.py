@@ -178,9 +178,10 @@ class ForwardTrace(Recorder):
         is_zero = value.dtype.kind == "f" and value.size and not value.any()
         return ValueTrace(zero=ZeroValue(EMPTY, None)) if is_zero else _NOTHING
 
-    def zero_inputs(self, node: Node) -> dict[int, ZeroValue]:
-        """Return the inputs of the call that left `node` that were all zeros, by their index."""
-        return self._nodes.get(node, _NOTHING).zero_inputs
+    def zero_factors(self, stop: Stop) -> list[ZeroValue]:
+        """List the values of zeros by which a gradient was multiplied where it became zero."""
+        zeros = self._nodes.get(stop.node, _NOTHING).zero_inputs
+        return [zero for i, zero in zeros.items() if i in stop.factors]
 
     def cut_of(self, name: str, loss: Tensor) -> Cut | None:
         """Return where the path of a parameter to the loss is cut; None if nobody has seen it."""
@@ -291,18 +292,13 @@ class StepRun:
     # How many of `forward.cuts` belong to the forward pass; the others belong to what a checkpoint
     # runs again.
     forward_cuts: int
-    norms: dict[str, float | None]  # of each parameter's gradient; None where none arrived
+    norms: dict[str, float]  # of the gradients of parameters at which one arrived
     alive: Names  # the parameters whose gradient is not zero in every element
     frozen: Names  # the parameters that required no gradient at the end
 
     def is_zero(self, name: str) -> bool:
         """Whether a gradient arrived at a parameter, and it is zero in every element."""
-        return self.norms[name] is not None and name not in self.alive
-
-    def zero_factors(self, stop: Stop) -> list[ZeroValue]:
-        """List the values of zeros by which a gradient was multiplied where it became zero."""
-        zeros = self.forward.zero_inputs(stop.node)
-        return [zero for i, zero in zeros.items() if i in stop.factors]
+        return name in self.norms and name not in self.alive
 
 
 def run_step(
@@ -332,9 +328,9 @@ def run_step(
                         wanted={p.node for _, p in named if p.node is not None},
                         retain_graph=True,  # a part of it may be the user's
                     )
-    gradients = {name: arrived.get(p.node) for name, p in named if p.node is not None}
-    alive = frozenset(name for name, g in gradients.items() if g is not None and g.any())
-    norms = {name: _norm(gradients.get(name)) for name in parameters}
+    gradients = {name: arrived[p.node] for name, p in named if p.node in arrived}
+    alive = frozenset(name for name, gradient in gradients.items() if gradient.any())
+    norms = {name: _norm(gradient) for name, gradient in gradients.items()}
     return StepRun(parameters, loss, forward, backward, forward_cuts, norms, alive, at_end)
 
 
@@ -356,7 +352,7 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
     while asleep:
         for name in asleep:
             stops = run.backward.stops(parameters[name].node)
-            factors = (zero.parameters for stop in stops for zero in run.zero_factors(stop))
+            factors = (zero.parameters for stop in stops for zero in run.forward.zero_factors(stop))
             suspects[name] |= union(*factors) & run.alive - {name}
         before, wanted = len(moved), union(*(suspects[name] for name in asleep))
         for name, p in parameters.items():
@@ -387,10 +383,8 @@ class _NoBackward(Observer):
             )
 
 
-def _norm(gradient: NDArray[Any] | None) -> float | None:
+def _norm(gradient: NDArray[Any]) -> float:
     """Compute the Euclidean norm, also where squares are too large or too small for a float."""
-    if gradient is None:
-        return None
     values = gradient.astype(np.float64)
     largest = float(np.abs(values).max(initial=0))
     if largest == 0 or not math.isfinite(largest):

@@ -152,7 +152,7 @@ class _Judge:
             parameter.shape,
             parameter.size,
             state,
-            None if state == "cut" else self.run.norms[name],  # a checkpoint passes zeros on
+            None if state == "cut" else self.run.norms.get(name),  # a checkpoint passes zeros on
             reason,
             call.name if call else None,
             call.source_line if call else None,
@@ -161,7 +161,7 @@ class _Judge:
     def _finding(self, name: str) -> Finding:
         """Return the state of a parameter, the reason, and the call where its path ends."""
         parameter, run, forward = self.run.parameters[name], self.run, self.run.forward
-        norm, node = run.norms[name], parameter.node
+        norm, node = run.norms.get(name), parameter.node
         if not parameter.requires_grad:
             return "frozen", "", None
         if norm is None:
@@ -192,7 +192,7 @@ class _Judge:
             for cut in forward.cuts[run.forward_cuts :]:
                 if name in cut.lost:
                     return _cut_at(cut)
-        zeros = run.zero_factors(stop)
+        zeros = forward.zero_factors(stop)
         for zero in zeros:
             if others := zero.parameters - {name}:
                 return "zero", self._multiplied(others, " get no gradient,"), call
