@@ -154,14 +154,6 @@ class _Comparison:
         self._rng = rng
         self._kinks = False
         self._sure = 0  # entries that are wrong, and not at a kink
-        self._comparisons: dict[tuple[int, str], GradientComparison] = {}
-        for i, name in enumerate(problem.names):
-            for computed in filter(None, (problem.plain, problem.narrow)):
-                g, dtype = computed.arrays[i], str(computed.dtype)
-                numeric, doubt = np.full(g.shape, nan), np.full(g.shape, nan)
-                compared = GradientComparison(problem.order, name, dtype, g, numeric, doubt)
-                self._comparisons[i, dtype] = compared
-        report.comparisons += self._comparisons.values()
         report.wrong += [
             Judgement("disagree", nan, 0.0, reason, operand=name) for name, reason in problem.flaws
         ]
@@ -181,13 +173,19 @@ class _Comparison:
         with progress_bar(what=what, unit="entry", shown=progress, total=total) as bar:
             for operand, picks in enumerate(chosen):
                 name, shape = problem.names[operand], problem.operands[operand].shape
+                compared = {}
+                for computed in filter(None, (problem.plain, problem.narrow)):
+                    known = problem.order, name, str(computed.dtype), computed.arrays[operand]
+                    unknown = np.full(shape, nan), np.full(shape, nan)
+                    compared[str(computed.dtype)] = GradientComparison(*known, *unknown)
+                report.comparisons += compared.values()
                 for pick in picks:
                     index = tuple(map(int, np.unravel_index(pick, shape)))
                     move = Move(name, {operand: np.ones(())}, index)
                     for dtype, judgements in self._compare(move).items():
-                        compared = self._comparisons[operand, dtype]
-                        compared.numeric[index] = judgements[0].numeric
-                        compared.doubt[index] = max(DOUBT[each.verdict] for each in judgements)
+                        compared[dtype].numeric[index] = judgements[0].numeric
+                        doubt = max(DOUBT[each.verdict] for each in judgements)
+                        compared[dtype].doubt[index] = doubt
                     bar.update()
                 if len(picks) < sizes[operand]:
                     report.directions = RANDOM_DIRECTIONS
