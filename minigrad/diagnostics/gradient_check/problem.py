@@ -86,8 +86,7 @@ class GradientProblem:
                 self.narrow = _rounded(at(given), _least_exact(dtypes), at, given, rng)
         self.repeated = self.gradients_at(point)  # the gradient once more
         # What is wrong with gradients as arrays: the operand and the reason.
-        first = self.order == 1
-        self.flaws = self.function.flaws(self.cotangents) if first else []
+        self.flaws = self.function.flaws(self.cotangents) if self.order == 1 else []
         self.here = self.values(self.operands)  # the values at the point
         with self.function.explained(NUDGED):
             values = _rounded(
@@ -95,9 +94,8 @@ class GradientProblem:
             )
 
         eps, largest = float(np.finfo(self.dtype).eps), self.plain.largest
-        share = tolerances.SHARE
-        if self.dtype != FLOAT64:
-            share = tolerances.SHARE_ROOTS * math.sqrt(eps)
+        narrow_share = tolerances.SHARE_ROOTS * math.sqrt(eps)
+        share = tolerances.SHARE if self.dtype == FLOAT64 else narrow_share
         # What rounding leaves in each value, and what it might leave there inside an op, where it
         # could not be measured.
         self.noise = np.minimum(SPREADS * values.inner[0], share * values.largest_of_all)
