@@ -19,6 +19,7 @@ numbers, a product with zeros.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -222,22 +223,22 @@ class BackwardTrace(Observer):
 
     def __init__(self) -> None:
         # By parent node: the results whose derivatives passed zeros on, and where zeros began.
-        self._zeros: dict[Node, list[Node | Stop]] = {}
+        self._passed: defaultdict[Node, list[Node]] = defaultdict(list)
+        self._stops: defaultdict[Node, list[Stop]] = defaultdict(list)
         self._fed: set[Node] = set()  # parents that received more than zeros
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Note whether a gradient arrived, and whether one went on."""
         if not _any(gradient):
-            self._zeros.setdefault(parent, []).append(node)
+            self._passed[parent].append(node)
         elif not _any(result):
-            self._zeros.setdefault(parent, []).append(Stop.at(node, parent))
+            self._stops[parent].append(Stop.at(node, parent))
         else:
             self._fed.add(parent)
 
     def stops(self, node: Node | None) -> list[Stop]:
         """List where the gradients on paths to `node` became zero, the nearest to it first."""
-        steps = [step for path in self._back_from(node) for step in self._zeros.get(path, ())]
-        found = [step for step in steps if isinstance(step, Stop)]
+        found = [stop for path in self._back_from(node) for stop in self._stops[path]]
         return [stop for stop in found if stop.inside] or found
 
     def lost_at(self, node: Node | None) -> Node | None:
@@ -249,10 +250,9 @@ class BackwardTrace(Observer):
         queue = [] if node is None else [node]
         found = set(queue)
         for each in queue:  # which grows meanwhile
-            for step in self._zeros.get(each, ()):
-                if not isinstance(step, Stop) and step not in found:
-                    found.add(step)
-                    queue.append(step)
+            new = [step for step in dict.fromkeys(self._passed[each]) if step not in found]
+            found.update(new)
+            queue += new
         return queue
 
 
