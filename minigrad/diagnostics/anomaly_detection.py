@@ -49,10 +49,19 @@ class AnomalyError(FloatingPointError):
         operands: what the op, or its derivative, computed with, and last its result.
     """
 
-    op: str = ""
-    phase: str = ""
-    origin: SourceLine | None = None
-    operands: tuple[Operand, ...] = ()
+    def __init__(
+        self,
+        message: str,
+        op: str = "",
+        phase: str = "",
+        origin: SourceLine | None = None,
+        operands: tuple[Operand, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.op = op
+        self.phase = phase
+        self.origin = origin
+        self.operands = operands
 
 
 @dataclass(frozen=True)
@@ -141,9 +150,8 @@ def anomaly(
     shown[SHOWN:SHOWN] = [f"... {left} more"] * (left > 0)
     details = [f"at {line}" if line else "", f"in {module}" if module else "", *shown, hint or ""]
     details.append(f"an Inf came in first with {entered}" if entered else "")
-    error = AnomalyError("\n  ".join([f"{phase}: {headline}", *filter(None, details)]))
-    error.op, error.phase, error.origin, error.operands = op, phase, line, tuple(operands)
-    return error
+    text = "\n  ".join([f"{phase}: {headline}", *filter(None, details)])
+    return AnomalyError(text, op, phase, line, tuple(operands))
 
 
 def values_of(value: Any) -> np.ndarray[Any, Any]:

@@ -180,7 +180,7 @@ class _ReceiptRecorder(Recorder):
             f"call of {op.name}, an op that is not written in functions of numpy only; "
             f"@op(cost=...) makes it count"
         )
-        self._receipt.count(phase, op.name, "", call.flops(), unknown)
+        self._count(phase, op.name, "", call.flops(), unknown)
         node = result.node if isinstance(result, Tensor) else None
         if node is not None:
             self._calls[node.order] = call
@@ -240,7 +240,7 @@ class _ReceiptRecorder(Recorder):
         call = self._calls.get(node.order)
         if call is None:
             outside = f"VJP of {op.name}, an op that was recorded outside of the receipt"
-            self._receipt.count("backward", op.name, "", None, outside)
+            self._count("backward", op.name, "", None, outside)
             return
         _, argnum, vjp, *saved = edge
         before, running.needed = running.needed, [*running.needed, name]
@@ -257,7 +257,7 @@ class _ReceiptRecorder(Recorder):
             f"VJP makes it count"
         )
         known = flops is not None and shared is not None
-        self._receipt.count("backward", op.name, name, flops if known else None, unknown)
+        self._count("backward", op.name, name, flops if known else None, unknown)
         if known and shared:
             self._receipt.count("backward", op.name, "shared", shared)
 
@@ -281,8 +281,15 @@ class _ReceiptRecorder(Recorder):
             if parameter.grad is not None
         )
         unknown = f"step of {name}, which STEP_COSTS does not have"
-        self._receipt.count("optimizer", name, "", flops, unknown)
+        self._count("optimizer", name, "", flops, unknown)
         steps = self._optimizers.get(id(optimizer), (optimizer, 0, 0))[2] + 1
         self._optimizers[id(optimizer)] = optimizer, optimizer.state_bytes(), steps
         self._receipt.steps = max(count for _, _, count in self._optimizers.values())
         self._receipt.optimizer_bytes = sum(held for _, held, _ in self._optimizers.values())
+
+    def _count(self, phase: Phase, op: str, name: str, flops: int | None, unknown: str) -> None:
+        """Add to a row, or to what is not counted if the FLOPs are not known."""
+        if flops is None:
+            self._receipt.uncounted[unknown] = self._receipt.uncounted.get(unknown, 0) + 1
+        else:
+            self._receipt.count(phase, op, name, flops)

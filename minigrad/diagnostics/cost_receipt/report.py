@@ -85,16 +85,8 @@ class Receipt:
     interrupted_by: str | None = None
     _counts: dict[tuple[Phase, str, str], tuple[int, int]] = field(default_factory=dict)
 
-    def count(
-        self, phase: Phase, op: str, input: str, flops: int | None, what: str = "", calls: int = 1
-    ) -> None:
-        """Add to a row; used by the observer that fills the receipt.
-
-        If the FLOPs are not known, `what` was called is counted in `uncounted`.
-        """
-        if flops is None:
-            self.uncounted[what] = self.uncounted.get(what, 0) + 1
-            return
+    def count(self, phase: Phase, op: str, input: str, flops: int, calls: int = 1) -> None:
+        """Add to a row; used by the observer that fills the receipt."""
         known_calls, known = self._counts.get((phase, op, input), (0, 0))
         self._counts[phase, op, input] = known_calls + calls, known + flops
 
