@@ -12,7 +12,7 @@ float32 must be allowed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite, isnan, nan
 from typing import Any
 
@@ -143,29 +143,27 @@ def _instability(what: str, first: Vector, second: Vector) -> str:
     )
 
 
+@dataclass
 class _Comparison:
     """Moves each element of a problem, judges its derivative, and adds to the report so far."""
 
-    def __init__(
-        self, problem: GradientProblem, report: GradcheckReport, rng: np.random.Generator
-    ) -> None:
-        self._problem = problem
-        self._report = report
-        self._rng = rng
-        self._kinks = False
-        self._sure = 0  # entries that are wrong, and not at a kink
-        report.wrong += [
-            Judgement("disagree", nan, 0.0, reason, operand=name) for name, reason in problem.flaws
-        ]
+    problem: GradientProblem
+    report: GradcheckReport
+    rng: np.random.Generator
+    kinks: bool = False  # whether there are any
+    sure: int = 0  # entries that are wrong, and not at a kink
 
     def run(self, samples: int | None, progress: bool) -> None:
         """Compare all elements, or so many samples of each operand."""
-        problem, report = self._problem, self._report
+        problem, report = self.problem, self.report
+        report.wrong += [
+            Judgement("disagree", nan, 0.0, reason, operand=name) for name, reason in problem.flaws
+        ]
         sizes = [x.size for x in problem.operands]
         chosen: list[Sequence[int]] = [
             range(size)
             if samples is None or size <= samples
-            else [int(n) for n in np.sort(self._rng.choice(size, samples, replace=False))]
+            else [int(n) for n in np.sort(self.rng.choice(size, samples, replace=False))]
             for size in sizes
         ]
         total = sum(map(len, chosen))
@@ -191,7 +189,7 @@ class _Comparison:
                     report.directions = RANDOM_DIRECTIONS
                     report.fewest = min(report.fewest, len(picks))
                     for _ in range(RANDOM_DIRECTIONS):
-                        direction = self._rng.standard_normal(shape)
+                        direction = self.rng.standard_normal(shape)
                         moves = {operand: direction / np.abs(direction).max()}
                         self._compare(Move(f"{name} in a random direction", moves))
         if problem.order == 1:
@@ -209,26 +207,26 @@ class _Comparison:
         The maximum of two equal numbers has a kink in each of them, but none when both are moved
         alike; and then the shares that it gives to each must add up.
         """
-        if not self._kinks:
+        if not self.kinks:
             return
-        ones = {i: np.ones(x.shape) for i, x in enumerate(self._problem.operands)}
+        ones = {i: np.ones(x.shape) for i, x in enumerate(self.problem.operands)}
         for i, direction in ones.items():
-            name = f"{self._problem.names[i]}, all elements alike"
+            name = f"{self.problem.names[i]}, all elements alike"
             self._compare(Move(name, {i: direction}), ties=True)
         if len(ones) > 1:
             self._compare(Move("all operands alike", ones), ties=True)
 
     def _compare_at_another_point(self) -> None:
         """Compare a slope at another point, which a VJP may not know of, if all is right here."""
-        problem = self._problem
-        if self._report.wrong or self._kinks:
+        problem = self.problem
+        if self.report.wrong or self.kinks:
             return
         operands = elsewhere(problem.operands)
         try:
             gradients = problem.function.gradients(operands, problem.cotangents)
         except Exception:  # f may not be defined there
             return
-        directions = [self._rng.choice([-1.0, 1.0], x.shape) for x in operands]
+        directions = [self.rng.choice([-1.0, 1.0], x.shape) for x in operands]
         move = Move("another point, in a random direction", dict(enumerate(directions)))
         analytic = float(np.dot(flat(gradients), flat(directions)))
         found = self._judge(analytic, Line(problem, move, operands), problem.base)
@@ -241,7 +239,7 @@ class _Comparison:
         With `ties` only what is surely wrong is noted, and no kink. Return the judgements for each
         dtype in which gradients were computed.
         """
-        problem, dtype = self._problem, str(self._problem.dtype)
+        problem, dtype = self.problem, str(self.problem.dtype)
         line = Line(problem, move)
         allowed = problem.allowed(move.spread(problem.plain.spread), ties)
         plain = move.slope(problem.plain.arrays)
@@ -271,15 +269,15 @@ class _Comparison:
     def _judge(self, analytic: float, line: Line, allowed: Tolerance) -> Judgement:
         """Judge a slope, but call none wrong that is a limit of slopes near a kink."""
         judgement = judge(analytic, line, allowed)
-        self._kinks |= judgement.kink
+        self.kinks |= judgement.kink
         if judgement.verdict != "disagree":
             return judgement
-        few = self._problem.order == 1 and self._sure < tolerances.ENOUGH_WRONG
+        few = self.problem.order == 1 and self.sure < tolerances.ENOUGH_WRONG
         if (judgement.kink or few) and self._is_a_limit(analytic, line):
-            self._kinks = True
+            self.kinks = True
             reason = judgement.reason or "a kink: slopes at points near this one are not the same"
             return replace(judgement, verdict="cannot tell", kink=True, reason=reason)
-        self._sure += 1
+        self.sure += 1
         return judgement
 
     def _is_a_limit(self, analytic: float, line: Line) -> bool:
@@ -289,7 +287,7 @@ class _Comparison:
         slopes of the first and the last, although the gradient may be that of the middle. And where
         two kinks meet, the slopes on both sides may be equal.
         """
-        slopes = [line.slope_nearby(self._rng) for _ in range(tolerances.NEIGHBOURS)]
+        slopes = [line.slope_nearby(self.rng) for _ in range(tolerances.NEIGHBOURS)]
         slopes = [slope for slope in slopes if isfinite(slope)]
         if not slopes:
             return True
@@ -301,6 +299,6 @@ class _Comparison:
         """Add a derivative to the entries that are wrong or undecided, unless it agrees."""
         if judgement.verdict != "agree":
             about: dict[str, Any] = {"operand": move.name, "index": move.index, "dtype": dtype}
-            entry = replace(judgement, order=self._problem.order, analytic=analytic, **about)
-            wrong, undecided = self._report.wrong, self._report.undecided
+            entry = replace(judgement, order=self.problem.order, analytic=analytic, **about)
+            wrong, undecided = self.report.wrong, self.report.undecided
             (wrong if judgement.verdict == "disagree" else undecided).append(entry)
