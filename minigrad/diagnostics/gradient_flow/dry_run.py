@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -101,6 +101,7 @@ class ForwardTrace(Recorder):
         self._nodes: WeakKeyDictionary[Node, ValueTrace] = WeakKeyDictionary()
         # By Tensor, or by the array that owns the memory.
         self._values: WeakIdMap[ValueTrace] = WeakIdMap()
+        self._leaves = {parameter.node for parameter in parameters.values()}
         for name, parameter in parameters.items():
             own = frozenset([name])
             zero = None if parameter._data.any() else ZeroValue(own, None)
@@ -148,6 +149,14 @@ class ForwardTrace(Recorder):
         if result.node is not None:
             self._nodes[result.node] = trace
             self.calls[result.node] = call
+
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
+        """Raise an error if the loss function runs `backward()`, before a gradient has changed."""
+        if node in self._leaves and not self.running:  # a hook may run it
+            raise RuntimeError(
+                "liveness: loss_fn calls backward(), which liveness does itself; let it return "
+                "the loss, and leave backward() and the optimiser's step() out"
+            )
 
     def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
         """Note where the value of a tensor goes on without its node in the graph."""
@@ -317,8 +326,7 @@ def run_step(
         for name, value in (moved or {}).items():
             parameters[name]._data = value
         with grad_mode(True), observe(forward):
-            with observe(_NoBackward(parameters.values())):
-                loss = loss_of(model, loss_fn, batch)
+            loss = loss_of(model, loss_fn, batch)
             forward_cuts = len(forward.cuts)
             at_end = frozenset(name for name, p in named if p.node is None)
             if loss.node is not None:
@@ -366,21 +374,6 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
         found |= {name: suspects[name] for name in new}
         asleep = [name for name in asleep if name not in found]
     return found
-
-
-class _NoBackward(Observer):
-    """Raises an error if the loss function runs `backward()`, before a gradient has changed."""
-
-    def __init__(self, parameters: Iterable[Parameter]) -> None:
-        self._nodes = {p.node for p in parameters}
-
-    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Raise an error if the gradient is that of a parameter."""
-        if node in self._nodes:
-            raise RuntimeError(
-                "liveness: loss_fn calls backward(), which liveness does itself; let it return "
-                "the loss, and leave backward() and the optimiser's step() out"
-            )
 
 
 def _norm(gradient: NDArray[Any]) -> float:
