@@ -2,12 +2,12 @@
 
 Each has a folder or a file: gradient_check (gradcheck), gradient_flow (liveness), cost_receipt
 (receipt) and anomaly_detection (detect_anomaly). They share: recorder (the calls of ops, with
-module and line), source_line (the user's line), loss_call (the loss of a model on a batch),
-restored (what is restored after a run).
+module and line), loss_call (the loss of a model on a batch), restored (what is restored after a
+run).
 """
 
 from minigrad.diagnostics.anomaly_detection import AnomalyError, detect_anomaly
-from minigrad.diagnostics.cost_receipt.recorder import receipt
+from minigrad.diagnostics.cost_receipt.counting import receipt
 from minigrad.diagnostics.cost_receipt.report import Receipt, ReceiptComparison, compare
 from minigrad.diagnostics.gradient_check.check import GradientError, assert_gradients, gradcheck
 from minigrad.diagnostics.gradient_check.report import GradcheckReport

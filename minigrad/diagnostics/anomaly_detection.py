@@ -15,21 +15,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import Recorder, WeakIdMap
-from minigrad.diagnostics.source_line import SourceLine, user_line
+from minigrad.diagnostics.recorder import Recorder, SourceLine, WeakIdMap, user_line
 from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
-
-if TYPE_CHECKING:
-    from minigrad.core.op import Op
-    from minigrad.optim import Optimizer
+from minigrad.optim import Optimizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -140,8 +137,8 @@ def anomaly(
     line: SourceLine | None,
     operands: Sequence[Operand],
     hint: str | None = None,
-    module: str | None = None,
     entered: str | None = None,
+    module: str | None = None,
 ) -> AnomalyError:
     """Build the error with its message. `entered` says where an Inf came in, if that is known."""
     shown = [
@@ -201,12 +198,11 @@ class Detector(Recorder):
 
     def _look_at_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Raise an error, unless an Inf is just passed on that the user has put there."""
-        named = {op.input_name(i): x for i, x in enumerate(inputs)}
-        given = {n: x for n, x in named.items() if _is_operand(op, n, x)}
+        named = ((op.input_name(i), x) for i, x in enumerate(inputs))
+        given = {name: x for name, x in named if _is_operand(op, name, x)}
         operands = {name: Operand.of(f"input {name}", x) for name, x in given.items()}
         made = Operand.of("result", result)
-        infinite = [name for name, operand in operands.items() if operand.inf]
-        entered = self._entry(given[name] for name in infinite)
+        entered = self._entry(given[name] for name, operand in operands.items() if operand.inf)
         for name, operand in operands.items():
             if not (operand.nan if made.nan else operand.inf):
                 continue
@@ -235,9 +231,8 @@ class Detector(Recorder):
             values = {name: values_of(x) for name, x in given.items()}
             hint = cause_of(op, values, values_of(result))
         listed = [*operands.values(), made]
-        raise anomaly(
-            headline, op.name, "forward", user_line(), listed, hint, self._layer(), entered
-        )
+        layer = self._layer()
+        raise anomaly(headline, op.name, "forward", user_line(), listed, hint, entered, layer)
 
     def _layer(self) -> str | None:
         """Name the innermost module that is running by its name in the outermost, if any.
@@ -260,14 +255,14 @@ class Detector(Recorder):
             loss = Operand.of("the loss" if output.size == 1 else "the output", output)
             # An Inf among several elements may stand for what is masked out.
             if loss.nan or output.size == 1:
-                known = self._line_of(node)
+                known = self.call(node).source_line
                 made = "is a leaf" if node.op is None else f"was made by `{node.name}`"
                 headline = (
                     f"backward() starts from {loss.name}, which is {loss.kind} already; it {made}"
                     f"{'' if node.op is None or known else _UNSEEN}"
                 )
                 entered, line = self._entry([output]), known or user_line()
-                raise anomaly(headline, node.name, "backward", line, [loss], entered=entered)
+                raise anomaly(headline, node.name, "backward", line, [loss], None, entered)
         if self._is_bad(gradient):
             seed = Operand.of("the gradient to start from", gradient)
             headline = f"backward() was handed a gradient that holds {seed.kind}"
@@ -329,9 +324,9 @@ class Detector(Recorder):
             }
             hint = cause_of_gradient(op, values, values_of(arrived), values_of(result))
             entered = self._entry(saved.values())
-        known = self._line_of(node)
+        known = self.call(node).source_line
         headline += "" if known else f"; it was called{_UNSEEN}"
-        raise anomaly(headline, op.name, "backward", known, operands, hint, entered=entered)
+        raise anomaly(headline, op.name, "backward", known, operands, hint, entered)
 
     def on_arrival(self, node: Node, gradient: Any, before: Tensor | None) -> None:
         """Look at a complete gradient, and at the sum that its `.grad` will be."""
@@ -393,13 +388,8 @@ class Detector(Recorder):
         known = (self._entries.get(x) or self._entries.get(x.base) for x in arrays)
         return next((where for where in known if where is not None), None)
 
-    def _line_of(self, node: Node) -> SourceLine | None:
-        """Return the line of the call that left a node; None if it was not seen."""
-        call = self.calls.get(node)
-        return None if call is None else call.source_line
-
     def _at(self, node: Node) -> str:
-        known = self._line_of(node)
+        known = self.call(node).source_line
         return f" at {known}" if known else ""
 
 
@@ -432,7 +422,7 @@ class _Active(threading.local):
 
     def watch(self) -> None:
         """Let the newest detector observe, and no other."""
-        others = tuple(observer for observer in mode.observers if type(observer) is not Detector)
+        others = (observer for observer in mode.observers if type(observer) is not Detector)
         mode.state = (mode.grad_enabled, (*others, *self.detectors[-1:]))
 
 

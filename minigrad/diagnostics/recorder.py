@@ -5,26 +5,76 @@ call: from which line of the user's was it made, in which module, and does it be
 pass, to a derivative in a backward pass, to a hook, or to a checkpoint that runs its function
 again? A `Recorder` knows the answers. Its subclasses decide what to do with a call, and for which
 calls they make a record: looking up a line of source takes ten times as long as a small op.
+
+A graph saves what its derivatives need and drops the rest. One subclass, the `Tape`, keeps
+everything, for those who want to see all that a forward pass computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+import linecache
+import os
+import sys
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
+
+from minigrad.core.codegen import FILENAME_PREFIX
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node
-from minigrad.core.observers import Observer
-from minigrad.diagnostics.source_line import SourceLine, user_line
-
-if TYPE_CHECKING:
-    from minigrad.core.op import Op
-    from minigrad.nn import Module
+from minigrad.core.observers import Observer, observe
+from minigrad.core.op import Op
+from minigrad.core.tensor import Tensor
+from minigrad.nn import Module
 
 T = TypeVar("T")
+
+_PACKAGE = Path(__file__).parents[1]
+# Files of the library itself, whose frames are not what the user wrote.
+_LIBRARY = (
+    *(str(_PACKAGE.with_name(name)) + os.sep for name in (_PACKAGE.name, "lora")),
+    FILENAME_PREFIX,
+)
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """A line of source.
+
+    Attributes:
+        file: the path of the file, or what stands for one in a notebook or a console.
+        line: the number of the line, from 1 on.
+        function: the name of the function that it is in.
+        text: the line itself, without surrounding space; empty if the source cannot be read.
+    """
+
+    file: str
+    line: int
+    function: str
+    text: str
+
+    def __str__(self) -> str:
+        where = f"{os.path.basename(self.file)}:{self.line}"
+        where += f" in {self.function}" if self.function != "<module>" else ""
+        return f"{where}: {self.text}" if self.text else where
+
+
+def user_line() -> SourceLine | None:
+    """Return the innermost line on the stack that is not the library's; None if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith(_LIBRARY):
+            text = linecache.getline(code.co_filename, frame.f_lineno, frame.f_globals)
+            return SourceLine(code.co_filename, frame.f_lineno, code.co_name, text.strip())
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 @dataclass(eq=False)
@@ -102,6 +152,10 @@ class Recorder(Observer):
         name, op = (called, None) if isinstance(called, str) else (called.name, called)
         return CallRecord(name, user_line(), mode.grad_enabled, op)
 
+    def call(self, node: Node) -> CallRecord:
+        """Return the call that left a node; one without a line if it was not seen."""
+        return self.calls.get(node) or CallRecord(node.name, None)
+
     @property
     def is_in_derivative(self) -> bool:
         """Whether ops are called by the derivatives of a backward pass now, not by the user."""
@@ -131,6 +185,72 @@ class Recorder(Observer):
             self.running.append(kind)
         elif self.running:  # otherwise it began before anyone watched
             self.running.pop()
+
+
+class Tape(Recorder):
+    """The calls made while `record` was watching. It keeps all of them in memory.
+
+    Attributes:
+        calls: the records of calls by the node that each left in the graph.
+        roots: the modules that were called by no other, each once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = {}
+        self.roots: list[Module] = []
+        # By the id of a result, which the tape keeps alive, so that no other object has this id.
+        self._constants: dict[int, CallRecord] = {}
+        self._taken_out: dict[int, CallRecord] = {}
+
+    def made(self, value: Any) -> CallRecord | None:
+        """Return the call that made a value outside the graph; None if it was not seen."""
+        return self._constants.get(id(value))
+
+    def left(self, value: Any) -> CallRecord | None:
+        """Return the call, such as of `detach()`, that took a value out of the graph, or None."""
+        return self._taken_out.get(id(value))
+
+    def keep(self, called: Op[Any] | str, inputs: Sequence[Any], result: Any) -> CallRecord:
+        """Make the record of a call, with its module and values."""
+        call = self.record(called)
+        call.module, call.inputs, call.result = self.module, tuple(inputs), result
+        return call
+
+    def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Keep a call, unless a derivative makes it in a backward pass that leaves no graph."""
+        if "pass" in self.running and not mode.grad_enabled:
+            return
+        if isinstance(result, Tensor) and result.node is not None:
+            self.calls[result.node] = self.keep(op, inputs, result)
+        elif isinstance(result, (Tensor, np.ndarray)):
+            self._constants[id(result)] = self.keep(op, inputs, result)
+
+    def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
+        """Keep a value that was taken out of the graph, and the tensor that it was taken from."""
+        if value is not None and "pass" not in self.running:
+            self._taken_out[id(value)] = self.keep(how, (tensor,), value)
+
+    def on_module(self, module: Module, begins: bool) -> None:
+        """Keep the modules that no other has called."""
+        if begins and self.module is None and all(module is not root for root in self.roots):
+            self.roots.append(module)
+        super().on_module(module, begins)
+
+
+@contextmanager
+def record() -> Iterator[Tape]:
+    """Keep everything that ops are called with in the block, on the tape that it gives.
+
+        with mg.viz.record() as tape:
+            loss = mg.mse(model(x), y)
+        mg.viz.explore(loss, "loss.html", tape=tape)
+
+    A tape costs memory: no value that was computed is freed while the tape lives.
+    """
+    tape = Tape()
+    with observe(tape):
+        yield tape
 
 
 class WeakIdMap(Generic[T]):

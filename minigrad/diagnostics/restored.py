@@ -1,4 +1,4 @@
-"""What is restored after a run: random generators, and the values and nodes of parameters."""
+"""What is restored after a run: random generators, values and nodes of parameters, a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from typing import Any
 import numpy as np
 
 from minigrad.core.observers import Observer, observe
-from minigrad.nn.module import Parameter
+from minigrad.core.tensor import Tensor
+from minigrad.nn.module import Module, Parameter
+from minigrad.readonly import release
+from minigrad.versions import mark_written
 
 
 class Draws(Observer):
-    """Remembers the state that each generator had before the first draw from it."""
+    """Remembers the state that each generator had before the first draw from it.
 
-    def __init__(self) -> None:
+    Those in `generators` may also be drawn from without the library: it is their present state.
+    """
+
+    def __init__(self, generators: Iterable[np.random.Generator] = ()) -> None:
         self._states: list[tuple[np.random.Generator, Any]] = []
+        for generator in generators:
+            self.on_random(generator)
 
     def on_random(self, generator: np.random.Generator) -> None:
         """Save the state of a generator that was not seen before."""
@@ -53,7 +61,42 @@ def assigned(values: Iterable[tuple[Parameter, Mapping[str, Any]]]) -> Iterator[
         _assign(before)
 
 
-def _assign(values: Iterable[tuple[Parameter, Mapping[str, Any]]]) -> None:
-    for parameter, attributes in values:
+def _assign(values: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> None:
+    for tensor, attributes in values:
         for name, value in attributes.items():
-            setattr(parameter, name, value)
+            setattr(tensor, name, value)
+
+
+@contextmanager
+def unchanged(model: Module) -> Iterator[None]:
+    """Make everything what it was after the block: attributes of modules, values, and generators.
+
+    Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
+    whatever else they contain is not saved. What has not changed is not written to. In the block
+    nothing has a gradient, because an optimiser steps what has one.
+    """
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    values = [value for _, own in attributes for value in own.values()]
+    tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
+    before = [(t, {"_data": t._data, "node": t.node, "grad": t.grad}) for t in tensors]
+    arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
+    arrays += (tensor._data for tensor in tensors)
+    copies = [(array, array.copy()) for array in {id(array): array for array in arrays}.values()]
+    generators = [v for v in values if isinstance(v, np.random.Generator)]
+    for tensor in tensors:
+        tensor.zero_grad()
+    try:
+        with Draws(generators).put_back():
+            yield
+    finally:
+        for module, own in attributes:
+            vars(module).clear()
+            vars(module).update(own)
+        _assign(before)
+        for array, copy in copies:
+            if np.array_equal(array, copy, equal_nan=True):
+                continue
+            if not array.flags.writeable:
+                release(array)
+            array[...] = copy
+            mark_written(array)

@@ -1,18 +1,18 @@
 """Pictures of what happens: of the graph, of the backward pass through it, and of training.
 
-Of a graph, in reading order: tape (what a forward pass leaves besides its graph), graph_view (what
-there is to be drawn, with names and values), dot (the graph as a drawing), passes (backward passes
-through it), page (the page on which a reader steps through them, with its `template`), which shows
-source (VJPs as text) and previews (arrays as numbers or heat maps).
+Of a graph, in reading order: graph_view (what there is to be drawn, with names and values), dot
+(the graph as a drawing), passes (backward passes through it), page (the page on which a reader
+steps through them, with its `template`), which shows source (VJPs as text) and previews (arrays as
+numbers or heat maps). What a graph itself does not have is on a tape of `record`.
 
 Of a training run: plots, which draws on a figure of matplotlib. That one is imported when a picture
 is drawn, and not before.
 """
 
+from minigrad.diagnostics.recorder import Tape, record
 from minigrad.viz.dot import Drawing, draw
 from minigrad.viz.page import explore
 from minigrad.viz.plots import GradientRecorder, plot_gradients, plot_history
-from minigrad.viz.tape import Tape, record
 
 __all__ = [
     "Drawing",

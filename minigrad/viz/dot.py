@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import ModuleCall
+from minigrad.diagnostics.recorder import ModuleCall, Tape
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.viz.graph_view import GraphView, view_graph
-from minigrad.viz.tape import Tape
 
 _HEAD = """digraph {
   rankdir=LR;

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from minigrad.core.node import Edge, Node, OpLike, reachable
 from minigrad.core.op import VJP
 from minigrad.core.tensor import Tensor, node_of
-from minigrad.diagnostics.recorder import CallRecord, ModuleCall
+from minigrad.diagnostics.recorder import CallRecord, ModuleCall, Tape
 from minigrad.nn import Module, Parameter
 from minigrad.ops import nf4_linear
-from minigrad.viz.tape import Tape
 
 Array = NDArray[Any]
 
@@ -250,32 +249,28 @@ def _memory(array: Array) -> tuple[Any, ...]:
 
 
 def _values_of(nodes: Sequence[Node], calls: Mapping[Node, CallRecord]) -> dict[Node, Array]:
-    """Find the values at these nodes, as far as they are still in memory."""
-    wanted = {node: (node.shape, node.dtype) for node in nodes}
-    found: dict[Node, Array] = {}
-    for node, value in _values_somewhere(nodes, calls):
-        if isinstance(value, np.ndarray) and (value.shape, value.dtype) == wanted.get(node):
-            found.setdefault(node, value)
-    return found
-
-
-def _values_somewhere(
-    nodes: Sequence[Node], calls: Mapping[Node, CallRecord]
-) -> Iterator[tuple[Any, Any]]:
-    """Yield nodes with their values: on a tape, in living Tensors, or saved for VJPs."""
-    for call in (calls[node] for node in nodes if node in calls):
-        for value in (call.result, *call.inputs):
-            if isinstance(value, Tensor):
-                yield value.node, value._data
-    for thing in gc.get_objects():
-        # Not `isinstance`, which asks an object for its class, and an object may answer anything.
-        if issubclass(type(thing), Tensor):
-            yield getattr(thing, "node", None), getattr(thing, "_data", None)
+    """Find the values at these nodes: on a tape, in living Tensors, or saved for VJPs."""
+    values = [
+        value
+        for call in (calls[node] for node in nodes if node in calls)
+        for value in (call.result, *call.inputs)
+    ]
+    values += gc.get_objects()
+    # Not `isinstance`, which asks an object for its class, and an object may answer anything.
+    tensors = [value for value in values if issubclass(type(value), Tensor)]
+    found = [(getattr(x, "node", None), getattr(x, "_data", None)) for x in tensors]
     for node in nodes:
-        known = _saved_inputs(node)
+        saved = _saved_by_node(node)
+        found.append((node, saved.get("its result")))
         for edge in node.edges or ():
-            yield from ((node, value) for name, value in saved_by(edge) if name == "out")
-            yield edge[0], known.get(edge[1])
+            assert node.op is not None
+            found.append((edge[0], saved.get(f"its input {node.op.input_name(edge[1])}")))
+    wanted = {node: (node.shape, node.dtype) for node in nodes}
+    return {
+        node: value
+        for node, value in reversed(found)  # of several values of a node, the first counts
+        if isinstance(value, np.ndarray) and (value.shape, value.dtype) == wanted.get(node)
+    }
 
 
 def saved_by(edge: Edge) -> Iterator[tuple[str, Any]]:
@@ -291,24 +286,9 @@ def names_of_saved(vjp: VJP) -> tuple[str, ...]:
     return names[len(names) - len(vjp.slots) :]
 
 
-def _saved_inputs(node: Node) -> dict[int, Any]:
-    """Return the inputs of a node that were saved for its VJPs, by their index."""
-    op = node.op
-    if op is None:
-        return {}
-    found: dict[int, Any] = dict(enumerate(node.arguments)) if op.replayed else {}
-    for edge in node.edges or ():
-        if edge[2] is None:  # a checkpoint, which saves its inputs
-            found[edge[1]] = edge[3]
-            continue
-        for (slot, shape_only), value in zip(edge[2].slots, edge[3:], strict=True):
-            if shape_only:
-                continue
-            if slot == 0 and op.takes_sequence:
-                found.update(enumerate(value))
-            elif slot < len(op.parameters):
-                found.setdefault(slot, value)
-    return found
+def _saved_by_node(node: Node) -> dict[str, Any]:
+    """Return what a node has saved for its VJPs, by the descriptions of its op."""
+    return {} if node.op is None else dict(node.op.saved_values(node, node.edges or ()))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -330,22 +310,26 @@ class _Inputs:
         """Give a node its links, frozen inputs and options."""
         edges = view.node.edges or ()
         view.links = [Link(e[0], view.node, e, op.input_name(e[1])) for e in edges]
-        many = op.takes_sequence or not op.vjps
-        given = _saved_inputs(view.node)
+        saved, prefix = _saved_by_node(view.node), "its input "
+        given = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
         if view.call is not None:
-            given = dict(enumerate(view.call.inputs))
-        indices = given if many else range(len(op.parameters))
-        differentiable = set(given) if many else {index for index, _ in op.vjps}
-        for index in sorted(set(indices) - {edge[1] for edge in edges}):
-            name, value = op.input_name(index), given.get(index)
-            if index in differentiable and index not in given:
+            given = {op.input_name(i): value for i, value in enumerate(view.call.inputs)}
+        many = op.takes_sequence or not op.vjps
+        names = [name for name in given if name not in op.parameters] if many else op.parameters
+        differentiable = names if many else {op.parameters[index] for index, _ in op.vjps}
+        linked = {link.input for link in view.links}
+        for index, name in enumerate(names):
+            value = given.get(name)
+            if name in linked:
+                continue
+            if name in differentiable and name not in given:
                 if op.is_required(index):
                     self._freeze(view, name, None, UNKNOWN)
                 else:
                     view.options.append((name, "left out, or in need of no gradient"))
-            elif index in differentiable and value is None:
+            elif name in differentiable and value is None:
                 view.options.append((name, "None"))
-            elif index in differentiable:
+            elif name in differentiable:
                 self._freeze(view, name, value, self._why(value))
             elif op is nf4_linear and name == "weight" and value is not None:
                 why = f"A frozen matrix in four bits a number (NF4): `{op.name}` has no VJP for it."
@@ -353,7 +337,7 @@ class _Inputs:
             elif isinstance(value, (Tensor, np.ndarray)):
                 why = f"`{op.name}` cannot be differentiated by its {name}, and has no VJP for it."
                 self._freeze(view, name, value, why)
-            elif index in given:
+            elif name in given:
                 view.options.append((name, in_words(value)))
 
     def _freeze(

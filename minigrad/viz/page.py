@@ -25,6 +25,7 @@ import numpy as np
 from minigrad.core.node import OpLike
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
+from minigrad.diagnostics.recorder import Tape
 from minigrad.io.atomic import write_atomically
 from minigrad.nn import Module
 from minigrad.viz.graph_view import (
@@ -39,7 +40,6 @@ from minigrad.viz.graph_view import (
 from minigrad.viz.passes import Pass, Sent, Step, passes_through
 from minigrad.viz.previews import FEW, LARGEST, Previews
 from minigrad.viz.source import filled_in, in_short, signature_of, source_of
-from minigrad.viz.tape import Tape
 
 Json = dict[str, Any]
 

@@ -13,9 +13,9 @@ wrong in this respect would give. No hook is called, and no `.grad` is written.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from minigrad.core.backward import propagate
 from minigrad.core.node import Node
-from minigrad.core.observers import Observer, observe
+from minigrad.core.observers import observe
+from minigrad.diagnostics.recorder import Recorder
 from minigrad.viz.graph_view import GraphView, Link
 
 Array = NDArray[Any]
-Due = Mapping[Link, Array]
 
 SHOWN = 400  # steps of a pass that goes wrong
 AFTER = 20  # of these, after the first in which it does
@@ -49,7 +49,7 @@ class Sent:
 
     link: Link
     result: Any
-    gradient: Any = None
+    gradient: Any
     before: Array | None = None
     after: Any = None
     due: Array | None = None
@@ -106,7 +106,7 @@ class Pass:
         self.steps = [Step("seed", graph.root, seed)]
         self.arrived: dict[Node, Array] = {**self.initial, graph.root: seed}
         self.fault: int | None = None
-        self.vjps = 0
+        self.vjps = sum(len(view.links) for view in graph.nodes.values())
         self.right: dict[Node, Array] = {}
         self._graph = graph
         self._arrivals = dict.fromkeys(self.arrived, 1)
@@ -116,23 +116,40 @@ class Pass:
         """The `.grad` of each leaf after the pass."""
         return {step.node: step.after for step in self.steps if step.after is not None}
 
-    def send(
-        self, run: Sequence[Sent], fault: str = "", note: str = "", due: Due = MappingProxyType({})
-    ) -> Step:
-        """Add what a VJP returned to what has arrived at its inputs, and return the step."""
+    def run(self, node: Node, fault: str = "", due: Any = None, note: str = "") -> Iterator[Step]:
+        """Run the VJPs of a node on what has arrived there, and yield the step of each.
+
+        `fault` says why they should not run on that; `due` is what they should run on instead.
+        """
+        right: dict[Link, Array] = {}
         if fault and self.fault is None:
             self.fault = len(self.steps)
-        for sent in run:
-            source = sent.link.source
-            sent.before, sent.due = self.arrived.get(source), due.get(sent.link)
-            sent.after = sent.gradient
-            if sent.before is not None:
-                sent.after = np.asarray(sent.before + sent.gradient)
-            self.arrived[source] = sent.after
-            self._arrivals[source] = self._arrivals.get(source, 0) + 1
-        node = run[0].link.target
-        g, arrivals = self.arrived[node], self._arrivals[node]
-        return Step("vjp", node, g, run, arrivals, fault=fault, note=note)
+            sent_rightly = (sent for run in _run_vjps(self._graph, node, due) for sent in run)
+            right = {sent.link: sent.gradient for sent in sent_rightly}
+        for run in _run_vjps(self._graph, node, self.arrived[node]):
+            for sent in run:
+                source = sent.link.source
+                sent.before, sent.due = self.arrived.get(source), right.get(sent.link)
+                sent.after = sent.gradient
+                if sent.before is not None:
+                    sent.after = np.asarray(sent.before + sent.gradient)
+                self.arrived[source] = sent.after
+                self._arrivals[source] = self._arrivals.get(source, 0) + 1
+            g, arrivals = self.arrived[node], self._arrivals[node]
+            yield Step("vjp", node, g, run, arrivals, fault=fault, note=note)
+
+    def run_in_order(self, first: Pass | None = None) -> None:
+        """Run the VJPs of all nodes, the newest first.
+
+        If what has arrived at a node is not what arrives in the `first` pass, that is a fault.
+        """
+        for node in reversed(self._graph.nodes):
+            if node.op is None:
+                continue
+            fault, due = "", None if first is None else first.arrived[node]
+            if due is not None and not np.array_equal(self.arrived[node], due, equal_nan=True):
+                fault = "What the first pass left here is sent on again"
+            self.steps += self.run(node, fault, due)
 
     def end(self, grads: Mapping[Node, Array] | None = None) -> None:
         """Add what has arrived at the leaves to their `.grad`.
@@ -162,9 +179,7 @@ def right_order(graph: GraphView) -> Pass:
         RuntimeError: if the graph was freed, or an array that a VJP saved was written since.
     """
     shown = Pass(graph, "backward", "Backward pass")
-    for run in _run_vjps(graph, graph.root, shown.arrived[graph.root]):
-        shown.steps.append(shown.send(run))
-        shown.vjps += len(run)
+    shown.run_in_order()
     shown.end()
     shown.right = shown.grads
     hooked = [view.name for view in graph.nodes.values() if view.node.hooks]
@@ -189,7 +204,7 @@ def second_pass(graph: GraphView, first: Pass) -> Pass:
         "that is meant to be, and how small batches add up to a large one."
     )
     shown.steps = [step for step in first.steps if step.kind != "leaf"]
-    shown.arrived, shown.vjps = first.arrived, first.vjps
+    shown.arrived = first.arrived
     shown.end(first.grads)
     shown.right = shown.grads
     return shown
@@ -199,18 +214,7 @@ def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
     """Run another `second` pass, from the gradients the first has left at inner nodes."""
     left = {node: g for node, g in first.arrived.items() if node.op is not None}
     shown = Pass(graph, "uncleared", "Second pass, not cleared", left)
-    for node in reversed(graph.nodes):
-        if node.op is None or node not in shown.arrived:
-            continue
-        g, right = shown.arrived[node], first.arrived[node]
-        fault = ""
-        due: Due = {}
-        if not np.array_equal(g, right, equal_nan=True):
-            fault = "What the first pass left here is sent on again"
-            due = _due(graph, node, right) if shown.fault is None else {}
-        for run in _run_vjps(graph, node, g, only_its_own=True):
-            shown.steps.append(shown.send(run, fault, due=due))
-            shown.vjps += len(run)
+    shown.run_in_order(first)
     shown.end(first.grads)
     shown.right = second.grads
     shown.about = (
@@ -231,11 +235,11 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     in the depth. So these are counted first, and a pass of too many is cut short.
     """
     shown = Pass(graph, "depth", "Depth first")
-    paths = {graph.root: 1}
+    paths = Counter({graph.root: 1})
     for node in reversed(graph.nodes):
         for link in graph.nodes[node].links:
-            shown.vjps += paths[node]
-            paths[link.source] = paths.get(link.source, 0) + paths[node]
+            paths[link.source] += paths[node]
+    shown.vjps = sum(paths[node] * len(view.links) for node, view in graph.nodes.items())
     ran_with: dict[Node, Array] = {}  # the gradient that a node's VJPs ran with the last time
 
     def is_shown() -> bool:
@@ -247,18 +251,16 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
         """Run the VJPs of a node one by one, and yield the inputs to go on to."""
         g, sent_on = shown.arrived[node], ran_with.get(node)
         ran_with[node] = g
-        fault = note = ""
-        due: Due = {}
+        fault, due, note = "", None, ""
         if sent_on is not None and sent_on.any():
             fault = "What has been sent on before is sent on again"
-            due = _due(graph, node, np.asarray(g - sent_on)) if shown.fault is None else {}
+            due = np.asarray(g - sent_on)
         elif not np.array_equal(g, first.arrived[node], equal_nan=True):
             note = "It does not wait for the gradients that are still to come"
-        for run in _run_vjps(graph, node, g, only_its_own=True):
-            step = shown.send(run, fault, note, due)
+        for step in shown.run(node, fault, due, note):
             if is_shown():
                 shown.steps.append(step)
-            yield from (sent.link.source for sent in run)
+            yield from (sent.link.source for sent in step.sent)
 
     stack = [visit(graph.root)]  # instead of recursion
     while stack and (shown.vjps <= RUN or is_shown()):
@@ -290,62 +292,48 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
     return shown
 
 
-# --------------------------------------------------------------------------------------------------
-# VJPs
-# --------------------------------------------------------------------------------------------------
-
-
-def _run_vjps(
-    graph: GraphView, start: Node, gradient: Array, only_its_own: bool = False
-) -> list[list[Sent]]:
-    """Run the VJPs of a node on a gradient, and those of all nodes behind it if these are wanted.
+def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]:
+    """Run the VJPs of a node on a gradient.
 
     No hook is called, and no result of an op retains its gradient.
 
     Returns:
         What each VJP sends: one gradient, or several if it is a joint VJP.
     """
-    inputs = {link.source for link in graph.nodes[start].links} if only_its_own else None
-    involved = graph.nodes if inputs is None else {start, *inputs}
-    watched = [node for node in involved if node.watched]
-    watcher = _Watcher(graph)
-    for node in watched:
-        node.watched = False
+    links = graph.nodes[node].links
+    inputs = {link.source for link in links}
+    watched = [each for each in {node, *inputs} if each.watched]
+    watcher = _Watcher()
+    for each in watched:
+        each.watched = False
     try:
         with observe(watcher):
-            propagate({start: gradient}, wanted=inputs, stop=inputs or (), retain_graph=True)
+            propagate({node: gradient}, wanted=inputs, stop=inputs, retain_graph=True)
     finally:
-        for node in watched:
-            node.watched = True
-    return watcher.runs
+        for each in watched:
+            each.watched = True
+    found = zip(links, watcher.results, watcher.gradients, strict=True)
+    sent = [Sent(link, np.asarray(result), g) for link, result, g in found]
+    return [[each] for each in sent] if node.op is None or node.op.plain else [sent]
 
 
-class _Watcher(Observer):
-    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself."""
+class _Watcher(Recorder):
+    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself.
 
-    def __init__(self, graph: GraphView) -> None:
-        self._graph = graph
-        self._links: dict[Node, Iterator[Link]] = {}
-        self._depth = 0
-        self.runs: list[list[Sent]] = []
+    Attributes:
+        results: what each VJP returned.
+        gradients: the same in the shape and dtype of the input.
+    """
 
-    def on_pass(self, begins: bool) -> None:
-        self._depth += 1 if begins else -1
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[Any] = []
+        self.gradients: list[Any] = []
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
-        if self._depth == 1:
-            links = self._links.setdefault(node, iter(self._graph.nodes[node].links))
-            is_joint = node.op is not None and not node.op.plain
-            if not (is_joint and self.runs and self.runs[-1][0].link.target is node):
-                self.runs.append([])
-            self.runs[-1].append(Sent(next(links), np.asarray(result)))
+        if self.running == ["pass"]:
+            self.results.append(result)
 
     def on_gradient(self, node: Node, parent: Node, gradient: Any) -> None:
-        if self._depth == 1:
-            self.runs[-1][-1].gradient = gradient
-
-
-def _due(graph: GraphView, node: Node, gradient: Array) -> Due:
-    """Return what the VJPs of a node send on for the gradient that they should run with."""
-    runs = _run_vjps(graph, node, gradient, only_its_own=True)
-    return {sent.link: sent.gradient for run in runs for sent in run}
+        if self.running == ["pass"]:
+            self.gradients.append(gradient)

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from minigrad.core.observers import Observer
 from minigrad.nn import Module, Parameter
-from minigrad.optim import grad_norm
+from minigrad.optim import Optimizer, grad_norm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from minigrad.optim import Optimizer
     from minigrad.viz.figure import Picture
 
 FAR = 1e3
@@ -101,7 +100,6 @@ def plot_history(history: Records, path: str | os.PathLike[str] | None = None) -
 def _draw_losses(axes: Axes, history: Records) -> None:
     from minigrad.viz.figure import INK
 
-    drawn = history["loss"]
     if history.steps:
         # A step is drawn where it was in its epoch, of which the first ends at 1.
         counts, done = Counter(step["epoch"] for step in history.steps), Counter[float]()
@@ -110,13 +108,12 @@ def _draw_losses(axes: Axes, history: Records) -> None:
             done[epoch] += 1
             epochs.append(epoch - 1 + done[epoch] / counts[epoch])
         axes.plot(epochs, losses, color="0.8", linewidth=0.8, label="each step", zorder=1)
-        drawn = drawn + losses
     _draw_column(axes, history, "loss")
     _draw_column(axes, history, "validation_loss")
+    if axes.dataLim.ymin > 0:
+        axes.set_yscale("log")
     title = f"Training loss {history['loss'][0]:.4g} to {history['loss'][-1]:.4g}"
-    judged = [record for record in history.epochs if "validation_loss" in record]
-    drawn = drawn + [record["validation_loss"] for record in judged]
-    known = [record for record in judged if math.isfinite(record["validation_loss"])]
+    known = [r for r in history.epochs if math.isfinite(r.get("validation_loss", math.nan))]
     if known:
         best = min(known, key=operator.itemgetter("validation_loss"))
         at = best["epoch"], best["validation_loss"]
@@ -133,8 +130,6 @@ def _draw_losses(axes: Axes, history: Records) -> None:
         first = f"Loss not finite first in epoch {broken[0]}"
         title = f"{first}; b{title[1:]}" if known else first
     axes.set(title=title, ylabel="loss")
-    if min((loss for loss in drawn if math.isfinite(loss)), default=0.0) > 0:
-        axes.set_yscale("log")
     axes.legend(frameon=False)
 
 
@@ -351,15 +346,8 @@ def _draw_profile(
         if usual.size:
             axes.plot([usual.min(), usual.max()], [y] * 2, color="0.75", linewidth=6, zorder=1)
         if remark:
-            axes.annotate(
-                remark,
-                (1.02, y),
-                xycoords=("axes fraction", "data"),
-                color=VERMILLION,
-                weight="bold",
-                va="center",
-                annotation_clip=False,
-            )
+            beside = axes.text(1.02, y, remark, color=VERMILLION, weight="bold", va="center")
+            beside.set_transform(axes.get_yaxis_transform())  # which takes shares of the width
             if median > 0:
                 axes.plot(median, y, "D", color=VERMILLION, markersize=8)
     usual = norms[(norms > 0) & np.isfinite(norms)]

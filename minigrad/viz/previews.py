@@ -109,18 +109,13 @@ def _block_means(matrix: Array, side: int) -> Array:
 
     The mean of a block with an element that is not finite is NaN.
     """
-    rows, columns = matrix.shape
-    across = min(columns, side if rows > 1 else 2 * side)
-    up = min(rows, side)
+    across = side if len(matrix) > 1 else 2 * side
     with np.errstate(invalid="ignore", over="ignore"):
-        for axis, count in ((0, up), (1, across)):
-            size = matrix.shape[axis]
-            if size == count:
-                continue
+        for axis, (size, most) in enumerate(zip(matrix.shape, (side, across), strict=True)):
+            count = min(size, most)
             starts = np.arange(count) * size // count
             lengths = np.diff(np.append(starts, size))
-            shape = (-1, 1) if axis == 0 else (1, -1)
-            matrix = np.add.reduceat(matrix, starts, axis) / lengths.reshape(shape)
+            matrix = np.add.reduceat(matrix, starts, axis) / np.expand_dims(lengths, 1 - axis)
     return np.where(np.isfinite(matrix), matrix, np.nan)
 
 

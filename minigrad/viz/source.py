@@ -102,15 +102,7 @@ def _definition(function: Any) -> tuple[str, ast.Lambda | ast.FunctionDef] | Non
         return None
     code = function.__code__
     text = "".join(linecache.getlines(code.co_filename, function.__globals__))
-    for node in _definitions(text):
-        if isinstance(node, ast.Lambda):
-            if code.co_name == "<lambda>" and _is_of(code, node):
-                return text, node
-        elif node.name == code.co_name:
-            starts = [node.lineno, *(decorator.lineno for decorator in node.decorator_list)]
-            if code.co_firstlineno in starts:
-                return text, node
-    return None
+    return next(((text, node) for node in _definitions(text) if _is_of(code, node)), None)
 
 
 @lru_cache(maxsize=64)
@@ -122,11 +114,15 @@ def _definitions(text: str) -> list[ast.Lambda | ast.FunctionDef]:
     return [node for node in nodes if isinstance(node, (ast.Lambda, ast.FunctionDef))]
 
 
-def _is_of(code: CodeType, node: ast.Lambda) -> bool:
-    """Whether `code` was compiled from this lambda; columns distinguish several on a line."""
+def _is_of(code: CodeType, node: ast.Lambda | ast.FunctionDef) -> bool:
+    """Whether `code` was compiled from this; columns distinguish several lambdas on a line."""
+    if isinstance(node, ast.FunctionDef):
+        starts = [node.lineno, *(decorator.lineno for decorator in node.decorator_list)]
+        return node.name == code.co_name and code.co_firstlineno in starts
     arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    if node.lineno != code.co_firstlineno or tuple(a.arg for a in arguments) != names:
+    known = code.co_name, code.co_firstlineno, names
+    if known != ("<lambda>", node.lineno, tuple(a.arg for a in arguments)):
         return False
     body = node.body
     inside = range(body.col_offset, (body.end_col_offset or 0) + 1)

@@ -25,10 +25,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from inspect import signature
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
@@ -37,38 +36,28 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from minigrad.core.codegen import Shapes, StandIn
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Cost, OpLike
+from minigrad.core.op import VJP, Op
 from minigrad.core.tensor import Tensor
 from minigrad.ops.products import shape_of_product
 from minigrad.optim import SGD, Adam, AdamW
 
-if TYPE_CHECKING:
-    from minigrad.core.op import VJP, Op
-
-
 Shape = tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Tally:
-    """The FLOPs that operations on the sketches of one run have taken so far."""
-
-    flops: int = 0
 
 
 class Sketch(NDArrayOperatorsMixin, StandIn):
     """An array without elements, to which numpy's own functions can be applied."""
 
-    __slots__ = ("dtype", "shape", "tally", "truth")
+    __slots__ = ("call", "dtype", "shape", "truth")
 
     base = None
     flags = np.empty(0).flags
 
     def __init__(
-        self, shape: Sequence[int], dtype: np.dtype[Any], tally: Tally, truth: bool = False
+        self, shape: Sequence[int], dtype: np.dtype[Any], call: SketchedCall, truth: bool = False
     ) -> None:
         self.shape: Shape = tuple(map(int, shape))
         self.dtype = dtype
-        self.tally = tally  # where the FLOPs of operations on it are added up
+        self.call = call  # where the FLOPs of operations on it are added up
         self.truth = truth  # the answer to `if sketch:`, for a condition of one element
 
     @property
@@ -92,8 +81,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
 
     def made(self, shape: Sequence[int], dtype: Any = None, flops: int = 0) -> Sketch:
         """Return the sketch of a result, and add up the FLOPs that it took."""
-        self.tally.flops += flops
-        return Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.tally)
+        self.call.counted += flops
+        return Sketch(shape, self.dtype if dtype is None else np.dtype(dtype), self.call)
 
     def _moved(self, function: Callable[..., Any], *args: Any, **options: Any) -> Sketch:
         """Apply a function that returns a view, to an array whose elements are all one."""
@@ -159,8 +148,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         known = [getattr(x, "dtype", None) or _dtype_of_number(x) for x in inputs]
         dtype = ufunc.resolve_dtypes((*known, None))[-1]
         if ufunc is np.matmul:
-            shape = shape_of_product(*map(shape_of, inputs))
-            return self.made(shape, dtype, 2 * math.prod(shape) * shape_of(inputs[0])[-1])
+            shape = shape_of_product(*map(np.shape, inputs))
+            return self.made(shape, dtype, 2 * math.prod(shape) * np.shape(inputs[0])[-1])
         return NotImplemented if ufunc.signature else self._elementwise(inputs, dtype)
 
     def __array_function__(
@@ -174,8 +163,8 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
             return self._elementwise(args, next(x.dtype for x in args[1:] if hasattr(x, "dtype")))
         if function is np.concatenate:
             arrays, axis = args[0], options.get("axis", args[1] if len(args) > 1 else 0)
-            shape = list(shape_of(arrays[0]))
-            shape[axis] = sum(shape_of(array)[axis] for array in arrays)
+            shape = list(np.shape(arrays[0]))
+            shape[axis] = sum(np.shape(array)[axis] for array in arrays)
             return self.made(shape)
         return NotImplemented
 
@@ -188,16 +177,16 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
         named = dict(zip(op.parameters, values, strict=True))
         if op.shape is None:
             arrays = [value for value in values if hasattr(value, "shape")]
-            shape: Shape = np.broadcast_shapes(*map(shape_of, arrays))
+            shape: Shape = np.broadcast_shapes(*map(np.shape, arrays))
         else:
             shape = call_named(op.shape, named)
         dtypes = [value.dtype for value in values if isinstance(value, Sketch)]
         out: Any = self.made(shape, next((d for d in dtypes if d.kind == "f"), dtypes[0]))
-        self.tally.flops += evaluate(op.cost, named | {"out": out})
+        self.call.counted += evaluate(op.cost, named | {"out": out})
         return Tensor.at(out, None) if any(isinstance(value, Tensor) for value in given) else out
 
     def _elementwise(self, inputs: Sequence[Any], dtype: np.dtype[Any]) -> Sketch:
-        shape = np.broadcast_shapes(*map(shape_of, inputs))
+        shape = np.broadcast_shapes(*map(np.shape, inputs))
         return self.made(shape, dtype, math.prod(shape))
 
 
@@ -220,15 +209,9 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((np.sum, np.prod, np.max, np.min, np.argmax, np.argmin), Sketch.sum),
     **dict.fromkeys((np.cumsum, np.cumprod), Sketch.cumsum),
     **{f: lambda x, *_, **__: x.copy() for f in (np.copy, np.roll)},
-    np.shape: lambda x: shape_of(x),
+    np.shape: lambda x: x.shape,
     **{f: lambda x, *_, **__: x._elementwise([x], x.dtype) for f in (np.round, np.around)},
 }
-
-
-def shape_of(value: Any) -> Shape:
-    """Return the shape of a sketch, an array, a number or a list of numbers."""
-    shape: Shape = value.shape if hasattr(value, "shape") else np.shape(value)
-    return shape
 
 
 def evaluate(cost: Cost, values: Mapping[str, Any]) -> int:
@@ -246,21 +229,22 @@ def call_named(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 class SketchedCall:
     """One call of an op with sketches for its arrays, so that a receipt keeps none alive."""
 
-    __slots__ = ("arguments", "op", "out", "tally")
+    __slots__ = ("counted", "op", "out", "values")
 
     def __init__(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         self.op = op
-        self.tally = Tally()  # where the FLOPs of runs on these sketches are added up
+        self.counted = 0  # the FLOPs that operations on these sketches have taken so far
         self.out = self.sketch(np.asarray(result) if np.isscalar(result) else result)
-        if op.takes_sequence:  # whose calls are announced with these alone
-            inputs = [inputs]
-        self.arguments = [  # in the order of the op's parameters
-            value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
-            for value in inputs
-        ]
+        given = [inputs] if op.takes_sequence else list(inputs)  # it is announced with these alone
         for argnum, _ in () if op.takes_sequence else op.vjps:
-            if isinstance(inputs[argnum], (list, tuple)):  # of numbers
-                self.arguments[argnum] = self.sketch(np.asarray(inputs[argnum]))
+            if isinstance(given[argnum], (list, tuple)):  # of numbers
+                given[argnum] = np.asarray(given[argnum])
+        sketches = (
+            value.item() if isinstance(value, np.ndarray) and not value.ndim else self.sketch(value)
+            for value in given
+        )
+        # The arguments and the result by name; checkpoints have more arguments.
+        self.values = dict(zip(op.parameters, sketches, strict=False)) | {"out": self.out}
 
     def sketch(self, value: Any) -> Any:
         """Return an argument with a Tensor of a sketch for each array in it."""
@@ -271,15 +255,9 @@ class SketchedCall:
             return kind(map(self.sketch, value))
         if isinstance(getattr(value, "shape", None), tuple):  # also a matrix in four bits
             dtype = getattr(value, "dtype", np.dtype(np.float32))
-            sketch: Any = Sketch(value.shape, dtype, self.tally)
+            sketch: Any = Sketch(value.shape, dtype, self)
             return Tensor.at(sketch, None)
         return value
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The arguments and the result by name."""
-        named = dict(zip(self.op.parameters, self.arguments, strict=False))  # checkpoints have more
-        return named | {"out": self.out}
 
     def flops(self) -> int | None:
         """Return the FLOPs of the call, or None if they cannot be found."""
@@ -288,11 +266,12 @@ class SketchedCall:
             return evaluate(op.cost, self.values)
 
         def run(*arguments: Any) -> None:
-            named = dict(zip(op.parameters, arguments, strict=False))
+            named = dict(zip(self.values, arguments, strict=False))
             if op.call(**named).shape != self.out.shape:
                 raise TypeError("options of the call are not known")
 
-        return self._flops_of(op, run, *self.arguments)
+        *arguments, _ = self.values.values()
+        return self._flops_of(op, run, *arguments)
 
     def vjp_flops(self, argnum: int, vjp: VJP, saved: Sequence[Any] | None = None) -> int | None:
         """Return the FLOPs of the VJP for one input, or None if they cannot be found.
@@ -305,7 +284,7 @@ class SketchedCall:
             own = cost.get(self.op.parameters[argnum], 0) if isinstance(cost, Mapping) else cost
             return evaluate(own, self.values)
         if saved is None:  # what it would have saved, if the input needed a gradient
-            known = [*self.arguments, self.out]
+            known = list(self.values.values())
             values = [known[slot].shape if only else known[slot] for slot, only in vjp.slots]
         else:
             values = [self.sketch(value) for value in saved]
@@ -333,7 +312,7 @@ class SketchedCall:
         """
         known, key = self.op.known_flops, (what, *map(_key, values))
         if key not in known:
-            before = self.tally.flops
+            before = self.counted
             if len(known) >= _MOST:
                 known.clear()
             known[key] = None
@@ -341,7 +320,7 @@ class SketchedCall:
             try:
                 with suppress(Exception):
                     run(*values)  # perhaps a user's function that needs elements
-                    known[key] = self.tally.flops - before
+                    known[key] = self.counted - before
             finally:
                 mode.state = state
         return known[key]

@@ -3,17 +3,17 @@
 The path from a call to a verdict: f and its inputs become a CheckedFunction. A GradientProblem has
 its gradients by every path, and what rounding may do to them. For each Move, the Quotients along a
 Line say what the derivative is; a Judgement compares it with that of the gradients, within a
-Tolerance. Each one that does not agree is a GradientEntry in the GradcheckReport.
+Tolerance. Each one that does not agree is an entry of the GradcheckReport.
 
 The files, in the order of these steps:
 
     check               gradcheck and assert_gradients; each element is moved and compared
-    checked_function    f as a function of float arrays: its values and gradients
-    problem             what is compared, for order 1 and for order 2: gradients by every path that
-                        leads to them, how much they change with other roundings, and flaws of
-                        their arrays
+    checked_function    f as a function of float arrays: its values, its gradients by every path
+                        that leads to them, and flaws of their arrays
+    problem             what is compared, for order 1 and for order 2, and how much gradients change
+                        with other roundings
     tolerances          all thresholds with their reasons; what a right gradient may be off by
-    finite_differences  moves, and quotients along them with error bars
-    verdict             agree, disagree or cannot tell, and the reason
+    finite_differences  moves, quotients along them with error bars, and their verdict: agree,
+                        disagree or cannot tell, and the reason
     report              what was found, as text and as a picture
 """

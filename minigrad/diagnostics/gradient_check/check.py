@@ -12,34 +12,30 @@ float32 must be allowed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite, isnan, nan
 from typing import Any
 
 import numpy as np
 
+from minigrad.checks import check_positive
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
     CheckedFunction,
     Vector,
+    elsewhere,
     flat,
     gradcheck_error,
     largest_of,
 )
-from minigrad.diagnostics.gradient_check.finite_differences import Line, Move
-from minigrad.diagnostics.gradient_check.problem import (
-    GradientProblem,
-    elsewhere,
-    first_order,
-    second_order,
-)
+from minigrad.diagnostics.gradient_check.finite_differences import Line, Move, judge, judge_narrow
+from minigrad.diagnostics.gradient_check.problem import GradientProblem, first_order, second_order
 from minigrad.diagnostics.gradient_check.report import (
     GradcheckReport,
     GradientComparison,
-    GradientEntry,
+    Judgement,
 )
 from minigrad.diagnostics.gradient_check.tolerances import RANDOM_DIRECTIONS, Tolerance
-from minigrad.diagnostics.gradient_check.verdict import Judgement, judge, judge_narrow
 from minigrad.diagnostics.restored import Draws
 from minigrad.progress import progress_bar
 from minigrad.random import generator
@@ -87,11 +83,8 @@ def gradcheck(
         raise gradcheck_error(
             ValueError, f"tolerance is a number between 0 and 1, not {tolerance!r}"
         )
-    integral = isinstance(samples, (int, np.integer)) and not isinstance(samples, bool)
-    if samples is not None and not (integral and samples > 0):
-        raise gradcheck_error(
-            ValueError, f"samples is a positive number of elements, not {samples!r}"
-        )
+    if samples is not None:
+        check_positive("gradcheck: samples", samples)
     rng = np.random.default_rng(0) if rng is None else generator(rng)
     function = CheckedFunction(f, inputs)
     report = GradcheckReport(function.name, tolerance)
@@ -99,19 +92,20 @@ def gradcheck(
         with function.explained("with the inputs it was given"):
             start, again = (function.values(function.operands) for _ in range(2))
         function.check_unwritten("")
-        if unstable := _instability("two calls", start, again):
-            return replace(report, reason=unstable)
+        report.reason = _instability("two calls", start, again)
+        if report.reason:
+            return report
         problem = first_order(function, rng, tolerance, recorded=order == 2)
         function.check_unwritten(" where a gradient is required, in it or in a VJP")
         for each_order in range(1, order + 1):
             problem = second_order(problem, rng) if each_order == 2 else problem
-            plain, repeated = flat(problem.paths["grad"]), flat(problem.repeated)
-            if unstable := _instability("two passes for its gradient", plain, repeated):
-                return replace(report, reason=unstable)
-            report = _Comparison(problem, report, rng).run(samples, progress)
+            plain, repeated = flat(problem.plain.arrays), flat(problem.repeated)
+            report.reason = _instability("two passes for its gradient", plain, repeated)
+            if report.reason:
+                return report
+            _Comparison(problem, report, rng).run(samples, progress)
         end = function.values(function.operands)
-        if unstable := _instability("the first call and the last", start, end):
-            return replace(report, reason=unstable)
+        report.reason = _instability("the first call and the last", start, end)
         return report
 
 
@@ -149,77 +143,63 @@ def _instability(what: str, first: Vector, second: Vector) -> str:
     )
 
 
+@dataclass
 class _Comparison:
     """Moves each element of a problem, judges its derivative, and adds to the report so far."""
 
-    def __init__(
-        self, problem: GradientProblem, report: GradcheckReport, rng: np.random.Generator
-    ) -> None:
-        flaws = [
-            GradientEntry(1, name, None, nan, nan, reason=reason) for name, reason in problem.flaws
-        ]
-        self._problem = problem
-        self._report = report
-        self._rng = rng
-        self._wrong = [*report.wrong, *flaws]
-        self._undecided = [*report.undecided]
-        self._kinks = False
-        self._sure = 0  # entries that are wrong, and not at a kink
-        computed = {str(problem.dtype): problem.paths["grad"]}
-        if problem.narrow is not None:
-            computed[str(problem.narrow.dtype)] = problem.narrow.gradients
-        self._comparisons = {
-            (i, dtype): GradientComparison(
-                problem.order, name, dtype, g[i], np.full(g[i].shape, nan), np.full(g[i].shape, nan)
-            )
-            for i, name in enumerate(problem.names)
-            for dtype, g in computed.items()
-        }
+    problem: GradientProblem
+    report: GradcheckReport
+    rng: np.random.Generator
+    kinks: bool = False  # whether there are any
+    sure: int = 0  # entries that are wrong, and not at a kink
 
-    def run(self, samples: int | None, progress: bool) -> GradcheckReport:
-        """Compare all elements, or so many samples of each operand, and return the report."""
-        problem, report = self._problem, self._report
+    def run(self, samples: int | None, progress: bool) -> None:
+        """Compare all elements, or so many samples of each operand."""
+        problem, report = self.problem, self.report
+        report.wrong += [
+            Judgement("disagree", nan, 0.0, reason, operand=name) for name, reason in problem.flaws
+        ]
         sizes = [x.size for x in problem.operands]
         chosen: list[Sequence[int]] = [
             range(size)
             if samples is None or size <= samples
-            else [int(n) for n in np.sort(self._rng.choice(size, samples, replace=False))]
+            else [int(n) for n in np.sort(self.rng.choice(size, samples, replace=False))]
             for size in sizes
         ]
-        total, sampled = sum(map(len, chosen)), []
+        total = sum(map(len, chosen))
         what = f"gradcheck, order {problem.order}"
         with progress_bar(what=what, unit="entry", shown=progress, total=total) as bar:
             for operand, picks in enumerate(chosen):
                 name, shape = problem.names[operand], problem.operands[operand].shape
+                compared = {}
+                for computed in filter(None, (problem.plain, problem.narrow)):
+                    known = problem.order, name, str(computed.dtype), computed.arrays[operand]
+                    unknown = np.full(shape, nan), np.full(shape, nan)
+                    compared[str(computed.dtype)] = GradientComparison(*known, *unknown)
+                report.comparisons += compared.values()
                 for pick in picks:
-                    index = tuple(int(n) for n in np.unravel_index(pick, shape))
+                    index = tuple(map(int, np.unravel_index(pick, shape)))
                     move = Move(name, {operand: np.ones(())}, index)
                     for dtype, judgements in self._compare(move).items():
-                        compared = self._comparisons[operand, dtype]
-                        compared.numeric[index] = judgements[0].numeric
-                        compared.doubt[index] = max(DOUBT[each.verdict] for each in judgements)
+                        compared[dtype].numeric[index] = judgements[0].numeric
+                        doubt = max(DOUBT[each.verdict] for each in judgements)
+                        compared[dtype].doubt[index] = doubt
                     bar.update()
                 if len(picks) < sizes[operand]:
-                    sampled.append(len(picks))
+                    report.directions = RANDOM_DIRECTIONS
+                    report.fewest = min(report.fewest, len(picks))
                     for _ in range(RANDOM_DIRECTIONS):
-                        direction = self._rng.standard_normal(shape)
+                        direction = self.rng.standard_normal(shape)
                         moves = {operand: direction / np.abs(direction).max()}
                         self._compare(Move(f"{name} in a random direction", moves))
         if problem.order == 1:
             self._compare_ties()
             self._compare_at_another_point()
-        return replace(
-            report,
-            compared=report.compared + total,
-            total=report.total + sum(sizes),
-            tolerance=max(report.tolerance, problem.base.relative),
-            others=max(report.others, problem.others),
-            wrong=sorted(self._wrong, key=lambda entry: -entry.relative_difference),
-            undecided=self._undecided,
-            comparisons=[*report.comparisons, *self._comparisons.values()],
-            directions=RANDOM_DIRECTIONS if sampled else report.directions,
-            fewest=min([report.fewest, *sampled]),
-        )
+        report.compared += total
+        report.total += sum(sizes)
+        report.tolerance = max(report.tolerance, problem.base.relative)
+        report.others = problem.others
+        report.wrong.sort(key=lambda entry: -entry.relative_difference)
 
     def _compare_ties(self) -> None:
         """Compare slopes that ties leave smooth, if some operand is at a kink.
@@ -227,26 +207,26 @@ class _Comparison:
         The maximum of two equal numbers has a kink in each of them, but none when both are moved
         alike; and then the shares that it gives to each must add up.
         """
-        if not self._kinks:
+        if not self.kinks:
             return
-        ones = {i: np.ones(x.shape) for i, x in enumerate(self._problem.operands)}
+        ones = {i: np.ones(x.shape) for i, x in enumerate(self.problem.operands)}
         for i, direction in ones.items():
-            name = f"{self._problem.names[i]}, all elements alike"
+            name = f"{self.problem.names[i]}, all elements alike"
             self._compare(Move(name, {i: direction}), ties=True)
         if len(ones) > 1:
             self._compare(Move("all operands alike", ones), ties=True)
 
     def _compare_at_another_point(self) -> None:
         """Compare a slope at another point, which a VJP may not know of, if all is right here."""
-        problem = self._problem
-        if self._wrong or self._kinks:
+        problem = self.problem
+        if self.report.wrong or self.kinks:
             return
         operands = elsewhere(problem.operands)
         try:
             gradients = problem.function.gradients(operands, problem.cotangents)
         except Exception:  # f may not be defined there
             return
-        directions = [self._rng.choice([-1.0, 1.0], x.shape) for x in operands]
+        directions = [self.rng.choice([-1.0, 1.0], x.shape) for x in operands]
         move = Move("another point, in a random direction", dict(enumerate(directions)))
         analytic = float(np.dot(flat(gradients), flat(directions)))
         found = self._judge(analytic, Line(problem, move, operands), problem.base)
@@ -259,27 +239,27 @@ class _Comparison:
         With `ties` only what is surely wrong is noted, and no kink. Return the judgements for each
         dtype in which gradients were computed.
         """
-        problem, dtype = self._problem, str(self._problem.dtype)
+        problem, dtype = self.problem, str(self.problem.dtype)
         line = Line(problem, move)
-        allowed = problem.allowed(move.spread(problem.spread.each), ties)
-        plain = move.slope(problem.paths["grad"])
+        allowed = problem.allowed(move.spread(problem.plain.spread), ties)
+        plain = move.slope(problem.plain.arrays)
         exact = self._judge(plain, line, allowed)
-        judged = {dtype: [exact]}
+        found = [(plain, exact)]
+        close = max(tolerances.SAME_PATH * abs(plain), allowed.rounding)
         for path, gradients in problem.paths.items():
-            value, judgement = move.slope(gradients), exact
-            if path != "grad":
-                close = max(tolerances.SAME_PATH * abs(plain), allowed.rounding)
-                if abs(value - plain) <= close or value == plain or (isnan(value) and isnan(plain)):
-                    continue
-                judgement = self._judge(value, line, allowed)
-                reason = "; ".join(filter(None, (f"by {path}", judgement.reason)))
-                judgement = replace(judgement, reason=reason)
-                judged[dtype].append(judgement)
+            value = move.slope(gradients)
+            if abs(value - plain) <= close or value == plain or (isnan(value) and isnan(plain)):
+                continue
+            judgement = self._judge(value, line, allowed)
+            reason = "; ".join(filter(None, (f"by {path}", judgement.reason)))
+            found.append((value, replace(judgement, reason=reason)))
+        for value, judgement in found:
             if not ties or (judgement.verdict == "disagree" and not judgement.kink):
                 self._note(judgement, move, value, dtype)
+        judged = {dtype: [judgement for _, judgement in found]}
         narrow = problem.narrow
         if narrow is not None and (move.index is not None or exact.verdict == "agree"):
-            value = move.slope(narrow.gradients)
+            value = move.slope(narrow.arrays)
             judgement = judge_narrow(value, move, exact, problem, narrow)
             judged[str(narrow.dtype)] = [judgement]
             if judgement is not exact:
@@ -289,15 +269,15 @@ class _Comparison:
     def _judge(self, analytic: float, line: Line, allowed: Tolerance) -> Judgement:
         """Judge a slope, but call none wrong that is a limit of slopes near a kink."""
         judgement = judge(analytic, line, allowed)
-        self._kinks |= judgement.kink
+        self.kinks |= judgement.kink
         if judgement.verdict != "disagree":
             return judgement
-        few = self._problem.order == 1 and self._sure < tolerances.ENOUGH_WRONG
+        few = self.problem.order == 1 and self.sure < tolerances.ENOUGH_WRONG
         if (judgement.kink or few) and self._is_a_limit(analytic, line):
-            self._kinks = True
+            self.kinks = True
             reason = judgement.reason or "a kink: slopes at points near this one are not the same"
             return replace(judgement, verdict="cannot tell", kink=True, reason=reason)
-        self._sure += 1
+        self.sure += 1
         return judgement
 
     def _is_a_limit(self, analytic: float, line: Line) -> bool:
@@ -307,7 +287,7 @@ class _Comparison:
         slopes of the first and the last, although the gradient may be that of the middle. And where
         two kinks meet, the slopes on both sides may be equal.
         """
-        slopes = [line.slope_nearby(self._rng) for _ in range(tolerances.NEIGHBOURS)]
+        slopes = [line.slope_nearby(self.rng) for _ in range(tolerances.NEIGHBOURS)]
         slopes = [slope for slope in slopes if isfinite(slope)]
         if not slopes:
             return True
@@ -318,7 +298,7 @@ class _Comparison:
     def _note(self, judgement: Judgement, move: Move, analytic: float, dtype: str) -> None:
         """Add a derivative to the entries that are wrong or undecided, unless it agrees."""
         if judgement.verdict != "agree":
-            numeric, error, reason = judgement.numeric, judgement.error, judgement.reason
-            order, name, index = self._problem.order, move.name, move.index
-            entry = GradientEntry(order, name, index, analytic, numeric, error, dtype, reason)
-            (self._wrong if judgement.verdict == "disagree" else self._undecided).append(entry)
+            about: dict[str, Any] = {"operand": move.name, "index": move.index, "dtype": dtype}
+            entry = replace(judgement, order=self.problem.order, analytic=analytic, **about)
+            wrong, undecided = self.report.wrong, self.report.undecided
+            (wrong if judgement.verdict == "disagree" else undecided).append(entry)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 
 from minigrad.core.backward import grad
 from minigrad.core.grad_mode import grad_mode
+from minigrad.core.node import Node, reachable
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64
 from minigrad.diagnostics.restored import assigned
 from minigrad.errors import op_error
@@ -162,6 +165,103 @@ class CheckedFunction:
             second = grad(total, [*leaves, *seeds], allow_unused=True)
             return [np.array(g._data, FLOAT64) for g in second]
 
+    def cotangents(
+        self, operands: Sequence[Array], results: Sequence[Tensor], rng: np.random.Generator
+    ) -> list[Array]:
+        """Draw a cotangent for each result, so large that the gradients of all are of like size.
+
+        They have as many digits as float32, so that they are the same numbers in both dtypes.
+        """
+        seeds = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in results]
+        if len(seeds) == 1:
+            return seeds
+        sizes = []
+        for k in range(len(seeds)):
+            one = [v if at == k else np.zeros(v.shape) for at, v in enumerate(seeds)]
+            sizes.append(largest_of(self.gradients(operands, one)))
+        largest = max(sizes)
+        return [
+            v * 2.0 ** round(math.log2(largest / size)) if 0 < size < largest else v
+            for v, size in zip(seeds, sizes, strict=True)
+        ]
+
+    def gradients_by_path(
+        self, operands: Sequence[Array], cotangents: Sequence[Array], recorded: bool
+    ) -> tuple[Gradients, dict[str, Gradients]]:
+        """Compute the gradients by `grad`, and by each other path; all must be the same.
+
+        The paths are a second pass through the same graph, `backward` (twice, which adds up), one
+        for each operand alone, one behind another call of f, cotangents that lie in memory in
+        another order, and, if `recorded`, a pass that is recorded for a derivative of higher order.
+        """
+        paths: dict[str, Gradients] = {}
+        with grad_mode(True):
+            leaves = self.leaves(operands)
+            results = self(leaves)
+
+            def pulled_back(seeds: Sequence[Array] = cotangents, **options: bool) -> Gradients:
+                return gradients_of(results, leaves, seeds, **options)
+
+            gradients = pulled_back(retain_graph=True)
+            paths["a second pass"] = pulled_back(retain_graph=True)
+            if recorded:
+                with self.explained(RECORDING):
+                    paths["a recorded pass"] = pulled_back(create_graph=True)
+            backwards = [np.flip(np.flip(v).copy()) for v in cotangents]
+            paths["cotangents in reversed memory"] = pulled_back(backwards, retain_graph=True)
+            with suppress(Exception):  # f may not be defined there
+                self(self.leaves(elsewhere(operands)))
+                paths["a pass behind another call of f"] = pulled_back(retain_graph=True)
+            for _ in range(2):
+                _backward(results, [v.copy() for v in cotangents], leaves)
+            paths["backward, twice"] = [
+                np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2
+                for x in leaves
+            ]
+            if len(operands) > 1:
+                alone = paths["a pass for it alone"] = []
+                for i in range(len(operands)):  # where the others are constants
+                    inputs = [Tensor(x, requires_grad=at == i) for at, x in enumerate(operands)]
+                    alone += gradients_of(self(inputs), [inputs[i]], cotangents)
+        return gradients, paths
+
+    def flaws(self, cotangents: Sequence[Array]) -> list[tuple[str, str]]:
+        """Find what is wrong with gradients as arrays: shared memory, dtypes, the layout they need.
+
+        A write to one must not change another, or a cotangent, or an operand. And a cotangent of
+        ones must give the same where it is one number that is broadcast, as the gradient behind a
+        sum is. Return the name of the operand or cotangent and the reason, for each flaw.
+        """
+        with grad_mode(True):
+            leaves = self.leaves(self.operands)
+            results = self(leaves)
+            seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
+            _backward(results, seeds, leaves)
+        written = "a VJP writes to the gradient that it is given, which others have too"
+        flaws = [
+            (f"cotangent {k}", written)
+            for k, (seed, v) in enumerate(zip(seeds, cotangents, strict=True))
+            if not np.array_equal(seed, v.astype(seed.dtype))
+        ]
+        named = list(zip(self.names, leaves, strict=True))
+        gradients = {name: leaf.grad._data for name, leaf in named if leaf.grad is not None}
+        arrays = {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
+        arrays |= {name: leaf._data for name, leaf in named}
+        arrays |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
+        flaws += [
+            (name, f"its gradient shares memory with {other}")
+            for name, gradient in gradients.items()
+            for other, array in arrays.items()
+            if other != f"the gradient of {name}" and np.shares_memory(gradient, array)
+        ]
+        flaws += [
+            (name, f"its gradient is {gradient.dtype}, the operand {arrays[name].dtype}")
+            for name, gradient in gradients.items()
+            if gradient.dtype != arrays[name].dtype
+        ]
+        flaws += [(name, _broadcast_flaw(results, leaf)) for name, leaf in named]
+        return [(name, reason) for name, reason in flaws if reason]
+
     @contextmanager
     def explained(self, how: str) -> Iterator[None]:
         """Add a note to errors that are raised here, which says how f was called."""
@@ -192,6 +292,50 @@ def gradients_of(
     seeds = [copied(v) for v in cotangents]  # because a VJP might write to them
     found = grad(results, leaves, seeds, allow_unused=True, **options)
     return [np.array(g._data, FLOAT64, order="C") for g in found]
+
+
+def elsewhere(operands: Sequence[Array]) -> list[Array]:
+    """Return another point, near this one and on the same side of 0."""
+    moved = [copied(x) for x in operands]
+    for x in moved:
+        x *= x.dtype.type(1 + tolerances.ANOTHER_POINT)
+    return moved
+
+
+def _backward(results: Sequence[Tensor], seeds: Sequence[Array], leaves: Sequence[Tensor]) -> None:
+    """Add to `.grad` of the leaves, and restore that of all other tensors."""
+    before = [(node, node.grad) for node in other_leaves(results, leaves)]
+    try:
+        for result, seed in zip(results, seeds, strict=True):
+            if result.requires_grad:
+                result.backward(seed, retain_graph=True)
+    finally:
+        for node, gradient in before:
+            node.grad = gradient
+
+
+def other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:
+    """Find what results depend on and what would be given a gradient, besides these leaves."""
+    own = {x.node for x in leaves}
+    nodes = reachable([x.node for x in results if x.node is not None])
+    return [n for n in nodes if (n.op is None or n.retains_grad) and n not in own]
+
+
+def _broadcast_flaw(results: Sequence[Tensor], leaf: Tensor) -> str:
+    """Say what is wrong with the gradient for a cotangent that is broadcast, or nothing."""
+    ones = [np.ones(x.shape, x.dtype) for x in results]
+    broadcast = [np.broadcast_to(np.ones((), x.dtype), x.shape) for x in results]
+    try:
+        plain, other = (
+            grad(results, [leaf], seeds, retain_graph=True, allow_unused=True)[0]._data
+            for seeds in (ones, broadcast)
+        )
+    except Exception as error:
+        return f"a VJP fails for a cotangent that is broadcast, as behind a sum: {error!r}"
+    near = tolerances.SAME_BROADCAST_EPS * float(np.finfo(plain.dtype).eps) * largest_of([plain])
+    if np.allclose(plain, other, rtol=0.0, atol=near, equal_nan=True):
+        return ""
+    return "its gradient is another one for a cotangent that is broadcast, as behind a sum"
 
 
 def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:

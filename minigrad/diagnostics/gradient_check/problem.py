@@ -1,10 +1,6 @@
-"""The problem: a vector function of operands, and its gradients by all paths that lead to them.
+"""The problem: a vector function of operands, its gradients, and what rounding does to them.
 
 For order 1 the function is f itself, for order 2 its gradient, by the operands and the cotangents.
-
-All paths must give the same gradient: `grad`, a second pass through the same graph, `backward`
-(twice, which adds up), a pass that is recorded for a derivative of higher order, one for each
-operand alone, one behind another call of f, and cotangents that lie in memory in another order.
 
 Nobody can say for all functions how far off a right VJP is by rounding. But it shows in how a
 gradient changes when operands and intermediate results change by a unit in the last place, up or
@@ -16,21 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import InitVar, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minigrad.core.backward import grad
 from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import Node, reachable
+from minigrad.core.node import reachable
 from minigrad.core.observers import Observer, observe
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.gradient_check import tolerances
 from minigrad.diagnostics.gradient_check.checked_function import (
-    RECORDING,
     Array,
     ArraysAt,
     CheckedFunction,
@@ -38,8 +31,8 @@ from minigrad.diagnostics.gradient_check.checked_function import (
     Vector,
     copied,
     flat,
-    gradients_of,
     largest_of,
+    other_leaves,
 )
 from minigrad.diagnostics.gradient_check.tolerances import FLOAT64, SPREADS, Tolerance
 from minigrad.errors import op_of
@@ -48,24 +41,15 @@ NUDGED = "with numbers moved by a unit in the last place, to see what rounding d
 
 
 @dataclass(frozen=True)
-class RoundingSpread:
-    """The changes that other roundings make to some arrays."""
+class RoundedArrays:
+    """Gradients or values, and how they change when numbers are rounded in another way."""
 
-    each: Gradients  # how much each of their elements changes in all
+    arrays: Gradients
+    dtype: np.dtype[Any]  # that they were computed in; the least exact one if there are several
+    spread: Gradients  # how much each of their elements changes in all
     inner: Gradients  # the same by roundings on the way alone, with the operands as they are
     largest: float  # the largest number that a VJP gave on the way
     largest_of_all: float  # the largest number that a VJP or an op gave
-
-
-@dataclass(frozen=True)
-class NarrowGradients:
-    """Gradients that were computed in the dtype of the inputs, where that is not float64."""
-
-    dtype: np.dtype[Any]  # the least exact of them
-    gradients: Gradients  # by each operand
-    spread: RoundingSpread  # what rounding does to them
-    largest: float  # the largest element
-    on_the_way: float  # the largest number that backpropagation started with, or that a VJP gave
 
 
 @dataclass
@@ -78,8 +62,9 @@ class GradientProblem:
     names: list[str]  # of the operands
     values: Callable[[Sequence[Array]], Vector]  # the function
     weights: Vector  # of its elements in the sum that is differentiated
-    paths: dict[str, Gradients]  # the gradient of that sum by each operand, for each path to it
-    gradients_at: ArraysAt  # computes the gradient anew, at any operands of f
+    gradients: InitVar[Gradients]  # of that sum by each operand, as `grad` computes them
+    paths: dict[str, Gradients]  # the same by each other path
+    gradients_at: ArraysAt  # computes the gradients anew, at any operands of f
     dtype: np.dtype[Any]  # in which f computes, at the worst
     tolerance: float  # relative, in float64
     cotangents: list[Array]  # of the results of f
@@ -88,42 +73,35 @@ class GradientProblem:
     inside: InitVar[ArraysAt | None] = None
     others: int = 0  # how many tensors f depends on that require a gradient and are no operands
 
-    def __post_init__(self, rng: np.random.Generator, inside: ArraysAt | None) -> None:
+    def __post_init__(
+        self, gradients: Gradients, rng: np.random.Generator, inside: ArraysAt | None
+    ) -> None:
         """Measure what rounding does to the gradients, in both dtypes, and to the values."""
-        given, gradients = self.function.operands, self.paths["grad"]
-        point = self.operands[: len(given)]
-        self.narrow: NarrowGradients | None = None
+        given, at = self.function.operands, self.gradients_at
+        point, dtypes = self.operands[: len(given)], [x.dtype for x in given]
+        self.narrow: RoundedArrays | None = None  # gradients in the dtype of the inputs
         with self.function.explained(NUDGED):
-            self.spread = _rounding_spread(gradients, self.gradients_at, point, rng, inside)
-            if any(x.dtype != FLOAT64 for x in given):
-                narrow = self.gradients_at(given)
-                spread = _rounding_spread(narrow, self.gradients_at, given, rng)
-                arriving = largest_of([self.weights, *self.cotangents])
-                self.narrow = NarrowGradients(
-                    _least_exact([x.dtype for x in given]),
-                    narrow,
-                    spread,
-                    largest=largest_of(narrow),
-                    on_the_way=max(spread.largest, arriving),
-                )
+            self.plain = _rounded(gradients, self.dtype, at, point, rng, inside)
+            if any(dtype != FLOAT64 for dtype in dtypes):
+                self.narrow = _rounded(at(given), _least_exact(dtypes), at, given, rng)
         self.repeated = self.gradients_at(point)  # the gradient once more
         # What is wrong with gradients as arrays: the operand and the reason.
-        first = self.order == 1
-        self.flaws = _flaws_of_gradients(self.function, self.cotangents) if first else []
+        self.flaws = self.function.flaws(self.cotangents) if self.order == 1 else []
         self.here = self.values(self.operands)  # the values at the point
         with self.function.explained(NUDGED):
-            values = _rounding_spread([self.here], lambda x: [self.values(x)], self.operands, rng)
+            values = _rounded(
+                [self.here], self.dtype, lambda x: [self.values(x)], self.operands, rng
+            )
 
-        eps, largest = float(np.finfo(self.dtype).eps), self.spread.largest
-        share = tolerances.SHARE
-        if self.dtype != FLOAT64:
-            share = tolerances.SHARE_ROOTS * math.sqrt(eps)
+        eps, largest = float(np.finfo(self.dtype).eps), self.plain.largest
+        narrow_share = tolerances.SHARE_ROOTS * math.sqrt(eps)
+        share = tolerances.SHARE if self.dtype == FLOAT64 else narrow_share
         # What rounding leaves in each value, and what it might leave there inside an op, where it
         # could not be measured.
         self.noise = np.minimum(SPREADS * values.inner[0], share * values.largest_of_all)
-        self.unseen = SPREADS * values.each[0]
+        self.unseen = SPREADS * values.spread[0]
         # The gradients that are larger than their error bars; if none is, all are rounding.
-        pairs = zip(gradients, self.spread.each, strict=True)
+        pairs = zip(gradients, self.plain.spread, strict=True)
         sharp = largest_of([g[abs(g) > SPREADS * spread] for g, spread in pairs])
         self.base = Tolerance(  # of a derivative, before its own error bar is known
             tolerances.relative_tolerance(self.dtype, self.tolerance),
@@ -156,8 +134,9 @@ def first_order(
             leaves = function.leaves(operands)
             results = function(leaves)
     function.shapes = [x.shape for x in results]
-    cotangents = _cotangents(function, operands, results, rng)
+    cotangents = function.cotangents(operands, results, rng)
     gradients_at = partial(function.gradients, cotangents=cotangents)
+    gradients, paths = function.gradients_by_path(operands, cotangents, recorded)
     nodes = reachable([x.node for x in results if x.node is not None])
     computed = [node.dtype for node in nodes if node.op is not None]
     return GradientProblem(
@@ -167,14 +146,15 @@ def first_order(
         names=function.names,
         values=function.values,
         weights=flat(cotangents),
-        paths=_gradients_by_path(function, operands, cotangents, recorded),
+        gradients=gradients,
+        paths=paths,
         gradients_at=gradients_at,
         dtype=_least_exact([*(x.dtype for x in results), *computed]),
         tolerance=tolerance,
         cotangents=cotangents,
         rng=rng,
         inside=partial(gradients_at, recorded=True) if recorded else None,
-        others=len(_other_leaves(results, leaves)),
+        others=len(other_leaves(results, leaves)),
     )
 
 
@@ -184,44 +164,18 @@ def second_order(first: GradientProblem, rng: np.random.Generator) -> GradientPr
     weights = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in first.operands]
     names = [f"cotangent {k}" for k in range(len(cotangents))]
     gradients_at = partial(function.second_gradients, cotangents=cotangents, weights=weights)
-    return GradientProblem(
-        function=function,
+    return replace(
+        first,
         order=2,
         operands=[*first.operands, *cotangents],
         names=[*first.names, *(names if len(names) > 1 else ["cotangent"])],
         values=lambda x: flat(function.gradients(x[:count], x[count:])),
         weights=flat(weights),
-        paths={"grad": gradients_at(first.operands)},
+        gradients=gradients_at(first.operands),
+        paths={},
         gradients_at=gradients_at,
-        dtype=first.dtype,
-        tolerance=first.tolerance,
-        cotangents=cotangents,
         rng=rng,
     )
-
-
-def _cotangents(
-    function: CheckedFunction,
-    operands: Sequence[Array],
-    results: Sequence[Tensor],
-    rng: np.random.Generator,
-) -> list[Array]:
-    """Draw a cotangent for each result, so large that the gradients of all are of like size.
-
-    They have as many digits as float32, so that they are the same numbers in both dtypes.
-    """
-    seeds = [rng.standard_normal(x.shape, np.float32).astype(FLOAT64) for x in results]
-    if len(seeds) == 1:
-        return seeds
-    sizes = []
-    for k in range(len(seeds)):
-        one = [v if at == k else np.zeros(v.shape) for at, v in enumerate(seeds)]
-        sizes.append(largest_of(function.gradients(operands, one)))
-    largest = max(sizes)
-    return [
-        v * 2.0 ** round(math.log2(largest / size)) if 0 < size < largest else v
-        for v, size in zip(seeds, sizes, strict=True)
-    ]
 
 
 def _least_exact(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
@@ -229,135 +183,14 @@ def _least_exact(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
     return max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps))
 
 
-def _gradients_by_path(
-    function: CheckedFunction,
-    operands: Sequence[Array],
-    cotangents: Sequence[Array],
-    recorded: bool,
-) -> dict[str, Gradients]:
-    """Compute the first-order gradient by every path; `recorded` adds the pass for order 2."""
-    paths: dict[str, Gradients] = {}
-    with grad_mode(True):
-        leaves = function.leaves(operands)
-        results = function(leaves)
-
-        def pulled_back(seeds: Sequence[Array] = cotangents, **options: bool) -> Gradients:
-            return gradients_of(results, leaves, seeds, **options)
-
-        paths["grad"] = pulled_back(retain_graph=True)
-        paths["a second pass"] = pulled_back(retain_graph=True)
-        if recorded:
-            with function.explained(RECORDING):
-                paths["a recorded pass"] = pulled_back(create_graph=True)
-        backwards = [np.flip(np.flip(v).copy()) for v in cotangents]
-        paths["cotangents in reversed memory"] = pulled_back(backwards, retain_graph=True)
-        with suppress(Exception):  # f may not be defined there
-            function(function.leaves(elsewhere(operands)))
-            paths["a pass behind another call of f"] = pulled_back(retain_graph=True)
-        for _ in range(2):
-            _backward(results, [v.copy() for v in cotangents], leaves)
-        paths["backward, twice"] = [
-            np.zeros(x.shape) if x.grad is None else x.grad._data.astype(FLOAT64) / 2
-            for x in leaves
-        ]
-        if len(operands) > 1:
-            alone = paths["a pass for it alone"] = []
-            for i in range(len(operands)):  # where the others are constants
-                inputs = [Tensor(x, requires_grad=at == i) for at, x in enumerate(operands)]
-                alone += gradients_of(function(inputs), [inputs[i]], cotangents)
-    return paths
-
-
-def elsewhere(operands: Sequence[Array]) -> list[Array]:
-    """Return another point, near this one and on the same side of 0."""
-    moved = [copied(x) for x in operands]
-    for x in moved:
-        x *= x.dtype.type(1 + tolerances.ANOTHER_POINT)
-    return moved
-
-
-def _backward(results: Sequence[Tensor], seeds: Sequence[Array], leaves: Sequence[Tensor]) -> None:
-    """Add to `.grad` of the leaves, and restore that of all other tensors."""
-    before = [(node, node.grad) for node in _other_leaves(results, leaves)]
-    try:
-        for result, seed in zip(results, seeds, strict=True):
-            if result.requires_grad:
-                result.backward(seed, retain_graph=True)
-    finally:
-        for node, gradient in before:
-            node.grad = gradient
-
-
-def _other_leaves(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Node]:
-    """Find what results depend on and what would be given a gradient, besides these leaves."""
-    own = {x.node for x in leaves}
-    nodes = reachable([x.node for x in results if x.node is not None])
-    return [n for n in nodes if (n.op is None or n.retains_grad) and n not in own]
-
-
-def _flaws_of_gradients(
-    function: CheckedFunction, cotangents: Sequence[Array]
-) -> list[tuple[str, str]]:
-    """Find what is wrong with gradients as arrays: shared memory, dtypes, and the layout they need.
-
-    A write to one must not change another, or a cotangent, or an operand. And a cotangent of ones
-    must give the same where it is one number that is broadcast, as the gradient behind a sum is.
-    Return the name of the operand or cotangent and the reason, for each flaw.
-    """
-    with grad_mode(True):
-        leaves = function.leaves(function.operands)
-        results = function(leaves)
-        seeds = [np.array(v, x.dtype) for v, x in zip(cotangents, results, strict=True)]
-        _backward(results, seeds, leaves)
-    flaws = [
-        (f"cotangent {k}", "a VJP writes to the gradient that it is given, which others have too")
-        for k, (seed, v) in enumerate(zip(seeds, cotangents, strict=True))
-        if not np.array_equal(seed, v.astype(seed.dtype))
-    ]
-    named = list(zip(function.names, leaves, strict=True))
-    gradients = {name: leaf.grad._data for name, leaf in named if leaf.grad is not None}
-    arrays = {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
-    arrays |= {name: leaf._data for name, leaf in named}
-    arrays |= {f"cotangent {k}": seed for k, seed in enumerate(seeds)}
-    flaws += [
-        (name, f"its gradient shares memory with {other}")
-        for name, gradient in gradients.items()
-        for other, array in arrays.items()
-        if other != f"the gradient of {name}" and np.shares_memory(gradient, array)
-    ]
-    flaws += [
-        (name, f"its gradient is {gradient.dtype}, the operand {arrays[name].dtype}")
-        for name, gradient in gradients.items()
-        if gradient.dtype != arrays[name].dtype
-    ]
-    flaws += [(name, _broadcast_flaw(results, leaf)) for name, leaf in named]
-    return [(name, reason) for name, reason in flaws if reason]
-
-
-def _broadcast_flaw(results: Sequence[Tensor], leaf: Tensor) -> str:
-    """Say what is wrong with the gradient for a cotangent that is broadcast, or nothing."""
-    ones = [np.ones(x.shape, x.dtype) for x in results]
-    broadcast = [np.broadcast_to(np.ones((), x.dtype), x.shape) for x in results]
-    try:
-        plain, other = (
-            grad(results, [leaf], seeds, retain_graph=True, allow_unused=True)[0]._data
-            for seeds in (ones, broadcast)
-        )
-    except Exception as error:
-        return f"a VJP fails for a cotangent that is broadcast, as behind a sum: {error!r}"
-    near = tolerances.SAME_BROADCAST_EPS * float(np.finfo(plain.dtype).eps) * largest_of([plain])
-    if np.allclose(plain, other, rtol=0.0, atol=near, equal_nan=True):
-        return ""
-    return "its gradient is another one for a cotangent that is broadcast, as behind a sum"
-
-
-def _rounding_spread(
+def _rounded(
     arrays: Gradients,
+    dtype: np.dtype[Any],
     arrays_at: ArraysAt,
     operands: Sequence[Array],
     rng: np.random.Generator,
     inside: ArraysAt | None = None,
-) -> RoundingSpread:
+) -> RoundedArrays:
     """Measure how much each element of some arrays changes when roundings change.
 
     `arrays_at` computes the arrays, which are gradients or values, at any operands; `rng` decides
@@ -390,8 +223,8 @@ def _rounding_spread(
                 np.fmax(known, np.abs(x - y), out=known)
         largest = max(largest, rounding.of_vjps)
         largest_of_all = max(largest_of_all, largest, rounding.of_ops)
-    each = [np.maximum(a, b) for a, b in zip(inner, outer, strict=True)]
-    return RoundingSpread(each, inner, largest, largest_of_all)
+    spread = [np.maximum(a, b) for a, b in zip(inner, outer, strict=True)]
+    return RoundedArrays(arrays, dtype, spread, inner, largest, largest_of_all)
 
 
 def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:

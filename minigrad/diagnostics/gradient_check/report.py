@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_probability
 from minigrad.diagnostics.gradient_check.checked_function import largest_of
-from minigrad.diagnostics.gradient_check.verdict import Verdict
 
 LISTED = 5  # entries of a kind that a repr lists
 MOST = 32  # cells along a side of a picture; in a larger matrix each shows a block's extreme
 SIDE = 160  # pixels of a picture
 
+Verdict = Literal["agree", "disagree", "cannot tell"]
 Scale = Literal["signed", "logarithmic", "doubt"]
 COLOURS: dict[Scale, list[tuple[int, int, int]]] = {
     "signed": [(33, 102, 172), (247, 247, 247), (178, 24, 43)],  # blue, white, red
@@ -27,28 +27,32 @@ COLOURS: dict[Scale, list[tuple[int, int, int]]] = {
 
 
 @dataclass(frozen=True)
-class GradientEntry:
-    """One element of a gradient, computed by VJPs and by differences.
+class Judgement:
+    """The answer of difference quotients about one derivative, which VJPs computed too.
 
     Attributes:
+        verdict: whether it is right.
+        numeric: what differences say; nan if they say nothing.
+        error: the error bar of `numeric`.
+        reason: why they cannot tell, or what else is to be said.
+        kink: whether the slopes on both sides differ.
+        analytic: what the VJPs say.
         order: 1 for the gradient, 2 for the gradient of the gradient.
         operand: the input, parameter or cotangent that was moved.
         index: of the element in it; None for a move of many elements at once.
-        analytic: what the VJPs say.
-        numeric: what differences say.
-        error: the error bar of `numeric`.
         dtype: in which the VJPs computed.
-        reason: why it is undecided, or what else is to be said.
     """
 
-    order: int
-    operand: str
-    index: tuple[int, ...] | None
-    analytic: float
+    verdict: Verdict
     numeric: float
-    error: float = 0.0
-    dtype: str = "float64"
+    error: float
     reason: str = ""
+    kink: bool = False
+    analytic: float = math.nan
+    order: int = 1
+    operand: str = ""
+    index: tuple[int, ...] | None = None
+    dtype: str = "float64"
 
     @property
     def relative_difference(self) -> float:
@@ -94,7 +98,7 @@ class GradientComparison:
     doubt: NDArray[np.float64]
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(repr=False, eq=False)
 class GradcheckReport:
     """The findings of a gradcheck. A report is true only if all that was compared agrees.
 
@@ -117,8 +121,8 @@ class GradcheckReport:
     tolerance: float
     compared: int = 0
     total: int = 0
-    wrong: list[GradientEntry] = field(default_factory=list)
-    undecided: list[GradientEntry] = field(default_factory=list)
+    wrong: list[Judgement] = field(default_factory=list)
+    undecided: list[Judgement] = field(default_factory=list)
     reason: str = ""
     comparisons: list[GradientComparison] = field(default_factory=list)
     directions: int = 0
@@ -179,24 +183,22 @@ class GradcheckReport:
             )
         return found
 
-    def __repr__(self) -> str:
-        lines = [self.headline, *self.remarks]
+    def _lines(self) -> list[str]:
+        """Return the remarks and the first entries of each kind."""
+        lines = self.remarks
         for title, entries in (("wrong", self.wrong), ("undecided", self.undecided)):
             lines += [f"{title}: {entry}" for entry in entries[:LISTED]]
             if len(entries) > LISTED:
                 lines.append(f"... and {len(entries) - LISTED} more {title}")
-        return "\n  ".join(lines)
+        return lines
+
+    def __repr__(self) -> str:
+        return "\n  ".join([self.headline, *self._lines()])
 
     def _repr_html_(self) -> str:
         colour = {"agree": "#1a7f37", "disagree": "#cf222e", "cannot tell": "#9a6700"}[self.verdict]
-        parts = [
-            f'<div style="font-family:sans-serif"><p><b style="color:{colour}">'
-            f"{escape(self.headline)}</b></p>"
-        ]
-        notes = list(self.remarks)
-        notes += [f"wrong: {entry}" for entry in self.wrong[:LISTED]]
-        notes += [f"undecided: {entry}" for entry in self.undecided[:LISTED]]
-        parts += [f"<p>{escape(note)}</p>" for note in notes]
+        headline = f'<p><b style="color:{colour}">{escape(self.headline)}</b></p>'
+        notes = "".join(f"<p>{escape(line)}</p>" for line in self._lines())
         rows = []
         for c in self.comparisons:
             if not c.analytic.size:
@@ -212,11 +214,10 @@ class GradcheckReport:
                 _heatmap(c.doubt, 0.0, 2.0, "doubt"),
             ]
             rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-        if rows:
-            heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
-            head = "".join(f"<th>{name}</th>" for name in heads)
-            parts.append(f"<table><tr>{head}</tr>{''.join(rows)}</table>")
-        return "".join(parts) + "</div>"
+        heads = ("operand", "analytic", "numeric", "difference / largest", "verdict")
+        head = "".join(f"<th>{name}</th>" for name in heads)
+        table = f"<table><tr>{head}</tr>{''.join(rows)}</table>" if rows else ""
+        return f'<div style="font-family:sans-serif">{headline}{notes}{table}</div>'
 
 
 def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str:
@@ -251,8 +252,8 @@ def _heatmap(values: NDArray[Any], low: float, high: float, scale: Scale) -> str
 def _blocks(matrix: NDArray[Any]) -> NDArray[Any]:
     """Return the value that is furthest from 0 in each of at most MOST x MOST blocks."""
     starts = [np.arange(min(n, MOST)) * n // min(n, MOST) for n in matrix.shape]
-    size = np.where(np.isnan(matrix), -1.0, np.abs(matrix))  # nan only where there is nothing else
-    most = np.maximum.reduceat(np.maximum.reduceat(size, starts[0], 0), starts[1], 1)
-    negative = np.where(np.isnan(matrix) | (matrix > 0), -1.0, -matrix)
-    below = np.maximum.reduceat(np.maximum.reduceat(negative, starts[0], 0), starts[1], 1)
-    return np.where(most < 0, np.nan, np.where((below == most) & (below > 0), -most, most))
+    least, most = (  # nan only where there is nothing else
+        pick.reduceat(pick.reduceat(matrix, starts[0], 0), starts[1], 1)
+        for pick in (np.fmin, np.fmax)
+    )
+    return np.where(-least >= most, least, most) + 0.0  # which turns -0 into 0

@@ -3,212 +3,384 @@
 A forward pass writes things down (running means, a count of calls), and a loss function may do what
 belongs to a training step: switch modes, drop gradients, let an optimiser step. So the model is
 saved before, and put back after each run.
+
+Two traces watch the step. `ForwardTrace` knows for each value of the forward pass from which
+parameters the value was computed, to which of these a gradient can get back, and the cuts: the
+calls after which the value went on and its gradient did not, such as an op under `no_grad`, one
+that gives integers, or a `detach()`. A value is recognised by its node in the graph, otherwise by
+its memory: a detached tensor shares that of the original. A value that is copied by other means
+than an op is lost sight of.
+
+`BackwardTrace` knows where gradients become all zero. Where the derivative of an op receives a
+gradient and returns only zeros, a path back ends, although the graph goes on: a relu of negative
+numbers, a product with zeros.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.core.backward import propagate
-from minigrad.core.grad_mode import grad_mode
+from minigrad.core.checkpoint import DryRun
+from minigrad.core.grad_mode import grad_mode, is_grad_enabled, mode
 from minigrad.core.node import Node
 from minigrad.core.observers import Observer, observe
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.gradient_flow.traces import (
-    BackwardTrace,
-    ForwardTrace,
-    Stop,
-    ZeroValue,
-    union,
-)
 from minigrad.diagnostics.loss_call import Loss, loss_of
-from minigrad.diagnostics.restored import Draws
+from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap
+from minigrad.diagnostics.restored import unchanged
 from minigrad.nn.module import Module, Parameter
-from minigrad.readonly import release
-from minigrad.versions import mark_written
+from minigrad.readonly import owner_of
+
+Names = frozenset[str]  # of parameters
+EMPTY: frozenset[Any] = frozenset()
 
 MOVE = 0.01  # the standard deviation of what stands for a parameter of zeros that has moved
+
+
+# --------------------------------------------------------------------------------------------------
+# Where values and gradients go
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Cut:
+    """A call after which a value went on and its gradient did not."""
+
+    lost: Names  # the parameters that no gradient gets back to from there
+    # "no_grad", "integers", "read" (an op was given the bare value), or the name of the method that
+    # gave the value away, such as "detach()".
+    kind: str
+    call: CallRecord
+
+
+@dataclass(frozen=True)
+class ZeroValue:
+    """The reason why a value is all zeros: parameters of zeros, or a call made it so."""
+
+    parameters: Names
+    call: CallRecord | None
+
+
+@dataclass(frozen=True)
+class ValueTrace:
+    """The origin of a value."""
+
+    used: Names = EMPTY  # the parameters that it was computed from
+    linked: Names = EMPTY  # those that a gradient gets back to
+    cuts: frozenset[Cut] = EMPTY  # the cuts that lie behind it
+    zero: ZeroValue | None = None  # None unless all its elements are zero
+    # The inputs of the op that made it that were all zeros, by their index.
+    zero_inputs: dict[int, ZeroValue] = field(default_factory=dict)
+
+
+_NOTHING = ValueTrace()
+
+
+class ForwardTrace(Recorder):
+    """Follows what is computed from `parameters`."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.cuts: list[Cut] = []  # where gradients are lost, in the order of time
+        self.used: Names = EMPTY  # parameters that ops were called on, or that were read
+        # The cuts whose values were given away as arrays, out of sight; and those whose values were
+        # given away as numbers, which may be for a log only.
+        self._gone: frozenset[Cut] = EMPTY
+        self._read: frozenset[Cut] = EMPTY
+        self._last: dict[Names, CallRecord] = {}  # by the parameters that the op was given
+        self._nodes: WeakKeyDictionary[Node, ValueTrace] = WeakKeyDictionary()
+        # By Tensor, or by the array that owns the memory.
+        self._values: WeakIdMap[ValueTrace] = WeakIdMap()
+        self._leaves = {parameter.node for parameter in parameters.values()}
+        for name, parameter in parameters.items():
+            own = frozenset([name])
+            zero = None if parameter._data.any() else ZeroValue(own, None)
+            trace = ValueTrace(own, own if parameter.requires_grad else EMPTY, EMPTY, zero)
+            if parameter.node is not None:
+                self._nodes[parameter.node] = trace
+            self._values[owner_of(parameter._data)] = trace
+
+    def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Note what the result comes from, and for which parameters the gradient is lost here."""
+        traces = [(i, self.trace(value)) for i, value in _operands(inputs)]
+        used, linked, cuts = (
+            union(*(getattr(t, name) for _, t in traces)) for name in ("used", "linked", "cuts")
+        )
+        if not isinstance(result, Tensor):  # a derivative, or arithmetic on arrays beside the graph
+            if used and isinstance(result, np.ndarray):
+                self._values[owner_of(result)] = ValueTrace(used, linked, cuts)
+            return
+        call = self.record(op)
+        zeros = {i: t.zero for i, t in traces if t.zero is not None}
+        zero = None
+        if result.dtype.kind == "f" and result.size and not result._data.any():
+            zero = ZeroValue(EMPTY, call)
+            if zeros:
+                known = zeros.values()
+                first = next((z.call for z in known if z.call), None)
+                zero = ZeroValue(union(*(z.parameters for z in known)), first)
+        if result.node is not None:
+            nodes = [v.node for _, v in _operands(inputs) if isinstance(v, Tensor)]
+            still = union(*(self._nodes.get(n, _NOTHING).linked for n in nodes if n is not None))
+        else:
+            # A checkpoint that runs now gets its node in the graph, and its graph, later.
+            is_dry = any(isinstance(o, DryRun) and o.recorded for o in mode.observers)
+            still = linked if is_dry else EMPTY
+        if linked - still:
+            is_integer = result.dtype.kind != "f"
+            kind = "integers" if is_integer else "read" if is_grad_enabled() else "no_grad"
+            cuts |= {self._cut(linked - still, kind, call)}
+        if used:
+            self.used |= used
+            self._last.pop(used, None)  # moves it to the end
+            self._last[used] = call
+        trace = ValueTrace(used, used if still == used else still, cuts, zero, zeros)
+        self._values[owner_of(result._data)] = trace
+        if result.node is not None:
+            self._nodes[result.node] = trace
+            self.calls[result.node] = call
+
+    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
+        """Raise an error if the loss function runs `backward()`, before a gradient has changed."""
+        if node in self._leaves and not self.running:  # a hook may run it
+            raise RuntimeError(
+                "liveness: loss_fn calls backward(), which liveness does itself; let it return "
+                "the loss, and leave backward() and the optimiser's step() out"
+            )
+
+    def on_leave(self, tensor: Tensor, value: Any, how: str) -> None:
+        """Note where the value of a tensor goes on without its node in the graph."""
+        trace = self.trace(tensor)
+        if not trace.used:
+            return
+        self.used |= trace.used
+        if trace.linked:
+            cut = self._cut(trace.linked, how, self.record(how))
+            trace = replace(trace, linked=EMPTY, cuts=trace.cuts | {cut})
+            if isinstance(value, Tensor):
+                self._values[value] = trace
+            self._values[owner_of(tensor._data)] = trace
+        if value is None:
+            self._read |= trace.cuts
+        elif not isinstance(value, Tensor):
+            self._gone |= trace.cuts
+
+    def trace(self, value: Any) -> ValueTrace:
+        """Return where a Tensor or an array comes from."""
+        known = None
+        if isinstance(value, Tensor):
+            if value.node is not None:
+                return self._nodes.get(value.node, _NOTHING)  # nothing, if it was made before
+            known, value = self._values.get(value), value._data
+        known = known or self._values.get(owner_of(value))
+        if known is not None:
+            return known
+        is_zero = value.dtype.kind == "f" and value.size and not value.any()
+        return ValueTrace(zero=ZeroValue(EMPTY, None)) if is_zero else _NOTHING
+
+    def zero_factors(self, stop: Stop) -> list[ZeroValue]:
+        """List the values of zeros by which a gradient was multiplied where it became zero."""
+        zeros = self._nodes.get(stop.node, _NOTHING).zero_inputs
+        return [zero for i, zero in zeros.items() if i in stop.factors]
+
+    def cut_of(self, name: str, loss: Tensor) -> Cut | None:
+        """Return where the path of a parameter to the loss is cut; None if nobody has seen it."""
+        wanted = self.trace(loss).cuts, self._gone, self._read
+        lost = [cut for cut in self.cuts if name in cut.lost]
+        return next((cut for known in wanted for cut in lost if cut in known), None)
+
+    def last_use(self, name: str) -> CallRecord | None:
+        """Return the last call of an op on something computed from a parameter."""
+        return next((call for used, call in reversed(self._last.items()) if name in used), None)
+
+    def _cut(self, lost: Names, kind: str, call: CallRecord) -> Cut:
+        self.cuts.append(Cut(lost, kind, call))
+        return self.cuts[-1]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The op at which a gradient became all zero."""
+
+    node: Node  # the result of the op that received the gradient
+    factors: frozenset[int]  # the indices of the op's inputs that the derivative computes with
+    inside: bool  # False for a checkpoint, whose derivative is the pass of what it runs again
+
+    @classmethod
+    def at(cls, node: Node, parent: Node) -> Stop:
+        """Return the stop where the gradient of `node` gave only zeros for `parent`."""
+        assert node.op is not None
+        vjps = [edge[2] for edge in node.edges or () if edge[0] is parent]
+        slots = {slot for vjp in vjps if vjp is not None for slot, shape in vjp.slots if not shape}
+        if {0, len(node.op.parameters) + 1} <= slots:  # `position`: the inputs are one sequence
+            slots |= set(range(1 + max(edge[1] for edge in node.edges or ())))
+        return cls(node, frozenset(slots), None not in vjps)
+
+
+class BackwardTrace(Observer):
+    """Follows gradients backward."""
+
+    def __init__(self) -> None:
+        # By parent node: the results whose derivatives passed zeros on, and where zeros began.
+        self._passed: defaultdict[Node, list[Node]] = defaultdict(list)
+        self._stops: defaultdict[Node, list[Stop]] = defaultdict(list)
+        self._fed: set[Node] = set()  # parents that received more than zeros
+
+    def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
+        """Note whether a gradient arrived, and whether one went on."""
+        if not _any(gradient):
+            self._passed[parent].append(node)
+        elif not _any(result):
+            self._stops[parent].append(Stop.at(node, parent))
+        else:
+            self._fed.add(parent)
+
+    def stops(self, node: Node | None) -> list[Stop]:
+        """List where the gradients on paths to `node` became zero, the nearest to it first."""
+        found = [stop for path in self._back_from(node) for stop in self._stops[path]]
+        return [stop for stop in found if stop.inside] or found
+
+    def lost_at(self, node: Node | None) -> Node | None:
+        """Find where nonzero gradients became zero together: by cancelling, or by a hook."""
+        return next((other for other in self._back_from(node) if other in self._fed), None)
+
+    def _back_from(self, node: Node | None) -> list[Node]:
+        """List `node` and the nodes that had only zeros to pass on to it, the nearest first."""
+        queue = [] if node is None else [node]
+        found = set(queue)
+        for each in queue:  # which grows meanwhile
+            new = [step for step in dict.fromkeys(self._passed[each]) if step not in found]
+            found.update(new)
+            queue += new
+        return queue
+
+
+def _any(gradient: Any) -> bool:
+    return bool(np.any(gradient._data if isinstance(gradient, Tensor) else gradient))
+
+
+def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield the Tensors and arrays among the inputs of an op with their index, lists included."""
+    for index, value in enumerate(inputs):
+        if isinstance(value, (Tensor, np.ndarray)):
+            yield index, value
+        elif isinstance(value, (tuple, list)):
+            for _, part in _operands(value):
+                yield index, part
+
+
+def union(*sets: frozenset[Any]) -> frozenset[Any]:
+    """Return the union of sets: one of these itself if it has all elements, to save memory."""
+    largest = max(sets, key=len, default=EMPTY)
+    return largest if all(map(largest.issuperset, sets)) else largest.union(*sets)
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class StepRun:
     """The findings of one forward and one backward pass."""
 
+    parameters: Mapping[str, Parameter]  # of the model
     loss: Tensor  # the result
     forward: ForwardTrace  # the paths of values
     backward: BackwardTrace  # the paths of gradients
     # How many of `forward.cuts` belong to the forward pass; the others belong to what a checkpoint
     # runs again.
     forward_cuts: int
-    norms: list[float | None]  # of each parameter's gradient; None where none arrived
-    alive: int  # the parameters, as bits, whose gradient is not zero in every element
-    frozen: int  # the parameters, as bits, that required no gradient at the end
+    norms: dict[str, float]  # of the gradients of parameters at which one arrived
+    alive: Names  # the parameters whose gradient is not zero in every element
+    frozen: Names  # the parameters that required no gradient at the end
 
-    def is_zero(self, index: int) -> bool:
+    def is_zero(self, name: str) -> bool:
         """Whether a gradient arrived at a parameter, and it is zero in every element."""
-        return self.norms[index] is not None and not self.alive >> index & 1
-
-    def zero_factors(self, stop: Stop) -> list[ZeroValue]:
-        """List the values of zeros by which a gradient was multiplied where it became zero."""
-        zeros = self.forward.zero_inputs(stop.node)
-        return [zero for i, zero in zeros.items() if i in stop.factors]
+        return name in self.norms and name not in self.alive
 
 
-class StepRunner:
-    """Runs the step of a model on a batch: the forward pass and the backward pass.
+def run_step(
+    model: Module, loss_fn: Loss, batch: Any, moved: Mapping[str, NDArray[Any]] | None = None
+) -> StepRun:
+    """Run the step of a model on a batch: the forward pass and the backward pass.
 
-    After each run the model is what it was (see `Snapshot`), and so is each random generator that
-    the library has drawn from: every run draws the same.
+    After each run the model is what it was (see `unchanged`), and so is each random generator that
+    the library has drawn from: every run draws the same. Parameters in `moved` have other values.
     """
-
-    def __init__(
-        self, model: Module, loss_fn: Loss, batch: Any, parameters: Sequence[Parameter]
-    ) -> None:
-        self.parameters = parameters
-        self._step = model, loss_fn, batch
-        self._snapshot = Snapshot(model)
-        self._draws = Draws()
-        for (
-            generator
-        ) in self._snapshot.generators:  # a module may draw from one without the library
-            self._draws.on_random(generator)
-
-    def run(self, moved: Mapping[int, NDArray[Any]] | None = None) -> StepRun:
-        """Run the step once, with other values for the parameters whose indices are in `moved`."""
-        forward, backward = ForwardTrace(self.parameters), BackwardTrace()
-        arrived: dict[Node, Any] = {}
-        self._snapshot.hide_gradients()
-        try:
-            for i, value in (moved or {}).items():
-                self.parameters[i]._data = value
-            with grad_mode(True), self._draws.put_back(), observe(forward):
-                with observe(_NoBackward(self.parameters)):
-                    loss = loss_of(*self._step)
-                forward_cuts = len(forward.cuts)
-                at_end = sum(1 << i for i, p in enumerate(self.parameters) if p.node is None)
-                if loss.node is not None:
-                    with observe(backward):
-                        arrived = propagate(
-                            {loss.node: np.ones(loss.shape, loss.dtype)},
-                            wanted={p.node for p in self.parameters if p.node is not None},
-                            retain_graph=True,  # a part of it may be the user's
-                        )
-        finally:
-            self._snapshot.restore()
-        gradients = [None if p.node is None else arrived.get(p.node) for p in self.parameters]
-        alive = sum(1 << i for i, g in enumerate(gradients) if g is not None and g.any())
-        norms = [_norm(g) for g in gradients]
-        return StepRun(loss, forward, backward, forward_cuts, norms, alive, at_end)
-
-    def zero_by_construction(self, first: StepRun) -> dict[int, int]:
-        """Find the parameters whose gradient is zero in `first` by construction.
-
-        Returns:
-            By their indices, the parameters (as bits) that were all zeros and made them so.
-        """
-        asleep = [i for i in range(len(self.parameters)) if first.is_zero(i)]
-        suspects = dict.fromkeys(asleep, 0)
-        moved: dict[int, NDArray[Any]] = {}
-        found: dict[int, int] = {}
-        rng = np.random.default_rng(0)
-        run = first
-        while asleep:
-            for i in asleep:
-                node = self.parameters[i].node
-                assert node is not None
-                stops = run.backward.stops(node)
-                factors = (zero.parameters for stop in stops for zero in run.zero_factors(stop))
-                suspects[i] |= union(factors) & run.alive & ~(1 << i)
-            new = [
-                k
-                for k in range(len(self.parameters))
-                if k not in moved and any(suspects[i] >> k & 1 for i in asleep)
-            ]
-            if not new:
-                break
-            for k in new:
-                q = self.parameters[k]
-                moved[k] = (MOVE * rng.standard_normal(q.shape)).astype(q.dtype)
-            run = self.run(moved)
-            # Behind a layer that has moved there may be another one of zeros, so look once more.
-            found |= {i: suspects[i] for i in asleep if suspects[i] and run.alive >> i & 1}
-            asleep = [i for i in asleep if i not in found]
-        return found
+    parameters = dict(model.named_parameters())
+    forward, backward = ForwardTrace(parameters), BackwardTrace()
+    named = parameters.items()
+    arrived: dict[Node, Any] = {}
+    with unchanged(model):
+        for name, value in (moved or {}).items():
+            parameters[name]._data = value
+        with grad_mode(True), observe(forward):
+            loss = loss_of(model, loss_fn, batch)
+            forward_cuts = len(forward.cuts)
+            at_end = frozenset(name for name, p in named if p.node is None)
+            if loss.node is not None:
+                with observe(backward):
+                    arrived = propagate(
+                        {loss.node: np.ones(loss.shape, loss.dtype)},
+                        wanted={p.node for _, p in named if p.node is not None},
+                        retain_graph=True,  # a part of it may be the user's
+                    )
+    gradients = {name: arrived[p.node] for name, p in named if p.node in arrived}
+    alive = frozenset(name for name, gradient in gradients.items() if gradient.any())
+    norms = {name: _norm(gradient) for name, gradient in gradients.items()}
+    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, alive, at_end)
 
 
-class _NoBackward(Observer):
-    """Raises an error if the loss function runs `backward()`, before a gradient has changed."""
+def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> dict[str, Names]:
+    """Find the parameters whose gradient is zero in `first` by construction.
 
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
-        self._nodes = {p.node for p in parameters}
+    `run_with` runs the step again, with other values for some parameters.
 
-    def on_accumulate(self, node: Node, gradient: Tensor) -> None:
-        """Raise an error if the gradient is that of a parameter."""
-        if node in self._nodes:
-            raise RuntimeError(
-                "liveness: loss_fn calls backward(), which liveness does itself; let it return "
-                "the loss, and leave backward() and the optimiser's step() out"
-            )
+    Returns:
+        By their names, the parameters that were all zeros and made them so.
+    """
+    parameters = first.parameters
+    asleep = [name for name in parameters if first.is_zero(name)]
+    suspects: dict[str, Names] = dict.fromkeys(asleep, EMPTY)
+    moved: dict[str, NDArray[Any]] = {}
+    found: dict[str, Names] = {}
+    rng = np.random.default_rng(0)
+    run = first
+    while asleep:
+        for name in asleep:
+            stops = run.backward.stops(parameters[name].node)
+            factors = (zero.parameters for stop in stops for zero in run.forward.zero_factors(stop))
+            suspects[name] |= union(*factors) & run.alive - {name}
+        before, wanted = len(moved), union(*(suspects[name] for name in asleep))
+        for name, p in parameters.items():
+            if name in wanted and name not in moved:
+                moved[name] = (MOVE * rng.standard_normal(p.shape)).astype(p.dtype)
+        if len(moved) == before:
+            break
+        run = run_with(moved)
+        # Behind a layer that has moved there may be another one of zeros, so look once more.
+        new = (name for name in asleep if suspects[name] and name in run.alive)
+        found |= {name: suspects[name] for name in new}
+        asleep = [name for name in asleep if name not in found]
+    return found
 
 
-def _norm(gradient: NDArray[Any] | None) -> float | None:
+def _norm(gradient: NDArray[Any]) -> float:
     """Compute the Euclidean norm, also where squares are too large or too small for a float."""
-    if gradient is None:
-        return None
     values = gradient.astype(np.float64)
     largest = float(np.abs(values).max(initial=0))
     if largest == 0 or not math.isfinite(largest):
         return largest
     scale = 2.0 ** (math.frexp(largest)[1] - 1)  # a power of two rounds nothing
     return scale * float(np.linalg.norm(values / scale))
-
-
-class Snapshot:
-    """The attributes of all modules of a model, with the values of arrays and tensors.
-
-    Lists, dicts and other objects in a module are searched for parameters, as by the module itself;
-    whatever else they contain is not saved.
-    """
-
-    def __init__(self, model: Module) -> None:
-        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
-        values = [value for _, own in self._attributes for value in own.values()]
-        tensors = [*model.parameters(), *(v for v in values if isinstance(v, Tensor))]
-        self._tensors = [
-            (t, t._data, t._data.copy(), t.node, t.grad)
-            for t in {id(t): t for t in tensors}.values()
-        ]
-        arrays = [v for v in values if isinstance(v, np.ndarray) and v.dtype.kind in "biufc"]
-        self._arrays = [(array, array.copy()) for array in arrays]
-        self.generators = [v for v in values if isinstance(v, np.random.Generator)]
-
-    def hide_gradients(self) -> None:
-        """Take all gradients away until `restore`: an optimiser steps what has one."""
-        for tensor, *_ in self._tensors:
-            tensor.zero_grad()
-
-    def restore(self) -> None:
-        """Make everything what it was; what has not changed is not written to."""
-        for module, attributes in self._attributes:
-            vars(module).clear()
-            vars(module).update(attributes)
-        for tensor, array, values, node, grad in self._tensors:
-            tensor._data, tensor.node, tensor.grad = array, node, grad
-            _write_back(array, values)
-        for array, values in self._arrays:
-            _write_back(array, values)
-
-
-def _write_back(array: NDArray[Any], values: NDArray[Any]) -> None:
-    if np.array_equal(array, values, equal_nan=True):
-        return
-    if not array.flags.writeable:
-        release(array)
-    array[...] = values
-    mark_written(array)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from minigrad.diagnostics.source_line import SourceLine
+from minigrad.diagnostics.recorder import SourceLine
 from minigrad.tables import aligned, as_html, paragraph
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]

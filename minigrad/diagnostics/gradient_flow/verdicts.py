@@ -17,13 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from minigrad.core.node import Node
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.gradient_flow.dry_run import StepRun, StepRunner
+from minigrad.diagnostics.gradient_flow.dry_run import Cut, StepRun, run_step, zero_by_construction
 from minigrad.diagnostics.gradient_flow.report import LivenessReport, ParameterRow, PartRow, State
-from minigrad.diagnostics.gradient_flow.traces import Cut
 from minigrad.diagnostics.loss_call import Loss
 from minigrad.diagnostics.recorder import CallRecord
 from minigrad.diagnostics.restored import assigned
@@ -98,8 +98,7 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     """
     if not isinstance(model, Module):
         raise TypeError(f"liveness: the model must be a Module, not {model!r:.60}")
-    parameters = dict(model.named_parameters())
-    if not parameters:
+    if not list(model.parameters()):
         raise ValueError(
             f"liveness: this {type(model).__name__} has no parameters; they are found in "
             f"attributes that are Parameters, Modules, or lists, tuples and dicts of these"
@@ -113,14 +112,12 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
     # In grad mode a merged adapter raises, so that nobody trains nothing; frozen it runs.
     constants = [parameter for _, part in parts for parameter in part.constants]
     with assigned((parameter, {"node": None}) for parameter in constants):
-        runner = StepRunner(model, loss_fn, batch, list(parameters.values()))
-        run = runner.run()
-        causes = runner.zero_by_construction(run)
+        step = partial(run_step, model, loss_fn, batch)
+        run = step()
+        causes = zero_by_construction(run, step)
     remarks = {id(tensor): text for _, part in parts for tensor, text in part.remarks()}
-    judge = _Judge(
-        list(parameters), runner.parameters, run, causes, {id(p) for p in constants}, remarks
-    )
-    rows = {id(parameter): judge.row(i) for i, parameter in enumerate(parameters.values())}
+    judge = _Judge(run, causes, {id(parameter) for parameter in constants}, remarks)
+    rows = {id(parameter): judge.row(name) for name, parameter in run.parameters.items()}
     strays = (  # they require a gradient like parameters, and are none
         f"{name}.{attribute}" if name else attribute
         for name, module in model.named_modules()
@@ -140,67 +137,65 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
 class _Judge:
     """Says what state each parameter is in, and why."""
 
-    names: Sequence[str]  # of the parameters
-    parameters: Sequence[Parameter]
     run: StepRun
-    causes: Mapping[int, int]  # what makes a gradient zero by construction
+    causes: Mapping[str, frozenset[str]]  # what makes a gradient zero by construction
     constants: Container[int]  # the ids of parameters
     remarks: Mapping[int, str]  # on tensors, by id, from the parts that they belong to
 
-    def row(self, i: int) -> ParameterRow:
-        """Return the row of parameter `i`."""
-        parameter, (state, reason, call) = self.parameters[i], self._finding(i)
+    def row(self, name: str) -> ParameterRow:
+        """Return the row of a parameter."""
+        parameter, (state, reason, call) = self.run.parameters[name], self._finding(name)
         if state in ("cut", "unused", "zero"):
             reason = self.remarks.get(id(parameter), reason)
         return ParameterRow(
-            self.names[i],
+            name,
             parameter.shape,
             parameter.size,
             state,
-            None if state == "cut" else self.run.norms[i],  # a checkpoint passes zeros on
+            None if state == "cut" else self.run.norms.get(name),  # a checkpoint passes zeros on
             reason,
             call.name if call else None,
             call.source_line if call else None,
         )
 
-    def _finding(self, i: int) -> Finding:
-        """Return the state of parameter `i`, the reason, and the call where its path ends."""
-        parameter, run, forward = self.parameters[i], self.run, self.run.forward
-        norm, node = run.norms[i], parameter.node
+    def _finding(self, name: str) -> Finding:
+        """Return the state of a parameter, the reason, and the call where its path ends."""
+        parameter, run, forward = self.run.parameters[name], self.run, self.run.forward
+        norm, node = run.norms.get(name), parameter.node
         if not parameter.requires_grad:
             return "frozen", "", None
         if norm is None:
             if id(parameter) in self.constants:
                 return "cut", "", None
-            if run.frozen >> i & 1:
+            if name in run.frozen:
                 reason = "it is frozen during the step: leave out that requires_grad_(False)"
                 return "cut", reason, None
-            if not forward.used >> i & 1:
+            if name not in forward.used:
                 return "unused", "no op was called on it", None
-            cut = forward.cut_of(1 << i, run.loss)
+            cut = forward.cut_of(name, run.loss)
             if cut is not None:
                 return _cut_at(cut)
             reason = "the loss is computed without what came of it here"
-            return "cut", reason, forward.last_use(1 << i)
+            return "cut", reason, forward.last_use(name)
         if not math.isfinite(norm):
             return "not finite", "a nan or an infinity is in its gradient", None
-        if not run.is_zero(i):
+        if not run.is_zero(name):
             return "live", "", None
         assert node is not None
         stops = run.backward.stops(node)
         if not stops:
             return self._lost(parameter, node)
         stop, call = stops[0], forward.call(stops[0].node)
-        if causes := self.causes.get(i, 0):
-            return "zero by construction", _multiplied(self._named(causes), ""), call
+        if name in self.causes:
+            return "zero by construction", self._multiplied(self.causes[name], ""), call
         if not stop.inside:
             for cut in forward.cuts[run.forward_cuts :]:
-                if cut.lost >> i & 1:
+                if name in cut.lost:
                     return _cut_at(cut)
-        zeros = run.zero_factors(stop)
+        zeros = forward.zero_factors(stop)
         for zero in zeros:
-            if others := zero.parameters & ~(1 << i):
-                return "zero", _multiplied(self._named(others), " get no gradient,"), call
+            if others := zero.parameters - {name}:
+                return "zero", self._multiplied(others, " get no gradient,"), call
         for zero in zeros:
             if zero.call is not None:
                 reason = f"`{zero.call.name}` gave nothing but zeros, which multiply it"
@@ -222,19 +217,16 @@ class _Judge:
             return "zero", f"a hook on the result of `{call.name}` makes its gradient zero", call
         return "zero", f"the gradients of the uses of `{call.name}` cancel", call
 
-    def _named(self, bits: int) -> list[str]:
-        return [name for k, name in enumerate(self.names) if bits >> k & 1]
+    def _multiplied(self, zeros: frozenset[str], more: str) -> str:
+        """Say that these parameters are zeros, and multiply the gradient of another."""
+        names = [name for name in self.run.parameters if name in zeros]
+        if len(names) == 1:
+            return f"{names[0]} is all zeros,{more.replace('get', 'gets')} and multiplies it"
+        return f"{' and '.join(names)} are all zeros,{more} and multiply it"
 
 
 def _cut_at(cut: Cut) -> Finding:
     return "cut", _CUTS.get(cut.kind, _LEFT).format(cut.call.name), cut.call
-
-
-def _multiplied(names: Sequence[str], more: str) -> str:
-    """Say that these parameters are zeros, and multiply the gradient of another."""
-    if len(names) == 1:
-        return f"{names[0]} is all zeros,{more.replace('get', 'gets')} and multiplies it"
-    return f"{' and '.join(names)} are all zeros,{more} and multiply it"
 
 
 _CUTS = {

@@ -241,7 +241,7 @@ def remarks(figure):
     """The texts beside the layers, by layer."""
     profile = figure.axes[1]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    return {names[round(text.xy[1])]: text.get_text() for text in profile.texts}
+    return {names[round(text.get_position()[1])]: text.get_text() for text in profile.texts}
 
 
 def test_the_heat_map_has_every_layer_and_step():

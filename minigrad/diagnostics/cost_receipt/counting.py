@@ -10,32 +10,30 @@ gradient is not done, the activation that only that product needs is not saved, 
 gradient and no state. But the forward pass remains, and so does the backpropagation through every
 frozen weight to the adapters below.
 
-A receipt watches through `Observer`. `costs` finds what a call costs, `saved` follows the memory
-that the graph keeps, and `report` shows what comes out.
+A receipt watches through `Observer`. `costs` finds what a call costs, and `report` shows what comes
+out.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad.core.checkpoint import CHECKPOINT
 from minigrad.core.grad_mode import is_grad_enabled
+from minigrad.core.node import Edge, Node, arrays_in
 from minigrad.core.observers import observe
+from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.cost_receipt.costs import STEP_COSTS, SketchedCall
 from minigrad.diagnostics.cost_receipt.report import Moment, Phase, Receipt
-from minigrad.diagnostics.cost_receipt.saved import SavedMemory
-from minigrad.diagnostics.recorder import Recorder
-
-if TYPE_CHECKING:
-    from minigrad.core.node import Edge, Node
-    from minigrad.core.op import Op
-    from minigrad.optim import Optimizer
+from minigrad.diagnostics.recorder import Recorder, WeakIdMap
+from minigrad.optim import Optimizer
+from minigrad.readonly import owner_of
 
 
 @contextmanager
@@ -58,7 +56,90 @@ def receipt() -> Iterator[Receipt]:
         result.interrupted_by = type(error).__name__
         raise
     finally:
-        recorder.close()
+        recorder.saved.nodes.clear()  # or those that are deleted later would be noted too
+
+
+@dataclass
+class _Block:
+    """A block of memory that nodes save."""
+
+    nbytes: int
+    made: bool  # by an op
+    holders: int = 0  # nodes
+
+
+class _SavedMemory:
+    """Follows the memory that nodes save, block by block, and writes to the receipt.
+
+    Several nodes save the same array, or views of it. The block of memory behind them stays as long
+    as one of these nodes is neither freed nor deleted. So blocks are counted, each once.
+
+    Blocks that the graph refers to, but that no op has made (parameters, and the inputs of the
+    model), would exist without it, and are counted separately.
+    """
+
+    def __init__(self, receipt: Receipt) -> None:
+        # By the order of a node: no two have the same, and it keeps none alive.
+        self.nodes: dict[int, tuple[weakref.ref[Node], list[int]]] = {}
+        self._receipt = receipt
+        self._input_bytes = 0  # of parameters and inputs that nodes refer to now
+        self._made: WeakIdMap[bool] = WeakIdMap()  # arrays that own memory, and an op has made
+        self._blocks: dict[int, _Block] = {}  # by the id of the array that owns the memory
+
+    def add(self, phase: Phase, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
+        """Note a call of `op`, some of whose inputs may be fresh, made for this call alone."""
+        fresh = [op.parameters.index(name) for name in op.fresh]
+        known = [value for argnum, value in enumerate(inputs) if argnum not in fresh]
+        given = {id(owner) for value in known for owner in _owners(value)}
+        node = result.node if isinstance(result, Tensor) else None
+        saved: list[Any] = []
+        if node is not None and node.op is op:
+            values = op.saved_values(node, node.edges or ())
+            saved = [owner for _, value in values for owner in _owners(value)]
+        for owner in (*_owners(result), *saved):
+            if id(owner) not in given:
+                self._made[owner] = True
+        for owner in saved:
+            made = self._made.get(owner) is not None
+            block = self._blocks.setdefault(id(owner), _Block(owner.nbytes, made))
+            block.holders += 1
+            if block.holders > 1:
+                continue
+            if made:
+                self._receipt.saved_bytes += block.nbytes
+            else:
+                self._input_bytes += block.nbytes
+        self._receipt.input_bytes = max(self._receipt.input_bytes, self._input_bytes)
+        if node is not None and saved:
+            order, name = node.order, op.name
+            gone = weakref.ref(node, lambda _: self.free("dropped", name, order))
+            self.nodes[order] = gone, list(map(id, saved))
+        self._note(phase, op.name)
+
+    def free(self, phase: Phase, name: str, order: int) -> None:
+        """Note that the arrays that a node saved are freed; the node is known by its order."""
+        _, keys = self.nodes.pop(order, (None, ()))
+        for key in keys:
+            block = self._blocks[key]
+            block.holders -= 1
+            if block.holders:
+                continue
+            del self._blocks[key]
+            if block.made:
+                self._receipt.freed_bytes += block.nbytes
+            else:
+                self._input_bytes -= block.nbytes
+        self._note(phase, name)
+
+    def _note(self, phase: Phase, name: str) -> None:
+        """Add a point to the timeline, if the saved memory has changed."""
+        timeline, saved = self._receipt.timeline, self._receipt.kept_bytes
+        if saved != (timeline[-1].saved_bytes if timeline else 0):
+            timeline.append(Moment(phase, name, saved))
+
+
+def _owners(value: Any) -> list[Any]:
+    return [owner_of(array) for array in arrays_in(value)]
 
 
 @dataclass
@@ -68,7 +149,7 @@ class _Pass:
     recorded: bool
     reached: set[int] = field(default_factory=set)  # nodes that have a gradient
     visited: int = -1  # the node whose VJPs are running
-    edge: int = 0  # the next of its edges
+    edges: Iterator[Edge] = field(default_factory=lambda: iter(()))  # whose VJPs have not run
     needed: list[str] = field(default_factory=list)  # its inputs whose VJPs have run
 
 
@@ -77,18 +158,13 @@ class _ReceiptRecorder(Recorder):
 
     def __init__(self, result: Receipt) -> None:
         super().__init__()
+        self.saved = _SavedMemory(result)
         self._receipt = result
-        self._saved = SavedMemory(on_drop=partial(self._note, "dropped"))
         self._passes: list[_Pass] = []
         self._calls: dict[int, SketchedCall] = {}  # of nodes, until they are freed
         self._unrecorded: list[SketchedCall] = []  # products of what is all frozen
         self._leaves: set[int] = set()
         self._optimizers: dict[int, tuple[Optimizer, int, int]] = {}  # with bytes and steps
-
-    def close(self) -> None:
-        """Forget all calls, blocks and optimisers."""
-        for known in (self._saved, self._calls, self._unrecorded, self._optimizers):
-            known.clear()
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Count the forward of `op`, unless a VJP calls it: that is counted as one."""
@@ -98,16 +174,13 @@ class _ReceiptRecorder(Recorder):
             phase = "recomputed" if rerun else "backward"
             if not rerun and not self._passes[-1].recorded and not isinstance(result, Tensor):
                 return  # by a VJP, on arrays; a hook's is on Tensors
-        self._saved.add(op, inputs, result)
-        self._note(phase, op.name)
+        self.saved.add(phase, op, inputs, result)
         call = SketchedCall(op, inputs, result)
-        self._count(
-            phase,
-            op.name,
-            call.flops(),
+        unknown = (
             f"call of {op.name}, an op that is not written in functions of numpy only; "
-            f"@op(cost=...) makes it count",
+            f"@op(cost=...) makes it count"
         )
+        self._count(phase, op.name, "", call.flops(), unknown)
         node = result.node if isinstance(result, Tensor) else None
         if node is not None:
             self._calls[node.order] = call
@@ -130,15 +203,12 @@ class _ReceiptRecorder(Recorder):
         """Count a VJP, and what the engine does with its result."""
         running, size = self._passes[-1], math.prod(parent.shape)
         if node.order != running.visited:
-            running.visited, running.edge, running.needed = node.order, 0, []
+            running.visited, running.edges, running.needed = node.order, iter(node.edges or ()), []
             if node.op is not None and node.order in self._calls:  # what of it is not done
                 needing = [node.op.input_name(edge[1]) for edge in node.edges or ()]
                 self._count_not_done(self._calls[node.order], needing)
-        edges = node.edges or ()
-        while edges[running.edge][0] is not parent:  # which may be several inputs of a node
-            running.edge += 1
-        edge = edges[running.edge]
-        running.edge += 1
+        # The next one, because `parent` may be several inputs of the node.
+        edge = next(edge for edge in running.edges if edge[0] is parent)
         if not running.recorded:  # else all that a VJP does is seen in calls
             assert node.op is not None
             name = node.op.input_name(edge[1])
@@ -158,7 +228,7 @@ class _ReceiptRecorder(Recorder):
         op = call.op
         for argnum, vjp in op.vjps if op.product else ():
             name = op.parameters[argnum]
-            if name not in needing and call.arguments[argnum] is not None:
+            if name not in needing and call.values[name] is not None:
                 flops = call.vjp_flops(argnum, vjp)
                 if flops:
                     self._receipt.count("not done", op.name, name, flops)
@@ -170,7 +240,7 @@ class _ReceiptRecorder(Recorder):
         call = self._calls.get(node.order)
         if call is None:
             outside = f"VJP of {op.name}, an op that was recorded outside of the receipt"
-            self._count("backward", op.name, None, outside)
+            self._count("backward", op.name, "", None, outside)
             return
         _, argnum, vjp, *saved = edge
         before, running.needed = running.needed, [*running.needed, name]
@@ -187,7 +257,7 @@ class _ReceiptRecorder(Recorder):
             f"VJP makes it count"
         )
         known = flops is not None and shared is not None
-        self._count("backward", op.name, flops if known else None, unknown, name)
+        self._count("backward", op.name, name, flops if known else None, unknown)
         if known and shared:
             self._receipt.count("backward", op.name, "shared", shared)
 
@@ -199,41 +269,27 @@ class _ReceiptRecorder(Recorder):
     def on_free(self, node: Node) -> None:
         """Note which memory is freed."""
         self._calls.pop(node.order, None)
-        self._saved.free(node.order)
-        self._note("backward", node.name)
+        self.saved.free("backward", node.name, node.order)
 
     def on_step(self, optimizer: Optimizer) -> None:
         """Count a step by its formula, and the state that it leaves."""
         name, cost = type(optimizer).__name__, STEP_COSTS.get(type(optimizer))
-        flops = (
-            None
-            if cost is None
-            else sum(
-                parameter.size * cost(group)
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-                if parameter.grad is not None
-            )
+        flops = cost and sum(
+            parameter.size * cost(group)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
         )
-        self._count("optimizer", name, flops, f"step of {name}, which STEP_COSTS does not have")
+        unknown = f"step of {name}, which STEP_COSTS does not have"
+        self._count("optimizer", name, "", flops, unknown)
         steps = self._optimizers.get(id(optimizer), (optimizer, 0, 0))[2] + 1
         self._optimizers[id(optimizer)] = optimizer, optimizer.state_bytes(), steps
         self._receipt.steps = max(count for _, _, count in self._optimizers.values())
         self._receipt.optimizer_bytes = sum(held for _, held, _ in self._optimizers.values())
 
-    def _note(self, phase: Phase, name: str) -> None:
-        """Add a point to the timeline, if the saved memory has changed."""
-        memory, result = self._saved, self._receipt
-        result.saved_bytes, result.freed_bytes = memory.total, memory.freed
-        result.input_bytes = max(result.input_bytes, memory.inputs)
-        if memory.alive != (result.timeline[-1].saved_bytes if result.timeline else 0):
-            result.timeline.append(Moment(phase, name, memory.alive))
-
-    def _count(
-        self, phase: Phase, op: str, flops: int | None, unknown: str, name: str = ""
-    ) -> None:
+    def _count(self, phase: Phase, op: str, name: str, flops: int | None, unknown: str) -> None:
         """Add to a row, or to what is not counted if the FLOPs are not known."""
-        if flops is not None:
+        if flops is None:
+            self._receipt.uncounted[unknown] = self._receipt.uncounted.get(unknown, 0) + 1
+        else:
             self._receipt.count(phase, op, name, flops)
-            return
-        self._receipt.uncounted[unknown] = self._receipt.uncounted.get(unknown, 0) + 1
