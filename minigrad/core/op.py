@@ -508,6 +508,16 @@ def op(
     return make if forward is None else make(forward)
 
 
+def lambda_op(name: str, forward: Callable[P, Any], text: str, floats: bool = False) -> Op[P]:
+    """Make an op of a lambda of arrays, to which `name` and `text`, its docstring, are given."""
+    forward.__name__ = forward.__qualname__ = name
+    forward.__doc__ = text
+    forward.__annotations__ = dict.fromkeys(
+        (*inspect.signature(forward).parameters, "return"), "Array"
+    )
+    return op(floats=floats)(forward)
+
+
 @op
 def identity(x: Any) -> Any:
     """The same value at a new node: the link between a replay and the graph around it."""

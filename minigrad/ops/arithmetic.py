@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.core.op import op
+from minigrad.core.op import lambda_op, op
 from minigrad.core.tensor import Array
 from minigrad.ops import hints
 from minigrad.ops.comparison import logical_and
@@ -96,12 +96,7 @@ remainder.vjp("a", lambda g: g)
 remainder.vjp("b", lambda g, a, b: -g * floor_divide(a, b))
 
 
-@op
-def negative(x: Array) -> Array:
-    """-x."""
-    return np.negative(x)
-
-
+negative = lambda_op("negative", lambda x: np.negative(x), "-x.")
 negative.vjp("x", lambda g: -g)
 
 

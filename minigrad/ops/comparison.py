@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.op import op
+from minigrad.core.op import lambda_op, op
 from minigrad.core.tensor import Array, Axis
 from minigrad.errors import op_error
 from minigrad.ops.shape import as_tuple
@@ -20,58 +20,19 @@ _any: Any = np.logical_or.reduce
 _all: Any = np.logical_and.reduce
 
 
-@op
-def equal(a: Array, b: Array) -> Array:
-    """a == b, as booleans."""
-    return np.equal(a, b)
-
-
-@op
-def not_equal(a: Array, b: Array) -> Array:
-    """a != b, as booleans."""
-    return np.not_equal(a, b)
-
-
-@op
-def less(a: Array, b: Array) -> Array:
-    """a < b, as booleans."""
-    return np.less(a, b)
-
-
-@op
-def less_equal(a: Array, b: Array) -> Array:
-    """a <= b, as booleans."""
-    return np.less_equal(a, b)
-
-
-@op
-def greater(a: Array, b: Array) -> Array:
-    """a > b, as booleans."""
-    return np.greater(a, b)
-
-
-@op
-def greater_equal(a: Array, b: Array) -> Array:
-    """a >= b, as booleans."""
-    return np.greater_equal(a, b)
-
-
-@op
-def isfinite(x: Array) -> Array:
-    """True where x is neither infinite nor nan."""
-    return np.isfinite(x)
-
-
-@op
-def isinf(x: Array) -> Array:
-    """True where x is infinite."""
-    return np.isinf(x)
-
-
-@op
-def isnan(x: Array) -> Array:
-    """True where x is nan, not a number."""
-    return np.isnan(x)
+equal = lambda_op("equal", lambda a, b: np.equal(a, b), "a == b, as booleans.")
+not_equal = lambda_op("not_equal", lambda a, b: np.not_equal(a, b), "a != b, as booleans.")
+less = lambda_op("less", lambda a, b: np.less(a, b), "a < b, as booleans.")
+less_equal = lambda_op("less_equal", lambda a, b: np.less_equal(a, b), "a <= b, as booleans.")
+greater = lambda_op("greater", lambda a, b: np.greater(a, b), "a > b, as booleans.")
+greater_equal = lambda_op(
+    "greater_equal", lambda a, b: np.greater_equal(a, b), "a >= b, as booleans."
+)
+isfinite = lambda_op(
+    "isfinite", lambda x: np.isfinite(x), "True where x is neither infinite nor nan."
+)
+isinf = lambda_op("isinf", lambda x: np.isinf(x), "True where x is infinite.")
+isnan = lambda_op("isnan", lambda x: np.isnan(x), "True where x is nan, not a number.")
 
 
 @op

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from minigrad import kernels
-from minigrad.core.op import op
+from minigrad.core.op import lambda_op, op
 from minigrad.core.tensor import Array, Tensor
 from minigrad.errors import op_error
 from minigrad.ops.comparison import logical_and, logical_or
@@ -115,12 +115,9 @@ def flat(g: Array) -> Array:
     return where(False, g, 0.0)
 
 
-@op
-def sign(x: Array) -> Array:
-    """-1, 0 or 1; its derivative is 0 everywhere, also at 0."""
-    return np.sign(x)
-
-
+sign = lambda_op(
+    "sign", lambda x: np.sign(x), "-1, 0 or 1; its derivative is 0 everywhere, also at 0."
+)
 sign.vjp("x", flat)
 
 
@@ -156,21 +153,12 @@ round.vjp("x", flat)
 # --------------------------------------------------------------------------------------------------
 
 
-@op
-def abs(x: Array) -> Array:
-    """The absolute value |x|, with derivative sign(x), which is 0 at 0."""
-    return np.abs(x)
-
-
+abs = lambda_op(
+    "abs", lambda x: np.abs(x), "The absolute value |x|, with derivative sign(x), which is 0 at 0."
+)
 abs.vjp("x", lambda g, x: g * sign(x))
 
-
-@op
-def square(x: Array) -> Array:
-    """x^2, with derivative 2 x."""
-    return np.square(x)
-
-
+square = lambda_op("square", lambda x: np.square(x), "x^2, with derivative 2 x.")
 square.vjp("x", lambda g, x: 2.0 * g * x)
 
 
@@ -317,10 +305,7 @@ normal_cdf.vjp("x", lambda g, x: g * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 # --------------------------------------------------------------------------------------------------
 
 
-@op(floats=True)
-def sin(x: Array) -> Array:
-    """The sine, with derivative cos(x)."""
-    return np.sin(x)
+sin = lambda_op("sin", lambda x: np.sin(x), "The sine, with derivative cos(x).", floats=True)
 
 
 @sin.vjp("x")
@@ -328,21 +313,10 @@ def _sin_x(g: Array, x: Array) -> Array:
     return g * cos(x)
 
 
-@op(floats=True)
-def cos(x: Array) -> Array:
-    """The cosine, with derivative -sin(x)."""
-    return np.cos(x)
-
-
+cos = lambda_op("cos", lambda x: np.cos(x), "The cosine, with derivative -sin(x).", floats=True)
 cos.vjp("x", lambda g, x: -g * sin(x))
 
-
-@op(floats=True)
-def tan(x: Array) -> Array:
-    """The tangent, with derivative 1 + out^2."""
-    return np.tan(x)
-
-
+tan = lambda_op("tan", lambda x: np.tan(x), "The tangent, with derivative 1 + out^2.", floats=True)
 tan.vjp("x", lambda g, out: g * (1.0 + out * out))
 
 
