@@ -12,9 +12,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import DTypeLike, NDArray
 
 from minigrad.io.atomic import find, replacing_together
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
@@ -35,39 +32,22 @@ class TensorSet(Tensors):
     Attributes:
         files: the files by name, in order.
         tensors: the dtype and shape of each tensor, by name.
+        metadata: the facts in the header of the first file.
     """
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
         self.files = dict(files)
-        self._where: dict[str, TensorFile] = {}
+        self.tensors, self._sources = {}, {}
         for file in self.files.values():
             for name in file:
-                if name in self._where:
-                    raise ValueError(f"{name} is in {self._where[name].path} and in {file.path}")
-                self._where[name] = file
-        self.tensors = {name: file.tensors[name] for name, file in self._where.items()}
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The facts in the header of the first file."""
-        return next((file.metadata for file in self.files.values()), {})
-
-    @property
-    def location(self) -> str:
-        """The paths, in quotes."""
-        return ", ".join(file.location for file in self.files.values())
-
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows; see `TensorFile.read`."""
-        self.info(name)
-        return self._where[name].read(name, dtype, rows)
-
-    def raw(self, name: str) -> Iterator[bytes]:
-        """Read the bytes of a tensor of any dtype; see `TensorFile.raw`."""
-        self.info(name)
-        return self._where[name].raw(name)
+                if name in self:
+                    raise ValueError(
+                        f"{name} is in {self._sources[name][0].name} and in {file.path}"
+                    )
+            self.tensors |= file.tensors
+            self._sources |= file._sources
+        self.metadata = next((file.metadata for file in self.files.values()), {})
+        self.location = ", ".join(file.location for file in self.files.values())
 
     def close(self) -> None:
         """Close all files."""
