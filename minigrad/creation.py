@@ -12,6 +12,9 @@ from numpy.typing import DTypeLike
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.random import generator
 
+__all__ = ["arange", "eye", "full", "linspace", "ones", "ones_like", "rand", "randint", "randn"]
+__all__ += ["tensor", "zeros", "zeros_like"]
+
 Shape = int | Sequence[int]
 
 

@@ -38,6 +38,8 @@ from minigrad.core.tensor import Array, Tensor
 from minigrad.ops import concatenate, reshape, transpose
 from minigrad.versions import clock
 
+__all__ = ["hessian", "hvp", "jacobian", "jvp", "value_and_grad", "vjp"]
+
 Function = Callable[..., Any]
 Argnums = int | Sequence[int]
 

@@ -10,6 +10,9 @@ from minigrad import ops
 from minigrad.core.tensor import Axis, Tensor
 from minigrad.nn.module import Module
 
+__all__ = ["ELU", "GELU", "Identity", "LeakyReLU", "LogSoftmax", "ReLU", "SiLU", "Sigmoid"]
+__all__ += ["Softmax", "Softplus", "Tanh"]
+
 # An activation is a dataclass for its options, and is printed and compared as any module.
 
 

@@ -16,6 +16,8 @@ from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, LayerNorm, Linear, RMSNorm
 from minigrad.nn.module import Module
 
+__all__ = ["MultiHeadAttention", "TransformerBlock"]
+
 
 class MultiHeadAttention(Module):
     """Attention in several heads at once (Vaswani et al., 2017, section 3.2.2).

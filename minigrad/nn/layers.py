@@ -18,6 +18,9 @@ from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops.shape import normalize_axis
 
+__all__ = ["MLP", "Dropout", "Embedding", "Flatten", "LayerNorm", "Linear", "RMSNorm"]
+__all__ += ["Sequential"]
+
 
 class Linear(Module):
     """y = x W^T + b: `(..., in_features) -> (..., out_features)`.

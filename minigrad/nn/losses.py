@@ -12,6 +12,8 @@ from minigrad.core.tensor import Array, Tensor
 from minigrad.functional.losses import Reduction, check_reduction
 from minigrad.nn.module import Module
 
+__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "NLLLoss"]
+
 # A loss is a dataclass for its options, and is printed and compared as any module.
 
 

@@ -26,6 +26,8 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor, as_array
 
+__all__ = ["Module", "Parameter"]
+
 M = TypeVar("M", bound="Module")
 
 

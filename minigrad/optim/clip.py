@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from minigrad import kernels
 from minigrad.core.tensor import Tensor
 
+__all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
+
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all gradients, taken as one vector; a tensor counts once."""
