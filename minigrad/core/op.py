@@ -501,21 +501,11 @@ def op(
             cost=cost, shape=shape, product=product, fresh=fresh,
             nonfinite_hint=nonfinite_hint, gradient_hint=gradient_hint,
         )  # fmt: skip
-        if (function.__module__ or "").startswith("minigrad.ops."):  # not one made by exec
+        if (function.__module__ or "").startswith("minigrad.ops"):  # not one made by exec
             OPS[made.name] = made
         return made
 
     return make if forward is None else make(forward)
-
-
-def lambda_op(name: str, forward: Callable[P, Any], text: str, floats: bool = False) -> Op[P]:
-    """Make an op of a lambda of arrays, to which `name` and `text`, its docstring, are given."""
-    forward.__name__ = forward.__qualname__ = name
-    forward.__doc__ = text
-    forward.__annotations__ = dict.fromkeys(
-        (*inspect.signature(forward).parameters, "return"), "Array"
-    )
-    return op(floats=floats)(forward)
 
 
 @op

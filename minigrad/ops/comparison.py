@@ -10,29 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.core.op import lambda_op, op
+from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
 from minigrad.errors import op_error
+from minigrad.ops.of_numpy import binary, unary
 from minigrad.ops.shape import as_tuple
 
 # The type is Any because numpy's stubs know `keepdims` as a literal only.
 _any: Any = np.logical_or.reduce
 _all: Any = np.logical_and.reduce
 
-
-equal = lambda_op("equal", lambda a, b: np.equal(a, b), "a == b, as booleans.")
-not_equal = lambda_op("not_equal", lambda a, b: np.not_equal(a, b), "a != b, as booleans.")
-less = lambda_op("less", lambda a, b: np.less(a, b), "a < b, as booleans.")
-less_equal = lambda_op("less_equal", lambda a, b: np.less_equal(a, b), "a <= b, as booleans.")
-greater = lambda_op("greater", lambda a, b: np.greater(a, b), "a > b, as booleans.")
-greater_equal = lambda_op(
-    "greater_equal", lambda a, b: np.greater_equal(a, b), "a >= b, as booleans."
-)
-isfinite = lambda_op(
-    "isfinite", lambda x: np.isfinite(x), "True where x is neither infinite nor nan."
-)
-isinf = lambda_op("isinf", lambda x: np.isinf(x), "True where x is infinite.")
-isnan = lambda_op("isnan", lambda x: np.isnan(x), "True where x is nan, not a number.")
+equal = binary("equal", "a == b, as booleans.")
+not_equal = binary("not_equal", "a != b, as booleans.")
+less = binary("less", "a < b, as booleans.")
+less_equal = binary("less_equal", "a <= b, as booleans.")
+greater = binary("greater", "a > b, as booleans.")
+greater_equal = binary("greater_equal", "a >= b, as booleans.")
+isfinite = unary("isfinite", "True where x is neither infinite nor nan.")
+isinf = unary("isinf", "True where x is infinite.")
+isnan = unary("isnan", "True where x is nan, not a number.")
 
 
 @op
