@@ -16,6 +16,7 @@ from minigrad.functional.composition import composition
 from minigrad.functional.indexing import check_below
 from minigrad.functional.shape import swapaxes
 from minigrad.ops import getitem, hints, matmul, softmax, where
+from minigrad.random import Rng
 
 
 @op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
@@ -31,9 +32,7 @@ dropped.vjp("x", lambda g, words, threshold, scale: dropped(g, words, threshold,
 
 
 @composition
-def dropout(
-    x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: Rng = None) -> Tensor:
     """x with each element dropped with probability `p`, else divided by 1 - p; only in training.
 
     The expectation is x (Srivastava et al., 2014). An element is dropped if 16 bits drawn for it
@@ -99,7 +98,7 @@ def _attention(
     is_causal: bool = False,
     scale: float = 1.0,
     dropout_p: float = 0.0,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """softmax(q k^T scale + added) v where allowed; 0 in rows with nothing allowed."""
     scores = matmul(query, swapaxes(key, -1, -2)) * scale
@@ -221,7 +220,7 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     *,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """softmax(q k^T scale + mask) v (Vaswani et al., 2017, section 3.2.1).
 

@@ -29,6 +29,7 @@ from minigrad.io.atomic import check_target
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
+from minigrad.random import Rng
 from minigrad.training import checkpoint_file
 from minigrad.training.history import History, as_record
 
@@ -91,7 +92,7 @@ class Trainer:
         scheduler: LRScheduler | None = None,
         ema: EMA | None = None,
         progress: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
         check_positive("batch_size", batch_size)
         check_positive("accumulation_steps", accumulation_steps)
