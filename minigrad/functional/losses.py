@@ -136,21 +136,12 @@ def cross_entropy(
             counts, total = kernels.losses.label_weights(
                 integers, logits.shape[1], ignore_index, flat, logits.dtype
             )
-            if isfinite(total) and (
-                total or reduction != "mean"
-            ):  # else there is an error to raise
+            # Where there is an error to raise, the general case below raises it.
+            if isfinite(total) and (total or reduction != "mean"):
                 divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
                 return label_loss(logits, integers, counts, label_smoothing, divisor)
-    return _label_losses(
-        logits,
-        axis,
-        target,
-        weights,
-        ignore_index,
-        reduction,
-        from_logits=True,
-        smoothing=label_smoothing,
-    )
+    scores = log_softmax(logits, axis)
+    return _label_losses(scores, axis, target, weights, ignore_index, reduction, label_smoothing)
 
 
 @composition
@@ -179,9 +170,7 @@ def nll(
     check_reduction(reduction)
     axis = _class_axis(log_probabilities)
     weights = _class_weights(weight, log_probabilities, axis)
-    return _label_losses(
-        log_probabilities, axis, target, weights, ignore_index, reduction, from_logits=False
-    )
+    return _label_losses(log_probabilities, axis, target, weights, ignore_index, reduction)
 
 
 @composition
@@ -233,13 +222,11 @@ def _label_losses(
     class_weights: NDArray[Any] | None,
     ignore_index: int,
     reduction: Reduction,
-    *,
-    from_logits: bool,
     smoothing: float = 0.0,
 ) -> Tensor:
     """Return the losses of integer targets, after checking that these go with the scores.
 
-    The scores are logits or logarithms of probabilities, with the classes along `axis`.
+    The scores are logarithms of probabilities, with the classes along `axis`.
     """
     labels, classes = as_array(target), scores.shape[axis]
     if labels.dtype.kind not in "iu":
@@ -262,14 +249,13 @@ def _label_losses(
         weights = counted.astype(scores.dtype)
     if reduction == "mean" and weights is not None and weights.sum() == 0:
         raise ValueError("no target counts, so there is no mean; see ignore_index")
-    log_probabilities = log_softmax(scores, axis) if from_logits else scores
     index: list[Any] = list(np.indices(labels.shape, sparse=True))
     index.insert(axis, labels)
-    losses = -getitem(log_probabilities, tuple(index))
+    losses = -getitem(scores, tuple(index))
     if weights is not None:  # an infinite loss times 0 is 0 here
         losses = where(weights == 0, 0.0, losses) * weights
     if smoothing:
-        terms = log_probabilities if class_weights is None else log_probabilities * class_weights
+        terms = scores if class_weights is None else scores * class_weights
         spread = where(counted, -sum(terms, axis), 0.0)
         losses = (1 - smoothing) * losses + smoothing / classes * spread
     if reduction == "mean" and weights is not None:
