@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from minigrad.io.atomic import find, replacing_together
@@ -95,10 +95,11 @@ def _open_index(folder: Path, name: str) -> TensorSet:
         raise ValueError(f"{os.fspath(index)!r}: a weight_map says the name of a file for each")
     for tensor, file in weight_map.items():
         _check_plain(file, f"{os.fspath(index)!r} says that {tensor!r} is in")
-    opened: dict[str, TensorFile] = {}
-    try:
-        for file in sorted(set(weight_map.values())):
-            opened[file] = TensorFile(find(folder, file))
+    with ExitStack() as stack:  # closes the files if there is an error
+        opened = {
+            file: stack.enter_context(TensorFile(find(folder, file)))
+            for file in sorted(set(weight_map.values()))
+        }
         wrong = [
             f"missing: {n} in {file}" for n, file in weight_map.items() if n not in opened[file]
         ]
@@ -111,11 +112,8 @@ def _open_index(folder: Path, name: str) -> TensorSet:
         if wrong:
             listed = "\n  ".join(wrong)
             raise ValueError(f"{name} and its files contradict each other:\n  {listed}")
-        return TensorSet(opened)
-    except BaseException:
-        for each in opened.values():
-            each.close()
-        raise
+        stack.pop_all()
+    return TensorSet(opened)
 
 
 def _check_plain(file: str, what: str) -> None:
@@ -169,17 +167,16 @@ def writing_set(
                 (stage / name).write_bytes(content)
             else:
                 shutil.copyfile(content, stage / name)
-        opened = {file: open(stage / file, "wb") for file in shards}  # noqa: SIM115  # see below
-        try:
-            made = [TensorWriter(opened[file], infos, metadata) for file, infos in shards.items()]
+        with ExitStack() as stack:
+            made = [
+                TensorWriter(stack.enter_context(open(stage / file, "wb")), infos, metadata)
+                for file, infos in shards.items()
+            ]
             for writer, infos in zip(made, shards.values(), strict=True):
                 writers |= {info.name: writer for info in infos}
             yield writers
             for writer in made:
                 writer.finish()
-        finally:
-            for each in opened.values():
-                each.close()
         if is_single:
             return
         total = sum(info.nbytes for infos in shards.values() for info in infos)

@@ -148,19 +148,10 @@ def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
         )
 
 
-def _lora_linear(
-    x: Array,
-    weight: Array,
-    lora_a: Array,
-    lora_b: Array,
-    bias: Array = None,
-    scale: float = 1.0,
-) -> Array:
-    return linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
-
-
 @op(
-    composition=_lora_linear,
+    composition=lambda x, weight, lora_a, lora_b, bias=None, scale=1.0: (
+        linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
+    ),
     replayed=True,
     returns_residuals=True,
     product=True,
