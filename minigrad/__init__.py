@@ -33,13 +33,7 @@ from minigrad.core.observers import Observer, observe
 from minigrad.core.op import OPS, Op, op
 from minigrad.core.tensor import Tensor
 from minigrad.creation import *
-from minigrad.diagnostics import (
-    assert_gradients,
-    detect_anomaly,
-    gradcheck,
-    liveness,
-    receipt,
-)
+from minigrad.diagnostics import assert_gradients, detect_anomaly, gradcheck, liveness, receipt
 from minigrad.functional import *
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.ops import *

@@ -60,8 +60,15 @@ _RENAMED = {
     "keeps": "returns_residuals",
     "kept": "residuals",
     "position": "argnum",
+    "needs": "needs_input_grad",
 }
 """Names of version 0.1 and the ones that they have now."""
+
+
+def _new_name(name: str) -> str:
+    """Return what to add to a message if `name` is one of version 0.1."""
+    return f"; it is {_RENAMED[name]!r} since minigrad 0.2" if name in _RENAMED else ""
+
 
 _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 """Names with a meaning of their own in a VJP."""
@@ -88,29 +95,23 @@ class VJP:
     ) -> None:
         names = tuple(inspect.signature(derivative).parameters)
         if names[: len(leading)] != leading:
-            hint = "; 'needs' is 'needs_input_grad' since minigrad 0.2" if "needs" in names else ""
             raise ValueError(
                 f"a VJP of `{op.name}` takes {', '.join(leading)} first, "
-                f"not {', '.join(names)}{hint}"
+                f"not {', '.join(names)}{''.join(map(_new_name, names))}"
             )
         special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
-            if name in known:
-                self.slots.append((known[name], False))
-            elif name.removesuffix("_shape") in known:
-                self.slots.append((known[name.removesuffix("_shape")], True))
-            elif name in _RENAMED:
+            shape_only = name not in known
+            slot = known.get(name.removesuffix("_shape") if shape_only else name)
+            if slot is None:
                 raise ValueError(
-                    f"a VJP of `{op.name}` asks for {name!r}, which is {_RENAMED[name]!r} since "
-                    f"minigrad 0.2"
+                    f"a VJP of `{op.name}` asks for {name!r}{_new_name(name)}; it can have g, out "
+                    f"and {', '.join(op.parameters)}, or the shape of one, as "
+                    f"{op.parameters[0]}_shape"
                 )
-            else:
-                raise ValueError(
-                    f"a VJP of `{op.name}` asks for {name!r}; it can have g, out and "
-                    f"{', '.join(op.parameters)}, or the shape of one, as {op.parameters[0]}_shape"
-                )
+            self.slots.append((slot, shape_only))
         self.derivative = derivative
         self.cost = cost
 
@@ -194,19 +195,15 @@ class Op(Generic[P]):
 
         def __getattr__(self, name):
             """Raise an error, which gives the new name of what was renamed."""
-            hint = f"; it is {_RENAMED[name]!r} since minigrad 0.2" if name in _RENAMED else ""
-            raise AttributeError(f"an op has no attribute {name!r}{hint}", name=name, obj=self)
+            message = f"an op has no attribute {name!r}{_new_name(name)}"
+            raise AttributeError(message, name=name, obj=self)
 
     # ----------------------------------------------------------------------------------------------
     # VJPs
     # ----------------------------------------------------------------------------------------------
 
     def vjp(
-        self,
-        name: str,
-        derivative: Callable[..., Any] | None = None,
-        *,
-        cost: Cost | None = None,
+        self, name: str, derivative: Callable[..., Any] | None = None, *, cost: Cost | None = None
     ) -> Callable[..., Any]:
         """Say how to differentiate by the input `name`. Without `derivative`, a decorator.
 

@@ -175,11 +175,7 @@ def nll(
 
 @composition
 def binary_cross_entropy_with_logits(
-    logits: Array,
-    target: Array,
-    reduction: Reduction = "mean",
-    *,
-    pos_weight: Array = None,
+    logits: Array, target: Array, reduction: Reduction = "mean", *, pos_weight: Array = None
 ) -> Tensor:
     """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits): its mean, its sum, or each.
 

@@ -159,12 +159,7 @@ def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
     gradient_hint=hints.of_product_gradient,
 )
 def lora_linear(
-    x: Array,
-    weight: Array,
-    lora_a: Array,
-    lora_b: Array,
-    bias: Array = None,
-    scale: float = 1.0,
+    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array = None, scale: float = 1.0
 ) -> Array:
     """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank (Hu et al., 2021).
 
