@@ -45,37 +45,12 @@ __version__ = installed_version("minigrad-lora")
 
 neg = ops.negative
 
-__all__ = [
-    "OPS",
-    "History",
-    "Observer",
-    "Op",
-    "Tensor",
-    "Trainer",
-    "assert_gradients",
-    "checkpoint",
-    "data",
-    "detect_anomaly",
-    "enable_grad",
-    "get_num_threads",
-    "grad",
-    "gradcheck",
-    "io",
-    "is_grad_enabled",
-    "liveness",
-    "manual_seed",
-    "metrics",
-    "neg",
-    "nn",
-    "no_grad",
-    "observe",
-    "op",
-    "optim",
-    "receipt",
-    "set_num_threads",
-    "show_config",
-    "viz",
-]
+__all__ = ["data", "io", "metrics", "nn", "optim", "viz"]
+__all__ += ["OPS", "Observer", "Op", "Tensor", "neg", "observe", "op"]
+__all__ += ["checkpoint", "enable_grad", "grad", "is_grad_enabled", "no_grad"]
+__all__ += ["assert_gradients", "detect_anomaly", "gradcheck", "liveness", "receipt"]
+__all__ += ["History", "Trainer"]
+__all__ += ["get_num_threads", "manual_seed", "set_num_threads", "show_config"]
 __all__ += creation.__all__ + transforms.__all__
 __all__ += functional.__all__ + ops.__all__
 
