@@ -45,7 +45,7 @@ import numpy as np
 from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import Cost, Edge, Hint, Node
+from minigrad.core.node import Cost, Edge, Hint, Node, OpLike
 from minigrad.core.tensor import Tensor
 
 P = ParamSpec("P")
@@ -116,7 +116,7 @@ class VJP:
         self.cost = cost
 
 
-class Op(Generic[P]):
+class Op(OpLike, Generic[P]):
     """A function of tensors that knows its derivatives; the decorator `op` makes one.
 
     If a Tensor is among its arguments it returns a Tensor, for plain arrays a plain array.
@@ -133,17 +133,6 @@ class Op(Generic[P]):
         takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
         call: the function that a call of the op runs; calling it directly is a little faster.
     """
-
-    composition: Callable[..., Any] | None = None
-    replayed: bool = False
-    floats: bool = False
-    returns_residuals: bool = False
-    cost: Cost | None = None
-    shape: Callable[..., tuple[int, ...]] | None = None
-    product: bool = False
-    fresh: Sequence[str] = ()
-    nonfinite_hint: Hint | None = None
-    gradient_hint: Hint | None = None
 
     def __init__(self, forward: Callable[P, Any], **properties: Any) -> None:
         vars(self).update(properties)
