@@ -472,7 +472,8 @@ def op(
             functions of numpy in the forward; where these are not seen, receipts do not count it.
         shape: beside a cost, a function that returns the shape of the result, if that is not the
             one that the operands are broadcast to.
-        product: it is a matrix product: receipts list those that frozen inputs save.
+        product: it is a matrix product: receipts list those that frozen inputs save, and without
+            hints of its own it has those of products.
         fresh: inputs that are made for each call, such as a dropout mask, and so are saved memory.
         nonfinite_hint: usual causes of a result that is not finite, for `detect_anomaly`: texts and
             for each a condition on the values; or a function that returns a text or None.
