@@ -140,8 +140,9 @@ def cross_entropy(
             if isfinite(total) and (total or reduction != "mean"):
                 divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
                 return label_loss(logits, integers, counts, label_smoothing, divisor)
-    scores = log_softmax(logits, axis)
-    return _label_losses(scores, axis, target, weights, ignore_index, reduction, label_smoothing)
+    return _label_losses(
+        logits, axis, target, weights, ignore_index, reduction, label_smoothing, from_logits=True
+    )
 
 
 @composition
@@ -219,10 +220,11 @@ def _label_losses(
     ignore_index: int,
     reduction: Reduction,
     smoothing: float = 0.0,
+    from_logits: bool = False,
 ) -> Tensor:
     """Return the losses of integer targets, after checking that these go with the scores.
 
-    The scores are logarithms of probabilities, with the classes along `axis`.
+    The scores are logits or logarithms of probabilities, with the classes along `axis`.
     """
     labels, classes = as_array(target), scores.shape[axis]
     if labels.dtype.kind not in "iu":
@@ -245,6 +247,8 @@ def _label_losses(
         weights = counted.astype(scores.dtype)
     if reduction == "mean" and weights is not None and weights.sum() == 0:
         raise ValueError("no target counts, so there is no mean; see ignore_index")
+    if from_logits:
+        scores = log_softmax(scores, axis)
     index: list[Any] = list(np.indices(labels.shape, sparse=True))
     index.insert(axis, labels)
     losses = -getitem(scores, tuple(index))
