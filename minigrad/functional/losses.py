@@ -109,8 +109,7 @@ def cross_entropy(
     check_reduction(reduction)
     check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
-    axis = _class_axis(logits)
-    weights = _class_weights(weight, logits, axis)
+    axis, weights = _classes(logits, weight)
     if target.dtype.kind == "f" and target.shape == logits.shape:
         if ignore_index >= 0:
             raise ValueError("ignore_index is for integer targets, and these are probabilities")
@@ -169,8 +168,7 @@ def nll(
             left to take the mean of.
     """
     check_reduction(reduction)
-    axis = _class_axis(log_probabilities)
-    weights = _class_weights(weight, log_probabilities, axis)
+    axis, weights = _classes(log_probabilities, weight)
     return _label_losses(log_probabilities, axis, target, weights, ignore_index, reduction)
 
 
@@ -263,16 +261,13 @@ def _label_losses(
     return _reduced(losses, reduction)
 
 
-def _class_axis(scores: Array) -> int:
+def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
+    """Return the axis of the classes, and their weights, shaped to go with the scores."""
     if scores.ndim == 0:
         raise ValueError("scores have an axis of classes; a number has none")
-    return 1 if scores.ndim > 1 else 0
-
-
-def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | None:
-    """Return the weights of the classes, shaped to be multiplied with the scores."""
+    axis = 1 if scores.ndim > 1 else 0
     if weight is None:
-        return None
+        return axis, None
     if isinstance(weight, Tensor) and weight.requires_grad:
         raise TypeError("the weights of classes are constants; pass weight.detach()")
     if weight.shape != scores.shape[axis : axis + 1]:
@@ -282,7 +277,7 @@ def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | No
     values: NDArray[Any] = as_array(weight, scores.dtype)
     if (values < 0).any():
         raise ValueError(f"weights of classes are not negative, unlike {values.min()}")
-    return values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
+    return axis, values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
 
 
 # --------------------------------------------------------------------------------------------------

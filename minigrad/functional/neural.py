@@ -13,7 +13,7 @@ from minigrad.checks import check_probability
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.functional.indexing import check_below
+from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.shape import swapaxes
 from minigrad.ops import getitem, hints, matmul, softmax, where
 from minigrad.random import Rng
@@ -68,9 +68,7 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     if weight.ndim != 2:
         raise ValueError(f"weight has shape (count, d), not {weight.shape}")
     count = weight.shape[0]
-    integers = as_array(indices)
-    if integers.dtype.kind not in "iu":
-        raise TypeError(f"indices are integers, not {integers.dtype}")
+    integers = as_integers("indices", indices)
     check_below("indices", integers, count, "rows", IndexError)
     if padding_idx is not None and not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
