@@ -32,7 +32,6 @@ class TensorSet(Tensors):
     Attributes:
         files: the files by name, in order.
         tensors: the dtype and shape of each tensor, by name.
-        metadata: the facts in the header of the first file.
     """
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
@@ -46,8 +45,12 @@ class TensorSet(Tensors):
                     )
             self.tensors |= file.tensors
             self._sources |= file._sources
-        self.metadata = next((file.metadata for file in self.files.values()), {})
         self.location = ", ".join(file.location for file in self.files.values())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The facts in the header of the first file."""
+        return next((file.metadata for file in self.files.values()), {})
 
     def close(self) -> None:
         """Close all files."""

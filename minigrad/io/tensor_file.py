@@ -68,7 +68,7 @@ class Tensors(Closing):
     """
 
     tensors: dict[str, TensorInfo]
-    location: str
+    location: str = ""
     _sources: dict[str, tuple[BufferedReader, int]]  # the file of each tensor, and its offset there
 
     def __contains__(self, name: object) -> bool:
