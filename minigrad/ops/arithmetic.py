@@ -59,16 +59,11 @@ floor_divide = binary(
 floor_divide.vjp("a", flat)
 floor_divide.vjp("b", flat)
 
-
-@op
-def remainder(a: Array, b: Array) -> Array:
-    """a - b floor(a / b), broadcast: it has the sign of b, as Python's % has.
-
-    The derivatives are 1 in a and -floor(a / b) in b, also at the jumps.
-    """
-    return np.remainder(a, b)
-
-
+remainder = binary(
+    "remainder",
+    "a - b floor(a / b), broadcast: it has the sign of b, as Python's % has. The derivatives are 1 "
+    "in a and -floor(a / b) in b, also at the jumps.",
+)
 remainder.vjp("a", lambda g: g)
 remainder.vjp("b", lambda g, a, b: -g * floor_divide(a, b))
 

@@ -12,7 +12,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
 from minigrad.errors import op_error
 from minigrad.ops.comparison import logical_and, logical_or
-from minigrad.ops.of_numpy import curve, unary
+from minigrad.ops.of_numpy import binary, curve, unary
 
 # --------------------------------------------------------------------------------------------------
 # Choices
@@ -44,29 +44,19 @@ def _beside(number: Array, array: Array) -> Array:
 where.vjp("x", lambda g, condition: where(condition, g, 0.0))
 where.vjp("y", lambda g, condition: where(condition, 0.0, g))
 
-
-@op
-def maximum(a: Array, b: Array) -> Array:
-    """The larger of a and b, broadcast. Where they are equal, each gets half of the gradient.
-
-    Where one is nan, the result is nan, and the gradient goes to both.
-    """
-    return np.maximum(a, b)
-
-
+maximum = binary(
+    "maximum",
+    "The larger of a and b, broadcast. Where they are equal, each gets half of the gradient; where "
+    "one is nan, the result is nan, and the gradient goes to both.",
+)
 maximum.vjp("a", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 maximum.vjp("b", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
 
-
-@op
-def minimum(a: Array, b: Array) -> Array:
-    """The smaller of a and b, broadcast. Where they are equal, each gets half of the gradient.
-
-    Where one is nan, the result is nan, and the gradient goes to both.
-    """
-    return np.minimum(a, b)
-
-
+minimum = binary(
+    "minimum",
+    "The smaller of a and b, broadcast. Where they are equal, each gets half of the gradient; "
+    "where one is nan, the result is nan, and the gradient goes to both.",
+)
 minimum.vjp("a", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
 minimum.vjp("b", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 
