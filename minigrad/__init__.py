@@ -22,7 +22,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
         "make a virtual environment with a later one"
     )
 
-from minigrad import data, functional, io, metrics, nn, ops, optim, viz
+from minigrad import creation, data, functional, io, metrics, nn, ops, optim, transforms, viz
 from minigrad import operators as operators  # gives Tensor its operators and methods
 from minigrad import renamed as renamed  # lets old names of modules give the new ones
 from minigrad.config import installed_version, show_config
@@ -32,89 +32,27 @@ from minigrad.core.grad_mode import enable_grad, is_grad_enabled, no_grad
 from minigrad.core.observers import Observer, observe
 from minigrad.core.op import OPS, Op, op
 from minigrad.core.tensor import Tensor
-from minigrad.creation import (
-    arange,
-    eye,
-    full,
-    linspace,
-    ones,
-    ones_like,
-    rand,
-    randint,
-    randn,
-    tensor,
-    zeros,
-    zeros_like,
-)
-from minigrad.diagnostics import (
-    assert_gradients,
-    detect_anomaly,
-    gradcheck,
-    liveness,
-    receipt,
-)
+from minigrad.creation import *
+from minigrad.diagnostics import assert_gradients, detect_anomaly, gradcheck, liveness, receipt
 from minigrad.functional import *
 from minigrad.kernels.threads import get_num_threads, set_num_threads
 from minigrad.ops import *
 from minigrad.random import manual_seed
 from minigrad.training import History, Trainer
-from minigrad.transforms import hessian, hvp, jacobian, jvp, value_and_grad, vjp
+from minigrad.transforms import *
 
 __version__ = installed_version("minigrad-lora")
 
 neg = ops.negative
 
-__all__ = [
-    "OPS",
-    "History",
-    "Observer",
-    "Op",
-    "Tensor",
-    "Trainer",
-    "arange",
-    "assert_gradients",
-    "checkpoint",
-    "data",
-    "detect_anomaly",
-    "enable_grad",
-    "eye",
-    "full",
-    "get_num_threads",
-    "grad",
-    "gradcheck",
-    "hessian",
-    "hvp",
-    "io",
-    "is_grad_enabled",
-    "jacobian",
-    "jvp",
-    "linspace",
-    "liveness",
-    "manual_seed",
-    "metrics",
-    "neg",
-    "nn",
-    "no_grad",
-    "observe",
-    "ones",
-    "ones_like",
-    "op",
-    "optim",
-    "rand",
-    "randint",
-    "randn",
-    "receipt",
-    "set_num_threads",
-    "show_config",
-    "tensor",
-    "value_and_grad",
-    "viz",
-    "vjp",
-    "zeros",
-    "zeros_like",
-]
-__all__ += functional.__all__
-__all__ += ops.__all__
+__all__ = ["data", "io", "metrics", "nn", "optim", "viz"]
+__all__ += ["OPS", "Observer", "Op", "Tensor", "neg", "observe", "op"]
+__all__ += ["checkpoint", "enable_grad", "grad", "is_grad_enabled", "no_grad"]
+__all__ += ["assert_gradients", "detect_anomaly", "gradcheck", "liveness", "receipt"]
+__all__ += ["History", "Trainer"]
+__all__ += ["get_num_threads", "manual_seed", "set_num_threads", "show_config"]
+__all__ += creation.__all__ + transforms.__all__
+__all__ += functional.__all__ + ops.__all__
 
 if TYPE_CHECKING:
 

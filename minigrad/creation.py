@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.random import generator
+from minigrad.random import Rng, generator
+
+__all__ = ["arange", "eye", "full", "linspace", "ones", "ones_like", "rand", "randint", "randn"]
+__all__ += ["tensor", "zeros", "zeros_like"]
 
 Shape = int | Sequence[int]
 
@@ -90,10 +93,7 @@ def eye(
 
 
 def randn(
-    *shape: Shape,
-    dtype: DTypeLike = np.float32,
-    requires_grad: bool = False,
-    rng: np.random.Generator | None = None,
+    *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the standard normal distribution."""
     values = np.asarray(generator(rng).standard_normal(_shape(shape)))
@@ -101,16 +101,13 @@ def randn(
 
 
 def rand(
-    *shape: Shape,
-    dtype: DTypeLike = np.float32,
-    requires_grad: bool = False,
-    rng: np.random.Generator | None = None,
+    *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the uniform distribution on [0, 1)."""
     return Tensor(np.asarray(generator(rng).random(_shape(shape))).astype(dtype), requires_grad)
 
 
-def randint(low: int, high: int, shape: Shape, *, rng: np.random.Generator | None = None) -> Tensor:
+def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw from the integers `low` to `high` - 1."""
     return Tensor(np.asarray(generator(rng).integers(low, high, _shape((shape,)))))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from minigrad.checks import check_positive
 from minigrad.core.tensor import as_array
-from minigrad.random import generator
+from minigrad.random import Rng, generator
 
 Arrays = NDArray[Any]
 
@@ -95,9 +95,7 @@ def _number(text: str, name: str, line: int, column: str) -> float:
     return value
 
 
-def train_test_split(
-    *arrays: Any, test_size: float = 0.25, rng: np.random.Generator | None = None
-) -> list[Arrays]:
+def train_test_split(*arrays: Any, test_size: float = 0.25, rng: Rng = None) -> list[Arrays]:
     """Split arrays of equal length at random: `x_train, x_test, y_train, y_test`.
 
     Args:
@@ -158,11 +156,7 @@ class Standardizer:
 
 
 def batches(
-    arrays: Sequence[Arrays],
-    batch_size: int,
-    *,
-    shuffle: bool = True,
-    rng: np.random.Generator | None = None,
+    arrays: Sequence[Arrays], batch_size: int, *, shuffle: bool = True, rng: Rng = None
 ) -> Iterator[list[Arrays]]:
     """Yield the rows of several arrays in batches of `batch_size`, the last perhaps smaller.
 

@@ -21,32 +21,29 @@ from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 
-# Python's name of each operator of two operands, numpy's function for it, and the op of both.
-_REFLECTED: tuple[tuple[str, np.ufunc, Op[Any]], ...] = (
-    ("add", np.add, ops.add),
-    ("sub", np.subtract, ops.subtract),
-    ("mul", np.multiply, ops.multiply),
-    ("truediv", np.divide, ops.divide),
-    ("floordiv", np.floor_divide, ops.floor_divide),
-    ("mod", np.remainder, ops.remainder),
-    ("pow", np.power, ops.power),
-    ("matmul", np.matmul, ops.matmul),
-    ("and", np.bitwise_and, ops.logical_and),
-    ("or", np.bitwise_or, ops.logical_or),
+# Python's name of each operator of two operands, its symbol if it can write in place (`x += y`),
+# numpy's function for it, and the op of both.
+_REFLECTED: tuple[tuple[str, str, np.ufunc, Op[Any]], ...] = (
+    ("add", "+", np.add, ops.add),
+    ("sub", "-", np.subtract, ops.subtract),
+    ("mul", "*", np.multiply, ops.multiply),
+    ("truediv", "/", np.divide, ops.divide),
+    ("floordiv", "//", np.floor_divide, ops.floor_divide),
+    ("mod", "%", np.remainder, ops.remainder),
+    ("pow", "**", np.power, ops.power),
+    ("matmul", "@", np.matmul, ops.matmul),
+    ("and", "", np.bitwise_and, ops.logical_and),
+    ("or", "", np.bitwise_or, ops.logical_or),
 )
-_COMPARISONS: tuple[tuple[str, np.ufunc, Op[Any]], ...] = (
-    ("eq", np.equal, ops.equal),
-    ("ne", np.not_equal, ops.not_equal),
-    ("lt", np.less, ops.less),
-    ("le", np.less_equal, ops.less_equal),
-    ("gt", np.greater, ops.greater),
-    ("ge", np.greater_equal, ops.greater_equal),
+_COMPARISONS: tuple[tuple[str, str, np.ufunc, Op[Any]], ...] = (
+    ("eq", "", np.equal, ops.equal),
+    ("ne", "", np.not_equal, ops.not_equal),
+    ("lt", "", np.less, ops.less),
+    ("le", "", np.less_equal, ops.less_equal),
+    ("gt", "", np.greater, ops.greater),
+    ("ge", "", np.greater_equal, ops.greater_equal),
 )
-_IN_PLACE = {  # their symbols: & and | are not among these, and write to nothing
-    **{"add": "+", "sub": "-", "mul": "*", "truediv": "/"},
-    **{"floordiv": "//", "mod": "%", "pow": "**", "matmul": "@"},
-}
-_ARRAY_OPERATORS = {ufunc: op for _, ufunc, op in (*_REFLECTED, *_COMPARISONS)}
+_ARRAY_OPERATORS = {ufunc: op for *_, ufunc, op in (*_REFLECTED, *_COMPARISONS)}
 
 # The ops and the compositions that are methods under their own name.
 _OPS: tuple[Op[Any], ...] = (
@@ -218,9 +215,9 @@ def _use_instead(numpy_name: str, module: str = "numpy") -> str:
 
 
 ATTACHED: dict[str, Any] = {
-    **{f"__{name}__": _operator(op) for name, _, op in (*_REFLECTED, *_COMPARISONS)},
-    **{f"__r{name}__": _reflected(op) for name, _, op in _REFLECTED},
-    **{f"__i{n}__": _in_place(op, _IN_PLACE[n]) for n, _, op in _REFLECTED if n in _IN_PLACE},
+    **{f"__{name}__": _operator(op) for name, *_, op in (*_REFLECTED, *_COMPARISONS)},
+    **{f"__r{name}__": _reflected(op) for name, *_, op in _REFLECTED},
+    **{f"__i{name}__": _in_place(op, symbol) for name, symbol, _, op in _REFLECTED if symbol},
     "__neg__": _method(ops.negative),
     "__abs__": _method(ops.abs),
     "__invert__": _method(ops.logical_not),

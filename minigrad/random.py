@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from minigrad.core.grad_mode import mode
 
+Rng = np.random.Generator | None
+"""What a function that draws takes as `rng`."""
+
 _default = np.random.default_rng()
 _seed: int | None = None  # the last seed of `manual_seed`
 
@@ -24,7 +27,7 @@ def manual_seed(seed: int) -> np.random.Generator:
     return _default
 
 
-def seed_of(rng: np.random.Generator | None = None) -> int | None:
+def seed_of(rng: Rng = None) -> int | None:
     """Return the seed of a generator, or of the default one; None if it is no single number."""
     if (rng is None or rng is _default) and _seed is not None:
         return _seed
@@ -34,7 +37,7 @@ def seed_of(rng: np.random.Generator | None = None) -> int | None:
     return entropy if isinstance(entropy, int) and not spawned else None
 
 
-def generator(rng: np.random.Generator | None = None) -> np.random.Generator:
+def generator(rng: Rng = None) -> np.random.Generator:
     """Return `rng` itself, or the default generator for None.
 
     Raises:

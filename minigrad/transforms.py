@@ -25,7 +25,7 @@ derivative zero. No tensor's `.grad` or `requires_grad` is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ from minigrad.core.op import identity
 from minigrad.core.tensor import Array, Tensor
 from minigrad.ops import concatenate, reshape, transpose
 from minigrad.versions import clock
+
+__all__ = ["hessian", "hvp", "jacobian", "jvp", "value_and_grad", "vjp"]
 
 Function = Callable[..., Any]
 Argnums = int | Sequence[int]
@@ -191,7 +193,7 @@ class _Run:
 
     Attributes:
         inputs: the arguments of f to differentiate by.
-        older: the nodes made before these; none depends on `inputs`, so walks end there.
+        start: when these were made; no older node depends on them, so walks end there.
         out: the result of f.
     """
 
@@ -218,7 +220,7 @@ class _Run:
         for i in positions:
             arguments[i] = _tensor(args[i], f"{name}: argument {i}")
         self.enabled = is_grad_enabled()
-        self.older = _Older(next(clock))
+        self.start = next(clock)
         with grad_mode(True):
             for i in positions:
                 x = arguments[i]
@@ -229,7 +231,8 @@ class _Run:
     def can_be_differentiated(self, *results: Tensor) -> bool:
         """Return whether something outside can ask for the derivative of one of `results`."""
         roots = [result.node for result in results if result.node is not None]
-        return self.enabled and any(node in self.older for node in reachable(roots, self.older))
+        found = reachable(roots, oldest=self.start) if self.enabled else []
+        return any(node.order < self.start for node in found)
 
     def detached(self, value: Any) -> Any:
         """Detach the Tensors in `value`, except where something outside can differentiate them."""
@@ -250,14 +253,14 @@ class _Run:
         """Return the sum over `outputs` of v^T J for each input, recorded if `record` is set."""
         pending: dict[Node, Any] = {}
         for output, cotangent in zip(outputs, cotangents, strict=True):
-            if (node := output.node) is not None:
+            if (node := output.node) is not None and node.order > self.start:
                 v = cotangent if record else cotangent._data
                 pending[node] = pending[node] + v if node in pending else v
         ends: list[Any] = [x.node for x in inputs]
         arrived = propagate(
             pending,
             wanted=set(ends),
-            stop=self.older,
+            oldest=self.start,
             retain_graph=retain or record,
             create_graph=record,
         )
@@ -284,16 +287,6 @@ class _Run:
             row_after_row = concatenate([none, *(reshape(row[k], x.size) for row in pulled)])
             jacobians.append(reshape(row_after_row, out.shape + x.shape))
         return jacobians
-
-
-class _Older(Container[Node]):
-    """All nodes that were made before a time on the clock."""
-
-    def __init__(self, time: int) -> None:
-        self._time = time
-
-    def __contains__(self, node: Any) -> bool:
-        return bool(node.order < self._time)
 
 
 def _value_and_grad(

@@ -52,22 +52,20 @@ def checkpoint(f: Callable[..., Tensor], *inputs: Any) -> Tensor:
         )
     if result.node is not None:  # a tensor from outside, returned as it is
         watcher.outside[result.node] = result
-    arguments = list(inputs)
-    edges: list[Edge] = []
-    for argnum, value in enumerate(inputs):
-        if isinstance(value, Tensor):
-            arguments[argnum] = _constant(value) if value.node is None else value._data
-            if value.node is not None:
-                edges.append((value.node, argnum, None, value._data))
-    for argnum, value in enumerate(watcher.outside.values(), start=len(inputs)):
-        assert value.node is not None
-        edges.append((value.node, argnum, None, value._data))
+    used = [*inputs, *watcher.outside.values()]
+    edges: list[Edge] = [
+        (value.node, argnum, None, value._data)
+        for argnum, value in enumerate(used)
+        if isinstance(value, Tensor) and value.node is not None
+    ]
+    differentiable = {argnum for _, argnum, *_ in edges}
+    arguments = [v._data if i in differentiable else _constant(v) for i, v in enumerate(inputs)]
     result = Tensor.at(result._data, None)
     if mode.grad_enabled and edges and result.dtype.kind == "f":
         result.node = node = Node.of(CHECKPOINT, edges, result._data)
         node.arguments = (Rerun(f, arguments, watcher.states, _fingerprint(result)),)
     for observer in mode.observers:  # one of these may be the watcher of an outer checkpoint
-        observer.on_call(CHECKPOINT, [*inputs, *watcher.outside.values()], result)
+        observer.on_call(CHECKPOINT, used, result)
     return result
 
 

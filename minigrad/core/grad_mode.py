@@ -6,14 +6,13 @@ thread must not switch off the gradients of the training loop.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, overload
+from contextlib import ContextDecorator
+from typing import Any, TypeVar, overload
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Mode(threading.local):
@@ -42,7 +41,7 @@ def is_grad_enabled() -> bool:
     return mode.grad_enabled
 
 
-class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
+class grad_mode(ContextDecorator):  # noqa: N801  # reads as a function: `with grad_mode(False):`
     """Set whether the block or the decorated function records a graph.
 
     At the end the earlier mode returns, also after an error. One object may be entered many times.
@@ -60,20 +59,14 @@ class grad_mode:  # noqa: N801  # reads as a function: `with grad_mode(False):`
     def __exit__(self, *_: object) -> None:
         mode.state = (self._thread.before.pop(), mode.observers)
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+    def __call__(self, function: F) -> F:
         """Return `function` in this mode.
 
         Raises:
             TypeError: if it is a generator, because its body runs after the mode was restored.
         """
         check_decorable(function)
-
-        @functools.wraps(function)
-        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-            with grad_mode(self._enabled):
-                return function(*args, **kwargs)
-
-        return wrapped
+        return super().__call__(function)
 
 
 def check_decorable(function: Callable[..., Any]) -> None:
@@ -92,7 +85,7 @@ def check_decorable(function: Callable[..., Any]) -> None:
 @overload
 def no_grad() -> grad_mode: ...
 @overload
-def no_grad(function: Callable[P, R]) -> Callable[P, R]: ...
+def no_grad(function: F) -> F: ...
 def no_grad(function: Callable[..., Any] | None = None) -> Any:
     """Record no graph: the results of ops inside need no gradient.
 
@@ -104,7 +97,7 @@ def no_grad(function: Callable[..., Any] | None = None) -> Any:
 @overload
 def enable_grad() -> grad_mode: ...
 @overload
-def enable_grad(function: Callable[P, R]) -> Callable[P, R]: ...
+def enable_grad(function: F) -> F: ...
 def enable_grad(function: Callable[..., Any] | None = None) -> Any:
     """Record the graph of the ops inside, also within a `no_grad`.
 

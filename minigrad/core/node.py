@@ -39,19 +39,22 @@ class OpLike(Protocol):
 
     name: str
     forward: Callable[..., Any]
-    composition: Callable[..., Any] | None
     signature: Signature
     parameters: tuple[str, ...]
     vjps: list[tuple[int, Any]]
-    replayed: bool
-    floats: bool
-    returns_residuals: bool
-    cost: Cost | None
-    shape: Callable[..., tuple[int, ...]] | None
-    nonfinite_hint: Hint | None
-    gradient_hint: Hint | None
     plain: bool
     takes_sequence: bool
+
+    composition: Callable[..., Any] | None = None
+    replayed: bool = False
+    floats: bool = False
+    returns_residuals: bool = False
+    cost: Cost | None = None
+    shape: Callable[..., tuple[int, ...]] | None = None
+    product: bool = False
+    fresh: Sequence[str] = ()
+    nonfinite_hint: Hint | None = None
+    gradient_hint: Hint | None = None
 
     def differentiate(self, node: Node, edges: Sequence[Edge], g: Any) -> list[Any]:
         """Compute the gradients for some edges of a node."""

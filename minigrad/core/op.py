@@ -45,7 +45,7 @@ import numpy as np
 from minigrad.core.backward import propagate
 from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
-from minigrad.core.node import Cost, Edge, Hint, Node
+from minigrad.core.node import Cost, Edge, Hint, Node, OpLike
 from minigrad.core.tensor import Tensor
 
 P = ParamSpec("P")
@@ -60,8 +60,15 @@ _RENAMED = {
     "keeps": "returns_residuals",
     "kept": "residuals",
     "position": "argnum",
+    "needs": "needs_input_grad",
 }
 """Names of version 0.1 and the ones that they have now."""
+
+
+def _new_name(name: str) -> str:
+    """Return what to add to a message if `name` is one of version 0.1."""
+    return f"; it is {_RENAMED[name]!r} since minigrad 0.2" if name in _RENAMED else ""
+
 
 _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 """Names with a meaning of their own in a VJP."""
@@ -88,34 +95,28 @@ class VJP:
     ) -> None:
         names = tuple(inspect.signature(derivative).parameters)
         if names[: len(leading)] != leading:
-            hint = "; 'needs' is 'needs_input_grad' since minigrad 0.2" if "needs" in names else ""
             raise ValueError(
                 f"a VJP of `{op.name}` takes {', '.join(leading)} first, "
-                f"not {', '.join(names)}{hint}"
+                f"not {', '.join(names)}{''.join(map(_new_name, names))}"
             )
         special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
-            if name in known:
-                self.slots.append((known[name], False))
-            elif name.removesuffix("_shape") in known:
-                self.slots.append((known[name.removesuffix("_shape")], True))
-            elif name in _RENAMED:
+            shape_only = name not in known
+            slot = known.get(name.removesuffix("_shape") if shape_only else name)
+            if slot is None:
                 raise ValueError(
-                    f"a VJP of `{op.name}` asks for {name!r}, which is {_RENAMED[name]!r} since "
-                    f"minigrad 0.2"
+                    f"a VJP of `{op.name}` asks for {name!r}{_new_name(name)}; it can have g, out "
+                    f"and {', '.join(op.parameters)}, or the shape of one, as "
+                    f"{op.parameters[0]}_shape"
                 )
-            else:
-                raise ValueError(
-                    f"a VJP of `{op.name}` asks for {name!r}; it can have g, out and "
-                    f"{', '.join(op.parameters)}, or the shape of one, as {op.parameters[0]}_shape"
-                )
+            self.slots.append((slot, shape_only))
         self.derivative = derivative
         self.cost = cost
 
 
-class Op(Generic[P]):
+class Op(OpLike, Generic[P]):
     """A function of tensors that knows its derivatives; the decorator `op` makes one.
 
     If a Tensor is among its arguments it returns a Tensor, for plain arrays a plain array.
@@ -132,17 +133,6 @@ class Op(Generic[P]):
         takes_sequence: whether its inputs are the elements of its first parameter, a sequence.
         call: the function that a call of the op runs; calling it directly is a little faster.
     """
-
-    composition: Callable[..., Any] | None = None
-    replayed: bool = False
-    floats: bool = False
-    returns_residuals: bool = False
-    cost: Cost | None = None
-    shape: Callable[..., tuple[int, ...]] | None = None
-    product: bool = False
-    fresh: Sequence[str] = ()
-    nonfinite_hint: Hint | None = None
-    gradient_hint: Hint | None = None
 
     def __init__(self, forward: Callable[P, Any], **properties: Any) -> None:
         vars(self).update(properties)
@@ -194,19 +184,15 @@ class Op(Generic[P]):
 
         def __getattr__(self, name):
             """Raise an error, which gives the new name of what was renamed."""
-            hint = f"; it is {_RENAMED[name]!r} since minigrad 0.2" if name in _RENAMED else ""
-            raise AttributeError(f"an op has no attribute {name!r}{hint}", name=name, obj=self)
+            message = f"an op has no attribute {name!r}{_new_name(name)}"
+            raise AttributeError(message, name=name, obj=self)
 
     # ----------------------------------------------------------------------------------------------
     # VJPs
     # ----------------------------------------------------------------------------------------------
 
     def vjp(
-        self,
-        name: str,
-        derivative: Callable[..., Any] | None = None,
-        *,
-        cost: Cost | None = None,
+        self, name: str, derivative: Callable[..., Any] | None = None, *, cost: Cost | None = None
     ) -> Callable[..., Any]:
         """Say how to differentiate by the input `name`. Without `derivative`, a decorator.
 
@@ -486,7 +472,8 @@ def op(
             functions of numpy in the forward; where these are not seen, receipts do not count it.
         shape: beside a cost, a function that returns the shape of the result, if that is not the
             one that the operands are broadcast to.
-        product: it is a matrix product: receipts list those that frozen inputs save.
+        product: it is a matrix product: receipts list those that frozen inputs save, and without
+            hints of its own it has those of products.
         fresh: inputs that are made for each call, such as a dropout mask, and so are saved memory.
         nonfinite_hint: usual causes of a result that is not finite, for `detect_anomaly`: texts and
             for each a condition on the values; or a function that returns a text or None.
@@ -501,7 +488,7 @@ def op(
             cost=cost, shape=shape, product=product, fresh=fresh,
             nonfinite_hint=nonfinite_hint, gradient_hint=gradient_hint,
         )  # fmt: skip
-        if (function.__module__ or "").startswith("minigrad.ops."):  # not one made by exec
+        if (function.__module__ or "").startswith("minigrad.ops"):  # not one made by exec
             OPS[made.name] = made
         return made
 

@@ -124,16 +124,7 @@ class Tensor:
 
     @data.setter
     def data(self, value: Any) -> None:
-        if self.node is not None and self.node.op is not None:
-            raise RuntimeError(
-                f"{self.describe()} is the result of an op, its value follows from its inputs; "
-                f"assign to a leaf, or to .detach()"
-            )
-        array = as_array(value)
-        if array.shape != self._data.shape:
-            raise ValueError(
-                f"cannot assign data of shape {array.shape} to a tensor of shape {self._data.shape}"
-            )
+        array = self._assignable(value)
         if self.node is not None and array.dtype != self.node.dtype:
             _check_differentiable(array.dtype)
         mark_written(self._data)
@@ -150,16 +141,23 @@ class Tensor:
             ValueError: if the shape is not the same.
             RuntimeError: if this is the result of an op.
         """
+        self.data[...] = self._assignable(value)
+        mark_written(self._data)
+        return self
+
+    def _assignable(self, value: Any) -> NDArray[Any]:
+        """Return a new value as an array, checked to fit this tensor, which must be a leaf."""
         if self.node is not None and self.node.op is not None:
-            raise RuntimeError(f"{self.describe()} is the result of an op; copy_ writes to leaves")
+            raise RuntimeError(
+                f"{self.describe()} is the result of an op, its value follows from its inputs; "
+                f"write to a leaf, or to .detach()"
+            )
         array = as_array(value)
         if array.shape != self._data.shape:
             raise ValueError(
                 f"cannot copy data of shape {array.shape} into a tensor of shape {self._data.shape}"
             )
-        self.data[...] = array
-        mark_written(self._data)
-        return self
+        return array
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ def take_along_axis(x: Array, indices: Array, axis: int | None = -1) -> Tensor:
     if axis is None:
         x, axis = reshape(x, -1), 0
     axis = normalize_axis(axis, x.ndim)
-    taken = _integers("indices", indices)
+    taken = as_integers("indices", indices)
     if taken.ndim != x.ndim or any(
         i != axis and 1 != a != b != 1
         for i, (a, b) in enumerate(zip(taken.shape, x.shape, strict=True))
@@ -87,7 +87,7 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
         TypeError: if the labels are not integers.
         ValueError: if one is not among the classes.
     """
-    classes = _integers("labels", labels)
+    classes = as_integers("labels", labels)
     if num_classes is None:
         num_classes = int(classes.max()) + 1 if classes.size else 0
     count = num_classes
@@ -113,7 +113,8 @@ def check_below(
         )
 
 
-def _integers(role: str, values: Array) -> Any:
+def as_integers(role: str, values: Array) -> Any:
+    """Return an array, or raise a TypeError if it is not of integers."""
     array = as_array(values)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{role} must be integers, not {array.dtype}")

@@ -109,8 +109,7 @@ def cross_entropy(
     check_reduction(reduction)
     check_probability("label_smoothing", label_smoothing)
     label_smoothing = float(label_smoothing)
-    axis = _class_axis(logits)
-    weights = _class_weights(weight, logits, axis)
+    axis, weights = _classes(logits, weight)
     if target.dtype.kind == "f" and target.shape == logits.shape:
         if ignore_index >= 0:
             raise ValueError("ignore_index is for integer targets, and these are probabilities")
@@ -136,20 +135,12 @@ def cross_entropy(
             counts, total = kernels.losses.label_weights(
                 integers, logits.shape[1], ignore_index, flat, logits.dtype
             )
-            if isfinite(total) and (
-                total or reduction != "mean"
-            ):  # else there is an error to raise
+            # Where there is an error to raise, the general case below raises it.
+            if isfinite(total) and (total or reduction != "mean"):
                 divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
                 return label_loss(logits, integers, counts, label_smoothing, divisor)
     return _label_losses(
-        logits,
-        axis,
-        target,
-        weights,
-        ignore_index,
-        reduction,
-        from_logits=True,
-        smoothing=label_smoothing,
+        logits, axis, target, weights, ignore_index, reduction, label_smoothing, from_logits=True
     )
 
 
@@ -177,20 +168,13 @@ def nll(
             left to take the mean of.
     """
     check_reduction(reduction)
-    axis = _class_axis(log_probabilities)
-    weights = _class_weights(weight, log_probabilities, axis)
-    return _label_losses(
-        log_probabilities, axis, target, weights, ignore_index, reduction, from_logits=False
-    )
+    axis, weights = _classes(log_probabilities, weight)
+    return _label_losses(log_probabilities, axis, target, weights, ignore_index, reduction)
 
 
 @composition
 def binary_cross_entropy_with_logits(
-    logits: Array,
-    target: Array,
-    reduction: Reduction = "mean",
-    *,
-    pos_weight: Array = None,
+    logits: Array, target: Array, reduction: Reduction = "mean", *, pos_weight: Array = None
 ) -> Tensor:
     """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits): its mean, its sum, or each.
 
@@ -233,9 +217,8 @@ def _label_losses(
     class_weights: NDArray[Any] | None,
     ignore_index: int,
     reduction: Reduction,
-    *,
-    from_logits: bool,
     smoothing: float = 0.0,
+    from_logits: bool = False,
 ) -> Tensor:
     """Return the losses of integer targets, after checking that these go with the scores.
 
@@ -262,14 +245,15 @@ def _label_losses(
         weights = counted.astype(scores.dtype)
     if reduction == "mean" and weights is not None and weights.sum() == 0:
         raise ValueError("no target counts, so there is no mean; see ignore_index")
-    log_probabilities = log_softmax(scores, axis) if from_logits else scores
+    if from_logits:
+        scores = log_softmax(scores, axis)
     index: list[Any] = list(np.indices(labels.shape, sparse=True))
     index.insert(axis, labels)
-    losses = -getitem(log_probabilities, tuple(index))
+    losses = -getitem(scores, tuple(index))
     if weights is not None:  # an infinite loss times 0 is 0 here
         losses = where(weights == 0, 0.0, losses) * weights
     if smoothing:
-        terms = log_probabilities if class_weights is None else log_probabilities * class_weights
+        terms = scores if class_weights is None else scores * class_weights
         spread = where(counted, -sum(terms, axis), 0.0)
         losses = (1 - smoothing) * losses + smoothing / classes * spread
     if reduction == "mean" and weights is not None:
@@ -277,16 +261,13 @@ def _label_losses(
     return _reduced(losses, reduction)
 
 
-def _class_axis(scores: Array) -> int:
+def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
+    """Return the axis of the classes, and their weights, shaped to go with the scores."""
     if scores.ndim == 0:
         raise ValueError("scores have an axis of classes; a number has none")
-    return 1 if scores.ndim > 1 else 0
-
-
-def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | None:
-    """Return the weights of the classes, shaped to be multiplied with the scores."""
+    axis = 1 if scores.ndim > 1 else 0
     if weight is None:
-        return None
+        return axis, None
     if isinstance(weight, Tensor) and weight.requires_grad:
         raise TypeError("the weights of classes are constants; pass weight.detach()")
     if weight.shape != scores.shape[axis : axis + 1]:
@@ -296,7 +277,7 @@ def _class_weights(weight: Array, scores: Array, axis: int) -> NDArray[Any] | No
     values: NDArray[Any] = as_array(weight, scores.dtype)
     if (values < 0).any():
         raise ValueError(f"weights of classes are not negative, unlike {values.min()}")
-    return values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
+    return axis, values.reshape((-1,) + (1,) * (scores.ndim - axis - 1))
 
 
 # --------------------------------------------------------------------------------------------------

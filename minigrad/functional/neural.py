@@ -13,9 +13,10 @@ from minigrad.checks import check_probability
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
-from minigrad.functional.indexing import check_below
+from minigrad.functional.indexing import as_integers, check_below
 from minigrad.functional.shape import swapaxes
 from minigrad.ops import getitem, hints, matmul, softmax, where
+from minigrad.random import Rng
 
 
 @op(floats=True, cost=2, shape=lambda x: x.shape, fresh=("words",))
@@ -31,9 +32,7 @@ dropped.vjp("x", lambda g, words, threshold, scale: dropped(g, words, threshold,
 
 
 @composition
-def dropout(
-    x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: Rng = None) -> Tensor:
     """x with each element dropped with probability `p`, else divided by 1 - p; only in training.
 
     The expectation is x (Srivastava et al., 2014). An element is dropped if 16 bits drawn for it
@@ -69,9 +68,7 @@ def embedding(indices: Array, weight: Array, padding_idx: int | None = None) -> 
     if weight.ndim != 2:
         raise ValueError(f"weight has shape (count, d), not {weight.shape}")
     count = weight.shape[0]
-    integers = as_array(indices)
-    if integers.dtype.kind not in "iu":
-        raise TypeError(f"indices are integers, not {integers.dtype}")
+    integers = as_integers("indices", indices)
     check_below("indices", integers, count, "rows", IndexError)
     if padding_idx is not None and not -count <= padding_idx < count:
         raise ValueError(f"padding_idx = {padding_idx}, but there are {count} rows")
@@ -99,7 +96,7 @@ def _attention(
     is_causal: bool = False,
     scale: float = 1.0,
     dropout_p: float = 0.0,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """softmax(q k^T scale + added) v where allowed; 0 in rows with nothing allowed."""
     scores = matmul(query, swapaxes(key, -1, -2)) * scale
@@ -221,7 +218,7 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     *,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """softmax(q k^T scale + mask) v (Vaswani et al., 2017, section 3.2.1).
 

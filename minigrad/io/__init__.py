@@ -5,19 +5,6 @@ from minigrad.io.sharded import INDEX, TensorSet, open_tensors, writing_set
 from minigrad.io.tensor_file import TensorFile, TensorWriter, load_state, save_state, writing
 from minigrad.io.tensor_info import TensorInfo
 
-__all__ = [
-    "INDEX",
-    "TensorFile",
-    "TensorInfo",
-    "TensorSet",
-    "TensorWriter",
-    "find",
-    "load_state",
-    "open_tensors",
-    "replacing",
-    "replacing_together",
-    "save_state",
-    "write_atomically",
-    "writing",
-    "writing_set",
-]
+__all__ = ["find", "replacing", "replacing_together", "write_atomically"]
+__all__ += ["INDEX", "TensorSet", "open_tensors", "writing_set"]
+__all__ += ["TensorFile", "TensorInfo", "TensorWriter", "load_state", "save_state", "writing"]

@@ -10,11 +10,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import DTypeLike, NDArray
 
 from minigrad.io.atomic import find, replacing_together
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
@@ -39,35 +36,21 @@ class TensorSet(Tensors):
 
     def __init__(self, files: Mapping[str, TensorFile]) -> None:
         self.files = dict(files)
-        self._where: dict[str, TensorFile] = {}
+        self.tensors, self._sources = {}, {}
         for file in self.files.values():
             for name in file:
-                if name in self._where:
-                    raise ValueError(f"{name} is in {self._where[name].path} and in {file.path}")
-                self._where[name] = file
-        self.tensors = {name: file.tensors[name] for name, file in self._where.items()}
+                if name in self:
+                    raise ValueError(
+                        f"{name} is in {self._sources[name][0].name} and in {file.path}"
+                    )
+            self.tensors |= file.tensors
+            self._sources |= file._sources
+        self.location = ", ".join(file.location for file in self.files.values())
 
     @property
     def metadata(self) -> dict[str, str]:
         """The facts in the header of the first file."""
         return next((file.metadata for file in self.files.values()), {})
-
-    @property
-    def location(self) -> str:
-        """The paths, in quotes."""
-        return ", ".join(file.location for file in self.files.values())
-
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows; see `TensorFile.read`."""
-        self.info(name)
-        return self._where[name].read(name, dtype, rows)
-
-    def raw(self, name: str) -> Iterator[bytes]:
-        """Read the bytes of a tensor of any dtype; see `TensorFile.raw`."""
-        self.info(name)
-        return self._where[name].raw(name)
 
     def close(self) -> None:
         """Close all files."""
@@ -115,10 +98,11 @@ def _open_index(folder: Path, name: str) -> TensorSet:
         raise ValueError(f"{os.fspath(index)!r}: a weight_map says the name of a file for each")
     for tensor, file in weight_map.items():
         _check_plain(file, f"{os.fspath(index)!r} says that {tensor!r} is in")
-    opened: dict[str, TensorFile] = {}
-    try:
-        for file in sorted(set(weight_map.values())):
-            opened[file] = TensorFile(find(folder, file))
+    with ExitStack() as stack:  # closes the files if there is an error
+        opened = {
+            file: stack.enter_context(TensorFile(find(folder, file)))
+            for file in sorted(set(weight_map.values()))
+        }
         wrong = [
             f"missing: {n} in {file}" for n, file in weight_map.items() if n not in opened[file]
         ]
@@ -131,11 +115,8 @@ def _open_index(folder: Path, name: str) -> TensorSet:
         if wrong:
             listed = "\n  ".join(wrong)
             raise ValueError(f"{name} and its files contradict each other:\n  {listed}")
-        return TensorSet(opened)
-    except BaseException:
-        for each in opened.values():
-            each.close()
-        raise
+        stack.pop_all()
+    return TensorSet(opened)
 
 
 def _check_plain(file: str, what: str) -> None:
@@ -189,17 +170,16 @@ def writing_set(
                 (stage / name).write_bytes(content)
             else:
                 shutil.copyfile(content, stage / name)
-        opened = {file: open(stage / file, "wb") for file in shards}  # noqa: SIM115  # see below
-        try:
-            made = [TensorWriter(opened[file], infos, metadata) for file, infos in shards.items()]
+        with ExitStack() as stack:
+            made = [
+                TensorWriter(stack.enter_context(open(stage / file, "wb")), infos, metadata)
+                for file, infos in shards.items()
+            ]
             for writer, infos in zip(made, shards.values(), strict=True):
                 writers |= {info.name: writer for info in infos}
             yield writers
             for writer in made:
                 writer.finish()
-        finally:
-            for each in opened.values():
-                each.close()
         if is_single:
             return
         total = sum(info.nbytes for infos in shards.values() for info in infos)

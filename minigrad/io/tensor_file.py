@@ -22,6 +22,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -59,18 +60,16 @@ class Closing(ABC):
 
 
 class Tensors(Closing):
-    """Tensors by name, whose dtypes and shapes are known before they are read.
+    """Tensors by name, in a file or in several, read when they are asked for.
 
     Attributes:
         tensors: the dtype and shape of each tensor, by name.
+        location: the path or paths, in quotes, for messages.
     """
 
-    tensors: Mapping[str, TensorInfo]
-
-    @property
-    @abstractmethod
-    def location(self) -> str:
-        """The path or paths, in quotes, for messages."""
+    tensors: dict[str, TensorInfo]
+    location: str = ""
+    _sources: dict[str, tuple[BufferedReader, int]]  # the file of each tensor, and its offset there
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
@@ -96,6 +95,66 @@ class Tensors(Closing):
             )
         return self.tensors[name]
 
+    def read(
+        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
+    ) -> NDArray[Any]:
+        """Read a tensor, or some of its rows, into a new array, the only one that is made.
+
+        Args:
+            name: the name of the tensor.
+            dtype: the dtype to convert to; None for that of the file, float32 for bfloat16.
+            rows: the rows of the first axis, without steps.
+
+        Raises:
+            KeyError: if there is no such tensor.
+            ValueError: if it has a dtype that numpy cannot widen, or the file has been cut short
+                meanwhile.
+        """
+        info = self.info(name)
+        file, offset = self._sources[name]
+        if info.dtype not in NAMES.values():
+            raise ValueError(
+                f"{name} in {os.fspath(file.name)!r} is of dtype {info.dtype}, which cannot be "
+                f"read here; there are {', '.join(NAMES.values())}"
+            )
+        shape, before = info.shape, 0  # the number of elements before the rows
+        if shape and rows != slice(None):
+            start, stop, step = rows.indices(shape[0])
+            if step != 1:
+                raise ValueError(f"rows are read without steps, not as {rows}")
+            before = start * (info.size // shape[0]) if shape[0] else 0
+            shape = (max(0, stop - start), *shape[1:])
+        stored = np.empty(shape, stored_dtype(info.dtype))
+        file.seek(offset + before * stored.itemsize)
+        content = stored.reshape(-1).view(np.uint8).data
+        if stored.size and file.readinto(content) < stored.nbytes:
+            raise _cut(file, name)
+        if info.dtype == "bool":
+            stored = stored.view(np.uint8) != 0  # in numpy, a byte of another value is no bool
+        array = from_stored(stored, info.dtype)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def raw(self, name: str) -> Iterator[bytes]:
+        """Read the bytes of a tensor of any dtype, as they are in the file, in parts of 4 MiB.
+
+        Raises:
+            KeyError: if there is no such tensor.
+            ValueError: if the file has been cut short meanwhile.
+        """
+        left = self.info(name).nbytes
+        file, offset = self._sources[name]
+        while left:
+            file.seek(offset)
+            part = file.read(min(left, PART))
+            if not part:
+                raise _cut(file, name)
+            yield part
+            offset, left = offset + len(part), left - len(part)
+
+
+def _cut(file: BufferedReader, name: str) -> ValueError:
+    return ValueError(f"{os.fspath(file.name)!r} ends inside of {name}; it has been changed")
+
 
 class TensorFile(Tensors):
     """The tensors and facts of a file. `with TensorFile(path) as file:` closes it at the end.
@@ -115,16 +174,16 @@ class TensorFile(Tensors):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.location = repr(os.fspath(self.path))
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
         self._file = open(self.path, "rb")  # noqa: SIM115  # close() does
         try:
-            header, self._data = self._header()
+            header, data = self._header()
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-            self._starts: dict[str, int] = {}
-            self.tensors: dict[str, TensorInfo] = {}
+            self.tensors, self._sources = {}, {}
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-                self._starts[name] = entry["data_offsets"][0]
+                self._sources[name] = self._file, data + entry["data_offsets"][0]
                 dtype = NAMES.get(entry["dtype"], entry["dtype"])
                 self.tensors[name] = TensorInfo(name, dtype, tuple(entry["shape"]))
         except BaseException:
@@ -140,15 +199,14 @@ class TensorFile(Tensors):
                 pass
         except SafetensorError as error:
             raise ValueError(
-                f"{os.fspath(self.path)!r} is no complete safetensors file: {error}; fetch or save "
-                f"it again"
+                f"{self.location} is no complete safetensors file: {error}; fetch or save it again"
             ) from error
 
         def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             found = dict(pairs)
             if len(found) < len(pairs):
                 raise ValueError(
-                    f"{os.fspath(self.path)!r} has a header that says the same name twice, of "
+                    f"{self.location} has a header that says the same name twice, of "
                     f"{', '.join(sorted(found))[:200]}; save it again"
                 )
             return found
@@ -156,71 +214,6 @@ class TensorFile(Tensors):
         length = int.from_bytes(self._file.read(_LENGTH), "little")
         header = json.loads(self._file.read(length), object_pairs_hook=without_repeats)
         return header, _LENGTH + length
-
-    @property
-    def location(self) -> str:
-        """The path, in quotes."""
-        return repr(os.fspath(self.path))
-
-    def read(
-        self, name: str, dtype: DTypeLike | None = None, rows: slice = slice(None)
-    ) -> NDArray[Any]:
-        """Read a tensor, or some of its rows, into a new array, the only one that is made.
-
-        Args:
-            name: the name of the tensor.
-            dtype: the dtype to convert to; None for that of the file, float32 for bfloat16.
-            rows: the rows of the first axis, without steps.
-
-        Raises:
-            KeyError: if there is no such tensor.
-            ValueError: if it has a dtype that numpy cannot widen, or the file has been cut short
-                meanwhile.
-        """
-        info = self.info(name)
-        if info.dtype not in NAMES.values():
-            raise ValueError(
-                f"{name} in {os.fspath(self.path)!r} is of dtype {info.dtype}, which cannot be "
-                f"read here; there are {', '.join(NAMES.values())}"
-            )
-        shape, before = info.shape, 0  # the number of elements before the rows
-        if shape and rows != slice(None):
-            start, stop, step = rows.indices(shape[0])
-            if step != 1:
-                raise ValueError(f"rows are read without steps, not as {rows}")
-            before = start * (info.size // shape[0]) if shape[0] else 0
-            shape = (max(0, stop - start), *shape[1:])
-        stored = np.empty(shape, stored_dtype(info.dtype))
-        self._file.seek(self._data + self._starts[name] + before * stored.itemsize)
-        if (
-            stored.size
-            and self._file.readinto(stored.reshape(-1).view(np.uint8).data) < stored.nbytes
-        ):
-            raise self._cut(name)
-        if info.dtype == "bool":
-            stored = stored.view(np.uint8) != 0  # in numpy, a byte of another value is no bool
-        array = from_stored(stored, info.dtype)
-        return array if dtype is None else array.astype(dtype, copy=False)
-
-    def raw(self, name: str) -> Iterator[bytes]:
-        """Read the bytes of a tensor of any dtype, as they are in the file, in parts of 4 MiB.
-
-        Raises:
-            KeyError: if there is no such tensor.
-            ValueError: if the file has been cut short meanwhile.
-        """
-        left = self.info(name).nbytes
-        offset = self._data + self._starts[name]
-        while left:
-            self._file.seek(offset)
-            part = self._file.read(min(left, PART))
-            if not part:
-                raise self._cut(name)
-            yield part
-            offset, left = offset + len(part), left - len(part)
-
-    def _cut(self, name: str) -> ValueError:
-        return ValueError(f"{os.fspath(self.path)!r} ends inside of {name}; it has been changed")
 
     def close(self) -> None:
         """Close the file."""

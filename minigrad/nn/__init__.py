@@ -1,69 +1,12 @@
 """Layers and models, all of them made of `Module`, and the initial values of weights."""
 
-from minigrad.nn import init
-from minigrad.nn.activations import (
-    ELU,
-    GELU,
-    Identity,
-    LeakyReLU,
-    LogSoftmax,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
-)
-from minigrad.nn.attention import MultiHeadAttention, TransformerBlock
-from minigrad.nn.layers import (
-    MLP,
-    Dropout,
-    Embedding,
-    Flatten,
-    LayerNorm,
-    Linear,
-    RMSNorm,
-    Sequential,
-)
-from minigrad.nn.losses import (
-    BCEWithLogitsLoss,
-    CrossEntropyLoss,
-    HuberLoss,
-    L1Loss,
-    MSELoss,
-    NLLLoss,
-)
-from minigrad.nn.module import Module, Parameter
+from minigrad.nn import activations, attention, init, layers, losses, module
+from minigrad.nn.activations import *
+from minigrad.nn.attention import *
+from minigrad.nn.layers import *
+from minigrad.nn.losses import *
+from minigrad.nn.module import *
 
-__all__ = [
-    "ELU",
-    "GELU",
-    "MLP",
-    "BCEWithLogitsLoss",
-    "CrossEntropyLoss",
-    "Dropout",
-    "Embedding",
-    "Flatten",
-    "HuberLoss",
-    "Identity",
-    "L1Loss",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LogSoftmax",
-    "MSELoss",
-    "Module",
-    "MultiHeadAttention",
-    "NLLLoss",
-    "Parameter",
-    "RMSNorm",
-    "ReLU",
-    "Sequential",
-    "SiLU",
-    "Sigmoid",
-    "Softmax",
-    "Softplus",
-    "Tanh",
-    "TransformerBlock",
-    "init",
-]
+__all__ = ["init"]
+__all__ += activations.__all__ + attention.__all__ + layers.__all__
+__all__ += losses.__all__ + module.__all__

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 from minigrad import ops
 from minigrad.core.tensor import Axis, Tensor
-from minigrad.nn.module import Module
+from minigrad.nn.module import FunctionModule, Module
 
-# An activation is a dataclass for its options, and is printed and compared as any module.
-
-
-@dataclass(repr=False, eq=False)
-class Activation(Module):
-    """A function of one tensor as a module; the fields of a subclass are the function's options."""
-
-    function: ClassVar[Callable[..., Any]]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the function of x, computed with the options of this module."""
-        options = (getattr(self, field.name) for field in fields(self))
-        return type(self).function(x, *options)  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+__all__ = ["ELU", "GELU", "Identity", "LeakyReLU", "LogSoftmax", "ReLU", "SiLU", "Sigmoid"]
+__all__ += ["Softmax", "Softplus", "Tanh"]
 
 
-class ReLU(Activation):
+class ReLU(FunctionModule):
     """max(x, 0)."""
 
     function = ops.relu
 
 
 @dataclass(repr=False, eq=False)
-class LeakyReLU(Activation):
+class LeakyReLU(FunctionModule):
     """x above 0, else `negative_slope` x."""
 
     function = ops.leaky_relu
@@ -44,7 +27,7 @@ class LeakyReLU(Activation):
 
 
 @dataclass(repr=False, eq=False)
-class ELU(Activation):
+class ELU(FunctionModule):
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016)."""
 
     function = ops.elu
@@ -52,7 +35,7 @@ class ELU(Activation):
 
 
 @dataclass(repr=False, eq=False)
-class GELU(Activation):
+class GELU(FunctionModule):
     """x Phi(x), or its approximation by "tanh"."""
 
     function = ops.gelu
@@ -63,14 +46,14 @@ class GELU(Activation):
         return "" if self.approximate == "none" else f"approximate={self.approximate!r}"
 
 
-class SiLU(Activation):
+class SiLU(FunctionModule):
     """x sigmoid(x) (Elfwing et al., 2018), also called swish."""
 
     function = ops.silu
 
 
 @dataclass(repr=False, eq=False)
-class Softplus(Activation):
+class Softplus(FunctionModule):
     """log(1 + e^(beta x)) / beta, a smooth max(x, 0).
 
     Raises:
@@ -85,20 +68,20 @@ class Softplus(Activation):
             raise ValueError(f"Softplus: beta must be positive, not {self.beta!r}")
 
 
-class Tanh(Activation):
+class Tanh(FunctionModule):
     """The hyperbolic tangent."""
 
     function = ops.tanh
 
 
-class Sigmoid(Activation):
+class Sigmoid(FunctionModule):
     """1 / (1 + e^-x)."""
 
     function = ops.sigmoid
 
 
 @dataclass(repr=False, eq=False)
-class Softmax(Activation):
+class Softmax(FunctionModule):
     """e^x / sum(e^x) along `axis`."""
 
     function = ops.softmax
@@ -106,7 +89,7 @@ class Softmax(Activation):
 
 
 @dataclass(repr=False, eq=False)
-class LogSoftmax(Activation):
+class LogSoftmax(FunctionModule):
     """x - log(sum(e^x)) along `axis`."""
 
     function = ops.log_softmax

@@ -15,6 +15,9 @@ from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.nn import init
 from minigrad.nn.layers import MLP, Dropout, LayerNorm, Linear, RMSNorm
 from minigrad.nn.module import Module
+from minigrad.random import Rng
+
+__all__ = ["MultiHeadAttention", "TransformerBlock"]
 
 
 class MultiHeadAttention(Module):
@@ -58,7 +61,7 @@ class MultiHeadAttention(Module):
         vdim: int | None = None,
         *,
         dtype: DTypeLike = np.float32,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
         kdim = embed_dim if kdim is None else kdim
         vdim = embed_dim if vdim is None else vdim
@@ -231,7 +234,7 @@ class TransformerBlock(Module):
         bias: bool = True,
         *,
         dtype: DTypeLike = np.float32,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
         check_positive("TransformerBlock: d_model", d_model)
         d_ff = 4 * d_model if d_ff is None else d_ff

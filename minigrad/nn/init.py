@@ -15,7 +15,7 @@ import numpy as np
 
 from minigrad.checks import check_probability
 from minigrad.core.tensor import Tensor
-from minigrad.random import generator
+from minigrad.random import Rng, generator
 
 Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
@@ -51,7 +51,7 @@ def kaiming_uniform_(
     mode: Mode = "fan_in",
     nonlinearity: Nonlinearity = "leaky_relu",
     *,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """Fill with values uniform in +-gain sqrt(3 / fan), with the fan that `mode` names."""
     bound = calculate_gain(nonlinearity, a) * math.sqrt(3.0 / _fan(tensor, mode))
@@ -64,38 +64,30 @@ def kaiming_normal_(
     mode: Mode = "fan_in",
     nonlinearity: Nonlinearity = "leaky_relu",
     *,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """Fill with normal values of standard deviation gain / sqrt(fan), of the fan in `mode`."""
     std = calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode))
     return normal_(tensor, 0.0, std, rng=rng)
 
 
-def xavier_uniform_(
-    tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with values uniform in +-gain sqrt(6 / (fan_in + fan_out))."""
     bound = gain * math.sqrt(6.0 / sum(_fans(tensor)))
     return uniform_(tensor, -bound, bound, rng=rng)
 
 
-def xavier_normal_(
-    tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with normal values of standard deviation gain sqrt(2 / (fan_in + fan_out))."""
     return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans(tensor))), rng=rng)
 
 
-def uniform_(
-    tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with values uniform in [a, b)."""
     return tensor.copy_(generator(rng).uniform(a, b, tensor.shape))
 
 
-def normal_(
-    tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill with normal values of the given mean and standard deviation."""
     return tensor.copy_(generator(rng).normal(mean, std, tensor.shape))
 
@@ -107,7 +99,7 @@ def trunc_normal_(
     a: float = -2.0,
     b: float = 2.0,
     *,
-    rng: np.random.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """Fill with normal values of the given mean and standard deviation, truncated to [a, b].
 
@@ -133,9 +125,7 @@ def trunc_normal_(
     return tensor.copy_(values)
 
 
-def orthogonal_(
-    tensor: Tensor, gain: float = 1.0, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def orthogonal_(tensor: Tensor, gain: float = 1.0, *, rng: Rng = None) -> Tensor:
     """Fill a matrix so that its rows (or columns, if fewer) are orthogonal, of length `gain`.
 
     It is drawn evenly from all such matrices: the Q of a Gaussian matrix, with R's diagonal made
@@ -151,9 +141,7 @@ def orthogonal_(
     return tensor.copy_(q if rows >= columns else q.T)
 
 
-def sparse_(
-    tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: np.random.Generator | None = None
-) -> Tensor:
+def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, *, rng: Rng = None) -> Tensor:
     """Fill with normal values of standard deviation `std`, and zeros in each column.
 
     The share of zeros is `sparsity`, and their number is rounded up (Martens, 2010).

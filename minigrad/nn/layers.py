@@ -17,6 +17,10 @@ from minigrad.core.tensor import Array, Tensor
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops.shape import normalize_axis
+from minigrad.random import Rng
+
+__all__ = ["MLP", "Dropout", "Embedding", "Flatten", "LayerNorm", "Linear", "RMSNorm"]
+__all__ += ["Sequential"]
 
 
 class Linear(Module):
@@ -39,7 +43,7 @@ class Linear(Module):
         bias: bool = True,
         *,
         dtype: DTypeLike = np.float32,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
         check_positive("Linear: in_features", in_features)
         check_positive("Linear: out_features", out_features)
@@ -99,7 +103,7 @@ class Embedding(Module):
         padding_idx: int | None = None,
         *,
         dtype: DTypeLike = np.float32,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
         check_positive("Embedding: num_embeddings", num_embeddings)
         check_positive("Embedding: embedding_dim", embedding_dim)
@@ -143,7 +147,7 @@ class Dropout(Module):
         ValueError: if `p` is not in [0, 1].
     """
 
-    def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
+    def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         check_probability("Dropout: p", p)
         self.p = p
         self.rng = rng
@@ -243,7 +247,7 @@ class MLP(Module):
         bias: bool = True,
         *,
         dtype: DTypeLike = np.float32,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
         if not isinstance(sizes, Sequence):
             raise TypeError(f"MLP: sizes are a sequence, as in MLP([2, 3, 1]), not {sizes!r}")

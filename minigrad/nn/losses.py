@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass, field
 
 from minigrad import functional
 from minigrad.checks import check_probability
-from minigrad.core.tensor import Array, Tensor
+from minigrad.core.tensor import Array
 from minigrad.functional.losses import Reduction, check_reduction
-from minigrad.nn.module import Module
+from minigrad.nn.module import FunctionModule
 
-# A loss is a dataclass for its options, and is printed and compared as any module.
+__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "NLLLoss"]
 
 
 @dataclass(repr=False, eq=False)
-class Loss(Module):
+class Loss(FunctionModule):
     """A loss with a reduction, "mean", "sum" or "none", and with the options of its function."""
 
-    function: ClassVar[Callable[..., Any]]
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
-
-    def forward(self, prediction: Tensor, target: Array) -> Tensor:
-        """Return the loss of a prediction."""
-        options = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self).function(prediction, target, **options)  # type: ignore[no-any-return]
-
-    def extra_repr(self) -> str:
-        """The reduction, and the options that differ from the usual; arrays are left out."""
-        values = [(f, getattr(self, f.name)) for f in fields(self) if f.repr]
-        shown = [(f.name, value) for f, value in values if not f.kw_only or value != f.default]
-        return ", ".join(f"{name}={value!r}" for name, value in shown)
 
 
 class MSELoss(Loss):
@@ -79,10 +65,6 @@ class BCEWithLogitsLoss(Loss):
     _: KW_ONLY
     pos_weight: Array = field(default=None, repr=False)
 
-    def forward(self, logits: Tensor, target: Array) -> Tensor:
-        """Return the loss of the logits."""
-        return super().forward(logits, target)
-
 
 @dataclass(repr=False, eq=False)
 class CrossEntropyLoss(Loss):
@@ -108,10 +90,6 @@ class CrossEntropyLoss(Loss):
         super().__post_init__()
         check_probability("CrossEntropyLoss: label_smoothing", self.label_smoothing)
 
-    def forward(self, logits: Tensor, target: Array) -> Tensor:
-        """Return the loss of the logits."""
-        return super().forward(logits, target)
-
 
 @dataclass(repr=False, eq=False)
 class NLLLoss(Loss):
@@ -127,7 +105,3 @@ class NLLLoss(Loss):
     _: KW_ONLY
     weight: Array = field(default=None, repr=False)
     ignore_index: int = -100
-
-    def forward(self, log_probabilities: Tensor, target: Array) -> Tensor:
-        """Return the loss of the logarithms of probabilities."""
-        return super().forward(log_probabilities, target)

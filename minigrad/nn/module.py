@@ -17,14 +17,17 @@ first name.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor, as_array
+
+__all__ = ["Module", "Parameter"]
 
 M = TypeVar("M", bound="Module")
 
@@ -224,6 +227,27 @@ class Module:
         if trainable != total:
             count += f", {trainable:,} trainable"
         return "\n".join(_tree(self, f"  # {count}" if total else ""))
+
+
+@dataclass(repr=False, eq=False)
+class FunctionModule(Module):
+    """A function of tensors as a module; the fields of a subclass are options of the function.
+
+    A subclass is a dataclass for its options, and is printed and compared as any module.
+    """
+
+    function: ClassVar[Callable[..., Any]]
+
+    def forward(self, *tensors: Any, **named: Any) -> Any:
+        """Return the function of some tensors, computed with the options of this module."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self).function(*tensors, **named, **options)
+
+    def extra_repr(self) -> str:
+        """The options, those given by keyword only if they are not the usual; no arrays."""
+        values = [(field, getattr(self, field.name)) for field in fields(self) if field.repr]
+        shown = [(f.name, value) for f, value in values if not f.kw_only or value != f.default]
+        return ", ".join(f"{name}={value!r}" for name, value in shown)
 
 
 def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:

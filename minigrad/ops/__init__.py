@@ -12,3 +12,7 @@ from minigrad.ops.reduction import *
 from minigrad.ops.shape import *
 
 __all__ = sorted(OPS)
+
+
+def __dir__() -> list[str]:
+    return __all__  # without the names that the modules above import

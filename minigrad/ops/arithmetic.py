@@ -9,6 +9,7 @@ from minigrad.core.tensor import Array
 from minigrad.ops import hints
 from minigrad.ops.comparison import logical_and
 from minigrad.ops.elementwise import flat, log, where
+from minigrad.ops.of_numpy import binary, unary
 
 _DIFFERENCE_HINTS = {
     "Inf - Inf is NaN": lambda a, b, out: (
@@ -16,28 +17,17 @@ _DIFFERENCE_HINTS = {
     ),
 }
 
-
-@op(nonfinite_hint=_DIFFERENCE_HINTS)
-def add(a: Array, b: Array) -> Array:
-    """a + b, broadcast."""
-    return np.add(a, b)
-
-
+add = binary("add", "a + b, broadcast.", nonfinite_hint=_DIFFERENCE_HINTS)
 add.vjp("a", lambda g: g)
 add.vjp("b", lambda g: g)
 
-
-@op(nonfinite_hint=_DIFFERENCE_HINTS)
-def subtract(a: Array, b: Array) -> Array:
-    """a - b, broadcast."""
-    return np.subtract(a, b)
-
-
+subtract = binary("subtract", "a - b, broadcast.", nonfinite_hint=_DIFFERENCE_HINTS)
 subtract.vjp("a", lambda g: g)
 subtract.vjp("b", lambda g: -g)
 
-
-@op(
+multiply = binary(
+    "multiply",
+    "a b, element by element, broadcast.",
     nonfinite_hint={
         "0 * Inf is NaN: choose by `where`, not by a product with 0": lambda a, b: (
             (a == 0) & np.isinf(b) | (b == 0) & np.isinf(a)
@@ -45,16 +35,12 @@ subtract.vjp("b", lambda g: -g)
     },
     gradient_hint=hints.of_product_gradient,
 )
-def multiply(a: Array, b: Array) -> Array:
-    """a b, element by element, broadcast."""
-    return np.multiply(a, b)
-
-
 multiply.vjp("a", lambda g, b: g * b)
 multiply.vjp("b", lambda g, a: g * a)
 
-
-@op(
+divide = binary(
+    "divide",
+    "a / b, broadcast; integers give floats. At b = 0 it is infinite or nan, as in numpy.",
     nonfinite_hint={
         "0 / 0 is NaN; add a small number to the divisor, or choose by `where` beforehand": (
             lambda a, b: (a == 0) & (b == 0)
@@ -64,44 +50,24 @@ multiply.vjp("b", lambda g, a: g * a)
     },
     gradient_hint={"the derivative divides by b, which has a 0": lambda b: b == 0},
 )
-def divide(a: Array, b: Array) -> Array:
-    """a / b, broadcast; integers give floats. At b = 0 it is infinite or nan, as in numpy."""
-    return np.divide(a, b)
-
-
 divide.vjp("a", lambda g, b: g / b)
 divide.vjp("b", lambda g, b, out: -g * out / b)
 
-
-@op
-def floor_divide(a: Array, b: Array) -> Array:
-    """floor(a / b), broadcast: a staircase, of derivative 0 wherever it has one."""
-    return np.floor_divide(a, b)
-
-
+floor_divide = binary(
+    "floor_divide", "floor(a / b), broadcast: a staircase, of derivative 0 wherever it has one."
+)
 floor_divide.vjp("a", flat)
 floor_divide.vjp("b", flat)
 
-
-@op
-def remainder(a: Array, b: Array) -> Array:
-    """a - b floor(a / b), broadcast: it has the sign of b, as Python's % has.
-
-    The derivatives are 1 in a and -floor(a / b) in b, also at the jumps.
-    """
-    return np.remainder(a, b)
-
-
+remainder = binary(
+    "remainder",
+    "a - b floor(a / b), broadcast: it has the sign of b, as Python's % has. The derivatives are 1 "
+    "in a and -floor(a / b) in b, also at the jumps.",
+)
 remainder.vjp("a", lambda g: g)
 remainder.vjp("b", lambda g, a, b: -g * floor_divide(a, b))
 
-
-@op
-def negative(x: Array) -> Array:
-    """-x."""
-    return np.negative(x)
-
-
+negative = unary("negative", "-x.")
 negative.vjp("x", lambda g: -g)
 
 

@@ -13,65 +13,22 @@ import numpy as np
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
 from minigrad.errors import op_error
+from minigrad.ops.of_numpy import binary, unary
 from minigrad.ops.shape import as_tuple
 
 # The type is Any because numpy's stubs know `keepdims` as a literal only.
 _any: Any = np.logical_or.reduce
 _all: Any = np.logical_and.reduce
 
-
-@op
-def equal(a: Array, b: Array) -> Array:
-    """a == b, as booleans."""
-    return np.equal(a, b)
-
-
-@op
-def not_equal(a: Array, b: Array) -> Array:
-    """a != b, as booleans."""
-    return np.not_equal(a, b)
-
-
-@op
-def less(a: Array, b: Array) -> Array:
-    """a < b, as booleans."""
-    return np.less(a, b)
-
-
-@op
-def less_equal(a: Array, b: Array) -> Array:
-    """a <= b, as booleans."""
-    return np.less_equal(a, b)
-
-
-@op
-def greater(a: Array, b: Array) -> Array:
-    """a > b, as booleans."""
-    return np.greater(a, b)
-
-
-@op
-def greater_equal(a: Array, b: Array) -> Array:
-    """a >= b, as booleans."""
-    return np.greater_equal(a, b)
-
-
-@op
-def isfinite(x: Array) -> Array:
-    """True where x is neither infinite nor nan."""
-    return np.isfinite(x)
-
-
-@op
-def isinf(x: Array) -> Array:
-    """True where x is infinite."""
-    return np.isinf(x)
-
-
-@op
-def isnan(x: Array) -> Array:
-    """True where x is nan, not a number."""
-    return np.isnan(x)
+equal = binary("equal", "a == b, as booleans.")
+not_equal = binary("not_equal", "a != b, as booleans.")
+less = binary("less", "a < b, as booleans.")
+less_equal = binary("less_equal", "a <= b, as booleans.")
+greater = binary("greater", "a > b, as booleans.")
+greater_equal = binary("greater_equal", "a >= b, as booleans.")
+isfinite = unary("isfinite", "True where x is neither infinite nor nan.")
+isinf = unary("isinf", "True where x is infinite.")
+isnan = unary("isnan", "True where x is nan, not a number.")
 
 
 @op

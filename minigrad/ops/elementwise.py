@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
 from minigrad.errors import op_error
 from minigrad.ops.comparison import logical_and, logical_or
+from minigrad.ops.of_numpy import binary, curve, unary
 
 # --------------------------------------------------------------------------------------------------
 # Choices
@@ -42,29 +44,19 @@ def _beside(number: Array, array: Array) -> Array:
 where.vjp("x", lambda g, condition: where(condition, g, 0.0))
 where.vjp("y", lambda g, condition: where(condition, 0.0, g))
 
-
-@op
-def maximum(a: Array, b: Array) -> Array:
-    """The larger of a and b, broadcast. Where they are equal, each gets half of the gradient.
-
-    Where one is nan, the result is nan, and the gradient goes to both.
-    """
-    return np.maximum(a, b)
-
-
+maximum = binary(
+    "maximum",
+    "The larger of a and b, broadcast. Where they are equal, each gets half of the gradient; where "
+    "one is nan, the result is nan, and the gradient goes to both.",
+)
 maximum.vjp("a", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 maximum.vjp("b", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
 
-
-@op
-def minimum(a: Array, b: Array) -> Array:
-    """The smaller of a and b, broadcast. Where they are equal, each gets half of the gradient.
-
-    Where one is nan, the result is nan, and the gradient goes to both.
-    """
-    return np.minimum(a, b)
-
-
+minimum = binary(
+    "minimum",
+    "The smaller of a and b, broadcast. Where they are equal, each gets half of the gradient; "
+    "where one is nan, the result is nan, and the gradient goes to both.",
+)
 minimum.vjp("a", lambda g, a, b: where(a > b, 0.0, where(a == b, 0.5 * g, g)))
 minimum.vjp("b", lambda g, a, b: where(a < b, 0.0, where(a == b, 0.5 * g, g)))
 
@@ -115,30 +107,17 @@ def flat(g: Array) -> Array:
     return where(False, g, 0.0)
 
 
-@op
-def sign(x: Array) -> Array:
-    """-1, 0 or 1; its derivative is 0 everywhere, also at 0."""
-    return np.sign(x)
-
-
+sign = unary("sign", "-1, 0 or 1; its derivative is 0 everywhere, also at 0.")
 sign.vjp("x", flat)
 
-
-@op
-def floor(x: Array) -> Array:
-    """The largest integer that is not above x; the derivative is 0, also at the steps."""
-    return np.floor(x)
-
-
+floor = unary(
+    "floor", "The largest integer that is not above x; the derivative is 0, also at the steps."
+)
 floor.vjp("x", flat)
 
-
-@op
-def ceil(x: Array) -> Array:
-    """The smallest integer that is not below x; the derivative is 0, also at the steps."""
-    return np.ceil(x)
-
-
+ceil = unary(
+    "ceil", "The smallest integer that is not below x; the derivative is 0, also at the steps."
+)
 ceil.vjp("x", flat)
 
 
@@ -155,31 +134,18 @@ round.vjp("x", flat)
 # Powers, exponentials and logarithms
 # --------------------------------------------------------------------------------------------------
 
-
-@op
-def abs(x: Array) -> Array:
-    """The absolute value |x|, with derivative sign(x), which is 0 at 0."""
-    return np.abs(x)
-
-
+abs = unary("abs", "The absolute value |x|, with derivative sign(x), which is 0 at 0.")
 abs.vjp("x", lambda g, x: g * sign(x))
 
-
-@op
-def square(x: Array) -> Array:
-    """x^2, with derivative 2 x."""
-    return np.square(x)
-
-
+square = unary("square", "x^2, with derivative 2 x.")
 square.vjp("x", lambda g, x: 2.0 * g * x)
-
 
 _OF_NEGATIVE = {"the root of a negative number is NaN": lambda x: x < 0}
 _OF_ZERO = {"division by 0; add a small number to x": lambda x: x == 0}
 
-
-@op(
-    floats=True,
+sqrt = curve(
+    "sqrt",
+    "The square root, with derivative 0.5 / out, infinite at 0.",
     nonfinite_hint=_OF_NEGATIVE,
     gradient_hint={
         "the slope of the square root is infinite at 0; sqrt(x + 1e-12) has one": (
@@ -187,11 +153,6 @@ _OF_ZERO = {"division by 0; add a small number to x": lambda x: x == 0}
         )
     },
 )
-def sqrt(x: Array) -> Array:
-    """The square root, with derivative 0.5 / out, infinite at 0."""
-    return np.sqrt(x)
-
-
 sqrt.vjp("x", lambda g, out: 0.5 * g / out)
 
 
@@ -223,71 +184,40 @@ def _exp_hint(x: Array, out: Array) -> str | None:
     return None
 
 
-@op(floats=True, nonfinite_hint=_exp_hint)
-def exp(x: Array) -> Array:
-    """e^x, which is its own derivative."""
-    return np.exp(x)
-
-
+exp = curve("exp", "e^x, which is its own derivative.", nonfinite_hint=_exp_hint)
 exp.vjp("x", lambda g, out: g * out)
 
-
-@op(floats=True, nonfinite_hint=_exp_hint)
-def expm1(x: Array) -> Array:
-    """e^x - 1, exact also near 0, with derivative e^x."""
-    return np.expm1(x)
-
-
+expm1 = curve("expm1", "e^x - 1, exact also near 0, with derivative e^x.", nonfinite_hint=_exp_hint)
 expm1.vjp("x", lambda g, x: g * exp(x))
 
-
-_LOG_HINTS = {
-    "the logarithm of a negative number is NaN": lambda x: x < 0,
-    "the logarithm of 0 is -Inf; add a small number, or take log_softmax or a loss "
-    "`..._with_logits`, which never form the 0": lambda x: x == 0,
+_LOG: dict[str, Any] = {
+    "nonfinite_hint": {
+        "the logarithm of a negative number is NaN": lambda x: x < 0,
+        "the logarithm of 0 is -Inf; add a small number, or take log_softmax or a loss "
+        "`..._with_logits`, which never form the 0": lambda x: x == 0,
+    },
+    "gradient_hint": {"the slope of the logarithm is infinite at 0": lambda x: x == 0},
 }
-_LOG_GRADIENT_HINTS = {"the slope of the logarithm is infinite at 0": lambda x: x == 0}
 
-
-@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
-def log(x: Array) -> Array:
-    """The natural logarithm, with derivative 1 / x; -inf and inf at 0, nan below."""
-    return np.log(x)
-
-
+log = curve(
+    "log", "The natural logarithm, with derivative 1 / x; -inf and inf at 0, nan below.", **_LOG
+)
 log.vjp("x", lambda g, x: g / x)
 
-
-@op(
-    floats=True,
+log1p = curve(
+    "log1p",
+    "log(1 + x), exact also near 0, with derivative 1 / (1 + x).",
     nonfinite_hint={
         "log1p(x) is the logarithm of 1 + x, which is negative for x < -1": lambda x: x < -1,
         "log1p(-1) is the logarithm of 0, -Inf": lambda x: x == -1,
     },
 )
-def log1p(x: Array) -> Array:
-    """log(1 + x), exact also near 0, with derivative 1 / (1 + x)."""
-    return np.log1p(x)
-
-
 log1p.vjp("x", lambda g, x: g / (1.0 + x))
 
-
-@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
-def log2(x: Array) -> Array:
-    """The logarithm to base 2, with derivative 1 / (x log 2)."""
-    return np.log2(x)
-
-
+log2 = curve("log2", "The logarithm to base 2, with derivative 1 / (x log 2).", **_LOG)
 log2.vjp("x", lambda g, x: g / (x * math.log(2)))
 
-
-@op(floats=True, nonfinite_hint=_LOG_HINTS, gradient_hint=_LOG_GRADIENT_HINTS)
-def log10(x: Array) -> Array:
-    """The logarithm to base 10, with derivative 1 / (x log 10)."""
-    return np.log10(x)
-
-
+log10 = curve("log10", "The logarithm to base 10, with derivative 1 / (x log 10).", **_LOG)
 log10.vjp("x", lambda g, x: g / (x * math.log(10)))
 
 
@@ -316,64 +246,36 @@ normal_cdf.vjp("x", lambda g, x: g * (exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 # Trigonometric and hyperbolic functions; angles are in radians
 # --------------------------------------------------------------------------------------------------
 
-
-@op(floats=True)
-def sin(x: Array) -> Array:
-    """The sine, with derivative cos(x)."""
-    return np.sin(x)
-
-
-@sin.vjp("x")
-def _sin_x(g: Array, x: Array) -> Array:
-    return g * cos(x)
-
-
-@op(floats=True)
-def cos(x: Array) -> Array:
-    """The cosine, with derivative -sin(x)."""
-    return np.cos(x)
-
-
+sin = curve("sin", "The sine, with derivative cos(x).")
+cos = curve("cos", "The cosine, with derivative -sin(x).")
+sin.vjp("x", lambda g, x: g * cos(x))
 cos.vjp("x", lambda g, x: -g * sin(x))
 
-
-@op(floats=True)
-def tan(x: Array) -> Array:
-    """The tangent, with derivative 1 + out^2."""
-    return np.tan(x)
-
-
+tan = curve("tan", "The tangent, with derivative 1 + out^2.")
 tan.vjp("x", lambda g, out: g * (1.0 + out * out))
 
+_FROM_MINUS_1_TO_1: dict[str, Any] = {
+    "nonfinite_hint": {"it is defined from -1 to 1 only": lambda x: np.abs(x) > 1},
+    "gradient_hint": {"the slope is infinite at -1 and 1": lambda x: np.abs(x) == 1},
+}
 
-_UNIT_HINTS = {"it is defined from -1 to 1 only": lambda x: np.abs(x) > 1}
-_UNIT_GRADIENT_HINTS = {"the slope is infinite at -1 and 1": lambda x: np.abs(x) == 1}
-
-
-@op(floats=True, nonfinite_hint=_UNIT_HINTS, gradient_hint=_UNIT_GRADIENT_HINTS)
-def arcsin(x: Array) -> Array:
-    """The angle in [-pi/2, pi/2] with sine x; the derivative 1 / sqrt(1 - x^2) is inf at +-1."""
-    return np.arcsin(x)
-
-
+arcsin = curve(
+    "arcsin",
+    "The angle in [-pi/2, pi/2] with sine x; the derivative 1 / sqrt(1 - x^2) is inf at +-1.",
+    **_FROM_MINUS_1_TO_1,
+)
 arcsin.vjp("x", lambda g, x: g / sqrt((1.0 - x) * (1.0 + x)))
 
-
-@op(floats=True, nonfinite_hint=_UNIT_HINTS, gradient_hint=_UNIT_GRADIENT_HINTS)
-def arccos(x: Array) -> Array:
-    """The angle in [0, pi] with cosine x; the derivative -1 / sqrt(1 - x^2) is -inf at +-1."""
-    return np.arccos(x)
-
-
+arccos = curve(
+    "arccos",
+    "The angle in [0, pi] with cosine x; the derivative -1 / sqrt(1 - x^2) is -inf at +-1.",
+    **_FROM_MINUS_1_TO_1,
+)
 arccos.vjp("x", lambda g, x: -g / sqrt((1.0 - x) * (1.0 + x)))
 
-
-@op(floats=True)
-def arctan(x: Array) -> Array:
-    """The angle in (-pi/2, pi/2) with tangent x, with derivative 1 / (1 + x^2)."""
-    return np.arctan(x)
-
-
+arctan = curve(
+    "arctan", "The angle in (-pi/2, pi/2) with tangent x, with derivative 1 / (1 + x^2)."
+)
 arctan.vjp("x", lambda g, x: g / (1.0 + x * x))
 
 
@@ -400,30 +302,12 @@ def _over_square(a: Array, b: Array) -> Array:
     return u / where(origin, 1.0, u * u + v * v) / scale
 
 
-@op(floats=True)
-def sinh(x: Array) -> Array:
-    """The hyperbolic sine (e^x - e^-x) / 2, with derivative cosh(x)."""
-    return np.sinh(x)
-
-
-@sinh.vjp("x")
-def _sinh_x(g: Array, x: Array) -> Array:
-    return g * cosh(x)
-
-
-@op(floats=True)
-def cosh(x: Array) -> Array:
-    """The hyperbolic cosine (e^x + e^-x) / 2, with derivative sinh(x)."""
-    return np.cosh(x)
-
-
+sinh = curve("sinh", "The hyperbolic sine (e^x - e^-x) / 2, with derivative cosh(x).")
+cosh = curve("cosh", "The hyperbolic cosine (e^x + e^-x) / 2, with derivative sinh(x).")
+sinh.vjp("x", lambda g, x: g * cosh(x))
 cosh.vjp("x", lambda g, x: g * sinh(x))
 
-
-@op(floats=True)
-def tanh(x: Array) -> Array:
-    """The hyperbolic tangent sinh(x) / cosh(x), with derivative 1 - out^2."""
-    return np.tanh(x)
+tanh = curve("tanh", "The hyperbolic tangent sinh(x) / cosh(x), with derivative 1 - out^2.")
 
 
 @tanh.vjp("x")

@@ -22,7 +22,8 @@ def cause_of(op: OpLike, values: Mapping[str, Array], out: Array) -> str | None:
 
     `values` are the arguments of the call by name.
     """
-    return _asked(op.nonfinite_hint, {**values, "out": out}) or too_large(out, values.values())
+    hint = op.nonfinite_hint or (of_product if op.product else None)
+    return _asked(hint, {**values, "out": out}) or too_large(out, values.values())
 
 
 def cause_of_gradient(
@@ -32,7 +33,7 @@ def cause_of_gradient(
 
     `g` arrived, `gradient` was returned by the VJP, and `values` are its residuals by name.
     """
-    hint = op.gradient_hint
+    hint = op.gradient_hint or (of_product_gradient if op.product else None)
     known = _asked(hint, {**values, "g": g, "gradient": gradient})
     if known is not None and hint is not of_product_gradient and np.isnan(gradient).any():
         known += (

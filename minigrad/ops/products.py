@@ -11,7 +11,6 @@ from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
 from minigrad.errors import op_error
-from minigrad.ops import hints
 from minigrad.ops.shape import reshape, transpose
 
 
@@ -30,8 +29,6 @@ def swap_last(x: Array) -> Array:
     cost=lambda a, out: 2 * out.size * a.shape[-1],
     shape=lambda a, b: shape_of_product(a.shape, b.shape),
     product=True,
-    nonfinite_hint=hints.of_product,
-    gradient_hint=hints.of_product_gradient,
 )
 def matmul(a: Array, b: Array) -> Array:
     """The matrix product `(..., m, k) @ (..., k, n) -> (..., m, n)`, leading axes broadcast.
@@ -105,12 +102,7 @@ def as_rows(x: Array) -> Array:
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-@op(
-    composition=_linear,
-    product=True,
-    nonfinite_hint=hints.of_product,
-    gradient_hint=hints.of_product_gradient,
-)
+@op(composition=_linear, product=True)
 def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     """x W^T + b: `(..., d_in)`, `(d_out, d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -148,32 +140,16 @@ def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
         )
 
 
-def _lora_linear(
-    x: Array,
-    weight: Array,
-    lora_a: Array,
-    lora_b: Array,
-    bias: Array = None,
-    scale: float = 1.0,
-) -> Array:
-    return linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
-
-
 @op(
-    composition=_lora_linear,
+    composition=lambda x, weight, lora_a, lora_b, bias=None, scale=1.0: (
+        linear(x, weight, bias) + linear(linear(x, lora_a) * scale, lora_b)
+    ),
     replayed=True,
     returns_residuals=True,
     product=True,
-    nonfinite_hint=hints.of_product,
-    gradient_hint=hints.of_product_gradient,
 )
 def lora_linear(
-    x: Array,
-    weight: Array,
-    lora_a: Array,
-    lora_b: Array,
-    bias: Array = None,
-    scale: float = 1.0,
+    x: Array, weight: Array, lora_a: Array, lora_b: Array, bias: Array = None, scale: float = 1.0
 ) -> Array:
     """x W^T + b + scale (x A^T) B^T: a linear map with an update of low rank (Hu et al., 2021).
 
@@ -265,13 +241,7 @@ def _nf4_linear_cost(weight: kernels.nf4.NF4Matrix, bias: Array, out: Array) -> 
     return (2 * d_in + (bias is not None)) * int(out.size) + d_out * d_in
 
 
-@op(
-    cost=_nf4_linear_cost,
-    shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]),
-    product=True,
-    nonfinite_hint=hints.of_product,
-    gradient_hint=hints.of_product_gradient,
-)
+@op(cost=_nf4_linear_cost, shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]), product=True)
 def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> Array:
     """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,26 @@ from numpy.typing import NDArray
 from minigrad import kernels
 from minigrad.core.tensor import Tensor
 
+__all__ = ["clip_grad_norm", "clip_grad_value", "grad_norm"]
+
 
 def grad_norm(parameters: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all gradients, taken as one vector; a tensor counts once."""
-    return _norm([p.grad.data for p in _distinct(parameters) if p.grad is not None])
+    return _norm(_gradients(parameters).values())
 
 
-def _distinct(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+def _gradients(parameters: Tensor | Iterable[Tensor]) -> dict[Tensor, NDArray[Any]]:
+    """Return the gradients by their tensors, of which each counts once."""
     tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"the parameters are tensors, not {type(tensor).__name__}")
-    return list({id(tensor): tensor for tensor in tensors}.values())
+    return {tensor: tensor.grad.data for tensor in tensors if tensor.grad is not None}
 
 
-def _norm(gradients: Sequence[NDArray[Any]]) -> float:
-    return math.sqrt(kernels.optim.square_sums(gradients)) if gradients else 0.0
+def _norm(gradients: Iterable[NDArray[Any]]) -> float:
+    arrays = list(gradients)
+    return math.sqrt(kernels.optim.square_sums(arrays)) if arrays else 0.0
 
 
 def clip_grad_norm(
@@ -50,9 +54,8 @@ def clip_grad_norm(
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
-    tensors = _distinct(parameters)
-    gradients = [tensor.grad.data for tensor in tensors if tensor.grad is not None]
-    norm = _norm(gradients)
+    gradients = _gradients(parameters)
+    norm = _norm(gradients.values())
     if error_if_nonfinite and not math.isfinite(norm):
         raise RuntimeError(
             f"clip_grad_norm: the norm of the gradients is {norm}; no factor makes that finite. "
@@ -61,10 +64,9 @@ def clip_grad_norm(
     if not norm <= max_norm:
         factor = float(max_norm) / (norm + 1e-6)  # as in PyTorch, to the digit
         # New tensors: the user may have an old one, or it may be another tensor's gradient too.
-        scaled = [np.empty(g.shape, g.dtype) for g in gradients]
-        kernels.optim.scale([(g, (out,)) for g, out in zip(gradients, scaled, strict=True)], factor)
-        owners = (tensor for tensor in tensors if tensor.grad is not None)
-        for tensor, out in zip(owners, scaled, strict=True):
+        scaled = {tensor: np.empty(g.shape, g.dtype) for tensor, g in gradients.items()}
+        kernels.optim.scale([(g, (scaled[tensor],)) for tensor, g in gradients.items()], factor)
+        for tensor, out in scaled.items():
             tensor.grad = Tensor(out)
     return norm
 
@@ -82,7 +84,5 @@ def clip_grad_value(parameters: Tensor | Iterable[Tensor], clip_value: float) ->
     if not clip_value > 0:
         raise ValueError(f"clip_grad_value: clip_value must be positive, not {clip_value!r}")
     limit = float(clip_value)  # a numpy scalar would widen float32 gradients
-    for tensor in _distinct(parameters):
-        if tensor.grad is not None:
-            # A new tensor, for the reason given above.
-            tensor.grad = Tensor(np.clip(tensor.grad.data, -limit, limit))
+    for tensor, g in _gradients(parameters).items():
+        tensor.grad = Tensor(np.clip(g, -limit, limit))  # a new one, for the reason given above

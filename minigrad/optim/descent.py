@@ -12,6 +12,8 @@ from minigrad import kernels
 from minigrad.checks import check_flag, check_range
 from minigrad.optim.optimizer import Optimizer, Parameters, Stepped
 
+__all__ = ["SGD", "Adam", "AdamW"]
+
 
 class SGD(Optimizer):
     """Gradient descent with momentum.

@@ -22,6 +22,8 @@ from typing import Any
 from minigrad.checks import check_count, check_positive, check_range, check_state
 from minigrad.optim.optimizer import Optimizer
 
+__all__ = ["CosineAnnealingLR", "LRScheduler", "LambdaLR", "LinearLR", "StepLR", "WarmupCosineLR"]
+
 
 class LRScheduler(ABC):
     """Base class of schedulers, which set the lr of every group at once and after each step.

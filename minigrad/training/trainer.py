@@ -29,6 +29,7 @@ from minigrad.io.atomic import check_target
 from minigrad.nn.module import Module
 from minigrad.optim import EMA, LRScheduler, Optimizer, clip_grad_norm, grad_norm
 from minigrad.progress import progress_bar
+from minigrad.random import Rng
 from minigrad.training import checkpoint_file
 from minigrad.training.history import History, as_record
 
@@ -91,7 +92,7 @@ class Trainer:
         scheduler: LRScheduler | None = None,
         ema: EMA | None = None,
         progress: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
     ) -> None:
         check_positive("batch_size", batch_size)
         check_positive("accumulation_steps", accumulation_steps)
@@ -104,8 +105,8 @@ class Trainer:
         self.loss = loss
         self.batch_size = batch_size
         self.accumulation_steps = accumulation_steps
-        own = {id(parameter) for parameter in model.parameters()}
-        if not all(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not optimized <= set(map(id, model.parameters())):
             raise ValueError("the optimiser has parameters that are not the model's")
         self.scheduler = scheduler
         self.ema = ema
@@ -116,9 +117,8 @@ class Trainer:
         if not isinstance(ema, EMA | None):
             raise TypeError(f"ema must be an EMA or None, not {ema!r:.60}")
         if ema is not None:
-            averaged = {id(parameter) for parameter in ema.parameters.values()}
-            groups = optimizer.param_groups
-            missing = sum(id(p) not in averaged for group in groups for p in group["params"])
+            averaged = set(map(id, ema.parameters.values()))
+            missing = len(optimized - averaged)
             if missing:
                 raise ValueError(
                     f"ema has no average of {missing} parameters of the optimiser; make it of the "
@@ -281,10 +281,8 @@ class Trainer:
             rows = slice(start, start + self.batch_size)
             loss += self._backward(x[rows], y[rows], len(x[rows]) / len(x))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.clip_norm is not None:
-            norm = clip_grad_norm(parameters, self.clip_norm)
-        else:
-            norm = grad_norm(parameters)
+        limit = self.clip_norm
+        norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
