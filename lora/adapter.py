@@ -149,10 +149,10 @@ class Adapter:
         made = copy(self)
         for key, part in self.contents():
             if key in vars(self):
-                vars(made)[key] = Parameter(part)
+                vars(made)[key] = Parameter(part._data)
         if self.start is not None:
             a, b = self.start
-            made.start = Parameter(a, False), Parameter(b, False)
+            made.start = Parameter(a._data, False), Parameter(b._data, False)
         return made
 
     @property
