@@ -19,6 +19,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -240,14 +241,22 @@ class FunctionModule(Module):
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
         """Return the function of some tensors, computed with the options of this module."""
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self).function(*tensors, **named, **options)
+        cls = self.__class__
+        for name in _options_of(cls):
+            named[name] = getattr(self, name)
+        return cls.function(*tensors, **named)
 
     def extra_repr(self) -> str:
         """The options, those given by keyword only if they are not the usual; no arrays."""
         values = [(field, getattr(self, field.name)) for field in fields(self) if field.repr]
         shown = [(f.name, value) for f, value in values if not f.kw_only or value != f.default]
         return ", ".join(f"{name}={value!r}" for name, value in shown)
+
+
+@cache
+def _options_of(cls: Any) -> tuple[str, ...]:
+    """Return the names of the options of a class, which `fields` would look up in each call."""
+    return tuple(field.name for field in fields(cls))
 
 
 def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
