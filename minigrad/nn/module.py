@@ -241,7 +241,7 @@ class FunctionModule(Module):
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
         """Return the function of some tensors, computed with the options of this module."""
-        cls = self.__class__
+        cls: Any = self.__class__
         for name in _options_of(cls):
             named[name] = getattr(self, name)
         return cls.function(*tensors, **named)
