@@ -66,29 +66,17 @@ class AnomalyError(FloatingPointError):
 
 @dataclass(frozen=True)
 class Operand:
-    """A summary of one array.
+    """A summary of one array."""
 
-    Attributes:
-        name: what it is to the op, such as "input x".
-        shape: its shape.
-        dtype: its dtype, by name.
-        low: the least of its finite elements; nan if there is none.
-        high: the largest of them.
-        nan: how many elements are NaN.
-        inf: how many are Inf, of either sign.
-        size: how many elements there are.
-        first: the index of the first element that is not finite, or None.
-    """
-
-    name: str
+    name: str  # what it is to the op, such as "input x"
     shape: tuple[int, ...]
     dtype: str
-    low: float
-    high: float
-    nan: int
-    inf: int
+    low: float  # the least of its finite elements; nan if there is none
+    high: float  # the largest of them
+    nan: int  # how many elements are NaN
+    inf: int  # how many are Inf, of either sign
     size: int
-    first: tuple[int, ...] | None
+    first: tuple[int, ...] | None  # the index of the first element that is not finite, or None
 
     @classmethod
     def of(cls, name: str, value: Any) -> Operand:

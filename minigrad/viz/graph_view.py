@@ -37,82 +37,51 @@ UNKNOWN = (
 
 @dataclass(eq=False)
 class FrozenInput:
-    """An input that no gradient goes to.
+    """An input that no gradient goes to."""
 
-    Attributes:
-        name: what it is called.
-        why: why no gradient goes there, in a sentence.
-        value: an array or a number, or None if it is not saved anywhere.
-        group: the module call that it is drawn in.
-    """
-
-    name: str
-    why: str
-    value: Any = None
-    group: ModuleCall | None = None
+    name: str  # what it is called
+    why: str  # why no gradient goes there, in a sentence
+    value: Any = None  # an array or a number, or None if it is not saved anywhere
+    group: ModuleCall | None = None  # the module call that it is drawn in
 
 
 @dataclass(eq=False)
 class Link:
-    """An edge along which a gradient goes: from the result of an op to one of its inputs.
+    """An edge along which a gradient goes: from the result of an op to one of its inputs."""
 
-    Attributes:
-        source: the node of the input.
-        target: the node of the result.
-        edge: the edge of the graph.
-        input: what the op calls its input.
-    """
-
-    source: Node
-    target: Node
+    source: Node  # the node of the input
+    target: Node  # the node of the result
     edge: Edge
-    input: str
+    input: str  # what the op calls its input
 
 
 @dataclass(eq=False)
 class NodeView:
-    """A node of the graph, and all that is known of it.
-
-    Attributes:
-        node: the node.
-        name: the name of the variable or parameter at it, or of its op, with a number if there are
-            several.
-        named: whether it is the name of a variable or parameter.
-        value: its value, or None if it is not saved anywhere.
-        call: the call that made it, if it is on the tape.
-        group: the innermost module call that made it; for a leaf, the innermost one that all its
-            uses have in common.
-        links: the links to its inputs.
-        frozen: its inputs that no gradient goes to, by what the op calls them.
-        options: what else its op was called with, as far as it is known.
-    """
+    """A node of the graph, and all that is known of it."""
 
     node: Node
+    # The name of the variable or parameter at it, or of its op, with a number if there are several.
     name: str = ""
-    named: bool = False
-    value: Array | None = None
-    call: CallRecord | None = None
+    named: bool = False  # whether it is the name of a variable or parameter
+    value: Array | None = None  # its value, or None if it is not saved anywhere
+    call: CallRecord | None = None  # the call that made it, if it is on the tape
+    # The innermost module call that made it, or that all uses of a leaf have in common.
     group: ModuleCall | None = None
-    links: list[Link] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)  # to its inputs
+    # Its inputs that no gradient goes to, by what the op calls them.
     frozen: list[tuple[str, FrozenInput]] = field(default_factory=list)
+    # What else its op was called with, as far as it is known.
     options: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class GraphView:
-    """A graph, ready to be drawn.
+    """A graph, ready to be drawn."""
 
-    Attributes:
-        root: the node of the loss.
-        nodes: the view of each node, the oldest first.
-        frozen: the inputs that no gradient goes to, each once.
-        groups: the module calls that something was made in, outer ones first, by their names; the
-            name is empty if the module has none.
-    """
-
-    root: Node
-    nodes: dict[Node, NodeView]
-    frozen: list[FrozenInput] = field(default_factory=list)
+    root: Node  # the node of the loss
+    nodes: dict[Node, NodeView]  # the view of each node, the oldest first
+    frozen: list[FrozenInput] = field(default_factory=list)  # each once
+    # The names of the module calls that something was made in, outer ones first; empty if unknown.
     groups: dict[ModuleCall, str] = field(default_factory=dict)
 
 
@@ -202,15 +171,8 @@ def _group(graph: GraphView, names: Names) -> None:
 class Names:
     """Names of tensors and modules. Where there are several, the first counts.
 
-    Args:
-        variables: the caller's variables, of which Tensors and modules count; names that begin
-            with an underscore do not.
-        model: a model whose parameters have their names without a prefix.
-        roots: further modules, which a tape has seen.
-
-    Attributes:
-        of_node: the names of tensors by their nodes in the graph.
-        of_module: the names of the variables of modules, by the module's id.
+    They are those of the caller's `variables` without an underscore in front, of parameters in
+    `model`, without a prefix, and in the `roots` that a tape has seen.
     """
 
     def __init__(
@@ -219,6 +181,7 @@ class Names:
         known = {name: v for name, v in variables.items() if not name.startswith("_")}
         tensors = [(name, v) for name, v in known.items() if isinstance(v, Tensor)]
         modules = [(name, v) for name, v in known.items() if isinstance(v, Module)]
+        # The names of the variables of modules, by the module's id.
         self.of_module = {id(module): name for name, module in reversed(modules)}
         named = [] if model is None else [("", model)]
         for root in roots:

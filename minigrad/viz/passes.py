@@ -36,78 +36,48 @@ RUN = 4000  # VJPs that are run to find where a pass ends
 
 @dataclass(eq=False)
 class Sent:
-    """A gradient that a VJP sends to one input.
+    """A gradient that a VJP sends to one input."""
 
-    Attributes:
-        link: the link that it goes along.
-        result: what the VJP returned.
-        gradient: the same in the shape and dtype of the input.
-        before: the sum of what had arrived there, or None if this is the first.
-        after: the sum with this one.
-        due: what should go there instead; given only where a value goes wrong for the first time.
-    """
-
-    link: Link
-    result: Any
-    gradient: Any
-    before: Array | None = None
-    after: Any = None
-    due: Array | None = None
+    link: Link  # the link that it goes along
+    result: Any  # what the VJP returned
+    gradient: Any  # the same in the shape and dtype of the input
+    before: Array | None = None  # the sum of what had arrived there, or None if this is the first
+    after: Any = None  # the sum with this one
+    due: Array | None = None  # what is right; given only where a value first goes wrong
 
 
 @dataclass(eq=False)
 class Step:
-    """One VJP that runs, and what it sends on; the seed, or a leaf's `.grad`, sends nothing.
+    """One VJP that runs, and what it sends on; the seed, or a leaf's `.grad`, sends nothing."""
 
-    Attributes:
-        kind: "seed", "vjp" or "leaf".
-        node: the node whose VJP runs, or that gets the gradient.
-        gradient: what has arrived at the node.
-        sent: what goes on to its inputs.
-        arrivals: how many gradients have arrived at the node so far.
-        before: for a leaf, its `.grad`, or None.
-        after: for a leaf, its `.grad` afterwards.
-        fault: why a value goes wrong here; empty if none does.
-        note: what else there is to say of the step.
-    """
-
-    kind: str
-    node: Node
-    gradient: Array
-    sent: Sequence[Sent] = ()
-    arrivals: int = 0
-    before: Array | None = None
-    after: Array | None = None
-    fault: str = ""
-    note: str = ""
+    kind: str  # "seed", "vjp" or "leaf"
+    node: Node  # the node whose VJP runs, or that gets the gradient
+    gradient: Array  # what has arrived at the node
+    sent: Sequence[Sent] = ()  # what goes on to its inputs
+    arrivals: int = 0  # how many gradients have arrived at the node so far
+    before: Array | None = None  # for a leaf, its `.grad`, or None
+    after: Array | None = None  # for a leaf, its `.grad` afterwards
+    fault: str = ""  # why a value goes wrong here; empty if none does
+    note: str = ""  # what else there is to say of the step
 
 
 class Pass:
-    """A backward pass, as it goes on and as it is shown to the reader.
-
-    Attributes:
-        key: a short name of it.
-        title: the text of its button.
-        about: what happens in it, in a few sentences.
-        initial: the gradients that are there before it begins.
-        steps: those that are shown.
-        arrived: the gradient of each node so far; empty in the end if the pass was cut short.
-        fault: the index of the first step in which a value goes wrong, or None.
-        vjps: how many VJPs the complete pass runs.
-        right: what each leaf's `.grad` should be in the end.
-    """
+    """A backward pass, as it goes on and as it is shown to the reader."""
 
     def __init__(
         self, graph: GraphView, key: str, title: str, initial: Mapping[Node, Array] | None = None
     ) -> None:
-        self.key, self.title, self.about = key, title, ""
-        self.initial = initial or {}
+        self.key = key  # a short name of it
+        self.title = title  # the text of its button
+        self.about = ""  # what happens in it, in a few sentences
+        self.initial = initial or {}  # the gradients that are there before it begins
         seed = np.ones(graph.root.shape, graph.root.dtype)
-        self.steps = [Step("seed", graph.root, seed)]
+        self.steps = [Step("seed", graph.root, seed)]  # those that are shown
+        # The gradient of each node so far; empty in the end if the pass was cut short.
         self.arrived: dict[Node, Array] = {**self.initial, graph.root: seed}
-        self.fault: int | None = None
-        self.vjps = sum(len(view.links) for view in graph.nodes.values())
-        self.right: dict[Node, Array] = {}
+        self.fault: int | None = None  # the first step in which a value goes wrong
+        self.vjps = sum(len(view.links) for view in graph.nodes.values())  # of the complete pass
+        self.right: dict[Node, Array] = {}  # what each leaf's `.grad` should be in the end
         self._graph = graph
         self._arrivals = dict.fromkeys(self.arrived, 1)
 
@@ -318,17 +288,12 @@ def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]
 
 
 class _Watcher(Recorder):
-    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself.
-
-    Attributes:
-        results: what each VJP returned.
-        gradients: the same in the shape and dtype of the input.
-    """
+    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.results: list[Any] = []
-        self.gradients: list[Any] = []
+        self.gradients: list[Any] = []  # the same in the shape and dtype of the input
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         if self.running == ["pass"]:

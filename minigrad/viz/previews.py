@@ -25,18 +25,14 @@ NOT_FINITE = "!"
 class Previews:
     """Previews of arrays, each once, however often it is shown; ready to be written as JSON.
 
-    Args:
-        side: how many cells a heat map has at most, up and across.
-        few: how many numbers are written out.
-
-    Attributes:
-        kinds: `[shape, dtype, rows, columns]`: what arrays are like, and how large their heat map.
-        pictures: of one number or none `[kind, numbers]`; of few `[kind, numbers, cells]`; of more
-            `[kind, cells, low, high, rms]`, and how many are not finite if any are.
+    A heat map has at most `side` cells up and across, and up to `few` numbers are written out.
     """
 
     def __init__(self, side: int = LARGEST, few: int = FEW) -> None:
+        # `[shape, dtype, rows, columns]`: what arrays are like, and how large their heat map.
         self.kinds: list[list[Any]] = []
+        # Of one number or none `[kind, numbers]`; of few `[kind, numbers, cells]`; of more `[kind,
+        # cells, low, high, rms]`, and how many are not finite if any are.
         self.pictures: list[list[Any]] = []
         self._side, self._few = side, few
         self._known: dict[str, int] = {}
