@@ -88,14 +88,9 @@ class GraphView:
 def view_graph(
     role: str, loss: Tensor, tape: Tape | None, model: Module | None, variables: Mapping[str, Any]
 ) -> GraphView:
-    """Collect what there is to be drawn of the graph behind `loss`.
+    """Collect what there is to be drawn of the graph behind `loss`, for the function `role`.
 
-    Args:
-        role: the function that the user called, for error messages.
-        loss: the end of the graph.
-        tape: a tape that has seen the graph being made, or None.
-        model: a model whose parameters have their names without a prefix, or None.
-        variables: the caller's variables, which give names.
+    Names are those of the caller's `variables` and of the parameters of `model`.
 
     Raises:
         TypeError: if `loss` is no Tensor, the tape no tape, or the model no module.
@@ -110,13 +105,14 @@ def view_graph(
     if not isinstance(model, Module | None):
         raise TypeError(f"{role}: model must be a Module, not {model!r:.60}")
     nodes = reachable([root])[::-1]
-    calls = {} if tape is None else tape.calls
+    seen = Tape() if tape is None else tape
+    calls = seen.calls
     if tape is not None and root.op is not None and not any(node in calls for node in nodes):
         raise ValueError(
             f"{role}: the tape has seen nothing of this graph; compute the result in the block of "
             f"`with viz.record() as tape:`"
         )
-    names = Names(variables, model, () if tape is None else tape.roots)
+    names = Names(variables, model, seen.roots)
     values = _values_of(nodes, calls)
     values.setdefault(root, loss._data)
     graph = GraphView(root, {})
@@ -125,13 +121,14 @@ def view_graph(
         group = None if call is None else call.module
         graph.nodes[node] = NodeView(node, name, bool(name), values.get(node), call, group)
     unnamed = [view for view in graph.nodes.values() if not view.name]
-    total, seen = Counter(view.node.name for view in unnamed), Counter[str]()
+    total, so_far = Counter(view.node.name for view in unnamed), Counter[str]()
     for view in unnamed:
         view.name = view.node.name
-        seen[view.name] += 1
+        so_far[view.name] += 1
         if total[view.name] > 1:
-            view.name += f" #{seen[view.name]}"
-    inputs = _Inputs(graph, tape, names)
+            view.name += f" #{so_far[view.name]}"
+    plain = UNKNOWN if tape is None else "A plain array: it has no node in a graph."
+    inputs = _Inputs(graph, seen, names, plain)
     for view in graph.nodes.values():
         if view.node.op is not None:
             inputs.add(view, view.node.op)
@@ -259,15 +256,15 @@ def _saved_by_node(node: Node) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Inputs:
     """Finds the inputs of each node: those that its gradient goes on to, and the frozen ones."""
 
-    def __init__(self, graph: GraphView, tape: Tape | None, names: Names) -> None:
-        self._graph = graph
-        self._names = names
-        self._tape = Tape() if tape is None else tape
-        self._plain = UNKNOWN if tape is None else "A plain array: it has no node in a graph."
-        self._known: dict[Any, FrozenInput] = {}
+    graph: GraphView
+    tape: Tape
+    names: Names
+    plain: str  # what to say of a plain array
+    known: dict[Any, FrozenInput] = field(default_factory=dict)
 
     def add(self, view: NodeView, op: OpLike) -> None:
         """Give a node its links, frozen inputs and options."""
@@ -311,7 +308,7 @@ class _Inputs:
         If the array is stored in another form, `value` is that form, and `decoded` is shown.
         """
         array = value._data if isinstance(value, Tensor) else value
-        known, made = self._names.of_memory(value), self._tape.made(value)
+        known, made = self.names.of_memory(value), self.tape.made(value)
         # The op's word for its input alone could be a variable's name.
         called = f"input {name}" if made is None else made.name
         shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
@@ -321,9 +318,9 @@ class _Inputs:
             called = f"{np.asarray(shown).item():.4g}"
         frozen = FrozenInput(called, why, shown if decoded is None else decoded)
         if isinstance(array, np.ndarray) and array.size > 1:
-            frozen = self._known.setdefault((*_memory(array), why), frozen)
-        if frozen not in self._graph.frozen:
-            self._graph.frozen.append(frozen)
+            frozen = self.known.setdefault((*_memory(array), why), frozen)
+        if frozen not in self.graph.frozen:
+            self.graph.frozen.append(frozen)
         view.frozen.append((name, frozen))
 
     def _why(self, value: Any) -> str:
@@ -332,25 +329,25 @@ class _Inputs:
             return "A number: there is nothing to differentiate by."
         if not isinstance(value, (Tensor, np.ndarray)):
             return "A list of numbers: there is nothing to differentiate by."
-        left = self._tape.left(value)
+        left = self.tape.left(value)
         if left is not None:
             node = left.inputs[0].node
-            whom = self._graph.nodes[node].name if node in self._graph.nodes else "a tensor"
+            whom = self.graph.nodes[node].name if node in self.graph.nodes else "a tensor"
             return f"The value of {whom} as {left.name} gives it: no gradient follows."
-        known = self._names.of_memory(value)
+        known = self.names.of_memory(value)
         holder = value if known is None else known[1]  # of this memory
         if isinstance(holder, Parameter):
             if holder.node is None:
                 return "A frozen parameter: requires_grad=False."
             return "The value of a parameter, taken as a constant: no gradient follows."
-        made = self._tape.made(value)
+        made = self.tape.made(value)
         if made is not None and not made.recorded:
             return f"`{made.name}` made it under no_grad(): nothing was recorded."
         if made is not None:
             return f"`{made.name}` made it of inputs of which none needs a gradient."
         if isinstance(holder, Tensor) and holder.node is None:
             return "A tensor that needs no gradient: requires_grad=False."
-        return self._plain
+        return self.plain
 
 
 def in_words(value: Any) -> str:

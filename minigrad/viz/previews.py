@@ -84,12 +84,9 @@ def range_of(array: Array) -> tuple[float, float, float, int]:
 def heat_map_of(array: Array, side: int = LARGEST) -> tuple[tuple[int, int], str]:
     """Draw the heat map of an array, with at most `side` cells up and across.
 
-    Its rows are those along the last axis, below each other. A cell is the mean of a block; a block
-    with an element that is not finite is marked.
-
-    Returns:
-        How many rows and columns it has, and a letter for each cell, from the most negative to the
-        most positive.
+    Its rows are those along the last axis, below each other. A cell is the mean of a block, and has
+    a letter from the most negative to the most positive, or a mark if an element is not finite.
+    Return how many rows and columns there are, and the letters.
     """
     cells = _block_means(array.astype(np.float64).reshape(-1, array.shape[-1]), side)
     broken = np.isnan(cells)
