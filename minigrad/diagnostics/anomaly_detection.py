@@ -36,10 +36,12 @@ _UNWATCHED = "a backward pass that was not watched, or an assignment, put it the
 _UNSEEN = " before detect_anomaly() began, or in another thread"
 
 
+@dataclass(eq=False, repr=False)
 class AnomalyError(FloatingPointError):
     """The first NaN or Inf, and what made it. Raised inside `detect_anomaly`.
 
     Attributes:
+        message: the text.
         op: the name of the op. For a loss, it is the op that made it, or "leaf"; for the sum of all
             gradients of a leaf, "leaf"; for a step, the class of the optimiser.
         phase: "forward", "backward" or "step" (of an optimiser).
@@ -49,19 +51,14 @@ class AnomalyError(FloatingPointError):
         operands: what the op, or its derivative, computed with, and last its result.
     """
 
-    def __init__(
-        self,
-        message: str,
-        op: str = "",
-        phase: str = "",
-        origin: SourceLine | None = None,
-        operands: tuple[Operand, ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.op = op
-        self.phase = phase
-        self.origin = origin
-        self.operands = operands
+    message: str
+    op: str = ""
+    phase: str = ""
+    origin: SourceLine | None = None
+    operands: tuple[Operand, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
 
 
 @dataclass(frozen=True)

@@ -301,13 +301,9 @@ class StepRun:
     # How many of `forward.cuts` belong to the forward pass; the others belong to what a checkpoint
     # runs again.
     forward_cuts: int
-    norms: dict[str, float]  # of the gradients of parameters at which one arrived
-    alive: Names  # the parameters whose gradient is not zero in every element
+    # Of the gradients of parameters at which one arrived; 0 only if all elements are.
+    norms: dict[str, float]
     frozen: Names  # the parameters that required no gradient at the end
-
-    def is_zero(self, name: str) -> bool:
-        """Whether a gradient arrived at a parameter, and it is zero in every element."""
-        return name in self.norms and name not in self.alive
 
 
 def run_step(
@@ -336,10 +332,8 @@ def run_step(
                         wanted={p.node for _, p in named if p.node is not None},
                         retain_graph=True,  # a part of it may be the user's
                     )
-    gradients = {name: arrived[p.node] for name, p in named if p.node in arrived}
-    alive = frozenset(name for name, gradient in gradients.items() if gradient.any())
-    norms = {name: _norm(gradient) for name, gradient in gradients.items()}
-    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, alive, at_end)
+    norms = {name: _norm(arrived[p.node]) for name, p in named if p.node in arrived}
+    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, at_end)
 
 
 def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> dict[str, Names]:
@@ -351,7 +345,7 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
         By their names, the parameters that were all zeros and made them so.
     """
     parameters = first.parameters
-    asleep = [name for name in parameters if first.is_zero(name)]
+    asleep = [name for name, norm in first.norms.items() if norm == 0]
     suspects: dict[str, Names] = dict.fromkeys(asleep, EMPTY)
     moved: dict[str, NDArray[Any]] = {}
     found: dict[str, Names] = {}
@@ -361,7 +355,7 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
         for name in asleep:
             stops = run.backward.stops(parameters[name].node)
             factors = (zero.parameters for stop in stops for zero in run.forward.zero_factors(stop))
-            suspects[name] |= union(*factors) & run.alive - {name}
+            suspects[name] |= {other for other in union(*factors) if run.norms.get(other)} - {name}
         before, wanted = len(moved), union(*(suspects[name] for name in asleep))
         for name, p in parameters.items():
             if name in wanted and name not in moved:
@@ -370,7 +364,7 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
             break
         run = run_with(moved)
         # Behind a layer that has moved there may be another one of zeros, so look once more.
-        new = (name for name in asleep if suspects[name] and name in run.alive)
+        new = (name for name in asleep if suspects[name] and run.norms.get(name))
         found |= {name: suspects[name] for name in new}
         asleep = [name for name in asleep if name not in found]
     return found

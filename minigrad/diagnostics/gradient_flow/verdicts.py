@@ -179,7 +179,7 @@ class _Judge:
             return "cut", reason, forward.last_use(name)
         if not math.isfinite(norm):
             return "not finite", "a nan or an infinity is in its gradient", None
-        if not run.is_zero(name):
+        if norm != 0:
             return "live", "", None
         assert node is not None
         stops = run.backward.stops(node)
