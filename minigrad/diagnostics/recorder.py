@@ -37,10 +37,7 @@ T = TypeVar("T")
 
 _PACKAGE = Path(__file__).parents[1]
 # Files of the library itself, whose frames are not what the user wrote.
-_LIBRARY = (
-    *(str(_PACKAGE.with_name(name)) + os.sep for name in (_PACKAGE.name, "lora")),
-    FILENAME_PREFIX,
-)
+_LIBRARY = f"{_PACKAGE}{os.sep}", f"{_PACKAGE.with_name('lora')}{os.sep}", FILENAME_PREFIX
 
 
 @dataclass(frozen=True)

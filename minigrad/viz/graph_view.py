@@ -90,12 +90,8 @@ def view_graph(
 ) -> GraphView:
     """Collect what there is to be drawn of the graph behind `loss`, for the function `role`.
 
-    Names are those of the caller's `variables` and of the parameters of `model`.
-
-    Raises:
-        TypeError: if `loss` is no Tensor, the tape no tape, or the model no module.
-        ValueError: if the tape has seen nothing of the graph.
-        RuntimeError: if there is no graph, or it was freed.
+    Names are those of the caller's `variables` and of the parameters of `model`. The arguments are
+    checked: `draw` and `explore` list the errors.
     """
     if not isinstance(loss, Tensor):
         raise TypeError(f"{role}: loss must be a Tensor, not {type(loss).__name__}")

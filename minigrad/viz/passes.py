@@ -263,12 +263,9 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
 
 
 def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]:
-    """Run the VJPs of a node on a gradient.
+    """Run the VJPs of a node on a gradient, and list what each sends: a joint VJP sends several.
 
     No hook is called, and no result of an op retains its gradient.
-
-    Returns:
-        What each VJP sends: one gradient, or several if it is a joint VJP.
     """
     links = graph.nodes[node].links
     inputs = {link.source for link in links}

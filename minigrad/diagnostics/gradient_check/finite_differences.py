@@ -410,7 +410,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
         and distances[-1] <= max(finite[-1].hidden, finite[-1].error + allowed.rounding)
     ):
         return Judgement("agree", best.value, best.error)
-    distance, good = abs(analytic - best.value), f"differences are good to {best.error:.1g}"
+    distance, good = abs(analytic - best.value), f"differences should be good to {best.error:.1g}"
     unseen = max(allowed.unseen, min(max(q.grain, q.unseen) for q in finite))
     if all(q.value == 0 for q in finite):
         reason = f"f does not move: what it changes by is below its last digit in {line.dtype}"
@@ -421,10 +421,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
     elif best.correction > best.noise:
         reason = f"too steep, or too close to a kink, for a step of {best.step:.1g}: {good}"
     else:
-        reason = (
-            f"{unresolved}: differences should be good to {best.error:.1g}, but those of other "
-            f"steps are not the same"
-        )
+        reason = f"{unresolved}: {good}, but those of other steps are not the same"
     return Judgement("cannot tell", best.value, best.error, reason)
 
 

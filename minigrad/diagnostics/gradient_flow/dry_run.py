@@ -337,12 +337,10 @@ def run_step(
 
 
 def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> dict[str, Names]:
-    """Find the parameters whose gradient is zero in `first` by construction.
+    """Find the parameters whose gradient is zero in `first` by construction, and what makes it so.
 
-    `run_with` runs the step again, with other values for some parameters.
-
-    Returns:
-        By their names, the parameters that were all zeros and made them so.
+    `run_with` runs the step again, with other values for some parameters. The result has, by their
+    names, the parameters that were all zeros and are factors of their gradients.
     """
     parameters = first.parameters
     asleep = [name for name, norm in first.norms.items() if norm == 0]
