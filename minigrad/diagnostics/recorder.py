@@ -18,7 +18,6 @@ import sys
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -74,14 +73,9 @@ class ModuleCall:
     module: Module
     parent: ModuleCall | None  # the module call inside which it was made, or None
 
-    @cached_property
-    def name(self) -> str:
-        """The module's name in the module of `parent`; empty if it has none there."""
-        return "" if self.parent is None else self.name_in(self.parent)
-
-    def name_in(self, outer: ModuleCall) -> str:
+    def name_in(self, outer: ModuleCall | None) -> str:
         """Find the module's name in the module of another call; empty if it has none there."""
-        named = outer.module.named_modules()
+        named = () if outer is None else outer.module.named_modules()
         return next((name for name, module in named if module is self.module), "")
 
     def chain(self) -> list[ModuleCall]:

@@ -151,9 +151,10 @@ def _group(graph: GraphView, names: Names) -> None:
     for frozen in graph.frozen:
         frozen.group = common[frozen]
     items: list[NodeView | FrozenInput] = [*graph.nodes.values(), *graph.frozen]
-    for item in items:
-        for group in () if item.group is None else item.group.chain():
-            graph.groups[group] = group.name or names.of_module.get(id(group.module), "")
+    innermost = dict.fromkeys(item.group for item in items if item.group is not None)
+    for group in dict.fromkeys(group for each in innermost for group in each.chain()):
+        name = group.name_in(group.parent) or names.of_module.get(id(group.module), "")
+        graph.groups[group] = name
 
 
 # --------------------------------------------------------------------------------------------------

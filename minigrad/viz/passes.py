@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,24 +61,25 @@ class Step:
     note: str = ""  # what else there is to say of the step
 
 
+@dataclass(eq=False)
 class Pass:
     """A backward pass, as it goes on and as it is shown to the reader."""
 
-    def __init__(
-        self, graph: GraphView, key: str, title: str, initial: Mapping[Node, Array] | None = None
-    ) -> None:
-        self.key = key  # a short name of it
-        self.title = title  # the text of its button
-        self.about = ""  # what happens in it, in a few sentences
-        self.initial = initial or {}  # the gradients that are there before it begins
-        seed = np.ones(graph.root.shape, graph.root.dtype)
-        self.steps = [Step("seed", graph.root, seed)]  # those that are shown
+    graph: GraphView
+    key: str  # a short name of it
+    title: str  # the text of its button
+    about: str = ""  # what happens in it, in a few sentences
+    initial: Mapping[Node, Array] = field(default_factory=dict)  # gradients before it begins
+    fault: int | None = None  # the first step in which a value goes wrong
+    right: dict[Node, Array] = field(default_factory=dict)  # each leaf's `.grad` as it should be
+
+    def __post_init__(self) -> None:
+        root, views = self.graph.root, self.graph.nodes.values()
+        seed = np.ones(root.shape, root.dtype)
+        self.steps = [Step("seed", root, seed)]  # those that are shown
         # The gradient of each node so far; empty in the end if the pass was cut short.
-        self.arrived: dict[Node, Array] = {**self.initial, graph.root: seed}
-        self.fault: int | None = None  # the first step in which a value goes wrong
-        self.vjps = sum(len(view.links) for view in graph.nodes.values())  # of the complete pass
-        self.right: dict[Node, Array] = {}  # what each leaf's `.grad` should be in the end
-        self._graph = graph
+        self.arrived: dict[Node, Array] = {**self.initial, root: seed}
+        self.vjps = sum(len(view.links) for view in views)  # of the complete pass
         self._arrivals = dict.fromkeys(self.arrived, 1)
 
     @property
@@ -94,9 +95,9 @@ class Pass:
         right: dict[Link, Array] = {}
         if fault and self.fault is None:
             self.fault = len(self.steps)
-            sent_rightly = (sent for run in _run_vjps(self._graph, node, due) for sent in run)
+            sent_rightly = (sent for run in _run_vjps(self.graph, node, due) for sent in run)
             right = {sent.link: sent.gradient for sent in sent_rightly}
-        for run in _run_vjps(self._graph, node, self.arrived[node]):
+        for run in _run_vjps(self.graph, node, self.arrived[node]):
             for sent in run:
                 source = sent.link.source
                 sent.before, sent.due = self.arrived.get(source), right.get(sent.link)
@@ -113,7 +114,7 @@ class Pass:
 
         If what has arrived at a node is not what arrives in the `first` pass, that is a fault.
         """
-        for node in reversed(self._graph.nodes):
+        for node in reversed(self.graph.nodes):
             if node.op is None:
                 continue
             fault, due = "", None if first is None else first.arrived[node]
@@ -126,7 +127,7 @@ class Pass:
 
         `grads` has the `.grad` of each leaf before the pass; None stands for the present ones.
         """
-        for node in reversed(self._graph.nodes):
+        for node in reversed(self.graph.nodes):
             if node.op is None and node in self.arrived:
                 g = self.arrived[node]
                 before = None if node.grad is None else node.grad._data
@@ -183,7 +184,7 @@ def second_pass(graph: GraphView, first: Pass) -> Pass:
 def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
     """Run another `second` pass, from the gradients the first has left at inner nodes."""
     left = {node: g for node, g in first.arrived.items() if node.op is not None}
-    shown = Pass(graph, "uncleared", "Second pass, not cleared", left)
+    shown = Pass(graph, "uncleared", "Second pass, not cleared", initial=left)
     shown.run_in_order(first)
     shown.end(first.grads)
     shown.right = second.grads
