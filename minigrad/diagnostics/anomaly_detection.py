@@ -82,18 +82,11 @@ class Operand:
         wide = array.astype(np.float64)
         finite = np.isfinite(wide)
         known = wide[finite]
+        low, high = (known.min(), known.max()) if known.size else (math.nan, math.nan)
+        nan, inf = int(np.isnan(wide).sum()), int(np.isinf(wide).sum())
         first = None if finite.all() else tuple(int(i) for i in np.argwhere(~finite)[0])
-        return cls(
-            name,
-            array.shape,
-            str(array.dtype),
-            float(known.min()) if known.size else math.nan,
-            float(known.max()) if known.size else math.nan,
-            int(np.isnan(wide).sum()),
-            int(np.isinf(wide).sum()),
-            array.size,
-            first,
-        )
+        shape, dtype = array.shape, str(array.dtype)
+        return cls(name, shape, dtype, float(low), float(high), nan, inf, array.size, first)
 
     @property
     def kind(self) -> str:

@@ -69,9 +69,8 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         except Exception as error:
             if pair:
                 error.add_note(
-                    "loss_fn takes one argument, so the model was called with the whole batch, "
-                    "which is a pair; hand over x alone, or let loss_fn take predictions and "
-                    "targets"
+                    "loss_fn takes one argument, so the model was called with the whole batch, a "
+                    "pair; hand over x alone, or let loss_fn take predictions and targets"
                 )
             raise
         return loss_fn(predictions)

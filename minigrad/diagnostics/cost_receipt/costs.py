@@ -73,9 +73,6 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __repr__(self) -> str:
-        return f"<sketch of shape {self.shape} and dtype {self.dtype}>"
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         raise TypeError("a sketch has no elements")
 

@@ -326,12 +326,10 @@ def run_step(
             forward_cuts = len(forward.cuts)
             at_end = frozenset(name for name, p in named if p.node is None)
             if loss.node is not None:
-                with observe(backward):
-                    arrived = propagate(
-                        {loss.node: np.ones(loss.shape, loss.dtype)},
-                        wanted={p.node for _, p in named if p.node is not None},
-                        retain_graph=True,  # a part of it may be the user's
-                    )
+                seeds = {loss.node: np.ones(loss.shape, loss.dtype)}
+                wanted = {p.node for _, p in named if p.node is not None}
+                with observe(backward):  # a part of the graph may be the user's, so it is retained
+                    arrived = propagate(seeds, wanted=wanted, retain_graph=True)
     norms = {name: _norm(arrived[p.node]) for name, p in named if p.node in arrived}
     return StepRun(parameters, loss, forward, backward, forward_cuts, norms, at_end)
 
