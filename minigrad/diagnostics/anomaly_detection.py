@@ -24,7 +24,7 @@ from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import Recorder, SourceLine, WeakIdMap, user_line
+from minigrad.diagnostics.recorder import Recorder, SourceLine, WeakIdMap, user_line, values_of
 from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
 from minigrad.optim import Optimizer
 
@@ -132,11 +132,6 @@ def anomaly(
     return AnomalyError(text, op, phase, line, tuple(operands))
 
 
-def values_of(value: Any) -> np.ndarray[Any, Any]:
-    """Return the array of a Tensor, of an array or of a number."""
-    return np.asarray(value.data if isinstance(value, Tensor) else value)
-
-
 class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
@@ -158,7 +153,7 @@ class Detector(Recorder):
 
     def _is_bad(self, value: Any) -> bool:
         """Whether a value contains a NaN, or an Inf if these count."""
-        array = value._data if isinstance(value, Tensor) else np.asarray(value)
+        array = values_of(value)
         if array.dtype.kind != "f":
             return False
         return not np.isfinite(array).all() if self.inf else bool(np.isnan(array).any())
@@ -262,6 +257,7 @@ class Detector(Recorder):
         assert op is not None
         edges = [edge for edge in node.edges or () if edge[0] is parent]
         inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
+        vjp = f"the VJP of `{op.name}` for {inputs}"
         saved = {
             name: value
             for name, value in op.saved_values(node, edges)
@@ -284,17 +280,14 @@ class Detector(Recorder):
             summed = made.shape != to.shape
             how = f"the sum over the axes that {inputs} was broadcast along" if summed else to.dtype
             verb = "is" if summed else "cannot hold:"
-            headline = (
-                f"the VJP of `{op.name}` for {inputs} gave finite numbers, of which {how} {verb} "
-                f"{to.kind}"
-            )
+            headline = f"{vjp} gave finite numbers, of which {how} {verb} {to.kind}"
             hint = overflow(parent.dtype)
         elif made.nan and any(operand.nan for operand in looked_at.values()):
             met = next(name for name, operand in looked_at.items() if operand.nan)
-            headline = f"the VJP of `{op.name}` for {inputs} met NaN in {met}"
+            headline = f"{vjp} met NaN in {met}"
             hint = "that was written to since the call, or the op took no notice of it there"
         else:
-            headline = f"the VJP of `{op.name}` for {inputs} made the first {made.kind}"
+            headline = f"{vjp} made the first {made.kind}"
             headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
             values = {
                 "out" if name == "its result" else name.removeprefix("its input "): values_of(value)

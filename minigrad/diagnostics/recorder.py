@@ -54,6 +54,11 @@ class SourceLine:
         return f"{where}: {self.text}" if self.text else where
 
 
+def values_of(value: Any) -> np.ndarray[Any, Any]:
+    """Return the array of a Tensor, of an array or of a number."""
+    return np.asarray(value._data if isinstance(value, Tensor) else value)
+
+
 def user_line() -> SourceLine | None:
     """Return the innermost line on the stack that is not the library's; None if there is none."""
     frame = sys._getframe(1)

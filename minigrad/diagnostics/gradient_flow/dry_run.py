@@ -36,7 +36,7 @@ from minigrad.core.observers import Observer, observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
-from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap
+from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap, values_of
 from minigrad.diagnostics.restored import unchanged
 from minigrad.nn.module import Module, Parameter
 from minigrad.readonly import owner_of
@@ -238,9 +238,9 @@ class BackwardTrace(Observer):
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Note whether a gradient arrived, and whether one went on."""
-        if not _any(gradient):
+        if not values_of(gradient).any():
             self._passed[parent].append(node)
-        elif not _any(result):
+        elif not values_of(result).any():
             self._stops[parent].append(Stop.at(node, parent))
         else:
             self._fed.add(parent)
@@ -263,10 +263,6 @@ class BackwardTrace(Observer):
             found.update(new)
             queue += new
         return queue
-
-
-def _any(gradient: Any) -> bool:
-    return bool(np.any(gradient._data if isinstance(gradient, Tensor) else gradient))
 
 
 def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
