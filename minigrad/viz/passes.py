@@ -144,11 +144,7 @@ def passes_through(graph: GraphView) -> list[Pass]:
 
 
 def right_order(graph: GraphView) -> Pass:
-    """Run the pass of the engine itself.
-
-    Raises:
-        RuntimeError: if the graph was freed, or an array that a VJP saved was written since.
-    """
+    """Run the pass of the engine itself, which may raise a RuntimeError (see `explore`)."""
     shown = Pass(graph, "backward", "Backward pass")
     shown.run_in_order()
     shown.end()

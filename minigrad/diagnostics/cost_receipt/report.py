@@ -207,11 +207,7 @@ _LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ReceiptComparison:
-    """Receipts side by side, with ratios to the first one.
-
-    Attributes:
-        receipts: the receipts by name.
-    """
+    """Receipts side by side, by their names, with ratios to the first one."""
 
     receipts: Mapping[str, Receipt]
 

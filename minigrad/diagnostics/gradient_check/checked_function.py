@@ -344,9 +344,8 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     out = as_strided(np.zeros(span, dtype)[start:], x.shape, strides)
     out[...] = x
     # Where elements overlap in memory, as in a broadcast array, they cannot be moved one by one.
-    return (
-        out if np.array_equal(out, x, equal_nan=True) and 0 not in strides else np.array(x, dtype)
-    )
+    is_copy = 0 not in strides and np.array_equal(out, x, equal_nan=True)
+    return out if is_copy else np.array(x, dtype)
 
 
 def _leaves(result: Any) -> Iterator[Any]:
