@@ -75,13 +75,10 @@ def _constant(value: Any) -> Any:
 
 
 class DryRun(Observer):
-    """Notes the tensors from outside that a function uses, and the generators it draws from.
-
-    Attributes:
-        recorded: whether the result gets a node in the graph, although the run records nothing.
-    """
+    """Notes the tensors from outside that a function uses, and the generators it draws from."""
 
     def __init__(self, recorded: bool) -> None:
+        # Whether the result gets a node in the graph, although the run records nothing.
         self.recorded = recorded
         self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
@@ -91,12 +88,9 @@ class DryRun(Observer):
         """Note the tensors from outside among the inputs."""
         for value in inputs:
             # A newer node was recorded in this run, by a derivative that the function takes.
-            if (
-                isinstance(value, Tensor)
-                and value.node is not None
-                and value.node.order < self._start
-            ):
-                self.outside[value.node] = value
+            node = value.node if isinstance(value, Tensor) else None
+            if node is not None and node.order < self._start:
+                self.outside[node] = value
 
     def on_random(self, generator: np.random.Generator) -> None:
         """Note the state of a generator that is drawn from for the first time."""

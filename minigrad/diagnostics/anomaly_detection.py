@@ -24,7 +24,7 @@ from minigrad.core.grad_mode import check_decorable, mode
 from minigrad.core.node import Node, OpLike
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
-from minigrad.diagnostics.recorder import Recorder, SourceLine, WeakIdMap, user_line
+from minigrad.diagnostics.recorder import Recorder, SourceLine, WeakIdMap, user_line, values_of
 from minigrad.ops.hints import cause_of, cause_of_gradient, overflow
 from minigrad.optim import Optimizer
 
@@ -36,10 +36,12 @@ _UNWATCHED = "a backward pass that was not watched, or an assignment, put it the
 _UNSEEN = " before detect_anomaly() began, or in another thread"
 
 
+@dataclass(eq=False, repr=False)
 class AnomalyError(FloatingPointError):
     """The first NaN or Inf, and what made it. Raised inside `detect_anomaly`.
 
     Attributes:
+        message: the text.
         op: the name of the op. For a loss, it is the op that made it, or "leaf"; for the sum of all
             gradients of a leaf, "leaf"; for a step, the class of the optimiser.
         phase: "forward", "backward" or "step" (of an optimiser).
@@ -49,46 +51,29 @@ class AnomalyError(FloatingPointError):
         operands: what the op, or its derivative, computed with, and last its result.
     """
 
-    def __init__(
-        self,
-        message: str,
-        op: str = "",
-        phase: str = "",
-        origin: SourceLine | None = None,
-        operands: tuple[Operand, ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.op = op
-        self.phase = phase
-        self.origin = origin
-        self.operands = operands
+    message: str
+    op: str = ""
+    phase: str = ""
+    origin: SourceLine | None = None
+    operands: tuple[Operand, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A summary of one array.
+    """A summary of one array."""
 
-    Attributes:
-        name: what it is to the op, such as "input x".
-        shape: its shape.
-        dtype: its dtype, by name.
-        low: the least of its finite elements; nan if there is none.
-        high: the largest of them.
-        nan: how many elements are NaN.
-        inf: how many are Inf, of either sign.
-        size: how many elements there are.
-        first: the index of the first element that is not finite, or None.
-    """
-
-    name: str
+    name: str  # what it is to the op, such as "input x"
     shape: tuple[int, ...]
     dtype: str
-    low: float
-    high: float
-    nan: int
-    inf: int
+    low: float  # the least of its finite elements; nan if there is none
+    high: float  # the largest of them
+    nan: int  # how many elements are NaN
+    inf: int  # how many are Inf, of either sign
     size: int
-    first: tuple[int, ...] | None
+    first: tuple[int, ...] | None  # the index of the first element that is not finite, or None
 
     @classmethod
     def of(cls, name: str, value: Any) -> Operand:
@@ -97,18 +82,11 @@ class Operand:
         wide = array.astype(np.float64)
         finite = np.isfinite(wide)
         known = wide[finite]
+        low, high = (known.min(), known.max()) if known.size else (math.nan, math.nan)
+        nan, inf = int(np.isnan(wide).sum()), int(np.isinf(wide).sum())
         first = None if finite.all() else tuple(int(i) for i in np.argwhere(~finite)[0])
-        return cls(
-            name,
-            array.shape,
-            str(array.dtype),
-            float(known.min()) if known.size else math.nan,
-            float(known.max()) if known.size else math.nan,
-            int(np.isnan(wide).sum()),
-            int(np.isinf(wide).sum()),
-            array.size,
-            first,
-        )
+        shape, dtype = array.shape, str(array.dtype)
+        return cls(name, shape, dtype, float(low), float(high), nan, inf, array.size, first)
 
     @property
     def kind(self) -> str:
@@ -154,11 +132,6 @@ def anomaly(
     return AnomalyError(text, op, phase, line, tuple(operands))
 
 
-def values_of(value: Any) -> np.ndarray[Any, Any]:
-    """Return the array of a Tensor, of an array or of a number."""
-    return np.asarray(value.data if isinstance(value, Tensor) else value)
-
-
 class Detector(Recorder):
     """Looks at all results, and records the calls that leave a node in the graph.
 
@@ -180,7 +153,7 @@ class Detector(Recorder):
 
     def _is_bad(self, value: Any) -> bool:
         """Whether a value contains a NaN, or an Inf if these count."""
-        array = value._data if isinstance(value, Tensor) else np.asarray(value)
+        array = values_of(value)
         if array.dtype.kind != "f":
             return False
         return not np.isfinite(array).all() if self.inf else bool(np.isnan(array).any())
@@ -284,6 +257,7 @@ class Detector(Recorder):
         assert op is not None
         edges = [edge for edge in node.edges or () if edge[0] is parent]
         inputs = " and ".join(dict.fromkeys(op.input_name(edge[1]) for edge in edges))
+        vjp = f"the VJP of `{op.name}` for {inputs}"
         saved = {
             name: value
             for name, value in op.saved_values(node, edges)
@@ -306,17 +280,14 @@ class Detector(Recorder):
             summed = made.shape != to.shape
             how = f"the sum over the axes that {inputs} was broadcast along" if summed else to.dtype
             verb = "is" if summed else "cannot hold:"
-            headline = (
-                f"the VJP of `{op.name}` for {inputs} gave finite numbers, of which {how} {verb} "
-                f"{to.kind}"
-            )
+            headline = f"{vjp} gave finite numbers, of which {how} {verb} {to.kind}"
             hint = overflow(parent.dtype)
         elif made.nan and any(operand.nan for operand in looked_at.values()):
             met = next(name for name, operand in looked_at.items() if operand.nan)
-            headline = f"the VJP of `{op.name}` for {inputs} met NaN in {met}"
+            headline = f"{vjp} met NaN in {met}"
             hint = "that was written to since the call, or the op took no notice of it there"
         else:
-            headline = f"the VJP of `{op.name}` for {inputs} made the first {made.kind}"
+            headline = f"{vjp} made the first {made.kind}"
             headline += f", in `{inside}` inside it" if inside and inside != op.name else ""
             values = {
                 "out" if name == "its result" else name.removeprefix("its input "): values_of(value)

@@ -11,7 +11,6 @@ from minigrad.core.tensor import Tensor
 from minigrad.nn.module import Module
 
 Loss = Callable[..., Any]
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def loss_of(model: Module, loss_fn: Loss, batch: Any) -> Tensor:
@@ -42,10 +41,10 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
     needed = most = 2  # the positional arguments that it requires and accepts; 2 if it is not known
     with suppress(TypeError, ValueError):
         # The calls of a Module or an op accept anything; its `forward` says what it takes.
-        signature = inspect.signature(getattr(loss_fn, "forward", loss_fn))
-        kinds = [p.kind for p in signature.parameters.values()]
-        if inspect.Parameter.VAR_POSITIONAL not in kinds:
-            positional = [p for p in signature.parameters.values() if p.kind in _POSITIONAL]
+        known = inspect.signature(getattr(loss_fn, "forward", loss_fn)).parameters.values()
+        if not any(p.kind is p.VAR_POSITIONAL for p in known):
+            named_only = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+            positional = [p for p in known if p.kind not in named_only]
             needed, most = sum(p.default is p.empty for p in positional), len(positional)
     if most == 0:
         raise TypeError(
@@ -70,9 +69,8 @@ def _called(model: Module, loss_fn: Loss, batch: Any) -> Any:
         except Exception as error:
             if pair:
                 error.add_note(
-                    "loss_fn takes one argument, so the model was called with the whole batch, "
-                    "which is a pair; hand over x alone, or let loss_fn take predictions and "
-                    "targets"
+                    "loss_fn takes one argument, so the model was called with the whole batch, a "
+                    "pair; hand over x alone, or let loss_fn take predictions and targets"
                 )
             raise
         return loss_fn(predictions)

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -37,32 +36,27 @@ T = TypeVar("T")
 
 _PACKAGE = Path(__file__).parents[1]
 # Files of the library itself, whose frames are not what the user wrote.
-_LIBRARY = (
-    *(str(_PACKAGE.with_name(name)) + os.sep for name in (_PACKAGE.name, "lora")),
-    FILENAME_PREFIX,
-)
+_LIBRARY = f"{_PACKAGE}{os.sep}", f"{_PACKAGE.with_name('lora')}{os.sep}", FILENAME_PREFIX
 
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A line of source.
+    """A line of source."""
 
-    Attributes:
-        file: the path of the file, or what stands for one in a notebook or a console.
-        line: the number of the line, from 1 on.
-        function: the name of the function that it is in.
-        text: the line itself, without surrounding space; empty if the source cannot be read.
-    """
-
-    file: str
-    line: int
-    function: str
-    text: str
+    file: str  # the path of the file, or what stands for one in a notebook or a console
+    line: int  # its number, from 1 on
+    function: str  # that it is in
+    text: str  # the line itself, without surrounding space; empty if the source cannot be read
 
     def __str__(self) -> str:
         where = f"{os.path.basename(self.file)}:{self.line}"
         where += f" in {self.function}" if self.function != "<module>" else ""
         return f"{where}: {self.text}" if self.text else where
+
+
+def values_of(value: Any) -> np.ndarray[Any, Any]:
+    """Return the array of a Tensor, of an array or of a number."""
+    return np.asarray(value._data if isinstance(value, Tensor) else value)
 
 
 def user_line() -> SourceLine | None:
@@ -79,24 +73,14 @@ def user_line() -> SourceLine | None:
 
 @dataclass(eq=False)
 class ModuleCall:
-    """One call of a module.
-
-    Attributes:
-        module: the module.
-        parent: the module call inside which it was made, or None.
-    """
+    """One call of a module."""
 
     module: Module
-    parent: ModuleCall | None
+    parent: ModuleCall | None  # the module call inside which it was made, or None
 
-    @cached_property
-    def name(self) -> str:
-        """The module's name in the module of `parent`; empty if it has none there."""
-        return "" if self.parent is None else self.name_in(self.parent)
-
-    def name_in(self, outer: ModuleCall) -> str:
+    def name_in(self, outer: ModuleCall | None) -> str:
         """Find the module's name in the module of another call; empty if it has none there."""
-        named = outer.module.named_modules()
+        named = () if outer is None else outer.module.named_modules()
         return next((name for name, module in named if module is self.module), "")
 
     def chain(self) -> list[ModuleCall]:
@@ -107,44 +91,30 @@ class ModuleCall:
 
 @dataclass(eq=False)
 class CallRecord:
-    """One call: of an op, or of a method such as `detach()` that takes a value out of the graph.
+    """One call: of an op, or of a method such as `detach()` that takes a value out of the graph."""
 
-    Attributes:
-        name: the name of the op or of the method.
-        source_line: the user's line that it was made from; None if there is none.
-        recorded: whether a graph was being recorded.
-        op: the op; None for a method.
-        module: the innermost module call that was running, or None. Only a tape has this and what
-            follows, because records of other recorders keep no values alive.
-        inputs: Tensors, arrays and options, in the order of the op's parameters; for an op of many
-            inputs, these.
-        result: a Tensor, or a plain array where no input was a Tensor.
-    """
-
-    name: str
-    source_line: SourceLine | None
-    recorded: bool = True
-    op: Op[Any] | None = None
+    name: str  # the name of the op or of the method
+    source_line: SourceLine | None  # the user's line that it was made from; None if there is none
+    recorded: bool = True  # whether a graph was being recorded
+    op: Op[Any] | None = None  # the op; None for a method
+    # The innermost module call that was running, or None. Only a tape has this and what follows,
+    # because records of other recorders keep no values alive.
     module: ModuleCall | None = None
-    inputs: Sequence[Any] = ()
-    result: Any = None
+    inputs: Sequence[Any] = ()  # in the order of the op's parameters, or those of an op of many
+    result: Any = None  # a Tensor, or a plain array where no input was a Tensor
 
 
 class Recorder(Observer):
     """Knows what is running when an op is called. Subclasses override `on_call`.
 
     It keeps neither nodes nor values alive, so it can watch an entire training run.
-
-    Attributes:
-        calls: the records of calls by the node that each left in the graph.
-        module: the innermost module whose forward is running, or None.
-        running: the backward passes, hooks and second runs of checkpoints that are going on, the
-            innermost last.
     """
 
     def __init__(self) -> None:
+        # By the node that each call left in the graph.
         self.calls: MutableMapping[Node, CallRecord] = WeakKeyDictionary()
-        self.module: ModuleCall | None = None
+        self.module: ModuleCall | None = None  # the innermost whose forward is running
+        # Backward passes, hooks and second runs of checkpoints that go on, the innermost last.
         self.running: list[Literal["pass", "hook", "rerun"]] = []
 
     def record(self, called: Op[Any] | str) -> CallRecord:

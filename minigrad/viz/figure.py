@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from minigrad.io import write_atomically
+from minigrad.io.atomic import check_target, write_atomically
 
 try:
     from matplotlib.axes import Axes
@@ -58,15 +58,12 @@ class Picture(Figure):
         super().__init__(figsize=(width, height), dpi=100, layout="constrained")
         self._path = path
         if path is not None:
-            endings, file = self.canvas.get_supported_filetypes(), Path(path)
-            if file.suffix[1:].lower() not in endings:
+            endings = self.canvas.get_supported_filetypes()
+            if Path(path).suffix[1:].lower() not in endings:
                 raise ValueError(
                     f"{os.fspath(path)!r} is no picture; it may end in {', '.join(endings)}"
                 )
-            if not file.resolve().parent.is_dir():
-                raise FileNotFoundError(
-                    f"there is no folder {str(file.parent)!r} for the picture; make it first"
-                )
+            check_target(path, "the picture: ")
 
     def saved(self) -> Picture:
         """Save the figure, completely or not at all, and return it."""

@@ -37,101 +37,61 @@ UNKNOWN = (
 
 @dataclass(eq=False)
 class FrozenInput:
-    """An input that no gradient goes to.
+    """An input that no gradient goes to."""
 
-    Attributes:
-        name: what it is called.
-        why: why no gradient goes there, in a sentence.
-        value: an array or a number, or None if it is not saved anywhere.
-        group: the module call that it is drawn in.
-    """
-
-    name: str
-    why: str
-    value: Any = None
-    group: ModuleCall | None = None
+    name: str  # what it is called
+    why: str  # why no gradient goes there, in a sentence
+    value: Any = None  # an array or a number, or None if it is not saved anywhere
+    group: ModuleCall | None = None  # the module call that it is drawn in
 
 
 @dataclass(eq=False)
 class Link:
-    """An edge along which a gradient goes: from the result of an op to one of its inputs.
+    """An edge along which a gradient goes: from the result of an op to one of its inputs."""
 
-    Attributes:
-        source: the node of the input.
-        target: the node of the result.
-        edge: the edge of the graph.
-        input: what the op calls its input.
-    """
-
-    source: Node
-    target: Node
+    source: Node  # the node of the input
+    target: Node  # the node of the result
     edge: Edge
-    input: str
+    input: str  # what the op calls its input
 
 
 @dataclass(eq=False)
 class NodeView:
-    """A node of the graph, and all that is known of it.
-
-    Attributes:
-        node: the node.
-        name: the name of the variable or parameter at it, or of its op, with a number if there are
-            several.
-        named: whether it is the name of a variable or parameter.
-        value: its value, or None if it is not saved anywhere.
-        call: the call that made it, if it is on the tape.
-        group: the innermost module call that made it; for a leaf, the innermost one that all its
-            uses have in common.
-        links: the links to its inputs.
-        frozen: its inputs that no gradient goes to, by what the op calls them.
-        options: what else its op was called with, as far as it is known.
-    """
+    """A node of the graph, and all that is known of it."""
 
     node: Node
+    # The name of the variable or parameter at it, or of its op, with a number if there are several.
     name: str = ""
-    named: bool = False
-    value: Array | None = None
-    call: CallRecord | None = None
+    named: bool = False  # whether it is the name of a variable or parameter
+    value: Array | None = None  # its value, or None if it is not saved anywhere
+    call: CallRecord | None = None  # the call that made it, if it is on the tape
+    # The innermost module call that made it, or that all uses of a leaf have in common.
     group: ModuleCall | None = None
-    links: list[Link] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)  # to its inputs
+    # Its inputs that no gradient goes to, by what the op calls them.
     frozen: list[tuple[str, FrozenInput]] = field(default_factory=list)
+    # What else its op was called with, as far as it is known.
     options: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class GraphView:
-    """A graph, ready to be drawn.
+    """A graph, ready to be drawn."""
 
-    Attributes:
-        root: the node of the loss.
-        nodes: the view of each node, the oldest first.
-        frozen: the inputs that no gradient goes to, each once.
-        groups: the module calls that something was made in, outer ones first, by their names; the
-            name is empty if the module has none.
-    """
-
-    root: Node
-    nodes: dict[Node, NodeView]
-    frozen: list[FrozenInput] = field(default_factory=list)
+    root: Node  # the node of the loss
+    nodes: dict[Node, NodeView]  # the view of each node, the oldest first
+    frozen: list[FrozenInput] = field(default_factory=list)  # each once
+    # The names of the module calls that something was made in, outer ones first; empty if unknown.
     groups: dict[ModuleCall, str] = field(default_factory=dict)
 
 
 def view_graph(
     role: str, loss: Tensor, tape: Tape | None, model: Module | None, variables: Mapping[str, Any]
 ) -> GraphView:
-    """Collect what there is to be drawn of the graph behind `loss`.
+    """Collect what there is to be drawn of the graph behind `loss`, for the function `role`.
 
-    Args:
-        role: the function that the user called, for error messages.
-        loss: the end of the graph.
-        tape: a tape that has seen the graph being made, or None.
-        model: a model whose parameters have their names without a prefix, or None.
-        variables: the caller's variables, which give names.
-
-    Raises:
-        TypeError: if `loss` is no Tensor, the tape no tape, or the model no module.
-        ValueError: if the tape has seen nothing of the graph.
-        RuntimeError: if there is no graph, or it was freed.
+    Names are those of the caller's `variables` and of the parameters of `model`. The arguments are
+    checked: `draw` and `explore` list the errors.
     """
     if not isinstance(loss, Tensor):
         raise TypeError(f"{role}: loss must be a Tensor, not {type(loss).__name__}")
@@ -141,13 +101,14 @@ def view_graph(
     if not isinstance(model, Module | None):
         raise TypeError(f"{role}: model must be a Module, not {model!r:.60}")
     nodes = reachable([root])[::-1]
-    calls = {} if tape is None else tape.calls
+    seen = Tape() if tape is None else tape
+    calls = seen.calls
     if tape is not None and root.op is not None and not any(node in calls for node in nodes):
         raise ValueError(
             f"{role}: the tape has seen nothing of this graph; compute the result in the block of "
             f"`with viz.record() as tape:`"
         )
-    names = Names(variables, model, () if tape is None else tape.roots)
+    names = Names(variables, model, seen.roots)
     values = _values_of(nodes, calls)
     values.setdefault(root, loss._data)
     graph = GraphView(root, {})
@@ -156,13 +117,14 @@ def view_graph(
         group = None if call is None else call.module
         graph.nodes[node] = NodeView(node, name, bool(name), values.get(node), call, group)
     unnamed = [view for view in graph.nodes.values() if not view.name]
-    total, seen = Counter(view.node.name for view in unnamed), Counter[str]()
+    total, so_far = Counter(view.node.name for view in unnamed), Counter[str]()
     for view in unnamed:
         view.name = view.node.name
-        seen[view.name] += 1
+        so_far[view.name] += 1
         if total[view.name] > 1:
-            view.name += f" #{seen[view.name]}"
-    inputs = _Inputs(graph, tape, names)
+            view.name += f" #{so_far[view.name]}"
+    plain = UNKNOWN if tape is None else "A plain array: it has no node in a graph."
+    inputs = _Inputs(graph, seen, names, plain)
     for view in graph.nodes.values():
         if view.node.op is not None:
             inputs.add(view, view.node.op)
@@ -189,9 +151,10 @@ def _group(graph: GraphView, names: Names) -> None:
     for frozen in graph.frozen:
         frozen.group = common[frozen]
     items: list[NodeView | FrozenInput] = [*graph.nodes.values(), *graph.frozen]
-    for item in items:
-        for group in () if item.group is None else item.group.chain():
-            graph.groups[group] = group.name or names.of_module.get(id(group.module), "")
+    innermost = dict.fromkeys(item.group for item in items if item.group is not None)
+    for group in dict.fromkeys(group for each in innermost for group in each.chain()):
+        name = group.name_in(group.parent) or names.of_module.get(id(group.module), "")
+        graph.groups[group] = name
 
 
 # --------------------------------------------------------------------------------------------------
@@ -202,15 +165,8 @@ def _group(graph: GraphView, names: Names) -> None:
 class Names:
     """Names of tensors and modules. Where there are several, the first counts.
 
-    Args:
-        variables: the caller's variables, of which Tensors and modules count; names that begin
-            with an underscore do not.
-        model: a model whose parameters have their names without a prefix.
-        roots: further modules, which a tape has seen.
-
-    Attributes:
-        of_node: the names of tensors by their nodes in the graph.
-        of_module: the names of the variables of modules, by the module's id.
+    They are those of the caller's `variables` without an underscore in front, of parameters in
+    `model`, without a prefix, and in the `roots` that a tape has seen.
     """
 
     def __init__(
@@ -219,6 +175,7 @@ class Names:
         known = {name: v for name, v in variables.items() if not name.startswith("_")}
         tensors = [(name, v) for name, v in known.items() if isinstance(v, Tensor)]
         modules = [(name, v) for name, v in known.items() if isinstance(v, Module)]
+        # The names of the variables of modules, by the module's id.
         self.of_module = {id(module): name for name, module in reversed(modules)}
         named = [] if model is None else [("", model)]
         for root in roots:
@@ -296,15 +253,15 @@ def _saved_by_node(node: Node) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Inputs:
     """Finds the inputs of each node: those that its gradient goes on to, and the frozen ones."""
 
-    def __init__(self, graph: GraphView, tape: Tape | None, names: Names) -> None:
-        self._graph = graph
-        self._names = names
-        self._tape = Tape() if tape is None else tape
-        self._plain = UNKNOWN if tape is None else "A plain array: it has no node in a graph."
-        self._known: dict[Any, FrozenInput] = {}
+    graph: GraphView
+    tape: Tape
+    names: Names
+    plain: str  # what to say of a plain array
+    known: dict[Any, FrozenInput] = field(default_factory=dict)
 
     def add(self, view: NodeView, op: OpLike) -> None:
         """Give a node its links, frozen inputs and options."""
@@ -348,7 +305,7 @@ class _Inputs:
         If the array is stored in another form, `value` is that form, and `decoded` is shown.
         """
         array = value._data if isinstance(value, Tensor) else value
-        known, made = self._names.of_memory(value), self._tape.made(value)
+        known, made = self.names.of_memory(value), self.tape.made(value)
         # The op's word for its input alone could be a variable's name.
         called = f"input {name}" if made is None else made.name
         shown = array if isinstance(array, (np.ndarray, np.generic, int, float)) else None
@@ -358,9 +315,9 @@ class _Inputs:
             called = f"{np.asarray(shown).item():.4g}"
         frozen = FrozenInput(called, why, shown if decoded is None else decoded)
         if isinstance(array, np.ndarray) and array.size > 1:
-            frozen = self._known.setdefault((*_memory(array), why), frozen)
-        if frozen not in self._graph.frozen:
-            self._graph.frozen.append(frozen)
+            frozen = self.known.setdefault((*_memory(array), why), frozen)
+        if frozen not in self.graph.frozen:
+            self.graph.frozen.append(frozen)
         view.frozen.append((name, frozen))
 
     def _why(self, value: Any) -> str:
@@ -369,25 +326,25 @@ class _Inputs:
             return "A number: there is nothing to differentiate by."
         if not isinstance(value, (Tensor, np.ndarray)):
             return "A list of numbers: there is nothing to differentiate by."
-        left = self._tape.left(value)
+        left = self.tape.left(value)
         if left is not None:
             node = left.inputs[0].node
-            whom = self._graph.nodes[node].name if node in self._graph.nodes else "a tensor"
+            whom = self.graph.nodes[node].name if node in self.graph.nodes else "a tensor"
             return f"The value of {whom} as {left.name} gives it: no gradient follows."
-        known = self._names.of_memory(value)
+        known = self.names.of_memory(value)
         holder = value if known is None else known[1]  # of this memory
         if isinstance(holder, Parameter):
             if holder.node is None:
                 return "A frozen parameter: requires_grad=False."
             return "The value of a parameter, taken as a constant: no gradient follows."
-        made = self._tape.made(value)
+        made = self.tape.made(value)
         if made is not None and not made.recorded:
             return f"`{made.name}` made it under no_grad(): nothing was recorded."
         if made is not None:
             return f"`{made.name}` made it of inputs of which none needs a gradient."
         if isinstance(holder, Tensor) and holder.node is None:
             return "A tensor that needs no gradient: requires_grad=False."
-        return self._plain
+        return self.plain
 
 
 def in_words(value: Any) -> str:

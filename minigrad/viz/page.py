@@ -116,8 +116,7 @@ def explore(
 def _page(title: str, graph: GraphView) -> bytes:
     """Return the page, with heat maps as fine as there is room for, also of few numbers if need be.
 
-    Raises:
-        ValueError: if it is too large with the coarsest heat maps.
+    Raise a ValueError if it is too large with the coarsest ones.
     """
     style = (TEMPLATE / "page.css").read_text("utf-8")
     parts = {"title": html.escape(title), "style": style, "script": script()}

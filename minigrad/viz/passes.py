@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,79 +36,50 @@ RUN = 4000  # VJPs that are run to find where a pass ends
 
 @dataclass(eq=False)
 class Sent:
-    """A gradient that a VJP sends to one input.
+    """A gradient that a VJP sends to one input."""
 
-    Attributes:
-        link: the link that it goes along.
-        result: what the VJP returned.
-        gradient: the same in the shape and dtype of the input.
-        before: the sum of what had arrived there, or None if this is the first.
-        after: the sum with this one.
-        due: what should go there instead; given only where a value goes wrong for the first time.
-    """
-
-    link: Link
-    result: Any
-    gradient: Any
-    before: Array | None = None
-    after: Any = None
-    due: Array | None = None
+    link: Link  # the link that it goes along
+    result: Any  # what the VJP returned
+    gradient: Any  # the same in the shape and dtype of the input
+    before: Array | None = None  # the sum of what had arrived there, or None if this is the first
+    after: Any = None  # the sum with this one
+    due: Array | None = None  # what is right; given only where a value first goes wrong
 
 
 @dataclass(eq=False)
 class Step:
-    """One VJP that runs, and what it sends on; the seed, or a leaf's `.grad`, sends nothing.
+    """One VJP that runs, and what it sends on; the seed, or a leaf's `.grad`, sends nothing."""
 
-    Attributes:
-        kind: "seed", "vjp" or "leaf".
-        node: the node whose VJP runs, or that gets the gradient.
-        gradient: what has arrived at the node.
-        sent: what goes on to its inputs.
-        arrivals: how many gradients have arrived at the node so far.
-        before: for a leaf, its `.grad`, or None.
-        after: for a leaf, its `.grad` afterwards.
-        fault: why a value goes wrong here; empty if none does.
-        note: what else there is to say of the step.
-    """
-
-    kind: str
-    node: Node
-    gradient: Array
-    sent: Sequence[Sent] = ()
-    arrivals: int = 0
-    before: Array | None = None
-    after: Array | None = None
-    fault: str = ""
-    note: str = ""
+    kind: str  # "seed", "vjp" or "leaf"
+    node: Node  # the node whose VJP runs, or that gets the gradient
+    gradient: Array  # what has arrived at the node
+    sent: Sequence[Sent] = ()  # what goes on to its inputs
+    arrivals: int = 0  # how many gradients have arrived at the node so far
+    before: Array | None = None  # for a leaf, its `.grad`, or None
+    after: Array | None = None  # for a leaf, its `.grad` afterwards
+    fault: str = ""  # why a value goes wrong here; empty if none does
+    note: str = ""  # what else there is to say of the step
 
 
+@dataclass(eq=False)
 class Pass:
-    """A backward pass, as it goes on and as it is shown to the reader.
+    """A backward pass, as it goes on and as it is shown to the reader."""
 
-    Attributes:
-        key: a short name of it.
-        title: the text of its button.
-        about: what happens in it, in a few sentences.
-        initial: the gradients that are there before it begins.
-        steps: those that are shown.
-        arrived: the gradient of each node so far; empty in the end if the pass was cut short.
-        fault: the index of the first step in which a value goes wrong, or None.
-        vjps: how many VJPs the complete pass runs.
-        right: what each leaf's `.grad` should be in the end.
-    """
+    graph: GraphView
+    key: str  # a short name of it
+    title: str  # the text of its button
+    about: str = ""  # what happens in it, in a few sentences
+    initial: Mapping[Node, Array] = field(default_factory=dict)  # gradients before it begins
+    fault: int | None = None  # the first step in which a value goes wrong
+    right: dict[Node, Array] = field(default_factory=dict)  # each leaf's `.grad` as it should be
 
-    def __init__(
-        self, graph: GraphView, key: str, title: str, initial: Mapping[Node, Array] | None = None
-    ) -> None:
-        self.key, self.title, self.about = key, title, ""
-        self.initial = initial or {}
-        seed = np.ones(graph.root.shape, graph.root.dtype)
-        self.steps = [Step("seed", graph.root, seed)]
-        self.arrived: dict[Node, Array] = {**self.initial, graph.root: seed}
-        self.fault: int | None = None
-        self.vjps = sum(len(view.links) for view in graph.nodes.values())
-        self.right: dict[Node, Array] = {}
-        self._graph = graph
+    def __post_init__(self) -> None:
+        root, views = self.graph.root, self.graph.nodes.values()
+        seed = np.ones(root.shape, root.dtype)
+        self.steps = [Step("seed", root, seed)]  # those that are shown
+        # The gradient of each node so far; empty in the end if the pass was cut short.
+        self.arrived: dict[Node, Array] = {**self.initial, root: seed}
+        self.vjps = sum(len(view.links) for view in views)  # of the complete pass
         self._arrivals = dict.fromkeys(self.arrived, 1)
 
     @property
@@ -124,9 +95,9 @@ class Pass:
         right: dict[Link, Array] = {}
         if fault and self.fault is None:
             self.fault = len(self.steps)
-            sent_rightly = (sent for run in _run_vjps(self._graph, node, due) for sent in run)
+            sent_rightly = (sent for run in _run_vjps(self.graph, node, due) for sent in run)
             right = {sent.link: sent.gradient for sent in sent_rightly}
-        for run in _run_vjps(self._graph, node, self.arrived[node]):
+        for run in _run_vjps(self.graph, node, self.arrived[node]):
             for sent in run:
                 source = sent.link.source
                 sent.before, sent.due = self.arrived.get(source), right.get(sent.link)
@@ -143,7 +114,7 @@ class Pass:
 
         If what has arrived at a node is not what arrives in the `first` pass, that is a fault.
         """
-        for node in reversed(self._graph.nodes):
+        for node in reversed(self.graph.nodes):
             if node.op is None:
                 continue
             fault, due = "", None if first is None else first.arrived[node]
@@ -156,7 +127,7 @@ class Pass:
 
         `grads` has the `.grad` of each leaf before the pass; None stands for the present ones.
         """
-        for node in reversed(self._graph.nodes):
+        for node in reversed(self.graph.nodes):
             if node.op is None and node in self.arrived:
                 g = self.arrived[node]
                 before = None if node.grad is None else node.grad._data
@@ -173,11 +144,7 @@ def passes_through(graph: GraphView) -> list[Pass]:
 
 
 def right_order(graph: GraphView) -> Pass:
-    """Run the pass of the engine itself.
-
-    Raises:
-        RuntimeError: if the graph was freed, or an array that a VJP saved was written since.
-    """
+    """Run the pass of the engine itself, which may raise a RuntimeError (see `explore`)."""
     shown = Pass(graph, "backward", "Backward pass")
     shown.run_in_order()
     shown.end()
@@ -213,7 +180,7 @@ def second_pass(graph: GraphView, first: Pass) -> Pass:
 def uncleared_pass(graph: GraphView, first: Pass, second: Pass) -> Pass:
     """Run another `second` pass, from the gradients the first has left at inner nodes."""
     left = {node: g for node, g in first.arrived.items() if node.op is not None}
-    shown = Pass(graph, "uncleared", "Second pass, not cleared", left)
+    shown = Pass(graph, "uncleared", "Second pass, not cleared", initial=left)
     shown.run_in_order(first)
     shown.end(first.grads)
     shown.right = second.grads
@@ -293,12 +260,9 @@ def depth_first(graph: GraphView, first: Pass) -> Pass:
 
 
 def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]:
-    """Run the VJPs of a node on a gradient.
+    """Run the VJPs of a node on a gradient, and list what each sends: a joint VJP sends several.
 
     No hook is called, and no result of an op retains its gradient.
-
-    Returns:
-        What each VJP sends: one gradient, or several if it is a joint VJP.
     """
     links = graph.nodes[node].links
     inputs = {link.source for link in links}
@@ -318,17 +282,12 @@ def _run_vjps(graph: GraphView, node: Node, gradient: Array) -> list[list[Sent]]
 
 
 class _Watcher(Recorder):
-    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself.
-
-    Attributes:
-        results: what each VJP returned.
-        gradients: the same in the shape and dtype of the input.
-    """
+    """Notes what the VJPs of one pass return, but not in passes that a VJP runs itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.results: list[Any] = []
-        self.gradients: list[Any] = []
+        self.gradients: list[Any] = []  # the same in the shape and dtype of the input
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         if self.running == ["pass"]:

@@ -25,18 +25,14 @@ NOT_FINITE = "!"
 class Previews:
     """Previews of arrays, each once, however often it is shown; ready to be written as JSON.
 
-    Args:
-        side: how many cells a heat map has at most, up and across.
-        few: how many numbers are written out.
-
-    Attributes:
-        kinds: `[shape, dtype, rows, columns]`: what arrays are like, and how large their heat map.
-        pictures: of one number or none `[kind, numbers]`; of few `[kind, numbers, cells]`; of more
-            `[kind, cells, low, high, rms]`, and how many are not finite if any are.
+    A heat map has at most `side` cells up and across, and up to `few` numbers are written out.
     """
 
     def __init__(self, side: int = LARGEST, few: int = FEW) -> None:
+        # `[shape, dtype, rows, columns]`: what arrays are like, and how large their heat map.
         self.kinds: list[list[Any]] = []
+        # Of one number or none `[kind, numbers]`; of few `[kind, numbers, cells]`; of more `[kind,
+        # cells, low, high, rms]`, and how many are not finite if any are.
         self.pictures: list[list[Any]] = []
         self._side, self._few = side, few
         self._known: dict[str, int] = {}
@@ -88,12 +84,9 @@ def range_of(array: Array) -> tuple[float, float, float, int]:
 def heat_map_of(array: Array, side: int = LARGEST) -> tuple[tuple[int, int], str]:
     """Draw the heat map of an array, with at most `side` cells up and across.
 
-    Its rows are those along the last axis, below each other. A cell is the mean of a block; a block
-    with an element that is not finite is marked.
-
-    Returns:
-        How many rows and columns it has, and a letter for each cell, from the most negative to the
-        most positive.
+    Its rows are those along the last axis, below each other. A cell is the mean of a block, and has
+    a letter from the most negative to the most positive, or a mark if an element is not finite.
+    Return how many rows and columns there are, and the letters.
     """
     cells = _block_means(array.astype(np.float64).reshape(-1, array.shape[-1]), side)
     broken = np.isnan(cells)

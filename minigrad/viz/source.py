@@ -17,18 +17,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Source:
-    """A function as text.
+    """A function as text."""
 
-    Attributes:
-        text: the expression of a lambda, or the body of a function without its docstring.
-        formula: the derivative as one expression of ops: that of a lambda, or what a VJP returns
-            for Tensors if it has a kernel for arrays; empty if there is none.
-        kernel: whether the VJP has a kernel for arrays beside its formula.
-    """
-
-    text: str
+    text: str  # the expression of a lambda, or the body of a function without its docstring
+    # The derivative as one expression of ops: that of a lambda, or what a VJP returns for Tensors
+    # if it has a kernel for arrays; empty if there is none.
     formula: str = ""
-    kernel: bool = False
+    kernel: bool = False  # whether the VJP has a kernel for arrays beside its formula
 
 
 def source_of(function: Any) -> Source | None:

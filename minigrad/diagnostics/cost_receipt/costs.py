@@ -73,9 +73,6 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __repr__(self) -> str:
-        return f"<sketch of shape {self.shape} and dtype {self.dtype}>"
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         raise TypeError("a sketch has no elements")
 
@@ -145,7 +142,9 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
             return self.cumsum(0)
         if method != "__call__" or ufunc.nout > 1:
             return NotImplemented
-        known = [getattr(x, "dtype", None) or _dtype_of_number(x) for x in inputs]
+        # A number of Python's is asked for by its type; a list is what numpy makes of it.
+        kinds = [type(x) if type(x) in (int, float) else getattr(x, "dtype", None) for x in inputs]
+        known = [kind or np.asarray(x).dtype for kind, x in zip(kinds, inputs, strict=True)]
         dtype = ufunc.resolve_dtypes((*known, None))[-1]
         if ufunc is np.matmul:
             shape = shape_of_product(*map(np.shape, inputs))
@@ -193,11 +192,6 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
 def _spread(sketch: Sketch) -> Any:
     """Return an array of that shape, which repeats one element and takes no memory."""
     return np.broadcast_to(np.zeros((), sketch.dtype), sketch.shape)
-
-
-def _dtype_of_number(value: Any) -> Any:
-    """Return what `ufunc.resolve_dtypes` takes for a number of Python's, or for a list."""
-    return value.__class__ if value.__class__ in (int, float) else np.asarray(value).dtype
 
 
 _VIEWS = {
@@ -351,9 +345,5 @@ def _adam(group: Mapping[str, Any]) -> int:
     return 14 + bool(group["amsgrad"]) + 2 * bool(group["weight_decay"])
 
 
-STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {
-    SGD: _sgd,
-    Adam: _adam,
-    AdamW: _adam,
-}
+STEP_COSTS: dict[type, Callable[[Mapping[str, Any]], int]] = {SGD: _sgd, Adam: _adam, AdamW: _adam}
 """The FLOPs of an optimiser's step for each parameter, given the options of its group."""

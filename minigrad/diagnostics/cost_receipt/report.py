@@ -16,39 +16,23 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class ReceiptRow(NamedTuple):
-    """A line of a receipt.
+    """A line of a receipt."""
 
-    Attributes:
-        phase: "forward", "recomputed" (what a checkpoint runs again in a backward pass),
-            "backward", "optimizer", or "not done" for the products of inputs that need no gradient,
-            frozen weights or data.
-        op: the name of an op or an optimiser; "sum of gradients" where several meet in one tensor.
-        input: the input whose gradient it is, "shared" for work that serves several of them; empty
-            in a forward pass.
-        calls: how many calls or VJPs.
-        flops: how many FLOPs they took, by the conventions in `costs`.
-    """
-
+    # "forward", "recomputed" (by a checkpoint in a backward pass), "backward", "optimizer", or "not
+    # done" for the products of inputs that need no gradient, frozen weights or data.
     phase: Phase
-    op: str
-    input: str
-    calls: int
-    flops: int
+    op: str  # an op or an optimiser; "sum of gradients" where several meet in one tensor
+    input: str  # whose gradient it is; "shared" for work that serves several; empty if forward
+    calls: int  # how many calls or VJPs
+    flops: int  # how many FLOPs they took, by the conventions in `costs`
 
 
 class Moment(NamedTuple):
-    """A change of the memory that is saved for backward passes.
+    """A change of the memory that is saved for backward passes."""
 
-    Attributes:
-        phase: "forward", "recomputed" or "backward", or "dropped" if a part of the graph was
-            deleted without a backward pass.
-        op: the op that was called or freed.
-        saved_bytes: the saved bytes after it.
-    """
-
-    phase: Phase
-    op: str
-    saved_bytes: int
+    phase: Phase  # or "dropped" if a part of the graph was deleted without a backward pass
+    op: str  # the op that was called or freed
+    saved_bytes: int  # the saved bytes after it
 
 
 @dataclass(repr=False, eq=False)
@@ -223,11 +207,7 @@ _LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ReceiptComparison:
-    """Receipts side by side, with ratios to the first one.
-
-    Attributes:
-        receipts: the receipts by name.
-    """
+    """Receipts side by side, by their names, with ratios to the first one."""
 
     receipts: Mapping[str, Receipt]
 

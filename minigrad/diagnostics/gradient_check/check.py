@@ -78,11 +78,10 @@ def gradcheck(
             no positive number; or if `f` or a VJP writes to the inputs.
     """
     if order not in (1, 2) or isinstance(order, bool):
-        raise gradcheck_error(ValueError, f"order is 1 or 2, not {order!r}")
+        raise gradcheck_error(f"order is 1 or 2, not {order!r}", ValueError)
     if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
-        raise gradcheck_error(
-            ValueError, f"tolerance is a number between 0 and 1, not {tolerance!r}"
-        )
+        message = f"tolerance is a number between 0 and 1, not {tolerance!r}"
+        raise gradcheck_error(message, ValueError)
     if samples is not None:
         check_positive("gradcheck: samples", samples)
     rng = np.random.default_rng(0) if rng is None else generator(rng)

@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -32,12 +32,11 @@ Array = NDArray[Any]
 Vector = NDArray[np.float64]
 Gradients = list[Vector]
 ArraysAt = Callable[[Sequence[Array]], Gradients]  # computes arrays at some operands
-E = TypeVar("E", bound=Exception)
 
 RECORDING = "and recorded its gradient for order 2; order=1 checks the first derivative only"
 
 
-def gradcheck_error(kind: type[E], message: str) -> E:
+def gradcheck_error(message: str, kind: type[Exception] = TypeError) -> Exception:
     """Return an exception whose message names gradcheck."""
     return op_error(kind, "gradcheck", message)
 
@@ -56,36 +55,33 @@ class CheckedFunction:
 
     def __init__(self, f: Callable[..., Any], inputs: Any) -> None:
         if not callable(f):
-            raise gradcheck_error(TypeError, f"f must be a function or a Module, not {f!r:.60}")
+            raise gradcheck_error(f"f must be a function or a Module, not {f!r:.60}")
         if isinstance(f, type):
-            raise gradcheck_error(TypeError, f"f is the class {f.__name__}; pass an instance of it")
+            raise gradcheck_error(f"f is the class {f.__name__}; pass an instance of it")
         self.name: str = getattr(f, "__name__", type(f).__name__)
         self._inputs: list[Array] = []
         if isinstance(inputs, (Tensor, np.ndarray, np.generic, int, float)):
             inputs = [inputs]
         if not isinstance(inputs, (list, tuple)):
             raise gradcheck_error(
-                TypeError,
                 f"inputs are one tensor, array or number, or a list or tuple of them, not "
-                f"{type(inputs).__name__}",
+                f"{type(inputs).__name__}"
             )
         for i, x in enumerate(inputs):
             try:
                 self._inputs.append(copied(as_array(x)))
             except (TypeError, ValueError) as error:
-                message = f"input {i} must be made of numbers; {error}"
-                raise gradcheck_error(TypeError, message) from error
+                raise gradcheck_error(f"input {i} must be made of numbers; {error}") from error
         self._parameters: list[Parameter] = []
         self._arrays = {f"input {i}": x for i, x in enumerate(self._inputs)}
         if isinstance(f, Module):
             try:
                 f = copy.deepcopy(f)
             except Exception as error:
-                message = (
+                raise gradcheck_error(
                     f"{self.name} cannot be copied ({error}), and it is left as it is; check a "
                     f"function that calls it with tensors instead of its parameters"
-                )
-                raise gradcheck_error(TypeError, message) from error
+                ) from error
             for name, parameter in f.named_parameters():
                 if parameter.requires_grad:
                     self._parameters.append(parameter)
@@ -97,10 +93,9 @@ class CheckedFunction:
         self.operands = [self._arrays[name] for name in self.names]
         self.shapes: list[tuple[int, ...]] = []  # of the results, once they are known
         if not self.operands:
+            dtypes = [str(x.dtype) for x in self._inputs]
             raise gradcheck_error(
-                TypeError,
-                "no input is of floats, so there is nothing to differentiate by; the "
-                f"inputs are {[str(x.dtype) for x in self._inputs]}",
+                f"no input is of floats, so there is nothing to differentiate by; they are {dtypes}"
             )
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -115,16 +110,14 @@ class CheckedFunction:
         if not results or not all(isinstance(x, Tensor) for x in found):
             what = result.describe() if isinstance(result, Tensor) else type(result).__name__
             raise gradcheck_error(
-                TypeError,
-                f"the function must return a Tensor of floats, or a tuple, list or dict "
-                f"of Tensors, not {what}",
+                f"f must return a Tensor of floats, or a tuple, list or dict of Tensors, not {what}"
             )
         shapes = [x.shape for x in results]
         if self.shapes and shapes != self.shapes:
             raise gradcheck_error(
+                f"{self.name} gives results of shapes {shapes}, and {self.shapes} before; a "
+                f"function that has a gradient gives as many numbers for any values",
                 ValueError,
-                f"{self.name} gives results of shapes {shapes}, and {self.shapes} "
-                f"before; a function that has a gradient gives as many numbers for any values",
             )
         return results
 
@@ -276,9 +269,9 @@ class CheckedFunction:
         for name, x in self._arrays.items():
             if not np.array_equal(self._before[name], x, equal_nan=x.dtype.kind == "f"):
                 raise gradcheck_error(
+                    f"{self.name} writes to its {name}{when}; a gradient is that of a function "
+                    f"that leaves its inputs alone, so compute a new tensor instead",
                     ValueError,
-                    f"{self.name} writes to its {name}{when}; a gradient is that of a "
-                    f"function that leaves its inputs alone, so compute a new tensor instead",
                 )
 
 
@@ -351,9 +344,8 @@ def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     out = as_strided(np.zeros(span, dtype)[start:], x.shape, strides)
     out[...] = x
     # Where elements overlap in memory, as in a broadcast array, they cannot be moved one by one.
-    return (
-        out if np.array_equal(out, x, equal_nan=True) and 0 not in strides else np.array(x, dtype)
-    )
+    is_copy = 0 not in strides and np.array_equal(out, x, equal_nan=True)
+    return out if is_copy else np.array(x, dtype)
 
 
 def _leaves(result: Any) -> Iterator[Any]:

@@ -131,7 +131,7 @@ class Line:
         self._unseen = float(np.linalg.norm(problem.weights * unseen))
         self._known: dict[float, Vector] = {0.0: problem.here} if point is None else {}
 
-    def _at(self, t: float) -> Vector:
+    def at(self, t: float) -> Vector:
         """Compute y(t), once."""
         if t not in self._known:
             name = self.move.name + str(list(self.move.index or []) or "")
@@ -144,11 +144,6 @@ class Line:
                 self.failure = f"with a step of {t:.2g} it raises {error!r}"
                 self._known[t] = np.full(self.problem.weights.shape, np.nan)
         return self._known[t]
-
-    @property
-    def is_finite(self) -> bool:
-        """True if all values of f at the point itself are finite."""
-        return bool(np.isfinite(self._at(0.0)).all())
 
     def slope_nearby(self, rng: np.random.Generator) -> float:
         """Return the slope at a random point near this one, to find the slopes around a kink."""
@@ -183,9 +178,9 @@ class Line:
 
     def quotient(self, step: float) -> Quotient:
         """Compute the quotients of one step."""
-        y = self._at(0.0)
+        y = self.at(0.0)
         right, left, far_right, far_left = others = [
-            self._at(t) for t in (step, -step, 2 * step, -2 * step)
+            self.at(t) for t in (step, -step, 2 * step, -2 * step)
         ]
         # What is infinite or nan at all points, as under a mask, does not move.
         fixed = ~np.isfinite(y)
@@ -225,7 +220,7 @@ class Line:
         several = tolerances.ROUNDING_UNITS * eps
         sizes = np.abs(self.problem.weights) * around
         known = np.isfinite(sizes)
-        inner = self._noise * np.fmin(around / abs(self._at(0.0)), 1.0)  # y is large only at a pole
+        inner = self._noise * np.fmin(around / abs(self.at(0.0)), 1.0)  # y is large only at a pole
         # What does not move may have done so by half a unit in the last place.
         units = np.maximum(np.where(moved, several, eps / 2) * sizes, inner)
 
@@ -249,7 +244,7 @@ def judge(analytic: float, line: Line, allowed: Tolerance) -> Judgement:
     if not math.isfinite(line.x):
         return Judgement("cannot tell", math.nan, math.inf, "the operand itself is not finite")
     judgement = _by_quotients(analytic, line, allowed)
-    if judgement.verdict == "disagree" and not line.is_finite:
+    if judgement.verdict == "disagree" and not np.isfinite(line.at(0.0)).all():
         judgement = Judgement("cannot tell", judgement.numeric, math.inf, "f is not finite here")
     if judgement.verdict == "cannot tell" and line.failure:
         judgement = replace(judgement, reason=f"{judgement.reason}; {line.failure}")
@@ -272,11 +267,8 @@ def judge_narrow(
     if not math.isfinite(value):
         if abs(numeric) > float(info.max) and value == math.copysign(math.inf, numeric):
             return replace(exact, verdict="agree", reason="")
-        reason = (
-            f"not finite in {dtype}, though it is in float64: does a number on the way "
-            f"overflow, or become 0?"
-        )
-        return replace(exact, verdict="cannot tell", reason=reason)
+        why = f"not finite in {dtype}, though it is in float64: does a number on the way overflow, "
+        return replace(exact, verdict="cannot tell", reason=f"{why}or become 0?")
     eps, spread, largest = float(info.eps), move.spread(narrow.spread), largest_of(narrow.arrays)
     distance, size = abs(value - numeric), max(abs(value), abs(numeric))
     right = max(
@@ -295,8 +287,7 @@ def judge_narrow(
     )
     rough = exact.error > tolerances.NARROW_DIFFERENCES * size
     if distance <= exact.error + wrong or rough:
-        reason = f"below what {dtype} can resolve"
-        return replace(exact, verdict="cannot tell", reason=reason)
+        return replace(exact, verdict="cannot tell", reason=f"below what {dtype} can resolve")
     given = problem.function.operands
     line = Line(problem, move, [*given, *problem.operands[len(given) :]], dtype)
     allowed = Tolerance(tolerances.relative_tolerance(dtype, problem.tolerance))
@@ -419,7 +410,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
         and distances[-1] <= max(finite[-1].hidden, finite[-1].error + allowed.rounding)
     ):
         return Judgement("agree", best.value, best.error)
-    distance, good = abs(analytic - best.value), f"differences are good to {best.error:.1g}"
+    distance, good = abs(analytic - best.value), f"differences should be good to {best.error:.1g}"
     unseen = max(allowed.unseen, min(max(q.grain, q.unseen) for q in finite))
     if all(q.value == 0 for q in finite):
         reason = f"f does not move: what it changes by is below its last digit in {line.dtype}"
@@ -430,10 +421,7 @@ def _undecided(analytic: float, seen: list[Quotient], line: Line, allowed: Toler
     elif best.correction > best.noise:
         reason = f"too steep, or too close to a kink, for a step of {best.step:.1g}: {good}"
     else:
-        reason = (
-            f"{unresolved}: differences should be good to {best.error:.1g}, but those of other "
-            f"steps are not the same"
-        )
+        reason = f"{unresolved}: {good}, but those of other steps are not the same"
     return Judgement("cannot tell", best.value, best.error, reason)
 
 

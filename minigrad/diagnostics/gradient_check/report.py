@@ -28,31 +28,18 @@ COLOURS: dict[Scale, list[tuple[int, int, int]]] = {
 
 @dataclass(frozen=True)
 class Judgement:
-    """The answer of difference quotients about one derivative, which VJPs computed too.
+    """The answer of difference quotients about one derivative, which VJPs computed too."""
 
-    Attributes:
-        verdict: whether it is right.
-        numeric: what differences say; nan if they say nothing.
-        error: the error bar of `numeric`.
-        reason: why they cannot tell, or what else is to be said.
-        kink: whether the slopes on both sides differ.
-        analytic: what the VJPs say.
-        order: 1 for the gradient, 2 for the gradient of the gradient.
-        operand: the input, parameter or cotangent that was moved.
-        index: of the element in it; None for a move of many elements at once.
-        dtype: in which the VJPs computed.
-    """
-
-    verdict: Verdict
-    numeric: float
-    error: float
-    reason: str = ""
-    kink: bool = False
-    analytic: float = math.nan
-    order: int = 1
-    operand: str = ""
-    index: tuple[int, ...] | None = None
-    dtype: str = "float64"
+    verdict: Verdict  # whether it is right
+    numeric: float  # what differences say; nan if they say nothing
+    error: float  # the error bar of `numeric`
+    reason: str = ""  # why they cannot tell, or what else is to be said
+    kink: bool = False  # whether the slopes on both sides differ
+    analytic: float = math.nan  # what the VJPs say
+    order: int = 1  # 1 for the gradient, 2 for the gradient of the gradient
+    operand: str = ""  # the input, parameter or cotangent that was moved
+    index: tuple[int, ...] | None = None  # of the element; None for a move of many at once
+    dtype: str = "float64"  # in which the VJPs computed
 
     @property
     def relative_difference(self) -> float:
@@ -78,24 +65,14 @@ class Judgement:
 
 @dataclass(frozen=True, eq=False)
 class GradientComparison:
-    """The gradient by one operand, computed by VJPs and by differences.
+    """The gradient by one operand, computed by VJPs and by differences."""
 
-    Attributes:
-        order: 1 for the gradient, 2 for the gradient of the gradient.
-        operand: the name of the operand.
-        dtype: in which the VJPs computed.
-        analytic: what the VJPs say, an array shaped like the operand.
-        numeric: what differences say; nan where they were not taken, or say nothing.
-        doubt: 0 where both agree, 1 where it is undecided, 2 where they disagree, and nan where
-            they were not compared.
-    """
-
-    order: int
+    order: int  # 1 for the gradient, 2 for the gradient of the gradient
     operand: str
-    dtype: str
-    analytic: NDArray[np.float64]
-    numeric: NDArray[np.float64]
-    doubt: NDArray[np.float64]
+    dtype: str  # in which the VJPs computed
+    analytic: NDArray[np.float64]  # what the VJPs say, an array shaped like the operand
+    numeric: NDArray[np.float64]  # what differences say; nan if they were not taken or say nothing
+    doubt: NDArray[np.float64]  # 0: both agree, 1: undecided, 2: they disagree, nan: not compared
 
 
 @dataclass(repr=False, eq=False)

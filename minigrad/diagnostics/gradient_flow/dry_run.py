@@ -36,7 +36,7 @@ from minigrad.core.observers import Observer, observe
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.diagnostics.loss_call import Loss, loss_of
-from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap
+from minigrad.diagnostics.recorder import CallRecord, Recorder, WeakIdMap, values_of
 from minigrad.diagnostics.restored import unchanged
 from minigrad.nn.module import Module, Parameter
 from minigrad.readonly import owner_of
@@ -238,9 +238,9 @@ class BackwardTrace(Observer):
 
     def on_vjp(self, node: Node, parent: Node, gradient: Any, result: Any) -> None:
         """Note whether a gradient arrived, and whether one went on."""
-        if not _any(gradient):
+        if not values_of(gradient).any():
             self._passed[parent].append(node)
-        elif not _any(result):
+        elif not values_of(result).any():
             self._stops[parent].append(Stop.at(node, parent))
         else:
             self._fed.add(parent)
@@ -263,10 +263,6 @@ class BackwardTrace(Observer):
             found.update(new)
             queue += new
         return queue
-
-
-def _any(gradient: Any) -> bool:
-    return bool(np.any(gradient._data if isinstance(gradient, Tensor) else gradient))
 
 
 def _operands(inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -301,13 +297,9 @@ class StepRun:
     # How many of `forward.cuts` belong to the forward pass; the others belong to what a checkpoint
     # runs again.
     forward_cuts: int
-    norms: dict[str, float]  # of the gradients of parameters at which one arrived
-    alive: Names  # the parameters whose gradient is not zero in every element
+    # Of the gradients of parameters at which one arrived; 0 only if all elements are.
+    norms: dict[str, float]
     frozen: Names  # the parameters that required no gradient at the end
-
-    def is_zero(self, name: str) -> bool:
-        """Whether a gradient arrived at a parameter, and it is zero in every element."""
-        return name in self.norms and name not in self.alive
 
 
 def run_step(
@@ -330,28 +322,22 @@ def run_step(
             forward_cuts = len(forward.cuts)
             at_end = frozenset(name for name, p in named if p.node is None)
             if loss.node is not None:
-                with observe(backward):
-                    arrived = propagate(
-                        {loss.node: np.ones(loss.shape, loss.dtype)},
-                        wanted={p.node for _, p in named if p.node is not None},
-                        retain_graph=True,  # a part of it may be the user's
-                    )
-    gradients = {name: arrived[p.node] for name, p in named if p.node in arrived}
-    alive = frozenset(name for name, gradient in gradients.items() if gradient.any())
-    norms = {name: _norm(gradient) for name, gradient in gradients.items()}
-    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, alive, at_end)
+                seeds = {loss.node: np.ones(loss.shape, loss.dtype)}
+                wanted = {p.node for _, p in named if p.node is not None}
+                with observe(backward):  # a part of the graph may be the user's, so it is retained
+                    arrived = propagate(seeds, wanted=wanted, retain_graph=True)
+    norms = {name: _norm(arrived[p.node]) for name, p in named if p.node in arrived}
+    return StepRun(parameters, loss, forward, backward, forward_cuts, norms, at_end)
 
 
 def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> dict[str, Names]:
-    """Find the parameters whose gradient is zero in `first` by construction.
+    """Find the parameters whose gradient is zero in `first` by construction, and what makes it so.
 
-    `run_with` runs the step again, with other values for some parameters.
-
-    Returns:
-        By their names, the parameters that were all zeros and made them so.
+    `run_with` runs the step again, with other values for some parameters. The result has, by their
+    names, the parameters that were all zeros and are factors of their gradients.
     """
     parameters = first.parameters
-    asleep = [name for name in parameters if first.is_zero(name)]
+    asleep = [name for name, norm in first.norms.items() if norm == 0]
     suspects: dict[str, Names] = dict.fromkeys(asleep, EMPTY)
     moved: dict[str, NDArray[Any]] = {}
     found: dict[str, Names] = {}
@@ -361,7 +347,7 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
         for name in asleep:
             stops = run.backward.stops(parameters[name].node)
             factors = (zero.parameters for stop in stops for zero in run.forward.zero_factors(stop))
-            suspects[name] |= union(*factors) & run.alive - {name}
+            suspects[name] |= {other for other in union(*factors) if run.norms.get(other)} - {name}
         before, wanted = len(moved), union(*(suspects[name] for name in asleep))
         for name, p in parameters.items():
             if name in wanted and name not in moved:
@@ -370,7 +356,7 @@ def zero_by_construction(first: StepRun, run_with: Callable[..., StepRun]) -> di
             break
         run = run_with(moved)
         # Behind a layer that has moved there may be another one of zeros, so look once more.
-        new = (name for name in asleep if suspects[name] and name in run.alive)
+        new = (name for name in asleep if suspects[name] and run.norms.get(name))
         found |= {name: suspects[name] for name in new}
         asleep = [name for name in asleep if name not in found]
     return found

@@ -26,27 +26,16 @@ _REMEDIES: dict[State, str] = {
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """The effect of a step on one parameter.
+    """The effect of a step on one parameter."""
 
-    Attributes:
-        name: its name, from `named_parameters`.
-        shape: its shape.
-        size: the number of its elements.
-        state: one of the states that `liveness` explains.
-        norm: the Euclidean norm of its gradient; None if it gets none.
-        reason: why it is in this state, in words; empty for a live or frozen parameter.
-        op: the op or method where the path to the loss, or the gradient's path back, ends; or None.
-        origin: the user's line that called it, or None.
-    """
-
-    name: str
+    name: str  # its name, from `named_parameters`
     shape: tuple[int, ...]
     size: int
-    state: State
-    norm: float | None = None
-    reason: str = ""
-    op: str | None = None
-    origin: SourceLine | None = None
+    state: State  # one of the states that `liveness` explains
+    norm: float | None = None  # the Euclidean norm of its gradient; None if it gets none
+    reason: str = ""  # why it is in this state, in words; empty for a live or frozen parameter
+    op: str | None = None  # or method, where the path to the loss or the gradient's path back ends
+    origin: SourceLine | None = None  # the user's line that called it, or None
 
     @property
     def trains(self) -> bool:
@@ -64,21 +53,15 @@ class PartRow:
     """The effect of a step on a part of a model that explains itself, such as a LoRA adapter.
 
     A kind of part has a subclass with facts of its own.
-
-    Attributes:
-        name: the name of its module, from `named_modules`; empty for the model itself. If the
-            module has several parts, the part's own name follows.
-        trains: whether training changes the part.
-        verdict: the same in words, with the reason.
-        kind: what to call such a part.
-        to_train: the parameters that must require a gradient for such parts to train.
     """
 
+    # Of its module, as in `named_modules`, and then the part's own, if the module has several.
     name: str
-    trains: bool
-    verdict: str
+    trains: bool  # whether training changes the part
+    verdict: str  # the same in words, with the reason
 
-    kind: ClassVar[str] = "part"
+    kind: ClassVar[str] = "part"  # what to call such a part
+    # The parameters that must require a gradient for such parts to train.
     to_train: ClassVar[str] = "those that are to train, or model.freeze(False)"
 
     def facts(self) -> dict[str, str]:

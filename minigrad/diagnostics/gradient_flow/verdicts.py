@@ -125,12 +125,8 @@ def liveness(model: Module, loss_fn: Loss, batch: Any) -> LivenessReport:
         if isinstance(value, Tensor) and not isinstance(value, Parameter)
         if value.requires_grad and value.is_leaf
     )
-    return LivenessReport(
-        run.loss._data.item(),
-        tuple(rows.values()),
-        tuple(part.row(name, lambda p: rows[id(p)]) for name, part in parts),
-        tuple(strays),
-    )
+    part_rows = tuple(part.row(name, lambda p: rows[id(p)]) for name, part in parts)
+    return LivenessReport(run.loss._data.item(), tuple(rows.values()), part_rows, tuple(strays))
 
 
 @dataclass
@@ -147,16 +143,9 @@ class _Judge:
         parameter, (state, reason, call) = self.run.parameters[name], self._finding(name)
         if state in ("cut", "unused", "zero"):
             reason = self.remarks.get(id(parameter), reason)
-        return ParameterRow(
-            name,
-            parameter.shape,
-            parameter.size,
-            state,
-            None if state == "cut" else self.run.norms.get(name),  # a checkpoint passes zeros on
-            reason,
-            call.name if call else None,
-            call.source_line if call else None,
-        )
+        norm = None if state == "cut" else self.run.norms.get(name)  # a checkpoint passes zeros on
+        op, origin = (call.name, call.source_line) if call else (None, None)
+        return ParameterRow(name, parameter.shape, parameter.size, state, norm, reason, op, origin)
 
     def _finding(self, name: str) -> Finding:
         """Return the state of a parameter, the reason, and the call where its path ends."""
@@ -179,7 +168,7 @@ class _Judge:
             return "cut", reason, forward.last_use(name)
         if not math.isfinite(norm):
             return "not finite", "a nan or an infinity is in its gradient", None
-        if not run.is_zero(name):
+        if norm != 0:
             return "live", "", None
         assert node is not None
         stops = run.backward.stops(node)
