@@ -51,7 +51,7 @@ class LayerSummary(Spectral):
             )
         kind = "embedding" if layer.is_embedding else "linear"
         kind += ", DoRA" if MAGNITUDE in layer.keys else ""
-        (rank, d_in), d_out, scale = a.shape, len(b), files.scale(layer)
+        (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
         norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         values = tuple((abs(scale) * singular_values(a, b)).tolist())
         return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)

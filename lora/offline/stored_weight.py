@@ -81,7 +81,7 @@ def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -
     """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
     parts = {part: files.read(key) for part, key in layer.keys.items()}
     a, b, magnitude = parts[A], parts[B], parts.get(MAGNITUDE)
-    scale, scaling = files.scale(layer), files.config.scaling
-    made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=scaling)
+    scaling = files.config.scaling
+    made = Adapter.of(weight, a, b, layer.scale, magnitude=magnitude, scaling=scaling)
     set_pissa_start(made, files, weight, layer.is_embedding)
     return made

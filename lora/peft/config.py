@@ -24,6 +24,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from lora.config import Bias
 from lora.patterns import ALL_LINEAR, END_OF_NAME, first_value, is_any_match, is_match
 from lora.scaling import LoRAScaling
+from minigrad.io.tensor_file import parse_json
 
 CONFIG = "adapter_config.json"
 
@@ -336,18 +337,11 @@ def read_config(path: str | os.PathLike[str]) -> PeftConfig:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
-
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError(f"a name is there twice, of {', '.join(sorted(found))[:200]}")
-        return found
-
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
         text = path.read_bytes().decode("utf-8-sig")
-        return PeftConfig.of(json.loads(text, object_pairs_hook=without_repeats))
+        return PeftConfig.of(parse_json(text, "the configuration"))
     except RecursionError:
         raise ValueError(f"{os.fspath(path)!r}: it is nested too deeply") from None
     except ValueError as error:

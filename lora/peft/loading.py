@@ -86,7 +86,7 @@ def load(
         bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
         for name, update in bar:
             layer, facts = files.layers[name], files.facts.layers.get(name)
-            update.scale = files.scale(layer)
+            update.scale = layer.scale
             if facts is not None and facts.dropout is not None:
                 update.dropout = facts.dropout
             set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
