@@ -21,16 +21,7 @@ from lora import viz
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
 from lora.algebra import CombineReport, combine
-from lora.attaching import (
-    AttachReport,
-    active,
-    adapters,
-    attach,
-    detach,
-    disabled,
-    remove,
-    switch,
-)
+from lora.attaching import AttachReport, active, adapters, attach, detach, disabled, remove, switch
 from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding

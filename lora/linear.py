@@ -82,8 +82,7 @@ class LoRALayer(AdaptedLayer):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), shared)
         self.add(
-            DEFAULT,
-            Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng),
+            DEFAULT, Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
         )
         self.use([DEFAULT])
 

@@ -47,8 +47,9 @@ def check_probability(name: str, p: float) -> None:
 
 def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
     """Raise a ValueError unless `state` is a dict with exactly these keys, a state of `owner`."""
-    if not isinstance(state, Mapping) or set(state) != set(keys):
-        found = sorted(state) if isinstance(state, Mapping) else repr(state)[:60]
-        raise ValueError(
-            f"load_state_dict: a state of {owner} is a dict of {sorted(keys)}, not {found}"
-        )
+    wanted = f"load_state_dict: a state of {owner} is a dict of {sorted(keys)}"
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{wanted}, not {state!r:.60}")
+    missing, unknown = set(keys) - set(state), set(state) - set(keys)
+    if missing or unknown:
+        raise ValueError(f"{wanted}; it lacks {sorted(missing)} and has unknown {sorted(unknown)}")

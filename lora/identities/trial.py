@@ -104,8 +104,7 @@ class Agreement:
         """Choose the decisive one: a failure, or no verdict, or else the nearest to fail."""
         order = {"fails": 2, "cannot tell": 1, "holds": 0}
         return max(
-            comparisons,
-            key=lambda c: (order[c.verdict], c.deviation / c.bound if c.bound else 0.0),
+            comparisons, key=lambda c: (order[c.verdict], c.deviation / c.bound if c.bound else 0.0)
         )
 
 

@@ -317,11 +317,7 @@ def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
 
 
 def _compare(
-    function: Identity,
-    layer: LoRALayer,
-    uses: Sequence[Use],
-    dtype: np.dtype[Any],
-    draws: Draws,
+    function: Identity, layer: LoRALayer, uses: Sequence[Use], dtype: np.dtype[Any], draws: Draws
 ) -> tuple[Agreement, str]:
     """Compare at the layer's own A and B, or at random ones if those show nothing; and say so."""
     trial = LayerTrial(layer, uses, dtype, draws)

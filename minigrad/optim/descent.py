@@ -195,15 +195,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2).
 
     It differs from Adam in the decay: x <- x - lr weight_decay x before the step, and nothing is
-    added to the gradient.
-
-    Args:
-        params: tensors, or groups of them.
-        lr: the step size.
-        betas: the decay rates beta1 and beta2 of the two moments.
-        eps: a small number that keeps the division finite.
-        weight_decay: the share of lr by which weights shrink in each step.
-        amsgrad: whether the highest v is used. It cannot be switched once there have been steps.
+    added to the gradient. All other arguments, and the errors, are those of `Adam`.
     """
 
     decoupled = True

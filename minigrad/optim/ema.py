@@ -160,12 +160,7 @@ class EMA:
         check_count("load_state_dict: updates", state_dict["updates"])
         _check_options(state_dict["decay"], state_dict["warmup"])
         given = state_dict["averages"]
-        missing, unknown = set(self.parameters) - set(given), set(given) - set(self.parameters)
-        if missing or unknown:
-            raise ValueError(
-                f"load_state_dict: the state lacks averages of {sorted(missing)} and has unknown "
-                f"{sorted(unknown)}"
-            )
+        check_state("the averages of this EMA", given, self.parameters)
         averages = {}
         for name, value in given.items():
             parameter, average = self.parameters[name], as_array(value)

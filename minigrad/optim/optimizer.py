@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
+from minigrad.checks import check_state
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.readonly import release
@@ -221,13 +222,8 @@ class Optimizer(ABC):
             )
         loaded = []
         for group, own in zip(groups, self.param_groups, strict=True):
-            missing = {key for key, value in own.items() if key not in group and value is not False}
-            unknown = set(group) - set(own)
-            if missing or unknown:
-                raise ValueError(
-                    f"load_state_dict: the options of a group are {sorted(own)}; the state lacks "
-                    f"{sorted(missing)} and has unknown {sorted(unknown)}"
-                )
+            is_off = {key for key, value in own.items() if value is False and key not in group}
+            check_state("a group with these options", group, own.keys() - is_off)
             loaded.append({**own, **group, "params": own["params"]})
             self.check_options(loaded[-1])
         states: dict[Tensor, State] = {}
@@ -238,12 +234,9 @@ class Optimizer(ABC):
                     f"load_state_dict: there is a state for parameter {number}, but the optimiser "
                     f"has {len(parameters)}"
                 )
-            names = self.state_names(options[int(number)])
-            if state and set(state) != names:
-                raise ValueError(
-                    f"load_state_dict: the state of parameter {number} has {sorted(state)}, "
-                    f"{type(self).__name__} with the options of its group needs {sorted(names)}"
-                )
+            if state:
+                owner = f"parameter {number} in {type(self).__name__} with the options of its group"
+                check_state(owner, state, self.state_names(options[int(number)]))
             parameter = parameters[int(number)]
             for key, value in state.items():
                 if isinstance(value, np.ndarray) and value.shape != parameter.shape:
