@@ -25,7 +25,7 @@ from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.nf4 import NF4Linear
 from minigrad import functional, kernels, ops
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Linear, Module, Parameter
+from minigrad.nn import Linear, Parameter
 
 
 class LoRALayer(AdaptedLayer):
@@ -119,7 +119,7 @@ class LoRALayer(AdaptedLayer):
             rng=rng,
         )
 
-    def to_linear(self) -> Linear:
+    def plain(self) -> Linear:
         """Make a plain layer with the weight W + scale B A, which shares nothing.
 
         A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
@@ -129,9 +129,7 @@ class LoRALayer(AdaptedLayer):
         linear.bias = None if self.bias is None else Parameter(self.bias)
         return linear
 
-    def plain(self) -> Module:
-        """Return `to_linear()`."""
-        return self.to_linear()
+    to_linear = plain
 
     @property
     def in_features(self) -> int:

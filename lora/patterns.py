@@ -30,9 +30,8 @@ _BUT = re.compile(r"\(\?<?!")  # found in a pattern that says "any name but ..."
 def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
     """Return patterns as one regular expression or as a tuple of names.
 
-    Raises:
-        TypeError: if they are neither.
-        ValueError: if the regular expression is invalid, or matches every name.
+    A TypeError is raised if they are neither, and a ValueError if the regular expression is invalid
+    or matches every name.
     """
     if isinstance(patterns, str):
         if patterns != ALL_LINEAR:
@@ -73,8 +72,7 @@ def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
         ) from None
     if _is_for_any(within.format(pattern)) and not _BUT.search(pattern):
         raise ValueError(
-            f"{role}={pattern!r} matches every name there can be; for all linear layers say "
-            f"{ALL_LINEAR!r}, else say which"
+            f"{role}={pattern!r} matches every name there can be; say which, or {ALL_LINEAR!r}"
         )
 
 

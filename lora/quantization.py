@@ -130,21 +130,14 @@ def quantize(
     tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
     chosen = select(config, plain, tables, projections(model))
     found = {target.name: target.pattern for target in chosen}
-    adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
-    if adapted:
-        raise ValueError(
-            f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
-            f"lora.detach(model) takes them off, or exclude these layers"
-        )
-    again = [name for name in done if name in found]
-    if again:
-        raise ValueError(f"quantize: {', '.join(again)} are in four bits already; exclude them")
-    embeddings = [name for name in found if isinstance(modules[name], Embedding)]
-    if embeddings:
-        raise ValueError(
-            f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
-            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
-        )
+    for kind, what in (
+        (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
+        (NF4Linear, "are in four bits already"),
+        (Embedding, "are embeddings, not Linear, and look rows up"),
+    ):
+        wrong = [name for name in found if isinstance(modules[name], kind)]
+        if wrong:
+            raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
     linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
     names = parameter_names(model)
     for name, linear in linears.items():
@@ -162,7 +155,7 @@ def quantize(
             if copied:  # it could be neither put back nor in again
                 raise ValueError(
                     f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
-                    f"{name}, or quantise before lora.attach"
+                    f"{name}, or quantise first"
                 )
     layers: dict[str, NF4Linear] = {}
     lines = []

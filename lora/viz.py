@@ -55,19 +55,11 @@ class LayerUpdate(Spectral):
 
 
 def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
-    """Describe the update of each layer that an adapter changes.
+    """Describe the update of each layer that an adapter changes, or without a name all active ones.
 
     The update of LoRA is never formed. DoRA changes every row by a factor, which can give dW any
-    rank, so it is formed.
-
-    Args:
-        model: with adapters.
-        adapter: its name; None for the sum of all that are active.
-
-    Raises:
-        TypeError: if the model is no Module.
-        ValueError: if it has no adapters, none of this name, or none that is active; or there is
-            NaN or Inf in one.
+    rank, so it is formed. A ValueError is raised if there is NaN or Inf in an update, or as by
+    `changed_layers`.
     """
     layers, found = changed_layers(model, adapter), []
     bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
@@ -95,7 +87,7 @@ def changed_layers(
 ) -> list[tuple[str, AdaptedLayer, tuple[str, ...]]]:
     """List the layers that are changed, each with its name and the names of its adapters.
 
-    Raises the errors of `updates`, but for NaN and Inf.
+    A ValueError is raised if the model has no adapters, none of this name, or none that is active.
     """
     layers = adapted_layers(model)
     if adapter is None:
@@ -145,8 +137,7 @@ def plot_singular_values(
     found = updates(model, adapter)
     if not any(update.norm for update in found):
         raise ValueError(
-            "every update is 0, as it is before the first step (B is 0 then), so there are no "
-            "singular values to draw; train first"
+            "every update is 0, as before the first step, so there is nothing to draw; train first"
         )
     figure = Picture(11, 2.2 + 0.28 * min(max(len(found), 9), 60), path)
     spectra, bars = figure.subplots(1, 2, width_ratios=(3, 2))

@@ -222,8 +222,7 @@ def certify(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"there are several layers named {', '.join(map(repr, twice))}; each needs a name of "
-            f"its own"
+            f"there are several layers named {', '.join(map(repr, twice))}; give each another name"
         )
     check_number("radius", radius)
     if not 0 < radius < math.inf:

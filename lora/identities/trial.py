@@ -122,11 +122,8 @@ class LayerRun:
 class LayerTrial:
     """A copy of a layer in one precision, with its inputs and output gradients.
 
-    Args:
-        layer: not changed.
-        uses: the inputs that it was called on, and the gradients of its outputs.
-        dtype: the precision.
-        draws: the states of random generators that all runs begin with.
+    `uses` are the inputs that the layer, which is not changed, was called on, with the gradients of
+    its outputs. All runs begin with the states of random generators in `draws`.
     """
 
     def __init__(

@@ -288,8 +288,7 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
     broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(
-            f"{', '.join(broken)} would have NaN or Inf in the file; mend the adapter, or take an "
-            f"earlier one"
+            f"{', '.join(broken)} would have NaN or Inf in the file; save an earlier adapter"
         )
     beyond = [info for info in infos if not is_finite_in(tensors[info.name], info.dtype)]
     if beyond:

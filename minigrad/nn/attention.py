@@ -170,8 +170,7 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
     if values.ndim not in (2, ndim):
         raise ValueError(
             f"MultiHeadAttention: a mask is (L, S), or has all {ndim} axes of the scores, "
-            f"(..., heads, L, S), not {values.shape}; mask[..., None, :, :] gives it an axis for "
-            f"the heads"
+            f"(..., heads, L, S), not {values.shape}; mask[..., None, :, :] adds one for the heads"
         )
     try:
         leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))

@@ -95,10 +95,7 @@ class CrossEntropyLoss(Loss):
 class NLLLoss(Loss):
     """-log_probabilities[target], for integer classes: `CrossEntropyLoss` after a `LogSoftmax`.
 
-    Args:
-        reduction: "mean", "sum" or "none".
-        weight: `(classes,)`, how much each class counts.
-        ignore_index: targets of this value have no loss, and do not count in the mean.
+    `reduction`, `weight` and `ignore_index` are those of that loss.
     """
 
     function = functional.nll

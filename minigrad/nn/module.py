@@ -92,7 +92,7 @@ class Module:
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """List this module, named "", and all inside it, each once, with its dotted path."""
-        for name, value in _walk(self, prefix, set()):
+        for name, value in walk(self, prefix, set()):
             if isinstance(value, Module):
                 yield name, value
 
@@ -107,7 +107,7 @@ class Module:
             ValueError: if two have one name, as with the keys 1 and "1" of a dict.
         """
         names: set[str] = set()
-        for name, value in _walk(self, prefix, set()):
+        for name, value in walk(self, prefix, set()):
             if isinstance(value, Parameter):
                 if name in names:
                     raise ValueError(f"two parameters have the name {name!r}; rename a key")
@@ -250,11 +250,17 @@ class FunctionModule(Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown)
 
 
-def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """List `value` and all modules and parameters inside it, each once, with dotted paths."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
+def walk(
+    value: Any, name: str, seen: set[int], every_path: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """List `value` and all modules and parameters inside it, each once, with dotted paths.
+
+    With `every_path`, modules only are listed once, and a parameter by each of its paths in them.
+    """
+    if isinstance(value, Module) or not every_path:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
     yield name, value
     if isinstance(value, Module):
         children: Any = value._contents()
@@ -266,7 +272,7 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         return
     for key, child in children:
         if isinstance(child, (Module, Parameter, list, tuple, dict)):
-            yield from _walk(child, f"{name}.{key}" if name else str(key), seen)
+            yield from walk(child, f"{name}.{key}" if name else str(key), seen, every_path)
 
 
 def _tree(module: Module, note: str) -> list[str]:

@@ -166,8 +166,7 @@ class EMA:
             parameter, average = self.parameters[name], as_array(value)
             if average.shape != parameter.shape:
                 raise ValueError(
-                    f"load_state_dict: the average of {name} has shape {average.shape}, the "
-                    f"parameter {parameter.shape}"
+                    f"load_state_dict: {name} has shape {average.shape}, not {parameter.shape}"
                 )
             averages[name] = np.array(average, parameter.dtype, order="C")
         self._averages = averages

@@ -78,8 +78,7 @@ class Optimizer(ABC):
         unknown = set(group) - set(self.defaults) - {"params"}
         if unknown:
             raise TypeError(
-                f"group {i} has unknown options {sorted(unknown)}; known are "
-                f"{sorted(self.defaults)}"
+                f"group {i} has unknown options {sorted(unknown)}, beside {sorted(self.defaults)}"
             )
         tensors = group["params"]
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
@@ -217,8 +216,7 @@ class Optimizer(ABC):
         sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
         if sizes != expected:
             raise ValueError(
-                f"load_state_dict: the state has groups of {sizes} parameters, this optimiser "
-                f"{expected}"
+                f"load_state_dict: the state has groups of {sizes} parameters, not of {expected}"
             )
         loaded = []
         for group, own in zip(groups, self.param_groups, strict=True):

@@ -373,8 +373,7 @@ class Trainer:
         own_kinds = [generator.bit_generator.state["bit_generator"] for generator in generators]
         if kinds != own_kinds:
             raise ValueError(
-                f"{source} has the states of the random generators {kinds}, this trainer and model "
-                f"use {own_kinds}"
+                f"{source} has random generators of the kinds {kinds}, and this trainer {own_kinds}"
             )
         weights = self.model.state_dict()
         for name, value in state["model"].items():
