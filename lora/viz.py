@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -175,28 +175,16 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     few = len(found) <= _MOST_LINES
     for line, (update, shade) in enumerate(zip(found, shades, strict=True)):
         values = [value for value in update.singular_values if value > _SMALLEST * top]
-        axes.plot(
-            range(1, len(values) + 1),
-            values,
-            marker=_MARKERS[line] if few else "o",
-            color=shade,
-            markersize=5 if few else 3,
-            linewidth=1.5 if few else 1,
-            label=update.name,
-        )
+        marks: Any = {"marker": "o", "markersize": 3, "linewidth": 1}
+        if few:
+            marks = {"marker": _MARKERS[line], "markersize": 5, "linewidth": 1.5}
+        axes.plot(range(1, len(values) + 1), values, color=shade, label=update.name, **marks)
     rank = max(update.rank for update in found)
     axes.axvline(rank + 0.5, color="0.3", linestyle="--", linewidth=1)
     room = max(0.9, 0.18 * rank)
     axes.axvspan(rank + 0.5, rank + 0.5 + room, color="0.92", zorder=0)
-    axes.text(
-        rank + 0.5 + room / 2,
-        0.5,
-        "0 beyond the rank",
-        rotation=90,
-        ha="center",
-        va="center",
-        transform=axes.get_xaxis_transform(),
-    )
+    centred: Any = {"ha": "center", "va": "center", "transform": axes.get_xaxis_transform()}
+    axes.text(rank + 0.5 + room / 2, 0.5, "0 beyond the rank", rotation=90, **centred)
     axes.set_xlim(min(0.8, 1 - 0.02 * rank), rank + 0.5 + room)
     if top > 0:
         axes.set_yscale("log")

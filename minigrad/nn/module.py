@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -229,23 +229,28 @@ class Module:
         return "\n".join(_tree(self, f"  # {count}" if total else ""))
 
 
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
 @dataclass(repr=False, eq=False)
 class FunctionModule(Module):
     """A function of tensors as a module; the fields of a subclass are options of the function.
 
-    A subclass is a dataclass for its options, and is printed and compared as any module.
+    A subclass becomes a dataclass for its options, and is printed and compared as any module.
     """
 
     function: ClassVar[Callable[..., Any]]
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(repr=False, eq=False)(cls)
+
     def forward(self, *tensors: Any, **named: Any) -> Any:
         """Return the function of some tensors, computed with the options of this module."""
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        options = {option.name: getattr(self, option.name) for option in fields(self)}
         return type(self).function(*tensors, **named, **options)
 
     def extra_repr(self) -> str:
         """The options, those given by keyword only if they are not the usual; no arrays."""
-        values = [(field, getattr(self, field.name)) for field in fields(self) if field.repr]
+        values = [(f, getattr(self, f.name)) for f in fields(self) if f.repr]
         shown = [(f.name, value) for f, value in values if not f.kw_only or value != f.default]
         return ", ".join(f"{name}={value!r}" for name, value in shown)
 
