@@ -107,17 +107,9 @@ class LoRALayer(AdaptedLayer):
         rng: np.random.Generator | None = None,
     ) -> LoRALayer:
         """Put an adapter on `linear`, whose weight and bias it shares and does not change."""
-        return cls(
-            linear.weight,
-            linear.out_features,
-            linear.in_features,
-            rank,
-            alpha,
-            scaling=scaling,
-            bias=linear.bias,
-            dropout=dropout,
-            rng=rng,
-        )
+        options: Any = {"scaling": scaling, "bias": linear.bias, "dropout": dropout, "rng": rng}
+        d_out, d_in = linear.weight.shape
+        return cls(linear.weight, d_out, d_in, rank, alpha, **options)
 
     def plain(self) -> Linear:
         """Make a plain layer with the weight W + scale B A, which shares nothing.

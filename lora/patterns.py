@@ -8,11 +8,12 @@ nothing. `PeftConfig` matches with the same functions and is lenient, as PEFT is
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
+
+from minigrad.checks import nearest
 
 V = TypeVar("V")
 
@@ -120,8 +121,7 @@ def find(
 def near(miss: str, names: Iterable[str]) -> str:
     """Return an unknown name and the nearest known one, as text for a message."""
     ends = {name.rpartition(".")[2] for name in names} | set(names)
-    close = difflib.get_close_matches(miss, sorted(ends), n=1)
-    return f"{miss!r} (did you mean {close[0]!r}?)" if close and close != [miss] else repr(miss)
+    return repr(miss) + ("" if miss in ends else nearest(miss, sorted(ends)))
 
 
 def is_match(pattern: str, name: str, expression: bool = False) -> bool:

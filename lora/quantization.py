@@ -70,18 +70,12 @@ class QuantizeReport:
 
     def __repr__(self) -> str:
         head = ("layer", "matched by", "shape", "before", "after", "bytes/number", "error")
-        rows = [
-            (
-                layer.name,
-                layer.pattern,
-                f"{layer.shape[0]} x {layer.shape[1]}",
-                in_bytes(layer.bytes_before),
-                in_bytes(layer.bytes_after),
-                f"{layer.bytes_per_number:.4f}",
-                f"{layer.error:.4f}",
-            )
-            for layer in self.layers
-        ]
+        rows = []
+        for row in self.layers:
+            sizes = in_bytes(row.bytes_before), in_bytes(row.bytes_after)
+            figures = f"{row.bytes_per_number:.4f}", f"{row.error:.4f}"
+            shape = f"{row.shape[0]} x {row.shape[1]}"
+            rows.append((row.name, row.pattern, shape, *sizes, *figures))
         share = 100 * self.bytes_after / self.bytes_before
         before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
         total = f"{counted(len(rows), 'weight')}: {before} before, {after} after ({share:.1f} %)"

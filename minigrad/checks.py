@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -53,3 +54,9 @@ def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
     missing, unknown = set(keys) - set(state), set(state) - set(keys)
     if missing or unknown:
         raise ValueError(f"{wanted}; it lacks {sorted(missing)} and has unknown {sorted(unknown)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name nearest to a wrong one, for a message; empty without one."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -81,13 +81,8 @@ class CertificateRow:
     @property
     def figures(self) -> tuple[str, ...]:
         """The columns of the table with numbers, and the note."""
-        return (
-            f"{100 * self.absorbed:.3g} %",
-            f"{self.lost:.2g}",
-            f"{self.ulp:.3g}",
-            f"{self.bound:.2g}",
-            self.note,
-        )
+        losses = f"{self.lost:.2g}", f"{self.ulp:.3g}", f"{self.bound:.2g}"
+        return f"{100 * self.absorbed:.3g} %", *losses, self.note
 
 
 @dataclass(frozen=True, repr=False)

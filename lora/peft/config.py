@@ -11,7 +11,6 @@ Expressions are those of Python's `re`, as in PEFT. It has no time limit, and an
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from lora.config import Bias
 from lora.patterns import ALL_LINEAR, END_OF_NAME, first_value, is_any_match, is_match
 from lora.scaling import LoRAScaling
+from minigrad.checks import nearest
 from minigrad.io.tensor_file import parse_json
 
 CONFIG = "adapter_config.json"
@@ -227,9 +227,7 @@ class PeftConfig:
                     f"PEFT, and take the merged model"
                 )
             else:
-                known = {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED}
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
+                hint = nearest(name, {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})
                 problems.append(
                     f"{said} is not known{hint}, and might change the result; if it does not, take "
                     f"it out of the file"

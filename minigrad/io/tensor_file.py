@@ -16,7 +16,6 @@ the file is mapped.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -29,6 +28,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minigrad.checks import nearest
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -81,9 +81,7 @@ class Tensors(Closing):
             KeyError: if there is none of that name, with the nearest name.
         """
         if name not in self.tensors:
-            close = difflib.get_close_matches(name, self.tensors, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            count = len(self.tensors)
+            hint, count = nearest(name, self.tensors), len(self.tensors)
             raise KeyError(
                 f"there is no tensor {name!r}{hint} among the {count} of {self.location}"
             )

@@ -16,7 +16,6 @@ first name.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, dataclass_transform
@@ -24,6 +23,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minigrad.checks import nearest
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor, as_array
 
@@ -202,9 +202,7 @@ class Module:
                 )
         for name in state:
             if name not in parameters:
-                near = difflib.get_close_matches(name, parameters, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                problems.append(f"unexpected: {name}{hint}")
+                problems.append(f"unexpected: {name}{nearest(name, parameters)}")
         if problems:
             raise ValueError(
                 f"load_state_dict: the state does not fit this {type(self).__name__}; "
