@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,3 +60,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name nearest to a wrong one, for a message; empty without one."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_problems(what: str, problems: Sequence[str]) -> None:
+    """Raise a ValueError that says what is wrong, with a line for each of the problems, if any."""
+    if problems:
+        raise ValueError("\n  ".join([f"{what}:", *problems]))

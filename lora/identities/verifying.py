@@ -95,8 +95,6 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
         ValueError: if there are no adapters, or a layer returns another shape than `(..., d_out)`.
         RuntimeError: if the model refers to the result of an op, and so cannot be copied.
     """
-    if not isinstance(model, Module):
-        raise TypeError(f"verify takes a LoRALayer or a model with some, not {model!r:.60}")
     layers, draws = adapted_layers(model), Draws()
     checks: list[IdentityCheck] = []
     uses = _uses(model, loss_fn, batch, draws)

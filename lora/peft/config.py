@@ -23,7 +23,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from lora.config import Bias
 from lora.patterns import ALL_LINEAR, END_OF_NAME, first_value, is_any_match, is_match
 from lora.scaling import LoRAScaling
-from minigrad.checks import nearest
+from minigrad.checks import check_problems, nearest
 from minigrad.io.tensor_file import parse_json
 
 CONFIG = "adapter_config.json"
@@ -252,8 +252,7 @@ class PeftConfig:
             problems.append(
                 "layers_to_transform go with a list of target_modules, not with an expression"
             )
-        if problems:
-            raise ValueError("the configuration cannot be used:\n  " + "\n  ".join(problems))
+        check_problems("the configuration cannot be used", problems)
         return cls(**values)
 
     def as_json(self) -> str:

@@ -24,6 +24,7 @@ from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, AdapterFolder, by_key
 from lora.variants.inits import INITS, draw
+from minigrad.checks import check_problems
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -133,11 +134,8 @@ def _set_parameters(
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     if check_base:
         problems += files.facts.base_problems(plan.layers, fingerprint_of, progress)
-    if problems or broken:
-        raise ValueError(
-            f"{os.fspath(files.path)!r} does not go with the model; nothing was changed:\n  "
-            + "\n  ".join([*problems, *broken])
-        )
+    what = f"{os.fspath(files.path)!r} does not go with the model; nothing was changed"
+    check_problems(what, [*problems, *broken])
     for key, value in values.items():
         parameters[key].data = value
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minigrad.checks import nearest
+from minigrad.checks import check_problems, nearest
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor, as_array
 
@@ -203,11 +203,8 @@ class Module:
         for name in state:
             if name not in parameters:
                 problems.append(f"unexpected: {name}{nearest(name, parameters)}")
-        if problems:
-            raise ValueError(
-                f"load_state_dict: the state does not fit this {type(self).__name__}; "
-                f"nothing was loaded:\n  " + "\n  ".join(problems)
-            )
+        what = f"load_state_dict: the state does not fit this {type(self).__name__}"
+        check_problems(f"{what}; nothing was loaded", problems)
         for name, value in values.items():
             parameters[name].copy_(value)
 
