@@ -76,8 +76,7 @@ class MultiHeadAttention(Module):
         check_probability("MultiHeadAttention: dropout", dropout)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
-        self.dropout = dropout
-        self.rng = rng
+        self.dropout, self.rng = dropout, rng
         self.q_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
         self.k_proj = Linear(kdim, embed_dim, bias, dtype=dtype, rng=rng)
         self.v_proj = Linear(vdim, embed_dim, bias, dtype=dtype, rng=rng)

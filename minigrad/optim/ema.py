@@ -58,9 +58,7 @@ class EMA:
         warmup: bool = False,
     ) -> None:
         _check_options(decay, warmup)
-        self.decay = decay
-        self.warmup = warmup
-        self.updates = 0
+        self.decay, self.warmup, self.updates = decay, warmup, 0
         named = _named(model_or_parameters)
         self.parameters = {name: p for name, p in named.items() if p.requires_grad}
         self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
