@@ -48,7 +48,7 @@ def check_probability(name: str, p: float) -> None:
 
 def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
     """Raise a ValueError unless `state` is a dict with exactly these keys, a state of `owner`."""
-    wanted = f"load_state_dict: a state of {owner} is a dict of {sorted(keys)}"
+    wanted = f"load_state_dict: a state of {owner} is a dict of {sorted(keys)!s:.300}"
     if not isinstance(state, Mapping):
         raise ValueError(f"{wanted}, not {state!r:.60}")
     missing, unknown = set(keys) - set(state), set(state) - set(keys)
