@@ -132,7 +132,7 @@ def draw(summary: Summary, path: PathLike) -> None:
     """Draw the norm of the update in each layer, and its singular values, to a PNG, SVG or PDF.
 
     An ImportError is raised without matplotlib, which is in the extra "examples", and a ValueError
-    or FileNotFoundError if there are no layers, or the path is not that of a new picture.
+    or FileNotFoundError if there are no layers, or the path is not that of a picture.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 
