@@ -21,16 +21,7 @@ from lora import viz
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
 from lora.algebra import CombineReport, combine
-from lora.attaching import (
-    AttachReport,
-    active,
-    adapters,
-    attach,
-    detach,
-    disabled,
-    remove,
-    switch,
-)
+from lora.attaching import AttachReport, active, adapters, attach, detach, disabled, remove, switch
 from lora.certificate import MergeCertificate, MergeError
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
@@ -46,38 +37,9 @@ from lora.variants.nf4 import NF4Linear
 
 __version__ = minigrad.__version__  # one distribution has both packages
 
-__all__ = [
-    "AdaptedLayer",
-    "Adapter",
-    "AttachReport",
-    "CombineReport",
-    "ExtractReport",
-    "LoRAConfig",
-    "LoRAEmbedding",
-    "LoRALayer",
-    "LoRAScaling",
-    "MergeCertificate",
-    "MergeError",
-    "NF4Linear",
-    "QuantizeReport",
-    "VerifyReport",
-    "active",
-    "adapters",
-    "attach",
-    "combine",
-    "detach",
-    "disabled",
-    "extract",
-    "fold",
-    "load",
-    "merge",
-    "param_groups",
-    "penalty",
-    "quantize",
-    "remove",
-    "save",
-    "switch",
-    "unmerge",
-    "verify",
-    "viz",
-]
+__all__ = ["AdaptedLayer", "Adapter", "AttachReport", "CombineReport", "ExtractReport"]
+__all__ += ["LoRAConfig", "LoRAEmbedding", "LoRALayer", "LoRAScaling", "MergeCertificate"]
+__all__ += ["MergeError", "NF4Linear", "QuantizeReport", "VerifyReport", "active", "adapters"]
+__all__ += ["attach", "combine", "detach", "disabled", "extract", "fold", "load", "merge"]
+__all__ += ["param_groups", "penalty", "quantize", "remove", "save", "switch", "unmerge", "verify"]
+__all__ += ["viz"]

@@ -10,6 +10,7 @@ the next use.
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,23 +28,15 @@ from minigrad.nn import Module, Parameter
 from minigrad.versions import clock, last_written
 
 
-class _OfAdapter:
-    """An attribute of the one adapter that a layer has, or has active."""
+def _of_adapter(name: str, doc: str, settable: bool = True) -> Any:
+    """Make a property that is an attribute of the one adapter that a layer has, or has active."""
 
-    def __init__(self, doc: str, settable: bool = True) -> None:
-        self.__doc__ = doc
-        self._settable = settable
+    def assign(layer: AdaptedLayer, value: Any) -> None:
+        if not settable:
+            raise AttributeError(f"{name} follows from the rest, and cannot be assigned")
+        setattr(layer.adapter, name, value)
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, layer: AdaptedLayer | None, owner: type) -> Any:
-        return self if layer is None else getattr(layer.adapter, self._name)
-
-    def __set__(self, layer: AdaptedLayer, value: Any) -> None:
-        if not self._settable:
-            raise AttributeError(f"{self._name} follows from the rest, and cannot be assigned")
-        setattr(layer.adapter, self._name, value)
+    return property(operator.attrgetter(f"adapter.{name}"), assign, doc=doc)
 
 
 class AdaptedLayer(Module):
@@ -57,17 +50,15 @@ class AdaptedLayer(Module):
         enabled: whether any takes part.
     """
 
-    lora_a = _OfAdapter("A, `(rank, d_in)`. Assigning copies.")
-    lora_b = _OfAdapter("B, `(d_out, rank)`. Assigning copies.")
-    lora_magnitude = _OfAdapter("DoRA's m, `(d_out,)`, or None. Assigning copies.")
-    scale = _OfAdapter("The factor of B A.")
-    dropout = _OfAdapter("The probability of dropping an element on its way to A, in training.")
-    rng = _OfAdapter("The generator of A, and of dropout.")
-    rank = _OfAdapter("The rank of the update.", settable=False)
-    alpha = _OfAdapter(
-        "The strength it was made with; to change the factor, assign `scale`.", False
-    )
-    scaling = _OfAdapter("How the first scale was made from alpha and the rank.", settable=False)
+    lora_a = _of_adapter("lora_a", "A, `(rank, d_in)`. Assigning copies.")
+    lora_b = _of_adapter("lora_b", "B, `(d_out, rank)`. Assigning copies.")
+    lora_magnitude = _of_adapter("lora_magnitude", "DoRA's m, or None. Assigning copies.")
+    scale = _of_adapter("scale", "The factor of B A.")
+    dropout = _of_adapter("dropout", "The probability of dropping an element of x, in training.")
+    rng = _of_adapter("rng", "The generator of A, and of dropout.")
+    rank = _of_adapter("rank", "The rank of the update.", settable=False)
+    alpha = _of_adapter("alpha", "The strength it was made with; assign `scale` instead.", False)
+    scaling = _of_adapter("scaling", "How the first scale was made from alpha and rank.", False)
 
     base_weight: Any
     bias: Parameter | None
@@ -134,9 +125,8 @@ class AdaptedLayer(Module):
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         if len(names) != 1:
             raise AttributeError(
-                f"the layer has the adapters {', '.join(names) or '(none)'}, of which "
-                f"{', '.join(self.active) or 'none'} are active; say which one: "
-                f"layer.adapters[name].lora_a"
+                f"the layer has the adapters {', '.join(names) or '(none)'}, active are "
+                f"{', '.join(self.active) or 'none'}; say which one: layer.adapters[name].lora_a"
             )
         return self.adapters[names[0]]
 
@@ -185,10 +175,7 @@ class AdaptedLayer(Module):
         """Remove an adapter; a ValueError if there is none of this name, or it is merged."""
         self._check_names([name])
         if name in self.merged_adapters:
-            raise ValueError(
-                f"adapter {name!r} is merged, so what it has learned would stay in the merged "
-                f"weight; call unmerge() first"
-            )
+            raise ValueError(f"adapter {name!r} is merged, and would stay so; call unmerge() first")
         del self.adapters[name]
         self.active = tuple(other for other in self.active if other != name)
 
@@ -221,15 +208,9 @@ class AdaptedLayer(Module):
         """Return what `minigrad.liveness` is to report of the active adapters, or the only one."""
         names = self.active if len(self.active) == 1 else tuple(self.adapters)
         alone = len(names) == 1
+        merged = names if alone and self.merged else self.merged_adapters
         return [
-            AdapterPart(
-                "" if alone else name,
-                (self.base_weight, self.bias),
-                self.adapters[name],
-                merged=self.merged if alone else name in self.merged_adapters,
-                enabled=self.enabled,
-                training=self.training,
-            )
+            AdapterPart("" if alone else name, self, self.adapters[name], name in merged)
             for name in (names if alone else self.active)
         ]
 

@@ -123,22 +123,14 @@ class Adapter:
         *,
         magnitude: Array | None = None,
         scaling: LoRAScaling = LoRAScaling.STANDARD,
-        dropout: float = 0.0,
-        rng: np.random.Generator | None = None,
+        **options: Any,
     ) -> Adapter:
         """Make an adapter of these A, B and scale; with a magnitude it is DoRA.
 
-        Its alpha is the one that gives this scale.
+        Its alpha is the one that gives this scale; the options are the others of the class.
         """
-        made = cls(
-            weight,
-            len(a),
-            scaling.alpha(scale, len(a)),
-            scaling=scaling,
-            dropout=dropout,
-            begin=Factors(a, b),
-            rng=rng,
-        )
+        alpha = scaling.alpha(scale, len(a))
+        made = cls(weight, len(a), alpha, scaling=scaling, begin=Factors(a, b), **options)
         made.scale = scale
         if magnitude is not None:
             vars(made)["lora_magnitude"] = Parameter(magnitude, dtype=weight.dtype)

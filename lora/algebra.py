@@ -258,8 +258,7 @@ def _check_in_range(weight: FrozenMatrix, *factors: Array) -> None:
     with np.errstate(over="ignore"):
         if not all(np.isfinite(factor.astype(weight.dtype)).all() for factor in factors):
             raise ValueError(
-                f"the sum is too large for {weight.dtype}; take smaller weights, or convert the "
-                f"model to float64 first"
+                f"the sum is too large for {weight.dtype}; take smaller weights, or a float64 model"
             )
 
 

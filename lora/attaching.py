@@ -315,11 +315,7 @@ def detach(model: Module) -> Module:
     Raises:
         ValueError: if `attach` has put none on.
     """
-    attachment = attachment_of(model)
-    if attachment is None:
-        raise ValueError(
-            "there is nothing to detach: lora.attach has put no adapters on this model"
-        )
+    attachment = required_attachment(model)
     attachment.check_enabled("adapters cannot be detached")
     attached_layers(model, attachment)
     attachment.swap_in(model, ())
@@ -345,8 +341,7 @@ def remove(model: Module, adapter: str) -> Module:
     for name in attached.layers:
         if adapter in layers[name].merged_adapters:
             raise ValueError(
-                f"adapter {adapter!r} is merged, and what it has learned would stay in the merged "
-                f"weights; call lora.unmerge(model) first"
+                f"adapter {adapter!r} is merged, and would stay so; call lora.unmerge(model) first"
             )
     if len(attachment.adapters) == 1:
         return detach(model)

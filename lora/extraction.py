@@ -22,6 +22,7 @@ from lora.scaling import check_size
 from lora.spectra import Approximation
 from lora.variants.nf4 import NF4Linear
 from minigrad import kernels
+from minigrad.checks import check_problems
 from minigrad.core.tensor import as_array
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
@@ -229,11 +230,7 @@ class _Pair:
             elif there[0] in self.values:
                 for name in names:
                     self.values.setdefault(name, self.values[there[0]])
-        if problems:
-            raise ValueError(
-                "the finetuned model does not fit the base; nothing was changed:\n  "
-                + "\n  ".join(problems)
-            )
+        check_problems("the finetuned model does not fit the base; nothing was changed", problems)
 
     def equal_names(self, name: str) -> list[str]:
         """List the names of this parameter under which the finetuned model has this value."""

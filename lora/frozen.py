@@ -34,15 +34,10 @@ def strips(shape: tuple[int, ...]) -> list[slice]:
 
 
 class FrozenMatrix(ABC):
-    """A frozen matrix W, and what adapters ask of it, computed from some rows at a time.
+    """A frozen matrix W, and what adapters ask of it, computed from some rows at a time."""
 
-    Attributes:
-        shape: `(d_out, d_in)`.
-        dtype: the dtype of what is computed with it.
-    """
-
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
+    shape: tuple[int, int]  # `(d_out, d_in)`
+    dtype: np.dtype[Any]  # of what is computed with it
 
     if not TYPE_CHECKING:  # code written for a Linear reads `layer.weight` as a Tensor or an array
 

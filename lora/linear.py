@@ -25,7 +25,7 @@ from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.nf4 import NF4Linear
 from minigrad import functional, kernels, ops
 from minigrad.core.tensor import Tensor
-from minigrad.nn import Linear, Module, Parameter
+from minigrad.nn import Linear, Parameter
 
 
 class LoRALayer(AdaptedLayer):
@@ -82,8 +82,7 @@ class LoRALayer(AdaptedLayer):
             raise ValueError(f"bias has shape {shared.shape}; it must be {(d_out,)}")
         super().__init__(Parameter.sharing(weight.detach().reshape(d_out, d_in)), shared)
         self.add(
-            DEFAULT,
-            Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng),
+            DEFAULT, Adapter(self.weight, rank, alpha, scaling=scaling, dropout=dropout, rng=rng)
         )
         self.use([DEFAULT])
 
@@ -108,19 +107,11 @@ class LoRALayer(AdaptedLayer):
         rng: np.random.Generator | None = None,
     ) -> LoRALayer:
         """Put an adapter on `linear`, whose weight and bias it shares and does not change."""
-        return cls(
-            linear.weight,
-            linear.out_features,
-            linear.in_features,
-            rank,
-            alpha,
-            scaling=scaling,
-            bias=linear.bias,
-            dropout=dropout,
-            rng=rng,
-        )
+        options: Any = {"scaling": scaling, "bias": linear.bias, "dropout": dropout, "rng": rng}
+        d_out, d_in = linear.weight.shape
+        return cls(linear.weight, d_out, d_in, rank, alpha, **options)
 
-    def to_linear(self) -> Linear:
+    def plain(self) -> Linear:
         """Make a plain layer with the weight W + scale B A, which shares nothing.
 
         A RuntimeError is raised if the layer is merged, but A, B, W or the scale changed since.
@@ -130,9 +121,7 @@ class LoRALayer(AdaptedLayer):
         linear.bias = None if self.bias is None else Parameter(self.bias)
         return linear
 
-    def plain(self) -> Module:
-        """Return `to_linear()`."""
-        return self.to_linear()
+    to_linear = plain
 
     @property
     def in_features(self) -> int:

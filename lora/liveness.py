@@ -45,27 +45,25 @@ class AdapterPart:
     """One adapter of a layer."""
 
     name: str  # its name in the layer; empty if it is the only one
-    base: tuple[Any, Any]  # the weight and the bias of the layer that was adapted
+    layer: Any  # the AdaptedLayer
     adapter: Adapter
     merged: bool  # whether it is in the merged weight of the layer
-    enabled: bool  # whether the layer uses its adapters
-    training: bool  # whether the layer is in training mode
 
     @property
     def constants(self) -> Sequence[Parameter]:
         """Its parameters if calls use the merged weight, through which no gradient gets to them."""
-        return self.adapter.trained() if self.merged and self.enabled else ()
+        return self.adapter.trained() if self.merged and self.layer.enabled else ()
 
     def remarks(self) -> Iterator[tuple[Any, str]]:
         """Yield tensors, and why each gets no gradient if it gets none."""
-        for tensor in self.base:
+        for tensor in (self.layer.base_weight, self.layer.bias):
             yield tensor, "the base of an adapter is a constant: freeze it, or fold the adapter in"
         for is_so, why in (
-            (not self.enabled, "the adapter is disabled: leave the block of lora.disabled()"),
+            (not self.layer.enabled, "the adapter is disabled: leave the block of lora.disabled()"),
             (self.merged, "the adapter is merged: call unmerge() to train it"),
             (self.adapter.scale == 0, "the scale of the adapter is 0: assign another to `scale`"),
             (
-                self.training and self.adapter.dropout == 1,
+                self.layer.training and self.adapter.dropout == 1,
                 "the dropout of the adapter is 1, so A sees nothing but zeros: set a smaller one",
             ),
         ):

@@ -69,8 +69,7 @@ def merge(
             attachment.get(name)
             if name not in attachment.active:
                 raise ValueError(
-                    f"adapter {name!r} is not active, and is not merged; lora.switch(model, "
-                    f"{name!r}) makes it so"
+                    f"adapter {name!r} is not active; lora.switch(model, {name!r}) makes it so"
                 )
     merged = {
         path: (layer, [name for name in layer.active if chosen is None or name in chosen])
@@ -79,8 +78,7 @@ def merge(
     parts = [merging_of(path, *pair) for path, pair in merged.items() if pair[1]]
     if not parts:
         raise ValueError(
-            "no adapter is active, so there is nothing to merge; lora.switch(model, name) makes "
-            "one active"
+            "no adapter is active, so there is none to merge; call lora.switch(model, name) first"
         )
     own = {part.name: str(part.dtype) for part in parts}
     certified = dict.fromkeys([*asked, *([] if dtype is None else [dtype]), *own.values()])

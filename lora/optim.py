@@ -76,9 +76,8 @@ def param_groups(
     ]
     if weight_decay and pissa:
         raise ValueError(
-            f"weight_decay would draw B A to 0, and with it the update of PiSSA, s (B A - B_0 A_0),"
-            f" to -s B_0 A_0; add c * lora.penalty(model) to the loss instead. Adapters of PiSSA: "
-            f"{', '.join(pissa)}"
+            f"weight_decay would draw the update of PiSSA, s (B A - B_0 A_0), to -s B_0 A_0; add "
+            f"c * lora.penalty(model) to the loss instead. PiSSA is in {', '.join(pissa)}"
         )
     options = {id(p): (lr, weight_decay if p.ndim > 1 else 0.0) for p in trained}
     for _, layer in layers:

@@ -8,11 +8,12 @@ nothing. `PeftConfig` matches with the same functions and is lenient, as PEFT is
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
+
+from minigrad.checks import nearest
 
 V = TypeVar("V")
 
@@ -30,9 +31,8 @@ _BUT = re.compile(r"\(\?<?!")  # found in a pattern that says "any name but ..."
 def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
     """Return patterns as one regular expression or as a tuple of names.
 
-    Raises:
-        TypeError: if they are neither.
-        ValueError: if the regular expression is invalid, or matches every name.
+    A TypeError is raised if they are neither, and a ValueError if the regular expression is invalid
+    or matches every name.
     """
     if isinstance(patterns, str):
         if patterns != ALL_LINEAR:
@@ -73,8 +73,7 @@ def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
         ) from None
     if _is_for_any(within.format(pattern)) and not _BUT.search(pattern):
         raise ValueError(
-            f"{role}={pattern!r} matches every name there can be; for all linear layers say "
-            f"{ALL_LINEAR!r}, else say which"
+            f"{role}={pattern!r} matches every name there can be; say which, or {ALL_LINEAR!r}"
         )
 
 
@@ -122,8 +121,7 @@ def find(
 def near(miss: str, names: Iterable[str]) -> str:
     """Return an unknown name and the nearest known one, as text for a message."""
     ends = {name.rpartition(".")[2] for name in names} | set(names)
-    close = difflib.get_close_matches(miss, sorted(ends), n=1)
-    return f"{miss!r} (did you mean {close[0]!r}?)" if close and close != [miss] else repr(miss)
+    return repr(miss) + ("" if miss in ends else nearest(miss, sorted(ends)))
 
 
 def is_match(pattern: str, name: str, expression: bool = False) -> bool:

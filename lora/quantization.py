@@ -70,18 +70,12 @@ class QuantizeReport:
 
     def __repr__(self) -> str:
         head = ("layer", "matched by", "shape", "before", "after", "bytes/number", "error")
-        rows = [
-            (
-                layer.name,
-                layer.pattern,
-                f"{layer.shape[0]} x {layer.shape[1]}",
-                in_bytes(layer.bytes_before),
-                in_bytes(layer.bytes_after),
-                f"{layer.bytes_per_number:.4f}",
-                f"{layer.error:.4f}",
-            )
-            for layer in self.layers
-        ]
+        rows = []
+        for row in self.layers:
+            sizes = in_bytes(row.bytes_before), in_bytes(row.bytes_after)
+            figures = f"{row.bytes_per_number:.4f}", f"{row.error:.4f}"
+            shape = f"{row.shape[0]} x {row.shape[1]}"
+            rows.append((row.name, row.pattern, shape, *sizes, *figures))
         share = 100 * self.bytes_after / self.bytes_before
         before, after = in_bytes(self.bytes_before), in_bytes(self.bytes_after)
         total = f"{counted(len(rows), 'weight')}: {before} before, {after} after ({share:.1f} %)"
@@ -130,21 +124,14 @@ def quantize(
     tables = [n for n, m in modules.items() if isinstance(m, (Embedding, LoRAEmbedding))]
     chosen = select(config, plain, tables, projections(model))
     found = {target.name: target.pattern for target in chosen}
-    adapted = [name for name in found if isinstance(modules[name], AdaptedLayer)]
-    if adapted:
-        raise ValueError(
-            f"quantize: {', '.join(adapted)} have adapters already, made for the weight in floats; "
-            f"lora.detach(model) takes them off, or exclude these layers"
-        )
-    again = [name for name in done if name in found]
-    if again:
-        raise ValueError(f"quantize: {', '.join(again)} are in four bits already; exclude them")
-    embeddings = [name for name in found if isinstance(modules[name], Embedding)]
-    if embeddings:
-        raise ValueError(
-            f"quantize: {', '.join(embeddings)} are embeddings, which look rows up; only the "
-            f"weight of a Linear is stored in four bits, so leave these out or exclude them"
-        )
+    for kind, what in (
+        (AdaptedLayer, "have adapters already, made for floats (lora.detach takes them off)"),
+        (NF4Linear, "are in four bits already"),
+        (Embedding, "are embeddings, not Linear, and look rows up"),
+    ):
+        wrong = [name for name in found if isinstance(modules[name], kind)]
+        if wrong:
+            raise ValueError(f"quantize: {', '.join(wrong)} {what}; exclude these layers")
     linears = {name: m for name, m in modules.items() if name in found and isinstance(m, Linear)}
     names = parameter_names(model)
     for name, linear in linears.items():
@@ -162,7 +149,7 @@ def quantize(
             if copied:  # it could be neither put back nor in again
                 raise ValueError(
                     f"quantize: adapter {adapter!r} trains {', '.join(copied)} in full; exclude "
-                    f"{name}, or quantise before lora.attach"
+                    f"{name}, or quantise first"
                 )
     layers: dict[str, NF4Linear] = {}
     lines = []

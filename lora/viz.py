@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,19 +55,11 @@ class LayerUpdate(Spectral):
 
 
 def updates(model: Module, adapter: str | None = None) -> list[LayerUpdate]:
-    """Describe the update of each layer that an adapter changes.
+    """Describe the update of each layer that an adapter changes, or without a name all active ones.
 
     The update of LoRA is never formed. DoRA changes every row by a factor, which can give dW any
-    rank, so it is formed.
-
-    Args:
-        model: with adapters.
-        adapter: its name; None for the sum of all that are active.
-
-    Raises:
-        TypeError: if the model is no Module.
-        ValueError: if it has no adapters, none of this name, or none that is active; or there is
-            NaN or Inf in one.
+    rank, so it is formed. A ValueError is raised if there is NaN or Inf in an update, or as by
+    `changed_layers`.
     """
     layers, found = changed_layers(model, adapter), []
     bar = progress_bar(layers, what="singular values", unit="layer", shown=True)
@@ -95,7 +87,7 @@ def changed_layers(
 ) -> list[tuple[str, AdaptedLayer, tuple[str, ...]]]:
     """List the layers that are changed, each with its name and the names of its adapters.
 
-    Raises the errors of `updates`, but for NaN and Inf.
+    A ValueError is raised if the model has no adapters, none of this name, or none that is active.
     """
     layers = adapted_layers(model)
     if adapter is None:
@@ -145,8 +137,7 @@ def plot_singular_values(
     found = updates(model, adapter)
     if not any(update.norm for update in found):
         raise ValueError(
-            "every update is 0, as it is before the first step (B is 0 then), so there are no "
-            "singular values to draw; train first"
+            "every update is 0, as before the first step, so there is nothing to draw; train first"
         )
     figure = Picture(11, 2.2 + 0.28 * min(max(len(found), 9), 60), path)
     spectra, bars = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -184,28 +175,16 @@ def draw_spectra(axes: Axes, found: Sequence[Spectral]) -> None:
     few = len(found) <= _MOST_LINES
     for line, (update, shade) in enumerate(zip(found, shades, strict=True)):
         values = [value for value in update.singular_values if value > _SMALLEST * top]
-        axes.plot(
-            range(1, len(values) + 1),
-            values,
-            marker=_MARKERS[line] if few else "o",
-            color=shade,
-            markersize=5 if few else 3,
-            linewidth=1.5 if few else 1,
-            label=update.name,
-        )
+        marks: Any = {"marker": "o", "markersize": 3, "linewidth": 1}
+        if few:
+            marks = {"marker": _MARKERS[line], "markersize": 5, "linewidth": 1.5}
+        axes.plot(range(1, len(values) + 1), values, color=shade, label=update.name, **marks)
     rank = max(update.rank for update in found)
     axes.axvline(rank + 0.5, color="0.3", linestyle="--", linewidth=1)
     room = max(0.9, 0.18 * rank)
     axes.axvspan(rank + 0.5, rank + 0.5 + room, color="0.92", zorder=0)
-    axes.text(
-        rank + 0.5 + room / 2,
-        0.5,
-        "0 beyond the rank",
-        rotation=90,
-        ha="center",
-        va="center",
-        transform=axes.get_xaxis_transform(),
-    )
+    centred: Any = {"ha": "center", "va": "center", "transform": axes.get_xaxis_transform()}
+    axes.text(rank + 0.5 + room / 2, 0.5, "0 beyond the rank", rotation=90, **centred)
     axes.set_xlim(min(0.8, 1 - 0.02 * rank), rank + 0.5 + room)
     if top > 0:
         axes.set_yscale("log")

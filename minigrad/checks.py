@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,21 @@ def check_probability(name: str, p: float) -> None:
 
 def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
     """Raise a ValueError unless `state` is a dict with exactly these keys, a state of `owner`."""
-    if not isinstance(state, Mapping) or set(state) != set(keys):
-        found = sorted(state) if isinstance(state, Mapping) else repr(state)[:60]
-        raise ValueError(
-            f"load_state_dict: a state of {owner} is a dict of {sorted(keys)}, not {found}"
-        )
+    wanted = f"load_state_dict: a state of {owner} is a dict of {sorted(keys)!s:.300}"
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{wanted}, not {state!r:.60}")
+    missing, unknown = set(keys) - set(state), set(state) - set(keys)
+    if missing or unknown:
+        raise ValueError(f"{wanted}; it lacks {sorted(missing)} and has unknown {sorted(unknown)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name nearest to a wrong one, for a message; empty without one."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_problems(what: str, problems: Sequence[str]) -> None:
+    """Raise a ValueError that says what is wrong, with a line for each of the problems, if any."""
+    if problems:
+        raise ValueError("\n  ".join([f"{what}:", *problems]))

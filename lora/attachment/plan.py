@@ -97,8 +97,7 @@ class Plan:
                 if id(layer.base_weight) in saved:
                     raise ValueError(
                         f"{name}: adapter {adapter!r} trains {saved[id(layer.base_weight)]} in "
-                        f"full, so there is no one base for both; exclude it here, or remove that "
-                        f"adapter"
+                        f"full, so no base is common to both; exclude it, or remove that adapter"
                     )
         self.copies: list[FullCopy] = []  # the parameters that will be trained in full
         if config.modules_to_save:

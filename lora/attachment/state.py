@@ -20,6 +20,7 @@ from lora.config import LoRAConfig
 from lora.frozen import TrainedCopy
 from lora.patterns import near
 from minigrad.nn import Module, Parameter
+from minigrad.nn.module import walk
 
 _ATTACHMENT = "_lora_attachment"
 _ASIDE = "_lora_whole"
@@ -123,8 +124,7 @@ def required_attachment(model: Module) -> Attachment:
     attachment = attachment_of(model)
     if attachment is None:
         raise ValueError(
-            "lora.attach has put no adapters on this model; lora.attach(model, LoRAConfig(...)) "
-            "puts some on"
+            "lora.attach has put no adapters on this model; lora.attach(model, config) does so"
         )
     return attachment
 
@@ -208,18 +208,7 @@ def _replaced(value: Any, new: Mapping[int, Module | Parameter]) -> Any:
 def parameter_names(model: Module) -> dict[int, list[str]]:
     """List all names of each parameter, by its id: one in every module that refers to it."""
     found: dict[int, list[str]] = {}
-
-    def note(value: Any, name: str) -> None:
+    for name, value in walk(model, "", set(), every_path=True):
         if isinstance(value, Parameter):
             found.setdefault(id(value), []).append(name)
-        elif isinstance(value, (list, tuple)):
-            for i, item in enumerate(value):
-                note(item, f"{name}.{i}")
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                note(item, f"{name}.{key}")
-
-    for prefix, module in model.named_modules():
-        for name, value in module._contents():
-            note(value, f"{prefix}.{name}" if prefix else name)
     return found

@@ -154,8 +154,7 @@ class LayerMerge:
         for name, value in zip(("base", "update"), found, strict=True):
             if value.dtype != np.float64:
                 raise TypeError(
-                    f"{label}: {name} must return float64, not {value.dtype}; convert it before "
-                    f"anything is computed"
+                    f"{label}: {name} must return float64, not {value.dtype}; convert it at once"
                 )
             if value.shape != right:
                 raise ValueError(

@@ -81,13 +81,8 @@ class CertificateRow:
     @property
     def figures(self) -> tuple[str, ...]:
         """The columns of the table with numbers, and the note."""
-        return (
-            f"{100 * self.absorbed:.3g} %",
-            f"{self.lost:.2g}",
-            f"{self.ulp:.3g}",
-            f"{self.bound:.2g}",
-            self.note,
-        )
+        losses = f"{self.lost:.2g}", f"{self.ulp:.3g}", f"{self.bound:.2g}"
+        return f"{100 * self.absorbed:.3g} %", *losses, self.note
 
 
 @dataclass(frozen=True, repr=False)
@@ -222,8 +217,7 @@ def certify(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"there are several layers named {', '.join(map(repr, twice))}; each needs a name of "
-            f"its own"
+            f"there are several layers named {', '.join(map(repr, twice))}; give each another name"
         )
     check_number("radius", radius)
     if not 0 < radius < math.inf:

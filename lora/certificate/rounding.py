@@ -60,11 +60,8 @@ def round_to(x: Array, dtype: str) -> Array:
     """Round each number as storing it in `dtype` does; the result is in float64.
 
     It is rounded to the nearest number, of two to the even one; beyond the largest to infinity.
-    NF4 divides the rows of x, `(..., n)`, into blocks.
-
-    Raises:
-        TypeError: if x is not of float64, which might have been rounded before.
-        ValueError: if there is no such dtype, or x is a single number.
+    NF4 divides the rows of x, `(..., n)`, into blocks. A TypeError is raised if x is of another
+    dtype than float64, since it might have been rounded before.
     """
     _check_dtype(dtype)
     x = np.asarray(x)

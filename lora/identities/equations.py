@@ -111,9 +111,8 @@ def frozen_base(trial: LayerTrial) -> Agreement:
     for parameter in frozen.values():
         parameter.requires_grad_(False)
     trained = np.concatenate([found["A"].ravel(), found["B"].ravel()])
-    return Agreement.worst(
-        [Agreement.of(found[name], 0 * found[name], np.zeros(()), trained) for name in frozen]
-    )
+    parts = [Agreement.of(found[name], 0 * found[name], np.zeros(()), trained) for name in frozen]
+    return Agreement.worst(parts)
 
 
 def merging(trial: LayerTrial) -> Agreement:
@@ -137,8 +136,5 @@ def unmerging(trial: LayerTrial) -> Agreement:
         evidence = layer.merged_weight().data - values[0]
         trial.plain()
         layer.unmerge()
-    parts = [(parameter.data, value) for parameter, value in zip(parameters, values, strict=True)]
-    parts.append((trial.plain(), before))
-    return Agreement.worst(
-        [Agreement.of(found, right, np.zeros(()), evidence) for found, right in parts]
-    )
+    pairs = [*zip([p.data for p in parameters], values, strict=True), (trial.plain(), before)]
+    return Agreement.worst([Agreement.of(*pair, np.zeros(()), evidence) for pair in pairs])

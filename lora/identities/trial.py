@@ -104,8 +104,7 @@ class Agreement:
         """Choose the decisive one: a failure, or no verdict, or else the nearest to fail."""
         order = {"fails": 2, "cannot tell": 1, "holds": 0}
         return max(
-            comparisons,
-            key=lambda c: (order[c.verdict], c.deviation / c.bound if c.bound else 0.0),
+            comparisons, key=lambda c: (order[c.verdict], c.deviation / c.bound if c.bound else 0.0)
         )
 
 
@@ -123,11 +122,8 @@ class LayerRun:
 class LayerTrial:
     """A copy of a layer in one precision, with its inputs and output gradients.
 
-    Args:
-        layer: not changed.
-        uses: the inputs that it was called on, and the gradients of its outputs.
-        dtype: the precision.
-        draws: the states of random generators that all runs begin with.
+    `uses` are the inputs that the layer, which is not changed, was called on, with the gradients of
+    its outputs. All runs begin with the states of random generators in `draws`.
     """
 
     def __init__(

@@ -95,8 +95,6 @@ def verify(model: Module, loss_fn: Loss, batch: Any) -> VerifyReport:
         ValueError: if there are no adapters, or a layer returns another shape than `(..., d_out)`.
         RuntimeError: if the model refers to the result of an op, and so cannot be copied.
     """
-    if not isinstance(model, Module):
-        raise TypeError(f"verify takes a LoRALayer or a model with some, not {model!r:.60}")
     layers, draws = adapted_layers(model), Draws()
     checks: list[IdentityCheck] = []
     uses = _uses(model, loss_fn, batch, draws)
@@ -124,19 +122,6 @@ class IdentityCheck:
     # rounding
     verdict: Verdict
     note: str = ""  # which A and B were used, if not the layer's own; or why there is no verdict
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """The columns of the table, with the note after the verdict."""
-        verdict = f"{self.verdict} ({self.note})" if self.note else self.verdict
-        return (
-            self.layer or "the layer",
-            self.identity,
-            self.dtype,
-            f"{self.deviation:.2g}",
-            f"{self.bound:.2g}",
-            verdict,
-        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -190,7 +175,7 @@ class VerifyReport:
         A layer without any verdict, for a single reason, is one row; so is one of several layers
         in which every identity holds.
         """
-        rows = []
+        rows: list[tuple[str, ...]] = []
         layers = list(dict.fromkeys(check.layer for check in self.checks))
         for layer in layers:
             checks = [check for check in self.checks if check.layer == layer]
@@ -201,7 +186,10 @@ class VerifyReport:
             elif {(c.verdict, c.note) for c in checks} == {("cannot tell", checks[0].note)}:
                 what = f"all {len(checks)}"
                 checks = [replace(checks[0], identity=what, dtype="any", deviation=0.0, bound=0.0)]
-            rows += [check.cells for check in checks]
+            for c in checks:
+                figures = c.dtype, f"{c.deviation:.2g}", f"{c.bound:.2g}"
+                verdict = f"{c.verdict} ({c.note})" if c.note else c.verdict
+                rows.append((layer or "the layer", c.identity, *figures, verdict))
         return rows
 
     def __repr__(self) -> str:
@@ -317,11 +305,7 @@ def _obstacle(layer: LoRALayer, uses: Sequence[Use]) -> str:
 
 
 def _compare(
-    function: Identity,
-    layer: LoRALayer,
-    uses: Sequence[Use],
-    dtype: np.dtype[Any],
-    draws: Draws,
+    function: Identity, layer: LoRALayer, uses: Sequence[Use], dtype: np.dtype[Any], draws: Draws
 ) -> tuple[Agreement, str]:
     """Compare at the layer's own A and B, or at random ones if those show nothing; and say so."""
     trial = LayerTrial(layer, uses, dtype, draws)

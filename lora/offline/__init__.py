@@ -10,13 +10,5 @@ from lora.offline.extracting import ExtractedFiles, extract_files
 from lora.offline.inspection import Findings, Summary, check_adapter, summarise
 from lora.offline.merging import MergedFiles, merge_files
 
-__all__ = [
-    "ExtractedFiles",
-    "Findings",
-    "MergedFiles",
-    "Summary",
-    "check_adapter",
-    "extract_files",
-    "merge_files",
-    "summarise",
-]
+__all__ = ["ExtractedFiles", "Findings", "MergedFiles", "Summary", "check_adapter", "extract_files"]
+__all__ += ["merge_files", "summarise"]

@@ -22,6 +22,7 @@ from lora.peft.folder import FLOATS, A, B, by_key, check_dtype, write_folder
 from lora.scaling import check_size
 from lora.spectra import Approximation
 from minigrad import __version__
+from minigrad.checks import check_problems
 from minigrad.io import TensorSet, open_tensors
 from minigrad.io.tensor_info import CODES
 from minigrad.progress import progress_bar
@@ -182,8 +183,7 @@ def _differing(before: TensorSet, after: TensorSet, saved: PeftConfig, progress:
         elif before.info(name).shape != after.info(name).shape:
             shapes = before.info(name).shape, after.info(name).shape
             problems.append(f"mis-shaped: {name} is {shapes[1]}, in the base {shapes[0]}")
-    if problems:
-        raise ValueError("the finetuned model does not fit the base:\n  " + "\n  ".join(problems))
+    check_problems("the finetuned model does not fit the base", problems)
     differing = []
     for name in progress_bar(list(before), what="compare", unit="tensor", shown=progress):
         old, new = before.info(name), after.info(name)

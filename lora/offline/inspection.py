@@ -51,18 +51,10 @@ class LayerSummary(Spectral):
             )
         kind = "embedding" if layer.is_embedding else "linear"
         kind += ", DoRA" if MAGNITUDE in layer.keys else ""
-        (rank, d_in), d_out, scale = a.shape, len(b), files.scale(layer)
+        (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
         norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         values = tuple((abs(scale) * singular_values(a, b)).tolist())
         return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """The line of the layer in a table."""
-        sizes = f"{self.d_in} -> {self.d_out}"
-        figures = self.scale, self.norm_a, self.norm_b, self.norm
-        norms = [f"{figure:.4g}" for figure in figures]
-        return self.name, self.kind, sizes, str(self.rank), *norms, f"{self.effective_rank:.3g}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,6 +83,11 @@ class Summary:
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
+        rows = []
+        for x in self.layers:
+            norms = [f"{figure:.4g}" for figure in (x.scale, x.norm_a, x.norm_b, x.norm)]
+            sizes = f"{x.d_in} -> {x.d_out}", str(x.rank)
+            rows.append((x.name, x.kind, *sizes, *norms, f"{x.effective_rank:.3g}"))
         config, facts = self.config, self.facts
         flags = (name for name in ("use_rslora", "use_dora") if getattr(config, name))
         asked = [f"r={config.r}", f"lora_alpha={config.lora_alpha:g}", *flags]
@@ -104,7 +101,7 @@ class Summary:
         if facts.version is not None:
             seed = "not known" if facts.seed is None else str(facts.seed)
             lines.append(f"written by minigrad-lora {facts.version}, seed {seed}")
-        return "\n".join([*aligned(head, [layer.cells for layer in self.layers], left=3), *lines])
+        return "\n".join([*aligned(head, rows, left=3), *lines])
 
 
 def summarise(folder: PathLike) -> Summary:
@@ -134,10 +131,8 @@ def summarise(folder: PathLike) -> Summary:
 def draw(summary: Summary, path: PathLike) -> None:
     """Draw the norm of the update in each layer, and its singular values, to a PNG, SVG or PDF.
 
-    Raises:
-        ImportError: without matplotlib, which is in the extra "examples".
-        ValueError: if there are no layers, or the file's ending is that of no picture.
-        FileNotFoundError: if the folder of the file does not exist.
+    An ImportError is raised without matplotlib, which is in the extra "examples", and a ValueError
+    or FileNotFoundError if there are no layers, or the path is not that of a picture.
     """
     from minigrad.viz.figure import BLUE, Picture, name_rows, open_frame
 

@@ -16,6 +16,7 @@ from lora.offline.inspection import findings_of
 from lora.offline.model_folder import TIED, UNTIED, find_sidecars, resolve
 from lora.offline.stored_weight import StoredWeight, adapter_of
 from lora.peft.folder import FLOATS, WEIGHTS, AdapterFolder, is_finite_in
+from minigrad.checks import check_problems
 from minigrad.io import TensorInfo, TensorSet, TensorWriter, open_tensors, writing, writing_set
 from minigrad.progress import progress_bar
 from minigrad.tables import in_bytes
@@ -113,11 +114,8 @@ def merge_files(
             if each.level == "wrong"
         ]
         resolved = resolve(files, tensors, check_base, progress)
-        if wrong or resolved.problems:
-            raise ValueError(
-                f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}:\n  "
-                + "\n  ".join([*wrong, *resolved.problems])
-            )
+        what = f"{os.fspath(adapter)!r} does not go with {os.fspath(base)!r}"
+        check_problems(what, [*wrong, *resolved.problems])
         for name in resolved.added:
             next(iter(shards.values())).append(files.tensors[resolved.replaced[name]])
         names = {key: name for name, key in resolved.replaced.items()}

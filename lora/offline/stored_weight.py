@@ -17,16 +17,10 @@ BAND = 1 << 24  # elements of a transposed weight that one pass through its file
 class StoredWeight(FrozenMatrix):
     """A matrix in a file, of which no more than some rows are in memory at a time.
 
-    Nothing computed from it is saved for later, since the file may change. float16 and bfloat16 are
-    computed with in float32.
-
-    Args:
-        tensors: the tensors of the file.
-        name: the name of the tensor: W, `(d_out, d_in)`, or W^T; an attribute, too.
-        is_transposed: whether it is W^T, as in an embedding, whose rows are vectors; an attribute.
-
-    Raises:
-        ValueError: if it is no matrix of floats.
+    The tensor of this name is W, `(d_out, d_in)`, or if it `is_transposed` W^T, as in an embedding,
+    whose rows are vectors. Nothing computed from it is saved for later, since the file may change.
+    float16 and bfloat16 are computed with in float32. A ValueError is raised for anything but a
+    matrix of floats.
     """
 
     def __init__(self, tensors: TensorSet, name: str, is_transposed: bool = False) -> None:
@@ -34,8 +28,7 @@ class StoredWeight(FrozenMatrix):
         if len(info.shape) != 2 or info.dtype not in FLOATS:
             raise ValueError(
                 f"{name} has shape {info.shape} and dtype {info.dtype}; only a matrix of "
-                f"{', '.join(FLOATS)} can have an update, so save a base that is quantized in one "
-                f"of these first"
+                f"{', '.join(FLOATS)} can have an update, so convert a quantized base first"
             )
         self.name = name
         self.dtype = np.dtype("float64" if info.dtype == "float64" else "float32")
@@ -81,7 +74,7 @@ def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -
     """Return the update of a layer on its weight, whose shapes `resolve` has checked."""
     parts = {part: files.read(key) for part, key in layer.keys.items()}
     a, b, magnitude = parts[A], parts[B], parts.get(MAGNITUDE)
-    scale, scaling = files.scale(layer), files.config.scaling
-    made = Adapter.of(weight, a, b, scale, magnitude=magnitude, scaling=scaling)
+    scaling = files.config.scaling
+    made = Adapter.of(weight, a, b, layer.scale, magnitude=magnitude, scaling=scaling)
     set_pissa_start(made, files, weight, layer.is_embedding)
     return made

@@ -11,17 +11,5 @@ from lora.peft.folder import WEIGHTS, AdapterFolder, StoredLayer, write_folder
 from lora.peft.loading import load
 from lora.peft.saving import save
 
-__all__ = [
-    "CONFIG",
-    "WEIGHTS",
-    "AdapterFolder",
-    "Facts",
-    "LayerFacts",
-    "PeftConfig",
-    "StoredLayer",
-    "fingerprint",
-    "load",
-    "read_config",
-    "save",
-    "write_folder",
-]
+__all__ = ["CONFIG", "WEIGHTS", "AdapterFolder", "Facts", "LayerFacts", "PeftConfig", "StoredLayer"]
+__all__ += ["fingerprint", "load", "read_config", "save", "write_folder"]

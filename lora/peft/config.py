@@ -11,7 +11,6 @@ Expressions are those of Python's `re`, as in PEFT. It has no time limit, and an
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -24,6 +23,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 from lora.config import Bias
 from lora.patterns import ALL_LINEAR, END_OF_NAME, first_value, is_any_match, is_match
 from lora.scaling import LoRAScaling
+from minigrad.checks import check_problems, nearest
+from minigrad.io.tensor_file import parse_json
 
 CONFIG = "adapter_config.json"
 
@@ -226,9 +227,7 @@ class PeftConfig:
                     f"PEFT, and take the merged model"
                 )
             else:
-                known = {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED}
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
+                hint = nearest(name, {*readers, *_WITHOUT_EFFECT, *_NOT_IMPLEMENTED})
                 problems.append(
                     f"{said} is not known{hint}, and might change the result; if it does not, take "
                     f"it out of the file"
@@ -253,8 +252,7 @@ class PeftConfig:
             problems.append(
                 "layers_to_transform go with a list of target_modules, not with an expression"
             )
-        if problems:
-            raise ValueError("the configuration cannot be used:\n  " + "\n  ".join(problems))
+        check_problems("the configuration cannot be used", problems)
         return cls(**values)
 
     def as_json(self) -> str:
@@ -336,18 +334,11 @@ def read_config(path: str | os.PathLike[str]) -> PeftConfig:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
-
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError(f"a name is there twice, of {', '.join(sorted(found))[:200]}")
-        return found
-
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
         text = path.read_bytes().decode("utf-8-sig")
-        return PeftConfig.of(json.loads(text, object_pairs_hook=without_repeats))
+        return PeftConfig.of(parse_json(text, "the configuration"))
     except RecursionError:
         raise ValueError(f"{os.fspath(path)!r}: it is nested too deeply") from None
     except ValueError as error:

@@ -36,8 +36,7 @@ class LayerFacts:
     stored: str = "dense"  # how that matrix was stored: "dense" or "nf4"
     dropout: float | None = None  # of its inputs, in training; None for that of the configuration
 
-    def check(self) -> None:
-        """Raise a ValueError or TypeError if a value is not one that this library writes."""
+    def __post_init__(self) -> None:
         if not isinstance(self.scale, float) or not 0 < self.scale < math.inf:
             raise ValueError(f"a scale of {self.scale!r:.60}")
         if not isinstance(self.base, (str, type(None))) or not isinstance(self.stored, str):
@@ -72,8 +71,6 @@ class Facts:
         try:
             content = json.loads(metadata[KEY])
             layers = {name: LayerFacts(**each) for name, each in content["layers"].items()}
-            for facts in layers.values():
-                facts.check()
             seed, version = content.get("seed"), content.get("version")
             if not isinstance(seed, (int, type(None))) or not isinstance(version, str):
                 raise TypeError(f"a seed of {seed!r:.60}, or a version of {version!r:.60}")

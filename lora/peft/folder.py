@@ -96,7 +96,7 @@ class StoredLayer:
     name: str  # the name of the layer in the model
     keys: Mapping[str, str]  # of the tensors, by part: "lora_a", "lora_b", "lora_magnitude"
     is_embedding: bool  # whether the layer is an embedding
-    scale: float  # the factor of B A according to the configuration
+    scale: float  # the factor of B A by the metadata, or if they lack it by the configuration
 
 
 class AdapterFolder(Closing):
@@ -147,10 +147,11 @@ class AdapterFolder(Closing):
                 self.repeated.append(key)
             else:
                 self.whole[_parameter_of(key)] = key
-        self.layers = {
-            name: StoredLayer(name, keys, name in embeddings, self.config.scale_of(name))
-            for name, keys in updates.items()
-        }
+        self.layers: dict[str, StoredLayer] = {}
+        for name, keys in updates.items():
+            facts = self.facts.layers.get(name)
+            scale = self.config.scale_of(name) if facts is None else facts.scale
+            self.layers[name] = StoredLayer(name, keys, name in embeddings, scale)
 
     def _is_repeated(self, key: str) -> bool:
         """Tell whether a bias is of a module trained in full, and PEFT has written it before."""
@@ -166,11 +167,6 @@ class AdapterFolder(Closing):
         name = _parameter_of(key)
         is_bias = self.config.bias != "none" and name.endswith(".bias")
         return key.startswith(PREFIX) and (is_bias or self.config.is_saved(name))
-
-    def scale(self, layer: StoredLayer) -> float:
-        """Return the scale of a layer by the metadata, or if they lack it by the configuration."""
-        facts = self.facts.layers.get(layer.name)
-        return layer.scale if facts is None else facts.scale
 
     def read(self, key: str, dtype: DTypeLike | None = None) -> Array:
         """Return a tensor; bfloat16 is widened to float32."""
@@ -193,6 +189,10 @@ class AdapterFolder(Closing):
             yield f"mis-shaped: {key} is {own} in the file, and {shape} {source}"
         if problem := self.dtype_problem(key):
             yield f"unusable: {key} {problem}"
+
+    def scale(self, layer: StoredLayer) -> float:
+        """Return the scale of a layer by the metadata, or if they lack it by the configuration."""
+        return layer.scale
 
     def lost_scales(self) -> Iterator[tuple[str, float, float]]:
         """Yield layers whose scale differs between configuration and metadata, and both scales."""
@@ -298,8 +298,7 @@ def check_tensors(tensors: Mapping[str, Array], dtype: str | None = None) -> lis
     broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(
-            f"{', '.join(broken)} would have NaN or Inf in the file; mend the adapter, or take an "
-            f"earlier one"
+            f"{', '.join(broken)} would have NaN or Inf in the file; save an earlier adapter"
         )
     beyond = [info for info in infos if not is_finite_in(tensors[info.name], info.dtype)]
     if beyond:

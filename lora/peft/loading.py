@@ -24,6 +24,7 @@ from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
 from lora.peft.folder import PREFIX, AdapterFolder, by_key
 from lora.variants.inits import INITS, draw
+from minigrad.checks import check_problems
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -86,7 +87,7 @@ def load(
         bar = progress_bar(plan.updates.items(), what="load", unit="layer", shown=progress)
         for name, update in bar:
             layer, facts = files.layers[name], files.facts.layers.get(name)
-            update.scale = files.scale(layer)
+            update.scale = layer.scale
             if facts is not None and facts.dropout is not None:
                 update.dropout = facts.dropout
             set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
@@ -133,11 +134,8 @@ def _set_parameters(
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     if check_base:
         problems += files.facts.base_problems(plan.layers, fingerprint_of, progress)
-    if problems or broken:
-        raise ValueError(
-            f"{os.fspath(files.path)!r} does not go with the model; nothing was changed:\n  "
-            + "\n  ".join([*problems, *broken])
-        )
+    what = f"{os.fspath(files.path)!r} does not go with the model; nothing was changed"
+    check_problems(what, [*problems, *broken])
     for key, value in values.items():
         parameters[key].data = value
 

@@ -35,11 +35,9 @@ _ABANDONED = 24 * 60 * 60  # seconds without a write
 
 
 def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
-    """Return the file that a path leads to, checked to be one that can be written.
+    """Return the file that a path leads to; an OSError if it is a folder, or its folder is missing.
 
-    Raises:
-        FileNotFoundError: if its folder does not exist; `role` is the beginning of the message.
-        IsADirectoryError: if it is a folder itself.
+    `role` is the beginning of the message.
     """
     target = Path(path).resolve()  # a link stays a link, to the new content
     if not target.parent.is_dir():

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from minigrad.checks import check_problems
 from minigrad.io.atomic import find, replacing_together
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
 from minigrad.io.tensor_info import TensorInfo
@@ -112,9 +113,7 @@ def _open_index(folder: Path, name: str) -> TensorSet:
             for tensor in tensors
             if weight_map.get(tensor) != file
         ]
-        if wrong:
-            listed = "\n  ".join(wrong)
-            raise ValueError(f"{name} and its files contradict each other:\n  {listed}")
+        check_problems(f"{name} and its files contradict each other", wrong)
         stack.pop_all()
     return TensorSet(opened)
 
@@ -152,7 +151,6 @@ def writing_set(
     """
     for file in shards:
         _check_plain(file, "there cannot be a file")
-    writers: dict[str, TensorWriter] = {}
     weight_map = {info.name: file for file, infos in shards.items() for info in infos}
     if len(weight_map) < sum(map(len, shards.values())):
         raise ValueError("a tensor is in one file only, but one is in several of these")
@@ -171,14 +169,12 @@ def writing_set(
             else:
                 shutil.copyfile(content, stage / name)
         with ExitStack() as stack:
-            made = [
-                TensorWriter(stack.enter_context(open(stage / file, "wb")), infos, metadata)
+            writers = {
+                file: TensorWriter(stack.enter_context(open(stage / file, "wb")), infos, metadata)
                 for file, infos in shards.items()
-            ]
-            for writer, infos in zip(made, shards.values(), strict=True):
-                writers |= {info.name: writer for info in infos}
-            yield writers
-            for writer in made:
+            }
+            yield {name: writers[file] for name, file in weight_map.items()}
+            for writer in writers.values():
                 writer.finish()
         if is_single:
             return

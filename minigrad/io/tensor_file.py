@@ -16,7 +16,6 @@ the file is mapped.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -29,6 +28,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minigrad.checks import nearest
 from minigrad.io.atomic import replacing
 from minigrad.io.tensor_info import (
     CODES,
@@ -41,7 +41,6 @@ from minigrad.io.tensor_info import (
 )
 
 PART = 1 << 22  # the number of bytes that are copied at a time
-_LENGTH = 8  # the number of bytes of the header's length
 _ALIGNED = 8  # tensors begin at a multiple of so many bytes
 
 
@@ -60,15 +59,10 @@ class Closing(ABC):
 
 
 class Tensors(Closing):
-    """Tensors by name, in a file or in several, read when they are asked for.
+    """Tensors by name, in a file or in several, read when they are asked for."""
 
-    Attributes:
-        tensors: the dtype and shape of each tensor, by name.
-        location: the path or paths, in quotes, for messages.
-    """
-
-    tensors: dict[str, TensorInfo]
-    location: str = ""
+    tensors: dict[str, TensorInfo]  # the dtype and shape of each tensor, by name
+    location: str  # the path or paths, in quotes, for messages
     _sources: dict[str, tuple[BufferedReader, int]]  # the file of each tensor, and its offset there
 
     def __contains__(self, name: object) -> bool:
@@ -87,9 +81,7 @@ class Tensors(Closing):
             KeyError: if there is none of that name, with the nearest name.
         """
         if name not in self.tensors:
-            close = difflib.get_close_matches(name, self.tensors, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            count = len(self.tensors)
+            hint, count = nearest(name, self.tensors), len(self.tensors)
             raise KeyError(
                 f"there is no tensor {name!r}{hint} among the {count} of {self.location}"
             )
@@ -156,6 +148,19 @@ def _cut(file: BufferedReader, name: str) -> ValueError:
     return ValueError(f"{os.fspath(file.name)!r} ends inside of {name}; it has been changed")
 
 
+def parse_json(text: str | bytes, source: str) -> Any:
+    """Parse JSON; a ValueError that begins with the source if an object has one name twice."""
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = ", ".join(sorted(found))[:200]
+            raise ValueError(f"{source} has the same name twice, of {names}; save it again")
+        return found
+
+    return json.loads(text, object_pairs_hook=without_repeats)
+
+
 class TensorFile(Tensors):
     """The tensors and facts of a file. `with TensorFile(path) as file:` closes it at the end.
 
@@ -202,18 +207,8 @@ class TensorFile(Tensors):
                 f"{self.location} is no complete safetensors file: {error}; fetch or save it again"
             ) from error
 
-        def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            found = dict(pairs)
-            if len(found) < len(pairs):
-                raise ValueError(
-                    f"{self.location} has a header that says the same name twice, of "
-                    f"{', '.join(sorted(found))[:200]}; save it again"
-                )
-            return found
-
-        length = int.from_bytes(self._file.read(_LENGTH), "little")
-        header = json.loads(self._file.read(length), object_pairs_hook=without_repeats)
-        return header, _LENGTH + length
+        length = int.from_bytes(self._file.read(8), "little")
+        return parse_json(self._file.read(length), f"the header of {self.location}"), 8 + length
 
     def close(self) -> None:
         """Close the file."""

@@ -67,20 +67,12 @@ class TensorInfo:
 
 
 def bits_of(dtype: str) -> int:
-    """Return the number of bits of an element in a file.
-
-    Raises:
-        ValueError: if the format has no such dtype.
-    """
+    """Return the number of bits of an element in a file; a ValueError if there is no such dtype."""
     return _BITS.get(dtype) or 8 * stored_dtype(dtype).itemsize
 
 
 def check_dtype(dtype: str) -> str:
-    """Return `dtype`, checked to be one in which numbers can be stored.
-
-    Raises:
-        ValueError: if it is none, with a list of those that are.
-    """
+    """Return `dtype`; a ValueError with a list of dtypes if no numbers can be stored in it."""
     if dtype not in CODES:
         raise ValueError(f"cannot store numbers in {dtype!r}; there are {', '.join(CODES)}")
     return dtype

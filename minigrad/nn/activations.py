@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from minigrad import ops
 from minigrad.core.tensor import Axis, Tensor
 from minigrad.nn.module import FunctionModule, Module
@@ -18,7 +16,6 @@ class ReLU(FunctionModule):
     function = ops.relu
 
 
-@dataclass(repr=False, eq=False)
 class LeakyReLU(FunctionModule):
     """x above 0, else `negative_slope` x."""
 
@@ -26,7 +23,6 @@ class LeakyReLU(FunctionModule):
     negative_slope: float = 0.01
 
 
-@dataclass(repr=False, eq=False)
 class ELU(FunctionModule):
     """x above 0, else `alpha` (e^x - 1) (Clevert et al., 2016)."""
 
@@ -34,7 +30,6 @@ class ELU(FunctionModule):
     alpha: float = 1.0
 
 
-@dataclass(repr=False, eq=False)
 class GELU(FunctionModule):
     """x Phi(x), or its approximation by "tanh"."""
 
@@ -52,7 +47,6 @@ class SiLU(FunctionModule):
     function = ops.silu
 
 
-@dataclass(repr=False, eq=False)
 class Softplus(FunctionModule):
     """log(1 + e^(beta x)) / beta, a smooth max(x, 0).
 
@@ -80,7 +74,6 @@ class Sigmoid(FunctionModule):
     function = ops.sigmoid
 
 
-@dataclass(repr=False, eq=False)
 class Softmax(FunctionModule):
     """e^x / sum(e^x) along `axis`."""
 
@@ -88,7 +81,6 @@ class Softmax(FunctionModule):
     axis: Axis = -1
 
 
-@dataclass(repr=False, eq=False)
 class LogSoftmax(FunctionModule):
     """x - log(sum(e^x)) along `axis`."""
 

@@ -76,8 +76,7 @@ class MultiHeadAttention(Module):
         check_probability("MultiHeadAttention: dropout", dropout)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.kdim, self.vdim = kdim, vdim
-        self.dropout = dropout
-        self.rng = rng
+        self.dropout, self.rng = dropout, rng
         self.q_proj = Linear(embed_dim, embed_dim, bias, dtype=dtype, rng=rng)
         self.k_proj = Linear(kdim, embed_dim, bias, dtype=dtype, rng=rng)
         self.v_proj = Linear(vdim, embed_dim, bias, dtype=dtype, rng=rng)
@@ -170,8 +169,7 @@ def _check_mask(mask: Array, heads: int, *shapes: tuple[int, ...]) -> None:
     if values.ndim not in (2, ndim):
         raise ValueError(
             f"MultiHeadAttention: a mask is (L, S), or has all {ndim} axes of the scores, "
-            f"(..., heads, L, S), not {values.shape}; mask[..., None, :, :] gives it an axis for "
-            f"the heads"
+            f"(..., heads, L, S), not {values.shape}; mask[..., None, :, :] adds one for the heads"
         )
     try:
         leading = np.broadcast_shapes(*(shape[:-2] for shape in shapes))

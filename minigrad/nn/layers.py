@@ -149,8 +149,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         check_probability("Dropout: p", p)
-        self.p = p
-        self.rng = rng
+        self.p, self.rng = p, rng
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x after dropout, as `functional.dropout` does; in evaluation, x itself."""
@@ -165,8 +164,7 @@ class Flatten(Module):
     """Join the axes from `start_dim` to `end_dim`: `(n, a, b, ...) -> (n, a * b * ...)`."""
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        self.start_dim = start_dim
-        self.end_dim = end_dim
+        self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x with these axes joined.

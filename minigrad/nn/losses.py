@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, field
 
 from minigrad import functional
 from minigrad.checks import check_probability
@@ -13,7 +13,6 @@ from minigrad.nn.module import FunctionModule
 __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "NLLLoss"]
 
 
-@dataclass(repr=False, eq=False)
 class Loss(FunctionModule):
     """A loss with a reduction, "mean", "sum" or "none", and with the options of its function."""
 
@@ -35,7 +34,6 @@ class L1Loss(Loss):
     function = functional.l1
 
 
-@dataclass(repr=False, eq=False)
 class HuberLoss(Loss):
     """0.5 d^2 for an error |d| <= `delta`, and delta (|d| - 0.5 delta) beyond (Huber, 1964).
 
@@ -52,7 +50,6 @@ class HuberLoss(Loss):
             raise ValueError(f"HuberLoss: delta must be positive, not {self.delta!r}")
 
 
-@dataclass(repr=False, eq=False)
 class BCEWithLogitsLoss(Loss):
     """-t log s - (1 - t) log(1 - s) with s = sigmoid(logits), for targets t in [0, 1].
 
@@ -66,7 +63,6 @@ class BCEWithLogitsLoss(Loss):
     pos_weight: Array = field(default=None, repr=False)
 
 
-@dataclass(repr=False, eq=False)
 class CrossEntropyLoss(Loss):
     """-log softmax(logits)[target], for integer classes or for probabilities of the classes.
 
@@ -91,14 +87,10 @@ class CrossEntropyLoss(Loss):
         check_probability("CrossEntropyLoss: label_smoothing", self.label_smoothing)
 
 
-@dataclass(repr=False, eq=False)
 class NLLLoss(Loss):
     """-log_probabilities[target], for integer classes: `CrossEntropyLoss` after a `LogSoftmax`.
 
-    Args:
-        reduction: "mean", "sum" or "none".
-        weight: `(classes,)`, how much each class counts.
-        ignore_index: targets of this value have no loss, and do not count in the mean.
+    `reduction`, `weight` and `ignore_index` are those of that loss.
     """
 
     function = functional.nll

@@ -16,15 +16,15 @@ first name.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minigrad.checks import check_problems, nearest
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor, as_array
 
@@ -93,7 +93,7 @@ class Module:
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """List this module, named "", and all inside it, each once, with its dotted path."""
-        for name, value in _walk(self, prefix, set()):
+        for name, value in walk(self, prefix, set()):
             if isinstance(value, Module):
                 yield name, value
 
@@ -108,7 +108,7 @@ class Module:
             ValueError: if two have one name, as with the keys 1 and "1" of a dict.
         """
         names: set[str] = set()
-        for name, value in _walk(self, prefix, set()):
+        for name, value in walk(self, prefix, set()):
             if isinstance(value, Parameter):
                 if name in names:
                     raise ValueError(f"two parameters have the name {name!r}; rename a key")
@@ -203,14 +203,9 @@ class Module:
                 )
         for name in state:
             if name not in parameters:
-                near = difflib.get_close_matches(name, parameters, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                problems.append(f"unexpected: {name}{hint}")
-        if problems:
-            raise ValueError(
-                f"load_state_dict: the state does not fit this {type(self).__name__}; "
-                f"nothing was loaded:\n  " + "\n  ".join(problems)
-            )
+                problems.append(f"unexpected: {name}{nearest(name, parameters)}")
+        what = f"load_state_dict: the state does not fit this {type(self).__name__}"
+        check_problems(f"{what}; nothing was loaded", problems)
         for name, value in values.items():
             parameters[name].copy_(value)
 
@@ -230,14 +225,19 @@ class Module:
         return "\n".join(_tree(self, f"  # {count}" if total else ""))
 
 
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
 @dataclass(repr=False, eq=False)
 class FunctionModule(Module):
     """A function of tensors as a module; the fields of a subclass are options of the function.
 
-    A subclass is a dataclass for its options, and is printed and compared as any module.
+    A subclass becomes a dataclass for its options, and is printed and compared as any module.
     """
 
     function: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(repr=False, eq=False)(cls)
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
         """Return the function of some tensors, computed with the options of this module."""
@@ -248,7 +248,7 @@ class FunctionModule(Module):
 
     def extra_repr(self) -> str:
         """The options, those given by keyword only if they are not the usual; no arrays."""
-        values = [(field, getattr(self, field.name)) for field in fields(self) if field.repr]
+        values = [(f, getattr(self, f.name)) for f in fields(self) if f.repr]
         shown = [(f.name, value) for f, value in values if not f.kw_only or value != f.default]
         return ", ".join(f"{name}={value!r}" for name, value in shown)
 
@@ -259,11 +259,17 @@ def _options_of(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(cls))
 
 
-def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """List `value` and all modules and parameters inside it, each once, with dotted paths."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
+def walk(
+    value: Any, name: str, seen: set[int], every_path: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """List `value` and all modules and parameters inside it, each once, with dotted paths.
+
+    With `every_path`, modules only are listed once, and a parameter by each of its paths in them.
+    """
+    if isinstance(value, Module) or not every_path:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
     yield name, value
     if isinstance(value, Module):
         children: Any = value._contents()
@@ -275,7 +281,7 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         return
     for key, child in children:
         if isinstance(child, (Module, Parameter, list, tuple, dict)):
-            yield from _walk(child, f"{name}.{key}" if name else str(key), seen)
+            yield from walk(child, f"{name}.{key}" if name else str(key), seen, every_path)
 
 
 def _tree(module: Module, note: str) -> list[str]:

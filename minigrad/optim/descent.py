@@ -46,16 +46,8 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "dampening": dampening,
-                "weight_decay": weight_decay,
-                "nesterov": nesterov,
-            },
-        )
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening}
+        super().__init__(params, options | {"weight_decay": weight_decay, "nesterov": nesterov})
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
@@ -84,15 +76,8 @@ class SGD(Optimizer):
             if not state:
                 state["momentum_buffer"] = np.zeros_like(x)
             rows.append((g, (x, state["momentum_buffer"])))
-        kernels.optim.sgd(
-            self.kernel_memory(group),
-            rows,
-            shares,
-            group["lr"],
-            momentum,
-            group["weight_decay"],
-            group["nesterov"],
-        )
+        options = group["lr"], momentum, group["weight_decay"], group["nesterov"]
+        kernels.optim.sgd(self.kernel_memory(group), rows, shares, *options)
 
 
 class Adam(Optimizer):
@@ -131,16 +116,9 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": tuple(betas) if isinstance(betas, Iterable) else betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "amsgrad": amsgrad,
-            },
-        )
+        pair = tuple(betas) if isinstance(betas, Iterable) else betas
+        options = {"lr": lr, "betas": pair, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options | {"amsgrad": amsgrad})
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise an error if an option has an impossible value."""
@@ -179,31 +157,15 @@ class Adam(Optimizer):
             steps.append(state["step"])
             changed = (x, state["exp_avg"], state["exp_avg_sq"])
             rows.append((g, (*changed, state["max_exp_avg_sq"]) if amsgrad else changed))
-        kernels.optim.adam(
-            self.kernel_memory(group),
-            rows,
-            steps,
-            group["lr"],
-            group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            self.decoupled,
-        )
+        options = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+        kernels.optim.adam(self.kernel_memory(group), rows, steps, *options, self.decoupled)
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2).
 
     It differs from Adam in the decay: x <- x - lr weight_decay x before the step, and nothing is
-    added to the gradient.
-
-    Args:
-        params: tensors, or groups of them.
-        lr: the step size.
-        betas: the decay rates beta1 and beta2 of the two moments.
-        eps: a small number that keeps the division finite.
-        weight_decay: the share of lr by which weights shrink in each step.
-        amsgrad: whether the highest v is used. It cannot be switched once there have been steps.
+    added to the gradient. All other arguments, and the errors, are those of `Adam`.
     """
 
     decoupled = True

@@ -58,9 +58,7 @@ class EMA:
         warmup: bool = False,
     ) -> None:
         _check_options(decay, warmup)
-        self.decay = decay
-        self.warmup = warmup
-        self.updates = 0
+        self.decay, self.warmup, self.updates = decay, warmup, 0
         named = _named(model_or_parameters)
         self.parameters = {name: p for name, p in named.items() if p.requires_grad}
         self._frozen = {name: p for name, p in named.items() if not p.requires_grad}
@@ -160,19 +158,13 @@ class EMA:
         check_count("load_state_dict: updates", state_dict["updates"])
         _check_options(state_dict["decay"], state_dict["warmup"])
         given = state_dict["averages"]
-        missing, unknown = set(self.parameters) - set(given), set(given) - set(self.parameters)
-        if missing or unknown:
-            raise ValueError(
-                f"load_state_dict: the state lacks averages of {sorted(missing)} and has unknown "
-                f"{sorted(unknown)}"
-            )
+        check_state("the averages of this EMA", given, self.parameters)
         averages = {}
         for name, value in given.items():
             parameter, average = self.parameters[name], as_array(value)
             if average.shape != parameter.shape:
                 raise ValueError(
-                    f"load_state_dict: the average of {name} has shape {average.shape}, the "
-                    f"parameter {parameter.shape}"
+                    f"load_state_dict: {name} has shape {average.shape}, not {parameter.shape}"
                 )
             averages[name] = np.array(average, parameter.dtype, order="C")
         self._averages = averages

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
+from minigrad.checks import check_state
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.readonly import release
@@ -77,8 +78,7 @@ class Optimizer(ABC):
         unknown = set(group) - set(self.defaults) - {"params"}
         if unknown:
             raise TypeError(
-                f"group {i} has unknown options {sorted(unknown)}; known are "
-                f"{sorted(self.defaults)}"
+                f"group {i} has unknown options {sorted(unknown)}, beside {sorted(self.defaults)}"
             )
         tensors = group["params"]
         tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
@@ -216,18 +216,12 @@ class Optimizer(ABC):
         sizes, expected = ([len(g["params"]) for g in gs] for gs in (groups, self.param_groups))
         if sizes != expected:
             raise ValueError(
-                f"load_state_dict: the state has groups of {sizes} parameters, this optimiser "
-                f"{expected}"
+                f"load_state_dict: the state has groups of {sizes} parameters, not of {expected}"
             )
         loaded = []
         for group, own in zip(groups, self.param_groups, strict=True):
-            missing = {key for key, value in own.items() if key not in group and value is not False}
-            unknown = set(group) - set(own)
-            if missing or unknown:
-                raise ValueError(
-                    f"load_state_dict: the options of a group are {sorted(own)}; the state lacks "
-                    f"{sorted(missing)} and has unknown {sorted(unknown)}"
-                )
+            is_off = {key for key, value in own.items() if value is False and key not in group}
+            check_state("a group with these options", group, own.keys() - is_off)
             loaded.append({**own, **group, "params": own["params"]})
             self.check_options(loaded[-1])
         states: dict[Tensor, State] = {}
@@ -238,12 +232,9 @@ class Optimizer(ABC):
                     f"load_state_dict: there is a state for parameter {number}, but the optimiser "
                     f"has {len(parameters)}"
                 )
-            names = self.state_names(options[int(number)])
-            if state and set(state) != names:
-                raise ValueError(
-                    f"load_state_dict: the state of parameter {number} has {sorted(state)}, "
-                    f"{type(self).__name__} with the options of its group needs {sorted(names)}"
-                )
+            if state:
+                owner = f"parameter {number} in {type(self).__name__} with the options of its group"
+                check_state(owner, state, self.state_names(options[int(number)]))
             parameter = parameters[int(number)]
             for key, value in state.items():
                 if isinstance(value, np.ndarray) and value.shape != parameter.shape:

@@ -158,13 +158,7 @@ class LambdaLR(LRScheduler):
 
 
 class StepLR(LRScheduler):
-    """lr = base_lr gamma^floor(step / step_size): every `step_size` steps it is multiplied.
-
-    Args:
-        optimizer: the optimiser whose groups to set.
-        step_size: the number of steps with one lr.
-        gamma: the factor.
-    """
+    """lr = base_lr gamma^floor(step / step_size): every `step_size` steps it is multiplied."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         super().__init__(optimizer, step_size=step_size, gamma=gamma)
@@ -184,11 +178,6 @@ class CosineAnnealingLR(LRScheduler):
 
     Half a cosine down to `eta_min` after `T_max` steps (Loshchilov and Hutter, 2017), and then up
     again, as in PyTorch; `WarmupCosineLR` stays down.
-
-    Args:
-        optimizer: the optimiser whose groups to set.
-        T_max: the number of steps from the highest to the lowest lr.
-        eta_min: the lowest lr.
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
@@ -207,13 +196,8 @@ class CosineAnnealingLR(LRScheduler):
 class LinearLR(LRScheduler):
     """lr = base_lr (start_factor + (end_factor - start_factor) min(step / total_iters, 1)).
 
-    The usual warm-up: a straight line from a part of the lr to all of it.
-
-    Args:
-        optimizer: the optimiser whose groups to set.
-        start_factor: the part to begin with, above 0, because the first step would be wasted at 0.
-        end_factor: the part to end with.
-        total_iters: the number of steps from one to the other.
+    The usual warm-up: a straight line from `start_factor` of the lr, above 0 because the first step
+    would be wasted at 0, to `end_factor` of it, in `total_iters` steps.
     """
 
     def __init__(
@@ -249,15 +233,9 @@ class WarmupCosineLR(LRScheduler):
         lr = eta_min                                                       from there on,
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
 
-    With eta_min = 0 it has the values of `get_cosine_schedule_with_warmup` of Hugging Face's
-    transformers up to total_steps, and so its first step is made with lr = 0: it changes no weight,
-    and only starts Adam's moments.
-
-    Args:
-        optimizer: the optimiser whose groups to set.
-        warmup_steps: the number of steps of the straight line; 0 for none.
-        total_steps: the number of steps of the line and the cosine together.
-        eta_min: the lowest lr after the warm-up.
+    `warmup_steps` may be 0; `total_steps` includes them. With eta_min = 0 it has the values of
+    `get_cosine_schedule_with_warmup` of Hugging Face's transformers up to total_steps, and so its
+    first step is made with lr = 0: it changes no weight, and only starts Adam's moments.
     """
 
     def __init__(

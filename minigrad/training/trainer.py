@@ -100,16 +100,12 @@ class Trainer:
             check_positive("patience", patience)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, not {clip_norm!r}")
-        self.model = model
-        self.optimizer = optimizer
-        self.loss = loss
-        self.batch_size = batch_size
-        self.accumulation_steps = accumulation_steps
+        self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
         optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not optimized <= set(map(id, model.parameters())):
             raise ValueError("the optimiser has parameters that are not the model's")
-        self.scheduler = scheduler
-        self.ema = ema
+        self.scheduler, self.ema = scheduler, ema
         if not isinstance(scheduler, LRScheduler | None):
             raise TypeError(f"scheduler must be an LRScheduler or None, not {scheduler!r:.60}")
         if scheduler is not None and scheduler.optimizer is not optimizer:
@@ -132,11 +128,9 @@ class Trainer:
                 raise ValueError(f"two metrics have one name, of {names}; a dict names them apart")
             metrics = dict(zip(names, metrics, strict=True))
         self.metrics = dict(metrics)
-        self.clip_norm = clip_norm
-        self.patience = patience
+        self.clip_norm, self.patience = clip_norm, patience
         self.on_epoch = [on_epoch] if callable(on_epoch) else list(on_epoch)
-        self.checkpoint = checkpoint
-        self.progress = progress
+        self.checkpoint, self.progress = checkpoint, progress
         self.rng = None if rng is None else random.generator(rng)
         self.history = History()
         self._stopping = False
@@ -373,8 +367,7 @@ class Trainer:
         own_kinds = [generator.bit_generator.state["bit_generator"] for generator in generators]
         if kinds != own_kinds:
             raise ValueError(
-                f"{source} has the states of the random generators {kinds}, this trainer and model "
-                f"use {own_kinds}"
+                f"{source} has random generators of the kinds {kinds}, and this trainer {own_kinds}"
             )
         weights = self.model.state_dict()
         for name, value in state["model"].items():

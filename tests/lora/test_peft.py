@@ -780,7 +780,7 @@ def test_where_it_has_changed_the_base_it_is_refused(theirs, init):
 
 WRONG = {
     "peft_type": ("LOHA", "only LORA is implemented"),
-    "use_dorra": (True, "did you mean use_dora"),
+    "use_dorra": (True, "did you mean 'use_dora'"),
     "frobnicate": (1, "is not known, and might change the result"),
     "r": (0, "a rank is an integer from 1"),
     "lora_alpha": (-1, "alpha is a positive number"),

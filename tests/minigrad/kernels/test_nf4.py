@@ -775,7 +775,7 @@ def test_a_weight_that_is_held_elsewhere_is_refused(rng):
     refused(model, "weight of q is one parameter in q.weight and v.weight")
     model = Block(rng)
     model.parts = {"copy": [model.v.weight]}
-    refused(model, "weight of v is one parameter in parts.copy.0 and v.weight")
+    refused(model, "weight of v is one parameter in v.weight and parts.copy.0")
     assert quantize(model, exclude=["v"]).names == ["q", "heads.0"]
 
 

@@ -329,7 +329,7 @@ def test_a_state_that_does_not_fit_is_one_complete_error_and_changes_nothing():
         "missing: heads.mean.factor (2,)",
         "mis-shaped: layers.0.weight is (2, 3) in the state, (3, 2) in the module",
         "unusable: layers.0.bias",
-        "unexpected: layers.0.bais (did you mean layers.0.bias?)",
+        "unexpected: layers.0.bais (did you mean 'layers.0.bias'?)",
         "unexpected: quite another thing",
     ):
         assert line in message
