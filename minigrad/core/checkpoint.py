@@ -75,14 +75,10 @@ def _constant(value: Any) -> Any:
 
 
 class DryRun(Observer):
-    """Notes the tensors from outside that a function uses, and the generators it draws from.
-
-    Attributes:
-        recorded: whether the result gets a node in the graph, although the run records nothing.
-    """
+    """Notes the tensors from outside that a function uses, and the generators it draws from."""
 
     def __init__(self, recorded: bool) -> None:
-        self.recorded = recorded
+        self.recorded = recorded  # whether the result gets a node, although the run leaves no graph
         self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
         self.states: list[tuple[np.random.Generator, Any]] = []

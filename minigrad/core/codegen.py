@@ -371,7 +371,7 @@ def view(out: Any, values: Sequence[Any]) -> Any:
 
 
 def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
-    """Return an error of numpy's with the op's name and its operands; one of our own as it is."""
+    """Return the error of a forward with the op's name and operands; one with its name as it is."""
     if op_of(error) == op.name:
         return error
     operands = ", ".join(

@@ -283,15 +283,6 @@ class Op(OpLike, Generic[P]):
             )
         return self.parameters.index(name)
 
-    def is_required(self, argnum: int) -> bool:
-        """Return whether the input at `argnum` cannot be left out."""
-        default = self.signature.parameters[self.parameters[argnum]].default
-        return self.takes_sequence or default is inspect.Parameter.empty
-
-    def input_name(self, argnum: int) -> str:
-        """Return the name of the input at `argnum` for a message."""
-        return f"{self.parameters[0]}[{argnum}]" if self.takes_sequence else self.parameters[argnum]
-
     # ----------------------------------------------------------------------------------------------
     # The call
     # ----------------------------------------------------------------------------------------------
@@ -366,12 +357,8 @@ class Op(OpLike, Generic[P]):
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
         """List what a backward pass along `edges` of `node` would use, with descriptions."""
-        names = [
-            *(f"its input {name}" for name in self.parameters),
-            "its result",
-            "a number",
-            "its residuals",
-        ]
+        inputs = [f"its input {name}" for name in self.parameters]
+        names = [*inputs, "its result", "a number", "its residuals"]
         for _, _, vjp, *saved in edges:
             for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
                 if shape_only:

@@ -12,7 +12,6 @@ import numpy as np
 
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
-from minigrad.errors import op_error
 from minigrad.ops.of_numpy import binary, unary
 from minigrad.ops.shape import as_tuple
 
@@ -38,7 +37,7 @@ def logical_and(a: Array, b: Array) -> Array:
     Raises:
         TypeError: for anything else than booleans.
     """
-    return np.logical_and(_booleans("logical_and", a), _booleans("logical_and", b))
+    return np.logical_and(_booleans(a), _booleans(b))
 
 
 @op
@@ -48,7 +47,7 @@ def logical_or(a: Array, b: Array) -> Array:
     Raises:
         TypeError: for anything else than booleans.
     """
-    return np.logical_or(_booleans("logical_or", a), _booleans("logical_or", b))
+    return np.logical_or(_booleans(a), _booleans(b))
 
 
 @op
@@ -58,7 +57,7 @@ def logical_not(x: Array) -> Array:
     Raises:
         TypeError: for anything else than booleans.
     """
-    return np.logical_not(_booleans("logical_not", x))
+    return np.logical_not(_booleans(x))
 
 
 @op
@@ -68,7 +67,7 @@ def any(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     Raises:
         TypeError: for anything else than booleans.
     """
-    return _any(_booleans("any", x), axis=as_tuple(axis), keepdims=keepdims)
+    return _any(_booleans(x), axis=as_tuple(axis), keepdims=keepdims)
 
 
 @op
@@ -78,13 +77,13 @@ def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     Raises:
         TypeError: for anything else than booleans.
     """
-    return _all(_booleans("all", x), axis=as_tuple(axis), keepdims=keepdims)
+    return _all(_booleans(x), axis=as_tuple(axis), keepdims=keepdims)
 
 
-def _booleans(name: str, x: Array) -> Array:
+def _booleans(x: Array) -> Array:
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if dtype != np.bool_:
-        raise op_error(TypeError, name, f"takes booleans, as comparisons give, not {dtype}")
+        raise TypeError(f"takes booleans, as comparisons give, not {dtype}")
     return x
 
 

@@ -29,7 +29,7 @@ def inv(a: Array) -> Array:
     Raises:
         ValueError: if the matrices are not square, or one is singular.
     """
-    return _regular("inv", np.linalg.inv, a)
+    return _regular(np.linalg.inv, a)
 
 
 @inv.vjp("a")
@@ -64,13 +64,8 @@ def solve(a: Array, b: Array) -> Array:
     """
     a, b = np.asarray(a), np.asarray(b)
     if b.ndim == 0 or a.ndim < 2 or b.shape[-2 if b.ndim > 1 else 0] != a.shape[-1]:
-        raise op_error(
-            ValueError,
-            "solve",
-            f"a of shape {a.shape} does not go with b of shape {b.shape}; shapes are "
-            f"(..., n, n) and (..., n, k) or (n,)",
-        )
-    return _regular("solve", np.linalg.solve, a, b)
+        raise ValueError("a does not go with b; shapes are (..., n, n) and (..., n, k) or (n,)")
+    return _regular(np.linalg.solve, a, b)
 
 
 solve.vjp("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
@@ -104,7 +99,7 @@ def det(a: Array) -> Array:
         ValueError: if the matrices are not square; in the backward pass, if one is singular and
             larger than that.
     """
-    return np.linalg.det(_square("det", a))
+    return np.linalg.det(_square(a))
 
 
 @det.vjp("a", cost=lambda a, out: _cubes(a, 2, squares=1) + out.size)  # if all are regular
@@ -164,18 +159,16 @@ def cholesky(a: Array) -> Array:
     Raises:
         ValueError: if the matrices are not square, or one is not positive definite.
     """
-    a = _square("cholesky", a)
+    a = _square(a)
     symmetric = 0.5 * (a + np.swapaxes(a, -1, -2))
     try:
         return np.linalg.cholesky(symmetric)
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(symmetric)[..., 0]
         where = np.unravel_index(np.argmin(lowest), lowest.shape)
-        raise op_error(
-            ValueError,
-            "cholesky",
+        raise ValueError(
             f"{_the_matrix(where)} is not positive definite; its smallest eigenvalue is "
-            f"{lowest[where]:.3g}",
+            f"{lowest[where]:.3g}"
         ) from None
 
 
@@ -190,23 +183,21 @@ def _cholesky_a(g: Array, out: Array) -> Array:
     return 0.5 * (full + swap_last(full))
 
 
-def _regular(name: str, function: Callable[..., Array], a: Array, *others: Array) -> Array:
+def _regular(function: Callable[..., Array], a: Array, *others: Array) -> Array:
     """Apply a function of numpy's to square matrices; raise an error if one is singular."""
-    a = _square(name, a)
+    a = _square(a)
     try:
         return function(a, *others)
     except np.linalg.LinAlgError:
         size = np.linalg.slogdet(a)[1]
         where = np.unravel_index(np.argmin(size), size.shape)
-        raise op_error(ValueError, name, f"{_the_matrix(where)} is singular") from None
+        raise ValueError(f"{_the_matrix(where)} is singular") from None
 
 
-def _square(name: str, a: Array) -> Array:
+def _square(a: Array) -> Array:
     a = np.asarray(a)
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise op_error(
-            ValueError, name, f"takes square matrices (..., n, n), not an array of {a.shape}"
-        )
+        raise ValueError(f"takes square matrices (..., n, n), not an array of {a.shape}")
     return a
 
 

@@ -17,7 +17,6 @@ from minigrad import kernels
 from minigrad.core.node import Cost
 from minigrad.core.op import Op, op
 from minigrad.core.tensor import Array
-from minigrad.errors import op_error
 from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
@@ -53,7 +52,7 @@ def layer_norm(
     Raises:
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
-    sizes = _checked_sizes("layer_norm", x, normalized_shape, eps, weight, bias)
+    sizes = _checked_sizes(x, normalized_shape, eps, weight, bias)
     return kernels.normalization.norm(x, sizes, weight, bias, eps, True)
 
 
@@ -82,7 +81,7 @@ def rms_norm(
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
     eps = _least(x) if eps is None else eps
-    sizes = _checked_sizes("rms_norm", x, normalized_shape, eps, weight)
+    sizes = _checked_sizes(x, normalized_shape, eps, weight)
     return kernels.normalization.norm(x, sizes, weight, None, eps, False)
 
 
@@ -146,24 +145,22 @@ def _mean(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _checked_sizes(
-    name: str, x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
+    x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
 ) -> tuple[int, ...]:
     """Return the sizes of the axes to normalise over, after checking all arguments."""
     if not eps >= 0:
-        raise op_error(ValueError, name, f"eps is not negative, unlike {eps!r}")
+        raise ValueError(f"eps is not negative, unlike {eps!r}")
     sizes = (
         tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     )
     if not sizes or math.prod(sizes) == 0:
-        raise op_error(ValueError, name, f"there is nothing to normalise in a shape {sizes}")
+        raise ValueError(f"there is nothing to normalise in a shape {sizes}")
     if np.shape(x)[-len(sizes) :] != sizes:
-        raise op_error(ValueError, name, f"x of shape {np.shape(x)} does not end in {sizes}")
+        raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
     for parameter in parameters:
         if parameter is not None and np.shape(parameter) != sizes:
-            raise op_error(
-                ValueError,
-                name,
+            raise ValueError(
                 f"weight and bias have the shape that is normalised, {sizes}, "
-                f"not {np.shape(parameter)}",
+                f"not {np.shape(parameter)}"
             )
     return sizes
