@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
+from minigrad.ops.of_numpy import reduction
 from minigrad.ops.shape import (
     as_tuple,
     astype,
@@ -30,12 +30,6 @@ from minigrad.ops.shape import (
     transpose,
 )
 
-# The functions behind np.prod, np.max and np.min, whose wrappers take longer than a small array
-# does. The type is Any because numpy's stubs know `keepdims` as a literal only.
-_prod: Any = np.multiply.reduce
-_max: Any = np.maximum.reduce
-_min: Any = np.minimum.reduce
-
 
 @op
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -48,28 +42,18 @@ sum.vjp(
 )
 
 
-@op
-def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The largest element over `axis`; where several are the largest, they share the gradient.
-
-    A nan counts as the largest.
-
-    Raises:
-        ValueError: if there is nothing to choose from.
-    """
-    return _max(x, axis=as_tuple(axis), keepdims=keepdims)
-
-
-@op
-def min(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The smallest element over `axis`; where several are the smallest, they share the gradient.
-
-    A nan counts as the smallest.
-
-    Raises:
-        ValueError: if there is nothing to choose from.
-    """
-    return _min(x, axis=as_tuple(axis), keepdims=keepdims)
+max = reduction(
+    "max",
+    "The largest element over `axis`, and a nan if there is one; several share the gradient. "
+    "Raises a ValueError if there is nothing to choose from.",
+    "maximum",
+)
+min = reduction(
+    "min",
+    "The smallest element over `axis`, and a nan if there is one; several share the gradient. "
+    "Raises a ValueError if there is nothing to choose from.",
+    "minimum",
+)
 
 
 @max.vjp("x")
@@ -121,13 +105,12 @@ def _sums_from_the_end(g: Array, axis: int | None) -> Array:
     return flip(cumsum(flip(g, axis), axis), axis)
 
 
-@op
-def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The product over `axis`; the derivative is the product of the others, also where some are 0.
-
-    The product of no elements is 1.
-    """
-    return _prod(x, axis=as_tuple(axis), keepdims=keepdims)
+prod = reduction(
+    "prod",
+    "The product over `axis`, 1 of no elements; the derivative is the product of the others, also "
+    "where some are 0.",
+    "multiply",
+)
 
 
 @prod.vjp("x")
