@@ -361,13 +361,9 @@ def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: boo
             )
         seed = np.ones(value.shape, value.dtype) if value.ndim else np.array(1, value.dtype)
         return Tensor(seed) if create_graph else seed
-    shape = np.shape(gradient._data if isinstance(gradient, Tensor) else gradient)
-    if shape != value.shape:
-        raise ValueError(
-            f"{role}: the gradient has shape {shape}, the tensor {value.shape}; they must be "
-            f"the same"
-        )
+    array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
+    if array.shape != value.shape:
+        raise ValueError(f"{role}: the gradient has shape {array.shape}, the tensor {value.shape}")
     if create_graph:
         return (gradient if isinstance(gradient, Tensor) else Tensor(gradient)).astype(value.dtype)
-    array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
     return array.astype(value.dtype, copy=False)  # nothing writes to it, and `take` copies it

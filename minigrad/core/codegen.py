@@ -223,7 +223,8 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         result = Tensor.at(out, None)
         ((_, vjp),) = op.vjps
         # What all edges share is saved once: as much for each of n inputs would be n^2.
-        saved = _saved(vjp, [list(data), *options.values(), out, _ARGNUM])
+        slots = [list(data), *options.values(), out, _ARGNUM]
+        saved = [shape(slots[slot]) if only else slots[slot] for slot, only in vjp.slots]
         edges = [
             (tensor.node, i, vjp, *(i if value is _ARGNUM else value for value in saved))
             for i, tensor in enumerate(tensors)
@@ -237,10 +238,6 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
 
 
 _ARGNUM = object()  # stands for the argnum of an input until that is known
-
-
-def _saved(vjp: Any, values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(shape(values[slot]) if only else values[slot] for slot, only in vjp.slots)
 
 
 def shape(value: Any) -> Any:

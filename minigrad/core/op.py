@@ -199,12 +199,7 @@ class Op(OpLike, Generic[P]):
         Given g = dL/d(out), a VJP returns dL/d(input); broadcasting and dtypes are not its
         concern. It is written in ops and the operators + - * / ** and comparisons, and writes to no
         array. If it names `argnum`, the input is a sequence of arrays, and the VJP is for one of
-        them.
-
-        Args:
-            name: the input.
-            derivative: the VJP.
-            cost: the FLOPs of a VJP that is not written in ops, as for `op`.
+        them. `cost` is the FLOPs of a VJP that is not written in ops, as for `op`.
 
         Raises:
             ValueError: if there is no such input, it has a VJP, or the VJP names a value
@@ -240,14 +235,10 @@ class Op(OpLike, Generic[P]):
     ) -> None:
         """Give several inputs one VJP: `derivative(g, needs_input_grad, ...)` returns one for each.
 
-        `needs_input_grad` has a bool for each of `names`; where it is False, None will do.
-
-        Args:
-            names: the inputs.
-            derivative: the VJP.
-            cost: the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an
-                input, 0 where it is missing; under "shared", those that serve several inputs, which
-                may name `needs_input_grad`, the set of the inputs that need a gradient.
+        `needs_input_grad` has a bool for each of `names`; where it is False, None will do. `cost`
+        has the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an input, 0
+        where it is missing; under "shared", those that serve several inputs, which may name
+        `needs_input_grad`, the set of the inputs that need a gradient.
 
         Raises:
             ValueError: if there is no such input, or the op has VJPs already.

@@ -27,9 +27,8 @@ Sizes = int | Sequence[int]
 def _layer_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
 ) -> Array:
-    axes = _axes(normalized_shape)
-    deviation = x - _mean(x, axes)
-    out = deviation * rsqrt(_mean(deviation * deviation, axes) + eps)
+    deviation = x - _mean(x, normalized_shape)
+    out = deviation * rsqrt(_mean(deviation * deviation, normalized_shape) + eps)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
 
@@ -60,7 +59,7 @@ def _rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:
     eps = _least(x) if eps is None else eps
-    out = x * rsqrt(_mean(x * x, _axes(normalized_shape)) + eps)
+    out = x * rsqrt(_mean(x * x, normalized_shape) + eps)
     return out if weight is None else out * weight
 
 
@@ -135,12 +134,9 @@ def _least(x: Array) -> float:
     return float(np.finfo(x.dtype).eps)
 
 
-def _axes(normalized_shape: Sizes) -> tuple[int, ...]:
-    """Return as many of the last axes as there are sizes."""
-    return tuple(range(-np.size(normalized_shape), 0))
-
-
-def _mean(x: Array, axes: tuple[int, ...]) -> Array:
+def _mean(x: Array, normalized_shape: Sizes) -> Array:
+    """Return the mean over as many of the last axes as there are sizes."""
+    axes = tuple(range(-np.size(normalized_shape), 0))
     return sum(x, axes, keepdims=True) * (1.0 / math.prod(x.shape[axis] for axis in axes))
 
 

@@ -23,7 +23,6 @@ from minigrad.ops.shape import (
     concatenate,
     flip,
     getitem,
-    keepdims_shape,
     normalize_axes,
     reduced,
     reshape,
@@ -38,7 +37,10 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 sum.vjp(
-    "x", lambda g, x_shape, axis: broadcast_to(reshape(g, keepdims_shape(x_shape, axis)), x_shape)
+    "x",
+    lambda g, x_shape, axis: broadcast_to(
+        reshape(g, reduced(x_shape, axis, keepdims=True)), x_shape
+    ),
 )
 
 
@@ -59,7 +61,7 @@ min = reduction(
 @max.vjp("x")
 @min.vjp("x")
 def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = keepdims_shape(x.shape, axis)
+    shape = reduced(x.shape, axis, keepdims=True)
     chosen = x == reshape(out, shape)
     if any(out != out):  # where a nan was chosen, which equals nothing
         chosen = logical_or(chosen, x != x)
@@ -88,7 +90,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 @logsumexp.vjp("x")
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = keepdims_shape(x.shape, axis)
+    shape = reduced(x.shape, axis, keepdims=True)
     return reshape(g, shape) * exp(x - reshape(out, shape))
 
 
@@ -115,7 +117,7 @@ prod = reduction(
 
 @prod.vjp("x")
 def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    g = reshape(g, keepdims_shape(x.shape, axis))
+    g = reshape(g, reduced(x.shape, axis, keepdims=True))
     if _divisible(out):
         return g * (reshape(out, g.shape) / x)
     rows = _rows(x, axis)

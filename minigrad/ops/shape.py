@@ -59,11 +59,6 @@ def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]
     return tuple(1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes)
 
 
-def keepdims_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
-    """Return the shape of a reduction over `axis` with keepdims."""
-    return reduced(shape, axis, keepdims=True)
-
-
 def as_tuple(axis: Axis) -> Any:
     """Return `axis` as numpy's functions take it: they want a tuple where we allow a list."""
     return tuple(axis) if isinstance(axis, list) else axis
