@@ -191,15 +191,11 @@ def propagate(
             if last_write[0] != checked:  # a hook has written in the middle of the pass
                 check_unwritten([node], needed)
             op = node.op
-            if wanted is None:
-                if op is None:
-                    arrived[node] = g
-                    continue
-            else:
-                if node in wanted:
-                    arrived[node] = g
-                if op is None or node in stop:
-                    continue
+            is_wanted = op is None if wanted is None else node in wanted
+            if is_wanted:
+                arrived[node] = g
+            if op is None or node in stop:
+                continue
             edges: Any = node.edges
             if needed is not None:
                 edges = [edge for edge in edges or () if edge[0] in needed]

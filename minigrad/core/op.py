@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, update_wrapper
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
@@ -159,10 +159,8 @@ class Op(OpLike, Generic[P]):
         self.parameters = tuple(self.signature.parameters)
         self.takes_sequence = False
         self.call: Callable[..., Tensor] = self._first_call
-        self.name = self.__name__ = self.__qualname__ = forward.__name__
-        self.__doc__ = forward.__doc__
-        self.__module__ = forward.__module__
-        self.__wrapped__ = forward
+        self.name = forward.__name__
+        update_wrapper(self, forward)
         for asked in (self.cost, self.shape, self.nonfinite_hint):
             self._check_names(asked, "out")
         self._check_names(self.gradient_hint, "out", "g", "gradient")

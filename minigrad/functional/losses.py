@@ -35,10 +35,9 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
     """
     check_reduction(reduction)
     target = _like(prediction, target)
-    if reduction != "none" and prediction.dtype in _FLOATS and target.dtype == prediction.dtype:
-        size = prediction.size
-        if size:
-            return squared_error(prediction, target, float(size) if reduction == "mean" else 1.0)
+    size, usual = prediction.size, prediction.dtype in _FLOATS and target.dtype == prediction.dtype
+    if reduction != "none" and usual and size:
+        return squared_error(prediction, target, float(size) if reduction == "mean" else 1.0)
     difference = prediction - target
     return _reduced(difference * difference, reduction)
 
@@ -197,16 +196,14 @@ def binary_cross_entropy_with_logits(
             f"targets are probabilities, from 0 to 1; these run from {values.min()} to "
             f"{values.max()}"
         )
+    positive = t * softplus(-logits)
     if pos_weight is not None:
         if np.broadcast_shapes(pos_weight.shape, t.shape) != t.shape:
             raise ValueError(f"pos_weight of shape {pos_weight.shape} does not go with {t.shape}")
         factors = as_array(pos_weight)
         if (factors < 0).any():
             raise ValueError(f"pos_weight is not negative, unlike {factors.min()}")
-        pos_weight = pos_weight.astype(t.dtype)
-    positive = t * softplus(-logits)
-    if pos_weight is not None:
-        positive = positive * pos_weight
+        positive = positive * pos_weight.astype(t.dtype)
     return _reduced(positive + (1 - t) * softplus(logits), reduction)
 
 

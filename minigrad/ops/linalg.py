@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -165,10 +164,9 @@ def cholesky(a: Array) -> Array:
         return np.linalg.cholesky(symmetric)
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(symmetric)[..., 0]
-        where = np.unravel_index(np.argmin(lowest), lowest.shape)
         raise ValueError(
-            f"{_the_matrix(where)} is not positive definite; its smallest eigenvalue is "
-            f"{lowest[where]:.3g}"
+            f"{_the_matrix(lowest)} is not positive definite; its smallest eigenvalue is "
+            f"{lowest.min():.3g}"
         ) from None
 
 
@@ -189,9 +187,7 @@ def _regular(function: Callable[..., Array], a: Array, *others: Array) -> Array:
     try:
         return function(a, *others)
     except np.linalg.LinAlgError:
-        size = np.linalg.slogdet(a)[1]
-        where = np.unravel_index(np.argmin(size), size.shape)
-        raise ValueError(f"{_the_matrix(where)} is singular") from None
+        raise ValueError(f"{_the_matrix(np.linalg.slogdet(a)[1])} is singular") from None
 
 
 def _square(a: Array) -> Array:
@@ -201,5 +197,7 @@ def _square(a: Array) -> Array:
     return a
 
 
-def _the_matrix(where: tuple[Any, ...]) -> str:
+def _the_matrix(values: Array) -> str:
+    """Name the matrix of a stack for which `values` has the least."""
+    where = np.unravel_index(np.argmin(values), values.shape)
     return f"the matrix at {tuple(map(int, where))} of the stack" if where else "the matrix"

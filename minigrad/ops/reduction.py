@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -120,10 +120,10 @@ def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
     g = reshape(g, reduced(x.shape, axis, keepdims=True))
     if _divisible(out):
         return g * (reshape(out, g.shape) / x)
-    rows = _rows(x, axis)
+    rows, arranged_as_x = _rows(x, axis)
     before = cumprod(_shifted(rows, 1, 1.0), -1)
     after = flip(cumprod(flip(_shifted(rows, -1, 1.0), -1), -1), -1)
-    return g * _from_rows(before * after, x.shape, axis)
+    return g * arranged_as_x(before * after)
 
 
 @op
@@ -141,16 +141,16 @@ def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
         return reshape(_sums_from_the_end(g * out, axis), x.shape) / x
     # Without a division: all that comes before x[i], times s[i] = g[i] + x[i+1] s[i+1]. Stretches
     # of this recurrence are joined to ones of twice the length until they are complete rows.
-    rows = _rows(x, axis)
+    rows, arranged_as_x = _rows(x, axis)
     before = cumprod(_shifted(rows, 1, 1.0), -1)
-    s = _rows(reshape(g, x.shape), axis)
+    s, _ = _rows(reshape(g, x.shape), axis)
     factor = _shifted(rows, -1, 0.0)
     length = 1
     while length < rows.shape[-1]:
         s = s + factor * _shifted(s, -length, 0.0)
         factor = factor * _shifted(factor, -length, 0.0)
         length *= 2
-    return _from_rows(before * s, x.shape, axis)
+    return arranged_as_x(before * s)
 
 
 def _divisible(products: Array) -> bool:
@@ -158,26 +158,16 @@ def _divisible(products: Array) -> bool:
     return bool(all(logical_and(isfinite(products), products != 0)))
 
 
-def _rows(x: Array, axis: Axis) -> Array:
-    """Move the axes that are reduced to the end, as one axis."""
-    order, count = _rows_last(x.ndim, axis)
+def _rows(x: Array, axis: Axis) -> tuple[Array, Callable[[Array], Array]]:
+    """Move the axes that are reduced to the end, as one axis; return also the way back."""
+    axes = normalize_axes(axis, x.ndim)
+    others = [i for i in range(x.ndim) if i not in axes]
+    order = [*others, *axes]
     moved = transpose(x, order)
-    sizes = moved.shape[:count]
-    return reshape(moved, (*sizes, math.prod(moved.shape[count:])))
-
-
-def _from_rows(rows: Array, shape: Sequence[int], axis: Axis) -> Array:
-    """Undo `_rows`, for an array of `shape`."""
-    order, _ = _rows_last(len(shape), axis)
-    moved = reshape(rows, [shape[i] for i in order])
-    return transpose(moved, [order.index(i) for i in range(len(shape))])
-
-
-def _rows_last(ndim: int, axis: Axis) -> tuple[list[int], int]:
-    """Return the order of axes in which those of `axis` come last, and how many come before."""
-    reduced = normalize_axes(axis, ndim)
-    others = [i for i in range(ndim) if i not in reduced]
-    return [*others, *reduced], len(others)
+    sizes = moved.shape[: len(others)]
+    rows = reshape(moved, (*sizes, math.prod(moved.shape[len(others) :])))
+    back = [order.index(i) for i in range(x.ndim)]
+    return rows, lambda result: transpose(reshape(result, moved.shape), back)
 
 
 def _shifted(x: Array, steps: int, filling: float) -> Array:
