@@ -289,11 +289,8 @@ def agree(
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
         elif value.__class__ not in NUMBERS and (value is not None or op.is_required(argnum)):
-            raise op_error(
-                TypeError,
-                op.name,
-                f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}",
-            )
+            text = f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}"
+            raise op_error(TypeError, op.name, text)
     firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]
     target = common_float(firm or list(arrays.values()))
     if target is not None and len(values) > 1:

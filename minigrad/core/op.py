@@ -383,20 +383,18 @@ def replay(
                 assert linked.node is not None
                 inputs[argnum], ends[argnum] = linked, linked.node
         result = function(*inputs)
+    wanted_ends = [ends[argnum] for argnum in wanted]
     create_graph = isinstance(g, Tensor)
     arrived: dict[Node, Any] = {}
     if result.node is not None:
         arrived = propagate(
             {result.node: g},
-            wanted={ends[argnum] for argnum in wanted},
+            wanted=set(wanted_ends),
             stop=set(ends.values()),
             retain_graph=create_graph,
             create_graph=create_graph,
         )
-    return [
-        arrived[end] if end in arrived else np.zeros(end.shape, end.dtype)
-        for end in (ends[argnum] for argnum in wanted)
-    ]
+    return [arrived[e] if e in arrived else np.zeros(e.shape, e.dtype) for e in wanted_ends]
 
 
 @overload

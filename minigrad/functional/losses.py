@@ -361,10 +361,7 @@ def _label_loss_logits(
 def _like(prediction: Array, target: Array) -> Array:
     """Check the target, and return it in the prediction's dtype: float64 would slow a model."""
     if target.shape != prediction.shape:
-        raise ValueError(
-            f"the prediction has shape {prediction.shape}, the target {target.shape}; they must be "
-            f"the same"
-        )
+        raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")
     wanted = prediction.dtype
     return target.astype(wanted) if target.dtype != wanted and wanted.kind == "f" else target
 

@@ -106,11 +106,8 @@ def _softplus_x(g: Array, x: Array, beta: float) -> Array:
 
 def _gelu(x: Array, approximate: str = "none") -> Array:
     if approximate == "tanh":
-        return 0.5 * x * (1 + tanh(_ROOT * (x + 0.044715 * x * x * x)))
+        return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
     return x * normal_cdf(x)
-
-
-_ROOT = math.sqrt(2 / math.pi)
 
 
 @op(composition=_gelu, replayed=True, floats=True)

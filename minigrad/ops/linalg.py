@@ -109,12 +109,9 @@ def _det_a(g: Array, a: Array, out: Array) -> Array:
     if not singular.any():
         return g * out * swap_last(inv(a))
     if n > _MOST_COFACTORS:
-        raise op_error(
-            ValueError,
-            "det",
-            f"the derivative at a singular matrix is offered up to {_MOST_COFACTORS} x "
-            f"{_MOST_COFACTORS}, not for {n} x {n}",
-        )
+        most = f"{_MOST_COFACTORS} x {_MOST_COFACTORS}, not for {n} x {n}"
+        text = f"the derivative at a singular matrix is offered up to {most}"
+        raise op_error(ValueError, "det", text)
     flat = reshape(a, (-1, n, n))
     few, many = np.flatnonzero(singular), np.flatnonzero(~singular)
     cofactors = scatter_add(_cofactors(getitem(flat, few)), few, flat.shape)
