@@ -162,13 +162,11 @@ class _Checkpoint(Op[Any]):
         return str(argnum)
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        for _, argnum, _, array in node.edges or ():  # all of them: all of the function runs
-            yield f"its input {argnum}", array
-        for rerun in node.arguments:  # none once they are freed
-            parents = {edge[1] for edge in node.edges or ()}
-            for argnum, value in enumerate(rerun.arguments):
-                if argnum not in parents:
-                    yield f"its input {argnum}", value
+        given = node.arguments[0].arguments if node.arguments else ()  # none once they are freed
+        outside = {argnum: array for _, argnum, _, array in node.edges or ()}
+        # All of them, whatever the edges, because all of the function runs.
+        for argnum, value in (dict(enumerate(given)) | outside).items():
+            yield f"its input {argnum}", value
 
 
 CHECKPOINT = _Checkpoint()

@@ -46,7 +46,8 @@ def norm(
     """
     axes = normalize_axes(axis, x.ndim)
     count = len(axes)
-    if (ord is None and (axis is None or count in (1, 2))) or (ord == "fro" and count == 2):
+    euclidean = (count, ord) in ((1, 2), (2, "fro"))
+    if euclidean or (ord is None and (axis is None or count in (1, 2))):
         return root(sum(square(x), axes, keepdims))
     known = {1: "p >= 1, inf, -inf or None", 2: "1, -1, inf, -inf, 'fro' or None"}
     if count not in known:
@@ -55,8 +56,6 @@ def norm(
         extreme = max if ord > 0 else min
         if count == 1 and np.isinf(ord):
             return extreme(abs(x), axes, keepdims)
-        if count == 1 and ord == 2:
-            return root(sum(square(x), axes, keepdims))
         if count == 1 and ord >= 1:
             return root(sum(abs(x) ** ord, axes, keepdims), ord)
         if count == 2 and ord in (1, -1, np.inf, -np.inf):
@@ -184,9 +183,7 @@ def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Ax
     left, arrow, right = subscripts.replace(" ", "").partition("->")
     parts = left.split(",")
     if len(parts) != len(shapes):
-        raise ValueError(
-            f"{subscripts!r} describes {len(parts)} operands, but {len(shapes)} were given"
-        )
+        raise ValueError(f"{subscripts!r} describes {len(parts)} operands, not {len(shapes)}")
     inputs = []
     for part, shape in zip(parts, shapes, strict=True):
         letters = part.replace("...", "", 1)

@@ -196,14 +196,16 @@ def binary_cross_entropy_with_logits(
             f"targets are probabilities, from 0 to 1; these run from {values.min()} to "
             f"{values.max()}"
         )
-    positive = t * softplus(-logits)
     if pos_weight is not None:
         if np.broadcast_shapes(pos_weight.shape, t.shape) != t.shape:
             raise ValueError(f"pos_weight of shape {pos_weight.shape} does not go with {t.shape}")
         factors = as_array(pos_weight)
         if (factors < 0).any():
             raise ValueError(f"pos_weight is not negative, unlike {factors.min()}")
-        positive = positive * pos_weight.astype(t.dtype)
+        pos_weight = pos_weight.astype(t.dtype)
+    positive = t * softplus(-logits)
+    if pos_weight is not None:
+        positive = positive * pos_weight
     return _reduced(positive + (1 - t) * softplus(logits), reduction)
 
 

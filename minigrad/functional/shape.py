@@ -73,9 +73,7 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     arrays = list(arrays)
     shapes = {np.shape(array) for array in arrays}
     if len(shapes) != 1:
-        raise ValueError(
-            f"takes arrays of one shape, not of {sorted(shapes) if shapes else 'none'}"
-        )
+        raise ValueError(f"takes arrays of one shape, not of {sorted(shapes) or 'none'}")
     axis = normalize_axis(axis, len(shapes.pop()) + 1)
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
 

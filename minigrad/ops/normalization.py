@@ -155,8 +155,5 @@ def _checked_sizes(
         raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
     for parameter in parameters:
         if parameter is not None and np.shape(parameter) != sizes:
-            raise ValueError(
-                f"weight and bias have the shape that is normalised, {sizes}, "
-                f"not {np.shape(parameter)}"
-            )
+            raise ValueError(f"weight and bias have shape {sizes}, not {np.shape(parameter)}")
     return sizes

@@ -118,14 +118,9 @@ linear.vjp("bias", lambda g: g)
 def check_linear(x: Array, weight: Array, bias: Array) -> None:
     """Raise an error if the operands of a linear map do not go together."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
-            f"shapes are (..., d_in) and (d_out, d_in)"
-        )
+        raise ValueError("x does not go with the weight; shapes are (..., d_in) and (d_out, d_in)")
     if bias is not None and np.shape(bias) != weight.shape[:1]:
-        raise ValueError(
-            f"a bias of shape {np.shape(bias)} does not fit; it must be {weight.shape[:1]}"
-        )
+        raise ValueError(f"a bias of shape {np.shape(bias)}, but it must be {weight.shape[:1]}")
 
 
 @op(
@@ -162,15 +157,10 @@ def lora_linear(
     x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
     check_linear(x, weight, bias)
     if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != lora_b.shape[1]:
-        raise ValueError(
-            f"A of shape {lora_a.shape} does not go with B of shape {lora_b.shape}; "
-            f"shapes are (rank, d_in) and (d_out, rank)"
-        )
+        raise ValueError("A does not go with B; shapes are (rank, d_in) and (d_out, rank)")
     product = lora_b.shape[0], lora_a.shape[1]
     if product != weight.shape:
-        raise ValueError(
-            f"B A has shape {product}, which is not that of the weight, {weight.shape}"
-        )
+        raise ValueError(f"B A has shape {product}, but the weight has {weight.shape}")
     y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale))
     return y.reshape(*x.shape[:-1], weight.shape[0]), h
 
