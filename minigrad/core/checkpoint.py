@@ -81,23 +81,19 @@ class DryRun(Observer):
         self.recorded = recorded  # whether the result gets a node, although the run leaves no graph
         self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
-        self.states: list[tuple[np.random.Generator, Any]] = []
+        self.states: dict[np.random.Generator, Any] = {}
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Note the tensors from outside among the inputs."""
         for value in inputs:
+            node = value.node if isinstance(value, Tensor) else None
             # A newer node was recorded in this run, by a derivative that the function takes.
-            if (
-                isinstance(value, Tensor)
-                and value.node is not None
-                and value.node.order < self._start
-            ):
-                self.outside[value.node] = value
+            if node is not None and node.order < self._start:
+                self.outside[node] = value
 
     def on_random(self, generator: np.random.Generator) -> None:
         """Note the state of a generator that is drawn from for the first time."""
-        if all(generator is not known for known, _ in self.states):
-            self.states.append((generator, generator.bit_generator.state))
+        self.states.setdefault(generator, generator.bit_generator.state)
 
 
 @dataclass
@@ -106,7 +102,7 @@ class Rerun:
 
     function: Callable[..., Tensor]
     arguments: list[Any]
-    states: list[tuple[np.random.Generator, Any]]
+    states: dict[np.random.Generator, Any]
     fingerprint: tuple[Any, ...]
 
     def run(self, *inputs: Any) -> Tensor:
@@ -116,15 +112,15 @@ class Rerun:
         they have now.
         """
         observers = mode.observers
-        present = [generator.bit_generator.state for generator, _ in self.states]
+        present = {generator: generator.bit_generator.state for generator in self.states}
         for observer in observers:
             observer.on_rerun(True)
         try:
-            for generator, state in self.states:
+            for generator, state in self.states.items():
                 generator.bit_generator.state = state
             result = self.function(*inputs)
         finally:
-            for (generator, _), state in zip(self.states, present, strict=True):
+            for generator, state in present.items():
                 generator.bit_generator.state = state
             for observer in observers:
                 observer.on_rerun(False)

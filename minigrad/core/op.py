@@ -75,14 +75,7 @@ _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 
 
 class VJP:
-    """A derivative, with its parameters resolved to the values that a call has to save for it.
-
-    Attributes:
-        derivative: called as `derivative(g, *saved)`.
-        slots: for each parameter after `g`, its index among the op's parameters and then `out`,
-            `argnum` and `residuals`, and whether only the shape is needed.
-        cost: the FLOPs, by the name of an input for a joint VJP; None if a run finds them.
-    """
+    """A derivative, with its parameters resolved to the values that a call has to save for it."""
 
     __slots__ = ("cost", "derivative", "slots")
 
@@ -101,6 +94,7 @@ class VJP:
             )
         special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
+        # For each parameter after `g` its index in `known`, and whether only the shape is needed.
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
             shape_only = name not in known
@@ -112,8 +106,8 @@ class VJP:
                     f"{op.parameters[0]}_shape"
                 )
             self.slots.append((slot, shape_only))
-        self.derivative = derivative
-        self.cost = cost
+        self.derivative = derivative  # called as `derivative(g, *saved)`
+        self.cost = cost  # in FLOPs, of a joint VJP by the name of an input; None if a run finds it
 
 
 class Op(OpLike, Generic[P]):

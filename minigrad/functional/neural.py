@@ -261,7 +261,10 @@ def _attention_shape(query: Array, key: Array, value: Array) -> tuple[int, ...]:
     if any(len(shape) < 2 for shape in shapes):
         raise ValueError(f"takes stacks of vectors (..., L, d), not shapes {shapes}")
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
-        raise ValueError(f"shapes are (..., L, d), (..., S, d) and (..., S, d_v), not {shapes}")
+        raise ValueError(
+            f"query, key and value have shapes (..., L, d), (..., S, d) and (..., S, d_v), "
+            f"not {shapes}"
+        )
     if 0 in key.shape[-2:]:
         raise ValueError(f"there is nothing to attend to in shapes {shapes}")
     try:

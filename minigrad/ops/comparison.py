@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
-from minigrad.ops.of_numpy import binary, booleans, index, logical, logical_reduction, unary
+from minigrad.ops.of_numpy import binary, booleans, index, logical, logical_reducer, unary
 
 equal = binary("equal", "a == b, as booleans.")
 not_equal = binary("not_equal", "a != b, as booleans.")
@@ -29,14 +29,16 @@ logical_and = logical(
 logical_or = logical(
     "logical_or", "a or b, element by element; raises a TypeError unless both are booleans."
 )
-any = logical_reduction(
+any = logical_reducer(
     "any",
-    "True if any element over `axis` is true; raises a TypeError unless all are booleans.",
+    "True if any element over `axis` is true, False if there are none; raises a TypeError unless x "
+    "is of booleans.",
     "logical_or",
 )
-all = logical_reduction(
+all = logical_reducer(
     "all",
-    "True if all elements over `axis` are true; raises a TypeError unless all are booleans.",
+    "True if all elements over `axis` are true, also if there are none; raises a TypeError unless "
+    "x is of booleans.",
     "logical_and",
 )
 

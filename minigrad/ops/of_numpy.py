@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import linecache
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -22,28 +22,22 @@ from minigrad.ops.shape import as_tuple
 P = ParamSpec("P")
 
 
-class OfNumpy(Generic[P]):
-    """Makes ops of functions of numpy, of which it writes the forward.
+def of_numpy(example: Callable[P, Any], result: str, floats: bool = False) -> Callable[..., Op[P]]:
+    """Return a function that makes ops of functions of numpy, of which it writes the forward.
+
+    It takes the name of the op, its docstring, and further properties as for `op`; `of` is the name
+    of numpy's function if it is another one.
 
     Args:
         example: a function with the parameters that the ops have.
         result: what a forward returns, with `{name}` where the name of numpy's function stands.
         floats: whether they are functions of floats, as for `op`.
     """
+    parameters = inspect.signature(example).parameters.values()
+    listed = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
 
-    def __init__(self, example: Callable[P, Any], result: str, floats: bool = False) -> None:
-        self.example = example
-        self.result = result
-        self.floats = floats
-
-    def __call__(self, name: str, text: str, of: str = "", **properties: Any) -> Op[P]:
-        """Make the op `name`, with the docstring `text` and further properties as for `op`.
-
-        `of` is the name of numpy's function if it is another one.
-        """
-        parameters = inspect.signature(self.example).parameters.values()
-        listed = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
-        source = f"def {name}({listed}):\n    return {self.result.format(name=of or name)}\n"
+    def make(name: str, text: str, of: str = "", **properties: Any) -> Op[P]:
+        source = f"def {name}({listed}):\n    return {result.format(name=of or name)}\n"
         filename = f"<the forward of {name}>"
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
         namespace = {"np": np, "as_tuple": as_tuple, "booleans": booleans}
@@ -51,9 +45,11 @@ class OfNumpy(Generic[P]):
         exec(compile(source, filename, "exec"), namespace)
         forward: Any = namespace[name]
         forward.__doc__ = text
-        forward.__annotations__ = self.example.__annotations__
-        made: Op[P] = op(floats=self.floats, **properties)(forward)
+        forward.__annotations__ = example.__annotations__
+        made: Op[P] = op(floats=floats, **properties)(forward)
         return made
+
+    return make
 
 
 def booleans(x: Array) -> Array:
@@ -70,12 +66,13 @@ def _reduction(x: Array, axis: Axis = None, keepdims: bool = False) -> Array: ..
 def _index(x: Array, axis: int | None = None, keepdims: bool = False) -> Array: ...
 
 
-_OVER = "axis=as_tuple(axis), keepdims=keepdims)"  # of a function whose wrapper would take time
-
-unary = OfNumpy(_unary, "np.{name}(x)")
-curve = OfNumpy(_unary, "np.{name}(x)", floats=True)
-binary = OfNumpy(_binary, "np.{name}(a, b)")
-logical = OfNumpy(_binary, "np.{name}(booleans(a), booleans(b))")
-reduction = OfNumpy(_reduction, "np.{name}.reduce(x, " + _OVER)
-logical_reduction = OfNumpy(_reduction, "np.{name}.reduce(booleans(x), " + _OVER)
-index = OfNumpy(_index, "x.{name}(axis, keepdims=keepdims)")
+unary = of_numpy(_unary, "np.{name}(x)")
+curve = of_numpy(_unary, "np.{name}(x)", floats=True)
+binary = of_numpy(_binary, "np.{name}(a, b)")
+logical = of_numpy(_binary, "np.{name}(booleans(a), booleans(b))")
+# np.max and the like are wrappers of these, which take longer than a small array does.
+reducer = of_numpy(_reduction, "np.{name}.reduce(x, axis=as_tuple(axis), keepdims=keepdims)")
+logical_reducer = of_numpy(
+    _reduction, "np.{name}.reduce(booleans(x), axis=as_tuple(axis), keepdims=keepdims)"
+)
+index = of_numpy(_index, "x.{name}(axis, keepdims=keepdims)")

@@ -15,7 +15,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
-from minigrad.ops.of_numpy import reduction
+from minigrad.ops.of_numpy import reducer
 from minigrad.ops.shape import (
     as_tuple,
     astype,
@@ -44,13 +44,13 @@ sum.vjp(
 )
 
 
-max = reduction(
+max = reducer(
     "max",
     "The largest element over `axis`, and a nan if there is one; several share the gradient. "
     "Raises a ValueError if there is nothing to choose from.",
     "maximum",
 )
-min = reduction(
+min = reducer(
     "min",
     "The smallest element over `axis`, and a nan if there is one; several share the gradient. "
     "Raises a ValueError if there is nothing to choose from.",
@@ -107,7 +107,7 @@ def _sums_from_the_end(g: Array, axis: int | None) -> Array:
     return flip(cumsum(flip(g, axis), axis), axis)
 
 
-prod = reduction(
+prod = reducer(
     "prod",
     "The product over `axis`, 1 of no elements; the derivative is the product of the others, also "
     "where some are 0.",

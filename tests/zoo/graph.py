@@ -112,7 +112,7 @@ MUTANTS: list[Mutant] = [
     fault(
         "a checkpoint forgets the tensors that it was not handed",
         "cut graph",
-        partial(edited, DryRun.on_call, ("self.outside[value.node] = value", "pass")),
+        partial(edited, DryRun.on_call, ("self.outside[node] = value", "pass")),
         lambda x, w: minigrad.checkpoint(lambda x: x * w, x),
         normal(3),
         normal(3),
