@@ -159,9 +159,8 @@ class _Checkpoint(Op[Any]):
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
         given = node.arguments[0].arguments if node.arguments else ()  # none once they are freed
-        outside = {argnum: array for _, argnum, _, array in node.edges or ()}
-        # All of them, whatever the edges, because all of the function runs.
-        for argnum, value in (dict(enumerate(given)) | outside).items():
+        saved = dict(enumerate(given)) | {edge[1]: edge[3] for edge in node.edges or ()}
+        for argnum, value in saved.items():  # all of them: all of the function runs
             yield f"its input {argnum}", value
 
 

@@ -35,7 +35,8 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
     """
     check_reduction(reduction)
     target = _like(prediction, target)
-    size, usual = prediction.size, prediction.dtype in _FLOATS and target.dtype == prediction.dtype
+    size = prediction.size
+    usual = prediction.dtype in _FLOATS and target.dtype == prediction.dtype
     if reduction != "none" and usual and size:
         return squared_error(prediction, target, float(size) if reduction == "mean" else 1.0)
     difference = prediction - target
