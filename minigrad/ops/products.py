@@ -118,7 +118,10 @@ linear.vjp("bias", lambda g: g)
 def check_linear(x: Array, weight: Array, bias: Array) -> None:
     """Raise an error if the operands of a linear map do not go together."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
-        raise ValueError("x does not go with the weight; shapes are (..., d_in) and (d_out, d_in)")
+        raise ValueError(
+            f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
+            f"shapes are (..., d_in) and (d_out, d_in)"
+        )
     if bias is not None and np.shape(bias) != weight.shape[:1]:
         raise ValueError(f"a bias of shape {np.shape(bias)}, but it must be {weight.shape[:1]}")
 

@@ -695,7 +695,7 @@ def test_wrong_operands_of_the_op_are_refused():
         with pytest.raises(TypeError, match="nf4_linear: the weight is an NF4Matrix, not"):
             nf4_linear(minigrad.tensor(x), wrong)
     for wrong in (np.ones((4, 2)), np.ones(())):
-        with pytest.raises(ValueError, match="nf4_linear: x does not go with the weight"):
+        with pytest.raises(ValueError, match="nf4_linear: x of shape"):
             nf4_linear(wrong, weight)
     with pytest.raises(ValueError, match=r"nf4_linear: a bias of shape \(3,\)"):
         nf4_linear(x, weight, np.ones(3))
