@@ -38,28 +38,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(FAILED, f"{self.prog}: {message}\n")
 
 
-def add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `check` to a parser."""
-    parser.add_argument(
-        "target", help="file.py:function or package.module:function; a Module will do as well"
-    )
-    parser.add_argument(
-        "--shapes", required=True, type=shapes,
-        help="of the inputs, as in 3x4,4x5; () is a number, and an empty text stands for none",
-    )  # fmt: skip
-    parser.add_argument("--order", type=int, choices=(1, 2), default=2, help="up to which (2)")
-    parser.add_argument(
-        "--dtype", choices=("float64", "float32", "float16"), default="float64", help="(float64)"
-    )
-    parser.add_argument(
-        "--range", type=interval, metavar="LOW,HIGH",
-        help="draw the inputs evenly from here, not from the normal distribution",
-    )  # fmt: skip
-    parser.add_argument("--samples", type=int, help="elements of an operand to compare (all)")
-    parser.add_argument("--tolerance", type=float, default=1e-6, help="in float64 (1e-6)")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
-
-
 def shapes(text: str) -> list[tuple[int, ...]]:
     """Parse the shapes in a text such as "3x4,4x5"."""
     found = []
@@ -151,7 +129,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("python -m minigrad", description="Check gradients; what it runs on.")
     commands = parser.add_subparsers(dest="command", metavar="command")
     checked = commands.add_parser("check", help="compare the gradients of a function in a file")
-    add_check_arguments(checked)
+    checked.add_argument(
+        "target", help="file.py:function or package.module:function; a Module will do as well"
+    )
+    checked.add_argument(
+        "--shapes", required=True, type=shapes,
+        help="of the inputs, as in 3x4,4x5; () is a number, and an empty text stands for none",
+    )  # fmt: skip
+    checked.add_argument("--order", type=int, choices=(1, 2), default=2, help="up to which (2)")
+    checked.add_argument(
+        "--dtype", choices=("float64", "float32", "float16"), default="float64", help="(float64)"
+    )
+    checked.add_argument(
+        "--range", type=interval, metavar="LOW,HIGH",
+        help="draw the inputs evenly from here, not from the normal distribution",
+    )  # fmt: skip
+    checked.add_argument("--samples", type=int, help="elements of an operand to compare (all)")
+    checked.add_argument("--tolerance", type=float, default=1e-6, help="in float64 (1e-6)")
+    checked.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
     warm = commands.add_parser("warmup", help="compile the kernels ahead, for the next processes")
     warm.add_argument("--all", action="store_true", help="those of float64 too")
     commands.add_parser("config", help="show versions, processor, threads and compiled kernels")

@@ -33,12 +33,12 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
 
 def zeros(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of zeros, of a shape given as `(2, 3)` or `2, 3`."""
-    return Tensor(np.zeros(_shape(shape), dtype), requires_grad)
+    return Tensor(np.zeros(as_shape(shape), dtype), requires_grad)
 
 
 def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False) -> Tensor:
     """Make a tensor of ones, of a shape given as `(2, 3)` or `2, 3`."""
-    return Tensor(np.ones(_shape(shape), dtype), requires_grad)
+    return Tensor(np.ones(as_shape(shape), dtype), requires_grad)
 
 
 def full(
@@ -46,7 +46,7 @@ def full(
 ) -> Tensor:
     """Make a tensor of one value, of the dtype of `tensor(fill_value)` unless one is given."""
     filling = as_array(fill_value, dtype)
-    return Tensor(np.full(_shape((shape,)), filling, filling.dtype), requires_grad)
+    return Tensor(np.full(as_shape((shape,)), filling, filling.dtype), requires_grad)
 
 
 def zeros_like(x: Tensor, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
@@ -96,7 +96,7 @@ def randn(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the standard normal distribution."""
-    values = np.asarray(generator(rng).standard_normal(_shape(shape)))
+    values = np.asarray(generator(rng).standard_normal(as_shape(shape)))
     return Tensor(values.astype(dtype), requires_grad)
 
 
@@ -104,16 +104,16 @@ def rand(
     *shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = False, rng: Rng = None
 ) -> Tensor:
     """Draw from the uniform distribution on [0, 1)."""
-    return Tensor(np.asarray(generator(rng).random(_shape(shape))).astype(dtype), requires_grad)
+    return Tensor(np.asarray(generator(rng).random(as_shape(shape))).astype(dtype), requires_grad)
 
 
 def randint(low: int, high: int, shape: Shape, *, rng: Rng = None) -> Tensor:
     """Draw from the integers `low` to `high` - 1."""
-    return Tensor(np.asarray(generator(rng).integers(low, high, _shape((shape,)))))
+    return Tensor(np.asarray(generator(rng).integers(low, high, as_shape((shape,)))))
 
 
-def _shape(sizes: tuple[Shape, ...]) -> tuple[int, ...]:
+def as_shape(sizes: Any) -> tuple[int, ...]:
     """Return `(2, 3)` for both f(2, 3) and f((2, 3))."""
-    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
-        return tuple(operator.index(size) for size in sizes[0])
-    return tuple(operator.index(size) for size in sizes)  # type: ignore[arg-type]  # ints by now
+    if len(sizes) == 1 and isinstance(sizes[0], (Sequence, np.ndarray)):
+        (sizes,) = sizes
+    return tuple(operator.index(size) for size in sizes)

@@ -21,11 +21,4 @@ def op_error(kind: type[E], op: str, message: str) -> E:
 
 def op_of(error: Exception) -> str | None:
     """Return the name of the function that raised the error, or None for another error."""
-    op: str | None = vars(error).get("op")
-    return op
-
-
-def message_of(error: Exception) -> str:
-    """Return the message of an error, without the name of the function."""
-    message: str = vars(error).get("message", str(error))
-    return message
+    return vars(error).get("op")

@@ -7,19 +7,18 @@ This module makes them and attaches them; `help(Tensor.sum)` shows what the op `
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minigrad import functional, ops
 from minigrad.core.backward import backward
 from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
+from minigrad.creation import as_shape
 
 # Python's name of each operator of two operands, its symbol if it can write in place (`x += y`),
 # numpy's function for it, and the op of both.
@@ -138,26 +137,6 @@ class Operators(Tensor):
             raise TypeError(_use_instead(function.__name__, function.__module__))
         return function(*_unwrapped(list(args)), **_unwrapped(dict(options)))
 
-    def backward(
-        self,
-        gradient: Tensor | NDArray[Any] | None = None,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-    ) -> None:
-        """Add dL/dx to `x.grad` for every leaf x that this tensor, L, was computed from.
-
-        Args:
-            gradient: the vector v of v^T dL/dx; may be left out if L has one element.
-            retain_graph: keep the graph for another backward pass; by default as `create_graph`.
-            create_graph: make the gradients differentiable themselves.
-
-        Raises:
-            ValueError: if a gradient is missing or has another shape.
-            RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
-                pass, or an array that it saved was written since.
-        """
-        backward(self, gradient, retain_graph, create_graph)
-
     @property
     def T(self) -> Tensor:  # noqa: N802  # the name in numpy and in every formula
         """The tensor with all axes in reverse order."""
@@ -169,7 +148,7 @@ class Operators(Tensor):
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
         """Return the elements in another shape, `(2, 3)` or `2, 3`, of which one size may be -1."""
-        return ops.reshape.call(self, _sizes(shape))
+        return ops.reshape.call(self, as_shape(shape))
 
     def flatten(self) -> Tensor:
         """Return all elements in one axis."""
@@ -177,14 +156,7 @@ class Operators(Tensor):
 
     def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
         """Put the axes in another order, `(1, 0)` or `1, 0`; without any, in reverse order."""
-        return ops.transpose.call(self, None if axes in ((), (None,)) else _sizes(axes))
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    """Return `(2, 3)` for both f(2, 3) and f((2, 3))."""
-    if len(values) == 1 and isinstance(values[0], (tuple, list, np.ndarray)):
-        values = values[0]
-    return tuple(operator.index(value) for value in values)
+        return ops.transpose.call(self, None if axes in ((), (None,)) else as_shape(axes))
 
 
 def _unwrapped(value: Any) -> Any:
@@ -218,6 +190,7 @@ ATTACHED: dict[str, Any] = {
     **{f"__{name}__": _operator(op) for name, *_, op in (*_REFLECTED, *_COMPARISONS)},
     **{f"__r{name}__": _reflected(op) for name, *_, op in _REFLECTED},
     **{f"__i{name}__": _in_place(op, symbol) for name, symbol, _, op in _REFLECTED if symbol},
+    "backward": backward,
     "__neg__": _method(ops.negative),
     "__abs__": _method(ops.abs),
     "__invert__": _method(ops.logical_not),

@@ -25,7 +25,7 @@ derivative zero. No tensor's `.grad` or `requires_grad` is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,10 +64,7 @@ def value_and_grad(f: Function, argnums: Argnums = 0, has_aux: bool = False) -> 
         ValueError: when called, if `argnums` are repeated or out of range, or f returns more than
             one element.
     """
-    _numbers("value_and_grad", argnums)
-    return lambda *args, **kwargs: _value_and_grad(
-        "value_and_grad", f, argnums, args, kwargs, has_aux
-    )
+    return _value_and_grad("value_and_grad", f, argnums, has_aux)
 
 
 def vjp(f: Function, *primals: Array) -> tuple[Tensor, Callable[[Array], tuple[Tensor, ...]]]:
@@ -177,10 +174,10 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
         TypeError: as `value_and_grad`.
         ValueError: as `value_and_grad`.
     """
-    _numbers("hessian", argnums)
+    gradients = _gradients_of("hessian", f, argnums)
 
     def transformed(*args: Any, **kwargs: Any) -> Any:
-        run = _Run("hessian", _gradients_of("hessian", f, argnums), argnums, args, kwargs)
+        run = _Run("hessian", gradients, argnums, args, kwargs)
         record = run.can_be_differentiated(*run.out)
         blocks = [_as_asked(run.rows(g, run.inputs, record), argnums) for g in run.out]
         return _as_asked(blocks, argnums)
@@ -189,13 +186,7 @@ def hessian(f: Function, argnums: Argnums = 0) -> Function:
 
 
 class _Run:
-    """A run of f on inputs at nodes of their own.
-
-    Attributes:
-        inputs: the arguments of f to differentiate by.
-        start: when these were made; no older node depends on them, so walks end there.
-        out: the result of f.
-    """
+    """A run of f on inputs at nodes of their own."""
 
     def __init__(
         self, name: str, f: Function, argnums: Argnums, args: Sequence[Any], kwargs: Any = None
@@ -220,7 +211,7 @@ class _Run:
         for i in positions:
             arguments[i] = _tensor(args[i], f"{name}: argument {i}")
         self.enabled = is_grad_enabled()
-        self.start = next(clock)
+        self.start = next(clock)  # no older node depends on the inputs, so walks end there
         with grad_mode(True):
             for i in positions:
                 x = arguments[i]
@@ -289,37 +280,37 @@ class _Run:
         return jacobians
 
 
-def _value_and_grad(
-    name: str,
-    f: Function,
-    argnums: Argnums,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    has_aux: bool = False,
-) -> tuple[Any, Any]:
-    run = _Run(name, f, argnums, args, kwargs)
-    out, aux = run.out, None
-    if has_aux:
-        if not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(f"{name}: with has_aux, f must return (value, aux), not {out!r:.60}")
-        out, aux = out
-    if _checked(name, out).size != 1:
-        raise ValueError(
-            f"{name}: f must return one element, not {out.describe()}; reduce it with .sum() or "
-            f".mean(), or take the derivatives of all elements with `jacobian`"
-        )
-    record = run.can_be_differentiated(out)
-    value = out if record else out.detach()
-    one = Tensor(np.ones_like(out._data))
-    # `aux` may lie on the same graph, and must not find it freed.
-    gradients = run.pull([out], [one], run.inputs, record, retain=has_aux)
-    return (value, run.detached(aux)) if has_aux else value, _as_asked(gradients, argnums)
+def _value_and_grad(name: str, f: Function, argnums: Argnums, has_aux: bool = False) -> Function:
+    _numbers(name, argnums)
+
+    def transformed(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        run = _Run(name, f, argnums, args, kwargs)
+        out, aux = run.out, None
+        if has_aux:
+            if not (isinstance(out, tuple) and len(out) == 2):
+                raise TypeError(
+                    f"{name}: with has_aux, f must return (value, aux), not {out!r:.60}"
+                )
+            out, aux = out
+        if _checked(name, out).size != 1:
+            raise ValueError(
+                f"{name}: f must return one element, not {out.describe()}; reduce it with .sum() "
+                f"or .mean(), or take the derivatives of all elements with `jacobian`"
+            )
+        record = run.can_be_differentiated(out)
+        value = out if record else out.detach()
+        one = Tensor(np.ones_like(out._data))
+        # `aux` may lie on the same graph, and must not find it freed.
+        gradients = run.pull([out], [one], run.inputs, record, retain=has_aux)
+        return (value, run.detached(aux)) if has_aux else value, _as_asked(gradients, argnums)
+
+    return transformed
 
 
 def _gradients_of(name: str, f: Function, argnums: Argnums) -> Function:
     """Return a function of f's arguments that returns the tuple of gradients."""
-    several = argnums if isinstance(argnums, Sequence) else (argnums,)
-    return lambda *args, **kwargs: _value_and_grad(name, f, several, args, kwargs)[1]
+    both = _value_and_grad(name, f, _numbers(name, argnums))
+    return lambda *args, **kwargs: both(*args, **kwargs)[1]
 
 
 def _as_asked(results: Sequence[Any], argnums: Argnums) -> Any:

@@ -28,7 +28,21 @@ def backward(
     retain_graph: bool | None = None,
     create_graph: bool = False,
 ) -> None:
-    """Add the gradients of `tensor` to `.grad` of its leaves, as `Tensor.backward` documents it."""
+    """Add dL/dx to `x.grad` for every leaf x that this tensor, L, was computed from.
+
+    It is the method `Tensor.backward`.
+
+    Args:
+        tensor: L.
+        gradient: the vector v of v^T dL/dx; may be left out if L has one element.
+        retain_graph: keep the graph for another backward pass; by default as `create_graph`.
+        create_graph: make the gradients differentiable themselves.
+
+    Raises:
+        ValueError: if a gradient is missing or has another shape.
+        RuntimeError: if nothing here requires a gradient, the graph was freed by an earlier
+            pass, or an array that it saved was written since.
+    """
     seed = initial_gradient(tensor, gradient, "backward", create_graph)
     root = node_of(tensor, "backward")
     for observer in mode.observers:
@@ -177,15 +191,11 @@ def propagate(
             if last_write[0] != checked:  # a hook has written in the middle of the pass
                 check_unwritten([node], needed)
             op = node.op
-            if wanted is None:
-                if op is None:
-                    arrived[node] = g
-                    continue
-            else:
-                if node in wanted:
-                    arrived[node] = g
-                if op is None or node in stop:
-                    continue
+            is_wanted = op is None if wanted is None else node in wanted
+            if is_wanted:
+                arrived[node] = g
+            if op is None or node in stop:
+                continue
             edges: Any = node.edges
             if needed is not None:
                 edges = [edge for edge in edges or () if edge[0] in needed]
@@ -264,30 +274,21 @@ def fit_to_input(result: Any, parent: Node, op: OpLike, argnum: int) -> Any:
             f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned {result!r}; "
             f"a VJP returns an array (a Tensor when its arguments are Tensors)"
         )
-    given = result.shape
-    if given != parent.shape:
-        extra = result.ndim - len(parent.shape)
-        stretched = [
-            extra + axis
-            for axis, (size, target) in enumerate(
-                zip(result.shape[max(extra, 0) :], parent.shape, strict=False)
-            )
-            if target == 1 and size != 1
-        ]
-        if extra > 0 or stretched:
-            axes = (*range(extra), *stretched)
-            if isinstance(result, Tensor):
-                result = result.sum(axes, keepdims=True)
-            else:
-                result = sum_over(result, axes, keepdims=True)
-        if extra > 0:
-            result = result.reshape(result.shape[extra:])
-        if result.shape != parent.shape:
+    if result.shape != parent.shape:
+        extra = max(result.ndim - len(parent.shape), 0)
+        sizes = zip(result.shape[extra:], parent.shape, strict=False)
+        stretched = [extra + i for i, (size, target) in enumerate(sizes) if target == 1 != size]
+        axes, total = (*range(extra), *stretched), result
+        if axes and isinstance(result, Tensor):
+            total = result.sum(axes, keepdims=True)
+        elif axes:
+            total = sum_over(result, axes, keepdims=True)
+        if total.shape[extra:] != parent.shape:
             raise ValueError(
-                f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned a "
-                f"gradient of shape {given}, which cannot be summed to the input's "
-                f"{parent.shape}"
+                f"the VJP of `{op.name}` for its input {op.input_name(argnum)} returned a gradient "
+                f"of shape {result.shape}, which cannot be summed to the input's {parent.shape}"
             )
+        result = total.reshape(parent.shape) if extra else total
     if result.dtype != parent.dtype:
         result = result.astype(parent.dtype)
     return np.asarray(result) if isinstance(result, np.generic) else result
@@ -356,13 +357,9 @@ def initial_gradient(tensor: Tensor, gradient: Any, role: str, create_graph: boo
             )
         seed = np.ones(value.shape, value.dtype) if value.ndim else np.array(1, value.dtype)
         return Tensor(seed) if create_graph else seed
-    shape = np.shape(gradient._data if isinstance(gradient, Tensor) else gradient)
-    if shape != value.shape:
-        raise ValueError(
-            f"{role}: the gradient has shape {shape}, the tensor {value.shape}; they must be "
-            f"the same"
-        )
+    array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
+    if array.shape != value.shape:
+        raise ValueError(f"{role}: the gradient has shape {array.shape}, the tensor {value.shape}")
     if create_graph:
         return (gradient if isinstance(gradient, Tensor) else Tensor(gradient)).astype(value.dtype)
-    array = np.asarray(gradient._data if isinstance(gradient, Tensor) else gradient)
     return array.astype(value.dtype, copy=False)  # nothing writes to it, and `take` copies it

@@ -82,20 +82,19 @@ class DryRun(Observer):
         self.recorded = recorded
         self._start = next(clock)
         self.outside: dict[Node, Tensor] = {}
-        self.states: list[tuple[np.random.Generator, Any]] = []
+        self.states: dict[np.random.Generator, Any] = {}
 
     def on_call(self, op: Op[Any], inputs: Sequence[Any], result: Any) -> None:
         """Note the tensors from outside among the inputs."""
         for value in inputs:
-            # A newer node was recorded in this run, by a derivative that the function takes.
             node = value.node if isinstance(value, Tensor) else None
+            # A newer node was recorded in this run, by a derivative that the function takes.
             if node is not None and node.order < self._start:
                 self.outside[node] = value
 
     def on_random(self, generator: np.random.Generator) -> None:
         """Note the state of a generator that is drawn from for the first time."""
-        if all(generator is not known for known, _ in self.states):
-            self.states.append((generator, generator.bit_generator.state))
+        self.states.setdefault(generator, generator.bit_generator.state)
 
 
 @dataclass
@@ -104,7 +103,7 @@ class Rerun:
 
     function: Callable[..., Tensor]
     arguments: list[Any]
-    states: list[tuple[np.random.Generator, Any]]
+    states: dict[np.random.Generator, Any]
     fingerprint: tuple[Any, ...]
 
     def run(self, *inputs: Any) -> Tensor:
@@ -114,15 +113,15 @@ class Rerun:
         they have now.
         """
         observers = mode.observers
-        present = [generator.bit_generator.state for generator, _ in self.states]
+        present = {generator: generator.bit_generator.state for generator in self.states}
         for observer in observers:
             observer.on_rerun(True)
         try:
-            for generator, state in self.states:
+            for generator, state in self.states.items():
                 generator.bit_generator.state = state
             result = self.function(*inputs)
         finally:
-            for (generator, _), state in zip(self.states, present, strict=True):
+            for generator, state in present.items():
                 generator.bit_generator.state = state
             for observer in observers:
                 observer.on_rerun(False)
@@ -160,13 +159,10 @@ class _Checkpoint(Op[Any]):
         return str(argnum)
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
-        for _, argnum, _, array in node.edges or ():  # all of them: all of the function runs
-            yield f"its input {argnum}", array
-        for rerun in node.arguments:  # none once they are freed
-            parents = {edge[1] for edge in node.edges or ()}
-            for argnum, value in enumerate(rerun.arguments):
-                if argnum not in parents:
-                    yield f"its input {argnum}", value
+        given = node.arguments[0].arguments if node.arguments else ()  # none once they are freed
+        saved = dict(enumerate(given)) | {edge[1]: edge[3] for edge in node.edges or ()}
+        for argnum, value in saved.items():  # all of them: all of the function runs
+            yield f"its input {argnum}", value
 
 
 CHECKPOINT = _Checkpoint()

@@ -223,7 +223,8 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
         result = Tensor.at(out, None)
         ((_, vjp),) = op.vjps
         # What all edges share is saved once: as much for each of n inputs would be n^2.
-        saved = _saved(vjp, [list(data), *options.values(), out, _ARGNUM])
+        slots = [list(data), *options.values(), out, _ARGNUM]
+        saved = [shape(slots[slot]) if only else slots[slot] for slot, only in vjp.slots]
         edges = [
             (tensor.node, i, vjp, *(i if value is _ARGNUM else value for value in saved))
             for i, tensor in enumerate(tensors)
@@ -237,10 +238,6 @@ def on_sequence(op: OpLike, /, *args: Any, **options: Any) -> Tensor:
 
 
 _ARGNUM = object()  # stands for the argnum of an input until that is known
-
-
-def _saved(vjp: Any, values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(shape(values[slot]) if only else values[slot] for slot, only in vjp.slots)
 
 
 def shape(value: Any) -> Any:
@@ -292,11 +289,8 @@ def agree(
         if isinstance(value, (np.ndarray, list, tuple)):
             arrays[i] = as_array(value)
         elif value.__class__ not in NUMBERS and (value is not None or op.is_required(argnum)):
-            raise op_error(
-                TypeError,
-                op.name,
-                f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}",
-            )
+            text = f"takes tensors, arrays and numbers, not {value!r} for {op.input_name(argnum)}"
+            raise op_error(TypeError, op.name, text)
     firm = [x for i, x in arrays.items() if not isinstance(agreed[i], (list, tuple))]
     target = common_float(firm or list(arrays.values()))
     if target is not None and len(values) > 1:
@@ -371,7 +365,7 @@ def view(out: Any, values: Sequence[Any]) -> Any:
 
 
 def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
-    """Return an error of numpy's with the op's name and its operands; one of our own as it is."""
+    """Return the error of a forward with the op's name and operands; one with its name as it is."""
     if op_of(error) == op.name:
         return error
     operands = ", ".join(

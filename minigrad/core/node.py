@@ -18,7 +18,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from inspect import Signature
+from inspect import Parameter, Signature
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,10 +63,13 @@ class OpLike(Protocol):
         """List the values that a backward pass along these edges uses, with a description each."""
 
     def input_name(self, argnum: int) -> str:
-        """Name the input `argnum`, for a message."""
+        """Return the name of the input at `argnum` for a message."""
+        return f"{self.parameters[0]}[{argnum}]" if self.takes_sequence else self.parameters[argnum]
 
     def is_required(self, argnum: int) -> bool:
-        """Return whether the input `argnum` cannot be left out."""
+        """Return whether the input at `argnum` cannot be left out."""
+        default = self.signature.parameters[self.parameters[argnum]].default
+        return self.takes_sequence or default is Parameter.empty
 
 
 class Node:
@@ -74,38 +77,26 @@ class Node:
 
     Nodes point to older nodes and never to a Tensor, so there are no reference cycles, and memory
     is freed with the last Tensor that needs it.
-
-    Attributes:
-        op: the op that was called, None for a leaf.
-        edges: for every input in need of a gradient `(parent, argnum, vjp, *saved)`: its node,
-            which of the op's inputs it was, the VJP of that input, and the residuals of the VJP.
-            None once a backward pass has freed them.
-        order: when the node was made, on the clock of `minigrad.versions`.
-        shape: the shape of the value, which is also that of its gradient.
-        dtype: the dtype of the value, which is also that of its gradient.
-        watched: whether there are hooks, or the gradient is to be retained.
-        grad: the gradient, for leaves and where `retains_grad` is set.
-        hooks: the functions that see, and may replace, each gradient.
-        arguments: the arguments of the op, saved only for an op that is replayed.
-        outdated: whether the leaf was converted to another dtype, and has another node now.
     """
 
     # `__dict__` is there for the last five, which are rarely set: as defaults of the class they
     # cost a node neither time nor memory until one is assigned.
     __slots__ = ("__dict__", "__weakref__", "dtype", "edges", "op", "order", "shape", "watched")
 
-    op: OpLike | None
+    op: OpLike | None  # that was called, None for a leaf
+    # One for each input in need of a gradient: its node, which of the op's inputs it was, the VJP
+    # of that input, and the residuals of the VJP. None once a backward pass has freed them.
     edges: Sequence[Edge] | None
-    order: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    watched: bool
+    order: int  # when the node was made, on the clock of `minigrad.versions`
+    shape: tuple[int, ...]  # of the value, and so of its gradient
+    dtype: np.dtype[Any]  # of both
+    watched: bool  # whether there are hooks, or the gradient is to be retained
 
-    grad: Any = None  # a Tensor, whose class is built on this one
+    grad: Any = None  # a Tensor, for leaves and where `retains_grad` is set
     retains_grad: bool = False
     hooks: tuple[Hook, ...] = ()
-    arguments: tuple[Any, ...] = ()
-    outdated: bool = False
+    arguments: tuple[Any, ...] = ()  # of the op, saved only for one that is replayed
+    outdated: bool = False  # whether the leaf was converted, and has a node of the new dtype now
 
     @classmethod
     def of(cls, op: OpLike | None, edges: Sequence[Edge], result: np.ndarray[Any, Any]) -> Node:

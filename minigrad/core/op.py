@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, update_wrapper
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, overload
 
@@ -75,14 +75,7 @@ _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 
 
 class VJP:
-    """A derivative, with its parameters resolved to the values that a call has to save for it.
-
-    Attributes:
-        derivative: called as `derivative(g, *saved)`.
-        slots: for each parameter after `g`, its index among the op's parameters and then `out`,
-            `argnum` and `residuals`, and whether only the shape is needed.
-        cost: the FLOPs, by the name of an input for a joint VJP; None if a run finds them.
-    """
+    """A derivative, with its parameters resolved to the values that a call has to save for it."""
 
     __slots__ = ("cost", "derivative", "slots")
 
@@ -101,6 +94,7 @@ class VJP:
             )
         special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
+        # For each parameter after `g` its index in `known`, and whether only the shape is needed.
         self.slots: list[tuple[int, bool]] = []
         for name in names[len(leading) :]:
             shape_only = name not in known
@@ -112,8 +106,8 @@ class VJP:
                     f"{op.parameters[0]}_shape"
                 )
             self.slots.append((slot, shape_only))
-        self.derivative = derivative
-        self.cost = cost
+        self.derivative = derivative  # called as `derivative(g, *saved)`
+        self.cost = cost  # in FLOPs, of a joint VJP by the name of an input; None if a run finds it
 
 
 class Op(OpLike, Generic[P]):
@@ -159,10 +153,8 @@ class Op(OpLike, Generic[P]):
         self.parameters = tuple(self.signature.parameters)
         self.takes_sequence = False
         self.call: Callable[..., Tensor] = self._first_call
-        self.name = self.__name__ = self.__qualname__ = forward.__name__
-        self.__doc__ = forward.__doc__
-        self.__module__ = forward.__module__
-        self.__wrapped__ = forward
+        self.name = forward.__name__
+        update_wrapper(self, forward)
         for asked in (self.cost, self.shape, self.nonfinite_hint):
             self._check_names(asked, "out")
         self._check_names(self.gradient_hint, "out", "g", "gradient")
@@ -199,12 +191,7 @@ class Op(OpLike, Generic[P]):
         Given g = dL/d(out), a VJP returns dL/d(input); broadcasting and dtypes are not its
         concern. It is written in ops and the operators + - * / ** and comparisons, and writes to no
         array. If it names `argnum`, the input is a sequence of arrays, and the VJP is for one of
-        them.
-
-        Args:
-            name: the input.
-            derivative: the VJP.
-            cost: the FLOPs of a VJP that is not written in ops, as for `op`.
+        them. `cost` is the FLOPs of a VJP that is not written in ops, as for `op`.
 
         Raises:
             ValueError: if there is no such input, it has a VJP, or the VJP names a value
@@ -240,14 +227,10 @@ class Op(OpLike, Generic[P]):
     ) -> None:
         """Give several inputs one VJP: `derivative(g, needs_input_grad, ...)` returns one for each.
 
-        `needs_input_grad` has a bool for each of `names`; where it is False, None will do.
-
-        Args:
-            names: the inputs.
-            derivative: the VJP.
-            cost: the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an
-                input, 0 where it is missing; under "shared", those that serve several inputs, which
-                may name `needs_input_grad`, the set of the inputs that need a gradient.
+        `needs_input_grad` has a bool for each of `names`; where it is False, None will do. `cost`
+        has the FLOPs of a VJP that is not written in ops, as for `op`, by the name of an input, 0
+        where it is missing; under "shared", those that serve several inputs, which may name
+        `needs_input_grad`, the set of the inputs that need a gradient.
 
         Raises:
             ValueError: if there is no such input, or the op has VJPs already.
@@ -282,15 +265,6 @@ class Op(OpLike, Generic[P]):
                 f"`{self.name}` has no input {name!r}, only {', '.join(self.parameters)}"
             )
         return self.parameters.index(name)
-
-    def is_required(self, argnum: int) -> bool:
-        """Return whether the input at `argnum` cannot be left out."""
-        default = self.signature.parameters[self.parameters[argnum]].default
-        return self.takes_sequence or default is inspect.Parameter.empty
-
-    def input_name(self, argnum: int) -> str:
-        """Return the name of the input at `argnum` for a message."""
-        return f"{self.parameters[0]}[{argnum}]" if self.takes_sequence else self.parameters[argnum]
 
     # ----------------------------------------------------------------------------------------------
     # The call
@@ -366,12 +340,8 @@ class Op(OpLike, Generic[P]):
 
     def saved_values(self, node: Node, edges: Sequence[Edge]) -> Iterator[tuple[str, Any]]:
         """List what a backward pass along `edges` of `node` would use, with descriptions."""
-        names = [
-            *(f"its input {name}" for name in self.parameters),
-            "its result",
-            "a number",
-            "its residuals",
-        ]
+        inputs = [f"its input {name}" for name in self.parameters]
+        names = [*inputs, "its result", "a number", "its residuals"]
         for _, _, vjp, *saved in edges:
             for (slot, shape_only), value in zip(vjp.slots, saved, strict=True):
                 if shape_only:
@@ -407,20 +377,18 @@ def replay(
                 assert linked.node is not None
                 inputs[argnum], ends[argnum] = linked, linked.node
         result = function(*inputs)
+    wanted_ends = [ends[argnum] for argnum in wanted]
     create_graph = isinstance(g, Tensor)
     arrived: dict[Node, Any] = {}
     if result.node is not None:
         arrived = propagate(
             {result.node: g},
-            wanted={ends[argnum] for argnum in wanted},
+            wanted=set(wanted_ends),
             stop=set(ends.values()),
             retain_graph=create_graph,
             create_graph=create_graph,
         )
-    return [
-        arrived[end] if end in arrived else np.zeros(end.shape, end.dtype)
-        for end in (ends[argnum] for argnum in wanted)
-    ]
+    return [arrived[e] if e in arrived else np.zeros(e.shape, e.dtype) for e in wanted_ends]
 
 
 @overload

@@ -326,9 +326,7 @@ class Tensor:
     def describe(self) -> str:
         """Describe the tensor in a few words for messages, without its values."""
         made_by = "" if self.node is None or self.node.op is None else f", made by {self.node.name}"
-        return (
-            f"a {type(self).__name__} of shape {self._data.shape} and dtype {self.dtype}{made_by}"
-        )
+        return f"a {type(self).__name__} of shape {self.shape} and dtype {self.dtype}{made_by}"
 
     def __repr__(self) -> str:
         name = type(self).__name__

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from minigrad.core.tensor import Tensor, as_array
-from minigrad.errors import message_of, op_error, op_of
+from minigrad.errors import op_error, op_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,7 +47,8 @@ def composition(function: Callable[P, R]) -> Callable[P, R]:
                 raise
             kinds: Any = ValueError, IndexError, TypeError  # numpy's AxisError is two of them
             kind = next(kind for kind in kinds if isinstance(error, kind))
-            raise op_error(kind, name, message_of(error)) from error
+            message = vars(error).get("message", str(error))  # without the name of an inner op
+            raise op_error(kind, name, message) from error
 
     if function.__module__.startswith("minigrad.functional."):
         COMPOSITIONS[name] = named

@@ -90,15 +90,14 @@ def one_hot(labels: Array, num_classes: int | None = None) -> Tensor:
     classes = as_integers("labels", labels)
     if num_classes is None:
         num_classes = int(classes.max()) + 1 if classes.size else 0
-    count = num_classes
-    if not isinstance(count, (int, np.integer)):
-        raise TypeError(f"num_classes is an integer, not {count!r}")
-    if count < 0:
-        raise ValueError(f"num_classes is not negative, unlike {count}")
-    check_below("labels", classes, count, "classes")
-    rows = np.zeros((classes.size, count), np.int64)
+    if not isinstance(num_classes, (int, np.integer)):
+        raise TypeError(f"num_classes is an integer, not {num_classes!r}")
+    if num_classes < 0:
+        raise ValueError(f"num_classes is not negative, unlike {num_classes}")
+    check_below("labels", classes, num_classes, "classes")
+    rows = np.zeros((classes.size, num_classes), np.int64)
     rows[np.arange(classes.size), classes.ravel()] = 1
-    out: Any = rows.reshape(*classes.shape, count)
+    out: Any = rows.reshape(*classes.shape, num_classes)
     return Tensor(out) if isinstance(labels, Tensor) else out
 
 

@@ -46,7 +46,8 @@ def norm(
     """
     axes = normalize_axes(axis, x.ndim)
     count = len(axes)
-    if (ord is None and (axis is None or count in (1, 2))) or (ord == "fro" and count == 2):
+    euclidean = (count, ord) in ((1, 2), (2, "fro"))
+    if euclidean or (ord is None and (axis is None or count in (1, 2))):
         return root(sum(square(x), axes, keepdims))
     known = {1: "p >= 1, inf, -inf or None", 2: "1, -1, inf, -inf, 'fro' or None"}
     if count not in known:
@@ -55,8 +56,6 @@ def norm(
         extreme = max if ord > 0 else min
         if count == 1 and np.isinf(ord):
             return extreme(abs(x), axes, keepdims)
-        if count == 1 and ord == 2:
-            return root(sum(square(x), axes, keepdims))
         if count == 1 and ord >= 1:
             return root(sum(abs(x) ** ord, axes, keepdims), ord)
         if count == 2 and ord in (1, -1, np.inf, -np.inf):
@@ -157,8 +156,7 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
     if not isinstance(subscripts, str):
         raise TypeError(f"subscripts come first, as in 'ij,jk->ik', not {subscripts!r:.60}")
     values = [x if isinstance(x, Tensor) else as_array(x) for x in operands]
-    inputs, output = _parsed(subscripts, [x.shape for x in values])
-    sizes = _sizes(subscripts, inputs, [x.shape for x in values])
+    inputs, output, sizes = _parsed(subscripts, [x.shape for x in values])
     terms = [_distinct(x, axes, sizes) for x, axes in zip(values, inputs, strict=True)]
     order: Sequence[Any] = [tuple(range(len(terms)))]
     if len(terms) > 2:
@@ -179,15 +177,19 @@ def einsum(subscripts: str, *operands: Array) -> Tensor:
 Axes = list[str]
 
 
-def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Axes], Axes]:
-    """Return the axes of each operand, and those of the output."""
+def _parsed(
+    subscripts: str, shapes: Sequence[tuple[int, ...]]
+) -> tuple[list[Axes], Axes, dict[str, int]]:
+    """Return the axes of each operand, those of the output, and the size of each axis.
+
+    One operand may have size 1 along an axis where another has more.
+    """
     left, arrow, right = subscripts.replace(" ", "").partition("->")
     parts = left.split(",")
     if len(parts) != len(shapes):
-        raise ValueError(
-            f"{subscripts!r} describes {len(parts)} operands, but {len(shapes)} were given"
-        )
+        raise ValueError(f"{subscripts!r} describes {len(parts)} operands, not {len(shapes)}")
     inputs = []
+    found: dict[str, set[int]] = {}  # the sizes of each axis
     for part, shape in zip(parts, shapes, strict=True):
         letters = part.replace("...", "", 1)
         hidden = len(shape) - len(letters)
@@ -198,26 +200,7 @@ def _parsed(subscripts: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Ax
             )
         before, _, after = part.partition("...")
         inputs.append([*before, *(str(i) for i in range(-hidden, 0)), *after])
-    ellipsis = sorted({axis for axes in inputs for axis in axes if not axis.isalpha()}, key=int)
-    known = [axis for axes in inputs for axis in axes]
-    if not arrow:
-        return inputs, [*ellipsis, *sorted(a for a in known if a.isalpha() and known.count(a) == 1)]
-    before, dots, after = right.partition("...")
-    output = [*before, *(ellipsis if dots else []), *after]
-    if len(set(output)) != len(output) or not set(output) <= set(known):
-        raise ValueError(
-            f"the output {right!r} of {subscripts!r} must name axes of the operands, each once"
-        )
-    return inputs, output
-
-
-def _sizes(
-    subscripts: str, inputs: Sequence[Axes], shapes: Sequence[tuple[int, ...]]
-) -> dict[str, int]:
-    """Return the size of each axis; one operand may have size 1 where another has more."""
-    found: dict[str, set[int]] = {}
-    for axes, shape in zip(inputs, shapes, strict=True):
-        for axis, size in zip(axes, shape, strict=True):
+        for axis, size in zip(inputs[-1], shape, strict=True):
             found.setdefault(axis, set()).add(size)
     for axis, sizes in found.items():
         if len(sizes - {1}) > 1:
@@ -225,7 +208,17 @@ def _sizes(
                 f"axis {axis!r} of {subscripts!r} has sizes {sorted(sizes)} in operands of "
                 f"shapes {list(shapes)}"
             )
-    return {axis: next(iter(sizes - {1}), 1) for axis, sizes in found.items()}
+    ellipsis = sorted((axis for axis in found if not axis.isalpha()), key=int)
+    if not arrow:
+        letters = "".join(parts).replace("...", "")
+        right = "..." + "".join(sorted(a for a in letters if letters.count(a) == 1))
+    before, dots, after = right.partition("...")
+    output = [*before, *(ellipsis if dots else []), *after]
+    if len(set(output)) != len(output) or not set(output) <= set(found):
+        raise ValueError(
+            f"the output {right!r} of {subscripts!r} must name axes of the operands, each once"
+        )
+    return inputs, output, {axis: next(iter(sizes - {1}), 1) for axis, sizes in found.items()}
 
 
 def _distinct(x: Array, axes: Axes, sizes: dict[str, int]) -> tuple[Array, Axes]:

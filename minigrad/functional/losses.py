@@ -35,10 +35,10 @@ def mse(prediction: Array, target: Array, reduction: Reduction = "mean") -> Tens
     """
     check_reduction(reduction)
     target = _like(prediction, target)
-    if reduction != "none" and prediction.dtype in _FLOATS and target.dtype == prediction.dtype:
-        size = prediction.size
-        if size:
-            return squared_error(prediction, target, float(size) if reduction == "mean" else 1.0)
+    size = prediction.size
+    usual = prediction.dtype in _FLOATS and target.dtype == prediction.dtype
+    if reduction != "none" and usual and size:
+        return squared_error(prediction, target, float(size) if reduction == "mean" else 1.0)
     difference = prediction - target
     return _reduced(difference * difference, reduction)
 
@@ -364,10 +364,7 @@ def _label_loss_logits(
 def _like(prediction: Array, target: Array) -> Array:
     """Check the target, and return it in the prediction's dtype: float64 would slow a model."""
     if target.shape != prediction.shape:
-        raise ValueError(
-            f"the prediction has shape {prediction.shape}, the target {target.shape}; they must be "
-            f"the same"
-        )
+        raise ValueError(f"the prediction has shape {prediction.shape}, the target {target.shape}")
     wanted = prediction.dtype
     return target.astype(wanted) if target.dtype != wanted and wanted.kind == "f" else target
 

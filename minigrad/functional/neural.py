@@ -282,15 +282,11 @@ def _mask(
         return None, None
     if is_causal:
         raise ValueError(
-            "give a mask or is_causal, not both; for both, put the mask and a lower triangle "
-            "together with &"
+            "give a mask or is_causal, not both; for both, pass mask & a lower triangle"
         )
     values = as_array(attn_mask)
-    try:
-        fits = np.broadcast_shapes(values.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+    sizes = zip(values.shape[::-1], shape[::-1], strict=False)
+    if values.ndim > len(shape) or any(given not in (1, size) for given, size in sizes):
         raise ValueError(f"a mask of shape {values.shape} does not go with scores of shape {shape}")
     if values.dtype == np.bool_:
         return values, None

@@ -56,14 +56,11 @@ def squeeze(x: Array, axis: Axis = None) -> Tensor:
     Raises:
         ValueError: if an axis that is given has another size.
     """
-    axes = None if axis is None else normalize_axes(axis, x.ndim)
-    for i in axes or ():
+    axes = normalize_axes(axis, x.ndim)
+    for i in () if axis is None else axes:
         if x.shape[i] != 1:
             raise ValueError(f"axis {i} of shape {x.shape} has size {x.shape[i]}, not 1")
-    dropped = range(x.ndim) if axes is None else axes
-    return reshape(
-        x, tuple(size for i, size in enumerate(x.shape) if not (i in dropped and size == 1))
-    )
+    return reshape(x, tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in axes))
 
 
 @composition
@@ -76,9 +73,7 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Tensor:
     arrays = list(arrays)
     shapes = {np.shape(array) for array in arrays}
     if len(shapes) != 1:
-        raise ValueError(
-            f"takes arrays of one shape, not of {sorted(shapes) if shapes else 'none'}"
-        )
+        raise ValueError(f"takes arrays of one shape, not of {sorted(shapes) or 'none'}")
     axis = normalize_axis(axis, len(shapes.pop()) + 1)
     return concatenate([expand_dims(array, axis) for array in arrays], axis)
 

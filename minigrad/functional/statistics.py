@@ -9,7 +9,7 @@ import numpy as np
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.functional.composition import composition
 from minigrad.ops import astype, sqrt, sum, where
-from minigrad.ops.shape import keepdims_shape
+from minigrad.ops.shape import normalize_axes
 
 
 @composition
@@ -70,8 +70,7 @@ def _narrow(result: Tensor, x: Array) -> Tensor:
 
 def _count(shape: tuple[int, ...], axis: Axis) -> int:
     """Return how many elements a reduction over `axis` combines into one."""
-    axes = keepdims_shape(shape, axis)
-    count = math.prod(size for size, target in zip(shape, axes, strict=True) if target == 1)
+    count = math.prod(shape[i] for i in normalize_axes(axis, len(shape)))
     if count == 0:
         raise ValueError(f"shape {shape} has no elements along axis {axis}")
     return count

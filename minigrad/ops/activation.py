@@ -9,7 +9,6 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
-from minigrad.errors import op_error
 from minigrad.ops.elementwise import exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
 from minigrad.ops.shape import as_tuple
@@ -94,7 +93,7 @@ def softplus(x: Array, beta: float = 1.0) -> Array:
         ValueError: if `beta` is not positive.
     """
     if not beta > 0:
-        raise op_error(ValueError, "softplus", f"beta must be positive, not {beta!r}")
+        raise ValueError(f"beta must be positive, not {beta!r}")
     return kernels.activation.softplus(x, float(beta))
 
 
@@ -107,11 +106,8 @@ def _softplus_x(g: Array, x: Array, beta: float) -> Array:
 
 def _gelu(x: Array, approximate: str = "none") -> Array:
     if approximate == "tanh":
-        return 0.5 * x * (1 + tanh(_ROOT * (x + 0.044715 * x * x * x)))
+        return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
     return x * normal_cdf(x)
-
-
-_ROOT = math.sqrt(2 / math.pi)
 
 
 @op(composition=_gelu, replayed=True, floats=True)
@@ -129,7 +125,7 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     if approximate == "none":
         return kernels.activation.gelu(x)
     if approximate != "tanh":
-        raise op_error(ValueError, "gelu", f"approximate is 'none' or 'tanh', not {approximate!r}")
+        raise ValueError(f"approximate is 'none' or 'tanh', not {approximate!r}")
     return kernels.activation.gelu_tanh(x)
 
 

@@ -6,19 +6,12 @@ Functions that use the indices (`sort`, `topk`) take the elements there, and so 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from minigrad.core.op import op
-from minigrad.core.tensor import Array, Axis
-from minigrad.errors import op_error
-from minigrad.ops.of_numpy import binary, unary
-from minigrad.ops.shape import as_tuple
-
-# The type is Any because numpy's stubs know `keepdims` as a literal only.
-_any: Any = np.logical_or.reduce
-_all: Any = np.logical_and.reduce
+from minigrad.core.tensor import Array
+from minigrad.ops.of_numpy import binary, booleans, index, logical, logical_reducer, unary
 
 equal = binary("equal", "a == b, as booleans.")
 not_equal = binary("not_equal", "a != b, as booleans.")
@@ -30,91 +23,46 @@ isfinite = unary("isfinite", "True where x is neither infinite nor nan.")
 isinf = unary("isinf", "True where x is infinite.")
 isnan = unary("isnan", "True where x is nan, not a number.")
 
-
-@op
-def logical_and(a: Array, b: Array) -> Array:
-    """a and b, element by element, for booleans.
-
-    Raises:
-        TypeError: for anything else than booleans.
-    """
-    return np.logical_and(_booleans("logical_and", a), _booleans("logical_and", b))
-
-
-@op
-def logical_or(a: Array, b: Array) -> Array:
-    """a or b, element by element, for booleans.
-
-    Raises:
-        TypeError: for anything else than booleans.
-    """
-    return np.logical_or(_booleans("logical_or", a), _booleans("logical_or", b))
+logical_and = logical(
+    "logical_and", "a and b, element by element; raises a TypeError unless both are booleans."
+)
+logical_or = logical(
+    "logical_or", "a or b, element by element; raises a TypeError unless both are booleans."
+)
+any = logical_reducer(
+    "any",
+    "True if any element over `axis` is true, False if there are none; raises a TypeError unless x "
+    "is of booleans.",
+    "logical_or",
+)
+all = logical_reducer(
+    "all",
+    "True if all elements over `axis` are true, also if there are none; raises a TypeError unless "
+    "x is of booleans.",
+    "logical_and",
+)
 
 
 @op
 def logical_not(x: Array) -> Array:
-    """not x, element by element, for booleans.
-
-    Raises:
-        TypeError: for anything else than booleans.
-    """
-    return np.logical_not(_booleans("logical_not", x))
-
-
-@op
-def any(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """True if any element over `axis` is true, for booleans; False if there are none.
-
-    Raises:
-        TypeError: for anything else than booleans.
-    """
-    return _any(_booleans("any", x), axis=as_tuple(axis), keepdims=keepdims)
-
-
-@op
-def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """True if all elements over `axis` are true, for booleans; also if there are none.
-
-    Raises:
-        TypeError: for anything else than booleans.
-    """
-    return _all(_booleans("all", x), axis=as_tuple(axis), keepdims=keepdims)
-
-
-def _booleans(name: str, x: Array) -> Array:
-    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
-    if dtype != np.bool_:
-        raise op_error(TypeError, name, f"takes booleans, as comparisons give, not {dtype}")
-    return x
+    """not x, element by element; raises a TypeError unless x is of booleans."""
+    return np.logical_not(booleans(x))
 
 
 # --------------------------------------------------------------------------------------------------
 # The order of elements by size
 # --------------------------------------------------------------------------------------------------
 
-
-@op
-def argmax(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
-    """The index of the largest element along `axis`, or in the flattened array.
-
-    Of equal elements, the first counts.
-
-    Raises:
-        ValueError: if there is nothing to choose from.
-    """
-    return x.argmax(axis, keepdims=keepdims)
-
-
-@op
-def argmin(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
-    """The index of the smallest element along `axis`, or in the flattened array.
-
-    Of equal elements, the first counts.
-
-    Raises:
-        ValueError: if there is nothing to choose from.
-    """
-    return x.argmin(axis, keepdims=keepdims)
+argmax = index(
+    "argmax",
+    "The index of the largest element along `axis`, or in the flattened array; of equal elements, "
+    "the first counts. Raises a ValueError if there is nothing to choose from.",
+)
+argmin = index(
+    "argmin",
+    "The index of the smallest element along `axis`, or in the flattened array; of equal elements, "
+    "the first counts. Raises a ValueError if there is nothing to choose from.",
+)
 
 
 def _comparisons(x: Array, axis: int | None) -> int:

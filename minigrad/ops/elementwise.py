@@ -10,7 +10,6 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor
-from minigrad.errors import op_error
 from minigrad.ops.comparison import logical_and, logical_or
 from minigrad.ops.of_numpy import binary, curve, unary
 
@@ -72,7 +71,7 @@ def clip(x: Array, min: Array = None, max: Array = None) -> Array:
         ValueError: if there is no bound.
     """
     if min is None and max is None:
-        raise op_error(ValueError, "clip", "there must be a bound, min or max")
+        raise ValueError("there must be a bound, min or max")
     return np.clip(x, min, max)
 
 

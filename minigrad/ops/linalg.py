@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ def inv(a: Array) -> Array:
     Raises:
         ValueError: if the matrices are not square, or one is singular.
     """
-    return _regular("inv", np.linalg.inv, a)
+    return _regular(np.linalg.inv, a)
 
 
 @inv.vjp("a")
@@ -64,13 +63,8 @@ def solve(a: Array, b: Array) -> Array:
     """
     a, b = np.asarray(a), np.asarray(b)
     if b.ndim == 0 or a.ndim < 2 or b.shape[-2 if b.ndim > 1 else 0] != a.shape[-1]:
-        raise op_error(
-            ValueError,
-            "solve",
-            f"a of shape {a.shape} does not go with b of shape {b.shape}; shapes are "
-            f"(..., n, n) and (..., n, k) or (n,)",
-        )
-    return _regular("solve", np.linalg.solve, a, b)
+        raise ValueError("a does not go with b; shapes are (..., n, n) and (..., n, k) or (n,)")
+    return _regular(np.linalg.solve, a, b)
 
 
 solve.vjp("b", lambda g, a, b_shape: _solved_for(swap_last(a), g, len(b_shape) == 1))
@@ -104,7 +98,7 @@ def det(a: Array) -> Array:
         ValueError: if the matrices are not square; in the backward pass, if one is singular and
             larger than that.
     """
-    return np.linalg.det(_square("det", a))
+    return np.linalg.det(_square(a))
 
 
 @det.vjp("a", cost=lambda a, out: _cubes(a, 2, squares=1) + out.size)  # if all are regular
@@ -115,12 +109,9 @@ def _det_a(g: Array, a: Array, out: Array) -> Array:
     if not singular.any():
         return g * out * swap_last(inv(a))
     if n > _MOST_COFACTORS:
-        raise op_error(
-            ValueError,
-            "det",
-            f"the derivative at a singular matrix is offered up to {_MOST_COFACTORS} x "
-            f"{_MOST_COFACTORS}, not for {n} x {n}",
-        )
+        most = f"{_MOST_COFACTORS} x {_MOST_COFACTORS}, not for {n} x {n}"
+        text = f"the derivative at a singular matrix is offered up to {most}"
+        raise op_error(ValueError, "det", text)
     flat = reshape(a, (-1, n, n))
     few, many = np.flatnonzero(singular), np.flatnonzero(~singular)
     cofactors = scatter_add(_cofactors(getitem(flat, few)), few, flat.shape)
@@ -164,18 +155,15 @@ def cholesky(a: Array) -> Array:
     Raises:
         ValueError: if the matrices are not square, or one is not positive definite.
     """
-    a = _square("cholesky", a)
+    a = _square(a)
     symmetric = 0.5 * (a + np.swapaxes(a, -1, -2))
     try:
         return np.linalg.cholesky(symmetric)
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(symmetric)[..., 0]
-        where = np.unravel_index(np.argmin(lowest), lowest.shape)
-        raise op_error(
-            ValueError,
-            "cholesky",
-            f"{_the_matrix(where)} is not positive definite; its smallest eigenvalue is "
-            f"{lowest[where]:.3g}",
+        raise ValueError(
+            f"{_the_matrix(lowest)} is not positive definite; its smallest eigenvalue is "
+            f"{lowest.min():.3g}"
         ) from None
 
 
@@ -190,25 +178,23 @@ def _cholesky_a(g: Array, out: Array) -> Array:
     return 0.5 * (full + swap_last(full))
 
 
-def _regular(name: str, function: Callable[..., Array], a: Array, *others: Array) -> Array:
+def _regular(function: Callable[..., Array], a: Array, *others: Array) -> Array:
     """Apply a function of numpy's to square matrices; raise an error if one is singular."""
-    a = _square(name, a)
+    a = _square(a)
     try:
         return function(a, *others)
     except np.linalg.LinAlgError:
-        size = np.linalg.slogdet(a)[1]
-        where = np.unravel_index(np.argmin(size), size.shape)
-        raise op_error(ValueError, name, f"{_the_matrix(where)} is singular") from None
+        raise ValueError(f"{_the_matrix(np.linalg.slogdet(a)[1])} is singular") from None
 
 
-def _square(name: str, a: Array) -> Array:
+def _square(a: Array) -> Array:
     a = np.asarray(a)
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise op_error(
-            ValueError, name, f"takes square matrices (..., n, n), not an array of {a.shape}"
-        )
+        raise ValueError(f"takes square matrices (..., n, n), not an array of {a.shape}")
     return a
 
 
-def _the_matrix(where: tuple[Any, ...]) -> str:
+def _the_matrix(values: Array) -> str:
+    """Name the matrix of a stack for which `values` has the least."""
+    where = np.unravel_index(np.argmin(values), values.shape)
     return f"the matrix at {tuple(map(int, where))} of the stack" if where else "the matrix"

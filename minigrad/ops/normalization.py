@@ -17,7 +17,6 @@ from minigrad import kernels
 from minigrad.core.node import Cost
 from minigrad.core.op import Op, op
 from minigrad.core.tensor import Array
-from minigrad.errors import op_error
 from minigrad.ops import hints
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduction import sum
@@ -28,9 +27,8 @@ Sizes = int | Sequence[int]
 def _layer_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, bias: Array = None, eps: float = 1e-5
 ) -> Array:
-    axes = _axes(normalized_shape)
-    deviation = x - _mean(x, axes)
-    out = deviation * rsqrt(_mean(deviation * deviation, axes) + eps)
+    deviation = x - _mean(x, normalized_shape)
+    out = deviation * rsqrt(_mean(deviation * deviation, normalized_shape) + eps)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
 
@@ -53,7 +51,7 @@ def layer_norm(
     Raises:
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
-    sizes = _checked_sizes("layer_norm", x, normalized_shape, eps, weight, bias)
+    sizes = _checked_sizes(x, normalized_shape, eps, weight, bias)
     return kernels.normalization.norm(x, sizes, weight, bias, eps, True)
 
 
@@ -61,7 +59,7 @@ def _rms_norm(
     x: Array, normalized_shape: Sizes, weight: Array = None, eps: float | None = None
 ) -> Array:
     eps = _least(x) if eps is None else eps
-    out = x * rsqrt(_mean(x * x, _axes(normalized_shape)) + eps)
+    out = x * rsqrt(_mean(x * x, normalized_shape) + eps)
     return out if weight is None else out * weight
 
 
@@ -82,7 +80,7 @@ def rms_norm(
         ValueError: if the shapes do not match, there is nothing to normalise, or eps is negative.
     """
     eps = _least(x) if eps is None else eps
-    sizes = _checked_sizes("rms_norm", x, normalized_shape, eps, weight)
+    sizes = _checked_sizes(x, normalized_shape, eps, weight)
     return kernels.normalization.norm(x, sizes, weight, None, eps, False)
 
 
@@ -136,34 +134,26 @@ def _least(x: Array) -> float:
     return float(np.finfo(x.dtype).eps)
 
 
-def _axes(normalized_shape: Sizes) -> tuple[int, ...]:
-    """Return as many of the last axes as there are sizes."""
-    return tuple(range(-np.size(normalized_shape), 0))
-
-
-def _mean(x: Array, axes: tuple[int, ...]) -> Array:
+def _mean(x: Array, normalized_shape: Sizes) -> Array:
+    """Return the mean over as many of the last axes as there are sizes."""
+    axes = tuple(range(-np.size(normalized_shape), 0))
     return sum(x, axes, keepdims=True) * (1.0 / math.prod(x.shape[axis] for axis in axes))
 
 
 def _checked_sizes(
-    name: str, x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
+    x: Array, normalized_shape: Sizes, eps: float, *parameters: Array
 ) -> tuple[int, ...]:
     """Return the sizes of the axes to normalise over, after checking all arguments."""
     if not eps >= 0:
-        raise op_error(ValueError, name, f"eps is not negative, unlike {eps!r}")
+        raise ValueError(f"eps is not negative, unlike {eps!r}")
     sizes = (
         tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     )
     if not sizes or math.prod(sizes) == 0:
-        raise op_error(ValueError, name, f"there is nothing to normalise in a shape {sizes}")
+        raise ValueError(f"there is nothing to normalise in a shape {sizes}")
     if np.shape(x)[-len(sizes) :] != sizes:
-        raise op_error(ValueError, name, f"x of shape {np.shape(x)} does not end in {sizes}")
+        raise ValueError(f"x of shape {np.shape(x)} does not end in {sizes}")
     for parameter in parameters:
         if parameter is not None and np.shape(parameter) != sizes:
-            raise op_error(
-                ValueError,
-                name,
-                f"weight and bias have the shape that is normalised, {sizes}, "
-                f"not {np.shape(parameter)}",
-            )
+            raise ValueError(f"weight and bias have shape {sizes}, not {np.shape(parameter)}")
     return sizes

@@ -11,42 +11,68 @@ from __future__ import annotations
 import inspect
 import linecache
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec
+from typing import Any, ParamSpec
 
 import numpy as np
 
 from minigrad.core.op import Op, op
+from minigrad.core.tensor import Array, Axis
+from minigrad.ops.shape import as_tuple
 
 P = ParamSpec("P")
 
 
-class OfNumpy(Generic[P]):
-    """Makes ops of the functions of numpy with their names, of which it writes the forward.
+def of_numpy(example: Callable[P, Any], result: str, floats: bool = False) -> Callable[..., Op[P]]:
+    """Return a function that makes ops of functions of numpy, of which it writes the forward.
+
+    It takes the name of the op, its docstring, and further properties as for `op`; `of` is the name
+    of numpy's function if it is another one.
 
     Args:
-        example: a function with the operands that the ops have.
+        example: a function with the parameters that the ops have.
+        result: what a forward returns, with `{name}` where the name of numpy's function stands.
         floats: whether they are functions of floats, as for `op`.
     """
+    parameters = inspect.signature(example).parameters.values()
+    listed = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
 
-    def __init__(self, example: Callable[P, Any], floats: bool = False) -> None:
-        self.operands = tuple(inspect.signature(example).parameters)
-        self.floats = floats
-
-    def __call__(self, name: str, text: str, **properties: Any) -> Op[P]:
-        """Make the op `name`, with the docstring `text` and further properties as for `op`."""
-        operands = ", ".join(self.operands)
-        source = f"def {name}({operands}):\n    return np.{name}({operands})\n"
+    def make(name: str, text: str, of: str = "", **properties: Any) -> Op[P]:
+        source = f"def {name}({listed}):\n    return {result.format(name=of or name)}\n"
         filename = f"<the forward of {name}>"
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-        namespace: dict[str, Any] = {"np": np, "__name__": "minigrad.ops"}
+        namespace = {"np": np, "as_tuple": as_tuple, "booleans": booleans}
+        namespace["__name__"] = "minigrad.ops"
         exec(compile(source, filename, "exec"), namespace)
-        forward = namespace[name]
+        forward: Any = namespace[name]
         forward.__doc__ = text
-        forward.__annotations__ = dict.fromkeys((*self.operands, "return"), "Array")
-        made: Op[P] = op(floats=self.floats, **properties)(forward)
+        forward.__annotations__ = example.__annotations__
+        made: Op[P] = op(floats=floats, **properties)(forward)
         return made
 
+    return make
 
-unary = OfNumpy(lambda x: x)
-curve = OfNumpy(lambda x: x, floats=True)
-binary = OfNumpy(lambda a, b: (a, b))
+
+def booleans(x: Array) -> Array:
+    """Return x, or raise a TypeError if it is not of booleans."""
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    if dtype != np.bool_:
+        raise TypeError(f"takes booleans, as comparisons give, not {dtype}")
+    return x
+
+
+def _unary(x: Array) -> Array: ...
+def _binary(a: Array, b: Array) -> Array: ...
+def _reduction(x: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...
+def _index(x: Array, axis: int | None = None, keepdims: bool = False) -> Array: ...
+
+
+unary = of_numpy(_unary, "np.{name}(x)")
+curve = of_numpy(_unary, "np.{name}(x)", floats=True)
+binary = of_numpy(_binary, "np.{name}(a, b)")
+logical = of_numpy(_binary, "np.{name}(booleans(a), booleans(b))")
+# np.max and the like are wrappers of these, which take longer than a small array does.
+reducer = of_numpy(_reduction, "np.{name}.reduce(x, axis=as_tuple(axis), keepdims=keepdims)")
+logical_reducer = of_numpy(
+    _reduction, "np.{name}.reduce(booleans(x), axis=as_tuple(axis), keepdims=keepdims)"
+)
+index = of_numpy(_index, "x.{name}(axis, keepdims=keepdims)")

@@ -10,7 +10,6 @@ import numpy as np
 from minigrad import kernels
 from minigrad.core.op import op
 from minigrad.core.tensor import Array
-from minigrad.errors import op_error
 from minigrad.ops.shape import reshape, transpose
 
 
@@ -41,19 +40,13 @@ def matmul(a: Array, b: Array) -> Array:
     """
     a, b = np.asarray(a), np.asarray(b)
     if a.ndim == 0 or b.ndim == 0:
-        raise op_error(
-            ValueError, "matmul", "takes vectors, matrices or stacks of them; for a number use *"
-        )
+        raise ValueError("takes vectors, matrices or stacks of them; for a number use *")
     row, column = a.ndim == 1, b.ndim == 1
     rows, columns = a[None] if row else a, b[:, None] if column else b
     if rows.shape[-1] != columns.shape[-2]:
         hint = "; did you mean b.T?" if b.ndim == 2 and a.shape[-1] == b.shape[-1] else ""
-        raise op_error(
-            ValueError,
-            "matmul",
-            f"shapes {a.shape} and {b.shape} do not align: "
-            f"{rows.shape[-1]} != {columns.shape[-2]}{hint}",
-        )
+        sizes = f"{rows.shape[-1]} != {columns.shape[-2]}"
+        raise ValueError(f"shapes {a.shape} and {b.shape} do not align: {sizes}{hint}")
     out = kernels.gemm.matmul(rows, columns)
     if row or column:
         out = out.reshape(out.shape[:-2] + out.shape[-2:][row : 2 - column])
@@ -110,7 +103,7 @@ def linear(x: Array, weight: Array, bias: Array = None) -> Array:
         ValueError: if the sizes do not match.
     """
     x, weight = np.asarray(x), np.asarray(weight)
-    check_linear("linear", x, weight, bias)
+    check_linear(x, weight, bias)
     out = kernels.gemm.matmul(as_rows(x), weight.T)
     if bias is not None:
         out += bias
@@ -122,22 +115,15 @@ linear.vjp("weight", lambda g, x: matmul(transpose(as_rows(g)), as_rows(x)))
 linear.vjp("bias", lambda g: g)
 
 
-def check_linear(name: str, x: Array, weight: Array, bias: Array) -> None:
+def check_linear(x: Array, weight: Array, bias: Array) -> None:
     """Raise an error if the operands of a linear map do not go together."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
-        raise op_error(
-            ValueError,
-            name,
+        raise ValueError(
             f"x of shape {x.shape} does not go with a weight of shape {weight.shape}; "
-            f"shapes are (..., d_in) and (d_out, d_in)",
+            f"shapes are (..., d_in) and (d_out, d_in)"
         )
     if bias is not None and np.shape(bias) != weight.shape[:1]:
-        raise op_error(
-            ValueError,
-            name,
-            f"a bias of shape {np.shape(bias)} does not go with a weight of shape "
-            f"{weight.shape}; it must be {weight.shape[:1]}",
-        )
+        raise ValueError(f"a bias of shape {np.shape(bias)}, but it must be {weight.shape[:1]}")
 
 
 @op(
@@ -172,21 +158,12 @@ def lora_linear(
         ValueError: if the sizes do not match.
     """
     x, weight, lora_a, lora_b = map(np.asarray, (x, weight, lora_a, lora_b))
-    check_linear("lora_linear", x, weight, bias)
+    check_linear(x, weight, bias)
     if lora_a.ndim != 2 or lora_b.ndim != 2 or lora_a.shape[0] != lora_b.shape[1]:
-        raise op_error(
-            ValueError,
-            "lora_linear",
-            f"A of shape {lora_a.shape} does not go with B of shape {lora_b.shape}; "
-            f"shapes are (rank, d_in) and (d_out, rank)",
-        )
-    if (lora_b.shape[0], lora_a.shape[1]) != weight.shape:
-        raise op_error(
-            ValueError,
-            "lora_linear",
-            f"B A has shape {(lora_b.shape[0], lora_a.shape[1])}, which is not that "
-            f"of the weight, {weight.shape}",
-        )
+        raise ValueError("A does not go with B; shapes are (rank, d_in) and (d_out, rank)")
+    product = lora_b.shape[0], lora_a.shape[1]
+    if product != weight.shape:
+        raise ValueError(f"B A has shape {product}, but the weight has {weight.shape}")
     y, h = kernels.lora.forward(as_rows(x), weight, lora_a, lora_b, bias, float(scale))
     return y.reshape(*x.shape[:-1], weight.shape[0]), h
 
@@ -258,14 +235,12 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
         ValueError: if the sizes do not match.
     """
     if not isinstance(weight, kernels.nf4.NF4Matrix):
-        raise op_error(
-            TypeError,
-            "nf4_linear",
+        raise TypeError(
             f"the weight is an NF4Matrix, not {type(weight).__name__}; "
-            f"NF4Matrix.of(array) makes one, and for a weight of floats there is linear",
+            f"NF4Matrix.of(array) makes one, and for a weight of floats there is linear"
         )
     x = np.asarray(x)
-    check_linear("nf4_linear", x, weight, bias)
+    check_linear(x, weight, bias)
     out = weight.T.matmul(as_rows(x))
     if bias is not None:
         out += bias

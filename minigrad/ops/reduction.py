@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
 from minigrad.ops.elementwise import exp
+from minigrad.ops.of_numpy import reducer
 from minigrad.ops.shape import (
     as_tuple,
     astype,
@@ -23,18 +23,11 @@ from minigrad.ops.shape import (
     concatenate,
     flip,
     getitem,
-    keepdims_shape,
     normalize_axes,
     reduced,
     reshape,
     transpose,
 )
-
-# The functions behind np.prod, np.max and np.min, whose wrappers take longer than a small array
-# does. The type is Any because numpy's stubs know `keepdims` as a literal only.
-_prod: Any = np.multiply.reduce
-_max: Any = np.maximum.reduce
-_min: Any = np.minimum.reduce
 
 
 @op
@@ -44,38 +37,31 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 sum.vjp(
-    "x", lambda g, x_shape, axis: broadcast_to(reshape(g, keepdims_shape(x_shape, axis)), x_shape)
+    "x",
+    lambda g, x_shape, axis: broadcast_to(
+        reshape(g, reduced(x_shape, axis, keepdims=True)), x_shape
+    ),
 )
 
 
-@op
-def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The largest element over `axis`; where several are the largest, they share the gradient.
-
-    A nan counts as the largest.
-
-    Raises:
-        ValueError: if there is nothing to choose from.
-    """
-    return _max(x, axis=as_tuple(axis), keepdims=keepdims)
-
-
-@op
-def min(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The smallest element over `axis`; where several are the smallest, they share the gradient.
-
-    A nan counts as the smallest.
-
-    Raises:
-        ValueError: if there is nothing to choose from.
-    """
-    return _min(x, axis=as_tuple(axis), keepdims=keepdims)
+max = reducer(
+    "max",
+    "The largest element over `axis`, and a nan if there is one; several share the gradient. "
+    "Raises a ValueError if there is nothing to choose from.",
+    "maximum",
+)
+min = reducer(
+    "min",
+    "The smallest element over `axis`, and a nan if there is one; several share the gradient. "
+    "Raises a ValueError if there is nothing to choose from.",
+    "minimum",
+)
 
 
 @max.vjp("x")
 @min.vjp("x")
 def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = keepdims_shape(x.shape, axis)
+    shape = reduced(x.shape, axis, keepdims=True)
     chosen = x == reshape(out, shape)
     if any(out != out):  # where a nan was chosen, which equals nothing
         chosen = logical_or(chosen, x != x)
@@ -104,7 +90,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 @logsumexp.vjp("x")
 def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = keepdims_shape(x.shape, axis)
+    shape = reduced(x.shape, axis, keepdims=True)
     return reshape(g, shape) * exp(x - reshape(out, shape))
 
 
@@ -121,24 +107,23 @@ def _sums_from_the_end(g: Array, axis: int | None) -> Array:
     return flip(cumsum(flip(g, axis), axis), axis)
 
 
-@op
-def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The product over `axis`; the derivative is the product of the others, also where some are 0.
-
-    The product of no elements is 1.
-    """
-    return _prod(x, axis=as_tuple(axis), keepdims=keepdims)
+prod = reducer(
+    "prod",
+    "The product over `axis`, 1 of no elements; the derivative is the product of the others, also "
+    "where some are 0.",
+    "multiply",
+)
 
 
 @prod.vjp("x")
 def _prod_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    g = reshape(g, keepdims_shape(x.shape, axis))
+    g = reshape(g, reduced(x.shape, axis, keepdims=True))
     if _divisible(out):
         return g * (reshape(out, g.shape) / x)
-    rows = _rows(x, axis)
+    rows, arranged_as_x = _rows(x, axis)
     before = cumprod(_shifted(rows, 1, 1.0), -1)
     after = flip(cumprod(flip(_shifted(rows, -1, 1.0), -1), -1), -1)
-    return g * _from_rows(before * after, x.shape, axis)
+    return g * arranged_as_x(before * after)
 
 
 @op
@@ -156,16 +141,16 @@ def _cumprod_x(g: Array, x: Array, axis: int | None, out: Array) -> Array:
         return reshape(_sums_from_the_end(g * out, axis), x.shape) / x
     # Without a division: all that comes before x[i], times s[i] = g[i] + x[i+1] s[i+1]. Stretches
     # of this recurrence are joined to ones of twice the length until they are complete rows.
-    rows = _rows(x, axis)
+    rows, arranged_as_x = _rows(x, axis)
     before = cumprod(_shifted(rows, 1, 1.0), -1)
-    s = _rows(reshape(g, x.shape), axis)
+    s, _ = _rows(reshape(g, x.shape), axis)
     factor = _shifted(rows, -1, 0.0)
     length = 1
     while length < rows.shape[-1]:
         s = s + factor * _shifted(s, -length, 0.0)
         factor = factor * _shifted(factor, -length, 0.0)
         length *= 2
-    return _from_rows(before * s, x.shape, axis)
+    return arranged_as_x(before * s)
 
 
 def _divisible(products: Array) -> bool:
@@ -173,26 +158,16 @@ def _divisible(products: Array) -> bool:
     return bool(all(logical_and(isfinite(products), products != 0)))
 
 
-def _rows(x: Array, axis: Axis) -> Array:
-    """Move the axes that are reduced to the end, as one axis."""
-    order, count = _rows_last(x.ndim, axis)
+def _rows(x: Array, axis: Axis) -> tuple[Array, Callable[[Array], Array]]:
+    """Move the axes that are reduced to the end, as one axis; return also the way back."""
+    axes = normalize_axes(axis, x.ndim)
+    others = [i for i in range(x.ndim) if i not in axes]
+    order = [*others, *axes]
     moved = transpose(x, order)
-    sizes = moved.shape[:count]
-    return reshape(moved, (*sizes, math.prod(moved.shape[count:])))
-
-
-def _from_rows(rows: Array, shape: Sequence[int], axis: Axis) -> Array:
-    """Undo `_rows`, for an array of `shape`."""
-    order, _ = _rows_last(len(shape), axis)
-    moved = reshape(rows, [shape[i] for i in order])
-    return transpose(moved, [order.index(i) for i in range(len(shape))])
-
-
-def _rows_last(ndim: int, axis: Axis) -> tuple[list[int], int]:
-    """Return the order of axes in which those of `axis` come last, and how many come before."""
-    reduced = normalize_axes(axis, ndim)
-    others = [i for i in range(ndim) if i not in reduced]
-    return [*others, *reduced], len(others)
+    sizes = moved.shape[: len(others)]
+    rows = reshape(moved, (*sizes, math.prod(moved.shape[len(others) :])))
+    back = [order.index(i) for i in range(x.ndim)]
+    return rows, lambda result: transpose(reshape(result, moved.shape), back)
 
 
 def _shifted(x: Array, steps: int, filling: float) -> Array:

@@ -15,7 +15,6 @@ from minigrad import kernels
 from minigrad.core.codegen import Shapes
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
-from minigrad.errors import op_error
 
 # --------------------------------------------------------------------------------------------------
 # Axes: an int, a tuple or list of ints, or None for all of them
@@ -60,11 +59,6 @@ def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]
     return tuple(1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes)
 
 
-def keepdims_shape(shape: Sequence[int], axis: Axis) -> tuple[int, ...]:
-    """Return the shape of a reduction over `axis` with keepdims."""
-    return reduced(shape, axis, keepdims=True)
-
-
 def as_tuple(axis: Axis) -> Any:
     """Return `axis` as numpy's functions take it: they want a tuple where we allow a list."""
     return tuple(axis) if isinstance(axis, list) else axis
@@ -92,9 +86,7 @@ def astype(x: Array, dtype: DTypeLike) -> Array:
         TypeError: if `dtype` is not one of booleans, integers or floats.
     """
     if np.dtype(dtype).kind not in "biuf":
-        raise op_error(
-            TypeError, "astype", f"a tensor holds booleans, integers or floats, not {dtype!r}"
-        )
+        raise TypeError(f"a tensor holds booleans, integers or floats, not {dtype!r}")
     return x.astype(dtype)
 
 
@@ -141,7 +133,7 @@ def roll(x: Array, shift: int | Sequence[int], axis: Axis = None) -> Array:
         TypeError: if a shift is no integer.
     """
     if np.asarray(shift).dtype.kind not in "iu":
-        raise op_error(TypeError, "roll", f"a shift is an integer, not {shift!r}")
+        raise TypeError(f"a shift is an integer, not {shift!r}")
     return np.roll(x, shift, axis)
 
 
@@ -165,9 +157,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
         ValueError: if there are none, or they differ in another axis.
     """
     if axis is None:
-        raise op_error(
-            ValueError, "concatenate", "axis=None is not supported; reshape each to (-1,) first"
-        )
+        raise ValueError("axis=None is not supported; reshape each to (-1,) first")
     return np.concatenate(arrays, axis)
 
 
@@ -234,11 +224,9 @@ def _rows(index: Any, shape: tuple[int, ...]) -> tuple[Array, int] | None:
     checked = []
     for axis, (part, size) in enumerate(zip(parts, sizes, strict=True)):
         if part.size and not (part.min() >= -size and part.max() < size):
-            raise op_error(
-                IndexError,
-                "scatter_add",
+            raise IndexError(
                 f"indices run from {part.min()} to {part.max()}, which is out of "
-                f"bounds for axis {axis} of shape {shape}",
+                f"bounds for axis {axis} of shape {shape}"
             )
         part = part.astype(np.intp, copy=False)  # bytes have no room for a position beyond 255
         checked.append(np.where(part < 0, part + size, part))

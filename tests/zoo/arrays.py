@@ -7,7 +7,7 @@ import numpy as np
 import minigrad
 from minigrad import functional
 from minigrad.ops import shape
-from minigrad.ops.shape import keepdims_shape
+from minigrad.ops.shape import reduced
 from tests.zoo.mutant import Mutant, Port, edited, misled, replaced, spoiled, vjp, wrong
 from tests.zoo.words import reverse, softmax
 
@@ -35,8 +35,8 @@ MUTANTS: list[Mutant] = [
             op,
             "x",
             lambda g, x, axis, out: minigrad.where(
-                x == minigrad.reshape(out, keepdims_shape(x.shape, axis)),
-                minigrad.reshape(g, keepdims_shape(x.shape, axis)),
+                x == minigrad.reshape(out, reduced(x.shape, axis, keepdims=True)),
+                minigrad.reshape(g, reduced(x.shape, axis, keepdims=True)),
                 0.0,
             ),
         ),
@@ -50,7 +50,9 @@ MUTANTS: list[Mutant] = [
         lambda op: wrong(
             op,
             "x",
-            lambda g, x, axis, out: minigrad.reshape(g * out, keepdims_shape(x.shape, axis)) / x,
+            lambda g, x, axis, out: (
+                minigrad.reshape(g * out, reduced(x.shape, axis, keepdims=True)) / x
+            ),
         ),
         np.array([2.0, 0.0, 3.0]),
     ),
