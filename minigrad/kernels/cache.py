@@ -24,7 +24,8 @@ A function that was made in another one is named after what it closes over (`nam
 linker knows functions by their names.
 
 The key does not know the values of global variables, which numba compiles in. They may be constants
-of our sources; what depends on the machine (the size of a cache, say) must come as an argument.
+of our sources, or follow from the processor, which the key knows; what depends on the machine (the
+size of a cache, say) must come as an argument.
 
 A kernel is looked for in all folders that `folders` names, and stored in the first that can be
 written to. So kernels that were compiled when a container was built, or by an administrator, serve
@@ -38,6 +39,7 @@ made so, and are made so again if they are not.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 import pickle
@@ -195,7 +197,7 @@ def name_apart(function: Callable[..., Any]) -> None:
 
 def _identity(value: Any) -> object:
     """Return what tells a value apart in each process: of a function its name and its source."""
-    function = getattr(value, "py_func", value)
+    function = inspect.unwrap(value)
     code = getattr(function, "__code__", None)
     if code is None:
         return _dumps(value)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
 from minigrad.kernels.fused import LINE
-from minigrad.kernels.jit import Array, read, strided, written, written_anywhere
-from minigrad.kernels.launch import for_each_dtype, part
+from minigrad.kernels.jit import Array, Read1, Strided2, Written1, WrittenAnywhere2, read, strided
+from minigrad.kernels.launch import Kernel, for_each_dtype, kernel_for, part
 
 SECONDS = 2e-10  # that an element of dropout takes, about
+
+Booleans = Annotated[Any, read(types.boolean, 1)]
+Words = Annotated[Any, read(types.uint16, 1)]
+Rows = Annotated[Any, strided(types.int64, 1)]
+Threshold = Annotated[Any, types.uint32]
 
 
 def where(condition: Array, x: Any, y: Any) -> Array:
@@ -21,6 +26,7 @@ def where(condition: Array, x: Any, y: Any) -> Array:
     numbers = {v.__class__ for v in (x, y) if not isinstance(v, np.ndarray)}
     simple = (
         condition.dtype == np.bool_
+        and condition.size
         and numbers <= {float}
         and len({v.dtype for v in arrays}) == len({v.shape for v in (condition, *arrays)}) == 1
     )
@@ -36,43 +42,24 @@ def where(condition: Array, x: Any, y: Any) -> Array:
     return out
 
 
-_of_where = for_each_dtype(read(types.boolean, 1), (read, 1), (read, 1), (written, 1))
+def _where_loop(x_is_array: bool, y_is_array: bool) -> dict[np.dtype[Any], Kernel]:
+    """Return the kernels for arrays, or for one array and one number."""
+
+    @for_each_dtype()
+    def where_loop(
+        piece: int, pieces: int, condition: Booleans, x: Read1, y: Read1, out: Written1
+    ) -> None:
+        chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
+        xs, ys = part(piece, pieces, x), part(piece, pieces, y)
+        x0, y0 = x[0], y[0]
+        for i in range(chosen.size):
+            one, other = xs[i] if x_is_array else x0, ys[i] if y_is_array else y0
+            outs[i] = one if chosen[i] else other
+
+    return where_loop
 
 
-@_of_where
-def _where_loop(piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
-    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
-    xs, ys = part(piece, pieces, x), part(piece, pieces, y)
-    for i in range(chosen.size):
-        outs[i] = xs[i] if chosen[i] else ys[i]
-
-
-@_of_where
-def _where_else_number_loop(
-    piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any
-) -> None:
-    filling = y[0]
-    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
-    xs = part(piece, pieces, x)
-    for i in range(chosen.size):
-        outs[i] = xs[i] if chosen[i] else filling
-
-
-@_of_where
-def _where_number_loop(piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
-    filling = x[0]
-    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
-    ys = part(piece, pieces, y)
-    for i in range(chosen.size):
-        outs[i] = filling if chosen[i] else ys[i]
-
-
-# By whether x and y are arrays
-_WHERE = {
-    (True, True): _where_loop,
-    (True, False): _where_else_number_loop,
-    (False, True): _where_number_loop,
-}
+_WHERE = {kinds: _where_loop(*kinds) for kinds in ((True, True), (True, False), (False, True))}
 
 
 def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
@@ -84,7 +71,7 @@ def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> A
         threshold: from 0 to 2^16.
         scale: the factor that makes up for the elements that are dropped.
     """
-    kernel = _drop_loop.get(x.dtype) if x.__class__ is np.ndarray else None
+    kernel = kernel_for(_drop_loop, x)
     if kernel is None:
         return drop_reference(x, words, threshold, scale)
     out = np.empty(x.shape, x.dtype)
@@ -98,10 +85,11 @@ def drop_reference(x: Array, words: NDArray[np.uint16], threshold: int, scale: f
     return np.asarray(x * factors.reshape(x.shape))
 
 
-@for_each_dtype((read, 1), read(types.uint16, 1), types.uint32, types.float64, (written, 1))
+@for_each_dtype()
 def _drop_loop(
-    piece: int, pieces: int, x: Any, words: Any, threshold: int, scale: float, out: Any
-) -> None:
+    piece: int, pieces: int, x: Read1, words: Words, threshold: Threshold, scale: float,
+    out: Written1,
+) -> None:  # fmt: skip
     factor, zero = x.dtype.type(scale), x.dtype.type(0)
     xs, outs = part(piece, pieces, x), part(piece, pieces, out)
     drawn = part(piece, pieces, words)
@@ -129,8 +117,10 @@ def add_rows(
         np.add.at(table, rows, values)
 
 
-@for_each_dtype((written_anywhere, 2), strided(types.int64, 1), (strided, 2), threads=False)
-def _add_rows_loop(_piece: int, _pieces: int, table: Any, rows: Any, values: Any) -> None:
+@for_each_dtype(threads=False)
+def _add_rows_loop(
+    _piece: int, _pieces: int, table: WrittenAnywhere2, rows: Rows, values: Strided2
+) -> None:
     for i in range(rows.size):
         row = rows[i]
         for j in range(table.shape[1]):

@@ -26,10 +26,11 @@ point calls the reference in numpy instead of its kernel.
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
 import llvmlite.binding as llvm
 import numba
@@ -249,3 +250,36 @@ def strided(number: Any, ndim: int) -> Any:
     It may have any strides, be read-only, and lie at any address.
     """
     return types.Array(number, ndim, "A", readonly=True, aligned=False)
+
+
+@functools.cache
+def nothing(dtype: np.dtype[Any], ndim: int = 1) -> Array:
+    """Return the array of size 0 that stands for no array in a kernel's call."""
+    return np.empty((0,) * ndim, dtype)
+
+
+# What the parameters of a kernel are annotated with. An array has the kernel's dtype, and so many
+# axes; `int`, `float` and `bool` are the types that `PLAIN` says.
+Number = Annotated[Any, lambda number: number]
+Read1 = Annotated[Any, read, 1]
+Read2 = Annotated[Any, read, 2]
+Written1 = Annotated[Any, written, 1]
+Written2 = Annotated[Any, written, 2]
+WrittenAnywhere2 = Annotated[Any, written_anywhere, 2]
+WrittenAnywhere4 = Annotated[Any, written_anywhere, 4]
+Strided1 = Annotated[Any, strided, 1]
+Strided2 = Annotated[Any, strided, 2]
+Strided4 = Annotated[Any, strided, 4]
+Integers = Annotated[Any, written(types.int64, 1)]
+
+PLAIN = {int: types.intp, float: types.float64, bool: types.boolean}
+
+
+def signature_of(function: Callable[..., None], number: Any) -> tuple[Any, ...]:
+    """Return the types of a kernel's arguments, as annotated, with numba's number of its dtype."""
+    hints = get_type_hints(function, include_extras=True)
+    found = []
+    for name in list(inspect.signature(function).parameters)[2:]:
+        kind, *ndim = getattr(hints[name], "__metadata__", [PLAIN.get(hints[name])])
+        found.append(kind(number, *ndim) if inspect.isfunction(kind) else kind)
+    return tuple(found)

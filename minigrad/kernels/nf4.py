@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from llvmlite import ir
@@ -33,8 +33,8 @@ from numpy.typing import DTypeLike
 
 from minigrad.checks import check_positive
 from minigrad.kernels import gemm
-from minigrad.kernels.jit import JIT_ENABLED, Array, read, written
-from minigrad.kernels.launch import Kernel, for_each_dtype, span
+from minigrad.kernels.jit import SINGLE, Array, Read1, Written1, Written2, read
+from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import I32, Emitter, address_of, instruction, keep_alive
 
 STRIP = 1 << 20  # elements in a strip: with fewer, there are more passes over x
@@ -437,9 +437,9 @@ def absmax_of(codes: Array, start: int, offset: Array, scale: Array) -> Array:
         offset: float32, one for each `GROUP` of blocks, for all groups.
         scale: float32, one for each group too.
     """
-    if JIT_ENABLED:
+    if _absmax_loop:
         out = np.empty(len(codes), np.float32)
-        _ABSMAX(0.0, codes, start, offset, scale, out)
+        _absmax_loop[SINGLE].alone(codes, start, offset, scale, out)
         return out
     group = np.arange(start, start + len(codes)) // GROUP
     # Rounded to below 0, it would reverse signs.
@@ -468,29 +468,24 @@ def _decode_sixteen(machine: Emitter, source: Any, factor: Any, target: Any) -> 
     e.store(builder.fmul(found, e.broadcast(factor)), target)
 
 
+# Without flags, for the bits of the reference: its product is rounded before the sum.
+@for_each_dtype(SINGLE, fastmath=(), threads=False)
 def _absmax_loop(
-    _piece: int, _pieces: int, codes: Any, start: int, offset: Any, scale: Any, out: Any
-) -> None:
+    _piece: int, _pieces: int, codes: Annotated[Any, read(types.int8, 1)], start: int,
+    offset: Read1, scale: Read1, out: Written1,
+) -> None:  # fmt: skip
     for i in range(codes.size):
         group = (start + i) // GROUP
         steps = np.float32(codes[i]) / np.float32(127)
         out[i] = max(offset[group] + scale[group] * steps, np.float32(0))
 
 
-_ABSMAX = Kernel(
-    _absmax_loop,
-    (read(types.int8, 1), types.intp, *([read(types.float32, 1)] * 2), written(types.float32, 1)),
-    fastmath=(),  # for the bits of the reference: its product is rounded before the sum
-    threads=False,
-)
-
-
-@for_each_dtype(
-    read(types.uint8, 2), read(types.float32, 2), read(types.float32, 1), types.intp, (written, 2)
-)
+@for_each_dtype()
 def _decode_loop(
-    piece: int, pieces: int, codes: Any, absmax: Any, levels: Any, block_size: int, out: Any
-) -> None:
+    piece: int, pieces: int, codes: Annotated[Any, read(types.uint8, 2)],
+    absmax: Annotated[Any, read(types.float32, 2)], levels: Annotated[Any, read(types.float32, 1)],
+    block_size: int, out: Written2,
+) -> None:  # fmt: skip
     rows, cols = out.shape
     blocks = absmax.shape[1]
     count = rows * blocks

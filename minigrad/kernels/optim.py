@@ -23,13 +23,22 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 
-from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, jit, written
-from minigrad.kernels.launch import for_each_dtype, span
+from minigrad.kernels.jit import (
+    JIT_ENABLED,
+    NUMBERS,
+    Array,
+    Integers,
+    Written1,
+    Written2,
+    jit,
+    written,
+)
+from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.vector import elements
 
 __all__ = ["TableCache", "adam", "ema", "scale", "sgd", "square_sums"]
@@ -39,7 +48,7 @@ Numbers = tuple[float, ...]
 
 SECONDS = 1e-9  # that an element takes, about
 OPTIONS, OWN = 6, 2  # the most numbers for all rows, and for each row
-TABLE = written(types.int64, 2), written(types.int64, 1)  # the types of addresses and starts
+Addresses = Annotated[Any, written(types.int64, 2)]
 
 # --------------------------------------------------------------------------------------------------
 # Tables
@@ -174,7 +183,7 @@ class MultiTensor:
     def __init__(self, update: Callable[..., Any]) -> None:
         functools.update_wrapper(self, update)
         self.update = update
-        self._kernels = for_each_dtype(*TABLE, (written, 2), (written, 1))(_loop_over(update))
+        self._kernels = for_each_dtype()(_loop_over(update))
 
     def __call__(
         self,
@@ -221,54 +230,24 @@ def _six(options: Any) -> Any:
 
 def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
     """Return the loop that updates a piece of the rows of a table, named after the update."""
-    f = jit(inline="always")(update)
-
-    def of_two(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+    count = update.__code__.co_argcount - 2
+    columns = [f"x{i}" for i in range(count)]
+    views = [f"elements(at[row, {i}], low, size, options)" for i in range(count)]
+    first, *others = (f"{x}[i]" for x in columns)
+    body = f"""
         for row in range(len(at)):
             low, size = overlap(piece, pieces, starts, row)
-            g = elements(at[row, 0], low, size, options)
-            x = elements(at[row, 1], low, size, options)
-            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-            for i in range(g.size):
-                (x[i],) = f(g[i], x[i], numbers, constants)
-
-    def of_three(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for row in range(len(at)):
-            low, size = overlap(piece, pieces, starts, row)
-            g = elements(at[row, 0], low, size, options)
-            x = elements(at[row, 1], low, size, options)
-            y = elements(at[row, 2], low, size, options)
-            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-            for i in range(g.size):
-                x[i], y[i] = f(g[i], x[i], y[i], numbers, constants)
-
-    def of_four(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for row in range(len(at)):
-            low, size = overlap(piece, pieces, starts, row)
-            g = elements(at[row, 0], low, size, options)
-            x = elements(at[row, 1], low, size, options)
-            y = elements(at[row, 2], low, size, options)
-            z = elements(at[row, 3], low, size, options)
-            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-            for i in range(g.size):
-                x[i], y[i], z[i] = f(g[i], x[i], y[i], z[i], numbers, constants)
-
-    def of_five(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for row in range(len(at)):
-            low, size = overlap(piece, pieces, starts, row)
-            g = elements(at[row, 0], low, size, options)
-            x = elements(at[row, 1], low, size, options)
-            y = elements(at[row, 2], low, size, options)
-            z = elements(at[row, 3], low, size, options)
-            w = elements(at[row, 4], low, size, options)
-            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-            for i in range(g.size):
-                x[i], y[i], z[i], w[i] = f(g[i], x[i], y[i], z[i], w[i], numbers, constants)
-
-    columns = update.__code__.co_argcount - 2
-    loop = {2: of_two, 3: of_three, 4: of_four, 5: of_five}[columns]
-    loop.__name__ = f"{update.__name__}_loop"
-    return loop
+            {", ".join(columns)} = {", ".join(views)}
+            numbers, constants = (own[row, 0], own[row, 1]), six(options)
+            for i in range(x0.size):
+                {", ".join(others)}, = f({first}, {", ".join(others)}, numbers, constants)
+    """
+    parameters = {
+        **{"piece": int, "pieces": int, "at": Addresses, "starts": Integers},
+        **{"own": Written2, "options": Written1},
+    }
+    known = {"f": jit(inline="always")(update), "overlap": overlap, "elements": elements}
+    return function_from(f"{update.__name__}_loop", parameters, body, six=_six, **known)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -416,10 +395,11 @@ def square_sums(arrays: Sequence[Array]) -> float:
     return total
 
 
-@for_each_dtype(*TABLE, (written, 1), written(types.float64, 1))
+@for_each_dtype()
 def _squares_loop(
-    piece: int, pieces: int, addresses: Any, starts: Any, like: Any, sums: Any
-) -> None:
+    piece: int, pieces: int, addresses: Addresses, starts: Integers, like: Written1,
+    sums: Annotated[Any, written(types.float64, 1)],
+) -> None:  # fmt: skip
     blocks = len(sums)  # cut by size alone: so the sum has the same bits on any number of threads
     for block in span(piece, pieces, blocks):
         for row in range(len(addresses)):

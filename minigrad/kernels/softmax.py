@@ -142,7 +142,7 @@ def _softmax_gradient(g: Array, out: Array) -> Array:
     return np.asarray(out * (g - np.sum(g * out, axis=-1, keepdims=True)))
 
 
-@rowwise(SECONDS, reference=_softmax_gradient, operands=2)
+@rowwise(SECONDS, reference=_softmax_gradient)
 def softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute out (g - sum(g out)) along the last axis."""
     total = 0.0
@@ -173,7 +173,7 @@ def _log_softmax_gradient(g: Array, out: Array) -> Array:
     return np.asarray(g - np.exp(out) * np.sum(g, axis=-1, keepdims=True))
 
 
-@rowwise(SECONDS, reference=_log_softmax_gradient, operands=2)
+@rowwise(SECONDS, reference=_log_softmax_gradient)
 def log_softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute g - e^out sum(g) along the last axis."""
     sums = 0.0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -26,7 +25,7 @@ from minigrad.kernels.gemm import products
 from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.jit import JIT_ENABLED, Array
+from minigrad.kernels.jit import Array, nothing
 from minigrad.readonly import hold, release
 
 LIMIT = 512 * 1024 * 1024  # bytes of all panels together; what would exceed it is packed each time
@@ -100,7 +99,7 @@ class PrepackedMatrix:
         k, n = matrix.shape
         out = np.empty((len(x), n), x.dtype)
         seconds = SECONDS_OF_MULTIPLY_ADD * len(x) * n * k
-        row = no_row(x.dtype) if row is None else np.ascontiguousarray(row)
+        row = nothing(x.dtype) if row is None else np.ascontiguousarray(row)
         plan = PRODUCTS[x.dtype].plans[False]
         operands = x, panels, n, left, right, row, out
         products.gemm_packed[x.dtype](seconds, *operands, plan)
@@ -131,12 +130,6 @@ class PrepackedMatrix:
         return panels
 
 
-@cache
-def no_row(dtype: np.dtype[Any]) -> Array:
-    """Return the array that stands for no bias in a kernel's call."""
-    return np.empty(0, dtype)
-
-
 def packed_bytes(matrix: Array) -> int:
     """Return the size of the panels of a matrix `(k, n)`: complete panels, from a cache line on."""
     (k, n), NR = matrix.shape, PRODUCTS[matrix.dtype].tile.NR
@@ -158,7 +151,7 @@ def prepack(matrix: Array) -> PrepackedMatrix | None:
     known = _known.get(id(matrix))
     if known is not None:
         return known
-    if not JIT_ENABLED or matrix.dtype not in PRODUCTS:
+    if matrix.dtype not in PRODUCTS:
         return None
     made = _known[id(matrix)] = PrepackedMatrix(matrix)
     return made

@@ -198,9 +198,8 @@ def test_numbers_that_are_none_go_where_they_would(which, bad, rng):
     (q, k, v)[place][20, 1] = bad
     with np.errstate(all="ignore"):
         found = both(q, k, v, g, causal=True)
-        expected = attention.forward_reference(q, k, v, True, np.empty(0, bool), np.empty(0), 0.4)[
-            0
-        ]
+        mask = attention.Mask(True, np.empty(0, bool), np.empty(0))
+        expected, _ = attention.forward_reference(q, k, v, mask, 0.4)
     before = found[0][:20]
     if which != "value":
         assert_array_equal(np.isnan(found[0]), np.isnan(expected))
@@ -248,8 +247,9 @@ def test_the_references_are_the_same_functions(options, rng):
         np.empty(0) if x is None else np.broadcast_to(x, expected[5].shape)
         for x in (allowed, added)
     ]
-    out, lse = attention.forward_reference(q, k, v, causal, *masks, 0.4)
-    found = attention.backward_reference(g, q, k, v, causal, *masks, 0.4, out, lse)
+    mask = attention.Mask(causal, *masks)
+    out, lse = attention.forward_reference(q, k, v, mask, 0.4)
+    found = attention.backward_reference(g, q, k, v, mask, 0.4, out, lse)
     for one, other in zip((out, lse, *found), expected, strict=True):
         assert_allclose(one, other, atol=1e-13)
 
