@@ -45,11 +45,7 @@ def leaky_relu(x: Any, slope: float) -> Any:
     return x if x > 0 else slope * x
 
 
-@elementwise(
-    LINE,
-    reference=lambda g, x, slope: np.where(x > 0, g, slope * g),
-    double=True,
-)
+@elementwise(LINE, reference=lambda g, x, slope: np.where(x > 0, g, slope * g), double=True)
 def leaky_relu_gradient(g: Any, x: Any, slope: float) -> Any:
     """Return g where x is above 0, else slope g."""
     return g if x > 0 else slope * g

@@ -38,17 +38,14 @@ from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, tile_strided
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
 from minigrad.kernels.gemm.products import blocks_of, transposed
 from minigrad.kernels.jit import (
-    JIT_ENABLED,
     NUMBERS,
     Array,
     Integers,
-    Strided4,
-    WrittenAnywhere4,
+    Strided,
+    Written,
     external,
     jit,
     nothing,
-    strided,
-    written,
 )
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
@@ -68,8 +65,8 @@ WIDE = 8  # panels of keys in a block of the forward: longer sums are less exact
 NARROW = 4  # panels of keys in a block of the backward
 STRIPS = 8  # strips of queries in a block of the backward
 
-Booleans = Annotated[Any, strided(types.boolean, 4)]
-Logs = Annotated[Any, written(types.float64, 3)]
+Booleans = Annotated[Strided.D4, types.boolean]
+Logs = Annotated[Written.D3, types.float64]
 
 
 def serves(query: Array, key: Array, value: Array) -> bool:
@@ -105,11 +102,12 @@ def attention(
     mask = _mask(causal, allowed, added, (*leading, q.shape[2], k.shape[2]), q.dtype)
     work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (q.shape[3] + v.shape[3])
     lse = np.empty(q.shape[:3])
-    if JIT_ENABLED:
+    if forward_loop:
         sizes = PRODUCTS[q.dtype].plans[0]
         forward_loop[q.dtype](work * SECONDS, q, k, v, *mask, scale, sizes, out, lse)
     else:
-        out[...], lse[...] = forward_reference(q, k, v, mask, scale)
+        p, lse[...] = _weights(q, k, mask, scale)
+        out[...] = np.matmul(p, v)
     return out.reshape(*leading, *out.shape[2:]), lse.reshape(*leading, q.shape[2])
 
 
@@ -132,11 +130,14 @@ def attention_gradients(
     ]
     work = math.prod(scores) * (3 * q.shape[3] + 2 * v.shape[3])
     logs = lse.reshape(q.shape[:3])
-    if JIT_ENABLED:
+    if backward_loop:
         operands = g, q, k, v, *mask, scale, PRODUCTS[q.dtype].plans[0], out, logs
         backward_loop[q.dtype](work * SECONDS, *operands, *gradients)
     else:
-        gradients = list(backward_reference(g, q, k, v, mask, scale, out, logs))
+        p, _ = _weights(q, k, mask, scale)
+        ds = p * (np.matmul(g, v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
+        dq, dk = np.matmul(ds, k) * scale, np.matmul(ds.swapaxes(-1, -2), q) * scale
+        gradients = [dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds]
     return [
         x.reshape(*leading, *x.shape[2:]) if need else None
         for x, need in zip(gradients, needs_input_grad, strict=True)
@@ -187,11 +188,8 @@ def _mask(
     return Mask(causal, of_scores(allowed, np.dtype(np.bool_)), of_scores(added, dtype))
 
 
-# The references, which also run if nothing is compiled
-
-
 def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
-    """Return the weights p, and log(sum(e^scores))."""
+    """Return the weights p, and log(sum(e^scores)), computed in numpy."""
     scores = np.matmul(q, k.swapaxes(-1, -2)) * scale
     free = np.ones(scores.shape, np.bool_)
     if mask.added.size:
@@ -209,25 +207,6 @@ def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
     total = np.where(some, e.sum(-1, keepdims=True), 1.0)
     lse = (most + np.log(total))[..., 0]
     return (e / total).astype(q.dtype), lse
-
-
-def forward_reference(
-    q: Array, k: Array, v: Array, mask: Mask, scale: float
-) -> tuple[Array, Array]:
-    """Compute the result and log(sum(e^scores)) in numpy."""
-    p, lse = _weights(q, k, mask, scale)
-    return np.matmul(p, v), lse
-
-
-def backward_reference(
-    g: Array, q: Array, k: Array, v: Array, mask: Mask, scale: float, out: Array, lse: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Compute the gradients by q, k, v and `added` in numpy."""
-    p, _ = _weights(q, k, mask, scale)
-    slopes = np.matmul(g, v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True)
-    ds = p * slopes
-    dq, dk = np.matmul(ds, k) * scale, np.matmul(ds.swapaxes(-1, -2), q) * scale
-    return dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds
 
 
 # --------------------------------------------------------------------------------------------------
@@ -405,8 +384,8 @@ def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: An
 
 @for_each_dtype()
 def forward_loop(
-    piece: int, pieces: int, q: Strided4, k: Strided4, v: Strided4, causal: bool,
-    allowed: Booleans, added: Strided4, scale: float, sizes: Integers, out: WrittenAnywhere4,
+    piece: int, pieces: int, q: Strided.D4, k: Strided.D4, v: Strided.D4, causal: bool,
+    allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers, out: Written.Anywhere4,
     lse: Logs,
 ) -> None:  # fmt: skip
     """Write `out` and `lse` of all heads, a chunk of queries of a head after the other."""
@@ -512,9 +491,10 @@ def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, targe
 
 @for_each_dtype()
 def backward_loop(
-    piece: int, pieces: int, g: Strided4, q: Strided4, k: Strided4, v: Strided4, causal: bool,
-    allowed: Booleans, added: Strided4, scale: float, sizes: Integers, out: Strided4, lse: Logs,
-    dq: WrittenAnywhere4, dk: WrittenAnywhere4, dv: WrittenAnywhere4, ds: WrittenAnywhere4,
+    piece: int, pieces: int, g: Strided.D4, q: Strided.D4, k: Strided.D4, v: Strided.D4,
+    causal: bool, allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers,
+    out: Strided.D4, lse: Logs, dq: Written.Anywhere4, dk: Written.Anywhere4,
+    dv: Written.Anywhere4, ds: Written.Anywhere4,
 ) -> None:  # fmt: skip
     """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
     mask, t, number = Mask(causal, allowed, added), blocks_of(sizes, q), q.dtype.type

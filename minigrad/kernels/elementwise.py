@@ -9,31 +9,26 @@ from numba import types
 from numpy.typing import NDArray
 
 from minigrad.kernels.fused import LINE
-from minigrad.kernels.jit import Array, Read1, Strided2, Written1, WrittenAnywhere2, read, strided
+from minigrad.kernels.jit import Array, Read, Strided, Written
 from minigrad.kernels.launch import Kernel, for_each_dtype, kernel_for, part
 
 SECONDS = 2e-10  # that an element of dropout takes, about
 
-Booleans = Annotated[Any, read(types.boolean, 1)]
-Words = Annotated[Any, read(types.uint16, 1)]
-Rows = Annotated[Any, strided(types.int64, 1)]
+Booleans = Annotated[Read.D1, types.boolean]
+Words = Annotated[Read.D1, types.uint16]
+Rows = Annotated[Strided.D1, types.int64]
 Threshold = Annotated[Any, types.uint32]
 
 
 def where(condition: Array, x: Any, y: Any) -> Array:
     """Compute `np.where`, which takes ten times as long for a mask without a pattern."""
-    arrays = [v for v in (x, y) if isinstance(v, np.ndarray)]
-    numbers = {v.__class__ for v in (x, y) if not isinstance(v, np.ndarray)}
-    simple = (
-        condition.dtype == np.bool_
-        and condition.size
-        and numbers <= {float}
-        and len({v.dtype for v in arrays}) == len({v.shape for v in (condition, *arrays)}) == 1
+    kinds = isinstance(x, np.ndarray), isinstance(y, np.ndarray)
+    arrays = [v for v, is_array in zip((x, y), kinds, strict=True) if is_array]
+    simple = condition.dtype == np.bool_ and all(
+        v.shape == condition.shape if is_array else v.__class__ is float
+        for v, is_array in zip((x, y), kinds, strict=True)
     )
-    kernel = None
-    if simple:
-        loops = _WHERE.get((isinstance(x, np.ndarray), isinstance(y, np.ndarray)), {})
-        kernel = loops.get(arrays[0].dtype)
+    kernel = kernel_for(_WHERE[kinds], *arrays) if simple and arrays else None
     if kernel is None:
         return np.asarray(np.where(condition, x, y))
     out = np.empty(condition.shape, arrays[0].dtype)
@@ -47,7 +42,7 @@ def _where_loop(x_is_array: bool, y_is_array: bool) -> dict[np.dtype[Any], Kerne
 
     @for_each_dtype()
     def where_loop(
-        piece: int, pieces: int, condition: Booleans, x: Read1, y: Read1, out: Written1
+        piece: int, pieces: int, condition: Booleans, x: Read.D1, y: Read.D1, out: Written.D1
     ) -> None:
         chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
         xs, ys = part(piece, pieces, x), part(piece, pieces, y)
@@ -72,23 +67,18 @@ def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> A
         scale: the factor that makes up for the elements that are dropped.
     """
     kernel = kernel_for(_drop_loop, x)
-    if kernel is None:
-        return drop_reference(x, words, threshold, scale)
-    out = np.empty(x.shape, x.dtype)
-    kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())
-    return out
-
-
-def drop_reference(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
-    """Compute `drop` in numpy."""
+    if kernel is not None:
+        out = np.empty(x.shape, x.dtype)
+        kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())
+        return out
     factors = np.where(words >= threshold, scale, 0.0).astype(x.dtype)
     return np.asarray(x * factors.reshape(x.shape))
 
 
 @for_each_dtype()
 def _drop_loop(
-    piece: int, pieces: int, x: Read1, words: Words, threshold: Threshold, scale: float,
-    out: Written1,
+    piece: int, pieces: int, x: Read.D1, words: Words, threshold: Threshold, scale: float,
+    out: Written.D1,
 ) -> None:  # fmt: skip
     factor, zero = x.dtype.type(scale), x.dtype.type(0)
     xs, outs = part(piece, pieces, x), part(piece, pieces, out)
@@ -119,7 +109,7 @@ def add_rows(
 
 @for_each_dtype(threads=False)
 def _add_rows_loop(
-    _piece: int, _pieces: int, table: WrittenAnywhere2, rows: Rows, values: Strided2
+    _piece: int, _pieces: int, table: Written.Anywhere2, rows: Rows, values: Strided.D2
 ) -> None:
     for i in range(rows.size):
         row = rows[i]

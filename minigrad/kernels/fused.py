@@ -20,18 +20,8 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from minigrad.kernels.jit import (
-    DOUBLE,
-    SINGLE,
-    Array,
-    Number,
-    Read1,
-    Read2,
-    Written1,
-    Written2,
-    jit,
-)
-from minigrad.kernels.launch import for_each_dtype, function_from, part, span
+from minigrad.kernels.jit import DOUBLE, SINGLE, Array, Number, Read, Written, jit
+from minigrad.kernels.launch import Kernel, for_each_dtype, function_from, part, span
 
 LINE, CURVE = 1e-10, 5e-10  # seconds that an element takes, about, in a copy or an exponential
 
@@ -60,15 +50,14 @@ class Fused:
         functools.update_wrapper(self, function)
         self.reference = reference
         self._seconds = seconds
-        kinds = get_type_hints(function)
-        kinds.pop("return")
-        operands = len([kind for kind in kinds.values() if kind is not float]) - by_rows
-        self._operands = operands
+        options = list(get_type_hints(function).values()).count(float)
+        self._operands = function.__code__.co_argcount - options - by_rows
         self._flat = rows_of if by_rows else _ravel
-        self._kernels = for_each_dtype(SINGLE)(_loop_over(function, operands, by_rows))
-        if double:
-            f = double if callable(double) else function
-            self._kernels |= for_each_dtype(DOUBLE)(_loop_over(f, operands, by_rows))
+        self._kernels: dict[np.dtype[Any], Kernel] = {}
+        for dtype, f in (SINGLE, function), (DOUBLE, function if double is True else double):
+            if f:
+                loop = _loop_over(f, self._operands, options, by_rows)
+                self._kernels |= for_each_dtype(dtype)(loop)
 
     def __call__(self, *arguments: Any) -> Array:
         """Apply the function, and return a new array."""
@@ -83,10 +72,7 @@ class Fused:
 
 
 def elementwise(
-    seconds: float,
-    *,
-    reference: Callable[..., Array],
-    double: Function | bool = False,
+    seconds: float, *, reference: Callable[..., Array], double: Function | bool = False
 ) -> Callable[[Function], Fused]:
     """Make a function of arrays from one of an element: its operands come first, then options.
 
@@ -108,32 +94,29 @@ def rowwise(seconds: float, *, reference: Callable[..., Array]) -> Callable[[Fun
     return lambda function: Fused(function, seconds, reference, by_rows=True)
 
 
-def _loop_over(function: Function, operands: int, by_rows: bool) -> Callable[..., None]:
+def _loop_over(
+    function: Function, operands: int, options: int, by_rows: bool
+) -> Callable[..., None]:
     """Return the loop that applies a function to each element or row, named after it."""
-    arrays = [*(f"x{i}" for i in range(operands)), "out"]
-    count = function.__code__.co_argcount - operands - by_rows
-    options = [f"option{i}" for i in range(count)]
-    elements = [f"{x}[i]" for x in arrays]
+    arrays, numbers = ([f"{x}{i}" for i in range(n)] for x, n in (("x", operands), ("c", options)))
+    elements = ", ".join(f"{x}[i]" for x in arrays)
     if by_rows:
         body = f"""
             for i in span(piece, pieces, len(x0)):
-                f({", ".join(elements)})
+                f({elements}, out[i])
         """
     else:
+        pieces = ", ".join(f"part(piece, pieces, {x})" for x in arrays)
         body = f"""
-            {", ".join(arrays)} = {", ".join(f"part(piece, pieces, {x})" for x in arrays)}
+            {", ".join(arrays)}, out = {pieces}, part(piece, pieces, out)
             for i in range(x0.size):
-                out[i] = f({", ".join(elements[:-1] + options)})
+                out[i] = f({", ".join([elements, *numbers])})
         """
-    parameters = {
-        **dict.fromkeys(["piece", "pieces"], int),
-        **dict.fromkeys(arrays[:-1], Read2 if by_rows else Read1),
-        **dict.fromkeys(options, Number),
-        "out": Written2 if by_rows else Written1,
-    }
-    f = jit(inline="always")(function)
-    name = f"{function.__name__}_loop"
-    return function_from(name, parameters, body, f=f, part=part, span=span)
+    read, written = (Read.D2, Written.D2) if by_rows else (Read.D1, Written.D1)
+    operands_and_options = {**dict.fromkeys(arrays, read), **dict.fromkeys(numbers, Number)}
+    parameters = {"piece": int, "pieces": int, **operands_and_options, "out": written}
+    name, f = f"{function.__name__}_loop", jit(inline="always")(function)
+    return function_from(name, parameters, body, __name__, f=f, part=part, span=span)
 
 
 def rows_of(x: Array, size: int | None = None) -> Array:

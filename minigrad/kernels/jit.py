@@ -229,27 +229,12 @@ NUMBERS: dict[np.dtype[Any], Any] = {SINGLE: types.float32, DOUBLE: types.float6
 """The dtypes that kernels are compiled for, and numba's types for them."""
 
 
-def read(number: Any, ndim: int) -> Any:
-    """Return numba's type of a contiguous array that is only read, and may be read-only."""
-    return types.Array(number, ndim, "C", readonly=True)
-
-
-def written(number: Any, ndim: int) -> Any:
-    """Return numba's type of a contiguous array that is written to."""
-    return types.Array(number, ndim, "C")
-
-
-def written_anywhere(number: Any, ndim: int) -> Any:
-    """Return numba's type of an array of any strides that is written to."""
-    return types.Array(number, ndim, "A")
-
-
-def strided(number: Any, ndim: int) -> Any:
-    """Return numba's type of the most general array that is only read, as which all others pass.
-
-    It may have any strides, be read-only, and lie at any address.
-    """
-    return types.Array(number, ndim, "A", readonly=True, aligned=False)
+# numba's types of arrays, by the type of their elements and the number of axes. One that is only
+# read may be read-only; a strided one may also lie at any address: as which all others pass.
+read = functools.partial(types.Array, layout="C", readonly=True)
+written = functools.partial(types.Array, layout="C")
+written_anywhere = functools.partial(types.Array, layout="A")
+strided = functools.partial(types.Array, layout="A", readonly=True, aligned=False)
 
 
 @functools.cache
@@ -258,28 +243,51 @@ def nothing(dtype: np.dtype[Any], ndim: int = 1) -> Array:
     return np.empty((0,) * ndim, dtype)
 
 
-# What the parameters of a kernel are annotated with. An array has the kernel's dtype, and so many
-# axes; `int`, `float` and `bool` are the types that `PLAIN` says.
-Number = Annotated[Any, lambda number: number]
-Read1 = Annotated[Any, read, 1]
-Read2 = Annotated[Any, read, 2]
-Written1 = Annotated[Any, written, 1]
-Written2 = Annotated[Any, written, 2]
-WrittenAnywhere2 = Annotated[Any, written_anywhere, 2]
-WrittenAnywhere4 = Annotated[Any, written_anywhere, 4]
-Strided1 = Annotated[Any, strided, 1]
-Strided2 = Annotated[Any, strided, 2]
-Strided4 = Annotated[Any, strided, 4]
-Integers = Annotated[Any, written(types.int64, 1)]
+class Read:
+    """Annotations of parameters: arrays of so many axes that are contiguous, and only read."""
 
+    D1 = Annotated[Any, read, 1]
+    D2 = Annotated[Any, read, 2]
+
+
+class Written:
+    """Annotations of arrays that are written to: contiguous ones, or of any strides."""
+
+    D1 = Annotated[Any, written, 1]
+    D2 = Annotated[Any, written, 2]
+    D3 = Annotated[Any, written, 3]
+    Anywhere2 = Annotated[Any, written_anywhere, 2]
+    Anywhere4 = Annotated[Any, written_anywhere, 4]
+
+
+class Strided:
+    """Annotations of arrays of any layout that are only read."""
+
+    D1 = Annotated[Any, strided, 1]
+    D2 = Annotated[Any, strided, 2]
+    D4 = Annotated[Any, strided, 4]
+
+
+Number = Annotated[Any, None]
+Integers = Annotated[Written.D1, types.int64]
 PLAIN = {int: types.intp, float: types.float64, bool: types.boolean}
 
 
 def signature_of(function: Callable[..., None], number: Any) -> tuple[Any, ...]:
-    """Return the types of a kernel's arguments, as annotated, with numba's number of its dtype."""
+    """Return the types of a kernel's arguments, as its parameters are annotated.
+
+    They are annotated as `int`, `float` or `bool`, with a type of numba, or as an array: of the
+    kernel's dtype, whose number this is, unless the annotation adds another, as in
+    `Annotated[Read.D1, types.int64]`. The first two parameters are those of all kernels.
+    """
     hints = get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
     found = []
-    for name in list(inspect.signature(function).parameters)[2:]:
-        kind, *ndim = getattr(hints[name], "__metadata__", [PLAIN.get(hints[name])])
-        found.append(kind(number, *ndim) if inspect.isfunction(kind) else kind)
+    for hint in list(hints.values())[2:]:
+        parts = hint.__metadata__ if hasattr(hint, "__metadata__") else (PLAIN[hint],)
+        if len(parts) == 1:
+            found.append(parts[0] or number)
+        else:
+            layout, ndim, element = (*parts, number)[:3]
+            found.append(layout(element, ndim))
     return tuple(found)

@@ -189,16 +189,16 @@ def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
 
 
 def function_from(
-    name: str, parameters: dict[str, Any], body: str, **enclosed: Any
+    name: str, parameters: dict[str, Any], body: str, module: str, **enclosed: Any
 ) -> Callable[..., None]:
     """Return the function with this source, whose body knows the enclosed values by their names.
 
     The parameters are given with their annotations.
     """
-    lines = [f"def {name}({', '.join(parameters)}):", indent(dedent(body), "    ")]
-    source = indent("\n".join([*lines, f"return {name}"]), "    ")
-    scope: dict[str, Any] = {"__name__": __name__}
-    exec(compile(f"def enclose({', '.join(enclosed)}):\n{source}", __file__, "exec"), scope)
+    head = f"def enclose({', '.join(enclosed)}):\n  def {name}({', '.join(parameters)}):\n"
+    source = f"{head}{indent(dedent(body), '    ')}\n  return {name}"
+    scope: dict[str, Any] = {"__name__": module}
+    exec(compile(source, __file__, "exec"), scope)
     function: Callable[..., None] = scope["enclose"](**enclosed)
     function.__annotations__ = parameters
     return function
@@ -208,8 +208,8 @@ def function_from(
 def entry(signature: tuple[Any, ...]) -> Any:
     """Return the function by which Python calls all kernels whose arguments have these types."""
     names = dict.fromkeys(["how", *(f"x{i}" for i in range(len(signature)))])
-    body = f"call({', '.join(names)})"
-    function = function_from("entry", names, body, call=intrinsic_of(names, _call))
+    body, call = f"call({', '.join(names)})", intrinsic_of(names, _call)
+    function = function_from("entry", names, body, __name__, call=call)
     made = dispatcher(function, from_python=True)
     compile_for(made, (INT, *signature))
     made.disable_compile()

@@ -18,8 +18,8 @@ import numpy as np
 
 from minigrad.kernels import gemm
 from minigrad.kernels.gemm.prepacked import find
-from minigrad.kernels.gemm.products import gemm_packed, multiply_run
-from minigrad.kernels.jit import Array, Integers, Strided1, Strided2, Written2, jit, nothing
+from minigrad.kernels.gemm.products import multiply_run
+from minigrad.kernels.jit import Array, Integers, Strided, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for
 
 SMALL = 1_000_000  # multiply-adds of all rows with W, below which calls are what takes the time
@@ -43,10 +43,9 @@ def forward(
     h = gemm.matmul(x, lora_a.T)
     h *= scale
     prepacked = None if few else find(weight)
-    if prepacked is not None and kernel_for(gemm_packed, weight, lora_a, lora_b, bias):
-        out = prepacked.matmul(x, True, h, lora_b.T, bias)
-        if out is not None:
-            return out, h
+    out = None if prepacked is None else prepacked.matmul(x, True, h, lora_b.T, bias)
+    if out is not None:
+        return out, h
     y = gemm.matmul(x, weight.T)
     if bias is not None:
         y += bias
@@ -77,7 +76,7 @@ def backward(
         d *= scale
         if wants_x:
             prepacked = find(weight)
-            if prepacked is not None and kernel_for(gemm_packed, weight, d, lora_a):
+            if prepacked is not None:
                 dx = prepacked.matmul(g, False, d, lora_a)
             if dx is None:
                 dx = gemm.matmul(d, lora_a, out=gemm.matmul(g, weight), add=True)
@@ -91,9 +90,9 @@ def backward(
 
 @for_each_dtype(threads=False)
 def _forward_loop(
-    _piece: int, _pieces: int, x: Strided2, weight: Strided2, lora_a: Strided2, lora_b: Strided2,
-    bias: Strided1, scale: float, h: Written2, same_h: Strided2, y: Written2, write: Integers,
-    add: Integers,
+    _piece: int, _pieces: int, x: Strided.D2, weight: Strided.D2, lora_a: Strided.D2,
+    lora_b: Strided.D2, bias: Strided.D1, scale: float, h: Written.D2, same_h: Strided.D2,
+    y: Written.D2, write: Integers, add: Integers,
 ) -> None:  # fmt: skip
     """Do the forward; `h` comes twice, to be written and to be read: two types for numba."""
     multiply_run(0, 1, x, lora_a.T, h, write, 0, 1)
@@ -108,9 +107,9 @@ def _forward_loop(
 
 @for_each_dtype(threads=False)
 def _backward_loop(
-    _piece: int, _pieces: int, g: Strided2, x: Strided2, weight: Strided2, lora_a: Strided2,
-    lora_b: Strided2, h: Strided2, scale: float, d: Written2, same_d: Strided2, dx: Written2,
-    da: Written2, db: Written2, write: Integers, add: Integers,
+    _piece: int, _pieces: int, g: Strided.D2, x: Strided.D2, weight: Strided.D2, lora_a: Strided.D2,
+    lora_b: Strided.D2, h: Strided.D2, scale: float, d: Written.D2, same_d: Strided.D2,
+    dx: Written.D2, da: Written.D2, db: Written.D2, write: Integers, add: Integers,
 ) -> None:  # fmt: skip
     """Do the backward, without the gradients of size 0; `d` comes twice, as `h` in the forward."""
     if dx.size or da.size:

@@ -5,7 +5,7 @@ gradient are
 
     log z - (x[y] - h)      dx = g (e^(x - h - log z) - [y])
 
-float32 has loops; float64 is left to the references in numpy.
+float32 has loops; float64 is left to numpy.
 """
 
 from __future__ import annotations
@@ -17,21 +17,12 @@ from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import LINE, elementwise, rows_of
-from minigrad.kernels.jit import (
-    SINGLE,
-    Array,
-    Number,
-    Read1,
-    Read2,
-    Written1,
-    Written2,
-    jit,
-    nothing,
-    read,
-    written,
-)
+from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
-from minigrad.kernels.softmax import SECONDS, STRETCH, highest_of, sum_of_exponentials
+from minigrad.kernels.softmax import SECONDS, STRETCH, highest_of, sum_of, sum_of_exponentials
+
+Labels = Annotated[Read.D1, types.int64]
+Sums = Annotated[Written.D1, types.float64]
 
 # --------------------------------------------------------------------------------------------------
 # Cross entropy
@@ -46,12 +37,19 @@ def label_weights(
     It is the weight of its class, or 1; 0 if the label is `ignored`; nan if there is no such class.
     """
     kernel = _label_weights_loop.get(dtype)
-    if kernel is None or labels.dtype != np.int64:
-        return label_weights_reference(labels, classes, ignored, class_weights, dtype)
-    weights, total = np.empty(labels.size, SINGLE), np.empty(1)
-    known = nothing(SINGLE) if class_weights is None else class_weights
-    kernel.alone(labels.ravel(), classes, ignored, known, weights, total)
-    return weights, total.item()
+    if kernel is not None and labels.dtype == np.int64:
+        weights, total = np.empty(labels.size, SINGLE), np.empty(1)
+        known = nothing(SINGLE) if class_weights is None else class_weights
+        kernel.alone(labels.ravel(), classes, ignored, known, weights, total)
+        return weights, total.item()
+    there = (labels >= 0) & (labels < classes)
+    if class_weights is None:
+        weights = np.ones(labels.shape, dtype)
+    else:
+        weights = class_weights.astype(dtype)[np.where(there, labels, 0)]
+    weights = np.where(there, weights, np.nan)
+    weights = np.where(labels == ignored, 0, weights).astype(dtype)
+    return weights, float(weights.sum(dtype=np.float64))
 
 
 def cross_entropy(
@@ -69,45 +67,11 @@ def cross_entropy(
         `(n,)` and `(n, 2)`.
     """
     kernel = kernel_for(_cross_entropy_loop, logits)
-    if kernel is None or labels.dtype != np.int64:
-        return cross_entropy_reference(logits, labels, weights, smoothing)
-    losses, sums = np.empty(len(logits), SINGLE), np.empty((len(logits), 2), SINGLE)
-    operands = rows_of(logits), labels.ravel(), weights, smoothing
-    kernel(logits.size * SECONDS, *operands, losses, sums)
-    return losses, sums
-
-
-def cross_entropy_gradient(
-    g: Array, logits: Array, labels: Array, weights: Array, smoothing: float, sums: Array
-) -> Array:
-    """Compute the gradient of `cross_entropy`, from g of shape `(n,)`."""
-    kernel = kernel_for(_cross_entropy_gradient_loop, g, logits)
-    if kernel is None or labels.dtype != np.int64:
-        return cross_entropy_gradient_reference(g, logits, labels, weights, smoothing, sums)
-    out = np.empty(logits.shape, SINGLE)
-    operands = g.ravel(), rows_of(logits), labels.ravel(), weights, smoothing, sums
-    kernel(logits.size * SECONDS, *operands, out)
-    return out
-
-
-def label_weights_reference(
-    labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
-) -> tuple[Array, float]:
-    """Compute `label_weights` in numpy."""
-    there = (labels >= 0) & (labels < classes)
-    if class_weights is None:
-        weights = np.ones(labels.shape, dtype)
-    else:
-        weights = class_weights.astype(dtype)[np.where(there, labels, 0)]
-    weights = np.where(there, weights, np.nan)
-    weights = np.where(labels == ignored, 0, weights).astype(dtype)
-    return weights, float(weights.sum(dtype=np.float64))
-
-
-def cross_entropy_reference(
-    logits: Array, labels: Array, weights: Array, smoothing: float
-) -> tuple[Array, Array]:
-    """Compute `cross_entropy` in numpy."""
+    if kernel is not None and labels.dtype == np.int64:
+        losses, sums = np.empty(len(logits), SINGLE), np.empty((len(logits), 2), SINGLE)
+        operands = rows_of(logits), labels.ravel(), weights, smoothing
+        kernel(logits.size * SECONDS, *operands, losses, sums)
+        return losses, sums
     top = np.max(logits, axis=1)
     shifted = logits - top[:, None]
     logs = np.log(np.sum(np.exp(shifted), axis=1))
@@ -119,10 +83,16 @@ def cross_entropy_reference(
     return losses, np.stack([top, logs], axis=1)
 
 
-def cross_entropy_gradient_reference(
+def cross_entropy_gradient(
     g: Array, logits: Array, labels: Array, weights: Array, smoothing: float, sums: Array
 ) -> Array:
-    """Compute `cross_entropy_gradient` in numpy."""
+    """Compute the gradient of `cross_entropy`, from g of shape `(n,)`."""
+    kernel = kernel_for(_cross_entropy_gradient_loop, g, logits)
+    if kernel is not None and labels.dtype == np.int64:
+        out = np.empty(logits.shape, SINGLE)
+        operands = g.ravel(), rows_of(logits), labels.ravel(), weights, smoothing, sums
+        kernel(logits.size * SECONDS, *operands, out)
+        return out
     out = np.exp((logits - sums[:, :1]) - sums[:, 1:])
     out -= smoothing / logits.shape[1]
     out[np.arange(len(labels)), np.where(weights != 0, labels, 0)] -= 1 - smoothing
@@ -130,14 +100,13 @@ def cross_entropy_gradient_reference(
 
 
 _ONE = np.float32(1)
-Labels = Annotated[Any, read(types.int64, 1)]
-Sums = Annotated[Any, written(types.float64, 1)]
+_sum_of_differences = sum_of(lambda x, _, highest: x - highest)
 
 
 @for_each_dtype(SINGLE, threads=False)
 def _label_weights_loop(
-    _piece: int, _pieces: int, labels: Labels, classes: int, ignored: int, class_weights: Read1,
-    weights: Written1, total: Sums,
+    _piece: int, _pieces: int, labels: Labels, classes: int, ignored: int, class_weights: Read.D1,
+    weights: Written.D1, total: Sums,
 ) -> None:  # fmt: skip
     sums = 0.0
     for i in range(labels.size):
@@ -156,37 +125,27 @@ def _label_weights_loop(
 
 @for_each_dtype(SINGLE)
 def _cross_entropy_loop(
-    piece: int, pieces: int, logits: Read2, labels: Labels, weights: Read1, smoothing: Number,
-    losses: Written1, sums: Written2,
+    piece: int, pieces: int, logits: Read.D2, labels: Labels, weights: Read.D1, smoothing: Number,
+    losses: Written.D1, sums: Written.D2,
 ) -> None:  # fmt: skip
     for i in span(piece, pieces, len(logits)):
         row = logits[i]
         highest = highest_of(row)
-        log = vector_math.log(sum_of_exponentials(row, highest))
+        log = vector_math.log(np.float32(sum_of_exponentials(row, row, highest)))
         sums[i, 0], sums[i, 1] = highest, log
         losses[i] = 0
         if weights[i] != 0:  # where it is 0 an infinite loss does not count
             loss = log - (_ONE - smoothing) * (row[labels[i]] - highest)
             if smoothing:
-                spread = 0.0
-                for start in range(0, row.size, STRETCH):
-                    spread += _sum_differences(row[start : start + STRETCH], highest)
-                loss -= smoothing * np.float32(spread / row.size)
+                spread = _sum_of_differences(row, row, highest) / row.size
+                loss -= smoothing * np.float32(spread)
             losses[i] = weights[i] * loss
-
-
-@jit(fastmath={"contract", "reassoc"})
-def _sum_differences(row: Any, highest: Any) -> Any:
-    total = np.float32(0)
-    for j in range(row.size):
-        total += row[j] - highest
-    return total
 
 
 @for_each_dtype(SINGLE)
 def _cross_entropy_gradient_loop(
-    piece: int, pieces: int, g: Read1, logits: Read2, labels: Labels, weights: Read1,
-    smoothing: Number, sums: Read2, dx: Written2,
+    piece: int, pieces: int, g: Read.D1, logits: Read.D2, labels: Labels, weights: Read.D1,
+    smoothing: Number, sums: Read.D2, dx: Written.D2,
 ) -> None:  # fmt: skip
     for i in span(piece, pieces, len(logits)):
         row, result = logits[i], dx[i]
@@ -209,31 +168,20 @@ def squared_error(x: Array, y: Array) -> float:
     """Return the sum of (x - y)^2, of two arrays of one shape and dtype."""
     kernel = kernel_for(_squared_error_loop, x, y)
     if kernel is None:
-        return squared_error_reference(x, y)
+        return float(np.sum(np.square(x - y)))
     sums = np.empty(-(-x.size // STRETCH))
     kernel(x.size * LINE, x.ravel(), y.ravel(), sums)
     return sums.item() if sums.size == 1 else float(sums.sum())
 
 
-def squared_error_reference(x: Array, y: Array) -> float:
-    """Compute `squared_error` in numpy."""
-    return float(np.sum(np.square(x - y)))
-
-
-@jit(fastmath={"contract", "reassoc"})
-def _sum_squares(x: Any, y: Any) -> Any:
-    total = np.float32(0)
-    for i in range(x.size):
-        difference = x[i] - y[i]
-        total += difference * difference
-    return total
+_sum_of_squares = sum_of(lambda x, y, _: (x - y) * (x - y))
 
 
 @for_each_dtype(SINGLE)
-def _squared_error_loop(piece: int, pieces: int, x: Read1, y: Read1, sums: Sums) -> None:
+def _squared_error_loop(piece: int, pieces: int, x: Read.D1, y: Read.D1, sums: Sums) -> None:
     for i in span(piece, pieces, sums.size):
         stretch = slice(i * STRETCH, (i + 1) * STRETCH)
-        sums[i] = _sum_squares(x[stretch], y[stretch])
+        sums[i] = _sum_of_squares(x[stretch], y[stretch], 0)
 
 
 @elementwise(LINE, reference=lambda x, y, factor: np.asarray((x - y) * factor), double=True)

@@ -20,16 +20,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.fused import rows_of
-from minigrad.kernels.jit import (
-    Array,
-    Read1,
-    Read2,
-    Written1,
-    Written2,
-    external,
-    jit,
-    nothing,
-)
+from minigrad.kernels.jit import Array, Read, Written, external, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, share, span
 
 SECONDS = 3e-10  # that an element takes in the forward, about
@@ -52,56 +43,13 @@ def norm(
         centred: whether the mean is subtracted.
     """
     kernel = kernel_for(_norm_loop, x, weight, bias)
-    if kernel is None:
-        return norm_reference(x, shape, weight, bias, eps, centred)
-    out, size = np.empty(x.shape, x.dtype), math.prod(shape)
-    kernel(
-        out.size * SECONDS,
-        rows_of(x, size),
-        np.ones(size, x.dtype) if weight is None else weight.ravel(),
-        nothing(x.dtype) if bias is None else bias.ravel(),
-        eps,
-        centred,
-        out.reshape(-1, size),
-    )
-    return out
-
-
-def norm_gradients(
-    g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
-    needs_input_grad: Sequence[bool],
-) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute the gradients of `norm` by x, weight and bias, where they are needed."""
-    kernel = kernel_for(_gradients_loop, x, g, weight)
-    if kernel is None:
-        return norm_gradients_reference(g, x, shape, weight, eps, centred, needs_input_grad)
-    size = math.prod(shape)
-    none = nothing(x.dtype)
-    dx = np.empty(x.shape, x.dtype) if needs_input_grad[0] else None
-    dweight, dbias = (np.empty(shape, x.dtype) if need else None for need in needs_input_grad[1:])
-    kernel(
-        2 * x.size * SECONDS,
-        rows_of(g, size),
-        rows_of(x, size),
-        np.ones(size, x.dtype) if weight is None else weight.ravel(),
-        eps,
-        centred,
-        ROWS,
-        nothing(x.dtype, 2) if dx is None else dx.reshape(-1, size),
-        none if dweight is None else dweight.reshape(-1),
-        none if dbias is None else dbias.reshape(-1),
-    )
-    return dx, dweight, dbias
-
-
-# The references, which also run if nothing is compiled. They compute in float64.
-
-
-def norm_reference(
-    x: Array, shape: tuple[int, ...], weight: Array | None, bias: Array | None, eps: float,
-    centred: bool,
-) -> Array:  # fmt: skip
-    """Compute `norm` in numpy."""
+    if kernel is not None:
+        out, size = np.empty(x.shape, x.dtype), math.prod(shape)
+        factors = np.ones(size, x.dtype) if weight is None else weight.ravel()
+        summands = nothing(x.dtype) if bias is None else bias.ravel()
+        operands = rows_of(x, size), factors, summands, eps, centred
+        kernel(out.size * SECONDS, *operands, out.reshape(-1, size))
+        return out
     out, _ = _standardised(x, shape, eps, centred)
     if weight is not None:
         out = out * weight
@@ -110,11 +58,28 @@ def norm_reference(
     return out.astype(np.result_type(*(y for y in (x, weight, bias) if y is not None)))
 
 
-def norm_gradients_reference(
+def norm_gradients(
     g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
     needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute `norm_gradients` in numpy."""
+    """Compute the gradients of `norm` by x, weight and bias, where they are needed."""
+    kernel = kernel_for(_gradients_loop, x, g, weight)
+    if kernel is not None:
+        size, none = math.prod(shape), nothing(x.dtype)
+        factors = np.ones(size, x.dtype) if weight is None else weight.ravel()
+        operands = rows_of(g, size), rows_of(x, size), factors, eps, centred, ROWS
+        shapes = x.shape, shape, shape
+        dx, dweight, dbias = (
+            np.empty(shape, x.dtype) if need else None
+            for shape, need in zip(shapes, needs_input_grad, strict=True)
+        )
+        kernel(
+            2 * x.size * SECONDS,
+            *operands,
+            nothing(x.dtype, 2) if dx is None else dx.reshape(-1, size),
+            *(none if row is None else row.reshape(-1) for row in (dweight, dbias)),
+        )
+        return dx, dweight, dbias
     axes = tuple(range(-len(shape), 0))
     leading = tuple(range(x.ndim - len(shape)))
     standard, scale = _standardised(x, shape, eps, centred)
@@ -243,8 +208,8 @@ def _scale(variance: float, eps: float) -> float:
 
 @for_each_dtype()
 def _norm_loop(
-    piece: int, pieces: int, x: Read2, weight: Read1, bias: Read1, eps: float, centred: bool,
-    out: Written2,
+    piece: int, pieces: int, x: Read.D2, weight: Read.D1, bias: Read.D1, eps: float, centred: bool,
+    out: Written.D2,
 ) -> None:  # fmt: skip
     for row in span(piece, pieces, len(x)):
         xs, outs = x[row], out[row]
@@ -259,8 +224,8 @@ def _norm_loop(
 
 @for_each_dtype(shares=True)
 def _gradients_loop(
-    launcher: int, pieces: int, g: Read2, x: Read2, weight: Read1, eps: float, centred: bool,
-    height: int, dx: Written2, dweight: Written1, dbias: Written1,
+    launcher: int, pieces: int, g: Read.D2, x: Read.D2, weight: Read.D1, eps: float, centred: bool,
+    height: int, dx: Written.D2, dweight: Written.D1, dbias: Written.D1,
 ) -> None:  # fmt: skip
     # Rows are summed by blocks of `height`, and then the blocks: no piece of work cuts a block.
     blocks = (len(x) + height - 1) // height

@@ -28,16 +28,7 @@ from typing import Annotated, Any
 import numpy as np
 from numba import types
 
-from minigrad.kernels.jit import (
-    JIT_ENABLED,
-    NUMBERS,
-    Array,
-    Integers,
-    Written1,
-    Written2,
-    jit,
-    written,
-)
+from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
 from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.vector import elements
 
@@ -48,7 +39,7 @@ Numbers = tuple[float, ...]
 
 SECONDS = 1e-9  # that an element takes, about
 OPTIONS, OWN = 6, 2  # the most numbers for all rows, and for each row
-Addresses = Annotated[Any, written(types.int64, 2)]
+Addresses = Annotated[Written.D2, types.int64]
 
 # --------------------------------------------------------------------------------------------------
 # Tables
@@ -63,6 +54,7 @@ class AddressTable:
         rows: the indices of these rows among those that `TableCache.tables` was given.
         addresses: an int64 for each column of each row.
         starts: where each row begins when all lie one behind another, and where the last ends.
+        size: the number of elements of all rows together.
     """
 
     def __init__(self, dtype: np.dtype[Any], rows: Sequence[int], arrays: Sequence[Row]) -> None:
@@ -72,12 +64,8 @@ class AddressTable:
             [[0, *map(_address, arrays[row][1])] for row in rows], np.int64, ndmin=2
         )
         self.starts = np.cumsum([0, *(arrays[row][0].size for row in rows)], dtype=np.int64)
+        self.size = int(self.starts[-1])
         self._copies: list[Array] = []
-
-    @property
-    def size(self) -> int:
-        """The number of elements of all rows together."""
-        return int(self.starts[-1])
 
     def look_up_first(self, arrays: Sequence[Row]) -> None:
         """Look up column 0 again, since gradients are new arrays in each step.
@@ -222,32 +210,29 @@ def _constants(options: Numbers, dtype: np.dtype[Any]) -> Array:
     return np.array([*options, *[0.0] * (OPTIONS - len(options))], dtype)
 
 
-@jit(inline="always")
-def _six(options: Any) -> Any:
-    """Return options as a tuple: they are read once, and not once for each element."""
-    return options[0], options[1], options[2], options[3], options[4], options[5]
-
-
 def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
-    """Return the loop that updates a piece of the rows of a table, named after the update."""
-    count = update.__code__.co_argcount - 2
-    columns = [f"x{i}" for i in range(count)]
-    views = [f"elements(at[row, {i}], low, size, options)" for i in range(count)]
-    first, *others = (f"{x}[i]" for x in columns)
+    """Return the loop that updates a piece of the rows of a table, named after the update.
+
+    It reads the numbers once, and not once for each element.
+    """
+    columns = range(update.__code__.co_argcount - 2)
+    arrays = ", ".join(f"x{i}" for i in columns)
+    views = ", ".join(f"elements(at[row, {i}], low, size, options)" for i in columns)
+    first, *others = (f"x{i}[j]" for i in columns)
     body = f"""
         for row in range(len(at)):
             low, size = overlap(piece, pieces, starts, row)
-            {", ".join(columns)} = {", ".join(views)}
-            numbers, constants = (own[row, 0], own[row, 1]), six(options)
-            for i in range(x0.size):
+            {arrays} = {views}
+            numbers = {", ".join(f"own[row, {i}]" for i in range(OWN))}
+            constants = {", ".join(f"options[{i}]" for i in range(OPTIONS))}
+            for j in range(x0.size):
                 {", ".join(others)}, = f({first}, {", ".join(others)}, numbers, constants)
     """
-    parameters = {
-        **{"piece": int, "pieces": int, "at": Addresses, "starts": Integers},
-        **{"own": Written2, "options": Written1},
-    }
+    table = {"at": Addresses, "starts": Integers, "own": Written.D2, "options": Written.D1}
+    parameters = {"piece": int, "pieces": int, **table}
     known = {"f": jit(inline="always")(update), "overlap": overlap, "elements": elements}
-    return function_from(f"{update.__name__}_loop", parameters, body, six=_six, **known)
+    name = f"{update.__name__}_loop"
+    return function_from(name, parameters, body, __name__, **known)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -397,8 +382,8 @@ def square_sums(arrays: Sequence[Array]) -> float:
 
 @for_each_dtype()
 def _squares_loop(
-    piece: int, pieces: int, addresses: Addresses, starts: Integers, like: Written1,
-    sums: Annotated[Any, written(types.float64, 1)],
+    piece: int, pieces: int, addresses: Addresses, starts: Integers, like: Written.D1,
+    sums: Annotated[Written.D1, types.float64],
 ) -> None:  # fmt: skip
     blocks = len(sums)  # cut by size alone: so the sum has the same bits on any number of threads
     for block in span(piece, pieces, blocks):

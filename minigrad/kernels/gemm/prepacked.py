@@ -26,6 +26,7 @@ from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.jit import Array, nothing
+from minigrad.kernels.launch import kernel_for
 from minigrad.readonly import hold, release
 
 LIMIT = 512 * 1024 * 1024  # bytes of all panels together; what would exceed it is packed each time
@@ -85,10 +86,11 @@ class PrepackedMatrix:
     ) -> Array | None:
         """Compute x W^T, or x W, plus a product of few steps, `left @ right`, plus a row.
 
-        Return None if panels do not serve: for few rows, if they would exceed the limit, or if W
-        cannot be made read-only.
+        Return None if panels do not serve: for few rows, for arrays of several dtypes, if they
+        would exceed the limit, or if W cannot be made read-only.
         """
-        if len(x) < ROWS or x.dtype != self.matrix.dtype:
+        kernel = kernel_for(products.gemm_packed, self.matrix, x, left, right, row)
+        if kernel is None or len(x) < ROWS:
             return None
         matrix = self.matrix.T if transpose else self.matrix
         panels = self._packed.get(transpose)
@@ -101,8 +103,7 @@ class PrepackedMatrix:
         seconds = SECONDS_OF_MULTIPLY_ADD * len(x) * n * k
         row = nothing(x.dtype) if row is None else np.ascontiguousarray(row)
         plan = PRODUCTS[x.dtype].plans[False]
-        operands = x, panels, n, left, right, row, out
-        products.gemm_packed[x.dtype](seconds, *operands, plan)
+        kernel(seconds, x, panels, n, left, right, row, out, plan)
         return out
 
     def _pack(self, matrix: Array, transpose: bool) -> Array | None:

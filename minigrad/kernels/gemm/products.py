@@ -20,12 +20,12 @@ from numba import types
 
 from minigrad.kernels.gemm.macrokernel import Extra, choose_packing, first_line, multiply, work_size
 from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns
-from minigrad.kernels.jit import Integers, Read1, Strided2, Written2, external, jit, written
+from minigrad.kernels.jit import Integers, Read, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
 HEADER = 13  # integers at the head of a plan
-Bytes = Annotated[Any, written(types.uint8, 1)]
+Bytes = Annotated[Written.D1, types.uint8]
 
 
 @jit(inline="always")
@@ -35,13 +35,6 @@ def blocks_of(plan: Any, array: Any) -> BlockSizes:
         plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
         plan[10], array.itemsize, array.dtype.type(0),
     )  # fmt: skip
-
-
-@jit(inline="always")
-def adds(plan: Any) -> bool:
-    """Return whether the plan says to add the product to what is there."""
-    wanted: bool = plan[11] != 0
-    return wanted
 
 
 @jit(inline="always")
@@ -92,14 +85,14 @@ def multiply_run(
             Matrix(a.at + locate(plan, index, left), a.row, a.col),
             Matrix(b.at + locate(plan, index, right), b.row, b.col),
             Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            adds(plan), choice, room, 0, Extra(0, a, b, 0),
+            plan[11] != 0, choice, room, 0, Extra(0, a, b, 0),
         )  # fmt: skip
     keep_alive(work)
 
 
 @for_each_dtype(pieces=0, shares=True)
 def gemm(
-    launcher: int, pieces: int, x: Strided2, y: Strided2, out: Written2, plan: Integers
+    launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
 ) -> None:
     """Write or add products x @ y, one behind another, from the first number of `out` on.
 
@@ -111,7 +104,7 @@ def gemm(
 
 @for_each_dtype()
 def gemm_batch(
-    piece: int, pieces: int, x: Strided2, y: Strided2, out: Written2, plan: Integers
+    piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
 ) -> None:
     """Compute `gemm`, of which each thread does complete products."""
     numbers = span(piece, pieces, plan[12])
@@ -119,7 +112,7 @@ def gemm_batch(
 
 
 @for_each_dtype(shares=True)
-def pack_all(launcher: int, _pieces: int, y: Strided2, panels: Bytes, plan: Integers) -> None:
+def pack_all(launcher: int, _pieces: int, y: Strided.D2, panels: Bytes, plan: Integers) -> None:
     """Pack all of y into an array of bytes, in the order in which `multiply` reads it."""
     t = blocks_of(plan, y)
     b, (k, n) = matrix_of(y), y.shape
@@ -138,8 +131,8 @@ def pack_all(launcher: int, _pieces: int, y: Strided2, panels: Bytes, plan: Inte
 
 @for_each_dtype(pieces=0, shares=True)
 def gemm_packed(
-    launcher: int, pieces: int, x: Strided2, panels: Bytes, n: int, x2: Strided2, y2: Strided2,
-    row: Read1, out: Written2, plan: Integers,
+    launcher: int, pieces: int, x: Strided.D2, panels: Bytes, n: int, x2: Strided.D2,
+    y2: Strided.D2, row: Read.D1, out: Written.D2, plan: Integers,
 ) -> None:  # fmt: skip
     """Compute out = x y + x2 y2 + row, from the panels that `pack_all` has made of y.
 

@@ -26,7 +26,7 @@ from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
-from minigrad.kernels.jit import Integers, Strided2, WrittenAnywhere2, external, jit
+from minigrad.kernels.jit import Integers, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import (
     ADDRESS,
@@ -214,7 +214,7 @@ def pack_rows_in_blocks(
 
 @for_each_dtype(pieces=0, shares=True)
 def dots(
-    launcher: int, pieces: int, x: Strided2, y: Strided2, out: WrittenAnywhere2, add: bool
+    launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:
     """Compute out = or += x y^T; the rows of x are contiguous, and those of y are made so."""
     m, k, n = x.shape[0], x.shape[1], y.shape[0]
@@ -236,7 +236,7 @@ def dots(
 
 @for_each_dtype(pieces=0)
 def stream(
-    piece: int, pieces: int, x: Strided2, y: Strided2, out: WrittenAnywhere2, plan: Integers,
+    piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, plan: Integers,
     add: bool,
 ) -> None:  # fmt: skip
     """Compute out = or += x y, where x has some rows, and the rows of y and out are contiguous.
@@ -306,7 +306,7 @@ swept_rows, swept_row = _sweep_of(SWEPT), _sweep_of(1)
 
 @for_each_dtype(fastmath=(), pieces=0)
 def sweep(
-    piece: int, pieces: int, x: Strided2, y: Strided2, out: WrittenAnywhere2, add: bool
+    piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:
     """Compute out = or += x y, where x and out have one row and the rows of y are contiguous."""
     k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)

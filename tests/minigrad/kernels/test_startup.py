@@ -335,7 +335,7 @@ def test_without_a_home_nothing_is_made_in_the_working_folder(machine):
         import os
         os.path.expanduser = lambda path: path  # as where nobody knows this user
         from minigrad.kernels import cache
-        assert all(folder.is_absolute() for folder in cache.folders())
+        assert all(folder.is_absolute() for folder in cache.FOLDERS)
         """
     machine.run(script, NUMBA_CACHE_DIR=None, XDG_CACHE_HOME=None)
 
