@@ -23,13 +23,11 @@ Threshold = Annotated[Any, types.uint32]
 def where(condition: Array, x: Any, y: Any) -> Array:
     """Compute `np.where`, which takes ten times as long for a mask without a pattern."""
     kinds = isinstance(x, np.ndarray), isinstance(y, np.ndarray)
-    arrays = [v for v, is_array in zip((x, y), kinds, strict=True) if is_array]
-    simple = condition.dtype == np.bool_ and all(
-        v.shape == condition.shape if is_array else v.__class__ is float
-        for v, is_array in zip((x, y), kinds, strict=True)
-    )
-    kernel = kernel_for(_WHERE[kinds], *arrays) if simple and arrays else None
-    if kernel is None:
+    arrays = [v for v in (x, y) if isinstance(v, np.ndarray)]
+    kernel = None
+    if arrays and condition.dtype == np.bool_ and {v.shape for v in arrays} == {condition.shape}:
+        kernel = kernel_for(_WHERE[kinds], *arrays)
+    if kernel is None or not {x.__class__, y.__class__} <= {float, np.ndarray}:
         return np.asarray(np.where(condition, x, y))
     out = np.empty(condition.shape, arrays[0].dtype)
     rows = (np.asarray(v, out.dtype).ravel() for v in (x, y))
@@ -66,7 +64,7 @@ def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> A
         threshold: from 0 to 2^16.
         scale: the factor that makes up for the elements that are dropped.
     """
-    kernel = kernel_for(_drop_loop, x)
+    kernel = _drop_loop.get(x.dtype) if x.__class__ is np.ndarray else None
     if kernel is not None:
         out = np.empty(x.shape, x.dtype)
         kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())

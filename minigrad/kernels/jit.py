@@ -21,7 +21,7 @@ Both are `numba.njit` with these choices:
 
 With NUMBA_DISABLE_JIT=1 the decorated functions stay plain Python. They still mean the same, but
 a Python loop over machine addresses is of no use: `JIT_ENABLED` is then False, and each entry
-point calls the reference in numpy instead of its kernel.
+point computes in numpy what its kernel would.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ class Strided:
     D4 = Annotated[Any, strided, 4]
 
 
-Number = Annotated[Any, None]
+Number = Annotated[Any, None]  # of the kernel's dtype
 Integers = Annotated[Written.D1, types.int64]
 PLAIN = {int: types.intp, float: types.float64, bool: types.boolean}
 

@@ -31,6 +31,7 @@ import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
+from numpy import ndarray
 
 from minigrad.kernels.jit import (
     EXTERNALS,
@@ -321,7 +322,9 @@ def kernel_for(
 ) -> Kernel | None:
     """Return the kernel for the dtype of these arrays; None if it differs, or one is empty."""
     dtype = first.dtype
-    for x in (first, *others):  # all() takes longer
-        if x is not None and not (x.__class__ is np.ndarray and x.size and x.dtype == dtype):
+    if first.__class__ is not ndarray or not first.size:
+        return None
+    for x in others:  # all() takes longer
+        if x is not None and (x.__class__ is not ndarray or x.dtype != dtype or not x.size):
             return None
     return kernels.get(dtype)

@@ -17,7 +17,7 @@ from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import LINE, elementwise, rows_of
-from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, nothing
+from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, jit, nothing
 from minigrad.kernels.launch import for_each_dtype, kernel_for, span
 from minigrad.kernels.softmax import SECONDS, STRETCH, highest_of, sum_of, sum_of_exponentials
 
@@ -100,7 +100,7 @@ def cross_entropy_gradient(
 
 
 _ONE = np.float32(1)
-_sum_of_differences = sum_of(lambda x, _, highest: x - highest)
+_, _sum_of_differences = sum_of(lambda x, highest: x - highest)
 
 
 @for_each_dtype(SINGLE, threads=False)
@@ -131,14 +131,13 @@ def _cross_entropy_loop(
     for i in span(piece, pieces, len(logits)):
         row = logits[i]
         highest = highest_of(row)
-        log = vector_math.log(np.float32(sum_of_exponentials(row, row, highest)))
+        log = vector_math.log(np.float32(sum_of_exponentials(row, highest)))
         sums[i, 0], sums[i, 1] = highest, log
         losses[i] = 0
         if weights[i] != 0:  # where it is 0 an infinite loss does not count
             loss = log - (_ONE - smoothing) * (row[labels[i]] - highest)
             if smoothing:
-                spread = _sum_of_differences(row, row, highest) / row.size
-                loss -= smoothing * np.float32(spread)
+                loss -= smoothing * np.float32(_sum_of_differences(row, highest) / row.size)
             losses[i] = weights[i] * loss
 
 
@@ -174,14 +173,20 @@ def squared_error(x: Array, y: Array) -> float:
     return sums.item() if sums.size == 1 else float(sums.sum())
 
 
-_sum_of_squares = sum_of(lambda x, y, _: (x - y) * (x - y))
+@jit(fastmath={"contract", "reassoc"})
+def _sum_of_squares(x: Any, y: Any) -> Any:
+    total = np.float32(0)
+    for i in range(x.size):
+        difference = x[i] - y[i]
+        total += difference * difference
+    return total
 
 
 @for_each_dtype(SINGLE)
 def _squared_error_loop(piece: int, pieces: int, x: Read.D1, y: Read.D1, sums: Sums) -> None:
     for i in span(piece, pieces, sums.size):
         stretch = slice(i * STRETCH, (i + 1) * STRETCH)
-        sums[i] = _sum_of_squares(x[stretch], y[stretch], 0)
+        sums[i] = _sum_of_squares(x[stretch], y[stretch])
 
 
 @elementwise(LINE, reference=lambda x, y, factor: np.asarray((x - y) * factor), double=True)

@@ -66,18 +66,20 @@ def norm_gradients(
     kernel = kernel_for(_gradients_loop, x, g, weight)
     if kernel is not None:
         size, none = math.prod(shape), nothing(x.dtype)
-        factors = np.ones(size, x.dtype) if weight is None else weight.ravel()
-        operands = rows_of(g, size), rows_of(x, size), factors, eps, centred, ROWS
-        shapes = x.shape, shape, shape
-        dx, dweight, dbias = (
-            np.empty(shape, x.dtype) if need else None
-            for shape, need in zip(shapes, needs_input_grad, strict=True)
-        )
+        dx = np.empty(x.shape, x.dtype) if needs_input_grad[0] else None
+        dweight = np.empty(shape, x.dtype) if needs_input_grad[1] else None
+        dbias = np.empty(shape, x.dtype) if needs_input_grad[2] else None
         kernel(
             2 * x.size * SECONDS,
-            *operands,
+            rows_of(g, size),
+            rows_of(x, size),
+            np.ones(size, x.dtype) if weight is None else weight.ravel(),
+            eps,
+            centred,
+            ROWS,
             nothing(x.dtype, 2) if dx is None else dx.reshape(-1, size),
-            *(none if row is None else row.reshape(-1) for row in (dweight, dbias)),
+            none if dweight is None else dweight.reshape(-1),
+            none if dbias is None else dbias.reshape(-1),
         )
         return dx, dweight, dbias
     axes = tuple(range(-len(shape), 0))

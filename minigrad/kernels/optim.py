@@ -174,11 +174,7 @@ class MultiTensor:
         self._kernels = for_each_dtype()(_loop_over(update))
 
     def __call__(
-        self,
-        cache: TableCache,
-        rows: Sequence[Row],
-        options: Numbers,
-        own: Sequence[Numbers] = (),
+        self, cache: TableCache, rows: Sequence[Row], options: Numbers, own: Sequence[Numbers] = ()
     ) -> None:
         """Update all rows.
 

@@ -80,31 +80,42 @@ def _exponentials(row: Any, highest: Any, out: Any) -> None:
         out[j] = vector_math.exp_below(row[j] - highest)
 
 
-def sum_of(term: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
-    """Return the function that adds up `term(x[j], y[j], number)` over two rows of one length."""
+def sum_of(term: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    """Return functions that add up `term(x, number)` over a stretch, and over a row of any length.
+
+    Elements are added up in float32, and the sums of stretches in float64. Where the term does not
+    need the number, it is any at all.
+    """
     f = jit(inline="always")(term)
 
     @jit(fastmath={"contract", "reassoc"})
-    def sum_of_stretch(x: Any, y: Any, number: Any) -> Any:
+    def sum_of_stretch(row: Any, number: Any) -> Any:
         total = np.float32(0)
-        for j in range(x.size):
-            total += f(x[j], y[j], number)
+        for j in range(row.size):
+            total += f(row[j], number)
         return total
 
     @jit(inline="always")
-    def sum_of_row(x: Any, y: Any, number: Any) -> Any:
+    def sum_of_row(row: Any, number: Any) -> Any:
         total = 0.0
-        for start in range(0, x.size, STRETCH):
-            end = start + STRETCH
-            total += sum_of_stretch(x[start:end], y[start:end], number)
+        for start in range(0, row.size, STRETCH):
+            total += sum_of_stretch(row[start : start + STRETCH], number)
         return total
 
-    return sum_of_row
+    return sum_of_stretch, sum_of_row
 
 
-sum_of_exponentials = sum_of(lambda x, _, highest: vector_math.exp_below(x - highest))
-_sum = sum_of(lambda x, _, __: x)
-_sum_of_products = sum_of(lambda x, y, _: x * y)
+_, sum_of_exponentials = sum_of(lambda x, highest: vector_math.exp_below(x - highest))
+_sum_of_stretch, _sum = sum_of(lambda x, _: x)
+
+
+@jit(fastmath={"contract", "reassoc"})
+def _sum_products(row: Any, other: Any) -> Any:
+    total = np.float32(0)
+    for j in range(row.size):
+        total += row[j] * other[j]
+    return total
+
 
 # --------------------------------------------------------------------------------------------------
 # The functions
@@ -125,7 +136,7 @@ def softmax(row: Any, result: Any) -> None:
     for start in range(0, row.size, STRETCH):
         stretch = slice(start, start + STRETCH)
         _exponentials(row[stretch], highest, result[stretch])
-        total += _sum(result[stretch], result[stretch], 0)
+        total += _sum_of_stretch(result[stretch], 0)
     factor = np.float32(1.0 / total)
     for j in range(row.size):
         result[j] *= factor
@@ -138,7 +149,11 @@ def _softmax_gradient(g: Array, out: Array) -> Array:
 @rowwise(SECONDS, reference=_softmax_gradient)
 def softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute out (g - sum(g out)) along the last axis."""
-    mean = np.float32(_sum_of_products(flow, row, 0))
+    total = 0.0
+    for start in range(0, row.size, STRETCH):
+        stretch = slice(start, start + STRETCH)
+        total += _sum_products(flow[stretch], row[stretch])
+    mean = np.float32(total)
     for j in range(row.size):
         result[j] = row[j] * (flow[j] - mean)
 
@@ -153,7 +168,7 @@ def _log_softmax(x: Array, axis: Any = -1) -> Array:
 def log_softmax(row: Any, result: Any) -> None:
     """Compute x - log(sum(e^x)) along the last axis; the reference takes any axes."""
     highest = highest_of(row)
-    log = vector_math.log(np.float32(sum_of_exponentials(row, row, highest)))
+    log = vector_math.log(np.float32(sum_of_exponentials(row, highest)))
     for j in range(row.size):
         result[j] = (row[j] - highest) - log
 
@@ -165,6 +180,6 @@ def _log_softmax_gradient(g: Array, out: Array) -> Array:
 @rowwise(SECONDS, reference=_log_softmax_gradient)
 def log_softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute g - e^out sum(g) along the last axis."""
-    total = np.float32(_sum(flow, flow, 0))
+    total = np.float32(_sum(flow, 0))
     for j in range(row.size):
         result[j] = flow[j] - vector_math.exp_below(row[j]) * total

@@ -152,8 +152,8 @@ def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, ad
     """Compute `matmul` where an operand has leading axes."""
     if x.ndim < 2 or y.ndim < 2:
         return _numpy_matmul(x, y, out, add)
-    *batch, m, n = shape = _product_shape(x, y)
-    k = x.shape[-1]
+    shape = _product_shape(x, y)
+    batch, (m, k), n = shape[:-2], x.shape[-2:], shape[-1]
     if out is None and not add:
         out = np.empty(shape, x.dtype)
     else:
@@ -168,8 +168,9 @@ def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, ad
         compiled.multiply(tall, y.reshape(k, n), out.reshape(-1, n), add, work)
     else:
         axes = zip(batch, _steps(x, len(batch)), _steps(y, len(batch)), strict=True)
-        a, b, c = (stack[(0,) * (stack.ndim - 2)] for stack in (x, y, out))
-        compiled.multiply_batch(a, b, c, add, work, out.size // (m * n), [*axes])
+        a, b = x[(0,) * (x.ndim - 2)], y[(0,) * (y.ndim - 2)]
+        count, c = out.size // (m * n), out[(0,) * len(batch)]
+        compiled.multiply_batch(a, b, c, add, work, count, [*axes])
     return out
 
 
