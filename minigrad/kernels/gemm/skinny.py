@@ -192,38 +192,30 @@ def dots_of_rows(
                     )  # fmt: skip
 
 
-@external()
-def pack_rows_in_blocks(
-    b: Matrix, rows: int, k: int, block: int, target: int, item: int, zero: Any
-) -> None:
-    """Copy rows so that each is contiguous, and so are all rows of a block of k."""
-    lanes = VECTOR // item
-    for pc in range(0, k, block):
-        depth = min(block, k - pc)
-        for j in range(rows):
-            here = b.at + j * b.row + pc * b.col
-            done = 0
-            if b.col == item:
-                done = depth - depth % lanes
-                for p in range(0, done, lanes):
-                    copy_vector(here + p * item, target + p * item, zero)
-            for p in range(done, depth):
-                store(target + p * item, load(here + p * b.col, zero))
-            target += depth * item
-
-
 @for_each_dtype(pieces=0, shares=True)
 def dots(
     launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:
     """Compute out = or += x y^T; the rows of x are contiguous, and those of y are made so."""
     m, k, n = x.shape[0], x.shape[1], y.shape[0]
-    item, zero = x.itemsize, x.dtype.type(0)
+    item, zero, lanes = x.itemsize, x.dtype.type(0), VECTOR // x.itemsize
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     packed = m >= HEIGHT or b.col != item
     work = np.empty(n * k * item if packed else 0, np.uint8)
-    if packed:
-        pack_rows_in_blocks(b, n, k, block_depth(n, item), address_of(work), item, zero)
+    if packed:  # each row becomes contiguous, and so do all rows of a block of k
+        target, block = address_of(work), block_depth(n, item)
+        for pc in range(0, k, block):
+            depth = min(block, k - pc)
+            for j in range(n):
+                here = b.at + j * b.row + pc * b.col
+                done = 0
+                if b.col == item:
+                    done = depth - depth % lanes
+                    for p in range(0, done, lanes):
+                        copy_vector(here + p * item, target + p * item, zero)
+                for p in range(done, depth):
+                    store(target + p * item, load(here + p * b.col, zero))
+                target += depth * item
         b = Matrix(address_of(work), b.row, item)
     share(launcher, pieces, dots_of_rows, (a, b, C, m, n, k, add, packed, item, zero))
     keep_alive(work)
