@@ -3,7 +3,7 @@
 A function is written once, with its reference in numpy beside it:
 
     @elementwise(LINE, reference=lambda x, slope: np.where(x > 0, x, slope * x))
-    def leaky_relu(x, slope):
+    def leaky_relu(x: Any, slope: float) -> Any:
         return x if x > 0 else slope * x
 
 It is pasted into a loop over the arrays, which LLVM makes vector code of (see `vector_math`). That

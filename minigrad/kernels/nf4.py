@@ -454,7 +454,7 @@ def _decode_sixteen(machine: Emitter, source: Any, factor: Any, target: Any) -> 
     e.store(builder.fmul(found, e.broadcast(factor)), target)
 
 
-# Without flags, for the bits of the reference: its product is rounded before the sum.
+# Without flags, for the bits of numpy: its product is rounded before the sum.
 @for_each_dtype(SINGLE, fastmath=(), threads=False)
 def _absmax_loop(
     _piece: int, _pieces: int, codes: Annotated[Read.D1, types.int8], start: int,

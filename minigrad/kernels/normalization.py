@@ -8,7 +8,8 @@ store them.
     dx = scale (d - mean(d) - standard mean(d standard))
     dweight = sum over rows of g standard,   dbias = sum over rows of g
 
-Without `centred` the mean is replaced by 0 everywhere: that is rms norm.
+Without `centred` the mean is replaced by 0 everywhere: that is rms norm. Where there is no kernel,
+numpy computes in float64.
 """
 
 from __future__ import annotations
