@@ -153,7 +153,7 @@ def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, ad
     if x.ndim < 2 or y.ndim < 2:
         return _numpy_matmul(x, y, out, add)
     shape = _product_shape(x, y)
-    batch, (m, k), n = shape[:-2], x.shape[-2:], shape[-1]
+    leading, k, n = len(shape) - 2, x.shape[-1], shape[-1]
     if out is None and not add:
         out = np.empty(shape, x.dtype)
     else:
@@ -162,14 +162,14 @@ def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, ad
     if work == 0:
         if not add:
             out.fill(0)
-    elif len(batch) == x.ndim - 2 and y.size == k * n and _rows_are_evenly_spaced(x):
+    elif leading == x.ndim - 2 and y.size == k * n and _rows_are_evenly_spaced(x):
         # One matrix y for all of x, as in a linear layer: all rows of x are one tall matrix.
         tall = x.reshape(out.size // n, k)  # a view, since the rows are evenly spaced
         compiled.multiply(tall, y.reshape(k, n), out.reshape(-1, n), add, work)
     else:
-        axes = zip(batch, _steps(x, len(batch)), _steps(y, len(batch)), strict=True)
+        axes = zip(shape[:-2], _steps(x, leading), _steps(y, leading), strict=True)
         a, b = x[(0,) * (x.ndim - 2)], y[(0,) * (y.ndim - 2)]
-        count, c = out.size // (m * n), out[(0,) * len(batch)]
+        count, c = out.size // (shape[-2] * n), out[(0,) * leading]
         compiled.multiply_batch(a, b, c, add, work, count, [*axes])
     return out
 
