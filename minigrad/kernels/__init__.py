@@ -1,15 +1,17 @@
 """Compiled inner loops: the only part of the library that imports numba.
 
 A loop belongs here if numpy cannot express it, or is too slow at it, with the measurement that
-shows it. Each kernel takes and returns plain arrays, knows nothing of tensors and gradients, has a
-reference in numpy that is its oracle in the tests and its stand-in under NUMBA_DISABLE_JIT=1, and
-gives the same bits on any number of threads.
+shows it. Each kernel takes and returns plain arrays, knows nothing of tensors and gradients, and
+gives the same bits on any number of threads. The function that calls it does the same in numpy
+where there is no kernel: that is its oracle in the tests, and all there is under
+NUMBA_DISABLE_JIT=1.
 
 Where to read:
 
 * `jit`, `cache` and `threads` decide once for all kernels how they are compiled, where the machine
   code is stored, and when they use threads; `warmup` compiles them ahead.
-* `launch` has the kernel itself: one compiled form, run by one thread or shared by several.
+* `launch` has the kernel itself: one compiled form, run by one thread or shared by several. Its
+  parameters are annotated with their types, which `jit` lists.
 * `fused` has the factories of functions of each element (`activation`) and of each row (`softmax`);
   that of updates of many tensors is in `optim`.
 * `gemm` is the matrix product, and begins with a page on its files; `lora` is made of it.

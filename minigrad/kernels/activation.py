@@ -33,25 +33,20 @@ def relu(x: Any) -> Any:
     return _ZERO if x <= 0 else x
 
 
-@elementwise(LINE, reference=lambda g, out: np.where(out <= 0, 0, g), operands=2, double=True)
+@elementwise(LINE, reference=lambda g, out: np.where(out <= 0, 0, g), double=True)
 def relu_gradient(g: Any, out: Any) -> Any:
     """Return g where the result is above 0 or nan, else 0."""
     return _ZERO if out <= 0 else g
 
 
 @elementwise(LINE, reference=lambda x, slope: np.where(x > 0, x, slope * x), double=True)
-def leaky_relu(x: Any, slope: Any) -> Any:
+def leaky_relu(x: Any, slope: float) -> Any:
     """Return x above 0, else slope x."""
     return x if x > 0 else slope * x
 
 
-@elementwise(
-    LINE,
-    reference=lambda g, x, slope: np.where(x > 0, g, slope * g),
-    operands=2,
-    double=True,
-)
-def leaky_relu_gradient(g: Any, x: Any, slope: Any) -> Any:
+@elementwise(LINE, reference=lambda g, x, slope: np.where(x > 0, g, slope * g), double=True)
+def leaky_relu_gradient(g: Any, x: Any, slope: float) -> Any:
     """Return g where x is above 0, else slope g."""
     return g if x > 0 else slope * g
 
@@ -66,7 +61,7 @@ def _elu(x: Array, alpha: float) -> Array:
 
 
 @elementwise(CURVE, reference=_elu)
-def elu(x: Any, alpha: Any) -> Any:
+def elu(x: Any, alpha: float) -> Any:
     """Return x above 0, else alpha (e^x - 1)."""
     negative = _ZERO if x > 0 else x
     below = alpha * vector_math.expm1_below(negative)
@@ -77,8 +72,8 @@ def _elu_gradient(g: Array, x: Array, alpha: float) -> Array:
     return where(x > 0, g, alpha * g * np.exp(np.minimum(x, 0)))
 
 
-@elementwise(CURVE, reference=_elu_gradient, operands=2)
-def elu_gradient(g: Any, x: Any, alpha: Any) -> Any:
+@elementwise(CURVE, reference=_elu_gradient)
+def elu_gradient(g: Any, x: Any, alpha: float) -> Any:
     """Return g where x is above 0, else alpha g e^x."""
     below = g * (alpha * vector_math.exp_below(x))
     return g if x > 0 else below
@@ -95,17 +90,13 @@ def sigmoid(x: Any) -> Any:
     return vector_math.sigmoid(x)
 
 
-@elementwise(
-    LINE, reference=lambda g, out: np.asarray(g * out * (1 - out)), operands=2, double=True
-)
+@elementwise(LINE, reference=lambda g, out: np.asarray(g * out * (1 - out)), double=True)
 def sigmoid_gradient(g: Any, out: Any) -> Any:
     """Compute g s (1 - s) from the result s."""
     return g * out * (_ONE - out)
 
 
-@elementwise(
-    LINE, reference=lambda g, out: np.asarray(g * (1 - out * out)), operands=2, double=True
-)
+@elementwise(LINE, reference=lambda g, out: np.asarray(g * (1 - out * out)), double=True)
 def tanh_gradient(g: Any, out: Any) -> Any:
     """Compute g (1 - t^2) from the result t."""
     return g * (_ONE - out * out)
@@ -122,7 +113,7 @@ def _silu_gradient(g: Array, x: Array) -> Array:
     return np.asarray(g * (s * (1 + x * (1 - s))))
 
 
-@elementwise(CURVE, reference=_silu_gradient, operands=2)
+@elementwise(CURVE, reference=_silu_gradient)
 def silu_gradient(g: Any, x: Any) -> Any:
     """Compute g s (1 + x (1 - s)) with s = sigmoid(x)."""
     s = vector_math.sigmoid(x)
@@ -135,15 +126,15 @@ def _softplus(x: Array, beta: float) -> Array:
 
 
 @elementwise(CURVE, reference=_softplus)
-def softplus(x: Any, beta: Any) -> Any:
+def softplus(x: Any, beta: float) -> Any:
     """Compute log(1 + e^(beta x)) / beta."""
     z = beta * x
     above = _ZERO if z < 0 else z
     return (above + vector_math.log1p_series(vector_math.exp_below(-abs(z)))) / beta
 
 
-@elementwise(CURVE, reference=lambda g, x, beta: np.asarray(g * _sigmoid(beta * x)), operands=2)
-def softplus_gradient(g: Any, x: Any, beta: Any) -> Any:
+@elementwise(CURVE, reference=lambda g, x, beta: np.asarray(g * _sigmoid(beta * x)))
+def softplus_gradient(g: Any, x: Any, beta: float) -> Any:
     """Compute g sigmoid(beta x)."""
     return g * vector_math.sigmoid(beta * x)
 
@@ -207,7 +198,7 @@ def _gelu_gradient(g: Array, x: Array) -> Array:
     return np.asarray((g * (normal_cdf(wide) + wide * bell)).astype(x.dtype))
 
 
-@elementwise(CURVE, reference=_gelu_gradient, operands=2)
+@elementwise(CURVE, reference=_gelu_gradient)
 def gelu_gradient(g: Any, x: Any) -> Any:
     """Compute g (Phi(x) + x phi(x))."""
     bell, size = vector_math.bell(x), abs(x)
@@ -231,7 +222,7 @@ def _gelu_tanh_gradient(g: Array, x: Array) -> Array:
     return np.asarray(g * 0.5 * (1 + t + x * (1 - t * t) * _SLOPE * (1 + 3 * _CUBIC * x * x)))
 
 
-@elementwise(CURVE, reference=_gelu_tanh_gradient, operands=2)
+@elementwise(CURVE, reference=_gelu_tanh_gradient)
 def gelu_tanh_gradient(g: Any, x: Any) -> Any:
     """Compute g (1 + t + x (1 - t^2) u') / 2 with t = tanh u."""
     square = x * x

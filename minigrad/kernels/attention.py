@@ -24,7 +24,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -35,16 +36,16 @@ from minigrad.kernels import vector_math
 from minigrad.kernels.gemm import PRODUCTS
 from minigrad.kernels.gemm.microkernel import CACHE_LINE, NV, tile_strided
 from minigrad.kernels.gemm.packing import BlockSizes, Matrix, pack
-from minigrad.kernels.gemm.products import blocks_of
+from minigrad.kernels.gemm.products import blocks_of, transposed
 from minigrad.kernels.jit import (
-    JIT_ENABLED,
     NUMBERS,
     Array,
+    Integers,
+    Strided,
+    Written,
     external,
     jit,
-    strided,
-    written,
-    written_anywhere,
+    nothing,
 )
 from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import (
@@ -63,6 +64,9 @@ QUERIES = 256  # queries of a head in a piece of the forward's work
 WIDE = 8  # panels of keys in a block of the forward: longer sums are less exact
 NARROW = 4  # panels of keys in a block of the backward
 STRIPS = 8  # strips of queries in a block of the backward
+
+Booleans = Annotated[Strided.D4, types.boolean]
+Logs = Annotated[Written.D3, types.float64]
 
 
 def serves(query: Array, key: Array, value: Array) -> bool:
@@ -95,14 +99,15 @@ def attention(
     leading = np.broadcast_shapes(*(x.shape[:-2] for x in (query, key, value)))
     q, k, v = (_four(x, leading) for x in (query, key, value))
     out = _like(q, v.shape[3])
-    masks = _masks(allowed, added, (*leading, q.shape[2], k.shape[2]), q.dtype)
+    mask = _mask(causal, allowed, added, (*leading, q.shape[2], k.shape[2]), q.dtype)
     work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (q.shape[3] + v.shape[3])
     lse = np.empty(q.shape[:3])
-    if JIT_ENABLED:
+    if forward_loop:
         sizes = PRODUCTS[q.dtype].plans[0]
-        forward_loop[q.dtype](work * SECONDS, q, k, v, causal, *masks, scale, sizes, out, lse)
+        forward_loop[q.dtype](work * SECONDS, q, k, v, *mask, scale, sizes, out, lse)
     else:
-        out[...], lse[...] = forward_reference(q, k, v, causal, *masks, scale)
+        p, lse[...] = _weights(q, k, mask, scale)
+        out[...] = np.matmul(p, v)
     return out.reshape(*leading, *out.shape[2:]), lse.reshape(*leading, q.shape[2])
 
 
@@ -116,24 +121,23 @@ def attention_gradients(
     """
     leading = lse.shape[:-1]
     g, q, k, v, out = (_four(x, leading) for x in (g, query, key, value, out))
-    masks = _masks(allowed, added, (*leading, q.shape[2], k.shape[2]), q.dtype)
-    nothing = np.empty((0, 0, 0, 0), q.dtype)
+    scores = (*q.shape[:3], k.shape[2])
+    mask = _mask(causal, allowed, added, (*leading, *scores[2:]), q.dtype)
+    makers = *(partial(_like, x, x.shape[3]) for x in (q, k, v)), partial(np.zeros, scores, q.dtype)
     gradients = [
-        _like(x, x.shape[3]) if need else nothing
-        for x, need in zip((q, k, v), needs_input_grad, strict=False)
+        make() if need else nothing(q.dtype, 4)
+        for make, need in zip(makers, needs_input_grad, strict=True)
     ]
-    gradients.append(
-        np.zeros((*q.shape[:3], k.shape[2]), q.dtype) if needs_input_grad[3] else nothing
-    )
-    work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (3 * q.shape[3] + 2 * v.shape[3])
+    work = math.prod(scores) * (3 * q.shape[3] + 2 * v.shape[3])
     logs = lse.reshape(q.shape[:3])
-    if JIT_ENABLED:
-        sizes = PRODUCTS[q.dtype].plans[0]
-        backward_loop[q.dtype](
-            work * SECONDS, g, q, k, v, causal, *masks, scale, sizes, out, logs, *gradients
-        )
+    if backward_loop:
+        operands = g, q, k, v, *mask, scale, PRODUCTS[q.dtype].plans[0], out, logs
+        backward_loop[q.dtype](work * SECONDS, *operands, *gradients)
     else:
-        gradients = list(backward_reference(g, q, k, v, causal, *masks, scale, out, logs))
+        p, _ = _weights(q, k, mask, scale)
+        ds = p * (np.matmul(g, v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
+        dq, dk = np.matmul(ds, k) * scale, np.matmul(ds.swapaxes(-1, -2), q) * scale
+        gradients = [dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds]
     return [
         x.reshape(*leading, *x.shape[2:]) if need else None
         for x, need in zip(gradients, needs_input_grad, strict=True)
@@ -159,34 +163,41 @@ def _like(x: Array, size: int) -> Array:
     return np.empty((*x.shape[:3], size), x.dtype)
 
 
-def _masks(
-    allowed: Array | None, added: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> tuple[Array, Array]:
-    first = _ANY if allowed is None else _mask(allowed, shape)
-    if added is None:
-        return first, _NO_SCORES[dtype]
-    return first, _mask(added.astype(dtype, copy=False), shape)
+class Mask(NamedTuple):
+    """The mask of all scores; arrays `(batch, heads, L, S)`, or of size 0 for none."""
+
+    causal: bool
+    allowed: Any  # booleans
+    added: Any  # floats
 
 
-def _mask(x: Array, shape: tuple[int, ...]) -> Array:
-    """Return a mask of the scores' shape; if one number stands for all keys, it is repeated."""
-    x = _adjacent(np.broadcast_to(x, (*x.shape[:-1], shape[-1])))
-    return _four(np.broadcast_to(x, shape), shape[:-2])
+def _mask(
+    causal: bool, allowed: Array | None, added: Array | None, shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> Mask:  # fmt: skip
+    """Return the mask of scores of this shape."""
+
+    def of_scores(x: Array | None, dtype: np.dtype[Any]) -> Array:
+        if x is None:
+            return nothing(dtype, 4)
+        # If one number stands for all keys, it is repeated.
+        x = x.astype(dtype, copy=False)
+        x = _adjacent(np.broadcast_to(x, (*x.shape[:-1], shape[-1])))
+        return _four(np.broadcast_to(x, shape), shape[:-2])
+
+    return Mask(causal, of_scores(allowed, np.dtype(np.bool_)), of_scores(added, dtype))
 
 
-# The references, which also run if nothing is compiled
-
-
-def _weights(q: Array, k: Array, causal: bool, allowed: Array, added: Array, scale: float) -> Any:
-    """Return the weights p, and log(sum(e^scores))."""
+def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
+    """Return the weights p, and log(sum(e^scores)), computed in numpy."""
     scores = np.matmul(q, k.swapaxes(-1, -2)) * scale
     free = np.ones(scores.shape, np.bool_)
-    if added.size:
-        scores = scores + added
-        free &= ~np.isneginf(added)
-    if allowed.size:
-        free &= allowed
-    if causal:
+    if mask.added.size:
+        scores = scores + mask.added
+        free &= ~np.isneginf(mask.added)
+    if mask.allowed.size:
+        free &= mask.allowed
+    if mask.causal:
         free &= np.tri(*scores.shape[-2:], dtype=np.bool_)
     some = free.any(-1, keepdims=True)
     scores = np.where(free, scores, -np.inf)
@@ -197,29 +208,6 @@ def _weights(q: Array, k: Array, causal: bool, allowed: Array, added: Array, sca
     lse = (most + np.log(total))[..., 0]
     return (e / total).astype(q.dtype), lse
 
-
-def forward_reference(
-    q: Array, k: Array, v: Array, causal: bool, allowed: Array, added: Array, scale: float
-) -> tuple[Array, Array]:
-    """Compute the result and log(sum(e^scores)) in numpy."""
-    p, lse = _weights(q, k, causal, allowed, added, scale)
-    return np.matmul(p, v), lse
-
-
-def backward_reference(
-    g: Array, q: Array, k: Array, v: Array, causal: bool, allowed: Array, added: Array,
-    scale: float, out: Array, lse: Array,
-) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """Compute the gradients by q, k, v and `added` in numpy."""
-    p, _ = _weights(q, k, causal, allowed, added, scale)
-    slopes = np.matmul(g, v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True)
-    ds = p * slopes
-    dq, dk = np.matmul(ds, k) * scale, np.matmul(ds.swapaxes(-1, -2), q) * scale
-    return dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds
-
-
-_ANY = np.empty((0, 0, 0, 0), np.bool_)
-_NO_SCORES = {dtype: np.empty((0, 0, 0, 0), dtype) for dtype in NUMBERS}
 
 # --------------------------------------------------------------------------------------------------
 # Blocks of a head
@@ -256,8 +244,7 @@ def _panels(t: BlockSizes, columns: int) -> int:
 @external()
 def _pack(t: BlockSizes, b: Matrix, depth: int, columns: int, target: Any) -> None:
     """Pack all panels of a matrix, one behind another, each `depth` rows of NR numbers."""
-    turned = Matrix(b.at, b.col, b.row)
-    pack(t, turned, columns, depth, t.NR, t.NR, address_of(target))
+    pack(t, transposed(b), columns, depth, t.NR, t.NR, address_of(target))
     keep_alive(target)
 
 
@@ -293,14 +280,6 @@ def _choose_exp(x: Any) -> Any:
     if x == types.float32:
         return lambda x: vector_math.exp(x)
     return lambda x: math.exp(x)
-
-
-class Mask(NamedTuple):
-    """The mask of all scores; arrays `(batch, heads, L, S)`, or of size 0 for none."""
-
-    causal: bool
-    allowed: Any  # booleans
-    added: Any  # floats
 
 
 @jit()
@@ -403,114 +382,77 @@ def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: An
 # --------------------------------------------------------------------------------------------------
 
 
-# The types of the mask, the scale and the sizes
-_OPTIONS = (
-    *(types.boolean, strided(types.boolean, 4), (strided, 4), types.float64),
-    written(types.int64, 1),
-)
-
-
-@for_each_dtype(*[(strided, 4)] * 3, *_OPTIONS, (written_anywhere, 4), written(types.float64, 3))
+@for_each_dtype()
 def forward_loop(
-    piece: int, pieces: int, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any,
-    scale: float, sizes: Any, out: Any, lse: Any,
+    piece: int, pieces: int, q: Strided.D4, k: Strided.D4, v: Strided.D4, causal: bool,
+    allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers, out: Written.Anywhere4,
+    lse: Logs,
 ) -> None:  # fmt: skip
-    """Write `out` and `lse` of all heads."""
-    heads, queries = q.shape[1], q.shape[2]
+    """Write `out` and `lse` of all heads, a chunk of queries of a head after the other."""
+    mask, t, number = Mask(causal, allowed, added), blocks_of(sizes, q), q.dtype.type
+    heads, queries, d, d_v, item = q.shape[1], q.shape[2], q.shape[3], v.shape[3], t.item
     chunks = (queries + QUERIES - 1) // QUERIES
     for task in span(piece, pieces, q.shape[0] * heads * chunks):
         b, h, start = task // chunks // heads, task // chunks % heads, task % chunks * QUERIES
-        mask = Mask(causal, allowed, added)
         end = min(queries, start + QUERIES)
-        _forward(q, k, v, mask, scale, sizes, b, h, start, end, out, lse)
-
-
-@jit(inline="always")
-def _forward(
-    q: Any, k: Any, v: Any, mask: Mask, scale: float, sizes: Any, b: int, h: int, start: int,
-    end: int, out: Any, lse: Any,
-) -> None:  # fmt: skip
-    """Compute the forward of the queries from `start` to `end` of a head."""
-    t = blocks_of(sizes, q)
-    number = q.dtype.type
-    d, d_v, item = q.shape[3], v.shape[3], t.item
-    keys = min(k.shape[2], end) if mask.causal else k.shape[2]
-    width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, keys)) * t.NR
-    columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
-    of_keys, of_values = _matrix(k, b, h, 0), _matrix(v, b, h, 0)
-    _pack(t, Matrix(of_keys.at, of_keys.col, of_keys.row), d, keys, columns)
-    _pack(t, of_values, keys, d_v, values)
-    scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
-    most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
-    score_row, sum_row = (wide + t.NR) * item, width * item
-    for i in range(start, end, t.MR):
-        high = min(t.MR, end - i)
-        seen = min(keys, i + high) if mask.causal else keys
-        most[:], total[:] = -np.inf, 0.0
-        for j in range(0, seen, wide):
-            step = min(wide, seen - j)
-            panels = _panels(t, step)
-            _multiply(
-                t, high, panels, d, _matrix(q, b, h, i), address_of(columns) + j * d * item,
-                d * t.NR * item, address_of(scores), score_row, False,
-            )  # fmt: skip
+        keys = min(k.shape[2], end) if causal else k.shape[2]
+        width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, keys)) * t.NR
+        columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
+        _pack(t, transposed(_matrix(k, b, h, 0)), d, keys, columns)
+        _pack(t, _matrix(v, b, h, 0), keys, d_v, values)
+        scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
+        most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
+        score_row, sum_row = (wide + t.NR) * item, width * item
+        for i in range(start, end, t.MR):
+            high = min(t.MR, end - i)
+            seen = min(keys, i + high) if causal else keys
+            most[:], total[:] = -np.inf, 0.0
+            for j in range(0, seen, wide):
+                step = min(wide, seen - j)
+                panels = _panels(t, step)
+                _multiply(
+                    t, high, panels, d, _matrix(q, b, h, i), address_of(columns) + j * d * item,
+                    d * t.NR * item, address_of(scores), score_row, False,
+                )  # fmt: skip
+                for r in range(high):
+                    row = scores[r, : panels * t.NR]
+                    left = limited(row, number(scale), mask, b, h, i + r, j, step)
+                    at = address_of(scores) + r * score_row
+                    before, greatest = most[r], greatest_of(at, row.size, t.zero) * left
+                    if not greatest > before:
+                        greatest = before
+                    elif j > 0:
+                        shrunk = number(math.exp(before - greatest))
+                        total[r] *= shrunk
+                        for c in range(width):
+                            sums[r, c] *= shrunk
+                    most[r] = greatest
+                    if greatest == -np.inf:
+                        row[:] = 0
+                    else:
+                        total[r] += exponentials(row, left, greatest)
+                _multiply(
+                    t, high, width // t.NR, step, Matrix(address_of(scores), score_row, item),
+                    address_of(values) + j * t.NR * item, keys * t.NR * item, address_of(sums),
+                    sum_row, j > 0,
+                )  # fmt: skip
             for r in range(high):
-                row = scores[r, : panels * t.NR]
-                left = limited(row, number(scale), mask, b, h, i + r, j, step)
-                at = address_of(scores) + r * score_row
-                before, greatest = most[r], greatest_of(at, row.size, t.zero) * left
-                if not greatest > before:
-                    greatest = before
-                elif j > 0:
-                    shrunk = number(math.exp(before - greatest))
-                    total[r] *= shrunk
-                    for c in range(width):
-                        sums[r, c] *= shrunk
-                most[r] = greatest
-                if greatest == -np.inf:
-                    row[:] = 0
-                else:
-                    total[r] += exponentials(row, left, greatest)
-            _multiply(
-                t, high, width // t.NR, step, Matrix(address_of(scores), score_row, item),
-                address_of(values) + j * t.NR * item, keys * t.NR * item, address_of(sums), sum_row,
-                j > 0,
-            )  # fmt: skip
-        for r in range(high):
-            lse[b, h, i + r] = most[r] + math.log(total[r])
-            share = number(1 / total[r])
-            if most[r] == -np.inf:
-                nothing = nothing_allowed(mask, b, h, i + r, keys)
-                share = number(0 if nothing else np.nan)
-                lse[b, h, i + r] = 0 if nothing else np.nan
-            target = _vector(out, b, h, i + r)
-            for c in range(d_v):
-                target[c] = sums[r, c] * share
-    keep_alive(columns)
-    keep_alive(values)
-    keep_alive(scores)
-    keep_alive(sums)
+                lse[b, h, i + r] = most[r] + math.log(total[r])
+                share = number(1 / total[r])
+                if most[r] == -np.inf:
+                    none = nothing_allowed(mask, b, h, i + r, keys)
+                    share = number(0 if none else np.nan)
+                    lse[b, h, i + r] = 0 if none else np.nan
+                target = _vector(out, b, h, i + r)
+                for c in range(d_v):
+                    target[c] = sums[r, c] * share
+        for used in (columns, values, scores, sums):
+            keep_alive(used)
 
 
 # --------------------------------------------------------------------------------------------------
 # Backward
 # --------------------------------------------------------------------------------------------------
-
-
-@for_each_dtype(
-    *[(strided, 4)] * 4, *_OPTIONS, (strided, 4), written(types.float64, 3),
-    *[(written_anywhere, 4)] * 4,
-)  # fmt: skip
-def backward_loop(
-    piece: int, pieces: int, g: Any, q: Any, k: Any, v: Any, causal: bool, allowed: Any, added: Any,
-    scale: float, sizes: Any, out: Any, lse: Any, dq: Any, dk: Any, dv: Any, ds: Any,
-) -> None:  # fmt: skip
-    """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
-    heads = q.shape[1]
-    for task in span(piece, pieces, q.shape[0] * heads):
-        mask = Mask(causal, allowed, added)
-        b, h = task // heads, task % heads
-        _backward(g, q, k, v, mask, scale, sizes, b, h, out, lse, dq, dk, dv, ds)
 
 
 @external(fastmath={"contract"})
@@ -547,93 +489,98 @@ def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, targe
             y[c] = x[c] * scale
 
 
-@jit(inline="always")
-def _backward(
-    g: Any, q: Any, k: Any, v: Any, mask: Mask, scale: float, sizes: Any, b: int, h: int, out: Any,
-    lse: Any, dq: Any, dk: Any, dv: Any, ds: Any,
+@for_each_dtype()
+def backward_loop(
+    piece: int, pieces: int, g: Strided.D4, q: Strided.D4, k: Strided.D4, v: Strided.D4,
+    causal: bool, allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers,
+    out: Strided.D4, lse: Logs, dq: Written.Anywhere4, dk: Written.Anywhere4,
+    dv: Written.Anywhere4, ds: Written.Anywhere4,
 ) -> None:  # fmt: skip
-    """Compute the backward of one head."""
-    t = blocks_of(sizes, q)
-    number, item, line = q.dtype.type, t.item, t.NR * t.item
-    queries, keys, d, d_v = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
+    mask, t, number = Mask(causal, allowed, added), blocks_of(sizes, q), q.dtype.type
+    heads, queries, keys, d, d_v = q.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    item, line = t.item, t.NR * t.item
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
     wide, high = min(NARROW, _panels(t, keys)) * t.NR, min(STRIPS * t.MR, queries)
-
-    mean = np.empty(queries, q.dtype)
-    _means(g, out, b, h, mean)
-    q_rows = _room(queries * width // t.NR, t.NR, q)
-    g_rows = _room(queries * width_v // t.NR, t.NR, q)
-    _pack(t, _matrix(q, b, h, 0), queries, d, q_rows)
-    _pack(t, _matrix(g, b, h, 0), queries, d_v, g_rows)
-    q_sums, k_sums = _room(queries, width, q), _room(wide, width, q)
-    v_sums = _room(wide, width_v, q)
-    q_sums[:] = 0
-    k_rows = _room(wide * width // t.NR, t.NR, q)
-    k_columns, v_columns = _room(wide // t.NR * d, t.NR, q), _room(wide // t.NR * d_v, t.NR, q)
-    weights, slopes = _room(high, wide, q), _room(high, wide, q)
     p_row = wide * item
-
-    for j in range(0, keys, wide):
-        step = min(wide, keys - j)
-        of_keys, of_values = _matrix(k, b, h, j), _matrix(v, b, h, j)
-        _pack(t, of_keys, step, d, k_rows)
-        _pack(t, Matrix(of_keys.at, of_keys.col, of_keys.row), d, step, k_columns)
-        _pack(t, Matrix(of_values.at, of_values.col, of_values.row), d_v, step, v_columns)
-        k_sums[:], v_sums[:] = 0, 0
-        for i in range(j if mask.causal else 0, queries, high):
-            rows = min(high, queries - i)
-            for s in range(0, rows, t.MR):
-                strip = min(t.MR, rows - s)
-                seen = min(step, i + s + strip - j) if mask.causal else step
-                panels = _panels(t, seen)
-                scores_at = address_of(weights) + s * p_row
-                slopes_at = address_of(slopes) + s * p_row
-                _multiply(
-                    t, strip, panels, d, _matrix(q, b, h, i + s), address_of(k_columns), d * line,
-                    scores_at, p_row, False,
-                )  # fmt: skip
-                _multiply(
-                    t, strip, panels, d_v, _matrix(g, b, h, i + s), address_of(v_columns),
-                    d_v * line, slopes_at, p_row, False,
-                )  # fmt: skip
-                for r in range(s, s + strip):
-                    n = i + r
-                    row, slope = weights[r, : panels * t.NR], slopes[r, : panels * t.NR]
-                    left = limited(row, number(scale), mask, b, h, n, j, seen)
-                    weights_and_slopes(row, slope, left, number(lse[b, h, n]), mean[n])
-                    if ds.size:
-                        for key in range(seen):  # as slices, numba would compile an error message
-                            ds[b, h, n, j + key] = slope[key]
-                    weights[r, panels * t.NR :] = 0
-                    slopes[r, panels * t.NR :] = 0
-                _multiply(
-                    t, strip, width // t.NR, seen, Matrix(slopes_at, p_row, item),
-                    address_of(k_rows), step * line, address_of(q_sums) + (i + s) * width * item,
-                    width * item, True,
-                )  # fmt: skip
-            for s in range(0, step, t.MR):
-                strip = min(t.MR, step - s)
-                first = min(rows, max(0, j + s - i)) if mask.causal else 0  # that sees these keys
-                if first == rows:
-                    break
-                at, count = s * item + first * p_row, rows - first
-                _multiply(
-                    t, strip, width_v // t.NR, count, Matrix(address_of(weights) + at, item, p_row),
-                    address_of(g_rows) + (i + first) * line, queries * line,
-                    address_of(v_sums) + s * width_v * item, width_v * item, True,
-                )  # fmt: skip
-                _multiply(
-                    t, strip, width // t.NR, count, Matrix(address_of(slopes) + at, item, p_row),
-                    address_of(q_rows) + (i + first) * line, queries * line,
-                    address_of(k_sums) + s * width * item, width * item, True,
-                )  # fmt: skip
-        if dk.size:
-            _write(step, k_sums, number(scale), b, h, j, dk)
-        if dv.size:
-            _write(step, v_sums, number(1), b, h, j, dv)
-    if dq.size:
-        _write(queries, q_sums, number(scale), b, h, 0, dq)
-    for used in (
-        q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns, weights, slopes,
-    ):  # fmt: skip
-        keep_alive(used)
+    for task in span(piece, pieces, q.shape[0] * heads):
+        b, h = task // heads, task % heads
+        mean = np.empty(queries, q.dtype)
+        _means(g, out, b, h, mean)
+        q_rows = _room(queries * width // t.NR, t.NR, q)
+        g_rows = _room(queries * width_v // t.NR, t.NR, q)
+        _pack(t, _matrix(q, b, h, 0), queries, d, q_rows)
+        _pack(t, _matrix(g, b, h, 0), queries, d_v, g_rows)
+        q_sums, k_sums = _room(queries, width, q), _room(wide, width, q)
+        v_sums = _room(wide, width_v, q)
+        q_sums[:] = 0
+        k_rows = _room(wide * width // t.NR, t.NR, q)
+        k_columns, v_columns = _room(wide // t.NR * d, t.NR, q), _room(wide // t.NR * d_v, t.NR, q)
+        weights, slopes = _room(high, wide, q), _room(high, wide, q)
+        for j in range(0, keys, wide):
+            step = min(wide, keys - j)
+            _pack(t, _matrix(k, b, h, j), step, d, k_rows)
+            _pack(t, transposed(_matrix(k, b, h, j)), d, step, k_columns)
+            _pack(t, transposed(_matrix(v, b, h, j)), d_v, step, v_columns)
+            k_sums[:], v_sums[:] = 0, 0
+            for i in range(j if causal else 0, queries, high):
+                rows = min(high, queries - i)
+                for s in range(0, rows, t.MR):
+                    strip = min(t.MR, rows - s)
+                    seen = min(step, i + s + strip - j) if causal else step
+                    panels = _panels(t, seen)
+                    scores_at = address_of(weights) + s * p_row
+                    slopes_at = address_of(slopes) + s * p_row
+                    _multiply(
+                        t, strip, panels, d, _matrix(q, b, h, i + s), address_of(k_columns),
+                        d * line, scores_at, p_row, False,
+                    )  # fmt: skip
+                    _multiply(
+                        t, strip, panels, d_v, _matrix(g, b, h, i + s), address_of(v_columns),
+                        d_v * line, slopes_at, p_row, False,
+                    )  # fmt: skip
+                    for r in range(s, s + strip):
+                        n = i + r
+                        row, slope = weights[r, : panels * t.NR], slopes[r, : panels * t.NR]
+                        left = limited(row, number(scale), mask, b, h, n, j, seen)
+                        weights_and_slopes(row, slope, left, number(lse[b, h, n]), mean[n])
+                        if ds.size:
+                            # As slices, numba would compile an error message.
+                            for key in range(seen):
+                                ds[b, h, n, j + key] = slope[key]
+                        weights[r, panels * t.NR :] = 0
+                        slopes[r, panels * t.NR :] = 0
+                    _multiply(
+                        t, strip, width // t.NR, seen, Matrix(slopes_at, p_row, item),
+                        address_of(k_rows), step * line,
+                        address_of(q_sums) + (i + s) * width * item, width * item, True,
+                    )  # fmt: skip
+                for s in range(0, step, t.MR):
+                    strip = min(t.MR, step - s)
+                    # The first row that sees these keys
+                    first = min(rows, max(0, j + s - i)) if causal else 0
+                    if first == rows:
+                        break
+                    at, count = s * item + first * p_row, rows - first
+                    _multiply(
+                        t, strip, width_v // t.NR, count,
+                        Matrix(address_of(weights) + at, item, p_row),
+                        address_of(g_rows) + (i + first) * line, queries * line,
+                        address_of(v_sums) + s * width_v * item, width_v * item, True,
+                    )  # fmt: skip
+                    _multiply(
+                        t, strip, width // t.NR, count,
+                        Matrix(address_of(slopes) + at, item, p_row),
+                        address_of(q_rows) + (i + first) * line, queries * line,
+                        address_of(k_sums) + s * width * item, width * item, True,
+                    )  # fmt: skip
+            if dk.size:
+                _write(step, k_sums, number(scale), b, h, j, dk)
+            if dv.size:
+                _write(step, v_sums, number(1), b, h, j, dv)
+        if dq.size:
+            _write(queries, q_sums, number(scale), b, h, 0, dq)
+        for used in (
+            q_rows, g_rows, q_sums, k_sums, v_sums, k_rows, k_columns, v_columns, weights, slopes,
+        ):  # fmt: skip
+            keep_alive(used)

@@ -24,9 +24,10 @@ A function that was made in another one is named after what it closes over (`nam
 linker knows functions by their names.
 
 The key does not know the values of global variables, which numba compiles in. They may be constants
-of our sources; what depends on the machine (the size of a cache, say) must come as an argument.
+of our sources, or follow from the processor, which the key knows; what depends on the machine (the
+size of a cache, say) must come as an argument.
 
-A kernel is looked for in all folders that `folders` names, and stored in the first that can be
+A kernel is looked for in all `FOLDERS`, and stored in the first that can be
 written to. So kernels that were compiled when a container was built, or by an administrator, serve
 everyone who may read them.
 
@@ -38,6 +39,7 @@ made so, and are made so again if they are not.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 import pickle
@@ -77,7 +79,8 @@ LOADED: list[str] = []
 COMPILED: list[str] = []
 """The functions that this process has compiled, whether kernels or called by one."""
 
-_announce = True
+announces = True
+"""Whether the first compilation of this process is announced."""
 
 
 @cache
@@ -101,24 +104,21 @@ def _surroundings() -> tuple[object, ...]:
     return (*versions, *(str(getattr(_numba.config, name, None)) for name in options))
 
 
-def _parents() -> list[Path]:
+def _folders() -> list[Path]:
+    parents = [PACKAGE / "__pycache__", Path(_AppDirs("minigrad", False).user_cache_dir)]
     if _numba.config.CACHE_DIR:
-        return [Path(_numba.config.CACHE_DIR, "minigrad").absolute()]
-    of_user = Path(_AppDirs("minigrad", False).user_cache_dir)
-    # Without a home folder it would be a folder named "~" of the working one.
-    return [PACKAGE / "__pycache__", *([of_user] if of_user.is_absolute() else [])]
+        parents = [Path(_numba.config.CACHE_DIR, "minigrad").absolute()]
+    # Without a home folder, that of the user would be a folder named "~" of the working one.
+    parents = [parent for parent in parents if parent.is_absolute() and _SOURCES]
+    return [parent / f"kernels-{_SOURCES[:16]}" for parent in parents]
 
 
-_FOLDERS = [parent / f"kernels-{_SOURCES[:16]}" for parent in (_parents() if _SOURCES else [])]
+FOLDERS = _folders()
+"""The folders where compiled kernels may be, in the order in which they are searched.
 
-
-def folders() -> list[Path]:
-    """Return the folders where compiled kernels may be, in the order in which they are searched.
-
-    They are below `NUMBA_CACHE_DIR` if that is set, else beside our sources and in the user's cache
-    folder. All depend on the state of our sources; there are none if these cannot be read.
-    """
-    return _FOLDERS
+They are below `NUMBA_CACHE_DIR` if that is set, else beside our sources and in the user's cache
+folder. All depend on the state of our sources; there are none if these cannot be read.
+"""
 
 
 def is_trusted(path: Path) -> bool:
@@ -137,8 +137,8 @@ def is_trusted(path: Path) -> bool:
 
 @cache
 def writable_folder() -> Path | None:
-    """Return the first of the `folders` that can be written to, made if it is missing, or None."""
-    for folder in folders():
+    """Return the first of the `FOLDERS` that can be written to, made if it is missing, or None."""
+    for folder in FOLDERS:
         try:
             is_new = not folder.exists()
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -174,12 +174,6 @@ def describe() -> str:
     return f"{len(sizes)} files of {sum(sizes) / 1e6:.1f} MB in {folder}"
 
 
-def announce(wanted: bool) -> None:
-    """Set whether the first compilation of this process is announced, as it is by default."""
-    global _announce
-    _announce = wanted
-
-
 def name_apart(function: Callable[..., Any]) -> None:
     """Add a digest of what a function closes over to its name.
 
@@ -195,7 +189,7 @@ def name_apart(function: Callable[..., Any]) -> None:
 
 def _identity(value: Any) -> object:
     """Return what tells a value apart in each process: of a function its name and its source."""
-    function = getattr(value, "py_func", value)
+    function = inspect.unwrap(value)
     code = getattr(function, "__code__", None)
     if code is None:
         return _dumps(value)
@@ -225,7 +219,7 @@ def load(name: str, target: Any) -> Any:
     The functions that it calls through symbols are loaded first, since the linker ends the process
     if one is missing.
     """
-    for folder in folders():
+    for folder in FOLDERS:
         content = read_file(folder / f"{name}.nbc")
         if content is None:
             continue
@@ -255,12 +249,6 @@ class KernelCache:
         self._function = function
         self._options = options
         self._source = _digest(Path(function.__code__.co_filename))
-
-    @property
-    def cache_path(self) -> str | None:
-        """The folder of the function, for numba's statistics."""
-        folder = writable_folder()
-        return None if folder is None else str(folder)
 
     def symbol(self, signature: Any) -> str:
         """Return the name by which compiled code calls the function with these argument types."""
@@ -354,7 +342,7 @@ def _say_that_we_compile() -> None:
             "compiling kernels, anew in each process, for there is no folder to keep them in that "
             f"can be written to ({_tried()}); NUMBA_CACHE_DIR may name one"
         )
-    elif _announce:
+    elif announces:
         _say_once(
             "compiling kernels for this machine, once (python -m minigrad warmup does it ahead); "
             f"they are kept in {folder}"
@@ -362,7 +350,7 @@ def _say_that_we_compile() -> None:
 
 
 def _tried() -> str:
-    return ", ".join(map(str, folders())) or "nor can our own source files be read"
+    return ", ".join(map(str, FOLDERS)) or "nor can our own source files be read"
 
 
 @cache

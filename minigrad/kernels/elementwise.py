@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
 from minigrad.kernels.fused import LINE
-from minigrad.kernels.jit import Array, read, strided, written, written_anywhere
-from minigrad.kernels.launch import for_each_dtype, part
+from minigrad.kernels.jit import Array, Read, Strided, Written
+from minigrad.kernels.launch import Kernel, for_each_dtype, kernel_for, part
 
 SECONDS = 2e-10  # that an element of dropout takes, about
+
+Booleans = Annotated[Read.D1, types.boolean]
+Words = Annotated[Read.D1, types.uint16]
+Rows = Annotated[Strided.D1, types.int64]
+Threshold = Annotated[Any, types.uint32]
 
 
 def where(condition: Array, x: Any, y: Any) -> Array:
     """Compute `np.where`, which takes ten times as long for a mask without a pattern."""
+    kinds = isinstance(x, np.ndarray), isinstance(y, np.ndarray)
     arrays = [v for v in (x, y) if isinstance(v, np.ndarray)]
-    numbers = {v.__class__ for v in (x, y) if not isinstance(v, np.ndarray)}
-    simple = (
-        condition.dtype == np.bool_
-        and numbers <= {float}
-        and len({v.dtype for v in arrays}) == len({v.shape for v in (condition, *arrays)}) == 1
-    )
     kernel = None
-    if simple:
-        loops = _WHERE.get((isinstance(x, np.ndarray), isinstance(y, np.ndarray)), {})
-        kernel = loops.get(arrays[0].dtype)
-    if kernel is None:
+    if arrays and condition.dtype == np.bool_ and {v.shape for v in arrays} == {condition.shape}:
+        kernel = kernel_for(_WHERE[kinds], *arrays)
+    if kernel is None or not {x.__class__, y.__class__} <= {float, np.ndarray}:
         return np.asarray(np.where(condition, x, y))
     out = np.empty(condition.shape, arrays[0].dtype)
     rows = (np.asarray(v, out.dtype).ravel() for v in (x, y))
@@ -36,43 +35,24 @@ def where(condition: Array, x: Any, y: Any) -> Array:
     return out
 
 
-_of_where = for_each_dtype(read(types.boolean, 1), (read, 1), (read, 1), (written, 1))
+def _where_loop(x_is_array: bool, y_is_array: bool) -> dict[np.dtype[Any], Kernel]:
+    """Return the kernels for arrays, or for one array and one number."""
+
+    @for_each_dtype()
+    def where_loop(
+        piece: int, pieces: int, condition: Booleans, x: Read.D1, y: Read.D1, out: Written.D1
+    ) -> None:
+        chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
+        xs, ys = part(piece, pieces, x), part(piece, pieces, y)
+        x0, y0 = x[0], y[0]
+        for i in range(chosen.size):
+            one, other = xs[i] if x_is_array else x0, ys[i] if y_is_array else y0
+            outs[i] = one if chosen[i] else other
+
+    return where_loop
 
 
-@_of_where
-def _where_loop(piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
-    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
-    xs, ys = part(piece, pieces, x), part(piece, pieces, y)
-    for i in range(chosen.size):
-        outs[i] = xs[i] if chosen[i] else ys[i]
-
-
-@_of_where
-def _where_else_number_loop(
-    piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any
-) -> None:
-    filling = y[0]
-    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
-    xs = part(piece, pieces, x)
-    for i in range(chosen.size):
-        outs[i] = xs[i] if chosen[i] else filling
-
-
-@_of_where
-def _where_number_loop(piece: int, pieces: int, condition: Any, x: Any, y: Any, out: Any) -> None:
-    filling = x[0]
-    chosen, outs = part(piece, pieces, condition), part(piece, pieces, out)
-    ys = part(piece, pieces, y)
-    for i in range(chosen.size):
-        outs[i] = filling if chosen[i] else ys[i]
-
-
-# By whether x and y are arrays
-_WHERE = {
-    (True, True): _where_loop,
-    (True, False): _where_else_number_loop,
-    (False, True): _where_number_loop,
-}
+_WHERE = {kinds: _where_loop(*kinds) for kinds in ((True, True), (True, False), (False, True))}
 
 
 def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
@@ -85,23 +65,19 @@ def drop(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> A
         scale: the factor that makes up for the elements that are dropped.
     """
     kernel = _drop_loop.get(x.dtype) if x.__class__ is np.ndarray else None
-    if kernel is None:
-        return drop_reference(x, words, threshold, scale)
-    out = np.empty(x.shape, x.dtype)
-    kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())
-    return out
-
-
-def drop_reference(x: Array, words: NDArray[np.uint16], threshold: int, scale: float) -> Array:
-    """Compute `drop` in numpy."""
+    if kernel is not None:
+        out = np.empty(x.shape, x.dtype)
+        kernel(out.size * SECONDS, x.ravel(), words, threshold, scale, out.ravel())
+        return out
     factors = np.where(words >= threshold, scale, 0.0).astype(x.dtype)
     return np.asarray(x * factors.reshape(x.shape))
 
 
-@for_each_dtype((read, 1), read(types.uint16, 1), types.uint32, types.float64, (written, 1))
+@for_each_dtype()
 def _drop_loop(
-    piece: int, pieces: int, x: Any, words: Any, threshold: int, scale: float, out: Any
-) -> None:
+    piece: int, pieces: int, x: Read.D1, words: Words, threshold: Threshold, scale: float,
+    out: Written.D1,
+) -> None:  # fmt: skip
     factor, zero = x.dtype.type(scale), x.dtype.type(0)
     xs, outs = part(piece, pieces, x), part(piece, pieces, out)
     drawn = part(piece, pieces, words)
@@ -129,8 +105,10 @@ def add_rows(
         np.add.at(table, rows, values)
 
 
-@for_each_dtype((written_anywhere, 2), strided(types.int64, 1), (strided, 2), threads=False)
-def _add_rows_loop(_piece: int, _pieces: int, table: Any, rows: Any, values: Any) -> None:
+@for_each_dtype(threads=False)
+def _add_rows_loop(
+    _piece: int, _pieces: int, table: Written.Anywhere2, rows: Rows, values: Strided.D2
+) -> None:
     for i in range(rows.size):
         row = rows[i]
         for j in range(table.shape[1]):

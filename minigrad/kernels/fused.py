@@ -3,7 +3,7 @@
 A function is written once, with its reference in numpy beside it:
 
     @elementwise(LINE, reference=lambda x, slope: np.where(x > 0, x, slope * x))
-    def leaky_relu(x, slope):
+    def leaky_relu(x: Any, slope: float) -> Any:
         return x if x > 0 else slope * x
 
 It is pasted into a loop over the arrays, which LLVM makes vector code of (see `vector_math`). That
@@ -16,21 +16,12 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from minigrad.kernels.jit import (
-    DOUBLE,
-    JIT_ENABLED,
-    NUMBERS,
-    SINGLE,
-    Array,
-    jit,
-    read,
-    written,
-)
-from minigrad.kernels.launch import Kernel, part, span
+from minigrad.kernels.jit import DOUBLE, SINGLE, Array, Number, Read, Written, jit
+from minigrad.kernels.launch import Kernel, for_each_dtype, function_from, part, span
 
 LINE, CURVE = 1e-10, 5e-10  # seconds that an element takes, about, in a copy or an exponential
 
@@ -53,25 +44,20 @@ class Fused:
         function: Function,
         seconds: float,
         reference: Callable[..., Array],
-        operands: int,
         double: Function | bool = False,
         by_rows: bool = False,
     ) -> None:
         functools.update_wrapper(self, function)
         self.reference = reference
         self._seconds = seconds
-        self._operands = operands
+        options = list(get_type_hints(function).values()).count(float)
+        self._operands = function.__code__.co_argcount - options - by_rows
         self._flat = rows_of if by_rows else _ravel
-        functions: dict[np.dtype[Any], Function] = {SINGLE: function}
-        if double:
-            functions[DOUBLE] = double if callable(double) else function
-        options = 0 if by_rows else function.__code__.co_argcount - operands
         self._kernels: dict[np.dtype[Any], Kernel] = {}
-        for dtype, f in functions.items() if JIT_ENABLED else ():
-            number, ndim = NUMBERS[dtype], 2 if by_rows else 1
-            arrays = [read(number, ndim)] * operands
-            signature = (*arrays, *[number] * options, written(number, ndim))
-            self._kernels[dtype] = Kernel(_loop_over(f, operands, options, by_rows), signature)
+        for dtype, f in (SINGLE, function), (DOUBLE, function if double is True else double):
+            if f:
+                loop = _loop_over(f, self._operands, options, by_rows)
+                self._kernels |= for_each_dtype(dtype)(loop)
 
     def __call__(self, *arguments: Any) -> Array:
         """Apply the function, and return a new array."""
@@ -86,69 +72,51 @@ class Fused:
 
 
 def elementwise(
-    seconds: float,
-    *,
-    reference: Callable[..., Array],
-    operands: int = 1,
-    double: Function | bool = False,
+    seconds: float, *, reference: Callable[..., Array], double: Function | bool = False
 ) -> Callable[[Function], Fused]:
     """Make a function of arrays from one of an element: its operands come first, then options.
+
+    It takes one or two operands, of one shape and dtype; options are annotated as `float`.
 
     Args:
         seconds: the time that an element takes, about.
         reference: the function of arrays in numpy.
-        operands: how many arrays it takes: 1, or 2 of one shape and dtype.
         double: whether there is a kernel for float64 too, or the function of its elements.
     """
-    return lambda function: Fused(function, seconds, reference, operands, double)
+    return lambda function: Fused(function, seconds, reference, double)
 
 
-def rowwise(
-    seconds: float, *, reference: Callable[..., Array], operands: int = 1
-) -> Callable[[Function], Fused]:
+def rowwise(seconds: float, *, reference: Callable[..., Array]) -> Callable[[Function], Fused]:
     """Make a function of arrays from one of a row along the last axis, which writes to a result.
 
     The arguments are those of `elementwise`; there are no options, and no float64.
     """
-    return lambda function: Fused(function, seconds, reference, operands, by_rows=True)
+    return lambda function: Fused(function, seconds, reference, by_rows=True)
 
 
-def _loop_over(function: Function, operands: int, options: int, by_rows: bool) -> Any:
+def _loop_over(
+    function: Function, operands: int, options: int, by_rows: bool
+) -> Callable[..., None]:
     """Return the loop that applies a function to each element or row, named after it."""
-    f = jit(inline="always")(function)
-
-    def of_one(piece: int, pieces: int, x: Any, out: Any) -> None:
-        xs, outs = part(piece, pieces, x), part(piece, pieces, out)
-        for i in range(xs.size):
-            outs[i] = f(xs[i])
-
-    def of_one_with_option(piece: int, pieces: int, x: Any, option: Any, out: Any) -> None:
-        xs, outs = part(piece, pieces, x), part(piece, pieces, out)
-        for i in range(xs.size):
-            outs[i] = f(xs[i], option)
-
-    def of_two(piece: int, pieces: int, g: Any, x: Any, out: Any) -> None:
-        gs, xs, outs = part(piece, pieces, g), part(piece, pieces, x), part(piece, pieces, out)
-        for i in range(gs.size):
-            outs[i] = f(gs[i], xs[i])
-
-    def of_two_with_option(piece: int, pieces: int, g: Any, x: Any, option: Any, out: Any) -> None:
-        gs, xs, outs = part(piece, pieces, g), part(piece, pieces, x), part(piece, pieces, out)
-        for i in range(gs.size):
-            outs[i] = f(gs[i], xs[i], option)
-
-    def of_rows(piece: int, pieces: int, x: Any, out: Any) -> None:
-        for i in span(piece, pieces, len(x)):
-            f(x[i], out[i])
-
-    def of_two_rows(piece: int, pieces: int, g: Any, x: Any, out: Any) -> None:
-        for i in span(piece, pieces, len(x)):
-            f(g[i], x[i], out[i])
-
-    loops: list[list[Any]] = [[of_one, of_one_with_option], [of_two, of_two_with_option]]
-    loop = (of_rows, of_two_rows)[operands - 1] if by_rows else loops[operands - 1][options]
-    loop.__name__ = f"{function.__name__}_loop"
-    return loop
+    arrays, numbers = ([f"{x}{i}" for i in range(n)] for x, n in (("x", operands), ("c", options)))
+    elements = ", ".join(f"{x}[i]" for x in arrays)
+    if by_rows:
+        body = f"""
+            for i in span(piece, pieces, len(x0)):
+                f({elements}, out[i])
+        """
+    else:
+        pieces = ", ".join(f"part(piece, pieces, {x})" for x in arrays)
+        body = f"""
+            {", ".join(arrays)}, out = {pieces}, part(piece, pieces, out)
+            for i in range(x0.size):
+                out[i] = f({", ".join([elements, *numbers])})
+        """
+    read, written = (Read.D2, Written.D2) if by_rows else (Read.D1, Written.D1)
+    operands_and_options = {**dict.fromkeys(arrays, read), **dict.fromkeys(numbers, Number)}
+    parameters = {"piece": int, "pieces": int, **operands_and_options, "out": written}
+    name, f = f"{function.__name__}_loop", jit(inline="always")(function)
+    return function_from(name, parameters, body, __name__, f=f, part=part, span=span)
 
 
 def rows_of(x: Array, size: int | None = None) -> Array:

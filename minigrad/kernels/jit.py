@@ -21,15 +21,16 @@ Both are `numba.njit` with these choices:
 
 With NUMBA_DISABLE_JIT=1 the decorated functions stay plain Python. They still mean the same, but
 a Python loop over machine addresses is of no use: `JIT_ENABLED` is then False, and each entry
-point calls the reference in numpy instead of its kernel.
+point computes in numpy what its kernel would.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
 import llvmlite.binding as llvm
 import numba
@@ -228,24 +229,65 @@ NUMBERS: dict[np.dtype[Any], Any] = {SINGLE: types.float32, DOUBLE: types.float6
 """The dtypes that kernels are compiled for, and numba's types for them."""
 
 
-def read(number: Any, ndim: int) -> Any:
-    """Return numba's type of a contiguous array that is only read, and may be read-only."""
-    return types.Array(number, ndim, "C", readonly=True)
+# numba's types of arrays, by the type of their elements and the number of axes. One that is only
+# read may be read-only; a strided one may also lie at any address: as which all others pass.
+read = functools.partial(types.Array, layout="C", readonly=True)
+written = functools.partial(types.Array, layout="C")
+written_anywhere = functools.partial(types.Array, layout="A")
+strided = functools.partial(types.Array, layout="A", readonly=True, aligned=False)
 
 
-def written(number: Any, ndim: int) -> Any:
-    """Return numba's type of a contiguous array that is written to."""
-    return types.Array(number, ndim, "C")
+@functools.cache
+def nothing(dtype: np.dtype[Any], ndim: int = 1) -> Array:
+    """Return the array of size 0 that stands for no array in a kernel's call."""
+    return np.empty((0,) * ndim, dtype)
 
 
-def written_anywhere(number: Any, ndim: int) -> Any:
-    """Return numba's type of an array of any strides that is written to."""
-    return types.Array(number, ndim, "A")
+class Read:
+    """Annotations of parameters: arrays of so many axes that are contiguous, and only read."""
+
+    D1 = Annotated[Any, read, 1]
+    D2 = Annotated[Any, read, 2]
 
 
-def strided(number: Any, ndim: int) -> Any:
-    """Return numba's type of the most general array that is only read, as which all others pass.
+class Written:
+    """Annotations of arrays that are written to: contiguous ones, or of any strides."""
 
-    It may have any strides, be read-only, and lie at any address.
+    D1 = Annotated[Any, written, 1]
+    D2 = Annotated[Any, written, 2]
+    D3 = Annotated[Any, written, 3]
+    Anywhere2 = Annotated[Any, written_anywhere, 2]
+    Anywhere4 = Annotated[Any, written_anywhere, 4]
+
+
+class Strided:
+    """Annotations of arrays of any layout that are only read."""
+
+    D1 = Annotated[Any, strided, 1]
+    D2 = Annotated[Any, strided, 2]
+    D4 = Annotated[Any, strided, 4]
+
+
+Number = Annotated[Any, None]  # of the kernel's dtype
+Integers = Annotated[Written.D1, types.int64]
+PLAIN = {int: types.intp, float: types.float64, bool: types.boolean}
+
+
+def signature_of(function: Callable[..., None], number: Any) -> tuple[Any, ...]:
+    """Return the types of a kernel's arguments, as its parameters are annotated.
+
+    They are annotated as `int`, `float` or `bool`, with a type of numba, or as an array: of the
+    kernel's dtype, whose number this is, unless the annotation adds another, as in
+    `Annotated[Read.D1, types.int64]`. The first two parameters are those of all kernels.
     """
-    return types.Array(number, ndim, "A", readonly=True, aligned=False)
+    hints = get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
+    found = []
+    for hint in list(hints.values())[2:]:
+        parts = hint.__metadata__ if hasattr(hint, "__metadata__") else (PLAIN[hint],)
+        if len(parts) == 1:
+            found.append(parts[0] or number)
+        else:
+            layout, ndim, element = (*parts, number)[:3]
+            found.append(layout(element, ndim))
+    return tuple(found)

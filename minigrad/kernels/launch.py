@@ -24,18 +24,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
+from textwrap import dedent, indent
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
+from numpy import ndarray
 
 from minigrad.kernels.jit import (
     EXTERNALS,
     JIT_ENABLED,
     NUMBERS,
     WORD,
+    Array,
     External,
     compile_for,
     dispatcher,
@@ -44,6 +47,7 @@ from minigrad.kernels.jit import (
     intrinsic,
     intrinsic_of,
     jit,
+    signature_of,
 )
 from minigrad.kernels.threads import WORTH_A_TEAM, get_num_threads, team
 
@@ -185,14 +189,29 @@ def _call(_typing: Any, how: Any, *kinds: Any) -> Any:
     return types.none(how, *kinds), emit
 
 
+def function_from(
+    name: str, parameters: dict[str, Any], body: str, module: str, **enclosed: Any
+) -> Callable[..., None]:
+    """Return the function with this source, whose body knows the enclosed values by their names.
+
+    The parameters are given with their annotations.
+    """
+    head = f"def enclose({', '.join(enclosed)}):\n  def {name}({', '.join(parameters)}):\n"
+    source = f"{head}{indent(dedent(body), '    ')}\n  return {name}"
+    scope: dict[str, Any] = {"__name__": module}
+    exec(compile(source, __file__, "exec"), scope)
+    function: Callable[..., None] = scope["enclose"](**enclosed)
+    function.__annotations__ = parameters
+    return function
+
+
 @cache
 def entry(signature: tuple[Any, ...]) -> Any:
     """Return the function by which Python calls all kernels whose arguments have these types."""
-    names = ["how", *(f"x{i}" for i in range(len(signature)))]
-    scope: dict[str, Any] = {"call": intrinsic_of(names, _call), "__name__": __name__}
-    listed = ", ".join(names)
-    exec(compile(f"def entry({listed}): call({listed})", __file__, "exec"), scope)
-    made = dispatcher(scope["entry"], from_python=True)
+    names = dict.fromkeys(["how", *(f"x{i}" for i in range(len(signature)))])
+    body, call = f"call({', '.join(names)})", intrinsic_of(names, _call)
+    function = function_from("entry", names, body, __name__, call=call)
+    made = dispatcher(function, from_python=True)
     compile_for(made, (INT, *signature))
     made.disable_compile()
     return made
@@ -281,19 +300,31 @@ class Kernel:
 
 
 def for_each_dtype(
-    *arguments: Any, **options: Any
-) -> Callable[[Callable[..., None]], dict[Any, Kernel]]:
+    *dtypes: np.dtype[Any], **options: Any
+) -> Callable[[Callable[..., None]], dict[np.dtype[Any], Kernel]]:
     """Decorate a loop: it becomes its kernels by dtype, which are none if nothing is compiled.
 
-    An argument is a type, or `(read, 2)` for `read(number, 2)` with numba's number of the dtype.
-    The options are those of `Kernel`.
+    Its parameters are annotated with their types (see `minigrad.kernels.jit`). The options are
+    those of `Kernel`.
     """
 
-    def decorate(function: Callable[..., None]) -> dict[Any, Kernel]:
-        found = {}
-        for dtype, number in NUMBERS.items() if JIT_ENABLED else ():
-            kinds = (x[0](number, x[1]) if isinstance(x, tuple) else x for x in arguments)
-            found[dtype] = Kernel(function, tuple(kinds), **options)
-        return found
+    def decorate(function: Callable[..., None]) -> dict[np.dtype[Any], Kernel]:
+        return {
+            dtype: Kernel(function, signature_of(function, NUMBERS[dtype]), **options)
+            for dtype in (dtypes or NUMBERS if JIT_ENABLED else ())
+        }
 
     return decorate
+
+
+def kernel_for(
+    kernels: dict[np.dtype[Any], Kernel], first: Array, *others: Array | None
+) -> Kernel | None:
+    """Return the kernel for the dtype of these arrays; None if it differs, or one is empty."""
+    dtype = first.dtype
+    if first.__class__ is not ndarray or not first.size:
+        return None
+    for x in others:  # all() takes longer
+        if x is not None and (x.__class__ is not ndarray or x.dtype != dtype or not x.size):
+            return None
+    return kernels.get(dtype)

@@ -15,13 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from minigrad.kernels import gemm
-from minigrad.kernels.gemm.prepacked import find, no_row
+from minigrad.kernels.gemm.prepacked import find
 from minigrad.kernels.gemm.products import multiply_run
-from minigrad.kernels.jit import JIT_ENABLED, Array, jit, strided, written
-from minigrad.kernels.launch import for_each_dtype
+from minigrad.kernels.jit import Array, Integers, Strided, Written, jit, nothing
+from minigrad.kernels.launch import for_each_dtype, kernel_for
 
 SMALL = 1_000_000  # multiply-adds of all rows with W, below which calls are what takes the time
 
@@ -32,21 +31,21 @@ def forward(
     """Compute y and h from `(n, d_in)`, `(d_out, d_in)`, `(rank, d_in)` and `(d_out, rank)`."""
     dtype = x.dtype
     # Loops for few rows add in another order, and where B is 0 the bits are to be the base's.
-    few = dtype in gemm.PRODUCTS and gemm.PRODUCTS[dtype].has_few(len(x), *weight.shape)
-    small = not few and _is_small(x, weight, lora_a, lora_b)
-    if small and _alike(weight, bias):
+    few = dtype in gemm.PRODUCTS and gemm.PRODUCTS[dtype].is_skinny(len(x), *weight.shape)
+    small = not few and len(x) * weight.size < SMALL
+    kernel = kernel_for(_forward_loop, x, weight, lora_a, lora_b, bias) if small else None
+    if kernel is not None:
         h = np.empty((len(x), len(lora_a)), dtype)
         y = np.empty((len(x), len(weight)), dtype)
-        operands = x, weight, lora_a, lora_b, no_row(dtype) if bias is None else bias, scale
-        _forward_loop[dtype].alone(*operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
+        operands = x, weight, lora_a, lora_b, nothing(dtype) if bias is None else bias, scale
+        kernel.alone(*operands, h, h, y, *gemm.PRODUCTS[dtype].plans)
         return y, h
     h = gemm.matmul(x, lora_a.T)
     h *= scale
     prepacked = None if few else find(weight)
-    if prepacked is not None and _alike(weight, lora_a, lora_b, bias):
-        out = prepacked.matmul(x, True, h, lora_b.T, bias)
-        if out is not None:
-            return out, h
+    out = None if prepacked is None else prepacked.matmul(x, True, h, lora_b.T, bias)
+    if out is not None:
+        return out, h
     y = gemm.matmul(x, weight.T)
     if bias is not None:
         y += bias
@@ -58,7 +57,9 @@ def backward(
     wants_x: bool, wants_a: bool, wants_b: bool,
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
     """Compute dx, dA and dB, each if it is wanted."""
-    if _is_small(x, weight, lora_a, lora_b, g, h):
+    small = len(x) * weight.size < SMALL
+    kernel = kernel_for(_backward_loop, x, weight, lora_a, lora_b, g, h) if small else None
+    if kernel is not None:
         dtype = x.dtype
         d = np.empty(h.shape, dtype)
         to_x = np.empty(x.shape if wants_x else (0, 0), dtype)
@@ -66,7 +67,7 @@ def backward(
         to_b = np.empty(lora_b.shape if wants_b else (0, 0), dtype)
         operands = g, x, weight, lora_a, lora_b, h, scale
         plans = gemm.PRODUCTS[dtype].plans
-        _backward_loop[dtype].alone(*operands, d, d, to_x, to_a, to_b, *plans)
+        kernel.alone(*operands, d, d, to_x, to_a, to_b, *plans)
         return to_x if wants_x else None, to_a if wants_a else None, to_b if wants_b else None
     dx: Array | None = None
     da: Array | None = None
@@ -75,7 +76,7 @@ def backward(
         d *= scale
         if wants_x:
             prepacked = find(weight)
-            if prepacked is not None and _alike(weight, d, lora_a):
+            if prepacked is not None:
                 dx = prepacked.matmul(g, False, d, lora_a)
             if dx is None:
                 dx = gemm.matmul(d, lora_a, out=gemm.matmul(g, weight), add=True)
@@ -84,34 +85,14 @@ def backward(
     return dx, da, gemm.matmul(g.T, h) if wants_b else None
 
 
-def _is_small(x: Array, weight: Array, *others: Array) -> bool:
-    """Return whether the compiled functions take these: a little work, in one of their dtypes."""
-    dtype = x.dtype
-    if not JIT_ENABLED or dtype not in gemm.PRODUCTS or not 0 < len(x) * weight.size < SMALL:
-        return False
-    if weight.dtype != dtype or not x.__class__ is weight.__class__ is np.ndarray:
-        return False
-    for other in others:  # all() takes longer, and small layers count
-        if other.dtype != dtype or other.__class__ is not np.ndarray or not other.size:
-            return False
-    return True
-
-
-def _alike(weight: Array, *others: Array | None) -> bool:
-    """Return whether all are arrays of the dtype of W."""
-    return all(x is None or (x.__class__ is np.ndarray and x.dtype == weight.dtype) for x in others)
-
-
 # The loops are for little work, which threads do not share.
 
 
-@for_each_dtype(
-    *[(strided, 2)] * 4, (strided, 1), types.float64, (written, 2), (strided, 2), (written, 2),
-    written(types.int64, 1), written(types.int64, 1), threads=False,
-)  # fmt: skip
+@for_each_dtype(threads=False)
 def _forward_loop(
-    _piece: int, _pieces: int, x: Any, weight: Any, lora_a: Any, lora_b: Any, bias: Any,
-    scale: float, h: Any, same_h: Any, y: Any, write: Any, add: Any,
+    _piece: int, _pieces: int, x: Strided.D2, weight: Strided.D2, lora_a: Strided.D2,
+    lora_b: Strided.D2, bias: Strided.D1, scale: float, h: Written.D2, same_h: Strided.D2,
+    y: Written.D2, write: Integers, add: Integers,
 ) -> None:  # fmt: skip
     """Do the forward; `h` comes twice, to be written and to be read: two types for numba."""
     multiply_run(0, 1, x, lora_a.T, h, write, 0, 1)
@@ -124,13 +105,11 @@ def _forward_loop(
     multiply_run(0, 1, same_h, lora_b.T, y, add, 0, 1)
 
 
-@for_each_dtype(
-    *[(strided, 2)] * 6, types.float64, (written, 2), (strided, 2), *[(written, 2)] * 3,
-    written(types.int64, 1), written(types.int64, 1), threads=False,
-)  # fmt: skip
+@for_each_dtype(threads=False)
 def _backward_loop(
-    _piece: int, _pieces: int, g: Any, x: Any, weight: Any, lora_a: Any, lora_b: Any, h: Any,
-    scale: float, d: Any, same_d: Any, dx: Any, da: Any, db: Any, write: Any, add: Any,
+    _piece: int, _pieces: int, g: Strided.D2, x: Strided.D2, weight: Strided.D2, lora_a: Strided.D2,
+    lora_b: Strided.D2, h: Strided.D2, scale: float, d: Written.D2, same_d: Strided.D2,
+    dx: Written.D2, da: Written.D2, db: Written.D2, write: Integers, add: Integers,
 ) -> None:  # fmt: skip
     """Do the backward, without the gradients of size 0; `d` comes twice, as `h` in the forward."""
     if dx.size or da.size:

@@ -5,32 +5,24 @@ gradient are
 
     log z - (x[y] - h)      dx = g (e^(x - h - log z) - [y])
 
-float32 has loops; float64 is left to the references in numpy.
+float32 has loops; float64 is left to numpy.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 
 from minigrad.kernels import vector_math
 from minigrad.kernels.fused import LINE, elementwise, rows_of
-from minigrad.kernels.jit import JIT_ENABLED, SINGLE, Array, jit, read, written
-from minigrad.kernels.launch import Kernel, span
-from minigrad.kernels.softmax import SECONDS, STRETCH, highest_of, sum_of_exponentials
+from minigrad.kernels.jit import SINGLE, Array, Number, Read, Written, jit, nothing
+from minigrad.kernels.launch import for_each_dtype, kernel_for, span
+from minigrad.kernels.softmax import SECONDS, STRETCH, highest_of, sum_of, sum_of_exponentials
 
-
-def _served(*arrays: Array) -> bool:
-    """Return whether the loops take these arrays."""
-    if not JIT_ENABLED:
-        return False
-    for x in arrays:  # all() takes longer
-        if x.dtype != SINGLE or not x.ndim:
-            return False
-    return bool(arrays[0].size)
-
+Labels = Annotated[Read.D1, types.int64]
+Sums = Annotated[Written.D1, types.float64]
 
 # --------------------------------------------------------------------------------------------------
 # Cross entropy
@@ -44,12 +36,20 @@ def label_weights(
 
     It is the weight of its class, or 1; 0 if the label is `ignored`; nan if there is no such class.
     """
-    if not JIT_ENABLED or labels.dtype != np.int64 or dtype != SINGLE:
-        return label_weights_reference(labels, classes, ignored, class_weights, dtype)
-    weights, total = np.empty(labels.size, SINGLE), np.empty(1)
-    known = _NO_WEIGHTS if class_weights is None else class_weights
-    _LABEL_WEIGHTS(0.0, labels.ravel(), classes, ignored, known, weights, total)
-    return weights, total.item()
+    kernel = _label_weights_loop.get(dtype)
+    if kernel is not None and labels.dtype == np.int64:
+        weights, total = np.empty(labels.size, SINGLE), np.empty(1)
+        known = nothing(SINGLE) if class_weights is None else class_weights
+        kernel.alone(labels.ravel(), classes, ignored, known, weights, total)
+        return weights, total.item()
+    there = (labels >= 0) & (labels < classes)
+    if class_weights is None:
+        weights = np.ones(labels.shape, dtype)
+    else:
+        weights = class_weights.astype(dtype)[np.where(there, labels, 0)]
+    weights = np.where(there, weights, np.nan)
+    weights = np.where(labels == ignored, 0, weights).astype(dtype)
+    return weights, float(weights.sum(dtype=np.float64))
 
 
 def cross_entropy(
@@ -66,45 +66,12 @@ def cross_entropy(
     Returns:
         `(n,)` and `(n, 2)`.
     """
-    if not _served(logits) or labels.dtype != np.int64:
-        return cross_entropy_reference(logits, labels, weights, smoothing)
-    losses, sums = np.empty(len(logits), SINGLE), np.empty((len(logits), 2), SINGLE)
-    _CROSS_ENTROPY(
-        logits.size * SECONDS, rows_of(logits), labels.ravel(), weights, smoothing, losses, sums
-    )
-    return losses, sums
-
-
-def cross_entropy_gradient(
-    g: Array, logits: Array, labels: Array, weights: Array, smoothing: float, sums: Array
-) -> Array:
-    """Compute the gradient of `cross_entropy`, from g of shape `(n,)`."""
-    if not _served(g, logits) or labels.dtype != np.int64:
-        return cross_entropy_gradient_reference(g, logits, labels, weights, smoothing, sums)
-    out = np.empty(logits.shape, SINGLE)
-    operands = g.ravel(), rows_of(logits), labels.ravel(), weights, smoothing, sums
-    _CROSS_ENTROPY_GRADIENT(logits.size * SECONDS, *operands, out)
-    return out
-
-
-def label_weights_reference(
-    labels: Array, classes: int, ignored: int, class_weights: Array | None, dtype: np.dtype[Any]
-) -> tuple[Array, float]:
-    """Compute `label_weights` in numpy."""
-    there = (labels >= 0) & (labels < classes)
-    if class_weights is None:
-        weights = np.ones(labels.shape, dtype)
-    else:
-        weights = class_weights.astype(dtype)[np.where(there, labels, 0)]
-    weights = np.where(there, weights, np.nan)
-    weights = np.where(labels == ignored, 0, weights).astype(dtype)
-    return weights, float(weights.sum(dtype=np.float64))
-
-
-def cross_entropy_reference(
-    logits: Array, labels: Array, weights: Array, smoothing: float
-) -> tuple[Array, Array]:
-    """Compute `cross_entropy` in numpy."""
+    kernel = kernel_for(_cross_entropy_loop, logits)
+    if kernel is not None and labels.dtype == np.int64:
+        losses, sums = np.empty(len(logits), SINGLE), np.empty((len(logits), 2), SINGLE)
+        operands = rows_of(logits), labels.ravel(), weights, smoothing
+        kernel(logits.size * SECONDS, *operands, losses, sums)
+        return losses, sums
     top = np.max(logits, axis=1)
     shifted = logits - top[:, None]
     logs = np.log(np.sum(np.exp(shifted), axis=1))
@@ -116,10 +83,16 @@ def cross_entropy_reference(
     return losses, np.stack([top, logs], axis=1)
 
 
-def cross_entropy_gradient_reference(
+def cross_entropy_gradient(
     g: Array, logits: Array, labels: Array, weights: Array, smoothing: float, sums: Array
 ) -> Array:
-    """Compute `cross_entropy_gradient` in numpy."""
+    """Compute the gradient of `cross_entropy`, from g of shape `(n,)`."""
+    kernel = kernel_for(_cross_entropy_gradient_loop, g, logits)
+    if kernel is not None and labels.dtype == np.int64:
+        out = np.empty(logits.shape, SINGLE)
+        operands = g.ravel(), rows_of(logits), labels.ravel(), weights, smoothing, sums
+        kernel(logits.size * SECONDS, *operands, out)
+        return out
     out = np.exp((logits - sums[:, :1]) - sums[:, 1:])
     out -= smoothing / logits.shape[1]
     out[np.arange(len(labels)), np.where(weights != 0, labels, 0)] -= 1 - smoothing
@@ -127,11 +100,13 @@ def cross_entropy_gradient_reference(
 
 
 _ONE = np.float32(1)
+_, _sum_of_differences = sum_of(lambda x, highest: x - highest)
 
 
+@for_each_dtype(SINGLE, threads=False)
 def _label_weights_loop(
-    _piece: int, _pieces: int, labels: Any, classes: int, ignored: int, class_weights: Any,
-    weights: Any, total: Any,
+    _piece: int, _pieces: int, labels: Labels, classes: int, ignored: int, class_weights: Read.D1,
+    weights: Written.D1, total: Sums,
 ) -> None:  # fmt: skip
     sums = 0.0
     for i in range(labels.size):
@@ -148,37 +123,28 @@ def _label_weights_loop(
     total[0] = sums
 
 
+@for_each_dtype(SINGLE)
 def _cross_entropy_loop(
-    piece: int, pieces: int, logits: Any, labels: Any, weights: Any, smoothing: Any, losses: Any,
-    sums: Any,
+    piece: int, pieces: int, logits: Read.D2, labels: Labels, weights: Read.D1, smoothing: Number,
+    losses: Written.D1, sums: Written.D2,
 ) -> None:  # fmt: skip
     for i in span(piece, pieces, len(logits)):
         row = logits[i]
         highest = highest_of(row)
-        log = vector_math.log(sum_of_exponentials(row, highest))
+        log = vector_math.log(np.float32(sum_of_exponentials(row, highest)))
         sums[i, 0], sums[i, 1] = highest, log
         losses[i] = 0
         if weights[i] != 0:  # where it is 0 an infinite loss does not count
             loss = log - (_ONE - smoothing) * (row[labels[i]] - highest)
             if smoothing:
-                spread = 0.0
-                for start in range(0, row.size, STRETCH):
-                    spread += _sum_differences(row[start : start + STRETCH], highest)
-                loss -= smoothing * np.float32(spread / row.size)
+                loss -= smoothing * np.float32(_sum_of_differences(row, highest) / row.size)
             losses[i] = weights[i] * loss
 
 
-@jit(fastmath={"contract", "reassoc"})
-def _sum_differences(row: Any, highest: Any) -> Any:
-    total = np.float32(0)
-    for j in range(row.size):
-        total += row[j] - highest
-    return total
-
-
+@for_each_dtype(SINGLE)
 def _cross_entropy_gradient_loop(
-    piece: int, pieces: int, g: Any, logits: Any, labels: Any, weights: Any, smoothing: Any,
-    sums: Any, dx: Any,
+    piece: int, pieces: int, g: Read.D1, logits: Read.D2, labels: Labels, weights: Read.D1,
+    smoothing: Number, sums: Read.D2, dx: Written.D2,
 ) -> None:  # fmt: skip
     for i in span(piece, pieces, len(logits)):
         row, result = logits[i], dx[i]
@@ -192,24 +158,6 @@ def _cross_entropy_gradient_loop(
             result[labels[i]] -= factor * (_ONE - smoothing)
 
 
-_READ, _WRITTEN = read(types.float32, 2), written(types.float32, 2)
-_READ_ROW, _WRITTEN_ROW = read(types.float32, 1), written(types.float32, 1)
-_LABELS, _SUMS = read(types.int64, 1), written(types.float64, 1)
-_NO_WEIGHTS = np.empty(0, SINGLE)
-
-_LABEL_WEIGHTS = Kernel(
-    _label_weights_loop,
-    (_LABELS, types.intp, types.intp, _READ_ROW, _WRITTEN_ROW, _SUMS),
-    threads=False,
-)
-_CROSS_ENTROPY = Kernel(
-    _cross_entropy_loop, (_READ, _LABELS, _READ_ROW, types.float32, _WRITTEN_ROW, _WRITTEN)
-)
-_CROSS_ENTROPY_GRADIENT = Kernel(
-    _cross_entropy_gradient_loop,
-    (_READ_ROW, _READ, _LABELS, _READ_ROW, types.float32, _READ, _WRITTEN),
-)
-
 # --------------------------------------------------------------------------------------------------
 # Squared error
 # --------------------------------------------------------------------------------------------------
@@ -217,20 +165,16 @@ _CROSS_ENTROPY_GRADIENT = Kernel(
 
 def squared_error(x: Array, y: Array) -> float:
     """Return the sum of (x - y)^2, of two arrays of one shape and dtype."""
-    if not _served(x, y):
-        return squared_error_reference(x, y)
+    kernel = kernel_for(_squared_error_loop, x, y)
+    if kernel is None:
+        return float(np.sum(np.square(x - y)))
     sums = np.empty(-(-x.size // STRETCH))
-    _SQUARED_ERROR(x.size * LINE, x.ravel(), y.ravel(), sums)
+    kernel(x.size * LINE, x.ravel(), y.ravel(), sums)
     return sums.item() if sums.size == 1 else float(sums.sum())
 
 
-def squared_error_reference(x: Array, y: Array) -> float:
-    """Compute `squared_error` in numpy."""
-    return float(np.sum(np.square(x - y)))
-
-
 @jit(fastmath={"contract", "reassoc"})
-def _sum_squares(x: Any, y: Any) -> Any:
+def _sum_of_squares(x: Any, y: Any) -> Any:
     total = np.float32(0)
     for i in range(x.size):
         difference = x[i] - y[i]
@@ -238,18 +182,14 @@ def _sum_squares(x: Any, y: Any) -> Any:
     return total
 
 
-def _squared_error_loop(piece: int, pieces: int, x: Any, y: Any, sums: Any) -> None:
+@for_each_dtype(SINGLE)
+def _squared_error_loop(piece: int, pieces: int, x: Read.D1, y: Read.D1, sums: Sums) -> None:
     for i in span(piece, pieces, sums.size):
         stretch = slice(i * STRETCH, (i + 1) * STRETCH)
-        sums[i] = _sum_squares(x[stretch], y[stretch])
+        sums[i] = _sum_of_squares(x[stretch], y[stretch])
 
 
-_SQUARED_ERROR = Kernel(_squared_error_loop, (_READ_ROW, _READ_ROW, _SUMS))
-
-
-@elementwise(
-    LINE, reference=lambda x, y, factor: np.asarray((x - y) * factor), operands=2, double=True
-)
-def scaled_difference(x: Any, y: Any, factor: Any) -> Any:
+@elementwise(LINE, reference=lambda x, y, factor: np.asarray((x - y) * factor), double=True)
+def scaled_difference(x: Any, y: Any, factor: float) -> Any:
     """Compute (x - y) factor, which is the gradient of `squared_error` by x if factor is 2 g."""
     return (x - y) * factor

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from llvmlite import ir
@@ -33,8 +33,8 @@ from numpy.typing import DTypeLike
 
 from minigrad.checks import check_positive
 from minigrad.kernels import gemm
-from minigrad.kernels.jit import JIT_ENABLED, Array, read, written
-from minigrad.kernels.launch import Kernel, for_each_dtype, span
+from minigrad.kernels.jit import SINGLE, Array, Read, Written
+from minigrad.kernels.launch import for_each_dtype, span
 from minigrad.kernels.vector import I32, Emitter, address_of, instruction, keep_alive
 
 STRIP = 1 << 20  # elements in a strip: with fewer, there are more passes over x
@@ -220,9 +220,7 @@ class NF4Matrix:
         return self  # nobody can change it
 
     def __reduce__(self) -> Any:
-        parts = self._parts()  # the checks of `__init__` make loaded arrays read-only
-        arrays = (parts.get(name) for name in ("codes", "absmax", "offset", "scale"))
-        return type(self), (*arrays, self.cols, self.block_size, self.is_transposed)
+        return type(self), tuple(vars(self).values())  # `__init__` makes them read-only again
 
     # ----------------------------------------------------------------------------------------------
     # Facts
@@ -302,10 +300,9 @@ class NF4Matrix:
 
         Each is decoded into the memory of the one before.
         """
-        buffer: Array | None = None
-        for a, b in _strips(len(self.codes), self.cols):
-            if buffer is None:
-                buffer = np.empty((b - a, self.cols), dtype)
+        spans = list(_strips(len(self.codes), self.cols))
+        buffer = np.empty((spans[0][1], self.cols), dtype)
+        for a, b in spans:
             self._read(a, buffer[: b - a])
             yield a, b, buffer[: b - a]
 
@@ -342,10 +339,7 @@ class NF4Matrix:
         return -(-self.cols // self.block_size)
 
     def _parts(self) -> dict[str, Array]:
-        parts = {"codes": self.codes, "absmax": self.absmax}
-        if self.offset is not None and self.scale is not None:
-            parts |= {"offset": self.offset, "scale": self.scale}
-        return parts
+        return {name: x for name, x in vars(self).items() if isinstance(x, np.ndarray)}
 
     def _absmax(self, start: int, stop: int) -> Array:
         """Return the absmax of some stored rows: `(stop - start, blocks)` float32."""
@@ -411,21 +405,13 @@ def decode(codes: Array, absmax: Array, block_size: int, out: Array) -> None:
         block_size: how many elements of a row are a block; the last of a row may be shorter.
         out: `(rows, cols)` of floats, C-contiguous.
     """
-    loop = _decode_loop.get(out.dtype)
-    if loop is None:
-        out[...] = decode_reference(codes, absmax, block_size, out.shape[1], out.dtype)
-    else:
-        loop(out.size * SECONDS, codes, absmax, LEVELS, min(block_size, out.shape[1]), out)
-
-
-def decode_reference(
-    codes: Array, absmax: Array, block_size: int, cols: int, dtype: np.dtype[Any]
-) -> Array:
-    """Compute `decode` in numpy, and return `(rows, cols)`."""
-    wide = np.result_type(dtype, np.float32)
+    cols, loop = out.shape[1], _decode_loop.get(out.dtype)
+    if loop is not None:
+        loop(out.size * SECONDS, codes, absmax, LEVELS, min(block_size, cols), out)
+        return
     pairs = np.stack([codes >> 4, codes & 15], axis=-1)
-    levels = LEVELS[pairs.reshape(len(codes), -1)[:, :cols]].astype(wide)
-    return np.asarray((levels * spread(absmax, block_size, cols)).astype(dtype, copy=False))
+    levels = LEVELS[pairs.reshape(len(codes), -1)[:, :cols]]
+    out[...] = levels.astype(np.result_type(out, levels)) * spread(absmax, block_size, cols)
 
 
 def absmax_of(codes: Array, start: int, offset: Array, scale: Array) -> Array:
@@ -437,9 +423,9 @@ def absmax_of(codes: Array, start: int, offset: Array, scale: Array) -> Array:
         offset: float32, one for each `GROUP` of blocks, for all groups.
         scale: float32, one for each group too.
     """
-    if JIT_ENABLED:
+    if _absmax_loop:
         out = np.empty(len(codes), np.float32)
-        _ABSMAX(0.0, codes, start, offset, scale, out)
+        _absmax_loop[SINGLE].alone(codes, start, offset, scale, out)
         return out
     group = np.arange(start, start + len(codes)) // GROUP
     # Rounded to below 0, it would reverse signs.
@@ -468,29 +454,24 @@ def _decode_sixteen(machine: Emitter, source: Any, factor: Any, target: Any) -> 
     e.store(builder.fmul(found, e.broadcast(factor)), target)
 
 
+# Without flags, for the bits of numpy: its product is rounded before the sum.
+@for_each_dtype(SINGLE, fastmath=(), threads=False)
 def _absmax_loop(
-    _piece: int, _pieces: int, codes: Any, start: int, offset: Any, scale: Any, out: Any
-) -> None:
+    _piece: int, _pieces: int, codes: Annotated[Read.D1, types.int8], start: int,
+    offset: Read.D1, scale: Read.D1, out: Written.D1,
+) -> None:  # fmt: skip
     for i in range(codes.size):
         group = (start + i) // GROUP
         steps = np.float32(codes[i]) / np.float32(127)
         out[i] = max(offset[group] + scale[group] * steps, np.float32(0))
 
 
-_ABSMAX = Kernel(
-    _absmax_loop,
-    (read(types.int8, 1), types.intp, *([read(types.float32, 1)] * 2), written(types.float32, 1)),
-    fastmath=(),  # for the bits of the reference: its product is rounded before the sum
-    threads=False,
-)
-
-
-@for_each_dtype(
-    read(types.uint8, 2), read(types.float32, 2), read(types.float32, 1), types.intp, (written, 2)
-)
+@for_each_dtype()
 def _decode_loop(
-    piece: int, pieces: int, codes: Any, absmax: Any, levels: Any, block_size: int, out: Any
-) -> None:
+    piece: int, pieces: int, codes: Annotated[Read.D2, types.uint8],
+    absmax: Annotated[Read.D2, types.float32], levels: Annotated[Read.D1, types.float32],
+    block_size: int, out: Written.D2,
+) -> None:  # fmt: skip
     rows, cols = out.shape
     blocks = absmax.shape[1]
     count = rows * blocks

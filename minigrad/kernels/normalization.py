@@ -8,7 +8,8 @@ store them.
     dx = scale (d - mean(d) - standard mean(d standard))
     dweight = sum over rows of g standard,   dbias = sum over rows of g
 
-Without `centred` the mean is replaced by 0 everywhere: that is rms norm.
+Without `centred` the mean is replaced by 0 everywhere: that is rms norm. Where there is no kernel,
+numpy computes in float64.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from minigrad.kernels.fused import rows_of
-from minigrad.kernels.jit import NUMBERS, Array, external, jit, read, written
-from minigrad.kernels.launch import Kernel, for_each_dtype, share, span
+from minigrad.kernels.jit import Array, Read, Written, external, jit, nothing
+from minigrad.kernels.launch import for_each_dtype, kernel_for, share, span
 
 SECONDS = 3e-10  # that an element takes in the forward, about
 STRETCH = 1024  # elements that are summed in their own precision; stretches are, in float64
@@ -43,73 +43,14 @@ def norm(
         eps: the number that is added to the variance.
         centred: whether the mean is subtracted.
     """
-    kernel = _served(_norm_loop, x, weight, bias)
-    if kernel is None:
-        return norm_reference(x, shape, weight, bias, eps, centred)
-    out = np.empty(x.shape, x.dtype)
-    size = math.prod(shape)
-    none = _NONE[x.dtype]
-    kernel(
-        out.size * SECONDS,
-        rows_of(x, size),
-        np.ones(size, x.dtype) if weight is None else weight.ravel(),
-        none if bias is None else bias.ravel(),
-        eps,
-        centred,
-        out.reshape(-1, size),
-    )
-    return out
-
-
-def norm_gradients(
-    g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
-    needs_input_grad: Sequence[bool],
-) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute the gradients of `norm` by x, weight and bias, where they are needed."""
-    kernel = _served(_gradients_loop, x, g, weight)
-    if kernel is None:
-        return norm_gradients_reference(g, x, shape, weight, eps, centred, needs_input_grad)
-    size = math.prod(shape)
-    none = _NONE[x.dtype]
-    dx = np.empty(x.shape, x.dtype) if needs_input_grad[0] else None
-    dweight, dbias = (np.empty(shape, x.dtype) if need else None for need in needs_input_grad[1:])
-    kernel(
-        2 * x.size * SECONDS,
-        rows_of(g, size),
-        rows_of(x, size),
-        np.ones(size, x.dtype) if weight is None else weight.ravel(),
-        eps,
-        centred,
-        ROWS,
-        _NO_ROWS[x.dtype] if dx is None else dx.reshape(-1, size),
-        none if dweight is None else dweight.reshape(-1),
-        none if dbias is None else dbias.reshape(-1),
-    )
-    return dx, dweight, dbias
-
-
-_NONE = {dtype: np.empty(0, dtype) for dtype in NUMBERS}
-_NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in NUMBERS}
-
-
-def _served(loops: dict[np.dtype[Any], Kernel], x: Array, *others: Array | None) -> Kernel | None:
-    """Return the loop that takes arrays of this one dtype, or None if there is none."""
-    if x.__class__ is not np.ndarray:
-        return None
-    for other in others:
-        if other is not None and (other.__class__ is not np.ndarray or other.dtype != x.dtype):
-            return None
-    return loops.get(x.dtype)
-
-
-# The references, which also run if nothing is compiled. They compute in float64.
-
-
-def norm_reference(
-    x: Array, shape: tuple[int, ...], weight: Array | None, bias: Array | None, eps: float,
-    centred: bool,
-) -> Array:  # fmt: skip
-    """Compute `norm` in numpy."""
+    kernel = kernel_for(_norm_loop, x, weight, bias)
+    if kernel is not None:
+        out, size = np.empty(x.shape, x.dtype), math.prod(shape)
+        factors = np.ones(size, x.dtype) if weight is None else weight.ravel()
+        summands = nothing(x.dtype) if bias is None else bias.ravel()
+        operands = rows_of(x, size), factors, summands, eps, centred
+        kernel(out.size * SECONDS, *operands, out.reshape(-1, size))
+        return out
     out, _ = _standardised(x, shape, eps, centred)
     if weight is not None:
         out = out * weight
@@ -118,11 +59,30 @@ def norm_reference(
     return out.astype(np.result_type(*(y for y in (x, weight, bias) if y is not None)))
 
 
-def norm_gradients_reference(
+def norm_gradients(
     g: Array, x: Array, shape: tuple[int, ...], weight: Array | None, eps: float, centred: bool,
     needs_input_grad: Sequence[bool],
 ) -> tuple[Array | None, Array | None, Array | None]:  # fmt: skip
-    """Compute `norm_gradients` in numpy."""
+    """Compute the gradients of `norm` by x, weight and bias, where they are needed."""
+    kernel = kernel_for(_gradients_loop, x, g, weight)
+    if kernel is not None:
+        size, none = math.prod(shape), nothing(x.dtype)
+        dx = np.empty(x.shape, x.dtype) if needs_input_grad[0] else None
+        dweight = np.empty(shape, x.dtype) if needs_input_grad[1] else None
+        dbias = np.empty(shape, x.dtype) if needs_input_grad[2] else None
+        kernel(
+            2 * x.size * SECONDS,
+            rows_of(g, size),
+            rows_of(x, size),
+            np.ones(size, x.dtype) if weight is None else weight.ravel(),
+            eps,
+            centred,
+            ROWS,
+            nothing(x.dtype, 2) if dx is None else dx.reshape(-1, size),
+            none if dweight is None else dweight.reshape(-1),
+            none if dbias is None else dbias.reshape(-1),
+        )
+        return dx, dweight, dbias
     axes = tuple(range(-len(shape), 0))
     leading = tuple(range(x.ndim - len(shape)))
     standard, scale = _standardised(x, shape, eps, centred)
@@ -158,33 +118,6 @@ def _standardised(
 # --------------------------------------------------------------------------------------------------
 
 
-@jit(fastmath={"reassoc", "contract"})
-def _sums(x: Any, pivot: Any, _g: Any, _weight: Any) -> Any:
-    """Return the sums of x - pivot and of its square, and 0 for the others."""
-    zero = x.dtype.type(0)
-    total, squares = zero, zero
-    for i in range(x.size):
-        rest = x[i] - pivot
-        total += rest
-        squares += rest * rest
-    return total, squares, zero, zero
-
-
-@jit(fastmath={"reassoc", "contract"})
-def _sums_with_slopes(x: Any, pivot: Any, g: Any, weight: Any) -> Any:
-    """Return these sums, and those of d = g weight and of d (x - pivot)."""
-    zero = x.dtype.type(0)
-    total, squares, slopes, products = zero, zero, zero, zero
-    for i in range(x.size):
-        rest = x[i] - pivot
-        d = g[i] * weight[i]
-        total += rest
-        squares += rest * rest
-        slopes += d
-        products += d * rest
-    return total, squares, slopes, products
-
-
 @jit(inline="always")
 def _pivot(x: Any, centred: bool) -> Any:
     """Return a number near the mean: the mean of eight elements, if there are as many."""
@@ -201,8 +134,25 @@ def _pivot(x: Any, centred: bool) -> Any:
 # done again about the mean.
 
 
-def _sums_of_row(sums_of: Any) -> Any:
-    """Return the function that adds up `sums_of` all stretches of a row, about a good pivot."""
+def _sums_of_row(with_slopes: bool) -> Any:
+    """Return the function that adds up x - pivot and its square over a row, about a good pivot.
+
+    With slopes it also adds up d = g weight and d (x - pivot).
+    """
+
+    @jit(fastmath={"reassoc", "contract"})
+    def sums_of_stretch(x: Any, pivot: Any, g: Any, weight: Any) -> Any:
+        zero = x.dtype.type(0)
+        total, squares, slopes, products = zero, zero, zero, zero
+        for i in range(x.size):
+            rest = x[i] - pivot
+            total += rest
+            squares += rest * rest
+            if with_slopes:
+                d = g[i] * weight[i]
+                slopes += d
+                products += d * rest
+        return total, squares, slopes, products
 
     @jit(inline="always")
     def sums_of_row(x: Any, centred: bool, g: Any, weight: Any) -> Any:
@@ -211,7 +161,7 @@ def _sums_of_row(sums_of: Any) -> Any:
             total, squares, slopes, products = 0.0, 0.0, 0.0, 0.0
             for start in range(0, x.size, STRETCH):
                 end = start + STRETCH
-                sums = sums_of(x[start:end], pivot, g[start:end], weight[start:end])
+                sums = sums_of_stretch(x[start:end], pivot, g[start:end], weight[start:end])
                 total += sums[0]
                 squares += sums[1]
                 slopes += sums[2]
@@ -226,7 +176,7 @@ def _sums_of_row(sums_of: Any) -> Any:
     return sums_of_row
 
 
-_about_pivot, _about_pivot_with_slopes = _sums_of_row(_sums), _sums_of_row(_sums_with_slopes)
+_about_pivot, _about_pivot_with_slopes = _sums_of_row(False), _sums_of_row(True)
 
 
 @external(fastmath={"contract"})
@@ -259,10 +209,11 @@ def _scale(variance: float, eps: float) -> float:
 # --------------------------------------------------------------------------------------------------
 
 
-@for_each_dtype((read, 2), (read, 1), (read, 1), types.float64, types.boolean, (written, 2))
+@for_each_dtype()
 def _norm_loop(
-    piece: int, pieces: int, x: Any, weight: Any, bias: Any, eps: float, centred: bool, out: Any
-) -> None:
+    piece: int, pieces: int, x: Read.D2, weight: Read.D1, bias: Read.D1, eps: float, centred: bool,
+    out: Written.D2,
+) -> None:  # fmt: skip
     for row in span(piece, pieces, len(x)):
         xs, outs = x[row], out[row]
         pivot, scale, shift = _moments(xs, eps, centred)
@@ -274,13 +225,10 @@ def _norm_loop(
                 outs[i] = ((xs[i] - pivot) * scale - shift) * weight[i]
 
 
-@for_each_dtype(
-    (read, 2), (read, 2), (read, 1), types.float64, types.boolean, types.intp, (written, 2),
-    (written, 1), (written, 1), shares=True,
-)  # fmt: skip
+@for_each_dtype(shares=True)
 def _gradients_loop(
-    launcher: int, pieces: int, g: Any, x: Any, weight: Any, eps: float, centred: bool, height: int,
-    dx: Any, dweight: Any, dbias: Any,
+    launcher: int, pieces: int, g: Read.D2, x: Read.D2, weight: Read.D1, eps: float, centred: bool,
+    height: int, dx: Written.D2, dweight: Written.D1, dbias: Written.D1,
 ) -> None:  # fmt: skip
     # Rows are summed by blocks of `height`, and then the blocks: no piece of work cuts a block.
     blocks = (len(x) + height - 1) // height

@@ -23,13 +23,13 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 
-from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, jit, written
-from minigrad.kernels.launch import for_each_dtype, span
+from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, Integers, Written, jit
+from minigrad.kernels.launch import for_each_dtype, function_from, span
 from minigrad.kernels.vector import elements
 
 __all__ = ["TableCache", "adam", "ema", "scale", "sgd", "square_sums"]
@@ -39,7 +39,7 @@ Numbers = tuple[float, ...]
 
 SECONDS = 1e-9  # that an element takes, about
 OPTIONS, OWN = 6, 2  # the most numbers for all rows, and for each row
-TABLE = written(types.int64, 2), written(types.int64, 1)  # the types of addresses and starts
+Addresses = Annotated[Written.D2, types.int64]
 
 # --------------------------------------------------------------------------------------------------
 # Tables
@@ -54,6 +54,7 @@ class AddressTable:
         rows: the indices of these rows among those that `TableCache.tables` was given.
         addresses: an int64 for each column of each row.
         starts: where each row begins when all lie one behind another, and where the last ends.
+        size: the number of elements of all rows together.
     """
 
     def __init__(self, dtype: np.dtype[Any], rows: Sequence[int], arrays: Sequence[Row]) -> None:
@@ -63,12 +64,8 @@ class AddressTable:
             [[0, *map(_address, arrays[row][1])] for row in rows], np.int64, ndmin=2
         )
         self.starts = np.cumsum([0, *(arrays[row][0].size for row in rows)], dtype=np.int64)
+        self.size = int(self.starts[-1])
         self._copies: list[Array] = []
-
-    @property
-    def size(self) -> int:
-        """The number of elements of all rows together."""
-        return int(self.starts[-1])
 
     def look_up_first(self, arrays: Sequence[Row]) -> None:
         """Look up column 0 again, since gradients are new arrays in each step.
@@ -174,14 +171,10 @@ class MultiTensor:
     def __init__(self, update: Callable[..., Any]) -> None:
         functools.update_wrapper(self, update)
         self.update = update
-        self._kernels = for_each_dtype(*TABLE, (written, 2), (written, 1))(_loop_over(update))
+        self._kernels = for_each_dtype()(_loop_over(update))
 
     def __call__(
-        self,
-        cache: TableCache,
-        rows: Sequence[Row],
-        options: Numbers,
-        own: Sequence[Numbers] = (),
+        self, cache: TableCache, rows: Sequence[Row], options: Numbers, own: Sequence[Numbers] = ()
     ) -> None:
         """Update all rows.
 
@@ -213,62 +206,29 @@ def _constants(options: Numbers, dtype: np.dtype[Any]) -> Array:
     return np.array([*options, *[0.0] * (OPTIONS - len(options))], dtype)
 
 
-@jit(inline="always")
-def _six(options: Any) -> Any:
-    """Return options as a tuple: they are read once, and not once for each element."""
-    return options[0], options[1], options[2], options[3], options[4], options[5]
-
-
 def _loop_over(update: Callable[..., Any]) -> Callable[..., None]:
-    """Return the loop that updates a piece of the rows of a table, named after the update."""
-    f = jit(inline="always")(update)
+    """Return the loop that updates a piece of the rows of a table, named after the update.
 
-    def of_two(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
+    It reads the numbers once, and not once for each element.
+    """
+    columns = range(update.__code__.co_argcount - 2)
+    arrays = ", ".join(f"x{i}" for i in columns)
+    views = ", ".join(f"elements(at[row, {i}], low, size, options)" for i in columns)
+    first, *others = (f"x{i}[j]" for i in columns)
+    body = f"""
         for row in range(len(at)):
             low, size = overlap(piece, pieces, starts, row)
-            g = elements(at[row, 0], low, size, options)
-            x = elements(at[row, 1], low, size, options)
-            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-            for i in range(g.size):
-                (x[i],) = f(g[i], x[i], numbers, constants)
-
-    def of_three(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for row in range(len(at)):
-            low, size = overlap(piece, pieces, starts, row)
-            g = elements(at[row, 0], low, size, options)
-            x = elements(at[row, 1], low, size, options)
-            y = elements(at[row, 2], low, size, options)
-            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-            for i in range(g.size):
-                x[i], y[i] = f(g[i], x[i], y[i], numbers, constants)
-
-    def of_four(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for row in range(len(at)):
-            low, size = overlap(piece, pieces, starts, row)
-            g = elements(at[row, 0], low, size, options)
-            x = elements(at[row, 1], low, size, options)
-            y = elements(at[row, 2], low, size, options)
-            z = elements(at[row, 3], low, size, options)
-            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-            for i in range(g.size):
-                x[i], y[i], z[i] = f(g[i], x[i], y[i], z[i], numbers, constants)
-
-    def of_five(piece: int, pieces: int, at: Any, starts: Any, own: Any, options: Any) -> None:
-        for row in range(len(at)):
-            low, size = overlap(piece, pieces, starts, row)
-            g = elements(at[row, 0], low, size, options)
-            x = elements(at[row, 1], low, size, options)
-            y = elements(at[row, 2], low, size, options)
-            z = elements(at[row, 3], low, size, options)
-            w = elements(at[row, 4], low, size, options)
-            numbers, constants = (own[row, 0], own[row, 1]), _six(options)
-            for i in range(g.size):
-                x[i], y[i], z[i], w[i] = f(g[i], x[i], y[i], z[i], w[i], numbers, constants)
-
-    columns = update.__code__.co_argcount - 2
-    loop = {2: of_two, 3: of_three, 4: of_four, 5: of_five}[columns]
-    loop.__name__ = f"{update.__name__}_loop"
-    return loop
+            {arrays} = {views}
+            numbers = {", ".join(f"own[row, {i}]" for i in range(OWN))}
+            constants = {", ".join(f"options[{i}]" for i in range(OPTIONS))}
+            for j in range(x0.size):
+                {", ".join(others)}, = f({first}, {", ".join(others)}, numbers, constants)
+    """
+    table = {"at": Addresses, "starts": Integers, "own": Written.D2, "options": Written.D1}
+    parameters = {"piece": int, "pieces": int, **table}
+    known = {"f": jit(inline="always")(update), "overlap": overlap, "elements": elements}
+    name = f"{update.__name__}_loop"
+    return function_from(name, parameters, body, __name__, **known)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -416,10 +376,11 @@ def square_sums(arrays: Sequence[Array]) -> float:
     return total
 
 
-@for_each_dtype(*TABLE, (written, 1), written(types.float64, 1))
+@for_each_dtype()
 def _squares_loop(
-    piece: int, pieces: int, addresses: Any, starts: Any, like: Any, sums: Any
-) -> None:
+    piece: int, pieces: int, addresses: Addresses, starts: Integers, like: Written.D1,
+    sums: Annotated[Written.D1, types.float64],
+) -> None:  # fmt: skip
     blocks = len(sums)  # cut by size alone: so the sum has the same bits on any number of threads
     for block in span(piece, pieces, blocks):
         for row in range(len(addresses)):

@@ -7,12 +7,13 @@ of a row and z = sum(e^(x - h)):
     softmax = e^(x - h) / z         dx = out (g - sum(g out))
     log_softmax = x - h - log z     dx = g - e^out sum(g)
 
-float32 has loops; float64 is left to the references in numpy. A nan or inf in a row, or nothing
+float32 has loops; float64 is left to numpy. A nan or inf in a row, or nothing
 but -inf, makes a row of nan, as in numpy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,21 +80,33 @@ def _exponentials(row: Any, highest: Any, out: Any) -> None:
         out[j] = vector_math.exp_below(row[j] - highest)
 
 
-@jit(fastmath={"contract", "reassoc"})
-def _sum_of_stretch(row: Any, highest: Any) -> Any:
-    """Return the sum of e^(x - highest)."""
-    total = np.float32(0)
-    for j in range(row.size):
-        total += vector_math.exp_below(row[j] - highest)
-    return total
+def sum_of(term: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    """Return functions that add up `term(x, number)` over a stretch, and over a row of any length.
+
+    Elements are added up in float32, and the sums of stretches in float64. Where the term does not
+    need the number, it is any at all.
+    """
+    f = jit(inline="always")(term)
+
+    @jit(fastmath={"contract", "reassoc"})
+    def sum_of_stretch(row: Any, number: Any) -> Any:
+        total = np.float32(0)
+        for j in range(row.size):
+            total += f(row[j], number)
+        return total
+
+    @jit(inline="always")
+    def sum_of_row(row: Any, number: Any) -> Any:
+        total = 0.0
+        for start in range(0, row.size, STRETCH):
+            total += sum_of_stretch(row[start : start + STRETCH], number)
+        return total
+
+    return sum_of_stretch, sum_of_row
 
 
-@jit(fastmath={"contract", "reassoc"})
-def _sum(row: Any) -> Any:
-    total = np.float32(0)
-    for j in range(row.size):
-        total += row[j]
-    return total
+_, sum_of_exponentials = sum_of(lambda x, highest: vector_math.exp_below(x - highest))
+_sum_of_stretch, _sum = sum_of(lambda x, _: x)
 
 
 @jit(fastmath={"contract", "reassoc"})
@@ -102,15 +115,6 @@ def _sum_products(row: Any, other: Any) -> Any:
     for j in range(row.size):
         total += row[j] * other[j]
     return total
-
-
-@jit(inline="always")
-def sum_of_exponentials(row: Any, highest: Any) -> Any:
-    """Return the sum of e^(x - highest) over a row of any length."""
-    total = 0.0
-    for start in range(0, row.size, STRETCH):
-        total += _sum_of_stretch(row[start : start + STRETCH], highest)
-    return np.float32(total)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ def softmax(row: Any, result: Any) -> None:
     for start in range(0, row.size, STRETCH):
         stretch = slice(start, start + STRETCH)
         _exponentials(row[stretch], highest, result[stretch])
-        total += _sum(result[stretch])
+        total += _sum_of_stretch(result[stretch], 0)
     factor = np.float32(1.0 / total)
     for j in range(row.size):
         result[j] *= factor
@@ -142,7 +146,7 @@ def _softmax_gradient(g: Array, out: Array) -> Array:
     return np.asarray(out * (g - np.sum(g * out, axis=-1, keepdims=True)))
 
 
-@rowwise(SECONDS, reference=_softmax_gradient, operands=2)
+@rowwise(SECONDS, reference=_softmax_gradient)
 def softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute out (g - sum(g out)) along the last axis."""
     total = 0.0
@@ -164,7 +168,7 @@ def _log_softmax(x: Array, axis: Any = -1) -> Array:
 def log_softmax(row: Any, result: Any) -> None:
     """Compute x - log(sum(e^x)) along the last axis; the reference takes any axes."""
     highest = highest_of(row)
-    log = vector_math.log(sum_of_exponentials(row, highest))
+    log = vector_math.log(np.float32(sum_of_exponentials(row, highest)))
     for j in range(row.size):
         result[j] = (row[j] - highest) - log
 
@@ -173,12 +177,9 @@ def _log_softmax_gradient(g: Array, out: Array) -> Array:
     return np.asarray(g - np.exp(out) * np.sum(g, axis=-1, keepdims=True))
 
 
-@rowwise(SECONDS, reference=_log_softmax_gradient, operands=2)
+@rowwise(SECONDS, reference=_log_softmax_gradient)
 def log_softmax_gradient(flow: Any, row: Any, result: Any) -> None:
     """Compute g - e^out sum(g) along the last axis."""
-    sums = 0.0
-    for start in range(0, row.size, STRETCH):
-        sums += _sum(flow[start : start + STRETCH])
-    total = np.float32(sums)
+    total = np.float32(_sum(flow, 0))
     for j in range(row.size):
         result[j] = flow[j] - vector_math.exp_below(row[j]) * total

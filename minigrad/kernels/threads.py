@@ -28,7 +28,6 @@ import operator
 import os
 import threading
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 WORTH_A_TEAM = 30e-6  # seconds of work from which on waking a thread (in 22 us) pays
@@ -142,12 +141,7 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
             _numba().set_num_threads(threads)
         return threads
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._before:
             _numba().set_num_threads(self._before)
         if self._locked:

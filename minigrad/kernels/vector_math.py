@@ -107,9 +107,11 @@ _E2, _E3, _E4, _E5, _E6 = map(
 
 
 @jit(inline="always")
-def _remainder(x: Any, k: Any) -> Any:
-    """Compute x - k log(2), with twice the digits of a float32 for log(2)."""
-    return (x - k * _LN_2_HIGH) - k * _LN_2_LOW
+def _divided(x: Any) -> Any:
+    """Return the rest of x / log(2), with twice the digits of log(2), and the quotient + _SHIFT."""
+    shifted = x * _LOG2_E + _SHIFT
+    k = shifted - _SHIFT
+    return (x - k * _LN_2_HIGH) - k * _LN_2_LOW, shifted
 
 
 @jit(inline="always")
@@ -123,8 +125,7 @@ def exp(x: Any) -> Any:
     """Compute e^x within 1.1 units in the last place, also where the result is subnormal."""
     x = _HIGHEST if x > _HIGHEST else x  # a nan stays
     x = _LOWEST if x < _LOWEST else x
-    shifted = x * _LOG2_E + _SHIFT
-    r = _remainder(x, shifted - _SHIFT)
+    r, shifted = _divided(x)
     return _scaled(_ONE + (r + _curve(r)), shifted)
 
 
@@ -135,8 +136,7 @@ def exp_below(x: Any) -> Any:
     It takes three quarters of the time of `exp`.
     """
     x = _VANISHING if x < _VANISHING else x
-    shifted = x * _LOG2_E + _SHIFT
-    r = _remainder(x, shifted - _SHIFT)
+    r, shifted = _divided(x)
     return (_ONE + (r + _curve(r))) * _power_of_two(shifted)
 
 
@@ -144,8 +144,7 @@ def exp_below(x: Any) -> Any:
 def expm1_below(x: Any) -> Any:
     """Compute e^x - 1 for x <= 0 within 1.1 units in the last place."""
     x = _NEARLY_0 if x < _NEARLY_0 else x
-    shifted = x * _LOG2_E + _SHIFT
-    r = _remainder(x, shifted - _SHIFT)
+    r, shifted = _divided(x)
     power = _power_of_two(shifted)
     return power * (r + _curve(r)) + (power - _ONE)
 
@@ -233,8 +232,8 @@ def bell(x: Any) -> Any:
     # x^2 has twice the digits of x, and all of them count: high^2 is exact, the rest is small.
     high = _leading_half(z)
     power = high * (-_HALF * high)
-    shifted = power * _LOG2_E + _SHIFT
-    r = _remainder(power, shifted - _SHIFT) + (z - high) * (-_HALF * (z + high))
+    r, shifted = _divided(power)
+    r = r + (z - high) * (-_HALF * (z + high))
     return (_ONE + (r + _curve(r))) * _power_of_two(shifted)
 
 

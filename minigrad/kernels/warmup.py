@@ -67,17 +67,14 @@ def kernels_of(double: bool) -> list[Kernel]:
     """
     for module in kernels.__all__:
         import_module(f"minigrad.kernels.{module}")
-    found = []
-    for kernel in KERNELS:
-        numbers = str(kernel.signature)  # a kernel of float32 may have a scale in float64
-        if double or "float32" in numbers or "float64" not in numbers:
-            found.append(kernel)
-    return found
+    # A kernel of float32 may have a scale in float64.
+    kinds = ((kernel, str(kernel.signature)) for kernel in KERNELS)
+    return [x for x, names in kinds if double or "float32" in names or "float64" not in names]
 
 
 def compile_kernel(double: bool, number: int) -> tuple[str, bool]:
     """Compile one of the kernels; return its name, and whether it was not on disk."""
-    compiled.announce(False)
+    compiled.announces = False
     if get_num_threads() > 1:
         threading_layer()
         launcher()

@@ -8,7 +8,7 @@ Arrays of any layout are served by the same machine code, compiled once for each
 the most general kind of array (any strides, possibly read-only, possibly misaligned), and numba
 lets every other kind pass as one of these.
 
-The shape and the strides of a product decide which loops it takes (`Products.product`):
+The shape and the strides of a product decide which loops it takes (`Products.multiply`):
 
     one row, or one column, and a matrix whose rows run across    skinny.sweep
     few columns, and a large matrix whose rows run along k        skinny.dots
@@ -24,14 +24,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from minigrad.errors import op_error
 from minigrad.kernels.gemm import products, skinny
 from minigrad.kernels.gemm.blocking import block_sizes
 from minigrad.kernels.gemm.microkernel import tile_shape
-from minigrad.kernels.jit import JIT_ENABLED, NUMBERS, Array, strided, written, written_anywhere
-from minigrad.kernels.launch import Kernel
+from minigrad.kernels.jit import Array
 from minigrad.kernels.threads import get_num_threads
 
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
@@ -66,27 +64,26 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
             there is `add` and no `out`.
     """
     dtype = x.dtype
-    kernel = PRODUCTS.get(dtype) if JIT_ENABLED else None
-    if kernel is None or y.dtype != dtype or not type(x) is type(y) is np.ndarray:
+    compiled = PRODUCTS.get(dtype)
+    if compiled is None or y.dtype != dtype or not type(x) is type(y) is np.ndarray:
         return _numpy_matmul(x, y, out, add)
     x_shape, y_shape = x.shape, y.shape
     if len(x_shape) != 2 or len(y_shape) != 2:
-        return _matmul_batch(kernel, x, y, out, add)
+        return _matmul_stacks(compiled, x, y, out, add)
     m, k = x_shape
     k_y, n = y_shape
     if k != k_y:
-        raise _mismatch(x, y)
+        _product_shape(x, y)  # raises an error
     if out is None and not add:
         out = np.empty((m, n), dtype)
     else:
-        out = _checked(out, (m, n), x, y, add)
-    work = m * n * k
-    few = kernel.few
-    if 0 < work < THREADS_FROM and k < PAGE and m >= few and n >= few:
-        # `product` would choose this too; but small products are many, and calls are slow.
-        kernel.gemm.alone(x, y, out, kernel.plans[add])
+        out = _checked(out, (m, n), dtype, x, y)
+    work, lanes = m * n * k, compiled.lanes
+    if 0 < work < THREADS_FROM and k < PAGE and m >= lanes and n >= lanes:
+        # `multiply` would choose this too; but small products are many, and calls are slow.
+        compiled.gemm.alone(x, y, out, compiled.plans[add])
     else:
-        kernel.product(x, y, out, add, work)
+        compiled.multiply(x, y, out, add, work)
     return out
 
 
@@ -94,21 +91,30 @@ def _error(message: str) -> ValueError:
     return op_error(ValueError, "matmul", message)
 
 
-def _mismatch(x: Array, y: Array) -> ValueError:
+def _product_shape(x: Array, y: Array) -> tuple[int, ...]:
+    """Return the shape of the product of stacks of matrices, or raise an error."""
     k, k_y = x.shape[-1], y.shape[-2]
-    message = f"shapes {x.shape} and {y.shape} do not align: {k} != {k_y}"
-    if k == y.shape[-1]:
-        message += "; did you mean the transpose of the second, np.swapaxes(y, -1, -2)?"
-    return _error(message)
+    if k != k_y:
+        message = f"shapes {x.shape} and {y.shape} do not align: {k} != {k_y}"
+        if k == y.shape[-1]:
+            message += "; did you mean the transpose of the second, np.swapaxes(y, -1, -2)?"
+        raise _error(message)
+    try:
+        leading = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    except ValueError:
+        raise _error(
+            f"the leading axes of shapes {x.shape} and {y.shape} do not broadcast: "
+            f"{x.shape[:-2]} and {y.shape[:-2]} must agree, or be 1 or missing"
+        ) from None
+    return (*leading, x.shape[-2], y.shape[-1])
 
 
 def _checked(
-    out: Array | None, shape: tuple[int, ...], x: Array, y: Array, add: bool, dtype: Any = None
+    out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array, y: Array
 ) -> Array:
     """Return `out` if it can take a product of this shape, else raise an error."""
     if out is None:
         raise _error("add=True adds to `out`, and there is none: pass out=")
-    dtype = x.dtype if dtype is None else dtype
     if type(out) is not np.ndarray or out.shape != shape or out.dtype != dtype:
         kind = f"{out.dtype} array" if type(out) is np.ndarray else type(out).__name__
         raise _error(
@@ -132,55 +138,39 @@ def _checked(
 def _numpy_matmul(x: Array, y: Array, out: Array | None, add: bool) -> Array:
     """Compute the product by numpy: for other dtypes, and as the reference without JIT."""
     if x.ndim >= 2 and y.ndim >= 2:
-        if x.shape[-1] != y.shape[-2]:
-            raise _mismatch(x, y)
-        _broadcast(x, y)
+        _product_shape(x, y)  # whose errors say more than numpy's
     product: Array = np.matmul(x, y, order="C")
     if out is None and not add:
         return product
     product = np.asarray(product)
-    out = _checked(out, product.shape, x, y, add, product.dtype)
+    out = _checked(out, product.shape, product.dtype, x, y)
     out[...] = out + product if add else product
     return out
 
 
-def _broadcast(x: Array, y: Array) -> tuple[int, ...]:
-    """Return the leading axes of the product."""
-    try:
-        return np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    except ValueError:
-        raise _error(
-            f"the leading axes of shapes {x.shape} and {y.shape} do not broadcast: "
-            f"{x.shape[:-2]} and {y.shape[:-2]} must agree, or be 1 or missing"
-        ) from None
-
-
-def _matmul_batch(kernel: Products, x: Array, y: Array, out: Array | None, add: bool) -> Array:
+def _matmul_stacks(compiled: Products, x: Array, y: Array, out: Array | None, add: bool) -> Array:
     """Compute `matmul` where an operand has leading axes."""
     if x.ndim < 2 or y.ndim < 2:
         return _numpy_matmul(x, y, out, add)
-    if x.shape[-1] != y.shape[-2]:
-        raise _mismatch(x, y)
-    batch = _broadcast(x, y)
-    m, k, n = x.shape[-2], x.shape[-1], y.shape[-1]
-    shape = (*batch, m, n)
+    shape = _product_shape(x, y)
+    leading, k, n = len(shape) - 2, x.shape[-1], shape[-1]
     if out is None and not add:
         out = np.empty(shape, x.dtype)
     else:
-        out = _checked(out, shape, x, y, add)
+        out = _checked(out, shape, x.dtype, x, y)
     work = out.size * k
     if work == 0:
         if not add:
             out.fill(0)
-        return out
-    if len(batch) == x.ndim - 2 and y.size == k * n and _rows_are_evenly_spaced(x):
+    elif leading == x.ndim - 2 and y.size == k * n and _rows_are_evenly_spaced(x):
         # One matrix y for all of x, as in a linear layer: all rows of x are one tall matrix.
         tall = x.reshape(out.size // n, k)  # a view, since the rows are evenly spaced
-        kernel.product(tall, y.reshape(k, n), out.reshape(-1, n), add, work)
-        return out
-    axes = zip(batch, _steps(x, len(batch)), _steps(y, len(batch)), strict=True)
-    count = out.size // (m * n)
-    kernel.products(_first(x), _first(y), _first(out), add, work, count, [*axes])
+        compiled.multiply(tall, y.reshape(k, n), out.reshape(-1, n), add, work)
+    else:
+        axes = zip(shape[:-2], _steps(x, leading), _steps(y, leading), strict=True)
+        a, b = x[(0,) * (x.ndim - 2)], y[(0,) * (y.ndim - 2)]
+        count, c = out.size // (shape[-2] * n), out[(0,) * leading]
+        compiled.multiply_batch(a, b, c, add, work, count, [*axes])
     return out
 
 
@@ -203,45 +193,31 @@ def _steps(x: Array, axes: int) -> list[int]:
     return [0] * (axes - len(steps)) + steps
 
 
-def _first(x: Array) -> Array:
-    """Return the first matrix of a stack, as a view."""
-    matrix: Array = x[(0,) * (x.ndim - 2)]
-    return matrix
-
-
 class Products:
     """The compiled products of one dtype.
 
     Attributes:
         tile: the shape of the register tile.
-        few: the number of rows or columns that fill a vector of it.
+        lanes: the numbers in a vector, which fewer rows or columns do not fill.
         plans: the plan to write one product, and the plan to add one.
     """
 
-    def __init__(self, number: Any) -> None:
-        self._item = number.bitwidth // 8
-        self.tile = tile_shape(self._item)
-        self._sizes = block_sizes(self._item)
-        self.few = self.tile.VL
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.tile = tile_shape(dtype.itemsize)
+        self.lanes = self.tile.VL
+        self._sizes = block_sizes(dtype.itemsize)
         self._near, self._masks = self._sizes[-3], self._sizes[-1]
-        self._dots = skinny.dot_shapes()[0][1], self.tile.VL
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
-        operand, plan = strided(number, 2), written(types.int64, 1)
-        signature = (operand, operand, written(number, 2), plan)
-        self.gemm = Kernel(products.gemm, signature, pieces=0, shares=True)
-        self.gemm_batch = Kernel(products.gemm_batch, signature)
-        turned = (operand, operand, written_anywhere(number, 2))
-        sizes = (types.intp, types.intp)
-        self.dots = Kernel(skinny.dots, (*turned, *sizes, types.boolean), pieces=0, shares=True)
-        self.stream = Kernel(skinny.stream, (*turned, plan, types.boolean), pieces=0)
-        self.sweep = Kernel(skinny.sweep, (*turned, types.boolean), fastmath=(), pieces=0)
+        self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
+        self.dots, self.stream = skinny.dots[dtype], skinny.stream[dtype]
+        self.sweep = skinny.sweep[dtype]
 
     def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
         """Return a plan (see `products`): sizes, and where the matrices of a batch are."""
         head = [*self._sizes, int(add), count]
         return np.array([*head, *(number for axis in axes for number in axis)], np.int64)
 
-    def product(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
+    def multiply(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
         """Write x y to `out`, or add it: `work` multiply-adds."""
         if not work:
             if not add:
@@ -249,22 +225,25 @@ class Products:
             return
         m, n = out.shape
         k = x.shape[1]
-        few = self.has_few(m, n, k)
-        if few and (self._few(x, y, out, add, work) or self._few(y.T, x.T, out.T, add, work)):
+        if self.is_skinny(m, n, k) and (
+            self._multiply_skinny(x, y, out, add, work)
+            or self._multiply_skinny(y.T, x.T, out.T, add, work)
+        ):
             return
         if k >= PIECES * SPLIT and m * n <= PIECES * self.tile.MR * self.tile.NR:
-            self._split(x, y, out, add, work)
+            self._multiply_in_pieces(x, y, out, add, work)
         elif work < THREADS_FROM:
             self.gemm.alone(x, y, out, self.plans[add])
         else:
             self.gemm(work * SECONDS, x, y, out, self.plans[add])
 
-    def has_few(self, m: int, n: int, k: int) -> bool:
+    def is_skinny(self, m: int, n: int, k: int) -> bool:
         """Return whether a product of this shape may take the loops for few rows or columns."""
-        few = m < self.few or n < self.few or (k >= PAGE and min(m, n) <= self.tile.NR)
+        lanes = self.lanes
+        few = m < lanes or n < lanes or (k >= PAGE and min(m, n) <= self.tile.NR)
         return few and k >= LONG
 
-    def products(
+    def multiply_batch(
         self, x: Array, y: Array, out: Array, add: bool, work: int, count: int, axes: list[Any]
     ) -> None:
         """Do `count` products, one behind another in `out`, with `work` multiply-adds in all.
@@ -278,19 +257,19 @@ class Products:
         else:
             self.gemm_batch(work * SECONDS, x, y, out, plan)
 
-    def _few(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
+    def _multiply_skinny(self, x: Array, y: Array, out: Array, add: bool, work: int) -> bool:
         """Do the product if a loop of `skinny` serves it, and return whether."""
-        (m, k), n = x.shape, y.shape[1]
+        (m, k), n, item = x.shape, y.shape[1], x.itemsize
         seconds = work * SECONDS
-        if m == 1 and n > 1 and y.strides[1] == self._item:
+        if m == 1 and n > 1 and y.strides[1] == item:
             self.sweep(seconds, x, y, out, add)
             return True
         long = k >= PIECES * SPLIT
-        large = y.strides[1] == self._item and y.size * self._item > self._near
+        large = y.strides[1] == item and y.size * item > self._near
         if large and m <= STREAMED and (self._masks or n % self.tile.NR == 0):
             if long:
                 return False
-            adjacent = out.strides[1] == self._item
+            adjacent = out.strides[1] == item
             rows = out if adjacent else np.empty(out.shape, out.dtype)
             self.stream(seconds, x, y, rows, self.plans[0], add and adjacent)
             if not adjacent and add:
@@ -298,22 +277,22 @@ class Products:
             elif not adjacent:
                 out[...] = rows
             return True
-        if n > m or x.strides[1] != self._item or not (m >= TALL or y.strides[0] == self._item):
+        if n > m or x.strides[1] != item or not (m >= TALL or y.strides[0] == item):
             return False
-        if n >= self.tile.VL and x.strides[0] % PAGE:
+        if n >= self.lanes and x.strides[0] % PAGE:
             return False  # the register tile does as well
         if m < TALL and long:
             return False  # too few rows for threads
-        self.dots(seconds, x, y.T, out, *self._dots, add)
+        self.dots(seconds, x, y.T, out, add)
         return True
 
-    def _split(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
+    def _multiply_in_pieces(self, x: Array, y: Array, out: Array, add: bool, work: int) -> None:
         """Cut a long sum into pieces, which threads can do, and add up their results in order."""
         depth = x.shape[1] // PIECES
         rest = depth * PIECES
         parts = np.empty((PIECES, *out.shape), out.dtype)
         axes = [(PIECES, depth * x.strides[1], depth * y.strides[0])]
-        self.products(x[:, :depth], y[:depth], parts[0], False, work, PIECES, axes)
+        self.multiply_batch(x[:, :depth], y[:depth], parts[0], False, work, PIECES, axes)
         if add:
             out += parts.sum(axis=0)
         else:
@@ -322,5 +301,5 @@ class Products:
             self.gemm.alone(x[:, rest:], y[rest:], out, self.plans[True])
 
 
-PRODUCTS = {dtype: Products(number) for dtype, number in NUMBERS.items()}
-"""The compiled products of each dtype that has some."""
+PRODUCTS = {dtype: Products(dtype) for dtype in products.gemm}
+"""The compiled products of each dtype that has some; none if nothing is compiled."""

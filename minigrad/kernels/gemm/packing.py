@@ -56,67 +56,44 @@ class Matrix(NamedTuple):
 
 
 @external()
-def pack_columns_of_runs(
-    t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
-) -> None:
-    """Pack a matrix with contiguous columns: for each k, a piece of the column for each panel.
-
-    Panels are `step` rows high and `width` >= `step` numbers wide; the surplus has the first
-    rows of the next panel, so that complete vectors are copied.
-    """
-    line = width * t.item
-    for k in range(depth):
-        here, there = source.at + k * source.col, target + k * line
-        for i in range(0, rows, step):
-            for v in range(0, width, t.VL):
-                left = rows - i - v
-                if left >= t.VL:
-                    copy_vector(here + v * t.item, there + v * t.item, t.zero)
-                else:
-                    copy_some(here + v * t.item, there + v * t.item, max(left, 0), t.zero)
-            here += step * t.item
-            there += line * depth
-
-
-@external()
-def pack_rows_of_runs(
-    t: BlockSizes, source: Matrix, rows: int, depth: int, width: int, target: int
-) -> int:
-    """Pack one panel of a matrix with contiguous rows, and return how many k were done.
-
-    Square blocks of vectors are transposed while they are copied.
-    """
-    line, vector = width * t.item, t.VL * t.item
-    done = depth - depth % t.VL
-    for i in range(0, rows, t.VL):
-        last = min(t.VL, rows - i) - 1
-        here, there = source.at + i * source.row, target + i * t.item
-        for _ in range(0, done, t.VL):
-            transpose_block(here, source.row, last, there, line, t.zero)
-            here += vector
-            there += t.VL * line
-    return done
-
-
-@external()
 def pack(
     t: BlockSizes, source: Matrix, rows: int, depth: int, step: int, width: int, target: int
 ) -> None:
-    """Copy `rows` rows of `depth` numbers into panels: `step` rows each, `width` wide."""
+    """Copy `rows` rows of `depth` numbers into panels: `step` rows each, `width` >= `step` wide."""
+    line, vector = width * t.item, t.VL * t.item
     if source.row == t.item:
-        pack_columns_of_runs(t, source, rows, depth, step, width, target)
+        # Contiguous columns: for each k, a piece of the column for each panel. What a panel is
+        # wider has the first rows of the next one, so that complete vectors are copied.
+        for k in range(depth):
+            here, there = source.at + k * source.col, target + k * line
+            for i in range(0, rows, step):
+                for v in range(0, width, t.VL):
+                    left = rows - i - v
+                    if left >= t.VL:
+                        copy_vector(here + v * t.item, there + v * t.item, t.zero)
+                    else:
+                        copy_some(here + v * t.item, there + v * t.item, max(left, 0), t.zero)
+                here += step * t.item
+                there += line * depth
         return
     for i in range(0, rows, step):
         high = min(step, rows - i)
-        panel = Matrix(source.at + i * source.row, source.row, source.col)
-        done = 0
+        at, done = source.at + i * source.row, 0
         if source.col == t.item:
-            done = pack_rows_of_runs(t, panel, high, depth, width, target)
+            # Contiguous rows: square blocks of vectors are transposed while they are copied.
+            done = depth - depth % t.VL
+            for r in range(0, high, t.VL):
+                last = min(t.VL, high - r) - 1
+                here, there = at + r * source.row, target + r * t.item
+                for _ in range(0, done, t.VL):
+                    transpose_block(here, source.row, last, there, line, t.zero)
+                    here += vector
+                    there += t.VL * line
         for k in range(done, depth):
             for r in range(width):
                 value = t.zero
                 if r < high:
-                    value = load(panel.at + r * panel.row + k * panel.col, t.zero)
+                    value = load(at + r * source.row + k * source.col, t.zero)
                 store(target + (k * width + r) * t.item, value)
         target += width * depth * t.item
 

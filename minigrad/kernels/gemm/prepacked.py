@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -26,7 +25,8 @@ from minigrad.kernels.gemm import products
 from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
-from minigrad.kernels.jit import JIT_ENABLED, Array
+from minigrad.kernels.jit import Array, nothing
+from minigrad.kernels.launch import kernel_for
 from minigrad.readonly import hold, release
 
 LIMIT = 512 * 1024 * 1024  # bytes of all panels together; what would exceed it is packed each time
@@ -86,10 +86,11 @@ class PrepackedMatrix:
     ) -> Array | None:
         """Compute x W^T, or x W, plus a product of few steps, `left @ right`, plus a row.
 
-        Return None if panels do not serve: for few rows, if they would exceed the limit, or if W
-        cannot be made read-only.
+        Return None if panels do not serve: for few rows, for arrays of several dtypes, if they
+        would exceed the limit, or if W cannot be made read-only.
         """
-        if len(x) < ROWS or x.dtype != self.matrix.dtype:
+        kernel = kernel_for(products.gemm_packed, self.matrix, x, left, right, row)
+        if kernel is None or len(x) < ROWS:
             return None
         matrix = self.matrix.T if transpose else self.matrix
         panels = self._packed.get(transpose)
@@ -100,10 +101,9 @@ class PrepackedMatrix:
         k, n = matrix.shape
         out = np.empty((len(x), n), x.dtype)
         seconds = SECONDS_OF_MULTIPLY_ADD * len(x) * n * k
-        row = no_row(x.dtype) if row is None else np.ascontiguousarray(row)
+        row = nothing(x.dtype) if row is None else np.ascontiguousarray(row)
         plan = PRODUCTS[x.dtype].plans[False]
-        operands = x, panels, n, left, right, row, out
-        products.gemm_packed[x.dtype](seconds, *operands, plan)
+        kernel(seconds, x, panels, n, left, right, row, out, plan)
         return out
 
     def _pack(self, matrix: Array, transpose: bool) -> Array | None:
@@ -131,12 +131,6 @@ class PrepackedMatrix:
         return panels
 
 
-@cache
-def no_row(dtype: np.dtype[Any]) -> Array:
-    """Return the array that stands for no bias in a kernel's call."""
-    return np.empty(0, dtype)
-
-
 def packed_bytes(matrix: Array) -> int:
     """Return the size of the panels of a matrix `(k, n)`: complete panels, from a cache line on."""
     (k, n), NR = matrix.shape, PRODUCTS[matrix.dtype].tile.NR
@@ -158,7 +152,7 @@ def prepack(matrix: Array) -> PrepackedMatrix | None:
     known = _known.get(id(matrix))
     if known is not None:
         return known
-    if not JIT_ENABLED or matrix.dtype not in PRODUCTS:
+    if matrix.dtype not in PRODUCTS:
         return None
     made = _known[id(matrix)] = PrepackedMatrix(matrix)
     return made

@@ -13,18 +13,19 @@ The functions here turn arrays into addresses and steps, with which
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numba import types
 
 from minigrad.kernels.gemm.macrokernel import Extra, choose_packing, first_line, multiply, work_size
 from minigrad.kernels.gemm.packing import GROUP, BlockSizes, Matrix, pack_columns
-from minigrad.kernels.jit import external, jit, read, strided, written
+from minigrad.kernels.jit import Integers, Read, Strided, Written, external, jit
 from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import address_of, keep_alive
 
 HEADER = 13  # integers at the head of a plan
+Bytes = Annotated[Written.D1, types.uint8]
 
 
 @jit(inline="always")
@@ -34,13 +35,6 @@ def blocks_of(plan: Any, array: Any) -> BlockSizes:
         plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9],
         plan[10], array.itemsize, array.dtype.type(0),
     )  # fmt: skip
-
-
-@jit(inline="always")
-def adds(plan: Any) -> bool:
-    """Return whether the plan says to add the product to what is there."""
-    wanted: bool = plan[11] != 0
-    return wanted
 
 
 @jit(inline="always")
@@ -91,12 +85,15 @@ def multiply_run(
             Matrix(a.at + locate(plan, index, left), a.row, a.col),
             Matrix(b.at + locate(plan, index, right), b.row, b.col),
             Matrix(C.at + index * m * n * t.item, C.row, C.col),
-            adds(plan), choice, room, 0, Extra(0, a, b, 0),
+            plan[11] != 0, choice, room, 0, Extra(0, a, b, 0),
         )  # fmt: skip
     keep_alive(work)
 
 
-def gemm(launcher: int, pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
+@for_each_dtype(pieces=0, shares=True)
+def gemm(
+    launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
+) -> None:
     """Write or add products x @ y, one behind another, from the first number of `out` on.
 
     `x`, `y` and `out` are the first matrices of each; `locate` finds the others. Threads share the
@@ -105,14 +102,17 @@ def gemm(launcher: int, pieces: int, x: Any, y: Any, out: Any, plan: Any) -> Non
     multiply_run(launcher, pieces, x, y, out, plan, 0, plan[12])
 
 
-def gemm_batch(piece: int, pieces: int, x: Any, y: Any, out: Any, plan: Any) -> None:
+@for_each_dtype()
+def gemm_batch(
+    piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
+) -> None:
     """Compute `gemm`, of which each thread does complete products."""
     numbers = span(piece, pieces, plan[12])
     multiply_run(0, 1, x, y, out, plan, numbers.start, numbers.stop)
 
 
-@for_each_dtype((strided, 2), written(types.uint8, 1), written(types.int64, 1), shares=True)
-def pack_all(launcher: int, _pieces: int, y: Any, panels: Any, plan: Any) -> None:
+@for_each_dtype(shares=True)
+def pack_all(launcher: int, _pieces: int, y: Strided.D2, panels: Bytes, plan: Integers) -> None:
     """Pack all of y into an array of bytes, in the order in which `multiply` reads it."""
     t = blocks_of(plan, y)
     b, (k, n) = matrix_of(y), y.shape
@@ -129,13 +129,10 @@ def pack_all(launcher: int, _pieces: int, y: Any, panels: Any, plan: Any) -> Non
     keep_alive(panels)
 
 
-@for_each_dtype(
-    (strided, 2), written(types.uint8, 1), types.intp, (strided, 2), (strided, 2), (read, 1),
-    (written, 2), written(types.int64, 1), pieces=0, shares=True,
-)  # fmt: skip
+@for_each_dtype(pieces=0, shares=True)
 def gemm_packed(
-    launcher: int, pieces: int, x: Any, panels: Any, n: int, x2: Any, y2: Any, row: Any, out: Any,
-    plan: Any,
+    launcher: int, pieces: int, x: Strided.D2, panels: Bytes, n: int, x2: Strided.D2,
+    y2: Strided.D2, row: Read.D1, out: Written.D2, plan: Integers,
 ) -> None:  # fmt: skip
     """Compute out = x y + x2 y2 + row, from the panels that `pack_all` has made of y.
 

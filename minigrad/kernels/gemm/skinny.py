@@ -26,8 +26,8 @@ from minigrad.kernels.gemm.macrokernel import Panels, macro_kernel
 from minigrad.kernels.gemm.microkernel import CACHE_LINE
 from minigrad.kernels.gemm.packing import Matrix
 from minigrad.kernels.gemm.products import blocks_of, matrix_of
-from minigrad.kernels.jit import external, jit
-from minigrad.kernels.launch import share, span
+from minigrad.kernels.jit import Integers, Strided, Written, external, jit
+from minigrad.kernels.launch import for_each_dtype, share, span
 from minigrad.kernels.vector import (
     ADDRESS,
     I32,
@@ -157,20 +157,23 @@ def tile_of_dots(
     e.choose(cases, partial(emit, widest))
 
 
+VECTOR, WIDEST = vector_registers()[0], dot_shapes()[0][1]  # bytes, and columns of a tile
+
+
 @jit(inline="always")
-def block_depth(cols: int, widest: int, item: int) -> int:
+def block_depth(cols: int, item: int) -> int:
     """Return how many steps of k a block has, such that the columns of a tile stay near."""
-    return NEAR // (min(cols, widest) * item)
+    return NEAR // (min(cols, WIDEST) * item)
 
 
 @external()
 def dots_of_rows(
     piece: int, pieces: int, a: Matrix, b: Matrix, C: Matrix, m: int, cols: int, k: int, add: bool,
-    packed: bool, item: int, zero: Any, widest: int,
+    packed: bool, item: int, zero: Any,
 ) -> None:  # fmt: skip
     """Compute C = or += A B^T for a piece of m rows of A, in blocks that stay in the caches."""
     start, stop = piece * m // pieces, (piece + 1) * m // pieces
-    block = block_depth(cols, widest, item)
+    block = block_depth(cols, item)
     for pc in range(0, k, block):
         depth = min(block, k - pc)
         at, b_row = b.at + pc * item, b.row
@@ -178,9 +181,9 @@ def dots_of_rows(
             at, b_row = b.at + pc * cols * item, depth * item
         for ic in range(start, stop, HEIGHT):
             end = min(stop, ic + HEIGHT)
-            for j in range(0, cols, widest):
-                wide = min(widest, cols - j)
-                step = 2 if wide > widest // 2 else 4  # as `dot_shapes` says
+            for j in range(0, cols, WIDEST):
+                wide = min(WIDEST, cols - j)
+                step = 2 if wide > WIDEST // 2 else 4  # as `dot_shapes` says
                 for i in range(ic, end, step):
                     tile_of_dots(
                         min(step, end - i), wide,
@@ -189,40 +192,32 @@ def dots_of_rows(
                     )  # fmt: skip
 
 
-@external()
-def pack_rows_in_blocks(
-    b: Matrix, rows: int, k: int, block: int, target: int, item: int, zero: Any, lanes: int
-) -> None:
-    """Copy rows so that each is contiguous, and so are all rows of a block of k."""
-    for pc in range(0, k, block):
-        depth = min(block, k - pc)
-        for j in range(rows):
-            here = b.at + j * b.row + pc * b.col
-            done = 0
-            if b.col == item:
-                done = depth - depth % lanes
-                for p in range(0, done, lanes):
-                    copy_vector(here + p * item, target + p * item, zero)
-            for p in range(done, depth):
-                store(target + p * item, load(here + p * b.col, zero))
-            target += depth * item
-
-
+@for_each_dtype(pieces=0, shares=True)
 def dots(
-    launcher: int, pieces: int, x: Any, y: Any, out: Any, widest: int, lanes: int, add: bool
+    launcher: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
 ) -> None:
     """Compute out = or += x y^T; the rows of x are contiguous, and those of y are made so."""
     m, k, n = x.shape[0], x.shape[1], y.shape[0]
-    item, zero = x.itemsize, x.dtype.type(0)
+    item, zero, lanes = x.itemsize, x.dtype.type(0), VECTOR // x.itemsize
     a, b, C = matrix_of(x), matrix_of(y), matrix_of(out)
     packed = m >= HEIGHT or b.col != item
     work = np.empty(n * k * item if packed else 0, np.uint8)
-    if packed:
-        pack_rows_in_blocks(
-            b, n, k, block_depth(n, widest, item), address_of(work), item, zero, lanes
-        )
+    if packed:  # each row becomes contiguous, and so do all rows of a block of k
+        target, block = address_of(work), block_depth(n, item)
+        for pc in range(0, k, block):
+            depth = min(block, k - pc)
+            for j in range(n):
+                here = b.at + j * b.row + pc * b.col
+                done = 0
+                if b.col == item:
+                    done = depth - depth % lanes
+                    for p in range(0, done, lanes):
+                        copy_vector(here + p * item, target + p * item, zero)
+                for p in range(done, depth):
+                    store(target + p * item, load(here + p * b.col, zero))
+                target += depth * item
         b = Matrix(address_of(work), b.row, item)
-    share(launcher, pieces, dots_of_rows, (a, b, C, m, n, k, add, packed, item, zero, widest))
+    share(launcher, pieces, dots_of_rows, (a, b, C, m, n, k, add, packed, item, zero))
     keep_alive(work)
 
 
@@ -231,7 +226,11 @@ def dots(
 # --------------------------------------------------------------------------------------------------
 
 
-def stream(piece: int, pieces: int, x: Any, y: Any, out: Any, plan: Any, add: bool) -> None:
+@for_each_dtype(pieces=0)
+def stream(
+    piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, plan: Integers,
+    add: bool,
+) -> None:  # fmt: skip
     """Compute out = or += x y, where x has some rows, and the rows of y and out are contiguous.
 
     Each piece is a span of columns, which goes from one strip of rows of y to the next.
@@ -297,7 +296,10 @@ def _sweep_of(count: int) -> Callable[..., None]:
 swept_rows, swept_row = _sweep_of(SWEPT), _sweep_of(1)
 
 
-def sweep(piece: int, pieces: int, x: Any, y: Any, out: Any, add: bool) -> None:
+@for_each_dtype(fastmath=(), pieces=0)
+def sweep(
+    piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
+) -> None:
     """Compute out = or += x y, where x and out have one row and the rows of y are contiguous."""
     k, n, item, zero = y.shape[0], y.shape[1], x.itemsize, x.dtype.type(0)
     a, b, c = matrix_of(x), matrix_of(y), address_of(out)

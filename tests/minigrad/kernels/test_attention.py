@@ -9,6 +9,7 @@ from minigrad import functional
 from minigrad.kernels import attention
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
+from tests.minigrad.kernels.oracle import in_numpy
 
 FLOATS = [np.float32, np.float64]
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-13}  # relative to the largest number of a result
@@ -198,9 +199,7 @@ def test_numbers_that_are_none_go_where_they_would(which, bad, rng):
     (q, k, v)[place][20, 1] = bad
     with np.errstate(all="ignore"):
         found = both(q, k, v, g, causal=True)
-        expected = attention.forward_reference(q, k, v, True, np.empty(0, bool), np.empty(0), 0.4)[
-            0
-        ]
+        expected, _ = in_numpy(attention.attention)(q, k, v, None, None, True, 0.4)
     before = found[0][:20]
     if which != "value":
         assert_array_equal(np.isnan(found[0]), np.isnan(expected))
@@ -244,12 +243,10 @@ def test_the_references_are_the_same_functions(options, rng):
     allowed = rng.random((19, 23)) < 0.5 if "allowed" in options else None
     causal = "causal" in options
     expected = by_definition(q, k, v, g, allowed, added, causal)
-    masks = [
-        np.empty(0) if x is None else np.broadcast_to(x, expected[5].shape)
-        for x in (allowed, added)
-    ]
-    out, lse = attention.forward_reference(q, k, v, causal, *masks, 0.4)
-    found = attention.backward_reference(g, q, k, v, causal, *masks, 0.4, out, lse)
+    out, lse = in_numpy(attention.attention)(q, k, v, allowed, added, causal, 0.4)
+    found = in_numpy(attention.attention_gradients)(
+        g, q, k, v, allowed, added, causal, 0.4, out, lse, [True] * 4
+    )
     for one, other in zip((out, lse, *found), expected, strict=True):
         assert_allclose(one, other, atol=1e-13)
 

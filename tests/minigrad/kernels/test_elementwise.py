@@ -258,6 +258,7 @@ def test_functions_written_for_speed_are_those_of_the_definition(function, refer
 
 MODULES = (activation, elementwise, losses, softmax)  # whose kernels are listed once imported
 FUSED = [kernel for kernel in KERNELS if kernel.function.__module__ == "minigrad.kernels.fused"]
+assert FUSED or not JIT_ENABLED
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled kernel to test")

@@ -56,8 +56,8 @@ WAYS = [
 
 def sizes(shape, dtype):
     """The numbers of rows and columns that a shape has on this host."""
-    kernel = PRODUCTS[np.dtype(dtype)]
-    own = {FEW: kernel.few - 1, TILE: kernel.tile.NR}
+    tile = tile_shape(np.dtype(dtype).itemsize)
+    own = {FEW: tile.VL - 1, TILE: tile.NR}
     return [own.get(size, size) for size in shape]
 
 
@@ -66,7 +66,7 @@ def sizes(shape, dtype):
 @pytest.mark.parametrize(("shape", "layout", "way", "other"), WAYS)
 def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
     kernel = PRODUCTS[np.dtype(dtype)]
-    if FEW in shape and kernel.few < 3:
+    if FEW in shape and kernel.lanes < 3:
         pytest.skip("on this host a single row fills half a vector, and takes a loop of its own")
     shape, other = sizes(shape, dtype), sizes(other, dtype)
     taken = []
@@ -81,8 +81,8 @@ def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
         for name in ("dots", "stream", "sweep"):
             loop = getattr(kernel, name)
             monkeypatch.setitem(loop.__dict__, "alone", note(loop, name))
-        batch = kernel.products  # of pieces of k, if the sum is split
-        monkeypatch.setattr(kernel, "products", lambda *a: (taken.append("split"), batch(*a)))
+        batch = kernel.multiply_batch  # of pieces of k, if the sum is split
+        monkeypatch.setattr(kernel, "multiply_batch", lambda *a: (taken.append("split"), batch(*a)))
         x, y = operands(*shape, layout, dtype, rng)
         out = matmul(x, y)
         assert taken == [way]

@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import minigrad
 from minigrad.kernels import elementwise, normalization
 from minigrad.kernels.jit import JIT_ENABLED
+from tests.minigrad.kernels.oracle import in_numpy
 
 FLOATS = [np.float32, np.float64]
 ROUNDING = {np.float32: 1e-6, np.float64: 1e-14}  # some units of the last digit
@@ -31,13 +32,13 @@ def check(x, g, weight, bias, centred, eps=1e-5):
     tolerance = ROUNDING[x.dtype.type]
     found = normalization.norm(x, shape, weight, bias, eps, centred)
     x_, g_, weight_, bias_ = wide(x, g, weight, bias)
-    expected = normalization.norm_reference(x_, shape, weight_, bias_, eps, centred)
+    expected = in_numpy(normalization.norm)(x_, shape, weight_, bias_, eps, centred)
     assert found.dtype == x.dtype
     assert_allclose(
         found, expected, rtol=0, atol=4 * tolerance * max(1, abs(expected).max(initial=0))
     )
     found = normalization.norm_gradients(g, x, shape, weight, eps, centred, ALL)
-    expected = normalization.norm_gradients_reference(g_, x_, shape, weight_, eps, centred, ALL)
+    expected = in_numpy(normalization.norm_gradients)(g_, x_, shape, weight_, eps, centred, ALL)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == x.dtype
         scale = max(1, abs(other).max(initial=0)) * np.sqrt(len(x))
@@ -67,7 +68,7 @@ def test_digits_do_not_go_with_the_mean(offset, rng):
     x, _, weight, bias = operands(rng, 50, 700, np.float32)
     x += np.float32(offset)
     found = normalization.norm(x, (700,), weight, bias, 1e-5, True)
-    expected = normalization.norm_reference(*wide(x), (700,), *wide(weight, bias), 1e-5, True)
+    expected = in_numpy(normalization.norm)(*wide(x), (700,), *wide(weight, bias), 1e-5, True)
     assert_allclose(found, expected, rtol=0, atol=4e-6)
 
 
@@ -100,7 +101,7 @@ def test_a_row_with_a_number_that_is_none_is_as_in_numpy(place, centred, bad, rn
     x[1, place] = bad
     with np.errstate(invalid="ignore"):
         found = normalization.norm(x, (1500,), weight, bias, 1e-5, centred)
-        expected = normalization.norm_reference(x, (1500,), weight, bias, 1e-5, centred)
+        expected = in_numpy(normalization.norm)(x, (1500,), weight, bias, 1e-5, centred)
         dx = normalization.norm_gradients(g, x, (1500,), weight, 1e-5, centred, ALL)[0]
     assert_array_equal(np.isnan(found), np.isnan(expected))
     assert np.isnan(found[1, place])
@@ -166,7 +167,7 @@ def test_dropping_is_its_reference(threshold, dtype, rng):
         for arranged in (x, np.asfortranarray(x), x[::-1]):
             found = elementwise.drop(arranged, words, threshold, 1.25)
             assert found.dtype == dtype
-            assert_array_equal(found, elementwise.drop_reference(arranged, words, threshold, 1.25))
+            assert_array_equal(found, in_numpy(elementwise.drop)(arranged, words, threshold, 1.25))
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the reference has no threads")

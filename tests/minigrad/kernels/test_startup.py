@@ -335,7 +335,7 @@ def test_without_a_home_nothing_is_made_in_the_working_folder(machine):
         import os
         os.path.expanduser = lambda path: path  # as where nobody knows this user
         from minigrad.kernels import cache
-        assert all(folder.is_absolute() for folder in cache.folders())
+        assert all(folder.is_absolute() for folder in cache.FOLDERS)
         """
     machine.run(script, NUMBA_CACHE_DIR=None, XDG_CACHE_HOME=None)
 
@@ -353,7 +353,7 @@ def probe(tmp_path, monkeypatch):
     """The module of `PROBE`, and a folder of its own for compiled kernels."""
     (tmp_path / "a_probe.py").write_text(PROBE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(cache, "folders", lambda: [tmp_path / "here/kernels-1"])
+    monkeypatch.setattr(cache, "FOLDERS", [tmp_path / "here/kernels-1"])
     monkeypatch.setattr(cache, "writable_folder", cache.writable_folder.__wrapped__)
     monkeypatch.setattr(cache, "SYMBOLS", {})  # as if this process had compiled nothing so far
     monkeypatch.setattr(launch, "entry", launch.entry.__wrapped__)
@@ -379,7 +379,7 @@ def test_a_kernel_is_compiled_at_its_first_call(probe, tmp_path):
 def test_kernels_are_read_where_they_cannot_be_written(probe, tmp_path, monkeypatch):
     assert probe.right()
     folders = [tmp_path / "nothing", tmp_path / "here/kernels-1"]
-    monkeypatch.setattr(cache, "folders", lambda: folders)
+    monkeypatch.setattr(cache, "FOLDERS", folders)
     monkeypatch.setattr(cache, "writable_folder", lambda: None)
     monkeypatch.setattr(cache, "SYMBOLS", {})
     compiled, loaded = len(cache.COMPILED), len(cache.LOADED)
@@ -410,7 +410,7 @@ def test_only_the_last_states_of_the_sources_are_kept(tmp_path, monkeypatch):
         (folder / "kernel.nbc").write_text("")
         os.utime(folder, (1e9 - age, 1e9 - age))
     (tmp_path / "something else").mkdir()
-    monkeypatch.setattr(cache, "folders", lambda: [tmp_path / "kernels-new"])
+    monkeypatch.setattr(cache, "FOLDERS", [tmp_path / "kernels-new"])
     assert cache.writable_folder.__wrapped__() == tmp_path / "kernels-new"
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["kernels-0", "kernels-1", "kernels-2", "kernels-new", "something else"]
