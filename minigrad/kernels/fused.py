@@ -61,13 +61,17 @@ class Fused:
 
     def __call__(self, *arguments: Any) -> Array:
         """Apply the function, and return a new array."""
-        operands, options = arguments[: self._operands], arguments[self._operands :]
-        g, x = operands[0], operands[-1]
-        kernel = self._kernels.get(x.dtype) if x.size else None
-        if kernel is None or (g is not x and (g.dtype != x.dtype or g.shape != x.shape)):
+        g, x = arguments[0], arguments[self._operands - 1]
+        kernel = self._kernels.get(x.dtype)
+        if kernel is None or not x.size:
             return self.reference(*arguments)
-        out, flat = np.empty(x.shape, x.dtype), self._flat
-        kernel(x.size * self._seconds, *map(flat, operands), *options, flat(out))
+        out, flat, seconds = np.empty(x.shape, x.dtype), self._flat, x.size * self._seconds
+        if g is x and self._operands == 1:
+            kernel(seconds, flat(x), *arguments[1:], flat(out))
+        elif g.dtype != x.dtype or g.shape != x.shape:
+            return self.reference(*arguments)
+        else:
+            kernel(seconds, flat(g), flat(x), *arguments[2:], flat(out))
         return out
 
 
