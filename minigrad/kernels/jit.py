@@ -190,12 +190,19 @@ def emit_call(context: Any, builder: Any, code: Any, result: Any, kinds: Any, va
 
     An error in it, which can only be that memory ran out, is raised in the caller too.
     """
-    calls = context.call_conv
-    function = builder.inttoptr(code, calls.get_function_type(result, kinds).as_pointer())
-    status, value = calls.call_function(builder, function, result, kinds, values)
+    status, value = emit_call_with_status(context, builder, code, result, kinds, values)
     with _cgutils.if_unlikely(builder, status.is_error):
-        calls.return_status_propagate(builder, status)
+        context.call_conv.return_status_propagate(builder, status)
     return value
+
+
+def emit_call_with_status(
+    context: Any, builder: Any, code: Any, result: Any, kinds: Any, values: Any
+) -> Any:
+    """Emit a call of the compiled function at an address; return its status and its value."""
+    kind = context.call_conv.get_function_type(result, kinds)
+    function = builder.inttoptr(code, kind.as_pointer())
+    return context.call_conv.call_function(builder, function, result, kinds, values)
 
 
 def intrinsic_of(names: Iterable[str], define: Callable[..., Any]) -> Any:
@@ -273,6 +280,14 @@ Integers = Annotated[Written.D1, types.int64]
 PLAIN = {int: types.intp, float: types.float64, bool: types.boolean}
 
 
+@functools.cache  # once for all dtypes, since Python evaluates the annotations anew each time
+def _annotations(function: Callable[..., None]) -> list[Any]:
+    """Return the annotations of a kernel's arguments."""
+    hints = get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
+    return list(hints.values())[2:]
+
+
 def signature_of(function: Callable[..., None], number: Any) -> tuple[Any, ...]:
     """Return the types of a kernel's arguments, as its parameters are annotated.
 
@@ -280,10 +295,8 @@ def signature_of(function: Callable[..., None], number: Any) -> tuple[Any, ...]:
     kernel's dtype, whose number this is, unless the annotation adds another, as in
     `Annotated[Read.D1, types.int64]`. The first two parameters are those of all kernels.
     """
-    hints = get_type_hints(function, include_extras=True)
-    hints.pop("return", None)
     found = []
-    for hint in list(hints.values())[2:]:
+    for hint in _annotations(function):
         parts = hint.__metadata__ if hasattr(hint, "__metadata__") else (PLAIN[hint],)
         if len(parts) == 1:
             found.append(parts[0] or number)

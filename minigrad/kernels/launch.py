@@ -44,6 +44,7 @@ from minigrad.kernels.jit import (
     dispatcher,
     emit_address,
     emit_call,
+    emit_call_with_status,
     intrinsic,
     intrinsic_of,
     jit,
@@ -110,7 +111,7 @@ def _emit_share(
 
     They find its address and its arguments in a record on the stack, and note there if one fails.
     """
-    kinds, calls = (INT, INT, *kinds), context.call_conv
+    kinds = (INT, INT, *kinds)
     fields = [WORD(0), code, *values]
     record = _cgutils.alloca_once(builder, ir.LiteralStructType([x.type for x in fields]))
     for i, value in enumerate(fields):
@@ -123,9 +124,8 @@ def _emit_share(
     data = inner.inttoptr(work.args[2], record.type)
     failed, *read = (_cgutils.gep_inbounds(inner, data, 0, i) for i in range(len(fields)))
     address, *arguments = map(inner.load, read)
-    function = inner.inttoptr(address, calls.get_function_type(types.none, kinds).as_pointer())
     given = [*work.args[:2], *arguments]
-    status, _ = calls.call_function(inner, function, types.none, kinds, given)
+    status, _ = emit_call_with_status(context, inner, address, types.none, kinds, given)
     with _cgutils.if_unlikely(inner, status.is_error):
         inner.store(WORD(1), failed)
     inner.ret_void()
@@ -135,7 +135,7 @@ def _emit_share(
     some = builder.load(_cgutils.gep_inbounds(builder, record, 0, 0))
     with _cgutils.if_unlikely(builder, builder.icmp_signed("!=", some, WORD(0))):
         message = "a kernel found no memory to work in"
-        calls.return_user_exc(builder, MemoryError, (message,))
+        context.call_conv.return_user_exc(builder, MemoryError, (message,))
 
 
 @intrinsic
