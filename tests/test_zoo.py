@@ -21,6 +21,13 @@ from tests.zoo import FAULTS, MUTANTS, __main__, suite, verdict
 from tests.zoo.matrix import KILLED, NOT_THERE, SURVIVES, UNSURE, Row, markdown, totals
 from tests.zoo.mutant import copied, edited, misled, replaced, spoiled, wrong, wrong_together
 
+
+@pytest.fixture(autouse=True, scope="module")
+def processes_end():
+    yield
+    suite.end()
+
+
 each = pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 
 
@@ -106,15 +113,14 @@ def test_the_suite_kills_the_mutant(mutant):
 
 @pytest.mark.full
 def test_tests_that_look_elsewhere_kill_nothing():
-    assert not suite.kills(
-        replace(MUTANTS[0], suite=("tests/minigrad/training/test_metrics.py",), rows="accuracy")
-    )
+    elsewhere = ("tests/minigrad/training/test_metrics.py",)
+    assert not suite.kills(replace(MUTANTS[0], suite=elsewhere))
 
 
 @pytest.mark.full
 def test_tests_that_do_not_run_are_an_error_and_no_kill():
     with pytest.raises(RuntimeError, match="ended with 4"):
-        suite.kills(replace(MUTANTS[0], suite=("tests/not_there.py",), rows=""))
+        suite.kills(replace(MUTANTS[0], suite=("tests/not_there.py",)))
 
 
 # What is planted is taken out again

@@ -1,23 +1,42 @@
-"""A plugin of pytest that plants a mutant: `-p tests.zoo.plugin --mutant NAME`."""
+"""A plugin of pytest that reads names of mutants and says of each whether a test fails with it."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import os
+import sys
 
 import pytest
 
 from tests.zoo import MUTANTS
+from tests.zoo.mutant import Mutant
+from tests.zoo.suite import FAILED, PASSED
+
+BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """The option --mutant."""
-    parser.addoption("--mutant", help="the name of the mutant to plant while the tests run")
+def pytest_runtestloop(session: pytest.Session) -> bool:
+    """Plant each mutant in a fork of this process, in which all tests are collected."""
+    if session.testsfailed:
+        raise session.Failed("the tests could not be collected")
+    for name in sys.stdin:
+        mutant = BY_NAME[name.rstrip("\n")]
+        child = os.fork()
+        if child == 0:
+            failed = _a_test_fails(session, mutant)
+            print(f"\n{FAILED if failed else PASSED}", end="", flush=True)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise session.Failed(f"{mutant}: the process of its tests ended with status {status}")
+    return True
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """After all tests are collected, so that what fails is a test."""
-    name = session.config.getoption("--mutant")
-    (mutant,) = (mutant for mutant in MUTANTS if mutant.name == name)
+def _a_test_fails(session: pytest.Session, mutant: Mutant) -> bool:
+    """Whether one fails; the rows of a table that are about the mutant run first."""
+    items = sorted(session.items, key=lambda item: mutant.rows not in item.nodeid)
     with mutant.plant():
-        return (yield)
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.testsfailed:
+                return True
+    return False
