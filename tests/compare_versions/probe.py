@@ -628,7 +628,8 @@ def signatures() -> Rows:
             yield f"{place}.{name}", called(value)
             if inspect.isclass(value):
                 for member, found in members(value):
-                    yield f"{place}.{name}.{member}", called(found)
+                    is_static = isinstance(found, staticmethod)
+                    yield f"{place}.{name}.{member}", called(found, is_method=not is_static)
     for command in COMMANDS:
         module_name, *arguments = command.split()
         status, text = run_command(module_name, *arguments, "--help")
@@ -664,8 +665,11 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
             yield name, inspect.getattr_static(cls, name)
 
 
-def called(value: Any) -> Findings:
-    """Return how something is called. What annotations say is apart, for it binds no caller."""
+def called(value: Any, is_method: bool = False) -> Findings:
+    """Return how something is called. What annotations say is apart because it binds no caller.
+
+    Nor does the name of a method's first parameter.
+    """
     if isinstance(value, (classmethod, staticmethod)):
         value = value.__func__
     if not callable(value):
@@ -675,7 +679,9 @@ def called(value: Any) -> Findings:
     except ValueError:
         return {"is": type(value).__name__}
     empty = inspect.Parameter.empty
-    parameters = signature.parameters.values()
+    parameters = list(signature.parameters.values())
+    if is_method and parameters:
+        parameters[0] = parameters[0].replace(name="self")
     plain = signature.replace(
         parameters=[
             p.replace(annotation=empty, default=p.default if p.default is empty else Default(p))
