@@ -279,12 +279,10 @@ def test_the_loss_is_the_mean_of_both_directions(rng):
 
 
 @needs_weights
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.full)])
-def test_fine_tuning_finds_more_in_packages_it_has_not_seen(tmp_path, capsys, quick):
+def test_fine_tuning_finds_more_in_packages_it_has_not_seen(tmp_path, capsys):
     out = tmp_path / "minilm.png"
-    result = search.main(quick, out)
-    gain = 0.01 if quick else 0.03
-    assert result.mrr(search.AFTER) > result.mrr(search.BEFORE) + gain
+    result = search.main(True, out)  # .ci/run runs the complete demo: the README has its command
+    assert result.mrr(search.AFTER) > result.mrr(search.BEFORE) + 0.01
     assert result.mrr(search.BEFORE) > result.mrr(search.LETTERS)
     assert result.model.count_parameters(trainable_only=True) == 6 * 2 * 8 * (384 + 384)
     assert all(pair.held_out for pair in result.held_out)

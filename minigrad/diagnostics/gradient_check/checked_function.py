@@ -334,10 +334,12 @@ def _broadcast_flaw(results: Sequence[Tensor], leaf: Tensor) -> str:
 def copied(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return a copy with the strides of x, which may be negative or leave gaps."""
     dtype = x.dtype if dtype is None else dtype
+    if x.flags.c_contiguous:
+        return np.array(x, dtype, order="C")
     reach = [stride * (n - 1) // x.itemsize for stride, n in zip(x.strides, x.shape, strict=True)]
     span = sum(map(abs, reach)) + 1
     aligned = all(stride % x.itemsize == 0 for stride in x.strides)
-    if x.flags.c_contiguous or not aligned or not x.size or not x.size <= span <= 8 * x.size:
+    if not aligned or not x.size or not x.size <= span <= 8 * x.size:
         return np.array(x, dtype, order="C")
     start = -sum(min(n, 0) for n in reach)
     strides = [stride // x.itemsize * dtype.itemsize for stride in x.strides]

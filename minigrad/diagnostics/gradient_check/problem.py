@@ -234,8 +234,8 @@ def _nudged(x: Array, rng: np.random.Generator | None, sign: int) -> Array:
     numbers that are nearly equal decides; at random, two moves on the way may cancel.
     """
     out = copied(x)
-    up = np.ones(x.shape) if rng is None else rng.random(x.shape) - 0.5
-    out[...] = np.nextafter(x, np.copysign(np.inf, sign * up).astype(x.dtype))
+    up = sign if rng is None else sign * (rng.random(x.shape) - 0.5)
+    out[...] = np.nextafter(x, np.copysign(x.dtype.type(np.inf), up, dtype=x.dtype))
     return out
 
 
@@ -272,8 +272,7 @@ class _Rounding(Observer):
         if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.flags.writeable:
             return 0.0
         others = [y for y in others if isinstance(y, np.ndarray) and y.size]
-        shared = any(np.may_share_memory(x, y) for y in others)
-        if x.size and not shared:
+        if x.size and not any(np.may_share_memory(x, y) for y in others):
             some = x.ravel()[:: -(-x.size // tolerances.SAMPLED)]
             picked = np.zeros(some.shape, bool)  # to judge by some of its elements
             for source in others:
