@@ -24,6 +24,17 @@ HOSTS = {
 }
 """Environment variables for a process that compiles for a machine with no more than these."""
 
+PEERS = {
+    "AVX2": {
+        "OPENBLAS_CORETYPE": "Haswell",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    },
+}
+"""Environment variables that limit OpenBLAS, MKL, oneDNN, PyTorch and JAX in the same manner."""
+
 if __name__ == "__main__":
     host, command, *rest = sys.argv[1:]
     os.execvpe(command, [command, *rest], {**os.environ, **HOSTS[host]})

@@ -17,6 +17,7 @@ from tests.benchmarks.workload import BEST, OURS, Contender, Goal, Point, Worklo
 from tests.benchmarks.workloads import WORKLOADS as REAL
 from tests.benchmarks.workloads import lora, matmul
 from tests.benchmarks.workloads.process import check_compiled
+from tests.hosts import HOSTS, PEERS
 
 LOG = "BENCHMARK_TEST_LOG"
 
@@ -248,6 +249,24 @@ def test_the_command_writes_what_it_shows(tmp_path, monkeypatch, capsys):
     assert command.main(["chain", "--out", str(tmp_path)]) == 0
 
 
+def test_a_target_is_set_for_every_contender_and_named(tmp_path, monkeypatch):
+    variables = HOSTS["AVX2"] | PEERS["AVX2"]
+    for name in variables:
+        monkeypatch.setenv(name, "")  # which is restored afterwards
+    seen = []
+
+    def fake(*args, tick):
+        seen.append(driver.environment(1))
+        return [measured(ours=1.0, torch=1.5)]
+
+    monkeypatch.setattr(driver, "measure", fake)
+    assert command.main(["chain", "--target", "avx2", "--out", str(tmp_path)]) == 0
+    for name, value in variables.items():
+        assert value in seen[0][name]
+    written = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert written["conditions"]["instructions of all contenders"] == "AVX2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -255,6 +274,7 @@ def test_the_command_writes_what_it_shows(tmp_path, monkeypatch, capsys):
         (["--threads", "9999"], "but there are"),
         (["--threads", "0"], "a whole number from 1"),
         (["--rounds", "0"], "a whole number from 1"),
+        (["--target", "mmx"], "invalid choice: 'mmx'"),
     ],
 )
 def test_the_command_refuses(arguments, message, capsys, monkeypatch):

@@ -1,12 +1,13 @@
 """Measure our times and the peers', print the tables, write them as JSON, Markdown and a picture.
 
-python -m tests.benchmarks [names] [--threads N[,N]] [--rounds N] [--quick]
+python -m tests.benchmarks [names] [--threads N[,N]] [--rounds N] [--quick] [--target avx2]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.benchmarks.driver import Measured
 from tests.benchmarks.machine import conditions, cores
 from tests.benchmarks.workload import Workload
 from tests.benchmarks.workloads import WORKLOADS
+from tests.hosts import HOSTS, PEERS
 
 ROUNDS = 15
 QUICK_ROUNDS, QUICK_SECONDS = 3, 0.02
@@ -30,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     names = options.names or list(WORKLOADS)
     facts = conditions()
+    if options.target:
+        facts["instructions of all contenders"] = options.target.upper()
+        os.environ.update(HOSTS[options.target.upper()] | PEERS[options.target.upper()])
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     for line in _left_out(names):
         print(line)
@@ -63,6 +68,8 @@ def _options(arguments: list[str] | None) -> Any:
     add("--threads", default=[1], type=_counts, metavar="N[,N]", help="of each contender; 1")
     add("--rounds", type=_count, help=f"of each contender at each point; {ROUNDS}")
     add("--quick", action="store_true", help="a few short rounds: does it run, roughly how fast")
+    targets = [name.lower() for name in PEERS]
+    add("--target", choices=targets, help="all contenders use no newer instructions than these")
     add("--out", type=Path, default=Path("build/benchmarks"), help="the folder for what is written")
     for kind in ("json", "md", "png"):
         add(f"--{kind}", type=Path, metavar="FILE", help="write this one there instead")
