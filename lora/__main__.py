@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("base", type=_path, help=_BASE)
     add("adapter", type=_path, help=_ADAPTER)
     add("out", type=_path, help="a file that ends in .safetensors, or a folder")
-    add("--dtype", choices=FLOATS, help="of all floats (that of each tensor)")
+    add("--dtype", choices=FLOATS, help="the dtype of all float tensors (as in the base)")
     help_text = "refuse if in one layer a larger share of the update is lost to rounding"
     add("--limit", type=float, metavar="SHARE", help=help_text)
     help_text = "the norm of the inputs that the certificate's bound holds for (1)"
@@ -100,9 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     help_text = "write the adapter that comes nearest to a model trained as a whole"
     add = command("extract", extract_files, help_text)
     add("base", type=_path, help=_BASE)
-    add("finetuned", type=_path, help="the same of the trained model")
+    add("finetuned", type=_path, help="the fine-tuned model: a file or a folder, as for the base")
     add("out", type=_path, help="a folder for the adapter")
-    add("--rank", type=int, required=True, help="of each update")
+    add("--rank", type=int, required=True, help="the rank of each update")
     for option, help_text, several, usual in (
         ("--targets", "ends of names of layers, or patterns with *", "+", ("*",)),
         ("--exclude", "of these, those to leave out", "+", ()),
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(option, nargs=several, metavar="NAME", default=usual, help=help_text)
     add("--bias", choices=get_args(Bias), default="none", help="which biases to take over (none)")
-    add("--dtype", choices=FLOATS, help="of the adapter (that of the base)")
+    add("--dtype", choices=FLOATS, help="the dtype of the adapter (as in the base)")
     help_text = "the files have weights as (d_in, d_out), where biases do not tell"
     add("--fan-in-fan-out", action="store_true", help=help_text)
     add("--lossy", action="store_true", help="leave out what the adapter would not have")

@@ -120,7 +120,7 @@ def attach(
 
 @contextmanager
 def planning(model: Module, adapter: str, rng: np.random.Generator | None) -> Iterator[None]:
-    """Let a block plan a new adapter, on the model without its others; `carry_out` is to follow.
+    """Turn the other adapters off while a block plans a new one, which `carry_out` then adds.
 
     After an error in the block the model and the generator are as they were.
     """
@@ -220,7 +220,7 @@ def active(model: Module) -> tuple[str, ...]:
 
 
 def adapters(model: Module) -> dict[str, LoRAConfig | None]:
-    """Return the configuration of each adapter by name; None for one that was computed.
+    """Return the configuration of each adapter by name; None for one that `lora.combine` made.
 
     A ValueError is raised if `attach` has put none on.
     """
@@ -274,7 +274,7 @@ def deactivate(model: Module, attachment: Attachment, name: str) -> None:
 
 @contextmanager
 def disabled(model: Module) -> Iterator[Module]:
-    """Let the model compute what it did without adapters inside of the block, to the bit.
+    """Turn all adapters off: inside the block the model computes the same bits as without them.
 
     It does so for all threads, until the last of the blocks is left.
 

@@ -1,4 +1,4 @@
-"""LoRAScaling: the factor of the product B A; and checks of ranks, alphas and sizes."""
+"""LoRAScaling: the factor of the product B A; and the checks of ranks, alphas and layer sizes."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def _reflected(op: Op[Any]) -> Callable[..., Tensor]:
 
 
 def _in_place(op: Op[Any], symbol: str) -> Callable[..., Tensor]:
-    """Make `x += y`, which writes to x where no graph can notice, and is an error elsewhere."""
+    """Make `x += y`: it writes to a leaf while nothing is recorded; elsewhere it is an error."""
 
     def method(self: Tensor, other: Any) -> Tensor:
         needed = self.requires_grad or (isinstance(other, Tensor) and other.requires_grad)
@@ -107,7 +107,10 @@ def _method(op: Op[Any]) -> Callable[..., Tensor]:
 
 
 class Operators(Tensor):
-    """The methods that do more than call an op, in a subclass: so type checkers compare them."""
+    """The methods that do more than call an op.
+
+    They are written in a subclass so that type checkers compare them with `Tensor`'s declarations.
+    """
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Plan: all that an attachment would consist of, checked before anything is changed."""
+"""Plan: the new adapters and layers of an `attach`, made and checked before the model changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LayerMerge: one layer whose weight is to be merged, with what its computation may round.
+"""LayerMerge: one layer whose weight is to be merged, and bounds on the rounding in its output.
 
 `merging_of` describes a layer with adapters, `merging_into` adapters and a weight without a layer.
 """

@@ -1,4 +1,4 @@
-"""Sums that keep their digits.
+"""Sums by blocks, in which rounding errors stay small.
 
 `np.add.reduce` adds along the last axis in a tree, and along any other axis one after the other: a
 bias that gets the gradients of a million rows would be off by a percent in float32. Here blocks are

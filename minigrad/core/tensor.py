@@ -1,4 +1,4 @@
-"""Tensor: an array that can be differentiated by.
+"""Tensor: an array with respect to which results can be differentiated.
 
 A tensor has its data, and its node in the graph. Everything that computes is an op. The operators
 and methods that call ops are declared here, for type checkers and readers, and are attached by

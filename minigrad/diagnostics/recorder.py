@@ -1,4 +1,4 @@
-"""Recorder: the observer of calls on which the instruments and the tape are built.
+"""Recorder: the observer of calls of ops on which the diagnostics and the tape are built.
 
 The detection of anomalies, liveness, the receipt and `viz.record` ask the same questions about a
 call: from which line of the user's was it made, in which module, and does it belong to the forward

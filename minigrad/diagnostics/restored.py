@@ -1,4 +1,4 @@
-"""What is restored after a run: random generators, values and nodes of parameters, a model."""
+"""Contexts that restore random generators, parameters or a model after a trial run."""
 
 from __future__ import annotations
 

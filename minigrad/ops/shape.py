@@ -1,4 +1,4 @@
-"""The axes of an array, and its elements in another arrangement, taken out, or added in."""
+"""Ops that rearrange elements: reshape, transpose, join and cut, index, scatter."""
 
 from __future__ import annotations
 

@@ -82,12 +82,11 @@ class Quotient:
     step: float  # h
     value: float  # Richardson's
     correction: float  # that it makes to the plain one: a bound on what curvature leaves in it
-    noise: float  # a bound on what rounding leaves in it
-    # The same bound if y is a difference of terms that are as large as its largest element that
-    # moves, or if the other elements moved too, by less than can be seen.
-    grain: float
-    hidden: float  # the same bound if these terms were as large as any element of y, and at least 1
-    unseen: float  # what rounding might have left in it where it could not be measured
+    # Bounds on its rounding error, each for another guess of what was rounded:
+    noise: float  # the elements of y that move with the step, each by some units of its own size
+    grain: float  # the largest element that moves, or all those that do not, by half a unit each
+    hidden: float  # the largest element of y, moving or not, and at least 1
+    unseen: float  # results inside f that the check could not observe
     left: float  # the slope on the left, of second order
     right: float  # the slope on the right
 

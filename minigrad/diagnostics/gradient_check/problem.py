@@ -1,4 +1,4 @@
-"""The problem: a vector function of operands, its gradients, and what rounding does to them.
+"""The problem of a gradient check: a vector function, its gradients, and their rounding errors.
 
 For order 1 the function is f itself, for order 2 its gradient, by the operands and the cotangents.
 
