@@ -10,6 +10,7 @@ lets every other kind pass as one of these.
 
 The shape and the strides of a product decide which loops it takes (`Products.multiply`):
 
+    one row and one column, contiguous                            skinny.inner
     one row, or one column, and a matrix whose rows run across    skinny.sweep
     few columns, and a large matrix whose rows run along k        skinny.dots
     few rows, and a large matrix whose rows run across            skinny.stream
@@ -38,7 +39,8 @@ LONG = 32  # steps of k from which on the loops for few rows or columns repay th
 TALL = 64  # rows from which on the few columns are worth a copy
 STREAMED = 64  # rows of the other operand, at most, for which a matrix is not packed
 PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
-PAGE = 512  # bytes: rows that lie a multiple of it apart share few lines of a cache
+COLLIDING = 512  # bytes: rows a multiple of it apart share few lines of a cache
+DEEP = 512  # steps of k from which on few columns repay the choice of a loop
 SPLIT = 1024  # steps of k in a piece of a split sum, at least
 
 
@@ -79,7 +81,7 @@ def matmul(x: Array, y: Array, *, out: Array | None = None, add: bool = False) -
     else:
         out = _checked(out, (m, n), dtype, x, y)
     work, lanes = m * n * k, compiled.lanes
-    if 0 < work < THREADS_FROM and k < PAGE and m >= lanes and n >= lanes:
+    if 0 < work < THREADS_FROM and k < DEEP and m >= lanes and n >= lanes:
         # `multiply` would choose this too; but small products are many, and calls are slow.
         compiled.gemm.alone(x, y, out, compiled.plans[add])
     else:
@@ -210,7 +212,7 @@ class Products:
         self.plans = [self._plan(add, 1, []) for add in (False, True)]
         self.gemm, self.gemm_batch = products.gemm[dtype], products.gemm_batch[dtype]
         self.dots, self.stream = skinny.dots[dtype], skinny.stream[dtype]
-        self.sweep = skinny.sweep[dtype]
+        self.sweep, self.inner = skinny.sweep[dtype], skinny.inner[dtype]
 
     def _plan(self, add: bool, count: int, axes: list[Any]) -> Array:
         """Return a plan (see `products`): sizes, and where the matrices of a batch are."""
@@ -240,7 +242,7 @@ class Products:
     def is_skinny(self, m: int, n: int, k: int) -> bool:
         """Return whether a product of this shape may take the loops for few rows or columns."""
         lanes = self.lanes
-        few = m < lanes or n < lanes or (k >= PAGE and min(m, n) <= self.tile.NR)
+        few = m < lanes or n < lanes or (k >= DEEP and min(m, n) <= self.tile.NR)
         return few and k >= LONG
 
     def multiply_batch(
@@ -261,28 +263,32 @@ class Products:
         """Do the product if a loop of `skinny` serves it, and return whether."""
         (m, k), n, item = x.shape, y.shape[1], x.itemsize
         seconds = work * SECONDS
+        adjacent = x.strides[1] == item == y.strides[0]  # along k, in both operands
+        if m == 1 == n and adjacent:
+            self.inner(seconds, x, y, out, add)
+            return True
         if m == 1 and n > 1 and y.strides[1] == item:
             self.sweep(seconds, x, y, out, add)
             return True
         long = k >= PIECES * SPLIT
-        large = y.strides[1] == item and y.size * item > self._near
+        large = n > 1 and y.strides[1] == item and y.size * item > self._near
         if large and m <= STREAMED and (self._masks or n % self.tile.NR == 0):
             if long:
                 return False
-            adjacent = out.strides[1] == item
-            rows = out if adjacent else np.empty(out.shape, out.dtype)
-            self.stream(seconds, x, y, rows, self.plans[0], add and adjacent)
-            if not adjacent and add:
+            straight = out.strides[1] == item
+            rows = out if straight else np.empty(out.shape, out.dtype)
+            self.stream(seconds, x, y, rows, self.plans[0], add and straight)
+            if not straight and add:
                 out += rows
-            elif not adjacent:
+            elif not straight:
                 out[...] = rows
             return True
         if n > m or x.strides[1] != item or not (m >= TALL or y.strides[0] == item):
             return False
-        if n >= self.lanes and x.strides[0] % PAGE:
+        if n >= self.lanes and x.strides[0] % COLLIDING:
             return False  # the register tile does as well
-        if m < TALL and long:
-            return False  # too few rows for threads
+        if m < TALL and long and not adjacent:
+            return False  # too few rows for threads, and for a copy of y
         self.dots(seconds, x, y.T, out, add)
         return True
 

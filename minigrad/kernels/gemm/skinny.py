@@ -6,6 +6,7 @@ that number: nothing is packed, and memory is read once, in the order in which i
 * `dots` is for a few columns, and a large matrix whose rows run along k. The sums run along k, a
   vector of them for each number of C, and are folded at the end. (512, 768) @ (768, 8) takes half
   the time of a register tile, which needs the matrix transposed into panels first.
+* `inner` is for one row and one column.
 * `stream` is for a few rows, as in the gradients d^T x and g^T h of LoRA. The register tile walks
   along a strip of rows of the matrix, and hints at the strip to come, which no processor guesses.
 * `sweep` is for one row. Eight rows of the matrix at a time are added into the row of the result.
@@ -47,6 +48,8 @@ HEIGHT = 64  # rows in a block
 STRIP = 64  # rows of a matrix that is streamed through
 SWEPT = 8  # rows that are added up at once
 SPAN = 4096  # numbers of the result that stay in the level-1 cache meanwhile
+CHAINS = 8  # sums of an inner product under way at once: a multiply-add takes four cycles
+BLOCK = 16384  # numbers of an inner product that are summed before they are added to the rest
 
 
 # --------------------------------------------------------------------------------------------------
@@ -219,6 +222,72 @@ def dots(
         b = Matrix(address_of(work), b.row, item)
     share(launcher, pieces, dots_of_rows, (a, b, C, m, n, k, add, packed, item, zero))
     keep_alive(work)
+
+
+# --------------------------------------------------------------------------------------------------
+# One row and one column
+# --------------------------------------------------------------------------------------------------
+
+
+@instruction()
+def sum_of_products(e: Emitter, a: Any, b: Any, depth: Any, c: Any, add: Any, _zero: Any) -> None:
+    """Compute c = or += the sum of a[:depth] * b[:depth], adjacent numbers, in CHAINS sums."""
+    builder = e.builder
+    vector, stride = ADDRESS(e.vector_bytes), ADDRESS(e.vector_bytes * CHAINS)
+    rest = builder.urem(depth, ADDRESS(e.lanes))
+    length = builder.mul(builder.sub(depth, rest), ADDRESS(e.item))
+    most = builder.sub(length, builder.urem(length, stride))
+
+    def multiply_add(sum_: Any, offset: Any, load: Any) -> Any:
+        return e.multiply_add(load(builder.add(a, offset)), load(builder.add(b, offset)), sum_)
+
+    def chains_step(now: list[Any]) -> tuple[list[Any], Any]:
+        done, *sums = now
+        new = [
+            multiply_add(sums[i], e.step(done, vector, i), lambda p: e.load(p, e.vector))
+            for i in range(CHAINS)
+        ]
+        then = builder.add(done, stride)
+        return [then, *new], builder.icmp_signed("<", then, most)
+
+    def vector_step(now: list[Any]) -> tuple[list[Any], Any]:
+        done, sum_ = now
+        new = multiply_add(sum_, done, lambda p: e.load(p, e.vector))
+        then = builder.add(done, vector)
+        return [then, new], builder.icmp_signed("<", then, length)
+
+    zero = ir.Constant(e.vector, None)
+    zeros = [zero] * CHAINS
+    has_most = builder.icmp_signed(">", most, ADDRESS(0))
+    sums = e.choose(
+        [(has_most, lambda: e.loop([ADDRESS(0), *zeros], chains_step)[1:])], lambda: zeros
+    )
+    while len(sums) > 1:
+        sums = [builder.fadd(x, y) for x, y in zip(sums[::2], sums[1::2], strict=True)]
+    has_vectors = builder.icmp_signed("<", most, length)
+    sums = e.choose([(has_vectors, lambda: e.loop([most, *sums], vector_step)[1:])], lambda: sums)
+    has_rest = builder.icmp_signed(">", rest, ADDRESS(0))
+    mask = e.first_lanes(rest)
+    total = e.choose(
+        [(has_rest, lambda: [multiply_add(sums[0], length, lambda p: e.load_some(p, mask))])],
+        lambda: sums,
+    )
+    e.store_or_add(_fold(e, total), [c], add)
+
+
+@for_each_dtype(threads=False)
+def inner(
+    _piece: int, _pieces: int, x: Strided.D2, y: Strided.D2, out: Written.Anywhere2, add: bool
+) -> None:
+    """Compute out = or += x y for one row x and one column y, whose numbers are adjacent.
+
+    The sums of blocks are added up, which is more exact than one long sum.
+    """
+    k, item, zero = y.shape[0], x.itemsize, x.dtype.type(0)
+    a, b, c = address_of(x), address_of(y), address_of(out)
+    for p in range(0, k, BLOCK):
+        depth = min(BLOCK, k - p)
+        sum_of_products(a + p * item, b + p * item, depth, c, add or p > 0, zero)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from minigrad.kernels.gemm import PRODUCTS, blocking, matmul, skinny
 from minigrad.kernels.gemm.blocking import USUAL
-from minigrad.kernels.gemm.dispatch import LONG, PAGE, PIECES, SPLIT, TALL
+from minigrad.kernels.gemm.dispatch import DEEP, LONG, PIECES, SPLIT, TALL
 from minigrad.kernels.gemm.microkernel import tile_shape
 from minigrad.kernels.jit import JIT_ENABLED
 from minigrad.kernels.threads import get_num_threads, set_num_threads
@@ -43,8 +43,12 @@ WAYS = [
     ((100, 200, FEW), "NT", "dots", (100, LONG - 1, FEW)),
     ((FEW, 200, 100), "NT", "dots", (FEW, LONG - 1, 100)),
     ((FEW, 200, 100), "TT", "dots", (FEW, 200, TALL - 1)),
-    ((70, 4 * PAGE, 1), "NN", "dots", (70, LONG - 1, 1)),
-    ((40, 2 * PAGE, TILE), "NT", "dots", (40, 2 * PAGE + 3, TILE)),
+    ((70, 4 * DEEP, 1), "NN", "dots", (70, LONG - 1, 1)),
+    ((40, 2 * DEEP, TILE), "NT", "dots", (40, 2 * DEEP + 3, TILE)),
+    ((1, 70_001, 1), "NN", "inner", (1, LONG - 1, 1)),
+    ((1, 300, 1), "TT", "inner", (1, 300, 2)),
+    ((8, PIECES * SPLIT + 5, 1), "NT", "dots", (8, PIECES * SPLIT + 5, 20)),
+    ((2, 200_000, 1), "NN", "dots", (2, 200_000, 20)),
     ((1, 100, 300), "NN", "sweep", (2, 100, 40)),
     ((300, 101, 1), "TN", "sweep", (40, 101, 2)),
     ((FEW, 300, 400), "NN", "stream", (FEW, 300, 20)),
@@ -78,7 +82,7 @@ def test_way_of_a_shape(shape, layout, way, other, dtype, rng, monkeypatch):
     before = get_num_threads()
     set_num_threads(1)
     try:
-        for name in ("dots", "stream", "sweep"):
+        for name in ("dots", "inner", "stream", "sweep"):
             loop = getattr(kernel, name)
             monkeypatch.setitem(loop.__dict__, "alone", note(loop, name))
         batch = kernel.multiply_batch  # of pieces of k, if the sum is split
