@@ -1,9 +1,9 @@
 """Compiled inner loops: the only part of the library that imports numba.
 
 A loop belongs here if numpy cannot express it, or is too slow at it, with the measurement that
-shows it. Each kernel takes and returns plain arrays, knows nothing of tensors and gradients, and
-gives the same bits on any number of threads. The function that calls it does the same in numpy
-where there is no kernel: that is its oracle in the tests, and all there is under
+shows it. Each kernel reads and writes plain arrays, knows nothing of tensors and gradients,
+and gives the same bits on any number of threads. The function that calls it does the same in numpy
+where there is no kernel: that is its reference in the tests, and all there is under
 NUMBA_DISABLE_JIT=1.
 
 Where to read:

@@ -6,8 +6,8 @@ Gimelshein, 2018; Dao et al., FlashAttention, 2022):
 
     m: the greatest score,   l = sum(e^(score - m)),   o = sum(e^(score - m) value)
 
-When a block has a greater m, l and o are multiplied by e^(old m - new m). At the end out = o / l,
-and for the choice back lse = m + log(l) is noted, so that p = e^(score - lse) is a weight at once:
+When a block has a greater m, l and o are multiplied by e^(old m - new m). At the end out = o / l.
+For the backward pass lse = m + log(l) is saved, and p = e^(score - lse) is a weight at once:
 
     dv = sum p^T do,   ds = p (do v^T - sum(do out)),   dq = scale sum ds k,   dk = scale sum ds^T q
 

@@ -8,7 +8,7 @@ A function is written once, with its reference in numpy beside it:
 
 It is pasted into a loop over the arrays, which LLVM makes vector code of (see `vector_math`). That
 is for float32. float64 goes through the reference, that is numpy and the C library, whose last
-digits gradient checks need more than speed; only functions without curves have a loop for it too.
+digits gradient checks need more than speed; a function has a loop for it too where that is exact.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ where `seconds` is a guess at the time the work takes one thread: little work is
 
 Any number of threads gives the same bits: the shape of the data decides how sums are cut, threads
 only take pieces of the work. So the answer may change from call to call, and it does in three cases
-that would otherwise end in a crash or a hang:
+where numba would crash, abort the process or take cores that it was asked to leave:
 
 * In a process made by `os.fork` the threads of the parent are gone, and the OpenMP pool kills a
   child that asks for them. There all kernels run without threads.

@@ -19,7 +19,7 @@ KIB = 1024
 USUAL = {  # bytes of a vector: the sizes that are assumed
     64: (32 * KIB, 1024 * KIB, 16384 * KIB),  # AVX-512: servers and desktops
     32: (32 * KIB, 512 * KIB, 8192 * KIB),  # AVX2
-    16: (64 * KIB, 1024 * KIB, 4096 * KIB),  # NEON: phones have less, laptops have more
+    16: (64 * KIB, 1024 * KIB, 4096 * KIB),  # NEON and SSE2: phones have less, laptops have more
 }
 RUN = 256  # as exact as BLAS: twice as many steps made errors of float32 grow by a third
 

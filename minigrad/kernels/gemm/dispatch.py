@@ -35,12 +35,12 @@ from minigrad.kernels.threads import get_num_threads
 
 SECONDS = 2e-11  # a multiply-add takes one thread, at best: float32 with AVX-512
 THREADS_FROM = 1_500_000  # multiply-adds below which threads are not even asked for
-LONG = 32  # steps of k from which on the loops for few rows or columns repay the choice
+LONG = 32  # steps of k from which on the loops for few rows or columns are faster
 TALL = 64  # rows from which on the few columns are worth a copy
 STREAMED = 64  # rows of the other operand, at most, for which a matrix is not packed
 PIECES = 24  # of a batch to share out: evenly by 2, 3, 4, 6, 8 or 12 threads
 COLLIDING = 512  # bytes: rows a multiple of it apart share few lines of a cache
-DEEP = 512  # steps of k from which on few columns repay the choice of a loop
+DEEP = 512  # steps of k from which on they are faster for as many columns as a tile has
 SPLIT = 1024  # steps of k in a piece of a split sum, at least
 
 

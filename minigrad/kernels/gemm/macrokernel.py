@@ -30,7 +30,7 @@ few steps, A2 B2, while the strip of C is near: in LoRA, the update of low rank.
 cost a pass over C otherwise.
 
 Everything here works on addresses, which `minigrad.kernels.gemm.products` takes from arrays that
-`minigrad.kernels.gemm` has checked.
+`minigrad.kernels.gemm.dispatch` has checked.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def pack(
     """Copy `rows` rows of `depth` numbers into panels: `step` rows each, `width` >= `step` wide."""
     line, vector = width * t.item, t.VL * t.item
     if source.row == t.item:
-        # Contiguous columns: for each k, a piece of the column for each panel. What a panel is
-        # wider has the first rows of the next one, so that complete vectors are copied.
+        # Contiguous columns: for each k, a piece of the column for each panel. The extra lanes
+        # of a panel get the first rows of the next one, so that complete vectors are copied.
         for k in range(depth):
             here, there = source.at + k * source.col, target + k * line
             for i in range(0, rows, step):

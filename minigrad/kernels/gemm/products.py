@@ -106,7 +106,7 @@ def gemm(
 def gemm_batch(
     piece: int, pieces: int, x: Strided.D2, y: Strided.D2, out: Written.D2, plan: Integers
 ) -> None:
-    """Compute `gemm`, of which each thread does complete products."""
+    """Compute the products of `gemm`, shared out so that each thread does complete ones."""
     numbers = span(piece, pieces, plan[12])
     multiply_run(0, 1, x, y, out, plan, numbers.start, numbers.stop)
 
