@@ -33,7 +33,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
 
     Raises:
         TypeError: if it is not made of numbers (text, objects, None, complex numbers).
-        ValueError: if it is ragged.
+        ValueError: if it is ragged, or a number is out of range of an integer dtype.
     """
     if isinstance(data, Tensor):
         if mode.state[1]:
@@ -58,9 +58,15 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         raise TypeError(
             f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"
         )
-    if dtype is not None or not array.dtype.isnative:
-        array = array.astype(dtype or array.dtype.newbyteorder("="), copy=False)
-    return array
+    target = np.dtype(dtype) if dtype is not None else array.dtype.newbyteorder("=")
+    if target.kind in "iu" and array.dtype != target and array.size:
+        limits = np.iinfo(target)
+        for value in (array.min().item(), array.max().item()):
+            if not limits.min - 1 < value < limits.max + 1:  # a fraction is dropped
+                raise ValueError(
+                    f"{value} does not fit into {target}, which holds {limits.min} to {limits.max}"
+                )
+    return array.astype(target, copy=False)
 
 
 class Tensor:
@@ -77,6 +83,7 @@ class Tensor:
     Raises:
         TypeError: if `data` is not made of numbers, or if a gradient is required and they are not
             floats.
+        ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
 
     # `_leaf` is the node of a leaf while `requires_grad_` has switched it off.
@@ -303,21 +310,29 @@ class Tensor:
         """
         return Hook(node_of(self, "register_hook()"), function)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+    def __copy__(self) -> Tensor:
+        copied = type(self).__new__(type(self))
+        copied._data, copied.node = self._data, self.node
+        return copied
+
+    def __getstate__(self) -> tuple[NDArray[Any], bool, Tensor | None]:
+        """Return what copy.deepcopy and pickle take of a leaf: no node, which dates from a clock.
+
+        Raises:
+            RuntimeError: if this is the result of an op.
+        """
         if not self.is_leaf:
             raise RuntimeError(
-                f"{self.describe()} is the result of an op; copy.deepcopy copies leaves only, use "
-                f".detach() or .clone()"
+                f"{self.describe()} is the result of an op; copy.deepcopy and pickle take leaves "
+                f"only, use .detach() or .clone()"
             )
-        copied = type(self).__new__(type(self))
-        copied._data = self._data.copy()
-        copied.node = None
-        if self.node is not None:
-            copied.requires_grad_()
-            if self.node.grad is not None:
-                copied.grad = Tensor(self.node.grad._data.copy())
-        memo[id(self)] = copied
-        return copied
+        return self._data, self.requires_grad, self.grad
+
+    def __setstate__(self, state: tuple[NDArray[Any], bool, Tensor | None]) -> None:
+        data, requires_grad, grad = state
+        self._data, self.node = writable(data), None
+        self.requires_grad_(requires_grad)
+        self.grad = grad
 
     # ----------------------------------------------------------------------------------------------
     # Python's and numpy's protocols
