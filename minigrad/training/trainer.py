@@ -10,6 +10,8 @@ and files from which a run goes on as if it had never stopped, to the bit.
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import os
 import time
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.checks import check_positive
+from minigrad.checks import check_count, check_positive, check_range, check_state
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
@@ -353,44 +355,65 @@ class Trainer:
 
         Raises:
             ValueError: if it is the state of another model, optimiser, scheduler or average, or of
-                other random generators; nothing is changed then.
+                other random generators, or has an impossible value; nothing is changed then.
         """
-        generators = self._generators()
+        try:
+            self._load(state)
+        except _MISFITS as error:
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(
+                f"{source} does not fit this trainer, and nothing was changed: {reason!s:.1000}"
+            ) from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Take a state; if it does not fit, raise one of `_MISFITS` and change nothing."""
+        check_state("a Trainer", state, self.state_dict())
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
                 raise ValueError(
-                    f"{source} was saved with {saved or f'no {title}'}, and this trainer has "
+                    f"it was saved with {saved or f'no {title}'}, and this trainer has "
                     f"{own or 'none'}"
                 )
-        kinds = [saved["bit_generator"] for saved in state["generators"]]
-        own_kinds = [generator.bit_generator.state["bit_generator"] for generator in generators]
-        if kinds != own_kinds:
+        history = History(list(state["steps"]), list(state["epochs"]))
+        _check_records(history.steps, {"step", *_RECORDED})
+        _check_records(history.epochs, _RECORDED)
+        best, best_loss = dict(state["best"]), state["best_loss"]
+        if math.isnan(best_loss) or bool(best) != (best_loss < math.inf):
             raise ValueError(
-                f"{source} has random generators of the kinds {kinds}, and this trainer {own_kinds}"
+                f"a best loss of {best_loss} does not go with {len(best)} best weights"
             )
+        check_count("epochs_since_best", state["epochs_since_best"])
+        generators = [generator.bit_generator for generator in self._generators()]
+        _check_generators(state["generators"], generators)
         weights = self.model.state_dict()
         for name, value in state["model"].items():
             if name in weights and value.dtype != weights[name].dtype:
                 raise ValueError(
-                    f"{source} has {name} as {value.dtype}, and this model as "
-                    f"{weights[name].dtype}; convert the model with astype first"
+                    f"it has {name} as {value.dtype}, and this model as {weights[name].dtype}; "
+                    f"convert the model with astype first"
                 )
         with ExitStack() as undo:
-            for name in ("model", "optimizer", "scheduler", "ema"):
+            undo.callback(self.model.load_state_dict, weights)
+            if best:
+                self.model.load_state_dict(best)  # which checks them
+            self.model.load_state_dict(state["model"])
+            for name in ("optimizer", "scheduler", "ema"):
                 part = getattr(self, name)
                 if part is not None:
                     undo.callback(part.load_state_dict, part.state_dict())
                     part.load_state_dict(state[name])
-            for generator, saved in zip(generators, state["generators"], strict=True):
-                bits = generator.bit_generator
+            if (scheduler := self.scheduler) is not None:
+                for base_lr in scheduler.base_lrs:
+                    rate = scheduler.lr(scheduler.last_epoch + 1, base_lr)
+                    check_range("the next lr of the scheduler", rate, 0, math.inf)
+            for bits, saved in zip(generators, state["generators"], strict=True):
                 undo.callback(setattr, bits, "state", bits.state)
                 bits.state = saved
             undo.pop_all()  # nothing has failed, so nothing is undone
-        self._best = dict(state["best"])
-        self._best_loss = state["best_loss"]
+        self._best, self._best_loss = best, best_loss
         self._epochs_since_best = state["epochs_since_best"]
-        self.history = History(list(state["steps"]), list(state["epochs"]))
+        self.history = history
 
     def _generators(self) -> list[np.random.Generator]:
         """List every generator a step may draw from: the default, the trainer's, the modules'."""
@@ -408,11 +431,48 @@ class Trainer:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is cut short, no checkpoint, or one of another model, optimiser,
-                scheduler or average; nothing is changed then.
+            ValueError: if it is cut short or damaged, no checkpoint, or one of another model,
+                optimiser, scheduler or average; nothing is changed then.
         """
         self.load_state_dict(checkpoint_file.read(path), source=repr(os.fspath(path)))
 
 
 def _class_name(part: object) -> str | None:
     return None if part is None else type(part).__name__
+
+
+# What a part raises if its state has values of other types or sizes than its own.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+_RECORDED = {"epoch", "loss", "lr", "grad_norm", "seconds"}
+
+
+def _check_records(records: Sequence[Any], names: set[str]) -> None:
+    """Raise a ValueError unless each record has numbers only, and those of these names."""
+    for record in records:
+        values = record.values() if isinstance(record, Mapping) and names <= set(record) else [None]
+        if not all(type(value) in (int, float) for value in values):
+            raise ValueError(f"a record has numbers for {sorted(names)}, unlike {record!r:.100}")
+
+
+def _check_generators(states: Sequence[Any], own: Sequence[np.random.BitGenerator]) -> None:
+    """Raise an error unless the states are possible ones of these generators.
+
+    numpy does not check all of a state: a position beyond the end would be read from.
+    """
+    kinds = [saved["bit_generator"] for saved in states]
+    own_kinds = [bits.state["bit_generator"] for bits in own]
+    if kinds != own_kinds:
+        raise ValueError(f"it has random generators {kinds}, and this trainer {own_kinds}")
+    for saved, bits in zip(states, own, strict=True):
+        duplicate = copy.deepcopy(bits)
+        duplicate.state = saved
+        taken = duplicate.state
+        positions = (taken["state"].get("pos", 0), 624), (taken.get("buffer_pos", 0), 4)
+        possible = all(0 <= position <= limit for position, limit in positions)
+        if not possible or _as_json(taken) != _as_json(saved):
+            raise ValueError(f"it has an impossible state of a generator {kinds[0]}")
+
+
+def _as_json(state: Any) -> str:
+    return json.dumps(state, default=lambda value: value.tolist(), sort_keys=True)

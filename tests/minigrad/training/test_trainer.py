@@ -914,10 +914,45 @@ def test_a_checkpoint_with_one_impossible_part_changes_nothing(data, tmp_path, p
     trainer = build()
     trainer.fit(data, epochs=2)
     before = everything(trainer)
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(ValueError, match="run' does not fit this trainer, and nothing was changed"):
         trainer.load(path)
     np.testing.assert_equal(everything(trainer), before)
     trainer.fit(data, epochs=1)
+
+
+IMPOSSIBLE = {
+    "a step that is no number": lambda facts: facts["numbers"].update({"0.step": None}),
+    "more steps than there can be": lambda facts: facts["numbers"].update({"0.step": 10**400}),
+    "no numbers": lambda facts: facts.update(numbers=[]),
+    "records of text": lambda facts: facts.update(steps="abc"),
+    "a record without a loss": lambda facts: facts["epochs"][0].pop("loss"),
+    "a best loss without weights": lambda facts: facts.update(best_loss=0.5),
+    "no best loss": lambda facts: facts.update(best_loss=math.nan),
+    "epochs that are no number": lambda facts: facts.update(epochs_since_best="3"),
+    "a position beyond the end": lambda facts: facts["generators"][1]["state"].update(pos=9999),
+    "a generator without a state": lambda facts: facts["generators"][-1].pop("state"),
+    "an lr of text": lambda facts: facts["param_groups"][0].update(lr="0.1"),
+    "a group of nothing": lambda facts: facts.update(param_groups=[None]),
+}
+
+
+@pytest.mark.parametrize("damage", IMPOSSIBLE)
+def test_a_checkpoint_with_an_impossible_value_is_an_error_and_changes_nothing(
+    data, tmp_path, damage
+):
+    def build(seed=0):
+        return with_dropout(seed, rng=np.random.Generator(np.random.MT19937(seed)))
+
+    path = saved(tmp_path, data, build())
+    arrays, metadata = load_state(path)
+    facts = json.loads(metadata["minigrad.trainer"])
+    IMPOSSIBLE[damage](facts)
+    save_state(path, arrays, {"minigrad.trainer": json.dumps(facts)})
+    trainer = build(3)
+    before = everything(trainer)
+    with pytest.raises(ValueError, match="run' "):
+        trainer.load(path)
+    np.testing.assert_equal(everything(trainer), before)
 
 
 def test_a_checkpoint_that_knows_nothing_of_what_is_not_used_can_be_loaded(data, tmp_path):
