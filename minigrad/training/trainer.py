@@ -35,7 +35,7 @@ from minigrad.random import Rng
 from minigrad.training import checkpoint_file
 from minigrad.training.history import History, as_record
 
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 Data = tuple[Any, Any]
 
@@ -46,12 +46,14 @@ class Trainer:
     Args:
         model: the model to train.
         optimizer: an optimiser of the parameters to change.
-        loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean.
+        loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean, or
+            `(mean, count)` if it is a mean of something else than rows.
         batch_size: the number of rows that go through the model at once.
         accumulation_steps: the number of such batches for one step of the optimiser. Their
-            gradients add up to that of one batch of all their rows, in the memory of one of them.
-            (Where the loss is a mean in which rows count differently, by weights or an
-            `ignore_index`, each batch has its own mean.)
+            gradients add up to that of one batch of all their rows, in the memory of one of them:
+            sum(count gradient) / sum(count), where the count is that of the loss, or of the rows.
+            A loss that leaves out targets, as by an `ignore_index`, counts the others, and one with
+            class weights adds up the weights of the targets.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
             to record after each epoch, for the training rows and for those of the validation; in a
             dict they have other names than their own.
@@ -150,7 +152,8 @@ class Trainer:
 
         Raises:
             ValueError: if the data are empty or of different lengths, epochs is not positive, or
-                none of the optimiser's parameters can be trained in the model (any more).
+                none of the optimiser's parameters can be trained in the model (any more), or the
+                loss counts nothing in a step.
             FloatingPointError: if the loss is no longer finite; the weights are those before the
                 step.
         """
@@ -213,8 +216,8 @@ class Trainer:
         x, y = self._prepared(data, "data")
         prediction = self.predict(x)
         with no_grad():
-            loss = self.loss(Tensor(prediction), y).item()
-        return {"loss": loss, **{name: m(prediction, y) for name, m in self.metrics.items()}}
+            loss, _ = self._loss(Tensor(prediction), y)
+        return {"loss": loss.item(), **{name: m(prediction, y) for name, m in self.metrics.items()}}
 
     def __repr__(self) -> str:
         return (
@@ -230,18 +233,19 @@ class Trainer:
         """Go through the rows once, then validate, record and save."""
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
-        sizes = []
+        counts = []
         self.model.train()
         for x, y in batches(train, self.batch_size * self.accumulation_steps, rng=self.rng):
-            step = {"step": len(self.history.steps) + 1, "epoch": epoch, **self._step(x, y)}
+            made, count = self._step(x, y)
+            step = {"step": len(self.history.steps) + 1, "epoch": epoch, **made}
             self.history.steps.append(as_record(step))
-            sizes.append(len(x))
+            counts.append(count)
             bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
-        steps = self.history.steps[-len(sizes) :]
+        steps = self.history.steps[-len(counts) :]
         record = {
             "epoch": epoch,
-            "loss": np.average([step["loss"] for step in steps], weights=sizes),
+            "loss": np.average([step["loss"] for step in steps], weights=counts),
             "lr": steps[-1]["lr"],
             "grad_norm": np.mean([step["grad_norm"] for step in steps]),
             "seconds": time.perf_counter() - started,
@@ -267,16 +271,39 @@ class Trainer:
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
-    def _step(self, x: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-        """Make one step of the optimiser, and return the record of it."""
+    def _step(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[dict[str, float], float]:
+        """Make one step of the optimiser, and return the record of it and what its loss counted."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad()
-        loss = 0.0
+        loss = total = unit = 0.0
         for start in range(0, len(x), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            loss += self._backward(x[rows], y[rows], len(x[rows]) / len(x))
+            mean, counted = self._loss(self.model(Tensor(x[rows])), y[rows])
+            count = len(x[rows]) if counted is None else counted
+            if not count:
+                continue  # this mean is of nothing
+            value = float(mean.item())
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
+                    f"learning rate, clip_norm, or data without extreme values may help"
+                )
+            # Counts of rows add up to len(x); the sum of others is known after the last batch only.
+            unit = unit or (len(x) if counted is None else count)
+            mean.backward(np.full(mean.shape, count / unit, mean.dtype))
+            loss, total = loss + value * (count / unit), total + count
+        if not total:
+            raise ValueError(
+                f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
+                f"without a target that counts, or take more of them for a step"
+            )
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if total != unit:
+            loss *= unit / total
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad * (unit / total)
         limit = self.clip_norm
         norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit)
         self.optimizer.step()
@@ -285,22 +312,21 @@ class Trainer:
         if self.ema is not None:
             self.ema.update()
         seconds = time.perf_counter() - started
-        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}
+        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, total
 
-    def _backward(self, x: NDArray[Any], y: NDArray[Any], share: float) -> float:
-        """Add the gradient of `share` times the loss of a batch, and return that product."""
-        loss = self.loss(self.model(Tensor(x)), y)
+    def _loss(self, prediction: Any, target: NDArray[Any]) -> tuple[Tensor, float | None]:
+        """Return the loss and what it counted, None if it does not say so."""
+        loss, count = self.loss(prediction, target), None
+        if isinstance(loss, tuple) and len(loss) == 2:
+            loss, count = loss
+            count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
+            check_range("the count of a loss", count, 0, math.inf)
         if not isinstance(loss, Tensor) or loss.size != 1:
             what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
-            raise TypeError(f"the loss must return a Tensor of one element, not {what}")
-        value = float(loss.item())
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
-                f"learning rate, clip_norm, or data without extreme values may help"
+            raise TypeError(
+                f"the loss must return a Tensor of one element, or that and a count, not {what}"
             )
-        loss.backward(np.full(loss.shape, share, loss.dtype))
-        return value * share
+        return loss, count
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         """Return features and target as arrays, checked against each other."""
