@@ -8,6 +8,7 @@ and methods that call ops are declared here, for type checkers and readers, and 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
+from minigrad.renamed import missing
 from minigrad.versions import mark_written
 
 # A Tensor, an array or a number: ops and compositions accept each of these.
@@ -48,6 +50,11 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
             array = np.asarray(data)
         except ValueError as error:
             raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
+        except RuntimeError:
+            raise TypeError(
+                f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
+                f"them, through which their gradients flow: {data!r:.80}"
+            ) from None
         element = data
         while isinstance(element, (list, tuple)) and element:
             element = element[0]
@@ -58,7 +65,9 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         raise TypeError(
             f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"
         )
-    target = np.dtype(dtype) if dtype is not None else array.dtype.newbyteorder("=")
+    if dtype is None and array.dtype.isnative:
+        return array
+    target = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
     if target.kind in "iu" and array.dtype != target and array.size:
         limits = np.iinfo(target)
         for value in (array.min().item(), array.max().item()):
@@ -90,7 +99,7 @@ class Tensor:
     __slots__ = ("__weakref__", "_data", "_leaf", "node")
 
     _data: NDArray[Any]
-    _leaf: Node
+    _leaf: Node | None
     node: Node | None
 
     def __init__(
@@ -100,7 +109,7 @@ class Tensor:
         if not array.flags.writeable or type(array) is not np.ndarray:
             array = writable(array) if type(array) is np.ndarray else np.array(array)
         self._data = array
-        self.node = None
+        self.node = self._leaf = None
         if requires_grad:
             self.requires_grad_()
 
@@ -330,7 +339,8 @@ class Tensor:
 
     def __setstate__(self, state: tuple[NDArray[Any], bool, Tensor | None]) -> None:
         data, requires_grad, grad = state
-        self._data, self.node = writable(data), None
+        self._data = writable(data)
+        self.node = self._leaf = None
         self.requires_grad_(requires_grad)
         self.grad = grad
 
@@ -402,6 +412,12 @@ class Tensor:
             "minigrad.where(mask, value, x) for a new tensor, or x.data[index] = value for a leaf "
             "outside of any graph"
         )
+
+    if not TYPE_CHECKING and sys.version_info >= (3, 12):  # Python 3.11 would look up all slower
+
+        def __getattr__(self, name):
+            """Raise an error that says what to use instead of the name."""
+            raise missing("Tensor", name, self)
 
     # ----------------------------------------------------------------------------------------------
     # The operators and methods that `minigrad.operators` attaches
