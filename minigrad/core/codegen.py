@@ -373,9 +373,10 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         for value in values
     )
     text = str(error)
-    if text.startswith(("zero-size array", "attempt to get arg")) and "axis" in op.parameters:
-        axis = values[op.parameters.index("axis")]
-        text = f"shape {values[0].shape} has no elements along axis {axis}"
+    if text.startswith(("zero-size array", "attempt to get arg")):
+        named = dict(zip(op.parameters, values, strict=False))
+        if "axis" in named:
+            text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
     text = f"{text}; it was called with {operands}"
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)

@@ -51,6 +51,8 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         except ValueError as error:
             raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
         except RuntimeError:
+            if not isinstance(data, (list, tuple)):
+                raise
             raise TypeError(
                 f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
                 f"them, through which their gradients flow: {data!r:.80}"

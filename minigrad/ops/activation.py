@@ -150,7 +150,7 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
 
 @op(composition=_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def softmax(x: Array, axis: Axis = -1) -> Array:
-    """e^x / sum(e^x) along `axis`, without overflow."""
+    """e^x / sum(e^x) along `axis`, without overflow; empty where there are no elements."""
     try:
         if _is_last(axis, x):
             return kernels.softmax.softmax(x)
@@ -194,7 +194,7 @@ def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     shape=lambda x, axis, keepdims: reduced(x.shape, axis, keepdims),
 )
 def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """log(sum(e^x)) over `axis`, without overflow.
+    """log(sum(e^x)) over `axis`, without overflow; the derivative is softmax(x).
 
     Raises:
         ValueError: if there is nothing to sum.
@@ -209,7 +209,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 @logsumexp.vjp("x")
 def _logsumexp_x(g: Array, x: Array, axis: Axis) -> Array:
-    # Not e^(x - out): far out, `out` is rounded by more than 1e-7 of 1, and so would the sum be.
+    # For a large x, e^(x - out) does not sum to 1, because `out` is rounded.
     return reshape(g, reduced(x.shape, axis, keepdims=True)) * softmax(x, axis)
 
 

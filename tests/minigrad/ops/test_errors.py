@@ -111,6 +111,11 @@ def test_what_needs_an_element_is_refused_for_none_at_all(name):
     refused(name, (NONE,), ValueError, "shape (0, 3) has no elements along axis None")
 
 
+def test_a_list_without_elements_has_no_largest():
+    with pytest.raises(ValueError, match=r"^max: shape \(0,\) has no elements"):
+        minigrad.max([])
+
+
 @pytest.mark.parametrize("name", ["mse", "l1", "huber", "binary_cross_entropy_with_logits"])
 def test_a_mean_loss_of_nothing_is_refused(name):
     refused(name, (NONE, NONE), ValueError, "(0, 3)")
