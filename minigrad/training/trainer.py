@@ -393,7 +393,7 @@ class Trainer:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Take a state; if it does not fit, raise one of `_MISFITS` and change nothing."""
-        check_state("a Trainer", state, self.state_dict())
+        check_state("a Trainer", state, _STATE)
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
@@ -470,6 +470,8 @@ def _class_name(part: object) -> str | None:
 # What a part raises if its state has values of other types or sizes than its own.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
+_STATE = {"classes", "model", "best", "optimizer", "scheduler", "ema", "generators", "best_loss"}
+_STATE |= {"epochs_since_best", "steps", "epochs"}
 _RECORDED = {"epoch", "loss", "lr", "grad_norm", "seconds"}
 
 
@@ -477,7 +479,7 @@ def _check_records(records: Sequence[Any], names: set[str]) -> None:
     """Raise a ValueError unless each record has numbers only, and those of these names."""
     for record in records:
         values = record.values() if isinstance(record, Mapping) and names <= set(record) else [None]
-        if not all(type(value) in (int, float) for value in values):
+        if not all(isinstance(value, (int, float)) for value in values):
             raise ValueError(f"a record has numbers for {sorted(names)}, unlike {record!r:.100}")
 
 
@@ -497,7 +499,7 @@ def _check_generators(states: Sequence[Any], own: Sequence[np.random.BitGenerato
         positions = (taken["state"].get("pos", 0), 624), (taken.get("buffer_pos", 0), 4)
         possible = all(0 <= position <= limit for position, limit in positions)
         if not possible or _as_json(taken) != _as_json(saved):
-            raise ValueError(f"it has an impossible state of a generator {kinds[0]}")
+            raise ValueError(f"it has an impossible state of a {saved['bit_generator']}")
 
 
 def _as_json(state: Any) -> str:
