@@ -63,9 +63,11 @@ def missing(owner: str, name: str, asked: Any) -> AttributeError:
     if isinstance(asked, ModuleType):
         subject = f"module {asked.__name__!r}"
     else:
+        subject = f"{type(asked).__name__!r} object"
+        if name.startswith("__"):  # one of a protocol; numpy asks for several of them each time
+            return AttributeError(f"{subject} has no attribute {name!r}")
         if hasattr(type(asked), name):  # a property, which raised an error of its own
             object.__getattribute__(asked, name)
-        subject = f"{type(asked).__name__!r} object"
     text = f"{subject} has no attribute {name!r}{instead(owner, name)}"
     return AttributeError(text, name=name, obj=asked)
 
