@@ -17,6 +17,9 @@
 
 import minigrad as minigrad  # isort: skip  # first, since it refuses an old Python in a sentence
 
+import sys
+from typing import TYPE_CHECKING, Any
+
 from lora import viz
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
@@ -34,6 +37,7 @@ from lora.peft import load, save
 from lora.quantization import QuantizeReport, quantize
 from lora.scaling import LoRAScaling
 from lora.variants.nf4 import NF4Linear
+from minigrad import renamed
 
 __version__ = minigrad.__version__  # one distribution has both packages
 
@@ -43,3 +47,9 @@ __all__ += ["MergeError", "NF4Linear", "QuantizeReport", "VerifyReport", "active
 __all__ += ["attach", "combine", "detach", "disabled", "extract", "fold", "load", "merge"]
 __all__ += ["param_groups", "penalty", "quantize", "remove", "save", "switch", "unmerge", "verify"]
 __all__ += ["viz"]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Raise an error that says what to use instead of the name."""
+        raise renamed.missing(__name__, name, sys.modules[__name__])

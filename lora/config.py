@@ -12,21 +12,12 @@ from lora.patterns import ALL_LINEAR, Patterns, check_patterns, check_table, nea
 from lora.scaling import LoRAScaling, check_rank_and_alpha
 from lora.variants.inits import check_init
 from minigrad.checks import check_probability
+from minigrad.renamed import instead
 
 Bias = Literal["none", "all", "lora_only"]
 Scaling = LoRAScaling | Literal["standard", "rslora"]
 
 C = TypeVar("C", bound=type)
-
-_IN_PEFT = {
-    "r": "rank",
-    "lora_alpha": "alpha",
-    "target_modules": "targets",
-    "lora_dropout": "dropout",
-    "exclude_modules": "exclude",
-    "init_lora_weights": "init",
-    "use_rslora": "scaling='rslora'",
-}
 
 
 def _naming_fields(cls: C) -> C:
@@ -39,7 +30,9 @@ def _naming_fields(cls: C) -> C:
         unknown = [name for name in named if name not in known]
         if unknown:
             hints = [
-                f"{name!r} (here it is {_IN_PEFT[name]})" if name in _IN_PEFT else near(name, known)
+                f"{name!r} ({hint.removeprefix('; ')})"
+                if (hint := instead(cls.__name__, name))
+                else near(name, known)
                 for name in unknown
             ]
             raise TypeError(

@@ -14,7 +14,7 @@
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an installer's check
     raise ImportError(
@@ -24,7 +24,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
 
 from minigrad import creation, data, functional, io, metrics, nn, ops, optim, transforms, viz
 from minigrad import operators as operators  # gives Tensor its operators and methods
-from minigrad import renamed as renamed  # lets old names of modules give the new ones
+from minigrad import renamed as renamed  # lets names from elsewhere give the ones that are here
 from minigrad.config import installed_version, show_config
 from minigrad.core.backward import grad
 from minigrad.core.checkpoint import checkpoint
@@ -54,7 +54,10 @@ __all__ += ["get_num_threads", "manual_seed", "set_num_threads", "show_config"]
 __all__ += creation.__all__ + transforms.__all__
 __all__ += functional.__all__ + ops.__all__
 
-if TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
-        """Stand for ops and compositions, which mypy cannot know from a list made at run time."""
+def __getattr__(name: str) -> Any:
+    """Raise an error that says what to use instead of the name.
+
+    For mypy it stands for ops and compositions, of which the list is made at run time.
+    """
+    raise renamed.missing(__name__, name, sys.modules[__name__])

@@ -26,7 +26,7 @@ def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = Fals
     Raises:
         TypeError: if `data` is not made of numbers, or if a gradient is required and they are not
             floats.
-        ValueError: if lists are ragged.
+        ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
     return Tensor(np.array(as_array(data, dtype)), requires_grad)
 
@@ -44,7 +44,11 @@ def ones(*shape: Shape, dtype: DTypeLike = np.float32, requires_grad: bool = Fal
 def full(
     shape: Shape, fill_value: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
 ) -> Tensor:
-    """Make a tensor of one value, of the dtype of `tensor(fill_value)` unless one is given."""
+    """Make a tensor of one value, of the dtype of `tensor(fill_value)` unless one is given.
+
+    Raises:
+        ValueError: if the value is out of range of an integer dtype.
+    """
     filling = as_array(fill_value, dtype)
     return Tensor(np.full(as_shape((shape,)), filling, filling.dtype), requires_grad)
 
@@ -66,12 +70,16 @@ def arange(
     dtype: DTypeLike | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """Return start, start + step, ... below `stop`; from 0 if only one number is given."""
+    """Return start, start + step, ... below `stop`; from 0 if only one number is given.
+
+    Raises:
+        ValueError: if a number is out of range of an integer dtype.
+    """
     first, last = (0, start) if stop is None else (start, stop)
     values = np.arange(first, last, step)
     if dtype is None:
         dtype = np.float32 if values.dtype.kind == "f" else np.int64
-    return Tensor(values.astype(dtype), requires_grad)
+    return Tensor(values, requires_grad, dtype)
 
 
 def linspace(
@@ -81,8 +89,12 @@ def linspace(
     dtype: DTypeLike = np.float32,
     requires_grad: bool = False,
 ) -> Tensor:
-    """Return `num` numbers at equal distances, from `start` to `stop` inclusive."""
-    return Tensor(np.linspace(start, stop, num).astype(dtype), requires_grad)
+    """Return `num` numbers at equal distances, from `start` to `stop` inclusive.
+
+    Raises:
+        ValueError: if a number is out of range of an integer dtype.
+    """
+    return Tensor(np.linspace(start, stop, num), requires_grad, dtype)
 
 
 def eye(

@@ -19,6 +19,7 @@ from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.op import Op
 from minigrad.core.tensor import Tensor
 from minigrad.creation import as_shape
+from minigrad.renamed import instead
 
 # Python's name of each operator of two operands, its symbol if it can write in place (`x += y`),
 # numpy's function for it, and the op of both.
@@ -94,7 +95,11 @@ def _method(op: Op[Any]) -> Callable[..., Tensor]:
     else:
 
         def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
-            return op.call(self, *args, **options)
+            try:
+                return op.call(self, *args, **options)
+            except TypeError as error:
+                op.check_keywords(error)
+                raise
 
     _, *options = op.signature.parameters.values()
     vars(method)["__signature__"] = op.signature.replace(
@@ -136,9 +141,16 @@ class Operators(Tensor):
         """Raise an error for numpy functions that minigrad has; give plain arrays to the others."""
         if function in (np.shape, np.ndim, np.size):
             return function(*(x._data if isinstance(x, Tensor) else x for x in args), **options)
-        if function.__module__ in ("numpy", "numpy.linalg") and _ours(function.__name__):
-            raise TypeError(_use_instead(function.__name__, function.__module__))
-        return function(*_unwrapped(list(args)), **_unwrapped(dict(options)))
+        name, module = function.__name__, function.__module__
+        if module in ("numpy", "numpy.linalg") and _ours(name):
+            raise TypeError(_use_instead(name, module))
+        try:
+            arrays, others = _unwrapped(list(args)), _unwrapped(dict(options))
+        except RuntimeError:  # one of them requires a gradient
+            if instead("minigrad", name):
+                raise TypeError(_use_instead(name, module)) from None
+            raise
+        return function(*arrays, **others)
 
     @property
     def T(self) -> Tensor:  # noqa: N802  # the name in numpy and in every formula
@@ -182,10 +194,10 @@ def _ours(numpy_name: str) -> str | None:
 
 def _use_instead(numpy_name: str, module: str = "numpy") -> str:
     ours = _ours(numpy_name)
-    instead = f"minigrad.{ours}, or " if ours else ""
+    ours = f"; use minigrad.{ours}" if ours else instead("minigrad", numpy_name)
     return (
-        f"{module}.{numpy_name} does not take Tensors; use {instead}{module}.{numpy_name} of "
-        f"tensor.detach().numpy(), which has no gradient"
+        f"{module}.{numpy_name} does not take Tensors{f'{ours}, or' if ours else '; use'} "
+        f"{module}.{numpy_name} of tensor.detach().numpy(), which has no gradient"
     )
 
 

@@ -1,8 +1,13 @@
-"""Old names of modules: importing one raises an error that gives the new one."""
+"""Names that are not here: asking for one raises an error that says which name is.
+
+The table beside this file has the names of version 0.1, and those that people are used to from
+PyTorch, PEFT, JAX and numpy, each with its owner: a module, a class, or "argument".
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -10,13 +15,71 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 @cache
+def elsewhere() -> dict[str, dict[str, str]]:
+    """Return the table: for each owner the names that it does not have, with what to use."""
+    table: dict[str, dict[str, str]] = {}
+    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            table.setdefault(row["owner"], {}).update(
+                dict.fromkeys(row["names"].split(), row["here"])
+            )
+    return table
+
+
 def since_0_2() -> dict[str, str]:
     """Return the modules of version 0.1, each with where its contents are since version 0.2."""
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        return {row["old"]: row["new"] for row in csv.DictReader(file)}
+    return elsewhere()["minigrad 0.1"]
+
+
+def instead(owner: str, name: str) -> str:
+    """Return what to use instead of a name that `owner` does not have, after a semicolon.
+
+    It is in the table; or, for a class or function that has this very name elsewhere in minigrad,
+    it is the complete name. The result is empty if there is nothing like it.
+    """
+    text = elsewhere().get(owner, {}).get(name)
+    for home in _HOMES.get(owner, ()) if text is None else ():
+        module = sys.modules.get(home)
+        if callable(vars(module).get(name)) and not name.startswith("_"):
+            text = f"use {home}.{name}"
+            break
+    return "" if text is None else f"; {text}"
+
+
+# The modules in which something that is asked of an owner may be.
+_HOMES = {
+    "Tensor": ("minigrad",),
+    "minigrad": ("minigrad.nn", "minigrad.optim", "minigrad.io", "minigrad.data", "minigrad.viz"),
+    "minigrad.nn": ("minigrad", "minigrad.optim"),
+}
+
+
+def missing(owner: str, name: str, asked: Any) -> AttributeError:
+    """Return the error for an attribute that a module or an object does not have."""
+    if isinstance(asked, ModuleType):
+        subject = f"module {asked.__name__!r}"
+    else:
+        subject = f"{type(asked).__name__!r} object"
+        if name.startswith("__"):  # one of a protocol; numpy asks for several of them each time
+            return AttributeError(f"{subject} has no attribute {name!r}")
+        if hasattr(type(asked), name):  # a property, which raised an error of its own
+            object.__getattribute__(asked, name)
+    text = f"{subject} has no attribute {name!r}{instead(owner, name)}"
+    return AttributeError(text, name=name, obj=asked)
+
+
+def instead_of_keyword(error: TypeError) -> str:
+    """Return what to use instead of a keyword that a function does not have, if the error is that.
+
+    It is a complete message; empty for another error, and for another keyword.
+    """
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    hint = instead("argument", found[1]) if found else ""
+    return f"{found[0]}{hint}" if found and hint else ""
 
 
 class _OldNames(MetaPathFinder):
@@ -25,12 +88,16 @@ class _OldNames(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name.startswith(("minigrad.", "lora.")) and name in since_0_2():
-            raise ModuleNotFoundError(
-                f"there is no module `{name}` since minigrad 0.2; its contents are in "
-                f"{since_0_2()[name]}",
-                name=name,
-            )
+        owner, _, last = name.rpartition(".")
+        if owner.startswith(("minigrad", "lora")):
+            if name in since_0_2():
+                raise ModuleNotFoundError(
+                    f"there is no module `{name}` since minigrad 0.2; its contents are in "
+                    f"{since_0_2()[name]}",
+                    name=name,
+                )
+            if hint := instead(owner, last):
+                raise ModuleNotFoundError(f"there is no module `{name}`{hint}", name=name)
         return None
 
 

@@ -372,6 +372,12 @@ def _tensor(value: Any, role: str, like: Tensor | None = None) -> Tensor:
 
 def _checked(name: str, out: Any) -> Tensor:
     """Return the result of f, checked to be a Tensor of floats."""
+    if isinstance(out, (int, float, np.number, np.ndarray)):
+        raise TypeError(
+            f"{name}: f must return a Tensor of floats, not {_described(out)}, which no gradient "
+            f"follows; compute it from the arguments with minigrad's functions, without float(), "
+            f".item() or numpy"
+        )
     if not isinstance(out, Tensor) or out.dtype.kind != "f":
         raise TypeError(
             f"{name}: f must return a Tensor of floats, not {_described(out)}; concatenate several "

@@ -1,13 +1,27 @@
-"""Modules whose names have changed: an old name raises an error that gives the new one."""
+"""Names that are not here, of modules, attributes and arguments: an error says what to use."""
 
 import importlib
+import re
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from minigrad.renamed import since_0_2
+import lora
+import minigrad
+from minigrad import nn
+from minigrad.renamed import elsewhere, since_0_2
 
 CHANGELOG = (Path(__file__).parents[1] / ".github" / "CHANGELOG.md").read_text()
+MODULES = {"minigrad": minigrad, "minigrad.nn": nn, "lora": lora}
+OBJECTS = {"Tensor": minigrad.tensor([1.0, 2.0]), "Module": nn.Linear(2, 2), "Op": minigrad.tanh}
+ASKED = [
+    (owner, name, hint)
+    for owner in (*MODULES, *OBJECTS)
+    for name, hint in elsewhere()[owner].items()
+]
+looks_up_slowly = sys.version_info < (3, 12)
 
 
 @pytest.mark.parametrize(("old", "new"), since_0_2().items())
@@ -34,3 +48,93 @@ def test_a_module_that_never_was_is_not_found_as_ever():
 def test_a_part_of_an_old_package_gives_the_new_name_of_the_package():
     with pytest.raises(ModuleNotFoundError, match=r"lora\.files.*lora\.peft"):
         importlib.import_module("lora.files.folder")
+
+
+@pytest.mark.parametrize("name", ["minigrad.nn.functional", "minigrad.utils.data"])
+def test_a_module_of_another_library_gives_what_is_here(name):
+    with pytest.raises(ModuleNotFoundError, match=r"no module `minigrad.*`; use minigrad"):
+        importlib.import_module(name)
+
+
+@pytest.mark.parametrize(("owner", "name", "hint"), ASKED)
+def test_a_name_of_another_library_gives_the_one_that_is_here(owner, name, hint):
+    asked = MODULES.get(owner) or OBJECTS.get(owner)
+    assert not hasattr(asked, name)
+    if looks_up_slowly and owner in ("Tensor", "Module"):
+        return
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; {re.escape(hint)}$"):
+        getattr(asked, name)
+
+
+@pytest.mark.parametrize(("owner", "hint"), sorted({(owner, hint) for owner, _, hint in ASKED}))
+def test_what_is_recommended_exists(owner, hint):
+    for path in re.findall(r"\b(?:minigrad|lora)(?:\.\w+)+", hint):
+        found = importlib.import_module(path.partition(".")[0])
+        for name in path.split(".")[1:]:
+            found = getattr(found, name)
+    for name in re.findall(r"(?<![\w)])\.(\w+)", hint):
+        assert hasattr(OBJECTS[owner], name)
+    for name in re.findall(r"\bnumpy\.(\w+)", hint):
+        assert hasattr(np, name)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: x.sum(dim=0), "sum: unexpected keyword argument 'dim'; here it is axis"),
+        (lambda x: minigrad.max(x, dim=0), "max: .*'dim'; here it is axis"),
+        (lambda x: x.mean(0, keepdim=True), "mean: .*'keepdim'; here it is keepdims"),
+        (lambda x: minigrad.var(x, unbiased=False), "var: .*'unbiased'; here it is ddof"),
+        (lambda x: x.softmax(dim=-1), "softmax: .*'dim'; here it is axis"),
+        (lambda x: x.softmax(along=-1), r"softmax\(\) got an unexpected keyword argument 'along'"),
+    ],
+)
+def test_an_argument_of_another_library_gives_the_one_that_is_here(call, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call(minigrad.tensor([1.0, 2.0]))
+
+
+@pytest.mark.skipif(looks_up_slowly, reason="Python 3.11 would look up all attributes slower")
+def test_a_function_of_another_place_is_named():
+    with pytest.raises(AttributeError, match=r"no attribute 'split'; use minigrad\.split$"):
+        minigrad.tensor([1.0]).split  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'Linear'; use minigrad\.nn\.Linear$"):
+        minigrad.Linear  # noqa: B018
+
+
+def test_a_property_that_fails_says_why():
+    class Layer(nn.Module):
+        @property
+        def scale(self):
+            return self.weigth
+
+    with pytest.raises(AttributeError, match="weigth"):
+        Layer().scale  # noqa: B018
+
+
+# Other things that are typed by habit
+
+ONE = minigrad.tensor([1.0, 2.0], requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: minigrad.mean([ONE, ONE]), r"^mean: .*minigrad\.stack makes one tensor"),
+        (lambda: minigrad.tensor([ONE, ONE]), r"minigrad\.stack makes one tensor"),
+        (lambda: minigrad.tensor([[1.0, ONE[0]]]), r"minigrad\.stack makes one tensor"),
+        (lambda: ONE + [ONE] * 2, r"minigrad\.stack makes one tensor"),
+        (
+            lambda: np.tensordot(ONE, ONE, 1),
+            r"numpy\.tensordot does .*; use .*minigrad\.einsum, or",
+        ),
+        (lambda: minigrad.grad(lambda x: x, ONE), r"not a function; minigrad\.value_and_grad\(f\)"),
+        (lambda: minigrad.grad(lambda x: x), r"not a function; minigrad\.value_and_grad\(f\)"),
+        (lambda: minigrad.grad(ONE.sum()), r"^grad: inputs are missing"),
+        (lambda: minigrad.vjp(lambda x: 3.0, ONE), r"not a float, .*without float\(\), \.item\(\)"),
+        (lambda: minigrad.vjp(lambda x: x.detach().numpy(), ONE), r"not a ndarray, which no grad"),
+    ],
+)
+def test_a_call_that_would_lose_the_gradient_says_what_does_not(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()

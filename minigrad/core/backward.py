@@ -66,7 +66,7 @@ def backward(
 
 def grad(
     outputs: Tensor | Sequence[Tensor],
-    inputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor] | None = None,
     grad_outputs: Any = None,
     create_graph: bool = False,
     retain_graph: bool | None = None,
@@ -95,6 +95,13 @@ def grad(
             overwritten.
         ValueError: if a cotangent is missing or has another shape than its output.
     """
+    if not isinstance(outputs, Tensor) and callable(outputs):
+        raise TypeError(
+            "grad: it differentiates a tensor that was computed, not a function; "
+            "minigrad.value_and_grad(f) makes a function of x that returns f(x) and its gradient"
+        )
+    if inputs is None:
+        raise TypeError("grad: inputs are missing, the tensors to differentiate by")
     single = isinstance(inputs, Tensor)
     sources = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     results = [outputs] if isinstance(outputs, Tensor) else list(outputs)

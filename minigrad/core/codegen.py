@@ -372,7 +372,12 @@ def explained(op: OpLike, error: Exception, values: Sequence[Any]) -> Exception:
         f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.50}"
         for value in values
     )
-    text = f"{error}; it was called with {operands}"
+    text = str(error)
+    if text.startswith(("zero-size array", "attempt to get arg")):
+        named = dict(zip(op.parameters, values, strict=False))
+        if "axis" in named:
+            text = f"shape {np.shape(values[0])} has no elements along axis {named['axis']}"
+    text = f"{text}; it was called with {operands}"
     if isinstance(error, (OverflowError, ValueError)):
         return op_error(ValueError, op.name, text)
     if isinstance(error, IndexError):

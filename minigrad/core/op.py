@@ -47,28 +47,13 @@ from minigrad.core.codegen import on_sequence, write
 from minigrad.core.grad_mode import grad_mode
 from minigrad.core.node import Cost, Edge, Hint, Node, OpLike
 from minigrad.core.tensor import Tensor
+from minigrad.errors import op_error
+from minigrad.renamed import instead, instead_of_keyword, missing
 
 P = ParamSpec("P")
 
 OPS: dict[str, Op[Any]] = {}
 """Every op of the library by name. An op that you define is a function of yours, and not listed."""
-
-_RENAMED = {
-    "rule": "vjp",
-    "joint_rule": "joint_vjp",
-    "rules": "vjps",
-    "keeps": "returns_residuals",
-    "kept": "residuals",
-    "position": "argnum",
-    "needs": "needs_input_grad",
-}
-"""Names of version 0.1 and the ones that they have now."""
-
-
-def _new_name(name: str) -> str:
-    """Return what to add to a message if `name` is one of version 0.1."""
-    return f"; it is {_RENAMED[name]!r} since minigrad 0.2" if name in _RENAMED else ""
-
 
 _RESERVED = {"g", "out", "argnum", "residuals", "needs_input_grad"}
 """Names with a meaning of their own in a VJP."""
@@ -90,7 +75,7 @@ class VJP:
         if names[: len(leading)] != leading:
             raise ValueError(
                 f"a VJP of `{op.name}` takes {', '.join(leading)} first, "
-                f"not {', '.join(names)}{''.join(map(_new_name, names))}"
+                f"not {', '.join(names)}{''.join(instead('Op', name) for name in names)}"
             )
         special = ("out", "argnum", "residuals") if op.returns_residuals else ("out", "argnum")
         known = {name: index for index, name in enumerate((*op.parameters, *special))}
@@ -101,8 +86,8 @@ class VJP:
             slot = known.get(name.removesuffix("_shape") if shape_only else name)
             if slot is None:
                 raise ValueError(
-                    f"a VJP of `{op.name}` asks for {name!r}{_new_name(name)}; it can have g, out "
-                    f"and {', '.join(op.parameters)}, or the shape of one, as "
+                    f"a VJP of `{op.name}` asks for {name!r}{instead('Op', name)}; it can have g, "
+                    f"out and {', '.join(op.parameters)}, or the shape of one, as "
                     f"{op.parameters[0]}_shape"
                 )
             self.slots.append((slot, shape_only))
@@ -176,8 +161,7 @@ class Op(OpLike, Generic[P]):
 
         def __getattr__(self, name):
             """Raise an error, which gives the new name of what was renamed."""
-            message = f"an op has no attribute {name!r}{_new_name(name)}"
-            raise AttributeError(message, name=name, obj=self)
+            raise missing("Op", name, self)
 
     # ----------------------------------------------------------------------------------------------
     # VJPs
@@ -272,7 +256,16 @@ class Op(OpLike, Generic[P]):
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> Tensor:
         """Run the forward; leave a node in the graph if an input needs a gradient."""
-        return self.call(*args, **options)
+        try:
+            return self.call(*args, **options)
+        except TypeError as error:
+            self.check_keywords(error)
+            raise
+
+    def check_keywords(self, error: TypeError) -> None:
+        """Raise a better error if the cause of this one is a keyword of another library."""
+        if text := instead_of_keyword(error):
+            raise op_error(TypeError, self.name, text) from None
 
     @property
     def source(self) -> str:

@@ -8,6 +8,7 @@ and methods that call ops are declared here, for type checkers and readers, and 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.core.grad_mode import mode
 from minigrad.core.node import Hook, Node
 from minigrad.readonly import writable
+from minigrad.renamed import missing
 from minigrad.versions import mark_written
 
 # A Tensor, an array or a number: ops and compositions accept each of these.
@@ -33,7 +35,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
 
     Raises:
         TypeError: if it is not made of numbers (text, objects, None, complex numbers).
-        ValueError: if it is ragged.
+        ValueError: if it is ragged, or a number is out of range of an integer dtype.
     """
     if isinstance(data, Tensor):
         if mode.state[1]:
@@ -48,6 +50,13 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
             array = np.asarray(data)
         except ValueError as error:
             raise ValueError(f"cannot make a tensor of {data!r:.80}: {error}") from None
+        except RuntimeError:
+            if not isinstance(data, (list, tuple)):
+                raise
+            raise TypeError(
+                f"a list has tensors that require a gradient; minigrad.stack makes one tensor of "
+                f"them, through which their gradients flow: {data!r:.80}"
+            ) from None
         element = data
         while isinstance(element, (list, tuple)) and element:
             element = element[0]
@@ -58,9 +67,17 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         raise TypeError(
             f"a tensor holds booleans, integers or floats, not {array.dtype}: {data!r:.80}"
         )
-    if dtype is not None or not array.dtype.isnative:
-        array = array.astype(dtype or array.dtype.newbyteorder("="), copy=False)
-    return array
+    if dtype is None and array.dtype.isnative:
+        return array
+    target = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
+    if target.kind in "iu" and array.dtype != target and array.size:
+        limits = np.iinfo(target)
+        for value in (array.min().item(), array.max().item()):
+            if not limits.min - 1 < value < limits.max + 1:  # a fraction is dropped
+                raise ValueError(
+                    f"{value} does not fit into {target}, which holds {limits.min} to {limits.max}"
+                )
+    return array.astype(target, copy=False)
 
 
 class Tensor:
@@ -77,13 +94,14 @@ class Tensor:
     Raises:
         TypeError: if `data` is not made of numbers, or if a gradient is required and they are not
             floats.
+        ValueError: if lists are ragged, or a number is out of range of an integer dtype.
     """
 
     # `_leaf` is the node of a leaf while `requires_grad_` has switched it off.
     __slots__ = ("__weakref__", "_data", "_leaf", "node")
 
     _data: NDArray[Any]
-    _leaf: Node
+    _leaf: Node | None
     node: Node | None
 
     def __init__(
@@ -93,7 +111,7 @@ class Tensor:
         if not array.flags.writeable or type(array) is not np.ndarray:
             array = writable(array) if type(array) is np.ndarray else np.array(array)
         self._data = array
-        self.node = None
+        self.node = self._leaf = None
         if requires_grad:
             self.requires_grad_()
 
@@ -303,21 +321,30 @@ class Tensor:
         """
         return Hook(node_of(self, "register_hook()"), function)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+    def __copy__(self) -> Tensor:
+        copied = type(self).__new__(type(self))
+        copied._data, copied.node = self._data, self.node
+        return copied
+
+    def __getstate__(self) -> tuple[NDArray[Any], bool, Tensor | None]:
+        """Return what copy.deepcopy and pickle take of a leaf: no node, which dates from a clock.
+
+        Raises:
+            RuntimeError: if this is the result of an op.
+        """
         if not self.is_leaf:
             raise RuntimeError(
-                f"{self.describe()} is the result of an op; copy.deepcopy copies leaves only, use "
-                f".detach() or .clone()"
+                f"{self.describe()} is the result of an op; copy.deepcopy and pickle take leaves "
+                f"only, use .detach() or .clone()"
             )
-        copied = type(self).__new__(type(self))
-        copied._data = self._data.copy()
-        copied.node = None
-        if self.node is not None:
-            copied.requires_grad_()
-            if self.node.grad is not None:
-                copied.grad = Tensor(self.node.grad._data.copy())
-        memo[id(self)] = copied
-        return copied
+        return self._data, self.requires_grad, self.grad
+
+    def __setstate__(self, state: tuple[NDArray[Any], bool, Tensor | None]) -> None:
+        data, requires_grad, grad = state
+        self._data = writable(data)
+        self.node = self._leaf = None
+        self.requires_grad_(requires_grad)
+        self.grad = grad
 
     # ----------------------------------------------------------------------------------------------
     # Python's and numpy's protocols
@@ -387,6 +414,12 @@ class Tensor:
             "minigrad.where(mask, value, x) for a new tensor, or x.data[index] = value for a leaf "
             "outside of any graph"
         )
+
+    if not TYPE_CHECKING and sys.version_info >= (3, 12):  # Python 3.11 would look up all slower
+
+        def __getattr__(self, name):
+            """Raise an error that says what to use instead of the name."""
+            raise missing("Tensor", name, self)
 
     # ----------------------------------------------------------------------------------------------
     # The operators and methods that `minigrad.operators` attaches

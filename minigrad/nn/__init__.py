@@ -1,5 +1,9 @@
 """Layers and models, all of them made of `Module`, and the initial values of weights."""
 
+import sys
+from typing import TYPE_CHECKING, Any
+
+from minigrad import renamed
 from minigrad.nn import activations, attention, init, layers, losses, module
 from minigrad.nn.activations import *
 from minigrad.nn.attention import *
@@ -10,3 +14,9 @@ from minigrad.nn.module import *
 __all__ = ["init"]
 __all__ += activations.__all__ + attention.__all__ + layers.__all__
 __all__ += losses.__all__ + module.__all__
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Raise an error that says what to use instead of the name."""
+        raise renamed.missing(__name__, name, sys.modules[__name__])

@@ -16,10 +16,11 @@ first name.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -27,6 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from minigrad.checks import check_problems, nearest
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor, as_array
+from minigrad.renamed import missing
 
 __all__ = ["Module", "Parameter"]
 
@@ -216,6 +218,12 @@ class Module:
     def extra_repr(self) -> str:
         """Return the options to print between the parentheses, such as sizes."""
         return ""
+
+    if not TYPE_CHECKING and sys.version_info >= (3, 12):  # Python 3.11 would look up all slower
+
+        def __getattr__(self, name):
+            """Raise an error that says what to use instead of the name."""
+            raise missing("Module", name, self)
 
     def __repr__(self) -> str:
         total, trainable = self.count_parameters(), self.count_parameters(trainable_only=True)

@@ -283,7 +283,7 @@ def arctan2(y: Array, x: Array) -> Array:
     """The angle in [-pi, pi] of the point (x, y), broadcast.
 
     The derivatives are x / (x^2 + y^2) in y and -y / (x^2 + y^2) in x; at the origin, which has no
-    angle, they are taken as 0.
+    angle, they are taken as 0, and those of second order are nan.
     """
     return np.arctan2(y, x)
 
@@ -298,7 +298,9 @@ def _over_square(a: Array, b: Array) -> Array:
     origin = larger == 0
     scale = where(origin, 1.0, larger)
     u, v = a / scale, b / scale
-    return u / where(origin, 1.0, u * u + v * v) / scale
+    square = u * u + v * v
+    # The root of 0 is 0 and has no slope, so that a derivative by a or b is nan at the origin.
+    return where(origin, sqrt(square), u / where(origin, 1.0, square) / scale)
 
 
 sinh = curve("sinh", "The hyperbolic sine (e^x - e^-x) / 2, with derivative cosh(x).")

@@ -57,7 +57,8 @@ def matmul(a: Array, b: Array) -> Array:
 def _matmul_a(g: Array, a_shape: tuple[int, ...], b: Array) -> Array:
     if len(a_shape) == 2 and b.ndim > 2:
         order = (b.ndim - 2, *range(b.ndim - 2), b.ndim - 1)  # equal rows side by side
-        wide = reshape(transpose(g, order), (a_shape[0], -1))
+        columns = math.prod(g.shape[:-2]) * g.shape[-1]  # -1 is not found among no elements
+        wide = reshape(transpose(g, order), (a_shape[0], columns))
         return matmul(wide, as_rows(swap_last(b)))
     g = _with_axes(g, len(a_shape) == 1, b.ndim == 1)
     return matmul(g, swap_last(reshape(b, (-1, 1)) if b.ndim == 1 else b))

@@ -24,6 +24,8 @@ from minigrad.core.tensor import Array, Axis, Tensor
 def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """Return axes of an array with `ndim` of them, counted from the front.
 
+    A number has none, and may be reduced over axis 0 or -1 all the same, as in numpy.
+
     Raises:
         TypeError: if one is no integer.
         ValueError: if one does not exist or is repeated.
@@ -33,6 +35,8 @@ def normalize_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     except TypeError:
         raise TypeError(f"axis is an int or several of them, not {axis!r}") from None
     except AxisError:
+        if ndim == 0 and axis in (0, -1):
+            return ()
         wrong = f"out of bounds for an array of {ndim} axes"
     except ValueError:
         wrong = "repeated"
@@ -48,7 +52,10 @@ def normalize_axis(axis: int, ndim: int) -> int:
     """
     if not isinstance(axis, (int, np.integer)):
         raise TypeError(f"axis is an int, not {axis!r}")
-    return normalize_axes(axis, ndim)[0]
+    axes = normalize_axes(axis, ndim)
+    if not axes:
+        raise ValueError(f"axis {axis} is out of bounds for an array of 0 axes")
+    return axes[0]
 
 
 def reduced(shape: Sequence[int], axis: Axis, keepdims: bool) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_state
+from minigrad.checks import check_range, check_state
 from minigrad.core.grad_mode import mode
 from minigrad.core.tensor import Tensor
 from minigrad.readonly import release
@@ -237,10 +237,13 @@ class Optimizer(ABC):
                 check_state(owner, state, self.state_names(options[int(number)]))
             parameter = parameters[int(number)]
             for key, value in state.items():
-                if isinstance(value, np.ndarray) and value.shape != parameter.shape:
+                role = f"load_state_dict: {key} of parameter {number}"
+                if not isinstance(value, np.ndarray):
+                    check_range(role, value, 0, np.inf)  # a number of steps
+                elif value.shape != parameter.shape or value.dtype.kind != "f":
                     raise ValueError(
-                        f"load_state_dict: {key} of parameter {number} has shape {value.shape}, "
-                        f"the parameter {parameter.shape}"
+                        f"{role} has shape {value.shape} and dtype {value.dtype}, the parameter "
+                        f"{parameter.shape} and {parameter.dtype}"
                     )
             states[parameter] = _copied(state, parameter.dtype)
         for own, group in zip(self.param_groups, loaded, strict=True):

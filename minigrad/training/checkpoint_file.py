@@ -60,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if KEY not in metadata:
         raise ValueError(f"{file} is no checkpoint of a Trainer")
     try:
-        facts = json.loads(metadata[KEY])
+        facts = json.loads(metadata[KEY], parse_int=_integer)
         parts: dict[str, Any] = {name: {} for name in ("model", "best", "optimizer", "ema")}
         for name, value in arrays.items():
             part, _, rest = name.partition(".")
@@ -86,7 +86,15 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             "ema": {**facts["ema"], "averages": parts["ema"]} if "ema" in facts else None,
             **{name: facts[name] for name in _PLAIN},
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file} is no checkpoint of a Trainer, or one of another version: {error!r}"
+            f"{file} is no checkpoint of a Trainer, or one of another version: {error!r:.300}"
         ) from error
+
+
+def _integer(text: str) -> int:
+    """Return an integer of the file; the longest are the states of generators, of 128 bits."""
+    number = int(text)
+    if number.bit_length() > 128:
+        raise ValueError(f"an integer of {number.bit_length()} bits")
+    return number

@@ -10,6 +10,8 @@ and files from which a run goes on as if it had never stopped, to the bit.
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import os
 import time
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import random
-from minigrad.checks import check_positive
+from minigrad.checks import check_count, check_positive, check_range, check_state
 from minigrad.core.grad_mode import no_grad
 from minigrad.core.tensor import Tensor, as_array
 from minigrad.data import batches
@@ -33,7 +35,7 @@ from minigrad.random import Rng
 from minigrad.training import checkpoint_file
 from minigrad.training.history import History, as_record
 
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[[Any, Any], Tensor | tuple[Tensor, Any]]
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 Data = tuple[Any, Any]
 
@@ -44,12 +46,14 @@ class Trainer:
     Args:
         model: the model to train.
         optimizer: an optimiser of the parameters to change.
-        loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean.
+        loss: a function of prediction and target, such as `minigrad.mse`, that returns a mean, or
+            `(mean, count)` if it is a mean of something else than rows.
         batch_size: the number of rows that go through the model at once.
         accumulation_steps: the number of such batches for one step of the optimiser. Their
-            gradients add up to that of one batch of all their rows, in the memory of one of them.
-            (Where the loss is a mean in which rows count differently, by weights or an
-            `ignore_index`, each batch has its own mean.)
+            gradients add up to that of one batch of all their rows, in the memory of one of them:
+            sum(count gradient) / sum(count), where the count is that of the loss, or of the rows.
+            A loss that leaves out targets, as by an `ignore_index`, counts the others, and one with
+            class weights adds up the weights of the targets.
         metrics: functions of prediction and target as arrays, such as those of `minigrad.metrics`,
             to record after each epoch, for the training rows and for those of the validation; in a
             dict they have other names than their own.
@@ -148,7 +152,8 @@ class Trainer:
 
         Raises:
             ValueError: if the data are empty or of different lengths, epochs is not positive, or
-                none of the optimiser's parameters can be trained in the model (any more).
+                none of the optimiser's parameters can be trained in the model (any more), or the
+                loss counts nothing in a step.
             FloatingPointError: if the loss is no longer finite; the weights are those before the
                 step.
         """
@@ -211,8 +216,8 @@ class Trainer:
         x, y = self._prepared(data, "data")
         prediction = self.predict(x)
         with no_grad():
-            loss = self.loss(Tensor(prediction), y).item()
-        return {"loss": loss, **{name: m(prediction, y) for name, m in self.metrics.items()}}
+            loss, _ = self._loss(Tensor(prediction), y)
+        return {"loss": loss.item(), **{name: m(prediction, y) for name, m in self.metrics.items()}}
 
     def __repr__(self) -> str:
         return (
@@ -228,18 +233,19 @@ class Trainer:
         """Go through the rows once, then validate, record and save."""
         epoch = len(self.history.epochs) + 1
         started = time.perf_counter()
-        sizes = []
+        counts = []
         self.model.train()
         for x, y in batches(train, self.batch_size * self.accumulation_steps, rng=self.rng):
-            step = {"step": len(self.history.steps) + 1, "epoch": epoch, **self._step(x, y)}
+            made, count = self._step(x, y)
+            step = {"step": len(self.history.steps) + 1, "epoch": epoch, **made}
             self.history.steps.append(as_record(step))
-            sizes.append(len(x))
+            counts.append(count)
             bar.set_postfix_str(f"epoch {epoch}, loss {step['loss']:.4g}", refresh=False)
             bar.update()
-        steps = self.history.steps[-len(sizes) :]
+        steps = self.history.steps[-len(counts) :]
         record = {
             "epoch": epoch,
-            "loss": np.average([step["loss"] for step in steps], weights=sizes),
+            "loss": np.average([step["loss"] for step in steps], weights=counts),
             "lr": steps[-1]["lr"],
             "grad_norm": np.mean([step["grad_norm"] for step in steps]),
             "seconds": time.perf_counter() - started,
@@ -265,16 +271,39 @@ class Trainer:
         if self.checkpoint is not None:
             self.save(self.checkpoint)
 
-    def _step(self, x: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-        """Make one step of the optimiser, and return the record of it."""
+    def _step(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[dict[str, float], float]:
+        """Make one step of the optimiser, and return the record of it and what its loss counted."""
         started = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad()
-        loss = 0.0
+        loss = total = unit = 0.0
         for start in range(0, len(x), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            loss += self._backward(x[rows], y[rows], len(x[rows]) / len(x))
+            mean, counted = self._loss(self.model(Tensor(x[rows])), y[rows])
+            count = len(x[rows]) if counted is None else counted
+            if not count:
+                continue  # this mean is of nothing
+            value = float(mean.item())
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
+                    f"learning rate, clip_norm, or data without extreme values may help"
+                )
+            # Counts of rows add up to len(x); the sum of others is known after the last batch only.
+            unit = unit or (len(x) if counted is None else count)
+            mean.backward(np.full(mean.shape, count / unit, mean.dtype))
+            loss, total = loss + value * (count / unit), total + count
+        if not total:
+            raise ValueError(
+                f"the loss counted nothing at step {len(self.history.steps) + 1}; leave out rows "
+                f"without a target that counts, or take more of them for a step"
+            )
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if total != unit:
+            loss *= unit / total
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad * (unit / total)
         limit = self.clip_norm
         norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit)
         self.optimizer.step()
@@ -283,22 +312,21 @@ class Trainer:
         if self.ema is not None:
             self.ema.update()
         seconds = time.perf_counter() - started
-        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}
+        return {"loss": loss, "lr": lr, "grad_norm": norm, "seconds": seconds}, total
 
-    def _backward(self, x: NDArray[Any], y: NDArray[Any], share: float) -> float:
-        """Add the gradient of `share` times the loss of a batch, and return that product."""
-        loss = self.loss(self.model(Tensor(x)), y)
+    def _loss(self, prediction: Any, target: NDArray[Any]) -> tuple[Tensor, float | None]:
+        """Return the loss and what it counted, None if it does not say so."""
+        loss, count = self.loss(prediction, target), None
+        if isinstance(loss, tuple) and len(loss) == 2:
+            loss, count = loss
+            count = count.item() if isinstance(count, (Tensor, np.ndarray)) else count
+            check_range("the count of a loss", count, 0, math.inf)
         if not isinstance(loss, Tensor) or loss.size != 1:
             what = loss.describe() if isinstance(loss, Tensor) else f"{loss!r:.60}"
-            raise TypeError(f"the loss must return a Tensor of one element, not {what}")
-        value = float(loss.item())
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss became {value} at step {len(self.history.steps) + 1}; a smaller "
-                f"learning rate, clip_norm, or data without extreme values may help"
+            raise TypeError(
+                f"the loss must return a Tensor of one element, or that and a count, not {what}"
             )
-        loss.backward(np.full(loss.shape, share, loss.dtype))
-        return value * share
+        return loss, count
 
     def _prepared(self, data: Data, name: str) -> list[NDArray[Any]]:
         """Return features and target as arrays, checked against each other."""
@@ -353,44 +381,65 @@ class Trainer:
 
         Raises:
             ValueError: if it is the state of another model, optimiser, scheduler or average, or of
-                other random generators; nothing is changed then.
+                other random generators, or has an impossible value; nothing is changed then.
         """
-        generators = self._generators()
+        try:
+            self._load(state)
+        except _MISFITS as error:
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(
+                f"{source} does not fit this trainer, and nothing was changed: {reason!s:.1000}"
+            ) from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Take a state; if it does not fit, raise one of `_MISFITS` and change nothing."""
+        check_state("a Trainer", state, _STATE)
         for name, title in (("optimizer", "optimiser"), ("scheduler", "scheduler"), ("ema", "ema")):
             saved, own = state["classes"][name], _class_name(getattr(self, name))
             if saved != own:
                 raise ValueError(
-                    f"{source} was saved with {saved or f'no {title}'}, and this trainer has "
+                    f"it was saved with {saved or f'no {title}'}, and this trainer has "
                     f"{own or 'none'}"
                 )
-        kinds = [saved["bit_generator"] for saved in state["generators"]]
-        own_kinds = [generator.bit_generator.state["bit_generator"] for generator in generators]
-        if kinds != own_kinds:
+        history = History(list(state["steps"]), list(state["epochs"]))
+        _check_records(history.steps, {"step", *_RECORDED})
+        _check_records(history.epochs, _RECORDED)
+        best, best_loss = dict(state["best"]), state["best_loss"]
+        if math.isnan(best_loss) or bool(best) != (best_loss < math.inf):
             raise ValueError(
-                f"{source} has random generators of the kinds {kinds}, and this trainer {own_kinds}"
+                f"a best loss of {best_loss} does not go with {len(best)} best weights"
             )
+        check_count("epochs_since_best", state["epochs_since_best"])
+        generators = [generator.bit_generator for generator in self._generators()]
+        _check_generators(state["generators"], generators)
         weights = self.model.state_dict()
         for name, value in state["model"].items():
             if name in weights and value.dtype != weights[name].dtype:
                 raise ValueError(
-                    f"{source} has {name} as {value.dtype}, and this model as "
-                    f"{weights[name].dtype}; convert the model with astype first"
+                    f"it has {name} as {value.dtype}, and this model as {weights[name].dtype}; "
+                    f"convert the model with astype first"
                 )
         with ExitStack() as undo:
-            for name in ("model", "optimizer", "scheduler", "ema"):
+            undo.callback(self.model.load_state_dict, weights)
+            if best:
+                self.model.load_state_dict(best)  # which checks them
+            self.model.load_state_dict(state["model"])
+            for name in ("optimizer", "scheduler", "ema"):
                 part = getattr(self, name)
                 if part is not None:
                     undo.callback(part.load_state_dict, part.state_dict())
                     part.load_state_dict(state[name])
-            for generator, saved in zip(generators, state["generators"], strict=True):
-                bits = generator.bit_generator
+            if (scheduler := self.scheduler) is not None:
+                for base_lr in scheduler.base_lrs:
+                    rate = scheduler.lr(scheduler.last_epoch + 1, base_lr)
+                    check_range("the next lr of the scheduler", rate, 0, math.inf)
+            for bits, saved in zip(generators, state["generators"], strict=True):
                 undo.callback(setattr, bits, "state", bits.state)
                 bits.state = saved
             undo.pop_all()  # nothing has failed, so nothing is undone
-        self._best = dict(state["best"])
-        self._best_loss = state["best_loss"]
+        self._best, self._best_loss = best, best_loss
         self._epochs_since_best = state["epochs_since_best"]
-        self.history = History(list(state["steps"]), list(state["epochs"]))
+        self.history = history
 
     def _generators(self) -> list[np.random.Generator]:
         """List every generator a step may draw from: the default, the trainer's, the modules'."""
@@ -408,11 +457,50 @@ class Trainer:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is cut short, no checkpoint, or one of another model, optimiser,
-                scheduler or average; nothing is changed then.
+            ValueError: if it is cut short or damaged, no checkpoint, or one of another model,
+                optimiser, scheduler or average; nothing is changed then.
         """
         self.load_state_dict(checkpoint_file.read(path), source=repr(os.fspath(path)))
 
 
 def _class_name(part: object) -> str | None:
     return None if part is None else type(part).__name__
+
+
+# What a part raises if its state has values of other types or sizes than its own.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+_STATE = {"classes", "model", "best", "optimizer", "scheduler", "ema", "generators", "best_loss"}
+_STATE |= {"epochs_since_best", "steps", "epochs"}
+_RECORDED = {"epoch", "loss", "lr", "grad_norm", "seconds"}
+
+
+def _check_records(records: Sequence[Any], names: set[str]) -> None:
+    """Raise a ValueError unless each record has numbers only, and those of these names."""
+    for record in records:
+        values = record.values() if isinstance(record, Mapping) and names <= set(record) else [None]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise ValueError(f"a record has numbers for {sorted(names)}, unlike {record!r:.100}")
+
+
+def _check_generators(states: Sequence[Any], own: Sequence[np.random.BitGenerator]) -> None:
+    """Raise an error unless the states are possible ones of these generators.
+
+    numpy does not check all of a state: a position beyond the end would be read from.
+    """
+    kinds = [saved["bit_generator"] for saved in states]
+    own_kinds = [bits.state["bit_generator"] for bits in own]
+    if kinds != own_kinds:
+        raise ValueError(f"it has random generators {kinds}, and this trainer {own_kinds}")
+    for saved, bits in zip(states, own, strict=True):
+        duplicate = copy.deepcopy(bits)
+        duplicate.state = saved
+        taken = duplicate.state
+        positions = (taken["state"].get("pos", 0), 624), (taken.get("buffer_pos", 0), 4)
+        possible = all(0 <= position <= limit for position, limit in positions)
+        if not possible or _as_json(taken) != _as_json(saved):
+            raise ValueError(f"it has an impossible state of a {saved['bit_generator']}")
+
+
+def _as_json(state: Any) -> str:
+    return json.dumps(state, default=lambda value: value.tolist(), sort_keys=True)

@@ -96,6 +96,10 @@ CASES = [
             ("sum of nothing", (2, 0), (0, 3)),
             ("no rows", (0, 2), (2, 3)),
             ("no batch", (0, 2, 2), (2, 3)),
+            ("no rows, and batch", (0, 3), (2, 3, 2)),
+            ("no rows, and batch of nothing", (0, 0), (0, 0, 0)),
+            ("matrix and no batch", (2, 3), (0, 3, 2)),
+            ("sum of nothing, and batch", (2, 0), (3, 0, 2)),
         ]
     ],
     *[

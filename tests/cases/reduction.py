@@ -79,6 +79,12 @@ CASES = [
         if name != "std"  # which has a kink there
     ],
     *[
+        Case(name, make(()), reference, {"axis": axis}, note=f"0-d, axis {axis}")
+        for name, (make, reference) in OVER_AXES.items()
+        if name in ("sum", "prod", "max", "min")
+        for axis in (0, -1)  # numpy takes these of a number too
+    ],
+    *[
         Case(name, make((0, 3)), reference, {"axis": 1}, note="of none along a full axis")
         for name, (make, reference) in OVER_AXES.items()
     ],

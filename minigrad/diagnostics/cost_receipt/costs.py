@@ -30,7 +30,6 @@ from types import EllipsisType
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from minigrad.core.codegen import Shapes, StandIn
@@ -39,6 +38,7 @@ from minigrad.core.node import Cost, OpLike
 from minigrad.core.op import VJP, Op
 from minigrad.core.tensor import Tensor
 from minigrad.ops.products import shape_of_product
+from minigrad.ops.shape import reduced
 from minigrad.optim import SGD, Adam, AdamW
 
 Shape = tuple[int, ...]
@@ -119,11 +119,7 @@ class Sketch(NDArrayOperatorsMixin, StandIn):
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Sketch:
         """Reduce over `axis`: any reduction takes 1 FLOP for each element that goes in."""
-        axes = normalize_axis_tuple(range(self.ndim) if axis is None else axis, self.ndim)
-        shape = [1 if i in axes else n for i, n in enumerate(self.shape)]
-        if not keepdims:
-            shape = [n for i, n in enumerate(shape) if i not in axes]
-        return self.made(shape, flops=self.size)
+        return self.made(reduced(self.shape, axis, keepdims), flops=self.size)
 
     max = min = prod = argmax = argmin = sum
 

@@ -14,7 +14,8 @@ def declared():
     """The methods that the core declares for type checkers, by name, as the source of each."""
     tree = ast.parse(inspect.getsource(tensor))
     (body,) = (node.body for node in tree.body if getattr(node, "name", None) == "Tensor")
-    (block,) = (node for node in body if isinstance(node, ast.If))
+    blocks = (node for node in body if isinstance(node, ast.If))
+    (block,) = (block for block in blocks if ast.unparse(block.test) == "TYPE_CHECKING")
     functions = {node.name: node for node in block.body if isinstance(node, ast.FunctionDef)}
     shared = [node for node in block.body if isinstance(node, ast.Assign)]
     found = {target.id: functions[node.value.id] for node in shared for target in node.targets}

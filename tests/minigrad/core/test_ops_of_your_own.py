@@ -616,5 +616,5 @@ def test_an_old_name_raises_an_error_that_gives_the_new_one(use, message):
 
 
 def test_an_attribute_that_an_op_never_had_is_an_ordinary_error():
-    with pytest.raises(AttributeError, match=r"an op has no attribute 'ruel'$"):
+    with pytest.raises(AttributeError, match=r"'Op' object has no attribute 'ruel'$"):
         sample.ruel()

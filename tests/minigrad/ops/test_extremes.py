@@ -45,6 +45,26 @@ def test_the_product_of_the_others_where_the_whole_product_is_out_of_range(x, ex
         assert_allclose(gradient(minigrad.prod, x)[0], expected, rtol=1e-6)
 
 
+def test_the_gradient_of_logsumexp_sums_to_1_far_out():
+    x = single(*np.linspace(1e4, 1e4 + 5, 20))
+    found = gradient(minigrad.logsumexp, x)[0]
+    assert_allclose(found, minigrad.softmax(x), rtol=1e-6)
+    assert_allclose(found.sum(), 1, rtol=1e-6)
+
+
+def test_the_hessian_of_an_angle_is_nan_at_the_origin_only():
+    def angle(p):
+        return minigrad.arctan2(p[0], p[1])
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        assert np.isnan(hessian(angle)(np.zeros(2)).data).all()
+    for y, x in [(3.0, 4.0), (-0.0, 2.0), (1e-150, 0.0), (1e-150, 1e-150), (1e150, -1e150)]:
+        found = hessian(angle)(np.array([y, x])).data
+        r2 = y * y + x * x
+        exact = np.array([[-2 * x * y, y * y - x * x], [y * y - x * x, 2 * x * y]]) / r2 / r2
+        assert_allclose(found, exact, rtol=1e-12)
+
+
 def test_running_products_out_of_range():
     x = single(1e-30, 1e-30, 1e30)
     with np.errstate(under="ignore"):

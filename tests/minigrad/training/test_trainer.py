@@ -193,6 +193,72 @@ def test_a_loss_of_one_element_in_any_shape_can_be_accumulated():
     assert [r["loss"] for r in trainer.history.steps] == [1.0]
 
 
+WEIGHTS = np.array([0.2, 1.0, 7.5])
+
+
+def ignoring(prediction, target):
+    count = (target != -1).sum()
+    total = minigrad.cross_entropy(prediction, target, "sum", ignore_index=-1)
+    return total / max(count, 1), count
+
+
+def weighted(prediction, target):
+    mean = minigrad.cross_entropy(prediction, target, weight=WEIGHTS)
+    return mean, minigrad.tensor(WEIGHTS[target].sum())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("loss", [ignoring, weighted])
+def test_micro_batches_weigh_as_much_as_their_loss_counts(rng, loss, batch_size):
+    x = rng.standard_normal((20, 2))
+    y = rng.integers(-1 if loss is ignoring else 0, 3, 20)
+
+    def trained(batch_size, steps):
+        model = MLP([2, 4, 3], rng=np.random.default_rng(0)).astype(np.float64)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        options = {"batch_size": batch_size, "accumulation_steps": steps, "progress": False}
+        trainer = Trainer(model, optimizer, loss, rng=np.random.default_rng(0), **options)
+        trainer.fit((x, y), epochs=2, validation=(x, y))
+        return trainer
+
+    small, big = trained(batch_size, 8 // batch_size), trained(8 // batch_size * batch_size, 1)
+    for ours, theirs in zip(*(t.model.state_dict().values() for t in (small, big)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+    for kind in ("steps", "epochs"):
+        for ours, theirs in zip(*(getattr(t.history, kind) for t in (small, big)), strict=True):
+            for key in ours.keys() - {"seconds"}:
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-12), key
+
+
+def test_the_loss_of_an_epoch_is_that_of_all_that_was_counted():
+    y = np.array([0, -1, -1, -1, 1, 1])
+    model = MLP([2, 3], rng=np.random.default_rng(0)).astype(np.float64)
+    x = np.random.default_rng(1).standard_normal((6, 2))
+    expected = ignoring(model(minigrad.tensor(x)), y)[0].item()
+    trainer = Trainer(
+        model, SGD(model.parameters(), lr=0.0), ignoring, batch_size=3, progress=False
+    )
+    assert trainer.fit((x, y), epochs=1)["loss"] == pytest.approx([expected], rel=1e-12)
+    assert trainer.evaluate((x, y))["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "message"),
+    [
+        (0, ValueError, "counted nothing at step 1"),
+        (-1, ValueError, "count .* not -1"),
+        (math.nan, ValueError, "count .* not nan"),
+        ("4", TypeError, "count .* not '4'"),
+    ],
+)
+def test_a_count_that_is_impossible_is_refused_before_the_step(data, count, error, message):
+    trainer = make(loss=lambda prediction, target: (minigrad.mse(prediction, target), count))
+    before = trainer.model.state_dict()
+    with pytest.raises(error, match=message):
+        trainer.fit(data, epochs=1)
+    np.testing.assert_equal(trainer.model.state_dict(), before)
+
+
 def test_a_step_after_one_that_failed_starts_from_no_gradient():
     trainer = slope(lr=0.25, batch_size=1, accumulation_steps=4)
     y = np.array([[1.0], [1.0], [1.0], [np.nan]])
@@ -914,10 +980,45 @@ def test_a_checkpoint_with_one_impossible_part_changes_nothing(data, tmp_path, p
     trainer = build()
     trainer.fit(data, epochs=2)
     before = everything(trainer)
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(ValueError, match="run' does not fit this trainer, and nothing was changed"):
         trainer.load(path)
     np.testing.assert_equal(everything(trainer), before)
     trainer.fit(data, epochs=1)
+
+
+IMPOSSIBLE = {
+    "a step that is no number": lambda facts: facts["numbers"].update({"0.step": None}),
+    "more steps than there can be": lambda facts: facts["numbers"].update({"0.step": 10**400}),
+    "no numbers": lambda facts: facts.update(numbers=[]),
+    "records of text": lambda facts: facts.update(steps="abc"),
+    "a record without a loss": lambda facts: facts["epochs"][0].pop("loss"),
+    "a best loss without weights": lambda facts: facts.update(best_loss=0.5),
+    "no best loss": lambda facts: facts.update(best_loss=math.nan),
+    "epochs that are no number": lambda facts: facts.update(epochs_since_best="3"),
+    "a position beyond the end": lambda facts: facts["generators"][1]["state"].update(pos=9999),
+    "a generator without a state": lambda facts: facts["generators"][-1].pop("state"),
+    "an lr of text": lambda facts: facts["param_groups"][0].update(lr="0.1"),
+    "a group of nothing": lambda facts: facts.update(param_groups=[None]),
+}
+
+
+@pytest.mark.parametrize("damage", IMPOSSIBLE)
+def test_a_checkpoint_with_an_impossible_value_is_an_error_and_changes_nothing(
+    data, tmp_path, damage
+):
+    def build(seed=0):
+        return with_dropout(seed, rng=np.random.Generator(np.random.MT19937(seed)))
+
+    path = saved(tmp_path, data, build())
+    arrays, metadata = load_state(path)
+    facts = json.loads(metadata["minigrad.trainer"])
+    IMPOSSIBLE[damage](facts)
+    save_state(path, arrays, {"minigrad.trainer": json.dumps(facts)})
+    trainer = build(3)
+    before = everything(trainer)
+    with pytest.raises(ValueError, match="run' "):
+        trainer.load(path)
+    np.testing.assert_equal(everything(trainer), before)
 
 
 def test_a_checkpoint_that_knows_nothing_of_what_is_not_used_can_be_loaded(data, tmp_path):
