@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Any
 from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
+from lora.expressions import expression
 from lora.patterns import ALL_LINEAR, END_OF_NAME, find, is_match, near
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
@@ -145,7 +145,7 @@ def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[s
     names = list(names)
     values: dict[str, Any] = {}
     for pattern, value in table.items():
-        hits = [name for name in names if re.fullmatch(END_OF_NAME.format(pattern), name)]
+        hits = [name for name in names if expression(END_OF_NAME.format(pattern)).matches(name)]
         if not hits:
             raise ValueError(
                 f"{role} has a pattern that matches no target: {near(pattern, names)}; the "
