@@ -35,7 +35,7 @@ class Match:
     d_in: int  # the size of an input vector
     d_out: int  # the size of an output vector
     rank: int  # of the update
-    added: int  # the number of parameters of the adapter there
+    added: int  # the number of parameters of the adapter that train there
     note: str = ""  # a remark, such as "NF4" or "tied to head.weight"
 
 
@@ -105,7 +105,7 @@ class Plan:
         if config.bias != "none":
             self._save_biases(model)
         listed: Iterable[Target] = targets
-        if drawn and config.init.startswith("pissa"):  # all else is fast
+        if drawn and config.init.startswith(("pissa", "mica")):  # all else is fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
         self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
         self.matches: list[Match] = []  # lines for the report
@@ -117,7 +117,8 @@ class Plan:
             notes += [f"tied to {', '.join(tied)}"] if tied else []
             most = min(layer.d_out, layer.d_in)
             notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
-            added = sum(part.size for part in self.updates[target.name].trained())
+            trained = self.updates[target.name].trained()
+            added = sum(part.size for part in trained if part.requires_grad)
             sizes = layer.d_in, layer.d_out, target.rank, added
             self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
 

@@ -167,9 +167,14 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"alpha_pattern": {3: 1.0}}, TypeError, "a dict"),
         ({"bias": "some"}, ValueError, "none, all, lora_only, not 'some'"),
         ({"bias": True}, ValueError, "not True"),
-        ({"init": "zeros"}, ValueError, "gaussian, kaiming, orthogonal, pissa and .* not 'zeros'"),
+        (
+            {"init": "zeros"},
+            ValueError,
+            "gaussian, kaiming, orthogonal, pissa, mica and .* not 'zeros'",
+        ),
         ({"init": "pissa_niter_"}, ValueError, "pissa_niter_<rounds>, not 'pissa_niter_'"),
         ({"init": ["pissa"]}, ValueError, r"not \['pissa'\]"),
+        ({"init": "mica", "use_dora": True}, ValueError, "take one of the two"),
         ({"use_dora": 1}, TypeError, "use_dora must be True or False, not 1"),
         ({"dora_norm_gradient": True}, ValueError, "needs use_dora=True"),
         ({"modules_to_save": None}, TypeError, "modules_to_save are names, not None"),
@@ -288,4 +293,4 @@ def test_an_error_while_drawing_takes_the_draws_back(monkeypatch, own):
 
 
 def test_every_init_is_known():
-    assert set(INITS) == {"gaussian", "kaiming", "orthogonal", "pissa"}
+    assert set(INITS) == {"gaussian", "kaiming", "orthogonal", "pissa", "mica"}

@@ -765,6 +765,23 @@ def test_how_an_adapter_began_does_not_matter(theirs, init):
     assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
 
 
+def test_an_adapter_of_mica_trains_a_only_and_is_saved_as_one(theirs, tmp_path):
+    folder = theirs("linear")
+    configure(folder, init_lora_weights="mica")
+    model = model_of("mlp")
+    report = lora.load(model, folder)
+    layers = [layer for layer in model.modules() if isinstance(layer, lora.LoRALayer)]
+    assert all(layer.lora_a.requires_grad for layer in layers)
+    assert not any(layer.lora_b.requires_grad for layer in layers)
+    assert report.trainable == sum(layer.lora_a.size for layer in layers)
+    assert report.trainable == sum(match.added for match in report.matches)
+    lora.switch(model)
+    lora.switch(model, "default")
+    assert not any(layer.lora_b.requires_grad for layer in layers)
+    lora.save(model, tmp_path / "again")
+    assert config_of(tmp_path / "again")["init_lora_weights"] == "mica"
+
+
 def test_pissa_leaves_embeddings_to_begin_as_always(theirs):
     folder = theirs("head_saved")
     configure(folder, init_lora_weights="pissa")
