@@ -128,6 +128,8 @@ class AdapterFolder(Closing):
                         f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
                         f"or has some that cannot be printed"
                     )
+                if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in _PARTS:
+                    raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
             self.config.check_work(len(self._file))
             self.facts = Facts.of(self._file.metadata)
         except ValueError as error:
