@@ -11,7 +11,7 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
 from lora.attachment.state import FullCopy, attachment_of, parameter_names
-from lora.attachment.targets import Target, targets_in
+from lora.attachment.targets import Target, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.frozen import TrainedCopy
@@ -62,6 +62,9 @@ class Plan:
         modules = dict(model.named_modules())
         drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
+        # The targets that `exclude` has left without a layer, which is no mistake.
+        names = [target.name for target in targets]
+        self.emptied = without_layers(config.targets, names, projections(model)) if drawn else []
         self._names = parameter_names(model)
         # By name, each layer that will be replaced, and the one that will replace it.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}

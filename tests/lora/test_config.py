@@ -12,7 +12,7 @@ import lora
 from lora import LoRAConfig, LoRALayer, LoRAScaling
 from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
-from minigrad.nn import Embedding, Linear, Module
+from minigrad.nn import MLP, Embedding, Linear, Module
 from minigrad.random import generator
 
 LINEAR = [f"blocks.{i}.{part}" for i in range(3) for part in ("q", "v", "mlp.up")] + ["head"]
@@ -42,6 +42,10 @@ def names(**options):
         ),
         ({"exclude": ["head", "mlp.up", "v"]}, ["blocks.0.q", "blocks.1.q", "blocks.2.q"]),
         ({"exclude": r"blocks\..*"}, ["head"]),
+        (
+            {"targets": ["q", "v"], "exclude": r".*\.v"},
+            ["blocks.0.q", "blocks.1.q", "blocks.2.q"],
+        ),
         ({"layers_to_transform": 1}, ["blocks.1.q", "blocks.1.v", "blocks.1.mlp.up"]),
         ({"targets": ["q"], "layers_to_transform": [0, 2]}, ["blocks.0.q", "blocks.2.q"]),
         (
@@ -114,13 +118,26 @@ def test_patterns_reach_the_layers_of_a_model():
     assert (net.a.scale, net.b.scale) == (5 / 2, 3 / 4)
 
 
+def test_a_target_of_which_all_layers_are_excluded_is_in_the_report():
+    net = MLP([4, 4, 4], rng=np.random.default_rng(0))
+    report = lora.attach(net, LoRAConfig(2, targets=["0", "1"], exclude=["layers.1"]))
+    assert report.names == ["layers.0"]
+    assert report.emptied == ("1",)
+    assert "1: all its layers are excluded" in repr(report)
+    assert lora.attach(net, LoRAConfig(2, targets=["1"]), adapter="b").emptied == ()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"exclude": ["heads"]}, r"exclude that match no layer: 'heads' \(did you mean 'head'\?\)"),
         ({"targets": ["q"], "exclude": ["v"]}, "exclude that match no layer: 'v'"),
         ({"targets": ["q"], "exclude": ["q"]}, "nothing is left of the targets 'q'"),
-        ({"targets": ["q", "v"], "exclude": r".*\.v"}, "nothing is left of the targets 'v' "),
+        ({"targets": ["q", "v"], "exclude": r".*[qv]"}, "nothing is left of the targets 'q', 'v' "),
+        (
+            {"targets": ["head", "q"], "layers_to_transform": 1, "exclude": ["blocks.0.q"]},
+            "nothing is left of the targets 'head' ",
+        ),
         ({"layers_to_transform": 3}, r"no target is in layer 3; their layers are 0, 1, 2"),
         ({"targets": ["head"], "layers_to_transform": 0}, "no name has an index of layers: head"),
         ({"layers_to_transform": 0, "layers_pattern": "h"}, "no target has an index after .h.;"),
