@@ -292,10 +292,15 @@ class PeftConfig:
         return cls(**values)
 
     def as_json(self) -> str:
-        """Return the content of the file: the fields that are set, and those that PEFT requires."""
+        """Return the content of the file: the fields that are set, and those that PEFT requires.
+
+        A ValueError is raised if it could not be read again, as with too many patterns.
+        """
         content = {"peft_type": "LORA", "task_type": None, "inference_mode": True, **asdict(self)}
         unset = [n for n, value in content.items() if value == () and n != "target_modules"]
-        return json.dumps({**content, **dict.fromkeys(unset)}, indent=2) + "\n"
+        text = json.dumps({**content, **dict.fromkeys(unset)}, indent=2) + "\n"
+        PeftConfig.of(json.loads(text))
+        return text
 
     @property
     def scaling(self) -> LoRAScaling:
@@ -304,7 +309,7 @@ class PeftConfig:
 
     def check_work(self, names: int) -> None:
         """Raise a ValueError if it takes too long to match that many names."""
-        lists = (self.exclude_modules, self.modules_to_save, self.layers_pattern)
+        lists = (self.exclude_modules, self.modules_to_save, self.layers_to_transform)
         work = names * (_characters(vars(self)) + sum(map(len, lists)))
         if work > MOST_WORK:
             raise ValueError(
@@ -330,7 +335,7 @@ class PeftConfig:
 
         "all-linear" stands for the `linear` ones.
         """
-        names = list(names)
+        names, linear = list(names), set(linear)
         self.check_work(len(names))
         order = {} if isinstance(self.target_modules, str) else _places(self.target_modules)
         saved = [expression(rf"(?:(^|.*\.){p}($|\..*)).*") for p in self.modules_to_save]
@@ -343,7 +348,7 @@ class PeftConfig:
                 found[name] = pattern
         return found
 
-    def _target(self, name: str, linear: Collection[str], order: Mapping[str, int]) -> str | None:
+    def _target(self, name: str, linear: set[str], order: Mapping[str, int]) -> str | None:
         """Return the target that finds a name, whether it is excluded or not.
 
         Targets that are names are given with their places among all.

@@ -1110,6 +1110,12 @@ def test_patterns_that_would_be_compared_with_too_many_names_are_refused():
         config.check_work(2000)
 
 
+def test_a_configuration_that_could_not_be_read_is_not_written():
+    names = "|".join(f"layer{i}" for i in range(10_000))
+    with pytest.raises(ValueError, match=r"target_modules.*, and 65,536 at most"):
+        PeftConfig(f"({names})").as_json()
+
+
 def test_a_header_that_no_adapter_has_is_refused(saved):
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     header = json.dumps({f"{PREFIX}{'a' * 90}{i}.lora_A.weight": entry for i in range(100_000)})
