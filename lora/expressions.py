@@ -134,7 +134,7 @@ class Expression:
         if op == "FAILURE":
             return lambda after, name: 0
         named = op.lower().replace("_", " ")
-        raise ValueError(f"it has a {named}, which is not supported; write it without")
+        raise ValueError(f"it has a part that is not supported ({named}); write it without")
 
     def _repeat(
         self, least: int, most: int, parts: Any, flags: re.RegexFlag, depth: int, repeated: bool

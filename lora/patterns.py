@@ -41,21 +41,21 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
         return patterns
     if isinstance(patterns, Mapping) or not isinstance(patterns, Iterable):
         also = ", or one regular expression" if role in ("targets", "exclude") else ""
-        raise TypeError(f"{role} are names{also}, not {patterns!r}")
+        raise TypeError(f"{role} are names{also}, not {patterns!r:.200}")
     names = tuple(patterns)
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{role} are names, not {names!r}")
+        raise TypeError(f"{role} are names, not {names!r:.200}")
     if ALL_LINEAR in names and role in ("targets", "exclude"):
         raise ValueError(f"{role}={ALL_LINEAR!r} stands by itself, not in a list of names")
     if "" in names:
-        raise ValueError(f"{role} are names, and an empty one stands for nothing: {names!r}")
+        raise ValueError(f"{role} are names, and an empty one stands for nothing: {names!r:.200}")
     return names
 
 
 def check_table(role: str, table: Any) -> dict[str, Any]:
     """Return a copy of a mapping from regular expressions to values, all of which are checked."""
     if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
-        raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r}")
+        raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r:.200}")
     for pattern in table:
         _check_expression(role, pattern, END_OF_NAME)
     return dict(table)

@@ -7,7 +7,7 @@
     pissa       s B A is the principal part of W, which is subtracted at the same time
     pissa_niter_4   the same, with singular vectors from 4 rounds of subspace iteration
     mica        A = 0, B the left singular vectors of the smallest singular values of W; only A
-                trains (Ruediger and Raschka, 2026, arXiv:2604.01694, as in PEFT)
+                trains (Minor Component Adaptation, arXiv:2604.01694, as in PEFT)
 
 With B = 0 only B has a gradient at first. With orthogonal factors both have one.
 
