@@ -81,14 +81,14 @@ def draw(
     if init == "kaiming":
         bound = 1 / math.sqrt(d_in)
         return Factors(rng.uniform(-bound, bound, (rank, d_in)), np.zeros((d_out, rank)))
+    if init == "mica":
+        u = np.linalg.svd(weight(), full_matrices=False)[0]
+        return Factors(np.zeros((rank, d_in)), u[:, -rank:])
     if init == "orthogonal":
         # Half of the rows of a random rotation mix A, the other half B (as PEFT's orthogonal init).
         rotation = np.linalg.qr(rng.standard_normal((rank, rank)))[0]
         a = rotation[0::2].T @ rng.standard_normal((rank // 2, d_in)) / 10
         return Factors(a, rng.standard_normal((d_out, rank // 2)) @ rotation[1::2] / 10)
-    if init == "mica":
-        u = np.linalg.svd(weight(), full_matrices=False)[0]
-        return Factors(np.zeros((rank, d_in)), u[:, -rank:])
     # What is left is PiSSA, with an exact decomposition or after some rounds of iteration.
     w, rounds = weight(), _ROUNDS.fullmatch(init)
     if rounds is None:
