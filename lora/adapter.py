@@ -89,7 +89,7 @@ class Adapter:
         first = begin or draw(init, d_out, d_in, rank, self.scale, weight.dense, rng)
         self.init = init
         self.lora_a = Parameter(first.a, dtype=weight.dtype)
-        self.lora_b = Parameter(first.b, dtype=weight.dtype)
+        self.lora_b = Parameter(first.b, init != "mica", dtype=weight.dtype)
         self.start: tuple[Parameter, Parameter] | None = None
         if first.from_start:
             self.start = Parameter(self.lora_a, False), Parameter(self.lora_b, False)

@@ -54,6 +54,7 @@ class AttachReport:
         trainable: the number of parameters that train now.
         total: the number of parameters of the model, including adapters, the originals of copies,
             and weights in four bits, which are no Parameters.
+        emptied: the targets of which `exclude` has left no layer.
     """
 
     matches: tuple[Match, ...]
@@ -61,6 +62,7 @@ class AttachReport:
     adapter: str
     trainable: int
     total: int
+    emptied: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -79,7 +81,8 @@ class AttachReport:
         ]
         share = 100 * self.trainable / self.total
         total = f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)"
-        return "\n".join([*aligned(head, rows), total])
+        notes = [f"{target}: all its layers are excluded" for target in self.emptied]
+        return "\n".join([*aligned(head, rows), *notes, total])
 
 
 def attach(
@@ -104,9 +107,10 @@ def attach(
 
     Raises:
         TypeError: if there is no such module or configuration, or the name is no string.
-        ValueError: if a pattern matches nothing, a rank is too large for its layer, a weight is not
-            finite, a weight to be trained in full is tied to another, there is an adapter of that
-            name, one is merged, or the model is itself a single layer; the model is as it was then.
+        ValueError: if a pattern matches nothing, no layer is left, a rank is too large for its
+            layer, a weight is not finite, a weight to be trained in full is tied to another, there
+            is an adapter of that name, one is merged, or the model is itself a single layer; the
+            model is as it was then.
     """
     if not isinstance(model, Module) or not isinstance(config, LoRAConfig):
         raise TypeError(
@@ -187,6 +191,7 @@ def carry_out(model: Module, plan: Plan, adapter: str) -> AttachReport:
         adapter,
         model.count_parameters(trainable_only=True),
         model.count_parameters() + sum(math.prod(w.shape) for w in in_four_bits.values()),
+        tuple(plan.emptied),
     )
 
 

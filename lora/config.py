@@ -72,8 +72,8 @@ class LoRAConfig:
         bias: "lora_only" trains the biases of the layers with adapters too, "all" those of the
             complete model.
         modules_to_save: names of further modules, such as a new head, which are trained in full.
-        init: "gaussian", "kaiming", "orthogonal", "pissa" or, for large layers, "pissa_niter_4":
-            see `lora.variants.inits`.
+        init: "gaussian", "kaiming", "orthogonal", "mica", which freezes B, "pissa" or, for large
+            layers, "pissa_niter_4": see `lora.variants.inits`.
         use_dora: train a magnitude for each output as well (Liu et al., 2024).
         dora_norm_gradient: take DoRA's full derivative, instead of the paper's, in which the norm
             is a constant (section 4.3).
@@ -153,6 +153,8 @@ class LoRAConfig:
         for flag in ("use_dora", "dora_norm_gradient"):
             if not isinstance(getattr(self, flag), bool):
                 raise TypeError(f"{flag} must be True or False, not {getattr(self, flag)!r}")
+        if self.use_dora and self.init == "mica":
+            raise ValueError('init="mica" trains A only, and DoRA a magnitude; take one of the two')
         if self.dora_norm_gradient and not self.use_dora:
             raise ValueError("dora_norm_gradient=True is about DoRA, and needs use_dora=True")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+from lora.expressions import expression
 from minigrad.checks import nearest
 
 V = TypeVar("V")
@@ -40,46 +41,53 @@ def check_patterns(role: str, patterns: Any) -> str | tuple[str, ...]:
         return patterns
     if isinstance(patterns, Mapping) or not isinstance(patterns, Iterable):
         also = ", or one regular expression" if role in ("targets", "exclude") else ""
-        raise TypeError(f"{role} are names{also}, not {patterns!r}")
+        raise TypeError(f"{role} are names{also}, not {patterns!r:.200}")
     names = tuple(patterns)
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{role} are names, not {names!r}")
+        raise TypeError(f"{role} are names, not {names!r:.200}")
     if ALL_LINEAR in names and role in ("targets", "exclude"):
         raise ValueError(f"{role}={ALL_LINEAR!r} stands by itself, not in a list of names")
     if "" in names:
-        raise ValueError(f"{role} are names, and an empty one stands for nothing: {names!r}")
+        raise ValueError(f"{role} are names, and an empty one stands for nothing: {names!r:.200}")
     return names
 
 
 def check_table(role: str, table: Any) -> dict[str, Any]:
     """Return a copy of a mapping from regular expressions to values, all of which are checked."""
     if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
-        raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r}")
+        raise TypeError(f"{role} is a dict with a pattern for each key, not {table!r:.200}")
     for pattern in table:
         _check_expression(role, pattern, END_OF_NAME)
     return dict(table)
 
 
-def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
-    """Raise an error if a pattern is no regular expression, or matches every name.
+def check_expression(pattern: str, within: str = "{}") -> str:
+    """Return a pattern that is an expression, also inside of a larger one of the format `within`.
 
-    It becomes a part of an expression of the format `within`.
+    A ValueError is raised if it is none, as by `Expression`.
     """
+    expression(pattern)
+    expression(within.format(pattern))
+    return pattern
+
+
+def _check_expression(role: str, pattern: str, within: str = "{}") -> None:
+    """Raise an error if a pattern is no regular expression, or matches every name."""
     try:
-        re.compile(pattern)
-    except re.error as error:
+        check_expression(pattern, within)
+    except ValueError as error:
         raise ValueError(
-            f"{role}={pattern!r} is no regular expression: {error}; a list names layers as they are"
+            f"{role}={pattern!r:.200}: {error}; a list names layers as they are"
         ) from None
     if _is_for_any(within.format(pattern)) and not _BUT.search(pattern):
         raise ValueError(
-            f"{role}={pattern!r} matches every name there can be; say which, or {ALL_LINEAR!r}"
+            f"{role}={pattern!r:.200} matches every name there can be; say which, or {ALL_LINEAR!r}"
         )
 
 
 def _is_for_any(pattern: str) -> bool:
     """Tell whether an expression matches every name there can be."""
-    return all(re.fullmatch(pattern, name) for name in _NAMES)
+    return all(expression(pattern).matches(name) for name in _NAMES)
 
 
 def find(
@@ -93,18 +101,18 @@ def find(
     Raises:
         ValueError: if a pattern matches none of them, with all names, and the nearest to a miss.
     """
-    names, expression = list(names), isinstance(patterns, str)
+    names, one = list(names), isinstance(patterns, str)
     found: dict[str, str] = {}
     missed = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        hits = [name for name in names if is_match(pattern, name, expression)]
-        if expression and 0 < len(hits) == len(names) and _is_for_any(pattern):
+        hits = [name for name in names if is_match(pattern, name, one)]
+        if one and 0 < len(hits) == len(names) and _is_for_any(pattern):
             raise ValueError(
                 f"{role}={pattern!r} matches every layer, as if it left none out; the layers are "
                 f"{', '.join(names)}"
             )
         for group, members in groups.items():
-            if is_match(pattern, group, expression):
+            if is_match(pattern, group, one):
                 hits += [member for member in members if member in names]
         missed += [] if hits else [pattern]
         found = dict.fromkeys(hits, pattern) | found
@@ -112,7 +120,7 @@ def find(
         kind = " (a string is a regular expression for an entire name, a list names layers)"
         hints = ", ".join(near(miss, [*names, *groups]) for miss in missed)
         raise ValueError(
-            f"{role} that match no layer: {hints}{kind if expression else ''}; the layers are "
+            f"{role} that match no layer: {hints}{kind if one else ''}; the layers are "
             f"{', '.join(names) or 'none'}"
         )
     return {name: found[name] for name in names if name in found}
@@ -124,18 +132,24 @@ def near(miss: str, names: Iterable[str]) -> str:
     return repr(miss) + ("" if miss in ends else nearest(miss, sorted(ends)))
 
 
-def is_match(pattern: str, name: str, expression: bool = False) -> bool:
+def is_match(pattern: str, name: str, is_expression: bool = False) -> bool:
     """Tell whether a name matches an expression entirely, or a pattern entirely or at its end."""
-    if expression:
-        return re.fullmatch(pattern, name) is not None
+    if is_expression:
+        return expression(pattern).matches(name)
     return name == pattern or name.endswith(f".{pattern}")
 
 
 def is_any_match(patterns: Patterns, name: str) -> bool:
     """Tell whether one of some patterns matches a name."""
     if isinstance(patterns, str):
-        return is_match(patterns, name, expression=True)
-    return any(is_match(pattern, name) for pattern in patterns)
+        return is_match(patterns, name, is_expression=True)
+    return not ends_of(name).isdisjoint(patterns)
+
+
+def ends_of(name: str) -> set[str]:
+    """Return a name and its ends after a dot: all patterns that match it."""
+    parts = name.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
 
 
 def is_glob_match(patterns: Iterable[str], name: str) -> bool:
@@ -146,7 +160,7 @@ def is_glob_match(patterns: Iterable[str], name: str) -> bool:
 def first_value(table: Mapping[str, V], name: str, default: V) -> V:
     """Return the value of the first expression in a table that matches a name, or its end."""
     for pattern, value in table.items():
-        if re.fullmatch(END_OF_NAME.format(pattern), name):
+        if expression(END_OF_NAME.format(pattern)).matches(name):
             return value
     return default
 

@@ -59,14 +59,29 @@ class Approximation:
 def singular_values(a: Array, b: Array) -> Array:
     """Compute the singular values of B A, descending, as many as its rank can be.
 
-    They are NaN if there is NaN or Inf in A or B.
+    They are NaN if there is NaN or Inf in A or B, and Inf where they are too large for float64.
     """
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return np.full(len(a), np.nan)
+    (a, power_a), (b, power_b) = _moderate(a), _moderate(b)
     # With B = Q R and A^T = P S they are those of R S^T, which is of no more than rank x rank.
     core = np.linalg.qr(b, mode="r") @ np.linalg.qr(a.T, mode="r").T
-    found: Array = np.linalg.svd(core, compute_uv=False)
-    return found
+    with np.errstate(over="ignore"):
+        return np.ldexp(np.linalg.svd(core, compute_uv=False), power_a + power_b)
+
+
+def frobenius(matrix: Array) -> float:
+    """Compute the Frobenius norm of a matrix; squares of its elements may be beyond float64."""
+    matrix, power = _moderate(matrix)
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(np.linalg.norm(matrix), power))
+
+
+def _moderate(matrix: Array) -> tuple[Array, int]:
+    """Return M / 2^p and p. p is 0 unless products of elements of M might be beyond float64."""
+    largest = float(abs(matrix).max(initial=0.0))
+    power = 0 if 2.0**-400 < largest < 2.0**400 else math.frexp(largest)[1]
+    return (np.ldexp(matrix, -power), power) if power else (matrix, 0)
 
 
 def numerical_rank(values: Array, share: float) -> int:
@@ -92,7 +107,10 @@ class Spectral:
 
         0 for an update of 0 (Roy and Vetterli, The effective rank, 2007).
         """
-        total = math.fsum(self.singular_values)
+        try:
+            total = math.fsum(self.singular_values)
+        except OverflowError:
+            return math.nan
         if not total or not math.isfinite(total):
             return 0.0 if not total else math.nan
         shares = [value / total for value in self.singular_values if value]

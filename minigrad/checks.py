@@ -9,6 +9,12 @@ from typing import Any
 
 import numpy as np
 
+LONGEST_LINE, MOST_LINES = 1000, 200
+"""The characters of a line in a message, and the number of lines, at most."""
+
+LONGEST_HINTED = 200
+"""The characters of a wrong name, at most, that is compared with known ones."""
+
 
 def check_positive(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is an integer of at least 1."""
@@ -19,7 +25,7 @@ def check_positive(name: str, value: Any) -> None:
 def check_flag(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
+        raise TypeError(f"{name} must be True or False, not {value!r:.60}")
 
 
 def check_count(name: str, value: Any) -> None:
@@ -31,7 +37,7 @@ def check_count(name: str, value: Any) -> None:
 def check_range(name: str, value: Any, low: float, high: float, *, open_end: bool = False) -> None:
     """Raise an error unless low <= value <= high (or < high) and `value` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise TypeError(f"{name} must be a number, not {value!r:.60}")
     open_end = open_end or np.isinf(high)
     if not (low <= value < high if open_end else low <= value <= high):
         end = ")" if open_end else "]"
@@ -58,11 +64,24 @@ def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name nearest to a wrong one, for a message; empty without one."""
+    if len(name) > LONGEST_HINTED:
+        return ""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_problems(what: str, problems: Sequence[str]) -> None:
-    """Raise a ValueError that says what is wrong, with a line for each of the problems, if any."""
+    """Raise a ValueError that says what is wrong, with a line for each of the problems, if any.
+
+    Of very many problems the first are listed, and very long ones are cut.
+    """
     if problems:
-        raise ValueError("\n  ".join([f"{what}:", *problems]))
+        lines = [shortened(problem, LONGEST_LINE) for problem in problems[:MOST_LINES]]
+        left = len(problems) - len(lines)
+        lines += [f"and {left:,} more"] if left else []
+        raise ValueError("\n  ".join([f"{what}:", *lines]))
+
+
+def shortened(text: str, length: int) -> str:
+    """Return a text, or its beginning and its length if it is longer than `length`."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"

@@ -41,7 +41,8 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the target is no column, there are no rows, a row has another length, or a
-            value is missing, not a number, or not finite; the message names line and column.
+            value is missing, not a number, or not finite; the message names line and column. Also
+            if the file is not in UTF-8, or has a field that is longer than the csv module reads.
     """
     name = os.fspath(path)
     try:
@@ -50,13 +51,18 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
             lines = [(reader.line_num, row) for row in reader if row]
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: the file is not UTF-8 text: {error}") from None
+    except csv.Error as error:
+        raise ValueError(
+            f"{name}, line {reader.line_num}: the line cannot be read: {error}; a table of numbers "
+            f"has short fields, so a quotation mark may be missing, or the file is no CSV"
+        ) from None
     if not lines:
         raise ValueError(f"{name}: the file is empty; a header line and rows of numbers are needed")
     header = [column.strip() for column in lines[0][1]]
     if len(set(header)) != len(header):
-        raise ValueError(f"{name}: a column name occurs twice in {header}")
+        raise ValueError(f"{name}: a column name occurs twice in {header!r:.1000}")
     if target not in header:
-        raise ValueError(f"{name}: there is no column {target!r}; the columns are {header}")
+        raise ValueError(f"{name}: there is no column {target!r}; the columns are {header!r:.1000}")
     if len(header) < 2:
         raise ValueError(f"{name}: there is no column besides the target {target!r}")
     parsed = []
@@ -79,18 +85,19 @@ def read_csv(path: str | os.PathLike[str], target: str) -> CSVTable:
 
 
 def _number(text: str, name: str, line: int, column: str) -> float:
-    where = f"{name}, line {line}, column {column!r}"
+    shown = f"{text!r:.100}"
+    where = f"{name}, line {line}, column {column!r:.200}"
     if not text.strip():
         raise ValueError(f"{where}: the value is missing; fill it in, or leave the row out")
     try:
         value = float(text.replace("_", "?"))  # 1_000 is a number in Python only
     except ValueError:
         raise ValueError(
-            f"{where}: {text!r} is not a number; encode text columns as numbers, or leave them out"
+            f"{where}: {shown} is not a number; encode text columns as numbers, or leave them out"
         ) from None
     if not abs(value) <= float(np.finfo(np.float32).max):
         raise ValueError(
-            f"{where}: {text!r} is not finite in float32; fill it in, scale it, or leave it out"
+            f"{where}: {shown} is not finite in float32; fill it in, scale it, or leave it out"
         )
     return value
 
@@ -132,7 +139,8 @@ class Standardizer:
         """Make the standardiser of the columns of `x`.
 
         Raises:
-            ValueError: if there are no rows, or a value is not finite.
+            ValueError: if there are no rows, or a value is not finite, or so large that the
+                deviation overflows.
         """
         values = as_array(x)
         _common_length([values])
@@ -141,8 +149,11 @@ class Standardizer:
         # A constant column is compared with its first row, because the mean of equal numbers
         # rounds: a tiny scale, and not 0, would blow up any other value that comes later.
         constant = (values == values[0]).all(axis=0)
-        mean = np.where(constant, values[0], values.mean(axis=0, dtype=np.float64))
-        scale = np.where(constant, 1.0, values.std(axis=0, dtype=np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = np.where(constant, values[0], values.mean(axis=0, dtype=np.float64))
+            scale = np.where(constant, 1.0, values.std(axis=0, dtype=np.float64))
+        if not (np.isfinite(mean).all() and np.isfinite(scale).all()):
+            raise ValueError("the data have values whose squares overflow in float64; scale them")
         dtype = values.dtype if values.dtype.kind == "f" else np.float64
         return cls(mean.astype(dtype), scale.astype(dtype))
 

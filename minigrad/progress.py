@@ -2,35 +2,93 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import warnings
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, ClassVar, Self
+from weakref import WeakSet
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+
+class NoBar:
+    """Work of which no progress is shown; it is used like a bar of tqdm."""
+
+    def __init__(self, items: Iterable[Any] | None) -> None:
+        self._items = () if items is None else items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the block; there is nothing to close."""
+
+    def update(self, n: float = 1) -> None:
+        """Count `n` more items as done."""
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """Set the text behind the bar."""
+
+    def close(self) -> None:
+        """Take the bar off."""
 
 
 def progress_bar(
-    items: Iterable[Any] | None = None, *, what: str, unit: str, shown: bool, **options: Any
-) -> tqdm[Any]:
-    """Return a tqdm over `items`, which appears after a second and disappears at the end.
+    items: Iterable[Any] | None = None,
+    *,
+    what: str,
+    unit: str,
+    shown: bool,
+    in_files: bool = False,
+    **options: Any,
+) -> Any:
+    """Return a bar of tqdm over `items`, which appears after a second and disappears at the end.
 
-    It is shown in a terminal or a notebook, and not where the output goes to a file. Without items
-    it is updated by hand. `what` describes the work, `unit` is the name of one item, and `options`
-    are further ones of tqdm, such as `total`, which override these.
+    It is shown in a terminal or a notebook, and where the output goes to a file only with
+    `in_files`. Where it is not shown, a `NoBar` is returned. Without items it is updated by hand.
+    `what` describes the work, `unit` is the name of one item, and `options` are further ones of
+    tqdm, such as `total`, which override these.
     """
-    with warnings.catch_warnings():
-        # A notebook without widgets gets a bar of text instead, which needs no warning.
-        warnings.filterwarnings("ignore", message="IProgress not found")
-        from tqdm.auto import tqdm  # takes a tenth of a second to import
+    is_terminal = getattr(sys.stderr, "isatty", lambda: False)
+    if not shown or not (in_files or _in_a_notebook() or is_terminal()):
+        return NoBar(items)
+    usual = {"desc": what, "unit": unit, "leave": False, "delay": 1.0}
+    return _bar_class()(items, **{**usual, **options})
 
-    usual: dict[str, Any] = {"desc": what, "unit": unit, "leave": False, "delay": 1.0}
-    if not shown:
-        usual["disable"] = True
-    elif not _in_a_notebook():
-        usual["disable"] = None  # tqdm hides it in a file then, which a notebook is to tqdm as well
-    return tqdm(items, **{**usual, **options})
+
+@cache
+def _bar_class() -> Any:
+    """Make the class of bars. Importing tqdm takes a tenth of a second."""
+    if _in_a_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.auto import tqdm
+    else:
+        # In a notebook without widgets tqdm.auto would warn that it can only show text. A warning
+        # can only be filtered in all threads at once.
+        from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+        """A bar with a lock and a list of bars of its own.
+
+        The lock of other bars is shared with processes that are forked. If one of them is killed
+        while it has the lock, all others wait forever.
+        """
+
+        _instances: ClassVar[WeakSet[Any]] = WeakSet()
+
+        def __init__(self, items: Iterable[Any] | None, **options: Any) -> None:
+            super().__init__(items, position=len(tqdm._instances), **options)  # below the user's
+
+    def renew_lock() -> None:
+        Bar.set_lock(threading.RLock())
+
+    renew_lock()
+    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+        os.register_at_fork(after_in_child=renew_lock)  # another thread may have the lock then
+    return Bar
 
 
 def _in_a_notebook() -> bool:

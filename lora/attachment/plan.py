@@ -11,7 +11,7 @@ import numpy as np
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import Adapter
 from lora.attachment.state import FullCopy, attachment_of, parameter_names
-from lora.attachment.targets import Target, targets_in
+from lora.attachment.targets import Target, projections, targets_in, without_layers
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
 from lora.frozen import TrainedCopy
@@ -35,7 +35,7 @@ class Match:
     d_in: int  # the size of an input vector
     d_out: int  # the size of an output vector
     rank: int  # of the update
-    added: int  # the number of parameters of the adapter there
+    added: int  # the number of parameters of the adapter that train there
     note: str = ""  # a remark, such as "NF4" or "tied to head.weight"
 
 
@@ -62,6 +62,9 @@ class Plan:
         modules = dict(model.named_modules())
         drawn = targets is None
         targets = targets_in(model, config) if targets is None else targets
+        # The targets that `exclude` has left without a layer, which is no mistake.
+        names = [target.name for target in targets]
+        self.emptied = without_layers(config.targets, names, projections(model)) if drawn else []
         self._names = parameter_names(model)
         # By name, each layer that will be replaced, and the one that will replace it.
         self.replaced: dict[str, tuple[Module, AdaptedLayer]] = {}
@@ -105,7 +108,7 @@ class Plan:
         if config.bias != "none":
             self._save_biases(model)
         listed: Iterable[Target] = targets
-        if drawn and config.init.startswith("pissa"):  # all else is fast
+        if drawn and config.init.startswith(("pissa", "mica")):  # all else is fast
             listed = progress_bar(targets, what="singular vectors", unit="layer", shown=progress)
         self.updates = {target.name: self._update(target, rng, drawn) for target in listed}
         self.matches: list[Match] = []  # lines for the report
@@ -117,7 +120,8 @@ class Plan:
             notes += [f"tied to {', '.join(tied)}"] if tied else []
             most = min(layer.d_out, layer.d_in)
             notes += [f"rank above min(d_out, d_in) = {most}"] if target.rank > most else []
-            added = sum(part.size for part in self.updates[target.name].trained())
+            trained = self.updates[target.name].trained()
+            added = sum(part.size for part in trained if part.requires_grad)
             sizes = layer.d_in, layer.d_out, target.rank, added
             self.matches.append(Match(target.name, target.pattern, *sizes, ", ".join(notes)))
 

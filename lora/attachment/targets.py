@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from lora.adapted_layer import AdaptedLayer
 from lora.config import LoRAConfig
 from lora.embedding import LoRAEmbedding
-from lora.patterns import ALL_LINEAR, END_OF_NAME, find, is_match, near
+from lora.expressions import expression
+from lora.patterns import ALL_LINEAR, END_OF_NAME, Patterns, find, is_match, near
 from lora.variants.nf4 import NF4Linear
 from minigrad.nn import Embedding, Linear, Module, MultiHeadAttention
 
@@ -76,7 +76,8 @@ def select(
 
     They are among the `linear` layers and `other` ones that can have an adapter, which "all-linear"
     leaves out; `groups` are names that stand for several. A ValueError is raised if a pattern, an
-    index or an exclusion is in vain, or nothing is left.
+    index or an exclusion is in vain, or nothing is left. A pattern all of whose layers are excluded
+    is not in vain.
     """
     linear, groups = list(linear), groups or {}
     if config.targets != ALL_LINEAR:
@@ -88,6 +89,7 @@ def select(
     if config.exclude:
         excluded = find("exclude", config.exclude, found, groups)
         found = {name: pattern for name, pattern in found.items() if name not in excluded}
+    emptied = without_layers(config.targets, found, groups)
     if config.layers_to_transform is not None:
         indices = {name: layer_index(name, config.layers_pattern) for name in found}
         for before in config.layers_pattern:
@@ -109,16 +111,10 @@ def select(
                 f"{there}"
             )
         found = {name: pattern for name, pattern in found.items() if indices[name] in wanted}
-    if isinstance(config.targets, str):
-        listed: Sequence[str] = (config.targets,)
-        in_vain = [] if found else list(listed)
-    else:  # a pattern may match a layer that is left without being the first to do so
-        listed = config.targets
-        left = [*found, *(group for group, members in groups.items() if set(members) & set(found))]
-        in_vain = [p for p in listed if not any(is_match(p, name, False) for name in left)]
+    in_vain = [p for p in without_layers(config.targets, found, groups) if p not in emptied]
     if not found or in_vain:
         raise ValueError(
-            f"nothing is left of the targets {', '.join(map(repr, in_vain or listed))} after "
+            f"nothing is left of the targets {', '.join(map(repr, in_vain or emptied))} after "
             f"exclude={config.exclude!r} and layers_to_transform={config.layers_to_transform!r}"
         )
     ranks = _values("rank_pattern", config.rank_pattern, found)
@@ -127,6 +123,19 @@ def select(
         Target(name, pattern, ranks.get(name, config.rank), alphas.get(name, config.alpha))
         for name, pattern in found.items()
     ]
+
+
+def without_layers(
+    patterns: Patterns, names: Collection[str], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return the patterns that match none of some names, nor a group with one of them."""
+    if isinstance(patterns, str):
+        return [] if names else [patterns]
+    left = [
+        *names,
+        *(group for group, members in groups.items() if not {*members}.isdisjoint(names)),
+    ]
+    return [pattern for pattern in patterns if not any(is_match(pattern, name) for name in left)]
 
 
 def layer_index(name: str, after: Sequence[str] = ()) -> int | None:
@@ -145,7 +154,7 @@ def _values(role: str, table: Mapping[str, Any], names: Iterable[str]) -> dict[s
     names = list(names)
     values: dict[str, Any] = {}
     for pattern, value in table.items():
-        hits = [name for name in names if re.fullmatch(END_OF_NAME.format(pattern), name)]
+        hits = [name for name in names if expression(END_OF_NAME.format(pattern)).matches(name)]
         if not hits:
             raise ValueError(
                 f"{role} has a pattern that matches no target: {near(pattern, names)}; the "

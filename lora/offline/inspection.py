@@ -14,7 +14,7 @@ from lora.offline.model_folder import TIED, UNTIED, resolve
 from lora.peft.config import PeftConfig
 from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
-from lora.spectra import Spectral, numerical_rank, singular_values
+from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
 from minigrad.io import open_tensors
 from minigrad.progress import progress_bar
@@ -52,8 +52,8 @@ class LayerSummary(Spectral):
         kind = "embedding" if layer.is_embedding else "linear"
         kind += ", DoRA" if MAGNITUDE in layer.keys else ""
         (rank, d_in), d_out, scale = a.shape, len(b), layer.scale
-        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-        values = tuple((abs(scale) * singular_values(a, b)).tolist())
+        norms = frobenius(a), frobenius(b)
+        values = tuple(abs(scale) * value for value in singular_values(a, b).tolist())
         return cls(layer.name, kind, d_in, d_out, rank, scale, *norms, values)
 
 

@@ -75,6 +75,7 @@ def adapter_of(files: AdapterFolder, layer: StoredLayer, weight: FrozenMatrix) -
     parts = {part: files.read(key) for part, key in layer.keys.items()}
     a, b, magnitude = parts[A], parts[B], parts.get(MAGNITUDE)
     scaling = files.config.scaling
-    made = Adapter.of(weight, a, b, layer.scale, magnitude=magnitude, scaling=scaling)
+    with np.errstate(over="ignore"):  # what is infinite in the dtype of the weight is refused later
+        made = Adapter.of(weight, a, b, layer.scale, magnitude=magnitude, scaling=scaling)
     set_pissa_start(made, files, weight, layer.is_embedding)
     return made

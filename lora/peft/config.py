@@ -5,30 +5,57 @@ describe how an adapter was initialised, or which program it is for: they change
 ignored. The rest belong to methods that are not implemented here, and are errors where they are
 set.
 
-Expressions are those of Python's `re`, as in PEFT. It has no time limit, and an expression such as
-`(a+)+b` can run forever: read the adapter_config.json of an adapter before you trust it.
+The file may be anyone's. Limits on its size, and on the work that its expressions make, are checked
+before that work is done; `lora.expressions` matches them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from lora.config import Bias
-from lora.patterns import ALL_LINEAR, END_OF_NAME, first_value, is_any_match, is_match
+from lora.expressions import expression
+from lora.patterns import (
+    ALL_LINEAR,
+    END_OF_NAME,
+    check_expression,
+    ends_of,
+    first_value,
+    is_any_match,
+    is_match,
+)
 from lora.scaling import LoRAScaling
 from minigrad.checks import check_problems, nearest
 from minigrad.io.tensor_file import parse_json
 
+C = TypeVar("C", bound=Collection[Any])
+
 CONFIG = "adapter_config.json"
 
-_LARGEST_FILE = 1 << 24  # bytes; the largest configurations have some thousand names
+LARGEST_FILE = 1 << 22
+"""The bytes of a file, at most; the largest configurations have some ten thousand names."""
+
+MOST_FIELDS = 500
+"""The number of fields of a configuration, at most; PEFT writes some 40."""
+
+LONGEST_NAME = 1000
+"""The characters of a name, at most; those of models have some tens."""
+
+MOST_PATTERNS = 4096
+"""The number of patterns in a table, or in another list of expressions, at most."""
+
+MOST_CHARACTERS = 1 << 19
+"""The characters of all expressions of a configuration, at most."""
+
+MOST_WORK = 10**8
+"""The characters of all expressions times the number of names they are matched with, at most."""
+
 _LARGEST_RANK = 2**31 - 1  # fits into the sizes of arrays anywhere
 
 _WITHOUT_EFFECT = {
@@ -79,8 +106,14 @@ def _is_number(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME
+
+
 _flag = _reader(lambda v: isinstance(v, bool), "it is true or false")
-_text = _reader(lambda v: isinstance(v, str), "it is a name")
+_text = _reader(
+    lambda v: v == "" or _is_name(v), f"it is a name of {LONGEST_NAME} characters at most"
+)
 _rank = _reader(
     lambda v: _is_number(v, int) and 1 <= v <= _LARGEST_RANK,
     f"a rank is an integer from 1 to {_LARGEST_RANK}",
@@ -93,8 +126,8 @@ _probability = _reader(
     lambda v: _is_number(v, int, float) and 0 <= v <= 1, "it is a probability", float
 )
 _names = _reader(
-    lambda v: isinstance(v, list) and all(isinstance(name, str) and name for name in v),
-    "it is a list of names",
+    lambda v: isinstance(v, list) and all(_is_name(name) for name in v),
+    f"it is a list of names, each of {LONGEST_NAME} characters at most",
     tuple,
 )
 _bias = _reader(lambda v: v in get_args(Bias), f"it is one of {', '.join(get_args(Bias))}")
@@ -108,23 +141,20 @@ def _indices(value: Any) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def _expression(value: str, within: str = "{}") -> str:
-    """Read an expression that must also be valid inside of the larger one that PEFT makes of it."""
-    try:
-        re.compile(value)
-        re.compile(within.format(value))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"it is no regular expression: {error}") from None
-    return value
+def _few(patterns: C) -> C:
+    """Return patterns if there are not too many."""
+    if len(patterns) > MOST_PATTERNS:
+        raise ValueError(f"it has {len(patterns):,} patterns, and {MOST_PATTERNS:,} at most can be")
+    return patterns
 
 
 def _patterns(value: Any) -> Any:
-    return _expression(value) if isinstance(value, str) else _names(value)
+    return check_expression(value) if isinstance(value, str) else _names(value)
 
 
 def _name_expressions(value: Any) -> tuple[str, ...]:
     """Read names that PEFT uses as expressions."""
-    return tuple(_expression(each, END_OF_NAME) for each in _names(value))
+    return tuple(check_expression(each, END_OF_NAME) for each in _few(_names(value)))
 
 
 def _one_or_more_expressions(value: Any) -> tuple[str, ...]:
@@ -137,7 +167,7 @@ def _table(read: Reader) -> Reader:
     def read_table(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise ValueError("it has a pattern for each value")
-        return {_expression(key, END_OF_NAME): read(each) for key, each in value.items()}
+        return {check_expression(k, END_OF_NAME): read(each) for k, each in _few(value).items()}
 
     return read_table
 
@@ -212,6 +242,8 @@ class PeftConfig:
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration is an object with fields, not {content!r:.60}")
+        if len(content) > MOST_FIELDS:
+            raise ValueError(f"it has {len(content):,} fields, more than {MOST_FIELDS}")
         hints = get_type_hints(cls, include_extras=True)
         readers: dict[str, Reader] = {name: hint.__metadata__[0] for name, hint in hints.items()}
         kind = content.get("peft_type", "LORA")
@@ -220,7 +252,7 @@ class PeftConfig:
             is_off = value is None or value is False or value in ({}, [], "")
             if is_off or name in readers or name in _WITHOUT_EFFECT:
                 continue
-            said = f"{name}={value!r:.100}"
+            said = f"{name:.100}={value!r:.100}"
             if name in _NOT_IMPLEMENTED:
                 problems.append(
                     f"{said} is not implemented ({_NOT_IMPLEMENTED[name]}); merge the adapter with "
@@ -232,6 +264,10 @@ class PeftConfig:
                     f"{said} is not known{hint}, and might change the result; if it does not, take "
                     f"it out of the file"
                 )
+        if (count := _characters(content)) > MOST_CHARACTERS:
+            raise ValueError(
+                f"its expressions have {count:,} characters, more than {MOST_CHARACTERS:,}"
+            )
         values: dict[str, Any] = {}
         for name, read in readers.items():
             if content.get(name) is None:
@@ -245,8 +281,8 @@ class PeftConfig:
             problems.append("target_modules are not said; name the layers that have updates")
         if values.get("layers_pattern") and not layers:
             problems.append(
-                f"layers_pattern={values['layers_pattern']} says where an index is: of which "
-                f"layers_to_transform"
+                f"layers_pattern={values['layers_pattern']!r:.200} says where an index is: "
+                f"of which layers_to_transform"
             )
         if isinstance(targets, str) and layers:
             problems.append(
@@ -256,15 +292,31 @@ class PeftConfig:
         return cls(**values)
 
     def as_json(self) -> str:
-        """Return the content of the file: the fields that are set, and those that PEFT requires."""
+        """Return the content of the file: the fields that are set, and those that PEFT requires.
+
+        A ValueError is raised if it could not be read again, as with too many patterns.
+        """
         content = {"peft_type": "LORA", "task_type": None, "inference_mode": True, **asdict(self)}
         unset = [n for n, value in content.items() if value == () and n != "target_modules"]
-        return json.dumps({**content, **dict.fromkeys(unset)}, indent=2) + "\n"
+        text = json.dumps({**content, **dict.fromkeys(unset)}, indent=2) + "\n"
+        PeftConfig.of(json.loads(text))
+        return text
 
     @property
     def scaling(self) -> LoRAScaling:
         """The formula that gives a scale from alpha and the rank."""
         return LoRAScaling.RSLORA if self.use_rslora else LoRAScaling.STANDARD
+
+    def check_work(self, names: int) -> None:
+        """Raise a ValueError if it takes too long to match that many names."""
+        lists = (self.exclude_modules, self.modules_to_save, self.layers_to_transform)
+        work = names * (_characters(vars(self)) + sum(map(len, lists)))
+        if work > MOST_WORK:
+            raise ValueError(
+                f"the patterns of the configuration are too many or too long for {names:,} layers: "
+                f"{work:,} characters would be compared, and {MOST_WORK:,} are at most; name "
+                f"layers by their last parts, or take patterns out"
+            )
 
     def rank_of(self, layer: str) -> int:
         """Return the rank of the update of a layer."""
@@ -283,35 +335,47 @@ class PeftConfig:
 
         "all-linear" stands for the `linear` ones.
         """
+        names, linear = list(names), set(linear)
+        self.check_work(len(names))
+        order = {} if isinstance(self.target_modules, str) else _places(self.target_modules)
+        saved = [expression(rf"(?:(^|.*\.){p}($|\..*)).*") for p in self.modules_to_save]
         found = {}
         for name in names:
-            pattern = self._target(name, linear)
+            pattern = self._target(name, linear, order)
             if pattern is None or is_any_match(self.exclude_modules, name):
                 continue
-            if not any(re.match(rf"(^|.*\.){p}($|\..*)", name) for p in self.modules_to_save):
+            if not any(each.matches(name) for each in saved):
                 found[name] = pattern
         return found
 
-    def _target(self, name: str, linear: Collection[str]) -> str | None:
-        """Return the target that finds a name, whether it is excluded or not."""
+    def _target(self, name: str, linear: set[str], order: Mapping[str, int]) -> str | None:
+        """Return the target that finds a name, whether it is excluded or not.
+
+        Targets that are names are given with their places among all.
+        """
         targets = self.target_modules
         if isinstance(targets, str):
             is_all = targets.lower() == ALL_LINEAR
             return (
                 targets if (name in linear if is_all else is_match(targets, name, True)) else None
             )
-        if name in targets:  # a full name is found whatever its index
+        if name in order:  # a full name is found whatever its index
             return name
         if self.layers_to_transform and self._index(name) not in self.layers_to_transform:
             return None
-        return next((target for target in targets if is_match(target, name)), None)
+        return min(ends_of(name) & order.keys(), key=order.__getitem__, default=None)
 
     def _index(self, name: str) -> int | None:
         """Return the index of the layer that a name belongs to, as in "model.layers.3.q_proj"."""
-        before = [rf"(?:^|.*?\.){pattern}" for pattern in self.layers_pattern]
-        for pattern in before or [r".*?\.[^.]*"]:
-            if match := re.match(rf"{pattern}\.(?P<index>\d+)\.", name):
-                return int(match["index"])
+        parts = name.split(".")
+        numbers = [i for i, part in enumerate(parts[:-1]) if part.isdecimal()]
+        if not self.layers_pattern:  # two parts or more are before the index
+            return next((int(parts[i]) for i in numbers if i > 1), None)
+        for pattern in self.layers_pattern:
+            before = expression(rf"(?:^|.*?\.){pattern}")
+            for i in numbers:
+                if before.matches(".".join(parts[:i])):
+                    return int(parts[i])
         return None
 
     def saved_modules(self, names: Iterable[str]) -> list[str]:
@@ -322,6 +386,24 @@ class PeftConfig:
         """Tell whether a parameter belongs to a module that was trained in full."""
         parts = parameter.split(".")
         return bool(self.saved_modules(".".join(parts[:i]) for i in range(1, len(parts))))
+
+
+def _characters(fields: Mapping[str, Any]) -> int:
+    """Count the characters of the expressions in fields that were read, or are to be."""
+    count = 0
+    for name in ("target_modules", "exclude_modules"):
+        count += len(fields[name]) if isinstance(fields.get(name), str) else 0
+    for name in ("modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"):
+        patterns = fields.get(name)
+        listed = [patterns] if isinstance(patterns, str) else patterns
+        if isinstance(listed, (list, tuple, Mapping)):
+            count += sum(len(each) for each in listed if isinstance(each, str))
+    return count
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    """Return the place of each name in a list, of the first if it is there twice."""
+    return {name: len(names) - i for i, name in enumerate(reversed(names), 1)}
 
 
 def read_config(path: str | os.PathLike[str]) -> PeftConfig:
@@ -335,8 +417,8 @@ def read_config(path: str | os.PathLike[str]) -> PeftConfig:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE:,} bytes")
         text = path.read_bytes().decode("utf-8-sig")
         return PeftConfig.of(parse_json(text, "the configuration"))
     except RecursionError:

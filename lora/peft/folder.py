@@ -47,6 +47,8 @@ KEYS = f"{PREFIX}<layer>.lora_A.weight"
 
 _SAME = 1e-9  # relative, of scales, since alpha may be written with few digits
 
+_LARGEST_HEADER = 1 << 24  # bytes; some hundred describe a tensor
+
 _LONGEST = 1000  # characters of a key; those of models have some tens
 
 # How often to look for the files of a save that is moving them into the folder, how many of these
@@ -126,6 +128,9 @@ class AdapterFolder(Closing):
                         f"the key {key[:100]!r} of a tensor is longer than {_LONGEST} characters, "
                         f"or has some that cannot be printed"
                     )
+                if key == PREFIX or key.removeprefix(PREFIX).lstrip(".") in _PARTS:
+                    raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
+            self.config.check_work(len(self._file))
             self.facts = Facts.of(self._file.metadata)
         except ValueError as error:
             self._file.close()
@@ -231,7 +236,7 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
         try:
             before = identity()
             config = read_config(find(path, CONFIG))
-            file = TensorFile(find(path, WEIGHTS))
+            file = _opened(find(path, WEIGHTS))
             if identity() == before:
                 return config, file
         except FileNotFoundError:  # it was moved into the folder between two looks, or is not there
@@ -252,6 +257,19 @@ def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
             file.close()
         time.sleep(_PAUSE)
     raise FileNotFoundError(f"{os.fspath(path)!r} is written again and again; wait, or copy it")
+
+
+def _opened(path: Path) -> TensorFile:
+    """Open the tensors, unless their header is larger than any that an adapter has."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_HEADER and length < path.stat().st_size:
+            raise ValueError(
+                f"{os.fspath(path)!r}: its header has {length:,} bytes, and that of an adapter has "
+                f"{_LARGEST_HEADER:,} at most"
+            )
+    return TensorFile(path)
 
 
 def write_folder(

@@ -7,11 +7,13 @@ model say which tensors there must be, and each tensor of the file must be one o
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter
 from lora.attaching import AttachReport, carry_out, planning
 from lora.attachment.plan import Plan
@@ -22,9 +24,9 @@ from lora.embedding import LoRAEmbedding
 from lora.frozen import Array, FrozenMatrix
 from lora.patterns import exact, exact_key, is_any_match
 from lora.peft.facts import fingerprint_of
-from lora.peft.folder import PREFIX, AdapterFolder, by_key
+from lora.peft.folder import PREFIX, A, AdapterFolder, B, by_key
 from lora.variants.inits import INITS, draw
-from minigrad.checks import check_problems
+from minigrad.checks import LONGEST_LINE, check_problems, shortened
 from minigrad.nn import Module, Parameter
 from minigrad.progress import progress_bar
 
@@ -65,19 +67,21 @@ def load(
     with AdapterFolder(folder) as files, planning(model, adapter, rng):
         path, config = os.fspath(files.path), files.config
         linear, tables = candidates(model)
-        order = [name for name, _ in model.named_modules() if name in {*linear, *tables}]
+        known = {*linear, *tables}
+        order = [name for name, _ in model.named_modules() if name in known]
         found = config.targets_among(order, linear)
         if not found:
             raise ValueError(
                 f"{path!r} is of another model: its target_modules "
                 f"{config.target_modules!r:.200} are none of the layers "
                 f"{', '.join(order) or '(none)'}; it has updates of "
-                f"{', '.join(files.layers) or 'none'}"
+                f"{shortened(', '.join(files.layers), LONGEST_LINE) or 'none'}"
             )
         targets = [
             Target(name, pattern, config.rank_of(name), config.alpha_of(name))
             for name, pattern in found.items()
         ]
+        check_problems(_refusal(files), list(_rank_problems(model, files, targets)))
         try:
             plan = Plan(model, _config(model, files, targets), rng, targets)
         except ValueError as error:
@@ -92,6 +96,30 @@ def load(
                 update.dropout = facts.dropout
             set_pissa_start(update, files, plan.layers[name].weight, layer.is_embedding)
     return carry_out(model, plan, adapter)
+
+
+def _refusal(files: AdapterFolder) -> str:
+    """Return the beginning of a message that lists why an adapter cannot be loaded."""
+    return f"{os.fspath(files.path)!r} does not go with the model; nothing was changed"
+
+
+def _rank_problems(model: Module, files: AdapterFolder, targets: Sequence[Target]) -> Iterator[str]:
+    """Yield layers for which the configuration asks for more memory than the file can fill.
+
+    Their rank is larger than that of any update, and is not the rank of the tensors in the file.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, rank in [(target.name, target.rank) for target in targets]:
+        module = modules[name]
+        shape = (module.base_weight if isinstance(module, AdaptedLayer) else module.weight).shape
+        keys = files.layers[name].keys if name in files.layers else {}
+        a, b = (files.tensors[keys[part]].shape if part in keys else () for part in (A, B))
+        fits = a[:1] == b[1:] == (rank,) and sorted(a[1:] + b[:1]) == sorted(shape)
+        if rank > min(shape) and not fits:
+            yield (
+                f"mis-shaped: {name} has A {a or 'missing'} and B {b or 'missing'} in the file, "
+                f"and by the configuration rank {rank}, which a weight {shape} cannot have"
+            )
 
 
 def _set_parameters(
@@ -134,8 +162,7 @@ def _set_parameters(
     problems += [f"scale: of {name}, {problem}" for name, problem in files.scale_problems()]
     if check_base:
         problems += files.facts.base_problems(plan.layers, fingerprint_of, progress)
-    what = f"{os.fspath(files.path)!r} does not go with the model; nothing was changed"
-    check_problems(what, [*problems, *broken])
+    check_problems(_refusal(files), [*problems, *broken])
     for key, value in values.items():
         parameters[key].data = value
 

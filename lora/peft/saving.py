@@ -177,7 +177,7 @@ def _config_of(
         alpha_pattern={exact_key(n): value for n, value in alphas.items() if value != alpha},
         bias=_bias_of(attached),
         modules_to_save=_modules_to_save(modules, names, attached),
-        init_lora_weights=asked.init if asked is not None and asked.init == "gaussian" else True,
+        init_lora_weights=asked.init if asked and asked.init in ("gaussian", "mica") else True,
     )
     if asked is None:
         return config

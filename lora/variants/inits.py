@@ -6,6 +6,8 @@
                 up to rounding
     pissa       s B A is the principal part of W, which is subtracted at the same time
     pissa_niter_4   the same, with singular vectors from 4 rounds of subspace iteration
+    mica        A = 0, B the left singular vectors of the smallest singular values of W; only A
+                trains (Minor Component Adaptation, arXiv:2604.01694, as in PEFT)
 
 With B = 0 only B has a gradient at first. With orthogonal factors both have one.
 
@@ -28,7 +30,7 @@ import numpy as np
 from lora.frozen import Array
 from minigrad.random import generator
 
-INITS = ("gaussian", "kaiming", "orthogonal", "pissa")
+INITS = ("gaussian", "kaiming", "orthogonal", "pissa", "mica")
 
 _ROUNDS = re.compile(r"pissa_niter_([0-9]+)")
 _SPARE = 8  # columns beyond the rank, by which subspace iteration gets the last ones right
@@ -69,8 +71,8 @@ def draw(
 ) -> Factors:
     """Draw the first A, `(rank, d_in)`, and B, `(d_out, rank)`; B A will be multiplied by `scale`.
 
-    Only PiSSA calls `weight`, which returns W, `(d_out, d_in)` in float64. A ValueError is raised
-    if the rank of orthogonal factors is odd.
+    Only PiSSA and MiCA call `weight`, which returns W, `(d_out, d_in)` in float64. A ValueError is
+    raised if the rank of orthogonal factors is odd.
     """
     check_rank(init, rank)
     rng = generator(rng)
@@ -79,6 +81,9 @@ def draw(
     if init == "kaiming":
         bound = 1 / math.sqrt(d_in)
         return Factors(rng.uniform(-bound, bound, (rank, d_in)), np.zeros((d_out, rank)))
+    if init == "mica":
+        u = np.linalg.svd(weight(), full_matrices=False)[0]
+        return Factors(np.zeros((rank, d_in)), u[:, -rank:])
     if init == "orthogonal":
         # Half of the rows of a random rotation mix A, the other half B (as PEFT's orthogonal init).
         rotation = np.linalg.qr(rng.standard_normal((rank, rank)))[0]

@@ -172,7 +172,7 @@ class Trainer:
             self._epochs_since_best = 0  # patience had ended the run, which is to go on now
         with progress_bar(
             what="training", unit="step", shown=self.progress, total=steps,
-            disable=not self.progress, delay=0.0, dynamic_ncols=True,
+            in_files=True, delay=0.0, dynamic_ncols=True,
         ) as bar:  # fmt: skip
             for _ in range(epochs):
                 self._epoch(data, held_out, bar)

@@ -85,6 +85,14 @@ def test_what_each_draws_is_shown_in_the_readme(name):
     assert f"](examples/pictures/{name}.png)" in (folder.parent / "README.md").read_text()
 
 
+def test_a_reader_that_closes_the_pipe_ends_the_list_without_a_traceback():
+    command = [sys.executable, "-m", "examples"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_listing_does_not_import_the_examples():
     code = "import sys; from examples.__main__ import main; main([]); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ import lora
 from lora import LoRAConfig, LoRALayer, LoRAScaling
 from lora.attachment.targets import layer_index, select
 from lora.variants.inits import INITS
-from minigrad.nn import Embedding, Linear, Module
+from minigrad.nn import MLP, Embedding, Linear, Module
 from minigrad.random import generator
 
 LINEAR = [f"blocks.{i}.{part}" for i in range(3) for part in ("q", "v", "mlp.up")] + ["head"]
@@ -42,6 +42,10 @@ def names(**options):
         ),
         ({"exclude": ["head", "mlp.up", "v"]}, ["blocks.0.q", "blocks.1.q", "blocks.2.q"]),
         ({"exclude": r"blocks\..*"}, ["head"]),
+        (
+            {"targets": ["q", "v"], "exclude": r".*\.v"},
+            ["blocks.0.q", "blocks.1.q", "blocks.2.q"],
+        ),
         ({"layers_to_transform": 1}, ["blocks.1.q", "blocks.1.v", "blocks.1.mlp.up"]),
         ({"targets": ["q"], "layers_to_transform": [0, 2]}, ["blocks.0.q", "blocks.2.q"]),
         (
@@ -114,13 +118,26 @@ def test_patterns_reach_the_layers_of_a_model():
     assert (net.a.scale, net.b.scale) == (5 / 2, 3 / 4)
 
 
+def test_a_target_of_which_all_layers_are_excluded_is_in_the_report():
+    net = MLP([4, 4, 4], rng=np.random.default_rng(0))
+    report = lora.attach(net, LoRAConfig(2, targets=["0", "1"], exclude=["layers.1"]))
+    assert report.names == ["layers.0"]
+    assert report.emptied == ("1",)
+    assert "1: all its layers are excluded" in repr(report)
+    assert lora.attach(net, LoRAConfig(2, targets=["1"]), adapter="b").emptied == ()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"exclude": ["heads"]}, r"exclude that match no layer: 'heads' \(did you mean 'head'\?\)"),
         ({"targets": ["q"], "exclude": ["v"]}, "exclude that match no layer: 'v'"),
         ({"targets": ["q"], "exclude": ["q"]}, "nothing is left of the targets 'q'"),
-        ({"targets": ["q", "v"], "exclude": r".*\.v"}, "nothing is left of the targets 'v' "),
+        ({"targets": ["q", "v"], "exclude": r".*[qv]"}, "nothing is left of the targets 'q', 'v' "),
+        (
+            {"targets": ["head", "q"], "layers_to_transform": 1, "exclude": ["blocks.0.q"]},
+            "nothing is left of the targets 'head' ",
+        ),
         ({"layers_to_transform": 3}, r"no target is in layer 3; their layers are 0, 1, 2"),
         ({"targets": ["head"], "layers_to_transform": 0}, "no name has an index of layers: head"),
         ({"layers_to_transform": 0, "layers_pattern": "h"}, "no target has an index after .h.;"),
@@ -167,9 +184,14 @@ def test_a_pattern_in_vain_is_an_error(options, message):
         ({"alpha_pattern": {3: 1.0}}, TypeError, "a dict"),
         ({"bias": "some"}, ValueError, "none, all, lora_only, not 'some'"),
         ({"bias": True}, ValueError, "not True"),
-        ({"init": "zeros"}, ValueError, "gaussian, kaiming, orthogonal, pissa and .* not 'zeros'"),
+        (
+            {"init": "zeros"},
+            ValueError,
+            "gaussian, kaiming, orthogonal, pissa, mica and .* not 'zeros'",
+        ),
         ({"init": "pissa_niter_"}, ValueError, "pissa_niter_<rounds>, not 'pissa_niter_'"),
         ({"init": ["pissa"]}, ValueError, r"not \['pissa'\]"),
+        ({"init": "mica", "use_dora": True}, ValueError, "take one of the two"),
         ({"use_dora": 1}, TypeError, "use_dora must be True or False, not 1"),
         ({"dora_norm_gradient": True}, ValueError, "needs use_dora=True"),
         ({"modules_to_save": None}, TypeError, "modules_to_save are names, not None"),
@@ -288,4 +310,4 @@ def test_an_error_while_drawing_takes_the_draws_back(monkeypatch, own):
 
 
 def test_every_init_is_known():
-    assert set(INITS) == {"gaussian", "kaiming", "orthogonal", "pissa"}
+    assert set(INITS) == {"gaussian", "kaiming", "orthogonal", "pissa", "mica"}

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -1269,3 +1270,68 @@ def test_many_files_with_mistakes(net, rng, tmp_path, capsys):
     ended = mutate(3000, net, rng, tmp_path, capsys)
     assert {(c, s) for c in ("inspect", "merge", "extract") for s in (0, FAILED)} < ended
     assert {("check", status) for status in (0, WRONG, FAILED)} < ended
+
+
+# ----------------------------------------------------------------------------------------------
+# Names and numbers that no training has made
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A base, and a function that returns an adapter for it with other tensors."""
+    folder = Path(shutil.copytree(FOLDERS / "linear", tmp_path / "adapter"))
+    base = tmp_path / "base.safetensors"
+    save_state(base, model_of("mlp").state_dict())
+
+    def made(change):
+        edit(folder / WEIGHTS, change)
+        return folder, base
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "key",
+    [f"{PREFIX}lora_A.weight", f"{PREFIX}.lora_A.weight", f"{PREFIX}.lora_embedding_B", PREFIX],
+)
+def test_a_key_without_a_name_of_a_layer_is_refused(hostile, key):
+    folder, base = hostile(replaced(key, np.ones((3, 4), np.float32)))
+    for use in (summarise, lambda f: merge_files(base, f, folder / "out.safetensors")):
+        with pytest.raises(ValueError, match="has no name of a layer in it"):
+            use(folder)
+    (finding,) = check_adapter(folder, base).findings
+    assert "has no name of a layer" in str(finding)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [1e300, 3e38, 1e-45, 1e-300, 65504.0, np.inf, np.nan])
+@pytest.mark.parametrize("parts", ["A", "B", "AB"])
+def test_numbers_of_any_size_are_read_without_a_warning(hostile, dtype, value, parts):
+    def change(arrays):
+        for key, array in arrays.items():
+            filled = key.split(".lora_")[1][0] in parts
+            with np.errstate(over="ignore"):
+                arrays[key] = np.full(array.shape, value, dtype) if filled else array
+
+    folder, base = hostile(change)
+    assert len(repr(summarise(folder))) > 100
+    assert len(repr(check_adapter(folder, base))) > 20
+    with suppress(ValueError):
+        lora.load(model_of("mlp"), folder)
+    with suppress(ValueError):
+        merge_files(base, folder, folder / "out.safetensors")
+
+
+def test_norms_beyond_the_squares_of_float64_are_computed(hostile):
+    def change(arrays):
+        for key, array in arrays.items():
+            arrays[key] = array.astype(np.float64) * (1e200 if "lora_A" in key else 1e-250)
+
+    before = summarise(hostile(lambda arrays: None)[0]).layers
+    after = summarise(hostile(change)[0]).layers
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(other.norm_a, one.norm_a * 1e200, rtol=1e-12)
+        np.testing.assert_allclose(other.norm_b, one.norm_b * 1e-250, rtol=1e-12)
+        values = np.array(one.singular_values) * 1e-50
+        np.testing.assert_allclose(other.singular_values, values, rtol=1e-6)

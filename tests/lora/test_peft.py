@@ -5,12 +5,14 @@ The folders in `fixtures/peft` were written by PEFT, by `tests.fixtures.make_pef
 
 import copy
 import errno
+import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from minigrad.io import TensorFile, load_state
 from tests.lora.folders import (
     FOLDERS,
     KINDS,
+    PREFIX,
     RESULTS,
     TOLERANCE,
     adapted,
@@ -762,6 +765,23 @@ def test_how_an_adapter_began_does_not_matter(theirs, init):
     assert relative(output(model), RESULTS["linear; output"]) <= 1e-6
 
 
+def test_an_adapter_of_mica_trains_a_only_and_is_saved_as_one(theirs, tmp_path):
+    folder = theirs("linear")
+    configure(folder, init_lora_weights="mica")
+    model = model_of("mlp")
+    report = lora.load(model, folder)
+    layers = [layer for layer in model.modules() if isinstance(layer, lora.LoRALayer)]
+    assert all(layer.lora_a.requires_grad for layer in layers)
+    assert not any(layer.lora_b.requires_grad for layer in layers)
+    assert report.trainable == sum(layer.lora_a.size for layer in layers)
+    assert report.trainable == sum(match.added for match in report.matches)
+    lora.switch(model)
+    lora.switch(model, "default")
+    assert not any(layer.lora_b.requires_grad for layer in layers)
+    lora.save(model, tmp_path / "again")
+    assert config_of(tmp_path / "again")["init_lora_weights"] == "mica"
+
+
 def test_pissa_leaves_embeddings_to_begin_as_always(theirs):
     folder = theirs("head_saved")
     configure(folder, init_lora_weights="pissa")
@@ -1050,6 +1070,59 @@ def test_mutated_folders_are_loaded_or_refused(saved):
 @pytest.mark.parametrize("name", ["all_biases_and_a_module", "patterns"])
 def test_many_mutated_folders_are_loaded_or_refused(theirs, name):
     assert 1000 < fuzz(theirs(name), 4000, 1) < 4000
+
+
+BOMBS = {
+    "a rank that would not fit into memory": {"r": 2**31 - 1},
+    "a rank of one layer that would not": {"rank_pattern": {"0": 2**31 - 1}},
+    "repeats in repeats": {"target_modules": "(a+)+b"},
+    "repeats in repeats, in a table": {"rank_pattern": {"(a+)+b": 3}},
+    "repeats in repeats, in names": {"modules_to_save": ["(a+)+b"]},
+    "a long expression": {"target_modules": "a?" * 500_000},
+    "long expressions": {"rank_pattern": {f"{i}{'a' * 60_000}": 3 for i in range(20)}},
+    "many patterns": {"alpha_pattern": {f"{i}": 1 for i in range(300_000)}},
+    "many names": {"modules_to_save": [f"{i}" for i in range(300_000)]},
+    "many fields": {f"field{i}": 1 for i in range(100_000)},
+    "a long name": {"target_modules": ["a" * 3_000_000]},
+    "a long field": {"a" * 3_000_000: 1},
+    "a long value": {"bias": "a" * 3_000_000},
+    "a long base": {"base_model_name_or_path": "a" * 3_000_000},
+    "a long file": {"target_modules": ["a" * 1000] * 20_000},
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_a_configuration_that_would_take_long_is_refused_at_once(saved, what):
+    configure(saved, **BOMBS[what])
+    model = model_of("mlp")
+    before, start = state(model), time.perf_counter()
+    with pytest.raises(ValueError, match=r"adapter_config\.json|does not go with") as error:
+        lora.load(model, saved)
+    assert time.perf_counter() - start < 5
+    assert len(str(error.value)) < 3000
+    assert state(model) == before
+
+
+def test_patterns_that_would_be_compared_with_too_many_names_are_refused():
+    config = PeftConfig("(q|v)", rank_pattern={f"{i}{'a' * 95}": 2 for i in range(1000)})
+    config.check_work(900)
+    with pytest.raises(ValueError, match="100,000,000 are at most"):
+        config.check_work(2000)
+
+
+def test_a_configuration_that_could_not_be_read_is_not_written():
+    names = "|".join(f"layer{i}" for i in range(10_000))
+    with pytest.raises(ValueError, match=r"target_modules.*, and 65,536 at most"):
+        PeftConfig(f"({names})").as_json()
+
+
+def test_a_header_that_no_adapter_has_is_refused(saved):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"{PREFIX}{'a' * 90}{i}.lora_A.weight": entry for i in range(100_000)})
+    content = header.encode() + b" " * (-len(header) % 8)
+    (saved / WEIGHTS).write_bytes(len(content).to_bytes(8, "little") + content + b"\0" * 8)
+    with pytest.raises(ValueError, match="its header has"):
+        lora.load(model_of("mlp"), saved)
 
 
 def test_facts_come_back():

@@ -19,7 +19,7 @@ from minigrad.nn import Embedding, Linear, Sequential
 from tests.lora.models import KINDS, one_layer, shake
 
 D = np.float64
-INITS = list(NAMED)
+INITS = [name for name in NAMED if name != "mica"]  # which trains A only, and without DoRA
 
 
 def adapted(rng, layer=None, targets="all-linear", dtype=D, **options):
@@ -355,6 +355,26 @@ def build(kind, rng):
     if kind == "embedding":
         return model, ["0"], np.array([[1, 3, 0], [1, 4, 2]])
     return model, "all-linear", minigrad.tensor(rng.standard_normal((3, 6)), requires_grad=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mica_begins_at_the_base_and_trains_a_only(kind):
+    rng = np.random.default_rng(1)
+    model, targets, x = build(kind, rng)
+    base = model(x).data
+    report = lora.attach(model, LoRAConfig(2, 3.0, targets, init="mica"), rng=rng)
+    layer = model[0]
+    assert np.array_equal(model(x).data, base)
+    u = np.linalg.svd(layer.weight.dense(), full_matrices=False)[0]
+    least = abs(u[:, -2:].T @ layer.lora_b.data)
+    np.testing.assert_allclose(least, np.eye(2), atol=1e-5)
+    assert [p is layer.lora_a for p in model.trainable_parameters()] == [True]
+    assert report.trainable == report.matches[0].added == layer.lora_a.size
+    model(x).sum().backward()
+    assert abs(layer.lora_a.grad.data).max() > 0
+    assert layer.lora_b.grad is None
+    if kind == "dense":
+        assert not lora.verify(model, lambda m, batch: (m(batch) ** 2).sum(), x.detach()).failed
 
 
 @pytest.mark.parametrize("scaling", LoRAScaling)

@@ -151,6 +151,19 @@ def test_a_file_that_is_not_utf8_is_an_error(table, encoding):
     assert not isinstance(caught.value, UnicodeDecodeError)
 
 
+def test_a_field_that_the_csv_module_does_not_read_is_an_error(table):
+    with pytest.raises(ValueError, match=r"table\.csv, line 3: .*larger than field limit") as error:
+        table(f"a,y\n1,2\n{'1' * 140_000},3\n")
+    assert not isinstance(error.value, csv.Error)
+
+
+def test_a_message_about_a_long_text_is_short(table):
+    for content in (f"a,y\n{'x' * 100_000},1\n", f"{'x' * 100_000},b\n1,2\n"):
+        with pytest.raises(ValueError, match=r"line 2|no column") as error:
+            table(content)
+        assert len(str(error.value)) < 2000
+
+
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         read_csv(tmp_path / "none.csv", "y")
@@ -266,6 +279,11 @@ def test_integers_and_tensors_can_be_standardised():
 def test_values_that_are_not_finite_cannot_be_standardised(value):
     with pytest.raises(ValueError, match="not finite"):
         Standardizer.fit(np.array([[1.0], [value]]))
+
+
+def test_values_whose_deviation_overflows_cannot_be_standardised():
+    with pytest.raises(ValueError, match="overflow in float64"):
+        Standardizer.fit(np.array([[1e308, 0.0], [-1e308, 1.0]]))
 
 
 def test_nothing_cannot_be_standardised():

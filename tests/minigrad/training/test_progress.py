@@ -1,27 +1,33 @@
 """What may take long has a progress bar, that can be left out; what is fast has none."""
 
 import copy
+import os
+import subprocess
+import sys
+import threading
+import warnings
 
 import numpy as np
 import pytest
-import tqdm.auto
+import tqdm
 
 import lora
 from minigrad.nn import MLP
+from minigrad.progress import progress_bar
 from tests import notebooks
 
 
 @pytest.fixture
 def bars(monkeypatch):
-    """What each bar that is made was asked for."""
-    asked = []
+    """What each bar that is made was asked for, in a terminal."""
+    asked, made = [], tqdm.std.tqdm.__init__
 
-    class Recorded(tqdm.auto.tqdm):
-        def __init__(self, *args, **options):
-            asked.append({"of": None if not args or args[0] is None else len(args[0]), **options})
-            super().__init__(*args, **options)
+    def recorded(self, items=None, **options):
+        asked.append({"of": None if items is None else len(items), **options})
+        made(self, items, **options)
 
-    monkeypatch.setattr(tqdm.auto, "tqdm", Recorded)
+    monkeypatch.setattr(tqdm.std.tqdm, "__init__", recorded)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     return asked
 
 
@@ -55,22 +61,103 @@ def extracted(model, **options):
         (merged, None, 6 * 8 + 8 * 5),
     ],
 )
-@pytest.mark.parametrize("shown", [True, False])
-def test_what_takes_long_has_a_bar_unless_it_is_not_wanted(model, bars, use, items, total, shown):
-    use(model, progress=shown)
+def test_what_takes_long_has_a_bar_unless_it_is_not_wanted(model, bars, use, items, total):
+    use(copy.deepcopy(model), progress=False)
+    assert bars == []
+    use(model)
     (bar,) = bars
     assert (bar["of"], bar.get("total")) == (items, total)
-    assert bar["disable"] is (None if shown else True)  # None: shown in a terminal
-
-
-def test_there_is_a_bar_if_nothing_is_said(model, bars):
-    attached(model)
-    assert [bar["disable"] for bar in bars] == [None]
 
 
 def test_what_is_fast_has_no_bar(model, bars):
     lora.attach(model, lora.LoRAConfig(rank=2))
     assert bars == []
+
+
+def test_in_a_file_there_is_a_bar_only_if_it_is_asked_for(bars, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert list(progress_bar(range(3), what="w", unit="u", shown=True)) == [0, 1, 2]
+    assert bars == []
+    assert list(progress_bar(range(3), what="w", unit="u", shown=True, in_files=True)) == [0, 1, 2]
+    assert len(bars) == 1
+
+
+def test_work_without_a_bar_is_used_like_one():
+    with progress_bar(what="w", unit="u", shown=False, total=3) as bar:
+        bar.set_postfix_str("epoch 1", refresh=False)
+        bar.update()
+        bar.update(2)
+    bar.close()
+    assert list(bar) == []
+
+
+def test_a_bar_is_below_those_of_the_user(bars):
+    with tqdm.tqdm(total=1, file=sys.stderr), progress_bar(what="w", unit="u", shown=True):
+        pass
+    assert bars[-1]["position"] == 1
+
+
+AFTER_A_KILLED_CHILD = """
+import os, signal, tqdm
+from minigrad.progress import progress_bar
+tqdm.tqdm(disable=True)  # makes the lock that tqdm shares with processes that are forked
+child = os.fork()
+if not child:
+    with tqdm.tqdm.get_lock():
+        os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+for shown in (False, True):
+    with progress_bar(range(3), what="w", unit="u", shown=shown, in_files=True) as bar:
+        print(sum(bar))
+"""
+
+FROM_A_BUSY_PARENT = """
+import os, threading
+from minigrad.progress import progress_bar
+with progress_bar(what="w", unit="u", shown=True, in_files=True) as bar:
+    locked, leave = threading.Event(), threading.Event()
+    def hold():
+        with bar.get_lock():
+            locked.set()
+            leave.wait()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait()
+    child = os.fork()
+    if not child:
+        print(sum(progress_bar(range(3), what="w", unit="u", shown=True, in_files=True)))
+        os._exit(0)
+    leave.set()
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("source", [AFTER_A_KILLED_CHILD, FROM_A_BUSY_PARENT])
+def test_a_lock_that_another_process_held_does_not_stop_work(source):
+    python = [sys.executable, "-W", "ignore::DeprecationWarning", "-u", "-c", source]
+    ran = subprocess.run(python, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split() in (["3", "3"], ["3"]), ran.stderr
+    assert ran.returncode == 0
+
+
+def test_bars_in_several_threads_leave_the_warning_filters_as_they_are(monkeypatch):
+    """Contexts of `warnings.catch_warnings` that overlap in threads restore what is not theirs."""
+    entered = []
+    enter = warnings.catch_warnings.__enter__
+    monkeypatch.setattr(
+        warnings.catch_warnings, "__enter__", lambda self: entered.append(1) or enter(self)
+    )
+
+    def work():
+        assert list(progress_bar(range(3), what="w", unit="u", shown=True, in_files=True))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert entered == []
 
 
 def shown_in_a_notebook(environment):

@@ -1,0 +1,278 @@
+"""Expressions: regular expressions for names, which are matched in a time that has a limit.
+
+They are written as for Python's `re`, and its parser reads them. Its matcher tries one alternative
+after the other, and on `(a+)+b` or `.*.*.*.*b` takes forever. Here a name is read once from its end
+to its beginning, with the set of all positions from which the rest of the expression matches
+(Thompson, 1968, "Regular expression search algorithm"). A set is an integer: bit i stands for the
+position that has i characters behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache, lru_cache, reduce
+from operator import or_
+from re import _parser  # type: ignore[attr-defined]  # as old as `re`, and without annotations
+from typing import Any
+
+LONGEST_EXPRESSION = 1 << 16
+"""The number of characters of an expression, at most."""
+
+MOST_REPEATS = 100
+"""The number of `*`, `+`, `?` and `{m,n}` in an expression, at most."""
+
+_DEEPEST = 50  # groups in groups
+
+_ALLOWED = re.IGNORECASE | re.DOTALL | re.VERBOSE | re.UNICODE
+
+
+class Name:
+    """A name, with the positions of its characters as sets.
+
+    Attributes:
+        text: the name.
+        every: all positions.
+        start: the position before the first character.
+        end: the positions where `$` matches.
+        before: the positions before a character, by character.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.text = name
+        self.every = (2 << len(name)) - 1
+        self.start = 1 << len(name)
+        self.end = 3 if name.endswith("\n") else 1
+        self.before: dict[str, int] = {}
+        for behind, character in enumerate(reversed(name), 1):
+            self.before[character] = self.before.get(character, 0) | (1 << behind)
+
+    def before_any(self, test: Test) -> int:
+        """Return the positions before characters that pass a test."""
+        return reduce(or_, (bits for c, bits in self.before.items() if test(c)), 0)
+
+
+Test = Callable[[str], bool]
+Step = Callable[[int, Name], int]
+"""A part of an expression: from the positions behind its matches it gives those before them."""
+
+
+class Expression:
+    """A regular expression.
+
+    A ValueError is raised if it is none, is too long, has too many repeats, has a repeat in a
+    repeat, or has what `re` can only match by trying: references to groups, conditions, and repeats
+    and groups that keep what they matched first.
+    """
+
+    def __init__(self, text: str) -> None:
+        if len(text) > LONGEST_EXPRESSION:
+            raise ValueError(
+                f"it has {len(text):,} characters, and {LONGEST_EXPRESSION:,} at most are read"
+            )
+        try:
+            parsed = _parser.parse(text)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"it is no regular expression: {error}") from None
+        self._repeats = 0
+        self._step = self._sequence(parsed, re.RegexFlag(parsed.state.flags), 0, False)
+
+    def matches(self, name: str) -> bool:
+        """Tell whether the expression matches a name entirely."""
+        text = _name(name)
+        return bool(self._step(1, text) & text.start)
+
+    def _sequence(self, parts: Any, flags: re.RegexFlag, depth: int, repeated: bool) -> Step:
+        """Return the step of parts that follow each other."""
+        if depth > _DEEPEST:
+            raise ValueError(f"it has groups in groups, more than {_DEEPEST} deep")
+        if unknown := flags & ~_ALLOWED:
+            raise ValueError(f"it sets {unknown!r}, and flags other than i, s and x are not read")
+        steps: list[Step] = []
+        literal = ""  # characters that follow each other; those of a name are mostly so
+        for op, value in parts:
+            if str(op) == "LITERAL" and not flags & re.IGNORECASE:
+                literal += chr(value)
+                continue
+            if literal:
+                steps.append(_literal(literal))
+                literal = ""
+            steps.append(self._part(str(op), value, flags, depth, repeated))
+        if literal:
+            steps.append(_literal(literal))
+        if len(steps) == 1:
+            return steps[0]
+        steps.reverse()
+
+        def step(after: int, name: Name) -> int:
+            for each in steps:
+                if not after:
+                    break
+                after = each(after, name)
+            return after
+
+        return step
+
+    def _part(self, op: str, value: Any, flags: re.RegexFlag, depth: int, repeated: bool) -> Step:
+        """Return the step of one part, as the parser describes it."""
+        if (test := _test(op, value, flags)) is not None:
+            return lambda after, name: (after << 1) & name.before_any(test)
+        if op == "BRANCH":
+            steps = [self._sequence(each, flags, depth + 1, repeated) for each in value[1]]
+            return lambda after, name: reduce(or_, (step(after, name) for step in steps), 0)
+        if op == "SUBPATTERN":
+            _, added, removed, parts = value
+            return self._sequence(parts, (flags | added) & ~removed, depth + 1, repeated)
+        if op in ("MAX_REPEAT", "MIN_REPEAT"):  # the longest first, or the shortest
+            least, most, parts = value
+            return self._repeat(least, most, parts, flags, depth, repeated)
+        if op in ("ASSERT", "ASSERT_NOT"):
+            ahead, parts = value
+            return self._assertion(ahead, parts, op == "ASSERT", flags, depth, repeated)
+        if op == "AT":
+            return _anchor(str(value))
+        if op == "FAILURE":
+            return lambda after, name: 0
+        named = op.lower().replace("_", " ")
+        raise ValueError(f"it has a part that is not supported ({named}); write it without")
+
+    def _repeat(
+        self, least: int, most: int, parts: Any, flags: re.RegexFlag, depth: int, repeated: bool
+    ) -> Step:
+        """Return the step of a part that may follow itself `least` to `most` times."""
+        self._repeats += 1
+        if self._repeats > MOST_REPEATS:
+            raise ValueError(f"it has more than {MOST_REPEATS} repeats")
+        if repeated and most > 1:
+            raise ValueError("it has a repeat in a repeat, as (a+)+ has; write it without")
+        if len(parts) == 1 and least <= 1 and most == _parser.MAXREPEAT:
+            op, value = parts[0]
+            if (test := _test(str(op), value, flags)) is not None:
+                return _run(test, least)
+        step = self._sequence(parts, flags, depth + 1, repeated or most > 1)
+
+        def steps(after: int, name: Name) -> int:
+            for _ in range(least):
+                if (moved := step(after, name)) == after:
+                    break
+                after = moved
+            found = after
+            for _ in range(least, most):
+                after = step(after, name) & ~found
+                if not after:
+                    break
+                found |= after
+            return found
+
+        return steps
+
+    def _assertion(
+        self, ahead: int, parts: Any, is_for: bool, flags: re.RegexFlag, depth: int, repeated: bool
+    ) -> Step:
+        """Return the step of a look ahead or behind, which must match, or must not."""
+        step, behind = self._sequence(parts, flags, depth + 1, repeated), 0
+        if ahead < 0:
+            behind, most = parts.getwidth()
+            if behind != most:
+                raise ValueError("it is no regular expression: a look behind is of one width")
+
+        def steps(after: int, name: Name) -> int:
+            found = step(name.every, name) >> behind
+            return after & (found if is_for else ~found)
+
+        return steps
+
+
+def _test(op: str, value: Any, flags: re.RegexFlag) -> Test | None:
+    """Return a test of one character, if a part is for one."""
+    if op == "ANY":
+        return lambda character: character != "\n" or bool(flags & re.DOTALL)
+    if op in ("LITERAL", "NOT_LITERAL"):
+        listed, negated = [("LITERAL", value)], op == "NOT_LITERAL"
+    elif op == "IN":
+        listed = [(str(kind), each) for kind, each in value]
+        negated = listed[0][0] == "NEGATE"
+    else:
+        return None
+
+    def test(character: str) -> bool:
+        cases = {character}
+        if flags & re.IGNORECASE:
+            cases |= {character.lower(), character.upper()}
+        return negated != any(_is_in(kind, each, c) for kind, each in listed for c in cases)
+
+    return cache(test)
+
+
+def _is_in(kind: str, value: Any, character: str) -> bool:
+    """Tell whether a character is in an element of a set, such as a range."""
+    if kind == "LITERAL":
+        return bool(ord(character) == value)
+    if kind == "RANGE":
+        low, high = value
+        return bool(low <= ord(character) <= high)
+    if kind == "CATEGORY":
+        name = str(value)
+        found = _CATEGORIES[name.rpartition("_")[2]](character)
+        return found != ("_NOT_" in name)
+    return False  # NEGATE
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+_CATEGORIES: dict[str, Test] = {"DIGIT": str.isdecimal, "SPACE": str.isspace, "WORD": _is_word}
+
+
+def _literal(text: str) -> Step:
+    """Return the step of characters that are all given."""
+    backwards = text[::-1]
+
+    def step(after: int, name: Name) -> int:
+        if text not in name.text:
+            return 0
+        for character in backwards:
+            after = (after << 1) & name.before[character]
+        return after
+
+    return step
+
+
+def _run(test: Test, least: int) -> Step:
+    """Return the step of characters in a row that pass a test, none of them or `least` 1."""
+
+    def step(after: int, name: Name) -> int:
+        allowed = name.before_any(test)
+        first = (after << 1) & allowed
+        # A carry runs through all characters that are allowed in a row.
+        rest = ((first + allowed) ^ allowed) & allowed
+        return first | rest | (0 if least else after)
+
+    return step
+
+
+def _anchor(kind: str) -> Step:
+    """Return the step of `^`, `$` and others that are for a position."""
+    if kind in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
+        return lambda after, name: after & name.start
+    if kind in ("AT_END", "AT_END_STRING"):
+        return lambda after, name: after & (name.end if kind == "AT_END" else 1)
+
+    def boundary(after: int, name: Name) -> int:
+        words = name.before_any(_is_word)
+        edges = words ^ (words >> 1)
+        return after & (edges if kind == "AT_BOUNDARY" else ~edges)
+
+    return boundary
+
+
+@lru_cache(maxsize=1 << 13)
+def _name(name: str) -> Name:
+    return Name(name)
+
+
+@lru_cache(maxsize=1 << 14)
+def expression(text: str) -> Expression:
+    """Return the expression that a text is; a ValueError is raised as by `Expression`."""
+    return Expression(text)
