@@ -75,7 +75,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         for value in (array.min().item(), array.max().item()):
             if not limits.min - 1 < value < limits.max + 1:  # a fraction is dropped
                 raise ValueError(
-                    f"{value} does not fit into {target}, whose range is {limits.min} to {limits.max}"
+                    f"{value} does not fit into {target}, which goes from {limits.min} to {limits.max}"
                 )
     return array.astype(target, copy=False)
 
