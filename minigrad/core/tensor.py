@@ -71,11 +71,11 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
         return array
     target = array.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
     if target.kind in "iu" and array.dtype != target and array.size:
-        limits = np.iinfo(target)
+        least, most = np.iinfo(target).min, np.iinfo(target).max
         for value in (array.min().item(), array.max().item()):
-            if not limits.min - 1 < value < limits.max + 1:  # a fraction is dropped
+            if not least - 1 < value < most + 1:  # a fraction is dropped
                 raise ValueError(
-                    f"{value} does not fit into {target}, which goes from {limits.min} to {limits.max}"
+                    f"{value} does not fit into {target}, which goes from {least} to {most}"
                 )
     return array.astype(target, copy=False)
 
