@@ -22,6 +22,11 @@ from minigrad.tables import aligned, in_bytes
 
 PathLike = str | os.PathLike[str]
 
+UNFINISHED = (
+    "is read from .saved, where a save that was broken off has left it; the next save into the "
+    "folder completes this, and other programs do not see it"
+)
+
 
 @dataclass(frozen=True)
 class LayerSummary(Spectral):
@@ -70,6 +75,8 @@ class Summary:
         nbytes: their bytes in the file.
         config: the configuration.
         facts: the metadata.
+        unfinished: the names of the files that are read from `.saved`, where a save that was broken
+            off has left them.
     """
 
     path: str
@@ -80,6 +87,7 @@ class Summary:
     nbytes: int
     config: PeftConfig
     facts: Facts
+    unfinished: tuple[str, ...]
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
@@ -101,6 +109,7 @@ class Summary:
         if facts.version is not None:
             seed = "not known" if facts.seed is None else str(facts.seed)
             lines.append(f"written by minigrad-lora {facts.version}, seed {seed}")
+        lines += [f"{name} {UNFINISHED}" for name in self.unfinished]
         return "\n".join([*aligned(head, rows, left=3), *lines])
 
 
@@ -125,6 +134,7 @@ def summarise(folder: PathLike) -> Summary:
             sum(info.nbytes for info in infos),
             files.config,
             files.facts,
+            files.unfinished,
         )
 
 
@@ -243,6 +253,8 @@ def findings_of(
 
     With `with_ranks` this includes updates of 0 or of a low rank, which take the most time.
     """
+    for name in files.unfinished:
+        yield Finding("odd", name, UNFINISHED)
     if not files.layers:
         yield Finding("wrong", "files", "there is no layer with an update")
     linear = [layer.name for layer in files.layers.values() if not layer.is_embedding]

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from minigrad.checks import check_problems
-from minigrad.io.atomic import find, replacing_together
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
 from minigrad.io.tensor_info import TensorInfo
+from minigrad.io.together import find, replacing_together
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
