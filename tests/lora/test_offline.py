@@ -18,6 +18,9 @@ import pytest
 import lora
 from lora.__main__ import FAILED, STOPPED, WRONG, main
 from lora.offline import check_adapter, extract_files, merge_files, summarise
+from lora.offline.extracting import ExtractedFiles
+from lora.offline.inspection import Summary
+from lora.offline.merging import MergedFiles
 from lora.offline.stored_weight import StoredWeight
 from lora.peft import CONFIG, WEIGHTS
 from minigrad.io import (
@@ -1139,6 +1142,59 @@ def test_a_command_can_be_stopped(files, tmp_path, capsys, monkeypatch):
     status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
     assert (status, message) == (STOPPED, "lora merge: stopped; nothing was changed\n")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "at the end"])
+@pytest.mark.parametrize("command", ["merge", "merge to a file", "extract", "inspect"])
+def test_a_command_that_is_stopped_says_what_is_there(
+    command, moment, files, tmp_path, capsys, monkeypatch
+):
+    base, adapter = files
+    out = tmp_path / ("out.safetensors" if "file" in command else "out")
+    merged = tmp_path / "merged"
+    merge_files(base, adapter, merged)
+    arguments = {
+        "merge": ("merge", base, adapter, out),
+        "merge to a file": ("merge", base, adapter, out),
+        "extract": ("extract", base, merged, out, "--rank", 2, "--bias", "lora_only"),
+        "inspect": ("inspect", adapter, "--plot", tmp_path / "out.png"),
+    }[command]
+    if command == "inspect":
+        out = tmp_path / "out.png"
+    replace = os.replace
+
+    moments = [moment]
+
+    def stop(*names):
+        if moments != ["before"]:
+            replace(*names)
+        if moments:
+            moments.clear()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "at the end":
+            result = {"merge": MergedFiles, "extract": ExtractedFiles, "inspect": Summary}
+            patch.setattr(result[command.split()[0]], "__repr__", stop_now)
+        else:
+            patch.setattr(os, "replace", stop)
+        status, _, message = run(*arguments, capsys=capsys)
+    assert status == STOPPED
+    if moment == "before":
+        assert message.endswith("stopped; nothing was changed\n")
+        assert not out.exists()
+    else:
+        assert message.endswith(f"stopped, but {out} has been written, and is complete\n")
+        assert not any(each.name.startswith(".") for each in tmp_path.rglob("*"))
+        if command.startswith("merge"):
+            with open_tensors(out) as tensors:
+                assert len(tensors) == len(state(merged))
+        elif command == "extract":
+            assert summarise(out).layers
+
+
+def stop_now(*_):
+    raise KeyboardInterrupt
 
 
 def test_no_name_in_a_file_gives_orders_to_the_terminal(files, tmp_path, capsys):
