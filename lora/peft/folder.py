@@ -110,12 +110,13 @@ class AdapterFolder(Closing):
         whole: the keys of parameters that were trained in full, by their names in the model.
         repeated: the keys under which PEFT repeats biases of modules that were trained in full.
         tensors: the name, dtype and shape of each tensor, by key.
+        has_checksum: whether the file of the tensors has a checksum, which was found to be right.
         unfinished: the names of the files that are read from `.saved`, where a save that was broken
             off has left them.
 
     Raises:
         FileNotFoundError: if one of the two files is not there.
-        ValueError: if one is not what it should be.
+        ValueError: if one is not what it should be, or the tensors do not have their checksum.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -129,10 +130,12 @@ class AdapterFolder(Closing):
                         f"or has some that cannot be printed"
                     )
             self.facts = Facts.of(self._file.metadata)
+            self._file.check()
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
         self.tensors: Mapping[str, TensorInfo] = self._file.tensors
+        self.has_checksum = self._file.has_checksum
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
@@ -284,7 +287,7 @@ def write_folder(
     """
     infos = check_tensors(tensors, dtype)
     with replacing_together(folder, CONFIG) as stage:
-        with open(stage / WEIGHTS, "wb") as file:
+        with open(stage / WEIGHTS, "w+b") as file:
             writer = TensorWriter(file, infos, facts.metadata())
             for key, array in tensors.items():
                 writer.write(key, array)

@@ -170,7 +170,7 @@ def writing_set(
                 shutil.copyfile(content, stage / name)
         with ExitStack() as stack:
             writers = {
-                file: TensorWriter(stack.enter_context(open(stage / file, "wb")), infos, metadata)
+                file: TensorWriter(stack.enter_context(open(stage / file, "w+b")), infos, metadata)
                 for file, infos in shards.items()
             }
             yield {name: writers[file] for name, file in weight_map.items()}

@@ -30,7 +30,7 @@ import stat
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -292,14 +292,23 @@ def _is_same(new: Path, old: Path) -> bool:
 
 
 def _move(target: Path, files: Sequence[str]) -> None:
-    """Move files from `.saved` to their targets, with nothing between two of these renames."""
+    """Move files from `.saved` to their targets, with nothing between two of these renames.
+
+    The old files stay open meanwhile. Otherwise a rename would also free the blocks of the file
+    that it replaces, which takes a tenth of a second for some hundred megabytes.
+    """
     moves = [(target / SAVED / file, target / file) for file in files]
     for _, place in moves:
         place.parent.mkdir(parents=True, exist_ok=True)
-    if len(moves) > 2:
-        moves[-1][1].unlink(missing_ok=True)
-    for source, place in moves:
-        os.replace(source, place)
+    with ExitStack() as stack:
+        for _, place in moves:
+            if os.name != "nt" and place.is_file():  # Windows does not replace files that are open
+                with suppress(PermissionError):
+                    stack.enter_context(open(place, "rb"))
+        if len(moves) > 2:
+            moves[-1][1].unlink(missing_ok=True)
+        for source, place in moves:
+            os.replace(source, place)
     for folder in {place.parent for _, place in moves}:
         flush_folder(folder)
 

@@ -482,8 +482,8 @@ def narrow(path, names, dtype):
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     data, out, end = content[8 + length :], bytearray(), 0
-    order = [name for name in header if name != "__metadata__"]
-    for name in sorted(order, key=lambda name: (name in names, header[name]["data_offsets"])):
+    header.pop("__metadata__", None)  # with the checksum
+    for name in sorted(header, key=lambda name: (name in names, header[name]["data_offsets"])):
         begin, stop = header[name]["data_offsets"]
         part = data[begin:stop]
         if name in names:
@@ -1113,6 +1113,16 @@ def run(*arguments, capsys):
     status = main([str(each) for each in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
+
+
+def test_a_flipped_bit_in_a_base_is_found(files):
+    base, adapter = files
+    content = bytearray((base / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (base / "model.safetensors").write_bytes(content)
+    finding = check_adapter(adapter, base).findings[0]
+    assert (finding.level, finding.where) == ("wrong", "base")
+    assert "is damaged" in finding.what
 
 
 def test_commands_print_what_the_functions_say(files, tmp_path, capsys):

@@ -963,6 +963,28 @@ def test_a_full_disk_leaves_the_old_adapter_or_none(tmp_path, monkeypatch, limit
     assert np.array_equal(output(model), output(old))
 
 
+def test_a_flipped_bit_in_the_tensors_is_not_loaded(saved):
+    content = bytearray((saved / WEIGHTS).read_bytes())
+    content[-5] ^= 1
+    (saved / WEIGHTS).write_bytes(content)
+    model = model_of("mlp")
+    before = state(model)
+    with pytest.raises(ValueError, match="is damaged, or another program has changed it"):
+        lora.load(model, saved)
+    assert state(model) == before
+    [finding] = check_adapter(saved).findings
+    assert (finding.level, finding.where) == ("wrong", "files")
+    assert "is damaged" in finding.what
+
+
+def test_what_is_without_a_checksum_says_so(saved, theirs):
+    assert "no checksum" not in f"{summarise(saved)} {check_adapter(saved)}"
+    peft = theirs("patterns")
+    assert repr(check_adapter(peft)).endswith("nothing is wrong; the tensors have no checksum")
+    assert "no checksum" in repr(summarise(peft))
+    assert (summarise(saved).has_checksum, summarise(peft).has_checksum) == (True, False)
+
+
 def test_saving_over_an_adapter_leaves_other_files(saved):
     (saved / "README.md").write_text("card")
     model = adapted(rank=1)
