@@ -119,6 +119,7 @@ def unfinished(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def _unfinished(target: Path) -> dict[str, Path]:
+    """Return what `unfinished` does, without a warning."""
     saved, found = target / SAVED, {}
     try:
         if not stat.S_ISDIR(saved.lstat().st_mode):  # a link, for example
@@ -170,6 +171,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def _new_stage(target: Path) -> Path:
+    """Make a folder to write new files to, with the permissions that any new folder has."""
     stage = target / f"{_SAVING}{secrets.token_hex(4)}"
     stage.mkdir()
     return stage
