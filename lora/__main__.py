@@ -3,8 +3,8 @@
 It works on files: adapters as PEFT and `lora.save` write them, and bases as safetensors, of which
 no more than a part is in memory. The exit status is 0 if all is well; 1 if `check` found something
 wrong, or a merge would lose more than the limit; 2 if it could not be done, as for bad input; and
-130 if it was stopped with Ctrl-C, which leaves the files as they were. `verify` is the old name of
-`check`; `lora.verify` is something else, and tests the identities of LoRA on a model.
+130 if it was stopped with Ctrl-C, which leaves the old files or the new ones. `verify` is the old
+name of `check`; `lora.verify` is something else, and tests the identities of LoRA on a model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 from lora.certificate import MergeError
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     command, run, as_json = (options.pop(key) for key in ("command", "run", "json"))
     plot = options.pop("plot", None)
+    written = plot or options.get("out")
+    before = _files_at(written)
     try:
         found = run(progress=not as_json, **options)
         if plot:
@@ -48,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # a reader such as `head` may close the pipe before the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print(f"lora {command}: stopped; nothing was changed", file=sys.stderr)
+        there = "; nothing was changed"
+        if _files_at(written) != before:
+            there = f", but {written} has been written, and is complete"
+        print(_printable(f"lora {command}: stopped{there}"), file=sys.stderr)
         return STOPPED
     except (ValueError, OSError, KeyError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
@@ -116,6 +121,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--fan-in-fan-out", action="store_true", help=help_text)
     add("--lossy", action="store_true", help="leave out what the adapter would not have")
     return parser
+
+
+def _files_at(path: str | None) -> dict[Path, tuple[int, int]]:
+    """Return the number and time of each file at a path, which show whether it has been written."""
+    if path is None:
+        return {}
+    top = Path(path)
+    files = [
+        each
+        for each in (top, *top.rglob("*"))
+        if not any(part.startswith(".") for part in each.relative_to(top).parts) and each.is_file()
+    ]
+    return {each: (each.stat().st_ino, each.stat().st_mtime_ns) for each in files}
 
 
 def _path(text: str) -> str:

@@ -16,11 +16,16 @@ from lora.peft.facts import Facts
 from lora.peft.folder import KEYS, MAGNITUDE, PREFIX, A, AdapterFolder, B, StoredLayer
 from lora.spectra import Spectral, frobenius, numerical_rank, singular_values
 from lora.viz import draw_spectra
-from minigrad.io import open_tensors
+from minigrad.io import TensorSet, open_tensors
 from minigrad.progress import progress_bar
 from minigrad.tables import aligned, in_bytes
 
 PathLike = str | os.PathLike[str]
+
+UNFINISHED = (
+    "is read from .saved, where a save that was broken off has left it; the next save into the "
+    "folder completes this, and other programs do not see it"
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,9 @@ class Summary:
         nbytes: their bytes in the file.
         config: the configuration.
         facts: the metadata.
+        has_checksum: whether the tensors have a checksum, which was found to be right.
+        unfinished: the names of the files that are read from `.saved`, where a save that was broken
+            off has left them.
     """
 
     path: str
@@ -80,6 +88,8 @@ class Summary:
     nbytes: int
     config: PeftConfig
     facts: Facts
+    has_checksum: bool
+    unfinished: tuple[str, ...]
 
     def __repr__(self) -> str:
         head = ("layer", "kind", "d_in -> d_out", "rank", "s", "|A|", "|B|", "|s B A|", "eff. rank")
@@ -101,6 +111,9 @@ class Summary:
         if facts.version is not None:
             seed = "not known" if facts.seed is None else str(facts.seed)
             lines.append(f"written by minigrad-lora {facts.version}, seed {seed}")
+        if not self.has_checksum:
+            lines.append("the tensors have no checksum")
+        lines += [f"{name} {UNFINISHED}" for name in self.unfinished]
         return "\n".join([*aligned(head, rows, left=3), *lines])
 
 
@@ -125,6 +138,8 @@ def summarise(folder: PathLike) -> Summary:
             sum(info.nbytes for info in infos),
             files.config,
             files.facts,
+            files.has_checksum,
+            files.unfinished,
         )
 
 
@@ -175,12 +190,14 @@ class Findings:
         findings: what is wrong or odd.
         checked: the number of layers that were checked.
         has_base: whether a base was checked too.
+        has_checksum: whether the tensors have a checksum, which was found to be right.
     """
 
     path: str
     findings: tuple[Finding, ...]
     checked: int
     has_base: bool
+    has_checksum: bool
 
     @property
     def is_right(self) -> bool:
@@ -193,6 +210,8 @@ class Findings:
         and_base = " and the base" if self.has_base else ""
         total = f"{self.checked} layers{and_base} checked: "
         total += f"{wrong} wrong, {odd} odd" if self.findings else "nothing is wrong"
+        if self.checked and not self.has_checksum:
+            total += "; the tensors have no checksum"
         return "\n".join([*map(str, self.findings), total])
 
 
@@ -216,11 +235,12 @@ def check_adapter(
     try:
         files = AdapterFolder(folder)
     except (FileNotFoundError, ValueError) as error:
-        return Findings(path, (Finding("wrong", "files", str(error)),), 0, False)
+        return Findings(path, (Finding("wrong", "files", str(error)),), 0, False, False)
     with files:
         found = list(findings_of(files, progress))
         if base is not None:
             with open_tensors(base) as tensors:
+                found += [Finding("wrong", "base", text) for text in _damages(tensors)]
                 resolved = resolve(files, tensors, progress=progress)
                 weights = resolved.weights.values()
                 bar = progress_bar(weights, what="base", unit="layer", shown=progress)
@@ -233,7 +253,17 @@ def check_adapter(
                 *(Finding("odd", name, TIED) for name in resolved.tied),
                 *(Finding("odd", name, UNTIED) for name in resolved.heads),
             ]
-        return Findings(path, tuple(found), len(files.layers), base is not None)
+        has_base, layers = base is not None, len(files.layers)
+        return Findings(path, tuple(found), layers, has_base, files.has_checksum)
+
+
+def _damages(base: TensorSet) -> Iterator[str]:
+    """Yield which files of a base do not have their checksum."""
+    for file in base.files.values():
+        try:
+            file.check()
+        except ValueError as error:
+            yield str(error)
 
 
 def findings_of(
@@ -243,6 +273,8 @@ def findings_of(
 
     With `with_ranks` this includes updates of 0 or of a low rank, which take the most time.
     """
+    for name in files.unfinished:
+        yield Finding("odd", name, UNFINISHED)
     if not files.layers:
         yield Finding("wrong", "files", "there is no layer with an update")
     linear = [layer.name for layer in files.layers.values() if not layer.is_embedding]

@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike
 from lora.frozen import Array
 from lora.peft.config import CONFIG, PeftConfig, read_config
 from lora.peft.facts import Facts
-from minigrad.io import TensorFile, TensorInfo, TensorWriter, find, replacing_together
+from minigrad.io import TensorFile, TensorInfo, TensorWriter, replacing_together, unfinished
 from minigrad.io.tensor_file import Closing
 from minigrad.io.tensor_info import from_stored, to_stored
 
@@ -112,15 +112,18 @@ class AdapterFolder(Closing):
         whole: the keys of parameters that were trained in full, by their names in the model.
         repeated: the keys under which PEFT repeats biases of modules that were trained in full.
         tensors: the name, dtype and shape of each tensor, by key.
+        has_checksum: whether the file of the tensors has a checksum, which was found to be right.
+        unfinished: the names of the files that are read from `.saved`, where a save that was broken
+            off has left them.
 
     Raises:
         FileNotFoundError: if one of the two files is not there.
-        ValueError: if one is not what it should be.
+        ValueError: if one is not what it should be, or the tensors do not have their checksum.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.config, self._file = _open(self.path)
+        self.config, self._file, self.unfinished = _open(self.path)
         try:
             for key in self._file:  # others could control a terminal, or stall expressions
                 if len(key) > _LONGEST or not key.isprintable():
@@ -132,10 +135,12 @@ class AdapterFolder(Closing):
                     raise ValueError(f"the key {key!r} of a tensor has no name of a layer in it")
             self.config.check_work(len(self._file))
             self.facts = Facts.of(self._file.metadata)
+            self._file.check()
         except ValueError as error:
             self._file.close()
             raise ValueError(f"{os.fspath(path)!r}: {error}") from None
         self.tensors: Mapping[str, TensorInfo] = self._file.tensors
+        self.has_checksum = self._file.has_checksum
         self.whole: dict[str, str] = {}
         self.repeated: list[str] = []
         updates: dict[str, dict[str, str]] = {}
@@ -222,25 +227,31 @@ class AdapterFolder(Closing):
         self._file.close()
 
 
-def _open(path: Path) -> tuple[PeftConfig, TensorFile]:
-    """Return the configuration and the tensors of one save, even while another one is going on."""
+def _open(path: Path) -> tuple[PeftConfig, TensorFile, tuple[str, ...]]:
+    """Return the configuration and the tensors of one save, even while another one is going on.
+
+    The third is the names of the files that were read from `.saved`.
+    """
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(path)!r}")
+    names = CONFIG, WEIGHTS
 
-    def identity() -> tuple[int, ...]:
-        found = find(path, CONFIG).stat()
-        return found.st_ino, found.st_mtime_ns, found.st_size
+    def identities(files: Mapping[str, Path]) -> list[tuple[int, ...]]:
+        found = [files.get(name, path / name).stat() for name in names]
+        return [(each.st_ino, each.st_mtime_ns, each.st_size) for each in found]
 
     for left in reversed(range(_TRIES)):
         file = None
         try:
-            before = identity()
-            config = read_config(find(path, CONFIG))
-            file = _opened(find(path, WEIGHTS))
-            if identity() == before:
-                return config, file
+            files = unfinished(path)
+            before = identities(files)
+            config = read_config(files.get(CONFIG, path / CONFIG))
+            file = _opened(files.get(WEIGHTS, path / WEIGHTS))
+            if identities(unfinished(path)) == before:
+                return config, file, tuple(name for name in names if name in files)
         except FileNotFoundError:  # it was moved into the folder between two looks, or is not there
-            missing = [name for name in (CONFIG, WEIGHTS) if not find(path, name).is_file()]
+            files = unfinished(path)
+            missing = [name for name in names if not files.get(name, path / name).is_file()]
             # Both may be on their way between two looks, but not for many looks.
             if (len(missing) == 2 and left < _TRIES - _LOOKS) or (missing and not left):
                 message = (
@@ -294,7 +305,7 @@ def write_folder(
     """
     infos = check_tensors(tensors, dtype)
     with replacing_together(folder, CONFIG) as stage:
-        with open(stage / WEIGHTS, "wb") as file:
+        with open(stage / WEIGHTS, "w+b") as file:
             writer = TensorWriter(file, infos, facts.metadata())
             for key, array in tensors.items():
                 writer.write(key, array)

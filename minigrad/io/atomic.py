@@ -1,37 +1,31 @@
-"""Replacing a file, or several that belong together, with new ones that are complete.
+"""Replacing a file with a new one that is complete.
 
-One file is written beside its target and renamed. Of several, a kill between two renames would
-leave some new and some old ones. So all are written to a folder inside of theirs, and the name of
-that folder says whether they are all there:
-
-    .saving-...     being written: of no meaning to any reader
-    .saved          complete: the files in it are newer than those beside it
-
-From `.saved` they move to their targets, the entry last: that is the file without which no reader
-looks at the others, and the old one is removed first. A reader that uses `find` sees either the old
-files or the new ones, at any time; other readers see one of these, or no entry.
-
-The half-written files that a kill leaves have names that begin with a dot. The next save to that
-path removes them if nothing has written to them for a day: until then they may belong to another
-process.
+The new file is written beside its target, and renamed when its bytes are on disk. It has a name
+that begins with a dot, and its writer holds a lock on it. A leftover whose lock is free belongs to
+a process that was killed, and the next save to that path removes it. Numbers of processes could not
+show this, because those of containers are not each other's.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import secrets
 import shutil
-import tempfile
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-_SAVING = ".saving-"
-_SAVED = ".saved"
+if sys.platform != "win32":
+    import fcntl
+
 _PARTIAL = ".partial"
-_ABANDONED = 24 * 60 * 60  # seconds without a write
+_TRIES = 10
+_ABANDONED = 24 * 60 * 60  # seconds without a write, after which a leftover without locks is dead
 
 
 def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
@@ -49,25 +43,28 @@ def check_target(path: str | os.PathLike[str], role: str = "") -> Path:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a new file, which replaces `path` when the block ends without an error.
+    """Open a new file, to write and read, which replaces `path` if the block ends without an error.
 
     Raises:
         OSError: if it cannot be written; the old file, if any, is as it was.
     """
     target = check_target(path)
-    _remove_abandoned(target.parent, f".{glob.escape(target.name)}.*{_PARTIAL}")
-    handle, name = tempfile.mkstemp(_PARTIAL, f".{target.name}.", target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}"):
+        remove_dead(left, left)
+
+    def partial() -> Path:
+        return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
+
+    with create_locked(partial) as file:
+        try:
             yield file
-            _flush(file)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's own permissions are for secrets
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+            flush(file)
+            if sys.platform == "win32":  # which renames no file that is open
+                file.close()
+            os.replace(file.name, target)
+        finally:
+            Path(file.name).unlink(missing_ok=True)  # it has been renamed if all went well
+    flush_folder(target.parent)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -77,95 +74,89 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 @contextmanager
-def replacing_together(folder: str | os.PathLike[str], entry: str) -> Iterator[Path]:
-    """Make a folder to write files to, which replace those in `folder` all together.
+def create_locked(path: Callable[[], Path]) -> Iterator[BinaryIO]:
+    """Create a file at a new path, to write and read, with a lock on it until the block ends.
 
-    Args:
-        folder: the target, made if it is not there. Files of other names in it stay. Those to be
-            written may be in folders inside of it.
-        entry: the name of the file without which no reader looks at the others.
+    Before it is locked, another save may take it, or its folder, for what a dead process has left.
+    Then another one is created.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            file = open(path(), "x+b")  # noqa: SIM115  # closed below
+        except FileNotFoundError:
+            if not left:
+                raise
+            continue
+        with file:
+            is_ours = True
+            with suppress(OSError):  # of a file system without locks
+                is_ours = try_lock(file)
+            if (is_ours and os.path.exists(file.name)) or not left:
+                yield file
+                return
+
+
+def try_lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; return False if somebody else has locked it.
 
     Raises:
-        OSError: if they cannot be written, as where a folder has the name of a file; the old files
-            are as they were, and a folder that was made is gone.
-        ValueError: if the entry has not been written.
+        OSError: if the system or the file system has no locks.
     """
-    target = Path(folder)
-    made = [each for each in (target, *target.parents) if not each.exists()]
-    target.mkdir(parents=True, exist_ok=True)
-    stage: Path | None = None
+    if sys.platform == "win32":
+        raise OSError(errno.ENOTSUP, "files that are locked cannot be renamed")
     try:
-        _remove_abandoned(target, f"{_SAVING}*")
-        stage = Path(tempfile.mkdtemp(dir=target, prefix=_SAVING))
-        yield stage
-        written = _files(stage)
-        if Path(entry) not in written:
-            raise ValueError(
-                f"{entry} has not been written; no reader looks at the rest without it"
-            )
-        for file in written:
-            if (target / file).is_dir():
-                raise IsADirectoryError(
-                    f"{os.fspath(target / file)!r} is a folder, and would be a file"
-                )
-            for parent in file.parents:
-                if os.path.lexists(target / parent) and not (target / parent).is_dir():
-                    raise FileExistsError(
-                        f"{os.fspath(target / parent)!r} is no folder, and would be one; take it "
-                        f"away"
-                    )
-            with open(stage / file, "rb+") as opened:
-                _flush(opened)
-        _move(target)  # the files that an earlier save has left when it was killed
-        os.rename(stage, target / _SAVED)
-    except BaseException:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
-        with suppress(OSError):  # another process may have put a file there
-            for folder_made in made:
-                folder_made.rmdir()
-        raise
-    (target / entry).unlink(missing_ok=True)
-    _move(target, last=entry)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def find(folder: str | os.PathLike[str], name: str) -> Path:
-    """Return the path of a file that `replacing_together` wrote, also if it was killed.
+def remove_dead(left: Path, lock: Path) -> None:
+    """Remove a leftover, see `remove`, if the process that wrote it is dead: its lock is free.
 
-    The file may exist or not, as with any path.
+    Where there is no lock, as in folders of version 0.1, it is dead if nothing has written to it
+    for a day, or nothing is in it.
     """
-    saved = Path(folder) / _SAVED / name
-    return saved if saved.is_file() else Path(folder) / name
+    try:
+        with open(lock, "r+b") as file:
+            if try_lock(file):
+                remove(left, lock)
+    except OSError:
+        with suppress(OSError):  # another process may do the same, or it is another user's
+            inside = list(left.rglob("*"))
+            last = max(each.lstat().st_mtime for each in (left, *inside))
+            if last < time.time() - _ABANDONED or (left != lock and not inside):
+                remove(left, lock)
 
 
-def _move(target: Path, last: str | None = None) -> None:
-    """Move complete files to their targets."""
-    saved = target / _SAVED
-    if not saved.is_dir():
+def remove(left: Path, lock: Path) -> None:
+    """Remove a file, which is its own lock, or a folder, and the lock in it after all the rest."""
+    if left.is_symlink() or not left.is_dir():
+        left.unlink()
         return
-    for file in sorted(_files(saved), key=lambda file: (str(file) == last, file)):
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(saved / file, target / file)
-    for emptied in sorted(saved.rglob("*"), reverse=True):
-        emptied.rmdir()
-    saved.rmdir()
+    for each in left.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        elif each != lock:
+            each.unlink()
+    lock.unlink(missing_ok=True)
+    left.rmdir()
 
 
-def _files(folder: Path) -> list[Path]:
-    """List the files in a folder and in those inside of it, relative to it."""
-    return sorted(each.relative_to(folder) for each in folder.rglob("*") if each.is_file())
-
-
-def _remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove half-written files and folders that nothing has written to for a day."""
-    for left in folder.glob(pattern):
-        with suppress(OSError):  # another process may do the same
-            last = max(each.stat().st_mtime for each in (left, *left.rglob("*")))
-            if last < time.time() - _ABANDONED:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def _flush(file: BinaryIO) -> None:
-    """Have the bytes on disk."""
+def flush(file: BinaryIO) -> None:
+    """Have the bytes of a file on disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder on disk, so that a renamed file has its new name after a crash.
+
+    Some systems cannot do this. It is no error, because the files are complete under either name.
+    """
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from minigrad.checks import check_problems
-from minigrad.io.atomic import find, replacing_together
 from minigrad.io.tensor_file import TensorFile, Tensors, TensorWriter
 from minigrad.io.tensor_info import TensorInfo
+from minigrad.io.together import find, replacing_together
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -170,7 +170,7 @@ def writing_set(
                 shutil.copyfile(content, stage / name)
         with ExitStack() as stack:
             writers = {
-                file: TensorWriter(stack.enter_context(open(stage / file, "wb")), infos, metadata)
+                file: TensorWriter(stack.enter_context(open(stage / file, "w+b")), infos, metadata)
                 for file, infos in shards.items()
             }
             yield {name: writers[file] for name, file in weight_map.items()}

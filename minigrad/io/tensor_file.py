@@ -11,11 +11,12 @@ raises an error for bfloat16, so bytes are read here.
 `TensorWriter` writes one tensor, or some rows of one, at a time. The names, dtypes and shapes come
 first, because they are the header. Tensors may then be written in any order, each at its offset.
 They are sorted by the size of their elements, largest first, so that each is aligned in memory when
-the file is mapped.
+the file is mapped. The header has a checksum of their bytes, which is written last, over zeros.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -42,6 +43,11 @@ from minigrad.io.tensor_info import (
 
 PART = 1 << 22  # the number of bytes that are copied at a time
 _ALIGNED = 8  # tensors begin at a multiple of so many bytes
+
+CHECKSUM = "minigrad.sha256"
+"""The name of the fact in the header that is a sha256 of the bytes of all tensors."""
+
+_BEFORE_CHECKSUM = 8 + len(f'{{"__metadata__":{{"{CHECKSUM}":"')  # bytes of a file that has one
 
 
 class Closing(ABC):
@@ -170,7 +176,8 @@ class TensorFile(Tensors):
     Attributes:
         path: the path of the file.
         tensors: the dtype and shape of each tensor, by name, in the order of the file.
-        metadata: the facts in the header.
+        metadata: the facts in the header, without the checksum.
+        has_checksum: whether the header has a checksum of the tensors, as those of others have not.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -186,6 +193,9 @@ class TensorFile(Tensors):
         try:
             header, data = self._header()
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+            self._checksum = self.metadata.pop(CHECKSUM, None)
+            self.has_checksum = self._checksum is not None
+            self._data = data
             self.tensors, self._sources = {}, {}
             for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 self._sources[name] = self._file, data + entry["data_offsets"][0]
@@ -210,16 +220,38 @@ class TensorFile(Tensors):
         length = int.from_bytes(self._file.read(8), "little")
         return parse_json(self._file.read(length), f"the header of {self.location}"), 8 + length
 
+    def check(self) -> None:
+        """Compare the bytes of all tensors with the checksum in the header, if it has one.
+
+        Raises:
+            ValueError: if they differ.
+        """
+        self._file.seek(self._data)
+        if self.has_checksum and _digest(self._file) != self._checksum:
+            raise ValueError(
+                f"{self.location} is damaged, or another program has changed it: its tensors do "
+                f"not have the sha256 in its header; fetch or save it again, or, if the change is "
+                f"meant, take {CHECKSUM!r} out of its metadata"
+            )
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _digest(file: BinaryIO | BufferedReader) -> str:
+    """Return the sha256 of a file from its position on."""
+    found = hashlib.sha256()
+    while part := file.read(PART):
+        found.update(part)
+    return found.hexdigest()
 
 
 class TensorWriter:
     """Writes tensors to an open file; `writing` makes one for a path.
 
     Args:
-        file: an empty file, open for writing bytes.
+        file: an empty file, open for writing and reading bytes.
         tensors: the dtype and shape of all tensors that will be written.
         metadata: facts for the header.
 
@@ -246,7 +278,8 @@ class TensorWriter:
         for key, value in (metadata or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise TypeError(f"metadata are strings by strings, unlike {key!r}: {value!r:.60}")
-        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        facts = {CHECKSUM: "", **(metadata or {})} | {CHECKSUM: "0" * 64}  # at the beginning
+        header: dict[str, Any] = {"__metadata__": facts}
         self._left = {name: tensor.size for name, tensor in self._tensors.items()}
         self._starts: dict[str, int] = {}
         end = 0
@@ -318,7 +351,7 @@ class TensorWriter:
         return self._tensors[name]
 
     def finish(self) -> None:
-        """Check that all is written.
+        """Check that all is written, and write the checksum.
 
         Raises:
             ValueError: if not, with the names of the missing tensors.
@@ -326,8 +359,11 @@ class TensorWriter:
         missing = [name for name, size in self._left.items() if size]
         if missing:
             raise ValueError(f"announced, but not written: {', '.join(missing)}")
-        self._file.seek(0, os.SEEK_END)
+        self._file.seek(self._data)
+        checksum = _digest(self._file)
         assert self._file.tell() == self._end
+        self._file.seek(_BEFORE_CHECKSUM)
+        self._file.write(checksum.encode())
 
 
 @contextmanager
@@ -374,7 +410,9 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], d
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no safetensors file, is cut short, or has a dtype that numpy has not.
+        ValueError: if it is no safetensors file, is cut short or damaged, or has a dtype that numpy
+            has not.
     """
     with TensorFile(path) as file:
+        file.check()
         return {name: file.read(name) for name in file}, file.metadata

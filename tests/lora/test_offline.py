@@ -19,6 +19,9 @@ import pytest
 import lora
 from lora.__main__ import FAILED, STOPPED, WRONG, main
 from lora.offline import check_adapter, extract_files, merge_files, summarise
+from lora.offline.extracting import ExtractedFiles
+from lora.offline.inspection import Summary
+from lora.offline.merging import MergedFiles
 from lora.offline.stored_weight import StoredWeight
 from lora.peft import CONFIG, WEIGHTS
 from minigrad.io import (
@@ -480,8 +483,8 @@ def narrow(path, names, dtype):
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     data, out, end = content[8 + length :], bytearray(), 0
-    order = [name for name in header if name != "__metadata__"]
-    for name in sorted(order, key=lambda name: (name in names, header[name]["data_offsets"])):
+    header.pop("__metadata__", None)  # with the checksum
+    for name in sorted(header, key=lambda name: (name in names, header[name]["data_offsets"])):
         begin, stop = header[name]["data_offsets"]
         part = data[begin:stop]
         if name in names:
@@ -1113,6 +1116,16 @@ def run(*arguments, capsys):
     return status, captured.out, captured.err
 
 
+def test_a_flipped_bit_in_a_base_is_found(files):
+    base, adapter = files
+    content = bytearray((base / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (base / "model.safetensors").write_bytes(content)
+    finding = check_adapter(adapter, base).findings[0]
+    assert (finding.level, finding.where) == ("wrong", "base")
+    assert "is damaged" in finding.what
+
+
 def test_commands_print_what_the_functions_say(files, tmp_path, capsys):
     base, adapter = files
     status, text, _ = run("inspect", adapter, capsys=capsys)
@@ -1140,6 +1153,59 @@ def test_a_command_can_be_stopped(files, tmp_path, capsys, monkeypatch):
     status, _, message = run("merge", base, adapter, tmp_path / "out", capsys=capsys)
     assert (status, message) == (STOPPED, "lora merge: stopped; nothing was changed\n")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "at the end"])
+@pytest.mark.parametrize("command", ["merge", "merge to a file", "extract", "inspect"])
+def test_a_command_that_is_stopped_says_what_is_there(
+    command, moment, files, tmp_path, capsys, monkeypatch
+):
+    base, adapter = files
+    out = tmp_path / ("out.safetensors" if "file" in command else "out")
+    merged = tmp_path / "merged"
+    merge_files(base, adapter, merged)
+    arguments = {
+        "merge": ("merge", base, adapter, out),
+        "merge to a file": ("merge", base, adapter, out),
+        "extract": ("extract", base, merged, out, "--rank", 2, "--bias", "lora_only"),
+        "inspect": ("inspect", adapter, "--plot", tmp_path / "out.png"),
+    }[command]
+    if command == "inspect":
+        out = tmp_path / "out.png"
+    replace = os.replace
+
+    moments = [moment]
+
+    def stop(*names):
+        if moments != ["before"]:
+            replace(*names)
+        if moments:
+            moments.clear()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "at the end":
+            result = {"merge": MergedFiles, "extract": ExtractedFiles, "inspect": Summary}
+            patch.setattr(result[command.split()[0]], "__repr__", stop_now)
+        else:
+            patch.setattr(os, "replace", stop)
+        status, _, message = run(*arguments, capsys=capsys)
+    assert status == STOPPED
+    if moment == "before":
+        assert message.endswith("stopped; nothing was changed\n")
+        assert not out.exists()
+    else:
+        assert message.endswith(f"stopped, but {out} has been written, and is complete\n")
+        assert not any(each.name.startswith(".") for each in tmp_path.rglob("*"))
+        if command.startswith("merge"):
+            with open_tensors(out) as tensors:
+                assert len(tensors) == len(state(merged))
+        elif command == "extract":
+            assert summarise(out).layers
+
+
+def stop_now(*_):
+    raise KeyboardInterrupt
 
 
 def test_no_name_in_a_file_gives_orders_to_the_terminal(files, tmp_path, capsys):

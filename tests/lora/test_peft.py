@@ -24,6 +24,7 @@ import lora
 import minigrad as mg
 from lora import LoRAConfig
 from lora.attachment.state import attachment_of
+from lora.offline import check_adapter, summarise
 from lora.patterns import exact
 from lora.peft import (
     CONFIG,
@@ -982,6 +983,28 @@ def test_a_full_disk_leaves_the_old_adapter_or_none(tmp_path, monkeypatch, limit
     assert np.array_equal(output(model), output(old))
 
 
+def test_a_flipped_bit_in_the_tensors_is_not_loaded(saved):
+    content = bytearray((saved / WEIGHTS).read_bytes())
+    content[-5] ^= 1
+    (saved / WEIGHTS).write_bytes(content)
+    model = model_of("mlp")
+    before = state(model)
+    with pytest.raises(ValueError, match="is damaged, or another program has changed it"):
+        lora.load(model, saved)
+    assert state(model) == before
+    [finding] = check_adapter(saved).findings
+    assert (finding.level, finding.where) == ("wrong", "files")
+    assert "is damaged" in finding.what
+
+
+def test_what_is_without_a_checksum_says_so(saved, theirs):
+    assert "no checksum" not in f"{summarise(saved)} {check_adapter(saved)}"
+    peft = theirs("patterns")
+    assert repr(check_adapter(peft)).endswith("nothing is wrong; the tensors have no checksum")
+    assert "no checksum" in repr(summarise(peft))
+    assert (summarise(saved).has_checksum, summarise(peft).has_checksum) == (True, False)
+
+
 def test_saving_over_an_adapter_leaves_other_files(saved):
     (saved / "README.md").write_text("card")
     model = adapted(rank=1)
@@ -992,14 +1015,64 @@ def test_saving_over_an_adapter_leaves_other_files(saved):
     assert np.array_equal(output(other), output(model))
 
 
-def test_what_a_killed_save_had_completed_is_what_is_loaded(saved, tmp_path):
+def test_what_a_killed_save_of_version_0_1_had_completed_is_what_is_loaded(saved, tmp_path):
     new = adapted(rank=1, alpha=9.0)
     lora.save(new, tmp_path / "new")
     shutil.copytree(tmp_path / "new", saved / ".saved")
     (saved / CONFIG).unlink()
     model = model_of("mlp")
-    lora.load(model, saved)
+    with pytest.warns(UserWarning, match="version 0.1"):
+        lora.load(model, saved)
     assert np.array_equal(output(model), output(new))
+    lora.save(new, saved)
+    assert sorted(os.listdir(saved)) == [CONFIG, WEIGHTS]
+
+
+def test_a_folder_in_an_adapter_does_not_override_it(saved, tmp_path):
+    old = model_of("mlp")
+    lora.load(old, saved)
+    lora.save(adapted(rank=1, alpha=9.0), tmp_path / "new")
+    (saved / ".saved").symlink_to(tmp_path / "new")
+    before = sorted(os.listdir(tmp_path / "new"))
+    for is_link in (True, False):
+        if not is_link:
+            (saved / ".saved").unlink()
+            shutil.copytree(tmp_path / "new", saved / ".saved")
+        model = model_of("mlp")
+        lora.load(model, saved)
+        assert np.array_equal(output(model), output(old))
+        assert summarise(saved).unfinished == ()
+    assert sorted(os.listdir(tmp_path / "new")) == before
+
+
+KILLED = """
+import os, signal, sys
+from tests.lora.folders import two_adapters
+import lora
+replace = os.replace
+def once(*args):
+    replace(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.replace = once
+lora.save(two_adapters()[1], sys.argv[1])
+"""
+
+
+def test_a_save_that_was_killed_between_two_files_is_seen_through_and_shown(tmp_path):
+    old, new = two_adapters()
+    lora.save(old, tmp_path)
+    config = (tmp_path / CONFIG).read_bytes()
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path])
+    assert (tmp_path / CONFIG).read_bytes() == config
+    model = model_of("mlp")
+    lora.load(model, tmp_path)
+    assert np.array_equal(output(model), output(new))
+    assert summarise(tmp_path).unfinished == (CONFIG,)
+    assert f"{CONFIG} is read from .saved, where a save" in repr(summarise(tmp_path))
+    [finding] = check_adapter(tmp_path).findings
+    assert (finding.level, finding.where) == ("odd", CONFIG)
+    (tmp_path / CONFIG).write_bytes(config)  # another program writes it again
+    assert summarise(tmp_path).unfinished == ()
 
 
 SAVING = """

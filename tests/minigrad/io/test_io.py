@@ -10,7 +10,7 @@ import pytest
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
-from minigrad.io import load_state, save_state, write_atomically
+from minigrad.io import TensorWriter, load_state, save_state, write_atomically
 
 DTYPES = [
     *("float16", "float32", "float64", "bool"),
@@ -138,23 +138,6 @@ def test_a_file_of_another_kind_is_an_error_that_names_it(path, content):
 # ----------------------------------------------------------------------------------------------
 
 
-class Failing:
-    """A file whose writes fail halfway."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def write(self, content):
-        self.file.write(content[:10])
-        raise OSError("no space left")
-
-
 def break_call(name):
     def fail(*args, **options):
         raise OSError("no space left")
@@ -163,15 +146,17 @@ def break_call(name):
 
 
 def break_write(monkeypatch):
-    opened = os.fdopen
-    monkeypatch.setattr(os, "fdopen", lambda *args, **options: Failing(opened(*args, **options)))
+    def fail(writer, name, array):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(TensorWriter, "write", fail)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["old file", "no file"])
 @pytest.mark.parametrize(
     "spoil",
-    [break_write, *(break_call(name) for name in ("fsync", "chmod", "replace"))],
-    ids=["write", "fsync", "chmod", "replace"],
+    [break_write, *(break_call(name) for name in ("fsync", "replace"))],
+    ids=["write", "fsync", "replace"],
 )
 def test_a_save_that_fails_leaves_everything_as_it_was(path, monkeypatch, spoil, there):
     if there:
@@ -199,7 +184,8 @@ def test_the_bytes_are_on_disk_before_the_file_is_replaced(path, monkeypatch):
     sync, replace = os.fsync, os.replace
 
     def spy_sync(handle):
-        calls.append(("fsync", os.fstat(handle).st_size))
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            calls.append(("fsync", os.fstat(handle).st_size))
         sync(handle)
 
     def spy_replace(source, target):

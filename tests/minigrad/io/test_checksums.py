@@ -1,0 +1,74 @@
+"""The checksum of the tensors in a file: written last, checked on load, absent elsewhere."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minigrad.io import TensorFile, TensorInfo, load_state, save_state, writing
+
+KEY = "minigrad.sha256"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "x.safetensors"
+
+
+def parts(path):
+    """The header and the bytes of the tensors."""
+    content = path.read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:data]), content[data:]
+
+
+def test_the_checksum_is_that_of_the_bytes_of_all_tensors(path):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((6, 5)), rng.integers(0, 9, 7)
+    infos = [TensorInfo("x", "bfloat16", x.shape), TensorInfo("y", "int64", y.shape)]
+    with writing(path, infos, {"format": "pt", KEY: "that of another file"}) as writer:
+        for first in (4, 0, 2):  # in any order
+            writer.write("x", x[first : first + 2], first)
+        writer.write("y", y)
+    header, data = parts(path)
+    assert header["__metadata__"] == {KEY: hashlib.sha256(data).hexdigest(), "format": "pt"}
+    with TensorFile(path) as file:
+        assert file.has_checksum
+        assert file.metadata == {"format": "pt"}
+        file.check()
+
+
+def test_a_file_without_tensors_has_one_too(path):
+    save_state(path, {})
+    assert parts(path)[0]["__metadata__"] == {KEY: hashlib.sha256().hexdigest()}
+    assert load_state(path) == ({}, {})
+
+
+def test_every_flipped_bit_is_found(path):
+    save_state(path, {"x": np.arange(8.0), "y": np.ones(3, np.uint8)}, {"a": "b"})
+    content = path.read_bytes()
+    data = len(content) - len(parts(path)[1])
+    for position in range(data, len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(ValueError, match=r"x\.safetensors.* is damaged, or .*sha256"):
+                load_state(path)
+    path.write_bytes(content)
+    assert load_state(path)[0]["x"].tolist() == list(range(8))
+
+
+def test_files_of_others_have_none_and_are_read(path):
+    save_file({"x": np.ones(3)}, path, {"format": "pt"})
+    with TensorFile(path) as file:
+        assert not file.has_checksum
+        file.check()
+    assert load_state(path)[0]["x"].tolist() == [1, 1, 1]
+
+
+def test_others_read_files_with_one(path):
+    save_state(path, {"x": np.arange(3)})
+    assert load_file(path)["x"].tolist() == [0, 1, 2]
