@@ -1,6 +1,6 @@
-"""Attacks on saving, merging and extracting, after which nothing may be lost.
+"""Attacks: kills, interrupts and damaged files, after which nothing may hang or be lost.
 
-Each attack prints its seeds. To run one seed alone, set `CHAOS_SEED`:
+Each attack has a seed, which a failure names. Set `CHAOS_SEED` to run one seed alone:
 
     CHAOS_SEED=17 python -m pytest -m full -s tests/chaos
 """
@@ -9,8 +9,6 @@ import os
 
 
 def seeds(count):
-    """The seeds of an attack, printed: that of `CHAOS_SEED`, or the first ones."""
+    """The seeds of an attack: that of `CHAOS_SEED`, or the first ones."""
     asked = os.environ.get("CHAOS_SEED")
-    found = [int(asked)] if asked else list(range(count))
-    print(f"seeds {found[0]} to {found[-1]}")
-    return found
+    return [int(asked)] if asked else list(range(count))

@@ -1,8 +1,7 @@
 """Damaged adapters: each is loaded, inspected and checked, or refused, in a limited time.
 
 A mutant is a folder of PEFT's, of which the configuration or the tensors are damaged: their bytes,
-a field, a key, an element or the metadata. Its seed is the number of its test, which can be run
-alone, as by `-k "[137]"`. With `CHAOS_SEED=5000` in the environment, the seeds begin there.
+a field, a key, an element or the metadata. Its seed is the number of its test.
 """
 
 import json
@@ -19,9 +18,9 @@ import lora
 from lora.offline import check_adapter, summarise
 from lora.peft import CONFIG, WEIGHTS
 from minigrad.io import load_state, save_state
+from tests.chaos import seeds
 from tests.lora.folders import FOLDERS, KINDS, PREFIX, model_of
 
-FIRST = int(os.environ.get("CHAOS_SEED", "0"))
 COUNT = 2000
 SECONDS = 20  # of one mutant, of which most take milliseconds
 MEMORY = 4 << 30  # bytes, beyond those that the process has
@@ -165,7 +164,7 @@ def check_message(error):
 
 @pytest.mark.full
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits of memory need Linux")
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
+@pytest.mark.parametrize("seed", seeds(COUNT))
 def test_a_mutant_is_used_or_refused_in_time(tmp_path, seed):
     rng = np.random.default_rng(seed)
     name = any_of(rng, NAMES)

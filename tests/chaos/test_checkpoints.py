@@ -1,13 +1,11 @@
 """Damaged checkpoints of a Trainer: each is refused and changes nothing, or trains.
 
 A mutant is made from a good file by damage to its bytes, to its facts (JSON) or to its tensors. Its
-seed is the number of its test, which can be run alone. With `CHAOS_SEED=5000` in the environment,
-the seeds begin there.
+seed is the number of its test.
 """
 
 import copy
 import json
-import os
 
 import numpy as np
 import pytest
@@ -15,8 +13,8 @@ import pytest
 from minigrad import mse, nn, optim
 from minigrad.io import load_state, save_state
 from minigrad.training import Trainer
+from tests.chaos import seeds
 
-FIRST = int(os.environ.get("CHAOS_SEED", "0"))
 KEY = "minigrad.trainer"
 X, Y = np.linspace(-1, 1, 24, dtype=np.float32).reshape(12, 2), np.ones((12, 1), np.float32)
 HOSTILE = [
@@ -166,7 +164,7 @@ def good(tmp_path_factory):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + 1000))
+@pytest.mark.parametrize("seed", seeds(1000))
 def test_a_damaged_checkpoint_is_refused_and_changes_nothing_or_trains(good, tmp_path, seed):
     print(f"seed {seed}")  # pytest shows it where a test fails
     rng = np.random.default_rng(seed)

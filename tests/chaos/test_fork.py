@@ -2,8 +2,7 @@
 
 The parent runs in a process of its own under a time limit. It forks a child that shows bars, trains
 and merges without end, kills it after some random milliseconds, and then trains, saves and merges
-itself. The seed of a round is printed; `CHAOS_SEED=7` in the environment begins with round 7, and
-`CHAOS_ROUNDS=1` runs no more than one.
+itself. The seed of each round is printed.
 """
 
 import os
@@ -12,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.chaos import seeds
 
 ROUNDS = 40
 SECONDS = 240  # much more than the work takes, which is some ten
@@ -36,10 +37,9 @@ def work(folder, progress):
     for _ in progress_bar(range(50), what="w", unit="u", shown=progress, in_files=True, delay=0):
         list(tqdm.tqdm(range(3), file=sys.stderr))  # a bar of the user, with tqdm's own lock
 
-first, rounds = map(int, sys.argv[1:])
 with tempfile.TemporaryDirectory() as folder:
     work(folder, True)
-    for seed in range(first, first + rounds):
+    for seed in map(int, sys.argv[1:]):
         print("seed", seed, flush=True)
         child = os.fork()
         if not child:
@@ -62,9 +62,8 @@ print("done")
 @pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_killed_child_does_not_stop_its_parent():
-    first = os.environ.get("CHAOS_SEED", "0")
-    rounds = os.environ.get("CHAOS_ROUNDS", str(ROUNDS))
-    python = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PARENT, first, rounds]
+    numbers = map(str, seeds(ROUNDS))
+    python = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PARENT, *numbers]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     try:
