@@ -646,6 +646,17 @@ def test_warmup_knows_the_kernels():
     assert set(warmup.kernels_of(double=False)) < set(warmup.kernels_of(double=True))
 
 
+@needs_jit
+def test_warmup_compiles_first_what_others_call():
+    kernels = sorted(warmup.kernels_of(double=True), key=warmup.turn)
+    names = [kernel.function.__name__ for kernel in kernels]
+    assert names[:2] == ["gemm", "gemm"]  # of float32 and float64
+    callers = {"forward_loop", "backward_loop", "gemm_batch", "_forward_loop", "_backward_loop"}
+    first = min(map(names.index, callers))
+    assert first > len(names) // 2
+    assert names[-2:] == ["backward_loop"] * 2
+
+
 def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):
     if JIT_ENABLED:
         monkeypatch.setattr(cache, "writable_folder", lambda: None)
