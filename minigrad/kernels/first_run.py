@@ -59,7 +59,7 @@ class Announcement:
             )
         else:
             cache.say_once(
-                "compiling kernels for this machine, once: those that this program uses of "
+                "compiling kernels for this machine, once: as many as this program uses of the "
                 f"{self._missing} that are not compiled yet (python -m minigrad warmup"
                 f"{' --all' if double else ''} compiles all of them ahead); they are kept in "
                 f"{folder}"
@@ -69,9 +69,10 @@ class Announcement:
         """Show the name of the function that is about to be compiled."""
         if self._bar is None and sys.stderr is not None and sys.stderr.isatty():
             self._bar = progress_bar(
-                what="compiling", unit="kernel", shown=True, delay=0.0, bar_format=BAR,
+                what="compiling", unit="kernel", shown=True, bar_format=BAR, delay=1e-9,
                 total=max(self._missing, self._ready + 1), initial=self._ready,
             )  # fmt: skip
+            # With a delay it is not drawn before it has a name.
             self._bar.start_t = self._start
         if self._bar is not None:
             self._bar.set_postfix_str(name.strip("_"))

@@ -136,7 +136,7 @@ def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
     assert said[0].startswith("minigrad: compiling kernels for this machine, once")
     assert str(machine.folder) in said[0]
     count = len(warmup.kernels_of(double=False))
-    assert f"of {count} that are not compiled yet" in said[0]
+    assert f"of the {count} that are not compiled yet" in said[0]
     kept = machine.files()
     assert len(kept) == len(compiled)
 
@@ -150,7 +150,7 @@ def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
     assert machine.files() == kept
 
     *_, said = machine.run("import minigrad; minigrad.sigmoid(minigrad.ones(4, 4))")
-    assert f"of {count - 2} that are not compiled yet" in said[0]
+    assert f"of the {count - 2} that are not compiled yet" in said[0]
 
 
 def screen_of(output):
@@ -201,6 +201,7 @@ def test_in_a_terminal_a_bar_counts_kernels_and_goes_when_they_are_compiled(mach
     count = len(warmup.kernels_of(double=False)) + 1  # and the probe's
     assert f"compiling: 0 of at most {count} kernels |" in written
     assert f"compiling: 1 of at most {count} kernels |" in written
+    assert "| 00:00" not in written.rpartition("compiling")[2]  # it goes on from the first kernel
     assert ", double" in written
     assert ", entry" in written
     line, own, bar = screen_of(written)
