@@ -83,8 +83,8 @@ COMPILED: list[str] = []
 announces = True
 """Whether compilations of this process are announced (see `minigrad.kernels.first_run`)."""
 
-when_ready: Callable[[], None] | None = None
-"""Called when a kernel can be used, in a process that compiles and announces it."""
+after_compiling: Callable[[], None] | None = None
+"""Called when a kernel can be used, or has failed, in a process that announces compilations."""
 
 
 @cache

@@ -17,11 +17,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minigrad.kernels import cache
-from minigrad.kernels.threads import get_num_threads
+from minigrad.kernels import cache, threads
 from minigrad.kernels.warmup import kernels_of
 from minigrad.progress import progress_bar
 
@@ -39,8 +39,6 @@ LOOKS = 0.1  # seconds between two looks at whether the first process still runs
 
 ROOT = Path(__file__).parents[2]
 BAR = "{desc}: {n_fmt} of at most {total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
-
-_process = os.getpid()
 
 
 class Announcement:
@@ -79,8 +77,8 @@ class Announcement:
 
     def hide(self) -> None:
         """Count a kernel, and remove the bar until the next one is compiled."""
-        self._ready += 1
         if self._bar is not None:
+            self._ready += 1
             self._bar.close()
             self._bar = None
 
@@ -93,9 +91,10 @@ def announce(name: str, signature: str) -> None:
     global _announcement
     if _announcement is None:
         if may_start_a_process():
-            start_second_process()
+            with suppress(OSError):  # there may be too many processes, or too little memory
+                start_second_process()
         _announcement = Announcement("float64" in signature and "float32" not in signature)
-        cache.when_ready = _announcement.hide
+        cache.after_compiling = _announcement.hide
     _announcement.show(name)
 
 
@@ -113,14 +112,17 @@ def may_start_a_process() -> bool:
     """
     if any(name in os.environ for name in NOBODY_WAITS):
         return False
-    if os.getpid() != _process or cache.writable_folder() is None:
+    if threads.forked or cache.writable_folder() is None:
         return False
     multiprocessing = sys.modules.get("multiprocessing.process")
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         return False
-    if not (hasattr(os, "getloadavg") and Path(sys.executable or "").name.startswith("python")):
+    if not Path(sys.executable or "").name.startswith("python"):  # in an application
         return False
-    return os.getloadavg()[0] <= get_num_threads() - 1
+    try:
+        return os.getloadavg()[0] <= threads.get_num_threads() - 1
+    except (AttributeError, OSError):  # on Windows, and in some containers
+        return False
 
 
 def start_second_process() -> subprocess.Popen[bytes]:
@@ -128,8 +130,9 @@ def start_second_process() -> subprocess.Popen[bytes]:
 
     It is in a session of its own, so that Ctrl-C in a terminal does not reach it.
     """
+    first = os.getpid()
     known = f"sys.path[:0] = [{str(ROOT)!r}]; from minigrad.kernels import first_run"
-    call = f"first_run.compile_for_training({os.getpid()}, {[*map(str, cache.FOLDERS)]!r})"
+    call = f"first_run.compile_for_training({first}, {[*map(str, cache.FOLDERS)]!r})"
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", f"import sys; {known}; {call}"],
         stdin=subprocess.DEVNULL,
@@ -139,7 +142,7 @@ def start_second_process() -> subprocess.Popen[bytes]:
     )
 
     def end() -> None:
-        if os.getpid() == _process:  # and not in a child that this process has forked
+        if os.getpid() == first:  # and not in a child that this process has forked
             process.kill()
             process.wait()
             cache.drop_drafts(process.pid)

@@ -269,9 +269,7 @@ class Kernel:
 
     def compile(self) -> None:
         """Read the machine code from disk, or else compile it."""
-        self.alone = self._called(0, 0, 1)
-        if cache.when_ready is not None:
-            cache.when_ready()
+        self.alone = self._called(1, on_threads=False)
 
     def is_compiled(self) -> bool:
         """Return whether its machine code is in this process or on disk."""
@@ -281,11 +279,17 @@ class Kernel:
     def _external(self) -> External:
         return External(self.function, self.fastmath)
 
-    def _called(self, launcher: int, first: int, pieces: int) -> Callable[..., None]:
+    def _called(self, pieces: int, on_threads: bool) -> Callable[..., None]:
         """Return a function that calls the machine code as `_call` says."""
-        how = np.array([launcher, first, pieces, self._external.address(self._types)])
-        CALLS.append(how)
-        return partial(entry(self.signature), how.ctypes.data)
+        try:
+            address = launcher() if on_threads else 0
+            first = (0, address) if self.shares else (address, 0)
+            how = np.array([*first, pieces, self._external.address(self._types)])
+            CALLS.append(how)
+            return partial(entry(self.signature), how.ctypes.data)
+        finally:
+            if cache.after_compiling is not None:
+                cache.after_compiling()
 
     def _first_call(self, *arguments: Any) -> None:
         self.compile()
@@ -306,8 +310,7 @@ class Kernel:
         """Run the loop on threads, as so many pieces."""
         call = self._shared.get(pieces)
         if call is None:
-            first = (0, launcher()) if self.shares else (launcher(), 0)
-            call = self._shared[pieces] = self._called(*first, pieces)
+            call = self._shared[pieces] = self._called(pieces, on_threads=True)
         call(*arguments)
 
 

@@ -23,10 +23,9 @@ import pytest
 
 import minigrad
 from minigrad import __main__ as command_line
-from minigrad.kernels import cache, first_run, launch, warmup
+from minigrad.kernels import cache, first_run, launch, threads, warmup
 from minigrad.kernels.jit import JIT_ENABLED, dispatcher
 from minigrad.kernels.launch import KERNELS, Kernel
-from minigrad.kernels.threads import get_max_threads
 
 ROOT = Path(__file__).parents[3]
 needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="nothing is compiled")
@@ -177,7 +176,7 @@ def test_in_a_terminal_a_bar_counts_kernels_and_goes_when_they_are_compiled(mach
         import numpy as np, probe, sys
         from minigrad.kernels.launch import Kernel
         from minigrad.progress import progress_bar
-        assert probe.right()
+        assert probe.right(seconds=1.0)  # on threads, which compiles `launch` last
         print("a line of the program", file=sys.stderr)
         kinds = (probe.types.Array(probe.types.float64, 1, "C"),) * 2
         options = {"shown": True, "leave": True, "delay": 0.0}
@@ -188,7 +187,7 @@ def test_in_a_terminal_a_bar_counts_kernels_and_goes_when_they_are_compiled(mach
     termios = pytest.importorskip("termios")
     terminal, its_end = os.openpty()
     termios.tcsetwinsize(its_end, (24, 100))
-    process = machine.start(script, stderr=its_end)
+    process = machine.start(script, stderr=its_end, NUMBA_NUM_THREADS="2")
     os.close(its_end)
     output = b""
     with suppress(OSError):  # which Linux raises when the other end is closed
@@ -253,7 +252,7 @@ def test_a_second_process_compiles_what_a_training_step_needs(machine):
         adam.compile()
     """
     environment = {"CI": None, "PYTEST_VERSION": None, "NUMBA_NUM_THREADS": "2"}
-    if get_max_threads() < 2:
+    if threads.get_max_threads() < 2:
         pytest.skip("there is one core")
     compiled, loaded, said = machine.run(script, **environment)
     assert "gelu_loop" in compiled
@@ -292,9 +291,12 @@ def test_a_second_process_is_started_only_where_it_is_of_use(monkeypatch, tmp_pa
     def starts():
         return first_run.may_start_a_process()
 
+    def unknown():
+        raise OSError
+
     for name in first_run.NOBODY_WAITS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(first_run, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.9, 9.0, 9.0))
     monkeypatch.setattr(cache, "writable_folder", lambda: tmp_path)
     assert starts()
@@ -304,8 +306,9 @@ def test_a_second_process_is_started_only_where_it_is_of_use(monkeypatch, tmp_pa
             assert not starts()
     for owner, name, value in (
         (os, "getloadavg", lambda: (1.1, 0.0, 0.0)),
-        (os, "getpid", lambda: -1),  # in a child of a fork
-        (first_run, "get_num_threads", lambda: 1),
+        (os, "getloadavg", unknown),
+        (threads, "forked", True),
+        (threads, "get_num_threads", lambda: 1),
         (cache, "writable_folder", lambda: None),
         (sys, "executable", "/usr/bin/blender"),
         (sys, "executable", None),
