@@ -15,7 +15,6 @@ import atexit
 import os
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -35,9 +34,22 @@ TRAINING = (
 
 NOBODY_WAITS = ("CI", "PYTEST_VERSION")  # variables of the environment that say so
 
-LOOKS = 0.1  # seconds between two looks at whether the first process still runs
-
 ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import os, sys, threading, time
+
+def end_with_the_first():
+    while os.getppid() == {first}:
+        time.sleep(0.1)
+    os._exit(0)
+
+threading.Thread(target=end_with_the_first, daemon=True).start()
+sys.path[:0] = [{root!r}]
+from minigrad.kernels import first_run
+first_run.compile_for_training({folders!r})
+"""  # importing takes a second, during which it looks at the first process too
+
 BAR = "{desc}: {n_fmt} of at most {total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
 
 
@@ -131,10 +143,9 @@ def start_second_process() -> subprocess.Popen[bytes]:
     It is in a session of its own, so that Ctrl-C in a terminal does not reach it.
     """
     first = os.getpid()
-    known = f"sys.path[:0] = [{str(ROOT)!r}]; from minigrad.kernels import first_run"
-    call = f"first_run.compile_for_training({first}, {[*map(str, cache.FOLDERS)]!r})"
+    folders = [*map(str, cache.FOLDERS)]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", f"import sys; {known}; {call}"],
+        [sys.executable, "-P", "-c", PROGRAM.format(first=first, root=str(ROOT), folders=folders)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -151,9 +162,8 @@ def start_second_process() -> subprocess.Popen[bytes]:
     return process
 
 
-def compile_for_training(parent: int, folders: list[str]) -> None:
-    """Compile the kernels of `TRAINING` as long as the process that asks for them runs."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+def compile_for_training(folders: list[str]) -> None:
+    """Compile the kernels of `TRAINING`, unless another process does so for these folders."""
     os.nice(10)  # it is to take time that nobody else needs
     cache.announces = False
     cache.FOLDERS[:] = map(Path, folders)
@@ -175,11 +185,3 @@ def _is_the_only_one(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _end_with(parent: int) -> None:
-    """End this process as soon as its parent has ended, in whatever way."""
-    while os.getppid() == parent:
-        time.sleep(LOOKS)
-    cache.drop_drafts(os.getpid())
-    os._exit(0)

@@ -282,7 +282,8 @@ def test_the_second_process_ends_with_the_first(machine, how):
     second = int(process.stdout.readline())
     process.communicate(timeout=60)
     assert ends(second)
-    assert {path.suffix for path in machine.files()} <= {".nbc", ".lock"}  # and no drafts
+    if not how.startswith(("by the system", "with a child")):
+        assert {path.suffix for path in machine.files()} <= {".nbc", ".lock"}  # and no drafts
 
 
 @needs_jit
