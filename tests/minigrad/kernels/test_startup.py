@@ -266,7 +266,9 @@ ENDINGS = {
     "at its end": "",
     "by an error": "raise SystemExit(3)",
     "by the system": "os.kill(os.getpid(), signal.SIGKILL)",
-    "by Ctrl-C": "os.killpg(os.getpgid(0), signal.SIGINT); time.sleep(60)",
+    # A shell lets what it starts in the background ignore the signal.
+    "by Ctrl-C": "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "os.killpg(os.getpgid(0), signal.SIGINT); time.sleep(60)",
     "with a child that goes on": "if os.fork() == 0: os.close(1), os.close(2), time.sleep(15)",
 }
 
