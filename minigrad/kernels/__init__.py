@@ -9,7 +9,8 @@ NUMBA_DISABLE_JIT=1.
 Where to read:
 
 * `jit`, `cache` and `threads` decide once for all kernels how they are compiled, where the machine
-  code is stored, and when they use threads; `warmup` compiles them ahead.
+  code is stored, and when they use threads; `warmup` compiles them ahead, and `first_run` shows
+  the user what is being compiled.
 * `launch` has the kernel itself: one compiled form, run by one thread or shared by several. Its
   parameters are annotated with their types, which `jit` lists.
 * `fused` has the factories of functions of each element (`activation`) and of each row (`softmax`);

@@ -52,6 +52,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ COMPILED: list[str] = []
 """The functions that this process has compiled, whether kernels or called by one."""
 
 announces = True
-"""Whether the first compilation of this process is announced."""
+"""Whether compilations of this process are announced (see `minigrad.kernels.first_run`)."""
+
+after_compiling: Callable[[], None] | None = None
+"""Called when a kernel can be used, or has failed, in a process that announces compilations."""
 
 
 @cache
@@ -169,7 +173,7 @@ def describe() -> str:
     """Return a text that says where compiled kernels are kept, and how many there are."""
     folder = writable_folder()
     if folder is None:
-        return f"kept nowhere: no folder for them can be written to ({_tried()})"
+        return f"kept nowhere: no folder for them can be written to ({tried()})"
     sizes = [path.stat().st_size for path in folder.glob("*.nbc")]
     return f"{len(sizes)} files of {sum(sizes) / 1e6:.1f} MB in {folder}"
 
@@ -254,6 +258,11 @@ class KernelCache:
         """Return the name by which compiled code calls the function with these argument types."""
         return f"minigrad.{self._name(signature)}"
 
+    def has(self, signature: Any) -> bool:
+        """Return whether the function is on disk for these argument types."""
+        name = f"{self._name(signature)}.nbc"
+        return any((folder / name).exists() for folder in FOLDERS)
+
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the function for these argument types, or None if it must be compiled."""
         # numba would call target.refresh(), which imports all that a compilation may need, and
@@ -261,8 +270,11 @@ class KernelCache:
         rtsys.initialize(target)
         found = load(self._name(signature), target) if self._source else None
         if found is None:
-            _say_that_we_compile()
-            COMPILED.append(self._function.__name__)
+            name = self._function.__name__
+            COMPILED.append(name)
+            if announces:
+                # By name, since that module knows the kernels, and only if there is need of it.
+                import_module("minigrad.kernels.first_run").announce(name, str(signature))
         return found
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
@@ -299,7 +311,7 @@ def read_file(path: Path) -> bytes | None:
     """Return the content of a file, or None if it is missing or damaged, or others may write it."""
     try:
         if not (is_trusted(path.parent) and is_trusted(path)):
-            _say_once(
+            say_once(
                 f"compiled kernels in {path.parent} are not loaded, since it belongs to another "
                 "user, or others may write there; NUMBA_CACHE_DIR may name a folder of your own"
             )
@@ -324,37 +336,30 @@ def write_file(path: Path, content: bytes) -> None:
         with suppress(OSError):
             draft.unlink()
         if not os.path.exists(path):  # Windows keeps the file that another process is reading
-            _say_once(
+            say_once(
                 "kernels that this process compiles are compiled anew in the next, for they could "
                 f"not be kept: {error}"
             )
+
+
+def drop_drafts(process: int) -> None:
+    """Delete the files that a process had not finished when it was ended."""
+    for draft in (draft for folder in FOLDERS for draft in folder.glob(f"*.{process}-*")):
+        draft.unlink(missing_ok=True)
 
 
 def _for_this_user(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _say_that_we_compile() -> None:
-    """Log why the first call takes so long."""
-    folder = writable_folder()
-    if folder is None:
-        _say_once(
-            "compiling kernels, anew in each process, for there is no folder to keep them in that "
-            f"can be written to ({_tried()}); NUMBA_CACHE_DIR may name one"
-        )
-    elif announces:
-        _say_once(
-            "compiling kernels for this machine, once (python -m minigrad warmup does it ahead); "
-            f"they are kept in {folder}"
-        )
-
-
-def _tried() -> str:
+def tried() -> str:
+    """Return the folders where kernels could be kept, or the reason why there is none."""
     return ", ".join(map(str, FOLDERS)) or "nor can our own source files be read"
 
 
 @cache
-def _say_once(text: str) -> None:
+def say_once(text: str) -> None:
+    """Log a line, unless this process has logged it before."""
     # Through `logging`, so that a program can silence it or send it elsewhere; as a warning, since
     # without any set-up only those are shown.
     logging.getLogger("minigrad").warning("minigrad: %s", text)

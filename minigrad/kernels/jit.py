@@ -170,6 +170,11 @@ class External:
             cache.provide(symbol, self._dispatcher.overloads[kinds])
         return symbol
 
+    def is_compiled(self, kinds: tuple[Any, ...]) -> bool:
+        """Return whether there is machine code for these types, here or on disk."""
+        kept = self._dispatcher._cache
+        return kept.symbol(kinds) in cache.SYMBOLS or kept.has(kinds)
+
     def address(self, kinds: tuple[Any, ...]) -> int:
         """Return the address of the machine code for these types."""
         return int(llvm.address_of_symbol(self.symbol(kinds)))

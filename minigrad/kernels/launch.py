@@ -21,9 +21,10 @@ of `launch`, or 0 if the calling thread is to do all pieces itself.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cached_property, partial
 from textwrap import dedent, indent
 from typing import Any
 
@@ -33,6 +34,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numpy import ndarray
 
+from minigrad.kernels import cache
 from minigrad.kernels.jit import (
     EXTERNALS,
     JIT_ENABLED,
@@ -97,7 +99,7 @@ def launch(work: int, data: int, pieces: int) -> None:
         _run_piece(work, piece, pieces, data)
 
 
-@cache
+@functools.cache
 def launcher() -> int:
     """Return the address of `launch`."""
     compiled = compile_for(dispatcher(launch, parallel=True), (INT, INT, INT))
@@ -205,7 +207,7 @@ def function_from(
     return function
 
 
-@cache
+@functools.cache
 def entry(signature: tuple[Any, ...]) -> Any:
     """Return the function by which Python calls all kernels whose arguments have these types."""
     names = dict.fromkeys(["how", *(f"x{i}" for i in range(len(signature)))])
@@ -258,6 +260,7 @@ class Kernel:
         # Plain attributes, since they are looked up in each call.
         self.alone: Callable[..., None] = self._first_call
         self._shared: dict[int, Callable[..., None]] = {}  # by the number of pieces
+        self._types = (INT, INT, *self.signature)
         KERNELS.append(self)
 
     def __repr__(self) -> str:
@@ -266,14 +269,27 @@ class Kernel:
 
     def compile(self) -> None:
         """Read the machine code from disk, or else compile it."""
-        self.alone = self._called(0, 0, 1)
+        self.alone = self._called(1, on_threads=False)
 
-    def _called(self, launcher: int, first: int, pieces: int) -> Callable[..., None]:
+    def is_compiled(self) -> bool:
+        """Return whether its machine code is in this process or on disk."""
+        return self._external.is_compiled(self._types)
+
+    @cached_property
+    def _external(self) -> External:
+        return External(self.function, self.fastmath)
+
+    def _called(self, pieces: int, on_threads: bool) -> Callable[..., None]:
         """Return a function that calls the machine code as `_call` says."""
-        code = External(self.function, self.fastmath).address((INT, INT, *self.signature))
-        how = np.array([launcher, first, pieces, code])
-        CALLS.append(how)
-        return partial(entry(self.signature), how.ctypes.data)
+        try:
+            address = launcher() if on_threads else 0
+            first = (0, address) if self.shares else (address, 0)
+            how = np.array([*first, pieces, self._external.address(self._types)])
+            CALLS.append(how)
+            return partial(entry(self.signature), how.ctypes.data)
+        finally:
+            if cache.after_compiling is not None:
+                cache.after_compiling()
 
     def _first_call(self, *arguments: Any) -> None:
         self.compile()
@@ -294,8 +310,7 @@ class Kernel:
         """Run the loop on threads, as so many pieces."""
         call = self._shared.get(pieces)
         if call is None:
-            first = (0, launcher()) if self.shares else (launcher(), 0)
-            call = self._shared[pieces] = self._called(*first, pieces)
+            call = self._shared[pieces] = self._called(pieces, on_threads=True)
         call(*arguments)
 
 

@@ -34,7 +34,9 @@ WORTH_A_TEAM = 30e-6  # seconds of work from which on waking a thread (in 22 us)
 WORTH_A_WORKQUEUE = 2e-3  # the same where the layer is `workqueue`
 SPIN_COUNT = 5_000  # looks for work before a thread of OpenMP sleeps: some 150 microseconds
 
-_forked = False
+forked = False
+"""Whether a fork has made this process."""
+
 _workqueue = threading.Lock()
 
 
@@ -53,8 +55,8 @@ def _numba() -> Any:
 
 
 def _after_fork_in_child() -> None:
-    global _forked
-    _forked = True
+    global forked
+    forked = True
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
@@ -129,7 +131,7 @@ class team:  # noqa: N801  # reads as a function: `with team(seconds) as threads
 
     def __enter__(self) -> int:
         threads = get_num_threads()
-        if threads == 1 or _forked or self._seconds < WORTH_A_TEAM:
+        if threads == 1 or forked or self._seconds < WORTH_A_TEAM:
             return 1
         if threading_layer() == "workqueue":
             if self._seconds < WORTH_A_WORKQUEUE or not _workqueue.acquire(blocking=False):

@@ -45,7 +45,8 @@ def warmup(double: bool = False) -> str:
         total=count, what="compiling", unit="kernel", shown=True, delay=0.0, dynamic_ncols=True
     )
     try:
-        jobs = [pool.submit(compile_kernel, double, number) for number in range(count)]
+        order = sorted(range(count), key=lambda number: turn(kernels_of(double)[number]))
+        jobs = [pool.submit(compile_kernel, double, number) for number in order]
         for job in as_completed(jobs):
             name, is_new = job.result()
             new += is_new
@@ -72,10 +73,25 @@ def kernels_of(double: bool) -> list[Kernel]:
     return [x for x, names in kinds if double or "float32" in names or "float64" not in names]
 
 
+def turn(kernel: Kernel) -> int:
+    """Return the turn of a kernel, by which no two processes compile one external function.
+
+    The first product compiles the functions that other products call, and attention too; the
+    forward pass of attention compiles those that its backward pass calls.
+    """
+    name, module = kernel.function.__name__, kernel.function.__module__
+    if name == "gemm":
+        return 0
+    if module == "minigrad.kernels.attention":
+        return 2 if name == "forward_loop" else 4
+    multiplies = module.startswith(("minigrad.kernels.gemm", "minigrad.kernels.lora"))
+    return 3 if multiplies else 1
+
+
 def compile_kernel(double: bool, number: int) -> tuple[str, bool]:
     """Compile one of the kernels; return its name, and whether it was not on disk."""
     compiled.announces = False
-    if get_num_threads() > 1:
+    if number == 0 and get_num_threads() > 1:
         threading_layer()
         launcher()
     before = len(compiled.COMPILED)

@@ -6,12 +6,16 @@ compiled in a moment.
 """
 
 import logging
+import multiprocessing.process
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ import pytest
 
 import minigrad
 from minigrad import __main__ as command_line
-from minigrad.kernels import cache, launch, warmup
+from minigrad.kernels import cache, first_run, launch, threads, warmup
 from minigrad.kernels.jit import JIT_ENABLED, dispatcher
 from minigrad.kernels.launch import KERNELS, Kernel
 
@@ -82,15 +86,17 @@ class Machine:
         self.paths = os.pathsep.join([str(root), str(folder)])
         (folder / "probe.py").write_text(PROBE)
 
-    def start(self, script, **environment):
-        variables = {"PYTHONPATH": self.paths, "NUMBA_CACHE_DIR": str(self.folder), **environment}
+    def start(self, script, stderr=subprocess.PIPE, start_new_session=False, **environment):
+        variables = {"PYTHONPATH": self.paths, "NUMBA_CACHE_DIR": str(self.folder), "CI": "1"}
+        variables |= environment
         everything = {**os.environ, **variables}
         return subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(script) + REPORT],
             cwd=self.home,
             env={name: value for name, value in everything.items() if value is not None},
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=start_new_session,
             text=True,
         )
 
@@ -128,6 +134,8 @@ def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
     assert len(said) == 1
     assert said[0].startswith("minigrad: compiling kernels for this machine, once")
     assert str(machine.folder) in said[0]
+    count = len(warmup.kernels_of(double=False))
+    assert f"of the {count} that are not compiled yet" in said[0]
     kept = machine.files()
     assert len(kept) == len(compiled)
 
@@ -139,6 +147,180 @@ def test_a_second_process_compiles_nothing_and_loads_only_what_it_uses(machine):
     assert (compiled, said) == ([], [])
     assert sorted(loaded) == ["entry", "gelu_loop"]
     assert machine.files() == kept
+
+    *_, said = machine.run("import minigrad; minigrad.sigmoid(minigrad.ones(4, 4))")
+    assert f"of the {count - 2} that are not compiled yet" in said[0]
+
+
+def screen_of(output):
+    """The lines that a terminal shows after this output, without blanks at their ends."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[A|.", output, re.DOTALL):
+        if part == "\x1b[A":
+            row -= 1
+        elif part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\r":
+            column = 0
+        else:
+            line = lines[row].ljust(column)
+            lines[row] = line[:column] + part + line[column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines if line.rstrip()]
+
+
+@needs_jit
+def test_in_a_terminal_a_bar_counts_kernels_and_goes_when_they_are_compiled(machine):
+    script = """
+        import numpy as np, probe, sys
+        from minigrad.kernels.launch import Kernel
+        from minigrad.progress import progress_bar
+        assert probe.right(seconds=1.0)  # on threads, which compiles `launch` last
+        print("a line of the program", file=sys.stderr)
+        kinds = (probe.types.Array(probe.types.float64, 1, "C"),) * 2
+        options = {"shown": True, "leave": True, "delay": 0.0}
+        for i in progress_bar(range(3), what="training", unit="step", **options):
+            if i == 1:
+                Kernel(probe.double, kinds)(0.0, np.ones(3), np.ones(3))
+    """
+    termios = pytest.importorskip("termios")
+    terminal, its_end = os.openpty()
+    termios.tcsetwinsize(its_end, (24, 100))
+    process = machine.start(script, stderr=its_end, NUMBA_NUM_THREADS="2")
+    os.close(its_end)
+    output = b""
+    with suppress(OSError):  # which Linux raises when the other end is closed
+        while part := os.read(terminal, 4096):
+            output += part
+    os.close(terminal)
+    process.communicate(timeout=240)
+    assert process.returncode == 0
+    written = output.decode().replace("\r\n", "\n\r")
+    count = len(warmup.kernels_of(double=False)) + 1  # and the probe's
+    assert f"compiling: 0 of at most {count} kernels |" in written
+    assert f"compiling: 1 of at most {count} kernels |" in written
+    assert "| 00:00" not in written.rpartition("compiling")[2]  # it goes on from the first kernel
+    assert ", double" in written
+    assert ", entry" in written
+    line, own, bar = screen_of(written)
+    assert line.startswith("minigrad: compiling kernels for this machine, once")
+    assert own == "a line of the program"
+    assert bar.startswith("training: 100%")
+
+
+def is_running(process_id):
+    state = subprocess.run(
+        ["ps", "-p", str(process_id), "-o", "stat="], capture_output=True, text=True
+    ).stdout.strip()
+    return state not in ("", "Z", "Z+", "Zs")  # one that has ended may wait to be asked
+
+
+def ends(process_id, seconds=20.0):
+    """Whether a process ends in time."""
+    deadline = time.monotonic() + seconds
+    while is_running(process_id) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not is_running(process_id)
+
+
+needs_load = pytest.mark.skipif(not hasattr(os, "getloadavg"), reason="this system has no load")
+
+SECOND_PROCESS = """
+import os, signal, sys, time
+from minigrad.kernels import cache, first_run
+second = first_run.start_second_process()
+sys.stdout.write(f"{second.pid}\\n")
+sys.stdout.flush()
+"""
+
+
+@needs_jit
+@needs_load
+@pytest.mark.full
+def test_a_second_process_compiles_what_a_training_step_needs(machine):
+    script = """
+        import os, time
+        os.getloadavg = lambda: (0.0, 0.0, 0.0)
+        import minigrad
+        from minigrad.kernels import cache, optim
+        minigrad.gelu(minigrad.ones(4, 4))
+        deadline = time.monotonic() + 200
+        adam = optim._adam._kernels[cache.numpy.dtype("float32")]
+        while not adam.is_compiled() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        adam.compile()
+    """
+    environment = {"CI": None, "PYTEST_VERSION": None, "NUMBA_NUM_THREADS": "2"}
+    if threads.get_max_threads() < 2:
+        pytest.skip("there is one core")
+    compiled, loaded, said = machine.run(script, **environment)
+    assert "gelu_loop" in compiled
+    assert "_adam_loop" not in compiled
+    assert "_adam_loop" in loaded
+    assert len(said) == 1
+    assert {path.suffix for path in machine.files()} == {".nbc", ".lock"}  # and no drafts
+
+
+ENDINGS = {
+    "at its end": "",
+    "by an error": "raise SystemExit(3)",
+    "by the system": "os.kill(os.getpid(), signal.SIGKILL)",
+    # A shell lets what it starts in the background ignore the signal.
+    "by Ctrl-C": "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "os.killpg(os.getpgid(0), signal.SIGINT); time.sleep(60)",
+    "with a child that goes on": "if os.fork() == 0: os.close(1), os.close(2), time.sleep(15)",
+}
+
+
+@needs_jit
+@needs_load
+@pytest.mark.full
+@pytest.mark.parametrize("how", ENDINGS)
+def test_the_second_process_ends_with_the_first(machine, how):
+    process = machine.start(
+        SECOND_PROCESS + "assert second.poll() is None\n" + ENDINGS[how], start_new_session=True
+    )
+    second = int(process.stdout.readline())
+    process.communicate(timeout=60)
+    assert ends(second)
+    if not how.startswith(("by the system", "with a child")):
+        assert {path.suffix for path in machine.files()} <= {".nbc", ".lock"}  # and no drafts
+
+
+@needs_jit
+@needs_load
+def test_a_second_process_is_started_only_where_it_is_of_use(monkeypatch, tmp_path):
+    def starts():
+        return first_run.may_start_a_process()
+
+    def unknown():
+        raise OSError
+
+    for name in first_run.NOBODY_WAITS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.9, 9.0, 9.0))
+    monkeypatch.setattr(cache, "writable_folder", lambda: tmp_path)
+    assert starts()
+    for name in first_run.NOBODY_WAITS:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "true")
+            assert not starts()
+    for owner, name, value in (
+        (os, "getloadavg", lambda: (1.1, 0.0, 0.0)),
+        (os, "getloadavg", unknown),
+        (threads, "forked", True),
+        (threads, "get_num_threads", lambda: 1),
+        (cache, "writable_folder", lambda: None),
+        (sys, "executable", "/usr/bin/blender"),
+        (sys, "executable", None),
+        (multiprocessing.process, "parent_process", lambda: "another"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            assert not starts()
+    assert starts()
 
 
 @pytest.mark.full
@@ -469,6 +651,17 @@ def test_warmup_knows_the_kernels():
     assert any("adam" in name for name in names)
     assert {"gemm", "gemm_batch", "dots", "sweep", "gemm_packed"} <= names
     assert set(warmup.kernels_of(double=False)) < set(warmup.kernels_of(double=True))
+
+
+@needs_jit
+def test_warmup_compiles_first_what_others_call():
+    kernels = sorted(warmup.kernels_of(double=True), key=warmup.turn)
+    names = [kernel.function.__name__ for kernel in kernels]
+    assert names[:2] == ["gemm", "gemm"]  # of float32 and float64
+    callers = {"forward_loop", "backward_loop", "gemm_batch", "_forward_loop", "_backward_loop"}
+    first = min(map(names.index, callers))
+    assert first > len(names) // 2
+    assert names[-2:] == ["backward_loop"] * 2
 
 
 def test_warmup_refuses_where_it_would_be_in_vain(monkeypatch):

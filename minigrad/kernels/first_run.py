@@ -1,0 +1,187 @@
+"""The first run on a machine: what the user sees while kernels are compiled, and a second process.
+
+The first compilation of a process is announced by a line, through `logging`. In a terminal a bar
+follows, which is there only while something is compiled, so that it is not in the way of what the
+program prints. Nobody knows which kernels a program is going to use; what is known is how many of
+them are not compiled yet.
+
+numba compiles one function at a time. Where a core is idle, a second process compiles, at the same
+time, kernels that a training step usually needs (`compile_for_training`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from minigrad.kernels import cache, threads
+from minigrad.kernels.warmup import kernels_of
+from minigrad.progress import progress_bar
+
+TRAINING = (
+    "_adam_loop", "gelu_gradient_loop", "gelu_loop", "_squared_error_loop",
+    "scaled_difference_loop", "dots", "_gradients_loop", "_norm_loop", "backward_loop",
+    "forward_loop", "_cross_entropy_loop", "_cross_entropy_gradient_loop", "_label_weights_loop",
+    "relu_gradient_loop", "relu_loop", "_backward_loop", "_forward_loop", "gemm",
+)  # fmt: skip
+"""The kernels of usual training steps. First come those that the first process needs last."""
+
+NOBODY_WAITS = ("CI", "PYTEST_VERSION")  # variables of the environment that say so
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import os, sys, threading, time
+
+def end_with_the_first():
+    while os.getppid() == {first}:
+        time.sleep(0.1)
+    os._exit(0)
+
+threading.Thread(target=end_with_the_first, daemon=True).start()
+sys.path[:0] = [{root!r}]
+from minigrad.kernels import first_run
+first_run.compile_for_training({folders!r})
+"""  # importing takes a second, during which it looks at the first process too
+
+BAR = "{desc}: {n_fmt} of at most {total_fmt} kernels |{bar:20}| {elapsed}{postfix}"
+
+
+class Announcement:
+    """The line, and the bar, of the compilations of this process."""
+
+    def __init__(self, double: bool) -> None:
+        self._start = time.time()
+        self._ready = 0
+        self._missing = sum(not kernel.is_compiled() for kernel in kernels_of(double))
+        self._bar: Any = None
+        folder = cache.writable_folder()
+        if folder is None:
+            cache.say_once(
+                "compiling kernels, anew in each process, for there is no folder to keep them in "
+                f"that can be written to ({cache.tried()}); NUMBA_CACHE_DIR may name one"
+            )
+        else:
+            cache.say_once(
+                "compiling kernels for this machine, once: as many as this program uses of the "
+                f"{self._missing} that are not compiled yet (python -m minigrad warmup"
+                f"{' --all' if double else ''} compiles all of them ahead); they are kept in "
+                f"{folder}"
+            )
+
+    def show(self, name: str) -> None:
+        """Show the name of the function that is about to be compiled."""
+        if self._bar is None and sys.stderr is not None and sys.stderr.isatty():
+            self._bar = progress_bar(
+                what="compiling", unit="kernel", shown=True, bar_format=BAR, delay=1e-9,
+                total=max(self._missing, self._ready + 1), initial=self._ready,
+            )  # fmt: skip
+            # With a delay it is not drawn before it has a name.
+            self._bar.start_t = self._start
+        if self._bar is not None:
+            self._bar.set_postfix_str(name.strip("_"))
+
+    def hide(self) -> None:
+        """Count a kernel, and remove the bar until the next one is compiled."""
+        if self._bar is not None:
+            self._ready += 1
+            self._bar.close()
+            self._bar = None
+
+
+_announcement: Announcement | None = None
+
+
+def announce(name: str, signature: str) -> None:
+    """Show that a function is about to be compiled, which the thread with numba's lock calls."""
+    global _announcement
+    if _announcement is None:
+        if may_start_a_process():
+            with suppress(OSError):  # there may be too many processes, or too little memory
+                start_second_process()
+        _announcement = Announcement("float64" in signature and "float32" not in signature)
+        cache.after_compiling = _announcement.hide
+    _announcement.show(name)
+
+
+# --------------------------------------------------------------------------------------------------
+# The second process
+# --------------------------------------------------------------------------------------------------
+
+
+def may_start_a_process() -> bool:
+    """Return whether a second process is of use, and does not disturb anybody.
+
+    There must be a folder to share, and an idle core of those that this process may use. None is
+    started by tests, or on a server for continuous integration; nor by a process that has been
+    forked, or that `multiprocessing` has started, since each of them would start one.
+    """
+    if any(name in os.environ for name in NOBODY_WAITS):
+        return False
+    if threads.forked or cache.writable_folder() is None:
+        return False
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        return False
+    if not Path(sys.executable or "").name.startswith("python"):  # in an application
+        return False
+    try:
+        return os.getloadavg()[0] <= threads.get_num_threads() - 1
+    except (AttributeError, OSError):  # on Windows, and in some containers
+        return False
+
+
+def start_second_process() -> subprocess.Popen[bytes]:
+    """Start the process that compiles kernels of a training step; it ends with this one.
+
+    It is in a session of its own, so that Ctrl-C in a terminal does not reach it.
+    """
+    first = os.getpid()
+    folders = [*map(str, cache.FOLDERS)]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", PROGRAM.format(first=first, root=str(ROOT), folders=folders)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def end() -> None:
+        if os.getpid() == first:  # and not in a child that this process has forked
+            process.kill()
+            process.wait()
+            cache.drop_drafts(process.pid)
+
+    atexit.register(end)
+    return process
+
+
+def compile_for_training(folders: list[str]) -> None:
+    """Compile the kernels of `TRAINING`, unless another process does so for these folders."""
+    os.nice(10)  # it is to take time that nobody else needs
+    cache.announces = False
+    cache.FOLDERS[:] = map(Path, folders)
+    folder = cache.writable_folder()
+    if folder is None or not _is_the_only_one(folder):
+        return
+    kernels = {kernel.function.__name__: kernel for kernel in reversed(kernels_of(double=False))}
+    for name in TRAINING:
+        kernels[name].compile()
+
+
+def _is_the_only_one(folder: Path) -> bool:
+    """Return whether no other process compiles for this folder; none will, while this one runs."""
+    import fcntl  # which Windows has not, where `may_start_a_process` refuses
+
+    try:
+        lock = os.open(folder / "training.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
