@@ -300,18 +300,18 @@ def _move(target: Path, files: Sequence[str]) -> None:
     that it replaces, which takes a tenth of a second for some hundred megabytes.
     """
     moves = [(target / SAVED / file, target / file) for file in files]
-    for _, place in moves:
-        place.parent.mkdir(parents=True, exist_ok=True)
+    for _, path in moves:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        for _, place in moves:
-            if os.name != "nt" and place.is_file():  # Windows does not replace files that are open
+        for _, path in moves:
+            if os.name != "nt" and path.is_file():  # Windows does not replace files that are open
                 with suppress(PermissionError):
-                    stack.enter_context(open(place, "rb"))
+                    stack.enter_context(open(path, "rb"))
         if len(moves) > 2:
             moves[-1][1].unlink(missing_ok=True)
-        for source, place in moves:
-            os.replace(source, place)
-    for folder in {place.parent for _, place in moves}:
+        for source, path in moves:
+            os.replace(source, path)
+    for folder in {path.parent for _, path in moves}:
         flush_folder(folder)
 
 

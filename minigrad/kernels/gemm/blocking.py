@@ -21,6 +21,7 @@ USUAL = {  # bytes of a vector: the sizes that are assumed
     32: (32 * KIB, 512 * KIB, 8192 * KIB),  # AVX2
     16: (64 * KIB, 1024 * KIB, 4096 * KIB),  # NEON and SSE2: phones have less, laptops have more
 }
+TWO_PANELS = 48 * 4 * KIB  # of the 64 to 96 pages that a core has at hand: the tiles of C need some
 RUN = 256  # as exact as BLAS: twice as many steps made errors of float32 grow by a third
 
 
@@ -59,13 +60,14 @@ def reported_size(level: int) -> int:
 def block_sizes(itemsize: int) -> list[int]:
     """Return the sizes at the head of a plan, in the order of `gemm.packing.BlockSizes`.
 
-    A panel of A and a panel of B together fill a fifth of the level-2 cache. The panels of A that
-    are packed at a time fill a quarter of it; those of B fill an eighth of the level-3 cache, which
-    other cores use as well.
+    A panel of A and a panel of B together fill a fifth of the level-2 cache, and no more pages than
+    a core finds without a walk through its page table. The panels of A that are packed at a time
+    fill a quarter of the level-2 cache; those of B fill an eighth of the level-3 cache, which other
+    cores use as well.
     """
     tile = tile_shape(itemsize)
     _, level2, level3 = cache_sizes()
-    KC = level2 // (5 * (tile.AR + tile.NR) * itemsize) // RUN * RUN
+    KC = min(level2 // 5, TWO_PANELS) // ((tile.AR + tile.NR) * itemsize) // RUN * RUN
     KC = min(max(KC, RUN), 8 * RUN)
     MC = tile.MR * max(1, level2 // 4 // (tile.AR * itemsize * KC))
     NC = tile.NR * min(max(4, level3 // 8 // (tile.NR * itemsize * KC)), 4096 // tile.NR)

@@ -45,6 +45,7 @@ from minigrad.kernels.jit import external, jit
 from minigrad.kernels.launch import share
 from minigrad.kernels.vector import add_vector, address_of, keep_alive, load, store
 
+SHALLOW = 128  # steps of k at which the time goes into writing C rather than into arithmetic
 STRIP = 16  # steps of k in a block of B, if B is streamed through
 
 
@@ -195,8 +196,14 @@ def work_size(
 
 
 @jit(inline="always")
-def strip_height(t: BlockSizes, rows: int, depth: int) -> int:
-    """Return how many rows of A are packed at a time: MC x KC numbers at most, in equal strips."""
+def strip_height(t: BlockSizes, rows: int, cols: int, depth: int) -> int:
+    """Return how many rows of A are packed at a time: MC x KC numbers at most, in equal strips.
+
+    If there are few steps of k, most of the time goes into C, which is best written along its rows:
+    one row of tiles at a time, for which the block of B is read from the level-2 cache.
+    """
+    if depth <= SHALLOW and depth * cols * t.item <= 4 * t.near:
+        return t.MR
     tiles = (rows + t.MR - 1) // t.MR
     most = max(1, t.MC * t.KC // (t.MR * depth))
     strips = (tiles + most - 1) // most
@@ -295,7 +302,7 @@ def multiply_piece(
     cols = min(n, (q + 1) * panels // spans * t.NR) - j
 
     tile = 0 if C.col == t.item else t.MR * t.NR * t.item
-    strip = strip_height(t, end - start, main.depth)
+    strip = strip_height(t, end - start, cols, main.depth)
     packed_tiles = strip // t.MR if main.pack else 0
     work = np.empty(CACHE_LINE + tile + packed_tiles * t.AR * main.depth * t.item, np.uint8)
     spare = first_line(work)
