@@ -1,0 +1,46 @@
+"""What is attacked: `python -m tests.chaos.training CHECKPOINT` trains on, to the end.
+
+The model has a softmax and dropout, so the bits depend on the state of a generator as well.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import minigrad as mg
+from minigrad import nn, optim
+from minigrad.training import Trainer
+
+EPOCHS, WIDTH = 8, 6
+
+
+class Gate(nn.Module):
+    """A linear layer behind a gate, softmax(W x) * x, with dropout."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.gate, self.last = nn.Linear(WIDTH, WIDTH, rng=rng), nn.Linear(WIDTH, 1, rng=rng)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, x):
+        return self.last(self.dropout(mg.softmax(self.gate(x), -1) * x))
+
+
+def main(checkpoint):
+    mg.manual_seed(3)
+    model, draw = Gate(), np.random.default_rng(1).standard_normal
+    optimizer = optim.Adam(model.parameters(), lr=0.01)
+    trainer = Trainer(model, optimizer, mg.mse, batch_size=8, checkpoint=checkpoint, progress=False)
+    if Path(checkpoint).exists():
+        trainer.load(checkpoint)
+    print("begun", flush=True)
+    x, y = draw((48, WIDTH)).astype(np.float32), draw((48, 1)).astype(np.float32)
+    trainer.fit((x, y), epochs=EPOCHS - len(trainer.history))
+    weights = b"".join(value.tobytes() for value in model.state_dict().values())
+    print(hashlib.sha256(weights).hexdigest())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
