@@ -208,9 +208,13 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 
 @logsumexp.vjp("x")
-def _logsumexp_x(g: Array, x: Array, axis: Axis) -> Array:
-    # For a large x, e^(x - out) does not sum to 1, because `out` is rounded.
-    return reshape(g, reduced(x.shape, axis, keepdims=True)) * softmax(x, axis)
+def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
+    shape = reduced(x.shape, axis, keepdims=True)
+    weights = exp(x - reshape(out, shape))
+    # For a large x they do not sum to 1, because `out` is rounded. Beside an infinite x they are 0,
+    # and their sum is nan.
+    total = sum(weights, axis, keepdims=True)
+    return reshape(g, shape) * weights / where(total > 0, total, 1)
 
 
 def _is_last(axis: Axis, x: Array) -> bool:

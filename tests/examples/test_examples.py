@@ -271,9 +271,8 @@ def test_the_whole_main_demo(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("scaling", ["standard", "rslora"])
-def test_the_main_demo_with_other_options(tmp_path, optimizer, scaling):
+@pytest.mark.parametrize(("scaling", "optimizer"), [("standard", "sgd"), ("rslora", "adamw")])
+def test_the_main_demo_with_other_options(tmp_path, scaling, optimizer):
     out = tmp_path / "options.png"
     results = lora_regression.main(
         rank=4, alpha=4, scaling=scaling, optimizer=optimizer, epochs=20, seed=3, out=out
