@@ -279,6 +279,7 @@ def test_the_loss_is_the_mean_of_both_directions(rng):
 
 
 @needs_weights
+@pytest.mark.full
 def test_fine_tuning_finds_more_in_packages_it_has_not_seen(tmp_path, capsys):
     out = tmp_path / "minilm.png"
     result = search.main(True, out)  # .ci/run runs the complete demo: the README has its command

@@ -455,6 +455,7 @@ def test_a_file_that_holds_another_function_or_none_is_made_anew(machine):
 
 
 @needs_jit
+@pytest.mark.full
 def test_a_function_whose_parts_are_missing_is_compiled_and_ends_no_process(machine):
     script = """
         import numpy as np
