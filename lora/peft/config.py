@@ -351,7 +351,7 @@ class PeftConfig:
     def _target(self, name: str, linear: set[str], order: Mapping[str, int]) -> str | None:
         """Return the target that finds a name, whether it is excluded or not.
 
-        Targets that are names are given with their places among all.
+        Targets that are names are given with their indices among all.
         """
         targets = self.target_modules
         if isinstance(targets, str):
@@ -402,7 +402,7 @@ def _characters(fields: Mapping[str, Any]) -> int:
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:
-    """Return the place of each name in a list, of the first if it is there twice."""
+    """Return the index of each name in a list, the first if it is there twice."""
     return {name: len(names) - i for i, name in enumerate(reversed(names), 1)}
 
 

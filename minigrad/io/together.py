@@ -17,7 +17,7 @@ looks at the others.
 A reader that uses `find` sees either the old files or the new ones, at any time, and writes
 nothing. Other readers do so too, except between two renames. If only one file differs, there is no
 such moment. If more than two do, the entry is removed before and is missing meanwhile, because
-a mixture could not be told from a model.
+nobody could tell a mixture from a model.
 """
 
 from __future__ import annotations
