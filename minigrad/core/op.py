@@ -270,7 +270,7 @@ class Op(OpLike, Generic[P]):
     @property
     def source(self) -> str:
         """The text of the function that a call of this op runs."""
-        return write(self)[0]
+        return inspect.getsource(on_sequence) if self.takes_sequence else write(self)[0]
 
     def _first_call(self, *args: Any, **options: Any) -> Tensor:
         """Stand in for `call` until it is needed, when all VJPs are known."""

@@ -1,5 +1,6 @@
 """Defining an op: its VJPs, joint VJPs, sequences of inputs, replayed ops, bad definitions."""
 
+import ast
 import copy
 import weakref
 
@@ -618,3 +619,9 @@ def test_an_old_name_raises_an_error_that_gives_the_new_one(use, message):
 def test_an_attribute_that_an_op_never_had_is_an_ordinary_error():
     with pytest.raises(AttributeError, match=r"'Op' object has no attribute 'ruel'$"):
         sample.ruel()
+
+
+@pytest.mark.parametrize("op", [minigrad.multiply, minigrad.concatenate, minigrad.lora_linear])
+def test_the_text_of_a_call_is_python(op):
+    ast.parse(op.source)
+    assert op.source.startswith("def ")
