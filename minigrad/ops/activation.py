@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis, Tensor
 from minigrad.ops.elementwise import exp, log, normal_cdf, tanh, where
 from minigrad.ops.reduction import max, sum
-from minigrad.ops.shape import as_tuple, normalize_axes, reduced, reshape
+from minigrad.ops.shape import as_tuple, normalize_axes
 
 # A VJP gets Tensors if the backward pass is recorded, and is then written in ops. Mostly it gets
 # arrays, for which a kernel computes the same in one pass.
@@ -151,12 +152,7 @@ def _softmax(x: Array, axis: Axis = -1) -> Array:
 @op(composition=_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def softmax(x: Array, axis: Axis = -1) -> Array:
     """e^x / sum(e^x) along `axis`, without overflow; empty where there are no elements."""
-    try:
-        if _is_last(axis, x):
-            return kernels.softmax.softmax(x)
-        return kernels.softmax.softmax.reference(x, as_tuple(axis))
-    except ValueError:
-        return _of_nothing(x, axis)
+    return _by_rows(kernels.softmax.softmax, x, axis)
 
 
 @softmax.vjp("x")
@@ -173,12 +169,7 @@ def _log_softmax(x: Array, axis: Axis = -1) -> Array:
 @op(composition=_log_softmax, floats=True, nonfinite_hint=_SOFTMAX_HINTS)
 def log_softmax(x: Array, axis: Axis = -1) -> Array:
     """x - log(sum(e^x)) along `axis`, exact also where softmax would round to 0."""
-    try:
-        if _is_last(axis, x):
-            return kernels.softmax.log_softmax(x)
-        return kernels.softmax.log_softmax.reference(x, as_tuple(axis))
-    except ValueError:
-        return _of_nothing(x, axis)
+    return _by_rows(kernels.softmax.log_softmax, x, axis)
 
 
 @log_softmax.vjp("x")
@@ -188,43 +179,17 @@ def _log_softmax_x(g: Array, axis: Axis, out: Array) -> Array:
     return kernels.softmax.log_softmax_gradient(g, out)
 
 
-@op(
-    floats=True,
-    cost=lambda x, out: 4 * x.size + 2 * out.size,
-    shape=lambda x, axis, keepdims: reduced(x.shape, axis, keepdims),
-)
-def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """log(sum(e^x)) over `axis`, without overflow; the derivative is softmax(x).
-
-    Raises:
-        ValueError: if there is nothing to sum.
-    """
-    axis = as_tuple(axis)
-    top = x.max(axis=axis, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0).astype(top.dtype)
-    with np.errstate(divide="ignore"):  # the logarithm of an empty sum is -inf
-        out = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
-    return out if keepdims else out.reshape(np.squeeze(out, axis=axis).shape)
-
-
-@logsumexp.vjp("x")
-def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
-    shape = reduced(x.shape, axis, keepdims=True)
-    weights = exp(x - reshape(out, shape))
-    # For a large x they do not sum to 1, because `out` is rounded. Beside an infinite x they are 0,
-    # and their sum is nan.
-    total = sum(weights, axis, keepdims=True)
-    return reshape(g, shape) * weights / where(total > 0, total, 1)
-
-
 def _is_last(axis: Axis, x: Array) -> bool:
     """Return whether `axis` is the last one, along which there are kernels."""
     return axis.__class__ is int and x.ndim > 0 and axis in (-1, x.ndim - 1)
 
 
-def _of_nothing(x: Array, axis: Axis) -> Array:
-    """Return the softmax of no elements, of which numpy finds no maximum; else raise its error."""
-    normalize_axes(axis, x.ndim)
-    if x.size:
-        raise
-    return x.copy()
+def _by_rows(function: Any, x: Array, axis: Axis) -> Array:
+    """Apply a function of `kernels.softmax` along an axis; the result is empty where x is."""
+    try:
+        return function(x) if _is_last(axis, x) else function.reference(x, as_tuple(axis))
+    except ValueError:
+        normalize_axes(axis, x.ndim)
+        if x.size:
+            raise
+        return x.copy()  # numpy finds no maximum of no elements

@@ -14,6 +14,7 @@ from minigrad.core.blocked_sum import sum_over
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Axis
 from minigrad.ops.comparison import all, any, isfinite, logical_and, logical_or
+from minigrad.ops.elementwise import exp, where
 from minigrad.ops.of_numpy import reducer
 from minigrad.ops.shape import (
     as_tuple,
@@ -66,6 +67,35 @@ def _to_the_chosen(g: Array, x: Array, axis: Axis, out: Array) -> Array:
         chosen = logical_or(chosen, x != x)
     chosen = astype(chosen, g.dtype)
     return chosen * (reshape(g, shape) / sum(chosen, axis, keepdims=True))
+
+
+@op(
+    floats=True,
+    cost=lambda x, out: 4 * x.size + 2 * out.size,
+    shape=lambda x, axis, keepdims: reduced(x.shape, axis, keepdims),
+)
+def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """log(sum(e^x)) over `axis`, without overflow; the derivative is softmax(x).
+
+    Raises:
+        ValueError: if there is nothing to sum.
+    """
+    axis = as_tuple(axis)
+    top = x.max(axis=axis, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0).astype(top.dtype)
+    with np.errstate(divide="ignore"):  # the logarithm of an empty sum is -inf
+        out = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
+    return out if keepdims else out.reshape(np.squeeze(out, axis=axis).shape)
+
+
+@logsumexp.vjp("x")
+def _logsumexp_x(g: Array, x: Array, axis: Axis, out: Array) -> Array:
+    shape = reduced(x.shape, axis, keepdims=True)
+    weights = exp(x - reshape(out, shape))
+    # For a large x they do not sum to 1, because `out` is rounded. Beside an infinite x they are 0,
+    # and their sum is nan.
+    total = sum(weights, axis, keepdims=True)
+    return reshape(g, shape) * weights / where(total > 0, total, 1)
 
 
 @op
