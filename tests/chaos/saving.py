@@ -74,6 +74,12 @@ def ours(command, out):
         return {files.config.r, *ranks}
 
 
+def saved(command, run, text, out):
+    """Run, and return what readers of ours find afterwards."""
+    run(text, out)
+    return ours(command, out)
+
+
 def others(command, out):
     """What a reader finds that knows nothing of ours; None if there is no adapter to it."""
     if command == "merge":

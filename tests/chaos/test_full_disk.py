@@ -34,10 +34,7 @@ def test_a_full_disk_loses_nothing(command, tmp_path, disk):
     saving.prepare(tmp_path)
     out, filler = disk / "out", disk / "filler"
     run = saving.action(command, tmp_path)
-    known = []
-    for text in ("old", "new"):
-        run(text, out)
-        known.append(saving.ours(command, out))
+    known = [saving.saved(command, run, text, out) for text in ("old", "new")]
     needed = sum(file.stat().st_size for file in out.iterdir())
     full = 0
     for seed in seeds(TIMES):

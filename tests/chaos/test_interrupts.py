@@ -2,7 +2,6 @@
 
 import os
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 import lora
 import minigrad
 from tests.chaos import saving, seeds
+from tests.chaos.lines import Lines
 
 INTERRUPTS = {"save": 200, "merge": 40, "extract": 20}
 
@@ -18,25 +18,9 @@ LIBRARIES = tuple(str(Path(each.__file__).parent) for each in (lora, minigrad))
 
 def lines_of(run, stop=None):
     """Run, with a KeyboardInterrupt at a line of the library; return the number of lines."""
-    count = 0
-
-    def trace(frame, event, arg):
-        nonlocal count
-        if not frame.f_code.co_filename.startswith(LIBRARIES):
-            return None
-        if event == "line":
-            count += 1
-            if count == stop:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with Lines(LIBRARIES, stop) as lines:
         run()
-    finally:
-        sys.settrace(before)
-    return count
+    return lines.count
 
 
 # An interrupt may come before the line that closes a file.
@@ -50,10 +34,7 @@ def test_an_interrupt_is_one_and_loses_nothing(command, tmp_path, monkeypatch):
     saving.prepare(tmp_path)
     out = tmp_path / "out"
     run = saving.action(command, tmp_path)
-    known = []
-    for text in ("old", "new"):
-        run(text, out)
-        known.append(saving.ours(command, out))
+    known = [saving.saved(command, run, text, out) for text in ("old", "new")]
     run("old", out)
     length = lines_of(lambda: run("new", out))
     for seed in seeds(INTERRUPTS[command]):

@@ -19,10 +19,7 @@ def test_a_kill_loses_nothing(command, tmp_path):
     saving.prepare(tmp_path)
     out = tmp_path / "out"
     run = saving.action(command, tmp_path)
-    known = []
-    for text in ("old", "new"):
-        run(text, out)
-        known.append(saving.ours(command, out))
+    known = [saving.saved(command, run, text, out) for text in ("old", "new")]
     counts = dict.fromkeys(("unfinished", "mixed for others", "missing for others"), 0)
     for seed in seeds(KILLS):
         arguments = [sys.executable, "-m", "tests.chaos.saving", command, tmp_path, out]

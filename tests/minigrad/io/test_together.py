@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from minigrad import io
+from tests.chaos.lines import Lines
 
 ENTRY, OTHER = "entry", "in/side"
 
@@ -468,29 +469,14 @@ def test_the_names_are_on_disk_too(tmp_path, monkeypatch):
 
 def interrupted_at(number, run):
     """Run, with a KeyboardInterrupt at a line of `minigrad.io`; tell whether it came so far."""
-    left = number
-    library = str(Path(io.__file__).parent)
-
-    def trace(frame, event, arg):
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(library):
-            return None
-        if event == "line":
-            left -= 1
-            if left == -1:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
+    lines = Lines(str(Path(io.__file__).parent), stop=number + 1)
     try:
-        run()
+        with lines:
+            run()
     except KeyboardInterrupt:
-        assert left < 0
+        assert lines.count > number
         return True
-    finally:
-        sys.settrace(before)
-    assert left >= 0, "the interrupt was lost"
+    assert lines.count <= number, "the interrupt was lost"
     return False
 
 
