@@ -166,7 +166,9 @@ class LoRALayer(AdaptedLayer):
         a, b, scale = joined(adapters)
         weight = stored.detach()
         # W stays as it is from step to step, so its packed panels, which products find, may too.
-        self._prepacked = kernels.gemm.prepacked.prepack(weight._data)
+        panels = kernels.gemm.prepacked.prepack(weight._data)
+        if panels is not self._prepacked:  # setting an attribute of a module takes a microsecond
+            self._prepacked = panels
         return ops.lora_linear(x, weight, a, b, bias, scale)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.core.blocked_sum import sum_over
-from minigrad.core.grad_mode import grad_mode, mode
+from minigrad.core.grad_mode import mode
 from minigrad.core.node import Node, OpLike, check_unwritten, leading_to, reachable
 from minigrad.core.tensor import Tensor, node_of
 from minigrad.versions import last_write
@@ -148,17 +148,28 @@ def grad(
     return gradients[0] if single else tuple(gradients)
 
 
-class backward_pass(grad_mode):  # noqa: N801  # reads as a function
-    """The grad mode of a backward pass, recorded or not, which is reported to the observers."""
+class BackwardPass:
+    """The context of one backward pass: its grad mode, and reports to the observers.
 
-    def __enter__(self) -> None:
-        super().__enter__()
-        for observer in mode.observers:
+    A `grad_mode`, which may be entered many times and by several threads, takes longer.
+    """
+
+    __slots__ = ("_before", "_recorded")
+
+    def __init__(self, recorded: bool) -> None:
+        self._recorded = recorded
+
+    def __enter__(self) -> tuple[Any, ...]:
+        self._before, observers = mode.state
+        mode.state = (self._recorded, observers)
+        for observer in observers:
             observer.on_pass(True)
+        return observers
 
     def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        for observer in mode.observers:
+        observers = mode.observers
+        mode.state = (self._before, observers)
+        for observer in observers:
             observer.on_pass(False)
 
 
@@ -187,8 +198,7 @@ def propagate(
     check_unwritten(order, needed)
     checked = last_write[0]
     arrived: dict[Node, Any] = {}
-    with backward_pass(create_graph):
-        observers = mode.observers
+    with BackwardPass(create_graph) as observers:
         for node in order:
             g = pending.pop(node, None)
             if g is None:
@@ -309,11 +319,10 @@ def take(arrived: dict[Node, Any], node: Node) -> Tensor:
     some VJP.
     """
     g = arrived.pop(node)
-    if (
-        isinstance(g, Tensor)
-        or sys.getrefcount(g) > _SOLE_REFERENCE
-        or not (g.flags.owndata and g.flags.c_contiguous and g.flags.writeable)
-    ):
+    if isinstance(g, Tensor) or sys.getrefcount(g) > _SOLE_REFERENCE:
+        return _copied(g)
+    flags = g.flags
+    if not (flags.owndata and flags.c_contiguous and flags.writeable):
         return _copied(g)
     return Tensor.at(g, None)
 
