@@ -319,10 +319,11 @@ def take(arrived: dict[Node, Any], node: Node) -> Tensor:
     some VJP.
     """
     g = arrived.pop(node)
-    if isinstance(g, Tensor) or sys.getrefcount(g) > _SOLE_REFERENCE:
-        return _copied(g)
-    flags = g.flags
-    if not (flags.owndata and flags.c_contiguous and flags.writeable):
+    if (
+        isinstance(g, Tensor)
+        or sys.getrefcount(g) > _SOLE_REFERENCE
+        or not ((flags := g.flags).owndata and flags.c_contiguous and flags.writeable)
+    ):
         return _copied(g)
     return Tensor.at(g, None)
 

@@ -377,7 +377,9 @@ def test_mica_begins_at_the_base_and_trains_a_only(kind):
         assert not lora.verify(model, lambda m, batch: (m(batch) ** 2).sum(), x.detach()).failed
 
 
-@pytest.mark.parametrize("scaling", LoRAScaling)
+@pytest.mark.parametrize(
+    "scaling", [LoRAScaling.STANDARD, pytest.param(LoRAScaling.RSLORA, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("form", ["LoRA", "DoRA", "DoRA, full derivative"])
 @pytest.mark.parametrize("kind", KINDS)

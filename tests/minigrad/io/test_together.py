@@ -99,7 +99,13 @@ def test_files_appear_together_and_others_stay(tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("names", [(ENTRY, OTHER), (ENTRY, OTHER, "third")], ids=["2", "3"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param((ENTRY, OTHER), id="2"),
+        pytest.param((ENTRY, OTHER, "third"), id="3", marks=pytest.mark.full),
+    ],
+)
 @pytest.mark.parametrize("there", [True, False], ids=["old files", "no files"])
 def test_a_kill_at_any_moment_leaves_the_old_files_or_the_new_ones(tmp_path, there, names):
     old, new, none = (tuple([text] * len(names)) for text in ("old", "newer", None))
@@ -487,7 +493,13 @@ unclosed = pytest.mark.filterwarnings(
 
 
 @unclosed
-@pytest.mark.parametrize("names", [(ENTRY, OTHER), (ENTRY, OTHER, "third")], ids=["2", "3"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param((ENTRY, OTHER), id="2"),
+        pytest.param((ENTRY, OTHER, "third"), id="3", marks=pytest.mark.full),
+    ],
+)
 def test_an_interrupt_at_any_line_leaves_all_or_nothing(tmp_path, names, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # slow, and of no account here
     old, new = (tuple([text] * len(names)) for text in ("old", "new"))
