@@ -17,6 +17,9 @@ over blocks of queries, to whose dq each block of keys adds.
 The products run on the register tile of the matrix product (`gemm.microkernel`): keys and values
 are packed in panels, and scores lie in a block of their own. In a causal head, the strips above the
 diagonal are left out.
+
+A head of keys and values may serve a group of heads of queries (Ainslie et al., 2023). Nothing is
+repeated in memory: query head h of H reads key head h H_k // H.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ from minigrad.kernels.vector import (
 )
 
 SECONDS = 4e-11  # that a multiply-add takes, about
+PACKED = 5  # rows of scores that take about as long as packing their keys and values
 QUERIES = 256  # queries of a head in a piece of the forward's work
 WIDE = 8  # panels of keys in a block of the forward: longer sums are less exact
 NARROW = 4  # panels of keys in a block of the backward
@@ -70,18 +74,17 @@ Logs = Annotated[Written.D3, types.float64]
 
 
 def serves(query: Array, key: Array, value: Array) -> bool:
-    """Return whether the loops take these arrays: one float dtype, two leading axes at most."""
+    """Return whether the loops take these arrays: they have one float dtype, and are not empty."""
     return (
         query.dtype in NUMBERS
         and query.dtype == key.dtype == value.dtype
-        and max(query.ndim, key.ndim, value.ndim) <= 4
         and 0 not in (query.size, key.size, value.size)
     )
 
 
 def attention(
     query: Array, key: Array, value: Array, allowed: Array | None, added: Array | None,
-    causal: bool, scale: float,
+    causal_offset: int | None, scale: float,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Compute softmax(scale q k^T + added) v over the allowed keys; 0 if none is allowed.
 
@@ -89,41 +92,59 @@ def attention(
 
     Args:
         query: `(..., L, d)`, of any strides, like the other arrays.
-        key: `(..., S, d)`.
-        value: `(..., S, d_v)`.
+        key: `(..., S, d)`; along axis -3 it may have as many heads as the query, or a divisor.
+        value: `(..., S, d_v)`, with heads like those of the key.
         allowed: booleans that broadcast to `(..., L, S)`, or None for all.
         added: floats that broadcast to it, or None for 0.
-        causal: whether query i is allowed only the keys up to i.
+        causal_offset: query i is allowed only the keys up to i + causal_offset; None for all keys.
         scale: the factor of the scores.
     """
-    leading = np.broadcast_shapes(*(x.shape[:-2] for x in (query, key, value)))
-    q, k, v = (_four(x, leading) for x in (query, key, value))
-    out = _like(q, v.shape[3])
-    mask = _mask(causal, allowed, added, (*leading, q.shape[2], k.shape[2]), q.dtype)
-    work = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * (q.shape[3] + v.shape[3])
-    lse = np.empty(q.shape[:3])
+    leading = _leading(query, key, value)
+    q, k, v = _operands(leading, query, key, value)
+    mask = _mask(causal_offset, allowed, added, leading, q, k)
+    shape = (*leading, q.shape[2])
+    if q.shape[2] == 1 and k.shape[1] == v.shape[1] < q.shape[1]:
+        # The queries of a group all see the same keys: as rows of one head they share the packing.
+        keys = min(mask.offset + 1, k.shape[2])
+        k, v = k[:, :, :keys], v[:, :, :keys]
+        q, allowed, added = (
+            x.reshape(len(q), k.shape[1], -1, x.shape[3]) if x.size else x
+            for x in (q, mask.allowed[..., :keys], mask.added[..., :keys])
+        )
+        mask = Mask(keys, allowed, added)
+    out, lse = _like(q, q.shape[1], v.shape[3]), np.empty(q.shape[:3])
     if forward_loop:
+        # The packed numbers are copied once, which takes as long as some rows more.
+        rows = q.shape[0] * q.shape[1] * (q.shape[2] + PACKED)
+        seconds = rows * k.shape[2] * (k.shape[3] + v.shape[3]) * SECONDS
         sizes = PRODUCTS[q.dtype].plans[0]
-        forward_loop[q.dtype](work * SECONDS, q, k, v, *mask, scale, sizes, out, lse)
+        forward_loop[q.dtype](seconds, q, k, v, *mask, scale, sizes, out, lse)
     else:
+        k, v = (np.repeat(x, q.shape[1] // x.shape[1], 1) for x in (k, v))
         p, lse[...] = _weights(q, k, mask, scale)
         out[...] = np.matmul(p, v)
-    return out.reshape(*leading, *out.shape[2:]), lse.reshape(*leading, q.shape[2])
+    return out.reshape(*shape, v.shape[3]), lse.reshape(shape)
 
 
 def attention_gradients(
     g: Array, query: Array, key: Array, value: Array, allowed: Array | None, added: Array | None,
-    causal: bool, scale: float, out: Array, lse: Array, needs_input_grad: Sequence[bool],
+    causal_offset: int | None, scale: float, out: Array, lse: Array,
+    needs_input_grad: Sequence[bool],
 ) -> list[Array | None]:  # fmt: skip
     """Compute the gradients of `attention` by query, key, value and `added`, each if it is needed.
 
-    They have all leading axes of the result; the last one has the shape of the scores.
+    They have the leading axes of the result, but those of key and value are summed over the heads
+    of a group. The last one has the shape of the scores.
     """
-    leading = lse.shape[:-1]
-    g, q, k, v, out = (_four(x, leading) for x in (g, query, key, value, out))
-    scores = (*q.shape[:3], k.shape[2])
-    mask = _mask(causal, allowed, added, (*leading, *scores[2:]), q.dtype)
-    makers = *(partial(_like, x, x.shape[3]) for x in (q, k, v)), partial(np.zeros, scores, q.dtype)
+    leading = _leading(query, key, value)
+    q, k, v = _operands(leading, query, key, value)
+    g, out = (_four(x, leading) for x in (g, out))
+    mask = _mask(causal_offset, allowed, added, leading, q, k)
+    heads, scores = q.shape[1], (*q.shape[:3], k.shape[2])
+    makers = (
+        *(partial(_like, x, heads, x.shape[3]) for x in (q, k, v)),
+        partial(np.zeros, scores, q.dtype),
+    )
     gradients = [
         make() if need else nothing(q.dtype, 4)
         for make, need in zip(makers, needs_input_grad, strict=True)
@@ -134,21 +155,49 @@ def attention_gradients(
         operands = g, q, k, v, *mask, scale, PRODUCTS[q.dtype].plans[0], out, logs
         backward_loop[q.dtype](work * SECONDS, *operands, *gradients)
     else:
-        p, _ = _weights(q, k, mask, scale)
-        ds = p * (np.matmul(g, v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
-        dq, dk = np.matmul(ds, k) * scale, np.matmul(ds.swapaxes(-1, -2), q) * scale
+        whole_k, whole_v = (np.repeat(x, heads // x.shape[1], 1) for x in (k, v))
+        p, _ = _weights(q, whole_k, mask, scale)
+        ds = p * (np.matmul(g, whole_v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
+        dq, dk = np.matmul(ds, whole_k) * scale, np.matmul(ds.swapaxes(-1, -2), q) * scale
         gradients = [dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds]
+    heads_of = heads, k.shape[1], v.shape[1], heads
     return [
-        x.reshape(*leading, *x.shape[2:]) if need else None
-        for x, need in zip(gradients, needs_input_grad, strict=True)
+        _of_heads(x, count, leading) if need else None
+        for x, need, count in zip(gradients, needs_input_grad, heads_of, strict=True)
     ]
 
 
+def _leading(*operands: Array) -> tuple[int, ...]:
+    """Return the leading axes of the result: the last one is the greatest number of heads."""
+    outer = np.broadcast_shapes(*(x.shape[:-3] for x in operands))
+    return (*outer, *max(x.shape[-3:-2] for x in operands))
+
+
+def _operands(leading: tuple[int, ...], *operands: Array) -> tuple[Array, Array, Array]:
+    """Return query, key and value with two leading axes, the query with all heads."""
+    q, k, v = (_four(x, leading) for x in operands)
+    if q.shape[1:2] != leading[-1:]:
+        q = np.broadcast_to(q, (len(q), *(leading or (1,))[-1:], *q.shape[2:]))
+    return q, k, v
+
+
 def _four(x: Array, leading: tuple[int, ...]) -> Array:
-    """Return x with two leading axes, and vectors of adjacent numbers, as the loops need it."""
+    """Return x with two leading axes, and vectors of adjacent numbers, as the loops need it.
+
+    The first axis is all leading axes but the last, which is that of heads and stays as it is.
+    """
     x = _adjacent(x)
-    x = np.broadcast_to(x, (*leading, *x.shape[-2:])) if x.shape[:-2] != leading else x
-    return x if x.ndim == 4 else x[(None,) * (4 - x.ndim)]
+    if x.ndim == 4 and x.shape[:1] == leading[:-1]:
+        return x
+    x = x[(None,) * (max(len(leading), 1) + 2 - x.ndim)]
+    return np.broadcast_to(x, (*leading[:-1], *x.shape[-3:])).reshape(-1, *x.shape[-3:])
+
+
+def _of_heads(x: Array, count: int, leading: tuple[int, ...]) -> Array:
+    """Return a gradient with so many heads, the sums over groups of them, and with leading axes."""
+    if count < x.shape[1]:
+        x = x.reshape(len(x), count, -1, *x.shape[2:]).sum(2)
+    return x.reshape(*leading[:-1], *(count,) * bool(leading), *x.shape[2:])
 
 
 def _adjacent(x: Array) -> Array:
@@ -156,36 +205,39 @@ def _adjacent(x: Array) -> Array:
     return x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
 
 
-def _like(x: Array, size: int) -> Array:
-    """Return an empty array with the axes of x, the last of another size, and the same layout."""
+def _like(x: Array, heads: int, size: int) -> Array:
+    """Return an empty array with so many heads of vectors of this size, in the layout of x."""
+    batch, _, length, _ = x.shape
     if abs(x.strides[1]) < abs(x.strides[2]):
-        return np.empty((x.shape[0], x.shape[2], x.shape[1], size), x.dtype).swapaxes(1, 2)
-    return np.empty((*x.shape[:3], size), x.dtype)
+        return np.empty((batch, length, heads, size), x.dtype).swapaxes(1, 2)
+    return np.empty((batch, heads, length, size), x.dtype)
 
 
 class Mask(NamedTuple):
     """The mask of all scores; arrays `(batch, heads, L, S)`, or of size 0 for none."""
 
-    causal: bool
+    offset: int  # query i is allowed the keys up to i + offset: with as many as keys, all
     allowed: Any  # booleans
     added: Any  # floats
 
 
 def _mask(
-    causal: bool, allowed: Array | None, added: Array | None, shape: tuple[int, ...],
-    dtype: np.dtype[Any],
+    causal_offset: int | None, allowed: Array | None, added: Array | None,
+    leading: tuple[int, ...], q: Array, k: Array,
 ) -> Mask:  # fmt: skip
-    """Return the mask of scores of this shape."""
+    """Return the mask of the scores of these queries and keys."""
+    keys, shape = k.shape[2], (*q.shape[:3], k.shape[2])
 
     def of_scores(x: Array | None, dtype: np.dtype[Any]) -> Array:
         if x is None:
             return nothing(dtype, 4)
         # If one number stands for all keys, it is repeated.
         x = x.astype(dtype, copy=False)
-        x = _adjacent(np.broadcast_to(x, (*x.shape[:-1], shape[-1])))
-        return _four(np.broadcast_to(x, shape), shape[:-2])
+        x = np.broadcast_to(x, (*(x.shape[:-1] or (1,)), keys))
+        return np.broadcast_to(_four(x, leading), shape)
 
-    return Mask(causal, of_scores(allowed, np.dtype(np.bool_)), of_scores(added, dtype))
+    offset = keys if causal_offset is None else min(causal_offset, keys)
+    return Mask(offset, of_scores(allowed, np.dtype(np.bool_)), of_scores(added, q.dtype))
 
 
 def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
@@ -197,8 +249,7 @@ def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:
         free &= ~np.isneginf(mask.added)
     if mask.allowed.size:
         free &= mask.allowed
-    if mask.causal:
-        free &= np.tri(*scores.shape[-2:], dtype=np.bool_)
+    free &= np.tri(q.shape[2], k.shape[2], mask.offset, dtype=np.bool_)
     some = free.any(-1, keepdims=True)
     scores = np.where(free, scores, -np.inf)
     most = np.where(some, scores.max(-1, keepdims=True), 0.0)
@@ -307,9 +358,7 @@ def limited(row: Any, scale: Any, mask: Mask, b: int, h: int, i: int, j: int, ke
         allowed = _stretch(mask.allowed, b, h, i, j, keys)
         for n in range(keys):
             row[n] = row[n] if allowed[n] else number(-np.inf)
-    if mask.causal:
-        keys = min(keys, i + 1 - j)
-    for n in range(max(keys, 0), row.size):
+    for n in range(max(min(keys, i + 1 + mask.offset - j), 0), row.size):
         row[n] = -np.inf
     return scale
 
@@ -361,7 +410,7 @@ def exponentials(row: Any, scale: Any, most: Any) -> Any:
 @external()
 def nothing_allowed(mask: Mask, b: int, h: int, i: int, keys: int) -> bool:
     """Return whether query i is allowed no key."""
-    for j in range(min(keys, i + 1) if mask.causal else keys):
+    for j in range(min(keys, i + 1 + mask.offset)):
         allowed = mask.allowed.size == 0 or mask.allowed[b, h, i, j]
         if allowed and not (mask.added.size and mask.added[b, h, i, j] == -np.inf):
             return False
@@ -384,28 +433,29 @@ def weights_and_slopes(weights: Any, slopes: Any, scale: Any, lse: Any, mean: An
 
 @for_each_dtype()
 def forward_loop(
-    piece: int, pieces: int, q: Strided.D4, k: Strided.D4, v: Strided.D4, causal: bool,
+    piece: int, pieces: int, q: Strided.D4, k: Strided.D4, v: Strided.D4, offset: int,
     allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers, out: Written.Anywhere4,
     lse: Logs,
 ) -> None:  # fmt: skip
     """Write `out` and `lse` of all heads, a chunk of queries of a head after the other."""
-    mask, t, number = Mask(causal, allowed, added), blocks_of(sizes, q), q.dtype.type
+    mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     heads, queries, d, d_v, item = q.shape[1], q.shape[2], q.shape[3], v.shape[3], t.item
     chunks = (queries + QUERIES - 1) // QUERIES
     for task in span(piece, pieces, q.shape[0] * heads * chunks):
         b, h, start = task // chunks // heads, task // chunks % heads, task % chunks * QUERIES
         end = min(queries, start + QUERIES)
-        keys = min(k.shape[2], end) if causal else k.shape[2]
+        keys = min(k.shape[2], end + offset)
         width, wide = _panels(t, d_v) * t.NR, min(WIDE, _panels(t, keys)) * t.NR
         columns, values = _room(_panels(t, keys) * d, t.NR, q), _room(width * keys // t.NR, t.NR, q)
-        _pack(t, transposed(_matrix(k, b, h, 0)), d, keys, columns)
-        _pack(t, _matrix(v, b, h, 0), keys, d_v, values)
+        h_k, h_v = h * k.shape[1] // heads, h * v.shape[1] // heads
+        _pack(t, transposed(_matrix(k, b, h_k, 0)), d, keys, columns)
+        _pack(t, _matrix(v, b, h_v, 0), keys, d_v, values)
         scores, sums = _room(t.MR, wide + t.NR, q), _room(t.MR, width, q)
         most, total = np.empty(t.MR, q.dtype), np.empty(t.MR, np.float64)
         score_row, sum_row = (wide + t.NR) * item, width * item
         for i in range(start, end, t.MR):
             high = min(t.MR, end - i)
-            seen = min(keys, i + high) if causal else keys
+            seen = min(keys, i + high + offset)
             most[:], total[:] = -np.inf, 0.0
             for j in range(0, seen, wide):
                 step = min(wide, seen - j)
@@ -492,12 +542,12 @@ def _write(rows: int, source: Any, scale: Any, b: int, h: int, start: int, targe
 @for_each_dtype()
 def backward_loop(
     piece: int, pieces: int, g: Strided.D4, q: Strided.D4, k: Strided.D4, v: Strided.D4,
-    causal: bool, allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers,
+    offset: int, allowed: Booleans, added: Strided.D4, scale: float, sizes: Integers,
     out: Strided.D4, lse: Logs, dq: Written.Anywhere4, dk: Written.Anywhere4,
     dv: Written.Anywhere4, ds: Written.Anywhere4,
 ) -> None:  # fmt: skip
     """Write `dq`, `dk`, `dv` and `ds`, without those of size 0; `ds` stays 0 above the diagonal."""
-    mask, t, number = Mask(causal, allowed, added), blocks_of(sizes, q), q.dtype.type
+    mask, t, number = Mask(offset, allowed, added), blocks_of(sizes, q), q.dtype.type
     heads, queries, keys, d, d_v = q.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
     item, line = t.item, t.NR * t.item
     width, width_v = _panels(t, d) * t.NR, _panels(t, d_v) * t.NR
@@ -505,6 +555,7 @@ def backward_loop(
     p_row = wide * item
     for task in span(piece, pieces, q.shape[0] * heads):
         b, h = task // heads, task % heads
+        h_k, h_v = h * k.shape[1] // heads, h * v.shape[1] // heads
         mean = np.empty(queries, q.dtype)
         _means(g, out, b, h, mean)
         q_rows = _room(queries * width // t.NR, t.NR, q)
@@ -519,15 +570,15 @@ def backward_loop(
         weights, slopes = _room(high, wide, q), _room(high, wide, q)
         for j in range(0, keys, wide):
             step = min(wide, keys - j)
-            _pack(t, _matrix(k, b, h, j), step, d, k_rows)
-            _pack(t, transposed(_matrix(k, b, h, j)), d, step, k_columns)
-            _pack(t, transposed(_matrix(v, b, h, j)), d_v, step, v_columns)
+            _pack(t, _matrix(k, b, h_k, j), step, d, k_rows)
+            _pack(t, transposed(_matrix(k, b, h_k, j)), d, step, k_columns)
+            _pack(t, transposed(_matrix(v, b, h_v, j)), d_v, step, v_columns)
             k_sums[:], v_sums[:] = 0, 0
-            for i in range(j if causal else 0, queries, high):
+            for i in range(max(0, j - offset), queries, high):
                 rows = min(high, queries - i)
                 for s in range(0, rows, t.MR):
                     strip = min(t.MR, rows - s)
-                    seen = min(step, i + s + strip - j) if causal else step
+                    seen = min(step, i + s + strip + offset - j)
                     panels = _panels(t, seen)
                     scores_at = address_of(weights) + s * p_row
                     slopes_at = address_of(slopes) + s * p_row
@@ -558,7 +609,7 @@ def backward_loop(
                 for s in range(0, step, t.MR):
                     strip = min(t.MR, step - s)
                     # The first row that sees these keys
-                    first = min(rows, max(0, j + s - i)) if causal else 0
+                    first = min(rows, max(0, j + s - offset - i))
                     if first == rows:
                         break
                     at, count = s * item + first * p_row, rows - first

@@ -35,9 +35,16 @@ def seeded(f, *operands, **options):
 
 
 def attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, *, rng=None
-):
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+    enable_gqa=False, *, causal_offset=0, rng=None,
+):  # fmt: skip
     """One query after the other, among the keys that it may attend to."""
+    if enable_gqa:
+        heads = range(query.shape[-3])
+        key, value = (
+            np.stack([x[..., h * x.shape[-3] // len(heads), :, :] for h in heads], -3)
+            for x in (key, value)
+        )
     leading = np.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     queries, keys = query.shape[-2], key.shape[-2]
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -50,7 +57,9 @@ def attention(
     for where in np.ndindex(leading):
         for i in range(queries):
             seen = [
-                j for j in range(keys) if mask[where][i, j] > -INF and (j <= i or not is_causal)
+                j
+                for j in range(keys)
+                if mask[where][i, j] > -INF and (j <= i + causal_offset or not is_causal)
             ]
             if seen:
                 scores = [scale * query[where][i] @ key[where][j] + mask[where][i, j] for j in seen]
@@ -61,6 +70,7 @@ def attention(
 L, S = 2, 3
 QKV = [(L, 2), (S, 2), (S, 1)]
 HALF_MASKED = [[0.5, -INF, -1.0], [-INF, 0.0, 0.3]]
+GROUPED = {"enable_gqa": True}
 WHOLLY_MASKED = np.array([[True, False, True], [False, False, False]])
 
 CASES = [
@@ -142,6 +152,18 @@ CASES = [
             ("plain mask, wholly -inf", QKV, {"attn_mask": np.where(WHOLLY_MASKED, 0.5, -INF)}),
             ("no queries", [(0, 2), (S, 2), (S, 1)], {}),
             ("one key", [(L, 2), (1, 2), (1, 2)], {}),
+            ("causal offset", [(2, 2), (4, 2), (4, 1)], {"is_causal": True, "causal_offset": 1}),
+            ("beyond all keys", QKV, {"is_causal": True, "causal_offset": 9}),
+            ("three leading axes", [(2, 1, 2, L, 2), (2, 1, 1, S, 2), (1, 2, S, 1)], {}),
+            ("groups", [(4, L, 2), (2, S, 2), (2, S, 1)], GROUPED),
+            ("other groups of values", [(4, L, 2), (2, S, 2), (1, S, 1)], GROUPED),
+            ("groups, mask", [(4, L, 2), (2, S, 2), (2, S, 1)], GROUPED | {"attn_mask": MASK}),
+            ("groups, one query", [(2, 4, 1, 2), (2, 2, S, 2), (1, 2, S, 1)], GROUPED),
+            (
+                "groups, causal, three leading axes",
+                [(2, 1, 4, L, 2), (2, 1, 2, S, 2), (2, S, 1)],
+                GROUPED | {"is_causal": True, "causal_offset": 1},
+            ),
         ]
     ],
     Case(
@@ -171,6 +193,14 @@ CASES = [
         {"dropout_p": 0.4, "attn_mask": MASK},
         function=seeded,
         note="dropout and mask",
+    ),
+    Case(
+        "scaled_dot_product_attention",
+        normal((4, L, 2), (2, S, 2), (2, S, 1)),
+        attention,
+        {"dropout_p": 0.4, "enable_gqa": True},
+        function=seeded,
+        note="dropout and groups",
     ),
     Case("dropout", normal((4, 3)), dropout, {"p": 0.4}, function=seeded),
     Case("dropout", normal((4, 3)), dropout, {"p": 0.0}, function=seeded),

@@ -284,11 +284,15 @@ def partly_forbidden(shape):
 def attended(rng):
     queries, keys, d, d_v = shape(rng, 4)
     batch = shape(rng, rng.integers(0, 3))
-    operands = normal((*batch, queries, d), (*batch, keys, d), (*batch, keys, d_v))
+    options, few = {}, batch
+    if batch and rng.integers(2):
+        options = {"enable_gqa": True}
+        batch = (*batch[:-1], batch[-1] * int(rng.integers(1, 4)))
+    operands = normal((*batch, queries, d), (*few, keys, d), (*few, keys, d_v))
     masks = [None, booleans, normal, partly_forbidden][rng.integers(4)]
     if masks is None:
-        return operands, {"is_causal": True}
-    return joined(operands, masks((queries, keys))), {}
+        return operands, options | {"is_causal": True}
+    return joined(operands, masks((queries, keys))), options
 
 
 def looked_up(rng):

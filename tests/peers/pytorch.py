@@ -158,6 +158,15 @@ def without_generator(name):
     return lambda t, *xs, rng=None, **options: getattr(t.nn.functional, name)(*xs, **options)
 
 
+def attention(t, *operands, causal_offset=0, rng=None, **options):
+    """Theirs, with a mask for an offset: PyTorch has none."""
+    if causal_offset:
+        queries, keys = operands[0].shape[-2], operands[1].shape[-2]
+        past = t.ones(queries, keys, dtype=t.bool).tril(causal_offset)
+        options |= {"is_causal": False, "attn_mask": past}
+    return t.nn.functional.scaled_dot_product_attention(*operands, **options)
+
+
 def one_hot(t, labels, num_classes=-1):
     return t.nn.functional.one_hot(labels.long(), num_classes)
 
@@ -227,7 +236,7 @@ PYTORCH = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     "dropout": without_generator("dropout"),
-    "scaled_dot_product_attention": without_generator("scaled_dot_product_attention"),
+    "scaled_dot_product_attention": attention,
     "one_hot": one_hot,
     "embedding": another("embedding", "nn", "functional"),
     "normal_cdf": another("ndtr", "special"),
@@ -282,6 +291,7 @@ DIFFERENT = {
             "dropout-p=0.4",
             "scaled_dot_product_attention-dropout",
             "scaled_dot_product_attention-dropout and mask",
+            "scaled_dot_product_attention-dropout and groups",
         ),
         (DIFFERS, "other numbers are drawn"),
     ),

@@ -341,6 +341,18 @@ NETWORKS = [
         "(2, 2, 4)",
         "(3, 3, 4)",
     ),
+    bad(ATTENTION, (QUERY[[[0]] * 4], KEY[[[0]] * 2], VALUE[:1]), ValueError, "enable_gqa=True"),
+    *[
+        bad(
+            ATTENTION,
+            [np.ones((n, 3, 4)) for n in (4, *heads)],
+            ValueError,
+            "heads of key and value divide those of the query",
+            f"({heads[0]}, 3, 4)",
+            enable_gqa=True,
+        )
+        for heads in [(3, 2), (2, 3), (8, 8), (0, 0)]
+    ],
     *[
         bad(ATTENTION, (QUERY, KEY, VALUE), error, *words, **options)
         for options, error, words in [
@@ -349,6 +361,10 @@ NETWORKS = [
             ({"attn_mask": np.ones((2, 3), int)}, TypeError, ["int64"]),
             ({"attn_mask": np.tri(2, 3), "is_causal": True}, ValueError, ["is_causal"]),
             ({"dropout_p": 1.5}, ValueError, ["dropout_p", "1.5"]),
+            ({"causal_offset": 2}, ValueError, ["causal_offset = 2", "is_causal=True"]),
+            ({"causal_offset": -1, "is_causal": True}, ValueError, ["causal_offset", "-1"]),
+            ({"causal_offset": 0.5, "is_causal": True}, ValueError, ["causal_offset", "0.5"]),
+            ({"enable_gqa": True}, ValueError, ["(..., heads, L, d)", "(2, 4)"]),
         ]
     ],
 ]
