@@ -9,17 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad import kernels
-from minigrad.checks import check_probability
+from minigrad.checks import check_positive, check_probability
+from minigrad.core.grad_mode import is_grad_enabled
 from minigrad.core.op import op
 from minigrad.core.tensor import Array, Tensor, as_array
 from minigrad.functional.composition import composition
 from minigrad.functional.indexing import check_below
 from minigrad.functional.statistics import mean
-from minigrad.ops import abs, clip, getitem, log_softmax, softplus, sum, where
+from minigrad.ops import abs, clip, getitem, linear, log_softmax, reshape, softplus, sum, where
+from minigrad.ops.products import as_rows, check_linear
 
 Reduction = Literal["mean", "sum", "none"]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_STRIP = 16  # rows of logits whose gradient is computed at a time
 
 # --------------------------------------------------------------------------------------------------
 # Regression
@@ -126,22 +129,72 @@ def cross_entropy(
         return _reduced(-sum(terms if weights is None else terms * weights, axis), reduction)
     usual = logits.ndim == 2 and logits.size and logits.dtype in _FLOATS
     if usual and target.shape == logits.shape[:1] and not (label_smoothing and weight is not None):
-        integers = as_array(target)
-        # int64 is the one dtype that has a kernel; uint64 does not fit in it.
-        fits = integers.dtype.kind in "iu" and integers.dtype != np.uint64
-        if fits and ignore_index.__class__ is int:
-            integers = integers.astype(np.int64, copy=False)
-            flat = None if weights is None else weights.reshape(-1)
-            counts, total = kernels.losses.label_weights(
-                integers, logits.shape[1], ignore_index, flat, logits.dtype
-            )
-            # Where there is an error to raise, the general case below raises it.
-            if isfinite(total) and (total or reduction != "mean"):
-                divisor = {"mean": total, "sum": 1.0, "none": None}[reduction]
-                return label_loss(logits, integers, counts, label_smoothing, divisor)
+        classes, flat = logits.shape[1], None if weights is None else weights.reshape(-1)
+        usable = _usable(as_array(target), classes, ignore_index, flat, logits.dtype, reduction)
+        if usable is not None:
+            labels, counts, divisor = usable
+            return label_loss(logits, labels, counts, label_smoothing, divisor)
     return _label_losses(
         logits, axis, target, weights, ignore_index, reduction, label_smoothing, from_logits=True
     )
+
+
+@composition
+def linear_cross_entropy(
+    x: Array,
+    weight: Array,
+    target: Array,
+    reduction: Reduction = "mean",
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    chunk: int = 256,
+) -> Tensor:
+    """`cross_entropy` of the logits x W^T, of which few are in memory if W is frozen.
+
+    With a frozen W the gradient by x is all that is needed, and the forward pass computes it, if at
+    all, `chunk` rows at a time. So the memory is that of the logits of a chunk and of dx. A row
+    that does not count costs nothing. With a W that is trained it is
+    `cross_entropy(linear(x, weight), target)`.
+
+    Args:
+        x: `(..., d)`.
+        weight: W, `(classes, d)`.
+        target: the integer class of each vector of x, `(...)`.
+        reduction: "mean", "sum" or "none".
+        ignore_index: targets of this value have no loss, and do not count in the mean.
+        label_smoothing: this much of the probability is spread evenly over all classes.
+        chunk: the number of rows. W is read and packed once for each chunk, which with 256 rows
+            is hidden behind the product, and with 128 takes a fifth more time.
+
+    Raises:
+        TypeError: if the targets are not integers.
+        ValueError: if the shapes do not match, a target is not among the classes, `label_smoothing`
+            is not in [0, 1], no target is left to take the mean of, or `chunk` is not positive.
+    """
+    check_reduction(reduction)
+    check_probability("label_smoothing", label_smoothing)
+    check_positive("chunk", chunk)
+    check_linear(x, weight, None)
+    if target.shape != x.shape[:-1]:
+        raise ValueError(
+            f"targets for x of shape {x.shape} have shape {x.shape[:-1]}, not {target.shape}"
+        )
+    rows, labels, smoothing = as_rows(x), as_array(target).reshape(-1), float(label_smoothing)
+    usable = None
+    trained = is_grad_enabled() and isinstance(weight, Tensor) and weight.requires_grad
+    if not trained and x.size and x.dtype in _FLOATS and weight.dtype == x.dtype:
+        usable = _usable(labels, len(weight), ignore_index, None, x.dtype, reduction)
+    if usable is None:
+        options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
+        losses = cross_entropy(linear(rows, weight), labels, reduction, **options)
+    else:
+        differentiated = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
+        labels, counts, divisor = usable
+        losses = linear_label_loss(
+            rows, weight, labels, counts, smoothing, divisor, chunk, differentiated
+        )
+    return reshape(losses, target.shape) if reduction == "none" else losses
 
 
 @composition
@@ -261,6 +314,32 @@ def _label_losses(
     return _reduced(losses, reduction)
 
 
+def _usable(
+    labels: NDArray[Any],
+    classes: int,
+    ignore_index: int,
+    class_weights: NDArray[Any] | None,
+    dtype: np.dtype[Any],
+    reduction: Reduction,
+) -> tuple[NDArray[np.int64], NDArray[Any], float | None] | None:
+    """Return labels as int64, their weights and the divisor of the sum, as `label_loss` takes them.
+
+    Return None for labels of other dtypes, and where there is an error for `_label_losses` to
+    raise.
+    """
+    # int64 is the one dtype that has a kernel; uint64 does not fit in it.
+    fits = labels.dtype.kind in "iu" and labels.dtype != np.uint64
+    if not fits or ignore_index.__class__ is not int:
+        return None
+    integers = labels.astype(np.int64, copy=False)
+    counts, total = kernels.losses.label_weights(
+        integers, classes, ignore_index, class_weights, dtype
+    )
+    if not isfinite(total) or (reduction == "mean" and not total):
+        return None
+    return integers, counts, {"mean": total, "sum": 1.0, "none": None}[reduction]
+
+
 def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
     """Return the axis of the classes, and their weights, shaped to go with the scores."""
     if scores.ndim == 0:
@@ -281,7 +360,7 @@ def _classes(scores: Array, weight: Array) -> tuple[int, NDArray[Any] | None]:
 
 
 # --------------------------------------------------------------------------------------------------
-# The two losses that most models are trained with, each as one op, for arguments that are checked
+# The losses that most models are trained with, each as one op, for arguments that are checked
 # --------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +433,59 @@ def _label_loss_logits(
     if divisor is not None:
         g = np.full(len(labels), g / divisor, logits.dtype)
     return kernels.losses.cross_entropy_gradient(g, logits, labels, weights, smoothing, residuals)
+
+
+def _linear_label_loss(
+    x: Array,
+    weight: Array,
+    labels: Array,
+    weights: Array,
+    smoothing: float,
+    divisor: float | None,
+    chunk: int,
+    differentiated: bool,
+) -> Any:
+    return label_loss(linear(x, weight), labels, weights, smoothing, divisor)
+
+
+@op(composition=_linear_label_loss, replayed=True, returns_residuals=True, fresh=("weights",))
+def linear_label_loss(
+    x: Array,
+    weight: Array,
+    labels: Array,
+    weights: Array,
+    smoothing: float,
+    divisor: float | None,
+    chunk: int,
+    differentiated: bool,
+) -> Any:
+    """`label_loss` of the logits x W^T, `chunk` rows at a time; W is frozen.
+
+    The gradient by x is its residual, computed if it will be `differentiated`. Shapes are `(n, d)`,
+    `(classes, d)`, `(n,)` (int64) and `(n,)`.
+    """
+    counted = np.flatnonzero(weights)
+    losses = np.zeros(len(x), x.dtype)
+    gradient = np.zeros(x.shape, x.dtype) if differentiated else None
+    for start in range(0, len(counted), chunk):
+        rows = counted[start : start + chunk]
+        logits, own, counts = kernels.gemm.matmul(x[rows], weight.T), labels[rows], weights[rows]
+        losses[rows], sums = kernels.losses.cross_entropy(logits, own, counts, smoothing)
+        if gradient is None:
+            continue
+        g = np.full(len(rows), 1.0 if divisor is None else 1.0 / divisor, x.dtype)
+        for i in range(0, len(rows), _STRIP):  # the gradient takes the memory of the logits
+            at = slice(i, i + _STRIP)
+            logits[at] = kernels.losses.cross_entropy_gradient(
+                g[at], logits[at], own[at], counts[at], smoothing, sums[at]
+            )
+        gradient[rows] = kernels.gemm.matmul(logits, weight)
+    return (losses if divisor is None else np.add.reduce(losses) / divisor), gradient
+
+
+@linear_label_loss.vjp("x", cost=lambda x, weight: (2 * x.shape[1] + 4) * len(x) * len(weight))
+def _linear_label_loss_x(g: Array, divisor: float | None, residuals: Array) -> Array:
+    return residuals * (g[:, None] if divisor is None else g)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ first name.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
@@ -50,6 +50,13 @@ class Parameter(Tensor):
         self, data: Any, requires_grad: bool = True, dtype: DTypeLike | None = None
     ) -> None:
         super().__init__(np.array(as_array(data, dtype)), requires_grad)
+
+    @classmethod
+    def empty(cls, shape: int | Sequence[int], dtype: DTypeLike) -> Parameter:
+        """Make a parameter in new memory, which nobody has written to, for `nn.init` to fill."""
+        parameter = cls.sharing(Tensor(np.empty(shape, dtype)))
+        parameter.requires_grad = True
+        return parameter
 
     @classmethod
     def sharing(cls, tensor: Tensor) -> Parameter:

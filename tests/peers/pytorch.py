@@ -28,6 +28,14 @@ def pytorch(t, name):
     return call
 
 
+def linear_cross_entropy(t, x, weight, target, reduction="mean", chunk=None, **options):
+    f = t.nn.functional
+    logits = f.linear(x, t.as_tensor(weight, dtype=x.dtype))
+    flat = logits.reshape(-1, len(weight)), target.reshape(-1)
+    losses = f.cross_entropy(*flat, reduction=reduction, **options)
+    return losses.reshape(target.shape) if reduction == "none" else losses
+
+
 def another(name, *path):
     """The same function under another name, `t.<path>.<name>`."""
 
@@ -245,6 +253,7 @@ PYTORCH = {
     "huber": another("huber_loss", "nn", "functional"),
     "cross_entropy": of_classes("cross_entropy"),
     "nll": of_classes("nll_loss"),
+    "linear_cross_entropy": linear_cross_entropy,
     "binary_cross_entropy_with_logits": binary_cross_entropy,
 }
 
