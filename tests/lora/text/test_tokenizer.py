@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora.text.gguf_file import GGUFFile
-from lora.text.tokenizer import Tokenizer
+from lora.text.tokenization import Tokenizer
 from tests.fixtures.make_vocabularies import NAMES, cases
 from tests.lora.text.models import TEXT, tiny_folder, tiny_gguf
 
