@@ -64,6 +64,7 @@ class TextGenerator:
         self.seconds, self.finish_reason = 0.0, ""
         self._read: list[int] = []  # the tokens whose keys and values are in the caches
         self._caches: list[KVCache] = []
+        self._capacity = 0
         ends = {*model.config.eos_token_ids, tokenizer.eos_token_id}
         self._ends = ends - {None}
 
@@ -113,8 +114,9 @@ class TextGenerator:
 
     def _logits(self, ids: list[int], capacity: int) -> Any:
         """Return the scores of the token after `ids`, of which those in the caches are not read."""
-        if not self._caches or self._caches[0].capacity < capacity:
-            self._caches, self._read = self.model.new_caches(1, capacity), []
+        if not self._caches or self._capacity < capacity:
+            self._caches, self._capacity = self.model.new_caches(1, capacity), capacity
+            self._read = []
         known = 0
         most = min(len(self._read), len(ids) - 1)  # the last is read again, for its scores
         while known < most and self._read[known] == ids[known]:

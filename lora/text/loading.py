@@ -49,7 +49,7 @@ def load_model(
     for name, array in progress_bar(
         arrays, what="reading", unit="tensor", shown=progress, total=len(shapes)
     ):
-        parameters[name].copy_(array)
+        parameters[name].data[...] = array  # also from bfloat16
     return model.eval()
 
 
