@@ -93,7 +93,7 @@ def _attention(
     value: Array,
     allowed: Booleans | None = None,
     added: Array = None,
-    causal_offset: int | None = None,
+    offset: int | None = None,
     scale: float = 1.0,
     dropout_p: float = 0.0,
     rng: Rng = None,
@@ -110,9 +110,9 @@ def _attention(
         forbidden = np.isneginf(as_array(added))
         if forbidden.any():
             allowed = ~forbidden
-    if causal_offset is not None:
+    if offset is not None:
         queries, keys = scores.shape[-2:]
-        past = np.tri(queries, keys, min(causal_offset, keys), dtype=np.bool_)
+        past = np.tri(queries, keys, min(offset, keys), dtype=np.bool_)
         allowed = past if allowed is None else allowed & past
     if allowed is not None:
         # The least number, not -inf: a row of -inf only would become nan.
@@ -123,15 +123,15 @@ def _attention(
     return matmul(dropout(weights, dropout_p, rng=rng), value)
 
 
-def _products(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
+def _flops(query: Array, key: Array, value: Array, out: Array) -> tuple[int, int, int]:
     """Return the size of the scores, the FLOPs of q k^T, and those of p v."""
     scores = out.size // value.shape[-1] * key.shape[-2]
     return scores, 2 * scores * query.shape[-1], 2 * scores * value.shape[-1]
 
 
-def _summed(x: Array, out: Array) -> int:
+def _sum(x: Array, out: Array) -> int:
     """The FLOPs of adding up the gradients of x, a key or value, from the heads that share it."""
-    shared = x.shape[-3:-2] < out.shape[-3:-2]
+    shared = (1,) < x.shape[-3:-2] < out.shape[-3:-2]
     return math.prod((*out.shape[:-2], *x.shape[-2:])) if shared else 0
 
 
@@ -141,12 +141,12 @@ def _attention_cost(
     value: Array,
     allowed: Array,
     added: Array,
-    causal_offset: int | None,
+    offset: int | None,
     out: Array,
 ) -> int:
     """The FLOPs of the composition if nothing is masked: it decides by the values of masks."""
-    scores, by_keys, by_values = _products(query, key, value, out)
-    masked = (added is not None) + (allowed is not None) + (causal_offset is not None)
+    scores, by_keys, by_values = _flops(query, key, value, out)
+    masked = (added is not None) + (allowed is not None) + (offset is not None)
     return by_keys + by_values + (6 + masked) * scores  # softmax is 5
 
 
@@ -173,14 +173,14 @@ def fused_attention(
     value: Array,
     allowed: Booleans | None = None,
     added: Array = None,
-    causal_offset: int | None = None,
+    offset: int | None = None,
     scale: float = 1.0,
 ) -> tuple[Array, Array]:
     """Attention without its weights in memory (see `minigrad.kernels.attention`).
 
     It saves one number for each query, log(sum(e^scores)).
     """
-    return kernels.attention.attention(query, key, value, allowed, added, causal_offset, scale)
+    return kernels.attention.attention(query, key, value, allowed, added, offset, scale)
 
 
 def _inputs(
@@ -191,20 +191,19 @@ def _inputs(
     value: Array,
     allowed: Booleans | None,
     added: Array,
-    causal_offset: int | None,
+    offset: int | None,
     scale: float,
     out: Array,
     residuals: Array,
 ) -> Sequence[Array]:
     return kernels.attention.attention_gradients(
-        g, query, key, value, allowed, added, causal_offset, scale, out, residuals,
-        needs_input_grad,
-    )  # fmt: skip
+        g, query, key, value, allowed, added, offset, scale, out, residuals, needs_input_grad
+    )
 
 
 def _shared(needs_input_grad: set[str], query: Array, key: Array, value: Array, out: Array) -> int:
     """The FLOPs of the weights again; and of the gradients of the scores, unless v alone trains."""
-    scores, by_keys, by_values = _products(query, key, value, out)
+    scores, by_keys, by_values = _flops(query, key, value, out)
     slopes = by_values + 2 * out.size + 2 * scores if needs_input_grad - {"value"} else 0
     return by_keys + 3 * scores + slopes if needs_input_grad else 0
 
@@ -213,12 +212,10 @@ fused_attention.joint_vjp(
     ("query", "key", "value", "added"),
     _inputs,
     cost={
-        "query": lambda query, key, value, out: _products(query, key, value, out)[1],
-        "key": lambda query, key, value, out: (
-            _products(query, key, value, out)[1] + _summed(key, out)
-        ),
+        "query": lambda query, key, value, out: _flops(query, key, value, out)[1],
+        "key": lambda query, key, value, out: _flops(query, key, value, out)[1] + _sum(key, out),
         "value": lambda query, key, value, out: (
-            _products(query, key, value, out)[2] + _summed(value, out)
+            _flops(query, key, value, out)[2] + _sum(value, out)
         ),
         "shared": _shared,
     },
@@ -257,9 +254,8 @@ def scaled_dot_product_attention(
         is_causal: query i attends to keys 0 to i + `causal_offset` only; not together with a mask.
         scale: the factor of the scores; None for 1 / sqrt(d).
         enable_gqa: whether each head of keys and values may serve a group of heads of queries
-            (Ainslie et al., 2023). Heads are along axis -3, and query head h of H uses key head
-            h // (H / H_k), as in PyTorch. Nothing is repeated in memory; the gradients of a group
-            are added up.
+            (Ainslie et al., 2023). Heads are along axis -3; query head h of H uses key head
+            h // (H / H_k), as in PyTorch. Nothing is repeated in memory.
         causal_offset: how many keys come before the first query, as they do from a cache.
         rng: the generator that chooses the dropped weights.
 
@@ -298,10 +294,10 @@ def _attention_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -
     axes = [shape[:-2] for shape in shapes]
     if enable_gqa:
         if not all(axes) or any(n[-1] == 0 or axes[0][-1] % n[-1] for n in axes[1:]):
-            raise ValueError(
-                f"with enable_gqa, shapes are (..., heads, L, d), and the heads of key and value "
-                f"divide those of the query, but not in {shapes}"
+            wanted = (
+                "with enable_gqa, the heads, axis -3, of key and value divide those of the query"
             )
+            raise ValueError(f"{wanted}, not as in shapes {shapes}")
         axes = [(*n[:-1], axes[0][-1]) for n in axes]
     try:
         leading = np.broadcast_shapes(*axes)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         nf4,
         normalization,
         optim,
+        rope,
         softmax,
         threads,
     )
@@ -55,6 +56,7 @@ __all__ = [
     "nf4",
     "normalization",
     "optim",
+    "rope",
     "softmax",
     "threads",
 ]

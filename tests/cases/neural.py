@@ -19,6 +19,15 @@ def rms_norm(x, normalized_shape, weight=1.0, eps=None):
     return x / np.sqrt(np.mean(np.square(x), axis=axes, keepdims=True) + eps) * weight
 
 
+def rope(x, cos, sin):
+    """One pair of numbers after the other, as a complex number that is turned."""
+    half = x.shape[-1] // 2
+    pairs = [(x[..., i] + 1j * x[..., i + half]) for i in range(half)]
+    cos, sin = (np.broadcast_to(y, (*x.shape[:-1], half)) for y in (cos, sin))
+    turned = [pair * (cos[..., i] + 1j * sin[..., i]) for i, pair in enumerate(pairs)]
+    return np.stack([*(z.real for z in turned), *(z.imag for z in turned)], -1)
+
+
 def dropout(x, p, training=True, *, rng=None):
     if not training or p == 0:
         return x
@@ -130,6 +139,18 @@ CASES = [
             order=0,
         )
         for name, reference in [("layer_norm", layer_norm), ("rms_norm", rms_norm)]
+    ],
+    *[
+        Case("rope", normal(shape), rope, {"cos": np.cos(angles), "sin": np.sin(angles)}, note=note)
+        for note, shape, angles in [
+            ("", (2, 3, 4), np.arange(6.0).reshape(3, 2)),
+            ("one head", (3, 4), np.arange(6.0).reshape(3, 2)),
+            ("one position", (1, 2, 1, 4), np.array([[0.5, 2.0]])),
+            ("angles of each sequence", (2, 1, 3, 2), np.arange(6.0).reshape(2, 1, 3, 1)),
+            ("one angle", (3, 4), np.array([0.3])),
+            ("three leading axes", (2, 1, 2, 3, 2), np.arange(6.0).reshape(1, 2, 3, 1)),
+            ("nothing", (0, 4), np.zeros((0, 2))),
+        ]
     ],
     *[
         Case("scaled_dot_product_attention", normal(*shapes), attention, options, note=note)

@@ -295,6 +295,12 @@ def attended(rng):
     return joined(operands, masks((queries, keys))), options
 
 
+def rotated(rng):
+    *leading, length, half = shape(rng, rng.integers(2, 6))
+    cos, sin = rng.standard_normal((2, length, half))
+    return normal((*leading, length, 2 * half)), {"cos": cos, "sin": sin}
+
+
 def looked_up(rng):
     count, d = shape(rng, 2)
     return joined(below(count, shape(rng, 2)), normal((count, d))), {
@@ -392,6 +398,7 @@ RANDOM = {
     "layer_norm": normalised("x", "weight", "bias"),
     "rms_norm": normalised("x", "weight"),
     "scaled_dot_product_attention": attended,
+    "rope": rotated,
     "dropout": unary(training=False),
     "embedding": looked_up,
     "one_hot": labels,

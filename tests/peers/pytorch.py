@@ -175,6 +175,14 @@ def attention(t, *operands, causal_offset=0, rng=None, **options):
     return t.nn.functional.scaled_dot_product_attention(*operands, **options)
 
 
+def rope(t, x, cos, sin):
+    """With the function of transformers that exchanges the halves."""
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    cos, sin = (t.as_tensor(np.concatenate([y, y], -1)).to(x.dtype) for y in (cos, sin))
+    return x * cos + rotate_half(x) * sin
+
+
 def one_hot(t, labels, num_classes=-1):
     return t.nn.functional.one_hot(labels.long(), num_classes)
 
@@ -244,6 +252,7 @@ PYTORCH = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     "dropout": without_generator("dropout"),
+    "rope": rope,
     "scaled_dot_product_attention": attention,
     "one_hot": one_hot,
     "embedding": another("embedding", "nn", "functional"),
