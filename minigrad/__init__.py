@@ -9,6 +9,7 @@
     transforms           derivatives of functions
     nn, optim, training  models, optimisers, and the training loop
     data, metrics, io    tables and batches, measures of quality, and files
+    sampling             the next token of a text
     diagnostics, viz     whether a gradient is right, and pictures
     kernels              the loops over numbers, the only part that uses numba
 """
@@ -25,6 +26,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # a clone can be run without an i
 from minigrad import creation, data, functional, io, metrics, nn, ops, optim, transforms, viz
 from minigrad import operators as operators  # gives Tensor its operators and methods
 from minigrad import renamed as renamed  # lets names from elsewhere give the ones that are here
+from minigrad import sampling as sampling
 from minigrad.config import installed_version, show_config
 from minigrad.core.backward import grad
 from minigrad.core.checkpoint import checkpoint
@@ -45,7 +47,7 @@ __version__ = installed_version("minigrad-lora")
 
 neg = ops.negative
 
-__all__ = ["data", "io", "metrics", "nn", "optim", "viz"]
+__all__ = ["data", "io", "metrics", "nn", "optim", "sampling", "viz"]
 __all__ += ["OPS", "Observer", "Op", "Tensor", "neg", "observe", "op"]
 __all__ += ["checkpoint", "enable_grad", "grad", "is_grad_enabled", "no_grad"]
 __all__ += ["assert_gradients", "detect_anomaly", "gradcheck", "liveness", "receipt"]
