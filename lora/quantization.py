@@ -20,6 +20,7 @@ from lora.embedding import LoRAEmbedding
 from lora.linear import LoRALayer
 from lora.patterns import ALL_LINEAR, Patterns
 from lora.variants.nf4 import NF4Linear
+from minigrad import kernels
 from minigrad.checks import check_positive
 from minigrad.nn import Embedding, Linear, Module
 from minigrad.progress import progress_bar
@@ -93,7 +94,8 @@ def quantize(
 ) -> QuantizeReport:
     """Replace each targeted `Linear` by a frozen `NF4Linear`.
 
-    Adapters belong on top of the layers in four bits, so quantise first.
+    Adapters belong on top of the layers in four bits, so quantise first. The memory of the weights
+    in floats goes back to the system.
 
     Args:
         model: changed in place; nothing is, if there is an error.
@@ -171,4 +173,6 @@ def quantize(
         layer.bias = linears[name].bias  # the very parameter, so that what is tied to it stays so
         layer.freeze()
     replace(model, {id(linears[name]): layer for name, layer in layers.items()})
+    del modules, linears, linear, before  # the last that the weights in floats were known by
+    kernels.give_back_memory()
     return QuantizeReport(tuple(lines))

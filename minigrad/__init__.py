@@ -27,7 +27,7 @@ from minigrad import creation, data, functional, io, metrics, nn, ops, optim, tr
 from minigrad import operators as operators  # gives Tensor its operators and methods
 from minigrad import renamed as renamed  # lets names from elsewhere give the ones that are here
 from minigrad import sampling as sampling
-from minigrad.config import installed_version, show_config
+from minigrad.config import installed_version, set_pack_limit, show_config
 from minigrad.core.backward import grad
 from minigrad.core.checkpoint import checkpoint
 from minigrad.core.grad_mode import enable_grad, is_grad_enabled, no_grad
@@ -52,7 +52,8 @@ __all__ += ["OPS", "Observer", "Op", "Tensor", "neg", "observe", "op"]
 __all__ += ["checkpoint", "enable_grad", "grad", "is_grad_enabled", "no_grad"]
 __all__ += ["assert_gradients", "detect_anomaly", "gradcheck", "liveness", "receipt"]
 __all__ += ["History", "Trainer"]
-__all__ += ["get_num_threads", "manual_seed", "set_num_threads", "show_config"]
+__all__ += ["get_num_threads", "manual_seed", "set_num_threads", "set_pack_limit"]
+__all__ += ["show_config"]
 __all__ += creation.__all__ + transforms.__all__
 __all__ += functional.__all__ + ops.__all__
 

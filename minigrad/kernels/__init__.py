@@ -81,10 +81,20 @@ def keep_freed_memory() -> bool:
     variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     if any(name in os.environ for name in variables):
         return False
-    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}):
+    if not _has_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, LARGEST) and mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def give_back_memory() -> None:
+    """Give what is free now back to the system, where the C library is that of Linux."""
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
 
 
 def __getattr__(name: str) -> Any:
