@@ -65,7 +65,7 @@ def test_a_template_that_is_none_is_refused_at_once():
         "{{ range(10000000) }}",
         "{{ 'x' * 100000000000 }}",
         "{{ [0] * 100000000000 }}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 999 }}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
         "{{ 9 ** 9 ** 9 ** 9 }}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}",
