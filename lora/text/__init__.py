@@ -1,5 +1,22 @@
-"""Language models: read one, run it, and train adapters on it.
+"""Language models of Llama's kind: read one, run it, train adapters on it.
 
-`architecture` describes a model; `folder` reads a Hugging Face folder, and `gguf_file` a GGUF file;
-`tokenizer` turns text into tokens and back, and `chat_template` a conversation into text.
+    model, tokenizer = text.load_model("folder"), text.tokenizer("folder")
+    print(text.generate(model, tokenizer, [{"role": "user", "content": "Why is the sky blue?"}]))
+
+In reading order:
+
+    model                          the computation
+    architecture                   its sizes and options, as `config.json` says them
+    folder, gguf_file, loading     reading a Hugging Face folder, or a GGUF file
+    tokenization, chat_template    text to tokens and back; a conversation to text
+    generating                     writing
+    data, training, evaluating     examples in JSONL, training an adapter, measuring it
+    commands                       `python -m lora train`, `generate` and `eval`
 """
+
+from lora.text.generating import TextGenerator, generate
+from lora.text.loading import load_model, tokenizer
+from lora.text.model import LanguageModel
+from lora.text.tokenization import Tokenizer
+
+__all__ = ["LanguageModel", "TextGenerator", "Tokenizer", "generate", "load_model", "tokenizer"]

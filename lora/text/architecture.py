@@ -143,6 +143,13 @@ class ModelConfig:
     bos_token_id: int | None
     stored_dtype: str = "float32"
 
+    @property
+    def max_length(self) -> int:
+        """The number of tokens up to which the result is that of the original model."""
+        return min(
+            self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
+        )
+
     def __post_init__(self) -> None:
         wanted = {name: _is_integer(getattr(self, name), 1, n) for name, n in _LARGEST.items()}
         wanted |= {

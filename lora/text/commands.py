@@ -102,7 +102,9 @@ def _add_model_options(add: Add) -> None:
 
 def _add_adapters(add: Add) -> None:
     help_text = "a folder with an adapter; it may be given several times"
-    add("--adapter", "--adapter-path", action="append", default=[], metavar="FOLDER", help=help_text)
+    add(
+        "--adapter", "--adapter-path", action="append", default=[], metavar="FOLDER", help=help_text
+    )
 
 
 # --------------------------------------------------------------------------------------------------

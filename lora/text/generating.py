@@ -18,6 +18,7 @@ from minigrad.sampling import sample
 Messages = Sequence[Mapping[str, str]]
 
 PREFILL = 512  # tokens of a prompt that are read at once, which bounds the memory
+CAPACITY = 4096  # tokens for which caches have memory at first; it is not touched before they come
 
 
 class TextGenerator:
@@ -38,7 +39,8 @@ class TextGenerator:
         prompt_tokens: the ids of the last prompt.
         tokens: the ids that were written after it.
         seconds: the time from the start of reading to the last token.
-        finish_reason: "stop" after a token that ends a text, "length" after `max_tokens` tokens.
+        finish_reason: "stop" after a token that ends a text, "length" after `max_tokens` tokens, or
+            as many as the model was made for.
 
     Raises:
         ValueError: if `max_tokens` is not positive.
@@ -80,8 +82,8 @@ class TextGenerator:
                 which the chat template of the model makes a text of, and which are answered.
 
         Raises:
-            ValueError: if there is nothing to read, the template refuses the messages, or prompt
-                and answer are longer than the model was made for.
+            ValueError: if there is nothing to read, the template refuses the messages, or the
+                prompt is longer than the model was made for.
         """
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, add_special_tokens=True)
@@ -99,7 +101,13 @@ class TextGenerator:
         """Yield the ids of the tokens that follow a prompt."""
         started = time.perf_counter()
         self.prompt_tokens, self.tokens, self.finish_reason = prompt, [], "length"
-        logits = self._logits(prompt, len(prompt) + self.max_tokens)
+        room = self.model.config.max_length - len(prompt)
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens, and this model was made for texts of at "
+                f"most {self.model.config.max_length}; shorten it"
+            )
+        logits = self._logits(prompt)
         while True:
             token = int(sample(logits, self.temperature, self.top_k, self.top_p, self.rng))
             self.seconds = time.perf_counter() - started
@@ -108,15 +116,15 @@ class TextGenerator:
                 return
             self.tokens.append(token)
             yield token
-            if len(self.tokens) == self.max_tokens:
+            if len(self.tokens) == min(self.max_tokens, room):
                 return
-            logits = self._logits([*self._read, token], len(prompt) + self.max_tokens)
+            logits = self._logits([*self._read, token])
 
-    def _logits(self, ids: list[int], capacity: int) -> Any:
+    def _logits(self, ids: list[int]) -> Any:
         """Return the scores of the token after `ids`, of which those in the caches are not read."""
-        if not self._caches or self._capacity < capacity:
-            self._caches, self._capacity = self.model.new_caches(1, capacity), capacity
-            self._read = []
+        if len(ids) > self._capacity:
+            self._capacity = min(max(2 * len(ids), CAPACITY), self.model.config.max_length)
+            self._caches, self._read = self.model.new_caches(1, self._capacity), []
         known = 0
         most = min(len(self._read), len(ids) - 1)  # the last is read again, for its scores
         while known < most and self._read[known] == ids[known]:

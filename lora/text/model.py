@@ -141,16 +141,15 @@ class Decoder(Module):
         Raises:
             ValueError: if the model was not made for so many positions.
         """
-        c = self.config
-        most = min(c.max_position_embeddings, c.sliding_window or stop)
+        most = self.config.max_length
         if stop > most:
-            what = "its window" if most == c.sliding_window else "the positions that it knows"
             raise ValueError(
-                f"{stop} tokens are more than {what}, {most}; shorten the text, or ask for fewer"
+                f"a text of {stop} tokens is too long: this model was made for {most}, as its "
+                f"max_position_embeddings or its sliding_window says; shorten the text"
             )
         if stop > len(self._tables[0]):
             length = min(most, max(2 * stop, 256))  # grows rarely, and need not reach the limit
-            angles = np.outer(np.arange(length), frequencies(c))
+            angles = np.outer(np.arange(length), frequencies(self.config))
             self._tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         cos, sin = self._tables
         return cos[start:stop], sin[start:stop]

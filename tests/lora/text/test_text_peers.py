@@ -10,7 +10,7 @@ import pytest
 from lora.text import folder, gguf_file
 from lora.text.architecture import CLASSES, config_from_json, expected_shapes
 from lora.text.chat_template import ChatTemplate
-from lora.text.tokenizer import Tokenizer
+from lora.text.tokenization import Tokenizer
 from tests.lora.text.models import CONFIG, TEXT, config_of, tiny_folder, tiny_tokenizer
 
 pytestmark = [
