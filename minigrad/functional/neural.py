@@ -111,8 +111,7 @@ def _attention(
         if forbidden.any():
             allowed = ~forbidden
     if offset is not None:
-        queries, keys = scores.shape[-2:]
-        past = np.tri(queries, keys, min(offset, keys), dtype=np.bool_)
+        past = np.tri(query.shape[-2], key.shape[-2], offset, dtype=np.bool_)
         allowed = past if allowed is None else allowed & past
     if allowed is not None:
         # The least number, not -inf: a row of -inf only would become nan.
@@ -268,8 +267,8 @@ def scaled_dot_product_attention(
     check_count("causal_offset", causal_offset)
     if causal_offset and not is_causal:
         raise ValueError(f"causal_offset = {causal_offset} has no effect without is_causal=True")
-    offset = causal_offset if is_causal else None
     shape = _attention_shape(query, key, value, enable_gqa)
+    offset = min(causal_offset, shape[-1]) if is_causal else None
     allowed, added = _mask(attn_mask, is_causal, shape)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if dropout_p == 0 and kernels.attention.serves(query, key, value):

@@ -16,9 +16,8 @@ over blocks of queries, to whose dq each block of keys adds.
 
 The products run on the register tile of the matrix product (`gemm.microkernel`): keys and values
 are packed in panels, and scores lie in a block of their own. In a causal head, the strips above the
-diagonal are left out. Nothing is packed for a few queries, as when a sequence grows by one.
-
-Heads may share their keys (Ainslie et al., 2023): head h of H reads head h H_k // H of H_k.
+diagonal are left out. Nothing is packed for a few queries, as when a sequence grows by one. Heads
+may share their keys (Ainslie et al., 2023): head h of H reads head h H_k // H of H_k.
 """
 
 from __future__ import annotations
@@ -62,7 +61,6 @@ from minigrad.kernels.vector import (
 )
 
 SECONDS = 4e-11  # that a multiply-add takes, about
-PACKED = 5  # queries that take as long as packing their keys and values
 FEW = 8  # queries of a head, at most, for which keys and values are read as they lie
 QUERIES = 256  # queries of a head in a piece of the forward's work
 WIDE = 8  # panels of keys in a block of the forward: longer sums are less exact
@@ -111,10 +109,8 @@ def attention(
     heads = max(q.shape[1], k.shape[1], v.shape[1])
     out, lse = laid_out_like(q, heads, v.shape[3]), np.empty((len(q), heads, q.shape[2]))
     if forward_loop:
-        work = lse.size + lse[..., 0].size * (1 if q.shape[2] <= FEW else PACKED)
-        seconds = work * k.shape[2] * (k.shape[3] + v.shape[3]) * SECONDS
-        sizes = PRODUCTS[q.dtype].plans[0]
-        forward_loop[q.dtype](seconds, q, k, v, *mask, scale, sizes, out, lse)
+        work, sizes = lse.size * k.shape[2] * (k.shape[3] + v.shape[3]), PRODUCTS[q.dtype].plans[0]
+        forward_loop[q.dtype](work * SECONDS, q, k, v, *mask, scale, sizes, out, lse)
     else:
         q, k, v = (np.repeat(x, heads // x.shape[1], 1) for x in (q, k, v))
         p, lse[...] = _weights(q, k, mask, scale)
@@ -135,7 +131,6 @@ def attention_gradients(
     leading, q, k, v = _operands(query, key, value)
     g, out = (_four(x, leading[:-1]) for x in (g, out))
     mask = _mask(offset, allowed, added, leading, q, k)
-    heads = *(x.shape[1] for x in (q, k, v)), g.shape[1]
     scores = (*g.shape[:3], k.shape[2])
     gradients = [
         laid_out_like(x, g.shape[1], x.shape[3]) if need else nothing(q.dtype, 4)
@@ -148,14 +143,14 @@ def attention_gradients(
         operands = g, q, k, v, *mask, scale, PRODUCTS[q.dtype].plans[0], out, logs
         backward_loop[q.dtype](work * SECONDS, *operands, *gradients)
     else:
-        q, k, v = (np.repeat(x, g.shape[1] // x.shape[1], 1) for x in (q, k, v))
-        p, _ = _weights(q, k, mask, scale)
-        ds = p * (np.matmul(g, v.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
-        dq, dk = np.matmul(ds, k) * scale, np.matmul(ds.swapaxes(-1, -2), q) * scale
+        Q, K, V = (np.repeat(x, g.shape[1] // x.shape[1], 1) for x in (q, k, v))
+        p, _ = _weights(Q, K, mask, scale)
+        ds = p * (np.matmul(g, V.swapaxes(-1, -2)) - np.sum(g * out, -1, keepdims=True))
+        dq, dk = np.matmul(ds, K) * scale, np.matmul(ds.swapaxes(-1, -2), Q) * scale
         gradients = [dq, dk, np.matmul(p.swapaxes(-1, -2), g), ds]
     return [
-        _of_heads(x, count, leading) if need else None
-        for x, need, count in zip(gradients, needs_input_grad, heads, strict=True)
+        _of_heads(x, y.shape[1], leading) if need else None
+        for x, y, need in zip(gradients, (q, k, v, g), needs_input_grad, strict=True)
     ]
 
 
@@ -176,9 +171,9 @@ def _four(x: Array, outer: tuple[int, ...]) -> Array:
 
 
 def _of_heads(x: Array, count: int, leading: tuple[int, ...]) -> Array:
-    """Return a gradient with leading axes, and summed over groups if an operand has so many."""
+    """Return a gradient with leading axes, summed over the groups that share one of `count` heads."""
     if 1 < count < x.shape[1]:
-        x = x.reshape(len(x), count, -1, *x.shape[2:]).sum(2)
+        x = np.einsum("bhgsd->bhsd", x.reshape(len(x), count, -1, *x.shape[2:]))
     return x.reshape(*leading[:-1], *x.shape[1:] if leading else x.shape[2:])
 
 
@@ -218,8 +213,8 @@ def _mask(
         x = np.broadcast_to(x, (*(x.shape[:-1] or (1,)), keys))
         return np.broadcast_to(_four(x, leading[:-1]), shape)
 
-    offset = keys if offset is None else min(offset, keys)
-    return Mask(offset, of_scores(allowed, np.dtype(np.bool_)), of_scores(added, q.dtype))
+    masks = of_scores(allowed, np.dtype(np.bool_)), of_scores(added, q.dtype)
+    return Mask(keys if offset is None else offset, *masks)
 
 
 def _weights(q: Array, k: Array, mask: Mask, scale: float) -> Any:

@@ -21,9 +21,9 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
 
     Args:
         x: `(..., L, d)`, for example the queries or keys of attention.
-        cos: the cosines of the angles, which can be broadcast to `(..., L, d/2)`: a constant, which
-            gets no gradient.
-        sin: the sines, constants too.
+        cos: the cosines of the angles, which can be broadcast to `(..., L, d/2)`. No gradient is
+            computed by `cos` and `sin`.
+        sin: the sines.
 
     Raises:
         ValueError: if d is odd, or the shapes do not match.
