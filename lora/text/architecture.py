@@ -10,8 +10,8 @@ not implemented, is an error with its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from minigrad.checks import check_problems
@@ -25,35 +25,26 @@ CLASSES = {
 }
 """The architectures by transformers' `model_type`, with the class that `config.json` names."""
 
-_EVERYWHERE: dict[str, Any] = {
-    **{"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32},
-    **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768},
-    **{"num_key_value_heads": 32, "tie_word_embeddings": False},
-    **{"attention_bias": False, "mlp_bias": False, "max_window_layers": 28},
-}
-
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        **{"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048},
-        **{"num_key_value_heads": None, "bos_token_id": 1, "eos_token_id": 2},
-    },
+    "llama": {"bos_token_id": 1, "eos_token_id": 2},
     "mistral": {
-        **{"vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072},
-        **{"num_key_value_heads": 8, "bos_token_id": 1, "eos_token_id": 2, "sliding_window": 4096},
+        **{"num_key_value_heads": 8, "sliding_window": 4096},
+        **{"bos_token_id": 1, "eos_token_id": 2},
     },
-    "qwen2": {"vocab_size": 151936, "intermediate_size": 22016, "sliding_window": 4096},
-    "qwen3": {
-        **{"vocab_size": 151936, "intermediate_size": 22016, "sliding_window": 4096},
-        "head_dim": 128,
-    },
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
     "smollm3": {
-        **{"vocab_size": 128256, "intermediate_size": 11008, "hidden_size": 2048},
-        **{"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4},
+        **{"num_key_value_heads": 4, "rope_theta": 2000000.0, "no_rope_layer_interval": 4},
         **{"bos_token_id": 128000, "eos_token_id": 128001, "tie_word_embeddings": True},
-        **{"rope_theta": 2000000.0, "no_rope_layer_interval": 4},
     },
 }
-"""The values that transformers' configuration classes give to keys that are not in the file."""
+"""What transformers' configuration classes say of keys that a file lacks; of sizes it has all."""
+
+_EVERYWHERE: dict[str, Any] = {
+    **{"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
+    **{"use_sliding_window": False, "max_window_layers": 28},
+    **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0},
+}
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -68,13 +59,14 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 """The values of options that are implemented, beside a missing one and null."""
 
+_TYPES = ("full_attention", "sliding_attention")
+
+_CONTEXT = "original_max_position_embeddings"
+
 _ROPE: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
-    "llama3": (
-        *("factor", "low_freq_factor", "high_freq_factor"),
-        "original_max_position_embeddings",
-    ),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _CONTEXT),
 }
 """The kinds of scaling of the rotary frequencies, with their numbers."""
 
@@ -115,9 +107,6 @@ class ModelConfig:
         eos_token_ids: the tokens that end a text.
         bos_token_id: the token that begins a text, or None.
         stored_dtype: the dtype of most of the weights that are read.
-
-    Raises:
-        ValueError: if a size is not positive, is far too large or contradicts another one.
     """
 
     architecture: str
@@ -150,42 +139,6 @@ class ModelConfig:
             self.max_position_embeddings, self.sliding_window or self.max_position_embeddings
         )
 
-    def __post_init__(self) -> None:
-        wanted = {name: _is_integer(getattr(self, name), 1, n) for name, n in _LARGEST.items()}
-        wanted |= {
-            name: _is_positive(getattr(self, name)) for name in ("rms_norm_eps", "rope_theta")
-        }
-        for each in fields(self):
-            if each.type == "bool":
-                wanted[each.name] = isinstance(getattr(self, each.name), bool)
-        wanted["sliding_window"] = self.sliding_window is None or _is_integer(
-            self.sliding_window, 1
-        )
-        self._check(
-            f"{name} cannot be {getattr(self, name)!r:.60}"
-            for name, is_good in wanted.items()
-            if not is_good
-        )
-        heads, groups, layers = (
-            getattr(self, f"num_{name}")
-            for name in ("attention_heads", "key_value_heads", "hidden_layers")
-        )
-        problems = [
-            f"the token {i!r:.60} is outside of the vocabulary of {self.vocab_size}"
-            for i in (*self.eos_token_ids, self.bos_token_id)
-            if i is not None and not _is_integer(i, 0, self.vocab_size - 1)
-        ]
-        if heads % groups:
-            problems.append(f"{heads} heads of queries cannot share {groups} of keys and values")
-        if self.head_dim % 2:
-            problems.append(f"head_dim {self.head_dim} is odd, and rotations are of pairs")
-        if len(self.rope_layers) != layers:
-            problems.append(f"rope_layers has {len(self.rope_layers)} entries for {layers} layers")
-        self._check(problems)
-
-    def _check(self, problems: Iterable[str]) -> None:
-        check_problems(f"this is no configuration of a {self.architecture} model", list(problems))
-
 
 def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
@@ -194,11 +147,6 @@ def _is_integer(value: Any, least: int, most: float = math.inf) -> bool:
 def _is_positive(value: Any) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and 0 < value < math.inf
-
-
-# ----------------------------------------------------------------------------------------------
-# config.json
-# ----------------------------------------------------------------------------------------------
 
 
 def config_from_json(
@@ -216,58 +164,76 @@ def config_from_json(
     Raises:
         ValueError: if the architecture or an option is not supported, or a value is wrong.
     """
-    architecture = _architecture(config)
+    listed, kind = config.get("architectures") or [], config.get("model_type")
+    for architecture, name in CLASSES.items():
+        if kind in (architecture, None) and (listed == [name] or (kind and not listed)):
+            break
+    else:
+        raise ValueError(
+            f"the architecture {listed!r:.200} of model_type {kind!r:.60} is not supported; there "
+            f"are {', '.join(CLASSES.values())}"
+        )
     given = {**_EVERYWHERE, **_DEFAULTS[architecture], **config}
-    problems = _unsupported(config)
-    kinds = config.get("layer_types") or []
-    if architecture not in ("llama", "mistral") and not (
-        isinstance(kinds, list) and all(k in ("full_attention", "sliding_attention") for k in kinds)
-    ):
-        problems.append(f"layer_types {kinds!r:.100} are not all full_attention, sliding_attention")
-    theta, scaling = _rope(given, problems)
-    check_problems(f"this model of {CLASSES[architecture]} is not supported", problems)
+    heads: Any = given.get("num_attention_heads")
+    width: Any = given.get("hidden_size")
+    if given.get("num_key_value_heads") is None:
+        given["num_key_value_heads"] = heads
+    if given.get("head_dim") is None and _is_integer(heads, 1) and _is_integer(width, 1):
+        given["head_dim"] = width // heads if width % heads == 0 else f"{width} / {heads}"
+    what = f"this model of {CLASSES[architecture]} is not supported"
+    check_problems(what, _unsupported(given) + _wrong(given))
     for name in ("bos_token_id", "eos_token_id"):  # a default may be outside of the vocabulary
-        if name not in config and not _is_integer(given["vocab_size"], (given.get(name) or 0) + 1):
+        if name not in config and (given.get(name) or 0) >= given["vocab_size"]:
             given[name] = None
     ends = (generation or {}).get("eos_token_id")
     ends = given.get("eos_token_id") if ends is None else ends
-    heads, groups = given["num_attention_heads"], given["num_key_value_heads"]
-    has_bias = given["attention_bias"] if architecture not in ("mistral", "qwen2") else False
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    problems = [
+        f"the token {i!r:.60} is outside of the vocabulary of {given['vocab_size']}"
+        for i in [*ends, given.get("bos_token_id")]
+        if i is not None and not _is_integer(i, 0, given["vocab_size"] - 1)
+    ]
+    theta, scaling = _rope(given, problems)
+    rope_layers, window = _layers(architecture, given, problems)
+    check_problems(what, problems)
+    has_bias = given["attention_bias"] and architecture not in ("mistral", "qwen2")
     return ModelConfig(
         architecture=architecture,
-        **{name: given[name] for name in _LARGEST.keys() - {"head_dim", "num_key_value_heads"}},
-        num_key_value_heads=heads if groups is None else groups,
-        head_dim=_head_dim(given["hidden_size"], heads, given.get("head_dim")),
-        rms_norm_eps=given["rms_norm_eps"],
-        tie_word_embeddings=given["tie_word_embeddings"],
-        attention_bias=True if architecture == "qwen2" else has_bias,
+        **{name: given[name] for name in (*_LARGEST, "rms_norm_eps", "tie_word_embeddings")},
+        attention_bias=has_bias or architecture == "qwen2",
         output_bias=has_bias,
-        mlp_bias=given["mlp_bias"] if architecture in ("llama", "smollm3") else False,
+        mlp_bias=given["mlp_bias"] and architecture in ("llama", "smollm3"),
         qk_norm=architecture == "qwen3",
         rope_theta=theta,
         rope_scaling=scaling,
-        rope_layers=_rope_layers(architecture, given),
-        sliding_window=_window(architecture, given),
-        eos_token_ids=tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,),
+        rope_layers=rope_layers,
+        sliding_window=window,
+        eos_token_ids=tuple(ends),
         bos_token_id=given.get("bos_token_id"),
         stored_dtype=stored_dtype or str(given.get("dtype") or given.get("torch_dtype", "float32")),
     )
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
-    """Return the key in `CLASSES` of the architecture that a configuration names."""
-    listed, kind = config.get("architectures") or [], config.get("model_type")
-    for architecture, name in CLASSES.items():
-        if kind in (architecture, None) and (listed == [name] or (kind and not listed)):
-            return architecture
-    raise ValueError(
-        f"the architecture {listed!r:.200} of model_type {kind!r:.60} is not supported; there are "
-        f"{', '.join(CLASSES.values())}"
-    )
+def _wrong(given: Mapping[str, Any]) -> list[str]:
+    """Return which values cannot be, whatever the others are, or contradict each other."""
+    flags = [name for name, default in _EVERYWHERE.items() if default is False]
+    wrong = [n for n, most in _LARGEST.items() if not _is_integer(given.get(n), 1, most)]
+    wrong += [n for n in flags if not isinstance(given[n], bool)]
+    wrong += [] if _is_positive(given["rms_norm_eps"]) else ["rms_norm_eps"]
+    wrong += [] if _is_integer(given["max_window_layers"], 0) else ["max_window_layers"]
+    for name in ("sliding_window", "no_rope_layer_interval"):
+        if given.get(name) is not None and not _is_integer(given[name], 1):
+            wrong.append(name)
+    problems = [f"{name} cannot be {given.get(name)!r:.60}" for name in wrong]
+    if not problems and given["num_attention_heads"] % given["num_key_value_heads"]:
+        problems.append("num_attention_heads is no multiple of num_key_value_heads")
+    if not problems and given["head_dim"] % 2:
+        problems.append(f"head_dim {given['head_dim']} is odd, and rotations are of pairs")
+    return problems
 
 
 def _unsupported(options: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with options that have one implemented value."""
+    """Return which options have a value that is not implemented."""
     return [
         f"{name} {options[name]!r:.60} is not supported, "
         + (f"only {' or '.join(map(repr, accepted))}" if accepted else "and must be left out")
@@ -276,73 +242,54 @@ def _unsupported(options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _head_dim(width: Any, heads: Any, given: Any) -> Any:
-    """Return the width of a head; an equal part of the residual stream if none is given."""
-    if given is not None:
-        return given
-    if not (_is_integer(heads, 1) and _is_integer(width, 1)) or width % heads:
-        raise ValueError(
-            f"hidden_size {width!r:.60} is no multiple of num_attention_heads {heads!r:.60}, and "
-            f"there is no head_dim"
-        )
-    return width // heads
-
-
 def _rope(given: Mapping[str, Any], problems: list[str]) -> tuple[Any, dict[str, Any] | None]:
     """Return the base and the scaling of the rotary frequencies; add to the problems."""
     parameters = given.get("rope_scaling") or given.get("rope_parameters") or {}
     if not isinstance(parameters, dict) or any(isinstance(v, dict) for v in parameters.values()):
         problems.append("rope_parameters must be one table for all layers")
-        return None, None
-    kind = str(parameters.get("rope_type", parameters.get("type", "default")))
-    theta = parameters.get("rope_theta", given["rope_theta"])
+        parameters = {}
     problems += _unsupported({"partial_rotary_factor": parameters.get("partial_rotary_factor")})
+    kind = str(parameters.get("rope_type", parameters.get("type", "default")))
     if kind not in _ROPE:
         problems.append(f"rope_type {kind!r:.60} is not supported; there are {', '.join(_ROPE)}")
-        return theta, None
-    longest = {"original_max_position_embeddings": given["max_position_embeddings"]}
-    outer = {name: given[name] for name in longest if name in given}  # goes before the inner value
-    scaling = {name: {**longest, **parameters, **outer}.get(name) for name in _ROPE[kind]}
-    problems += [
-        f"rope_type {kind} has {name} {value!r:.60}"
-        for name, value in scaling.items()
-        if not _is_positive(value)
-    ]
-    low, high = (scaling.get(f"{name}_freq_factor") for name in ("low", "high"))
-    if not problems and low and high and low >= high:
-        problems.append(f"low_freq_factor {low} must be below high_freq_factor {high}")
-    return theta, {"rope_type": kind, **scaling} if scaling else None
+    defaults = {"rope_theta": given["rope_theta"], _CONTEXT: given["max_position_embeddings"]}
+    outer = {_CONTEXT: given[_CONTEXT]} if _CONTEXT in given else {}  # goes before the inner value
+    numbers = {**defaults, **parameters, **outer}
+    found = {name: numbers.get(name) for name in ("rope_theta", *_ROPE.get(kind, ()))}
+    bad = [name for name, value in found.items() if not _is_positive(value)]
+    if not bad and kind == "llama3" and numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
+        bad = ["low_freq_factor"]
+    problems += [f"{name} of rope_type {kind} cannot be {found[name]!r:.60}" for name in bad]
+    theta = found.pop("rope_theta")
+    return theta, {"rope_type": kind, **found} if found else None
 
 
-def _rope_layers(architecture: str, given: Mapping[str, Any]) -> tuple[bool, ...]:
-    """Return which layers rotate queries and keys."""
-    count = given["num_hidden_layers"]
-    count = count if _is_integer(count, 1, _LARGEST["num_hidden_layers"]) else 0
-    listed, interval = given.get("no_rope_layers"), given.get("no_rope_layer_interval")
-    if architecture != "smollm3":
-        return (True,) * count
-    if listed is None:
-        if not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"no_rope_layer_interval is a positive integer, not {interval!r:.60}")
-        return tuple((i + 1) % interval != 0 for i in range(count))
-    if not isinstance(listed, list) or len(listed) < count or any(i not in (0, 1) for i in listed):
-        raise ValueError(f"no_rope_layers is a list of 0 or 1 for each of {count} layers")
-    return tuple(map(bool, listed[:count]))
-
-
-def _window(architecture: str, given: Mapping[str, Any]) -> Any:
-    """Return the window of attention, if there is a layer to which it applies."""
+def _layers(
+    architecture: str, given: Mapping[str, Any], problems: list[str]
+) -> tuple[tuple[bool, ...], int | None]:
+    """Return which layers rotate queries and keys, and the window, if a layer has one."""
+    count, listed = given["num_hidden_layers"], given.get("no_rope_layers")
+    rotated = (True,) * count
+    if architecture == "smollm3" and listed is None:
+        rotated = tuple((i + 1) % given["no_rope_layer_interval"] != 0 for i in range(count))
+    elif architecture == "smollm3":
+        rotated = tuple(bool(i) for i in listed[:count]) if isinstance(listed, list) else ()
+        if len(rotated) < count:
+            problems.append(f"no_rope_layers is no list of 0 or 1 for each of {count} layers")
     window, types = given.get("sliding_window"), given.get("layer_types")
     if architecture == "mistral":
-        return window
-    if architecture == "llama" or not given.get("use_sliding_window", False):
-        return None
-    if types is not None:
-        return window if "sliding_attention" in types else None
-    rotated = _rope_layers(architecture, given)
+        return rotated, window
+    if architecture == "llama" or not given["use_sliding_window"]:
+        window = None
+    slides = [i >= given["max_window_layers"] for i in range(count)]
     if architecture == "smollm3":
-        return None if all(rotated) else window
-    return None if _is_integer(given["max_window_layers"], len(rotated)) else window
+        slides = [not is_rotated for is_rotated in rotated]
+    if types is not None and architecture != "llama":
+        if not isinstance(types, list) or any(t not in _TYPES for t in types):
+            problems.append(f"layer_types {types!r:.100} are not all of {', '.join(_TYPES)}")
+            types = []
+        slides = [each == "sliding_attention" for each in types]
+    return rotated, window if any(slides) else None
 
 
 # ----------------------------------------------------------------------------------------------

@@ -16,9 +16,8 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,27 +55,6 @@ _ABSENT = (
 )
 """Options that change the result and are not implemented."""
 
-_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-"""The names of the parts of a layer, with transformers' names."""
-
-_OUTER = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-
 _FACTORS = "rope_freqs.weight"
 
 _PERMUTED = ("llama", "mistral", "smollm3")
@@ -91,16 +69,8 @@ _LLAMA3 = {
 """The numbers of Llama 3's scaling, of which a GGUF file only has the resulting factors."""
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a GGUF file.
-
-    Attributes:
-        type: the name of its type, as "Q4_K".
-        shape: its shape.
-        offset: the position of its first byte in the file.
-        row_bytes: the number of bytes of a row.
-    """
+class StoredTensor(NamedTuple):
+    """The type and shape of a tensor, where its bytes begin, and how many a row has."""
 
     type: str
     shape: tuple[int, ...]
@@ -114,14 +84,14 @@ class StoredTensor:
 
 
 class GGUFFile:
-    """The header of a GGUF file.
+    """The metadata and the table of tensors of a GGUF file.
 
     Args:
         path: the path of the file.
 
     Attributes:
         path: the path of the file.
-        metadata: the facts in the header.
+        metadata: the facts by their keys.
         tensors: the tensors by llama.cpp's names.
 
     Raises:
@@ -133,25 +103,46 @@ class GGUFFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
-        size = self.path.stat().st_size
         with open(self.path, "rb") as file:
             try:
-                self.metadata, self.tensors = _header(_Reader(file, size))
-            except (ValueError, OverflowError) as error:
+                self._read_header(_Reader(file, self.path.stat().st_size))
+            except (ValueError, KeyError, OverflowError) as error:
                 raise ValueError(f"{os.fspath(path)!r} is no GGUF file: {error!s:.200}") from None
+
+    def _read_header(self, reader: _Reader) -> None:
+        gguf, size = package("gguf"), reader.left
+        magic, version = reader.take(4), reader.number("I")
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError(f"it begins with {magic!r} and version {version}, not GGUF 2 or 3")
+        tensors, facts = reader.number("Q"), reader.number("Q")
+        self.metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(facts)}
+        self.tensors: dict[str, StoredTensor] = {}
+        for _ in range(tensors):
+            name = reader.text()
+            shape = tuple(reader.number("Q") for _ in range(reader.number("I")))[::-1]
+            kind, offset = gguf.GGMLQuantizationType(reader.number("I")), reader.number("Q")
+            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            if 0 in shape or not shape or shape[-1] % block or name in self.tensors:
+                raise ValueError(f"{name!r:.100} is there twice, or cannot have the shape {shape}")
+            row_bytes = shape[-1] // block * block_bytes
+            self.tensors[name] = StoredTensor(kind.name, shape, offset, row_bytes)
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"its general.alignment is {alignment!r:.60}")
+        begin = -(-(size - reader.left) // alignment) * alignment
         for name, tensor in self.tensors.items():
-            if tensor.offset + tensor.nbytes > size:
-                raise ValueError(f"{os.fspath(path)!r} ends inside of {name}; fetch it again")
+            self.tensors[name] = tensor._replace(offset=begin + tensor.offset)
+            if begin + tensor.offset + tensor.nbytes > size:
+                raise ValueError(f"it ends inside of {name}; fetch it again")
 
     def read(self, name: str) -> NDArray[Any]:
-        """Read a tensor as it is stored if its type is of numpy or bfloat16, else as float32.
+        """Read a tensor: as it is stored if that is a plain float, else converted to float32.
 
         Raises:
             ValueError: if the file has been cut short meanwhile.
         """
         tensor, gguf = self.tensors[name], package("gguf")
-        kind = gguf.GGMLQuantizationType[tensor.type]
-        plain = _PLAIN.get(tensor.type)
+        kind, plain = gguf.GGMLQuantizationType[tensor.type], _PLAIN.get(tensor.type)
         dtype = package("ml_dtypes").bfloat16 if plain == "bfloat16" else plain or "float32"
         out = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), dtype)
         with open(self.path, "rb") as file:
@@ -165,73 +156,33 @@ class GGUFFile:
 
 
 class _Reader:
-    """Reads the numbers, strings and arrays of a header, and never beyond the end of the file."""
+    """Reads a header value by value, and never beyond the end of the file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.left = file, size
 
     def take(self, count: int) -> bytes:
-        """Return the next bytes."""
         self.left -= count
         if self.left < 0:
             raise ValueError("it ends inside of its header; fetch it again")
         return self.file.read(count)
 
     def number(self, code: str) -> Any:
-        """Return the next number, of a code of `struct`."""
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def text(self) -> str:
-        """Return the next string, which is preceded by its length."""
         return self.take(self.number("Q")).decode()
 
-    def value(self) -> Any:
-        """Return the next value of metadata, which is preceded by its type."""
-        kind = self.number("I")
+    def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.text()
-        if kind != _ARRAY:
-            return self.number(_code(kind))
-        kind, count = self.number("I"), self.number("Q")
-        if kind == _STRING:
-            return [self.text() for _ in range(count)]
-        code = _code(kind)
-        return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
-
-
-def _code(kind: int) -> str:
-    if kind not in _CODES:
-        raise ValueError(f"its metadata has a value of the unknown type {kind}")
-    return _CODES[kind]
-
-
-def _header(reader: _Reader) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
-    """Read metadata and the table of tensors."""
-    gguf, size = package("gguf"), reader.left
-    magic, version = reader.take(4), reader.number("I")
-    if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError(f"it begins with {magic!r} and version {version}, not GGUF 2 or 3")
-    count, facts = reader.number("Q"), reader.number("Q")
-    metadata = {reader.text(): reader.value() for _ in range(facts)}
-    tensors: dict[str, StoredTensor] = {}
-    for _ in range(count):
-        name = reader.text()
-        sizes = [reader.number("Q") for _ in range(reader.number("I"))]
-        kind, offset = reader.number("I"), reader.number("Q")
-        stored = gguf.GGMLQuantizationType(kind)
-        block, block_bytes = gguf.GGML_QUANT_SIZES[stored]
-        if name in tensors or not sizes or 0 in sizes or sizes[0] % block:
-            raise ValueError(f"its tensor {name!r:.100} is there twice, or has an impossible shape")
-        row_bytes = sizes[0] // block * block_bytes
-        tensors[name] = StoredTensor(stored.name, tuple(sizes[::-1]), offset, row_bytes)
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise ValueError(f"its general.alignment is {alignment!r:.60}")
-    begin = -(-(size - reader.left) // alignment) * alignment
-    return metadata, {
-        name: StoredTensor(t.type, t.shape, begin + t.offset, t.row_bytes)
-        for name, t in tensors.items()
-    }
+        if kind == _ARRAY:
+            kind, count = self.number("I"), self.number("Q")
+            if kind == _STRING:
+                return [self.text() for _ in range(count)]
+            code = _CODES[kind]
+            return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
+        return self.number(_CODES[kind])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -331,32 +282,24 @@ def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[
         ValueError: if tensors are missing, unexpected, mis-shaped or of a type that cannot be
             read, or the file has been cut short.
     """
-    gguf = package("gguf")
-    names = {name: _name(name) for name in file.tensors if name != _FACTORS}
-    shapes = {new: file.tensors[name].shape for name, new in names.items()}
-    check_shapes(repr(os.fspath(file.path)), shapes, expected_shapes(config))
+    gguf, where = package("gguf"), repr(os.fspath(file.path))
+    wanted = expected_shapes(config)
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)  # has all
+    known = {table.get_name(name, (".weight", ".bias")): name for name in wanted}
+    names = {name: known.get(name, name) for name in file.tensors if name != _FACTORS}
+    check_shapes(where, {new: file.tensors[name].shape for name, new in names.items()}, wanted)
     for kind, name in {file.tensors[name].type: name for name in names}.items():
         stored = gguf.GGMLQuantizationType[kind]
-        try:  # on a block of zeros
+        try:
             gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[stored][1], np.uint8), stored)
         except NotImplementedError:
             raise ValueError(
-                f"{name} of {os.fspath(file.path)!r} is of type {kind}, which the gguf package "
-                f"cannot convert to floats; take a file of another quantisation"
+                f"{name} of {where} is of type {kind}, which the gguf package cannot convert to "
+                f"floats; take a file of another quantisation"
             ) from None
     for name, new in names.items():
         array = file.read(name)
-        if config.architecture in _PERMUTED and name.split(".")[2:3] in (["attn_q"], ["attn_k"]):
+        if config.architecture in _PERMUTED and ("q_proj" in new or "k_proj" in new):
             pairs = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
             array = pairs.swapaxes(1, 2).reshape(array.shape)
         yield new, array
-
-
-def _name(name: str) -> str:
-    """Return transformers' name of a tensor; an unknown one is left as it is."""
-    if name in _OUTER:
-        return _OUTER[name]
-    parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _NAMES:
-        return f"model.layers.{parts[1]}.{_NAMES[parts[2]]}.{parts[3]}"
-    return name

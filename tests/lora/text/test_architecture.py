@@ -21,17 +21,33 @@ def read(architecture="llama", **overrides):
     return config_from_json(config_of(architecture, **overrides))
 
 
+def without(architecture, *names, **overrides):
+    config = config_of(architecture, **overrides)
+    return config_from_json({key: v for key, v in config.items() if key not in names})
+
+
 def test_keys_that_are_missing_have_the_defaults_of_transformers():
-    found = config_from_json({"architectures": ["MistralForCausalLM"]})
-    assert (found.hidden_size, found.num_key_value_heads, found.head_dim) == (4096, 8, 128)
-    assert (found.sliding_window, found.eos_token_ids, found.bos_token_id) == (4096, (2,), 1)
-    assert config_from_json({"model_type": "llama"}).num_key_value_heads == 32
-    assert config_from_json({"model_type": "llama", "vocab_size": 2}).eos_token_ids == ()
-    assert config_from_json({"model_type": "qwen3", "hidden_size": 1024}).head_dim == 128
-    smollm3 = config_from_json({"model_type": "smollm3"})
+    groups = ("num_key_value_heads", "head_dim")
+    found = without("mistral", *groups, "eos_token_id", num_attention_heads=16)
+    assert (found.num_key_value_heads, found.head_dim) == (8, 2)
+    assert (found.sliding_window, found.eos_token_ids) == (4096, (2,))
+    assert without("llama", "bos_token_id", *groups).bos_token_id == 1
+    assert without("llama", *groups).num_key_value_heads == 4
+    assert without("llama", "eos_token_id", vocab_size=2).eos_token_ids == ()
+    assert without("qwen3", "head_dim").head_dim == 128
+    smollm3 = without(
+        *("smollm3", "tie_word_embeddings", "rope_theta", "no_rope_layer_interval"),
+        num_hidden_layers=36,
+    )
     assert smollm3.tie_word_embeddings
     assert smollm3.rope_layers == (True, True, True, False) * 9
     assert smollm3.rope_theta == 2e6
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "max_position_embeddings"])
+def test_sizes_have_no_defaults(name):
+    with pytest.raises(ValueError, match=f"{name} cannot be None"):
+        without("llama", name)
 
 
 def test_null_is_not_the_same_as_missing():
