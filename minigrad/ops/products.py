@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -213,13 +214,29 @@ lora_linear.joint_vjp(
 # --------------------------------------------------------------------------------------------------
 
 
-def _nf4_linear_cost(weight: kernels.nf4.NF4Matrix, bias: Array, out: Array) -> int:
-    """The FLOPs of the product, and one for each element of W: its level times an absmax."""
-    d_out, d_in = weight.shape
-    return (2 * d_in + (bias is not None)) * int(out.size) + d_out * d_in
+def _narrow_linear(
+    kind: type[kernels.narrow.NarrowMatrix], x: Array, weight: Any, bias: Array
+) -> Array:
+    """Compute x W^T + b after checking that W is a matrix of this kind."""
+    kernels.narrow.check_kind("", weight, kind)
+    x = np.asarray(x)
+    check_linear(x, weight, bias)
+    out = weight.T.matmul(as_rows(x))
+    if bias is not None:
+        out += bias
+    return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-@op(cost=_nf4_linear_cost, shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]), product=True)
+def _narrow_linear_cost(weight: kernels.narrow.NarrowMatrix, bias: Array, out: Array) -> int:
+    return (2 * weight.shape[1] + (bias is not None)) * int(out.size)
+
+
+@op(
+    # One more for each element of W: its level times an absmax.
+    cost=lambda weight, bias, out: _narrow_linear_cost(weight, bias, out) + weight.size,
+    shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]),
+    product=True,
+)
 def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> Array:
     """x W^T + b with W in four bits per element: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
 
@@ -235,18 +252,36 @@ def nf4_linear(x: Array, weight: kernels.nf4.NF4Matrix, bias: Array = None) -> A
         TypeError: if the weight is no NF4Matrix.
         ValueError: if the sizes do not match.
     """
-    if not isinstance(weight, kernels.nf4.NF4Matrix):
-        raise TypeError(
-            f"the weight is an NF4Matrix, not {type(weight).__name__}; "
-            f"NF4Matrix.of(array) makes one, and for a weight of floats there is linear"
-        )
-    x = np.asarray(x)
-    check_linear(x, weight, bias)
-    out = weight.T.matmul(as_rows(x))
-    if bias is not None:
-        out += bias
-    return out.reshape(*x.shape[:-1], weight.shape[0])
+    return _narrow_linear(kernels.nf4.NF4Matrix, x, weight, bias)
 
 
 nf4_linear.vjp("x", lambda g, weight: nf4_linear(g, weight.T))
 nf4_linear.vjp("bias", lambda g: g)
+
+
+@op(
+    cost=_narrow_linear_cost,
+    shape=lambda x, weight: (*x.shape[:-1], weight.shape[0]),
+    product=True,
+)
+def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Array = None) -> Array:
+    """x W^T + b with W in bfloat16: `(..., d_in)`, `(d_out,)` -> `(..., d_out)`.
+
+    W is frozen. Its elements are widened to the dtype of x while they are read, strip by strip,
+    forward and backward (dx = g W): only x is of higher precision, and no sum is rounded to
+    bfloat16.
+
+    Args:
+        x: `(..., d_in)`; the result has its dtype.
+        weight: W, `(d_out, d_in)`; `kernels.bfloat16.BFloat16Matrix.of(array)` makes one.
+        bias: b, `(d_out,)`, or None.
+
+    Raises:
+        TypeError: if the weight is no BFloat16Matrix.
+        ValueError: if the sizes do not match.
+    """
+    return _narrow_linear(kernels.bfloat16.BFloat16Matrix, x, weight, bias)
+
+
+bfloat16_linear.vjp("x", lambda g, weight: bfloat16_linear(g, weight.T))
+bfloat16_linear.vjp("bias", lambda g: g)
