@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from minigrad import kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Parameter
+from minigrad.ops.products import stored_linear
 from minigrad.readonly import hold, release
 
 Array = NDArray[Any]
@@ -158,7 +159,7 @@ class NarrowFrozenMatrix(FrozenMatrix):
 
     def product(self, x: Tensor) -> Tensor:
         """Compute x W^T."""
-        return narrow_linear(x, self.matrix)
+        return stored_linear(x, self.matrix)
 
     def project(self, a: Array) -> Array:
         """Compute W A^T."""
@@ -173,12 +174,6 @@ class NarrowFrozenMatrix(FrozenMatrix):
         if self._known is None:
             self._known = self.squares()
         return self._known
-
-
-def narrow_linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
-    """Compute x W^T + b with a W in few bits, by the op for its format."""
-    op = ops.nf4_linear if weight.format == "nf4" else ops.bfloat16_linear
-    return op(x, weight, bias)
 
 
 class TrainedCopy(Parameter):

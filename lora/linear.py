@@ -20,12 +20,13 @@ import numpy as np
 
 from lora.adapted_layer import AdaptedLayer
 from lora.adapter import DEFAULT, Adapter, joined
-from lora.frozen import DenseMatrix, FrozenMatrix, NarrowFrozenMatrix, narrow_linear
+from lora.frozen import DenseMatrix, FrozenMatrix, NarrowFrozenMatrix
 from lora.scaling import LoRAScaling, check_rank_and_alpha, check_size
 from lora.variants.narrow import NarrowLinear
 from minigrad import functional, kernels, ops
 from minigrad.core.tensor import Tensor
 from minigrad.nn import Linear, Parameter
+from minigrad.ops.products import stored_linear
 
 
 class LoRALayer(AdaptedLayer):
@@ -143,7 +144,7 @@ class LoRALayer(AdaptedLayer):
         """Compute x W^T + b."""
         if isinstance(weight, Tensor):
             return ops.linear(x, weight.detach(), bias)
-        return narrow_linear(x, weight, bias)
+        return stored_linear(x, weight, bias)
 
     def product(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Compute x M^T."""

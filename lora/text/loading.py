@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lora.text import folder, gguf_file
 from lora.text.architecture import ModelConfig, expected_shapes
 from lora.text.model import LanguageModel
 from lora.text.tokenization import Tokenizer
-from minigrad.nn import init
+from lora.variants.narrow import BFloat16Embedding, BFloat16Linear, NF4Linear
+from minigrad import kernels
+from minigrad.nn import Embedding, Linear, Module, init
 from minigrad.progress import progress_bar
+from minigrad.tables import in_bytes
 
 __all__ = ["DTYPES", "load_model", "tokenizer"]
 
-DTYPES = ("float32",)
-"""The dtypes in which weights may be in memory."""
+HEAD = "lm_head"
+
+DTYPES = ("float32", "bfloat16", "nf4")
+"""The forms in which matrices may be in memory; vectors are in float32."""
 
 
 def load_model(
@@ -26,8 +35,9 @@ def load_model(
 
     Args:
         path: a Hugging Face folder, or a GGUF file.
-        dtype: the dtype of the weights in memory; None for the stored one where that is bfloat16,
-            and float32 for others.
+        dtype: how its matrices are in memory, one of `DTYPES`; None for bfloat16 where they are
+            stored in it, and else float32. With "nf4" the table of the embeddings and the head are
+            in bfloat16.
         progress: show a progress bar if it takes long.
 
     Raises:
@@ -40,17 +50,50 @@ def load_model(
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, or None, not {dtype!r}")
     source, config = open_model(path)
     module: Any = gguf_file if isinstance(source, gguf_file.GGUFFile) else folder
+    form = dtype or ("bfloat16" if config.stored_dtype == "bfloat16" else "float32")
+    shapes = expected_shapes(config)
+    check_memory(shapes, form)
     with init.skipped():
         model = LanguageModel(config)
     model.freeze()
-    parameters = dict(model.named_parameters())
-    shapes = expected_shapes(config)
+    modules = dict(model.named_modules())
     arrays = module.weights(source, config)
     for name, array in progress_bar(
         arrays, what="reading", unit="tensor", shown=progress, total=len(shapes)
     ):
-        parameters[name].data[...] = array  # also from bfloat16
+        path, _, part = name.rpartition(".")
+        if array.ndim == 1 or form == "float32":
+            getattr(modules[path], part).data[...] = array  # also from bfloat16
+        else:
+            parent, _, child = path.rpartition(".")
+            setattr(modules[parent], child, narrow(modules[path], path, array, form))
     return model.eval()
+
+
+def narrow(layer: Module, name: str, weight: Any, form: str) -> Module:
+    """Return a layer that stores its matrix in few bits, instead of one in float32."""
+    if isinstance(layer, Embedding):
+        return BFloat16Embedding(kernels.bfloat16.BFloat16Matrix.of(weight))
+    assert isinstance(layer, Linear)
+    if form == "bfloat16" or name == HEAD:
+        return BFloat16Linear(kernels.bfloat16.BFloat16Matrix.of(weight), layer.bias)
+    wide = weight.astype(np.float32, copy=False)
+    return NF4Linear(kernels.nf4.NF4Matrix.of(wide), layer.bias)
+
+
+def check_memory(shapes: Mapping[str, tuple[int, ...]], form: str) -> None:
+    """Raise a MemoryError if weights of these shapes do not fit into the memory of this machine."""
+    bits = {"float32": 32, "bfloat16": 16, "nf4": 4.2}
+    needed = sum(
+        math.prod(shape) * (32 if len(shape) == 1 else bits[form]) / 8 for shape in shapes.values()
+    )
+    there = kernels.physical_memory()
+    if there is not None and needed > there:
+        smaller = "" if form == "nf4" else '; dtype="nf4" takes an eighth of float32'
+        raise MemoryError(
+            f"the weights take {in_bytes(int(needed))} in {form}, and this machine has "
+            f"{in_bytes(there)} of memory{smaller}"
+        )
 
 
 def tokenizer(path: str | os.PathLike[str]) -> Tokenizer:

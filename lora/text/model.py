@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import lora
 import minigrad as mg
 from lora.text.architecture import ModelConfig
 from minigrad import Tensor
 from minigrad.nn import Embedding, GatedMLP, KVCache, Linear, Module, RMSNorm
+from minigrad.ops.products import stored_linear
 
 Ids = NDArray[np.integer[Any]]
 Rotation = tuple[NDArray[Any], NDArray[Any]]
@@ -66,7 +68,7 @@ class LanguageModel(Module):
     def head(self, x: Tensor) -> Tensor:
         """Return x W^T, the logits that belong to the last vectors of the model."""
         if self.lm_head is None:
-            return mg.linear(x, self.model.embed_tokens.weight)
+            return stored_linear(x, self.model.embed_tokens.weight)
         return self.lm_head(x)  # type: ignore[no-any-return]
 
     def next_logits(self, ids: Ids, caches: Sequence[KVCache]) -> NDArray[Any]:
@@ -88,11 +90,11 @@ class LanguageModel(Module):
         rows = np.flatnonzero(counted[:, 1:])
         x = x.reshape(-1, self.config.hidden_size)[rows]
         target = ids[:, 1:].reshape(-1)[rows]
-        if self.lm_head is None or type(self.lm_head) is Linear:
+        if isinstance(self.lm_head, lora.LoRALayer):
+            total = mg.cross_entropy(self.lm_head(x), target, "sum")
+        else:
             layer = self.model.embed_tokens if self.lm_head is None else self.lm_head
             total = mg.linear_cross_entropy(x, layer.weight, target, "sum")
-        else:  # the head has an adapter
-            total = mg.cross_entropy(self.lm_head(x), target, "sum")
         return total / max(len(rows), 1), len(rows)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:

@@ -17,7 +17,7 @@ from minigrad.functional.composition import composition
 from minigrad.functional.indexing import check_below
 from minigrad.functional.statistics import mean
 from minigrad.ops import abs, clip, getitem, linear, log_softmax, reshape, softplus, sum, where
-from minigrad.ops.products import as_rows, check_linear
+from minigrad.ops.products import as_rows, check_linear, stored_linear
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -142,7 +142,7 @@ def cross_entropy(
 @composition
 def linear_cross_entropy(
     x: Array,
-    weight: Array,
+    weight: Any,
     target: Array,
     reduction: Reduction = "mean",
     *,
@@ -159,7 +159,7 @@ def linear_cross_entropy(
 
     Args:
         x: `(..., d)`.
-        weight: W, `(classes, d)`.
+        weight: W, `(classes, d)`; also one in few bits, as `bfloat16_linear` takes it.
         target: the integer class of each vector of x, `(...)`.
         reduction: "mean", "sum" or "none".
         ignore_index: targets of this value have no loss, and do not count in the mean.
@@ -175,6 +175,8 @@ def linear_cross_entropy(
     check_reduction(reduction)
     check_probability("label_smoothing", label_smoothing)
     check_positive("chunk", chunk)
+    if isinstance(weight, (list, tuple)):  # not annotated as Array, since it may be in few bits
+        weight = as_array(weight, x.dtype)
     check_linear(x, weight, None)
     if target.shape != x.shape[:-1]:
         raise ValueError(
@@ -183,11 +185,16 @@ def linear_cross_entropy(
     rows, labels, smoothing = as_rows(x), as_array(target).reshape(-1), float(label_smoothing)
     usable = None
     trained = is_grad_enabled() and isinstance(weight, Tensor) and weight.requires_grad
-    if not trained and x.size and x.dtype in _FLOATS and weight.dtype == x.dtype:
-        usable = _usable(labels, len(weight), ignore_index, None, x.dtype, reduction)
+    if (
+        not trained
+        and x.size
+        and x.dtype in _FLOATS
+        and getattr(weight, "dtype", x.dtype) == x.dtype
+    ):
+        usable = _usable(labels, weight.shape[0], ignore_index, None, x.dtype, reduction)
     if usable is None:
         options: Any = {"ignore_index": ignore_index, "label_smoothing": smoothing}
-        losses = cross_entropy(linear(rows, weight), labels, reduction, **options)
+        losses = cross_entropy(stored_linear(rows, weight), labels, reduction, **options)
     else:
         differentiated = is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad
         labels, counts, divisor = usable
@@ -437,7 +444,7 @@ def _label_loss_logits(
 
 def _linear_label_loss(
     x: Array,
-    weight: Array,
+    weight: Any,
     labels: Array,
     weights: Array,
     smoothing: float,
@@ -445,13 +452,13 @@ def _linear_label_loss(
     chunk: int,
     differentiated: bool,
 ) -> Any:
-    return label_loss(linear(x, weight), labels, weights, smoothing, divisor)
+    return label_loss(stored_linear(x, weight), labels, weights, smoothing, divisor)
 
 
 @op(composition=_linear_label_loss, replayed=True, returns_residuals=True, fresh=("weights",))
 def linear_label_loss(
     x: Array,
-    weight: Array,
+    weight: Any,
     labels: Array,
     weights: Array,
     smoothing: float,
@@ -469,7 +476,7 @@ def linear_label_loss(
     gradient = np.zeros(x.shape, x.dtype) if differentiated else None
     for start in range(0, len(counted), chunk):
         rows = counted[start : start + chunk]
-        logits, own, counts = kernels.gemm.matmul(x[rows], weight.T), labels[rows], weights[rows]
+        logits, own, counts = stored_linear(x[rows], weight), labels[rows], weights[rows]
         losses[rows], sums = kernels.losses.cross_entropy(logits, own, counts, smoothing)
         if gradient is None:
             continue
@@ -479,11 +486,11 @@ def linear_label_loss(
             logits[at] = kernels.losses.cross_entropy_gradient(
                 g[at], logits[at], own[at], counts[at], smoothing, sums[at]
             )
-        gradient[rows] = kernels.gemm.matmul(logits, weight)
+        gradient[rows] = stored_linear(logits, weight.T)
     return (losses if divisor is None else np.add.reduce(losses) / divisor), gradient
 
 
-@linear_label_loss.vjp("x", cost=lambda x, weight: (2 * x.shape[1] + 4) * len(x) * len(weight))
+@linear_label_loss.vjp("x", cost=lambda x, weight: (2 * x.shape[1] + 4) * len(x) * weight.shape[0])
 def _linear_label_loss_x(g: Array, divisor: float | None, residuals: Array) -> Array:
     return residuals * (g[:, None] if divisor is None else g)
 

@@ -97,6 +97,15 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def physical_memory() -> int | None:
+    """Return the bytes of memory of this machine, or None if the system does not say."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # such as Windows
+        return None
+    return memory if memory > 0 else None
+
+
 def _has_glibc() -> bool:
     return "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from minigrad import kernels
 from minigrad.core.op import op
-from minigrad.core.tensor import Array
+from minigrad.core.tensor import Array, Tensor
 from minigrad.ops.shape import reshape, transpose
 
 
@@ -285,3 +285,10 @@ def bfloat16_linear(x: Array, weight: kernels.bfloat16.BFloat16Matrix, bias: Arr
 
 bfloat16_linear.vjp("x", lambda g, weight: bfloat16_linear(g, weight.T))
 bfloat16_linear.vjp("bias", lambda g: g)
+
+
+def stored_linear(x: Array, weight: Any, bias: Array = None) -> Array:
+    """x W^T + b, by the op for the form in which W is stored: floats, NF4 or bfloat16."""
+    if isinstance(weight, (Tensor, np.ndarray)):
+        return linear(x, weight, bias)
+    return (nf4_linear if weight.format == "nf4" else bfloat16_linear)(x, weight, bias)

@@ -25,6 +25,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from minigrad.checks import check_count
+from minigrad.kernels import physical_memory
 from minigrad.kernels.gemm import products
 from minigrad.kernels.gemm.dispatch import PRODUCTS
 from minigrad.kernels.gemm.dispatch import SECONDS as SECONDS_OF_MULTIPLY_ADD
@@ -52,11 +53,8 @@ def limit() -> int:
     """Return the bytes that all panels may take; what would exceed it is packed each time."""
     if _limit is not None:
         return _limit
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return MOST  # a system that does not know, such as Windows
-    return min(MOST, memory // 4) if memory > 0 else MOST
+    memory = physical_memory()
+    return MOST if memory is None else min(MOST, memory // 4)
 
 
 def set_limit(size: int | None) -> None:
