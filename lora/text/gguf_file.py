@@ -1,0 +1,362 @@
+"""A language model in one GGUF file: its metadata, configuration, and weights one at a time.
+
+GGUF is the format of llama.cpp: a header with metadata and the name, shape, type and offset of each
+tensor, and then their bytes. The header is read here, since the reader of the gguf package takes
+seconds for a vocabulary, and never ends on some broken files. That package converts weights of few
+bits to float32, some rows at a time. Weights of float32, float16 and bfloat16 are read as they are.
+
+For models of Llama's kind llama.cpp rotates neighbours, where transformers rotates the two halves
+of a head; so the rows of their query and key projections are put back into transformers' order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora.frozen import strips
+from lora.text.architecture import (
+    CLASSES,
+    ModelConfig,
+    check_shapes,
+    config_from_json,
+    expected_shapes,
+)
+from lora.text.packages import package
+from minigrad.checks import check_problems
+
+_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""The types of numbers in metadata, as codes of `struct`."""
+
+_STRING, _ARRAY = 8, 9
+
+_CONFIG = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+"""The keys of metadata that a model must have, by those of `config.json`."""
+
+_ABSENT = (
+    *("expert_count", "logit_scale", "residual_scale", "embedding_scale", "attention.scale"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"),
+    *("attention.max_alibi_bias", "rope.scaling.attn_factor"),
+)
+"""Options that change the result and are not implemented."""
+
+_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""The names of the parts of a layer, with transformers' names."""
+
+_OUTER = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+_FACTORS = "rope_freqs.weight"
+
+_PERMUTED = ("llama", "mistral", "smollm3")
+"""The architectures whose rows of queries and keys llama.cpp orders otherwise."""
+
+_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_LLAMA3 = {
+    **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 8192,
+}
+"""The numbers of Llama 3's scaling, of which a GGUF file only has the resulting factors."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a GGUF file.
+
+    Attributes:
+        type: the name of its type, as "Q4_K".
+        shape: its shape.
+        offset: the position of its first byte in the file.
+        row_bytes: the number of bytes of a row.
+    """
+
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    row_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes in the file."""
+        return math.prod(self.shape[:-1]) * self.row_bytes
+
+
+class GGUFFile:
+    """The header of a GGUF file.
+
+    Args:
+        path: the path of the file.
+
+    Attributes:
+        path: the path of the file.
+        metadata: the facts in the header.
+        tensors: the tensors by llama.cpp's names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no GGUF file, is cut short, or has a tensor of an unknown type.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no file {os.fspath(path)!r}")
+        size = self.path.stat().st_size
+        with open(self.path, "rb") as file:
+            try:
+                self.metadata, self.tensors = _header(_Reader(file, size))
+            except (ValueError, OverflowError) as error:
+                raise ValueError(f"{os.fspath(path)!r} is no GGUF file: {error!s:.200}") from None
+        for name, tensor in self.tensors.items():
+            if tensor.offset + tensor.nbytes > size:
+                raise ValueError(f"{os.fspath(path)!r} ends inside of {name}; fetch it again")
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read a tensor as it is stored if its type is of numpy or bfloat16, else as float32.
+
+        Raises:
+            ValueError: if the file has been cut short meanwhile.
+        """
+        tensor, gguf = self.tensors[name], package("gguf")
+        kind = gguf.GGMLQuantizationType[tensor.type]
+        plain = _PLAIN.get(tensor.type)
+        dtype = package("ml_dtypes").bfloat16 if plain == "bfloat16" else plain or "float32"
+        out = np.empty((math.prod(tensor.shape[:-1]), tensor.shape[-1]), dtype)
+        with open(self.path, "rb") as file:
+            file.seek(tensor.offset)
+            for rows in strips(out.shape):
+                part = np.empty((rows.stop - rows.start, tensor.row_bytes), np.uint8)
+                if file.readinto(part.reshape(-1).data) < part.nbytes:
+                    raise ValueError(f"{os.fspath(self.path)!r} ends inside of {name}")
+                out[rows] = part.view(dtype) if plain else gguf.dequantize(part, kind)
+        return out.reshape(tensor.shape)
+
+
+class _Reader:
+    """Reads the numbers, strings and arrays of a header, and never beyond the end of the file."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.left = file, size
+
+    def take(self, count: int) -> bytes:
+        """Return the next bytes."""
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("it ends inside of its header; fetch it again")
+        return self.file.read(count)
+
+    def number(self, code: str) -> Any:
+        """Return the next number, of a code of `struct`."""
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def text(self) -> str:
+        """Return the next string, which is preceded by its length."""
+        return self.take(self.number("Q")).decode()
+
+    def value(self) -> Any:
+        """Return the next value of metadata, which is preceded by its type."""
+        kind = self.number("I")
+        if kind == _STRING:
+            return self.text()
+        if kind != _ARRAY:
+            return self.number(_code(kind))
+        kind, count = self.number("I"), self.number("Q")
+        if kind == _STRING:
+            return [self.text() for _ in range(count)]
+        code = _code(kind)
+        return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
+
+
+def _code(kind: int) -> str:
+    if kind not in _CODES:
+        raise ValueError(f"its metadata has a value of the unknown type {kind}")
+    return _CODES[kind]
+
+
+def _header(reader: _Reader) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    """Read metadata and the table of tensors."""
+    gguf, size = package("gguf"), reader.left
+    magic, version = reader.take(4), reader.number("I")
+    if magic != b"GGUF" or version not in (2, 3):
+        raise ValueError(f"it begins with {magic!r} and version {version}, not GGUF 2 or 3")
+    count, facts = reader.number("Q"), reader.number("Q")
+    metadata = {reader.text(): reader.value() for _ in range(facts)}
+    tensors: dict[str, StoredTensor] = {}
+    for _ in range(count):
+        name = reader.text()
+        sizes = [reader.number("Q") for _ in range(reader.number("I"))]
+        kind, offset = reader.number("I"), reader.number("Q")
+        stored = gguf.GGMLQuantizationType(kind)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[stored]
+        if name in tensors or not sizes or 0 in sizes or sizes[0] % block:
+            raise ValueError(f"its tensor {name!r:.100} is there twice, or has an impossible shape")
+        row_bytes = sizes[0] // block * block_bytes
+        tensors[name] = StoredTensor(stored.name, tuple(sizes[::-1]), offset, row_bytes)
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"its general.alignment is {alignment!r:.60}")
+    begin = -(-(size - reader.left) // alignment) * alignment
+    return metadata, {
+        name: StoredTensor(t.type, t.shape, begin + t.offset, t.row_bytes)
+        for name, t in tensors.items()
+    }
+
+
+# ----------------------------------------------------------------------------------------------
+# The model
+# ----------------------------------------------------------------------------------------------
+
+
+def config_json(file: GGUFFile) -> dict[str, Any]:
+    """Return what the `config.json` of the model in a file would say.
+
+    Raises:
+        ValueError: if the model is not supported, or the metadata are wrong.
+    """
+    metadata = file.metadata
+    architecture = metadata.get("general.architecture")
+    if architecture not in CLASSES:
+        raise ValueError(
+            f"the architecture {architecture!r:.60} of {os.fspath(file.path)!r} is not supported; "
+            f"there are {', '.join(CLASSES)}"
+        )
+
+    def value(key: str) -> Any:
+        found = metadata.get(f"{architecture}.{key}")
+        # Numbers of float32 were decimal before: 1e-5 and not 9.999999747378752e-06.
+        return float(str(np.float32(found))) if isinstance(found, float) else found
+
+    scaling, width = value("rope.scaling.type"), value("attention.key_length")
+    window, names = value("attention.sliding_window"), file.tensors
+    kind = "mistral" if architecture == "llama" and window else architecture
+    rope = {"rope_type": "default", "rope_theta": value("rope.freq_base") or 10000.0}
+    if scaling == "linear":
+        rope |= {"rope_type": "linear", "factor": value("rope.scaling.factor")}
+    ends = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    found = {
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
+        **{name: value(key) for name, key in _CONFIG.items()},
+        "vocab_size": value("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
+        "num_key_value_heads": value("attention.head_count_kv"),
+        "head_dim": width,
+        "tie_word_embeddings": "output.weight" not in names,
+        "attention_bias": "blk.0.attn_q.bias" in names,
+        "mlp_bias": "blk.0.ffn_up.bias" in names,
+        "sliding_window": window,
+        **({"use_sliding_window": True, "max_window_layers": 0} if window else {}),
+        "rope_parameters": rope,
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": sorted({metadata[key] for key in ends if key in metadata}),
+    }
+    problems = [f"{architecture}.{key} {value(key)!r:.60}" for key in _ABSENT if value(key)]
+    problems += [f"no {architecture}.{key}" for key in _CONFIG.values() if value(key) is None]
+    if scaling not in (None, "none", "linear"):
+        problems.append(f"{architecture}.rope.scaling.type {scaling!r:.60}")
+    check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
+    config = config_from_json(found)
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        if value(key) not in (None, config.head_dim):
+            problems.append(f"{architecture}.{key} {value(key)!r:.60}, not {config.head_dim}")
+    if _FACTORS in names:
+        factors = file.read(_FACTORS).reshape(-1)
+        rope |= {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
+        if not np.allclose(factors, _llama3_factors(rope, config.head_dim), 1e-4):
+            problems.append(f"{_FACTORS} that are not those of Llama 3's scaling")
+    check_problems(f"{os.fspath(file.path)!r} is not supported, since it has", problems)
+    return found
+
+
+def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[np.float64]:
+    """Return the numbers by which Llama 3's scaling divides the rotary frequencies."""
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    frequencies = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
+    turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    factors: NDArray[np.float64] = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return factors
+
+
+def read_config(file: GGUFFile) -> ModelConfig:
+    """Return the configuration of the model in a file.
+
+    Raises:
+        ValueError: if the model is not supported, or the metadata are wrong.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        sizes[_PLAIN.get(tensor.type, "float32")] += tensor.nbytes
+    stored = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    return config_from_json(config_json(file), stored_dtype=stored)
+
+
+def weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the name that transformers gives a parameter, and its values, for each in the file.
+
+    Before the first one, names, shapes and types are checked.
+
+    Raises:
+        ValueError: if tensors are missing, unexpected, mis-shaped or of a type that cannot be
+            read, or the file has been cut short.
+    """
+    gguf = package("gguf")
+    names = {name: _name(name) for name in file.tensors if name != _FACTORS}
+    shapes = {new: file.tensors[name].shape for name, new in names.items()}
+    check_shapes(repr(os.fspath(file.path)), shapes, expected_shapes(config))
+    for kind, name in {file.tensors[name].type: name for name in names}.items():
+        stored = gguf.GGMLQuantizationType[kind]
+        try:  # on a block of zeros
+            gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[stored][1], np.uint8), stored)
+        except NotImplementedError:
+            raise ValueError(
+                f"{name} of {os.fspath(file.path)!r} is of type {kind}, which the gguf package "
+                f"cannot convert to floats; take a file of another quantisation"
+            ) from None
+    for name, new in names.items():
+        array = file.read(name)
+        if config.architecture in _PERMUTED and name.split(".")[2:3] in (["attn_q"], ["attn_k"]):
+            pairs = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
+            array = pairs.swapaxes(1, 2).reshape(array.shape)
+        yield new, array
+
+
+def _name(name: str) -> str:
+    """Return transformers' name of a tensor; an unknown one is left as it is."""
+    if name in _OUTER:
+        return _OUTER[name]
+    parts = name.split(".")
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _NAMES:
+        return f"model.layers.{parts[1]}.{_NAMES[parts[2]]}.{parts[3]}"
+    return name
