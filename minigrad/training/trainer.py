@@ -207,8 +207,8 @@ class Trainer:
                 positive, or none of the optimiser's parameters can be trained in the model (any
                 more), the loss counts nothing in a step, or an unfinished epoch was one of data of
                 another length.
-            FloatingPointError: if the loss is no longer finite; the weights are those before the
-                step.
+            FloatingPointError: if the loss is no longer finite, or with `clip_norm` the gradient
+                norm; the weights are those before the step.
         """
         if epochs is not None or steps is None:
             check_positive("epochs", epochs)
@@ -450,7 +450,12 @@ class Trainer:
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad * (unit / total)
         limit = self.clip_norm
-        norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit)
+        norm = grad_norm(parameters) if limit is None else clip_grad_norm(parameters, limit, False)
+        if limit is not None and not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm became {norm} at step {len(self.history.steps) + 1}; a smaller "
+                f"learning rate, or data without extreme values may help"
+            )
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
