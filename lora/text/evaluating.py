@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,6 @@ class EvalReport:
         tokens: the number of tokens that count.
         standard_error: that of the loss; NaN for a single row.
         base: the same of the model without its adapters, if it was asked for.
-        gain: the loss of the base minus that with the adapters, 0 without `base`.
-        gain_error: the standard error of the gain, which is smaller than those of the two losses,
-            because they are of the same rows.
     """
 
     loss: float
@@ -35,8 +32,6 @@ class EvalReport:
     tokens: int
     standard_error: float
     base: EvalReport | None = None
-    gain: float = 0.0
-    gain_error: float = 0.0
 
     def __repr__(self) -> str:
         error = self.perplexity * self.standard_error  # of e^loss, to first order
@@ -44,10 +39,7 @@ class EvalReport:
             f"loss {self.loss:.4f} +- {self.standard_error:.4f} per token, perplexity "
             f"{self.perplexity:.4g} +- {error:.2g}, {self.tokens:,} tokens"
         )
-        if self.base is None:
-            return text
-        gain = f"gain {self.gain:.4f} +- {self.gain_error:.4f} per token"
-        return f"with adapters: {text}\nbase:          {self.base!r}\n{gain}"
+        return text if self.base is None else f"with adapters: {text}\nbase: {self.base!r}"
 
 
 def evaluate(
@@ -77,39 +69,29 @@ def evaluate(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        sums, counts = _sums(model, rows, progress)
-        if not base:
-            return _report(sums, counts)
-        with disabled(model):
-            before, _ = _sums(model, rows, progress)
+        without = None
+        if base:
+            with disabled(model):
+                without = _report(model, rows, progress)
+        return replace(_report(model, rows, progress), base=without)
     finally:
         for module, training in modes:
             module.training = training
-    gain, error = _ratio(before - sums, counts)
-    return _report(sums, counts, _report(before, counts), gain, error)
 
 
-def _sums(model: Any, rows: Sequence[Row], progress: bool) -> tuple[Any, Any]:
-    """Return for each row the sum of -log p over the tokens that count, and their number."""
+def _report(model: Any, rows: Sequence[Row], progress: bool) -> EvalReport:
+    """Evaluate a model that is in evaluation mode."""
     sums, counts = np.zeros((2, len(rows)))
     with no_grad():
-        bar = progress_bar(rows, what="evaluation", unit="row", shown=progress, total=len(rows))
-        for number, row in enumerate(bar):
+        for number, row in enumerate(
+            progress_bar(rows, what="evaluation", unit="row", shown=progress)
+        ):
             if row.counted[1:].any():
                 mean, counts[number] = model.loss(row.ids[None], row.counted[None])
                 sums[number] = mean.item() * counts[number]
-    return sums, counts
-
-
-def _report(sums: Any, counts: Any, base: EvalReport | None = None, *gain: float) -> EvalReport:
-    loss, error = _ratio(sums, counts)
+    n, tokens = len(rows), float(counts.sum())
+    loss = float(sums.sum()) / tokens
+    spread = float(np.square(sums - loss * counts).sum())
+    error = math.sqrt(n / (n - 1) * spread) / tokens if n > 1 else math.nan
     perplexity = math.exp(loss) if loss < 700 else math.inf  # e^710 is beyond float64
-    return EvalReport(loss, perplexity, int(counts.sum()), error, base, *gain)
-
-
-def _ratio(sums: Any, counts: Any) -> tuple[float, float]:
-    """Return sum(s_i) / sum(n_i) and its standard error, see `evaluate`."""
-    n, total = len(sums), float(counts.sum())
-    ratio = float(sums.sum()) / total
-    spread = float(np.square(sums - ratio * counts).sum())
-    return ratio, math.sqrt(n / (n - 1) * spread) / total if n > 1 else math.nan
+    return EvalReport(loss, perplexity, int(tokens), error)

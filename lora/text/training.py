@@ -177,7 +177,7 @@ def train(
     rows = {
         split: read_rows(file, tokenizer, vocab_size=model.config.vocab_size, **reading)
         for split, file in data_files(data).items()
-        if split in ("train", "valid")
+        if split != "test"
     }
     if "train" not in rows:
         raise FileNotFoundError(f"{os.fspath(data)!r} has no train.jsonl")
@@ -190,11 +190,12 @@ def train(
     _check_folder(folder, json.loads(json.dumps(facts)), resume)
     rng = np.random.default_rng(seed)
     batches = micro_batches(rows["train"], batch_size, rng)
-    held_out = None
-    if "valid" in rows:
-        held_out = _for_trainer(micro_batches(rows["valid"], batch_size, np.random.default_rng(0)))
     per_epoch = math.ceil(len(batches) / accumulation_steps)
     total = epochs * per_epoch if steps is None else steps
+    held_out, every = None, None
+    if "valid" in rows:
+        held_out = _for_trainer(micro_batches(rows["valid"], batch_size, np.random.default_rng(0)))
+        every = validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS))
     if progress:
         expected = estimate(model, config, batches, total, accumulation_steps, checkpointing)
         print(expected, file=sys.stderr)
@@ -212,9 +213,7 @@ def train(
             accumulation_steps=accumulation_steps,
             clip_norm=clip_norm,
             patience=None if held_out is None else total + 1,  # never, but the best are saved
-            validate_every=None
-            if held_out is None
-            else validate_every or min(per_epoch, math.ceil(total / _VALIDATIONS)),
+            validate_every=every,
             checkpoint=folder / CHECKPOINT,
             checkpoint_every=save_every,
             scheduler=WarmupCosineLR(optimizer, rising, total),
@@ -282,19 +281,11 @@ def _base(model: Any) -> str:
 
 def _check_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
     """Check that a run can begin in a folder, or go on in it with the same options and data."""
-    file = folder / OPTIONS
-    name = os.fspath(folder)
+    file, name = folder / OPTIONS, os.fspath(folder)
     if not resume:
-        there = [
-            each
-            for each in (OPTIONS, CHECKPOINT, "adapter_config.json")
-            if (folder / each).exists()
-        ]
+        there = [each for each in (OPTIONS, "adapter_config.json") if (folder / each).exists()]
         if there:
-            raise ValueError(
-                f"{name!r} has {', '.join(there)} of an earlier run; resume it, or name another "
-                f"folder"
-            )
+            raise ValueError(f"{name!r} has {there[0]} of an earlier run; resume, or name another")
         return
     if not file.is_file():
         raise FileNotFoundError(f"{name!r} has no {OPTIONS}, so there is no run to resume")
